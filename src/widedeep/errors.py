@@ -1,0 +1,80 @@
+"""What went wrong, told to the person who can put it right.
+
+Every message says what was got, where, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "BundleError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FeatureError",
+    "SchemaError",
+    "WideDeepError",
+    "nearest",
+]
+
+
+class WideDeepError(Exception):
+    """The base of every error this library raises on purpose.
+
+    Example:
+        >>> import widedeep as wd
+        >>> try:
+        ...     wd.bucketized("age_bucket", source="age", boundaries=[30, 20])
+        ... except wd.WideDeepError as error:
+        ...     print(type(error).__name__)
+        FeatureError
+    """
+
+
+class FeatureError(WideDeepError):
+    """A feature is declared wrongly, or a value does not fit its declaration."""
+
+
+class DataError(WideDeepError):
+    """A table, file or column cannot be used as it is."""
+
+
+class SchemaError(WideDeepError):
+    """A schema does not fit the data, the model or another schema."""
+
+
+class ConfigError(WideDeepError):
+    """A run's configuration has an unknown key or a value outside its range."""
+
+
+class CheckpointError(WideDeepError):
+    """A checkpoint cannot be written, read or continued."""
+
+
+class BundleError(WideDeepError):
+    """A bundle is damaged, incomplete or of another format version."""
+
+
+def nearest(got: str, allowed: Iterable[str]) -> str:
+    """Return a hint with the allowed name closest to ``got``, or the list of allowed names.
+
+    Args:
+        got: The name that is not known.
+        allowed: The names that are.
+
+    Returns:
+        ``"did you mean 'age'?"`` where one is close, else ``"known: 'age', 'job'"``.
+
+    Example:
+        >>> nearest("agee", ["age", "job"])
+        "did you mean 'age'?"
+    """
+    names = sorted(set(allowed))
+    close = difflib.get_close_matches(got, names, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(repr(name) for name in names[:20])
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"known: {shown}{more}" if names else "none is known"
