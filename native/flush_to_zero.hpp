@@ -1,0 +1,21 @@
+// Denormal numbers treated as zero: weights that L1 or decay drives to nothing must not slow the
+// arithmetic a hundredfold.
+#pragma once
+
+#include <cstdint>
+
+namespace widedeep {
+
+// Sets flush-to-zero (and denormals-are-zero) for this thread, and puts the old mode back.
+class ScopedFlushToZero {
+ public:
+  ScopedFlushToZero() noexcept;
+  ~ScopedFlushToZero() noexcept;
+  ScopedFlushToZero(const ScopedFlushToZero&) = delete;
+  ScopedFlushToZero& operator=(const ScopedFlushToZero&) = delete;
+
+ private:
+  std::uint64_t saved_;
+};
+
+}  // namespace widedeep

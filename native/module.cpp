@@ -1,0 +1,16 @@
+#include <nanobind/nanobind.h>
+
+#include "cpu_features.hpp"
+
+namespace nb = nanobind;
+
+// Each bind_*.cpp defines one of these:
+//   void bind_xxx(nb::module_& m);
+
+NB_MODULE(_native, m) {
+  m.doc() = "The kernels of widedeep.";
+  widedeep::active_isa();  // a wrong WIDEDEEP_ISA is told at import, not in the middle of a run
+  m.def(
+      "isa", [] { return widedeep::isa_name(widedeep::active_isa()); },
+      "The instruction set of the dispatched kernels: 'baseline', 'avx2' or 'avx512'.");
+}

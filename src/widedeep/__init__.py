@@ -1,0 +1,85 @@
+"""Wide & Deep ranking: one declaration of features, one transform, one artefact.
+
+The public names load when they are first used, so that ``import widedeep`` costs next to nothing
+and a process that only scores never imports torch.
+
+Example:
+    >>> import widedeep as wd
+    >>> wd.numeric.__module__
+    'widedeep.features'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from widedeep.bundle import Bundle
+    from widedeep.config import load_config
+    from widedeep.data.fit import fit_schema
+    from widedeep.errors import WideDeepError
+    from widedeep.estimators import WideDeepClassifier, WideDeepRegressor
+    from widedeep.features import FeatureSpec, bucketized, categorical, crossed, numeric
+    from widedeep.model import WideDeep
+    from widedeep.optim import FTRL, SGD, Adagrad, Adam
+    from widedeep.schema import Schema
+    from widedeep.trainer import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FTRL",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "Bundle",
+    "FeatureSpec",
+    "Schema",
+    "Trainer",
+    "WideDeep",
+    "WideDeepClassifier",
+    "WideDeepError",
+    "WideDeepRegressor",
+    "bucketized",
+    "categorical",
+    "crossed",
+    "fit_schema",
+    "load_config",
+    "numeric",
+]
+
+_MODULE_OF = {
+    "FTRL": "optim",
+    "SGD": "optim",
+    "Adagrad": "optim",
+    "Adam": "optim",
+    "Bundle": "bundle",
+    "FeatureSpec": "features",
+    "Schema": "schema",
+    "Trainer": "trainer",
+    "WideDeep": "model",
+    "WideDeepClassifier": "estimators",
+    "WideDeepError": "errors",
+    "WideDeepRegressor": "estimators",
+    "bucketized": "features",
+    "categorical": "features",
+    "crossed": "features",
+    "fit_schema": "data.fit",
+    "load_config": "config",
+    "numeric": "features",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name from its module, on first use (PEP 562)."""
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'widedeep' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"widedeep.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
