@@ -1,0 +1,1 @@
+"""Logs to examples, examples to tensors."""

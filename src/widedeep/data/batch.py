@@ -1,0 +1,154 @@
+"""Batch: examples as ids, offsets and dense numbers, ready for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep import kernels
+
+__all__ = ["Batch"]
+
+
+@dataclass(slots=True)
+class Batch:
+    """B encoded examples in example-major order.
+
+    Cell ``b * F + f`` holds the ids of feature slot ``f`` of example ``b``:
+    ``ids_N[offsets_BF[b * F + f] : offsets_BF[b * F + f + 1]]``.
+
+    Args:
+        ids_N: int64, feature-local ids: 0 out-of-vocabulary, 1 missing, known values from 2.
+        offsets_BF: int64 of length B * F + 1, starting at 0.
+        dense_BK: float32, transformed numbers.
+        values_N: float32 weight of each id, or None where all are 1.
+        labels_BL: float32, one column a label (class indices for multi-class), or None.
+        weight_B: float32 example weights, or None where all are 1.
+        group_B: int64 key of each example's query, or None.
+
+    Shape:
+        B examples, F feature slots, N ids in the batch, K dense columns, L labels.
+
+    Example:
+        >>> import numpy as np
+        >>> batch = Batch(ids_N=np.array([2, 3]), offsets_BF=np.array([0, 1, 2]),
+        ...               dense_BK=np.zeros((2, 0), np.float32))
+        >>> len(batch), batch.n_slots
+        (2, 1)
+    """
+
+    ids_N: NDArray[np.int64]
+    offsets_BF: NDArray[np.int64]
+    dense_BK: NDArray[np.float32]
+    values_N: NDArray[np.float32] | None = None
+    labels_BL: NDArray[np.float32] | None = None
+    weight_B: NDArray[np.float32] | None = None
+    group_B: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return int(self.dense_BK.shape[0])
+
+    @property
+    def n_slots(self) -> int:
+        """F, the number of feature slots."""
+        return (len(self.offsets_BF) - 1) // len(self) if len(self) else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the arrays."""
+        arrays = (
+            self.ids_N,
+            self.offsets_BF,
+            self.dense_BK,
+            self.values_N,
+            self.labels_BL,
+            self.weight_B,
+            self.group_B,
+        )
+        return sum(array.nbytes for array in arrays if array is not None)
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Return examples ``start`` to ``stop``; all but the offsets are views.
+
+        Args:
+            start: First example, 0 <= start.
+            stop: One past the last example; cut at the batch's length.
+        """
+        stop = min(stop, len(self))
+        slots = self.n_slots
+        offsets = self.offsets_BF[start * slots : stop * slots + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        return Batch(
+            ids_N=self.ids_N[first:last],
+            offsets_BF=offsets - first,
+            dense_BK=self.dense_BK[start:stop],
+            values_N=None if self.values_N is None else self.values_N[first:last],
+            labels_BL=None if self.labels_BL is None else self.labels_BL[start:stop],
+            weight_B=None if self.weight_B is None else self.weight_B[start:stop],
+            group_B=None if self.group_B is None else self.group_B[start:stop],
+        )
+
+    def take(self, rows_B: NDArray[np.int64], *, threads: int = 1) -> Batch:
+        """Return the examples at the given positions, in that order.
+
+        Args:
+            rows_B: Positions, each 0 <= row < len(self); repeats are allowed.
+            threads: Threads of the copy.
+        """
+        ids, offsets, values = kernels.take_rows(
+            self.ids_N, self.offsets_BF, self.values_N, self.n_slots, rows_B, threads
+        )
+        return Batch(
+            ids_N=ids,
+            offsets_BF=offsets,
+            dense_BK=self.dense_BK[rows_B],
+            values_N=values,
+            labels_BL=None if self.labels_BL is None else self.labels_BL[rows_B],
+            weight_B=None if self.weight_B is None else self.weight_B[rows_B],
+            group_B=None if self.group_B is None else self.group_B[rows_B],
+        )
+
+    @staticmethod
+    def concat(batches: Sequence[Batch]) -> Batch:
+        """Return the examples of several batches of one schema, one after the other.
+
+        Args:
+            batches: At least one. Where only some carry weights an id, the others' are 1.
+        """
+        if len(batches) == 1:
+            return batches[0]
+        shifts = np.cumsum([0, *(len(batch.ids_N) for batch in batches)])
+        offsets = [np.zeros(1, np.int64)]
+        offsets += [
+            batch.offsets_BF[1:] + shift
+            for batch, shift in zip(batches, shifts[:-1], strict=True)
+        ]
+        return Batch(
+            ids_N=np.concatenate([batch.ids_N for batch in batches]),
+            offsets_BF=np.concatenate(offsets),
+            dense_BK=np.concatenate([batch.dense_BK for batch in batches]),
+            values_N=_concat_values(batches),
+            labels_BL=_concat_optional([batch.labels_BL for batch in batches]),
+            weight_B=_concat_optional([batch.weight_B for batch in batches]),
+            group_B=_concat_optional([batch.group_B for batch in batches]),
+        )
+
+
+def _concat_values(batches: Sequence[Batch]) -> NDArray[np.float32] | None:
+    if all(batch.values_N is None for batch in batches):
+        return None
+    return np.concatenate(
+        [
+            np.ones(len(batch.ids_N), np.float32) if batch.values_N is None else batch.values_N
+            for batch in batches
+        ]
+    )
+
+
+def _concat_optional(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    present = [array for array in arrays if array is not None]
+    return np.concatenate(present) if len(present) == len(arrays) else None

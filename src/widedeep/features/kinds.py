@@ -1,0 +1,461 @@
+"""The kinds of features: numeric, categorical, bucketized and crossed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from widedeep.errors import FeatureError, nearest
+
+__all__ = [
+    "Bucketized",
+    "Categorical",
+    "Combiner",
+    "Crossed",
+    "Feature",
+    "Numeric",
+    "bucketized",
+    "categorical",
+    "crossed",
+    "numeric",
+]
+
+Combiner = Literal["sum", "mean", "sqrtn"]
+NumericTransform = Literal["quantile", "standard", "minmax", "log1p", "none"]
+COMBINERS = ("sum", "mean", "sqrtn")
+NUMERIC_TRANSFORMS = ("quantile", "standard", "minmax", "log1p", "none")
+OOV_POLICIES = ("id", "drop")
+
+
+def check(condition: bool, name: str, message: str) -> None:
+    """Raise a :class:`FeatureError` about feature ``name`` unless ``condition`` holds."""
+    if not condition:
+        raise FeatureError(f"feature {name!r}: {message}")
+
+
+def _check_at_least(name: str, option: str, got: int | None, least: int) -> None:
+    check(
+        got is None or (isinstance(got, int) and not isinstance(got, bool) and got >= least),
+        name,
+        f"got {option}={got!r}, expected an integer of at least {least}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numeric:
+    """A number, or a vector of fixed length. Use :func:`numeric` to make one.
+
+    Args:
+        name: The feature's name.
+        source: The column it is read from.
+        transform: ``"quantile"`` (the cumulative distribution, after Cheng et al. 2016, section 4.1),
+            ``"standard"``, ``"minmax"``, ``"log1p"`` (sign(x) log(1 + |x|), then standardised) or ``"none"``.
+        quantiles: Number of boundaries learned for ``"quantile"``, at least 2.
+        missing: What a null becomes: ``"mean"`` (of the transformed training values), a number (read as a raw
+            value), or ``"indicator"`` (the mean, and a second dense column that is 1 for a null).
+        size: Length of the vector, 1 for a plain number.
+    """
+
+    name: str
+    source: str
+    transform: NumericTransform = "quantile"
+    quantiles: int = 256
+    missing: Literal["mean", "indicator"] | float = "mean"
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        check(
+            self.transform in NUMERIC_TRANSFORMS,
+            self.name,
+            f"got transform={self.transform!r}, {nearest(str(self.transform), NUMERIC_TRANSFORMS)}",
+        )
+        _check_at_least(self.name, "quantiles", self.quantiles, 2)
+        _check_at_least(self.name, "size", self.size, 1)
+        if isinstance(self.missing, str):
+            check(
+                self.missing in ("mean", "indicator"),
+                self.name,
+                f"got missing={self.missing!r}, expected 'mean', 'indicator' or a number",
+            )
+        else:
+            check(
+                isinstance(self.missing, (int, float)) and math.isfinite(self.missing),
+                self.name,
+                f"got missing={self.missing!r}, expected 'mean', 'indicator' or a finite number",
+            )
+
+    @property
+    def width(self) -> int:
+        """Number of dense columns the feature fills."""
+        return self.size * (2 if self.missing == "indicator" else 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Categorical:
+    """A value of a set, or a list of such values. Use :func:`categorical` to make one.
+
+    Exactly one way to turn values into ids is used: a vocabulary (learned, given or in a file), ``hash_buckets``,
+    or ``num_buckets``. Id 0 is out-of-vocabulary and id 1 missing; known values follow.
+
+    Args:
+        name: The feature's name.
+        source: The column it is read from. A list column makes the feature multi-valued.
+        vocabulary: The known values, in order of their ids. Learned from the data if not given.
+        vocabulary_file: A UTF-8 file with one value a line, instead of ``vocabulary``.
+        min_count: A learned vocabulary keeps values seen at least this many times.
+        max_size: A learned vocabulary keeps at most this many, the most frequent first.
+        hash_buckets: Hash values (Fingerprint64 modulo this number) instead of learning a vocabulary.
+        num_buckets: The values are integers 0 <= v < ``num_buckets`` and are used as they are.
+        oov_buckets: Spread unseen values over this many ids by hash, instead of sharing id 0.
+        oov: ``"id"`` keeps an unseen value as id 0 (or an OOV bucket), ``"drop"`` leaves it out.
+        empty_as_null: Read ``""`` as a null, as TensorFlow does.
+        weights: A column with one number a value (list columns: of the same lengths).
+        embedding_dim: Width of the embedding. The model's default if not given.
+        combiner: How several values become one vector; None keeps the sequence for a tower.
+        table: Name of the embedding table. Features that name the same table share it and its vocabulary.
+    """
+
+    name: str
+    source: str
+    vocabulary: tuple[str, ...] | tuple[int, ...] | None = None
+    vocabulary_file: str | None = None
+    min_count: int = 1
+    max_size: int | None = None
+    hash_buckets: int | None = None
+    num_buckets: int | None = None
+    oov_buckets: int = 0
+    oov: Literal["id", "drop"] = "id"
+    empty_as_null: bool = False
+    weights: str | None = None
+    embedding_dim: int | None = None
+    combiner: Combiner | None = "mean"
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        ways = {
+            "vocabulary": self.vocabulary,
+            "vocabulary_file": self.vocabulary_file,
+            "hash_buckets": self.hash_buckets,
+            "num_buckets": self.num_buckets,
+        }
+        given = [way for way, value in ways.items() if value is not None]
+        check(len(given) <= 1, self.name, f"got {' and '.join(given)}; give at most one of them")
+        for option, least in (("min_count", 1), ("oov_buckets", 0)):
+            _check_at_least(self.name, option, getattr(self, option), least)
+        for option in ("max_size", "hash_buckets", "num_buckets", "embedding_dim"):
+            _check_at_least(self.name, option, getattr(self, option), 1)
+        _check_combiner(self.name, self.combiner)
+        check(
+            self.oov in OOV_POLICIES, self.name, f"got oov={self.oov!r}, expected 'id' or 'drop'"
+        )
+        check(
+            not (self.oov_buckets and (self.hash_buckets or self.num_buckets)),
+            self.name,
+            "oov_buckets needs a vocabulary; drop it, or drop hash_buckets/num_buckets",
+        )
+        _check_vocabulary(self.name, self.vocabulary)
+
+
+def _check_combiner(name: str, combiner: str | None) -> None:
+    check(
+        combiner is None or combiner in COMBINERS,
+        name,
+        f"got combiner={combiner!r}, expected 'sum', 'mean', 'sqrtn' or None (keep the sequence)",
+    )
+
+
+def _check_vocabulary(name: str, vocabulary: Sequence[str] | Sequence[int] | None) -> None:
+    if vocabulary is None:
+        return
+    check(len(vocabulary) > 0, name, "got an empty vocabulary, expected at least one value")
+    kinds = {type(value) for value in vocabulary}
+    check(
+        kinds in ({str}, {int}),
+        name,
+        f"got vocabulary values of {sorted(k.__name__ for k in kinds)}, expected all str or all int",
+    )
+    seen: set[object] = set()
+    for value in vocabulary:
+        check(value not in seen, name, f"got {value!r} twice in its vocabulary; remove one")
+        seen.add(value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bucketized:
+    """A number cut into buckets. Use :func:`bucketized` to make one.
+
+    Buckets are closed on the left: boundaries ``[18, 25]`` make ``(-inf, 18)``, ``[18, 25)``, ``[25, inf)``.
+
+    Args:
+        name: The feature's name.
+        source: The numeric column.
+        boundaries: Strictly increasing cut points.
+        quantiles: Learn this many buckets of equal mass instead (equal boundaries are merged).
+        embedding_dim: Width of the embedding if the feature is placed in the deep part.
+    """
+
+    name: str
+    source: str
+    boundaries: tuple[float, ...] | None = None
+    quantiles: int | None = None
+    embedding_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        check(
+            (self.boundaries is None) != (self.quantiles is None),
+            self.name,
+            "expected either boundaries=[...] or quantiles=n",
+        )
+        _check_at_least(self.name, "quantiles", self.quantiles, 2)
+        _check_at_least(self.name, "embedding_dim", self.embedding_dim, 1)
+        if self.boundaries is not None:
+            check(
+                len(self.boundaries) > 0
+                and all(math.isfinite(value) for value in self.boundaries)
+                and all(a < b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)),
+                self.name,
+                f"got boundaries={list(self.boundaries)}, expected strictly increasing finite numbers",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crossed:
+    """The cross-product of two or more features (Cheng et al. 2016, equation 1). Use :func:`crossed` to make one.
+
+    A part that is multi-valued contributes each of its values; a null part yields no cross.
+
+    Args:
+        name: The feature's name.
+        parts: Names of categorical or bucketized features, or of raw columns.
+        min_count: Combinations seen at least this many times get an id of their own.
+        max_size: At most this many, the most frequent first.
+        hash_buckets: Hash combinations instead (ids agree with TensorFlow's ``crossed_column``).
+        embedding_dim: Width of the embedding if the feature is placed in the deep part.
+        combiner: How several combinations become one vector in the deep part.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    min_count: int = 1
+    max_size: int | None = None
+    hash_buckets: int | None = None
+    embedding_dim: int | None = None
+    combiner: Combiner = "mean"
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.parts) >= 2, self.name, f"got {len(self.parts)} part(s), expected two or more"
+        )
+        check(
+            len(set(self.parts)) == len(self.parts),
+            self.name,
+            f"got a part twice in {list(self.parts)}; a feature crossed with itself adds nothing",
+        )
+        for option in ("min_count", "max_size", "hash_buckets", "embedding_dim"):
+            _check_at_least(self.name, option, getattr(self, option), 1)
+        _check_combiner(self.name, self.combiner)
+        check(self.combiner is not None, self.name, "a cross cannot keep a sequence")
+
+
+Feature = Numeric | Categorical | Bucketized | Crossed
+
+
+def numeric(
+    *names: str,
+    source: str | None = None,
+    transform: NumericTransform = "quantile",
+    quantiles: int = 256,
+    missing: Literal["mean", "indicator"] | float = "mean",
+    size: int = 1,
+) -> list[Numeric]:
+    """Declare numeric features, one for each name.
+
+    Args:
+        *names: Names of the features, which are also their columns.
+        source: The column, if it has another name (one feature only).
+        transform: See :class:`Numeric`.
+        quantiles: See :class:`Numeric`.
+        missing: See :class:`Numeric`.
+        size: Length of the vector, 1 for a plain number.
+
+    Returns:
+        A list, to be unpacked into ``features=[...]`` or given as it is.
+
+    Raises:
+        FeatureError: If an option is outside its range.
+
+    Example:
+        >>> [feature.name for feature in numeric("age", "hours_per_week")]
+        ['age', 'hours_per_week']
+    """
+    _check_names(names, source)
+    return [
+        Numeric(
+            name=name,
+            source=source or name,
+            transform=transform,
+            quantiles=quantiles,
+            missing=missing,
+            size=size,
+        )
+        for name in names
+    ]
+
+
+def categorical(
+    *names: str,
+    source: str | None = None,
+    vocabulary: Sequence[str] | Sequence[int] | None = None,
+    vocabulary_file: str | None = None,
+    min_count: int = 1,
+    max_size: int | None = None,
+    hash_buckets: int | None = None,
+    num_buckets: int | None = None,
+    oov_buckets: int = 0,
+    oov: Literal["id", "drop"] = "id",
+    empty_as_null: bool = False,
+    weights: str | None = None,
+    embedding_dim: int | None = None,
+    combiner: Combiner | None = "mean",
+    table: str | None = None,
+) -> list[Categorical]:
+    """Declare categorical features, one for each name.
+
+    Args:
+        *names: Names of the features, which are also their columns.
+        source: The column, if it has another name (one feature only).
+        vocabulary: See :class:`Categorical`, also for the options that follow.
+        vocabulary_file: One value a line.
+        min_count: Least number of times a value of a learned vocabulary was seen.
+        max_size: Most values of a learned vocabulary.
+        hash_buckets: Hash instead of learning a vocabulary.
+        num_buckets: The values are ids already.
+        oov_buckets: Ids for unseen values.
+        oov: ``"id"`` or ``"drop"``.
+        empty_as_null: Read ``""`` as a null.
+        weights: Column with one weight a value.
+        embedding_dim: Width of the embedding.
+        combiner: ``"mean"``, ``"sum"``, ``"sqrtn"``, or None to keep the sequence.
+        table: Name of a shared embedding table.
+
+    Returns:
+        A list, to be unpacked into ``features=[...]`` or given as it is.
+
+    Raises:
+        FeatureError: If an option is outside its range, or two ways to make ids are given.
+
+    Example:
+        >>> categorical("country", hash_buckets=1000)[0].hash_buckets
+        1000
+    """
+    _check_names(names, source)
+    return [
+        Categorical(
+            name=name,
+            source=source or name,
+            vocabulary=None if vocabulary is None else tuple(vocabulary),  # type: ignore[arg-type]
+            vocabulary_file=vocabulary_file,
+            min_count=min_count,
+            max_size=max_size,
+            hash_buckets=hash_buckets,
+            num_buckets=num_buckets,
+            oov_buckets=oov_buckets,
+            oov=oov,
+            empty_as_null=empty_as_null,
+            weights=weights,
+            embedding_dim=embedding_dim,
+            combiner=combiner,
+            table=table,
+        )
+        for name in names
+    ]
+
+
+def _check_names(names: tuple[str, ...], source: str | None) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise FeatureError(f"got {name!r} as a feature's name, expected a non-empty string")
+    if not names:
+        raise FeatureError("got no name, expected at least one feature name")
+    if source is not None and len(names) > 1:
+        raise FeatureError(
+            f"got source={source!r} for {len(names)} features {list(names)}; declare them one by one"
+        )
+
+
+def bucketized(
+    name: str,
+    *,
+    source: str,
+    boundaries: Sequence[float] | None = None,
+    quantiles: int | None = None,
+    embedding_dim: int | None = None,
+) -> Bucketized:
+    """Declare a number cut into buckets.
+
+    Args:
+        name: The feature's name.
+        source: The numeric column.
+        boundaries: Strictly increasing cut points; buckets are closed on the left.
+        quantiles: Learn this many buckets of equal mass instead.
+        embedding_dim: Width of the embedding if placed in the deep part.
+
+    Returns:
+        The feature.
+
+    Raises:
+        FeatureError: If the boundaries do not increase, or both or neither way is given.
+
+    Example:
+        >>> bucketized("age_bucket", source="age", boundaries=[18, 65]).boundaries
+        (18.0, 65.0)
+    """
+    _check_names((name,), None)
+    cuts = None if boundaries is None else tuple(float(value) for value in boundaries)
+    return Bucketized(
+        name=name, source=source, boundaries=cuts, quantiles=quantiles, embedding_dim=embedding_dim
+    )
+
+
+def crossed(
+    *parts: str,
+    name: str | None = None,
+    min_count: int = 1,
+    max_size: int | None = None,
+    hash_buckets: int | None = None,
+    embedding_dim: int | None = None,
+    combiner: Combiner = "mean",
+) -> Crossed:
+    """Declare the cross-product of two or more features.
+
+    Args:
+        *parts: Names of categorical or bucketized features, or of raw columns.
+        name: The cross's name; the parts joined by ``_x_`` if not given.
+        min_count: Combinations seen at least this many times get an id of their own.
+        max_size: At most this many combinations.
+        hash_buckets: Hash combinations instead of learning ids.
+        embedding_dim: Width of the embedding if placed in the deep part.
+        combiner: How several combinations become one vector in the deep part.
+
+    Returns:
+        The feature.
+
+    Raises:
+        FeatureError: If fewer than two parts are given or an option is outside its range.
+
+    Example:
+        >>> crossed("education", "occupation").name
+        'education_x_occupation'
+    """
+    _check_names(parts or ("cross",), None)
+    return Crossed(
+        name=name or "_x_".join(parts),
+        parts=tuple(parts),
+        min_count=min_count,
+        max_size=max_size,
+        hash_buckets=hash_buckets,
+        embedding_dim=embedding_dim,
+        combiner=combiner,
+    )

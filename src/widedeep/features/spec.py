@@ -1,0 +1,243 @@
+"""FeatureSpec: the features of a model, its label, and where each feature goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from widedeep.errors import FeatureError, nearest
+from widedeep.features.kinds import Bucketized, Categorical, Crossed, Feature, Numeric, check
+
+__all__ = ["FeatureSpec"]
+
+_KIND_ORDER: tuple[type, ...] = (Numeric, Bucketized, Categorical, Crossed)
+
+
+def _flatten(features: Iterable[object]) -> list[Feature]:
+    flat: list[Feature] = []
+    for feature in features:
+        if isinstance(feature, (list, tuple)):
+            flat.extend(_flatten(feature))
+        elif isinstance(feature, (Numeric, Categorical, Bucketized, Crossed)):
+            flat.append(feature)
+        else:
+            raise FeatureError(
+                f"got {feature!r} ({type(feature).__name__}) in features=[...], expected wd.numeric(...), "
+                "wd.categorical(...), wd.bucketized(...) or wd.crossed(...)"
+            )
+    return flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """The features of a model, its label, and where each feature goes.
+
+    Features are kept in one canonical order: numbers, buckets, categoricals, crosses.
+
+    Args:
+        features: Features; nested lists are flattened.
+        label: The label's column, a list of columns (several labels) or ``{head: column}``.
+        weight: A column of example weights, at least 0.
+        group: A column that names the query (user, request) for grouped metrics.
+        label_vocabulary: The classes in order, for labels that are strings; learned if not given.
+        wide: Names of the features of the wide part. Default: categoricals, buckets and crosses.
+        deep: Names of the features of the deep part. Default: numbers and categoricals.
+        item: Names of the features that belong to the item; the rest is query and context.
+        training_only: Features whose value is fixed at serving: ``{"position": 1}``.
+        extra: Numeric features handed to towers apart, not part of the concatenated input.
+
+    Raises:
+        FeatureError: If two features have one name, or a name given is not a feature's.
+
+    Example:
+        >>> import widedeep as wd
+        >>> spec = wd.FeatureSpec(label="income", features=[wd.numeric("age"), wd.categorical("job")])
+        >>> spec.wide_names, spec.deep_names
+        (('job',), ('age', 'job'))
+    """
+
+    features: Sequence[object]
+    label: str | Sequence[str] | Mapping[str, str] | None = None
+    weight: str | None = None
+    group: str | None = None
+    label_vocabulary: Sequence[str] | None = None
+    wide: Sequence[str] | None = None
+    deep: Sequence[str] | None = None
+    item: Sequence[str] = ()
+    training_only: Mapping[str, str | int | float] = field(default_factory=dict)
+    extra: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        flat = _flatten(self.features)
+        ordered = sorted(flat, key=lambda feature: _KIND_ORDER.index(type(feature)))
+        set_field = object.__setattr__
+        set_field(self, "features", tuple(ordered))
+        set_field(self, "training_only", dict(self.training_only))
+        if isinstance(self.label, Mapping):
+            set_field(self, "label", dict(self.label))
+        elif self.label is not None and not isinstance(self.label, str):
+            set_field(self, "label", tuple(self.label))
+        for option in ("wide", "deep", "item", "extra", "label_vocabulary"):
+            value = getattr(self, option)
+            if isinstance(value, str):
+                raise FeatureError(f"got {option}={value!r}, expected a list: {option}=[{value!r}]")
+            set_field(self, option, None if value is None else tuple(value))
+        self._check_names()
+        self._check_placement()
+        self._check_tables()
+
+    def _check_names(self) -> None:
+        seen: set[str] = set()
+        for feature in self.all_features:
+            if feature.name in seen:
+                raise FeatureError(
+                    f"got two features named {feature.name!r}; give one of them another name (name=..., source=...)"
+                )
+            seen.add(feature.name)
+        reserved = {"label": self.label, "weight": self.weight}
+        for role, column in reserved.items():
+            for feature in self.all_features:
+                if isinstance(column, str) and getattr(feature, "source", None) == column:
+                    raise FeatureError(
+                        f"feature {feature.name!r}: its column {column!r} is the {role}; "
+                        "a model must not read what it is to predict: remove the feature"
+                    )
+        for option in ("wide", "deep", "item", "extra"):
+            for name in getattr(self, option) or ():
+                self._check_known(name, option)
+        for name in self.training_only:
+            self._check_known(name, "training_only")
+
+    def _check_known(self, name: str, option: str) -> None:
+        if name not in self.by_name:
+            raise FeatureError(
+                f"got {name!r} in {option}, which is no feature's name; {nearest(name, self.by_name)}"
+            )
+
+    def _check_placement(self) -> None:
+        for feature in self.all_features:
+            if isinstance(feature, Crossed):
+                self._check_parts(feature)
+        for name in self.extra:
+            check(
+                isinstance(self.by_name[name], Numeric), name, "only numeric features can be extra"
+            )
+        if not self.wide_names and not self.deep_names:
+            raise FeatureError("got no feature in the wide or the deep part, expected at least one")
+
+    def _check_parts(self, cross: Crossed) -> None:
+        for part in cross.parts:
+            feature = self.by_name.get(part)
+            check(
+                not isinstance(feature, Crossed),
+                cross.name,
+                f"its part {part!r} is itself a cross; name that cross's parts instead",
+            )
+            check(
+                not isinstance(feature, Numeric),
+                cross.name,
+                f"its part {part!r} is numeric; cross a bucketized(..., source={part!r}) instead",
+            )
+
+    def _check_tables(self) -> None:
+        first: dict[str, Categorical] = {}
+        for feature in self.all_features:
+            if not isinstance(feature, Categorical) or feature.table is None:
+                continue
+            other = first.setdefault(feature.table, feature)
+            for option in (
+                "vocabulary",
+                "vocabulary_file",
+                "min_count",
+                "max_size",
+                "hash_buckets",
+                "num_buckets",
+                "oov_buckets",
+                "embedding_dim",
+            ):
+                check(
+                    getattr(other, option) == getattr(feature, option),
+                    feature.name,
+                    f"shares table {feature.table!r} with {other.name!r} but has another {option}; make them equal",
+                )
+
+    @property
+    def all_features(self) -> tuple[Feature, ...]:
+        """The features in canonical order, typed."""
+        return self.features  # type: ignore[return-value]
+
+    @property
+    def by_name(self) -> dict[str, Feature]:
+        """The features by name."""
+        return {feature.name: feature for feature in self.all_features}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Label columns by head; a single label's head is named ``""``."""
+        if self.label is None:
+            return {}
+        if isinstance(self.label, str):
+            return {"": self.label}
+        if isinstance(self.label, Mapping):
+            return dict(self.label)
+        return {column: column for column in self.label}
+
+    @property
+    def wide_names(self) -> tuple[str, ...]:
+        """Names of the features in the wide part."""
+        if self.wide is not None:
+            return tuple(self.wide)
+        return tuple(f.name for f in self.all_features if not isinstance(f, Numeric))
+
+    @property
+    def deep_names(self) -> tuple[str, ...]:
+        """Names of the features in the deep part."""
+        if self.deep is not None:
+            return tuple(self.deep)
+        return tuple(
+            f.name
+            for f in self.all_features
+            if isinstance(f, (Numeric, Categorical)) and f.name not in self.extra
+        )
+
+    def columns(self) -> list[str]:
+        """Names of the input columns the features read, without label, weight and group, in order, each once."""
+        names: dict[str, None] = {}
+        for feature in self.all_features:
+            if isinstance(feature, Crossed):
+                for part in feature.parts:
+                    if part not in self.by_name:
+                        names.setdefault(part)
+                continue
+            names.setdefault(feature.source)
+            if isinstance(feature, Categorical) and feature.weights is not None:
+                names.setdefault(feature.weights)
+        return list(names)
+
+    def replace(self, **changes: object) -> FeatureSpec:
+        """Return a copy with some fields changed, as :func:`dataclasses.replace` does."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def to_toml(self) -> str:
+        """Return the declaration as TOML text that :meth:`from_toml` reads back to an equal spec."""
+        from widedeep.features.toml import spec_to_toml
+
+        return spec_to_toml(self)
+
+    @classmethod
+    def from_toml(cls, text: str) -> FeatureSpec:
+        """Read a declaration from TOML text with a ``[features]`` table (and ``[data]`` for the label).
+
+        Args:
+            text: TOML; see the user guide for the keys.
+
+        Raises:
+            FeatureError: For an unknown key or name, with the nearest one.
+
+        Example:
+            >>> FeatureSpec.from_toml('[data]\\nlabel = "y"\\n[features]\\nnumeric = ["age"]').labels
+            {'': 'y'}
+        """
+        from widedeep.features.toml import spec_from_toml
+
+        return spec_from_toml(text)

@@ -1,0 +1,156 @@
+"""Named arrays in one safetensors file, laid out so that they can be mapped instead of copied.
+
+The format is safetensors (an 8-byte header length, a JSON header, the raw tensors, no gaps): any safetensors reader
+opens the file. Arrays start on 64-byte boundaries and large ones on 4096-byte boundaries; the bytes between are
+tensors too, named ``__pad.N``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.errors import DataError
+
+__all__ = ["map_tensors", "read_metadata", "write_tensors"]
+
+_DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "BOOL": np.dtype("?"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_SMALL_ALIGNMENT = 64
+_PAGE = 4096
+_HEADER_LIMIT = 100_000_000
+
+
+def _alignment(nbytes: int) -> int:
+    return _PAGE if nbytes >= _PAGE else _SMALL_ALIGNMENT
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write arrays to ``path`` and force them to the disk.
+
+    Args:
+        path: The file, overwritten if it is there.
+        tensors: Arrays by name; float64/32, int64/32, uint64/16/8, int8 or bool.
+        metadata: Strings kept in the header.
+
+    Raises:
+        DataError: If an array's type has no name in the format.
+        OSError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "t.safetensors"
+        >>> write_tensors(path, {"a": np.arange(3)})
+        >>> map_tensors(path)["a"].tolist()
+        [0, 1, 2]
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
+    parts: list[NDArray[Any]] = []
+    at = 0
+    for name, tensor in tensors.items():
+        array = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
+        if array.dtype not in _NAMES:
+            raise DataError(
+                f"tensor {name!r}: got dtype {array.dtype}, expected one of {sorted(_DTYPES)}"
+            )
+        gap = -at % _alignment(array.nbytes)
+        if gap:
+            pad = np.zeros(gap, np.uint8)
+            header[f"__pad.{len(parts)}"] = _entry(pad, at)
+            parts.append(pad)
+            at += gap
+        header[name] = _entry(array, at)
+        parts.append(array)
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _PAGE)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)))
+        file.write(text)
+        for part in parts:
+            file.write(part.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _entry(array: NDArray[Any], at: int) -> dict[str, Any]:
+    return {
+        "dtype": _NAMES[array.dtype],
+        "shape": list(array.shape),
+        "data_offsets": [at, at + array.nbytes],
+    }
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
+        if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
+            raise DataError(f"{path}: got no safetensors header; the file is damaged or of another kind")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise DataError(f"{path}: its safetensors header is damaged ({error})") from error
+    end = max((e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"), default=0)
+    if 8 + length + end != size:
+        raise DataError(
+            f"{path}: got {size} bytes, its header promises {8 + length + end}; the file is incomplete, write it again"
+        )
+    return header, 8 + length
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the strings of the file's header.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    return dict(_read_header(Path(path))[0].get("__metadata__", {}))
+
+
+def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Map a file's arrays read-only; nothing is copied.
+
+    Args:
+        path: A file written by :func:`write_tensors` or any other safetensors writer.
+
+    Returns:
+        Arrays by name, without the padding.
+
+    Raises:
+        DataError: If the file is damaged or incomplete.
+    """
+    header, start = _read_header(Path(path))
+    raw = np.memmap(path, dtype=np.uint8, mode="r")
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, entry in header.items():
+        if name == "__metadata__" or name.startswith("__pad."):
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise DataError(f"{path}: tensor {name!r} has dtype {entry['dtype']}, which is not known")
+        first, last = (start + offset for offset in entry["data_offsets"])
+        view = np.frombuffer(raw, np.uint8, last - first, first) if last > first else np.empty(0, np.uint8)
+        tensors[name] = view.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
