@@ -1,0 +1,430 @@
+"""Schema: a spec and all that was learned from data for it. A value object with a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from widedeep.errors import SchemaError, nearest
+from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
+from widedeep.features.toml import spec_from_table, spec_to_table
+from widedeep.tensor_file import map_tensors, read_metadata, write_tensors
+
+__all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
+
+SCHEMA_FORMAT = 1
+FIRST_KNOWN_ID = 2
+LogicalKind = Literal["string", "int", "float", "bool"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnType:
+    """The logical type of an input column; requests are converted by it, never by inference.
+
+    Args:
+        kind: ``"string"`` (text or bytes), ``"int"``, ``"float"`` or ``"bool"``.
+        nested: True for a column of lists.
+    """
+
+    kind: LogicalKind
+    nested: bool = False
+
+    def arrow(self) -> pa.DataType:
+        """The Arrow type that holds such a column."""
+        plain = {
+            "string": pa.large_string(),
+            "int": pa.int64(),
+            "float": pa.float64(),
+            "bool": pa.bool_(),
+        }
+        return pa.list_(plain[self.kind]) if self.nested else plain[self.kind]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Vocabulary:
+    """Known values in order of their ids, with how often each was seen.
+
+    Args:
+        values: An Arrow large_binary array (text), an int64 array (integers), or an int64 array of shape (n, parts)
+            with the part ids of each learned cross.
+        counts: int64, occurrences in the data the schema was fitted on; zeros for a given vocabulary.
+        dropped: Distinct values left out by ``min_count`` and ``max_size``.
+    """
+
+    values: pa.LargeBinaryArray | NDArray[np.int64]
+    counts: NDArray[np.int64]
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def value(self, position: int) -> str | int | tuple[int, ...]:
+        """Return the value at a position (its id less the first known id), as Python sees it."""
+        if isinstance(self.values, np.ndarray):
+            entry = self.values[position]
+            return tuple(int(part) for part in entry) if entry.ndim else int(entry)
+        raw: bytes = self.values[position].as_py()
+        return raw.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NumericFit:
+    """What was learned for a numeric feature; arrays have one entry (or row) a component.
+
+    Args:
+        boundaries: One strictly increasing float64 array a component (``"quantile"`` only, else empty).
+        shift: Subtracted before scaling.
+        scale: Multiplied after shifting.
+        fill: float32 dense value of a null.
+        minimum: Smallest value seen.
+        maximum: Largest value seen.
+        mean: Mean of the values seen.
+    """
+
+    boundaries: tuple[NDArray[np.float64], ...]
+    shift: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    fill: NDArray[np.float32]
+    minimum: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+    mean: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """One feature's place among the ids of a Batch.
+
+    Args:
+        name: The feature's name.
+        kind: ``"categorical"``, ``"bucketized"``, ``"crossed"`` or ``"numeric"`` (a number in the wide part: id
+            2 + component, with the transformed value as its weight).
+        size: Ids run from 0 to ``size - 1``.
+        table: Logical embedding table; the feature's name unless shared.
+        combiner: In the deep part; None keeps the sequence.
+        embedding_dim: Declared width, or None for the model's default.
+        wide: True if in the wide part.
+        deep: True if embedded in the deep part.
+    """
+
+    name: str
+    kind: Literal["categorical", "bucketized", "crossed", "numeric"]
+    size: int
+    table: str
+    combiner: str | None
+    embedding_dim: int | None
+    wide: bool
+    deep: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Schema:
+    """A spec with its vocabularies, quantiles and column types: all that turns rows into ids.
+
+    Made by :func:`widedeep.fit_schema`. Two schemas are equal if their fingerprints are.
+
+    Args:
+        spec: The declaration.
+        columns: Logical type of every input column (features, label, weight, group).
+        vocabularies: By table name for categoricals, by feature name for crosses, by column name for raw columns that
+            only crosses read.
+        boundaries: Cut points by bucketized feature.
+        numerics: What was learned by numeric feature.
+        classes: Label classes by head, for labels with a vocabulary.
+        rows: Rows of the data it was fitted on.
+        missing: Share of nulls by column.
+        label_means: Mean label by head, for numeric labels.
+        quantile_rows: Rows the quantiles are exact on: all of them, or a seeded sample.
+        notes: What a person should know about the fit, one sentence each.
+    """
+
+    spec: FeatureSpec
+    columns: Mapping[str, ColumnType]
+    vocabularies: Mapping[str, Vocabulary]
+    boundaries: Mapping[str, NDArray[np.float64]]
+    numerics: Mapping[str, NumericFit]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rows: int = 0
+    missing: Mapping[str, float] = field(default_factory=dict)
+    label_means: Mapping[str, float] = field(default_factory=dict)
+    quantile_rows: int = 0
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def slots(self) -> tuple[Slot, ...]:
+        """The features that have ids, in the order of a Batch's cells."""
+        placed = []
+        for feature in self.spec.all_features:
+            wide = feature.name in self.spec.wide_names
+            deep = feature.name in self.spec.deep_names
+            if isinstance(feature, Numeric):
+                deep = False
+            if not wide and not deep:
+                continue
+            placed.append(
+                Slot(
+                    name=feature.name,
+                    kind=type(feature).__name__.lower(),  # type: ignore[arg-type]
+                    size=self.id_count(feature.name),
+                    table=(feature.table if isinstance(feature, Categorical) else None) or feature.name,
+                    combiner=feature.combiner if isinstance(feature, (Categorical, Crossed)) else "sum",
+                    embedding_dim=None if isinstance(feature, Numeric) else feature.embedding_dim,
+                    wide=wide,
+                    deep=deep,
+                )
+            )
+        return tuple(placed)
+
+    @cached_property
+    def dense_layout(self) -> dict[str, slice]:
+        """Columns of ``dense_BK`` by numeric feature, those of :attr:`FeatureSpec.extra` too.
+
+        An indicator feature of size s fills 2 s columns: s values, then s null flags.
+        """
+        layout, at = {}, 0
+        for feature in self.spec.all_features:
+            if isinstance(feature, Numeric):
+                layout[feature.name] = slice(at, at + feature.width)
+                at += feature.width
+        return layout
+
+    @property
+    def n_dense(self) -> int:
+        """K, the number of dense columns of a Batch."""
+        return sum(f.width for f in self.spec.all_features if isinstance(f, Numeric))
+
+    def vocabulary_key(self, name: str) -> str:
+        """Return the key in :attr:`vocabularies` of a feature, or of a raw column that a cross reads."""
+        feature = self.spec.by_name.get(name)
+        return (feature.table or name) if isinstance(feature, Categorical) else name
+
+    def id_count(self, name: str) -> int:
+        """Return how many ids a feature has: the two reserved ones, OOV buckets, and known values.
+
+        Args:
+            name: A feature's name, or a raw column's that a cross reads.
+
+        Raises:
+            SchemaError: If there is no such feature.
+        """
+        feature = self.spec.by_name.get(name)
+        if isinstance(feature, Numeric):
+            return FIRST_KNOWN_ID + feature.width
+        if isinstance(feature, Bucketized):
+            return FIRST_KNOWN_ID + len(self.boundaries[name]) + 1
+        if isinstance(feature, (Categorical, Crossed)) and feature.hash_buckets:
+            return FIRST_KNOWN_ID + feature.hash_buckets
+        if isinstance(feature, Categorical) and feature.num_buckets:
+            return FIRST_KNOWN_ID + feature.num_buckets
+        key = self.vocabulary_key(name)
+        if key not in self.vocabularies:
+            known = [f.name for f in self.spec.all_features]
+            raise SchemaError(f"got {name!r}, which is no feature of the schema; {nearest(name, known)}")
+        oov = feature.oov_buckets if isinstance(feature, Categorical) else 0
+        return FIRST_KNOWN_ID + oov + len(self.vocabularies[key])
+
+    def describe_id(self, name: str, id_: int) -> str:
+        """Return what an id of a feature stands for: a value, a bucket, the parts of a cross.
+
+        Args:
+            name: A feature's name, or a raw column's that a cross reads.
+            id_: A feature-local id.
+        """
+        if id_ == 0:
+            return "<unseen>"
+        if id_ == 1:
+            return "<missing>"
+        feature = self.spec.by_name.get(name)
+        position = id_ - FIRST_KNOWN_ID
+        if isinstance(feature, Bucketized):
+            return _bucket_text(self.boundaries[name], position)
+        if isinstance(feature, Numeric):
+            return name if feature.size == 1 and not position else f"component {position}"
+        if getattr(feature, "hash_buckets", None):
+            return f"<hash bucket {position}>"
+        if isinstance(feature, Categorical) and feature.num_buckets:
+            return str(position)
+        if isinstance(feature, Categorical) and feature.oov_buckets:
+            if position < feature.oov_buckets:
+                return f"<unseen, bucket {position}>"
+            position -= feature.oov_buckets
+        value = self.vocabularies[self.vocabulary_key(name)].value(position)
+        if isinstance(feature, Crossed) and isinstance(value, tuple):
+            parts = zip(feature.parts, value, strict=True)
+            return " & ".join(f"{part}={self.describe_id(part, int(i))}" for part, i in parts)
+        return str(value)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that turns rows into ids and numbers."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps(self._identity(), sort_keys=True).encode())
+        for name, tensor in sorted(self._tensors().items()):
+            if not name.startswith("counts/"):
+                digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+                digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Schema) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": SCHEMA_FORMAT,
+            "spec": spec_to_table(self.spec),
+            "columns": {name: asdict(kind) for name, kind in self.columns.items()},
+            "classes": {head: list(names) for head, names in self.classes.items()},
+        }
+
+    def _tensors(self) -> dict[str, NDArray[Any]]:
+        tensors: dict[str, NDArray[Any]] = {}
+        for key, vocabulary in self.vocabularies.items():
+            tensors[f"counts/{key}"] = vocabulary.counts
+            if isinstance(vocabulary.values, np.ndarray):
+                tensors[f"ints/{key}"] = vocabulary.values
+            else:
+                tensors[f"offsets/{key}"], tensors[f"bytes/{key}"] = _text_buffers(vocabulary.values)
+        for name, cuts in self.boundaries.items():
+            tensors[f"boundaries/{name}"] = cuts
+        for name, fit in self.numerics.items():
+            for component, cuts in enumerate(fit.boundaries):
+                tensors[f"quantiles/{component}/{name}"] = cuts
+            for part in ("shift", "scale", "fill", "minimum", "maximum", "mean"):
+                tensors[f"{part}/{name}"] = getattr(fit, part)
+        return tensors
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the schema to one file, which :meth:`load` reads back to an equal schema.
+
+        Args:
+            path: The file; by convention ``schema.safetensors``.
+        """
+        facts = {
+            "rows": self.rows,
+            "missing": dict(self.missing),
+            "label_means": dict(self.label_means),
+            "quantile_rows": self.quantile_rows,
+            "notes": list(self.notes),
+            "dropped": {key: v.dropped for key, v in self.vocabularies.items()},
+        }
+        metadata = {
+            "schema": json.dumps(self._identity()),
+            "facts": json.dumps(facts),
+            "fingerprint": self.fingerprint,
+        }
+        write_tensors(path, self._tensors(), metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Schema:
+        """Read a schema; vocabularies are mapped from the file.
+
+        Raises:
+            SchemaError: If the file is of another format version or its contents do not match its fingerprint.
+            DataError: If the file is damaged.
+        """
+        metadata = read_metadata(path)
+        if "schema" not in metadata:
+            raise SchemaError(f"{path}: got a safetensors file that holds no schema")
+        identity = json.loads(metadata["schema"])
+        if identity["format"] != SCHEMA_FORMAT:
+            raise SchemaError(
+                f"{path}: got schema format {identity['format']}, expected {SCHEMA_FORMAT}; fit the schema again"
+            )
+        facts = json.loads(metadata["facts"])
+        schema = _assemble(identity, facts, map_tensors(path))
+        if schema.fingerprint != metadata["fingerprint"]:
+            raise SchemaError(f"{path}: its contents do not match its fingerprint; the file is damaged")
+        return schema
+
+    def __repr__(self) -> str:
+        from widedeep.schema_table import schema_table
+
+        return schema_table(self)
+
+
+def _bucket_text(cuts: NDArray[np.float64], bucket: int) -> str:
+    if bucket == 0:
+        return f"< {cuts[0]:g}"
+    if bucket == len(cuts):
+        return f">= {cuts[-1]:g}"
+    return f"[{cuts[bucket - 1]:g}, {cuts[bucket]:g})"
+
+
+def _text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    _, offsets, data = values.buffers()
+    window = np.frombuffer(offsets, np.int64, len(values) + 1, values.offset * 8)
+    if data is None:
+        return window - window[0], np.empty(0, np.uint8)
+    raw = np.frombuffer(data, np.uint8)[window[0] : window[-1]]
+    return window - window[0], raw
+
+
+def _assemble(
+    identity: dict[str, Any], facts: dict[str, Any], tensors: dict[str, NDArray[Any]]
+) -> Schema:
+    spec = spec_from_table(identity["spec"]["data"], identity["spec"]["features"])
+    vocabularies = {}
+    for key, dropped in facts["dropped"].items():
+        vocabularies[key] = Vocabulary(
+            values=_vocabulary_values(tensors, key), counts=tensors[f"counts/{key}"], dropped=dropped
+        )
+    numerics = {
+        feature.name: _numeric_fit(tensors, feature)
+        for feature in spec.all_features
+        if isinstance(feature, Numeric)
+    }
+    boundaries = {
+        feature.name: tensors[f"boundaries/{feature.name}"]
+        for feature in spec.all_features
+        if isinstance(feature, Bucketized)
+    }
+    return Schema(
+        spec=spec,
+        columns={name: ColumnType(**kind) for name, kind in identity["columns"].items()},
+        vocabularies=vocabularies,
+        boundaries=boundaries,
+        numerics=numerics,
+        classes={head: tuple(names) for head, names in identity["classes"].items()},
+        rows=facts["rows"],
+        missing=facts["missing"],
+        label_means=facts["label_means"],
+        quantile_rows=facts["quantile_rows"],
+        notes=tuple(facts["notes"]),
+    )
+
+
+def _vocabulary_values(
+    tensors: dict[str, NDArray[Any]], key: str
+) -> pa.LargeBinaryArray | NDArray[np.int64]:
+    if f"ints/{key}" in tensors:
+        return tensors[f"ints/{key}"]
+    offsets, data = tensors[f"offsets/{key}"], tensors[f"bytes/{key}"]
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )
+
+
+def _numeric_fit(tensors: dict[str, NDArray[Any]], feature: Numeric) -> NumericFit:
+    name = feature.name
+    cuts = [tensors.get(f"quantiles/{component}/{name}") for component in range(feature.size)]
+    return NumericFit(
+        boundaries=tuple(cut for cut in cuts if cut is not None),
+        shift=tensors[f"shift/{name}"],
+        scale=tensors[f"scale/{name}"],
+        fill=tensors[f"fill/{name}"],
+        minimum=tensors[f"minimum/{name}"],
+        maximum=tensors[f"maximum/{name}"],
+        mean=tensors[f"mean/{name}"],
+    )
