@@ -1,0 +1,316 @@
+"""A run's configuration: frozen dataclasses, read from TOML and ``--set`` overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from widedeep.errors import ConfigError, FeatureError, nearest
+from widedeep.features import FeatureSpec
+from widedeep.features.toml import spec_from_table, spec_to_table, toml_text
+
+__all__ = ["DataConfig", "ModelConfig", "RunConfig", "TrainConfig", "load_config"]
+
+Schedule = Literal["constant", "linear", "cosine"]
+LossReduction = Literal["mean", "sum"]
+
+
+def _check_range(owner: str, name: str, got: float, condition: bool, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{owner}: got {name}={got!r}, expected {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the examples are.
+
+    Args:
+        train: Training data: a path, a glob or a list of paths.
+        valid: Validation data, for early stopping and the learning curve.
+        test: Test data, for ``widedeep evaluate``.
+        valid_fraction: Without ``valid``, the share of the training rows kept for validation, 0 <= share < 1.
+    """
+
+    train: str | list[str] | None = None
+    valid: str | list[str] | None = None
+    test: str | list[str] | None = None
+    valid_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_range("[data]", "valid_fraction", self.valid_fraction, 0 <= self.valid_fraction < 1, "0 <= share < 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The shape of a Wide & Deep model.
+
+    Args:
+        hidden_units: Width of each hidden layer; empty for a wide-only model.
+        embedding_dim: Width of embeddings that declare none, or ``"auto"``: 1.6 x size^0.56, at most 64.
+        activation: Of the hidden layers.
+        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
+        batch_norm: Normalise each hidden layer.
+        wide_combiner: How a feature's several weights are combined in the wide part.
+        head: ``"binary"``, ``"multiclass"``, ``"regression"``, or None: by the label.
+        embedding_std: Standard deviation of initial embeddings; None: 1 / sqrt(width).
+        seed: Of all initial values.
+    """
+
+    hidden_units: tuple[int, ...] = (256, 128)
+    embedding_dim: int | Literal["auto"] = 16
+    activation: Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"] = "relu"
+    dropout: float = 0.0
+    batch_norm: bool = False
+    wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
+    head: Literal["binary", "multiclass", "regression"] | None = None
+    embedding_std: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        owner = "[model]"
+        _check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
+        if isinstance(self.embedding_dim, int):
+            _check_range(owner, "embedding_dim", self.embedding_dim, self.embedding_dim >= 1, "at least 1, or 'auto'")
+        for width in self.hidden_units:
+            _check_range(owner, "hidden_units", width, width >= 1, "widths of at least 1")
+        if self.embedding_std is not None:
+            _check_range(owner, "embedding_std", self.embedding_std, self.embedding_std >= 0, "a number >= 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Args:
+        epochs: Passes over the data, at least 1.
+        batch_size: Examples a step.
+        shuffle: Read in a new seeded order each epoch.
+        seed: Of the reading order and dropout.
+        grad_scale: Sparse optimizers get ``grad_scale`` times the sum of an id's example gradients.
+        loss_reduction: ``"mean"`` divides dense gradients and reported losses by the batch's rows, ``"sum"`` does not.
+        clip_norm: Largest norm of the dense gradients; None does not clip.
+        schedule: Of all learning rates: ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0 at the last step.
+        warmup_steps: Learning rates rise linearly over this many first steps.
+        patience: Stop after this many evaluations without a better ``monitor``; None never stops early.
+        monitor: Validation metric that decides which model is best.
+        eval_every: Steps between evaluations on the validation data; None: once an epoch.
+        threads: Threads of kernels and matrix products; None: all the process may use.
+        pool_rows: Rows shuffled together in memory.
+        wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
+        deep: The embeddings' optimizer.
+        dense: The hidden layers' optimizer; None: as ``deep``.
+    """
+
+    epochs: int = 1
+    batch_size: int = 2048
+    shuffle: bool = True
+    seed: int = 0
+    grad_scale: float = 1.0
+    loss_reduction: LossReduction = "mean"
+    clip_norm: float | None = None
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    patience: int | None = None
+    monitor: str = "log_loss"
+    eval_every: int | None = None
+    threads: int | None = None
+    pool_rows: int = 262_144
+    wide: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})
+    deep: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "adagrad"})
+    dense: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        owner = "[train]"
+        for name in ("epochs", "batch_size", "pool_rows"):
+            _check_range(owner, name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
+        for name in ("patience", "eval_every", "threads"):
+            value = getattr(self, name)
+            _check_range(owner, name, value, value is None or value >= 1, "an integer of at least 1")
+        _check_range(owner, "warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "an integer of at least 0")
+        _check_range(owner, "grad_scale", self.grad_scale, self.grad_scale > 0, "a number > 0")
+        if self.clip_norm is not None:
+            _check_range(owner, "clip_norm", self.clip_norm, self.clip_norm > 0, "a number > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run needs, as one value.
+
+    Args:
+        spec: The features.
+        data: Where the examples are.
+        model: The model's shape.
+        train: How it is trained.
+    """
+
+    spec: FeatureSpec
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_table(self) -> dict[str, dict[str, Any]]:
+        """Return the configuration as nested tables, defaults included."""
+        tables = spec_to_table(self.spec)
+        data = {**{k: v for k, v in _as_table(self.data).items() if v is not None}, **tables["data"]}
+        return {
+            "data": data,
+            "features": tables["features"],
+            "model": _as_table(self.model),
+            "train": _as_table(self.train),
+        }
+
+    def to_toml(self) -> str:
+        """Return the configuration as TOML text; keys that are None are left out."""
+        tables = {
+            name: {key: value for key, value in table.items() if value is not None}
+            for name, table in self.to_table().items()
+        }
+        return toml_text(tables)
+
+
+def _as_table(config: DataConfig | ModelConfig | TrainConfig) -> dict[str, Any]:
+    table = dataclasses.asdict(config)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's TOML file.
+
+    Args:
+        path: The file. Relative data paths in it are relative to its folder.
+        overrides: ``"train.epochs=3"`` and the like; the value is read as TOML, or as text if it is none.
+
+    Returns:
+        The configuration, checked.
+
+    Raises:
+        ConfigError: For a missing or broken file, an unknown section or key (with the nearest), or a bad value.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.toml"
+        >>> _ = path.write_text('[data]\\nlabel = "y"\\n[features]\\nnumeric = ["age"]\\n')
+        >>> load_config(path, ["train.epochs=3"]).train.epochs
+        3
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; 'widedeep init DATA' writes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: got text that is no TOML: {error}") from error
+    for override in overrides:
+        _override(tables, override)
+    return config_from_tables(tables, folder=path.parent, origin=str(path))
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    name, found, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not found or len(keys) < 2:
+        raise ConfigError(f"got --set {override!r}, expected SECTION.KEY=VALUE such as train.epochs=3")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = tables
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"got --set {override!r}, but {key!r} is a value, not a table")
+    table[keys[-1]] = value
+
+
+def config_from_tables(
+    tables: Mapping[str, Any], *, folder: Path | None = None, origin: str = "config"
+) -> RunConfig:
+    """Build a configuration from nested tables.
+
+    Args:
+        tables: ``data``, ``features``, ``model``, ``train``.
+        folder: Relative data paths are relative to it.
+        origin: Named in errors.
+
+    Raises:
+        ConfigError: For an unknown section or key, or a bad value.
+    """
+    sections = ("data", "features", "model", "train")
+    for name in tables:
+        if name not in sections:
+            raise ConfigError(f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}")
+    if "features" not in tables:
+        raise ConfigError(f"{origin}: got no [features] section; 'widedeep init DATA' writes one")
+    data = dict(tables.get("data", {}))
+    try:
+        spec = spec_from_table(data, tables["features"])
+    except FeatureError as error:
+        raise ConfigError(f"{origin}: {error}") from error
+    places = {key: value for key, value in data.items() if key not in ("label", "weight", "group", "label_vocabulary")}
+    if folder is not None:
+        places = {key: _resolve(value, folder) if key in ("train", "valid", "test") else value for key, value in places.items()}
+    return RunConfig(
+        spec=spec,
+        data=_read(DataConfig, places, f"{origin}: [data]", extra=("label", "weight", "group", "label_vocabulary")),
+        model=_read(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
+        train=_read(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
+    )
+
+
+def _resolve(value: Any, folder: Path) -> Any:
+    if isinstance(value, str):
+        return value if os.path.isabs(value) else str(folder / value)
+    return [_resolve(item, folder) for item in value] if isinstance(value, list) else value
+
+
+def _read(kind: type[Any], table: Mapping[str, Any], origin: str, extra: tuple[str, ...] = ()) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key, value in table.items():
+        if key not in hints:
+            raise ConfigError(f"{origin}: got the unknown key {key!r}; {nearest(key, [*hints, *extra])}")
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"{origin}: got {key} = {value!r} ({type(value).__name__}), expected {_say(hints[key])}")
+    values = {
+        key: tuple(value) if isinstance(value, list) and typing.get_origin(hints[key]) is tuple else value
+        for key, value in table.items()
+    }
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(item, args[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is not None:
+        return isinstance(value, Mapping)
+    return hint is Any or isinstance(value, hint)
+
+
+def _say(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_say(arg) for arg in args if arg is not type(None))
+    if origin is Literal:
+        return " or ".join(repr(arg) for arg in args)
+    if origin in (list, tuple):
+        return f"a list of {_say(args[0])}"
+    names = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
+    return names.get(hint, "a table")

@@ -1,0 +1,130 @@
+"""The deep part: what a tower is given, and the standard tower, a multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.errors import ConfigError, nearest
+
+__all__ = ["MLP", "Activation", "DeepInput", "SequenceInput"]
+
+Activation = Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"]
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "silu": nn.SiLU,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInput:
+    """The unpooled embeddings of a feature with ``combiner=None``.
+
+    Args:
+        values_ND: One row an id, of all examples one after the other.
+        offsets: int64 of length B + 1; example b's rows are ``values_ND[offsets[b]:offsets[b + 1]]``.
+    """
+
+    values_ND: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DeepInput:
+    """What a tower is called with.
+
+    Args:
+        concat_BX: Pooled embeddings and dense numbers in one buffer.
+        layout: Feature to its columns in ``concat_BX``.
+        sequences: Feature to its unpooled embeddings, for features with ``combiner=None``.
+        dense_BK: The dense columns of ``concat_BX``.
+        extra: Dense tensors of :attr:`widedeep.FeatureSpec.extra` by name, for encoders.
+    """
+
+    concat_BX: Tensor
+    layout: Mapping[str, slice]
+    dense_BK: Tensor
+    sequences: Mapping[str, SequenceInput] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class MLP(nn.Module):
+    """The standard tower: linear layers with an activation, dropout and batch norm (in this order) after each.
+
+    Args:
+        in_features: X, the width of ``concat_BX``.
+        hidden_units: Width of each layer, at least one.
+        activation: ``"relu"`` (default), ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"`` or ``"silu"``.
+        dropout: Probability to drop a unit, 0 <= dropout < 1.
+        batch_norm: Normalise after dropout, as TensorFlow's DNN estimators do.
+        generator: Source of the initial weights (Glorot uniform; biases 0).
+
+    Shape:
+        DeepInput with ``concat_BX`` (B, X) -> (B, hidden_units[-1])
+
+    Raises:
+        ConfigError: If an option is outside its range.
+
+    Example:
+        >>> import torch
+        >>> tower = MLP(4, [8, 2])
+        >>> tower(DeepInput(torch.zeros(3, 4), {}, torch.zeros(3, 0))).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_units: Sequence[int],
+        *,
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ConfigError(f"got activation={activation!r}; {nearest(str(activation), _ACTIVATIONS)}")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"got dropout={dropout}, expected 0 <= dropout < 1")
+        if not hidden_units or min(hidden_units) < 1:
+            raise ConfigError(f"got hidden_units={list(hidden_units)}, expected one or more widths of at least 1")
+        self.activation = activation
+        self.dropout = dropout
+        self.hidden_units = tuple(hidden_units)
+        widths = [in_features, *hidden_units]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden_units) if batch_norm else None
+        self.act = _ACTIVATIONS[activation]()
+        self.drop = nn.Dropout(dropout)
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output."""
+        return self.hidden_units[-1]
+
+    @property
+    def is_plain(self) -> bool:
+        """True for ReLU without dropout and batch norm: the tower the fast path computes by hand."""
+        return self.activation == "relu" and self.dropout == 0 and self.norms is None
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the last hidden layer, (B, hidden_units[-1])."""
+        hidden = inputs.concat_BX
+        for i, layer in enumerate(self.layers):
+            hidden = self.drop(self.act(layer(hidden)))
+            if self.norms is not None:
+                hidden = self.norms[i](hidden)
+        return hidden

@@ -1,0 +1,85 @@
+"""DeepLayout: which columns of the concatenated deep input belong to which feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from widedeep.schema import Schema, Slot
+
+__all__ = ["DeepLayout", "auto_dim", "make_layout"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeepLayout:
+    """The deep part's input, known before any tower is made.
+
+    Args:
+        width: X, columns of ``concat_BX``.
+        columns: Feature to its columns; pooled embeddings first, then the dense numbers.
+        dense: The dense numbers' columns as one slice.
+        dense_columns: Column of ``Batch.dense_BK`` for each column of ``dense``.
+        dims: Feature to its embedding width, sequences too.
+        sequences: Features that keep their sequence.
+        extra: Feature to its columns of ``Batch.dense_BK``, for :attr:`widedeep.FeatureSpec.extra`.
+    """
+
+    width: int
+    columns: Mapping[str, slice]
+    dense: slice
+    dense_columns: tuple[int, ...]
+    dims: Mapping[str, int]
+    sequences: tuple[str, ...]
+    extra: Mapping[str, slice]
+
+
+def auto_dim(size: int) -> int:
+    """Return an embedding width for a vocabulary: 1.6 x size^0.56, at most 64, at least 2.
+
+    Args:
+        size: Number of ids.
+
+    Example:
+        >>> auto_dim(16), auto_dim(1_000_000)
+        (8, 64)
+    """
+    return max(2, min(64, round(1.6 * size**0.56)))
+
+
+def _dim(slot: Slot, default: int | Literal["auto"]) -> int:
+    if slot.embedding_dim is not None:
+        return slot.embedding_dim
+    return auto_dim(slot.size) if default == "auto" else default
+
+
+def make_layout(schema: Schema, embedding_dim: int | Literal["auto"]) -> DeepLayout:
+    """Lay out the deep input of a schema.
+
+    Args:
+        schema: Gives the features of the deep part.
+        embedding_dim: Width of embeddings that declare none, or ``"auto"`` (see :func:`auto_dim`).
+    """
+    deep = [slot for slot in schema.slots if slot.deep]
+    dims = {slot.name: _dim(slot, embedding_dim) for slot in deep}
+    columns: dict[str, slice] = {}
+    at = 0
+    for slot in deep:
+        if slot.combiner is not None:
+            columns[slot.name] = slice(at, at + dims[slot.name])
+            at += dims[slot.name]
+    start, chosen = at, []
+    for name, places in schema.dense_layout.items():
+        if name in schema.spec.deep_names and name not in schema.spec.extra:
+            columns[name] = slice(at, at + places.stop - places.start)
+            chosen += range(places.start, places.stop)
+            at += places.stop - places.start
+    return DeepLayout(
+        width=at,
+        columns=columns,
+        dense=slice(start, at),
+        dense_columns=tuple(chosen),
+        dims=dims,
+        sequences=tuple(slot.name for slot in deep if slot.combiner is None),
+        extra={name: schema.dense_layout[name] for name in schema.spec.extra},
+    )

@@ -1,0 +1,293 @@
+"""WideDeep: logits = wide + deep + bias, one loss over both (Cheng et al. 2016, equation 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from widedeep.config import ModelConfig
+from widedeep.data.batch import Batch
+from widedeep.deep import MLP, Activation, DeepInput, SequenceInput
+from widedeep.deep_layout import DeepLayout, make_layout
+from widedeep.errors import ConfigError, SchemaError
+from widedeep.heads import HeadChoice, head_slices, make_heads
+from widedeep.schema import Schema
+from widedeep.tables import EmbeddingTable
+from widedeep.wide import make_wide_table
+
+__all__ = ["WideDeep"]
+
+Tower = nn.Module | Callable[[DeepLayout], nn.Module]
+_LANE = 16  # rows of concat_BX start on 64 bytes
+
+
+class WideDeep(nn.Module):
+    """A wide linear model and a deep network that are trained jointly.
+
+    Either part alone is legal: ``FeatureSpec(wide=[])`` is deep only, ``FeatureSpec(deep=[])`` wide only.
+
+    Args:
+        schema: From :func:`widedeep.fit_schema`.
+        hidden_units: Width of each hidden layer of the standard tower.
+        embedding_dim: Width of embeddings that declare none, or ``"auto"``.
+        activation: Of the hidden layers.
+        dropout: Probability to drop a hidden unit.
+        batch_norm: Normalise each hidden layer.
+        head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of :mod:`widedeep.heads`, one by label, or None:
+            by the label.
+        wide_combiner: How a feature's several weights are combined in the wide part.
+        towers: Other towers by name: modules called with a :class:`widedeep.deep.DeepInput`, or functions that make one
+            from a :class:`widedeep.deep_layout.DeepLayout`. The standard tower is made if ``hidden_units`` is given or
+            ``towers`` is not.
+        embedding_std: Standard deviation of initial embeddings; None: 1 / sqrt(width).
+        seed: Of all initial values. Equal seeds give equal models.
+        device: Where tables and towers live.
+
+    Shape:
+        Batch of B examples -> logits (B, C), C the sum of the heads' widths
+
+    Raises:
+        ConfigError: If an option is outside its range.
+
+    Example:
+        >>> import widedeep as wd
+        >>> rows = [{"age": 20 + i, "job": "ab"[i % 2], "y": i % 2} for i in range(8)]
+        >>> spec = wd.FeatureSpec(label="y", features=[wd.numeric("age"), wd.categorical("job")])
+        >>> model = wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[4], embedding_dim=2)
+        >>> model.n_logits
+        1
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        hidden_units: Sequence[int] | None = None,
+        embedding_dim: int | Literal["auto"] = ModelConfig().embedding_dim,
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        head: HeadChoice = None,
+        wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum",
+        towers: Mapping[str, Tower] | None = None,
+        embedding_std: float | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__()
+        if hidden_units is None:
+            hidden_units = () if towers else ModelConfig().hidden_units
+        self.config = ModelConfig(
+            hidden_units=tuple(hidden_units),
+            embedding_dim=embedding_dim,
+            activation=activation,
+            dropout=dropout,
+            batch_norm=batch_norm,
+            wide_combiner=wide_combiner,
+            head=head if isinstance(head, str) else None,
+            embedding_std=embedding_std,
+            seed=seed,
+        )
+        self.schema = schema
+        self.device = torch.device(device)
+        self.heads = make_heads(schema, head)
+        self.head_slices = head_slices(self.heads)
+        self.n_logits = sum(head.width for head in self.heads)
+        self.layout = make_layout(schema, embedding_dim)
+        self.wide_table = make_wide_table(schema, self.n_logits, self.device)
+        self.deep_tables = self._make_deep_tables()
+        self._make_towers(towers or {})
+        biases = [value for h in self.heads for value in h.initial_bias(schema.label_means.get(h.name))]
+        self.bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
+        self.to(self.device)
+
+    @classmethod
+    def from_config(cls, schema: Schema, config: ModelConfig) -> WideDeep:
+        """Make the model a :class:`widedeep.config.ModelConfig` describes."""
+        return cls(
+            schema,
+            hidden_units=config.hidden_units,
+            embedding_dim=config.embedding_dim,
+            activation=config.activation,
+            dropout=config.dropout,
+            batch_norm=config.batch_norm,
+            head=config.head,
+            wide_combiner=config.wide_combiner,
+            embedding_std=config.embedding_std,
+            seed=config.seed,
+        )
+
+    def _make_deep_tables(self) -> dict[int, EmbeddingTable]:
+        """One fused table a width."""
+        tables: dict[int, EmbeddingTable] = {}
+        for dim in sorted(set(self.layout.dims.values())):
+            slots = [slot for slot in self.schema.slots if self.layout.dims.get(slot.name) == dim]
+            std = self.config.embedding_std
+            tables[dim] = EmbeddingTable(
+                {slot.table: slot.size for slot in slots},
+                {slot.name: slot.table for slot in slots},
+                dim=dim,
+                seed=self.config.seed,
+                std=dim**-0.5 if std is None else std,
+                device=self.device,
+            )
+        return tables
+
+    def _make_towers(self, given: Mapping[str, Tower]) -> None:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        towers: dict[str, nn.Module] = {}
+        has_input = self.layout.width > 0 or bool(self.layout.sequences) or bool(self.layout.extra)
+        if self.config.hidden_units and self.layout.width > 0:
+            towers["mlp"] = MLP(
+                self.layout.width,
+                self.config.hidden_units,
+                activation=self.config.activation,
+                dropout=self.config.dropout,
+                batch_norm=self.config.batch_norm,
+                generator=generator,
+            )
+        for name, tower in given.items():
+            if not has_input:
+                raise ConfigError(f"got tower {name!r}, but no feature is in the deep part; name some in deep=[...]")
+            towers[name] = tower if isinstance(tower, nn.Module) else tower(self.layout)
+        self.towers = nn.ModuleDict(towers)
+        self.outputs = nn.ModuleDict(
+            {name: nn.utils.skip_init(nn.Linear, self._tower_width(name, tower), self.n_logits, bias=False)
+             for name, tower in towers.items()}
+        )  # fmt: skip
+        for output in self.outputs.values():
+            nn.init.xavier_uniform_(output.weight, generator=generator)
+
+    def _tower_width(self, name: str, tower: nn.Module) -> int:
+        if isinstance(tower, MLP):
+            return tower.out_features
+        with torch.no_grad():
+            made = tower.training
+            out = tower.eval()(self._empty_input(2))
+            tower.train(made)
+        if out.ndim != 2 or len(out) != 2:
+            raise ConfigError(f"tower {name!r}: got an output of shape {tuple(out.shape)} for 2 examples, expected (2, width)")
+        return int(out.shape[1])
+
+    def _empty_input(self, rows: int) -> DeepInput:
+        concat = torch.zeros(rows, self.layout.width)
+        offsets = torch.arange(rows + 1)
+        return DeepInput(
+            concat_BX=concat,
+            layout=self.layout.columns,
+            dense_BK=concat[:, self.layout.dense],
+            sequences={
+                name: SequenceInput(torch.zeros(rows, self.layout.dims[name]), offsets)
+                for name in self.layout.sequences
+            },
+            extra={name: torch.zeros(rows, s.stop - s.start) for name, s in self.layout.extra.items()},
+        )
+
+    def check_batch(self, batch: Batch) -> None:
+        """Raise a :class:`SchemaError` if a batch was made with another schema's shape."""
+        slots = len(self.schema.slots)
+        if len(batch) and (batch.n_slots != slots or batch.dense_BK.shape[1] != self.schema.n_dense):
+            raise SchemaError(
+                f"got a batch of {batch.n_slots} id features and {batch.dense_BK.shape[1]} dense columns, the model's schema "
+                f"has {slots} and {self.schema.n_dense}; encode the rows with the model's own schema"
+            )
+
+    def gather(self, batch: Batch, *, threads: int = 1, out: Tensor | None = None) -> DeepInput:
+        """Look up a batch's embeddings and lay out the deep input.
+
+        Args:
+            batch: B examples.
+            threads: Threads of the lookup.
+            out: Buffer of at least B rows to write ``concat_BX`` into.
+        """
+        rows, width = len(batch), self.layout.width
+        if out is None:
+            out = self.concat_buffer(rows)
+        concat = out[:rows, :width]
+        for table in self.deep_tables.values():
+            table.gather(batch, self.schema.slots, self.layout.columns, concat, threads=threads)
+        if self.layout.dense_columns:
+            dense = batch.dense_BK
+            if len(self.layout.dense_columns) != dense.shape[1]:
+                dense = dense[:, list(self.layout.dense_columns)]
+            concat[:, self.layout.dense] = torch.from_numpy(np.ascontiguousarray(dense)).to(self.device)
+        return DeepInput(
+            concat_BX=concat,
+            layout=self.layout.columns,
+            dense_BK=concat[:, self.layout.dense],
+            sequences=self._sequences(batch),
+            extra={
+                name: torch.from_numpy(np.ascontiguousarray(batch.dense_BK[:, s])).to(self.device)
+                for name, s in self.layout.extra.items()
+            },
+        )
+
+    def concat_buffer(self, rows: int) -> Tensor:
+        """Return a new buffer for ``concat_BX`` whose rows start on 64 bytes."""
+        stride = -(-max(self.layout.width, 1) // _LANE) * _LANE
+        return torch.zeros(rows, stride, device=self.device)
+
+    def _sequences(self, batch: Batch) -> dict[str, SequenceInput]:
+        sequences = {}
+        for name in self.layout.sequences:
+            ids, offsets = cell_ids(batch, self.slot_index(name))
+            table = self.deep_tables[self.layout.dims[name]]
+            rows = torch.from_numpy(table.rows(name, ids)).to(self.device)
+            sequences[name] = SequenceInput(table.weight[rows], torch.from_numpy(offsets).to(self.device))
+        return sequences
+
+    def slot_index(self, name: str) -> int:
+        """Position of a feature among the schema's slots."""
+        return next(i for i, slot in enumerate(self.schema.slots) if slot.name == name)
+
+    def wide_logits(self, batch: Batch, *, threads: int = 1) -> Tensor:
+        """Return bias plus the wide part, (B, C)."""
+        logits_BC = self.bias.detach().expand(len(batch), -1).contiguous()
+        if self.wide_table is not None:
+            self.wide_table.add_wide(batch, self.schema.slots, self.config.wide_combiner, logits_BC, threads=threads)
+        return logits_BC
+
+    def deep_logits(self, inputs: DeepInput) -> Tensor | None:
+        """Return the towers' part of the logits, (B, C), or None without towers."""
+        total: Tensor | None = None
+        for name, tower in self.towers.items():
+            logits_BC: Tensor = self.outputs[name](tower(inputs))
+            total = logits_BC if total is None else total + logits_BC
+        return total
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, threads: int = 1) -> Tensor:
+        """Return the logits of a batch, (B, C), without a graph: for training use :class:`widedeep.Trainer`."""
+        self.check_batch(batch)
+        logits_BC = self.wide_logits(batch, threads=threads)
+        if self.towers:
+            deep = self.deep_logits(self.gather(batch, threads=threads))
+            if deep is not None:
+                logits_BC += deep
+        return logits_BC
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers, tables and towers together."""
+        tables = [*self.deep_tables.values(), *([self.wide_table] if self.wide_table is not None else [])]
+        return sum(t.weight.numel() for t in tables) + sum(p.numel() for p in self.parameters())
+
+
+def cell_ids(batch: Batch, slot: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Return one feature's ids of all examples, and their offsets (B + 1).
+
+    Args:
+        batch: B examples.
+        slot: The feature's place among the slots.
+    """
+    slots = batch.n_slots
+    starts = batch.offsets_BF[slot : len(batch) * slots : slots]
+    stops = batch.offsets_BF[slot + 1 :: slots][: len(batch)]
+    lengths = stops - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    picks = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return batch.ids_N[picks], offsets
