@@ -1,14 +1,143 @@
+# Every target creates what it needs: a virtual environment in .venv, the packages, the native
+# module. A second run finds them there and installs nothing.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+
+PYTHON ?= python3
 VENV := .venv
-PY ?= $(VENV)/bin/python
+BIN := $(VENV)/bin
+PY ?= $(BIN)/python
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+# Where the build of torch without CUDA lives; used on Linux without an NVIDIA driver.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_ARGS ?=
+# The Python sources as they lie in src/; `native` builds the module beside them.
+EDITABLE := --no-build-isolation -C wheel.cmake=false -C wheel.py-api=py3 -e
 
-.PHONY: help native-inplace
+READY := $(VENV)/.ready
+RUN_READY := $(VENV)/.ready-run
+DEV_READY := $(VENV)/.ready-dev
+DOCS_READY := $(VENV)/.ready-docs
+
+.PHONY: help quickstart census test test-slow check format bench docs sanitize check-arm64 wheel \
+    native native-inplace clean
 help:
-	@echo "make native-inplace   build _native into src/widedeep with PY=$(PY)"
+	@echo "make quickstart    train, evaluate, export and score a Wide & Deep model on UCI Adult"
+	@echo "make census        the same"
+	@echo "make test          the fast tests, docstring examples and the documents' code blocks"
+	@echo "make test-slow     the slow tests"
+	@echo "make check         ruff, mypy, codespell, clang-format, layout and symbol lints"
+	@echo "make format        let ruff and clang-format rewrite the sources"
+	@echo "make bench         every benchmarks/bench_*.py"
+	@echo "make docs          the documentation, into site/"
+	@echo "make sanitize      the C++ tests under ASan, UBSan and TSan"
+	@echo "make check-arm64   compile the core for arm64, where a cross compiler is installed"
+	@echo "make wheel         a wheel for this machine, into dist/"
+	@echo "make clean         remove what the above made, save .venv"
+	@echo
+	@echo "PYTHON=python3.12 names the interpreter (3.11 or later) that .venv is made from."
 
-# cmake and ninja come from PyPI, beside the interpreter that builds the module.
-BIN = $(dir $(shell command -v $(PY)))
+$(READY):
+	@command -v $(PYTHON) > /dev/null || { \
+	    echo "PYTHON=$(PYTHON): not found; name a Python 3.11 or later, e.g. make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "PYTHON=$(PYTHON) is $$($(PYTHON) -V 2>&1); widedeep needs Python 3.11 or later, e.g. make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	touch $@
+
+# A plain `torch` brings gigabytes of CUDA libraries to a Linux machine that cannot use them.
+$(RUN_READY): $(READY) pyproject.toml constraints.txt
+	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
+	    $(PIP) "torch==$(TORCH)+cpu" 2> /dev/null \
+	    || $(PIP) --index-url $(TORCH_INDEX) "torch==$(TORCH)+cpu" \
+	    || $(PIP) "torch==$(TORCH)"; \
+	else $(PIP) "torch==$(TORCH)"; fi
+	$(PIP) $(shell sed -nE 's/^(cmake|nanobind|ninja|scikit-build-core)==.*/\1/p' constraints.txt)
+	$(PIP) $(EDITABLE) .
+	touch $@
+
+$(DEV_READY): $(RUN_READY)
+	$(PIP) $(EDITABLE) '.[test,check]'
+	touch $@
+
+$(DOCS_READY): $(RUN_READY)
+	$(PIP) $(EDITABLE) '.[docs]'
+	touch $@
+
+quickstart census: native
+	$(BIN)/python examples/census/run.py
+
+test: native $(DEV_READY)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-slow: native $(DEV_READY)
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+NATIVE_SOURCES = $(wildcard native/*.cpp native/*.hpp native/tests/*.cpp native/tests/*.hpp)
+check: native $(DEV_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE_SOURCES)
+	$(BIN)/python tools/lint_layout.py
+	$(BIN)/python tools/lint_isa_symbols.py build/inplace
+
+format: $(DEV_READY)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
+
+bench: native $(DEV_READY)
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: native $(DOCS_READY)
+	$(BIN)/mkdocs build --strict --quiet
+
+# The tests run once for each instruction set; those that the processor lacks say so and pass.
+# setarch -R: ThreadSanitizer wants its shadow memory where address randomisation may put a library.
+NO_RANDOM := $(shell command -v setarch > /dev/null && echo setarch -R)
+sanitize: $(RUN_READY)
+	for kind in address,undefined thread; do \
+	    $(BIN)/cmake -G Ninja -S . -B build/$$kind -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	        -DCMAKE_BUILD_TYPE=RelWithDebInfo -DWIDEDEEP_PYTHON=OFF -DWIDEDEEP_TESTS=ON \
+	        -DWIDEDEEP_SANITIZE=$$kind --log-level=WARNING > /dev/null; \
+	    $(BIN)/cmake --build build/$$kind -- --quiet; \
+	    for isa in baseline avx2 avx512; do \
+	        echo "== $$kind, $$isa"; WIDEDEEP_ISA=$$isa $(NO_RANDOM) build/$$kind/widedeep_native_tests; \
+	    done; \
+	done
+
+ARM64_CXX ?= aarch64-linux-gnu-g++
+check-arm64: $(RUN_READY)
+	if ! command -v $(ARM64_CXX) > /dev/null; then \
+	    echo "check-arm64: skipped, no $(ARM64_CXX) (Debian: apt-get install g++-aarch64-linux-gnu)"; \
+	else \
+	    $(BIN)/cmake -G Ninja -S . -B build/arm64 -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	        -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM64_CXX) \
+	        -DWIDEDEEP_PYTHON=OFF -DWIDEDEEP_TESTS=ON --log-level=WARNING > /dev/null; \
+	    $(BIN)/cmake --build build/arm64 -- --quiet; \
+	    echo "check-arm64: the core and its tests compile"; \
+	fi
+
+wheel: $(RUN_READY)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	    --wheel-dir dist .
+
+native: $(RUN_READY)
+	@$(MAKE) --no-print-directory native-inplace
+
+# PY may be any Python that has nanobind, with cmake and ninja beside it.
+NATIVE_BIN = $(dir $(shell command -v $(PY)))
 native-inplace:
-	$(BIN)cmake -G Ninja -S . -B build/inplace -DWIDEDEEP_INPLACE=ON \
-	    -DPython_EXECUTABLE=$(abspath $(shell command -v $(PY))) -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)ninja) --log-level=WARNING
-	$(BIN)cmake --build build/inplace
+	@$(NATIVE_BIN)cmake -G Ninja -S . -B build/inplace -DWIDEDEEP_INPLACE=ON \
+	    -DPython_EXECUTABLE=$(abspath $(shell command -v $(PY))) \
+	    -DCMAKE_MAKE_PROGRAM=$(abspath $(NATIVE_BIN)ninja) --log-level=WARNING > /dev/null
+	@$(NATIVE_BIN)cmake --build build/inplace -- --quiet
+
+clean:
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis src/widedeep/_native*.so
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

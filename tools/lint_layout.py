@@ -1,0 +1,217 @@
+"""Checks the layout that no general linter knows: import direction, sizes, names, `__all__`.
+
+    python tools/lint_layout.py            # the repository this file stands in
+
+Prints one line a finding and ends with 1 if there is any.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from cpp_functions import function_sizes
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 80
+MAX_PUBLIC_NAMES = 40
+
+# Each room of src/widedeep and the rooms directly before it. A room may import from any room
+# before it, however far back; a new module needs a place here.
+BEFORE: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "_native": (),
+    "features": ("errors",),
+    "config": ("features",),
+    "kernels": ("config", "_native"),
+    "schema": ("kernels",),
+    "data": ("schema",),
+    "bundle": ("data",),
+    "metrics": ("bundle",),
+    "tables": ("bundle",),
+    "optim": ("tables",),
+    "wide": ("tables", "optim"),
+    "deep": ("tables", "optim"),
+    "heads": ("metrics", "optim"),
+    "model": ("wide", "deep", "heads"),
+    "checkpoint": ("model",),
+    "warm_start": ("checkpoint",),
+    "trainer": ("warm_start",),
+    "estimators": ("trainer",),
+    "retrieval": ("bundle",),
+    "serving": ("bundle", "metrics", "retrieval"),
+    "validate": ("estimators", "serving"),
+    "report": ("validate",),
+    "simulate": ("validate",),
+    "cli": ("report", "simulate"),
+}
+
+# Where `import torch` raises, a bundle loads, scores and is served. Kernels that are torch's own
+# twins of the native ones say so by name.
+WITHOUT_TORCH = {
+    *("__init__", "errors", "features", "config", "kernels", "schema", "data", "bundle"),
+    *("serving", "cli"),
+}
+TORCH_TWINS = "torch_"
+
+# Only kernels speak to the native module: everything else gets typed functions.
+NATIVE_USERS = {"kernels"}
+
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
+SIZED = ("src", "native", "tests", "benchmarks", "examples", "tools", "docs")
+
+
+def reachable(room: str) -> set[str]:
+    """Return every room that stands before `room`."""
+    found: set[str] = set()
+    open_rooms = list(BEFORE[room])
+    while open_rooms:
+        name = open_rooms.pop()
+        if name not in found:
+            found.add(name)
+            open_rooms.extend(BEFORE[name])
+    return found
+
+
+def imported_modules(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted module) of each import; `package` is where relative ones start."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            # `from widedeep import schema` names the room in the alias, not in the module.
+            if module == "widedeep":
+                for alias in node.names:
+                    yield node.lineno, f"widedeep.{alias.name}"
+            else:
+                yield node.lineno, module
+
+
+def import_time_nodes(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Yield the statements that run when the module is imported (classes and `if`s opened)."""
+    pending: list[ast.stmt] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending.extend(node.orelse)
+            continue
+        yield node
+        for field in ("body", "orelse", "finalbody"):
+            pending.extend(getattr(node, field, []))
+        for handler in getattr(node, "handlers", []):
+            pending.extend(handler.body)
+
+
+def imports_torch(tree: ast.Module) -> int | None:
+    """Return the line on which importing the module would import torch, if there is one."""
+    for node in import_time_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for line, module in imported_modules(node, []):
+                if module.split(".")[0] == "torch":
+                    return line
+    return None
+
+
+def check_imports(path: Path, tree: ast.Module, package_root: Path) -> Iterator[str]:
+    """Yield the findings on one module's imports."""
+    parts = list(path.relative_to(package_root).with_suffix("").parts)
+    room = parts[0]
+    if room != "__init__" and room not in BEFORE:
+        yield f"{path}:1: no place in the import order; add {room!r} to BEFORE in {Path(__file__).name}"
+        return
+    if room in WITHOUT_TORCH and not path.name.startswith(TORCH_TWINS):
+        line = imports_torch(tree)
+        if line:
+            yield f"{path}:{line}: imports torch; {room!r} must work where torch does not exist"
+    if room == "__init__":
+        return
+    allowed = reachable(room) | {room}
+    for line, module in imported_modules(tree, ["widedeep", *parts[:-1]]):
+        names = module.split(".")
+        if names[0] != "widedeep" or len(names) < 2 or names[1] not in BEFORE:
+            continue
+        if names[1] not in allowed:
+            yield f"{path}:{line}: {room!r} imports {names[1]!r}, which does not stand before it"
+        elif names[1] == "_native" and room not in NATIVE_USERS:
+            yield f"{path}:{line}: {room!r} imports '_native'; go through 'kernels'"
+
+
+def check_sizes(path: Path, text: str) -> Iterator[str]:
+    """Yield the findings on the size of a file and its functions, and on its name."""
+    n_lines = text.count("\n")
+    if n_lines > MAX_FILE_LINES:
+        yield f"{path}:1: {n_lines} lines, at most {MAX_FILE_LINES}; split it along the data path"
+    for line, name, size in function_lines(path, text):
+        if size > MAX_FUNCTION_LINES:
+            yield f"{path}:{line}: {name} has {size} lines, at most {MAX_FUNCTION_LINES}"
+    if path.stem in VAGUE_NAMES:
+        yield f"{path}:1: the name {path.stem!r} does not say what is inside"
+
+
+def function_lines(path: Path, text: str) -> Iterator[tuple[int, str, int]]:
+    """Yield (first line, name, number of lines) of every function in a Python or C++ file.
+
+    A docstring does not count: it is for the reader, and asked for.
+    """
+    if path.suffix != ".py":
+        yield from function_sizes(text)
+        return
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            end = node.end_lineno or node.lineno
+            doc = node.body[0] if ast.get_docstring(node, clean=False) is not None else None
+            doc_lines = (doc.end_lineno or doc.lineno) - doc.lineno + 1 if doc else 0
+            yield node.lineno, node.name, end - node.lineno + 1 - doc_lines
+
+
+def check_public_names(init: Path) -> Iterator[str]:
+    """Yield a finding if the package exports more names than a person keeps in mind."""
+    for node in ast.parse(init.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            names = ast.literal_eval(node.value)
+            if len(names) > MAX_PUBLIC_NAMES:
+                yield f"{init}:{node.lineno}: {len(names)} public names, at most {MAX_PUBLIC_NAMES}"
+            return
+    yield f"{init}:1: no __all__"
+
+
+def sized_files(root: Path) -> Iterator[Path]:
+    """Yield every Python and C++ source of the repository."""
+    for folder in SIZED:
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in {".py", ".cpp", ".hpp"} and "build" not in path.parts:
+                yield path
+
+
+def findings(root: Path) -> list[str]:
+    """Return one line for each breach of the layout."""
+    package = root / "src" / "widedeep"
+    found: list[str] = []
+    for path in sized_files(root):
+        text = path.read_text(encoding="utf-8")
+        found.extend(check_sizes(path, text))
+        if package in path.parents:
+            found.extend(check_imports(path, ast.parse(text), package))
+    found.extend(check_public_names(package / "__init__.py"))
+    return [line.removeprefix(f"{root}/") for line in found]
+
+
+def main() -> int:
+    """Print the findings; return the exit code."""
+    found = findings(ROOT)
+    for line in found:
+        print(line)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
