@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 # Comments, strings and characters: what braces inside them mean nothing.
 _OPAQUE = re.compile(
-    r"//[^\n]*|/\*.*?\*/|R\"\((?:.*?)\)\"|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'", re.DOTALL
+    r"//[^\n]*|/\*.*?\*/|R\"\((?:.*?)\)\"|\"(?:\\.|[^\"\\n])*\"|'(?:\\.|[^'\\n])'", re.DOTALL
 )
-_DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\n)*[^\n]*", re.MULTILINE)
 _CONTAINER = re.compile(r"\b(namespace|class|struct|union|enum|extern)\b")
 _NAME = re.compile(r"([~\w:]+)\s*\($")
 
@@ -32,10 +32,10 @@ def _function_name(header: str) -> str | None:
 
 
 def function_sizes(text: str) -> Iterator[tuple[int, str, int]]:
-    """Yield (first line, name, number of lines) of each function that is not inside another.
+    r"""Yield (first line, name, number of lines) of each function that is not inside another.
 
     Example:
-        >>> list(function_sizes("namespace a {\\nint f(int x) {\\n  return x;\\n}\\n}\\n"))
+        >>> list(function_sizes("namespace a {\nint f(int x) {\n  return x;\n}\n}\n"))
         [(2, 'f', 3)]
     """
     text = _DIRECTIVE.sub(_blank, _OPAQUE.sub(_blank, text))

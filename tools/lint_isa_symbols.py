@@ -28,7 +28,7 @@ def foreign_symbols(listing: str, isa: str) -> list[str]:
     found = []
     for line in listing.splitlines():
         parts = line.split(maxsplit=2)
-        if len(parts) < 3 or parts[1].islower() and parts[1] not in "uvw":
+        if len(parts) < 3 or (parts[1].islower() and parts[1] not in "uvw"):
             continue  # lower-case letters are local symbols, save these three
         if not parts[2].startswith(f"widedeep::{isa}::"):
             found.append(f"{parts[1]} {parts[2]}")

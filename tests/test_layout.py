@@ -1,0 +1,233 @@
+"""The public face of the package, and the lint that holds the rooms apart."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import widedeep
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Frozen: a name added here is a promise, a name removed breaks somebody.
+PUBLIC_NAMES = [
+    "FTRL",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "Bundle",
+    "FeatureSpec",
+    "Schema",
+    "Trainer",
+    "WideDeep",
+    "WideDeepClassifier",
+    "WideDeepError",
+    "WideDeepRegressor",
+    "bucketized",
+    "categorical",
+    "crossed",
+    "fit_schema",
+    "load_config",
+    "numeric",
+]
+
+OBSERVE_IMPORT = """
+import json, socket, sys, threading
+opened = []
+real = socket.socket.__init__
+socket.socket.__init__ = lambda self, *a, **k: (opened.append(1), real(self, *a, **k))[1]
+before = set(sys.modules)
+import widedeep
+added = set(sys.modules) - before
+print(json.dumps({
+    "torch": "torch" in sys.modules,
+    "widedeep": sorted(name for name in added if name.startswith("widedeep")),
+    "third_party": sorted(added & {"torch", "numpy", "pyarrow", "pandas", "safetensors", "rich"}),
+    "sockets": len(opened),
+    "threads": threading.active_count(),
+}))
+"""
+
+
+def run_python(source: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=120
+    )
+
+
+def module_exists(name: str) -> bool:
+    return importlib.util.find_spec(f"widedeep.{widedeep._MODULE_OF[name]}") is not None
+
+
+def test_public_names_are_frozen() -> None:
+    assert widedeep.__all__ == PUBLIC_NAMES
+    assert len(PUBLIC_NAMES) <= 40
+
+
+def test_every_public_name_is_told_to_type_checkers() -> None:
+    tree = ast.parse(Path(widedeep.__file__).read_text(encoding="utf-8"))
+    typed = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("widedeep.")
+        for alias in node.names
+    }
+    assert typed == set(PUBLIC_NAMES)
+    assert set(widedeep._MODULE_OF) == set(PUBLIC_NAMES)
+
+
+@pytest.mark.parametrize("name", PUBLIC_NAMES)
+def test_every_public_name_loads(name: str) -> None:
+    if not module_exists(name):
+        pytest.skip(f"widedeep.{widedeep._MODULE_OF[name]} is not written yet")
+    assert getattr(widedeep, name).__name__ == name
+
+
+def test_dir_shows_the_names_before_they_are_loaded() -> None:
+    assert set(PUBLIC_NAMES) <= set(dir(widedeep))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'WideDeeper'"):
+        widedeep.WideDeeper  # noqa: B018
+
+
+def test_import_is_light_and_silent() -> None:
+    done = run_python(OBSERVE_IMPORT)
+    assert done.stderr == ""
+    seen = json.loads(done.stdout)
+    assert seen == {
+        "torch": False,
+        "widedeep": ["widedeep"],
+        "third_party": [],
+        "sockets": 0,
+        "threads": 1,
+    }
+
+
+def test_loading_every_name_starts_no_thread_and_opens_no_socket() -> None:
+    names = [name for name in PUBLIC_NAMES if module_exists(name)]
+    source = OBSERVE_IMPORT.replace(
+        "import widedeep\n", f"import widedeep\nfor n in {names}: getattr(widedeep, n)\n"
+    )
+    seen = json.loads(run_python(source).stdout)
+    assert (seen["sockets"], seen["threads"]) == (0, 1)
+
+
+def test_the_native_module_says_its_instruction_set() -> None:
+    from widedeep import _native
+
+    assert _native.isa() in {"baseline", "avx2", "avx512"}
+
+
+def test_a_wrong_instruction_set_is_told_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIDEDEEP_ISA", "sse9")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_python("from widedeep import _native")
+    assert "got 'sse9', expected 'baseline', 'avx2' or 'avx512'" in caught.value.stderr
+
+
+def test_baseline_can_be_forced_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIDEDEEP_ISA", "baseline")
+    assert run_python("from widedeep import _native; print(_native.isa())").stdout == "baseline\n"
+
+
+class TestLint:
+    """The layout lint finds what it is there for."""
+
+    @pytest.fixture
+    def lint(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.syspath_prepend(str(ROOT / "tools"))
+        return importlib.import_module("lint_layout")
+
+    def findings(self, lint, folder: Path, files: dict[str, str]) -> list[str]:
+        files = {"src/widedeep/__init__.py": "__all__ = []\n"} | files
+        for name, text in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return lint.findings(folder)
+
+    def test_a_good_tree_has_none(self, lint, tmp_path: Path) -> None:
+        files = {
+            "src/widedeep/schema.py": "from widedeep.features import FeatureSpec\n",
+            "src/widedeep/schema_table.py": "from widedeep import errors\n",
+            "src/widedeep/trainer.py": "import torch\nfrom .model import WideDeep\n",
+        }
+        assert self.findings(lint, tmp_path, files) == []
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "from widedeep.trainer import Trainer",
+            "from widedeep import trainer",
+            "import widedeep.trainer",
+            "from ..trainer import Trainer",
+            "def late():\n    from widedeep.trainer import Trainer",
+        ],
+    )
+    def test_an_import_against_the_order(self, lint, tmp_path: Path, statement: str) -> None:
+        found = self.findings(lint, tmp_path, {"src/widedeep/serving/ranker.py": statement + "\n"})
+        assert len(found) == 1
+        assert "'serving' imports 'trainer', which does not stand before it" in found[0]
+
+    def test_an_import_for_type_checkers_is_free(self, lint, tmp_path: Path) -> None:
+        text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import widedeep.trainer\n"
+        assert self.findings(lint, tmp_path, {"src/widedeep/schema.py": text}) == []
+
+    @pytest.mark.parametrize(
+        ("text", "bad"),
+        [
+            ("import torch\n", True),
+            ("from torch import nn\n", True),
+            ("try:\n    import torch.nn\nexcept ImportError:\n    pass\n", True),
+            ("def late() -> None:\n    import torch\n", False),
+        ],
+    )
+    def test_torch_at_import_time(self, lint, tmp_path: Path, text: str, bad: bool) -> None:
+        found = self.findings(lint, tmp_path, {"src/widedeep/bundle.py": text})
+        assert [line for line in found if "imports torch" in line] == (found if bad else [])
+        assert bool(found) is bad
+
+    def test_the_native_module_is_for_kernels(self, lint, tmp_path: Path) -> None:
+        text = "from widedeep import _native\n"
+        assert self.findings(lint, tmp_path, {"src/widedeep/kernels/gather.py": text}) == []
+        found = self.findings(lint, tmp_path, {"src/widedeep/model.py": text})
+        assert found == ["src/widedeep/model.py:1: 'model' imports '_native'; go through 'kernels'"]
+
+    def test_a_new_module_needs_a_place(self, lint, tmp_path: Path) -> None:
+        found = self.findings(lint, tmp_path, {"src/widedeep/extras.py": "\n"})
+        assert found == [
+            "src/widedeep/extras.py:1: no place in the import order; add 'extras' to BEFORE"
+        ]
+
+    def test_sizes_of_python(self, lint, tmp_path: Path) -> None:
+        long_function = "def f() -> None:\n" + "    pass\n" * 80
+        found = self.findings(lint, tmp_path, {"tests/test_a.py": long_function})
+        assert found == ["tests/test_a.py:1: f has 81 lines, at most 80"]
+        found = self.findings(lint, tmp_path, {"tests/test_a.py": "\n" * 601})
+        assert found == ["tests/test_a.py:1: 601 lines, at most 600; split it along the data path"]
+
+    def test_sizes_of_cpp(self, lint, tmp_path: Path) -> None:
+        body = '  puts("} // {");\n' * 79
+        text = "namespace a {\n\nclass B {\n  int f() { return 1; }\n};\n\n"
+        text += "template <class T>\nvoid g(T x) {\n" + body + "}\n\n}  // namespace a\n"
+        found = self.findings(lint, tmp_path, {"native/g.cpp": text})
+        assert found == ["native/g.cpp:7: g has 82 lines, at most 80"]
+
+    def test_vague_names_and_too_many_public_names(self, lint, tmp_path: Path) -> None:
+        names = [f"name{i}" for i in range(41)]
+        files = {
+            "src/widedeep/__init__.py": f"__all__ = {names}\n",
+            "src/widedeep/data/utils.py": "\n",
+        }
+        assert self.findings(lint, tmp_path, files) == [
+            "src/widedeep/data/utils.py:1: the name 'utils' does not say what is inside",
+            "src/widedeep/__init__.py:1: 41 public names, at most 40",
+        ]
