@@ -1,0 +1,60 @@
+"""History: what was measured while training, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["History"]
+
+_SHOWN = ("epoch", "step", "rows", "loss", "rows_per_s", "nonzero_wide", "valid/auc", "valid/log_loss", "valid/calibration")
+
+
+class History:
+    """Rows of figures, one an evaluation or epoch; printing it shows a table.
+
+    Example:
+        >>> history = History()
+        >>> history.add({"epoch": 1, "loss": 0.5})
+        >>> print(history)
+        epoch    loss
+            1  0.5000
+    """
+
+    def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
+        self.rows: list[dict[str, Any]] = list(rows or [])
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one row of figures."""
+        self.rows.append(row)
+
+    def column(self, name: str) -> list[Any]:
+        """Return one figure over time; None where a row has none."""
+        return [row.get(name) for row in self.rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+    def __repr__(self) -> str:
+        names = [name for name in _SHOWN if any(name in row for row in self.rows)]
+        if not names:
+            return "History (empty)"
+        cells = [names, *([_text(row.get(name)) for name in names] for row in self.rows)]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+        return "\n".join(
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
+        )
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,123 @@
+"""The progress of training, as a person sees it: one live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.metrics import auc
+
+__all__ = ["Callback", "Progress", "RecentScores"]
+
+_REFRESH_S = 0.5
+_PLAIN_EVERY_S = 10.0
+_WINDOW = 65_536
+
+
+class Callback(Protocol):
+    """Called by :class:`widedeep.Trainer` while it trains. Every method may do nothing."""
+
+    def on_step(self, figures: dict[str, Any]) -> None:
+        """After a step: ``step``, ``epoch``, ``rows``, ``loss`` (mean of the step)."""
+
+    def on_evaluate(self, figures: dict[str, Any]) -> None:
+        """After an evaluation, with the row added to the history."""
+
+    def on_end(self, figures: dict[str, Any]) -> None:
+        """After training, with the last row of the history."""
+
+
+class RecentScores:
+    """The latest scores and labels, each scored before it was learned: an honest running AUC and log loss."""
+
+    def __init__(self, window: int = _WINDOW) -> None:
+        self._window = window
+        self._held: deque[tuple[NDArray[np.float32], NDArray[np.float32]]] = deque()
+        self._rows = 0
+
+    def add(self, logits_B: NDArray[np.float32], labels_B: NDArray[np.float32]) -> None:
+        """Keep a batch's logits and labels; forget the oldest beyond the window."""
+        self._held.append((logits_B, labels_B))
+        self._rows += len(labels_B)
+        while self._rows - len(self._held[0][1]) >= self._window:
+            self._rows -= len(self._held.popleft()[1])
+
+    def auc(self) -> float:
+        """AUC over the window; nan if it holds one class only."""
+        if not self._held:
+            return float("nan")
+        logits = np.concatenate([held[0] for held in self._held])
+        labels = np.concatenate([held[1] for held in self._held]) > 0.5
+        if labels.all() or not labels.any():
+            return float("nan")
+        return auc(labels, logits)
+
+
+class Progress:
+    """Shows training on standard error.
+
+    Args:
+        total_steps: Steps of the whole run, if known, for the time left.
+        enabled: False shows nothing.
+        terminal: One live line (True) or plain lines (False); None asks standard error.
+    """
+
+    def __init__(self, total_steps: int | None, *, enabled: bool = True, terminal: bool | None = None) -> None:
+        self._total = total_steps
+        self._enabled = enabled
+        self._live = sys.stderr.isatty() if terminal is None else terminal
+        self._started = time.perf_counter()
+        self._shown = self._started
+        self._width = 0
+        self._first: tuple[int, int] | None = None
+
+    def due(self) -> bool:
+        """True if it is time to show a line."""
+        wait = _REFRESH_S if self._live else _PLAIN_EVERY_S
+        return self._enabled and time.perf_counter() - self._shown >= wait
+
+    def show(self, figures: dict[str, Any]) -> None:
+        """Show a line of figures: ``epoch``, ``step``, ``rows``, ``loss``, ``auc``, ``nonzero_wide``."""
+        if not self._enabled:
+            return
+        self._shown = time.perf_counter()
+        line = self._line(figures)
+        if self._live:
+            print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
+            self._width = len(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def message(self, text: str) -> None:
+        """Show a line that stays."""
+        if self._enabled:
+            lead = f"\r{' ' * self._width}\r" if self._live and self._width else ""
+            self._width = 0
+            print(f"{lead}{text}", file=sys.stderr, flush=True)
+
+    def _line(self, figures: dict[str, Any]) -> str:
+        step, rows = figures["step"], figures["rows"]
+        if self._first is None:
+            self._first = (step, rows)
+        seconds = self._shown - self._started
+        rate = rows / seconds if seconds > 0 else 0.0
+        parts = [f"epoch {figures['epoch']}", f"step {step:,}" + (f"/{self._total:,}" if self._total else "")]
+        parts.append(f"{rate:,.0f} rows/s")
+        for name, label, style in (("loss", "log loss", ".4f"), ("auc", "auc", ".4f"), ("nonzero_wide", "wide", ",")):
+            if figures.get(name) is not None and figures[name] == figures[name]:
+                parts.append(f"{label} {figures[name]:{style}}")
+        if self._total and step > 0 and seconds > 0:
+            done = step - self._first[0] + 1
+            parts.append(f"left {_clock((self._total - step) * seconds / done)}")
+        return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
