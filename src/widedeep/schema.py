@@ -8,14 +8,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.errors import SchemaError, nearest
+from widedeep.errors import FeatureError, SchemaError, nearest
 from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.features.toml import spec_from_table, spec_to_table
 from widedeep.tensor_file import map_tensors, read_metadata, write_tensors
@@ -24,6 +23,7 @@ __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
 
 SCHEMA_FORMAT = 1
 FIRST_KNOWN_ID = 2
+_COUNTS = "counts/"
 LogicalKind = Literal["string", "int", "float", "bool"]
 
 
@@ -55,9 +55,10 @@ class Vocabulary:
     """Known values in order of their ids, with how often each was seen.
 
     Args:
-        values: An Arrow large_binary array (text), an int64 array (integers), or an int64 array of shape (n, parts)
-            with the part ids of each learned cross.
-        counts: int64, occurrences in the data the schema was fitted on; zeros for a given vocabulary.
+        values: An Arrow large_binary array (text), an int64 array (integers), or an int64 array of
+            shape (n, parts) with the part ids of each learned cross.
+        counts: int64, occurrences in the data the schema was fitted on; zeros for a given
+            vocabulary.
         dropped: Distinct values left out by ``min_count`` and ``max_size``.
     """
 
@@ -82,7 +83,8 @@ class NumericFit:
     """What was learned for a numeric feature; arrays have one entry (or row) a component.
 
     Args:
-        boundaries: One strictly increasing float64 array a component (``"quantile"`` only, else empty).
+        boundaries: One strictly increasing float64 array a component (``"quantile"`` only, else
+            empty).
         shift: Subtracted before scaling.
         scale: Multiplied after shifting.
         fill: float32 dense value of a null.
@@ -106,8 +108,8 @@ class Slot:
 
     Args:
         name: The feature's name.
-        kind: ``"categorical"``, ``"bucketized"``, ``"crossed"`` or ``"numeric"`` (a number in the wide part: id
-            2 + component, with the transformed value as its weight).
+        kind: ``"categorical"``, ``"bucketized"``, ``"crossed"`` or ``"numeric"`` (a number in the
+            wide part: id 2 + component, with the transformed value as its weight).
         size: Ids run from 0 to ``size - 1``.
         table: Logical embedding table; the feature's name unless shared.
         combiner: In the deep part; None keeps the sequence.
@@ -135,8 +137,8 @@ class Schema:
     Args:
         spec: The declaration.
         columns: Logical type of every input column (features, label, weight, group).
-        vocabularies: By table name for categoricals, by feature name for crosses, by column name for raw columns that
-            only crosses read.
+        vocabularies: By table name for categoricals, by feature name for crosses, by column name
+            for raw columns that only crosses read.
         boundaries: Cut points by bucketized feature.
         numerics: What was learned by numeric feature.
         classes: Label classes by head, for labels with a vocabulary.
@@ -175,8 +177,11 @@ class Schema:
                     name=feature.name,
                     kind=type(feature).__name__.lower(),  # type: ignore[arg-type]
                     size=self.id_count(feature.name),
-                    table=(feature.table if isinstance(feature, Categorical) else None) or feature.name,
-                    combiner=feature.combiner if isinstance(feature, (Categorical, Crossed)) else "sum",
+                    table=(feature.table if isinstance(feature, Categorical) else None)
+                    or feature.name,
+                    combiner=feature.combiner
+                    if isinstance(feature, (Categorical, Crossed))
+                    else "sum",
                     embedding_dim=None if isinstance(feature, Numeric) else feature.embedding_dim,
                     wide=wide,
                     deep=deep,
@@ -203,7 +208,7 @@ class Schema:
         return sum(f.width for f in self.spec.all_features if isinstance(f, Numeric))
 
     def vocabulary_key(self, name: str) -> str:
-        """Return the key in :attr:`vocabularies` of a feature, or of a raw column that a cross reads."""
+        """Return the key in :attr:`vocabularies` of a feature or of a cross's raw column."""
         feature = self.spec.by_name.get(name)
         return (feature.table or name) if isinstance(feature, Categorical) else name
 
@@ -228,7 +233,9 @@ class Schema:
         key = self.vocabulary_key(name)
         if key not in self.vocabularies:
             known = [f.name for f in self.spec.all_features]
-            raise SchemaError(f"got {name!r}, which is no feature of the schema; {nearest(name, known)}")
+            raise SchemaError(
+                f"got {name!r}, which is no feature of the schema; {nearest(name, known)}"
+            )
         oov = feature.oov_buckets if isinstance(feature, Categorical) else 0
         return FIRST_KNOWN_ID + oov + len(self.vocabularies[key])
 
@@ -238,13 +245,22 @@ class Schema:
         Args:
             name: A feature's name, or a raw column's that a cross reads.
             id_: A feature-local id.
+
+        Raises:
+            SchemaError: If there is no such feature or id.
         """
+        if not 0 <= id_ < self.id_count(name):
+            raise SchemaError(
+                f"feature {name!r}: got id {id_}, expected 0 <= id < {self.id_count(name)}"
+            )
         if id_ == 0:
             return "<unseen>"
         if id_ == 1:
             return "<missing>"
+        return self._describe_known(name, id_ - FIRST_KNOWN_ID)
+
+    def _describe_known(self, name: str, position: int) -> str:
         feature = self.spec.by_name.get(name)
-        position = id_ - FIRST_KNOWN_ID
         if isinstance(feature, Bucketized):
             return _bucket_text(self.boundaries[name], position)
         if isinstance(feature, Numeric):
@@ -269,9 +285,8 @@ class Schema:
         digest = hashlib.sha256()
         digest.update(json.dumps(self._identity(), sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):
-            if not name.startswith("counts/"):
-                digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
-                digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+            if not name.startswith(_COUNTS):
+                _update(digest, name, tensor)
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -291,11 +306,13 @@ class Schema:
     def _tensors(self) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {}
         for key, vocabulary in self.vocabularies.items():
-            tensors[f"counts/{key}"] = vocabulary.counts
+            tensors[_COUNTS + key] = vocabulary.counts
             if isinstance(vocabulary.values, np.ndarray):
                 tensors[f"ints/{key}"] = vocabulary.values
             else:
-                tensors[f"offsets/{key}"], tensors[f"bytes/{key}"] = _text_buffers(vocabulary.values)
+                tensors[f"offsets/{key}"], tensors[f"bytes/{key}"] = _text_buffers(
+                    vocabulary.values
+                )
         for name, cuts in self.boundaries.items():
             tensors[f"boundaries/{name}"] = cuts
         for name, fit in self.numerics.items():
@@ -311,7 +328,7 @@ class Schema:
         Args:
             path: The file; by convention ``schema.safetensors``.
         """
-        facts = {
+        facts: dict[str, Any] = {
             "rows": self.rows,
             "missing": dict(self.missing),
             "label_means": dict(self.label_means),
@@ -319,33 +336,52 @@ class Schema:
             "notes": list(self.notes),
             "dropped": {key: v.dropped for key, v in self.vocabularies.items()},
         }
+        tensors = self._tensors()
         metadata = {
             "schema": json.dumps(self._identity()),
             "facts": json.dumps(facts),
             "fingerprint": self.fingerprint,
         }
-        write_tensors(path, self._tensors(), metadata)
+        metadata["facts_sha256"] = _facts_digest(metadata["facts"], tensors)
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Schema:
         """Read a schema; vocabularies are mapped from the file.
 
         Raises:
-            SchemaError: If the file is of another format version or its contents do not match its fingerprint.
+            SchemaError: If the file is of another format version or its contents do not match its
+                fingerprint.
             DataError: If the file is damaged.
         """
         metadata = read_metadata(path)
         if "schema" not in metadata:
             raise SchemaError(f"{path}: got a safetensors file that holds no schema")
+        try:
+            return cls._read(path, metadata)
+        except (AttributeError, FeatureError, KeyError, TypeError, ValueError) as error:
+            raise SchemaError(
+                f"{path}: got contents that make no schema ({error}); the file is damaged"
+            ) from error
+
+    @classmethod
+    def _read(cls, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> Schema:
         identity = json.loads(metadata["schema"])
         if identity["format"] != SCHEMA_FORMAT:
             raise SchemaError(
-                f"{path}: got schema format {identity['format']}, expected {SCHEMA_FORMAT}; fit the schema again"
+                f"{path}: got schema format {identity['format']}, expected {SCHEMA_FORMAT}; "
+                "fit the schema again"
             )
-        facts = json.loads(metadata["facts"])
-        schema = _assemble(identity, facts, map_tensors(path))
-        if schema.fingerprint != metadata["fingerprint"]:
-            raise SchemaError(f"{path}: its contents do not match its fingerprint; the file is damaged")
+        tensors = map_tensors(path)
+        schema = _assemble(identity, json.loads(metadata["facts"]), tensors)
+        facts_digest = _facts_digest(metadata["facts"], tensors)
+        if (schema.fingerprint, facts_digest) != (
+            metadata["fingerprint"],
+            metadata["facts_sha256"],
+        ):
+            raise SchemaError(
+                f"{path}: its contents do not match its fingerprint; the file is damaged"
+            )
         return schema
 
     def __repr__(self) -> str:
@@ -354,7 +390,23 @@ class Schema:
         return schema_table(self)
 
 
+def _update(digest: Any, name: str, tensor: NDArray[Any]) -> None:
+    digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+    digest.update(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+
+
+def _facts_digest(facts: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """SHA-256 of what the fingerprint leaves out, so that a damaged file is told."""
+    digest = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        if name.startswith(_COUNTS):
+            _update(digest, name, tensor)
+    return digest.hexdigest()
+
+
 def _bucket_text(cuts: NDArray[np.float64], bucket: int) -> str:
+    if not len(cuts):
+        return "any number"
     if bucket == 0:
         return f"< {cuts[0]:g}"
     if bucket == len(cuts):
@@ -378,7 +430,9 @@ def _assemble(
     vocabularies = {}
     for key, dropped in facts["dropped"].items():
         vocabularies[key] = Vocabulary(
-            values=_vocabulary_values(tensors, key), counts=tensors[f"counts/{key}"], dropped=dropped
+            values=_vocabulary_values(tensors, key),
+            counts=tensors[_COUNTS + key],
+            dropped=dropped,
         )
     numerics = {
         feature.name: _numeric_fit(tensors, feature)

@@ -15,11 +15,13 @@ _HEADINGS = ("feature", "kind", "size", "missing", "placement")
 
 
 def schema_table(schema: Schema) -> str:
-    """Return a schema as text: one row a feature with its kind, size, share of nulls and placement."""
+    """Return a schema as text: a row a feature with kind, size, share of nulls, placement."""
     rows = [_row(schema, feature) for feature in schema.spec.all_features]
     widths = [max(len(row[i]) for row in [_HEADINGS, *rows]) for i in range(len(_HEADINGS))]
     quantiles = (
-        "exact" if schema.quantile_rows >= schema.rows else f"exact on a sample of {schema.quantile_rows:,} rows"
+        "exact"
+        if schema.quantile_rows >= schema.rows
+        else f"exact on a sample of {schema.quantile_rows:,} rows"
     )
     head = (
         f"Schema of {len(rows)} features, fitted on {schema.rows:,} rows "
@@ -52,8 +54,16 @@ def _row(schema: Schema, feature: Feature) -> tuple[str, ...]:
         if feature.name in names
     ]
     size = feature.width if isinstance(feature, Numeric) else schema.id_count(feature.name)
-    missing = "" if isinstance(feature, Crossed) else f"{schema.missing.get(feature.source, 0.0):.1%}"
-    return (feature.name, _kind(feature), f"{size:,}", missing, " + ".join(places) or "part of crosses")
+    missing = (
+        "" if isinstance(feature, Crossed) else f"{schema.missing.get(feature.source, 0.0):.1%}"
+    )
+    return (
+        feature.name,
+        _kind(feature),
+        f"{size:,}",
+        missing,
+        " + ".join(places) or "part of crosses",
+    )
 
 
 def _kind(feature: Feature) -> str:

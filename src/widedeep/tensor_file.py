@@ -1,16 +1,17 @@
 """Named arrays in one safetensors file, laid out so that they can be mapped instead of copied.
 
-The format is safetensors (an 8-byte header length, a JSON header, the raw tensors, no gaps): any safetensors reader
-opens the file. Arrays start on 64-byte boundaries and large ones on 4096-byte boundaries; the bytes between are
-tensors too, named ``__pad.N``.
+The format is safetensors (an 8-byte header length, a JSON header, the raw tensors, no gaps): any
+safetensors reader opens the file. Arrays start on 64-byte boundaries and large ones on 4096-byte
+boundaries; the bytes between are tensors too, named ``__pad.N``.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from widedeep.errors import DataError
 
 __all__ = ["map_tensors", "read_metadata", "write_tensors"]
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "I64": np.dtype("<i8"),
@@ -33,6 +34,8 @@ _DTYPES = {
     "BOOL": np.dtype("?"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_METADATA = "__metadata__"
+_PADDING = "__pad."
 _SMALL_ALIGNMENT = 64
 _PAGE = 4096
 _HEADER_LIMIT = 100_000_000
@@ -49,13 +52,16 @@ def write_tensors(
 ) -> None:
     """Write arrays to ``path`` and force them to the disk.
 
+    The file is written beside its place and renamed, so that a reader that has an older file of
+    that name mapped keeps it whole, and a failure leaves what was there.
+
     Args:
-        path: The file, overwritten if it is there.
+        path: The file, replaced if it is there.
         tensors: Arrays by name; float64/32, int64/32, uint64/16/8, int8 or bool.
         metadata: Strings kept in the header.
 
     Raises:
-        DataError: If an array's type has no name in the format.
+        DataError: If an array's type has no name in the format, or a name is reserved.
         OSError: If the file cannot be written.
 
     Example:
@@ -65,10 +71,12 @@ def write_tensors(
         >>> map_tensors(path)["a"].tolist()
         [0, 1, 2]
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata or {})}
+    header: dict[str, Any] = {_METADATA: dict(metadata or {})}
     parts: list[NDArray[Any]] = []
     at = 0
     for name, tensor in tensors.items():
+        if name == _METADATA or name.startswith(_PADDING):
+            raise DataError(f"tensor {name!r}: the name is reserved; choose another")
         array = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
         if array.dtype not in _NAMES:
             raise DataError(
@@ -77,7 +85,7 @@ def write_tensors(
         gap = -at % _alignment(array.nbytes)
         if gap:
             pad = np.zeros(gap, np.uint8)
-            header[f"__pad.{len(parts)}"] = _entry(pad, at)
+            header[f"{_PADDING}{len(parts)}"] = _entry(pad, at)
             parts.append(pad)
             at += gap
         header[name] = _entry(array, at)
@@ -85,13 +93,24 @@ def write_tensors(
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _PAGE)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)))
-        file.write(text)
-        for part in parts:
-            file.write(part.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
+    _write_file(Path(path), [struct.pack("<Q", len(text)), text, *map(_bytes_of, parts)])
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _entry(array: NDArray[Any], at: int) -> dict[str, Any]:
@@ -108,17 +127,42 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
         if not 2 <= length <= min(size - 8, _HEADER_LIMIT):
-            raise DataError(f"{path}: got no safetensors header; the file is damaged or of another kind")
+            raise DataError(
+                f"{path}: got no safetensors header; the file is damaged or of another kind"
+            )
         try:
             header = json.loads(file.read(length))
         except ValueError as error:
             raise DataError(f"{path}: its safetensors header is damaged ({error})") from error
-    end = max((e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"), default=0)
+    try:
+        end = _check_layout(header)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: its safetensors header is damaged ({error!r})") from error
     if 8 + length + end != size:
         raise DataError(
-            f"{path}: got {size} bytes, its header promises {8 + length + end}; the file is incomplete, write it again"
+            f"{path}: got {size} bytes, its header promises {8 + length + end}; "
+            "the file is incomplete, write it again"
         )
     return header, 8 + length
+
+
+def _check_layout(header: dict[str, Any]) -> int:
+    """Check that tensors follow each other without a gap, and return where the last ends."""
+    if not all(isinstance(text, str) for text in header.get(_METADATA, {}).values()):
+        raise ValueError("metadata that is no text")
+    entries = {name: entry for name, entry in header.items() if name != _METADATA}
+    at = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        first, last = entry["data_offsets"]
+        numbers = [first, last, *entry["shape"]]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"tensor {name!r} has a shape or place that is no count")
+        dtype = _DTYPES.get(entry["dtype"])
+        nbytes = None if dtype is None else math.prod(entry["shape"]) * dtype.itemsize
+        if first != at or last < first or nbytes not in (None, last - first):
+            raise ValueError(f"tensor {name!r} does not fill its place")
+        at = last
+    return at
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -127,7 +171,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         DataError: If the file is damaged.
     """
-    return dict(_read_header(Path(path))[0].get("__metadata__", {}))
+    return dict(_read_header(Path(path))[0].get(_METADATA, {}))
 
 
 def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
@@ -146,11 +190,17 @@ def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     tensors: dict[str, NDArray[Any]] = {}
     for name, entry in header.items():
-        if name == "__metadata__" or name.startswith("__pad."):
+        if name == _METADATA or name.startswith(_PADDING):
             continue
         if entry["dtype"] not in _DTYPES:
-            raise DataError(f"{path}: tensor {name!r} has dtype {entry['dtype']}, which is not known")
+            raise DataError(
+                f"{path}: tensor {name!r} has dtype {entry['dtype']}, which is not known"
+            )
         first, last = (start + offset for offset in entry["data_offsets"])
-        view = np.frombuffer(raw, np.uint8, last - first, first) if last > first else np.empty(0, np.uint8)
+        view = (
+            np.frombuffer(raw, np.uint8, last - first, first)
+            if last > first
+            else np.empty(0, np.uint8)
+        )
         tensors[name] = view.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors

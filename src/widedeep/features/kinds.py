@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from widedeep.errors import FeatureError, nearest
 
@@ -35,6 +35,14 @@ def check(condition: bool, name: str, message: str) -> None:
         raise FeatureError(f"feature {name!r}: {message}")
 
 
+def _check_text(name: str, option: str, got: object) -> None:
+    check(
+        got is None or (isinstance(got, str) and got != ""),
+        name,
+        f"got {option}={got!r}, expected a non-empty string",
+    )
+
+
 def _check_at_least(name: str, option: str, got: int | None, least: int) -> None:
     check(
         got is None or (isinstance(got, int) and not isinstance(got, bool) and got >= least),
@@ -50,11 +58,13 @@ class Numeric:
     Args:
         name: The feature's name.
         source: The column it is read from.
-        transform: ``"quantile"`` (the cumulative distribution, after Cheng et al. 2016, section 4.1),
-            ``"standard"``, ``"minmax"``, ``"log1p"`` (sign(x) log(1 + |x|), then standardised) or ``"none"``.
+        transform: ``"quantile"`` (the cumulative distribution, after Cheng et al. 2016, section
+            4.1), ``"standard"``, ``"minmax"``, ``"log1p"`` (sign(x) log(1 + |x|), then
+            standardised) or ``"none"``.
         quantiles: Number of boundaries learned for ``"quantile"``, at least 2.
-        missing: What a null becomes: ``"mean"`` (of the transformed training values), a number (read as a raw
-            value), or ``"indicator"`` (the mean, and a second dense column that is 1 for a null).
+        missing: What a null becomes: ``"mean"`` (of the transformed training values), a number
+            (read as a raw value), or ``"indicator"`` (the mean, and a second dense column that is 1
+            for a null).
         size: Length of the vector, 1 for a plain number.
     """
 
@@ -66,6 +76,7 @@ class Numeric:
     size: int = 1
 
     def __post_init__(self) -> None:
+        _check_text(self.name, "source", self.source)
         check(
             self.transform in NUMERIC_TRANSFORMS,
             self.name,
@@ -81,10 +92,13 @@ class Numeric:
             )
         else:
             check(
-                isinstance(self.missing, (int, float)) and math.isfinite(self.missing),
+                isinstance(self.missing, (int, float))
+                and not isinstance(self.missing, bool)
+                and math.isfinite(self.missing),
                 self.name,
                 f"got missing={self.missing!r}, expected 'mean', 'indicator' or a finite number",
             )
+            object.__setattr__(self, "missing", float(self.missing))
 
     @property
     def width(self) -> int:
@@ -96,8 +110,9 @@ class Numeric:
 class Categorical:
     """A value of a set, or a list of such values. Use :func:`categorical` to make one.
 
-    Exactly one way to turn values into ids is used: a vocabulary (learned, given or in a file), ``hash_buckets``,
-    or ``num_buckets``. Id 0 is out-of-vocabulary and id 1 missing; known values follow.
+    Exactly one way to turn values into ids is used: a vocabulary (learned, given or in a file),
+    ``hash_buckets``, or ``num_buckets``. Id 0 is out-of-vocabulary and id 1 missing; known values
+    follow.
 
     Args:
         name: The feature's name.
@@ -106,7 +121,8 @@ class Categorical:
         vocabulary_file: A UTF-8 file with one value a line, instead of ``vocabulary``.
         min_count: A learned vocabulary keeps values seen at least this many times.
         max_size: A learned vocabulary keeps at most this many, the most frequent first.
-        hash_buckets: Hash values (Fingerprint64 modulo this number) instead of learning a vocabulary.
+        hash_buckets: Hash values (Fingerprint64 modulo this number) instead of learning a
+            vocabulary.
         num_buckets: The values are integers 0 <= v < ``num_buckets`` and are used as they are.
         oov_buckets: Spread unseen values over this many ids by hash, instead of sharing id 0.
         oov: ``"id"`` keeps an unseen value as id 0 (or an OOV bucket), ``"drop"`` leaves it out.
@@ -114,7 +130,8 @@ class Categorical:
         weights: A column with one number a value (list columns: of the same lengths).
         embedding_dim: Width of the embedding. The model's default if not given.
         combiner: How several values become one vector; None keeps the sequence for a tower.
-        table: Name of the embedding table. Features that name the same table share it and its vocabulary.
+        table: Name of the embedding table. Features that name the same table share it and its
+            vocabulary.
     """
 
     name: str
@@ -134,6 +151,8 @@ class Categorical:
     table: str | None = None
 
     def __post_init__(self) -> None:
+        for option in ("source", "vocabulary_file", "weights", "table"):
+            _check_text(self.name, option, getattr(self, option))
         ways = {
             "vocabulary": self.vocabulary,
             "vocabulary_file": self.vocabulary_file,
@@ -147,13 +166,16 @@ class Categorical:
         for option in ("max_size", "hash_buckets", "num_buckets", "embedding_dim"):
             _check_at_least(self.name, option, getattr(self, option), 1)
         _check_combiner(self.name, self.combiner)
-        check(
-            self.oov in OOV_POLICIES, self.name, f"got oov={self.oov!r}, expected 'id' or 'drop'"
-        )
+        check(self.oov in OOV_POLICIES, self.name, f"got oov={self.oov!r}, expected 'id' or 'drop'")
         check(
             not (self.oov_buckets and (self.hash_buckets or self.num_buckets)),
             self.name,
             "oov_buckets needs a vocabulary; drop it, or drop hash_buckets/num_buckets",
+        )
+        check(
+            isinstance(self.empty_as_null, bool),
+            self.name,
+            f"got empty_as_null={self.empty_as_null!r}, expected true or false",
         )
         _check_vocabulary(self.name, self.vocabulary)
 
@@ -174,8 +196,15 @@ def _check_vocabulary(name: str, vocabulary: Sequence[str] | Sequence[int] | Non
     check(
         kinds in ({str}, {int}),
         name,
-        f"got vocabulary values of {sorted(k.__name__ for k in kinds)}, expected all str or all int",
+        f"got vocabulary values of {sorted(k.__name__ for k in kinds)}, "
+        "expected all str or all int",
     )
+    for value in vocabulary:
+        check(
+            isinstance(value, str) or -(2**63) <= value < 2**63,
+            name,
+            f"got {value!r} in its vocabulary, expected integers of 64 bits; give them as text",
+        )
     seen: set[object] = set()
     for value in vocabulary:
         check(value not in seen, name, f"got {value!r} twice in its vocabulary; remove one")
@@ -186,7 +215,8 @@ def _check_vocabulary(name: str, vocabulary: Sequence[str] | Sequence[int] | Non
 class Bucketized:
     """A number cut into buckets. Use :func:`bucketized` to make one.
 
-    Buckets are closed on the left: boundaries ``[18, 25]`` make ``(-inf, 18)``, ``[18, 25)``, ``[25, inf)``.
+    Buckets are closed on the left: boundaries ``[18, 25]`` make ``(-inf, 18)``, ``[18, 25)``,
+    ``[25, inf)``.
 
     Args:
         name: The feature's name.
@@ -203,6 +233,7 @@ class Bucketized:
     embedding_dim: int | None = None
 
     def __post_init__(self) -> None:
+        _check_text(self.name, "source", self.source)
         check(
             (self.boundaries is None) != (self.quantiles is None),
             self.name,
@@ -216,14 +247,16 @@ class Bucketized:
                 and all(math.isfinite(value) for value in self.boundaries)
                 and all(a < b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)),
                 self.name,
-                f"got boundaries={list(self.boundaries)}, expected strictly increasing finite numbers",
+                f"got boundaries={list(self.boundaries)}, "
+                "expected strictly increasing finite numbers",
             )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crossed:
-    """The cross-product of two or more features (Cheng et al. 2016, equation 1). Use :func:`crossed` to make one.
+    """The cross-product of two or more features. Use :func:`crossed` to make one.
 
+    It is 1 where all its parts are 1 (Cheng et al. 2016, equation 1).
     A part that is multi-valued contributes each of its values; a null part yields no cross.
 
     Args:
@@ -355,7 +388,7 @@ def categorical(
         Categorical(
             name=name,
             source=source or name,
-            vocabulary=None if vocabulary is None else tuple(vocabulary),  # type: ignore[arg-type]
+            vocabulary=None if vocabulary is None else _plain_values(name, vocabulary),
             vocabulary_file=vocabulary_file,
             min_count=min_count,
             max_size=max_size,
@@ -373,6 +406,29 @@ def categorical(
     ]
 
 
+def _plain_values(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    check(
+        not isinstance(values, (str, bytes)),
+        name,
+        f"got vocabulary={values!r}, expected a list of values: vocabulary=[{values!r}]",
+    )
+    # NumPy arrays, pandas and Polars columns hold scalars of their own types, not Python's.
+    for plain in ("tolist", "to_list"):
+        if hasattr(values, plain):
+            return tuple(getattr(values, plain)())
+    return tuple(values)
+
+
+def _plain_boundaries(name: str, boundaries: Sequence[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in boundaries)
+    except (TypeError, ValueError) as error:
+        raise FeatureError(
+            f"feature {name!r}: got boundaries={boundaries!r}, "
+            "expected strictly increasing finite numbers"
+        ) from error
+
+
 def _check_names(names: tuple[str, ...], source: str | None) -> None:
     for name in names:
         if not isinstance(name, str) or not name:
@@ -381,7 +437,8 @@ def _check_names(names: tuple[str, ...], source: str | None) -> None:
         raise FeatureError("got no name, expected at least one feature name")
     if source is not None and len(names) > 1:
         raise FeatureError(
-            f"got source={source!r} for {len(names)} features {list(names)}; declare them one by one"
+            f"got source={source!r} for {len(names)} features {list(names)}; "
+            "declare them one by one"
         )
 
 
@@ -413,7 +470,7 @@ def bucketized(
         (18.0, 65.0)
     """
     _check_names((name,), None)
-    cuts = None if boundaries is None else tuple(float(value) for value in boundaries)
+    cuts = None if boundaries is None else _plain_boundaries(name, boundaries)
     return Bucketized(
         name=name, source=source, boundaries=cuts, quantiles=quantiles, embedding_dim=embedding_dim
     )

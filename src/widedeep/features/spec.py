@@ -10,6 +10,17 @@ from widedeep.features.kinds import Bucketized, Categorical, Crossed, Feature, N
 
 __all__ = ["FeatureSpec"]
 
+# What features that share an embedding table must agree on.
+_TABLE_OPTIONS = (
+    "vocabulary",
+    "vocabulary_file",
+    "min_count",
+    "max_size",
+    "hash_buckets",
+    "num_buckets",
+    "oov_buckets",
+    "embedding_dim",
+)
 _KIND_ORDER: tuple[type, ...] = (Numeric, Bucketized, Categorical, Crossed)
 
 
@@ -22,10 +33,29 @@ def _flatten(features: Iterable[object]) -> list[Feature]:
             flat.append(feature)
         else:
             raise FeatureError(
-                f"got {feature!r} ({type(feature).__name__}) in features=[...], expected wd.numeric(...), "
-                "wd.categorical(...), wd.bucketized(...) or wd.crossed(...)"
+                f"got {feature!r} ({type(feature).__name__}) in features=[...], "
+                "expected wd.numeric(...), wd.categorical(...), wd.bucketized(...) "
+                "or wd.crossed(...)"
             )
     return flat
+
+
+def _plain_label(label: object) -> object:
+    if isinstance(label, Mapping):
+        columns = list(label.values())
+        plain: object = dict(label)
+    elif label is None or isinstance(label, str):
+        columns, plain = [] if label is None else [label], label
+    else:
+        columns = list(label) if isinstance(label, Sequence) else [label]
+        plain = tuple(columns)
+    for column in columns:
+        if not isinstance(column, str) or not column or columns.count(column) > 1:
+            raise FeatureError(
+                f"got label={label!r}, expected a column's name, a list of different names "
+                "or {head: column}"
+            )
+    return plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +81,9 @@ class FeatureSpec:
 
     Example:
         >>> import widedeep as wd
-        >>> spec = wd.FeatureSpec(label="income", features=[wd.numeric("age"), wd.categorical("job")])
+        >>> spec = wd.FeatureSpec(
+        ...     label="income", features=[wd.numeric("age"), wd.categorical("job")]
+        ... )
         >>> spec.wide_names, spec.deep_names
         (('job',), ('age', 'job'))
     """
@@ -73,16 +105,14 @@ class FeatureSpec:
         set_field = object.__setattr__
         set_field(self, "features", tuple(ordered))
         set_field(self, "training_only", dict(self.training_only))
-        if isinstance(self.label, Mapping):
-            set_field(self, "label", dict(self.label))
-        elif self.label is not None and not isinstance(self.label, str):
-            set_field(self, "label", tuple(self.label))
+        set_field(self, "label", _plain_label(self.label))
         for option in ("wide", "deep", "item", "extra", "label_vocabulary"):
             value = getattr(self, option)
             if isinstance(value, str):
                 raise FeatureError(f"got {option}={value!r}, expected a list: {option}=[{value!r}]")
             set_field(self, option, None if value is None else tuple(value))
         self._check_names()
+        self._check_leaks()
         self._check_placement()
         self._check_tables()
 
@@ -91,27 +121,41 @@ class FeatureSpec:
         for feature in self.all_features:
             if feature.name in seen:
                 raise FeatureError(
-                    f"got two features named {feature.name!r}; give one of them another name (name=..., source=...)"
+                    f"got two features named {feature.name!r}; "
+                    "give one of them another name (name=..., source=...)"
                 )
             seen.add(feature.name)
-        reserved = {"label": self.label, "weight": self.weight}
-        for role, column in reserved.items():
-            for feature in self.all_features:
-                if isinstance(column, str) and getattr(feature, "source", None) == column:
-                    raise FeatureError(
-                        f"feature {feature.name!r}: its column {column!r} is the {role}; "
-                        "a model must not read what it is to predict: remove the feature"
-                    )
         for option in ("wide", "deep", "item", "extra"):
             for name in getattr(self, option) or ():
                 self._check_known(name, option)
         for name in self.training_only:
             self._check_known(name, "training_only")
 
+    def _check_leaks(self) -> None:
+        reserved = dict.fromkeys(self.labels.values(), "label")
+        if self.weight is not None:
+            reserved[self.weight] = "weight"
+        for feature in self.all_features:
+            for column in self._columns_of(feature):
+                check(
+                    column not in reserved,
+                    feature.name,
+                    f"its column {column!r} is the {reserved.get(column)}; "
+                    "a model must not read what it is to predict: remove the feature",
+                )
+
+    def _columns_of(self, feature: Feature) -> list[str]:
+        if isinstance(feature, Crossed):
+            return [part for part in feature.parts if part not in self.by_name]
+        if isinstance(feature, Categorical) and feature.weights is not None:
+            return [feature.source, feature.weights]
+        return [feature.source]
+
     def _check_known(self, name: str, option: str) -> None:
         if name not in self.by_name:
             raise FeatureError(
-                f"got {name!r} in {option}, which is no feature's name; {nearest(name, self.by_name)}"
+                f"got {name!r} in {option}, which is no feature's name; "
+                f"{nearest(name, self.by_name)}"
             )
 
     def _check_placement(self) -> None:
@@ -140,25 +184,28 @@ class FeatureSpec:
             )
 
     def _check_tables(self) -> None:
+        taken = {f.name for f in self.all_features if not isinstance(f, Categorical)}
+        for feature in self.all_features:
+            if isinstance(feature, Crossed):
+                taken.update(self._columns_of(feature))
         first: dict[str, Categorical] = {}
         for feature in self.all_features:
-            if not isinstance(feature, Categorical) or feature.table is None:
+            if not isinstance(feature, Categorical):
                 continue
-            other = first.setdefault(feature.table, feature)
-            for option in (
-                "vocabulary",
-                "vocabulary_file",
-                "min_count",
-                "max_size",
-                "hash_buckets",
-                "num_buckets",
-                "oov_buckets",
-                "embedding_dim",
-            ):
+            table = feature.table or feature.name
+            check(
+                table not in taken or feature.table is None,
+                feature.name,
+                f"got table={table!r}, which already names another feature or a column that a "
+                "cross reads; choose another name",
+            )
+            other = first.setdefault(table, feature)
+            for option in _TABLE_OPTIONS:
                 check(
                     getattr(other, option) == getattr(feature, option),
                     feature.name,
-                    f"shares table {feature.table!r} with {other.name!r} but has another {option}; make them equal",
+                    f"shares table {table!r} with {other.name!r} but has another {option}; "
+                    "make them equal",
                 )
 
     @property
@@ -201,17 +248,10 @@ class FeatureSpec:
         )
 
     def columns(self) -> list[str]:
-        """Names of the input columns the features read, without label, weight and group, in order, each once."""
+        """Names of the columns the features read, each once; not label, weight and group."""
         names: dict[str, None] = {}
         for feature in self.all_features:
-            if isinstance(feature, Crossed):
-                for part in feature.parts:
-                    if part not in self.by_name:
-                        names.setdefault(part)
-                continue
-            names.setdefault(feature.source)
-            if isinstance(feature, Categorical) and feature.weights is not None:
-                names.setdefault(feature.weights)
+            names.update(dict.fromkeys(self._columns_of(feature)))
         return list(names)
 
     def replace(self, **changes: object) -> FeatureSpec:
@@ -219,14 +259,14 @@ class FeatureSpec:
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def to_toml(self) -> str:
-        """Return the declaration as TOML text that :meth:`from_toml` reads back to an equal spec."""
+        """Return the declaration as TOML, which :meth:`from_toml` reads to an equal spec."""
         from widedeep.features.toml import spec_to_toml
 
         return spec_to_toml(self)
 
     @classmethod
     def from_toml(cls, text: str) -> FeatureSpec:
-        """Read a declaration from TOML text with a ``[features]`` table (and ``[data]`` for the label).
+        r"""Read a declaration from TOML: ``[features]``, and ``[data]`` for the label.
 
         Args:
             text: TOML; see the user guide for the keys.
@@ -235,7 +275,7 @@ class FeatureSpec:
             FeatureError: For an unknown key or name, with the nearest one.
 
         Example:
-            >>> FeatureSpec.from_toml('[data]\\nlabel = "y"\\n[features]\\nnumeric = ["age"]').labels
+            >>> FeatureSpec.from_toml('[data]\nlabel = "y"\n[features]\nnumeric = ["age"]').labels
             {'': 'y'}
         """
         from widedeep.features.toml import spec_from_toml

@@ -24,17 +24,18 @@ from widedeep.features.spec import FeatureSpec
 
 __all__ = ["spec_from_table", "spec_from_toml", "spec_to_table", "spec_to_toml", "toml_text"]
 
+# In the order they are written: what may become a table of its own comes last.
 _FEATURE_KEYS = (
     "numeric",
     "categorical",
-    "bucketized",
     "crossed",
-    "options",
     "wide",
     "deep",
     "item",
-    "training_only",
     "extra",
+    "training_only",
+    "bucketized",
+    "options",
 )
 _DATA_KEYS = ("label", "weight", "group", "label_vocabulary")
 
@@ -63,31 +64,25 @@ def _changed(feature: Feature, *, skip: tuple[str, ...] = ("name",)) -> dict[str
 
 def spec_to_table(spec: FeatureSpec) -> dict[str, dict[str, object]]:
     """Return the ``[data]`` and ``[features]`` tables of a spec."""
-    features: dict[str, object] = {}
-    options: dict[str, object] = {}
-    for key, kind in (("numeric", Numeric), ("categorical", Categorical)):
-        chosen = [f for f in spec.all_features if isinstance(f, kind)]
-        if chosen:
-            features[key] = [f.name for f in chosen]
-        options.update({f.name: _changed(f) for f in chosen if _changed(f)})
-    crosses = [f for f in spec.all_features if isinstance(f, Crossed)]
-    if crosses:
-        features["crossed"] = [_cross_entry(f) for f in crosses]
+    listed = [f for f in spec.all_features if isinstance(f, (Numeric, Categorical))]
     buckets = [f for f in spec.all_features if isinstance(f, Bucketized)]
-    for option in ("wide", "deep"):
-        if getattr(spec, option) is not None:
-            features[option] = list(getattr(spec, option))
-    for option in ("item", "extra"):
-        if getattr(spec, option):
-            features[option] = list(getattr(spec, option))
-    if spec.training_only:
-        features["training_only"] = dict(spec.training_only)
-    if buckets:
-        features["bucketized"] = {f.name: {"source": f.source, **_changed(f)} for f in buckets}
-    if options:
-        features["options"] = options
+    features: dict[str, object] = {
+        "numeric": [f.name for f in listed if isinstance(f, Numeric)],
+        "categorical": [f.name for f in listed if isinstance(f, Categorical)],
+        "crossed": [_cross_entry(f) for f in spec.all_features if isinstance(f, Crossed)],
+        "item": list(spec.item),
+        "extra": list(spec.extra),
+        "training_only": dict(spec.training_only),
+        "bucketized": {f.name: {"source": f.source, **_changed(f)} for f in buckets},
+        "options": {f.name: _changed(f) for f in listed if _changed(f)},
+    }
+    features = {key: value for key, value in features.items() if value}
+    # An empty placement is not the default one, and is written.
+    for key, names in (("wide", spec.wide), ("deep", spec.deep)):
+        if names is not None:
+            features[key] = list(names)
     data = {key: getattr(spec, key) for key in _DATA_KEYS if getattr(spec, key) is not None}
-    return {"data": data, "features": features}
+    return {"data": data, "features": {k: features[k] for k in _FEATURE_KEYS if k in features}}
 
 
 def _cross_entry(cross: Crossed) -> object:
@@ -108,20 +103,21 @@ def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> Fea
             raise FeatureError(
                 f"got the unknown key {key!r} in [features]; {nearest(key, _FEATURE_KEYS)}"
             )
-    options = dict(features.get("options", {}))
+    options = dict(_table(features, "options"))
     declared: list[Feature] = []
     for name in _names(features, "numeric"):
         declared += numeric(name, **_known(name, options.pop(name, {}), Numeric))
     for name in _names(features, "categorical"):
         declared += categorical(name, **_known(name, options.pop(name, {}), Categorical))
-    for name, entry in features.get("bucketized", {}).items():
-        declared.append(bucketized(name, **_known(name, entry, Bucketized)))
-    declared += [_cross_from(entry) for entry in features.get("crossed", [])]
+    for name, entry in _table(features, "bucketized").items():
+        declared.append(bucketized(name, **{"source": name, **_known(name, entry, Bucketized)}))
+    declared += [_cross_from(entry) for entry in _list(features, "crossed")]
     if options:
         name = next(iter(options))
         known = [*_names(features, "numeric"), *_names(features, "categorical")]
         raise FeatureError(
-            f"got options for {name!r}, which is no numeric or categorical feature; {nearest(name, known)}"
+            f"got options for {name!r}, which is no numeric or categorical feature; "
+            f"{nearest(name, known)}"
         )
     placement = {
         key: features[key]
@@ -132,9 +128,25 @@ def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> Fea
     return FeatureSpec(features=declared, **owned, **placement)
 
 
+def _table(features: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    entries = features.get(key, {})
+    if not isinstance(entries, Mapping):
+        raise FeatureError(
+            f"got {key} = {entries!r} in [features], expected a table with one entry a feature"
+        )
+    return entries
+
+
+def _list(features: Mapping[str, Any], key: str) -> list[Any]:
+    entries = features.get(key, [])
+    if not isinstance(entries, (list, tuple)):
+        raise FeatureError(f"got {key} = {entries!r} in [features], expected a list")
+    return list(entries)
+
+
 def _names(features: Mapping[str, Any], key: str) -> list[str]:
-    names = features.get(key, [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    names = _list(features, key)
+    if not all(isinstance(name, str) for name in names):
         raise FeatureError(f"got {key} = {names!r} in [features], expected a list of names")
     return names
 
@@ -147,7 +159,8 @@ def _known(name: str, entry: object, kind: type) -> dict[str, Any]:
     for key in entry:
         if key not in _options_of(kind):
             raise FeatureError(
-                f"feature {name!r}: got the unknown option {key!r}; {nearest(key, _options_of(kind))}"
+                f"feature {name!r}: got the unknown option {key!r}; "
+                f"{nearest(key, _options_of(kind))}"
             )
     options = dict(entry)
     if options.get("combiner") == "none":
@@ -158,7 +171,7 @@ def _known(name: str, entry: object, kind: type) -> dict[str, Any]:
 def _cross_from(entry: object) -> Crossed:
     if isinstance(entry, list):
         return crossed(*entry)
-    if not isinstance(entry, Mapping) or "parts" not in entry:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("parts"), (list, tuple)):
         raise FeatureError(
             f"got crossed = [{entry!r}], expected a list of parts or a table like "
             '{ parts = ["a", "b"], hash_buckets = 1000 }'
@@ -200,10 +213,9 @@ def toml_text(table: Mapping[str, Mapping[str, object]]) -> str:
     for section, entries in table.items():
         lines = [f"[{section}]"]
         for key, value in entries.items():
-            if isinstance(value, Mapping) and value and all(
-                isinstance(v, Mapping) for v in value.values()
-            ):
-                lines += [f"{_key(key)}.{_key(k)} = {_value(v)}" for k, v in value.items()]
+            inner = value if isinstance(value, Mapping) else {}
+            if inner and all(isinstance(v, Mapping) for v in inner.values()):
+                lines += [f"{_key(key)}.{_key(k)} = {_value(v)}" for k, v in inner.items()]
             else:
                 lines.append(f"{_key(key)} = {_value(value)}")
         blocks.append("\n".join(lines) + "\n")
@@ -212,7 +224,7 @@ def toml_text(table: Mapping[str, Mapping[str, object]]) -> str:
 
 def _key(name: str) -> str:
     bare = name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name)
-    return name if bare else json.dumps(name)
+    return name if bare else _value(name)
 
 
 def _value(value: object) -> str:
@@ -225,6 +237,9 @@ def _value(value: object) -> str:
         return "[" + ", ".join(_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, (int, float)):
-        return repr(value)
+    if isinstance(value, int):
+        return repr(int(value))
+    if isinstance(value, float):
+        # NumPy's scalars are floats that print with their type's name.
+        return repr(float(value))
     raise FeatureError(f"got {value!r} ({type(value).__name__}), which TOML cannot hold")
