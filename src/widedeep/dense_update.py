@@ -1,0 +1,105 @@
+"""Updates of the dense parameters: by our optimizers, or by any of torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.errors import CheckpointError, ConfigError
+from widedeep.optim import Optimizer
+
+__all__ = ["DenseOptimizer", "DenseUpdate"]
+
+DenseOptimizer = Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class DenseUpdate:
+    """Applies gradients to a model's dense parameters.
+
+    Args:
+        parameters: By name.
+        optimizer: Ours, or a function that makes a torch optimizer from parameters, such as
+            ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)``.
+        clip_norm: Largest norm of all gradients together; None does not clip.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: DenseOptimizer, *, clip_norm: float | None = None
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.clip_norm = clip_norm
+        self._ours: Optimizer | None = None
+        self._torch: torch.optim.Optimizer | None = None
+        self._base_rates: list[float] = []
+        self.state: dict[str, dict[str, Tensor]] = {}
+        if isinstance(optimizer, Optimizer):
+            self._ours = optimizer
+            self.state = {name: optimizer.initial_state(p.detach()) for name, p in self.parameters.items()}
+        else:
+            made = optimizer(list(self.parameters.values()))
+            if not isinstance(made, torch.optim.Optimizer):
+                raise ConfigError(
+                    f"got {made!r} from dense=..., expected a torch.optim.Optimizer; pass a function of the parameters"
+                )
+            self._torch = made
+            self._base_rates = [group["lr"] for group in made.param_groups]
+
+    @torch.no_grad()
+    def apply(self, *, scale: float, rate: float, step: int) -> None:
+        """Move every parameter along its ``.grad`` and clear nothing.
+
+        Args:
+            scale: Factor of the gradients (1 / B for a mean loss).
+            rate: Factor of the learning rate.
+            step: Steps done including this one, from 1.
+        """
+        moved = {name: p for name, p in self.parameters.items() if p.grad is not None}
+        grads = [p.grad for p in moved.values() if p.grad is not None]
+        if scale != 1.0 and grads:
+            torch._foreach_mul_(grads, scale)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(list(moved.values()), self.clip_norm)
+        if self._ours is not None:
+            for (name, parameter), grad in zip(moved.items(), grads, strict=True):
+                self._ours.update_dense(
+                    parameter.detach(), grad, self.state[name], lr=self._ours.lr * rate, step=step
+                )
+        elif self._torch is not None:
+            for group, base in zip(self._torch.param_groups, self._base_rates, strict=True):
+                group["lr"] = base * rate
+            self._torch.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the optimizer's state, one named tensor each."""
+        if self._ours is not None:
+            return {f"{name}/{slot}": t for name, slots in self.state.items() for slot, t in slots.items()}
+        assert self._torch is not None
+        names = list(self.parameters)
+        found: dict[str, Tensor] = {}
+        for index, slots in self._torch.state_dict()["state"].items():
+            for slot, value in slots.items():
+                found[f"{names[index]}/{slot}"] = torch.as_tensor(value)
+        return found
+
+    def load_tensors(self, tensors: Mapping[str, Any]) -> None:
+        """Take the state :meth:`tensors` returned.
+
+        Raises:
+            CheckpointError: If a tensor is missing or has another shape.
+        """
+        if self._ours is not None:
+            for key, held in self.tensors().items():
+                if key not in tensors or tuple(tensors[key].shape) != tuple(held.shape):
+                    raise CheckpointError(f"optimizer state {key!r} is missing or has another shape; use the same optimizer")
+                held.copy_(torch.as_tensor(tensors[key]).clone())
+            return
+        assert self._torch is not None
+        names = list(self.parameters)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, slot = key.rpartition("/")
+            state.setdefault(names.index(name), {})[slot] = torch.as_tensor(value).clone()
+        self._torch.load_state_dict({**self._torch.state_dict(), "state": state})

@@ -1,0 +1,268 @@
+"""One training step as four functions: group and gather, dense forward and backward, reduce, apply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from widedeep.data.batch import Batch
+from widedeep.deep import MLP, DeepInput, SequenceInput
+from widedeep.dense_update import DenseUpdate
+from widedeep.errors import DataError
+from widedeep.fused_mlp import FusedMLP
+from widedeep.model import WideDeep
+from widedeep.optim import Optimizer
+from widedeep.tables import EmbeddingTable, Groups
+from widedeep.undo_log import UndoLog
+
+__all__ = ["StepResult", "TrainStep"]
+
+
+@dataclass(slots=True)
+class Gathered:
+    """A batch's ids, grouped by row, and the deep input."""
+
+    wide_groups: Groups | None
+    deep_groups: Mapping[int, Groups]
+    inputs: DeepInput | None
+
+
+@dataclass(slots=True)
+class DenseResult:
+    """What the forward and backward pass of the dense part gives."""
+
+    logits_BC: Tensor
+    losses_B: Tensor
+    grad_BC: Tensor
+    grad_BX: Tensor | None
+    sequence_grads: Mapping[str, Tensor]
+
+
+@dataclass(slots=True)
+class RowGradients:
+    """The summed example gradients of the rows a batch touched."""
+
+    name: str
+    table: EmbeddingTable
+    optimizer: Optimizer
+    groups: Groups
+    grads_UD: Tensor
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step reports.
+
+    Args:
+        logits_BC: Logits of the batch before it was learned.
+        losses_B: Loss of each example, heads summed, before its weight.
+    """
+
+    logits_BC: Tensor
+    losses_B: Tensor
+
+
+class TrainStep:
+    """Moves a model by one batch; each touched row moves once, untouched rows cost nothing.
+
+    Args:
+        model: The model.
+        wide: Optimizer of the wide weights.
+        deep: Optimizer of the embeddings.
+        dense: Update of the dense parameters.
+        grad_scale: Factor of the summed example gradients given to sparse optimizers.
+        loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch.
+        threads: Threads of the kernels.
+    """
+
+    def __init__(
+        self,
+        model: WideDeep,
+        *,
+        wide: Optimizer,
+        deep: Optimizer,
+        dense: DenseUpdate,
+        grad_scale: float = 1.0,
+        loss_reduction: str = "mean",
+        threads: int = 1,
+    ) -> None:
+        self.model = model
+        self.dense = dense
+        self.grad_scale = grad_scale
+        self.loss_reduction = loss_reduction
+        self.threads = threads
+        self.undo = UndoLog()
+        self._wide, self._deep = wide, deep
+        self._concat: Tensor | None = None
+        self.fused = fused_mlp(model)
+        if model.wide_table is not None:
+            model.wide_table.attach(wide)
+        for table in model.deep_tables.values():
+            table.attach(deep)
+
+    def __call__(self, batch: Batch, *, rate: float = 1.0, step: int = 1) -> StepResult:
+        """Learn one batch.
+
+        Args:
+            batch: Examples with labels.
+            rate: Factor of all learning rates.
+            step: Steps done including this one, from 1.
+
+        Returns:
+            The logits and losses from before the update.
+
+        Raises:
+            DataError: If the batch has no labels, or one is outside its head's range.
+        """
+        gathered = self.group_and_gather(batch)
+        result = self.dense_pass(batch, gathered)
+        gradients = self.reduce(batch, gathered, result)
+        self.apply(gradients, len(batch), rate=rate, step=step)
+        return StepResult(result.logits_BC, result.losses_B)
+
+    def group_and_gather(self, batch: Batch) -> Gathered:
+        """Group duplicate ids and look their rows up."""
+        model = self.model
+        wide = model.wide_table
+        inputs = None
+        if model.towers:
+            if self._concat is None or len(self._concat) < len(batch):
+                self._concat = model.concat_buffer(len(batch))
+            inputs = model.gather(batch, threads=self.threads, out=self._concat)
+        return Gathered(
+            wide_groups=None if wide is None else wide.group(batch, model.schema.slots, threads=self.threads),
+            deep_groups={
+                dim: table.group(batch, model.schema.slots, threads=self.threads)
+                for dim, table in model.deep_tables.items()
+                if model.towers
+            },
+            inputs=inputs,
+        )
+
+    def dense_pass(self, batch: Batch, gathered: Gathered) -> DenseResult:
+        """Compute the logits, the losses and every dense gradient (sums over examples)."""
+        logits_BC = self.model.wide_logits(batch, threads=self.threads)
+        inputs = gathered.inputs
+        if inputs is None:
+            losses_B, grad_BC = self._losses(logits_BC, batch)
+            self._bias_grad(grad_BC)
+            return DenseResult(logits_BC, losses_B, grad_BC, None, {})
+        if self.fused is not None:
+            logits_BC += self.fused.forward(inputs.concat_BX)
+            losses_B, grad_BC = self._losses(logits_BC, batch)
+            self._bias_grad(grad_BC)
+            return DenseResult(logits_BC, losses_B, grad_BC, self.fused.backward(grad_BC), {})
+        return self._autograd_pass(batch, logits_BC, inputs)
+
+    def _autograd_pass(self, batch: Batch, logits_BC: Tensor, inputs: DeepInput) -> DenseResult:
+        concat = inputs.concat_BX.detach().requires_grad_()
+        sequences = {
+            name: SequenceInput(s.values_ND.detach().requires_grad_(), s.offsets) for name, s in inputs.sequences.items()
+        }
+        leaf = DeepInput(
+            concat_BX=concat,
+            layout=inputs.layout,
+            dense_BK=concat[:, self.model.layout.dense],
+            sequences=sequences,
+            extra=inputs.extra,
+        )
+        self.model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            deep_BC = self.model.deep_logits(leaf)
+        assert deep_BC is not None
+        logits_BC += deep_BC.detach()
+        losses_B, grad_BC = self._losses(logits_BC, batch)
+        deep_BC.backward(grad_BC)
+        self._bias_grad(grad_BC)
+        return DenseResult(
+            logits_BC,
+            losses_B,
+            grad_BC,
+            torch.zeros_like(concat) if concat.grad is None else concat.grad,
+            {
+                name: torch.zeros_like(s.values_ND) if s.values_ND.grad is None else s.values_ND.grad
+                for name, s in sequences.items()
+            },
+        )
+
+    @torch.no_grad()
+    def _losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return each example's loss, and the gradient of the weighted sum by the logits."""
+        if batch.labels_BL is None:
+            raise DataError("got a batch without labels; give the spec a label column")
+        labels_BL = torch.from_numpy(batch.labels_BL).to(logits_BC.device)
+        losses_B = torch.zeros(len(batch), device=logits_BC.device)
+        grad_BC = torch.empty_like(logits_BC)
+        for index, (head, columns) in enumerate(zip(self.model.heads, self.model.head_slices, strict=True)):
+            labels_B = labels_BL[:, index].contiguous()
+            head.check_labels(labels_B)
+            logits = logits_BC[:, columns]
+            losses_B += head.loss_weight * head.losses(logits, labels_B)
+            grad_BC[:, columns] = head.loss_weight * head.gradient(logits, labels_B)
+        if batch.weight_B is not None:
+            grad_BC *= torch.from_numpy(batch.weight_B).to(grad_BC.device)[:, None]
+        return losses_B, grad_BC
+
+    def _bias_grad(self, grad_BC: Tensor) -> None:
+        self.model.bias.grad = grad_BC.sum(dim=0)
+
+    @torch.no_grad()
+    def reduce(self, batch: Batch, gathered: Gathered, result: DenseResult) -> list[RowGradients]:
+        """Sum the examples' gradients by row."""
+        model, found = self.model, []
+        if model.wide_table is not None and gathered.wide_groups is not None:
+            grads = model.wide_table.sum_wide(
+                batch, gathered.wide_groups, model.schema.slots, model.config.wide_combiner, result.grad_BC,
+                threads=self.threads,
+            )  # fmt: skip
+            found.append(RowGradients("wide", model.wide_table, self._wide, gathered.wide_groups, grads))
+        for dim, groups in gathered.deep_groups.items():
+            assert result.grad_BX is not None
+            table = model.deep_tables[dim]
+            grads = table.sum_deep(
+                batch, groups, model.schema.slots, model.layout.columns, result.grad_BX, result.sequence_grads,
+                threads=self.threads,
+            )  # fmt: skip
+            found.append(RowGradients(f"deep/{dim}", table, self._deep, groups, grads))
+        return found
+
+    @torch.no_grad()
+    def apply(self, gradients: list[RowGradients], rows: int, *, rate: float, step: int) -> None:
+        """Move each touched row, and the dense parameters, once."""
+        for found in gradients:
+            self.undo.before_update(found.name, found.groups.rows)
+            found.table.apply(
+                found.groups,
+                found.grads_UD,
+                found.optimizer,
+                lr=found.optimizer.lr * rate,
+                grad_scale=self.grad_scale,
+                step=step,
+                threads=self.threads,
+            )
+        scale = 1.0 / rows if self.loss_reduction == "mean" else 1.0
+        self.dense.apply(scale=scale, rate=rate, step=step)
+
+    def keep_best(self) -> None:
+        """Start to remember what :meth:`UndoLog.undo` needs: call once before training with early stopping."""
+        model = self.model
+        tables = {f"deep/{dim}": table for dim, table in model.deep_tables.items()}
+        if model.wide_table is not None:
+            tables["wide"] = model.wide_table
+        for name, table in tables.items():
+            self.undo.watch(name, {"weight": table.weight, **table.state})
+        small = {f"module/{name}": tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+        self.undo.watch_small({**small, **{f"optimizer/{k}": v for k, v in self.dense.tensors().items()}})
+
+
+def fused_mlp(model: WideDeep) -> FusedMLP | None:
+    """Return the fast path if the standard tower is the only one, else None."""
+    tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
+    if isinstance(tower, MLP) and tower.is_plain and model.device.type == "cpu":
+        output = model.outputs["mlp"]
+        assert isinstance(output, torch.nn.Linear)
+        return FusedMLP(tower, output)
+    return None

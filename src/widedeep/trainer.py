@@ -1,0 +1,363 @@
+"""Trainer: reads examples out of core and learns them, one step a batch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle
+from widedeep.checkpoint import CheckpointDirectory, read_checkpoint
+from widedeep.config import TrainConfig
+from widedeep.data.batch import Batch
+from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.sources import Source, open_source
+from widedeep.data.transform import Transform
+from widedeep.dense_update import DenseOptimizer, DenseUpdate
+from widedeep.early_stopping import EarlyStopping, as_stopping
+from widedeep.errors import CheckpointError, DataError
+from widedeep.evaluation import EVALUATION_ROWS, evaluate_batches, evaluating
+from widedeep.export import export_bundle
+from widedeep.history import History
+from widedeep.model import WideDeep
+from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer
+from widedeep.progress import Callback
+from widedeep.run_state import Position, capture, restore
+from widedeep.step import TrainStep
+from widedeep.training_run import TrainingRun
+
+__all__ = ["Trainer"]
+
+
+class Trainer:
+    """Trains a :class:`widedeep.WideDeep` jointly: FTRL on the wide part, Adagrad on the deep part by default.
+
+    Args:
+        model: The model; it is changed in place.
+        wide: Optimizer of the wide weights.
+        deep: Optimizer of the embeddings, and of the dense parameters unless ``dense`` is given.
+        dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that returns a torch
+            optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)``.
+        batch_size: Examples a step.
+        grad_scale: Sparse optimizers get this times the sum of an id's example gradients over the batch.
+        loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch; ``"sum"`` does not.
+        clip_norm: Largest norm of the dense gradients; None does not clip.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` decay of all learning rates to 0 at the last step.
+        warmup_steps: Learning rates rise linearly over this many first steps.
+        shuffle: Read in a new seeded order each epoch.
+        pool_rows: Rows shuffled together in memory.
+        seed: Of the reading order and dropout.
+        threads: Threads of kernels and matrix products; None: all the process may use.
+        checkpoints: Directory for checkpoints; None writes none.
+        checkpoint_every: Steps between checkpoints; None: one an epoch.
+        keep_last: Checkpoints kept besides the best.
+        callbacks: Objects with the methods of :class:`widedeep.progress.Callback`.
+        progress: False shows nothing.
+
+    Example:
+        >>> import widedeep as wd
+        >>> rows = [{"job": "ab"[i % 2], "y": i % 2} for i in range(64)]
+        >>> schema = wd.fit_schema(wd.FeatureSpec(label="y", features=[wd.categorical("job")]), rows)
+        >>> trainer = wd.Trainer(wd.WideDeep(schema, hidden_units=[4]), batch_size=8, progress=False)
+        >>> _ = trainer.fit(rows, epochs=20)
+        >>> trainer.evaluate(rows)["auc"]
+        1.0
+    """
+
+    def __init__(
+        self,
+        model: WideDeep,
+        *,
+        wide: Optimizer | None = None,
+        deep: Optimizer | None = None,
+        dense: DenseOptimizer | None = None,
+        batch_size: int = TrainConfig().batch_size,
+        grad_scale: float = TrainConfig().grad_scale,
+        loss_reduction: Literal["mean", "sum"] = "mean",
+        clip_norm: float | None = None,
+        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        shuffle: bool = True,
+        pool_rows: int = TrainConfig().pool_rows,
+        seed: int = 0,
+        threads: int | None = None,
+        checkpoints: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        keep_last: int = 3,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+    ) -> None:
+        self.model = model
+        self.wide = wide or FTRL()
+        self.deep = deep or Adagrad()
+        self.dense_optimizer = dense or self.deep
+        self.config = TrainConfig(
+            batch_size=batch_size,
+            grad_scale=grad_scale,
+            loss_reduction=loss_reduction,
+            clip_norm=clip_norm,
+            schedule=schedule,
+            warmup_steps=warmup_steps,
+            shuffle=shuffle,
+            pool_rows=pool_rows,
+            seed=seed,
+            threads=threads,
+            wide=describe_optimizer(self.wide),
+            deep=describe_optimizer(self.deep),
+            dense=describe_optimizer(self.dense_optimizer),
+        )
+        self.threads = threads or usable_cores()
+        self.history = History()
+        self.position = Position()
+        self.inputs: list[dict[str, Any]] = []
+        self.directory = None if checkpoints is None else CheckpointDirectory(checkpoints, keep_last=keep_last)
+        self.checkpoint_every = checkpoint_every
+        self.callbacks = list(callbacks)
+        self.show_progress = progress
+        self.transform = Transform(model.schema)
+        self.step = TrainStep(
+            model,
+            wide=self.wide,
+            deep=self.deep,
+            dense=DenseUpdate(dict(model.named_parameters()), self.dense_optimizer, clip_norm=clip_norm),
+            grad_scale=grad_scale,
+            loss_reduction=loss_reduction,
+            threads=self.threads,
+        )
+
+    # ---- training -------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: object,
+        *,
+        epochs: int = 1,
+        steps: int | None = None,
+        valid: object | None = None,
+        eval_every: int | None = None,
+        early_stopping: EarlyStopping | int | None = None,
+        resume: bool = False,
+    ) -> History:
+        """Train on ``data``.
+
+        Args:
+            data: A path, a glob, a list of paths, a DataFrame, an Arrow table or reader, or a list of dicts.
+            epochs: Passes over the data.
+            steps: Stop after this many steps, whatever ``epochs`` says.
+            valid: Data to evaluate on while training.
+            eval_every: Steps between evaluations; None: after each epoch.
+            early_stopping: Stop when the validation metric no longer improves and go back to the best model; a number is
+                the patience in evaluations.
+            resume: Go on from the newest checkpoint of ``checkpoints``, if there is one.
+
+        Returns:
+            :attr:`history`, one row an evaluation or epoch.
+
+        Raises:
+            DataError: If the data has no rows, lacks a column, or holds a label out of range.
+            CheckpointError: If ``resume`` finds other inputs than the interrupted run had.
+        """
+        stopping = as_stopping(early_stopping, has_valid=valid is not None)
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(self.open(data, "training data"))
+            valid_source = None
+            if valid is not None:
+                valid_source = stack.enter_context(self.open(valid, "validation data"))
+            self.inputs = source.describe()
+            if resume:
+                self._resume(stopping)
+            run = TrainingRun(
+                self, source, valid_source, stopping, epochs=epochs, steps=steps, eval_every=eval_every
+            )
+            stack.enter_context(_numerics(self.threads))
+            run.train()
+        return self.history
+
+    def open(self, data: object, role: str, *, targets: bool = True) -> Source:
+        """Open data with the columns this model needs.
+
+        Args:
+            data: As for :meth:`fit`.
+            role: What it is, for the error.
+            targets: Labels, weights and groups are needed too.
+
+        Raises:
+            DataError: If it has no rows or lacks a column.
+        """
+        source = open_source(
+            data, columns=self.transform.columns(targets=targets), column_types=self._column_types()
+        )
+        if source.num_rows == 0:
+            source.close()
+            raise DataError(f"got {role} without rows; give at least one example")
+        return source
+
+    def _column_types(self) -> dict[str, Any]:
+        return {name: kind.arrow() for name, kind in self.model.schema.columns.items()}
+
+    def _resume(self, stopping: EarlyStopping | None) -> None:
+        if self.directory is None:
+            raise CheckpointError("got resume=True without checkpoints=...; name the directory of the interrupted run")
+        latest = self.directory.latest()
+        if latest is not None:
+            state = self.load_checkpoint(latest)
+            if stopping is not None and state.get("stopping"):
+                stopping.load(state["stopping"])
+
+    def load_checkpoint(self, path: str | os.PathLike[str]) -> Mapping[str, Any]:
+        """Take parameters, optimizer state and position from a checkpoint.
+
+        Args:
+            path: A ``step-*`` directory.
+
+        Returns:
+            What the checkpoint says besides: configuration, history, early stopping.
+
+        Raises:
+            CheckpointError: If it is damaged, or of another model, schema or input.
+        """
+        checkpoint = read_checkpoint(path)
+        if checkpoint.schema != self.model.schema:
+            raise CheckpointError(f"{path}: got a checkpoint of another schema; make the model with the checkpoint's schema")
+        inputs = checkpoint.state["inputs"]
+        if self.inputs and inputs != self.inputs:
+            raise CheckpointError(
+                f"{path}: the training data changed since the checkpoint (then {inputs}, now {self.inputs}); "
+                "resume with the same files, or start anew"
+            )
+        restore(self, checkpoint)
+        return checkpoint.state
+
+    def save_checkpoint(self, stopping: EarlyStopping | None = None, *, best: bool = False) -> Path:
+        """Write a checkpoint of the present state into :attr:`directory`.
+
+        Raises:
+            CheckpointError: If the trainer has no directory, or it cannot be written.
+        """
+        if self.directory is None:
+            raise CheckpointError("got no directory; make the trainer with checkpoints='DIR'")
+        return self.directory.save(capture(self, stopping), best=best)
+
+    # ---- using the model ------------------------------------------------------------------------
+
+    def batches(self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS) -> Iterator[Batch]:
+        """Encode an open source in its own order, batch by batch."""
+        plan = EpochPlan(source, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
+        with contextlib.closing(BatchReader(source, self.encoder(targets=targets), plan)) as reader:
+            yield from reader
+
+    def encoder(self, *, targets: bool = True) -> Callable[..., Batch]:
+        """Return the function that turns a table into a Batch."""
+        return functools.partial(self.transform, targets=targets)
+
+    def logits(self, data: object) -> NDArray[np.float32]:
+        """Return the logits of every row, (rows, C), in the data's order."""
+        with self.open(data, "data to score", targets=False) as source, evaluating(self.model):
+            found = [
+                self.model(batch, threads=self.threads).cpu().numpy()
+                for batch in self.batches(source, targets=False)
+            ]
+        return np.concatenate(found)
+
+    def predict(self, data: object) -> NDArray[np.float64] | dict[str, NDArray[np.float64]]:
+        """Return predictions for every row, in the data's order.
+
+        Args:
+            data: As for :meth:`fit`; labels are not needed.
+
+        Returns:
+            Probabilities (rows,) for a binary head, (rows, classes) for a multi-class one, values (rows,) for a
+            regression; a dict by head name for several heads.
+        """
+        logits = torch.from_numpy(self.logits(data)).double()
+        found = {
+            head.name: head.predictions(logits[:, columns]).numpy()
+            for head, columns in zip(self.model.heads, self.model.head_slices, strict=True)
+        }
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    def evaluate(self, data: object) -> dict[str, float]:
+        """Return metrics on labelled data.
+
+        Args:
+            data: As for :meth:`fit`.
+
+        Returns:
+            Metrics by name; prefixed ``head/`` for a model with several heads. See :mod:`widedeep.metrics`.
+
+        Raises:
+            DataError: If the data has no rows or lacks a column.
+        """
+        with self.open(data, "data to evaluate") as source:
+            return self.evaluate_source(source)
+
+    def evaluate_source(self, source: Source) -> dict[str, float]:
+        """Return metrics on an open source, which stays open."""
+        with evaluating(self.model):
+            return evaluate_batches(self.model, self.batches(source, targets=True), threads=self.threads)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        metrics: Mapping[str, float] | None = None,
+        warmup: Sequence[Mapping[str, Any]] = (),
+        calibration: Literal["platt", "isotonic"] | None = None,
+        calibrate_on: object | None = None,
+        negative_rate: float | None = None,
+        overwrite: bool = False,
+    ) -> Bundle:
+        """Write the model as a bundle that scores without torch.
+
+        Args:
+            path: The bundle's directory.
+            metrics: Kept in the bundle; the last validation metrics if not given.
+            warmup: Rows stored with their scores, replayed when a server loads the bundle.
+            calibration: Fit a calibration on ``calibrate_on``.
+            calibrate_on: Labelled data that the model was not trained on.
+            negative_rate: Rate at which negatives were kept in training data without weights; scores are corrected by it.
+            overwrite: Replace a bundle that is already there.
+
+        Returns:
+            The bundle, loaded from ``path``.
+
+        Raises:
+            BundleError: If it cannot be written, or something is there already.
+        """
+        return export_bundle(
+            self,
+            path,
+            metrics=metrics,
+            warmup=warmup,
+            calibration=calibration,
+            calibrate_on=calibrate_on,
+            negative_rate=negative_rate,
+            overwrite=overwrite,
+        )
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _numerics(threads: int) -> Iterator[None]:
+    """Run with this many torch threads and without denormal numbers (they are many times slower)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)

@@ -1,0 +1,226 @@
+"""TrainingRun: one call of fit, from its first batch to the best model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from widedeep.data.batch import Batch
+from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.sources import Source
+from widedeep.early_stopping import EarlyStopping
+from widedeep.heads import Binary
+from widedeep.progress import Progress, RecentScores
+from widedeep.schedule import rate_factor
+from widedeep.step import StepResult
+
+if TYPE_CHECKING:
+    from widedeep.trainer import Trainer
+
+__all__ = ["TrainingRun"]
+
+
+class TrainingRun:
+    """Reads batches, steps, evaluates, checkpoints, and shows how it goes.
+
+    Args:
+        trainer: Holds the model, the position and the checkpoint directory.
+        source: Training data.
+        valid: Validation data, or None.
+        stopping: Early stopping, or None.
+        epochs: Passes over the data.
+        steps: Most steps, or None.
+        eval_every: Steps between evaluations; None: after each epoch.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        source: Source,
+        valid: Source | None,
+        stopping: EarlyStopping | None,
+        *,
+        epochs: int,
+        steps: int | None,
+        eval_every: int | None,
+    ) -> None:
+        self.trainer = trainer
+        self.source = source
+        self.valid = valid
+        self.stopping = stopping
+        self.epochs = epochs
+        self.eval_every = eval_every
+        per_epoch = math.ceil(source.num_rows / trainer.config.batch_size)
+        self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
+        self.progress = Progress(self.total_steps - trainer.position.step, enabled=trainer.show_progress)
+        self.recent = RecentScores()
+        self._losses = self._rows = 0.0
+        self._started = time.perf_counter()
+        self._rows_before = trainer.position.rows
+
+    def train(self) -> None:
+        """Train to the end, to an early stop, or to Ctrl-C (which saves a checkpoint first)."""
+        trainer = self.trainer
+        if trainer.position.step == 0:
+            torch.manual_seed(trainer.config.seed)
+        if self.stopping is not None:
+            trainer.step.keep_best()
+        trainer.model.train()
+        try:
+            while trainer.position.epoch < self.epochs and not self._done():
+                self._epoch()
+        except KeyboardInterrupt:
+            self._interrupted()
+            raise
+        self._finish()
+
+    def _done(self) -> bool:
+        stopped = self.stopping is not None and self.stopping.should_stop
+        return stopped or self.trainer.position.step >= self.total_steps
+
+    def _epoch(self) -> None:
+        trainer, position = self.trainer, self.trainer.position
+        plan = EpochPlan(
+            self.source,
+            batch_size=trainer.config.batch_size,
+            seed=trainer.config.seed,
+            epoch=position.epoch,
+            shuffle=trainer.config.shuffle,
+            pool_rows=trainer.config.pool_rows,
+        )
+        reader = BatchReader(self.source, trainer.encoder(), plan, start_batch=position.batch)
+        with contextlib.closing(reader):
+            for batch in reader:
+                self._step(batch)
+                last = position.batch == plan.num_batches
+                if last:
+                    position.epoch, position.batch = position.epoch + 1, 0
+                self._after_step(epoch_done=last)
+                if self._done():
+                    return
+
+    def _step(self, batch: Batch) -> None:
+        trainer, position = self.trainer, self.trainer.position
+        rate = rate_factor(
+            trainer.config.schedule, position.step, self.total_steps, trainer.config.warmup_steps
+        )
+        result = trainer.step(batch, rate=rate, step=position.step + 1)
+        position.step += 1
+        position.batch += 1
+        position.rows += len(batch)
+        self._count(batch, result)
+
+    def _count(self, batch: Batch, result: StepResult) -> None:
+        losses = result.losses_B
+        if batch.weight_B is None:
+            total, weight = float(losses.sum()), float(len(batch))
+        else:
+            weights = torch.from_numpy(batch.weight_B).to(losses.device)
+            total, weight = float((losses * weights).sum()), float(weights.sum())
+        self._losses += total
+        self._rows += weight
+        if len(self.trainer.model.heads) == 1 and isinstance(self.trainer.model.heads[0], Binary):
+            assert batch.labels_BL is not None
+            self.recent.add(result.logits_BC[:, 0].cpu().numpy().copy(), batch.labels_BL[:, 0].copy())
+        figures = {
+            "step": self.trainer.position.step,
+            "epoch": self.trainer.position.epoch + 1,
+            "rows": self.trainer.position.rows,
+            "loss": total / weight if weight else 0.0,
+        }
+        for callback in self.trainer.callbacks:
+            callback.on_step(figures)
+        if self.progress.due():
+            self.progress.show(self._figures())
+
+    def _figures(self) -> dict[str, Any]:
+        position, wide = self.trainer.position, self.trainer.model.wide_table
+        return {
+            "epoch": position.epoch + 1,
+            "step": position.step,
+            "rows": position.rows - self._rows_before,
+            "loss": self._losses / self._rows if self._rows else float("nan"),
+            "auc": self.recent.auc(),
+            "nonzero_wide": None if wide is None else wide.nonzero,
+        }
+
+    def _after_step(self, *, epoch_done: bool) -> None:
+        trainer, step = self.trainer, self.trainer.position.step
+        evaluate = step % self.eval_every == 0 if self.eval_every else epoch_done
+        last = step >= self.total_steps
+        improved = self._evaluate() if evaluate or last or epoch_done else False
+        every = trainer.checkpoint_every
+        if trainer.directory is not None and (improved or last or (step % every == 0 if every else epoch_done)):
+            trainer.save_checkpoint(self.stopping, best=improved)
+
+    def _evaluate(self) -> bool:
+        """Add a row to the history; return True if the model is the best so far."""
+        trainer = self.trainer
+        seconds = time.perf_counter() - self._started
+        row: dict[str, Any] = {
+            "epoch": trainer.position.epoch if trainer.position.batch == 0 else trainer.position.epoch + 1,
+            "step": trainer.position.step,
+            "rows": trainer.position.rows,
+            "loss": self._losses / self._rows if self._rows else float("nan"),
+            "rows_per_s": (trainer.position.rows - self._rows_before) / seconds,
+        }
+        if trainer.model.wide_table is not None:
+            row["nonzero_wide"] = trainer.model.wide_table.nonzero
+        self._losses = self._rows = 0.0
+        improved = False
+        if self.valid is not None:
+            metrics = trainer.evaluate_source(self.valid)
+            row.update({f"valid/{name}": value for name, value in metrics.items()})
+            if self.stopping is not None:
+                improved = self.stopping.update(metrics, trainer.position.step)
+                if improved:
+                    trainer.step.undo.mark()
+        trainer.history.add(row)
+        self.progress.message(_summary(row))
+        for callback in trainer.callbacks:
+            callback.on_evaluate(row)
+        return improved
+
+    def _interrupted(self) -> None:
+        trainer = self.trainer
+        if trainer.directory is None:
+            self.progress.message("interrupted; nothing was saved (give checkpoints='DIR' to be able to resume)")
+            return
+        place = trainer.save_checkpoint(self.stopping)
+        self.progress.message(f"interrupted; saved {place}. Resume: fit(..., resume=True), or 'widedeep train --resume'")
+
+    def _finish(self) -> None:
+        trainer = self.trainer
+        if self.stopping is not None and self.stopping.best is not None:
+            if self.stopping.best_step != trainer.position.step:
+                self._restore_best()
+            self.progress.message(
+                f"best {self.stopping.monitor} {self.stopping.best:.5f} at step {self.stopping.best_step:,}"
+            )
+        row = trainer.history[-1] if len(trainer.history) else {}
+        for callback in trainer.callbacks:
+            callback.on_end(row)
+
+    def _restore_best(self) -> None:
+        trainer = self.trainer
+        if trainer.step.undo.marked:
+            trainer.step.undo.undo()
+            trainer.model.recount()
+        elif trainer.directory is not None:
+            best = trainer.directory.best()
+            if best is not None:
+                trainer.load_parameters(best)
+
+
+def _summary(row: dict[str, Any]) -> str:
+    parts = [f"epoch {row['epoch']}", f"step {row['step']:,}", f"{row['rows_per_s']:,.0f} rows/s", f"loss {row['loss']:.4f}"]
+    for name in ("auc", "log_loss", "calibration", "accuracy", "rmse"):
+        if f"valid/{name}" in row:
+            parts.append(f"valid {name.replace('_', ' ')} {row[f'valid/{name}']:.4f}")
+    if "nonzero_wide" in row:
+        parts.append(f"wide {row['nonzero_wide']:,}")
+    return "  ".join(parts)
