@@ -283,6 +283,30 @@ class Trainer:
         }
         return next(iter(found.values())) if len(found) == 1 else found
 
+    def labelled_logits(
+        self, data: object
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the first logit, the first label and the weight of every row."""
+        with self.open(data, "labelled data") as source, evaluating(self.model):
+            found = [
+                (self.model(batch, threads=self.threads)[:, 0].cpu().numpy(), batch.labels_BL, batch.weight_B)
+                for batch in self.batches(source, targets=True)
+            ]
+        weights = [weight for _, _, weight in found if weight is not None]
+        return (
+            np.concatenate([logits for logits, _, _ in found]),
+            np.concatenate([labels[:, 0] for _, labels, _ in found if labels is not None]),
+            np.concatenate(weights) if weights else None,
+        )
+
+    def load_parameters(self, path: str | os.PathLike[str]) -> None:
+        """Take parameters and optimizer state from a checkpoint, but keep the position.
+
+        Raises:
+            CheckpointError: If it is damaged or of another model.
+        """
+        restore(self, read_checkpoint(path), position=False)
+
     def evaluate(self, data: object) -> dict[str, float]:
         """Return metrics on labelled data.
 

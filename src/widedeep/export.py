@@ -1,0 +1,169 @@
+"""A trained model as a bundle: plain arrays that score without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from widedeep.bundle import Bundle, BundleHead, BundleModel, DeepColumn, write_bundle
+from widedeep.bundle.calibration import PriorCorrection, fit_isotonic, fit_platt
+from widedeep.deep import MLP
+from widedeep.errors import BundleError
+from widedeep.evaluation import evaluating
+from widedeep.heads import Binary
+from widedeep.model import WideDeep
+from widedeep.run_state import run_tables
+
+if TYPE_CHECKING:
+    from widedeep.trainer import Trainer
+
+__all__ = ["bundle_model", "bundle_weights", "export_bundle"]
+
+WARMUP_ROWS = 16
+
+
+def bundle_model(model: WideDeep) -> BundleModel:
+    """Return the description of a model that scoring needs."""
+    layout, slots = model.layout, {slot.name: slot for slot in model.schema.slots}
+    columns = [
+        DeepColumn(
+            name=name,
+            source="table" if name in slots else "dense",
+            start=places.start,
+            stop=places.stop,
+            combiner=slots[name].combiner if name in slots else None,
+        )
+        for name, places in layout.columns.items()
+    ]
+    heads = [
+        BundleHead(
+            name=head.name,
+            kind=head.kind,
+            start=places.start,
+            stop=places.stop,
+            classes=tuple(model.schema.classes.get(head.name, ())),
+        )
+        for head, places in zip(model.heads, model.head_slices, strict=True)
+    ]
+    return BundleModel(
+        heads=tuple(heads),
+        activation=model.config.activation,
+        hidden_units=model.config.hidden_units if "mlp" in model.towers else (),
+        wide=tuple(slot.name for slot in model.schema.slots if slot.wide),
+        wide_combiner=model.config.wide_combiner,
+        deep=tuple(columns),
+    )
+
+
+def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
+    """Return a model's weights by their names in a bundle; batch norm is folded into the layers after it."""
+    weights: dict[str, NDArray[Any]] = {"bias": _array(model.bias)}
+    if model.wide_table is not None:
+        weights.update({f"wide/{name}": _array(w) for name, w in model.wide_table.named_weights().items()})
+    for table in model.deep_tables.values():
+        weights.update({f"table/{name}": _array(w) for name, w in table.named_weights().items()})
+    tower = model.towers["mlp"] if "mlp" in model.towers else None
+    if isinstance(tower, MLP):
+        output = model.outputs["mlp"]
+        assert isinstance(output, nn.Linear)
+        weights.update(_mlp_weights(tower, output, weights))
+    return weights
+
+
+def _mlp_weights(tower: MLP, output: nn.Linear, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Fold each layer's norm, a * h + c, into the layer that reads h: W (a * h + c) + b."""
+    found: dict[str, NDArray[Any]] = {}
+    scale: NDArray[np.float64] | None = None
+    shift: NDArray[np.float64] | None = None
+    for i, layer in enumerate(tower.layers):
+        assert isinstance(layer, nn.Linear)
+        weight, bias = _array(layer.weight).astype(np.float64), _array(layer.bias).astype(np.float64)
+        if scale is not None and shift is not None:
+            weight, bias = weight * scale, bias + weight @ shift
+        found[f"mlp/{i}/weight"], found[f"mlp/{i}/bias"] = weight.astype(np.float32), bias.astype(np.float32)
+        if tower.norms is not None:
+            norm = tower.norms[i]
+            assert isinstance(norm, nn.BatchNorm1d)
+            assert norm.running_mean is not None and norm.running_var is not None
+            scale = _array(norm.weight) / np.sqrt(_array(norm.running_var).astype(np.float64) + norm.eps)
+            shift = _array(norm.bias) - _array(norm.running_mean) * scale
+    head = _array(output.weight).astype(np.float64)
+    if scale is not None and shift is not None:
+        found["bias"] = (weights["bias"] + head @ shift).astype(np.float32)
+        head = head * scale
+    found["head/weight"] = head.astype(np.float32)
+    return found
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
+    return array
+
+
+def export_bundle(
+    trainer: Trainer,
+    path: str | os.PathLike[str],
+    *,
+    metrics: Mapping[str, float] | None,
+    warmup: Sequence[Mapping[str, Any]],
+    calibration: Literal["platt", "isotonic"] | None,
+    calibrate_on: object | None,
+    negative_rate: float | None,
+    overwrite: bool,
+) -> Bundle:
+    """Write a trainer's model as a bundle; see :meth:`widedeep.Trainer.export`."""
+    model = trainer.model
+    custom = [name for name in model.towers if name != "mlp"]
+    onnx = None
+    if custom:
+        from widedeep.onnx_export import tower_graph
+
+        with evaluating(model):
+            onnx = tower_graph(model)
+    if metrics is None:
+        metrics = _last_metrics(trainer)
+    return write_bundle(
+        path,
+        schema=model.schema,
+        weights=bundle_weights(model),
+        model=bundle_model(model),
+        metrics=dict(metrics),
+        warmup_rows=list(warmup)[:WARMUP_ROWS],
+        config=run_tables(trainer),
+        calibration=_calibration(trainer, calibration, calibrate_on, negative_rate),
+        engine="onnx" if custom else "native",
+        onnx=onnx,
+        overwrite=overwrite,
+    )
+
+
+def _last_metrics(trainer: Trainer) -> dict[str, float]:
+    last = trainer.history[-1] if len(trainer.history) else {}
+    return {name.removeprefix("valid/"): value for name, value in last.items() if name.startswith("valid/")}
+
+
+def _calibration(
+    trainer: Trainer, kind: str | None, data: object | None, negative_rate: float | None
+) -> Any:
+    if kind is None and negative_rate is None:
+        return None
+    if len(trainer.model.heads) != 1 or not isinstance(trainer.model.heads[0], Binary):
+        raise BundleError("calibration and negative_rate are for a model with one binary head; leave them out")
+    if kind is not None and negative_rate is not None:
+        raise BundleError("got calibration and negative_rate; a calibration fitted on real data corrects the rate too: give one")
+    if negative_rate is not None:
+        return PriorCorrection(rate=negative_rate)
+    if data is None:
+        raise BundleError(f"got calibration={kind!r} without calibrate_on=...; give labelled data kept from training")
+    logits_B, labels_B, weight_B = trainer.labelled_logits(data)
+    if kind == "platt":
+        return fit_platt(logits_B, labels_B, weight_B)
+    if kind == "isotonic":
+        return fit_isotonic(logits_B, labels_B, weight_B)
+    raise BundleError(f"got calibration={kind!r}, expected 'platt' or 'isotonic'")
