@@ -23,7 +23,7 @@ PERSON = {
     "occupation": "Adm-clerical",
     "relationship": "Not-in-family",
     "race": "White",
-    "sex": "Male",
+    "gender": "Male",
     "capital_gain": 2174,
     "capital_loss": 0,
     "hours_per_week": 40,
@@ -38,7 +38,7 @@ def census_spec() -> wd.FeatureSpec:
         features=[
             *wd.numeric("age", "education_num", "capital_gain", "capital_loss", "hours_per_week"),
             *wd.categorical("workclass", "education", "marital_status", "occupation", "relationship"),
-            *wd.categorical("race", "sex", "native_country"),
+            *wd.categorical("race", "gender", "native_country"),
             wd.bucketized("age_bucket", source="age", boundaries=AGES),
             wd.crossed("education", "occupation"),
             wd.crossed("age_bucket", "education", "occupation"),
