@@ -4,8 +4,10 @@
 
 namespace nb = nanobind;
 
-// Each bind_*.cpp defines one of these:
-//   void bind_xxx(nb::module_& m);
+namespace widedeep {
+// Each bind_*.cpp defines one of these.
+void bind_sparse(nb::module_& m);
+}  // namespace widedeep
 
 NB_MODULE(_native, m) {
   m.doc() = "The kernels of widedeep.";
@@ -13,4 +15,5 @@ NB_MODULE(_native, m) {
   m.def(
       "isa", [] { return widedeep::isa_name(widedeep::active_isa()); },
       "The instruction set of the dispatched kernels: 'baseline', 'avx2' or 'avx512'.");
+  widedeep::bind_sparse(m);
 }

@@ -1,0 +1,275 @@
+// Gradients summed by row, and the optimizers' equations over the touched rows.
+#include "rows_isa.hpp"
+
+namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kAheadGradients = 12;  // occurrences
+constexpr int64_t kAheadRows = 8;        // touched rows
+
+// n / d for 32-bit n by one multiplication (Lemire, Kaser & Kurz 2019).
+class Divider {
+ public:
+  explicit Divider(uint32_t d) : divisor_(d), inverse_(d > 1 ? UINT64_MAX / d + 1 : 0) {}
+  uint32_t divide(uint32_t n) const {
+    if (divisor_ == 1) return n;
+    return static_cast<uint32_t>((static_cast<unsigned __int128>(inverse_) * n) >> 64);
+  }
+
+ private:
+  uint32_t divisor_;
+  uint64_t inverse_;
+};
+
+template <int kWidth>
+void segment(const SegmentRequest& request, int64_t first, int64_t last) {
+  const int64_t width = kWidth > 0 ? kWidth : request.out.width;
+  const uint32_t n_features = static_cast<uint32_t>(request.n_features);
+  const Divider by_features(n_features);
+  const auto gradient_of = [&](int32_t cell) {
+    const uint32_t b = by_features.divide(static_cast<uint32_t>(cell));
+    const uint32_t feature = static_cast<uint32_t>(cell) - b * n_features;
+    return request.grad.data + static_cast<int64_t>(b) * request.grad.stride +
+           request.column_of_feature[feature];
+  };
+  const int32_t stop = request.starts[request.n_rows];
+  float local[kWidth > 0 ? kWidth : 1];
+  for (int64_t u = first; u < last; ++u) {
+    float* out = request.out.data + u * request.out.stride;
+    float* sum = kWidth > 0 ? local : out;
+    for (int64_t d = 0; d < width; ++d) sum[d] = 0.0f;
+    for (int32_t j = request.starts[u]; j < request.starts[u + 1]; ++j) {
+      if (j + kAheadGradients < stop) {
+        __builtin_prefetch(gradient_of(request.cells[j + kAheadGradients]), 0, 3);
+      }
+      const int32_t cell = request.cells[j];
+      const float* grad = gradient_of(cell);
+      if (request.scale_of_cell == nullptr && request.values == nullptr) {
+        for (int64_t d = 0; d < width; ++d) sum[d] += grad[d];
+        continue;
+      }
+      float factor = request.scale_of_cell != nullptr ? request.scale_of_cell[cell] : 1.0f;
+      if (request.values != nullptr) factor *= request.values[request.order[j]];
+      for (int64_t d = 0; d < width; ++d) sum[d] += factor * grad[d];
+    }
+    if (kWidth > 0) {
+      for (int64_t d = 0; d < width; ++d) out[d] = sum[d];
+    }
+  }
+}
+
+// Calls update(row, gradient) for each touched row, and prefetch(row) some rows before that.
+template <class Prefetch, class Update>
+inline void for_each_row(const RowGradients& gradients, int64_t first, int64_t last,
+                         Prefetch prefetch, Update update) {
+  const int64_t* rows = gradients.rows;
+  for (int64_t i = first; i < last && i < first + kAheadRows; ++i) {
+    if (rows != nullptr) prefetch(rows[i]);
+  }
+  for (int64_t i = first; i < last; ++i) {
+    if (rows != nullptr && i + kAheadRows < last) prefetch(rows[i + kAheadRows]);
+    update(rows != nullptr ? rows[i] : i, gradients.grads.data + i * gradients.grads.stride);
+  }
+}
+
+template <int kWidth>
+void sgd(const SgdRequest& request, int64_t first, int64_t last) {
+  const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
+  const float scale = request.gradients.grad_scale;
+  for_each_row(
+      request.gradients, first, last,
+      [&](int64_t row) { prefetch_row(read_only(request.weights), row); },
+      [&](int64_t row, const float* grad) {
+        float* __restrict w = request.weights.data + row * request.weights.stride;
+        for (int64_t d = 0; d < width; ++d) w[d] -= request.lr * (grad[d] * scale);
+      });
+}
+
+template <int kWidth>
+void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
+  const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
+  const float scale = request.gradients.grad_scale;
+  const float lr = request.lr;
+  const float eps = request.eps;
+  for_each_row(
+      request.gradients, first, last,
+      [&](int64_t row) {
+        prefetch_row(read_only(request.weights), row);
+        prefetch_row(read_only(request.accumulator), row);
+      },
+      [&](int64_t row, const float* grad) {
+        float* __restrict w = request.weights.data + row * request.weights.stride;
+        float* __restrict acc = request.accumulator.data + row * request.accumulator.stride;
+        for (int64_t d = 0; d < width; ++d) {
+          const float g = grad[d] * scale;
+          const float n = acc[d] + g * g;
+          acc[d] = n;
+          w[d] -= lr * g / (__builtin_sqrtf(n) + eps);
+        }
+      });
+}
+
+template <int kWidth>
+void adam(const AdamRequest& request, int64_t first, int64_t last) {
+  const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
+  const float scale = request.gradients.grad_scale;
+  for_each_row(
+      request.gradients, first, last,
+      [&](int64_t row) {
+        prefetch_row(read_only(request.weights), row);
+        prefetch_row(read_only(request.mean), row);
+        prefetch_row(read_only(request.square), row);
+      },
+      [&](int64_t row, const float* grad) {
+        float* __restrict w = request.weights.data + row * request.weights.stride;
+        float* __restrict m = request.mean.data + row * request.mean.stride;
+        float* __restrict v = request.square.data + row * request.square.stride;
+        for (int64_t d = 0; d < width; ++d) {
+          const float g = grad[d] * scale;
+          const float mean = request.beta1 * m[d] + request.one_minus_beta1 * g;
+          const float square = request.beta2 * v[d] + request.one_minus_beta2 * (g * g);
+          m[d] = mean;
+          v[d] = square;
+          w[d] -= request.lr * mean /
+                  (__builtin_sqrtf(square) * request.square_correction + request.eps);
+        }
+      });
+}
+
+inline float negative_power(float n, float lr_power) {
+  return static_cast<float>(__builtin_pow(static_cast<double>(n), -static_cast<double>(lr_power)));
+}
+
+// kSquareRoot: lr_power is -0.5, as nearly always.
+template <int kWidth, bool kSquareRoot>
+int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
+  const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
+  const float scale = request.gradients.grad_scale;
+  const float inverse_lr = request.inverse_lr;
+  const float l1 = request.l1;
+  const float l2 = request.l2;
+  const float beta = request.beta;
+  const float shrinkage = request.shrinkage;
+  int64_t change = 0;
+  for_each_row(
+      request.gradients, first, last,
+      [&](int64_t row) {
+        prefetch_row(read_only(request.weights), row);
+        prefetch_row(read_only(request.z), row);
+        prefetch_row(read_only(request.n), row);
+      },
+      [&](int64_t row, const float* grad) {
+        float* __restrict w = request.weights.data + row * request.weights.stride;
+        float* __restrict z = request.z.data + row * request.z.stride;
+        float* __restrict n = request.n.data + row * request.n.stride;
+        int32_t nonzero = 0;
+        for (int64_t d = 0; d < width; ++d) {
+          const float g = grad[d] * scale;
+          const float old = w[d];
+          const float total = n[d] + g * g;
+          float root, old_root;
+          if (kSquareRoot) {
+            root = __builtin_sqrtf(total);
+            old_root = __builtin_sqrtf(n[d]);
+          } else {
+            root = negative_power(total, request.lr_power);
+            old_root = negative_power(n[d], request.lr_power);
+          }
+          const float sigma = (root - old_root) * inverse_lr;
+          const float linear = z[d] + ((g + shrinkage * old) - sigma * old);
+          const float moved =
+              -(linear - __builtin_copysignf(l1, linear)) / ((beta + root) * inverse_lr + l2);
+          const float weight = __builtin_fabsf(linear) <= l1 ? 0.0f : moved;
+          n[d] = total;
+          z[d] = linear;
+          w[d] = weight;
+          nonzero += static_cast<int32_t>(weight != 0.0f) - static_cast<int32_t>(old != 0.0f);
+        }
+        change += nonzero;
+      });
+  return change;
+}
+
+template <bool kSquareRoot>
+int64_t ftrl_of_width(const FtrlRequest& request, int64_t begin, int64_t end) {
+  switch (request.weights.width) {
+    case 1:
+      return ftrl<1, kSquareRoot>(request, begin, end);
+    case 16:
+      return ftrl<16, kSquareRoot>(request, begin, end);
+    default:
+      return ftrl<0, kSquareRoot>(request, begin, end);
+  }
+}
+
+// splitmix64's finalizer (Steele, Lea & Flood 2014).
+inline uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBULL;
+  return x ^ (x >> 31);
+}
+
+}  // namespace
+
+void segment_sum_range(const SegmentRequest& request, int64_t begin, int64_t end) {
+  switch (request.out.width) {
+    case 1:
+      return segment<1>(request, begin, end);
+    case 4:
+      return segment<4>(request, begin, end);
+    case 8:
+      return segment<8>(request, begin, end);
+    case 16:
+      return segment<16>(request, begin, end);
+    case 32:
+      return segment<32>(request, begin, end);
+    case 64:
+      return segment<64>(request, begin, end);
+    default:
+      return segment<0>(request, begin, end);
+  }
+}
+
+void sgd_rows_range(const SgdRequest& request, int64_t begin, int64_t end) {
+  return request.weights.width == 16 ? sgd<16>(request, begin, end) : sgd<0>(request, begin, end);
+}
+
+void adagrad_rows_range(const AdagradRequest& request, int64_t begin, int64_t end) {
+  switch (request.weights.width) {
+    case 1:
+      return adagrad<1>(request, begin, end);
+    case 8:
+      return adagrad<8>(request, begin, end);
+    case 16:
+      return adagrad<16>(request, begin, end);
+    case 32:
+      return adagrad<32>(request, begin, end);
+    default:
+      return adagrad<0>(request, begin, end);
+  }
+}
+
+void adam_rows_range(const AdamRequest& request, int64_t begin, int64_t end) {
+  return request.weights.width == 16 ? adam<16>(request, begin, end) : adam<0>(request, begin, end);
+}
+
+int64_t ftrl_rows_range(const FtrlRequest& request, int64_t begin, int64_t end) {
+  return request.lr_power == -0.5f ? ftrl_of_width<true>(request, begin, end)
+                                   : ftrl_of_width<false>(request, begin, end);
+}
+
+void init_rows_range(const InitRequest& request, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const uint64_t row =
+        mix(request.key + static_cast<uint64_t>(request.first_row + i) * 0x9E3779B97F4A7C15ULL);
+    float* out = request.out.data + i * request.out.stride;
+    for (int64_t d = 0; d < request.out.width; ++d) {
+      const uint64_t bits = mix(row + static_cast<uint64_t>(d) * 0xD1B54A32D192ED03ULL);
+      const int32_t sum = static_cast<int32_t>((bits & 0xFFFF) + (bits >> 16 & 0xFFFF) +
+                                               (bits >> 32 & 0xFFFF) + (bits >> 48));
+      out[d] = static_cast<float>(sum - 131070) * request.scale;
+    }
+  }
+}
+
+}  // namespace widedeep::WIDEDEEP_ISA_NAMESPACE

@@ -1,0 +1,197 @@
+// The sparse half of a training step: plain structs over the caller's arrays, and the kernels.
+//
+// A batch is example-major CSR: cell b * F + f holds ids[offsets[b * F + f] ..
+// offsets[b * F + f + 1]). Kernels that read ids return the first cell whose offsets or ids are out
+// of range, or kNoFault; they check before they touch, so a bad batch can hurt nobody.
+#pragma once
+
+#include <stdint.h>
+
+#include "dispatch.hpp"
+
+namespace widedeep {
+
+constexpr int64_t kNoFault = -1;
+constexpr int64_t kSingle = -2;  // group_ids: no fault, and every cell holds exactly one id
+
+enum Combiner : int8_t { kSum = 0, kMean = 1, kSqrtN = 2 };
+
+struct CsrBatch {
+  const int64_t* ids;
+  const int64_t* offsets;  // n_examples * n_features + 1
+  const float* values;     // a weight per id, or null where all are 1
+  int64_t n_ids;
+  int64_t n_examples;
+  int64_t n_features;
+};
+
+// The features that take part in a kernel; one entry a slot, ascending feature index.
+struct SlotList {
+  const int32_t* features;
+  const int64_t* bases;     // first physical row of the slot's table
+  const int64_t* sizes;     // rows of the slot's table
+  const int8_t* combiners;  // Combiner
+  const int64_t* columns;   // where the slot's embedding starts in an output row, or null
+  int64_t n;
+};
+
+// Rows of `width` floats, `stride` floats apart.
+struct ConstRows {
+  const float* data;
+  int64_t stride;
+  int64_t width;
+};
+
+struct Rows {
+  float* data;
+  int64_t stride;
+  int64_t width;
+};
+
+// ---- grouping -----------------------------------------------------------------------------------
+
+struct GroupRequest {
+  CsrBatch batch;
+  const int32_t* features;  // ascending
+  const int32_t* tables;    // the logical table of each entry of `features`
+  int64_t n_slots;
+  const int64_t* bases;  // of each logical table
+  const int64_t* sizes;
+  int64_t n_tables;
+};
+
+// Arrays of the caller: rows, order and cells for n_ids entries, starts for n_ids + 1.
+struct GroupOutput {
+  int64_t* rows;
+  int64_t* table_starts;  // n_tables + 1
+  int32_t* starts;
+  int32_t* order;
+  int32_t* cells;
+};
+
+int64_t group_ids(const GroupRequest& request, const GroupOutput& output, int threads);
+
+// ---- forward ------------------------------------------------------------------------------------
+
+struct GatherRequest {
+  CsrBatch batch;
+  SlotList slots;
+  ConstRows weights;
+  Rows out;  // one row an example
+};
+
+int64_t gather_pool(const GatherRequest& request, int threads);
+int64_t wide_forward(const GatherRequest& request, int threads);
+
+// ---- backward -----------------------------------------------------------------------------------
+
+struct SegmentRequest {
+  const int32_t* starts;  // n_rows + 1
+  const int32_t* order;
+  const int32_t* cells;
+  int64_t n_rows;
+  int64_t n_features;
+  const int64_t* column_of_feature;  // n_features
+  const float* scale_of_cell;        // the combiner's divisor, inverted; null where all are 1
+  const float* values;               // by occurrence, or null
+  ConstRows grad;                    // one row an example; width is that of `out`
+  Rows out;                          // one row a unique row
+};
+
+void segment_sum(const SegmentRequest& request, int threads);
+
+// Fills scale (n_examples * n_features) for the cells of the listed slots.
+int64_t cell_scales(const CsrBatch& batch, const SlotList& slots, float* scale, int threads);
+
+// ---- updates ------------------------------------------------------------------------------------
+
+// Which rows move, and their gradients (times grad_scale). rows == null: every row, in order.
+struct RowGradients {
+  const int64_t* rows;
+  int64_t n;
+  ConstRows grads;
+  float grad_scale;
+};
+
+struct SgdRequest {
+  RowGradients gradients;
+  Rows weights;
+  float lr;
+};
+
+struct AdagradRequest {
+  RowGradients gradients;
+  Rows weights;
+  Rows accumulator;
+  float lr;
+  float eps;
+};
+
+struct AdamRequest {
+  RowGradients gradients;
+  Rows weights;
+  Rows mean;
+  Rows square;
+  float lr;  // already divided by 1 - beta1^t
+  float beta1;
+  float one_minus_beta1;
+  float beta2;
+  float one_minus_beta2;
+  float square_correction;  // 1 / sqrt(1 - beta2^t)
+  float eps;
+};
+
+struct FtrlRequest {
+  RowGradients gradients;
+  Rows weights;
+  Rows z;
+  Rows n;
+  float inverse_lr;
+  float l1;
+  float l2;
+  float beta;
+  float lr_power;  // -0.5 takes the square root
+  float shrinkage;
+};
+
+void sgd_rows(const SgdRequest& request, int threads);
+void adagrad_rows(const AdagradRequest& request, int threads);
+void adam_rows(const AdamRequest& request, int threads);
+int64_t ftrl_rows(const FtrlRequest& request, int threads);  // change of the non-zero count
+
+struct InitRequest {
+  Rows out;
+  uint64_t key;
+  int64_t first_row;
+  float scale;
+};
+
+void init_rows(const InitRequest& request, int64_t n, int threads);
+
+// ---- copying ------------------------------------------------------------------------------------
+
+// Copies row rows[i] of `in` (row_bytes each) to row i of `out`.
+void take_dense(const char* in, const int64_t* rows, int64_t n, int64_t row_bytes, char* out,
+                int threads);
+
+// Fills out_offsets (n * F + 1) for the examples `rows`; returns the number of ids, or -1
+// where offsets go back or point outside.
+int64_t take_offsets(const CsrBatch& batch, const int64_t* rows, int64_t n, int64_t* out_offsets);
+
+// Copies the ids (and values, where there are some) of the examples to where out_offsets says.
+void take_ids(const CsrBatch& batch, const int64_t* rows, int64_t n, const int64_t* out_offsets,
+              int64_t* out_ids, float* out_values, int threads);
+
+WIDEDEEP_DECLARE_ISA(
+    int64_t gather_pool_range(const GatherRequest& request, int64_t begin, int64_t end);
+    int64_t wide_forward_range(const GatherRequest& request, int64_t begin, int64_t end);
+    int64_t cell_scales_range(const CsrBatch& batch, const SlotList& slots, float* scale,
+                              int64_t begin, int64_t end);
+    void segment_sum_range(const SegmentRequest& request, int64_t begin, int64_t end);
+    void sgd_rows_range(const SgdRequest& request, int64_t begin, int64_t end);
+    void adagrad_rows_range(const AdagradRequest& request, int64_t begin, int64_t end);
+    void adam_rows_range(const AdamRequest& request, int64_t begin, int64_t end);
+    int64_t ftrl_rows_range(const FtrlRequest& request, int64_t begin, int64_t end);
+    void init_rows_range(const InitRequest& request, int64_t begin, int64_t end))
+
+}  // namespace widedeep

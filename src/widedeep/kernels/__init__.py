@@ -1,0 +1,39 @@
+"""Native code behind thin typed functions over contiguous NumPy arrays.
+
+Every function checks its arrays, lets go of the interpreter's lock and takes a number of threads;
+its result does not depend on it. ``WIDEDEEP_KERNELS=reference`` runs the plain NumPy reference
+(`widedeep.kernels.reference`) in place of the C++.
+
+Shapes: B examples, F feature slots, N ids, S slots that take part, T logical tables, R physical
+rows, U distinct rows, D embedding width, C logits, X columns of the deep network's input.
+"""
+
+from widedeep.kernels.checks import IdOutOfRangeError
+from widedeep.kernels.copying import take_dense, take_rows
+from widedeep.kernels.groups import Groups, group_ids
+from widedeep.kernels.pooling import (
+    COMBINERS,
+    gather_pool,
+    segment_sum_deep,
+    segment_sum_wide,
+    wide_forward,
+)
+from widedeep.kernels.updates import adagrad_rows, adam_rows, ftrl_rows, init_rows, sgd_rows
+
+__all__ = [
+    "COMBINERS",
+    "Groups",
+    "IdOutOfRangeError",
+    "adagrad_rows",
+    "adam_rows",
+    "ftrl_rows",
+    "gather_pool",
+    "group_ids",
+    "init_rows",
+    "segment_sum_deep",
+    "segment_sum_wide",
+    "sgd_rows",
+    "take_dense",
+    "take_rows",
+    "wide_forward",
+]

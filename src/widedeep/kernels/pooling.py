@@ -1,0 +1,303 @@
+"""Embeddings and wide weights of a batch, and their gradients summed by row."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.kernels.backend import backend
+from widedeep.kernels.checks import (
+    check_batch,
+    check_matrix,
+    check_slots,
+    check_tables,
+    check_vector,
+    raise_fault,
+)
+from widedeep.kernels.groups import Groups
+
+__all__ = ["COMBINERS", "gather_pool", "segment_sum_deep", "segment_sum_wide", "wide_forward"]
+
+COMBINERS: Final = {"sum": 0, "mean": 1, "sqrtn": 2}
+"""The code of each way to combine the rows of a bag."""
+
+
+def gather_pool(
+    weights_RD: NDArray[np.float32],
+    ids_N: NDArray[np.int64],
+    offsets_BF: NDArray[np.int64],
+    values_N: NDArray[np.float32] | None,
+    n_features: int,
+    slots: NDArray[np.int32],
+    bases: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    combiners: NDArray[np.int8],
+    out_BX: NDArray[np.float32],
+    columns: NDArray[np.int64],
+    threads: int = 1,
+) -> None:
+    """Write the pooled embedding of every slot into its columns of ``out_BX``.
+
+    A bag is summed in the order of its ids, each row times its value, then multiplied by the
+    combiner's factor: 1 for sum, 1 / sum of values for mean, 1 / root of the sum of their squares
+    for sqrtn. An empty bag (or one whose divisor is 0) gives zeros. Other columns stay.
+
+    Args:
+        weights_RD: float32 rows of the physical table; they may lie further apart than D.
+        ids_N: int64 feature-local ids.
+        offsets_BF: int64 of length B * F + 1.
+        values_N: float32 weight of each id, or None where all are 1.
+        n_features: F, feature slots of the batch.
+        slots: int32 ascending slots that take part.
+        bases: int64 first physical row of each slot's table.
+        sizes: int64 rows of each slot's table.
+        combiners: int8 code of each slot, from ``COMBINERS``.
+        out_BX: float32 buffer, changed in place.
+        columns: int64 first column of each slot in ``out_BX``.
+        threads: Threads to use; the result does not depend on it.
+
+    Raises:
+        ValueError: If an array has another type or shape, or offsets are not ascending.
+        IdOutOfRangeError: If an id lies outside its table; ``out_BX`` is then partly written.
+
+    Example:
+        >>> import numpy as np
+        >>> weights = np.arange(8, dtype=np.float32).reshape(4, 2)
+        >>> zero, out = np.zeros(1, np.int64), np.zeros((2, 2), np.float32)
+        >>> gather_pool(weights, np.array([1, 3, 2]), np.array([0, 2, 3]), None, 1,
+        ...             zero.astype(np.int32), zero, zero + 4, np.array([1], np.int8), out, zero)
+        >>> out
+        array([[4., 5.],
+               [4., 5.]], dtype=float32)
+    """
+    n_examples = _check_pooling(
+        weights_RD, ids_N, offsets_BF, values_N, n_features, slots, bases, sizes, combiners
+    )
+    check_matrix("out_BX", out_BX, rows=n_examples)
+    _check_columns(columns, len(slots), weights_RD.shape[1], out_BX)
+    fault = backend.gather_pool(
+        weights_RD, ids_N, offsets_BF, values_N, n_features, slots, bases, sizes, combiners,
+        out_BX, columns, threads,
+    )  # fmt: skip
+    if fault >= 0:
+        raise_fault(ids_N, offsets_BF, n_features, slots, sizes)
+
+
+def wide_forward(
+    weights_RC: NDArray[np.float32],
+    ids_N: NDArray[np.int64],
+    offsets_BF: NDArray[np.int64],
+    values_N: NDArray[np.float32] | None,
+    n_features: int,
+    slots: NDArray[np.int32],
+    bases: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    combiners: NDArray[np.int8],
+    logits_BC: NDArray[np.float32],
+    threads: int = 1,
+) -> None:
+    """Add every slot's combined weights to the logits, one slot after the other.
+
+    Args:
+        weights_RC: float32 rows of the physical table, one weight a logit.
+        ids_N: int64 feature-local ids.
+        offsets_BF: int64 of length B * F + 1.
+        values_N: float32 weight of each id, or None where all are 1.
+        n_features: F, feature slots of the batch.
+        slots: int32 ascending slots that take part.
+        bases: int64 first physical row of each slot's table.
+        sizes: int64 rows of each slot's table.
+        combiners: int8 code of each slot, from ``COMBINERS``.
+        logits_BC: float32, changed in place.
+        threads: Threads to use; the result does not depend on it.
+
+    Raises:
+        ValueError: If an array has another type or shape, or offsets are not ascending.
+        IdOutOfRangeError: If an id lies outside its table; ``logits_BC`` is then partly changed.
+
+    Example:
+        >>> import numpy as np
+        >>> weights = np.array([[0.0], [0.5], [2.0]], np.float32)
+        >>> zero, logits = np.zeros(1, np.int64), np.ones((1, 1), np.float32)
+        >>> wide_forward(weights, np.array([1, 2]), np.array([0, 2]), None, 1,
+        ...              zero.astype(np.int32), zero, zero + 3, np.zeros(1, np.int8), logits)
+        >>> logits
+        array([[3.5]], dtype=float32)
+    """
+    n_examples = _check_pooling(
+        weights_RC, ids_N, offsets_BF, values_N, n_features, slots, bases, sizes, combiners
+    )
+    check_matrix("logits_BC", logits_BC, rows=n_examples, width=weights_RC.shape[1])
+    fault = backend.wide_forward(
+        weights_RC, ids_N, offsets_BF, values_N, n_features, slots, bases, sizes, combiners,
+        logits_BC, threads,
+    )  # fmt: skip
+    if fault >= 0:
+        raise_fault(ids_N, offsets_BF, n_features, slots, sizes)
+
+
+def segment_sum_deep(
+    grad_BX: NDArray[np.float32],
+    groups: Groups,
+    ids_N: NDArray[np.int64],
+    offsets_BF: NDArray[np.int64],
+    values_N: NDArray[np.float32] | None,
+    n_features: int,
+    slots: NDArray[np.int32],
+    columns: NDArray[np.int64],
+    combiners: NDArray[np.int8],
+    dim: int,
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """Sum the gradient of every touched row over its occurrences: the transpose of `gather_pool`.
+
+    An occurrence in slot ``s`` of example ``b`` adds (combiner's factor * value) *
+    ``grad_BX[b, columns[s] : columns[s] + dim]``. Sums are float32 in ascending order of
+    occurrence, so threads and instruction sets give the same bits.
+
+    Args:
+        grad_BX: float32 gradient of the buffer that `gather_pool` wrote.
+        groups: `group_ids` of the same batch and slots.
+        ids_N: int64 feature-local ids of the batch.
+        offsets_BF: int64 of length B * F + 1.
+        values_N: float32 weight of each id, or None where all are 1.
+        n_features: F, feature slots of the batch.
+        slots: int32 ascending slots that take part.
+        columns: int64 first column of each slot in ``grad_BX``.
+        combiners: int8 code of each slot, from ``COMBINERS``.
+        dim: D, width of a row.
+        threads: Threads to use; the result does not depend on it.
+
+    Returns:
+        float32 of shape (U, D).
+
+    Raises:
+        ValueError: If an array has another type or shape, or offsets are not ascending.
+
+    Example:
+        >>> import numpy as np
+        >>> from widedeep.kernels import group_ids
+        >>> ids, offsets, zero = np.array([2, 2]), np.array([0, 1, 2]), np.zeros(1, np.int64)
+        >>> slots = zero.astype(np.int32)
+        >>> groups = group_ids(ids, offsets, 1, slots, slots, zero, zero + 3)
+        >>> grad = np.array([[1, 2], [10, 20]], np.float32)
+        >>> segment_sum_deep(grad, groups, ids, offsets, None, 1, slots, zero,
+        ...                  np.zeros(1, np.int8), 2)
+        array([[11., 22.]], dtype=float32)
+    """
+    n_examples = check_batch(ids_N, offsets_BF, values_N, n_features)
+    check_slots(slots, n_features)
+    check_matrix("grad_BX", grad_BX, rows=n_examples)
+    _check_columns(columns, len(slots), dim, grad_BX)
+    column_of_feature = np.zeros(n_features, np.int64)
+    column_of_feature[slots] = columns
+    return _segment_sum(
+        grad_BX, groups, ids_N, offsets_BF, values_N, n_features, slots, column_of_feature,
+        combiners, dim, threads,
+    )  # fmt: skip
+
+
+def segment_sum_wide(
+    grad_BC: NDArray[np.float32],
+    groups: Groups,
+    ids_N: NDArray[np.int64],
+    offsets_BF: NDArray[np.int64],
+    values_N: NDArray[np.float32] | None,
+    n_features: int,
+    slots: NDArray[np.int32],
+    combiners: NDArray[np.int8],
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """Sum the gradient of every touched wide row: the transpose of `wide_forward`.
+
+    Args:
+        grad_BC: float32 gradient of the logits.
+        groups: `group_ids` of the same batch and slots.
+        ids_N: int64 feature-local ids of the batch.
+        offsets_BF: int64 of length B * F + 1.
+        values_N: float32 weight of each id, or None where all are 1.
+        n_features: F, feature slots of the batch.
+        slots: int32 ascending slots that take part.
+        combiners: int8 code of each slot, from ``COMBINERS``.
+        threads: Threads to use; the result does not depend on it.
+
+    Returns:
+        float32 of shape (U, C).
+
+    Raises:
+        ValueError: If an array has another type or shape, or offsets are not ascending.
+    """
+    n_examples = check_batch(ids_N, offsets_BF, values_N, n_features)
+    check_slots(slots, n_features)
+    check_matrix("grad_BC", grad_BC, rows=n_examples)
+    return _segment_sum(
+        grad_BC, groups, ids_N, offsets_BF, values_N, n_features, slots,
+        np.zeros(n_features, np.int64), combiners, grad_BC.shape[1], threads,
+    )  # fmt: skip
+
+
+def _segment_sum(
+    grad: NDArray[np.float32],
+    groups: Groups,
+    ids_N: NDArray[np.int64],
+    offsets_BF: NDArray[np.int64],
+    values_N: NDArray[np.float32] | None,
+    n_features: int,
+    slots: NDArray[np.int32],
+    column_of_feature: NDArray[np.int64],
+    combiners: NDArray[np.int8],
+    width: int,
+    threads: int,
+) -> NDArray[np.float32]:
+    check_vector("combiners", combiners, np.int8, len(slots))
+    if groups.n_ids != len(ids_N) or groups.n_cells != len(offsets_BF) - 1:
+        raise ValueError(
+            f"groups: made from {groups.n_ids} ids in {groups.n_cells} cells, but the batch has "
+            f"{len(ids_N)} in {len(offsets_BF) - 1}; pass the groups of this very batch"
+        )
+    scale: NDArray[np.float32] | None = None
+    if combiners.any() and not (groups.single and values_N is None):
+        scale = np.ones(len(offsets_BF) - 1, np.float32)
+        fault = backend.cell_scales(
+            ids_N, offsets_BF, values_N, n_features, slots, combiners, scale, threads
+        )
+        if fault >= 0:
+            raise_fault(ids_N, offsets_BF, n_features, slots, np.full(len(slots), 2**62))
+    out = np.empty((len(groups), width), np.float32)
+    backend.segment_sum(
+        grad, groups.starts_U, groups.order, groups.cells, n_features, column_of_feature,
+        scale, values_N, out, threads,
+    )  # fmt: skip
+    return out
+
+
+def _check_pooling(
+    weights: NDArray[np.float32],
+    ids_N: NDArray[np.int64],
+    offsets_BF: NDArray[np.int64],
+    values_N: NDArray[np.float32] | None,
+    n_features: int,
+    slots: NDArray[np.int32],
+    bases: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    combiners: NDArray[np.int8],
+) -> int:
+    n_examples = check_batch(ids_N, offsets_BF, values_N, n_features)
+    check_matrix("weights", weights)
+    check_slots(slots, n_features)
+    check_tables(bases, sizes, len(slots), len(weights))
+    check_vector("combiners", combiners, np.int8, len(slots))
+    return n_examples
+
+
+def _check_columns(
+    columns: NDArray[np.int64], n_slots: int, width: int, buffer: NDArray[np.float32]
+) -> None:
+    check_vector("columns", columns, np.int64, n_slots)
+    if n_slots and not 0 <= int(columns.min()) <= int(columns.max()) <= buffer.shape[1] - width:
+        raise ValueError(
+            f"columns: got {columns.tolist()} for embeddings of {width} in {buffer.shape[1]} "
+            "columns; every embedding must fit"
+        )

@@ -1,0 +1,386 @@
+"""The kernels in plain NumPy: what the C++ must compute, with the same signatures.
+
+Sums run in the same order as in C++ (``np.add.at`` adds one after the other), so both give the
+same float32 bits, except that C++ flushes denormal numbers to zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NO_FAULT, _SINGLE = -1, -2
+_SUM, _MEAN = 0, 1
+
+Ints = NDArray[np.int64]
+Ints32 = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+def group_ids(
+    ids: Ints,
+    offsets: Ints,
+    n_features: int,
+    slots: Ints32,
+    tables: Ints32,
+    bases: Ints,
+    sizes: Ints,
+    rows: Ints,
+    table_starts: Ints,
+    starts: Ints32,
+    order: Ints32,
+    cells: Ints32,
+    threads: int,
+) -> int:
+    """Fill the arrays of `Groups`; return the first faulty cell, -1, or -2 (one id a cell)."""
+    fault, cell_N, table_N = _occurrences(ids, offsets, n_features, slots, sizes[tables], tables)
+    if fault >= 0:
+        return fault
+    n_rows = n_used = 0
+    for table in range(len(bases)):
+        table_starts[table] = n_rows
+        places = np.flatnonzero(table_N == table)
+        _, first, number = np.unique(ids[places], return_index=True, return_inverse=True)
+        by_first = np.argsort(first)  # unique ids in order of first occurrence
+        rank = np.empty_like(by_first)
+        rank[by_first] = np.arange(len(by_first))
+        sort = np.argsort(rank[number], kind="stable")
+        n_unique = len(first)
+        rows[n_rows : n_rows + n_unique] = bases[table] + ids[places[first[by_first]]]
+        counts = np.bincount(rank[number], minlength=n_unique)
+        starts[n_rows : n_rows + n_unique] = n_used + np.cumsum(counts) - counts
+        order[n_used : n_used + len(places)] = places[sort]
+        cells[n_used : n_used + len(places)] = cell_N[places[sort]]
+        n_rows += n_unique
+        n_used += len(places)
+    table_starts[len(bases)] = n_rows
+    starts[n_rows] = n_used
+    return _SINGLE if bool((offsets == np.arange(len(offsets))).all()) else _NO_FAULT
+
+
+def gather_pool(
+    weights: Floats,
+    ids: Ints,
+    offsets: Ints,
+    values: Floats | None,
+    n_features: int,
+    slots: Ints32,
+    bases: Ints,
+    sizes: Ints,
+    combiners: NDArray[np.int8],
+    out: Floats,
+    columns: Ints,
+    threads: int,
+) -> int:
+    """Write each slot's pooled rows into its columns."""
+    fault, cell_N, slot_N = _occurrences(ids, offsets, n_features, slots, sizes)
+    if fault >= 0:
+        return fault
+    width = weights.shape[1]
+    for s in range(len(slots)):
+        bags = _bags(weights, ids, offsets, values, n_features, s, slots, bases, cell_N, slot_N)
+        scale = _scales(offsets, values, n_features, int(slots[s]), int(combiners[s]))
+        out[:, columns[s] : columns[s] + width] = bags * scale[:, None]
+    return _NO_FAULT
+
+
+def wide_forward(
+    weights: Floats,
+    ids: Ints,
+    offsets: Ints,
+    values: Floats | None,
+    n_features: int,
+    slots: Ints32,
+    bases: Ints,
+    sizes: Ints,
+    combiners: NDArray[np.int8],
+    logits: Floats,
+    threads: int,
+) -> int:
+    """Add each slot's combined weights to the logits, slot after slot."""
+    fault, cell_N, slot_N = _occurrences(ids, offsets, n_features, slots, sizes)
+    if fault >= 0:
+        return fault
+    for s in range(len(slots)):
+        bags = _bags(weights, ids, offsets, values, n_features, s, slots, bases, cell_N, slot_N)
+        scale = _scales(offsets, values, n_features, int(slots[s]), int(combiners[s]))
+        logits += bags * scale[:, None]
+    return _NO_FAULT
+
+
+def cell_scales(
+    ids: Ints,
+    offsets: Ints,
+    values: Floats | None,
+    n_features: int,
+    slots: Ints32,
+    combiners: NDArray[np.int8],
+    scale: Floats,
+    threads: int,
+) -> int:
+    """Fill the combiner's factor of every cell of the slots."""
+    fault, _, _ = _occurrences(ids, offsets, n_features, slots, np.full(len(slots), 2**62))
+    if fault >= 0:
+        return fault
+    scale_BF = scale.reshape(-1, n_features)
+    for s, slot in enumerate(slots):
+        scale_BF[:, slot] = _scales(offsets, values, n_features, int(slot), int(combiners[s]))
+    return _NO_FAULT
+
+
+def segment_sum(
+    grad: Floats,
+    starts: Ints32,
+    order: Ints32,
+    cells: Ints32,
+    n_features: int,
+    column_of_feature: Ints,
+    scale_of_cell: Floats | None,
+    values: Floats | None,
+    out: Floats,
+    threads: int,
+) -> None:
+    """Sum the gradients of each row's occurrences, in ascending order."""
+    out[:] = 0
+    used = slice(int(starts[0]), int(starts[-1]))
+    cell_j = cells[used]
+    unique_j = np.repeat(np.arange(len(out)), np.diff(starts))
+    column_j = column_of_feature[cell_j % n_features]
+    columns_jD = column_j[:, None] + np.arange(out.shape[1])
+    parts = grad[(cell_j // n_features)[:, None], columns_jD]
+    if scale_of_cell is not None or values is not None:
+        factor = np.ones(len(cell_j), np.float32)
+        if scale_of_cell is not None:
+            factor = scale_of_cell[cell_j]
+        if values is not None:
+            factor = factor * values[order[used]]
+        parts = factor[:, None] * parts
+    np.add.at(out, unique_j, parts)
+
+
+def sgd_rows(
+    weights: Floats, rows: Ints | None, grads: Floats, lr: float, grad_scale: float, threads: int
+) -> None:
+    """Move rows down their gradients."""
+    at = slice(None) if rows is None else rows
+    weights[at] -= np.float32(lr) * (grads * np.float32(grad_scale))
+
+
+def adagrad_rows(
+    weights: Floats,
+    accumulator: Floats,
+    rows: Ints | None,
+    grads: Floats,
+    lr: float,
+    eps: float,
+    grad_scale: float,
+    threads: int,
+) -> None:
+    """Apply Adagrad."""
+    at = slice(None) if rows is None else rows
+    g = grads * np.float32(grad_scale)
+    total = accumulator[at] + g * g
+    accumulator[at] = total
+    weights[at] -= np.float32(lr) * g / (np.sqrt(total) + np.float32(eps))
+
+
+def adam_rows(
+    weights: Floats,
+    mean: Floats,
+    square: Floats,
+    rows: Ints | None,
+    grads: Floats,
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    square_correction: float,
+    eps: float,
+    grad_scale: float,
+    threads: int,
+) -> None:
+    """Apply lazy Adam."""
+    at = slice(None) if rows is None else rows
+    g = grads * np.float32(grad_scale)
+    m = np.float32(beta1) * mean[at] + np.float32(1.0 - beta1) * g
+    v = np.float32(beta2) * square[at] + np.float32(1.0 - beta2) * (g * g)
+    mean[at] = m
+    square[at] = v
+    root = np.sqrt(v) * np.float32(square_correction) + np.float32(eps)
+    weights[at] -= np.float32(step_size) * m / root
+
+
+def ftrl_rows(
+    weights: Floats,
+    z: Floats,
+    n: Floats,
+    rows: Ints | None,
+    grads: Floats,
+    lr: float,
+    l1: float,
+    l2: float,
+    beta: float,
+    lr_power: float,
+    shrinkage: float,
+    grad_scale: float,
+    threads: int,
+) -> int:
+    """Apply FTRL-Proximal; return the change of the non-zero count."""
+    at = slice(None) if rows is None else rows
+    inverse_lr, l1_f = np.float32(1.0 / lr), np.float32(l1)
+    g = grads * np.float32(grad_scale)
+    old, old_n = weights[at], n[at]
+    total = old_n + g * g
+    root, old_root = _power(total, lr_power), _power(old_n, lr_power)
+    sigma = (root - old_root) * inverse_lr
+    linear = z[at] + ((g + np.float32(shrinkage) * old) - sigma * old)
+    denominator = (np.float32(beta) + root) * inverse_lr + np.float32(l2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = -(linear - np.copysign(l1_f, linear)) / denominator
+    weight = np.where(np.abs(linear) <= l1_f, np.float32(0), moved)
+    change = np.count_nonzero(weight) - np.count_nonzero(old)
+    weights[at], z[at], n[at] = weight, linear, total
+    return int(change)
+
+
+def init_rows(out: Floats, key: int, first_row: int, scale: float, threads: int) -> None:
+    """Fill rows from mixed counters."""
+    ids = np.arange(first_row, first_row + len(out)).astype(np.uint64)
+    columns = np.arange(out.shape[1], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        row = _mix(np.uint64(key) + ids * np.uint64(0x9E3779B97F4A7C15))
+        bits = _mix(row[:, None] + columns * np.uint64(0xD1B54A32D192ED03))
+    lanes = [(bits >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
+    total = np.sum(lanes, axis=0, dtype=np.int64)
+    out[:] = (total - 131070).astype(np.float32) * np.float32(scale)
+
+
+def take_offsets(ids: Ints, offsets: Ints, n_features: int, rows: Ints, out_offsets: Ints) -> int:
+    """Fill the offsets of the examples ``rows``; return the number of ids, or -1."""
+    lengths = _lengths(offsets, n_features)[rows]
+    spans = offsets[rows[:, None] * n_features + np.arange(n_features + 1)]
+    if (lengths < 0).any() or (spans < 0).any() or (spans > len(ids)).any():
+        return -1
+    out_offsets[0] = 0
+    np.cumsum(lengths.ravel(), out=out_offsets[1:])
+    return int(out_offsets[-1])
+
+
+def take_ids(
+    ids: Ints,
+    offsets: Ints,
+    values: Floats | None,
+    n_features: int,
+    rows: Ints,
+    out_offsets: Ints,
+    out_ids: Ints,
+    out_values: Floats | None,
+    threads: int,
+) -> None:
+    """Copy the ids and values of the examples ``rows``."""
+    counts = np.diff(out_offsets[::n_features])
+    shift = offsets[rows * n_features] - out_offsets[:-1:n_features]
+    source = np.arange(len(out_ids)) + np.repeat(shift, counts)
+    out_ids[:] = ids[source]
+    if values is not None and out_values is not None:
+        out_values[:] = values[source]
+
+
+def take_dense(
+    array: NDArray[np.uint8],
+    rows: Ints,
+    row_bytes: int,
+    out: NDArray[np.uint8],
+    threads: int,
+) -> None:
+    """Copy rows of ``row_bytes`` bytes."""
+    out.reshape(-1, row_bytes)[:] = array.reshape(-1, row_bytes)[rows]
+
+
+def _lengths(offsets: Ints, n_features: int) -> NDArray[Any]:
+    return np.diff(offsets).reshape(-1, n_features)
+
+
+def _occurrences(
+    ids: Ints,
+    offsets: Ints,
+    n_features: int,
+    slots: Ints32,
+    sizes: Ints,
+    numbers: Ints32 | None = None,
+) -> tuple[int, NDArray[Any], NDArray[Any]]:
+    """Return a fault or -1, each occurrence's cell, and its slot's number (-1: takes no part)."""
+    lengths = np.diff(offsets)
+    bad = (lengths < 0) | (offsets[:-1] < 0) | (offsets[1:] > len(ids))
+    if bad.any():
+        return int(bad.argmax()), np.empty(0), np.empty(0)
+    cell_N = np.repeat(np.arange(len(lengths)), lengths)
+    cell_N = np.concatenate([np.full(offsets[0], -1), cell_N])
+    cell_N = np.concatenate([cell_N, np.full(len(ids) - len(cell_N), -1)])
+    number_of_feature = np.full(n_features, -1)
+    number_of_feature[slots] = np.arange(len(slots)) if numbers is None else numbers
+    limit_of_feature = np.full(n_features, np.iinfo(np.int64).max)
+    limit_of_feature[slots] = sizes
+    number_N = np.where(cell_N >= 0, number_of_feature[cell_N % n_features], -1)
+    outside = (number_N >= 0) & ((ids < 0) | (ids >= limit_of_feature[cell_N % n_features]))
+    if outside.any():
+        return int(cell_N[outside].min()), cell_N, number_N
+    return _NO_FAULT, cell_N, number_N
+
+
+def _bags(
+    weights: Floats,
+    ids: Ints,
+    offsets: Ints,
+    values: Floats | None,
+    n_features: int,
+    s: int,
+    slots: Ints32,
+    bases: Ints,
+    cell_N: NDArray[Any],
+    slot_N: NDArray[Any],
+) -> Floats:
+    """Sum the rows of each example's bag in slot ``s``, in order."""
+    places = np.flatnonzero(slot_N == s)
+    rows = weights[bases[s] + ids[places]]
+    if values is not None:
+        rows = values[places][:, None] * rows
+    bags = np.zeros(((len(offsets) - 1) // n_features, weights.shape[1]), np.float32)
+    np.add.at(bags, cell_N[places] // n_features, rows)
+    return bags
+
+
+def _scales(
+    offsets: Ints, values: Floats | None, n_features: int, slot: int, combiner: int
+) -> Floats:
+    """Return the combiner's factor of each example's bag."""
+    lengths = _lengths(offsets, n_features)[:, slot]
+    if combiner == _SUM:
+        return np.ones(len(lengths), np.float32)
+    if values is None:
+        total = lengths.astype(np.float32)
+    else:
+        total = np.zeros(len(lengths), np.float32)
+        starts = offsets[:-1].reshape(-1, n_features)[:, slot]
+        example = np.repeat(np.arange(len(lengths)), lengths)
+        first = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        weight = values[np.arange(len(example)) + first]
+        np.add.at(total, example, weight if combiner == _MEAN else weight * weight)
+    root = total if combiner == _MEAN else np.sqrt(total)
+    scale = np.zeros(len(lengths), np.float32)
+    np.divide(np.float32(1), root, out=scale, where=total != 0)
+    return scale
+
+
+def _power(n: Floats, lr_power: float) -> Floats:
+    if lr_power == -0.5:
+        return np.sqrt(n)
+    return np.power(n.astype(np.float64), -float(np.float32(lr_power))).astype(np.float32)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return splitmix64's finalizer (Steele, Lea & Flood 2014) of each number."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
