@@ -132,12 +132,11 @@ struct AdamRequest {
   Rows weights;
   Rows mean;
   Rows square;
-  float lr;  // already divided by 1 - beta1^t
+  float lr;  // lr * sqrt(1 - beta2^t) / (1 - beta1^t)
   float beta1;
   float one_minus_beta1;
   float beta2;
   float one_minus_beta2;
-  float square_correction;  // 1 / sqrt(1 - beta2^t)
   float eps;
 };
 

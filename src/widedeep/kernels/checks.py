@@ -72,7 +72,7 @@ def check_matrix(
     """
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 2:
         raise ValueError(f"{name}: got {_seen(array)}, expected a matrix of float32")
-    if array.shape[1] > 1 and array.strides[1] != 4:
+    if array.size and array.shape[1] > 1 and array.strides[1] != 4:
         raise ValueError(f"{name}: rows are not contiguous; pass np.ascontiguousarray({name})")
     if array.strides[0] % 4 or array.strides[0] < 0:
         raise ValueError(
@@ -184,9 +184,7 @@ def raise_fault(
     outside = ((ids < 0) & np.isin(cells % n_features, slots)) | (ids >= limits[cells % n_features])
     cell = int(cells[outside.argmax()])
     slot = cell % n_features
-    raise IdOutOfRangeError(
-        slot, cell // n_features, int(ids[outside.argmax()]), int(limits[slot])
-    )
+    raise IdOutOfRangeError(slot, cell // n_features, int(ids[outside.argmax()]), int(limits[slot]))
 
 
 def _seen(array: object) -> str:

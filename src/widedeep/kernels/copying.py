@@ -55,9 +55,7 @@ def take_rows(
     return ids, offsets, values
 
 
-def take_dense(
-    array_BK: NDArray[Any], rows_B: NDArray[np.int64], threads: int = 1
-) -> NDArray[Any]:
+def take_dense(array_BK: NDArray[Any], rows_B: NDArray[np.int64], threads: int = 1) -> NDArray[Any]:
     """Return ``array_BK[rows_B]``, copied by several threads.
 
     Args:

@@ -195,7 +195,6 @@ def adam_rows(
     step_size: float,
     beta1: float,
     beta2: float,
-    square_correction: float,
     eps: float,
     grad_scale: float,
     threads: int,
@@ -207,8 +206,7 @@ def adam_rows(
     v = np.float32(beta2) * square[at] + np.float32(1.0 - beta2) * (g * g)
     mean[at] = m
     square[at] = v
-    root = np.sqrt(v) * np.float32(square_correction) + np.float32(eps)
-    weights[at] -= np.float32(step_size) * m / root
+    weights[at] -= np.float32(step_size) * m / (np.sqrt(v) + np.float32(eps))
 
 
 def ftrl_rows(

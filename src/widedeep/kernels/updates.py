@@ -143,11 +143,11 @@ def adam_rows(
     grad_scale: float = 1.0,
     threads: int = 1,
 ) -> None:
-    """Adam (Kingma & Ba 2015, Algorithm 1), lazy: moments of untouched rows do not decay.
+    """Adam (Kingma & Ba 2015, the form before section 2.1), lazy: untouched moments do not decay.
 
     m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g**2;
-    w -= lr * (m / (1 - beta1**t)) / (sqrt(v / (1 - beta2**t)) + eps). The correction uses the step
-    ``t`` of the whole table, as if an absent row had been touched with no gradient at first.
+    w -= lr * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + eps). The correction uses the
+    step ``t`` of the whole table, whenever a row was first touched.
 
     Args:
         weights: float32 (R, D), changed in place.
@@ -167,12 +167,10 @@ def adam_rows(
         ValueError: If an array has another type or shape, or a row lies outside.
     """
     _check_update(weights, {"mean": mean, "square": square}, rows_U, grads_UD)
-    step_size = lr / (1.0 - beta1**step)
-    correction = 1.0 / math.sqrt(1.0 - beta2**step)
+    step_size = lr * math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
     backend.adam_rows(
-        weights, mean, square, rows_U, grads_UD, step_size, beta1, beta2, correction, eps,
-        grad_scale, threads,
-    )  # fmt: skip
+        weights, mean, square, rows_U, grads_UD, step_size, beta1, beta2, eps, grad_scale, threads
+    )
 
 
 def ftrl_rows(

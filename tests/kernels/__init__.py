@@ -1,0 +1,1 @@
+"""Tests of the kernels: C++ against the NumPy reference."""

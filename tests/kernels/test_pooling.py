@@ -1,0 +1,169 @@
+"""Gather, wide sum and segment sum: C++ against NumPy, and forward against backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from kernels.random_batches import RandomBatch, batches, make_batch
+from kernels.test_groups import group
+from widedeep.kernels import (
+    COMBINERS,
+    IdOutOfRangeError,
+    gather_pool,
+    reference,
+    segment_sum_deep,
+    segment_sum_wide,
+    wide_forward,
+)
+
+WIDTHS = st.sampled_from([1, 2, 4, 7, 8, 16, 19, 32, 64])
+Floats = NDArray[np.float32]
+
+
+def with_reference(call: Callable[[], Any]) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("widedeep.kernels.pooling.backend", reference)
+        return call()
+
+
+def table(batch: RandomBatch, width: int, stride: int | None = None) -> Floats:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(batch.n_rows, stride or width)).astype(np.float32)
+    return rows[:, :width]
+
+
+def gather(batch: RandomBatch, weights: Floats, threads: int = 1) -> Floats:
+    width = weights.shape[1]
+    columns = np.arange(len(batch.slots))[::-1] * width + 3
+    out = np.full((batch.n_examples, len(batch.slots) * width + 5), 7.0, np.float32)
+    gather_pool(weights, *batch.csr, *batch.placed, out, columns.astype(np.int64), threads)
+    return out
+
+
+@given(batch=batches(), width=WIDTHS)
+def test_gather_equals_the_reference_bit_for_bit(batch: RandomBatch, width: int) -> None:
+    weights = table(batch, width, stride=width + 3)
+    native = gather(batch, weights)
+    assert np.array_equal(native, gather(batch, weights, threads=3))
+    assert np.array_equal(native, with_reference(lambda: gather(batch, weights)))
+    assert (native[:, :3] == 7).all() and (native[:, -2:] == 7).all()
+
+
+@given(batch=batches(), width=WIDTHS)
+def test_wide_equals_the_reference_bit_for_bit(batch: RandomBatch, width: int) -> None:
+    weights = table(batch, width)
+
+    def run(threads: int) -> Floats:
+        logits = np.full((batch.n_examples, width), 0.25, np.float32)
+        wide_forward(weights, *batch.csr, *batch.placed, logits, threads)
+        return logits
+
+    native = run(1)
+    assert np.array_equal(native, run(3))
+    assert np.array_equal(native, with_reference(lambda: run(1)))
+
+
+@given(batch=batches(), width=WIDTHS)
+def test_segment_sums_equal_the_reference_bit_for_bit(batch: RandomBatch, width: int) -> None:
+    groups = group(batch)
+    rng = np.random.default_rng(2)
+    grad = rng.normal(size=(batch.n_examples, len(batch.slots) * width + 2)).astype(np.float32)
+    columns = np.arange(len(batch.slots), dtype=np.int64) * width + 1
+    wide_grad = np.ascontiguousarray(grad[:, :width])
+
+    def run(threads: int) -> tuple[Floats, Floats]:
+        deep = segment_sum_deep(
+            grad, groups, *batch.csr, batch.slots, columns, batch.combiners, width, threads
+        )
+        return deep, segment_sum_wide(
+            wide_grad, groups, *batch.csr, batch.slots, batch.combiners, threads
+        )
+
+    native = run(1)
+    for other in (run(3), with_reference(lambda: run(1))):
+        assert np.array_equal(native[0], other[0])
+        assert np.array_equal(native[1], other[1])
+
+
+@given(batch=batches())
+def test_backward_is_the_transpose_of_forward(batch: RandomBatch) -> None:
+    """<forward(W), G> equals <W, backward(G)>: the adjoint identity, in float64."""
+    width = 4
+    weights = table(batch, width)
+    groups = group(batch)
+    columns = np.arange(len(batch.slots), dtype=np.int64) * width
+    out = np.zeros((batch.n_examples, len(batch.slots) * width), np.float32)
+    gather_pool(weights, *batch.csr, *batch.placed, out, columns)
+    grad = np.random.default_rng(3).normal(size=out.shape).astype(np.float32)
+    sums = segment_sum_deep(grad, groups, *batch.csr, batch.slots, columns, batch.combiners, width)
+    forward = (out.astype(np.float64) * grad).sum()
+    backward = (weights[groups.rows_U].astype(np.float64) * sums).sum()
+    size = np.abs(out.astype(np.float64) * grad).sum() + 1
+    assert abs(forward - backward) <= 1e-4 * size
+
+
+def test_combiners_divide_as_documented() -> None:
+    weights = np.array([[1.0], [10.0]], np.float32)
+    values = np.array([3.0, 4.0], np.float32)
+    zero = np.zeros(1, np.int64)
+    found = {}
+    for name, code in COMBINERS.items():
+        for weight in (None, values):
+            out = np.zeros((1, 1), np.float32)
+            gather_pool(
+                weights, np.array([0, 1]), np.array([0, 2]), weight, 1, zero.astype(np.int32),
+                zero, zero + 2, np.array([code], np.int8), out, zero,
+            )  # fmt: skip
+            found[name, weight is not None] = float(out[0, 0])
+    assert found == pytest.approx(
+        {
+            ("sum", False): 11.0,
+            ("sum", True): 43.0,
+            ("mean", False): 5.5,
+            ("mean", True): 43.0 / 7.0,
+            ("sqrtn", False): 11.0 / 2**0.5,
+            ("sqrtn", True): 43.0 / 5.0,
+        }
+    )
+
+
+@pytest.mark.parametrize("bad", [-1, 40, 2**60])
+def test_no_memory_is_touched_for_a_bad_id(bad: int) -> None:
+    batch = make_batch(5, n_examples=20, n_features=3, longest=2, with_values=True)
+    batch.slots, batch.tables = np.arange(3, dtype=np.int32), np.zeros(3, np.int32)
+    batch.combiners = np.zeros(3, np.int8)
+    batch.bases, batch.sizes = np.array([0]), np.array([40])
+    cell = int(np.flatnonzero(np.diff(batch.offsets))[-1])
+    batch.ids[batch.offsets[cell]] = bad
+    weights = np.zeros((40, 16), np.float32)
+    with pytest.raises(IdOutOfRangeError, match=f"slot {cell % 3} of example {cell // 3}"):
+        gather(batch, weights, threads=2)
+    with pytest.raises(IdOutOfRangeError, match=f"holds id {bad}, outside"):
+        wide_forward(weights, *batch.csr, *batch.placed, np.zeros((20, 16), np.float32))
+
+
+def test_embeddings_must_fit_the_buffer() -> None:
+    batch = make_batch(6, n_examples=2, n_features=1, longest=0, with_values=False)
+    weights, out = table(batch, 4), np.zeros((2, 6), np.float32)
+    with pytest.raises(ValueError, match=r"columns: got \[3\] for embeddings of 4 in 6 columns"):
+        gather_pool(weights, *batch.csr, *batch.placed, out, np.array([3]))
+    with pytest.raises(ValueError, match="bases: table at 0 ends at row"):
+        gather_pool(weights[:1], *batch.csr, *batch.placed, out, np.array([0]))
+    with pytest.raises(ValueError, match="out_BX: got 2 rows, expected 3"):
+        batch = make_batch(6, n_examples=3, n_features=1, longest=0, with_values=False)
+        gather_pool(weights, *batch.csr, *batch.placed, out, np.array([0]))
+
+
+def test_groups_of_another_batch_are_refused() -> None:
+    batch = make_batch(7, n_examples=4, n_features=2, longest=3, with_values=False)
+    other = make_batch(8, n_examples=5, n_features=2, longest=3, with_values=False)
+    grad = np.zeros((4, 1), np.float32)
+    with pytest.raises(ValueError, match="pass the groups of this very batch"):
+        segment_sum_wide(grad, group(other), *batch.csr, batch.slots, batch.combiners)

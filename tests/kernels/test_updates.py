@@ -1,0 +1,163 @@
+"""Row updates and initial values: C++ against NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from widedeep.kernels import (
+    adagrad_rows,
+    adam_rows,
+    ftrl_rows,
+    init_rows,
+    reference,
+    sgd_rows,
+)
+
+Floats = NDArray[np.float32]
+WIDTHS = st.sampled_from([1, 3, 7, 8, 16, 32])
+
+
+class Rows:
+    """Weights and two state arrays, side by side in one record a row or apart."""
+
+    def __init__(self, seed: int, n_rows: int, width: int, *, interleaved: bool) -> None:
+        rng = np.random.default_rng(seed)
+        parts = rng.normal(size=(3, n_rows, width)).astype(np.float32)
+        parts[0][rng.random((n_rows, width)) < 0.3] = 0
+        parts[2] = np.abs(parts[2])
+        if interleaved:
+            record = np.concatenate([*parts, np.ones((n_rows, 2), np.float32)], axis=1)
+            self.parts = [record[:, i * width : (i + 1) * width] for i in range(3)]
+        else:
+            self.parts = list(parts)
+        touched = rng.permutation(n_rows)[: int(rng.integers(0, n_rows + 1))]
+        self.rows = touched.astype(np.int64)
+        self.grads = rng.normal(size=(len(touched), width)).astype(np.float32)
+
+
+def updates(rows: Rows, power: float, threads: int) -> dict[str, Callable[[], Any]]:
+    w, a, b = rows.parts
+    at, g = rows.rows, rows.grads
+    scale: dict[str, Any] = {"grad_scale": 0.5, "threads": threads}
+    return {
+        "sgd": lambda: sgd_rows(w, at, g, lr=0.3, **scale),
+        "adagrad": lambda: adagrad_rows(w, b, at, g, lr=0.3, eps=1e-7, **scale),
+        "adam": lambda: adam_rows(
+            w, a, b, at, g, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, step=3, **scale
+        ),
+        "ftrl": lambda: ftrl_rows(
+            w, a, b, at, g, lr=0.2, l1=0.4, l2=0.1, beta=0.5, lr_power=power, shrinkage=0.3,
+            **scale,
+        ),
+    }  # fmt: skip
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_rows=st.integers(1, 60),
+    width=WIDTHS,
+    interleaved=st.booleans(),
+    power=st.sampled_from([-0.5, -0.7, 0.0]),
+    kind=st.sampled_from(["sgd", "adagrad", "adam", "ftrl"]),
+)
+def test_updates_equal_the_reference_bit_for_bit(
+    seed: int, n_rows: int, width: int, interleaved: bool, power: float, kind: str
+) -> None:
+    results = []
+    for threads, backend in ((1, None), (3, None), (1, reference)):
+        rows = Rows(seed, n_rows, width, interleaved=interleaved)
+        with pytest.MonkeyPatch.context() as patch:
+            if backend is not None:
+                patch.setattr("widedeep.kernels.updates.backend", backend)
+            change = updates(rows, power, threads)[kind]()
+        results.append((rows.parts, change))
+    before = Rows(seed, n_rows, width, interleaved=interleaved)
+    untouched = np.setdiff1d(np.arange(n_rows), before.rows)
+    for parts, change in results:
+        assert change == results[0][1]
+        for part, first, old in zip(parts, results[0][0], before.parts, strict=True):
+            assert np.array_equal(part, first)
+            assert np.array_equal(part[untouched], old[untouched])
+    if kind == "ftrl":
+        moved = np.count_nonzero(results[0][0][0]) - np.count_nonzero(before.parts[0])
+        assert results[0][1] == moved
+
+
+def test_no_rows_means_every_row_in_order() -> None:
+    some, every = Rows(1, 9, 5, interleaved=True), Rows(1, 9, 5, interleaved=True)
+    grads = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+    some.rows, some.grads = np.arange(9), grads
+    every.rows, every.grads = None, grads  # type: ignore[assignment]
+    for kind in ("sgd", "adagrad", "adam", "ftrl"):
+        updates(some, -0.5, 1)[kind]()
+        updates(every, -0.5, 2)[kind]()
+        for one, other in zip(some.parts, every.parts, strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_rows_outside_are_refused() -> None:
+    weights, grads = np.zeros((4, 2), np.float32), np.zeros((2, 2), np.float32)
+    for bad in ([0, 4], [-1, 2]):
+        with pytest.raises(ValueError, match=r"rows_U: got rows .* expected them in \[0, 4\)"):
+            sgd_rows(weights, np.array(bad), grads, lr=0.1)
+    with pytest.raises(ValueError, match="grads_UD: got width 2, expected 3"):
+        sgd_rows(np.zeros((4, 3), np.float32), np.array([0, 1]), grads, lr=0.1)
+    with pytest.raises(ValueError, match="accumulator: got shape"):
+        adagrad_rows(weights, weights[:3], np.array([0, 1]), grads, lr=0.1, eps=0.0)
+    with pytest.raises(ValueError, match="weights: rows are not contiguous"):
+        sgd_rows(np.zeros((2, 4), np.float32).T, np.array([0, 1]), grads, lr=0.1)
+
+
+@given(
+    seed=st.integers(0, 2**62),
+    first=st.integers(0, 2**40),
+    n=st.integers(0, 20),
+    width=st.integers(1, 20),
+)
+def test_initial_rows_equal_the_reference_and_their_shards(
+    seed: int, first: int, n: int, width: int
+) -> None:
+    native = np.empty((n, width), np.float32)
+    init_rows(native, seed, "genre", first, 0.1, 3)
+    plain = np.empty((n, width), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("widedeep.kernels.updates.backend", reference)
+        init_rows(plain, seed, "genre", first, 0.1)
+    assert np.array_equal(native, plain)
+    shards = np.empty((n, width), np.float32)
+    for row in range(n):
+        init_rows(shards[row : row + 1], seed, "genre", first + row, 0.1)
+    assert np.array_equal(native, shards)
+
+
+def test_initial_rows_are_nearly_normal_and_differ() -> None:
+    rows = np.empty((20_000, 16), np.float32)
+    init_rows(rows, 1, "a", 0, 0.5, 2)
+    assert abs(float(rows.mean())) < 0.004
+    assert float(rows.std()) == pytest.approx(0.5, rel=0.01)
+    assert float(np.abs(rows).max()) <= 0.5 * 3.47
+    within = float((np.abs(rows) < 0.5).mean())
+    assert within == pytest.approx(0.6827, abs=0.02)
+    correlation = np.corrcoef(rows.T)
+    assert np.abs(correlation - np.eye(16)).max() < 0.03
+    other = np.empty((20_000, 16), np.float32)
+    for seed, name in ((2, "a"), (1, "b")):
+        init_rows(other, seed, name, 0, 0.5)
+        assert abs(float(np.corrcoef(rows.ravel(), other.ravel())[0, 1])) < 0.01
+    init_rows(other, 1, "a", 0, 0.0)
+    assert not other.any()
+
+
+def test_denormals_are_flushed_and_the_mode_is_put_back() -> None:
+    tiny = np.float32(1e-40)
+    weights = np.full((1, 1), tiny, np.float32)
+    sgd_rows(weights, None, np.zeros((1, 1), np.float32), lr=0.1)
+    assert weights[0, 0] == 0
+    assert np.float32(tiny) * np.float32(0.5) != 0
