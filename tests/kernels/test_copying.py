@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.random_batches import RandomBatch, batches, make_batch
+from tests.kernels.random_batches import RandomBatch, batches, make_batch
 from widedeep.kernels import reference, take_dense, take_rows
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from kernels.random_batches import RandomBatch, batches, make_batch
+from tests.kernels.random_batches import RandomBatch, batches, make_batch
 from widedeep import _native
 from widedeep.kernels import Groups, IdOutOfRangeError, group_ids, reference
 

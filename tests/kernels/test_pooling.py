@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from kernels.random_batches import RandomBatch, batches, make_batch
-from kernels.test_groups import group
+from tests.kernels.random_batches import RandomBatch, batches, make_batch
+from tests.kernels.test_groups import group
 from widedeep.kernels import (
     COMBINERS,
     IdOutOfRangeError,
