@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+
+from widedeep.deep import MLP, DeepInput
+from widedeep.fused_mlp import FusedMLP
+
+
+def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:
+    generator = torch.Generator().manual_seed(3)
+    tower = MLP(width, hidden, generator=generator)
+    output = nn.Linear(hidden[-1], logits, bias=False)
+    with torch.no_grad():
+        for layer in tower.layers:
+            layer.bias.uniform_(-0.5, 0.5, generator=generator)
+    return tower, output
+
+
+@pytest.mark.parametrize("hidden", [[8], [16, 8], [5, 7, 3]])
+@pytest.mark.parametrize("logits", [1, 3])
+def test_equals_autograd(hidden: list[int], logits: int) -> None:
+    tower, output = make(10, hidden, logits)
+    fused = FusedMLP(tower, output)
+    for rows in (6, 2, 9):  # buffers are used again, grown and shrunk
+        concat = torch.randn(rows, 10, requires_grad=True)
+        grad = torch.randn(rows, logits)
+        expected = output(tower(DeepInput(concat, {}, concat[:, :0])))
+        expected.backward(grad)
+        wanted = {name: p.grad.clone() for name, p in [*tower.named_parameters(), *output.named_parameters()]}
+        got = fused.forward(concat.detach())
+        torch.testing.assert_close(got, expected.detach())
+        torch.testing.assert_close(fused.backward(grad), concat.grad)
+        for name, parameter in [*tower.named_parameters(), *output.named_parameters()]:
+            torch.testing.assert_close(parameter.grad, wanted[name])
+            parameter.grad = None
+
+
+def test_reads_a_buffer_with_a_stride() -> None:
+    tower, output = make(10, [4], 1)
+    buffer = torch.randn(5, 16)
+    inside = buffer[:, :10]
+    fused = FusedMLP(tower, output)
+    torch.testing.assert_close(fused.forward(inside).clone(), fused.forward(inside.contiguous()))
