@@ -126,6 +126,15 @@ def test_the_native_module_says_its_instruction_set() -> None:
     assert _native.isa() in {"baseline", "avx2", "avx512"}
 
 
+def test_the_stub_lists_exactly_what_the_native_module_offers() -> None:
+    from widedeep import _native
+
+    stub = Path(widedeep.__file__).with_name("_native.pyi").read_text(encoding="utf-8")
+    kinds = ast.FunctionDef | ast.ClassDef
+    declared = {node.name for node in ast.parse(stub).body if isinstance(node, kinds)}
+    assert declared == {name for name in dir(_native) if not name.startswith("_")}
+
+
 def test_a_wrong_instruction_set_is_told_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WIDEDEEP_ISA", "sse9")
     with pytest.raises(subprocess.CalledProcessError) as caught:
