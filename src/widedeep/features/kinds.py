@@ -327,7 +327,7 @@ def numeric(
     return [
         Numeric(
             name=name,
-            source=source or name,
+            source=name if source is None else source,
             transform=transform,
             quantiles=quantiles,
             missing=missing,
@@ -387,7 +387,7 @@ def categorical(
     return [
         Categorical(
             name=name,
-            source=source or name,
+            source=name if source is None else source,
             vocabulary=None if vocabulary is None else _plain_values(name, vocabulary),
             vocabulary_file=vocabulary_file,
             min_count=min_count,
