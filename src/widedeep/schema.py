@@ -80,11 +80,20 @@ class Vocabulary:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class NumericFit:
-    """What was learned for a numeric feature; arrays have one entry (or row) a component.
+    """What was learned for a numeric feature; arrays have one entry a component.
+
+    A raw value x becomes, in float64 and then rounded to float32:
+
+    - ``"quantile"``: k / m, where k of the component's m boundaries are <= x; 0 if there is none.
+      The smallest value seen is no boundary: it becomes 0, and the largest becomes 1.
+    - ``"log1p"``: (sign(x) log(1 + abs(x)) - shift) * scale.
+    - else: (x - shift) * scale.
+
+    NaN counts as a null and becomes ``fill``.
 
     Args:
-        boundaries: One strictly increasing float64 array a component (``"quantile"`` only, else
-            empty).
+        boundaries: One strictly increasing float64 array a component, perhaps of no entry
+            (``"quantile"`` only, else an empty tuple).
         shift: Subtracted before scaling.
         scale: Multiplied after shifting.
         fill: float32 dense value of a null.
