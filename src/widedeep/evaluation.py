@@ -32,7 +32,7 @@ def evaluating(model: WideDeep) -> Iterator[None]:
 def make_metrics(head: Head, *, groups: bool) -> HeadMetrics:
     """Return the collection of metrics for a head."""
     if isinstance(head, Multiclass):
-        return MulticlassMetrics(classes=head.classes)
+        return MulticlassMetrics(head.classes)
     if isinstance(head, Regression):
         return RegressionMetrics()
     return BinaryMetrics(groups=groups)
@@ -51,15 +51,11 @@ def evaluate_batches(model: WideDeep, batches: Iterable[Batch], *, threads: int 
     """
     groups = model.schema.spec.group is not None
     collections = [make_metrics(head, groups=groups) for head in model.heads]
-    with contextlib.ExitStack() as stack:
-        for collection in collections:
-            stack.enter_context(contextlib.closing(collection))
-        for batch in batches:
-            logits_BC = model(batch, threads=threads).cpu().numpy()
-            assert batch.labels_BL is not None
-            for index, (collection, columns) in enumerate(zip(collections, model.head_slices, strict=True)):
-                _update(collection, logits_BC[:, columns], batch, index)
-        found = [collection.compute() for collection in collections]
+    for batch in batches:
+        logits_BC = model(batch, threads=threads).cpu().numpy()
+        for index, (collection, columns) in enumerate(zip(collections, model.head_slices, strict=True)):
+            _update(collection, logits_BC[:, columns], batch, index)
+    found = [collection.compute() for collection in collections]
     if len(found) == 1:
         return found[0]
     return {
