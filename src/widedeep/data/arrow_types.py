@@ -1,0 +1,184 @@
+"""The logical type behind an Arrow type, and one type for a column spread over several inputs."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from widedeep.errors import DataError
+
+__all__ = ["conform", "logical_schema", "logical_type", "unified_schema"]
+
+
+def logical_type(arrow_type: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values, whatever their encoding.
+
+    Dictionaries become their values' type, large and view strings become strings, large lists
+    become lists.
+
+    Args:
+        arrow_type: Any Arrow type.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> logical_type(pa.dictionary(pa.int8(), pa.large_string()))
+        DataType(string)
+    """
+    if pa.types.is_dictionary(arrow_type) or pa.types.is_run_end_encoded(arrow_type):
+        return logical_type(arrow_type.value_type)
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        return logical_type(arrow_type.storage_type)
+    if _is_text(arrow_type):
+        return pa.string()
+    if _is_bytes(arrow_type):
+        return pa.binary()
+    if pa.types.is_fixed_size_list(arrow_type):
+        return pa.list_(logical_type(arrow_type.value_type), arrow_type.list_size)
+    if _is_list(arrow_type):
+        return pa.list_(logical_type(arrow_type.value_type))
+    return arrow_type
+
+
+def _is_text(arrow_type: pa.DataType) -> bool:
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(kind(arrow_type) for kind in kinds)
+
+
+def _is_bytes(arrow_type: pa.DataType) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(kind(arrow_type) for kind in kinds)
+
+
+def _is_list(arrow_type: pa.DataType) -> bool:
+    kinds = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    return any(kind(arrow_type) for kind in kinds)
+
+
+def logical_schema(schema: pa.Schema, origin: str) -> pa.Schema:
+    """Return the logical type of every column.
+
+    Args:
+        schema: The physical schema.
+        origin: Where it comes from, for the message.
+
+    Raises:
+        DataError: If two columns have one name.
+    """
+    seen: set[str] = set()
+    for name in schema.names:
+        if name in seen:
+            raise DataError(
+                f"{origin}: two columns are named {name!r}; expected each name once: "
+                "rename or drop one of them"
+            )
+        seen.add(name)
+    return pa.schema([(field.name, logical_type(field.type)) for field in schema])
+
+
+def unified_schema(schemas: list[tuple[str, pa.Schema]]) -> pa.Schema:
+    """Return one schema for several inputs, columns matched by name.
+
+    Integers of different width become the wider, and floats likewise; a column that is all null
+    takes the type it has elsewhere. The order of columns is the first input's.
+
+    Args:
+        schemas: Logical schemas with the name of their input, at least one.
+
+    Raises:
+        DataError: If an input lacks or adds a column, or holds a type that another's does not fit.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> parts = [("a", pa.schema([("x", pa.int32())])), ("b", pa.schema([("x", pa.int64())]))]
+        >>> unified_schema(parts).field("x").type
+        DataType(int64)
+    """
+    first_origin, first = schemas[0]
+    types = {field.name: field.type for field in first}
+    for origin, schema in schemas[1:]:
+        _check_same_names(first_origin, first, origin, schema)
+        for field in schema:
+            joined = _join(types[field.name], field.type)
+            if joined is None:
+                raise DataError(
+                    f"{origin}: column {field.name!r} is {field.type}, but {types[field.name]} in "
+                    f"{first_origin}; expected one type in all inputs: write them alike"
+                )
+            types[field.name] = joined
+    return pa.schema(list(types.items()))
+
+
+def _check_same_names(first_origin: str, first: pa.Schema, origin: str, schema: pa.Schema) -> None:
+    missing = [name for name in first.names if name not in schema.names]
+    extra = [name for name in schema.names if name not in first.names]
+    if missing:
+        raise DataError(
+            f"{origin}: no column {missing[0]!r}, which {first_origin} has; "
+            "expected the same columns in all inputs: add it, or name the columns to read"
+        )
+    if extra:
+        raise DataError(
+            f"{origin}: extra column {extra[0]!r}, which {first_origin} lacks; "
+            "expected the same columns in all inputs: drop it, or name the columns to read"
+        )
+
+
+def _join(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    if pa.types.is_integer(one) and pa.types.is_integer(other):
+        return _join_integers(one, other)
+    if pa.types.is_floating(one) and pa.types.is_floating(other):
+        return one if one.bit_width >= other.bit_width else other
+    if pa.types.is_fixed_size_list(one) or pa.types.is_fixed_size_list(other):
+        return _join_fixed_lists(one, other)
+    if pa.types.is_list(one) and pa.types.is_list(other):
+        item = _join(one.value_type, other.value_type)
+        return None if item is None else pa.list_(item)
+    return None
+
+
+def _join_integers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_signed_integer(one) == pa.types.is_signed_integer(other):
+        return one if one.bit_width >= other.bit_width else other
+    unsigned = other if pa.types.is_signed_integer(one) else one
+    return pa.int64() if unsigned.bit_width < 64 else None
+
+
+def _join_fixed_lists(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if not (pa.types.is_fixed_size_list(one) and pa.types.is_fixed_size_list(other)):
+        return None
+    item = _join(one.value_type, other.value_type)
+    if item is None or one.list_size != other.list_size:
+        return None
+    return pa.list_(item, one.list_size)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the columns of ``schema`` in its order, widened where an input is narrower.
+
+    Dictionaries and the widths of strings and lists stay as they are: only the logical type is
+    unified.
+
+    Args:
+        table: A table that has these columns, perhaps among others.
+        schema: Logical types.
+    """
+    columns = []
+    for field in schema:
+        column = table.column(field.name)
+        if isinstance(column.type, pa.BaseExtensionType):
+            column = pc.cast(column, column.type.storage_type)
+        if pa.types.is_run_end_encoded(column.type):
+            column = pc.run_end_decode(column)
+        if logical_type(column.type) != field.type:
+            column = pc.cast(column, field.type)
+        columns.append(column)
+    return pa.table(columns, names=schema.names)

@@ -1,0 +1,246 @@
+"""Tables on disk or in memory as one list of fragments that can be read in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from widedeep.data.arrow_types import conform, logical_schema, unified_schema
+from widedeep.data.inputs import ContentChecksum, InputRecord
+from widedeep.data.spool import Spool
+from widedeep.errors import DataError, nearest
+
+__all__ = ["Fragment", "Input", "Part", "Source", "column_stream", "origin_of", "table_input"]
+
+TABLE_FRAGMENT_ROWS = 131_072
+ORIGIN_KEY = b"widedeep.origin"
+FIRST_ROW_KEY = b"widedeep.first_row"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fragment:
+    """A run of rows of one input that is read at once: a row group, or a slice of a table.
+
+    Args:
+        index: Its place in ``Source.fragments``.
+        num_rows: Rows it holds, at least 1.
+        origin: The name of its input.
+        first_row: The position of its first row in that input.
+    """
+
+    index: int
+    num_rows: int
+    origin: str
+    first_row: int
+
+
+class Part(Protocol):
+    """Where a fragment's rows are."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows it holds."""
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns in this order; called from several threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One file or table: what it is called, what it holds, and its parts in order."""
+
+    record: InputRecord
+    schema: pa.Schema
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class TablePart:
+    """A slice of a table in memory."""
+
+    table: pa.Table
+
+    @property
+    def num_rows(self) -> int:
+        """Rows it holds."""
+        return int(self.table.num_rows)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns without a copy."""
+        return self.table.select(list(columns))
+
+
+def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = None) -> Input:
+    """Return a table in memory as an input.
+
+    Args:
+        table: Any table; its columns are not copied.
+        origin: What to call it in messages.
+        columns: The columns that will be read; None is all.
+
+    Raises:
+        DataError: If two columns have one name, or one is of a type that holds no feature.
+    """
+    schema = logical_schema(table.schema, origin)
+    if columns is not None:
+        table = table.select([name for name in schema.names if name in columns])
+    starts = range(0, table.num_rows, TABLE_FRAGMENT_ROWS)
+    parts = [TablePart(table.slice(start, TABLE_FRAGMENT_ROWS)) for start in starts]
+    checksum = ContentChecksum()
+    for part in parts:
+        checksum.update(part.table)
+    record = InputRecord(
+        name=origin, path=origin, rows=table.num_rows, bytes=-1, checksum=checksum.hexdigest()
+    )
+    return Input(record=record, schema=schema, parts=parts)
+
+
+class Source:
+    """Rows in a fixed order, cut into fragments that are read one at a time and from any thread.
+
+    Made by ``open_source``. Closing it deletes temporary files; so does the end of the process.
+
+    Args:
+        inputs: Files and tables in order, at least one.
+        columns: The columns to read, in this order; None takes all of the first input's.
+        spool: Holds the temporary files, if any.
+
+    Raises:
+        DataError: If inputs do not agree on columns and types, or lack a named one.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> table = table_input(pa.table({"x": [1, 2], "y": [3, 4]}), "table")
+        >>> source = Source([table], columns=["y"])
+        >>> source.num_rows, source.read(source.fragments[0]).to_pydict()
+        (2, {'y': [3, 4]})
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Input],
+        *,
+        columns: Sequence[str] | None = None,
+        spool: Spool | None = None,
+    ) -> None:
+        self._spool = spool
+        self._records = [item.record for item in inputs]
+        self._parts = [part for item in inputs for part in item.parts if part.num_rows]
+        self.fragments: tuple[Fragment, ...] = tuple(_fragments(inputs))
+        self.num_rows = sum(fragment.num_rows for fragment in self.fragments)
+        self.arrow_schema = _agreed_schema(inputs, columns)
+
+    def read(self, fragment: Fragment, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a fragment's rows.
+
+        The logical types are those of ``arrow_schema``; text may come as dictionaries, which the
+        transform uses. ``origin_of`` tells where the table's rows come from.
+
+        Args:
+            fragment: One of ``fragments``.
+            columns: Which columns, in this order; None reads all of ``arrow_schema``.
+
+        Raises:
+            DataError: If the file changed or cannot be read.
+        """
+        names = self.arrow_schema.names if columns is None else list(columns)
+        for name in names:
+            if name not in self.arrow_schema.names:
+                raise DataError(f"no column {name!r}; {nearest(name, self.arrow_schema.names)}")
+        schema = pa.schema([self.arrow_schema.field(name) for name in names])
+        table = self._parts[fragment.index].read(names)
+        if table.num_rows != fragment.num_rows:
+            raise DataError(
+                f"{fragment.origin}: changed while being read; leave input files alone during a run"
+            )
+        place = {ORIGIN_KEY: fragment.origin.encode(), FIRST_ROW_KEY: str(fragment.first_row)}
+        return conform(table, schema).replace_schema_metadata(place)
+
+    def describe(self) -> list[InputRecord]:
+        """Return name, rows, size and checksum of every input, for ``check_same_inputs``."""
+        return [InputRecord(**record) for record in self._records]
+
+    def close(self) -> None:
+        """Delete temporary files; reading afterwards is an error."""
+        if self._spool is not None:
+            self._spool.close()
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _fragments(inputs: Sequence[Input]) -> Iterator[Fragment]:
+    index = 0
+    for item in inputs:
+        first_row = 0
+        for part in item.parts:
+            if part.num_rows:
+                yield Fragment(
+                    index=index,
+                    num_rows=part.num_rows,
+                    origin=item.record["path"],
+                    first_row=first_row,
+                )
+                index += 1
+                first_row += part.num_rows
+
+
+def _agreed_schema(inputs: Sequence[Input], columns: Sequence[str] | None) -> pa.Schema:
+    schemas = []
+    for item in inputs:
+        origin = item.record["path"]
+        names = item.schema.names if columns is None else columns
+        for name in names:
+            if name not in item.schema.names:
+                raise DataError(f"{origin}: no column {name!r}; {nearest(name, item.schema.names)}")
+        schemas.append((origin, pa.schema([item.schema.field(name) for name in names])))
+    return unified_schema(schemas)
+
+
+def origin_of(table: pa.Table) -> tuple[str, int] | None:
+    """Return the input that a table was read from, and the position of its first row there.
+
+    Args:
+        table: Any table; None is returned for one that was not read through a source.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> source = Source([table_input(pa.table({"x": [1, 2]}), "clicks")])
+        >>> origin_of(source.read(source.fragments[0]))
+        ('clicks', 0)
+    """
+    metadata = table.schema.metadata or {}
+    if ORIGIN_KEY not in metadata:
+        return None
+    return metadata[ORIGIN_KEY].decode(), int(metadata[FIRST_ROW_KEY])
+
+
+def column_stream(source: Source, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield a source's fragments in order, decoding one ahead of the caller.
+
+    Args:
+        source: Where the rows are.
+        columns: Which columns, in this order; None reads all.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> source = Source([table_input(pa.table({"x": [1, 2]}), "table")])
+        >>> [table.num_rows for table in column_stream(source, ["x"])]
+        [2]
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="widedeep-read") as worker:
+        waiting: Future[pa.Table] | None = None
+        for fragment in source.fragments:
+            ready, waiting = waiting, worker.submit(source.read, fragment, columns)
+            if ready is not None:
+                yield ready.result()
+                del ready
+        if waiting is not None:
+            yield waiting.result()

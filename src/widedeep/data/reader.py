@@ -1,0 +1,281 @@
+"""Encoded batches of one epoch, read, encoded and shuffled in background threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from widedeep.data.batch import Batch
+from widedeep.data.fragments import Fragment, Source
+from widedeep.data.order import EpochPlan, Pool, rank_rows
+from widedeep.errors import ConfigError
+
+__all__ = ["BatchReader", "EpochPlan"]
+
+BLOCK_ROWS = 16_384
+"""Rows that are gathered from a pool at once; batches are views of such blocks."""
+
+
+class BatchReader:
+    """Iterates over the encoded batches of an epoch, from any batch on.
+
+    One thread cuts batches while others decode and encode the fragments of the next pool. At most
+    two pools are alive, and ``prefetch`` finished batches wait. What is read, and in which order,
+    never depends on the threads. Each iteration starts anew at ``start_batch``; leaving it early,
+    or ``close``, ends its threads.
+
+    Args:
+        source: Where the rows are.
+        encode: Turns the table of a fragment into as many encoded examples; called from ``threads``
+            threads.
+        plan: The order of the rows.
+        start_batch: The first global batch, 0 <= start_batch <= ``plan.num_batches``.
+        prefetch: Batches that wait for the consumer, at least 1.
+        threads: Threads that decode and encode, at least 1.
+        rank: Takes this rank's contiguous slice of each global batch; the slice may be empty.
+        world_size: Ranks that share a global batch.
+
+    Raises:
+        ConfigError: If a number is outside its range.
+        DataError: While iterating, if an input cannot be read; likewise whatever ``encode`` raises.
+
+    Example:
+        >>> import numpy as np
+        >>> from widedeep.data.sources import open_source
+        >>> source = open_source({"x": [1.0, 2.0, 3.0]})
+        >>> def encode(table):
+        ...     dense = np.asarray(table["x"], np.float32)[:, None]
+        ...     ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
+        ...     return Batch(ids_N=ids, offsets_BF=offsets, dense_BK=dense)
+        >>> plan = EpochPlan(source, batch_size=2, seed=0, epoch=0, shuffle=False)
+        >>> [batch.dense_BK[:, 0].tolist() for batch in BatchReader(source, encode, plan)]
+        [[1.0, 2.0], [3.0]]
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        encode: Callable[[pa.Table], Batch],
+        plan: EpochPlan,
+        *,
+        start_batch: int = 0,
+        prefetch: int = 2,
+        threads: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for name, number in (("prefetch", prefetch), ("threads", threads)):
+            if number < 1:
+                raise ConfigError(f"{name}: got {number}, expected at least 1")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank: got {rank}, expected 0 <= rank < world_size = {world_size}")
+        plan.position(start_batch)
+        self._read_batches = _BatchCutter(
+            source, encode, plan, start_batch, threads, (rank, world_size)
+        )
+        self._prefetch = prefetch
+        self._open: list[tuple[_Channel, threading.Thread]] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        channel = _Channel(self._prefetch)
+        thread = threading.Thread(
+            target=self._read_batches.run, args=(channel,), name="widedeep-batches", daemon=True
+        )
+        opened = (channel, thread)
+        self._open.append(opened)
+        thread.start()
+        try:
+            while (batch := channel.get()) is not None:
+                yield batch
+        finally:
+            channel.close()
+            thread.join()
+            self._open.remove(opened)
+
+    def close(self) -> None:
+        """End the background threads of iterations that were not run to their end."""
+        for channel, thread in self._open:
+            channel.close()
+            thread.join()
+
+    def __enter__(self) -> BatchReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Channel:
+    """A bounded queue between two threads that either side can close at once."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: deque[Batch] = deque()
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._finished = False
+        self.closed = False
+
+    def put(self, batch: Batch) -> bool:
+        """Wait for room; False means that nobody listens any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.closed or len(self._items) < self._capacity)
+            self._items.append(batch)
+            self._changed.notify_all()
+            return not self.closed
+
+    def finish(self, error: BaseException | None) -> None:
+        """Say that nothing follows, or why."""
+        with self._changed:
+            self._finished, self._error = True, error
+            self._changed.notify_all()
+
+    def get(self) -> Batch | None:
+        """Wait for the next batch; None is the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._finished or self.closed)
+            if self.closed:
+                return None
+            if self._items:
+                batch = self._items.popleft()
+                self._changed.notify_all()
+                return batch
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def close(self) -> None:
+        """Wake both sides and drop what waits."""
+        with self._changed:
+            self.closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class _BatchCutter:
+    """The background side: fills pools ahead and cuts batches from them."""
+
+    source: Source
+    encode: Callable[[pa.Table], Batch]
+    plan: EpochPlan
+    start_batch: int
+    threads: int
+    share: tuple[int, int]
+
+    def run(self, channel: _Channel) -> None:
+        error: BaseException | None = None
+        workers = ThreadPoolExecutor(self.threads, thread_name_prefix="widedeep-encode")
+        try:
+            pieces = self._rows(workers, channel)
+            for batch in self._batches(pieces):
+                if not channel.put(batch):
+                    break
+        except BaseException as caught:
+            error = caught
+        finally:
+            workers.shutdown(wait=True, cancel_futures=True)
+            channel.finish(error)
+
+    def _rows(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Batch]:
+        """Yield the epoch's rows from the first batch on, in order, in blocks of any size."""
+        first = self.plan.position(self.start_batch)
+        pools = self.plan.pools[first.pool :]
+        # Streaming in order holds one fragment a pool, so that more of them keep several threads
+        # busy.
+        ahead = 2 if self.plan.shuffle else self.threads + 1
+        filling: deque[list[Future[Batch]]] = deque()
+        start = first.row
+        for number, pool in enumerate(pools):
+            for later in pools[number + len(filling) : number + ahead]:
+                filling.append([workers.submit(self._encoded, f, channel) for f in later.fragments])
+            parts = [future.result() for future in filling.popleft()]
+            yield from _pool_rows(parts, pool, self.plan.row_order(pool), start)
+            start = 0
+            del parts
+            # Freed pages go back to the system now, before the next pool takes as many again.
+            pa.default_memory_pool().release_unused()
+
+    def _encoded(self, fragment: Fragment, channel: _Channel) -> Batch:
+        if channel.closed:
+            raise _ClosedError
+        table = self.source.read(fragment)
+        batch = self.encode(table)
+        if len(batch) != fragment.num_rows:
+            raise RuntimeError(
+                f"encode made {len(batch)} examples of {fragment.num_rows} rows, {fragment.origin}"
+            )
+        return batch
+
+    def _batches(self, pieces: Iterator[Batch]) -> Iterator[Batch]:
+        """Cut at the plan's boundaries and take this rank's share."""
+        limits = map(self.plan.batch_rows, range(self.start_batch, self.plan.num_batches))
+        rank, world_size = self.share
+        for batch in _cut(pieces, (last - first for first, last in limits)):
+            if world_size == 1:
+                yield batch
+            else:
+                yield batch.slice(*rank_rows(len(batch), rank, world_size))
+
+
+class _ClosedError(Exception):
+    """Ends work that nobody waits for."""
+
+
+def _cut(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
+    """Cut consecutive pieces at other places: ``sizes[0]`` rows, then ``sizes[1]``, ..."""
+    piece: Batch | None = None
+    used = 0
+    for size in sizes:
+        head: list[Batch] = []
+        missing = size
+        while missing:
+            if piece is None or used == len(piece):
+                piece, used = next(pieces), 0
+            n_taken = min(missing, len(piece) - used)
+            head.append(piece.slice(used, used + n_taken))
+            used += n_taken
+            missing -= n_taken
+        yield Batch.concat(head)
+
+
+def _pool_rows(
+    parts: Sequence[Batch], pool: Pool, order: NDArray[np.int64] | None, start: int
+) -> Iterator[Batch]:
+    if order is None:
+        for part in parts:
+            if start < len(part):
+                yield part.slice(start, len(part))
+            start = max(start - len(part), 0)
+        return
+    ends = np.cumsum([len(part) for part in parts])
+    for first in range(start, pool.num_rows, BLOCK_ROWS):
+        yield _gathered(parts, ends, order[first : first + BLOCK_ROWS])
+
+
+def _gathered(parts: Sequence[Batch], ends: NDArray[np.int64], rows: NDArray[np.int64]) -> Batch:
+    """Take rows of several parts without joining the parts, which would hold the pool twice."""
+    part_of_row = np.searchsorted(ends, rows, side="right")
+    taken = []
+    for number, part in enumerate(parts):
+        first_row = int(ends[number]) - len(part)
+        taken.append(part.take(rows[part_of_row == number] - first_row))
+    if len(parts) == 1:
+        return taken[0]
+    by_part = np.argsort(part_of_row, kind="stable")
+    place = np.empty_like(by_part)
+    place[by_part] = np.arange(len(rows))
+    return Batch.concat(taken).take(place)

@@ -1,0 +1,299 @@
+"""open_source: whatever holds rows, opened as a Source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from widedeep.data.csv_input import csv_reader
+from widedeep.data.fragments import Input, Source, table_input
+from widedeep.data.parquet_input import parquet_input, spooled_input
+from widedeep.data.spool import Spool, batches_reader
+from widedeep.errors import DataError, nearest
+
+__all__ = ["Data", "Source", "open_source"]
+
+Data: TypeAlias = Any
+"""A path, glob or list of them; a data frame; Arrow data; a list of dicts; a dict of columns."""
+
+_Opener: TypeAlias = Callable[[Path, Sequence[str] | None, Mapping[str, pa.DataType], Spool], Input]
+_GLOB_CHARACTERS = frozenset("*?[")
+_ALLOWED = (
+    "expected a path or glob of .parquet, .csv or .feather files, a list of them, a pandas or "
+    "Polars DataFrame, an Arrow table or record-batch reader, a list of dicts or a dict of columns"
+)
+
+
+def open_source(
+    data: Data,
+    *,
+    columns: Sequence[str] | None = None,
+    column_types: Mapping[str, pa.DataType] | None = None,
+) -> Source:
+    """Open rows wherever they are, so that they can be read in any order and more than once.
+
+    Parquet files and tables in memory are read where they are. What can be read only once or from
+    the front alone (record-batch readers, generators, other ``__arrow_c_stream__`` exporters such
+    as DuckDB relations, CSV and Arrow files, Parquet with row groups above a million rows) is
+    copied once to temporary Parquet files.
+
+    Args:
+        data: A path (``.parquet``, ``.csv``, ``.csv.gz``, ``.feather``, ``.arrow``; or a folder of
+            Parquet files), a glob, a list of paths, a pandas or Polars data frame, an Arrow table,
+            batch or reader, anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``, a
+            generator or list of record batches, a list of dicts (an absent key is null) or a dict
+            of columns.
+        columns: The columns to read, in this order; None reads all.
+        column_types: Types of CSV columns by name; columns that are not named here get the type
+            that the first 4 MiB of the file suggest. Other inputs carry their types.
+
+    Raises:
+        DataError: If nothing is there, a file is damaged, a column is missing, doubled, or of two
+            types.
+
+    Example:
+        >>> source = open_source([{"age": 39, "job": "Sales"}, {"age": 41}])
+        >>> source.num_rows, source.arrow_schema.names
+        (2, ['age', 'job'])
+    """
+    names = None if columns is None else list(dict.fromkeys(columns))
+    spool = Spool()
+    try:
+        inputs = list(_inputs(data, names, dict(column_types or {}), spool))
+        return Source(inputs, columns=names, spool=spool)
+    except BaseException:
+        spool.close()
+        raise
+
+
+def _inputs(
+    data: Data, columns: list[str] | None, types: dict[str, pa.DataType], spool: Spool
+) -> Iterator[Input]:
+    paths = _paths(data)
+    if paths is None:
+        yield _object_input(data, columns, spool)
+        return
+    for path in paths:
+        opened = _opener(path)(path, columns, types, spool)
+        # A CSV file's columns get the types of the files before it, not those its own rows suggest.
+        types.update({f.name: f.type for f in opened.schema if f.name not in types})
+        yield opened
+
+
+def _paths(data: Data) -> list[Path] | None:
+    if isinstance(data, str | os.PathLike):
+        return _expanded(os.fspath(data))
+    if isinstance(data, Sequence) and data and isinstance(data[0], str | os.PathLike):
+        for number, item in enumerate(data):
+            if not isinstance(item, str | os.PathLike):
+                raise DataError(
+                    f"data[{number}]: got a {type(item).__name__} in a list of paths; {_ALLOWED}"
+                )
+        return [path for item in data for path in _expanded(os.fspath(item))]
+    return None
+
+
+def _expanded(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*.parquet") if not _is_hidden(file, path))
+        if not found:
+            raise DataError(
+                f"{path}: a folder without .parquet files; "
+                "name its files by a glob such as 'folder/*.csv'"
+            )
+        return found
+    if path.exists():
+        return [path]
+    if "://" in text:
+        raise DataError(
+            f"{text}: only local files are opened by path; copy it here, or pass a reader "
+            "(pyarrow.dataset.dataset(...).scanner().to_reader())"
+        )
+    if _GLOB_CHARACTERS & set(text):
+        anchor = Path(path.anchor)
+        pattern = str(path.relative_to(anchor)) if path.anchor else text
+        found = sorted(file for file in anchor.glob(pattern) if file.is_file())
+        if not found:
+            raise DataError(f"{text}: no file matches; check the pattern")
+        return found
+    raise DataError(f"{text}: no such file; check the path (the working folder is {Path.cwd()})")
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+
+
+def _opener(path: Path) -> _Opener:
+    name = path.name.lower()
+    if name.endswith((".parquet", ".pq")):
+        return lambda path, columns, types, spool: parquet_input(path, spool, columns)
+    if name.endswith((".csv", ".csv.gz")):
+        return _csv_input
+    if name.endswith((".feather", ".arrow", ".ipc")):
+        return _arrow_file_input
+    raise DataError(
+        f"{path}: unknown kind of file {path.suffix!r}; "
+        "allowed: .parquet, .pq, .csv, .csv.gz, .feather, .arrow, .ipc"
+    )
+
+
+def _csv_input(
+    path: Path, columns: Sequence[str] | None, types: Mapping[str, pa.DataType], spool: Spool
+) -> Input:
+    return spooled_input(csv_reader(path, columns, types), str(path), spool, path=path)
+
+
+def _arrow_file_input(
+    path: Path, columns: Sequence[str] | None, types: Mapping[str, pa.DataType], spool: Spool
+) -> Input:
+    try:
+        with pa.memory_map(str(path)) as file:
+            reader = _arrow_reader(file)
+            return spooled_input(_selected(reader, columns, str(path)), str(path), spool, path=path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: not a complete Arrow file ({error}); it is truncated or of another format: "
+            "write it again, or name the right file"
+        ) from error
+
+
+def _arrow_reader(file: pa.NativeFile) -> pa.RecordBatchReader:
+    is_file_format = file.read(6) == b"ARROW1"
+    file.seek(0)
+    if not is_file_format:
+        return pa.ipc.open_stream(file)
+    opened = pa.ipc.open_file(file)
+    batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+    return pa.RecordBatchReader.from_batches(opened.schema, batches)
+
+
+def _selected(
+    reader: pa.RecordBatchReader, columns: Sequence[str] | None, origin: str
+) -> pa.RecordBatchReader:
+    """Drop the columns that are not needed, so that they are not copied to the spool."""
+    if columns is None:
+        return reader
+    _check_columns(columns, reader.schema.names, origin)
+    schema = pa.schema([reader.schema.field(name) for name in columns])
+    return pa.RecordBatchReader.from_batches(
+        schema, (batch.select(list(columns)) for batch in reader)
+    )
+
+
+def _check_columns(columns: Sequence[str], present: Sequence[str], origin: str) -> None:
+    for name in columns:
+        if name not in present:
+            raise DataError(f"{origin}: no column {name!r}; {nearest(name, present)}")
+        if list(present).count(name) > 1:
+            raise DataError(f"{origin}: two columns are named {name!r}; rename or drop one of them")
+
+
+def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
+    origin = f"the {type(data).__name__}"
+    library = type(data).__module__.split(".")[0]
+    if library == "pandas" and hasattr(data, "columns"):
+        return table_input(_pandas_table(data, columns, origin), origin, columns)
+    if isinstance(data, Mapping):
+        return table_input(_mapping_table(data, columns, origin), origin, columns)
+    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        return table_input(_sequence_table(data, origin), origin, columns)
+    if isinstance(data, pa.Table | pa.RecordBatch) or library == "polars":
+        return table_input(_arrow_table(data, origin), origin, columns)
+    if hasattr(data, "__arrow_c_array__"):
+        return table_input(_arrow_table(data, origin), origin, columns)
+    if hasattr(data, "__arrow_c_stream__"):
+        reader = pa.RecordBatchReader.from_stream(data)
+        return spooled_input(_selected(reader, columns, origin), origin, spool)
+    if isinstance(data, Iterable) and not isinstance(data, bytes):
+        reader = batches_reader(data, origin)
+        return spooled_input(_selected(reader, columns, origin), origin, spool)
+    raise DataError(f"data: got {origin[4:]}; {_ALLOWED}")
+
+
+def _arrow_table(data: Any, origin: str) -> pa.Table:
+    if hasattr(data, "collect") and not hasattr(data, "__arrow_c_stream__"):
+        raise DataError(f"data: got {origin[4:]}, a plan that was not run; call .collect() first")
+    try:
+        return data if isinstance(data, pa.Table) else pa.table(data)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"data: {origin[4:]} is no table ({error}); {_ALLOWED}") from error
+
+
+def _pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Table:
+    present = [str(name) for name in frame.columns]
+    if len(set(present)) != len(present):
+        doubled = next(name for name in present if present.count(name) > 1)
+        raise DataError(f"{origin}: two columns are named {doubled!r}; rename or drop one of them")
+    if columns is not None:
+        _check_columns(columns, present, origin)
+    wanted = present if columns is None else columns
+    arrays = []
+    for name in wanted:
+        series = frame.iloc[:, present.index(name)]
+        try:
+            # NaN in a data frame is how pandas writes a missing value.
+            arrays.append(pa.Array.from_pandas(series))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise _mixed_column(origin, name, error) from error
+    return pa.Table.from_arrays(arrays, names=wanted)
+
+
+def _mixed_column(origin: str, name: str, error: Exception) -> DataError:
+    return DataError(
+        f"{origin}: column {name!r} has no single type ({error}); "
+        "convert its values to text or to numbers"
+    )
+
+
+def _mapping_table(mapping: Mapping[Any, Any], columns: list[str] | None, origin: str) -> pa.Table:
+    if columns is not None:
+        _check_columns(columns, [str(name) for name in mapping], origin)
+    arrays: dict[str, Any] = {}
+    for name, values in mapping.items():
+        try:
+            arrays[str(name)] = _column(values)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise _mixed_column(origin, str(name), error) from error
+    lengths = {name: len(values) for name, values in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"{origin}: columns have different numbers of rows ({lengths}); make them equal"
+        )
+    return pa.table(arrays)
+
+
+def _column(values: Any) -> Any:
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    if hasattr(values, "__arrow_c_stream__") or isinstance(values, pa.Array | pa.ChunkedArray):
+        return pa.chunked_array(values)
+    return pa.array(values, from_pandas=hasattr(values, "iloc"))
+
+
+def _sequence_table(items: Sequence[Any], origin: str) -> pa.Table:
+    if not items:
+        raise DataError(f"data: got an empty {type(items).__name__}; {_ALLOWED}")
+    if all(isinstance(item, Mapping) for item in items):
+        return _rows_table(items)
+    for number, item in enumerate(items):
+        if not (hasattr(item, "__arrow_c_array__") or hasattr(item, "__arrow_c_stream__")):
+            raise DataError(f"data[{number}]: got a {type(item).__name__}; {_ALLOWED}")
+    return batches_reader(items, origin).read_all()
+
+
+def _rows_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    arrays = []
+    for name in names:
+        try:
+            arrays.append(pa.array([row.get(name) for row in rows]))
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise _mixed_column("the list of dicts", name, error) from error
+    return pa.Table.from_arrays(arrays, names=names)

@@ -1,0 +1,282 @@
+"""Batches do not depend on threads, delays, prefetch or where reading starts."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from widedeep.data.batch import Batch
+from widedeep.data.order import EpochPlan
+from widedeep.data.reader import BatchReader
+from widedeep.data.sources import Source, open_source
+from widedeep.errors import ConfigError, DataError
+
+N_ROWS = 97
+
+
+def encode(table: pa.Table) -> Batch:
+    """Two slots: a list of `row % 4` ids, and the row's number."""
+    rows = np.asarray(table["row"], np.int64)
+    lengths = np.stack([rows % 4, np.ones_like(rows)], axis=1).reshape(-1)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Batch(
+        ids_N=np.repeat(np.repeat(rows, 2), lengths),
+        offsets_BF=offsets,
+        dense_BK=rows[:, None].astype(np.float32),
+        labels_BL=(rows[:, None] % 2).astype(np.float32),
+    )
+
+
+def rows_in(batch: Batch) -> list[int]:
+    """The batch's rows, after checking that every array speaks of the same ones."""
+    rows = batch.dense_BK[:, 0].astype(np.int64)
+    again = encode(pa.table({"row": rows}))
+    assert np.array_equal(again.ids_N, batch.ids_N)
+    assert batch.labels_BL is not None
+    assert np.array_equal(again.labels_BL, batch.labels_BL)
+    if len(batch):
+        assert np.array_equal(again.offsets_BF, batch.offsets_BF)
+    return [int(row) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reader") / "rows.parquet"
+    pq.write_table(pa.table({"row": np.arange(N_ROWS)}), path, row_group_size=10)
+    return path
+
+
+@pytest.fixture
+def source(path: Path) -> Iterator[Source]:
+    with open_source(path) as source:
+        yield source
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+def plan_for(source: Source, **options: bool | int) -> EpochPlan:
+    numbers = {"batch_size": 8, "seed": 1, "epoch": 0, "pool_rows": 25, **options}
+    return EpochPlan(source, **numbers)  # type: ignore[arg-type]
+
+
+def expected_batches(source: Source, plan: EpochPlan) -> list[list[int]]:
+    """The plan carried out plainly, all at once."""
+    order: list[int] = []
+    for pool in plan.pools:
+        rows = [row for f in pool.fragments for row in source.read(f)["row"].to_pylist()]
+        shuffled = plan.row_order(pool)
+        order += rows if shuffled is None else [rows[place] for place in shuffled]
+    limits = [plan.batch_rows(batch) for batch in range(plan.num_batches)]
+    return [order[first:last] for first, last in limits]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 8, 10, 30, 97, 200])
+def test_batches_are_the_plan(source: Source, shuffle: bool, batch_size: int) -> None:
+    plan = plan_for(source, shuffle=shuffle, batch_size=batch_size)
+    expected = expected_batches(source, plan)
+    assert sorted(row for batch in expected for row in batch) == list(range(N_ROWS))
+    assert [rows_in(batch) for batch in BatchReader(source, encode, plan)] == expected
+    if not shuffle:
+        assert [row for batch in expected for row in batch] == list(range(N_ROWS))
+
+
+@given(
+    batch_size=st.integers(1, 50),
+    pool_rows=st.integers(1, 110),
+    start=st.integers(0, 200),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+    block_rows=st.integers(1, 40),
+    threads=st.integers(1, 3),
+)
+def test_batches_are_the_plan_in_every_shape(
+    path: Path,
+    batch_size: int,
+    pool_rows: int,
+    start: int,
+    shuffle: bool,
+    drop_last: bool,
+    block_rows: int,
+    threads: int,
+) -> None:
+    with open_source(path) as source, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("widedeep.data.reader.BLOCK_ROWS", block_rows)
+        plan = plan_for(
+            source,
+            batch_size=batch_size,
+            pool_rows=pool_rows,
+            shuffle=shuffle,
+            drop_last=drop_last,
+        )
+        start %= plan.num_batches + 1
+        reader = BatchReader(source, encode, plan, start_batch=start, threads=threads)
+        assert [rows_in(batch) for batch in reader] == expected_batches(source, plan)[start:]
+
+
+def test_resume_at_every_batch_gives_the_same_rest(source: Source) -> None:
+    for shuffle in (True, False):
+        plan = plan_for(source, shuffle=shuffle)
+        whole = [rows_in(batch) for batch in BatchReader(source, encode, plan)]
+        for start in range(plan.num_batches + 1):
+            rest = BatchReader(source, encode, plan, start_batch=start)
+            assert [rows_in(batch) for batch in rest] == whole[start:]
+
+
+def test_resume_does_not_read_what_came_before(source: Source) -> None:
+    read: list[int] = []
+
+    def watched(table: pa.Table) -> Batch:
+        read.extend(table["row"].to_pylist())
+        return encode(table)
+
+    plan = plan_for(source)
+    start = plan.num_batches - 1
+    list(BatchReader(source, watched, plan, start_batch=start))
+    needed = plan.pools[plan.position(start).pool :]
+    assert len(read) == sum(pool.num_rows for pool in needed) < N_ROWS / 2
+
+
+def delayed(seed: int) -> Callable[[pa.Table], Batch]:
+    chance = random.Random(seed)
+
+    def slow(table: pa.Table) -> Batch:
+        time.sleep(chance.random() * 0.004)
+        return encode(table)
+
+    return slow
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_delays_threads_and_prefetch_change_nothing(source: Source, shuffle: bool) -> None:
+    plan = plan_for(source, shuffle=shuffle)
+    expected = expected_batches(source, plan)
+    chance = random.Random(0)
+    for threads in (1, 2, 5):
+        for prefetch in (1, 2, 9):
+            reader = BatchReader(
+                source, delayed(threads * 10 + prefetch), plan, prefetch=prefetch, threads=threads
+            )
+            seen = []
+            for batch in reader:
+                time.sleep(chance.random() * 0.001)
+                seen.append(rows_in(batch))
+            assert seen == expected
+
+
+def test_ranks_share_every_global_batch(source: Source) -> None:
+    plan = plan_for(source)
+    expected = expected_batches(source, plan)
+    for world_size in (2, 3, 7):
+        ranks = [
+            [
+                rows_in(batch)
+                for batch in BatchReader(source, encode, plan, rank=rank, world_size=world_size)
+            ]
+            for rank in range(world_size)
+        ]
+        joined = [list(chain(*slices)) for slices in zip(*ranks, strict=True)]
+        assert joined == expected
+
+
+def test_a_reader_can_be_read_twice(source: Source) -> None:
+    reader = BatchReader(source, encode, plan_for(source))
+    assert [rows_in(b) for b in reader] == [rows_in(b) for b in reader]
+
+
+def test_leaving_early_ends_the_threads_promptly(source: Source) -> None:
+    with BatchReader(source, encode, plan_for(source, batch_size=1), threads=2) as reader:
+        for batch in reader:
+            assert len(batch) == 1
+            break
+        started = time.perf_counter()
+    assert time.perf_counter() - started < 1.0
+
+
+def test_close_ends_an_iteration_that_is_held(source: Source) -> None:
+    reader = BatchReader(source, encode, plan_for(source, batch_size=1))
+    batches = iter(reader)
+    next(batches)
+    assert any(thread.name == "widedeep-batches" for thread in threading.enumerate())
+    reader.close()
+    assert all(thread.name != "widedeep-batches" for thread in threading.enumerate())
+    assert list(batches) == []
+
+
+def test_an_error_behind_arrives_after_the_batches_before_it(source: Source) -> None:
+    plan = plan_for(source, shuffle=False, batch_size=10)
+
+    def failing(table: pa.Table) -> Batch:
+        if pc.max(table["row"]).as_py() >= 45:
+            raise DataError("row 45: got 'x', expected a number")
+        return encode(table)
+
+    for threads in (1, 3):
+        seen = []
+        with pytest.raises(DataError, match="row 45: got 'x', expected a number"):
+            for batch in BatchReader(source, failing, plan, threads=threads):
+                seen.extend(rows_in(batch))
+        assert seen == list(range(40))
+
+
+def test_a_file_that_vanishes_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "gone.parquet"
+    pq.write_table(pa.table({"row": np.arange(10)}), path)
+    with open_source(path) as source:
+        path.unlink()
+        with pytest.raises(DataError, match=r"gone\.parquet: row group 0 cannot be read"):
+            list(BatchReader(source, encode, plan_for(source)))
+
+
+def test_at_most_two_pools_are_alive(source: Source) -> None:
+    n_encoded = n_seen = most = 0
+
+    def counting(table: pa.Table) -> Batch:
+        nonlocal n_encoded, most
+        n_encoded += table.num_rows
+        most = max(most, n_encoded - n_seen)
+        return encode(table)
+
+    plan = plan_for(source, pool_rows=20, batch_size=5)
+    for batch in BatchReader(source, counting, plan, prefetch=1, threads=2):
+        time.sleep(0.002)
+        n_seen += len(batch)
+    # Two pools of 20 rows, and what was cut from the one before but not yet counted here.
+    assert most <= 60
+    assert n_seen == n_encoded == N_ROWS
+
+
+def test_no_rows_make_no_batch() -> None:
+    source = open_source({"row": np.zeros(0, np.int64)})
+    assert list(BatchReader(source, encode, plan_for(source))) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads: got 0"),
+        ({"prefetch": 0}, "prefetch: got 0"),
+        ({"rank": 2, "world_size": 2}, "rank: got 2, expected 0 <= rank < world_size = 2"),
+        ({"start_batch": 14}, "batch 14: this epoch has batches 0 to 12"),
+    ],
+)
+def test_numbers_out_of_range(source: Source, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BatchReader(source, encode, plan_for(source), **options)
