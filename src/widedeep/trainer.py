@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -17,8 +17,10 @@ from widedeep.bundle import Bundle
 from widedeep.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.config import TrainConfig
 from widedeep.data.batch import Batch
+from widedeep.data.fragments import Source, origin_of
+from widedeep.data.inputs import InputRecord, check_same_inputs
 from widedeep.data.reader import BatchReader, EpochPlan
-from widedeep.data.sources import Source, open_source
+from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.dense_update import DenseOptimizer, DenseUpdate
 from widedeep.early_stopping import EarlyStopping, as_stopping
@@ -116,7 +118,7 @@ class Trainer:
         self.threads = threads or usable_cores()
         self.history = History()
         self.position = Position()
-        self.inputs: list[dict[str, Any]] = []
+        self.inputs: list[InputRecord] = []
         self.directory = None if checkpoints is None else CheckpointDirectory(checkpoints, keep_last=keep_last)
         self.checkpoint_every = checkpoint_every
         self.callbacks = list(callbacks)
@@ -221,17 +223,14 @@ class Trainer:
             What the checkpoint says besides: configuration, history, early stopping.
 
         Raises:
-            CheckpointError: If it is damaged, or of another model, schema or input.
+            CheckpointError: If it is damaged, or of another model or schema.
+            DataError: If the training data changed since.
         """
         checkpoint = read_checkpoint(path)
         if checkpoint.schema != self.model.schema:
             raise CheckpointError(f"{path}: got a checkpoint of another schema; make the model with the checkpoint's schema")
-        inputs = checkpoint.state["inputs"]
-        if self.inputs and inputs != self.inputs:
-            raise CheckpointError(
-                f"{path}: the training data changed since the checkpoint (then {inputs}, now {self.inputs}); "
-                "resume with the same files, or start anew"
-            )
+        if self.inputs:
+            check_same_inputs(checkpoint.state["inputs"], self.inputs)
         restore(self, checkpoint)
         return checkpoint.state
 
@@ -255,7 +254,12 @@ class Trainer:
 
     def encoder(self, *, targets: bool = True) -> Callable[..., Batch]:
         """Return the function that turns a table into a Batch."""
-        return functools.partial(self.transform, targets=targets)
+
+        def encode(table: pa.Table) -> Batch:
+            origin, first_row = origin_of(table) or ("the data", 0)
+            return self.transform(table, targets=targets, origin=origin, first_row=first_row)
+
+        return encode
 
     def logits(self, data: object) -> NDArray[np.float32]:
         """Return the logits of every row, (rows, C), in the data's order."""

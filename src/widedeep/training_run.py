@@ -11,7 +11,7 @@ import torch
 
 from widedeep.data.batch import Batch
 from widedeep.data.reader import BatchReader, EpochPlan
-from widedeep.data.sources import Source
+from widedeep.data.fragments import Source
 from widedeep.early_stopping import EarlyStopping
 from widedeep.heads import Binary
 from widedeep.progress import Progress, RecentScores
