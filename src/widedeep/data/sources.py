@@ -13,10 +13,11 @@ import pyarrow as pa
 from widedeep.data.csv_input import csv_reader
 from widedeep.data.fragments import Input, Source, table_input
 from widedeep.data.parquet_input import parquet_input, spooled_input
+from widedeep.data.split import RowShare, share_of_inputs
 from widedeep.data.spool import Spool, batches_reader
 from widedeep.errors import DataError, nearest
 
-__all__ = ["Data", "Source", "open_source"]
+__all__ = ["Data", "Source", "input_paths", "open_source"]
 
 Data: TypeAlias = Any
 """A path, glob or list of them; a data frame; Arrow data; a list of dicts; a dict of columns."""
@@ -46,8 +47,8 @@ def open_source(
         data: A path (``.parquet``, ``.csv``, ``.csv.gz``, ``.feather``, ``.arrow``; or a folder of
             Parquet files), a glob, a list of paths, a pandas or Polars data frame, an Arrow table,
             batch or reader, anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``, a
-            generator or list of record batches, a list of dicts (an absent key is null) or a dict
-            of columns.
+            generator or list of record batches, a list of dicts (an absent key is null), a dict of
+            columns, or a :class:`widedeep.data.split.RowShare` of one of these.
         columns: The columns to read, in this order; None reads all.
         column_types: Types of CSV columns by name; columns that are not named here get the type
             that the first 4 MiB of the file suggest. Other inputs carry their types.
@@ -63,8 +64,12 @@ def open_source(
     """
     names = None if columns is None else list(dict.fromkeys(columns))
     spool = Spool()
+    share = data if isinstance(data, RowShare) else None
     try:
-        inputs = list(_inputs(data, names, dict(column_types or {}), spool))
+        rows = data if share is None else share.data
+        inputs = list(_inputs(rows, names, dict(column_types or {}), spool))
+        if share is not None:
+            inputs = share_of_inputs(inputs, share)
         return Source(inputs, columns=names, spool=spool)
     except BaseException:
         spool.close()
@@ -74,7 +79,7 @@ def open_source(
 def _inputs(
     data: Data, columns: list[str] | None, types: dict[str, pa.DataType], spool: Spool
 ) -> Iterator[Input]:
-    paths = _paths(data)
+    paths = input_paths(data)
     if paths is None:
         yield _object_input(data, columns, spool)
         return
@@ -85,7 +90,15 @@ def _inputs(
         yield opened
 
 
-def _paths(data: Data) -> list[Path] | None:
+def input_paths(data: Data) -> list[Path] | None:
+    """Return the files that a path, a glob, a folder or a list of them names; None for other data.
+
+    Args:
+        data: As for :func:`open_source`.
+
+    Raises:
+        DataError: If a name matches no file.
+    """
     if isinstance(data, str | os.PathLike):
         return _expanded(os.fspath(data))
     if isinstance(data, Sequence) and data and isinstance(data[0], str | os.PathLike):

@@ -1,0 +1,85 @@
+"""A share of the rows: disjoint, complete, the same every time, and whatever the input is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from widedeep.data.sources import open_source
+from widedeep.data.split import RowShare, row_hashes, split_rows
+from widedeep.errors import ConfigError, DataError
+
+
+def values(data: object) -> list[int]:
+    with open_source(data) as source:
+        tables = [source.read(fragment) for fragment in source.fragments]
+        assert source.num_rows == sum(table.num_rows for table in tables)
+        return [value for table in tables for value in table["x"].to_pylist()]
+
+
+@pytest.fixture
+def table() -> pa.Table:
+    return pa.table({"x": list(range(20_000)), "job": [f"job {i % 7}" for i in range(20_000)]})
+
+
+def test_training_and_validation_rows_are_disjoint_and_complete(table: pa.Table) -> None:
+    train, valid = split_rows(table, 0.1)
+    kept, held = values(train), values(valid)
+    assert sorted([*kept, *held]) == list(range(20_000))
+    assert kept == sorted(kept)
+    # Three standard deviations of a binomial count: sqrt(20000 * 0.1 * 0.9) = 42.
+    assert abs(len(held) - 2_000) < 130
+
+
+def test_the_rows_do_not_depend_on_how_the_table_is_stored(table: pa.Table, tmp_path: Path) -> None:
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=317)
+    pq.write_table(table.slice(0, 11_111), tmp_path / "part-0.parquet")
+    pq.write_table(table.slice(11_111), tmp_path / "part-1.parquet", row_group_size=999)
+    wanted = values(split_rows(table, 0.3)[1])
+    assert values(split_rows(tmp_path / "a.parquet", 0.3)[1]) == wanted
+    assert values(split_rows(str(tmp_path / "part-*.parquet"), 0.3)[1]) == wanted
+
+
+def test_a_larger_share_holds_the_smaller_one(table: pa.Table) -> None:
+    small, large = values(split_rows(table, 0.1)[1]), values(split_rows(table, 0.2)[1])
+    assert set(small) < set(large)
+
+
+def test_another_seed_chooses_other_rows_and_is_no_shift_of_the_first() -> None:
+    first, second = row_hashes(0, 1000, 0), row_hashes(0, 1000, 1)
+    assert not np.isin(second, first).any()
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
+    assert (row_hashes(400, 10, 0) == first[400:410]).all()
+
+
+def test_a_changed_share_is_another_input(table: pa.Table) -> None:
+    train, other = split_rows(table, 0.1)[0], split_rows(table, 0.1, seed=1)[0]
+    with open_source(train) as one, open_source(other) as two:
+        assert one.describe()[0]["name"] != two.describe()[0]["name"]
+        assert one.describe()[0]["rows"] == one.num_rows
+
+
+def test_a_column_of_a_share(table: pa.Table) -> None:
+    with open_source(split_rows(table, 0.5)[0], columns=["job"]) as source:
+        assert source.arrow_schema.names == ["job"]
+        assert source.read(source.fragments[0]).column_names == ["job"]
+
+
+def test_what_can_be_read_only_once_is_refused(table: pa.Table) -> None:
+    with pytest.raises(DataError, match="RecordBatchReader, which can be read only once"):
+        split_rows(table.to_reader(), 0.1)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
+def test_a_fraction_out_of_range(fraction: float) -> None:
+    with pytest.raises(ConfigError, match=f"valid_fraction={fraction}, expected 0 < share < 1"):
+        split_rows([{"x": 1}], fraction)
+
+
+def test_a_share_out_of_range() -> None:
+    with pytest.raises(ConfigError, match="from 0.5 to 0.4, expected 0 <= start < stop <= 1"):
+        RowShare(data=[{"x": 1}], start=0.5, stop=0.4)
