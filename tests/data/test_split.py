@@ -81,5 +81,5 @@ def test_a_fraction_out_of_range(fraction: float) -> None:
 
 
 def test_a_share_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="from 0.5 to 0.4, expected 0 <= start < stop <= 1"):
+    with pytest.raises(ConfigError, match=r"from 0\.5 to 0\.4, expected 0 <= start < stop <= 1"):
         RowShare(data=[{"x": 1}], start=0.5, stop=0.4)
