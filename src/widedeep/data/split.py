@@ -34,7 +34,7 @@ class RowShare:
         >>> rows = [{"x": i} for i in range(1000)]
         >>> with open_source(RowShare(data=rows, start=0.0, stop=0.25)) as source:
         ...     source.num_rows
-        256
+        249
     """
 
     data: Any
