@@ -1,0 +1,326 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import widedeep as wd
+from widedeep.checkpoint import as_tensors
+from widedeep.early_stopping import EarlyStopping
+from widedeep.errors import CheckpointError, DataError, WideDeepError
+from widedeep.run_state import capture
+
+ROWS = 600
+
+
+def make_table(rows: int = ROWS, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    job, city, age = rng.integers(0, 8, rows), rng.integers(0, 30, rows), rng.normal(size=rows)
+    chance = 1 / (1 + np.exp(-(0.8 * (job - 4) + 0.5 * age + (city % 3 - 1))))
+    return pa.table(
+        {
+            "job": [f"job {value}" for value in job],
+            "city": [f"city {value}" if value else None for value in city],
+            "age": age,
+            "user": rng.integers(0, 40, rows),
+            "y": (rng.random(rows) < chance).astype(np.int8),
+        }
+    )
+
+
+def make_spec(**options: Any) -> wd.FeatureSpec:
+    return wd.FeatureSpec(
+        label="y",
+        features=[wd.numeric("age"), wd.categorical("job", "city"), wd.crossed("job", "city")],
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def schema() -> wd.Schema:
+    return wd.fit_schema(make_spec(), make_table())
+
+
+def make_trainer(schema: wd.Schema, **options: Any) -> wd.Trainer:
+    model = wd.WideDeep(schema, hidden_units=[16, 8], embedding_dim=4)
+    settings = {"batch_size": 64, "pool_rows": 150, "threads": 2, "progress": False}
+    return wd.Trainer(model, **{**settings, **options})
+
+
+def state_of(trainer: wd.Trainer) -> dict[str, np.ndarray]:
+    return {name: value.copy() for name, value in as_tensors(capture(trainer).tensors).items()}
+
+
+def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def test_learns_and_reports(schema: wd.Schema) -> None:
+    trainer = make_trainer(schema)
+    history = trainer.fit(make_table(), epochs=8, valid=make_table(seed=1))
+    assert len(history) == 8
+    assert history[-1]["loss"] < history[0]["loss"]
+    metrics = trainer.evaluate(make_table(seed=1))
+    assert metrics["auc"] > 0.75
+    assert metrics["auc"] == history[-1]["valid/auc"]
+    assert metrics["rows"] == ROWS
+    assert "valid/auc" in repr(history)
+
+
+def test_same_seed_same_bits_whatever_the_threads(schema: wd.Schema) -> None:
+    states = []
+    for _ in range(2):
+        trainer = make_trainer(schema)
+        trainer.fit(make_table(), epochs=2)
+        states.append(state_of(trainer))
+    assert_same_bits(*states)
+
+
+def test_another_seed_reads_in_another_order(schema: wd.Schema) -> None:
+    one, two = make_trainer(schema, seed=1), make_trainer(schema, seed=2)
+    one.fit(make_table())
+    two.fit(make_table())
+    assert not np.array_equal(one.logits(make_table()), two.logits(make_table()))
+
+
+def test_resume_at_every_batch_equals_the_uninterrupted_run(schema: wd.Schema, tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    pq.write_table(make_table(), path, row_group_size=100)
+    whole = make_trainer(schema)
+    whole.fit(path, epochs=2)
+    wanted = state_of(whole)
+    assert whole.position.step == 20
+    for stop in range(1, 20):
+        first = make_trainer(schema, checkpoints=tmp_path / f"run{stop}")
+        first.fit(path, epochs=2, steps=stop)
+        second = make_trainer(schema, checkpoints=tmp_path / f"run{stop}")
+        second.fit(path, epochs=2, resume=True)
+        assert second.position.step == 20
+        assert_same_bits(state_of(second), wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd momentum"])
+def test_resume_with_a_torch_optimizer(schema: wd.Schema, tmp_path: Path, optimizer: str) -> None:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        if optimizer == "adamw":
+            return torch.optim.AdamW(parameters, lr=1e-2)
+        return torch.optim.SGD(parameters, lr=1e-2, momentum=0.9)
+
+    whole = make_trainer(schema, dense=make)
+    whole.fit(make_table(), epochs=2)
+    make_trainer(schema, dense=make, checkpoints=tmp_path).fit(make_table(), epochs=2, steps=7)
+    again = make_trainer(schema, dense=make, checkpoints=tmp_path)
+    again.fit(make_table(), epochs=2, resume=True)
+    assert_same_bits(state_of(again), state_of(whole))
+
+
+def test_resume_with_dropout_and_batch_norm(schema: wd.Schema, tmp_path: Path) -> None:
+    def make(**options: Any) -> wd.Trainer:
+        model = wd.WideDeep(
+            schema, hidden_units=[16, 8], embedding_dim=4, dropout=0.2, batch_norm=True, activation="tanh"
+        )
+        return wd.Trainer(model, batch_size=64, progress=False, threads=2, **options)
+
+    whole = make()
+    whole.fit(make_table(), epochs=2)
+    make(checkpoints=tmp_path).fit(make_table(), epochs=2, steps=6)
+    again = make(checkpoints=tmp_path)
+    again.fit(make_table(), epochs=2, resume=True)
+    assert_same_bits(state_of(again), state_of(whole))
+
+
+def test_resume_refuses_changed_inputs(schema: wd.Schema, tmp_path: Path) -> None:
+    make_trainer(schema, checkpoints=tmp_path).fit(make_table(), steps=3)
+    with pytest.raises(DataError, match="in the interrupted run"):
+        make_trainer(schema, checkpoints=tmp_path).fit(make_table(rows=ROWS - 1), resume=True)
+
+
+def test_resume_refuses_another_schema(schema: wd.Schema, tmp_path: Path) -> None:
+    make_trainer(schema, checkpoints=tmp_path).fit(make_table(), steps=3)
+    other = wd.fit_schema(make_spec(), make_table(seed=3))
+    with pytest.raises(CheckpointError, match="a checkpoint of another schema"):
+        make_trainer(other, checkpoints=tmp_path).fit(make_table(), resume=True)
+    with pytest.raises(CheckpointError, match="without checkpoints"):
+        make_trainer(schema).fit(make_table(), resume=True)
+
+
+def test_early_stopping_goes_back_to_the_best_model(schema: wd.Schema) -> None:
+    table, valid = make_table(rows=150), make_table(rows=300, seed=5)
+    trainer = make_trainer(schema, wide=wd.FTRL(lr=1.0), batch_size=16)
+    stopping = EarlyStopping("log_loss", patience=3)
+    history = trainer.fit(table, epochs=60, valid=valid, early_stopping=stopping)
+    assert len(history) < 60
+    losses = history.column("valid/log_loss")
+    assert trainer.evaluate(valid)["log_loss"] == min(losses) == stopping.best
+    assert losses[-1] > min(losses)
+
+
+def test_the_best_model_is_restored_after_a_resume(schema: wd.Schema, tmp_path: Path) -> None:
+    table, valid = make_table(rows=150), make_table(rows=300, seed=5)
+    options: dict[str, Any] = {"wide": wd.FTRL(lr=1.0), "batch_size": 16}
+    whole = make_trainer(schema, **options)
+    whole.fit(table, epochs=40, valid=valid, early_stopping=3)
+    best = EarlyStopping(patience=3)
+    first = make_trainer(schema, checkpoints=tmp_path, **options)
+    first.fit(table, epochs=2, valid=valid, early_stopping=best)
+    again = make_trainer(schema, checkpoints=tmp_path, **options)
+    again.fit(table, epochs=40, valid=valid, early_stopping=3, resume=True)
+    assert again.evaluate(valid) == whole.evaluate(valid)
+
+
+def test_weights_count_like_repeated_rows(schema: wd.Schema) -> None:
+    table = make_table(rows=40)
+    weighted = table.append_column("w", pa.array(np.full(40, 2.0)))
+    doubled = pa.concat_tables([table, table])
+    results = []
+    for data, spec, batch in ((weighted, make_spec(weight="w"), 40), (doubled, make_spec(), 80)):
+        model = wd.WideDeep(wd.fit_schema(spec, data), hidden_units=[8], embedding_dim=4)
+        trainer = wd.Trainer(
+            model, batch_size=batch, shuffle=False, loss_reduction="sum", progress=False,
+            wide=wd.FTRL(), deep=wd.Adagrad(),
+        )  # fmt: skip
+        trainer.fit(data, epochs=3)
+        results.append(trainer.logits(table))
+    np.testing.assert_allclose(results[0], results[1], atol=2e-5)
+
+
+def test_untouched_rows_keep_their_bits(schema: wd.Schema) -> None:
+    trainer = make_trainer(schema)
+    before = state_of(trainer)
+    table = make_table().filter(pa.compute.equal(make_table()["job"], "job 3"))
+    trainer.fit(table)
+    after = state_of(trainer)
+    changed = np.flatnonzero((before["deep/4/job.weight"] != after["deep/4/job.weight"]).any(axis=1))
+    names = [schema.describe_id("job", int(row)) for row in changed]
+    assert names == ["job 3"]
+
+
+def test_gradient_clipping_bounds_the_step(schema: wd.Schema) -> None:
+    trainer = make_trainer(schema, clip_norm=1e-3, deep=wd.SGD(lr=1.0), wide=wd.SGD(lr=1e-6))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.fit(make_table(), steps=1)
+    moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in trainer.model.named_parameters())
+    assert moved**0.5 <= 1e-3 * 1.001
+
+
+def test_callbacks_see_every_step(schema: wd.Schema) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+            self.ended = False
+
+        def on_step(self, figures: dict[str, Any]) -> None:
+            self.steps.append(figures["step"])
+
+        def on_evaluate(self, figures: dict[str, Any]) -> None:
+            assert "loss" in figures
+
+        def on_end(self, figures: dict[str, Any]) -> None:
+            self.ended = True
+
+    recorder = Recorder()
+    make_trainer(schema, callbacks=[recorder]).fit(make_table())
+    assert recorder.steps == list(range(1, 11))
+    assert recorder.ended
+
+
+def test_a_frame_of_no_rows_is_refused(schema: wd.Schema) -> None:
+    trainer = make_trainer(schema)
+    with pytest.raises(DataError, match="training data without rows"):
+        trainer.fit(make_table().slice(0, 0))
+    with pytest.raises(DataError, match="data to evaluate without rows"):
+        trainer.evaluate(make_table().slice(0, 0))
+
+
+def test_one_class_only_trains_and_has_no_auc(schema: wd.Schema) -> None:
+    table = make_table().set_column(4, "y", pa.array(np.ones(ROWS, np.int8)))
+    trainer = make_trainer(schema)
+    trainer.fit(table)
+    assert np.isnan(trainer.evaluate(table)["auc"])
+
+
+def test_a_label_out_of_range_names_the_head(schema: wd.Schema) -> None:
+    table = make_table().set_column(4, "y", pa.array(np.full(ROWS, 7, np.int8)))
+    with pytest.raises(WideDeepError, match="expected 0 to 1 for a binary head"):
+        make_trainer(schema).fit(table)
+
+
+def test_a_reader_that_can_be_read_once_trains_many_epochs(schema: wd.Schema) -> None:
+    table = make_table()
+    once = pa.RecordBatchReader.from_batches(table.schema, table.to_batches(max_chunksize=100))
+    trainer = make_trainer(schema)
+    trainer.fit(once, epochs=3)
+    assert trainer.position.rows == 3 * ROWS
+
+
+SCRIPT = """
+    import sys, time
+    import pyarrow.parquet as pq
+    import widedeep as wd
+
+    class Slow:
+        def on_step(self, figures):
+            time.sleep(0.01)
+            print(figures["step"], flush=True)
+        def on_evaluate(self, figures): pass
+        def on_end(self, figures): pass
+
+    schema = wd.Schema.load(sys.argv[1])
+    model = wd.WideDeep(schema, hidden_units=[16, 8], embedding_dim=4)
+    trainer = wd.Trainer(model, batch_size=64, pool_rows=150, threads=2, progress=len(sys.argv) > 4,
+                         checkpoints=sys.argv[3], checkpoint_every=1, callbacks=[Slow()])
+    trainer.fit(sys.argv[2], epochs=50)
+"""
+
+
+def start(tmp_path: Path, schema: wd.Schema, *more: str) -> subprocess.Popen[str]:
+    schema.save(tmp_path / "schema.safetensors")
+    pq.write_table(make_table(), tmp_path / "train.parquet", row_group_size=100)
+    arguments = [str(tmp_path / name) for name in ("schema.safetensors", "train.parquet", "run")]
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments, *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= step:
+            return
+    raise AssertionError(process.stderr.read() if process.stderr else "")
+
+
+def test_a_killed_run_can_be_resumed(schema: wd.Schema, tmp_path: Path) -> None:
+    process = start(tmp_path, schema)
+    rng = np.random.default_rng(os.getpid())
+    wait_for_step(process, 12)
+    time.sleep(float(rng.uniform(0, 0.05)))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = make_trainer(schema, checkpoints=tmp_path / "run")
+    again.fit(tmp_path / "train.parquet", epochs=3, resume=True)
+    whole = make_trainer(schema)
+    whole.fit(tmp_path / "train.parquet", epochs=3)
+    assert_same_bits(state_of(again), state_of(whole))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(schema: wd.Schema, tmp_path: Path) -> None:
+    process = start(tmp_path, schema, "progress")
+    wait_for_step(process, 5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "interrupted; saved" in errors
+    assert "resume=True" in errors
+    assert make_trainer(schema, checkpoints=tmp_path / "run").directory.latest() is not None
