@@ -1,7 +1,8 @@
 """Training speed of the standard model against torch's own sparse embeddings, in one run.
 
-Model S: 26 fields x 16 and 13 numbers -> 256 -> 128 -> 1, wide part of 26 fields and 3 crosses, 5.6M rows in the
-tables. Batches are encoded beforehand; the engines take turns, and medians of the repeats are printed.
+Model S: 26 fields x 16 and 13 numbers -> 256 -> 128 -> 1, wide part of 26 fields and 3 crosses,
+5.6M rows in the tables. Batches are encoded beforehand; the engines take turns, and medians of the
+repeats are printed.
 
     python benchmarks/bench_train.py [--batch 2048] [--repeats 5] [--threads 2]
 """
@@ -9,6 +10,7 @@ tables. Batches are encoded beforehand; the engines take turns, and medians of t
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -23,8 +25,34 @@ from widedeep.data.batch import Batch
 from widedeep.dense_update import DenseUpdate
 from widedeep.step import TrainStep
 
-CARDINALITIES = [1460, 583, 1_000_000, 800_000, 305, 24, 12517, 633, 3, 93145, 5683, 1_000_000, 3194, 27, 14992,
-                 900_000, 10, 5652, 2173, 4, 1_000_000, 18, 15, 286_181, 105, 142_572]  # fmt: skip
+CARDINALITIES = [
+    1460,
+    583,
+    1_000_000,
+    800_000,
+    305,
+    24,
+    12517,
+    633,
+    3,
+    93145,
+    5683,
+    1_000_000,
+    3194,
+    27,
+    14992,
+    900_000,
+    10,
+    5652,
+    2173,
+    4,
+    1_000_000,
+    18,
+    15,
+    286_181,
+    105,
+    142_572,
+]
 CROSSES = 3
 CROSS_BUCKETS = 100_000
 NUMBERS = 13
@@ -43,21 +71,39 @@ def make_schema() -> wd.Schema:
         label="label",
         features=[
             *wd.numeric(*numbers, transform="none"),
-            *(wd.categorical(name, num_buckets=size) for name, size in zip(fields, CARDINALITIES, strict=True)),
+            *(
+                wd.categorical(name, num_buckets=size)
+                for name, size in zip(fields, CARDINALITIES, strict=True)
+            ),
             *(wd.crossed(*parts, hash_buckets=CROSS_BUCKETS) for parts in crosses),
         ],
     )
     zero, one = np.zeros(1), np.ones(1)
-    fit = NumericFit(boundaries=(), shift=zero, scale=one, fill=np.zeros(1, np.float32), minimum=zero, maximum=one, mean=zero)
+    fit = NumericFit(
+        boundaries=(),
+        shift=zero,
+        scale=one,
+        fill=np.zeros(1, np.float32),
+        minimum=zero,
+        maximum=one,
+        mean=zero,
+    )
     columns = {name: ColumnType(kind="int") for name in [*fields, "label"]}
     columns.update({name: ColumnType(kind="float") for name in numbers})
     return wd.Schema(
-        spec=spec, columns=columns, vocabularies={}, boundaries={}, numerics=dict.fromkeys(numbers, fit), rows=1,
+        spec=spec,
+        columns=columns,
+        vocabularies={},
+        boundaries={},
+        numerics=dict.fromkeys(numbers, fit),
+        rows=1,
         quantile_rows=1,
-    )  # fmt: skip
+    )
 
 
-def zipf(rng: np.random.Generator, size: int, rows: int, exponent: float = 1.05) -> NDArray[np.int64]:
+def zipf(
+    rng: np.random.Generator, size: int, rows: int, exponent: float = 1.05
+) -> NDArray[np.int64]:
     """Ranks 0 to size - 1 of a truncated power law."""
     u = rng.random(rows)
     ranks = ((size ** (1 - exponent) - 1) * u + 1) ** (1 / (1 - exponent))
@@ -83,7 +129,7 @@ def make_batches(count: int, rows: int, seed: int = 0) -> list[Batch]:
 
 
 class SparseBaseline(nn.Module):
-    """The same model from torch's parts: one fused sparse embedding, one sparse bag for the wide part."""
+    """The same model from torch's parts: a fused sparse embedding and a sparse bag."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +140,11 @@ class SparseBaseline(nn.Module):
         self.wide = nn.EmbeddingBag(int(sizes.sum()), 1, mode="sum", sparse=True)
         width = self.fields * DIM + NUMBERS
         self.mlp = nn.Sequential(
-            nn.Linear(width, HIDDEN[0]), nn.ReLU(), nn.Linear(HIDDEN[0], HIDDEN[1]), nn.ReLU(), nn.Linear(HIDDEN[1], 1)
+            nn.Linear(width, HIDDEN[0]),
+            nn.ReLU(),
+            nn.Linear(HIDDEN[0], HIDDEN[1]),
+            nn.ReLU(),
+            nn.Linear(HIDDEN[1], 1),
         )
         self.sparse = torch.optim.Adagrad([self.embedding.weight, self.wide.weight], lr=0.05)
         self.dense = torch.optim.Adagrad(self.mlp.parameters(), lr=0.05)
@@ -118,7 +168,11 @@ def our_step(threads: int) -> tuple[Callable[[Batch], object], TrainStep]:
     model = wd.WideDeep(make_schema(), hidden_units=HIDDEN, embedding_dim=DIM)
     adagrad = wd.Adagrad()
     step = TrainStep(
-        model, wide=wd.FTRL(), deep=adagrad, dense=DenseUpdate(dict(model.named_parameters()), adagrad), threads=threads
+        model,
+        wide=wd.FTRL(),
+        deep=adagrad,
+        dense=DenseUpdate(dict(model.named_parameters()), adagrad),
+        threads=threads,
     )
     return step, step
 
@@ -126,7 +180,7 @@ def our_step(threads: int) -> tuple[Callable[[Batch], object], TrainStep]:
 def gemm_floor(rows: int) -> Callable[[], None]:
     """The matrix products of one step of the tower, and nothing else."""
     widths = [len(CARDINALITIES) * DIM + NUMBERS, *HIDDEN, 1]
-    weights = [torch.randn(b, a) for a, b in zip(widths, widths[1:], strict=False)]
+    weights = [torch.randn(b, a) for a, b in itertools.pairwise(widths)]
     hidden = [torch.randn(rows, width) for width in widths]
     outs = [torch.empty(rows, width) for width in widths]
     grads = [torch.empty_like(weight) for weight in weights]
@@ -150,7 +204,9 @@ def timed(run: Callable[[], object]) -> float:
 
 def split(step: TrainStep, batches: list[Batch]) -> dict[str, float]:
     """Microseconds an example spent in each of the four functions."""
-    spent = dict.fromkeys(("group and gather", "dense forward and backward", "reduce", "apply"), 0.0)
+    spent = dict.fromkeys(
+        ("group and gather", "dense forward and backward", "reduce", "apply"), 0.0
+    )
     rows = sum(len(batch) for batch in batches)
     for batch in batches:
         marks = [time.perf_counter()]
@@ -162,14 +218,16 @@ def split(step: TrainStep, batches: list[Batch]) -> dict[str, float]:
         marks.append(time.perf_counter())
         step.apply(gradients, len(batch), rate=1.0, step=1)
         marks.append(time.perf_counter())
-        for name, (a, b) in zip(spent, zip(marks, marks[1:], strict=False), strict=True):
+        for name, (a, b) in zip(spent, itertools.pairwise(marks), strict=True):
             spent[name] += (b - a) / rows * 1e6
     return spent
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=65_536, help="rows a repeat")
     parser.add_argument("--repeats", type=int, default=5)
@@ -194,9 +252,15 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for name, run in engines.items():
             times[name].append(timed(run))
-    print(f"model S, batch {arguments.batch}, {arguments.threads} threads, medians of {arguments.repeats} interleaved runs")
+    print(
+        f"model S, batch {arguments.batch}, {arguments.threads} threads, medians of "
+        f"{arguments.repeats} interleaved runs"
+    )
     for name, found in times.items():
-        print(f"{name:24} {rows / median(found):>12,.0f} examples/s  {median(found) / rows * 1e6:8.2f} us each")
+        print(
+            f"{name:24} {rows / median(found):>12,.0f} examples/s  "
+            f"{median(found) / rows * 1e6:8.2f} us each"
+        )
     for name in ("torch sparse", "matrix products alone"):
         ratio = median([b / a for a, b in zip(times["widedeep"], times[name], strict=True)])
         print(f"widedeep / {name}: {ratio:.2f}x its rate")

@@ -1,9 +1,10 @@
-"""How the default rates were chosen: one pass over a click log whose truth is known, at several batch sizes.
+"""How the default rates were chosen: one pass over a click log whose truth is known.
 
-Generates 1M rows of `criteo_like.py` with salt 0 (a cached file), trains on the first 400k or more, and judges on the last
-100k. Rows are encoded once; every setting then trains from the same encoded batches.
+Generates 1M rows of `criteo_like.py` with salt 0 (a cached file), trains on the first 400k or more,
+and judges on the last 100k. Rows are encoded once; every setting then trains from the same encoded
+batches.
 
-    python benchmarks/sweep_defaults.py [--set wide.lr=0.02,0.05 deep.lr=0.01,0.05 batch=256,2048 ...]
+    python benchmarks/sweep_defaults.py [--set wide.lr=0.02,0.05 deep.lr=0.01 batch=256,2048 ...]
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from widedeep.data.transform import Transform
 
 import widedeep as wd
 from widedeep.data.batch import Batch
-from widedeep.data.transform import Transform
 from widedeep.dense_update import DenseUpdate
 from widedeep.metrics import auc, log_loss
 from widedeep.step import TrainStep
@@ -65,7 +66,8 @@ def data_file(salt: int, rows: int = 1_000_000) -> Path:
         DATA.mkdir(exist_ok=True)
         script = Path(__file__).with_name("criteo_like.py")
         subprocess.run(
-            [sys.executable, script, "--rows", str(rows), "--salt", str(salt), "--out", path], check=True
+            [sys.executable, script, "--rows", str(rows), "--salt", str(salt), "--out", path],
+            check=True,
         )
     return path
 
@@ -82,7 +84,9 @@ def make_spec(crosses: str, min_count: int) -> wd.FeatureSpec:
     )
 
 
-def encode(path: Path, train_rows: int, crosses: str, min_count: int) -> tuple[wd.Schema, Batch, Batch]:
+def encode(
+    path: Path, train_rows: int, crosses: str, min_count: int
+) -> tuple[wd.Schema, Batch, Batch]:
     """Fit on the training rows, and return them and the judged rows, encoded."""
     table = pq.read_table(path)
     train, test = table.slice(0, train_rows), table.slice(table.num_rows - JUDGED)
@@ -92,7 +96,9 @@ def encode(path: Path, train_rows: int, crosses: str, min_count: int) -> tuple[w
     return schema, transform(train).take(order), transform(test)
 
 
-def run(setting: Setting, schema: wd.Schema, train: Batch, test: Batch) -> tuple[float, float, float]:
+def run(
+    setting: Setting, schema: wd.Schema, train: Batch, test: Batch
+) -> tuple[float, float, float]:
     """Train one pass; return AUC, log loss and seconds."""
     start = time.perf_counter()
     model = wd.WideDeep(
@@ -118,7 +124,9 @@ def run(setting: Setting, schema: wd.Schema, train: Batch, test: Batch) -> tuple
         train = train.take(np.random.default_rng(setting.seed).permutation(len(train)))
     for number, at in enumerate(range(0, len(train), setting.batch)):
         step(train.slice(at, at + setting.batch), step=number + 1)
-    logits = np.concatenate([model(test.slice(at, at + 8192))[:, 0].numpy() for at in range(0, len(test), 8192)])
+    logits = np.concatenate(
+        [model(test.slice(at, at + 8192))[:, 0].numpy() for at in range(0, len(test), 8192)]
+    )
     labels = test.labels_BL[:, 0]
     loss = log_loss(labels, logits, score_kind="logit")
     return auc(labels, logits), loss, time.perf_counter() - start
@@ -134,12 +142,17 @@ def settings(choices: list[str]) -> list[Setting]:
         split = text.split(";") if name == "hidden" else text.split(",")
         names.append(name)
         values.append([kinds[name](value) for value in split])
-    return [replace(Setting(), **dict(zip(names, point, strict=True))) for point in itertools.product(*values)]
+    return [
+        replace(Setting(), **dict(zip(names, point, strict=True)))
+        for point in itertools.product(*values)
+    ]
 
 
 def main() -> None:
     """Sweep and print one line a setting, best first at the end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--set", nargs="*", default=["batch=256,2048,8192"], metavar="NAME=A,B")
     parser.add_argument("--salt", type=int, default=0, help="tune on 0; judge on the others, once")
     parser.add_argument("--train-rows", type=int, default=400_000)
@@ -147,11 +160,17 @@ def main() -> None:
     parser.add_argument("--min-count", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
-    schema, train, test = encode(data_file(arguments.salt), arguments.train_rows, arguments.crosses, arguments.min_count)
+    schema, train, test = encode(
+        data_file(arguments.salt), arguments.train_rows, arguments.crosses, arguments.min_count
+    )
     found = []
     for setting in settings(arguments.set):
         area, loss, seconds = run(setting, schema, train, test)
-        changed = {f.name: getattr(setting, f.name) for f in fields(Setting) if getattr(setting, f.name) != f.default}
+        changed = {
+            f.name: getattr(setting, f.name)
+            for f in fields(Setting)
+            if getattr(setting, f.name) != f.default
+        }
         found.append((area, loss, changed))
         print(f"auc {area:.4f}  log loss {loss:.4f}  {seconds:5.1f}s  {changed}", flush=True)
     print("\nbest by log loss")

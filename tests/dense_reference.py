@@ -22,9 +22,13 @@ class DenseReference:
         self.model = model
         self.wide = {}
         if model.wide_table is not None:
-            self.wide = {name: leaf(weight) for name, weight in model.wide_table.named_weights().items()}
+            self.wide = {
+                name: leaf(weight) for name, weight in model.wide_table.named_weights().items()
+            }
         self.tables = {
-            name: leaf(weight) for table in model.deep_tables.values() for name, weight in table.named_weights().items()
+            name: leaf(weight)
+            for table in model.deep_tables.values()
+            for name, weight in table.named_weights().items()
         }
 
     def logits(self, batch: Batch) -> Tensor:
@@ -34,7 +38,9 @@ class DenseReference:
             total = model.bias
             for index, slot in enumerate(model.schema.slots):
                 if slot.wide:
-                    total = total + bag(batch, b, index, self.wide[slot.name], model.config.wide_combiner)
+                    total = total + bag(
+                        batch, b, index, self.wide[slot.name], model.config.wide_combiner
+                    )
             rows.append(total)
         logits_BC = torch.stack(rows)
         deep = model.deep_logits(self.inputs(batch)) if model.towers else None
@@ -56,9 +62,14 @@ class DenseReference:
             if slot.deep and slot.combiner is None:
                 cells = [cell(batch, b, index)[0] for b in range(len(batch))]
                 offsets = torch.from_numpy(np.cumsum([0, *map(len, cells)]))
-                sequences[slot.name] = SequenceInput(self.tables[slot.table][np.concatenate(cells)], offsets)
+                sequences[slot.name] = SequenceInput(
+                    self.tables[slot.table][np.concatenate(cells)], offsets
+                )
         concat_BX = torch.stack(concat)
-        extra = {name: torch.from_numpy(batch.dense_BK[:, s].copy()) for name, s in model.layout.extra.items()}
+        extra = {
+            name: torch.from_numpy(batch.dense_BK[:, s].copy())
+            for name, s in model.layout.extra.items()
+        }
         return DeepInput(
             concat_BX=concat_BX,
             layout=model.layout.columns,
@@ -72,10 +83,17 @@ class DenseReference:
         logits_BC = self.logits(batch)
         assert batch.labels_BL is not None
         total = torch.zeros(())
-        weight = torch.ones(len(batch)) if batch.weight_B is None else torch.from_numpy(batch.weight_B)
-        for i, (head, columns) in enumerate(zip(self.model.heads, self.model.head_slices, strict=True)):
+        weight = (
+            torch.ones(len(batch)) if batch.weight_B is None else torch.from_numpy(batch.weight_B)
+        )
+        for i, (head, columns) in enumerate(
+            zip(self.model.heads, self.model.head_slices, strict=True)
+        ):
             labels = torch.from_numpy(batch.labels_BL[:, i])
-            total = total + (weight * head.loss_weight * head.losses(logits_BC[:, columns], labels)).sum()
+            total = (
+                total
+                + (weight * head.loss_weight * head.losses(logits_BC[:, columns], labels)).sum()
+            )
         return total
 
 

@@ -14,7 +14,13 @@ from widedeep.schema import ColumnType, NumericFit, Schema
 def make(step: int = 3) -> Checkpoint:
     zero = np.zeros(1)
     fit = NumericFit(
-        boundaries=(), shift=zero, scale=zero + 1, fill=np.zeros(1, np.float32), minimum=zero, maximum=zero, mean=zero
+        boundaries=(),
+        shift=zero,
+        scale=zero + 1,
+        fill=np.zeros(1, np.float32),
+        minimum=zero,
+        maximum=zero,
+        mean=zero,
     )
     schema = Schema(
         spec=FeatureSpec(label="y", features=numeric("x", transform="none")),
@@ -51,7 +57,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "nothing")
     write_checkpoint(tmp_path / "c", make())
     (tmp_path / "c" / "tensors.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="tensors.safetensors is not there"):
+    with pytest.raises(CheckpointError, match=r"tensors\.safetensors is not there"):
         read_checkpoint(tmp_path / "c")
     (tmp_path / "c" / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -86,7 +92,9 @@ def test_leftovers_of_a_killed_writer_are_not_checkpoints(tmp_path: Path) -> Non
     assert not leftover.exists()
 
 
-def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = CheckpointDirectory(tmp_path / "run")
     directory.save(make(1))
 

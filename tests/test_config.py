@@ -13,7 +13,10 @@ label = "income"
 [features]
 numeric = ["age", "hours_per_week"]
 categorical = ["education", "occupation"]
-crossed = [["education", "occupation"], { parts = ["age_bucket", "education"], hash_buckets = 100000 }]
+crossed = [
+  ["education", "occupation"],
+  { parts = ["age_bucket", "education"], hash_buckets = 100000 },
+]
 bucketized.age_bucket = { source = "age", boundaries = [18, 25, 30] }
 options.education = { embedding_dim = 16, min_count = 2 }
 item = []
@@ -49,8 +52,15 @@ def test_written_and_read_again_is_equal(tmp_path: Path) -> None:
 
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, CENSUS)
-    config = load_config(path, ["train.epochs=3", "model.activation=tanh", "train.wide.lr=0.2", "model.hidden_units=[8]"])
-    assert (config.train.epochs, config.model.activation, config.model.hidden_units) == (3, "tanh", (8,))
+    config = load_config(
+        path,
+        ["train.epochs=3", "model.activation=tanh", "train.wide.lr=0.2", "model.hidden_units=[8]"],
+    )
+    assert (config.train.epochs, config.model.activation, config.model.hidden_units) == (
+        3,
+        "tanh",
+        (8,),
+    )
     assert config.train.wide["lr"] == 0.2
 
 
@@ -65,7 +75,10 @@ def test_overrides(tmp_path: Path) -> None:
         ("model.dropout=1.5", "got dropout=1.5, expected 0 <= dropout < 1"),
         ("model.hidden_units=5", "got hidden_units = 5 (int), expected a list of an integer"),
         ("data.lable=x", "[data]: got the unknown key 'lable'; did you mean 'label'?"),
-        ("features.numerics=[]", "got the unknown key 'numerics' in [features]; did you mean 'numeric'?"),
+        (
+            "features.numerics=[]",
+            "got the unknown key 'numerics' in [features]; did you mean 'numeric'?",
+        ),
         ("epochs=3", "expected SECTION.KEY=VALUE"),
         ("train.epochs.x=3", "'epochs' is a value, not a table"),
     ],

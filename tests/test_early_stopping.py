@@ -14,7 +14,9 @@ from widedeep.errors import ConfigError
         ("auc", [float("nan"), float("nan")], None, True),
     ],
 )
-def test_knows_better_from_worse(monitor: str, values: list[float], best: float | None, stopped: bool) -> None:
+def test_knows_better_from_worse(
+    monitor: str, values: list[float], best: float | None, stopped: bool
+) -> None:
     stopping = EarlyStopping(monitor, patience=2)
     for step, value in enumerate(values):
         stopping.update({monitor: value}, step)

@@ -26,7 +26,10 @@ def test_equals_autograd(hidden: list[int], logits: int) -> None:
         grad = torch.randn(rows, logits)
         expected = output(tower(DeepInput(concat, {}, concat[:, :0])))
         expected.backward(grad)
-        wanted = {name: p.grad.clone() for name, p in [*tower.named_parameters(), *output.named_parameters()]}
+        wanted = {
+            name: p.grad.clone()
+            for name, p in [*tower.named_parameters(), *output.named_parameters()]
+        }
         got = fused.forward(concat.detach())
         torch.testing.assert_close(got, expected.detach())
         torch.testing.assert_close(fused.backward(grad), concat.grad)

@@ -14,10 +14,14 @@ HEADS = [
 
 @pytest.mark.parametrize(("head", "labels"), HEADS, ids=lambda value: getattr(value, "kind", ""))
 def test_gradient_is_the_derivative_of_the_loss(head: Head, labels: torch.Tensor) -> None:
-    logits = torch.randn(3, head.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    logits = torch.randn(
+        3, head.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     logits.requires_grad_()
     head.losses(logits, labels.double()).sum().backward()
-    torch.testing.assert_close(head.gradient(logits.detach(), labels.double()), logits.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        head.gradient(logits.detach(), labels.double()), logits.grad, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_initial_bias_predicts_the_base_rate() -> None:
@@ -44,7 +48,11 @@ def test_a_label_out_of_range_is_named_with_its_row(head: Head, label: float, me
 
 
 def test_slices_follow_the_widths() -> None:
-    assert head_slices([Binary(), Multiclass(classes=3), Regression()]) == (slice(0, 1), slice(1, 4), slice(4, 5))
+    assert head_slices([Binary(), Multiclass(classes=3), Regression()]) == (
+        slice(0, 1),
+        slice(1, 4),
+        slice(4, 5),
+    )
 
 
 def test_predictions_are_probabilities() -> None:

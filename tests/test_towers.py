@@ -26,7 +26,9 @@ class FactorizationMachine(nn.Module):
         self.names = [name for name in layout.dims if name in layout.columns]
 
     def forward(self, inputs: DeepInput) -> Tensor:
-        fields = torch.stack([inputs.concat_BX[:, inputs.layout[name]] for name in self.names], dim=1)
+        fields = torch.stack(
+            [inputs.concat_BX[:, inputs.layout[name]] for name in self.names], dim=1
+        )
         square_of_sum, sum_of_squares = fields.sum(1).square(), fields.square().sum(1)
         return 0.5 * (square_of_sum - sum_of_squares)
 
@@ -94,9 +96,8 @@ def sgd_step(model: wd.WideDeep) -> TrainStep:
 
 
 def encode(model: wd.WideDeep, count: int, seed: int) -> Batch:
-    from widedeep.data.transform import Transform
-
     import pyarrow as pa
+    from widedeep.data.transform import Transform
 
     return Transform(model.schema)(pa.Table.from_pylist(rows(count, seed)))
 
@@ -164,4 +165,6 @@ def test_forward_equals_the_dense_reference() -> None:
     for weight in model.wide_table.named_weights().values():
         weight.uniform_(-1, 1)
     batch = encode(model, 9, 1)
-    torch.testing.assert_close(model(batch), DenseReference(model).logits(batch).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        model(batch), DenseReference(model).logits(batch).detach(), rtol=1e-5, atol=1e-6
+    )

@@ -94,7 +94,9 @@ def test_another_seed_reads_in_another_order(schema: wd.Schema) -> None:
     assert not np.array_equal(one.logits(make_table()), two.logits(make_table()))
 
 
-def test_resume_at_every_batch_equals_the_uninterrupted_run(schema: wd.Schema, tmp_path: Path) -> None:
+def test_resume_at_every_batch_equals_the_uninterrupted_run(
+    schema: wd.Schema, tmp_path: Path
+) -> None:
     path = tmp_path / "train.parquet"
     pq.write_table(make_table(), path, row_group_size=100)
     whole = make_trainer(schema)
@@ -128,7 +130,12 @@ def test_resume_with_a_torch_optimizer(schema: wd.Schema, tmp_path: Path, optimi
 def test_resume_with_dropout_and_batch_norm(schema: wd.Schema, tmp_path: Path) -> None:
     def make(**options: Any) -> wd.Trainer:
         model = wd.WideDeep(
-            schema, hidden_units=[16, 8], embedding_dim=4, dropout=0.2, batch_norm=True, activation="tanh"
+            schema,
+            hidden_units=[16, 8],
+            embedding_dim=4,
+            dropout=0.2,
+            batch_norm=True,
+            activation="tanh",
         )
         return wd.Trainer(model, batch_size=64, progress=False, threads=2, **options)
 
@@ -201,7 +208,9 @@ def test_untouched_rows_keep_their_bits(schema: wd.Schema) -> None:
     table = make_table().filter(pa.compute.equal(make_table()["job"], "job 3"))
     trainer.fit(table)
     after = state_of(trainer)
-    changed = np.flatnonzero((before["deep/4/job.weight"] != after["deep/4/job.weight"]).any(axis=1))
+    changed = np.flatnonzero(
+        (before["deep/4/job.weight"] != after["deep/4/job.weight"]).any(axis=1)
+    )
     names = [schema.describe_id("job", int(row)) for row in changed]
     assert names == ["job 3"]
 
@@ -210,7 +219,10 @@ def test_gradient_clipping_bounds_the_step(schema: wd.Schema) -> None:
     trainer = make_trainer(schema, clip_norm=1e-3, deep=wd.SGD(lr=1.0), wide=wd.SGD(lr=1e-6))
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.fit(make_table(), steps=1)
-    moved = sum(float((p.detach() - before[name]).square().sum()) for name, p in trainer.model.named_parameters())
+    moved = sum(
+        float((p.detach() - before[name]).square().sum())
+        for name, p in trainer.model.named_parameters()
+    )
     assert moved**0.5 <= 1e-3 * 1.001
 
 

@@ -9,7 +9,9 @@ updates = st.lists(st.sets(st.integers(0, ROWS - 1), min_size=1), max_size=6)
 
 
 @given(before=updates, after=updates, later=updates)
-def test_undo_brings_back_the_mark(before: list[set[int]], after: list[set[int]], later: list[set[int]]) -> None:
+def test_undo_brings_back_the_mark(
+    before: list[set[int]], after: list[set[int]], later: list[set[int]]
+) -> None:
     weights, state, bias = torch.zeros(ROWS, 2), torch.ones(ROWS, 3), torch.zeros(2)
     log = UndoLog()
     log.watch("table", {"weight": weights, "state": state})

@@ -1,6 +1,7 @@
 """Wide & Deep on UCI Adult: who earns more than 50,000 dollars a year?
 
-Trains jointly on 32,561 people, evaluates on UCI's own test split of 16,281, writes a bundle and scores one person with it.
+Trains jointly on 32,561 people, evaluates on UCI's own test split of 16,281, writes a bundle and
+scores one person with it.
 
     python examples/census/run.py [--out DIRECTORY]
 """
@@ -37,7 +38,9 @@ def census_spec() -> wd.FeatureSpec:
         label="income",
         features=[
             *wd.numeric("age", "education_num", "capital_gain", "capital_loss", "hours_per_week"),
-            *wd.categorical("workclass", "education", "marital_status", "occupation", "relationship"),
+            *wd.categorical(
+                "workclass", "education", "marital_status", "occupation", "relationship"
+            ),
             *wd.categorical("race", "gender", "native_country"),
             wd.bucketized("age_bucket", source="age", boundaries=AGES),
             wd.crossed("education", "occupation"),
@@ -48,7 +51,9 @@ def census_spec() -> wd.FeatureSpec:
 
 def main() -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="bundles/census", help="where to write the bundle")
     arguments = parser.parse_args()
 
@@ -63,7 +68,10 @@ def main() -> None:
 
     bundle = trainer.export(arguments.out, metrics=metrics, warmup=[PERSON], overwrite=True)
     print(f"\nbundle written to {arguments.out}")
-    print(f"P(income > 50K) of a {PERSON['age']}-year-old in {PERSON['occupation']}: {bundle.score([PERSON])[0]:.3f}")
+    print(
+        f"P(income > 50K) of a {PERSON['age']}-year-old in {PERSON['occupation']}: "
+        f"{bundle.score([PERSON])[0]:.3f}"
+    )
     print(bundle.explain(PERSON))
 
 

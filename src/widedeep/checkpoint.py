@@ -32,7 +32,8 @@ class Checkpoint:
     Args:
         step: Steps done.
         state: What fits in JSON: position, history, configuration, early stopping.
-        tensors: Tables, optimizer state, dense parameters, random state; mapped from the file when read.
+        tensors: Tables, optimizer state, dense parameters, random state; mapped from the file when
+            read.
         schema: The schema the model was made for.
     """
 
@@ -46,13 +47,17 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
     """Write a checkpoint directory; a run killed at any moment leaves the old one or the new one.
 
     Raises:
-        CheckpointError: If it cannot be written (a full disk, no permission); nothing half-written is left.
+        CheckpointError: If it cannot be written (a full disk, no permission); nothing half-written
+            is left.
     """
     try:
         with atomic_directory(path) as made:
             write_tensors(made / "tensors.safetensors", checkpoint.tensors)
             checkpoint.schema.save(made / "schema.safetensors")
-            sums = {name: file_sha256(made / name) for name in ("tensors.safetensors", "schema.safetensors")}
+            sums = {
+                name: file_sha256(made / name)
+                for name in ("tensors.safetensors", "schema.safetensors")
+            }
             state = {
                 "format": CHECKPOINT_FORMAT,
                 "step": checkpoint.step,
@@ -62,7 +67,8 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
             (made / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot write the checkpoint ({error.strerror or error}); free some space or choose another "
+            f"{path}: cannot write the checkpoint ({error.strerror or error}); free some space or "
+            "choose another "
             "directory; earlier checkpoints are as they were"
         ) from error
 
@@ -81,16 +87,25 @@ def read_checkpoint(path: str | os.PathLike[str], *, verify: bool = True) -> Che
     try:
         stored = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: got no checkpoint (state.json is not there); name a step-* directory") from error
+        raise CheckpointError(
+            f"{path}: got no checkpoint (state.json is not there); name a step-* directory"
+        ) from error
     except ValueError as error:
-        raise CheckpointError(f"{path}/state.json is damaged ({error}); use an earlier checkpoint") from error
+        raise CheckpointError(
+            f"{path}/state.json is damaged ({error}); use an earlier checkpoint"
+        ) from error
     if stored.get("format") != CHECKPOINT_FORMAT:
-        raise CheckpointError(f"{path}: got checkpoint format {stored.get('format')}, expected {CHECKPOINT_FORMAT}")
+        raise CheckpointError(
+            f"{path}: got checkpoint format {stored.get('format')}, expected {CHECKPOINT_FORMAT}"
+        )
     for name, expected in stored["sha256"].items():
         if not (path / name).exists():
             raise CheckpointError(f"{path}: {name} is not there; use an earlier checkpoint")
         if verify and file_sha256(path / name) != expected:
-            raise CheckpointError(f"{path}/{name}: its checksum is wrong, the file is damaged; use an earlier checkpoint")
+            raise CheckpointError(
+                f"{path}/{name}: its checksum is wrong, the file is damaged; use an earlier "
+                "checkpoint"
+            )
     try:
         tensors = map_tensors(path / "tensors.safetensors")
         schema = Schema.load(path / "schema.safetensors")
@@ -161,5 +176,6 @@ class CheckpointDirectory:
 def as_tensors(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Return torch tensors or arrays as NumPy arrays, by the same names."""
     return {
-        name: value if isinstance(value, np.ndarray) else value.detach().cpu().numpy() for name, value in arrays.items()
+        name: value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()
+        for name, value in arrays.items()
     }

@@ -35,7 +35,8 @@ class DataConfig:
         train: Training data: a path, a glob or a list of paths.
         valid: Validation data, for early stopping and the learning curve.
         test: Test data, for ``widedeep evaluate``.
-        valid_fraction: Without ``valid``, the share of the training rows kept for validation, 0 <= share < 1.
+        valid_fraction: Without ``valid``, the share of the training rows kept for validation, 0 <=
+            share < 1.
     """
 
     train: str | list[str] | None = None
@@ -44,7 +45,13 @@ class DataConfig:
     valid_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_range("[data]", "valid_fraction", self.valid_fraction, 0 <= self.valid_fraction < 1, "0 <= share < 1")
+        _check_range(
+            "[data]",
+            "valid_fraction",
+            self.valid_fraction,
+            0 <= self.valid_fraction < 1,
+            "0 <= share < 1",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +60,8 @@ class ModelConfig:
 
     Args:
         hidden_units: Width of each hidden layer; empty for a wide-only model.
-        embedding_dim: Width of embeddings that declare none, or ``"auto"``: 1.6 x size^0.56, at most 64.
+        embedding_dim: Width of embeddings that declare none, or ``"auto"``: 1.6 x size^0.56, at
+            most 64.
         activation: Of the hidden layers.
         dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
         batch_norm: Normalise each hidden layer.
@@ -77,11 +85,19 @@ class ModelConfig:
         owner = "[model]"
         _check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
         if isinstance(self.embedding_dim, int):
-            _check_range(owner, "embedding_dim", self.embedding_dim, self.embedding_dim >= 1, "at least 1, or 'auto'")
+            _check_range(
+                owner,
+                "embedding_dim",
+                self.embedding_dim,
+                self.embedding_dim >= 1,
+                "at least 1, or 'auto'",
+            )
         for width in self.hidden_units:
             _check_range(owner, "hidden_units", width, width >= 1, "widths of at least 1")
         if self.embedding_std is not None:
-            _check_range(owner, "embedding_std", self.embedding_std, self.embedding_std >= 0, "a number >= 0")
+            _check_range(
+                owner, "embedding_std", self.embedding_std, self.embedding_std >= 0, "a number >= 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +110,14 @@ class TrainConfig:
         shuffle: Read in a new seeded order each epoch.
         seed: Of the reading order and dropout.
         grad_scale: Sparse optimizers get ``grad_scale`` times the sum of an id's example gradients.
-        loss_reduction: ``"mean"`` divides dense gradients and reported losses by the batch's rows, ``"sum"`` does not.
+        loss_reduction: ``"mean"`` divides dense gradients and reported losses by the batch's rows,
+            ``"sum"`` does not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
-        schedule: Of all learning rates: ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0 at the last step.
+        schedule: Of all learning rates: ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0 at
+            the last step.
         warmup_steps: Learning rates rise linearly over this many first steps.
-        patience: Stop after this many evaluations without a better ``monitor``; None never stops early.
+        patience: Stop after this many evaluations without a better ``monitor``; None never stops
+            early.
         monitor: Validation metric that decides which model is best.
         eval_every: Steps between evaluations on the validation data; None: once an epoch.
         threads: Threads of kernels and matrix products; None: all the process may use.
@@ -129,11 +148,25 @@ class TrainConfig:
     def __post_init__(self) -> None:
         owner = "[train]"
         for name in ("epochs", "batch_size", "pool_rows"):
-            _check_range(owner, name, getattr(self, name), getattr(self, name) >= 1, "an integer of at least 1")
+            _check_range(
+                owner,
+                name,
+                getattr(self, name),
+                getattr(self, name) >= 1,
+                "an integer of at least 1",
+            )
         for name in ("patience", "eval_every", "threads"):
             value = getattr(self, name)
-            _check_range(owner, name, value, value is None or value >= 1, "an integer of at least 1")
-        _check_range(owner, "warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "an integer of at least 0")
+            _check_range(
+                owner, name, value, value is None or value >= 1, "an integer of at least 1"
+            )
+        _check_range(
+            owner,
+            "warmup_steps",
+            self.warmup_steps,
+            self.warmup_steps >= 0,
+            "an integer of at least 0",
+        )
         _check_range(owner, "grad_scale", self.grad_scale, self.grad_scale > 0, "a number > 0")
         if self.clip_norm is not None:
             _check_range(owner, "clip_norm", self.clip_norm, self.clip_norm > 0, "a number > 0")
@@ -158,7 +191,10 @@ class RunConfig:
     def to_table(self) -> dict[str, dict[str, Any]]:
         """Return the configuration as nested tables, defaults included."""
         tables = spec_to_table(self.spec)
-        data = {**{k: v for k, v in _as_table(self.data).items() if v is not None}, **tables["data"]}
+        data = {
+            **{k: v for k, v in _as_table(self.data).items() if v is not None},
+            **tables["data"],
+        }
         return {
             "data": data,
             "features": tables["features"],
@@ -181,17 +217,19 @@ def _as_table(config: DataConfig | ModelConfig | TrainConfig) -> dict[str, Any]:
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's TOML file.
+    r"""Read a run's TOML file.
 
     Args:
         path: The file. Relative data paths in it are relative to its folder.
-        overrides: ``"train.epochs=3"`` and the like; the value is read as TOML, or as text if it is none.
+        overrides: ``"train.epochs=3"`` and the like; the value is read as TOML, or as text if it is
+            none.
 
     Returns:
         The configuration, checked.
 
     Raises:
-        ConfigError: For a missing or broken file, an unknown section or key (with the nearest), or a bad value.
+        ConfigError: For a missing or broken file, an unknown section or key (with the nearest), or
+            a bad value.
 
     Example:
         >>> import tempfile, pathlib
@@ -216,7 +254,9 @@ def _override(tables: dict[str, Any], override: str) -> None:
     name, found, text = override.partition("=")
     keys = name.strip().split(".")
     if not found or len(keys) < 2:
-        raise ConfigError(f"got --set {override!r}, expected SECTION.KEY=VALUE such as train.epochs=3")
+        raise ConfigError(
+            f"got --set {override!r}, expected SECTION.KEY=VALUE such as train.epochs=3"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -245,7 +285,9 @@ def config_from_tables(
     sections = ("data", "features", "model", "train")
     for name in tables:
         if name not in sections:
-            raise ConfigError(f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}")
+            raise ConfigError(
+                f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}"
+            )
     if "features" not in tables:
         raise ConfigError(f"{origin}: got no [features] section; 'widedeep init DATA' writes one")
     data = dict(tables.get("data", {}))
@@ -253,12 +295,24 @@ def config_from_tables(
         spec = spec_from_table(data, tables["features"])
     except FeatureError as error:
         raise ConfigError(f"{origin}: {error}") from error
-    places = {key: value for key, value in data.items() if key not in ("label", "weight", "group", "label_vocabulary")}
+    places = {
+        key: value
+        for key, value in data.items()
+        if key not in ("label", "weight", "group", "label_vocabulary")
+    }
     if folder is not None:
-        places = {key: _resolve(value, folder) if key in ("train", "valid", "test") else value for key, value in places.items()}
+        places = {
+            key: _resolve(value, folder) if key in ("train", "valid", "test") else value
+            for key, value in places.items()
+        }
     return RunConfig(
         spec=spec,
-        data=_read(DataConfig, places, f"{origin}: [data]", extra=("label", "weight", "group", "label_vocabulary")),
+        data=_read(
+            DataConfig,
+            places,
+            f"{origin}: [data]",
+            extra=("label", "weight", "group", "label_vocabulary"),
+        ),
         model=_read(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
         train=_read(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
     )
@@ -270,15 +324,24 @@ def _resolve(value: Any, folder: Path) -> Any:
     return [_resolve(item, folder) for item in value] if isinstance(value, list) else value
 
 
-def _read(kind: type[Any], table: Mapping[str, Any], origin: str, extra: tuple[str, ...] = ()) -> Any:
+def _read(
+    kind: type[Any], table: Mapping[str, Any], origin: str, extra: tuple[str, ...] = ()
+) -> Any:
     hints = typing.get_type_hints(kind)
     for key, value in table.items():
         if key not in hints:
-            raise ConfigError(f"{origin}: got the unknown key {key!r}; {nearest(key, [*hints, *extra])}")
+            raise ConfigError(
+                f"{origin}: got the unknown key {key!r}; {nearest(key, [*hints, *extra])}"
+            )
         if not _fits(value, hints[key]):
-            raise ConfigError(f"{origin}: got {key} = {value!r} ({type(value).__name__}), expected {_say(hints[key])}")
+            raise ConfigError(
+                f"{origin}: got {key} = {value!r} ({type(value).__name__}), expected "
+                f"{_say(hints[key])}"
+            )
     values = {
-        key: tuple(value) if isinstance(value, list) and typing.get_origin(hints[key]) is tuple else value
+        key: tuple(value)
+        if isinstance(value, list) and typing.get_origin(hints[key]) is tuple
+        else value
         for key, value in table.items()
     }
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,7 +31,8 @@ class SequenceInput:
 
     Args:
         values_ND: One row an id, of all examples one after the other.
-        offsets: int64 of length B + 1; example b's rows are ``values_ND[offsets[b]:offsets[b + 1]]``.
+        offsets: int64 of length B + 1; example b's rows are ``values_ND[offsets[b]:offsets[b +
+            1]]``.
     """
 
     values_ND: Tensor
@@ -57,12 +59,13 @@ class DeepInput:
 
 
 class MLP(nn.Module):
-    """The standard tower: linear layers with an activation, dropout and batch norm (in this order) after each.
+    """The standard tower: linear layers, each with activation, dropout, batch norm (in this order).
 
     Args:
         in_features: X, the width of ``concat_BX``.
         hidden_units: Width of each layer, at least one.
-        activation: ``"relu"`` (default), ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"`` or ``"silu"``.
+        activation: ``"relu"`` (default), ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"`` or
+            ``"silu"``.
         dropout: Probability to drop a unit, 0 <= dropout < 1.
         batch_norm: Normalise after dropout, as TensorFlow's DNN estimators do.
         generator: Source of the initial weights (Glorot uniform; biases 0).
@@ -92,17 +95,23 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in _ACTIVATIONS:
-            raise ConfigError(f"got activation={activation!r}; {nearest(str(activation), _ACTIVATIONS)}")
+            raise ConfigError(
+                f"got activation={activation!r}; {nearest(str(activation), _ACTIVATIONS)}"
+            )
         if not 0 <= dropout < 1:
             raise ConfigError(f"got dropout={dropout}, expected 0 <= dropout < 1")
         if not hidden_units or min(hidden_units) < 1:
-            raise ConfigError(f"got hidden_units={list(hidden_units)}, expected one or more widths of at least 1")
+            raise ConfigError(
+                f"got hidden_units={list(hidden_units)}, expected one or more widths of at least 1"
+            )
         self.activation = activation
         self.dropout = dropout
         self.hidden_units = tuple(hidden_units)
         widths = [in_features, *hidden_units]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden_units) if batch_norm else None
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        self.norms = (
+            nn.ModuleList(nn.BatchNorm1d(width) for width in hidden_units) if batch_norm else None
+        )
         self.act = _ACTIVATIONS[activation]()
         self.drop = nn.Dropout(dropout)
         for layer in self.layers:
@@ -117,7 +126,7 @@ class MLP(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """True for ReLU without dropout and batch norm: the tower the fast path computes by hand."""
+        """True for ReLU without dropout and batch norm: what the fast path computes by hand."""
         return self.activation == "relu" and self.dropout == 0 and self.norms is None
 
     def forward(self, inputs: DeepInput) -> Tensor:

@@ -27,7 +27,11 @@ class DenseUpdate:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], optimizer: DenseOptimizer, *, clip_norm: float | None = None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: DenseOptimizer,
+        *,
+        clip_norm: float | None = None,
     ) -> None:
         self.parameters = dict(parameters)
         self.clip_norm = clip_norm
@@ -37,12 +41,15 @@ class DenseUpdate:
         self.state: dict[str, dict[str, Tensor]] = {}
         if isinstance(optimizer, Optimizer):
             self._ours = optimizer
-            self.state = {name: optimizer.initial_state(p.detach()) for name, p in self.parameters.items()}
+            self.state = {
+                name: optimizer.initial_state(p.detach()) for name, p in self.parameters.items()
+            }
         else:
             made = optimizer(list(self.parameters.values()))
             if not isinstance(made, torch.optim.Optimizer):
                 raise ConfigError(
-                    f"got {made!r} from dense=..., expected a torch.optim.Optimizer; pass a function of the parameters"
+                    f"got {made!r} from dense=..., expected a torch.optim.Optimizer; pass a "
+                    "function of the parameters"
                 )
             self._torch = made
             self._base_rates = [group["lr"] for group in made.param_groups]
@@ -75,7 +82,11 @@ class DenseUpdate:
     def tensors(self) -> dict[str, Tensor]:
         """Return the optimizer's state, one named tensor each."""
         if self._ours is not None:
-            return {f"{name}/{slot}": t for name, slots in self.state.items() for slot, t in slots.items()}
+            return {
+                f"{name}/{slot}": t
+                for name, slots in self.state.items()
+                for slot, t in slots.items()
+            }
         assert self._torch is not None
         names = list(self.parameters)
         found: dict[str, Tensor] = {}
@@ -93,7 +104,10 @@ class DenseUpdate:
         if self._ours is not None:
             for key, held in self.tensors().items():
                 if key not in tensors or tuple(tensors[key].shape) != tuple(held.shape):
-                    raise CheckpointError(f"optimizer state {key!r} is missing or has another shape; use the same optimizer")
+                    raise CheckpointError(
+                        f"optimizer state {key!r} is missing or has another shape; use the same "
+                        "optimizer"
+                    )
                 held.copy_(torch.as_tensor(tensors[key]).clone())
             return
         assert self._torch is not None

@@ -1,4 +1,4 @@
-"""Directories that are there whole or not at all: written beside their place, forced to disk, renamed."""
+"""Directories that are there whole or not at all: written aside, forced to disk, renamed."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary directory beside ``path``; rename it to ``path`` if the block ends well.
 
-    A directory already at ``path`` is replaced: it is renamed aside first and deleted last. If the block fails,
-    the temporary directory is deleted and whatever was at ``path`` stays.
+    A directory already at ``path`` is replaced: it is renamed aside first and deleted last. If the
+    block fails, the temporary directory is deleted and whatever was at ``path`` stays.
 
     Args:
         path: The directory's final place.

@@ -10,7 +10,20 @@ from widedeep.errors import ConfigError, nearest
 
 __all__ = ["EarlyStopping", "as_stopping"]
 
-_HIGHER_IS_BETTER = ("auc", "pr_auc", "accuracy", "precision", "recall", "gauc", "r2", "ndcg", "map", "hit_rate", "mrr", "top")
+_HIGHER_IS_BETTER = (
+    "auc",
+    "pr_auc",
+    "accuracy",
+    "precision",
+    "recall",
+    "gauc",
+    "r2",
+    "ndcg",
+    "map",
+    "hit_rate",
+    "mrr",
+    "top",
+)
 
 
 class EarlyStopping:
@@ -23,13 +36,16 @@ class EarlyStopping:
 
     Example:
         >>> stopping = EarlyStopping(patience=2)
-        >>> [stopping.update({"log_loss": value}, step) for step, value in enumerate([0.5, 0.4, 0.45])]
+        >>> losses = enumerate([0.5, 0.4, 0.45])
+        >>> [stopping.update({"log_loss": value}, step) for step, value in losses]
         [True, True, False]
         >>> stopping.should_stop
         False
     """
 
-    def __init__(self, monitor: str = "log_loss", *, patience: int = 2, min_delta: float = 0.0) -> None:
+    def __init__(
+        self, monitor: str = "log_loss", *, patience: int = 2, min_delta: float = 0.0
+    ) -> None:
         if patience < 1:
             raise ConfigError(f"got patience={patience}, expected at least 1")
         if min_delta < 0:
@@ -53,7 +69,10 @@ class EarlyStopping:
             ConfigError: If the metric is not among those evaluated.
         """
         if self.monitor not in metrics:
-            raise ConfigError(f"got monitor={self.monitor!r}, which was not evaluated; {nearest(self.monitor, metrics)}")
+            raise ConfigError(
+                f"got monitor={self.monitor!r}, which was not evaluated; "
+                f"{nearest(self.monitor, metrics)}"
+            )
         value = metrics[self.monitor]
         if self._better(value):
             self.best, self.best_step, self.without = value, step, 0
@@ -79,7 +98,11 @@ class EarlyStopping:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take the state :meth:`dump` returned."""
-        self.best, self.best_step, self.without = state["best"], state["best_step"], state["without"]
+        self.best, self.best_step, self.without = (
+            state["best"],
+            state["best_step"],
+            state["without"],
+        )
 
 
 def as_stopping(wanted: EarlyStopping | int | None, *, has_valid: bool) -> EarlyStopping | None:

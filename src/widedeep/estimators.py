@@ -20,7 +20,8 @@ try:
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
     raise WideDeepError(
-        "got no scikit-learn for WideDeepClassifier and WideDeepRegressor; run: pip install 'widedeep[sklearn]'"
+        "got no scikit-learn for WideDeepClassifier and WideDeepRegressor; run: pip install "
+        "'widedeep[sklearn]'"
     ) from error
 
 __all__ = ["WideDeepClassifier", "WideDeepRegressor"]
@@ -65,12 +66,16 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
 
         table = as_table(X)
         if len(y) != table.num_rows:
-            raise DataError(f"got {table.num_rows} rows in X and {len(y)} in y; expected equally many")
+            raise DataError(
+                f"got {table.num_rows} rows in X and {len(y)} in y; expected equally many"
+            )
         features = infer_features(table) if self.features is None else self.features
         table = table.append_column(_LABEL, pa.array(y))
         if sample_weight is not None:
             table = table.append_column(_WEIGHT, pa.array(np.asarray(sample_weight, np.float64)))
-        spec = FeatureSpec(features=features, label=_LABEL, weight=None if sample_weight is None else _WEIGHT)
+        spec = FeatureSpec(
+            features=features, label=_LABEL, weight=None if sample_weight is None else _WEIGHT
+        )
         self.schema_ = fit_schema(spec, table, seed=self.random_state)
         self.model_ = WideDeep(
             self.schema_,
@@ -106,8 +111,8 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
     """A Wide & Deep classifier for scikit-learn: pipelines, ``cross_val_score`` and ``clone`` work.
 
     Args:
-        features: Features as for :class:`widedeep.FeatureSpec`; None takes number columns as numeric and all others as
-            categorical.
+        features: Features as for :class:`widedeep.FeatureSpec`; None takes number columns as
+            numeric and all others as categorical.
         hidden_units: Width of each hidden layer.
         embedding_dim: Width of embeddings, or ``"auto"``.
         dropout: Probability to drop a hidden unit.
@@ -136,7 +141,9 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
         """
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         if len(self.classes_) < 2:
-            raise DataError(f"got one class only in y ({self.classes_.tolist()}), expected at least two")
+            raise DataError(
+                f"got one class only in y ({self.classes_.tolist()}), expected at least two"
+            )
         head: Head = Binary() if len(self.classes_) == 2 else Multiclass(classes=len(self.classes_))
         self._fit(X, codes.reshape(-1).astype(np.int64), head, sample_weight)
         return self
@@ -173,7 +180,8 @@ class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[mis
         >>> import widedeep as wd
         >>> X = pd.DataFrame({"job": ["a", "b"] * 64})
         >>> y = [1.0, 3.0] * 64
-        >>> wd.WideDeepRegressor(hidden_units=[4], epochs=20, batch_size=16).fit(X, y).score(X, y) > 0.9
+        >>> model = wd.WideDeepRegressor(hidden_units=[4], epochs=20, batch_size=16)
+        >>> model.fit(X, y).score(X, y) > 0.9
         True
     """
 
@@ -186,7 +194,9 @@ class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[mis
         values = np.asarray(y, np.float64)
         if not np.isfinite(values).all():
             row = int((~np.isfinite(values)).nonzero()[0][0])
-            raise DataError(f"y (row {row}): got {values[row]}, expected a finite number; drop the row")
+            raise DataError(
+                f"y (row {row}): got {values[row]}, expected a finite number; drop the row"
+            )
         self.label_mean_ = float(values.mean()) if len(values) else 0.0
         self.label_scale_ = float(values.std()) or 1.0
         self._fit(X, (values - self.label_mean_) / self.label_scale_, Regression(), sample_weight)
@@ -198,7 +208,7 @@ class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[mis
 
 
 def as_table(X: object) -> pa.Table:
-    """Return a table as Arrow: a DataFrame, an Arrow table, or a 2-D array (columns ``x0``, ``x1``, ...).
+    """Return a DataFrame, Arrow table or 2-D array (columns ``x0``, ``x1``, ...) as Arrow.
 
     Raises:
         DataError: If it is none of these.
@@ -221,6 +231,8 @@ def infer_features(table: pa.Table) -> list[object]:
     features: list[object] = []
     for column in table.schema:
         kind = column.type
-        plain_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        plain_number = (
+            pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        )
         features.append(numeric(column.name) if plain_number else categorical(column.name))
     return features

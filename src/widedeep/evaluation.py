@@ -38,7 +38,9 @@ def make_metrics(head: Head, *, groups: bool) -> HeadMetrics:
     return BinaryMetrics(groups=groups)
 
 
-def evaluate_batches(model: WideDeep, batches: Iterable[Batch], *, threads: int = 1) -> dict[str, float]:
+def evaluate_batches(
+    model: WideDeep, batches: Iterable[Batch], *, threads: int = 1
+) -> dict[str, float]:
     """Return a model's metrics over labelled batches.
 
     Args:
@@ -53,7 +55,9 @@ def evaluate_batches(model: WideDeep, batches: Iterable[Batch], *, threads: int 
     collections = [make_metrics(head, groups=groups) for head in model.heads]
     for batch in batches:
         logits_BC = model(batch, threads=threads).cpu().numpy()
-        for index, (collection, columns) in enumerate(zip(collections, model.head_slices, strict=True)):
+        for index, (collection, columns) in enumerate(
+            zip(collections, model.head_slices, strict=True)
+        ):
             _update(collection, logits_BC[:, columns], batch, index)
     found = [collection.compute() for collection in collections]
     if len(found) == 1:

@@ -62,13 +62,15 @@ def bundle_model(model: WideDeep) -> BundleModel:
 
 
 def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
-    """Return a model's weights by their names in a bundle; batch norm is folded into the layers after it."""
+    """Return a model's weights by their names in a bundle, batch norm folded into later layers."""
     weights: dict[str, NDArray[Any]] = {"bias": _array(model.bias)}
     if model.wide_table is not None:
-        weights.update({f"wide/{name}": _array(w) for name, w in model.wide_table.named_weights().items()})
+        weights.update(
+            {f"wide/{name}": _array(w) for name, w in model.wide_table.named_weights().items()}
+        )
     for table in model.deep_tables.values():
         weights.update({f"table/{name}": _array(w) for name, w in table.named_weights().items()})
-    tower = model.towers["mlp"] if "mlp" in model.towers else None
+    tower = model.towers["mlp"] if "mlp" in model.towers else None  # noqa: SIM401 (no .get)
     if isinstance(tower, MLP):
         output = model.outputs["mlp"]
         assert isinstance(output, nn.Linear)
@@ -76,22 +78,32 @@ def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
     return weights
 
 
-def _mlp_weights(tower: MLP, output: nn.Linear, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _mlp_weights(
+    tower: MLP, output: nn.Linear, weights: Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
     """Fold each layer's norm, a * h + c, into the layer that reads h: W (a * h + c) + b."""
     found: dict[str, NDArray[Any]] = {}
     scale: NDArray[np.float64] | None = None
     shift: NDArray[np.float64] | None = None
     for i, layer in enumerate(tower.layers):
         assert isinstance(layer, nn.Linear)
-        weight, bias = _array(layer.weight).astype(np.float64), _array(layer.bias).astype(np.float64)
+        weight, bias = (
+            _array(layer.weight).astype(np.float64),
+            _array(layer.bias).astype(np.float64),
+        )
         if scale is not None and shift is not None:
             weight, bias = weight * scale, bias + weight @ shift
-        found[f"mlp/{i}/weight"], found[f"mlp/{i}/bias"] = weight.astype(np.float32), bias.astype(np.float32)
+        found[f"mlp/{i}/weight"], found[f"mlp/{i}/bias"] = (
+            weight.astype(np.float32),
+            bias.astype(np.float32),
+        )
         if tower.norms is not None:
             norm = tower.norms[i]
             assert isinstance(norm, nn.BatchNorm1d)
             assert norm.running_mean is not None and norm.running_var is not None
-            scale = _array(norm.weight) / np.sqrt(_array(norm.running_var).astype(np.float64) + norm.eps)
+            scale = _array(norm.weight) / np.sqrt(
+                _array(norm.running_var).astype(np.float64) + norm.eps
+            )
             shift = _array(norm.bias) - _array(norm.running_mean) * scale
     head = _array(output.weight).astype(np.float64)
     if scale is not None and shift is not None:
@@ -145,7 +157,11 @@ def export_bundle(
 
 def _last_metrics(trainer: Trainer) -> dict[str, float]:
     last = trainer.history[-1] if len(trainer.history) else {}
-    return {name.removeprefix("valid/"): value for name, value in last.items() if name.startswith("valid/")}
+    return {
+        name.removeprefix("valid/"): value
+        for name, value in last.items()
+        if name.startswith("valid/")
+    }
 
 
 def _calibration(
@@ -154,13 +170,21 @@ def _calibration(
     if kind is None and negative_rate is None:
         return None
     if len(trainer.model.heads) != 1 or not isinstance(trainer.model.heads[0], Binary):
-        raise BundleError("calibration and negative_rate are for a model with one binary head; leave them out")
+        raise BundleError(
+            "calibration and negative_rate are for a model with one binary head; leave them out"
+        )
     if kind is not None and negative_rate is not None:
-        raise BundleError("got calibration and negative_rate; a calibration fitted on real data corrects the rate too: give one")
+        raise BundleError(
+            "got calibration and negative_rate; a calibration fitted on real data corrects the "
+            "rate too: give one"
+        )
     if negative_rate is not None:
         return PriorCorrection(rate=negative_rate)
     if data is None:
-        raise BundleError(f"got calibration={kind!r} without calibrate_on=...; give labelled data kept from training")
+        raise BundleError(
+            f"got calibration={kind!r} without calibrate_on=...; give labelled data kept from "
+            "training"
+        )
     logits_B, labels_B, weight_B = trainer.labelled_logits(data)
     if kind == "platt":
         return fit_platt(logits_B, labels_B, weight_B)

@@ -1,6 +1,7 @@
 """The fast path: the standard ReLU tower and its logit layer, forward and backward by hand.
 
-The same products as autograd makes, into buffers that are kept between steps: no graph, no allocation.
+The same products as autograd makes, into buffers that are kept between steps: no graph, no
+allocation.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class FusedMLP:
         output: The linear layer from the last hidden units to the C logits, without bias.
 
     Shape:
-        concat_BX (B, X) -> logits (B, C); gradient of the logits (B, C) -> gradient of concat_BX (B, X)
+        concat_BX (B, X) -> logits (B, C); gradient of the logits (B, C) -> gradient of concat_BX
+        (B, X)
     """
 
     def __init__(self, tower: MLP, output: nn.Linear) -> None:
@@ -33,7 +35,12 @@ class FusedMLP:
 
     def _buffer(self, name: str, rows: int, width: int, like: Tensor) -> Tensor:
         held = self._buffers.get(name)
-        if held is None or held.shape[0] < rows or held.shape[1] != width or held.dtype != like.dtype:
+        if (
+            held is None
+            or held.shape[0] < rows
+            or held.shape[1] != width
+            or held.dtype != like.dtype
+        ):
             held = torch.empty(rows, width, dtype=like.dtype, device=like.device)
             self._buffers[name] = held
         return held[:rows]

@@ -1,7 +1,7 @@
 """Heads: what a slice of the logits means, its loss and its gradient.
 
-A model owns a list of heads; each has its slice of the C logit columns. A head's loss is a plain sum over examples of
-weight x loss; the trainer decides how it is averaged.
+A model owns a list of heads; each has its slice of the C logit columns. A head's loss is a plain
+sum over examples of weight x loss; the trainer decides how it is averaged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Head:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.loss_weight) and self.loss_weight > 0):
-            raise ConfigError(f"head {self.name!r}: got loss_weight={self.loss_weight}, expected a number > 0")
+            raise ConfigError(
+                f"head {self.name!r}: got loss_weight={self.loss_weight}, expected a number > 0"
+            )
 
     @property
     def width(self) -> int:
@@ -82,26 +84,33 @@ class Binary(Head):
     kind: HeadKind = "binary"
 
     def initial_bias(self, label_mean: float | None) -> list[float]:
+        """The logit of the label's mean, in a list."""
         if label_mean is None or not 0 < label_mean < 1:
             return [0.0]
         return [math.log(label_mean / (1 - label_mean))]
 
     def check_labels(self, labels_B: Tensor) -> None:
+        """Raise a :class:`DataError` for a label outside 0 to 1."""
         bad = ~((labels_B >= 0) & (labels_B <= 1))
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise DataError(
-                f"label {self.name or 'column'} (example {row} of a batch): got {labels_B[row].item():g}, expected 0 to 1 "
-                "for a binary head; use head='multiclass' for classes or head='regression' for numbers"
+                f"label {self.name or 'column'} (example {row} of a batch): got "
+                f"{labels_B[row].item():g}, expected 0 to 1 "
+                "for a binary head; use head='multiclass' for classes or head='regression' for "
+                "numbers"
             )
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Cross-entropy of each example."""
         return F.binary_cross_entropy_with_logits(logits_BC[:, 0], labels_B, reduction="none")
 
     def gradient(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """P - y."""
         return torch.sigmoid(logits_BC) - labels_B[:, None]
 
     def predictions(self, logits_BC: Tensor) -> Tensor:
+        """The probability of label 1, (B,)."""
         return torch.sigmoid(logits_BC[:, 0])
 
 
@@ -119,30 +128,38 @@ class Multiclass(Head):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.classes < 2:
-            raise ConfigError(f"head {self.name!r}: got classes={self.classes}, expected at least 2")
+            raise ConfigError(
+                f"head {self.name!r}: got classes={self.classes}, expected at least 2"
+            )
 
     @property
     def width(self) -> int:
+        """One logit a class."""
         return self.classes
 
     def check_labels(self, labels_B: Tensor) -> None:
+        """Raise a :class:`DataError` for a label that is no class index."""
         bad = ~((labels_B >= 0) & (labels_B < self.classes) & (labels_B == labels_B.round()))
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise DataError(
-                f"label {self.name or 'column'} (example {row} of a batch): got {labels_B[row].item():g}, expected a class "
+                f"label {self.name or 'column'} (example {row} of a batch): got "
+                f"{labels_B[row].item():g}, expected a class "
                 f"0 to {self.classes - 1}"
             )
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Cross-entropy of each example."""
         return F.cross_entropy(logits_BC, labels_B.long(), reduction="none")
 
     def gradient(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """P - 1 for the label's class, p for the others."""
         gradient = torch.softmax(logits_BC, dim=1)
         gradient[torch.arange(len(gradient), device=gradient.device), labels_B.long()] -= 1.0
         return gradient
 
     def predictions(self, logits_BC: Tensor) -> Tensor:
+        """The probability of each class, (B, classes)."""
         return torch.softmax(logits_BC, dim=1)
 
 
@@ -153,23 +170,29 @@ class Regression(Head):
     kind: HeadKind = "regression"
 
     def initial_bias(self, label_mean: float | None) -> list[float]:
+        """The label's mean, in a list."""
         return [0.0 if label_mean is None else label_mean]
 
     def check_labels(self, labels_B: Tensor) -> None:
+        """Raise a :class:`DataError` for a label that is not finite."""
         if not bool(torch.isfinite(labels_B).all()):
             row = int((~torch.isfinite(labels_B)).nonzero()[0])
             raise DataError(
-                f"label {self.name or 'column'} (example {row} of a batch): got {labels_B[row].item()}, "
+                f"label {self.name or 'column'} (example {row} of a batch): got "
+                f"{labels_B[row].item()}, "
                 "expected a finite number"
             )
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """(logit - y)^2."""
         return (logits_BC[:, 0] - labels_B) ** 2
 
     def gradient(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """2 (logit - y)."""
         return 2.0 * (logits_BC - labels_B[:, None])
 
     def predictions(self, logits_BC: Tensor) -> Tensor:
+        """The value, (B,)."""
         return logits_BC[:, 0]
 
 
@@ -181,8 +204,8 @@ def make_heads(schema: Schema, choice: HeadChoice) -> tuple[Head, ...]:
 
     Args:
         schema: Gives the labels' names and classes.
-        choice: A kind or head for every label, one for each by name, or None: binary for numbers and two classes,
-            multi-class for more.
+        choice: A kind or head for every label, one for each by name, or None: binary for numbers
+            and two classes, multi-class for more.
 
     Raises:
         ConfigError: For an unknown kind, or a name that is no label's.
@@ -191,7 +214,9 @@ def make_heads(schema: Schema, choice: HeadChoice) -> tuple[Head, ...]:
     if isinstance(choice, Mapping):
         for name in choice:
             if name not in labels:
-                raise ConfigError(f"got a head for {name!r}, which is no label; {nearest(name, labels)}")
+                raise ConfigError(
+                    f"got a head for {name!r}, which is no label; {nearest(name, labels)}"
+                )
     heads = []
     for name in labels:
         wanted = choice.get(name) if isinstance(choice, Mapping) else choice
@@ -208,7 +233,8 @@ def _make_head(schema: Schema, name: str, wanted: HeadKind | Head | None) -> Hea
     if wanted == "binary":
         if len(classes) > 2:
             raise ConfigError(
-                f"label {name or schema.spec.label!r}: got head='binary' for {len(classes)} classes; use head='multiclass'"
+                f"label {name or schema.spec.label!r}: got head='binary' for {len(classes)} "
+                "classes; use head='multiclass'"
             )
         return Binary(name=name)
     if wanted == "multiclass":

@@ -7,7 +7,17 @@ from typing import Any
 
 __all__ = ["History"]
 
-_SHOWN = ("epoch", "step", "rows", "loss", "rows_per_s", "nonzero_wide", "valid/auc", "valid/log_loss", "valid/calibration")
+_SHOWN = (
+    "epoch",
+    "step",
+    "rows",
+    "loss",
+    "rows_per_s",
+    "nonzero_wide",
+    "valid/auc",
+    "valid/log_loss",
+    "valid/calibration",
+)
 
 
 class History:
@@ -48,7 +58,8 @@ class History:
         cells = [names, *([_text(row.get(name)) for name in names] for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
         return "\n".join(
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in cells
         )
 
 

@@ -28,7 +28,8 @@ _LANE = 16  # rows of concat_BX start on 64 bytes
 class WideDeep(nn.Module):
     """A wide linear model and a deep network that are trained jointly.
 
-    Either part alone is legal: ``FeatureSpec(wide=[])`` is deep only, ``FeatureSpec(deep=[])`` wide only.
+    Either part alone is legal: ``FeatureSpec(wide=[])`` is deep only, ``FeatureSpec(deep=[])`` wide
+    only.
 
     Args:
         schema: From :func:`widedeep.fit_schema`.
@@ -37,12 +38,12 @@ class WideDeep(nn.Module):
         activation: Of the hidden layers.
         dropout: Probability to drop a hidden unit.
         batch_norm: Normalise each hidden layer.
-        head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of :mod:`widedeep.heads`, one by label, or None:
-            by the label.
+        head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of :mod:`widedeep.heads`, one
+            by label, or None: by the label.
         wide_combiner: How a feature's several weights are combined in the wide part.
-        towers: Other towers by name: modules called with a :class:`widedeep.deep.DeepInput`, or functions that make one
-            from a :class:`widedeep.deep_layout.DeepLayout`. The standard tower is made if ``hidden_units`` is given or
-            ``towers`` is not.
+        towers: Other towers by name: modules called with a :class:`widedeep.deep.DeepInput`, or
+            functions that make one from a :class:`widedeep.deep_layout.DeepLayout`. The standard
+            tower is made if ``hidden_units`` is given or ``towers`` is not.
         embedding_std: Standard deviation of initial embeddings; None: 1 / sqrt(width).
         seed: Of all initial values. Equal seeds give equal models.
         device: Where tables and towers live.
@@ -101,7 +102,9 @@ class WideDeep(nn.Module):
         self.wide_table = make_wide_table(schema, self.n_logits, self.device)
         self.deep_tables = self._make_deep_tables()
         self._make_towers(towers or {})
-        biases = [value for h in self.heads for value in h.initial_bias(schema.label_means.get(h.name))]
+        biases = [
+            value for h in self.heads for value in h.initial_bias(schema.label_means.get(h.name))
+        ]
         self.bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
         self.to(self.device)
 
@@ -152,13 +155,20 @@ class WideDeep(nn.Module):
             )
         for name, tower in given.items():
             if not has_input:
-                raise ConfigError(f"got tower {name!r}, but no feature is in the deep part; name some in deep=[...]")
+                raise ConfigError(
+                    f"got tower {name!r}, but no feature is in the deep part; name some in "
+                    "deep=[...]"
+                )
             towers[name] = tower if isinstance(tower, nn.Module) else tower(self.layout)
         self.towers = nn.ModuleDict(towers)
         self.outputs = nn.ModuleDict(
-            {name: nn.utils.skip_init(nn.Linear, self._tower_width(name, tower), self.n_logits, bias=False)
-             for name, tower in towers.items()}
-        )  # fmt: skip
+            {
+                name: nn.utils.skip_init(
+                    nn.Linear, self._tower_width(name, tower), self.n_logits, bias=False
+                )
+                for name, tower in towers.items()
+            }
+        )
         for output in self.outputs.values():
             nn.init.xavier_uniform_(output.weight, generator=generator)
 
@@ -170,7 +180,10 @@ class WideDeep(nn.Module):
             out = tower.eval()(self._empty_input(2))
             tower.train(made)
         if out.ndim != 2 or len(out) != 2:
-            raise ConfigError(f"tower {name!r}: got an output of shape {tuple(out.shape)} for 2 examples, expected (2, width)")
+            raise ConfigError(
+                f"tower {name!r}: got an output of shape {tuple(out.shape)} for 2 examples, "
+                "expected (2, width)"
+            )
         return int(out.shape[1])
 
     def _empty_input(self, rows: int) -> DeepInput:
@@ -184,16 +197,22 @@ class WideDeep(nn.Module):
                 name: SequenceInput(torch.zeros(rows, self.layout.dims[name]), offsets)
                 for name in self.layout.sequences
             },
-            extra={name: torch.zeros(rows, s.stop - s.start) for name, s in self.layout.extra.items()},
+            extra={
+                name: torch.zeros(rows, s.stop - s.start) for name, s in self.layout.extra.items()
+            },
         )
 
     def check_batch(self, batch: Batch) -> None:
         """Raise a :class:`SchemaError` if a batch was made with another schema's shape."""
         slots = len(self.schema.slots)
-        if len(batch) and (batch.n_slots != slots or batch.dense_BK.shape[1] != self.schema.n_dense):
+        if len(batch) and (
+            batch.n_slots != slots or batch.dense_BK.shape[1] != self.schema.n_dense
+        ):
             raise SchemaError(
-                f"got a batch of {batch.n_slots} id features and {batch.dense_BK.shape[1]} dense columns, the model's schema "
-                f"has {slots} and {self.schema.n_dense}; encode the rows with the model's own schema"
+                f"got a batch of {batch.n_slots} id features and {batch.dense_BK.shape[1]} dense "
+                "columns, the model's schema "
+                f"has {slots} and {self.schema.n_dense}; encode the rows with the model's own "
+                "schema"
             )
 
     def gather(self, batch: Batch, *, threads: int = 1, out: Tensor | None = None) -> DeepInput:
@@ -214,7 +233,9 @@ class WideDeep(nn.Module):
             dense = batch.dense_BK
             if len(self.layout.dense_columns) != dense.shape[1]:
                 dense = dense[:, list(self.layout.dense_columns)]
-            concat[:, self.layout.dense] = torch.from_numpy(np.ascontiguousarray(dense)).to(self.device)
+            concat[:, self.layout.dense] = torch.from_numpy(np.ascontiguousarray(dense)).to(
+                self.device
+            )
         return DeepInput(
             concat_BX=concat,
             layout=self.layout.columns,
@@ -237,7 +258,9 @@ class WideDeep(nn.Module):
             ids, offsets = cell_ids(batch, self.slot_index(name))
             table = self.deep_tables[self.layout.dims[name]]
             rows = torch.from_numpy(table.rows(name, ids)).to(self.device)
-            sequences[name] = SequenceInput(table.weight[rows], torch.from_numpy(offsets).to(self.device))
+            sequences[name] = SequenceInput(
+                table.weight[rows], torch.from_numpy(offsets).to(self.device)
+            )
         return sequences
 
     def slot_index(self, name: str) -> int:
@@ -248,7 +271,9 @@ class WideDeep(nn.Module):
         """Return bias plus the wide part, (B, C)."""
         logits_BC = self.bias.detach().expand(len(batch), -1).contiguous()
         if self.wide_table is not None:
-            self.wide_table.add_wide(batch, self.schema.slots, self.config.wide_combiner, logits_BC, threads=threads)
+            self.wide_table.add_wide(
+                batch, self.schema.slots, self.config.wide_combiner, logits_BC, threads=threads
+            )
         return logits_BC
 
     def deep_logits(self, inputs: DeepInput) -> Tensor | None:
@@ -261,7 +286,7 @@ class WideDeep(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch, threads: int = 1) -> Tensor:
-        """Return the logits of a batch, (B, C), without a graph: for training use :class:`widedeep.Trainer`."""
+        """Return a batch's logits (B, C), without a graph: :class:`widedeep.Trainer` trains."""
         self.check_batch(batch)
         logits_BC = self.wide_logits(batch, threads=threads)
         if self.towers:
@@ -273,7 +298,10 @@ class WideDeep(nn.Module):
     @property
     def n_parameters(self) -> int:
         """Trainable numbers, tables and towers together."""
-        tables = [*self.deep_tables.values(), *([self.wide_table] if self.wide_table is not None else [])]
+        tables = [
+            *self.deep_tables.values(),
+            *([self.wide_table] if self.wide_table is not None else []),
+        ]
         return sum(t.weight.numel() for t in tables) + sum(p.numel() for p in self.parameters())
 
 

@@ -41,19 +41,21 @@ class _Towers(nn.Module):
 def tower_graph(model: WideDeep) -> bytes:
     """Return the towers of a model as a serialised ONNX graph.
 
-    Its inputs are ``concat_BX`` and, in order, the features of :attr:`widedeep.FeatureSpec.extra`; its output is
-    ``logits_BC``, without wide part and bias.
+    Its inputs are ``concat_BX`` and, in order, the features of :attr:`widedeep.FeatureSpec.extra`;
+    its output is ``logits_BC``, without wide part and bias.
 
     Args:
         model: In evaluation mode.
 
     Raises:
-        BundleError: If the model keeps sequences, a tower cannot be exported, or the ``onnx`` extra is missing.
+        BundleError: If the model keeps sequences, a tower cannot be exported, or the ``onnx`` extra
+            is missing.
     """
     names = ", ".join(repr(name) for name in model.towers)
     if model.layout.sequences:
         raise BundleError(
-            f"towers {names} read the sequences {list(model.layout.sequences)}, which a bundle cannot hold; "
+            f"towers {names} read the sequences {list(model.layout.sequences)}, which a bundle "
+            "cannot hold; "
             "pool them (combiner='mean'), or serve the model from its checkpoint"
         )
     example = model._empty_input(2)
@@ -73,7 +75,9 @@ def tower_graph(model: WideDeep) -> bytes:
                 dynamo=False,
             )
     except ImportError as error:
-        raise BundleError(f"exporting towers {names} needs ONNX; run: pip install 'widedeep[onnx]'") from error
+        raise BundleError(
+            f"exporting towers {names} needs ONNX; run: pip install 'widedeep[onnx]'"
+        ) from error
     except Exception as error:
         raise BundleError(f"towers {names} cannot be exported to ONNX: {error}") from error
     return buffer.getvalue()

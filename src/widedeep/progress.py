@@ -1,4 +1,4 @@
-"""The progress of training, as a person sees it: one live line on a terminal, plain lines elsewhere."""
+"""The progress of training: one live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Callback(Protocol):
 
 
 class RecentScores:
-    """The latest scores and labels, each scored before it was learned: an honest running AUC and log loss."""
+    """The latest scores, each made before its label was learned: an honest running AUC."""
 
     def __init__(self, window: int = _WINDOW) -> None:
         self._window = window
@@ -67,7 +67,9 @@ class Progress:
         terminal: One live line (True) or plain lines (False); None asks standard error.
     """
 
-    def __init__(self, total_steps: int | None, *, enabled: bool = True, terminal: bool | None = None) -> None:
+    def __init__(
+        self, total_steps: int | None, *, enabled: bool = True, terminal: bool | None = None
+    ) -> None:
         self._total = total_steps
         self._enabled = enabled
         self._live = sys.stderr.isatty() if terminal is None else terminal
@@ -82,7 +84,7 @@ class Progress:
         return self._enabled and time.perf_counter() - self._shown >= wait
 
     def show(self, figures: dict[str, Any]) -> None:
-        """Show a line of figures: ``epoch``, ``step``, ``rows``, ``loss``, ``auc``, ``nonzero_wide``."""
+        """Show ``epoch``, ``step``, ``rows``, ``loss``, ``auc`` and ``nonzero_wide`` in a line."""
         if not self._enabled:
             return
         self._shown = time.perf_counter()
@@ -106,9 +108,16 @@ class Progress:
             self._first = (step, rows)
         seconds = self._shown - self._started
         rate = rows / seconds if seconds > 0 else 0.0
-        parts = [f"epoch {figures['epoch']}", f"step {step:,}" + (f"/{self._total:,}" if self._total else "")]
+        parts = [
+            f"epoch {figures['epoch']}",
+            f"step {step:,}" + (f"/{self._total:,}" if self._total else ""),
+        ]
         parts.append(f"{rate:,.0f} rows/s")
-        for name, label, style in (("loss", "log loss", ".4f"), ("auc", "auc", ".4f"), ("nonzero_wide", "wide", ",")):
+        for name, label, style in (
+            ("loss", "log loss", ".4f"),
+            ("auc", "auc", ".4f"),
+            ("nonzero_wide", "wide", ","),
+        ):
             if figures.get(name) is not None and figures[name] == figures[name]:
                 parts.append(f"{label} {figures[name]:{style}}")
         if self._total and step > 0 and seconds > 0:

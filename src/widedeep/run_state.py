@@ -48,18 +48,24 @@ def _tables(model: WideDeep) -> dict[str, EmbeddingTable]:
 
 def run_tables(trainer: Trainer) -> dict[str, Any]:
     """Return the resolved configuration of a run as nested tables, for checkpoints and bundles."""
-    config = RunConfig(spec=trainer.model.schema.spec, model=trainer.model.config, train=trainer.config)
+    config = RunConfig(
+        spec=trainer.model.schema.spec, model=trainer.model.config, train=trainer.config
+    )
     return config.to_table()
 
 
 def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoint:
-    """Return a checkpoint of a trainer's present state; tensors are views, write it before the next step."""
+    """Return a checkpoint of a trainer's state, of views: write it before the next step."""
     model = trainer.model
     tensors: dict[str, NDArray[Any]] = {}
     for name, table in _tables(model).items():
-        tensors.update({f"{name}/{key}": value for key, value in as_tensors(table.named_state()).items()})
+        tensors.update(
+            {f"{name}/{key}": value for key, value in as_tensors(table.named_state()).items()}
+        )
     tensors.update({f"module/{k}": v for k, v in as_tensors(model.state_dict()).items()})
-    tensors.update({f"optimizer/{k}": v for k, v in as_tensors(trainer.step.dense.tensors()).items()})
+    tensors.update(
+        {f"optimizer/{k}": v for k, v in as_tensors(trainer.step.dense.tensors()).items()}
+    )
     tensors["random/torch"] = torch.random.get_rng_state().numpy()
     state = {
         "position": dataclasses.asdict(trainer.position),
@@ -90,7 +96,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
     for key, value in held.items():
         if key not in stored or tuple(stored[key].shape) != tuple(value.shape):
             raise CheckpointError(
-                f"the checkpoint's {key!r} is missing or has another shape than the model's {tuple(value.shape)}; "
+                f"the checkpoint's {key!r} is missing or has another shape than the model's "
+                f"{tuple(value.shape)}; "
                 "make the model with the checkpoint's configuration"
             )
         value.copy_(torch.from_numpy(np.array(stored[key])))

@@ -9,12 +9,16 @@ __all__ = ["rate_factor"]
 
 
 def rate_factor(
-    schedule: Literal["constant", "linear", "cosine"], step: int, total_steps: int | None, warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"],
+    step: int,
+    total_steps: int | None,
+    warmup_steps: int = 0,
 ) -> float:
     """Return the factor of a step's learning rates.
 
     Args:
-        schedule: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0 at the end of the run.
+        schedule: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0 at the end of the
+            run.
         step: Steps done before this one, from 0.
         total_steps: Steps of the run; without it a decay stays at 1.
         warmup_steps: The factor rises linearly over this many first steps.

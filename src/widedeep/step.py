@@ -1,4 +1,4 @@
-"""One training step as four functions: group and gather, dense forward and backward, reduce, apply."""
+"""One training step in four: group and gather, dense forward and backward, reduce, apply."""
 
 from __future__ import annotations
 
@@ -133,7 +133,9 @@ class TrainStep:
                 self._concat = model.concat_buffer(len(batch))
             inputs = model.gather(batch, threads=self.threads, out=self._concat)
         return Gathered(
-            wide_groups=None if wide is None else wide.group(batch, model.schema.slots, threads=self.threads),
+            wide_groups=None
+            if wide is None
+            else wide.group(batch, model.schema.slots, threads=self.threads),
             deep_groups={
                 dim: table.group(batch, model.schema.slots, threads=self.threads)
                 for dim, table in model.deep_tables.items()
@@ -160,7 +162,8 @@ class TrainStep:
     def _autograd_pass(self, batch: Batch, logits_BC: Tensor, inputs: DeepInput) -> DenseResult:
         concat = inputs.concat_BX.detach().requires_grad_()
         sequences = {
-            name: SequenceInput(s.values_ND.detach().requires_grad_(), s.offsets) for name, s in inputs.sequences.items()
+            name: SequenceInput(s.values_ND.detach().requires_grad_(), s.offsets)
+            for name, s in inputs.sequences.items()
         }
         leaf = DeepInput(
             concat_BX=concat,
@@ -183,7 +186,9 @@ class TrainStep:
             grad_BC,
             torch.zeros_like(concat) if concat.grad is None else concat.grad,
             {
-                name: torch.zeros_like(s.values_ND) if s.values_ND.grad is None else s.values_ND.grad
+                name: torch.zeros_like(s.values_ND)
+                if s.values_ND.grad is None
+                else s.values_ND.grad
                 for name, s in sequences.items()
             },
         )
@@ -196,7 +201,9 @@ class TrainStep:
         labels_BL = torch.from_numpy(batch.labels_BL).to(logits_BC.device)
         losses_B = torch.zeros(len(batch), device=logits_BC.device)
         grad_BC = torch.empty_like(logits_BC)
-        for index, (head, columns) in enumerate(zip(self.model.heads, self.model.head_slices, strict=True)):
+        for index, (head, columns) in enumerate(
+            zip(self.model.heads, self.model.head_slices, strict=True)
+        ):
             labels_B = labels_BL[:, index].contiguous()
             head.check_labels(labels_B)
             logits = logits_BC[:, columns]
@@ -215,17 +222,28 @@ class TrainStep:
         model, found = self.model, []
         if model.wide_table is not None and gathered.wide_groups is not None:
             grads = model.wide_table.sum_wide(
-                batch, gathered.wide_groups, model.schema.slots, model.config.wide_combiner, result.grad_BC,
+                batch,
+                gathered.wide_groups,
+                model.schema.slots,
+                model.config.wide_combiner,
+                result.grad_BC,
                 threads=self.threads,
-            )  # fmt: skip
-            found.append(RowGradients("wide", model.wide_table, self._wide, gathered.wide_groups, grads))
+            )
+            found.append(
+                RowGradients("wide", model.wide_table, self._wide, gathered.wide_groups, grads)
+            )
         for dim, groups in gathered.deep_groups.items():
             assert result.grad_BX is not None
             table = model.deep_tables[dim]
             grads = table.sum_deep(
-                batch, groups, model.schema.slots, model.layout.columns, result.grad_BX, result.sequence_grads,
+                batch,
+                groups,
+                model.schema.slots,
+                model.layout.columns,
+                result.grad_BX,
+                result.sequence_grads,
                 threads=self.threads,
-            )  # fmt: skip
+            )
             found.append(RowGradients(f"deep/{dim}", table, self._deep, groups, grads))
         return found
 
@@ -247,15 +265,19 @@ class TrainStep:
         self.dense.apply(scale=scale, rate=rate, step=step)
 
     def keep_best(self) -> None:
-        """Start to remember what :meth:`UndoLog.undo` needs: call once before training with early stopping."""
+        """Remember from now on what :meth:`UndoLog.undo` needs; called once, before training."""
         model = self.model
         tables = {f"deep/{dim}": table for dim, table in model.deep_tables.items()}
         if model.wide_table is not None:
             tables["wide"] = model.wide_table
         for name, table in tables.items():
             self.undo.watch(name, {"weight": table.weight, **table.state})
-        small = {f"module/{name}": tensor for name, tensor in model.state_dict(keep_vars=True).items()}
-        self.undo.watch_small({**small, **{f"optimizer/{k}": v for k, v in self.dense.tensors().items()}})
+        small = {
+            f"module/{name}": tensor for name, tensor in model.state_dict(keep_vars=True).items()
+        }
+        self.undo.watch_small(
+            {**small, **{f"optimizer/{k}": v for k, v in self.dense.tensors().items()}}
+        )
 
 
 def fused_mlp(model: WideDeep) -> FusedMLP | None:

@@ -39,19 +39,23 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains a :class:`widedeep.WideDeep` jointly: FTRL on the wide part, Adagrad on the deep part by default.
+    """Trains a :class:`widedeep.WideDeep` jointly: by default FTRL for wide, Adagrad for deep.
 
     Args:
         model: The model; it is changed in place.
         wide: Optimizer of the wide weights.
         deep: Optimizer of the embeddings, and of the dense parameters unless ``dense`` is given.
-        dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that returns a torch
-            optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)``.
+        dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that
+            returns a torch optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters,
+            lr=1e-3)``.
         batch_size: Examples a step.
-        grad_scale: Sparse optimizers get this times the sum of an id's example gradients over the batch.
-        loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch; ``"sum"`` does not.
+        grad_scale: Sparse optimizers get this times the sum of an id's example gradients over the
+            batch.
+        loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch; ``"sum"`` does
+            not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
-        schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` decay of all learning rates to 0 at the last step.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` decay of all learning rates to 0 at
+            the last step.
         warmup_steps: Learning rates rise linearly over this many first steps.
         shuffle: Read in a new seeded order each epoch.
         pool_rows: Rows shuffled together in memory.
@@ -66,8 +70,9 @@ class Trainer:
     Example:
         >>> import widedeep as wd
         >>> rows = [{"job": "ab"[i % 2], "y": i % 2} for i in range(64)]
-        >>> schema = wd.fit_schema(wd.FeatureSpec(label="y", features=[wd.categorical("job")]), rows)
-        >>> trainer = wd.Trainer(wd.WideDeep(schema, hidden_units=[4]), batch_size=8, progress=False)
+        >>> spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")])
+        >>> model = wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[4])
+        >>> trainer = wd.Trainer(model, batch_size=8, progress=False)
         >>> _ = trainer.fit(rows, epochs=20)
         >>> trainer.evaluate(rows)["auc"]
         1.0
@@ -119,7 +124,9 @@ class Trainer:
         self.history = History()
         self.position = Position()
         self.inputs: list[InputRecord] = []
-        self.directory = None if checkpoints is None else CheckpointDirectory(checkpoints, keep_last=keep_last)
+        self.directory = (
+            None if checkpoints is None else CheckpointDirectory(checkpoints, keep_last=keep_last)
+        )
         self.checkpoint_every = checkpoint_every
         self.callbacks = list(callbacks)
         self.show_progress = progress
@@ -128,7 +135,9 @@ class Trainer:
             model,
             wide=self.wide,
             deep=self.deep,
-            dense=DenseUpdate(dict(model.named_parameters()), self.dense_optimizer, clip_norm=clip_norm),
+            dense=DenseUpdate(
+                dict(model.named_parameters()), self.dense_optimizer, clip_norm=clip_norm
+            ),
             grad_scale=grad_scale,
             loss_reduction=loss_reduction,
             threads=self.threads,
@@ -150,13 +159,14 @@ class Trainer:
         """Train on ``data``.
 
         Args:
-            data: A path, a glob, a list of paths, a DataFrame, an Arrow table or reader, or a list of dicts.
+            data: A path, a glob, a list of paths, a DataFrame, an Arrow table or reader, or a list
+                of dicts.
             epochs: Passes over the data.
             steps: Stop after this many steps, whatever ``epochs`` says.
             valid: Data to evaluate on while training.
             eval_every: Steps between evaluations; None: after each epoch.
-            early_stopping: Stop when the validation metric no longer improves and go back to the best model; a number is
-                the patience in evaluations.
+            early_stopping: Stop when the validation metric no longer improves and go back to the
+                best model; a number is the patience in evaluations.
             resume: Go on from the newest checkpoint of ``checkpoints``, if there is one.
 
         Returns:
@@ -176,7 +186,13 @@ class Trainer:
             if resume:
                 self._resume(stopping)
             run = TrainingRun(
-                self, source, valid_source, stopping, epochs=epochs, steps=steps, eval_every=eval_every
+                self,
+                source,
+                valid_source,
+                stopping,
+                epochs=epochs,
+                steps=steps,
+                eval_every=eval_every,
             )
             stack.enter_context(_numerics(self.threads))
             run.train()
@@ -206,7 +222,9 @@ class Trainer:
 
     def _resume(self, stopping: EarlyStopping | None) -> None:
         if self.directory is None:
-            raise CheckpointError("got resume=True without checkpoints=...; name the directory of the interrupted run")
+            raise CheckpointError(
+                "got resume=True without checkpoints=...; name the directory of the interrupted run"
+            )
         latest = self.directory.latest()
         if latest is not None:
             state = self.load_checkpoint(latest)
@@ -228,7 +246,10 @@ class Trainer:
         """
         checkpoint = read_checkpoint(path)
         if checkpoint.schema != self.model.schema:
-            raise CheckpointError(f"{path}: got a checkpoint of another schema; make the model with the checkpoint's schema")
+            raise CheckpointError(
+                f"{path}: got a checkpoint of another schema; make the model with the checkpoint's "
+                "schema"
+            )
         if self.inputs:
             check_same_inputs(checkpoint.state["inputs"], self.inputs)
         restore(self, checkpoint)
@@ -246,7 +267,9 @@ class Trainer:
 
     # ---- using the model ------------------------------------------------------------------------
 
-    def batches(self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS) -> Iterator[Batch]:
+    def batches(
+        self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS
+    ) -> Iterator[Batch]:
         """Encode an open source in its own order, batch by batch."""
         plan = EpochPlan(source, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
         with contextlib.closing(BatchReader(source, self.encoder(targets=targets), plan)) as reader:
@@ -277,8 +300,8 @@ class Trainer:
             data: As for :meth:`fit`; labels are not needed.
 
         Returns:
-            Probabilities (rows,) for a binary head, (rows, classes) for a multi-class one, values (rows,) for a
-            regression; a dict by head name for several heads.
+            Probabilities (rows,) for a binary head, (rows, classes) for a multi-class one, values
+            (rows,) for a regression; a dict by head name for several heads.
         """
         logits = torch.from_numpy(self.logits(data)).double()
         found = {
@@ -293,7 +316,11 @@ class Trainer:
         """Return the first logit, the first label and the weight of every row."""
         with self.open(data, "labelled data") as source, evaluating(self.model):
             found = [
-                (self.model(batch, threads=self.threads)[:, 0].cpu().numpy(), batch.labels_BL, batch.weight_B)
+                (
+                    self.model(batch, threads=self.threads)[:, 0].cpu().numpy(),
+                    batch.labels_BL,
+                    batch.weight_B,
+                )
                 for batch in self.batches(source, targets=True)
             ]
         weights = [weight for _, _, weight in found if weight is not None]
@@ -318,7 +345,8 @@ class Trainer:
             data: As for :meth:`fit`.
 
         Returns:
-            Metrics by name; prefixed ``head/`` for a model with several heads. See :mod:`widedeep.metrics`.
+            Metrics by name; prefixed ``head/`` for a model with several heads. See
+            :mod:`widedeep.metrics`.
 
         Raises:
             DataError: If the data has no rows or lacks a column.
@@ -329,7 +357,9 @@ class Trainer:
     def evaluate_source(self, source: Source) -> dict[str, float]:
         """Return metrics on an open source, which stays open."""
         with evaluating(self.model):
-            return evaluate_batches(self.model, self.batches(source, targets=True), threads=self.threads)
+            return evaluate_batches(
+                self.model, self.batches(source, targets=True), threads=self.threads
+            )
 
     def export(
         self,
@@ -350,7 +380,8 @@ class Trainer:
             warmup: Rows stored with their scores, replayed when a server loads the bundle.
             calibration: Fit a calibration on ``calibrate_on``.
             calibrate_on: Labelled data that the model was not trained on.
-            negative_rate: Rate at which negatives were kept in training data without weights; scores are corrected by it.
+            negative_rate: Rate at which negatives were kept in training data without weights;
+                scores are corrected by it.
             overwrite: Replace a bundle that is already there.
 
         Returns:
@@ -380,7 +411,7 @@ def usable_cores() -> int:
 
 @contextlib.contextmanager
 def _numerics(threads: int) -> Iterator[None]:
-    """Run with this many torch threads and without denormal numbers (they are many times slower)."""
+    """Run with this many torch threads and without denormal numbers, which are far slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from widedeep.data.batch import Batch
-from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.fragments import Source
+from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.early_stopping import EarlyStopping
 from widedeep.heads import Binary
 from widedeep.progress import Progress, RecentScores
@@ -56,7 +56,9 @@ class TrainingRun:
         self.eval_every = eval_every
         per_epoch = math.ceil(source.num_rows / trainer.config.batch_size)
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
-        self.progress = Progress(self.total_steps - trainer.position.step, enabled=trainer.show_progress)
+        self.progress = Progress(
+            self.total_steps - trainer.position.step, enabled=trainer.show_progress
+        )
         self.recent = RecentScores()
         self._losses = self._rows = 0.0
         self._started = time.perf_counter()
@@ -125,7 +127,9 @@ class TrainingRun:
         self._rows += weight
         if len(self.trainer.model.heads) == 1 and isinstance(self.trainer.model.heads[0], Binary):
             assert batch.labels_BL is not None
-            self.recent.add(result.logits_BC[:, 0].cpu().numpy().copy(), batch.labels_BL[:, 0].copy())
+            self.recent.add(
+                result.logits_BC[:, 0].cpu().numpy().copy(), batch.labels_BL[:, 0].copy()
+            )
         figures = {
             "step": self.trainer.position.step,
             "epoch": self.trainer.position.epoch + 1,
@@ -154,7 +158,9 @@ class TrainingRun:
         last = step >= self.total_steps
         improved = self._evaluate() if evaluate or last or epoch_done else False
         every = trainer.checkpoint_every
-        if trainer.directory is not None and (improved or last or (step % every == 0 if every else epoch_done)):
+        if trainer.directory is not None and (
+            improved or last or (step % every == 0 if every else epoch_done)
+        ):
             trainer.save_checkpoint(self.stopping, best=improved)
 
     def _evaluate(self) -> bool:
@@ -162,7 +168,9 @@ class TrainingRun:
         trainer = self.trainer
         seconds = time.perf_counter() - self._started
         row: dict[str, Any] = {
-            "epoch": trainer.position.epoch if trainer.position.batch == 0 else trainer.position.epoch + 1,
+            "epoch": trainer.position.epoch
+            if trainer.position.batch == 0
+            else trainer.position.epoch + 1,
             "step": trainer.position.step,
             "rows": trainer.position.rows,
             "loss": self._losses / self._rows if self._rows else float("nan"),
@@ -188,10 +196,15 @@ class TrainingRun:
     def _interrupted(self) -> None:
         trainer = self.trainer
         if trainer.directory is None:
-            self.progress.message("interrupted; nothing was saved (give checkpoints='DIR' to be able to resume)")
+            self.progress.message(
+                "interrupted; nothing was saved (give checkpoints='DIR' to be able to resume)"
+            )
             return
         place = trainer.save_checkpoint(self.stopping)
-        self.progress.message(f"interrupted; saved {place}. Resume: fit(..., resume=True), or 'widedeep train --resume'")
+        self.progress.message(
+            f"interrupted; saved {place}. Resume: fit(..., resume=True), or 'widedeep train "
+            "--resume'"
+        )
 
     def _finish(self) -> None:
         trainer = self.trainer
@@ -199,7 +212,8 @@ class TrainingRun:
             if self.stopping.best_step != trainer.position.step:
                 self._restore_best()
             self.progress.message(
-                f"best {self.stopping.monitor} {self.stopping.best:.5f} at step {self.stopping.best_step:,}"
+                f"best {self.stopping.monitor} {self.stopping.best:.5f} at step "
+                f"{self.stopping.best_step:,}"
             )
         row = trainer.history[-1] if len(trainer.history) else {}
         for callback in trainer.callbacks:
@@ -217,7 +231,12 @@ class TrainingRun:
 
 
 def _summary(row: dict[str, Any]) -> str:
-    parts = [f"epoch {row['epoch']}", f"step {row['step']:,}", f"{row['rows_per_s']:,.0f} rows/s", f"loss {row['loss']:.4f}"]
+    parts = [
+        f"epoch {row['epoch']}",
+        f"step {row['step']:,}",
+        f"{row['rows_per_s']:,.0f} rows/s",
+        f"loss {row['loss']:.4f}",
+    ]
     for name in ("auc", "log_loss", "calibration", "accuracy", "rmse"):
         if f"valid/{name}" in row:
             parts.append(f"valid {name.replace('_', ' ')} {row[f'valid/{name}']:.4f}")

@@ -22,9 +22,10 @@ class _Journal:
 
 
 class UndoLog:
-    """Remembers old values of rows as they are first touched after a mark, so that :meth:`undo` can bring them back.
+    """Remembers rows as they are first touched after a mark, so that :meth:`undo` brings them back.
 
-    Keeping the best model then needs no copy of the tables: marking and undoing cost the rows touched in between.
+    Keeping the best model then needs no copy of the tables: marking and undoing cost the rows
+    touched in between.
 
     Example:
         >>> import torch

@@ -124,8 +124,7 @@ class Batch:
         shifts = np.cumsum([0, *(len(batch.ids_N) for batch in batches)])
         offsets = [np.zeros(1, np.int64)]
         offsets += [
-            batch.offsets_BF[1:] + shift
-            for batch, shift in zip(batches, shifts[:-1], strict=True)
+            batch.offsets_BF[1:] + shift for batch, shift in zip(batches, shifts[:-1], strict=True)
         ]
         return Batch(
             ids_N=np.concatenate([batch.ids_N for batch in batches]),
