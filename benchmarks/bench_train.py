@@ -22,8 +22,8 @@ from torch import nn
 
 import widedeep as wd
 from widedeep.data.batch import Batch
-from widedeep.dense_update import DenseUpdate
-from widedeep.step import TrainStep
+from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.step import TrainStep
 
 CARDINALITIES = [
     1460,

@@ -24,9 +24,9 @@ from widedeep.data.transform import Transform
 
 import widedeep as wd
 from widedeep.data.batch import Batch
-from widedeep.dense_update import DenseUpdate
 from widedeep.metrics import auc, log_loss
-from widedeep.step import TrainStep
+from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.step import TrainStep
 
 DATA = Path(__file__).parent / "data"
 JUDGED = 100_000

@@ -12,8 +12,8 @@ from tests.dense_reference import DenseReference
 from widedeep.data.batch import Batch
 from widedeep.deep import DeepInput
 from widedeep.deep_layout import DeepLayout
-from widedeep.dense_update import DenseUpdate
-from widedeep.step import TrainStep
+from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.step import TrainStep
 
 LR = 0.125
 

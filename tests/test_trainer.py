@@ -15,9 +15,9 @@ import torch
 
 import widedeep as wd
 from widedeep.checkpoint import as_tensors
-from widedeep.early_stopping import EarlyStopping
 from widedeep.errors import CheckpointError, DataError, WideDeepError
-from widedeep.run_state import capture
+from widedeep.training.early_stopping import EarlyStopping
+from widedeep.training.state import capture
 
 ROWS = 600
 

@@ -22,18 +22,18 @@ from widedeep.data.inputs import InputRecord, check_same_inputs
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.dense_update import DenseOptimizer, DenseUpdate
-from widedeep.early_stopping import EarlyStopping, as_stopping
 from widedeep.errors import CheckpointError, DataError
-from widedeep.evaluation import EVALUATION_ROWS, evaluate_batches, evaluating
-from widedeep.export import export_bundle
-from widedeep.history import History
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer
-from widedeep.progress import Callback
-from widedeep.run_state import Position, capture, restore
-from widedeep.step import TrainStep
-from widedeep.training_run import TrainingRun
+from widedeep.training.dense_update import DenseOptimizer, DenseUpdate
+from widedeep.training.early_stopping import EarlyStopping, as_stopping
+from widedeep.training.evaluation import EVALUATION_ROWS, evaluate_batches, evaluating
+from widedeep.training.export import export_bundle
+from widedeep.training.history import History
+from widedeep.training.progress import Callback
+from widedeep.training.run import TrainingRun
+from widedeep.training.state import Position, capture, restore
+from widedeep.training.step import TrainStep
 
 __all__ = ["Trainer"]
 
@@ -64,7 +64,7 @@ class Trainer:
         checkpoints: Directory for checkpoints; None writes none.
         checkpoint_every: Steps between checkpoints; None: one an epoch.
         keep_last: Checkpoints kept besides the best.
-        callbacks: Objects with the methods of :class:`widedeep.progress.Callback`.
+        callbacks: Objects with the methods of :class:`widedeep.training.progress.Callback`.
         progress: False shows nothing.
 
     Example:

@@ -12,11 +12,11 @@ import torch
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan
-from widedeep.early_stopping import EarlyStopping
 from widedeep.heads import Binary
-from widedeep.progress import Progress, RecentScores
-from widedeep.schedule import rate_factor
-from widedeep.step import StepResult
+from widedeep.training.early_stopping import EarlyStopping
+from widedeep.training.progress import Progress, RecentScores
+from widedeep.training.schedule import rate_factor
+from widedeep.training.step import StepResult
 
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer

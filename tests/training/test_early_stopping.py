@@ -1,7 +1,7 @@
 import pytest
 
-from widedeep.early_stopping import EarlyStopping, as_stopping
 from widedeep.errors import ConfigError
+from widedeep.training.early_stopping import EarlyStopping, as_stopping
 
 
 @pytest.mark.parametrize(

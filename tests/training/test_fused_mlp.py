@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from widedeep.deep import MLP, DeepInput
-from widedeep.fused_mlp import FusedMLP
+from widedeep.training.fused_mlp import FusedMLP
 
 
 def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from widedeep.data.batch import Batch
 from widedeep.deep import MLP, DeepInput, SequenceInput
-from widedeep.dense_update import DenseUpdate
 from widedeep.errors import DataError
-from widedeep.fused_mlp import FusedMLP
 from widedeep.model import WideDeep
 from widedeep.optim import Optimizer
 from widedeep.tables import EmbeddingTable, Groups
-from widedeep.undo_log import UndoLog
+from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.fused_mlp import FusedMLP
+from widedeep.training.undo_log import UndoLog
 
 __all__ = ["StepResult", "TrainStep"]
 

@@ -15,10 +15,10 @@ from widedeep.bundle import Bundle, BundleHead, BundleModel, DeepColumn, write_b
 from widedeep.bundle.calibration import PriorCorrection, fit_isotonic, fit_platt
 from widedeep.deep import MLP
 from widedeep.errors import BundleError
-from widedeep.evaluation import evaluating
 from widedeep.heads import Binary
 from widedeep.model import WideDeep
-from widedeep.run_state import run_tables
+from widedeep.training.evaluation import evaluating
+from widedeep.training.state import run_tables
 
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
@@ -134,7 +134,7 @@ def export_bundle(
     custom = [name for name in model.towers if name != "mlp"]
     onnx = None
     if custom:
-        from widedeep.onnx_export import tower_graph
+        from widedeep.training.onnx_export import tower_graph
 
         with evaluating(model):
             onnx = tower_graph(model)

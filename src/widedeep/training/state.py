@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from widedeep.checkpoint import Checkpoint, as_tensors
 from widedeep.config import RunConfig
 from widedeep.errors import CheckpointError
-from widedeep.history import History
 from widedeep.model import WideDeep
 from widedeep.tables import EmbeddingTable
+from widedeep.training.history import History
 
 if TYPE_CHECKING:
-    from widedeep.early_stopping import EarlyStopping
     from widedeep.trainer import Trainer
+    from widedeep.training.early_stopping import EarlyStopping
 
 __all__ = ["Position", "capture", "restore", "run_tables"]
 
