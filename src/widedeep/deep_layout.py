@@ -44,7 +44,7 @@ def auto_dim(size: int) -> int:
         >>> auto_dim(16), auto_dim(1_000_000)
         (8, 64)
     """
-    return max(2, min(64, round(1.6 * size**0.56)))
+    return max(2, min(64, round(1.6 * float(size) ** 0.56)))
 
 
 def _dim(slot: Slot, default: int | Literal["auto"]) -> int:
@@ -68,7 +68,8 @@ def make_layout(schema: Schema, embedding_dim: int | Literal["auto"]) -> DeepLay
         if slot.combiner is not None:
             columns[slot.name] = slice(at, at + dims[slot.name])
             at += dims[slot.name]
-    start, chosen = at, []
+    start = at
+    chosen: list[int] = []
     for name, places in schema.dense_layout.items():
         if name in schema.spec.deep_names and name not in schema.spec.extra:
             columns[name] = slice(at, at + places.stop - places.start)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from widedeep.config import ModelConfig
@@ -161,16 +162,13 @@ class WideDeep(nn.Module):
                 )
             towers[name] = tower if isinstance(tower, nn.Module) else tower(self.layout)
         self.towers = nn.ModuleDict(towers)
-        self.outputs = nn.ModuleDict(
-            {
-                name: nn.utils.skip_init(
-                    nn.Linear, self._tower_width(name, tower), self.n_logits, bias=False
-                )
-                for name, tower in towers.items()
-            }
-        )
-        for output in self.outputs.values():
+        self.outputs = nn.ModuleDict()
+        for name, tower in self.towers.items():
+            output = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+                nn.Linear, self._tower_width(name, tower), self.n_logits, bias=False
+            )
             nn.init.xavier_uniform_(output.weight, generator=generator)
+            self.outputs[name] = output
 
     def _tower_width(self, name: str, tower: nn.Module) -> int:
         if isinstance(tower, MLP):
@@ -302,10 +300,11 @@ class WideDeep(nn.Module):
             *self.deep_tables.values(),
             *([self.wide_table] if self.wide_table is not None else []),
         ]
-        return sum(t.weight.numel() for t in tables) + sum(p.numel() for p in self.parameters())
+        in_tables = sum(int(table.weight.numel()) for table in tables)
+        return in_tables + sum(p.numel() for p in self.parameters())
 
 
-def cell_ids(batch: Batch, slot: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def cell_ids(batch: Batch, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return one feature's ids of all examples, and their offsets (B + 1).
 
     Args:

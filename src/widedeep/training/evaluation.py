@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
 from widedeep.heads import Head, Multiclass, Regression
@@ -69,7 +70,9 @@ def evaluate_batches(
     }
 
 
-def _update(collection: HeadMetrics, logits_BC: np.ndarray, batch: Batch, index: int) -> None:  # type: ignore[type-arg]
+def _update(
+    collection: HeadMetrics, logits_BC: NDArray[np.float32], batch: Batch, index: int
+) -> None:
     assert batch.labels_BL is not None
     labels_B = batch.labels_BL[:, index]
     if isinstance(collection, MulticlassMetrics):

@@ -68,7 +68,7 @@ def tower_graph(model: WideDeep) -> bytes:
             torch.onnx.export(
                 _Towers(model).eval(),
                 arguments,
-                buffer,
+                buffer,  # type: ignore[arg-type]  # this exporter takes files too
                 input_names=inputs,
                 output_names=["logits_BC"],
                 dynamic_axes={name: {0: "B"} for name in [*inputs, "logits_BC"]},

@@ -178,7 +178,7 @@ class TrainStep:
         assert deep_BC is not None
         logits_BC += deep_BC.detach()
         losses_B, grad_BC = self._losses(logits_BC, batch)
-        deep_BC.backward(grad_BC)
+        deep_BC.backward(grad_BC)  # type: ignore[no-untyped-call]
         self._bias_grad(grad_BC)
         return DenseResult(
             logits_BC,
