@@ -104,10 +104,11 @@ void bind_segment_sum(const ConstMatrix& grad, const Array<const int32_t>& start
                       const Array<const int32_t>& order, const Array<const int32_t>& cells,
                       int64_t n_features, const Array<const int64_t>& column_of_feature,
                       const Maybe<const float>& scale_of_cell, const Maybe<const float>& values,
+                      const Maybe<const int64_t>& sequence_place, const ConstMatrix& sequence_grad,
                       const Matrix& out, int threads) {
   segment_sum({starts.data(), order.data(), cells.data(), length(starts) - 1, n_features,
                column_of_feature.data(), pointer(scale_of_cell), pointer(values), rows_of(grad),
-               rows_of(out)},
+               pointer(sequence_place), rows_of(sequence_grad), rows_of(out)},
               threads);
 }
 
@@ -188,7 +189,8 @@ void bind_sparse(nb::module_& m) {
   m.def("cell_scales", &bind_cell_scales, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
   m.def("segment_sum", &bind_segment_sum, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), ReleaseGil());
+        nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
+        nb::arg(), ReleaseGil());
   m.def("sgd_rows", &bind_sgd_rows, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
         nb::arg(), ReleaseGil());
   m.def("adagrad_rows", &bind_adagrad_rows, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),

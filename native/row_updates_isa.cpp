@@ -43,6 +43,13 @@ void segment(const SegmentRequest& request, int64_t first, int64_t last) {
         __builtin_prefetch(gradient_of(request.cells[j + kAheadGradients]), 0, 3);
       }
       const int32_t cell = request.cells[j];
+      const int64_t place =
+          request.sequence_place != nullptr ? request.sequence_place[request.order[j]] : -1;
+      if (place >= 0) {
+        const float* row = request.sequence_grad.data + place * request.sequence_grad.stride;
+        for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
+        continue;
+      }
       const float* grad = gradient_of(cell);
       if (request.scale_of_cell == nullptr && request.values == nullptr) {
         for (int64_t d = 0; d < width; ++d) sum[d] += grad[d];

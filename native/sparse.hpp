@@ -95,6 +95,8 @@ struct SegmentRequest {
   const float* scale_of_cell;        // the combiner's divisor, inverted; null where all are 1
   const float* values;               // by occurrence, or null
   ConstRows grad;                    // one row an example; width is that of `out`
+  const int64_t* sequence_place;     // by occurrence: its row of `sequence_grad`, or -1; or null
+  ConstRows sequence_grad;           // gradient of unpooled rows, taken as it is
   Rows out;                          // one row a unique row
 };
 

@@ -84,6 +84,8 @@ def segment_sum(
     column_of_feature: _Ints,
     scale_of_cell: _Floats | None,
     values: _Floats | None,
+    sequence_place: _Ints | None,
+    sequence_grad: _Floats,
     out: _Floats,
     threads: int,
     /,

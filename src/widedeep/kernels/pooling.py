@@ -150,6 +150,9 @@ def segment_sum_deep(
     combiners: NDArray[np.int8],
     dim: int,
     threads: int = 1,
+    *,
+    sequence_grads_MD: NDArray[np.float32] | None = None,
+    sequence_place_N: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """Sum the gradient of every touched row over its occurrences: the transpose of `gather_pool`.
 
@@ -169,6 +172,10 @@ def segment_sum_deep(
         combiners: int8 code of each slot, from ``COMBINERS``.
         dim: D, width of a row.
         threads: Threads to use; the result does not depend on it.
+        sequence_grads_MD: float32 gradient of rows that were taken unpooled, in slots that
+            ``slots`` does not list; added as they are.
+        sequence_place_N: int64 row of ``sequence_grads_MD`` of each occurrence, -1 where it was
+            pooled. Given together with it.
 
     Returns:
         float32 of shape (U, D).
@@ -193,9 +200,20 @@ def segment_sum_deep(
     _check_columns(columns, len(slots), dim, grad_BX)
     column_of_feature = np.zeros(n_features, np.int64)
     column_of_feature[slots] = columns
+    if sequence_grads_MD is None or sequence_place_N is None:
+        sequence_grads_MD, sequence_place_N = np.empty((0, dim), np.float32), None
+    else:
+        check_matrix("sequence_grads_MD", sequence_grads_MD, width=dim)
+        check_vector("sequence_place_N", sequence_place_N, np.int64, len(ids_N))
+        last = int(sequence_place_N.max(initial=-1))
+        if last >= len(sequence_grads_MD):
+            raise ValueError(
+                f"sequence_place_N: got row {last}, but sequence_grads_MD has "
+                f"{len(sequence_grads_MD)}"
+            )
     return _segment_sum(
         grad_BX, groups, ids_N, offsets_BF, values_N, n_features, slots, column_of_feature,
-        combiners, dim, threads,
+        combiners, dim, threads, sequence_grads_MD, sequence_place_N,
     )  # fmt: skip
 
 
@@ -235,6 +253,7 @@ def segment_sum_wide(
     return _segment_sum(
         grad_BC, groups, ids_N, offsets_BF, values_N, n_features, slots,
         np.zeros(n_features, np.int64), combiners, grad_BC.shape[1], threads,
+        np.empty((0, grad_BC.shape[1]), np.float32), None,
     )  # fmt: skip
 
 
@@ -250,6 +269,8 @@ def _segment_sum(
     combiners: NDArray[np.int8],
     width: int,
     threads: int,
+    sequence_grads: NDArray[np.float32],
+    sequence_place: NDArray[np.int64] | None,
 ) -> NDArray[np.float32]:
     check_vector("combiners", combiners, np.int8, len(slots))
     if groups.n_ids != len(ids_N) or groups.n_cells != len(offsets_BF) - 1:
@@ -268,7 +289,7 @@ def _segment_sum(
     out = np.empty((len(groups), width), np.float32)
     backend.segment_sum(
         grad, groups.starts_U, groups.order, groups.cells, n_features, column_of_feature,
-        scale, values_N, out, threads,
+        scale, values_N, sequence_place, sequence_grads, out, threads,
     )  # fmt: skip
     return out
 

@@ -139,6 +139,8 @@ def segment_sum(
     column_of_feature: Ints,
     scale_of_cell: Floats | None,
     values: Floats | None,
+    sequence_place: Ints | None,
+    sequence_grad: Floats,
     out: Floats,
     threads: int,
 ) -> None:
@@ -157,6 +159,9 @@ def segment_sum(
         if values is not None:
             factor = factor * values[order[used]]
         parts = factor[:, None] * parts
+    if sequence_place is not None:
+        place_j = sequence_place[order[used]]
+        parts[place_j >= 0] = sequence_grad[place_j[place_j >= 0]]
     np.add.at(out, unique_j, parts)
 
 

@@ -1,0 +1,92 @@
+"""Adagrad: the deep part's optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from widedeep import kernels
+from widedeep.optim.contract import Optimizer, Step, check_range
+
+__all__ = ["Adagrad"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(Optimizer):
+    """Adagrad (Duchi et al. 2011), per coordinate: acc = acc + g²; w = w - lr·g / (√acc + eps).
+
+    Args:
+        lr: > 0.
+        initial_accumulator: acc of an untouched weight, >= 0 (TensorFlow: 0.1, PyTorch: 0).
+        eps: Added to the root, > 0 (TensorFlow: 1e-7, PyTorch: 1e-10).
+
+    Raises:
+        ConfigError: If a hyper-parameter is outside its range.
+
+    Example:
+        >>> import torch
+        >>> adagrad = Adagrad(lr=0.5, initial_accumulator=0.0)
+        >>> w = torch.ones(3, 2)
+        >>> state = adagrad.initial_state(w)
+        >>> adagrad.update_rows(w, state, torch.tensor([1]), torch.full((1, 2), 4.0))
+        0
+        >>> w[:, 0].tolist()
+        [1.0, 0.5, 1.0]
+    """
+
+    lr: float = 0.05
+    initial_accumulator: float = 0.1
+    eps: float = 1e-7
+
+    state_names: ClassVar[tuple[str, ...]] = ("accumulator",)
+
+    def __post_init__(self) -> None:
+        check_range("Adagrad", "lr", self.lr, self.lr > 0, "a number > 0")
+        start = self.initial_accumulator
+        check_range("Adagrad", "initial_accumulator", start, start >= 0, "a number >= 0")
+        check_range("Adagrad", "eps", self.eps, self.eps > 0, "a number > 0")
+
+    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Fill the accumulator."""
+        if self.initial_accumulator:
+            state["accumulator"].fill_(self.initial_accumulator)
+
+    def update_tensors(
+        self,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        step: Step,
+    ) -> int | Tensor:
+        """Do what :meth:`update_rows` does by torch operations, on any device."""
+        at = slice(None) if rows_U is None else rows_U
+        g = grads_UD * step.grad_scale
+        total = state["accumulator"][at] + g * g
+        state["accumulator"][at] = total
+        weights[at] = weights[at] - step.lr * g / (total.sqrt() + self.eps)
+        return 0
+
+    def _update_arrays(
+        self,
+        weights: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        rows_U: NDArray[Any] | None,
+        grads_UD: NDArray[Any],
+        step: Step,
+    ) -> int:
+        kernels.adagrad_rows(
+            weights,
+            state["accumulator"],
+            rows_U,
+            grads_UD,
+            lr=step.lr,
+            eps=self.eps,
+            grad_scale=step.grad_scale,
+            threads=step.threads,
+        )
+        return 0

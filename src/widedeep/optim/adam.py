@@ -1,0 +1,109 @@
+"""Adam, lazy on sparse tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from widedeep import kernels
+from widedeep.errors import ConfigError
+from widedeep.optim.contract import Optimizer, Step, check_range
+
+__all__ = ["Adam"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015, the form before section 2.1), lazy: untouched moments do not decay.
+
+    With t the number of the update, over the whole table or parameter, whenever a row was first
+    touched (as TensorFlow's and PyTorch's sparse Adam)::
+
+        m = β1·m + (1 - β1)·g
+        v = β2·v + (1 - β2)·g²
+        w = w - lr·√(1 - β2ᵗ)/(1 - β1ᵗ) · m / (√v + eps)
+
+    Args:
+        lr: > 0.
+        betas: Decay of m and of v, each 0 <= beta < 1.
+        eps: Added to the root, > 0.
+
+    Raises:
+        ConfigError: If a hyper-parameter is outside its range.
+
+    Example:
+        >>> import torch
+        >>> adam = Adam(lr=0.1)
+        >>> w = torch.zeros(2, 1)
+        >>> state = adam.initial_state(w)
+        >>> adam.update_rows(w, state, torch.tensor([1]), torch.full((1, 1), 3.0), step=1)
+        0
+        >>> [round(x, 4) for x in w.squeeze(1).tolist()]
+        [0.0, -0.1]
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    state_names: ClassVar[tuple[str, ...]] = ("mean", "square")
+
+    def __post_init__(self) -> None:
+        check_range("Adam", "lr", self.lr, self.lr > 0, "a number > 0")
+        check_range("Adam", "eps", self.eps, self.eps > 0, "a number > 0")
+        if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
+            raise ConfigError(f"Adam: got betas={self.betas!r}, expected two numbers")
+        object.__setattr__(self, "betas", tuple(self.betas))  # a list, where it comes from TOML
+        for beta in self.betas:
+            check_range("Adam", "betas", beta, 0 <= beta < 1, "two numbers, 0 <= beta < 1")
+
+    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Leave both moments at 0."""
+
+    def update_tensors(
+        self,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        step: Step,
+    ) -> int | Tensor:
+        """Do what :meth:`update_rows` does by torch operations, on any device."""
+        at = slice(None) if rows_U is None else rows_U
+        beta1, beta2 = self.betas
+        g = grads_UD * step.grad_scale
+        mean = beta1 * state["mean"][at] + (1 - beta1) * g
+        square = beta2 * state["square"][at] + (1 - beta2) * (g * g)
+        state["mean"][at], state["square"][at] = mean, square
+        rate = step.lr * math.sqrt(1 - beta2**step.number) / (1 - beta1**step.number)
+        weights[at] = weights[at] - rate * mean / (square.sqrt() + self.eps)
+        return 0
+
+    def _update_arrays(
+        self,
+        weights: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        rows_U: NDArray[Any] | None,
+        grads_UD: NDArray[Any],
+        step: Step,
+    ) -> int:
+        kernels.adam_rows(
+            weights,
+            state["mean"],
+            state["square"],
+            rows_U,
+            grads_UD,
+            lr=step.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            step=step.number,
+            grad_scale=step.grad_scale,
+            threads=step.threads,
+        )
+        return 0

@@ -1,0 +1,193 @@
+"""The one contract of the optimizers: rows of sparse tables and whole dense parameters.
+
+An optimizer is a frozen value: hyper-parameters and equations. Its state lives beside the weights
+it belongs to, as tensors of the same shape, so tables can keep a row's weights and state together.
+
+The gradient g of the equations is ``grad_scale`` times the sum of an id's example gradients over
+the batch: duplicates are summed before anything is squared, each touched row moves once, and
+untouched rows keep their bits.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from widedeep.errors import ConfigError
+
+__all__ = ["Optimizer", "Step", "check_range"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a single update is told beside its arrays.
+
+    Args:
+        lr: Learning rate of this update.
+        grad_scale: What gradients are multiplied by.
+        number: Number of this update, from 1.
+        threads: Threads of the kernels.
+    """
+
+    lr: float
+    grad_scale: float
+    number: int
+    threads: int
+
+
+class Optimizer(ABC):
+    """Hyper-parameters and equations of one optimizer.
+
+    Subclasses are frozen keyword-only dataclasses with a field ``lr``. They name their state, fill
+    it, and update by a kernel (tensors on the CPU) or by torch operations (any device).
+    """
+
+    lr: float
+    """The learning rate that holds unless an update is given another."""
+
+    state_names: ClassVar[tuple[str, ...]] = ()
+    """One tensor of the weights' shape each."""
+
+    counts_nonzero: ClassVar[bool] = False
+    """True if :meth:`update_rows` returns the change of the weights' non-zero count."""
+
+    @abstractmethod
+    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Fill ``state``, which holds zeros, for weights that were not updated yet.
+
+        Args:
+            weights: Present weights.
+            state: A tensor of their shape for each of :attr:`state_names`; filled in place.
+        """
+
+    def initial_state(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return new state for weights that were not updated yet.
+
+        Args:
+            weights: Present weights.
+        """
+        state = {name: torch.zeros_like(weights) for name in self.state_names}
+        self.start_state(weights, state)
+        return state
+
+    def update_rows(
+        self,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        *,
+        lr: float | None = None,
+        grad_scale: float = 1.0,
+        step: int = 1,
+        threads: int = 1,
+    ) -> int | Tensor:
+        """Move the given rows once; the others keep their bits.
+
+        Args:
+            weights: float32 (R, D), changed in place. Rows may lie further apart than D.
+            state: A tensor of that shape for each of :attr:`state_names`, changed in place.
+            rows_U: int64 distinct rows, or None for every row.
+            grads_UD: float32 summed gradient of each of them.
+            lr: Learning rate of this update; None: the optimizer's own.
+            grad_scale: What gradients are multiplied by.
+            step: Number of this update, from 1.
+            threads: Threads of the kernels; the result does not depend on it.
+
+        Returns:
+            Change of the non-zero count, 0 unless :attr:`counts_nonzero`.
+        """
+        told = Step(
+            lr=self.lr if lr is None else lr,
+            grad_scale=grad_scale,
+            number=step,
+            threads=threads,
+        )
+        if weights.device.type != "cpu":
+            return self.update_tensors(weights, state, rows_U, grads_UD, told)
+        return self._update_arrays(
+            weights.numpy(),
+            {name: tensor.numpy() for name, tensor in state.items()},
+            None if rows_U is None else rows_U.numpy(),
+            grads_UD.numpy(),
+            told,
+        )
+
+    def update_dense(
+        self,
+        parameter: Tensor,
+        grad: Tensor,
+        state: Mapping[str, Tensor],
+        *,
+        lr: float | None = None,
+        grad_scale: float = 1.0,
+        step: int = 1,
+        threads: int = 1,
+    ) -> None:
+        """Move a whole dense parameter of any shape.
+
+        Args:
+            parameter: float32, changed in place.
+            grad: float32 gradient of its shape.
+            state: From :meth:`initial_state`, changed in place.
+            lr: Learning rate of this update; None: the optimizer's own.
+            grad_scale: What the gradient is multiplied by.
+            step: Number of this update, from 1.
+            threads: Threads of the kernels; the result does not depend on it.
+        """
+        rows = len(parameter) if parameter.ndim > 1 else 1
+        self.update_rows(
+            parameter.detach().view(rows, -1),
+            {name: tensor.view(rows, -1) for name, tensor in state.items()},
+            None,
+            grad.detach().reshape(rows, -1),
+            lr=lr,
+            grad_scale=grad_scale,
+            step=step,
+            threads=threads,
+        )
+
+    @abstractmethod
+    def update_tensors(
+        self,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        step: Step,
+    ) -> int | Tensor:
+        """Do what :meth:`update_rows` does by torch operations, on any device."""
+
+    @abstractmethod
+    def _update_arrays(
+        self,
+        weights: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        rows_U: NDArray[Any] | None,
+        grads_UD: NDArray[Any],
+        step: Step,
+    ) -> int:
+        """Do it by a kernel."""
+
+
+def check_range(owner: str, name: str, value: float, allowed: bool, expected: str) -> None:
+    """Raise ConfigError unless a hyper-parameter is a finite number in its range.
+
+    Args:
+        owner: The optimizer's name.
+        name: The hyper-parameter's.
+        value: What was given.
+        allowed: Whether it is in range.
+        expected: The range, in words.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{owner}: got {name}={value!r}, expected {expected}")
+    if not math.isfinite(value) or not allowed:
+        raise ConfigError(f"{owner}: got {name}={value}, expected {expected}")

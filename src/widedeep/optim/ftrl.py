@@ -1,0 +1,160 @@
+"""FTRL-Proximal: the wide part's optimizer, whose L1 makes weights exactly zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from widedeep import kernels
+from widedeep.errors import ConfigError
+from widedeep.optim.contract import Optimizer, Step, check_range
+
+__all__ = ["FTRL"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTRL(Optimizer):
+    """FTRL-Proximal (McMahan et al. 2013, *Ad Click Prediction*, Algorithm 1), per coordinate.
+
+    With the rate α, p = -lr_power, λ1 = l1 and the summed gradient g::
+
+        σ = ((n + g²)^p - n^p) / α
+        z = z + g + shrinkage - σ·w
+        n = n + g²
+        w = 0 where |z| <= λ1, else -(z - sign(z)·λ1) / ((β + n^p)/α + λ2)
+
+    The conventions differ in what ``l2`` and ``l2_shrinkage`` mean, and nothing else:
+
+    - ``"mcmahan"``: the penalty is l2/2·w², so λ2 = l2; shrinkage = l2_shrinkage·w.
+    - ``"tensorflow"`` (its Ftrl): the penalty is l2·w², so λ2 = 2·l2;
+      shrinkage = 2·l2_shrinkage·w. TensorFlow's own start is ``initial_accumulator=0.1, beta=0``.
+
+    Shrinkage enters z alone, not n. Without l1, l2, beta and shrinkage this is Adagrad.
+
+    Args:
+        lr: α > 0.
+        l1: λ1 >= 0; weights whose |z| stays within it are exactly 0.
+        l2: >= 0.
+        beta: β >= 0.
+        initial_accumulator: n of an untouched weight, >= 0.
+        lr_power: <= 0; -0.5 is the paper's.
+        l2_shrinkage: >= 0.
+        convention: ``"mcmahan"`` or ``"tensorflow"``.
+
+    Raises:
+        ConfigError: If a hyper-parameter is outside its range.
+
+    Example:
+        >>> import torch
+        >>> ftrl = FTRL(lr=0.1, l1=1.0, beta=1.0)
+        >>> w = torch.zeros(2, 1)
+        >>> state = ftrl.initial_state(w)
+        >>> ftrl.update_rows(w, state, torch.tensor([0, 1]), torch.tensor([[0.5], [-3.0]]))
+        1
+        >>> w.squeeze(1).tolist()
+        [0.0, 0.05000000074505806]
+    """
+
+    lr: float = 0.1
+    l1: float = 0.0
+    l2: float = 0.0
+    beta: float = 1.0
+    initial_accumulator: float = 0.0
+    lr_power: float = -0.5
+    l2_shrinkage: float = 0.0
+    convention: Literal["mcmahan", "tensorflow"] = "mcmahan"
+
+    state_names: ClassVar[tuple[str, ...]] = ("z", "n")
+    counts_nonzero: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_range("FTRL", "lr", self.lr, self.lr > 0, "a number > 0")
+        for name in ("l1", "l2", "beta", "initial_accumulator", "l2_shrinkage"):
+            value = getattr(self, name)
+            check_range("FTRL", name, value, value >= 0, "a number >= 0")
+        check_range("FTRL", "lr_power", self.lr_power, self.lr_power <= 0, "a number <= 0")
+        if self.convention not in ("mcmahan", "tensorflow"):
+            raise ConfigError(
+                f"FTRL: got convention={self.convention!r}, expected 'mcmahan' or 'tensorflow'"
+            )
+
+    @property
+    def penalty_factor(self) -> float:
+        """What ``l2`` and ``l2_shrinkage`` are multiplied by in McMahan's equations."""
+        return 2.0 if self.convention == "tensorflow" else 1.0
+
+    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Fill n, and z such that the weights stay as they are (see :meth:`z_from_weights`)."""
+        if self.initial_accumulator:
+            state["n"].fill_(self.initial_accumulator)
+        if bool(weights.any()):
+            state["z"].copy_(self.z_from_weights(weights, state["n"]))
+
+    def z_from_weights(self, weights: Tensor, n: Tensor) -> Tensor:
+        """Return the z that stands for given weights: the equation of w, solved for z.
+
+        z = -w((β + n^p)/α + λ2) - sign(w) λ1. With z = 0 instead, the first update would forget
+        the weight, so a warm start that carries weights alone needs this.
+
+        Args:
+            weights: Weights to keep.
+            n: Their accumulators.
+        """
+        root = n.sqrt() if self.lr_power == -0.5 else n.pow(-self.lr_power)
+        curvature = (self.beta + root) / self.lr + self.penalty_factor * self.l2
+        return -weights * curvature - weights.sign() * self.l1
+
+    def update_tensors(
+        self,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        step: Step,
+    ) -> int | Tensor:
+        """Do what :meth:`update_rows` does by torch operations, on any device."""
+        at = slice(None) if rows_U is None else rows_U
+        w, z, n = weights[at], state["z"][at], state["n"][at]
+        g = grads_UD * step.grad_scale
+        total = n + g * g
+        power = -self.lr_power
+        root, old_root = (
+            (total.sqrt(), n.sqrt()) if power == 0.5 else (total.pow(power), n.pow(power))
+        )
+        sigma = (root - old_root) / step.lr
+        linear = z + (g + self.penalty_factor * self.l2_shrinkage * w - sigma * w)
+        curvature = (self.beta + root) / step.lr + self.penalty_factor * self.l2
+        moved = -(linear - linear.sign() * self.l1) / curvature
+        fresh = torch.where(linear.abs() <= self.l1, torch.zeros_like(moved), moved)
+        change = torch.count_nonzero(fresh) - torch.count_nonzero(w)
+        weights[at], state["z"][at], state["n"][at] = fresh, linear, total
+        return change
+
+    def _update_arrays(
+        self,
+        weights: NDArray[Any],
+        state: Mapping[str, NDArray[Any]],
+        rows_U: NDArray[Any] | None,
+        grads_UD: NDArray[Any],
+        step: Step,
+    ) -> int:
+        return kernels.ftrl_rows(
+            weights,
+            state["z"],
+            state["n"],
+            rows_U,
+            grads_UD,
+            lr=step.lr,
+            l1=self.l1,
+            l2=self.penalty_factor * self.l2,
+            beta=self.beta,
+            lr_power=self.lr_power,
+            shrinkage=self.penalty_factor * self.l2_shrinkage,
+            grad_scale=step.grad_scale,
+            threads=step.threads,
+        )

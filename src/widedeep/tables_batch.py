@@ -1,0 +1,156 @@
+"""A batch and a schema's slots, in the arrays that the kernels take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from widedeep import kernels
+from widedeep.kernels import torch_twins as twins
+
+__all__ = ["BatchArrays", "Groups", "Placement", "SlotLike", "sequence_places"]
+
+
+class BatchArrays(Protocol):
+    """What tables read of a batch: its ids, their offsets and weights (example-major)."""
+
+    ids_N: NDArray[np.int64]
+    offsets_BF: NDArray[np.int64]
+    values_N: NDArray[np.float32] | None
+
+
+class SlotLike(Protocol):
+    """What tables read of a feature slot."""
+
+    @property
+    def name(self) -> str:
+        """The feature's name."""
+
+    @property
+    def combiner(self) -> str | None:
+        """How a bag is combined in the deep part; None keeps the sequence."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Groups:
+    """The distinct rows of a table that a batch touches.
+
+    Args:
+        rows: int64 physical rows, on the table's device.
+        places: Where each of them occurs.
+    """
+
+    rows: Tensor
+    places: kernels.Groups | twins.TensorGroups
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """The slots that take part in one table, and where each begins.
+
+    Args:
+        n_features: F.
+        slots: int32 ascending slots.
+        tables: int32 logical table of each.
+        bases: int64 first row of each one's table.
+        sizes: int64 rows of each one's table.
+        combiners: int8 combiner of each.
+        columns: int64 first column of each in the deep input (0 in the wide part).
+    """
+
+    n_features: int
+    slots: NDArray[np.int32]
+    tables: NDArray[np.int32]
+    bases: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    combiners: NDArray[np.int8]
+    columns: NDArray[np.int64]
+
+    @classmethod
+    def make(
+        cls,
+        slots: Sequence[SlotLike],
+        chosen: Sequence[int],
+        table_of: Mapping[str, int],
+        bases: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        combiners: Sequence[str],
+        columns: Mapping[str, slice] | None,
+    ) -> Placement:
+        """Place the chosen slots.
+
+        Args:
+            slots: All slots of the batch.
+            chosen: Which of them take part, ascending.
+            table_of: Feature to its logical table's number.
+            bases: First row of each logical table.
+            sizes: Rows of each logical table.
+            combiners: Combiner of each chosen slot.
+            columns: Feature to its columns, or None.
+        """
+        names = [slots[i].name for i in chosen]
+        tables = np.array([table_of[name] for name in names], np.int32)
+        starts = [0 if columns is None else columns[name].start for name in names]
+        return cls(
+            n_features=len(slots),
+            slots=np.array(chosen, np.int32),
+            tables=tables,
+            bases=bases[tables],
+            sizes=sizes[tables],
+            combiners=np.array([kernels.COMBINERS[name] for name in combiners], np.int8),
+            columns=np.array(starts, np.int64),
+        )
+
+    def to_device(self, device: torch.device) -> twins.TensorSlots:
+        """Return the placement as tensors over all features."""
+
+        def spread(values: NDArray[Any], rest: int) -> Tensor:
+            full = np.full(self.n_features, rest, np.int64)
+            full[self.slots] = values
+            return torch.from_numpy(full).to(device)
+
+        return twins.TensorSlots(
+            features=tuple(self.slots.tolist()),
+            base_F=spread(self.bases, -1),
+            size_F=spread(self.sizes, 0),
+            combiner_F=spread(self.combiners, 0),
+            column_F=spread(self.columns, 0),
+        )
+
+
+def sequence_places(batch: BatchArrays, n_features: int, slots: Sequence[int]) -> NDArray[np.int64]:
+    """Return each occurrence's row in the unpooled embeddings of ``slots``, one after the other.
+
+    Args:
+        batch: The batch.
+        n_features: F.
+        slots: Slots that keep their sequence, in the order of their embeddings.
+
+    Returns:
+        int64 of length N; -1 for occurrences in other slots.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> batch = SimpleNamespace(ids_N=np.array([5, 6, 7, 8]),
+        ...                         offsets_BF=np.array([0, 1, 2, 3, 4]), values_N=None)
+        >>> sequence_places(batch, 2, [1]).tolist()
+        [-1, 0, -1, 1]
+    """
+    lengths = np.diff(batch.offsets_BF)
+    slot_N = np.repeat(np.arange(len(lengths)) % n_features, lengths)
+    places = np.full(len(batch.ids_N), -1, np.int64)
+    filled = 0
+    for slot in slots:
+        at = np.flatnonzero(slot_N == slot)
+        places[at] = np.arange(filled, filled + len(at))
+        filled += len(at)
+    return places
