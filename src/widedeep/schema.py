@@ -84,8 +84,10 @@ class NumericFit:
 
     A raw value x becomes, in float64 and then rounded to float32:
 
-    - ``"quantile"``: k / m, where k of the component's m boundaries are <= x; 0 if there is none.
-      The smallest value seen is no boundary: it becomes 0, and the largest becomes 1.
+    - ``"quantile"``: the share of the training values at or below x, linear between the m
+      boundaries, which are quantiles at equal distances with equal ones merged:
+      (k + (x - b[k]) / (b[k + 1] - b[k])) / (m - 1) where b[k] <= x < b[k + 1]; 0 up to the
+      smallest, 1 from the largest on, and 0 always if there are fewer than two.
     - ``"log1p"``: (sign(x) log(1 + abs(x)) - shift) * scale.
     - else: (x - shift) * scale.
 
