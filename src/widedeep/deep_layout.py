@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -44,7 +45,7 @@ def auto_dim(size: int) -> int:
         >>> auto_dim(16), auto_dim(1_000_000)
         (8, 64)
     """
-    return max(2, min(64, round(1.6 * float(size) ** 0.56)))
+    return max(2, min(64, round(1.6 * math.pow(size, 0.56))))
 
 
 def _dim(slot: Slot, default: int | Literal["auto"]) -> int:
