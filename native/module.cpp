@@ -7,6 +7,7 @@ namespace nb = nanobind;
 namespace widedeep {
 // Each bind_*.cpp defines one of these.
 void bind_sparse(nb::module_& m);
+void bind_transform(nb::module_& m);
 }  // namespace widedeep
 
 NB_MODULE(_native, m) {
@@ -16,4 +17,5 @@ NB_MODULE(_native, m) {
       "isa", [] { return widedeep::isa_name(widedeep::active_isa()); },
       "The instruction set of the dispatched kernels: 'baseline', 'avx2' or 'avx512'.");
   widedeep::bind_sparse(m);
+  widedeep::bind_transform(m);
 }

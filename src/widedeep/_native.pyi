@@ -1,5 +1,6 @@
 """The kernels in C++ (native/): contiguous arrays in and out, the GIL released."""
 
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -159,3 +160,86 @@ def take_ids(
 def take_dense(
     array: _Bytes, rows: _Ints, row_bytes: int, out: _Bytes, threads: int, /
 ) -> None: ...
+
+# The transform. Call it through widedeep.data.transform.
+Encoded: TypeAlias = tuple[
+    _Ints,  # ids
+    _Ints,  # offsets
+    _Floats,  # dense (rows, K)
+    _Floats | None,  # a weight an id
+    _Floats,  # labels (rows, L)
+    _Floats | None,  # example weights
+    _Ints | None,  # groups
+]
+
+def fingerprint64(text: bytes) -> int: ...
+
+class TransformPlan:
+    """What a schema says about turning columns into ids; each method returns a place in it."""
+
+    def __init__(self) -> None: ...
+    def add_text_vocabulary(self, offsets: _Ints, bytes: _Bytes) -> int: ...
+    def add_integer_vocabulary(self, values: _Ints) -> int: ...
+    def add_categorical(
+        self,
+        name: str,
+        column: str,
+        *,
+        way: str,
+        vocabulary: int,
+        buckets: int,
+        oov_buckets: int,
+        drop_unseen: bool,
+        empty_as_null: bool,
+        key_is_place: bool,
+        weights: str | None,
+        wants_keys: bool,
+    ) -> int: ...
+    def add_bucketized(
+        self, name: str, column: str, boundaries: NDArray[np.float64], wants_keys: bool
+    ) -> int: ...
+    def add_learned_cross(self, name: str, parts: list[int], combinations: _Ints) -> int: ...
+    def add_hashed_cross(self, name: str, parts: list[int], buckets: int) -> int: ...
+    def add_number(
+        self,
+        name: str,
+        column: str,
+        *,
+        transform: str,
+        indicator: bool,
+        boundaries: list[NDArray[np.float64]],
+        shift: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        fill: _Floats,
+    ) -> int: ...
+    def add_label(self, column: str, classes: list[str] | None) -> None: ...
+    def set_weight(self, column: str) -> None: ...
+    def set_group(self, column: str) -> None: ...
+    def fix_part(self, index: int, value: object, plain: Callable[[object], object]) -> None: ...
+    def fix_number(self, index: int, value: object, plain: Callable[[object], object]) -> None: ...
+
+class TransformProgram:
+    """A choice of what a plan computes, and from which columns."""
+
+    @property
+    def columns(self) -> list[str]: ...
+    def encode(
+        self, batches: Sequence[tuple[object, object]], origin: str, first_row: int, threads: int
+    ) -> Encoded: ...
+    def encode_rows(
+        self,
+        rows: list[dict[str, object]],
+        plain: Callable[[object], object],
+        origin: str,
+        first_row: int,
+        threads: int,
+    ) -> tuple[Encoded, list[int]]: ...
+
+def make_program(
+    plan: TransformPlan,
+    slots: Sequence[tuple[str, int]],
+    *,
+    dense: bool,
+    targets: bool,
+    fixed: bool,
+) -> TransformProgram: ...

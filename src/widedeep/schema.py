@@ -321,7 +321,7 @@ class Schema:
             if isinstance(vocabulary.values, np.ndarray):
                 tensors[f"ints/{key}"] = vocabulary.values
             else:
-                tensors[f"offsets/{key}"], tensors[f"bytes/{key}"] = _text_buffers(
+                tensors[f"offsets/{key}"], tensors[f"bytes/{key}"] = text_buffers(
                     vocabulary.values
                 )
         for name, cuts in self.boundaries.items():
@@ -425,7 +425,8 @@ def _bucket_text(cuts: NDArray[np.float64], bucket: int) -> str:
     return f"[{cuts[bucket - 1]:g}, {cuts[bucket]:g})"
 
 
-def _text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return the offsets (from 0, one more than there are values) and the bytes of a vocabulary."""
     _, offsets, data = values.buffers()
     window = np.frombuffer(offsets, np.int64, len(values) + 1, values.offset * 8)
     if data is None:

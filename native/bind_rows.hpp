@@ -1,0 +1,54 @@
+// Rows of a request, given as Python dicts, as columns that the transform reads.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "column.hpp"
+#include "input_error.hpp"
+
+namespace widedeep {
+
+class RowColumns {
+ public:
+  // One column a name; an absent key is null and counted. `plain` turns values of other types than
+  // Python's own (NumPy scalars, dates) into those, or returns NotImplemented.
+  RowColumns(nanobind::handle rows, const std::vector<std::string>& names, nanobind::callable plain,
+             const Origin& origin);
+
+  std::int64_t length() const noexcept { return n_rows_; }
+  const std::vector<Column>& columns() const noexcept { return columns_; }
+  const std::vector<std::int64_t>& absent() const noexcept { return absent_; }
+
+ private:
+  struct Store {
+    std::vector<Variant> values;
+    std::vector<std::int64_t> text_starts;  // of each value, while the text may still move
+    std::string text;
+    std::vector<std::int64_t> ends;      // of each row's values
+    std::vector<std::uint8_t> validity;  // a bit a row, for columns with lists
+    bool has_lists = false;
+  };
+
+  void append_cell(nanobind::handle cell, Store& store);
+  void append_value(nanobind::handle value, Store& store, bool may_convert);
+  void append_text(const char* data, std::int64_t length, Store& store);
+  bool append_integer(nanobind::handle value, Store& store);
+  [[noreturn]] void refuse(nanobind::handle value) const;
+  void finish(Store& store);
+
+  nanobind::callable plain_;
+  std::int64_t n_rows_ = 0;
+  std::vector<Store> stores_;
+  std::vector<Column> columns_;
+  std::vector<std::int64_t> absent_;
+  // Of the value being read, for messages.
+  const Origin& origin_;
+  const std::string* name_ = nullptr;
+  std::int64_t row_ = 0;
+};
+
+}  // namespace widedeep

@@ -1,0 +1,391 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "arrow_input.hpp"
+#include "bind_rows.hpp"
+#include "fingerprint.hpp"
+#include "transform.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace widedeep {
+namespace {
+
+using transform::Plan;
+using transform::Program;
+
+template <class T>
+using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// A plan and the Python arrays that its vocabularies point into.
+struct OwnedPlan {
+  Plan plan;
+  std::vector<nb::object> owners;
+};
+
+struct OwnedProgram {
+  Program program;
+  nb::object plan;
+  std::vector<int> columns;
+};
+
+template <class T>
+std::vector<T> to_vector(const Vector<T>& array) {
+  return {array.data(), array.data() + array.shape(0)};
+}
+
+int add_text_vocabulary(OwnedPlan& self, const Vector<std::int64_t>& offsets,
+                        const Vector<std::uint8_t>& bytes) {
+  self.plan.texts.push_back(
+      std::make_unique<TextVocabulary>(offsets.data(), reinterpret_cast<const char*>(bytes.data()),
+                                       static_cast<std::int64_t>(offsets.shape(0)) - 1));
+  self.owners.push_back(nb::cast(offsets));
+  self.owners.push_back(nb::cast(bytes));
+  return static_cast<int>(self.plan.texts.size()) - 1;
+}
+
+int add_integer_vocabulary(OwnedPlan& self, const Vector<std::int64_t>& values) {
+  self.plan.integers.push_back(std::make_unique<IntegerVocabulary>(
+      values.data(), static_cast<std::int64_t>(values.shape(0))));
+  return static_cast<int>(self.plan.integers.size()) - 1;
+}
+
+transform::Way way_named(const std::string& name) {
+  if (name == "text_vocabulary") return transform::Way::text_vocabulary;
+  if (name == "integer_vocabulary") return transform::Way::integer_vocabulary;
+  if (name == "hash_text") return transform::Way::hash_text;
+  if (name == "hash_integer") return transform::Way::hash_integer;
+  if (name == "identity") return transform::Way::identity;
+  throw std::invalid_argument("got the unknown way '" + name + "'");
+}
+
+int add_categorical(OwnedPlan& self, const std::string& name, const std::string& column,
+                    const std::string& way, int vocabulary, std::int64_t buckets,
+                    std::int64_t oov_buckets, bool drop_unseen, bool empty_as_null,
+                    bool key_is_place, const std::optional<std::string>& weights, bool wants_keys) {
+  Plan& plan = self.plan;
+  transform::CategoricalOptions options;
+  options.way = way_named(way);
+  if (options.way == transform::Way::text_vocabulary) {
+    options.texts = plan.texts.at(static_cast<std::size_t>(vocabulary)).get();
+  } else if (options.way == transform::Way::integer_vocabulary) {
+    options.integers = plan.integers.at(static_cast<std::size_t>(vocabulary)).get();
+  }
+  options.buckets = buckets;
+  options.oov_buckets = oov_buckets;
+  options.drop_unseen = drop_unseen;
+  options.empty_as_null = empty_as_null;
+  options.key_is_place = key_is_place;
+  options.column_name = column;
+  options.weights_name = weights.value_or("");
+  plan.parts.push_back(std::make_unique<transform::CategoricalPart>(name, std::move(options)));
+  plan.parts.back()->column = plan.column_index(column);
+  if (weights) plan.parts.back()->weights = plan.column_index(*weights);
+  plan.parts.back()->wants_keys = wants_keys;
+  return static_cast<int>(plan.parts.size()) - 1;
+}
+
+int add_bucketized(OwnedPlan& self, const std::string& name, const std::string& column,
+                   const Vector<double>& boundaries, bool wants_keys) {
+  Plan& plan = self.plan;
+  plan.parts.push_back(std::make_unique<transform::BucketizedPart>(name, to_vector(boundaries)));
+  plan.parts.back()->column = plan.column_index(column);
+  plan.parts.back()->wants_keys = wants_keys;
+  return static_cast<int>(plan.parts.size()) - 1;
+}
+
+int add_learned_cross(OwnedPlan& self, const std::string& name, const std::vector<int>& parts,
+                      const Matrix<std::int64_t>& combinations) {
+  std::vector<std::int64_t> limits;
+  for (const int part : parts) {
+    limits.push_back(self.plan.parts.at(static_cast<std::size_t>(part))->id_limit());
+  }
+  if (combinations.shape(1) != parts.size()) {
+    throw std::invalid_argument("got combinations of " + std::to_string(combinations.shape(1)) +
+                                " parts for the cross '" + name + "' of " +
+                                std::to_string(parts.size()));
+  }
+  auto cross = std::make_unique<transform::CrossFeature>();
+  cross->name = name;
+  cross->parts = parts;
+  cross->vocabulary = std::make_unique<TupleVocabulary>(
+      combinations.data(), static_cast<std::int64_t>(combinations.shape(0)), std::move(limits));
+  self.owners.push_back(nb::cast(combinations));
+  self.plan.crosses.push_back(std::move(cross));
+  return static_cast<int>(self.plan.crosses.size()) - 1;
+}
+
+int add_hashed_cross(OwnedPlan& self, const std::string& name, const std::vector<int>& parts,
+                     std::int64_t buckets) {
+  auto cross = std::make_unique<transform::CrossFeature>();
+  cross->name = name;
+  cross->parts = parts;
+  cross->buckets = buckets;
+  self.plan.crosses.push_back(std::move(cross));
+  return static_cast<int>(self.plan.crosses.size()) - 1;
+}
+
+int add_number(OwnedPlan& self, const std::string& name, const std::string& column,
+               const std::string& declared, bool indicator,
+               const std::vector<Vector<double>>& boundaries, const Vector<double>& shift,
+               const Vector<double>& scale, const Vector<float>& fill) {
+  auto number = std::make_unique<transform::NumericFeature>();
+  number->name = name;
+  number->transform = declared;
+  number->scaling = declared == "quantile" ? transform::Scaling::quantile
+                    : declared == "log1p"  ? transform::Scaling::log1p
+                    : declared == "none"   ? transform::Scaling::none
+                                           : transform::Scaling::affine;
+  number->size = static_cast<std::int64_t>(fill.shape(0));
+  number->indicator = indicator;
+  for (const auto& cuts : boundaries) number->boundaries.push_back(to_vector(cuts));
+  number->shift = to_vector(shift);
+  number->scale = to_vector(scale);
+  number->fill = to_vector(fill);
+  number->column = self.plan.column_index(column);
+  self.plan.numbers.push_back(std::move(number));
+  return static_cast<int>(self.plan.numbers.size()) - 1;
+}
+
+void add_label(OwnedPlan& self, const std::string& column,
+               const std::optional<std::vector<std::string>>& classes) {
+  auto label = std::make_unique<transform::Label>();
+  label->column_name = column;
+  label->column = self.plan.column_index(column);
+  if (classes) label->classes = std::make_unique<transform::LabelClasses>(*classes);
+  self.plan.labels.push_back(std::move(label));
+}
+
+// Encodes one value once, to be what every scored row gets.
+void fix_part(OwnedPlan& self, int index, nb::object value, nb::callable plain) {
+  transform::Part& part = *self.plan.parts.at(static_cast<std::size_t>(index));
+  nb::dict row;
+  row["value"] = value;
+  nb::list rows;
+  rows.append(row);
+  const Origin origin{"training_only", 0};
+  const RowColumns columns(rows, {"value"}, plain, origin);
+  transform::Scratch scratch;
+  auto cells = std::make_unique<transform::PartCells>();
+  part.encode({&columns.columns()[0], nullptr, nullptr}, 0, 1, {origin, 0}, scratch, *cells);
+  if (part.weights >= 0) cells->ids.values.assign(cells->ids.ids.size(), 1.0F);
+  part.fixed = std::move(cells);
+}
+
+void fix_number(OwnedPlan& self, int index, nb::object value, nb::callable plain) {
+  transform::NumericFeature& number = *self.plan.numbers.at(static_cast<std::size_t>(index));
+  nb::dict row;
+  row["value"] = value;
+  nb::list rows;
+  rows.append(row);
+  const Origin origin{"training_only", 0};
+  const RowColumns columns(rows, {"value"}, plain, origin);
+  transform::Scratch scratch;
+  std::vector<float> fixed(static_cast<std::size_t>(number.width()));
+  number.encode(columns.columns()[0], 0, 1, {origin, 0}, scratch, fixed.data(), number.width());
+  number.fixed = std::move(fixed);
+}
+
+OwnedProgram make_program(nb::object plan_object,
+                          const std::vector<std::pair<std::string, int>>& slots, bool dense,
+                          bool targets, bool fixed) {
+  const auto& self = nb::cast<const OwnedPlan&>(plan_object);
+  OwnedProgram owned;
+  owned.plan = plan_object;
+  owned.program.plan = &self.plan;
+  for (const auto& [kind, index] : slots) {
+    owned.program.slots.push_back({kind == "part"    ? transform::Slot::Kind::part
+                                   : kind == "cross" ? transform::Slot::Kind::cross
+                                                     : transform::Slot::Kind::number,
+                                   index});
+  }
+  owned.program.dense = dense;
+  owned.program.targets = targets;
+  owned.program.fixed = fixed;
+  owned.columns = owned.program.columns();
+  return owned;
+}
+
+std::vector<std::string> column_names(const OwnedProgram& self) {
+  std::vector<std::string> names;
+  for (const int column : self.columns) {
+    names.push_back(self.program.plan->columns[static_cast<std::size_t>(column)]);
+  }
+  return names;
+}
+
+using transform::Buffer;
+
+template <class T>
+nb::object to_numpy(Buffer<T>& buffer, std::initializer_list<std::size_t> shape) {
+  T* const data = buffer.release();
+  nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
+  return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
+}
+
+nb::tuple to_tuple(transform::Encoded& encoded) {
+  const auto rows = static_cast<std::size_t>(encoded.n_rows);
+  const auto n_ids = static_cast<std::size_t>(encoded.n_ids);
+  nb::object values = nb::none();
+  nb::object weight = nb::none();
+  nb::object group = nb::none();
+  if (encoded.has_values) values = to_numpy(encoded.values, {n_ids});
+  if (encoded.has_weight) weight = to_numpy(encoded.weight, {rows});
+  if (encoded.has_group) group = to_numpy(encoded.group, {rows});
+  return nb::make_tuple(
+      to_numpy(encoded.ids, {n_ids}),
+      to_numpy(encoded.offsets, {static_cast<std::size_t>(encoded.n_offsets)}),
+      to_numpy(encoded.dense, {rows, static_cast<std::size_t>(encoded.n_dense)}), values,
+      to_numpy(encoded.labels, {rows, static_cast<std::size_t>(encoded.n_labels)}), weight, group);
+}
+
+// The columns a program asks for, in its order, at their places in the plan.
+transform::InputBatch place_columns(const OwnedProgram& self, const std::vector<Column>& columns,
+                                    std::int64_t n_rows) {
+  transform::InputBatch batch;
+  batch.n_rows = n_rows;
+  batch.columns.assign(self.program.plan->columns.size(), nullptr);
+  for (std::size_t i = 0; i < self.columns.size(); ++i) {
+    batch.columns[static_cast<std::size_t>(self.columns[i])] = &columns[i];
+  }
+  return batch;
+}
+
+// "feature 'age' (column 'age' of train.parquet)", by the first feature that reads the column.
+std::string reader_of(const OwnedProgram& self, int column, const Origin& origin) {
+  const Plan& plan = *self.program.plan;
+  const std::string place = column_text(origin, plan.columns[static_cast<std::size_t>(column)]);
+  for (const auto& number : plan.numbers) {
+    if (number->column == column) return "feature " + quoted(number->name) + " (" + place + ")";
+  }
+  for (const auto& part : plan.parts) {
+    if (part->column == column) return "feature " + quoted(part->name()) + " (" + place + ")";
+  }
+  return place;
+}
+
+ArrowBatch take_batch(const OwnedProgram& self, nb::handle capsules, const Origin& origin) {
+  const auto* const schema = static_cast<const ArrowSchema*>(
+      PyCapsule_GetPointer(nb::borrow(capsules[0]).ptr(), "arrow_schema"));
+  if (schema == nullptr) throw nb::python_error();
+  auto* const array =
+      static_cast<ArrowArray*>(PyCapsule_GetPointer(nb::borrow(capsules[1]).ptr(), "arrow_array"));
+  if (array == nullptr) throw nb::python_error();
+  if (array->release == nullptr) {
+    throw std::invalid_argument("got an Arrow array that has been moved elsewhere already");
+  }
+  try {
+    ArrowBatch batch(*schema, *array);
+    if (batch.columns().size() != self.columns.size()) {
+      throw std::invalid_argument("got " + std::to_string(batch.columns().size()) +
+                                  " columns, expected " + std::to_string(self.columns.size()));
+    }
+    return batch;
+  } catch (const UnsupportedArrowType& error) {
+    const std::string reader =
+        error.column < 0
+            ? "input"
+            : reader_of(self, self.columns.at(static_cast<std::size_t>(error.column)), origin);
+    throw InputError(InputError::Kind::feature,
+                     reader + ": got the Arrow type " + error.what() +
+                         ", expected text, bytes, integers, floats, decimals, booleans, dates, "
+                         "timestamps, dictionaries of these or lists of these; convert the column");
+  }
+}
+
+nb::tuple encode(const OwnedProgram& self, nb::sequence batches, const std::string& origin_name,
+                 std::int64_t first_row, int threads) {
+  const Origin origin{origin_name, first_row};
+  std::vector<ArrowBatch> owned;
+  std::vector<transform::InputBatch> inputs;
+  owned.reserve(nb::len(batches));
+  for (nb::handle capsules : batches) {
+    owned.push_back(take_batch(self, capsules, origin));
+    inputs.push_back(place_columns(self, owned.back().columns(), owned.back().length()));
+  }
+  transform::Encoded encoded;
+  {
+    const nb::gil_scoped_release release;
+    encoded = transform::run(self.program, inputs, origin, threads);
+  }
+  return to_tuple(encoded);
+}
+
+// Also returns, for each column, in how many rows its key was absent.
+nb::tuple encode_rows(const OwnedProgram& self, nb::sequence rows, nb::callable plain,
+                      const std::string& origin_name, std::int64_t first_row, int threads) {
+  const Origin origin{origin_name, first_row};
+  const RowColumns columns(rows, column_names(self), plain, origin);
+  transform::Encoded encoded;
+  {
+    const nb::gil_scoped_release release;
+    encoded = transform::run(
+        self.program, {place_columns(self, columns.columns(), columns.length())}, origin, threads);
+  }
+  return nb::make_tuple(to_tuple(encoded), nb::cast(columns.absent()));
+}
+
+std::uint64_t fingerprint64_of(nb::bytes text) { return fingerprint64(text.c_str(), text.size()); }
+
+void raise_input_error(const std::exception_ptr& error, void*) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const InputError& input) {
+    const char* const names[] = {"FeatureError", "DataError", "SchemaError"};
+    const nb::object kind =
+        nb::module_::import_("widedeep.errors").attr(names[static_cast<std::size_t>(input.kind())]);
+    PyErr_SetString(kind.ptr(), input.what());
+  }
+}
+
+}  // namespace
+
+void bind_transform(nb::module_& m) {
+  nb::register_exception_translator(raise_input_error);
+  m.def("fingerprint64", &fingerprint64_of, "text"_a);
+  nb::class_<OwnedPlan>(m, "TransformPlan")
+      .def(nb::init<>())
+      .def("add_text_vocabulary", &add_text_vocabulary, "offsets"_a, "bytes"_a)
+      .def("add_integer_vocabulary", &add_integer_vocabulary, "values"_a)
+      .def("add_categorical", &add_categorical, "name"_a, "column"_a, nb::kw_only(), "way"_a,
+           "vocabulary"_a, "buckets"_a, "oov_buckets"_a, "drop_unseen"_a, "empty_as_null"_a,
+           "key_is_place"_a, "weights"_a.none(), "wants_keys"_a)
+      .def("add_bucketized", &add_bucketized, "name"_a, "column"_a, "boundaries"_a, "wants_keys"_a)
+      .def("add_learned_cross", &add_learned_cross, "name"_a, "parts"_a, "combinations"_a)
+      .def("add_hashed_cross", &add_hashed_cross, "name"_a, "parts"_a, "buckets"_a)
+      .def("add_number", &add_number, "name"_a, "column"_a, nb::kw_only(), "transform"_a,
+           "indicator"_a, "boundaries"_a, "shift"_a, "scale"_a, "fill"_a)
+      .def("add_label", &add_label, "column"_a, "classes"_a.none())
+      .def(
+          "set_weight",
+          [](OwnedPlan& self, const std::string& column) {
+            self.plan.weight_column = self.plan.column_index(column);
+          },
+          "column"_a)
+      .def(
+          "set_group",
+          [](OwnedPlan& self, const std::string& column) {
+            self.plan.group_column = self.plan.column_index(column);
+          },
+          "column"_a)
+      .def("fix_part", &fix_part, "index"_a, "value"_a, "plain"_a)
+      .def("fix_number", &fix_number, "index"_a, "value"_a, "plain"_a);
+  nb::class_<OwnedProgram>(m, "TransformProgram")
+      .def_prop_ro("columns", &column_names)
+      .def("encode", &encode, "batches"_a, "origin"_a, "first_row"_a, "threads"_a)
+      .def("encode_rows", &encode_rows, "rows"_a, "plain"_a, "origin"_a, "first_row"_a,
+           "threads"_a);
+  m.def("make_program", &make_program, "plan"_a, "slots"_a, nb::kw_only(), "dense"_a, "targets"_a,
+        "fixed"_a);
+}
+
+}  // namespace widedeep

@@ -1,0 +1,500 @@
+#include "column_values.hpp"
+
+#include <bit>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+
+#include "input_error.hpp"
+
+namespace widedeep {
+namespace {
+
+constexpr double kTwo63 = 9223372036854775808.0;
+__extension__ typedef __int128 Wide;
+
+double half_to_double(std::uint16_t half) {
+  const int exponent = half >> 10 & 31;
+  const int fraction = half & 1023;
+  double value;
+  if (exponent == 31) {
+    value = fraction == 0 ? std::numeric_limits<double>::infinity()
+                          : std::numeric_limits<double>::quiet_NaN();
+  } else {
+    value = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(fraction + 1024, exponent - 25);
+  }
+  return (half >> 15) != 0 ? -value : value;
+}
+
+// A decimal of up to 32 bytes as limbs of 64 bits, sign-extended.
+struct Limbs {
+  std::uint64_t limb[4];
+
+  bool fits_128() const {
+    const std::uint64_t sign = limb[1] >> 63 != 0 ? ~std::uint64_t{0} : 0;
+    return limb[2] == sign && limb[3] == sign;
+  }
+  Wide low_128() const {
+    __extension__ typedef unsigned __int128 Bits;
+    return static_cast<Wide>(static_cast<Bits>(limb[1]) << 64 | limb[0]);
+  }
+};
+
+Limbs load_limbs(const Scalars& scalars, std::int64_t i) {
+  Limbs value{};
+  const char* at = static_cast<const char*>(scalars.data) + (scalars.offset + i) * scalars.width;
+  std::memcpy(value.limb, at, static_cast<std::size_t>(scalars.width));
+  if (scalars.width == 4) {
+    value.limb[0] = static_cast<std::uint64_t>(
+        static_cast<std::int64_t>(static_cast<std::int32_t>(value.limb[0])));
+  }
+  for (int limb = scalars.width <= 8 ? 1 : scalars.width / 8; limb < 4; ++limb) {
+    value.limb[limb] = value.limb[limb - 1] >> 63 != 0 ? ~std::uint64_t{0} : 0;
+  }
+  return value;
+}
+
+double decimal_to_double(const Scalars& scalars, std::int64_t i) {
+  const Limbs value = load_limbs(scalars, i);
+  const long double power = std::pow(10.0L, static_cast<long double>(scalars.scale));
+  if (value.fits_128()) return static_cast<double>(value.low_128() / power);
+  // The top limb carries the sign, the others count up from it.
+  long double sum = static_cast<long double>(static_cast<std::int64_t>(value.limb[3]));
+  for (int limb = 2; limb >= 0; --limb) {
+    sum = sum * 18446744073709551616.0L + static_cast<long double>(value.limb[limb]);
+  }
+  return static_cast<double>(sum / power);
+}
+
+Status decimal_to_integer(const Scalars& scalars, std::int64_t i, std::int64_t* out) {
+  const Limbs limbs = load_limbs(scalars, i);
+  if (!limbs.fits_128()) return Status::bad;
+  Wide value = limbs.low_128();
+  for (int digit = 0; digit < scalars.scale && value != 0; ++digit) {
+    if (value % 10 != 0) return Status::bad;
+    value /= 10;
+  }
+  for (int digit = 0; digit > scalars.scale; --digit) {
+    if (__builtin_mul_overflow(value, Wide{10}, &value)) return Status::bad;
+  }
+  *out = static_cast<std::int64_t>(value);
+  return *out == value ? Status::ok : Status::bad;
+}
+
+Status real_to_integer(double value, std::int64_t* out) {
+  if (std::isnan(value)) return Status::null;
+  if (!(value >= -kTwo63 && value < kTwo63) || value != std::floor(value)) return Status::bad;
+  *out = static_cast<std::int64_t>(value);
+  return Status::ok;
+}
+
+Status text_to_integer(const TextSpan& text, std::int64_t* out) {
+  const char* const end = text.data + text.length;
+  auto parsed = std::from_chars(text.data, end, *out);
+  if (parsed.ec == std::errc() && parsed.ptr == end) return Status::ok;
+  std::uint64_t bits = 0;
+  parsed = std::from_chars(text.data, end, bits);
+  if (parsed.ec != std::errc() || parsed.ptr != end) return Status::bad;
+  *out = static_cast<std::int64_t>(bits);
+  return Status::wide;
+}
+
+// A point in time in microseconds, rounded down.
+Status time_to_integer(const Scalars& scalars, std::int64_t stored, std::int64_t* out) {
+  if (__builtin_mul_overflow(stored, scalars.factor, out)) return Status::bad;
+  const std::int64_t rest = *out % scalars.divisor;
+  *out = *out / scalars.divisor - (rest < 0 ? 1 : 0);
+  return Status::ok;
+}
+
+std::int64_t stored_time(const Scalars& scalars, std::int64_t i) {
+  return scalars.type == Physical::date32 ? load_as<std::int32_t>(scalars.data, scalars.offset + i)
+                                          : load_as<std::int64_t>(scalars.data, scalars.offset + i);
+}
+
+TextSpan view_at(const Scalars& scalars, std::int64_t i) {
+  // 16 bytes: length, then the text itself if it is short, else prefix, buffer and offset.
+  const char* const view = static_cast<const char*>(scalars.data) + (scalars.offset + i) * 16;
+  const std::int64_t length = load_as<std::int32_t>(view, 0);
+  if (length <= 12) return {view + 4, length};
+  const auto* const buffer =
+      static_cast<const char*>(scalars.view_buffers[load_as<std::int32_t>(view, 2)]);
+  return {buffer + load_as<std::int32_t>(view, 3), length};
+}
+
+bool is_text(Physical type) {
+  return type == Physical::text32 || type == Physical::text64 || type == Physical::text_view;
+}
+
+TextSpan text_at(const Scalars& scalars, std::int64_t i) {
+  const std::int64_t at = scalars.offset + i;
+  if (scalars.type == Physical::text32) {
+    const std::int32_t begin = load_as<std::int32_t>(scalars.data, at);
+    return {scalars.text + begin, load_as<std::int32_t>(scalars.data, at + 1) - begin};
+  }
+  if (scalars.type == Physical::text64) {
+    const std::int64_t begin = load_as<std::int64_t>(scalars.data, at);
+    return {scalars.text + begin, load_as<std::int64_t>(scalars.data, at + 1) - begin};
+  }
+  return view_at(scalars, i);
+}
+
+// Calls fn(T{}) with the C++ type of an integer or floating column; false for any other type.
+template <class Fn>
+bool with_number_type(Physical type, Fn&& fn) {
+  switch (type) {
+    case Physical::int8:
+      return fn(std::int8_t{}), true;
+    case Physical::int16:
+      return fn(std::int16_t{}), true;
+    case Physical::int32:
+      return fn(std::int32_t{}), true;
+    case Physical::int64:
+      return fn(std::int64_t{}), true;
+    case Physical::uint8:
+      return fn(std::uint8_t{}), true;
+    case Physical::uint16:
+      return fn(std::uint16_t{}), true;
+    case Physical::uint32:
+      return fn(std::uint32_t{}), true;
+    case Physical::uint64:
+      return fn(std::uint64_t{}), true;
+    case Physical::float32:
+      return fn(float{}), true;
+    case Physical::float64:
+      return fn(double{}), true;
+    default:
+      return false;
+  }
+}
+
+// Calls fn(i) for the valid scalars among [begin, begin + n), i from 0, and null_fn(i) for others.
+template <class Fn, class NullFn>
+void for_each_valid(const Scalars& scalars, std::int64_t begin, std::int64_t n, Fn&& fn,
+                    NullFn&& null_fn) {
+  if (scalars.type == Physical::null) {
+    for (std::int64_t i = 0; i < n; ++i) null_fn(i);
+  } else if (scalars.validity == nullptr) {
+    for (std::int64_t i = 0; i < n; ++i) fn(i);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) {
+      bit_at(scalars.validity, scalars.offset + begin + i) ? fn(i) : null_fn(i);
+    }
+  }
+}
+
+const Variant& variant_at(const Scalars& scalars, std::int64_t i) {
+  return static_cast<const Variant*>(scalars.data)[scalars.offset + i];
+}
+
+bool boolean_at(const Scalars& scalars, std::int64_t i) {
+  return bit_at(static_cast<const std::uint8_t*>(scalars.data), scalars.offset + i);
+}
+
+double half_at(const Scalars& scalars, std::int64_t i) {
+  return half_to_double(load_as<std::uint16_t>(scalars.data, scalars.offset + i));
+}
+
+TextSpan variant_text(const Variant& value, char* digits) {
+  switch (value.tag) {
+    case Variant::Tag::null:
+      return {nullptr, kNullText};
+    case Variant::Tag::text:
+      return {value.text, value.length};
+    case Variant::Tag::integer:
+    case Variant::Tag::unsigned_integer: {
+      const bool is_unsigned = value.tag == Variant::Tag::unsigned_integer;
+      return {digits, write_decimal(value.integer, is_unsigned, digits)};
+    }
+    case Variant::Tag::real:
+      return {nullptr, std::isnan(value.real) ? kNullText : kBadText};
+    default:
+      return {nullptr, kBadText};
+  }
+}
+
+Status variant_integer(const Variant& value, std::int64_t* out) {
+  switch (value.tag) {
+    case Variant::Tag::null:
+      return Status::null;
+    case Variant::Tag::text:
+      return text_to_integer({value.text, value.length}, out);
+    case Variant::Tag::real:
+      return real_to_integer(value.real, out);
+    default:
+      *out = value.integer;
+      return value.tag == Variant::Tag::unsigned_integer ? Status::wide : Status::ok;
+  }
+}
+
+double variant_number(const Variant& value) {
+  switch (value.tag) {
+    case Variant::Tag::real:
+      return value.real;
+    case Variant::Tag::unsigned_integer:
+      return static_cast<double>(static_cast<std::uint64_t>(value.integer));
+    case Variant::Tag::boolean:
+    case Variant::Tag::integer:
+      return static_cast<double>(value.integer);
+    default:
+      return std::numeric_limits<double>::quiet_NaN();
+  }
+}
+
+template <class T>
+Status number_to_integer(T value, std::int64_t* out) {
+  if constexpr (std::is_floating_point_v<T>) {
+    return real_to_integer(value, out);
+  } else {
+    *out = static_cast<std::int64_t>(value);
+    return std::is_same_v<T, std::uint64_t> && *out < 0 ? Status::wide : Status::ok;
+  }
+}
+
+Status scalar_to_integer(const Scalars& scalars, std::int64_t i, std::int64_t* out) {
+  switch (scalars.type) {
+    case Physical::boolean:
+      *out = boolean_at(scalars, i) ? 1 : 0;
+      return Status::ok;
+    case Physical::float16:
+      return real_to_integer(half_at(scalars, i), out);
+    case Physical::decimal:
+      return decimal_to_integer(scalars, i, out);
+    case Physical::timestamp:
+    case Physical::date32:
+      return time_to_integer(scalars, stored_time(scalars, i), out);
+    case Physical::variant:
+      return variant_integer(variant_at(scalars, i), out);
+    default:
+      return text_to_integer(text_at(scalars, i), out);
+  }
+}
+
+double scalar_to_number(const Scalars& scalars, std::int64_t i, Status* status) {
+  *status = Status::ok;
+  switch (scalars.type) {
+    case Physical::boolean:
+      return boolean_at(scalars, i) ? 1.0 : 0.0;
+    case Physical::float16:
+      return half_at(scalars, i);
+    case Physical::decimal:
+      return decimal_to_double(scalars, i);
+    case Physical::timestamp:
+    case Physical::date32: {
+      std::int64_t microseconds = 0;
+      *status = time_to_integer(scalars, stored_time(scalars, i), &microseconds);
+      return static_cast<double>(microseconds);
+    }
+    case Physical::variant:
+      if (variant_at(scalars, i).tag == Variant::Tag::text) *status = Status::bad;
+      return variant_number(variant_at(scalars, i));
+    default:
+      *status = Status::bad;
+      return std::numeric_limits<double>::quiet_NaN();
+  }
+}
+
+TextSpan real_text(double value) { return {nullptr, std::isnan(value) ? kNullText : kBadText}; }
+
+}  // namespace
+
+std::string shortest_text(double value) {
+  char text[40];
+  for (int digits = 1; digits <= 17; ++digits) {
+    std::snprintf(text, sizeof text, "%.*g", digits, value);
+    if (std::strtod(text, nullptr) == value) break;
+  }
+  return text;
+}
+
+std::optional<bool> boolean_of(const Scalars& scalars, std::int64_t i) {
+  if (scalars.type == Physical::boolean) return boolean_at(scalars, i);
+  if (scalars.type != Physical::variant) return std::nullopt;
+  const Variant& value = variant_at(scalars, i);
+  if (value.tag != Variant::Tag::boolean) return std::nullopt;
+  return value.integer != 0;
+}
+
+std::int64_t write_decimal(std::int64_t value, bool is_unsigned, char* out) {
+  const auto written = is_unsigned
+                           ? std::to_chars(out, out + kDigits, static_cast<std::uint64_t>(value))
+                           : std::to_chars(out, out + kDigits, value);
+  return written.ptr - out;
+}
+
+bool is_valid(const Scalars& scalars, std::int64_t i) {
+  if (scalars.type == Physical::null) return false;
+  if (scalars.type == Physical::variant) {
+    return variant_at(scalars, i).tag != Variant::Tag::null;
+  }
+  return scalars.validity == nullptr || bit_at(scalars.validity, scalars.offset + i);
+}
+
+void read_text(const Scalars& scalars, std::int64_t begin, std::int64_t n, char* digits,
+               TextSpan* out) {
+  const auto null = [out](std::int64_t i) { out[i] = {nullptr, kNullText}; };
+  const auto read = [&](auto&& fn) {
+    for_each_valid(
+        scalars, begin, n, [&](std::int64_t i) { out[i] = fn(begin + i, digits + i * kDigits); },
+        null);
+  };
+  switch (scalars.type) {
+    case Physical::text32:
+    case Physical::text64:
+      return read([&](std::int64_t i, char*) { return text_at(scalars, i); });
+    case Physical::text_view:
+      return read([&](std::int64_t i, char*) { return view_at(scalars, i); });
+    case Physical::variant:
+      return read(
+          [&](std::int64_t i, char* room) { return variant_text(variant_at(scalars, i), room); });
+    case Physical::float16:
+      return read([&](std::int64_t i, char*) { return real_text(half_at(scalars, i)); });
+    default:
+      break;
+  }
+  const bool is_number = with_number_type(scalars.type, [&](auto type) {
+    using T = decltype(type);
+    read([&](std::int64_t i, char* room) -> TextSpan {
+      const T value = load_as<T>(scalars.data, scalars.offset + i);
+      if constexpr (std::is_floating_point_v<T>) {
+        return real_text(value);
+      } else {
+        return {room, write_decimal(static_cast<std::int64_t>(value),
+                                    std::is_same_v<T, std::uint64_t>, room)};
+      }
+    });
+  });
+  if (!is_number) read([](std::int64_t, char*) { return TextSpan{nullptr, kBadText}; });
+}
+
+void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n, std::int64_t* out,
+                   Status* status) {
+  const auto null = [&](std::int64_t i) { out[i] = 0, status[i] = Status::null; };
+  const bool is_number = with_number_type(scalars.type, [&](auto type) {
+    for_each_valid(
+        scalars, begin, n,
+        [&](std::int64_t i) {
+          status[i] = number_to_integer(
+              load_as<decltype(type)>(scalars.data, scalars.offset + begin + i), &out[i]);
+        },
+        null);
+  });
+  if (is_number) return;
+  for_each_valid(
+      scalars, begin, n,
+      [&](std::int64_t i) { status[i] = scalar_to_integer(scalars, begin + i, &out[i]); }, null);
+}
+
+void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n, double* out,
+                  Status* status) {
+  const auto null = [&](std::int64_t i) {
+    out[i] = std::numeric_limits<double>::quiet_NaN();
+    status[i] = Status::ok;
+  };
+  const bool is_number = with_number_type(scalars.type, [&](auto type) {
+    for_each_valid(
+        scalars, begin, n,
+        [&](std::int64_t i) {
+          out[i] = static_cast<double>(
+              load_as<decltype(type)>(scalars.data, scalars.offset + begin + i));
+          status[i] = Status::ok;
+        },
+        null);
+  });
+  if (is_number) return;
+  for_each_valid(
+      scalars, begin, n,
+      [&](std::int64_t i) { out[i] = scalar_to_number(scalars, begin + i, &status[i]); }, null);
+}
+
+void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out) {
+  const Scalars& indices = column.indices;
+  const auto size = static_cast<std::uint64_t>(column.values.length);
+  with_number_type(indices.type, [&](auto type) {
+    for_each_valid(
+        indices, begin, n,
+        [&](std::int64_t i) {
+          const auto place = static_cast<std::int64_t>(
+              load_as<decltype(type)>(indices.data, indices.offset + begin + i));
+          out[i] = static_cast<std::uint64_t>(place) < size ? place : -2;
+        },
+        [out](std::int64_t i) { out[i] = -1; });
+  });
+}
+
+namespace {
+
+std::string describe_real(double value, const char* type) {
+  if (std::isnan(value)) return std::string("nan (") + type + ")";
+  if (std::isinf(value)) return std::string(value < 0 ? "-inf (" : "inf (") + type + ")";
+  const std::string text = shortest_text(value);
+  const bool looks_whole = text.find_first_of(".e") == std::string::npos;
+  return text + (looks_whole ? ".0 (" : " (") + type + ")";
+}
+
+std::string describe_integer(std::int64_t value, bool is_unsigned) {
+  char digits[kDigits];
+  const std::int64_t length = write_decimal(value, is_unsigned, digits);
+  return std::string(digits, static_cast<std::size_t>(length)) + " (int)";
+}
+
+std::string describe_variant(const Variant& value) {
+  switch (value.tag) {
+    case Variant::Tag::boolean:
+      return value.integer != 0 ? "True (bool)" : "False (bool)";
+    case Variant::Tag::real:
+      return describe_real(value.real, "float");
+    case Variant::Tag::text:
+      return quoted(value.text, value.length) + " (str)";
+    case Variant::Tag::null:
+      return "None";
+    default:
+      return describe_integer(value.integer, value.tag == Variant::Tag::unsigned_integer);
+  }
+}
+
+}  // namespace
+
+std::string describe(const Scalars& scalars, std::int64_t i) {
+  if (!is_valid(scalars, i)) return "null";
+  if (is_text(scalars.type)) {
+    const TextSpan text = text_at(scalars, i);
+    return quoted(text.data, text.length) + (scalars.is_binary ? " (bytes)" : " (str)");
+  }
+  Status status = Status::ok;
+  switch (scalars.type) {
+    case Physical::variant:
+      return describe_variant(variant_at(scalars, i));
+    case Physical::boolean:
+      return boolean_at(scalars, i) ? "True (bool)" : "False (bool)";
+    case Physical::float16:
+    case Physical::float32:
+    case Physical::float64: {
+      double value = 0;
+      read_numbers(scalars, i, 1, &value, &status);
+      return describe_real(value, "float");
+    }
+    case Physical::decimal:
+      return describe_real(decimal_to_double(scalars, i), "decimal");
+    case Physical::timestamp:
+    case Physical::date32:
+      return "a point in time (timestamp)";
+    default: {
+      std::int64_t value = 0;
+      read_integers(scalars, i, 1, &value, &status);
+      return describe_integer(value, status == Status::wide);
+    }
+  }
+}
+
+std::string describe_element(const Column& column, std::int64_t element) {
+  if (!column.has_dictionary) return describe(column.values, element);
+  std::int64_t place = -1;
+  read_indices(column, element, 1, &place);
+  if (place == -2) return "an index outside its dictionary";
+  return place < 0 ? "null" : describe(column.values, place);
+}
+
+}  // namespace widedeep

@@ -1,0 +1,63 @@
+// Reads runs of scalars as text, integers or numbers, whatever their type.
+//
+// A value that does not fit (text where a number is due) is marked, not thrown: it may be an entry
+// of a dictionary that no row uses, or lie under a null list.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "column.hpp"
+#include "vocabulary.hpp"
+
+namespace widedeep {
+
+enum class Status : std::uint8_t {
+  ok,
+  null,
+  bad,
+  wide,  // an unsigned integer above the largest int64, whose bits are kept
+};
+
+constexpr std::int64_t kNullText = -1;
+constexpr std::int64_t kBadText = -2;
+
+// Room for one integer as decimal text.
+constexpr std::int64_t kDigits = 24;
+
+// Values [begin, begin + n) as text: text and bytes as they are, integers as decimal text (written
+// to `digits`, kDigits bytes a value), null and NaN with length kNullText, else kBadText.
+void read_text(const Scalars& scalars, std::int64_t begin, std::int64_t n, char* digits,
+               TextSpan* out);
+
+// As integers: booleans as 0 and 1, whole numbers, decimal text, points in time in microseconds.
+void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n, std::int64_t* out,
+                   Status* status);
+
+// As float64; null and NaN become NaN. `status` is bad for text, ok for all else.
+void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n, double* out,
+                  Status* status);
+
+// Places in a dictionary, -1 for a null index. A place outside the dictionary is -2.
+void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out);
+
+// True if scalar i is not null (NaN is not null here).
+bool is_valid(const Scalars& scalars, std::int64_t i);
+
+// The valid scalar i if it is a boolean.
+std::optional<bool> boolean_of(const Scalars& scalars, std::int64_t i);
+
+// The shortest text that reads back as the same number.
+std::string shortest_text(double value);
+
+// Scalar i as a message shows it: "'n/a' (str)", "1.5 (float)", "None".
+std::string describe(const Scalars& scalars, std::int64_t i);
+
+// The element of a column (through its dictionary), likewise.
+std::string describe_element(const Column& column, std::int64_t element);
+
+// Decimal text of an integer, at most kDigits bytes; returns its length.
+std::int64_t write_decimal(std::int64_t value, bool is_unsigned, char* out);
+
+}  // namespace widedeep

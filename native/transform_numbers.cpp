@@ -1,0 +1,171 @@
+#include "transform_numbers.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace widedeep::transform {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
+
+[[noreturn]] void throw_feature(const std::string& feature, std::int64_t row, const Where& where,
+                                const std::string& message) {
+  throw InputError(InputError::Kind::feature, "feature " + quoted(feature) + " (" +
+                                                  row_text(where.origin, where.batch_row + row) +
+                                                  "): " + message);
+}
+
+double quantile(double x, const std::vector<double>& cuts) noexcept {
+  const std::size_t m = cuts.size();
+  if (m < 2 || x <= cuts.front()) return 0.0;
+  if (x >= cuts.back()) return 1.0;
+  const auto above =
+      static_cast<std::size_t>(std::upper_bound(cuts.begin(), cuts.end(), x) - cuts.begin());
+  const double low = cuts[above - 1];
+  const double high = cuts[above];
+  double fraction = (x - low) / (high - low);
+  // The distance of two huge numbers of different sign is no finite number.
+  if (!std::isfinite(high - low)) fraction = (x / 2 - low / 2) / (high / 2 - low / 2);
+  return (static_cast<double>(above - 1) + fraction) / static_cast<double>(m - 1);
+}
+
+// Checks the `n` numbers of one row that were read from `element` on.
+void check_numbers(const Column& column, const std::string& feature, std::int64_t element,
+                   std::int64_t n, const double* numbers, const Status* status, std::int64_t row,
+                   const Where& where) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (status[i] != Status::ok) {
+      throw_feature(feature, row, where,
+                    "got " + describe_element(column, element + i) +
+                        ", expected a number or null; set missing=\"mean\" or drop the row");
+    }
+    if (std::isinf(numbers[i])) {
+      throw_feature(feature, row, where,
+                    "got " + describe_element(column, element + i) +
+                        ", expected a finite number or null; make it null or drop the row");
+    }
+  }
+}
+
+bool all_finite(const double* numbers, const Status* status, std::int64_t n) noexcept {
+  bool fine = true;
+  for (std::int64_t i = 0; i < n; ++i) {
+    fine &= status[i] == Status::ok && !std::isinf(numbers[i]);
+  }
+  return fine;
+}
+
+void read_row(const Column& column, const std::string& feature, std::int64_t size, std::int64_t row,
+              const Where& where, Scratch& scratch, double* out) {
+  const bool is_list = column.list != ListLayer::none;
+  if (row_is_null(column, row)) {
+    std::fill(out, out + size, kNan);
+    return;
+  }
+  const ElementRange range = elements_of(column, row);
+  const std::int64_t n = range.end - range.begin;
+  if (!is_list && size > 1 && !is_valid(column.elements(), row)) {
+    std::fill(out, out + size, kNan);
+    return;
+  }
+  if (n != size) {
+    const std::string got =
+        is_list ? "a list of " + std::to_string(n) : describe_element(column, range.begin);
+    const std::string expected =
+        size == 1 ? "a number or null; declare size=" + std::to_string(n) + " or take one of them"
+                  : "a list of " + std::to_string(size) +
+                        " numbers or null; make it so or declare another size";
+    throw_feature(feature, row, where, "got " + got + ", expected " + expected);
+  }
+  scratch.status.resize(std::max(scratch.status.size(), as_size(n)));
+  read_element_numbers(column, range.begin, n, scratch, out, scratch.status.data());
+  check_numbers(column, feature, range.begin, n, out, scratch.status.data(), row, where);
+}
+
+}  // namespace
+
+double scale_number(Scaling scaling, double x, const std::vector<double>& boundaries, double shift,
+                    double scale) noexcept {
+  switch (scaling) {
+    case Scaling::quantile:
+      return quantile(x, boundaries);
+    case Scaling::affine:
+      return (x - shift) * scale;
+    case Scaling::log1p:
+      return (std::copysign(std::log1p(std::fabs(x)), x) - shift) * scale;
+    default:
+      return x;
+  }
+}
+
+void read_element_numbers(const Column& column, std::int64_t begin, std::int64_t n,
+                          Scratch& scratch, double* out, Status* status) {
+  if (!column.has_dictionary) {
+    read_numbers(column.values, begin, n, out, status);
+    return;
+  }
+  if (scratch.places.size() < as_size(n)) scratch.places.resize(as_size(n));
+  std::int64_t* const places = scratch.places.data();
+  read_indices(column, begin, n, places);
+  for (std::int64_t i = 0; i < n; ++i) {
+    out[i] = kNan;
+    status[i] = places[i] == -2 ? Status::bad : Status::ok;
+    if (places[i] >= 0) read_numbers(column.values, places[i], 1, out + i, status + i);
+  }
+}
+
+void read_feature_numbers(const Column& column, const std::string& feature, std::int64_t size,
+                          std::int64_t row_begin, std::int64_t row_end, const Where& where,
+                          Scratch& scratch) {
+  const std::int64_t n = row_end - row_begin;
+  if (scratch.numbers.size() < as_size(n * size)) scratch.numbers.resize(as_size(n * size));
+  if (scratch.status.size() < as_size(n * size)) scratch.status.resize(as_size(n * size));
+  double* const numbers = scratch.numbers.data();
+  if (column.list == ListLayer::none && size == 1) {
+    Status* const status = scratch.status.data();
+    read_element_numbers(column, row_begin, n, scratch, numbers, status);
+    if (all_finite(numbers, status, n)) return;
+    for (std::int64_t i = 0; i < n; ++i) {
+      check_numbers(column, feature, row_begin + i, 1, numbers + i, status + i, row_begin + i,
+                    where);
+    }
+    return;
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    read_row(column, feature, size, row_begin + i, where, scratch, numbers + i * size);
+  }
+}
+
+void NumericFeature::encode(const Column& input, std::int64_t row_begin, std::int64_t row_end,
+                            const Where& where, Scratch& scratch, float* out,
+                            std::int64_t stride) const {
+  static const std::vector<double> kNone;
+  read_feature_numbers(input, name, size, row_begin, row_end, where, scratch);
+  for (std::int64_t row = row_begin; row < row_end; ++row, out += stride) {
+    const double* const numbers = scratch.numbers.data() + (row - row_begin) * size;
+    for (std::int64_t j = 0; j < size; ++j) {
+      const bool missing = std::isnan(numbers[j]);
+      if (indicator) out[size + j] = missing ? 1.0F : 0.0F;
+      if (missing) {
+        out[j] = fill[as_size(j)];
+        continue;
+      }
+      const auto& cuts = scaling == Scaling::quantile ? boundaries[as_size(j)] : kNone;
+      const double scaled =
+          scale_number(scaling, numbers[j], cuts, shift[as_size(j)], scale[as_size(j)]);
+      out[j] = static_cast<float>(scaled);
+      if (!std::isfinite(out[j])) {
+        throw_feature(name, row, where,
+                      "got " + describe_element(input, elements_of(input, row).begin + j) +
+                          ", which transform=" + quoted(transform) +
+                          " takes beyond the range of float32; scale the column or choose "
+                          "transform='quantile'");
+      }
+    }
+  }
+}
+
+}  // namespace widedeep::transform

@@ -1,0 +1,332 @@
+#include "transform_parts.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "fingerprint.hpp"
+
+namespace widedeep::transform {
+namespace {
+
+// Marks among the ids of elements, before they are gathered into rows.
+constexpr std::int64_t kNullMark = -1;
+constexpr std::int64_t kDroppedMark = -2;
+constexpr std::int64_t kBadMark = -3;
+
+std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
+
+template <class T>
+T* room(std::vector<T>& buffer, std::int64_t n) {
+  if (buffer.size() < as_size(n)) buffer.resize(as_size(n));
+  return buffer.data();
+}
+
+std::uint64_t text_hash(const TextSpan& text) {
+  return fingerprint64(text.data, as_size(text.length));
+}
+
+// TensorFlow hashes an integer as its decimal text.
+std::uint64_t decimal_hash(std::int64_t value, bool is_unsigned) {
+  char digits[kDigits];
+  return fingerprint64(digits, as_size(write_decimal(value, is_unsigned, digits)));
+}
+
+// A table pays off where entries are used about as often as there are entries.
+bool table_pays_off(const Column& column) {
+  return column.has_dictionary && column.values.length <= 2 * column.indices.length + 64;
+}
+
+}  // namespace
+
+std::int64_t CategoricalPart::vocabulary_size() const noexcept {
+  if (options_.texts != nullptr) return options_.texts->size();
+  return options_.integers != nullptr ? options_.integers->size() : 0;
+}
+
+std::int64_t CategoricalPart::id_limit() const noexcept {
+  return kFirstKnownId + options_.buckets + options_.oov_buckets + vocabulary_size();
+}
+
+std::int64_t CategoricalPart::known_or_unseen(std::int64_t place,
+                                              std::uint64_t hash) const noexcept {
+  if (place >= 0) return kFirstKnownId + options_.oov_buckets + place;
+  if (options_.drop_unseen) return kDroppedMark;
+  if (options_.oov_buckets == 0) return kUnseenId;
+  return kFirstKnownId +
+         static_cast<std::int64_t>(hash % static_cast<std::uint64_t>(options_.oov_buckets));
+}
+
+// TensorFlow's id: the place in the vocabulary, out-of-vocabulary buckets behind it, or -1.
+std::int64_t CategoricalPart::place_key(std::int64_t place, std::uint64_t hash) const noexcept {
+  if (place >= 0) return place;
+  if (options_.oov_buckets == 0) return -1;
+  return vocabulary_size() +
+         static_cast<std::int64_t>(hash % static_cast<std::uint64_t>(options_.oov_buckets));
+}
+
+void CategoricalPart::finish_text(const TextSpan& text, std::int64_t* id, std::int64_t* key) const {
+  if (text.length < 0 || (text.length == 0 && options_.empty_as_null)) {
+    *id = text.length == kBadText ? kBadMark : kNullMark;
+    return;
+  }
+  const bool hashed = options_.way == Way::hash_text;
+  const std::int64_t place = hashed ? -1 : *id;
+  const bool needs_hash =
+      hashed || (place < 0 && options_.oov_buckets > 0) || (key && !options_.key_is_place);
+  const std::uint64_t hash = needs_hash ? text_hash(text) : 0;
+  if (key != nullptr) {
+    *key = options_.key_is_place ? place_key(place, hash) : static_cast<std::int64_t>(hash);
+  }
+  *id = hashed ? kFirstKnownId +
+                     static_cast<std::int64_t>(hash % static_cast<std::uint64_t>(options_.buckets))
+               : known_or_unseen(place, hash);
+}
+
+void CategoricalPart::finish_integer(std::int64_t value, Status status, std::int64_t* id,
+                                     std::int64_t* key) const {
+  if (status == Status::null || status == Status::bad) {
+    *id = status == Status::null ? kNullMark : kBadMark;
+    return;
+  }
+  const bool wide = status == Status::wide;
+  if (options_.way == Way::identity) {
+    const bool inside = !wide && value >= 0 && value < options_.buckets;
+    if (key != nullptr) *key = value;
+    *id = inside ? kFirstKnownId + value : known_or_unseen(-1, 0);
+    return;
+  }
+  const bool hashed = options_.way == Way::hash_integer;
+  const std::int64_t place = hashed || wide ? -1 : *id;
+  const bool needs_hash = hashed || (place < 0 && options_.oov_buckets > 0);
+  const std::uint64_t hash = needs_hash ? decimal_hash(value, wide) : 0;
+  if (key != nullptr) *key = options_.key_is_place ? place_key(place, hash) : value;
+  *id = hashed ? kFirstKnownId +
+                     static_cast<std::int64_t>(hash % static_cast<std::uint64_t>(options_.buckets))
+               : known_or_unseen(place, hash);
+}
+
+void CategoricalPart::encode_texts(const Scalars& scalars, std::int64_t begin, std::int64_t n,
+                                   Scratch& scratch, std::int64_t* ids, std::int64_t* keys) const {
+  TextSpan* const texts = room(scratch.texts, n);
+  read_text(scalars, begin, n, room(scratch.digits, n * kDigits), texts);
+  if (options_.texts != nullptr) options_.texts->find(texts, n, ids);
+  for (std::int64_t i = 0; i < n; ++i) {
+    finish_text(texts[i], ids + i, keys == nullptr ? nullptr : keys + i);
+  }
+}
+
+void CategoricalPart::encode_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n,
+                                      Scratch& scratch, std::int64_t* ids,
+                                      std::int64_t* keys) const {
+  std::int64_t* const values = room(scratch.integers, n);
+  Status* const status = room(scratch.status, n);
+  read_integers(scalars, begin, n, values, status);
+  if (options_.empty_as_null) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (status[i] != Status::bad) continue;
+      TextSpan text{};
+      read_text(scalars, begin + i, 1, room(scratch.digits, kDigits), &text);
+      if (text.length == 0) status[i] = Status::null;
+    }
+  }
+  if (options_.integers != nullptr) options_.integers->find(values, n, ids);
+  for (std::int64_t i = 0; i < n; ++i) {
+    finish_integer(values[i], status[i], ids + i, keys == nullptr ? nullptr : keys + i);
+  }
+}
+
+void CategoricalPart::encode_scalars(const Scalars& scalars, std::int64_t begin, std::int64_t n,
+                                     Scratch& scratch, std::int64_t* ids,
+                                     std::int64_t* keys) const {
+  if (reads_text()) {
+    encode_texts(scalars, begin, n, scratch, ids, keys);
+  } else {
+    encode_integers(scalars, begin, n, scratch, ids, keys);
+  }
+}
+
+DictionaryTable CategoricalPart::dictionary_table(const Column& column) const {
+  DictionaryTable table;
+  if (!table_pays_off(column)) return table;
+  constexpr std::int64_t kRun = 4096;  // keeps the scratch small
+  const std::int64_t size = column.values.length;
+  Scratch scratch;
+  table.ids.resize(as_size(size));
+  if (wants_keys) table.keys.resize(as_size(size));
+  for (std::int64_t begin = 0; begin < size; begin += kRun) {
+    encode_scalars(column.values, begin, std::min(kRun, size - begin), scratch,
+                   table.ids.data() + begin, wants_keys ? table.keys.data() + begin : nullptr);
+  }
+  return table;
+}
+
+void CategoricalPart::encode_elements(const PartInput& input, std::int64_t begin, std::int64_t n,
+                                      Scratch& scratch, std::int64_t* ids,
+                                      std::int64_t* keys) const {
+  const Column& column = *input.column;
+  if (!column.has_dictionary) {
+    encode_scalars(column.values, begin, n, scratch, ids, keys);
+    return;
+  }
+  std::int64_t* const places = room(scratch.places, n);
+  read_indices(column, begin, n, places);
+  const bool has_table = input.table != nullptr && !input.table->empty();
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t place = places[i];
+    if (place < 0) {
+      ids[i] = place == -1 ? kNullMark : kBadMark;
+    } else if (has_table) {
+      ids[i] = input.table->ids[as_size(place)];
+      if (keys != nullptr) keys[i] = input.table->keys[as_size(place)];
+    } else {
+      encode_scalars(column.values, place, 1, scratch, ids + i,
+                     keys == nullptr ? nullptr : keys + i);
+    }
+  }
+}
+
+void CategoricalPart::throw_bad(const Column& column, std::int64_t element, std::int64_t row,
+                                const Where& where) const {
+  const char* expected =
+      reads_text() ? "text, an integer or null" : "a whole number of at most 64 bits or null";
+  const char* advice = reads_text() ? " to text" : " to integers or declare the feature over text";
+  throw InputError(InputError::Kind::feature, "feature " + quoted(name()) + " (" +
+                                                  row_text(where.origin, where.batch_row + row) +
+                                                  "): got " + describe_element(column, element) +
+                                                  ", expected " + expected + "; convert column " +
+                                                  quoted(options_.column_name) + advice);
+}
+
+void CategoricalPart::read_weights(const PartInput& input, std::int64_t row, std::int64_t n,
+                                   const Where& where, Scratch& scratch) const {
+  const Column& weights = *input.weights;
+  const auto fail = [&](const std::string& got) {
+    throw InputError(InputError::Kind::feature, "feature " + quoted(name()) + " (" +
+                                                    row_text(where.origin, where.batch_row + row) +
+                                                    "): got " + got);
+  };
+  const ElementRange range =
+      row_is_null(weights, row) ? ElementRange{0, 0} : elements_of(weights, row);
+  if (range.end - range.begin != n) {
+    fail(std::to_string(range.end - range.begin) + " weights in column " +
+         quoted(options_.weights_name) + " for " + std::to_string(n) +
+         " values, expected one a value; make the lists equally long");
+  }
+  double* const numbers = room(scratch.numbers, n);
+  Status* const status = room(scratch.status, n);
+  read_element_numbers(weights, range.begin, n, scratch, numbers, status);
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (status[i] == Status::ok && std::isfinite(numbers[i]) && numbers[i] >= 0) continue;
+    fail(describe_element(weights, range.begin + i) + " as a weight in column " +
+         quoted(options_.weights_name) +
+         ", expected a finite number of at least 0; correct it or drop the row");
+  }
+}
+
+void CategoricalPart::append_row(const PartInput& input, std::int64_t row, ElementRange elements,
+                                 const std::int64_t* ids, const std::int64_t* keys,
+                                 const Where& where, Scratch& scratch, PartCells& out) const {
+  const std::int64_t n = elements.end - elements.begin;
+  const bool weighted = input.weights != nullptr;
+  const bool is_flat_null = input.column->list == ListLayer::none && ids[0] == kNullMark;
+  if (row_is_null(*input.column, row) || is_flat_null) {
+    out.ids.ids.push_back(kMissingId);
+    if (weighted) out.ids.values.push_back(1.0F);
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (ids[i] == kBadMark) throw_bad(*input.column, elements.begin + i, row, where);
+    }
+    if (weighted) read_weights(input, row, n, where, scratch);
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (ids[i] == kNullMark) continue;
+      if (keys != nullptr) out.keys.ids.push_back(keys[i]);
+      if (ids[i] == kDroppedMark) continue;
+      out.ids.ids.push_back(ids[i]);
+      if (weighted) out.ids.values.push_back(static_cast<float>(scratch.numbers[as_size(i)]));
+    }
+  }
+  out.ids.ends.push_back(static_cast<std::int64_t>(out.ids.ids.size()));
+  if (keys != nullptr) out.keys.ends.push_back(static_cast<std::int64_t>(out.keys.ids.size()));
+}
+
+void CategoricalPart::encode_flat(const PartInput& input, std::int64_t row_begin,
+                                  std::int64_t row_end, const Where& where, Scratch& scratch,
+                                  PartCells& out) const {
+  const std::int64_t n = row_end - row_begin;
+  out.ids.ids.resize(as_size(n));
+  if (wants_keys) out.keys.ids.resize(as_size(n));
+  std::int64_t* const ids = out.ids.ids.data();
+  encode_elements(input, row_begin, n, scratch, ids, wants_keys ? out.keys.ids.data() : nullptr);
+  std::int64_t signs = 0;
+  for (std::int64_t i = 0; i < n; ++i) signs |= ids[i];
+  if (signs >= 0 && input.weights == nullptr) return;
+  if (input.weights == nullptr && !options_.drop_unseen && !wants_keys) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (ids[i] == kBadMark) throw_bad(*input.column, row_begin + i, row_begin + i, where);
+      if (ids[i] == kNullMark) ids[i] = kMissingId;
+    }
+    return;
+  }
+  scratch.element_ids.assign(ids, ids + n);
+  scratch.element_keys.assign(out.keys.ids.begin(), out.keys.ids.end());
+  out.ids.clear();
+  out.keys.clear();
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t row = row_begin + i;
+    append_row(input, row, {row, row + 1}, scratch.element_ids.data() + i,
+               wants_keys ? scratch.element_keys.data() + i : nullptr, where, scratch, out);
+  }
+}
+
+void CategoricalPart::encode_lists(const PartInput& input, std::int64_t row_begin,
+                                   std::int64_t row_end, const Where& where, Scratch& scratch,
+                                   PartCells& out) const {
+  const Column& column = *input.column;
+  const bool contiguous = column.list != ListLayer::view32 && column.list != ListLayer::view64;
+  // Items of consecutive rows lie one after the other, except in list views.
+  const std::int64_t run = contiguous ? row_end - row_begin : 1;
+  for (std::int64_t first = row_begin; first < row_end; first += run) {
+    const std::int64_t begin = elements_of(column, first).begin;
+    const std::int64_t n = elements_of(column, first + run - 1).end - begin;
+    std::int64_t* const ids = room(scratch.element_ids, n);
+    std::int64_t* const keys = wants_keys ? room(scratch.element_keys, n) : nullptr;
+    encode_elements(input, begin, n, scratch, ids, keys);
+    for (std::int64_t row = first; row < first + run; ++row) {
+      const ElementRange range = elements_of(column, row);
+      append_row(input, row, range, ids + (range.begin - begin),
+                 wants_keys ? keys + (range.begin - begin) : nullptr, where, scratch, out);
+    }
+  }
+}
+
+void CategoricalPart::encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+                             const Where& where, Scratch& scratch, PartCells& out) const {
+  out.ids.clear();
+  out.keys.clear();
+  if (input.column->list == ListLayer::none) {
+    encode_flat(input, row_begin, row_end, where, scratch, out);
+  } else {
+    encode_lists(input, row_begin, row_end, where, scratch, out);
+  }
+}
+
+void BucketizedPart::encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+                            const Where& where, Scratch& scratch, PartCells& out) const {
+  const std::int64_t n = row_end - row_begin;
+  read_feature_numbers(*input.column, name(), 1, row_begin, row_end, where, scratch);
+  out.ids.clear();
+  out.keys.clear();
+  out.ids.ids.resize(as_size(n));
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double value = scratch.numbers[as_size(i)];
+    const bool missing = std::isnan(value);
+    const std::int64_t bucket =
+        std::upper_bound(boundaries_.begin(), boundaries_.end(), value) - boundaries_.begin();
+    out.ids.ids[as_size(i)] = missing ? kMissingId : kFirstKnownId + bucket;
+    if (!wants_keys) continue;
+    if (!missing) out.keys.ids.push_back(bucket);
+    out.keys.ends.push_back(static_cast<std::int64_t>(out.keys.ids.size()));
+  }
+}
+
+}  // namespace widedeep::transform

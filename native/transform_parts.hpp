@@ -1,0 +1,195 @@
+// The features that have ids of their own: categoricals, buckets, and the raw columns of crosses.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "column.hpp"
+#include "column_values.hpp"
+#include "input_error.hpp"
+#include "vocabulary.hpp"
+
+namespace widedeep::transform {
+
+constexpr std::int64_t kUnseenId = 0;
+constexpr std::int64_t kMissingId = 1;
+constexpr std::int64_t kFirstKnownId = 2;
+
+// Where a row stands in the whole input, for messages.
+struct Where {
+  const Origin& origin;
+  std::int64_t batch_row;  // of row 0 of the batch
+};
+
+// Lists of ids of consecutive rows. `ends` is empty where every row has exactly one id.
+struct Cells {
+  std::vector<std::int64_t> ids;
+  std::vector<std::int64_t> ends;
+  std::vector<float> values;  // a weight an id; empty where all are 1
+
+  bool single() const noexcept { return ends.empty(); }
+  std::int64_t begin(std::int64_t row) const noexcept {
+    return ends.empty() ? row : (row == 0 ? 0 : ends[static_cast<std::size_t>(row - 1)]);
+  }
+  std::int64_t end(std::int64_t row) const noexcept {
+    return ends.empty() ? row + 1 : ends[static_cast<std::size_t>(row)];
+  }
+  void clear() noexcept {
+    ids.clear();
+    ends.clear();
+    values.clear();
+  }
+};
+
+// What a part gives for some rows: its ids, and the integers by which it enters hashed crosses.
+struct PartCells {
+  Cells ids;
+  Cells keys;  // uint64 bits; a null has none
+};
+
+// Room that a thread uses for one part after another.
+struct Scratch {
+  std::vector<TextSpan> texts;
+  std::vector<char> digits;
+  std::vector<std::int64_t> integers;
+  std::vector<Status> status;
+  std::vector<std::int64_t> places;
+  std::vector<std::int64_t> element_ids;
+  std::vector<std::int64_t> element_keys;
+  std::vector<double> numbers;
+  std::vector<std::int64_t> tuples;
+  std::vector<std::int64_t> packed;
+};
+
+// The ids and keys of every entry of a dictionary, found once for all rows that use it.
+struct DictionaryTable {
+  std::vector<std::int64_t> ids;
+  std::vector<std::int64_t> keys;
+  bool empty() const noexcept { return ids.empty(); }
+};
+
+struct PartInput {
+  const Column* column = nullptr;
+  const Column* weights = nullptr;
+  const DictionaryTable* table = nullptr;  // null or empty: look each value up
+};
+
+class Part {
+ public:
+  explicit Part(std::string name) : name_(std::move(name)) {}
+  virtual ~Part() = default;
+  Part(const Part&) = delete;
+  Part& operator=(const Part&) = delete;
+
+  const std::string& name() const noexcept { return name_; }
+  // Ids lie below this.
+  virtual std::int64_t id_limit() const noexcept = 0;
+  virtual DictionaryTable dictionary_table(const Column& column) const = 0;
+  virtual void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+                      const Where& where, Scratch& scratch, PartCells& out) const = 0;
+
+  int column = -1;   // in the plan's list of columns
+  int weights = -1;  // likewise; -1 for none
+  bool wants_keys = false;
+  std::unique_ptr<PartCells> fixed;  // one row: what every scored row gets instead of its own
+
+ private:
+  std::string name_;
+};
+
+enum class Way : std::uint8_t {
+  text_vocabulary,
+  integer_vocabulary,
+  hash_text,
+  hash_integer,
+  identity
+};
+
+struct CategoricalOptions {
+  Way way = Way::hash_text;
+  const TextVocabulary* texts = nullptr;
+  const IntegerVocabulary* integers = nullptr;
+  std::int64_t buckets = 0;      // of hashing, or of identity
+  std::int64_t oov_buckets = 0;  // ids after the missing one for values out of the vocabulary
+  bool drop_unseen = false;
+  bool empty_as_null = false;
+  // Enters hashed crosses by its place in the vocabulary (as TensorFlow's vocabulary columns do),
+  // not by its fingerprint or value.
+  bool key_is_place = false;
+  std::string column_name;
+  std::string weights_name;
+};
+
+class CategoricalPart final : public Part {
+ public:
+  CategoricalPart(std::string name, CategoricalOptions options)
+      : Part(std::move(name)), options_(std::move(options)) {}
+
+  std::int64_t id_limit() const noexcept override;
+  DictionaryTable dictionary_table(const Column& column) const override;
+  void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+              const Where& where, Scratch& scratch, PartCells& out) const override;
+
+ private:
+  struct Elements;
+
+  bool reads_text() const noexcept {
+    return options_.way == Way::text_vocabulary || options_.way == Way::hash_text;
+  }
+  std::int64_t vocabulary_size() const noexcept;
+  void encode_scalars(const Scalars& scalars, std::int64_t begin, std::int64_t n, Scratch& scratch,
+                      std::int64_t* ids, std::int64_t* keys) const;
+  void encode_texts(const Scalars& scalars, std::int64_t begin, std::int64_t n, Scratch& scratch,
+                    std::int64_t* ids, std::int64_t* keys) const;
+  void encode_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n, Scratch& scratch,
+                       std::int64_t* ids, std::int64_t* keys) const;
+  void finish_text(const TextSpan& text, std::int64_t* id, std::int64_t* key) const;
+  void finish_integer(std::int64_t value, Status status, std::int64_t* id, std::int64_t* key) const;
+  std::int64_t known_or_unseen(std::int64_t place, std::uint64_t hash) const noexcept;
+  std::int64_t place_key(std::int64_t place, std::uint64_t hash) const noexcept;
+  void encode_elements(const PartInput& input, std::int64_t begin, std::int64_t n, Scratch& scratch,
+                       std::int64_t* ids, std::int64_t* keys) const;
+  void encode_flat(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+                   const Where& where, Scratch& scratch, PartCells& out) const;
+  void encode_lists(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+                    const Where& where, Scratch& scratch, PartCells& out) const;
+  void append_row(const PartInput& input, std::int64_t row, ElementRange elements,
+                  const std::int64_t* ids, const std::int64_t* keys, const Where& where,
+                  Scratch& scratch, PartCells& out) const;
+  void read_weights(const PartInput& input, std::int64_t row, std::int64_t n, const Where& where,
+                    Scratch& scratch) const;
+  [[noreturn]] void throw_bad(const Column& column, std::int64_t element, std::int64_t row,
+                              const Where& where) const;
+
+  CategoricalOptions options_;
+};
+
+class BucketizedPart final : public Part {
+ public:
+  BucketizedPart(std::string name, std::vector<double> boundaries)
+      : Part(std::move(name)), boundaries_(std::move(boundaries)) {}
+
+  std::int64_t id_limit() const noexcept override {
+    return kFirstKnownId + static_cast<std::int64_t>(boundaries_.size()) + 1;
+  }
+  DictionaryTable dictionary_table(const Column&) const override { return {}; }
+  void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+              const Where& where, Scratch& scratch, PartCells& out) const override;
+
+ private:
+  std::vector<double> boundaries_;
+};
+
+// The elements [begin, begin + n) of a column as numbers; null and NaN become NaN.
+void read_element_numbers(const Column& column, std::int64_t begin, std::int64_t n,
+                          Scratch& scratch, double* out, Status* status);
+
+// `size` numbers a row of a numeric feature into scratch.numbers, row-major; a null gives NaN.
+// Throws for text, infinities and lists of another length.
+void read_feature_numbers(const Column& column, const std::string& feature, std::int64_t size,
+                          std::int64_t row_begin, std::int64_t row_end, const Where& where,
+                          Scratch& scratch);
+
+}  // namespace widedeep::transform

@@ -1,0 +1,241 @@
+"""Transform: columns and a schema to a Batch. Training, evaluation and serving run this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from widedeep.data.batch import Batch
+from widedeep.data.transform_plan import compile_plan, plain_value
+from widedeep.errors import DataError, SchemaError, nearest
+from widedeep.kernels.transform import TransformProgram, make_program
+from widedeep.schema import Schema
+
+if TYPE_CHECKING:
+    from widedeep.kernels.transform import Encoded
+
+__all__ = ["Transform"]
+
+PartIds: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class Transform:
+    """Turns rows into a :class:`~widedeep.data.batch.Batch` by a schema.
+
+    Args:
+        schema: What to do with each column.
+        threads: Threads of the native code, at least 1. The result does not depend on it.
+
+    Raises:
+        SchemaError: If the schema is incomplete.
+        FeatureError: If a value of ``training_only`` does not fit its feature.
+
+    Example:
+        >>> import numpy as np
+        >>> import pyarrow as pa
+        >>> import widedeep as wd
+        >>> from widedeep.data.transform import Transform
+        >>> spec = wd.FeatureSpec(features=wd.categorical("color", hash_buckets=10))
+        >>> from widedeep.schema import ColumnType, Schema
+        >>> schema = Schema(spec=spec, columns={"color": ColumnType(kind="string")},
+        ...                 vocabularies={}, boundaries={}, numerics={})
+        >>> batch = Transform(schema)(pa.table({"color": ["red", None]}), targets=False)
+        >>> batch.ids_N.tolist(), batch.offsets_BF.tolist()
+        ([2, 1], [0, 1, 2])
+    """
+
+    def __init__(self, schema: Schema, *, threads: int = 1) -> None:
+        self.schema = schema
+        self.threads = threads
+        self.absent: dict[str, int] = {}
+        self._plan = compile_plan(schema)
+        self._part_programs: dict[str, TransformProgram] = {}
+        if not self._plan.unlearned:
+            slots = [self._plan.places[slot.name] for slot in schema.slots]
+            self._training = make_program(
+                self._plan.native, slots, dense=True, targets=True, fixed=False
+            )
+            self._scoring = make_program(
+                self._plan.native, slots, dense=True, targets=False, fixed=True
+            )
+
+    def columns(self, targets: bool = True) -> list[str]:
+        """Return the input columns that are read.
+
+        Args:
+            targets: With label, weight and group, as in training; without them, and without the
+                columns of ``training_only`` features, as in scoring.
+        """
+        return self._program(targets).columns
+
+    def __call__(
+        self,
+        table: pa.Table | pa.RecordBatch,
+        *,
+        targets: bool = True,
+        origin: str = "",
+        first_row: int = 0,
+    ) -> Batch:
+        """Encode a table; its columns may come in any order, and others are ignored.
+
+        Args:
+            table: The rows. Strings are not copied, dictionaries are looked up entry by entry.
+            targets: Read label, weight and group too. Without them (scoring), features of
+                ``training_only`` take their fixed value.
+            origin: Where the rows come from, for messages: a file's name.
+            first_row: The position of the table's first row there, for messages.
+
+        Raises:
+            DataError: If a column is missing or doubled, or a weight or group is not valid.
+            FeatureError: If a value does not fit its feature or label.
+        """
+        program = self._program(targets)
+        return self._batch(self._encode(program, table, origin, first_row), targets)
+
+    def rows(self, rows: Sequence[Mapping[str, object]], *, strict: bool = False) -> Batch:
+        """Encode rows given as dicts, to be scored.
+
+        An absent key is a null; how often each was absent is added up in :attr:`absent`. Values are
+        read by the schema's types, never guessed: "7" is the integer 7 for a feature over integers,
+        and 7 is the text "7" for one over text.
+
+        Args:
+            rows: One mapping a row, from column to value. Further keys are ignored.
+            strict: Refuse rows that lack a key.
+
+        Raises:
+            DataError: If a row is no mapping, or lacks a key and ``strict`` is set.
+            FeatureError: If a value does not fit its feature.
+
+        Example:
+            >>> import widedeep as wd
+            >>> from widedeep.schema import ColumnType, Schema
+            >>> spec = wd.FeatureSpec(features=wd.categorical("item", num_buckets=100))
+            >>> schema = Schema(spec=spec, columns={"item": ColumnType(kind="int")},
+            ...                 vocabularies={}, boundaries={}, numerics={})
+            >>> transform = Transform(schema)
+            >>> transform.rows([{"item": 7}, {"item": "8"}, {}]).ids_N.tolist(), transform.absent
+            ([9, 10, 1], {'item': 1})
+        """
+        program = self._program(False)
+        dicts = [row if type(row) is dict else _as_dict(row, i) for i, row in enumerate(rows)]
+        encoded, absent = program.encode_rows(dicts, plain_value, "", 0, self.threads)
+        for column, count in zip(program.columns, absent, strict=True):
+            if not count:
+                continue
+            if strict:
+                raise _absent_key(dicts, column)
+            self.absent[column] = self.absent.get(column, 0) + count
+        return self._batch(encoded, False)
+
+    def part_ids(
+        self,
+        table: pa.Table | pa.RecordBatch,
+        names: Sequence[str],
+        *,
+        origin: str = "",
+        first_row: int = 0,
+    ) -> list[PartIds]:
+        """Encode parts of crosses on their own, whether or not they are placed in the model.
+
+        It needs no learned cross, so that crosses can be counted before they are learned.
+
+        Args:
+            table: The rows.
+            names: Categorical or bucketized features, or raw columns that a cross reads.
+            origin: As in a call.
+            first_row: As in a call.
+
+        Returns:
+            For each name its int64 ids and the offsets of each row's first id (rows + 1 of them).
+            The missing id 1 stands alone in its row.
+
+        Raises:
+            SchemaError: If a name is no part.
+        """
+        return [
+            self._encode(self._part_program(name), table, origin, first_row)[:2] for name in names
+        ]
+
+    def _program(self, targets: bool) -> TransformProgram:
+        if self._plan.unlearned:
+            raise SchemaError(
+                f"cross {self._plan.unlearned[0]!r}: the schema holds no combinations for it; "
+                "fit the schema again"
+            )
+        return self._training if targets else self._scoring
+
+    def _part_program(self, name: str) -> TransformProgram:
+        if name not in self._part_programs:
+            place = self._plan.places.get(name)
+            if place is None or place[0] != "part":
+                known = [part for part, (kind, _) in self._plan.places.items() if kind == "part"]
+                raise SchemaError(
+                    f"got {name!r}, which is no part of a cross; {nearest(name, known)}"
+                )
+            self._part_programs[name] = make_program(
+                self._plan.native, [place], dense=False, targets=False, fixed=False
+            )
+        return self._part_programs[name]
+
+    def _encode(
+        self,
+        program: TransformProgram,
+        table: pa.Table | pa.RecordBatch,
+        origin: str,
+        first_row: int,
+    ) -> Encoded:
+        columns = program.columns
+        _check_columns(table.schema.names, columns, origin)
+        chosen = table.select(columns)
+        batches = [chosen] if isinstance(chosen, pa.RecordBatch) else chosen.to_batches()
+        capsules = [batch.__arrow_c_array__() for batch in batches]
+        return program.encode(capsules, origin, first_row, self.threads)
+
+    def _batch(self, encoded: Encoded, targets: bool) -> Batch:
+        ids, offsets, dense, values, labels, weight, group = encoded
+        return Batch(
+            ids_N=ids,
+            offsets_BF=offsets,
+            dense_BK=dense,
+            values_N=values,
+            labels_BL=labels if targets and self.schema.spec.labels else None,
+            weight_B=weight,
+            group_B=group,
+        )
+
+
+def _check_columns(names: list[str], wanted: list[str], origin: str) -> None:
+    place = origin or "the table"
+    found = set(names)
+    for column in wanted:
+        if column not in found:
+            raise DataError(f"{place}: got no column {column!r}; {nearest(column, names)}")
+    if len(found) == len(names):
+        return
+    for column in wanted:
+        count = names.count(column)
+        if count > 1:
+            raise DataError(
+                f"{place}: got {count} columns named {column!r}, expected one; rename the others"
+            )
+
+
+def _as_dict(row: object, position: int) -> dict[str, object]:
+    if isinstance(row, Mapping):
+        return dict(row)
+    raise DataError(
+        f"row {position}: got {row!r} ({type(row).__name__}), expected a dict from column to value"
+    )
+
+
+def _absent_key(rows: list[dict[str, object]], column: str) -> DataError:
+    position, row = next((i, row) for i, row in enumerate(rows) if column not in row)
+    return DataError(
+        f"row {position}: got no key {column!r}, expected it since strict=True; "
+        f"{nearest(column, map(str, row))} Give None for a missing value"
+    )

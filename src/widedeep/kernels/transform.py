@@ -1,0 +1,31 @@
+"""The transform of columns into ids: plans and programs of the native code, and its hash.
+
+A :class:`TransformPlan` holds what a schema says about each column; a :class:`TransformProgram`
+computes some of it from record batches (through the Arrow C data interface) or from dicts. What
+they mean is told by :class:`widedeep.data.transform.Transform`, which builds and runs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from widedeep import _native
+from widedeep._native import TransformPlan, TransformProgram, make_program
+
+if TYPE_CHECKING:
+    from widedeep._native import Encoded as Encoded
+
+__all__ = ["TransformPlan", "TransformProgram", "fingerprint64", "make_program"]
+
+
+def fingerprint64(text: str | bytes) -> int:
+    """Return FarmHash's Fingerprint64 of a text (Google 2014), the hash behind ``hash_buckets``.
+
+    Args:
+        text: Bytes, or text that is taken as UTF-8.
+
+    Example:
+        >>> fingerprint64("Bachelors")
+        16203445660475879456
+    """
+    return _native.fingerprint64(text.encode() if isinstance(text, str) else text)
