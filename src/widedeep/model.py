@@ -293,6 +293,11 @@ class WideDeep(nn.Module):
                 logits_BC += deep
         return logits_BC
 
+    def recount(self) -> None:
+        """Count the wide part's non-zero weights anew, after they were changed from outside."""
+        if self.wide_table is not None:
+            self.wide_table.recount_nonzero()
+
     @property
     def n_parameters(self) -> int:
         """Trainable numbers, tables and towers together."""

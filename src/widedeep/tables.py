@@ -290,6 +290,30 @@ class EmbeddingTable:
             )  # fmt: skip
         return Groups(torch.from_numpy(found.rows_U), found)
 
+    def regroup(self, other: EmbeddingTable, groups: Groups) -> Groups | None:
+        """Return this table's groups from those of a table that holds the same features too.
+
+        So a batch's ids are grouped once for the wide part and the embeddings.
+
+        Args:
+            other: Gives each of its features a logical table of its own.
+            groups: :meth:`group` of ``other``.
+
+        Returns:
+            The groups, or None where ``other`` does not hold this table's features side by side in
+            the same order, features share a table here, or the rows are on a device.
+        """
+        names = list(self.sizes)
+        held = list(other.sizes)
+        if len(self.features) != len(names) or names[0] not in held:
+            return None
+        first = held.index(names[0])
+        stop = first + len(names)
+        if held[first:stop] != names or not isinstance(groups.places, kernels.Groups):
+            return None
+        found = groups.places.select(first, stop, self._bases - other._bases[first:stop])
+        return Groups(torch.from_numpy(found.rows_U), found)
+
     def sum_deep(
         self,
         batch: BatchArrays,

@@ -126,23 +126,35 @@ class TrainStep:
     def group_and_gather(self, batch: Batch) -> Gathered:
         """Group duplicate ids and look their rows up."""
         model = self.model
-        wide = model.wide_table
         inputs = None
         if model.towers:
             if self._concat is None or len(self._concat) < len(batch):
                 self._concat = model.concat_buffer(len(batch))
             inputs = model.gather(batch, threads=self.threads, out=self._concat)
+        wide_groups = None
+        if model.wide_table is not None:
+            wide_groups = model.wide_table.group(batch, model.schema.slots, threads=self.threads)
         return Gathered(
-            wide_groups=None
-            if wide is None
-            else wide.group(batch, model.schema.slots, threads=self.threads),
+            wide_groups=wide_groups,
             deep_groups={
-                dim: table.group(batch, model.schema.slots, threads=self.threads)
+                dim: self._group_deep(table, batch, wide_groups)
                 for dim, table in model.deep_tables.items()
                 if model.towers
             },
             inputs=inputs,
         )
+
+    def _group_deep(
+        self, table: EmbeddingTable, batch: Batch, wide_groups: Groups | None
+    ) -> Groups:
+        """Take the wide part's groups where they serve, so that ids are grouped once."""
+        wide = self.model.wide_table
+        found = None
+        if wide is not None and wide_groups is not None:
+            found = table.regroup(wide, wide_groups)
+        if found is None:
+            found = table.group(batch, self.model.schema.slots, threads=self.threads)
+        return found
 
     def dense_pass(self, batch: Batch, gathered: Gathered) -> DenseResult:
         """Compute the logits, the losses and every dense gradient (sums over examples)."""

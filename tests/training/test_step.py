@@ -1,0 +1,82 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import widedeep as wd
+from tests.dense_reference import DenseReference
+from widedeep.data.transform import Transform
+from widedeep.errors import DataError
+from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.step import TrainStep
+
+
+def make_rows(count: int) -> list[dict[str, object]]:
+    rng = np.random.default_rng(count)
+    return [
+        {
+            "a": "uvwxyz"[rng.integers(6)],
+            "b": int(rng.integers(9)),
+            "c": ["pqr"[i] for i in rng.integers(3, size=rng.integers(3))],
+            "y": int(rng.integers(2)),
+        }
+        for _ in range(count)
+    ]
+
+
+def make_step(deep: list[str] | None = None) -> tuple[TrainStep, wd.Schema]:
+    spec = wd.FeatureSpec(
+        label="y",
+        deep=deep,
+        features=[
+            wd.categorical("a", embedding_dim=4),
+            wd.categorical("b", embedding_dim=2),
+            wd.categorical("c", embedding_dim=4),
+            wd.crossed("a", "b"),
+        ],
+    )
+    schema = wd.fit_schema(spec, make_rows(120))
+    sgd = wd.SGD(lr=0.25)
+    model = wd.WideDeep(schema, hidden_units=[6])
+    dense = DenseUpdate(dict(model.named_parameters()), sgd)
+    return TrainStep(model, wide=sgd, deep=sgd, dense=dense, loss_reduction="sum"), schema
+
+
+@pytest.mark.parametrize("deep", [None, ["a", "c"], ["b"]])
+def test_ids_grouped_once_move_the_same_rows(deep: list[str] | None) -> None:
+    step, schema = make_step(deep)
+    transform = Transform(schema)
+    for count in (20, 7):
+        batch = transform(pa.Table.from_pylist(make_rows(count)))
+        reference = DenseReference(step.model)
+        reference.loss(batch).backward()
+        wanted = {
+            name: (weight - 0.25 * weight.grad).detach()
+            for name, weight in reference.tables.items()
+        }
+        step(batch)
+        for table in step.model.deep_tables.values():
+            for name, weight in table.named_weights().items():
+                torch.testing.assert_close(weight, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+def test_side_by_side_features_share_the_wide_groups() -> None:
+    step, schema = make_step(["b"])
+    batch = Transform(schema)(pa.Table.from_pylist(make_rows(20)))
+    model = step.model
+    assert model.wide_table is not None
+    table = model.deep_tables[2]
+    groups = model.wide_table.group(batch, schema.slots)
+    shared = table.regroup(model.wide_table, groups)
+    assert shared is not None
+    assert torch.equal(shared.rows, table.group(batch, schema.slots).rows)
+    apart, _ = make_step(["a", "c"])
+    assert apart.model.wide_table is not None
+    assert apart.model.deep_tables[4].regroup(apart.model.wide_table, groups) is None
+
+
+def test_a_batch_without_labels_is_refused() -> None:
+    step, schema = make_step()
+    batch = Transform(schema)(pa.Table.from_pylist(make_rows(5)), targets=False)
+    with pytest.raises(DataError, match="a batch without labels"):
+        step(batch)
