@@ -22,7 +22,8 @@ class Adagrad(Optimizer):
     Args:
         lr: > 0.
         initial_accumulator: acc of an untouched weight, >= 0 (TensorFlow: 0.1, PyTorch: 0).
-        eps: Added to the root, > 0 (TensorFlow: 1e-7, PyTorch: 1e-10).
+        eps: Added to the root, >= 0 (TensorFlow: 1e-7, PyTorch: 1e-10); > 0 where acc starts
+            at 0, so that a gradient of 0 is no step.
 
     Raises:
         ConfigError: If a hyper-parameter is outside its range.
@@ -45,10 +46,12 @@ class Adagrad(Optimizer):
     state_names: ClassVar[tuple[str, ...]] = ("accumulator",)
 
     def __post_init__(self) -> None:
-        check_range("Adagrad", "lr", self.lr, self.lr > 0, "a number > 0")
+        check_range("Adagrad", "lr", self.lr, lambda x: x > 0, "a number > 0")
         start = self.initial_accumulator
-        check_range("Adagrad", "initial_accumulator", start, start >= 0, "a number >= 0")
-        check_range("Adagrad", "eps", self.eps, self.eps > 0, "a number > 0")
+        check_range("Adagrad", "initial_accumulator", start, lambda x: x >= 0, "a number >= 0")
+        check_range(
+            "Adagrad", "eps", self.eps, lambda x: x > 0 or (x == 0 and start > 0), "a number > 0"
+        )
 
     def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
         """Fill the accumulator."""

@@ -54,13 +54,13 @@ class Adam(Optimizer):
     state_names: ClassVar[tuple[str, ...]] = ("mean", "square")
 
     def __post_init__(self) -> None:
-        check_range("Adam", "lr", self.lr, self.lr > 0, "a number > 0")
-        check_range("Adam", "eps", self.eps, self.eps > 0, "a number > 0")
+        check_range("Adam", "lr", self.lr, lambda x: x > 0, "a number > 0")
+        check_range("Adam", "eps", self.eps, lambda x: x > 0, "a number > 0")
         if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
             raise ConfigError(f"Adam: got betas={self.betas!r}, expected two numbers")
         object.__setattr__(self, "betas", tuple(self.betas))  # a list, where it comes from TOML
         for beta in self.betas:
-            check_range("Adam", "betas", beta, 0 <= beta < 1, "two numbers, 0 <= beta < 1")
+            check_range("Adam", "betas", beta, lambda x: 0 <= x < 1, "two numbers, 0 <= beta < 1")
 
     def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
         """Leave both moments at 0."""

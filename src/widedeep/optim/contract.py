@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -177,17 +177,19 @@ class Optimizer(ABC):
         """Do it by a kernel."""
 
 
-def check_range(owner: str, name: str, value: float, allowed: bool, expected: str) -> None:
+def check_range(
+    owner: str, name: str, value: float, allowed: Callable[[float], bool], expected: str
+) -> None:
     """Raise ConfigError unless a hyper-parameter is a finite number in its range.
 
     Args:
         owner: The optimizer's name.
         name: The hyper-parameter's.
         value: What was given.
-        allowed: Whether it is in range.
+        allowed: Tells whether a number is in range.
         expected: The range, in words.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{owner}: got {name}={value!r}, expected {expected}")
-    if not math.isfinite(value) or not allowed:
+    if not math.isfinite(value) or not allowed(value):
         raise ConfigError(f"{owner}: got {name}={value}, expected {expected}")

@@ -24,17 +24,14 @@ class FTRL(Optimizer):
     With the rate α, p = -lr_power, λ1 = l1 and the summed gradient g::
 
         σ = ((n + g²)^p - n^p) / α
-        z = z + g + shrinkage - σ·w
+        z = z + g + 2·l2_shrinkage·w - σ·w
         n = n + g²
         w = 0 where |z| <= λ1, else -(z - sign(z)·λ1) / ((β + n^p)/α + λ2)
 
-    The conventions differ in what ``l2`` and ``l2_shrinkage`` mean, and nothing else:
-
-    - ``"mcmahan"``: the penalty is l2/2·w², so λ2 = l2; shrinkage = l2_shrinkage·w.
-    - ``"tensorflow"`` (its Ftrl): the penalty is l2·w², so λ2 = 2·l2;
-      shrinkage = 2·l2_shrinkage·w. TensorFlow's own start is ``initial_accumulator=0.1, beta=0``.
-
-    Shrinkage enters z alone, not n. Without l1, l2, beta and shrinkage this is Adagrad.
+    The conventions differ in what ``l2`` means, and in nothing else: ``"mcmahan"`` penalises
+    l2/2·w², so λ2 = l2; ``"tensorflow"`` (its Ftrl) penalises l2·w², so λ2 = 2·l2. TensorFlow
+    starts with ``initial_accumulator=0.1, beta=0``. Its shrinkage enters z alone, not n. Without
+    l1, l2, beta and shrinkage this is Adagrad.
 
     Args:
         lr: α > 0.
@@ -73,11 +70,11 @@ class FTRL(Optimizer):
     counts_nonzero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_range("FTRL", "lr", self.lr, self.lr > 0, "a number > 0")
+        check_range("FTRL", "lr", self.lr, lambda x: x > 0, "a number > 0")
         for name in ("l1", "l2", "beta", "initial_accumulator", "l2_shrinkage"):
             value = getattr(self, name)
-            check_range("FTRL", name, value, value >= 0, "a number >= 0")
-        check_range("FTRL", "lr_power", self.lr_power, self.lr_power <= 0, "a number <= 0")
+            check_range("FTRL", name, value, lambda x: x >= 0, "a number >= 0")
+        check_range("FTRL", "lr_power", self.lr_power, lambda x: x <= 0, "a number <= 0")
         if self.convention not in ("mcmahan", "tensorflow"):
             raise ConfigError(
                 f"FTRL: got convention={self.convention!r}, expected 'mcmahan' or 'tensorflow'"
@@ -85,7 +82,7 @@ class FTRL(Optimizer):
 
     @property
     def penalty_factor(self) -> float:
-        """What ``l2`` and ``l2_shrinkage`` are multiplied by in McMahan's equations."""
+        """λ2 / l2."""
         return 2.0 if self.convention == "tensorflow" else 1.0
 
     def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
@@ -127,7 +124,7 @@ class FTRL(Optimizer):
             (total.sqrt(), n.sqrt()) if power == 0.5 else (total.pow(power), n.pow(power))
         )
         sigma = (root - old_root) / step.lr
-        linear = z + (g + self.penalty_factor * self.l2_shrinkage * w - sigma * w)
+        linear = z + (g + 2.0 * self.l2_shrinkage * w - sigma * w)
         curvature = (self.beta + root) / step.lr + self.penalty_factor * self.l2
         moved = -(linear - linear.sign() * self.l1) / curvature
         fresh = torch.where(linear.abs() <= self.l1, torch.zeros_like(moved), moved)
@@ -154,7 +151,7 @@ class FTRL(Optimizer):
             l2=self.penalty_factor * self.l2,
             beta=self.beta,
             lr_power=self.lr_power,
-            shrinkage=self.penalty_factor * self.l2_shrinkage,
+            shrinkage=2.0 * self.l2_shrinkage,
             grad_scale=step.grad_scale,
             threads=step.threads,
         )

@@ -39,7 +39,7 @@ class SGD(Optimizer):
     state_names: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_range("SGD", "lr", self.lr, self.lr > 0, "a number > 0")
+        check_range("SGD", "lr", self.lr, lambda x: x > 0, "a number > 0")
 
     def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
         """Fill nothing."""
