@@ -10,6 +10,7 @@ rows, U distinct rows, D embedding width, C logits, X columns of the deep networ
 
 from widedeep.kernels.checks import IdOutOfRangeError
 from widedeep.kernels.copying import take_dense, take_rows
+from widedeep.kernels.counting import CountTable
 from widedeep.kernels.groups import Groups, group_ids
 from widedeep.kernels.pooling import (
     COMBINERS,
@@ -22,6 +23,7 @@ from widedeep.kernels.updates import adagrad_rows, adam_rows, ftrl_rows, init_ro
 
 __all__ = [
     "COMBINERS",
+    "CountTable",
     "Groups",
     "IdOutOfRangeError",
     "adagrad_rows",

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from widedeep.kernels.reference_counting import CountTable as CountTable
+
 _NO_FAULT, _SINGLE = -1, -2
 _SUM, _MEAN = 0, 1
 

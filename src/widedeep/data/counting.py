@@ -1,0 +1,367 @@
+"""Exact counts of values in bounded memory: what does not fit is partitioned by hash on disk."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep import kernels
+from widedeep.data.arrow_types import logical_type
+from widedeep.errors import ConfigError, DataError
+
+__all__ = ["ValueCounter"]
+
+Values: TypeAlias = pa.Array | pa.ChunkedArray | NDArray[np.int64]
+CounterKind: TypeAlias = Literal["bytes", "int64", "tuple"]
+
+PARTITION_BITS = 8
+HASH_BITS = 64
+TAKEN_KEYS = 65_536
+MAX_VALUE_BYTES = 1 << 19
+_SIGN = np.uint64(1 << 63)
+
+
+class _Keys(NamedTuple):
+    """Byte strings and how often each occurred."""
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    counts: NDArray[np.int64] | None
+
+
+class ValueCounter:
+    """Counts every distinct value exactly, whatever the order in which the values come.
+
+    Values are kept in a hash table of at most ``memory_limit_bytes``. When it is full, its content
+    goes to a temporary file in 256 partitions by hash; at the end one partition after the other
+    is added up, and cut again where it does not fit.
+
+    Args:
+        kind: ``"bytes"`` for text and bytes, ``"int64"`` for integers, ``"tuple"`` for rows of an
+            int64 matrix.
+        memory_limit_bytes: Memory of the table, at least 1; the result comes on top.
+        spill_dir: Where the temporary file goes; None for the system's place (``TMPDIR``).
+
+    Example:
+        >>> import pyarrow as pa
+        >>> with ValueCounter("bytes", memory_limit_bytes=1 << 20) as counter:
+        ...     counter.add(pa.array(["b", "a", None, "b", "c"]))
+        ...     values, counts = counter.result(max_size=2)
+        >>> values.to_pylist(), counts.tolist(), counter.total, counter.distinct
+        ([b'b', b'a'], [2, 1], 4, 3)
+    """
+
+    def __init__(
+        self,
+        kind: CounterKind = "bytes",
+        *,
+        memory_limit_bytes: int = 64 << 20,
+        spill_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if kind not in ("bytes", "int64", "tuple"):
+            raise ConfigError(f"kind: got {kind!r}, expected 'bytes', 'int64' or 'tuple'")
+        if memory_limit_bytes < 1:
+            raise ConfigError(f"memory_limit_bytes: got {memory_limit_bytes}, expected at least 1")
+        self._kind = kind
+        self._table = _SpillingTable(memory_limit_bytes, spill_dir, level=0)
+        self._n_parts = 1
+        self._distinct: int | None = 0
+        self.total = 0
+
+    def add(self, values: Values, counts: NDArray[np.int64] | None = None) -> None:
+        """Count values; nulls are passed over.
+
+        A dictionary costs one look-up an entry that occurs, not one a value.
+
+        Args:
+            values: Text, bytes or integers (also as dictionaries), or an int64 array, (n, parts)
+                for tuples.
+            counts: int64 occurrences of each value, at least 0; None for 1 each.
+
+        Raises:
+            DataError: If the values are of another kind, or one has more than 512 KiB.
+        """
+        for keys in self._keys(values, counts):
+            if len(keys.offsets) > 1:
+                self._check_lengths(keys)
+                self._table.add(keys)
+                self._distinct = None
+                n_values = len(keys.offsets) - 1
+                self.total += n_values if keys.counts is None else int(keys.counts.sum())
+
+    def result(
+        self, min_count: int = 1, max_size: int | None = None
+    ) -> tuple[pa.LargeBinaryArray | NDArray[np.int64], NDArray[np.int64]]:
+        """Return the values by count, the most frequent first and equal ones by value.
+
+        Args:
+            min_count: Leave out values seen fewer times.
+            max_size: Return at most so many values; None returns all.
+
+        Returns:
+            The values (large_binary for bytes, else int64) and their counts.
+        """
+        leaders = _Leaders(min_count, max_size)
+        distinct = 0
+        for keys in self._table.merged():
+            distinct += len(keys.offsets) - 1
+            leaders.add(keys)
+        self._distinct = distinct
+        values, counts = leaders.ordered()
+        if self._kind == "bytes":
+            return values, counts
+        numbers = _numbers_of(values)
+        return (numbers.reshape(-1, self._n_parts) if self._kind == "tuple" else numbers), counts
+
+    @property
+    def distinct(self) -> int:
+        """The number of different values; once some went to disk, it costs as much as a result."""
+        if self._distinct is None:
+            self._distinct = sum(len(keys.offsets) - 1 for keys in self._table.merged())
+        return self._distinct
+
+    def close(self) -> None:
+        """Free the memory and the temporary file."""
+        self._table.close()
+
+    def __enter__(self) -> ValueCounter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _keys(self, values: Values, counts: NDArray[np.int64] | None) -> Iterator[_Keys]:
+        if isinstance(values, pa.ChunkedArray):
+            start = 0
+            for chunk in values.chunks:
+                part = None if counts is None else counts[start : start + len(chunk)]
+                yield from self._keys(chunk, part)
+                start += len(chunk)
+        elif isinstance(values, pa.Array):
+            yield self._arrow_keys(values, counts)
+        else:
+            yield self._matrix_keys(values, counts)
+
+    def _arrow_keys(self, values: pa.Array, counts: NDArray[np.int64] | None) -> _Keys:
+        if pa.types.is_dictionary(values.type):
+            values, counts = _per_entry(values, counts)
+        if values.null_count:
+            valid = np.asarray(values.is_valid()).astype(np.int64)
+            counts = valid if counts is None else valid * counts
+        plain = logical_type(values.type)
+        try:
+            if self._kind == "bytes" and plain in (pa.string(), pa.binary()):
+                return _Keys(*_bytes_of(values), counts)
+            if self._kind == "int64" and pa.types.is_integer(plain):
+                numbers = np.asarray(values.cast(pa.int64()).fill_null(0))
+                return _Keys(*_bytes_of_numbers(numbers, 1), counts)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"values: {error}; expected integers below 2**63") from error
+        raise DataError(f"values: got {values.type}, expected {self._kind}")
+
+    def _matrix_keys(self, values: NDArray[np.int64], counts: NDArray[np.int64] | None) -> _Keys:
+        array = np.asarray(values)
+        if array.dtype.kind not in "iu" or array.ndim != (2 if self._kind == "tuple" else 1):
+            raise DataError(
+                f"values: got {array.dtype} of shape {array.shape}, expected {self._kind}"
+            )
+        if self._kind == "bytes":
+            raise DataError("values: got integers, expected text or bytes")
+        n_parts = array.shape[1] if array.ndim == 2 else 1
+        if self.total and n_parts != self._n_parts:
+            raise DataError(f"values: got tuples of {n_parts}, expected {self._n_parts} as before")
+        self._n_parts = n_parts
+        return _Keys(*_bytes_of_numbers(array.astype(np.int64, copy=False), n_parts), counts)
+
+    def _check_lengths(self, keys: _Keys) -> None:
+        longest = int(np.diff(keys.offsets).max())
+        if longest > MAX_VALUE_BYTES:
+            raise DataError(
+                f"values: one has {longest} bytes, expected at most {MAX_VALUE_BYTES}; "
+                "is this column a category?"
+            )
+
+
+def _per_entry(
+    values: pa.DictionaryArray, counts: NDArray[np.int64] | None
+) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Return a dictionary's entries and how often each occurs."""
+    valid = values.indices.is_valid()
+    weights = None if counts is None else counts[np.asarray(valid)].astype(np.float64)
+    indices = np.asarray(values.indices.filter(valid).cast(pa.int64()))
+    # float64 sums of counts are exact below 2**53, and a chunk holds far fewer values.
+    found = np.bincount(indices, weights, minlength=len(values.dictionary))
+    return values.dictionary, found.astype(np.int64)
+
+
+def _bytes_of(values: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    array = values.cast(pa.large_binary())
+    _, offsets, data = array.buffers()
+    if data is None or not len(array):
+        return np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int64)
+    first = array.offset
+    starts = np.frombuffer(offsets, np.int64)[first : first + len(array) + 1]
+    return np.frombuffer(data, np.uint8), starts
+
+
+def _bytes_of_numbers(
+    numbers: NDArray[np.int64], n_parts: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Write numbers so that byte strings sort as the numbers do: big-endian, sign flipped."""
+    words = np.ascontiguousarray(numbers).reshape(-1).view(np.uint64) ^ _SIGN
+    offsets = np.arange(len(numbers) + 1, dtype=np.int64) * (8 * n_parts)
+    return words.astype(">u8").view(np.uint8), offsets
+
+
+def _numbers_of(values: pa.LargeBinaryArray) -> NDArray[np.int64]:
+    data, offsets = _bytes_of(values)
+    words = data[offsets[0] : offsets[-1]].view(">u8").astype(np.uint64) ^ _SIGN
+    return words.view(np.int64)
+
+
+class _SpillingTable:
+    """A count table that writes itself to a file when it is full.
+
+    A level takes its partitions from other bits of the hash than the level above it.
+    """
+
+    def __init__(
+        self, limit_bytes: int, spill_dir: str | os.PathLike[str] | None, level: int
+    ) -> None:
+        self._limit_bytes = limit_bytes
+        self._spill_dir = spill_dir
+        self._level = level
+        # Keys that agree in all bits of their hashes cannot be parted further.
+        all_bits_used = level * PARTITION_BITS >= HASH_BITS
+        self._table = kernels.CountTable(sys.maxsize if all_bits_used else limit_bytes)
+        self._file: IO[bytes] | None = None
+        self._runs: list[dict[int, _Block]] = []
+
+    def add(self, keys: _Keys) -> None:
+        first, n_keys = 0, len(keys.offsets) - 1
+        while (first := self._table.add(keys.data, keys.offsets, keys.counts, first)) < n_keys:
+            self._spill()
+
+    def merged(self) -> Iterator[_Keys]:
+        """Yield every key once, with all its counts."""
+        if not self._runs:
+            order, _ = self._table.partitions(0, 0)
+            for start in range(0, len(order), TAKEN_KEYS):
+                yield _Keys(*self._table.take(order[start : start + TAKEN_KEYS]))
+            return
+        if len(self._table):
+            self._spill()
+        for partition in range(1 << PARTITION_BITS):
+            part = _SpillingTable(self._limit_bytes, self._spill_dir, self._level + 1)
+            try:
+                for run in self._runs:
+                    if partition in run:
+                        part.add(self._read(run[partition]))
+                yield from part.merged()
+            finally:
+                part.close()
+
+    def close(self) -> None:
+        self._table.clear()
+        self._runs.clear()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _spill(self) -> None:
+        try:
+            if self._file is None:
+                # The file has no name: it is gone with the process, however that ends.
+                self._file = tempfile.TemporaryFile(dir=self._spill_dir)  # noqa: SIM115
+            self._runs.append(self._write_run(self._file))
+        except OSError as error:
+            place = self._spill_dir or tempfile.gettempdir()
+            raise DataError(
+                f"{place}: counts cannot be written ({error}); free some space, raise the memory "
+                "limit or name another place"
+            ) from error
+        self._table.clear()
+
+    def _write_run(self, file: IO[bytes]) -> dict[int, _Block]:
+        order, starts = self._table.partitions(PARTITION_BITS * self._level, PARTITION_BITS)
+        run = {}
+        file.seek(0, os.SEEK_END)
+        for partition in np.flatnonzero(np.diff(starts)).tolist():
+            keys = order[starts[partition] : starts[partition + 1]]
+            data, offsets, counts = self._table.take(keys)
+            run[partition] = _Block(file.tell(), len(counts), len(data))
+            for array in (offsets, counts, data):
+                file.write(array.data)
+        return run
+
+    def _read(self, block: _Block) -> _Keys:
+        assert self._file is not None
+        self._file.seek(block.at)
+        n_words = 2 * block.n_keys + 1
+        content = self._file.read(8 * n_words + block.n_bytes)
+        words = np.frombuffer(content, np.int64, n_words)
+        data = np.frombuffer(content, np.uint8, offset=8 * n_words)
+        return _Keys(data, words[: block.n_keys + 1], words[block.n_keys + 1 :])
+
+
+class _Block(NamedTuple):
+    """One partition of one run: where it lies in the file, its keys and their bytes."""
+
+    at: int
+    n_keys: int
+    n_bytes: int
+
+
+class _Leaders:
+    """The most frequent keys so far; holds about twice as many as are wanted."""
+
+    def __init__(self, min_count: int, max_size: int | None) -> None:
+        self._floor = min_count
+        self._max_size = max_size
+        self._values: list[pa.Array] = [pa.array([], pa.large_binary())]
+        self._counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        self._n_held = 0
+
+    def add(self, keys: _Keys) -> None:
+        assert keys.counts is not None
+        buffers = [None, pa.py_buffer(keys.offsets), pa.py_buffer(keys.data)]
+        values = pa.Array.from_buffers(pa.large_binary(), len(keys.counts), buffers)
+        frequent = keys.counts >= self._floor
+        self._values.append(values.filter(pa.array(frequent)))
+        self._counts.append(keys.counts[frequent])
+        self._n_held += len(self._counts[-1])
+        if self._max_size is not None and self._n_held > 2 * self._max_size + TAKEN_KEYS:
+            self._prune(self._max_size)
+
+    def ordered(self) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
+        if self._max_size is not None:
+            self._prune(self._max_size)
+        table = pa.table({"value": pa.concat_arrays(self._values), "count": self._joined_counts()})
+        order = pc.sort_indices(table, [("count", "descending"), ("value", "ascending")])
+        table = table.take(order).combine_chunks()
+        if not table.num_rows:
+            return self._values[0], np.zeros(0, np.int64)
+        return table["value"].chunk(0), np.asarray(table["count"])
+
+    def _joined_counts(self) -> NDArray[np.int64]:
+        return np.concatenate(self._counts)
+
+    def _prune(self, size: int) -> None:
+        values, counts = pa.concat_arrays(self._values), self._joined_counts()
+        if len(counts) > size:
+            last = counts.size - size
+            self._floor = int(np.partition(counts, last)[last]) if size else self._floor
+            kept = np.flatnonzero(counts > self._floor)[:size]
+            ties = np.flatnonzero(counts == self._floor)
+            by_value = np.asarray(pc.sort_indices(values.take(pa.array(ties))))
+            kept = np.concatenate([kept, ties[by_value[: size - len(kept)]]])
+            values, counts = values.take(pa.array(kept)), counts[kept]
+        self._values, self._counts, self._n_held = [values], [counts], len(counts)

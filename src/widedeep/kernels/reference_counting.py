@@ -1,0 +1,98 @@
+"""The count table in plain Python: what the C++ must compute, with the same signatures."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CountTable"]
+
+_RECORD_BYTES, _SLOT_BYTES, _FIRST_SLOTS = 24, 8, 64
+
+
+class CountTable:
+    """A dict that says how much memory the C++ table would take."""
+
+    MAX_KEY_BYTES = 1 << 19
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all keys."""
+        self._counts: dict[bytes, int] = {}
+        self._key_bytes = 0
+        self._n_slots = _FIRST_SLOTS
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the C++ table would use."""
+        records = len(self._counts) * _RECORD_BYTES + self._key_bytes
+        return records + self._n_slots * _SLOT_BYTES
+
+    def add(
+        self,
+        data: NDArray[np.uint8],
+        offsets: NDArray[np.int64],
+        counts: NDArray[np.int64] | None,
+        first: int,
+    ) -> int:
+        """Count keys from ``first`` on; return the first that is not in."""
+        for i in range(first, len(offsets) - 1):
+            count = 1 if counts is None else int(counts[i])
+            key = data[offsets[i] : offsets[i + 1]].tobytes()
+            if count == 0:
+                continue
+            if key not in self._counts and not self._reserve(-(-len(key) // 8) * 8):
+                return i
+            self._counts[key] = self._counts.get(key, 0) + count
+        return len(offsets) - 1
+
+    def _reserve(self, key_bytes: int) -> bool:
+        grows = (len(self) + 1) * 8 > self._n_slots * 5
+        more = _RECORD_BYTES + key_bytes + (self._n_slots * _SLOT_BYTES if grows else 0)
+        if len(self) and self.nbytes + more > self._limit_bytes:
+            return False
+        self._n_slots *= 2 if grows else 1
+        self._key_bytes += key_bytes
+        return True
+
+    def partition(
+        self, shift: int, bits: int, order: NDArray[np.uint32], starts: NDArray[np.int64]
+    ) -> None:
+        """Fill ``order`` with the keys' numbers, grouped by hash, and ``starts``."""
+        mask = (1 << bits) - 1
+        parts = np.array(
+            [_hash(key) >> (64 - shift - bits) & mask for key in self._counts], np.int64
+        )
+        order[:] = np.argsort(parts, kind="stable")
+        starts[1:] = np.cumsum(np.bincount(parts, minlength=1 << bits))
+
+    def key_bytes(self, order: NDArray[np.uint32]) -> int:
+        """Count the bytes of the keys at these numbers."""
+        keys = list(self._counts)
+        return sum(len(keys[i]) for i in order)
+
+    def take(
+        self,
+        order: NDArray[np.uint32],
+        data: NDArray[np.uint8],
+        offsets: NDArray[np.int64],
+        counts: NDArray[np.int64],
+    ) -> None:
+        """Copy the keys and counts at these numbers."""
+        items = list(self._counts.items())
+        picked = [items[i] for i in order]
+        data[:] = np.frombuffer(b"".join(key for key, _ in picked), np.uint8)
+        offsets[:] = np.cumsum([0, *(len(key) for key, _ in picked)])
+        counts[:] = [count for _, count in picked]
+
+
+def _hash(key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
