@@ -246,7 +246,8 @@ void CategoricalPart::append_row(const PartInput& input, std::int64_t row, Eleme
     }
   }
   out.ids.ends.push_back(static_cast<std::int64_t>(out.ids.ids.size()));
-  if (keys != nullptr) out.keys.ends.push_back(static_cast<std::int64_t>(out.keys.ids.size()));
+  // Not by `keys`: for a row without items it may be null.
+  if (wants_keys) out.keys.ends.push_back(static_cast<std::int64_t>(out.keys.ids.size()));
 }
 
 void CategoricalPart::encode_flat(const PartInput& input, std::int64_t row_begin,
