@@ -321,9 +321,7 @@ class Schema:
             if isinstance(vocabulary.values, np.ndarray):
                 tensors[f"ints/{key}"] = vocabulary.values
             else:
-                tensors[f"offsets/{key}"], tensors[f"bytes/{key}"] = text_buffers(
-                    vocabulary.values
-                )
+                tensors[f"offsets/{key}"], tensors[f"bytes/{key}"] = text_buffers(vocabulary.values)
         for name, cuts in self.boundaries.items():
             tensors[f"boundaries/{name}"] = cuts
         for name, fit in self.numerics.items():
