@@ -1,0 +1,168 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "score.hpp"
+
+namespace nb = nanobind;
+
+namespace {
+
+template <class T, int Dims>
+using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+constexpr std::array<const char*, 3> kCombiners = {"sum", "mean", "sqrtn"};
+constexpr std::array<const char*, 7> kActivations = {"none", "relu", "leaky_relu", "elu",
+                                                     "gelu", "silu", "tanh"};
+
+template <std::size_t N>
+int named(const std::array<const char*, N>& names, const std::string& name) {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<int>(i);
+  }
+  throw nb::value_error(("got '" + name + "', which is not known here").c_str());
+}
+
+void expect(bool condition, const char* message) {
+  if (!condition) throw nb::value_error(message);
+}
+
+Result new_result(std::int64_t rows, std::int64_t columns) {
+  float* data = new float[static_cast<std::size_t>(rows * columns)];
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return Result(data, {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)}, owner);
+}
+
+std::int64_t size(const Array<float, 2>& array, int axis) {
+  return static_cast<std::int64_t>(array.shape(axis));
+}
+
+// A Scorer with hold of the tables that it reads from.
+class BoundScorer {
+ public:
+  using Ids = Array<std::int64_t, 1>;
+  using Values = std::optional<Array<float, 1>>;
+
+  BoundScorer(std::int64_t n_slots, std::int64_t n_dense, std::int64_t n_classes)
+      : scorer_(n_slots, n_dense, n_classes) {
+    expect(n_slots >= 0 && n_dense >= 0 && n_classes >= 1, "expected sizes of at least 0, 0 and 1");
+  }
+
+  void add_wide(std::int64_t slot, Array<float, 2> weights, const std::string& combiner,
+                bool item) {
+    expect(size(weights, 1) == scorer_.n_classes(), "expected one column of wide weights a class");
+    scorer_.add_wide(slot_table(slot, std::move(weights), combiner), item);
+  }
+
+  void add_embedding(std::int64_t slot, Array<float, 2> table, const std::string& combiner) {
+    scorer_.add_embedding(slot_table(slot, std::move(table), combiner));
+  }
+
+  void add_dense(std::int64_t column, std::int64_t width) {
+    expect(column >= 0 && width >= 0 && column + width <= scorer_.n_dense(),
+           "expected columns within the dense numbers");
+    scorer_.add_dense(column, width);
+  }
+
+  void start_item_inputs() { scorer_.start_item_inputs(); }
+
+  void add_layer(const Array<float, 2>& weight, const std::optional<Array<float, 1>>& bias,
+                 const std::string& activation) {
+    expect(size(weight, 1) == scorer_.layer_inputs(),
+           "expected one column of the layer's weight an input");
+    expect(!bias || bias->shape(0) == weight.shape(0), "expected one bias a unit");
+    scorer_.add_layer(weight.data(), bias ? bias->data() : nullptr, size(weight, 0),
+                      static_cast<widedeep::Activation>(named(kActivations, activation)));
+  }
+
+  std::pair<Result, std::optional<Result>> forward(const Ids& ids, const Ids& offsets,
+                                                   const Values& values,
+                                                   const Array<float, 2>& dense,
+                                                   int threads) const {
+    const widedeep::ScoreBatch batch = view(ids, offsets, values, dense);
+    Result wide = new_result(batch.csr.n_examples, scorer_.n_classes());
+    std::optional<Result> deep;
+    if (scorer_.has_layers()) {
+      expect(scorer_.layer_inputs() == scorer_.n_classes(), "expected one last unit a class");
+      deep = new_result(batch.csr.n_examples, scorer_.n_classes());
+    }
+    {
+      nb::gil_scoped_release release;
+      scorer_.forward(batch, threads, wide.data(), deep ? deep->data() : nullptr);
+    }
+    return {std::move(wide), std::move(deep)};
+  }
+
+  Result concat(const Ids& ids, const Ids& offsets, const Values& values,
+                const Array<float, 2>& dense, int threads) const {
+    const widedeep::ScoreBatch batch = view(ids, offsets, values, dense);
+    Result out = new_result(batch.csr.n_examples, scorer_.n_inputs());
+    {
+      nb::gil_scoped_release release;
+      scorer_.concat(batch, threads, out.data());
+    }
+    return out;
+  }
+
+ private:
+  widedeep::SlotTable slot_table(std::int64_t slot, Array<float, 2> rows,
+                                 const std::string& combiner) {
+    expect(slot >= 0 && slot < scorer_.n_slots(), "expected a slot of the schema");
+    const widedeep::SlotTable table = {slot,
+                                       {rows.data(), size(rows, 1), size(rows, 1)},
+                                       size(rows, 0),
+                                       static_cast<std::int8_t>(named(kCombiners, combiner))};
+    held_.push_back(std::move(rows));
+    return table;
+  }
+
+  widedeep::ScoreBatch view(const Ids& ids, const Ids& offsets, const Values& values,
+                            const Array<float, 2>& dense) const {
+    const std::int64_t rows = size(dense, 0);
+    const auto n_ids = static_cast<std::int64_t>(ids.shape(0));
+    expect(size(dense, 1) == scorer_.n_dense() &&
+               static_cast<std::int64_t>(offsets.shape(0)) == rows * scorer_.n_slots() + 1,
+           "got a batch with other feature slots or dense columns than the model's schema has");
+    expect(!values || values->shape(0) == ids.shape(0), "expected one value an id");
+    const float* weights = values ? values->data() : nullptr;
+    return {{ids.data(), offsets.data(), weights, n_ids, rows, scorer_.n_slots()},
+            dense.data(),
+            scorer_.n_dense()};
+  }
+
+  widedeep::Scorer scorer_;
+  std::vector<Array<float, 2>> held_;
+};
+
+}  // namespace
+
+namespace widedeep {
+
+void bind_score(nb::module_& m) {
+  nb::class_<BoundScorer>(m, "Scorer")
+      .def(nb::init<std::int64_t, std::int64_t, std::int64_t>(), nb::arg("n_slots"),
+           nb::arg("n_dense"), nb::arg("n_classes"))
+      .def("add_wide", &BoundScorer::add_wide, nb::arg("slot"), nb::arg("weights"),
+           nb::arg("combiner"), nb::kw_only(), nb::arg("item"))
+      .def("add_embedding", &BoundScorer::add_embedding, nb::arg("slot"), nb::arg("table"),
+           nb::arg("combiner"))
+      .def("add_dense", &BoundScorer::add_dense, nb::arg("column"), nb::arg("width"))
+      .def("start_item_inputs", &BoundScorer::start_item_inputs)
+      .def("add_layer", &BoundScorer::add_layer, nb::arg("weight"), nb::arg("bias").none(),
+           nb::arg("activation"))
+      .def("forward", &BoundScorer::forward, nb::arg("ids_N"), nb::arg("offsets_BF"),
+           nb::arg("values_N").none(), nb::arg("dense_BK"), nb::kw_only(), nb::arg("threads"))
+      .def("concat", &BoundScorer::concat, nb::arg("ids_N"), nb::arg("offsets_BF"),
+           nb::arg("values_N").none(), nb::arg("dense_BK"), nb::kw_only(), nb::arg("threads"));
+}
+
+}  // namespace widedeep

@@ -1,0 +1,188 @@
+#include "score.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "thread_pool.hpp"
+
+namespace widedeep {
+namespace {
+
+// Rows whose activations stay in the second-level cache while each layer's weights pass by once.
+constexpr std::int64_t kTileRows = 112;
+
+// Grows to the largest tile and stays: a fresh allocation a request would cost its page faults.
+thread_local AlignedFloats t_scratch;
+
+std::string text(std::int64_t n) { return std::to_string(n); }
+
+// Says what is wrong with a cell that a kernel refused.
+[[noreturn]] void throw_fault(const CsrBatch& batch, std::int64_t cell) {
+  const std::int64_t begin = batch.offsets[cell];
+  const std::int64_t end = batch.offsets[cell + 1];
+  std::string message =
+      "row " + text(cell / batch.n_features) + ", slot " + text(cell % batch.n_features) + ": got ";
+  if (begin < 0 || begin > end || end > batch.n_ids) {
+    throw BatchMismatch(message + "offsets " + text(begin) + " to " + text(end) +
+                        ", expected rising offsets within " + text(batch.n_ids) + " ids");
+  }
+  for (std::int64_t n = begin; n < end; ++n)
+    message += (n == begin ? "id " : ", ") + text(batch.ids[n]);
+  throw BatchMismatch(message + ", which the model's table does not have");
+}
+
+template <class Fn>
+void map(float* x, std::int64_t n, Fn fn) {
+  for (std::int64_t i = 0; i < n; ++i) x[i] = fn(x[i]);
+}
+
+void activate(Activation activation, float* x, std::int64_t n) {
+  constexpr float kRootHalf = 0.70710678118654752f;
+  switch (activation) {
+    case Activation::leaky_relu:
+      return map(x, n, [](float v) { return v > 0.0f ? v : 0.01f * v; });
+    case Activation::elu:
+      return map(x, n, [](float v) { return v > 0.0f ? v : std::expm1(v); });
+    case Activation::gelu:
+      return map(x, n, [](float v) { return 0.5f * v * (1.0f + std::erf(v * kRootHalf)); });
+    case Activation::silu:
+      return map(x, n, [](float v) { return v / (1.0f + std::exp(-v)); });
+    case Activation::tanh:
+      return map(x, n, [](float v) { return std::tanh(v); });
+    case Activation::none:
+    case Activation::relu:  // done where the sum is stored
+      return;
+  }
+}
+
+void pack(const float* weight, std::int64_t outputs, std::int64_t inputs, std::int64_t panel_width,
+          float* panels) {
+  for (std::int64_t start = 0; start < outputs; start += panel_width) {
+    const std::int64_t left = outputs - start;
+    const std::int64_t width = left <= panel_width / 2 ? panel_width / 2 : panel_width;
+    for (std::int64_t k = 0; k < inputs; ++k) {
+      for (std::int64_t unit = 0; unit < width; ++unit) {
+        *panels++ = unit < left ? weight[(start + unit) * inputs + k] : 0.0f;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void AlignedFloats::reserve(std::int64_t size) {
+  constexpr std::int64_t kFloats = 64 / sizeof(float);
+  if (static_cast<std::int64_t>(storage_.size()) < size + kFloats) storage_.resize(size + kFloats);
+  const auto address = reinterpret_cast<std::uintptr_t>(storage_.data());
+  shift_ = static_cast<std::int64_t>((64 - address % 64) % 64 / sizeof(float));
+}
+
+void Scorer::add_wide(const SlotTable& slot, bool item) {
+  wide_slots_.push_back(slot);
+  if (!item) n_query_slots_ = static_cast<std::int64_t>(wide_slots_.size());
+}
+
+void Scorer::add_source(DeepSource source) {
+  const bool item = n_query_inputs_ >= 0;
+  const std::int64_t width = source.table.rows.width;
+  // In a tile, the item's inputs start on a chunk of their own.
+  source.position =
+      item ? round_up(n_query_inputs_, kChunk) + n_inputs_ - n_query_inputs_ : n_inputs_;
+  sources_.push_back(source);
+  n_inputs_ += width;
+  widest_source_ = std::max(widest_source_, width);
+  tile_width_ = std::max(tile_width_, round_up(source.position + width, kChunk));
+}
+
+void Scorer::add_layer(const float* weight, const float* bias, std::int64_t outputs,
+                       Activation activation) {
+  const bool first = layers_.empty();
+  const std::int64_t inputs = layer_inputs();
+  const std::int64_t panel = WIDEDEEP_DISPATCH(panel_width)();
+  const std::int64_t padded = round_up(outputs, panel);
+  Layer& layer = layers_.emplace_back();
+  layer.activation = activation;
+  layer.panels.reserve(padded * inputs);
+  pack(weight, outputs, inputs, panel, layer.panels.data());
+  layer.bias.reserve(padded);
+  if (bias != nullptr) std::copy_n(bias, outputs, layer.bias.data());
+  layer.packed = {layer.panels.data(),
+                  layer.bias.data(),
+                  outputs,
+                  inputs,
+                  first ? std::max<std::int64_t>(n_query_inputs_, 0) : 0,
+                  activation == Activation::relu};
+  tile_width_ = std::max(tile_width_, round_up(padded, kChunk));
+}
+
+void Scorer::deep_tile(const ScoreBatch& batch, std::int64_t begin, std::int64_t end,
+                       float* deep) const {
+  const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
+  const std::int64_t blocks = round_up(end - begin, block_rows) / block_rows;
+  const std::int64_t stride = block_rows * tile_width_;
+  t_scratch.reserve(2 * blocks * stride + widest_source_);
+  float* in = t_scratch.data();
+  float* out = in + blocks * stride;
+  const GatherTile gather = {
+      batch, sources_.data(),      static_cast<std::int64_t>(sources_.size()), in, tile_width_,
+      true,  out + blocks * stride};
+  const std::int64_t fault = WIDEDEEP_DISPATCH(gather_tile)(gather, begin, end);
+  if (fault != kNoFault) throw_fault(batch.csr, fault);
+  for (const Layer& layer : layers_) {
+    WIDEDEEP_DISPATCH(dense_blocks)(in, stride, end - begin, layer.packed, out, stride);
+    const std::int64_t used = round_up(layer.packed.outputs, kChunk) * block_rows;
+    for (std::int64_t b = 0; b < blocks; ++b) activate(layer.activation, out + b * stride, used);
+    std::swap(in, out);
+  }
+  for (std::int64_t row = 0; row < end - begin; ++row) {
+    const float* from = in + row / block_rows * stride + row % block_rows * kChunk;
+    float* to = deep + (begin + row) * n_classes_;
+    for (std::int64_t c = 0; c < n_classes_; ++c) {
+      to[c] = from[c / kChunk * block_rows * kChunk + c % kChunk];
+    }
+  }
+}
+
+void Scorer::check_offsets(const CsrBatch& batch) const {
+  const std::int64_t last = batch.offsets[batch.n_examples * n_slots_];
+  if (batch.offsets[0] != 0 || last != batch.n_ids) {
+    throw BatchMismatch("got offsets from " + text(batch.offsets[0]) + " to " + text(last) +
+                        ", expected 0 to the number of ids, " + text(batch.n_ids));
+  }
+}
+
+void Scorer::forward(const ScoreBatch& batch, int threads, float* wide, float* deep) const {
+  check_offsets(batch.csr);
+  const WideRequest request = {batch,          wide_slots_.data(),
+                               n_query_slots_, static_cast<std::int64_t>(wide_slots_.size()),
+                               n_classes_,     wide};
+  const std::int64_t rows = batch.csr.n_examples;
+  const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
+  const std::int64_t tile_rows = kTileRows / block_rows * block_rows;
+  const std::int64_t blocks = round_up(rows, block_rows) / block_rows;
+  parallel_for(blocks, threads, [&](std::int64_t first, std::int64_t last, int) {
+    const std::int64_t begin = first * block_rows;
+    const std::int64_t end = std::min(last * block_rows, rows);
+    const std::int64_t fault = WIDEDEEP_DISPATCH(wide_rows)(request, begin, end);
+    if (fault != kNoFault) throw_fault(batch.csr, fault);
+    if (layers_.empty()) return;
+    for (std::int64_t row = begin; row < end; row += tile_rows) {
+      deep_tile(batch, row, std::min(row + tile_rows, end), deep);
+    }
+  });
+}
+
+void Scorer::concat(const ScoreBatch& batch, int threads, float* out) const {
+  check_offsets(batch.csr);
+  const auto n_sources = static_cast<std::int64_t>(sources_.size());
+  parallel_for(batch.csr.n_examples, threads, [&](std::int64_t begin, std::int64_t end, int) {
+    t_scratch.reserve(widest_source_);
+    const GatherTile gather = {batch,     sources_.data(), n_sources,       out + begin * n_inputs_,
+                               n_inputs_, false,           t_scratch.data()};
+    const std::int64_t fault = WIDEDEEP_DISPATCH(gather_tile)(gather, begin, end);
+    if (fault != kNoFault) throw_fault(batch.csr, fault);
+  });
+}
+
+}  // namespace widedeep

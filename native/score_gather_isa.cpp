@@ -1,0 +1,135 @@
+// The sparse half of the forward pass: wide sums, and embeddings laid out for the dense layers.
+#include <stdint.h>
+#include <string.h>
+
+#include "rows_isa.hpp"
+#include "score_isa.hpp"
+#include "score_vector.hpp"
+
+namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kAhead = 2;     // examples whose rows are asked for before they are read
+constexpr int64_t kAheadIds = 4;  // of one cell; a longer bag hides its own misses
+
+void prefetch_cell(const CsrBatch& batch, int64_t b, const SlotTable& table) {
+  const int64_t* offsets = batch.offsets + b * batch.n_features + table.slot;
+  if (bad_span(batch, offsets[0], offsets[1])) return;
+  const int64_t stop = offsets[1] - offsets[0] > kAheadIds ? offsets[0] + kAheadIds : offsets[1];
+  for (int64_t n = offsets[0]; n < stop; ++n) prefetch_row(table.rows, batch.ids[n]);
+}
+
+// One side's slots added up one after the other, for kWidth classes (0: as many as `classes`).
+template <int kWidth>
+int64_t add_side(const CsrBatch& batch, int64_t b, const SlotTable* slots, int64_t n,
+                 int64_t first_class, int64_t classes, float* sum) {
+  float bag[kChunk];
+  for (int64_t s = 0; s < n; ++s) {
+    const SlotTable& slot = slots[s];
+    const int64_t cell = b * batch.n_features + slot.slot;
+    const int64_t begin = batch.offsets[cell];
+    const int64_t end = batch.offsets[cell + 1];
+    if (bad_cell(batch, begin, end, slot.size)) return cell;
+    const ConstRows part = {slot.rows.data + first_class, slot.rows.stride, classes};
+    pool_bag<kWidth>(batch, begin, end, part, 0, slot.combiner, bag);
+    for (int64_t c = 0; c < (kWidth > 0 ? kWidth : classes); ++c) sum[c] += bag[c];
+  }
+  return kNoFault;
+}
+
+template <int kWidth>
+int64_t wide_row(const WideRequest& request, int64_t b, int64_t first_class, int64_t classes) {
+  float sums[2][kChunk] = {};
+  const int64_t counts[2] = {request.n_query, request.n_slots - request.n_query};
+  const SlotTable* slots = request.slots;
+  for (int side = 0; side < 2; ++side) {
+    const int64_t fault = add_side<kWidth>(request.batch.csr, b, slots, counts[side], first_class,
+                                           classes, sums[side]);
+    if (fault != kNoFault) return fault;
+    slots += counts[side];
+  }
+  float* out = request.out + b * request.n_classes + first_class;
+  for (int64_t c = 0; c < classes; ++c) out[c] = sums[0][c] + sums[1][c];
+  return kNoFault;
+}
+
+// Copies `width` columns to [column, column + width) of a row of a block.
+void put_columns(const float* from, int64_t width, int64_t column, float* block_row) {
+  while (width > 0) {
+    const int64_t within = column % kChunk;
+    const int64_t n = width < kChunk - within ? width : kChunk - within;
+    float* to = block_row + column / kChunk * kBlockRows * kChunk + within;
+    if (n == kChunk) {
+      memcpy(to, from, kChunk * sizeof(float));  // a size the compiler knows: no call
+    } else {
+      for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+    }
+    from += n;
+    column += n;
+    width -= n;
+  }
+}
+
+// One source of one example: where it lies, or pooled; null for a bad cell.
+const float* source_row(const GatherTile& request, int64_t b, const DeepSource& source) {
+  const SlotTable& table = source.table;
+  if (table.rows.data == nullptr) {
+    return request.batch.dense + b * request.batch.n_dense + source.dense_column;
+  }
+  const CsrBatch& batch = request.batch.csr;
+  const int64_t cell = b * batch.n_features + table.slot;
+  const int64_t begin = batch.offsets[cell];
+  const int64_t end = batch.offsets[cell + 1];
+  if (bad_cell(batch, begin, end, table.size)) return nullptr;
+  if (end - begin == 1 && batch.values == nullptr) {
+    return table.rows.data + batch.ids[begin] * table.rows.stride;
+  }
+  pool_bag<0>(batch, begin, end, table.rows, 0, table.combiner, request.pooled);
+  return request.pooled;
+}
+
+}  // namespace
+
+int64_t wide_rows(const WideRequest& request, int64_t begin, int64_t end) {
+  for (int64_t b = begin; b < end; ++b) {
+    for (int64_t s = 0; b + kAhead < end && s < request.n_slots; ++s) {
+      prefetch_cell(request.batch.csr, b + kAhead, request.slots[s]);
+    }
+    for (int64_t c = 0; c < request.n_classes; c += kChunk) {
+      const int64_t left = request.n_classes - c;
+      const int64_t fault = request.n_classes == 1 ? wide_row<1>(request, b, 0, 1)
+                            : left >= kChunk       ? wide_row<kChunk>(request, b, c, kChunk)
+                                                   : wide_row<0>(request, b, c, left);
+      if (fault != kNoFault) return fault;
+    }
+  }
+  return kNoFault;
+}
+
+int64_t gather_tile(const GatherTile& request, int64_t begin, int64_t end) {
+  const CsrBatch& batch = request.batch.csr;
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t row = b - begin;
+    const int64_t block = row / kBlockRows;
+    float* block_row = request.out + block * kBlockRows * request.width + row % kBlockRows * kChunk;
+    float* plain_row = request.out + row * request.width;
+    for (int64_t s = 0; s < request.n_sources; ++s) {
+      const DeepSource& source = request.sources[s];
+      if (b + kAhead < end && source.table.rows.data != nullptr) {
+        prefetch_cell(batch, b + kAhead, source.table);
+      }
+      const float* from = source_row(request, b, source);
+      if (from == nullptr) return b * batch.n_features + source.table.slot;
+      const int64_t width = source.table.rows.width;
+      if (request.in_blocks) {
+        put_columns(from, width, source.position, block_row);
+      } else {
+        memcpy(plain_row, from, width * sizeof(float));
+        plain_row += width;
+      }
+    }
+  }
+  return kNoFault;
+}
+
+}  // namespace widedeep::WIDEDEEP_ISA_NAMESPACE

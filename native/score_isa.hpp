@@ -1,0 +1,81 @@
+// What of the forward pass is compiled for each instruction set. See score.hpp for its contract.
+//
+// Activations lie in blocks of block_rows() rows. A block holds its columns in chunks of kChunk,
+// and a chunk its rows one after the other: element (row, column) of a block is at
+//   (column / kChunk) * block_rows() * kChunk + row * kChunk + column % kChunk
+// so that the inner loop reaches every row by a constant displacement, and a register of sums is
+// stored as it is. Weights lie in panels of panel_width() units, input by input; a last panel of
+// half that many units or fewer is half as wide.
+#pragma once
+
+#include <stdint.h>
+
+#include "dispatch.hpp"
+#include "sparse.hpp"
+
+namespace widedeep {
+
+constexpr int64_t kChunk = 16;
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+struct PackedLayer {
+  const float* panels;
+  const float* bias;  // padded with zeros to round_up(outputs, panel_width())
+  int64_t outputs;
+  int64_t inputs;
+  int64_t split;  // inputs of the first partial sum; those of the second start on the next chunk
+  bool relu;
+};
+
+// Rows of one slot's table (ids 0 to size - 1).
+struct SlotTable {
+  int64_t slot;
+  ConstRows rows;
+  int64_t size;
+  int8_t combiner;
+};
+
+// Columns of the deep part's input: a slot's pooled rows, or dense numbers (rows.data == null).
+struct DeepSource {
+  SlotTable table;
+  int64_t dense_column;
+  int64_t position;  // its first column in a block
+};
+
+// Examples to score: ids, and dense numbers in rows of n_dense.
+struct ScoreBatch {
+  CsrBatch csr;
+  const float* dense;
+  int64_t n_dense;
+};
+
+struct WideRequest {
+  ScoreBatch batch;
+  const SlotTable* slots;  // the query's, then the item's
+  int64_t n_query;
+  int64_t n_slots;
+  int64_t n_classes;
+  float* out;  // n_classes an example
+};
+
+struct GatherTile {
+  ScoreBatch batch;
+  const DeepSource* sources;
+  int64_t n_sources;
+  float* out;
+  int64_t width;   // of a row of `out`, in columns
+  bool in_blocks;  // as above; else row after row, source after source
+  float* pooled;   // room for the widest source
+};
+
+// wide_rows and gather_tile return the first bad cell, or kNoFault; they check before they read.
+WIDEDEEP_DECLARE_ISA(int64_t block_rows(); int64_t panel_width();
+                     int64_t wide_rows(const WideRequest& request, int64_t begin, int64_t end);
+                     int64_t gather_tile(const GatherTile& request, int64_t begin, int64_t end);
+                     void dense_blocks(const float* in, int64_t in_stride, int64_t rows,
+                                       const PackedLayer& layer, float* out, int64_t out_stride))
+
+}  // namespace widedeep
