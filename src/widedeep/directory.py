@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 __all__ = ["atomic_directory", "file_sha256", "fsync_path"]
 
 _BLOCK = 1 << 20
+_HERE = -100  # AT_FDCWD of Linux; the paths are absolute
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -37,8 +40,9 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary directory beside ``path``; rename it to ``path`` if the block ends well.
 
-    A directory already at ``path`` is replaced: it is renamed aside first and deleted last. If the
-    block fails, the temporary directory is deleted and whatever was at ``path`` stays.
+    A directory already at ``path`` is replaced: the two change places in one step (where the system
+    cannot, in two), and the old one is deleted last. If the block fails, the temporary directory is
+    deleted and whatever was at ``path`` stays.
 
     Args:
         path: The directory's final place.
@@ -60,12 +64,34 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
             fsync_path(entry)
         fsync_path(made)
         made.chmod(0o755)
-        old = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".old", dir=final.parent))
-        if final.exists():
-            os.rename(final, old / final.name)
-        os.rename(made, final)
+        _put_in_place(made, final)
         fsync_path(final.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
+    finally:
+        # What failed, or what was replaced.
         shutil.rmtree(made, ignore_errors=True)
-        raise
+
+
+def _put_in_place(made: Path, final: Path) -> None:
+    """Rename ``made`` to ``final``; what was there, if anything, gets the name of ``made``."""
+    if not final.exists():
+        os.rename(made, final)
+    elif not _exchange(made, final):
+        aside = made.with_suffix(".old")
+        os.rename(final, aside)
+        try:
+            os.rename(made, final)
+        except OSError:
+            os.rename(aside, final)
+            raise
+        os.rename(aside, made)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    paths = (os.fsencode(one), os.fsencode(other))
+    if hasattr(libc, "renameat2"):
+        return bool(libc.renameat2(_HERE, paths[0], _HERE, paths[1], _EXCHANGE) == 0)
+    if hasattr(libc, "renamex_np"):
+        return bool(libc.renamex_np(*paths, _EXCHANGE) == 0)
+    return False

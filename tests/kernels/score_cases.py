@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,7 +67,7 @@ def random_case(
     n_slots, n_dense = len(sizes), 2
     units = [n_dense + sum(widths), *hidden]
     layers: list[tuple[Floats, Floats | None, str]] = [
-        (draw(b, a), draw(b), activation) for a, b in zip(units, units[1:], strict=False)
+        (draw(b, a), draw(b), activation) for a, b in itertools.pairwise(units)
     ]
     lengths = rng.choice([0, 1, 1, 2, 5], size=n_rows * n_slots)
     ids = rng.integers(0, np.repeat(np.tile(sizes, n_rows), lengths))

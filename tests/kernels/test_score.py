@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.score_cases import Case, build, random_case
 from widedeep import _native
-from widedeep.kernels import score_reference
+from widedeep.kernels import reference_score
 from widedeep.kernels.score import ACTIVATIONS, new_scorer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +26,8 @@ def native(case: Case) -> _native.Scorer:
     return build(_native.Scorer(case.n_slots, case.n_dense, case.n_classes), case)
 
 
-def reference(case: Case) -> score_reference.Scorer:
-    empty = score_reference.Scorer(case.n_slots, case.n_dense, case.n_classes, np.float64)
+def reference(case: Case) -> reference_score.Scorer:
+    empty = reference_score.Scorer(case.n_slots, case.n_dense, case.n_classes, np.float64)
     return build(empty, case)
 
 

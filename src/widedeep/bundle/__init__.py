@@ -1,0 +1,30 @@
+"""The artefact: a directory that holds a trained model and all it takes to score with it.
+
+:func:`write_bundle` writes one, :meth:`Bundle.load` reads it back, without torch and without
+pickle. Nothing here imports torch.
+"""
+
+from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
+from widedeep.bundle.explain import Explanation, WideTerm
+from widedeep.bundle.layout import BundleHead, BundleModel, DeepColumn, Engine
+from widedeep.bundle.manifest import FORMAT_VERSION, FileEntry, Manifest
+from widedeep.bundle.scoring import Bundle
+from widedeep.bundle.writing import write_bundle
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Bundle",
+    "BundleHead",
+    "BundleModel",
+    "Calibration",
+    "DeepColumn",
+    "Engine",
+    "Explanation",
+    "FileEntry",
+    "Isotonic",
+    "Manifest",
+    "Platt",
+    "PriorCorrection",
+    "WideTerm",
+    "write_bundle",
+]

@@ -1,0 +1,308 @@
+"""From logits to probabilities that come true: calibration fitted on data kept from training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from widedeep.errors import BundleError, DataError
+
+__all__ = [
+    "Calibration",
+    "Isotonic",
+    "Platt",
+    "PriorCorrection",
+    "calibration_from_json",
+    "calibration_to_json",
+    "fit_isotonic",
+    "fit_platt",
+    "sigmoid",
+]
+
+_MAX_STEPS = 100
+_SMALLEST_STEP = 1e-10
+
+
+def sigmoid(logits_B: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1 / (1 + exp(-x)), without overflow.
+
+    Args:
+        logits_B: float64.
+
+    Example:
+        >>> import numpy as np
+        >>> sigmoid(np.array([0.0, -800.0, 800.0])).tolist()
+        [0.5, 0.0, 1.0]
+    """
+    small = np.exp(-np.abs(logits_B))
+    found: NDArray[np.float64] = np.where(logits_B >= 0, 1.0, small) / (1.0 + small)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PriorCorrection:
+    """Undoes the keeping of only a share of the negative examples.
+
+    With negatives kept at rate w, p becomes p / (p + (1 - p) / w): log(w) is added to the logit
+    (He et al. 2014, *Practical Lessons from Predicting Clicks on Ads at Facebook*, section 6.3).
+
+    Args:
+        rate: The share of the negatives that training saw, 0 < rate <= 1.
+
+    Raises:
+        BundleError: If the rate is outside its range.
+
+    Example:
+        >>> import numpy as np
+        >>> PriorCorrection(rate=0.1).probabilities(np.zeros(1)).round(4).tolist()
+        [0.0909]
+    """
+
+    kind: ClassVar[str] = "prior"
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise BundleError(f"got rate={self.rate!r} of kept negatives, expected 0 < rate <= 1")
+
+    def probabilities(self, logits_B: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return calibrated probabilities of logits."""
+        return sigmoid(logits_B.astype(np.float64) + math.log(self.rate))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Platt:
+    """A straight line through the logits: sigmoid(slope x logit + intercept) (Platt 1999).
+
+    Args:
+        slope: Above 0 for a model that ranks better than chance.
+        intercept: Of the line.
+    """
+
+    kind: ClassVar[str] = "platt"
+    slope: float
+    intercept: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.slope) and math.isfinite(self.intercept)):
+            raise BundleError(
+                f"got slope={self.slope!r} and intercept={self.intercept!r}, expected numbers"
+            )
+
+    def probabilities(self, logits_B: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return calibrated probabilities of logits."""
+        return sigmoid(logits_B.astype(np.float64) * self.slope + self.intercept)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Isotonic:
+    """A rising curve: straight between its points, flat before the first and after the last.
+
+    Args:
+        logits: Strictly increasing.
+        values: The probability at each of them, not decreasing, within [0, 1].
+    """
+
+    kind: ClassVar[str] = "isotonic"
+    logits: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        x, y = np.array(self.logits), np.array(self.values)
+        rising = len(x) == len(y) > 0 and (np.diff(x) > 0).all() and (np.diff(y) >= 0).all()
+        if not rising or not 0 <= y[0] <= y[-1] <= 1:
+            raise BundleError(
+                f"got a curve of {len(x)} logits and {len(y)} probabilities, expected as many, "
+                "one or more, rising, and within [0, 1]"
+            )
+
+    def probabilities(self, logits_B: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return calibrated probabilities of logits."""
+        found: NDArray[np.float64] = np.interp(
+            logits_B.astype(np.float64), self.logits, self.values
+        )
+        return found
+
+
+Calibration = PriorCorrection | Platt | Isotonic
+_KINDS: dict[str, type[Calibration]] = {
+    kind.kind: kind for kind in (PriorCorrection, Platt, Isotonic)
+}
+
+
+def calibration_to_json(calibration: Calibration) -> dict[str, Any]:
+    """Return a calibration as plain lists and dicts."""
+    return {"kind": calibration.kind, **asdict(calibration)}
+
+
+def calibration_from_json(value: Mapping[str, Any]) -> Calibration:
+    """Read what :func:`calibration_to_json` gave.
+
+    Raises:
+        BundleError: If it is of an unknown kind or has a value outside its range.
+    """
+    fields = dict(value)
+    kind = _KINDS.get(fields.pop("kind", ""))
+    if kind is None:
+        raise BundleError(
+            f"got a calibration of kind {value.get('kind')!r}, expected one of {sorted(_KINDS)}"
+        )
+    if kind is Isotonic:
+        fields = {name: tuple(points) for name, points in fields.items()}
+    return kind(**fields)
+
+
+def _labelled(
+    logits_B: ArrayLike, labels_B: ArrayLike, weight_B: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    logits = np.asarray(logits_B, np.float64).reshape(-1)
+    labels = np.asarray(labels_B, np.float64).reshape(-1)
+    weights = (
+        np.ones(len(logits)) if weight_B is None else np.asarray(weight_B, np.float64).reshape(-1)
+    )
+    if not len(logits) == len(labels) == len(weights) > 0:
+        raise DataError(
+            f"got {len(logits)} logits, {len(labels)} labels and {len(weights)} weights, "
+            "expected as many of each, and at least one"
+        )
+    if not (np.isfinite(logits).all() and (labels >= 0).all() and (labels <= 1).all()):
+        raise DataError("got logits or labels that are no finite numbers, or labels beyond [0, 1]")
+    if not ((weights >= 0).all() and 0 < weights.sum() < math.inf):
+        raise DataError("got weights that are negative, or no row of weight above 0")
+    return logits, labels, weights
+
+
+def fit_platt(logits_B: ArrayLike, labels_B: ArrayLike, weight_B: ArrayLike | None = None) -> Platt:
+    """Fit a :class:`Platt` calibration by maximum likelihood.
+
+    Labels are drawn in by Platt's rule, to (n+ + 1) / (n+ + 2) and 1 / (n- + 2), with n+ and n- the
+    weights of the positives and negatives: the line stays finite where the classes part cleanly.
+    Newton's method with halved steps (Lin, Lin and Weng 2007).
+
+    Args:
+        logits_B: Logits of labelled rows that training has not seen.
+        labels_B: Their labels, 0 or 1 (shares between are taken as they are).
+        weight_B: Their weights; 1 each if not given.
+
+    Raises:
+        DataError: If there is no row, a number is not finite, or a label or weight out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> logits = rng.normal(size=20_000)
+        >>> labels = rng.random(20_000) < sigmoid(2 * logits - 1)
+        >>> fitted = fit_platt(logits, labels)
+        >>> round(fitted.slope, 1), round(fitted.intercept, 1)
+        (2.0, -1.0)
+    """
+    logits, labels, weights = _labelled(logits_B, labels_B, weight_B)
+    positive = float(weights @ labels)
+    negative = float(weights.sum()) - positive
+    low, high = 1 / (negative + 2), (positive + 1) / (positive + 2)
+    targets = low + labels * (high - low)
+    prior = math.log((positive + 1) / (negative + 1))
+    line = np.array([0.0, prior])
+    loss = _log_loss(line, logits, targets, weights)
+    for _ in range(_MAX_STEPS):
+        step = _newton_step(line, logits, targets, weights)
+        scale = 1.0
+        while scale >= _SMALLEST_STEP:
+            candidate = line - scale * step
+            new_loss = _log_loss(candidate, logits, targets, weights)
+            if new_loss <= loss:
+                break
+            scale /= 2
+        else:
+            break
+        moved = float(np.abs(candidate - line).max())
+        line, loss = candidate, new_loss
+        if moved < _SMALLEST_STEP:
+            break
+    return Platt(slope=float(line[0]), intercept=float(line[1]))
+
+
+def _log_loss(
+    line: NDArray[np.float64],
+    logits: NDArray[np.float64],
+    targets: NDArray[np.float64],
+    weights: NDArray[np.float64],
+) -> float:
+    z = logits * line[0] + line[1]
+    return float(weights @ (np.logaddexp(0.0, z) - targets * z))
+
+
+def _newton_step(
+    line: NDArray[np.float64],
+    logits: NDArray[np.float64],
+    targets: NDArray[np.float64],
+    weights: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    p = sigmoid(logits * line[0] + line[1])
+    error = weights * (p - targets)
+    curvature = weights * p * (1 - p)
+    gradient = np.array([error @ logits, error.sum()])
+    cross = curvature @ logits
+    hessian = np.array([[curvature @ logits**2, cross], [cross, curvature.sum()]])
+    # Keeps the step finite where all logits are equal or all curvature is gone.
+    hessian += 1e-12 * max(1.0, float(np.abs(hessian).max())) * np.eye(2)
+    return np.linalg.solve(hessian, gradient)
+
+
+def fit_isotonic(
+    logits_B: ArrayLike, labels_B: ArrayLike, weight_B: ArrayLike | None = None
+) -> Isotonic:
+    """Fit an :class:`Isotonic` calibration: the rising curve of least squared error.
+
+    Pool adjacent violators (Ayer et al. 1955): neighbours that fall are merged into their mean
+    until none does.
+
+    Args:
+        logits_B: Logits of labelled rows that training has not seen; a thousand positives or more
+            make a curve that holds on other data.
+        labels_B: Their labels, in [0, 1].
+        weight_B: Their weights; 1 each if not given.
+
+    Raises:
+        DataError: If there is no row, a number is not finite, or a label or weight out of range.
+
+    Example:
+        >>> fit_isotonic([-1.0, 0.0, 1.0, 2.0], [0, 1, 0, 1]).values
+        (0.0, 0.5, 0.5, 1.0)
+    """
+    logits, labels, weights = _labelled(logits_B, labels_B, weight_B)
+    kept = weights > 0
+    points, place = np.unique(logits[kept], return_inverse=True)
+    mass = np.bincount(place, weights[kept]).astype(np.float64)
+    means = np.bincount(place, weights[kept] * labels[kept]) / mass
+    starts, levels = _pool_adjacent_violators(means, mass)
+    # Of each level only its ends are needed: the curve is flat between.
+    ends = np.append(starts[1:], len(points)) - 1
+    corners = np.unique(np.stack([starts, ends], axis=1).reshape(-1))
+    level_of = np.searchsorted(starts, corners, side="right") - 1
+    values = np.clip(levels[level_of], 0.0, 1.0)
+    return Isotonic(logits=tuple(points[corners].tolist()), values=tuple(values.tolist()))
+
+
+def _pool_adjacent_violators(
+    means: NDArray[np.float64], mass: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the first position and the value of each level."""
+    starts: list[int] = []
+    totals: list[tuple[float, float]] = []  # (weighted sum, weight) of each level so far
+    for position, (mean, weight) in enumerate(zip(means.tolist(), mass.tolist(), strict=True)):
+        start, total, total_weight = position, mean * weight, weight
+        while totals and totals[-1][0] * total_weight >= total * totals[-1][1]:
+            before, before_weight = totals.pop()
+            start = starts.pop()
+            total, total_weight = total + before, total_weight + before_weight
+        starts.append(start)
+        totals.append((total, total_weight))
+    levels = np.array([total / weight for total, weight in totals])
+    # Neighbours may have been told apart by less than their quotients can show.
+    return np.array(starts, np.int64), np.maximum.accumulate(levels)

@@ -1,0 +1,73 @@
+"""The names of a bundle's files, and what the small ones hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from widedeep.bundle.calibration import Calibration, calibration_from_json, calibration_to_json
+from widedeep.bundle.layout import BundleModel
+from widedeep.bundle.plain_json import read_json, write_json
+
+__all__ = ["CALIBRATION", "CONFIG", "GRAPH", "METRICS", "SCHEMA", "WARMUP", "WEIGHTS", "Warmup"]
+
+SCHEMA = "schema.safetensors"
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+METRICS = "metrics.json"
+WARMUP = "warmup.json"
+CALIBRATION = "calibration.json"
+GRAPH = "graph.onnx"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warmup:
+    """Rows with the scores they had when the bundle was written.
+
+    Args:
+        rows: Raw rows, as a request gives them.
+        scores: By head, one score (or one list of class scores) a row.
+    """
+
+    rows: list[dict[str, Any]]
+    scores: Mapping[str, list[Any]]
+
+
+def write_config(path: Path, config: Mapping[str, Any], model: BundleModel) -> None:
+    """Write the run's configuration and the model's shape into the bundle at ``path``."""
+    write_json(path / CONFIG, {"run": config, "model": model.to_json()}, "config")
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], BundleModel]:
+    """Return the run's configuration and the model's shape."""
+    value = read_json(path / CONFIG)
+    return value["run"], BundleModel.from_json(value["model"])
+
+
+def write_calibration(path: Path, calibration: Mapping[str, Calibration]) -> None:
+    """Write the heads' calibrations into the bundle at ``path``, if there are any."""
+    if calibration:
+        values = {head: calibration_to_json(curve) for head, curve in calibration.items()}
+        write_json(path / CALIBRATION, values, "calibration")
+
+
+def read_calibration(path: Path) -> dict[str, Calibration]:
+    """Return the calibrations by head."""
+    file = path / CALIBRATION
+    if not file.exists():
+        return {}
+    return {head: calibration_from_json(curve) for head, curve in read_json(file).items()}
+
+
+def write_warmup(path: Path, warmup: Warmup) -> None:
+    """Write the warm-up rows and their scores into the bundle at ``path``."""
+    write_json(path / WARMUP, {"rows": warmup.rows, "scores": warmup.scores}, "warmup")
+
+
+def read_warmup(path: Path) -> Warmup:
+    """Return the warm-up rows; none while the bundle is being written."""
+    file = path / WARMUP
+    value = read_json(file) if file.exists() else {"rows": [], "scores": {}}
+    return Warmup(rows=value["rows"], scores=value["scores"])

@@ -1,0 +1,145 @@
+"""Forward: a model's schema, shape and weights made ready to turn batches into logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.bundle.graph import TowerGraph
+from widedeep.bundle.layout import BundleModel, DeepColumn
+from widedeep.data.batch import Batch
+from widedeep.errors import SchemaError
+from widedeep.features.sides import feature_side
+from widedeep.kernels.score import Scorer, new_scorer
+from widedeep.schema import Schema
+
+__all__ = ["Forward"]
+
+_SIDES = ("query", "item", "both")
+
+
+class Forward:
+    """Computes logits, float32, with the sums in the fixed order of the kernels' scorer.
+
+    Slots and deep columns are taken in their own order, but the query's before the item's, and
+    among the item's those of crosses with the query last: what comes before can be kept for a
+    catalogue and the rest added to it. The logits are (wide + deep) + bias.
+
+    Args:
+        schema: The schema that batches are made with.
+        model: The model's shape.
+        weights: By name, as :func:`widedeep.bundle.check_weights` wants them.
+        graph: Computes the deep part in place of the standard tower.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        model: BundleModel,
+        weights: Mapping[str, NDArray[np.float32]],
+        graph: TowerGraph | None = None,
+    ) -> None:
+        self._graph = graph
+        self._bias_C = weights["bias"]
+        self._extra = {name: schema.dense_layout[name] for name in schema.spec.extra}
+        self._slots = {slot.name: index for index, slot in enumerate(schema.slots)}
+        self._scorer = new_scorer(len(self._slots), schema.n_dense, model.n_logits)
+        self._add_wide(schema, model, weights)
+        if graph is None:
+            self._add_tower(schema, model, weights)
+        else:
+            _add_inputs(self._scorer, schema, model.deep, weights)
+
+    def _add_wide(
+        self, schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        for name in _query_first(schema, sorted(model.wide, key=self._slots.__getitem__)):
+            item = feature_side(schema.spec, name) != "query"
+            self._scorer.add_wide(
+                self._slots[name], weights[f"wide/{name}"], model.wide_combiner, item=item
+            )
+
+    def _add_tower(
+        self, schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        if not model.deep:
+            return
+        by_name = {column.name: column for column in model.deep}
+        ordered = [by_name[name] for name in _query_first(schema, list(by_name))]
+        query = [c for c in ordered if feature_side(schema.spec, c.name) == "query"]
+        _add_inputs(self._scorer, schema, query, weights)
+        if len(query) < len(ordered):
+            self._scorer.start_item_inputs()
+            _add_inputs(self._scorer, schema, ordered[len(query) :], weights)
+        inputs = np.concatenate([np.arange(column.start, column.stop) for column in ordered])
+        layers: list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]] = [
+            (weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"], model.activation)
+            for i in range(len(model.hidden_units))
+        ]
+        layers.append((weights["head/weight"], None, "none"))
+        first, *rest = layers
+        self._scorer.add_layer(np.ascontiguousarray(first[0][:, inputs]), *first[1:])
+        for layer in rest:
+            self._scorer.add_layer(*layer)
+
+    def parts(
+        self, batch: Batch, *, threads: int = 1
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the wide and the deep part of the logits, each (B, C).
+
+        Args:
+            batch: B examples.
+            threads: Threads to use; the result does not depend on it.
+
+        Raises:
+            SchemaError: If the batch was made with another schema.
+        """
+        arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
+        try:
+            wide_BC, deep_BC = self._scorer.forward(*arrays, threads=threads)
+            if self._graph is not None:
+                concat_BX = self._scorer.concat(*arrays, threads=threads)
+                extra = {name: batch.dense_BK[:, at] for name, at in self._extra.items()}
+                deep_BC = self._graph.run(concat_BX, extra, threads=threads)
+        except ValueError as error:
+            raise SchemaError(
+                f"the batch does not fit the model ({error}); encode rows with the bundle's schema"
+            ) from error
+        return wide_BC, np.zeros_like(wide_BC) if deep_BC is None else deep_BC
+
+    def logits(self, batch: Batch, *, threads: int = 1) -> NDArray[np.float32]:
+        """Return the logits, (B, C).
+
+        Args:
+            batch: B examples.
+            threads: Threads to use; the result does not depend on it.
+
+        Raises:
+            SchemaError: If the batch was made with another schema.
+        """
+        wide_BC, deep_BC = self.parts(batch, threads=threads)
+        wide_BC += deep_BC
+        wide_BC += self._bias_C
+        return wide_BC
+
+
+def _query_first(schema: Schema, names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: _SIDES.index(feature_side(schema.spec, name)))
+
+
+def _add_inputs(
+    scorer: Scorer,
+    schema: Schema,
+    columns: Iterable[DeepColumn],
+    weights: Mapping[str, NDArray[np.float32]],
+) -> None:
+    slots = {slot.name: (index, slot.table) for index, slot in enumerate(schema.slots)}
+    for column in columns:
+        if column.source == "dense":
+            start = schema.dense_layout[column.name].start
+            scorer.add_dense(start, column.stop - column.start)
+        else:
+            index, table = slots[column.name]
+            scorer.add_embedding(index, weights[f"table/{table}"], column.combiner or "sum")

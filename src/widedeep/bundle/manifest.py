@@ -1,0 +1,138 @@
+"""The manifest: which files a bundle has, and that every byte of them is what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from widedeep.bundle.layout import Engine
+from widedeep.directory import file_sha256
+from widedeep.errors import BundleError
+
+__all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files", "read_manifest"]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_AGAIN = "copy the bundle again, or export it again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileEntry:
+    """A file of a bundle.
+
+    Args:
+        size: In bytes.
+        sha256: Of its contents, 64 hex digits.
+    """
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a bundle is and what it consists of.
+
+    Args:
+        format_version: Of the directory's layout.
+        engine: What computes the deep part: ``"native"`` or ``"onnx"``.
+        created_by: Version of widedeep that wrote it.
+        schema_fingerprint: Of the schema the model was trained with.
+        files: Every file but the manifest itself.
+    """
+
+    format_version: int
+    engine: Engine
+    created_by: str
+    schema_fingerprint: str
+    files: Mapping[str, FileEntry]
+
+    def to_text(self) -> str:
+        """Return the manifest's one and only text: equal manifests are equal byte by byte."""
+        body = asdict(self)
+        return json.dumps({**body, "sha256": _seal(body)}, indent=1) + "\n"
+
+
+def _seal(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of the bundle at ``path``.
+
+    Raises:
+        BundleError: If there is none, it is damaged, or of another format version.
+    """
+    file = path / MANIFEST
+    if not path.is_dir():
+        raise BundleError(f"{path}: got no directory, expected a bundle; check the path")
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{path}: got a directory without {MANIFEST}: it is no bundle, or one that was copied "
+            f"only in part; {_AGAIN}"
+        ) from error
+    try:
+        body = json.loads(raw)
+        sealed = body.pop("sha256") == _seal(body)
+        version = body["format_version"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BundleError(f"{file}: got a damaged manifest ({error!r}); {_AGAIN}") from error
+    if sealed and version != FORMAT_VERSION:
+        raise BundleError(
+            f"{file}: got bundle format {version}, this version of widedeep reads format "
+            f"{FORMAT_VERSION}; export the model with this version, or install the one that wrote "
+            f"it ({body.get('created_by')})"
+        )
+    try:
+        files = {name: FileEntry(**entry) for name, entry in body["files"].items()}
+        manifest = Manifest(**{**body, "files": files})
+    except (KeyError, AttributeError, TypeError) as error:
+        raise BundleError(f"{file}: got a damaged manifest ({error!r}); {_AGAIN}") from error
+    # Its one text, so that a changed space or escape is told too.
+    if raw != manifest.to_text().encode():
+        raise BundleError(f"{file}: its contents do not match its own checksum; {_AGAIN}")
+    if manifest.engine not in get_args(Engine):
+        raise BundleError(f"{file}: got engine {manifest.engine!r}, expected 'native' or 'onnx'")
+    return manifest
+
+
+def file_entries(path: Path) -> dict[str, FileEntry]:
+    """Return the size and checksum of every file in a directory, by name."""
+    return {
+        file.name: FileEntry(size=file.stat().st_size, sha256=file_sha256(file))
+        for file in sorted(path.iterdir())
+        if file.name != MANIFEST
+    }
+
+
+def check_files(path: Path, manifest: Manifest, *, verify: bool) -> None:
+    """Check that a bundle has the files its manifest names, and no other.
+
+    Args:
+        path: The bundle.
+        manifest: Its manifest.
+        verify: Compare checksums, not only names and sizes.
+
+    Raises:
+        BundleError: Naming the file that is missing, left over, of another length or changed.
+    """
+    present = {file.name for file in path.iterdir()} - {MANIFEST}
+    for name in sorted(present - manifest.files.keys()):
+        raise BundleError(
+            f"{path / name}: got a file that the bundle's manifest does not know; move it away"
+        )
+    for name, entry in manifest.files.items():
+        file = path / name
+        if name not in present:
+            raise BundleError(f"{file}: the file is missing; {_AGAIN}")
+        size = file.stat().st_size
+        if size != entry.size:
+            raise BundleError(f"{file}: got {size} bytes, expected {entry.size}; {_AGAIN}")
+        if verify and file_sha256(file) != entry.sha256:
+            raise BundleError(f"{file}: its SHA-256 is not the manifest's, it is damaged; {_AGAIN}")

@@ -1,0 +1,86 @@
+"""Values as JSON holds them: what NumPy, Arrow and Python give, made plain."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from widedeep.errors import BundleError
+
+__all__ = ["plain", "read_json", "write_json"]
+
+
+def plain(value: object, where: str) -> Any:
+    """Return a value as dicts, lists, strings, numbers, booleans and None.
+
+    A number that is NaN or infinite becomes None; bytes become text.
+
+    Args:
+        value: What is to be written.
+        where: Named in the error.
+
+    Raises:
+        BundleError: If JSON cannot hold it.
+    """
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return plain(value.tolist(), where)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bytes):
+        return _text(value, where)
+    raise BundleError(
+        f"{where}: got {value!r} ({type(value).__name__}), which JSON cannot hold; "
+        "give text, numbers, lists or dicts"
+    )
+
+
+def _text(value: bytes, where: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(
+            f"{where}: got bytes that are no UTF-8 text ({value!r}), which JSON cannot hold; "
+            "leave them out"
+        ) from error
+
+
+def write_json(path: Path, value: object, what: str) -> None:
+    """Write a value to a file.
+
+    Args:
+        path: The file.
+        value: Anything :func:`plain` takes.
+        what: Names the value in errors.
+    """
+    text = json.dumps(plain(value, what), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_bytes((text + "\n").encode("utf-8", "surrogatepass"))
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that :func:`write_json` wrote.
+
+    Raises:
+        BundleError: If the file is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise BundleError(
+            f"{path}: got a damaged file ({error}); export the bundle again"
+        ) from error
