@@ -1,0 +1,265 @@
+"""Reads a column chunk by chunk as numbers, integers or text, and says which row does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.errors import FeatureError
+from widedeep.schema import ColumnType, LogicalKind
+
+__all__ = [
+    "Chunk",
+    "column_chunks",
+    "logical_kind",
+    "null_count",
+    "read_integers",
+    "read_numbers",
+    "read_text",
+    "read_vectors",
+]
+
+_INT64 = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive rows of one column.
+
+    Args:
+        array: The values, not chunked.
+        row: Place of the first row among all rows of the source.
+        origin: The file or table they come from.
+        origin_row: Place of the first row there.
+    """
+
+    array: pa.Array
+    row: int
+    origin: str
+    origin_row: int
+
+    def refuse(self, name: str, row: int, reason: str) -> FeatureError:
+        """Return the error about a row of this chunk.
+
+        Args:
+            name: What reads the column: ``"feature 'age'"``, ``"label 'income'"``.
+            row: Place in the chunk.
+            reason: What was got, what is allowed, what to do.
+        """
+        return FeatureError(f"{name} (row {self.origin_row + int(row)} of {self.origin}): {reason}")
+
+
+def column_chunks(
+    source: Source, column: str, on_rows: Callable[[int], None] | None = None
+) -> Iterator[Chunk]:
+    """Yield a column in order, reading one fragment ahead.
+
+    Args:
+        source: Where the rows are.
+        column: Its name.
+        on_rows: Called with the number of rows after each fragment.
+    """
+    row = 0
+    for table in column_stream(source, [column]):
+        origin, origin_row = origin_of(table) or ("the data", row)
+        for array in table.column(0).chunks:
+            if len(array):
+                yield Chunk(array, row, origin, origin_row)
+            row += len(array)
+            origin_row += len(array)
+        if on_rows is not None:
+            on_rows(table.num_rows)
+
+
+def logical_kind(arrow_type: pa.DataType) -> LogicalKind | None:
+    """Return what a plain type holds, None for a type that no feature can read.
+
+    Points in time are integers: microseconds since 1970. Decimals without a fraction are integers.
+
+    Example:
+        >>> logical_kind(pa.decimal128(9, 2)), logical_kind(pa.date32()), logical_kind(pa.null())
+        ('float', 'int', None)
+    """
+    types = pa.types
+    if types.is_decimal(arrow_type):
+        return "float" if arrow_type.scale > 0 else "int"
+    for kind, tests in (
+        (
+            "string",
+            (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary),
+        ),
+        ("int", (types.is_integer, types.is_timestamp, types.is_date)),
+        ("float", (types.is_floating,)),
+        ("bool", (types.is_boolean,)),
+    ):
+        if any(test(arrow_type) for test in tests):
+            return kind  # type: ignore[return-value]
+    return None
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _elements(array: pa.Array, kind: ColumnType) -> pa.Array:
+    """The values of all rows one after the other; null lists have none."""
+    return _plain(pc.list_flatten(array) if kind.nested else array)
+
+
+def _row_of(array: pa.Array, kind: ColumnType, element: int) -> int:
+    if not kind.nested:
+        return element
+    return int(pc.list_parent_indices(array)[element].as_py())
+
+
+def _in_microseconds(array: pa.Array) -> pa.Array:
+    if pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):
+        # Finer units are cut to microseconds.
+        return array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+    return array
+
+
+def _floats(array: pa.Array) -> NDArray[np.float64]:
+    """Numbers with NaN for nulls."""
+    array = _in_microseconds(array)
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    floats = array.cast(pa.float64(), safe=False)
+    return np.asarray(floats.to_numpy(zero_copy_only=False), np.float64)
+
+
+def read_numbers(chunk: Chunk, name: str) -> NDArray[np.float64]:
+    """Return a plain column's numbers, NaN for nulls.
+
+    Raises:
+        FeatureError: If a value is text, or infinite.
+    """
+    array = _plain(chunk.array)
+    if logical_kind(array.type) == "string":
+        _refuse_text(chunk, array, name)
+    values = _floats(array)
+    _check_finite(chunk, values, name)
+    return values
+
+
+def read_vectors(chunk: Chunk, name: str, size: int) -> NDArray[np.float64]:
+    """Return the vectors of a list column as rows, NaN for nulls and for every entry of a null.
+
+    Raises:
+        FeatureError: If a vector has another length than ``size``, or a value is text or infinite.
+    """
+    lengths = pc.list_value_length(chunk.array)
+    wrong = np.asarray(pc.fill_null(pc.not_equal(lengths, size), False))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise chunk.refuse(
+            name,
+            row,
+            f"got a list of {lengths[row]} numbers, expected {size} or null; "
+            f"set size={lengths[row]} if all have as many, or drop the row",
+        )
+    elements = _plain(pc.list_flatten(chunk.array))
+    present = np.asarray(pc.is_valid(chunk.array))
+    if logical_kind(elements.type) == "string":
+        raise chunk.refuse(name, int(present.argmax()), "got text in a list, expected numbers")
+    vectors = np.full((len(chunk.array), size), np.nan)
+    vectors[present] = _floats(elements).reshape(-1, size)
+    _check_finite(chunk, vectors, name)
+    return vectors
+
+
+def _check_finite(chunk: Chunk, values: NDArray[np.float64], name: str) -> None:
+    infinite = np.isinf(values)
+    if infinite.any():
+        row, *component = np.unravel_index(int(infinite.argmax()), values.shape)
+        got = values[(row, *component)]
+        raise chunk.refuse(
+            name,
+            int(row),
+            f"got {got} (float), expected a finite number or null; write it as null, clip it, "
+            "or drop the row",
+        )
+
+
+def _refuse_text(chunk: Chunk, array: pa.Array, name: str) -> None:
+    """Raise for the first text that is no number, or for text as such."""
+    for row, value in enumerate(array.to_pylist()):
+        try:
+            float(value or 0)
+        except ValueError:
+            raise chunk.refuse(
+                name,
+                row,
+                f"got {value!r} ({type(value).__name__}), expected a number or null; write it as "
+                'null (missing="mean" fills it), or drop the row',
+            ) from None
+    value = next((value for value in array.to_pylist() if value is not None), None)
+    if value is not None:
+        raise FeatureError(
+            f"{name}: got a column of text such as {value!r}, expected numbers; "
+            "cast the column to a number"
+        )
+
+
+def read_integers(chunk: Chunk, name: str, kind: ColumnType) -> pa.Int64Array:
+    """Return the integers of a column or of its lists, without nulls.
+
+    Booleans are 0 and 1, points in time microseconds; floats must be whole (pandas writes integers
+    with nulls so), and NaN is a null.
+
+    Raises:
+        FeatureError: If a number is not whole or needs more than 64 bits.
+    """
+    elements = _elements(chunk.array, kind)
+    plain = _in_microseconds(elements)
+    if logical_kind(plain.type) in ("int", "bool") and not pa.types.is_decimal(plain.type):
+        if pa.types.is_uint64(plain.type):
+            _check_range(chunk, plain, name, kind)
+        return plain.drop_null().cast(pa.int64())
+    floats = _floats(plain)
+    wrong = ~np.isnan(floats) & ((floats != np.floor(floats)) | (np.abs(floats) >= _INT64))
+    if wrong.any():
+        element = int(wrong.argmax())
+        raise chunk.refuse(
+            name,
+            _row_of(chunk.array, kind, element),
+            f"got {elements[element]} ({elements.type}), expected text or whole numbers of 64 bits;"
+            " use bucketized(...) for numbers, or cast the column to text",
+        )
+    if pa.types.is_decimal(plain.type):
+        return plain.drop_null().cast(pa.int64())
+    return pa.array(floats[~np.isnan(floats)].astype(np.int64))
+
+
+def _check_range(chunk: Chunk, array: pa.Array, name: str, kind: ColumnType) -> None:
+    largest = pc.max(array).as_py()
+    if largest is not None and largest >= _INT64:
+        element = int(np.asarray(pc.fill_null(pc.greater_equal(array, _INT64), False)).argmax())
+        raise chunk.refuse(
+            name,
+            _row_of(chunk.array, kind, element),
+            f"got {array[element]} ({array.type}), expected integers below 2**63; "
+            "cast the column to text",
+        )
+
+
+def read_text(chunk: Chunk, kind: ColumnType) -> pa.Array:
+    """Return the texts of a column or of its lists, nulls among them; dictionaries stay."""
+    return pc.list_flatten(chunk.array) if kind.nested else chunk.array
+
+
+def null_count(chunk: Chunk) -> int:
+    """Return how many rows are null; NaN counts as one."""
+    array = chunk.array
+    if pa.types.is_dictionary(array.type) and not array.dictionary.null_count:
+        return int(array.indices.null_count)
+    array = _plain(array)
+    if pa.types.is_floating(array.type):
+        return int(np.count_nonzero(np.asarray(pc.is_null(array, nan_is_null=True))))
+    return int(array.null_count)

@@ -1,0 +1,273 @@
+"""What is learned from a column of numbers: boundaries, shift and scale, the value of a null."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.errors import FeatureError
+from widedeep.features import Bucketized, Numeric
+from widedeep.schema import NumericFit
+
+__all__ = [
+    "ExactSum",
+    "NumberSummary",
+    "bucket_boundaries",
+    "quantile_cuts",
+    "quantiles",
+    "summarised_fit",
+]
+
+_MANTISSA_BITS = 53
+_HALF_BITS = 26
+# No float64 has a bit below 2**-1074: with this shift every sum is an integer.
+_SHIFT = 1074
+# Squares of larger numbers leave float64, and so do inverses of smaller ones.
+_LARGEST_SCALED = 1e150
+_SMALLEST_SPREAD = 1e-300
+_SPLITTER = 2.0**27 + 1.0
+
+
+class ExactSum:
+    """A sum of float64 numbers without rounding, so that it does not depend on their order.
+
+    The same rows read from other files, or in other pieces, then give the same schema to the bit.
+
+    Example:
+        >>> total = ExactSum()
+        >>> total.add(np.array([1e100, 1.0, -1e100]))
+        >>> float(total.value)
+        1.0
+    """
+
+    def __init__(self) -> None:
+        self._scaled = 0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add finite numbers, fewer than 2**26 at a time."""
+        if not len(values):
+            return
+        fractions, exponents = np.frexp(values)
+        mantissas = np.ldexp(fractions, _MANTISSA_BITS).astype(np.int64)
+        lowest = int(exponents.min())
+        places = exponents - lowest
+        high = mantissas >> _HALF_BITS
+        low = mantissas - (high << _HALF_BITS)
+        # Sums of up to 2**26 numbers of 27 bits are exact in float64.
+        sums = zip(np.bincount(places, high), np.bincount(places, low), strict=True)
+        for place, (high_sum, low_sum) in enumerate(sums):
+            whole = (int(high_sum) << _HALF_BITS) + int(low_sum)
+            shift = lowest + place - _MANTISSA_BITS + _SHIFT
+            self._scaled += whole << shift if shift >= 0 else whole >> -shift
+
+    @property
+    def value(self) -> Fraction:
+        """The sum."""
+        return Fraction(self._scaled, 1 << _SHIFT)
+
+
+class NumberSummary:
+    """Count, range, sums and a sorted sample of one component of a numeric column.
+
+    Args:
+        scaled_by: The transforms that need a mean and a standard deviation.
+    """
+
+    def __init__(self, scaled_by: Sequence[str]) -> None:
+        self.count = 0
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self._sum = ExactSum()
+        self._moments = {
+            transform: (ExactSum(), ExactSum())
+            for transform in ("standard", "log1p")
+            if transform in scaled_by
+        }
+        self.sample = np.empty(0)
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add rows; NaN stands for a null."""
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return
+        self.count += len(values)
+        self.minimum = min(self.minimum, float(values.min()))
+        self.maximum = max(self.maximum, float(values.max()))
+        self._sum.add(values)
+        for transform, (first, second) in self._moments.items():
+            if transform == "standard" and not self._is_scalable:
+                continue
+            scaled = _signed_log(values) if transform == "log1p" else values
+            first.add(scaled)
+            squares, errors = _exact_squares(scaled)
+            second.add(squares)
+            second.add(errors)
+
+    @property
+    def _is_scalable(self) -> bool:
+        return max(-self.minimum, self.maximum) <= _LARGEST_SCALED
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values, NaN if there are none."""
+        return float(self._sum.value / self.count) if self.count else math.nan
+
+    def moments(self, transform: str) -> tuple[float, float]:
+        """Return mean and standard deviation of the values, or of their logarithms."""
+        if not self.count:
+            return 0.0, 0.0
+        first, second = (total.value / self.count for total in self._moments[transform])
+        return float(first), math.sqrt(max(second - first * first, 0))
+
+    def keep_sample(self, values: NDArray[np.float64]) -> None:
+        """Take the rows that quantiles are learned from; NaN stands for a null."""
+        self.sample = np.sort(values[~np.isnan(values)])
+
+
+def _signed_log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.copysign(np.log1p(np.abs(values)), values)
+
+
+def _exact_squares(
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return squares and their rounding errors (Dekker 1971): their sum is exact."""
+    squares = values * values
+    spread = values * _SPLITTER
+    high = spread - (spread - values)
+    low = values - high
+    return squares, ((high * high - squares) + 2.0 * high * low) + low * low
+
+
+def quantile_cuts(ordered: NDArray[np.float64], buckets: int) -> NDArray[np.float64]:
+    """Return the boundaries between buckets of equal mass, closed on the left.
+
+    Equal boundaries are merged, and one at the smallest value is left out, since nothing lies
+    before it: a column that is mostly zero keeps its resolution for the rest.
+
+    Args:
+        ordered: Sorted values, without nulls.
+        buckets: Number of buckets before boundaries are merged, at least 2.
+
+    Returns:
+        Strictly increasing values, at most ``buckets - 1``.
+
+    Example:
+        >>> quantile_cuts(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0]), 8).tolist()
+        [1.0, 2.0, 3.0]
+    """
+    if not len(ordered):
+        return np.empty(0)
+    places = np.arange(1, buckets) * len(ordered) // buckets
+    cuts = np.unique(ordered[places])
+    return cuts[cuts > ordered[0]]
+
+
+def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return quantiles at equal distances, the smallest and largest value among them.
+
+    Equal ones are merged: the cumulative distribution then keeps its resolution for what differs, even
+    if it is mostly zero.
+
+    Args:
+        ordered: Sorted values, without nulls.
+        count: Number of quantiles before they are merged, at least 2.
+
+    Example:
+        >>> quantiles(np.array([0.0, 0.0, 0.0, 0.0, 5.0, 7.0, 9.0]), 4).tolist()
+        [0.0, 5.0, 9.0]
+    """
+    if not len(ordered):
+        return np.empty(0)
+    places = np.arange(count) * (len(ordered) - 1) // (count - 1)
+    return np.unique(ordered[places])
+
+
+def bucket_boundaries(feature: Bucketized, summary: NumberSummary) -> NDArray[np.float64]:
+    """Return the boundaries of a bucketized feature, given or learned."""
+    if feature.boundaries is not None:
+        return np.array(feature.boundaries, np.float64)
+    assert feature.quantiles is not None
+    return quantile_cuts(summary.sample, feature.quantiles)
+
+
+def summarised_fit(feature: Numeric, summaries: Sequence[NumberSummary]) -> NumericFit:
+    """Return what was learned for a numeric feature.
+
+    Args:
+        feature: The declaration.
+        summaries: One a component.
+
+    Raises:
+        FeatureError: If values are too large to be scaled.
+    """
+    boundaries: list[NDArray[np.float64]] = []
+    scaling, fills = [], []
+    for summary in summaries:
+        ordered = summary.sample if feature.transform == "quantile" else np.empty(0)
+        cuts = quantiles(ordered, feature.quantiles)
+        shift, scale = _shift_and_scale(feature, summary)
+        fills.append(_fill(feature, summary, ordered, cuts, (shift, scale)))
+        scaling.append((shift, scale))
+        boundaries.append(cuts)
+    ranges = [(s.minimum, s.maximum) if s.count else (math.nan, math.nan) for s in summaries]
+    return NumericFit(
+        boundaries=tuple(boundaries) if feature.transform == "quantile" else (),
+        shift=np.array([shift for shift, _ in scaling]),
+        scale=np.array([scale for _, scale in scaling]),
+        fill=np.array(fills, np.float32),
+        minimum=np.array([low for low, _ in ranges]),
+        maximum=np.array([high for _, high in ranges]),
+        mean=np.array([summary.mean for summary in summaries]),
+    )
+
+
+def _shift_and_scale(feature: Numeric, summary: NumberSummary) -> tuple[float, float]:
+    if feature.transform in ("quantile", "none") or not summary.count:
+        return 0.0, 1.0
+    largest = max(-summary.minimum, summary.maximum)
+    if feature.transform != "log1p" and largest > _LARGEST_SCALED:
+        raise FeatureError(
+            f"feature {feature.name!r}: got {largest:g}, expected numbers of at most "
+            f'{_LARGEST_SCALED:g} for transform={feature.transform!r}; use "quantile" or "log1p"'
+        )
+    if feature.transform == "minmax":
+        shift, spread = summary.minimum, summary.maximum - summary.minimum
+    else:
+        shift, spread = summary.moments(feature.transform)
+    # A constant becomes 0 whatever the scale.
+    return shift, 1.0 / spread if spread > _SMALLEST_SPREAD else 1.0
+
+
+def _mean_rank(values: NDArray[np.float64], cuts: NDArray[np.float64]) -> float:
+    if len(cuts) < 2:
+        return 0.0
+    total = ExactSum()
+    total.add(np.interp(values, cuts, np.linspace(0.0, 1.0, len(cuts))))
+    return float(total.value / len(values))
+
+
+def _fill(
+    feature: Numeric,
+    summary: NumberSummary,
+    ordered: NDArray[np.float64],
+    cuts: NDArray[np.float64],
+    scaling: tuple[float, float],
+) -> float:
+    shift, scale = scaling
+    is_mean = isinstance(feature.missing, str)
+    if is_mean and not summary.count:
+        return 0.0
+    if feature.transform == "quantile":
+        return _mean_rank(ordered if is_mean else np.array([feature.missing]), cuts)
+    if not is_mean:
+        raw = np.array([feature.missing], np.float64)
+        value = float((_signed_log(raw) if feature.transform == "log1p" else raw)[0])
+        return (value - shift) * scale
+    if feature.transform in ("standard", "log1p"):
+        return 0.0
+    return (summary.mean - shift) * scale
