@@ -18,6 +18,7 @@ __all__ = [
     "Chunk",
     "column_chunks",
     "logical_kind",
+    "nan_count",
     "null_count",
     "read_integers",
     "read_numbers",
@@ -44,6 +45,10 @@ class Chunk:
     origin: str
     origin_row: int
 
+    def at(self, row: int) -> str:
+        """Return where a row of this chunk is, as messages say it."""
+        return f"(row {self.origin_row + int(row)} of {self.origin})"
+
     def refuse(self, name: str, row: int, reason: str) -> FeatureError:
         """Return the error about a row of this chunk.
 
@@ -52,7 +57,7 @@ class Chunk:
             row: Place in the chunk.
             reason: What was got, what is allowed, what to do.
         """
-        return FeatureError(f"{name} (row {self.origin_row + int(row)} of {self.origin}): {reason}")
+        return FeatureError(f"{name} {self.at(row)}: {reason}")
 
 
 def column_chunks(
@@ -134,8 +139,13 @@ def _floats(array: pa.Array) -> NDArray[np.float64]:
     return np.asarray(floats.to_numpy(zero_copy_only=False), np.float64)
 
 
-def read_numbers(chunk: Chunk, name: str) -> NDArray[np.float64]:
+def read_numbers(chunk: Chunk, name: str, *, finite: bool = True) -> NDArray[np.float64]:
     """Return a plain column's numbers, NaN for nulls.
+
+    Args:
+        chunk: Rows of the column.
+        name: What reads it, for messages.
+        finite: Refuse infinite numbers.
 
     Raises:
         FeatureError: If a value is text, or infinite.
@@ -144,7 +154,8 @@ def read_numbers(chunk: Chunk, name: str) -> NDArray[np.float64]:
     if logical_kind(array.type) == "string":
         _refuse_text(chunk, array, name)
     values = _floats(array)
-    _check_finite(chunk, values, name)
+    if finite:
+        _check_finite(chunk, values, name)
     return values
 
 
@@ -252,6 +263,14 @@ def _check_range(chunk: Chunk, array: pa.Array, name: str, kind: ColumnType) -> 
 def read_text(chunk: Chunk, kind: ColumnType) -> pa.Array:
     """Return the texts of a column or of its lists, nulls among them; dictionaries stay."""
     return pc.list_flatten(chunk.array) if kind.nested else chunk.array
+
+
+def nan_count(chunk: Chunk, nested: bool) -> int:
+    """Return how many numbers are NaN without being null."""
+    array = _plain(pc.list_flatten(chunk.array) if nested else chunk.array)
+    if not pa.types.is_floating(array.type):
+        return 0
+    return int(pc.sum(pc.is_nan(array)).as_py() or 0)
 
 
 def null_count(chunk: Chunk) -> int:

@@ -170,8 +170,8 @@ def quantile_cuts(ordered: NDArray[np.float64], buckets: int) -> NDArray[np.floa
 def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """Return quantiles at equal distances, the smallest and largest value among them.
 
-    Equal ones are merged: the cumulative distribution then keeps its resolution for what differs, even
-    if it is mostly zero.
+    Equal ones are merged: the cumulative distribution then keeps its resolution for what differs,
+    even if most values are zero.
 
     Args:
         ordered: Sorted values, without nulls.

@@ -1,0 +1,251 @@
+"""fit_schema: what a spec needs to know about the data, learned out of core."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+
+import pyarrow as pa
+
+from widedeep.data.fit_plan import FitPlan, plan_fit
+from widedeep.data.fit_scans import (
+    Found,
+    Scan,
+    ScanStopped,
+    scan_cross,
+    scan_numbers,
+    scan_plain,
+    scan_values,
+    scan_vocabulary,
+    scan_weight,
+)
+from widedeep.data.fragments import Source
+from widedeep.data.label_scan import scan_label
+from widedeep.data.sources import Data, open_source
+from widedeep.errors import ConfigError, DataError
+from widedeep.features import Categorical, Crossed, FeatureSpec
+from widedeep.schema import Schema
+
+__all__ = ["fit_schema"]
+
+DEFAULT_MEMORY = 1 << 30
+LEAST_MEMORY = 16 << 20
+# A pass holds two fragments of one column beside its counts.
+_MEMORY_A_PASS = 256 << 20
+
+_Pass = Callable[[Scan], Found]
+
+
+def fit_schema(
+    spec: FeatureSpec,
+    data: Data,
+    *,
+    memory_limit: int | None = None,
+    sample_rows: int = 262_144,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: bool = False,
+) -> Schema:
+    """Learn vocabularies, quantiles and column types from data of any size.
+
+    Columns are read one at a time and counts that do not fit go to disk, so memory does not grow
+    with the rows. Vocabularies and learned crosses are exact, the most frequent value first and
+    equally frequent ones by value; numbers are summed exactly. The result does not depend on how
+    the rows are cut into files, nor, but for sampled quantiles, on their order.
+
+    Args:
+        spec: The declaration.
+        data: A path, a glob, a list of paths, a data frame, an Arrow table or reader, or a list of
+            dicts.
+        memory_limit: Bytes for reading and counting, at least 16 MiB, beside what the schema itself
+            takes; 1 GiB if not given.
+        sample_rows: Quantiles are exact on all rows up to this number, and exact on a seeded sample
+            of so many rows beyond it.
+        seed: Of that sample, 0 <= seed < 2**64.
+        threads: Columns read at the same time, at least 1, fewer where the memory limit is small;
+            the number of processors, up to 8, if not given.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        The schema; its ``notes`` say what a person should know, and printing it shows a table.
+
+    Raises:
+        FeatureError: If a value does not fit its feature, or a label is null; says the row.
+        DataError: If there is no row, a column is missing, a weight is negative, or an input cannot
+            be read.
+        ConfigError: If a number is outside its range.
+
+    Example:
+        >>> import widedeep as wd
+        >>> spec = wd.FeatureSpec(label="income", features=wd.categorical("education"))
+        >>> schema = wd.fit_schema(spec, "train.parquet")
+        >>> schema.rows, schema.id_count("education"), schema.describe_id("education", 2)
+        (4000, 18, 'HS-grad')
+    """
+    limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
+    _check_options(spec, limit, sample_rows, threads)
+    workers = min(threads or _processors(), max(1, limit // _MEMORY_A_PASS))
+    columns = _columns(spec)
+    with open_source(data, columns=columns, column_types=_text_columns(spec)) as source:
+        if not source.num_rows:
+            raise DataError("data: got no rows, expected at least one; check the path or the query")
+        plan = plan_fit(spec, source.arrow_schema)
+        n_passes = len(_first_passes(spec, plan)) + len(plan.crosses)
+        with _progress(progress, source.num_rows * n_passes) as on_rows:
+            scan = Scan(
+                source=source,
+                counter_bytes=limit // (2 * workers),
+                sample_rows=sample_rows,
+                seed=seed,
+                on_rows=on_rows,
+                stop=threading.Event(),
+            )
+            return _fit(spec, plan, scan, workers)
+
+
+def _fit(spec: FeatureSpec, plan: FitPlan, scan: Scan, workers: int) -> Schema:
+    found = Found(vocabularies=dict(plan.given))
+    _run(_first_passes(spec, plan), scan, workers, found)
+    passes = [
+        partial(scan_cross, cross=cross, parts=_parts_schema(spec, plan, found, cross))
+        for cross in plan.crosses
+    ]
+    _run(passes, scan, workers, found)
+    rows = scan.source.num_rows
+    return Schema(
+        spec=spec,
+        columns=plan.types,
+        vocabularies=found.vocabularies,
+        boundaries=found.boundaries,
+        numerics=found.numerics,
+        classes=found.classes,
+        rows=rows,
+        missing={column: found.nulls[column] / rows for column in plan.types},
+        label_means=found.label_means,
+        quantile_rows=min(rows, scan.sample_rows),
+        notes=tuple(found.notes),
+    )
+
+
+def _check_options(spec: object, memory_limit: int, sample_rows: int, threads: int | None) -> None:
+    if not isinstance(spec, FeatureSpec):
+        raise ConfigError(
+            f"spec: got {spec!r} ({type(spec).__name__}), expected wd.FeatureSpec(features=[...])"
+        )
+    for name, got, least in (
+        ("memory_limit", memory_limit, LEAST_MEMORY),
+        ("sample_rows", sample_rows, 2),
+        ("threads", 1 if threads is None else threads, 1),
+    ):
+        if got < least:
+            raise ConfigError(f"{name}: got {got}, expected at least {least}")
+
+
+def _processors() -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(usable or 1, 8)
+
+
+def _columns(spec: FeatureSpec) -> list[str]:
+    others = [*spec.labels.values(), spec.weight, spec.group]
+    return list(dict.fromkeys([*spec.columns(), *(name for name in others if name is not None)]))
+
+
+def _text_columns(spec: FeatureSpec) -> dict[str, pa.DataType]:
+    """Columns that the spec itself says are text, whatever a CSV file's first rows suggest."""
+    names = [
+        feature.source
+        for feature in spec.all_features
+        if isinstance(feature, Categorical)
+        and feature.vocabulary is not None
+        and isinstance(feature.vocabulary[0], str)
+    ]
+    names += spec.labels.values() if spec.label_vocabulary is not None else []
+    return dict.fromkeys(names, pa.string())
+
+
+def _first_passes(spec: FeatureSpec, plan: FitPlan) -> list[_Pass]:
+    passes: list[_Pass] = [
+        partial(
+            scan_label,
+            head=head,
+            column=column,
+            kind=plan.types[column],
+            vocabulary=spec.label_vocabulary,
+        )
+        for head, column in spec.labels.items()
+    ]
+    if spec.weight is not None:
+        passes.append(partial(scan_weight, column=spec.weight, kind=plan.types[spec.weight]))
+    passes += [partial(scan_numbers, plan=numbers) for numbers in plan.numbers]
+    passes += [partial(scan_vocabulary, plan=vocabulary) for vocabulary in plan.learned]
+    passes += [partial(scan_values, column=column) for column in plan.checked]
+    seen = {spec.weight, *spec.labels.values(), *(numbers.column for numbers in plan.numbers)}
+    seen.update(column.column for vocabulary in plan.learned for column in vocabulary.columns)
+    seen.update(column.column for column in plan.checked)
+    passes += [partial(scan_plain, column=column) for column in plan.types if column not in seen]
+    return passes
+
+
+def _parts_schema(spec: FeatureSpec, plan: FitPlan, found: Found, cross: Crossed) -> Schema:
+    """What is known of a cross's parts, and no more: other vocabularies need not be indexed."""
+    parts = [spec.by_name[part] for part in cross.parts if part in spec.by_name]
+    part_spec = FeatureSpec(features=[*parts, cross], wide=[cross.name], deep=[])
+    schema = Schema(
+        spec=part_spec,
+        columns={column: plan.types[column] for column in part_spec.columns()},
+        vocabularies=found.vocabularies,
+        boundaries=found.boundaries,
+        numerics={},
+    )
+    keys = {schema.vocabulary_key(part) for part in cross.parts}
+    known = {key: found.vocabularies[key] for key in keys if key in found.vocabularies}
+    return Schema(
+        spec=part_spec,
+        columns=schema.columns,
+        vocabularies=known,
+        boundaries=found.boundaries,
+        numerics={},
+    )
+
+
+def _run(passes: Sequence[_Pass], scan: Scan, workers: int, found: Found) -> None:
+    """Run passes side by side and add up what they find, in their order."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="widedeep-fit") as pool:
+        futures = [pool.submit(one, scan) for one in passes]
+        failure: BaseException | None = None
+        for future in futures:
+            try:
+                found.include(future.result())
+            except ScanStopped:
+                continue
+            except BaseException as error:
+                failure = failure or error
+                scan.stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+        if failure is not None:
+            raise failure
+
+
+@contextmanager
+def _progress(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
+    if not shown:
+        yield lambda rows: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("fit_schema"),
+        BarColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} values"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda rows: bar.advance(task, rows)

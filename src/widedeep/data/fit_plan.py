@@ -1,0 +1,330 @@
+"""What a spec wants to learn from which column: the plan that ``fit_schema`` carries out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from widedeep.data.column_values import logical_kind
+from widedeep.errors import FeatureError
+from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
+from widedeep.schema import ColumnType, LogicalKind, Vocabulary
+
+__all__ = [
+    "FitPlan",
+    "NumberColumn",
+    "ValueColumn",
+    "VocabularyPlan",
+    "given_vocabulary",
+    "plan_fit",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueColumn:
+    """A column whose values are categories.
+
+    Args:
+        column: Its name.
+        reader: What reads it, for messages: ``"feature 'job'"``.
+        type: Its logical type.
+        empty_as_null: The feature's option.
+        num_buckets: The feature's option.
+    """
+
+    column: str
+    reader: str
+    type: ColumnType
+    empty_as_null: bool = False
+    num_buckets: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumberColumn:
+    """A column of numbers and the features that read it.
+
+    Args:
+        column: Its name.
+        reader: What reads it, for messages: ``"feature 'age'"``.
+        features: Numeric and bucketized features.
+        size: Length of its vectors, 1 for plain numbers.
+    """
+
+    column: str
+    reader: str
+    features: tuple[Numeric | Bucketized, ...]
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VocabularyPlan:
+    """A vocabulary to be learned from one or more columns.
+
+    Args:
+        key: Its key in the schema.
+        columns: Where its values are; they are counted together.
+        is_text: True for text, False for integers.
+        min_count: Least number of times a value was seen.
+        max_size: Most values.
+    """
+
+    key: str
+    columns: tuple[ValueColumn, ...]
+    is_text: bool
+    min_count: int = 1
+    max_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitPlan:
+    """What to learn.
+
+    Args:
+        types: Logical type of every column read.
+        numbers: Columns of numbers.
+        learned: Vocabularies to learn.
+        given: Vocabularies that the spec gives, by key.
+        checked: Columns of values that need no counting.
+        crosses: Learned crosses.
+    """
+
+    types: dict[str, ColumnType]
+    numbers: tuple[NumberColumn, ...]
+    learned: tuple[VocabularyPlan, ...]
+    given: dict[str, Vocabulary]
+    checked: tuple[ValueColumn, ...]
+    crosses: tuple[Crossed, ...]
+
+
+def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
+    """Decide what each column is read as.
+
+    Args:
+        spec: The declaration.
+        schema: Logical Arrow types of the columns.
+
+    Raises:
+        FeatureError: If a column's type does not fit its feature, or a given vocabulary is wrong.
+    """
+    types = {
+        column: _column_type(spec, column, schema.field(column).type) for column in schema.names
+    }
+    values = list(_value_columns(spec, types))
+    learned, given, checked = [], {}, []
+    by_key: dict[str, list[tuple[Categorical | None, ValueColumn]]] = {}
+    for key, feature, column in values:
+        if key is None:
+            checked.append(column)
+        else:
+            by_key.setdefault(key, []).append((feature, column))
+    for key, uses in by_key.items():
+        # Features that read one column into one table count its values once.
+        feature, columns = uses[0][0], tuple({use.column: use for _, use in uses}.values())
+        vocabulary = None if feature is None else given_vocabulary(feature, columns[0].type.kind)
+        if vocabulary is not None:
+            given[key] = vocabulary
+            checked.extend(columns)
+        else:
+            learned.append(_vocabulary_plan(key, feature, columns))
+    return FitPlan(
+        types=types,
+        numbers=tuple(_number_columns(spec, types)),
+        learned=tuple(learned),
+        given=given,
+        checked=tuple(checked),
+        crosses=tuple(
+            f for f in spec.all_features if isinstance(f, Crossed) and not f.hash_buckets
+        ),
+    )
+
+
+def _column_type(spec: FeatureSpec, column: str, arrow_type: pa.DataType) -> ColumnType:
+    reader, wants = _reader_of(spec, column)
+    nested = _is_list(arrow_type)
+    item = arrow_type.value_type if nested else arrow_type
+    kind = wants if pa.types.is_null(item) else logical_kind(item)
+    if kind is None:
+        raise FeatureError(
+            f"{reader}: column {column!r} is {arrow_type}, expected text, numbers, booleans, "
+            "dates, timestamps or lists of them; cast it to one of these"
+        )
+    # Text as a number is refused when it is read, unless it is null throughout.
+    if kind == "string" and wants == "float" and reader.startswith("feature"):
+        kind = "float"
+    # Whole numbers come as floats where there are nulls (pandas); as categories they are integers.
+    if kind == "float" and wants == "string":
+        kind = "int"
+    return ColumnType(kind=kind, nested=nested)
+
+
+def _is_list(arrow_type: pa.DataType) -> bool:
+    return bool(pa.types.is_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type))
+
+
+def _reader_of(spec: FeatureSpec, column: str) -> tuple[str, LogicalKind]:
+    """What reads a column, and what it holds if it is all null; values come before numbers."""
+    numbers: tuple[str, LogicalKind] | None = None
+    for feature in spec.all_features:
+        if isinstance(feature, Crossed):
+            if column in feature.parts and column not in spec.by_name:
+                return f"feature {feature.name!r}", "string"
+        elif isinstance(feature, Categorical) and feature.source == column:
+            return f"feature {feature.name!r}", "int" if feature.num_buckets else "string"
+        elif column in (feature.source, getattr(feature, "weights", None)):
+            numbers = (f"feature {feature.name!r}", "float")
+    if numbers is not None:
+        return numbers
+    if column == spec.group:
+        return f"group {column!r}", "string"
+    role = "weight" if column == spec.weight else "label"
+    return f"{role} {column!r}", "float"
+
+
+def _value_columns(
+    spec: FeatureSpec, types: dict[str, ColumnType]
+) -> Iterator[tuple[str | None, Categorical | None, ValueColumn]]:
+    """Yield the key of the vocabulary (None for none), the feature (None for a raw column)."""
+    for feature in spec.all_features:
+        if not isinstance(feature, Categorical):
+            continue
+        hashed = feature.hash_buckets or feature.num_buckets
+        key = None if hashed else feature.table or feature.name
+        reader = f"feature {feature.name!r}"
+        yield (
+            key,
+            feature,
+            ValueColumn(
+                column=feature.source,
+                reader=reader,
+                type=types[feature.source],
+                empty_as_null=feature.empty_as_null,
+                num_buckets=feature.num_buckets,
+            ),
+        )
+    raw: dict[str, tuple[str, bool]] = {}
+    for feature in spec.all_features:
+        if isinstance(feature, Crossed):
+            for part in feature.parts:
+                if part not in spec.by_name:
+                    reader, learned = raw.get(part, (f"feature {feature.name!r}", False))
+                    raw[part] = (reader, learned or not feature.hash_buckets)
+    for part, (reader, learned) in raw.items():
+        column = ValueColumn(column=part, reader=reader, type=types[part])
+        yield part if learned else None, None, column
+
+
+def _vocabulary_plan(
+    key: str, feature: Categorical | None, columns: tuple[ValueColumn, ...]
+) -> VocabularyPlan:
+    kinds = {column.type.kind == "string" for column in columns}
+    if len(kinds) > 1:
+        one = next(column for column in columns if column.type.kind == "string")
+        other = next(column for column in columns if column.type.kind != "string")
+        raise FeatureError(
+            f"{other.reader}: column {other.column!r} is {other.type.kind}, but {one.column!r}, "
+            f"which shares table {key!r}, is text; cast one of them"
+        )
+    return VocabularyPlan(
+        key=key,
+        columns=columns,
+        is_text=kinds.pop(),
+        min_count=1 if feature is None else feature.min_count,
+        max_size=None if feature is None else feature.max_size,
+    )
+
+
+def _number_columns(spec: FeatureSpec, types: dict[str, ColumnType]) -> Iterator[NumberColumn]:
+    by_column: dict[str, list[Numeric | Bucketized]] = {}
+    for feature in spec.all_features:
+        if isinstance(feature, Numeric | Bucketized):
+            by_column.setdefault(feature.source, []).append(feature)
+    for column, features in by_column.items():
+        sizes = {f.size if isinstance(f, Numeric) else 1 for f in features}
+        size, reader = sizes.pop(), f"feature {features[0].name!r}"
+        if sizes:
+            raise FeatureError(
+                f"{reader}: column {column!r} is read as vectors of {size} and of {sizes.pop()} "
+                "numbers; give its features one size"
+            )
+        if types[column].nested != (size > 1):
+            got = "lists" if types[column].nested else "plain values"
+            raise FeatureError(
+                f"{reader}: column {column!r} holds {got}, expected "
+                f"{'lists' if size > 1 else 'plain values'} for size={size}; "
+                "set size= to the length of its lists"
+            )
+        yield NumberColumn(column=column, reader=reader, features=tuple(features), size=size)
+
+
+def given_vocabulary(feature: Categorical, kind: LogicalKind) -> Vocabulary | None:
+    """Return the vocabulary that a feature gives as a list or in a file, None if it gives none.
+
+    Args:
+        feature: The declaration.
+        kind: What its column holds; a file's lines become integers if the column does.
+
+    Raises:
+        FeatureError: If the file is not there, has an empty line, or names a value twice.
+    """
+    values: Sequence[str | int]
+    if feature.vocabulary is not None:
+        values = feature.vocabulary
+    elif feature.vocabulary_file is not None:
+        values = _file_values(feature, feature.vocabulary_file, kind)
+    else:
+        return None
+    counts = np.zeros(len(values), np.int64)
+    if isinstance(values[0], int):
+        return Vocabulary(values=np.array(values, np.int64), counts=counts)
+    texts = [str(value).encode() for value in values]
+    return Vocabulary(values=pa.array(texts, pa.large_binary()), counts=counts)
+
+
+def _file_values(feature: Categorical, path: str, kind: LogicalKind) -> Sequence[str | int]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            lines = [line.rstrip("\r\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FeatureError(
+            f"feature {feature.name!r}: got vocabulary_file={path!r}, which cannot be read "
+            f"({error}); expected a UTF-8 file with one value a line"
+        ) from error
+    values: Sequence[str | int] = lines if kind == "string" else _integers(feature, path, lines)
+    seen: dict[str | int, int] = {}
+    for number, value in enumerate(values, 1):
+        if value == "":
+            raise _line_error(feature, path, number, "an empty line", "remove the line")
+        if value in seen:
+            raise _line_error(
+                feature, path, number, f"{value!r}, as on line {seen[value]}", "remove one of them"
+            )
+        seen[value] = number
+    if not seen:
+        raise _line_error(feature, path, 1, "an empty file", "add at least one value")
+    return values
+
+
+def _integers(feature: Categorical, path: str, lines: list[str]) -> list[int]:
+    integers = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = int(line)
+        except ValueError:
+            value = None
+        if value is None or not -(2**63) <= value < 2**63:
+            raise _line_error(
+                feature,
+                path,
+                number,
+                repr(line),
+                f"expected integers of 64 bits, as column {feature.source!r} holds",
+            )
+        integers.append(value)
+    return integers
+
+
+def _line_error(feature: Categorical, path: str, line: int, got: str, advice: str) -> FeatureError:
+    return FeatureError(f"feature {feature.name!r} (line {line} of {path}): got {got}; {advice}")

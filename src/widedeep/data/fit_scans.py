@@ -1,0 +1,341 @@
+"""The passes of ``fit_schema``: each reads one column, or the parts of one cross, and no more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep.data.column_values import (
+    Chunk,
+    column_chunks,
+    nan_count,
+    null_count,
+    read_integers,
+    read_numbers,
+    read_text,
+    read_vectors,
+)
+from widedeep.data.counting import ValueCounter
+from widedeep.data.fit_plan import NumberColumn, ValueColumn, VocabularyPlan
+from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.number_fit import NumberSummary, bucket_boundaries, summarised_fit
+from widedeep.data.sampling import RowSample
+from widedeep.data.transform import Transform
+from widedeep.errors import DataError
+from widedeep.features import Bucketized, Crossed, Numeric
+from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
+
+__all__ = [
+    "Found",
+    "Scan",
+    "ScanStopped",
+    "scan_cross",
+    "scan_numbers",
+    "scan_plain",
+    "scan_values",
+    "scan_vocabulary",
+    "scan_weight",
+]
+
+_MISSING_ID = 1
+# Combinations that multi-valued parts make are counted so many at a time.
+_TUPLES_AT_ONCE = 1 << 20
+# A column of so many values that are all different looks like a key.
+_KEY_VALUES = 1000
+
+
+class ScanStopped(Exception):
+    """Another pass failed, so this one ends; never leaves ``fit_schema``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """What every pass needs.
+
+    Args:
+        source: Where the rows are.
+        counter_bytes: Memory of one pass's table of counts.
+        sample_rows: Rows that quantiles are learned from.
+        seed: Of the sample.
+        on_rows: Called with a number of rows after they were read.
+        stop: Set when another pass failed.
+    """
+
+    source: Source
+    counter_bytes: int
+    sample_rows: int
+    seed: int
+    on_rows: Callable[[int], None]
+    stop: threading.Event
+
+    def chunks(self, column: str) -> Iterator[Chunk]:
+        """Yield a column in order."""
+        return column_chunks(self.source, column, self.advance)
+
+    def advance(self, rows: int) -> None:
+        """Report rows that were read."""
+        if self.stop.is_set():
+            raise ScanStopped
+        self.on_rows(rows)
+
+
+@dataclass(kw_only=True, slots=True)
+class Found:
+    """What passes found; the fields of a schema."""
+
+    vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
+    boundaries: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    numerics: dict[str, NumericFit] = field(default_factory=dict)
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    label_means: dict[str, float] = field(default_factory=dict)
+    nulls: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def include(self, other: Found) -> None:
+        """Add what another pass found."""
+        self.vocabularies.update(other.vocabularies)
+        self.boundaries.update(other.boundaries)
+        self.numerics.update(other.numerics)
+        self.classes.update(other.classes)
+        self.label_means.update(other.label_means)
+        self.nulls.update(other.nulls)
+        self.notes.extend(note for note in other.notes if note not in self.notes)
+
+
+def scan_numbers(scan: Scan, plan: NumberColumn) -> Found:
+    """Learn what numeric and bucketized features need from their column.
+
+    Raises:
+        FeatureError: If a value is text, infinite, or a vector of another length.
+    """
+    transforms = [f.transform for f in plan.features if isinstance(f, Numeric)]
+    summaries = [NumberSummary(transforms) for _ in range(plan.size)]
+    samples = RowSample(scan.seed, scan.sample_rows) if _needs_sample(plan) else None
+    nulls = nans = 0
+    for chunk in scan.chunks(plan.column):
+        if plan.size == 1:
+            columns = [read_numbers(chunk, plan.reader)]
+        else:
+            columns = list(read_vectors(chunk, plan.reader, plan.size).T)
+        for summary, values in zip(summaries, columns, strict=True):
+            summary.add(values)
+        if samples is not None:
+            samples.add(pa.table({str(i): values for i, values in enumerate(columns)}))
+        nulls += null_count(chunk)
+        nans += nan_count(chunk, plan.size > 1)
+    if samples is not None:
+        for summary, values in zip(summaries, samples.table().columns, strict=True):
+            summary.keep_sample(values.to_numpy())
+    found = Found(nulls={plan.column: nulls}, notes=_number_notes(plan, summaries, nans))
+    for feature in plan.features:
+        if isinstance(feature, Bucketized):
+            found.boundaries[feature.name] = bucket_boundaries(feature, summaries[0])
+        else:
+            found.numerics[feature.name] = summarised_fit(feature, summaries)
+    return found
+
+
+def _needs_sample(plan: NumberColumn) -> bool:
+    return any(
+        feature.quantiles is not None
+        if isinstance(feature, Bucketized)
+        else feature.transform == "quantile"
+        for feature in plan.features
+    )
+
+
+def _number_notes(plan: NumberColumn, summaries: Sequence[NumberSummary], nans: int) -> list[str]:
+    notes = []
+    if nans:
+        notes.append(f"column {plan.column!r}: {nans:,} NaN counted as missing")
+    for component, summary in enumerate(summaries):
+        name = f"column {plan.column!r}"
+        if plan.size > 1:
+            name += f", component {component}"
+        if not summary.count:
+            notes.append(f"{name}: null in every row, so nothing is learned from it")
+        elif summary.minimum == summary.maximum:
+            notes.append(f"{name}: {summary.minimum:g} in every row, so nothing is learned from it")
+    return notes
+
+
+def scan_vocabulary(scan: Scan, plan: VocabularyPlan) -> Found:
+    """Count the values of one or more columns and keep those that are frequent enough.
+
+    Raises:
+        FeatureError: If a number is not whole.
+    """
+    found = Found()
+    with ValueCounter(
+        "bytes" if plan.is_text else "int64", memory_limit_bytes=scan.counter_bytes
+    ) as counter:
+        for column in plan.columns:
+            before = counter.total
+            for chunk in scan.chunks(column.column):
+                _count(counter, _values(chunk, column), column)
+                _add_nulls(found, chunk, column)
+            if counter.total == before:
+                found.notes.append(
+                    f"column {column.column!r}: no value in any row, so nothing is learned from it"
+                )
+        values, counts = counter.result(plan.min_count, plan.max_size)
+        distinct, total = counter.distinct, counter.total
+    found.vocabularies[plan.key] = Vocabulary(
+        values=values, counts=counts, dropped=distinct - len(values)
+    )
+    found.notes += _vocabulary_notes(plan, distinct, total, len(values))
+    return found
+
+
+def _count(counter: ValueCounter, values: pa.Array, column: ValueColumn) -> None:
+    try:
+        counter.add(values)
+    except DataError as error:
+        raise DataError(f"{column.reader}, column {column.column!r}: {error}") from error
+
+
+def _values(chunk: Chunk, column: ValueColumn) -> pa.Array:
+    if column.type.kind != "string":
+        return read_integers(chunk, column.reader, column.type)
+    texts = read_text(chunk, column.type)
+    if column.empty_as_null:
+        texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
+        texts = texts.filter(pc.greater(pc.binary_length(texts), 0))
+    # A column that is null throughout may have no type of its own.
+    return texts.cast(pa.string()) if pa.types.is_null(texts.type) else texts
+
+
+def _add_nulls(found: Found, chunk: Chunk, column: ValueColumn) -> None:
+    found.nulls[column.column] = found.nulls.get(column.column, 0) + null_count(chunk)
+
+
+def _vocabulary_notes(plan: VocabularyPlan, distinct: int, total: int, kept: int) -> list[str]:
+    if not distinct:
+        return []
+    if not kept:
+        return [
+            f"vocabulary {plan.key!r}: no value was seen {plan.min_count:,} times, "
+            "so all count as unseen"
+        ]
+    if distinct == total >= _KEY_VALUES:
+        return [
+            f"vocabulary {plan.key!r}: all {total:,} values differ, as those of a key do; "
+            "nothing general is learned from them"
+        ]
+    return []
+
+
+def scan_values(scan: Scan, column: ValueColumn) -> Found:
+    """Check a column whose values need no counting.
+
+    Raises:
+        FeatureError: If a number is not whole.
+    """
+    found = Found(nulls={column.column: 0})
+    outside = 0
+    for chunk in scan.chunks(column.column):
+        _add_nulls(found, chunk, column)
+        if column.type.kind == "string":
+            continue
+        values = np.asarray(read_integers(chunk, column.reader, column.type))
+        if column.num_buckets is not None:
+            outside += int(np.count_nonzero((values < 0) | (values >= column.num_buckets)))
+    if outside:
+        found.notes.append(
+            f"{column.reader}: {outside:,} values outside 0 <= v < num_buckets = "
+            f"{column.num_buckets:,} count as unseen"
+        )
+    return found
+
+
+def scan_plain(scan: Scan, column: str) -> Found:
+    """Count the nulls of a column."""
+    return Found(nulls={column: sum(null_count(chunk) for chunk in scan.chunks(column))})
+
+
+def scan_weight(scan: Scan, column: str, kind: ColumnType) -> Found:
+    """Check the example weights.
+
+    Raises:
+        DataError: If a weight is null, negative or no finite number.
+    """
+    name = f"weight {column!r}"
+    if kind.nested or kind.kind == "string":
+        raise DataError(f"{name}: got a column of {kind.arrow()}, expected one number a row")
+    total = 0.0
+    for chunk in scan.chunks(column):
+        weights = read_numbers(chunk, name, finite=False)
+        wrong = ~np.isfinite(weights) | (weights < 0)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise DataError(
+                f"{name} {chunk.at(row)}: got {chunk.array[row]}, expected a finite number of at "
+                "least 0; correct it or drop the row"
+            )
+        total += float(weights.sum())
+    notes = [] if total > 0 else [f"{name}: 0 in every row, so nothing is learned"]
+    return Found(nulls={column: 0}, notes=notes)
+
+
+def scan_cross(scan: Scan, cross: Crossed, parts: Schema) -> Found:
+    """Count the combinations of part ids, all of a row's where parts are multi-valued.
+
+    Args:
+        scan: Where the rows are.
+        cross: The cross to learn.
+        parts: A schema that holds all that its parts need.
+    """
+    transform = Transform(parts)
+    columns = transform.schema.spec.columns()
+    with ValueCounter("tuple", memory_limit_bytes=scan.counter_bytes) as counter:
+        for table in column_stream(scan.source, columns):
+            origin, first_row = origin_of(table) or ("", 0)
+            encoded = transform.part_ids(table, cross.parts, origin=origin, first_row=first_row)
+            for tuples in _combinations(encoded):
+                counter.add(tuples)
+            scan.advance(table.num_rows)
+        values, counts = counter.result(cross.min_count, cross.max_size)
+        dropped = counter.distinct - len(values)
+    tuples = np.asarray(values, np.int64).reshape(-1, len(cross.parts))
+    vocabulary = Vocabulary(values=tuples, counts=counts, dropped=dropped)
+    note = f"cross {cross.name!r}: no combination was seen {cross.min_count:,} times"
+    return Found(vocabularies={cross.name: vocabulary}, notes=[] if len(tuples) else [note])
+
+
+def _combinations(
+    encoded: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+) -> Iterator[NDArray[np.int64]]:
+    """Yield rows of part ids: the Cartesian product of each example's ids."""
+    starts = [offsets[:-1] for _, offsets in encoded]
+    lengths = []
+    for ids, offsets in encoded:
+        n_ids = np.diff(offsets)
+        # A missing part stands alone in its row, and yields no cross.
+        first = np.minimum(offsets[:-1], max(len(ids) - 1, 0))
+        if len(ids):
+            n_ids = np.where((n_ids == 1) & (ids[first] == _MISSING_ID), 0, n_ids)
+        lengths.append(n_ids)
+    made = np.prod(lengths, axis=0)
+    ends = np.cumsum(made)
+    row = 0
+    while row < len(made):
+        done = int(ends[row - 1]) if row else 0
+        stop = max(row + 1, int(np.searchsorted(ends, done + _TUPLES_AT_ONCE, "right")))
+        rows = np.repeat(np.arange(row, stop), made[row:stop])
+        place = np.arange(len(rows)) - np.repeat(
+            ends[row:stop] - made[row:stop] - done, made[row:stop]
+        )
+        tuples = np.empty((len(rows), len(encoded)), np.int64)
+        for part in reversed(range(len(encoded))):
+            n_ids = lengths[part][rows]
+            tuples[:, part] = encoded[part][0][starts[part][rows] + place % n_ids]
+            place //= n_ids
+        if len(tuples):
+            yield tuples
+        row = stop

@@ -1,0 +1,109 @@
+"""The pass of ``fit_schema`` over a label: its classes, or its mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from widedeep.data.column_values import Chunk, read_numbers
+from widedeep.data.counting import ValueCounter
+from widedeep.data.fit_scans import Found, Scan
+from widedeep.data.number_fit import NumberSummary
+from widedeep.errors import FeatureError
+from widedeep.schema import ColumnType
+
+__all__ = ["scan_label"]
+
+_SHOWN_CLASSES = 10
+
+
+def scan_label(
+    scan: Scan, head: str, column: str, kind: ColumnType, vocabulary: Sequence[str] | None
+) -> Found:
+    """Learn the classes of a text label, the mean of any other.
+
+    Args:
+        scan: Where the rows are.
+        head: The label's head.
+        column: The label's column.
+        kind: What the column holds.
+        vocabulary: The classes in order; None learns them, in the order of their values.
+
+    Raises:
+        FeatureError: If a label is null, infinite, outside the vocabulary, or a list.
+    """
+    name = f"label {column!r}"
+    if kind.nested:
+        raise FeatureError(
+            f"{name}: got a column of lists, expected one value a row; "
+            "name a column for each label: label=[...]"
+        )
+    if kind.kind == "string":
+        return _scan_classes(scan, head, column, name, vocabulary)
+    return _scan_mean(scan, head, column, name)
+
+
+def _scan_mean(scan: Scan, head: str, column: str, name: str) -> Found:
+    summary = NumberSummary(())
+    for chunk in scan.chunks(column):
+        values = read_numbers(chunk, name)
+        missing = np.isnan(values)
+        if missing.any():
+            raise _missing_label(chunk, name, int(missing.argmax()))
+        summary.add(values)
+    notes = []
+    if summary.minimum == summary.maximum:
+        notes.append(f"{name}: {summary.minimum:g} in every row, so there is nothing to tell apart")
+    return Found(nulls={column: 0}, label_means={head: summary.mean}, notes=notes)
+
+
+def _missing_label(chunk: Chunk, name: str, row: int) -> FeatureError:
+    got = chunk.array[row].as_py()
+    shown = "null" if got is None else repr(got)
+    return chunk.refuse(name, row, f"got {shown}, expected a label in every row; drop the row")
+
+
+def _scan_classes(
+    scan: Scan, head: str, column: str, name: str, vocabulary: Sequence[str] | None
+) -> Found:
+    known = None if vocabulary is None else pa.array(vocabulary, pa.string())
+    with ValueCounter("bytes", memory_limit_bytes=scan.counter_bytes) as counter:
+        for chunk in scan.chunks(column):
+            texts = chunk.array
+            if pa.types.is_dictionary(texts.type):
+                texts = texts.dictionary_decode()
+            if texts.null_count:
+                raise _missing_label(chunk, name, int(np.asarray(texts.is_null()).argmax()))
+            if known is not None:
+                _check_known(chunk, texts, known, name)
+            counter.add(texts)
+        values, _ = counter.result()
+    seen = sorted(value.as_py() for value in values)
+    classes = tuple(value.decode("utf-8", "replace") for value in seen)
+    found = Found(
+        nulls={column: 0}, classes={head: classes if known is None else tuple(vocabulary)}
+    )
+    if len(classes) == 1:
+        found.notes.append(
+            f"{name}: {classes[0]!r} in every row, so there is nothing to tell apart"
+        )
+    absent = sorted(set(vocabulary or ()) - set(classes))
+    if absent:
+        found.notes.append(f"{name}: no row has {', '.join(map(repr, absent[:_SHOWN_CLASSES]))}")
+    return found
+
+
+def _check_known(chunk: Chunk, texts: pa.Array, known: pa.Array, name: str) -> None:
+    unknown = ~np.asarray(pc.is_in(texts.cast(pa.string()), known))
+    if unknown.any():
+        row = int(unknown.argmax())
+        allowed = known.to_pylist()[:_SHOWN_CLASSES]
+        raise chunk.refuse(
+            name,
+            row,
+            f"got {texts[row].as_py()!r}, expected one of {allowed}; "
+            "add it to label_vocabulary, or drop the row",
+        )
