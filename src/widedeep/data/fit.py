@@ -15,7 +15,6 @@ from widedeep.data.fit_plan import FitPlan, plan_fit
 from widedeep.data.fit_scans import (
     Found,
     Scan,
-    ScanStopped,
     scan_cross,
     scan_numbers,
     scan_plain,
@@ -23,7 +22,6 @@ from widedeep.data.fit_scans import (
     scan_vocabulary,
     scan_weight,
 )
-from widedeep.data.fragments import Source
 from widedeep.data.label_scan import scan_label
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
@@ -94,8 +92,10 @@ def fit_schema(
         if not source.num_rows:
             raise DataError("data: got no rows, expected at least one; check the path or the query")
         plan = plan_fit(spec, source.arrow_schema)
-        n_passes = len(_first_passes(spec, plan)) + len(plan.crosses)
-        with _progress(progress, source.num_rows * n_passes) as on_rows:
+        passes = _first_passes(spec, plan)
+        shared = sum(len(vocabulary.columns) - 1 for vocabulary in plan.learned)
+        n_reads = len(passes) + shared + len(plan.crosses)
+        with _progress(progress, source.num_rows * n_reads) as on_rows:
             scan = Scan(
                 source=source,
                 counter_bytes=limit // (2 * workers),
@@ -104,17 +104,13 @@ def fit_schema(
                 on_rows=on_rows,
                 stop=threading.Event(),
             )
-            return _fit(spec, plan, scan, workers)
+            found = Found(vocabularies=dict(plan.given))
+            _run(passes, scan, workers, found)
+            _run(_cross_passes(spec, plan, found), scan, workers, found)
+            return _schema(spec, plan, scan, found)
 
 
-def _fit(spec: FeatureSpec, plan: FitPlan, scan: Scan, workers: int) -> Schema:
-    found = Found(vocabularies=dict(plan.given))
-    _run(_first_passes(spec, plan), scan, workers, found)
-    passes = [
-        partial(scan_cross, cross=cross, parts=_parts_schema(spec, plan, found, cross))
-        for cross in plan.crosses
-    ]
-    _run(passes, scan, workers, found)
+def _schema(spec: FeatureSpec, plan: FitPlan, scan: Scan, found: Found) -> Schema:
     rows = scan.source.num_rows
     return Schema(
         spec=spec,
@@ -191,23 +187,23 @@ def _first_passes(spec: FeatureSpec, plan: FitPlan) -> list[_Pass]:
     return passes
 
 
+def _cross_passes(spec: FeatureSpec, plan: FitPlan, found: Found) -> list[_Pass]:
+    return [
+        partial(scan_cross, cross=cross, parts=_parts_schema(spec, plan, found, cross))
+        for cross in plan.crosses
+    ]
+
+
 def _parts_schema(spec: FeatureSpec, plan: FitPlan, found: Found, cross: Crossed) -> Schema:
     """What is known of a cross's parts, and no more: other vocabularies need not be indexed."""
     parts = [spec.by_name[part] for part in cross.parts if part in spec.by_name]
     part_spec = FeatureSpec(features=[*parts, cross], wide=[cross.name], deep=[])
-    schema = Schema(
-        spec=part_spec,
-        columns={column: plan.types[column] for column in part_spec.columns()},
-        vocabularies=found.vocabularies,
-        boundaries=found.boundaries,
-        numerics={},
-    )
-    keys = {schema.vocabulary_key(part) for part in cross.parts}
-    known = {key: found.vocabularies[key] for key in keys if key in found.vocabularies}
+    keys = {feature.table for feature in parts if isinstance(feature, Categorical)}
+    keys.update(cross.parts)
     return Schema(
         spec=part_spec,
-        columns=schema.columns,
-        vocabularies=known,
+        columns={column: plan.types[column] for column in part_spec.columns()},
+        vocabularies={key: found.vocabularies[key] for key in keys if key in found.vocabularies},
         boundaries=found.boundaries,
         numerics={},
     )
@@ -217,19 +213,13 @@ def _run(passes: Sequence[_Pass], scan: Scan, workers: int, found: Found) -> Non
     """Run passes side by side and add up what they find, in their order."""
     with ThreadPoolExecutor(workers, thread_name_prefix="widedeep-fit") as pool:
         futures = [pool.submit(one, scan) for one in passes]
-        failure: BaseException | None = None
-        for future in futures:
-            try:
+        try:
+            for future in futures:
                 found.include(future.result())
-            except ScanStopped:
-                continue
-            except BaseException as error:
-                failure = failure or error
-                scan.stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
-        if failure is not None:
-            raise failure
+        except BaseException:
+            scan.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @contextmanager
