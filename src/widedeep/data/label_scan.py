@@ -69,7 +69,7 @@ def _missing_label(chunk: Chunk, name: str, row: int) -> FeatureError:
 def _scan_classes(
     scan: Scan, head: str, column: str, name: str, vocabulary: Sequence[str] | None
 ) -> Found:
-    known = None if vocabulary is None else pa.array(vocabulary, pa.string())
+    known = pa.array(vocabulary, pa.string()) if vocabulary else None
     with ValueCounter("bytes", memory_limit_bytes=scan.counter_bytes) as counter:
         for chunk in scan.chunks(column):
             texts = chunk.array
@@ -83,9 +83,7 @@ def _scan_classes(
         values, _ = counter.result()
     seen = sorted(value.as_py() for value in values)
     classes = tuple(value.decode("utf-8", "replace") for value in seen)
-    found = Found(
-        nulls={column: 0}, classes={head: classes if known is None else tuple(vocabulary)}
-    )
+    found = Found(nulls={column: 0}, classes={head: tuple(vocabulary or classes)})
     if len(classes) == 1:
         found.notes.append(
             f"{name}: {classes[0]!r} in every row, so there is nothing to tell apart"

@@ -121,7 +121,7 @@ class NumberSummary:
         if not self.count:
             return 0.0, 0.0
         first, second = (total.value / self.count for total in self._moments[transform])
-        return float(first), math.sqrt(max(second - first * first, 0))
+        return float(first), math.sqrt(max(second - first * first, Fraction(0)))
 
     def keep_sample(self, values: NDArray[np.float64]) -> None:
         """Take the rows that quantiles are learned from; NaN stands for a null."""
@@ -164,7 +164,7 @@ def quantile_cuts(ordered: NDArray[np.float64], buckets: int) -> NDArray[np.floa
         return np.empty(0)
     places = np.arange(1, buckets) * len(ordered) // buckets
     cuts = np.unique(ordered[places])
-    return cuts[cuts > ordered[0]]
+    return np.asarray(cuts[cuts > ordered[0]])
 
 
 def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
