@@ -113,6 +113,13 @@ def test_import_is_light_and_silent() -> None:
     }
 
 
+def test_import_adds_little_to_the_import_of_torch() -> None:
+    source = "import time, torch; start = time.perf_counter(); import widedeep; "
+    source += "print(time.perf_counter() - start)"
+    # The best of three: other work on the machine only ever adds.
+    assert min(float(run_python(source).stdout) for _ in range(3)) < 0.2
+
+
 def test_loading_every_name_starts_no_thread_and_opens_no_socket() -> None:
     names = [name for name in PUBLIC_NAMES if module_exists(name)]
     source = OBSERVE_IMPORT.replace(
