@@ -91,7 +91,7 @@ class NumberSummary:
 
     def add(self, values: NDArray[np.float64]) -> None:
         """Add rows; NaN stands for a null."""
-        values = values[~np.isnan(values)]
+        values = _known(values)
         if not len(values):
             return
         self.count += len(values)
@@ -125,7 +125,12 @@ class NumberSummary:
 
     def keep_sample(self, values: NDArray[np.float64]) -> None:
         """Take the rows that quantiles are learned from; NaN stands for a null."""
-        self.sample = np.sort(values[~np.isnan(values)])
+        self.sample = np.sort(_known(values))
+
+
+def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Which of two equal zeros is kept would depend on their order: adding 0 makes both +0.
+    return values[~np.isnan(values)] + 0.0
 
 
 def _signed_log(values: NDArray[np.float64]) -> NDArray[np.float64]:
