@@ -51,10 +51,11 @@ def bundle_model(model: WideDeep) -> BundleModel:
         )
         for head, places in zip(model.heads, model.head_slices, strict=True)
     ]
+    tower = _standard_tower(model)
     return BundleModel(
         heads=tuple(heads),
-        activation=model.config.activation,
-        hidden_units=model.config.hidden_units if "mlp" in model.towers else (),
+        activation=model.config.activation if tower is None else tower.activation,
+        hidden_units=() if tower is None else tower.hidden_units,
         wide=tuple(slot.name for slot in model.schema.slots if slot.wide),
         wide_combiner=model.config.wide_combiner,
         deep=tuple(columns),
@@ -68,14 +69,23 @@ def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
         weights.update(
             {f"wide/{name}": _array(w) for name, w in model.wide_table.named_weights().items()}
         )
+    # Sequences are for towers of one's own; the standard tower does not read them.
+    used = {slot.table for slot in model.schema.slots if slot.name in model.layout.columns}
     for table in model.deep_tables.values():
-        weights.update({f"table/{name}": _array(w) for name, w in table.named_weights().items()})
-    tower = model.towers["mlp"] if "mlp" in model.towers else None  # noqa: SIM401 (no .get)
-    if isinstance(tower, MLP):
-        output = model.outputs["mlp"]
+        named = table.named_weights().items()
+        weights.update({f"table/{name}": _array(w) for name, w in named if name in used})
+    tower = _standard_tower(model)
+    if tower is not None:
+        (output,) = model.outputs.values()
         assert isinstance(output, nn.Linear)
         weights.update(_mlp_weights(tower, output, weights))
     return weights
+
+
+def _standard_tower(model: WideDeep) -> MLP | None:
+    """Return the standard tower if it is the only one; other models keep theirs in a graph."""
+    towers = list(model.towers.values())
+    return towers[0] if len(towers) == 1 and type(towers[0]) is MLP else None
 
 
 def _mlp_weights(
@@ -131,7 +141,7 @@ def export_bundle(
 ) -> Bundle:
     """Write a trainer's model as a bundle; see :meth:`widedeep.Trainer.export`."""
     model = trainer.model
-    custom = [name for name in model.towers if name != "mlp"]
+    custom = len(model.towers) > 0 and _standard_tower(model) is None
     onnx = None
     if custom:
         from widedeep.training.onnx_export import tower_graph
