@@ -13,6 +13,8 @@ void bind_transform(nb::module_& m);
 }  // namespace widedeep
 
 NB_MODULE(_native, m) {
+  // What a user's globals hold until the process ends is no leak worth a page on the terminal.
+  nb::set_leak_warnings(false);
   m.doc() = "The kernels of widedeep.";
   widedeep::active_isa();  // a wrong WIDEDEEP_ISA is told at import, not in the middle of a run
   m.def(

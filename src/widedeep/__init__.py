@@ -5,8 +5,8 @@ and a process that only scores never imports torch.
 
 Example:
     >>> import widedeep as wd
-    >>> wd.numeric.__module__
-    'widedeep.features'
+    >>> wd.crossed("education", "occupation").name
+    'education_x_occupation'
 """
 
 from __future__ import annotations

@@ -234,7 +234,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Example:
         >>> import tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.toml"
-        >>> _ = path.write_text('[data]\\nlabel = "y"\\n[features]\\nnumeric = ["age"]\\n')
+        >>> _ = path.write_text('[data]\nlabel = "y"\n[features]\nnumeric = ["age"]\n')
         >>> load_config(path, ["train.epochs=3"]).train.epochs
         3
     """
