@@ -251,7 +251,8 @@ def read_integers(chunk: Chunk, name: str, kind: ColumnType) -> pa.Int64Array:
 def _check_range(chunk: Chunk, array: pa.Array, name: str, kind: ColumnType) -> None:
     largest = pc.max(array).as_py()
     if largest is not None and largest >= _INT64:
-        element = int(np.asarray(pc.fill_null(pc.greater_equal(array, _INT64), False)).argmax())
+        wrong = pc.greater_equal(array, pa.scalar(_INT64, pa.uint64()))
+        element = int(np.asarray(pc.fill_null(wrong, False)).argmax())
         raise chunk.refuse(
             name,
             _row_of(chunk.array, kind, element),

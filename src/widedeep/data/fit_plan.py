@@ -112,6 +112,7 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
     types = {
         column: _column_type(spec, column, schema.field(column).type) for column in schema.names
     }
+    _check_label_vocabulary(spec, types)
     values = list(_value_columns(spec, types))
     learned, given, checked = [], {}, []
     by_key: dict[str, list[tuple[Categorical | None, ValueColumn]]] = {}
@@ -120,6 +121,8 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
             checked.append(column)
         else:
             by_key.setdefault(key, []).append((feature, column))
+    if spec.group is not None:
+        checked.append(_group_column(spec.group, types[spec.group]))
     for key, uses in by_key.items():
         # Features that read one column into one table count its values once.
         feature, columns = uses[0][0], tuple({use.column: use for _, use in uses}.values())
@@ -158,6 +161,17 @@ def _column_type(spec: FeatureSpec, column: str, arrow_type: pa.DataType) -> Col
     if kind == "float" and wants == "string":
         kind = "int"
     return ColumnType(kind=kind, nested=nested)
+
+
+def _check_label_vocabulary(spec: FeatureSpec, types: dict[str, ColumnType]) -> None:
+    labels = list(spec.labels.values())
+    if spec.label_vocabulary is None or not labels:
+        return
+    if all(types[column].kind != "string" for column in labels):
+        raise FeatureError(
+            f"label {labels[0]!r}: got a column of {types[labels[0]].kind}, expected text for "
+            "label_vocabulary; cast the column to text, or drop label_vocabulary"
+        )
 
 
 def _is_list(arrow_type: pa.DataType) -> bool:
@@ -214,6 +228,13 @@ def _value_columns(
     for part, (reader, learned) in raw.items():
         column = ValueColumn(column=part, reader=reader, type=types[part])
         yield part if learned else None, None, column
+
+
+def _group_column(column: str, kind: ColumnType) -> ValueColumn:
+    reader = f"group {column!r}"
+    if kind.nested:
+        raise FeatureError(f"{reader}: got a column of lists, expected one value a row")
+    return ValueColumn(column=column, reader=reader, type=kind)
 
 
 def _vocabulary_plan(

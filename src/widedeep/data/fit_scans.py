@@ -267,7 +267,8 @@ def scan_weight(scan: Scan, column: str, kind: ColumnType) -> Found:
     """
     name = f"weight {column!r}"
     if kind.nested or kind.kind == "string":
-        raise DataError(f"{name}: got a column of {kind.arrow()}, expected one number a row")
+        got = "lists" if kind.nested else "text"
+        raise DataError(f"{name}: got a column of {got}, expected one number a row")
     total = 0.0
     for chunk in scan.chunks(column):
         weights = read_numbers(chunk, name, finite=False)
