@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -108,12 +109,12 @@ class DenseUpdate:
                         f"optimizer state {key!r} is missing or has another shape; use the same "
                         "optimizer"
                     )
-                held.copy_(torch.as_tensor(tensors[key]).clone())
+                held.copy_(torch.from_numpy(np.array(tensors[key])))
             return
         assert self._torch is not None
         names = list(self.parameters)
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             name, _, slot = key.rpartition("/")
-            state.setdefault(names.index(name), {})[slot] = torch.as_tensor(value).clone()
+            state.setdefault(names.index(name), {})[slot] = torch.from_numpy(np.array(value))
         self._torch.load_state_dict({**self._torch.state_dict(), "state": state})

@@ -168,7 +168,9 @@ class TrainStep:
             logits_BC += self.fused.forward(inputs.concat_BX)
             losses_B, grad_BC = self._losses(logits_BC, batch)
             self._bias_grad(grad_BC)
-            return DenseResult(logits_BC, losses_B, grad_BC, self.fused.backward(grad_BC), {})
+            unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
+            grad_BX = self.fused.backward(grad_BC)
+            return DenseResult(logits_BC, losses_B, grad_BC, grad_BX, unread)
         return self._autograd_pass(batch, logits_BC, inputs)
 
     def _autograd_pass(self, batch: Batch, logits_BC: Tensor, inputs: DeepInput) -> DenseResult:
