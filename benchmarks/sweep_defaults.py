@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from widedeep.data.transform import Transform
 
 import widedeep as wd
 from widedeep.data.batch import Batch
+from widedeep.data.transform import Transform
 from widedeep.metrics import auc, log_loss
 from widedeep.training.dense_update import DenseUpdate
 from widedeep.training.step import TrainStep

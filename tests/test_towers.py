@@ -100,6 +100,7 @@ def sgd_step(model: wd.WideDeep) -> TrainStep:
 
 def encode(model: wd.WideDeep, count: int, seed: int) -> Batch:
     import pyarrow as pa
+
     from widedeep.data.transform import Transform
 
     return Transform(model.schema)(pa.Table.from_pylist(rows(count, seed)))
