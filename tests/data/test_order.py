@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widedeep.data.order import EpochPlan, rank_rows
-from widedeep.data.sources import open_source
+from widedeep.data.sources import Source, open_source
 from widedeep.errors import ConfigError
 
 
@@ -78,6 +79,38 @@ def test_permutation_is_uniform() -> None:
         counts[np.arange(6), order] += 1
     # 36 cells of mean 500 and standard deviation 20: five deviations are never reached by chance.
     assert np.abs(counts - 500).max() < 100
+
+
+@pytest.mark.parametrize(
+    ("row_group", "pool_rows", "sizes"),
+    [
+        (10, 30, [30, 30, 30, 10]),
+        (30, 35, [60, 40]),
+        (30, 46, [60, 40]),
+        (20, 45, [40, 40, 20]),
+        (20, 55, [60, 40]),
+        (50, 40, [50, 50]),
+        (100, 1, [100]),
+    ],
+)
+def test_pools_hold_about_as_many_rows_as_asked(
+    row_group: int, pool_rows: int, sizes: list[int], tmp_path: Path
+) -> None:
+    table = pa.table({"x": np.arange(100)})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=row_group)
+    source = open_source(tmp_path / "t.parquet")
+    seed = first_with_full_groups(source)
+    plan = EpochPlan(source, batch_size=7, seed=seed, epoch=0, pool_rows=pool_rows)
+    assert [pool.num_rows for pool in plan.pools] == sizes
+
+
+def first_with_full_groups(source: Source) -> int:
+    """A seed that leaves the short row group for last."""
+    for seed in range(1000):
+        plan = EpochPlan(source, batch_size=7, seed=seed, epoch=0, pool_rows=1)
+        if plan.pools[-1].fragments[-1].index == len(source.fragments) - 1:
+            return seed
+    raise AssertionError("no such seed")
 
 
 @given(

@@ -17,11 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import widedeep as wd
+from tests.data.schemas import make_schema
 from widedeep.data.batch import Batch
 from widedeep.data.order import EpochPlan
 from widedeep.data.reader import BatchReader
 from widedeep.data.sources import Source, open_source
-from widedeep.errors import ConfigError, DataError
+from widedeep.data.transform import Transform
+from widedeep.errors import ConfigError, DataError, WideDeepError
 
 N_ROWS = 97
 
@@ -263,6 +266,19 @@ def test_at_most_two_pools_are_alive(source: Source) -> None:
     assert n_seen == n_encoded == N_ROWS
 
 
+def test_numbers_alone_are_shuffled_too(source: Source) -> None:
+    def encode_numbers(table: pa.Table) -> Batch:
+        dense = np.asarray(table["row"], np.float32)[:, None]
+        ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
+        return Batch(ids_N=ids, offsets_BF=offsets, dense_BK=dense)
+
+    plan = plan_for(source)
+    batches = list(BatchReader(source, encode_numbers, plan))
+    rows = [batch.dense_BK[:, 0].astype(int).tolist() for batch in batches]
+    assert rows == expected_batches(source, plan)
+    assert {batch.n_slots for batch in batches} == {0}
+
+
 def test_no_rows_make_no_batch() -> None:
     source = open_source({"row": np.zeros(0, np.int64)})
     assert list(BatchReader(source, encode, plan_for(source))) == []
@@ -280,3 +296,16 @@ def test_no_rows_make_no_batch() -> None:
 def test_numbers_out_of_range(source: Source, options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BatchReader(source, encode, plan_for(source), **options)
+
+
+def test_a_bad_value_is_told_with_its_file_and_row(tmp_path: Path) -> None:
+    path = tmp_path / "ages.parquet"
+    pq.write_table(pa.table({"age": [1.0, 2.0, 3.0, float("inf")]}), path, row_group_size=2)
+    transform = Transform(
+        make_schema([wd.numeric("age", transform="none")], kinds={"age": "float"})
+    )
+    with open_source(path) as source:
+        reader = BatchReader(source, transform, plan_for(source))
+        with pytest.raises(WideDeepError, match=r"row 3 of .*ages\.parquet"):
+            for _ in reader:
+                pass

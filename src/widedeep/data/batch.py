@@ -99,9 +99,11 @@ class Batch:
             rows_B: Positions, each 0 <= row < len(self); repeats are allowed.
             threads: Threads of the copy.
         """
-        ids, offsets, values = kernels.take_rows(
-            self.ids_N, self.offsets_BF, self.values_N, self.n_slots, rows_B, threads
-        )
+        ids, offsets, values = self.ids_N, self.offsets_BF, self.values_N
+        if self.n_slots:
+            ids, offsets, values = kernels.take_rows(
+                ids, offsets, values, self.n_slots, rows_B, threads
+            )
         return Batch(
             ids_N=ids,
             offsets_BF=offsets,

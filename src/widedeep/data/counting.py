@@ -243,7 +243,7 @@ class _SpillingTable:
         all_bits_used = level * PARTITION_BITS >= HASH_BITS
         self._table = kernels.CountTable(sys.maxsize if all_bits_used else limit_bytes)
         self._file: IO[bytes] | None = None
-        self._runs: list[dict[int, _Block]] = []
+        self._runs: list[NDArray[np.int64]] = []  # (partitions, 3): a _Block a row
 
     def add(self, keys: _Keys) -> None:
         first, n_keys = 0, len(keys.offsets) - 1
@@ -263,8 +263,9 @@ class _SpillingTable:
             part = _SpillingTable(self._limit_bytes, self._spill_dir, self._level + 1)
             try:
                 for run in self._runs:
-                    if partition in run:
-                        part.add(self._read(run[partition]))
+                    block = _Block(*run[partition].tolist())
+                    if block.n_keys:
+                        part.add(self._read(block))
                 yield from part.merged()
             finally:
                 part.close()
@@ -290,14 +291,14 @@ class _SpillingTable:
             ) from error
         self._table.clear()
 
-    def _write_run(self, file: IO[bytes]) -> dict[int, _Block]:
+    def _write_run(self, file: IO[bytes]) -> NDArray[np.int64]:
         order, starts = self._table.partitions(PARTITION_BITS * self._level, PARTITION_BITS)
-        run = {}
+        run = np.zeros((1 << PARTITION_BITS, len(_Block._fields)), np.int64)
         file.seek(0, os.SEEK_END)
         for partition in np.flatnonzero(np.diff(starts)).tolist():
             keys = order[starts[partition] : starts[partition + 1]]
             data, offsets, counts = self._table.take(keys)
-            run[partition] = _Block(file.tell(), len(counts), len(data))
+            run[partition] = _Block(at=file.tell(), n_keys=len(counts), n_bytes=len(data))
             for array in (offsets, counts, data):
                 file.write(array.data)
         return run

@@ -204,7 +204,7 @@ def _agreed_schema(inputs: Sequence[Input], columns: Sequence[str] | None) -> pa
     return unified_schema(schemas)
 
 
-def origin_of(table: pa.Table) -> tuple[str, int] | None:
+def origin_of(table: pa.Table | pa.RecordBatch) -> tuple[str, int] | None:
     """Return the input that a table was read from, and the position of its first row there.
 
     Args:

@@ -50,7 +50,7 @@ class Position:
 class EpochPlan:
     """Which rows make up each batch of one epoch.
 
-    Fragments are permuted and gathered in pools of at least ``pool_rows`` rows; rows are permuted
+    Fragments are permuted and gathered in pools of about ``pool_rows`` rows; rows are permuted
     within their pool; batches are cut from the whole at multiples of ``batch_size``, across pools.
     The permutations sort the counter-based Philox generator (Salmon et al. 2011), so the order does
     not change with a NumPy release.
@@ -165,13 +165,21 @@ def _pools(fragments: tuple[Fragment, ...], pool_rows: int) -> Iterator[Pool]:
     index = first_row = n_rows = 0
     gathered: list[Fragment] = []
     for fragment in fragments:
-        gathered.append(fragment)
-        n_rows += fragment.num_rows
-        if n_rows >= pool_rows:
+        if gathered and _is_full(n_rows, len(gathered), fragment.num_rows, pool_rows):
             yield Pool(index, first_row, tuple(gathered))
             index, first_row, n_rows, gathered = index + 1, first_row + n_rows, 0, []
+        gathered.append(fragment)
+        n_rows += fragment.num_rows
     if gathered:
         yield Pool(index, first_row, tuple(gathered))
+
+
+def _is_full(n_rows: int, n_fragments: int, n_more: int, pool_rows: int) -> bool:
+    """Tell whether a pool is nearer to ``pool_rows`` without the next fragment than with it."""
+    if n_rows >= pool_rows:
+        return True
+    # Two fragments at least: one alone would be read in nearly the order in which it was written.
+    return n_fragments > 1 and n_rows + n_more - pool_rows > pool_rows - n_rows
 
 
 def _permutation(n: int, seed: int, epoch: int, stream: int, index: int) -> NDArray[np.int64]:

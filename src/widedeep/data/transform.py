@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
+from widedeep.data.fragments import origin_of
 from widedeep.data.transform_plan import compile_plan, plain_value
 from widedeep.errors import DataError, SchemaError, nearest
 from widedeep.kernels.transform import TransformProgram, make_program
@@ -86,7 +87,8 @@ class Transform:
             table: The rows. Strings are not copied, dictionaries are looked up entry by entry.
             targets: Read label, weight and group too. Without them (scoring), features of
                 ``training_only`` take their fixed value.
-            origin: Where the rows come from, for messages: a file's name.
+            origin: Where the rows come from, for messages: a file's name. A table that a source
+                read knows it.
             first_row: The position of the table's first row there, for messages.
 
         Raises:
@@ -190,6 +192,8 @@ class Transform:
         first_row: int,
     ) -> Encoded:
         columns = program.columns
+        if not origin:
+            origin, first_row = origin_of(table) or ("", first_row)
         _check_columns(table.schema.names, columns, origin)
         chosen = table.select(columns)
         batches = [chosen] if isinstance(chosen, pa.RecordBatch) else chosen.to_batches()
