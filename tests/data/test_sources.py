@@ -436,6 +436,14 @@ def test_checksum_sees_values_not_layout() -> None:
     assert open_source(table.to_reader()).describe()[0]["checksum"] in sums
 
 
+def test_a_type_without_a_feature_is_named_where_it_matters() -> None:
+    table = census().append_column("when", [pa.nulls(10, pa.month_day_nano_interval())])
+    with open_source(table, columns=["age"]) as source:
+        assert len(source.describe()[0]["checksum"]) == 32
+    with pytest.raises(DataError, match="month_day_nano_interval.*name only the columns"):
+        open_source(table.to_reader())
+
+
 def test_bytes_are_not_a_path() -> None:
     buffer = io.BytesIO()
     pq.write_table(census(), buffer)

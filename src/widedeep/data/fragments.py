@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import pyarrow as pa
@@ -56,6 +57,8 @@ class Input:
     record: InputRecord
     schema: pa.Schema
     parts: Sequence[Part]
+    checksum: Callable[[], str] | None = None
+    """Works out the record's checksum; only a run that can be resumed needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +86,24 @@ def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = No
         columns: The columns that will be read; None is all.
 
     Raises:
-        DataError: If two columns have one name, or one is of a type that holds no feature.
+        DataError: If two columns have one name.
     """
     schema = logical_schema(table.schema, origin)
     if columns is not None:
         table = table.select([name for name in schema.names if name in columns])
     starts = range(0, table.num_rows, TABLE_FRAGMENT_ROWS)
     parts = [TablePart(table.slice(start, TABLE_FRAGMENT_ROWS)) for start in starts]
+    record = InputRecord(name=origin, path=origin, rows=table.num_rows, bytes=-1, checksum="")
+    return Input(
+        record=record, schema=schema, parts=parts, checksum=partial(_table_checksum, parts)
+    )
+
+
+def _table_checksum(parts: Sequence[TablePart]) -> str:
     checksum = ContentChecksum()
     for part in parts:
         checksum.update(part.table)
-    record = InputRecord(
-        name=origin, path=origin, rows=table.num_rows, bytes=-1, checksum=checksum.hexdigest()
-    )
-    return Input(record=record, schema=schema, parts=parts)
+    return checksum.hexdigest()
 
 
 class Source:
@@ -128,7 +135,7 @@ class Source:
         spool: Spool | None = None,
     ) -> None:
         self._spool = spool
-        self._records = [item.record for item in inputs]
+        self._records = [(item.record, item.checksum) for item in inputs]
         self._parts = [part for item in inputs for part in item.parts if part.num_rows]
         self.fragments: tuple[Fragment, ...] = tuple(_fragments(inputs))
         self.num_rows = sum(fragment.num_rows for fragment in self.fragments)
@@ -162,7 +169,13 @@ class Source:
 
     def describe(self) -> list[InputRecord]:
         """Return name, rows, size and checksum of every input, for ``check_same_inputs``."""
-        return [InputRecord(**record) for record in self._records]
+        records = []
+        for record, checksum in self._records:
+            filled = record.copy()
+            if checksum is not None:
+                filled["checksum"] = checksum()
+            records.append(filled)
+        return records
 
     def close(self) -> None:
         """Delete temporary files; reading afterwards is an error."""

@@ -268,14 +268,17 @@ def _pool_rows(
 
 def _gathered(parts: Sequence[Batch], ends: NDArray[np.int64], rows: NDArray[np.int64]) -> Batch:
     """Take rows of several parts without joining the parts, which would hold the pool twice."""
-    part_of_row = np.searchsorted(ends, rows, side="right")
-    taken = []
-    for number, part in enumerate(parts):
-        first_row = int(ends[number]) - len(part)
-        taken.append(part.take(rows[part_of_row == number] - first_row))
     if len(parts) == 1:
-        return taken[0]
-    by_part = np.argsort(part_of_row, kind="stable")
-    place = np.empty_like(by_part)
-    place[by_part] = np.arange(len(rows))
+        return parts[0].take(rows)
+    # In ascending order first: memory is then read forwards, and each part's rows lie together.
+    by_row = np.argsort(rows)
+    ascending = rows[by_row]
+    edges = np.searchsorted(ascending, ends)
+    taken = []
+    first = 0
+    for part, end, edge in zip(parts, ends.tolist(), edges.tolist(), strict=True):
+        taken.append(part.take(ascending[first:edge] - (end - len(part))))
+        first = edge
+    place = np.empty_like(by_row)
+    place[by_row] = np.arange(len(rows))
     return Batch.concat(taken).take(place)
