@@ -440,7 +440,7 @@ def test_a_type_without_a_feature_is_named_where_it_matters() -> None:
     table = census().append_column("when", [pa.nulls(10, pa.month_day_nano_interval())])
     with open_source(table, columns=["age"]) as source:
         assert len(source.describe()[0]["checksum"]) == 32
-    with pytest.raises(DataError, match="month_day_nano_interval.*name only the columns"):
+    with pytest.raises(DataError, match=r"month_day_nano_interval.*name only the columns"):
         open_source(table.to_reader())
 
 
