@@ -67,7 +67,7 @@ class ModelConfig:
         batch_norm: Normalise each hidden layer.
         wide_combiner: How a feature's several weights are combined in the wide part.
         head: ``"binary"``, ``"multiclass"``, ``"regression"``, or None: by the label.
-        embedding_std: Standard deviation of initial embeddings; None: 1 / sqrt(width).
+        embedding_std: Standard deviation of initial embeddings, at least 0.
         seed: Of all initial values.
     """
 
@@ -78,7 +78,7 @@ class ModelConfig:
     batch_norm: bool = False
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
     head: Literal["binary", "multiclass", "regression"] | None = None
-    embedding_std: float | None = None
+    embedding_std: float = 0.02
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,10 +94,8 @@ class ModelConfig:
             )
         for width in self.hidden_units:
             _check_range(owner, "hidden_units", width, width >= 1, "widths of at least 1")
-        if self.embedding_std is not None:
-            _check_range(
-                owner, "embedding_std", self.embedding_std, self.embedding_std >= 0, "a number >= 0"
-            )
+        std = self.embedding_std
+        _check_range(owner, "embedding_std", std, std >= 0, "a number >= 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +126,7 @@ class TrainConfig:
     """
 
     epochs: int = 1
-    batch_size: int = 2048
+    batch_size: int = 512
     shuffle: bool = True
     seed: int = 0
     grad_scale: float = 1.0

@@ -45,7 +45,7 @@ class WideDeep(nn.Module):
         towers: Other towers by name: modules called with a :class:`widedeep.deep.DeepInput`, or
             functions that make one from a :class:`widedeep.deep_layout.DeepLayout`. The standard
             tower is made if ``hidden_units`` is given or ``towers`` is not.
-        embedding_std: Standard deviation of initial embeddings; None: 1 / sqrt(width).
+        embedding_std: Standard deviation of initial embeddings, at least 0.
         seed: Of all initial values. Equal seeds give equal models.
         device: Where tables and towers live.
 
@@ -76,7 +76,7 @@ class WideDeep(nn.Module):
         head: HeadChoice = None,
         wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum",
         towers: Mapping[str, Tower] | None = None,
-        embedding_std: float | None = None,
+        embedding_std: float = ModelConfig().embedding_std,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -130,13 +130,12 @@ class WideDeep(nn.Module):
         tables: dict[int, EmbeddingTable] = {}
         for dim in sorted(set(self.layout.dims.values())):
             slots = [slot for slot in self.schema.slots if self.layout.dims.get(slot.name) == dim]
-            std = self.config.embedding_std
             tables[dim] = EmbeddingTable(
                 {slot.table: slot.size for slot in slots},
                 {slot.name: slot.table for slot in slots},
                 dim=dim,
                 seed=self.config.seed,
-                std=dim**-0.5 if std is None else std,
+                std=self.config.embedding_std,
                 device=self.device,
             )
         return tables

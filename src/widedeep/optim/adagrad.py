@@ -19,6 +19,10 @@ __all__ = ["Adagrad"]
 class Adagrad(Optimizer):
     """Adagrad (Duchi et al. 2011), per coordinate: acc = acc + g²; w = w - lr·g / (√acc + eps).
 
+    The defaults are the best of a sweep over one pass of a click log (``benchmarks/``). A small
+    start makes a step independent of the scale of the gradients, so batches of 256 and of 2,048
+    learn alike, and hidden layers learn as fast from mean as from summed gradients.
+
     Args:
         lr: > 0.
         initial_accumulator: acc of an untouched weight, >= 0 (TensorFlow: 0.1, PyTorch: 0).
@@ -39,8 +43,8 @@ class Adagrad(Optimizer):
         [1.0, 0.5, 1.0]
     """
 
-    lr: float = 0.05
-    initial_accumulator: float = 0.1
+    lr: float = 0.02
+    initial_accumulator: float = 1e-6
     eps: float = 1e-7
 
     state_names: ClassVar[tuple[str, ...]] = ("accumulator",)
