@@ -33,6 +33,7 @@ PUBLIC_NAMES = [
     "categorical",
     "crossed",
     "fit_schema",
+    "join_actions",
     "load_config",
     "numeric",
 ]

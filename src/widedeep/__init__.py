@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from widedeep.bundle import Bundle
     from widedeep.config import load_config
     from widedeep.data.fit import fit_schema
+    from widedeep.data.join import join_actions
     from widedeep.errors import WideDeepError
     from widedeep.estimators import WideDeepClassifier, WideDeepRegressor
     from widedeep.features import FeatureSpec, bucketized, categorical, crossed, numeric
@@ -45,6 +46,7 @@ __all__ = [
     "categorical",
     "crossed",
     "fit_schema",
+    "join_actions",
     "load_config",
     "numeric",
 ]
@@ -66,6 +68,7 @@ _MODULE_OF = {
     "categorical": "features",
     "crossed": "features",
     "fit_schema": "data.fit",
+    "join_actions": "data.join",
     "load_config": "config",
     "numeric": "features",
 }

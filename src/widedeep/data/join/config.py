@@ -1,0 +1,467 @@
+"""What a join is told: frozen dataclasses, read from TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from widedeep.config import read_section
+from widedeep.data.join.history import History
+from widedeep.data.join.times import duration_us, moment_us, offset_us
+from widedeep.errors import ConfigError, nearest
+
+__all__ = [
+    "ActionLog",
+    "Attributes",
+    "ImpressionLog",
+    "JoinConfig",
+    "Label",
+    "Negatives",
+    "Split",
+    "load_join_config",
+]
+
+Duration = str | float
+TimeUnit = Literal["auto", "s", "ms", "us"]
+SPLITS = ("train", "valid", "test")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImpressionLog:
+    """Where the impressions are, and which of their columns mean what.
+
+    Args:
+        path: A path, a glob, a list of them (Parquet or CSV); or, in Python, a data frame or an
+            Arrow table.
+        table: Table in the DuckDB file ``path``.
+        request: Column with the id of the request; None: a user's impressions at one time are a
+            request.
+        user: Column with the user's id, text or integer.
+        item: Column with the item's id, text or integer.
+        position: Column with the place in the list, if it was logged.
+        time: Column with the event time: a timestamp, or seconds, milliseconds or microseconds
+            since 1970.
+        time_unit: Of integer times; ``"auto"`` tells it from their range.
+        timezone: Of timestamps without a zone: ``"UTC"`` or an offset such as ``"+02:00"``.
+        columns: The context and served feature columns to keep; None keeps all.
+        availability_delay: How long after its time an impression may first enter a history.
+    """
+
+    path: Any
+    table: str | None = None
+    request: str | None = "request_id"
+    user: str = "user_id"
+    item: str = "item_id"
+    position: str | None = None
+    time: str = "event_time"
+    time_unit: TimeUnit = "auto"
+    timezone: str | None = None
+    columns: tuple[str, ...] | None = None
+    availability_delay: Duration = "0s"
+
+    def __post_init__(self) -> None:
+        _check_source(self, "[impressions]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionLog:
+    """Where the actions are, and which of their columns mean what.
+
+    Args:
+        path: As for :class:`ImpressionLog`.
+        table: Table in the DuckDB file ``path``.
+        user: Column with the user's id.
+        item: Column with the item's id.
+        time: Column with the event time.
+        kind: Column with the kind of action; None: all are of the kind ``"action"``.
+        value: Column with a number (a price, a duration), for labels with ``value = true``.
+        time_unit: As for :class:`ImpressionLog`.
+        timezone: As for :class:`ImpressionLog`.
+        availability_delay: How long after its time an action may first enter a history.
+    """
+
+    path: Any
+    table: str | None = None
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "event_time"
+    kind: str | None = None
+    value: str | None = None
+    time_unit: TimeUnit = "auto"
+    timezone: str | None = None
+    availability_delay: Duration = "0s"
+
+    def __post_init__(self) -> None:
+        _check_source(self, "[actions]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attributes:
+    """Where the attributes of users or items are; each row is a version of one of them.
+
+    Args:
+        path: As for :class:`ImpressionLog`.
+        table: Table in the DuckDB file ``path``.
+        key: Column with the user's or item's id.
+        valid_from: Column with the time from which a version is valid; None: one version each,
+            valid always.
+        columns: The columns to join; None takes all.
+        time_unit: As for :class:`ImpressionLog`.
+        timezone: As for :class:`ImpressionLog`.
+        availability_delay: How long after ``valid_from`` a version may first be used.
+    """
+
+    path: Any
+    key: str
+    table: str | None = None
+    valid_from: str | None = None
+    columns: tuple[str, ...] | None = None
+    time_unit: TimeUnit = "auto"
+    timezone: str | None = None
+    availability_delay: Duration = "0s"
+
+    def __post_init__(self) -> None:
+        _check_source(self, "attributes")
+
+
+def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) -> None:
+    duration_us(source.availability_delay, f"{where}: availability_delay")
+    if source.timezone is not None:
+        offset_us(source.timezone, f"{where}: timezone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A column told by the actions that follow an impression.
+
+    Args:
+        name: Of the column.
+        kinds: Kinds of actions that count; empty: all.
+        window: How long after the impression an action still counts, its end included.
+        value: False: 1 if there is such an action, else 0. True: the sum of the actions' values,
+            in whole millionths, so that no order of adding can change it.
+    """
+
+    name: str = "label"
+    kinds: tuple[str, ...] = ()
+    window: Duration = "1d"
+    value: bool = False
+
+    def __post_init__(self) -> None:
+        _check(bool(self.name), "[[labels]]: got an empty name")
+        duration_us(self.window, f"label {self.name!r}: window")
+
+    @property
+    def window_us(self) -> int:
+        """The window in microseconds."""
+        return duration_us(self.window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How examples are divided into train, valid and test. No request is in two of them.
+
+    Args:
+        by: ``"time"`` of the request, ``"user"``, ``"both"`` (a row is kept if its time and its
+            user fall in the same part, and else left out and counted), or ``"none"``: all train.
+        fractions: Shares of train, valid and test, in time order; they add to 1.
+        boundaries: Times at which valid and test begin, in place of fractions of the time.
+    """
+
+    by: Literal["time", "user", "both", "none"] = "time"
+    fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
+    boundaries: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            len(self.fractions) == 3
+            and all(share >= 0 for share in self.fractions)
+            and abs(sum(self.fractions) - 1) < 1e-9
+            and self.fractions[0] > 0,
+            f"[split]: got fractions = {list(self.fractions)!r}, expected three shares (train > 0, "
+            "valid, test) that add to 1",
+        )
+        if self.boundaries is None:
+            return
+        _check(
+            self.by in ("time", "both") and len(self.boundaries) == 2,
+            f"[split]: got boundaries = {list(self.boundaries)!r} with by = {self.by!r}, expected "
+            "two times (valid begins, test begins) with by = 'time' or 'both'",
+        )
+        first, second = self.boundaries_us or (0, 0)
+        _check(first <= second, f"[split]: got boundaries out of order: {list(self.boundaries)!r}")
+
+    @property
+    def boundaries_us(self) -> tuple[int, int] | None:
+        """The boundaries in microseconds."""
+        if self.boundaries is None:
+            return None
+        first, second = (moment_us(text, "[split]: boundaries") for text in self.boundaries)
+        return first, second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """How negatives are thinned out, or drawn where the log has positives only.
+
+    Args:
+        rate: Share of the negatives kept, 0 < rate <= 1; those kept get ``weight = 1 / rate``.
+        by: ``"impression"`` keeps each negative by itself; ``"request"`` keeps or drops whole
+            requests without a positive.
+        splits: The splits that are thinned out.
+        per_positive: Without an impressions log: negatives drawn for each positive.
+        draw: ``"popularity"`` draws an item as often as it was acted on before that time;
+            ``"uniform"`` draws from all items acted on before that time.
+    """
+
+    rate: float = 1.0
+    by: Literal["impression", "request"] = "impression"
+    splits: tuple[str, ...] = ("train",)
+    per_positive: int = 0
+    draw: Literal["popularity", "uniform"] = "popularity"
+
+    def __post_init__(self) -> None:
+        _check(0 < self.rate <= 1, f"[negatives]: got rate = {self.rate}, expected 0 < rate <= 1")
+        _check(
+            self.per_positive >= 0,
+            f"[negatives]: got per_positive = {self.per_positive}, expected 0 or more",
+        )
+        for name in self.splits:
+            _check(
+                name in SPLITS,
+                f"[negatives]: got the unknown split {name!r}; {nearest(name, SPLITS)}",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinConfig:
+    """Everything a join needs, as one value.
+
+    Args:
+        output: The folder that is made.
+        actions: The actions log.
+        impressions: The impressions log; None draws negatives for each action instead.
+        user_attributes: Versions of users' attributes.
+        item_attributes: Versions of items' attributes.
+        labels: At least one.
+        history: The features computed from earlier events.
+        split: Into train, valid and test.
+        negatives: Thinned out or drawn.
+        touch: The impression that gets the credit where several precede an action: the ``"last"``,
+            the ``"first"`` within the window, or ``"all"`` of them.
+        open_windows: Impressions so young that their window had not closed when the log ended are
+            left out (``"drop"``) or kept (``"keep"``), and counted.
+        log_end: When the log ends; None: at its last event.
+        duplicates: Impressions with the same request, item and position are an ``"error"``, or the
+            first is kept (``"drop"``).
+        null_keys: Rows without a user, item, time or request are an ``"error"`` or left out
+            (``"drop"``), and counted.
+        seed: Of all draws.
+        engine: ``"duckdb"`` (in this process) or ``"spark"``.
+        memory_limit: Of DuckDB, such as ``"1GB"``; it spills beyond. None: 80 % of the machine's.
+        spill_folder: Where it spills; None: beside the output.
+        threads: Of DuckDB; None: all.
+        spark_master: Where Spark runs: ``"local[2]"`` or a cluster's URL.
+        spark_options: Further settings of the Spark session.
+        partition_rows: Impressions a pass over a partition of the users, about.
+        shard_rows: Rows a file, at most.
+    """
+
+    output: str
+    actions: ActionLog
+    impressions: ImpressionLog | None = None
+    user_attributes: Attributes | None = None
+    item_attributes: Attributes | None = None
+    labels: tuple[Label, ...] = (Label(),)
+    history: tuple[History, ...] = ()
+    split: Split = field(default_factory=Split)
+    negatives: Negatives = field(default_factory=Negatives)
+    touch: Literal["last", "first", "all"] = "last"
+    open_windows: Literal["drop", "keep"] = "drop"
+    log_end: str | None = None
+    duplicates: Literal["error", "drop"] = "error"
+    null_keys: Literal["error", "drop"] = "error"
+    seed: int = 0
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    memory_limit: str | None = None
+    spill_folder: str | None = None
+    threads: int | None = None
+    spark_master: str = "local[*]"
+    spark_options: Mapping[str, str] = field(default_factory=dict)
+    partition_rows: int = 2_000_000
+    shard_rows: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        _check(len(self.labels) > 0, "got no [[labels]], expected at least one")
+        _check_unique([label.name for label in self.labels], "[[labels]]")
+        _check_unique([feature.name for feature in self.history], "[[history]]")
+        for name in ("partition_rows", "shard_rows"):
+            _check(getattr(self, name) >= 1, f"got {name} = {getattr(self, name)}, expected >= 1")
+        _check(
+            self.threads is None or self.threads >= 1,
+            f"got threads = {self.threads}, expected at least 1",
+        )
+        if self.log_end is not None:
+            moment_us(self.log_end, "log_end")
+        if any(label.value for label in self.labels) and self.actions.value is None:
+            raise ConfigError(
+                "a label has value = true, but [actions] names no value column; set "
+                "actions.value = 'COLUMN'"
+            )
+        self._check_positives_only()
+
+    def _check_positives_only(self) -> None:
+        if self.impressions is not None:
+            _check(
+                self.negatives.per_positive == 0,
+                "[negatives]: per_positive draws negatives for a log of positives only; leave it "
+                "out, or leave [impressions] out",
+            )
+            return
+        _check(
+            self.negatives.per_positive > 0,
+            "got no [impressions]; name the log, or set negatives.per_positive to draw negatives "
+            "for each action",
+        )
+        for feature in self.history:
+            _check(
+                not feature.needs_impressions,
+                f"history {feature.name!r} counts impressions, but there is no [impressions]",
+            )
+
+    def to_table(self) -> dict[str, Any]:
+        """Return the configuration as nested tables of plain values, defaults included."""
+        return {key: _plain(value) for key, value in _fields(self).items()}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {key: _plain(inner) for key, inner in _fields(value).items()}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return f"in memory: {type(value).__name__}"
+
+
+def _check_unique(names: list[str], where: str) -> None:
+    for name in names:
+        _check(names.count(name) == 1, f"{where}: got the name {name!r} twice")
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "impressions": ImpressionLog,
+    "actions": ActionLog,
+    "user_attributes": Attributes,
+    "item_attributes": Attributes,
+    "split": Split,
+    "negatives": Negatives,
+}
+_LISTS: dict[str, type[Any]] = {"labels": Label, "history": History}
+
+
+def load_join_config(path: str | os.PathLike[str]) -> JoinConfig:
+    """Read a join's TOML file. Relative paths in it are relative to its folder.
+
+    Args:
+        path: The file, with the tables ``[join]``, ``[impressions]``, ``[actions]``,
+            ``[user_attributes]``, ``[item_attributes]``, ``[[labels]]``, ``[[history]]``,
+            ``[split]`` and ``[negatives]``.
+
+    Raises:
+        ConfigError: For a missing or broken file, an unknown section or key (with the nearest), or
+            a bad value.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "join.toml"
+        >>> _ = path.write_text('''
+        ... join.output = "examples"
+        ... impressions.path = "impressions/*.parquet"
+        ... actions = { path = "actions.parquet", kind = "kind" }
+        ... labels = [{ name = "label", kinds = ["click"], window = "1d" }]
+        ... ''')
+        >>> load_join_config(path).labels[0].window_us
+        86400000000
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: got text that is no TOML: {error}") from error
+    return join_config_from_tables(tables, folder=path.parent, origin=str(path))
+
+
+def join_config_from_tables(
+    tables: Mapping[str, Any], *, folder: Path | None = None, origin: str = "config"
+) -> JoinConfig:
+    """Build a join's configuration from nested tables, as :func:`load_join_config` reads them."""
+    known = ("join", *_SECTIONS, *_LISTS)
+    for name in tables:
+        if name not in known:
+            raise ConfigError(f"{origin}: got the unknown section [{name}]; {nearest(name, known)}")
+    values: dict[str, Any] = dict(tables.get("join", {}))
+    for name, kind in _SECTIONS.items():
+        if name in tables:
+            table = _located(tables[name], folder)
+            _check(
+                isinstance(table, Mapping), f"{origin}: got {name} = {table!r}, expected a table"
+            )
+            _need(table, kind, f"{origin}: [{name}]")
+            values[name] = read_section(kind, table, f"{origin}: [{name}]")
+    for name, kind in _LISTS.items():
+        if name in tables:
+            values[name] = [
+                read_section(
+                    kind, _need(entry, kind, f"{origin}: [[{name}]]"), f"{origin}: [[{name}]]"
+                )
+                for entry in tables[name]
+            ]
+    _need(values, JoinConfig, f"{origin}: [join]")
+    if folder is not None:
+        for key in ("output", "spill_folder"):
+            if isinstance(values.get(key), str):
+                values[key] = str(folder / values[key])
+    config: JoinConfig = read_section(JoinConfig, values, f"{origin}: [join]")
+    return config
+
+
+def _located(table: Any, folder: Path | None) -> Any:
+    if folder is None or not isinstance(table, Mapping) or "path" not in table:
+        return table
+    path = table["path"]
+    if isinstance(path, str):
+        return {**table, "path": str(folder / path)}
+    if isinstance(path, list):
+        return {**table, "path": [str(folder / str(item)) for item in path]}
+    return table
+
+
+def _need(table: Any, kind: type[Any], origin: str) -> Any:
+    for entry in dataclasses.fields(kind):
+        required = (
+            entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        )
+        if required and entry.name not in table:
+            raise ConfigError(f"{origin}: needs {entry.name!r}, which is not there")
+    return table

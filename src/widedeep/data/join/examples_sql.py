@@ -1,0 +1,290 @@
+"""SQL of the labelled examples of one partition of the users."""
+
+from __future__ import annotations
+
+from widedeep.data.join.config import Label
+from widedeep.data.join.history_sql import last_items, of_kinds, side
+from widedeep.data.join.mixing import PRIME, mixed
+from widedeep.data.join.plan import Carried, JoinPlan, quoted
+
+__all__ = ["ITEM_SIDE", "examples", "item_side", "output_columns"]
+
+ITEM_SIDE = "wd_item_side"
+SALT_SAMPLE = 2
+SALT_USER_SPLIT = 3
+_SPLIT_CODES = {"train": 0, "valid": 1, "test": 2}
+
+
+def item_side(plan: JoinPlan, part: int) -> str | None:
+    """Return SQL of what belongs to the items of one item partition, at each of their moments.
+
+    Its rows go to the user partitions that ask for them (``wd_part``). None if there is nothing.
+    """
+    has_versions = plan.item_attributes is not None
+    features = side(plan, "item", "imp", "act", "ver" if has_versions else None)
+    if features is None:
+        return None
+    versions = (
+        f", ver AS (SELECT * FROM wd_item_versions WHERE wd_part = {part})" if has_versions else ""
+    )
+    columns = [f"f.{name}" for name, _ in plan.history_by("item")]
+    join = ""
+    if plan.item_attributes is not None:
+        columns += [f"v.{column.inner}" for column in plan.item_attributes.carried]
+        columns.append("f.wd_version")
+        join = " LEFT JOIN ver AS v ON v.wd_item = f.wd_item AND v.wd_version = f.wd_version"
+    return f"""
+WITH imp AS (SELECT wd_item, wd_time, wd_part FROM wd_impressions WHERE wd_item_part = {part}),
+act AS (SELECT * FROM wd_actions WHERE wd_item_part = {part}){versions},
+f AS ({features}),
+asked AS (SELECT DISTINCT wd_item, wd_time, wd_part FROM imp)
+SELECT a.wd_item, a.wd_time, a.wd_part, {", ".join(columns)}
+FROM asked AS a JOIN f ON a.wd_item = f.wd_item AND a.wd_time = f.wd_time{join}"""
+
+
+def examples(plan: JoinPlan, part: int) -> str:
+    """Return SQL of a user partition's examples in their final order.
+
+    The columns are those of :func:`output_columns`, before them ``wd_split`` (0 train, 1 valid,
+    2 test) and ``wd_time``.
+    """
+    tables = {
+        "imp": f"SELECT * FROM wd_impressions WHERE wd_part = {part}",
+        "act": f"SELECT * FROM wd_actions WHERE wd_part = {part}",
+        "numbered": _numbered(plan),
+    }
+    if plan.user_attributes is not None:
+        tables["uver"] = f"SELECT * FROM wd_user_versions WHERE wd_part = {part}"
+    versions = "uver" if plan.user_attributes is not None else None
+    for scope, of in (("user", versions), ("pair", None)):
+        select = side(plan, scope, "imp", "act", of)
+        if select is not None:
+            tables[f"{scope}_side"] = select
+    for name, feature in plan.history_by("user"):
+        if feature.feature == "last":
+            tables[f"list_{name}"] = last_items(plan, feature, "imp", "act")
+    if plan.history_by("item") or plan.item_attributes is not None:
+        tables["item_side"] = f"SELECT * FROM {ITEM_SIDE} WHERE wd_part = {part}"
+    tables["kept"] = _kept(plan)
+    for number, label in enumerate(plan.config.labels):
+        tables[f"label_{number}"] = _label(plan, label)
+    joined = _joined(plan, tables)
+    if plan.config.negatives.by == "request":
+        over = "OVER (PARTITION BY wd_user, wd_request)"
+        joined = f"SELECT *, MAX(wd_positive) {over} AS wd_any FROM ({joined}) AS wd_j"
+    tables["joined"] = joined
+    ctes = ",\n".join(f"{name} AS ({select})" for name, select in tables.items())
+    columns = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in _outputs(plan))
+    position = ", wd_position NULLS FIRST" if plan.has_position else ""
+    return (
+        f"WITH {ctes}\nSELECT CAST(wd_split AS INTEGER) AS wd_split, wd_time AS wd_event_time, "
+        f"{columns} FROM joined{_where_sampled(plan)} "
+        f"ORDER BY wd_time, wd_request{position}, wd_item"
+    )
+
+
+def _numbered(plan: JoinPlan) -> str:
+    """Number the impressions of each user in their total order; find the request's first time."""
+    position = "wd_position NULLS FIRST, " if plan.has_position else ""
+    return (
+        "SELECT *, ROW_NUMBER() OVER (PARTITION BY wd_user ORDER BY wd_time, wd_request, "
+        f"{position}wd_item) AS wd_n, MIN(wd_time) OVER (PARTITION BY wd_user, wd_request) "
+        "AS wd_request_time FROM imp"
+    )
+
+
+def _kept(plan: JoinPlan) -> str:
+    """Return the impressions that become examples, with their split and sampling hash."""
+    source = "numbered"
+    split = plan.config.split
+    if split.by in ("user", "both"):
+        ids = [plan.id_integer("user")]
+        hashed = mixed(source, ids, SALT_USER_SPLIT + plan.config.seed * 31, "wd_uh")
+        source = f"({hashed}) AS wd_us"
+    source = f"(SELECT *, {split_code(plan)} AS wd_split FROM {source}) AS wd_k"
+    conditions = ["wd_split >= 0"]
+    if plan.config.open_windows == "drop":
+        conditions.append(f"wd_time <= {plan.log_end_us - plan.window_us}")
+    selected = f"SELECT * FROM {source} WHERE {' AND '.join(conditions)}"
+    if plan.config.negatives.rate == 1:
+        return selected
+    ids = [plan.id_integer("request")]
+    if plan.config.negatives.by == "impression":
+        ids.append(plan.id_integer("item"))
+        if plan.has_position:
+            ids.append("COALESCE(wd_position, -1)")
+    return mixed(f"({selected}) AS wd_x", ids, SALT_SAMPLE + plan.config.seed * 31, "wd_draw")
+
+
+def split_code(plan: JoinPlan) -> str:
+    """Return SQL of an impression's split, -1 where time and user disagree."""
+    by = plan.config.split.by
+    if by == "none":
+        return "0"
+    train, valid, _ = plan.config.split.fractions
+    ends = (round(train * PRIME), round((train + valid) * PRIME))
+    user = f"CASE WHEN wd_uh < {ends[0]} THEN 0 WHEN wd_uh < {ends[1]} THEN 1 ELSE 2 END"
+    if by == "user":
+        return user
+    assert plan.boundaries_us is not None
+    first, second = plan.boundaries_us
+    time = (
+        f"CASE WHEN wd_request_time < {first} THEN 0 "
+        f"WHEN wd_request_time < {second} THEN 1 ELSE 2 END"
+    )
+    return time if by == "time" else f"CASE WHEN {time} = {user} THEN {time} ELSE -1 END"
+
+
+def _label(plan: JoinPlan, label: Label) -> str:
+    """Return SQL of what a label's actions amount to for each impression that gets credit.
+
+    Impressions and actions of a user on an item are one stream in order of time; a frame over the
+    window finds the impression that an action belongs to, or the actions after an impression. An
+    impression and an action at one time are both inside the frame: the impression comes first.
+    """
+    value = "CAST(0 AS BIGINT)"
+    if label.value:
+        value = "COALESCE(CAST(FLOOR(wd_value * 1000000 + 0.5) AS BIGINT), 0)"
+    null = "CAST(NULL AS BIGINT)"
+    stream = f"""
+  SELECT n.wd_user, n.wd_item, n.wd_time, n.wd_n, {null} AS wd_act, {null} AS wd_micros
+  FROM numbered AS n SEMI JOIN (SELECT wd_user, wd_item FROM act WHERE {{kinds}}) AS a
+    ON n.wd_user = a.wd_user AND n.wd_item = a.wd_item
+  UNION ALL
+  SELECT wd_user, wd_item, wd_time, {null} AS wd_n, CAST(1 AS BIGINT) AS wd_act,
+    {value} AS wd_micros FROM act WHERE {{kinds}}""".replace("{kinds}", of_kinds(plan, label.kinds))
+    over = "OVER (PARTITION BY wd_user, wd_item ORDER BY wd_time RANGE BETWEEN"
+    window = label.window_us
+    if plan.config.touch == "all":
+        frame = f"{over} CURRENT ROW AND {window} FOLLOWING)"
+        return (
+            f"SELECT wd_user, wd_n, COUNT(wd_act) {frame} AS wd_acts, "
+            f"CAST(SUM(wd_micros) {frame} AS BIGINT) AS wd_micros, wd_n AS wd_mine "
+            f"FROM ({stream}) AS wd_s"
+        )
+    chosen = "MAX" if plan.config.touch == "last" else "MIN"
+    frame = f"{over} {window} PRECEDING AND CURRENT ROW)"
+    return (
+        "SELECT wd_user, wd_to AS wd_n, COUNT(*) AS wd_acts, CAST(SUM(wd_micros) AS BIGINT) "
+        f"AS wd_micros FROM (SELECT wd_user, wd_act, wd_micros, {chosen}(wd_n) {frame} AS wd_to "
+        f"FROM ({stream}) AS wd_s) AS wd_a WHERE wd_act = 1 AND wd_to IS NOT NULL "
+        "GROUP BY wd_user, wd_to"
+    )
+
+
+def _joined(plan: JoinPlan, tables: dict[str, str]) -> str:
+    columns, joins = ["k.*"], ["kept AS k"]
+    if "user_side" in tables:
+        joins.append("user_side AS us ON us.wd_user = k.wd_user AND us.wd_time = k.wd_time")
+    if "pair_side" in tables:
+        joins.append(
+            "pair_side AS ps ON ps.wd_user = k.wd_user AND ps.wd_item = k.wd_item "
+            "AND ps.wd_time = k.wd_time"
+        )
+    if "item_side" in tables:
+        joins.append("item_side AS xs ON xs.wd_item = k.wd_item AND xs.wd_time = k.wd_time")
+    for scope, alias in (("user", "us"), ("pair", "ps"), ("item", "xs")):
+        for name, feature in plan.history_by(scope):
+            if feature.feature == "last":
+                joins.append(
+                    f"list_{name} AS l{name} ON l{name}.wd_user = k.wd_user "
+                    f"AND l{name}.wd_number = us.{name}"
+                )
+                empty = f"CAST([] AS {plan.history_type(feature)})"
+                columns.append(f"COALESCE(l{name}.wd_items, {empty}) AS {name}")
+            else:
+                columns.append(f"{alias}.{name} AS {name}")
+    if plan.user_attributes is not None:
+        joins.append("uver AS uv ON uv.wd_user = k.wd_user AND uv.wd_version = us.wd_version")
+        columns += [f"uv.{column.inner}" for column in plan.user_attributes.carried]
+    if plan.item_attributes is not None:
+        columns += [f"xs.{column.inner}" for column in plan.item_attributes.carried]
+    acts = []
+    for number, label in enumerate(plan.config.labels):
+        joins.append(
+            f"label_{number} AS y{number} ON y{number}.wd_user = k.wd_user "
+            f"AND y{number}.wd_n = k.wd_n"
+        )
+        acts.append(f"COALESCE(y{number}.wd_acts, 0)")
+        columns.append(_label_value(label, number))
+    columns.append(f"{' + '.join(acts)} AS wd_positive")
+    return f"SELECT {', '.join(columns)} FROM {' LEFT JOIN '.join(joins)}"
+
+
+def _label_value(label: Label, number: int) -> str:
+    if label.value:
+        micros = f"COALESCE(y{number}.wd_micros, 0)"
+        return f"CAST({micros} AS DOUBLE) / CAST(1000000 AS DOUBLE) AS label_{number}"
+    return (
+        f"CAST(CASE WHEN COALESCE(y{number}.wd_acts, 0) > 0 THEN 1 ELSE 0 END AS INTEGER) "
+        f"AS label_{number}"
+    )
+
+
+def _is_thinned(plan: JoinPlan) -> str:
+    codes = sorted(_SPLIT_CODES[name] for name in plan.config.negatives.splits)
+    return f"wd_split IN ({', '.join(str(code) for code in codes)})"
+
+
+def _positive(plan: JoinPlan) -> str:
+    return "wd_any" if plan.config.negatives.by == "request" else "wd_positive"
+
+
+def _where_sampled(plan: JoinPlan) -> str:
+    """Return the source and condition that leave a share of the negatives."""
+    negatives = plan.config.negatives
+    if negatives.rate == 1 or not negatives.splits:
+        return ""
+    limit = round(negatives.rate * PRIME)
+    return f" WHERE NOT ({_is_thinned(plan)}) OR {_positive(plan)} > 0 OR wd_draw < {limit}"
+
+
+def _outputs(plan: JoinPlan) -> list[tuple[str, str]]:
+    """Return (name, SQL) of every output column in terms of ``joined``."""
+    log = plan.config.impressions
+    actions = plan.config.actions
+    names = {
+        "wd_request": (log.request if log else None) or "request_id",
+        "wd_user": log.user if log else actions.user,
+        "wd_item": log.item if log else actions.item,
+    }
+    outputs = [(name, inner) for inner, name in names.items()]
+    if plan.has_position:
+        assert log is not None
+        assert log.position is not None
+        outputs.append((log.position, "wd_position"))
+    outputs.append((log.time if log else actions.time, "wd_time"))
+    history = {
+        feature.name: (f"h{number}", plan.history_type(feature))
+        for number, feature in enumerate(plan.config.history)
+    }
+    for column in plan.context:
+        outputs.append((column.name, _logged_wins(column, history.pop(column.name, None))))
+    for source in (plan.user_attributes, plan.item_attributes):
+        outputs += [(column.name, column.inner) for column in source.carried] if source else []
+    outputs += [(name, inner) for name, (inner, _) in history.items()]
+    outputs += [(label.name, f"label_{n}") for n, label in enumerate(plan.config.labels)]
+    outputs.append(("weight", _weight(plan)))
+    return outputs
+
+
+def _logged_wins(column: Carried, computed: tuple[str, str] | None) -> str:
+    if computed is None:
+        return column.inner
+    inner, type_name = computed
+    return f"COALESCE(CAST({column.inner} AS {type_name}), {inner})"
+
+
+def _weight(plan: JoinPlan) -> str:
+    negatives = plan.config.negatives
+    one = "CAST(1 AS DOUBLE)"
+    if negatives.rate == 1 or not negatives.splits:
+        return one
+    weight = f"CAST({1 / negatives.rate!r} AS DOUBLE)"
+    kept_whole = f"NOT ({_is_thinned(plan)}) OR {_positive(plan)} > 0"
+    return f"CASE WHEN {kept_whole} THEN {one} ELSE {weight} END"
+
+
+def output_columns(plan: JoinPlan) -> list[str]:
+    """Return the names of the columns of an example, in order."""
+    return [name for name, _ in _outputs(plan)]

@@ -1,0 +1,127 @@
+"""What a join will do, resolved against its inputs: columns, types, partitions, times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from widedeep.data.join.config import JoinConfig
+from widedeep.data.join.history import History
+from widedeep.data.join.mixing import text_or_integer
+from widedeep.data.join.times import duration_us
+
+__all__ = ["Carried", "JoinPlan", "Source", "literal", "quoted"]
+
+
+def quoted(name: str) -> str:
+    """Return a column's name as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Return text as an SQL literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """A column that passes through the join under a name of ours.
+
+    Args:
+        name: In the input and the output.
+        inner: In between.
+        sql: Its value in terms of the input's columns.
+        type: Its SQL type.
+    """
+
+    name: str
+    inner: str
+    sql: str
+    type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An input's columns as SQL expressions over its view.
+
+    Args:
+        view: The relation in the engine.
+        key: SQL of each key by its inner name (``wd_user``, ``wd_item``, ``wd_time``, ...).
+        carried: The columns that pass through.
+        rows: Rows in the input.
+    """
+
+    view: str
+    key: dict[str, str]
+    carried: tuple[Carried, ...] = ()
+    rows: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinPlan:
+    """A join with nothing left to find out.
+
+    Args:
+        config: What was asked for.
+        actions: The actions log.
+        impressions: The impressions log, or None.
+        user_attributes: Versions of users' attributes, or None.
+        item_attributes: Versions of items' attributes, or None.
+        text: For ``"user"``, ``"item"`` and ``"request"``, whether the id is text.
+        log_end_us: When the log ends.
+        partitions: Passes over the users.
+        boundaries_us: Times at which valid and test begin; None where time does not split.
+    """
+
+    config: JoinConfig
+    actions: Source
+    impressions: Source | None
+    user_attributes: Source | None
+    item_attributes: Source | None
+    text: dict[str, bool]
+    log_end_us: int
+    partitions: int = 1
+    boundaries_us: tuple[int, int] | None = None
+
+    @property
+    def context(self) -> tuple[Carried, ...]:
+        """The columns of the impressions log that pass through."""
+        return self.impressions.carried if self.impressions else ()
+
+    @property
+    def delay_us(self) -> dict[str, int]:
+        """The availability delay of each log in microseconds."""
+        impressions = self.config.impressions
+        return {
+            "actions": duration_us(self.config.actions.availability_delay),
+            "impressions": duration_us(impressions.availability_delay) if impressions else 0,
+        }
+
+    @property
+    def window_us(self) -> int:
+        """The longest window of a label."""
+        return max(label.window_us for label in self.config.labels)
+
+    @property
+    def has_position(self) -> bool:
+        """True if positions were logged."""
+        return self.impressions is not None and "wd_position" in self.impressions.key
+
+    def id_type(self, of: str) -> str:
+        """Return the SQL type of an id."""
+        return "VARCHAR" if self.text[of] else "BIGINT"
+
+    def id_integer(self, of: str) -> str:
+        """Return SQL for the id in the column ``wd_<of>`` as an integer."""
+        return text_or_integer(f"wd_{of}", self.text[of])
+
+    def history_by(self, scope: str) -> Sequence[tuple[str, History]]:
+        """Return (inner name, definition) of the history features of a scope."""
+        numbered = enumerate(self.config.history)
+        return [(f"h{number}", feature) for number, feature in numbered if feature.by == scope]
+
+    def history_type(self, feature: History) -> str:
+        """Return the SQL type of a history feature."""
+        if feature.feature == "last":
+            return f"{self.id_type('item')}[]"
+        return "BIGINT" if feature.feature == "count" else "DOUBLE"

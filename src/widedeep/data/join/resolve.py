@@ -1,0 +1,369 @@
+"""From a configuration and opened inputs to a plan: keys, times, counts, and what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from widedeep.data.join.config import Attributes, JoinConfig
+from widedeep.data.join.engine import Engine
+from widedeep.data.join.history import check_delays
+from widedeep.data.join.inputs import (
+    AnySource,
+    Opened,
+    carried_columns,
+    id_column,
+    is_text,
+    open_input,
+)
+from widedeep.data.join.plan import Carried, JoinPlan, Source, quoted
+from widedeep.data.join.times import moment_text, moment_us, offset_us, unit_of_epochs
+from widedeep.errors import ConfigError, DataError
+
+__all__ = ["InputCounts", "Resolved", "resolve"]
+
+_TO_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_ZONE = ":[0-9.]+(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputCounts:
+    """What an input holds.
+
+    Args:
+        rows: All of them.
+        null_keys: Rows that lack a key, by the key's column.
+        complete: Rows with all keys.
+        first_us: The first event time.
+        last_us: The last event time.
+    """
+
+    rows: int
+    null_keys: dict[str, int]
+    complete: int
+    first_us: int
+    last_us: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A plan and what was learned on the way.
+
+    Args:
+        plan: What to do.
+        inputs: The inputs, opened.
+        counts: What each holds, by its name.
+    """
+
+    plan: JoinPlan
+    inputs: tuple[Opened, ...]
+    counts: dict[str, InputCounts]
+
+
+@dataclass(frozen=True)
+class _Time:
+    sql: str
+    zoned: bool
+
+
+def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
+    """Open every input, check it, and return the plan.
+
+    Args:
+        engine: Reads the inputs.
+        config: What was asked for.
+        spool: Folder for copies of tables that are in memory.
+
+    Raises:
+        DataError: If an input cannot be used as it is.
+        ConfigError: If the configuration does not fit the inputs.
+    """
+    sources = _Sources(engine, config, spool)
+    actions = sources.actions()
+    impressions = sources.impressions()
+    users = sources.attributes("user", config.user_attributes)
+    items = sources.attributes("item", config.item_attributes)
+    sources.check_zones()
+    plan = JoinPlan(
+        config=config,
+        actions=actions,
+        impressions=impressions,
+        user_attributes=users,
+        item_attributes=items,
+        text={"request": True, **sources.text},
+        log_end_us=_log_end(config, sources.counts),
+        partitions=_partitions(engine, config, sources.counts),
+    )
+    check_delays(config.history, plan.delay_us)
+    _check_window(plan, sources.counts)
+    _check_outputs(plan)
+    return Resolved(plan=plan, inputs=tuple(sources.inputs), counts=sources.counts)
+
+
+class _Sources:
+    """Opens one input after the other and remembers what they must agree on."""
+
+    def __init__(self, engine: Engine, config: JoinConfig, spool: Path) -> None:
+        self.engine, self.config, self.spool = engine, config, spool
+        self.inputs: list[Opened] = []
+        self.counts: dict[str, InputCounts] = {}
+        self.text: dict[str, bool] = {}
+        self.zones: list[tuple[str, bool]] = []
+
+    def impressions(self) -> Source | None:
+        log = self.config.impressions
+        if log is None:
+            return None
+        opened = self._open("impressions", log)
+        time = self._time(opened, log.time, log)
+        key = {"wd_user": self._id(opened, log.user, "user")}
+        key["wd_item"] = self._id(opened, log.item, "item")
+        key["wd_time"] = time
+        if log.request is None:
+            user = f"CAST({key['wd_user']} AS VARCHAR)"
+            key["wd_request"] = f"{user} || '@' || CAST({time} AS VARCHAR)"
+        else:
+            key["wd_request"], self.text["request"] = id_column(opened, log.request, "request")
+        columns = {
+            "wd_user": log.user,
+            "wd_item": log.item,
+            "wd_time": log.time,
+            "wd_request": log.request,
+            "wd_position": log.position,
+        }
+        if log.position is not None:
+            if not pa.types.is_integer(opened.type_of(log.position, "position")):
+                kind = opened.schema[log.position]
+                raise DataError(
+                    f"impressions: position = {log.position!r} is of type {kind}, expected integers"
+                )
+            key["wd_position"] = f"CAST({quoted(log.position)} AS BIGINT)"
+        taken = {name for name in columns.values() if name is not None}
+        never_null = [
+            name
+            for name in ("wd_request", "wd_user", "wd_item", "wd_time")
+            if columns[name] is not None
+        ]
+        return self._counted(
+            opened, key, carried_columns(opened, log.columns, taken, "c"), never_null, columns
+        )
+
+    def actions(self) -> Source:
+        log = self.config.actions
+        opened = self._open("actions", log)
+        key = {
+            "wd_user": self._id(opened, log.user, "user"),
+            "wd_item": self._id(opened, log.item, "item"),
+            "wd_time": self._time(opened, log.time, log),
+        }
+        columns: dict[str, str | None] = {
+            "wd_user": log.user,
+            "wd_item": log.item,
+            "wd_time": log.time,
+        }
+        if log.kind is not None:
+            if not is_text(opened.type_of(log.kind, "kind")):
+                raise DataError(
+                    f"actions: kind = {log.kind!r} is of type {opened.schema[log.kind]}, expected "
+                    "text"
+                )
+            key["wd_kind"] = f"CAST({quoted(log.kind)} AS VARCHAR)"
+        if log.value is not None:
+            kind = opened.type_of(log.value, "value")
+            number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+            if not (number or pa.types.is_decimal(kind)):
+                raise DataError(
+                    f"actions: value = {log.value!r} is of type {kind}, expected numbers"
+                )
+            key["wd_value"] = f"CAST({quoted(log.value)} AS DOUBLE)"
+        return self._counted(opened, key, (), ["wd_user", "wd_item", "wd_time"], columns)
+
+    def attributes(self, of: str, source: Attributes | None) -> Source | None:
+        if source is None:
+            return None
+        opened = self._open(f"{of}_attributes", source)
+        key = {f"wd_{of}": self._id(opened, source.key, of)}
+        columns: dict[str, str | None] = {f"wd_{of}": source.key}
+        if source.valid_from is None:
+            # Before every event, far enough from the end of int64 for frames to reach back.
+            key["wd_time"] = "CAST(-1000000000000000000 AS BIGINT)"
+        else:
+            key["wd_time"] = self._time(opened, source.valid_from, source)
+            columns["wd_time"] = source.valid_from
+        taken = {name for name in columns.values() if name is not None}
+        prefix = "ua" if of == "user" else "xa"
+        carried = carried_columns(opened, source.columns, taken, prefix)
+        return self._counted(opened, key, carried, list(columns), columns)
+
+    def _open(self, name: str, source: AnySource) -> Opened:
+        opened = open_input(self.engine, name, source, self.spool)
+        self.inputs.append(opened)
+        return opened
+
+    def _id(self, opened: Opened, column: str, of: str) -> str:
+        sql, text = id_column(opened, column, of)
+        before = self.text.setdefault(of, text)
+        if before != text:
+            kinds = ["integers", "text"]
+            raise DataError(
+                f"{opened.name}: {of} ids ({column!r}) are {kinds[text]}, but {kinds[before]} in "
+                f"{self.inputs[0].name}; write both in one type"
+            )
+        return sql
+
+    def _time(self, opened: Opened, column: str, source: AnySource) -> str:
+        kind = opened.type_of(column, "valid_from" if isinstance(source, Attributes) else "time")
+        where = f"{opened.name}: column {column!r}"
+        time = _time_sql(self.engine, opened, column, kind, source, where)
+        self.zones.append((where, time.zoned))
+        return time.sql
+
+    def check_zones(self) -> None:
+        """Refuse times without a zone beside times with one."""
+        naive = [where for where, zoned in self.zones if not zoned]
+        zoned = [where for where, zoned in self.zones if zoned]
+        if naive and zoned:
+            raise DataError(
+                f"time zones are mixed: {naive[0]} has timestamps without a zone, {zoned[0]} times "
+                "in a known zone; set timezone = 'UTC' (or an offset such as '+02:00') for the "
+                "former"
+            )
+
+    def _counted(
+        self,
+        opened: Opened,
+        key: dict[str, str],
+        carried: tuple[Carried, ...],
+        never_null: Sequence[str],
+        columns: dict[str, str | None],
+    ) -> Source:
+        counts = _counts(self.engine, opened, key, never_null, columns)
+        self.counts[opened.name] = counts
+        missing = {name: n for name, n in counts.null_keys.items() if n}
+        if missing and self.config.null_keys == "error":
+            told = ", ".join(f"{n} in {name!r}" for name, n in missing.items())
+            raise DataError(
+                f"{opened.name}: got null keys ({told}) among {counts.rows} rows; correct them, or "
+                "set null_keys = 'drop' to leave such rows out and count them"
+            )
+        if counts.complete == 0:
+            raise DataError(
+                f"{opened.name}: got an empty log ({counts.rows} rows, none with all keys); "
+                "check the path, or leave this input out"
+            )
+        return Source(view=opened.view, key=key, carried=carried, rows=counts.rows)
+
+
+def _counts(
+    engine: Engine,
+    opened: Opened,
+    key: dict[str, str],
+    never_null: Sequence[str],
+    columns: dict[str, str | None],
+) -> InputCounts:
+    parts = [f"COUNT({key[name]}) AS {name}" for name in never_null]
+    every = " AND ".join(f"({key[name]}) IS NOT NULL" for name in never_null)
+    parts.append(f"COUNT(CASE WHEN {every} THEN 1 END) AS wd_complete")
+    parts.append(f"MIN({key['wd_time']}) AS wd_first, MAX({key['wd_time']}) AS wd_last")
+    row = engine.rows(f"SELECT COUNT(*) AS wd_rows, {', '.join(parts)} FROM {opened.view}")[0]
+    total = int(row["wd_rows"])
+    return InputCounts(
+        rows=total,
+        null_keys={str(columns[name]): total - int(row[name]) for name in never_null},
+        complete=int(row["wd_complete"]),
+        first_us=int(row["wd_first"] or 0),
+        last_us=int(row["wd_last"] or 0),
+    )
+
+
+def _time_sql(
+    engine: Engine, opened: Opened, column: str, kind: pa.DataType, source: AnySource, where: str
+) -> _Time:
+    name = quoted(column)
+    offset = 0 if source.timezone is None else offset_us(source.timezone)
+    shift = f" - {offset}" if offset else ""
+    if pa.types.is_timestamp(kind):
+        if kind.tz is not None:
+            return _Time(f"WD_MICROS({name})", True)
+        return _Time(f"(WD_MICROS({name}){shift})", source.timezone is not None)
+    if pa.types.is_date(kind):
+        sql = f"(WD_MICROS(CAST({name} AS TIMESTAMP)){shift})"
+        return _Time(sql, source.timezone is not None)
+    if is_text(kind):
+        return _text_time(engine, opened, name, shift, source, where)
+    if pa.types.is_integer(kind):
+        unit = source.time_unit
+        if unit == "auto":
+            unit = _unit(engine, opened, name, where)  # type: ignore[assignment]
+        return _Time(f"CAST({name} AS BIGINT) * {_TO_MICROSECONDS[unit]}", True)
+    raise DataError(
+        f"{where} is of type {kind}, expected timestamps, ISO 8601 text, or integer seconds, "
+        "milliseconds or microseconds since 1970"
+    )
+
+
+def _unit(engine: Engine, opened: Opened, name: str, where: str) -> str:
+    row = engine.rows(f"SELECT MIN({name}) AS low, MAX({name}) AS high FROM {opened.view}")[0]
+    if row["low"] is None:
+        return "us"
+    return unit_of_epochs(int(row["low"]), int(row["high"]), where)
+
+
+def _text_time(
+    engine: Engine, opened: Opened, name: str, shift: str, source: AnySource, where: str
+) -> _Time:
+    matched = f"COUNT(CASE WHEN REGEXP_MATCHES({name}, '{_ZONE}') THEN 1 END)"
+    row: dict[str, Any] = engine.rows(
+        f"SELECT COUNT({name}) AS told, {matched} AS zoned FROM {opened.view}"
+    )[0]
+    if 0 < row["zoned"] < row["told"]:
+        raise DataError(
+            f"{where}: time zones are mixed: {row['zoned']} of {row['told']} times name a zone, "
+            "the others do not; write all of them with a zone"
+        )
+    zoned = row["zoned"] > 0
+    sql = f"WD_TEXT_MICROS({name})"
+    return _Time(sql if zoned else f"({sql}{shift})", zoned or source.timezone is not None)
+
+
+def _log_end(config: JoinConfig, counts: dict[str, InputCounts]) -> int:
+    if config.log_end is not None:
+        return moment_us(config.log_end, "log_end")
+    logs = ("impressions", "actions")
+    return max(counts[name].last_us for name in logs if name in counts)
+
+
+def _partitions(engine: Engine, config: JoinConfig, counts: dict[str, InputCounts]) -> int:
+    if engine.parallel:
+        return 1
+    if "impressions" in counts:
+        rows = counts["impressions"].rows
+    else:
+        rows = counts["actions"].rows * (1 + config.negatives.per_positive)
+    return max(1, -(-rows // config.partition_rows))
+
+
+def _check_window(plan: JoinPlan, counts: dict[str, InputCounts]) -> None:
+    first = counts["impressions" if "impressions" in counts else "actions"].first_us
+    if plan.config.open_windows == "drop" and first > plan.log_end_us - plan.window_us:
+        raise ConfigError(
+            f"the longest label window ({plan.window_us / 1e6:g} s) is longer than the log, which "
+            f"goes from {moment_text(first)} to {moment_text(plan.log_end_us)}: no impression's "
+            "window has closed; shorten the window, or set open_windows = 'keep'"
+        )
+
+
+def _check_outputs(plan: JoinPlan) -> None:
+    from widedeep.data.join.examples_sql import output_columns
+
+    names = output_columns(plan)
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"two output columns are named {name!r}; rename a label or history feature, or "
+                "list the columns to keep with 'columns'"
+            )

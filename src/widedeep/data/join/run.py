@@ -1,0 +1,245 @@
+"""join_actions: from raw logs to a dataset of labelled examples, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import widedeep
+from widedeep.data.join import staging_sql
+from widedeep.data.join.boundaries import time_boundaries
+from widedeep.data.join.checks import check_staged
+from widedeep.data.join.config import JoinConfig
+from widedeep.data.join.counts_sql import part_counts
+from widedeep.data.join.engine import DuckDBEngine, Engine, explained
+from widedeep.data.join.examples_sql import ITEM_SIDE, examples, item_side
+from widedeep.data.join.inputs import Opened, damaged_file
+from widedeep.data.join.manifest import JoinResult, write_dataset
+from widedeep.data.join.resolve import Resolved, resolve
+from widedeep.data.join.shards import Shard, read_part, record_part, write_part
+from widedeep.data.join.steps import Steps
+from widedeep.directory import file_sha256
+from widedeep.errors import DataError
+
+__all__ = ["open_engine", "run_join"]
+
+
+def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False) -> JoinResult:
+    """Make the dataset that a configuration asks for.
+
+    Everything is written into a folder beside the output and renamed at the end. After a crash that
+    folder stays, and ``resume`` goes on with what is finished.
+
+    Args:
+        config: What to do.
+        resume: Skip finished parts of an earlier run over the same inputs.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        ConfigError: If the configuration does not fit the inputs.
+        DataError: If an input cannot be used as it is, or the disk is full.
+    """
+    output = Path(config.output).absolute()
+    check_output(output)
+    work = output.parent / f".{output.name}.join"
+    if work.exists() and not resume:
+        shutil.rmtree(work)
+    fresh = not work.exists()
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with Steps(enabled=progress) as steps, open_engine(config, work) as engine:
+            result = _Run(engine, config, work, steps).run()
+    except OSError as error:
+        raise DataError(
+            f"{explained(f'writing {output}', str(error))}; finished parts are kept in {work}, "
+            "go on with resume (--resume)"
+        ) from error
+    except DataError:
+        if fresh and not any((work / "parts").glob("*.json")):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def check_output(output: Path) -> None:
+    """Refuse to replace a folder that holds anything but a dataset of ours."""
+    if not output.exists():
+        return
+    if output.is_dir() and (not any(output.iterdir()) or (output / "manifest.json").exists()):
+        return
+    raise DataError(
+        f"output {output}: something else is there; name a new folder, or delete it first"
+    )
+
+
+@contextlib.contextmanager
+def open_engine(config: JoinConfig, work: Path) -> Iterator[Engine]:
+    """Start the engine that the configuration names; close it at the end."""
+    engine: Engine
+    if config.engine == "spark":
+        from widedeep.data.join.spark_engine import SparkEngine
+
+        engine = SparkEngine(config.spark_master, config.spark_options)
+    else:
+        spill = Path(config.spill_folder) if config.spill_folder else work
+        engine = DuckDBEngine(
+            spill / "spill", memory_limit=config.memory_limit, threads=config.threads
+        )
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@dataclass
+class _Run:
+    """One run: its engine, its place, and the steps in their order."""
+
+    engine: Engine
+    config: JoinConfig
+    work: Path
+    steps: Steps
+
+    def run(self) -> JoinResult:
+        self.steps.start("checking the inputs")
+        resolved = resolve(self.engine, self.config, self.work / "spool")
+        inputs = _input_records(resolved.inputs)
+        self._claim(inputs)
+        try:
+            resolved = self._stage(resolved)
+            shards, counts = self._parts(resolved)
+        except DataError as error:
+            damaged = damaged_file(resolved.inputs)
+            if damaged is not None:
+                raise DataError(damaged) from error
+            raise
+        self.steps.start("writing the manifest")
+        return write_dataset(
+            resolved,
+            folder=self.work / "parts",
+            shards=shards,
+            counts=counts,
+            inputs=inputs,
+            engine={"name": self.engine.name, "version": self.engine.version},
+            logged=self._logged(resolved),
+        )
+
+    def _claim(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """Check that what is finished belongs to this configuration and these inputs."""
+        told = {
+            "config": self.config.to_table(),
+            "inputs": [{k: v for k, v in entry.items() if k != "path"} for entry in inputs],
+            "version": widedeep.__version__,
+            "engine": [self.engine.name, self.engine.version],
+        }
+        fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        place = self.work / "fingerprint"
+        if place.exists() and place.read_text() != fingerprint:
+            raise DataError(
+                f"{self.work}: its finished parts were made from other inputs, another "
+                "configuration or another version; run again without resume"
+            )
+        place.write_text(fingerprint)
+
+    def _stage(self, resolved: Resolved) -> Resolved:
+        """Bring the inputs into one form; returns the plan with the boundaries of time."""
+        plan = resolved.plan
+        many = plan.partitions > 1
+        self._staged("wd_actions", staging_sql.stage_actions(plan), many)
+        if plan.impressions is None:
+            self._staged("wd_impressions", staging_sql.stage_positives(plan), many)
+        else:
+            self._staged("wd_impressions", staging_sql.stage_impressions(plan), many)
+        if plan.user_attributes is not None:
+            self._staged("wd_user_versions", staging_sql.stage_versions(plan, "user"), many)
+        if plan.item_attributes is not None:
+            self._staged("wd_item_versions", staging_sql.stage_versions(plan, "item"), many)
+        self.steps.start("checking the impressions")
+        check_staged(self.engine, plan)
+        plan = dataclasses.replace(plan, boundaries_us=time_boundaries(self.engine, plan))
+        if item_side(plan, 0) is not None:
+            self._stage_items(plan.partitions, plan)
+        return dataclasses.replace(resolved, plan=plan)
+
+    def _stage_items(self, partitions: int, plan: Any) -> None:
+        folders = []
+        for part in range(partitions):
+            select = item_side(plan, part)
+            assert select is not None
+            view = f"{ITEM_SIDE}_{part}"
+            self._staged(view, select, partitions > 1)
+            folders.append(self.work / "stage" / view)
+        self.engine.open_staged(ITEM_SIDE, *folders)
+
+    def _staged(self, view: str, sql: str, partitioned: bool) -> None:
+        folder = self.work / "stage" / view
+        done = self.work / "stage" / f"{view}.done"
+        self.steps.start(f"staging {view.removeprefix('wd_').replace('_', ' ')}")
+        if done.exists():
+            self.engine.open_staged(view, folder)
+            return
+        self.engine.stage(view, sql, folder, partitioned)
+        done.write_text("")
+
+    def _parts(self, resolved: Resolved) -> tuple[list[Shard], dict[str, int]]:
+        plan = resolved.plan
+        folder = self.work / "parts"
+        folder.mkdir(exist_ok=True)
+        shards: list[Shard] = []
+        totals: dict[str, int] = {}
+        for part in range(plan.partitions):
+            self.steps.start(f"joining part {part + 1} of {plan.partitions}")
+            finished = read_part(folder / f"{part}.json")
+            if finished is None:
+                finished = self._part(plan, part, folder)
+            shards += finished[0]
+            for name, count in finished[1].items():
+                totals[name] = totals.get(name, 0) + count
+        return shards, totals
+
+    def _part(self, plan: Any, part: int, folder: Path) -> tuple[list[Shard], dict[str, int]]:
+        place = folder / str(part)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        batches = self.engine.stream(examples(plan, part), self.work / "stage" / f"part_{part}")
+        labels = [label.name for label in plan.config.labels]
+        rows = self.config.shard_rows
+        shards = write_part(batches, place, part, labels=labels, shard_rows=rows)
+        counts = {
+            name: int(count or 0)
+            for name, count in self.engine.rows(part_counts(plan, part))[0].items()
+        }
+        record_part(folder / f"{part}.json", shards, counts)
+        return shards, counts
+
+    def _logged(self, resolved: Resolved) -> dict[str, int]:
+        """Return how many rows of each history feature were logged by the server."""
+        history = {feature.name for feature in self.config.history}
+        columns = [column for column in resolved.plan.context if column.name in history]
+        if not columns:
+            return {}
+        counts = ", ".join(f"COUNT({column.inner}) AS {column.inner}" for column in columns)
+        row = self.engine.rows(f"SELECT {counts} FROM wd_impressions")[0]
+        return {column.name: int(row[column.inner]) for column in columns}
+
+
+def _input_records(inputs: Sequence[Opened]) -> list[dict[str, Any]]:
+    return [
+        {
+            "input": opened.name,
+            "path": "(in memory)" if opened.spooled else str(file),
+            "bytes": os.path.getsize(file),
+            "sha256": file_sha256(file),
+        }
+        for opened in inputs
+        for file in opened.files
+    ]
