@@ -105,7 +105,7 @@ def join_actions(
         >>> taken = [{"user_id": 7, "item_id": 1, "event_time": 1_700_000_005}]
         >>> result = wd.join_actions(shown, taken, output="examples", window="2s")
         >>> result.rows
-        {'train': 7, 'valid': 0, 'test': 1}
+        {'train': 7, 'valid': 1, 'test': 0}
     """
     if impressions is not None and not isinstance(impressions, ImpressionLog):
         impressions = ImpressionLog(path=impressions)

@@ -220,9 +220,8 @@ def is_text(kind: pa.DataType) -> bool:
     """Tell whether a type holds text, dictionaries of it included."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def id_column(opened: Opened, column: str, role: str) -> tuple[str, bool]:

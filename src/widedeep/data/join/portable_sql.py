@@ -7,6 +7,8 @@ on both engines, and is refused.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlglot
 from sqlglot import exp
 
@@ -31,11 +33,11 @@ _ALLOWED = {
 _FUNCTIONS = {"WD_MD5_60", "WD_MICROS", "WD_TEXT_MICROS"}
 
 
-def _parsed(sql: str) -> exp.Expression:
+def _parsed(sql: str) -> Any:
     return sqlglot.parse_one(sql, read="duckdb")
 
 
-def check_constructs(sql: str) -> exp.Expression:
+def check_constructs(sql: str) -> Any:
     """Parse a statement and hold it to the allow-list.
 
     Raises:
@@ -45,7 +47,7 @@ def check_constructs(sql: str) -> exp.Expression:
         >>> check_constructs("SELECT list(a ORDER BY b) FROM t")
         Traceback (most recent call last):
         ...
-        ValueError: ... an order inside an aggregate ...
+        ValueError: an order inside an aggregate is lost in translation: ...
     """
     tree = _parsed(sql)
     for node in tree.walk():
@@ -69,10 +71,10 @@ def for_spark(sql: str) -> str:
         'SELECT CAST(a AS STRING) FROM t'
     """
     translated = check_constructs(sql).transform(_spark_functions)
-    return translated.sql(dialect="spark")
+    return str(translated.sql(dialect="spark"))
 
 
-def _spark_functions(node: exp.Expression) -> exp.Expression:
+def _spark_functions(node: Any) -> Any:
     if not isinstance(node, exp.Anonymous):
         return node
     inner = node.expressions[0].sql(dialect="spark")

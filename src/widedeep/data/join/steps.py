@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 __all__ = ["Steps"]
 
@@ -23,7 +23,7 @@ class Steps:
         self._console = Console(stderr=True)
         self._enabled = enabled
         self._live: Progress | None = None
-        self._task = None
+        self._task: TaskID | None = None
         self._started = time.perf_counter()
 
     def __enter__(self) -> Self:
