@@ -16,7 +16,7 @@ from widedeep.errors import ConfigError, FeatureError, nearest
 from widedeep.features import FeatureSpec
 from widedeep.features.toml import spec_from_table, spec_to_table, toml_text
 
-__all__ = ["DataConfig", "ModelConfig", "RunConfig", "TrainConfig", "load_config", "read_section"]
+__all__ = ["DataConfig", "ModelConfig", "RunConfig", "TrainConfig", "load_config"]
 
 Schedule = Literal["constant", "linear", "cosine"]
 LossReduction = Literal["mean", "sum"]
@@ -305,14 +305,14 @@ def config_from_tables(
         }
     return RunConfig(
         spec=spec,
-        data=read_section(
+        data=_read(
             DataConfig,
             places,
             f"{origin}: [data]",
             extra=("label", "weight", "group", "label_vocabulary"),
         ),
-        model=read_section(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
-        train=read_section(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
+        model=_read(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
+        train=_read(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
     )
 
 
@@ -322,21 +322,9 @@ def _resolve(value: Any, folder: Path) -> Any:
     return [_resolve(item, folder) for item in value] if isinstance(value, list) else value
 
 
-def read_section(
+def _read(
     kind: type[Any], table: Mapping[str, Any], origin: str, extra: tuple[str, ...] = ()
 ) -> Any:
-    """Build a frozen dataclass from a table of a TOML file.
-
-    Args:
-        kind: The dataclass.
-        table: Its values.
-        origin: The file and section, named in errors.
-        extra: Further keys that belong to the section, for the nearest name.
-
-    Raises:
-        ConfigError: For an unknown key (with the nearest), a value of another type, or what
-            ``kind`` refuses.
-    """
     hints = typing.get_type_hints(kind)
     for key, value in table.items():
         if key not in hints:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from widedeep.config import read_section
+from widedeep.config import _read as read_section
 from widedeep.data.join.history import History
 from widedeep.data.join.times import duration_us, moment_us, offset_us
 from widedeep.errors import ConfigError, nearest
