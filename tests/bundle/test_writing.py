@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import os
 import resource
 import subprocess
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from tests.bundle import models
@@ -68,6 +72,23 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 def test_a_number_that_json_cannot_hold_is_null(written: Bundle) -> None:
     assert written.metrics == {"auc": 0.75, "pr_auc": None}
+
+
+def test_rows_are_stored_as_the_transform_reads_them(tmp_path: Path) -> None:
+    row = {
+        "age": decimal.Decimal("30.5"),
+        "price": np.float32(2),
+        "user": b"anna",
+        "tags": np.array(["x", "y"]),
+        "app": pa.scalar("maps"),
+        "seen": ("mail",),
+        "when": datetime.datetime(1970, 1, 1, 0, 0, 1),
+        "nothing": pd.NA,
+    }
+    bundle = write(tmp_path / "b", warmup_rows=[row])
+    plain = {"age": 30.5, "price": 2.0, "user": "anna", "tags": ["x", "y"], "app": "maps"}
+    assert bundle.warmup.rows == [plain | {"seen": ["mail"], "when": 1_000_000, "nothing": None}]
+    assert np.array_equal(bundle.score([row]), bundle.score(bundle.warmup.rows))
 
 
 def test_weights_are_mapped_and_cannot_be_changed(tmp_path: Path) -> None:

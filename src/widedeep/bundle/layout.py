@@ -18,6 +18,7 @@ __all__ = ["BundleHead", "BundleModel", "DeepColumn", "Engine", "check_weights"]
 Engine = Literal["native", "onnx"]
 HeadKind = Literal["binary", "multiclass", "regression"]
 WideCombiner = Literal["sum", "mean", "sqrtn"]
+_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,12 +187,14 @@ def check_weights(
 def check_finite(weights: Mapping[str, NDArray[Any]]) -> None:
     """Raise a :class:`BundleError` that names the first tensor with a NaN or an infinity."""
     for name, array in weights.items():
-        if not np.isfinite(array).all():
-            row = int(np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0])
-            raise BundleError(
-                f"tensor {name!r} (row {row}): got NaN or infinity, expected finite numbers; "
-                "the training diverged: lower its learning rates"
-            )
+        for start in range(0, len(array), _ROWS_AT_ONCE):
+            rows = array[start : start + _ROWS_AT_ONCE]
+            finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+            if not finite.all():
+                raise BundleError(
+                    f"tensor {name!r} (row {start + int(finite.argmin())}): got NaN or infinity, "
+                    "expected finite numbers; the training diverged: lower its learning rates"
+                )
 
 
 def _expected_shapes(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from widedeep.data.transform_plan import plain_value
 from widedeep.errors import BundleError
 
 __all__ = ["plain", "read_json", "write_json"]
@@ -19,7 +20,8 @@ __all__ = ["plain", "read_json", "write_json"]
 def plain(value: object, where: str) -> Any:
     """Return a value as dicts, lists, strings, numbers, booleans and None.
 
-    A number that is NaN or infinite becomes None; bytes become text.
+    A number that is NaN or infinite becomes None; bytes become text; dates and decimals become
+    numbers as they do in the transform.
 
     Args:
         value: What is to be written.
@@ -28,26 +30,32 @@ def plain(value: object, where: str) -> Any:
     Raises:
         BundleError: If JSON cannot hold it.
     """
-    if value is None or isinstance(value, (str, bool)):
+    if value is None or isinstance(value, str | bool):
         return value
-    if isinstance(value, (np.generic, np.ndarray)):
-        return plain(value.tolist(), where)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim):
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, bytes):
         return _text(value, where)
-    raise BundleError(
-        f"{where}: got {value!r} ({type(value).__name__}), which JSON cannot hold; "
-        "give text, numbers, lists or dicts"
-    )
+    return _converted(value, where)
+
+
+def _converted(value: object, where: str) -> Any:
+    """Dates, decimals and scalars of NumPy and Arrow, as the transform reads them."""
+    converted = plain_value(value)
+    if converted is NotImplemented:
+        raise BundleError(
+            f"{where}: got {value!r} ({type(value).__name__}), which JSON cannot hold; "
+            "give text, numbers, dates, lists or dicts"
+        )
+    return plain(converted, where)
 
 
 def _text(value: bytes, where: str) -> str:

@@ -66,6 +66,26 @@ def write_bundle(
     Raises:
         BundleError: If something is there already, the weights do not fit, a value cannot be
             stored, or the disk is full; whatever was at ``path`` is then as it was.
+
+    Example:
+        >>> import numpy as np
+        >>> import widedeep as wd
+        >>> from widedeep.bundle import BundleHead
+        >>> spec = wd.FeatureSpec(features=wd.categorical("job", vocabulary=["cook", "nurse"]))
+        >>> schema = wd.fit_schema(spec, [{"job": "cook"}])
+        >>> bundle = write_bundle(
+        ...     "nurses",
+        ...     schema=schema,
+        ...     weights={"bias": np.zeros(1, np.float32),
+        ...              "wide/job": np.array([[0], [0], [-1], [1]], np.float32)},
+        ...     model=BundleModel(heads=(BundleHead(name="", kind="binary", start=0, stop=1),),
+        ...                       wide=("job",)),
+        ...     metrics={},
+        ...     warmup_rows=[{"job": "cook"}],
+        ...     config={},
+        ... )
+        >>> bundle.score([{"job": "cook"}, {"job": "nurse"}]).round(3).tolist()
+        [0.269, 0.731]
     """
     place = Path(path)
     _check_place(place, overwrite)

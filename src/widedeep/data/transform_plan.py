@@ -236,7 +236,7 @@ def plain_value(value: object) -> object:
         return None if np.isnat(value) else int(value.astype("datetime64[us]").astype(np.int64))
     if isinstance(value, np.generic | np.ndarray):
         return value.item() if value.size == 1 else NotImplemented
-    if value != value or type(value).__name__ == "NAType":
+    if type(value).__name__ == "NAType" or value != value:
         return None  # pandas.NaT and pandas.NA
     if isinstance(value, datetime.datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
