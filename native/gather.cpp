@@ -24,16 +24,20 @@ class FirstFault {
 
 }  // namespace
 
-int64_t gather_pool(const GatherRequest& request, int threads) {
+int64_t gather_pool(const GatherRequest& given, int threads) {
   FirstFault fault;
+  GatherRequest request = given;
+  request.single = one_id_in_each_cell(request.batch, threads);
   const auto range = WIDEDEEP_DISPATCH(gather_pool_range);
   parallel_for(request.batch.n_examples, threads,
                [&](int64_t begin, int64_t end, int) { fault.report(range(request, begin, end)); });
   return fault.cell();
 }
 
-int64_t wide_forward(const GatherRequest& request, int threads) {
+int64_t wide_forward(const GatherRequest& given, int threads) {
   FirstFault fault;
+  GatherRequest request = given;
+  request.single = one_id_in_each_cell(request.batch, threads);
   const auto range = WIDEDEEP_DISPATCH(wide_forward_range);
   parallel_for(request.batch.n_examples, threads,
                [&](int64_t begin, int64_t end, int) { fault.report(range(request, begin, end)); });

@@ -1,110 +1,200 @@
-// Pooled embeddings, straight into their columns of the deep network's input.
+// Pooled embeddings, straight into their columns of the deep network's input, and the wide sums.
 #include "rows_isa.hpp"
 
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
-// How many examples ahead rows are asked for: far enough to hide a miss in DRAM behind the copies
-// of the examples between, near enough that the lines are still in the first-level cache.
-constexpr int64_t kAhead = 2;
+// How many cells ahead rows are asked for: far enough to hide a miss in DRAM behind the copies
+// between, near enough that the lines are still in the second-level cache.
+constexpr int64_t kAheadCells = 64;
 constexpr int64_t kAheadIds = 8;  // of one cell; a longer bag is read in order and hides its own
+constexpr int64_t kSlotsAtOnce = 128;
 
-void prefetch_example(const GatherRequest& request, int64_t b) {
+// A slot's constants, gathered once so that the inner loop reads one stream.
+struct Place {
+  const float* rows;  // row 0 of its table
+  uint64_t size;
+  int64_t column;
+  int32_t feature;
+  int8_t combiner;
+};
+
+int64_t make_places(const GatherRequest& request, int64_t first, Place* places) {
+  const SlotList& slots = request.slots;
+  const int64_t rest = slots.n - first;
+  const int64_t n = rest < kSlotsAtOnce ? rest : kSlotsAtOnce;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t s = first + i;
+    places[i] = {request.weights.data + slots.bases[s] * request.weights.stride,
+                 static_cast<uint64_t>(slots.sizes[s]),
+                 slots.columns == nullptr ? 0 : slots.columns[s], slots.features[s],
+                 slots.combiners[s]};
+  }
+  return n;
+}
+
+int64_t examples_ahead(int64_t n_slots) { return 1 + kAheadCells / (n_slots < 1 ? 1 : n_slots); }
+
+// Asks for the rows of a cell. kSingle: every cell holds exactly one id.
+template <bool kSingle>
+WIDEDEEP_PREFETCHES void prefetch_cell(const GatherRequest& request, const Place& place,
+                                       int64_t cell, int64_t lines) {
   const CsrBatch& batch = request.batch;
-  const int64_t* offsets = batch.offsets + b * batch.n_features;
-  for (int64_t s = 0; s < request.slots.n; ++s) {
-    const int32_t feature = request.slots.features[s];
-    const int64_t begin = offsets[feature];
-    int64_t end = offsets[feature + 1];
-    if (bad_span(batch, begin, end)) return;
-    end = end - begin > kAheadIds ? begin + kAheadIds : end;
-    for (int64_t n = begin; n < end; ++n) {
-      prefetch_row(request.weights, request.slots.bases[s] + batch.ids[n]);
-    }
+  const int64_t stride = request.weights.stride;
+  if (kSingle) {
+    prefetch_row(place.rows, stride, batch.ids[cell], lines);
+    return;
+  }
+  const int64_t begin = batch.offsets[cell];
+  int64_t end = batch.offsets[cell + 1];
+  if (bad_span(batch, begin, end)) return;
+  end = end - begin > kAheadIds ? begin + kAheadIds : end;
+  for (int64_t n = begin; n < end; ++n) {
+    prefetch_row(place.rows, stride, batch.ids[n], lines);
   }
 }
 
-template <int kWidth>
-int64_t gather(const GatherRequest& request, int64_t first, int64_t last) {
-  const CsrBatch& batch = request.batch;
-  const SlotList& slots = request.slots;
-  const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
-  for (int64_t b = first; b < first + kAhead && b < last; ++b) prefetch_example(request, b);
+// Calls use(place, row_out, cell) for every cell of [first, last) x places, some cells after it
+// asked for the cell's rows. Stops at the first for which `use` is false, and returns that cell.
+template <bool kSingle, class Use>
+inline int64_t for_each_cell(const GatherRequest& request, const Place* places, int64_t n_places,
+                             int64_t first, int64_t last, Use use) {
+  const int64_t n_features = request.batch.n_features;
+  const int64_t ahead = examples_ahead(n_places);
+  const int64_t lines = lines_of_row(request.weights);
+  for (int64_t b = first; b < first + ahead && b < last; ++b) {
+    for (int64_t i = 0; i < n_places; ++i) {
+      prefetch_cell<kSingle>(request, places[i], b * n_features + places[i].feature, lines);
+    }
+  }
   for (int64_t b = first; b < last; ++b) {
-    if (b + kAhead < last) prefetch_example(request, b + kAhead);
     float* row_out = request.out.data + b * request.out.stride;
-    for (int64_t s = 0; s < slots.n; ++s) {
-      const int64_t cell = b * batch.n_features + slots.features[s];
-      const int64_t begin = batch.offsets[cell];
-      const int64_t end = batch.offsets[cell + 1];
-      if (bad_cell(batch, begin, end, slots.sizes[s])) return cell;
-      float* out = row_out + slots.columns[s];
-      if (end - begin == 1 && batch.values == nullptr) {
-        const float* row =
-            request.weights.data + (slots.bases[s] + batch.ids[begin]) * request.weights.stride;
-        for (int64_t d = 0; d < width; ++d) out[d] = row[d] + 0.0f;  // as the sum: no -0
-      } else {
-        pool_bag<kWidth>(batch, begin, end, request.weights, slots.bases[s], slots.combiners[s],
-                         out);
-      }
+    const int64_t cells = b * n_features;
+    // At the end of the range the prefetches repeat the last example's: no branch, no harm.
+    const int64_t cells_ahead = (b + ahead < last ? b + ahead : last - 1) * n_features;
+    for (int64_t i = 0; i < n_places; ++i) {
+      prefetch_cell<kSingle>(request, places[i], cells_ahead + places[i].feature, lines);
+      const int64_t cell = cells + places[i].feature;
+      if (!use(places[i], row_out, cell)) return cell;
     }
   }
   return kNoFault;
+}
+
+template <int kWidth>
+int64_t gather(const GatherRequest& request, const Place* places, int64_t n_places, int64_t first,
+               int64_t last) {
+  const CsrBatch& batch = request.batch;
+  const ConstRows weights = request.weights;
+  const int64_t width = kWidth > 0 ? kWidth : weights.width;
+  const auto copy = [&](const Place& place, float* row_out, int64_t n) {
+    const float* __restrict row = place.rows + batch.ids[n] * weights.stride;
+    float* __restrict out = row_out + place.column;
+    WIDEDEEP_SIMD
+    for (int64_t d = 0; d < width; ++d) out[d] = row[d] + 0.0f;  // as a sum from 0: no -0
+  };
+  if (request.single && batch.values == nullptr) {
+    return for_each_cell<true>(request, places, n_places, first, last,
+                               [&](const Place& place, float* row_out, int64_t cell) {
+                                 if (static_cast<uint64_t>(batch.ids[cell]) >= place.size) {
+                                   return false;
+                                 }
+                                 copy(place, row_out, cell);
+                                 return true;
+                               });
+  }
+  return for_each_cell<false>(request, places, n_places, first, last,
+                              [&](const Place& place, float* row_out, int64_t cell) {
+                                const int64_t begin = batch.offsets[cell];
+                                const int64_t end = batch.offsets[cell + 1];
+                                if (bad_cell(batch, begin, end, place.size)) return false;
+                                if (end - begin == 1 && batch.values == nullptr) {
+                                  copy(place, row_out, begin);
+                                } else {
+                                  pool_bag<kWidth>(batch, begin, end,
+                                                   {place.rows, weights.stride, width},
+                                                   place.combiner, row_out + place.column);
+                                }
+                                return true;
+                              });
 }
 
 // Adds the bag's combined weights of every slot to one row of logits, in the order of the slots.
 template <int kWidth>
-int64_t wide(const GatherRequest& request, int64_t first, int64_t last) {
+int64_t wide(const GatherRequest& request, const Place* places, int64_t n_places, int64_t first,
+             int64_t last) {
   const CsrBatch& batch = request.batch;
-  const SlotList& slots = request.slots;
-  for (int64_t b = first; b < first + kAhead && b < last; ++b) prefetch_example(request, b);
-  float bag[kWidth];
-  for (int64_t b = first; b < last; ++b) {
-    if (b + kAhead < last) prefetch_example(request, b + kAhead);
-    float* logits = request.out.data + b * request.out.stride;
-    for (int64_t s = 0; s < slots.n; ++s) {
-      const int64_t cell = b * batch.n_features + slots.features[s];
-      const int64_t begin = batch.offsets[cell];
-      const int64_t end = batch.offsets[cell + 1];
-      if (bad_cell(batch, begin, end, slots.sizes[s])) return cell;
-      // In chunks of the classes, so that a bag of any width fits in a small array.
-      for (int64_t c = 0; c < request.weights.width; c += kWidth) {
-        const int64_t rest = request.weights.width - c;
-        const ConstRows part = {request.weights.data + c, request.weights.stride,
-                                rest < kWidth ? rest : kWidth};
-        if (rest >= kWidth) {
-          pool_bag<kWidth>(batch, begin, end, part, slots.bases[s], slots.combiners[s], bag);
-        } else {
-          pool_bag<0>(batch, begin, end, part, slots.bases[s], slots.combiners[s], bag);
-        }
-        for (int64_t i = 0; i < part.width; ++i) logits[c + i] += bag[i];
-      }
-    }
+  const ConstRows weights = request.weights;
+  if (kWidth == 1 && request.single && batch.values == nullptr) {
+    return for_each_cell<true>(request, places, n_places, first, last,
+                               [&](const Place& place, float* logits, int64_t cell) {
+                                 const int64_t id = batch.ids[cell];
+                                 if (static_cast<uint64_t>(id) >= place.size) return false;
+                                 logits[0] += place.rows[id * weights.stride];
+                                 return true;
+                               });
   }
-  return kNoFault;
+  return for_each_cell<false>(
+      request, places, n_places, first, last, [&](const Place& place, float* logits, int64_t cell) {
+        const int64_t begin = batch.offsets[cell];
+        const int64_t end = batch.offsets[cell + 1];
+        if (bad_cell(batch, begin, end, place.size)) return false;
+        float bag[kWidth];
+        // In chunks of the classes, so that a bag of any width fits in a small array.
+        for (int64_t c = 0; c < weights.width; c += kWidth) {
+          const int64_t rest = weights.width - c;
+          const ConstRows part = {place.rows + c, weights.stride, rest < kWidth ? rest : kWidth};
+          if (rest >= kWidth) {
+            pool_bag<kWidth>(batch, begin, end, part, place.combiner, bag);
+          } else {
+            pool_bag<0>(batch, begin, end, part, place.combiner, bag);
+          }
+          for (int64_t i = 0; i < part.width; ++i) logits[c + i] += bag[i];
+        }
+        return true;
+      });
+}
+
+using PlacesFunction = int64_t (*)(const GatherRequest&, const Place*, int64_t, int64_t, int64_t);
+
+// Runs `function` over all slots, some at a time; returns the smallest faulty cell.
+int64_t over_slots(const GatherRequest& request, int64_t begin, int64_t end,
+                   PlacesFunction function) {
+  Place places[kSlotsAtOnce];
+  int64_t fault = kNoFault;
+  for (int64_t first = 0; first < request.slots.n; first += kSlotsAtOnce) {
+    const int64_t n = make_places(request, first, places);
+    const int64_t cell = function(request, places, n, begin, end);
+    if (cell != kNoFault && (fault == kNoFault || cell < fault)) fault = cell;
+  }
+  return fault;
+}
+
+PlacesFunction gather_of_width(int64_t width) {
+  switch (width) {
+    case 4:
+      return gather<4>;
+    case 8:
+      return gather<8>;
+    case 16:
+      return gather<16>;
+    case 32:
+      return gather<32>;
+    case 64:
+      return gather<64>;
+    default:
+      return gather<0>;
+  }
 }
 
 }  // namespace
 
 int64_t gather_pool_range(const GatherRequest& request, int64_t begin, int64_t end) {
-  switch (request.weights.width) {
-    case 4:
-      return gather<4>(request, begin, end);
-    case 8:
-      return gather<8>(request, begin, end);
-    case 16:
-      return gather<16>(request, begin, end);
-    case 32:
-      return gather<32>(request, begin, end);
-    case 64:
-      return gather<64>(request, begin, end);
-    default:
-      return gather<0>(request, begin, end);
-  }
+  return over_slots(request, begin, end, gather_of_width(request.weights.width));
 }
 
 int64_t wide_forward_range(const GatherRequest& request, int64_t begin, int64_t end) {
-  return request.weights.width == 1 ? wide<1>(request, begin, end) : wide<16>(request, begin, end);
+  return over_slots(request, begin, end, request.weights.width == 1 ? wide<1> : wide<16>);
 }
 
 int64_t cell_scales_range(const CsrBatch& batch, const SlotList& slots, float* scale, int64_t first,

@@ -19,7 +19,7 @@ struct Scratch {
   std::vector<int32_t> unique_of;
   std::vector<int32_t> occurrence;
   std::vector<int32_t> cell;
-  std::vector<int32_t> cursor;
+  std::vector<int32_t> counts;
 };
 
 template <class T>
@@ -28,18 +28,21 @@ T* at_least(std::vector<T>& buffer, int64_t n) {
   return buffer.data();
 }
 
-// The three ways to find the number of an id seen before. Each returns `next` for a new id.
+// The three ways to find the number of an id seen before. Each has
+//   int32_t add(int64_t id, int32_t next): the id's number, `next` if it is new,
+// with as few branches as can be: whether an id was seen before is a coin toss.
 
-// A small table: one entry an id.
+// A small table: one entry an id, its number + 1.
 class DirectIndex {
  public:
   DirectIndex(Scratch& scratch, int64_t size) : entry_(at_least(scratch.direct, size)) {
     memset(entry_, 0, static_cast<size_t>(size) * sizeof(int32_t));
   }
-  int32_t find_or_add(int64_t id, int32_t next) {
-    int32_t& entry = entry_[id];
-    if (entry == 0) entry = next + 1;
-    return entry - 1;
+  int32_t add(int64_t id, int32_t next) {
+    const int32_t entry = entry_[id];
+    const int32_t number = entry == 0 ? next : entry - 1;
+    entry_[id] = number + 1;
+    return number;
   }
 
  private:
@@ -57,25 +60,27 @@ uint64_t scatter_bits(int64_t id) { return static_cast<uint64_t>(id) * 0x9E3779B
 class PackedIndex {
  public:
   PackedIndex(Scratch& scratch, int64_t count)
-      : mask_(hash_capacity(count) - 1),
-        shift_(64 - std::bit_width(static_cast<uint64_t>(mask_))),
-        entry_(at_least(scratch.hash, mask_ + 1)) {
+      : mask_(static_cast<uint64_t>(hash_capacity(count) - 1)),
+        shift_(64 - std::bit_width(mask_)),
+        entry_(at_least(scratch.hash, hash_capacity(count))) {
     memset(entry_, 0, static_cast<size_t>(mask_ + 1) * sizeof(uint64_t));
   }
-  int32_t find_or_add(int64_t id, int32_t next) {
-    const uint64_t key = static_cast<uint64_t>(id + 1);
-    for (uint64_t i = scatter_bits(id) >> shift_;; i = (i + 1) & static_cast<uint64_t>(mask_)) {
-      const uint64_t entry = entry_[i];
-      if (entry >> 32 == key) return static_cast<int32_t>(entry);
-      if (entry == 0) {
-        entry_[i] = key << 32 | static_cast<uint32_t>(next);
-        return next;
-      }
+  int32_t add(int64_t id, int32_t next) {
+    const uint64_t key = static_cast<uint64_t>(id + 1) << 32;
+    const uint64_t fresh = key | static_cast<uint32_t>(next);
+    uint64_t i = scatter_bits(id) >> shift_;
+    uint64_t entry = entry_[i];
+    while (entry != 0 && (entry ^ key) >> 32 != 0) {
+      i = (i + 1) & mask_;
+      entry = entry_[i];
     }
+    entry = entry == 0 ? fresh : entry;
+    entry_[i] = entry;
+    return static_cast<int32_t>(entry);
   }
 
  private:
-  int64_t mask_;
+  uint64_t mask_;
   int shift_;
   uint64_t* entry_;
 };
@@ -84,25 +89,24 @@ class PackedIndex {
 class WideIndex {
  public:
   WideIndex(Scratch& scratch, int64_t count)
-      : mask_(hash_capacity(count) - 1),
-        shift_(64 - std::bit_width(static_cast<uint64_t>(mask_))),
-        entry_(at_least(scratch.hash, mask_ + 1)),
-        ids_(at_least(scratch.hash_ids, mask_ + 1)) {
+      : mask_(static_cast<uint64_t>(hash_capacity(count) - 1)),
+        shift_(64 - std::bit_width(mask_)),
+        entry_(at_least(scratch.hash, hash_capacity(count))),
+        ids_(at_least(scratch.hash_ids, hash_capacity(count))) {
     memset(entry_, 0, static_cast<size_t>(mask_ + 1) * sizeof(uint64_t));
   }
-  int32_t find_or_add(int64_t id, int32_t next) {
-    for (uint64_t i = scatter_bits(id) >> shift_;; i = (i + 1) & static_cast<uint64_t>(mask_)) {
-      if (entry_[i] == 0) {
-        entry_[i] = static_cast<uint64_t>(next) + 1;
-        ids_[i] = id;
-        return next;
-      }
-      if (ids_[i] == id) return static_cast<int32_t>(entry_[i] - 1);
+  int32_t add(int64_t id, int32_t next) {
+    uint64_t i = scatter_bits(id) >> shift_;
+    while (entry_[i] != 0 && ids_[i] != id) i = (i + 1) & mask_;
+    if (entry_[i] == 0) {
+      entry_[i] = static_cast<uint64_t>(next) + 1;
+      ids_[i] = id;
     }
+    return static_cast<int32_t>(entry_[i] - 1);
   }
 
  private:
-  int64_t mask_;
+  uint64_t mask_;
   int shift_;
   uint64_t* entry_;
   int64_t* ids_;
@@ -116,18 +120,6 @@ struct TableJob {
   int64_t n_unique = 0;
   int64_t fault = kNoFault;
 };
-
-bool one_id_in_each_cell(const CsrBatch& batch, int threads) {
-  const int64_t cells = batch.n_examples * batch.n_features;
-  if (cells != batch.n_ids) return false;
-  std::atomic<bool> all{true};
-  parallel_for(cells + 1, cells < (1 << 16) ? 1 : threads, [&](int64_t begin, int64_t end, int) {
-    int64_t differs = 0;
-    for (int64_t i = begin; i < end; ++i) differs |= batch.offsets[i] ^ i;
-    if (differs != 0) all.store(false, std::memory_order_relaxed);
-  });
-  return all.load();
-}
 
 bool bad_span(const CsrBatch& batch, int64_t begin, int64_t end) {
   return begin < 0 || begin > end || end > batch.n_ids;
@@ -152,46 +144,69 @@ void count_occurrences(const CsrBatch& batch, bool single, TableJob& job) {
   }
 }
 
-// Numbers the distinct ids of a table in order of first occurrence; notes each occurrence.
+// Where a table's distinct ids and the number of each occurrence are noted.
 template <class Index>
-void number_ids(const CsrBatch& batch, bool single, int64_t base, int64_t size, Index index,
-                Scratch& scratch, int64_t* rows, TableJob& job) {
-  int32_t* unique_of = at_least(scratch.unique_of, job.n_occurrences);
+struct Numbering {
+  Index index;
+  int64_t base;
+  int64_t size;
+  int64_t* rows;
+  int32_t* counts;     // zeros
+  int32_t* unique_of;  // by occurrence
+  int32_t n_unique = 0;
+
+  // Notes the k-th occurrence; false if the id is outside its table.
+  bool add(int64_t id, int64_t k) {
+    if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(size)) return false;
+    const int32_t u = index.add(id, n_unique);
+    rows[n_unique] = base + id;  // overwritten by the next id, unless this one is new
+    n_unique += u == n_unique ? 1 : 0;
+    ++counts[u];
+    unique_of[k] = u;
+    return true;
+  }
+};
+
+// Numbers the distinct ids of a table in order of first occurrence.
+template <class Index>
+void number_ids(const CsrBatch& batch, bool single, Numbering<Index> numbering, Scratch& scratch,
+                TableJob& job) {
+  if (single && job.features.size() == 1) {
+    const int32_t feature = job.features[0];
+    for (int64_t b = 0; b < batch.n_examples; ++b) {
+      const int64_t cell = b * batch.n_features + feature;
+      if (!numbering.add(batch.ids[cell], b)) {
+        job.fault = cell;
+        return;
+      }
+    }
+    job.n_unique = numbering.n_unique;
+    return;
+  }
   int32_t* occurrence = at_least(scratch.occurrence, job.n_occurrences);
   int32_t* cells = at_least(scratch.cell, job.n_occurrences);
-  int32_t* counts = at_least(scratch.cursor, job.n_occurrences + 1);
-  int32_t n_unique = 0;
   int64_t k = 0;
   for (int64_t b = 0; b < batch.n_examples; ++b) {
     for (const int32_t feature : job.features) {
       const int64_t cell = b * batch.n_features + feature;
-      const int64_t begin = single ? cell : batch.offsets[cell];
-      const int64_t end = single ? cell + 1 : batch.offsets[cell + 1];
-      for (int64_t n = begin; n < end; ++n, ++k) {
-        const int64_t id = batch.ids[n];
-        if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(size)) {
+      for (int64_t n = batch.offsets[cell]; n < batch.offsets[cell + 1]; ++n, ++k) {
+        if (!numbering.add(batch.ids[n], k)) {
           job.fault = cell;
           return;
         }
-        const int32_t u = index.find_or_add(id, n_unique);
-        if (u == n_unique) {
-          rows[u] = base + id;
-          counts[u] = 0;
-          ++n_unique;
-        }
-        ++counts[u];
-        unique_of[k] = u;
         occurrence[k] = static_cast<int32_t>(n);
         cells[k] = static_cast<int32_t>(cell);
       }
     }
   }
-  job.n_unique = n_unique;
+  job.n_unique = numbering.n_unique;
 }
 
 // Sorts the occurrences by their number; those of one number stay in order.
-void sort_occurrences(Scratch& scratch, const TableJob& job, const GroupOutput& output) {
-  int32_t* cursor = scratch.cursor.data();
+void sort_occurrences(const CsrBatch& batch, bool single, Scratch& scratch, const TableJob& job,
+                      const GroupOutput& output) {
+  int32_t* cursor = scratch.counts.data();
+  const int32_t* unique_of = scratch.unique_of.data();
   int32_t* starts = output.starts + job.first;
   int32_t* order = output.order + job.first;
   int32_t* cells = output.cells + job.first;
@@ -202,8 +217,18 @@ void sort_occurrences(Scratch& scratch, const TableJob& job, const GroupOutput& 
     cursor[u] = next;
     next += count;
   }
+  if (single && job.features.size() == 1) {
+    int32_t cell = job.features[0];
+    for (int64_t k = 0; k < job.n_occurrences; ++k) {
+      const int32_t place = cursor[unique_of[k]]++;
+      order[place] = cell;  // in such a batch occurrence and cell are the same number
+      cells[place] = cell;
+      cell += static_cast<int32_t>(batch.n_features);
+    }
+    return;
+  }
   for (int64_t k = 0; k < job.n_occurrences; ++k) {
-    const int32_t place = cursor[scratch.unique_of[static_cast<size_t>(k)]]++;
+    const int32_t place = cursor[unique_of[k]]++;
     order[place] = scratch.occurrence[static_cast<size_t>(k)];
     cells[place] = scratch.cell[static_cast<size_t>(k)];
   }
@@ -212,20 +237,24 @@ void sort_occurrences(Scratch& scratch, const TableJob& job, const GroupOutput& 
 void group_table(const GroupRequest& request, bool single, int64_t table, TableJob& job,
                  const GroupOutput& output) {
   static thread_local Scratch scratch;
-  const int64_t base = request.bases[table];
+  const int64_t n = job.n_occurrences;
   const int64_t size = request.sizes[table];
-  int64_t* rows = output.rows + job.first;
-  const CsrBatch& batch = request.batch;
-  if (size <= 2 * hash_capacity(job.n_occurrences)) {
-    number_ids(batch, single, base, size, DirectIndex(scratch, size), scratch, rows, job);
+  int32_t* counts = at_least(scratch.counts, n + 1);
+  memset(counts, 0, static_cast<size_t>(n + 1) * sizeof(int32_t));
+  const auto number = [&]<class Index>(Index index) {
+    const Numbering<Index> numbering = {index,  request.bases[table],
+                                        size,   output.rows + job.first,
+                                        counts, at_least(scratch.unique_of, n)};
+    number_ids(request.batch, single, numbering, scratch, job);
+  };
+  if (size <= 2 * hash_capacity(n)) {
+    number(DirectIndex(scratch, size));
   } else if (size < int64_t{0xFFFFFFFF}) {
-    number_ids(batch, single, base, size, PackedIndex(scratch, job.n_occurrences), scratch, rows,
-               job);
+    number(PackedIndex(scratch, n));
   } else {
-    number_ids(batch, single, base, size, WideIndex(scratch, job.n_occurrences), scratch, rows,
-               job);
+    number(WideIndex(scratch, n));
   }
-  if (job.fault == kNoFault) sort_occurrences(scratch, job, output);
+  if (job.fault == kNoFault) sort_occurrences(request.batch, single, scratch, job, output);
 }
 
 int64_t first_fault(const std::vector<TableJob>& jobs) {
@@ -264,6 +293,18 @@ void close_gaps(std::vector<TableJob>& jobs, const GroupOutput& output) {
 }
 
 }  // namespace
+
+bool one_id_in_each_cell(const CsrBatch& batch, int threads) {
+  const int64_t cells = batch.n_examples * batch.n_features;
+  if (cells != batch.n_ids) return false;
+  std::atomic<bool> all{true};
+  parallel_for(cells + 1, cells < (1 << 16) ? 1 : threads, [&](int64_t begin, int64_t end, int) {
+    int64_t differs = 0;
+    for (int64_t i = begin; i < end; ++i) differs |= batch.offsets[i] ^ i;
+    if (differs != 0) all.store(false, std::memory_order_relaxed);
+  });
+  return all.load();
+}
 
 int64_t group_ids(const GroupRequest& request, const GroupOutput& output, int threads) {
   if (request.n_tables == 0) {

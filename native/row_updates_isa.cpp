@@ -5,7 +5,7 @@ namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kAheadGradients = 12;  // occurrences
-constexpr int64_t kAheadRows = 8;        // touched rows
+constexpr int64_t kAheadRows = 16;       // touched rows
 
 // n / d for 32-bit n by one multiplication (Lemire, Kaser & Kurz 2019).
 class Divider {
@@ -37,6 +37,7 @@ void segment(const SegmentRequest& request, int64_t first, int64_t last) {
   for (int64_t u = first; u < last; ++u) {
     float* out = request.out.data + u * request.out.stride;
     float* sum = kWidth > 0 ? local : out;
+    WIDEDEEP_SIMD
     for (int64_t d = 0; d < width; ++d) sum[d] = 0.0f;
     for (int32_t j = request.starts[u]; j < request.starts[u + 1]; ++j) {
       if (j + kAheadGradients < stop) {
@@ -47,35 +48,44 @@ void segment(const SegmentRequest& request, int64_t first, int64_t last) {
           request.sequence_place != nullptr ? request.sequence_place[request.order[j]] : -1;
       if (place >= 0) {
         const float* row = request.sequence_grad.data + place * request.sequence_grad.stride;
+        WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
         continue;
       }
       const float* grad = gradient_of(cell);
       if (request.scale_of_cell == nullptr && request.values == nullptr) {
+        WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) sum[d] += grad[d];
         continue;
       }
       float factor = request.scale_of_cell != nullptr ? request.scale_of_cell[cell] : 1.0f;
       if (request.values != nullptr) factor *= request.values[request.order[j]];
+      WIDEDEEP_SIMD
       for (int64_t d = 0; d < width; ++d) sum[d] += factor * grad[d];
     }
     if (kWidth > 0) {
+      WIDEDEEP_SIMD
       for (int64_t d = 0; d < width; ++d) out[d] = sum[d];
     }
   }
 }
 
-// Calls update(row, gradient) for each touched row, and prefetch(row) some rows before that.
-template <class Prefetch, class Update>
-inline void for_each_row(const RowGradients& gradients, int64_t first, int64_t last,
-                         Prefetch prefetch, Update update) {
+// Calls update(row, gradient) for each touched row, some rows after it asked for their lines.
+template <class Update, class... Prefetches>
+inline void for_each_row(const RowGradients& gradients, int64_t first, int64_t last, Update update,
+                         Prefetches... prefetch) {
+  const float* grads = gradients.grads.data;
+  const int64_t stride = gradients.grads.stride;
   const int64_t* rows = gradients.rows;
-  for (int64_t i = first; i < last && i < first + kAheadRows; ++i) {
-    if (rows != nullptr) prefetch(rows[i]);
+  if (rows == nullptr) {
+    for (int64_t i = first; i < last; ++i) update(i, grads + i * stride);
+    return;
   }
+  for (int64_t i = first; i < last && i < first + kAheadRows; ++i) (prefetch(rows[i]), ...);
   for (int64_t i = first; i < last; ++i) {
-    if (rows != nullptr && i + kAheadRows < last) prefetch(rows[i + kAheadRows]);
-    update(rows != nullptr ? rows[i] : i, gradients.grads.data + i * gradients.grads.stride);
+    const int64_t ahead = i + kAheadRows;
+    (prefetch(rows[ahead < last ? ahead : last - 1]), ...);
+    update(rows[i], grads + i * stride);
   }
 }
 
@@ -85,11 +95,12 @@ void sgd(const SgdRequest& request, int64_t first, int64_t last) {
   const float scale = request.gradients.grad_scale;
   for_each_row(
       request.gradients, first, last,
-      [&](int64_t row) { prefetch_row(read_only(request.weights), row); },
       [&](int64_t row, const float* grad) {
         float* __restrict w = request.weights.data + row * request.weights.stride;
+        WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) w[d] -= request.lr * (grad[d] * scale);
-      });
+      },
+      RowPrefetch(request.weights));
 }
 
 template <int kWidth>
@@ -100,20 +111,18 @@ void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
   const float eps = request.eps;
   for_each_row(
       request.gradients, first, last,
-      [&](int64_t row) {
-        prefetch_row(read_only(request.weights), row);
-        prefetch_row(read_only(request.accumulator), row);
-      },
       [&](int64_t row, const float* grad) {
         float* __restrict w = request.weights.data + row * request.weights.stride;
         float* __restrict acc = request.accumulator.data + row * request.accumulator.stride;
+        WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) {
           const float g = grad[d] * scale;
           const float n = acc[d] + g * g;
           acc[d] = n;
           w[d] -= lr * g / (__builtin_sqrtf(n) + eps);
         }
-      });
+      },
+      RowPrefetch(request.weights), RowPrefetch(request.accumulator));
 }
 
 template <int kWidth>
@@ -122,15 +131,11 @@ void adam(const AdamRequest& request, int64_t first, int64_t last) {
   const float scale = request.gradients.grad_scale;
   for_each_row(
       request.gradients, first, last,
-      [&](int64_t row) {
-        prefetch_row(read_only(request.weights), row);
-        prefetch_row(read_only(request.mean), row);
-        prefetch_row(read_only(request.square), row);
-      },
       [&](int64_t row, const float* grad) {
         float* __restrict w = request.weights.data + row * request.weights.stride;
         float* __restrict m = request.mean.data + row * request.mean.stride;
         float* __restrict v = request.square.data + row * request.square.stride;
+        WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) {
           const float g = grad[d] * scale;
           const float mean = request.beta1 * m[d] + request.one_minus_beta1 * g;
@@ -139,7 +144,8 @@ void adam(const AdamRequest& request, int64_t first, int64_t last) {
           v[d] = square;
           w[d] -= request.lr * mean / (__builtin_sqrtf(square) + request.eps);
         }
-      });
+      },
+      RowPrefetch(request.weights), RowPrefetch(request.mean), RowPrefetch(request.square));
 }
 
 inline float negative_power(float n, float lr_power) {
@@ -159,16 +165,12 @@ int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
   int64_t change = 0;
   for_each_row(
       request.gradients, first, last,
-      [&](int64_t row) {
-        prefetch_row(read_only(request.weights), row);
-        prefetch_row(read_only(request.z), row);
-        prefetch_row(read_only(request.n), row);
-      },
       [&](int64_t row, const float* grad) {
         float* __restrict w = request.weights.data + row * request.weights.stride;
         float* __restrict z = request.z.data + row * request.z.stride;
         float* __restrict n = request.n.data + row * request.n.stride;
         int32_t nonzero = 0;
+        WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) {
           const float g = grad[d] * scale;
           const float old = w[d];
@@ -192,7 +194,8 @@ int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
           nonzero += static_cast<int32_t>(weight != 0.0f) - static_cast<int32_t>(old != 0.0f);
         }
         change += nonzero;
-      });
+      },
+      RowPrefetch(request.weights), RowPrefetch(request.z), RowPrefetch(request.n));
   return change;
 }
 
@@ -269,6 +272,7 @@ void init_rows_range(const InitRequest& request, int64_t begin, int64_t end) {
     const uint64_t row =
         mix(request.key + static_cast<uint64_t>(request.first_row + i) * 0x9E3779B97F4A7C15ULL);
     float* out = request.out.data + i * request.out.stride;
+    WIDEDEEP_SIMD
     for (int64_t d = 0; d < request.out.width; ++d) {
       const uint64_t bits = mix(row + static_cast<uint64_t>(d) * 0xD1B54A32D192ED03ULL);
       const int32_t sum = static_cast<int32_t>((bits & 0xFFFF) + (bits >> 16 & 0xFFFF) +

@@ -7,31 +7,68 @@
 
 #include "sparse.hpp"
 
+// Before a loop over a row's columns: rows never overlap, so it may be vectorised as it stands.
+// (A pragma of the language extension; no OpenMP runtime comes with it.)
+#define WIDEDEEP_SIMD _Pragma("omp simd")
+
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
+// A function that only prefetches looks to GCC as if it did nothing: unless it is inlined first,
+// the call is dropped.
+#define WIDEDEEP_PREFETCHES __attribute__((always_inline)) inline
+
+// How many lines hold a row: one more than its width needs, unless rows never straddle lines.
+inline int64_t lines_of_row(const ConstRows& rows) {
+  const uintptr_t bytes = static_cast<uintptr_t>(rows.width) * sizeof(float);
+  const uintptr_t stride = static_cast<uintptr_t>(rows.stride) * sizeof(float);
+  const uintptr_t offset = reinterpret_cast<uintptr_t>(rows.data) & 63;
+  const bool whole_lines = offset == 0 && stride % 64 == 0;
+  const bool within_one = stride > 0 && 64 % stride == 0 && offset % stride + bytes <= stride;
+  const bool same_place = stride % 64 == 0 && offset + bytes <= 64;
+  const uintptr_t needed = (bytes + 63) / 64;
+  return static_cast<int64_t>(whole_lines || within_one || same_place ? needed : needed + 1);
+}
+
 // Asks for the lines of a row; the address may be wrong (the caller has not checked the id yet).
-inline void prefetch_row(const ConstRows& rows, int64_t row) {
-  const uintptr_t address =
-      reinterpret_cast<uintptr_t>(rows.data) +
-      static_cast<uintptr_t>(row) * static_cast<uintptr_t>(rows.stride) * sizeof(float);
-  const uintptr_t last = address + static_cast<uintptr_t>(rows.width) * sizeof(float) - 1;
-  for (uintptr_t line = address & ~uintptr_t{63}; line <= last; line += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(line), 0, 3);
+WIDEDEEP_PREFETCHES void prefetch_row(const float* data, int64_t stride, int64_t row,
+                                      int64_t lines) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(row) *
+                                                                    static_cast<uintptr_t>(stride) *
+                                                                    sizeof(float);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+  for (int64_t i = 1; i < lines; ++i) {
+    __builtin_prefetch(reinterpret_cast<const void*>(address + static_cast<uintptr_t>(i) * 64), 0,
+                       2);
   }
 }
 
-inline ConstRows read_only(const Rows& rows) { return {rows.data, rows.stride, rows.width}; }
+// Asks for the lines of rows that are about to change.
+class RowPrefetch {
+ public:
+  explicit RowPrefetch(const Rows& rows)
+      : data_(rows.data),
+        stride_(rows.stride),
+        lines_(lines_of_row({data_, stride_, rows.width})) {}
+  WIDEDEEP_PREFETCHES void operator()(int64_t row) const {
+    prefetch_row(data_, stride_, row, lines_);
+  }
+
+ private:
+  const float* data_;
+  int64_t stride_;
+  int64_t lines_;
+};
 
 inline bool bad_span(const CsrBatch& batch, int64_t begin, int64_t end) {
   return (begin < 0) | (begin > end) | (end > batch.n_ids);
 }
 
-inline bool bad_cell(const CsrBatch& batch, int64_t begin, int64_t end, int64_t size) {
+inline bool bad_cell(const CsrBatch& batch, int64_t begin, int64_t end, uint64_t size) {
   if (bad_span(batch, begin, end)) return true;
   bool bad = false;
   for (int64_t n = begin; n < end; ++n) {
-    bad |= static_cast<uint64_t>(batch.ids[n]) >= static_cast<uint64_t>(size);
+    bad |= static_cast<uint64_t>(batch.ids[n]) >= size;
   }
   return bad;
 }
@@ -54,21 +91,25 @@ inline float bag_scale(const CsrBatch& batch, int64_t begin, int64_t end, int8_t
 // The combined rows of a bag; kWidth 0 is any width.
 template <int kWidth>
 inline void pool_bag(const CsrBatch& batch, int64_t begin, int64_t end, const ConstRows& weights,
-                     int64_t base, int8_t combiner, float* out) {
+                     int8_t combiner, float* __restrict out) {
   const int64_t width = kWidth > 0 ? kWidth : weights.width;
   float local[kWidth > 0 ? kWidth : 1];
   float* sum = kWidth > 0 ? local : out;
+  WIDEDEEP_SIMD
   for (int64_t d = 0; d < width; ++d) sum[d] = 0.0f;
   for (int64_t n = begin; n < end; ++n) {
-    const float* row = weights.data + (base + batch.ids[n]) * weights.stride;
+    const float* __restrict row = weights.data + batch.ids[n] * weights.stride;
     if (batch.values == nullptr) {
+      WIDEDEEP_SIMD
       for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
     } else {
       const float value = batch.values[n];
+      WIDEDEEP_SIMD
       for (int64_t d = 0; d < width; ++d) sum[d] += value * row[d];
     }
   }
   const float scale = bag_scale(batch, begin, end, combiner);
+  WIDEDEEP_SIMD
   for (int64_t d = 0; d < width; ++d) out[d] = sum[d] * scale;
 }
 

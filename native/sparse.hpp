@@ -69,6 +69,9 @@ struct GroupOutput {
   int32_t* cells;
 };
 
+// Whether cell i holds id i and nothing else, for every cell: the common batch, and the fast one.
+bool one_id_in_each_cell(const CsrBatch& batch, int threads);
+
 int64_t group_ids(const GroupRequest& request, const GroupOutput& output, int threads);
 
 // ---- forward ------------------------------------------------------------------------------------
@@ -77,7 +80,8 @@ struct GatherRequest {
   CsrBatch batch;
   SlotList slots;
   ConstRows weights;
-  Rows out;  // one row an example
+  Rows out;             // one row an example
+  bool single = false;  // every cell holds exactly one id (found by gather_pool and wide_forward)
 };
 
 int64_t gather_pool(const GatherRequest& request, int threads);
