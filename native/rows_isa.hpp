@@ -24,7 +24,8 @@ inline int64_t lines_of_row(const ConstRows& rows) {
   const uintptr_t stride = static_cast<uintptr_t>(rows.stride) * sizeof(float);
   const uintptr_t offset = reinterpret_cast<uintptr_t>(rows.data) & 63;
   const bool whole_lines = offset == 0 && stride % 64 == 0;
-  const bool within_one = stride > 0 && 64 % stride == 0 && offset % stride + bytes <= stride;
+  const bool power_of_two = stride <= 64 && (stride & (stride - 1)) == 0;
+  const bool within_one = power_of_two && (offset & (stride - 1)) + bytes <= stride;
   const bool same_place = stride % 64 == 0 && offset + bytes <= 64;
   const uintptr_t needed = (bytes + 63) / 64;
   return static_cast<int64_t>(whole_lines || within_one || same_place ? needed : needed + 1);

@@ -12,11 +12,14 @@ namespace {
 constexpr int64_t kAhead = 2;     // examples whose rows are asked for before they are read
 constexpr int64_t kAheadIds = 4;  // of one cell; a longer bag hides its own misses
 
-void prefetch_cell(const CsrBatch& batch, int64_t b, const SlotTable& table) {
+WIDEDEEP_PREFETCHES void prefetch_cell(const CsrBatch& batch, int64_t b, const SlotTable& table) {
   const int64_t* offsets = batch.offsets + b * batch.n_features + table.slot;
   if (bad_span(batch, offsets[0], offsets[1])) return;
   const int64_t stop = offsets[1] - offsets[0] > kAheadIds ? offsets[0] + kAheadIds : offsets[1];
-  for (int64_t n = offsets[0]; n < stop; ++n) prefetch_row(table.rows, batch.ids[n]);
+  const int64_t lines = lines_of_row(table.rows);
+  for (int64_t n = offsets[0]; n < stop; ++n) {
+    prefetch_row(table.rows.data, table.rows.stride, batch.ids[n], lines);
+  }
 }
 
 // One side's slots added up one after the other, for kWidth classes (0: as many as `classes`).
@@ -31,7 +34,7 @@ int64_t add_side(const CsrBatch& batch, int64_t b, const SlotTable* slots, int64
     const int64_t end = batch.offsets[cell + 1];
     if (bad_cell(batch, begin, end, slot.size)) return cell;
     const ConstRows part = {slot.rows.data + first_class, slot.rows.stride, classes};
-    pool_bag<kWidth>(batch, begin, end, part, 0, slot.combiner, bag);
+    pool_bag<kWidth>(batch, begin, end, part, slot.combiner, bag);
     for (int64_t c = 0; c < (kWidth > 0 ? kWidth : classes); ++c) sum[c] += bag[c];
   }
   return kNoFault;
@@ -84,7 +87,7 @@ const float* source_row(const GatherTile& request, int64_t b, const DeepSource& 
   if (end - begin == 1 && batch.values == nullptr) {
     return table.rows.data + batch.ids[begin] * table.rows.stride;
   }
-  pool_bag<0>(batch, begin, end, table.rows, 0, table.combiner, request.pooled);
+  pool_bag<0>(batch, begin, end, table.rows, table.combiner, request.pooled);
   return request.pooled;
 }
 

@@ -292,3 +292,27 @@ def test_a_row_and_its_state_share_a_record() -> None:
 def test_groups_tell_their_size() -> None:
     groups = make_table().group(make_batch(2), SLOTS)
     assert isinstance(groups, Groups) and len(groups) == len(groups.rows) > 0
+
+
+def test_groups_serve_another_table_of_the_same_features() -> None:
+    names = ["age", "home", "other", "work"]
+    wide = EmbeddingTable(dict.fromkeys(names, 60), {name: name for name in names}, dim=1)
+    batch = make_batch(5)
+    batch.ids_N = np.minimum(batch.ids_N, 59)
+    groups = wide.group(batch, SLOTS)
+    for taken in (["home", "other"], ["age", "work"], ["work", "age"]):
+        deep = EmbeddingTable(dict.fromkeys(taken, 60), {name: name for name in taken}, dim=4)
+        served, alone = deep.regroup(wide, groups), deep.group(batch, SLOTS)
+        assert served is not None
+        assert served.rows.sort().values.tolist() == alone.rows.sort().values.tolist()
+        grad = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+        columns = {name: slice(i * 4, i * 4 + 4) for i, name in enumerate(taken)}
+        sums = [
+            torch.zeros(120, 4).index_copy(0, g.rows, deep.sum_deep(batch, g, SLOTS, columns, grad))
+            for g in (served, alone)
+        ]
+        assert torch.equal(sums[0], sums[1])
+    shared = EmbeddingTable({"age": 60}, {"age": "age", "home": "age"}, dim=4)
+    assert shared.regroup(wide, groups) is None
+    renamed = EmbeddingTable({"other": 60}, {"home": "other"}, dim=4)
+    assert renamed.regroup(wide, groups) is None

@@ -296,22 +296,21 @@ class EmbeddingTable:
         So a batch's ids are grouped once for the wide part and the embeddings.
 
         Args:
-            other: Gives each of its features a logical table of its own.
+            other: Holds some of the same features.
             groups: :meth:`group` of ``other``.
 
         Returns:
-            The groups, or None where ``other`` does not hold this table's features side by side in
-            the same order, features share a table here, or the rows are on a device.
+            The groups, or None where a logical table here is not one of the same features in
+            ``other``, or the rows are on a device.
         """
-        names = list(self.sizes)
-        held = list(other.sizes)
-        if len(self.features) != len(names) or names[0] not in held:
+        mine, theirs = _features_by_table(self.features), _features_by_table(other.features)
+        if not isinstance(groups.places, kernels.Groups):
             return None
-        first = held.index(names[0])
-        stop = first + len(names)
-        if held[first:stop] != names or not isinstance(groups.places, kernels.Groups):
+        if any(theirs.get(name) != mine.get(name) for name in self.sizes):
             return None
-        found = groups.places.select(first, stop, self._bases - other._bases[first:stop])
+        number = {name: i for i, name in enumerate(other.sizes)}
+        tables = [number[name] for name in self.sizes]
+        found = groups.places.select(tables, self._bases - other._bases[tables])
         return Groups(torch.from_numpy(found.rows_U), found)
 
     def sum_deep(
@@ -563,6 +562,13 @@ class EmbeddingTable:
     def _parts(self) -> Iterator[tuple[str, slice]]:
         for (name, size), base in zip(self.sizes.items(), self._bases.tolist(), strict=True):
             yield name, slice(base, base + size)
+
+
+def _features_by_table(features: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for feature, table in features.items():
+        found.setdefault(table, []).append(feature)
+    return {table: sorted(names) for table, names in found.items()}
 
 
 @contextmanager

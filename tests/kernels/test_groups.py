@@ -110,22 +110,25 @@ def test_wrong_arrays_are_named() -> None:
         )  # fmt: skip
 
 
-def test_selected_tables_keep_their_occurrences() -> None:
+@pytest.mark.parametrize("tables", [[1, 2], [0, 2], [3, 1], [2], []], ids=str)
+def test_selected_tables_keep_their_occurrences(tables: list[int]) -> None:
     batch = make_batch(3, n_examples=30, n_features=4, longest=2, with_values=False)
     batch.slots, batch.tables = np.arange(4, dtype=np.int32), np.arange(4, dtype=np.int32)
     batch.sizes = np.full(4, 5_000)
     batch.bases = np.arange(4) * 5_000
-    selected = group(batch).select(1, 3, np.array([-4_000, 10]))
-    batch.slots, batch.tables = batch.slots[1:3], np.array([0, 1], np.int32)
-    batch.bases, batch.sizes = np.array([1_000, 10_010]), np.full(2, 5_000)
-    alone = group(batch)
-    assert np.array_equal(selected.rows_U, alone.rows_U)
-    assert np.array_equal(selected.table_starts, alone.table_starts)
-    for u in range(len(alone)):
-        assert np.array_equal(
-            selected.order[selected.starts_U[u] : selected.starts_U[u + 1]],
-            alone.order[alone.starts_U[u] : alone.starts_U[u + 1]],
-        )
+    groups = group(batch)
+    selected = groups.select(tables, np.full(len(tables), 7))
+    expected = []
+    for table in tables:
+        for u in range(int(groups.table_starts[table]), int(groups.table_starts[table + 1])):
+            place = slice(groups.starts_U[u], groups.starts_U[u + 1])
+            expected.append((groups.rows_U[u] + 7, groups.order[place], groups.cells[place]))
+    assert len(selected) == len(expected) == int(selected.table_starts[-1])
+    for u, (row, order, cells) in enumerate(expected):
+        place = slice(selected.starts_U[u], selected.starts_U[u + 1])
+        assert selected.rows_U[u] == row
+        assert np.array_equal(selected.order[place], order)
+        assert np.array_equal(selected.cells[place], cells)
 
 
 def test_the_native_module_is_what_runs() -> None:

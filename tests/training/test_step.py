@@ -60,19 +60,16 @@ def test_ids_grouped_once_move_the_same_rows(deep: list[str] | None) -> None:
                 torch.testing.assert_close(weight, wanted[name], rtol=1e-5, atol=1e-6)
 
 
-def test_side_by_side_features_share_the_wide_groups() -> None:
-    step, schema = make_step(["b"])
+@pytest.mark.parametrize(("deep", "dim"), [(["b"], 2), (["a", "c"], 4)], ids=["beside", "apart"])
+def test_the_wide_groups_serve_the_embeddings(deep: list[str], dim: int) -> None:
+    step, schema = make_step(deep)
     batch = Transform(schema)(pa.Table.from_pylist(make_rows(20)))
     model = step.model
     assert model.wide_table is not None
-    table = model.deep_tables[2]
-    groups = model.wide_table.group(batch, schema.slots)
-    shared = table.regroup(model.wide_table, groups)
+    table = model.deep_tables[dim]
+    shared = table.regroup(model.wide_table, model.wide_table.group(batch, schema.slots))
     assert shared is not None
     assert torch.equal(shared.rows, table.group(batch, schema.slots).rows)
-    apart, _ = make_step(["a", "c"])
-    assert apart.model.wide_table is not None
-    assert apart.model.deep_tables[4].regroup(apart.model.wide_table, groups) is None
 
 
 def test_a_batch_without_labels_is_refused() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from widedeep.kernels.backend import backend
 from widedeep.kernels.checks import (
@@ -53,15 +55,14 @@ class Groups:
     def __len__(self) -> int:
         return len(self.rows_U)
 
-    def select(self, first: int, stop: int, shifts: NDArray[np.int64]) -> Groups:
-        """Return the groups of tables ``first`` to ``stop``, their rows moved elsewhere.
+    def select(self, tables: Sequence[int], shifts: NDArray[np.int64]) -> Groups:
+        """Return the groups of some logical tables, their rows moved elsewhere.
 
         So ids are grouped once for two physical tables that share logical tables: the wide part's
-        and the deep part's. Occurrences are shared, not copied.
+        and the deep part's. Neighbours share their occurrences; others are copied together.
 
         Args:
-            first: First logical table.
-            stop: One past the last.
+            tables: Distinct logical tables, in the order they shall have.
             shifts: int64 for each of them: what to add to its rows.
 
         Example:
@@ -69,21 +70,42 @@ class Groups:
             >>> one = np.zeros(1, np.int64)
             >>> groups = group_ids(np.array([5, 3]), np.array([0, 1, 2]), 1,
             ...                    one.astype(np.int32), one.astype(np.int32), one, one + 9)
-            >>> groups.select(0, 1, one + 100).rows_U
+            >>> groups.select([0], one + 100).rows_U
             array([105, 103])
         """
-        table_starts = self.table_starts[first : stop + 1]
-        begin, end = int(table_starts[0]), int(table_starts[-1])
+        chosen = np.asarray(tables, np.int64)
+        begins, ends = self.table_starts[chosen], self.table_starts[chosen + 1]
+        table_starts = np.concatenate([[0], np.cumsum(ends - begins)])
+        runs = list(zip(begins.tolist(), ends.tolist(), strict=True))
+        if runs and bool((begins[1:] == ends[:-1]).all()):
+            runs = [(runs[0][0], runs[-1][1])]
+        rows = _joined([self.rows_U[a:b] for a, b in runs], np.int64)
+        places = [slice(int(self.starts_U[a]), int(self.starts_U[b])) for a, b in runs]
+        if len(runs) == 1:
+            starts, order, cells = (
+                self.starts_U[runs[0][0] : runs[0][1] + 1],
+                self.order,
+                self.cells,
+            )
+        else:
+            lengths = [np.diff(self.starts_U[a : b + 1]) for a, b in runs]
+            starts = np.concatenate([[0], np.cumsum(_joined(lengths, np.int32))]).astype(np.int32)
+            order = _joined([self.order[place] for place in places], np.int32)
+            cells = _joined([self.cells[place] for place in places], np.int32)
         return Groups(
-            rows_U=self.rows_U[begin:end] + np.repeat(shifts, np.diff(table_starts)),
-            table_starts=table_starts - begin,
-            starts_U=self.starts_U[begin : end + 1],
-            order=self.order,
-            cells=self.cells,
+            rows_U=rows + np.repeat(shifts, ends - begins),
+            table_starts=table_starts,
+            starts_U=starts,
+            order=order,
+            cells=cells,
             n_ids=self.n_ids,
             n_cells=self.n_cells,
             single=self.single,
         )
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.zeros(0, dtype)
 
 
 def group_ids(
