@@ -128,7 +128,7 @@ def main() -> None:
     for figures in found:
         print(
             f"{figures['rows']:>12,.0f} rows  {figures['rows_per_s']:>9,.0f} rows/s  peak "
-            f"{figures['peak_mb']:7,.0f} MB, tables and their state {figures['tables_mb']:7,.0f} MB, "
+            f"{figures['peak_mb']:7,.0f} MB, tables and state {figures['tables_mb']:7,.0f} MB, "
             f"besides {figures['besides_tables_mb']:6,.0f} MB"
         )
     ratio = found[1]["besides_tables_mb"] / found[0]["besides_tables_mb"]
