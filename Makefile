@@ -25,7 +25,7 @@ DOCS_READY := $(VENV)/.ready-docs
     native native-inplace clean
 help:
 	@echo "make quickstart    train, evaluate, export and score a Wide & Deep model on UCI Adult"
-	@echo "make census        the same"
+	@echo "make census        the same, and the README's table: five seeds of wide, deep, and both"
 	@echo "make test          the fast tests, docstring examples and the documents' code blocks"
 	@echo "make test-slow     the slow tests"
 	@echo "make check         ruff, mypy, codespell, clang-format, layout and symbol lints"
@@ -68,8 +68,11 @@ $(DOCS_READY): $(RUN_READY)
 	$(PIP) $(EDITABLE) '.[docs]'
 	touch $@
 
-quickstart census: native
+quickstart: native
 	$(BIN)/python examples/census/run.py
+
+census: quickstart
+	$(BIN)/python examples/census/table.py
 
 test: native $(DEV_READY)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
