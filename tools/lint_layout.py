@@ -51,7 +51,9 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "validate": ("estimators", "serving"),
     "report": ("validate",),
     "simulate": ("validate",),
-    "cli": ("report", "simulate"),
+    "commands": ("estimators",),
+    "cli": ("commands", "report", "simulate"),
+    "__main__": ("cli",),
 }
 
 # Where `import torch` raises, a bundle loads, scores and is served. Kernels that are torch's own

@@ -15,7 +15,7 @@ from widedeep.data.batch import Batch
 from widedeep.deep import MLP, Activation, DeepInput, SequenceInput
 from widedeep.deep_layout import DeepLayout, make_layout
 from widedeep.errors import ConfigError, SchemaError
-from widedeep.heads import HeadChoice, head_slices, make_heads
+from widedeep.heads import Head, HeadChoice, head_slices, make_heads
 from widedeep.schema import Schema
 from widedeep.tables import EmbeddingTable
 from widedeep.wide import make_wide_table
@@ -90,7 +90,7 @@ class WideDeep(nn.Module):
             dropout=dropout,
             batch_norm=batch_norm,
             wide_combiner=wide_combiner,
-            head=head if isinstance(head, str) else None,
+            head=head.kind if isinstance(head, Head) else head if isinstance(head, str) else None,
             embedding_std=embedding_std,
             seed=seed,
         )

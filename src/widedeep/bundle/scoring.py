@@ -52,6 +52,7 @@ class Bundle:
         metrics: As given at export.
         calibration: By head.
         warmup: Rows to score before the first request, with the scores they had at export.
+        weights: By name, as :func:`widedeep.bundle.write_bundle` takes them; mapped, not copied.
 
     Example:
         >>> import widedeep as wd
@@ -93,7 +94,7 @@ class Bundle:
         self.metrics = metrics
         self.calibration = calibration
         self.warmup = warmup
-        self._weights = weights
+        self.weights = weights
         self._encoder = Transform(schema)
         self._forward = Forward(schema, model, weights, _tower_graph(path, manifest, schema, model))
 
@@ -236,7 +237,7 @@ class Bundle:
             model=self.model,
             wide=tuple(self._wide_terms(batch)),
             deep=tuple(deep_BC[0].tolist()),
-            bias=tuple(self._weights["bias"].tolist()),
+            bias=tuple(self.weights["bias"].tolist()),
             logits=tuple(logits_BC[0].tolist()),
             score={head: _plain_score(found[0]) for head, found in scores.items()},
         )
@@ -250,7 +251,7 @@ class Bundle:
             values = np.ones(len(ids)) if batch.values_N is None else batch.values_N[cell]
             scale = _combiner_scale(values, self.model.wide_combiner)
             for id_, value in zip(ids.tolist(), values.tolist(), strict=True):
-                weights = self._weights[f"wide/{slot.name}"][id_].astype(np.float64) * value * scale
+                weights = self.weights[f"wide/{slot.name}"][id_].astype(np.float64) * value * scale
                 text = self.schema.describe_id(slot.name, id_)
                 yield WideTerm(feature=slot.name, value=text, weights=tuple(weights.tolist()))
 

@@ -215,28 +215,30 @@ def toml_text(table: Mapping[str, Mapping[str, object]]) -> str:
         for key, value in entries.items():
             inner = value if isinstance(value, Mapping) else {}
             if inner and all(isinstance(v, Mapping) for v in inner.values()):
-                lines += [f"{_key(key)}.{_key(k)} = {_value(v)}" for k, v in inner.items()]
+                lines += [
+                    f"{toml_key(key)}.{toml_key(k)} = {toml_value(v)}" for k, v in inner.items()
+                ]
             else:
-                lines.append(f"{_key(key)} = {_value(value)}")
+                lines.append(f"{toml_key(key)} = {toml_value(value)}")
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
     bare = name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name)
-    return name if bare else _value(name)
+    return name if bare else toml_value(name)
 
 
-def _value(value: object) -> str:
+def toml_value(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         # JSON's escapes are TOML's, except that TOML has no surrogate pairs and forbids a raw DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
+        return "{ " + ", ".join(f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, int):
         return repr(int(value))
     if isinstance(value, float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections import deque
@@ -63,20 +64,26 @@ class Progress:
 
     Args:
         total_steps: Steps of the whole run, if known, for the time left.
+        done_steps: Steps done before, in a run that is resumed.
         enabled: False shows nothing.
         terminal: One live line (True) or plain lines (False); None asks standard error.
     """
 
     def __init__(
-        self, total_steps: int | None, *, enabled: bool = True, terminal: bool | None = None
+        self,
+        total_steps: int | None,
+        *,
+        done_steps: int = 0,
+        enabled: bool = True,
+        terminal: bool | None = None,
     ) -> None:
         self._total = total_steps
+        self._done = done_steps
         self._enabled = enabled
         self._live = sys.stderr.isatty() if terminal is None else terminal
         self._started = time.perf_counter()
         self._shown = self._started
         self._width = 0
-        self._first: tuple[int, int] | None = None
 
     def due(self) -> bool:
         """True if it is time to show a line."""
@@ -90,6 +97,8 @@ class Progress:
         self._shown = time.perf_counter()
         line = self._line(figures)
         if self._live:
+            # A line that wraps cannot be written over.
+            line = line[: shutil.get_terminal_size().columns - 1]
             print(f"\r{line:<{self._width}}", end="", file=sys.stderr, flush=True)
             self._width = len(line)
         else:
@@ -104,8 +113,6 @@ class Progress:
 
     def _line(self, figures: dict[str, Any]) -> str:
         step, rows = figures["step"], figures["rows"]
-        if self._first is None:
-            self._first = (step, rows)
         seconds = self._shown - self._started
         rate = rows / seconds if seconds > 0 else 0.0
         parts = [
@@ -114,14 +121,14 @@ class Progress:
         ]
         parts.append(f"{rate:,.0f} rows/s")
         for name, label, style in (
-            ("loss", "log loss", ".4f"),
+            ("loss", "loss", ".4f"),
             ("auc", "auc", ".4f"),
             ("nonzero_wide", "wide", ","),
         ):
             if figures.get(name) is not None and figures[name] == figures[name]:
                 parts.append(f"{label} {figures[name]:{style}}")
-        if self._total and step > 0 and seconds > 0:
-            done = step - self._first[0] + 1
+        done = step - self._done
+        if self._total and done > 0:
             parts.append(f"left {_clock((self._total - step) * seconds / done)}")
         return "  ".join(parts)
 

@@ -14,6 +14,7 @@ from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.heads import Binary
 from widedeep.training.early_stopping import EarlyStopping
+from widedeep.training.held_interrupt import HeldInterrupt
 from widedeep.training.progress import Progress, RecentScores
 from widedeep.training.schedule import rate_factor
 from widedeep.training.step import StepResult
@@ -57,8 +58,9 @@ class TrainingRun:
         per_epoch = math.ceil(source.num_rows / trainer.config.batch_size)
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
         self.progress = Progress(
-            self.total_steps - trainer.position.step, enabled=trainer.show_progress
+            self.total_steps, done_steps=trainer.position.step, enabled=trainer.show_progress
         )
+        self.interrupt = HeldInterrupt(announce=trainer.show_progress)
         self.recent = RecentScores()
         self._losses = self._rows = 0.0
         self._started = time.perf_counter()
@@ -73,10 +75,12 @@ class TrainingRun:
             trainer.step.keep_best()
         trainer.model.train()
         try:
-            while trainer.position.epoch < self.epochs and not self._done():
-                self._epoch()
+            with self.interrupt:
+                while trainer.position.epoch < self.epochs and not self._done():
+                    self._epoch()
         except KeyboardInterrupt:
-            self._interrupted()
+            if not self.interrupt.forced:
+                self._interrupted()
             raise
         self._finish()
 
@@ -102,6 +106,7 @@ class TrainingRun:
                 if last:
                     position.epoch, position.batch = position.epoch + 1, 0
                 self._after_step(epoch_done=last)
+                self.interrupt.check()
                 if self._done():
                     return
 

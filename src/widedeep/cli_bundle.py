@@ -1,0 +1,321 @@
+"""The verbs of a trained model: evaluate, export, score, inspect."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from widedeep.cli_output import (
+    count,
+    print_json,
+    print_metrics,
+    print_table,
+    print_text,
+    say,
+)
+from widedeep.cli_parser import GOOD, Verbs, add_verb
+from widedeep.config import load_config
+from widedeep.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from widedeep.bundle import Bundle
+    from widedeep.commands.inspection import WideWeight
+    from widedeep.commands.score import ScoreReport
+    from widedeep.schema import Schema
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add the verbs of a trained model."""
+    for add in (_add_evaluate, _add_export, _add_score, _add_inspect):
+        add(verbs)
+
+
+# ---- evaluate -----------------------------------------------------------------------------------
+
+
+def _add_evaluate(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "measure a run's or a bundle's quality on labelled data",
+        "  widedeep evaluate runs/ads test.parquet\n"
+        "  widedeep evaluate runs/ads          # on the test data its configuration names",
+    )
+    parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="a run's folder, or a bundle")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="labelled data: a path or a glob")
+    parser.add_argument("--threads", type=int, default=1, help="threads to use (default: 1)")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.evaluate import evaluate_bundle
+    from widedeep.commands.find_bundle import load_bundle
+
+    data = arguments.data or _test_data(Path(arguments.model))
+    bundle = load_bundle(arguments.model)
+    metrics = evaluate_bundle(bundle, data, threads=max(1, arguments.threads))
+    if arguments.json:
+        print_json({"bundle": bundle.path, "data": data, "metrics": metrics})
+    else:
+        print_metrics({_short(data): metrics})
+    return GOOD
+
+
+def _test_data(run: Path) -> str | list[str]:
+    config = run / "config.toml"
+    test = load_config(config).data.test if config.exists() else None
+    if test is None:
+        raise ConfigError(f"{run}: got no DATA, and no test data in its configuration; name some")
+    return test
+
+
+def _short(data: str | list[str]) -> str:
+    return Path(data).name if isinstance(data, str) else count(len(data), "file")
+
+
+# ---- export -------------------------------------------------------------------------------------
+
+
+def _add_export(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "export",
+        _export,
+        "write a run's best checkpoint, or any checkpoint, as a bundle",
+        "  widedeep export runs/ads -o bundles/ads-2\n"
+        "  widedeep export runs/ads/checkpoints/step-0000001500 -o bundles/ads-early",
+    )
+    parser.add_argument("model", metavar="RUN_DIR|CHECKPOINT", help="a run, or a step-* folder")
+    parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--force", action="store_true", help="replace BUNDLE")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.train import export_checkpoint
+
+    bundle, checkpoint = export_checkpoint(
+        arguments.model, arguments.out, overwrite=arguments.force
+    )
+    if arguments.json:
+        print_json({"bundle": bundle.path, "checkpoint": checkpoint, "metrics": bundle.metrics})
+    else:
+        print_text(f"from {checkpoint}")
+        print_text(repr(bundle))
+    return GOOD
+
+
+# ---- score --------------------------------------------------------------------------------------
+
+
+def _add_score(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "score",
+        _score,
+        "add a score to each row of a file or stream, in order",
+        "  widedeep score runs/ads/bundle test.parquet -o scores.parquet --keep user_id,ad_id\n"
+        '  echo \'{"age": 39, "job": "Sales"}\' | widedeep score runs/ads/bundle -\n\n'
+        "Rows are JSON lines (a file or '-'), Parquet, CSV or Arrow files; out come JSON lines or\n"
+        "Parquet. A key that a JSON row lacks is read as null, and counted.",
+    )
+    parser.add_argument("model", metavar="BUNDLE", help="a bundle, or a run's folder")
+    parser.add_argument("data", metavar="INPUT", help="a file or glob, or '-': standard input")
+    parser.add_argument(
+        "-o",
+        "--out",
+        default="-",
+        metavar="OUTPUT",
+        help=".parquet or .jsonl; default: JSON lines on standard output",
+    )
+    parser.add_argument(
+        "--keep",
+        default="all",
+        metavar="COLUMNS",
+        help="columns of the input to write too: 'all' (default), 'none', or names: a,b",
+    )
+    parser.add_argument("--name", default="score", help="the score's column (default: score)")
+    parser.add_argument("--strict", action="store_true", help="refuse JSON rows that lack a key")
+    parser.add_argument("--threads", type=int, default=1, help="threads to use (default: 1)")
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.find_bundle import load_bundle
+    from widedeep.commands.score import score_rows
+
+    if arguments.json and arguments.out == "-":
+        raise ConfigError(
+            "got --json without -o FILE: it prints a summary where the rows would go; the rows are "
+            "JSON lines without it"
+        )
+    keep = arguments.keep
+    bundle = load_bundle(arguments.model)
+    started = time.perf_counter()
+    report = score_rows(
+        bundle,
+        arguments.data,
+        arguments.out,
+        keep=keep if keep in ("all", "none") else [name.strip() for name in keep.split(",")],
+        name=arguments.name,
+        strict=arguments.strict,
+        threads=max(1, arguments.threads),
+    )
+    seconds = time.perf_counter() - started
+    if arguments.json:
+        found = {"rows": report.rows, "absent": report.absent, "unseen": report.unseen}
+        print_json({"output": arguments.out, "seconds": seconds, **found})
+    else:
+        _say_score(report, arguments.out, seconds)
+    return GOOD
+
+
+def _say_score(report: ScoreReport, out: str, seconds: float) -> None:
+    place = "" if out == "-" else f", written to {out}"
+    say(f"scored {count(report.rows, 'row')} in {seconds:.1f} s{place}")
+    for found, what in (
+        (report.absent, "keys that rows lack, read as null"),
+        (report.unseen, "values not in training"),
+    ):
+        if found:
+            say(f"note: {what}: " + ", ".join(f"{name} ({n:,})" for name, n in found.items()))
+
+
+# ---- inspect ------------------------------------------------------------------------------------
+
+
+def _add_inspect(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "inspect",
+        _inspect,
+        "show what a model learned: sizes, the strongest wide weights by name, one row explained",
+        "  widedeep inspect runs/ads --top 10\n"
+        '  widedeep inspect runs/ads --row \'{"age": 39, "job": "Sales"}\'\n'
+        "  widedeep inspect runs/ads/schema.safetensors",
+    )
+    parser.add_argument("model", metavar="BUNDLE|SCHEMA|RUN_DIR", help="what to look at")
+    parser.add_argument("--top", type=int, default=20, help="weights of each sign (default: 20)")
+    parser.add_argument("--row", metavar="JSON", help="explain the score of this row")
+    parser.add_argument(
+        "--logit", type=int, default=0, metavar="N", help="which logit's weights (several classes)"
+    )
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    top = max(1, arguments.top)
+    if Path(arguments.model).is_file():
+        from widedeep.schema import Schema
+
+        _inspect_schema(Schema.load(arguments.model), arguments, top)
+        return GOOD
+    from widedeep.commands.find_bundle import load_bundle
+
+    bundle = load_bundle(arguments.model)
+    if arguments.row is not None:
+        _inspect_row(bundle, arguments)
+    else:
+        _inspect_bundle(bundle, arguments, top)
+    return GOOD
+
+
+def _inspect_schema(schema: Schema, arguments: argparse.Namespace, top: int) -> None:
+    from widedeep.commands.inspection import vocabulary_table
+
+    if arguments.row is not None:
+        raise ConfigError(f"{arguments.model}: a schema scores no row; give --row with a bundle")
+    found = vocabulary_table(schema, top=top)
+    if arguments.json:
+        print_json({"fingerprint": schema.fingerprint, "rows": schema.rows, "values": found})
+        return
+    print_text(repr(schema))
+    for name, values in found.items():
+        print_text(f"\n{name}: the most frequent of {len(schema.vocabularies[name]):,} values")
+        print_table(["value", "seen"], [[text, f"{n:,}"] for text, n in values], right=["seen"])
+
+
+def _inspect_row(bundle: Bundle, arguments: argparse.Namespace) -> None:
+    from widedeep.commands.inspection import explanation_table
+
+    try:
+        row = json.loads(arguments.row)
+    except ValueError as error:
+        raise DataError(f"got --row {arguments.row!r}, which is no JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"got --row {arguments.row!r}, expected one JSON object")
+    explanation = bundle.explain(row)
+    if arguments.json:
+        print_json({"row": row, "logits": explanation_table(explanation)})
+    else:
+        print_text(str(explanation))
+
+
+def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> None:
+    from widedeep.commands.inspection import layer_sizes, table_sizes, top_wide_weights
+
+    sizes, layers = table_sizes(bundle), layer_sizes(bundle)
+    positive, negative = top_wide_weights(bundle, top=top, column=arguments.logit)
+    if arguments.json:
+        print_json(_bundle_document(bundle, sizes, layers, positive, negative))
+        return
+    print_text(repr(bundle))
+    print_text("\nTables")
+    print_table(
+        ["part", "table", "ids", "width", "weights", "not zero"],
+        [
+            [s.part, s.name, f"{s.rows:,}", str(s.width), f"{s.numbers:,}", f"{s.share:.1%}"]
+            for s in sizes
+        ],
+        right=["ids", "width", "weights", "not zero"],
+    )
+    print_text("\nLayers")
+    cells = [[name, " x ".join(map(str, shape)), f"{size:,}"] for name, shape, size in layers]
+    total = sum(s.numbers for s in sizes) + sum(size for _, _, size in layers)
+    print_table(["layer", "shape", "weights"], cells, right=["weights"])
+    print_text(f"{total:,} weights in all")
+    for title, weights in (("positive", positive), ("negative", negative)):
+        print_text(f"\nStrongest {title} wide weights")
+        _print_weights(weights)
+
+
+def _print_weights(weights: list[WideWeight]) -> None:
+    cells = [
+        [f"{w.weight:+.4f}", w.feature, w.value, "" if w.count is None else f"{w.count:,}"]
+        for w in weights
+    ]
+    if cells:
+        print_table(["weight", "feature", "value", "seen"], cells, right=["weight", "seen"])
+    else:
+        print_text("none")
+
+
+def _bundle_document(
+    bundle: Bundle, sizes: Any, layers: Any, positive: list[WideWeight], negative: list[WideWeight]
+) -> dict[str, Any]:
+    def plain(weights: list[WideWeight]) -> list[dict[str, Any]]:
+        return [
+            {"feature": w.feature, "value": w.value, "weight": w.weight, "seen": w.count}
+            for w in weights
+        ]
+
+    return {
+        "bundle": bundle.path,
+        "schema": bundle.schema.fingerprint,
+        "metrics": bundle.metrics,
+        "tables": [
+            {
+                "part": s.part,
+                "name": s.name,
+                "ids": s.rows,
+                "width": s.width,
+                "nonzero": s.nonzero,
+            }
+            for s in sizes
+        ],
+        "layers": [{"name": name, "shape": shape, "weights": n} for name, shape, n in layers],
+        "positive": plain(positive),
+        "negative": plain(negative),
+    }

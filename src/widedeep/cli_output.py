@@ -1,0 +1,116 @@
+"""What the command line prints: tables for a person, or one JSON document for a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from widedeep.bundle.plain_json import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["count", "number", "print_json", "print_metrics", "print_table", "print_text", "say"]
+
+# The metrics that matter most, first; the rest follow under --json alone.
+_SHOWN_METRICS = (
+    *("auc", "gauc", "pr_auc", "log_loss", "normalized_entropy", "accuracy", "accuracy_baseline"),
+    *("calibration", "ece", "rmse", "mae", "r2", "label_mean", "prediction_mean", "rows"),
+)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document on standard output; NaN becomes null."""
+    sys.stdout.write(json.dumps(plain(value, "the output"), indent=1, ensure_ascii=False) + "\n")
+
+
+def say(text: str) -> None:
+    """Print a line for a person on standard error."""
+    print(text, file=sys.stderr)
+
+
+def print_text(text: str = "") -> None:
+    """Print text on standard output as it is."""
+    sys.stdout.write(f"{text}\n")
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
+) -> None:
+    """Print a table as wide as the terminal allows (80 columns where there is none).
+
+    Args:
+        headings: One a column.
+        rows: The cells, as text.
+        right: Headings of the columns to be aligned on the right: numbers.
+    """
+    from rich import box
+    from rich.table import Table
+
+    console = _console()
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
+    for heading in headings:
+        numeric = heading in right
+        table.add_column(
+            heading,
+            justify="right" if numeric else "left",
+            no_wrap=numeric,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(_literal(cell) for cell in row))
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    print_text("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _literal(cell: str) -> Any:
+    """Text that is not read as markup: a value may hold brackets."""
+    from rich.text import Text
+
+    return Text(cell)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)
+
+
+def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Print the metrics of one or more data sets, side by side.
+
+    Args:
+        metrics: By data set, by metric.
+    """
+    names = list(dict.fromkeys(name for found in metrics.values() for name in found))
+    shown = [name for name in names if name.rpartition("/")[2].partition("@")[0] in _SHOWN_METRICS]
+    shown.sort(key=lambda name: _order(name, names))
+    rows = [[name, *(number(found.get(name)) for found in metrics.values())] for name in shown]
+    print_table(["metric", *metrics], rows, right=list(metrics))
+
+
+def _order(name: str, names: Sequence[str]) -> tuple[str, int, int]:
+    head, _, metric = name.rpartition("/")
+    return head, _SHOWN_METRICS.index(metric.partition("@")[0]), names.index(name)
+
+
+def number(value: float | None) -> str:
+    """Return a figure as a person reads it: four decimals, or a whole number with separators."""
+    if value is None:
+        return ""
+    if value != value:
+        return "undefined"
+    if value == round(value) and abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.4f}"
+
+
+def count(number_of: int, what: str) -> str:
+    """Return ``"1 row"``, ``"2 rows"``."""
+    return f"{number_of:,} {what}" + ("" if number_of == 1 else "s")

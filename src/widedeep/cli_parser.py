@@ -1,0 +1,82 @@
+"""How every verb of the command line is declared."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+from widedeep.cli_output import say
+from widedeep.errors import nearest
+
+__all__ = ["GOOD", "INTERRUPTED", "MISUSE", "NO", "VerbParser", "Verbs", "add_set", "add_verb"]
+
+GOOD, NO, MISUSE, INTERRUPTED = 0, 1, 2, 130
+
+Verbs: TypeAlias = Any
+"""Where verbs are added; argparse does not name the type."""
+
+_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)")
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser whose errors are one line that names the nearest verb or option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong on standard error and end with code 2."""
+        found = _CHOICE.fullmatch(message)
+        if found:
+            what, got, listed = found.groups()
+            known = [name.strip().strip("'") for name in listed.split(",")]
+            message = f"got {what} {got!r}; {nearest(got, known)}"
+        say(f"widedeep: error: {message} (see '{self.prog} --help')")
+        raise SystemExit(MISUSE)
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Say which words were not understood, and end with code 2."""
+        got = words[0].partition("=")[0]
+        if not got.startswith("-"):
+            self.error(f"got {got!r} in a place where nothing more is expected")
+        known = [name for action in self._actions for name in action.option_strings]
+        self.error(f"got the unknown option {got!r}; {nearest(got, known)}")
+
+
+def add_verb(
+    verbs: Verbs,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """Add a verb, with ``--json``, and return its parser.
+
+    Args:
+        verbs: Where to add it.
+        name: What the user types.
+        run: Does it and returns the exit code.
+        summary: What it does, in one line.
+        example: Command lines, shown at the end of the help.
+    """
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example:\n{example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``, which overrides the configuration."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override the configuration: --set train.epochs=3 (may be repeated)",
+    )

@@ -1,0 +1,269 @@
+"""The verbs of a run: init, check, prepare, train."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from widedeep.cli_output import (
+    count,
+    number,
+    print_json,
+    print_metrics,
+    print_table,
+    print_text,
+    say,
+)
+from widedeep.cli_parser import GOOD, INTERRUPTED, NO, Verbs, add_set, add_verb
+from widedeep.config import load_config
+
+if TYPE_CHECKING:
+    from widedeep.commands.check import CheckReport
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add the verbs of a run."""
+    for add in (_add_init, _add_check, _add_prepare, _add_train):
+        add(verbs)
+
+
+# ---- init ---------------------------------------------------------------------------------------
+
+
+def _add_init(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "init",
+        _init,
+        "write a first configuration from a table's columns",
+        "  widedeep init train.parquet --label click -o ads.toml\n"
+        "  widedeep check ads.toml\n\n"
+        "Numbers become numeric features, text and lists categorical ones; columns that name rows\n"
+        "or are constant are left out. Each line says what it was guessed from: read it through.",
+    )
+    parser.add_argument("data", metavar="DATA", help="training data: Parquet, CSV, or a glob")
+    parser.add_argument("--label", metavar="NAME", help="the label's column (guessed if plain)")
+    parser.add_argument("-o", "--out", default="run.toml", metavar="FILE", help="default: run.toml")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.init_config import write_config
+
+    found = write_config(
+        arguments.data, arguments.out, label=arguments.label, overwrite=arguments.force
+    )
+    if arguments.json:
+        columns = [
+            {
+                "column": p.column.name,
+                "role": p.role,
+                "type": str(p.column.arrow_type),
+                "distinct": p.column.distinct,
+                "missing": p.column.missing,
+                "options": p.options,
+                "reason": p.reason,
+            }
+            for p in found
+        ]
+        print_json({"config": arguments.out, "columns": columns})
+        return GOOD
+    rows = [[p.column.name, p.role, p.describe()] for p in found]
+    print_table(["column", "proposed as", "because it holds"], rows)
+    print_text(f"\nwrote {arguments.out}; read it through, then: widedeep check {arguments.out}")
+    return GOOD
+
+
+# ---- check --------------------------------------------------------------------------------------
+
+
+def _add_check(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "check",
+        _check,
+        "check a configuration against a sample of its data, without training",
+        "  widedeep check ads.toml\n"
+        "  widedeep check ads.toml --set data.train=other.parquet --rows 100000\n\n"
+        "Ends with 1 if training could not succeed.",
+    )
+    parser.add_argument("config", metavar="RUN.toml", help="the configuration")
+    parser.add_argument("--rows", type=int, default=50_000, help="rows to look at in each file")
+    add_set(parser)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.check import check_run
+
+    report = check_run(arguments.config, arguments.set, rows=max(1, arguments.rows))
+    if arguments.json:
+        print_json(_check_document(report))
+    else:
+        _print_check(report, arguments.config)
+    return NO if report.problems else GOOD
+
+
+def _check_document(report: CheckReport) -> dict[str, Any]:
+    inputs = {
+        found.role: {
+            "data": found.place,
+            "rows": found.rows,
+            "sampled": found.sampled,
+            "columns": {
+                c.name: {"type": str(c.arrow_type), "distinct": c.distinct, "missing": c.missing}
+                for c in found.columns
+            },
+        }
+        for found in report.inputs
+    }
+    return {
+        "ok": not report.problems,
+        "problems": report.problems,
+        "notes": report.notes,
+        "labels": report.labels,
+        "inputs": inputs,
+    }
+
+
+def _print_check(report: CheckReport, config: str) -> None:
+    for found in report.inputs:
+        rows = f"{found.rows:,} rows" if found.rows is not None else "not counted"
+        print_text(f"{found.role}: {found.place} ({rows}, {found.sampled:,} sampled)")
+        if found.role == "train":
+            cells = [[c.name, str(c.arrow_type), c.describe()] for c in found.columns]
+            print_table(["column", "type", "holds"], cells)
+            print_text()
+    for label, values in report.labels.items():
+        print_text(f"label {label}: {values}")
+    if report.schema is not None:
+        whole = report.inputs[0].rows == report.inputs[0].sampled
+        print_text("" if whole else "\nOf the sample alone:")
+        print_text(repr(report.schema))
+    if report.notes or report.problems:
+        print_text()
+    for note in report.notes:
+        print_text(f"note: {note}")
+    for problem in report.problems:
+        print_text(f"problem: {problem}")
+    if report.problems:
+        print_text(f"\n{count(len(report.problems), 'problem')}; training would fail")
+    else:
+        print_text(f"\nno problems found; next: widedeep train {config}")
+
+
+# ---- prepare ------------------------------------------------------------------------------------
+
+
+def _add_prepare(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "prepare",
+        _prepare,
+        "fit the schema (vocabularies, quantiles) on the training data and keep it",
+        "  widedeep prepare ads.toml\n"
+        "  widedeep train ads.toml         # takes the schema that is there\n\n"
+        "'train' does this by itself; prepare shows the schema before hours of training.",
+    )
+    parser.add_argument("config", metavar="RUN.toml", help="the configuration")
+    parser.add_argument("-o", "--out", metavar="DIR", help="default: runs/RUN")
+    add_set(parser)
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.run_directory import RunDirectory
+    from widedeep.commands.train import prepare_schema
+
+    config = load_config(arguments.config, arguments.set)
+    directory = RunDirectory.of_config(arguments.config, arguments.out)
+    directory.check_free()
+    schema, _ = prepare_schema(config, directory)
+    if arguments.json:
+        print_json(
+            {
+                "schema": directory.schema,
+                "fingerprint": schema.fingerprint,
+                "rows": schema.rows,
+                "features": _feature_sizes(schema),
+                "notes": schema.notes,
+            }
+        )
+    else:
+        print_text(repr(schema))
+        print_text(f"\nwrote {directory.schema}; next: widedeep train {arguments.config}")
+    return GOOD
+
+
+def _feature_sizes(schema: Any) -> Mapping[str, int]:
+    return {feature.name: schema.id_count(feature.name) for feature in schema.spec.all_features}
+
+
+# ---- train --------------------------------------------------------------------------------------
+
+
+def _add_train(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "train",
+        _train,
+        "fit the schema, train, evaluate and export a bundle",
+        "  widedeep train ads.toml --set train.epochs=3 --set train.wide.lr=0.05\n"
+        "  widedeep train ads.toml --resume     # after Ctrl-C, a crash, or for more epochs\n\n"
+        "The run's folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
+        "metrics.json and bundle/.",
+    )
+    parser.add_argument("config", metavar="RUN.toml", help="the configuration")
+    parser.add_argument("--out", metavar="RUN_DIR", help="the run's folder; default: runs/RUN")
+    going_on = parser.add_mutually_exclusive_group()
+    going_on.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    going_on.add_argument("--force", action="store_true", help="replace the run that is there")
+    add_set(parser)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.run_directory import RunDirectory
+    from widedeep.commands.train import train_run
+
+    config = load_config(arguments.config, arguments.set)
+    directory = RunDirectory.of_config(arguments.config, arguments.out)
+    if arguments.force:
+        directory.clear()
+    elif not arguments.resume:
+        directory.check_free()
+    try:
+        run = train_run(config, directory, resume=arguments.resume)
+    except KeyboardInterrupt:
+        if directory.state == "unfinished":
+            say(f"widedeep: interrupted; go on with: {_resume_command(arguments)}")
+        else:
+            say("widedeep: interrupted before the first step; nothing to resume")
+        return INTERRUPTED
+    if arguments.json:
+        print_json(
+            {
+                "run": directory.path,
+                "bundle": directory.bundle,
+                "steps": run.steps,
+                "rows": run.rows,
+                "seconds": run.seconds,
+                "metrics": run.metrics,
+                "history": run.history,
+            }
+        )
+        return GOOD
+    if run.metrics:
+        print_metrics(run.metrics)
+    told = f"{run.steps:,} steps, {run.rows:,} rows, {number(run.seconds)} s"
+    print_text(f"\nrun: {directory.path} ({told})\nbundle: {directory.bundle}")
+    print_text(f"next: widedeep inspect {directory.path}")
+    return GOOD
+
+
+def _resume_command(arguments: argparse.Namespace) -> str:
+    words = ["widedeep", "train", arguments.config, "--resume"]
+    words += [word for override in arguments.set for word in ("--set", override)]
+    words += ["--out", arguments.out] if arguments.out else []
+    return shlex.join(words)

@@ -1,0 +1,208 @@
+"""What a model learned and how large it is: its strongest wide weights by name, its tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle, Explanation
+from widedeep.errors import DataError
+from widedeep.schema import Schema
+
+__all__ = [
+    "TableSize",
+    "WideWeight",
+    "explanation_table",
+    "layer_sizes",
+    "table_sizes",
+    "top_wide_weights",
+    "vocabulary_table",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WideWeight:
+    """One weight of the wide part.
+
+    Args:
+        feature: The feature.
+        value: What the id stands for: a value, a bucket, the parts of a cross.
+        weight: What it adds to the logit.
+        count: How often it was seen when the schema was fitted; None where that is not counted.
+    """
+
+    feature: str
+    value: str
+    weight: float
+    count: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSize:
+    """A table of weights.
+
+    Args:
+        name: The wide feature, or the logical embedding table.
+        part: ``"wide"`` or ``"deep"``.
+        rows: Ids.
+        width: Numbers an id.
+        nonzero: Numbers that are not 0.
+    """
+
+    name: str
+    part: Literal["wide", "deep"]
+    rows: int
+    width: int
+    nonzero: int
+
+    @property
+    def numbers(self) -> int:
+        """How many weights it holds."""
+        return self.rows * self.width
+
+    @property
+    def share(self) -> float:
+        """The share of its weights that are not 0."""
+        return self.nonzero / max(1, self.numbers)
+
+
+def top_wide_weights(
+    bundle: Bundle, *, top: int = 20, column: int = 0
+) -> tuple[list[WideWeight], list[WideWeight]]:
+    """Return the largest positive and the largest negative wide weights, by name.
+
+    Args:
+        bundle: A trained model.
+        top: How many of each, at least 1.
+        column: Which logit: a head's, or a class's.
+
+    Raises:
+        DataError: If there is no such logit column.
+    """
+    if not 0 <= column < bundle.model.n_logits:
+        raise DataError(f"got logit {column}, expected 0 to {bundle.model.n_logits - 1}")
+    found: list[tuple[float, str, int]] = []
+    for name in bundle.model.wide:
+        weights = np.asarray(bundle.weights[f"wide/{name}"][:, column])
+        found += [(float(weights[id_]), name, id_) for id_ in _extremes(weights, top)]
+    found.sort(key=lambda entry: (-abs(entry[0]), entry[1], entry[2]))
+    schema = bundle.schema
+    positive = [_named(schema, *entry) for entry in found if entry[0] > 0][:top]
+    negative = [_named(schema, *entry) for entry in found if entry[0] < 0][:top]
+    return positive, negative
+
+
+def _extremes(weights: NDArray[np.float32], top: int) -> list[int]:
+    """Ids of the ``top`` largest and smallest weights, without sorting a large table."""
+    if len(weights) <= 2 * top:
+        return list(range(len(weights)))
+    high = np.argpartition(weights, -top)[-top:]
+    low = np.argpartition(weights, top)[:top]
+    return sorted({*high.tolist(), *low.tolist()})
+
+
+def _named(schema: Schema, weight: float, feature: str, id_: int) -> WideWeight:
+    return WideWeight(
+        feature=feature,
+        value=schema.describe_id(feature, id_),
+        weight=weight,
+        count=_count(schema, feature, id_),
+    )
+
+
+def _count(schema: Schema, feature: str, id_: int) -> int | None:
+    vocabulary = schema.vocabularies.get(schema.vocabulary_key(feature))
+    if vocabulary is None:
+        return None
+    # Known values are the last ids, after the reserved ones and the out-of-vocabulary buckets.
+    position = id_ - (schema.id_count(feature) - len(vocabulary))
+    return int(vocabulary.counts[position]) if position >= 0 else None
+
+
+def table_sizes(bundle: Bundle) -> list[TableSize]:
+    """Return the size of each table, the wide ones first."""
+    sizes = []
+    for name, weights in bundle.weights.items():
+        kind, _, table = name.partition("/")
+        if kind in ("wide", "table"):
+            sizes.append(
+                TableSize(
+                    name=table,
+                    part="wide" if kind == "wide" else "deep",
+                    rows=weights.shape[0],
+                    width=weights.shape[1],
+                    nonzero=int(np.count_nonzero(weights)),
+                )
+            )
+    return sorted(sizes, key=lambda size: (size.part != "wide", -size.numbers, size.name))
+
+
+def layer_sizes(bundle: Bundle) -> list[tuple[str, tuple[int, ...], int]]:
+    """Return name, shape and number of weights of each layer of the standard tower."""
+    sizes: list[tuple[str, tuple[int, ...], int]] = []
+    widths = [bundle.model.width, *bundle.model.hidden_units]
+    for i in range(len(bundle.model.hidden_units)):
+        weights = bundle.weights.get(f"mlp/{i}/weight")
+        if weights is not None:
+            shape = (widths[i], widths[i + 1])
+            sizes.append((f"hidden {i + 1}", shape, weights.size + widths[i + 1]))
+    head = bundle.weights.get("head/weight")
+    if head is not None:
+        sizes.append(("output", (head.shape[1], head.shape[0]), head.size))
+    sizes.append(("bias", tuple(bundle.weights["bias"].shape), bundle.weights["bias"].size))
+    return sizes
+
+
+def explanation_table(explanation: Explanation) -> list[dict[str, Any]]:
+    """Return an explanation as plain values, one entry a logit column.
+
+    Wide terms, deep part and bias of an entry add up to its logit.
+    """
+    entries = []
+    for head in explanation.model.heads:
+        for column in range(head.start, head.stop):
+            terms = [
+                {"feature": t.feature, "value": t.value, "weight": t.weights[column]}
+                for t in explanation.wide
+            ]
+            terms.sort(key=lambda term: -abs(float(str(term["weight"]))))
+            score = explanation.score[head.name]
+            position = column - head.start
+            entries.append(
+                {
+                    "head": head.name,
+                    "class": head.classes[position] if head.classes else position,
+                    "wide": terms,
+                    "wide_logit": math.fsum(t.weights[column] for t in explanation.wide),
+                    "deep_logit": explanation.deep[column],
+                    "bias": explanation.bias[column],
+                    "logit": explanation.logits[column],
+                    "score": score if isinstance(score, float) else score[position],
+                }
+            )
+    return entries
+
+
+def vocabulary_table(schema: Schema, *, top: int = 20) -> Mapping[str, list[tuple[str, int]]]:
+    """Return the most frequent values of each vocabulary, with how often each was seen.
+
+    Args:
+        schema: A fitted schema.
+        top: How many of each.
+    """
+    found = {}
+    for key, vocabulary in schema.vocabularies.items():
+        order = np.argsort(-np.asarray(vocabulary.counts), kind="stable")[:top]
+        owner = next(
+            (f.name for f in schema.spec.all_features if schema.vocabulary_key(f.name) == key), key
+        )
+        first = schema.id_count(owner) - len(vocabulary)
+        found[key] = [
+            (schema.describe_id(owner, first + int(i)), int(vocabulary.counts[i])) for i in order
+        ]
+    return found

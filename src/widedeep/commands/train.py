@@ -1,0 +1,334 @@
+"""A run from its configuration to its bundle: schema, model, training, evaluation, export."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from widedeep import __version__
+from widedeep.bundle import Bundle
+from widedeep.checkpoint import CheckpointDirectory, read_checkpoint
+from widedeep.commands.run_directory import RunDirectory
+from widedeep.config import RunConfig, TrainConfig, config_from_tables
+from widedeep.data.fit import fit_schema
+from widedeep.data.sources import open_source
+from widedeep.data.split import split_rows
+from widedeep.errors import CheckpointError, ConfigError, DataError
+from widedeep.model import WideDeep
+from widedeep.optim import make_optimizer
+from widedeep.schema import Schema
+from widedeep.trainer import Trainer
+from widedeep.training.early_stopping import EarlyStopping
+
+__all__ = [
+    "TrainedRun",
+    "export_checkpoint",
+    "make_trainer",
+    "prepare_schema",
+    "train_run",
+    "training_data",
+]
+
+_WARMUP_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """What a run came to.
+
+    Args:
+        directory: Where it is.
+        schema: What turns rows into ids.
+        metrics: By data set: ``"valid"`` and ``"test"``, those that were given.
+        history: A row of figures for each epoch or evaluation.
+        steps: Steps trained.
+        rows: Rows trained, over all epochs.
+        seconds: Spent in training, of this call alone.
+    """
+
+    directory: RunDirectory
+    schema: Schema
+    metrics: Mapping[str, Mapping[str, float]]
+    history: list[dict[str, Any]]
+    steps: int
+    rows: int
+    seconds: float
+
+
+def training_data(config: RunConfig) -> tuple[Any, Any | None]:
+    """Return the training data and the validation data that a configuration names.
+
+    Args:
+        config: With ``data.train``; ``data.valid`` or ``data.valid_fraction`` for validation.
+
+    Raises:
+        ConfigError: If there is no training data.
+    """
+    data = config.data
+    if data.train is None:
+        raise ConfigError('got no training data; write train = "FILE" under [data]')
+    if data.valid is None and data.valid_fraction:
+        # One split for every seed: runs that differ in their seed are judged on the same rows.
+        return split_rows(data.train, data.valid_fraction)
+    return data.train, data.valid
+
+
+def prepare_schema(
+    config: RunConfig, directory: RunDirectory, *, reuse: bool = False
+) -> tuple[Schema, bool]:
+    """Fit the schema of a run and keep it in its folder.
+
+    Args:
+        config: Features and training data.
+        directory: Where it is kept.
+        reuse: Take the schema that is there, if it was fitted for the same declaration on the same
+            inputs.
+
+    Returns:
+        The schema, and whether it was taken from the folder.
+
+    Raises:
+        DataError: If the data cannot be read, or lacks a column.
+        FeatureError: If a value does not fit its feature.
+    """
+    train, _ = training_data(config)
+    with open_source(train, columns=_needed_columns(config)) as source:
+        inputs = source.describe()
+        if not source.num_rows:
+            raise DataError(f"{config.data.train}: got no training rows; give at least one example")
+    if reuse and directory.fitted_inputs() == inputs:
+        schema = Schema.load(directory.schema)
+        if schema.spec == config.spec:
+            return schema, True
+    schema = fit_schema(config.spec, train)
+    directory.save_schema(schema, inputs)
+    return schema, False
+
+
+def _needed_columns(config: RunConfig) -> list[str]:
+    spec = config.spec
+    more = [*spec.labels.values(), spec.weight, spec.group]
+    return [*spec.columns(), *(name for name in more if name is not None)]
+
+
+def make_trainer(
+    schema: Schema,
+    config: RunConfig,
+    *,
+    checkpoints: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Trainer:
+    """Return a trainer, with its model, as a configuration describes them.
+
+    Args:
+        schema: Of the configuration's features.
+        config: Model and training.
+        checkpoints: Folder for checkpoints; None writes none.
+        progress: False shows nothing.
+
+    Raises:
+        ConfigError: If an optimizer is unknown or an option is outside its range.
+    """
+    train = config.train
+    trainer = Trainer(
+        WideDeep.from_config(schema, config.model),
+        wide=_optimizer(train.wide, "wide"),
+        deep=_optimizer(train.deep, "deep"),
+        dense=None if train.dense is None else _optimizer(train.dense, "dense"),
+        batch_size=train.batch_size,
+        grad_scale=train.grad_scale,
+        loss_reduction=train.loss_reduction,
+        clip_norm=train.clip_norm,
+        schedule=train.schedule,
+        warmup_steps=train.warmup_steps,
+        shuffle=train.shuffle,
+        pool_rows=train.pool_rows,
+        seed=train.seed,
+        threads=train.threads,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+    # A checkpoint and a bundle tell of the run, so they hold what only ``fit`` is told, too.
+    trainer.config = dataclasses.replace(
+        trainer.config,
+        epochs=train.epochs,
+        patience=train.patience,
+        monitor=train.monitor,
+        eval_every=train.eval_every,
+    )
+    return trainer
+
+
+def _optimizer(table: Mapping[str, Any], part: str) -> Any:
+    try:
+        return make_optimizer(table)
+    except ConfigError as error:
+        raise ConfigError(f"[train] {part}: {error}") from error
+
+
+def train_run(
+    config: RunConfig, directory: RunDirectory, *, resume: bool = False, progress: bool = True
+) -> TrainedRun:
+    """Train as a configuration says, evaluate, and export a bundle.
+
+    Args:
+        config: The run.
+        directory: Where everything is written; it must be free, see
+            :meth:`RunDirectory.check_free`, or ``resume`` set.
+        resume: Go on from the newest checkpoint.
+        progress: Say on standard error what happens.
+
+    Raises:
+        ConfigError: If the configuration cannot be run, or is not that of the run to be resumed.
+        WideDeepError: If data, checkpoints or bundle cannot be read or written.
+        KeyboardInterrupt: On Ctrl-C, after a checkpoint was saved.
+    """
+    train, valid = training_data(config)
+    stopping = _stopping(config.train, has_valid=valid is not None)
+    if resume:
+        directory.check_same_config(config)
+    schema, reused = prepare_schema(config, directory, reuse=True)
+    if progress:
+        told = "as prepared" if reused else f"fitted on {schema.rows:,} rows"
+        print(f"schema: {directory.schema} ({told})", file=sys.stderr)
+    trainer = make_trainer(schema, config, checkpoints=directory.checkpoints, progress=progress)
+    directory.save_config(config)
+    directory.metrics.unlink(missing_ok=True)
+    started = time.perf_counter()
+    trainer.fit(
+        train,
+        epochs=config.train.epochs,
+        valid=valid,
+        eval_every=config.train.eval_every,
+        early_stopping=stopping,
+        resume=resume,
+    )
+    seconds = time.perf_counter() - started
+    return _finish(trainer, config, directory, stopping, seconds)
+
+
+def _stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | None:
+    if train.patience is None:
+        return None
+    if not has_valid:
+        raise ConfigError(
+            f"got patience = {train.patience} under [train] without validation data; write "
+            "valid_fraction = 0.1 or valid = FILE under [data], or drop patience"
+        )
+    return EarlyStopping(train.monitor, patience=train.patience)
+
+
+def _finish(
+    trainer: Trainer,
+    config: RunConfig,
+    directory: RunDirectory,
+    stopping: EarlyStopping | None,
+    seconds: float,
+) -> TrainedRun:
+    metrics = _valid_metrics(trainer, stopping)
+    if config.data.test is not None:
+        metrics["test"] = trainer.evaluate(config.data.test)
+    trainer.export(
+        directory.bundle,
+        metrics=metrics.get("test", metrics.get("valid", {})),
+        warmup=_warmup_rows(trainer, config),
+        overwrite=True,
+    )
+    directory.write_json(directory.history, trainer.history.rows)
+    run = TrainedRun(
+        directory=directory,
+        schema=trainer.model.schema,
+        metrics=metrics,
+        history=trainer.history.rows,
+        steps=trainer.position.step,
+        rows=trainer.position.rows,
+        seconds=seconds,
+    )
+    # Last: a run with metrics is finished.
+    directory.write_json(
+        directory.metrics,
+        {
+            **metrics,
+            "steps": run.steps,
+            "rows": run.rows,
+            "schema": run.schema.fingerprint,
+            "widedeep": __version__,
+        },
+    )
+    return run
+
+
+def _valid_metrics(trainer: Trainer, stopping: EarlyStopping | None) -> dict[str, dict[str, float]]:
+    """The validation metrics of the model that was kept: the best, or the last."""
+    for row in reversed(trainer.history.rows):
+        if stopping is None or stopping.best is None or row["step"] == stopping.best_step:
+            found = {k.removeprefix("valid/"): v for k, v in row.items() if k.startswith("valid/")}
+            if found:
+                return {"valid": found}
+    return {}
+
+
+def _warmup_rows(trainer: Trainer, config: RunConfig) -> list[dict[str, Any]]:
+    columns = trainer.transform.columns(targets=False)
+    train, _ = training_data(config)
+    with open_source(train, columns=columns) as source:
+        rows = source.read(source.fragments[0]).slice(0, _WARMUP_ROWS).to_pylist()
+    return [row for row in rows if not any(isinstance(value, bytes) for value in row.values())]
+
+
+def export_checkpoint(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
+) -> tuple[Bundle, Path]:
+    """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle.
+
+    Args:
+        path: A run's folder, a folder of checkpoints, or a ``step-*`` folder.
+        out: The bundle's folder.
+        overwrite: Replace a bundle that is already there.
+
+    Returns:
+        The bundle, and the checkpoint it was made from.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or its model cannot be made from its
+            configuration.
+        BundleError: If the bundle cannot be written.
+    """
+    place = _checkpoint_of(Path(path))
+    checkpoint = read_checkpoint(place)
+    config = config_from_tables(checkpoint.state["config"], origin=str(place))
+    try:
+        trainer = make_trainer(checkpoint.schema, config, progress=False)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{place}: its trainer cannot be made from its configuration ({error}); export it "
+            "where it was made: trainer.export(...)"
+        ) from error
+    known = {f"module/{name}" for name in trainer.model.state_dict()}
+    unknown = {n for n in checkpoint.tensors if n.startswith("module/")} - known
+    if unknown:
+        raise CheckpointError(
+            f"{place}: holds {sorted(unknown)[0]!r}, part of a tower that the configuration does "
+            "not describe; export it where it was made: trainer.export(...)"
+        )
+    trainer.load_checkpoint(place)
+    return trainer.export(out, overwrite=overwrite), place
+
+
+def _checkpoint_of(path: Path) -> Path:
+    if (path / "state.json").exists():
+        return path
+    for folder in (path / "checkpoints", path):
+        checkpoints = CheckpointDirectory(folder)
+        found = checkpoints.best() or checkpoints.latest()
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"{path}: got no checkpoint, expected a run's folder, or a step-* folder of its checkpoints"
+    )

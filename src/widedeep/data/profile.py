@@ -1,0 +1,182 @@
+"""What a column holds: its type, how many values differ, how many are missing."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = ["ColumnKind", "ColumnProfile", "profile_columns"]
+
+ColumnKind = Literal["int", "float", "text", "bool", "time", "other"]
+
+_SHOWN_VALUES = 3
+_KEPT_VALUES = 20
+_SHOWN_LENGTH = 24
+# Ids that name a row rather than describe it; a word of its own within the column's name.
+_ID_NAME = re.compile(r"(^|[_\W])(id|ids|uid|uuid|guid|key|hash)($|[_\W])|[a-z]I[dD]s?$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnProfile:
+    """What a sample of a column holds.
+
+    Args:
+        name: The column.
+        arrow_type: Its logical type.
+        kind: Kind of its values, or of its lists' values.
+        nested: True for lists.
+        list_size: Length of its lists if all are of one length, else None.
+        rows: Rows seen.
+        missing: Share of nulls among them.
+        distinct: Different values seen, nulls aside; 0 where they cannot be compared.
+        values: How many values were seen: rows that are not null, or the entries of the lists.
+        minimum: Smallest number seen; None for others.
+        maximum: Largest number seen; None for others.
+        whole: True if every number seen is a whole one.
+        top: The most frequent values as text, with how often each was seen.
+    """
+
+    name: str
+    arrow_type: pa.DataType
+    kind: ColumnKind
+    nested: bool
+    list_size: int | None
+    rows: int
+    missing: float
+    distinct: int
+    values: int
+    minimum: float | None
+    maximum: float | None
+    whole: bool
+    top: tuple[tuple[str, int], ...]
+
+    @property
+    def constant(self) -> bool:
+        """True if it tells nothing: no value, or one value and no null."""
+        alike = self.distinct == 1 and not self.missing and not self.nested
+        return self.values == 0 or alike
+
+    @property
+    def named_like_id(self) -> bool:
+        """True for a name such as ``user_id`` or ``itemId``."""
+        return bool(_ID_NAME.search(self.name))
+
+    @property
+    def names_rows(self) -> bool:
+        """True if (nearly) every row has a value of its own, as the key of a table has."""
+        exact = self.kind in ("int", "text") and not self.nested
+        return exact and self.values >= 20 and self.distinct >= 0.98 * self.values
+
+    def describe(self) -> str:
+        """Return one line about the values."""
+        parts = []
+        if self.minimum is not None and self.maximum is not None:
+            parts.append(f"{_number(self.minimum)} to {_number(self.maximum)}")
+        else:
+            plural = "" if self.distinct == 1 else "s"
+            parts.append(f"{self.distinct:,} value{plural}")
+        if self.missing:
+            parts.append(f"{_percent(self.missing)} missing")
+        line = ", ".join(parts)
+        if self.minimum is None and self.top:
+            line += ": " + ", ".join(text for text, _ in self.top[:_SHOWN_VALUES])
+        return line
+
+
+def profile_columns(table: pa.Table) -> list[ColumnProfile]:
+    """Describe every column of a table held in memory.
+
+    Args:
+        table: Plain types, as :func:`widedeep.data.sample.sample_rows` gives them.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> age, job = profile_columns(pa.table({"age": [39, 50], "job": ["Sales", None]}))
+        >>> age.describe(), job.describe()
+        ('39 to 50', '1 value, 50% missing: Sales')
+    """
+    return [_profile(field, table.column(field.name)) for field in table.schema]
+
+
+def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
+    nested = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
+    flat = pc.list_flatten(column) if nested else column
+    kind = _kind(flat.type)
+    seen = flat.drop_null()
+    numbers = kind in ("int", "float")
+    low = high = None
+    if numbers and len(seen):
+        ends = pc.min_max(seen)
+        low, high = float(ends["min"].as_py()), float(ends["max"].as_py())
+    distinct, top = (0, ()) if kind == "other" else _counts(seen)
+    return ColumnProfile(
+        name=field.name,
+        arrow_type=field.type,
+        kind=kind,
+        nested=nested,
+        list_size=_list_size(field.type, column) if nested else None,
+        rows=len(column),
+        missing=column.null_count / len(column) if len(column) else 0.0,
+        distinct=distinct,
+        values=len(seen),
+        minimum=low,
+        maximum=high,
+        whole=kind == "int" or (kind == "float" and _whole(seen)),
+        top=top,
+    )
+
+
+def _kind(arrow_type: pa.DataType) -> ColumnKind:
+    if pa.types.is_integer(arrow_type):
+        return "int"
+    if pa.types.is_floating(arrow_type) or pa.types.is_decimal(arrow_type):
+        return "float"
+    if arrow_type in (pa.string(), pa.binary()):
+        return "text"
+    if pa.types.is_boolean(arrow_type):
+        return "bool"
+    return "time" if pa.types.is_temporal(arrow_type) else "other"
+
+
+def _counts(seen: pa.ChunkedArray) -> tuple[int, tuple[tuple[str, int], ...]]:
+    """Return how many values differ, and the most frequent as text with their counts."""
+    found = pc.value_counts(seen)
+    table = pa.table({"value": found.field("values"), "count": found.field("counts")})
+    table = table.sort_by([("count", "descending"), ("value", "ascending")])
+    texts = [_text(value) for value in table["value"].slice(0, _KEPT_VALUES).to_pylist()]
+    return table.num_rows, tuple(zip(texts, table["count"].to_pylist(), strict=False))
+
+
+def _text(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    text = " ".join(text.split()) if text.strip() else repr(text)
+    return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 3] + "..."
+
+
+def _whole(seen: pa.ChunkedArray) -> bool:
+    numbers = seen.cast(pa.float64())
+    finite = numbers.filter(pc.is_finite(numbers))
+    return bool(pc.all(pc.equal(finite, pc.round(finite)), min_count=0).as_py())
+
+
+def _list_size(arrow_type: pa.DataType, column: pa.ChunkedArray) -> int | None:
+    if pa.types.is_fixed_size_list(arrow_type):
+        return int(arrow_type.list_size)
+    sizes = pc.unique(pc.list_value_length(column.drop_null())).to_pylist()
+    return int(sizes[0]) if len(sizes) == 1 else None
+
+
+def _number(value: float) -> str:
+    if math.isfinite(value) and value == round(value) and abs(value) < 1e15:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.0f}%" if percent >= 10 else f"{percent:.2g}%"

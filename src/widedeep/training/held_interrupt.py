@@ -1,0 +1,69 @@
+"""Ctrl-C while training: the step is finished first, so that what is saved is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+__all__ = ["HeldInterrupt"]
+
+
+class HeldInterrupt:
+    """Holds the first Ctrl-C back until :meth:`check`; a second one interrupts at once.
+
+    It does so in the main thread and where Ctrl-C has its usual meaning; elsewhere it does nothing.
+
+    Args:
+        announce: Tell on standard error that the step is finished first.
+
+    Example:
+        >>> with HeldInterrupt() as held:
+        ...     signal.raise_signal(signal.SIGINT)
+        ...     step_is_whole = True
+        ...     try:
+        ...         held.check()
+        ...     except KeyboardInterrupt:
+        ...         print("stopped between steps")
+        stopped between steps
+    """
+
+    def __init__(self, *, announce: bool = False) -> None:
+        self._announce = announce
+        self._pending = False
+        self._holds = False
+        self.forced = False
+        """True if a second Ctrl-C interrupted, perhaps in the middle of a step."""
+
+    def __enter__(self) -> HeldInterrupt:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._hold)
+            self._holds = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._holds:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._holds = False
+
+    def _hold(self, number: int, frame: FrameType | None) -> Any:
+        if self._pending:
+            self.forced = True
+            raise KeyboardInterrupt
+        self._pending = True
+        if self._announce:
+            # print may be under way in the very thread that is interrupted here.
+            text = "\nfinishing this step, then saving (Ctrl-C again: stop at once, save nothing)\n"
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        if self._pending:
+            self._pending = False
+            raise KeyboardInterrupt

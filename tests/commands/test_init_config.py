@@ -1,0 +1,195 @@
+"""What `init` proposes for each kind of column, and the file it writes."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from widedeep.commands.init_config import Proposal, propose_config, write_config
+from widedeep.config import load_config
+from widedeep.data.sample import sample_rows
+from widedeep.errors import ConfigError, DataError
+
+ROWS = 400
+NUMBERS = [i * 0.37 for i in range(ROWS)]
+IDS = [i % 150 for i in range(ROWS)]
+
+
+def table(**more: Any) -> pa.Table:
+    return pa.table({"click": [i % 2 for i in range(ROWS)], **more})
+
+
+def one(values: Any, name: str = "x") -> Proposal:
+    """The proposal for a column, beside a plain feature that is always kept."""
+    found = propose_config(sample_rows(table(**{name: values, "age": NUMBERS})))
+    return next(p for p in found if p.column.name == name)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "role", "reason"),
+    [
+        ("price", NUMBERS, "numeric", ""),
+        ("stars", [i % 5 for i in range(ROWS)], "numeric", ""),
+        ("job", ["cook", "clerk"] * (ROWS // 2), "categorical", ""),
+        ("job", ["cook", "?"] * (ROWS // 2), "categorical", "'?' is a value, not null"),
+        ("flag", [True, False] * (ROWS // 2), "categorical", ""),
+        ("user_id", IDS, "categorical", "id-like"),
+        ("userId", IDS, "categorical", "id-like"),
+        ("item_id", [f"i{i}" for i in IDS], "categorical", "id-like"),
+        ("row_id", list(range(ROWS)), "left out", "names rows"),
+        ("name", [f"name {i}" for i in range(ROWS)], "left out", "names rows"),
+        ("CustomerID", [float(i) for i in IDS], "left out", "write it as integers"),
+        ("country", ["de"] * ROWS, "left out", "is always de"),
+        ("empty", pa.nulls(ROWS, pa.string()), "left out", "has no value"),
+        ("day", [datetime.date(2020, 1, 1 + i % 20) for i in range(ROWS)], "left out", "is a time"),
+        ("blob", [{"a": i} for i in range(ROWS)], "left out", "which no feature reads"),
+        ("tags", [["a", "b"][: i % 3] for i in range(ROWS)], "categorical", "multi-valued"),
+        ("vector", [[0.5, i / 7] for i in range(ROWS)], "numeric", "a vector"),
+        ("ragged", [[i / 7] * (1 + i % 2) for i in range(ROWS)], "left out", "different lengths"),
+        ("weight", NUMBERS, "numeric", "weight = ... under [data]"),
+    ],
+)
+def test_a_column_is_proposed_as(name: str, values: Any, role: str, reason: str) -> None:
+    found = one(values, name)
+    assert found.role == role
+    assert reason in found.reason
+    assert bool(found.reason) == bool(reason)
+
+
+def test_options_that_go_with_it() -> None:
+    assert one(IDS, "user_id").options == {"min_count": 2}
+    assert one([[0.5, i / 7] for i in range(ROWS)]).options == {"size": 2}
+    assert one(["a", "b"] * (ROWS // 2)).options == {}
+
+
+@pytest.mark.parametrize("name", ["label", "Target", "clicked", "y"])
+def test_the_label_is_told_by_its_name(name: str) -> None:
+    rows = pa.table({"a": [0, 1] * 50, name: NUMBERS[:100], "b": [1, 0] * 50})
+    assert [p.column.name for p in propose_config(sample_rows(rows)) if p.role == "label"] == [name]
+
+
+def test_the_label_is_the_last_column_if_that_has_two_values() -> None:
+    rows = pa.table({"a": [0, 1] * 50, "income": ["<=50K", ">50K"] * 50})
+    assert propose_config(sample_rows(rows))[-1].role == "label"
+
+
+def test_a_label_that_cannot_be_told() -> None:
+    rows = pa.table({"a": [0, 1] * 50, "income": NUMBERS[:100]})
+    with pytest.raises(ConfigError, match=r"columns with two values: a\); give --label NAME"):
+        propose_config(sample_rows(rows))
+
+
+def test_a_label_that_is_no_column() -> None:
+    with pytest.raises(DataError, match=r"no column; did you mean 'click'"):
+        propose_config(sample_rows(table(x=NUMBERS)), label="clikc")
+
+
+def test_nothing_to_learn_from() -> None:
+    with pytest.raises(ConfigError, match=r"no column that can be a feature .country: is always d"):
+        propose_config(sample_rows(table(country=["de"] * ROWS)))
+
+
+@pytest.fixture
+def ads(tmp_path: Path) -> Path:
+    rows = table(
+        age=[i % 60 for i in range(ROWS)],
+        job=["cook", "clerk", "pilot", None] * (ROWS // 4),
+        place=["x", "y", "z", "z"] * (ROWS // 4),
+        user_id=IDS,
+        position=[1 + i % 10 for i in range(ROWS)],
+        row_id=list(range(ROWS)),
+        vector=[[0.5, i / 7] for i in range(ROWS)],
+    )
+    pq.write_table(rows, tmp_path / "train.parquet")
+    pq.write_table(rows.slice(0, 50), tmp_path / "test.parquet")
+    return tmp_path
+
+
+def test_the_file_says_what_was_proposed_and_why(ads: Path) -> None:
+    write_config(str(ads / "train.parquet"), ads / "ads.toml")
+    text = (ads / "ads.toml").read_text()
+    config = load_config(ads / "ads.toml")
+    assert config.data.train == str(ads / "train.parquet")
+    assert config.data.test == str(ads / "test.parquet")
+    assert config.data.valid_fraction == 0.1
+    assert config.spec.label == "click"
+    numeric, categorical = ["age", "position", "vector"], ["job", "place", "user_id"]
+    kinds = {name: type(f).__name__ for name, f in config.spec.by_name.items()}
+    assert kinds == {
+        **dict.fromkeys(numeric, "Numeric"),
+        **dict.fromkeys(categorical, "Categorical"),
+    }
+    assert config.spec.by_name["user_id"].min_count == 2
+    assert config.spec.by_name["vector"].size == 2
+    for said in (
+        'label = "click"  # 0: 50%, 1: 50%',
+        '"job",      # 3 values, 25% missing: clerk, cook, pilot',
+        '# group = "user_id"',
+        '# crossed = [["job", "place"]]',
+        "# training_only = { position = 1 }",
+        "#   row_id: has a value of its own in (nearly) every row",
+        "id-like: values seen once share one id (min_count)",
+    ):
+        assert said in text
+
+
+def test_what_is_commented_out_can_be_used_as_it_stands(ads: Path) -> None:
+    write_config(str(ads / "train.parquet"), ads / "ads.toml")
+    text = (ads / "ads.toml").read_text()
+    for key in ("group", "crossed", "training_only"):
+        text = text.replace(f"# {key} =", f"{key} =")
+    (ads / "ads.toml").write_text(text)
+    spec = load_config(ads / "ads.toml").spec
+    assert (spec.group, spec.training_only) == ("user_id", {"position": 1})
+    assert "job_x_place" in spec.by_name
+
+
+def test_paths_are_seen_from_the_folder_of_the_file(
+    ads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (ads / "runs").mkdir()
+    monkeypatch.chdir(ads)
+    write_config("train.parquet", "runs/ads.toml")
+    assert 'train = "../train.parquet"' in (ads / "runs" / "ads.toml").read_text()
+    place = load_config(ads / "runs" / "ads.toml").data.train
+    assert isinstance(place, str)
+    assert Path(place).resolve() == ads / "train.parquet"
+
+
+def test_a_file_is_not_replaced_unasked(ads: Path) -> None:
+    (ads / "ads.toml").write_text("mine")
+    with pytest.raises(ConfigError, match=r"is there already; name another file .-o., or add --f"):
+        write_config(str(ads / "train.parquet"), ads / "ads.toml")
+    assert (ads / "ads.toml").read_text() == "mine"
+    write_config(str(ads / "train.parquet"), ads / "ads.toml", overwrite=True)
+    assert "[features]" in (ads / "ads.toml").read_text()
+
+
+def test_a_number_label_is_a_regression(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = pa.table({"x": rng.normal(size=100), "price": rng.normal(50, 9, 100)})
+    pq.write_table(rows, tmp_path / "sales.parquet")
+    write_config(str(tmp_path / "sales.parquet"), tmp_path / "run.toml", label="price")
+    config = load_config(tmp_path / "run.toml")
+    assert (config.model.head, config.train.monitor) == ("regression", "rmse")
+
+
+def test_names_that_need_quotes(tmp_path: Path) -> None:
+    rows = pa.table({'a "b"': IDS, "c d_id": IDS, "click": [0, 1] * (ROWS // 2)})
+    pq.write_table(rows, tmp_path / "t.parquet")
+    write_config(str(tmp_path / "t.parquet"), tmp_path / "run.toml")
+    spec = load_config(tmp_path / "run.toml").spec
+    assert set(spec.by_name) == {'a "b"', "c d_id"}
+
+
+def test_csv_is_sampled_from_its_beginning(tmp_path: Path) -> None:
+    lines = ["age,job,click", *(f"{20 + i % 40},{'ab'[i % 2]},{i % 2}" for i in range(ROWS))]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    write_config(str(tmp_path / "t.csv"), tmp_path / "run.toml")
+    assert "Guessed from 400 rows" in (tmp_path / "run.toml").read_text()

@@ -1,0 +1,76 @@
+"""What is said about a column."""
+
+from __future__ import annotations
+
+import decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from widedeep.data.profile import ColumnProfile, profile_columns
+
+
+def profile(values: Any, name: str = "x") -> ColumnProfile:
+    return profile_columns(pa.table({name: values}))[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1, 5, None, 3], "1 to 5, 25% missing"),
+        ([0.25, 1e9], "0.25 to 1,000,000,000"),
+        ([decimal.Decimal("1.50"), decimal.Decimal("2.25")], "1.5 to 2.25"),
+        (["b", "a", "b"], "2 values: b, a"),
+        (["b", "a"], "2 values: a, b"),
+        (["", "a", "a"], "2 values: a, ''"),
+        (["x" * 40], "1 value: xxxxxxxxxxxxxxxxxxxxx..."),
+        ([True, False, True], "2 values: True, False"),
+        ([["a", "b"], ["a"], []], "2 values: a, b"),
+        ([None, None], "0 values, 100% missing"),
+        ([b"\xff", b"a", b"a"], "2 values: a, �"),
+    ],
+)
+def test_one_line_about_the_values(values: Any, said: str) -> None:
+    assert profile(values).describe() == said
+
+
+def test_counts() -> None:
+    found = profile(["a", "b", "a", None])
+    assert (found.rows, found.values, found.distinct, found.missing) == (4, 3, 2, 0.25)
+    assert found.top == (("a", 2), ("b", 1))
+
+
+def test_only_the_most_frequent_values_are_kept() -> None:
+    found = profile([f"v{i:02}" for i in range(50)] + ["v30"])
+    assert (found.distinct, len(found.top), found.top[0]) == (50, 20, ("v30", 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "constant"),
+    [([1, 1], True), ([1, None], False), ([1, 2], False), ([None], True), ([["a"], []], False)],
+)
+def test_constant(values: Any, constant: bool) -> None:
+    assert profile(values).constant is constant
+
+
+@pytest.mark.parametrize(
+    ("name", "is_id"),
+    [("user_id", True), ("id", True), ("itemId", True), ("CustomerID", True), ("uuid", True)]
+    + [("valid", False), ("paid", False), ("idea", False), ("video", False)],
+)
+def test_names_of_ids(name: str, is_id: bool) -> None:
+    assert profile([1], name).named_like_id is is_id
+
+
+def test_a_key_names_rows() -> None:
+    assert profile(list(range(100))).names_rows
+    assert not profile([i // 2 for i in range(100)]).names_rows
+    assert not profile([i * 0.5 for i in range(100)]).names_rows
+    assert not profile(list(range(5))).names_rows
+
+
+def test_the_length_of_lists() -> None:
+    assert profile([[1.0, 2.0], [3.0, 4.0]]).list_size == 2
+    assert profile([[1.0], [3.0, 4.0]]).list_size is None
+    assert profile(pa.array([[1.0, 2.0]], pa.list_(pa.float64(), 2))).list_size == 2

@@ -1,0 +1,57 @@
+"""A sample is a part of the table, spread over it, of the size asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from widedeep.data.sample import sample_rows
+from widedeep.errors import DataError
+
+
+def numbers(rows: int) -> pa.Table:
+    return pa.table({"x": list(range(rows)), "job": [f"job {i % 5}" for i in range(rows)]})
+
+
+@pytest.mark.parametrize("group_rows", [7, 100, 333, 1000])
+def test_it_is_spread_from_the_beginning_to_the_end(tmp_path: Path, group_rows: int) -> None:
+    pq.write_table(numbers(1000), tmp_path / "t.parquet", row_group_size=group_rows)
+    sample = sample_rows(tmp_path / "t.parquet", rows=300)
+    x = sample.table["x"].to_pylist()
+    assert (len(x), sample.total, sample.complete) == (300, 1000, False)
+    assert x == sorted(set(x))
+    assert x[0] == 0
+    if group_rows < 1000:
+        assert x[-1] >= 993
+
+
+@pytest.mark.parametrize("group_rows", [7, 333])
+def test_a_small_table_is_taken_whole(tmp_path: Path, group_rows: int) -> None:
+    pq.write_table(numbers(1000), tmp_path / "t.parquet", row_group_size=group_rows)
+    sample = sample_rows(tmp_path / "t.parquet", rows=2000)
+    assert sample.table["x"].to_pylist() == list(range(1000))
+    assert sample.complete
+
+
+def test_a_large_csv_is_read_from_its_beginning_only(tmp_path: Path) -> None:
+    pacsv.write_csv(numbers(1000), tmp_path / "t.csv")
+    sample = sample_rows(str(tmp_path / "t.csv"), rows=300)
+    assert sample.table["x"].to_pylist() == list(range(300))
+    assert (sample.total, sample.complete) == (None, False)
+    assert sample_rows(str(tmp_path / "t.csv"), rows=1000).complete
+
+
+def test_text_is_plain_and_columns_are_chosen(tmp_path: Path) -> None:
+    table = numbers(50)
+    table = table.set_column(1, "job", table["job"].dictionary_encode())
+    sample = sample_rows(table, columns=["job", "not there"])
+    assert sample.table.schema == pa.schema([("job", pa.string())])
+
+
+def test_no_rows() -> None:
+    with pytest.raises(DataError, match=r"got no rows; expected at least one example"):
+        sample_rows(numbers(0))
