@@ -104,7 +104,9 @@ def test_going_on_equals_a_run_that_never_stopped(ads: Path) -> None:
     assert not (weights(ads / "parts" / "bundle")["bias"] == 0).all()
     quietly(ads, "train.epochs=3", name="parts", resume=True)
     whole, parts = weights(ads / "whole" / "bundle"), weights(ads / "parts" / "bundle")
-    assert {name: (whole[name] == parts[name]).all() for name in whole} == dict.fromkeys(whole, True)
+    assert {name: (whole[name] == parts[name]).all() for name in whole} == dict.fromkeys(
+        whole, True
+    )
 
 
 def test_the_prepared_schema_is_taken(ads: Path) -> None:
@@ -148,7 +150,9 @@ def test_what_stands_in_the_way_is_told(ads: Path) -> None:
     directory = RunDirectory(ads / "run")
     directory.check_free()
     quietly(ads)
-    with pytest.raises(ConfigError, match=r"holds a finished run; --resume .* --force .* --out DIR"):
+    with pytest.raises(
+        ConfigError, match=r"holds a finished run; --resume .* --force .* --out DIR"
+    ):
         directory.check_free()
     directory.metrics.unlink()
     with pytest.raises(ConfigError, match=r"stopped at step 16; --resume goes on"):
