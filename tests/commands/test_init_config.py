@@ -133,7 +133,7 @@ def test_the_file_says_what_was_proposed_and_why(ads: Path) -> None:
         '# group = "user_id"',
         '# crossed = [["job", "place"]]',
         "# training_only = { position = 1 }",
-        "#   row_id: has a value of its own in (nearly) every row",
+        "#   row_id: has a value of its own in nearly every row",
         "id-like: values seen once share one id (min_count)",
     ):
         assert said in text

@@ -55,12 +55,15 @@ def test_constant(values: Any, constant: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "is_id"),
-    [("user_id", True), ("id", True), ("itemId", True), ("CustomerID", True), ("uuid", True)]
-    + [("valid", False), ("paid", False), ("idea", False), ("video", False)],
+    ("names", "are_ids"),
+    [
+        (["user_id", "id", "itemId", "CustomerID", "uuid", "item ids"], True),
+        (["valid", "paid", "idea", "video", "IDEA", "width"], False),
+    ],
 )
-def test_names_of_ids(name: str, is_id: bool) -> None:
-    assert profile([1], name).named_like_id is is_id
+def test_names_of_ids(names: list[str], are_ids: bool) -> None:
+    for name in names:
+        assert profile([1], name).named_like_id is are_ids, name
 
 
 def test_a_key_names_rows() -> None:

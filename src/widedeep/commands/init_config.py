@@ -49,6 +49,8 @@ class Proposal:
     def describe(self) -> str:
         """Return what the column holds, and why it is proposed as it is."""
         said = self.column.describe()
+        if self.role == "left out":
+            return self.reason
         return f"{said} ({self.reason})" if self.reason else said
 
 
@@ -186,7 +188,7 @@ def _propose_value(column: ColumnProfile) -> Proposal:
     return Proposal(column=column, role="categorical", reason=reason)
 
 
-_NAMES_ROWS = "has a value of its own in (nearly) every row: it names rows, nothing can be learned"
+_NAMES_ROWS = "has a value of its own in nearly every row: it names rows"
 
 
 def _counts_up(column: ColumnProfile) -> bool:

@@ -39,6 +39,11 @@ def csv_reader(
     for name in names:
         if name not in schema.names:
             raise DataError(f"{path}: no column {name!r}; {nearest(name, schema.names)}")
+        if pa.types.is_nested(column_types.get(name, pa.null())):
+            raise DataError(
+                f"{path}: column {name!r} is one of lists, which CSV cannot hold; write the rows "
+                "as Parquet"
+            )
     options = pacsv.ConvertOptions(
         include_columns=names,
         column_types={name: column_types[name] for name in names if name in column_types},
@@ -55,7 +60,7 @@ def _open(path: Path, options: pacsv.ConvertOptions) -> pacsv.CSVStreamingReader
     read = pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
     try:
         return pacsv.open_csv(path, read_options=read, convert_options=options)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise _csv_error(path, options.include_columns, error) from error
 
 
@@ -64,7 +69,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     try:
         yield from stream
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise _csv_error(path, names, error) from error
 
 

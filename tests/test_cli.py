@@ -1,0 +1,398 @@
+"""The command line as a user meets it: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import widedeep as wd
+from tests.ads import write_ads
+from widedeep.cli import main
+
+VERBS = ["init", "check", "prepare", "train", "evaluate", "export", "score", "inspect"]
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: object) -> Ran:
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def ads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_ads(tmp_path)
+
+
+def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "widedeep", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+# ---- the command itself -------------------------------------------------------------------------
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"widedeep {wd.__version__}\n", "")
+
+
+def test_help_names_every_verb_and_no_other(run: Run) -> None:
+    code, out, _ = run("--help")
+    listed = out.split("VERB\n")[1].split("\n\n")[0]
+    found = [line.split()[0] for line in listed.splitlines() if line.startswith("    ")
+             and not line.startswith("     ")]  # fmt: skip
+    assert (code, found) == (0, VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_shows_an_example_that_parses(run: Run, verb: str, ads: Path) -> None:
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert "--json" in out
+    example = out.split("example:\n")[1]
+    commands = [
+        line.partition("#")[0] for line in example.splitlines() if f"widedeep {verb}" in line
+    ]
+    assert commands
+    for command in commands:
+        words = shlex.split(command[command.index("widedeep") :])[1:]
+        # Their files are not there: that is told, and not that they are misunderstood.
+        assert "see 'widedeep" not in run(*words).err, command
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "the following arguments are required: VERB (see 'widedeep --help')"),
+        (["traim"], "got VERB 'traim'; did you mean 'train'? (see 'widedeep --help')"),
+        (["serve"], "got VERB 'serve'; did you mean 'score'?"),
+        (["train"], "the following arguments are required: RUN.toml (see 'widedeep train --help')"),
+        (
+            ["train", "a.toml", "--resum"],
+            "got the unknown option '--resum'; did you mean '--resume'",
+        ),
+        (["train", "a.toml", "b.toml"], "got 'b.toml' in a place where nothing more is expected"),
+        (["train", "a.toml", "--resume", "--force"], "--force: not allowed with argument --resume"),
+        (["inspect", "x", "--top", "many"], "argument --top: invalid int value: 'many'"),
+    ],
+)
+def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("widedeep: error: ")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "no.toml"], "no.toml: no such file; 'widedeep init DATA' writes one"),
+        (["check", "no.toml"], "no.toml: no such file"),
+        (["prepare", "ads.toml", "--set", "data.train='no.parquet'"], "no.parquet: no such file"),
+        (["train", "ads.toml", "--set", "train.epoch=3"], "did you mean 'epochs'?"),
+        (["train", "ads.toml", "--set", "epochs"], "expected SECTION.KEY=VALUE"),
+        (["init", "no.parquet"], "no.parquet: no such file"),
+        (["init", "train.parquet", "-o", "ads.toml"], "ads.toml: is there already"),
+        (["evaluate", "nothing", "test.parquet"], "nothing: got no directory, expected a bundle"),
+        (["evaluate", "nothing"], "nothing: got no DATA, and no test data in its configuration"),
+        (["score", "nothing", "test.parquet"], "nothing: got no directory, expected a bundle"),
+        (["score", "nothing", "test.parquet", "--json"], "--json without -o FILE"),
+        (["export", "nothing", "-o", "b"], "nothing: got no checkpoint"),
+        (["inspect", "nothing"], "nothing: got no directory, expected a bundle"),
+        (["inspect", "train.parquet"], "train.parquet"),
+    ],
+)
+def test_a_user_error_is_one_clear_line(
+    run: Run, ads: Path, words: list[str], message: str
+) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith("widedeep: error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_where_it_came_from(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WIDEDEEP_DEBUG", "1")
+    code, _, err = run("train", "no.toml")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("widedeep: error: no.toml")
+
+
+# ---- the whole way ------------------------------------------------------------------------------
+
+
+def test_the_whole_way(run: Run, ads: Path) -> None:
+    code, out, err = run("init", "train.parquet", "--label", "click", "-o", "first.toml")
+    assert (code, err) == (0, "")
+    assert "row_id left out has a value of its own" in " ".join(out.split())
+    assert out.endswith("wrote first.toml; read it through, then: widedeep check first.toml\n")
+
+    code, out, err = run("check", "first.toml")
+    assert (code, err) == (0, "")
+    assert "no problems found; next: widedeep train first.toml" in out
+
+    code, out, _ = run("prepare", "first.toml")
+    assert code == 0
+    assert out.startswith("Schema of 5 features, fitted on ")
+
+    code, out, err = run("train", "first.toml", "--set", "train.epochs=2")
+    assert code == 0
+    assert "schema: runs/first/schema.safetensors (as prepared)" in err
+    assert "bundle: runs/first/bundle" in out
+
+    code, out, err = run("evaluate", "runs/first", "test.parquet")
+    assert (code, err) == (0, "")
+    assert out.split()[:2] == ["metric", "test.parquet"]
+
+    code, out, err = run("score", "runs/first", "test.parquet", "-o", "s.parquet")
+    assert (code, out) == (0, "")
+    assert "scored 200 rows" in err
+    assert pq.read_metadata("s.parquet").num_rows == 200
+
+    code, out, err = run("inspect", "runs/first", "--top", "3")
+    assert (code, err) == (0, "")
+    assert "Strongest positive wide weights" in out
+
+
+def test_json_is_one_document(run: Run, ads: Path, ads_run: Path) -> None:
+    model = ads_run / "run"
+    calls: dict[str, list[object]] = {
+        "init": ["train.parquet", "-o", "x.toml"],
+        "check": ["ads.toml"],
+        "prepare": ["ads.toml"],
+        "train": ["ads.toml"],
+        "evaluate": [model],
+        "export": [model, "-o", "b"],
+        "score": [model, "test.parquet", "-o", "s.jsonl"],
+        "inspect": [model],
+    }
+    found = {verb: run(verb, *words, "--json") for verb, words in calls.items()}
+    assert {verb: ran.code for verb, ran in found.items()} == dict.fromkeys(VERBS, 0)
+    documents = {verb: json.loads(ran.out) for verb, ran in found.items()}
+    assert {c["column"]: c["role"] for c in documents["init"]["columns"]}["click"] == "label"
+    assert documents["check"]["ok"] is True
+    assert documents["check"]["inputs"]["train"]["columns"]["age"]["type"] == "int64"
+    assert documents["prepare"]["features"]["age_bucket"] == 6
+    assert documents["train"]["metrics"]["test"]["rows"] == 200
+    assert len(documents["train"]["history"]) == 2
+    assert documents["evaluate"]["metrics"] == pytest.approx(
+        documents["train"]["metrics"]["test"], abs=1e-6
+    )
+    assert documents["export"]["checkpoint"].startswith(str(model / "checkpoints"))
+    assert documents["score"]["rows"] == 200
+    assert {table["name"] for table in documents["inspect"]["tables"]} > {"job", "job_x_ad"}
+
+
+def test_tables_fit_into_80_columns(
+    run: Run, ads: Path, ads_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for words in (
+        ["init", "train.parquet", "-o", "x.toml"],
+        ["check", "ads.toml"],
+        ["evaluate", ads_run / "run"],
+        ["inspect", ads_run / "run"],
+        ["inspect", ads_run / "run" / "schema.safetensors"],
+    ):
+        out = run(*words).out
+        wide = [line for line in out.splitlines() if len(line) > 80]
+        # Lines that are no table say what they have to.
+        assert all(line.startswith(("Bundle at", "metrics:", "Schema of", "train:", "wrote"))
+                   for line in wide), wide  # fmt: skip
+        assert "\x1b" not in out
+        assert not any(line.endswith(" ") for line in out.splitlines())
+
+
+# ---- check --------------------------------------------------------------------------------------
+
+
+def test_a_check_that_finds_problems_ends_with_1(run: Run, ads: Path) -> None:
+    words = ["check", "ads.toml", "--set", "data.label='clikc'"]
+    code, out, err = run(*words)
+    assert (code, err) == (1, "")
+    assert "problem: [data] train: has no column 'clikc', which is the label; did you mean" in out
+    assert out.endswith("2 problems; training would fail\n")
+    code, out, _ = run(*words, "--json")
+    document = json.loads(out)
+    assert (code, document["ok"], len(document["problems"])) == (1, False, 2)
+
+
+# ---- train --------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_overwritten_unasked(run: Run, ads: Path) -> None:
+    assert run("train", "ads.toml").code == 0
+    written = (ads / "runs/ads/metrics.json").stat().st_mtime_ns
+    code, _, err = run("train", "ads.toml")
+    assert code == 2
+    assert "runs/ads: holds a finished run; --resume trains it on" in err
+    assert run("prepare", "ads.toml").code == 2
+    assert (ads / "runs/ads/metrics.json").stat().st_mtime_ns == written
+    assert run("train", "ads.toml", "--force").code == 0
+    assert (ads / "runs/ads/metrics.json").stat().st_mtime_ns > written
+    assert run("train", "ads.toml", "--out", "elsewhere").code == 0
+    code, out, _ = run("train", "ads.toml", "--resume", "--set", "train.epochs=3", "--json")
+    assert (code, len(json.loads(out)["history"])) == (0, 3)
+
+
+def start_training(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "widedeep", "train", "ads.toml", *words]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+LONG = ("--set", "train.epochs=40", "--set", "train.batch_size=8")
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(run: Run, ads: Path) -> None:
+    with start_training(ads, *LONG) as training:
+        assert training.stderr is not None
+        while "epoch 2" not in training.stderr.readline():
+            pass
+        time.sleep(0.013)  # somewhere within an epoch
+        training.send_signal(signal.SIGINT)
+        out, err = training.communicate(timeout=60)
+    assert (training.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    command = err.splitlines()[-1].partition("go on with: ")[2]
+    assert shlex.split(command) == ["widedeep", "train", "ads.toml", "--resume", *LONG]
+    code, _, err = run("train", "ads.toml", *LONG)
+    assert code == 2
+    assert "--resume goes on" in err
+    assert run(*shlex.split(command)[1:]).code == 0
+    assert run("train", "ads.toml", *LONG, "--out", "whole").code == 0
+    parts, whole = (wd.Bundle.load(f"{place}/bundle").weights for place in ("runs/ads", "whole"))
+    assert all((np.array(whole[name]) == np.array(parts[name])).all() for name in whole)
+
+
+def test_ctrl_c_before_the_first_step(run: Run, ads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("widedeep.commands.train.fit_schema", interrupted)
+    code, out, err = run("train", "ads.toml")
+    assert (code, out) == (130, "")
+    assert err == "widedeep: interrupted before the first step; nothing to resume\n"
+
+
+# ---- evaluate, score, inspect -------------------------------------------------------------------
+
+
+def test_a_run_is_evaluated_on_its_own_test_data(run: Run, ads_run: Path) -> None:
+    code, out, _ = run("evaluate", ads_run / "run", "--json")
+    written = json.loads((ads_run / "run" / "metrics.json").read_text())
+    document = json.loads(out)
+    assert code == 0
+    assert document["data"] == str(ads_run / "test.parquet")
+    assert document["metrics"]["auc"] == pytest.approx(written["test"]["auc"], abs=1e-6)
+
+
+def test_score_from_standard_input(
+    run: Run, ads_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"age": 30, "job": "nurse", "new": [1]}
+    stdin = io.TextIOWrapper(io.BytesIO(json.dumps(row).encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    code, out, err = run("score", ads_run / "run", "-")
+    assert code == 0
+    score = wd.Bundle.load(ads_run / "run" / "bundle").score([row])[0]
+    assert json.loads(out) == {**row, "score": score}
+    assert "scored 1 row" in err
+    assert "keys that rows lack, read as null: price (1), ad (1), tags (1)" in err
+
+
+def test_a_closed_pipe_is_quiet(ads_run: Path) -> None:
+    command = f"{sys.executable} -m widedeep score {ads_run / 'run'} {ads_run / 'big.jsonl'}"
+    row = json.dumps({"age": 30, "job": "nurse"}) + "\n"
+    (ads_run / "big.jsonl").write_text(row * 50_000)
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (141, "")
+    assert json.loads(done.stdout)["job"] == "nurse"
+
+
+def test_one_row_explained(run: Run, ads_run: Path) -> None:
+    row = json.dumps({"age": 33, "job": "nurse", "ad": "ad 3"})
+    code, out, _ = run("inspect", ads_run / "run", "--row", row)
+    assert code == 0
+    assert "deep part" in out
+    figures = {line.rsplit(None, 1)[0]: float(line.rsplit(None, 1)[1]) for line in out.splitlines()}
+    logit, probability = figures.pop("logit"), figures.pop("probability")
+    assert sum(figures.values()) == pytest.approx(logit, abs=1e-3)
+    assert probability == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+    code, out, _ = run("inspect", ads_run / "run", "--row", row, "--json")
+    (entry,) = json.loads(out)["logits"]
+    total = entry["wide_logit"] + entry["deep_logit"] + entry["bias"]
+    assert total == pytest.approx(entry["logit"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{age: 3}", "which is no JSON"),
+        ("[3]", "expected one JSON object"),
+        ('{"age": "x"}', "'x'"),
+    ],
+)
+def test_a_row_that_cannot_be_explained(run: Run, ads_run: Path, row: str, message: str) -> None:
+    code, _, err = run("inspect", ads_run / "run", "--row", row)
+    assert code == 2
+    assert message in err
+
+
+def test_a_schema_is_shown_with_its_values(run: Run, ads_run: Path) -> None:
+    code, out, _ = run("inspect", ads_run / "run" / "schema.safetensors", "--top", "2")
+    assert code == 0
+    assert "job: the most frequent of 4 values" in out
+    code, _, err = run("inspect", ads_run / "run" / "schema.safetensors", "--row", "{}")
+    assert (code, "a schema scores no row" in err) == (2, True)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["score", "--help"], ["score", "RUN", "test"]])
+def test_scoring_and_help_do_without_torch(ads_run: Path, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
+    names = {"RUN": str(ads_run / "run"), "test": str(ads_run / "test.parquet")}
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = process(
+        *(names.get(word, word) for word in words), env={**os.environ, "PYTHONPATH": path}
+    )
+    assert done.returncode == 0, done.stderr
