@@ -276,7 +276,7 @@ def start_training(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-LONG = ("--set", "train.epochs=40", "--set", "train.batch_size=8")
+LONG = ("--set", "train.epochs=16", "--set", "train.batch_size=8")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(run: Run, ads: Path) -> None:
