@@ -228,7 +228,7 @@ using transform::Buffer;
 template <class T>
 nb::object to_numpy(Buffer<T>& buffer, std::initializer_list<std::size_t> shape) {
   T* const data = buffer.release();
-  nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
+  nb::capsule owner(data, [](void* p) noexcept { pooled_free(p); });
   return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner));
 }
 

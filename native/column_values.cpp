@@ -128,16 +128,15 @@ bool is_text(Physical type) {
   return type == Physical::text32 || type == Physical::text64 || type == Physical::text_view;
 }
 
+template <class Offset>
+TextSpan text_between(const Scalars& scalars, std::int64_t i) {
+  const std::int64_t begin = load_as<Offset>(scalars.data, scalars.offset + i);
+  return {scalars.text + begin, load_as<Offset>(scalars.data, scalars.offset + i + 1) - begin};
+}
+
 TextSpan text_at(const Scalars& scalars, std::int64_t i) {
-  const std::int64_t at = scalars.offset + i;
-  if (scalars.type == Physical::text32) {
-    const std::int32_t begin = load_as<std::int32_t>(scalars.data, at);
-    return {scalars.text + begin, load_as<std::int32_t>(scalars.data, at + 1) - begin};
-  }
-  if (scalars.type == Physical::text64) {
-    const std::int64_t begin = load_as<std::int64_t>(scalars.data, at);
-    return {scalars.text + begin, load_as<std::int64_t>(scalars.data, at + 1) - begin};
-  }
+  if (scalars.type == Physical::text32) return text_between<std::int32_t>(scalars, i);
+  if (scalars.type == Physical::text64) return text_between<std::int64_t>(scalars, i);
   return view_at(scalars, i);
 }
 
@@ -342,8 +341,9 @@ void read_text(const Scalars& scalars, std::int64_t begin, std::int64_t n, char*
   };
   switch (scalars.type) {
     case Physical::text32:
+      return read([&](std::int64_t i, char*) { return text_between<std::int32_t>(scalars, i); });
     case Physical::text64:
-      return read([&](std::int64_t i, char*) { return text_at(scalars, i); });
+      return read([&](std::int64_t i, char*) { return text_between<std::int64_t>(scalars, i); });
     case Physical::text_view:
       return read([&](std::int64_t i, char*) { return view_at(scalars, i); });
     case Physical::variant:

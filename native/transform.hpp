@@ -3,13 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "buffer_pool.hpp"
 #include "column.hpp"
 #include "transform_crosses.hpp"
 #include "transform_numbers.hpp"
@@ -65,17 +64,14 @@ struct InputBatch {
   std::int64_t n_rows = 0;
 };
 
-// An array on its way to NumPy; not initialised.
+// An array on its way to NumPy, which frees it by pooled_free; not initialised.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::int64_t size)
-      : data_(static_cast<T*>(
-            std::malloc(static_cast<std::size_t>(size > 0 ? size : 1) * sizeof(T)))) {
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  ~Buffer() { std::free(data_); }
+      : data_(static_cast<T*>(pooled_allocate(static_cast<std::size_t>(size) * sizeof(T)))) {}
+  ~Buffer() { pooled_free(data_); }
   Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(data_, other.data_);

@@ -37,6 +37,11 @@ struct NumericFeature {
   // Writes `width` values a row to out, out + stride, ...
   void encode(const Column& column, std::int64_t row_begin, std::int64_t row_end,
               const Where& where, Scratch& scratch, float* out, std::int64_t stride) const;
+
+ private:
+  void encode_component(const Column& column, std::int64_t j, std::int64_t row_begin,
+                        std::int64_t row_end, const Where& where, const double* numbers, float* out,
+                        std::int64_t stride) const;
 };
 
 }  // namespace widedeep::transform

@@ -110,8 +110,14 @@ void CategoricalPart::encode_texts(const Scalars& scalars, std::int64_t begin, s
   TextSpan* const texts = room(scratch.texts, n);
   read_text(scalars, begin, n, room(scratch.digits, n * kDigits), texts);
   if (options_.texts != nullptr) options_.texts->find(texts, n, ids);
+  const bool plain = options_.texts != nullptr && keys == nullptr && !options_.empty_as_null;
+  const std::int64_t first = kFirstKnownId + options_.oov_buckets;
   for (std::int64_t i = 0; i < n; ++i) {
-    finish_text(texts[i], ids + i, keys == nullptr ? nullptr : keys + i);
+    if (plain && ids[i] >= 0) {
+      ids[i] += first;
+    } else {
+      finish_text(texts[i], ids + i, keys == nullptr ? nullptr : keys + i);
+    }
   }
 }
 
@@ -239,7 +245,7 @@ void CategoricalPart::append_row(const PartInput& input, std::int64_t row, Eleme
     if (weighted) read_weights(input, row, n, where, scratch);
     for (std::int64_t i = 0; i < n; ++i) {
       if (ids[i] == kNullMark) continue;
-      if (keys != nullptr) out.keys.ids.push_back(keys[i]);
+      if (wants_keys) out.keys.ids.push_back(keys[i]);
       if (ids[i] == kDroppedMark) continue;
       out.ids.ids.push_back(ids[i]);
       if (weighted) out.ids.values.push_back(static_cast<float>(scratch.numbers[as_size(i)]));

@@ -38,7 +38,7 @@ std::uint64_t capacity_for(std::int64_t size) {
                                 " values, a vocabulary holds at most " + std::to_string(kMost));
   }
   const auto n = static_cast<std::uint64_t>(size);
-  return n + n / 2 + 2;  // two thirds full, and one slot always free to end a search
+  return 2 * n + 1;  // half full at most: a search ends soon, and always at a free slot
 }
 
 std::uint64_t load(const char* at, std::size_t n) noexcept {
@@ -116,24 +116,39 @@ bool TextVocabulary::holds(const Slot& slot, const TextSpan& text, std::uint64_t
   return std::memcmp(bytes_ + slot.payload, text.data, length) == 0;
 }
 
-std::int64_t TextVocabulary::find_one(const TextSpan& text, std::uint64_t hash) const noexcept {
-  const std::uint64_t payload = text.length <= 8 ? short_payload(text.data, text.length) : 0;
+std::int64_t TextVocabulary::find_one(const TextSpan& text, std::uint64_t payload,
+                                      std::uint64_t hash) const noexcept {
   const std::uint32_t tag = tag_of(hash, text.length);
-  for (std::uint64_t at = slot_of(hash, capacity_); slots_[at].position != kEmpty;
-       at = next_slot(at, capacity_)) {
+  std::uint64_t at = slot_of(hash, capacity_);
+  for (; slots_[at].position != kEmpty; at = next_slot(at, capacity_)) {
     if (holds(slots_[at], text, payload, tag)) return slots_[at].position;
   }
   return -1;
 }
 
+// Of texts of at most 8 bytes; the empty slot ends the search, whatever its payload.
+std::int64_t TextVocabulary::find_short(std::uint64_t payload, std::uint32_t tag,
+                                        std::uint64_t at) const noexcept {
+  while (slots_[at].payload != payload || slots_[at].tag != tag) {
+    if (slots_[at].position == kEmpty) return -1;
+    at = next_slot(at, capacity_);
+  }
+  return slots_[at].position == kEmpty ? -1 : static_cast<std::int64_t>(slots_[at].position);
+}
+
 void TextVocabulary::find(const TextSpan* values, std::int64_t n,
                           std::int64_t* positions) const noexcept {
   std::uint64_t hashes[kBatch];
+  std::uint64_t payloads[kBatch];
   for (std::int64_t begin = 0; begin < n; begin += kBatch) {
     const std::int64_t count = std::min(kBatch, n - begin);
     const TextSpan* const batch = values + begin;
     for (std::int64_t i = 0; i < count; ++i) {
-      hashes[i] = batch[i].length < 0 ? 0 : hash_text(batch[i]);
+      const bool is_short = batch[i].length <= 8;
+      payloads[i] =
+          is_short && batch[i].length >= 0 ? short_payload(batch[i].data, batch[i].length) : 0;
+      hashes[i] = is_short ? mix(payloads[i], static_cast<std::uint64_t>(batch[i].length))
+                           : hash_text(batch[i]);
       __builtin_prefetch(&slots_[slot_of(hashes[i], capacity_)]);
     }
     for (std::int64_t i = 0; i < count; ++i) {
@@ -142,7 +157,15 @@ void TextVocabulary::find(const TextSpan* values, std::int64_t n,
       if (slot.tag == tag_of(hashes[i], batch[i].length)) __builtin_prefetch(bytes_ + slot.payload);
     }
     for (std::int64_t i = 0; i < count; ++i) {
-      positions[begin + i] = batch[i].length < 0 ? -1 : find_one(batch[i], hashes[i]);
+      const TextSpan& text = batch[i];
+      if (text.length > 8) {
+        positions[begin + i] = find_one(text, 0, hashes[i]);
+      } else if (text.length >= 0) {
+        positions[begin + i] =
+            find_short(payloads[i], tag_of(hashes[i], text.length), slot_of(hashes[i], capacity_));
+      } else {
+        positions[begin + i] = -1;
+      }
     }
   }
 }

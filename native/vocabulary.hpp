@@ -34,7 +34,10 @@ class TextVocabulary {
     std::uint32_t position;  // kEmpty if free
   };
 
-  std::int64_t find_one(const TextSpan& value, std::uint64_t hash) const noexcept;
+  std::int64_t find_one(const TextSpan& value, std::uint64_t payload,
+                        std::uint64_t hash) const noexcept;
+  std::int64_t find_short(std::uint64_t payload, std::uint32_t tag,
+                          std::uint64_t at) const noexcept;
   bool holds(const Slot& slot, const TextSpan& value, std::uint64_t payload,
              std::uint32_t tag) const noexcept;
   TextSpan value(std::int64_t position) const noexcept;
