@@ -7,6 +7,7 @@
 #include "arrow_input.hpp"
 #include "check.hpp"
 #include "transform.hpp"
+
 namespace {
 
 using widedeep::ArrowBatch;
