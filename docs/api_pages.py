@@ -12,6 +12,12 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+# What a user meets, in the order of the data path; every other module is shown as the inside.
+FRONT = (
+    *("features", "data.join", "schema", "data.fit", "config", "model", "deep", "heads", "optim"),
+    *("trainer", "metrics", "checkpoint", "bundle", "estimators", "errors"),
+)
+
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "widedeep"
 
 
@@ -53,6 +59,17 @@ def page_of(module: str) -> str:
     return f"api/{module.removeprefix('widedeep.')}.md"
 
 
+def in_order(pages: dict[str, Path], *, front: bool) -> list[str]:
+    """Return the modules a user meets, or all the others."""
+    known = [f"widedeep.{name}" for name in FRONT if f"widedeep.{name}" in pages]
+    return known if front else [module for module in pages if module not in known]
+
+
+def menu_entry(module: str) -> dict[str, str]:
+    """Return a module's line of the navigation."""
+    return {module.removeprefix("widedeep."): page_of(module)}
+
+
 def index_page(pages: dict[str, Path]) -> str:
     """Return the index: what `import widedeep as wd` gives, then every module."""
     module_of = assigned(PACKAGE / "__init__.py", "_MODULE_OF")
@@ -70,18 +87,21 @@ def index_page(pages: dict[str, Path]) -> str:
         if module in pages:
             file = page_of(module).removeprefix("api/")
             lines.append(f"| [`wd.{name}`]({file}#{module}.{name}) | `{module}` |")
-    lines += ["", "## Modules", "", "| module | what |", "|---|---|"]
-    for module, path in pages.items():
-        lines.append(f"| [`{module}`]({page_of(module).removeprefix('api/')}) | {summary(path)} |")
+    for title, front in (("Modules", True), ("Inside", False)):
+        lines += ["", f"## {title}", "", "| module | what |", "|---|---|"]
+        for module in in_order(pages, front=front):
+            file = page_of(module).removeprefix("api/")
+            lines.append(f"| [`{module}`]({file}) | {summary(pages[module])} |")
     return "\n".join(lines) + "\n"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the reference to the navigation."""
     assert config.nav is not None
-    entries: list[object] = ["api/index.md"]
-    entries += [{module.removeprefix("widedeep."): page_of(module)} for module in modules()]
-    config.nav.append({"API reference": entries})
+    pages = modules()
+    front = [menu_entry(module) for module in in_order(pages, front=True)]
+    inside = [menu_entry(module) for module in in_order(pages, front=False)]
+    config.nav.append({"API reference": ["api/index.md", *front, {"Inside": inside}]})
     return config
 
 
