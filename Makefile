@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 PY ?= $(BIN)/python
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-# Where the build of torch without CUDA lives; used on Linux without an NVIDIA driver.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# The index with PyTorch's builds without CUDA, where pip's own index has none (see its installation page).
+TORCH_INDEX ?=
 PYTEST_ARGS ?=
 # The Python sources as they lie in src/; `native` builds the module beside them.
 EDITABLE := --no-build-isolation -C wheel.cmake=false -C wheel.py-api=py3 -e
@@ -38,6 +38,7 @@ help:
 	@echo "make clean         remove what the above made, save .venv"
 	@echo
 	@echo "PYTHON=python3.12 names the interpreter (3.11 or later) that .venv is made from."
+	@echo "TORCH_INDEX=URL takes torch from PyTorch's index of CPU builds: on Linux, the other brings CUDA."
 
 $(READY):
 	@command -v $(PYTHON) > /dev/null || { \
@@ -48,14 +49,10 @@ $(READY):
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	touch $@
 
-# A plain `torch` brings gigabytes of CUDA libraries to a Linux machine that cannot use them.
+# First and alone, at the pinned version: what follows must not bring another build of torch.
 $(RUN_READY): $(READY) pyproject.toml constraints.txt
 	@echo "installing torch $(TORCH) and the package into $(VENV)"
-	@if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
-	    $(PIP) "torch==$(TORCH)+cpu" 2> /dev/null \
-	    || $(PIP) --index-url $(TORCH_INDEX) "torch==$(TORCH)+cpu" \
-	    || $(PIP) "torch==$(TORCH)"; \
-	else $(PIP) "torch==$(TORCH)"; fi
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)"
 	$(PIP) $(shell sed -nE 's/^(cmake|nanobind|ninja|scikit-build-core)==.*/\1/p' constraints.txt)
 	$(PIP) $(EDITABLE) .
 	touch $@
