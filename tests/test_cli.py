@@ -396,3 +396,12 @@ def test_scoring_and_help_do_without_torch(ads_run: Path, tmp_path: Path, words:
         *(names.get(word, word) for word in words), env={**os.environ, "PYTHONPATH": path}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run: Run, ads: Path) -> None:
+    (ads / "runs").write_text("a file where the folder of runs would be")
+    code, _, err = run("train", "ads.toml")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("widedeep: error: ")
+    assert "Traceback" not in err
+    assert "runs" in err
