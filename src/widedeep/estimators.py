@@ -65,14 +65,13 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         from widedeep.trainer import Trainer
 
         table = as_table(X)
-        if len(y) != table.num_rows:
-            raise DataError(
-                f"got {table.num_rows} rows in X and {len(y)} in y; expected equally many"
-            )
+        _check_length("y", y, table)
         features = infer_features(table) if self.features is None else self.features
         table = table.append_column(_LABEL, pa.array(y))
         if sample_weight is not None:
-            table = table.append_column(_WEIGHT, pa.array(np.asarray(sample_weight, np.float64)))
+            weights = _one_column("sample_weight", np.asarray(sample_weight, np.float64))
+            _check_length("sample_weight", weights, table)
+            table = table.append_column(_WEIGHT, pa.array(weights))
         spec = FeatureSpec(
             features=features, label=_LABEL, weight=None if sample_weight is None else _WEIGHT
         )
@@ -137,9 +136,14 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
         """Fit on a table ``X`` of shape (rows, columns) and labels ``y`` of shape (rows,).
 
         Raises:
-            DataError: If ``y`` holds one class only, or lengths differ.
+            DataError: If ``y`` holds one class only or a missing value, or lengths differ.
         """
-        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        labels = _one_column("y", np.asarray(y))
+        missing = np.array([label is None or label != label for label in labels.tolist()])
+        if missing.any():
+            row = int(missing.argmax())
+            raise DataError(f"y (row {row}): got {labels[row]}, expected a class; drop the row")
+        self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise DataError(
                 f"got one class only in y ({self.classes_.tolist()}), expected at least two"
@@ -155,7 +159,8 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
 
     def predict(self, X: object) -> NDArray[Any]:
         """Return the most probable class of each row, (rows,)."""
-        chosen: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        most_probable = self.predict_proba(X).argmax(axis=1)
+        chosen: NDArray[Any] = self.classes_[most_probable]
         return chosen
 
 
@@ -191,7 +196,7 @@ class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[mis
         Raises:
             DataError: If a value is not finite, or lengths differ.
         """
-        values = np.asarray(y, np.float64)
+        values = _one_column("y", np.asarray(y, np.float64))
         if not np.isfinite(values).all():
             row = int((~np.isfinite(values)).nonzero()[0][0])
             raise DataError(
@@ -219,11 +224,31 @@ def as_table(X: object) -> pa.Table:
         if X.ndim != 2:
             raise DataError(f"got an array of {X.ndim} dimension(s), expected 2: (rows, columns)")
         return pa.table({f"x{i}": pa.array(X[:, i], from_pandas=True) for i in range(X.shape[1])})
+    if type(X).__module__.startswith("pandas"):
+        # Not through the Arrow interface, which makes a column of the index of a shuffled frame.
+        return pa.Table.from_pandas(X, preserve_index=False)
     if hasattr(X, "__arrow_c_stream__"):
         return pa.table(X)
-    if type(X).__module__.startswith("pandas"):
-        return pa.Table.from_pandas(X, preserve_index=False)
     raise DataError(f"got {type(X).__name__}, expected a DataFrame, an Arrow table or a 2-D array")
+
+
+def _one_column(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return (rows,) for (rows,) or (rows, 1)."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        return values[:, 0]
+    if values.ndim != 1:
+        raise DataError(
+            f"{name}: got an array of shape {values.shape}, expected (rows,); fit an estimator for "
+            "each column"
+        )
+    return values
+
+
+def _check_length(name: str, values: NDArray[Any], table: pa.Table) -> None:
+    if len(values) != table.num_rows:
+        raise DataError(
+            f"got {table.num_rows} rows in X and {len(values)} in {name}; expected equally many"
+        )
 
 
 def infer_features(table: pa.Table) -> list[object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +63,10 @@ class Transform:
             self._scoring = make_program(
                 self._plan.native, slots, dense=True, targets=False, fixed=True
             )
+
+    def __reduce__(self) -> tuple[type[Transform], tuple[Schema], dict[str, Any]]:
+        """Pickle the schema alone: the look-up tables are made of it again."""
+        return Transform, (self.schema,), {"threads": self.threads, "absent": self.absent}
 
     def columns(self, targets: bool = True) -> list[str]:
         """Return the input columns that are read.

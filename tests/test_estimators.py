@@ -1,0 +1,228 @@
+"""The estimators behave as scikit-learn's own do, on the tables people have."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
+
+import widedeep as wd
+from widedeep.errors import DataError, WideDeepError
+from widedeep.estimators import as_table, infer_features
+
+ROWS = 300
+RNG = np.random.default_rng(0)
+JOB, AGE = RNG.integers(0, 4, ROWS), RNG.normal(size=ROWS)
+X = pd.DataFrame({"job": [f"job {value}" for value in JOB], "age": AGE})
+Y = np.where(JOB + AGE > 1.5, "yes", "no")
+PRICE = JOB + 2.0 * AGE
+
+
+def classifier(**options: Any) -> wd.WideDeepClassifier:
+    settings: dict[str, Any] = {"epochs": 8, "batch_size": 32, "threads": 1}
+    return wd.WideDeepClassifier(hidden_units=[8], embedding_dim=4, **{**settings, **options})
+
+
+def regressor(**options: Any) -> wd.WideDeepRegressor:
+    settings: dict[str, Any] = {"epochs": 8, "batch_size": 32, "threads": 1}
+    return wd.WideDeepRegressor(hidden_units=[8], embedding_dim=4, **{**settings, **options})
+
+
+def test_classes_come_back_as_they_were_given() -> None:
+    model = classifier().fit(X, Y)
+    assert model.classes_.tolist() == ["no", "yes"]
+    assert set(model.predict(X)) == {"no", "yes"}
+    proba = model.predict_proba(X)
+    assert proba.shape == (ROWS, 2)
+    np.testing.assert_allclose(proba.sum(axis=1), 1.0, atol=1e-12)
+    assert (model.predict(X) == model.classes_[proba.argmax(axis=1)]).all()
+    assert model.score(X, Y) > 0.8
+    assert proba[Y == "yes", 1].mean() > proba[Y == "no", 1].mean() + 0.2
+
+
+def test_booleans_and_numbers_are_classes_too() -> None:
+    for labels in (Y == "yes", np.where(Y == "yes", 7, -3), np.where(Y == "yes", 2.0, 1.0)):
+        model = classifier(epochs=4).fit(X, labels)
+        assert model.predict(X).dtype == labels.dtype
+        assert model.score(X, labels) > 0.75
+
+
+def test_three_classes() -> None:
+    labels = np.array(["red", "green", "blue"])[JOB % 3]
+    model = classifier().fit(X, labels)
+    assert model.predict_proba(X).shape == (ROWS, 3)
+    np.testing.assert_allclose(model.predict_proba(X).sum(axis=1), 1.0, atol=1e-12)
+    assert model.score(X, labels) > 0.95
+
+
+def test_parameters_are_read_set_and_cloned() -> None:
+    model = classifier(wide=wd.FTRL(lr=0.2), features=[wd.categorical("job")])
+    copy = clone(model)
+    assert copy is not model
+    assert copy.get_params() == model.get_params()
+    assert copy.get_params()["wide"] == wd.FTRL(lr=0.2)
+    assert copy.set_params(epochs=3, dropout=0.1) is copy
+    assert (copy.epochs, copy.dropout, model.epochs) == (3, 0.1, 8)
+    with pytest.raises(ValueError, match="Invalid parameter 'epoch'"):
+        copy.set_params(epoch=3)
+    fitted = model.fit(X, Y)
+    assert not hasattr(clone(fitted), "model_")
+    assert clone(fitted).fit(X, Y).predict_proba(X).tolist() == fitted.predict_proba(X).tolist()
+
+
+def test_random_state_is_the_seed() -> None:
+    scores = [classifier(random_state=seed).fit(X, Y).predict_proba(X)[:, 1] for seed in (1, 1, 2)]
+    assert np.array_equal(scores[0], scores[1])
+    assert not np.array_equal(scores[0], scores[2])
+
+
+def test_cross_validation_and_search() -> None:
+    found = cross_val_score(classifier(), X, Y, cv=3, scoring="roc_auc")
+    assert found.min() > 0.85
+    search = GridSearchCV(classifier(), {"epochs": [1, 8], "hidden_units": [(), (8,)]}, cv=2)
+    search.fit(X, Y)
+    assert search.best_score_ == max(search.cv_results_["mean_test_score"])
+    assert set(search.best_params_) == {"epochs", "hidden_units"}
+    assert cross_val_score(regressor(epochs=12), X, PRICE, cv=2).min() > 0.6
+
+
+def test_pipelines() -> None:
+    with_square = FunctionTransformer(lambda frame: frame.assign(square=frame["age"] ** 2))
+    pipeline = make_pipeline(with_square, classifier())
+    assert pipeline.fit(X, Y).score(X, Y) > 0.8
+    assert pipeline[-1].feature_names_in_.tolist() == ["job", "age", "square"]
+    pipeline.set_params(widedeepclassifier__epochs=1)
+    assert pipeline[-1].epochs == 1
+
+
+def test_it_is_no_worse_than_logistic_regression_on_categories() -> None:
+    labels = JOB % 2 == 0  # not linear in the job's number
+    linear = make_pipeline(OneHotEncoder(), LogisticRegression())
+    want = linear.fit(X[["job"]], labels).score(X[["job"]], labels)
+    assert classifier().fit(X[["job"]], labels).score(X[["job"]], labels) >= want == 1.0
+
+
+def test_every_kind_of_table_gives_the_same_model() -> None:
+    want = classifier().fit(X, Y).predict_proba(X)
+    arrow = pa.table({"job": pa.array(X["job"]), "age": pa.array(AGE)})
+    tables: list[Any] = [pl.from_pandas(X), arrow, X.astype({"job": "category"})]
+    for table in tables:
+        assert np.array_equal(classifier().fit(table, Y).predict_proba(table), want)
+    mixed = X.to_numpy(dtype=object)
+    model = classifier().fit(mixed, Y)
+    assert model.feature_names_in_.tolist() == ["x0", "x1"]
+    assert model.score(mixed, Y) > 0.8
+    numbers = np.stack([AGE, JOB], axis=1)
+    model = classifier(epochs=30, deep=wd.Adagrad(lr=0.2)).fit(numbers, pl.Series(Y))
+    assert model.score(numbers, Y) > 0.9
+
+
+def test_the_index_of_a_frame_is_no_feature() -> None:
+    shuffled = X.sample(frac=1.0, random_state=0)
+    model = classifier(epochs=1).fit(shuffled, Y[shuffled.index])
+    assert model.feature_names_in_.tolist() == ["job", "age"]
+    assert model.n_features_in_ == 2
+    assert as_table(shuffled).column_names == ["job", "age"]
+
+
+def test_columns_may_come_in_another_order_and_number() -> None:
+    model = classifier().fit(X, Y)
+    other = X.assign(more=1)[["more", "age", "job"]]
+    assert np.array_equal(model.predict_proba(other), model.predict_proba(X))
+    with pytest.raises(DataError, match="no column 'job'; known: 'age'"):
+        model.predict(X[["age"]])
+
+
+def test_numbers_are_numeric_and_all_else_categorical() -> None:
+    table = pa.table({"a": [1], "b": [1.5], "c": ["x"], "d": [True], "e": [["x", "y"]]})
+
+    features: Any = wd.FeatureSpec(features=infer_features(table)).features
+    assert [f"{type(f).__name__} {f.name}" for f in features] == [
+        "Numeric a", "Numeric b", "Categorical c", "Categorical d", "Categorical e",
+    ]  # fmt: skip
+
+
+def test_a_weight_of_zero_takes_a_row_away() -> None:
+    weights = np.where(Y == "yes", 1.0, 0.0)
+    assert classifier().fit(X, Y, sample_weight=weights).predict_proba(X)[:, 1].min() > 0.7
+    values = np.where(JOB == 0, 100.0, 0.0)
+    heavy = np.where(JOB == 0, 0.0, 1.0)
+    assert abs(regressor().fit(X, values, sample_weight=heavy).predict(X)[JOB != 0].mean()) < 8
+
+
+def test_regression_predicts_in_the_labels_units() -> None:
+    model = regressor(epochs=20).fit(X, 1e6 + 1e5 * PRICE)
+    assert model.score(X, 1e6 + 1e5 * PRICE) > 0.8
+    assert model.predict(X).shape == (ROWS,)
+    assert model.predict(X).mean() == pytest.approx(1e6 + 1e5 * PRICE.mean(), rel=0.02)
+    assert regressor(epochs=1).fit(X, np.full(ROWS, 7.0)).predict(X) == pytest.approx(7.0, abs=0.2)
+
+
+def test_a_column_of_labels_counts_as_labels() -> None:
+    want = classifier(epochs=1).fit(X, Y).predict_proba(X)
+    assert np.array_equal(classifier(epochs=1).fit(X, Y[:, None]).predict_proba(X), want)
+    values = regressor(epochs=1).fit(X, PRICE[:, None]).predict(X)
+    assert np.array_equal(values, regressor(epochs=1).fit(X, PRICE).predict(X))
+
+
+def test_a_fitted_estimator_is_pickled() -> None:
+    for model in (classifier(epochs=1).fit(X, Y), regressor(epochs=1).fit(X, PRICE)):
+        again = pickle.loads(pickle.dumps(model))
+        assert np.array_equal(again.predict(X), model.predict(X))
+
+
+def test_not_fitted() -> None:
+    for model in (classifier(), regressor()):
+        with pytest.raises(NotFittedError, match="is not fitted yet"):
+            model.predict(X)
+
+
+def with_bad(value: object) -> NDArray[Any]:
+    labels: NDArray[Any] = Y.astype(object)
+    labels[5] = value
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, np.full(ROWS, "yes"), r"one class only in y \(\['yes'\]\), expected at least two"),
+        (X, Y[:200], "got 300 rows in X and 200 in y; expected equally many"),
+        (X, np.stack([Y, Y], axis=1), r"y: got an array of shape \(300, 2\), expected \(rows,\)"),
+        (X, with_bad(None), r"y \(row 5\): got None, expected a class; drop the row"),
+        (X, with_bad(np.nan), r"y \(row 5\): got nan, expected a class; drop the row"),
+        (AGE, Y, r"got an array of 1 dimension\(s\), expected 2: \(rows, columns\)"),
+        ([[1, 2]] * ROWS, Y, "got list, expected a DataFrame, an Arrow table or a 2-D array"),
+        (X.assign(__label__=1), Y, "column '__label__' is the label"),
+    ],
+)
+def test_what_a_classifier_refuses(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(WideDeepError, match=message):
+        classifier(epochs=1).fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("y", "weight", "message"),
+    [
+        (np.where(JOB == 3, np.inf, 1.0), None, r"y \(row \d+\): got inf, expected a finite"),
+        (np.stack([AGE, AGE], axis=1), None, r"y: got an array of shape \(300, 2\)"),
+        (AGE, np.ones(3), "300 rows in X and 3 in sample_weight; expected equally many"),
+        (AGE, -np.ones(ROWS), "got -1.0, expected a finite number of at least 0"),
+        (AGE, np.full(ROWS, np.nan), "got nan, expected a finite number of at least 0"),
+    ],
+)
+def test_what_a_regressor_refuses(y: Any, weight: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        regressor(epochs=1).fit(X, y, sample_weight=weight)
