@@ -51,8 +51,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "validate": ("estimators", "serving"),
     "report": ("validate",),
     "simulate": ("validate",),
-    "commands": ("report", "simulate"),
-    "cli": ("commands",),
+    "commands": ("estimators",),
+    "cli": ("commands", "report", "simulate"),
     "__main__": ("cli",),
 }
 

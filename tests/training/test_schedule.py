@@ -1,0 +1,52 @@
+"""Learning-rate factors are those of their formulas, also at the ends of a run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import pytest
+
+from widedeep.training.schedule import rate_factor
+
+
+def test_constant_stays_at_one_after_the_warmup() -> None:
+    assert [rate_factor("constant", step, 8) for step in range(10)] == [1.0] * 10
+    rise = [rate_factor("constant", step, 8, warmup_steps=4) for step in range(6)]
+    assert rise == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("total", [1, 3, 10])
+def test_linear_is_the_share_that_is_left(total: int) -> None:
+    found = [rate_factor("linear", step, total) for step in range(total)]
+    assert found == pytest.approx([(total - step) / total for step in range(total)])
+    assert min(found) > 0, "the last step still learns"
+
+
+def test_cosine_is_half_a_wave() -> None:
+    for step in range(10):
+        want = 0.5 * (1 + math.cos(math.pi * step / 10))
+        assert rate_factor("cosine", step, 10) == pytest.approx(want)
+    assert rate_factor("cosine", 5, 10) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_decay_falls_to_zero_and_stays_there(schedule: Literal["linear", "cosine"]) -> None:
+    factors = [rate_factor(schedule, step, 20) for step in range(25)]
+    assert factors[0] == 1.0
+    assert all(later <= earlier for earlier, later in itertools.pairwise(factors))
+    assert factors[20:] == pytest.approx([0.0] * 5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_warmup_multiplies_the_decay(schedule: Literal["linear", "cosine"]) -> None:
+    for step in range(8):
+        plain = rate_factor(schedule, step, 8)
+        rise = rate_factor("constant", step, 8, warmup_steps=3)
+        assert rate_factor(schedule, step, 8, warmup_steps=3) == pytest.approx(plain * rise)
+
+
+@pytest.mark.parametrize("total", [None, 0])
+def test_a_run_without_an_end_does_not_decay(total: int | None) -> None:
+    assert rate_factor("linear", 1000, total) == rate_factor("cosine", 1000, total) == 1.0
