@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +24,7 @@ import pytest
 import widedeep as wd
 from tests.ads import write_ads
 from widedeep.cli import main
+from widedeep.config import DataConfig, ModelConfig, TrainConfig, config_from_tables
 
 VERBS = ["init", "check", "prepare", "train", "evaluate", "export", "score", "inspect"]
 
@@ -396,3 +400,48 @@ def test_scoring_and_help_do_without_torch(ads_run: Path, tmp_path: Path, words:
         *(names.get(word, word) for word in words), env={**os.environ, "PYTHONPATH": path}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(run: Run, ads: Path) -> None:
+    (ads / "runs").write_text("a file where the folder of runs would be")
+    code, _, err = run("train", "ads.toml")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("widedeep: error: ")
+    assert "Traceback" not in err
+    assert "runs" in err
+
+
+# ---- the manual ---------------------------------------------------------------------------------
+
+MANUAL = Path(__file__).resolve().parent.parent / "docs" / "command_line.md"
+
+
+def test_the_manual_tells_every_verb_and_option(run: Run) -> None:
+    text = MANUAL.read_text(encoding="utf-8")
+    sections = {part.split("\n")[0]: part for part in text.split("\n### ")[1:]}
+    assert list(sections) == VERBS
+    for verb in VERBS:
+        options = set(re.findall(r"--[a-z]+", run(verb, "--help").out.split("example:")[0]))
+        for option in options - {"--json", "--help", "--set"}:
+            assert option in sections[verb], (verb, option)
+    assert "--json" in text
+    assert "--set" in text
+
+
+def test_the_manual_tells_every_key() -> None:
+    block = MANUAL.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
+    tables = tomllib.loads(block)
+    config = config_from_tables(tables)
+    commented = re.sub(r"^# (\w+ = )", r"\1", block, flags=re.MULTILINE)
+    told = {section: set(keys) for section, keys in tomllib.loads(commented).items()}
+    assert told["model"] == {field.name for field in dataclasses.fields(ModelConfig)}
+    assert told["train"] == {field.name for field in dataclasses.fields(TrainConfig)}
+    places = {field.name for field in dataclasses.fields(DataConfig)} - {"valid_fraction"}
+    assert told["data"] == places | {"label", "weight", "group", "label_vocabulary"}
+    for key in ("numeric", "categorical", "crossed", "bucketized", "options", "training_only"):
+        assert key in told["features"]
+    # What it calls a default is one.
+    for name in ("activation", "dropout", "batch_norm", "wide_combiner", "embedding_std", "seed"):
+        assert getattr(config.model, name) == getattr(ModelConfig(), name)
+    for name in ("batch_size", "shuffle", "grad_scale", "loss_reduction", "schedule", "pool_rows"):
+        assert getattr(config.train, name) == getattr(TrainConfig(), name)

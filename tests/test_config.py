@@ -64,6 +64,17 @@ def test_overrides(tmp_path: Path) -> None:
     assert config.train.wide["lr"] == 0.2
 
 
+def test_paths_are_relative_to_the_file_and_overrides_to_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs").mkdir()
+    path = write(tmp_path / "configs", CENSUS)
+    monkeypatch.chdir(tmp_path)
+    data = load_config(path, ["data.test=other.parquet"]).data
+    assert data.train == str(tmp_path / "configs" / "train.parquet")
+    assert data.test == str(tmp_path / "other.parquet")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

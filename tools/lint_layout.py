@@ -51,8 +51,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "validate": ("estimators", "serving"),
     "report": ("validate",),
     "simulate": ("validate",),
-    "commands": ("estimators",),
-    "cli": ("commands", "report", "simulate"),
+    "commands": ("report", "simulate"),
+    "cli": ("commands",),
     "__main__": ("cli",),
 }
 

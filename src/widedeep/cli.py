@@ -43,10 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: help, version, misuse
         return stop.code if isinstance(stop.code, int) else MISUSE
     except WideDeepError as error:
-        if os.environ.get("WIDEDEEP_DEBUG") == "1":
-            traceback.print_exception(error)
-        say(f"widedeep: error: {error}")
-        return MISUSE
+        return _failed(error, str(error))
     except BrokenPipeError:
         # Whoever read has enough; what is still in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,6 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("widedeep: interrupted")
         return INTERRUPTED
+    except OSError as error:
+        # A folder that may not be written, a full disk: the user's to put right, and not a bug.
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _failed(error, f"{place}{error.strerror or error}; check the path and its disk")
+
+
+def _failed(error: Exception, message: str) -> int:
+    if os.environ.get("WIDEDEEP_DEBUG") == "1":
+        traceback.print_exception(error)
+    say(f"widedeep: error: {message}")
+    return MISUSE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,7 +50,9 @@ def print_table(
     from rich.table import Table
 
     console = _console()
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False
+    )
     for heading in headings:
         numeric = heading in right
         table.add_column(

@@ -180,7 +180,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     directory.check_free()
-    schema, _ = prepare_schema(config, directory)
+    schema, _ = prepare_schema(config, directory, progress=True)
     if arguments.json:
         print_json(
             {

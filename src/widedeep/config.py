@@ -20,6 +20,7 @@ __all__ = ["DataConfig", "ModelConfig", "RunConfig", "TrainConfig", "load_config
 
 Schedule = Literal["constant", "linear", "cosine"]
 LossReduction = Literal["mean", "sum"]
+_PLACES = ("train", "valid", "test")
 
 
 def _check_range(owner: str, name: str, got: float, condition: bool, allowed: str) -> None:
@@ -220,7 +221,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     Args:
         path: The file. Relative data paths in it are relative to its folder.
         overrides: ``"train.epochs=3"`` and the like; the value is read as TOML, or as text if it is
-            none.
+            none. Data paths in them are relative to the working folder.
 
     Returns:
         The configuration, checked.
@@ -259,6 +260,9 @@ def _override(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    if keys[0] == "data" and keys[1] in _PLACES:
+        # Typed where the user is, not where the file lies.
+        value = _resolve(value, Path.cwd())
     table = tables
     for key in keys[:-1]:
         table = table.setdefault(key, {})
@@ -300,7 +304,7 @@ def config_from_tables(
     }
     if folder is not None:
         places = {
-            key: _resolve(value, folder) if key in ("train", "valid", "test") else value
+            key: _resolve(value, folder) if key in _PLACES else value
             for key, value in places.items()
         }
     return RunConfig(

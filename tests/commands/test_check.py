@@ -124,4 +124,4 @@ def test_notes_are_no_problems(ads: Path) -> None:
 
 
 def test_testing_on_the_training_data_is_noted(ads: Path) -> None:
-    assert "test is the training data" in check(ads, "data.test='train.parquet'").notes[0]
+    assert "test is the training data" in check(ads, f"data.test='{ads}/train.parquet'").notes[0]

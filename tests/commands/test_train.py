@@ -78,7 +78,7 @@ def test_validation_rows_are_not_trained_on(ads: Path) -> None:
 
 
 def test_named_validation_data_is_used_whole(ads: Path) -> None:
-    run = quietly(ads, "data.valid='test.parquet'")
+    run = quietly(ads, f"data.valid='{ads}/test.parquet'")
     assert run.schema.rows == 600
     assert run.metrics["valid"]["rows"] == 200
     assert run.metrics["valid"] == run.metrics["test"]

@@ -499,3 +499,31 @@ def test_adult_is_fitted_and_printed(tmp_path: Path) -> None:
     assert gains[0] == 0 and gains[-1] == 99_999 and 15 < len(gains) < 25
     schema.save(tmp_path / "schema.safetensors")
     assert Schema.load(tmp_path / "schema.safetensors") == schema
+
+
+def test_text_that_the_spec_declares_is_not_read_as_numbers_from_csv(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("zip,y\n01,1\n10,0\n01,1\n")
+    spec = wd.FeatureSpec(
+        label="y",
+        label_vocabulary=["0", "1"],
+        features=wd.categorical("zip", vocabulary=["01", "10"]),
+    )
+    schema = wd.fit_schema(spec, tmp_path / "rows.csv")
+    assert schema.columns["zip"] == schema.columns["y"] == ColumnType(kind="string")
+    assert schema.classes == {"": ("0", "1")}
+
+
+def test_points_in_time_are_read_as_the_transform_reads_them() -> None:
+    spec = wd.FeatureSpec(
+        features=[wd.numeric("x", transform="none"), wd.categorical("x_", source="x")]
+    )
+    for arrow_type, values in (
+        (pa.timestamp("ns"), [-1500, -2999, 1999, -1]),
+        (pa.timestamp("s"), [-1, 5, 7, 7]),
+        (pa.date64(), [-86_400_000, 0, 86_400_000, 0]),
+    ):
+        rows = pa.table({"x": pa.array(values, arrow_type)})
+        schema = wd.fit_schema(spec, rows)
+        batch = Transform(schema)(rows)
+        assert 0 not in batch.ids_N
+        assert batch.dense_BK.min() == np.float32(schema.numerics["x"].minimum[0])

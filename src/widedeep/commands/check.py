@@ -120,7 +120,7 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
     if data.valid is not None and data.valid_fraction:
         report.notes.append("[data] valid is given, so valid_fraction is not used")
     for role in ("valid", "test"):
-        if places[role] is not None and places[role] == data.train:
+        if places[role] is not None and _same_place(places[role], data.train):
             report.notes.append(f"[data] {role} is the training data: its metrics will flatter")
     samples: dict[str, Sample] = {}
     for role, place in places.items():
@@ -142,6 +142,12 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
         if role == "train":
             _note_columns(config, profile, report)
     return samples
+
+
+def _same_place(one: str | list[str] | None, other: str | list[str] | None) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return os.path.realpath(one) == os.path.realpath(other)
+    return one == other
 
 
 def _columns(config: RunConfig) -> dict[str, str]:

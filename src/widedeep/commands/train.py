@@ -80,7 +80,7 @@ def training_data(config: RunConfig) -> tuple[Any, Any | None]:
 
 
 def prepare_schema(
-    config: RunConfig, directory: RunDirectory, *, reuse: bool = False
+    config: RunConfig, directory: RunDirectory, *, reuse: bool = False, progress: bool = False
 ) -> tuple[Schema, bool]:
     """Fit the schema of a run and keep it in its folder.
 
@@ -89,6 +89,7 @@ def prepare_schema(
         directory: Where it is kept.
         reuse: Take the schema that is there, if it was fitted for the same declaration on the same
             inputs.
+        progress: Show a progress bar, on a terminal.
 
     Returns:
         The schema, and whether it was taken from the folder.
@@ -106,7 +107,7 @@ def prepare_schema(
         schema = Schema.load(directory.schema)
         if schema.spec == config.spec:
             return schema, True
-    schema = fit_schema(config.spec, train)
+    schema = fit_schema(config.spec, train, progress=progress and sys.stderr.isatty())
     directory.save_schema(schema, inputs)
     return schema, False
 
@@ -193,7 +194,9 @@ def train_run(
     stopping = _stopping(config.train, has_valid=valid is not None)
     if resume:
         directory.check_same_config(config)
-    schema, reused = prepare_schema(config, directory, reuse=True)
+        if progress and directory.state == "new":
+            print(f"nothing to resume in {directory.path}; starting anew", file=sys.stderr)
+    schema, reused = prepare_schema(config, directory, reuse=True, progress=progress)
     if progress:
         told = "as prepared" if reused else f"fitted on {schema.rows:,} rows"
         print(f"schema: {directory.schema} ({told})", file=sys.stderr)

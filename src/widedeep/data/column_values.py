@@ -124,9 +124,12 @@ def _row_of(array: pa.Array, kind: ColumnType, element: int) -> int:
 
 
 def _in_microseconds(array: pa.Array) -> pa.Array:
+    if pa.types.is_timestamp(array.type) and array.type.unit == "ns":
+        # Downwards, also before 1970; Arrow's cast would go towards it.
+        nanoseconds = np.asarray(array.cast(pa.int64()).fill_null(0))
+        return pa.array(nanoseconds // 1000, mask=np.asarray(array.is_null()))
     if pa.types.is_date(array.type) or pa.types.is_timestamp(array.type):
-        # Finer units are cut to microseconds.
-        return array.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        return array.cast(pa.timestamp("us")).cast(pa.int64())
     return array
 
 

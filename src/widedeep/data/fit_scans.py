@@ -45,7 +45,7 @@ __all__ = [
 
 _MISSING_ID = 1
 # Combinations that multi-valued parts make are counted so many at a time.
-_TUPLES_AT_ONCE = 1 << 20
+_TUPLES_AT_ONCE = 1 << 17
 # A column of so many values that are all different looks like a key.
 _KEY_VALUES = 1000
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -60,7 +60,8 @@ class HeldInterrupt:
         if self._announce:
             # print may be under way in the very thread that is interrupted here.
             text = "\nfinishing this step, then saving (Ctrl-C again: stop at once, save nothing)\n"
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode())
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if Ctrl-C was pressed."""

@@ -242,9 +242,10 @@ def _summary(row: dict[str, Any]) -> str:
         f"{row['rows_per_s']:,.0f} rows/s",
         f"loss {row['loss']:.4f}",
     ]
-    for name in ("auc", "log_loss", "calibration", "accuracy", "rmse"):
-        if f"valid/{name}" in row:
-            parts.append(f"valid {name.replace('_', ' ')} {row[f'valid/{name}']:.4f}")
+    shown = {"log_loss": "loss", "rmse": "rmse", "auc": "auc", "accuracy": "accuracy"}
+    valid = [f"{said} {row[f'valid/{n}']:.4f}" for n, said in shown.items() if f"valid/{n}" in row]
+    if valid:
+        parts.append(f"valid {' '.join(valid[:2])}")
     if "nonzero_wide" in row:
         parts.append(f"wide {row['nonzero_wide']:,}")
     return "  ".join(parts)
