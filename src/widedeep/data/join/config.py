@@ -349,6 +349,8 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, list) and value and not isinstance(value[0], (str, int, float)):
+        return "in memory: rows"
     if dataclasses.is_dataclass(value):
         return {key: _plain(inner) for key, inner in _fields(value).items()}
     if isinstance(value, Mapping):

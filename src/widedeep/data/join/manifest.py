@@ -17,6 +17,7 @@ import widedeep
 from widedeep.data.join.config import SPLITS
 from widedeep.data.join.examples_sql import output_columns
 from widedeep.data.join.plan import JoinPlan
+from widedeep.data.join.report import write_report
 from widedeep.data.join.resolve import Resolved
 from widedeep.data.join.shards import Shard, split_rows
 from widedeep.directory import atomic_directory, file_sha256
@@ -32,7 +33,8 @@ class JoinResult:
     """A finished dataset.
 
     Args:
-        output: Its folder, with ``train/``, ``valid/``, ``test/``, and ``manifest.json``.
+        output: Its folder, with ``train/``, ``valid/``, ``test/``, ``manifest.json``,
+            ``report.json`` and ``report.html``.
         manifest: What the manifest says.
     """
 
@@ -88,6 +90,7 @@ def write_dataset(
         schema = _link(folder, shards, made)
         manifest = _manifest(resolved, shards, counts, inputs, engine, logged, schema)
         _write_json(made / "manifest.json", manifest)
+        write_report(made, manifest)
     return JoinResult(output=output, manifest=manifest)
 
 

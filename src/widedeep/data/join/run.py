@@ -27,7 +27,7 @@ from widedeep.data.join.resolve import Resolved, resolve
 from widedeep.data.join.shards import Shard, read_part, record_part, write_part
 from widedeep.data.join.steps import Steps
 from widedeep.directory import file_sha256
-from widedeep.errors import DataError
+from widedeep.errors import DataError, WideDeepError
 
 __all__ = ["open_engine", "run_join"]
 
@@ -62,7 +62,7 @@ def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False
             f"{explained(f'writing {output}', str(error))}; finished parts are kept in {work}, "
             "go on with resume (--resume)"
         ) from error
-    except DataError:
+    except WideDeepError:
         if fresh and not any((work / "parts").glob("*.json")):
             shutil.rmtree(work, ignore_errors=True)
         raise

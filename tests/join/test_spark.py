@@ -1,0 +1,128 @@
+"""DuckDB and Spark make the same rows of the same definition: every column of every split."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.join.small_log import Row, actions, config, impressions
+from widedeep.data.join import (
+    ActionLog,
+    ImpressionLog,
+    JoinConfig,
+    Label,
+    Negatives,
+    Split,
+    run_join,
+)
+
+pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'widedeep[spark]'")
+pytestmark = [
+    pytest.mark.skipif(
+        shutil.which("java") is None and "JAVA_HOME" not in os.environ,
+        reason="Spark needs Java 17, and there is no java here",
+    ),
+    # PySpark leaves sockets and pipes of its JVM to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+# A small log gains nothing from compiled stages and many partitions, and waits for both.
+SMALL = {
+    "spark.sql.shuffle.partitions": "1",
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.log.level": "ERROR",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_session() -> Iterator[None]:
+    """Start one JVM for all tests; the engine uses the session that is there."""
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.master("local[2]")
+    for name, value in {**SMALL, "spark.ui.enabled": "false"}.items():
+        builder = builder.config(name, value)
+    builder = builder.config("spark.sql.session.timeZone", "UTC")
+    session = builder.getOrCreate()
+    yield
+    session.stop()
+
+
+def checksums(settings: JoinConfig) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of each column of each split, its rows in the dataset's total order."""
+    result = run_join(settings)
+    found = {}
+    for split in ("train", "valid", "test"):
+        tables = [pq.read_table(path) for path in result.paths(split)]
+        if not tables:
+            continue
+        table = pa.concat_tables(tables)
+        keys = [name for name in table.column_names if name in ORDER]
+        rows = sorted(table.to_pylist(), key=lambda row: tuple(row[name] for name in keys))
+        assert len(rows) == result.rows[split]
+        found[split] = {
+            name: hashlib.sha256(repr([row[name] for row in rows]).encode()).hexdigest()
+            for name in table.column_names
+        }
+    return found
+
+
+ORDER = ("event_time", "request_id", "user_id", "item_id", "position")
+
+
+def both(settings: JoinConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    duckdb = dataclasses.replace(settings, output=settings.output + "-duckdb", partition_rows=150)
+    spark = dataclasses.replace(
+        settings, output=settings.output + "-spark", engine="spark", spark_options=SMALL
+    )
+    return checksums(duckdb), checksums(spark)
+
+
+def test_both_engines_make_the_same_rows(tmp_path: Path) -> None:
+    one, other = both(config(tmp_path / "out", split=Split(by="time", fractions=(0.6, 0.2, 0.2))))
+    assert set(one) == {"train", "valid", "test"}
+    assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("touch", ["first", "all"])
+def test_a_medium_log(tmp_path: Path, touch: Any) -> None:
+    settings = config(
+        tmp_path / "out",
+        impressions=ImpressionLog(path=impressions(5_000), position="position"),
+        actions=ActionLog(path=actions(20_000), kind="kind", value="price"),
+        touch=touch,
+        split=Split(by="both", fractions=(0.5, 0.2, 0.3)),
+        negatives=Negatives(rate=0.3, by="request"),
+    )
+    one, other = both(settings)
+    assert one == other
+
+
+@pytest.mark.slow
+def test_drawn_negatives(tmp_path: Path) -> None:
+    baskets: list[Row] = [
+        {key: row[key] for key in ("user_id", "item_id", "event_time")} for row in actions(2_000)
+    ]
+    settings = config(
+        tmp_path / "out",
+        impressions=None,
+        actions=ActionLog(path=baskets),
+        labels=(Label(window="1m"),),
+        history=(),
+        negatives=Negatives(per_positive=3),
+    )
+    one, other = both(settings)
+    assert one == other
