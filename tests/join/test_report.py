@@ -67,7 +67,7 @@ def test_what_the_server_logged_wins(tmp_path: Path) -> None:
 def test_thinned_negatives_keep_the_total_weight(tmp_path: Path) -> None:
     whole = run_join(config(tmp_path / "whole", negatives=Negatives())).manifest["splits"]["train"]
     thin = run_join(config(tmp_path / "thin")).manifest["splits"]["train"]
-    assert thin["labels"] == whole["labels"]
+    assert thin["labels"] == pytest.approx(whole["labels"])  # sums of another order
     assert thin["rows"] < 0.8 * whole["rows"]
     assert thin["weight"] == pytest.approx(whole["rows"], rel=0.15)
 
