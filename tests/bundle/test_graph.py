@@ -72,7 +72,7 @@ def test_the_graph_computes_the_deep_part(tmp_path: Path) -> None:
     concat = bundle._forward._scorer.concat(*arrays, threads=1)
     price = batch.dense_BK[:, SCHEMA.dense_layout["price"]]
     np.testing.assert_allclose(deep, np.maximum(concat, 0) @ graph()[1] + price, atol=1e-5)
-    expected = (wide + deep) + bundle._weights["bias"]
+    expected = (wide + deep) + bundle.weights["bias"]
     assert np.array_equal(bundle.logits(batch), expected)
     assert "towers of its own" in repr(bundle)
 
@@ -88,7 +88,7 @@ def test_columns_are_in_the_order_of_the_model(tmp_path: Path) -> None:
         if column.source == "table":
             cell = names.index(column.name)
             ids = batch.ids_N[slice(*batch.offsets_BF[cell : cell + 2])]
-            table = bundle._weights[f"table/{SCHEMA.slots[cell].table}"]
+            table = bundle.weights[f"table/{SCHEMA.slots[cell].table}"]
             scale = len(ids) ** (0.5 if column.combiner == "sqrtn" else 1) if len(ids) else 1
             pooled = table[ids].sum(axis=0) / scale
             np.testing.assert_allclose(concat[0, column.start : column.stop], pooled, rtol=1e-5)

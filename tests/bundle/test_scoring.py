@@ -63,7 +63,7 @@ def logit(probability: Any) -> Any:
 def float64_logits(bundle: Bundle, rows: list[dict[str, Any]]) -> Any:
     """The reference: another code path and another precision."""
     batch = bundle._encode_rows(rows)
-    schema, model, weights = bundle.schema, bundle.model, bundle._weights
+    schema, model, weights = bundle.schema, bundle.model, bundle.weights
     scorer = Scorer(len(schema.slots), schema.n_dense, model.n_logits, np.float64)
     names = [slot.name for slot in schema.slots]
     for name in model.wide:

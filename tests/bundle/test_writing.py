@@ -93,7 +93,7 @@ def test_rows_are_stored_as_the_transform_reads_them(tmp_path: Path) -> None:
 
 def test_weights_are_mapped_and_cannot_be_changed(tmp_path: Path) -> None:
     bundle = write(tmp_path / "b")
-    table = bundle._weights["table/apps"]
+    table = bundle.weights["table/apps"]
     assert not table.flags.owndata and not table.flags.writeable
     assert table.ctypes.data % 64 == 0
     with pytest.raises(ValueError, match="read-only"):

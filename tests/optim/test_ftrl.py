@@ -69,7 +69,8 @@ def test_mcmahans_l2_is_twice_tensorflows() -> None:
 
 
 def test_without_regularisation_it_is_adagrad() -> None:
-    ftrl, adagrad = FTRL(beta=0.0, initial_accumulator=0.1), Adagrad(lr=0.1, eps=0.0)
+    ftrl = FTRL(l1=0.0, beta=0.0, initial_accumulator=0.1)
+    adagrad = Adagrad(lr=0.1, initial_accumulator=0.1, eps=0.0)
     weights = torch.zeros(5, 2), torch.zeros(5, 2)
     states = ftrl.initial_state(weights[0]), adagrad.initial_state(weights[1])
     for seed in range(30):

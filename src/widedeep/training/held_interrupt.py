@@ -21,6 +21,7 @@ class HeldInterrupt:
         announce: Tell on standard error that the step is finished first.
 
     Example:
+        >>> _ = signal.signal(signal.SIGINT, signal.default_int_handler)
         >>> with HeldInterrupt() as held:
         ...     signal.raise_signal(signal.SIGINT)
         ...     step_is_whole = True
