@@ -266,7 +266,8 @@ class WideDeep(nn.Module):
 
     def wide_logits(self, batch: Batch, *, threads: int = 1) -> Tensor:
         """Return bias plus the wide part, (B, C)."""
-        logits_BC = self.bias.detach().expand(len(batch), -1).contiguous()
+        # A copy even for one row, whose expanded view would be the bias itself.
+        logits_BC = self.bias.detach().repeat(len(batch), 1)
         if self.wide_table is not None:
             self.wide_table.add_wide(
                 batch, self.schema.slots, self.config.wide_combiner, logits_BC, threads=threads
