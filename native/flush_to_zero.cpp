@@ -33,4 +33,10 @@ ScopedFlushToZero::ScopedFlushToZero() noexcept : saved_(read_mode()) {
 
 ScopedFlushToZero::~ScopedFlushToZero() noexcept { write_mode(saved_); }
 
+ScopedKeepDenormals::ScopedKeepDenormals() noexcept : saved_(read_mode()) {
+  write_mode(saved_ & ~kFlush);
+}
+
+ScopedKeepDenormals::~ScopedKeepDenormals() noexcept { write_mode(saved_); }
+
 }  // namespace widedeep

@@ -18,4 +18,17 @@ class ScopedFlushToZero {
   std::uint64_t saved_;
 };
 
+// The reverse: denormals count for what they are, in a thread that flushes them otherwise. For code
+// that compares numbers (a bucket's edge at 0 lies above -1e-310) rather than multiplies them.
+class ScopedKeepDenormals {
+ public:
+  ScopedKeepDenormals() noexcept;
+  ~ScopedKeepDenormals() noexcept;
+  ScopedKeepDenormals(const ScopedKeepDenormals&) = delete;
+  ScopedKeepDenormals& operator=(const ScopedKeepDenormals&) = delete;
+
+ private:
+  std::uint64_t saved_;
+};
+
 }  // namespace widedeep

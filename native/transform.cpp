@@ -7,6 +7,7 @@
 #include <set>
 #include <tuple>
 
+#include "flush_to_zero.hpp"
 #include "thread_pool.hpp"
 
 namespace widedeep::transform {
@@ -445,6 +446,7 @@ Encoded Run::encode(int threads) {
     }
   }
   parallel_for(n_blocks, n_parts, [&](std::int64_t begin, std::int64_t end, int part) {
+    const ScopedKeepDenormals keep;
     try {
       counts[as_size(part)] = encode_blocks(begin, end, starts[as_size(part)], out);
     } catch (...) {

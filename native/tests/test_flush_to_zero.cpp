@@ -27,6 +27,16 @@ TEST(denormals_are_zero_inside_a_scope_and_back_after_it) {
   CHECK(half_of_smallest_normal() > 0.0F);
 }
 
+TEST(denormals_are_kept_inside_a_part_that_asks_for_it) {
+  widedeep::parallel_for(8, 4, [](std::int64_t, std::int64_t, int) {
+    {
+      const widedeep::ScopedKeepDenormals keep;
+      CHECK(half_of_smallest_normal() > 0.0F);
+    }
+    CHECK(half_of_smallest_normal() == 0.0F);
+  });
+}
+
 TEST(denormals_are_zero_in_every_part_and_the_caller_keeps_its_mode) {
   for (const int n_threads : {1, 4}) {
     widedeep::parallel_for(8, n_threads, [](std::int64_t, std::int64_t, int) {

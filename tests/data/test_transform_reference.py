@@ -180,6 +180,15 @@ def test_part_ids_equal_the_reference(
         assert ids.tolist() == [id_ for cell in expected for id_, _ in cell]
 
 
+def test_a_number_just_below_an_edge_stays_below_it() -> None:
+    cut = wd.bucketized("cut", source="n", boundaries=[0.0])
+    schema = make_schema([cut], kinds={"n": "float"}, boundaries={"cut": [0.0]}, wide=["cut"])
+    numbers = [-1.0, -1e-310, -5e-324, -0.0, 5e-324]
+    for threads in (1, 2):
+        found = Transform(schema, threads=threads)(pa.table({"n": numbers}), targets=False)
+        assert found.ids_N.tolist() == [2, 2, 2, 3, 3]
+
+
 MIXED: list[Any] = [None, True, 7, -3, 2**63, 1.0, 1.5, float("inf"), "7", "-3", "n/a", "", b"7"]
 
 
