@@ -337,3 +337,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(schema: wd.Schema, tmp_path: Path) -
     assert "interrupted; saved" in errors
     assert "resume=True" in errors
     assert make_trainer(schema, checkpoints=tmp_path / "run").directory.latest() is not None
+
+
+def test_a_second_fit_goes_on_learning(schema: wd.Schema) -> None:
+    trainer = make_trainer(schema, deep=wd.Adam(lr=1e-2))
+    trainer.fit(make_table())
+    before = trainer.logits(make_table())
+    history = trainer.fit(make_table(seed=1), epochs=2)
+    assert trainer.position.updates == 30
+    assert len(history) == 3
+    assert not np.array_equal(trainer.logits(make_table()), before)

@@ -53,7 +53,7 @@ class Head:
         """The bias that a model without features would learn, one value a logit column."""
         return [0.0] * self.width
 
-    def check_labels(self, labels_B: Tensor) -> None:
+    def check_labels(self, labels_B: Tensor, column: str = "label") -> None:
         """Raise a :class:`DataError` for labels outside the head's range."""
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -89,13 +89,13 @@ class Binary(Head):
             return [0.0]
         return [math.log(label_mean / (1 - label_mean))]
 
-    def check_labels(self, labels_B: Tensor) -> None:
+    def check_labels(self, labels_B: Tensor, column: str = "label") -> None:
         """Raise a :class:`DataError` for a label outside 0 to 1."""
         bad = ~((labels_B >= 0) & (labels_B <= 1))
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise DataError(
-                f"label {self.name or 'column'} (example {row} of a batch): got "
+                f"label {column!r} (example {row} of a batch): got "
                 f"{labels_B[row].item():g}, expected 0 to 1 "
                 "for a binary head; use head='multiclass' for classes or head='regression' for "
                 "numbers"
@@ -137,13 +137,13 @@ class Multiclass(Head):
         """One logit a class."""
         return self.classes
 
-    def check_labels(self, labels_B: Tensor) -> None:
+    def check_labels(self, labels_B: Tensor, column: str = "label") -> None:
         """Raise a :class:`DataError` for a label that is no class index."""
         bad = ~((labels_B >= 0) & (labels_B < self.classes) & (labels_B == labels_B.round()))
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise DataError(
-                f"label {self.name or 'column'} (example {row} of a batch): got "
+                f"label {column!r} (example {row} of a batch): got "
                 f"{labels_B[row].item():g}, expected a class "
                 f"0 to {self.classes - 1}"
             )
@@ -173,12 +173,12 @@ class Regression(Head):
         """The label's mean, in a list."""
         return [0.0 if label_mean is None else label_mean]
 
-    def check_labels(self, labels_B: Tensor) -> None:
+    def check_labels(self, labels_B: Tensor, column: str = "label") -> None:
         """Raise a :class:`DataError` for a label that is not finite."""
         if not bool(torch.isfinite(labels_B).all()):
             row = int((~torch.isfinite(labels_B)).nonzero()[0])
             raise DataError(
-                f"label {self.name or 'column'} (example {row} of a batch): got "
+                f"label {column!r} (example {row} of a batch): got "
                 f"{labels_B[row].item()}, "
                 "expected a finite number"
             )

@@ -156,7 +156,7 @@ class Trainer:
         early_stopping: EarlyStopping | int | None = None,
         resume: bool = False,
     ) -> History:
-        """Train on ``data``.
+        """Train on ``data``, from the model as it is: a second call goes on learning.
 
         Args:
             data: A path, a glob, a list of paths, a DataFrame, an Arrow table or reader, or a list
@@ -183,6 +183,7 @@ class Trainer:
             if valid is not None:
                 valid_source = stack.enter_context(self.open(valid, "validation data"))
             self.inputs = source.describe()
+            self.position = Position(updates=self.position.updates)
             if resume:
                 self._resume(stopping)
             run = TrainingRun(

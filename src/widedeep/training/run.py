@@ -69,7 +69,7 @@ class TrainingRun:
     def train(self) -> None:
         """Train to the end, to an early stop, or to Ctrl-C (which saves a checkpoint first)."""
         trainer = self.trainer
-        if trainer.position.step == 0:
+        if trainer.position.updates == 0:
             torch.manual_seed(trainer.config.seed)
         if self.stopping is not None:
             trainer.step.keep_best()
@@ -115,8 +115,9 @@ class TrainingRun:
         rate = rate_factor(
             trainer.config.schedule, position.step, self.total_steps, trainer.config.warmup_steps
         )
-        result = trainer.step(batch, rate=rate, step=position.step + 1)
+        result = trainer.step(batch, rate=rate, step=position.updates + 1)
         position.step += 1
+        position.updates += 1
         position.batch += 1
         position.rows += len(batch)
         self._count(batch, result)

@@ -33,12 +33,14 @@ class Position:
         batch: Batches of the present epoch done.
         step: Steps done.
         rows: Rows learned.
+        updates: Steps of all runs of the trainer, which number its optimizers' updates.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     rows: int = 0
+    updates: int = 0
 
 
 def _tables(model: WideDeep) -> dict[str, EmbeddingTable]:
@@ -74,7 +76,9 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
         "config": run_tables(trainer),
         "stopping": None if stopping is None else stopping.dump(),
     }
-    return Checkpoint(step=trainer.position.step, state=state, tensors=tensors, schema=model.schema)
+    return Checkpoint(
+        step=trainer.position.updates, state=state, tensors=tensors, schema=model.schema
+    )
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) -> None:

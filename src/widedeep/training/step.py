@@ -212,6 +212,7 @@ class TrainStep:
         """Return each example's loss, and the gradient of the weighted sum by the logits."""
         if batch.labels_BL is None:
             raise DataError("got a batch without labels; give the spec a label column")
+        columns_of_labels = list(self.model.schema.spec.labels.values())
         labels_BL = torch.from_numpy(batch.labels_BL).to(logits_BC.device)
         losses_B = torch.zeros(len(batch), device=logits_BC.device)
         grad_BC = torch.empty_like(logits_BC)
@@ -219,7 +220,7 @@ class TrainStep:
             zip(self.model.heads, self.model.head_slices, strict=True)
         ):
             labels_B = labels_BL[:, index].contiguous()
-            head.check_labels(labels_B)
+            head.check_labels(labels_B, columns_of_labels[index])
             logits = logits_BC[:, columns]
             losses_B += head.loss_weight * head.losses(logits, labels_B)
             grad_BC[:, columns] = head.loss_weight * head.gradient(logits, labels_B)
