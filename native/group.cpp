@@ -30,7 +30,7 @@ T* at_least(std::vector<T>& buffer, int64_t n) {
 
 // The three ways to find the number of an id seen before. Each has
 //   int32_t add(int64_t id, int32_t next): the id's number, `next` if it is new,
-// with as few branches as can be: whether an id was seen before is a coin toss.
+// by branches that can be foreseen.
 
 // A small table: one entry an id, its number + 1.
 class DirectIndex {
@@ -39,10 +39,9 @@ class DirectIndex {
     memset(entry_, 0, static_cast<size_t>(size) * sizeof(int32_t));
   }
   int32_t add(int64_t id, int32_t next) {
-    const int32_t entry = entry_[id];
-    const int32_t number = entry == 0 ? next : entry - 1;
-    entry_[id] = number + 1;
-    return number;
+    int32_t& entry = entry_[id];
+    if (entry == 0) entry = next + 1;  // seldom: most ids of a small table come again
+    return entry - 1;
   }
 
  private:
@@ -70,7 +69,7 @@ class PackedIndex {
     const uint64_t fresh = key | static_cast<uint32_t>(next);
     uint64_t i = scatter_bits(id) >> shift_;
     uint64_t entry = entry_[i];
-    while (entry != 0 && (entry ^ key) >> 32 != 0) {
+    while (is_anothers(entry, key)) {
       i = (i + 1) & mask_;
       entry = entry_[i];
     }
@@ -80,6 +79,13 @@ class PackedIndex {
   }
 
  private:
+  // One number to branch on: whether an entry is free is a coin toss, whether it is another id's
+  // is not.
+  static bool is_anothers(uint64_t entry, uint64_t key) {
+    const uint64_t taken = 0 - static_cast<uint64_t>(entry != 0);
+    return (((entry ^ key) >> 32) & taken) != 0;
+  }
+
   uint64_t mask_;
   int shift_;
   uint64_t* entry_;
@@ -172,11 +178,12 @@ template <class Index>
 void number_ids(const CsrBatch& batch, bool single, Numbering<Index> numbering, Scratch& scratch,
                 TableJob& job) {
   if (single && job.features.size() == 1) {
-    const int32_t feature = job.features[0];
-    for (int64_t b = 0; b < batch.n_examples; ++b) {
-      const int64_t cell = b * batch.n_features + feature;
-      if (!numbering.add(batch.ids[cell], b)) {
-        job.fault = cell;
+    const int64_t n_examples = batch.n_examples;
+    const int64_t n_features = batch.n_features;
+    const int64_t* ids = batch.ids + job.features[0];
+    for (int64_t b = 0; b < n_examples; ++b) {
+      if (!numbering.add(ids[b * n_features], b)) {
+        job.fault = b * n_features + job.features[0];
         return;
       }
     }
@@ -219,11 +226,13 @@ void sort_occurrences(const CsrBatch& batch, bool single, Scratch& scratch, cons
   }
   if (single && job.features.size() == 1) {
     int32_t cell = job.features[0];
-    for (int64_t k = 0; k < job.n_occurrences; ++k) {
+    const int64_t n = job.n_occurrences;
+    const int32_t n_features = static_cast<int32_t>(batch.n_features);
+    for (int64_t k = 0; k < n; ++k) {
       const int32_t place = cursor[unique_of[k]]++;
       order[place] = cell;  // in such a batch occurrence and cell are the same number
       cells[place] = cell;
-      cell += static_cast<int32_t>(batch.n_features);
+      cell += n_features;
     }
     return;
   }

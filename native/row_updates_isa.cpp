@@ -1,74 +1,10 @@
-// Gradients summed by row, and the optimizers' equations over the touched rows.
+// The optimizers' equations over the touched rows, and initial rows.
 #include "rows_isa.hpp"
 
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
-constexpr int64_t kAheadGradients = 12;  // occurrences
-constexpr int64_t kAheadRows = 16;       // touched rows
-
-// n / d for 32-bit n by one multiplication (Lemire, Kaser & Kurz 2019).
-class Divider {
- public:
-  explicit Divider(uint32_t d) : divisor_(d), inverse_(d > 1 ? UINT64_MAX / d + 1 : 0) {}
-  uint32_t divide(uint32_t n) const {
-    if (divisor_ == 1) return n;
-    return static_cast<uint32_t>((static_cast<unsigned __int128>(inverse_) * n) >> 64);
-  }
-
- private:
-  uint32_t divisor_;
-  uint64_t inverse_;
-};
-
-template <int kWidth>
-void segment(const SegmentRequest& request, int64_t first, int64_t last) {
-  const int64_t width = kWidth > 0 ? kWidth : request.out.width;
-  const uint32_t n_features = static_cast<uint32_t>(request.n_features);
-  const Divider by_features(n_features);
-  const auto gradient_of = [&](int32_t cell) {
-    const uint32_t b = by_features.divide(static_cast<uint32_t>(cell));
-    const uint32_t feature = static_cast<uint32_t>(cell) - b * n_features;
-    return request.grad.data + static_cast<int64_t>(b) * request.grad.stride +
-           request.column_of_feature[feature];
-  };
-  const int32_t stop = request.starts[request.n_rows];
-  float local[kWidth > 0 ? kWidth : 1];
-  for (int64_t u = first; u < last; ++u) {
-    float* out = request.out.data + u * request.out.stride;
-    float* sum = kWidth > 0 ? local : out;
-    WIDEDEEP_SIMD
-    for (int64_t d = 0; d < width; ++d) sum[d] = 0.0f;
-    for (int32_t j = request.starts[u]; j < request.starts[u + 1]; ++j) {
-      if (j + kAheadGradients < stop) {
-        __builtin_prefetch(gradient_of(request.cells[j + kAheadGradients]), 0, 3);
-      }
-      const int32_t cell = request.cells[j];
-      const int64_t place =
-          request.sequence_place != nullptr ? request.sequence_place[request.order[j]] : -1;
-      if (place >= 0) {
-        const float* row = request.sequence_grad.data + place * request.sequence_grad.stride;
-        WIDEDEEP_SIMD
-        for (int64_t d = 0; d < width; ++d) sum[d] += row[d];
-        continue;
-      }
-      const float* grad = gradient_of(cell);
-      if (request.scale_of_cell == nullptr && request.values == nullptr) {
-        WIDEDEEP_SIMD
-        for (int64_t d = 0; d < width; ++d) sum[d] += grad[d];
-        continue;
-      }
-      float factor = request.scale_of_cell != nullptr ? request.scale_of_cell[cell] : 1.0f;
-      if (request.values != nullptr) factor *= request.values[request.order[j]];
-      WIDEDEEP_SIMD
-      for (int64_t d = 0; d < width; ++d) sum[d] += factor * grad[d];
-    }
-    if (kWidth > 0) {
-      WIDEDEEP_SIMD
-      for (int64_t d = 0; d < width; ++d) out[d] = sum[d];
-    }
-  }
-}
+constexpr int64_t kAheadRows = 16;  // touched rows
 
 // Calls update(row, gradient) for each touched row, some rows after it asked for their lines.
 template <class Update, class... Prefetches>
@@ -219,25 +155,6 @@ inline uint64_t mix(uint64_t x) {
 }
 
 }  // namespace
-
-void segment_sum_range(const SegmentRequest& request, int64_t begin, int64_t end) {
-  switch (request.out.width) {
-    case 1:
-      return segment<1>(request, begin, end);
-    case 4:
-      return segment<4>(request, begin, end);
-    case 8:
-      return segment<8>(request, begin, end);
-    case 16:
-      return segment<16>(request, begin, end);
-    case 32:
-      return segment<32>(request, begin, end);
-    case 64:
-      return segment<64>(request, begin, end);
-    default:
-      return segment<0>(request, begin, end);
-  }
-}
 
 void sgd_rows_range(const SgdRequest& request, int64_t begin, int64_t end) {
   return request.weights.width == 16 ? sgd<16>(request, begin, end) : sgd<0>(request, begin, end);
