@@ -18,12 +18,12 @@ from widedeep.errors import ConfigError, SchemaError
 from widedeep.heads import Head, HeadChoice, head_slices, make_heads
 from widedeep.schema import Schema
 from widedeep.tables import EmbeddingTable
+from widedeep.tables_storage import batch_rows
 from widedeep.wide import make_wide_table
 
 __all__ = ["WideDeep"]
 
 Tower = nn.Module | Callable[[DeepLayout], nn.Module]
-_LANE = 16  # rows of concat_BX start on 64 bytes
 
 
 class WideDeep(nn.Module):
@@ -245,9 +245,8 @@ class WideDeep(nn.Module):
         )
 
     def concat_buffer(self, rows: int) -> Tensor:
-        """Return a new buffer for ``concat_BX`` whose rows start on 64 bytes."""
-        stride = -(-max(self.layout.width, 1) // _LANE) * _LANE
-        return torch.zeros(rows, stride, device=self.device)
+        """Return a new buffer for ``concat_BX``."""
+        return batch_rows(rows, self.layout.width, self.device)
 
     def _sequences(self, batch: Batch) -> dict[str, SequenceInput]:
         sequences = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.deep import MLP
+from widedeep.tables_storage import batch_rows
 
 __all__ = ["FusedMLP"]
 
@@ -35,13 +36,8 @@ class FusedMLP:
 
     def _buffer(self, name: str, rows: int, width: int, like: Tensor) -> Tensor:
         held = self._buffers.get(name)
-        if (
-            held is None
-            or held.shape[0] < rows
-            or held.shape[1] != width
-            or held.dtype != like.dtype
-        ):
-            held = torch.empty(rows, width, dtype=like.dtype, device=like.device)
+        if held is None or held.shape[0] < rows or held.shape[1] != width:
+            held = batch_rows(rows, width, like.device).to(like.dtype)
             self._buffers[name] = held
         return held[:rows]
 
