@@ -411,6 +411,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(run: Run, ads: Path) -> Non
     assert "runs" in err
 
 
+def test_the_weights_of_one_class_among_several(run: Run, ads: Path) -> None:
+    rows = pq.read_table("train.parquet", columns=["job", "ad", "click"])
+    pq.write_table(rows, "jobs.parquet")
+    assert run("init", "jobs.parquet", "--label", "job", "-o", "jobs.toml").code == 0
+    assert run("train", "jobs.toml", "--set", "train.epochs=1").code == 0
+    out = run("inspect", "runs/jobs", "--logit", "2").out
+    assert "Strongest positive wide weights of class nurse" in out
+    code, _, err = run("inspect", "runs/jobs", "--logit", "4")
+    assert (code, "got logit 4, expected 0 to 3" in err) == (2, True)
+
+
 # ---- the manual ---------------------------------------------------------------------------------
 
 MANUAL = Path(__file__).resolve().parent.parent / "docs" / "command_line.md"

@@ -276,9 +276,22 @@ def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> 
     total = sum(s.numbers for s in sizes) + sum(size for _, _, size in layers)
     print_table(["layer", "shape", "weights"], cells, right=["weights"])
     print_text(f"{total:,} weights in all")
+    logit = _logit_name(bundle, arguments.logit)
     for title, weights in (("positive", positive), ("negative", negative)):
-        print_text(f"\nStrongest {title} wide weights")
+        print_text(f"\nStrongest {title} wide weights{logit}")
         _print_weights(weights)
+
+
+def _logit_name(bundle: Bundle, column: int) -> str:
+    """Name the logit where there are several."""
+    if bundle.model.n_logits == 1:
+        return ""
+    head = next(head for head in bundle.model.heads if head.start <= column < head.stop)
+    place = column - head.start
+    label = f" of class {head.classes[place] if head.classes else place}"
+    return (f" of head {head.name}" if head.name else "") + (
+        label if head.stop - head.start > 1 else ""
+    )
 
 
 def _print_weights(weights: list[WideWeight]) -> None:
