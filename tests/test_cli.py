@@ -103,7 +103,14 @@ def test_every_verb_shows_an_example_that_parses(run: Run, verb: str, ads: Path)
         ),
         (["train", "a.toml", "b.toml"], "got 'b.toml' in a place where nothing more is expected"),
         (["train", "a.toml", "--resume", "--force"], "--force: not allowed with argument --resume"),
-        (["inspect", "x", "--top", "many"], "argument --top: invalid int value: 'many'"),
+        (
+            ["inspect", "x", "--top", "many"],
+            "argument --top: got 'many', expected an integer of at",
+        ),
+        (
+            ["check", "x", "--rows", "0"],
+            "argument --rows: got '0', expected an integer of at least",
+        ),
     ],
 )
 def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:

@@ -16,7 +16,7 @@ from widedeep.cli_output import (
     print_text,
     say,
 )
-from widedeep.cli_parser import GOOD, Verbs, add_verb
+from widedeep.cli_parser import GOOD, Verbs, add_verb, positive
 from widedeep.config import load_config
 from widedeep.errors import ConfigError, DataError
 
@@ -49,7 +49,7 @@ def _add_evaluate(verbs: Verbs) -> None:
     )
     parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="a run's folder, or a bundle")
     parser.add_argument("data", metavar="DATA", nargs="?", help="labelled data: a path or a glob")
-    parser.add_argument("--threads", type=int, default=1, help="threads to use (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads to use (default: 1)")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     data = arguments.data or _test_data(Path(arguments.model))
     bundle = load_bundle(arguments.model)
-    metrics = evaluate_bundle(bundle, data, threads=max(1, arguments.threads))
+    metrics = evaluate_bundle(bundle, data, threads=arguments.threads)
     if arguments.json:
         print_json({"bundle": bundle.path, "data": data, "metrics": metrics})
     else:
@@ -140,7 +140,7 @@ def _add_score(verbs: Verbs) -> None:
     )
     parser.add_argument("--name", default="score", help="the score's column (default: score)")
     parser.add_argument("--strict", action="store_true", help="refuse JSON rows that lack a key")
-    parser.add_argument("--threads", type=int, default=1, help="threads to use (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads to use (default: 1)")
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -162,7 +162,7 @@ def _score(arguments: argparse.Namespace) -> int:
         keep=keep if keep in ("all", "none") else [name.strip() for name in keep.split(",")],
         name=arguments.name,
         strict=arguments.strict,
-        threads=max(1, arguments.threads),
+        threads=arguments.threads,
     )
     seconds = time.perf_counter() - started
     if arguments.json:
@@ -198,7 +198,9 @@ def _add_inspect(verbs: Verbs) -> None:
         "  widedeep inspect runs/ads/schema.safetensors",
     )
     parser.add_argument("model", metavar="BUNDLE|SCHEMA|RUN_DIR", help="what to look at")
-    parser.add_argument("--top", type=int, default=20, help="weights of each sign (default: 20)")
+    parser.add_argument(
+        "--top", type=positive, default=20, help="weights of each sign (default: 20)"
+    )
     parser.add_argument("--row", metavar="JSON", help="explain the score of this row")
     parser.add_argument(
         "--logit", type=int, default=0, metavar="N", help="which logit's weights (several classes)"
@@ -206,7 +208,7 @@ def _add_inspect(verbs: Verbs) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    top = max(1, arguments.top)
+    top = arguments.top
     if Path(arguments.model).is_file():
         from widedeep.schema import Schema
 
