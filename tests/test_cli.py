@@ -103,7 +103,14 @@ def test_every_verb_shows_an_example_that_parses(run: Run, verb: str, ads: Path)
         ),
         (["train", "a.toml", "b.toml"], "got 'b.toml' in a place where nothing more is expected"),
         (["train", "a.toml", "--resume", "--force"], "--force: not allowed with argument --resume"),
-        (["inspect", "x", "--top", "many"], "argument --top: invalid int value: 'many'"),
+        (
+            ["inspect", "x", "--top", "many"],
+            "argument --top: got 'many', expected an integer of at",
+        ),
+        (
+            ["check", "x", "--rows", "0"],
+            "argument --rows: got '0', expected an integer of at least",
+        ),
     ],
 )
 def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:
@@ -409,6 +416,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(run: Run, ads: Path) -> Non
     assert err.splitlines()[-1].startswith("widedeep: error: ")
     assert "Traceback" not in err
     assert "runs" in err
+
+
+def test_the_weights_of_one_class_among_several(run: Run, ads: Path) -> None:
+    rows = pq.read_table("train.parquet", columns=["job", "ad", "click"])
+    pq.write_table(rows, "jobs.parquet")
+    assert run("init", "jobs.parquet", "--label", "job", "-o", "jobs.toml").code == 0
+    assert run("train", "jobs.toml", "--set", "train.epochs=1").code == 0
+    out = run("inspect", "runs/jobs", "--logit", "2").out
+    assert "Strongest positive wide weights of class nurse" in out
+    code, _, err = run("inspect", "runs/jobs", "--logit", "4")
+    assert (code, "got logit 4, expected 0 to 3" in err) == (2, True)
 
 
 # ---- the manual ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from widedeep.cli_output import (
     print_text,
     say,
 )
-from widedeep.cli_parser import GOOD, Verbs, add_verb
+from widedeep.cli_parser import GOOD, Verbs, add_verb, positive
 from widedeep.config import load_config
 from widedeep.errors import ConfigError, DataError
 
@@ -49,7 +49,7 @@ def _add_evaluate(verbs: Verbs) -> None:
     )
     parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="a run's folder, or a bundle")
     parser.add_argument("data", metavar="DATA", nargs="?", help="labelled data: a path or a glob")
-    parser.add_argument("--threads", type=int, default=1, help="threads to use (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads to use (default: 1)")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     data = arguments.data or _test_data(Path(arguments.model))
     bundle = load_bundle(arguments.model)
-    metrics = evaluate_bundle(bundle, data, threads=max(1, arguments.threads))
+    metrics = evaluate_bundle(bundle, data, threads=arguments.threads)
     if arguments.json:
         print_json({"bundle": bundle.path, "data": data, "metrics": metrics})
     else:
@@ -140,7 +140,7 @@ def _add_score(verbs: Verbs) -> None:
     )
     parser.add_argument("--name", default="score", help="the score's column (default: score)")
     parser.add_argument("--strict", action="store_true", help="refuse JSON rows that lack a key")
-    parser.add_argument("--threads", type=int, default=1, help="threads to use (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="threads to use (default: 1)")
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -162,7 +162,7 @@ def _score(arguments: argparse.Namespace) -> int:
         keep=keep if keep in ("all", "none") else [name.strip() for name in keep.split(",")],
         name=arguments.name,
         strict=arguments.strict,
-        threads=max(1, arguments.threads),
+        threads=arguments.threads,
     )
     seconds = time.perf_counter() - started
     if arguments.json:
@@ -198,7 +198,9 @@ def _add_inspect(verbs: Verbs) -> None:
         "  widedeep inspect runs/ads/schema.safetensors",
     )
     parser.add_argument("model", metavar="BUNDLE|SCHEMA|RUN_DIR", help="what to look at")
-    parser.add_argument("--top", type=int, default=20, help="weights of each sign (default: 20)")
+    parser.add_argument(
+        "--top", type=positive, default=20, help="weights of each sign (default: 20)"
+    )
     parser.add_argument("--row", metavar="JSON", help="explain the score of this row")
     parser.add_argument(
         "--logit", type=int, default=0, metavar="N", help="which logit's weights (several classes)"
@@ -206,7 +208,7 @@ def _add_inspect(verbs: Verbs) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    top = max(1, arguments.top)
+    top = arguments.top
     if Path(arguments.model).is_file():
         from widedeep.schema import Schema
 
@@ -276,9 +278,22 @@ def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> 
     total = sum(s.numbers for s in sizes) + sum(size for _, _, size in layers)
     print_table(["layer", "shape", "weights"], cells, right=["weights"])
     print_text(f"{total:,} weights in all")
+    logit = _logit_name(bundle, arguments.logit)
     for title, weights in (("positive", positive), ("negative", negative)):
-        print_text(f"\nStrongest {title} wide weights")
+        print_text(f"\nStrongest {title} wide weights{logit}")
         _print_weights(weights)
+
+
+def _logit_name(bundle: Bundle, column: int) -> str:
+    """Name the logit where there are several."""
+    if bundle.model.n_logits == 1:
+        return ""
+    head = next(head for head in bundle.model.heads if head.start <= column < head.stop)
+    place = column - head.start
+    label = f" of class {head.classes[place] if head.classes else place}"
+    return (f" of head {head.name}" if head.name else "") + (
+        label if head.stop - head.start > 1 else ""
+    )
 
 
 def _print_weights(weights: list[WideWeight]) -> None:

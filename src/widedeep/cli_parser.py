@@ -10,7 +10,17 @@ from typing import Any, NoReturn, TypeAlias
 from widedeep.cli_output import say
 from widedeep.errors import nearest
 
-__all__ = ["GOOD", "INTERRUPTED", "MISUSE", "NO", "VerbParser", "Verbs", "add_set", "add_verb"]
+__all__ = [
+    "GOOD",
+    "INTERRUPTED",
+    "MISUSE",
+    "NO",
+    "VerbParser",
+    "Verbs",
+    "add_set",
+    "add_verb",
+    "positive",
+]
 
 GOOD, NO, MISUSE, INTERRUPTED = 0, 1, 2, 130
 
@@ -69,6 +79,17 @@ def add_verb(
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def positive(text: str) -> int:
+    """Read an option's value that is an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
+    return value
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:

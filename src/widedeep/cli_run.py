@@ -16,7 +16,7 @@ from widedeep.cli_output import (
     print_text,
     say,
 )
-from widedeep.cli_parser import GOOD, INTERRUPTED, NO, Verbs, add_set, add_verb
+from widedeep.cli_parser import GOOD, INTERRUPTED, NO, Verbs, add_set, add_verb, positive
 from widedeep.config import load_config
 
 if TYPE_CHECKING:
@@ -92,14 +92,16 @@ def _add_check(verbs: Verbs) -> None:
         "Ends with 1 if training could not succeed.",
     )
     parser.add_argument("config", metavar="RUN.toml", help="the configuration")
-    parser.add_argument("--rows", type=int, default=50_000, help="rows to look at in each file")
+    parser.add_argument(
+        "--rows", type=positive, default=50_000, help="rows to look at in each file"
+    )
     add_set(parser)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from widedeep.commands.check import check_run
 
-    report = check_run(arguments.config, arguments.set, rows=max(1, arguments.rows))
+    report = check_run(arguments.config, arguments.set, rows=arguments.rows)
     if arguments.json:
         print_json(_check_document(report))
     else:
@@ -180,7 +182,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     directory.check_free()
-    schema, _ = prepare_schema(config, directory, progress=True)
+    schema = prepare_schema(config, directory, progress=True)
     if arguments.json:
         print_json(
             {
@@ -229,14 +231,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.set)
     directory = RunDirectory.of_config(arguments.config, arguments.out)
-    if arguments.force:
-        directory.clear()
-    elif not arguments.resume:
-        directory.check_free()
     try:
-        run = train_run(config, directory, resume=arguments.resume)
+        run = train_run(config, directory, resume=arguments.resume, force=arguments.force)
     except KeyboardInterrupt:
-        if directory.state == "unfinished":
+        if directory.state != "new":
             say(f"widedeep: interrupted; go on with: {_resume_command(arguments)}")
         else:
             say("widedeep: interrupted before the first step; nothing to resume")

@@ -349,7 +349,8 @@ def _read(
     try:
         return kind(**values)
     except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from error
+        # The section is in the error already.
+        raise ConfigError(f"{origin.rpartition(': [')[0]}: {error}") from error
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -133,9 +133,13 @@ def test_bad_lines(bundle: wd.Bundle, tmp_path: Path, text: str, message: str) -
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_a_value_that_does_not_fit(bundle: wd.Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_a_value_that_does_not_fit(
+    bundle: wd.Bundle, tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_module, "_CHUNK_ROWS", chunk)
     (tmp_path / "in.jsonl").write_text('{"age": 3}\n{"age": "old"}\n')
-    with pytest.raises(FeatureError, match=r"feature 'age'.*'old'"):
+    with pytest.raises(FeatureError, match=r"feature 'age' .row 1 of .*in.jsonl.*'old'"):
         score_rows(bundle, str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
 
 

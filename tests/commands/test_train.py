@@ -22,7 +22,7 @@ from widedeep.commands.train import (
 )
 from widedeep.config import RunConfig, load_config
 from widedeep.data.sources import open_source
-from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError
+from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError, WideDeepError
 from widedeep.heads import Regression
 from widedeep.schema import Schema
 
@@ -111,8 +111,7 @@ def test_going_on_equals_a_run_that_never_stopped(ads: Path) -> None:
 
 def test_the_prepared_schema_is_taken(ads: Path) -> None:
     directory = RunDirectory(ads / "run")
-    schema, reused = prepare_schema(config(ads), directory)
-    assert not reused
+    schema = prepare_schema(config(ads), directory)
     assert directory.state == "new"
     modified = directory.schema.stat().st_mtime_ns
     run = train_run(config(ads), directory, progress=False)
@@ -123,12 +122,13 @@ def test_the_prepared_schema_is_taken(ads: Path) -> None:
 @pytest.mark.parametrize("change", ["data", "features", "share"])
 def test_a_schema_of_other_data_or_features_is_not_taken(ads: Path, change: str) -> None:
     directory = RunDirectory(ads / "run")
-    prepare_schema(config(ads), directory)
+    schema = prepare_schema(config(ads), directory)
     overrides = {"features": ["features.numeric=['age']"], "share": ["data.valid_fraction=0.3"]}
     if change == "data":
         pq.write_table(ads_table(700, 3), ads / "train.parquet")
-    _, reused = prepare_schema(config(ads, *overrides.get(change, [])), directory, reuse=True)
-    assert not reused
+    run = quietly(ads, *overrides.get(change, []))
+    assert run.schema != schema
+    assert Schema.load(directory.schema) == run.schema
 
 
 def test_resuming_another_run_is_refused(ads: Path) -> None:
@@ -141,9 +141,24 @@ def test_resuming_another_run_is_refused(ads: Path) -> None:
 
 def test_resuming_on_changed_data_is_refused(ads: Path) -> None:
     quietly(ads)
+    directory = RunDirectory(ads / "run")
+    schema, before = Schema.load(directory.schema), directory.metrics.read_text()
     pq.write_table(ads_table(650, 9), ads / "train.parquet")
-    with pytest.raises((CheckpointError, DataError), match=r"schema|interrupted run"):
+    with pytest.raises(DataError, match=r"train.parquet.*in the interrupted run; resume with the"):
         quietly(ads, "train.epochs=3", resume=True)
+    assert Schema.load(directory.schema) == schema
+    assert (directory.state, directory.metrics.read_text()) == ("finished", before)
+
+
+@pytest.mark.parametrize(
+    "mistake", ["data.label='clikc'", "train.wide.lrr=1", "data.train='no.parquet'"]
+)
+def test_a_mistake_costs_no_earlier_run(ads: Path, mistake: str) -> None:
+    quietly(ads)
+    with pytest.raises(WideDeepError):
+        train_run(config(ads, mistake), RunDirectory(ads / "run"), force=True, progress=False)
+    assert wd.Bundle.load(ads / "run" / "bundle").metrics
+    quietly(ads, "train.epochs=3", resume=True)
 
 
 def test_what_stands_in_the_way_is_told(ads: Path) -> None:
@@ -194,7 +209,7 @@ def test_every_option_of_the_configuration_reaches_the_trainer(ads: Path) -> Non
         "train.dense={ optimizer = 'adam', lr = 0.01 }",
     ]
     wanted = config(ads, *overrides)
-    schema, _ = prepare_schema(wanted, RunDirectory(ads / "run"))
+    schema = prepare_schema(wanted, RunDirectory(ads / "run"))
     found = make_trainer(schema, wanted, progress=False).config
     for name in wanted.train.__dataclass_fields__:
         if name in ("wide", "deep", "dense"):
@@ -218,7 +233,7 @@ def test_any_checkpoint_can_be_exported(ads_run: Path, tmp_path: Path) -> None:
 
 def test_a_bundle_is_not_replaced_unasked(ads_run: Path, tmp_path: Path) -> None:
     export_checkpoint(ads_run / "run", tmp_path / "b")
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match=r"is there already; name another folder, or add --for"):
         export_checkpoint(ads_run / "run", tmp_path / "b")
     export_checkpoint(ads_run / "run", tmp_path / "b", overwrite=True)
 

@@ -29,6 +29,6 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         if (path / "checkpoints").is_dir() or (path / "state.json").exists():
             raise BundleError(
                 f"{path}: got checkpoints without a bundle; write one: "
-                f"widedeep export {path} -o {path / 'bundle'}"
+                f"widedeep export {path} -o BUNDLE"
             )
     return Bundle.load(path)

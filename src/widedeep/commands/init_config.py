@@ -48,7 +48,7 @@ class Proposal:
 
     def describe(self) -> str:
         """Return what the column holds, and why it is proposed as it is."""
-        said = self.column.describe()
+        said = self.column.describe(as_category=self.role == "categorical")
         if self.role == "left out":
             return self.reason
         return f"{said} ({self.reason})" if self.reason else said
@@ -198,7 +198,7 @@ def _counts_up(column: ColumnProfile) -> bool:
 
 
 def _id_like(column: ColumnProfile) -> Proposal:
-    reason = "id-like: values seen once share one id (min_count)"
+    reason = "id-like: values seen once share one id"
     return Proposal(column=column, role="categorical", options={"min_count": 2}, reason=reason)
 
 

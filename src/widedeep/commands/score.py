@@ -127,8 +127,11 @@ def _score_lines(
     name: str,
     strict: bool,
 ) -> Iterator[Chunk]:
+    first_row = 0
     for rows in _row_chunks(lines, origin):
-        scores = score(transform.rows(rows, strict=strict))
+        batch = transform.rows(rows, strict=strict, origin=origin, first_row=first_row)
+        scores = score(batch)
+        first_row += len(rows)
         if keep == "all":
             for row in rows:
                 if name in row:

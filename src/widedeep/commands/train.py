@@ -17,9 +17,10 @@ from widedeep.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.config import RunConfig, TrainConfig, config_from_tables
 from widedeep.data.fit import fit_schema
+from widedeep.data.inputs import InputRecord
 from widedeep.data.sources import open_source
 from widedeep.data.split import split_rows
-from widedeep.errors import CheckpointError, ConfigError, DataError
+from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError
 from widedeep.model import WideDeep
 from widedeep.optim import make_optimizer
 from widedeep.schema import Schema
@@ -79,37 +80,43 @@ def training_data(config: RunConfig) -> tuple[Any, Any | None]:
     return data.train, data.valid
 
 
-def prepare_schema(
-    config: RunConfig, directory: RunDirectory, *, reuse: bool = False, progress: bool = False
-) -> tuple[Schema, bool]:
+def prepare_schema(config: RunConfig, directory: RunDirectory, *, progress: bool = False) -> Schema:
     """Fit the schema of a run and keep it in its folder.
 
     Args:
         config: Features and training data.
         directory: Where it is kept.
-        reuse: Take the schema that is there, if it was fitted for the same declaration on the same
-            inputs.
         progress: Show a progress bar, on a terminal.
-
-    Returns:
-        The schema, and whether it was taken from the folder.
 
     Raises:
         DataError: If the data cannot be read, or lacks a column.
         FeatureError: If a value does not fit its feature.
     """
+    schema, inputs = _fit(config, progress)
+    directory.save_schema(schema, inputs)
+    return schema
+
+
+def _fit(config: RunConfig, progress: bool) -> tuple[Schema, list[InputRecord]]:
+    inputs = _inputs(config)
+    train, _ = training_data(config)
+    return fit_schema(config.spec, train, progress=progress and sys.stderr.isatty()), inputs
+
+
+def _inputs(config: RunConfig) -> list[InputRecord]:
     train, _ = training_data(config)
     with open_source(train, columns=_needed_columns(config)) as source:
-        inputs = source.describe()
         if not source.num_rows:
             raise DataError(f"{config.data.train}: got no training rows; give at least one example")
-    if reuse and directory.fitted_inputs() == inputs:
-        schema = Schema.load(directory.schema)
-        if schema.spec == config.spec:
-            return schema, True
-    schema = fit_schema(config.spec, train, progress=progress and sys.stderr.isatty())
-    directory.save_schema(schema, inputs)
-    return schema, False
+        return source.describe()
+
+
+def _prepared_schema(config: RunConfig, directory: RunDirectory) -> Schema | None:
+    """The schema in the folder, if it was fitted for these features on these inputs."""
+    if directory.fitted_inputs() != _inputs(config):
+        return None
+    schema = Schema.load(directory.schema)
+    return schema if schema.spec == config.spec else None
 
 
 def _needed_columns(config: RunConfig) -> list[str]:
@@ -174,19 +181,25 @@ def _optimizer(table: Mapping[str, Any], part: str) -> Any:
 
 
 def train_run(
-    config: RunConfig, directory: RunDirectory, *, resume: bool = False, progress: bool = True
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = True,
 ) -> TrainedRun:
     """Train as a configuration says, evaluate, and export a bundle.
 
     Args:
         config: The run.
-        directory: Where everything is written; it must be free, see
-            :meth:`RunDirectory.check_free`, or ``resume`` set.
+        directory: Where everything is written.
         resume: Go on from the newest checkpoint.
+        force: Replace a run that is there.
         progress: Say on standard error what happens.
 
     Raises:
-        ConfigError: If the configuration cannot be run, or is not that of the run to be resumed.
+        ConfigError: If the configuration cannot be run, is not that of the run to be resumed, or
+            would overwrite a run.
         WideDeepError: If data, checkpoints or bundle cannot be read or written.
         KeyboardInterrupt: On Ctrl-C, after a checkpoint was saved.
     """
@@ -194,15 +207,18 @@ def train_run(
     stopping = _stopping(config.train, has_valid=valid is not None)
     if resume:
         directory.check_same_config(config)
-        if progress and directory.state == "new":
-            print(f"nothing to resume in {directory.path}; starting anew", file=sys.stderr)
-    schema, reused = prepare_schema(config, directory, reuse=True, progress=progress)
-    if progress:
-        told = "as prepared" if reused else f"fitted on {schema.rows:,} rows"
-        print(f"schema: {directory.schema} ({told})", file=sys.stderr)
+    elif not force:
+        directory.check_free()
+    schema, inputs = _run_schema(config, directory, resume=resume, progress=progress)
     trainer = make_trainer(schema, config, checkpoints=directory.checkpoints, progress=progress)
+    if not resume:
+        # Only now: what is wrong with data or configuration costs no earlier run.
+        directory.clear()
+    if inputs is not None:
+        directory.save_schema(schema, inputs)
+    elif not directory.schema.exists():
+        schema.save(directory.schema)
     directory.save_config(config)
-    directory.metrics.unlink(missing_ok=True)
     started = time.perf_counter()
     trainer.fit(
         train,
@@ -214,6 +230,28 @@ def train_run(
     )
     seconds = time.perf_counter() - started
     return _finish(trainer, config, directory, stopping, seconds)
+
+
+def _run_schema(
+    config: RunConfig, directory: RunDirectory, *, resume: bool, progress: bool
+) -> tuple[Schema, list[InputRecord] | None]:
+    """Return the schema to train with, and what it was fitted on if it was fitted just now."""
+    latest = CheckpointDirectory(directory.checkpoints).latest() if resume else None
+    if latest is not None:
+        # The run's own, whatever the data is now: that is compared when the run goes on.
+        schema, inputs, told = Schema.load(latest / "schema.safetensors"), None, "of the run"
+    else:
+        found = _prepared_schema(config, directory)
+        if found is not None:
+            schema, inputs, told = found, None, "as prepared"
+        else:
+            schema, inputs = _fit(config, progress)
+            told = f"fitted on {schema.rows:,} rows"
+    if progress:
+        if resume and latest is None:
+            print(f"nothing to resume in {directory.path}; starting anew", file=sys.stderr)
+        print(f"schema: {directory.schema} ({told})", file=sys.stderr)
+    return schema, inputs
 
 
 def _stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | None:
@@ -303,6 +341,8 @@ def export_checkpoint(
             configuration.
         BundleError: If the bundle cannot be written.
     """
+    if Path(out).exists() and not overwrite:
+        raise BundleError(f"{out}: is there already; name another folder, or add --force")
     place = _checkpoint_of(Path(path))
     checkpoint = read_checkpoint(place)
     config = config_from_tables(checkpoint.state["config"], origin=str(place))

@@ -72,10 +72,15 @@ class ColumnProfile:
         exact = self.kind in ("int", "text") and not self.nested
         return exact and self.values >= 20 and self.distinct >= 0.98 * self.values
 
-    def describe(self) -> str:
-        """Return one line about the values."""
+    def describe(self, *, as_category: bool = False) -> str:
+        """Return one line about the values.
+
+        Args:
+            as_category: Count numbers like other values, instead of giving their range.
+        """
         parts = []
-        if self.minimum is not None and self.maximum is not None:
+        ranged = not as_category
+        if ranged and self.minimum is not None and self.maximum is not None:
             parts.append(f"{_number(self.minimum)} to {_number(self.maximum)}")
         else:
             plural = "" if self.distinct == 1 else "s"
@@ -83,7 +88,7 @@ class ColumnProfile:
         if self.missing:
             parts.append(f"{_percent(self.missing)} missing")
         line = ", ".join(parts)
-        if self.minimum is None and self.top:
+        if (as_category or self.minimum is None) and self.top:
             line += ": " + ", ".join(text for text, _ in self.top[:_SHOWN_VALUES])
         return line
 

@@ -102,7 +102,14 @@ class Transform:
         program = self._program(targets)
         return self._batch(self._encode(program, table, origin, first_row), targets)
 
-    def rows(self, rows: Sequence[Mapping[str, object]], *, strict: bool = False) -> Batch:
+    def rows(
+        self,
+        rows: Sequence[Mapping[str, object]],
+        *,
+        strict: bool = False,
+        origin: str = "",
+        first_row: int = 0,
+    ) -> Batch:
         """Encode rows given as dicts, to be scored.
 
         An absent key is a null; how often each was absent is added up in :attr:`absent`. Values are
@@ -112,6 +119,8 @@ class Transform:
         Args:
             rows: One mapping a row, from column to value. Further keys are ignored.
             strict: Refuse rows that lack a key.
+            origin: Where the rows come from, for messages.
+            first_row: The position of the first row there, for messages.
 
         Raises:
             DataError: If a row is no mapping, or lacks a key and ``strict`` is set.
@@ -129,12 +138,12 @@ class Transform:
         """
         program = self._program(False)
         dicts = [row if type(row) is dict else _as_dict(row, i) for i, row in enumerate(rows)]
-        encoded, absent = program.encode_rows(dicts, plain_value, "", 0, self.threads)
+        encoded, absent = program.encode_rows(dicts, plain_value, origin, first_row, self.threads)
         for column, count in zip(program.columns, absent, strict=True):
             if not count:
                 continue
             if strict:
-                raise _absent_key(dicts, column)
+                raise _absent_key(dicts, column, origin, first_row)
             self.absent[column] = self.absent.get(column, 0) + count
         return self._batch(encoded, False)
 
@@ -241,9 +250,12 @@ def _as_dict(row: object, position: int) -> dict[str, object]:
     )
 
 
-def _absent_key(rows: list[dict[str, object]], column: str) -> DataError:
+def _absent_key(
+    rows: list[dict[str, object]], column: str, origin: str, first_row: int
+) -> DataError:
     position, row = next((i, row) for i, row in enumerate(rows) if column not in row)
+    place = f"row {first_row + position}" + (f" of {origin}" if origin else "")
     return DataError(
-        f"row {position}: got no key {column!r}, expected it since strict=True; "
+        f"{place}: got no key {column!r}, expected it since strict=True; "
         f"{nearest(column, map(str, row))} Give None for a missing value"
     )
