@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 
 from tests.kernels.random_batches import RandomBatch, batches, make_batch
-from widedeep import _native
 from widedeep.kernels import Groups, IdOutOfRangeError, group_ids, reference
 
 FIELDS = ("rows_U", "table_starts", "starts_U", "order", "cells")
@@ -129,9 +128,3 @@ def test_selected_tables_keep_their_occurrences(tables: list[int]) -> None:
         assert selected.rows_U[u] == row
         assert np.array_equal(selected.order[place], order)
         assert np.array_equal(selected.cells[place], cells)
-
-
-def test_the_native_module_is_what_runs() -> None:
-    from widedeep.kernels.backend import backend
-
-    assert backend is _native

@@ -92,6 +92,30 @@ def test_segment_sums_equal_the_reference_bit_for_bit(batch: RandomBatch, width:
         assert np.array_equal(native[1], other[1])
 
 
+@given(batch=batches(), width=WIDTHS)
+def test_unpooled_gradients_are_added_as_they_are(batch: RandomBatch, width: int) -> None:
+    groups = group(batch)
+    rng = np.random.default_rng(4)
+    grad = rng.normal(size=(batch.n_examples, width)).astype(np.float32)
+    places = np.where(rng.random(len(batch.ids)) < 0.5, np.arange(len(batch.ids)), -1)
+    unpooled = rng.normal(size=(len(batch.ids), width)).astype(np.float32)
+
+    def run(threads: int) -> Floats:
+        return segment_sum_deep(
+            grad, groups, *batch.csr, batch.slots, np.zeros(len(batch.slots), np.int64),
+            batch.combiners, width, threads, sequence_grads_MD=unpooled, sequence_place_N=places,
+        )  # fmt: skip
+
+    native = run(1)
+    assert np.array_equal(native, run(3))
+    assert np.array_equal(native, with_reference(lambda: run(1)))
+    for u in range(len(groups)):
+        taken = groups.order[groups.starts_U[u] : groups.starts_U[u + 1]]
+        if (places[taken] >= 0).all():
+            expected = unpooled[taken].astype(np.float64).sum(0)
+            np.testing.assert_allclose(native[u], expected, rtol=1e-4, atol=1e-4)
+
+
 @given(batch=batches())
 def test_backward_is_the_transpose_of_forward(batch: RandomBatch) -> None:
     """<forward(W), G> equals <W, backward(G)>: the adjoint identity, in float64."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from widedeep import _native
 from widedeep.kernels import (
     adagrad_rows,
     adam_rows,
@@ -158,6 +159,6 @@ def test_initial_rows_are_nearly_normal_and_differ() -> None:
 def test_denormals_are_flushed_and_the_mode_is_put_back() -> None:
     tiny = np.float32(1e-40)
     weights = np.full((1, 1), tiny, np.float32)
-    sgd_rows(weights, None, np.zeros((1, 1), np.float32), lr=0.1)
+    _native.sgd_rows(weights, None, np.zeros((1, 1), np.float32), 0.1, 1.0, 1)
     assert weights[0, 0] == 0
     assert np.float32(tiny) * np.float32(0.5) != 0
