@@ -134,22 +134,33 @@ int add_hashed_cross(OwnedPlan& self, const std::string& name, const std::vector
   return static_cast<int>(self.plan.crosses.size()) - 1;
 }
 
+transform::Scaling scaling_named(const std::string& name) {
+  if (name == "quantile") return transform::Scaling::quantile;
+  if (name == "log1p") return transform::Scaling::log1p;
+  return name == "none" ? transform::Scaling::none : transform::Scaling::affine;
+}
+
 int add_number(OwnedPlan& self, const std::string& name, const std::string& column,
                const std::string& declared, bool indicator,
                const std::vector<Vector<double>>& boundaries, const Vector<double>& shift,
                const Vector<double>& scale, const Vector<float>& fill) {
+  const bool needs_boundaries = scaling_named(declared) == transform::Scaling::quantile;
+  if (shift.shape(0) != fill.shape(0) || scale.shape(0) != fill.shape(0) ||
+      (needs_boundaries && boundaries.size() != fill.shape(0))) {
+    throw std::invalid_argument("got statistics of another size than its own");
+  }
   auto number = std::make_unique<transform::NumericFeature>();
   number->name = name;
   number->transform = declared;
-  number->scaling = declared == "quantile" ? transform::Scaling::quantile
-                    : declared == "log1p"  ? transform::Scaling::log1p
-                    : declared == "none"   ? transform::Scaling::none
-                                           : transform::Scaling::affine;
   number->size = static_cast<std::int64_t>(fill.shape(0));
   number->indicator = indicator;
-  for (const auto& cuts : boundaries) number->boundaries.push_back(to_vector(cuts));
-  number->shift = to_vector(shift);
-  number->scale = to_vector(scale);
+  for (std::int64_t j = 0; j < number->size; ++j) {
+    const auto at = static_cast<std::size_t>(j);
+    const transform::Scaling scaling = scaling_named(declared);
+    std::vector<double> cuts;
+    if (scaling == transform::Scaling::quantile) cuts = to_vector(boundaries.at(at));
+    number->curves.emplace_back(scaling, std::move(cuts), shift.data()[at], scale.data()[at]);
+  }
   number->fill = to_vector(fill);
   number->column = self.plan.column_index(column);
   self.plan.numbers.push_back(std::move(number));

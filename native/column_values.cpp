@@ -1,5 +1,6 @@
 #include "column_values.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <charconv>
 #include <cmath>
@@ -389,27 +390,37 @@ void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n, s
 
 void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n, double* out,
                   Status* status) {
-  const auto null = [&](std::int64_t i) {
-    out[i] = std::numeric_limits<double>::quiet_NaN();
-    status[i] = Status::ok;
-  };
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   const bool is_number = with_number_type(scalars.type, [&](auto type) {
-    for_each_valid(
-        scalars, begin, n,
-        [&](std::int64_t i) {
-          out[i] = static_cast<double>(
-              load_as<decltype(type)>(scalars.data, scalars.offset + begin + i));
-          status[i] = Status::ok;
-        },
-        null);
+    const std::int64_t first = scalars.offset + begin;
+    for (std::int64_t i = 0; i < n; ++i) {
+      out[i] = static_cast<double>(load_as<decltype(type)>(scalars.data, first + i));
+    }
+    if (scalars.validity != nullptr) {
+      // Without a branch, which nulls here and there would make wrong: all bits set are a NaN.
+      for (std::int64_t i = 0; i < n; ++i) {
+        const auto valid = static_cast<std::uint64_t>(bit_at(scalars.validity, first + i));
+        out[i] = std::bit_cast<double>(std::bit_cast<std::uint64_t>(out[i]) | (valid - 1));
+      }
+    }
+    std::fill(status, status + n, Status::ok);
   });
   if (is_number) return;
   for_each_valid(
       scalars, begin, n,
-      [&](std::int64_t i) { out[i] = scalar_to_number(scalars, begin + i, &status[i]); }, null);
+      [&](std::int64_t i) { out[i] = scalar_to_number(scalars, begin + i, &status[i]); },
+      [&](std::int64_t i) {
+        out[i] = kNan;
+        status[i] = Status::ok;
+      });
 }
 
-void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out) {
+namespace {
+
+// Calls fn(place) for each index that is valid and inside the dictionary.
+template <class Fn>
+void for_each_index(const Column& column, std::int64_t begin, std::int64_t n, IndexMarks marks,
+                    std::int64_t* out, Fn&& fn) {
   const Scalars& indices = column.indices;
   const auto size = static_cast<std::uint64_t>(column.values.length);
   with_number_type(indices.type, [&](auto type) {
@@ -418,10 +429,22 @@ void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std:
         [&](std::int64_t i) {
           const auto place = static_cast<std::int64_t>(
               load_as<decltype(type)>(indices.data, indices.offset + begin + i));
-          out[i] = static_cast<std::uint64_t>(place) < size ? place : -2;
+          out[i] = static_cast<std::uint64_t>(place) < size ? fn(place) : marks.outside;
         },
-        [out](std::int64_t i) { out[i] = -1; });
+        [&](std::int64_t i) { out[i] = marks.null; });
   });
+}
+
+}  // namespace
+
+void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out) {
+  for_each_index(column, begin, n, {-1, -2}, out, [](std::int64_t place) { return place; });
+}
+
+void look_up_indices(const Column& column, std::int64_t begin, std::int64_t n,
+                     const std::int64_t* table, IndexMarks marks, std::int64_t* out) {
+  for_each_index(column, begin, n, marks, out,
+                 [table](std::int64_t place) { return table[place]; });
 }
 
 namespace {

@@ -42,6 +42,14 @@ void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n, do
 // Places in a dictionary, -1 for a null index. A place outside the dictionary is -2.
 void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out);
 
+// The table's entries at those places; what stands for a null index and for one outside.
+struct IndexMarks {
+  std::int64_t null;
+  std::int64_t outside;
+};
+void look_up_indices(const Column& column, std::int64_t begin, std::int64_t n,
+                     const std::int64_t* table, IndexMarks marks, std::int64_t* out);
+
 // True if scalar i is not null (NaN is not null here).
 bool is_valid(const Scalars& scalars, std::int64_t i);
 

@@ -106,6 +106,7 @@ class Run {
     std::vector<Cells> crosses;
     std::vector<const PartCells*> cross_inputs;
     std::vector<const Cells*> slots;
+    std::vector<const std::int64_t*> columns;  // ids of each slot
   };
 
   void add_blocks(const InputBatch& batch, std::size_t batch_index, std::int64_t first_row);
@@ -303,8 +304,11 @@ std::int64_t Run::assemble_single(const Block& block, Room& room, std::int64_t a
   const std::size_t n_slots = program_.slots.size();
   std::int64_t* ids = out.ids.get() + at;
   std::int64_t* ends = out.offsets.get() + block.first_row * static_cast<std::int64_t>(n_slots) + 1;
-  for (std::int64_t row = 0; row < block.n_rows(); ++row) {
-    for (std::size_t f = 0; f < n_slots; ++f) *ids++ = room.slots[f]->ids[as_size(row)];
+  room.columns.clear();
+  for (const Cells* const cells : room.slots) room.columns.push_back(cells->ids.data());
+  const std::int64_t* const* const columns = room.columns.data();
+  for (std::int64_t row = 0; row < block.n_rows(); ++row, ids += n_slots) {
+    for (std::size_t f = 0; f < n_slots; ++f) ids[f] = columns[f][row];
   }
   const std::int64_t n = block.n_rows() * static_cast<std::int64_t>(n_slots);
   for (std::int64_t i = 0; i < n; ++i) ends[i] = at + i + 1;

@@ -1,6 +1,7 @@
 #include "transform_numbers.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -18,29 +19,11 @@ std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
                                                   "): " + message);
 }
 
-// How many cuts are at most x: a binary search without branches, which here none could predict.
-std::size_t count_at_most(const std::vector<double>& cuts, double x) noexcept {
-  const double* first = cuts.data();
-  std::size_t n = cuts.size();
-  while (n > 1) {
-    const std::size_t half = n / 2;
-    first += half & (std::size_t{0} - static_cast<std::size_t>(first[half - 1] <= x));
-    n -= half;
-  }
-  return static_cast<std::size_t>(first - cuts.data()) + (n == 1 && *first <= x ? 1 : 0);
-}
-
-double quantile(double x, const std::vector<double>& cuts) noexcept {
-  const std::size_t m = cuts.size();
-  if (m < 2 || x <= cuts.front()) return 0.0;
-  if (x >= cuts.back()) return 1.0;
-  const std::size_t above = count_at_most(cuts, x);
-  const double low = cuts[above - 1];
-  const double high = cuts[above];
-  double fraction = (x - low) / (high - low);
-  // The distance of two huge numbers of different sign is no finite number.
-  if (!std::isfinite(high - low)) fraction = (x / 2 - low / 2) / (high / 2 - low / 2);
-  return (static_cast<double>(above - 1) + fraction) / static_cast<double>(m - 1);
+// Without a branch, which nulls here and there would make wrong.
+float choose(bool first, float a, float b) noexcept {
+  const std::uint32_t mask = std::uint32_t{0} - static_cast<std::uint32_t>(first);
+  return std::bit_cast<float>((std::bit_cast<std::uint32_t>(a) & mask) |
+                              (std::bit_cast<std::uint32_t>(b) & ~mask));
 }
 
 // Checks the `n` numbers of one row that were read from `element` on.
@@ -98,20 +81,6 @@ void read_row(const Column& column, const std::string& feature, std::int64_t siz
 
 }  // namespace
 
-double scale_number(Scaling scaling, double x, const std::vector<double>& boundaries, double shift,
-                    double scale) noexcept {
-  switch (scaling) {
-    case Scaling::quantile:
-      return quantile(x, boundaries);
-    case Scaling::affine:
-      return (x - shift) * scale;
-    case Scaling::log1p:
-      return (std::copysign(std::log1p(std::fabs(x)), x) - shift) * scale;
-    default:
-      return x;
-  }
-}
-
 void read_element_numbers(const Column& column, std::int64_t begin, std::int64_t n,
                           Scratch& scratch, double* out, Status* status) {
   if (!column.has_dictionary) {
@@ -154,34 +123,51 @@ void NumericFeature::encode(const Column& input, std::int64_t row_begin, std::in
                             const Where& where, Scratch& scratch, float* out,
                             std::int64_t stride) const {
   read_feature_numbers(input, name, size, row_begin, row_end, where, scratch);
+  bool finite = true;
   for (std::int64_t j = 0; j < size; ++j) {
-    encode_component(input, j, row_begin, row_end, where, scratch.numbers.data() + j, out + j,
-                     stride);
+    finite &= encode_component(j, row_end - row_begin, scratch.numbers.data() + j, out + j, stride);
   }
+  if (!finite) throw_too_large(input, row_begin, row_end, where, out, stride);
 }
 
-void NumericFeature::encode_component(const Column& input, std::int64_t j, std::int64_t row_begin,
-                                      std::int64_t row_end, const Where& where,
-                                      const double* numbers, float* out,
-                                      std::int64_t stride) const {
-  static const std::vector<double> kNone;
-  const std::vector<double>& cuts = scaling == Scaling::quantile ? boundaries[as_size(j)] : kNone;
-  for (std::int64_t row = row_begin; row < row_end; ++row, numbers += size, out += stride) {
-    const bool missing = std::isnan(*numbers);
-    if (indicator) out[size] = missing ? 1.0F : 0.0F;
-    if (missing) {
-      *out = fill[as_size(j)];
-      continue;
+// Returns whether all results are finite in float32.
+bool NumericFeature::encode_component(std::int64_t j, std::int64_t n_rows, const double* numbers,
+                                      float* out, std::int64_t stride) const {
+  constexpr std::int64_t kRun = 64;
+  double raw[kRun];
+  double scaled[kRun];
+  bool finite = true;
+  const float missing = fill[as_size(j)];
+  for (std::int64_t begin = 0; begin < n_rows; begin += kRun) {
+    const std::int64_t n = std::min(kRun, n_rows - begin);
+    for (std::int64_t i = 0; i < n; ++i) raw[i] = numbers[(begin + i) * size];
+    curves[as_size(j)].apply(raw, n, scaled);
+    for (std::int64_t i = 0; i < n; ++i, out += stride) {
+      const bool is_missing = std::isnan(raw[i]);
+      *out = choose(is_missing, missing, static_cast<float>(scaled[i]));
+      finite &= std::isfinite(*out);
+      if (indicator) out[size] = is_missing ? 1.0F : 0.0F;
     }
-    *out = static_cast<float>(
-        scale_number(scaling, *numbers, cuts, shift[as_size(j)], scale[as_size(j)]));
-    if (std::isfinite(*out)) continue;
-    throw_feature(name, row, where,
-                  "got " + describe_element(input, elements_of(input, row).begin + j) +
-                      ", which transform=" + quoted(transform) +
-                      " takes beyond the range of float32; scale the column or choose "
-                      "transform='quantile'");
   }
+  return finite;
+}
+
+void NumericFeature::throw_too_large(const Column& input, std::int64_t row_begin,
+                                     std::int64_t row_end, const Where& where, const float* out,
+                                     std::int64_t stride) const {
+  std::int64_t row = row_begin;
+  std::int64_t j = 0;
+  while (row + 1 < row_end &&
+         std::all_of(out, out + size, [](float x) { return std::isfinite(x); })) {
+    ++row;
+    out += stride;
+  }
+  while (j + 1 < size && std::isfinite(out[j])) ++j;
+  throw_feature(name, row, where,
+                "got " + describe_element(input, elements_of(input, row).begin + j) +
+                    ", which transform=" + quoted(transform) +
+                    " takes beyond the range of float32; scale the column or choose "
+                    "transform='quantile'");
 }
 
 }  // namespace widedeep::transform

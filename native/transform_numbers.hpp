@@ -6,29 +6,17 @@
 #include <vector>
 
 #include "transform_parts.hpp"
+#include "transform_scaling.hpp"
 
 namespace widedeep::transform {
-
-enum class Scaling : std::uint8_t { quantile, affine, log1p, none };
-
-// The value of a number after its transform, before it is rounded to float32.
-//
-// quantile: with boundaries b_0 < ... < b_(m-1), the piecewise linear curve through
-// (b_i, i / (m - 1)), 0 below b_0 and 1 above b_(m-1) (Cheng et al. 2016, section 4.1).
-// affine: (x - shift) * scale; log1p: the same of sign(x) log(1 + |x|).
-double scale_number(Scaling scaling, double x, const std::vector<double>& boundaries, double shift,
-                    double scale) noexcept;
 
 struct NumericFeature {
   std::string name;
   std::string transform;  // as declared, for messages
-  Scaling scaling = Scaling::none;
   std::int64_t size = 1;
-  bool indicator = false;  // `size` more columns that are 1 where a number is missing
-  std::vector<std::vector<double>> boundaries;  // one a component, for quantile
-  std::vector<double> shift;
-  std::vector<double> scale;
-  std::vector<float> fill;  // what a null becomes
+  bool indicator = false;     // `size` more columns that are 1 where a number is missing
+  std::vector<Curve> curves;  // one a component
+  std::vector<float> fill;    // what a null becomes
   int column = -1;
   std::vector<float> fixed;  // `width` values for every scored row, or empty
 
@@ -39,9 +27,11 @@ struct NumericFeature {
               const Where& where, Scratch& scratch, float* out, std::int64_t stride) const;
 
  private:
-  void encode_component(const Column& column, std::int64_t j, std::int64_t row_begin,
-                        std::int64_t row_end, const Where& where, const double* numbers, float* out,
+  bool encode_component(std::int64_t j, std::int64_t n_rows, const double* numbers, float* out,
                         std::int64_t stride) const;
+  [[noreturn]] void throw_too_large(const Column& column, std::int64_t row_begin,
+                                    std::int64_t row_end, const Where& where, const float* out,
+                                    std::int64_t stride) const;
 };
 
 }  // namespace widedeep::transform

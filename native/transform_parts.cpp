@@ -174,16 +174,20 @@ void CategoricalPart::encode_elements(const PartInput& input, std::int64_t begin
     encode_scalars(column.values, begin, n, scratch, ids, keys);
     return;
   }
+  const bool has_table = input.table != nullptr && !input.table->empty();
+  if (has_table && keys == nullptr) {
+    look_up_indices(column, begin, n, input.table->ids.data(), {kNullMark, kBadMark}, ids);
+    return;
+  }
   std::int64_t* const places = room(scratch.places, n);
   read_indices(column, begin, n, places);
-  const bool has_table = input.table != nullptr && !input.table->empty();
   for (std::int64_t i = 0; i < n; ++i) {
     const std::int64_t place = places[i];
     if (place < 0) {
       ids[i] = place == -1 ? kNullMark : kBadMark;
     } else if (has_table) {
       ids[i] = input.table->ids[as_size(place)];
-      if (keys != nullptr) keys[i] = input.table->keys[as_size(place)];
+      keys[i] = input.table->keys[as_size(place)];
     } else {
       encode_scalars(column.values, place, 1, scratch, ids + i,
                      keys == nullptr ? nullptr : keys + i);

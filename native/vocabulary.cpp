@@ -179,10 +179,10 @@ IntegerVocabulary::IntegerVocabulary(const std::int64_t* values, std::int64_t si
   smallest_ = *smallest;
   // A direct table of 4-byte positions takes no more than the slots would.
   if (range < capacity_ * (sizeof(Slot) / sizeof(std::uint32_t))) {
-    direct_.assign(range + 1, kEmpty);
+    direct_ = HugeArray<std::uint32_t>(range + 1, kEmpty);
     build_direct(values);
   } else {
-    slots_.assign(capacity_, Slot{0, kEmpty});
+    slots_ = HugeArray<Slot>(capacity_, Slot{0, kEmpty});
     build_hashed(values);
   }
 }
@@ -297,7 +297,7 @@ bool TupleVocabulary::equal(std::uint32_t position, const std::int64_t* row) con
 
 void TupleVocabulary::build_wide() {
   capacity_ = capacity_for(size_);
-  wide_slots_.assign(capacity_, kEmpty);
+  wide_slots_ = HugeArray<std::uint32_t>(capacity_, kEmpty);
   for (std::int64_t i = 0; i < size_; ++i) {
     const std::int64_t* const row = rows_ + i * width();
     std::uint64_t at = slot_of(hash(row), capacity_);

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "huge_array.hpp"
+
 namespace widedeep {
 
 // Bytes that somebody else owns. A negative length stands for no text at all.
@@ -46,7 +48,7 @@ class TextVocabulary {
   const char* bytes_;
   std::int64_t size_;
   std::uint64_t capacity_;
-  std::vector<Slot> slots_;
+  HugeArray<Slot> slots_;
 };
 
 class IntegerVocabulary {
@@ -69,8 +71,8 @@ class IntegerVocabulary {
   std::int64_t size_;
   std::int64_t smallest_ = 0;
   std::uint64_t capacity_ = 0;
-  std::vector<std::uint32_t> direct_;  // by value - smallest_, where the values lie close together
-  std::vector<Slot> slots_;
+  HugeArray<std::uint32_t> direct_;  // by value - smallest_, where the values lie close together
+  HugeArray<Slot> slots_;
 };
 
 // Rows of `width` ids, 0 <= id < limits[part]. A row is packed into one integer where the product
@@ -100,7 +102,7 @@ class TupleVocabulary {
   bool packs_;
   IntegerVocabulary packed_;
   std::uint64_t capacity_ = 0;
-  std::vector<std::uint32_t> wide_slots_;
+  HugeArray<std::uint32_t> wide_slots_;
 };
 
 }  // namespace widedeep

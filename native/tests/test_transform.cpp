@@ -106,10 +106,7 @@ struct Model {
     }
     auto price = std::make_unique<NumericFeature>();
     price->name = "price";
-    price->scaling = Scaling::quantile;
-    price->boundaries = {{0, 10, 100, 400}};
-    price->shift = {0};
-    price->scale = {1};
+    price->curves = {Curve(Scaling::quantile, {0, 10, 100, 400}, 0, 1)};
     price->fill = {0};
     price->column = 2;
     plan.numbers.push_back(std::move(price));

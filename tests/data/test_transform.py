@@ -233,7 +233,7 @@ def test_training_only_features_take_their_fixed_value_when_scoring() -> None:
 
 
 def test_a_fixed_value_must_fit_its_feature() -> None:
-    schema = make_schema(wd.numeric("rank"), training_only={"rank": "first"})
+    schema = make_schema(wd.numeric("rank", transform="none"), training_only={"rank": "first"})
     with pytest.raises(FeatureError, match=r"feature 'rank' .*got 'first' .*expected a number"):
         Transform(schema)
     crossed = make_schema([wd.crossed("a", "b", hash_buckets=5)], training_only={"a_x_b": 1})
@@ -293,6 +293,11 @@ def test_a_doubled_column_is_refused_if_it_is_read() -> None:
 def test_a_schema_without_a_vocabulary_is_refused() -> None:
     with pytest.raises(SchemaError, match=r"feature 'job': the schema holds no vocabulary"):
         Transform(make_schema(wd.categorical("job")))
+
+
+def test_quantiles_without_boundaries_are_refused() -> None:
+    with pytest.raises(SchemaError, match=r"feature 'n': its statistics do not fit"):
+        Transform(make_schema(wd.numeric("n")))
 
 
 def test_a_vocabulary_with_a_value_twice_is_refused() -> None:

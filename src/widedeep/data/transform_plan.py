@@ -69,7 +69,7 @@ class _Compiler:
                 self.places.update(self.placed(feature))
             except ValueError as error:
                 raise SchemaError(
-                    f"feature {feature.name!r}: its vocabulary does not fit ({error}); "
+                    f"feature {feature.name!r}: its statistics do not fit ({error}); "
                     "fit the schema again"
                 ) from error
         self.add_targets()
