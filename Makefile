@@ -13,6 +13,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 # The index with PyTorch's builds without CUDA, where pip's own index has none (see its installation page).
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+comma := ,
 # The Python sources as they lie in src/; `native` builds the module beside them.
 EDITABLE := --no-build-isolation -C wheel.cmake=false -C wheel.py-api=py3 -e
 
@@ -57,8 +58,9 @@ $(RUN_READY): $(READY) pyproject.toml constraints.txt
 	$(PIP) $(EDITABLE) .
 	touch $@
 
+# PySpark is half a gigabyte, and its tests are left out where there is no Java.
 $(DEV_READY): $(RUN_READY)
-	$(PIP) $(EDITABLE) '.[test,check]'
+	$(PIP) $(EDITABLE) '.[test,check$(if $(shell command -v java),$(comma)spark)]'
 	touch $@
 
 $(DOCS_READY): $(RUN_READY)
