@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from widedeep.model import WideDeep
     from widedeep.optim import FTRL, SGD, Adagrad, Adam
     from widedeep.schema import Schema
+    from widedeep.serving.catalogue import Catalogue
+    from widedeep.serving.ranker import Ranker
     from widedeep.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -35,7 +37,9 @@ __all__ = [
     "Adagrad",
     "Adam",
     "Bundle",
+    "Catalogue",
     "FeatureSpec",
+    "Ranker",
     "Schema",
     "Trainer",
     "WideDeep",
@@ -57,7 +61,9 @@ _MODULE_OF = {
     "Adagrad": "optim",
     "Adam": "optim",
     "Bundle": "bundle",
+    "Catalogue": "serving.catalogue",
     "FeatureSpec": "features",
+    "Ranker": "serving.ranker",
     "Schema": "schema",
     "Trainer": "trainer",
     "WideDeep": "model",

@@ -14,6 +14,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FeatureError",
+    "RequestError",
     "SchemaError",
     "WideDeepError",
     "nearest",
@@ -55,6 +56,31 @@ class CheckpointError(WideDeepError):
 
 class BundleError(WideDeepError):
     """A bundle is damaged, incomplete or of another format version."""
+
+
+class RequestError(WideDeepError):
+    """A request for a ranking has a field that cannot be used.
+
+    Args:
+        where: The field: ``"candidates[3]"``, ``"context.hour"``.
+        message: What was got there, what is allowed, what to do.
+
+    Attributes:
+        where: As given.
+
+    Example:
+        >>> error = RequestError("k", "got -1, expected at least 0")
+        >>> error.where, str(error)
+        ('k', 'k: got -1, expected at least 0')
+    """
+
+    def __init__(self, where: str, message: str) -> None:
+        super().__init__(f"{where}: {message}")
+        self.where = where
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str]]:
+        """Pickle both arguments; the base class would keep the joined text alone."""
+        return RequestError, (self.where, str(self).removeprefix(f"{self.where}: "))
 
 
 def nearest(got: str, allowed: Iterable[str]) -> str:

@@ -1,0 +1,171 @@
+"""Catalogue: the items that can be ranked, with their features, apart from the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep.data.arrow_types import logical_type
+from widedeep.data.fragments import column_stream
+from widedeep.data.sources import Data, open_source
+from widedeep.errors import DataError, nearest
+
+__all__ = ["Catalogue"]
+
+
+class Catalogue:
+    """An immutable table of items: a column of ids, and the columns of the items' features.
+
+    Args:
+        table: One row an item. Columns that no model reads may stand in it.
+        id_column: The column of ids: text or integers, each once, no nulls.
+        version: A name for this state of the items; default: a checksum of the content.
+
+    Attributes:
+        table: The rows, in the order in which they were given.
+        id_column: The column of ids.
+        version: Stands in rankings, replies and logs.
+
+    Raises:
+        DataError: If the id column is missing, not of text or integers, or holds a null or an id
+            twice.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> items = Catalogue(pa.table({"app": ["maps", "mail"], "price": [0.0, 2.0]}),
+        ...                   id_column="app", version="monday")
+        >>> len(items), items.ids, items.version
+        (2, ['maps', 'mail'], 'monday')
+    """
+
+    def __init__(self, table: pa.Table, *, id_column: str, version: str | None = None) -> None:
+        self.id_column = id_column
+        self.table = table
+        self._positions = _positions(_id_values(table, id_column), id_column)
+        self.version = _checksum(table, id_column) if version is None else version
+
+    @classmethod
+    def read(cls, path: Data, *, id_column: str, version: str | None = None) -> Catalogue:
+        """Read a catalogue.
+
+        Args:
+            path: A Parquet file, or whatever else :func:`widedeep.data.sources.open_source` takes:
+                a glob, an Arrow table, a data frame, a dict of columns.
+            id_column: As for the class.
+            version: As for the class.
+
+        Raises:
+            DataError: If there is no such file, or it is no catalogue.
+
+        Example:
+            >>> Catalogue.read({"app": [7, 9]}, id_column="app").ids
+            [7, 9]
+        """
+        if isinstance(path, pa.Table):
+            return cls(path, id_column=id_column, version=version)
+        with open_source(path) as source:
+            chunks = [pa.Table.from_batches(chunk.to_batches()) for chunk in column_stream(source)]
+            if not chunks:
+                raise DataError(f"the catalogue {path!r}: got no rows, expected one an item")
+            return cls(pa.concat_tables(chunks), id_column=id_column, version=version)
+
+    @cached_property
+    def ids(self) -> list[Any]:
+        """The ids, in the order of the rows: text or integers."""
+        return list(self._positions)
+
+    def positions(self, ids: Iterable[object]) -> NDArray[np.int64]:
+        """Return the row of each id, and -1 for an id that is not in the catalogue.
+
+        An integer given as text finds an integer's row, and the other way round.
+
+        Args:
+            ids: Any values; repeats are allowed.
+
+        Example:
+            >>> Catalogue.read({"app": [7, 9]}, id_column="app").positions([9, "7", "?"]).tolist()
+            [1, 0, -1]
+        """
+        find = self._positions.get
+        found = np.array([find(id_, -1) for id_ in ids], np.int64)
+        if len(found) and found.min() < 0:
+            for at, id_ in enumerate(ids):
+                if found[at] < 0:
+                    found[at] = self._converted_position(id_)
+        return found
+
+    def _converted_position(self, id_: object) -> int:
+        if isinstance(id_, str) and id_.lstrip("-").isdecimal():
+            converted: str | int = int(id_)
+        elif isinstance(id_, int) and not isinstance(id_, bool):
+            converted = str(id_)
+        else:
+            return -1
+        found: int = self._positions.get(converted, -1)
+        # "07" is not the integer 7.
+        return found if str(converted) == str(id_) else -1
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"Catalogue of {len(self)} items by {self.id_column!r}, version {self.version!r}, "
+            f"columns {self.table.column_names}"
+        )
+
+
+def _id_values(table: pa.Table, id_column: str) -> pa.ChunkedArray:
+    count = table.column_names.count(id_column)
+    if count != 1:
+        hint = nearest(id_column, table.column_names) if not count else "rename the others"
+        raise DataError(
+            f"the catalogue: got {count} columns named {id_column!r}, expected one of ids; {hint}"
+        )
+    column = table.column(id_column)
+    kind = logical_type(column.type)
+    if not (pa.types.is_string(kind) or pa.types.is_integer(kind)):
+        raise DataError(
+            f"the catalogue's column {id_column!r} is {column.type}; expected ids of text or "
+            "integers: convert it"
+        )
+    return column if column.type == kind else pc.cast(column, kind)
+
+
+def _positions(ids: pa.ChunkedArray, id_column: str) -> dict[object, int]:
+    values = ids.to_pylist()
+    found = dict(zip(values, range(len(values)), strict=True))
+    if ids.null_count:
+        raise DataError(
+            f"the catalogue's column {id_column!r} holds {ids.null_count} nulls, the first in row "
+            f"{values.index(None)}; give every item an id"
+        )
+    if len(found) < len(values):
+        row, twice = next((i, id_) for i, id_ in enumerate(values) if found[id_] != i)
+        raise DataError(
+            f"the catalogue's column {id_column!r} holds {twice!r} more than once (rows {row} and "
+            f"{found[twice]}); keep one row an item"
+        )
+    return found
+
+
+def _checksum(table: pa.Table, id_column: str) -> str:
+    """Every value counts: a price that changed in one row makes another version."""
+    digest = hashlib.blake2b(id_column.encode(), digest_size=16)
+    rows = pa.array(np.arange(table.num_rows))
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        # Rows that were taken lie without an offset, and with zeros under their nulls.
+        array = column.combine_chunks().take(rows)
+        sink = pa.BufferOutputStream()
+        batch = pa.record_batch([array], names=[name])
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
