@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests.ads import write_ads
+from tests.command_line import Ran, Run
 from widedeep.cli import main
 
 settings.register_profile("widedeep", deadline=None, derandomize=True)
@@ -20,3 +21,19 @@ def ads_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_ads(tmp_path_factory.mktemp("ads"))
     assert main(["train", str(folder / "ads.toml"), "--out", str(folder / "run")]) == 0
     return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: object) -> Ran:
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def ads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_ads(tmp_path)

@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from tests.ads import write_ads
-from widedeep.cli import main
-from widedeep.config import DataConfig, ModelConfig, TrainConfig, config_from_tables
-
-VERBS = ["init", "check", "prepare", "train", "evaluate", "export", "score", "inspect"]
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> Ran:
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    return call
-
-
-@pytest.fixture
-def ads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return write_ads(tmp_path)
+from tests.command_line import VERBS, Run, write_join
 
 
 def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -125,6 +92,8 @@ def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:
     [
         (["train", "no.toml"], "no.toml: no such file; 'widedeep init DATA' writes one"),
         (["check", "no.toml"], "no.toml: no such file"),
+        (["join", "no.toml"], "no.toml: no such file; check the path"),
+        (["join", "ads.toml"], "ads.toml: got the unknown section [data]"),
         (["prepare", "ads.toml", "--set", "data.train='no.parquet'"], "no.parquet: no such file"),
         (["train", "ads.toml", "--set", "train.epoch=3"], "did you mean 'epochs'?"),
         (["train", "ads.toml", "--set", "epochs"], "expected SECTION.KEY=VALUE"),
@@ -198,6 +167,7 @@ def test_json_is_one_document(run: Run, ads: Path, ads_run: Path) -> None:
     calls: dict[str, list[object]] = {
         "init": ["train.parquet", "-o", "x.toml"],
         "check": ["ads.toml"],
+        "join": [write_join(ads)],
         "prepare": ["ads.toml"],
         "train": ["ads.toml"],
         "evaluate": [model],
@@ -211,6 +181,7 @@ def test_json_is_one_document(run: Run, ads: Path, ads_run: Path) -> None:
     assert {c["column"]: c["role"] for c in documents["init"]["columns"]}["click"] == "label"
     assert documents["check"]["ok"] is True
     assert documents["check"]["inputs"]["train"]["columns"]["age"]["type"] == "int64"
+    assert documents["join"]["splits"]["train"]["labels"]["click"] > 0
     assert documents["prepare"]["features"]["age_bucket"] == 6
     assert documents["train"]["metrics"]["test"]["rows"] == 200
     assert len(documents["train"]["history"]) == 2
@@ -427,39 +398,3 @@ def test_the_weights_of_one_class_among_several(run: Run, ads: Path) -> None:
     assert "Strongest positive wide weights of class nurse" in out
     code, _, err = run("inspect", "runs/jobs", "--logit", "4")
     assert (code, "got logit 4, expected 0 to 3" in err) == (2, True)
-
-
-# ---- the manual ---------------------------------------------------------------------------------
-
-MANUAL = Path(__file__).resolve().parent.parent / "docs" / "command_line.md"
-
-
-def test_the_manual_tells_every_verb_and_option(run: Run) -> None:
-    text = MANUAL.read_text(encoding="utf-8")
-    sections = {part.split("\n")[0]: part for part in text.split("\n### ")[1:]}
-    assert list(sections) == VERBS
-    for verb in VERBS:
-        options = set(re.findall(r"--[a-z]+", run(verb, "--help").out.split("example:")[0]))
-        for option in options - {"--json", "--help", "--set"}:
-            assert option in sections[verb], (verb, option)
-    assert "--json" in text
-    assert "--set" in text
-
-
-def test_the_manual_tells_every_key() -> None:
-    block = MANUAL.read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
-    tables = tomllib.loads(block)
-    config = config_from_tables(tables)
-    commented = re.sub(r"^# (\w+ = )", r"\1", block, flags=re.MULTILINE)
-    told = {section: set(keys) for section, keys in tomllib.loads(commented).items()}
-    assert told["model"] == {field.name for field in dataclasses.fields(ModelConfig)}
-    assert told["train"] == {field.name for field in dataclasses.fields(TrainConfig)}
-    places = {field.name for field in dataclasses.fields(DataConfig)} - {"valid_fraction"}
-    assert told["data"] == places | {"label", "weight", "group", "label_vocabulary"}
-    for key in ("numeric", "categorical", "crossed", "bucketized", "options", "training_only"):
-        assert key in told["features"]
-    # What it calls a default is one.
-    for name in ("activation", "dropout", "batch_norm", "wide_combiner", "embedding_std", "seed"):
-        assert getattr(config.model, name) == getattr(ModelConfig(), name)
-    for name in ("batch_size", "shuffle", "grad_scale", "loss_reduction", "schedule", "pool_rows"):
-        assert getattr(config.train, name) == getattr(TrainConfig(), name)

@@ -1,4 +1,4 @@
-"""The verbs of a run: init, check, prepare, train."""
+"""The verbs of a run: init, check, join, prepare, train."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from widedeep.cli_join import add_verb_join, check_document, print_check
 from widedeep.cli_output import (
     count,
     number,
@@ -27,7 +28,7 @@ __all__ = ["add_verbs"]
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verbs of a run."""
-    for add in (_add_init, _add_check, _add_prepare, _add_train):
+    for add in (_add_init, _add_check, add_verb_join, _add_prepare, _add_train):
         add(verbs)
 
 
@@ -86,27 +87,45 @@ def _add_check(verbs: Verbs) -> None:
         verbs,
         "check",
         _check,
-        "check a configuration against a sample of its data, without training",
+        "check a configuration against a sample of its data; nothing is trained or written",
         "  widedeep check ads.toml\n"
-        "  widedeep check ads.toml --set data.train=other.parquet --rows 100000\n\n"
-        "Ends with 1 if training could not succeed.",
+        "  widedeep check ads.toml --set data.train=other.parquet --rows 100000\n"
+        "  widedeep check join.toml       # of a join: a sample of its users is joined\n\n"
+        "Ends with 1 if training, or the join, could not succeed.",
     )
-    parser.add_argument("config", metavar="RUN.toml", help="the configuration")
+    parser.add_argument("config", metavar="CONFIG.toml", help="the configuration")
     parser.add_argument(
-        "--rows", type=positive, default=50_000, help="rows to look at in each file"
+        "--rows",
+        type=positive,
+        default=50_000,
+        help="rows to look at in each file, or impressions to join (default: 50,000)",
     )
     add_set(parser)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     from widedeep.commands.check import check_run
+    from widedeep.commands.check_join import is_join_file
 
+    if is_join_file(arguments.config):
+        return _check_join(arguments)
     report = check_run(arguments.config, arguments.set, rows=arguments.rows)
     if arguments.json:
         print_json(_check_document(report))
     else:
         _print_check(report, arguments.config)
     return NO if report.problems else GOOD
+
+
+def _check_join(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.check_join import check_join
+
+    found = check_join(arguments.config, arguments.set, rows=arguments.rows)
+    if arguments.json:
+        print_json(check_document(found))
+    else:
+        print_check(found, arguments.config)
+    return NO if found.problems else GOOD
 
 
 def _check_document(report: CheckReport) -> dict[str, Any]:

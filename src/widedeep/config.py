@@ -7,7 +7,7 @@ import os
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,15 @@ from widedeep.errors import ConfigError, FeatureError, nearest
 from widedeep.features import FeatureSpec
 from widedeep.features.toml import spec_from_table, spec_to_table, toml_text
 
-__all__ = ["DataConfig", "ModelConfig", "RunConfig", "TrainConfig", "load_config"]
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrainConfig",
+    "load_config",
+    "read_section",
+    "read_tables",
+]
 
 Schedule = Literal["constant", "linear", "cosine"]
 LossReduction = Literal["mean", "sum"]
@@ -237,19 +245,49 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         >>> load_config(path, ["train.epochs=3"]).train.epochs
         3
     """
+    tables = read_tables(
+        path,
+        overrides,
+        places=[f"data.{name}" for name in _PLACES],
+        missing="'widedeep init DATA' writes one",
+    )
+    return config_from_tables(tables, folder=Path(path).parent, origin=str(path))
+
+
+def read_tables(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    places: Collection[str] = (),
+    missing: str = "check the path",
+) -> dict[str, Any]:
+    """Read a TOML file and put overrides into it.
+
+    Args:
+        path: The file.
+        overrides: ``"section.key=value"``; the value is read as TOML, or as text if it is none.
+        places: Dotted keys that are paths: in an override they are relative to the working folder,
+            as they were typed there.
+        missing: What to do where there is no such file.
+
+    Raises:
+        ConfigError: For a missing or broken file, or an override that is no assignment.
+    """
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; 'widedeep init DATA' writes one") from error
+        raise ConfigError(f"{path}: no such file; {missing}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder, expected a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: got text that is no TOML: {error}") from error
     for override in overrides:
-        _override(tables, override)
-    return config_from_tables(tables, folder=path.parent, origin=str(path))
+        _override(tables, override, places)
+    return tables
 
 
-def _override(tables: dict[str, Any], override: str) -> None:
+def _override(tables: dict[str, Any], override: str, places: Collection[str]) -> None:
     name, found, text = override.partition("=")
     keys = name.strip().split(".")
     if not found or len(keys) < 2:
@@ -260,7 +298,7 @@ def _override(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    if keys[0] == "data" and keys[1] in _PLACES:
+    if ".".join(keys) in places:
         # Typed where the user is, not where the file lies.
         value = _resolve(value, Path.cwd())
     table = tables
@@ -309,14 +347,14 @@ def config_from_tables(
         }
     return RunConfig(
         spec=spec,
-        data=_read(
+        data=read_section(
             DataConfig,
             places,
             f"{origin}: [data]",
             extra=("label", "weight", "group", "label_vocabulary"),
         ),
-        model=_read(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
-        train=_read(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
+        model=read_section(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
+        train=read_section(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
     )
 
 
@@ -326,9 +364,21 @@ def _resolve(value: Any, folder: Path) -> Any:
     return [_resolve(item, folder) for item in value] if isinstance(value, list) else value
 
 
-def _read(
+def read_section(
     kind: type[Any], table: Mapping[str, Any], origin: str, extra: tuple[str, ...] = ()
 ) -> Any:
+    """Read a TOML table into a dataclass.
+
+    Args:
+        kind: The dataclass; its annotations say what is allowed.
+        table: The values.
+        origin: Named in errors, such as ``"run.toml: [train]"``.
+        extra: Further keys that the section may hold, read elsewhere.
+
+    Raises:
+        ConfigError: For an unknown key (with the nearest), a value of another type, or one that the
+            dataclass refuses.
+    """
     hints = typing.get_type_hints(kind)
     for key, value in table.items():
         if key not in hints:

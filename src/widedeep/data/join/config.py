@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from widedeep.config import _read as read_section
+from widedeep.config import read_section, read_tables
 from widedeep.data.join.history import History
 from widedeep.data.join.times import duration_us, moment_us, offset_us
 from widedeep.errors import ConfigError, nearest
@@ -23,6 +22,7 @@ __all__ = [
     "Label",
     "Negatives",
     "Split",
+    "is_join",
     "load_join_config",
 ]
 
@@ -378,15 +378,19 @@ _SECTIONS: dict[str, type[Any]] = {
     "negatives": Negatives,
 }
 _LISTS: dict[str, type[Any]] = {"labels": Label, "history": History}
+_INPUTS = ("impressions", "actions", "user_attributes", "item_attributes")
+_PLACES = ("join.output", "join.spill_folder", *(f"{name}.path" for name in _INPUTS))
 
 
-def load_join_config(path: str | os.PathLike[str]) -> JoinConfig:
+def load_join_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> JoinConfig:
     """Read a join's TOML file. Relative paths in it are relative to its folder.
 
     Args:
         path: The file, with the tables ``[join]``, ``[impressions]``, ``[actions]``,
             ``[user_attributes]``, ``[item_attributes]``, ``[[labels]]``, ``[[history]]``,
             ``[split]`` and ``[negatives]``.
+        overrides: ``"split.by=user"`` and the like; the value is read as TOML, or as text if it is
+            none. Paths in them are relative to the working folder.
 
     Raises:
         ConfigError: For a missing or broken file, an unknown section or key (with the nearest), or
@@ -404,14 +408,13 @@ def load_join_config(path: str | os.PathLike[str]) -> JoinConfig:
         >>> load_join_config(path).labels[0].window_us
         86400000000
     """
-    path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: got text that is no TOML: {error}") from error
-    return join_config_from_tables(tables, folder=path.parent, origin=str(path))
+    tables = read_tables(path, overrides, places=_PLACES)
+    return join_config_from_tables(tables, folder=Path(path).parent, origin=str(path))
+
+
+def is_join(tables: Mapping[str, Any]) -> bool:
+    """Tell whether the tables of a TOML file configure a join, and not a run."""
+    return "features" not in tables and bool({"join", "actions", "impressions"} & set(tables))
 
 
 def join_config_from_tables(

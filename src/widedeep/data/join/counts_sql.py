@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from widedeep.data.join.history_sql import of_kinds
 from widedeep.data.join.plan import JoinPlan
+from widedeep.data.join.times import duration_us
 
 __all__ = ["part_counts"]
 
@@ -13,7 +14,8 @@ def part_counts(plan: JoinPlan, part: int) -> str:
 
     The columns are ``impressions``, ``open_windows``, ``actions``, and for each label, by its
     number: ``relevant_<n>`` (actions of its kinds), ``orphaned_<n>`` (with no impression of the
-    item by the user before them) and ``late_<n>`` (with one, but the window had passed).
+    item by the user before them) and ``late_<n>`` (with one, but the window had passed); for users'
+    and items' attributes ``user_hits`` and ``item_hits``: impressions with a version valid then.
     """
     closed = plan.log_end_us - plan.window_us
     shown = (
@@ -44,4 +46,22 @@ def part_counts(plan: JoinPlan, part: int) -> str:
             f"FROM (SELECT wd_imp, {windows} FROM ({stream}) AS wd_s) AS wd_c "
             f"WHERE wd_imp IS NULL) AS l{number}"
         )
+    for of, source, attributes in (
+        ("user", plan.user_attributes, plan.config.user_attributes),
+        ("item", plan.item_attributes, plan.config.item_attributes),
+    ):
+        if source is not None and attributes is not None:
+            delay = duration_us(attributes.availability_delay)
+            tables.append(f"({_attribute_hits(of, part, delay)}) AS {of[0]}h")
     return f"SELECT * FROM {' CROSS JOIN '.join(tables)}"
+
+
+def _attribute_hits(of: str, part: int, delay_us: int) -> str:
+    """Return SQL that counts the impressions at which a user or item had attributes."""
+    own = f" WHERE wd_part = {part}" if of == "user" else ""
+    return (
+        f"SELECT COUNT(CASE WHEN v.wd_first + {delay_us} <= i.wd_time THEN 1 END) AS {of}_hits "
+        f"FROM wd_impressions AS i LEFT JOIN (SELECT wd_{of}, MIN(wd_time) AS wd_first "
+        f"FROM wd_{of}_versions{own} GROUP BY wd_{of}) AS v ON i.wd_{of} = v.wd_{of} "
+        f"WHERE i.wd_part = {part}"
+    )

@@ -204,6 +204,11 @@ def _counts(
         "sampled_or_split_out": counts["impressions"] - left_out - written,
         "examples": written,
         "labels": {},
+        "attributes": {
+            of: {"impressions": counts["impressions"], "found": counts[f"{of}_hits"]}
+            for of in ("user", "item")
+            if f"{of}_hits" in counts
+        },
     }
     for number, label in enumerate(config.labels):
         found["labels"][label.name] = {

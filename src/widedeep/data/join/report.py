@@ -89,6 +89,9 @@ def _counts(counts: Mapping[str, Any]) -> str:
         ):
             share = f"{found[kind]:,} ({found[kind] / total:.1%})"
             rows.append([f"&nbsp;&nbsp;of these {told}", share])
+    for of, found in counts["attributes"].items():
+        share = f"{found['found']:,} ({found['found'] / max(1, found['impressions']):.1%})"
+        rows.append([f"Impressions whose {of} had attributes by then", share])
     return _table(["", ""], rows, [1])
 
 

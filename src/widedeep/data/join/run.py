@@ -29,7 +29,7 @@ from widedeep.data.join.steps import Steps
 from widedeep.directory import file_sha256
 from widedeep.errors import DataError, WideDeepError
 
-__all__ = ["open_engine", "run_join"]
+__all__ = ["JoinRun", "check_output", "open_engine", "run_join"]
 
 
 def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False) -> JoinResult:
@@ -56,7 +56,7 @@ def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False
     work.mkdir(parents=True, exist_ok=True)
     try:
         with Steps(enabled=progress) as steps, open_engine(config, work) as engine:
-            result = _Run(engine, config, work, steps).run()
+            result = JoinRun(engine, config, work, steps).run()
     except OSError as error:
         raise DataError(
             f"{explained(f'writing {output}', str(error))}; finished parts are kept in {work}, "
@@ -101,8 +101,15 @@ def open_engine(config: JoinConfig, work: Path) -> Iterator[Engine]:
 
 
 @dataclass
-class _Run:
-    """One run: its engine, its place, and the steps in their order."""
+class JoinRun:
+    """One run: its engine, its place, and the steps in their order.
+
+    Args:
+        engine: Runs the SQL.
+        config: What to do.
+        work: Folder for staged inputs and finished parts.
+        steps: Told which step begins.
+    """
 
     engine: Engine
     config: JoinConfig
@@ -110,12 +117,13 @@ class _Run:
     steps: Steps
 
     def run(self) -> JoinResult:
+        """Take every step, and write the dataset."""
         self.steps.start("checking the inputs")
         resolved = resolve(self.engine, self.config, self.work / "spool")
         inputs = _input_records(resolved.inputs)
         self._claim(inputs)
         try:
-            resolved = self._stage(resolved)
+            resolved = self.stage(resolved)
             shards, counts = self._parts(resolved)
         except DataError as error:
             damaged = damaged_file(resolved.inputs)
@@ -150,7 +158,7 @@ class _Run:
             )
         place.write_text(fingerprint)
 
-    def _stage(self, resolved: Resolved) -> Resolved:
+    def stage(self, resolved: Resolved) -> Resolved:
         """Bring the inputs into one form; returns the plan with the boundaries of time."""
         plan = resolved.plan
         many = plan.partitions > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ from widedeep.data.join.engine import BATCH_ROWS, explained, install_hint
 from widedeep.data.join.portable_sql import for_spark
 from widedeep.errors import ConfigError, DataError
 
-__all__ = ["SparkEngine"]
+__all__ = ["SparkEngine", "check_spark"]
 
 _DEFAULTS = {
     "spark.sql.session.timeZone": "UTC",
@@ -28,6 +29,14 @@ _DEFAULTS = {
     # Staged results name their columns with care; files of one table share one schema.
     "spark.sql.parquet.mergeSchema": "false",
 }
+
+
+def check_spark() -> None:
+    """Raise DataError if PySpark or Java is not installed here."""
+    if importlib.util.find_spec("pyspark") is None:
+        raise DataError(install_hint("pyspark", "spark"))
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        raise DataError("Spark needs Java 17, and there is no 'java' here; install a JDK 17")
 
 
 class SparkEngine:
@@ -47,15 +56,12 @@ class SparkEngine:
     parallel = True
 
     def __init__(self, master: str, options: Mapping[str, str]) -> None:
-        try:
-            import pyspark
-            from py4j.protocol import Py4JJavaError
-            from pyspark.errors import PySparkException
-            from pyspark.sql import SparkSession
-        except ModuleNotFoundError as error:
-            raise DataError(install_hint("pyspark", "spark")) from error
-        if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-            raise DataError("Spark needs Java 17, and there is no 'java' here; install a JDK 17")
+        check_spark()
+        import pyspark
+        from py4j.protocol import Py4JJavaError
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+
         self.version = pyspark.__version__
         self._errors = (PySparkException, Py4JJavaError)
         self._owned = SparkSession.getActiveSession() is None

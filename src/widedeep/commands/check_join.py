@@ -1,0 +1,125 @@
+"""Does a join's configuration fit its logs? Answered from a sample of users, without writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from widedeep.config import read_tables
+from widedeep.data.join.config import JoinConfig, is_join, load_join_config
+from widedeep.data.join.dry_run import DryRun, dry_run
+from widedeep.data.profile import ColumnProfile, profile_columns
+from widedeep.errors import ConfigError, WideDeepError
+
+__all__ = ["JoinCheck", "check_join", "is_join_file"]
+
+_MISSING_MUCH = 0.5
+_LOST_MUCH = 0.5
+
+
+@dataclass(kw_only=True)
+class JoinCheck:
+    """What a check of a join found.
+
+    Args:
+        problems: What must be put right before the join can succeed.
+        notes: What a person should know.
+        tried: The join of a sample, or None if that failed.
+        columns: What the sample's examples hold.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tried: DryRun | None = None
+    columns: list[ColumnProfile] = field(default_factory=list)
+
+
+def is_join_file(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a TOML file configures a join; False for one that cannot be read."""
+    try:
+        return is_join(read_tables(path))
+    except ConfigError:
+        return False
+
+
+def check_join(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, rows: int
+) -> JoinCheck:
+    """Check a join's configuration, and join a sample of the users.
+
+    Args:
+        path: The TOML file.
+        overrides: As for :func:`widedeep.data.join.load_join_config`.
+        rows: Impressions in the sample, about.
+    """
+    check = JoinCheck()
+    try:
+        config = load_join_config(path, overrides)
+        _check_engine(config, check)
+        check.tried = dry_run(config, rows=rows)
+    except WideDeepError as error:
+        check.problems.append(str(error))
+        return check
+    check.columns = profile_columns(check.tried.examples)
+    _note_inputs(config, check.tried, check)
+    _note_labels(config, check.tried, check)
+    _note_attributes(check.tried, check)
+    _note_columns(config, check)
+    return check
+
+
+def _check_engine(config: JoinConfig, check: JoinCheck) -> None:
+    """Say what Spark would miss; the sample itself is joined by DuckDB."""
+    if config.engine != "spark":
+        return
+    from widedeep.data.join.spark_engine import check_spark
+
+    try:
+        check_spark()
+    except WideDeepError as error:
+        check.problems.append(str(error))
+
+
+def _note_inputs(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
+    for name, counts in tried.resolved.counts.items():
+        for column, nulls in counts.null_keys.items():
+            if nulls:
+                check.notes.append(f"{name}: {nulls:,} rows are left out: {column!r} is null")
+    if os.path.exists(os.path.join(config.output, "manifest.json")):
+        check.notes.append(f"{config.output}: holds a dataset, which the join replaces")
+
+
+def _note_labels(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
+    for number, label in enumerate(config.labels):
+        if not any(sums[label.name] for sums in tried.splits.values()):
+            check.notes.append(f"label {label.name!r} is 0 in all of the sample: check its kinds")
+        actions = max(1, tried.counts[f"relevant_{number}"])
+        for kind, told in (
+            ("orphaned", "had no impression of the item before them"),
+            ("late", "came after the window"),
+        ):
+            share = tried.counts[f"{kind}_{number}"] / actions
+            if share > _LOST_MUCH:
+                check.notes.append(f"label {label.name!r}: {share:.0%} of its actions {told}")
+
+
+def _note_attributes(tried: DryRun, check: JoinCheck) -> None:
+    for of in ("user", "item"):
+        if f"{of}_hits" not in tried.counts:
+            continue
+        share = tried.counts[f"{of}_hits"] / max(1, tried.counts["impressions"])
+        if share < 1 - _LOST_MUCH:
+            check.notes.append(f"{of}_attributes: {share:.0%} of the impressions find a version")
+
+
+def _note_columns(config: JoinConfig, check: JoinCheck) -> None:
+    labels = {label.name for label in config.labels}
+    for column in check.columns:
+        if column.name in labels or column.name == "weight":
+            continue
+        if column.constant:
+            same = f"always {column.top[0][0]}" if column.top else "always null"
+            check.notes.append(f"column {column.name!r} is constant in the sample: {same}")
+        elif column.missing > _MISSING_MUCH:
+            check.notes.append(f"column {column.name!r} is {column.missing:.0%} missing")

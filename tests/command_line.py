@@ -1,0 +1,39 @@
+"""How the tests call the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.join.small_log import actions, impressions
+
+VERBS = ["init", "check", "join", "prepare", "train", "evaluate", "export", "score", "inspect"]
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+def write_join(folder: Path) -> Path:
+    """Write a small impressions and an actions log, and the join's configuration."""
+    pq.write_table(pa.Table.from_pylist(impressions()), folder / "shown.parquet")
+    pq.write_table(pa.Table.from_pylist(actions()), folder / "taken.parquet")
+    (folder / "join.toml").write_text(
+        """
+        join.output = "examples"
+        impressions = { path = "shown.parquet", position = "position" }
+        actions = { path = "taken.parquet", kind = "kind", value = "price" }
+        labels = [{ name = "click", kinds = ["click"], window = "10m" }]
+        history = [{ name = "clicks", feature = "count", kinds = ["click"], window = "1h" }]
+        """
+    )
+    return folder / "join.toml"
