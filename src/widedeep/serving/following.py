@@ -1,0 +1,323 @@
+"""Following a directory of versions: what is loaded, what leaves, and who answers."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from widedeep.errors import ConfigError, WideDeepError
+from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.loading import RankerOptions, load_ranker, lower_thread_priority
+from widedeep.serving.plan import Plan, make_plan
+from widedeep.serving.served import LoadedVersion
+from widedeep.serving.shadow import ShadowScoring
+from widedeep.serving.state import ServingState, read_state
+from widedeep.serving.versions import Policy, Signature, find_versions, signature
+
+__all__ = ["Failure", "Following", "Routes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """Who answers what; replaced as a whole.
+
+    Args:
+        default: Takes the traffic.
+        labels: By label.
+        canary: Answers ``share`` of the requests.
+        share: Of the request ids.
+        shadow: Scores what others answer.
+    """
+
+    default: LoadedVersion | None = None
+    labels: Mapping[str, LoadedVersion] = field(default_factory=dict)
+    canary: LoadedVersion | None = None
+    share: float = 0.0
+    shadow: ShadowScoring | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a version did not load.
+
+    Args:
+        files: The version's.
+        items: The catalogue's; with others of either it is worth another try.
+        why: As told to the operator.
+    """
+
+    files: Signature
+    items: Signature
+    why: str
+
+
+class Following:
+    """Looks at a directory, its state and its catalogue, and loads and frees versions by them.
+
+    One thread looks; another has versions loaded, one at a time, and frees them. All that is public
+    here is read and written under ``lock``, which is held for moments only; ``routes`` alone
+    may be read without it.
+
+    Args:
+        root: The directory.
+        state_file: What operators have asked for.
+        policy: Which versions are wanted.
+        poll_s: Seconds between looks.
+        options: How versions are loaded.
+
+    Attributes:
+        lock: Of everything below.
+        changed: Notified, with the lock, when something below has changed.
+        state: As of the last look.
+        found: Path and files of each version in the directory, oldest first.
+        failed: Each version, or newer copy of one, that did not load.
+        loaded: Versions that may be asked for.
+        leaving: Versions no longer asked for, and not yet freed.
+        loading: Name of the version that is being loaded.
+        problem: Why the directory or the state could not be read at the last look.
+        routes: Who answers what.
+    """
+
+    def __init__(
+        self, root: Path, state_file: Path, policy: Policy, poll_s: float, options: RankerOptions
+    ) -> None:
+        self._root, self._state_file, self._policy = root, state_file, policy
+        self._poll_s, self._options = poll_s, options
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        self.state = ServingState()
+        self.found: dict[str, tuple[Path, Signature]] = {}
+        self.failed: dict[str, Failure] = {}
+        self.loaded: dict[str, LoadedVersion] = {}
+        self.leaving: list[LoadedVersion] = []
+        self.loading: str | None = None
+        self.problem: str | None = None
+        self.routes = Routes()
+        self._looking = threading.Lock()
+        self._items: Signature = ()
+        self._catalogue: tuple[Signature, Catalogue] | None = None
+        self._plan = Plan((), None)
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._watch, name="widedeep-watch", daemon=True),
+            threading.Thread(target=self._work, name="widedeep-work", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Look once, then go on in the background.
+
+        Raises:
+            ConfigError: If the directory or the state cannot be read.
+        """
+        self.look()
+        if self.problem is not None:
+            raise ConfigError(self.problem)
+        for thread in self._threads:
+            thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Stop; each version is freed when its last request ends, for ``timeout_s`` at most."""
+        self._closing.set()
+        with self.changed:
+            shadow = self.routes.shadow
+            self.routes = Routes()
+            self.leaving += self.loaded.values()
+            self.loaded = {}
+            self.changed.notify_all()
+        if shadow is not None:
+            shadow.close()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(timeout_s)
+
+    @property
+    def closing(self) -> bool:
+        """Tell whether :meth:`close` was called."""
+        return self._closing.is_set()
+
+    # ---- looking --------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self._poll_s):
+            self.look()
+
+    def look(self) -> None:
+        """Read the directory and the state, and change the routes by what is loaded already."""
+        with self._looking:  # one after the other: a slow look must not bring back older orders
+            try:
+                state = read_state(self._state_file)
+                paths = find_versions(self._root)
+            except ConfigError as error:
+                # What is served is served on: a file system may be away for a moment.
+                self.problem = str(error)
+                return
+            found = {name: (path, signature(path)) for name, path in paths.items()}
+            items = _file_signature(self._options.items)
+            with self.changed:
+                self.problem, self.state, self.found, self._items = None, state, found, items
+                self.failed = {
+                    name: failure
+                    for name, failure in self.failed.items()
+                    if name in found and failure.files == found[name][1] and failure.items == items
+                }
+                self._settle()
+
+    def _settle(self) -> None:
+        """Plan anew and route by it; with the lock held."""
+        if self._closing.is_set():
+            return
+        failed = [name for name in self.failed if name not in self.loaded]
+        self._plan = plan = make_plan(list(self.found), self._policy, self.state, failed)
+        before, default = self.routes.default, None
+        if plan.default is not None:
+            # Until it is ready, the version that serves goes on.
+            default = self.loaded.get(plan.default, before)
+        elif before is not None and before.name not in self.state.withdrawn:
+            # Its directory is gone, and there is no other: better the old answers than none.
+            default = before
+        keep = {*plan.keep, *([] if default is None else [default.name])}
+        for name in [name for name in self.loaded if name not in keep]:
+            self.leaving.append(self.loaded.pop(name))
+        self.routes = self._routed(default)
+        self.changed.notify_all()
+
+    def _routed(self, default: LoadedVersion | None) -> Routes:
+        state, loaded = self.state, self.loaded
+        canary = None if state.canary is None else loaded.get(state.canary.version)
+        labels = {} if canary is None else {"canary": canary}
+        labels |= {label: loaded[of] for label, of in state.labels.items() if of in loaded}
+        if default is not None:
+            labels["stable"] = default
+        return Routes(
+            default=default,
+            labels=labels,
+            canary=canary,
+            share=0.0 if state.canary is None else state.canary.share,
+            shadow=self._shadow(None if state.shadow is None else loaded.get(state.shadow)),
+        )
+
+    def _shadow(self, wanted: LoadedVersion | None) -> ShadowScoring | None:
+        """Return the scoring by this version: the one that runs, or a new one."""
+        running = self.routes.shadow
+        if running is not None and wanted is not None and running.ranker is wanted.ranker:
+            return running
+        if running is not None:
+            # Its thread ends by itself; waiting for it here would hold the lock.
+            running.close(timeout_s=0)
+        return None if wanted is None else ShadowScoring(wanted.name, wanted.ranker)
+
+    # ---- loading and freeing --------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(self._has_work)
+                if self._closing.is_set() and not self.leaving:
+                    return
+                unused = [old for old in self.leaving if not old.in_use]
+                self.leaving = [old for old in self.leaving if old.in_use]
+                name, stale = self._next_load(), self._next_catalogue()
+                place = None if name is None else self.found[name]
+                self.loading = name
+                self.changed.notify_all()
+            for old in unused:
+                old.free()
+            unused.clear()
+            if name is not None and place is not None:
+                self._beside(partial(self._load, name, *place))
+            elif stale is not None:
+                self._beside(partial(self._refresh_catalogue, stale))
+
+    def _beside(self, work: Callable[[], None]) -> None:
+        """Do it in a thread of low priority while a version serves, and at full speed before."""
+
+        def run() -> None:
+            if self.routes.default is not None:
+                lower_thread_priority()
+            work()
+
+        # A thread each: one that has lowered its priority may not raise it again.
+        thread = threading.Thread(target=run, name="widedeep-load", daemon=True)
+        thread.start()
+        thread.join()
+
+    def _has_work(self) -> bool:
+        if any(not old.in_use for old in self.leaving):
+            return True
+        if self._closing.is_set():
+            return not self.leaving
+        return self._next_load() is not None or self._next_catalogue() is not None
+
+    def _next_load(self) -> str | None:
+        """Return the first version of the plan that is not loaded, or not as it is now."""
+        if self._closing.is_set():
+            return None
+        for name in self._plan.keep:
+            held, files = self.loaded.get(name), self.found[name][1]
+            current = held is not None and held.files == files
+            if not current and name not in self.failed:
+                return name
+        return None
+
+    def _next_catalogue(self) -> LoadedVersion | None:
+        if self._closing.is_set() or not self._items:
+            return None
+        return next((held for held in self.loaded.values() if held.items != self._items), None)
+
+    def _load(self, name: str, path: Path, files: Signature) -> None:
+        items, default = self._items, self.routes.default
+        like = None if default is None or default.name == name else default.ranker
+        started = time.perf_counter()
+        try:
+            ranker = load_ranker(path, self._options, self._read_catalogue(items), like=like)
+        except (WideDeepError, OSError, MemoryError) as error:
+            reason = f"{path}: {error!r}" if not isinstance(error, WideDeepError) else str(error)
+            with self.changed:
+                self.failed[name] = Failure(files, items, reason)
+                self.loading = None
+                self._settle()
+            return
+        made = LoadedVersion(name, ranker, files, items, time.perf_counter() - started)
+        with self.changed:
+            self.loading = None
+            self.failed.pop(name, None)
+            before = self.loaded.get(name)
+            self.leaving += [] if before is None else [before]
+            self.loaded[name] = made
+            if self.routes.default is before:
+                self.routes = replace(self.routes, default=made)
+            self._settle()
+
+    def _read_catalogue(self, items: Signature) -> Catalogue | None:
+        """Return the items: the same object for every version."""
+        path, id_column = self._options.items, self._options.item_id
+        if path is None or id_column is None:
+            return None
+        if self._catalogue is None or self._catalogue[0] != items:
+            self._catalogue = (items, Catalogue.read(os.fspath(path), id_column=id_column))
+        return self._catalogue[1]
+
+    def _refresh_catalogue(self, held: LoadedVersion) -> None:
+        items, error = self._items, None
+        try:
+            held.ranker.replace_catalogue(self._read_catalogue(items))
+        except (WideDeepError, OSError, MemoryError) as failure:
+            error = str(failure)
+        with self.changed:
+            held.items, held.catalogue_error = items, error
+            self.changed.notify_all()
+
+
+def _file_signature(path: str | os.PathLike[str] | None) -> Signature:
+    if path is None:
+        return ()
+    try:
+        about = os.stat(path)
+    except OSError:
+        return ()
+    return ((os.fspath(path), about.st_size, about.st_mtime_ns, about.st_ino),)

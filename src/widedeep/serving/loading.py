@@ -1,0 +1,120 @@
+"""One version made ready: checked, loaded, its catalogue built, its stored requests answered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from widedeep.bundle import Bundle, BundleHead
+from widedeep.errors import BundleError
+from widedeep.features.sides import item_columns
+from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.ranker import Ranker
+
+__all__ = ["RankerOptions", "load_ranker", "lower_thread_priority"]
+
+_TOLERANCE = 1e-4
+_LOWEST_PRIORITY = 19
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankerOptions:
+    """How a version's :class:`~widedeep.serving.ranker.Ranker` is made.
+
+    Args:
+        items: The catalogue's Parquet file; None: candidates are given inline.
+        item_id: The catalogue's column of item ids.
+        unknown_items: Items that are not in the catalogue are scored as never seen, or refused.
+        catalogue_precision: Of the catalogue's prebuilt rows.
+        threads: Threads that a long request is split over.
+    """
+
+    items: str | os.PathLike[str] | None = None
+    item_id: str | None = None
+    unknown_items: Literal["score", "refuse"] = "score"
+    catalogue_precision: Literal["float32", "bfloat16"] = "float32"
+    threads: int = 1
+
+
+def load_ranker(
+    path: Path,
+    options: RankerOptions,
+    catalogue: Catalogue | None = None,
+    *,
+    like: Ranker | None = None,
+) -> Ranker:
+    """Load a version and have it answer the requests stored in its bundle.
+
+    Args:
+        path: The version's bundle.
+        options: How the ranker is made.
+        catalogue: The items.
+        like: The version that serves now; another model's heads are refused.
+
+    Raises:
+        BundleError: If the bundle is damaged, incomplete, of another format or of another model,
+            or if it does not give the scores that were stored with it.
+        WideDeepError: If the catalogue does not fit it.
+    """
+    bundle = Bundle.load(path)
+    if like is not None:
+        _check_heads(bundle, like.bundle)
+    ranker = Ranker(
+        bundle,
+        items=catalogue,
+        item_id=options.item_id,
+        unknown_items=options.unknown_items,
+        catalogue_precision=options.catalogue_precision,
+        threads=options.threads,
+    )
+    _answer_stored_requests(bundle, ranker)
+    return ranker
+
+
+def _check_heads(bundle: Bundle, serving: Bundle) -> None:
+    got, want = _told(bundle), _told(serving)
+    if got != want:
+        raise BundleError(
+            f"{bundle.path}: got a model with the heads {got}, the version that serves has {want}: "
+            "it is another model; publish it in a directory of its own"
+        )
+
+
+def _told(bundle: Bundle) -> str:
+    def classes(head: BundleHead) -> str:
+        names = "".join(f" {name}" for name in head.classes)
+        return f" of {head.stop - head.start} classes{names}" if head.kind == "multiclass" else ""
+
+    return ", ".join(
+        f"{head.name or 'score'} ({head.kind}{classes(head)})" for head in bundle.model.heads
+    )
+
+
+def _answer_stored_requests(bundle: Bundle, ranker: Ranker) -> None:
+    """Compare each stored row's score with the one it gets as a request of one candidate."""
+    of_item = item_columns(bundle.schema.spec)
+    heads = [head.name for head in bundle.model.heads if head.kind != "multiclass"]
+    for index, row in enumerate(bundle.warmup.rows):
+        # Where no feature is declared to be the item's, those that come with an item are.
+        item = {name: [value] for name, value in row.items() if name in of_item or not of_item}
+        user = {name: value for name, value in row.items() if name not in item}
+        for head in heads if item else []:
+            got = float(ranker.rank(user, candidates=item, head=head).scores[0])
+            want = float(bundle.warmup.scores[head][index])
+            if not abs(got - want) <= _TOLERANCE * max(1.0, abs(want)):
+                raise BundleError(
+                    f"{bundle.path}: stored request {index} is ranked with {got}, it scored {want} "
+                    "when the bundle was written; export it with this version"
+                )
+
+
+def lower_thread_priority() -> None:
+    """Let this thread run only where others leave the processor idle (Linux; elsewhere nothing)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)

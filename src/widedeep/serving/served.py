@@ -1,0 +1,146 @@
+"""A version while it serves: who holds it, what it answers, how it stands."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+
+from widedeep.errors import WideDeepError
+from widedeep.serving.ranker import Ranker, Ranking
+from widedeep.serving.shadow import ShadowScoring
+from widedeep.serving.versions import Signature
+
+__all__ = ["Lease", "LoadedVersion", "NoVersion", "Served", "VersionState", "VersionStatus"]
+
+VersionState: TypeAlias = Literal["available", "loading", "ready", "failed", "unloading"]
+
+
+class NoVersion(WideDeepError):
+    """No version can answer: none is loaded, or not the one that was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VersionStatus:
+    """A version, as the status endpoint tells it.
+
+    Args:
+        version: Its name.
+        state: ``"available"`` stands for: it is there, and nobody wants it loaded.
+        error: Why it, or the newer copy of it in its directory, did not load.
+        labels: That it bears; ``"stable"`` where it takes the traffic.
+        catalogue_version: Of the items it serves.
+        catalogue_error: Why the newest catalogue did not load.
+        loaded_at: Seconds since 1970.
+        load_s: How long loading took.
+        requests: Leases given out since it was loaded.
+        in_use: Leases not yet given back.
+    """
+
+    version: str
+    state: VersionState
+    error: str | None = None
+    labels: tuple[str, ...] = ()
+    catalogue_version: str | None = None
+    catalogue_error: str | None = None
+    loaded_at: float | None = None
+    load_s: float | None = None
+    requests: int = 0
+    in_use: int = 0
+
+
+class LoadedVersion:
+    """A loaded copy of a version, and how many requests use it.
+
+    Args:
+        name: Of the version.
+        ranker: Ranks with it.
+        files: Its bundle's, when it was loaded.
+        items: The catalogue's file, when it was loaded.
+        load_s: How long loading took.
+    """
+
+    def __init__(
+        self, name: str, ranker: Ranker, files: Signature, items: Signature, load_s: float
+    ) -> None:
+        self.name, self.ranker, self.files, self.items = name, ranker, files, items
+        self.loaded_at, self.load_s = time.time(), load_s
+        self.catalogue_error: str | None = None
+        self.requests = self.in_use = 0
+
+    def free(self) -> None:
+        """Let go of the ranker; nobody may use this version any more."""
+        del self.ranker
+
+
+class Served:
+    """The version that answers one request, as long as its lease is held.
+
+    Attributes:
+        version: Its name.
+        ranker: Ranks.
+        label: Which label led to it: the one asked for, else ``"stable"`` or ``"canary"``; None
+            where a version was asked for by name.
+    """
+
+    __slots__ = ("_shadow", "label", "ranker", "version")
+
+    def __init__(
+        self, version: str, ranker: Ranker, label: str | None, shadow: ShadowScoring | None
+    ) -> None:
+        self.version, self.ranker, self.label = version, ranker, label
+        self._shadow = shadow
+
+    def rank(
+        self,
+        user: Mapping[str, Any],
+        context: Mapping[str, Any] | None = None,
+        candidates: Any = (),
+        *,
+        k: int | None = None,
+        explain: bool = False,
+        head: str | None = None,
+    ) -> Ranking:
+        """Rank as :meth:`widedeep.serving.ranker.Ranker.rank` does; the shadow follows later.
+
+        The arguments must not be changed afterwards.
+        """
+        ranking = self.ranker.rank(user, context, candidates, k=k, explain=explain, head=head)
+        if self._shadow is not None:
+            self._shadow.offer(user, context, candidates, head, ranking)
+        return ranking
+
+
+class Lease:
+    """Keeps a version alive for one request; made by :meth:`widedeep.serving.Registry.lease`.
+
+    Args:
+        take: Gives the version and what the request gets of it; raises :class:`NoVersion`.
+        give_back: Called at the end, with the version.
+    """
+
+    __slots__ = ("_give_back", "_held", "_take")
+
+    def __init__(
+        self,
+        take: Callable[[], tuple[LoadedVersion, Served]],
+        give_back: Callable[[LoadedVersion], None],
+    ) -> None:
+        self._take, self._give_back = take, give_back
+        self._held: LoadedVersion | None = None
+
+    def __enter__(self) -> Served:
+        self._held, served = self._take()
+        return served
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._give_back(held)

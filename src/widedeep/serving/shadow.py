@@ -1,0 +1,144 @@
+"""Shadow scoring: another version scores what was answered, off the reply's path."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from widedeep.errors import WideDeepError
+from widedeep.serving.loading import lower_thread_priority
+
+if TYPE_CHECKING:
+    from widedeep.serving.ranker import Ranker, Ranking
+
+__all__ = ["ShadowReport", "ShadowScoring"]
+
+# Upper ends of |difference|: three a decade from 1e-7 to 1, and all above.
+_EDGES = np.array([0.0, *(m * 10.0**e for e in range(-7, 0) for m in (1, 2, 5)), 1.0])
+_QUEUED = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShadowReport:
+    """How far a shadow's scores are from those that were answered.
+
+    Args:
+        version: The shadow.
+        requests: Compared.
+        scores: Compared.
+        dropped: Requests that were not compared, because the shadow could not keep up.
+        failed: Requests that the shadow could not score.
+        error: The last reason.
+        mean: Of shadow minus answered.
+        mean_absolute: Of the difference.
+        largest: Absolute difference.
+        same_first: Share of the requests whose first item would have been the same.
+        edges: Upper ends of the histogram's bins of the absolute difference; the last bin has none.
+        counts: Scores in each bin, one more than ``edges``.
+    """
+
+    version: str
+    requests: int
+    scores: int
+    dropped: int
+    failed: int
+    error: str | None
+    mean: float
+    mean_absolute: float
+    largest: float
+    same_first: float
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class ShadowScoring:
+    """Scores requests a second time in a thread of low priority; what it cannot keep up with drops.
+
+    Args:
+        version: The shadow's name.
+        ranker: The shadow's.
+    """
+
+    def __init__(self, version: str, ranker: Ranker) -> None:
+        self.version, self.ranker = version, ranker
+        self._closing = False
+        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(_QUEUED)
+        self._lock = threading.Lock()
+        self._counts = np.zeros(len(_EDGES) + 1, np.int64)
+        self._requests = self._scores = self._dropped = self._failed = self._same_first = 0
+        self._sum = self._sum_absolute = self._largest = 0.0
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._run, name="widedeep-shadow", daemon=True)
+        self._thread.start()
+
+    def offer(
+        self, user: Any, context: Any, candidates: Any, head: str | None, answered: Ranking
+    ) -> None:
+        """Queue a request that was answered; never blocks."""
+        try:
+            self._queue.put_nowait((user, context, candidates, head, answered))
+        except queue.Full:
+            with self._lock:
+                self._dropped += 1
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Stop; what is still queued is dropped."""
+        self._closing = True
+        with contextlib.suppress(queue.Full):  # then it wakes by itself
+            self._queue.put_nowait(None)
+        if timeout_s > 0:
+            self._thread.join(timeout_s)
+
+    def report(self) -> ShadowReport:
+        """Return the distribution of the differences so far."""
+        with self._lock:
+            scores, requests = max(1, self._scores), max(1, self._requests)
+            return ShadowReport(
+                version=self.version,
+                requests=self._requests,
+                scores=self._scores,
+                dropped=self._dropped,
+                failed=self._failed,
+                error=self._error,
+                mean=self._sum / scores,
+                mean_absolute=self._sum_absolute / scores,
+                largest=self._largest,
+                same_first=self._same_first / requests,
+                edges=tuple(_EDGES.tolist()),
+                counts=tuple(self._counts.tolist()),
+            )
+
+    def _run(self) -> None:
+        lower_thread_priority()
+        while (asked := self._queue.get()) is not None and not self._closing:
+            try:
+                self._compare(*asked)
+            except WideDeepError as error:
+                with self._lock:
+                    self._failed += 1
+                    self._error = str(error)
+
+    def _compare(
+        self, user: Any, context: Any, candidates: Any, head: str | None, answered: Ranking
+    ) -> None:
+        ranking = self.ranker.rank(user, context, candidates, head=head)
+        scores = np.empty_like(ranking.scores)
+        scores[ranking.positions] = ranking.scores  # in the order of the request
+        got = scores[answered.positions]
+        differences = (got - answered.scores).reshape(-1)
+        sizes = np.abs(differences)
+        bins = np.bincount(np.searchsorted(_EDGES, sizes), minlength=len(_EDGES) + 1)
+        with self._lock:
+            self._counts += bins
+            self._requests += 1
+            self._scores += len(sizes)
+            self._sum += float(differences.sum())
+            self._sum_absolute += float(sizes.sum())
+            self._largest = max(self._largest, float(sizes.max(initial=0.0)))
+            if len(ranking.positions):
+                self._same_first += int(ranking.positions[0] == answered.positions[0])
