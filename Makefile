@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 PY ?= $(BIN)/python
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
-# The index with PyTorch's builds without CUDA, where pip's own index has none (see its installation page).
+# Where torch comes from; empty: from the index pip is set up with, which on Linux may hold only the
+# CUDA build. It runs without a GPU too, but is gigabytes larger.
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
 comma := ,
@@ -39,7 +40,8 @@ help:
 	@echo "make clean         remove what the above made, save .venv"
 	@echo
 	@echo "PYTHON=python3.12 names the interpreter (3.11 or later) that .venv is made from."
-	@echo "TORCH_INDEX=URL takes torch from PyTorch's index of CPU builds: on Linux, the other brings CUDA."
+	@echo "TORCH_INDEX=URL takes torch from there: on Linux pip's usual index holds the CUDA build only, and"
+	@echo "PyTorch's installation page names an index of CPU builds, which are far smaller."
 
 $(READY):
 	@command -v $(PYTHON) > /dev/null || { \
@@ -53,6 +55,9 @@ $(READY):
 # First and alone, at the pinned version: what follows must not bring another build of torch.
 $(RUN_READY): $(READY) pyproject.toml constraints.txt
 	@echo "installing torch $(TORCH) and the package into $(VENV)"
+	@if [ "$$(uname -s)" = Linux ] && [ -z "$(TORCH_INDEX)" ] && ! command -v nvidia-smi > /dev/null; then \
+	    echo "no NVIDIA driver here, and pip may bring the CUDA build of torch, gigabytes that do no harm;"; \
+	    echo "to do without: make $(MAKECMDGOALS) TORCH_INDEX=URL, the CPU index of PyTorch's installation page"; fi
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)"
 	$(PIP) $(shell sed -nE 's/^(cmake|nanobind|ninja|scikit-build-core)==.*/\1/p' constraints.txt)
 	$(PIP) $(EDITABLE) .

@@ -108,3 +108,19 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     assert directory.steps() == [1]
     assert read_checkpoint(directory.place(1)).step == 1
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["step-0000000001"]
+
+
+def test_a_best_mark_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = CheckpointDirectory(tmp_path / "run")
+    directory.save(make(1), best=True)
+
+    def full(path: object, text: str) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("widedeep.checkpoint.write_text_whole", full)
+    with pytest.raises(CheckpointError, match=r"best\.json: .*No space left.* step 2 is there"):
+        directory.save(make(2), best=True)
+    assert directory.best() == directory.place(1)
+    assert directory.steps() == [1, 2]

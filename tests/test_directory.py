@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from widedeep import directory
-from widedeep.directory import atomic_directory
+from widedeep.directory import atomic_directory, write_text_whole
 
 
 def test_a_failing_block_leaves_what_was_there(tmp_path: Path) -> None:
@@ -61,3 +61,19 @@ def test_a_rename_that_fails_halfway_is_undone(
         (made / "a").write_text("new")
     assert (tmp_path / "d" / "a").read_text() == "old"
     assert os.listdir(tmp_path) == ["d"]
+
+
+def test_text_that_cannot_be_written_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "run.json"
+    write_text_whole(place, "before")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text_whole(place, "after")
+    assert place.read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]

@@ -195,6 +195,12 @@ def test_a_saved_schema_is_read_back_whole(tmp_path: Path) -> None:
     assert repr(again) == repr(schema)
 
 
+def test_a_schema_that_cannot_be_saved_says_why(tmp_path: Path) -> None:
+    place = tmp_path / "absent" / "schema.safetensors"
+    with pytest.raises(SchemaError, match=r"absent.*cannot write the schema \(No such file"):
+        make_schema().save(place)
+
+
 def test_a_schema_may_be_saved_over_the_file_it_is_mapped_from(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     make_schema().save(path)

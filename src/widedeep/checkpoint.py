@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.directory import atomic_directory, file_sha256
+from widedeep.directory import atomic_directory, file_sha256, write_text_whole
 from widedeep.errors import CheckpointError, DataError
 from widedeep.schema import Schema
 from widedeep.tensor_file import map_tensors, write_tensors
@@ -53,7 +53,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
     try:
         with atomic_directory(path) as made:
             write_tensors(made / "tensors.safetensors", checkpoint.tensors)
-            checkpoint.schema.save(made / "schema.safetensors")
+            checkpoint.schema.write(made / "schema.safetensors")
             sums = {
                 name: file_sha256(made / name)
                 for name in ("tensors.safetensors", "schema.safetensors")
@@ -68,8 +68,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot write the checkpoint ({error.strerror or error}); free some space or "
-            "choose another "
-            "directory; earlier checkpoints are as they were"
+            "choose another directory; earlier checkpoints are as they were"
         ) from error
 
 
@@ -153,16 +152,27 @@ class CheckpointDirectory:
         return place if place.is_dir() else None
 
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> Path:
-        """Write a checkpoint, mark it best if it is, and delete those no longer kept."""
+        """Write a checkpoint, mark it best if it is, and delete those no longer kept.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
         place = self.place(checkpoint.step)
         write_checkpoint(place, checkpoint)
         if best:
-            text = json.dumps({"step": checkpoint.step})
-            made = self.path / ".best.json.tmp"
-            made.write_text(text)
-            os.replace(made, self.path / "best.json")
+            self._mark_best(checkpoint.step)
         self._prune()
         return place
+
+    def _mark_best(self, step: int) -> None:
+        marker = self.path / "best.json"
+        try:
+            write_text_whole(marker, json.dumps({"step": step}))
+        except OSError as error:
+            raise CheckpointError(
+                f"{marker}: cannot be written ({error.strerror or error}); free some space; the "
+                f"checkpoint of step {step:,} is there, but not marked as the best"
+            ) from error
 
     def _prune(self) -> None:
         best = self.best()

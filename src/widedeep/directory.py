@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_directory", "file_sha256", "fsync_path"]
+__all__ = ["atomic_directory", "file_sha256", "fsync_path", "write_text_whole"]
 
 _BLOCK = 1 << 20
 _HERE = -100  # AT_FDCWD of Linux; the paths are absolute
@@ -34,6 +34,28 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a small file beside its place, force it to the disk and rename it.
+
+    Args:
+        path: The file, replaced if it is there.
+        text: Its contents, written as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there is then as it was.
+    """
+    place = Path(path)
+    made = place.with_name(f".{place.name}.tmp")
+    try:
+        with open(made, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, place)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

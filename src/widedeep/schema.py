@@ -336,6 +336,27 @@ class Schema:
 
         Args:
             path: The file; by convention ``schema.safetensors``.
+
+        Raises:
+            SchemaError: If it cannot be written (a full disk, no permission, no such folder); a
+                file that was there is as it was.
+        """
+        try:
+            self.write(path)
+        except OSError as error:
+            raise SchemaError(
+                f"{path}: cannot write the schema ({error.strerror or error}); make room, or name "
+                "a file in a folder that is there and may be written; nothing half-written is left"
+            ) from error
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Do as :meth:`save`, and leave an ``OSError`` to a caller who writes more than this.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: If it cannot be written.
         """
         facts: dict[str, Any] = {
             "rows": self.rows,

@@ -34,6 +34,7 @@ from widedeep.training.progress import Callback
 from widedeep.training.run import TrainingRun
 from widedeep.training.state import Position, capture, restore
 from widedeep.training.step import TrainStep
+from widedeep.training.warmup import WarmupRows
 
 __all__ = ["Trainer"]
 
@@ -131,6 +132,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.show_progress = progress
         self.transform = Transform(model.schema)
+        self.warmup = WarmupRows(self.transform.columns(targets=False), seed)
         self.step = TrainStep(
             model,
             wide=self.wide,
@@ -173,7 +175,8 @@ class Trainer:
             :attr:`history`, one row an evaluation or epoch.
 
         Raises:
-            DataError: If the data has no rows, lacks a column, or holds a label out of range.
+            DataError: If the data has no rows, lacks a column, or holds a label out of range, or
+                every row has weight 0.
             CheckpointError: If ``resume`` finds other inputs than the interrupted run had.
         """
         stopping = as_stopping(early_stopping, has_valid=valid is not None)
@@ -184,6 +187,7 @@ class Trainer:
                 valid_source = stack.enter_context(self.open(valid, "validation data"))
             self.inputs = source.describe()
             self.position = Position(updates=self.position.updates)
+            self.warmup.rows = []
             if resume:
                 self._resume(stopping)
             run = TrainingRun(
@@ -280,6 +284,7 @@ class Trainer:
         """Return the function that turns a table into a Batch."""
 
         def encode(table: pa.Table) -> Batch:
+            self.warmup.see(table)
             origin, first_row = origin_of(table) or ("the data", 0)
             return self.transform(table, targets=targets, origin=origin, first_row=first_row)
 
@@ -367,7 +372,7 @@ class Trainer:
         path: str | os.PathLike[str],
         *,
         metrics: Mapping[str, float] | None = None,
-        warmup: Sequence[Mapping[str, Any]] = (),
+        warmup: Sequence[Mapping[str, Any]] | bool = True,
         calibration: Literal["platt", "isotonic"] | None = None,
         calibrate_on: object | None = None,
         negative_rate: float | None = None,
@@ -378,7 +383,10 @@ class Trainer:
         Args:
             path: The bundle's directory.
             metrics: Kept in the bundle; the last validation metrics if not given.
-            warmup: Rows stored with their scores, replayed when a server loads the bundle.
+            warmup: Rows stored with their scores, which :meth:`Bundle.load` replays: the first
+                requests find the bundle warm, and a bundle that scores otherwise is refused. True
+                stores up to 8 rows of the training data, chosen by ``seed``, without label and
+                weight; a list stores those rows; False none, where no row may leave the data.
             calibration: Fit a calibration on ``calibrate_on``.
             calibrate_on: Labelled data that the model was not trained on.
             negative_rate: Rate at which negatives were kept in training data without weights;

@@ -61,7 +61,7 @@ def test_a_run_leaves_everything_in_its_folder(ads_run: Path) -> None:
     assert history[-1]["valid/auc"] == metrics["valid"]["auc"]
     bundle = wd.Bundle.load(directory.bundle)
     assert bundle.metrics["auc"] == metrics["test"]["auc"]
-    assert len(bundle.warmup.rows) == 16
+    assert len(bundle.warmup.rows) == 8
     assert bundle.config["train"]["epochs"] == 2
 
 

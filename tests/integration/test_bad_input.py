@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
+from widedeep.data.inputs import InputRecord
 from widedeep.errors import BundleError, CheckpointError, DataError, FeatureError, WideDeepError
 
 ROWS = 96
@@ -302,6 +303,25 @@ def test_a_truncated_parquet_file(bundle: wd.Bundle, tmp_path: Path, share: floa
             door(path)
 
 
+def test_weights_that_are_all_zero_teach_nothing() -> None:
+    nothing = having("w", 0.0)
+    assert any("0 in every row" in note for note in wd.fit_schema(SPEC, nothing).notes)
+    for options in ({}, {"steps": 1}):
+        with pytest.raises(DataError, match=r"weight 'w': got 0 in every row .*nothing is learned"):
+            trainer().fit(nothing, **options)
+    for data in ({"data": nothing}, {"data": TABLE, "valid": nothing}):
+        learned = trainer()
+        with pytest.raises(DataError, match="weight 'w': got 0 in every row"):
+            learned.fit(**data)
+    with pytest.raises(DataError, match=r"weight 'w': got 0 in every row .*no metric is defined"):
+        TRAINED.evaluate(nothing)
+    # A batch without weight among others is no error, and changes nothing by itself.
+    half = trainer(shuffle=False)
+    half.fit(having("w", pa.array([0.0] * 32 + [1.0] * (ROWS - 32))), eval_every=1, valid=TABLE)
+    losses = half.history.column("loss")
+    assert math.isnan(losses[0]) and all(math.isfinite(loss) for loss in losses[1:])
+
+
 # ---- nothing is lost ----
 
 
@@ -319,11 +339,16 @@ DISK_FULL = """
 import resource, signal, sys
 import widedeep as wd
 from tests.integration import test_bad_input as t
+from widedeep.commands.run_directory import RunDirectory
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
 try:
     if sys.argv[1] == "bundle":
         t.TRAINED.export(sys.argv[2], overwrite=True)
+    elif sys.argv[1] == "schema":
+        t.SCHEMA.save(sys.argv[2])
+    elif sys.argv[1] == "prepared":
+        RunDirectory(sys.argv[2]).save_schema(t.SCHEMA, t.INPUTS)
     else:
         t.trainer(checkpoints=sys.argv[2]).fit(t.TABLE)
 except wd.WideDeepError as error:
@@ -331,12 +356,17 @@ except wd.WideDeepError as error:
 """
 
 
-@pytest.mark.parametrize("what", ["bundle", "checkpoint"])
+INPUTS = [InputRecord(name="a", path="a", rows=1, bytes=-1, checksum="")]
+
+
+@pytest.mark.parametrize("what", ["bundle", "checkpoint", "schema", "prepared"])
 def test_a_full_disk_keeps_what_was_there(what: str, tmp_path: Path) -> None:
     place = tmp_path / what
     if what == "bundle":
         TRAINED.export(place)
-    else:
+    elif what == "schema":
+        SCHEMA.save(place)
+    elif what == "checkpoint":
         trainer(checkpoints=place).fit(TABLE)
     before = contents(tmp_path)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1"}

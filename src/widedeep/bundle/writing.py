@@ -99,7 +99,7 @@ def write_bundle(
     was_there = place.exists()
     try:
         with atomic_directory(place) as made:
-            schema.save(made / files.SCHEMA)
+            schema.write(made / files.SCHEMA)
             write_tensors(made / files.WEIGHTS, weights)
             files.write_config(made, config, model)
             write_json(made / files.METRICS, metrics, "metrics")

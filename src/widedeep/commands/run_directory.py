@@ -14,6 +14,7 @@ from widedeep.bundle.plain_json import plain
 from widedeep.checkpoint import CheckpointDirectory
 from widedeep.config import DataConfig, RunConfig, load_config
 from widedeep.data.inputs import InputRecord
+from widedeep.directory import write_text_whole
 from widedeep.errors import ConfigError
 from widedeep.schema import Schema
 
@@ -90,7 +91,7 @@ class RunDirectory:
 
     def save_config(self, config: RunConfig) -> None:
         """Write the resolved configuration, with absolute paths."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         self._write(self.config, _with_absolute_paths(config).to_toml())
 
     def check_same_config(self, config: RunConfig) -> None:
@@ -115,7 +116,7 @@ class RunDirectory:
 
     def save_schema(self, schema: Schema, inputs: Sequence[InputRecord]) -> None:
         """Write a fitted schema, and what it was fitted on."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         self.inputs.unlink(missing_ok=True)
         schema.save(self.schema)
         record = {"fingerprint": schema.fingerprint, "inputs": list(inputs)}
@@ -141,9 +142,23 @@ class RunDirectory:
         self._write(path, text + "\n")
 
     def _write(self, path: Path, text: str) -> None:
-        made = path.with_name(f".{path.name}.tmp")
-        made.write_text(text, encoding="utf-8")
-        os.replace(made, path)
+        try:
+            write_text_whole(path, text)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot be written ({error.strerror or error}); make room, or name another folder "
+        "with --out DIR"
+    )
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

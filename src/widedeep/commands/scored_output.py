@@ -68,7 +68,10 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
                 yield lambda kept, scores: parquet.write(kept, columns(scores))
         os.replace(made, path)
     except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise DataError(
+            f"{out}: cannot be written ({error.strerror or error}); make room, or name another "
+            "file; nothing half-written is left"
+        ) from error
     finally:
         made.unlink(missing_ok=True)
 

@@ -36,8 +36,6 @@ __all__ = [
     "training_data",
 ]
 
-_WARMUP_ROWS = 16
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
@@ -278,7 +276,6 @@ def _finish(
     trainer.export(
         directory.bundle,
         metrics=metrics.get("test", metrics.get("valid", {})),
-        warmup=_warmup_rows(trainer, config),
         overwrite=True,
     )
     directory.write_json(directory.history, trainer.history.rows)
@@ -313,14 +310,6 @@ def _valid_metrics(trainer: Trainer, stopping: EarlyStopping | None) -> dict[str
             if found:
                 return {"valid": found}
     return {}
-
-
-def _warmup_rows(trainer: Trainer, config: RunConfig) -> list[dict[str, Any]]:
-    columns = trainer.transform.columns(targets=False)
-    train, _ = training_data(config)
-    with open_source(train, columns=columns) as source:
-        rows = source.read(source.fragments[0]).slice(0, _WARMUP_ROWS).to_pylist()
-    return [row for row in rows if not any(isinstance(value, bytes) for value in row.values())]
 
 
 def export_checkpoint(

@@ -80,6 +80,9 @@ class Scorer:
 
     def add_layer(self, weight: Floats, bias: Floats | None, activation: str) -> None:
         """Add a dense layer."""
+        expected = len(self._layers[-1][0]) if self._layers else self._n_inputs
+        if weight.shape[1] != expected:
+            raise ValueError("expected one column of the layer's weight an input")
         self._layers.append((weight, bias, activation))
 
     def forward(
@@ -99,6 +102,8 @@ class Scorer:
         wide = sides[0] + sides[1]
         if not self._layers:
             return wide, None
+        if len(self._layers[-1][0]) != self._n_classes:
+            raise ValueError("expected one last unit a class")
         hidden = self._inputs(batch, dense_BK)
         split = self._split or 0
         for weight, bias, activation in self._layers:

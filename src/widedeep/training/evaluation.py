@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
+from widedeep.errors import DataError
 from widedeep.heads import Head, Multiclass, Regression
 from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 from widedeep.model import WideDeep
@@ -51,15 +52,25 @@ def evaluate_batches(
 
     Returns:
         Metrics by name, prefixed ``head/`` if the model has several heads.
+
+    Raises:
+        DataError: If every row has weight 0.
     """
     groups = model.schema.spec.group is not None
     collections = [make_metrics(head, groups=groups) for head in model.heads]
+    weighed = False
     for batch in batches:
+        weighed = weighed or batch.weight_B is None or bool(batch.weight_B.any())
         logits_BC = model(batch, threads=threads).cpu().numpy()
         for index, (collection, columns) in enumerate(
             zip(collections, model.head_slices, strict=True)
         ):
             _update(collection, logits_BC[:, columns], batch, index)
+    if not weighed:
+        raise DataError(
+            f"weight {model.schema.spec.weight!r}: got 0 in every row of the data to evaluate, so "
+            "no metric is defined; give some rows a weight above 0"
+        )
     found = [collection.compute() for collection in collections]
     if len(found) == 1:
         return found[0]

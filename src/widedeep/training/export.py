@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bundle_model", "bundle_weights", "export_bundle"]
 
-WARMUP_ROWS = 16
-
 
 def bundle_model(model: WideDeep) -> BundleModel:
     """Return the description of a model that scoring needs."""
@@ -133,7 +131,7 @@ def export_bundle(
     path: str | os.PathLike[str],
     *,
     metrics: Mapping[str, float] | None,
-    warmup: Sequence[Mapping[str, Any]],
+    warmup: Sequence[Mapping[str, Any]] | bool,
     calibration: Literal["platt", "isotonic"] | None,
     calibrate_on: object | None,
     negative_rate: float | None,
@@ -156,13 +154,27 @@ def export_bundle(
         weights=bundle_weights(model),
         model=bundle_model(model),
         metrics=dict(metrics),
-        warmup_rows=list(warmup)[:WARMUP_ROWS],
+        warmup_rows=_warmup_rows(trainer, warmup),
         config=run_tables(trainer),
         calibration=_calibration(trainer, calibration, calibrate_on, negative_rate),
         engine="onnx" if custom else "native",
         onnx=onnx,
         overwrite=overwrite,
     )
+
+
+def _warmup_rows(
+    trainer: Trainer, warmup: Sequence[Mapping[str, Any]] | bool
+) -> Sequence[Mapping[str, Any]]:
+    if isinstance(warmup, bool):
+        return trainer.warmup.rows if warmup else []
+    rows = list(warmup) if isinstance(warmup, Sequence) else [None]
+    if not all(isinstance(row, Mapping) for row in rows):
+        raise BundleError(
+            f"got warmup={warmup!r}, expected a list of rows (dicts), True for rows of the "
+            "training data, or False for none"
+        )
+    return warmup
 
 
 def _last_metrics(trainer: Trainer) -> dict[str, float]:

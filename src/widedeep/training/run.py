@@ -12,6 +12,7 @@ import torch
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.errors import DataError
 from widedeep.heads import Binary
 from widedeep.training.early_stopping import EarlyStopping
 from widedeep.training.held_interrupt import HeldInterrupt
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from widedeep.trainer import Trainer
 
 __all__ = ["TrainingRun"]
+
+_NO_WEIGHT = (
+    "weight {!r}: got 0 in every row of the training data, from which nothing is learned; give "
+    "some rows a weight above 0, or leave weight= out of the spec"
+)
 
 
 class TrainingRun:
@@ -62,7 +68,7 @@ class TrainingRun:
         )
         self.interrupt = HeldInterrupt(announce=trainer.show_progress)
         self.recent = RecentScores()
-        self._losses = self._rows = 0.0
+        self._losses = self._rows = self._weight = 0.0
         self._started = time.perf_counter()
         self._rows_before = trainer.position.rows
 
@@ -98,11 +104,16 @@ class TrainingRun:
             shuffle=trainer.config.shuffle,
             pool_rows=trainer.config.pool_rows,
         )
+        trainer.warmup.choose(plan)
+        # An epoch that is resumed has weight of its own before this.
+        self._weight = 0.0 if position.batch == 0 else math.inf
         reader = BatchReader(self.source, trainer.encoder(), plan, start_batch=position.batch)
         with contextlib.closing(reader):
             for batch in reader:
                 self._step(batch)
                 last = position.batch == plan.num_batches
+                if self._weight == 0 and (last or position.step >= self.total_steps):
+                    raise DataError(_NO_WEIGHT.format(trainer.model.schema.spec.weight))
                 if last:
                     position.epoch, position.batch = position.epoch + 1, 0
                 self._after_step(epoch_done=last)
@@ -131,6 +142,7 @@ class TrainingRun:
             total, weight = float((losses * weights).sum()), float(weights.sum())
         self._losses += total
         self._rows += weight
+        self._weight += weight
         if len(self.trainer.model.heads) == 1 and isinstance(self.trainer.model.heads[0], Binary):
             assert batch.labels_BL is not None
             self.recent.add(

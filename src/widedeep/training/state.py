@@ -74,6 +74,7 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
         "inputs": trainer.inputs,
         "history": trainer.history.rows,
         "config": run_tables(trainer),
+        "warmup": trainer.warmup.rows,
         "stopping": None if stopping is None else stopping.dump(),
     }
     return Checkpoint(
@@ -106,6 +107,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
             )
         value.copy_(torch.from_numpy(np.array(stored[key])))
     trainer.step.dense.load_tensors(_part(tensors, "optimizer"))
+    trainer.warmup.rows = list(checkpoint.state.get("warmup", []))
     if position:
         trainer.position = Position(**checkpoint.state["position"])
         trainer.history = History(list(checkpoint.state["history"]))

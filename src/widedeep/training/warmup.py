@@ -1,0 +1,56 @@
+"""WarmupRows: a few raw training rows, which a bundle stores with their scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from widedeep.bundle.plain_json import plain
+from widedeep.data.fragments import origin_of
+from widedeep.data.reader import EpochPlan
+from widedeep.errors import BundleError
+
+__all__ = ["WARMUP_ROWS", "WarmupRows"]
+
+WARMUP_ROWS = 8
+
+
+class WarmupRows:
+    """Rows kept from a fragment that training reads anyway, so that keeping them costs no reading.
+
+    Args:
+        columns: The columns that scoring needs.
+        seed: Which of the fragment's rows are kept.
+    """
+
+    def __init__(self, columns: list[str], seed: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._columns = columns
+        self._seed = seed
+        self._wanted: tuple[str, int] | None = None
+
+    def choose(self, plan: EpochPlan) -> None:
+        """Wait for the first fragment of an epoch, unless rows are kept already."""
+        if not self.rows:
+            fragment = plan.pools[0].fragments[0]
+            self._wanted = (fragment.origin, fragment.first_row)
+
+    def see(self, table: pa.Table) -> None:
+        """Keep rows of a table if it is the fragment waited for."""
+        if self._wanted is None or origin_of(table) != self._wanted:
+            return
+        self._wanted = None
+        picked = np.random.default_rng(self._seed).permutation(table.num_rows)[:WARMUP_ROWS]
+        rows = table.select(self._columns).take(np.sort(picked)).to_pylist()
+        self.rows = [kept for kept in map(_storable, rows) if kept is not None]
+
+
+def _storable(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the row as JSON holds it, or None where it cannot."""
+    try:
+        kept: dict[str, Any] = plain(row, "row")
+    except BundleError:
+        return None
+    return kept
