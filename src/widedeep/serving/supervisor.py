@@ -1,0 +1,305 @@
+"""Several processes on one port: spawned, restarted, drained, their metrics added up."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from widedeep.errors import ConfigError, WideDeepError
+
+__all__ = ["Worker", "bind_port", "metrics_text", "run_workers", "worker_main"]
+
+METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+"""Where the Prometheus client keeps the numbers of several processes: its own variable."""
+
+_MISUSE = 2
+_LOOK_S = 0.05
+_LONG_LIFE_S = 60.0
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
+_START = "from widedeep.serving.supervisor import worker_main; worker_main()"
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Which of the processes this one is.
+
+    Args:
+        index: 0 to ``count - 1``; a process started in place of a dead one has its index.
+        count: How many there are.
+    """
+
+    index: int
+    count: int
+
+
+def bind_port(host: str, port: int) -> socket.socket:
+    """Bind a TCP port that other processes of this user may bind too (SO_REUSEPORT).
+
+    The kernel spreads connections over those sockets that listen. One that does not listen keeps
+    the port, so that ``port=0`` can be settled once for all workers.
+
+    Args:
+        host: An address of this machine.
+        port: 0 for a free one.
+
+    Raises:
+        ConfigError: If the port cannot be bound.
+
+    Example:
+        >>> with bind_port("127.0.0.1", 0) as kept:
+        ...     port = kept.getsockname()[1]
+        ...     with bind_port("127.0.0.1", port) as one, bind_port("127.0.0.1", port) as other:
+        ...         one.getsockname() == other.getsockname()
+        True
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise ConfigError(
+            f"{host}:{port}: the port cannot be bound ({error.strerror}); name another one, or "
+            "stop the program that has it"
+        ) from error
+    return made
+
+
+def run_workers(
+    count: int,
+    target: Callable[..., None],
+    args: Sequence[Any] = (),
+    *,
+    drain_s: float = 30.0,
+    restart_s: tuple[float, float] = (0.5, 30.0),
+    told: Callable[[str], None] | None = None,
+) -> int:
+    """Run ``target(worker, *args)`` in several processes until this one is told to end.
+
+    The processes are spawned, not forked: each starts clean. One that dies is started again, after
+    a pause that doubles with each death soon after a start. SIGTERM and SIGINT are passed on as
+    SIGTERM, once: the workers drain, and those that have not ended after ``drain_s`` are killed.
+    A worker that ends by a :class:`widedeep.errors.WideDeepError` ends them all: starting it again
+    would not help. If this process is killed, the workers drain and end too (Linux).
+
+    Call it from the main thread.
+
+    Args:
+        count: How many processes, at least 1.
+        target: A module's function; it handles SIGTERM.
+        args: What else it is called with; pickled.
+        drain_s: Seconds that the workers have to end.
+        restart_s: The first and the longest pause before a restart.
+        told: Called with a line for each event; default: standard error.
+
+    Returns:
+        0 if all ended after being told to; 2 after a misuse that a worker reported.
+
+    Raises:
+        ConfigError: If ``count`` or ``target`` cannot be used.
+    """
+    if count < 1:
+        raise ConfigError(f"run_workers: got count={count!r}, expected at least 1")
+    if getattr(target, "__module__", "__main__") == "__main__":
+        raise ConfigError(
+            f"run_workers: got {target!r}, expected a function of a module that can be imported"
+        )
+    metrics = Path(tempfile.mkdtemp(prefix="widedeep-metrics-"))
+    say = told or (lambda line: print(f"widedeep: {line}", file=sys.stderr, flush=True))
+    try:
+        workers = [
+            _Process(Worker(index, count), target, args, metrics, restart_s, say)
+            for index in range(count)
+        ]
+        with _stop_on_signals() as stop:
+            try:
+                return _watch(workers, stop)
+            finally:
+                _drain(workers, drain_s, say)
+    finally:
+        shutil.rmtree(metrics, ignore_errors=True)
+
+
+def _watch(workers: Sequence[_Process], stop: threading.Event) -> int:
+    while not stop.is_set():
+        for worker in workers:
+            if worker.look() == _MISUSE:
+                return _MISUSE
+        stop.wait(_LOOK_S)
+    return 0
+
+
+def _drain(workers: Sequence[_Process], drain_s: float, say: Callable[[str], None]) -> None:
+    for worker in workers:
+        worker.terminate()
+    end = time.monotonic() + drain_s
+    for worker in workers:
+        if not worker.wait(max(0.0, end - time.monotonic())):
+            say(f"worker {worker.worker.index} did not end within {drain_s:g} s: killed")
+            worker.kill()
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Process:
+    """One worker: the process that runs now, or the time at which the next one starts."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        target: Callable[..., None],
+        args: Sequence[Any],
+        metrics: Path,
+        restart_s: tuple[float, float],
+        say: Callable[[str], None],
+    ) -> None:
+        self.worker, self._metrics, self._restart_s, self._say = worker, metrics, restart_s, say
+        self._orders = pickle.dumps((worker, target, tuple(args)))
+        self._running: subprocess.Popen[bytes] | None = None
+        self._started = self._next_start = 0.0
+        self._pause = restart_s[0]
+
+    def look(self) -> int | None:
+        """Start the process if it is time; return its exit code if it has just ended."""
+        if self._running is None:
+            if time.monotonic() >= self._next_start:
+                self._start()
+            return None
+        code = self._running.poll()
+        if code is not None:
+            self._ended(code)
+        return code
+
+    def _start(self) -> None:
+        self._started = time.monotonic()
+        path = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+        self._running = subprocess.Popen(
+            [sys.executable, "-c", _START],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, METRICS_DIRECTORY: str(self._metrics)},
+            # Of its own group: Ctrl-C in a terminal is for the supervisor to pass on.
+            process_group=0,
+        )
+        assert self._running.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._running.stdin as pipe:
+            pipe.write(self._orders)
+
+    def _ended(self, code: int) -> None:
+        self._running = None
+        _forget_gauges(self._metrics, self.worker.index)
+        if code == _MISUSE:
+            return
+        lived = time.monotonic() - self._started
+        if lived > _LONG_LIFE_S:
+            self._pause = self._restart_s[0]
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        index, pause = self.worker.index, self._pause
+        self._say(f"worker {index} ended by {how} after {lived:.1f} s; again in {pause:g} s")
+        self._next_start = time.monotonic() + pause
+        self._pause = min(2 * pause, self._restart_s[1])
+
+    def terminate(self) -> None:
+        if self._running is not None:
+            self._running.terminate()
+
+    def kill(self) -> None:
+        if self._running is not None:
+            self._running.kill()
+            self._running.wait()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end; return whether it came in time."""
+        if self._running is None:
+            return True
+        try:
+            self._running.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+def worker_main() -> None:
+    """Run in a spawned process: read the orders on standard input, and follow them."""
+    parent = os.getppid()
+    worker, target, args = pickle.load(sys.stdin.buffer)
+    _end_with_parent(parent)
+    _count_as(worker.index)
+    try:
+        target(worker, *args)
+    except WideDeepError as error:
+        print(f"widedeep: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(_MISUSE)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel send SIGTERM when the supervisor is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != parent:  # gone before the kernel was asked
+            sys.exit(0)
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def _count_as(index: int) -> None:
+    """Let the Prometheus client write the numbers of worker ``index``.
+
+    It names its files by process ids unless told otherwise; by index, a worker that was started
+    again goes on with the counts of the one before it, and no file is left over.
+    """
+    try:
+        from prometheus_client import values
+    except ImportError:
+        return  # a server without metrics
+    values.ValueClass = values.MultiProcessValue(lambda: index)  # type: ignore[no-untyped-call]
+
+
+def _forget_gauges(metrics: Path, index: int) -> None:
+    """Take back what a dead worker said of its present: requests in flight and the like."""
+    for file in metrics.glob(f"gauge_live*_{index}.db"):
+        file.unlink(missing_ok=True)
+
+
+def metrics_text() -> bytes:
+    """Return the metrics in Prometheus's text format: of all workers, added up, if there are any.
+
+    Gauges that add up over workers are made with ``multiprocess_mode="livesum"``.
+    """
+    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess
+
+    if METRICS_DIRECTORY not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

@@ -1,0 +1,167 @@
+"""The supervisor: workers on one port, restarted, drained, counted; as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving.versions import eventually
+from widedeep.errors import ConfigError
+from widedeep.serving.supervisor import bind_port, run_workers
+
+pytest.importorskip("prometheus_client")
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).parents[2]
+
+
+def supervised(*words: object) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    command = [sys.executable, "-m", "tests.serving.run_counting", *map(str, words)]
+    return subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with bind_port(HOST, 0) as kept:
+        yield kept.getsockname()[1]
+
+
+@pytest.fixture
+def server(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A supervisor with two workers, both answering."""
+    process = supervised("serve", 2, HOST, port)
+    try:
+        eventually(lambda: {index for index, _ in asked_often(port)} == {"0", "1"})
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def ask(port: int, what: str = "") -> str:
+    with socket.create_connection((HOST, port), timeout=10) as connection:
+        connection.sendall(f"{what}\n".encode())
+        return connection.makefile().read()
+
+
+def asked_often(port: int, times: int = 12) -> set[tuple[str, str]]:
+    """The (index, process id) of the workers that answer; the kernel spreads the connections."""
+    found = set()
+    for _ in range(times):
+        try:
+            answer = ask(port).split()
+        except OSError:
+            continue
+        if answer:
+            found.add((answer[0], answer[1]))
+    return found
+
+
+def counted(port: int, name: str) -> float:
+    return float(re.findall(rf"^{name} (\S+)$", ask(port, "metrics"), re.MULTILINE)[0])
+
+
+def alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_worker_that_is_killed_is_started_again_and_its_counts_stay(
+    port: int, server: subprocess.Popen[bytes]
+) -> None:
+    before = dict(asked_often(port))
+    count = counted(port, "requests_total")
+    assert counted(port, "busy") == 0
+    os.kill(int(before["0"]), signal.SIGKILL)
+    eventually(lambda: len(asked_often(port)) == 2 and dict(asked_often(port)) != before)
+    after = dict(asked_often(port))
+    assert after["1"] == before["1"] and after["0"] != before["0"]
+    now = counted(port, "requests_total")
+    assert now > count
+    # Every answer is counted once, whichever worker gave it, and whichever tells.
+    for _ in range(10):
+        ask(port)
+    assert {counted(port, "requests_total") for _ in range(8)} == {now + 10}
+
+
+def test_a_worker_that_dies_busy_is_busy_no_longer(
+    port: int, server: subprocess.Popen[bytes]
+) -> None:
+    assert ask(port, "die") == ""
+    eventually(lambda: len(asked_often(port)) == 2)
+    assert counted(port, "busy") == 0
+
+
+def test_sigterm_drains_all_workers(port: int, server: subprocess.Popen[bytes]) -> None:
+    pids = [pid for _, pid in asked_often(port)]
+    answers: list[str] = []
+    asking = threading.Thread(target=lambda: answers.append(ask(port, "slow")))
+    asking.start()
+    time.sleep(0.6)
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(20) == 0
+    asking.join(10)
+    assert answers and answers[0].split()[1] in pids
+    assert not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_workers_do_not_outlive_a_killed_supervisor(
+    port: int, server: subprocess.Popen[bytes]
+) -> None:
+    pids = [pid for _, pid in asked_often(port)]
+    server.kill()
+    eventually(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_worker_that_does_not_end_is_killed() -> None:
+    process = supervised("deaf", 1)
+    assert process.stderr is not None and process.stderr.readline() == b"deaf now\n"
+    process.terminate()
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert b"did not end within 3 s: killed" in told
+
+
+def test_misuse_ends_all_and_is_told() -> None:
+    process = supervised("refuse", 2)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert b"error: worker 0 of 2: got nothing to serve" in told
+
+
+def test_restarts_are_ever_further_apart_up_to_a_limit() -> None:
+    process = supervised("crash", 1)
+    assert process.stderr is not None
+    lines = [process.stderr.readline().decode() for _ in range(4)]
+    process.terminate()
+    process.communicate(timeout=20)
+    pauses = [re.findall(r"ended by exit code 3 after .* s; again in (\S+) s", s) for s in lines]
+    assert pauses == [["0.1"], ["0.2"], ["0.4"], ["0.4"]]
+
+
+def test_what_cannot_be_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match="count=0"):
+        run_workers(0, supervised)
+    with pytest.raises(ConfigError, match="a function of a module"):
+        run_workers(1, type("Main", (), {"__module__": "__main__"}))
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        with pytest.raises(ConfigError, match="cannot be bound"):
+            bind_port(HOST, taken.getsockname()[1])
