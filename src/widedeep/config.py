@@ -28,10 +28,11 @@ __all__ = [
 
 Schedule = Literal["constant", "linear", "cosine"]
 LossReduction = Literal["mean", "sum"]
+Precision = Literal["fp32", "bf16", "auto"]
 _PLACES = ("train", "valid", "test")
 
 
-def _check_range(owner: str, name: str, got: float, condition: bool, allowed: str) -> None:
+def _check_range(owner: str, name: str, got: float | str, condition: bool, allowed: str) -> None:
     if not condition:
         raise ConfigError(f"{owner}: got {name}={got!r}, expected {allowed}")
 
@@ -128,6 +129,9 @@ class TrainConfig:
         monitor: Validation metric that decides which model is best.
         eval_every: Steps between evaluations on the validation data; None: once an epoch.
         threads: Threads of kernels and matrix products; None: all the process may use.
+        precision: Of the towers' matrix products in training: ``"fp32"``, ``"bf16"`` (master
+            weights and optimizer state stay float32), or ``"auto"``: bf16 where the processor has
+            it at a higher rate.
         pool_rows: Rows shuffled together in memory.
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
         deep: The embeddings' optimizer.
@@ -147,6 +151,7 @@ class TrainConfig:
     monitor: str = "log_loss"
     eval_every: int | None = None
     threads: int | None = None
+    precision: Precision = "fp32"
     pool_rows: int = 262_144
     wide: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})
     deep: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "adagrad"})
@@ -173,6 +178,13 @@ class TrainConfig:
             self.warmup_steps,
             self.warmup_steps >= 0,
             "an integer of at least 0",
+        )
+        _check_range(
+            owner,
+            "precision",
+            self.precision,
+            self.precision in typing.get_args(Precision),
+            "'fp32', 'bf16' or 'auto'",
         )
         _check_range(owner, "grad_scale", self.grad_scale, self.grad_scale > 0, "a number > 0")
         if self.clip_norm is not None:

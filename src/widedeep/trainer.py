@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.checkpoint import CheckpointDirectory, read_checkpoint
-from widedeep.config import TrainConfig
+from widedeep.config import Precision, TrainConfig
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
 from widedeep.data.inputs import InputRecord, check_same_inputs
@@ -30,6 +31,7 @@ from widedeep.training.early_stopping import EarlyStopping, as_stopping
 from widedeep.training.evaluation import EVALUATION_ROWS, evaluate_batches, evaluating
 from widedeep.training.export import export_bundle
 from widedeep.training.history import History
+from widedeep.training.precision import resolve_precision
 from widedeep.training.progress import Callback
 from widedeep.training.run import TrainingRun
 from widedeep.training.state import Position, capture, restore
@@ -62,6 +64,9 @@ class Trainer:
         pool_rows: Rows shuffled together in memory.
         seed: Of the reading order and dropout.
         threads: Threads of kernels and matrix products; None: all the process may use.
+        precision: Of the towers' matrix products in training: ``"fp32"``, ``"bf16"`` (master
+            weights and optimizer state stay float32), or ``"auto"``: bf16 where the processor
+            computes it faster. :attr:`config` holds what was chosen. Evaluation is float32.
         checkpoints: Directory for checkpoints; None writes none.
         checkpoint_every: Steps between checkpoints; None: one an epoch.
         keep_last: Checkpoints kept besides the best.
@@ -96,6 +101,7 @@ class Trainer:
         pool_rows: int = TrainConfig().pool_rows,
         seed: int = 0,
         threads: int | None = None,
+        precision: Precision = "fp32",
         checkpoints: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         keep_last: int = 3,
@@ -117,10 +123,13 @@ class Trainer:
             pool_rows=pool_rows,
             seed=seed,
             threads=threads,
+            precision=precision,
             wide=describe_optimizer(self.wide),
             deep=describe_optimizer(self.deep),
             dense=describe_optimizer(self.dense_optimizer),
         )
+        chosen = resolve_precision(self.config.precision, model.device)
+        self.config = dataclasses.replace(self.config, precision=chosen)
         self.threads = threads or usable_cores()
         self.history = History()
         self.position = Position()
@@ -143,6 +152,7 @@ class Trainer:
             grad_scale=grad_scale,
             loss_reduction=loss_reduction,
             threads=self.threads,
+            precision=chosen,
         )
 
     # ---- training -------------------------------------------------------------------------------
@@ -246,7 +256,7 @@ class Trainer:
             What the checkpoint says besides: configuration, history, early stopping.
 
         Raises:
-            CheckpointError: If it is damaged, or of another model or schema.
+            CheckpointError: If it is damaged, or of another model, schema or precision.
             DataError: If the training data changed since.
         """
         checkpoint = read_checkpoint(path)
@@ -255,10 +265,19 @@ class Trainer:
                 f"{path}: got a checkpoint of another schema; make the model with the checkpoint's "
                 "schema"
             )
+        self._check_precision(path, checkpoint.state["config"])
         if self.inputs:
             check_same_inputs(checkpoint.state["inputs"], self.inputs)
         restore(self, checkpoint)
         return checkpoint.state
+
+    def _check_precision(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+        held = config["train"].get("precision", "fp32")
+        if held != self.config.precision:
+            raise CheckpointError(
+                f"{path}: got a checkpoint of a run in {held}, but this trainer computes in "
+                f"{self.config.precision}; make it with precision={held!r}"
+            )
 
     def save_checkpoint(self, stopping: EarlyStopping | None = None, *, best: bool = False) -> Path:
         """Write a checkpoint of the present state into :attr:`directory`.

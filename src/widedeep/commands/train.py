@@ -157,6 +157,7 @@ def make_trainer(
         pool_rows=train.pool_rows,
         seed=train.seed,
         threads=train.threads,
+        precision=train.precision,
         checkpoints=checkpoints,
         progress=progress,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from widedeep.optim import Optimizer
 from widedeep.tables import EmbeddingTable, Groups
 from widedeep.training.dense_update import DenseUpdate
 from widedeep.training.fused_mlp import FusedMLP
+from widedeep.training.mixed_mlp import MixedMLP
 from widedeep.training.undo_log import UndoLog
 
 __all__ = ["StepResult", "TrainStep"]
@@ -76,6 +78,7 @@ class TrainStep:
         grad_scale: Factor of the summed example gradients given to sparse optimizers.
         loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch.
         threads: Threads of the kernels.
+        precision: Of the towers' matrix products.
     """
 
     def __init__(
@@ -88,8 +91,10 @@ class TrainStep:
         grad_scale: float = 1.0,
         loss_reduction: str = "mean",
         threads: int = 1,
+        precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         self.model = model
+        self.precision = precision
         self.dense = dense
         self.grad_scale = grad_scale
         self.loss_reduction = loss_reduction
@@ -97,7 +102,7 @@ class TrainStep:
         self.undo = UndoLog()
         self._wide, self._deep = wide, deep
         self._concat: Tensor | None = None
-        self.fused = fused_mlp(model)
+        self.fused = fast_mlp(model, precision)
         if model.wide_table is not None:
             model.wide_table.attach(wide)
         for table in model.deep_tables.values():
@@ -187,9 +192,13 @@ class TrainStep:
             extra=inputs.extra,
         )
         self.model.zero_grad(set_to_none=True)
-        with torch.enable_grad():
+        in_bf16 = torch.autocast(
+            concat.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+        )
+        with torch.enable_grad(), in_bf16:
             deep_BC = self.model.deep_logits(leaf)
         assert deep_BC is not None
+        deep_BC = deep_BC.float()
         logits_BC += deep_BC.detach()
         losses_B, grad_BC = self._losses(logits_BC, batch)
         deep_BC.backward(grad_BC)  # type: ignore[no-untyped-call]
@@ -295,11 +304,11 @@ class TrainStep:
         )
 
 
-def fused_mlp(model: WideDeep) -> FusedMLP | None:
+def fast_mlp(model: WideDeep, precision: str) -> FusedMLP | MixedMLP | None:
     """Return the fast path if the standard tower is the only one, else None."""
     tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
-    if isinstance(tower, MLP) and tower.is_plain and model.device.type == "cpu":
+    if isinstance(tower, MLP) and tower.is_plain:
         output = model.outputs["mlp"]
         assert isinstance(output, torch.nn.Linear)
-        return FusedMLP(tower, output)
+        return MixedMLP(tower, output) if precision == "bf16" else FusedMLP(tower, output)
     return None
