@@ -1,5 +1,7 @@
 #include "buffer_pool.hpp"
 
+#include <sys/mman.h>
+
 #include <array>
 #include <cstdlib>
 #include <mutex>
@@ -57,14 +59,32 @@ bool keep(Header* header) {
   return false;
 }
 
+// Large buffers are mappings of their own: malloc would keep what is freed, scattered over the
+// arenas of many threads, and a long run would slowly grow.
+void* allocate(std::size_t bytes) {
+  if (bytes < kLeastPooled) return std::aligned_alloc(kAlignment, bytes);
+  void* const raw =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return raw == MAP_FAILED ? nullptr : raw;
+}
+
+void release(Header* header) noexcept {
+  const std::size_t bytes = header->bytes + sizeof(Header);
+  if (bytes < kLeastPooled) {
+    std::free(header);
+  } else {
+    munmap(header, bytes);
+  }
+}
+
 }  // namespace
 
 void* pooled_allocate(std::size_t bytes) {
   Header* header = bytes >= kLeastPooled ? take(bytes) : nullptr;
   if (header == nullptr) {
     const std::size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    void* const raw = std::aligned_alloc(kAlignment, sizeof(Header) + rounded);
-    if (raw == nullptr || rounded < bytes) throw std::bad_alloc();
+    void* const raw = rounded < bytes ? nullptr : allocate(sizeof(Header) + rounded);
+    if (raw == nullptr) throw std::bad_alloc();
     header = new (raw) Header{rounded};
   }
   return header + 1;
@@ -73,7 +93,7 @@ void* pooled_allocate(std::size_t bytes) {
 void pooled_free(void* data) noexcept {
   if (data == nullptr) return;
   Header* const header = static_cast<Header*>(data) - 1;
-  if (header->bytes < kLeastPooled || !keep(header)) std::free(header);
+  if (header->bytes < kLeastPooled || !keep(header)) release(header);
 }
 
 std::size_t pooled_bytes() noexcept {
