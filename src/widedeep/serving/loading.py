@@ -19,7 +19,6 @@ from widedeep.serving.ranker import Ranker
 __all__ = ["RankerOptions", "load_ranker", "lower_thread_priority"]
 
 _TOLERANCE = 1e-4
-_LOWEST_PRIORITY = 19
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +112,12 @@ def _answer_stored_requests(bundle: Bundle, ranker: Ranker) -> None:
                 )
 
 
-def lower_thread_priority() -> None:
-    """Let this thread run only where others leave the processor idle (Linux; elsewhere nothing)."""
+def lower_thread_priority(niceness: int = 19) -> None:
+    """Let this thread run where others leave the processor idle (Linux; elsewhere nothing).
+
+    Args:
+        niceness: 1 to 19, the least of all.
+    """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

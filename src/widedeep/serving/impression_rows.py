@@ -1,0 +1,254 @@
+"""From ranked requests to the rows of a log: what was shown, where, and what was known of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from widedeep.data.transform_plan import plain_value
+from widedeep.features.sides import item_columns
+from widedeep.schema import ColumnType
+from widedeep.serving.candidates import inline_items
+from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.ranker import Ranker, Ranking
+
+__all__ = ["OWN_COLUMNS", "Answered", "RankedRequest", "UserIds", "impression_tables"]
+
+OWN_COLUMNS = (
+    *("request_id", "user_id", "item_id", "position", "event_time"),
+    *("model_version", "catalogue_version", "score"),
+)
+"""The columns that every log has, before those of the features."""
+
+
+class RankedRequest(Protocol):
+    """A request and its answer, as a server hands it on."""
+
+    @property
+    def request_id(self) -> str:
+        """Its id."""
+
+    @property
+    def version(self) -> str:
+        """Which version answered."""
+
+    @property
+    def user(self) -> Mapping[str, Any]:
+        """The user's values, as given."""
+
+    @property
+    def context(self) -> Mapping[str, Any] | None:
+        """The context's values, as given."""
+
+    @property
+    def candidates(self) -> Any:
+        """As given: ids, or columns."""
+
+    @property
+    def ranking(self) -> Ranking:
+        """The answer."""
+
+    @property
+    def ranker(self) -> Ranker:
+        """That gave the answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """A request that is to be logged.
+
+    Args:
+        request: The request and its answer.
+        user_id: Of its user.
+        time_us: When it was answered, microseconds since 1970.
+        catalogue: That its items were taken from.
+    """
+
+    request: RankedRequest
+    user_id: str | int
+    time_us: int
+    catalogue: Catalogue | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserIds:
+    """Where a user's id is found, and how it is written.
+
+    Args:
+        column: Of the user's values.
+        key: Hash the ids with this key; None writes them as they are.
+    """
+
+    column: str
+    key: bytes | None = None
+
+    def of(self, request: RankedRequest) -> str | int | None:
+        """Return the id to be written; None if the request has none."""
+        found = request.user.get(self.column)
+        if found is None or isinstance(found, bool) or not isinstance(found, str | int):
+            return None
+        if self.key is None:
+            return found
+        return hashlib.blake2b(str(found).encode(), key=self.key, digest_size=16).hexdigest()
+
+
+def impression_tables(
+    answered: Sequence[Answered], users: UserIds, allowed: frozenset[str] | None
+) -> Iterator[pa.Table]:
+    """Return the rows of requests, one an item of each answer, in as few tables as they fit in.
+
+    Args:
+        answered: The requests.
+        users: Where the user's id is.
+        allowed: The feature columns that may be written; None: all that were read.
+
+    Returns:
+        Tables with :data:`OWN_COLUMNS` and the feature columns. Requests of models that read other
+        columns, or whose ids are of another type, are in another table.
+    """
+    groups: dict[tuple[int, int, bool, bool], list[Answered]] = {}
+    for each in answered:
+        inline = isinstance(each.request.candidates, Mapping | pa.Table)
+        schema = id(each.request.ranker.bundle.schema)
+        key = (schema, id(each.catalogue), inline, isinstance(each.user_id, str))
+        groups.setdefault(key, []).append(each)
+    for group in groups.values():
+        yield _Rows(group, users, allowed).table()
+
+
+class _Rows:
+    """The rows of requests to one model, with one catalogue."""
+
+    def __init__(
+        self, answered: Sequence[Answered], users: UserIds, allowed: frozenset[str] | None
+    ) -> None:
+        self.answered, self.requests = answered, [each.request for each in answered]
+        self.users, self.allowed = users, allowed
+        self.ranker, self.catalogue = self.requests[0].ranker, answered[0].catalogue
+        self.lengths = [len(request.ranking) for request in self.requests]
+        self.of_request = pa.array(np.repeat(np.arange(len(answered)), self.lengths))
+        self.items = [item for request in self.requests for item in request.ranking.items]
+        self.by_id = not isinstance(self.requests[0].candidates, Mapping | pa.Table)
+
+    def table(self) -> pa.Table:
+        columns = {**self._own_columns(), **self._features()}
+        return pa.table(columns)
+
+    def _own_columns(self) -> dict[str, pa.Array]:
+        answered, requests = self.answered, self.requests
+        places = [np.arange(1, length + 1) for length in self.lengths]
+        scores = [request.ranking.scores for request in requests]
+        return {
+            "request_id": self._spread([r.request_id for r in requests], pa.string()),
+            "user_id": self._spread([each.user_id for each in answered], None),
+            "item_id": _ids(self.items),
+            "position": pa.array(np.concatenate(places).astype(np.int64)),
+            "event_time": self._spread([a.time_us for a in answered], pa.timestamp("us", "UTC")),
+            "model_version": self._spread([r.version for r in requests], pa.string()),
+            "catalogue_version": self._spread(
+                [r.ranking.catalogue_version for r in requests], pa.string()
+            ),
+            "score": pa.array(np.concatenate(scores).astype(np.float64)),
+        }
+
+    def _spread(self, values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
+        """Give each row its request's value."""
+        array = pa.array(values, kind) if kind is not None else pa.array(values)
+        return array.take(self.of_request)
+
+    def _features(self) -> dict[str, pa.Array]:
+        bundle = self.ranker.bundle
+        declared = item_columns(bundle.schema.spec)
+        found: dict[str, pa.Array] = {}
+        for name in bundle._encoder.columns(targets=False):
+            # A hashed id beside the id itself would hide nothing.
+            hidden = self.users.key is not None and name == self.users.column
+            if name in OWN_COLUMNS or (
+                hidden if self.allowed is None else name not in self.allowed
+            ):
+                continue
+            kind = bundle.schema.columns[name]
+            array = None if declared and name not in declared else self._of_items(name, kind)
+            found[name] = self._of_query(name, kind) if array is None else array
+        return found
+
+    def _of_query(self, name: str, kind: ColumnType) -> pa.Array:
+        values = [
+            request.user.get(name, (request.context or {}).get(name)) for request in self.requests
+        ]
+        return _typed(values, kind).take(self.of_request)
+
+    def _of_items(self, name: str, kind: ColumnType) -> pa.Array | None:
+        """Return the items' values, or None if items have no such column."""
+        if not self.by_id:
+            return self._of_inline_items(name, kind)
+        id_column = self.ranker._item_id if self.catalogue is None else self.catalogue.id_column
+        if name == id_column:
+            return _typed(self.items, kind)
+        if self.catalogue is None or name not in self.catalogue.table.column_names:
+            return None
+        rows = self.catalogue.positions(self.items)
+        values = self.catalogue.table[name].take(pa.array(rows, mask=rows < 0))
+        return _typed_arrow(values, kind)
+
+    def _of_inline_items(self, name: str, kind: ColumnType) -> pa.Array | None:
+        values: list[Any] = []
+        known = False
+        for request in self.requests:
+            columns = inline_items(request.candidates, None).columns
+            known = known or name in columns
+            column = columns.get(name)
+            places = request.ranking.positions.tolist()
+            values += [None] * len(places) if column is None else [column[at] for at in places]
+        return _typed(values, kind) if known else None
+
+
+def _ids(items: Sequence[Any]) -> pa.Array:
+    """Integers where all are, else text."""
+    if all(type(item) is int for item in items):
+        return pa.array(items, pa.int64())
+    return pa.array([str(item) for item in items], pa.string())
+
+
+def _typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
+    try:
+        return pa.concat_arrays(values.cast(kind.arrow()).chunks)
+    except pa.ArrowException:
+        return _typed(values.to_pylist(), kind)
+
+
+def _typed(values: Sequence[Any], kind: ColumnType) -> pa.Array:
+    """Return values in a column's type, read as the transform reads a request's."""
+    try:
+        return pa.array(values, kind.arrow(), from_pandas=False)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        convert = _CONVERT[kind.kind]
+        return pa.array([_converted(value, kind, convert) for value in values], kind.arrow())
+
+
+def _converted(value: Any, kind: ColumnType, convert: Any) -> Any:
+    if value is None:
+        return None
+    if kind.nested:
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        parts = value if isinstance(value, list | tuple) else [value]
+        return [_converted(part, ColumnType(kind=kind.kind), convert) for part in parts]
+    plain = plain_value(value)
+    return convert(value if plain is NotImplemented else plain)
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _truth(value: Any) -> bool:
+    return value.strip().lower() in ("true", "1") if isinstance(value, str) else bool(value)
+
+
+_CONVERT: dict[str, Any] = {"string": _text, "int": int, "float": float, "bool": _truth}

@@ -1,0 +1,358 @@
+"""ImpressionLog: rows are what was scored, join and fit read them, files are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import widedeep as wd
+from tests.bundle import models
+from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
+from widedeep.data.join import ImpressionLog as JoinedLog
+from widedeep.errors import ConfigError
+from widedeep.serving.impression_files import Retention, Rotation
+from widedeep.serving.impression_rows import OWN_COLUMNS
+from widedeep.serving.impressions import ImpressionLog
+from widedeep.serving.ranker import Ranker, Ranking
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Record:
+    request_id: str
+    user: dict[str, Any]
+    candidates: Any
+    ranking: Ranking
+    ranker: Ranker
+    version: str = "1"
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
+    folder = tmp_path_factory.mktemp("log")
+    return Ranker(
+        publish(folder, "1", seed=1), items=write_items(folder / "items.parquet"), item_id="app"
+    )
+
+
+def ranked(
+    ranker: Ranker,
+    request_id: str = "r1",
+    *,
+    user: dict[str, Any] | None = None,
+    candidates: Any = ITEMS,
+    context: dict[str, Any] | None = None,
+    k: int | None = None,
+) -> Record:
+    user = {"user_id": 7, **(USER if user is None else user)}
+    ranking = ranker.rank(user, context, candidates, k=k)
+    return Record(request_id, user, candidates, ranking, ranker, context=context or {})
+
+
+def written(folder: Path) -> pa.Table:
+    files = sorted(folder.glob("*/*.parquet"))
+    return pa.concat_tables([pq.read_table(file) for file in files])
+
+
+def test_the_rows_are_what_was_scored(ranker: Ranker, tmp_path: Path) -> None:
+    requests = [
+        ranked(ranker, "by id", k=4),
+        ranked(ranker, "unknown", candidates=["mail", "never seen", "item 3"]),
+        ranked(
+            ranker,
+            "a context",
+            user={"user": 12, "seen": []},
+            context={"age": 44, "tags": ["y", "z"]},
+        ),
+        ranked(
+            ranker, "inline", candidates={"app": ["maps", "mail", "new"], "price": [3, None, 0.5]}
+        ),
+    ]
+    with ImpressionLog(tmp_path) as log:
+        before = time.time()
+        assert all(log.offer(request) for request in requests)
+        after = time.time()
+    rows = written(tmp_path).to_pylist()
+    assert len(rows) == 4 + 3 + len(ITEMS) + 3 == log.counts().rows
+    for request in requests:
+        own = [row for row in rows if row["request_id"] == request.request_id]
+        assert [row["position"] for row in own] == list(range(1, len(request.ranking) + 1))
+        assert [row["score"] for row in own] == request.ranking.scores.tolist()
+        # The logged features alone give the scores again, bit for bit.
+        assert request.ranker.bundle.score(own).tolist() == request.ranking.scores.tolist()  # type: ignore[union-attr]
+        assert {(row["user_id"], row["model_version"]) for row in own} == {(7, "1")}
+        assert all(before <= row["event_time"].timestamp() <= after + 1 for row in own)
+        if request.request_id != "inline":
+            assert [row["item_id"] for row in own] == request.ranking.items
+    of_catalogue = {row["catalogue_version"] for row in rows if row["request_id"] == "by id"}
+    assert ranker.catalogue is not None and of_catalogue == {ranker.catalogue.version}
+    assert {row["price"] for row in rows if row["request_id"] == "inline"} == {3.0, None, 0.5}
+
+
+def test_join_and_fit_read_the_log(ranker: Ranker, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    actions = []
+    with ImpressionLog(tmp_path / "log", rotation=Rotation(rows=150)) as log:
+        for n in range(60):
+            user = {**USER, "user_id": n % 9, "age": float(rng.integers(15, 60))}
+            record = ranked(ranker, f"request {n}", user=user, k=6)
+            assert log.offer(record)
+            if n % 2:
+                actions.append(
+                    {
+                        "user_id": n % 9,
+                        "item_id": record.ranking.items[1],
+                        "event_time": time.time_ns() // 1000 + 1,
+                    }
+                )
+            time.sleep(0.002)
+    files = sorted((tmp_path / "log").glob("*/*.parquet"))
+    assert len(files) > 1
+    result = wd.join_actions(
+        JoinedLog(path=tmp_path / "log", position="position"),
+        actions,
+        output=tmp_path / "examples",
+        window="1ms",
+        open_windows="keep",
+    )
+    assert sum(result.rows.values()) == 360
+    examples = pq.read_table(sorted((tmp_path / "examples").rglob("*.parquet")))
+    assert set(models.schema().columns) - {"installed"} <= set(examples.column_names)
+    assert sum(examples["label"].to_pylist()) > 0
+    spec = models.spec()
+    from dataclasses import replace
+
+    spec = replace(spec, label="label")
+    schema = wd.fit_schema(spec, examples)
+    trainer = wd.Trainer(wd.WideDeep(schema, hidden_units=[4], embedding_dim=2))
+    before = trainer.evaluate(examples)["log_loss"]
+    trainer.fit(examples, epochs=5)
+    assert trainer.evaluate(examples)["log_loss"] < before
+
+
+def test_nothing_is_written_but_the_allowed_columns(ranker: Ranker, tmp_path: Path) -> None:
+    with ImpressionLog(tmp_path, columns=["age", "price", "password"]) as log:
+        log.offer(ranked(ranker, user={**USER, "password": "x"}))
+    assert written(tmp_path).column_names == [*OWN_COLUMNS, "age", "price"]
+
+
+def test_hashed_users_are_the_same_user_and_no_one_s_name(ranker: Ranker, tmp_path: Path) -> None:
+    logs = {}
+    for name, key in (("one", b"k" * 16), ("same", b"k" * 16), ("other", b"x" * 16)):
+        with ImpressionLog(tmp_path / name, user_id="user", hash_users=key) as log:
+            for user in ("bo", "anna", "bo"):
+                log.offer(ranked(ranker, user=USER | {"user": user}, k=1))
+        logs[name] = written(tmp_path / name)
+    ids = logs["one"]["user_id"].to_pylist()
+    assert ids[0] == ids[2] != ids[1]
+    assert all(len(each) == 32 for each in ids)
+    assert logs["same"]["user_id"].to_pylist() == ids
+    assert not set(logs["other"]["user_id"].to_pylist()) & set(ids)
+    assert "user" not in logs["one"].column_names
+    with pytest.raises(ConfigError, match="a key of 3 bytes"):
+        ImpressionLog(tmp_path, hash_users=b"abc")
+
+
+def test_a_sample_takes_its_share_of_the_request_ids(ranker: Ranker, tmp_path: Path) -> None:
+    record = ranked(ranker, k=1)
+    ids = [f"request {n}" for n in range(2_000)]
+    kept = []
+    for folder in ("one", "two"):
+        with ImpressionLog(tmp_path / folder, sample=0.25, queued=5_000) as log:
+            kept.append({each for each in ids if log.offer(named(record, each))})
+        assert set(written(tmp_path / folder)["request_id"].to_pylist()) == kept[-1]
+        assert log.counts().left_out == len(ids) - len(kept[-1])
+    assert kept[0] == kept[1]
+    assert abs(len(kept[0]) / len(ids) - 0.25) < 4 * (0.25 * 0.75 / len(ids)) ** 0.5
+
+
+def named(record: Record, request_id: str) -> Record:
+    from dataclasses import replace
+
+    return replace(record, request_id=request_id)
+
+
+def test_a_request_without_a_user_is_left_out_and_counted(ranker: Ranker, tmp_path: Path) -> None:
+    record = ranked(ranker)
+    with ImpressionLog(tmp_path, user_id="customer") as log:
+        assert not log.offer(record)
+    assert log.counts().without_user == 1
+    assert list(tmp_path.glob("*/*")) == []
+
+
+def test_a_full_queue_drops_and_counts_and_never_blocks(
+    ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, held, go = ranked(ranker, k=2), threading.Event(), threading.Event()
+    log = ImpressionLog(tmp_path, queued=10)
+    write = log._files.write
+
+    def slowly(table: pa.Table) -> None:
+        held.set()
+        go.wait(30)
+        write(table)
+
+    monkeypatch.setattr(log._files, "write", slowly)
+    assert log.offer(record)
+    assert held.wait(30)
+    started = time.perf_counter()
+    taken = [log.offer(named(record, str(n))) for n in range(50)]
+    assert time.perf_counter() - started < 1
+    assert taken == [True] * 10 + [False] * 40
+    go.set()
+    log.close()
+    counts = log.counts()
+    assert (counts.offered, counts.dropped, counts.requests, counts.rows) == (51, 40, 11, 22)
+    assert written(tmp_path).num_rows == 22
+
+
+def test_files_are_rotated_by_rows_bytes_and_seconds(ranker: Ranker, tmp_path: Path) -> None:
+    record = ranked(ranker)
+    for name, rotation in (
+        ("rows", Rotation(rows=1)),
+        ("bytes", Rotation(nbytes=100)),
+        ("seconds", Rotation(seconds=0.05)),
+    ):
+        folder = tmp_path / name
+        with ImpressionLog(folder, rotation=rotation) as log:
+            for n in range(3):
+                log.offer(named(record, str(n)))
+                eventually(partial(complete, folder, n + 1))
+    for bad in ({"rows": 0}, {"nbytes": -1}, {"seconds": 0.0}):
+        with pytest.raises(ConfigError, match="expected more than 0"):
+            Rotation(**bad)  # type: ignore[arg-type]
+
+
+def complete(folder: Path, files: int) -> bool:
+    return len(list(folder.glob("*/*.parquet"))) == files
+
+
+def test_old_and_surplus_files_are_deleted(ranker: Ranker, tmp_path: Path) -> None:
+    record = ranked(ranker)
+    for n in range(4):
+        with ImpressionLog(tmp_path) as log:
+            log.offer(named(record, str(n)))
+    files = sorted(tmp_path.glob("*/*.parquet"))
+    assert len(files) == 4
+    os.utime(files[0], (0, time.time() - 3600))
+    ImpressionLog(tmp_path, retention=Retention(seconds=1800)).close()
+    assert sorted(tmp_path.glob("*/*.parquet")) == files[1:]
+    size = files[3].stat().st_size
+    ImpressionLog(tmp_path, retention=Retention(nbytes=2 * size + size // 2)).close()
+    assert sorted(tmp_path.glob("*/*.parquet")) == files[2:]
+
+
+def test_another_model_s_columns_go_to_another_folder(ranker: Ranker, tmp_path: Path) -> None:
+    schema = models.schema(item=("app",))
+    narrow = models.model(schema, wide=False)
+    from widedeep.bundle import write_bundle
+
+    other = Ranker(
+        write_bundle(
+            tmp_path / "bundle",
+            schema=schema,
+            weights=models.random_weights(schema, narrow),
+            model=narrow,
+            metrics={},
+            warmup_rows=[],
+            config={},
+        ),
+        item_id="app",
+    )
+    text = {**USER, "user_id": "seven"}
+    with ImpressionLog(tmp_path / "log") as log:
+        log.offer(ranked(ranker))
+        log.offer(ranked(ranker, "r2", user=text))
+        log.offer(ranked(other, "r3", candidates=["mail"]))
+    # Integers and text cannot stand in one column of ids.
+    folders = sorted((tmp_path / "log").iterdir())
+    assert len(folders) == 2
+    assert sum(pq.read_table(folder).num_rows for folder in folders) == log.counts().rows
+
+
+def test_a_failing_disk_loses_rows_and_counts_them(
+    ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = ranked(ranker)
+    with ImpressionLog(tmp_path) as log:
+        write = log._files.write
+
+        def full(table: pa.Table) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(log._files, "write", full)
+        log.offer(record)
+        eventually(lambda: log.counts().failed == 1)
+        assert "No space left" in str(log.counts().error)
+        monkeypatch.setattr(log._files, "write", write)
+        log.offer(named(record, "r2"))
+    assert set(written(tmp_path)["request_id"].to_pylist()) == {"r2"}
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written there"):
+        ImpressionLog(tmp_path / "file" / "log")
+
+
+KILLED = """
+import sys, time
+from functools import partial
+from pathlib import Path
+from tests.serving.test_impressions import ranked
+from tests.serving.versions import write_items
+from widedeep.serving.impression_files import Rotation
+from widedeep.serving.impressions import ImpressionLog
+from widedeep.serving.ranker import Ranker
+
+bundle, items, folder = sys.argv[1:]
+ranker = Ranker(bundle, items=items, item_id="app")
+log = ImpressionLog(folder, rotation=Rotation(seconds=0.3))
+for n in range(10**9):
+    log.offer(ranked(ranker, f"request {n}"))
+    time.sleep(0.001)
+"""
+
+
+def test_kill_9_leaves_only_complete_files(ranker: Ranker, tmp_path: Path) -> None:
+    items = write_items(tmp_path / "items.parquet")
+    folder = tmp_path / "log"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(ranker.bundle.path), str(items), str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
+        cwd=ROOT,
+    )
+    try:
+        eventually(lambda: len(list(folder.glob("*/*.parquet"))) >= 2)
+        eventually(lambda: any(folder.glob("*/.*.tmp")))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    assert list(folder.glob("*/.*.tmp"))
+    table = written(folder)
+    assert table.num_rows % len(ITEMS) == 0
+    numbers = {int(each.removeprefix("request ")) for each in table["request_id"].to_pylist()}
+    assert numbers == set(range(len(numbers)))
+    # The next process clears away what this one left; one that is alive keeps its file.
+    with ImpressionLog(folder) as log:
+        assert not list(folder.glob("*/.*.tmp"))
+        log.offer(ranked(ranker, "after"))
+        eventually(lambda: any(folder.glob("*/.*.tmp")))
+        ImpressionLog(folder).close()
+        assert list(folder.glob("*/.*.tmp"))
+    assert "after" in written(folder)["request_id"].to_pylist()
