@@ -11,7 +11,18 @@ import pyarrow.parquet as pq
 
 from tests.join.small_log import actions, impressions
 
-VERBS = ["init", "check", "join", "prepare", "train", "evaluate", "export", "score", "inspect"]
+VERBS = [
+    "init",
+    "check",
+    "join",
+    "prepare",
+    "train",
+    "evaluate",
+    "export",
+    "score",
+    "inspect",
+    "rollback",
+]
 
 
 class Ran(NamedTuple):

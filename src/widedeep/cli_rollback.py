@@ -1,0 +1,46 @@
+"""The verb rollback: the version before, in one command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from widedeep.cli_output import print_json, print_text, say
+from widedeep.cli_parser import GOOD, NO, Verbs, add_verb
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add the verb ``rollback``."""
+    parser = add_verb(
+        verbs,
+        "rollback",
+        _rollback,
+        "have every server of a directory of versions go back to an older one",
+        "  widedeep rollback models            # the version before the one that serves\n"
+        "  widedeep rollback models --to 41\n\n"
+        "The order is kept in MODELS/serving.json, which the servers read every few seconds. It\n"
+        "withdraws the newer versions; one that is published later is served again.",
+    )
+    parser.add_argument("models", metavar="MODELS", help="the directory that is served")
+    parser.add_argument("--to", metavar="VERSION", help="the version to go back to")
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from widedeep.serving.orders import roll_back
+    from widedeep.serving.served import NoVersion
+    from widedeep.serving.state import read_state, state_path
+
+    root = Path(arguments.models)
+    try:
+        target = roll_back(root, to=arguments.to)
+    except NoVersion as error:
+        say(f"widedeep: {error}")
+        return NO
+    withdrawn = read_state(state_path(root)).withdrawn
+    if arguments.json:
+        print_json({"version": target, "withdrawn": list(withdrawn)})
+    else:
+        print_text(f"{root}: version {target} serves; withdrawn: {', '.join(withdrawn)}")
+    return GOOD
