@@ -22,6 +22,7 @@ VERBS = [
     "score",
     "inspect",
     "rollback",
+    "serve",  # which runs until it is told to end
 ]
 
 

@@ -62,7 +62,7 @@ def test_every_verb_shows_an_example_that_parses(run: Run, verb: str, ads: Path)
     [
         ([], "the following arguments are required: VERB (see 'widedeep --help')"),
         (["traim"], "got VERB 'traim'; did you mean 'train'? (see 'widedeep --help')"),
-        (["serve"], "got VERB 'serve'; did you mean 'score'?"),
+        (["serv"], "got VERB 'serv'; did you mean 'serve'?"),
         (["train"], "the following arguments are required: RUN.toml (see 'widedeep train --help')"),
         (
             ["train", "a.toml", "--resum"],
@@ -176,7 +176,9 @@ def test_json_is_one_document(run: Run, ads: Path, ads_run: Path) -> None:
         "inspect": [model],
     }
     found = {verb: run(verb, *words, "--json") for verb, words in calls.items()}
-    assert {verb: ran.code for verb, ran in found.items()} == dict.fromkeys(VERBS, 0)
+    assert {verb: ran.code for verb, ran in found.items()} == dict.fromkeys(
+        [verb for verb in VERBS if verb != "serve"], 0
+    )
     documents = {verb: json.loads(ran.out) for verb, ran in found.items()}
     assert {c["column"]: c["role"] for c in documents["init"]["columns"]}["click"] == "label"
     assert documents["check"]["ok"] is True

@@ -65,7 +65,7 @@ def _failed(error: Exception, message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from widedeep import cli_bundle, cli_rollback, cli_run
+    from widedeep import cli_bundle, cli_rollback, cli_run, cli_serve
 
     parser = VerbParser(
         prog="widedeep",
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_run.add_verbs(verbs)
     cli_bundle.add_verbs(verbs)
     cli_rollback.add_verbs(verbs)
+    cli_serve.add_verbs(verbs)
     return parser
 
 

@@ -25,7 +25,7 @@ from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, DataError, WideDeepError
-from widedeep.schema import Schema
+from widedeep.schema import ColumnType, Schema
 from widedeep.tensor_file import map_tensors
 
 __all__ = ["Bundle", "Scores"]
@@ -191,6 +191,25 @@ class Bundle:
         ]
         heads = {head: np.concatenate([part[head] for part in found]) for head in found[0]}
         return next(iter(heads.values())) if len(heads) == 1 else heads
+
+    @property
+    def input_columns(self) -> dict[str, ColumnType]:
+        """The columns that a row may bring to be scored, with their logical types."""
+        columns = self.schema.columns
+        return {name: columns[name] for name in self._encoder.columns(targets=False)}
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Return rows as ids and numbers; an absent key is a null, and counted nowhere.
+
+        Args:
+            rows: One mapping a row, from column to value.
+
+        Raises:
+            FeatureError: If a value does not fit its feature.
+        """
+        encoder = copy.copy(self._encoder)
+        encoder.absent = {}
+        return encoder.rows(rows)
 
     def logits(self, batch: Batch, *, threads: int = 1) -> NDArray[np.float32]:
         """Return the logits of an encoded batch, (B, C), not calibrated.

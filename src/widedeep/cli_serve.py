@@ -1,0 +1,175 @@
+"""The verb `serve`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from widedeep.cli_output import print_json, say
+from widedeep.cli_parser import Verbs, add_verb, positive
+from widedeep.errors import ConfigError
+
+if TYPE_CHECKING:
+    from widedeep.serving.http.settings import Settings
+    from widedeep.serving.http.worker import ServingPlan
+
+__all__ = ["add_verbs"]
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Add the verb that serves."""
+    parser = add_verb(
+        verbs,
+        "serve",
+        _serve,
+        "answer requests for rankings and scores over HTTP",
+        "  widedeep serve models/ads --http :8080 --items items.parquet --item-id app\n"
+        "  curl localhost:8080/v1/rank -d "
+        '\'{"user": {"country": "de"}, "candidates": ["maps", "mail"]}\'',
+    )
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODELS",
+        help="a bundle, a run's folder, a folder of versions, or several of these; NAME=PATH",
+    )
+    _add_doors(parser)
+    _add_items(parser)
+    _add_limits(parser)
+
+
+def _add_doors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--http", default=":8080", metavar="[HOST]:PORT", help="default: :8080, loopback alone"
+    )
+    parser.add_argument(
+        "--grpc", metavar="[HOST]:PORT", help="speak the Open Inference Protocol over gRPC too"
+    )
+    parser.add_argument("--keys", metavar="FILE", help="a TOML file of API keys; asks for one")
+    parser.add_argument(
+        "--admin", action="store_true", help="let holders of an admin key load and roll back"
+    )
+    parser.add_argument("--tls-certificate", metavar="PEM", help="speak HTTPS")
+    parser.add_argument("--tls-key", metavar="PEM", help="the certificate's key")
+    parser.add_argument("--tls-client-ca", metavar="PEM", help="ask callers for a certificate")
+
+
+def _add_items(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--items", metavar="PARQUET", help="the items' catalogue; followed")
+    parser.add_argument("--item-id", metavar="COLUMN", help="its column of ids")
+    parser.add_argument(
+        "--unknown-items",
+        choices=("score", "refuse"),
+        default="score",
+        help="what to do with ids that are not in it (default: score)",
+    )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="keep the items' part of the model in half the memory",
+    )
+    parser.add_argument(
+        "--latest", type=positive, default=1, metavar="N", help="versions kept loaded (default: 1)"
+    )
+    parser.add_argument(
+        "--poll", type=float, default=2.0, metavar="S", help="look for versions every S seconds"
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=positive, default=1, help="processes that share the port (default: 1)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, default=1, help="threads of one long request (default: 1)"
+    )
+    parser.add_argument(
+        "--queue", type=positive, default=64, help="requests waiting or computed at once"
+    )
+    parser.add_argument(
+        "--deadline-ms", type=float, default=5000.0, metavar="MS", help="default: 5000"
+    )
+    parser.add_argument(
+        "--max-body", type=positive, default=16 << 20, metavar="BYTES", help="default: 16 MiB"
+    )
+    parser.add_argument(
+        "--max-candidates", type=positive, default=100_000, metavar="N", help="default: 100000"
+    )
+    parser.add_argument(
+        "--drain", type=float, default=25.0, metavar="S", help="time to finish after SIGTERM"
+    )
+    parser.add_argument(
+        "--lame-duck", type=float, default=0.0, metavar="S", help="accept that long, not ready"
+    )
+    parser.add_argument(
+        "--log-requests",
+        choices=("all", "errors", "none"),
+        default="errors",
+        help="as lines of JSON on standard error (default: errors)",
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from widedeep.commands.serve import run_plan
+    except ImportError as error:
+        raise ConfigError(
+            f"serve: {error.name or error} is not installed: pip install 'widedeep[serve]'"
+        ) from error
+    plan = _plan(arguments)
+
+    def listening(settings: Settings, port: int, grpc: str | None) -> None:
+        scheme = "https" if settings.tls_certificate else "http"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"{scheme}://{host}:{port}"
+        if arguments.json:
+            found = {name: str(path) for name, path in plan.models.items()}
+            print_json({"http": url, "grpc": grpc, "models": found})
+        names = ", ".join(plan.models)
+        say(f"widedeep: serving {names} on {url}" + (f" and gRPC on {grpc}" if grpc else ""))
+
+    return run_plan(plan, listening)
+
+
+def _plan(arguments: argparse.Namespace) -> ServingPlan:
+    from widedeep.commands.serve import address
+    from widedeep.serving.http.models import find_models
+    from widedeep.serving.http.settings import Settings
+    from widedeep.serving.http.worker import ServingPlan
+
+    host, port = address(arguments.http)
+    grpc = None if arguments.grpc is None else address(arguments.grpc)
+    settings = Settings(
+        host=host,
+        port=port,
+        workers=arguments.workers,
+        queue=arguments.queue,
+        deadline_ms=arguments.deadline_ms,
+        longest_deadline_ms=max(60_000.0, arguments.deadline_ms),
+        max_body=arguments.max_body,
+        max_candidates=arguments.max_candidates,
+        drain_s=arguments.drain,
+        lame_duck_s=arguments.lame_duck,
+        keys=arguments.keys,
+        admin=arguments.admin,
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+        tls_client_ca=arguments.tls_client_ca,
+        request_log=arguments.log_requests,
+    )
+    return ServingPlan(
+        models=find_models(arguments.models),
+        settings=settings,
+        items=arguments.items,
+        item_id=arguments.item_id,
+        unknown_items=arguments.unknown_items,
+        catalogue_precision="bfloat16" if arguments.bfloat16 else "float32",
+        latest=arguments.latest,
+        poll_s=arguments.poll,
+        rank_threads=arguments.threads,
+        grpc=None if grpc is None else _joined(*grpc),
+    )
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

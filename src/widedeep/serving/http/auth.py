@@ -1,0 +1,156 @@
+"""API keys: who may ask, who may administer, and how often."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from widedeep.errors import ConfigError, nearest
+from widedeep.serving.http.errors import HttpError
+from widedeep.serving.http.limits import TokenBucket
+
+__all__ = ["ApiKey", "Keys"]
+
+_KNOWN = ("sha256", "rate", "admin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """One caller.
+
+    Args:
+        name: Stands in logs in place of the key.
+        digest: SHA-256 of the key; the key itself is stored nowhere.
+        admin: May load, unload and roll back, and nothing else.
+        bucket: Its rate; None for no limit.
+    """
+
+    name: str
+    digest: bytes
+    admin: bool = False
+    bucket: TokenBucket | None = None
+
+
+class Keys:
+    """The keys that open the server.
+
+    The file holds a table for each caller, with the key's digest, so that who reads the file cannot
+    call the server::
+
+        [keys.shop]
+        sha256 = "…"     # printf %s "$KEY" | sha256sum
+        rate = 500       # requests a second, over all workers; absent for no limit
+
+        [keys.operator]
+        sha256 = "…"
+        admin = true     # load, unload, rollback
+
+    Args:
+        keys: The callers.
+
+    Example:
+        >>> digest = hashlib.sha256(b"open sesame").digest()
+        >>> keys = Keys([ApiKey(name="shop", digest=digest)])
+        >>> keys.check("open sesame").name
+        'shop'
+        >>> keys.check("wrong")
+        Traceback (most recent call last):
+        ...
+        widedeep.serving.http.errors.HttpError: got an API key that is not known; ...
+    """
+
+    def __init__(self, keys: list[ApiKey]) -> None:
+        self._keys = keys
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether any key may administer."""
+        return any(key.admin for key in self._keys)
+
+    @classmethod
+    def load(cls, path: str | Path, *, workers: int = 1) -> Keys:
+        """Read a file of keys.
+
+        Args:
+            path: A TOML file.
+            workers: Processes among which callers' rates are divided.
+
+        Raises:
+            ConfigError: If it cannot be read, or holds no keys.
+        """
+        try:
+            with open(path, "rb") as file:
+                document = tomllib.load(file)
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: no such file; name the file of API keys") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: {error}; write it as TOML") from error
+        tables = document.get("keys")
+        if not isinstance(tables, dict) or not tables:
+            raise ConfigError(f"{path}: got no table [keys.NAME]; write one for each caller")
+        return cls([_read(path, name, table, workers) for name, table in tables.items()])
+
+    def check(self, offered: str | None, *, admin: bool = False) -> ApiKey:
+        """Return whose key it is, and count the request against its rate.
+
+        Args:
+            offered: What the caller sent.
+            admin: Whether the request needs an admin key.
+
+        Raises:
+            HttpError: 401 without a key that is known, 403 for a key of the other kind, 429 above
+                the rate.
+        """
+        if offered is None:
+            raise HttpError(
+                401, "got no API key; send one as Authorization: Bearer KEY, or as X-API-Key: KEY"
+            )
+        digest = hashlib.sha256(offered.encode("utf-8", "surrogateescape")).digest()
+        found = None
+        for key in self._keys:  # all of them: the time must not tell which one is close
+            if hmac.compare_digest(digest, key.digest):
+                found = key
+        if found is None:
+            raise HttpError(401, "got an API key that is not known; check the key")
+        if admin != found.admin:
+            wanted = "an admin key" if admin else "a caller's key, not an admin key"
+            raise HttpError(403, f"got the key of {found.name!r}, expected {wanted}")
+        wait = found.bucket.take() if found.bucket else 0.0
+        if found.bucket and wait:
+            raise HttpError(
+                429,
+                f"got more than {found.bucket.rate:g} requests a second with the key of "
+                f"{found.name!r}; slow down",
+                retry_after=math.ceil(wait),
+            )
+        return found
+
+
+def _read(path: str | Path, name: str, table: Any, workers: int) -> ApiKey:
+    place = f"{path}, [keys.{name}]"
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{place}: got {table!r}, expected a table with the key sha256")
+    for entry in table:
+        if entry not in _KNOWN:
+            raise ConfigError(f"{place}: got {entry!r}; {nearest(entry, _KNOWN)}")
+    try:
+        digest = bytes.fromhex(table["sha256"])
+    except (KeyError, TypeError, ValueError):
+        digest = b""
+    if len(digest) != hashlib.sha256().digest_size:
+        raise ConfigError(
+            f'{place}: expected sha256 = "64 hexadecimal digits": printf %s "$KEY" | sha256sum'
+        )
+    rate, admin = table.get("rate"), table.get("admin", False)
+    if rate is not None and not (type(rate) in (int, float) and 0 < rate < math.inf):
+        raise ConfigError(f"{place}: got rate={rate!r}, expected requests a second above 0")
+    if not isinstance(admin, bool):
+        raise ConfigError(f"{place}: got admin={admin!r}, expected true or false")
+    bucket = None if rate is None else TokenBucket(rate / workers)
+    return ApiKey(name=name, digest=digest, admin=admin, bucket=bucket)

@@ -1,0 +1,249 @@
+"""Call: one request as the endpoints see it, and the Reply they give."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+
+from widedeep.serving.http.errors import HttpError, bad_json
+from widedeep.serving.http.settings import Settings
+
+__all__ = ["ARRIVED", "JSON", "TICKET", "Call", "Disconnected", "Reply", "json_reply"]
+
+Message: TypeAlias = MutableMapping[str, Any]
+Shape = TypeVar("Shape")
+
+ARRIVED = "widedeep.arrived"
+TICKET = "widedeep.ticket"
+"""What the protocol knows before the application runs: when the request came, and whether it got a
+place in the queue."""
+
+JSON = b"application/json"
+_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_encoder = msgspec.json.Encoder()
+
+
+class Disconnected(Exception):
+    """The caller is gone; nobody waits for an answer."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer.
+
+    Args:
+        body: Its bytes.
+        status: The HTTP status.
+        media_type: Of the body.
+        headers: Beside those of every answer.
+    """
+
+    body: bytes
+    status: int = 200
+    media_type: bytes = JSON
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def json_reply(value: object, status: int = 200) -> Reply:
+    """Return an answer in JSON.
+
+    Raises:
+        HttpError: If a text holds half a surrogate pair, which no UTF-8 can carry.
+    """
+    try:
+        return Reply(_encoder.encode(value), status)
+    except UnicodeEncodeError as error:
+        raise bad_json(error) from error
+
+
+class Call:
+    """One request.
+
+    Attributes:
+        method: ``"POST"``.
+        path: Without the query.
+        headers: The last value of each, by name in lower case.
+        params: What the path's pattern matched, by name.
+        request_id: The caller's (``X-Request-ID``, or in the body), else one made up.
+        deadline: On :func:`time.monotonic`'s clock.
+        model: Which model answered, for logs and metrics.
+        version: Which version of it.
+        rows: How many candidates or rows it scored.
+    """
+
+    __slots__ = (
+        *(
+            "_body",
+            "_receive",
+            "_settings",
+            "arrived",
+            "caller",
+            "deadline",
+            "headers",
+            "method",
+            "model",
+        ),
+        *("params", "path", "request_id", "rows", "scope", "version"),
+    )
+
+    def __init__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], settings: Settings
+    ) -> None:
+        self.scope, self._receive, self._settings = scope, receive, settings
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers = {name: value for name, value in scope["headers"]}
+        self.params: dict[str, str] = {}
+        self.arrived: float = scope.get(ARRIVED) or time.monotonic()
+        given = self.header(b"x-request-id")
+        self.request_id = given if given and _ID.fullmatch(given) else uuid.uuid4().hex
+        self.deadline = self.arrived + settings.deadline_ms / 1e3
+        self.model: str | None = None
+        self.version: str | None = None
+        self.caller: str | None = None
+        self.rows = 0
+        self._body: bytes | None = None
+
+    def header(self, name: bytes) -> str | None:
+        """Return a header's value."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def read_deadline(self) -> None:
+        """Take the caller's word for how long it will wait.
+
+        Raises:
+            HttpError: If the header is no number of milliseconds.
+        """
+        text = self.header(b"x-request-timeout-ms")
+        if text is None:
+            return
+        try:
+            wait_ms = float(text)
+        except ValueError:
+            wait_ms = 0.0
+        if not wait_ms > 0:
+            raise HttpError(
+                400, f"header X-Request-Timeout-Ms: got {text!r}, expected milliseconds above 0"
+            )
+        self.deadline = self.arrived + min(wait_ms, self._settings.longest_deadline_ms) / 1e3
+
+    async def body(self) -> bytes:
+        """Return the body, decompressed.
+
+        Raises:
+            HttpError: 413 for more than is allowed, 415 for an encoding that is not known, 408 if
+                it does not come in time.
+            Disconnected: If the caller is gone.
+        """
+        if self._body is None:
+            self._body = await self._read()
+        return self._body
+
+    async def _read(self) -> bytes:
+        limit = self._settings.max_body
+        length = self.headers.get(b"content-length", b"0")
+        if len(length) > 15 or int(length) > limit:
+            raise self._too_large()
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        body: bytes = message.get("body", b"")
+        if message.get("more_body", False):
+            body = await self._rest(body)
+        if len(body) > limit:
+            raise self._too_large()
+        encoding = self.headers.get(b"content-encoding")
+        if encoding is None or encoding == b"identity":
+            return body
+        return self._decompressed(body, encoding.decode("latin-1"))
+
+    async def _rest(self, body: bytes) -> bytes:
+        chunks, size = [body], len(body)
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                more = True
+                while more:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise Disconnected
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > self._settings.max_body:
+                        raise self._too_large()
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise HttpError(
+                408,
+                f"the body did not come within {self._settings.body_timeout_s:g} s; send it whole",
+                close=True,
+            ) from error
+        return b"".join(chunks)
+
+    def _too_large(self) -> HttpError:
+        return HttpError(
+            413,
+            f"got a body of more than {self._settings.max_body} bytes; send fewer candidates",
+            close=True,
+        )
+
+    def _decompressed(self, body: bytes, encoding: str) -> bytes:
+        # 15 + 32: zlib's or gzip's own header, whichever comes.
+        window = {"gzip": 15 + 32, "deflate": 15 + 32}.get(encoding.lower())
+        if window is None:
+            raise HttpError(
+                415, f"got Content-Encoding {encoding!r}, expected identity, gzip or deflate"
+            )
+        inflate = zlib.decompressobj(window)
+        try:
+            found = inflate.decompress(body, self._settings.max_body + 1)
+        except zlib.error as error:
+            raise HttpError(400, f"got a body that is no {encoding} ({error})") from error
+        if len(found) > self._settings.max_body:
+            raise self._too_large()
+        if not inflate.eof:
+            raise HttpError(400, f"got a {encoding} body that ends too early; send all of it")
+        return found
+
+    async def json(self, decoder: msgspec.json.Decoder[Shape]) -> Shape:
+        """Return the body as a decoder reads it.
+
+        Raises:
+            HttpError: 400 if it is not what the decoder expects, 415 if it says that it is no JSON;
+                and as :meth:`body`.
+        """
+        self.check_media_type(b"application/json")
+        return decode(await self.body(), decoder)
+
+    def check_media_type(self, *known: bytes) -> None:
+        """Raise the answer 415 for a body of another type.
+
+        Raises:
+            HttpError: If a type is given that is not known. None at all is taken for JSON, and so
+                is what curl sends when it is told nothing.
+        """
+        given = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if given and given not in known and given != b"application/x-www-form-urlencoded":
+            names = " or ".join(name.decode() for name in known)
+            got = given.decode("latin-1")
+            raise HttpError(415, f"got Content-Type {got!r}, expected {names}")
+
+
+def decode(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
+    """Read a body.
+
+    Raises:
+        HttpError: If it is not what the decoder expects.
+    """
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise bad_json(error) from error

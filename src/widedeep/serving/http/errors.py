@@ -1,0 +1,115 @@
+"""HttpError: an answer that says what was wrong with the request, and where in its body."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from widedeep.errors import WideDeepError
+
+if TYPE_CHECKING:
+    from widedeep.schema import Schema
+
+__all__ = ["HttpError", "bad_json", "json_pointer", "misfit"]
+
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_PLACE = re.compile(r"(feature|column) '(.*?)' \(row (\d+)[) ]")
+_AT = re.compile(r" - at `(\$.*?)`$")
+
+
+class HttpError(Exception):
+    """A request that is not answered as its sender hoped.
+
+    Args:
+        status: The HTTP status.
+        message: What was got, what is allowed, what to do.
+        pointer: Where in the body, as a JSON pointer (RFC 6901).
+        retry_after: Seconds after which to try again.
+        close: Close the connection after the answer: its rest cannot be read.
+
+    Example:
+        >>> HttpError(400, "got -1", pointer="/k").body()
+        b'{"error":"got -1","pointer":"/k"}'
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        pointer: str | None = None,
+        retry_after: int | None = None,
+        close: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.pointer = pointer
+        self.retry_after = retry_after
+        self.close = close
+
+    def body(self) -> bytes:
+        """The body of the answer."""
+        found = {"error": self.message}
+        if self.pointer is not None:
+            found["pointer"] = self.pointer
+        return msgspec.json.encode(found)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers beside those of every answer."""
+        found = []
+        if self.retry_after is not None:
+            found.append((b"retry-after", str(self.retry_after).encode()))
+        if self.status == 401:
+            found.append((b"www-authenticate", b"Bearer"))
+        if self.close:
+            found.append((b"connection", b"close"))
+        return found
+
+
+def json_pointer(path: str) -> str:
+    """Return a place as msgspec names it as a JSON pointer.
+
+    Example:
+        >>> json_pointer("$.items[3].price")
+        '/items/3/price'
+    """
+    steps = (name or index for name, index in _STEP.findall(path))
+    return "".join(f"/{step.replace('~', '~0').replace('/', '~1')}" for step in steps)
+
+
+def bad_json(error: Exception) -> HttpError:
+    """Return the answer to a body that is no JSON, or not of the shape that was asked for."""
+    if isinstance(error, RecursionError):
+        return HttpError(400, "got JSON that is nested too deep; send plain values and lists")
+    if isinstance(error, UnicodeError):
+        return HttpError(400, f"got text that is no UTF-8 ({error}); encode the body as UTF-8")
+    message = str(error)
+    found = _AT.search(message)
+    if found is None:
+        pointer = "" if isinstance(error, msgspec.ValidationError) else None
+        return HttpError(400, message, pointer=pointer)
+    return HttpError(400, message[: found.start()], pointer=json_pointer(found[1]))
+
+
+def misfit(
+    error: WideDeepError, schema: Schema, place: Callable[[str, int], str | None]
+) -> HttpError:
+    """Return the answer to values that do not fit the model's features.
+
+    Args:
+        error: As the library raised it.
+        schema: Says which column a feature reads.
+        place: The JSON pointer of a column's value in a row.
+    """
+    message = str(error)
+    found = _PLACE.search(message)
+    if found is None:
+        return HttpError(400, message)
+    kind, name, row = found[1], found[2], int(found[3])
+    if kind == "feature" and name in schema.spec.by_name:
+        name = getattr(schema.spec.by_name[name], "source", name)
+    return HttpError(400, message, pointer=place(name, row))

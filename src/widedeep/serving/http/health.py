@@ -1,0 +1,85 @@
+"""Health, status and figures: what probes, operators and Prometheus ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from widedeep.serving.http.call import Call, Reply, json_reply
+from widedeep.serving.http.models import Models
+from widedeep.serving.http.service import Service
+from widedeep.serving.supervisor import METRICS_DIRECTORY
+
+__all__ = ["live", "metrics", "ready", "status"]
+
+_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+async def live(service: Service, call: Call) -> Reply:
+    """Say that the process answers; a server that does not must be restarted."""
+    return json_reply({"live": True})
+
+
+async def ready(service: Service, call: Call) -> Reply:
+    """Say whether requests should come here: models are loaded, and nobody asked to stop."""
+    found = service.ready()
+    return json_reply({"ready": found}, 200 if found else 503)
+
+
+async def status(service: Service, call: Call) -> Reply:
+    """Say how each version of each model stands, and why one did not load."""
+    return json_reply(
+        {
+            "ready": service.ready(),
+            "draining": service.draining,
+            "models": {
+                name: [asdict(version) for version in registry.status()]
+                for name, registry in service.models.registries.items()
+            },
+        }
+    )
+
+
+async def metrics(service: Service, call: Call) -> Reply:
+    """Return the figures of this server, of all its processes together."""
+    found = service.metrics.registry
+    if METRICS_DIRECTORY in os.environ:
+        found = CollectorRegistry()
+        MultiProcessCollector(found)  # type: ignore[no-untyped-call]
+    versions = CollectorRegistry()
+    versions.register(_Versions(service.models))
+    return Reply(generate_latest(found) + generate_latest(versions), media_type=_TEXT)
+
+
+class _Versions(Collector):
+    """The versions as this process sees them; all processes follow the same state."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        """Return how each version stands, when it was loaded and how long that took."""
+        labels = ("model", "version")
+        state = GaugeMetricFamily(
+            "widedeep_version_state", "1 for the state a version is in.", labels=(*labels, "state")
+        )
+        loaded = GaugeMetricFamily(
+            "widedeep_version_loaded_timestamp_seconds", "When it was loaded.", labels=labels
+        )
+        took = GaugeMetricFamily(
+            "widedeep_version_load_seconds", "How long loading took.", labels=labels
+        )
+        for name, registry in self._models.registries.items():
+            for each in registry.status():
+                state.add_metric((name, each.version, each.state), 1.0)
+                if each.loaded_at is not None:
+                    loaded.add_metric((name, each.version), each.loaded_at)
+                if each.load_s is not None:
+                    took.add_metric((name, each.version), each.load_s)
+        yield from (state, loaded, took)

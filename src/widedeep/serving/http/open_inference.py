@@ -1,0 +1,389 @@
+"""The Open Inference Protocol v2 over REST, with its binary tensor extension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep import __version__
+from widedeep.bundle import Bundle
+from widedeep.errors import RequestError, nearest
+from widedeep.serving.http.call import Call, Reply, decode, json_reply
+from widedeep.serving.http.errors import HttpError
+from widedeep.serving.http.rows import (
+    Row,
+    Scored,
+    check_columns,
+    output_name,
+    rows_of_columns,
+    score_rows,
+)
+from widedeep.serving.http.service import Service
+from widedeep.serving.tensors import column_of, datatype_of, from_bytes, from_json, to_bytes
+
+__all__ = [
+    *("EXTENSIONS", "InferInput", "InferOutput", "InferRequest", "chosen_outputs", "index"),
+    *("infer", "is_model_ready", "metadata", "model_metadata", "model_ready", "model_statistics"),
+    *("repository_index", "rows_of_inputs", "server", "statistics"),
+]
+
+EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
+_BINARY = b"application/octet-stream"
+_LENGTH = b"inference-header-content-length"
+
+
+class InferInput(msgspec.Struct, kw_only=True):
+    """A column of the model.
+
+    Args:
+        name: The column's.
+        shape: ``[rows]``, or ``[rows, values a row]`` for a column of lists.
+        datatype: The protocol's: ``"INT64"``, ``"BYTES"``.
+        parameters: ``binary_data_size`` if the data stand behind the JSON.
+        data: Else the values; null for one that is missing.
+    """
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class InferOutput(msgspec.Struct, kw_only=True):
+    """A head of the model: ``"score"`` where there is one.
+
+    Args:
+        name: The head's.
+        parameters: ``binary_data``: send it as bytes.
+    """
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(msgspec.Struct, kw_only=True):
+    """The body of an inference request.
+
+    Args:
+        inputs: Columns; those that are absent are null in every row.
+        outputs: Which heads to send; all of them if absent.
+        id: Comes back in the answer.
+        parameters: ``binary_data_output``: send the outputs as bytes.
+    """
+
+    inputs: list[InferInput]
+    outputs: list[InferOutput] | None = None
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+
+
+_decoder = msgspec.json.Decoder(InferRequest)
+Outputs = list[tuple[str, NDArray[np.float64], bool]]
+
+
+async def infer(service: Service, call: Call) -> Reply:
+    """Score rows given as columns.
+
+    Raises:
+        HttpError: If they do not fit the model.
+    """
+    call.check_media_type(b"application/json", _BINARY)
+    body = await call.body()
+    header, binary = split_body(body, call.header(_LENGTH))
+    request = decode(header, _decoder)
+    if request.id:
+        call.request_id = request.id[:128]
+    n_rows = max((each.shape[0] for each in request.inputs if each.shape), default=0)
+    if n_rows > service.settings.max_candidates:
+        most = service.settings.max_candidates
+        raise HttpError(413, f"got {n_rows} rows, expected at most {most}", pointer="/inputs")
+    call.model, call.rows = call.params["model"], n_rows
+    tensors = _tensors(request.inputs, binary)
+    found = await service.scheduler.run(
+        f"score/{call.model}",
+        n_rows,
+        call.deadline,
+        lambda: score_rows(
+            service,
+            model=call.params["model"],
+            request_id=call.request_id,
+            rows=lambda bundle: rows_of_inputs(bundle, request.inputs, tensors),
+            place=lambda column, row: _pointer(request.inputs, column, row),
+            version=call.params.get("version"),
+        ),
+    )
+    call.version = found.version
+    return _reply(call, request, found)
+
+
+def split_body(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
+    """Return the JSON of a body, and the bytes behind it.
+
+    Args:
+        body: All of it.
+        length: The header that says how long the JSON is; None: there is nothing else.
+
+    Raises:
+        HttpError: If the header does not fit the body.
+    """
+    if length is None:
+        return body, memoryview(b"")
+    n = int(length) if length.isascii() and length.isdigit() and len(length) < 12 else -1
+    if not 0 <= n <= len(body):
+        raise HttpError(
+            400,
+            f"header Inference-Header-Content-Length: got {length!r}, expected the JSON's length "
+            f"in a body of {len(body)} bytes",
+        )
+    return body[:n], memoryview(body)[n:]
+
+
+def _tensors(inputs: Sequence[InferInput], binary: memoryview) -> list[list[Any]]:
+    """Return each input's values; those that come as bytes follow each other in order."""
+    found, at = [], 0
+    for position, each in enumerate(inputs):
+        size = each.parameters.get("binary_data_size")
+        try:
+            if size is None:
+                found.append(from_json(each.name, each.datatype, each.shape, each.data or []))
+                continue
+            if type(size) is not int or not 0 <= size <= len(binary) - at:
+                raise RequestError(
+                    "parameters.binary_data_size",
+                    f"got {size!r}, but {len(binary) - at} bytes follow the JSON",
+                )
+            raw = binary[at : at + size]
+            found.append(from_bytes(each.name, each.datatype, each.shape, raw))
+            at += size
+        except RequestError as error:
+            raise _misfit(error, position) from error
+    if at != len(binary):
+        raise HttpError(400, f"got {len(binary) - at} bytes behind the last binary input")
+    return found
+
+
+def _misfit(error: RequestError, position: int) -> HttpError:
+    where = error.where.replace("[", "/").replace("]", "").replace(".", "/")
+    return HttpError(400, str(error), pointer=f"/inputs/{position}/{where}")
+
+
+def rows_of_inputs(
+    bundle: Bundle, inputs: Sequence[InferInput], tensors: Sequence[list[Any]]
+) -> list[Row]:
+    """Return the rows that inputs hold.
+
+    Args:
+        bundle: The model.
+        inputs: Names and shapes.
+        tensors: Their values.
+
+    Raises:
+        HttpError: If they do not fit the model, or each other.
+    """
+    if not inputs:
+        raise HttpError(400, "got no inputs, expected at least one column", pointer="/inputs")
+    check_columns(bundle, [each.name for each in inputs], lambda name: _pointer(inputs, name, None))
+    columns: dict[str, list[Any]] = {}
+    kinds, n_rows = bundle.schema.columns, inputs[0].shape[0]
+    for position, (each, values) in enumerate(zip(inputs, tensors, strict=True)):
+        if each.name in columns:
+            raise HttpError(
+                400, f"got the input {each.name!r} twice", pointer=f"/inputs/{position}/name"
+            )
+        if each.shape[0] != n_rows:
+            raise HttpError(
+                400,
+                f"input {each.name!r}: got {each.shape[0]} rows, but {n_rows} in "
+                f"{inputs[0].name!r}; give as many in every input",
+                pointer=f"/inputs/{position}/shape",
+            )
+        try:
+            columns[each.name] = column_of(each.name, kinds.get(each.name), each.shape, values)
+        except RequestError as error:
+            raise _misfit(error, position) from error
+    return rows_of_columns(columns)
+
+
+def _pointer(inputs: Sequence[InferInput], column: str, row: int | None) -> str:
+    for position, each in enumerate(inputs):
+        if each.name == column:
+            if row is None or "binary_data_size" in each.parameters:
+                return f"/inputs/{position}/name"
+            return f"/inputs/{position}/data/{row * math.prod(each.shape[1:])}"
+    return "/inputs"
+
+
+def _reply(call: Call, request: InferRequest, found: Scored) -> Reply:
+    described, blobs = [], []
+    for name, scores, binary in chosen_outputs(request, found):
+        about: dict[str, Any] = {"name": name, "datatype": "FP64", "shape": list(scores.shape)}
+        if binary:
+            blobs.append(to_bytes(scores))
+            about["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            about["data"] = scores.ravel().tolist()
+        described.append(about)
+    answer: dict[str, Any] = {"model_name": call.model, "model_version": found.version}
+    if request.id is not None:
+        answer["id"] = request.id
+    reply = json_reply({**answer, "outputs": described})
+    if not blobs:
+        return reply
+    length = str(len(reply.body)).encode()
+    return Reply(
+        b"".join([reply.body, *blobs]),
+        media_type=_BINARY,
+        headers=[(_LENGTH, length)],
+    )
+
+
+def chosen_outputs(request: InferRequest, found: Scored) -> Outputs:
+    """Return the heads that a request wants: name, scores, and whether as bytes.
+
+    Raises:
+        HttpError: If it wants one that the model does not have.
+    """
+    heads = {output_name(head): scores for head, scores in found.scores.items()}
+    everything = request.parameters.get("binary_data_output") is True
+    if not request.outputs:
+        return [(name, scores, everything) for name, scores in heads.items()]
+    chosen = []
+    for position, wanted in enumerate(request.outputs):
+        if wanted.name not in heads:
+            raise HttpError(
+                400,
+                f"got the output {wanted.name!r}; {nearest(wanted.name, heads)}",
+                pointer=f"/outputs/{position}/name",
+            )
+        binary = wanted.parameters.get("binary_data", everything) is True
+        chosen.append((wanted.name, heads[wanted.name], binary))
+    return chosen
+
+
+# ---- what there is ------------------------------------------------------------------------------
+
+
+async def server(service: Service, call: Call) -> Reply:
+    """Say which server this is."""
+    return json_reply({"name": "widedeep", "version": __version__, "extensions": EXTENSIONS})
+
+
+async def metadata(service: Service, call: Call) -> Reply:
+    """Say which inputs and outputs a model has."""
+    return json_reply(
+        model_metadata(service, call.params["model"], call.params.get("version"), call.request_id)
+    )
+
+
+def model_metadata(
+    service: Service, model: str, version: str | None, request_id: str
+) -> dict[str, Any]:
+    """Return a model's inputs and outputs.
+
+    Raises:
+        HttpError: If there is no such model or version.
+    """
+    with service.models.lease(model, request_id, version) as served:
+        bundle = served.ranker.bundle
+    inputs = [
+        {"name": name, "datatype": datatype_of(kind), "shape": [-1, -1] if kind.nested else [-1]}
+        for name, kind in bundle.input_columns.items()
+    ]
+    outputs = [
+        {
+            "name": output_name(head.name),
+            "datatype": "FP64",
+            "shape": [-1, head.stop - head.start] if head.kind == "multiclass" else [-1],
+        }
+        for head in bundle.model.heads
+    ]
+    versions = [s.version for s in service.models.registry(model).status() if s.state == "ready"]
+    platform = f"widedeep_{bundle.manifest.engine}"
+    about = {"name": model, "versions": versions, "platform": platform}
+    return {**about, "inputs": inputs, "outputs": outputs}
+
+
+def is_model_ready(service: Service, model: str, version: str | None) -> bool:
+    """Tell whether a model, or one version of it, can answer.
+
+    Raises:
+        HttpError: If there is no such model.
+    """
+    registry = service.models.registry(model)
+    if not version:
+        return registry.ready()
+    return any(s.version == version and s.state == "ready" for s in registry.status())
+
+
+async def model_ready(service: Service, call: Call) -> Reply:
+    """Say whether a model, or one version of it, can answer."""
+    model = call.params["model"]
+    ready = is_model_ready(service, model, call.params.get("version"))
+    return json_reply({"name": model, "ready": ready}, 200 if ready else 503)
+
+
+async def index(service: Service, call: Call) -> Reply:
+    """List every version of every model, with its state and why it did not load."""
+    body = await call.body()
+    wanted = decode(body, msgspec.json.Decoder(dict[str, Any])) if body.strip() else {}
+    return json_reply(repository_index(service, ready=wanted.get("ready") is True))
+
+
+def repository_index(service: Service, *, ready: bool) -> list[dict[str, str]]:
+    """Return the versions there are; only those that are ready if asked so."""
+    states = {"ready": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
+    found = []
+    for name, registry in service.models.registries.items():
+        for each in registry.status():
+            state = states.get(each.state, "UNAVAILABLE")
+            if state == "READY" or not ready:
+                about = {"name": name, "version": each.version, "state": state}
+                found.append({**about, "reason": each.error or ""})
+    return found
+
+
+async def statistics(service: Service, call: Call) -> Reply:
+    """Say how many requests each version scored in this process, and in what time."""
+    name, version = call.params.get("model"), call.params.get("version")
+    return json_reply({"model_stats": model_statistics(service, name, version)})
+
+
+def model_statistics(
+    service: Service, model: str | None, version: str | None
+) -> list[dict[str, Any]]:
+    """Return what Triton's statistics extension tells of each version.
+
+    Raises:
+        HttpError: If there is no such model.
+    """
+    if model is not None:
+        service.models.registry(model)
+    found = []
+    for (name, at), each in list(service.statistics.by_version.items()):
+        if (model or name) != name or (version or at) != at:
+            continue
+        success = {"count": each.answered, "ns": int(each.seconds * 1e9)}
+        none = {"count": 0, "ns": 0}
+        found.append(
+            {
+                "name": name,
+                "version": at,
+                "last_inference": int(each.last * 1e3),
+                "inference_count": each.rows,
+                "execution_count": each.answered,
+                "inference_stats": {
+                    "success": success,
+                    "fail": {"count": each.failed, "ns": int(each.failed_seconds * 1e9)},
+                    **{part: none for part in ("queue", "compute_input", "compute_output")},
+                    "compute_infer": success,
+                },
+                "batch_stats": [],
+            }
+        )
+    return found

@@ -1,0 +1,231 @@
+"""POST /v1/rank: a user, a context and candidates in; the items, best first, out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from widedeep.bundle import Explanation
+from widedeep.errors import RequestError, WideDeepError
+from widedeep.serving.http.call import Call, Reply, json_reply
+from widedeep.serving.http.errors import HttpError, misfit
+from widedeep.serving.http.service import Ranked, Service
+from widedeep.serving.ranker import Ranking
+from widedeep.serving.served import Served
+
+__all__ = ["RankReply", "RankRequest", "rank"]
+
+_WHERE = re.compile(r"[^.\[\]]+")
+
+
+class RankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The body of a request.
+
+    Args:
+        user: Values of the user's columns.
+        context: Values of further columns of the query.
+        candidates: Ids of items in the catalogue.
+        items: The items themselves, a list of values for each column, in place of ``candidates``.
+        k: Return the best k only.
+        explain: Say why each item got its score.
+        head: Rank by this head of a model with several.
+        model: Which model, where the server has several.
+        version: Ask for one version.
+        label: Ask for the version with this label.
+        request_id: Comes back in the answer; decides about canaries; stands in logs.
+    """
+
+    user: dict[str, Any] = {}
+    context: dict[str, Any] = {}
+    candidates: list[int | str] | None = None
+    items: dict[str, list[Any]] | None = None
+    k: int | None = None
+    explain: bool = False
+    head: str | None = None
+    model: str | None = None
+    version: str | None = None
+    label: str | None = None
+    request_id: str | None = None
+
+
+class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """The body of an answer; the columns have an entry for each item, best first.
+
+    Args:
+        items: Ids; positions in the request for items that came without ids.
+        scores: Calibrated probabilities, or the values of a regression.
+        model_version: That gave them.
+        request_id: Of the request.
+        unknown: Positions in ``items`` of those that the catalogue does not hold.
+        absent: For each column that the request did not bring, how many values were null for it.
+        catalogue_version: Of the items' features.
+        explanations: For each item its terms, if asked for.
+    """
+
+    items: list[Any]
+    scores: list[float]
+    model_version: str
+    request_id: str
+    unknown: list[int] | None = None
+    absent: dict[str, int] | None = None
+    catalogue_version: str | None = None
+    explanations: list[dict[str, Any]] | None = None
+
+
+_decoder = msgspec.json.Decoder(RankRequest)
+
+
+async def rank(service: Service, call: Call) -> Reply:
+    """Answer a request for a ranking.
+
+    Raises:
+        HttpError: If it cannot be answered.
+    """
+    request = await call.json(_decoder)
+    _check(request, service.settings.max_candidates)
+    if request.request_id is not None:
+        call.request_id = request.request_id
+    name = call.params.get("model", request.model)
+    call.rows = _count(request)
+    call.model = service.models.name_of(name)
+    kind = f"rank/{call.model}" if not request.explain else f"explain/{call.model}"
+    reply = await service.scheduler.run(
+        kind, call.rows, call.deadline, lambda: _ranked(service, call, name, request)
+    )
+    return json_reply(reply)
+
+
+def _ranked(service: Service, call: Call, name: str | None, request: RankRequest) -> RankReply:
+    version, label = call.params.get("version", request.version), request.label
+    with service.models.lease(name, call.request_id, version, label) as served:
+        call.version = served.version
+        candidates = request.items if request.candidates is None else request.candidates
+        try:
+            ranking = _rank(served, request, candidates)
+        except RequestError as error:
+            raise _unusable(error, request) from error
+        except UnicodeError as error:
+            raise HttpError(400, f"got text that is no Unicode: {error}") from error
+        except WideDeepError as error:
+            place = _place(request)
+            raise misfit(error, served.ranker.bundle.schema, place) from error
+        model = call.model or ""
+        service.metrics.scored(model, served.version, ranking.scores, int(ranking.unknown.sum()))
+        service.look_up_some(model, served.ranker, {**request.user, **request.context})
+        if service.on_ranked is not None:
+            service.on_ranked(
+                Ranked(
+                    request_id=call.request_id,
+                    model=model,
+                    version=served.version,
+                    user=request.user,
+                    context=request.context,
+                    candidates=candidates,
+                    ranking=ranking,
+                    ranker=served.ranker,
+                )
+            )
+    return _reply(ranking, call)
+
+
+def _rank(served: Served, request: RankRequest, candidates: Any) -> Ranking:
+    if request.head is not None:
+        # By another head than the version's own: the shadow would compare what is not the same.
+        return served.ranker.rank(
+            request.user,
+            request.context,
+            candidates,
+            k=request.k,
+            explain=request.explain,
+            head=request.head,
+        )
+    return served.rank(
+        request.user, request.context, candidates, k=request.k, explain=request.explain
+    )
+
+
+def _count(request: RankRequest) -> int:
+    if request.candidates is not None:
+        return len(request.candidates)
+    return max(map(len, (request.items or {}).values()), default=0)
+
+
+def _check(request: RankRequest, most: int) -> None:
+    if (request.candidates is None) == (request.items is None):
+        both = "both" if request.items is not None else "neither"
+        raise HttpError(
+            400,
+            f"got {both} of candidates (a list of ids) and items (a list for each column); "
+            "give one of them",
+            pointer="",
+        )
+    n = _count(request)
+    if n > most:
+        pointer = "/items" if request.candidates is None else "/candidates"
+        raise HttpError(413, f"got {n} candidates, expected at most {most}", pointer=pointer)
+    if request.k is not None and request.k < 0:
+        raise HttpError(400, f"got {request.k}, expected k of at least 0", pointer="/k")
+    if request.request_id is not None and not 0 < len(request.request_id) <= 128:
+        raise HttpError(400, "expected a text of 1 to 128 characters", pointer="/request_id")
+
+
+def _unusable(error: RequestError, request: RankRequest) -> HttpError:
+    """Point to the field; what the ranker calls candidates may have come as items."""
+    steps = _WHERE.findall(error.where)
+    if steps and steps[0] == "candidates" and request.candidates is None:
+        steps[0] = "items"
+    pointer = "".join(f"/{step}" for step in steps)
+    if len(steps) == 1 and steps[0] in ("items", "candidates"):
+        column, row = _named(str(error))
+        if column is not None:
+            pointer = _place(request)(column, row) or pointer
+    return HttpError(400, str(error), pointer=pointer)
+
+
+def _named(message: str) -> tuple[str | None, int]:
+    found = re.search(r"(?:feature|column) '(.*?)' \(row (\d+)", message)
+    return (found[1], int(found[2])) if found else (None, 0)
+
+
+def _place(request: RankRequest) -> Any:
+    def place(column: str, row: int) -> str | None:
+        escaped = column.replace("~", "~0").replace("/", "~1")
+        if column in request.user:
+            return f"/user/{escaped}"
+        if column in request.context:
+            return f"/context/{escaped}"
+        if request.items is not None and column in request.items:
+            return f"/items/{escaped}/{row}"
+        return None if request.candidates is None else f"/candidates/{row}"
+
+    return place
+
+
+def _reply(ranking: Ranking, call: Call) -> RankReply:
+    unknown = ranking.unknown.nonzero()[0].tolist()
+    explanations = ranking.explanations
+    return RankReply(
+        items=ranking.items,
+        scores=ranking.scores.tolist(),
+        model_version=call.version or "",
+        request_id=call.request_id,
+        unknown=unknown or None,
+        absent=ranking.absent or None,
+        catalogue_version=ranking.catalogue_version,
+        explanations=None if explanations is None else [_explained(each) for each in explanations],
+    )
+
+
+def _explained(found: Explanation) -> dict[str, Any]:
+    return {
+        "wide": [
+            {"feature": term.feature, "value": term.value, "weights": term.weights}
+            for term in found.wide
+        ],
+        "deep": found.deep,
+        "bias": found.bias,
+        "logits": found.logits,
+        "score": found.score,
+    }

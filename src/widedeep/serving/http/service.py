@@ -1,0 +1,95 @@
+"""Service: what every endpoint of one process shares."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from widedeep.data.unseen import count_values
+from widedeep.serving.http.auth import Keys
+from widedeep.serving.http.limits import Admission, Scheduler
+from widedeep.serving.http.models import Models
+from widedeep.serving.http.settings import Settings
+from widedeep.serving.http.statistics import Statistics
+from widedeep.serving.metrics import ServerMetrics
+from widedeep.serving.ranker import Ranker, Ranking
+from widedeep.serving.request_log import RequestLog
+
+__all__ = ["Ranked", "Service"]
+
+_LOOKED_AT = 1 / 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked:
+    """A request that was ranked, for those who keep a log of it.
+
+    Args:
+        request_id: Of the request.
+        model: That answered.
+        version: Of it.
+        user: As given.
+        context: As given.
+        candidates: Ids, or columns.
+        ranking: The answer.
+        ranker: That gave it.
+    """
+
+    request_id: str
+    model: str
+    version: str
+    user: Mapping[str, Any]
+    context: Mapping[str, Any]
+    candidates: Any
+    ranking: Ranking
+    ranker: Ranker
+
+
+@dataclass(kw_only=True)
+class Service:
+    """What the endpoints share: models, limits, figures.
+
+    Args:
+        models: That answer.
+        settings: As the operator chose them.
+        metrics: Figures of this process; None makes them.
+        log: Of requests; None makes it by the settings.
+        keys: Callers; None asks for no key.
+        on_ranked: Called after each ranking, off no one's path but the caller's: it must not block.
+    """
+
+    models: Models
+    settings: Settings = field(default_factory=Settings)
+    metrics: ServerMetrics = field(default_factory=lambda: ServerMetrics(CollectorRegistry()))
+    log: RequestLog | None = None
+    keys: Keys | None = None
+    on_ranked: Callable[[Ranked], None] | None = None
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        if self.log is None:
+            self.log = RequestLog(self.settings.request_log)
+        self.admission = Admission(self.settings.queue)
+        self.scheduler = Scheduler(self.settings.threads, self.settings.inline_ms / 1e3)
+        self.statistics = Statistics()
+
+    def ready(self) -> bool:
+        """Tell whether load balancers should send requests here."""
+        return not self.draining and self.models.ready()
+
+    def look_up_some(self, model: str, ranker: Ranker, row: Mapping[str, Any]) -> None:
+        """Of one request in 32, count which values of user and context training had not seen."""
+        if random.random() < _LOOKED_AT:
+            bundle = ranker.bundle
+            batch = bundle.encode([dict(row)])
+            given = frozenset(row)
+            counts = {
+                name: found
+                for name, found in count_values(bundle.schema, batch).items()
+                if getattr(bundle.schema.spec.by_name[name], "source", None) in given
+            }
+            self.metrics.looked_up(model, counts)

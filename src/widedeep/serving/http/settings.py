@@ -1,0 +1,95 @@
+"""Settings: what an operator may choose about the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from widedeep.errors import ConfigError
+
+__all__ = ["Settings"]
+
+RequestLog = Literal["all", "errors", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Limits, times and doors of the server; the defaults suit a ranker behind a load balancer.
+
+    Args:
+        host: The address to bind; loopback unless told otherwise.
+        port: The port; 0 takes a free one.
+        workers: Processes that share the port; rates of keys are divided by it.
+        queue: Requests that may be waiting or computed at once; more get 503.
+        threads: Threads for long computations; short ones run where they were read.
+        inline_ms: What counts as short, in milliseconds.
+        deadline_ms: How long a caller is taken to wait when it does not say, in milliseconds.
+        longest_deadline_ms: The most that a caller may ask for.
+        max_body: Largest body in bytes, after decompression; larger ones get 413.
+        max_candidates: Most rows or candidates in a request; more get 413.
+        max_connections: Open connections; further ones are closed at once.
+        head_timeout_s: Seconds in which a request's head must have come.
+        body_timeout_s: Seconds in which its body must have come, else 408.
+        write_timeout_s: Seconds in which the caller must have taken the answer.
+        idle_timeout_s: Seconds that a connection stays open without a request.
+        drain_s: Seconds that requests have to finish after SIGTERM.
+        lame_duck_s: Seconds after SIGTERM in which the server still accepts while it is not ready,
+            so that load balancers turn away first.
+        keys: A TOML file of API keys; None asks for no key.
+        admin: Open the endpoints that load, unload and roll back; needs an admin key.
+        tls_certificate: A PEM file; None speaks plain HTTP.
+        tls_key: Its key.
+        tls_client_ca: Certificates that callers must be signed by.
+        request_log: Which requests are logged.
+
+    Raises:
+        ConfigError: If a value is out of its range, or two contradict each other.
+
+    Example:
+        >>> Settings(queue=0)
+        Traceback (most recent call last):
+        ...
+        widedeep.errors.ConfigError: got queue=0, expected a number above 0
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    workers: int = 1
+    queue: int = 64
+    threads: int = 2
+    inline_ms: float = 2.0
+    deadline_ms: float = 5_000.0
+    longest_deadline_ms: float = 60_000.0
+    max_body: int = 16 << 20
+    max_candidates: int = 100_000
+    max_connections: int = 4_096
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 10.0
+    write_timeout_s: float = 30.0
+    idle_timeout_s: float = 75.0
+    drain_s: float = 25.0
+    lame_duck_s: float = 0.0
+    keys: str | None = None
+    admin: bool = False
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    request_log: RequestLog = "errors"
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("workers", "queue", "threads", "deadline_ms", "longest_deadline_ms", "max_body"),
+            *("max_candidates", "max_connections", "head_timeout_s", "body_timeout_s"),
+            *("write_timeout_s", "idle_timeout_s", "drain_s"),
+        ):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"got {name}={getattr(self, name)}, expected a number above 0")
+        if not 0 <= self.port < 1 << 16:
+            raise ConfigError(f"got port={self.port}, expected 0 to 65535")
+        if self.admin and self.keys is None:
+            raise ConfigError(
+                "got admin=True without keys; whoever reaches the port could unload the model: "
+                "name a file of keys, one of them with admin = true"
+            )
+        if (self.tls_key or self.tls_client_ca) and not self.tls_certificate:
+            raise ConfigError("got a TLS key or client CA without a certificate; name one")

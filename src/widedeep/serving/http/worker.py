@@ -1,0 +1,174 @@
+"""One serving process: registries, service, sockets; from a plan that can be pickled."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from widedeep.errors import ConfigError
+from widedeep.serving.http.auth import Keys
+from widedeep.serving.http.models import Models
+from widedeep.serving.http.server import serve
+from widedeep.serving.http.service import Service
+from widedeep.serving.http.settings import Settings
+from widedeep.serving.registry import Latest, Registry
+from widedeep.serving.supervisor import Worker, bind_port
+
+__all__ = ["ServingPlan", "serve_plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPlan:
+    """All that a serving process must know.
+
+    Args:
+        models: A bundle or a directory of versions, by the model's name.
+        settings: Of the server; ``port`` is settled before workers start.
+        items: The catalogue's Parquet file, for a server of one model.
+        item_id: Its column of item ids.
+        unknown_items: ``"score"`` or ``"refuse"`` ids that are not in it.
+        catalogue_precision: ``"float32"`` or ``"bfloat16"``.
+        latest: How many of the newest versions stay loaded.
+        poll_s: Seconds between looks at the directories.
+        rank_threads: Threads that one request may use.
+        grpc: ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out.
+
+    Raises:
+        ConfigError: If there is no model, or one catalogue for several.
+    """
+
+    models: dict[str, Path]
+    settings: Settings = field(default_factory=Settings)
+    items: str | None = None
+    item_id: str | None = None
+    unknown_items: Literal["score", "refuse"] = "score"
+    catalogue_precision: Literal["float32", "bfloat16"] = "float32"
+    latest: int = 1
+    poll_s: float = 2.0
+    rank_threads: int = 1
+    grpc: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("got no model to serve; name a bundle, or a directory of versions")
+        if self.items is not None and len(self.models) > 1:
+            names = ", ".join(map(repr, self.models))
+            raise ConfigError(f"got one catalogue for the models {names}; serve one model with it")
+        if (self.items is None) != (self.item_id is None) and self.items is not None:
+            raise ConfigError(f"got items={self.items!r} without item_id; name the column of ids")
+
+    def registries(self) -> dict[str, Registry]:
+        """Return the registry of each model, not started."""
+        return {
+            name: Registry(
+                path,
+                items=self.items,
+                item_id=self.item_id,
+                policy=Latest(self.latest),
+                poll_s=self.poll_s,
+                unknown_items=self.unknown_items,
+                catalogue_precision=self.catalogue_precision,
+                threads=self.rank_threads,
+            )
+            for name, path in self.models.items()
+        }
+
+    def keys(self) -> Keys | None:
+        """Return the callers, if keys are asked for.
+
+        Raises:
+            ConfigError: If their file cannot be used, or none may administer though they should.
+        """
+        if self.settings.keys is None:
+            return None
+        keys = Keys.load(self.settings.keys, workers=self.settings.workers)
+        if self.settings.admin and not keys.has_admin:
+            raise ConfigError(f"{self.settings.keys}: got no key with admin = true; write one")
+        return keys
+
+
+def serve_plan(
+    worker: Worker, plan: ServingPlan, on_listening: Callable[[int, int | None], None] | None = None
+) -> None:
+    """Serve until SIGTERM: what every process of the server runs.
+
+    Args:
+        worker: Which of the processes this one is.
+        plan: What is served.
+        on_listening: Called with the ports of HTTP and gRPC once both are bound.
+
+    Raises:
+        ConfigError: If a file or an address cannot be used.
+    """
+    settings, shared = plan.settings, worker.count > 1
+    registries = plan.registries()
+    service = Service(models=Models(registries), settings=settings, keys=plan.keys())
+    # Longer slices for other threads would hold up every request while a version loads.
+    sys.setswitchinterval(0.001)
+    with ExitStack() as stack:
+        listening = stack.enter_context(_bound(settings, shared))
+        for registry in registries.values():
+            stack.enter_context(registry)
+        on_drain, grpc_port = _start_grpc(service, plan, shared, stack)
+        if on_listening is not None:
+            on_listening(listening.getsockname()[1], grpc_port)
+        assert service.log is not None
+        service.log.event("started", worker=worker.index, models=list(registries))
+        serve(service, listening, on_drain=on_drain)
+        service.log.event("stopped", worker=worker.index)
+    service.scheduler.close()
+
+
+def _bound(settings: Settings, shared: bool) -> socket.socket:
+    if shared or settings.port == 0:
+        return bind_port(settings.host, settings.port)
+    # Alone on its port: another server there is a mistake, which SO_REUSEPORT would hide.
+    with socket.socket(
+        socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM
+    ) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ConfigError(
+                f"{settings.host}:{settings.port}: cannot be bound ({error.strerror}); name "
+                "another port, or stop the program that has it"
+            ) from error
+    return bind_port(settings.host, settings.port)
+
+
+def _start_grpc(
+    service: Service, plan: ServingPlan, shared: bool, stack: ExitStack
+) -> tuple[Callable[[], None] | None, int | None]:
+    if plan.grpc is None:
+        return None, None
+    try:
+        from widedeep.serving.grpc import GrpcServer
+    except ImportError as error:
+        raise ConfigError(
+            f"gRPC: {error.name or error} is not installed: pip install 'widedeep[grpc]'"
+        ) from error
+    server = GrpcServer(service, plan.grpc, shared=shared)
+    server.start()
+    grace_s = service.settings.drain_s
+    stopping: list[threading.Thread] = []
+
+    def stop() -> None:
+        thread = threading.Thread(target=server.stop, args=(grace_s,), name="widedeep-grpc-stop")
+        thread.start()
+        stopping.append(thread)
+
+    def wait() -> None:
+        if stopping:
+            stopping[0].join(grace_s + 1.0)
+        else:
+            server.stop(0.0)
+
+    stack.callback(wait)
+    return stop, server.port

@@ -1,0 +1,154 @@
+"""ServerMetrics: what Prometheus reads of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from numpy import float64
+from numpy.typing import NDArray
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+
+__all__ = ["ServerMetrics"]
+
+_SECONDS = (
+    *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
+    *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+)
+
+
+class ServerMetrics:
+    """The figures of one process.
+
+    With ``PROMETHEUS_MULTIPROC_DIR`` set before the process starts, the client library keeps them
+    in files that any process of the server adds up.
+
+    Args:
+        registry: Where they are collected.
+
+    Example:
+        >>> from prometheus_client import CollectorRegistry, generate_latest
+        >>> registry = CollectorRegistry()
+        >>> ServerMetrics(registry).answered("/v1/rank", 200, 0.004)
+        >>> b'requests_total{route="/v1/rank",status="200"} 1.0' in generate_latest(registry)
+        True
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._requests = Counter(
+            *("widedeep_requests", "Requests answered.", ("route", "status")), registry=registry
+        )
+        self._seconds = Histogram(
+            "widedeep_request_seconds",
+            "From a request's arrival to its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue = Gauge(
+            "widedeep_queue",
+            "Requests that have come whole and are not computed yet.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.in_flight = Gauge(
+            "widedeep_in_flight",
+            "Requests begun and not answered yet.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.bugs = Counter(
+            "widedeep_bugs", "Requests answered 500: a bug of the server.", registry=registry
+        )
+        version = ("model", "version")
+        self._answers = Counter(
+            *("widedeep_answers", "Requests scored, by version.", version), registry=registry
+        )
+        self._scores = Counter(
+            *("widedeep_scores", "Scores given, by version.", version), registry=registry
+        )
+        self._score_sum = Gauge(
+            "widedeep_scores_sum",
+            "Sum of the scores given: divided by widedeep_scores_total, their mean.",
+            version,
+            registry=registry,
+            multiprocess_mode="sum",
+        )
+        self._unknown = Counter(
+            "widedeep_unknown_items",
+            "Candidates that the catalogue does not hold.",
+            ("model",),
+            registry=registry,
+        )
+        feature = ("model", "feature")
+        self._values = Counter(
+            "widedeep_sampled_values",
+            "Values of user and context looked at for unseen ones (a sample of requests).",
+            feature,
+            registry=registry,
+        )
+        self._unseen = Counter(
+            "widedeep_sampled_unseen",
+            "Those of them that training had not seen.",
+            feature,
+            registry=registry,
+        )
+        self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._by_version: dict[tuple[str, str], tuple[Counter, Counter, Gauge]] = {}
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count an answer.
+
+        Args:
+            route: The pattern of its path.
+            status: Its HTTP status.
+            seconds: Since the request arrived.
+        """
+        found = self._by_route.get((route, status))
+        if found is None:
+            found = (self._requests.labels(route, str(status)), self._seconds.labels(route))
+            self._by_route[route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
+
+    def scored(self, model: str, version: str, scores: NDArray[float64], unknown: int = 0) -> None:
+        """Count a request's scores.
+
+        Args:
+            model: Which model gave them.
+            version: Which version of it.
+            scores: All of them.
+            unknown: Candidates that the catalogue does not hold.
+        """
+        found = self._by_version.get((model, version))
+        if found is None:
+            found = (
+                self._answers.labels(model, version),
+                self._scores.labels(model, version),
+                self._score_sum.labels(model, version),
+            )
+            self._by_version[model, version] = found
+        found[0].inc()
+        found[1].inc(scores.size)
+        found[2].inc(float(scores.sum()))
+        if unknown:
+            self._unknown.labels(model).inc(unknown)
+
+    def looked_up(self, model: str, counts: Mapping[str, tuple[int, int]]) -> None:
+        """Count a sampled request's values.
+
+        Args:
+            model: That looked them up.
+            counts: Unseen and all values, by feature.
+        """
+        for feature, (unseen, values) in counts.items():
+            self._values.labels(model, feature).inc(values)
+            if unseen:
+                self._unseen.labels(model, feature).inc(unseen)
