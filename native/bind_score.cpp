@@ -1,10 +1,11 @@
+#include "bind_score.hpp"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 
-#include <array>
 #include <optional>
 #include <string>
 #include <utility>
@@ -16,35 +17,12 @@ namespace nb = nanobind;
 
 namespace {
 
-template <class T, int Dims>
-using Array = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-using Result = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-
-constexpr std::array<const char*, 3> kCombiners = {"sum", "mean", "sqrtn"};
-constexpr std::array<const char*, 7> kActivations = {"none", "relu", "leaky_relu", "elu",
-                                                     "gelu", "silu", "tanh"};
-
-template <std::size_t N>
-int named(const std::array<const char*, N>& names, const std::string& name) {
-  for (std::size_t i = 0; i < N; ++i) {
-    if (name == names[i]) return static_cast<int>(i);
-  }
-  throw nb::value_error(("got '" + name + "', which is not known here").c_str());
-}
-
-void expect(bool condition, const char* message) {
-  if (!condition) throw nb::value_error(message);
-}
-
-Result new_result(std::int64_t rows, std::int64_t columns) {
-  float* data = new float[static_cast<std::size_t>(rows * columns)];
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  return Result(data, {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns)}, owner);
-}
-
-std::int64_t size(const Array<float, 2>& array, int axis) {
-  return static_cast<std::int64_t>(array.shape(axis));
-}
+using widedeep::activation_named;
+using widedeep::Array;
+using widedeep::expect;
+using widedeep::new_result;
+using widedeep::Result;
+using widedeep::size;
 
 // A Scorer with hold of the tables that it reads from.
 class BoundScorer {
@@ -81,7 +59,7 @@ class BoundScorer {
            "expected one column of the layer's weight an input");
     expect(!bias || bias->shape(0) == weight.shape(0), "expected one bias a unit");
     scorer_.add_layer(weight.data(), bias ? bias->data() : nullptr, size(weight, 0),
-                      static_cast<widedeep::Activation>(named(kActivations, activation)));
+                      activation_named(activation));
   }
 
   std::pair<Result, std::optional<Result>> forward(const Ids& ids, const Ids& offsets,
@@ -117,10 +95,7 @@ class BoundScorer {
   widedeep::SlotTable slot_table(std::int64_t slot, Array<float, 2> rows,
                                  const std::string& combiner) {
     expect(slot >= 0 && slot < scorer_.n_slots(), "expected a slot of the schema");
-    const widedeep::SlotTable table = {slot,
-                                       {rows.data(), size(rows, 1), size(rows, 1)},
-                                       size(rows, 0),
-                                       static_cast<std::int8_t>(named(kCombiners, combiner))};
+    const widedeep::SlotTable table = widedeep::table_of(slot, rows, combiner);
     held_.push_back(std::move(rows));
     return table;
   }

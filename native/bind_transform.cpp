@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "arrow_input.hpp"
+#include "bind_plan.hpp"
 #include "bind_rows.hpp"
 #include "fingerprint.hpp"
 #include "transform.hpp"
@@ -26,16 +27,10 @@ using Vector = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 template <class T>
 using Matrix = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// A plan and the Python arrays that its vocabularies point into.
-struct OwnedPlan {
-  Plan plan;
-  std::vector<nb::object> owners;
-};
-
 struct OwnedProgram {
   Program program;
   nb::object plan;
-  std::vector<int> columns;
+  PlanColumns columns;
 };
 
 template <class T>
@@ -222,17 +217,11 @@ OwnedProgram make_program(nb::object plan_object,
   owned.program.dense = dense;
   owned.program.targets = targets;
   owned.program.fixed = fixed;
-  owned.columns = owned.program.columns();
+  owned.columns = {&self.plan, owned.program.columns()};
   return owned;
 }
 
-std::vector<std::string> column_names(const OwnedProgram& self) {
-  std::vector<std::string> names;
-  for (const int column : self.columns) {
-    names.push_back(self.program.plan->columns[static_cast<std::size_t>(column)]);
-  }
-  return names;
-}
+std::vector<std::string> column_names(const OwnedProgram& self) { return self.columns.names(); }
 
 using transform::Buffer;
 
@@ -259,60 +248,6 @@ nb::tuple to_tuple(transform::Encoded& encoded) {
       to_numpy(encoded.labels, {rows, static_cast<std::size_t>(encoded.n_labels)}), weight, group);
 }
 
-// The columns a program asks for, in its order, at their places in the plan.
-transform::InputBatch place_columns(const OwnedProgram& self, const std::vector<Column>& columns,
-                                    std::int64_t n_rows) {
-  transform::InputBatch batch;
-  batch.n_rows = n_rows;
-  batch.columns.assign(self.program.plan->columns.size(), nullptr);
-  for (std::size_t i = 0; i < self.columns.size(); ++i) {
-    batch.columns[static_cast<std::size_t>(self.columns[i])] = &columns[i];
-  }
-  return batch;
-}
-
-// "feature 'age' (column 'age' of train.parquet)", by the first feature that reads the column.
-std::string reader_of(const OwnedProgram& self, int column, const Origin& origin) {
-  const Plan& plan = *self.program.plan;
-  const std::string place = column_text(origin, plan.columns[static_cast<std::size_t>(column)]);
-  for (const auto& number : plan.numbers) {
-    if (number->column == column) return "feature " + quoted(number->name) + " (" + place + ")";
-  }
-  for (const auto& part : plan.parts) {
-    if (part->column == column) return "feature " + quoted(part->name()) + " (" + place + ")";
-  }
-  return place;
-}
-
-ArrowBatch take_batch(const OwnedProgram& self, nb::handle capsules, const Origin& origin) {
-  const auto* const schema = static_cast<const ArrowSchema*>(
-      PyCapsule_GetPointer(nb::borrow(capsules[0]).ptr(), "arrow_schema"));
-  if (schema == nullptr) throw nb::python_error();
-  auto* const array =
-      static_cast<ArrowArray*>(PyCapsule_GetPointer(nb::borrow(capsules[1]).ptr(), "arrow_array"));
-  if (array == nullptr) throw nb::python_error();
-  if (array->release == nullptr) {
-    throw std::invalid_argument("got an Arrow array that has been moved elsewhere already");
-  }
-  try {
-    ArrowBatch batch(*schema, *array);
-    if (batch.columns().size() != self.columns.size()) {
-      throw std::invalid_argument("got " + std::to_string(batch.columns().size()) +
-                                  " columns, expected " + std::to_string(self.columns.size()));
-    }
-    return batch;
-  } catch (const UnsupportedArrowType& error) {
-    const std::string reader =
-        error.column < 0
-            ? "input"
-            : reader_of(self, self.columns.at(static_cast<std::size_t>(error.column)), origin);
-    throw InputError(InputError::Kind::feature,
-                     reader + ": got the Arrow type " + error.what() +
-                         ", expected text, bytes, integers, floats, decimals, booleans, dates, "
-                         "timestamps, dictionaries of these or lists of these; convert the column");
-  }
-}
-
 nb::tuple encode(const OwnedProgram& self, nb::sequence batches, const std::string& origin_name,
                  std::int64_t first_row, int threads) {
   const Origin origin{origin_name, first_row};
@@ -320,8 +255,8 @@ nb::tuple encode(const OwnedProgram& self, nb::sequence batches, const std::stri
   std::vector<transform::InputBatch> inputs;
   owned.reserve(nb::len(batches));
   for (nb::handle capsules : batches) {
-    owned.push_back(take_batch(self, capsules, origin));
-    inputs.push_back(place_columns(self, owned.back().columns(), owned.back().length()));
+    owned.push_back(self.columns.take(capsules, origin));
+    inputs.push_back(self.columns.place(owned.back().columns(), owned.back().length()));
   }
   transform::Encoded encoded;
   {
@@ -335,12 +270,12 @@ nb::tuple encode(const OwnedProgram& self, nb::sequence batches, const std::stri
 nb::tuple encode_rows(const OwnedProgram& self, nb::sequence rows, nb::callable plain,
                       const std::string& origin_name, std::int64_t first_row, int threads) {
   const Origin origin{origin_name, first_row};
-  const RowColumns columns(rows, column_names(self), plain, origin);
+  const RowColumns columns(rows, self.columns.names(), plain, origin);
   transform::Encoded encoded;
   {
     const nb::gil_scoped_release release;
     encoded = transform::run(
-        self.program, {place_columns(self, columns.columns(), columns.length())}, origin, threads);
+        self.program, {self.columns.place(columns.columns(), columns.length())}, origin, threads);
   }
   return nb::make_tuple(to_tuple(encoded), nb::cast(columns.absent()));
 }

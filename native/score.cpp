@@ -1,16 +1,12 @@
 #include "score.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 
 #include "thread_pool.hpp"
 
 namespace widedeep {
 namespace {
-
-// Rows whose activations stay in the second-level cache while each layer's weights pass by once.
-constexpr std::int64_t kTileRows = 112;
 
 // Grows to the largest tile and stays: a fresh allocation a request would cost its page faults.
 thread_local AlignedFloats t_scratch;
@@ -32,51 +28,7 @@ std::string text(std::int64_t n) { return std::to_string(n); }
   throw BatchMismatch(message + ", which the model's table does not have");
 }
 
-template <class Fn>
-void map(float* x, std::int64_t n, Fn fn) {
-  for (std::int64_t i = 0; i < n; ++i) x[i] = fn(x[i]);
-}
-
-void activate(Activation activation, float* x, std::int64_t n) {
-  constexpr float kRootHalf = 0.70710678118654752f;
-  switch (activation) {
-    case Activation::leaky_relu:
-      return map(x, n, [](float v) { return v > 0.0f ? v : 0.01f * v; });
-    case Activation::elu:
-      return map(x, n, [](float v) { return v > 0.0f ? v : std::expm1(v); });
-    case Activation::gelu:
-      return map(x, n, [](float v) { return 0.5f * v * (1.0f + std::erf(v * kRootHalf)); });
-    case Activation::silu:
-      return map(x, n, [](float v) { return v / (1.0f + std::exp(-v)); });
-    case Activation::tanh:
-      return map(x, n, [](float v) { return std::tanh(v); });
-    case Activation::none:
-    case Activation::relu:  // done where the sum is stored
-      return;
-  }
-}
-
-void pack(const float* weight, std::int64_t outputs, std::int64_t inputs, std::int64_t panel_width,
-          float* panels) {
-  for (std::int64_t start = 0; start < outputs; start += panel_width) {
-    const std::int64_t left = outputs - start;
-    const std::int64_t width = left <= panel_width / 2 ? panel_width / 2 : panel_width;
-    for (std::int64_t k = 0; k < inputs; ++k) {
-      for (std::int64_t unit = 0; unit < width; ++unit) {
-        *panels++ = unit < left ? weight[(start + unit) * inputs + k] : 0.0f;
-      }
-    }
-  }
-}
-
 }  // namespace
-
-void AlignedFloats::reserve(std::int64_t size) {
-  constexpr std::int64_t kFloats = 64 / sizeof(float);
-  if (static_cast<std::int64_t>(storage_.size()) < size + kFloats) storage_.resize(size + kFloats);
-  const auto address = reinterpret_cast<std::uintptr_t>(storage_.data());
-  shift_ = static_cast<std::int64_t>((64 - address % 64) % 64 / sizeof(float));
-}
 
 void Scorer::add_wide(const SlotTable& slot, bool item) {
   wide_slots_.push_back(slot);
@@ -97,23 +49,10 @@ void Scorer::add_source(DeepSource source) {
 
 void Scorer::add_layer(const float* weight, const float* bias, std::int64_t outputs,
                        Activation activation) {
-  const bool first = layers_.empty();
   const std::int64_t inputs = layer_inputs();
-  const std::int64_t panel = WIDEDEEP_DISPATCH(panel_width)();
-  const std::int64_t padded = round_up(outputs, panel);
-  Layer& layer = layers_.emplace_back();
-  layer.activation = activation;
-  layer.panels.reserve(padded * inputs);
-  pack(weight, outputs, inputs, panel, layer.panels.data());
-  layer.bias.reserve(padded);
-  if (bias != nullptr) std::copy_n(bias, outputs, layer.bias.data());
-  layer.packed = {layer.panels.data(),
-                  layer.bias.data(),
-                  outputs,
-                  inputs,
-                  first ? std::max<std::int64_t>(n_query_inputs_, 0) : 0,
-                  activation == Activation::relu};
-  tile_width_ = std::max(tile_width_, round_up(padded, kChunk));
+  const std::int64_t split = layers_.empty() ? std::max<std::int64_t>(n_query_inputs_, 0) : 0;
+  layers_.emplace_back(LayerWeights{weight, inputs, bias, outputs, inputs}, split, activation);
+  tile_width_ = std::max(tile_width_, layers_.back().tile_width());
 }
 
 void Scorer::deep_tile(const ScoreBatch& batch, std::int64_t begin, std::int64_t end,
@@ -129,19 +68,11 @@ void Scorer::deep_tile(const ScoreBatch& batch, std::int64_t begin, std::int64_t
       true,  out + blocks * stride};
   const std::int64_t fault = WIDEDEEP_DISPATCH(gather_tile)(gather, begin, end);
   if (fault != kNoFault) throw_fault(batch.csr, fault);
-  for (const Layer& layer : layers_) {
-    WIDEDEEP_DISPATCH(dense_blocks)(in, stride, end - begin, layer.packed, out, stride);
-    const std::int64_t used = round_up(layer.packed.outputs, kChunk) * block_rows;
-    for (std::int64_t b = 0; b < blocks; ++b) activate(layer.activation, out + b * stride, used);
+  for (const DenseLayer& layer : layers_) {
+    layer.run(in, out, stride, end - begin);
     std::swap(in, out);
   }
-  for (std::int64_t row = 0; row < end - begin; ++row) {
-    const float* from = in + row / block_rows * stride + row % block_rows * kChunk;
-    float* to = deep + (begin + row) * n_classes_;
-    for (std::int64_t c = 0; c < n_classes_; ++c) {
-      to[c] = from[c / kChunk * block_rows * kChunk + c % kChunk];
-    }
-  }
+  rows_of_blocks(in, stride, end - begin, n_classes_, deep + begin * n_classes_);
 }
 
 void Scorer::check_offsets(const CsrBatch& batch) const {

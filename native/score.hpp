@@ -15,27 +15,13 @@
 #include <vector>
 
 #include "score_isa.hpp"
+#include "score_layers.hpp"
 
 namespace widedeep {
-
-enum class Activation : int { none, relu, leaky_relu, elu, gelu, silu, tanh };
 
 // A batch that does not fit the model: it was made with another schema.
 class BatchMismatch : public std::invalid_argument {
   using std::invalid_argument::invalid_argument;
-};
-
-// Floats that start on a 64-byte boundary.
-class AlignedFloats {
- public:
-  float* data() noexcept { return storage_.data() + shift_; }
-  const float* data() const noexcept { return storage_.data() + shift_; }
-  // Makes room for `size` floats; what was there is lost.
-  void reserve(std::int64_t size);
-
- private:
-  std::vector<float> storage_;
-  std::int64_t shift_ = 0;
 };
 
 // A model ready to score: tables stay where they are (in mapped files), dense layers are packed.
@@ -74,17 +60,10 @@ class Scorer {
   bool has_layers() const noexcept { return !layers_.empty(); }
   // Inputs of the next layer to add; once all are there, units of the last one.
   std::int64_t layer_inputs() const noexcept {
-    return layers_.empty() ? n_inputs_ : layers_.back().packed.outputs;
+    return layers_.empty() ? n_inputs_ : layers_.back().outputs();
   }
 
  private:
-  struct Layer {
-    AlignedFloats panels;
-    AlignedFloats bias;
-    PackedLayer packed;
-    Activation activation;
-  };
-
   void add_source(DeepSource source);
   void deep_tile(const ScoreBatch& batch, std::int64_t begin, std::int64_t end, float* deep) const;
   void check_offsets(const CsrBatch& batch) const;
@@ -99,7 +78,7 @@ class Scorer {
   std::int64_t tile_width_ = 0;  // columns of the widest layer, whole chunks
   std::vector<SlotTable> wide_slots_;
   std::vector<DeepSource> sources_;
-  std::vector<Layer> layers_;
+  std::vector<DenseLayer> layers_;
 };
 
 }  // namespace widedeep

@@ -43,6 +43,13 @@ int64_t add_side(const CsrBatch& batch, int64_t b, const SlotTable* slots, int64
 template <int kWidth>
 int64_t wide_row(const WideRequest& request, int64_t b, int64_t first_class, int64_t classes) {
   float sums[2][kChunk] = {};
+  if (request.kept_query != nullptr) {
+    const float* kept[2] = {request.kept_query,
+                            request.kept_items + request.positions[b] * request.n_classes};
+    for (int side = 0; side < 2; ++side) {
+      for (int64_t c = 0; c < classes; ++c) sums[side][c] = kept[side][first_class + c];
+    }
+  }
   const int64_t counts[2] = {request.n_query, request.n_slots - request.n_query};
   const SlotTable* slots = request.slots;
   for (int side = 0; side < 2; ++side) {

@@ -59,6 +59,10 @@ struct WideRequest {
   int64_t n_slots;
   int64_t n_classes;
   float* out;  // n_classes an example
+  // Sums that were kept, to go on from: the query's, and the item's by positions[example]. Or null.
+  const float* kept_query = nullptr;
+  const float* kept_items = nullptr;
+  const int64_t* positions = nullptr;
 };
 
 struct GatherTile {

@@ -287,3 +287,72 @@ class Scorer:
         *,
         threads: int,
     ) -> _Floats: ...
+
+_Side: TypeAlias = tuple[SideParts, _Ints, _Ints, _Floats | None, _Floats]
+"""(parts for crosses, ids_N, offsets_BF, values_N, dense_BK) of one side's rows."""
+
+class SideParts:
+    """Parts of some rows that crosses with the other side read."""
+
+    @property
+    def n_rows(self) -> int: ...
+
+class TransformSides:
+    """What a plan computes of the query, of the items, and of both."""
+
+    def __init__(
+        self,
+        plan: TransformPlan,
+        *,
+        query: list[tuple[str, int]],
+        item: list[tuple[str, int]],
+        query_numbers: list[int],
+        item_numbers: list[int],
+        crosses: list[int],
+        item_parts: list[int],
+    ) -> None: ...
+    @property
+    def query_columns(self) -> list[str]: ...
+    @property
+    def item_columns(self) -> list[str]: ...
+    def encode_rows(
+        self,
+        items: bool,
+        rows: list[dict[str, object]],
+        plain: Callable[[object], object],
+        origin: str,
+    ) -> tuple[_Side, list[int]]: ...
+    def encode_items(self, batches: Sequence[tuple[object, object]], origin: str) -> _Side: ...
+    def cross(
+        self, query: SideParts, items: SideParts, positions: _Ints
+    ) -> tuple[_Ints, _Ints]: ...
+
+class RankScorer:
+    def __init__(self, n_slots: tuple[int, int, int], n_dense: int, n_classes: int) -> None: ...
+    def add_wide(self, side: str, slot: int, weights: _Floats, combiner: str) -> None: ...
+    def add_embedding(self, side: str, slot: int, table: _Floats, combiner: str) -> None: ...
+    def add_dense(self, side: str, column: int, width: int) -> None: ...
+    def add_layer(self, weight: _Floats, bias: _Floats | None, activation: str) -> None: ...
+    def sums(
+        self,
+        side: str,
+        ids_N: _Ints,
+        offsets_BF: _Ints,
+        values_N: _Floats | None,
+        dense_BK: _Floats,
+        *,
+        threads: int,
+    ) -> tuple[_Floats, _Floats]: ...
+    def rank(
+        self,
+        query_wide: _Floats,
+        query_hidden: _Floats,
+        item_wide: _Floats,
+        item_hidden: _Floats | None,
+        item_hidden_bfloat16: NDArray[np.uint16] | None,
+        positions_B: _Ints,
+        ids_N: _Ints,
+        offsets_BF: _Ints,
+        *,
+        threads: int,
+    ) -> tuple[_Floats, _Floats | None]: ...

@@ -319,6 +319,11 @@ class Bundle:
         return encoder
 
     @property
+    def encoder(self) -> Transform:
+        """Turns rows into batches, as :meth:`score` does."""
+        return self._encoder
+
+    @property
     def absent(self) -> dict[str, int]:
         """How often each column was absent from the dicts scored so far, and taken for null."""
         return dict(self._encoder.absent)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import origin_of
-from widedeep.data.transform_plan import compile_plan, plain_value
+from widedeep.data.transform_plan import CompiledPlan, compile_plan, plain_value
 from widedeep.errors import DataError, SchemaError, nearest
 from widedeep.kernels.transform import TransformProgram, make_program
 from widedeep.schema import Schema
@@ -67,6 +67,11 @@ class Transform:
     def __reduce__(self) -> tuple[type[Transform], tuple[Schema], dict[str, Any]]:
         """Pickle the schema alone: the look-up tables are made of it again."""
         return Transform, (self.schema,), {"threads": self.threads, "absent": self.absent}
+
+    @property
+    def plan(self) -> CompiledPlan:
+        """The native plan, for code that runs other parts of it than whole rows."""
+        return self._plan
 
     def columns(self, targets: bool = True) -> list[str]:
         """Return the input columns that are read.

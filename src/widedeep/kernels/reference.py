@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.kernels.reference_counting import CountTable as CountTable
+from widedeep.kernels.reference_ranker import RankScorer as RankScorer
 from widedeep.kernels.reference_score import Scorer as Scorer
 
 _NO_FAULT, _SINGLE = -1, -2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +13,16 @@ from numpy.typing import NDArray
 
 from widedeep.errors import RequestError, nearest
 
-__all__ = ["Candidates", "InlineItems", "check_names", "inline_items"]
+__all__ = [
+    "Candidates",
+    "InlineItems",
+    "candidate_ids",
+    "check_id",
+    "check_names",
+    "chosen_head",
+    "inline_items",
+    "plain_message",
+]
 
 Candidates: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]] | NDArray[Any] | pa.Table
 """Ids, or the items themselves as columns."""
@@ -34,6 +44,17 @@ class InlineItems:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the items as dicts.
+
+        Args:
+            names: The columns wanted.
+        """
+        if not names:
+            return [{} for _ in self.ids]
+        values = zip(*(self.columns[name] for name in names), strict=True)
+        return [dict(zip(names, row, strict=True)) for row in values]
 
 
 def inline_items(candidates: Mapping[str, Any] | pa.Table, id_column: str | None) -> InlineItems:
@@ -82,7 +103,7 @@ def _values(name: object, column: object) -> list[Any]:
 
 
 def check_names(
-    where: str, given: Mapping[str, Any], taken: frozenset[str], side: str, home: str
+    where: str, given: Mapping[str, Any], taken: Set[str], side: str, home: str
 ) -> None:
     """Raise if a column is given on the wrong side of a request.
 
@@ -159,3 +180,16 @@ def chosen_head(heads: Mapping[str, str], head: str | None) -> str:
             f"item to rank by: {single}",
         )
     return head
+
+
+def plain_message(error: Exception) -> str:
+    """Return an encoder's message without its row: a request's field is told already.
+
+    Args:
+        error: What the encoder raised.
+
+    Example:
+        >>> plain_message(ValueError("feature 'age' (row 0): got 'x' (str)"))
+        "feature 'age': got 'x' (str)"
+    """
+    return re.sub(r" \(row \d+\)", "", str(error))

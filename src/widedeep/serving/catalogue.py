@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class Catalogue:
         """The ids, in the order of the rows: text or integers."""
         return list(self._positions)
 
-    def positions(self, ids: Iterable[object]) -> NDArray[np.int64]:
+    def positions(self, ids: Sequence[object]) -> NDArray[np.int64]:
         """Return the row of each id, and -1 for an id that is not in the catalogue.
 
         An integer given as text finds an integer's row, and the other way round.
@@ -94,12 +95,18 @@ class Catalogue:
             [1, 0, -1]
         """
         find = self._positions.get
-        found = np.array([find(id_, -1) for id_ in ids], np.int64)
+        try:
+            found = np.fromiter(map(find, ids, repeat(-1)), np.int64)
+        except TypeError:  # a list cannot be looked up
+            found = np.array([self._position(id_) for id_ in ids], np.int64)
         if len(found) and found.min() < 0:
             for at, id_ in enumerate(ids):
                 if found[at] < 0:
                     found[at] = self._converted_position(id_)
         return found
+
+    def _position(self, id_: object) -> int:
+        return self._positions.get(id_, -1) if isinstance(id_, str | int) else -1
 
     def _converted_position(self, id_: object) -> int:
         if isinstance(id_, str) and id_.lstrip("-").isdecimal():

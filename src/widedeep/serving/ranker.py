@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, Explanation
-from widedeep.errors import DataError, FeatureError, RequestError, nearest
+from widedeep.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    FeatureError,
+    RequestError,
+    nearest,
+)
 from widedeep.features.sides import item_columns
 from widedeep.serving.candidates import (
     Candidates,
@@ -22,8 +29,11 @@ from widedeep.serving.candidates import (
     check_names,
     chosen_head,
     inline_items,
+    plain_message,
 )
 from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.factored import FactoredForward, can_factor
+from widedeep.serving.row_by_row import RowByRow
 
 __all__ = ["Ranker", "Ranking"]
 
@@ -57,12 +67,39 @@ class Ranking:
         return len(self.items)
 
 
+Engine: TypeAlias = FactoredForward | RowByRow
+
+
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     """A catalogue and what was made of it; replaced as one."""
 
-    catalogue: Catalogue | None
-    rows: list[dict[str, Any]]
+    catalogue: Catalogue
+    items: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Candidates whose items lie together.
+
+    ``places`` are theirs among the request's candidates, None for all of them.
+    """
+
+    items: Any
+    rows: NDArray[np.int64]
+    places: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A request's candidates. ``columns`` came with the items, ``values`` gives one's by place."""
+
+    ids: list[Any]
+    groups: list[_Group]
+    unknown: NDArray[np.bool_]
+    columns: frozenset[str]
+    absent: dict[str, int]
+    values: Callable[[int], dict[str, Any]]
 
 
 class Ranker:
@@ -114,25 +151,44 @@ class Ranker:
         threads: int = 1,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        self.unknown_items = unknown_items
-        self.catalogue_precision = catalogue_precision
-        self.threads = threads
-        spec = self.bundle.schema.spec
-        self._read = frozenset(self.bundle.schema.columns) & frozenset(self._columns())
-        self._item_columns = item_columns(spec) & self._read
+        _check_choice("unknown_items", unknown_items, ("score", "refuse"))
+        _check_choice("catalogue_precision", catalogue_precision, ("float32", "bfloat16"))
+        self._unknown_items = unknown_items
+        self._read = frozenset(self.bundle.encoder.columns(targets=False))
+        self._item_columns = item_columns(self.bundle.schema.spec) & self._read
         self._heads = {head.name: head.kind for head in self.bundle.model.heads}
+        self._engine: Any = self._new_engine(catalogue_precision, threads)
         self._item_id = items.id_column if isinstance(items, Catalogue) else item_id
-        self._loaded = _Loaded(None, [])
+        self._loaded: _Loaded | None = None
         if items is not None:
             self.replace_catalogue(items)
 
-    def _columns(self) -> list[str]:
-        return self.bundle._encoder.columns(targets=False)
+    def _new_engine(self, precision: Literal["float32", "bfloat16"], threads: int) -> Engine:
+        if can_factor(self.bundle):
+            return FactoredForward(self.bundle, precision=precision, threads=threads)
+        if precision != "float32":
+            raise BundleError(
+                f"got catalogue_precision={precision!r}, but this model's item part cannot be kept "
+                "apart (it has towers of its own, or no features of the item); use 'float32'"
+            )
+        columns = self._item_columns or None
+        return RowByRow(self.bundle, item_columns=columns, threads=threads)
+
+    @property
+    def engine(self) -> Literal["factored", "row by row"]:
+        """How candidates are scored.
+
+        ``"factored"``: the user's part of the first layer once a request, the item's once a
+        catalogue. ``"row by row"``: each candidate through the whole model, for bundles with towers
+        of their own (an exported graph) and for models that name no features of the item.
+        """
+        return "factored" if isinstance(self._engine, FactoredForward) else "row by row"
 
     @property
     def catalogue(self) -> Catalogue | None:
         """The catalogue in use."""
-        return self._loaded.catalogue
+        loaded = self._loaded
+        return None if loaded is None else loaded.catalogue
 
     def replace_catalogue(self, items: Any) -> None:
         """Take another catalogue: made ready beside the old one, then put in its place at once.
@@ -158,11 +214,9 @@ class Ranker:
                 f"the catalogue: got no column {column!r}, which the model reads of an item; "
                 f"{nearest(column, names)}"
             )
-        chosen = items.table.select([name for name in names if name in self._own_columns(names)])
-        self._loaded = _Loaded(items, chosen.to_pylist())
-        self._item_id = items.id_column
+        self._loaded = _Loaded(items, self._engine.items(items.table))
 
-    def _own_columns(self, given: Sequence[str]) -> frozenset[str]:
+    def _own_columns(self, given: Iterable[str]) -> frozenset[str]:
         """Without a declaration of the item's features, what comes with an item is the item's."""
         return self._item_columns or self._read & frozenset(given)
 
@@ -208,91 +262,159 @@ class Ranker:
         by_head = chosen_head(self._heads, head)
         if k is not None and (not isinstance(k, int) or k < 0):
             raise RequestError("k", f"got {k!r}, expected a whole number of at least 0, or none")
+        row = self._query_row(user, context)
         loaded = self._loaded
-        query = self._query(user, context or {})
-        items, rows, unknown, given = self._item_rows(candidates, loaded)
-        check_names("user", query, given, "the item's", "candidates or the catalogue")
-        absent = {name: 1 for name in self._read - given - query.keys()}
-        for name in given & self._read:
-            count = sum(name not in row for row in rows)
-            if count and not unknown.any():
-                absent[name] = count
-        whole = [{**query, **row} for row in rows]
-        scores = self._scores(whole, by_head)
-        order = np.argsort(-scores, kind="stable")[: len(scores) if k is None else k]
+        found = self._found(candidates, loaded, row)
+        query = self._query(row, user)
+        scores = self._scores(query, found, by_head)
+        order = np.argsort(-scores, kind="stable")[:k]
+        places = order.tolist()
         return Ranking(
-            items=[items[at] for at in order.tolist()],
+            items=[found.ids[at] for at in places],
             scores=scores[order],
-            positions=order.astype(np.int64),
-            unknown=unknown[order],
-            explanations=tuple(self.bundle.explain(whole[at]) for at in order) if explain else None,
-            catalogue_version=None if loaded.catalogue is None else loaded.catalogue.version,
-            absent=absent,
+            positions=order,
+            unknown=found.unknown[order],
+            explanations=self._explanations(row, found, places) if explain else None,
+            catalogue_version=None if loaded is None else loaded.catalogue.version,
+            absent=self._absent(query, found),
         )
 
-    def _query(self, user: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
-        for where, given in (("user", user), ("context", context)):
+    def _query_row(
+        self, user: Mapping[str, Any], context: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        for where, given in (("user", user), ("context", context or {})):
             if not isinstance(given, Mapping):
                 raise RequestError(
                     where, f"got {given!r} ({type(given).__name__}), expected an object of values"
                 )
             check_names(where, given, self._item_columns, "the item's", "candidates")
-        check_names("context", context, frozenset(user), "given in user too", "one of them")
+        if not context:
+            return dict(user)
+        check_names("context", context, user.keys(), "given in user too", "one of them")
         return {**user, **context}
 
-    def _item_rows(
-        self, candidates: Candidates, loaded: _Loaded
-    ) -> tuple[list[Any], list[dict[str, Any]], NDArray[np.bool_], frozenset[str]]:
-        if isinstance(candidates, Mapping | pa.Table):
-            inline = inline_items(candidates, self._item_id)
-            return self._inline(inline)
-        ids = candidate_ids(candidates)
-        if loaded.catalogue is None:
-            if self._item_id is None and ids:
-                raise RequestError(
-                    "candidates",
-                    "got ids, but this ranker has no catalogue; give the items as columns",
-                )
-            for at, id_ in enumerate(ids):
-                check_id(at, id_)
-            return self._inline(InlineItems(ids, {str(self._item_id): ids} if ids else {}))
-        found = loaded.catalogue.positions(ids)
-        unknown = found < 0
-        rows = []
-        for at, (id_, row) in enumerate(zip(ids, found.tolist(), strict=True)):
-            if row >= 0:
-                rows.append(loaded.rows[row])
-                continue
-            check_id(at, id_)
-            if self.unknown_items == "refuse":
-                raise RequestError(
-                    f"candidates[{at}]",
-                    f"got the id {id_!r}, which is not in the catalogue "
-                    f"{loaded.catalogue.version!r}; remove it, or add the item",
-                )
-            rows.append({str(self._item_id): id_})
-        own = self._own_columns(loaded.catalogue.table.column_names)
-        return ids, rows, unknown, own
+    def _query(self, row: dict[str, Any], user: Mapping[str, Any]) -> Any:
+        try:
+            return self._engine.query(row)
+        except FeatureError as error:
+            for name, value in row.items():
+                where = "user" if name in user else "context"
+                self._blame(f"{where}.{name}", self._engine.query, {name: value})
+            raise RequestError("user", plain_message(error)) from error
 
-    def _inline(
-        self, inline: InlineItems
-    ) -> tuple[list[Any], list[dict[str, Any]], NDArray[np.bool_], frozenset[str]]:
+    def _found(self, candidates: Candidates, loaded: _Loaded | None, row: dict[str, Any]) -> _Found:
+        if isinstance(candidates, Mapping | pa.Table):
+            found = self._inline(inline_items(candidates, self._item_id))
+        else:
+            ids = candidate_ids(candidates)
+            found = self._without_catalogue(ids) if loaded is None else self._by_id(ids, loaded)
+        if not self._item_columns:
+            check_names("user", row, found.columns, "given with the items", "one of them")
+        return found
+
+    def _without_catalogue(self, ids: list[Any]) -> _Found:
+        if self._item_id is None and ids:
+            raise RequestError(
+                "candidates",
+                "got ids, but this ranker has no catalogue; give the items as columns",
+            )
+        for at, id_ in enumerate(ids):
+            check_id(at, id_)
+        return self._inline(InlineItems(ids, {str(self._item_id): ids} if ids else {}))
+
+    def _inline(self, inline: InlineItems) -> _Found:
         if self._item_columns:
             of_query = self._read - self._item_columns
             check_names("candidates", inline.columns, of_query, "the query's", "user or context")
-        own = self._own_columns(list(inline.columns))
-        names = [name for name in inline.columns if name in own]
-        values = zip(*(inline.columns[name] for name in names), strict=True)
-        rows = [dict(zip(names, row, strict=True)) for row in values] if names else []
-        rows = rows or [{} for _ in range(len(inline))]
-        return inline.ids, rows, np.zeros(len(inline), bool), own
-
-    def _scores(self, rows: list[dict[str, Any]], head: str) -> NDArray[np.float64]:
-        if not rows:
-            return np.zeros(0)
+        own = self._own_columns(inline.columns)
+        rows = inline.rows([name for name in inline.columns if name in own])
         try:
-            scores = self.bundle.score(rows, threads=self.threads)
+            items = self._engine.item_rows(rows)
         except FeatureError as error:
-            raise RequestError("candidates", str(error)) from error
-        found: NDArray[np.float64] = scores[head] if isinstance(scores, dict) else scores
-        return found
+            self._blame_item(rows)
+            raise RequestError("candidates", plain_message(error)) from error
+        group = _Group(items, np.arange(len(rows)), None)
+        unknown = np.zeros(len(rows), bool)
+        return _Found(inline.ids, [group], unknown, own, items.absent, rows.__getitem__)
+
+    def _by_id(self, ids: list[Any], loaded: _Loaded) -> _Found:
+        catalogue = loaded.catalogue
+        rows = catalogue.positions(ids)
+        unknown = rows < 0
+        own = self._own_columns(catalogue.table.column_names)
+        groups = [_Group(loaded.items, rows, None)]
+        if unknown.any():
+            (known_places,), (places,) = np.nonzero(~unknown), np.nonzero(unknown)
+            groups = [
+                _Group(loaded.items, rows[known_places], known_places),
+                _Group(
+                    self._unknown(ids, places.tolist(), catalogue), np.arange(len(places)), places
+                ),
+            ]
+
+        def values(at: int) -> dict[str, Any]:
+            if rows[at] < 0:
+                return self._row_of_unknown(ids[at])
+            columns = [name for name in catalogue.table.column_names if name in own]
+            row: dict[str, Any] = catalogue.table.select(columns).slice(rows[at], 1).to_pylist()[0]
+            return row
+
+        return _Found(ids, groups, unknown, own, {}, values)
+
+    def _unknown(self, ids: list[Any], places: list[int], catalogue: Catalogue) -> Any:
+        for at in places:
+            check_id(at, ids[at])
+            if self._unknown_items == "refuse":
+                raise RequestError(
+                    f"candidates[{at}]",
+                    f"got the id {ids[at]!r}, which is not in the catalogue {catalogue.version!r}; "
+                    "remove it, or add the item",
+                )
+        rows = [self._row_of_unknown(ids[at]) for at in places]
+        try:
+            return self._engine.item_rows(rows)
+        except FeatureError as error:
+            for at, row in zip(places, rows, strict=True):
+                self._blame(f"candidates[{at}]", self._engine.item_rows, [row])
+            raise RequestError("candidates", plain_message(error)) from error
+
+    def _row_of_unknown(self, id_: object) -> dict[str, Any]:
+        return {str(self._item_id): id_}
+
+    def _blame_item(self, rows: list[dict[str, Any]]) -> None:
+        for at, row in enumerate(rows):
+            for name, value in row.items():
+                where = f"candidates.{name}[{at}]"
+                self._blame(where, self._engine.item_rows, [{name: value}])
+
+    def _blame(self, where: str, encode: Callable[[Any], object], value: object) -> None:
+        try:
+            encode(value)
+        except FeatureError as error:
+            raise RequestError(where, plain_message(error)) from error
+
+    def _scores(self, query: Any, found: _Found, head: str) -> NDArray[np.float64]:
+        if not found.ids:
+            return np.zeros(0)
+        parts = [self._engine.logits(query, group.items, group.rows) for group in found.groups]
+        logits_BC = parts[0]
+        if len(parts) > 1:
+            logits_BC = np.empty((len(found.ids), parts[0].shape[1]), np.float32)
+            for group, part in zip(found.groups, parts, strict=True):
+                logits_BC[group.places] = part
+        scores = self.bundle.scores_of(logits_BC)
+        return scores[head] if isinstance(scores, dict) else scores
+
+    def _explanations(
+        self, row: dict[str, Any], found: _Found, places: list[int]
+    ) -> tuple[Explanation, ...]:
+        return tuple(self.bundle.explain({**row, **found.values(at)}) for at in places)
+
+    def _absent(self, query: Any, found: _Found) -> dict[str, int]:
+        absent = {name: 1 for name in query.absent if name not in found.columns}
+        return {**absent, **found.absent} if found.absent else absent
+
+
+def _check_choice(option: str, got: str, allowed: tuple[str, ...]) -> None:
+    if got not in allowed:
+        raise ConfigError(f"got {option}={got!r}; {nearest(str(got), allowed)}")

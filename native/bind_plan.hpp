@@ -1,0 +1,37 @@
+// A transform's plan as Python holds it, and the columns that some part of it reads.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "arrow_input.hpp"
+#include "input_error.hpp"
+#include "transform.hpp"
+
+namespace widedeep {
+
+// A plan and the Python arrays that its vocabularies point into.
+struct OwnedPlan {
+  transform::Plan plan;
+  std::vector<nanobind::object> owners;
+};
+
+// Columns in the order in which they are given, by their places in the plan.
+struct PlanColumns {
+  const transform::Plan* plan = nullptr;
+  std::vector<int> columns;
+
+  std::vector<std::string> names() const;
+  // The columns given, at their places in the plan.
+  transform::InputBatch place(const std::vector<Column>& given, std::int64_t n_rows) const;
+  // A pair of capsules of the Arrow C data interface, of these columns; the batch is moved out.
+  ArrowBatch take(nanobind::handle capsules, const Origin& origin) const;
+
+ private:
+  std::string reader_of(int column, const Origin& origin) const;
+};
+
+}  // namespace widedeep

@@ -1,0 +1,302 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bind_plan.hpp"
+#include "bind_rows.hpp"
+#include "bind_score.hpp"
+#include "ranker.hpp"
+#include "transform_sides.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace widedeep {
+namespace {
+
+using transform::SideParts;
+using transform::SideProgram;
+using transform::SideRows;
+
+// The rows of one side, ready to be summed and crossed.
+nb::tuple to_tuple(SideRows&& rows, std::int64_t n_dense) {
+  const auto n = static_cast<std::size_t>(rows.parts.n_rows);
+  const bool has_values = !rows.values.empty();
+  nb::object values = nb::none();
+  if (has_values) values = to_numpy(std::move(rows.values));
+  nb::object ids = to_numpy(std::move(rows.ids));
+  nb::object offsets = to_numpy(std::move(rows.offsets));
+  nb::object dense = to_numpy(std::move(rows.dense), n, static_cast<std::size_t>(n_dense));
+  return nb::make_tuple(std::move(rows.parts), ids, offsets, values, dense);
+}
+
+// What a model's schema says about the sides of a request.
+class BoundSides {
+ public:
+  using Slots = std::vector<std::pair<std::string, int>>;
+
+  BoundSides(nb::object plan, const Slots& query, const Slots& item, std::vector<int> query_numbers,
+             std::vector<int> item_numbers, std::vector<int> crosses,
+             const std::vector<int>& item_parts)
+      : owner_(plan), plan_(&nb::cast<const OwnedPlan&>(plan).plan), crosses_(std::move(crosses)) {
+    is_item_part_.resize(plan_->parts.size());
+    for (const int part : item_parts) is_item_part_.at(static_cast<std::size_t>(part)) = true;
+    std::vector<int> pair_parts[2];
+    for (const int cross : crosses_) {
+      for (const int part : plan_->crosses.at(static_cast<std::size_t>(cross))->parts) {
+        std::vector<int>& side = pair_parts[is_item_part_[static_cast<std::size_t>(part)] ? 1 : 0];
+        if (std::find(side.begin(), side.end(), part) == side.end()) side.push_back(part);
+      }
+    }
+    query_ = {plan_, to_slots(query), std::move(query_numbers), std::move(pair_parts[0])};
+    item_ = {plan_, to_slots(item), std::move(item_numbers), std::move(pair_parts[1])};
+    query_columns_ = {plan_, query_.columns()};
+    item_columns_ = {plan_, item_.columns()};
+  }
+
+  std::vector<std::string> query_columns() const { return query_columns_.names(); }
+  std::vector<std::string> item_columns() const { return item_columns_.names(); }
+
+  // Also returns, for each column, in how many rows its key was absent.
+  nb::tuple encode_rows(bool items, nb::sequence rows, nb::callable plain,
+                        const std::string& origin_name) const {
+    const Origin origin{origin_name, 0};
+    const PlanColumns& columns = items ? item_columns_ : query_columns_;
+    const RowColumns given(rows, columns.names(), plain, origin);
+    SideRows found;
+    {
+      const nb::gil_scoped_release release;
+      found = transform::encode_side(items ? item_ : query_,
+                                     {columns.place(given.columns(), given.length())}, origin);
+    }
+    return nb::make_tuple(to_tuple(std::move(found), plan_->dense_starts().back()),
+                          nb::cast(given.absent()));
+  }
+
+  nb::tuple encode_items(nb::sequence batches, const std::string& origin_name) const {
+    const Origin origin{origin_name, 0};
+    std::vector<ArrowBatch> owned;
+    std::vector<transform::InputBatch> inputs;
+    owned.reserve(nb::len(batches));
+    for (nb::handle capsules : batches) {
+      owned.push_back(item_columns_.take(capsules, origin));
+      inputs.push_back(item_columns_.place(owned.back().columns(), owned.back().length()));
+    }
+    SideRows found;
+    {
+      const nb::gil_scoped_release release;
+      found = transform::encode_side(item_, inputs, origin);
+    }
+    return to_tuple(std::move(found), plan_->dense_starts().back());
+  }
+
+  std::pair<nb::object, nb::object> cross(const SideParts& query, const SideParts& items,
+                                          const Array<std::int64_t, 1>& positions) const {
+    const auto n = static_cast<std::int64_t>(positions.shape(0));
+    expect(query.n_rows == 1, "expected one row of the query");
+    for (std::int64_t i = 0; i < n; ++i) {
+      expect(positions.data()[i] >= 0 && positions.data()[i] < items.n_rows,
+             "expected positions of items");
+    }
+    transform::PairCells found;
+    {
+      const nb::gil_scoped_release release;
+      found = transform::cross_pairs(*plan_, crosses_, is_item_part_, query, items,
+                                     positions.data(), n);
+    }
+    nb::object ids = to_numpy(std::move(found.ids));
+    return {ids, to_numpy(std::move(found.offsets))};
+  }
+
+ private:
+  static std::vector<transform::Slot> to_slots(const Slots& named) {
+    std::vector<transform::Slot> slots;
+    for (const auto& [kind, index] : named) {
+      slots.push_back({kind == "part"    ? transform::Slot::Kind::part
+                       : kind == "cross" ? transform::Slot::Kind::cross
+                                         : transform::Slot::Kind::number,
+                       index});
+    }
+    return slots;
+  }
+
+  nb::object owner_;
+  const transform::Plan* plan_;
+  std::vector<int> crosses_;
+  std::vector<bool> is_item_part_;
+  SideProgram query_;
+  SideProgram item_;
+  PlanColumns query_columns_;
+  PlanColumns item_columns_;
+};
+
+Side side_named(const std::string& name) {
+  if (name == "query") return Side::query;
+  if (name == "item") return Side::item;
+  expect(name == "pair", "expected the side 'query', 'item' or 'pair'");
+  return Side::pair;
+}
+
+// A RankScorer with hold of the tables that it reads from.
+class BoundRankScorer {
+ public:
+  using Ids = Array<std::int64_t, 1>;
+  using Values = std::optional<Array<float, 1>>;
+  using Sums = Array<float, 2>;
+
+  BoundRankScorer(std::array<std::int64_t, 3> n_slots, std::int64_t n_dense, std::int64_t n_classes)
+      : scorer_(n_slots, n_dense, n_classes) {
+    expect(*std::min_element(n_slots.begin(), n_slots.end()) >= 0 && n_dense >= 0 && n_classes >= 1,
+           "expected sizes of at least 0, 0 and 1");
+  }
+
+  void add_wide(const std::string& side, std::int64_t slot, Array<float, 2> weights,
+                const std::string& combiner) {
+    expect(size(weights, 1) == scorer_.n_classes(), "expected one column of wide weights a class");
+    scorer_.add_wide(side_named(side), slot_table(side, slot, std::move(weights), combiner));
+  }
+
+  void add_embedding(const std::string& side, std::int64_t slot, Array<float, 2> table,
+                     const std::string& combiner) {
+    scorer_.add_embedding(side_named(side), slot_table(side, slot, std::move(table), combiner));
+  }
+
+  void add_dense(const std::string& side, std::int64_t column, std::int64_t width) {
+    expect(column >= 0 && width >= 0 && column + width <= scorer_.n_dense(),
+           "expected columns within the dense numbers");
+    expect(side != "pair", "expected numbers of the query or of the item");
+    scorer_.add_dense(side_named(side), column, width);
+  }
+
+  void add_layer(const Array<float, 2>& weight, const std::optional<Array<float, 1>>& bias,
+                 const std::string& activation) {
+    expect(size(weight, 1) == scorer_.layer_inputs(),
+           "expected one column of the layer's weight an input");
+    expect(!bias || bias->shape(0) == weight.shape(0), "expected one bias a unit");
+    scorer_.add_layer(weight.data(), bias ? bias->data() : nullptr, size(weight, 0),
+                      activation_named(activation));
+  }
+
+  std::pair<Result, Result> sums(const std::string& side, const Ids& ids, const Ids& offsets,
+                                 const Values& values, const Array<float, 2>& dense,
+                                 int threads) const {
+    const Side of = side_named(side);
+    expect(of != Side::pair, "expected the query's or the items' sums");
+    expect(size(dense, 1) == scorer_.n_dense(), "expected the dense columns of the schema");
+    ScoreBatch batch = view(of, ids, offsets, size(dense, 0));
+    expect(!values || values->shape(0) == ids.shape(0), "expected one value an id");
+    if (values) batch.csr.values = values->data();
+    batch.dense = dense.data();
+    Result wide = new_result(batch.csr.n_examples, scorer_.n_classes());
+    Result hidden = new_result(batch.csr.n_examples, scorer_.n_hidden());
+    {
+      nb::gil_scoped_release release;
+      scorer_.sums(of, batch, threads, wide.data(), hidden.data());
+    }
+    return {std::move(wide), std::move(hidden)};
+  }
+
+  std::pair<Result, std::optional<Result>> rank(
+      const Sums& query_wide, const Sums& query_hidden, const Sums& item_wide,
+      const std::optional<Sums>& item_hidden,
+      const std::optional<Array<std::uint16_t, 2>>& item_hidden_bfloat16, const Ids& positions,
+      const Ids& ids, const Ids& offsets, int threads) const {
+    const std::int64_t rows = static_cast<std::int64_t>(positions.shape(0));
+    const std::int64_t n_items = size(item_wide, 0);
+    const auto fits = [&](const auto& array, std::int64_t n, std::int64_t width) {
+      return static_cast<std::int64_t>(array.shape(0)) == n &&
+             static_cast<std::int64_t>(array.shape(1)) == width;
+    };
+    expect(item_hidden.has_value() != item_hidden_bfloat16.has_value(),
+           "expected the items' sums in one precision");
+    expect(fits(query_wide, 1, scorer_.n_classes()) && fits(query_hidden, 1, scorer_.n_hidden()) &&
+               fits(item_wide, n_items, scorer_.n_classes()) &&
+               (item_hidden ? fits(*item_hidden, n_items, scorer_.n_hidden())
+                            : fits(*item_hidden_bfloat16, n_items, scorer_.n_hidden())),
+           "expected sums of this model");
+    const RankRequest request = {query_wide.data(),
+                                 query_hidden.data(),
+                                 item_wide.data(),
+                                 item_hidden ? item_hidden->data() : nullptr,
+                                 item_hidden_bfloat16 ? item_hidden_bfloat16->data() : nullptr,
+                                 n_items,
+                                 positions.data(),
+                                 view(Side::pair, ids, offsets, rows)};
+    Result wide = new_result(rows, scorer_.n_classes());
+    std::optional<Result> deep;
+    if (scorer_.has_layers()) {
+      expect(scorer_.layer_inputs() == scorer_.n_classes(), "expected one last unit a class");
+      deep = new_result(rows, scorer_.n_classes());
+    }
+    {
+      nb::gil_scoped_release release;
+      scorer_.rank(request, threads, wide.data(), deep ? deep->data() : nullptr);
+    }
+    return {std::move(wide), std::move(deep)};
+  }
+
+ private:
+  SlotTable slot_table(const std::string& side, std::int64_t slot, Array<float, 2> rows,
+                       const std::string& combiner) {
+    expect(slot >= 0 && slot < scorer_.n_slots(side_named(side)), "expected a slot of the side");
+    const SlotTable table = table_of(slot, rows, combiner);
+    held_.push_back(std::move(rows));
+    return table;
+  }
+
+  ScoreBatch view(Side side, const Ids& ids, const Ids& offsets, std::int64_t rows) const {
+    const std::int64_t n_slots = scorer_.n_slots(side);
+    expect(static_cast<std::int64_t>(offsets.shape(0)) == rows * n_slots + 1,
+           "got a batch with other feature slots than the side has");
+    const auto n_ids = static_cast<std::int64_t>(ids.shape(0));
+    return {
+        {ids.data(), offsets.data(), nullptr, n_ids, rows, n_slots}, nullptr, scorer_.n_dense()};
+  }
+
+  RankScorer scorer_;
+  std::vector<Array<float, 2>> held_;
+};
+
+}  // namespace
+
+void bind_ranker(nb::module_& m) {
+  nb::class_<SideParts>(m, "SideParts").def_prop_ro("n_rows", [](const SideParts& self) {
+    return self.n_rows;
+  });
+  nb::class_<BoundSides>(m, "TransformSides")
+      .def(
+          nb::init<nb::object, const BoundSides::Slots&, const BoundSides::Slots&, std::vector<int>,
+                   std::vector<int>, std::vector<int>, const std::vector<int>&>(),
+          "plan"_a, nb::kw_only(), "query"_a, "item"_a, "query_numbers"_a, "item_numbers"_a,
+          "crosses"_a, "item_parts"_a)
+      .def_prop_ro("query_columns", &BoundSides::query_columns)
+      .def_prop_ro("item_columns", &BoundSides::item_columns)
+      .def("encode_rows", &BoundSides::encode_rows, "items"_a, "rows"_a, "plain"_a, "origin"_a)
+      .def("encode_items", &BoundSides::encode_items, "batches"_a, "origin"_a)
+      .def("cross", &BoundSides::cross, "query"_a, "items"_a, "positions"_a);
+  nb::class_<BoundRankScorer>(m, "RankScorer")
+      .def(nb::init<std::array<std::int64_t, 3>, std::int64_t, std::int64_t>(), "n_slots"_a,
+           "n_dense"_a, "n_classes"_a)
+      .def("add_wide", &BoundRankScorer::add_wide, "side"_a, "slot"_a, "weights"_a, "combiner"_a)
+      .def("add_embedding", &BoundRankScorer::add_embedding, "side"_a, "slot"_a, "table"_a,
+           "combiner"_a)
+      .def("add_dense", &BoundRankScorer::add_dense, "side"_a, "column"_a, "width"_a)
+      .def("add_layer", &BoundRankScorer::add_layer, "weight"_a, "bias"_a.none(), "activation"_a)
+      .def("sums", &BoundRankScorer::sums, "side"_a, "ids_N"_a, "offsets_BF"_a, "values_N"_a.none(),
+           "dense_BK"_a, nb::kw_only(), "threads"_a)
+      .def("rank", &BoundRankScorer::rank, "query_wide"_a, "query_hidden"_a, "item_wide"_a,
+           "item_hidden"_a.none(), "item_hidden_bfloat16"_a.none(), "positions_B"_a, "ids_N"_a,
+           "offsets_BF"_a, nb::kw_only(), "threads"_a);
+}
+
+}  // namespace widedeep

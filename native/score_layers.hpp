@@ -1,0 +1,66 @@
+// Dense layers packed for the kernels, and activations.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "score_isa.hpp"
+
+namespace widedeep {
+
+enum class Activation : int { none, relu, leaky_relu, elu, gelu, silu, tanh };
+
+// Rows whose activations stay in the second-level cache while each layer's weights pass by once.
+constexpr std::int64_t kTileRows = 112;
+
+// Floats that start on a 64-byte boundary; zero until they are written.
+class AlignedFloats {
+ public:
+  float* data() noexcept { return storage_.data() + shift_; }
+  const float* data() const noexcept { return storage_.data() + shift_; }
+  // Makes room for `size` floats; what was there is lost.
+  void reserve(std::int64_t size);
+
+ private:
+  std::vector<float> storage_;
+  std::int64_t shift_ = 0;
+};
+
+// Weights (outputs, inputs) in rows of `stride`, and a bias (outputs), or null for none.
+struct LayerWeights {
+  const float* data;
+  std::int64_t stride;
+  const float* bias;
+  std::int64_t outputs;
+  std::int64_t inputs;
+};
+
+// In place, on n values. The rectifier is done where sums are stored, so it does nothing here.
+void activate(Activation activation, float* x, std::int64_t n);
+
+class DenseLayer {
+ public:
+  // Copies the weights. Inputs from `split` on are summed apart, and start on the next chunk.
+  DenseLayer(const LayerWeights& weights, std::int64_t split, Activation activation);
+
+  // Blocks of `stride` floats in and out, see score_isa.hpp.
+  void run(const float* in, float* out, std::int64_t stride, std::int64_t rows) const;
+
+  std::int64_t outputs() const noexcept { return packed_.outputs; }
+  std::int64_t inputs() const noexcept { return packed_.inputs; }
+  // Columns that a block needs to take the output.
+  std::int64_t tile_width() const noexcept { return tile_width_; }
+
+ private:
+  AlignedFloats panels_;
+  AlignedFloats bias_;
+  PackedLayer packed_;
+  Activation activation_;
+  std::int64_t tile_width_;
+};
+
+// Copies the first `columns` of blocks to plain rows.
+void rows_of_blocks(const float* blocks, std::int64_t stride, std::int64_t rows,
+                    std::int64_t columns, float* out);
+
+}  // namespace widedeep

@@ -1,0 +1,274 @@
+#include "transform_sides.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include "flush_to_zero.hpp"
+
+namespace widedeep::transform {
+namespace {
+
+// Rows that go through all features together: their ids stay in the second-level cache.
+constexpr std::int64_t kBlockRows = 512;
+
+std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
+
+// The parts that a side must encode: its slots', its own crosses', and those of pairs.
+std::set<int> active_parts(const SideProgram& program) {
+  std::set<int> parts(program.pair_parts.begin(), program.pair_parts.end());
+  for (const Slot& slot : program.slots) {
+    if (slot.kind == Slot::Kind::part) parts.insert(slot.index);
+    if (slot.kind != Slot::Kind::cross) continue;
+    for (const int part : program.plan->crosses[as_size(slot.index)]->parts) parts.insert(part);
+  }
+  return parts;
+}
+
+// Adds `n` rows of `from` after the `before` rows of `to`. Weights are of no use to crosses.
+void append_cells(const Cells& from, std::int64_t n, std::int64_t before, Cells& to) {
+  const bool single = from.single() && to.ends.empty();
+  if (!single && to.ends.empty()) {
+    for (std::int64_t row = 0; row < before; ++row) to.ends.push_back(row + 1);
+  }
+  const auto shift = static_cast<std::int64_t>(to.ids.size());
+  to.ids.insert(to.ids.end(), from.ids.begin(), from.ids.begin() + from.begin(n));
+  for (std::int64_t row = 0; !single && row < n; ++row) to.ends.push_back(shift + from.end(row));
+}
+
+// One row, n times.
+void repeat_cells(const Cells& row, std::int64_t n, Cells& out) {
+  out.clear();
+  const auto count = static_cast<std::int64_t>(row.ids.size());
+  out.ids.reserve(as_size(n * count));
+  for (std::int64_t i = 0; i < n; ++i) {
+    out.ids.insert(out.ids.end(), row.ids.begin(), row.ids.end());
+    out.values.insert(out.values.end(), row.values.begin(), row.values.end());
+    if (count != 1) out.ends.push_back((i + 1) * count);
+  }
+}
+
+void take_cells(const Cells& from, const std::int64_t* rows, std::int64_t n, Cells& out) {
+  out.clear();
+  if (from.single()) {
+    out.ids.resize(as_size(n));
+    for (std::int64_t i = 0; i < n; ++i) out.ids[as_size(i)] = from.ids[as_size(rows[i])];
+    return;
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::int64_t* const ids = from.ids.data();
+    out.ids.insert(out.ids.end(), ids + from.begin(rows[i]), ids + from.end(rows[i]));
+    out.ends.push_back(static_cast<std::int64_t>(out.ids.size()));
+  }
+}
+
+// A part of the candidates: of the items at `rows`, or (null) of the query, again and again.
+void spread_part(const PartCells& from, const std::int64_t* rows, std::int64_t n, bool with_keys,
+                 PartCells& out) {
+  if (rows == nullptr) {
+    repeat_cells(from.ids, n, out.ids);
+    if (with_keys) repeat_cells(from.keys, n, out.keys);
+    return;
+  }
+  take_cells(from.ids, rows, n, out.ids);
+  if (with_keys) take_cells(from.keys, rows, n, out.keys);
+}
+
+class SideEncoder {
+ public:
+  SideEncoder(const SideProgram& program, const Origin& origin, SideRows& out)
+      : program_(program),
+        plan_(*program.plan),
+        origin_(origin),
+        out_(out),
+        active_(active_parts(program)),
+        dense_starts_(plan_.dense_starts()),
+        parts_(plan_.parts.size()),
+        crosses_(plan_.crosses.size()) {
+    out_.offsets.push_back(0);
+    out_.parts.cells.resize(plan_.parts.size());
+    has_values_ = std::any_of(program.slots.begin(), program.slots.end(), [&](const Slot& slot) {
+      return slot.kind == Slot::Kind::number ||
+             (slot.kind == Slot::Kind::part && plan_.parts[as_size(slot.index)]->weights >= 0);
+    });
+  }
+
+  void encode(const InputBatch& batch) {
+    const std::int64_t first_of_batch = out_.parts.n_rows;
+    for (std::int64_t begin = 0; begin < batch.n_rows; begin += kBlockRows) {
+      encode_block(batch, begin, std::min(begin + kBlockRows, batch.n_rows), first_of_batch);
+    }
+  }
+
+ private:
+  void encode_block(const InputBatch& batch, std::int64_t begin, std::int64_t end,
+                    std::int64_t first_of_batch) {
+    const Where where{origin_, first_of_batch};
+    const std::int64_t n = end - begin;
+    const std::int64_t stride = dense_starts_.back();
+    const std::size_t dense_at = out_.dense.size();
+    out_.dense.resize(dense_at + as_size(n * stride));
+    for (const int index : program_.numbers) {
+      encode_number(batch, index, begin, end, where, out_.dense.data() + dense_at);
+    }
+    for (const int index : active_) encode_part(batch, index, begin, end, where);
+    for (const Slot& slot : program_.slots) {
+      if (slot.kind == Slot::Kind::cross) encode_cross(slot.index, n);
+    }
+    for (std::int64_t row = 0; row < n; ++row) {
+      assemble(row, out_.dense.data() + dense_at + row * stride);
+    }
+    for (const int index : program_.pair_parts) {
+      PartCells& kept = out_.parts.cells[as_size(index)];
+      append_cells(parts_[as_size(index)].ids, n, out_.parts.n_rows, kept.ids);
+      if (!plan_.parts[as_size(index)]->wants_keys) continue;
+      append_cells(parts_[as_size(index)].keys, n, out_.parts.n_rows, kept.keys);
+    }
+    out_.parts.n_rows += n;
+  }
+
+  void encode_number(const InputBatch& batch, int index, std::int64_t begin, std::int64_t end,
+                     const Where& where, float* dense) {
+    const NumericFeature& number = *plan_.numbers[as_size(index)];
+    const std::int64_t stride = dense_starts_.back();
+    float* const out = dense + dense_starts_[as_size(index)];
+    if (number.fixed.empty()) {
+      number.encode(*batch.columns[as_size(number.column)], begin, end, where, scratch_, out,
+                    stride);
+      return;
+    }
+    for (std::int64_t row = 0; row < end - begin; ++row) {
+      std::copy(number.fixed.begin(), number.fixed.end(), out + row * stride);
+    }
+  }
+
+  void encode_part(const InputBatch& batch, int index, std::int64_t begin, std::int64_t end,
+                   const Where& where) {
+    const Part& part = *plan_.parts[as_size(index)];
+    PartCells& cells = parts_[as_size(index)];
+    if (part.fixed != nullptr) {
+      repeat_cells(part.fixed->ids, end - begin, cells.ids);
+      repeat_cells(part.fixed->keys, end - begin, cells.keys);
+      return;
+    }
+    PartInput input;
+    input.column = batch.columns[as_size(part.column)];
+    if (part.weights >= 0) input.weights = batch.columns[as_size(part.weights)];
+    part.encode(input, begin, end, where, scratch_, cells);
+  }
+
+  void encode_cross(int index, std::int64_t n) {
+    const CrossFeature& cross = *plan_.crosses[as_size(index)];
+    cross_inputs_.clear();
+    for (const int part : cross.parts) cross_inputs_.push_back(&parts_[as_size(part)]);
+    cross.encode(cross_inputs_, n, scratch_, crosses_[as_size(index)]);
+  }
+
+  void assemble(std::int64_t row, const float* dense) {
+    for (const Slot& slot : program_.slots) {
+      if (slot.kind == Slot::Kind::number) {
+        assemble_number(as_size(slot.index), dense);
+      } else {
+        assemble_cell(slot.kind == Slot::Kind::part ? parts_[as_size(slot.index)].ids
+                                                    : crosses_[as_size(slot.index)],
+                      row);
+      }
+      out_.offsets.push_back(static_cast<std::int64_t>(out_.ids.size()));
+    }
+  }
+
+  void assemble_number(std::size_t number, const float* dense) {
+    const std::int64_t start = dense_starts_[number];
+    for (std::int64_t j = 0; j < dense_starts_[number + 1] - start; ++j) {
+      out_.ids.push_back(kFirstKnownId + j);
+      out_.values.push_back(dense[start + j]);
+    }
+  }
+
+  void assemble_cell(const Cells& cells, std::int64_t row) {
+    for (std::int64_t i = cells.begin(row); i < cells.end(row); ++i) {
+      out_.ids.push_back(cells.ids[as_size(i)]);
+      if (has_values_)
+        out_.values.push_back(cells.values.empty() ? 1.0F : cells.values[as_size(i)]);
+    }
+  }
+
+  const SideProgram& program_;
+  const Plan& plan_;
+  const Origin& origin_;
+  SideRows& out_;
+  std::set<int> active_;
+  std::vector<std::int64_t> dense_starts_;
+  bool has_values_ = false;
+  Scratch scratch_;
+  std::vector<PartCells> parts_;
+  std::vector<Cells> crosses_;
+  std::vector<const PartCells*> cross_inputs_;
+};
+
+}  // namespace
+
+std::vector<int> SideProgram::columns() const {
+  std::set<int> needed;
+  for (const int index : active_parts(*this)) {
+    const Part& part = *plan->parts[as_size(index)];
+    if (part.fixed != nullptr) continue;
+    needed.insert(part.column);
+    if (part.weights >= 0) needed.insert(part.weights);
+  }
+  for (const int index : numbers) {
+    const NumericFeature& number = *plan->numbers[as_size(index)];
+    if (number.fixed.empty()) needed.insert(number.column);
+  }
+  return {needed.begin(), needed.end()};
+}
+
+SideRows encode_side(const SideProgram& program, const std::vector<InputBatch>& batches,
+                     const Origin& origin) {
+  const ScopedKeepDenormals keep;
+  SideRows out;
+  SideEncoder encoder(program, origin, out);
+  for (const InputBatch& batch : batches) encoder.encode(batch);
+  return out;
+}
+
+PairCells cross_pairs(const Plan& plan, const std::vector<int>& crosses,
+                      const std::vector<bool>& is_item_part, const SideParts& query,
+                      const SideParts& items, const std::int64_t* positions, std::int64_t n) {
+  // Each part is spread over the candidates once, however many crosses read it.
+  thread_local Scratch scratch;
+  std::vector<PartCells> spread(plan.parts.size());
+  std::vector<bool> ready(plan.parts.size(), false);
+  std::vector<Cells> found(crosses.size());
+  std::vector<const PartCells*> inputs;
+  for (std::size_t c = 0; c < crosses.size(); ++c) {
+    const CrossFeature& cross = *plan.crosses[as_size(crosses[c])];
+    inputs.clear();
+    for (const int index : cross.parts) {
+      const std::size_t at = as_size(index);
+      inputs.push_back(&spread[at]);
+      if (ready[at]) continue;
+      ready[at] = true;
+      const SideParts& side = is_item_part[at] ? items : query;
+      const std::int64_t* const rows = is_item_part[at] ? positions : nullptr;
+      spread_part(side.cells[at], rows, n, plan.parts[at]->wants_keys, spread[at]);
+    }
+    cross.encode(inputs, n, scratch, found[c]);
+  }
+  PairCells out;
+  std::size_t total = 0;
+  for (const Cells& cells : found) total += cells.ids.size();
+  out.ids.reserve(total);
+  out.offsets.reserve(as_size(n) * crosses.size() + 1);
+  out.offsets.push_back(0);
+  for (std::int64_t row = 0; row < n; ++row) {
+    for (const Cells& cells : found) {
+      for (std::int64_t i = cells.begin(row); i < cells.end(row); ++i) {
+        out.ids.push_back(cells.ids[as_size(i)]);
+      }
+      out.offsets.push_back(static_cast<std::int64_t>(out.ids.size()));
+    }
+  }
+  return out;
+}
+
+}  // namespace widedeep::transform

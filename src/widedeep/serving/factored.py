@@ -1,0 +1,263 @@
+"""FactoredForward: the query's sums once a request, the items' once a catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle
+from widedeep.data.transform_plan import plain_value
+from widedeep.features import Categorical, Crossed, FeatureSpec, Numeric
+from widedeep.features.sides import feature_side, item_columns
+from widedeep.kernels.ranker import Side, SideParts, TransformSides, new_rank_scorer, to_bfloat16
+
+__all__ = ["FactoredForward", "ItemSums", "QuerySums", "can_factor"]
+
+_SIDES: tuple[Side, ...] = ("query", "item", "pair")
+_ITEMS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySums:
+    """What a request's query brings to every candidate.
+
+    Args:
+        parts: What crosses with items read.
+        wide: (1, C), the query's part of the wide sum.
+        hidden: (1, H), the query's part of the first layer's sums.
+        absent: Columns that the query lacks.
+    """
+
+    parts: SideParts
+    wide: NDArray[np.float32]
+    hidden: NDArray[np.float32]
+    absent: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSums:
+    """What each item brings to every request.
+
+    Args:
+        parts: What crosses with the query read.
+        wide: (items, C), their part of the wide sum.
+        hidden: (items, H), their part of the first layer's sums; None where it is kept as
+        hidden_bfloat16: the bits of bfloat16.
+        absent: How many items lack each column, where any does.
+    """
+
+    parts: SideParts
+    wide: NDArray[np.float32]
+    hidden: NDArray[np.float32] | None
+    hidden_bfloat16: NDArray[np.uint16] | None
+    absent: dict[str, int]
+
+
+def can_factor(bundle: Bundle) -> bool:
+    """Tell whether a bundle's scores can be taken apart into the query's and the item's sums.
+
+    They cannot if the deep part is an exported graph, if no feature is the item's, or if a feature
+    that is no cross reads columns of both.
+
+    Args:
+        bundle: The model.
+    """
+    spec = bundle.schema.spec
+    of_item = item_columns(spec)
+    if bundle.manifest.engine == "onnx" or not of_item:
+        return False
+    crosses = (feature for feature in spec.all_features if isinstance(feature, Crossed))
+    raw = (part for cross in crosses for part in cross.parts if part not in spec.by_name)
+    readers = [f for f in spec.all_features if not isinstance(f, Crossed)]
+    mixed = [f for f in readers if len({c in of_item for c in _columns(f)}) > 1]
+    return not mixed and not any(name in spec.training_only for name in raw)
+
+
+def _columns(feature: Any) -> list[str]:
+    weights = feature.weights if isinstance(feature, Categorical) else None
+    return [feature.source] if weights is None else [feature.source, weights]
+
+
+class FactoredForward:
+    """Computes the logits of a request's candidates; the same bits as the bundle's.
+
+    Args:
+        bundle: A model that :func:`can_factor` allows.
+        precision: How the items' sums of the first layer are kept.
+        threads: Threads that one request may use.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, precision: Literal["float32", "bfloat16"], threads: int
+    ) -> None:
+        self._bundle = bundle
+        self._precision = precision
+        self._threads = threads
+        self._bias_C = bundle.weights["bias"]
+        spec, slots = bundle.schema.spec, bundle.schema.slots
+        self._side = {f.name: _side(spec, f.name) for f in spec.all_features}
+        self._slots = {
+            side: [slot.name for slot in slots if self._side[slot.name] == side] for side in _SIDES
+        }
+        self._transform = self._new_transform()
+        self._query_columns = self._transform.query_columns
+        self._item_columns = self._transform.item_columns
+        self._scorer = new_rank_scorer(
+            (len(self._slots["query"]), len(self._slots["item"]), len(self._slots["pair"])),
+            bundle.schema.n_dense,
+            bundle.model.n_logits,
+        )
+        self._add_wide()
+        if bundle.model.deep:
+            self._add_inputs()
+            self._add_layers()
+
+    def _new_transform(self) -> TransformSides:
+        plan = self._bundle.encoder.plan
+        spec = self._bundle.schema.spec
+        of_item = item_columns(spec)
+        numbers = [f.name for f in spec.all_features if isinstance(f, Numeric)]
+
+        def places(names: Iterable[str]) -> list[int]:
+            return [plan.places[name][1] for name in names]
+
+        def is_item_part(name: str) -> bool:
+            feature = spec.by_name.get(name)
+            return (name if feature is None else _columns(feature)[0]) in of_item
+
+        parts = [name for name, (kind, _) in plan.places.items() if kind == "part"]
+        return TransformSides(
+            plan.native,
+            query=[plan.places[name] for name in self._slots["query"]],
+            item=[plan.places[name] for name in self._slots["item"]],
+            query_numbers=places(name for name in numbers if self._side[name] == "query"),
+            item_numbers=places(name for name in numbers if self._side[name] == "item"),
+            crosses=places(self._slots["pair"]),
+            item_parts=places(name for name in parts if is_item_part(name)),
+        )
+
+    def _add_wide(self) -> None:
+        model, weights = self._bundle.model, self._bundle.weights
+        for side in _SIDES:
+            for slot, name in enumerate(self._slots[side]):
+                if name in model.wide:
+                    self._scorer.add_wide(side, slot, weights[f"wide/{name}"], model.wide_combiner)
+
+    def _add_inputs(self) -> None:
+        schema, weights = self._bundle.schema, self._bundle.weights
+        tables = {slot.name: slot.table for slot in schema.slots}
+        for side in _SIDES:
+            for column in self._bundle.model.deep:
+                if self._side[column.name] != side:
+                    continue
+                if column.source == "dense":
+                    start = schema.dense_layout[column.name].start
+                    self._scorer.add_dense(side, start, column.stop - column.start)
+                    continue
+                table = weights[f"table/{tables[column.name]}"]
+                slot = self._slots[side].index(column.name)
+                self._scorer.add_embedding(side, slot, table, column.combiner or "sum")
+
+    def _add_layers(self) -> None:
+        model, weights = self._bundle.model, self._bundle.weights
+        ordered = sorted(model.deep, key=lambda c: _SIDES.index(self._side[c.name]))
+        inputs = np.concatenate([np.arange(column.start, column.stop) for column in ordered])
+        layers: list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]] = [
+            (weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"], model.activation)
+            for i in range(len(model.hidden_units))
+        ]
+        layers.append((weights["head/weight"], None, "none"))
+        first, *rest = layers
+        self._scorer.add_layer(np.ascontiguousarray(first[0][:, inputs]), *first[1:])
+        for layer in rest:
+            self._scorer.add_layer(*layer)
+
+    def query(self, row: Mapping[str, Any]) -> QuerySums:
+        """Return what a query brings to every candidate.
+
+        Args:
+            row: Values by column, user and context together; a dict.
+
+        Raises:
+            FeatureError: If a value does not fit its feature.
+        """
+        encoded, absent = self._transform.encode_rows(False, [dict(row)], plain_value, "")
+        wide, hidden = self._scorer.sums("query", *encoded[1:], threads=1)
+        missing = zip(self._query_columns, absent, strict=True)
+        return QuerySums(encoded[0], wide, hidden, tuple(name for name, n in missing if n))
+
+    def items(self, table: pa.Table) -> ItemSums:
+        """Return what each row of a table of items brings to every request.
+
+        Args:
+            table: Has all columns of the items' features.
+
+        Raises:
+            FeatureError: If a value does not fit its feature.
+        """
+        batches = table.select(self._item_columns).combine_chunks().to_batches()
+        if not self._item_columns or not batches:
+            return self.item_rows([{}] * table.num_rows)
+        capsules = [batch.__arrow_c_array__() for batch in batches]
+        return self._item_sums(self._transform.encode_items(capsules, "the catalogue"), {})
+
+    def item_rows(self, rows: Sequence[Mapping[str, Any]]) -> ItemSums:
+        """Return what items given as dicts bring; an absent key is a null, and counted.
+
+        Args:
+            rows: One mapping an item, from column to value.
+
+        Raises:
+            FeatureError: If a value does not fit its feature.
+        """
+        dicts: list[dict[str, object]] = [dict(row) for row in rows]
+        encoded, absent = self._transform.encode_rows(True, dicts, plain_value, "")
+        missing = {name: n for name, n in zip(self._item_columns, absent, strict=True) if n}
+        return self._item_sums(encoded, missing)
+
+    def _item_sums(self, encoded: Any, absent: dict[str, int]) -> ItemSums:
+        parts, *arrays = encoded
+        wide, hidden = self._scorer.sums("item", *arrays, threads=self._threads)
+        if self._precision == "float32":
+            return ItemSums(parts, wide, hidden, None, absent)
+        half = np.empty(hidden.shape, np.uint16)
+        for start in range(0, len(hidden), _ITEMS_AT_ONCE):
+            some = slice(start, start + _ITEMS_AT_ONCE)
+            half[some] = to_bfloat16(hidden[some])
+        return ItemSums(parts, wide, None, half, absent)
+
+    def logits(
+        self, query: QuerySums, items: ItemSums, positions_B: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return the logits of candidates, (B, C), not calibrated.
+
+        Args:
+            query: From :meth:`query`.
+            items: From :meth:`items` or :meth:`item_rows`.
+            positions_B: The row of each candidate among the items.
+        """
+        pairs = self._transform.cross(query.parts, items.parts, positions_B)
+        wide_BC, deep_BC = self._scorer.rank(
+            query.wide,
+            query.hidden,
+            items.wide,
+            items.hidden,
+            items.hidden_bfloat16,
+            positions_B,
+            *pairs,
+            threads=self._threads,
+        )
+        if deep_BC is not None:
+            wide_BC += deep_BC
+        wide_BC += self._bias_C
+        return wide_BC
+
+
+def _side(spec: FeatureSpec, name: str) -> Side:
+    side = feature_side(spec, name)
+    return "pair" if side == "both" else side
