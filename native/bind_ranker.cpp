@@ -58,8 +58,8 @@ class BoundSides {
         if (std::find(side.begin(), side.end(), part) == side.end()) side.push_back(part);
       }
     }
-    query_ = {plan_, to_slots(query), std::move(query_numbers), std::move(pair_parts[0])};
-    item_ = {plan_, to_slots(item), std::move(item_numbers), std::move(pair_parts[1])};
+    query_ = {*plan_, to_slots(query), std::move(query_numbers), std::move(pair_parts[0])};
+    item_ = {*plan_, to_slots(item), std::move(item_numbers), std::move(pair_parts[1])};
     query_columns_ = {plan_, query_.columns()};
     item_columns_ = {plan_, item_.columns()};
   }

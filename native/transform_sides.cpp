@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "flush_to_zero.hpp"
 
@@ -12,17 +13,6 @@ namespace {
 constexpr std::int64_t kBlockRows = 512;
 
 std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
-
-// The parts that a side must encode: its slots', its own crosses', and those of pairs.
-std::set<int> active_parts(const SideProgram& program) {
-  std::set<int> parts(program.pair_parts.begin(), program.pair_parts.end());
-  for (const Slot& slot : program.slots) {
-    if (slot.kind == Slot::Kind::part) parts.insert(slot.index);
-    if (slot.kind != Slot::Kind::cross) continue;
-    for (const int part : program.plan->crosses[as_size(slot.index)]->parts) parts.insert(part);
-  }
-  return parts;
-}
 
 // Adds `n` rows of `from` after the `before` rows of `to`. Weights are of no use to crosses.
 void append_cells(const Cells& from, std::int64_t n, std::int64_t before, Cells& to) {
@@ -40,10 +30,13 @@ void repeat_cells(const Cells& row, std::int64_t n, Cells& out) {
   out.clear();
   const auto count = static_cast<std::int64_t>(row.ids.size());
   out.ids.reserve(as_size(n * count));
-  for (std::int64_t i = 0; i < n; ++i) {
+  if (count == 1) out.ids.assign(as_size(n), row.ids[0]);
+  for (std::int64_t i = 0; count != 1 && i < n; ++i) {
     out.ids.insert(out.ids.end(), row.ids.begin(), row.ids.end());
+    out.ends.push_back((i + 1) * count);
+  }
+  for (std::int64_t i = 0; !row.values.empty() && i < n; ++i) {
     out.values.insert(out.values.end(), row.values.begin(), row.values.end());
-    if (count != 1) out.ends.push_back((i + 1) * count);
   }
 }
 
@@ -80,7 +73,6 @@ class SideEncoder {
         plan_(*program.plan),
         origin_(origin),
         out_(out),
-        active_(active_parts(program)),
         dense_starts_(plan_.dense_starts()),
         parts_(plan_.parts.size()),
         crosses_(plan_.crosses.size()) {
@@ -110,7 +102,7 @@ class SideEncoder {
     for (const int index : program_.numbers) {
       encode_number(batch, index, begin, end, where, out_.dense.data() + dense_at);
     }
-    for (const int index : active_) encode_part(batch, index, begin, end, where);
+    for (const int index : program_.active_parts) encode_part(batch, index, begin, end, where);
     for (const Slot& slot : program_.slots) {
       if (slot.kind == Slot::Kind::cross) encode_cross(slot.index, n);
     }
@@ -196,7 +188,6 @@ class SideEncoder {
   const Plan& plan_;
   const Origin& origin_;
   SideRows& out_;
-  std::set<int> active_;
   std::vector<std::int64_t> dense_starts_;
   bool has_values_ = false;
   Scratch scratch_;
@@ -205,11 +196,56 @@ class SideEncoder {
   std::vector<const PartCells*> cross_inputs_;
 };
 
+// What a thread crosses with; it grows to the largest request and stays.
+struct PairRoom {
+  Scratch scratch;
+  std::vector<PartCells> spread;  // each part over the candidates, however many crosses read it
+  std::vector<bool> ready;
+  std::vector<Cells> found;
+  std::vector<const PartCells*> inputs;
+};
+
+PairCells side_by_side(const Cells* found, std::size_t n_crosses, std::int64_t n) {
+  PairCells out;
+  std::size_t total = 0;
+  for (std::size_t c = 0; c < n_crosses; ++c) total += found[c].ids.size();
+  out.ids.resize(total);
+  out.offsets.resize(as_size(n) * n_crosses + 1);
+  std::int64_t* id = out.ids.data();
+  std::int64_t* end = out.offsets.data();
+  *end++ = 0;
+  for (std::int64_t row = 0; row < n; ++row) {
+    for (std::size_t c = 0; c < n_crosses; ++c) {
+      const Cells& cells = found[c];
+      for (std::int64_t i = cells.begin(row); i < cells.end(row); ++i) {
+        *id++ = cells.ids[as_size(i)];
+      }
+      *end++ = id - out.ids.data();
+    }
+  }
+  return out;
+}
+
 }  // namespace
+
+SideProgram::SideProgram(const Plan& of, std::vector<Slot> own_slots, std::vector<int> own_numbers,
+                         std::vector<int> crossed)
+    : plan(&of),
+      slots(std::move(own_slots)),
+      numbers(std::move(own_numbers)),
+      pair_parts(std::move(crossed)) {
+  std::set<int> parts(pair_parts.begin(), pair_parts.end());
+  for (const Slot& slot : slots) {
+    if (slot.kind == Slot::Kind::part) parts.insert(slot.index);
+    if (slot.kind != Slot::Kind::cross) continue;
+    for (const int part : plan->crosses[as_size(slot.index)]->parts) parts.insert(part);
+  }
+  active_parts.assign(parts.begin(), parts.end());
+}
 
 std::vector<int> SideProgram::columns() const {
   std::set<int> needed;
-  for (const int index : active_parts(*this)) {
+  for (const int index : active_parts) {
     const Part& part = *plan->parts[as_size(index)];
     if (part.fixed != nullptr) continue;
     needed.insert(part.column);
@@ -234,41 +270,25 @@ SideRows encode_side(const SideProgram& program, const std::vector<InputBatch>& 
 PairCells cross_pairs(const Plan& plan, const std::vector<int>& crosses,
                       const std::vector<bool>& is_item_part, const SideParts& query,
                       const SideParts& items, const std::int64_t* positions, std::int64_t n) {
-  // Each part is spread over the candidates once, however many crosses read it.
-  thread_local Scratch scratch;
-  std::vector<PartCells> spread(plan.parts.size());
-  std::vector<bool> ready(plan.parts.size(), false);
-  std::vector<Cells> found(crosses.size());
-  std::vector<const PartCells*> inputs;
+  thread_local PairRoom room;
+  room.spread.resize(std::max(room.spread.size(), plan.parts.size()));
+  room.ready.assign(plan.parts.size(), false);
+  room.found.resize(std::max(room.found.size(), crosses.size()));
   for (std::size_t c = 0; c < crosses.size(); ++c) {
     const CrossFeature& cross = *plan.crosses[as_size(crosses[c])];
-    inputs.clear();
+    room.inputs.clear();
     for (const int index : cross.parts) {
       const std::size_t at = as_size(index);
-      inputs.push_back(&spread[at]);
-      if (ready[at]) continue;
-      ready[at] = true;
+      room.inputs.push_back(&room.spread[at]);
+      if (room.ready[at]) continue;
+      room.ready[at] = true;
       const SideParts& side = is_item_part[at] ? items : query;
       const std::int64_t* const rows = is_item_part[at] ? positions : nullptr;
-      spread_part(side.cells[at], rows, n, plan.parts[at]->wants_keys, spread[at]);
+      spread_part(side.cells[at], rows, n, plan.parts[at]->wants_keys, room.spread[at]);
     }
-    cross.encode(inputs, n, scratch, found[c]);
+    cross.encode(room.inputs, n, room.scratch, room.found[c]);
   }
-  PairCells out;
-  std::size_t total = 0;
-  for (const Cells& cells : found) total += cells.ids.size();
-  out.ids.reserve(total);
-  out.offsets.reserve(as_size(n) * crosses.size() + 1);
-  out.offsets.push_back(0);
-  for (std::int64_t row = 0; row < n; ++row) {
-    for (const Cells& cells : found) {
-      for (std::int64_t i = cells.begin(row); i < cells.end(row); ++i) {
-        out.ids.push_back(cells.ids[as_size(i)]);
-      }
-      out.offsets.push_back(static_cast<std::int64_t>(out.ids.size()));
-    }
-  }
-  return out;
+  return side_by_side(room.found.data(), crosses.size(), n);
 }
 
 }  // namespace widedeep::transform

@@ -11,13 +11,19 @@ namespace widedeep::transform {
 
 // What one side computes of its own rows.
 struct SideProgram {
-  const Plan* plan = nullptr;
-  std::vector<Slot> slots;
-  std::vector<int> numbers;     // in the plan's list of numbers
-  std::vector<int> pair_parts;  // parts that crosses with the other side read
+  SideProgram() = default;
+  // `crossed` are the parts that crosses with the other side read.
+  SideProgram(const Plan& of, std::vector<Slot> own_slots, std::vector<int> own_numbers,
+              std::vector<int> crossed);
 
   // Which columns of the plan must be given.
   std::vector<int> columns() const;
+
+  const Plan* plan = nullptr;
+  std::vector<Slot> slots;
+  std::vector<int> numbers;  // in the plan's list of numbers
+  std::vector<int> pair_parts;
+  std::vector<int> active_parts;  // those of the slots, of their crosses, and of pairs
 };
 
 // The parts of some rows that crosses with the other side read; by place in the plan.

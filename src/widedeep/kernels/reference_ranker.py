@@ -20,7 +20,7 @@ _SIDES = ("query", "item", "pair")
 class RankScorer:
     """A scorer with the methods of :class:`widedeep.kernels.ranker.RankScorer`.
 
-    Each side is a scorer of one layer without activation; later layers make another.
+    Each side is a scorer without layers; those after the first make another.
 
     Args:
         n_slots: Feature slots of the query, of the item and of the pair.
@@ -45,6 +45,7 @@ class RankScorer:
         self._bias: Floats | None = None
         self._first_activation = "none"
         self._n_hidden = 0
+        self._first: dict[str, Floats] = {}
         self._later: list[tuple[Floats, Floats | None, str]] = []
         self._widths = dict.fromkeys(_SIDES, 0)
 
@@ -70,8 +71,8 @@ class RankScorer:
         self._n_hidden = len(weight)
         self._bias, self._first_activation = bias, activation
         ends = np.cumsum([self._widths[side] for side in _SIDES])
-        for side, part in zip(_SIDES, np.split(weight, ends[:-1], axis=1), strict=True):
-            self._sides[side].add_layer(part, None, "none")
+        parts = np.split(weight.astype(self._dtype), ends[:-1], axis=1)
+        self._first = dict(zip(_SIDES, parts, strict=True))
 
     def sums(
         self,
@@ -88,8 +89,10 @@ class RankScorer:
         With no layer, H is 0.
         """
         arrays = ids_N, offsets_BF, values_N, dense_BK
-        wide, hidden = self._sides[side].forward(*arrays, threads=threads)
-        return wide, np.zeros((len(wide), 0), self._dtype) if hidden is None else hidden
+        wide, _ = self._sides[side].forward(*arrays, threads=threads)
+        if not self._n_hidden:
+            return wide, np.zeros((len(wide), 0), self._dtype)
+        return wide, self._sides[side].concat(*arrays, threads=threads) @ self._first[side].T
 
     def rank(
         self,

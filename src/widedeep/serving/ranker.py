@@ -76,6 +76,7 @@ class _Loaded:
 
     catalogue: Catalogue
     items: Any
+    columns: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,9 @@ class Ranker:
                 f"the catalogue: got no column {column!r}, which the model reads of an item; "
                 f"{nearest(column, names)}"
             )
-        self._loaded = _Loaded(items, self._engine.items(items.table))
+        self._loaded = _Loaded(
+            items, self._engine.items(items.table), self._own_columns(items.table.column_names)
+        )
 
     def _own_columns(self, given: Iterable[str]) -> frozenset[str]:
         """Without a declaration of the item's features, what comes with an item is the item's."""
@@ -341,7 +344,6 @@ class Ranker:
         catalogue = loaded.catalogue
         rows = catalogue.positions(ids)
         unknown = rows < 0
-        own = self._own_columns(catalogue.table.column_names)
         groups = [_Group(loaded.items, rows, None)]
         if unknown.any():
             (known_places,), (places,) = np.nonzero(~unknown), np.nonzero(unknown)
@@ -355,11 +357,11 @@ class Ranker:
         def values(at: int) -> dict[str, Any]:
             if rows[at] < 0:
                 return self._row_of_unknown(ids[at])
-            columns = [name for name in catalogue.table.column_names if name in own]
+            columns = [name for name in catalogue.table.column_names if name in loaded.columns]
             row: dict[str, Any] = catalogue.table.select(columns).slice(rows[at], 1).to_pylist()[0]
             return row
 
-        return _Found(ids, groups, unknown, own, {}, values)
+        return _Found(ids, groups, unknown, loaded.columns, {}, values)
 
     def _unknown(self, ids: list[Any], places: list[int], catalogue: Catalogue) -> Any:
         for at in places:
