@@ -91,6 +91,10 @@ class Binary(Head):
 
     def check_labels(self, labels_B: Tensor, column: str = "label") -> None:
         """Raise a :class:`DataError` for a label outside 0 to 1."""
+        if len(labels_B):
+            lowest, highest = torch.aminmax(labels_B)  # NaN if there is one
+            if lowest >= 0 and highest <= 1:
+                return
         bad = ~((labels_B >= 0) & (labels_B <= 1))
         if bool(bad.any()):
             row = int(bad.nonzero()[0])

@@ -92,6 +92,7 @@ class EmbeddingTable:
         number = {name: i for i, name in enumerate(self.sizes)}
         self._table_of = {feature: number[name] for feature, name in self.features.items()}
         self._placements.clear()
+        self._shared: tuple[NDArray[np.int64], list[int] | None] | None = None
 
     # ---- rows --------------------------------------------------------------------------------
 
@@ -303,15 +304,24 @@ class EmbeddingTable:
             The groups, or None where a logical table here is not one of the same features in
             ``other``, or the rows are on a device.
         """
-        mine, theirs = _features_by_table(self.features), _features_by_table(other.features)
         if not isinstance(groups.places, kernels.Groups):
             return None
+        # Kept from step to step; a table that grows gets other bases.
+        if self._shared is None or self._shared[0] is not other._bases:
+            self._shared = (other._bases, self._tables_in(other))
+        tables = self._shared[1]
+        if tables is None:
+            return None
+        found = groups.places.select(tables, self._bases - other._bases[tables])
+        return Groups(torch.from_numpy(found.rows_U), found)
+
+    def _tables_in(self, other: EmbeddingTable) -> list[int] | None:
+        """Number this table's logical tables as ``other`` does, if they are the same there."""
+        mine, theirs = _features_by_table(self.features), _features_by_table(other.features)
         if any(theirs.get(name) != mine.get(name) for name in self.sizes):
             return None
         number = {name: i for i, name in enumerate(other.sizes)}
-        tables = [number[name] for name in self.sizes]
-        found = groups.places.select(tables, self._bases - other._bases[tables])
-        return Groups(torch.from_numpy(found.rows_U), found)
+        return [number[name] for name in self.sizes]
 
     def sum_deep(
         self,

@@ -35,13 +35,15 @@ class RowStorage:
 
     def __init__(self, n_rows: int, dim: int, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
-        self._dim = dim
         self.records = _zeros(n_rows, record_stride(dim * len(names)), device)
+        # Made once: every step asks for each of them.
+        self._parts = {
+            name: self.records[:, i * dim : (i + 1) * dim] for i, name in enumerate(names)
+        }
 
     def part(self, name: str) -> Tensor:
         """Return a view of one part, (R, D); its rows lie a record apart."""
-        first = self.names.index(name) * self._dim
-        return self.records[:, first : first + self._dim]
+        return self._parts[name]
 
 
 def batch_rows(rows: int, width: int, device: torch.device) -> Tensor:

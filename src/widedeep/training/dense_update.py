@@ -14,6 +14,8 @@ from widedeep.optim import Optimizer
 
 __all__ = ["DenseOptimizer", "DenseUpdate"]
 
+_LARGE = 1 << 15  # numbers from which an update is worth waking another thread
+
 DenseOptimizer = Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -56,25 +58,29 @@ class DenseUpdate:
             self._base_rates = [group["lr"] for group in made.param_groups]
 
     @torch.no_grad()
-    def apply(self, *, scale: float, rate: float, step: int) -> None:
+    def apply(self, *, scale: float, rate: float, step: int, threads: int = 1) -> None:
         """Move every parameter along its ``.grad`` and clear nothing.
 
         Args:
             scale: Factor of the gradients (1 / B for a mean loss).
             rate: Factor of the learning rate.
             step: Steps done including this one, from 1.
+            threads: Threads of our own optimizers; the result does not depend on it.
         """
         moved = {name: p for name, p in self.parameters.items() if p.grad is not None}
         grads = [p.grad for p in moved.values() if p.grad is not None]
-        if scale != 1.0 and grads:
+        if scale != 1.0 and grads and (self._ours is None or self.clip_norm is not None):
             torch._foreach_mul_(grads, scale)
+            scale = 1.0
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(list(moved.values()), self.clip_norm)
         if self._ours is not None:
             for (name, parameter), grad in zip(moved.items(), grads, strict=True):
                 self._ours.update_dense(
-                    parameter.detach(), grad, self.state[name], lr=self._ours.lr * rate, step=step
-                )
+                    parameter.detach(), grad, self.state[name], lr=self._ours.lr * rate,
+                    grad_scale=scale, step=step,
+                    threads=threads if grad.numel() >= _LARGE else 1,
+                )  # fmt: skip
         elif self._torch is not None:
             for group, base in zip(self._torch.param_groups, self._base_rates, strict=True):
                 group["lr"] = base * rate

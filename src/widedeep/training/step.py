@@ -286,7 +286,7 @@ class TrainStep:
                 threads=self.threads,
             )
         scale = 1.0 / rows if self.loss_reduction == "mean" else 1.0
-        self.dense.apply(scale=scale, rate=rate, step=step)
+        self.dense.apply(scale=scale, rate=rate, step=step, threads=self.threads)
 
     def keep_best(self) -> None:
         """Remember from now on what :meth:`UndoLog.undo` needs; called once, before training."""
