@@ -84,7 +84,7 @@ def test_paths_are_relative_to_the_file_and_overrides_to_the_user(
         ("train.schedule=step", "expected 'constant' or 'linear' or 'cosine'"),
         ("modle.dropout=0.1", "got the unknown section [modle]; did you mean 'model'?"),
         ("model.dropout=1.5", "got dropout=1.5, expected 0 <= dropout < 1"),
-        ("model.hidden_units=5", "got hidden_units = 5 (int), expected a list of an integer"),
+        ("model.hidden_units=5", "got hidden_units = 5 (int), expected a list of integers"),
         ("data.lable=x", "[data]: got the unknown key 'lable'; did you mean 'label'?"),
         (
             "features.numerics=[]",

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from widedeep.errors import ConfigError, FeatureError, nearest
 from widedeep.features import FeatureSpec
 from widedeep.features.toml import spec_from_table, spec_to_table, toml_text
@@ -30,11 +32,31 @@ Schedule = Literal["constant", "linear", "cosine"]
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
 _PLACES = ("train", "valid", "test")
+_PLURALS = {float: "numbers", int: "integers", str: "texts"}
 
 
 def _check_range(owner: str, name: str, got: float | str, condition: bool, allowed: str) -> None:
     if not condition:
         raise ConfigError(f"{owner}: got {name}={got!r}, expected {allowed}")
+
+
+def _check_types(config: object, owner: str) -> None:
+    """Refuse values of other types than a dataclass declares; NumPy's numbers become Python's."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        given = getattr(config, name)
+        value = _without_numpy(given)
+        if value is not given:
+            object.__setattr__(config, name, value)
+        if not _fits(value, hint):
+            raise ConfigError(
+                f"{owner}: got {name}={value!r} ({type(value).__name__}), {_expected(value, hint)}"
+            )
+
+
+def _without_numpy(value: Any) -> Any:
+    if isinstance(value, tuple) and any(isinstance(item, np.generic) for item in value):
+        return tuple(_without_numpy(item) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +115,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         owner = "[model]"
+        _check_types(self, owner)
         _check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
         if isinstance(self.embedding_dim, int):
             _check_range(
@@ -159,6 +182,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         owner = "[train]"
+        _check_types(self, owner)
         for name in ("epochs", "batch_size", "pool_rows"):
             _check_range(
                 owner,
@@ -399,8 +423,8 @@ def read_section(
             )
         if not _fits(value, hints[key]):
             raise ConfigError(
-                f"{origin}: got {key} = {value!r} ({type(value).__name__}), expected "
-                f"{_say(hints[key])}"
+                f"{origin}: got {key} = {value!r} ({type(value).__name__}), "
+                f"{_expected(value, hints[key])}"
             )
     values = {
         key: tuple(value)
@@ -432,6 +456,14 @@ def _fits(value: object, hint: Any) -> bool:
     return hint is Any or isinstance(value, hint)
 
 
+def _expected(value: object, hint: Any) -> str:
+    """What is allowed instead of a value that does not fit; the nearest of some words."""
+    words = [arg for arg in typing.get_args(hint) if isinstance(arg, str)]
+    if isinstance(value, str) and len(words) > 1 and nearest(value, words).startswith("did"):
+        return f"expected {_say(hint)}; {nearest(value, words)}"
+    return f"expected {_say(hint)}"
+
+
 def _say(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -439,6 +471,6 @@ def _say(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(repr(arg) for arg in args)
     if origin in (list, tuple):
-        return f"a list of {_say(args[0])}"
+        return f"a list of {_PLURALS.get(args[0], 'values')}"
     names = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
     return names.get(hint, "a table")

@@ -249,6 +249,11 @@ def _make_head(schema: Schema, name: str, wanted: HeadKind | Head | None) -> Hea
             )
         return Multiclass(name=name, classes=len(classes))
     if wanted == "regression":
+        if classes:
+            raise ConfigError(
+                f"label {name or schema.spec.label!r}: got head='regression' for a label of "
+                f"{len(classes)} classes; make the label a column of numbers, or leave head out"
+            )
         return Regression(name=name)
     raise ConfigError(f"got head={wanted!r}; {nearest(str(wanted), HEAD_KINDS)}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -83,6 +83,7 @@ class WideDeep(nn.Module):
         super().__init__()
         if hidden_units is None:
             hidden_units = () if towers else ModelConfig().hidden_units
+        _check_arguments(schema, hidden_units)
         self.config = ModelConfig(
             hidden_units=tuple(hidden_units),
             embedding_dim=embedding_dim,
@@ -306,6 +307,18 @@ class WideDeep(nn.Module):
         ]
         in_tables = sum(int(table.weight.numel()) for table in tables)
         return in_tables + sum(p.numel() for p in self.parameters())
+
+
+def _check_arguments(schema: object, hidden_units: object) -> None:
+    if not isinstance(schema, Schema):
+        raise ConfigError(
+            f"got {type(schema).__name__} as the schema, expected what wd.fit_schema(spec, data) "
+            "or wd.Schema.load(path) returns"
+        )
+    if isinstance(hidden_units, str) or not isinstance(hidden_units, Iterable):
+        raise ConfigError(
+            f"got hidden_units={hidden_units!r}, expected a list of widths, such as [100, 50]"
+        )
 
 
 def cell_ids(batch: Batch, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

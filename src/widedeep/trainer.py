@@ -23,7 +23,7 @@ from widedeep.data.inputs import InputRecord, check_same_inputs
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import CheckpointError, DataError
+from widedeep.errors import CheckpointError, ConfigError, DataError
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer
 from widedeep.training.dense_update import DenseOptimizer, DenseUpdate
@@ -108,10 +108,19 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
+        if not isinstance(model, WideDeep):
+            raise ConfigError(
+                f"got {type(model).__name__} as the model, expected wd.WideDeep(schema)"
+            )
         self.model = model
         self.wide = wide or FTRL()
         self.deep = deep or Adagrad()
         self.dense_optimizer = dense or self.deep
+        for name, optimizer in (("wide", self.wide), ("deep", self.deep)):
+            _check_optimizer(name, optimizer)
+        if not callable(self.dense_optimizer):
+            _check_optimizer("dense", self.dense_optimizer)
+        _check_count("checkpoint_every", checkpoint_every)
         self.config = TrainConfig(
             batch_size=batch_size,
             grad_scale=grad_scale,
@@ -188,7 +197,11 @@ class Trainer:
             DataError: If the data has no rows, lacks a column, or holds a label out of range, or
                 every row has weight 0.
             CheckpointError: If ``resume`` finds other inputs than the interrupted run had.
+            ConfigError: If a number is outside its range, or early stopping lacks ``valid``.
         """
+        _check_count("epochs", epochs)
+        _check_count("steps", steps)
+        _check_count("eval_every", eval_every)
         stopping = as_stopping(early_stopping, has_valid=valid is not None)
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(self.open(data, "training data"))
@@ -428,6 +441,21 @@ class Trainer:
             negative_rate=negative_rate,
             overwrite=overwrite,
         )
+
+
+def _check_optimizer(name: str, optimizer: object) -> None:
+    if not isinstance(optimizer, Optimizer):
+        torchs = ", or lambda parameters: torch.optim.AdamW(parameters)" if name == "dense" else ""
+        got = repr(optimizer) if isinstance(optimizer, str | type) else "an object"
+        raise ConfigError(
+            f"got {name}={got} ({type(optimizer).__name__}), expected an optimizer of "
+            f"widedeep.optim such as wd.Adagrad(lr=0.05){torchs}"
+        )
+
+
+def _check_count(name: str, count: object) -> None:
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise ConfigError(f"got {name}={count!r}, expected an integer of at least 1")
 
 
 def usable_cores() -> int:

@@ -198,6 +198,8 @@ def test_no_training_data(ads: Path) -> None:
 def test_an_unknown_optimizer_names_its_place(ads: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[train\] deep: got optimizer='adagard'; did you mean"):
         quietly(ads, "train.deep.optimizer='adagard'")
+    # Told before the schema is fitted, which may take long.
+    assert not (ads / "run" / "schema.safetensors").exists()
 
 
 def test_every_option_of_the_configuration_reaches_the_trainer(ads: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import widedeep as wd
 from widedeep.data.inputs import InputRecord
@@ -320,6 +321,69 @@ def test_weights_that_are_all_zero_teach_nothing() -> None:
     half.fit(having("w", pa.array([0.0] * 32 + [1.0] * (ROWS - 32))), eval_every=1, valid=TABLE)
     losses = half.history.column("loss")
     assert math.isnan(losses[0]) and all(math.isfinite(loss) for loss in losses[1:])
+
+
+# ---- wrong arguments ----
+
+
+def torch_adam() -> Any:
+    return torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: wd.WideDeep(SPEC), r"got FeatureSpec as the schema, expected what wd\.fit_schema"),
+        (lambda: wd.WideDeep(SCHEMA, hidden_units=100), r"got hidden_units=100, .* such as \[100"),
+        (lambda: wd.WideDeep(SCHEMA, hidden_units="100"), r"got hidden_units='100', expected a li"),
+        (lambda: wd.WideDeep(SCHEMA, embedding_dim="autos"), r"got embedding_dim='autos' .*'auto'"),
+        (lambda: wd.WideDeep(SCHEMA, activation="rleu"), r"'rleu' .* did you mean 'relu'\?"),
+        (lambda: wd.WideDeep(SCHEMA, dropout="0.1"), r"got dropout='0\.1' \(str\), expected a num"),
+        (lambda: wd.Trainer(SCHEMA), r"got Schema as the model, expected wd\.WideDeep\(schema\)"),
+        (lambda: trainer(wide="ftrl"), r"got wide='ftrl' \(str\), expected an optimizer of"),
+        (lambda: trainer(deep=wd.Adagrad), r"got deep=<class .*, expected an optimizer of"),
+        (
+            lambda: trainer(dense=torch_adam()),
+            r"got dense=an object \(Adam\).*or lambda parameters",
+        ),
+        (lambda: trainer(schedule="cos"), r"got schedule='cos' .* did you mean 'cosine'\?"),
+        (lambda: trainer(loss_reduction="avg"), r"got loss_reduction='avg' .*'mean' or 'sum'"),
+        (lambda: trainer(batch_size="8"), r"got batch_size='8' \(str\), expected an integer"),
+        (lambda: trainer(checkpoint_every=0), r"got checkpoint_every=0, expected an integer of at"),
+        (
+            lambda: trainer().fit(TABLE, epochs=0),
+            r"got epochs=0, expected an integer of at least 1",
+        ),
+        (lambda: trainer().fit(TABLE, epochs=1.5), r"got epochs=1\.5, expected an integer of"),
+        (lambda: trainer().fit(TABLE, steps=0), r"got steps=0, expected an integer of at least 1"),
+        (lambda: trainer().fit(TABLE, eval_every=0), r"got eval_every=0, expected an integer"),
+        (
+            lambda: wd.bucketized("b", source="age", boundaries="18"),  # type: ignore[arg-type]
+            r"feature 'b': got boundaries='18', expected strictly increasing finite numbers",
+        ),
+        (
+            lambda: wd.fit_schema(SPEC, np.zeros((3, 2))),
+            r"data: got ndarray, whose columns have no names; expected a path or glob",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_is_allowed(
+    call: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(WideDeepError, match=message):
+        call()
+
+
+def test_a_regression_needs_numbers() -> None:
+    rows = [{"age": i, "y": "abc"[i % 3]} for i in range(9)]
+    schema = wd.fit_schema(wd.FeatureSpec(label="y", features=wd.numeric("age")), rows)
+    with pytest.raises(WideDeepError, match=r"'y': got head='regression' for a label of 3 classes"):
+        wd.WideDeep(schema, head="regression")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model = wd.WideDeep(SCHEMA, hidden_units=np.array([4]), embedding_dim=np.int64(2))
+    assert type(model.config.hidden_units[0]) is int and type(model.config.embedding_dim) is int
 
 
 # ---- nothing is lost ----

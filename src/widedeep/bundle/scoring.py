@@ -335,7 +335,7 @@ class Bundle:
             towers = f"hidden units {list(self.model.hidden_units)}, {self.model.activation}"
         size = sum(entry.size for entry in self.manifest.files.values())
         metrics = ", ".join(
-            f"{name} {value:.4g}"
+            f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.4g}"
             for name, value in self.metrics.items()
             if isinstance(value, (int, float))
         )

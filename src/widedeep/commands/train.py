@@ -142,11 +142,12 @@ def make_trainer(
         ConfigError: If an optimizer is unknown or an option is outside its range.
     """
     train = config.train
+    optimizers = _optimizers(train)
     trainer = Trainer(
         WideDeep.from_config(schema, config.model),
-        wide=_optimizer(train.wide, "wide"),
-        deep=_optimizer(train.deep, "deep"),
-        dense=None if train.dense is None else _optimizer(train.dense, "dense"),
+        wide=optimizers["wide"],
+        deep=optimizers["deep"],
+        dense=optimizers["dense"],
         batch_size=train.batch_size,
         grad_scale=train.grad_scale,
         loss_reduction=train.loss_reduction,
@@ -172,11 +173,15 @@ def make_trainer(
     return trainer
 
 
-def _optimizer(table: Mapping[str, Any], part: str) -> Any:
-    try:
-        return make_optimizer(table)
-    except ConfigError as error:
-        raise ConfigError(f"[train] {part}: {error}") from error
+def _optimizers(train: TrainConfig) -> dict[str, Any]:
+    """Return the optimizer of each part; None for a dense part that follows the deep one."""
+    made: dict[str, Any] = {}
+    for part, table in (("wide", train.wide), ("deep", train.deep), ("dense", train.dense)):
+        try:
+            made[part] = None if table is None else make_optimizer(table)
+        except ConfigError as error:
+            raise ConfigError(f"[train] {part}: {error}") from error
+    return made
 
 
 def train_run(
@@ -204,6 +209,7 @@ def train_run(
     """
     train, valid = training_data(config)
     stopping = _stopping(config.train, has_valid=valid is not None)
+    _optimizers(config.train)  # a mistake there is told before the long way through the data
     if resume:
         directory.check_same_config(config)
     elif not force:

@@ -223,7 +223,9 @@ def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
     if hasattr(data, "__arrow_c_stream__"):
         reader = pa.RecordBatchReader.from_stream(data)
         return spooled_input(_selected(reader, columns, origin), origin, spool)
-    if isinstance(data, Iterable) and not isinstance(data, bytes):
+    if library == "numpy" or isinstance(data, bytes):
+        raise DataError(f"data: got {origin[4:]}, whose columns have no names; {_ALLOWED}")
+    if isinstance(data, Iterable):
         reader = batches_reader(data, origin)
         return spooled_input(_selected(reader, columns, origin), origin, spool)
     raise DataError(f"data: got {origin[4:]}; {_ALLOWED}")

@@ -261,6 +261,6 @@ def _absent_key(
     position, row = next((i, row) for i, row in enumerate(rows) if column not in row)
     place = f"row {first_row + position}" + (f" of {origin}" if origin else "")
     return DataError(
-        f"{place}: got no key {column!r}, expected it since strict=True; "
-        f"{nearest(column, map(str, row))} Give None for a missing value"
+        f"{place}: got no key {column!r}, expected it since strict=True (give None for a missing "
+        f"value); {nearest(column, map(str, row))}"
     )

@@ -419,9 +419,15 @@ def _plain_values(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def _number(value: object) -> float:
+    if isinstance(value, str):  # float() reads text, too
+        raise TypeError
+    return float(value)  # type: ignore[arg-type]
+
+
 def _plain_boundaries(name: str, boundaries: Sequence[float]) -> tuple[float, ...]:
     try:
-        return tuple(float(value) for value in boundaries)
+        return tuple(_number(value) for value in boundaries)
     except (TypeError, ValueError) as error:
         raise FeatureError(
             f"feature {name!r}: got boundaries={boundaries!r}, "
