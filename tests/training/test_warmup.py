@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import widedeep as wd
@@ -59,6 +60,17 @@ def test_validation_and_scoring_leave_the_rows_alone() -> None:
     assert trainer.warmup.rows is before
     trainer.fit(ROWS[:4])
     assert {row["age"] for row in trainer.warmup.rows} == {0.0, 2.0}
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_rows_of_any_arrow_type_are_kept(kind: pa.DataType) -> None:
+    table = pa.table({"job": ["a", "b"], "age": [1.0, 2.0], "code": ["x", "x"], "y": [0, 1]})
+    plain = pa.array(["a", "b"])
+    jobs = plain.dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(["a", "b"], kind)
+    table = table.set_column(0, "job", jobs).append_column("w", pa.array([1.0, 1.0]))
+    trainer = wd.Trainer(wd.WideDeep(SCHEMA, hidden_units=[4]), progress=False)
+    trainer.fit(table)
+    assert trainer.warmup.rows == table.select(["job", "age", "code"]).to_pylist()
 
 
 def test_none_is_stored_where_none_is_wanted_and_the_given_ones_where_they_are(

@@ -43,7 +43,9 @@ class WarmupRows:
             return
         self._wanted = None
         picked = np.random.default_rng(self._seed).permutation(table.num_rows)[:WARMUP_ROWS]
-        rows = table.select(self._columns).take(np.sort(picked)).to_pylist()
+        columns = table.select(self._columns)
+        # Slices, for Arrow cannot take rows of every type (of string views, for one).
+        rows = [columns.slice(row, 1).to_pylist()[0] for row in np.sort(picked).tolist()]
         self.rows = [kept for kept in map(_storable, rows) if kept is not None]
 
 
