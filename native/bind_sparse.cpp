@@ -144,12 +144,13 @@ void bind_adam_rows(const Matrix& weights, const Matrix& mean, const Matrix& squ
 int64_t bind_ftrl_rows(const Matrix& weights, const Matrix& z, const Matrix& n,
                        const Maybe<const int64_t>& rows, const ConstMatrix& grads, double lr,
                        double l1, double l2, double beta, double lr_power, double shrinkage,
-                       double grad_scale, int threads) {
-  return ftrl_rows(
-      {gradients_of(rows, grads, grad_scale), rows_of(weights), rows_of(z), rows_of(n),
-       static_cast<float>(1.0 / lr), static_cast<float>(l1), static_cast<float>(l2),
-       static_cast<float>(beta), static_cast<float>(lr_power), static_cast<float>(shrinkage)},
-      threads);
+                       double grad_scale, const Maybe<const float>& rates,
+                       const Maybe<float>& products, int threads) {
+  return ftrl_rows({gradients_of(rows, grads, grad_scale), rows_of(weights), rows_of(z), rows_of(n),
+                    static_cast<float>(1.0 / lr), static_cast<float>(l1), static_cast<float>(l2),
+                    static_cast<float>(beta), static_cast<float>(lr_power),
+                    static_cast<float>(shrinkage), pointer(rates), pointer(products)},
+                   threads);
 }
 
 void bind_init_rows(const Matrix& out, uint64_t key, int64_t first_row, double scale, int threads) {
@@ -198,8 +199,8 @@ void bind_sparse(nb::module_& m) {
   m.def("adam_rows", &bind_adam_rows, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
   m.def("ftrl_rows", &bind_ftrl_rows, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        ReleaseGil());
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+        nb::arg().none(), nb::arg().none(), nb::arg(), ReleaseGil());
   m.def("init_rows", &bind_init_rows, ReleaseGil());
   m.def("take_offsets", &bind_take_offsets, ReleaseGil());
   m.def("take_ids", &bind_take_ids, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),

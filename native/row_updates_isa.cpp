@@ -6,7 +6,8 @@ namespace {
 
 constexpr int64_t kAheadRows = 16;  // touched rows
 
-// Calls update(row, gradient) for each touched row, some rows after it asked for their lines.
+// Calls update(row, gradient, place among the touched) for each touched row, some rows after it
+// asked for their lines.
 template <class Update, class... Prefetches>
 inline void for_each_row(const RowGradients& gradients, int64_t first, int64_t last, Update update,
                          Prefetches... prefetch) {
@@ -14,14 +15,14 @@ inline void for_each_row(const RowGradients& gradients, int64_t first, int64_t l
   const int64_t stride = gradients.grads.stride;
   const int64_t* rows = gradients.rows;
   if (rows == nullptr) {
-    for (int64_t i = first; i < last; ++i) update(i, grads + i * stride);
+    for (int64_t i = first; i < last; ++i) update(i, grads + i * stride, i);
     return;
   }
   for (int64_t i = first; i < last && i < first + kAheadRows; ++i) (prefetch(rows[i]), ...);
   for (int64_t i = first; i < last; ++i) {
     const int64_t ahead = i + kAheadRows;
     (prefetch(rows[ahead < last ? ahead : last - 1]), ...);
-    update(rows[i], grads + i * stride);
+    update(rows[i], grads + i * stride, i);
   }
 }
 
@@ -31,7 +32,7 @@ void sgd(const SgdRequest& request, int64_t first, int64_t last) {
   const float scale = request.gradients.grad_scale;
   for_each_row(
       request.gradients, first, last,
-      [&](int64_t row, const float* grad) {
+      [&](int64_t row, const float* grad, int64_t) {
         float* __restrict w = request.weights.data + row * request.weights.stride;
         WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) w[d] -= request.lr * (grad[d] * scale);
@@ -47,7 +48,7 @@ void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
   const float eps = request.eps;
   for_each_row(
       request.gradients, first, last,
-      [&](int64_t row, const float* grad) {
+      [&](int64_t row, const float* grad, int64_t) {
         float* __restrict w = request.weights.data + row * request.weights.stride;
         float* __restrict acc = request.accumulator.data + row * request.accumulator.stride;
         WIDEDEEP_SIMD
@@ -67,7 +68,7 @@ void adam(const AdamRequest& request, int64_t first, int64_t last) {
   const float scale = request.gradients.grad_scale;
   for_each_row(
       request.gradients, first, last,
-      [&](int64_t row, const float* grad) {
+      [&](int64_t row, const float* grad, int64_t) {
         float* __restrict w = request.weights.data + row * request.weights.stride;
         float* __restrict m = request.mean.data + row * request.mean.stride;
         float* __restrict v = request.square.data + row * request.square.stride;
@@ -93,7 +94,6 @@ template <int kWidth, bool kSquareRoot>
 int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
   const int64_t width = kWidth > 0 ? kWidth : request.weights.width;
   const float scale = request.gradients.grad_scale;
-  const float inverse_lr = request.inverse_lr;
   const float l1 = request.l1;
   const float l2 = request.l2;
   const float beta = request.beta;
@@ -101,7 +101,11 @@ int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
   int64_t change = 0;
   for_each_row(
       request.gradients, first, last,
-      [&](int64_t row, const float* grad) {
+      [&](int64_t row, const float* grad, int64_t place) {
+        const float inverse_lr = request.rates == nullptr
+                                     ? request.inverse_lr
+                                     : request.inverse_lr / request.rates[place];
+        float product = 0.0f;
         float* __restrict w = request.weights.data + row * request.weights.stride;
         float* __restrict z = request.z.data + row * request.z.stride;
         float* __restrict n = request.n.data + row * request.n.stride;
@@ -110,6 +114,7 @@ int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
         for (int64_t d = 0; d < width; ++d) {
           const float g = grad[d] * scale;
           const float old = w[d];
+          product += g * old;
           const float total = n[d] + g * g;
           float root, old_root;
           if (kSquareRoot) {
@@ -130,6 +135,7 @@ int64_t ftrl(const FtrlRequest& request, int64_t first, int64_t last) {
           nonzero += static_cast<int32_t>(weight != 0.0f) - static_cast<int32_t>(old != 0.0f);
         }
         change += nonzero;
+        if (request.products != nullptr) request.products[place] = product;
       },
       RowPrefetch(request.weights), RowPrefetch(request.z), RowPrefetch(request.n));
   return change;

@@ -157,6 +157,8 @@ struct FtrlRequest {
   float beta;
   float lr_power;  // -0.5 takes the square root
   float shrinkage;
+  const float* rates = nullptr;  // by touched row: factor of the learning rate; or null
+  float* products = nullptr;  // by touched row: gradient times the weight before it moved; or null
 };
 
 void sgd_rows(const SgdRequest& request, int threads);

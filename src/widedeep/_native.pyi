@@ -138,6 +138,8 @@ def ftrl_rows(
     lr_power: float,
     shrinkage: float,
     grad_scale: float,
+    rates: _Floats | None,
+    products: _Floats | None,
     threads: int,
     /,
 ) -> int: ...

@@ -475,6 +475,8 @@ class EmbeddingTable:
         grad_scale: float = 1.0,
         step: int = 1,
         threads: int = 1,
+        rates_U: Tensor | None = None,
+        products_U: Tensor | None = None,
     ) -> None:
         """Move each touched row once; the others keep their bits.
 
@@ -486,6 +488,9 @@ class EmbeddingTable:
             grad_scale: What gradients are multiplied by.
             step: Number of this update, from 1.
             threads: Threads of the kernels; the result does not depend on it.
+            rates_U: Factor of each touched row's rate, and ...
+            products_U: ... where its gradient times weight goes: see
+                :meth:`widedeep.optim.Optimizer.update_rows`.
         """
         if self._optimizer is None or self._optimizer.state_names != optimizer.state_names:
             self.attach(optimizer)
@@ -494,7 +499,8 @@ class EmbeddingTable:
         before = torch.count_nonzero(weight[groups.rows]) if count_here else 0
         change = optimizer.update_rows(
             weight, self.state, groups.rows, grads_UD,
-            lr=lr, grad_scale=grad_scale, step=step, threads=threads,
+            lr=lr, grad_scale=grad_scale, step=step, threads=threads, rates_U=rates_U,
+            products_U=products_U,
         )  # fmt: skip
         if count_here:
             change = torch.count_nonzero(weight[groups.rows]) - before

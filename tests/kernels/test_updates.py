@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from widedeep.kernels import (
     reference,
     sgd_rows,
 )
+from widedeep.optim import FTRL
+from widedeep.optim.contract import Step
 
 Floats = NDArray[np.float32]
 WIDTHS = st.sampled_from([1, 3, 7, 8, 16, 32])
@@ -41,6 +44,7 @@ class Rows:
         touched = rng.permutation(n_rows)[: int(rng.integers(0, n_rows + 1))]
         self.rows = touched.astype(np.int64)
         self.grads = rng.normal(size=(len(touched), width)).astype(np.float32)
+        self.rates = rng.uniform(0.01, 5, len(touched)).astype(np.float32)
 
 
 def updates(rows: Rows, power: float, threads: int) -> dict[str, Callable[[], Any]]:
@@ -57,6 +61,10 @@ def updates(rows: Rows, power: float, threads: int) -> dict[str, Callable[[], An
             w, a, b, at, g, lr=0.2, l1=0.4, l2=0.1, beta=0.5, lr_power=power, shrinkage=0.3,
             **scale,
         ),
+        "ftrl, rates": lambda: ftrl_rows(
+            w, a, b, at, g, lr=0.2, l1=0.4, l2=0.1, beta=0.5, lr_power=power, rates_U=rows.rates,
+            **scale,
+        ),
     }  # fmt: skip
 
 
@@ -66,7 +74,7 @@ def updates(rows: Rows, power: float, threads: int) -> dict[str, Callable[[], An
     width=WIDTHS,
     interleaved=st.booleans(),
     power=st.sampled_from([-0.5, -0.7, 0.0]),
-    kind=st.sampled_from(["sgd", "adagrad", "adam", "ftrl"]),
+    kind=st.sampled_from(["sgd", "adagrad", "adam", "ftrl", "ftrl, rates"]),
 )
 def test_updates_equal_the_reference_bit_for_bit(
     seed: int, n_rows: int, width: int, interleaved: bool, power: float, kind: str
@@ -162,3 +170,35 @@ def test_denormals_are_flushed_and_the_mode_is_put_back() -> None:
     _native.sgd_rows(weights, None, np.zeros((1, 1), np.float32), 0.1, 1.0, 1)
     assert weights[0, 0] == 0
     assert np.float32(tiny) * np.float32(0.5) != 0
+
+
+@pytest.mark.parametrize("width", [1, 3, 16])
+@pytest.mark.parametrize("kernel", ["native", "reference", "torch"])
+def test_ftrl_tells_gradients_times_weights_from_before_the_update(width: int, kernel: str) -> None:
+    rows = Rows(3, 40, width, interleaved=True)
+    weights, z, n = rows.parts
+    wanted = 0.5 * (rows.grads * weights[rows.rows]).sum(axis=1)
+    found = np.empty(len(rows.rows), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        if kernel == "reference":
+            patch.setattr("widedeep.kernels.updates.backend", reference)
+        if kernel == "torch":
+            FTRL().update_tensors(
+                torch.from_numpy(weights),
+                {"z": torch.from_numpy(z), "n": torch.from_numpy(n)},
+                torch.from_numpy(rows.rows),
+                torch.from_numpy(rows.grads),
+                Step(lr=0.1, grad_scale=0.5, number=1, threads=1,
+                     products_U=torch.from_numpy(found)),
+            )  # fmt: skip
+        else:
+            ftrl_rows(
+                weights, z, n, rows.rows, rows.grads, lr=0.1, grad_scale=0.5, products_U=found
+            )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_ftrl_refuses_rates_of_another_length() -> None:
+    rows = Rows(3, 40, 1, interleaved=False)
+    with pytest.raises(ValueError, match="rates_U"):
+        ftrl_rows(*rows.parts, rows.rows, rows.grads, lr=0.1, rates_U=np.ones(1, np.float32))

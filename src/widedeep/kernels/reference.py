@@ -231,13 +231,20 @@ def ftrl_rows(
     lr_power: float,
     shrinkage: float,
     grad_scale: float,
+    rates: Floats | None,
+    products: Floats | None,
     threads: int,
 ) -> int:
     """Apply FTRL-Proximal; return the change of the non-zero count."""
     at = slice(None) if rows is None else rows
-    inverse_lr, l1_f = np.float32(1.0 / lr), np.float32(l1)
+    inverse_lr: Any = np.float32(1.0 / lr)
+    if rates is not None:
+        inverse_lr = (inverse_lr / rates)[:, None]
+    l1_f = np.float32(l1)
     g = grads * np.float32(grad_scale)
     old, old_n = weights[at], n[at]
+    if products is not None:
+        products[:] = (g * old).sum(axis=1)
     total = old_n + g * g
     root, old_root = _power(total, lr_power), _power(old_n, lr_power)
     sigma = (root - old_root) * inverse_lr

@@ -187,6 +187,8 @@ def ftrl_rows(
     lr_power: float = -0.5,
     shrinkage: float = 0.0,
     grad_scale: float = 1.0,
+    rates_U: NDArray[np.float32] | None = None,
+    products_U: NDArray[np.float32] | None = None,
     threads: int = 1,
 ) -> int:
     """FTRL-Proximal (McMahan et al. 2013, Algorithm 1) and return the change of the non-zeros.
@@ -207,6 +209,9 @@ def ftrl_rows(
         lr_power: Exponent of the learning rate's decay, <= 0; -0.5 is the paper's and fast.
         shrinkage: Times the weight, added to the gradient in z alone.
         grad_scale: What gradients are multiplied by.
+        rates_U: float32 factor of the learning rate of each touched row; None: 1.
+        products_U: float32, filled with each touched row's sum of gradient times weight before it
+            moved.
         threads: Threads to use; the result does not depend on it.
 
     Returns:
@@ -216,9 +221,13 @@ def ftrl_rows(
         ValueError: If an array has another type or shape, or a row lies outside.
     """
     _check_update(weights, {"z": z, "n": n}, rows_U, grads_UD)
+    for name, array in (("rates_U", rates_U), ("products_U", products_U)):
+        if array is not None:
+            check_vector(name, array, np.float32, len(grads_UD))
     change = backend.ftrl_rows(
-        weights, z, n, rows_U, grads_UD, lr, l1, l2, beta, lr_power, shrinkage, grad_scale, threads
-    )
+        weights, z, n, rows_U, grads_UD, lr, l1, l2, beta, lr_power, shrinkage, grad_scale,
+        rates_U, products_U, threads,
+    )  # fmt: skip
     return int(change)
 
 

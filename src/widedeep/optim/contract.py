@@ -34,12 +34,16 @@ class Step:
         grad_scale: What gradients are multiplied by.
         number: Number of this update, from 1.
         threads: Threads of the kernels.
+        rates_U: Factor of the rate of each row, or None.
+        products_U: To be filled with each row's gradient times its weight, or None.
     """
 
     lr: float
     grad_scale: float
     number: int
     threads: int
+    rates_U: Tensor | None = None
+    products_U: Tensor | None = None
 
 
 class Optimizer(ABC):
@@ -88,6 +92,8 @@ class Optimizer(ABC):
         grad_scale: float = 1.0,
         step: int = 1,
         threads: int = 1,
+        rates_U: Tensor | None = None,
+        products_U: Tensor | None = None,
     ) -> int | Tensor:
         """Move the given rows once; the others keep their bits.
 
@@ -100,6 +106,9 @@ class Optimizer(ABC):
             grad_scale: What gradients are multiplied by.
             step: Number of this update, from 1.
             threads: Threads of the kernels; the result does not depend on it.
+            rates_U: float32 factor of each row's rate; only :class:`FTRL` reads it.
+            products_U: float32, filled by :class:`FTRL` with each row's sum of g times the weight
+                before it moved.
 
         Returns:
             Change of the non-zero count, 0 unless :attr:`counts_nonzero`.
@@ -109,6 +118,8 @@ class Optimizer(ABC):
             grad_scale=grad_scale,
             number=step,
             threads=threads,
+            rates_U=rates_U,
+            products_U=products_U,
         )
         if weights.device.type != "cpu":
             return self.update_tensors(weights, state, rows_U, grads_UD, told)

@@ -37,6 +37,10 @@ class FTRL(Optimizer):
     threshold l1 is held against summed example gradients: it keeps weights at 0 that few examples,
     or contradicting ones, speak for.
 
+    A trainer learns a factor of α for each wide feature on the way
+    (:class:`widedeep.training.feature_rates.FeatureRates`), so that features which say nothing
+    learn slowly and those which say much learn fast; ``adapt=0`` keeps one α for all.
+
     Args:
         lr: α > 0.
         l1: λ1 >= 0; weights whose |z| stays within it are exactly 0.
@@ -46,6 +50,7 @@ class FTRL(Optimizer):
         lr_power: <= 0; -0.5 is the paper's.
         l2_shrinkage: >= 0.
         convention: ``"mcmahan"`` or ``"tensorflow"``.
+        adapt: Step of the factors' logarithms, >= 0.
 
     Raises:
         ConfigError: If a hyper-parameter is outside its range.
@@ -69,13 +74,14 @@ class FTRL(Optimizer):
     lr_power: float = -0.5
     l2_shrinkage: float = 0.0
     convention: Literal["mcmahan", "tensorflow"] = "mcmahan"
+    adapt: float = 0.2
 
     state_names: ClassVar[tuple[str, ...]] = ("z", "n")
     counts_nonzero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("FTRL", "lr", self.lr, lambda x: x > 0, "a number > 0")
-        for name in ("l1", "l2", "beta", "initial_accumulator", "l2_shrinkage"):
+        for name in ("l1", "l2", "beta", "initial_accumulator", "l2_shrinkage", "adapt"):
             value = getattr(self, name)
             check_range("FTRL", name, value, lambda x: x >= 0, "a number >= 0")
         check_range("FTRL", "lr_power", self.lr_power, lambda x: x <= 0, "a number <= 0")
@@ -122,14 +128,17 @@ class FTRL(Optimizer):
         at = slice(None) if rows_U is None else rows_U
         w, z, n = weights[at], state["z"][at], state["n"][at]
         g = grads_UD * step.grad_scale
+        lr = step.lr if step.rates_U is None else step.lr * step.rates_U[:, None]
+        if step.products_U is not None:
+            step.products_U.copy_((g * w).sum(dim=1))
         total = n + g * g
         power = -self.lr_power
         root, old_root = (
             (total.sqrt(), n.sqrt()) if power == 0.5 else (total.pow(power), n.pow(power))
         )
-        sigma = (root - old_root) / step.lr
+        sigma = (root - old_root) / lr
         linear = z + (g + 2.0 * self.l2_shrinkage * w - sigma * w)
-        curvature = (self.beta + root) / step.lr + self.penalty_factor * self.l2
+        curvature = (self.beta + root) / lr + self.penalty_factor * self.l2
         moved = -(linear - linear.sign() * self.l1) / curvature
         fresh = torch.where(linear.abs() <= self.l1, torch.zeros_like(moved), moved)
         change = torch.count_nonzero(fresh) - torch.count_nonzero(w)
@@ -157,5 +166,7 @@ class FTRL(Optimizer):
             lr_power=self.lr_power,
             shrinkage=2.0 * self.l2_shrinkage,
             grad_scale=step.grad_scale,
+            rates_U=None if step.rates_U is None else step.rates_U.numpy(),
+            products_U=None if step.products_U is None else step.products_U.numpy(),
             threads=step.threads,
         )

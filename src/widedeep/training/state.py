@@ -68,6 +68,9 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
     tensors.update(
         {f"optimizer/{k}": v for k, v in as_tensors(trainer.step.dense.tensors()).items()}
     )
+    if trainer.step.feature_rates is not None:
+        rates = as_tensors(trainer.step.feature_rates.tensors())
+        tensors.update({f"rates/{k}": v for k, v in rates.items()})
     tensors["random/torch"] = torch.random.get_rng_state().numpy()
     state = {
         "position": dataclasses.asdict(trainer.position),
@@ -108,6 +111,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
         value.copy_(torch.from_numpy(np.array(stored[key])))
     trainer.step.dense.load_tensors(_part(tensors, "optimizer"))
     trainer.warmup.rows = list(checkpoint.state.get("warmup", []))
+    if trainer.step.feature_rates is not None:
+        trainer.step.feature_rates.load_tensors(_part(tensors, "rates"))
     if position:
         trainer.position = Position(**checkpoint.state["position"])
         trainer.history = History(list(checkpoint.state["history"]))

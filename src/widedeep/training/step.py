@@ -13,9 +13,10 @@ from widedeep.data.batch import Batch
 from widedeep.deep import MLP, DeepInput, SequenceInput
 from widedeep.errors import DataError
 from widedeep.model import WideDeep
-from widedeep.optim import Optimizer
+from widedeep.optim import FTRL, Optimizer
 from widedeep.tables import EmbeddingTable, Groups
 from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.feature_rates import FeatureRates, row_starts
 from widedeep.training.fused_mlp import FusedMLP
 from widedeep.training.mixed_mlp import MixedMLP
 from widedeep.training.undo_log import UndoLog
@@ -103,8 +104,11 @@ class TrainStep:
         self._wide, self._deep = wide, deep
         self._concat: Tensor | None = None
         self.fused = fast_mlp(model, precision)
+        self.feature_rates: FeatureRates | None = None
         if model.wide_table is not None:
             model.wide_table.attach(wide)
+            if isinstance(wide, FTRL) and wide.adapt:
+                self.feature_rates = FeatureRates(len(model.wide_table.sizes), wide.adapt)
         for table in model.deep_tables.values():
             table.attach(deep)
 
@@ -276,6 +280,12 @@ class TrainStep:
         """Move each touched row, and the dense parameters, once."""
         for found in gradients:
             self.undo.before_update(found.name, found.groups.rows)
+            rates = self.feature_rates if found.name == "wide" else None
+            rates_U = products_U = starts_T = None
+            if rates is not None:
+                starts_T = row_starts(found.table, found.groups)
+                rates_U = rates.of_rows(starts_T).to(found.grads_UD.device)
+                products_U = torch.empty_like(rates_U)
             found.table.apply(
                 found.groups,
                 found.grads_UD,
@@ -284,7 +294,11 @@ class TrainStep:
                 grad_scale=self.grad_scale,
                 step=step,
                 threads=self.threads,
+                rates_U=rates_U,
+                products_U=products_U,
             )
+            if rates is not None and products_U is not None and starts_T is not None:
+                rates.learn(products_U.cpu(), starts_T)
         scale = 1.0 / rows if self.loss_reduction == "mean" else 1.0
         self.dense.apply(scale=scale, rate=rate, step=step, threads=self.threads)
 
@@ -299,6 +313,8 @@ class TrainStep:
         small = {
             f"module/{name}": tensor for name, tensor in model.state_dict(keep_vars=True).items()
         }
+        if self.feature_rates is not None:
+            small |= {f"rates/{k}": v for k, v in self.feature_rates.tensors().items()}
         self.undo.watch_small(
             {**small, **{f"optimizer/{k}": v for k, v in self.dense.tensors().items()}}
         )

@@ -1,0 +1,127 @@
+"""FeatureRates: one factor of the learning rate for each wide feature, learned on the way.
+
+Most features of a wide model say nothing, some say much, and one learning rate for all makes the
+weights of the first kind noise and those of the second kind timid. FTRL's closed form makes a
+weight proportional to its rate, w ~ α, so the loss's derivative by log α is w times the gradient
+that w is about to see. A weight was made by earlier examples: on examples it has not seen yet, this
+product says whether the feature's weights, as they stand, help or harm. Descending along it is
+IDBD's idea (Sutton 1992, *Adapting Bias by Gradient Descent*) with one rate a feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from widedeep import kernels
+from widedeep.errors import CheckpointError
+from widedeep.tables import EmbeddingTable, Groups
+
+__all__ = ["FeatureRates", "row_starts"]
+
+LOWEST = 0.01
+HIGHEST = 5.0
+_PARTS = ("log_rates", "evidence")
+
+
+class FeatureRates:
+    """Factors of a wide table's learning rate, one a feature, moved by Adagrad on their logarithm.
+
+    With p = g·w of each touched row (g the row's summed gradient, w its weight before it moves) and
+    sums over the feature's touched rows::
+
+        evidence = evidence + Σ p²
+        log factor = log factor - step · Σ p / √evidence
+
+    The quotient has no unit: it does not depend on the scale of the loss, and hardly on the batch
+    size. Factors stay within 0.01 and 5.
+
+    Args:
+        n_features: Logical tables of the wide part.
+        step: > 0.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> rates = FeatureRates(2, step=0.1)
+        >>> rates.learn(torch.tensor([-1.0, -1.0, 2.0]), np.array([0, 2, 3]))
+        >>> [round(float(factor), 3) for factor in rates.factors]
+        [1.152, 0.905]
+    """
+
+    def __init__(self, n_features: int, step: float) -> None:
+        self.step = step
+        self.log_rates = torch.zeros(n_features, dtype=torch.float64)
+        self.evidence = torch.zeros(n_features, dtype=torch.float64)
+
+    @property
+    def factors(self) -> NDArray[np.float32]:
+        """The present factor of each feature's rate."""
+        found: NDArray[np.float32] = np.exp(self.log_rates.numpy()).astype(np.float32)
+        return found
+
+    def of_rows(self, starts_T: NDArray[np.int64]) -> Tensor:
+        """Return each touched row's factor, float32 (U,).
+
+        Args:
+            starts_T: First touched row of each feature, and their number (see :func:`row_starts`).
+        """
+        return torch.from_numpy(np.repeat(self.factors, np.diff(starts_T)))
+
+    def learn(self, products_U: Tensor, starts_T: NDArray[np.int64]) -> None:
+        """Move the factors.
+
+        Args:
+            products_U: Gradient times weight of each touched row.
+            starts_T: As :meth:`of_rows`.
+        """
+        touched = np.diff(starts_T) > 0
+        if not touched.any():
+            return
+        products = products_U.numpy().astype(np.float64)
+        starts = starts_T[:-1][touched]
+        log_rates, evidence = self.log_rates.numpy(), self.evidence.numpy()
+        sums = np.add.reduceat(products, starts)
+        evidence[touched] += np.add.reduceat(products * products, starts)
+        # A feature whose weights are all 0 so far has no evidence: its rate stays.
+        roots = np.sqrt(np.maximum(evidence[touched], np.finfo(np.float64).tiny))
+        moved = log_rates[touched] - self.step * sums / roots
+        log_rates[touched] = moved.clip(math.log(LOWEST), math.log(HIGHEST))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state: views."""
+        return {name: getattr(self, name) for name in _PARTS}
+
+    def load_tensors(self, tensors: Mapping[str, NDArray[np.float64]]) -> None:
+        """Take the state that :meth:`tensors` returned.
+
+        Raises:
+            CheckpointError: If a tensor is missing or has another shape.
+        """
+        for name, held in self.tensors().items():
+            if name not in tensors or tuple(tensors[name].shape) != tuple(held.shape):
+                raise CheckpointError(
+                    f"the wide features' rates ({name!r}) are missing or of another number; use "
+                    "the checkpoint's own features and wide optimizer"
+                )
+            held.copy_(torch.from_numpy(np.array(tensors[name])))
+
+
+def row_starts(table: EmbeddingTable, groups: Groups) -> NDArray[np.int64]:
+    """Return where each logical table's touched rows begin, and their number: (T + 1).
+
+    Args:
+        table: The table.
+        groups: Its touched rows, which are ordered by logical table.
+    """
+    if isinstance(groups.places, kernels.Groups):
+        return groups.places.table_starts
+    ends = np.cumsum(list(table.sizes.values()))
+    bounds = torch.from_numpy(np.concatenate([[0], ends])).to(groups.rows.device)
+    found: NDArray[np.int64] = torch.searchsorted(groups.rows, bounds).cpu().numpy()
+    return found
