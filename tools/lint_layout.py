@@ -217,7 +217,8 @@ def sized_files(root: Path) -> Iterator[Path]:
     """Yield every Python and C++ source of the repository."""
     for folder in SIZED:
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix in {".py", ".cpp", ".hpp"} and "build" not in path.parts:
+            hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+            if path.suffix in {".py", ".cpp", ".hpp"} and "build" not in path.parts and not hidden:
                 yield path
 
 

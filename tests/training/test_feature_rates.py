@@ -30,13 +30,13 @@ def make_log(seed: int) -> pa.Table:
     return pa.table({"y": labels.astype(np.int8), **dict(zip(FEATURES, codes, strict=True))})
 
 
-def train(log: pa.Table, adapt: float, batch_size: int = 256) -> wd.Trainer:
+def train(log: pa.Table, adapt: float, batch_size: int = 256, epochs: int = 1) -> wd.Trainer:
     spec = wd.FeatureSpec(label="y", deep=[], features=wd.categorical(*FEATURES))
     model = wd.WideDeep(wd.fit_schema(spec, log))
     trainer = wd.Trainer(
         model, wide=wd.FTRL(adapt=adapt), batch_size=batch_size, progress=False, threads=1
     )
-    trainer.fit(log)
+    trainer.fit(log, epochs=epochs)
     return trainer
 
 
@@ -58,6 +58,15 @@ def test_features_that_say_nothing_learn_slowly_and_the_loss_falls(batch_size: i
     before, after = alike.evaluate(unseen), apart.evaluate(unseen)
     assert after["log_loss"] < before["log_loss"] - 0.005
     assert after["auc"] > before["auc"] + 0.005
+
+
+def test_a_second_pass_over_the_same_rows_leaves_the_factors() -> None:
+    log = make_log(6).slice(0, 4_000)
+    once = train(log, 0.2)
+    assert factors_of(train(log, 0.2, epochs=2)) == factors_of(once)
+    before = factors_of(once)
+    once.fit(make_log(7).slice(0, 4_000))
+    assert factors_of(once) != before
 
 
 def test_factors_stay_within_their_bounds() -> None:

@@ -41,6 +41,9 @@ class FeatureRates:
     The quotient has no unit: it does not depend on the scale of the loss, and hardly on the batch
     size. Factors stay within 0.01 and 5.
 
+    On a second pass the weights have seen the examples, every feature looks good, and the factors
+    would drive the model into its noise: a trainer freezes them after a fit's first pass.
+
     Args:
         n_features: Logical tables of the wide part.
         step: > 0.
@@ -56,6 +59,7 @@ class FeatureRates:
 
     def __init__(self, n_features: int, step: float) -> None:
         self.step = step
+        self.frozen = False
         self.log_rates = torch.zeros(n_features, dtype=torch.float64)
         self.evidence = torch.zeros(n_features, dtype=torch.float64)
 
@@ -81,7 +85,7 @@ class FeatureRates:
             starts_T: As :meth:`of_rows`.
         """
         touched = np.diff(starts_T) > 0
-        if not touched.any():
+        if self.frozen or not touched.any():
             return
         products = products_U.numpy().astype(np.float64)
         starts = starts_T[:-1][touched]

@@ -105,6 +105,8 @@ class TrainingRun:
             pool_rows=trainer.config.pool_rows,
         )
         trainer.warmup.choose(plan)
+        if trainer.step.feature_rates is not None:
+            trainer.step.feature_rates.frozen = position.epoch > 0
         # An epoch that is resumed has weight of its own before this.
         self._weight = 0.0 if position.batch == 0 else math.inf
         reader = BatchReader(self.source, trainer.encoder(), plan, start_batch=position.batch)
