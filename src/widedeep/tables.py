@@ -488,9 +488,7 @@ class EmbeddingTable:
             grad_scale: What gradients are multiplied by.
             step: Number of this update, from 1.
             threads: Threads of the kernels; the result does not depend on it.
-            rates_U: Factor of each touched row's rate, and ...
-            products_U: ... where its gradient times weight goes: see
-                :meth:`widedeep.optim.Optimizer.update_rows`.
+            rates_U: As for :meth:`widedeep.optim.Optimizer.update_rows`, and ``products_U``.
         """
         if self._optimizer is None or self._optimizer.state_names != optimizer.state_names:
             self.attach(optimizer)
@@ -518,11 +516,9 @@ class EmbeddingTable:
         """
         if table not in self.sizes:
             raise SchemaError(f"got table {table!r}; {nearest(table, self.sizes)}")
-        if size < self.sizes[table]:
-            raise SchemaError(
-                f"table {table!r}: got size {size}, expected at least its present "
-                f"{self.sizes[table]}"
-            )
+        if size < (held := self.sizes[table]):
+            message = f"table {table!r}: got size {size}, expected at least its present {held}"
+            raise SchemaError(message)
         sizes = {**self.sizes, table: size}
         if self._storage is not None:
             self._storage = self._new_storage(sizes, self._storage)
@@ -600,7 +596,5 @@ def _naming(slots: Sequence[SlotLike]) -> Iterator[None]:
 
 def _outside(feature: str, id: int, size: int, where: str = "") -> str:
     place = f" ({where})" if where else ""
-    return (
-        f"feature {feature!r}{place}: got id {id}, expected 0 <= id < {size}; encode the rows with "
-        "the schema that the model was made with"
-    )
+    advice = "encode the rows with the schema that the model was made with"
+    return f"feature {feature!r}{place}: got id {id}, expected 0 <= id < {size}; {advice}"
