@@ -488,7 +488,8 @@ class EmbeddingTable:
             grad_scale: What gradients are multiplied by.
             step: Number of this update, from 1.
             threads: Threads of the kernels; the result does not depend on it.
-            rates_U: As for :meth:`widedeep.optim.Optimizer.update_rows`, and ``products_U``.
+            rates_U: As for :meth:`widedeep.optim.Optimizer.update_rows`.
+            products_U: As there.
         """
         if self._optimizer is None or self._optimizer.state_names != optimizer.state_names:
             self.attach(optimizer)
@@ -553,9 +554,7 @@ class EmbeddingTable:
         for name in [*held, *tensors]:
             if name not in tensors or name not in held:
                 what = "missing" if name in held else "unknown to this table and its optimizer"
-                raise CheckpointError(
-                    f"tensor {name!r} is {what}; use the same model and optimizer"
-                )
+                raise CheckpointError(f"tensor {name!r} is {what}; use its model and optimizer")
             if tuple(tensors[name].shape) != tuple(held[name].shape):
                 raise CheckpointError(
                     f"tensor {name!r}: got shape {tuple(tensors[name].shape)}, expected "
