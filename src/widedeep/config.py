@@ -35,7 +35,7 @@ _PLACES = ("train", "valid", "test")
 _PLURALS = {float: "numbers", int: "integers", str: "texts"}
 
 
-def _check_range(owner: str, name: str, got: float | str, condition: bool, allowed: str) -> None:
+def _check_range(owner: str, name: str, got: float, condition: bool, allowed: str) -> None:
     if not condition:
         raise ConfigError(f"{owner}: got {name}={got!r}, expected {allowed}")
 
@@ -202,13 +202,6 @@ class TrainConfig:
             self.warmup_steps,
             self.warmup_steps >= 0,
             "an integer of at least 0",
-        )
-        _check_range(
-            owner,
-            "precision",
-            self.precision,
-            self.precision in typing.get_args(Precision),
-            "'fp32', 'bf16' or 'auto'",
         )
         _check_range(owner, "grad_scale", self.grad_scale, self.grad_scale > 0, "a number > 0")
         if self.clip_norm is not None:
