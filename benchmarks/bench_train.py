@@ -1,198 +1,63 @@
-"""Training speed of the standard model against torch's own sparse embeddings, in one run.
+"""Training speed of models S and B against torch's own sparse embeddings, in one run.
 
-Model S: 26 fields x 16 and 13 numbers -> 256 -> 128 -> 1, wide part of 26 fields and 3 crosses,
-5.6M rows in the tables. Batches are encoded beforehand; the engines take turns, and medians of the
-repeats are printed.
+Batches are encoded beforehand; the engines take turns, and medians of the turns are printed. The
+floor is the tower's matrix products through torch alone, measured in the same turns; "of the floor"
+is the floor plus 0.5 us an example (for embeddings, wide part and updates) over our time. Then a
+step's time by the rows of its tables, and the first epoch from a Parquet file of strings against
+the same rows encoded in memory. See `train_models.py` for the models.
 
-    python benchmarks/bench_train.py [--batch 2048] [--repeats 5] [--threads 2]
+    python benchmarks/bench_train.py [--quick] [--models S] [--batches 2048] [--threads 2] [--out F]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import itertools
+import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+import train_models as models
 
 import widedeep as wd
 from widedeep.data.batch import Batch
-from widedeep.training.dense_update import DenseUpdate
+from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.training.step import TrainStep
 
-CARDINALITIES = [
-    1460,
-    583,
-    1_000_000,
-    800_000,
-    305,
-    24,
-    12517,
-    633,
-    3,
-    93145,
-    5683,
-    1_000_000,
-    3194,
-    27,
-    14992,
-    900_000,
-    10,
-    5652,
-    2173,
-    4,
-    1_000_000,
-    18,
-    15,
-    286_181,
-    105,
-    142_572,
-]
-CROSSES = 3
-CROSS_BUCKETS = 100_000
-NUMBERS = 13
-DIM = 16
-HIDDEN = (256, 128)
+ALLOWED_US = 0.5  # an example, besides the matrix products
+PARTS = ("group and gather", "dense forward and backward", "reduce", "apply")
+BYTES_OF_A_ROW = 2 * 4 * 16 + 16  # an embedding and its state, a wide record
+SPARE_BYTES = 3 << 30
+EPOCH_ROWS = 200_000
+DATA = Path(__file__).parent / "data"
 
 
-def make_schema() -> wd.Schema:
-    """Identity categories and hashed crosses: the shape of the model without any text."""
-    from widedeep.schema import ColumnType, NumericFit
-
-    fields = [f"c{i}" for i in range(len(CARDINALITIES))]
-    numbers = [f"i{i}" for i in range(NUMBERS)]
-    crosses = [(f"c{i}", f"c{j}") for i, j in ((4, 7), (0, 13), (18, 1))]
-    spec = wd.FeatureSpec(
-        label="label",
-        features=[
-            *wd.numeric(*numbers, transform="none"),
-            *(
-                wd.categorical(name, num_buckets=size)
-                for name, size in zip(fields, CARDINALITIES, strict=True)
-            ),
-            *(wd.crossed(*parts, hash_buckets=CROSS_BUCKETS) for parts in crosses),
-        ],
-    )
-    zero, one = np.zeros(1), np.ones(1)
-    fit = NumericFit(
-        boundaries=(),
-        shift=zero,
-        scale=one,
-        fill=np.zeros(1, np.float32),
-        minimum=zero,
-        maximum=one,
-        mean=zero,
-    )
-    columns = {name: ColumnType(kind="int") for name in [*fields, "label"]}
-    columns.update({name: ColumnType(kind="float") for name in numbers})
-    return wd.Schema(
-        spec=spec,
-        columns=columns,
-        vocabularies={},
-        boundaries={},
-        numerics=dict.fromkeys(numbers, fit),
-        rows=1,
-        quantile_rows=1,
-    )
-
-
-def zipf(
-    rng: np.random.Generator, size: int, rows: int, exponent: float = 1.05
-) -> NDArray[np.int64]:
-    """Ranks 0 to size - 1 of a truncated power law."""
-    u = rng.random(rows)
-    ranks = ((size ** (1 - exponent) - 1) * u + 1) ** (1 / (1 - exponent))
-    return np.clip(ranks.astype(np.int64) - 1, 0, size - 1)
-
-
-def make_batches(count: int, rows: int, seed: int = 0) -> list[Batch]:
-    """Encoded batches of Zipf ids, the first rank being id 2."""
-    rng = np.random.default_rng(seed)
-    sizes = [*CARDINALITIES, *[CROSS_BUCKETS] * CROSSES]
-    batches = []
-    for _ in range(count):
-        ids = np.stack([zipf(rng, size, rows) + 2 for size in sizes], axis=1)
-        batches.append(
-            Batch(
-                ids_N=ids.reshape(-1),
-                offsets_BF=np.arange(rows * len(sizes) + 1),
-                dense_BK=rng.random((rows, NUMBERS), np.float32),
-                labels_BL=(rng.random((rows, 1)) < 0.25).astype(np.float32),
-            )
-        )
-    return batches
-
-
-class SparseBaseline(nn.Module):
-    """The same model from torch's parts: a fused sparse embedding and a sparse bag."""
+class Report:
+    """Lines for the terminal and for a Markdown file."""
 
     def __init__(self) -> None:
-        super().__init__()
-        sizes = np.array([*CARDINALITIES, *[CROSS_BUCKETS] * CROSSES]) + 2
-        self.starts = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)[:-1]]))
-        self.fields = len(CARDINALITIES)
-        self.embedding = nn.Embedding(int(sizes[: self.fields].sum()), DIM, sparse=True)
-        self.wide = nn.EmbeddingBag(int(sizes.sum()), 1, mode="sum", sparse=True)
-        width = self.fields * DIM + NUMBERS
-        self.mlp = nn.Sequential(
-            nn.Linear(width, HIDDEN[0]),
-            nn.ReLU(),
-            nn.Linear(HIDDEN[0], HIDDEN[1]),
-            nn.ReLU(),
-            nn.Linear(HIDDEN[1], 1),
-        )
-        self.sparse = torch.optim.Adagrad([self.embedding.weight, self.wide.weight], lr=0.05)
-        self.dense = torch.optim.Adagrad(self.mlp.parameters(), lr=0.05)
+        self.lines: list[str] = []
 
-    def step(self, batch: Batch) -> None:
-        """One joint step."""
-        ids = torch.from_numpy(batch.ids_N).view(len(batch), -1) + self.starts
-        dense = torch.from_numpy(batch.dense_BK)
-        labels = torch.from_numpy(batch.labels_BL)
-        deep = self.embedding(ids[:, : self.fields]).flatten(1)
-        logits = self.mlp(torch.cat([deep, dense], 1)) + self.wide(ids)
-        self.sparse.zero_grad(set_to_none=True)
-        self.dense.zero_grad(set_to_none=True)
-        nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
-        self.sparse.step()
-        self.dense.step()
+    def say(self, line: str = "") -> None:
+        """Print a line and keep it."""
+        print(line, flush=True)
+        self.lines.append(line)
 
-
-def our_step(threads: int) -> tuple[Callable[[Batch], object], TrainStep]:
-    """Our step over the same shape."""
-    model = wd.WideDeep(make_schema(), hidden_units=HIDDEN, embedding_dim=DIM)
-    adagrad = wd.Adagrad()
-    step = TrainStep(
-        model,
-        wide=wd.FTRL(),
-        deep=adagrad,
-        dense=DenseUpdate(dict(model.named_parameters()), adagrad),
-        threads=threads,
-    )
-    return step, step
-
-
-def gemm_floor(rows: int) -> Callable[[], None]:
-    """The matrix products of one step of the tower, and nothing else."""
-    widths = [len(CARDINALITIES) * DIM + NUMBERS, *HIDDEN, 1]
-    weights = [torch.randn(b, a) for a, b in itertools.pairwise(widths)]
-    hidden = [torch.randn(rows, width) for width in widths]
-    outs = [torch.empty(rows, width) for width in widths]
-    grads = [torch.empty_like(weight) for weight in weights]
-
-    def run() -> None:
-        for i, weight in enumerate(weights):
-            torch.mm(hidden[i], weight.t(), out=outs[i + 1])
-        for i in reversed(range(len(weights))):
-            torch.mm(outs[i + 1].t(), hidden[i], out=grads[i])
-            torch.mm(outs[i + 1], weights[i], out=outs[i])
-
-    return run
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a Markdown table."""
+        self.say("| " + " | ".join(head) + " |")
+        self.say("|" + "---|" * len(head))
+        for row in rows:
+            self.say("| " + " | ".join(row) + " |")
+        self.say()
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -202,13 +67,70 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def split(step: TrainStep, batches: list[Batch]) -> dict[str, float]:
-    """Microseconds an example spent in each of the four functions."""
-    spent = dict.fromkeys(
-        ("group and gather", "dense forward and backward", "reduce", "apply"), 0.0
-    )
-    rows = sum(len(batch) for batch in batches)
+def take_turns(engines: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Run the engines in turn, three times at least, until the time is up."""
+    for run in engines.values():
+        run()
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(next(iter(times.values()))) < 3:
+        for name, run in engines.items():
+            times[name].append(timed(run))
+    return times
+
+
+def train_all(step: Callable[[Batch], object], batches: list[Batch]) -> None:
+    """Learn every batch once."""
     for batch in batches:
+        step(batch)
+
+
+def ratio(times: dict[str, list[float]], over: str, under: str, extra: float = 0.0) -> float:
+    """The median over turns of one engine's time (plus some seconds) over another's."""
+    return median([(a + extra) / b for a, b in zip(times[over], times[under], strict=True)])
+
+
+def speed_rows(
+    shape: models.Shape, schema: wd.Schema, batch: int, threads: int, precisions: list[str],
+    seconds: float,
+) -> tuple[list[list[str]], dict[str, float]]:  # fmt: skip
+    """Measure one model, batch and number of threads; return the lines and the parts of a step."""
+    torch.set_num_threads(threads)
+    count = max(1, (16_384 if shape.dim == 16 else 4096) // batch)
+    batches = models.make_batches(shape, count, batch)
+    rows = count * batch
+    baseline = models.SparseBaseline(shape)
+    engines: dict[str, Callable[[], object]] = {
+        "torch": functools.partial(train_all, baseline.step, batches)
+    }
+    steps: dict[str, TrainStep] = {}
+    for precision in precisions:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        steps[precision] = models.our_step(schema, shape, threads, precision)
+        floor = models.gemm_floor(shape, batch, dtype)
+        engines[precision] = functools.partial(train_all, steps[precision], batches)
+        engines[f"{precision} floor"] = lambda floor=floor: [floor() for _ in batches]
+    times = take_turns(engines, seconds)
+    extra = ALLOWED_US * 1e-6 * rows
+    lines = [
+        [
+            shape.name, str(batch), str(threads), precision,
+            f"{rows / median(times[precision]):,.0f}",
+            f"{median(times[precision]) / rows * 1e6:.2f}",
+            f"{median(times[f'{precision} floor']) / rows * 1e6:.2f}",
+            f"{ratio(times, f'{precision} floor', precision, extra):.0%}",
+            f"{rows / median(times['torch']):,.0f}",
+            f"{ratio(times, 'torch', precision):.2f}",
+        ]
+        for precision in precisions
+    ]  # fmt: skip
+    return lines, split(steps[precisions[0]], batches)
+
+
+def split(step: TrainStep, batches: list[Batch]) -> dict[str, float]:
+    """Microseconds an example spent in each of a step's four functions: medians over batches."""
+    spent: dict[str, list[float]] = {name: [] for name in PARTS}
+    for batch in itertools.islice(itertools.cycle(batches), max(8, len(batches))):
         marks = [time.perf_counter()]
         gathered = step.group_and_gather(batch)
         marks.append(time.perf_counter())
@@ -218,54 +140,214 @@ def split(step: TrainStep, batches: list[Batch]) -> dict[str, float]:
         marks.append(time.perf_counter())
         step.apply(gradients, len(batch), rate=1.0, step=1)
         marks.append(time.perf_counter())
-        for name, (a, b) in zip(spent, itertools.pairwise(marks), strict=True):
-            spent[name] += (b - a) / rows * 1e6
-    return spent
+        for name, (a, b) in zip(PARTS, itertools.pairwise(marks), strict=True):
+            spent[name].append((b - a) / len(batch) * 1e6)
+    return {name: median(values) for name, values in spent.items()}
 
 
-def main() -> None:
-    """Measure and print."""
+def bench_speed(report: Report, arguments: argparse.Namespace) -> None:
+    """Models, batches and threads."""
+    lines, parts = [], []
+    cases = list(itertools.product(arguments.models, arguments.batches, arguments.threads))
+    schemas = {name: models.make_schema(getattr(models, name)) for name in arguments.models}
+    for name, batch, threads in cases:
+        shape = getattr(models, name)
+        found, spent = speed_rows(
+            shape, schemas[name], batch, threads, arguments.precisions,
+            arguments.seconds / len(cases),
+        )  # fmt: skip
+        lines += found
+        parts.append([name, str(batch), str(threads), *(f"{spent[part]:.2f}" for part in PARTS)])
+        print("  ".join(found[0]), flush=True)
+        gc.collect()
+    report.say("### Models, batches, threads\n")
+    report.table(
+        ["model", "batch", "threads", "precision", "examples/s", "us each", "products alone, us",
+         f"of (products + {ALLOWED_US} us)", "torch sparse, examples/s", "ratio"],
+        lines,
+    )  # fmt: skip
+    report.say(f"Parts of a step in {arguments.precisions[0]}, us an example:\n")
+    report.table(["model", "batch", "threads", *PARTS], parts)
+
+
+def memory_available() -> int:
+    """Bytes that can be taken without swapping, or 0 where the system does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return 0
+    return next(int(x.split()[1]) * 1024 for x in text.splitlines() if x.startswith("MemAvail"))
+
+
+def bench_tables(report: Report, arguments: argparse.Namespace) -> None:
+    """A step's time by the rows of the tables: it should follow the rows touched, not those held.
+
+    Cache misses are honest, sweeps over the table are not. Each size trains every law's batches.
+    """
+    batch, threads = 2048, max(arguments.threads)
+    torch.set_num_threads(threads)
+    found: dict[int, dict[models.Law, float]] = {}
+    for rows in arguments.tables:
+        if rows * BYTES_OF_A_ROW + SPARE_BYTES > memory_available() > 0:
+            print(f"tables of {rows:,} rows do not fit into memory; left out", flush=True)
+            continue
+        shape = models.of_rows(rows)
+        step = models.our_step(models.make_schema(shape), shape, threads)
+        laws: tuple[models.Law, ...] = ("uniform", "zipf")
+        batches = {law: models.make_batches(shape, 12, batch, law) for law in laws}
+        engines = {law: functools.partial(train_all, step, held) for law, held in batches.items()}
+        times = take_turns(engines, arguments.seconds / 40)
+        found[rows] = {law: median(times[law]) / 12 * 1e3 for law in laws}
+        del step, engines
+        gc.collect()
+    base = found.get(100_000, next(iter(found.values())))
+    report.say(f"### Rows of the tables (model S, batch {batch}, {threads} threads, fp32)\n")
+    report.table(
+        ["rows", "uniform ids, ms a step", "of that at 100,000", "Zipf ids, ms", "of that"],
+        [
+            [f"{rows:,}", *itertools.chain.from_iterable(
+                (f"{ms[law]:.2f}", f"{ms[law] / base[law]:.2f}") for law in ("uniform", "zipf")
+            )]
+            for rows, ms in found.items()
+        ],
+    )  # fmt: skip
+
+
+def bench_small(report: Report, arguments: argparse.Namespace) -> None:
+    """The wide part alone, and small batches: online learning takes one example at a time."""
+    threads = max(arguments.threads)
+    torch.set_num_threads(threads)
+    lines = []
+    for shape in (models.WIDE_ONLY, models.S):
+        schema = models.make_schema(shape)
+        for batch, used in ((1, 1), (16, 1), (256, threads), (2048, threads)):
+            torch.set_num_threads(used)
+            count = min(500, 16_384 // batch)
+            batches = models.make_batches(shape, count, batch)
+            step = models.our_step(schema, shape, used)
+            engines = {"ours": functools.partial(train_all, step, batches)}
+            times = take_turns(engines, arguments.seconds / 100)["ours"]
+            each = median(times) / count
+            lines.append(
+                [shape.name, str(batch), str(used), f"{batch / each:,.0f}", f"{each * 1e6:,.0f}"]
+            )
+    report.say("### The wide part alone, and small batches (fp32)\n")
+    report.table(["model", "batch", "threads", "examples/s", "us a step"], lines)
+
+
+def bench_epoch(report: Report, arguments: argparse.Namespace) -> None:
+    """The first epoch from a Parquet file of strings, against the same batches in memory."""
+    path = DATA / f"criteo_like_{EPOCH_ROWS}_0.parquet"
+    if not path.exists():
+        DATA.mkdir(exist_ok=True)
+        script = Path(__file__).with_name("criteo_like.py")
+        command = [sys.executable, str(script), "--rows", str(EPOCH_ROWS), "--out", str(path)]
+        subprocess.run(command, check=True)
+    spec = wd.FeatureSpec(
+        label="label",
+        features=[
+            *wd.numeric(*(f"I{i}" for i in range(1, 14))),
+            *wd.categorical(*(f"C{i}" for i in range(1, 27))),
+            *(wd.crossed(*parts) for parts in (("C5", "C8"), ("C1", "C14"), ("C19", "C2"))),
+        ],
+    )
+    schema = wd.fit_schema(spec, str(path))
+    threads = max(arguments.threads)
+    torch.set_num_threads(threads)
+    trainer = wd.Trainer(
+        wd.WideDeep(schema), batch_size=2048, threads=threads, progress=False, pool_rows=65_536
+    )
+    with trainer.open(str(path), "the log") as source:
+        plan = EpochPlan(source, batch_size=2048, seed=0, epoch=0, pool_rows=65_536)
+        held = list(BatchReader(source, trainer.encoder(), plan))
+
+        def in_memory() -> None:
+            for batch in held:
+                trainer.step(batch)
+
+        def from_file() -> None:
+            for batch in BatchReader(source, trainer.encoder(), plan):
+                trainer.step(batch)
+
+        def input_alone() -> None:
+            for _ in BatchReader(source, trainer.encoder(), plan):
+                pass
+
+        times = take_turns(
+            {"memory": in_memory, "file": from_file, "input": input_alone}, arguments.seconds / 20
+        )
+    report.say(f"### First epoch from a Parquet file of strings ({EPOCH_ROWS:,} rows)\n")
+    report.table(
+        ["what", "rows/s", "of the rate in memory"],
+        [
+            ["batches in memory", f"{EPOCH_ROWS / median(times['memory']):,.0f}", "100%"],
+            ["from the file", f"{EPOCH_ROWS / median(times['file']):,.0f}",
+             f"{ratio(times, 'memory', 'file'):.0%}"],
+            ["reading and encoding alone", f"{EPOCH_ROWS / median(times['input']):,.0f}",
+             f"{ratio(times, 'memory', 'input'):.0%}"],
+        ],
+    )  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--rows", type=int, default=65_536, help="rows a repeat")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    everywhere = sorted({1, torch.get_num_threads()})
+    parser.add_argument("--quick", action="store_true", help="model S alone, in about a minute")
+    parser.add_argument("--models", nargs="+", choices=["S", "B"])
+    parser.add_argument("--batches", nargs="+", type=int)
+    parser.add_argument("--threads", nargs="+", type=int)
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"])
+    parser.add_argument("--tables", nargs="*", type=float, help="rows, such as 1e5 1e8")
+    parser.add_argument("--seconds", type=float, help="of the turns of models and batches")
+    parser.add_argument("--out", type=Path, help="append the tables to this Markdown file")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    quick = arguments.quick
+    arguments.models = arguments.models or (["S"] if quick else ["S", "B"])
+    arguments.batches = arguments.batches or ([256, 2048] if quick else [256, 2048, 8192])
+    arguments.threads = arguments.threads or (everywhere[-1:] if quick else everywhere)
+    arguments.precisions = arguments.precisions or (["fp32"] if quick else ["fp32", "bf16"])
+    if arguments.tables is None:
+        arguments.tables = [1e4, 1e5, 1e6] if quick else [1e4, 1e5, 1e6, 1e7, 1e8]
+    arguments.tables = [int(rows) for rows in arguments.tables]
+    arguments.seconds = arguments.seconds or (20.0 if quick else 100.0)
+    return arguments
+
+
+def main() -> None:
+    """Measure, print, and append to the file if there is one."""
+    arguments = parse()
+    warnings.filterwarnings("ignore", message="Sparse invariant checks")
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    batches = make_batches(max(1, arguments.rows // arguments.batch), arguments.batch)
-    rows = sum(len(batch) for batch in batches)
-    ours, step = our_step(arguments.threads)
-    baseline = SparseBaseline()
-    floor = gemm_floor(arguments.batch)
-    engines: dict[str, Callable[[], object]] = {
-        "widedeep": lambda: [ours(batch) for batch in batches],
-        "torch sparse": lambda: [baseline.step(batch) for batch in batches],
-        "matrix products alone": lambda: [floor() for _ in batches],
-    }
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    for run in engines.values():
-        run()
-    for _ in range(arguments.repeats):
-        for name, run in engines.items():
-            times[name].append(timed(run))
-    print(
-        f"model S, batch {arguments.batch}, {arguments.threads} threads, medians of "
-        f"{arguments.repeats} interleaved runs"
+    started = time.perf_counter()
+    report = Report()
+    report.say("## Training speed\n")
+    report.say(
+        f"`benchmarks/bench_train.py` on {processor()}, torch {torch.__version__}; medians of "
+        "interleaved turns.\n"
     )
-    for name, found in times.items():
-        print(
-            f"{name:24} {rows / median(found):>12,.0f} examples/s  "
-            f"{median(found) / rows * 1e6:8.2f} us each"
-        )
-    for name in ("torch sparse", "matrix products alone"):
-        ratio = median([b / a for a, b in zip(times["widedeep"], times[name], strict=True)])
-        print(f"widedeep / {name}: {ratio:.2f}x its rate")
-    for name, micros in split(step, batches).items():
-        print(f"  {name:28} {micros:6.2f} us an example")
+    bench_speed(report, arguments)
+    if arguments.tables:
+        bench_tables(report, arguments)
+    bench_small(report, arguments)
+    bench_epoch(report, arguments)
+    print(f"{time.perf_counter() - started:.0f} s in all")
+    if arguments.out is not None:
+        with arguments.out.open("a", encoding="utf-8") as file:
+            file.write("\n".join(report.lines) + "\n")
+
+
+def processor() -> str:
+    """The processor's name and its cores, as far as the system says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{len(names) or '?'} cores of {names[0] if names else platform.processor()}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,148 @@
+"""Does training in bfloat16 cost quality? Test AUC and log loss of both precisions, by seed.
+
+One pass over 400k rows of `criteo_like.py` (judged on another 100k) and five over Adult's training
+file (judged on its test file). A seed is that of the initial weights and of the reading order. The
+difference of the means is to be read beside the standard deviation over float32's own seeds.
+
+    python benchmarks/quality_bf16.py [--seeds 5] [--rows 400000] [--only adult] [--out RESULTS.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import widedeep as wd
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(__file__).parent / "data"
+METRICS = ("auc", "log_loss")
+PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+TEST_ROWS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set, and how it is trained on."""
+
+    name: str
+    spec: wd.FeatureSpec
+    train: pa.Table
+    test: pa.Table
+    epochs: int
+    batch_size: int
+
+
+def click_log(rows: int) -> Task:
+    """The generated log: 26 text columns, 13 numbers, the three planted crosses."""
+    total = rows + TEST_ROWS
+    path = DATA / f"criteo_like_{total}_0.parquet"
+    if not path.exists():
+        DATA.mkdir(exist_ok=True)
+        script = Path(__file__).with_name("criteo_like.py")
+        command = [sys.executable, str(script), "--rows", str(total), "--out", str(path)]
+        subprocess.run(command, check=True)
+    table = pq.read_table(path)
+    spec = wd.FeatureSpec(
+        label="label",
+        features=[
+            *wd.numeric(*(f"I{i}" for i in range(1, 14))),
+            *wd.categorical(*(f"C{i}" for i in range(1, 27))),
+            *(wd.crossed(*parts) for parts in (("C5", "C8"), ("C1", "C14"), ("C19", "C2"))),
+        ],
+    )
+    return Task(
+        name=f"criteo_like, {rows:,} rows", spec=spec, train=table.slice(0, rows),
+        test=table.slice(rows), epochs=1, batch_size=2048,
+    )  # fmt: skip
+
+
+def adult() -> Task:
+    """The census income data that comes with the project."""
+    train, test = (pq.read_table(ROOT / f"data/adult/{name}.parquet") for name in ("train", "test"))
+    label = "income"
+    names = [field for field in train.schema if field.name != label]
+    numbers = [field.name for field in names if pa.types.is_integer(field.type)]
+    texts = [field.name for field in names if field.name not in numbers]
+    features = [*wd.numeric(*numbers), *wd.categorical(*texts)]
+    features.append(wd.crossed("education", "occupation"))
+    return Task(
+        name="Adult", spec=wd.FeatureSpec(label=label, features=features), train=train, test=test,
+        epochs=5, batch_size=256,
+    )  # fmt: skip
+
+
+def judged(
+    task: Task, schema: wd.Schema, precision: Literal["fp32", "bf16"], seed: int
+) -> dict[str, float]:
+    """Train once and return the test metrics."""
+    model = wd.WideDeep(schema, seed=seed)
+    trainer = wd.Trainer(
+        model, batch_size=task.batch_size, seed=seed, precision=precision, progress=False
+    )
+    trainer.fit(task.train, epochs=task.epochs)
+    return trainer.evaluate(task.test)
+
+
+def lines_of(task: Task, seeds: int) -> Iterator[str]:
+    """Yield a Markdown section as it comes."""
+    schema = wd.fit_schema(task.spec, task.train)
+    yield f"### {task.name}, {task.epochs} pass(es), batch {task.batch_size}\n"
+    yield "| seed | " + " | ".join(f"{m} {p}" for m in METRICS for p in PRECISIONS) + " |"
+    yield "|---" * (1 + len(METRICS) * len(PRECISIONS)) + "|"
+    found: dict[tuple[str, str], list[float]] = {}
+    for seed in range(seeds):
+        for precision in PRECISIONS:
+            metrics = judged(task, schema, precision, seed)
+            for metric in METRICS:
+                found.setdefault((metric, precision), []).append(metrics[metric])
+        cells = [f"{found[m, p][-1]:.5f}" for m in METRICS for p in PRECISIONS]
+        yield f"| {seed} | " + " | ".join(cells) + " |"
+    cells = [f"{mean(found[m, p]):.5f}" for m in METRICS for p in PRECISIONS]
+    yield "| mean | " + " | ".join(cells) + " |\n"
+    for metric in METRICS:
+        noise = stdev(found[metric, "fp32"]) if seeds > 1 else float("nan")
+        change = mean(found[metric, "bf16"]) - mean(found[metric, "fp32"])
+        yield (
+            f"{metric}: bf16 differs by {change:+.5f}; float32's seeds have a standard deviation "
+            f"of {noise:.5f} ({'inside' if abs(change) <= noise else 'outside'} it).\n"
+        )
+
+
+def main() -> None:
+    """Train, print, and append to the file if there is one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=400_000, help="of the click log")
+    parser.add_argument("--only", choices=["adult", "criteo"])
+    parser.add_argument("--out", type=Path, help="append the tables to this Markdown file")
+    arguments = parser.parse_args()
+    tasks = []
+    if arguments.only != "criteo":
+        tasks.append(adult())
+    if arguments.only != "adult":
+        tasks.append(click_log(arguments.rows))
+    told = ["## Quality in bfloat16\n"]
+    print(told[0], flush=True)
+    for task in tasks:
+        for line in lines_of(task, arguments.seeds):
+            print(line, flush=True)
+            told.append(line)
+    if arguments.out is not None:
+        with arguments.out.open("a", encoding="utf-8") as file:
+            file.write("\n".join(told) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Training through torch's index operations: on a GPU where there is one, and forced on the CPU."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import widedeep as wd
+from tests.test_trainer import assert_same_bits, make_spec, make_table, state_of
+from widedeep.optim.contract import Optimizer, Step
+from widedeep.tables import EmbeddingTable
+
+OPTIMIZERS = (wd.FTRL, wd.Adagrad)
+
+
+def update_as_tensors(
+    self: Optimizer,
+    weights: NDArray[Any],
+    state: Mapping[str, NDArray[Any]],
+    rows_U: NDArray[Any] | None,
+    grads_UD: NDArray[Any],
+    step: Step,
+) -> int:
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    rows = None if rows_U is None else torch.from_numpy(rows_U)
+    change = self.update_tensors(
+        torch.from_numpy(weights), tensors, rows, torch.from_numpy(grads_UD), step
+    )
+    return int(change)
+
+
+def use_twins(patch: pytest.MonkeyPatch) -> None:
+    """Make tables and optimizers treat the CPU as a device without kernels of ours."""
+    made = EmbeddingTable.__init__
+
+    def init(self: EmbeddingTable, *given: Any, **options: Any) -> None:
+        made(self, *given, **options)
+        self._on_device = True
+
+    patch.setattr(EmbeddingTable, "__init__", init)
+    for optimizer in OPTIMIZERS:
+        patch.setattr(optimizer, "_update_arrays", update_as_tensors)
+
+
+@pytest.fixture(params=["twins", "cuda"])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "twins":
+            use_twins(patch)
+        yield "cuda" if request.param == "cuda" else "cpu"
+
+
+@pytest.fixture(scope="module")
+def schema() -> wd.Schema:
+    return wd.fit_schema(make_spec(), make_table())
+
+
+def make_trainer(schema: wd.Schema, device: str, **options: Any) -> wd.Trainer:
+    model = wd.WideDeep(schema, hidden_units=[16, 8], embedding_dim=4, device=device)
+    settings = {"batch_size": 64, "pool_rows": 150, "threads": 1, "progress": False}
+    return wd.Trainer(model, **{**settings, **options})
+
+
+@pytest.fixture(scope="module")
+def by_kernels(schema: wd.Schema) -> dict[str, np.ndarray]:
+    trainer = make_trainer(schema, "cpu")
+    trainer.fit(make_table(), epochs=2)
+    return state_of(trainer)
+
+
+def test_moves_the_model_as_the_kernels_do(
+    schema: wd.Schema, device: str, by_kernels: dict[str, np.ndarray]
+) -> None:
+    trainer = make_trainer(schema, device)
+    trainer.fit(make_table(), epochs=2)
+    found = state_of(trainer)
+    assert found.keys() == by_kernels.keys()
+    for name in found.keys() - {"random/torch"}:
+        np.testing.assert_allclose(found[name], by_kernels[name], rtol=2e-3, atol=2e-4)
+    assert trainer.model.wide_table is not None
+    assert trainer.model.wide_table.nonzero == np.count_nonzero(
+        np.concatenate(
+            [v.ravel() for k, v in found.items() if k.endswith(".weight") and k[0] == "w"]
+        )
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_learns_resumes_and_exports(
+    schema: wd.Schema, device: str, tmp_path: Path, precision: str
+) -> None:
+    def trainer(**options: Any) -> wd.Trainer:
+        return make_trainer(schema, device, precision=precision, **options)
+
+    whole = trainer()
+    whole.fit(make_table(), epochs=6)
+    test = make_table(seed=1)
+    assert whole.evaluate(test)["auc"] > 0.75
+    trainer(checkpoints=tmp_path / "run").fit(make_table(), epochs=6, steps=13)
+    again = trainer(checkpoints=tmp_path / "run")
+    again.fit(make_table(), epochs=6, resume=True)
+    if device == "cpu":
+        assert_same_bits(state_of(whole), state_of(again))
+    else:
+        for name, value in state_of(again).items():
+            np.testing.assert_allclose(value, state_of(whole)[name], rtol=1e-2, atol=1e-3)
+    bundle = whole.export(tmp_path / "bundle")
+    rows = test.drop_columns(["y"])
+    np.testing.assert_allclose(bundle.score(rows), whole.predict(rows), atol=1e-5)
+
+
+def test_tables_grow_where_they_live(schema: wd.Schema, device: str) -> None:
+    trainer = make_trainer(schema, device)
+    trainer.fit(make_table(), steps=3)
+    (table,) = trainer.model.deep_tables.values()
+    before = {name: tensor.clone() for name, tensor in table.named_state().items()}
+    name, size = next(iter(table.sizes.items()))
+    table.grow(name, size + 5)
+    for key, tensor in table.named_state().items():
+        assert tensor.device.type == device
+        assert torch.equal(tensor[: len(before[key])], before[key])
+    assert len(table.named_weights()[name]) == size + 5
