@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from widedeep.cli_output import print_json, say
@@ -11,7 +12,7 @@ from widedeep.errors import ConfigError
 
 if TYPE_CHECKING:
     from widedeep.serving.http.settings import Settings
-    from widedeep.serving.http.worker import ServingPlan
+    from widedeep.serving.http.worker import LogPlan, ServingPlan
 
 __all__ = ["add_verbs"]
 
@@ -36,6 +37,7 @@ def add_verbs(verbs: Verbs) -> None:
     _add_doors(parser)
     _add_items(parser)
     _add_limits(parser)
+    _add_log(parser)
 
 
 def _add_doors(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +111,34 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_log(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log", metavar="DIR", help="log what was shown, as Parquet that 'widedeep join' reads"
+    )
+    parser.add_argument(
+        "--log-user", default="user_id", metavar="COLUMN", help="the user's id (default: user_id)"
+    )
+    parser.add_argument(
+        "--log-sample",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of the requests (default: 1)",
+    )
+    parser.add_argument(
+        "--log-columns", metavar="NAMES", help="feature columns to log, by commas (default: all)"
+    )
+    parser.add_argument(
+        "--log-hash-key", metavar="FILE", help="log a hash of the user's id, keyed by its bytes"
+    )
+    parser.add_argument(
+        "--log-days", type=float, metavar="N", help="delete files that are older (default: never)"
+    )
+    parser.add_argument(
+        "--log-bytes", type=positive, metavar="N", help="delete the oldest beyond (default: never)"
+    )
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     try:
         from widedeep.commands.serve import run_plan
@@ -125,6 +155,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         if arguments.json:
             found = {name: str(path) for name, path in plan.models.items()}
             print_json({"http": url, "grpc": grpc, "models": found})
+            sys.stdout.flush()  # whoever reads waits for it, and the server goes on
         names = ", ".join(plan.models)
         say(f"widedeep: serving {names} on {url}" + (f" and gRPC on {grpc}" if grpc else ""))
 
@@ -168,6 +199,24 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
         poll_s=arguments.poll,
         rank_threads=arguments.threads,
         grpc=None if grpc is None else _joined(*grpc),
+        log=_log(arguments),
+    )
+
+
+def _log(arguments: argparse.Namespace) -> LogPlan | None:
+    from widedeep.serving.http.worker import LogPlan
+
+    if arguments.log is None:
+        return None
+    columns = arguments.log_columns
+    return LogPlan(
+        directory=arguments.log,
+        user_id=arguments.log_user,
+        sample=arguments.log_sample,
+        columns=None if columns is None else tuple(columns.split(",")),
+        hash_key_file=arguments.log_hash_key,
+        days=arguments.log_days,
+        nbytes=arguments.log_bytes,
     )
 
 

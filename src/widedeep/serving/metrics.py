@@ -67,6 +67,12 @@ class ServerMetrics:
         self.bugs = Counter(
             "widedeep_bugs", "Requests answered 500: a bug of the server.", registry=registry
         )
+        self.log_dropped = Gauge(
+            "widedeep_log_dropped",
+            "Requests that the impression log could not keep up with.",
+            registry=registry,
+            multiprocess_mode="sum",
+        )
         version = ("model", "version")
         self._answers = Counter(
             *("widedeep_answers", "Requests scored, by version.", version), registry=registry

@@ -15,12 +15,61 @@ from widedeep.errors import ConfigError
 from widedeep.serving.http.auth import Keys
 from widedeep.serving.http.models import Models
 from widedeep.serving.http.server import serve
-from widedeep.serving.http.service import Service
+from widedeep.serving.http.service import Ranked, Service
 from widedeep.serving.http.settings import Settings
+from widedeep.serving.impression_files import Retention
+from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.registry import Latest, Registry
 from widedeep.serving.supervisor import Worker, bind_port
 
-__all__ = ["ServingPlan", "serve_plan"]
+__all__ = ["LogPlan", "ServingPlan", "serve_plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogPlan:
+    """Where and how the server logs what it showed.
+
+    Args:
+        directory: Where the files go.
+        user_id: Of the user's values, the one that is the id.
+        sample: Share of the requests.
+        columns: The feature columns that may be written; None: all that the model reads.
+        hash_key_file: Its bytes key the hash of users' ids; None writes the ids.
+        days: Files that are older are deleted; None keeps them.
+        nbytes: Beyond, the oldest files are deleted; None keeps them.
+    """
+
+    directory: str
+    user_id: str = "user_id"
+    sample: float = 1.0
+    columns: tuple[str, ...] | None = None
+    hash_key_file: str | None = None
+    days: float | None = None
+    nbytes: int | None = None
+
+    def open(self) -> ImpressionLog:
+        """Return the log, ready to be offered requests.
+
+        Raises:
+            ConfigError: If the key's file cannot be used, or a figure is out of its range.
+        """
+        key = None
+        if self.hash_key_file is not None:
+            try:
+                key = Path(self.hash_key_file).read_bytes()
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.hash_key_file}: {error.strerror}; name a file of 16 to 64 random bytes"
+                ) from error
+        seconds = None if self.days is None else self.days * 86_400.0
+        return ImpressionLog(
+            self.directory,
+            user_id=self.user_id,
+            columns=self.columns,
+            sample=self.sample,
+            hash_users=key,
+            retention=Retention(seconds=seconds, nbytes=self.nbytes),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +87,7 @@ class ServingPlan:
         poll_s: Seconds between looks at the directories.
         rank_threads: Threads that one request may use.
         grpc: ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out.
+        log: Where what was shown is logged; None: nowhere.
 
     Raises:
         ConfigError: If there is no model, or one catalogue for several.
@@ -53,6 +103,7 @@ class ServingPlan:
     poll_s: float = 2.0
     rank_threads: int = 1
     grpc: str | None = None
+    log: LogPlan | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -115,6 +166,8 @@ def serve_plan(
         listening = stack.enter_context(_bound(settings, shared))
         for registry in registries.values():
             stack.enter_context(registry)
+        if plan.log is not None:
+            service.on_ranked = _logging(stack.enter_context(plan.log.open()), service)
         on_drain, grpc_port = _start_grpc(service, plan, shared, stack)
         if on_listening is not None:
             on_listening(listening.getsockname()[1], grpc_port)
@@ -123,6 +176,14 @@ def serve_plan(
         serve(service, listening, on_drain=on_drain)
         service.log.event("stopped", worker=worker.index)
     service.scheduler.close()
+
+
+def _logging(log: ImpressionLog, service: Service) -> Callable[[Ranked], None]:
+    def offer(ranked: Ranked) -> None:
+        if not log.offer(ranked):
+            service.metrics.log_dropped.set(log.counts().dropped)
+
+    return offer
 
 
 def _bound(settings: Settings, shared: bool) -> socket.socket:
