@@ -135,8 +135,11 @@ SCALARS = st.one_of(
 KEYS = st.one_of(
     st.text(max_size=5),
     st.sampled_from(
-        "user context candidates items k explain request_id model version inputs outputs name shape "
-        "datatype data parameters binary_data_size instances examples age app price tags b64".split()
+        [
+            *("user", "context", "candidates", "items", "k", "explain", "request_id", "model"),
+            *("version", "inputs", "outputs", "name", "shape", "datatype", "data", "parameters"),
+            *("binary_data_size", "instances", "examples", "age", "app", "price", "tags", "b64"),
+        ]
     ),
 )
 VALUES = st.recursive(

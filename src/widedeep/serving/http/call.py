@@ -153,12 +153,7 @@ class Call:
         length = self.headers.get(b"content-length", b"0")
         if len(length) > 15 or int(length) > limit:
             raise self._too_large()
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        body: bytes = message.get("body", b"")
-        if message.get("more_body", False):
-            body = await self._rest(body)
+        body = await self._whole()
         if len(body) > limit:
             raise self._too_large()
         encoding = self.headers.get(b"content-encoding")
@@ -166,8 +161,17 @@ class Call:
             return body
         return self._decompressed(body, encoding.decode("latin-1"))
 
-    async def _rest(self, body: bytes) -> bytes:
-        chunks, size = [body], len(body)
+    async def _whole(self) -> bytes:
+        if self.scope.get(TICKET) is None:
+            return await self._trickling()
+        message = await self._receive()  # it is all there
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        body: bytes = message.get("body", b"")
+        return body
+
+    async def _trickling(self) -> bytes:
+        chunks, size = [], 0
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
                 more = True

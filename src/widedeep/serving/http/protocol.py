@@ -61,13 +61,8 @@ class Connection(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give back the places of requests that were read and will not be run."""
+        """Wait for nothing more."""
         self._got_head()
-        for cycle, _ in self.pipeline:
-            scope: Any = cycle.scope
-            if scope.get(TICKET):
-                scope[TICKET] = False
-                self._service.admission.leave()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -84,9 +79,13 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Take a place in the queue, unless the request has been answered already."""
+        """Take a place in the queue, unless the request has been answered already.
+
+        A request that was sent before the one ahead of it is answered takes its place when its turn
+        comes: else a caller that reads no answer could hold them all.
+        """
         scope: Any = self.scope
-        if scope["method"] == "POST" and TICKET not in scope:
+        if scope["method"] == "POST" and TICKET not in scope and not self.pipeline:
             scope[TICKET] = self._service.admission.enter()
         super().on_message_complete()
 

@@ -164,6 +164,7 @@ def serve_plan(
     sys.setswitchinterval(0.001)
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(settings, shared))
+        listening.listen()  # who comes before the models are loaded waits, and is not refused
         for registry in registries.values():
             stack.enter_context(registry)
         if plan.log is not None:

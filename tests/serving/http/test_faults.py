@@ -1,0 +1,268 @@
+"""A real server under load, against slow callers, when it is told to end, when it is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.serving.http.calls import Running, running
+from tests.serving.versions import ITEMS, USER, whole_rows
+from widedeep.bundle import Bundle
+
+MANY = ITEMS * 40  # several milliseconds of work
+BODY = json.dumps({"user": USER, "candidates": MANY, "k": 5}).encode()
+
+
+def catalogue(apps: Path) -> tuple[object, ...]:
+    return (apps, "--items", apps.parent / "items.parquet", "--item-id", "app")
+
+
+class Load(threading.Thread):
+    """A caller that asks again as soon as it is answered."""
+
+    def __init__(self, port: int, until: float) -> None:
+        super().__init__()
+        self.port, self.until = port, until
+        self.answers: list[tuple[int, float, Any]] = []
+        self.broken = 0
+
+    def run(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        while time.monotonic() < self.until:
+            start = time.monotonic()
+            try:
+                connection.request("POST", "/v1/rank", BODY)
+                got = connection.getresponse()
+                body = json.loads(got.read())
+            except (OSError, http.client.HTTPException):
+                self.broken += 1
+                connection.close()
+                continue
+            self.answers.append((got.status, time.monotonic() - start, body))
+            if got.status == 503:
+                time.sleep(0.001)
+        connection.close()
+
+
+def load(port: int, callers: int, seconds: float) -> list[Load]:
+    until = time.monotonic() + seconds
+    threads = [Load(port, until) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_overload_is_answered_right_or_refused(apps: Path, bundle: Bundle) -> None:
+    best = sorted(np.asarray(bundle.score(whole_rows(ITEMS))).tolist(), reverse=True)[0]
+    with running(*catalogue(apps), "--queue", 8) as server:
+        server.wait_ready()
+        quiet = load(server.port, 1, 1.0)
+        quiet[0].join()
+        alone = statistics.median(took for _, took, _ in quiet[0].answers)
+        threads = load(server.port, 3 * 8, 3.0)
+        for thread in threads:
+            thread.join()
+        answers = [answer for thread in threads for answer in thread.answers]
+        accepted = [took for status, took, _ in answers if status == 200]
+        assert {status for status, _, _ in answers} == {200, 503}
+        assert sum(thread.broken for thread in threads) == 0
+        assert all(body["scores"][0] == best for status, _, body in answers if status == 200)
+        assert len(accepted) > 20
+        # At most eight wait before one; the callers share the processor with the server.
+        assert np.quantile(accepted, 0.99) < max(0.5, 60 * alone)
+        assert server.call("POST", "/v1/rank", BODY).status == 200
+
+
+def test_slow_callers_hold_nothing(apps: Path) -> None:
+    with running(*catalogue(apps), "--queue", 4) as server, contextlib.ExitStack() as stack:
+        server.wait_ready()
+        head = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        sent = [b"", b"POST /v1/r", head[:-4], head, head + b'{"user"']
+        for number in range(100):
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            slow.sendall(sent[number % len(sent)])
+        took = []
+        for _ in range(20):
+            start = time.monotonic()
+            assert server.call("POST", "/v1/rank", BODY).status == 200
+            took.append(time.monotonic() - start)
+        assert statistics.median(took) < 0.5
+        # And one that does not read its answers.
+        deaf = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        deaf.setblocking(False)
+        ask = f"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(200):
+                deaf.send(ask + BODY)
+        assert server.call("POST", "/v1/rank", BODY).status == 200
+
+
+SLOW = """
+from widedeep.serving.http import *
+from widedeep.serving.registry import Registry
+from widedeep.serving.supervisor import bind_port
+import sys
+with Registry(sys.argv[1]) as registry:
+    registry.wait_ready(60)
+    settings = Settings(head_timeout_s=0.3, body_timeout_s=0.3, max_connections=8)
+    service = Service(models=Models({"apps": registry}), settings=settings)
+    with bind_port("127.0.0.1", 0) as listening:
+        listening.listen()
+        print(listening.getsockname()[1], flush=True)
+        serve(service, listening)
+"""
+
+
+def test_late_heads_and_bodies_are_told_and_closed(apps: Path) -> None:
+    path = os.pathsep.join(filter(None, ["src", os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(apps)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        head = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+        for sent in (b"", b"POST /v1/rank HT", head[:-2], head, head + b"{"):
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
+                slow.sendall(sent)
+                got = b""
+                while part := slow.recv(4096):
+                    got += part
+                assert got.startswith(b"HTTP/1.1 408"), (sent, got)
+                assert b'{"error":"' in got
+        with contextlib.ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as one_more:
+                assert one_more.recv(4096).startswith(b"HTTP/1.1 503")
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+def test_drain_on_sigterm(apps: Path) -> None:
+    with running(*catalogue(apps), "--lame-duck", 1.0) as server:
+        server.wait_ready()
+        threads = load(server.port, 3, 6.0)
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert server.call("GET", "/health/ready").status == 503  # and still answers
+        assert server.call("GET", "/health/live").status == 200
+        assert server.process.wait(20) == 0
+        for thread in threads:
+            thread.until = 0.0
+            thread.join()
+        answered = [status for thread in threads for status, _, _ in thread.answers]
+        assert set(answered) == {200}
+        assert len(answered) > 3
+
+
+def test_killed_and_started_again(apps: Path) -> None:
+    with running(*catalogue(apps)) as server:
+        server.wait_ready()
+        port = server.port
+        server.process.kill()
+        server.process.wait(20)
+    with running(*catalogue(apps), "--http", f":{port}") as server:
+        server.wait_ready()
+        assert server.port == port
+        assert server.call("POST", "/v1/rank", BODY).status == 200
+
+
+def resident_mb(process: int) -> float:
+    with open(f"/proc/{process}/status", encoding="ascii") as file:
+        found = next(line for line in file if line.startswith("VmRSS"))
+    return int(found.split()[1]) / 1024
+
+
+def first_answer_s(apps: Path) -> tuple[float, float, str]:
+    with running(*catalogue(apps)) as server:
+        server.wait_ready()
+        assert server.call("POST", "/v1/rank", BODY).status == 200
+        took = time.monotonic() - server.started
+        maps = Path(f"/proc/{server.process.pid}/maps")
+        return took, resident_mb(server.process.pid), maps.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_start_is_quick_and_without_torch(apps: Path) -> None:
+    took, resident, mapped = min(first_answer_s(apps) for _ in range(2))
+    assert "libtorch" not in mapped
+    assert "_native" in mapped
+    assert resident < 200
+    assert took < 6.0  # under 2 s on a quiet machine; the tests may run beside others
+
+
+def test_tls(apps: Path, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    made = subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip("no openssl")
+    words = ("--tls-certificate", certificate, "--tls-key", key)
+    with running(*catalogue(apps), *words) as server:
+        context = ssl.create_default_context(cafile=str(certificate))
+        end = time.monotonic() + 60
+        while True:
+            connection = http.client.HTTPSConnection("localhost", server.port, context=context)
+            with contextlib.closing(connection):
+                connection.request("POST", "/v1/rank", BODY)
+                got = connection.getresponse()
+                got.read()
+            if got.status == 200:
+                break
+            assert got.status == 503
+            assert time.monotonic() < end
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as plain:
+            plain.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert not plain.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_what_was_shown_is_logged(apps: Path, tmp_path: Path) -> None:
+    import pyarrow.dataset as ds
+
+    words = ("--log", tmp_path / "log", "--log-user", "user")
+    with running(*catalogue(apps), *words) as server:
+        server.wait_ready()
+        found = ask(server, "r1")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+    rows = ds.dataset(tmp_path / "log", format="parquet").to_table().to_pylist()
+    rows.sort(key=lambda row: row["position"])
+    assert [row["item_id"] for row in rows] == found["items"]
+    assert [row["score"] for row in rows] == found["scores"]
+    assert {(row["request_id"], row["user_id"], row["model_version"]) for row in rows} == {
+        ("r1", USER["user"], "1")
+    }
+
+
+def ask(server: Running, request_id: str) -> Any:
+    body = {"user": USER, "candidates": ITEMS, "request_id": request_id}
+    return server.call("POST", "/v1/rank", body).json
