@@ -48,5 +48,6 @@ def test_every_path_by_the_document(local: Local) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_path_by_the_document_at_length(local: Local) -> None:
     assert check_operations(local, examples=300) > 5_000

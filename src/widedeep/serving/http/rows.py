@@ -89,7 +89,7 @@ def score_rows(
         found: list[Row] = []
         try:
             found = rows(bundle)
-            scores = _scores(bundle, found, served.ranker.threads)
+            scores = _scores(bundle, found, service.threads)
         except (HttpError, WideDeepError, UnicodeError) as error:
             service.statistics.failed(model, served.version, time.perf_counter() - start)
             if isinstance(error, WideDeepError):

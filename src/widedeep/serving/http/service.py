@@ -60,6 +60,8 @@ class Service:
         log: Of requests; None makes it by the settings.
         keys: Callers; None asks for no key.
         on_ranked: Called after each ranking, off no one's path but the caller's: it must not block.
+        threads: That one request of rows may use.
+        draining: Whether it has been told to end.
     """
 
     models: Models
@@ -68,6 +70,7 @@ class Service:
     log: RequestLog | None = None
     keys: Keys | None = None
     on_ranked: Callable[[Ranked], None] | None = None
+    threads: int = 1
     draining: bool = False
 
     def __post_init__(self) -> None:

@@ -159,7 +159,12 @@ def serve_plan(
     """
     settings, shared = plan.settings, worker.count > 1
     registries = plan.registries()
-    service = Service(models=Models(registries), settings=settings, keys=plan.keys())
+    service = Service(
+        models=Models(registries),
+        settings=settings,
+        keys=plan.keys(),
+        threads=plan.rank_threads,
+    )
     # Longer slices for other threads would hold up every request while a version loads.
     sys.setswitchinterval(0.001)
     with ExitStack() as stack:
