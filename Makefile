@@ -26,7 +26,7 @@ DOCS_READY := $(VENV)/.ready-docs
 .PHONY: help quickstart census test test-slow check format bench docs sanitize check-arm64 wheel \
     native native-inplace clean
 help:
-	@echo "make quickstart    train, evaluate, export and score a Wide & Deep model on UCI Adult"
+	@echo "make quickstart    train, evaluate, export, score and serve a Wide & Deep model on UCI Adult"
 	@echo "make census        the same, and the README's table: five seeds of wide, deep, and both"
 	@echo "make test          the fast tests, docstring examples and the documents' code blocks"
 	@echo "make test-slow     the slow tests"
@@ -60,7 +60,7 @@ $(RUN_READY): $(READY) pyproject.toml constraints.txt
 	    echo "to do without: make $(MAKECMDGOALS) TORCH_INDEX=URL, the CPU index of PyTorch's installation page"; fi
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)"
 	$(PIP) $(shell sed -nE 's/^(cmake|nanobind|ninja|scikit-build-core)==.*/\1/p' constraints.txt)
-	$(PIP) $(EDITABLE) .
+	$(PIP) $(EDITABLE) '.[serve]'
 	touch $@
 
 # PySpark is half a gigabyte, and its tests are left out where there is no Java.

@@ -1,7 +1,7 @@
 """Wide & Deep on UCI Adult: who earns more than 50,000 dollars a year?
 
 Trains jointly on 32,561 people, evaluates on UCI's own test split of 16,281, writes a bundle and
-scores one person with it.
+scores one person with it, here and over HTTP.
 
     python examples/census/run.py [--out DIRECTORY]
 """
@@ -9,6 +9,12 @@ scores one person with it.
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import widedeep as wd
@@ -73,6 +79,34 @@ def main() -> None:
         f"{bundle.score([PERSON])[0]:.3f}"
     )
     print(bundle.explain(PERSON))
+    serve_one_request(arguments.out)
+
+
+def serve_one_request(bundle: str) -> None:
+    """Serve the bundle in a process of its own, and ask it for the same person's score."""
+    command = [sys.executable, "-m", "widedeep", "serve", f"census={bundle}", "--http", ":0"]
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = json.loads("".join(iter(server.stdout.readline, "}\n")) + "}")["http"]
+        body = json.dumps({"examples": [PERSON]})
+        print(f"\ncurl {url}/v1/models/census:regress -d '{body}'")
+        try:
+            while True:
+                try:
+                    request = urllib.request.Request(
+                        f"{url}/v1/models/census:regress",
+                        body.encode(),
+                        {"Content-Type": "application/json"},
+                    )
+                    with urllib.request.urlopen(request, timeout=30) as answer:
+                        print(answer.read().decode())
+                    return
+                except urllib.error.HTTPError as error:
+                    if error.code != 503:  # the bundle is still being loaded
+                        raise
+                    time.sleep(0.05)
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":
