@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import widedeep as wd
-from tests.bundle import models
+from tests.bundle import models, test_graph
 from widedeep.bundle import Bundle, write_bundle
-from widedeep.errors import RequestError
+from widedeep.errors import BundleError, ConfigError, DataError, RequestError
 
 SCHEMA = models.schema(item=("app", "price"))
 ITEMS = {"app": [*models.APPS, "new"], "price": [0.0, 1.0, None, 3.0, 4.0]}
@@ -84,3 +87,130 @@ def test_a_field_that_cannot_be_used_is_named(
     with pytest.raises(RequestError) as error:
         ranker.rank(**{"user": USER, "context": CONTEXT, "candidates": ["maps"]} | request_)
     assert error.value.where == field
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("context.age", {"context": {"age": "old"}}),
+        ("user.tags", {"user": {"user": "bo", "tags": [{}]}}),
+        ("candidates.price[1]", {"candidates": {"app": ["maps", "mail"], "price": [1, "x"]}}),
+        ("candidates[0]", {"candidates": [["maps"]]}),
+        ("candidates[2]", {"candidates": ["maps", "mail", 2.5]}),
+    ],
+)
+def test_a_value_that_does_not_fit_its_feature_is_named(
+    bundle: Bundle, field: str, request_: dict[str, Any]
+) -> None:
+    ranker = wd.Ranker(bundle, items=ITEMS, item_id="app")
+    with pytest.raises(RequestError) as error:
+        ranker.rank(**{"user": USER, "context": {}, "candidates": ["maps"]} | request_)
+    assert error.value.where == field and str(error.value).startswith(f"{field}: ")
+
+
+def test_unknown_ids_are_refused_on_demand(bundle: Bundle) -> None:
+    ranker = wd.Ranker(bundle, items=ITEMS, item_id="app", unknown_items="refuse")
+    with pytest.raises(RequestError, match="'nowhere'") as error:
+        ranker.rank(USER, CONTEXT, ["maps", "nowhere"])
+    assert error.value.where == "candidates[1]"
+    with pytest.raises(ConfigError, match="did you mean 'refuse'"):
+        wd.Ranker(bundle, unknown_items="refused")  # type: ignore[arg-type]
+
+
+def test_what_is_absent_is_told(bundle: Bundle) -> None:
+    ranker = wd.Ranker(bundle, items=ITEMS, item_id="app")
+    assert ranker.rank(USER, CONTEXT, ["maps"]).absent == {}
+    assert ranker.rank({"user": "bo", "tags": []}, None, ["maps"]).absent == {"age": 1, "seen": 1}
+    inline = ranker.rank(USER, CONTEXT, {"app": ["maps", "mail"]})
+    assert inline.absent == {"price": 2}
+
+
+def test_explanations_are_those_of_the_bundle(bundle: Bundle) -> None:
+    ranker = wd.Ranker(bundle, items=ITEMS, item_id="app")
+    ids = ["mail", "nowhere", "new"]
+    ranking = ranker.rank(USER, CONTEXT, ids, explain=True, k=2)
+    expected = [bundle.explain(rows_of(ids)[at]) for at in ranking.positions]
+    assert ranking.explanations == tuple(expected)
+    assert [e.score[""] for e in expected] == ranking.scores.tolist()
+
+
+def test_another_catalogue_takes_over_at_once(bundle: Bundle) -> None:
+    ranker = wd.Ranker(bundle, items=ITEMS, item_id="app")
+    tables = [
+        wd.Catalogue.read(ITEMS | {"price": [price] * 5}, id_column="app", version=str(price))
+        for price in (0.0, 50.0)
+    ]
+    expected = {
+        c.version: wd.Ranker(bundle, items=c).rank(USER, CONTEXT, ITEMS["app"]).scores.tolist()
+        for c in tables
+    }
+    assert expected["0.0"] != expected["50.0"]
+    ranker.replace_catalogue(tables[0])
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            for catalogue in reversed(tables):
+                ranker.replace_catalogue(catalogue)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        seen: set[str | None] = set()
+        deadline = time.monotonic() + 20
+        while len(seen) < 2 and time.monotonic() < deadline:
+            ranking = ranker.rank(USER, CONTEXT, ITEMS["app"])
+            assert ranking.scores.tolist() == expected[str(ranking.catalogue_version)]
+            seen.add(ranking.catalogue_version)
+    finally:
+        stop.set()
+        thread.join()
+    assert seen == {"0.0", "50.0"}
+    with pytest.raises(DataError, match="no column 'price'"):
+        ranker.replace_catalogue({"app": ["maps"]})
+    assert ranker.catalogue in tables
+
+
+def test_a_catalogue_in_bfloat16_is_near(bundle: Bundle) -> None:
+    exact = wd.Ranker(bundle, items=ITEMS, item_id="app")
+    half = wd.Ranker(bundle, items=ITEMS, item_id="app", catalogue_precision="bfloat16")
+    one, other = (r.rank(USER, CONTEXT, ITEMS["app"]) for r in (exact, half))
+    scores = dict(zip(other.items, other.scores, strict=True))
+    differences = [abs(scores[i] - s) for i, s in zip(one.items, one.scores, strict=True)]
+    assert 0 < max(differences) < 5e-3
+
+
+def test_an_exported_graph_is_served_row_by_row(tmp_path: Path) -> None:
+    bundle = test_graph.write(tmp_path)
+    ranker = wd.Ranker(bundle, items=ITEMS, item_id="app")
+    assert ranker.engine == "row by row"
+    ids = ["mail", "nowhere", "new", "mail"]
+    scores = np.asarray(bundle.score(rows_of(ids)))
+    ranking = ranker.rank(USER, CONTEXT, ids)
+    order = np.argsort(-scores, kind="stable")
+    assert np.array_equal(ranking.positions, order)
+    np.testing.assert_allclose(ranking.scores, scores[order], rtol=1e-6)
+    with pytest.raises(BundleError, match="catalogue_precision"):
+        wd.Ranker(bundle, catalogue_precision="bfloat16")
+
+
+def test_without_features_of_the_item_what_comes_with_it_is_its(tmp_path: Path) -> None:
+    schema = models.schema(item=())
+    model = models.model(schema)
+    bundle = write_bundle(
+        tmp_path / "b",
+        schema=schema,
+        weights=models.random_weights(schema, model),
+        model=model,
+        metrics={},
+        warmup_rows=[],
+        config={},
+    )
+    rows = models.rows(20)
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name != "age"}
+    scores = np.asarray(bundle.score([row | {"age": 33.5} for row in rows]))
+    ranking = wd.Ranker(bundle).rank({}, {"age": 33.5}, columns)
+    assert np.array_equal(ranking.scores, np.sort(scores)[::-1])
+    assert ranking.absent == {}
+    with pytest.raises(RequestError, match="given with the items"):
+        wd.Ranker(bundle).rank({"user": "bo"}, None, columns)

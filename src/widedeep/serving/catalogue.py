@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import repeat
@@ -19,6 +20,9 @@ from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError, nearest
 
 __all__ = ["Catalogue"]
+
+# As an integer of 64 bits is written: "07" is not the integer 7.
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 class Catalogue:
@@ -109,15 +113,13 @@ class Catalogue:
         return self._positions.get(id_, -1) if isinstance(id_, str | int) else -1
 
     def _converted_position(self, id_: object) -> int:
-        if isinstance(id_, str) and id_.lstrip("-").isdecimal():
+        if isinstance(id_, str) and _INTEGER.fullmatch(id_):
             converted: str | int = int(id_)
         elif isinstance(id_, int) and not isinstance(id_, bool):
             converted = str(id_)
         else:
             return -1
-        found: int = self._positions.get(converted, -1)
-        # "07" is not the integer 7.
-        return found if str(converted) == str(id_) else -1
+        return self._positions.get(converted, -1)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

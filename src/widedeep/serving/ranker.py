@@ -119,6 +119,9 @@ class Ranker:
 
     Attributes:
         bundle: The model.
+        unknown_items: As given.
+        catalogue_precision: As given.
+        threads: As given.
 
     Raises:
         BundleError: If the bundle cannot be loaded.
@@ -154,7 +157,9 @@ class Ranker:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         _check_choice("unknown_items", unknown_items, ("score", "refuse"))
         _check_choice("catalogue_precision", catalogue_precision, ("float32", "bfloat16"))
-        self._unknown_items = unknown_items
+        self.unknown_items = unknown_items
+        self.catalogue_precision = catalogue_precision
+        self.threads = threads
         self._read = frozenset(self.bundle.encoder.columns(targets=False))
         self._item_columns = item_columns(self.bundle.schema.spec) & self._read
         self._heads = {head.name: head.kind for head in self.bundle.model.heads}
@@ -366,7 +371,7 @@ class Ranker:
     def _unknown(self, ids: list[Any], places: list[int], catalogue: Catalogue) -> Any:
         for at in places:
             check_id(at, ids[at])
-            if self._unknown_items == "refuse":
+            if self.unknown_items == "refuse":
                 raise RequestError(
                     f"candidates[{at}]",
                     f"got the id {ids[at]!r}, which is not in the catalogue {catalogue.version!r}; "

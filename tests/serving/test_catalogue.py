@@ -1,0 +1,69 @@
+"""A table of items: read from anything, looked up by id, named by its content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import widedeep as wd
+from widedeep.errors import DataError
+
+TABLE = pa.table({"app": ["maps", "mail", "игра"], "price": [0.0, 2.5, None]})
+
+
+def test_files_frames_and_tables_are_one_catalogue(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "items.parquet", row_group_size=2)
+    inputs: dict[str, Any] = {
+        "table": TABLE,
+        "path": tmp_path / "items.parquet",
+        "text": str(tmp_path / "items.parquet"),
+        "pandas": TABLE.to_pandas(),
+        "columns": TABLE.to_pydict(),
+    }
+    for kind, items in inputs.items():
+        read = wd.Catalogue.read(items, id_column="app")
+        assert (read.ids, len(read)) == (["maps", "mail", "игра"], 3), kind
+        assert read.positions(["игра", "maps", "?", "игра"]).tolist() == [2, 0, -1, 2]
+
+
+def test_the_version_is_that_of_the_content() -> None:
+    def version(table: pa.Table) -> str:
+        return wd.Catalogue.read(table, id_column="app").version
+
+    assert version(TABLE) == version(pa.concat_tables([TABLE.slice(0, 1), TABLE.slice(1)]))
+    other = TABLE.set_column(1, "price", pa.array([0.0, 2.5, 0.0]))
+    assert version(other) != version(TABLE)
+    assert version(TABLE.slice(0, 2)) != version(TABLE)
+    assert wd.Catalogue.read(TABLE, id_column="app", version="v7").version == "v7"
+
+
+def test_integers_and_their_texts_find_each_other() -> None:
+    numbers = wd.Catalogue.read({"app": [7, -9]}, id_column="app")
+    assert numbers.positions([7, "7", "-9", "07", "--9", 8, True, 7.5]).tolist() == [
+        *(0, 0, 1, -1, -1, -1, -1, -1)
+    ]
+    texts = wd.Catalogue.read({"app": ["7", "07"]}, id_column="app")
+    assert texts.positions([7, "07", None, ["7"]]).tolist() == [0, 1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (["maps", None], "1 nulls, the first in row 1"),
+        (["maps", "mail", "maps"], "'maps' more than once"),
+        ([1.5, 2.0], "expected ids of text or integers"),
+        ([["maps"]], "expected ids of text or integers"),
+    ],
+)
+def test_ids_must_tell_items_apart(column: list[Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        wd.Catalogue.read({"app": column}, id_column="app")
+
+
+def test_a_misspelt_id_column_gets_the_nearest_name() -> None:
+    with pytest.raises(DataError, match="did you mean 'app'"):
+        wd.Catalogue.read(TABLE, id_column="ap")
