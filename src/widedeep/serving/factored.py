@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +15,11 @@ from widedeep.data.transform_plan import plain_value
 from widedeep.features import Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.features.sides import feature_side, item_columns
 from widedeep.kernels.ranker import Side, SideParts, TransformSides, new_rank_scorer, to_bfloat16
+from widedeep.serving.shared_rows import Arrays
 
 __all__ = ["FactoredForward", "ItemSums", "QuerySums", "can_factor"]
+
+Keep: TypeAlias = Callable[[Callable[[], Arrays]], Arrays]
 
 _SIDES: tuple[Side, ...] = ("query", "item", "pair")
 _ITEMS_AT_ONCE = 16_384
@@ -191,11 +194,12 @@ class FactoredForward:
         missing = zip(self._query_columns, absent, strict=True)
         return QuerySums(encoded[0], wide, hidden, tuple(name for name, n in missing if n))
 
-    def items(self, table: pa.Table) -> ItemSums:
+    def items(self, table: pa.Table, keep: Keep | None = None) -> ItemSums:
         """Return what each row of a table of items brings to every request.
 
         Args:
             table: Has all columns of the items' features.
+            keep: Has the sums made, and returns them from where it keeps them.
 
         Raises:
             FeatureError: If a value does not fit its feature.
@@ -204,7 +208,7 @@ class FactoredForward:
         if not self._item_columns or not batches:
             return self.item_rows([{}] * table.num_rows)
         capsules = [batch.__arrow_c_array__() for batch in batches]
-        return self._item_sums(self._transform.encode_items(capsules, "the catalogue"), {})
+        return self._item_sums(self._transform.encode_items(capsules, "the catalogue"), {}, keep)
 
     def item_rows(self, rows: Sequence[Mapping[str, Any]]) -> ItemSums:
         """Return what items given as dicts bring; an absent key is a null, and counted.
@@ -220,16 +224,25 @@ class FactoredForward:
         missing = {name: n for name, n in zip(self._item_columns, absent, strict=True) if n}
         return self._item_sums(encoded, missing)
 
-    def _item_sums(self, encoded: Any, absent: dict[str, int]) -> ItemSums:
+    def _item_sums(
+        self, encoded: Any, absent: dict[str, int], keep: Keep | None = None
+    ) -> ItemSums:
         parts, *arrays = encoded
-        wide, hidden = self._scorer.sums("item", *arrays, threads=self._threads)
-        if self._precision == "float32":
-            return ItemSums(parts, wide, hidden, None, absent)
-        half = np.empty(hidden.shape, np.uint16)
-        for start in range(0, len(hidden), _ITEMS_AT_ONCE):
-            some = slice(start, start + _ITEMS_AT_ONCE)
-            half[some] = to_bfloat16(hidden[some])
-        return ItemSums(parts, wide, None, half, absent)
+
+        def make() -> Arrays:
+            wide, hidden = self._scorer.sums("item", *arrays, threads=self._threads)
+            if self._precision == "float32":
+                return {"wide": wide, "hidden": hidden}
+            half = np.empty(hidden.shape, np.uint16)
+            for start in range(0, len(hidden), _ITEMS_AT_ONCE):
+                some = slice(start, start + _ITEMS_AT_ONCE)
+                half[some] = to_bfloat16(hidden[some])
+            return {"wide": wide, "hidden_bfloat16": half}
+
+        sums = make() if keep is None else keep(make)
+        return ItemSums(
+            parts, sums["wide"], sums.get("hidden"), sums.get("hidden_bfloat16"), absent
+        )
 
     def logits(
         self, query: QuerySums, items: ItemSums, positions_B: NDArray[np.int64]

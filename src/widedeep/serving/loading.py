@@ -15,6 +15,7 @@ from widedeep.errors import BundleError
 from widedeep.features.sides import item_columns
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.ranker import Ranker
+from widedeep.serving.shared_rows import SharedRows
 
 __all__ = ["RankerOptions", "load_ranker", "lower_thread_priority"]
 
@@ -31,6 +32,7 @@ class RankerOptions:
         unknown_items: Items that are not in the catalogue are scored as never seen, or refused.
         catalogue_precision: Of the catalogue's prebuilt rows.
         threads: Threads that a long request is split over.
+        shared_rows: Where several processes keep one copy of the catalogue's rows.
     """
 
     items: str | os.PathLike[str] | None = None
@@ -38,6 +40,7 @@ class RankerOptions:
     unknown_items: Literal["score", "refuse"] = "score"
     catalogue_precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
+    shared_rows: SharedRows | None = None
 
 
 def load_ranker(
@@ -70,6 +73,7 @@ def load_ranker(
         unknown_items=options.unknown_items,
         catalogue_precision=options.catalogue_precision,
         threads=options.threads,
+        shared_rows=options.shared_rows,
     )
     _answer_stored_requests(bundle, ranker)
     return ranker

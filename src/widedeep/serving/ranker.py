@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +35,7 @@ from widedeep.serving.candidates import (
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.factored import FactoredForward, can_factor
 from widedeep.serving.row_by_row import RowByRow
+from widedeep.serving.shared_rows import SharedRows
 
 __all__ = ["Ranker", "Ranking"]
 
@@ -116,6 +118,7 @@ class Ranker:
         catalogue_precision: How the item's part of the first layer is kept: ``"float32"`` gives
             the very scores of the bundle, ``"bfloat16"`` half the memory.
         threads: Threads that one request may use; its scores do not depend on it.
+        shared_rows: Where several processes keep one copy of the catalogue's part of the sums.
 
     Attributes:
         bundle: The model.
@@ -153,6 +156,7 @@ class Ranker:
         unknown_items: Literal["score", "refuse"] = "score",
         catalogue_precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
+        shared_rows: SharedRows | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         _check_choice("unknown_items", unknown_items, ("score", "refuse"))
@@ -160,6 +164,7 @@ class Ranker:
         self.unknown_items = unknown_items
         self.catalogue_precision = catalogue_precision
         self.threads = threads
+        self._shared_rows = shared_rows
         self._read = frozenset(self.bundle.encoder.columns(targets=False))
         self._item_columns = item_columns(self.bundle.schema.spec) & self._read
         self._heads = {head.name: head.kind for head in self.bundle.model.heads}
@@ -220,9 +225,16 @@ class Ranker:
                 f"the catalogue: got no column {column!r}, which the model reads of an item; "
                 f"{nearest(column, names)}"
             )
-        self._loaded = _Loaded(
-            items, self._engine.items(items.table), self._own_columns(items.table.column_names)
-        )
+        own = self._own_columns(items.table.column_names)
+        self._loaded = _Loaded(items, self._items_of(items), own)
+
+    def _items_of(self, items: Catalogue) -> Any:
+        if not isinstance(self._engine, FactoredForward) or self._shared_rows is None:
+            return self._engine.items(items.table)
+        # All that the rows are made of.
+        files = [file.sha256 for file in self.bundle.manifest.files.values()]
+        key = [*files, items.version, self.catalogue_precision]
+        return self._engine.items(items.table, partial(self._shared_rows.arrays, key))
 
     def _own_columns(self, given: Iterable[str]) -> frozenset[str]:
         """Without a declaration of the item's features, what comes with an item is the item's."""

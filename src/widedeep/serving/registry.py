@@ -22,6 +22,7 @@ from widedeep.serving.served import (
     VersionStatus,
 )
 from widedeep.serving.shadow import ShadowReport
+from widedeep.serving.shared_rows import ROWS_DIRECTORY, SharedRows
 from widedeep.serving.state import ServingState, change_state, state_path
 from widedeep.serving.versions import Latest, Policy, Specific
 
@@ -59,6 +60,10 @@ class Registry:
         catalogue_precision: As for :class:`~widedeep.serving.ranker.Ranker`.
         threads: As for :class:`~widedeep.serving.ranker.Ranker`.
         state: The state's file, if it is not in ``root``.
+        rows: A directory in which the processes that serve ``root`` on this machine keep one copy
+            of the catalogue's rows; None: the workers of
+            :func:`widedeep.serving.supervisor.run_workers` have one, and other processes keep their
+            own rows.
 
     Example:
         >>> import widedeep as wd
@@ -91,6 +96,7 @@ class Registry:
         catalogue_precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
         state: str | os.PathLike[str] | None = None,
+        rows: str | os.PathLike[str] | None = None,
     ) -> None:
         if items is not None and item_id is None:
             raise ConfigError("Registry: got items without item_id; name the column of their ids")
@@ -99,6 +105,7 @@ class Registry:
         self.root = Path(root)
         self.policy: Policy = Latest(1) if policy is None else policy
         self.poll_s = poll_s
+        rows = os.environ.get(ROWS_DIRECTORY) if rows is None else rows
         self._state_file = state_path(self.root) if state is None else Path(state)
         options = RankerOptions(
             items=items,
@@ -106,6 +113,7 @@ class Registry:
             unknown_items=unknown_items,
             catalogue_precision=catalogue_precision,
             threads=threads,
+            shared_rows=None if rows is None else SharedRows(rows),
         )
         self._at = Following(self.root, self._state_file, self.policy, poll_s, options)
 

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from widedeep.errors import ConfigError, WideDeepError
+from widedeep.serving.shared_rows import ROWS_DIRECTORY
 
 __all__ = ["Worker", "bind_port", "metrics_text", "run_workers", "worker_main"]
 
@@ -206,7 +207,12 @@ class _Process:
         self._running = subprocess.Popen(
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, METRICS_DIRECTORY: str(self._metrics)},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                METRICS_DIRECTORY: str(self._metrics),
+                ROWS_DIRECTORY: str(self._metrics / "rows"),
+            },
             # Of its own group: Ctrl-C in a terminal is for the supervisor to pass on.
             process_group=0,
         )

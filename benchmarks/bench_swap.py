@@ -1,0 +1,338 @@
+"""What a large version costs while it is loaded and swapped in: latency, failures, memory.
+
+A server's process answers paced requests (200 candidates by id, 26 + 13 features, 8 crosses of
+user and item, a 1 GB bundle, 100,000 items) in one thread and times each from the moment it was
+due. Three phases take turns: quiet; quiet beside a neighbour, another process that loads the same
+bundle over and over at the lowest priority; and a swap, from the publication of a new version until
+the old one is freed.
+
+With --memory: the proportional set size (PSS) of one worker and of two, with the catalogue's rows
+in a shared file and every page of the bundle touched.
+
+    python benchmarks/bench_swap.py [--gigabytes 1] [--items 100000] [--rate 200] [--rounds 3]
+    python benchmarks/bench_swap.py --memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+import widedeep as wd
+from widedeep.bundle import BundleHead, BundleModel, DeepColumn, write_bundle
+from widedeep.schema import ColumnType, NumericFit
+from widedeep.serving.registry import Registry
+
+USERS, ITEM_FIELDS, NUMBERS, CROSSES, VALUES = 13, 13, 13, 8, 10_000
+HIDDEN, DIM = (256, 128), 16
+CANDIDATES = 200
+PHASE_S = 6.0
+
+
+def make_schema(user_buckets: int) -> wd.Schema:
+    """13 categories of the user, 13 of the item (the id among them), 13 numbers, 8 crosses."""
+    users = ["user", *(f"u{n}" for n in range(1, USERS))]
+    items = ["item", *(f"i{n}" for n in range(1, ITEM_FIELDS))]
+    numbers = [f"n{n}" for n in range(NUMBERS)]
+    of_item = [*items, *numbers[NUMBERS // 2 :]]
+    spec = wd.FeatureSpec(
+        features=[
+            *wd.numeric(*numbers, transform="none", missing=0.0),
+            *wd.categorical("user", hash_buckets=user_buckets),
+            *wd.categorical(*users[1:], *items, num_buckets=VALUES),
+            *(wd.crossed(users[n], items[n], hash_buckets=100_000) for n in range(1, 1 + CROSSES)),
+        ],
+        item=of_item,
+    )
+    zero, one = np.zeros(1), np.ones(1)
+    fit = NumericFit(
+        boundaries=(),
+        shift=zero,
+        scale=one,
+        fill=zero.astype(np.float32),
+        minimum=zero,
+        maximum=one,
+        mean=zero,
+    )
+    kinds = {name: ColumnType(kind="int") for name in (*users, *items)}
+    return wd.Schema(
+        spec=spec,
+        columns={**kinds, **{name: ColumnType(kind="float") for name in numbers}},
+        vocabularies={},
+        boundaries={},
+        numerics=dict.fromkeys(numbers, fit),
+    )
+
+
+def publish(root: Path, version: int, user_buckets: int) -> None:
+    """Write a version with random weights; another version, another seed."""
+    schema = make_schema(user_buckets)
+    slots = {slot.name: slot for slot in schema.slots}
+    columns: list[DeepColumn] = []
+    for slot in schema.slots:
+        if slot.deep:
+            at = columns[-1].stop if columns else 0
+            columns.append(
+                DeepColumn(
+                    name=slot.name, source="table", start=at, stop=at + DIM, combiner=slot.combiner
+                )
+            )
+    for name, places in schema.dense_layout.items():
+        at, width = columns[-1].stop, places.stop - places.start
+        columns.append(DeepColumn(name=name, source="dense", start=at, stop=at + width))
+    model = BundleModel(
+        heads=(BundleHead(name="", kind="binary", start=0, stop=1),),
+        hidden_units=HIDDEN,
+        wide=tuple(slot.name for slot in schema.slots if slot.wide),
+        deep=tuple(columns),
+    )
+    rng = np.random.default_rng(version)
+
+    def draw(*size: int) -> NDArray[np.float32]:
+        block = rng.normal(scale=0.05, size=min(int(np.prod(size)), 1 << 20)).astype(np.float32)
+        return np.resize(block, size)
+
+    weights = {"bias": draw(1)}
+    weights |= {f"wide/{name}": draw(slots[name].size, 1) for name in model.wide}
+    weights |= {
+        f"table/{slots[c.name].table}": draw(slots[c.name].size, DIM)
+        for c in columns
+        if c.source == "table"
+    }
+    inputs = model.width
+    for layer, units in enumerate(HIDDEN):
+        weights[f"mlp/{layer}/weight"] = draw(units, inputs)
+        weights[f"mlp/{layer}/bias"] = draw(units)
+        inputs = units
+    weights["head/weight"] = draw(1, inputs)
+    rows = [{**user_of(n), **{f"i{k}": n for k in range(1, 13)}, "item": n} for n in range(16)]
+    write_bundle(
+        root / str(version),
+        schema=schema,
+        weights=weights,
+        model=model,
+        metrics={},
+        warmup_rows=rows,
+        config={},
+    )
+
+
+def user_of(request: int) -> dict[str, Any]:
+    fields = {f"u{n}": (request * 7 + n) % VALUES for n in range(1, USERS)}
+    return {"user": request * 7919, **fields, **{f"n{n}": 0.5 for n in range(NUMBERS // 2)}}
+
+
+def write_items(path: Path, count: int) -> Path:
+    rng = np.random.default_rng(0)
+    columns: dict[str, Any] = {"item": np.arange(count)}
+    columns |= {f"i{n}": rng.integers(0, VALUES, count) for n in range(1, ITEM_FIELDS)}
+    columns |= {f"n{n}": rng.random(count) for n in range(NUMBERS // 2, NUMBERS)}
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+class Requests:
+    """Asks at a steady rate; a request that waits for the one before it is late, and counts so."""
+
+    def __init__(self, registry: Registry, rate: float, items: int) -> None:
+        self._registry, self._pause, self._items = registry, 1 / rate, items
+        self.latencies: list[float] = []
+        self.failures: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        rng = np.random.default_rng(0)
+        due, number = time.perf_counter(), 0
+        while not self._stop.is_set():
+            due += self._pause
+            time.sleep(max(0.0, due - time.perf_counter()))
+            number += 1
+            candidates = rng.integers(0, self._items, CANDIDATES).tolist()
+            try:
+                with self._registry.lease(str(number)) as served:
+                    served.rank(user_of(number), candidates=candidates)
+            except Exception as error:
+                self.failures.append(repr(error))
+            self.latencies.append(time.perf_counter() - due)
+
+    def stop(self) -> tuple[NDArray[np.float64], list[str]]:
+        self._stop.set()
+        self._thread.join()
+        return np.array(self.latencies) * 1e3, self.failures
+
+
+LOAD = """
+import sys
+from pathlib import Path
+from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.loading import RankerOptions, load_ranker, lower_thread_priority
+bundle, items = sys.argv[1:]
+lower_thread_priority()
+print("loading", flush=True)
+while True:
+    catalogue = Catalogue.read(items, id_column="item")
+    load_ranker(Path(bundle), RankerOptions(item_id="item"), catalogue)
+"""
+
+
+def phase(registry: Registry, arguments: argparse.Namespace, kind: str, folder: Path) -> Any:
+    """Run one phase; return its latencies in ms and its failures."""
+    neighbour = None
+    if kind == "neighbour":
+        command = [sys.executable, "-c", LOAD, str(folder / "models" / "1")]
+        neighbour = subprocess.Popen([*command, str(folder / "items.parquet")], stdout=-1)
+        assert neighbour.stdout is not None
+        neighbour.stdout.readline()
+    requests = Requests(registry, arguments.rate, arguments.items)
+    try:
+        if kind == "swap":
+            swap(registry, folder)
+        else:
+            time.sleep(PHASE_S)
+    finally:
+        latencies, failures = requests.stop()
+        if neighbour is not None:
+            neighbour.kill()
+            neighbour.wait()
+    return latencies, failures
+
+
+def swap(registry: Registry, folder: Path) -> None:
+    """Publish the version that waits aside, and wait until the old one is freed."""
+    number = max(int(each.version) for each in registry.status()) + 1
+    before = {each.version for each in registry.status() if each.state == "ready"}
+    os.rename(folder / "aside" / "next", folder / "models" / str(number))
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
+        states = {(each.version, each.state) for each in registry.status()}
+        if (str(number), "ready") in states and not before & {
+            version for version, state in states if state in ("ready", "unloading")
+        }:
+            break
+        time.sleep(0.01)
+    else:
+        raise SystemExit(f"version {number} did not take the traffic: {registry.status()}")
+    time.sleep(0.5)
+
+
+def bench_latency(folder: Path, arguments: argparse.Namespace) -> None:
+    buckets = int(arguments.gigabytes * 1e9 / (4 * (DIM + 1)))
+    publish(folder / "models", 1, buckets)
+    write_items(folder / "items.parquet", arguments.items)
+    found: dict[str, list[NDArray[np.float64]]] = {"quiet": [], "neighbour": [], "swap": []}
+    failures: list[str] = []
+    sys.setswitchinterval(0.001)
+    registry = Registry(
+        folder / "models", items=folder / "items.parquet", item_id="item", poll_s=0.2
+    )
+    with registry:
+        assert registry.wait_ready(300), registry.status()
+        print(f"loaded in {registry.status()[0].load_s:.1f} s")
+        for _ in range(arguments.rounds):
+            publish(folder / "aside", 0, buckets)
+            (folder / "aside" / "0").rename(folder / "aside" / "next")
+            time.sleep(1)
+            for kind in found:
+                latencies, failed = phase(registry, arguments, kind, folder)
+                found[kind].append(latencies)
+                failures += failed
+            for old in sorted((folder / "models").glob("[0-9]*"), key=lambda p: int(p.name))[1:-1]:
+                shutil.rmtree(old)
+    report(found, failures)
+
+
+def report(found: dict[str, list[NDArray[np.float64]]], failures: list[str]) -> None:
+    print(f"{'':12}{'requests':>10}{'p50 ms':>9}{'p99 ms':>9}{'worst':>9}   p99 of each round")
+    p99 = {}
+    for kind, rounds in found.items():
+        every = np.concatenate(rounds)
+        p99[kind] = float(np.percentile(every, 99))
+        each = " ".join(f"{np.percentile(r, 99):.2f}" for r in rounds)
+        p50, worst = np.percentile(every, 50), every.max()
+        print(f"{kind:12}{len(every):10,}{p50:9.2f}{p99[kind]:9.2f}{worst:9.1f}   {each}")
+    print(f"failed requests: {len(failures)} {failures[:1]}")
+    beside = max(p99["quiet"], p99["neighbour"])
+    print(
+        f"p99 of the swap: {p99['swap'] / p99['quiet']:.2f} x quiet, "
+        f"{p99['swap'] / beside:.2f} x the larger of quiet and neighbour"
+    )
+
+
+def pss_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1e3
+    raise SystemExit(f"no Pss of process {pid}")
+
+
+WORKER = """
+import sys
+import numpy as np
+from widedeep.serving.registry import Registry
+root, items, rows = sys.argv[1:]
+registry = Registry(root, items=items, item_id="item", rows=rows or None)
+registry.start()
+assert registry.wait_ready(300), registry.status()
+with registry.lease("r") as served:
+    for array in served.ranker.bundle.weights.values():
+        float(np.asarray(array).reshape(-1)[:: 1024].sum())
+    served.rank({"user": 1}, candidates=list(range(200)))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def bench_memory(folder: Path, arguments: argparse.Namespace) -> None:
+    publish(folder / "models", 1, int(arguments.gigabytes * 1e9 / (4 * (DIM + 1))))
+    items = write_items(folder / "items.parquet", arguments.items)
+    for shared in (False, True):
+        command = [sys.executable, "-c", WORKER, str(folder / "models"), str(items)]
+        command.append(str(folder / "rows") if shared else "")
+        workers, sums = [], []
+        try:
+            for _ in range(2):
+                workers.append(subprocess.Popen(command, stdin=-1, stdout=-1))
+                assert workers[-1].stdout is not None
+                assert workers[-1].stdout.readline() == b"ready\n"
+                sums.append(sum(pss_mb(worker.pid) for worker in workers))
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+        kind = "rows in a shared file" if shared else "rows of each worker's own"
+        growth = sums[1] / sums[0] - 1
+        print(f"{kind}: PSS {sums[0]:,.0f} MB of one, {sums[1]:,.0f} MB of two: + {growth:.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=1.0)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", action="store_true")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-swap-"))
+    try:
+        (bench_memory if arguments.memory else bench_latency)(folder, arguments)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
