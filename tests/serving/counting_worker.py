@@ -10,7 +10,7 @@ import threading
 import time
 
 from widedeep.errors import ConfigError
-from widedeep.serving.supervisor import Worker, bind_port, metrics_text
+from widedeep.serving.supervisor import Worker, bind_port
 
 
 def serve(worker: Worker, host: str, port: int) -> None:
@@ -36,7 +36,7 @@ def answer(connection: socket.socket, worker: Worker, requests: object, busy: ob
     with connection, connection.makefile("rw") as lines:
         asked = lines.readline().strip()
         if asked == "metrics":
-            lines.write(metrics_text().decode())
+            lines.write(all_metrics())
             return
         requests.inc()  # type: ignore[attr-defined]
         with busy.track_inprogress():  # type: ignore[attr-defined]
@@ -45,6 +45,14 @@ def answer(connection: socket.socket, worker: Worker, requests: object, busy: ob
             if asked == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             lines.write(f"{worker.index} {os.getpid()}")
+
+
+def all_metrics() -> str:
+    from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    return generate_latest(registry).decode()
 
 
 def refuse(worker: Worker) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.serving.shared_rows import ROWS_DIRECTORY
 
-__all__ = ["Worker", "bind_port", "metrics_text", "run_workers", "worker_main"]
+__all__ = ["Worker", "bind_port", "run_workers", "worker_main"]
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Where the Prometheus client keeps the numbers of several processes: its own variable."""
@@ -295,17 +295,3 @@ def _forget_gauges(metrics: Path, index: int) -> None:
     """Take back what a dead worker said of its present: requests in flight and the like."""
     for file in metrics.glob(f"gauge_live*_{index}.db"):
         file.unlink(missing_ok=True)
-
-
-def metrics_text() -> bytes:
-    """Return the metrics in Prometheus's text format: of all workers, added up, if there are any.
-
-    Gauges that add up over workers are made with ``multiprocess_mode="livesum"``.
-    """
-    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest, multiprocess
-
-    if METRICS_DIRECTORY not in os.environ:
-        return generate_latest(REGISTRY)
-    registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
