@@ -1,0 +1,106 @@
+"""Clients of others, each in a process of its own: curl, gRPC, tritonclient, kserve."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.serving.http.calls import running
+from widedeep.bundle import Bundle
+
+CLIENTS = Path(__file__).parent.parent / "clients"
+ROWS = [
+    {"age": 20.5, "app": "maps"},
+    {"age": 31.0, "app": "игра"},
+    {"age": 50.0, "app": "no one's"},
+]
+
+
+def environment(folder: Path, variable: str, package: str) -> str:
+    """Return a Python that has a client: the one that is named, or one in a fresh environment."""
+    named = os.environ.get(variable)
+    if named:
+        return named
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    python = str(folder / "bin" / "python")
+    install = [python, "-m", "pip", "install", "--quiet", package]
+    if subprocess.run(install, capture_output=True, check=False).returncode:
+        pytest.skip(f"{package} cannot be installed here")
+    return python
+
+
+def call(*command: object) -> list[float]:
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found: list[float] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_tritonclient(apps: Path, bundle: Bundle, tmp_path: Path) -> None:
+    python = environment(tmp_path / "v", "TRITON_PYTHON", "tritonclient[http,grpc]==2.73.0")
+    with running(apps, "--grpc", ":0") as server:
+        server.wait_ready()
+        found = call(python, CLIENTS / "call_triton.py", server.port, server.grpc)
+    assert found == list(bundle.score(ROWS))
+
+
+@pytest.mark.slow
+def test_kserve(apps: Path, bundle: Bundle, tmp_path: Path) -> None:
+    python = environment(tmp_path / "v", "KSERVE_PYTHON", "kserve==0.21.0")
+    with running(apps) as server:
+        server.wait_ready()
+        found = call(python, CLIENTS / "call_kserve.py", server.port)
+    assert found == list(bundle.score(ROWS))
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_curl(apps: Path, bundle: Bundle) -> None:
+    with running(apps) as server:
+        server.wait_ready()
+        url = f"http://127.0.0.1:{server.port}/v1/models/apps:predict"
+        ran = subprocess.run(
+            ["curl", "-sS", "--fail", url, "-d", json.dumps({"instances": ROWS})],
+            capture_output=True,
+            check=True,
+        )
+    assert json.loads(ran.stdout) == {"predictions": list(bundle.score(ROWS))}
+
+
+def test_grpc(apps: Path, bundle: Bundle) -> None:
+    grpc = pytest.importorskip("grpc")
+    from widedeep.serving.grpc_messages import SERVICE, message
+
+    with running(apps, "--grpc", ":0") as server:
+        server.wait_ready()
+        with grpc.insecure_channel(server.grpc) as channel:
+            infer = channel.unary_unary(
+                f"/{SERVICE}/ModelInfer",
+                request_serializer=lambda request: request.SerializeToString(),
+                response_deserializer=message("ModelInferResponse").FromString,
+            )
+            age = {"name": "age", "datatype": "FP64", "shape": [3]}
+            app = {"name": "app", "datatype": "BYTES", "shape": [3, 1]}
+            age["contents"] = {"fp64_contents": [row["age"] for row in ROWS]}
+            app["contents"] = {"bytes_contents": [str(row["app"]).encode() for row in ROWS]}
+            request = message("ModelInferRequest")(model_name="apps", id="r", inputs=[age, app])
+            answer = infer(request, timeout=30)
+            scores = memoryview(answer.raw_output_contents[0]).cast("d").tolist()
+            assert (answer.id, answer.model_version) == ("r", "1")
+            assert scores == list(bundle.score(ROWS))
+            for change, code in (
+                ({"model_name": "none"}, grpc.StatusCode.NOT_FOUND),
+                ({"inputs": [age | {"shape": [4]}]}, grpc.StatusCode.INVALID_ARGUMENT),
+                ({"inputs": [age | {"name": "agee"}]}, grpc.StatusCode.INVALID_ARGUMENT),
+                ({"raw_input_contents": [b""]}, grpc.StatusCode.INVALID_ARGUMENT),
+            ):
+                wrong = {"model_name": "apps", "inputs": [age, app], **change}
+                with pytest.raises(grpc.RpcError) as told:
+                    infer(message("ModelInferRequest")(**wrong), timeout=30)
+                assert told.value.code() == code
