@@ -264,6 +264,7 @@ def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> 
         print_json(_bundle_document(bundle, sizes, layers, positive, negative))
         return
     print_text(repr(bundle))
+    _print_history(bundle)
     print_text("\nTables")
     print_table(
         ["part", "table", "ids", "width", "weights", "not zero"],
@@ -282,6 +283,22 @@ def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> 
     for title, weights in (("positive", positive), ("negative", negative)):
         print_text(f"\nStrongest {title} wide weights{logit}")
         _print_weights(weights)
+
+
+def _print_history(bundle: Bundle) -> None:
+    if not bundle.history:
+        return
+    print_text("\nHistory columns, which a request must bring")
+    cells = [
+        [
+            name,
+            f"{told['feature']} of {' or '.join(told['kinds']) or told['of']}",
+            str(told["by"]),
+            str(told["window"] or ""),
+        ]
+        for name, told in bundle.history.items()
+    ]
+    print_table(["column", "holds", "by", "window"], cells)
 
 
 def _logit_name(bundle: Bundle, column: int) -> str:
@@ -319,6 +336,7 @@ def _bundle_document(
     return {
         "bundle": bundle.path,
         "schema": bundle.schema.fingerprint,
+        "history": bundle.history,
         "metrics": bundle.metrics,
         "tables": [
             {

@@ -158,6 +158,8 @@ class Schema:
         label_means: Mean label by head, for numeric labels.
         quantile_rows: Rows the quantiles are exact on: all of them, or a seeded sample.
         notes: What a person should know about the fit, one sentence each.
+        history: By column, how a join computes it from earlier events: the arguments of
+            :class:`widedeep.data.join.History`, and the logs' delays.
     """
 
     spec: FeatureSpec
@@ -171,6 +173,7 @@ class Schema:
     label_means: Mapping[str, float] = field(default_factory=dict)
     quantile_rows: int = 0
     notes: tuple[str, ...] = ()
+    history: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -307,7 +310,9 @@ class Schema:
         return hash(self.fingerprint)
 
     def _identity(self) -> dict[str, Any]:
+        history = {"history": {name: dict(told) for name, told in self.history.items()}}
         return {
+            **(history if self.history else {}),
             "format": SCHEMA_FORMAT,
             "spec": spec_to_table(self.spec),
             "columns": {name: asdict(kind) for name, kind in self.columns.items()},
@@ -487,6 +492,7 @@ def _assemble(
         label_means=facts["label_means"],
         quantile_rows=facts["quantile_rows"],
         notes=tuple(facts["notes"]),
+        history=identity.get("history", {}),
     )
 
 

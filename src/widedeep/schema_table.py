@@ -29,6 +29,8 @@ def schema_table(schema: Schema) -> str:
     )
     lines = [head, *(_line(row, widths) for row in [_HEADINGS, *rows])]
     lines += [f"label: {_label(schema)}"]
+    if schema.history:
+        lines.append(f"history, computed by the join: {', '.join(schema.history)}")
     lines += [f"note: {note}" for note in schema.notes]
     return "\n".join(lines)
 

@@ -43,6 +43,8 @@ class Manifest:
         created_by: Version of widedeep that wrote it.
         schema_fingerprint: Of the schema the model was trained with.
         files: Every file but the manifest itself.
+        history: The columns that a request must bring, computed from the user's and the items'
+            earlier events as :attr:`Schema.history` says.
     """
 
     format_version: int
@@ -50,10 +52,13 @@ class Manifest:
     created_by: str
     schema_fingerprint: str
     files: Mapping[str, FileEntry]
+    history: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """Return the manifest's one and only text: equal manifests are equal byte by byte."""
         body = asdict(self)
+        if not self.history:
+            del body["history"]
         return json.dumps({**body, "sha256": _seal(body)}, indent=1) + "\n"
 
 
@@ -91,7 +96,8 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         files = {name: FileEntry(**entry) for name, entry in body["files"].items()}
-        manifest = Manifest(**{**body, "files": files})
+        history = tuple(body.get("history", ()))
+        manifest = Manifest(**{**body, "files": files, "history": history})
     except (KeyError, AttributeError, TypeError) as error:
         raise BundleError(f"{file}: got a damaged manifest ({error!r}); {_AGAIN}") from error
     # Its one text, so that a changed space or escape is told too.

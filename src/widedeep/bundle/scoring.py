@@ -98,6 +98,14 @@ class Bundle:
         self._encoder = Transform(schema)
         self._forward = Forward(schema, model, weights, _tower_graph(path, manifest, schema, model))
 
+    @property
+    def history(self) -> Mapping[str, Mapping[str, Any]]:
+        """The columns that a request must bring from earlier events, and how each is computed.
+
+        :meth:`widedeep.data.join.HistoryState.of_definitions` computes them event by event.
+        """
+        return self.schema.history
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
         """Read a bundle, without torch and without pickle.

@@ -190,6 +190,7 @@ def _manifest(made: Path, schema: Schema, engine: Engine) -> Manifest:
         created_by=__version__,
         schema_fingerprint=schema.fingerprint,
         files=file_entries(made),
+        history=tuple(schema.history),
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from widedeep.data.fit_scans import (
     scan_vocabulary,
     scan_weight,
 )
+from widedeep.data.history_columns import history_columns
 from widedeep.data.label_scan import scan_label
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
@@ -54,6 +56,9 @@ def fit_schema(
     with the rows. Vocabularies and learned crosses are exact, the most frequent value first and
     equally frequent ones by value; numbers are summed exactly. The result does not depend on how
     the rows are cut into files, nor, but for sampled quantiles, on their order.
+
+    Of the examples of a join (its ``train`` folder, or :meth:`JoinResult.paths`), the definitions
+    of the history columns that the spec reads are kept in :attr:`Schema.history`.
 
     Args:
         spec: The declaration.
@@ -107,10 +112,16 @@ def fit_schema(
             found = Found(vocabularies=dict(plan.given))
             _run(passes, scan, workers, found)
             _run(_cross_passes(spec, plan, found), scan, workers, found)
-            return _schema(spec, plan, scan, found)
+            return _schema(spec, plan, scan, found, history_columns(data, columns))
 
 
-def _schema(spec: FeatureSpec, plan: FitPlan, scan: Scan, found: Found) -> Schema:
+def _schema(
+    spec: FeatureSpec,
+    plan: FitPlan,
+    scan: Scan,
+    found: Found,
+    history: Mapping[str, Mapping[str, Any]],
+) -> Schema:
     rows = scan.source.num_rows
     return Schema(
         spec=spec,
@@ -124,6 +135,7 @@ def _schema(spec: FeatureSpec, plan: FitPlan, scan: Scan, found: Found) -> Schem
         label_means=found.label_means,
         quantile_rows=min(rows, scan.sample_rows),
         notes=tuple(found.notes),
+        history=history,
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from widedeep.data.join.times import MICROSECONDS, duration_us
 from widedeep.errors import ConfigError
@@ -128,6 +128,30 @@ class HistoryState:
         self._items: dict[_Stream, dict[Key, list[tuple[int, Key]]]] = {
             _streams(feature)[0]: {} for feature in self._history if feature.feature == "last"
         }
+
+    @classmethod
+    def of_definitions(cls, definitions: Mapping[str, Mapping[str, Any]]) -> HistoryState:
+        """Return a state that computes the columns that a schema or bundle lists.
+
+        Args:
+            definitions: ``schema.history`` or ``bundle.history``.
+
+        Raises:
+            ConfigError: If the definitions do not come from one join.
+        """
+        delays = {(d["action_delay"], d["impression_delay"]) for d in definitions.values()}
+        if len(delays) > 1:
+            raise ConfigError(f"history: got several delays of the logs: {sorted(delays)}")
+        known = {entry.name for entry in fields(History)}
+        history = [
+            History(
+                **{key: told[key] for key in told if key in known and key != "kinds"},
+                kinds=tuple(told.get("kinds", ())),
+            )
+            for told in definitions.values()
+        ]
+        action_delay, impression_delay = delays.pop() if delays else (0, 0)
+        return cls(history, action_delay=action_delay, impression_delay=impression_delay)
 
     def observe_action(self, user: Key, item: Key, time_us: int, kind: str = "action") -> None:
         """Take in an action.

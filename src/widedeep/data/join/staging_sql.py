@@ -9,8 +9,11 @@ __all__ = ["stage_actions", "stage_impressions", "stage_positives", "stage_versi
 
 SALT_PARTITION = 1
 SALT_DRAW = 4
-TRIES_PER_NEGATIVE = 4
-"""Draws for each negative; those that hit a taken item or an earlier draw are rejected."""
+SALT_POSITIVE = 5
+SPARE_TRIES = 4
+"""Draws beyond those wanted: a draw of a taken item, or of one drawn before, is rejected."""
+_POSITIVES = 1 << 40
+"""More than there are positives: try * this + positive orders by try, then by positive."""
 
 
 def _selected(source: Source) -> str:
@@ -90,15 +93,16 @@ def stage_positives(plan: JoinPlan) -> str:
     draws = plan.config.negatives.per_positive
     request = "CAST(wd_user AS VARCHAR) || '@' || CAST(wd_time AS VARCHAR)"
     tries = " UNION ALL ".join(
-        f"SELECT CAST({number} AS BIGINT) AS wd_try" for number in range(draws * TRIES_PER_NEGATIVE)
+        f"SELECT CAST({number} AS BIGINT) AS wd_try" for number in range(draws + SPARE_TRIES)
     )
-    ids = [plan.id_integer("user"), plan.id_integer("item"), "wd_time", "wd_try"]
+    ids = [plan.id_integer("user"), plan.id_integer("item"), "wd_time"]
+    hashed = mixed("positives", ids, SALT_POSITIVE + plan.config.seed * 31, "wd_s")
     tried = (
-        "SELECT p.wd_user, p.wd_item, p.wd_time, p.wd_before, t.wd_try FROM positives AS p "
-        "CROSS JOIN tries AS t WHERE p.wd_before > 0"
+        "SELECT p.wd_user, p.wd_time, p.wd_p, p.wd_before, p.wd_s, t.wd_try "
+        f"FROM ({hashed}) AS p CROSS JOIN tries AS t WHERE p.wd_before > 0"
     )
-    hashed = mixed(f"({tried}) AS wd_d", ids, SALT_DRAW + plan.config.seed, "wd_h")
-    more = mixed(f"({hashed}) AS wd_d", ids, SALT_DRAW + plan.config.seed + 7_919, "wd_g")
+    high = mixed(f"({tried}) AS wd_d", ["wd_s", "wd_try"], SALT_DRAW, "wd_h")
+    both = mixed(f"({high}) AS wd_d", ["wd_s", "wd_try"], SALT_DRAW + 7_919, "wd_g")
     log = f"wd_actions{_where_kinds(plan)}"
     select = f"""
 WITH taken AS (
@@ -114,26 +118,25 @@ WITH taken AS (
     ORDER BY wd_time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS wd_before
   FROM moments
 ), positives AS (
-  SELECT a.wd_user, a.wd_item, a.wd_time, b.wd_before
+  SELECT a.wd_user, a.wd_item, a.wd_time, b.wd_before,
+    ROW_NUMBER() OVER (ORDER BY a.wd_time, a.wd_user, a.wd_item) AS wd_p
   FROM taken AS a JOIN before AS b ON a.wd_time = b.wd_time
 ), tries AS ({tries}
 ), drawn AS (
-  SELECT d.wd_user, d.wd_item AS wd_positive, d.wd_time, d.wd_try, p.wd_item
+  SELECT d.wd_user, d.wd_time, p.wd_item, MIN(d.wd_try * {_POSITIVES} + d.wd_p) AS wd_first
   FROM (
-    SELECT wd_user, wd_item, wd_time, wd_try,
-      (wd_h * CAST({PRIME} AS BIGINT) + wd_g) % wd_before + 1 AS wd_n FROM ({more}) AS wd_e
+    SELECT wd_user, wd_time, wd_p, wd_try,
+      (wd_h * CAST({PRIME} AS BIGINT) + wd_g) % wd_before + 1 AS wd_n FROM ({both}) AS wd_e
   ) AS d JOIN pool AS p ON d.wd_n = p.wd_n
+  GROUP BY d.wd_user, d.wd_time, p.wd_item
 ), free AS (
   SELECT d.* FROM drawn AS d ANTI JOIN taken AS a ON d.wd_user = a.wd_user
     AND d.wd_item = a.wd_item AND a.wd_time >= d.wd_time
     AND a.wd_time <= d.wd_time + {plan.window_us}
-), owned AS (
-  SELECT wd_user, wd_positive, wd_time, wd_item, wd_try, ROW_NUMBER() OVER (
-    PARTITION BY wd_user, wd_time, wd_item ORDER BY wd_try, wd_positive) AS wd_owner FROM free
 ), ranked AS (
-  SELECT wd_user, wd_positive, wd_time, wd_item, ROW_NUMBER() OVER (
-    PARTITION BY wd_user, wd_time, wd_positive ORDER BY wd_try) AS wd_rank
-  FROM owned WHERE wd_owner = 1
+  SELECT wd_user, wd_item, wd_time, ROW_NUMBER() OVER (
+    PARTITION BY wd_first % {_POSITIVES} ORDER BY wd_first) AS wd_rank
+  FROM free
 )
 SELECT DISTINCT {request} AS wd_request, wd_user, wd_item, wd_time FROM (
   SELECT wd_user, wd_item, wd_time FROM taken
