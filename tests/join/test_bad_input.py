@@ -141,6 +141,12 @@ def test_an_empty_log(tmp_path: Path) -> None:
     refuse(config(tmp_path / "out", impressions=shown(empty)), "impressions: got an empty log")
 
 
+def test_no_actions(tmp_path: Path) -> None:
+    empty = pa.Table.from_pylist(actions()).slice(0, 0)
+    settings = config(tmp_path / "out", actions=ActionLog(path=empty, kind="kind", value="price"))
+    refuse(settings, "actions: got an empty log")
+
+
 def test_a_window_longer_than_the_log(tmp_path: Path) -> None:
     settings = config(tmp_path / "out", labels=(Label(name="click", window="1d"),))
     refuse(settings, "longer than the log", "open_windows = 'keep'")
@@ -161,6 +167,18 @@ def test_a_truncated_file_among_good_ones(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-20])
     settings = config(tmp_path / "out", impressions=shown(str(tmp_path / "*.parquet")))
     refuse(settings, str(damaged), "not a complete Parquet file")
+
+
+def test_a_damaged_page_among_good_files(tmp_path: Path) -> None:
+    damaged = write_files(tmp_path)[2]
+    bytes_ = bytearray(damaged.read_bytes())
+    place = pq.read_metadata(damaged).row_group(0).column(1).data_page_offset
+    bytes_[place : place + 24] = b"\xff" * 24
+    damaged.write_bytes(bytes_)
+    settings = config(tmp_path / "out", impressions=shown(str(tmp_path / "*.parquet")))
+    refuse(settings, str(damaged), "damaged", "write it again or take it out")
+    (tmp_path / "part-2.parquet").unlink()
+    assert run_join(settings).manifest["counts"]["impressions"] == 300
 
 
 def test_a_file_with_other_columns(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.join.small_log import actions, config
+from tests.join.small_log import actions, config, impressions
 from widedeep.data.join import ActionLog, Label, Negatives, run_join
 from widedeep.data.join.statistics import column_statistics, drift, label_rates
 
@@ -48,8 +48,15 @@ def test_the_report_beside_the_shards(tmp_path: Path) -> None:
     assert figures["columns"]["age"]["splits"]["train"]["missing"] == train["age"].null_count
     assert figures["splits"]["train"]["rows"] == train.num_rows
     assert len(figures["rates"]["click"]["by_position"]) == 4
+    hits = figures["counts"]["attributes"]
+    shown = figures["counts"]["impressions"]
+    # Users u0 to u4 of seven have attributes, all since before the log; items 0 to 7 of nine.
+    known = [row for row in impressions() if row["user_id"] < "u5"]
+    assert hits["user"] == {"impressions": shown, "found": len(known)}
+    assert hits["item"]["found"] == sum(row["item_id"] < 8 for row in impressions())
     page = (result.output / "report.html").read_text()
     assert "most frequent" in page
+    assert f'had attributes by then</td><td class="n">{len(known)}' in page
     assert "http" not in page
 
 

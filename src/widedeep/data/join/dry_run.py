@@ -15,7 +15,7 @@ from widedeep.data.join.config import SPLITS, JoinConfig
 from widedeep.data.join.counts_sql import part_counts
 from widedeep.data.join.engine import Engine
 from widedeep.data.join.examples_sql import examples
-from widedeep.data.join.inputs import damaged_file
+from widedeep.data.join.inputs import damaged_files_named
 from widedeep.data.join.mixing import mixed, text_or_integer
 from widedeep.data.join.plan import JoinPlan, Source
 from widedeep.data.join.resolve import Resolved, resolve
@@ -72,14 +72,11 @@ def dry_run(config: JoinConfig, *, rows: int = SAMPLE_IMPRESSIONS) -> DryRun:
         with Steps(enabled=False) as steps, open_engine(config, work) as engine:
             resolved = resolve(engine, config, work / "spool")
             one_in = _one_in(engine, resolved.plan, rows)
-            try:
+            with damaged_files_named(resolved.inputs):
                 sample = dataclasses.replace(resolved, plan=_sample(resolved.plan, one_in))
                 plan = JoinRun(engine, config, work, steps).stage(sample).plan
                 table = _first_rows(engine.stream(examples(plan, 0), work), _MOST * rows)
                 counts = engine.rows(part_counts(plan, 0))[0]
-            except DataError as error:
-                damaged = damaged_file(resolved.inputs)
-                raise error if damaged is None else DataError(damaged) from error
     return DryRun(
         resolved=resolved,
         one_in=one_in,

@@ -14,7 +14,7 @@ from widedeep.data.join.plan import literal, quoted
 from widedeep.data.join.portable_sql import MACROS
 from widedeep.errors import DataError, WideDeepError
 
-__all__ = ["DuckDBEngine", "Engine", "install_hint"]
+__all__ = ["DuckDBEngine", "Engine", "EngineError", "explained", "install_hint"]
 
 BATCH_ROWS = 65_536
 
@@ -22,6 +22,10 @@ BATCH_ROWS = 65_536
 def install_hint(package: str, extra: str) -> str:
     """Return what to do where a package of an extra is not installed."""
     return f"{package} is not installed; pip install 'widedeep[{extra}]'"
+
+
+class EngineError(DataError):
+    """What an engine itself complains of; a damaged file may be behind it."""
 
 
 class Engine(Protocol):
@@ -175,11 +179,11 @@ class DuckDBEngine:
         except WideDeepError:
             raise
         except self._errors as error:
-            raise DataError(explained(doing, str(error))) from error
+            raise EngineError(explained(doing, str(error))) from error
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, pa.ArrowException):
                 raise
-            raise DataError(explained(doing, str(error))) from error
+            raise EngineError(explained(doing, str(error))) from error
 
     def close(self) -> None:
         """Close the connection and delete what was spilled."""
@@ -198,4 +202,6 @@ def explained(doing: str, message: str) -> str:
         advice = "a value does not fit its column's type; correct the row or read it as text"
     else:
         advice = "check the inputs ('widedeep check' samples them)"
-    return f"{doing}: {message.strip()}; {advice}"
+    # What follows a blank line is the engine's own advice, in the engine's own terms.
+    told = "; ".join(message.strip().split("\n\n")[0].splitlines())
+    return f"{doing}: {told}; {advice}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from widedeep.data.join.config import ActionLog, Attributes, ImpressionLog
-from widedeep.data.join.engine import Engine
+from widedeep.data.join.engine import Engine, EngineError
 from widedeep.data.join.plan import Carried, quoted
 from widedeep.errors import ConfigError, DataError, nearest
 
-__all__ = ["Opened", "carried_columns", "damaged_file", "id_column", "open_input"]
+__all__ = ["Opened", "carried_columns", "damaged_files_named", "id_column", "open_input"]
 
 AnySource = ImpressionLog | ActionLog | Attributes
 _PARQUET = (".parquet", ".pq")
@@ -295,7 +296,26 @@ def _sql_type(kind: pa.DataType) -> str | None:
     return None
 
 
-def damaged_file(inputs: Sequence[Opened]) -> str | None:
+@contextlib.contextmanager
+def damaged_files_named(inputs: Sequence[Opened]) -> Iterator[None]:
+    """Turn an engine's complaint into one that names the damaged Parquet file, if there is one.
+
+    Args:
+        inputs: They may be opened within.
+
+    Raises:
+        DataError: What the engine raised, or which file is damaged.
+    """
+    try:
+        yield
+    except EngineError as error:
+        damaged = _damaged_file(inputs)
+        if damaged is None:
+            raise
+        raise DataError(damaged) from error
+
+
+def _damaged_file(inputs: Sequence[Opened]) -> str | None:
     """Read every Parquet file of the inputs; return what is wrong with the first damaged one."""
     for opened in inputs:
         for file in opened.files:

@@ -16,6 +16,7 @@ from widedeep.data.join.inputs import (
     AnySource,
     Opened,
     carried_columns,
+    damaged_files_named,
     id_column,
     is_text,
     open_input,
@@ -83,10 +84,11 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
         ConfigError: If the configuration does not fit the inputs.
     """
     sources = _Sources(engine, config, spool)
-    actions = sources.actions()
-    impressions = sources.impressions()
-    users = sources.attributes("user", config.user_attributes)
-    items = sources.attributes("item", config.item_attributes)
+    with damaged_files_named(sources.inputs):
+        actions = sources.actions()
+        impressions = sources.impressions()
+        users = sources.attributes("user", config.user_attributes)
+        items = sources.attributes("item", config.item_attributes)
     sources.check_zones()
     plan = JoinPlan(
         config=config,

@@ -21,7 +21,7 @@ from widedeep.data.join.config import JoinConfig
 from widedeep.data.join.counts_sql import part_counts
 from widedeep.data.join.engine import DuckDBEngine, Engine, explained
 from widedeep.data.join.examples_sql import ITEM_SIDE, examples, item_side
-from widedeep.data.join.inputs import Opened, damaged_file
+from widedeep.data.join.inputs import Opened, damaged_files_named
 from widedeep.data.join.manifest import JoinResult, write_dataset
 from widedeep.data.join.resolve import Resolved, resolve
 from widedeep.data.join.shards import Shard, read_part, record_part, write_part
@@ -122,14 +122,9 @@ class JoinRun:
         resolved = resolve(self.engine, self.config, self.work / "spool")
         inputs = _input_records(resolved.inputs)
         self._claim(inputs)
-        try:
+        with damaged_files_named(resolved.inputs):
             resolved = self.stage(resolved)
             shards, counts = self._parts(resolved)
-        except DataError as error:
-            damaged = damaged_file(resolved.inputs)
-            if damaged is not None:
-                raise DataError(damaged) from error
-            raise
         self.steps.start("writing the manifest")
         return write_dataset(
             resolved,

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from widedeep.data.join.engine import BATCH_ROWS, explained, install_hint
+from widedeep.data.join.engine import BATCH_ROWS, EngineError, explained, install_hint
 from widedeep.data.join.portable_sql import for_spark
 from widedeep.errors import ConfigError, DataError
 
@@ -137,7 +137,7 @@ class SparkEngine:
             return action()
         except self._errors as error:
             lines = str(error).strip().splitlines()
-            raise DataError(explained(doing, lines[0] if lines else str(error))) from error
+            raise EngineError(explained(doing, lines[0] if lines else str(error))) from error
 
     def close(self) -> None:
         """Stop the session if this engine started it."""
