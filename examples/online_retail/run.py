@@ -15,25 +15,40 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from retail import HOW_TO_GET, find_file, make_examples, retail_spec
 
 import widedeep as wd
 from widedeep.data.join import open_dataset
+from widedeep.metrics import calibration, log_loss
 
 REPORTED = ("auc", "gauc", "log_loss", "calibration", "label_mean", "rows")
 
 
 def train(
-    examples: Path, bundle: Path, *, epochs: int, threads: int | None
+    examples: Path, place: Path, *, epochs: int, threads: int | None
 ) -> tuple[dict[str, float], wd.Bundle]:
     """Fit the schema on train alone, train, and report on the test period."""
     schema = wd.fit_schema(retail_spec(), examples / "train")
     print(schema, end="\n\n")
     trainer = wd.Trainer(wd.WideDeep(schema), batch_size=1024, threads=threads)
     trainer.fit(examples / "train", epochs=epochs, valid=examples / "valid", early_stopping=1)
+    bundle = trainer.export(
+        place, calibration="platt", calibrate_on=examples / "valid", overwrite=True
+    )
     found = trainer.evaluate(examples / "test")
     metrics = {name: float(found[name]) for name in REPORTED}
-    return metrics, trainer.export(bundle, metrics=metrics, overwrite=True)
+    return metrics | _calibrated(bundle, examples / "test"), bundle
+
+
+def _calibrated(bundle: wd.Bundle, test: Path) -> dict[str, float]:
+    """As the bundle scores, whose probabilities were set right on the validation period."""
+    label_B = pq.read_table(test, columns=["label"])["label"].to_numpy()
+    score_B = bundle.score(test)
+    return {
+        "calibrated log_loss": log_loss(label_B, score_B),
+        "calibrated calibration": calibration(label_B, score_B),
+    }
 
 
 def main() -> int:
@@ -65,7 +80,7 @@ def main() -> int:
     (arguments.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     print(f"\nthe test period, {time.perf_counter() - started:.0f} s after the start:")
     for name, value in metrics.items():
-        print(f"  {name:12} {value:.4f}")
+        print(f"  {name:24} {value:.4f}")
     print(f"a request must bring: {', '.join(bundle.history)}")
     return 0
 

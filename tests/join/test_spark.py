@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import widedeep as wd
 from tests.join.small_log import Row, actions, config, impressions
 from widedeep.data.join import (
     ActionLog,
     ImpressionLog,
     JoinConfig,
+    JoinResult,
     Label,
     Negatives,
     Split,
@@ -44,6 +47,8 @@ SMALL = {
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.log.level": "ERROR",
 }
+# Nothing here runs long enough to pay for the second compiler: half the processor's time.
+JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,15 +60,23 @@ def one_session() -> Iterator[None]:
     for name, value in {**SMALL, "spark.ui.enabled": "false"}.items():
         builder = builder.config(name, value)
     builder = builder.config("spark.sql.session.timeZone", "UTC")
+    builder = builder.config("spark.driver.extraJavaOptions", JAVA)
     session = builder.getOrCreate()
     yield
     session.stop()
 
 
-def checksums(settings: JoinConfig) -> dict[str, dict[str, str]]:
-    """Return the SHA-256 of each column of each split, its rows in the dataset's total order."""
+def checksums(settings: JoinConfig) -> dict[str, Any]:
+    """Return what two engines must agree on.
+
+    The SHA-256 of each column of each split, its rows in the dataset's total order; the statistics;
+    and the vocabularies and quantiles that are fitted on train.
+    """
     result = run_join(settings)
-    found = {}
+    found: dict[str, Any] = {
+        "statistics": json.loads((result.output / "report.json").read_text()),
+        "schema": fitted(result),
+    }
     for split in ("train", "valid", "test"):
         tables = [pq.read_table(path) for path in result.paths(split)]
         if not tables:
@@ -79,6 +92,14 @@ def checksums(settings: JoinConfig) -> dict[str, dict[str, str]]:
     return found
 
 
+def fitted(result: JoinResult) -> str:
+    columns = {column["name"] for column in result.manifest["columns"]}
+    numbers = {"pair_since", "item_rate", "shown_before"} & columns
+    categories = {"item_id", "user_id", "device", "brand", "last_items"} & columns
+    features = [*wd.numeric(*sorted(numbers)), *wd.categorical(*sorted(categories))]
+    return wd.fit_schema(wd.FeatureSpec(features=features), result.output / "train").fingerprint
+
+
 ORDER = ("event_time", "request_id", "user_id", "item_id", "position")
 
 
@@ -92,7 +113,7 @@ def both(settings: JoinConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_both_engines_make_the_same_rows(tmp_path: Path) -> None:
     one, other = both(config(tmp_path / "out", split=Split(by="time", fractions=(0.6, 0.2, 0.2))))
-    assert set(one) == {"train", "valid", "test"}
+    assert set(one) == {"train", "valid", "test", "statistics", "schema"}
     assert one == other
 
 
