@@ -158,7 +158,7 @@ class Registry:
         """Tell whether a version takes the traffic."""
         return self._at.routes.default is not None
 
-    def wait_ready(self, timeout_s: float) -> bool:
+    def wait_ready(self, timeout_s: float | None = None) -> bool:
         """Wait until a version takes the traffic; return False if none does in time."""
         with self._at.changed:
             return self._at.changed.wait_for(self.ready, timeout_s)

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,10 +42,12 @@ class Worker:
     Args:
         index: 0 to ``count - 1``; a process started in place of a dead one has its index.
         count: How many there are.
+        replaces: Whether it was started in place of a dead one.
     """
 
     index: int
     count: int
+    replaces: bool = False
 
 
 def bind_port(host: str, port: int) -> socket.socket:
@@ -185,7 +187,7 @@ class _Process:
         say: Callable[[str], None],
     ) -> None:
         self.worker, self._metrics, self._restart_s, self._say = worker, metrics, restart_s, say
-        self._orders = pickle.dumps((worker, target, tuple(args)))
+        self._target, self._args = target, tuple(args)
         self._running: subprocess.Popen[bytes] | None = None
         self._started = self._next_start = 0.0
         self._pause = restart_s[0]
@@ -218,7 +220,8 @@ class _Process:
         )
         assert self._running.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._running.stdin as pipe:
-            pipe.write(self._orders)
+            pickle.dump((self.worker, self._target, self._args), pipe)
+        self.worker = replace(self.worker, replaces=True)
 
     def _ended(self, code: int) -> None:
         self._running = None

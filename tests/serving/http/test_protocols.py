@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,15 +192,26 @@ def test_what_there_is(local: Local) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_real_server_gives_the_same(apps: Path, bundle: Bundle, workers: int) -> None:
+def test_a_real_server_gives_the_same(
+    apps: Path, bundle: Bundle, workers: int, tmp_path: Path
+) -> None:
     items = ("--items", apps.parent / "items.parquet", "--item-id", "app")
-    with running(apps, *items, "--workers", workers) as server:
-        server.wait_ready()
+    log = tmp_path / "log"
+    with running(apps, *items, "--workers", workers, log=log) as server:
+        server.wait_ready()  # and from here on every answer is one, whoever has joined by then
         scores = np.asarray(bundle.score(whole_rows(ITEMS)))
+        for _ in range(4):
+            assert (
+                server.call("POST", "/v1/rank", {"user": USER, "candidates": ITEMS}).status == 200
+            )
+        end = time.monotonic() + 60
+        while log.read_text().count('"started"') < workers:
+            assert time.monotonic() < end
+            time.sleep(0.05)
         for _ in range(8):  # each on a connection of its own: of either worker
             found = server.call("POST", "/v1/rank", {"user": USER, "candidates": ITEMS})
             assert found.status == 200
             assert found.json["scores"] == sorted(scores.tolist(), reverse=True)
         text = server.call("GET", "/metrics").body.decode()
-        assert 'widedeep_requests_total{route="/v1/rank",status="200"} 8.0' in text
-        assert 'widedeep_answers_total{model="apps",version="1"} 8.0' in text
+        assert 'widedeep_requests_total{route="/v1/rank",status="200"} 12.0' in text
+        assert 'widedeep_answers_total{model="apps",version="1"} 12.0' in text

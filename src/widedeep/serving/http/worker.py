@@ -169,9 +169,16 @@ def serve_plan(
     sys.setswitchinterval(0.001)
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(settings, shared))
-        listening.listen()  # who comes before the models are loaded waits, and is not refused
+        # The first process of a server answers from its start, if only that it is not ready; those
+        # that join it, or take a dead one's place, share the port once they can answer.
+        joins = worker.index > 0 or worker.replaces
+        if not joins:
+            listening.listen()
         for registry in registries.values():
             stack.enter_context(registry)
+        if joins:
+            for registry in registries.values():
+                registry.wait_ready()
         if plan.log is not None:
             service.on_ranked = _logging(stack.enter_context(plan.log.open()), service)
         on_drain, grpc_port = _start_grpc(service, plan, shared, stack)
