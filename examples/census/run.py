@@ -66,7 +66,7 @@ def main() -> None:
     schema = wd.fit_schema(census_spec(), DATA / "train.parquet")
     print(schema, end="\n\n")
     model = wd.WideDeep(schema, hidden_units=[100, 75, 50, 25], embedding_dim=8)
-    trainer = wd.Trainer(model)
+    trainer = wd.Trainer(model, schedule="linear")
     trainer.fit(DATA / "train.parquet", epochs=5)
     metrics = trainer.evaluate(DATA / "test.parquet")
     for name in ("auc", "log_loss", "accuracy", "accuracy_baseline", "calibration"):

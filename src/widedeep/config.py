@@ -144,8 +144,8 @@ class TrainConfig:
         loss_reduction: ``"mean"`` divides dense gradients and reported losses by the batch's rows,
             ``"sum"`` does not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
-        schedule: Of all learning rates: ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0 at
-            the last step.
+        schedule: Of all learning rates (FTRL's gradients): ``"constant"``, ``"linear"`` or
+            ``"cosine"`` decay to 0 at the last step.
         warmup_steps: Learning rates rise linearly over this many first steps.
         patience: Stop after this many evaluations without a better ``monitor``; None never stops
             early.

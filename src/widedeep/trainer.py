@@ -58,7 +58,7 @@ class Trainer:
             not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` decay of all learning rates to 0 at
-            the last step.
+            the last step (of FTRL's gradients: see :class:`widedeep.FTRL`).
         warmup_steps: Learning rates rise linearly over this many first steps.
         shuffle: Read in a new seeded order each epoch.
         pool_rows: Rows shuffled together in memory.

@@ -8,6 +8,8 @@ from typing import Literal
 
 import pytest
 
+import widedeep as wd
+from widedeep.optim import Optimizer
 from widedeep.training.schedule import rate_factor
 
 
@@ -50,3 +52,15 @@ def test_warmup_multiplies_the_decay(schedule: Literal["linear", "cosine"]) -> N
 @pytest.mark.parametrize("total", [None, 0])
 def test_a_run_without_an_end_does_not_decay(total: int | None) -> None:
     assert rate_factor("linear", 1000, total) == rate_factor("cosine", 1000, total) == 1.0
+
+
+@pytest.mark.parametrize("wide", [wd.FTRL(lr=0.1, l1=0.0), wd.Adagrad(lr=0.1)])
+def test_a_decay_takes_back_nothing(wide: Optimizer) -> None:
+    """FTRL's weights are proportional to its rate: decaying it would end with weights of 0."""
+    rows = [{"job": job, "click": int(job == "a")} for job in "ab" * 64]
+    spec = wd.FeatureSpec(label="click", features=wd.categorical("job"), deep=[])
+    model = wd.WideDeep(wd.fit_schema(spec, rows))
+    trainer = wd.Trainer(model, wide=wide, batch_size=8, schedule="linear", progress=False)
+    trainer.fit(rows, epochs=10)
+    of_a, of_b = trainer.predict([{"job": "a"}, {"job": "b"}])
+    assert of_a > 0.6 > 0.4 > of_b

@@ -62,6 +62,22 @@ class Optimizer(ABC):
     counts_nonzero: ClassVar[bool] = False
     """True if :meth:`update_rows` returns the change of the weights' non-zero count."""
 
+    weights_follow_rate: ClassVar[bool] = False
+    """True if weights are made of the state and the present rate, as FTRL's are."""
+
+    def scheduled(self, factor: float) -> tuple[float, float]:
+        """Return the learning rate and the factor of the gradients where a schedule has ``factor``.
+
+        Where the weights follow the rate, a rate that decays would take back what was learned;
+        there the gradients fall in its place, and the steps with them.
+
+        Example:
+            >>> from widedeep.optim import FTRL, SGD
+            >>> SGD(lr=0.5).scheduled(0.1), FTRL(lr=0.5).scheduled(0.1)
+            ((0.05, 1.0), (0.5, 0.1))
+        """
+        return (self.lr, factor) if self.weights_follow_rate else (self.lr * factor, 1.0)
+
     @abstractmethod
     def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
         """Fill ``state``, which holds zeros, for weights that were not updated yet.

@@ -41,6 +41,9 @@ class FTRL(Optimizer):
     (:class:`widedeep.training.feature_rates.FeatureRates`), so that features which say nothing
     learn slowly and those which say much learn fast; ``adapt=0`` keeps one α for all.
 
+    Weights are proportional to α, so a decaying α would take back what was learned: a trainer's
+    ``schedule`` and ``warmup_steps`` scale FTRL's gradients instead, and α stays.
+
     Args:
         lr: α > 0.
         l1: λ1 >= 0; weights whose |z| stays within it are exactly 0.
@@ -78,6 +81,7 @@ class FTRL(Optimizer):
 
     state_names: ClassVar[tuple[str, ...]] = ("z", "n")
     counts_nonzero: ClassVar[bool] = True
+    weights_follow_rate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("FTRL", "lr", self.lr, lambda x: x > 0, "a number > 0")

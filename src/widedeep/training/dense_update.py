@@ -75,10 +75,11 @@ class DenseUpdate:
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(list(moved.values()), self.clip_norm)
         if self._ours is not None:
+            lr, share = self._ours.scheduled(rate)
             for (name, parameter), grad in zip(moved.items(), grads, strict=True):
                 self._ours.update_dense(
-                    parameter.detach(), grad, self.state[name], lr=self._ours.lr * rate,
-                    grad_scale=scale, step=step,
+                    parameter.detach(), grad, self.state[name], lr=lr,
+                    grad_scale=scale * share, step=step,
                     threads=threads if grad.numel() >= _LARGE else 1,
                 )  # fmt: skip
         elif self._torch is not None:

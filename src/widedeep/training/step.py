@@ -117,7 +117,7 @@ class TrainStep:
 
         Args:
             batch: Examples with labels.
-            rate: Factor of all learning rates.
+            rate: The schedule's factor: of learning rates, or of FTRL's gradients.
             step: Steps done including this one, from 1.
 
         Returns:
@@ -286,12 +286,13 @@ class TrainStep:
                 starts_T = row_starts(found.table, found.groups)
                 rates_U = rates.of_rows(starts_T).to(found.grads_UD.device)
                 products_U = torch.empty_like(rates_U)
+            lr, share = found.optimizer.scheduled(rate)
             found.table.apply(
                 found.groups,
                 found.grads_UD,
                 found.optimizer,
-                lr=found.optimizer.lr * rate,
-                grad_scale=self.grad_scale,
+                lr=lr,
+                grad_scale=self.grad_scale * share,
                 step=step,
                 threads=self.threads,
                 rates_U=rates_U,
