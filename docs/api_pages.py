@@ -15,7 +15,8 @@ from mkdocs.structure.files import File, Files
 # What a user meets, in the order of the data path; every other module is shown as the inside.
 FRONT = (
     *("features", "data.join", "schema", "data.fit", "config", "model", "deep", "heads", "optim"),
-    *("trainer", "metrics", "checkpoint", "bundle", "estimators", "errors"),
+    *("trainer", "metrics", "checkpoint", "bundle", "estimators", "serving.ranker"),
+    *("serving.catalogue", "serving.registry", "serving.impressions", "errors"),
 )
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "widedeep"

@@ -258,3 +258,12 @@ class TestLint:
             "src/widedeep/data/utils.py:1: the name 'utils' does not say what is inside",
             "src/widedeep/__init__.py:1: 41 public names, at most 40",
         ]
+
+
+def test_every_list_of_public_names_can_be_read_without_running_it() -> None:
+    """The reference's pages are made from these lists by reading the sources."""
+    for path in sorted((ROOT / "src" / "widedeep").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                names = ast.literal_eval(node.value)
+                assert len(names) == len(set(names)), path

@@ -27,9 +27,22 @@ from widedeep.serving.http.service import Service
 from widedeep.serving.tensors import column_of, datatype_of, from_bytes, from_json, to_bytes
 
 __all__ = [
-    *("EXTENSIONS", "InferInput", "InferOutput", "InferRequest", "chosen_outputs", "index"),
-    *("infer", "is_model_ready", "metadata", "model_metadata", "model_ready", "model_statistics"),
-    *("repository_index", "rows_of_inputs", "server", "statistics"),
+    "EXTENSIONS",
+    "InferInput",
+    "InferOutput",
+    "InferRequest",
+    "chosen_outputs",
+    "index",
+    "infer",
+    "is_model_ready",
+    "metadata",
+    "model_metadata",
+    "model_ready",
+    "model_statistics",
+    "repository_index",
+    "rows_of_inputs",
+    "server",
+    "statistics",
 ]
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
