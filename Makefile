@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: help quickstart census test test-slow check format bench docs sanitize check-arm64 wheel \
+.PHONY: help quickstart census test test-slow check format bench bench-peers docs sanitize check-arm64 wheel \
     native native-inplace clean
 help:
 	@echo "make quickstart    train, evaluate, export, score and serve a Wide & Deep model on UCI Adult"
@@ -33,6 +33,8 @@ help:
 	@echo "make check         ruff, mypy, codespell, clang-format, layout and symbol lints"
 	@echo "make format        let ruff and clang-format rewrite the sources"
 	@echo "make bench         every benchmarks/bench_*.py"
+	@echo "make bench-peers   other libraries on the same rows, each in its own environment, into"
+	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter"
 	@echo "make docs          the documentation, into site/"
 	@echo "make sanitize      the C++ tests under ASan, UBSan and TSan"
 	@echo "make check-arm64   compile the core for arm64 and run its tests, where a cross compiler (and qemu) is"
@@ -102,6 +104,21 @@ format: $(DEV_READY)
 
 bench: native $(DEV_READY)
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# Each peer lives in an environment of its own, made from its pinned requirements.
+PEERS := $(patsubst benchmarks/peers/requirements-%.txt,%,$(wildcard benchmarks/peers/requirements-*.txt))
+PEER_ARGS ?=
+bench-peers: native $(PEERS:%=peers-%)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-learn
+	$(BIN)/python benchmarks/peers/run_all.py $(PEER_ARGS)
+
+peers-%: benchmarks/peers/.venv-%/.ready ;
+
+benchmarks/peers/.venv-%/.ready: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	touch $@
 
 docs: native $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

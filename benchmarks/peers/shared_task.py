@@ -80,6 +80,14 @@ def latency_ms(score: Callable[[int], object]) -> float:
     return 1e3 * statistics.median(times[2:])
 
 
+def version_of(package: str) -> str:
+    """Return a distribution's version, or ``source`` where it runs from its source tree."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
 def report(
     package: str,
     *,
@@ -107,7 +115,7 @@ def report(
     clipped = np.clip(np.asarray(probabilities, np.float64), 1e-7, 1 - 1e-7)
     found = {
         "peer": package,
-        "version": importlib.metadata.version(package),
+        "version": version_of(package),
         "rows": train_rows,
         "prepare_s": round(prepare_s, 2),
         "train_s": round(train_s, 2),

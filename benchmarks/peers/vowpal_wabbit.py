@@ -18,7 +18,7 @@ import pyarrow as pa
 import shared_task as task
 import vowpalwabbit
 
-ALPHA, BETA, L1 = 0.05, 0.5, 0.3
+ALPHA, BETA, L1 = 0.1, 0.5, 0.3
 
 
 def lines_of(table: pa.Table, crosses: list[tuple[str, str]]) -> list[str]:
@@ -40,16 +40,21 @@ def lines_of(table: pa.Table, crosses: list[tuple[str, str]]) -> list[str]:
     ]
 
 
-def learn(lines: Path, alpha: float, beta: float, l1: float, seed: int) -> vowpalwabbit.Workspace:
-    """Learn a file of lines once, from first to last."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        options = (
-            f"-d {lines} --loss_function logistic --ftrl --ftrl_alpha {alpha} --ftrl_beta {beta} "
-            f"--l1 {l1} -b 22 --random_seed {seed} --quiet"
-        )
-        vowpalwabbit.Workspace(f"{options} -f {model}").finish()
-        return vowpalwabbit.Workspace(f"-i {model} -t --link logistic --quiet")
+def learn(lines: Path, model: Path, point: tuple[float, float, float], seed: int) -> None:
+    """Learn a file of lines once, from first to last, and save the model."""
+    alpha, beta, l1 = point
+    options = (
+        f"-d {lines} --loss_function logistic --ftrl --ftrl_alpha {alpha} --ftrl_beta {beta} "
+        f"--l1 {l1} -b 22 --random_seed {seed} --quiet"
+    )
+    vowpalwabbit.Workspace(f"{options} -f {model}").finish()
+
+
+def predict_file(model: Path, lines: Path) -> list[float]:
+    """Return a probability for each line of a file."""
+    out = lines.with_suffix(".predicted")
+    vowpalwabbit.Workspace(f"-i {model} -t -d {lines} -p {out} --link logistic --quiet").finish()
+    return [float(line.split()[0]) for line in out.read_text().splitlines()]
 
 
 def predict(model: vowpalwabbit.Workspace, lines: list[str]) -> list[float]:
@@ -66,20 +71,22 @@ def main() -> None:
     crosses = task.CROSSES[asked.crosses]
     points = [(ALPHA, BETA, L1)]
     if asked.sweep:
-        points = list(itertools.product((0.01, 0.02, 0.05, 0.1), (0.1, 0.5, 1.0), (0.0, 0.3, 1.0)))
+        points = list(itertools.product((0.02, 0.05, 0.1, 0.2), (0.1, 0.5, 1.0), (0.0, 0.3)))
     with tempfile.TemporaryDirectory() as folder:
-        path, start = Path(folder) / "train.vw", time.perf_counter()
-        path.write_text("\n".join(lines_of(train, crosses)) + "\n")
+        learned, judged = Path(folder) / "train.vw", Path(folder) / "test.vw"
+        saved, start = Path(folder) / "model", time.perf_counter()
+        learned.write_text("\n".join(lines_of(train, crosses)) + "\n")
         prepare_s = time.perf_counter() - start
-        judged = lines_of(test, crosses)
+        judged.write_text("\n".join(lines_of(test, crosses)) + "\n")
         for point in points:
             start = time.perf_counter()
-            model = learn(path, *point, asked.seed)
+            learn(learned, saved, point, asked.seed)
             train_s = time.perf_counter() - start
+            model = vowpalwabbit.Workspace(f"-i {saved} -t --link logistic --quiet")
             task.report(
                 "vowpalwabbit",
                 table=test,
-                probabilities=predict(model, judged),
+                probabilities=predict_file(saved, judged),
                 prepare_s=prepare_s,
                 train_s=train_s,
                 train_rows=train.num_rows,

@@ -1,0 +1,108 @@
+"""TensorFlow 2.15's DNNLinearCombinedClassifier: FTRL for wide, Adagrad for deep, feature columns.
+
+    python benchmarks/peers/tf_estimator_dnn_linear.py FILE [--batch 2048]
+
+Ids are hashed (it learns no vocabularies), crosses are its own; numbers are standardised logarithms
+with nulls at the mean. Its input is arrays in memory, cut into batches beforehand, which is its
+fastest way; hashing happens inside the graph, so training includes it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from typing import Any
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import numpy as np
+import pyarrow as pa
+import shared_task as task
+import tensorflow as tf
+
+WIDTH = 16
+WIDE_RATE, DEEP_RATE = 0.1, 0.05
+
+Inputs = dict[str, np.ndarray[Any, Any]]
+
+
+def inputs_of(table: pa.Table, center: Any, scale: Any) -> Inputs:
+    """Return one array a column."""
+    found: Inputs = {name: np.array(table[name].to_pylist(), dtype=bytes) for name in task.WORDS}
+    for place, name in enumerate(task.NUMBERS):
+        logs = np.log1p(table[name].to_numpy(zero_copy_only=False).astype(np.float32))
+        found[name] = np.nan_to_num((logs - center[place]) / scale[place])
+    return found
+
+
+def make_estimator(sizes: dict[str, int], asked: Any, folder: str) -> Any:
+    """Return the estimator; a hashed column has twice its distinct values."""
+    column = tf.feature_column
+    words = [
+        column.categorical_column_with_hash_bucket(name, 2 * size) for name, size in sizes.items()
+    ]
+    crosses = [column.crossed_column(list(parts), 100_000) for parts in task.CROSSES[asked.crosses]]
+    deep = [column.embedding_column(word, WIDTH) for word in words]
+    numbers = [column.numeric_column(name) for name in task.NUMBERS]
+    keras = tf.keras.optimizers.legacy
+    return tf.estimator.DNNLinearCombinedClassifier(
+        model_dir=folder,
+        linear_feature_columns=[*words, *crosses],
+        linear_optimizer=keras.Ftrl(WIDE_RATE),
+        dnn_feature_columns=[*deep, *numbers],
+        dnn_optimizer=keras.Adagrad(DEEP_RATE),
+        dnn_hidden_units=[256, 128],
+        config=tf.estimator.RunConfig(
+            tf_random_seed=asked.seed, save_checkpoints_steps=10**9, log_step_count_steps=10**9
+        ),
+    )
+
+
+def batches_of(inputs: Inputs, labels: Any, batch: int) -> Any:
+    """Return an input function over arrays that are cut beforehand."""
+
+    def read() -> Any:
+        data = tf.data.Dataset.from_tensor_slices((inputs, labels))
+        return data.batch(batch).prefetch(2)
+
+    return read
+
+
+def main() -> None:
+    """Prepare, learn, judge."""
+    asked = task.arguments(__doc__).parse_args()
+    train, test = task.read_rows(asked)
+    start = time.perf_counter()
+    logs = np.stack(
+        [np.log1p(train[n].to_numpy(zero_copy_only=False).astype(np.float32)) for n in task.NUMBERS]
+    )
+    center, scale = np.nanmean(logs, axis=1), np.nanstd(logs, axis=1)
+    inputs = inputs_of(train, center, scale)
+    sizes = {name: len(train[name].unique()) for name in task.WORDS}
+    prepare_s = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_estimator(sizes, asked, folder)
+        start = time.perf_counter()
+        model.train(batches_of(inputs, task.labels_of(train)[:, None], asked.batch))
+        train_s = time.perf_counter() - start
+        judged = inputs_of(test, center, scale)
+        answers = model.predict(
+            batches_of(judged, task.labels_of(test)[:, None], 8192), yield_single_examples=False
+        )
+        probabilities = np.concatenate([answer["logistic"][:, 0] for answer in answers])
+    task.report(
+        "tensorflow-cpu",
+        table=test,
+        probabilities=probabilities,
+        prepare_s=prepare_s,
+        train_s=train_s,
+        train_rows=train.num_rows,
+        latency=None,
+        note=f"FTRL {WIDE_RATE}, Adagrad {DEEP_RATE}, batch {asked.batch}; the estimator loads its "
+        "checkpoint at each call to predict, so no latency",
+    )
+
+
+if __name__ == "__main__":
+    main()
