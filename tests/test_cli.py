@@ -162,6 +162,34 @@ def test_the_whole_way(run: Run, ads: Path) -> None:
     assert "Strongest positive wide weights" in out
 
 
+def test_encoded_rows_are_kept_taken_and_made_again(run: Run, ads: Path) -> None:
+    code, _, err = run("prepare", "ads.toml", "--encode")
+    assert (code, err) == (0, "wrote the encoded rows runs/ads/encoded (0 MiB)\n")
+    document = json.loads(run("prepare", "ads.toml", "--encode", "--json").out)
+    files = list((ads / "runs/ads/encoded").glob("*.arrow"))
+    assert document["encoded"] == {
+        "path": "runs/ads/encoded",
+        "bytes": sum(file.stat().st_size for file in files),
+        "new": False,
+    }
+    assert len(files) == 3  # one a row group
+
+    code, _, err = run("train", "ads.toml")
+    assert code == 0
+    assert "encoded rows: runs/ads/encoded (as they were; 0 MiB)" in err
+    # Another share of the rows is trained on.
+    code, _, err = run("train", "ads.toml", "--set", "data.valid_fraction=0.4", "--force")
+    assert code == 0
+    assert "encoded rows: runs/ads/encoded (written, " in err
+    assert run("train", "ads.toml", "--out", "plain").code == 0
+    assert run("train", "ads.toml", "--force").code == 0
+    one, two = (wd.Bundle.load(ads / f"{place}/bundle") for place in ("plain", "runs/ads"))
+    assert {n: a.tobytes() for n, a in one.weights.items()} == {
+        n: a.tobytes() for n, a in two.weights.items()
+    }
+    assert one.warmup.rows == two.warmup.rows
+
+
 def test_json_is_one_document(run: Run, ads: Path, ads_run: Path) -> None:
     model = ads_run / "run"
     calls: dict[str, list[object]] = {
@@ -264,8 +292,8 @@ LONG = ("--set", "train.epochs=16", "--set", "train.batch_size=8")
 def test_ctrl_c_saves_and_says_how_to_go_on(run: Run, ads: Path) -> None:
     with start_training(ads, *LONG) as training:
         assert training.stderr is not None
-        while "epoch 2" not in training.stderr.readline():
-            pass
+        while "epoch 2" not in (line := training.stderr.readline()):
+            assert line, "it ended before its second epoch"
         time.sleep(0.013)  # somewhere within an epoch
         training.send_signal(signal.SIGINT)
         out, err = training.communicate(timeout=60)

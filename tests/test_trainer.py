@@ -15,6 +15,7 @@ import torch
 
 import widedeep as wd
 from widedeep.checkpoint import as_tensors
+from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, DataError, WideDeepError
 from widedeep.training.early_stopping import EarlyStopping
 from widedeep.training.state import capture
@@ -347,3 +348,36 @@ def test_a_second_fit_goes_on_learning(schema: wd.Schema) -> None:
     assert trainer.position.updates == 30
     assert len(history) == 3
     assert not np.array_equal(trainer.logits(make_table()), before)
+
+
+def test_encoded_rows_change_no_bit(schema: wd.Schema, tmp_path: Path) -> None:
+    path, cache = tmp_path / "rows.parquet", tmp_path / "encoded"
+    pq.write_table(make_table(), path, row_group_size=70)
+    plain = make_trainer(schema)
+    plain.fit(path, epochs=3)
+    for _ in range(2):  # written, then found
+        kept = make_trainer(schema)
+        kept.fit(path, epochs=3, cache=cache)
+        assert_same_bits(state_of(kept), state_of(plain))
+        assert kept.warmup.rows == plain.warmup.rows != []
+    stopped = make_trainer(schema, checkpoints=tmp_path / "run")
+    stopped.fit(path, epochs=3, steps=13, cache=cache)
+    resumed = make_trainer(schema, checkpoints=tmp_path / "run")
+    resumed.fit(path, epochs=3, resume=True, cache=cache)
+    assert_same_bits(state_of(resumed), state_of(plain))
+
+
+def test_encoded_rows_are_read_instead_of_the_raw_ones(
+    schema: wd.Schema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = tmp_path / "rows.parquet", tmp_path / "encoded"
+    pq.write_table(make_table(), path, row_group_size=70)
+    make_trainer(schema).fit(path, cache=cache)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a raw row was encoded")
+
+    monkeypatch.setattr(Transform, "__call__", refuse)
+    assert make_trainer(schema).fit(path, cache=cache)[-1]["rows"] == ROWS
+    with pytest.raises(AssertionError, match="a raw row was encoded"):
+        make_trainer(schema).fit(path)

@@ -33,7 +33,7 @@ class RunDirectory:
     """A run's folder and the places in it.
 
     It holds ``config.toml``, ``schema.safetensors``, ``checkpoints/``, ``history.json``,
-    ``metrics.json`` and ``bundle/``.
+    ``metrics.json`` and ``bundle/``; and ``encoded/``, if the rows were encoded beforehand.
 
     Args:
         path: The folder; made when something is first written.
@@ -48,6 +48,7 @@ class RunDirectory:
         self.config = self.path / "config.toml"
         self.schema = self.path / "schema.safetensors"
         self.inputs = self.path / "inputs.json"
+        self.encoded = self.path / "encoded"
         self.checkpoints = self.path / "checkpoints"
         self.history = self.path / "history.json"
         self.metrics = self.path / "metrics.json"
@@ -82,7 +83,7 @@ class RunDirectory:
             )
 
     def clear(self) -> None:
-        """Delete what a run left here, but for the fitted schema; other files stay."""
+        """Delete what a run left here, but for what was prepared; other files stay."""
         for place in (self.metrics, self.history, self.config):
             place.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.bundle):

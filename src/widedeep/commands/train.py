@@ -16,10 +16,12 @@ from widedeep.bundle import Bundle
 from widedeep.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.config import RunConfig, TrainConfig, config_from_tables
+from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import fit_schema
 from widedeep.data.inputs import InputRecord
 from widedeep.data.sources import open_source
 from widedeep.data.split import split_rows
+from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError
 from widedeep.model import WideDeep
 from widedeep.optim import make_optimizer
@@ -29,6 +31,7 @@ from widedeep.training.early_stopping import EarlyStopping
 
 __all__ = [
     "TrainedRun",
+    "encode_rows",
     "export_checkpoint",
     "make_trainer",
     "prepare_schema",
@@ -93,6 +96,30 @@ def prepare_schema(config: RunConfig, directory: RunDirectory, *, progress: bool
     schema, inputs = _fit(config, progress)
     directory.save_schema(schema, inputs)
     return schema
+
+
+def encode_rows(
+    config: RunConfig, directory: RunDirectory, schema: Schema
+) -> tuple[EncodedRows, bool]:
+    """Encode the training rows into the run's folder, unless it holds them already.
+
+    Args:
+        config: Features and training data.
+        directory: Where they are kept; :func:`train_run` reads them from there.
+        schema: That of the run.
+
+    Returns:
+        The encoded rows, and whether they were written now.
+
+    Raises:
+        DataError: If the data cannot be read, or the rows cannot be written.
+        FeatureError: If a value does not fit its feature or label.
+    """
+    train, _ = training_data(config)
+    transform = Transform(schema)
+    types = {name: kind.arrow() for name, kind in schema.columns.items()}
+    with open_source(train, columns=transform.columns(), column_types=types) as source:
+        return encoded_rows(directory.encoded, transform, source)
 
 
 def _fit(config: RunConfig, progress: bool) -> tuple[Schema, list[InputRecord]]:
@@ -232,6 +259,7 @@ def train_run(
         eval_every=config.train.eval_every,
         early_stopping=stopping,
         resume=resume,
+        cache=directory.encoded if directory.encoded.exists() else None,
     )
     seconds = time.perf_counter() - started
     return _finish(trainer, config, directory, stopping, seconds)

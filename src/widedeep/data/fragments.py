@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
@@ -115,6 +116,7 @@ class Source:
         inputs: Files and tables in order, at least one.
         columns: The columns to read, in this order; None takes all of the first input's.
         spool: Holds the temporary files, if any.
+        files: The files that hold the rows, if files do.
 
     Raises:
         DataError: If inputs do not agree on columns and types, or lack a named one.
@@ -133,8 +135,10 @@ class Source:
         *,
         columns: Sequence[str] | None = None,
         spool: Spool | None = None,
+        files: Sequence[Path] = (),
     ) -> None:
         self._spool = spool
+        self.files = tuple(files)
         self._records = [(item.record, item.checksum) for item in inputs]
         self._parts = [part for item in inputs for part in item.parts if part.num_rows]
         self.fragments: tuple[Fragment, ...] = tuple(_fragments(inputs))

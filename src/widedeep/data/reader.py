@@ -40,6 +40,8 @@ class BatchReader:
         start_batch: The first global batch, 0 <= start_batch <= ``plan.num_batches``.
         prefetch: Batches that wait for the consumer, at least 1.
         threads: Threads that decode and encode, at least 1.
+        encoded: Returns a fragment's rows as they were encoded before; then the source is not read
+            and ``encode`` not called.
         rank: Takes this rank's contiguous slice of each global batch; the slice may be empty.
         world_size: Ranks that share a global batch.
 
@@ -69,6 +71,7 @@ class BatchReader:
         start_batch: int = 0,
         prefetch: int = 2,
         threads: int = 1,
+        encoded: Callable[[Fragment], Batch] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -79,7 +82,7 @@ class BatchReader:
             raise ConfigError(f"rank: got {rank}, expected 0 <= rank < world_size = {world_size}")
         plan.position(start_batch)
         self._read_batches = _BatchCutter(
-            source, encode, plan, start_batch, threads, (rank, world_size)
+            source, encode, encoded, plan, start_batch, threads, (rank, world_size)
         )
         self._prefetch = prefetch
         self._open: list[tuple[_Channel, threading.Thread]] = []
@@ -171,6 +174,7 @@ class _BatchCutter:
 
     source: Source
     encode: Callable[[pa.Table], Batch]
+    encoded: Callable[[Fragment], Batch] | None
     plan: EpochPlan
     start_batch: int
     threads: int
@@ -212,6 +216,8 @@ class _BatchCutter:
     def _encoded(self, fragment: Fragment, channel: _Channel) -> Batch:
         if channel.closed:
             raise _ClosedError
+        if self.encoded is not None:
+            return self.encoded(fragment)
         table = self.source.read(fragment)
         batch = self.encode(table)
         if len(batch) != fragment.num_rows:

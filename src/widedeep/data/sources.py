@@ -70,7 +70,7 @@ def open_source(
         inputs = list(_inputs(rows, names, dict(column_types or {}), spool))
         if share is not None:
             inputs = share_of_inputs(inputs, share)
-        return Source(inputs, columns=names, spool=spool)
+        return Source(inputs, columns=names, spool=spool, files=input_paths(rows) or ())
     except BaseException:
         spool.close()
         raise

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from widedeep.data.batch import Batch
+from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.errors import DataError
@@ -42,6 +44,7 @@ class TrainingRun:
         epochs: Passes over the data.
         steps: Most steps, or None.
         eval_every: Steps between evaluations; None: after each epoch.
+        cache: Folder of the encoded training data, or None.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class TrainingRun:
         epochs: int,
         steps: int | None,
         eval_every: int | None,
+        cache: str | os.PathLike[str] | None,
     ) -> None:
         self.trainer = trainer
         self.source = source
@@ -68,9 +72,16 @@ class TrainingRun:
         )
         self.interrupt = HeldInterrupt(announce=trainer.show_progress)
         self.recent = RecentScores()
+        self.encoded = None if cache is None else self._encoded_rows(cache)
         self._losses = self._rows = self._weight = 0.0
         self._started = time.perf_counter()
         self._rows_before = trainer.position.rows
+
+    def _encoded_rows(self, cache: str | os.PathLike[str]) -> EncodedRows:
+        found, new = encoded_rows(cache, self.trainer.transform, self.source)
+        told = f"written, {self.source.num_rows:,} rows" if new else "as they were"
+        self.progress.message(f"encoded rows: {found.path} ({told}; {found.nbytes >> 20:,} MiB)")
+        return found
 
     def train(self) -> None:
         """Train to the end, to an early stop, or to Ctrl-C (which saves a checkpoint first)."""
@@ -105,11 +116,19 @@ class TrainingRun:
             pool_rows=trainer.config.pool_rows,
         )
         trainer.warmup.choose(plan)
+        if self.encoded is not None:
+            trainer.warmup.read(self.source)
         if trainer.step.feature_rates is not None:
             trainer.step.feature_rates.frozen = position.epoch > 0
         # An epoch that is resumed has weight of its own before this.
         self._weight = 0.0 if position.batch == 0 else math.inf
-        reader = BatchReader(self.source, trainer.encoder(), plan, start_batch=position.batch)
+        reader = BatchReader(
+            self.source,
+            trainer.encoder(),
+            plan,
+            start_batch=position.batch,
+            encoded=None if self.encoded is None else self.encoded.read,
+        )
         with contextlib.closing(reader):
             for batch in reader:
                 self._step(batch)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from widedeep.bundle.plain_json import plain
-from widedeep.data.fragments import origin_of
+from widedeep.data.fragments import Source, origin_of
 from widedeep.data.reader import EpochPlan
 from widedeep.errors import BundleError
 
@@ -36,6 +36,14 @@ class WarmupRows:
         if not self.rows:
             fragment = plan.pools[0].fragments[0]
             self._wanted = (fragment.origin, fragment.first_row)
+
+    def read(self, source: Source) -> None:
+        """Read the fragment waited for, which nobody else will."""
+        if self._wanted is None:
+            return
+        for fragment in source.fragments:
+            if (fragment.origin, fragment.first_row) == self._wanted:
+                self.see(source.read(fragment, self._columns))
 
     def see(self, table: pa.Table) -> None:
         """Keep rows of a table if it is the fragment waited for."""

@@ -1,0 +1,272 @@
+"""EncodedRows: a source's rows as the transform encoded them, mapped from Arrow files."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from widedeep import __version__
+from widedeep.data.batch import Batch
+from widedeep.data.fragments import Fragment, Source
+from widedeep.data.transform import Transform
+from widedeep.directory import atomic_directory, write_text_whole
+from widedeep.errors import DataError
+
+__all__ = ["EncodedRows", "encoded_rows"]
+
+ENCODED_FORMAT = 1
+_KEY = "key.json"
+
+
+class EncodedRows:
+    """A folder with one Arrow file for each fragment of a source, and what they were made from.
+
+    Each file holds one record batch: ``ids`` (a list of ids for each feature slot), ``values``
+    (their weights), ``dense``, ``labels``, ``weight`` and ``group``, those that there are. Its
+    buffers are those of the :class:`~widedeep.data.batch.Batch`, so a file is mapped, not read:
+    memory holds what training touches, and the system may drop it again.
+
+    Args:
+        path: A folder that :meth:`write` made.
+        files: Name and size of each fragment's file, in the source's order.
+        n_slots: F, feature slots of the schema.
+    """
+
+    def __init__(self, path: Path, files: list[tuple[str, int]], n_slots: int) -> None:
+        self.path = path
+        self._files = files
+        self._n_slots = n_slots
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], transform: Transform, source: Source
+    ) -> EncodedRows | None:
+        """Return what a folder holds, or None if that is not these rows encoded by this schema.
+
+        Args:
+            path: The folder; it may be absent.
+            transform: Of the schema.
+            source: The rows.
+        """
+        place = Path(path)
+        try:
+            held = json.loads((place / _KEY).read_text(encoding="utf-8"))
+            files = [(str(name), int(size)) for name, size in held["files"]]
+            whole = all((place / name).stat().st_size == size for name, size in files)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not whole or held.get("key") != _key(transform, source):
+            return None
+        return cls(place, files, len(transform.schema.slots))
+
+    @classmethod
+    def write(
+        cls, path: str | os.PathLike[str], transform: Transform, source: Source
+    ) -> EncodedRows:
+        """Encode a source's rows into a folder, which is there whole or not at all.
+
+        Args:
+            path: The folder; one that is there is replaced.
+            transform: Of the schema; it reads label, weight and group too.
+            source: The rows.
+
+        Raises:
+            DataError: If a row cannot be read, or the folder cannot be written.
+            FeatureError: If a value does not fit its feature or label.
+
+        Example:
+            >>> import tempfile
+            >>> import widedeep as wd
+            >>> from widedeep.data.sources import open_source
+            >>> rows = [{"job": "cook", "y": 1}, {"job": "clerk", "y": 0}]
+            >>> spec = wd.FeatureSpec(label="y", features=wd.categorical("job"))
+            >>> transform = Transform(wd.fit_schema(spec, rows))
+            >>> with open_source(rows) as source:
+            ...     folder = tempfile.mkdtemp() + "/encoded"
+            ...     encoded = EncodedRows.write(folder, transform, source)
+            ...     encoded.read(source.fragments[0]).ids_N.tolist()
+            [3, 2]
+        """
+        place = Path(path)
+        key, files = _key(transform, source), []
+        try:
+            with atomic_directory(place) as made:
+                for fragment, batch in _encoded(transform, source):
+                    file = made / f"rows-{fragment.index:06d}.arrow"
+                    _write_batch(file, batch)
+                    files.append((file.name, file.stat().st_size))
+                write_text_whole(made / _KEY, json.dumps({"key": key, "files": files}, indent=1))
+        except OSError as error:
+            raise DataError(
+                f"{place}: the encoded rows cannot be written ({error.strerror or error}); make "
+                "room there (an id takes 16 bytes, a number 4), or train without them"
+            ) from error
+        return cls(place, files, len(transform.schema.slots))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files."""
+        return sum(size for _, size in self._files)
+
+    def read(self, fragment: Fragment) -> Batch:
+        """Return a fragment's encoded rows; called from several threads.
+
+        Args:
+            fragment: One of the source's.
+
+        Raises:
+            DataError: If the file is damaged or gone.
+        """
+        name, size = self._files[fragment.index]
+        try:
+            mapped = _map_file(self.path / name, size)
+            with pa.ipc.open_file(pa.py_buffer(mapped)) as reader:
+                rows = reader.get_batch(0)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"{self.path / name}: cannot be read ({error}); delete the folder {self.path}, "
+                "and the rows are encoded again"
+            ) from error
+        return _as_batch(rows, mapped, fragment.num_rows, self._n_slots)
+
+
+def encoded_rows(
+    path: str | os.PathLike[str], transform: Transform, source: Source
+) -> tuple[EncodedRows, bool]:
+    """Return the encoded rows in a folder, written if need be, and whether they were written now.
+
+    Args:
+        path: The folder.
+        transform: Of the schema.
+        source: The rows, of files: whether other data changed cannot be told without reading it.
+
+    Raises:
+        DataError: If the rows are not in files, one cannot be read, or the folder cannot be
+            written.
+        FeatureError: If a value does not fit its feature or label.
+    """
+    if not source.files:
+        raise DataError(
+            f"{path}: got data in memory, expected files: only of those it can be told cheaply "
+            "that they changed since they were encoded; write the data to a Parquet file first, "
+            "or train without encoded rows"
+        )
+    found = EncodedRows.open(path, transform, source)
+    if found is not None:
+        return found, False
+    return EncodedRows.write(path, transform, source), True
+
+
+def _key(transform: Transform, source: Source) -> dict[str, Any]:
+    """Whatever the encoded rows depend on, as JSON holds it."""
+    return {
+        "format": ENCODED_FORMAT,
+        "widedeep": __version__,
+        "schema": transform.schema.fingerprint,
+        "inputs": [{k: v for k, v in r.items() if k != "path"} for r in source.describe()],
+        # A file written again may keep its size, so its time counts too.
+        "modified_ns": [file.stat().st_mtime_ns for file in source.files],
+        "fragments": [fragment.num_rows for fragment in source.fragments],
+    }
+
+
+def _encoded(transform: Transform, source: Source) -> Iterator[tuple[Fragment, Batch]]:
+    """Yield the fragments in order, encoding two ahead of the caller, who writes them."""
+
+    def encode(fragment: Fragment) -> Batch:
+        return transform(source.read(fragment))
+
+    with ThreadPoolExecutor(2, thread_name_prefix="widedeep-encode") as workers:
+        waiting: list[tuple[Fragment, Future[Batch]]] = []
+        for fragment in source.fragments:
+            waiting.append((fragment, workers.submit(encode, fragment)))
+            if len(waiting) > 2:
+                first, future = waiting.pop(0)
+                yield first, future.result()
+                del future
+        for first, future in waiting:
+            yield first, future.result()
+
+
+# ---- Batch <-> record batch ---------------------------------------------------------------------
+
+
+def _write_batch(path: Path, batch: Batch) -> None:
+    columns: dict[str, pa.Array] = {}
+    if batch.n_slots:
+        columns["ids"] = _cells(batch, pa.array(batch.ids_N))
+        if batch.values_N is not None:
+            columns["values"] = _cells(batch, pa.array(batch.values_N))
+    for name, table in (("dense", batch.dense_BK), ("labels", batch.labels_BL)):
+        if table is not None and table.shape[1]:
+            flat = pa.array(np.ascontiguousarray(table).reshape(-1))
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, table.shape[1])
+    for name, vector in (("weight", batch.weight_B), ("group", batch.group_B)):
+        if vector is not None:
+            columns[name] = pa.array(vector)
+    rows = pa.record_batch(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+        writer.write_batch(rows)
+
+
+def _cells(batch: Batch, items: pa.Array) -> pa.Array:
+    """A list for each slot of each example."""
+    cells = pa.LargeListArray.from_arrays(pa.array(batch.offsets_BF), items)
+    return pa.FixedSizeListArray.from_arrays(cells, batch.n_slots)
+
+
+def _map_file(path: Path, size: int) -> NDArray[np.uint8]:
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size != size:
+            raise OSError(f"it holds {os.fstat(file.fileno()).st_size} bytes, expected {size}")
+        # A private copy on write: tensors may be made of the arrays, and no byte reaches the file.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if hasattr(mmap, "MADV_WILLNEED"):
+        mapped.madvise(mmap.MADV_WILLNEED)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def _as_batch(rows: pa.RecordBatch, mapped: NDArray[np.uint8], n_rows: int, n_slots: int) -> Batch:
+    names = set(rows.schema.names)
+
+    def column(name: str) -> pa.Array | None:
+        return rows.column(name) if name in names else None
+
+    def table(name: str) -> NDArray[Any] | None:
+        array = column(name)
+        return None if array is None else _view(array.values, mapped).reshape(n_rows, -1)
+
+    def vector(name: str) -> NDArray[Any] | None:
+        array = column(name)
+        return None if array is None else _view(array, mapped)
+
+    ids, values, dense = column("ids"), column("values"), table("dense")
+    return Batch(
+        ids_N=np.zeros(0, np.int64) if ids is None else _view(ids.values.values, mapped),
+        offsets_BF=np.zeros(n_rows * n_slots + 1, np.int64)
+        if ids is None
+        else _view(ids.values.offsets, mapped),
+        dense_BK=np.zeros((n_rows, 0), np.float32) if dense is None else dense,
+        values_N=None if values is None else _view(values.values.values, mapped),
+        labels_BL=table("labels"),
+        weight_B=vector("weight"),
+        group_B=vector("group"),
+    )
+
+
+def _view(array: pa.Array, mapped: NDArray[np.uint8]) -> NDArray[Any]:
+    """Return a flat array's values as a view of the mapping; Arrow's own views are read-only."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    if not len(array):
+        return np.zeros(0, dtype)
+    start = array.buffers()[1].address - mapped.ctypes.data + array.offset * dtype.itemsize
+    return mapped[start : start + len(array) * dtype.itemsize].view(dtype)
