@@ -21,7 +21,10 @@ table { border-collapse: collapse; width: 100%; font-size: .87rem; }
 th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #dde3ea;
   vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-svg { background: #f6f8fa; border-radius: 6px; } .high { color: #b3261e; font-weight: 600; }
+.wide { overflow-x: auto; } .wide td:last-child { min-width: 9rem; }
+.ends { display: flex; justify-content: space-between; color: #4a5868; font-size: .8rem; }
+svg { display: block; height: 8rem; background: #f6f8fa; border-radius: 6px; }
+.high { color: #b3261e; font-weight: 600; }
 p { color: #4a5868; }
 """
 
@@ -54,7 +57,9 @@ def page(figures: Mapping[str, Any]) -> str:
                 parts.append(f"<h2>{escape(label)} {told}</h2>{_bars(rates[key], key)}")
     parts += ["<h2>Columns</h2>", _columns(figures["columns"])]
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Training examples</title>'
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<title>Training examples</title>"
         f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
 
@@ -67,7 +72,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', head)}</tr>{body}</table>"
+    return f'<div class="wide"><table><tr>{cells("th", head)}</tr>{body}</table></div>'
 
 
 def _counts(counts: Mapping[str, Any]) -> str:
@@ -100,7 +105,7 @@ def _splits(splits: Mapping[str, Any]) -> str:
     rows = []
     for name, split in splits.items():
         span = [
-            moment_text(split[key])[:19] if split[key] is not None else ""
+            moment_text(split[key])[:19].replace("T", " ") if split[key] is not None else ""
             for key in ("first_us", "last_us")
         ]
         means = [f"{split['labels'].get(label, 0) / max(1, split['rows']):.4f}" for label in labels]
@@ -116,23 +121,22 @@ def _bars(rates: Sequence[Mapping[str, float]], key: str) -> str:
     step = width / len(rates)
     bars = []
     for at, row in enumerate(rates):
-        tall = max(0.0, row["rate"] / highest) * (height - 30)
+        tall = max(0.0, row["rate"] / highest) * (height - 12)
         start = int(row["from"])
         where = moment_text(start)[:16] if key == "by_time" else str(start)
         told = f"{where}: {row['rate']:.4f} of {row['rows']:,} rows"
         bars.append(
-            f'<rect x="{at * step + 1:.1f}" y="{height - 18 - tall:.1f}" '
+            f'<rect x="{at * step + 1:.1f}" y="{height - tall:.1f}" '
             f'width="{max(1.0, step - 2):.1f}" height="{tall:.1f}" fill="#3b6ea8">'
             f"<title>{escape(told)}</title></rect>"
         )
     first, last = (int(rates[at]["from"]) for at in (0, -1))
     ends = [moment_text(t)[:10] if key == "by_time" else str(t) for t in (first, last)]
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="100%" role="img">{"".join(bars)}'
-        f'<text x="4" y="12" font-size="11">{highest:.4f}</text>'
-        f'<text x="4" y="{height - 4}" font-size="11">{ends[0]}</text>'
-        f'<text x="{width - 4}" y="{height - 4}" font-size="11" text-anchor="end">{ends[1]}</text>'
-        "</svg>"
+        f'<svg viewBox="0 0 {width} {height}" width="100%" preserveAspectRatio="none" role="img" '
+        f'aria-label="from 0 to {highest:.4f}">{"".join(bars)}</svg>'
+        f'<div class="ends"><span>{ends[0]}</span><span>highest: {highest:.4f}</span>'
+        f"<span>{ends[1]}</span></div>"
     )
 
 
