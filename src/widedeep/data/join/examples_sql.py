@@ -21,7 +21,7 @@ def item_side(plan: JoinPlan, part: int) -> str | None:
     Its rows go to the user partitions that ask for them (``wd_part``). None if there is nothing.
     """
     has_versions = plan.item_attributes is not None
-    features = side(plan, "item", "imp", "act", "ver" if has_versions else None)
+    features = side(plan, "item", "imp", "act", "ver" if has_versions else None, "wd_part")
     if features is None:
         return None
     versions = (
@@ -36,10 +36,8 @@ def item_side(plan: JoinPlan, part: int) -> str | None:
     return f"""
 WITH imp AS (SELECT wd_item, wd_time, wd_part FROM wd_impressions WHERE wd_item_part = {part}),
 act AS (SELECT * FROM wd_actions WHERE wd_item_part = {part}){versions},
-f AS ({features}),
-asked AS (SELECT DISTINCT wd_item, wd_time, wd_part FROM imp)
-SELECT a.wd_item, a.wd_time, a.wd_part, {", ".join(columns)}
-FROM asked AS a JOIN f ON a.wd_item = f.wd_item AND a.wd_time = f.wd_time{join}"""
+f AS ({features})
+SELECT f.wd_item, f.wd_time, f.wd_part, {", ".join(columns)} FROM f{join}"""
 
 
 def examples(plan: JoinPlan, part: int) -> str:
@@ -68,6 +66,7 @@ def examples(plan: JoinPlan, part: int) -> str:
     tables["kept"] = _kept(plan)
     for number, label in enumerate(plan.config.labels):
         tables[f"label_{number}"] = _label(plan, label)
+    tables["credit"] = _credit(plan)
     joined = _joined(plan, tables)
     if plan.config.negatives.by == "request":
         over = "OVER (PARTITION BY wd_user, wd_request)"
@@ -75,28 +74,48 @@ def examples(plan: JoinPlan, part: int) -> str:
     tables["joined"] = joined
     ctes = ",\n".join(f"{name} AS ({select})" for name, select in tables.items())
     columns = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in _outputs(plan))
-    position = ", wd_position NULLS FIRST" if plan.has_position else ""
     return (
         f"WITH {ctes}\nSELECT CAST(wd_split AS INTEGER) AS wd_split, wd_time AS wd_event_time, "
         f"{columns} FROM joined{_where_sampled(plan)} "
-        f"ORDER BY wd_time, wd_request{position}, wd_item"
+        f"ORDER BY wd_time, wd_request, {_position_order(plan)}wd_item"
     )
+
+
+def _position_order(plan: JoinPlan) -> str:
+    return "wd_position NULLS FIRST, " if plan.has_position else ""
 
 
 def _numbered(plan: JoinPlan) -> str:
-    """Number the impressions of each user in their total order; find the request's first time."""
-    position = "wd_position NULLS FIRST, " if plan.has_position else ""
+    """Number the impressions that an action may belong to, in the total order of their user."""
     return (
         "SELECT *, ROW_NUMBER() OVER (PARTITION BY wd_user ORDER BY wd_time, wd_request, "
-        f"{position}wd_item) AS wd_n, MIN(wd_time) OVER (PARTITION BY wd_user, wd_request) "
-        "AS wd_request_time FROM imp"
+        f"{_position_order(plan)}wd_item) AS wd_n FROM (SELECT i.* FROM imp AS i "
+        "SEMI JOIN act AS a ON i.wd_user = a.wd_user AND i.wd_item = a.wd_item) AS wd_r"
     )
+
+
+def _credit(plan: JoinPlan) -> str:
+    """Return SQL of the labels of the numbered impressions, beside what identifies them."""
+    columns, joins = ["n.wd_request", "n.wd_item"], ["numbered AS n"]
+    if plan.has_position:
+        columns.append("n.wd_position")
+    for number, label in enumerate(plan.config.labels):
+        y = f"y{number}"
+        joins.append(f"label_{number} AS {y} ON {y}.wd_user = n.wd_user AND {y}.wd_n = n.wd_n")
+        columns += [f"{y}.wd_acts AS wd_acts_{number}", f"{y}.wd_micros AS wd_micros_{number}"]
+    return f"SELECT {', '.join(columns)} FROM {' LEFT JOIN '.join(joins)}"
 
 
 def _kept(plan: JoinPlan) -> str:
     """Return the impressions that become examples, with their split and sampling hash."""
-    source = "numbered"
+    source = "imp"
     split = plan.config.split
+    if split.by in ("time", "both"):
+        source = (
+            "(SELECT i.*, r.wd_request_time FROM imp AS i JOIN (SELECT wd_request, MIN(wd_time) "
+            "AS wd_request_time FROM imp GROUP BY wd_request) AS r ON i.wd_request = r.wd_request)"
+            " AS wd_r"
+        )
     if split.by in ("user", "both"):
         ids = [plan.id_integer("user")]
         hashed = mixed(source, ids, SALT_USER_SPLIT + plan.config.seed * 31, "wd_uh")
@@ -159,7 +178,7 @@ def _label(plan: JoinPlan, label: Label) -> str:
         frame = f"{over} CURRENT ROW AND {window} FOLLOWING)"
         return (
             f"SELECT wd_user, wd_n, COUNT(wd_act) {frame} AS wd_acts, "
-            f"CAST(SUM(wd_micros) {frame} AS BIGINT) AS wd_micros, wd_n AS wd_mine "
+            f"CAST(SUM(wd_micros) {frame} AS BIGINT) AS wd_micros "
             f"FROM ({stream}) AS wd_s"
         )
     chosen = "MAX" if plan.config.touch == "last" else "MIN"
@@ -199,13 +218,15 @@ def _joined(plan: JoinPlan, tables: dict[str, str]) -> str:
         columns += [f"uv.{column.inner}" for column in plan.user_attributes.carried]
     if plan.item_attributes is not None:
         columns += [f"xs.{column.inner}" for column in plan.item_attributes.carried]
+    same = "y.wd_request = k.wd_request AND y.wd_item = k.wd_item"
+    if plan.has_position:
+        # Nulls are equal here, and differ from any position.
+        for sql in ("COALESCE({}.wd_position, 0)", "({}.wd_position IS NULL)"):
+            same += f" AND {sql.format('y')} = {sql.format('k')}"
+    joins.append(f"credit AS y ON {same}")
     acts = []
     for number, label in enumerate(plan.config.labels):
-        joins.append(
-            f"label_{number} AS y{number} ON y{number}.wd_user = k.wd_user "
-            f"AND y{number}.wd_n = k.wd_n"
-        )
-        acts.append(f"COALESCE(y{number}.wd_acts, 0)")
+        acts.append(f"COALESCE(y.wd_acts_{number}, 0)")
         columns.append(_label_value(label, number))
     columns.append(f"{' + '.join(acts)} AS wd_positive")
     return f"SELECT {', '.join(columns)} FROM {' LEFT JOIN '.join(joins)}"
@@ -213,10 +234,10 @@ def _joined(plan: JoinPlan, tables: dict[str, str]) -> str:
 
 def _label_value(label: Label, number: int) -> str:
     if label.value:
-        micros = f"COALESCE(y{number}.wd_micros, 0)"
+        micros = f"COALESCE(y.wd_micros_{number}, 0)"
         return f"CAST({micros} AS DOUBLE) / CAST(1000000 AS DOUBLE) AS label_{number}"
     return (
-        f"CAST(CASE WHEN COALESCE(y{number}.wd_acts, 0) > 0 THEN 1 ELSE 0 END AS INTEGER) "
+        f"CAST(CASE WHEN COALESCE(y.wd_acts_{number}, 0) > 0 THEN 1 ELSE 0 END AS INTEGER) "
         f"AS label_{number}"
     )
 

@@ -27,7 +27,9 @@ def of_kinds(plan: JoinPlan, kinds: Sequence[str]) -> str:
     return f"wd_kind IN ({', '.join(literal(kind) for kind in kinds)})"
 
 
-def side(plan: JoinPlan, scope: str, imp: str, act: str, versions: str | None) -> str | None:
+def side(
+    plan: JoinPlan, scope: str, imp: str, act: str, versions: str | None, beside: str | None = None
+) -> str | None:
     """Return SQL of a scope's features at each moment of its impressions.
 
     Args:
@@ -36,9 +38,10 @@ def side(plan: JoinPlan, scope: str, imp: str, act: str, versions: str | None) -
         imp: Relation of the impressions.
         act: Relation of the actions.
         versions: Relation of the attribute versions of the scope, if there are any.
+        beside: A column of the impressions: a moment is told once for each of its values.
 
     Returns:
-        A select of the scope's keys, ``wd_time``, each feature under its inner name (of ``"last"``
+        A select of the scope's keys, ``beside``, ``wd_time``, each feature under its inner name (of ``"last"``
         the number of the last action that counts) and ``wd_version``; None if there is nothing to
         compute.
     """
@@ -47,21 +50,26 @@ def side(plan: JoinPlan, scope: str, imp: str, act: str, versions: str | None) -
         return None
     kinds = _kinds_of(features)
     keys = ", ".join(KEYS[scope])
+    told = ", ".join([*KEYS[scope], *([beside] if beside else [])])
     over = f"PARTITION BY {keys} ORDER BY wd_time RANGE BETWEEN"
     windows = [
         f"{sql} AS {name}"
         for name, feature in features
         for sql in [_feature(plan, feature, kinds, over)]
     ]
+    dated = False
     if versions is not None:
         attributes = plan.config.user_attributes if scope == "user" else plan.config.item_attributes
         assert attributes is not None
         end = _end(duration_us(attributes.availability_delay))
-        windows.append(f"COUNT(wd_v) OVER ({over} UNBOUNDED PRECEDING AND {end}) AS wd_version")
-    stream = _stream(plan, scope, imp, act, versions, kinds)
+        valid = f"COUNT(wd_v) OVER ({over} UNBOUNDED PRECEDING AND {end})"
+        dated = attributes.valid_from is not None
+        # Without times there is one version, and it is always valid.
+        windows.append(f"{valid if dated else 'CAST(1 AS BIGINT)'} AS wd_version")
+    stream = _stream(plan, scope, imp, act, versions if dated else None, kinds, beside)
     names = ", ".join([*(name for name, _ in features), *(["wd_version"] if versions else [])])
     return (
-        f"SELECT {keys}, wd_time, {names} FROM (SELECT {keys}, wd_time, wd_asked, "
+        f"SELECT {told}, wd_time, {names} FROM (SELECT {told}, wd_time, wd_asked, "
         f"{', '.join(windows)} FROM ({stream}) AS wd_s) AS wd_w WHERE wd_asked = 1"
     )
 
@@ -79,6 +87,7 @@ def _stream(
     act: str,
     versions: str | None,
     kinds: dict[tuple[str, ...], str],
+    beside: str | None,
 ) -> str:
     keys = ", ".join(KEYS[scope])
     null = "CAST(NULL AS BIGINT)"
@@ -86,10 +95,13 @@ def _stream(
     def row(asked: int, shown: str, events: list[str], version: str) -> str:
         columns = [f"CAST({asked} AS BIGINT) AS wd_asked", f"{shown} AS wd_shown"]
         columns += [f"{sql} AS {name}" for sql, name in zip(events, kinds.values(), strict=True)]
+        if beside:
+            columns.append(beside if asked else f"{null} AS {beside}")
         return f"SELECT {keys}, wd_time, {', '.join(columns)}, {version} AS wd_v"
 
     nothing = [null] * len(kinds)
-    parts = [f"{row(1, 'COUNT(*)', nothing, null)} FROM {imp} GROUP BY {keys}, wd_time"]
+    moments = f"{keys}, wd_time{f', {beside}' if beside else ''}"
+    parts = [f"{row(1, 'COUNT(*)', nothing, null)} FROM {imp} GROUP BY {moments}"]
     if kinds:
         events = [
             f"CASE WHEN {of_kinds(plan, some)} THEN CAST(1 AS BIGINT) ELSE {null} END"
