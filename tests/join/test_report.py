@@ -28,6 +28,17 @@ def test_column_statistics() -> None:
     assert lists["range"] == [3, 4]
 
 
+def test_the_order_of_the_rows_has_no_say_in_the_most_frequent_values() -> None:
+    values = [*range(50), 7, 7, 30]
+    forth, back = (
+        column_statistics(pa.chunked_array([pa.array(rows)])) for rows in (values, values[::-1])
+    )
+    assert forth == back
+    assert forth["top"] == [["7", 3], ["30", 2], ["0", 1], ["1", 1], ["2", 1]]
+    told = column_statistics(pa.chunked_array([pa.array([True, False, None, True])]))
+    assert told["top"] == [["True", 2], ["False", 1]]
+
+
 def test_label_rates_are_weighted() -> None:
     labels, weights = pa.chunked_array([[1, 0, 0]]), pa.chunked_array([[1.0, 3.0, 2.0]])
     rates = label_rates(labels, weights, pa.chunked_array([[5, 5, 6]]), None)

@@ -99,7 +99,7 @@ def _credit(plan: JoinPlan) -> str:
     columns, joins = ["n.wd_request", "n.wd_item"], ["numbered AS n"]
     if plan.has_position:
         columns.append("n.wd_position")
-    for number, label in enumerate(plan.config.labels):
+    for number in range(len(plan.config.labels)):
         y = f"y{number}"
         joins.append(f"label_{number} AS {y} ON {y}.wd_user = n.wd_user AND {y}.wd_n = n.wd_n")
         columns += [f"{y}.wd_acts AS wd_acts_{number}", f"{y}.wd_micros AS wd_micros_{number}"]
@@ -218,18 +218,22 @@ def _joined(plan: JoinPlan, tables: dict[str, str]) -> str:
         columns += [f"uv.{column.inner}" for column in plan.user_attributes.carried]
     if plan.item_attributes is not None:
         columns += [f"xs.{column.inner}" for column in plan.item_attributes.carried]
-    same = "y.wd_request = k.wd_request AND y.wd_item = k.wd_item"
-    if plan.has_position:
-        # Nulls are equal here, and differ from any position.
-        for sql in ("COALESCE({}.wd_position, 0)", "({}.wd_position IS NULL)"):
-            same += f" AND {sql.format('y')} = {sql.format('k')}"
-    joins.append(f"credit AS y ON {same}")
+    joins.append(f"credit AS y ON {_same_impression(plan)}")
     acts = []
     for number, label in enumerate(plan.config.labels):
         acts.append(f"COALESCE(y.wd_acts_{number}, 0)")
         columns.append(_label_value(label, number))
     columns.append(f"{' + '.join(acts)} AS wd_positive")
     return f"SELECT {', '.join(columns)} FROM {' LEFT JOIN '.join(joins)}"
+
+
+def _same_impression(plan: JoinPlan) -> str:
+    """Return the condition that ``y`` and ``k`` are one impression; a null position equals null."""
+    same = "y.wd_request = k.wd_request AND y.wd_item = k.wd_item"
+    if plan.has_position:
+        for sql in ("COALESCE({}.wd_position, 0)", "({}.wd_position IS NULL)"):
+            same += f" AND {sql.format('y')} = {sql.format('k')}"
+    return same
 
 
 def _label_value(label: Label, number: int) -> str:

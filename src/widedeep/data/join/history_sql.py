@@ -41,9 +41,9 @@ def side(
         beside: A column of the impressions: a moment is told once for each of its values.
 
     Returns:
-        A select of the scope's keys, ``beside``, ``wd_time``, each feature under its inner name (of ``"last"``
-        the number of the last action that counts) and ``wd_version``; None if there is nothing to
-        compute.
+        A select of the scope's keys, ``beside``, ``wd_time``, each feature under its inner name (of
+        ``"last"`` the number of the last action that counts) and ``wd_version``; None if there is
+        nothing to compute.
     """
     features = plan.history_by(scope)
     if not features and versions is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ __all__ = ["column_statistics", "drift", "label_rates"]
 
 TOP = 5
 _BUCKETS = 24
+_COLUMNS_AT_ONCE = 2
 
 
 def read_column(
     folder: Path, manifest: Mapping[str, Any], split: str, name: str
 ) -> pa.ChunkedArray:
-    """Return one column of a split; one column at a time is all that is held."""
+    """Return one column of a split; no more than a column is held."""
     shards = manifest["splits"][split]["shards"]
     chunks: list[pa.Array] = []
     for shard in shards:
@@ -44,16 +46,27 @@ def column_statistics(values: pa.ChunkedArray) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": total, "missing": missing, "different": len(counts)}
     if not len(counts):
         return {**found, "top": []}
-    # Equal counts are told apart by the value, so that the report is the same on every run.
-    names = [str(value) for value in counts.field("values").to_pylist()]
-    numbers = counts.field("counts").to_numpy(zero_copy_only=False)
-    best = np.argsort(-numbers, kind="stable")[: 4 * TOP]
-    ranked = sorted((-int(numbers[at]), names[at]) for at in best)[:TOP]
-    found["top"] = [[name, -count] for count, name in ranked]
+    found["top"] = _most_frequent(counts.field("values"), counts.field("counts").to_numpy())
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         bounds = pc.min_max(values).as_py()
         found["range"] = [bounds["min"], bounds["max"]]
     return found
+
+
+def _most_frequent(values: pa.Array, count_V: np.ndarray[Any, Any]) -> list[list[Any]]:
+    """Return the most frequent values as text with their counts, those of one count in order.
+
+    What comes first in the data has no say, so that the report is the same of any engine.
+    """
+    wanted = min(TOP, len(count_V))
+    least = np.partition(count_V, -wanted)[-wanted]
+    names = values.cast(pa.int8()) if pa.types.is_boolean(values.type) else values
+    above_A, tied_T = np.flatnonzero(count_V > least), np.flatnonzero(count_V == least)
+    above_A = above_A[pc.sort_indices(names.take(pa.array(above_A))).to_numpy()]
+    above_A = above_A[np.argsort(-count_V[above_A], kind="stable")]
+    first = pc.bottom_k_unstable(names.take(pa.array(tied_T)), wanted - len(above_A)).to_numpy()
+    chosen = [*above_A.tolist(), *tied_T[first].tolist()]
+    return [[str(values[at].as_py()), int(count_V[at])] for at in chosen]
 
 
 def label_rates(
@@ -75,13 +88,17 @@ def label_rates(
         return []
     low = int(key_B.min())
     span = 1 if buckets is None else max(1, math.ceil((int(key_B.max()) - low + 1) / buckets))
-    keys, group_B = np.unique((key_B - low) // span, return_inverse=True)
+    group_B = (key_B - low) // span
+    if buckets is None:
+        keys, group_B = np.unique(group_B, return_inverse=True)
+    else:  # Equal spans are few: counting needs no sort.
+        keys = np.arange(buckets)
     rows = np.bincount(group_B)
     weight = np.bincount(group_B, weight_B)
     positive = np.bincount(group_B, weight_B * label_B)
     return [
         {"from": low + int(key) * span, "rows": int(rows[at]), "rate": positive[at] / weight[at]}
-        for at, key in enumerate(keys[:200])
+        for at, key in ((at, keys[at]) for at in np.flatnonzero(rows)[:200])
     ]
 
 
@@ -96,7 +113,8 @@ def drift(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     shares = [
         {name: count / split["rows"] for name, count in split["top"]} for split in (one, other)
     ]
-    both = set(shares[0]) & set(shares[1])
+    # In order: a sum of floats is not the same in every order.
+    both = sorted(set(shares[0]) & set(shares[1]))
     gap = sum(abs(shares[0][name] - shares[1][name]) for name in both)
     rest = abs(sum(shares[0][n] for n in both) - sum(shares[1][n] for n in both))
     missing = abs(one["missing"] / one["rows"] - other["missing"] / other["rows"])
@@ -112,15 +130,21 @@ def statistics(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """
     columns = [(column["name"], column["role"]) for column in manifest["columns"]]
     filled = [split for split in SPLITS if manifest["splits"][split]["rows"]]
-    by_column: dict[str, dict[str, Any]] = {}
-    for name, role in columns:
+
+    def of_column(column: tuple[str, str]) -> dict[str, Any]:
+        name, role = column
         found = {
             split: column_statistics(read_column(folder, manifest, split, name)) for split in filled
         }
         entry: dict[str, Any] = {"role": role, "splits": found}
         if role not in ("request", "event time", "weight") and len(filled) > 1:
             entry["drift"] = {split: drift(found[filled[0]], found[split]) for split in filled[1:]}
-        by_column[name] = entry
+        return entry
+
+    # Reading and counting run outside Python's lock; two columns at a time bound the memory.
+    with ThreadPoolExecutor(_COLUMNS_AT_ONCE) as pool:
+        entries = pool.map(of_column, columns)
+        by_column = {name: entry for (name, _), entry in zip(columns, entries, strict=True)}
     return {
         "counts": manifest["counts"],
         "splits": {
