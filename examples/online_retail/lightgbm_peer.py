@@ -72,6 +72,18 @@ def report(
     return figures
 
 
+def table(out: Path, peers: dict[str, dict[str, Any]]) -> str:
+    """Return the figures of all models as Markdown; those of Wide & Deep are run.py's."""
+    ours = json.loads((out / "metrics.json").read_text())
+    set_right = {key: ours[f"calibrated {key}"] for key in ("log_loss", "calibration")}
+    models = {**peers, "**Wide & Deep**": ours, "**Wide & Deep, calibrated**": ours | set_right}
+    rows = ["| model | AUC | grouped AUC | log loss | calibration |", "|---|---|---|---|---|"]
+    for name, figures in models.items():
+        cells = [f"{figures[key]:.4f}" for key in ("auc", "gauc", "log_loss", "calibration")]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Train both and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,6 +133,7 @@ def main() -> None:
         time.perf_counter() - started,
     )
     (arguments.out / "peers.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(f"\n{table(arguments.out, found)}")
 
 
 if __name__ == "__main__":

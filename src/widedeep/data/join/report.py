@@ -22,6 +22,7 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #dde3e
   vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; } .wide td:last-child { min-width: 9rem; }
+.columns td:last-child { min-width: 24rem; }
 .ends { display: flex; justify-content: space-between; color: #4a5868; font-size: .8rem; }
 svg { display: block; height: 8rem; background: #f6f8fa; border-radius: 6px; }
 .high { color: #b3261e; font-weight: 600; }
@@ -154,7 +155,7 @@ def _columns(columns: Mapping[str, Any]) -> str:
             told = [escape(name), column["role"]] if first else ["", ""]
             rows.append([*told, split, f"{missing:.1%}", f"{found['different']:,}", moved, top])
     head = ["column", "role", "split", "missing", "different", "drift", "most frequent"]
-    return _table(head, rows, [3, 4, 5]) + (
+    return f'<div class="columns">{_table(head, rows, [3, 4, 5])}</div>' + (
         "<p>Drift: total variation distance from the first split over the most frequent values "
         "and the rest; 0 is none, 1 is all.</p>"
     )
