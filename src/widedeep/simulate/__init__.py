@@ -1,0 +1,26 @@
+"""A simulated app store: logs whose truth is known, and a place to try policies live."""
+
+from __future__ import annotations
+
+from widedeep.simulate.config import StoreConfig
+from widedeep.simulate.model_policy import Model, Server
+from widedeep.simulate.policies import Explore, Oracle, Policy, Popularity, Random, Ranked, Split
+from widedeep.simulate.requests import Requests
+from widedeep.simulate.store import AppStore
+from widedeep.simulate.traffic import Traffic
+
+__all__ = [
+    "AppStore",
+    "Explore",
+    "Model",
+    "Oracle",
+    "Policy",
+    "Popularity",
+    "Random",
+    "Ranked",
+    "Requests",
+    "Server",
+    "Split",
+    "StoreConfig",
+    "Traffic",
+]

@@ -1,0 +1,107 @@
+"""AppStore: days of requests under a policy, and the store that they change."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+
+from widedeep.errors import ConfigError
+from widedeep.simulate import config as constants
+from widedeep.simulate.config import StoreConfig
+from widedeep.simulate.policies import Policy
+from widedeep.simulate.requests import app_table, new_round
+from widedeep.simulate.traffic import Traffic, joined_traffic, observe
+from widedeep.simulate.world import World
+
+__all__ = ["AppStore"]
+
+
+class AppStore:
+    """A simulated app store, whose true install probabilities are known.
+
+    Users with tastes and installed apps come at some hour with some device; retrieval proposes
+    apps; a policy shows some of them in an order; users look at high places more than at low ones,
+    and install with a probability in which general tastes count, and particular pairs of apps.
+    Each night users and apps arrive, and tastes drift.
+
+    Args:
+        config: Its size and strengths.
+
+    Attributes:
+        config: As given.
+        world: Its state.
+
+    Example:
+        >>> from widedeep.simulate import AppStore, Popularity, StoreConfig
+        >>> store = AppStore(StoreConfig(users=500, apps=100, requests_per_day=200))
+        >>> week = store.run(Popularity(), days=2)
+        >>> week.impressions.num_rows, store.world.day
+        (4000, 2)
+    """
+
+    def __init__(self, config: StoreConfig | None = None) -> None:
+        self.config = config or StoreConfig()
+        self.world = World(self.config)
+
+    def catalogue(self) -> pa.Table:
+        """Return what is known of the apps today, as ``widedeep serve --items`` reads it."""
+        return app_table(self.world)
+
+    def copy(self) -> AppStore:
+        """Return another store in the same state, whose life goes on apart."""
+        return copy.deepcopy(self)
+
+    def run(
+        self, policy: Policy, days: int, *, on_day: Callable[[int], None] | None = None
+    ) -> Traffic:
+        """Live some days under a policy.
+
+        Args:
+            policy: Who ranks.
+            days: At least 1.
+            on_day: Called after each day with how many are done.
+
+        Returns:
+            The logs of these days. Running on later follows them without a gap.
+
+        Raises:
+            ConfigError: If ``days`` is below 1.
+        """
+        found = []
+        for done, part in enumerate(self.days(policy, days), 1):
+            found.append(part)
+            if on_day is not None:
+                on_day(done)
+        return joined_traffic(found)
+
+    def days(self, policy: Policy, days: int) -> Iterator[Traffic]:
+        """Live some days, and yield the logs of each.
+
+        Args:
+            policy: Who ranks.
+            days: At least 1.
+
+        Raises:
+            ConfigError: If ``days`` is below 1.
+        """
+        if days < 1:
+            raise ConfigError(f"the store: got days = {days!r}, expected at least 1")
+        return (self._day(policy) for _ in range(days))
+
+    def _day(self, policy: Policy) -> Traffic:
+        world = self.world
+        catalogue = app_table(world)
+        # No user sends two requests in a round, and half of them at most one.
+        at_once = min(constants.REQUESTS_AT_ONCE, max(1, self.config.users // 4))
+        rounds = math.ceil(self.config.requests_per_day / at_once)
+        parts = []
+        for number in range(rounds):
+            requests = new_round(world, catalogue, number, rounds)
+            ranked = policy.rank(requests)
+            rng = world.rng("users", world.day, number)
+            parts.append(observe(world, requests, ranked, rng))
+        world.night()
+        return joined_traffic(parts)
