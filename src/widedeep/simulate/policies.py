@@ -185,9 +185,7 @@ class Split:
     def arm_of(self, user_R: NDArray[Any]) -> NDArray[np.intp]:
         """Return the number of each user's arm."""
         share_R = _hashed(np.asarray(user_R, np.uint64), self._salt) / 2.0**64
-        return np.minimum(
-            np.searchsorted(self._edges, share_R, side="right"), len(self._edges) - 1
-        )
+        return np.minimum(np.searchsorted(self._edges, share_R, side="right"), len(self._edges) - 1)
 
     def rank(self, requests: Requests) -> Ranked:
         """Rank each request by the policy of its user's arm."""
@@ -202,9 +200,7 @@ class Split:
         )
 
 
-def _together(
-    requests: Requests, parts: Sequence[tuple[NDArray[np.intp], Policy]]
-) -> Ranked:
+def _together(requests: Requests, parts: Sequence[tuple[NDArray[np.intp], Policy]]) -> Ranked:
     """Rank parts of the requests by a policy each."""
     order_RS = np.zeros((len(requests), requests.shown), np.intp)
     policy_R = np.full(len(requests), "", object)

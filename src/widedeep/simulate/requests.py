@@ -63,9 +63,7 @@ class Requests:
     @cached_property
     def truth_RC(self) -> NDArray[np.float64]:
         """The true probability that each candidate is installed if it is looked at."""
-        return install_probability(
-            self.world, self.user_R, self.device_R, self.hour_R, self.app_RC
-        )
+        return install_probability(self.world, self.user_R, self.device_R, self.hour_R, self.app_RC)
 
     def take(self, at: NDArray[np.intp]) -> Requests:
         """Return some of the requests."""
@@ -206,9 +204,7 @@ def _times(rng: np.random.Generator, n: int, number: int, rounds: int) -> NDArra
     return (seconds_R * _SECOND_US).astype(np.int64)
 
 
-def _retrieve(
-    rng: np.random.Generator, world: World, user_R: NDArray[Any]
-) -> NDArray[np.int32]:
+def _retrieve(rng: np.random.Generator, world: World, user_R: NDArray[Any]) -> NDArray[np.int32]:
     """Propose apps that the user does not have: popular ones, new ones, ones of categories had."""
     apps = world.apps
     installed_RL = world.users.installed_UL[user_R]

@@ -29,6 +29,7 @@ class AppStore:
 
     Args:
         config: Its size and strengths.
+        world: A state to go on from; default: a new store.
 
     Attributes:
         config: As given.
@@ -42,9 +43,9 @@ class AppStore:
         (4000, 2)
     """
 
-    def __init__(self, config: StoreConfig | None = None) -> None:
+    def __init__(self, config: StoreConfig | None = None, *, world: World | None = None) -> None:
         self.config = config or StoreConfig()
-        self.world = World(self.config)
+        self.world = World(self.config) if world is None else world
 
     def catalogue(self) -> pa.Table:
         """Return what is known of the apps today, as ``widedeep serve --items`` reads it."""

@@ -70,9 +70,7 @@ def joined_traffic(parts: Sequence[Traffic]) -> Traffic:
     )
 
 
-def observe(
-    world: World, requests: Requests, ranked: Ranked, rng: np.random.Generator
-) -> Traffic:
+def observe(world: World, requests: Requests, ranked: Ranked, rng: np.random.Generator) -> Traffic:
     """Let users look at what is shown, and install: the store changes, and is logged.
 
     Args:

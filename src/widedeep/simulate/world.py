@@ -104,6 +104,23 @@ class World:
         self.pairs_AA = self._pairs(rng, np.zeros((1, 0), np.float32))
         self.users = self._new_users(rng, config.users)
 
+    @classmethod
+    def restored(
+        cls,
+        config: StoreConfig,
+        day: int,
+        *,
+        users: Users,
+        apps: Apps,
+        culture: Culture,
+        pairs_AA: Floats,
+    ) -> World:
+        """Return a world in a state that another one was in."""
+        world = cls.__new__(cls)
+        world.config, world.day, world.users, world.apps = config, day, users, apps
+        world.culture, world.pairs_AA = culture, pairs_AA
+        return world
+
     def rng(self, *purpose: str | int) -> np.random.Generator:
         """Return the generator of one purpose: what is drawn for one never shifts another."""
         words = [word if isinstance(word, int) else _number(word) for word in purpose]
