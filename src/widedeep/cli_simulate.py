@@ -12,6 +12,7 @@ from widedeep.cli_parser import GOOD, Verbs, add_verb, positive
 
 if TYPE_CHECKING:
     from widedeep.commands.simulate import Simulated
+    from widedeep.simulate import StoreConfig
 
 __all__ = ["add_verbs"]
 
@@ -86,9 +87,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return GOOD
 
 
-def _store(arguments: argparse.Namespace) -> object:
+def _store(arguments: argparse.Namespace) -> StoreConfig:
     from widedeep.errors import ConfigError
-    from widedeep.simulate import StoreConfig
+    from widedeep.simulate import StoreConfig as Store
 
     names = ("seed", "users", "apps", "memorisation", "generalisation", "drift")
     given = {name: getattr(arguments, name) for name in names}
@@ -97,7 +98,7 @@ def _store(arguments: argparse.Namespace) -> object:
     if given and arguments.resume is not None:
         words = ", ".join(f"--{name.partition('_')[0]}" for name in given)
         raise ConfigError(f"got {words} with --resume: the store there has been made; leave it out")
-    return StoreConfig(**given)
+    return Store(**given)
 
 
 def _print(found: Simulated) -> None:

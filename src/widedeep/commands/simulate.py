@@ -31,7 +31,11 @@ from widedeep.simulate.traffic import Traffic, attribute_tables
 
 __all__ = ["Simulated", "named_policy", "simulate_store"]
 
-_PLAIN = {"popularity": Popularity, "random": Random, "oracle": Oracle}
+_PLAIN: dict[str, Callable[[], Policy]] = {
+    "popularity": Popularity,
+    "random": Random,
+    "oracle": Oracle,
+}
 STATE = "store.npz"
 CATALOGUE = "catalogue.parquet"
 

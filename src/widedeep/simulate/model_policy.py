@@ -144,8 +144,10 @@ class Server:
         return order_RS, time_R
 
     def _connect(self) -> http.client.HTTPConnection:
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        return kinds[self._parts.scheme](self._parts.netloc, timeout=self._timeout_s)
+        netloc, timeout = self._parts.netloc, self._timeout_s
+        if self._parts.scheme == "https":
+            return http.client.HTTPSConnection(netloc, timeout=timeout)
+        return http.client.HTTPConnection(netloc, timeout=timeout)
 
     def _body(self, requests: Requests, number: int, names: list[str]) -> bytes:
         body: dict[str, Any] = {

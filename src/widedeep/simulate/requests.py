@@ -94,7 +94,8 @@ class Requests:
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
-        return pa.table(self.columns).to_pylist()
+        found: list[dict[str, Any]] = pa.table(self.columns).to_pylist()
+        return found
 
     def user(self, at: int) -> dict[str, Any]:
         """Return what is known of the user of one request."""
@@ -201,7 +202,7 @@ def _times(rng: np.random.Generator, n: int, number: int, rounds: int) -> NDArra
     begin, end = np.interp([first, last], np.arange(25) * 3600, curve)
     share_R = begin + rng.random(n) * (end - begin)
     seconds_R = np.interp(share_R, curve, np.arange(25) * 3600)
-    return (seconds_R * _SECOND_US).astype(np.int64)
+    return np.asarray(seconds_R * _SECOND_US, np.int64)
 
 
 def _retrieve(rng: np.random.Generator, world: World, user_R: NDArray[Any]) -> NDArray[np.int32]:

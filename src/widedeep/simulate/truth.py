@@ -88,9 +88,10 @@ def _tastes(
     affinity_RA = taste_RZ @ topic_AZ.T / np.float32(np.sqrt(constants.TASTES))
     category_RC = world.apps.category_A[app_RC]
     block_R = np.asarray(hour_R) // constants.HOURS_A_BLOCK
-    return (
+    found: NDArray[np.float64] = (
         constants.AFFINITY * np.take_along_axis(affinity_RA, app_RC, axis=1)
         + constants.HOUR_EFFECT * world.culture.hour_category[block_R[:, None], category_RC]
         + constants.DEVICE_EFFECT
         * world.culture.device_category[np.asarray(device_R)[:, None], category_RC]
     )
+    return found

@@ -295,7 +295,8 @@ def first_of_race(rng: np.random.Generator, weight_RA: Floats, k: int) -> Ints:
 
 def _falling(n: int) -> NDArray[np.float64]:
     share = 1 / np.sqrt(np.arange(1, n + 1))
-    return share / share.sum()
+    found: NDArray[np.float64] = share / share.sum()
+    return found
 
 
 def _number(word: str) -> int:
