@@ -32,7 +32,7 @@ help:
 	@echo "make test-slow     the slow tests"
 	@echo "make check         ruff, mypy, codespell, clang-format, layout and symbol lints"
 	@echo "make format        let ruff and clang-format rewrite the sources"
-	@echo "make bench         every benchmarks/bench_*.py"
+	@echo "make bench         every benchmarks/bench_*.py (an hour); QUICK=1 runs them short (minutes)"
 	@echo "make bench-peers   other libraries on the same rows, each in its own environment, into"
 	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter"
 	@echo "make docs          the documentation, into site/"
@@ -102,8 +102,23 @@ format: $(DEV_READY)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE_SOURCES)
 
-bench: native $(DEV_READY)
-	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+# Short runs show that everything works, and rough figures.
+QUICK ?=
+QUICK_join := --scale 0.05
+QUICK_kernels := --repeats 10 --cap 20000
+QUICK_memory := --rows 100000
+QUICK_rank := --repeats 20
+QUICK_score := --repeats 20
+QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
+QUICK_train := --quick --seconds 10
+QUICK_transform := --rows 50000 --repeats 2
+FULL_train := --write
+BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
+bench: native $(DEV_READY) $(BENCHES:%=bench-%)
+
+bench-%: native $(DEV_READY)
+	@echo "== benchmarks/bench_$*.py"
+	$(BIN)/python benchmarks/bench_$*.py $(if $(QUICK),$(QUICK_$*),$(FULL_$*))
 
 # Each peer lives in an environment of its own, made from its pinned requirements.
 PEERS := $(patsubst benchmarks/peers/requirements-%.txt,%,$(wildcard benchmarks/peers/requirements-*.txt))
@@ -113,6 +128,7 @@ bench-peers: native $(PEERS:%=peers-%)
 	$(BIN)/python benchmarks/peers/run_all.py $(PEER_ARGS)
 
 peers-%: benchmarks/peers/.venv-%/.ready ;
+.PRECIOUS: benchmarks/peers/.venv-%/.ready
 
 benchmarks/peers/.venv-%/.ready: benchmarks/peers/requirements-%.txt
 	$(PYTHON) -m venv $(@D)

@@ -3,10 +3,10 @@
 Batches are encoded beforehand; the engines take turns, and medians of the turns are printed. The
 floor is the tower's matrix products through torch alone, measured in the same turns; "of the floor"
 is the floor plus 0.5 us an example (for embeddings, wide part and updates) over our time. Then a
-step's time by the rows of its tables, and the first epoch from a Parquet file of strings against
-the same rows encoded in memory. See `train_models.py` for the models.
+step's time by the rows of its tables, and an epoch from a Parquet file of strings, and from rows
+encoded on disk, against the same rows encoded in memory. See `train_models.py` for the models.
 
-    python benchmarks/bench_train.py [--quick] [--models S] [--batches 2048] [--threads 2] [--out F]
+    python benchmarks/bench_train.py [--quick] [--models S] [--batches 2048] [--threads 2] [--write]
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import argparse
 import functools
 import gc
 import itertools
-import platform
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,9 +26,11 @@ from statistics import median
 
 import torch
 import train_models as models
+from results_file import machine, write_section
 
 import widedeep as wd
 from widedeep.data.batch import Batch
+from widedeep.data.encoded import EncodedRows
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.training.step import TrainStep
 
@@ -236,7 +238,7 @@ def bench_small(report: Report, arguments: argparse.Namespace) -> None:
 
 
 def bench_epoch(report: Report, arguments: argparse.Namespace) -> None:
-    """The first epoch from a Parquet file of strings, against the same batches in memory."""
+    """An epoch from a Parquet file of strings or encoded rows, against batches in memory."""
     path = DATA / f"criteo_like_{EPOCH_ROWS}_0.parquet"
     if not path.exists():
         DATA.mkdir(exist_ok=True)
@@ -257,7 +259,8 @@ def bench_epoch(report: Report, arguments: argparse.Namespace) -> None:
     trainer = wd.Trainer(
         wd.WideDeep(schema), batch_size=2048, threads=threads, progress=False, pool_rows=65_536
     )
-    with trainer.open(str(path), "the log") as source:
+    with trainer.open(str(path), "the log") as source, tempfile.TemporaryDirectory() as folder:
+        encoded = EncodedRows.write(f"{folder}/encoded", trainer.transform, source)
         plan = EpochPlan(source, batch_size=2048, seed=0, epoch=0, pool_rows=65_536)
         held = list(BatchReader(source, trainer.encoder(), plan))
 
@@ -269,20 +272,27 @@ def bench_epoch(report: Report, arguments: argparse.Namespace) -> None:
             for batch in BatchReader(source, trainer.encoder(), plan):
                 trainer.step(batch)
 
+        def from_encoded() -> None:
+            for batch in BatchReader(source, trainer.encoder(), plan, encoded=encoded.read):
+                trainer.step(batch)
+
         def input_alone() -> None:
             for _ in BatchReader(source, trainer.encoder(), plan):
                 pass
 
-        times = take_turns(
-            {"memory": in_memory, "file": from_file, "input": input_alone}, arguments.seconds / 20
-        )
-    report.say(f"### First epoch from a Parquet file of strings ({EPOCH_ROWS:,} rows)\n")
+        engines = {
+            "memory": in_memory, "file": from_file, "encoded": from_encoded, "input": input_alone
+        }  # fmt: skip
+        times = take_turns(engines, arguments.seconds / 20)
+    report.say(f"### An epoch from a Parquet file of strings ({EPOCH_ROWS:,} rows)\n")
     report.table(
         ["what", "rows/s", "of the rate in memory"],
         [
             ["batches in memory", f"{EPOCH_ROWS / median(times['memory']):,.0f}", "100%"],
             ["from the file", f"{EPOCH_ROWS / median(times['file']):,.0f}",
              f"{ratio(times, 'memory', 'file'):.0%}"],
+            ["from encoded rows on disk", f"{EPOCH_ROWS / median(times['encoded']):,.0f}",
+             f"{ratio(times, 'memory', 'encoded'):.0%}"],
             ["reading and encoding alone", f"{EPOCH_ROWS / median(times['input']):,.0f}",
              f"{ratio(times, 'memory', 'input'):.0%}"],
         ],
@@ -302,7 +312,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"])
     parser.add_argument("--tables", nargs="*", type=float, help="rows, such as 1e5 1e8")
     parser.add_argument("--seconds", type=float, help="of the turns of models and batches")
-    parser.add_argument("--out", type=Path, help="append the tables to this Markdown file")
+    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     arguments = parser.parse_args()
     quick = arguments.quick
     arguments.models = arguments.models or (["S"] if quick else ["S", "B"])
@@ -317,7 +327,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure, print, and append to the file if there is one."""
+    """Measure, print, and write the section if asked to."""
     arguments = parse()
     warnings.filterwarnings("ignore", message="Sparse invariant checks")
     torch.set_flush_denormal(True)
@@ -326,7 +336,7 @@ def main() -> None:
     report = Report()
     report.say("## Training speed\n")
     report.say(
-        f"`benchmarks/bench_train.py` on {processor()}, torch {torch.__version__}; medians of "
+        f"`benchmarks/bench_train.py` on {machine()}, torch {torch.__version__}; medians of "
         "interleaved turns.\n"
     )
     bench_speed(report, arguments)
@@ -335,19 +345,8 @@ def main() -> None:
     bench_small(report, arguments)
     bench_epoch(report, arguments)
     print(f"{time.perf_counter() - started:.0f} s in all")
-    if arguments.out is not None:
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write("\n".join(report.lines) + "\n")
-
-
-def processor() -> str:
-    """The processor's name and its cores, as far as the system says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return f"{len(names) or '?'} cores of {names[0] if names else platform.processor()}"
+    if arguments.write:
+        write_section("training:speed", "\n".join(report.lines))
 
 
 if __name__ == "__main__":

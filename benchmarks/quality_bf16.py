@@ -4,7 +4,9 @@ One pass over 400k rows of `criteo_like.py` (judged on another 100k) and five ov
 file (judged on its test file). A seed is that of the initial weights and of the reading order. The
 difference of the means is to be read beside the standard deviation over float32's own seeds.
 
-    python benchmarks/quality_bf16.py [--seeds 5] [--rows 400000] [--only adult] [--out RESULTS.md]
+    python benchmarks/quality_bf16.py [--seeds 5] [--rows 400000] [--only adult]
+
+Both data sets together are written into RESULTS.md.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from results_file import machine, write_section
 
 import widedeep as wd
 
@@ -87,7 +90,7 @@ def judged(
     """Train once and return the test metrics."""
     model = wd.WideDeep(schema, seed=seed)
     trainer = wd.Trainer(
-        model, batch_size=task.batch_size, seed=seed, precision=precision, progress=False
+        model, batch_size=task.batch_size, seed=seed, threads=1, precision=precision, progress=False
     )
     trainer.fit(task.train, epochs=task.epochs)
     return trainer.evaluate(task.test)
@@ -119,29 +122,29 @@ def lines_of(task: Task, seeds: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Train, print, and append to the file if there is one."""
+    """Train, print, and write the section."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=400_000, help="of the click log")
     parser.add_argument("--only", choices=["adult", "criteo"])
-    parser.add_argument("--out", type=Path, help="append the tables to this Markdown file")
     arguments = parser.parse_args()
     tasks = []
     if arguments.only != "criteo":
         tasks.append(adult())
     if arguments.only != "adult":
         tasks.append(click_log(arguments.rows))
-    told = ["## Quality in bfloat16\n"]
-    print(told[0], flush=True)
+    told = [
+        "## Quality in bfloat16\n",
+        f"`benchmarks/quality_bf16.py` on {machine()}; {arguments.seeds} seeds.\n",
+    ]
     for task in tasks:
         for line in lines_of(task, arguments.seeds):
             print(line, flush=True)
             told.append(line)
-    if arguments.out is not None:
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write("\n".join(told) + "\n")
+    if arguments.only is None:
+        write_section("training:bf16", "\n".join(told))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 import widedeep as wd
+from widedeep.config import ModelConfig
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.metrics import auc, log_loss
@@ -50,7 +51,7 @@ class Setting:
     deep_acc: float = wd.Adagrad().initial_accumulator
     dense_lr: float = wd.Adagrad().lr
     dense_acc: float = wd.Adagrad().initial_accumulator
-    std: float = -1.0
+    std: float = ModelConfig().embedding_std
     dim: int = 16
     scale: float = 1.0
     batch: int = 2048
@@ -91,7 +92,7 @@ def encode(
     table = pq.read_table(path)
     train, test = table.slice(0, train_rows), table.slice(table.num_rows - JUDGED)
     schema = wd.fit_schema(make_spec(crosses, min_count), train)
-    transform = Transform(schema, threads=2)
+    transform = Transform(schema, threads=1)
     order = np.random.default_rng(0).permutation(train_rows)
     return schema, transform(train).take(order), transform(test)
 
@@ -105,7 +106,7 @@ def run(
         schema,
         hidden_units=[int(width) for width in setting.hidden.split(",")],
         embedding_dim=setting.dim,
-        embedding_std=None if setting.std < 0 else setting.std,
+        embedding_std=setting.std,
         seed=setting.seed,
     )
     dense = wd.Adagrad(lr=setting.dense_lr, initial_accumulator=setting.dense_acc)
@@ -118,7 +119,7 @@ def run(
         deep=wd.Adagrad(lr=setting.deep_lr, initial_accumulator=setting.deep_acc),
         dense=DenseUpdate(dict(model.named_parameters()), dense),
         grad_scale=setting.scale,
-        threads=2,
+        threads=1,
     )  # fmt: skip
     if setting.seed:
         train = train.take(np.random.default_rng(setting.seed).permutation(len(train)))

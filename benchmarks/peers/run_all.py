@@ -27,6 +27,8 @@ from sweep_defaults import data_file
 HERE = Path(__file__).resolve().parent
 RUNS: dict[str, tuple[str, list[str]]] = {
     "widedeep": ("widedeep_itself", []),
+    "widedeep, encoded": ("widedeep_itself", ["--encode"]),
+    "widedeep, wide only": ("widedeep_itself", ["--wide-only"]),
     "Vowpal Wabbit (wide only)": ("vowpal_wabbit", []),
     "tf.estimator 2.15": ("tf_estimator_dnn_linear", []),
     "pytorch-widedeep": ("pytorch_widedeep_tab", ["--train-rows", "100000"]),
@@ -112,15 +114,30 @@ def section(found: dict[str, list[dict[str, Any]]], failed: dict[str, str], rows
     lines.append("")
     lines.extend(f"- {name}: {row['note']}." for name, row in medians.items())
     lines.extend(f"- {name}: did not finish ({why})." for name, why in failed.items())
-    ours = medians.get("widedeep")
-    if ours is not None:
-        lines.extend(["", "Ours over theirs, in this run:", "", "| | training | from text |"])
-        lines.append("|---|---|---|")
-        for name, row in medians.items():
-            if name != "widedeep":
-                ratios = [ours[k] / row[k] for k in ("rows_per_s", "rows_per_s_from_text")]
-                lines.append(f"| {name} | {ratios[0]:.1f} | {ratios[1]:.1f} |")
+    lines.extend(ratios(medians))
     return "\n".join(lines)
+
+
+def ratios(medians: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the lines that set our rates against the peers'; a wide model against wide ones."""
+    found = []
+    for name, row in medians.items():
+        if name.startswith("widedeep"):
+            continue
+        wide = "wide only" in name
+        own = medians.get("widedeep, wide only" if wide else "widedeep")
+        encoded = medians.get("widedeep, encoded")
+        if own is None:
+            continue
+        cells = [f"{own[k] / row[k]:.1f}" for k in ("rows_per_s_from_text", "rows_per_s")]
+        alone = (
+            "-" if wide or encoded is None else f"{encoded['rows_per_s'] / row['rows_per_s']:.1f}"
+        )
+        found.append(f"| {name} | {' | '.join([*cells, alone])} |")
+    if not found:
+        return []
+    head = "| | from text | training, ours encodes too | training alone, ours encoded beforehand |"
+    return ["", "Our rate over theirs, in this run:", "", head, "|---|---|---|---|", *found]
 
 
 def main() -> None:

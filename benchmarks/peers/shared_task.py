@@ -80,14 +80,6 @@ def latency_ms(score: Callable[[int], object]) -> float:
     return 1e3 * statistics.median(times[2:])
 
 
-def version_of(package: str) -> str:
-    """Return a distribution's version, or ``source`` where it runs from its source tree."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "source"
-
-
 def report(
     package: str,
     *,
@@ -97,25 +89,27 @@ def report(
     train_s: float,
     train_rows: int,
     latency: float | None,
+    version: str | None = None,
     note: str = "",
 ) -> None:
     """Print one line of JSON.
 
     Args:
-        package: Distribution whose version is printed.
+        package: Distribution that was run.
         table: The judged rows.
         probabilities: Of them.
         prepare_s: From raw columns to the peer's input, for the training rows.
         train_s: One pass over ``train_rows`` prepared rows.
         train_rows: Rows learned.
         latency: Milliseconds of a request, or None.
+        version: Of the package; None asks its installation.
         note: What a reader should know.
     """
     labels = labels_of(table)
     clipped = np.clip(np.asarray(probabilities, np.float64), 1e-7, 1 - 1e-7)
     found = {
         "peer": package,
-        "version": version_of(package),
+        "version": version or importlib.metadata.version(package),
         "rows": train_rows,
         "prepare_s": round(prepare_s, 2),
         "train_s": round(train_s, 2),
