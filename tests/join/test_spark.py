@@ -74,7 +74,7 @@ def checksums(settings: JoinConfig) -> dict[str, Any]:
     """
     result = run_join(settings)
     found: dict[str, Any] = {
-        "statistics": json.loads((result.output / "report.json").read_text()),
+        "statistics": flat(json.loads((result.output / "report.json").read_text())),
         "schema": fitted(result),
     }
     for split in ("train", "valid", "test"):
@@ -92,11 +92,40 @@ def checksums(settings: JoinConfig) -> dict[str, Any]:
     return found
 
 
+def flat(figures: Any, path: str = "") -> dict[str, Any]:
+    """Return the leaves of nested figures by their paths."""
+    if not isinstance(figures, dict | list):
+        return {path: figures}
+    listed = figures.items() if isinstance(figures, dict) else enumerate(figures)
+    return {
+        key: leaf for name, inner in listed for key, leaf in flat(inner, f"{path}/{name}").items()
+    }
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Columns, vocabularies, quantiles and counts are equal; sums of floats to their rounding.
+
+    Each engine adds up its own shards, whose number and order are its own.
+    """
+    sums, other_sums = (
+        {
+            path: found["statistics"].pop(path)
+            for path, leaf in list(found["statistics"].items())
+            if isinstance(leaf, float)
+        }
+        for found in (one, other)
+    )
+    assert sums == pytest.approx(other_sums, rel=1e-12)
+    assert one == other
+
+
 def fitted(result: JoinResult) -> str:
     columns = {column["name"] for column in result.manifest["columns"]}
     numbers = {"pair_since", "item_rate", "shown_before"} & columns
     categories = {"item_id", "user_id", "device", "brand", "last_items"} & columns
-    features = [*wd.numeric(*sorted(numbers)), *wd.categorical(*sorted(categories))]
+    features = list(wd.categorical(*sorted(categories)))
+    if numbers:
+        features += wd.numeric(*sorted(numbers))
     return wd.fit_schema(wd.FeatureSpec(features=features), result.output / "train").fingerprint
 
 
@@ -114,7 +143,7 @@ def both(settings: JoinConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_both_engines_make_the_same_rows(tmp_path: Path) -> None:
     one, other = both(config(tmp_path / "out", split=Split(by="time", fractions=(0.6, 0.2, 0.2))))
     assert set(one) == {"train", "valid", "test", "statistics", "schema"}
-    assert one == other
+    assert_same(one, other)
 
 
 @pytest.mark.slow
@@ -128,8 +157,7 @@ def test_a_medium_log(tmp_path: Path, touch: Any) -> None:
         split=Split(by="both", fractions=(0.5, 0.2, 0.3)),
         negatives=Negatives(rate=0.3, by="request"),
     )
-    one, other = both(settings)
-    assert one == other
+    assert_same(*both(settings))
 
 
 @pytest.mark.slow
@@ -145,5 +173,4 @@ def test_drawn_negatives(tmp_path: Path) -> None:
         history=(),
         negatives=Negatives(per_positive=3),
     )
-    one, other = both(settings)
-    assert one == other
+    assert_same(*both(settings))
