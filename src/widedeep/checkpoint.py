@@ -19,7 +19,13 @@ from widedeep.errors import CheckpointError, DataError
 from widedeep.schema import Schema
 from widedeep.tensor_file import map_tensors, write_tensors
 
-__all__ = ["Checkpoint", "CheckpointDirectory", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointDirectory",
+    "find_checkpoint",
+    "read_checkpoint",
+    "write_checkpoint",
+]
 
 CHECKPOINT_FORMAT = 1
 _STEP = re.compile(r"step-(\d{10})")
@@ -181,6 +187,28 @@ class CheckpointDirectory:
                 shutil.rmtree(self.place(step), ignore_errors=True)
         for entry in self.path.glob(".step-*.tmp"):
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Return a checkpoint's folder: the best, or else the newest, of a run or a folder of them.
+
+    Args:
+        path: A run's folder, a folder of checkpoints, or a ``step-*`` folder.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    path = Path(path)
+    if (path / "state.json").exists():
+        return path
+    for folder in (path / "checkpoints", path):
+        checkpoints = CheckpointDirectory(folder)
+        found = checkpoints.best() or checkpoints.latest()
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"{path}: got no checkpoint, expected a run's folder, or a step-* folder of its checkpoints"
+    )
 
 
 def as_tensors(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

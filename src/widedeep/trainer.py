@@ -37,6 +37,7 @@ from widedeep.training.run import TrainingRun
 from widedeep.training.state import Position, capture, restore
 from widedeep.training.step import TrainStep
 from widedeep.training.warmup import WarmupRows
+from widedeep.warm_start import WarmStart, warm_start
 
 __all__ = ["Trainer"]
 
@@ -232,6 +233,61 @@ class Trainer:
             stack.enter_context(_numerics(self.threads))
             run.train()
         return self.history
+
+    def warm_start(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        carry: Sequence[str] = ("*",),
+        widths: Literal["fresh", "project"] = "fresh",
+    ) -> WarmStart:
+        """Take over what an older model learned, before :meth:`fit`.
+
+        Rows of tables move by the values they stand for, so vocabularies may have grown, shrunk or
+        changed their order, and features may have come or gone; columns of the first layer move by
+        their features. With a checkpoint the optimizers' state moves too. A bundle holds weights
+        alone: FTRL's z is rebuilt from them (with z = 0 the first step would forget the weight).
+        The deep layers are taken up to the first that does not fit.
+
+        Args:
+            path: A bundle, a run's folder (its best checkpoint, or else the newest), or a
+                checkpoint.
+            carry: Patterns of names, as :class:`widedeep.warm_start.Moved` has them, such as
+                ``["wide/*", "table/*"]``; all if not given.
+            widths: What becomes of embeddings of another width: ``"fresh"``, or ``"project"``:
+                on the leading singular vectors, or with new columns beside the old ones.
+
+        Returns:
+            What became of each tensor; prints as a table.
+
+        Raises:
+            BundleError: If the bundle is damaged.
+            CheckpointError: If there is no model, or the checkpoint is damaged.
+            SchemaError: If it has no feature in common with this model.
+            ConfigError: If an argument is outside its range.
+
+        Example:
+            >>> import widedeep as wd
+            >>> def trainer(*jobs):
+            ...     rows = [{"job": job, "y": job == "cook"} for job in jobs]
+            ...     spec = wd.FeatureSpec(label="y", features=wd.categorical("job"), deep=[])
+            ...     model = wd.WideDeep(wd.fit_schema(spec, rows))
+            ...     return wd.Trainer(model, batch_size=2, progress=False), rows
+            >>> yesterday, rows = trainer("cook", "nurse")
+            >>> _ = yesterday.fit(rows, epochs=5)
+            >>> _ = yesterday.export("yesterday")
+            >>> today, _ = trainer("smith", "nurse", "cook")
+            >>> today.warm_start("yesterday").moved[0].found
+            4
+            >>> bool(today.predict([{"job": "cook"}]) == yesterday.predict([{"job": "cook"}]))
+            True
+        """
+        if self.position.step:
+            raise ConfigError(
+                f"warm start: got a trainer that has done {self.position.step:,} steps; start a "
+                "new one"
+            )
+        return warm_start(self, path, carry=carry, widths=widths)
 
     def open(self, data: object, role: str, *, targets: bool = True) -> Source:
         """Open data with the columns this model needs.

@@ -13,7 +13,7 @@ from typing import Any
 
 from widedeep import __version__
 from widedeep.bundle import Bundle
-from widedeep.checkpoint import CheckpointDirectory, read_checkpoint
+from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.config import RunConfig, TrainConfig, config_from_tables
 from widedeep.data.encoded import EncodedRows, encoded_rows
@@ -367,7 +367,7 @@ def export_checkpoint(
     """
     if Path(out).exists() and not overwrite:
         raise BundleError(f"{out}: is there already; name another folder, or add --force")
-    place = _checkpoint_of(Path(path))
+    place = find_checkpoint(path)
     checkpoint = read_checkpoint(place)
     config = config_from_tables(checkpoint.state["config"], origin=str(place))
     try:
@@ -386,16 +386,3 @@ def export_checkpoint(
         )
     trainer.load_checkpoint(place)
     return trainer.export(out, overwrite=overwrite), place
-
-
-def _checkpoint_of(path: Path) -> Path:
-    if (path / "state.json").exists():
-        return path
-    for folder in (path / "checkpoints", path):
-        checkpoints = CheckpointDirectory(folder)
-        found = checkpoints.best() or checkpoints.latest()
-        if found is not None:
-            return found
-    raise CheckpointError(
-        f"{path}: got no checkpoint, expected a run's folder, or a step-* folder of its checkpoints"
-    )

@@ -23,6 +23,7 @@ from widedeep.data.fit_scans import (
     scan_vocabulary,
     scan_weight,
 )
+from widedeep.data.grow import grow_cross, grow_values
 from widedeep.data.history_columns import history_columns
 from widedeep.data.label_scan import scan_label
 from widedeep.data.sources import Data, open_source
@@ -49,6 +50,7 @@ def fit_schema(
     seed: int = 0,
     threads: int | None = None,
     progress: bool = False,
+    grow: Schema | None = None,
 ) -> Schema:
     """Learn vocabularies, quantiles and column types from data of any size.
 
@@ -72,6 +74,11 @@ def fit_schema(
         threads: Columns read at the same time, at least 1, fewer where the memory limit is small;
             the number of processors, up to 8, if not given.
         progress: Show a progress bar on standard error.
+        grow: An older schema. Its vocabularies and crosses keep their order and new values come
+            behind them; where ``max_size`` says how many there may be, the rarest of both leave
+            (counts add up). Numbers declared as before keep their quantiles and boundaries.
+            A warm start moves parameters by value, so it needs this only to keep what the new data
+            alone does not show.
 
     Returns:
         The schema; its ``notes`` say what a person should know, and printing it shows a table.
@@ -90,7 +97,7 @@ def fit_schema(
         (4000, 18, 'HS-grad')
     """
     limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
-    _check_options(spec, limit, sample_rows, threads)
+    _check_options(spec, limit, sample_rows, threads, grow)
     workers = min(threads or _processors(), max(1, limit // _MEMORY_A_PASS))
     columns = _columns(spec)
     with open_source(data, columns=columns, column_types=_text_columns(spec)) as source:
@@ -111,7 +118,12 @@ def fit_schema(
             )
             found = Found(vocabularies=dict(plan.given))
             _run(passes, scan, workers, found)
+            if grow is not None:
+                grow_values(found, spec, plan, grow)
+                found.notes.append(f"grown from a schema of {grow.rows:,} rows")
             _run(_cross_passes(spec, plan, found), scan, workers, found)
+            for cross in plan.crosses if grow is not None else ():
+                grow_cross(found, cross, _parts_schema(spec, plan, found, cross), grow)
             return _schema(spec, plan, scan, found, history_columns(data, columns))
 
 
@@ -139,11 +151,15 @@ def _schema(
     )
 
 
-def _check_options(spec: object, memory_limit: int, sample_rows: int, threads: int | None) -> None:
+def _check_options(
+    spec: object, memory_limit: int, sample_rows: int, threads: int | None, grow: object
+) -> None:
     if not isinstance(spec, FeatureSpec):
         raise ConfigError(
             f"spec: got {spec!r} ({type(spec).__name__}), expected wd.FeatureSpec(features=[...])"
         )
+    if grow is not None and not isinstance(grow, Schema):
+        raise ConfigError(f"grow: got {type(grow).__name__}, expected a wd.Schema")
     for name, got, least in (
         ("memory_limit", memory_limit, LEAST_MEMORY),
         ("sample_rows", sample_rows, 2),

@@ -106,7 +106,7 @@ class FTRL(Optimizer):
         if bool(weights.any()):
             state["z"].copy_(self.z_from_weights(weights, state["n"]))
 
-    def z_from_weights(self, weights: Tensor, n: Tensor) -> Tensor:
+    def z_from_weights(self, weights: Tensor, n: Tensor, *, factor: float = 1.0) -> Tensor:
         """Return the z that stands for given weights: the equation of w, solved for z.
 
         z = -w((β + n^p)/α + λ2) - sign(w) λ1. With z = 0 instead, the first update would forget
@@ -115,9 +115,10 @@ class FTRL(Optimizer):
         Args:
             weights: Weights to keep.
             n: Their accumulators.
+            factor: Of α, where a feature has learned one.
         """
         root = n.sqrt() if self.lr_power == -0.5 else n.pow(-self.lr_power)
-        curvature = (self.beta + root) / self.lr + self.penalty_factor * self.l2
+        curvature = (self.beta + root) / (self.lr * factor) + self.penalty_factor * self.l2
         return -weights * curvature - weights.sign() * self.l1
 
     def update_tensors(

@@ -1,0 +1,179 @@
+"""OldModel: what a checkpoint or a bundle holds, by the names that a warm start speaks of."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle
+from widedeep.bundle.files import SCHEMA
+from widedeep.bundle.manifest import MANIFEST
+from widedeep.checkpoint import find_checkpoint, read_checkpoint
+from widedeep.config import RunConfig, config_from_tables
+from widedeep.deep_layout import make_layout
+from widedeep.errors import CheckpointError, ConfigError
+from widedeep.schema import Schema
+
+__all__ = ["OldModel", "name_of_module", "old_schema", "read_old_model"]
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldModel:
+    """An older model's parameters, and its optimizers' state where it is known.
+
+    Args:
+        path: Where it was read.
+        schema: Its schema.
+        columns: Feature to its columns of the deep input.
+        heads: Kind, name and classes of its heads, in order.
+        rows: Of ``wide/FEATURE`` and ``table/TABLE``: ``weight`` and the optimizer's state by name.
+        dense: Of ``mlp/0/weight``, ``head/weight``, ``bias``, ``tower/...``: the same.
+        optimizers: Descriptions by part (``wide``, ``deep``, ``dense``); empty for a bundle, which
+            holds weights alone.
+        rates: Logarithm and evidence of each wide feature's rate: (2,) float64 by feature.
+        updates: Steps done, which some optimizers count.
+        mlp: Why the standard tower's layers cannot be taken; "" if they can.
+    """
+
+    path: Path
+    schema: Schema
+    columns: Mapping[str, slice]
+    heads: tuple[tuple[str, str, tuple[str, ...]], ...]
+    rows: Mapping[str, Tensors]
+    dense: Mapping[str, Tensors]
+    optimizers: Mapping[str, Mapping[str, Any] | None]
+    rates: Mapping[str, NDArray[np.float64]]
+    updates: int = 0
+    mlp: str = ""
+
+
+def old_schema(path: str | os.PathLike[str]) -> Schema:
+    """Return the schema of a bundle, a run or a checkpoint.
+
+    Raises:
+        CheckpointError: If there is none of them.
+    """
+    place = Path(path)
+    if (place / MANIFEST).exists():
+        return Schema.load(place / SCHEMA)
+    return Schema.load(find_checkpoint(place) / "schema.safetensors")
+
+
+def read_old_model(path: str | os.PathLike[str]) -> OldModel:
+    """Read a bundle, a checkpoint, or a run's folder (its best checkpoint, or the newest).
+
+    Args:
+        path: The directory.
+
+    Raises:
+        BundleError: If a bundle is damaged.
+        CheckpointError: If there is neither bundle nor checkpoint, or it is damaged.
+    """
+    place = Path(path)
+    if (place / MANIFEST).exists():
+        return _of_bundle(place)
+    return _of_checkpoint(find_checkpoint(place))
+
+
+def name_of_module(key: str) -> str:
+    """Return the name under which a warm start speaks of a parameter.
+
+    Example:
+        >>> name_of_module("towers.mlp.layers.0.weight"), name_of_module("outputs.mlp.weight")
+        ('mlp/0/weight', 'head/weight')
+        >>> name_of_module("towers.mine.attention.weight"), name_of_module("bias")
+        ('tower/towers.mine.attention.weight', 'bias')
+    """
+    layer = re.fullmatch(r"towers\.mlp\.layers\.(\d+)\.(weight|bias)", key)
+    if layer:
+        return f"mlp/{layer[1]}/{layer[2]}"
+    if key == "outputs.mlp.weight":
+        return "head/weight"
+    return key if key == "bias" else f"tower/{key}"
+
+
+def _of_bundle(place: Path) -> OldModel:
+    bundle = Bundle.load(place)
+    rows = {
+        name: {"weight": array}
+        for name, array in bundle.weights.items()
+        if name.startswith(("wide/", "table/"))
+    }
+    dense = {n: {"weight": a} for n, a in bundle.weights.items() if n not in rows}
+    run = bundle.config.get("model", {}) if isinstance(bundle.config, Mapping) else {}
+    mlp = ""
+    if run.get("batch_norm"):
+        mlp = "a bundle folds batch norm into the layers: start from the checkpoint"
+    elif bundle.manifest.engine != "native":
+        mlp = "a bundle keeps towers of one's own in a graph: start from the checkpoint"
+    return OldModel(
+        path=place,
+        schema=bundle.schema,
+        columns={column.name: slice(column.start, column.stop) for column in bundle.model.deep},
+        heads=tuple((head.kind, head.name, head.classes) for head in bundle.model.heads),
+        rows=rows,
+        dense=dense,
+        optimizers={},
+        rates={},
+        mlp=mlp,
+    )
+
+
+def _of_checkpoint(place: Path) -> OldModel:
+    checkpoint = read_checkpoint(place)
+    try:
+        config = config_from_tables(checkpoint.state["config"], origin=str(place))
+    except ConfigError as error:
+        raise CheckpointError(f"{place}: its configuration cannot be read ({error})") from error
+    schema, tensors = checkpoint.schema, checkpoint.tensors
+    rows: dict[str, dict[str, NDArray[Any]]] = {}
+    dense: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, value in tensors.items():
+        part, _, rest = key.partition("/")
+        if part in ("wide", "deep"):
+            table, _, slot = rest.rpartition(".")
+            if part == "deep":
+                table = table.partition("/")[2]
+            named = f"wide/{table}" if part == "wide" else f"table/{table}"
+            rows.setdefault(named, {})[slot] = value
+        elif part == "module":
+            dense.setdefault(name_of_module(rest), {})["weight"] = value
+        elif part == "optimizer":
+            parameter, _, slot = rest.rpartition("/")
+            dense.setdefault(name_of_module(parameter), {})[slot] = value
+    train = config.train
+    return OldModel(
+        path=place,
+        schema=schema,
+        columns=make_layout(schema, config.model.embedding_dim).columns,
+        heads=_heads(schema, config),
+        rows=rows,
+        dense=dense,
+        optimizers={"wide": train.wide, "deep": train.deep, "dense": train.dense},
+        rates=_rates(schema, tensors),
+        updates=checkpoint.step,
+    )
+
+
+def _heads(schema: Schema, config: RunConfig) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    from widedeep.heads import make_heads
+
+    heads = make_heads(schema, config.model.head)  # type: ignore[arg-type]
+    return tuple((head.kind, head.name, tuple(schema.classes.get(head.name, ()))) for head in heads)
+
+
+def _rates(schema: Schema, tensors: Tensors) -> dict[str, NDArray[np.float64]]:
+    if "rates/log_rates" not in tensors:
+        return {}
+    names = [slot.name for slot in schema.slots if slot.wide]
+    pairs = np.stack([tensors["rates/log_rates"], tensors["rates/evidence"]], axis=1)
+    return dict(zip(names, pairs, strict=True))
