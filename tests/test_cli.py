@@ -190,6 +190,31 @@ def test_encoded_rows_are_kept_taken_and_made_again(run: Run, ads: Path) -> None
     assert one.warmup.rows == two.warmup.rows
 
 
+def test_a_run_starts_from_another(run: Run, ads: Path) -> None:
+    words = ("train", "ads.toml", "--set", "train.epochs=1")
+    cold = json.loads(run(*words, "--json", "--out", "cold").out)
+    # The source may be the very run that is replaced.
+    code, _, err = run(*words, "--warm-start", "cold", "--out", "cold", "--force")
+    assert code == 0
+    assert "warm start from cold/checkpoints/step-" in err
+    kept = json.loads((ads / "cold/warm_start.json").read_text())
+    assert {entry["state"] for entry in kept["moved"]} == {"carried"}
+    (warm,) = json.loads((ads / "cold/history.json").read_text())
+    assert warm["loss"] < cold["history"][0]["loss"]
+
+    code, out, _ = run(
+        *words, "--warm-start", "cold/bundle", "--carry", "wide/*", "--json", "--out", "part"
+    )
+    moved = json.loads(out)["warm_start"]["moved"]
+    assert code == 0
+    assert {e["name"].partition("/")[0] for e in moved if e["state"] != "fresh"} == {"wide"}
+
+    assert run(*words, "--carry", "wide/*", "--out", "x").code == 2
+    code, _, err = run(*words, "--warm-start", "nowhere", "--out", "x")
+    assert (code, "Traceback" in err) == (2, False)
+    assert "nowhere" in err
+
+
 def test_json_is_one_document(run: Run, ads: Path, ads_run: Path) -> None:
     model = ads_run / "run"
     calls: dict[str, list[object]] = {

@@ -19,9 +19,11 @@ from widedeep.cli_output import (
 )
 from widedeep.cli_parser import GOOD, INTERRUPTED, NO, Verbs, add_set, add_verb, positive
 from widedeep.config import load_config
+from widedeep.errors import ConfigError
 
 if TYPE_CHECKING:
     from widedeep.commands.check import CheckReport
+    from widedeep.commands.train import WarmFrom
 
 __all__ = ["add_verbs"]
 
@@ -244,7 +246,8 @@ def _add_train(verbs: Verbs) -> None:
         _train,
         "fit the schema, train, evaluate and export a bundle",
         "  widedeep train ads.toml --set train.epochs=3 --set train.wide.lr=0.05\n"
-        "  widedeep train ads.toml --resume     # after Ctrl-C, a crash, or for more epochs\n\n"
+        "  widedeep train ads.toml --resume     # after Ctrl-C, a crash, or for more epochs\n"
+        "  widedeep train today.toml --warm-start runs/yesterday\n\n"
         "The run's folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
         "metrics.json and bundle/.",
     )
@@ -253,7 +256,33 @@ def _add_train(verbs: Verbs) -> None:
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     going_on.add_argument("--force", action="store_true", help="replace the run that is there")
+    parser.add_argument(
+        "--warm-start", metavar="MODEL", help="start from a run, a checkpoint or a bundle"
+    )
+    parser.add_argument(
+        "--carry",
+        action="append",
+        metavar="PATTERN",
+        help="tensors to take over, such as 'wide/*'; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--project", action="store_true", help="project embeddings to another width"
+    )
     add_set(parser)
+
+
+def _warm_from(arguments: argparse.Namespace) -> WarmFrom | None:
+    from widedeep.commands.train import WarmFrom
+
+    if arguments.warm_start is None:
+        if arguments.carry or arguments.project:
+            raise ConfigError("--carry and --project say how to start warm; add --warm-start MODEL")
+        return None
+    return WarmFrom(
+        path=arguments.warm_start,
+        carry=tuple(arguments.carry or ("*",)),
+        widths="project" if arguments.project else "fresh",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -262,8 +291,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.set)
     directory = RunDirectory.of_config(arguments.config, arguments.out)
+    warm = _warm_from(arguments)
     try:
-        run = train_run(config, directory, resume=arguments.resume, force=arguments.force)
+        run = train_run(
+            config, directory, resume=arguments.resume, force=arguments.force, warm=warm
+        )
     except KeyboardInterrupt:
         if directory.state != "new":
             say(f"widedeep: interrupted; go on with: {_resume_command(arguments)}")
@@ -280,6 +312,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 "seconds": run.seconds,
                 "metrics": run.metrics,
                 "history": run.history,
+                "warm_start": None if run.warm is None else run.warm.to_json(),
             }
         )
         return GOOD
@@ -295,4 +328,7 @@ def _resume_command(arguments: argparse.Namespace) -> str:
     words = ["widedeep", "train", arguments.config, "--resume"]
     words += [word for override in arguments.set for word in ("--set", override)]
     words += ["--out", arguments.out] if arguments.out else []
+    words += ["--warm-start", arguments.warm_start] if arguments.warm_start else []
+    words += [word for pattern in arguments.carry or () for word in ("--carry", pattern)]
+    words += ["--project"] if arguments.project else []
     return shlex.join(words)

@@ -52,6 +52,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.history = self.path / "history.json"
         self.metrics = self.path / "metrics.json"
+        self.warm_start = self.path / "warm_start.json"
         self.bundle = self.path / "bundle"
 
     @classmethod
@@ -84,7 +85,7 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Delete what a run left here, but for what was prepared; other files stay."""
-        for place in (self.metrics, self.history, self.config):
+        for place in (self.metrics, self.history, self.config, self.warm_start):
             place.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.bundle):
             if folder.exists():

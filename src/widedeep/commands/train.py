@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from widedeep import __version__
 from widedeep.bundle import Bundle
@@ -28,9 +28,12 @@ from widedeep.optim import make_optimizer
 from widedeep.schema import Schema
 from widedeep.trainer import Trainer
 from widedeep.training.early_stopping import EarlyStopping
+from widedeep.warm_start import WarmStart
+from widedeep.warm_start.old_model import old_schema
 
 __all__ = [
     "TrainedRun",
+    "WarmFrom",
     "encode_rows",
     "export_checkpoint",
     "make_trainer",
@@ -52,6 +55,7 @@ class TrainedRun:
         steps: Steps trained.
         rows: Rows trained, over all epochs.
         seconds: Spent in training, of this call alone.
+        warm: What a warm start took over.
     """
 
     directory: RunDirectory
@@ -61,6 +65,22 @@ class TrainedRun:
     steps: int
     rows: int
     seconds: float
+    warm: WarmStart | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmFrom:
+    """An older model to start from.
+
+    Args:
+        path: A bundle, a run's folder, or a checkpoint.
+        carry: Patterns of the names of tensors to take over.
+        widths: What becomes of embeddings of another width.
+    """
+
+    path: str | os.PathLike[str]
+    carry: tuple[str, ...] = ("*",)
+    widths: Literal["fresh", "project"] = "fresh"
 
 
 def training_data(config: RunConfig) -> tuple[Any, Any | None]:
@@ -122,10 +142,13 @@ def encode_rows(
         return encoded_rows(directory.encoded, transform, source)
 
 
-def _fit(config: RunConfig, progress: bool) -> tuple[Schema, list[InputRecord]]:
+def _fit(
+    config: RunConfig, progress: bool, grow: Schema | None = None
+) -> tuple[Schema, list[InputRecord]]:
     inputs = _inputs(config)
     train, _ = training_data(config)
-    return fit_schema(config.spec, train, progress=progress and sys.stderr.isatty()), inputs
+    shown = progress and sys.stderr.isatty()
+    return fit_schema(config.spec, train, progress=shown, grow=grow), inputs
 
 
 def _inputs(config: RunConfig) -> list[InputRecord]:
@@ -218,6 +241,7 @@ def train_run(
     resume: bool = False,
     force: bool = False,
     progress: bool = True,
+    warm: WarmFrom | None = None,
 ) -> TrainedRun:
     """Train as a configuration says, evaluate, and export a bundle.
 
@@ -227,6 +251,7 @@ def train_run(
         resume: Go on from the newest checkpoint.
         force: Replace a run that is there.
         progress: Say on standard error what happens.
+        warm: Start from an older model: its vocabularies grow, its parameters come over by value.
 
     Raises:
         ConfigError: If the configuration cannot be run, is not that of the run to be resumed, or
@@ -241,8 +266,13 @@ def train_run(
         directory.check_same_config(config)
     elif not force:
         directory.check_free()
-    schema, inputs = _run_schema(config, directory, resume=resume, progress=progress)
+    schema, inputs = _run_schema(config, directory, resume=resume, progress=progress, warm=warm)
     trainer = make_trainer(schema, config, checkpoints=directory.checkpoints, progress=progress)
+    started_warm = None
+    if warm is not None and not (resume and CheckpointDirectory(directory.checkpoints).steps()):
+        started_warm = trainer.warm_start(warm.path, carry=warm.carry, widths=warm.widths)
+        if progress:
+            print(started_warm, file=sys.stderr)
     if not resume:
         # Only now: what is wrong with data or configuration costs no earlier run.
         directory.clear()
@@ -251,6 +281,8 @@ def train_run(
     elif not directory.schema.exists():
         schema.save(directory.schema)
     directory.save_config(config)
+    if started_warm is not None:
+        directory.write_json(directory.warm_start, started_warm.to_json())
     started = time.perf_counter()
     trainer.fit(
         train,
@@ -262,11 +294,17 @@ def train_run(
         cache=directory.encoded if directory.encoded.exists() else None,
     )
     seconds = time.perf_counter() - started
-    return _finish(trainer, config, directory, stopping, seconds)
+    run = _finish(trainer, config, directory, stopping, seconds)
+    return dataclasses.replace(run, warm=started_warm)
 
 
 def _run_schema(
-    config: RunConfig, directory: RunDirectory, *, resume: bool, progress: bool
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    resume: bool,
+    progress: bool,
+    warm: WarmFrom | None,
 ) -> tuple[Schema, list[InputRecord] | None]:
     """Return the schema to train with, and what it was fitted on if it was fitted just now."""
     latest = CheckpointDirectory(directory.checkpoints).latest() if resume else None
@@ -274,11 +312,12 @@ def _run_schema(
         # The run's own, whatever the data is now: that is compared when the run goes on.
         schema, inputs, told = Schema.load(latest / "schema.safetensors"), None, "of the run"
     else:
-        found = _prepared_schema(config, directory)
+        grow = None if warm is None else old_schema(warm.path)
+        found = _prepared_schema(config, directory) if grow is None else None
         if found is not None:
             schema, inputs, told = found, None, "as prepared"
         else:
-            schema, inputs = _fit(config, progress)
+            schema, inputs = _fit(config, progress, grow)
             told = f"fitted on {schema.rows:,} rows"
     if progress:
         if resume and latest is None:

@@ -122,8 +122,9 @@ def fit_schema(
                 grow_values(found, spec, plan, grow)
                 found.notes.append(f"grown from a schema of {grow.rows:,} rows")
             _run(_cross_passes(spec, plan, found), scan, workers, found)
-            for cross in plan.crosses if grow is not None else ():
-                grow_cross(found, cross, _parts_schema(spec, plan, found, cross), grow)
+            if grow is not None:
+                for cross in plan.crosses:
+                    grow_cross(found, cross, _parts_schema(spec, plan, found, cross), grow)
             return _schema(spec, plan, scan, found, history_columns(data, columns))
 
 

@@ -83,7 +83,7 @@ def _merged(old: Vocabulary, new: Vocabulary, max_size: int | None) -> Vocabular
     if isinstance(old.values, np.ndarray) and isinstance(new.values, np.ndarray):
         values = np.concatenate([old.values, new.values[~known]])[kept]
     else:
-        fresh = new.values.filter(pa.array(~known))
+        fresh = pa.array(new.values).filter(pa.array(~known))
         values = pa.concat_arrays([old.values, fresh]).take(pa.array(kept))
     gone = len(counts) - len(kept)
     return Vocabulary(values=values, counts=counts[kept], dropped=new.dropped + gone)

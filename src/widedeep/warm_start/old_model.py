@@ -167,7 +167,7 @@ def _of_checkpoint(place: Path) -> OldModel:
 def _heads(schema: Schema, config: RunConfig) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
     from widedeep.heads import make_heads
 
-    heads = make_heads(schema, config.model.head)  # type: ignore[arg-type]
+    heads = make_heads(schema, config.model.head)
     return tuple((head.kind, head.name, tuple(schema.classes.get(head.name, ()))) for head in heads)
 
 
