@@ -24,11 +24,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
+# Before torch: it says how long torch's threads spin.
+import widedeep as wd
+
+# isort: split
 import torch
 import train_models as models
 from results_file import machine, write_section
 
-import widedeep as wd
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows
 from widedeep.data.reader import BatchReader, EpochPlan

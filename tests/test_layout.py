@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import widedeep
 
 ROOT = Path(__file__).resolve().parent.parent
+SPIN = "import os, widedeep; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 # Frozen: a name added here is a promise, a name removed breaks somebody.
 PUBLIC_NAMES = [
@@ -267,3 +269,16 @@ def test_every_list_of_public_names_can_be_read_without_running_it() -> None:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                 names = ast.literal_eval(node.value)
                 assert len(names) == len(set(names)), path
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_torchs_threads_spin_shortly_unless_told_otherwise(
+    given: dict[str, str], found: str
+) -> None:
+    unset = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-c", SPIN]
+    told = subprocess.run(command, env={**unset, **given}, capture_output=True, text=True)
+    assert (told.stdout.strip(), told.stderr) == (found, "")

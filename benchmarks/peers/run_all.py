@@ -94,13 +94,15 @@ def shown(value: Any) -> str:
 
 def section(found: dict[str, list[dict[str, Any]]], failed: dict[str, str], rows: int) -> str:
     """Return the section's Markdown."""
+    waiting = os.environ.get("OMP_WAIT_POLICY")
     lines = [
         "## Peers: from raw text to a judged model",
         "",
         f"`make bench-peers` on {machine()}. {rows:,} rows of `criteo_like.py` (salt 0) to learn "
         "unless the table says fewer, the last 100,000 to be judged on; batches of 2,048 where a "
         f"peer has batches; medians of {max(map(len, found.values()), default=0)} interleaved "
-        "runs. Rates from text count preparation and training together.",
+        "runs. Rates from text count preparation and training together."
+        + (f" OMP_WAIT_POLICY={waiting} for all." if waiting else ""),
         "",
         f"| | version | {' | '.join(SHOWN.values())} |",
         f"|---|---|{'---|' * len(SHOWN)}",
