@@ -24,6 +24,7 @@ VERBS = [
     "rollback",
     "serve",  # which runs until it is told to end
     "simulate",
+    "bench",
 ]
 
 

@@ -65,7 +65,7 @@ def _failed(error: Exception, message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from widedeep import cli_bundle, cli_rollback, cli_run, cli_serve, cli_simulate
+    from widedeep import cli_bench, cli_bundle, cli_rollback, cli_run, cli_serve, cli_simulate
 
     parser = VerbParser(
         prog="widedeep",
@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_rollback.add_verbs(verbs)
     cli_serve.add_verbs(verbs)
     cli_simulate.add_verbs(verbs)
+    cli_bench.add_verbs(verbs)
     return parser
 
 

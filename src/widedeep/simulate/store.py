@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -54,6 +55,16 @@ class AppStore:
     def copy(self) -> AppStore:
         """Return another store in the same state, whose life goes on apart."""
         return copy.deepcopy(self)
+
+    def with_requests(self, requests_per_day: int) -> AppStore:
+        """Return a copy with more or fewer requests from now on.
+
+        Args:
+            requests_per_day: At least 1.
+        """
+        found = self.copy()
+        found.config = found.world.config = replace(self.config, requests_per_day=requests_per_day)
+        return found
 
     def run(
         self, policy: Policy, days: int, *, on_day: Callable[[int], None] | None = None

@@ -1,0 +1,335 @@
+"""The experiment of Cheng et al. 2016, table 1: wide, deep, and both, offline and live.
+
+A store lives for some days by popularity. Its logs are joined, and three models are trained on the
+same examples: the wide part alone, the deep part alone, and both. Then the store goes on, each
+model ranks for a third of the users, and installs are counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle
+from widedeep.config import RunConfig, config_from_tables
+from widedeep.data.join import JoinResult, Negatives, Split, load_join_config, run_join
+from widedeep.errors import ConfigError
+from widedeep.features import FeatureSpec
+from widedeep.simulate import policies
+from widedeep.simulate.config import StoreConfig
+from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
+from widedeep.simulate.model_policy import Model
+from widedeep.simulate.store import AppStore
+
+__all__ = ["ARMS", "Arm", "Lift", "Table1", "Table1Config", "interval", "lift", "run_table1"]
+
+ARMS: dict[str, Callable[[FeatureSpec], FeatureSpec]] = {
+    "wide": lambda spec: spec.replace(deep=[]),
+    "deep": lambda spec: spec.replace(wide=[]),
+    "wide & deep": lambda spec: spec,
+}
+"""The features of each model; the one that others are compared with comes first."""
+
+# Two-sided 95 % points of Student's t for 1 to 9 degrees of freedom.
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table1Config:
+    """How the experiment is done.
+
+    Args:
+        store: The store; each seed has one of its own.
+        seeds: How many stores, each with three models; at least 2, at most 10.
+        days: That are logged for training.
+        live_days: Of the A/B test.
+        live_requests: A day of the A/B test.
+        negatives: Share of the negatives that is trained on.
+        epochs: At most; the best by the log loss of the validation days is kept.
+        threads: Of training; None: all.
+    """
+
+    store: StoreConfig = StoreConfig(requests_per_day=8000)  # noqa: RUF009 - it is frozen
+    seeds: int = 5
+    days: int = 14
+    live_days: int = 3
+    live_requests: int = 12_000
+    negatives: float = 0.15
+    epochs: int = 4
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.seeds <= 10:
+            raise ConfigError(f"the experiment: got seeds = {self.seeds!r}, expected 2 to 10")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """What one model did in one store.
+
+    Args:
+        auc: Offline, on the last days of the log.
+        log_loss: Likewise.
+        requests: Live, in its arm.
+        installs: Counted there.
+        deviation: Standard error of the installs a request: users are what was drawn.
+        expected: Installs that its lists were to bring, by the true probabilities.
+        best: Those of the best lists of the same candidates.
+    """
+
+    auc: float
+    log_loss: float
+    requests: int
+    installs: int
+    deviation: float
+    expected: float
+    best: float
+
+    @property
+    def rate(self) -> float:
+        """Installs a request."""
+        return self.installs / self.requests
+
+    @property
+    def of_the_best(self) -> float:
+        """The share of the best policy's installs that the arm was to get: 1 less the regret."""
+        return self.expected / self.best
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lift:
+    """How much more one model brings than another, as a share: 0.03 is 3 %.
+
+    Args:
+        counted: By the installs that were counted, all seeds together.
+        counted_95: Half of its 95 % interval, from users.
+        true: By the true probabilities of what was shown: the mean over seeds.
+        true_95: Half of its 95 % interval, from seeds.
+    """
+
+    counted: float
+    counted_95: float
+    true: float
+    true_95: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether both intervals lie above zero."""
+        return self.counted > self.counted_95 and self.true > self.true_95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table1:
+    """The outcome: for each seed, each arm.
+
+    Args:
+        config: Of the experiment.
+        seeds: Arms by name, one mapping a seed; ``popularity`` among them has no model.
+    """
+
+    config: Table1Config
+    seeds: Sequence[Mapping[str, Arm]]
+
+    def arms(self, name: str) -> list[Arm]:
+        """Return one arm, a value a seed."""
+        return [arms[name] for arms in self.seeds]
+
+    def lift(self, name: str, over: str) -> Lift:
+        """Return how much more one arm brings than another."""
+        return lift(self.arms(name), self.arms(over))
+
+
+def interval(values: Sequence[float]) -> float:
+    """Return half of the 95 % interval of a mean, by Student's t.
+
+    Args:
+        values: 2 to 10 of them.
+
+    Example:
+        >>> round(interval([1.0, 2.0, 3.0]), 2)
+        2.48
+    """
+    return _T95[len(values) - 2] * stdev(values) / math.sqrt(len(values))
+
+
+def lift(arms: Sequence[Arm], over: Sequence[Arm]) -> Lift:
+    """Compare two arms over the same seeds.
+
+    Args:
+        arms: One arm, a value a seed.
+        over: The other, in the same order.
+    """
+    ratios = [a.of_the_best / b.of_the_best - 1 for a, b in zip(arms, over, strict=True)]
+    rate, deviation = _pooled(arms)
+    other, other_deviation = _pooled(over)
+    ratio = rate / other
+    relative = math.hypot(deviation / rate, other_deviation / other)
+    return Lift(
+        counted=ratio - 1,
+        counted_95=1.96 * ratio * relative,
+        true=fmean(ratios),
+        true_95=interval(ratios),
+    )
+
+
+def _pooled(arms: Sequence[Arm]) -> tuple[float, float]:
+    requests = sum(arm.requests for arm in arms)
+    rate = sum(arm.installs for arm in arms) / requests
+    variance = sum((arm.deviation * arm.requests / requests) ** 2 for arm in arms)
+    return rate, math.sqrt(variance)
+
+
+def run_table1(
+    folder: Path,
+    config: Table1Config | None = None,
+    *,
+    on_progress: Callable[[str], None] = lambda told: None,
+) -> Table1:
+    """Do the experiment.
+
+    Args:
+        folder: Where logs, examples and bundles go: a folder for each seed, emptied of its logs and
+            examples when its models are trained.
+        config: How.
+        on_progress: Called with a line on what was done.
+
+    Raises:
+        ConfigError: If the folder holds an experiment already.
+    """
+    config = config or Table1Config()
+    found = []
+    for number in range(config.seeds):
+        seed = config.store.seed + number
+        place = folder / f"seed{seed}"
+        if place.exists():
+            raise ConfigError(f"{place}: is there already; name another folder, or remove it")
+        place.mkdir(parents=True)
+        found.append(_one_seed(place, config, seed, on_progress))
+    return Table1(config=config, seeds=found)
+
+
+def _one_seed(
+    place: Path, config: Table1Config, seed: int, tell: Callable[[str], None]
+) -> dict[str, Arm]:
+    store = AppStore(replace(config.store, seed=seed))
+    for day, part in enumerate(store.days(policies.Popularity(), config.days)):
+        part.write(place, f"day{day:04d}")
+    (place / "join.toml").write_text(JOIN_TOML, encoding="utf-8")
+    join = load_join_config(place / "join.toml")
+    examples = run_join(
+        replace(
+            join,
+            split=Split(fractions=(0.86, 0.07, 0.07)),
+            negatives=Negatives(rate=config.negatives, splits=("train", "valid")),
+        )
+    )
+    tell(f"seed {seed}: {sum(examples.rows.values()):,} examples")
+    offline = {}
+    bundles = {}
+    for name, part in ARMS.items():
+        bundles[name], offline[name] = _trained(place / _folder(name), part, examples, config, seed)
+        tell(f"seed {seed}: {name}: AUC {offline[name]['auc']:.4f}")
+    live = _live(store, bundles, config)
+    for name, figures in live.items():
+        tell(
+            f"seed {seed}: {name}: {figures['installs'] / figures['requests']:.4f} installs a "
+            f"request, {figures['expected'] / figures['best']:.1%} of the best policy's"
+        )
+    none = {"auc": math.nan, "log_loss": math.nan}
+    return {name: _arm(offline.get(name, none), figures) for name, figures in live.items()}
+
+
+def _arm(offline: Mapping[str, float], live: Mapping[str, float]) -> Arm:
+    return Arm(
+        auc=offline["auc"],
+        log_loss=offline["log_loss"],
+        requests=int(live["requests"]),
+        installs=int(live["installs"]),
+        deviation=live["deviation"],
+        expected=live["expected"],
+        best=live["best"],
+    )
+
+
+def _folder(name: str) -> str:
+    return name.replace(" & ", "_")
+
+
+def _run_config() -> RunConfig:
+    import tomllib
+
+    return config_from_tables(tomllib.loads(APP_STORE_TOML))
+
+
+def _trained(
+    place: Path,
+    part: Callable[[FeatureSpec], FeatureSpec],
+    examples: JoinResult,
+    config: Table1Config,
+    seed: int,
+) -> tuple[Bundle, dict[str, float]]:
+    import widedeep as wd
+    from widedeep.optim import make_optimizer
+
+    run = _run_config()
+    spec = part(run.spec)
+    train, valid, test = (examples.output / name for name in ("train", "valid", "test"))
+    model = wd.WideDeep(
+        wd.fit_schema(spec.replace(weight="weight"), train),
+        hidden_units=run.model.hidden_units if spec.deep_names else (),
+        embedding_dim=run.model.embedding_dim,
+        seed=seed,
+    )
+    trainer = wd.Trainer(
+        model,
+        wide=make_optimizer(run.train.wide),
+        deep=make_optimizer(run.train.deep),
+        batch_size=run.train.batch_size,
+        seed=seed,
+        threads=config.threads,
+        progress=False,
+    )
+    trainer.fit(train, epochs=config.epochs, valid=valid, early_stopping=1)
+    return trainer.export(place), trainer.evaluate(test)
+
+
+def _live(
+    store: AppStore, bundles: Mapping[str, Bundle], config: Table1Config
+) -> dict[str, dict[str, float]]:
+    arms: dict[str, policies.Policy] = {
+        name: Model(bundle, name=name) for name, bundle in bundles.items()
+    }
+    arms["popularity"] = policies.Popularity()
+    # Models share the users in equal parts; a few stay without, to show what models bring.
+    split = policies.Split(arms, [3.0] * len(bundles) + [1.0])
+    store = store.with_requests(config.live_requests)
+    requests = store.run(split, config.live_days).requests
+    return {name: _figures(requests, name) for name in arms}
+
+
+def _figures(requests: pa.Table, arm: str) -> dict[str, float]:
+    mine = requests.filter(np.array(requests["arm"].to_pylist(), object) == arm)
+    users_R = np.unique(mine["user_id"].to_numpy(), return_inverse=True)[1]
+    installs_U = np.bincount(users_R, mine["installs"].to_numpy())
+    requests_U = np.bincount(users_R).astype(np.float64)
+    return {
+        "requests": mine.num_rows,
+        "installs": float(installs_U.sum()),
+        "deviation": _ratio_deviation(installs_U, requests_U),
+        "expected": float(mine["expected"].to_numpy().sum()),
+        "best": float(mine["best"].to_numpy().sum()),
+    }
+
+
+def _ratio_deviation(above_U: NDArray[np.float64], below_U: NDArray[np.float64]) -> float:
+    """The standard error of a ratio of sums over users (the delta method)."""
+    ratio = above_U.sum() / below_U.sum()
+    rest_U = above_U - ratio * below_U
+    return float(np.sqrt((rest_U**2).sum()) / below_U.sum())
