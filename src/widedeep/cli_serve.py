@@ -51,6 +51,9 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--admin", action="store_true", help="let holders of an admin key load and roll back"
     )
+    parser.add_argument(
+        "--no-page", action="store_true", help="leave out the page at / to try requests on"
+    )
     parser.add_argument("--tls-certificate", metavar="PEM", help="speak HTTPS")
     parser.add_argument("--tls-key", metavar="PEM", help="the certificate's key")
     parser.add_argument("--tls-client-ca", metavar="PEM", help="ask callers for a certificate")
@@ -183,6 +186,7 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
         lame_duck_s=arguments.lame_duck,
         keys=arguments.keys,
         admin=arguments.admin,
+        page=not arguments.no_page,
         tls_certificate=arguments.tls_certificate,
         tls_key=arguments.tls_key,
         tls_client_ca=arguments.tls_client_ca,

@@ -14,6 +14,8 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from widedeep.serving.score_bins import ScoreBins
+
 __all__ = ["ServerMetrics"]
 
 _SECONDS = (
@@ -87,6 +89,7 @@ class ServerMetrics:
             registry=registry,
             multiprocess_mode="sum",
         )
+        self.score_bins = ScoreBins(registry)
         self._unknown = Counter(
             "widedeep_unknown_items",
             "Candidates that the catalogue does not hold.",
@@ -144,6 +147,7 @@ class ServerMetrics:
         found[0].inc()
         found[1].inc(scores.size)
         found[2].inc(float(scores.sum()))
+        self.score_bins.add(model, version, scores)
         if unknown:
             self._unknown.labels(model).inc(unknown)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from widedeep.serving.http import admin, health, open_inference, rank, tensorflow
+from widedeep.serving.http import admin, health, open_inference, page, rank, tensorflow
 from widedeep.serving.http.call import Call, Reply, json_reply
 from widedeep.serving.http.openapi import openapi_document
 from widedeep.serving.http.service import Service
@@ -30,6 +30,7 @@ class Endpoint:
         scores: Whether it computes, and so waits in the queue.
         takes: The type of its body.
         gives: The type of its answer.
+        listed: Whether the OpenAPI document tells of it; not what only the server's page asks for.
     """
 
     method: str
@@ -39,6 +40,7 @@ class Endpoint:
     scores: bool = False
     takes: Any = None
     gives: Any = None
+    listed: bool = True
 
 
 def endpoints(settings: Settings) -> Iterator[Endpoint]:
@@ -51,6 +53,8 @@ def endpoints(settings: Settings) -> Iterator[Endpoint]:
     yield from _health()
     yield from _open_inference()
     yield from _tensorflow()
+    if settings.page:
+        yield from _page(settings)
     if settings.admin:
         yield from _admin()
 
@@ -72,6 +76,19 @@ def _health() -> Iterator[Endpoint]:
     for path in ("/health/ready", "/v2/health/ready"):
         yield Endpoint("GET", path, health.ready, "open")
     yield Endpoint("GET", "/v1/status", health.status)
+
+
+def _page(settings: Settings) -> Iterator[Endpoint]:
+    async def live(service: Service, call: Call) -> Reply:
+        """Return the figures that the page draws."""
+        return await page.live(service, call, scoring)
+
+    for path in page.FILES:
+        yield Endpoint("GET", path, page.file, "open", listed=False)
+    yield Endpoint("GET", "/v1/page/choices", page.choices, listed=False)
+    yield Endpoint("GET", "/v1/page/live", live, listed=False)
+    others = endpoints(replace(settings, page=False))
+    scoring = frozenset(endpoint.path for endpoint in others if endpoint.scores)
 
 
 def _open_inference() -> Iterator[Endpoint]:

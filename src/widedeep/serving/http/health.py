@@ -16,7 +16,7 @@ from widedeep.serving.http.models import Models
 from widedeep.serving.http.service import Service
 from widedeep.serving.supervisor import METRICS_DIRECTORY
 
-__all__ = ["live", "metrics", "ready", "status"]
+__all__ = ["live", "metrics", "ready", "server_figures", "status"]
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -48,13 +48,24 @@ async def status(service: Service, call: Call) -> Reply:
 
 async def metrics(service: Service, call: Call) -> Reply:
     """Return the figures of this server, of all its processes together."""
-    found = service.metrics.registry
-    if METRICS_DIRECTORY in os.environ:
-        found = CollectorRegistry()
-        MultiProcessCollector(found)  # type: ignore[no-untyped-call]
+    found = server_figures(service)
     versions = CollectorRegistry()
     versions.register(_Versions(service.models))
     return Reply(generate_latest(found) + generate_latest(versions), media_type=_TEXT)
+
+
+def server_figures(service: Service) -> CollectorRegistry:
+    """Return where the figures of all processes of this server are collected.
+
+    Args:
+        service: Of this process.
+    """
+    service.metrics.score_bins.publish()
+    if METRICS_DIRECTORY not in os.environ:
+        return service.metrics.registry
+    found = CollectorRegistry()
+    MultiProcessCollector(found)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _Versions(Collector):

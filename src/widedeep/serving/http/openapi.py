@@ -37,7 +37,7 @@ def openapi_document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     Args:
         endpoints: Its paths.
     """
-    found = list(endpoints)
+    found = [endpoint for endpoint in endpoints if endpoint.listed]
     types: list[Any] = [Problem]
     for endpoint in found:
         types += [each for each in (endpoint.takes, endpoint.gives) if each not in (None, *types)]

@@ -37,6 +37,7 @@ class Settings:
             so that load balancers turn away first.
         keys: A TOML file of API keys; None asks for no key.
         admin: Open the endpoints that load, unload and roll back; needs an admin key.
+        page: Show a page at ``/`` to try requests on; it shows the requests stored in the bundles.
         tls_certificate: A PEM file; None speaks plain HTTP.
         tls_key: Its key.
         tls_client_ca: Certificates that callers must be signed by.
@@ -71,6 +72,7 @@ class Settings:
     lame_duck_s: float = 0.0
     keys: str | None = None
     admin: bool = False
+    page: bool = True
     tls_certificate: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None

@@ -1,0 +1,201 @@
+"""The page at /: its files, what it lets a person pick from, and the figures it draws."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+from widedeep.features.sides import item_columns
+from widedeep.serving.http.call import Call, Reply, json_reply
+from widedeep.serving.http.health import server_figures
+from widedeep.serving.http.service import Service
+from widedeep.serving.ranker import Ranker
+from widedeep.serving.registry import Registry
+from widedeep.serving.score_bins import SCORE_EDGES
+
+__all__ = ["FILES", "LiveReply", "choices", "file", "live"]
+
+FILES = {
+    "/": "index.html",
+    **{
+        f"/page/{name}": name
+        for name in ("page.css", "page.js", "form.js", "ranking.js", "live.js", "dom.js", "api.js")
+    },
+}
+"""The name of the file behind each path."""
+
+_TYPES = {
+    "html": b"text/html; charset=utf-8",
+    "css": b"text/css; charset=utf-8",
+    "js": b"text/javascript; charset=utf-8",
+}
+# Whatever a model's data say, the page runs and loads nothing but its own files, and talks to
+# nobody but its own server.
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    b"require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),
+]
+_OFFERED_IDS = 50
+
+
+class LiveReply(msgspec.Struct, kw_only=True):
+    """What the page draws: totals since the server started, of all its processes.
+
+    Args:
+        time: Of the server's clock, in seconds since 1970.
+        requests: Requests to score or rank, by HTTP status.
+        latency_edges: The upper end of each range of seconds but the last.
+        latency: Requests to score or rank in each range.
+        score_edges: The upper end of each range of scores but the last.
+        scores: For each model, for each version, scores in each range.
+        in_flight: Requests begun and not answered yet, but for this one.
+    """
+
+    time: float
+    requests: dict[str, int]
+    latency_edges: list[float]
+    latency: list[int]
+    score_edges: tuple[float, ...]
+    scores: dict[str, dict[str, list[int]]]
+    in_flight: int
+
+
+async def file(service: Service, call: Call) -> Reply:
+    """Return a file of the page."""
+    name = FILES[call.path]
+    media_type = _TYPES[name.rpartition(".")[2]]
+    return Reply(_content(name), media_type=media_type, headers=list(_HEADERS))
+
+
+@cache
+def _content(name: str) -> bytes:
+    return (resources.files("widedeep.serving.http") / "page" / name).read_bytes()
+
+
+async def choices(service: Service, call: Call) -> Reply:
+    """Say which models, versions, columns, stored requests and items there are to pick from."""
+    return json_reply(
+        {
+            "ready": service.ready(),
+            "max_candidates": service.settings.max_candidates,
+            "models": [
+                _model(service, name, call.request_id) for name in service.models.registries
+            ],
+        }
+    )
+
+
+def _model(service: Service, name: str, request_id: str) -> dict[str, Any]:
+    registry = service.models.registry(name)
+    about = {"name": name, "versions": _versions(registry)}
+    if not registry.ready():
+        return {**about, "heads": [], "columns": [], "stored": [], "catalogue": None}
+    with service.models.lease(name, request_id) as served:
+        return {**about, **_offer(served.ranker)}
+
+
+def _versions(registry: Registry) -> list[dict[str, Any]]:
+    return [
+        {"version": each.version, "state": each.state, "labels": each.labels, "error": each.error}
+        for each in registry.status()
+    ]
+
+
+def _offer(ranker: Ranker) -> dict[str, Any]:
+    bundle, catalogue = ranker.bundle, ranker.catalogue
+    kinds = bundle.input_columns
+    # Where no feature is declared to be the item's, those that come with an item are.
+    of_item = item_columns(bundle.schema.spec) & set(kinds) or set(kinds)
+    return {
+        "heads": [
+            {"name": head.name, "kind": head.kind, "column": head.start}
+            for head in bundle.model.heads
+        ],
+        "columns": [
+            {
+                "name": name,
+                "type": f"list of {kind.kind}" if kind.nested else kind.kind,
+                "of_item": name in of_item,
+            }
+            for name, kind in kinds.items()
+        ],
+        "stored": [
+            {
+                "user": {name: value for name, value in row.items() if name not in of_item},
+                "item": {name: value for name, value in row.items() if name in of_item},
+            }
+            for row in bundle.warmup.rows
+        ],
+        "catalogue": None
+        if catalogue is None
+        else {
+            "version": catalogue.version,
+            "items": len(catalogue),
+            "id_column": catalogue.id_column,
+            "ids": _some(catalogue.ids),
+        },
+    }
+
+
+def _some(ids: list[Any]) -> list[Any]:
+    """Return a few, from all over."""
+    count = min(len(ids), _OFFERED_IDS)
+    return [ids[at * len(ids) // count] for at in range(count)]
+
+
+async def live(service: Service, call: Call, routes: frozenset[str]) -> Reply:
+    """Return the figures that the page draws.
+
+    Args:
+        service: Whose figures.
+        call: The request.
+        routes: The patterns of the paths that compute scores.
+    """
+    requests: Counter[str] = Counter()
+    latency: Counter[float] = Counter()
+    scores: dict[str, dict[str, list[int]]] = {}
+    in_flight = 0
+    for family in server_figures(service).collect():
+        for sample in family.samples:
+            of = sample.labels
+            if sample.name == "widedeep_in_flight":
+                in_flight = max(0, int(sample.value) - 1)
+            elif sample.name == "widedeep_scores_binned_total":
+                versions = scores.setdefault(of["model"], {})
+                counts = versions.setdefault(of["version"], [0] * (len(SCORE_EDGES) + 1))
+                counts[_PLACES[of["up_to"]]] += int(sample.value)
+            elif of.get("route") not in routes:
+                continue
+            elif sample.name == "widedeep_requests_total":
+                requests[of["status"]] += int(sample.value)
+            elif sample.name == "widedeep_request_seconds_bucket":
+                latency[float(of["le"])] += int(sample.value)
+    edges = sorted(latency)
+    upward = [latency[edge] for edge in edges]  # each holds those before it
+    return json_reply(
+        LiveReply(
+            time=time.time(),
+            requests=dict(requests),
+            latency_edges=edges[:-1],
+            latency=[upto - before for upto, before in zip(upward, [0, *upward], strict=False)],
+            score_edges=SCORE_EDGES,
+            scores=scores,
+            in_flight=in_flight,
+        )
+    )
+
+
+_PLACES = {**{f"{edge:g}": place for place, edge in enumerate(SCORE_EDGES)}}
+_PLACES["+Inf"] = len(SCORE_EDGES)
