@@ -219,6 +219,25 @@ def test_a_run_starts_from_another(run: Run, ads: Path) -> None:
     assert "nowhere" in err
 
 
+def test_a_run_follows_a_folder(run: Run, ads: Path) -> None:
+    table = pq.read_table(ads / "test.parquet")
+    (ads / "new").mkdir()
+    for i in range(3):
+        pq.write_table(table.slice(60 * i, 60), ads / f"new/{i}.parquet")
+    words = ("--follow", "new", "--idle", "0.2", "--poll", "0.05")
+    code, out, err = run("train", "ads.toml", *words, "--export-rows", "100")
+    assert code == 0
+    assert "learned 3 shards; bundle: runs/ads/bundle" in out
+    assert err.count("exported runs/ads/bundle") == 2
+    rows = json.loads((ads / "runs/ads/history.json").read_text())
+    assert [row["shard"] for row in rows] == ["0.parquet", "1.parquet", "2.parquet"]
+
+    pq.write_table(table.slice(180), ads / "new/3.parquet")
+    code, out, _ = run("train", "ads.toml", *words, "--resume", "--json")
+    assert code == 0
+    assert [row["shard"] for row in json.loads(out)["shards"]][3:] == ["3.parquet"]
+
+
 def test_json_is_one_document(run: Run, ads: Path, ads_run: Path) -> None:
     model = ads_run / "run"
     calls: dict[str, list[object]] = {

@@ -23,7 +23,9 @@ from widedeep.errors import ConfigError
 
 if TYPE_CHECKING:
     from widedeep.commands.check import CheckReport
-    from widedeep.commands.train import WarmFrom
+    from widedeep.commands.run_directory import RunDirectory
+    from widedeep.commands.train import TrainedRun, WarmFrom
+    from widedeep.config import RunConfig
 
 __all__ = ["add_verbs"]
 
@@ -247,7 +249,8 @@ def _add_train(verbs: Verbs) -> None:
         "fit the schema, train, evaluate and export a bundle",
         "  widedeep train ads.toml --set train.epochs=3 --set train.wide.lr=0.05\n"
         "  widedeep train ads.toml --resume     # after Ctrl-C, a crash, or for more epochs\n"
-        "  widedeep train today.toml --warm-start runs/yesterday\n\n"
+        "  widedeep train today.toml --warm-start runs/yesterday\n"
+        "  widedeep train ads.toml --follow examples/ --export-rows 1000000\n\n"
         "The run's folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
         "metrics.json and bundle/.",
     )
@@ -268,7 +271,44 @@ def _add_train(verbs: Verbs) -> None:
     parser.add_argument(
         "--project", action="store_true", help="project embeddings to another width"
     )
+    _add_following(parser)
     add_set(parser)
+
+
+def _add_following(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--follow", metavar="DIR", help="then learn the folder's Parquet files as they land"
+    )
+    parser.add_argument(
+        "--poll", type=float, default=1.0, metavar="S", help="look every S seconds (default: 1)"
+    )
+    parser.add_argument(
+        "--idle", type=float, metavar="S", help="end after S seconds without a new file"
+    )
+    parser.add_argument(
+        "--export-rows", type=positive, metavar="N", help="write a bundle every N rows"
+    )
+    parser.add_argument(
+        "--export-minutes", type=float, metavar="M", help="write a bundle every M minutes"
+    )
+
+
+def _follow(
+    arguments: argparse.Namespace, config: RunConfig, directory: RunDirectory
+) -> list[dict[str, Any]] | None:
+    from widedeep.commands.follow import Exports, follow_run
+
+    if arguments.follow is None:
+        return None
+    exports = Exports(rows=arguments.export_rows, minutes=arguments.export_minutes)
+    return follow_run(
+        config,
+        directory,
+        arguments.follow,
+        exports=exports,
+        poll_s=arguments.poll,
+        idle_s=arguments.idle,
+    )
 
 
 def _warm_from(arguments: argparse.Namespace) -> WarmFrom | None:
@@ -292,10 +332,13 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     warm = _warm_from(arguments)
+    run, shards = None, None
     try:
-        run = train_run(
-            config, directory, resume=arguments.resume, force=arguments.force, warm=warm
-        )
+        if not (arguments.follow and arguments.resume and directory.state == "finished"):
+            run = train_run(
+                config, directory, resume=arguments.resume, force=arguments.force, warm=warm
+            )
+        shards = _follow(arguments, config, directory)
     except KeyboardInterrupt:
         if directory.state != "new":
             say(f"widedeep: interrupted; go on with: {_resume_command(arguments)}")
@@ -303,25 +346,37 @@ def _train(arguments: argparse.Namespace) -> int:
             say("widedeep: interrupted before the first step; nothing to resume")
         return INTERRUPTED
     if arguments.json:
-        print_json(
-            {
-                "run": directory.path,
-                "bundle": directory.bundle,
-                "steps": run.steps,
-                "rows": run.rows,
-                "seconds": run.seconds,
-                "metrics": run.metrics,
-                "history": run.history,
-                "warm_start": None if run.warm is None else run.warm.to_json(),
-            }
-        )
+        print_json(_train_document(directory, run, shards))
         return GOOD
+    if shards is not None:
+        print_text(f"\nlearned {count(len(shards), 'shard')}; bundle: {directory.bundle}")
+    if run is not None:
+        _print_run(run, directory)
+    return GOOD
+
+
+def _train_document(
+    directory: RunDirectory, run: TrainedRun | None, shards: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    document: dict[str, Any] = {"run": directory.path, "bundle": directory.bundle}
+    if run is not None:
+        document |= {
+            "steps": run.steps,
+            "rows": run.rows,
+            "seconds": run.seconds,
+            "metrics": run.metrics,
+            "history": run.history,
+            "warm_start": None if run.warm is None else run.warm.to_json(),
+        }
+    return document if shards is None else {**document, "shards": shards}
+
+
+def _print_run(run: TrainedRun, directory: RunDirectory) -> None:
     if run.metrics:
         print_metrics(run.metrics)
     told = f"{run.steps:,} steps, {run.rows:,} rows, {number(run.seconds)} s"
     print_text(f"\nrun: {directory.path} ({told})\nbundle: {directory.bundle}")
     print_text(f"next: widedeep inspect {directory.path}")
-    return GOOD
 
 
 def _resume_command(arguments: argparse.Namespace) -> str:
@@ -331,4 +386,8 @@ def _resume_command(arguments: argparse.Namespace) -> str:
     words += ["--warm-start", arguments.warm_start] if arguments.warm_start else []
     words += [word for pattern in arguments.carry or () for word in ("--carry", pattern)]
     words += ["--project"] if arguments.project else []
+    words += ["--follow", arguments.follow] if arguments.follow else []
+    for option in ("idle", "export_rows", "export_minutes"):
+        if (value := getattr(arguments, option)) is not None:
+            words += [f"--{option.replace('_', '-')}", f"{value:g}"]
     return shlex.join(words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from widedeep.training.progress import Callback
 from widedeep.training.run import TrainingRun
 from widedeep.training.state import Position, capture, restore
 from widedeep.training.step import TrainStep
+from widedeep.training.stream import Shard, fit_stream
 from widedeep.training.warmup import WarmupRows
 from widedeep.warm_start import WarmStart, warm_start
 
@@ -144,6 +145,7 @@ class Trainer:
         self.history = History()
         self.position = Position()
         self.inputs: list[InputRecord] = []
+        self.shards: list[str] = []
         self.directory = (
             None if checkpoints is None else CheckpointDirectory(checkpoints, keep_last=keep_last)
         )
@@ -233,6 +235,50 @@ class Trainer:
             stack.enter_context(_numerics(self.threads))
             run.train()
         return self.history
+
+    def fit_stream(
+        self,
+        shards: Iterable[Shard],
+        *,
+        resume: bool = False,
+        on_shard: Callable[[dict[str, Any]], None] | None = None,
+    ) -> History:
+        """Learn shards as they come, each in one pass, and score each before it is learned.
+
+        Scores of rows that the model has not seen are what a server would have given: the metrics
+        ``before/...`` of the history are honest ones (progressive validation). With ``checkpoints``
+        there is one after each shard, which knows the shards learned: ``resume`` goes on behind
+        them, with the bits of a run that was never stopped. A shard that cannot be read raises
+        before anything of it is learned.
+
+        The schema stays as it is: values it does not know count as unseen. Grow it from time to
+        time, and start warm.
+
+        Args:
+            shards: Pairs of a name and data as for :meth:`fit`; names are learned once. May wait
+                for the next one, and need not end.
+            resume: Go on from the newest checkpoint of ``checkpoints``, if there is one.
+            on_shard: Called with each shard's row of the history after its checkpoint.
+
+        Returns:
+            :attr:`history`, one row a shard.
+
+        Raises:
+            DataError: If a shard cannot be read, or a label is out of range.
+            CheckpointError: If ``resume`` finds a checkpoint of another model.
+            ConfigError: If a shard is no pair.
+
+        Example:
+            >>> import widedeep as wd
+            >>> hours = [[{"job": "ab"[i % 2], "y": i % 2} for i in range(64)] for _ in range(9)]
+            >>> spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")], deep=[])
+            >>> model = wd.WideDeep(wd.fit_schema(spec, hours[0]))
+            >>> trainer = wd.Trainer(model, batch_size=8, progress=False)
+            >>> found = trainer.fit_stream((f"hour {i}", rows) for i, rows in enumerate(hours))
+            >>> found[-1]["shard"], found[-1]["before/auc"]
+            ('hour 8', 1.0)
+        """
+        return fit_stream(self, shards, resume=resume, on_shard=on_shard)
 
     def warm_start(
         self,

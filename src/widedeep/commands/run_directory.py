@@ -33,7 +33,8 @@ class RunDirectory:
     """A run's folder and the places in it.
 
     It holds ``config.toml``, ``schema.safetensors``, ``checkpoints/``, ``history.json``,
-    ``metrics.json`` and ``bundle/``; and ``encoded/``, if the rows were encoded beforehand.
+    ``metrics.json`` and ``bundle/``; ``encoded/``, if rows were encoded before; ``stream/``, the
+    checkpoints of a run that follows a folder.
 
     Args:
         path: The folder; made when something is first written.
@@ -50,6 +51,7 @@ class RunDirectory:
         self.inputs = self.path / "inputs.json"
         self.encoded = self.path / "encoded"
         self.checkpoints = self.path / "checkpoints"
+        self.stream = self.path / "stream"
         self.history = self.path / "history.json"
         self.metrics = self.path / "metrics.json"
         self.warm_start = self.path / "warm_start.json"
@@ -87,7 +89,7 @@ class RunDirectory:
         """Delete what a run left here, but for what was prepared; other files stay."""
         for place in (self.metrics, self.history, self.config, self.warm_start):
             place.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.bundle):
+        for folder in (self.checkpoints, self.stream, self.bundle):
             if folder.exists():
                 shutil.rmtree(folder)
 

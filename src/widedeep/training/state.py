@@ -75,6 +75,7 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
     state = {
         "position": dataclasses.asdict(trainer.position),
         "inputs": trainer.inputs,
+        "shards": trainer.shards,
         "history": trainer.history.rows,
         "config": run_tables(trainer),
         "warmup": trainer.warmup.rows,
@@ -116,6 +117,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
     if position:
         trainer.position = Position(**checkpoint.state["position"])
         trainer.history = History(list(checkpoint.state["history"]))
+        trainer.shards = list(checkpoint.state.get("shards", []))
         torch.random.set_rng_state(torch.from_numpy(np.array(tensors["random/torch"])))
 
 

@@ -1,0 +1,101 @@
+"""Following a folder: its Parquet files in the order in which they are whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from widedeep.errors import DataError
+
+__all__ = ["follow_folder"]
+
+
+def follow_folder(
+    folder: str | os.PathLike[str],
+    *,
+    done: Collection[str] = (),
+    poll_s: float = 1.0,
+    idle_s: float | None = None,
+    told: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[str, Path]]:
+    """Yield each new Parquet file of a folder and those below it, as soon as it is whole.
+
+    Files that are there at once come in the order of their names. A name that begins with a dot or
+    an underscore, or lies in such a folder, is being written. A file that cannot be opened as
+    Parquet is half-written or damaged: it is looked at again whenever it changes, told of once, and
+    never lost. One that vanishes before it was read is told of too.
+
+    Args:
+        folder: Need not be there yet.
+        done: Names, relative to the folder, that are passed over.
+        poll_s: Seconds between looks.
+        idle_s: End after so many seconds without a new file; None: never.
+        told: Called with a line for each file that cannot be read.
+
+    Yields:
+        The name relative to the folder, and the file.
+
+    Raises:
+        DataError: If ``folder`` is a file.
+    """
+    place, seen = Path(folder), set(done)
+    if place.is_file():
+        raise DataError(f"{place}: got a file, expected the folder that new files come to")
+    broken: dict[str, tuple[int, int]] = {}
+    last = time.monotonic()
+    while True:
+        names = _names(place)
+        for name in sorted(broken.keys() - set(names)):
+            told(f"{place / name}: vanished before it could be read")
+            del broken[name]
+        for name in names:
+            if name in seen or not _whole(place, name, broken, told):
+                continue
+            seen.add(name)
+            yield name, place / name
+            last = time.monotonic()
+        if idle_s is not None and time.monotonic() - last >= idle_s:
+            return
+        time.sleep(poll_s)
+
+
+def _names(place: Path) -> list[str]:
+    found = []
+    for file in place.rglob("*.parquet"):
+        parts = file.relative_to(place).parts
+        if not any(part.startswith((".", "_")) for part in parts):
+            found.append("/".join(parts))
+    return sorted(found)
+
+
+def _whole(
+    place: Path,
+    name: str,
+    broken: dict[str, tuple[int, int]],
+    told: Callable[[str], None],
+) -> bool:
+    file = place / name
+    try:
+        status = file.stat()
+        now = (status.st_size, status.st_mtime_ns)
+        if broken.get(name) == now:
+            return False
+        pq.read_metadata(file)
+    except FileNotFoundError:
+        return False  # told of at the next look, if it was there before
+    except (OSError, pa.ArrowException) as error:
+        if name not in broken:
+            told(f"{file}: cannot be read yet ({_brief(error)}); waiting for it to change")
+        broken[name] = now
+        return False
+    broken.pop(name, None)
+    return True
+
+
+def _brief(error: Exception) -> str:
+    return str(error).split(". ")[0].splitlines()[0]
