@@ -196,8 +196,7 @@ def run_table1(
     """Do the experiment.
 
     Args:
-        folder: Where logs, examples and bundles go: a folder for each seed, emptied of its logs and
-            examples when its models are trained.
+        folder: Where logs, examples and bundles go: a folder for each seed.
         config: How.
         on_progress: Called with a line on what was done.
 

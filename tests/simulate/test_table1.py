@@ -1,0 +1,145 @@
+"""The experiment: its arithmetic, and what each part of the model is good for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.command_line import Run
+from widedeep.commands.bench_table1 import table1_config, table1_document, table1_text
+from widedeep.errors import ConfigError
+from widedeep.simulate.config import StoreConfig
+from widedeep.simulate.table1 import (
+    Arm,
+    Table1,
+    Table1Config,
+    _ratio_deviation,
+    interval,
+    lift,
+    run_table1,
+)
+
+
+def arm(rate: float, best: float = 5000.0, requests: int = 10_000) -> Arm:
+    installs = round(rate * requests)
+    return Arm(
+        auc=0.7,
+        log_loss=0.05,
+        requests=requests,
+        installs=installs,
+        deviation=math.sqrt(rate / requests),
+        expected=rate * requests,
+        best=best,
+    )
+
+
+def test_a_lift_is_the_ratio_of_installs_and_its_interval_that_of_the_counts() -> None:
+    found = lift([arm(0.33), arm(0.33)], [arm(0.3), arm(0.3)])
+    assert found.counted == pytest.approx(0.1)
+    # Poisson counts of 6,600 and 6,000: relative errors of 1/sqrt(n), added in squares.
+    assert found.counted_95 == pytest.approx(1.96 * 1.1 * math.sqrt(1 / 6600 + 1 / 6000))
+    assert (found.true, found.true_95) == (pytest.approx(0.1), pytest.approx(0, abs=1e-9))
+    assert found.significant
+    assert not lift([arm(0.3), arm(0.303)], [arm(0.3), arm(0.3)]).significant
+
+
+def test_intervals_are_those_of_student() -> None:
+    scipy = pytest.importorskip("scipy.stats")
+    values = [0.1, 0.4, 0.35, 0.2, 0.3]
+    low, high = scipy.t.interval(0.95, 4, np.mean(values), scipy.sem(values))
+    assert interval(values) == pytest.approx((high - low) / 2, rel=1e-3)
+
+
+def test_the_error_of_a_rate_is_that_of_drawing_users_anew() -> None:
+    rng = np.random.default_rng(0)
+    requests = rng.integers(1, 9, 2000).astype(float)
+    installs = rng.poisson(requests * rng.gamma(1, 0.3, 2000)).astype(float)
+    drawn = rng.integers(0, 2000, (400, 2000))
+    rates = installs[drawn].sum(axis=1) / requests[drawn].sum(axis=1)
+    assert _ratio_deviation(installs, requests) == pytest.approx(rates.std(), rel=0.12)
+
+
+def test_the_table_names_each_model_and_says_what_is_significant() -> None:
+    seeds = [
+        {"wide": arm(0.3), "deep": arm(0.29), "wide & deep": arm(0.34), "popularity": arm(0.1)}
+        for _ in range(3)
+    ]
+    table = Table1(config=Table1Config(), seeds=seeds)
+    text = table1_text(table)
+    assert "| wide & deep | 0.7000 ± 0.0000 | +13.3 ± " in text
+    assert "wide & deep over deep: +17.2 ± " in text
+    assert "(significant)" in text
+    assert table1_document(table)["lifts"]["deep over wide"]["significant"] is False
+
+
+def test_a_folder_in_use_and_a_single_store_are_refused(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "seed1").mkdir()
+    with pytest.raises(ConfigError, match="is there already"):
+        run_table1(tmp_path)
+    found = run("bench", "table1", "--seeds", "1")
+    assert found.code == 2
+    assert "seeds = 1, expected 2 to 10" in found.err
+
+
+SMALL = StoreConfig(
+    seed=3,
+    users=2500,
+    apps=120,
+    requests_per_day=3000,
+    candidates=30,
+    new_users_per_day=0,
+    new_apps_per_day=0,
+)
+
+
+def small(folder: Path, **strengths: float) -> Table1:
+    config = Table1Config(
+        store=replace(SMALL, **strengths),
+        seeds=2,
+        days=5,
+        live_days=1,
+        live_requests=2000,
+        negatives=0.15,
+        epochs=2,
+        threads=1,
+    )
+    return run_table1(folder, config)
+
+
+def test_what_the_wide_part_is_ahead_by_is_gone_where_there_are_no_pairs(tmp_path: Path) -> None:
+    pairs = small(tmp_path / "pairs", memorisation=2.0, generalisation=0.0)
+    tastes = small(tmp_path / "tastes", memorisation=0.0, generalisation=2.0)
+    ahead = pairs.lift("wide", "deep").true
+    assert ahead > 0.05
+    assert tastes.lift("wide", "deep").true < ahead / 2
+    # Where there are pairs only, the deep part adds nothing to the wide one.
+    assert abs(pairs.lift("wide & deep", "wide").true) < ahead / 2
+    for table in (pairs, tastes):
+        for name in ("wide", "deep", "wide & deep"):
+            assert table.lift(name, "popularity").true > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_both_regularities_need_both_parts_and_one_needs_one(tmp_path: Path) -> None:
+    def found(name: str, **strengths: float) -> Table1:
+        return run_table1(tmp_path / name, table1_config(seeds=3, live_requests=8000, **strengths))
+
+    both, pairs, tastes = (
+        found("both"),
+        found("pairs", generalisation=0.0),
+        found("tastes", memorisation=0.0),
+    )
+    # Ahead of either where there are both regularities ...
+    gain_over_wide, gain_over_deep = (both.lift("wide & deep", each) for each in ("wide", "deep"))
+    assert gain_over_wide.true > gain_over_wide.true_95
+    assert gain_over_deep.true > gain_over_deep.true_95
+    # ... and the part without its regularity brings nothing that can be told from none, or little.
+    without_pairs = tastes.lift("wide & deep", "deep")
+    without_tastes = pairs.lift("wide & deep", "wide")
+    assert without_pairs.true < max(without_pairs.true_95, gain_over_deep.true / 3)
+    assert without_tastes.true < max(without_tastes.true_95, gain_over_wide.true / 3)
