@@ -109,6 +109,7 @@ QUICK_kernels := --repeats 10 --cap 20000
 QUICK_memory := --rows 100000
 QUICK_rank := --repeats 20
 QUICK_score := --repeats 20
+QUICK_simulate := --impressions 50000
 QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
 QUICK_train := --quick --seconds 10
 QUICK_transform := --rows 50000 --repeats 2
