@@ -2,7 +2,7 @@
 
     python benchmarks/bench_simulate.py [--impressions 1000000]
 
-In seconds of this machine's clock and of its processor. On two cores of an x86-64 machine that others
+In seconds of the clock and of the processor. On two cores of an x86-64 machine that others
 kept busy (load 4; provisional): 18.8 s, 7.0 s of the processor
 """
 
