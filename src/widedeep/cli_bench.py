@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from widedeep.cli_output import print_json, print_text, say
+from widedeep.cli_output import print_json, print_table, print_text, say
 from widedeep.cli_parser import GOOD, NO, VerbParser, Verbs, add_verb, positive
+from widedeep.errors import ConfigError
 
 __all__ = ["add_verbs"]
 
@@ -15,7 +16,7 @@ def add_verbs(verbs: Verbs) -> None:
     """Add the verb ``bench``, and what it can measure."""
     parser = verbs.add_parser(
         "bench",
-        help="measure: the paper's table 1 on a simulated store",
+        help="measure: the paper's table 1 on a simulated store; a server under load",
         description="Measure. 'widedeep bench TARGET --help' shows a target's options; --json "
         "prints one JSON document.",
         epilog="example:\n  widedeep bench table1 --seeds 2",
@@ -26,6 +27,7 @@ def add_verbs(verbs: Verbs) -> None:
         title="targets", metavar="TARGET", required=True, parser_class=VerbParser
     )
     _add_table1(targets)
+    _add_serve(targets)
 
 
 def _add_table1(targets: Verbs) -> None:
@@ -75,3 +77,73 @@ def _table1(arguments: argparse.Namespace) -> int:
         print_text(table1_text(found))
     ahead = all(found.lift("wide & deep", other).significant for other in ("wide", "deep"))
     return GOOD if ahead else NO
+
+
+def _add_serve(targets: Verbs) -> None:
+    parser = add_verb(
+        targets,
+        "serve",
+        _serve,
+        "start a server on loopback and load it: latency, requests a second, CPU a request",
+        "  widedeep bench serve models/ads --items items.parquet --item-id app\n"
+        "  widedeep bench serve runs/run --connections 1 8 --seconds 10\n\n"
+        "Exit code 1 if a request failed.",
+    )
+    parser.add_argument("models", metavar="MODELS", help="as widedeep serve takes it")
+    parser.add_argument("--items", metavar="PARQUET", help="the items' catalogue")
+    parser.add_argument("--item-id", metavar="COLUMN", help="its column of ids")
+    parser.add_argument("--bfloat16", action="store_true", help="the items' part in half precision")
+    parser.add_argument("--workers", type=positive, default=1, help="processes (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="of a request (default: 1)")
+    parser.add_argument(
+        "--candidates", type=positive, default=200, metavar="N", help="a request (default: 200)"
+    )
+    parser.add_argument(
+        "--connections",
+        type=positive,
+        nargs="+",
+        default=[1, 4, 16],
+        metavar="N",
+        help="with a request under way on each (default: 1 4 16, one run each)",
+    )
+    parser.add_argument(
+        "--seconds", type=positive, default=5, metavar="S", help="a run, 60 at most (default: 5)"
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from widedeep.commands.bench_serve import (
+            bench_server,
+            catalogue_words,
+            load_document,
+            load_rows,
+        )
+    except ImportError as error:
+        raise ConfigError(
+            f"bench serve: {error.name or error} is not installed: pip install 'widedeep[serve]'"
+        ) from error
+    if arguments.seconds > 60 or max(arguments.connections) > 256:
+        raise ConfigError("bench serve: at most 60 seconds a run, and 256 connections")
+    words = [
+        arguments.models,
+        *catalogue_words(arguments.items, arguments.item_id),
+        *("--workers", str(arguments.workers), "--threads", str(arguments.threads)),
+        # Every connection may wait: how the server refuses is another question.
+        *("--queue", "512"),
+        *(["--bfloat16"] if arguments.bfloat16 else []),
+    ]
+    found = bench_server(
+        words,
+        items=arguments.items,
+        item_id=arguments.item_id,
+        candidates=arguments.candidates,
+        connections=arguments.connections,
+        seconds=arguments.seconds,
+    )
+    if arguments.json:
+        print_json(load_document(found))
+    else:
+        headings = ["connections", "p50 ms", "p99 ms", "requests/s", "CPU ms/request", "failed"]
+        print_table(headings, load_rows(found), right=headings)
+    return NO if any(report.failures or not report.requests for report in found) else GOOD
