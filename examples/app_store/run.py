@@ -3,7 +3,7 @@
     python examples/app_store/run.py [--seeds 5] [--without] [--out FOLDER]
 
 Writes the outcome into the README beside it. `--without` adds the two stores in which one of the
-two regularities is switched off.
+two regularities is switched off, and tries a model without its cross in each.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import argparse
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from widedeep.commands.bench_table1 import table1_config, table1_in, table1_text
+from widedeep.simulate.table1 import Table1Config
 
 README = Path(__file__).with_name("README.md")
-WITHOUT = ("memorisation", "generalisation")
 
 
 def write_section(name: str, text: str) -> None:
@@ -30,12 +31,12 @@ def write_section(name: str, text: str) -> None:
     README.write_text(after, encoding="utf-8")
 
 
-def measure(name: str, folder: Path | None, seeds: int, strengths: dict[str, float]) -> None:
+def measure(name: str, folder: Path | None, config: Table1Config) -> None:
     """Do the experiment in one kind of store, and write down what came of it."""
     started = time.perf_counter()
     found = table1_in(
-        folder and folder / name,
-        table1_config(seeds=seeds, **strengths),  # type: ignore[arg-type]
+        folder and folder / name.replace(" ", "_"),
+        config,
         on_progress=lambda told: print(told, file=sys.stderr, flush=True),
     )
     text = table1_text(found)
@@ -54,10 +55,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="keep logs, examples and bundles there")
     arguments = parser.parse_args()
-    measure("table1", arguments.out, arguments.seeds, {})
+    measure("table1", arguments.out, table1_config(seeds=arguments.seeds))
     if arguments.without:
-        for strength in WITHOUT:
-            measure(f"without {strength}", arguments.out, 3, {strength: 0.0})
+        few = table1_config(seeds=3, live_requests=12_000, without_cross=True)
+        for strength in ("none", "memorisation", "generalisation"):
+            store = few.store if strength == "none" else replace(few.store, **{strength: 0.0})
+            measure(f"without {strength}", arguments.out, replace(few, store=store))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ def _add_table1(targets: Verbs) -> None:
     parser.add_argument("--requests", type=positive, metavar="N", help="a day, logged for training")
     parser.add_argument("--live", type=positive, metavar="N", help="requests a day of the A/B test")
     parser.add_argument("--threads", type=positive, metavar="N", help="of training; default: all")
+    parser.add_argument(
+        "--apart", action="store_true", help="also try Wide & Deep without its cross"
+    )
     for name in ("memorisation", "generalisation"):
         parser.add_argument(f"--{name}", type=float, metavar="X", help="strength, default 1")
 
@@ -68,6 +71,7 @@ def _table1(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             memorisation=arguments.memorisation,
             generalisation=arguments.generalisation,
+            without_cross=arguments.apart,
         ),
         on_progress=say,
     )

@@ -48,7 +48,9 @@ def table1_text(found: Table1) -> str:
         "paper: AUC, live |",
         "|---|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *(_row(found, name) for name in ARMS), "", *_sentences(found)])
+    return "\n".join(
+        [*head, *(_row(found, name) for name in found.config.arms), "", *_sentences(found)]
+    )
 
 
 def _row(found: Table1, name: str) -> str:
@@ -58,11 +60,11 @@ def _row(found: Table1, name: str) -> str:
     if name != _FIRST:
         lift = found.lift(name, _FIRST)
         counted, true = _percent(lift.counted, lift.counted_95), _percent(lift.true, lift.true_95)
-    paper_auc, paper_live = _PAPER[name]
+    paper = "{:.3f}, {:+.1%}".format(*_PAPER[name]) if name in _PAPER else ""
     best = fmean(arm.of_the_best for arm in arms)
     return (
         f"| {name} | {fmean(auc):.4f} ± {interval(auc):.4f} | {counted} | {true} | {best:.1%} | "
-        f"{paper_auc:.3f}, {paper_live:+.1%} |"
+        f"{paper} |"
     )
 
 
@@ -73,7 +75,7 @@ def _percent(value: float, half: float) -> str:
 def _sentences(found: Table1) -> list[str]:
     both = list(ARMS)[-1]
     lines = []
-    for other in list(ARMS)[:-1]:
+    for other in (name for name in found.config.arms if name != both):
         lift = found.lift(both, other)
         verdict = "significant" if lift.significant else "not significant"
         lines.append(
@@ -93,13 +95,14 @@ def _sentences(found: Table1) -> list[str]:
 
 def table1_document(found: Table1) -> dict[str, Any]:
     """Return the outcome as plain values."""
-    names = [*ARMS, "popularity"]
+    names = [*found.config.arms, "popularity"]
+    pairs = [("wide & deep", name) for name in found.config.arms if name != "wide & deep"]
     return {
         "config": dataclasses.asdict(found.config),
         "arms": {name: _arm_document(found.arms(name)) for name in names},
         "lifts": {
             f"{name} over {other}": _lift_document(found.lift(name, other))
-            for name, other in (("deep", "wide"), ("wide & deep", "wide"), ("wide & deep", "deep"))
+            for name, other in (("deep", "wide"), *pairs)
         },
     }
 
@@ -121,6 +124,7 @@ def table1_config(
     threads: int | None = None,
     memorisation: float | None = None,
     generalisation: float | None = None,
+    without_cross: bool = False,
 ) -> Table1Config:
     """Return the experiment with some settings changed; None leaves the default.
 
@@ -141,6 +145,7 @@ def table1_config(
     return dataclasses.replace(
         config,
         store=dataclasses.replace(config.store, **_given(store)),
+        without_cross=without_cross,
         **_given(settings),
     )
 

@@ -22,14 +22,24 @@ from widedeep.bundle import Bundle
 from widedeep.config import RunConfig, config_from_tables
 from widedeep.data.join import JoinResult, Negatives, Split, load_join_config, run_join
 from widedeep.errors import ConfigError
-from widedeep.features import FeatureSpec
+from widedeep.features import Crossed, FeatureSpec
 from widedeep.simulate import policies
 from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
 from widedeep.simulate.model_policy import Model
 from widedeep.simulate.store import AppStore
 
-__all__ = ["ARMS", "Arm", "Lift", "Table1", "Table1Config", "interval", "lift", "run_table1"]
+__all__ = [
+    "ARMS",
+    "NO_CROSS",
+    "Arm",
+    "Lift",
+    "Table1",
+    "Table1Config",
+    "interval",
+    "lift",
+    "run_table1",
+]
 
 ARMS: dict[str, Callable[[FeatureSpec], FeatureSpec]] = {
     "wide": lambda spec: spec.replace(deep=[]),
@@ -37,6 +47,9 @@ ARMS: dict[str, Callable[[FeatureSpec], FeatureSpec]] = {
     "wide & deep": lambda spec: spec,
 }
 """The features of each model; the one that others are compared with comes first."""
+
+NO_CROSS = "without the cross"
+"""Wide & Deep whose wide part holds no cross: what it lacks is what crosses remember."""
 
 # Two-sided 95 % points of Student's t for 1 to 9 degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -54,6 +67,7 @@ class Table1Config:
         live_requests: A day of the A/B test.
         negatives: Share of the negatives that is trained on.
         epochs: At most; the best by the log loss of the validation days is kept.
+        without_cross: Also train and try Wide & Deep without its cross.
         threads: Of training; None: all.
     """
 
@@ -64,11 +78,22 @@ class Table1Config:
     live_requests: int = 25_000
     negatives: float = 0.15
     epochs: int = 3
+    without_cross: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= 10:
             raise ConfigError(f"the experiment: got seeds = {self.seeds!r}, expected 2 to 10")
+
+    @property
+    def arms(self) -> dict[str, Callable[[FeatureSpec], FeatureSpec]]:
+        """What makes each model's features of those of the store."""
+        return {**ARMS, NO_CROSS: _without_cross} if self.without_cross else dict(ARMS)
+
+
+def _without_cross(spec: FeatureSpec) -> FeatureSpec:
+    crosses = {feature.name for feature in spec.all_features if isinstance(feature, Crossed)}
+    return spec.replace(wide=[name for name in spec.wide_names if name not in crosses])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +258,7 @@ def _one_seed(
     tell(f"seed {seed}: {sum(examples.rows.values()):,} examples")
     offline = {}
     bundles = {}
-    for name, part in ARMS.items():
+    for name, part in config.arms.items():
         bundles[name], offline[name] = _trained(place / _folder(name), part, examples, config, seed)
         tell(f"seed {seed}: {name}: AUC {offline[name]['auc']:.4f}")
     live = _live(store, bundles, config)
@@ -259,7 +284,7 @@ def _arm(offline: Mapping[str, float], live: Mapping[str, float]) -> Arm:
 
 
 def _folder(name: str) -> str:
-    return name.replace(" & ", "_")
+    return name.replace(" & ", "_").replace(" ", "_")
 
 
 def _run_config() -> RunConfig:
