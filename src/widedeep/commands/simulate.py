@@ -143,11 +143,11 @@ def simulate_store(
     folder.mkdir(parents=True, exist_ok=True)
     first = store.world.day
     parts = []
-    for done, part in enumerate(store.days(policy, days), 1):
-        name = f"day{first + done - 1:04d}"
-        part.write(folder, name)
-        _write_attributes(store, folder, name)
-        parts.append(part)
+    for done in range(1, days + 1):
+        name = f"day{store.world.day:04d}"
+        _write_attributes(store, folder, name)  # as they are at midnight, before the day
+        parts.append(store.run(policy, 1))
+        parts[-1].write(folder, name)
         if on_day is not None:
             on_day(done)
     pq.write_table(store.catalogue(), folder / CATALOGUE)
