@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,17 @@ import pytest
 import widedeep as wd
 from widedeep.data.join import ActionLog, ImpressionLog, join_actions
 from widedeep.errors import ConfigError, RequestError
-from widedeep.simulate import AppStore, Explore, Model, Popularity, Random, Server, Split
+from widedeep.simulate import (
+    AppStore,
+    Explore,
+    Model,
+    Popularity,
+    Random,
+    Ranked,
+    Requests,
+    Server,
+    Split,
+)
 from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.declaration import app_store_spec
 from widedeep.simulate.traffic import Traffic
@@ -112,6 +123,22 @@ def test_a_server_shows_what_the_model_shows_and_its_own_log_joins_the_installs(
     found = result.manifest["counts"]["labels"]["label"]
     assert found["actions"] == traffic.actions.num_rows > 0
     assert (found["orphaned"], found["late"]) == (0, 0)
+
+
+class ByTheClock(Random):
+    """A policy that says when it answered."""
+
+    def rank(self, requests: Requests) -> Ranked:
+        ranked = super().rank(requests)
+        return replace(ranked, time_R=np.full(len(requests), int(time.time() * 1e6)))
+
+
+def test_one_arm_by_the_clock_sets_the_clock_of_the_log() -> None:
+    before = time.time()
+    shown = AppStore(CONFIG).run(Split({"a": ByTheClock(), "b": Popularity()}), 1).impressions
+    times = shown["event_time"].cast(pa.int64()).to_numpy() / 1e6
+    assert set(shown["arm"].to_pylist()) == {"a", "b"}
+    assert before <= times.min() <= times.max() <= time.time()
 
 
 def test_exploration_draws_a_share_of_the_requests_and_says_so() -> None:

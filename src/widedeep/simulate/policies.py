@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -201,17 +202,20 @@ class Split:
 
 
 def _together(requests: Requests, parts: Sequence[tuple[NDArray[np.intp], Policy]]) -> Ranked:
-    """Rank parts of the requests by a policy each."""
+    """Rank parts of the requests by a policy each.
+
+    If one of them has a clock of its own, that is the clock of all: a log has one.
+    """
     order_RS = np.zeros((len(requests), requests.shown), np.intp)
     policy_R = np.full(len(requests), "", object)
-    time_R, timed = requests.time_R.copy(), False
+    time_R, timed = np.zeros(len(requests), np.int64), False
     for at, policy in parts:
         if not len(at):
             continue
         found = policy.rank(requests.take(at))
         order_RS[at], policy_R[at] = found.order_RS, found.policy_R
-        if found.time_R is not None:
-            time_R[at], timed = found.time_R, True
+        timed = timed or found.time_R is not None
+        time_R[at] = int(time.time() * 1e6) if found.time_R is None else found.time_R
     return Ranked(
         order_RS=order_RS, policy_R=policy_R, arm_R=policy_R, time_R=time_R if timed else None
     )
