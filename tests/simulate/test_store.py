@@ -93,7 +93,7 @@ def test_a_state_that_is_cut_short_or_gone_is_an_error_that_names_it(tmp_path: P
 
 
 def test_the_join_takes_the_logs_and_every_install_finds_its_impression(tmp_path: Path) -> None:
-    traffic = AppStore(SMALL).run(Explore(Popularity(), 0.2), 2)
+    traffic = AppStore(SMALL).run(Explore(Popularity(), 0.2), 4)
     traffic.write(tmp_path)
     (tmp_path / "join.toml").write_text(JOIN_TOML)
     result = run_join(load_join_config(tmp_path / "join.toml", ["split.by=none"]))
@@ -115,6 +115,13 @@ def test_the_join_takes_the_logs_and_every_install_finds_its_impression(tmp_path
     label = examples["label"].to_numpy()
     assert abs(label.sum() - score.sum()) < 4 * np.sqrt(score.sum())
     assert calibration(label, score) == pytest.approx(1, abs=0.25)
+    for fifth in np.array_split(np.argsort(score), 5):
+        expected = score[fifth].sum()
+        assert abs(label[fifth].sum() - expected) < 4 * np.sqrt(expected) + 1
+    position = examples["position"].to_numpy()
+    for at in range(1, 11):
+        expected = score[position == at].sum()
+        assert abs(label[position == at].sum() - expected) < 4 * np.sqrt(expected) + 1
 
 
 def test_nobody_is_shown_what_he_has_and_what_is_installed_is_served_next_time() -> None:
