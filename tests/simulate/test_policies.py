@@ -18,7 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from widedeep.data.join import ActionLog, ImpressionLog, join_actions
+from widedeep.commands.simulate import simulate_store
+from widedeep.data.join import (
+    ActionLog,
+    ImpressionLog,
+    join_actions,
+    load_join_config,
+    run_join,
+)
 from widedeep.errors import ConfigError, RequestError
 from widedeep.simulate import (
     AppStore,
@@ -139,6 +146,14 @@ def test_one_arm_by_the_clock_sets_the_clock_of_the_log() -> None:
     times = shown["event_time"].cast(pa.int64()).to_numpy() / 1e6
     assert set(shown["arm"].to_pylist()) == {"a", "b"}
     assert before <= times.min() <= times.max() <= time.time()
+
+
+def test_logs_by_the_clock_are_joined_though_no_window_has_closed(tmp_path: Path) -> None:
+    found = simulate_store(tmp_path / "clock", ByTheClock(), config=CONFIG, days=2)
+    result = run_join(load_join_config(tmp_path / "clock" / "join.toml"))
+    assert sum(result.rows.values()) == found.impressions
+    simulate_store(tmp_path / "own", Random(), config=CONFIG, days=1)
+    assert load_join_config(tmp_path / "own" / "join.toml").open_windows == "drop"
 
 
 def test_exploration_draws_a_share_of_the_requests_and_says_so() -> None:

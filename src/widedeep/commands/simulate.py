@@ -27,7 +27,7 @@ from widedeep.simulate import (
 )
 from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
 from widedeep.simulate.saved import load_store, save_store
-from widedeep.simulate.traffic import Traffic, attribute_tables
+from widedeep.simulate.traffic import Traffic, attribute_tables, midnight
 
 __all__ = ["Simulated", "named_policy", "simulate_store"]
 
@@ -151,10 +151,18 @@ def simulate_store(
         if on_day is not None:
             on_day(done)
     pq.write_table(store.catalogue(), folder / CATALOGUE)
-    (folder / "join.toml").write_text(JOIN_TOML, encoding="utf-8")
+    (folder / "join.toml").write_text(_join_text(store, parts), encoding="utf-8")
     (folder / "app_store.toml").write_text(APP_STORE_TOML, encoding="utf-8")
     save_store(store, folder / STATE)
     return _told(folder, first, parts, time.perf_counter() - started)
+
+
+def _join_text(store: AppStore, parts: list[Traffic]) -> str:
+    """Return the join's configuration; by a server's clock no window closes before the end."""
+    last = pc.max(parts[-1].impressions["event_time"].cast(pa.int64())).as_py()
+    if store.config.start_us <= last < midnight(store.world):
+        return JOIN_TOML
+    return JOIN_TOML.replace("[join]\n", '[join]\nopen_windows = "keep"\n')
 
 
 def _write_attributes(store: AppStore, folder: Path, name: str) -> None:

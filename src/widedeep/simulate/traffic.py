@@ -19,7 +19,7 @@ from widedeep.simulate.requests import DAY_US, Requests, app_ids
 from widedeep.simulate.truth import attention
 from widedeep.simulate.world import World
 
-__all__ = ["Traffic", "joined_traffic", "observe"]
+__all__ = ["Traffic", "attribute_tables", "joined_traffic", "midnight", "observe"]
 
 _SECOND_US = 1_000_000
 _TIME = pa.timestamp("us", "UTC")
@@ -178,7 +178,7 @@ def _truth(
     )
 
 
-def day_of(world: World) -> int:
+def midnight(world: World) -> int:
     """Return today's midnight in microseconds since 1970."""
     return world.config.start_us + world.day * DAY_US
 
@@ -186,7 +186,7 @@ def day_of(world: World) -> int:
 def attribute_tables(world: World) -> dict[str, pa.Table]:
     """Return today's version of what is known of users and apps, for joins that look it up."""
     users = world.users
-    valid_from = pa.scalar(day_of(world), _TIME)
+    valid_from = pa.scalar(midnight(world), _TIME)
     apps = world.apps
     return {
         "users": pa.table(
