@@ -47,6 +47,7 @@ INSTALLED_AT_FIRST, MOST_INSTALLED = 9.0, 30
 ACTIVITY_SPREAD = 0.8
 WEIGHT_DRIFT = 0.03
 """Daily standard deviation of the logarithm of an app's popularity."""
+MOST_APPS = 5000
 REQUESTS_AT_ONCE = 2000
 """Most requests of a round; a user sends one at most in it."""
 DELAY_MEAN_S, DELAY_MOST_S = 60.0, 600.0
@@ -62,7 +63,7 @@ class StoreConfig:
     Args:
         seed: Of everything: same configuration, same store, same logs under the same policy.
         users: At the start, at least 10.
-        apps: At the start, at least 50.
+        apps: At the start, 50 to 5,000: each pair of them has an effect that is kept.
         requests_per_day: At least 1.
         candidates: That retrieval proposes for a request, at least ``shown``.
         shown: Apps of a list, at least 1.
@@ -106,6 +107,11 @@ class StoreConfig:
             value = getattr(self, name)
             if not value >= bound:
                 raise ConfigError(f"the store: got {name} = {value!r}, expected at least {bound}")
+        if self.apps > MOST_APPS:
+            raise ConfigError(
+                f"the store: got apps = {self.apps!r}, expected at most {MOST_APPS}: the effects "
+                "of their pairs are kept in memory"
+            )
         if self.drift > 1:
             raise ConfigError(f"the store: got drift = {self.drift!r}, expected 0 <= drift <= 1")
         if self.candidates > self.apps - MOST_INSTALLED:
