@@ -109,10 +109,12 @@ QUICK_kernels := --repeats 10 --cap 20000
 QUICK_memory := --rows 100000
 QUICK_rank := --repeats 20
 QUICK_score := --repeats 20
+QUICK_serve := --quick
 QUICK_simulate := --impressions 50000
 QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
 QUICK_train := --quick --seconds 10
 QUICK_transform := --rows 50000 --repeats 2
+FULL_serve := --write $(if $(wildcard bundles/census),--bundle bundles/census)
 FULL_train := --write
 BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 bench: native $(DEV_READY) $(BENCHES:%=bench-%)
@@ -120,6 +122,13 @@ bench: native $(DEV_READY) $(BENCHES:%=bench-%)
 bench-%: native $(DEV_READY)
 	@echo "== benchmarks/bench_$*.py"
 	$(BIN)/python benchmarks/bench_$*.py $(if $(QUICK),$(QUICK_$*),$(FULL_$*))
+
+bench-serve: benchmarks/peers/.venv-serving/.ready
+
+benchmarks/peers/.venv-serving/.ready: benchmarks/peers/serving/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 # Each peer lives in an environment of its own, made from its pinned requirements.
 PEERS := $(patsubst benchmarks/peers/requirements-%.txt,%,$(wildcard benchmarks/peers/requirements-*.txt))

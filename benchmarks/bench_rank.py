@@ -124,10 +124,8 @@ class PlainModel(nn.Module):
         return logits
 
 
-def session_of(
-    plain: PlainModel, arguments: tuple[Tensor, ...], threads: int
-) -> onnxruntime.InferenceSession:
-    """The torch module in ONNX Runtime, for any number of candidates."""
+def graph_of(plain: PlainModel, arguments: tuple[Tensor, ...]) -> bytes:
+    """The torch module as an ONNX graph, for any number of candidates."""
     names = ["deep_rows_BF", "wide_rows_BF", "dense_BK"]
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -141,10 +139,17 @@ def session_of(
             dynamic_axes={name: {0: "batch"} for name in [*names, "logits"]},
             dynamo=False,
         )
+    return buffer.getvalue()
+
+
+def session_of(
+    plain: PlainModel, arguments: tuple[Tensor, ...], threads: int
+) -> onnxruntime.InferenceSession:
+    """The torch module in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(
-        buffer.getvalue(), options, providers=["CPUExecutionProvider"]
+        graph_of(plain, arguments), options, providers=["CPUExecutionProvider"]
     )
 
 
