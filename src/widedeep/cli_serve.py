@@ -63,6 +63,12 @@ def _add_items(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", metavar="PARQUET", help="the items' catalogue; followed")
     parser.add_argument("--item-id", metavar="COLUMN", help="its column of ids")
     parser.add_argument(
+        "--popularity", metavar="COLUMN", help="recommend popular items by it (default: row order)"
+    )
+    parser.add_argument(
+        "--category", metavar="COLUMN", help="recommendations may ask for so many of each"
+    )
+    parser.add_argument(
         "--unknown-items",
         choices=("score", "refuse"),
         default="score",
@@ -187,6 +193,8 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
         keys=arguments.keys,
         admin=arguments.admin,
         page=not arguments.no_page,
+        popularity=arguments.popularity,
+        category=arguments.category,
         tls_certificate=arguments.tls_certificate,
         tls_key=arguments.tls_key,
         tls_client_ca=arguments.tls_client_ca,

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
-from widedeep.serving.http import admin, health, open_inference, page, rank, tensorflow
+from widedeep.serving.http import admin, health, open_inference, page, rank, recommend, tensorflow
 from widedeep.serving.http.call import Call, Reply, json_reply
 from widedeep.serving.http.openapi import openapi_document
 from widedeep.serving.http.service import Service
@@ -50,6 +50,7 @@ def endpoints(settings: Settings) -> Iterator[Endpoint]:
         settings: Say whether operators are let in.
     """
     yield _rank("/v1/rank")
+    yield _recommend()
     yield from _health()
     yield from _open_inference()
     yield from _tensorflow()
@@ -62,6 +63,12 @@ def endpoints(settings: Settings) -> Iterator[Endpoint]:
 def _rank(path: str) -> Endpoint:
     takes, gives = rank.RankRequest, rank.RankReply
     return Endpoint("POST", path, rank.rank, scores=True, takes=takes, gives=gives)
+
+
+def _recommend() -> Endpoint:
+    takes, gives = recommend.RecommendRequest, rank.RankReply
+    run = recommend.recommend
+    return Endpoint("POST", "/v1/recommend", run, scores=True, takes=takes, gives=gives)
 
 
 def _health() -> Iterator[Endpoint]:

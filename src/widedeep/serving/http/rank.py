@@ -15,7 +15,7 @@ from widedeep.serving.http.service import Ranked, Service
 from widedeep.serving.ranker import Ranking
 from widedeep.serving.served import Served
 
-__all__ = ["RankReply", "RankRequest", "rank"]
+__all__ = ["RankReply", "RankRequest", "rank", "ranked"]
 
 _WHERE = re.compile(r"[^.\[\]]+")
 
@@ -92,12 +92,23 @@ async def rank(service: Service, call: Call) -> Reply:
     call.model = service.models.name_of(name)
     kind = f"rank/{call.model}" if not request.explain else f"explain/{call.model}"
     reply = await service.scheduler.run(
-        kind, call.rows, call.deadline, lambda: _ranked(service, call, name, request)
+        kind, call.rows, call.deadline, lambda: ranked(service, call, name, request)
     )
     return json_reply(reply)
 
 
-def _ranked(service: Service, call: Call, name: str | None, request: RankRequest) -> RankReply:
+def ranked(service: Service, call: Call, name: str | None, request: RankRequest) -> RankReply:
+    """Rank, count and log: all but the waiting.
+
+    Args:
+        service: That answers.
+        call: The request's; which version answered is put down in it.
+        name: Of the model; None where there is only one.
+        request: Checked already.
+
+    Raises:
+        HttpError: If it cannot be answered.
+    """
     version, label = call.params.get("version", request.version), request.label
     with service.models.lease(name, call.request_id, version, label) as served:
         call.version = served.version

@@ -18,6 +18,7 @@ from widedeep.serving.http.statistics import Statistics
 from widedeep.serving.metrics import ServerMetrics
 from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.request_log import RequestLog
+from widedeep.serving.retrievers import Retrievers
 
 __all__ = ["Ranked", "Service"]
 
@@ -79,6 +80,7 @@ class Service:
         self.admission = Admission(self.settings.queue)
         self.scheduler = Scheduler(self.settings.threads, self.settings.inline_ms / 1e3)
         self.statistics = Statistics()
+        self.retrievers = Retrievers(self.settings.popularity, self.settings.category)
 
     def ready(self) -> bool:
         """Tell whether load balancers should send requests here."""

@@ -38,6 +38,9 @@ class Settings:
         keys: A TOML file of API keys; None asks for no key.
         admin: Open the endpoints that load, unload and roll back; needs an admin key.
         page: Show a page at ``/`` to try requests on; it shows the requests stored in the bundles.
+        popularity: The catalogue's column that recommendations take the most popular items by;
+            None takes the order of its rows.
+        category: The catalogue's column that ``most_of_each`` of a recommendation is about.
         tls_certificate: A PEM file; None speaks plain HTTP.
         tls_key: Its key.
         tls_client_ca: Certificates that callers must be signed by.
@@ -73,6 +76,8 @@ class Settings:
     keys: str | None = None
     admin: bool = False
     page: bool = True
+    popularity: str | None = None
+    category: str | None = None
     tls_certificate: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None

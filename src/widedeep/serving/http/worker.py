@@ -113,6 +113,8 @@ class ServingPlan:
             raise ConfigError(f"got one catalogue for the models {names}; serve one model with it")
         if (self.items is None) != (self.item_id is None) and self.items is not None:
             raise ConfigError(f"got items={self.items!r} without item_id; name the column of ids")
+        if self.items is None and (self.settings.popularity or self.settings.category):
+            raise ConfigError("got --popularity or --category without --items to recommend from")
 
     def registries(self) -> dict[str, Registry]:
         """Return the registry of each model, not started."""

@@ -1,0 +1,391 @@
+"""Retrieval: a few hundred candidates out of all items, for the ranker to put in order.
+
+Candidates come from two sources: what is popular, and what lies near the query among the items'
+embeddings. Rules hold for both: filters on columns, ids left out, at most so many of a category.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle
+from widedeep.errors import DataError, RequestError, nearest
+
+__all__ = ["EmbeddingIndex", "Retriever", "item_vectors"]
+
+EXHAUSTIVE_ITEMS = 200_000
+"""Beyond, not every item is compared: the index is split into cells, and a few are searched."""
+
+_PROBED = 32
+_BLOCK = 4096
+
+
+class EmbeddingIndex:
+    """Finds the vectors with the largest inner product with a query.
+
+    With faiss-cpu (the extra ``retrieval``) up to 200,000 vectors are kept in half precision, and
+    all are compared; more are split into cells with 8 bits a number, of which 32 are searched.
+    Without it NumPy compares all, in float32.
+
+    Args:
+        vectors_ND: One row an item; normalise them for the cosine.
+        engine: ``"faiss"``, ``"numpy"``, or ``"auto"``: faiss where it is installed.
+
+    Raises:
+        DataError: If it is no matrix of finite numbers, or faiss is asked for and not installed.
+
+    Example:
+        >>> index = EmbeddingIndex(np.eye(3, dtype=np.float32), engine="numpy")
+        >>> index.search(np.array([0.1, 0.9, 0.3]), 2).tolist()
+        [1, 2]
+    """
+
+    def __init__(
+        self, vectors_ND: NDArray[Any], *, engine: Literal["auto", "faiss", "numpy"] = "auto"
+    ) -> None:
+        vectors_ND = np.ascontiguousarray(vectors_ND, np.float32)
+        if vectors_ND.ndim != 2 or not np.isfinite(vectors_ND).all():
+            raise DataError(
+                f"got item vectors of shape {vectors_ND.shape}; expected finite numbers, a row an "
+                "item"
+            )
+        self._count, self.width = vectors_ND.shape
+        self._faiss = None if engine == "numpy" else _faiss(required=engine == "faiss")
+        self._vectors_ND = vectors_ND
+        if self._faiss is not None:
+            self._index = self._built(vectors_ND)
+            self._vectors_ND = vectors_ND[:0]
+
+    @property
+    def engine(self) -> str:
+        """What searches: ``"numpy"``, ``"faiss SQfp16"`` or ``"faiss IVF,SQ8"``."""
+        if self._faiss is None:
+            return "numpy"
+        return "faiss SQfp16" if self._count <= EXHAUSTIVE_ITEMS else "faiss IVF,SQ8"
+
+    def _built(self, vectors_ND: NDArray[np.float32]) -> Any:
+        faiss: Any = self._faiss
+        inner = faiss.METRIC_INNER_PRODUCT
+        if self._count <= EXHAUSTIVE_ITEMS:
+            index = faiss.IndexScalarQuantizer(self.width, faiss.ScalarQuantizer.QT_fp16, inner)
+        else:
+            cells = int(4 * np.sqrt(self._count))
+            index = faiss.index_factory(self.width, f"IVF{cells},SQ8", inner)
+            index.nprobe = _PROBED
+        index.train(vectors_ND)
+        index.add(vectors_ND)
+        return index
+
+    def search(
+        self, query_D: NDArray[Any], k: int, allowed_N: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64]:
+        """Return the positions of the best, best first; fewer than k if fewer are allowed or found.
+
+        Args:
+            query_D: The query's vector.
+            k: How many.
+            allowed_N: For each item whether it may be found; None allows all.
+
+        Raises:
+            RequestError: If the query's vector has another width, or is not finite.
+        """
+        query_D = np.ascontiguousarray(query_D, np.float32)
+        if query_D.shape != (self.width,) or not np.isfinite(query_D).all():
+            raise RequestError(
+                "vector", f"got shape {query_D.shape}, expected {self.width} finite numbers"
+            )
+        k = min(k, self._count)
+        if k <= 0:
+            return np.empty(0, np.int64)
+        if self._faiss is None:
+            return self._compared(query_D, k, allowed_N)
+        options = self._faiss.SearchParametersIVF if self._count > EXHAUSTIVE_ITEMS else None
+        given: dict[str, Any] = {}
+        if allowed_N is not None:
+            bits = np.packbits(allowed_N, bitorder="little")
+            chosen = self._faiss.IDSelectorBitmap(bits)
+            if options is None:
+                given = {"params": self._faiss.SearchParameters(sel=chosen)}
+            else:
+                given = {"params": options(sel=chosen, nprobe=_PROBED)}
+        _, found_1K = self._index.search(query_D[None], k, **given)
+        found: NDArray[np.int64] = found_1K[0][found_1K[0] >= 0]
+        return found
+
+    def _compared(
+        self, query_D: NDArray[np.float32], k: int, allowed_N: NDArray[np.bool_] | None
+    ) -> NDArray[np.int64]:
+        products_N = self._vectors_ND @ query_D
+        places = np.arange(self._count) if allowed_N is None else allowed_N.nonzero()[0]
+        products_N = products_N[places]
+        k = min(k, len(places))
+        if not k:
+            return np.empty(0, np.int64)
+        best = np.argpartition(-products_N, k - 1)[:k]
+        ordered: NDArray[np.int64] = places[best[np.argsort(-products_N[best], kind="stable")]]
+        return ordered
+
+
+def _faiss(*, required: bool) -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        if required:
+            raise DataError(
+                "faiss is not installed: pip install 'widedeep[retrieval]', or engine='numpy'"
+            ) from error
+        return None
+    return faiss
+
+
+def item_vectors(bundle: Bundle, column: str, ids: Sequence[Any]) -> NDArray[np.float32] | None:
+    """Return the deep part's embeddings of items, normalised; None if the model embeds no such id.
+
+    Args:
+        bundle: The model.
+        column: That its feature of the item's id reads.
+        ids: Of the items; those that training had not seen share a vector.
+
+    Shape:
+        (N, D), a row an item, each of length 1 or 0.
+    """
+    schema = bundle.schema
+    found = [
+        (at, slot)
+        for at, slot in enumerate(schema.slots)
+        if slot.kind == "categorical"
+        and slot.deep
+        and schema.spec.by_name[slot.name].source == column  # type: ignore[union-attr]
+        and f"table/{slot.table}" in bundle.weights
+    ]
+    if not found or not len(ids):
+        return None
+    at, slot = found[0]
+    table = np.asarray(bundle.weights[f"table/{slot.table}"])
+    vectors_ND = np.empty((len(ids), table.shape[1]), np.float32)
+    for start in range(0, len(ids), _BLOCK):
+        rows = [{column: id_} for id_ in ids[start : start + _BLOCK]]
+        batch = bundle.encode(rows)
+        firsts = batch.offsets_BF[at : -1 : len(schema.slots)]
+        vectors_ND[start : start + len(rows)] = table[batch.ids_N[firsts]]
+    lengths = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    vectors_ND /= np.maximum(lengths, 1e-12)
+    return vectors_ND
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Retriever:
+    """Candidates from a table of items.
+
+    Args:
+        items: One row an item.
+        id_column: Of its ids.
+        ids: The values of that column.
+        popularity: A numeric column, the larger the more popular; None: the order of the rows.
+        category: The column that limits of a category are about; None knows none.
+        index: Of the items' vectors, in the order of the rows; None has none.
+
+    Raises:
+        DataError: If a column is not there or not of its kind.
+
+    Example:
+        >>> items = pa.table({"app": ["maps", "mail", "chess"], "kind": ["tool", "tool", "game"]})
+        >>> apps = Retriever.of(items, id_column="app", category="kind")
+        >>> apps.retrieve(2), apps.retrieve(2, most_of_each=1)
+        (['maps', 'mail'], ['maps', 'chess'])
+        >>> apps.retrieve(2, where={"kind": "tool"}, exclude=["maps"])
+        ['mail']
+    """
+
+    items: pa.Table
+    id_column: str
+    ids: Sequence[Any]
+    by_popularity: NDArray[np.int64]
+    categories: NDArray[np.int64] | None = None
+    index: EmbeddingIndex | None = None
+    vectors_ND: NDArray[np.float32] | None = None
+    places: Mapping[Any, int]
+
+    @classmethod
+    def of(
+        cls,
+        items: pa.Table,
+        *,
+        id_column: str,
+        popularity: str | None = None,
+        category: str | None = None,
+        vectors_ND: NDArray[np.float32] | None = None,
+        engine: Literal["auto", "faiss", "numpy"] = "auto",
+    ) -> Retriever:
+        """Make a retriever.
+
+        Args:
+            items: One row an item.
+            id_column: Of its ids.
+            popularity: A numeric column, larger is more popular; None: the order of the rows.
+            category: The column that ``most_of_each`` is about.
+            vectors_ND: A row an item, for the items near a query; None finds by popularity alone.
+            engine: As for :class:`EmbeddingIndex`.
+
+        Raises:
+            DataError: If a column is not there or not of its kind.
+        """
+        ids = _column(items, id_column).to_pylist()
+        if vectors_ND is not None and len(vectors_ND) != len(ids):
+            raise DataError(f"got {len(vectors_ND)} vectors of {len(ids)} items; give one each")
+        codes = None
+        if category is not None:
+            encoded = _column(items, category).combine_chunks().dictionary_encode()
+            codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        return cls(
+            items=items,
+            id_column=id_column,
+            ids=ids,
+            by_popularity=_popular_first(items, popularity),
+            categories=codes,
+            index=None if vectors_ND is None else EmbeddingIndex(vectors_ND, engine=engine),
+            vectors_ND=vectors_ND,
+            places={id_: at for at, id_ in enumerate(ids)},
+        )
+
+    def retrieve(
+        self,
+        n: int,
+        *,
+        where: Mapping[str, Any] | None = None,
+        exclude: Sequence[Any] = (),
+        most_of_each: int | None = None,
+        like: Sequence[Any] = (),
+        vector: Sequence[float] | None = None,
+    ) -> list[Any]:
+        """Return ids of candidates: those near the query first, then the popular ones.
+
+        Args:
+            n: How many at most. Half of them come from the embeddings if ``like`` or ``vector`` is
+                given.
+            where: For each column a value, a list of values, or ``{"min": ..., "max": ...}``.
+            exclude: Ids left out: what is installed or bought already.
+            most_of_each: Of each category at most so many.
+            like: Ids of items, such as the user's last; the query is the mean of their vectors.
+            vector: The query's own, as from a two-tower model.
+
+        Raises:
+            RequestError: If a column or a value cannot be used.
+        """
+        if n < 0:
+            raise RequestError("n", f"got {n}, expected at least 0")
+        allowed_N = self._allowed(where or {}, exclude)
+        near = self._near(n - n // 2, like, vector, allowed_N)
+        popular = self.by_popularity
+        if allowed_N is not None:
+            popular = popular[allowed_N[popular]]
+        taken = np.zeros(len(self.ids), bool)
+        taken[near] = True
+        places = np.concatenate([near, popular[~taken[popular]]])
+        if most_of_each is not None:
+            places = self._limited(places, most_of_each)
+        return [self.ids[place] for place in places[:n]]
+
+    def _allowed(
+        self, where: Mapping[str, Any], exclude: Sequence[Any]
+    ) -> NDArray[np.bool_] | None:
+        if not where and not exclude:
+            return None
+        allowed_N = np.ones(len(self.ids), bool)
+        for column, wanted in where.items():
+            allowed_N &= self._matches(column, wanted)
+        places = [self.places[id_] for id_ in exclude if id_ in self.places]
+        allowed_N[places] = False
+        return allowed_N
+
+    def _matches(self, column: str, wanted: Any) -> NDArray[np.bool_]:
+        if column not in self.items.column_names:
+            raise RequestError(
+                f"where.{column}", f"got no such column; {nearest(column, self.items.column_names)}"
+            )
+        values = self.items.column(column)
+        try:
+            if isinstance(wanted, Mapping):
+                if not wanted or not set(wanted) <= {"min", "max"}:
+                    raise RequestError(
+                        f"where.{column}", f"got {dict(wanted)!r}, expected min, max or both"
+                    )
+                mask = pc.and_(
+                    pc.greater_equal(values, wanted["min"]) if "min" in wanted else True,
+                    pc.less_equal(values, wanted["max"]) if "max" in wanted else True,
+                )
+            else:
+                chosen = wanted if isinstance(wanted, list) else [wanted]
+                mask = pc.is_in(values, value_set=pa.array(chosen, values.type))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise RequestError(
+                f"where.{column}", f"got {wanted!r} for a column of {values.type}: {error}"
+            ) from error
+        found: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy()
+        return found
+
+    def _near(
+        self,
+        k: int,
+        like: Sequence[Any],
+        vector: Sequence[float] | None,
+        allowed_N: NDArray[np.bool_] | None,
+    ) -> NDArray[np.int64]:
+        none = np.empty(0, np.int64)
+        if self.index is None:
+            if vector is not None:
+                raise RequestError("vector", "got a vector, but the items have none; leave it out")
+            return none
+        if vector is not None:
+            return self.index.search(_numbers(vector), k, allowed_N)
+        places = [self.places[id_] for id_ in like if id_ in self.places]
+        if not places or self.vectors_ND is None:
+            return none
+        return self.index.search(self.vectors_ND[places].mean(axis=0), k, allowed_N)
+
+    def _limited(self, places: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+        """Keep the first few of each category; the order stays."""
+        if self.categories is None:
+            raise RequestError(
+                "most_of_each", "got a limit, but no column of categories; name one when it starts"
+            )
+        codes = self.categories[places]
+        order = np.argsort(codes, kind="stable")
+        ordered = codes[order]
+        starts = np.searchsorted(ordered, ordered)
+        kept = np.zeros(len(places), bool)
+        kept[order] = np.arange(len(places)) - starts < most
+        return places[kept]
+
+
+def _numbers(vector: Sequence[float]) -> NDArray[np.float32]:
+    try:
+        return np.asarray(vector, np.float32)
+    except (TypeError, ValueError) as error:
+        raise RequestError("vector", f"got {vector!r}, expected numbers") from error
+
+
+def _column(items: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in items.column_names:
+        raise DataError(f"the items: got no column {name!r}; {nearest(name, items.column_names)}")
+    return items.column(name)
+
+
+def _popular_first(items: pa.Table, column: str | None) -> NDArray[np.int64]:
+    if column is None:
+        return np.arange(items.num_rows)
+    values = _column(items, column)
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        raise DataError(f"the items' column {column!r} is {values.type}; expected numbers")
+    numbers = np.nan_to_num(
+        pc.fill_null(values.cast(pa.float64()), -np.inf).to_numpy(), nan=-np.inf
+    )
+    order: NDArray[np.int64] = np.argsort(-numbers, kind="stable")
+    return order
