@@ -141,8 +141,8 @@ def test_what_cannot_be_asked(asked: dict[str, Any], said: str) -> None:
 
 
 def test_what_no_retriever_is_made_of() -> None:
-    with pytest.raises(DataError, match="got no column 'instals'"):
-        Retriever.of(items(), id_column="app", popularity="instals")
+    with pytest.raises(DataError, match="got no column 'installed'"):
+        Retriever.of(items(), id_column="app", popularity="installed")
     with pytest.raises(DataError, match="expected numbers"):
         Retriever.of(items(), id_column="app", popularity="kind")
     with pytest.raises(DataError, match="3 vectors of 60 items"):
