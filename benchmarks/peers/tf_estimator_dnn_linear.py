@@ -3,9 +3,8 @@
     python benchmarks/peers/tf_estimator_dnn_linear.py FILE [--batch 2048]
 
 Ids are hashed (it learns no vocabularies), crosses are its own; numbers are standardised logarithms
-with nulls at the mean. Its input is arrays in memory, cut into batches beforehand, which is its
-fastest way; hashing happens inside the graph, so training includes it. Building the graph counts
-as preparation.
+with nulls at the mean. Its input is arrays in memory, cut into batches; hashing happens inside the
+graph, so training includes it. Building the graph counts as preparation.
 """
 
 from __future__ import annotations
@@ -75,25 +74,24 @@ class StepClock(tf.estimator.SessionRunHook):
 
 
 def batches_of(inputs: Inputs, labels: Any, batch: int) -> Any:
-    """Return an input function over arrays that are cut beforehand."""
-    whole = len(labels) // batch
+    """Return an input function that cuts arrays into batches.
 
-    def cut(values: Any) -> Any:
-        return values[: whole * batch].reshape(whole, batch, *values.shape[1:])
+    A generator, for arrays given to a data set would become constants of the graph, which the
+    estimator writes to disk.
+    """
+    kinds = {name: tf.string if name in task.WORDS else tf.float32 for name in inputs}
+    signature = (
+        {name: tf.TensorSpec([None], kind) for name, kind in kinds.items()},
+        tf.TensorSpec([None, 1], tf.float32),
+    )
 
-    def rest(values: Any) -> Any:
-        return values[whole * batch :]
+    def generate() -> Any:
+        for at in range(0, len(labels), batch):
+            rows = slice(at, at + batch)
+            yield {name: values[rows] for name, values in inputs.items()}, labels[rows]
 
     def read() -> Any:
-        parts = []
-        if whole:
-            arrays = {name: cut(values) for name, values in inputs.items()}
-            parts.append(tf.data.Dataset.from_tensor_slices((arrays, cut(labels))))
-        if len(labels) % batch:
-            arrays = {name: rest(values) for name, values in inputs.items()}
-            parts.append(tf.data.Dataset.from_tensors((arrays, rest(labels))))
-        data = parts[0] if len(parts) == 1 else parts[0].concatenate(parts[1])
-        return data.prefetch(2)
+        return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(2)
 
     return read
 
