@@ -273,7 +273,7 @@ def test_every_list_of_public_names_can_be_read_without_running_it() -> None:
 
 @pytest.mark.parametrize(
     ("given", "found"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
 )
 def test_torchs_threads_spin_shortly_unless_told_otherwise(
     given: dict[str, str], found: str
