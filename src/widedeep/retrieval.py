@@ -24,6 +24,7 @@ EXHAUSTIVE_ITEMS = 200_000
 """Beyond, not every item is compared: the index is split into cells, and a few are searched."""
 
 _PROBED = 32
+_TRAINING_POINTS = 40  # for each cell, as faiss asks for at least
 _BLOCK = 4096
 
 
@@ -73,13 +74,19 @@ class EmbeddingIndex:
     def _built(self, vectors_ND: NDArray[np.float32]) -> Any:
         faiss: Any = self._faiss
         inner = faiss.METRIC_INNER_PRODUCT
+        training_ND = vectors_ND
         if self._count <= EXHAUSTIVE_ITEMS:
             index = faiss.IndexScalarQuantizer(self.width, faiss.ScalarQuantizer.QT_fp16, inner)
         else:
             cells = int(4 * np.sqrt(self._count))
             index = faiss.index_factory(self.width, f"IVF{cells},SQ8", inner)
             index.nprobe = _PROBED
-        index.train(vectors_ND)
+            # Cells are found from a sample: more points make the training longer, not better.
+            chosen = np.random.default_rng(0).choice(
+                self._count, min(self._count, _TRAINING_POINTS * cells), replace=False
+            )
+            training_ND = vectors_ND[np.sort(chosen)]
+        index.train(training_ND)
         index.add(vectors_ND)
         return index
 

@@ -167,13 +167,20 @@ BODIES = st.one_of(
         },
     ),
     st.fixed_dictionaries({"items": st.dictionaries(KEYS, LISTS, max_size=3)}),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            **{"n": st.integers(-1, 9) | VALUES, "where": ROWS | VALUES, "exclude": LISTS},
+            **{"like": LISTS, "vector": LISTS, "most_of_each": VALUES, "user": ROWS, "k": VALUES},
+        },
+    ),
     st.fixed_dictionaries({"inputs": st.lists(TENSORS, max_size=3)}),
     st.fixed_dictionaries({"instances": st.lists(ROWS | VALUES, max_size=3)}),
     st.fixed_dictionaries({"inputs": st.dictionaries(KEYS, LISTS, max_size=3)}),
     st.fixed_dictionaries({"examples": st.lists(ROWS, max_size=3)}, optional={"context": ROWS}),
 )
 PATHS = [
-    *("/v1/rank", INFER, "/v2/repository/index", "/v1/models/apps:predict"),
+    *("/v1/rank", "/v1/recommend", INFER, "/v2/repository/index", "/v1/models/apps:predict"),
     *("/v1/models/apps:classify", "/v1/models/apps:regress"),
 ]
 
