@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 
 # After each product torch's OpenMP threads spin for up to 15 ms, on the cores that our kernels, or
 # another program, are waiting for; with one busy neighbour on two cores a small batch then takes
-# ten times as long or more. Short spins cost it a tenth where nothing else runs. The library reads
+# five times as long or more. Short spins cost it a tenth where nothing else runs. The library reads
 # this when it is loaded, so only an import before torch's counts.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "4000")
