@@ -78,7 +78,7 @@ class EmbeddingIndex:
         if self._count <= EXHAUSTIVE_ITEMS:
             index = faiss.IndexScalarQuantizer(self.width, faiss.ScalarQuantizer.QT_fp16, inner)
         else:
-            cells = int(4 * np.sqrt(self._count))
+            cells = int(np.sqrt(self._count))
             index = faiss.index_factory(self.width, f"IVF{cells},SQ8", inner)
             index.nprobe = _PROBED
             # Cells are found from a sample: more points make the training longer, not better.
