@@ -35,6 +35,7 @@ help:
 	@echo "make bench         every benchmarks/bench_*.py (an hour); QUICK=1 runs them short (minutes)"
 	@echo "make bench-peers   other libraries on the same rows, each in its own environment, into"
 	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter"
+	@echo "make bench-serve   whole servers against uvicorn and mlserver with ONNX Runtime, into RESULTS.md"
 	@echo "make docs          the documentation, into site/"
 	@echo "make sanitize      the C++ tests under ASan, UBSan and TSan"
 	@echo "make check-arm64   compile the core for arm64 and run its tests, where a cross compiler (and qemu) is"

@@ -16,7 +16,8 @@ from mkdocs.structure.files import File, Files
 FRONT = (
     *("features", "data.join", "schema", "data.fit", "config", "model", "deep", "heads", "optim"),
     *("trainer", "metrics", "checkpoint", "bundle", "estimators", "serving.ranker"),
-    *("serving.catalogue", "serving.registry", "serving.impressions", "simulate", "errors"),
+    *("serving.catalogue", "serving.registry", "serving.impressions", "retrieval", "simulate"),
+    "errors",
 )
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "widedeep"
