@@ -21,6 +21,8 @@ VERBS = [
     "export",
     "score",
     "inspect",
+    "validate",
+    "publish",
     "rollback",
     "serve",  # which runs until it is told to end
     "simulate",

@@ -48,9 +48,11 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "estimators": ("trainer",),
     "retrieval": ("bundle",),
     "serving": ("bundle", "metrics", "retrieval"),
-    "validate": ("estimators", "serving"),
-    "report": ("validate",),
-    "simulate": ("validate",),
+    "page": ("errors",),
+    "gate": ("serving", "page"),
+    "publish": ("gate",),
+    "report": ("estimators", "publish"),
+    "simulate": ("estimators", "publish"),
     "commands": ("report", "simulate"),
     "cli": ("commands",),
     "__main__": ("cli",),
@@ -60,7 +62,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
 # twins of the native ones say so by name.
 WITHOUT_TORCH = {
     *("__init__", "errors", "tensor_file", "features", "config", "kernels", "schema", "data"),
-    *("bundle", "metrics", "retrieval", "serving", "cli"),
+    *("bundle", "metrics", "retrieval", "serving", "page", "gate", "publish", "cli"),
 }
 TORCH_TWINS = "torch_"
 

@@ -65,7 +65,15 @@ def _failed(error: Exception, message: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from widedeep import cli_bench, cli_bundle, cli_rollback, cli_run, cli_serve, cli_simulate
+    from widedeep import (
+        cli_bench,
+        cli_bundle,
+        cli_gate,
+        cli_rollback,
+        cli_run,
+        cli_serve,
+        cli_simulate,
+    )
 
     parser = VerbParser(
         prog="widedeep",
@@ -84,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     cli_run.add_verbs(verbs)
     cli_bundle.add_verbs(verbs)
+    cli_gate.add_verbs(verbs)
     cli_rollback.add_verbs(verbs)
     cli_serve.add_verbs(verbs)
     cli_simulate.add_verbs(verbs)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from widedeep.cli_gate import lineage_document, print_lineage
 from widedeep.cli_output import (
     count,
     print_json,
@@ -195,9 +196,10 @@ def _add_inspect(verbs: Verbs) -> None:
         "show what a model learned: sizes, the strongest wide weights by name, one row explained",
         "  widedeep inspect runs/ads --top 10\n"
         '  widedeep inspect runs/ads --row \'{"age": 39, "job": "Sales"}\'\n'
-        "  widedeep inspect runs/ads/schema.safetensors",
+        "  widedeep inspect runs/ads/schema.safetensors\n"
+        "  widedeep inspect models             # which version came from which, and how",
     )
-    parser.add_argument("model", metavar="BUNDLE|SCHEMA|RUN_DIR", help="what to look at")
+    parser.add_argument("model", metavar="BUNDLE|SCHEMA|RUN_DIR|MODELS", help="what to look at")
     parser.add_argument(
         "--top", type=positive, default=20, help="weights of each sign (default: 20)"
     )
@@ -213,6 +215,15 @@ def _inspect(arguments: argparse.Namespace) -> int:
         from widedeep.schema import Schema
 
         _inspect_schema(Schema.load(arguments.model), arguments, top)
+        return GOOD
+    from widedeep.publish.lineage import is_models_directory, read_lineage
+
+    if "://" in arguments.model or is_models_directory(Path(arguments.model)):
+        versions = read_lineage(arguments.model)
+        if arguments.json:
+            print_json({"models": arguments.model, "versions": lineage_document(versions)})
+        else:
+            print_lineage(versions)
         return GOOD
     from widedeep.commands.find_bundle import load_bundle
 

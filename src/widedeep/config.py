@@ -351,12 +351,16 @@ def config_from_tables(
     Raises:
         ConfigError: For an unknown section or key, or a bad value.
     """
-    sections = ("data", "features", "model", "train")
+    sections = ("data", "features", "model", "train", "gate")
     for name in tables:
         if name not in sections:
             raise ConfigError(
                 f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}"
             )
+    if "gate" in tables:  # read by the gate; a mistake in it is told before the training, too
+        from widedeep.config_gate import GateConfig
+
+        read_section(GateConfig, tables["gate"], f"{origin}: [gate]")
     if "features" not in tables:
         raise ConfigError(f"{origin}: got no [features] section; 'widedeep init DATA' writes one")
     data = dict(tables.get("data", {}))

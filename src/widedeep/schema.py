@@ -24,6 +24,8 @@ __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
 SCHEMA_FORMAT = 1
 FIRST_KNOWN_ID = 2
 _COUNTS = "counts/"
+# Told of the training data and no part of what turns rows into numbers: not in the fingerprint.
+_TOLD = (_COUNTS, "profile_cuts/", "profile_counts/")
 LogicalKind = Literal["string", "int", "float", "bool"]
 
 
@@ -102,6 +104,8 @@ class NumericFit:
         minimum: Smallest value seen.
         maximum: Largest value seen.
         mean: Mean of the values seen.
+        profile: How the values seen were spread: cut points, and how many lay below the first,
+            between each two, and from the last on; one pair a component, or none.
     """
 
     boundaries: tuple[NDArray[np.float64], ...]
@@ -111,6 +115,25 @@ class NumericFit:
     minimum: NDArray[np.float64]
     maximum: NDArray[np.float64]
     mean: NDArray[np.float64]
+    profile: tuple[tuple[NDArray[np.float64], NDArray[np.int64]], ...] = ()
+
+    def profile_of(
+        self, component: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64] | NDArray[np.float64]]:
+        """Return cut points and the counts, or shares, of training data between them.
+
+        Without a profile, that nothing lay outside the smallest and largest value is all that is
+        known.
+
+        Args:
+            component: Which one.
+        """
+        if self.profile:
+            return self.profile[component]
+        low, high = float(self.minimum[component]), float(self.maximum[component])
+        if not low <= high:  # no value was seen
+            return np.empty(0), np.zeros(1)
+        return np.array([low, np.nextafter(high, np.inf)]), np.array([0.0, 1.0, 0.0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,7 +322,7 @@ class Schema:
         digest = hashlib.sha256()
         digest.update(json.dumps(self._identity(), sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):
-            if not name.startswith(_COUNTS):
+            if not name.startswith(_TOLD):
                 _update(digest, name, tensor)
         return digest.hexdigest()
 
@@ -332,6 +355,9 @@ class Schema:
         for name, fit in self.numerics.items():
             for component, cuts in enumerate(fit.boundaries):
                 tensors[f"quantiles/{component}/{name}"] = cuts
+            for component, (cuts, counts) in enumerate(fit.profile):
+                tensors[f"profile_cuts/{component}/{name}"] = cuts
+                tensors[f"profile_counts/{component}/{name}"] = counts
             for part in ("shift", "scale", "fill", "minimum", "maximum", "mean"):
                 tensors[f"{part}/{name}"] = getattr(fit, part)
         return tensors
@@ -434,7 +460,7 @@ def _facts_digest(facts: str, tensors: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 of what the fingerprint leaves out, so that a damaged file is told."""
     digest = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
-        if name.startswith(_COUNTS):
+        if name.startswith(_TOLD):
             _update(digest, name, tensor)
     return digest.hexdigest()
 
@@ -518,4 +544,9 @@ def _numeric_fit(tensors: dict[str, NDArray[Any]], feature: Numeric) -> NumericF
         minimum=tensors[f"minimum/{name}"],
         maximum=tensors[f"maximum/{name}"],
         mean=tensors[f"mean/{name}"],
+        profile=tuple(
+            (tensors[f"profile_cuts/{c}/{name}"], tensors[f"profile_counts/{c}/{name}"])
+            for c in range(feature.size)
+            if f"profile_cuts/{c}/{name}" in tensors
+        ),
     )

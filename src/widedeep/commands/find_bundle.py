@@ -8,8 +8,9 @@ from pathlib import Path
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError
+from widedeep.publish.places import LocalPlace
 
-__all__ = ["load_bundle"]
+__all__ = ["bundle_place", "load_bundle", "served_bundle"]
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -21,14 +22,52 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     Raises:
         BundleError: If there is none, or it is damaged.
     """
+    return Bundle.load(bundle_place(path))
+
+
+def bundle_place(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle, or of the one in a run's folder.
+
+    Args:
+        path: A bundle's folder, or a run's folder that holds ``bundle/``.
+
+    Raises:
+        BundleError: If it is a run's folder without a bundle.
+    """
     path = Path(path)
     inner = path / "bundle"
     if not (path / MANIFEST).exists():
         if inner.is_dir():
-            return Bundle.load(inner)
+            return inner
         if (path / "checkpoints").is_dir() or (path / "state.json").exists():
             raise BundleError(
                 f"{path}: got checkpoints without a bundle; write one: "
                 f"widedeep export {path} -o BUNDLE"
             )
-    return Bundle.load(path)
+    return path
+
+
+def served_bundle(path: str | os.PathLike[str]) -> Path:
+    """Return the bundle in service: of a folder of versions, the one that takes the traffic.
+
+    Args:
+        path: A folder of versions, a bundle's folder, or a run's.
+
+    Raises:
+        BundleError: If there is no such folder, or no version in it.
+    """
+    place = Path(path)
+    if not place.is_dir():
+        raise BundleError(
+            f"{path}: the model in service is gone: there is no such folder; name where it is, or "
+            "leave --against out to judge a first model on its own"
+        )
+    if (place / MANIFEST).exists() or (place / "bundle").is_dir():
+        return bundle_place(place)
+    version = LocalPlace(place).served()
+    if version is None:
+        raise BundleError(
+            f"{path}: got a folder without a version that serves; leave --against out to judge a "
+            "first model on its own"
+        )
+    return place / version

@@ -30,6 +30,7 @@ _SHIFT = 1074
 _LARGEST_SCALED = 1e150
 _SMALLEST_SPREAD = 1e-300
 _SPLITTER = 2.0**27 + 1.0
+_PROFILE_BUCKETS = 10
 
 
 class ExactSum:
@@ -228,7 +229,17 @@ def summarised_fit(feature: Numeric, summaries: Sequence[NumberSummary]) -> Nume
         minimum=np.array([low for low, _ in ranges]),
         maximum=np.array([high for _, high in ranges]),
         mean=np.array([summary.mean for summary in summaries]),
+        profile=tuple(_profile(summary.sample) for summary in summaries)
+        if feature.transform == "quantile"
+        else (),
     )
+
+
+def _profile(ordered: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Cut points into tenths, equal ones merged, and how many values lie between them."""
+    cuts = quantile_cuts(ordered, _PROFILE_BUCKETS)
+    below = np.searchsorted(ordered, cuts, side="left")
+    return cuts, np.diff(np.concatenate([[0], below, [len(ordered)]])).astype(np.int64)
 
 
 def _shift_and_scale(feature: Numeric, summary: NumberSummary) -> tuple[float, float]:

@@ -1,0 +1,126 @@
+"""GateConfig: what a candidate may cost against the model in service, ``[gate]`` in a TOML file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from widedeep.config import _check_range, _check_types, read_section, read_tables
+from widedeep.errors import ConfigError
+
+__all__ = ["GateConfig", "load_gate_config"]
+
+_POSITIVE = ("max_log_loss_rise", "max_auc_drop", "max_gauc_drop", "max_calibration_rise")
+_SLICES = ("max_slice_log_loss_rise", "max_slice_auc_drop", "max_slice_calibration_rise")
+_LIMITS = ("max_psi", "max_score_psi", "max_latency_ms", "max_memory_mb", "max_load_s")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """Limits of the gate. A limit is broken where the data shows so at the level of confidence.
+
+    Args:
+        confidence: Of each decision, 0.5 < confidence < 1.
+        bootstrap: Resamples, at least 200.
+        seed: Of the resamples.
+        unit: Column whose values are resampled whole: a user or a request. None: the schema's
+            group, else the rows.
+        slices: Columns whose values are judged each on its own; None: the categorical columns of
+            few values; empty: none.
+        correction: For many slices: ``"holm"`` keeps the chance of any false stop below
+            ``1 - confidence``, ``"bh"`` the expected share of false ones among those named.
+        min_rows: With fewer rows the gate does not pass.
+        min_positives: With a smaller sum of labels it does not pass; nor of ``1 - label``.
+        min_slice_rows: Slices with fewer rows do not decide.
+        min_slice_positives: Slices with a smaller sum of labels do not decide.
+        max_log_loss_rise: Of the mean loss, relative to the model in service.
+        max_auc_drop: Of the AUC.
+        max_gauc_drop: Of the mean AUC within groups.
+        max_calibration_rise: Of the distance of log(predicted / observed) from 0.
+        max_calibration_error: That distance itself, whatever the model in service does.
+        max_slice_log_loss_rise: As above, of one slice.
+        max_slice_auc_drop: As above, of one slice.
+        max_slice_calibration_rise: As above, of one slice.
+        max_psi: Population stability index of a feature against its training data.
+        max_new_values: Share of a feature's values that training did not see, 0 to 1.
+        max_score_psi: Of the scores against those of the model in service.
+        ignore_drift: Features whose drift is told and does not decide: a date, an id.
+        max_latency_ms: Median of scoring 100 rows on one thread in a fresh process.
+        max_memory_mb: Largest resident memory of that process; None: any.
+        max_load_s: Of loading the bundle there; None: any.
+    """
+
+    confidence: float = 0.95
+    bootstrap: int = 1000
+    seed: int = 0
+    unit: str | None = None
+    slices: tuple[str, ...] | None = None
+    correction: Literal["holm", "bh"] = "holm"
+    min_rows: int = 1000
+    min_positives: int = 50
+    min_slice_rows: int = 500
+    min_slice_positives: int = 30
+    max_log_loss_rise: float = 0.005
+    max_auc_drop: float = 0.005
+    max_gauc_drop: float = 0.01
+    max_calibration_rise: float = 0.01
+    max_calibration_error: float = 0.25
+    max_slice_log_loss_rise: float = 0.05
+    max_slice_auc_drop: float = 0.03
+    max_slice_calibration_rise: float = 0.1
+    max_psi: float = 0.25
+    max_new_values: float = 0.5
+    max_score_psi: float = 0.25
+    ignore_drift: tuple[str, ...] = ()
+    max_latency_ms: float = 100.0
+    max_memory_mb: float | None = None
+    max_load_s: float | None = None
+
+    def __post_init__(self) -> None:
+        owner = "[gate]"
+        _check_types(self, owner)
+        for name in ("slices", "ignore_drift"):  # TOML has lists
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        inside = 0.5 < self.confidence < 1
+        _check_range(owner, "confidence", self.confidence, inside, "0.5 < confidence < 1")
+        _check_range(owner, "bootstrap", self.bootstrap, self.bootstrap >= 200, "at least 200")
+        for name in ("min_rows", "min_positives", "min_slice_rows", "min_slice_positives"):
+            value = getattr(self, name)
+            _check_range(owner, name, value, value >= 1, "an integer of at least 1")
+        for name in (*_POSITIVE, *_SLICES, *_LIMITS, "max_calibration_error"):
+            value = getattr(self, name)
+            _check_range(owner, name, value, value is None or value >= 0, "a number >= 0")
+        share = self.max_new_values
+        _check_range(owner, "max_new_values", share, 0 <= share <= 1, "a share, 0 to 1")
+
+
+def load_gate_config(
+    path: str | os.PathLike[str] | None = None, overrides: Sequence[str] = ()
+) -> GateConfig:
+    """Read the ``[gate]`` section of a TOML file; a run's file may hold it.
+
+    Args:
+        path: The file; None takes the defaults.
+        overrides: ``"gate.max_auc_drop=0.01"`` and the like.
+
+    Raises:
+        ConfigError: For a missing or broken file, an unknown key, or a bad value.
+
+    Example:
+        >>> load_gate_config(overrides=["gate.slices=['country']"]).slices
+        ('country',)
+    """
+    for override in overrides:
+        if not override.strip().startswith("gate."):
+            keys = ", ".join(field.name for field in fields(GateConfig))
+            raise ConfigError(f"got --set {override!r}, expected gate.KEY=VALUE; keys: {keys}")
+    tables = read_tables(os.devnull if path is None else path, overrides)
+    table = tables.get("gate", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: got gate = {table!r}, expected a section [gate]")
+    found = read_section(GateConfig, table, f"{path or 'the options'}: [gate]")
+    assert isinstance(found, GateConfig)
+    return found

@@ -1,0 +1,266 @@
+"""Has the input moved since training: population stability index, nulls, new values, scores."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep.config_gate import GateConfig
+from widedeep.data.batch import Batch
+from widedeep.features import Categorical, Numeric
+from widedeep.schema import FIRST_KNOWN_ID, Schema
+
+__all__ = ["DriftCounts", "FeatureDrift", "drift_reasons", "psi", "score_psi"]
+
+Floats = NDArray[np.float64]
+
+_TOP_VALUES = 20
+_SCORE_BUCKETS = 10
+_LEAST_SHARE = 1e-4
+_FEWEST_ROWS = 200
+
+
+def psi(expected: Floats, found: Floats) -> float:
+    """Return the population stability index: sum of (found - expected) log(found / expected).
+
+    Below 0.1 a distribution is taken to be unchanged, from 0.25 on to be another. Shares are taken
+    to be at least 0.0001, so that an empty bucket counts without being infinite.
+
+    Args:
+        expected: How often each bucket was seen in training.
+        found: How often now.
+
+    Example:
+        >>> round(psi(np.array([50.0, 50.0]), np.array([60.0, 40.0])), 4)
+        0.0405
+    """
+    shares = [
+        np.maximum(counts / max(1.0, counts.sum()), _LEAST_SHARE) for counts in (expected, found)
+    ]
+    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
+
+
+def score_psi(serving_B: Floats, candidate_B: Floats) -> float:
+    """Return the index of the candidate's scores over the tenths of those in service."""
+    cuts = np.unique(np.quantile(serving_B, np.arange(1, _SCORE_BUCKETS) / _SCORE_BUCKETS))
+    both = [
+        np.bincount(np.searchsorted(cuts, scores, side="right"), minlength=len(cuts) + 1)
+        for scores in (serving_B, candidate_B)
+    ]
+    return psi(both[0].astype(np.float64), both[1].astype(np.float64))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureDrift:
+    """How far one feature has moved since training.
+
+    Args:
+        feature: Its name.
+        psi: Of its values, nulls and new ones aside; None where training kept no counts.
+        missing_training: Share of nulls then.
+        missing_now: Share of nulls now.
+        missing_psi: Of null or not.
+        new_values: Share of today's values that training did not see; None for numbers.
+        values: How many values were compared.
+        moved_most: The value or range whose share changed most, with both shares.
+    """
+
+    feature: str
+    psi: float | None
+    missing_training: float
+    missing_now: float
+    missing_psi: float
+    new_values: float | None
+    values: int
+    moved_most: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+class DriftCounts:
+    """Counts today's values of each feature, chunk by chunk, in the buckets of training.
+
+    Args:
+        schema: Of the model that is judged; it holds what training saw.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._rows = 0
+        self._nulls = dict.fromkeys(schema.columns, 0)
+        sizes = [slot.size for slot in schema.slots]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self._ids = np.zeros(int(self._starts[-1]), np.int64)
+        self._numbers = {
+            (feature.name, component): (cuts, trained, np.zeros(len(cuts) + 1, np.int64))
+            for feature in schema.spec.all_features
+            if isinstance(feature, Numeric)
+            for component in range(feature.size)
+            for cuts, trained in [schema.numerics[feature.name].profile_of(component)]
+        }
+
+    def add(self, table: pa.Table, batch: Batch) -> None:
+        """Count a chunk.
+
+        Args:
+            table: Raw rows.
+            batch: The same, encoded with the schema.
+        """
+        self._rows += table.num_rows
+        for name in self._nulls:
+            if name in table.column_names:
+                self._nulls[name] += _nulls(table.column(name))
+        slots = batch.n_slots
+        if slots:
+            slot_N = np.repeat(np.tile(self._starts[:-1], len(batch)), np.diff(batch.offsets_BF))
+            self._ids += np.bincount(batch.ids_N + slot_N, minlength=len(self._ids))
+        for feature in self._schema.spec.all_features:
+            if isinstance(feature, Numeric):
+                self._add_numbers(feature, table.column(feature.source))
+
+    def _add_numbers(self, feature: Numeric, column: pa.ChunkedArray) -> None:
+        numbers = _components(column, feature.size)
+        for component in range(feature.size if numbers is not None else 0):
+            assert numbers is not None
+            cuts, _, counts = self._numbers[feature.name, component]
+            known = numbers[:, component]
+            known = known[~np.isnan(known)]
+            found = np.searchsorted(cuts, known, side="right")
+            counts += np.bincount(found, minlength=len(counts))
+
+    def features(self) -> list[FeatureDrift]:
+        """Return how far each feature has moved, those that moved most first."""
+        found = [self._number(f) for f in self._schema.spec.all_features if isinstance(f, Numeric)]
+        for index, slot in enumerate(self._schema.slots):
+            feature = self._schema.spec.by_name[slot.name]
+            if isinstance(feature, Categorical):
+                found.append(self._categorical(feature, index))
+        return sorted(found, key=lambda one: -max(one.psi or 0.0, one.missing_psi))
+
+    def _missing(self, column: str) -> dict[str, Any]:
+        then, now = self._schema.missing.get(column, 0.0), self._nulls[column] / max(1, self._rows)
+        both = [np.array([share, 1.0 - share]) for share in (then, now)]
+        moved = psi(both[0], both[1]) if self._schema.rows else 0.0
+        return {"missing_training": then, "missing_now": now, "missing_psi": moved}
+
+    def _number(self, feature: Numeric) -> FeatureDrift:
+        worst, told, values = None, None, 0
+        for component in range(feature.size):
+            cuts, then, now = self._numbers[feature.name, component]
+            values += int(now.sum())
+            if then.sum() and now.sum() >= _FEWEST_ROWS:
+                found = psi(then.astype(np.float64), now.astype(np.float64))
+                if worst is None or found > worst:
+                    worst, told = found, _moved_most(then, now, lambda at, c=cuts: _range(c, at))
+        return FeatureDrift(
+            feature=feature.name,
+            psi=worst,
+            new_values=None,
+            values=values,
+            moved_most=told,
+            **self._missing(feature.source),
+        )
+
+    def _categorical(self, feature: Categorical, index: int) -> FeatureDrift:
+        ids = self._ids[self._starts[index] : self._starts[index + 1]]
+        oov = 0 if feature.oov_buckets is None else feature.oov_buckets
+        first = FIRST_KNOWN_ID + oov
+        moved, told, new = None, None, None
+        vocabulary = None
+        if not feature.hash_buckets and not feature.num_buckets:
+            vocabulary = self._schema.vocabularies[self._schema.vocabulary_key(feature.name)]
+            known, unseen = ids[first:], int(ids[0] + ids[FIRST_KNOWN_ID:first].sum())
+            new = unseen / max(1, unseen + int(known.sum()))
+            then = np.asarray(vocabulary.counts, np.float64)
+            if then.sum() and known.sum() >= _FEWEST_ROWS and feature.table is None:
+                top = np.argsort(-then, kind="stable")[:_TOP_VALUES]
+                both = [_top_and_rest(counts, top) for counts in (then, known)]
+                moved = psi(both[0], both[1])
+                told = _moved_most(both[0], both[1], lambda at: self._value(feature, top, at))
+        return FeatureDrift(
+            feature=feature.name,
+            psi=moved,
+            new_values=new,
+            values=int(ids.sum() - ids[1]),
+            moved_most=told,
+            **self._missing(feature.source),
+        )
+
+    def _value(self, feature: Categorical, top: NDArray[np.int64], at: int) -> str:
+        if at == len(top):
+            return "the rarer values"
+        return str(self._schema.vocabularies[feature.name].value(int(top[at])))
+
+
+def _nulls(column: pa.ChunkedArray) -> int:
+    found = int(column.null_count)
+    if pa.types.is_floating(column.type):
+        found += int(pc.sum(pc.is_nan(column)).as_py() or 0)
+    return found
+
+
+def _components(column: pa.ChunkedArray, size: int) -> Floats | None:
+    """Numbers as (rows, size), NaN for nulls; None where they are no plain numbers."""
+    if pa.types.is_nested(column.type):
+        column = pc.list_flatten(column)
+    try:
+        numbers = pc.cast(column, pa.float64(), safe=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+    flat = numbers.to_numpy()
+    return flat.reshape(-1, size) if len(flat) % size == 0 else None
+
+
+def _top_and_rest(counts: NDArray[Any], top: NDArray[np.int64]) -> Floats:
+    kept = counts[top].astype(np.float64)
+    return np.append(kept, counts.sum() - kept.sum())
+
+
+def _moved_most(then: NDArray[Any], now: NDArray[Any], name: Any) -> str:
+    shares = [np.asarray(c, np.float64) / max(1.0, float(c.sum())) for c in (then, now)]
+    at = int(np.abs(shares[1] - shares[0]).argmax())
+    return f"{name(at)}: {shares[0][at]:.1%} in training, {shares[1][at]:.1%} now"
+
+
+def _range(cuts: Floats, at: int) -> str:
+    if not len(cuts):
+        return "any number"
+    if at == 0:
+        return f"below {cuts[0]:g}"
+    return f"from {cuts[-1]:g}" if at == len(cuts) else f"{cuts[at - 1]:g} to {cuts[at]:g}"
+
+
+def drift_reasons(features: list[FeatureDrift], config: GateConfig) -> tuple[list[str], list[str]]:
+    """Return what is beyond the limits, in plain words: what decides, and what is only told.
+
+    Args:
+        features: As found.
+        config: The limits.
+    """
+    decided: list[str] = []
+    told: list[str] = []
+    for one in features:
+        into = told if one.feature in config.ignore_drift else decided
+        if one.missing_psi > config.max_psi:
+            into.append(
+                f"drift: feature {one.feature!r} is missing in {one.missing_now:.1%} of the rows, "
+                f"in training it was in {one.missing_training:.1%}"
+            )
+        if one.psi is not None and one.psi > config.max_psi:
+            into.append(
+                f"drift: feature {one.feature!r} has moved since training (stability index "
+                f"{one.psi:.3g}, allowed {config.max_psi:g}); most: {one.moved_most}"
+            )
+        if one.new_values is not None and one.new_values > config.max_new_values:
+            into.append(
+                f"drift: {one.new_values:.1%} of the values of feature {one.feature!r} are new to "
+                f"the model, allowed are {config.max_new_values:.0%}"
+            )
+    return decided, told

@@ -1,0 +1,454 @@
+"""Is the candidate worse than the model in service: overall, and in any slice of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.config_gate import GateConfig
+from widedeep.gate.scored import HeadScores, Scored, SliceColumn
+from widedeep.gate.statistics import (
+    bags_of,
+    benjamini_hochberg,
+    holm,
+    p_above,
+    placements,
+    resample,
+)
+
+__all__ = ["Quality", "judge_quality"]
+
+Floats = NDArray[np.float64]
+
+_FEWEST_UNITS = 30
+_CALIBRATION_BINS = 10
+_MEASURES = ("log_loss", "auc", "calibration")
+
+
+@dataclass(slots=True)
+class Quality:
+    """What was found of both models' quality.
+
+    Args:
+        heads: By head: rows, both models' metrics, differences with intervals, calibration curve.
+        slices: One entry a slice and head.
+        reasons: Why the candidate does not pass; empty if it does.
+        notes: What a person should know besides.
+    """
+
+    heads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slices: list[dict[str, Any]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Model:
+    """One model's rows: weighted losses and predictions, and each row's influence on the AUC."""
+
+    loss_B: Floats
+    sum_B: Floats
+    below_B: Floats | None = None
+    above_B: Floats | None = None
+
+
+class _Judge:
+    def __init__(self, scored: Scored, config: GateConfig) -> None:
+        self.scored, self.config = scored, config
+        self.bags_B, self.n_bags = bags_of(scored.units_B, scored.n_units, config.seed)
+        self.draws = resample(self.n_bags, config.bootstrap, config.seed)
+        self.found = Quality()
+        self.tests: list[tuple[float, dict[str, Any], str, str]] = []
+
+    # ---- sums by bag ----------------------------------------------------------------------------
+
+    def by_bag(self, values_B: Floats, codes_B: NDArray[np.int64] | None, codes: int) -> Floats:
+        """Sum rows by bag and code: (bags, codes)."""
+        at = self.bags_B if codes_B is None else self.bags_B * codes + codes_B
+        found = np.bincount(at, values_B, self.n_bags * codes).astype(np.float64)
+        return found.reshape(self.n_bags, codes)
+
+    def both(
+        self, values_B: Floats, codes_B: NDArray[np.int64] | None = None, codes: int = 1
+    ) -> tuple[Floats, Floats]:
+        """Return the sum of rows by code, and of each resample: (codes,) and (times, codes)."""
+        sums = self.by_bag(values_B, codes_B, codes)
+        return sums.sum(axis=0), self.draws @ sums
+
+    # ---- a head ---------------------------------------------------------------------------------
+
+    def head(self, head: HeadScores) -> None:
+        """Judge one head: all rows, then each slice."""
+        weight_B = self.scored.weight_B
+        where = f"head {head.head.name}: " if head.head.name else ""
+        codes_B = np.zeros(len(weight_B), np.int64)
+        entry = self._entry(head, codes_B, 1, slices=False)[0]
+        entry["rows"] = len(weight_B)
+        entry["curve"] = {
+            name: calibration_curve(head.labels_B, scores, weight_B)
+            for name, scores in (("candidate", head.candidate_B), ("serving", head.serving_B))
+            if scores is not None and head.head.kind == "binary"
+        }
+        self.found.heads[head.head.name] = entry
+        self.found.reasons += [where + told for told in self._too_little(head, entry)]
+        if not self.found.reasons:
+            self._overall(head, entry, where)
+        for column in self.scored.slices:
+            self._slices(head, column, where)
+
+    def _too_little(self, head: HeadScores, entry: Mapping[str, Any]) -> list[str]:
+        config, rows = self.config, len(self.scored)
+        if rows < config.min_rows:
+            return [
+                f"too little data to judge by: {rows:,} rows, at least {config.min_rows:,} are "
+                "asked for (min_rows)"
+            ]
+        if head.head.kind != "binary":
+            return []
+        positives = float((head.labels_B).sum())
+        negatives = rows - positives
+        if min(positives, negatives) == 0:
+            only = 1 if positives else 0
+            return [
+                f"every label of the data is {only}: a model cannot be judged by rows of one "
+                "class; give data with both"
+            ]
+        if min(positives, negatives) < config.min_positives:
+            return [
+                f"too little data to judge by: {positives:,.0f} positive and {negatives:,.0f} "
+                f"negative rows, at least {config.min_positives:,} of each are asked for "
+                "(min_positives)"
+            ]
+        return []
+
+    def _entry(
+        self, head: HeadScores, codes_B: NDArray[np.int64], codes: int, *, slices: bool
+    ) -> list[dict[str, Any]]:
+        """One dictionary a code: both models' metrics, and differences with standard errors."""
+        weight_B, labels_B = self.scored.weight_B, head.labels_B
+        binary = head.head.kind == "binary"
+        weights, drawn_weights = self.both(weight_B, codes_B, codes)
+        labels, drawn_labels = self.both(weight_B * labels_B, codes_B, codes)
+        models = {"candidate": head.candidate_B}
+        if head.serving_B is not None:
+            models["serving"] = head.serving_B
+        found: dict[str, dict[str, tuple[Floats, Floats]]] = {}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for name, scores_B in models.items():
+                loss, drawn_loss = self.both(weight_B * head.losses(scores_B), codes_B, codes)
+                mine = {"log_loss": (loss / weights, drawn_loss / drawn_weights)}
+                if head.head.kind != "multiclass":
+                    total, drawn = self.both(weight_B * scores_B, codes_B, codes)
+                    mine["calibration"] = (total / labels, drawn / drawn_labels)
+                if binary:
+                    mine["auc"] = self._auc(labels_B, scores_B, codes_B, codes)
+                    if not slices and self.scored.groups_B is not None:
+                        mine["gauc"] = self._gauc(labels_B, scores_B)
+                found[name] = mine
+            if binary:
+                rate, drawn_rate = labels / weights, drawn_labels / drawn_weights
+                entropy = (_entropy(rate), _entropy(drawn_rate))
+            return [
+                _differences(found, at, rate=float(rate[at]), entropy=float(entropy[0][at]))
+                if binary
+                else _differences(found, at, rate=None, entropy=None)
+                for at in range(codes)
+            ]
+
+    def _auc(
+        self, labels_B: Floats, scores_B: Floats, codes_B: NDArray[np.int64], codes: int
+    ) -> tuple[Floats, Floats]:
+        """The AUC within each code, and its resamples by the influence of each row."""
+        weight_B = self.scored.weight_B
+        positive_B, negative_B = weight_B * labels_B, weight_B * (1.0 - labels_B)
+        below_B, above_B = placements(scores_B, positive_B, negative_B, codes_B)
+        positive = np.bincount(codes_B, positive_B, codes)
+        negative = np.bincount(codes_B, negative_B, codes)
+        auc = np.bincount(codes_B, np.nan_to_num(below_B) * positive_B, codes) / positive
+        auc[(positive == 0) | (negative == 0)] = np.nan
+        influence_B = (below_B - auc[codes_B]) * positive_B / positive[codes_B]
+        influence_B += (above_B - auc[codes_B]) * negative_B / negative[codes_B]
+        _, moved = self.both(np.nan_to_num(influence_B), codes_B, codes)
+        return auc, auc + moved
+
+    def _gauc(self, labels_B: Floats, scores_B: Floats) -> tuple[Floats, Floats]:
+        """The mean AUC within groups, weighted by rows; a group belongs to its first row's bag."""
+        assert self.scored.groups_B is not None
+        weight_B = self.scored.weight_B
+        _, first, groups_B = np.unique(self.scored.groups_B, return_index=True, return_inverse=True)
+        positive_B, negative_B = weight_B * labels_B, weight_B * (1.0 - labels_B)
+        below_B, _ = placements(scores_B, positive_B, negative_B, groups_B)
+        count = len(first)
+        positive = np.bincount(groups_B, positive_B, count)
+        auc = np.bincount(groups_B, np.nan_to_num(below_B) * positive_B, count) / positive
+        both = (positive > 0) & (np.bincount(groups_B, negative_B, count) > 0)
+        weight = np.where(both, np.bincount(groups_B, weight_B, count), 0.0)
+        bag = self.bags_B[first]
+        sums = np.stack(
+            [np.bincount(bag, v, self.n_bags) for v in (weight * np.nan_to_num(auc), weight)], 1
+        )
+        drawn = self.draws @ sums
+        total = sums.sum(axis=0)
+        return total[:1] / total[1:], drawn[:, :1] / drawn[:, 1:]
+
+    # ---- decisions ------------------------------------------------------------------------------
+
+    def _overall(self, head: HeadScores, entry: dict[str, Any], where: str) -> None:
+        config, reasons = self.config, self.found.reasons
+        mine = entry["candidate"]
+        theirs = entry.get("serving", {})
+        constant = mine.get("normalized_entropy")
+        if (
+            constant is not None
+            and constant >= 1
+            and not theirs.get("normalized_entropy", 0) > constant
+        ):
+            reasons.append(
+                f"{where}log loss {mine['log_loss']:.4f} is no better than the "
+                f"{mine['log_loss'] / constant:.4f} of a constant, the mean label"
+            )
+        away = mine.get("calibration_distance")
+        if away is not None:
+            error = mine["calibration_error"]
+            if p_above(away, error, config.max_calibration_error) < 1 - config.confidence:
+                reasons.append(
+                    f"{where}predictions are {_times(mine['calibration'])} what was observed; "
+                    f"allowed is a factor of {math.exp(config.max_calibration_error):.2f} "
+                    "(max_calibration_error)"
+                )
+        for measure, limit, told in (
+            ("log_loss", config.max_log_loss_rise, "log loss"),
+            ("auc", config.max_auc_drop, "AUC"),
+            ("gauc", config.max_gauc_drop, "AUC within groups"),
+            ("calibration", config.max_calibration_rise, "calibration"),
+        ):
+            change = entry["changes"].get(measure)
+            if change is None:
+                continue
+            change["limit"] = limit
+            change["p"] = p_above(change["worse"], change["error"], limit)
+            if measure == "calibration":
+                # Nearer to the truth than can be told from it is near enough.
+                own = p_above(mine["calibration_distance"], mine["calibration_error"], limit)
+                change["p"] = max(change["p"], own)
+            if change["p"] < 1 - config.confidence:
+                reasons.append(f"{where}{_told(told, measure, mine, theirs, change)}")
+            elif change["error"] * 1.645 > max(limit, 1e-9) * 2:
+                self.found.notes.append(
+                    f"{where}{told}: a loss of twice the limit ({2 * limit:g}) would not be seen "
+                    "for sure in so little data"
+                )
+
+    def _slices(self, head: HeadScores, column: SliceColumn, where: str) -> None:
+        codes_B, codes = column.codes_B, len(column.values)
+        rows = np.bincount(codes_B, minlength=codes)
+        positives = np.bincount(codes_B, head.labels_B, codes)
+        units = (self.by_bag(np.ones(len(codes_B)), codes_B, codes) > 0).sum(axis=0)
+        entries = self._entry(head, codes_B, codes, slices=True)
+        for at in np.argsort(-rows, kind="stable").tolist():
+            entry = {
+                "head": head.head.name,
+                "column": column.name,
+                "value": column.values[at],
+                "rows": int(rows[at]),
+                "positives": float(positives[at]),
+                **entries[at],
+                "too_little": self._slice_too_little(head, rows[at], positives[at], units[at]),
+                "failed": False,
+            }
+            self.found.slices.append(entry)
+            if entry["too_little"] is None:
+                self._test_slice(entry, where)
+
+    def _slice_too_little(
+        self, head: HeadScores, rows: int, positives: float, units: int
+    ) -> str | None:
+        config = self.config
+        if rows < config.min_slice_rows:
+            return f"{rows:,} rows, fewer than {config.min_slice_rows:,}"
+        if head.head.kind == "binary":
+            fewer = min(positives, rows - positives)
+            if fewer < config.min_slice_positives:
+                return (
+                    f"{positives:,.0f} positive rows of {rows:,}, fewer than "
+                    f"{config.min_slice_positives:,} of one class"
+                )
+        if units < _FEWEST_UNITS:
+            return f"rows of {units} units alone, fewer than {_FEWEST_UNITS}"
+        return None
+
+    def _test_slice(self, entry: dict[str, Any], where: str) -> None:
+        limits = {
+            "log_loss": self.config.max_slice_log_loss_rise,
+            "auc": self.config.max_slice_auc_drop,
+            "calibration": self.config.max_slice_calibration_rise,
+        }
+        for measure in _MEASURES:
+            change = entry["changes"].get(measure)
+            if change is not None:
+                change["limit"] = limits[measure]
+                p = p_above(change["worse"], change["error"], limits[measure])
+                if measure == "calibration":
+                    mine = entry["candidate"]
+                    own = (mine["calibration_distance"], mine["calibration_error"])
+                    p = max(p, p_above(*own, limits[measure]))
+                self.tests.append((p, entry, measure, where))
+
+    def correct(self) -> None:
+        """Decide on the slices, all tests together."""
+        values = [test[0] for test in self.tests]
+        corrected = holm(values) if self.config.correction == "holm" else benjamini_hochberg(values)
+        names = {"log_loss": "log loss", "auc": "AUC", "calibration": "calibration"}
+        for p, (_, entry, measure, where) in zip(corrected, self.tests, strict=True):
+            change = entry["changes"][measure]
+            change["p"] = p
+            if p < 1 - self.config.confidence:
+                entry["failed"] = True
+                told = _told(names[measure], measure, entry["candidate"], entry["serving"], change)
+                self.found.reasons.append(
+                    f"{where}slice {entry['column']} = {entry['value']} "
+                    f"({entry['rows']:,} rows): {told}"
+                )
+        few = sum(1 for entry in self.found.slices if entry["too_little"] is not None)
+        if few:
+            self.found.notes.append(
+                f"{few} of {len(self.found.slices)} slices have too little data and decide nothing"
+            )
+
+
+def judge_quality(scored: Scored, config: GateConfig) -> Quality:
+    """Compare both models on the same rows.
+
+    Differences are resampled by unit, both models on the same resamples (a paired bootstrap); the
+    tests of all slices are corrected for their number.
+
+    Args:
+        scored: The data with both models' scores.
+        config: The limits.
+    """
+    judge = _Judge(scored, config)
+    for head in scored.heads:
+        judge.head(head)
+    judge.correct()
+    if scored.unit is None and len(scored):
+        judge.found.notes.append(
+            "rows were resampled one by one: name the column of users or requests (unit under "
+            "[gate]) if a user has many rows"
+        )
+    return judge.found
+
+
+def calibration_curve(labels_B: Floats, scores_B: Floats, weight_B: Floats) -> list[list[float]]:
+    """Return mean score, mean label and weight of each tenth of the rows by score.
+
+    Args:
+        labels_B: 0 to 1.
+        scores_B: Probabilities.
+        weight_B: Of each example.
+    """
+    order = np.argsort(scores_B, kind="stable")
+    found = []
+    for rows in np.array_split(order, _CALIBRATION_BINS):
+        total = float(weight_B[rows].sum())
+        if total > 0:
+            means = [float((v[rows] * weight_B[rows]).sum() / total) for v in (scores_B, labels_B)]
+            found.append([*means, total])
+    return found
+
+
+def _entropy(rate: Floats) -> Floats:
+    rate = np.clip(rate, 1e-15, 1 - 1e-15)
+    found: Floats = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+    return found
+
+
+def _differences(
+    found: Mapping[str, Mapping[str, tuple[Floats, Floats]]],
+    at: int,
+    *,
+    rate: float | None,
+    entropy: float | None,
+) -> dict[str, Any]:
+    """Both models' metrics of one code, and how much worse the candidate is in each."""
+    entry: dict[str, Any] = {"changes": {}}
+    if rate is not None:
+        entry["label_mean"] = rate
+    for name, metrics in found.items():
+        entry[name] = {metric: float(value[at]) for metric, (value, _) in metrics.items()}
+        if entropy:
+            entry[name]["normalized_entropy"] = entry[name]["log_loss"] / entropy
+        if "calibration" in metrics:
+            value, drawn = metrics["calibration"]
+            entry[name]["calibration_distance"] = float(_distance(value)[at])
+            entry[name]["calibration_error"] = float(np.nanstd(_logs(drawn)[:, at]))
+    if "serving" not in found:
+        return entry
+    mine, theirs = found["candidate"], found["serving"]
+    for metric in mine:
+        (value, drawn), (other, other_drawn) = mine[metric], theirs[metric]
+        if metric == "log_loss":
+            worse, spread = value / other - 1.0, drawn / other_drawn - 1.0
+        elif metric == "calibration":
+            worse = _distance(value) - _distance(other)
+            spread = _distance(drawn) - _distance(other_drawn)
+        else:
+            worse, spread = other - value, other_drawn - drawn
+        column = spread[:, at]
+        if not np.isfinite(worse[at]) or not np.isfinite(column).any():
+            continue
+        low, high = np.nanquantile(column, [0.025, 0.975])
+        entry["changes"][metric] = {
+            "worse": float(worse[at]),
+            "error": float(np.nanstd(column)),
+            "low": float(low),
+            "high": float(high),
+        }
+    return entry
+
+
+def _logs(ratio: Floats) -> Floats:
+    found: Floats = np.log(np.maximum(ratio, 1e-12))
+    return found
+
+
+def _distance(ratio: Floats) -> Floats:
+    return np.abs(_logs(ratio))
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.3f} times"
+
+
+def _told(
+    name: str,
+    measure: str,
+    mine: Mapping[str, float],
+    theirs: Mapping[str, float],
+    change: Mapping[str, float],
+) -> str:
+    if measure == "calibration":
+        return (
+            f"predictions are {_times(mine['calibration'])} what was observed, those of the model "
+            f"in service {_times(theirs['calibration'])}: {change['worse']:.1%} further from the "
+            f"truth (95 % interval {change['low']:.1%} to {change['high']:.1%}), allowed "
+            f"{change['limit']:.1%}"
+        )
+    now, before = f"{mine[measure]:.4f}", f"{theirs[measure]:.4f}"
+    if measure == "log_loss":
+        worse, low, high, limit = (
+            f"{change[key]:.2%}" for key in ("worse", "low", "high", "limit")
+        )
+        return (
+            f"{name} {now}, {worse} above the {before} of the model in service (95 % interval "
+            f"{low} to {high}), allowed {limit}"
+        )
+    worse, low, high, limit = (f"{change[key]:.4f}" for key in ("worse", "low", "high", "limit"))
+    return (
+        f"{name} {now}, {worse} below the {before} of the model in service (95 % interval "
+        f"{low} to {high}), allowed {limit}"
+    )

@@ -1,0 +1,318 @@
+"""The recent data, scored by both models: one pass, whatever is judged afterwards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle, BundleHead
+from widedeep.config_gate import GateConfig
+from widedeep.data.batch import Batch
+from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.sources import Data, open_source
+from widedeep.data.transform import Transform
+from widedeep.errors import DataError, SchemaError
+from widedeep.features import Categorical
+from widedeep.gate.drift import DriftCounts
+
+__all__ = ["HeadScores", "Scored", "SliceColumn", "score_both"]
+
+Floats = NDArray[np.float64]
+
+_CHUNK_ROWS = 65_536
+_MOST_SLICES = 50
+_AUTOMATIC_COLUMNS = 6
+_AUTOMATIC_VALUES = 32
+_RANGES = 5
+_SMALLEST = 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScores:
+    """What both models say of one head, row by row.
+
+    Args:
+        head: Of the candidate.
+        labels_B: As trained on.
+        candidate_B: Probability of the label, or the value; a class's own probability for classes.
+        serving_B: The same of the model in service; None without one.
+    """
+
+    head: BundleHead
+    labels_B: Floats
+    candidate_B: Floats
+    serving_B: Floats | None
+
+    def losses(self, scores_B: Floats) -> Floats:
+        """Return each row's loss: log loss, or the squared error of a regression."""
+        if self.head.kind == "regression":
+            return (scores_B - self.labels_B) ** 2
+        p = np.clip(scores_B, _SMALLEST, 1.0 - _SMALLEST)
+        if self.head.kind == "multiclass":
+            return -np.log(p)
+        return -(self.labels_B * np.log(p) + (1.0 - self.labels_B) * np.log1p(-p))
+
+
+@dataclass(frozen=True, slots=True)
+class SliceColumn:
+    """A column whose values are judged each on its own.
+
+    Args:
+        name: The column.
+        values: As text, by code.
+        codes_B: The value of each row.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    codes_B: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Both models' scores, and by what they are judged.
+
+    Args:
+        heads: One entry a head that both models have.
+        weight_B: Of each example.
+        units_B: What is resampled whole.
+        n_units: How many there are.
+        unit: The column of the units; None: rows.
+        groups_B: Queries, for metrics within each; None without.
+        slices: To be judged each on its own.
+        drift: Of the candidate's inputs.
+        inputs: What was read.
+    """
+
+    heads: tuple[HeadScores, ...]
+    weight_B: Floats
+    units_B: NDArray[np.int64]
+    n_units: int
+    unit: str | None
+    groups_B: NDArray[np.int64] | None
+    slices: tuple[SliceColumn, ...]
+    drift: DriftCounts
+    inputs: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.weight_B)
+
+
+@dataclass(slots=True)
+class _Collected:
+    labels: list[NDArray[np.float32]] = field(default_factory=list)
+    weight: list[NDArray[np.float32]] = field(default_factory=list)
+    group: list[NDArray[np.int64]] = field(default_factory=list)
+    candidate: list[list[Floats]] = field(default_factory=list)
+    serving: list[list[Floats]] = field(default_factory=list)
+    columns: dict[str, list[pa.Array]] = field(default_factory=dict)
+
+
+def score_both(
+    candidate: Bundle,
+    serving: Bundle | None,
+    data: Data,
+    config: GateConfig,
+    *,
+    threads: int = 1,
+) -> Scored:
+    """Read the data once and score it with both models.
+
+    Args:
+        candidate: The new model.
+        serving: The model in service, if there is one.
+        data: Recent labelled rows.
+        config: Names units and slices.
+        threads: Threads to use; the result does not depend on it.
+
+    Raises:
+        DataError: If the data has no rows or lacks a column that a model or the gate needs.
+        SchemaError: If the models predict different labels.
+    """
+    _check_labels(candidate, serving)
+    slices = _slice_columns(candidate) if config.slices is None else config.slices
+    unit = config.unit or candidate.schema.spec.group
+    extra = [*slices, *([unit] if unit else [])]
+    transforms = [Transform(b.schema, threads=threads) for b in (candidate, serving) if b]
+    columns = [name for each in transforms for name in each.columns(targets=True)]
+    types = {
+        name: kind.arrow()
+        for bundle in (serving, candidate)
+        if bundle
+        for name, kind in bundle.schema.columns.items()
+    }
+    drift = DriftCounts(candidate.schema)
+    wanted = list(dict.fromkeys([*columns, *extra]))
+    with open_source(data, columns=wanted, column_types=types) as source:
+        if not source.num_rows:
+            raise DataError("the gate: got no rows to judge by; give recent labelled examples")
+        found = _collect(source, candidate, serving, transforms, list(dict.fromkeys(extra)), drift)
+        inputs = source.describe()
+    columns_B = {name: pa.chunked_array(parts) for name, parts in found.columns.items()}
+    weight_B = _joined(found.weight).astype(np.float64)
+    units_B, n_units = _units(columns_B[unit] if unit else None, len(weight_B))
+    return Scored(
+        heads=_heads(candidate, serving, found),
+        weight_B=weight_B,
+        units_B=units_B,
+        n_units=n_units,
+        unit=unit,
+        groups_B=_joined(found.group) if found.group else None,
+        slices=tuple(_slice(name, columns_B[name]) for name in slices),
+        drift=drift,
+        inputs=inputs,
+    )
+
+
+def _check_labels(candidate: Bundle, serving: Bundle | None) -> None:
+    mine = candidate.schema.spec.labels
+    if not mine:
+        raise DataError(f"{candidate.path}: its schema has no label; it cannot be judged")
+    if serving is None:
+        return
+    theirs = serving.schema.spec.labels
+    if mine != theirs or _kinds(candidate) != _kinds(serving):
+        raise SchemaError(
+            f"{candidate.path}: predicts {dict(mine)} ({_kinds(candidate)}), the model in service "
+            f"({serving.path}) {dict(theirs)} ({_kinds(serving)}); they cannot be compared: judge "
+            "it without --against, or train it on the same label"
+        )
+
+
+def _kinds(bundle: Bundle) -> list[str]:
+    return [f"{head.name or 'one head'}: {head.kind}" for head in bundle.model.heads]
+
+
+def _slice_columns(bundle: Bundle) -> list[str]:
+    """The categorical columns of few values, the fewest first."""
+    schema = bundle.schema
+    found = []
+    for feature in schema.spec.all_features:
+        if not isinstance(feature, Categorical) or feature.hash_buckets or feature.num_buckets:
+            continue
+        known = len(schema.vocabularies[schema.vocabulary_key(feature.name)])
+        if not schema.columns[feature.source].nested and 2 <= known <= _AUTOMATIC_VALUES:
+            found.append((known, feature.source))
+    return list(dict.fromkeys(name for _, name in sorted(found)))[:_AUTOMATIC_COLUMNS]
+
+
+def _collect(
+    source: Source,
+    candidate: Bundle,
+    serving: Bundle | None,
+    transforms: Sequence[Transform],
+    extra: Sequence[str],
+    drift: DriftCounts,
+) -> _Collected:
+    found = _Collected(columns={name: [] for name in extra})
+    threads = transforms[0].threads
+    alike = serving is not None and serving.schema == candidate.schema
+    for table in column_stream(source):
+        origin, first_row = origin_of(table) or ("", 0)
+        for start in range(0, table.num_rows, _CHUNK_ROWS):
+            chunk = table.slice(start, _CHUNK_ROWS)
+            batch = transforms[0](chunk, targets=True, origin=origin, first_row=first_row + start)
+            drift.add(chunk, batch)
+            found.candidate.append(_scores(candidate, batch, batch, threads))
+            if serving is not None:
+                other = batch if alike else transforms[1](chunk, targets=True, origin=origin)
+                found.serving.append(_scores(serving, other, batch, threads))
+            assert batch.labels_BL is not None
+            found.labels.append(batch.labels_BL)
+            ones = np.ones(len(batch), np.float32)
+            found.weight.append(ones if batch.weight_B is None else batch.weight_B)
+            if batch.group_B is not None:
+                found.group.append(batch.group_B)
+            for name in extra:
+                found.columns[name] += chunk.column(name).chunks
+    return found
+
+
+def _scores(bundle: Bundle, batch: Batch, labelled: Batch, threads: int) -> list[Floats]:
+    """One column of scores a head: of a class head, the probability of the row's own class."""
+    assert labelled.labels_BL is not None
+    scores = bundle.scores_of(bundle.logits(batch, threads=threads))
+    by_head = scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
+    found = []
+    for index, head in enumerate(bundle.model.heads):
+        column = by_head[head.name]
+        if head.kind == "multiclass":
+            own = labelled.labels_BL[:, index].astype(np.int64)
+            column = column[np.arange(len(column)), own]
+        found.append(column)
+    return found
+
+
+def _heads(candidate: Bundle, serving: Bundle | None, found: _Collected) -> tuple[HeadScores, ...]:
+    labels_BL = _joined(found.labels).astype(np.float64)
+    return tuple(
+        HeadScores(
+            head=head,
+            labels_B=np.ascontiguousarray(labels_BL[:, index]),
+            candidate_B=np.concatenate([part[index] for part in found.candidate]),
+            serving_B=np.concatenate([part[index] for part in found.serving]) if serving else None,
+        )
+        for index, head in enumerate(candidate.model.heads)
+    )
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate(parts)
+
+
+def _units(column: pa.ChunkedArray | None, rows: int) -> tuple[NDArray[np.int64], int]:
+    if column is None:
+        return np.arange(rows), rows
+    codes, values = _encoded(column)
+    return codes, len(values)
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(whole, pa.ChunkedArray):  # of more than one chunk, past 2 GB of text
+        whole = pa.concat_arrays(whole.chunks)
+    if pa.types.is_dictionary(whole.type):
+        whole = whole.dictionary_decode()
+    encoded = whole.dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64), encoded.dictionary
+
+
+def _slice(name: str, column: pa.ChunkedArray) -> SliceColumn:
+    if pa.types.is_nested(column.type):
+        raise DataError(
+            f"slice column {name!r}: got lists ({column.type}), expected one value a row; name "
+            "another column under [gate] slices"
+        )
+    codes, values = _encoded(column)
+    numbers = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    if numbers and len(values) > _MOST_SLICES:
+        return _ranges(name, codes, values)
+    texts = ["missing" if value is None else str(value) for value in values.to_pylist()]
+    if len(texts) <= _MOST_SLICES:
+        return SliceColumn(name, tuple(texts), codes)
+    often = np.argsort(-np.bincount(codes, minlength=len(texts)), kind="stable")[:_MOST_SLICES]
+    place = np.full(len(texts), _MOST_SLICES, np.int64)
+    place[often] = np.arange(_MOST_SLICES)
+    kept = (*(texts[int(at)] for at in often), f"the other {len(texts) - _MOST_SLICES:,} values")
+    return SliceColumn(name, kept, place[codes])
+
+
+def _ranges(name: str, codes: NDArray[np.int64], values: pa.Array) -> SliceColumn:
+    """A column of many numbers is cut into ranges of equally many rows."""
+    numbers = pc.cast(values, pa.float64(), safe=False).to_numpy(zero_copy_only=False)[codes]
+    known = numbers[~np.isnan(numbers)]
+    cuts = np.unique(np.quantile(known, np.arange(1, _RANGES) / _RANGES)) if len(known) else known
+    place = np.searchsorted(cuts, numbers, side="right")
+    place[np.isnan(numbers)] = len(cuts) + 1
+    ends = [f"{cut:g}" for cut in cuts]
+    texts = [f"below {ends[0]}"] if ends else ["any number"]
+    texts += [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
+    texts += [f"from {ends[-1]}"] if ends else []
+    return SliceColumn(name, (*texts, "missing"), place.astype(np.int64))

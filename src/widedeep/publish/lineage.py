@@ -1,0 +1,86 @@
+"""The lineage of a directory of versions: which came from which, and how each got there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from widedeep.bundle.manifest import MANIFEST
+from widedeep.publish.places import LocalPlace, open_place
+from widedeep.publish.record import RECORDS, PublishRecord
+from widedeep.serving.state import read_state, state_path
+from widedeep.serving.versions import version_key
+
+__all__ = ["PublishedVersion", "is_models_directory", "read_lineage"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublishedVersion:
+    """A version, and what is known of it.
+
+    Args:
+        version: Its name.
+        record: As published; None for one that was copied there.
+        there: False if the bundle was deleted and its record is left.
+        serves: True if it takes the traffic.
+        withdrawn: True after a rollback.
+        labels: That operators gave it.
+        depth: How many versions stand between it and the first one it came from.
+    """
+
+    version: str
+    record: PublishRecord | None
+    there: bool
+    serves: bool
+    withdrawn: bool
+    labels: tuple[str, ...]
+    depth: int
+
+
+def is_models_directory(path: Path) -> bool:
+    """Tell whether a directory holds versions, and is neither a bundle nor a run."""
+    if not path.is_dir() or (path / MANIFEST).exists() or (path / "bundle").is_dir():
+        return False
+    if (path / RECORDS).is_dir():
+        return True
+    return any((entry / MANIFEST).is_file() for entry in path.iterdir() if entry.is_dir())
+
+
+def read_lineage(models: str | os.PathLike[str]) -> list[PublishedVersion]:
+    """Return every version of a directory, oldest first.
+
+    Args:
+        models: The directory, or its URL.
+
+    Raises:
+        ConfigError: If a record or the servers' state cannot be read.
+    """
+    place = open_place(models)
+    there = place.versions()
+    records = {
+        name: PublishRecord.from_text(text, origin=f"{place.name}/{RECORDS}/{name}.json")
+        for name, text in place.records().items()
+    }
+    served = place.served()
+    state = read_state(state_path(place.root)) if isinstance(place, LocalPlace) else None
+    names = sorted({*there, *records}, key=version_key)
+    depths: dict[str, int] = {}
+    found = []
+    for name in names:
+        record = records.get(name)
+        parent = None if record is None else record.parent
+        depths[name] = depths[parent] + 1 if parent in depths else 0
+        labels = () if state is None else tuple(k for k, v in state.labels.items() if v == name)
+        found.append(
+            PublishedVersion(
+                version=name,
+                record=record,
+                there=name in there,
+                serves=name == served,
+                withdrawn=state is not None and name in state.withdrawn,
+                labels=labels,
+                depth=depths[name],
+            )
+        )
+    return found

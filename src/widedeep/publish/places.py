@@ -1,0 +1,195 @@
+"""Where versions are published: a local directory, or any URL that fsspec opens."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from widedeep.bundle.manifest import MANIFEST
+from widedeep.directory import fsync_path, write_text_whole
+from widedeep.errors import ConfigError
+from widedeep.publish.record import RECORDS
+from widedeep.serving.plan import make_plan
+from widedeep.serving.state import read_state, state_path
+from widedeep.serving.versions import Latest, find_versions, version_key
+
+__all__ = ["LocalPlace", "Place", "UrlPlace", "open_place"]
+
+_LOCK = ".publish.lock"
+_MADE = ".publish-"
+
+
+class Place(Protocol):
+    """A directory of versions, with their records."""
+
+    name: str
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other publishers out."""
+
+    def versions(self) -> list[str]:
+        """Return the versions that are there whole, oldest first."""
+
+    def served(self) -> str | None:
+        """Return the version that takes the traffic, as far as the directory tells."""
+
+    def records(self) -> dict[str, str]:
+        """Return the records' texts by version."""
+
+    def put(self, bundle: Path, version: str, record: str) -> None:
+        """Make a bundle and its record the version: whole, or not at all."""
+
+
+def open_place(models: str | os.PathLike[str]) -> Place:
+    """Return the directory that a path or a URL (``s3://bucket/models``) names.
+
+    Raises:
+        ConfigError: If it is a URL that cannot be opened, or a bundle itself.
+    """
+    text = os.fspath(models)
+    if "://" in text:
+        return UrlPlace(text)
+    root = Path(text)
+    if (root / MANIFEST).is_file():
+        raise ConfigError(
+            f"{root}: is itself a bundle; name a directory in which each version has its own"
+        )
+    return LocalPlace(root)
+
+
+class LocalPlace:
+    """A directory on this machine: a version is copied beside its place, synced, and renamed.
+
+    Args:
+        root: Made if it is not there.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.name = str(root)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other publishers out; what one of them left half-made is deleted."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in self.root.glob(f"{_MADE}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+        finally:
+            os.close(lock)
+
+    def versions(self) -> list[str]:
+        """Return the versions that are there, oldest first."""
+        return list(find_versions(self.root)) if self.root.is_dir() else []
+
+    def served(self) -> str | None:
+        """Return the version that takes the traffic by the state and the directory."""
+        state = read_state(state_path(self.root))
+        return make_plan(self.versions(), Latest(), state, ()).default
+
+    def records(self) -> dict[str, str]:
+        """Return the records' texts by version."""
+        files = sorted((self.root / RECORDS).glob("*.json"))
+        return {file.stem: file.read_text(encoding="utf-8") for file in files}
+
+    def put(self, bundle: Path, version: str, record: str) -> None:
+        """Copy, sync, write the record, rename: a reader sees the version whole or not at all.
+
+        The record comes first: one without a version says nothing, a version without one would
+        have no history.
+        """
+        made = Path(tempfile.mkdtemp(prefix=_MADE, dir=self.root))
+        try:
+            for file in sorted(bundle.iterdir()):
+                shutil.copyfile(file, made / file.name)
+                fsync_path(made / file.name)
+            fsync_path(made)
+            made.chmod(0o755)
+            (self.root / RECORDS).mkdir(exist_ok=True)
+            write_text_whole(self.root / RECORDS / f"{version}.json", record)
+            fsync_path(self.root / RECORDS)
+            os.rename(made, self.root / version)
+            fsync_path(self.root)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+class UrlPlace:
+    """A directory behind a URL. Object stores rename nothing: the manifest is written last.
+
+    A bundle without its manifest does not load, and the record, made once and never replaced, is
+    what two publishers compete for: the second takes the next number.
+
+    Args:
+        url: As fsspec reads it.
+
+    Raises:
+        ConfigError: If fsspec or the protocol's package is missing.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+
+            self._fs, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"{url}: cannot be opened ({error}); install fsspec (pip install "
+                "'widedeep[publish]') and the package of that protocol, or name a local directory"
+            ) from error
+        self.name, self._root = url, str(root).rstrip("/")
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            entries: list[Any] = self._fs.ls(folder, detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        return [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nothing to lock: see :meth:`put`."""
+        self._fs.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
+        yield
+
+    def versions(self) -> list[str]:
+        """Return the versions whose manifest is there, oldest first."""
+        names = [name for name in self._names(self._root) if not name.startswith((".", "_"))]
+        whole = [n for n in names if self._fs.exists(f"{self._root}/{n}/{MANIFEST}")]
+        return sorted(whole, key=version_key)
+
+    def served(self) -> str | None:
+        """Return the newest version: what servers were told is kept where they are."""
+        versions = self.versions()
+        return versions[-1] if versions else None
+
+    def records(self) -> dict[str, str]:
+        """Return the records' texts by version."""
+        folder = f"{self._root}/{RECORDS}"
+        return {
+            name.removesuffix(".json"): self._fs.cat_file(f"{folder}/{name}").decode()
+            for name in sorted(self._names(folder))
+            if name.endswith(".json")
+        }
+
+    def put(self, bundle: Path, version: str, record: str) -> None:
+        """Claim the version by its record, then write the bundle, its manifest last.
+
+        Raises:
+            FileExistsError: If another publisher has claimed the version.
+        """
+        file = f"{self._root}/{RECORDS}/{version}.json"
+        self._fs.pipe_file(file, record.encode(), mode="create")
+        self._fs.makedirs(f"{self._root}/{version}", exist_ok=True)
+        names = sorted(path.name for path in bundle.iterdir())
+        for name in (*(n for n in names if n != MANIFEST), MANIFEST):
+            self._fs.put_file(str(bundle / name), f"{self._root}/{version}/{name}")
