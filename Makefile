@@ -26,8 +26,8 @@ DOCS_READY := $(VENV)/.ready-docs
 .PHONY: help quickstart census test test-slow check format bench bench-peers docs sanitize check-arm64 wheel \
     native native-inplace clean
 help:
-	@echo "make quickstart    train, evaluate, export, score and serve a Wide & Deep model on UCI Adult"
-	@echo "make census        the same, and the README's table: five seeds of wide, deep, and both"
+	@echo "make quickstart    the whole loop on a simulated app store: logs, training, gate, serving, retraining"
+	@echo "make census        a model of UCI Adult, and the README's table: five seeds of wide, deep, and both"
 	@echo "make test          the fast tests, docstring examples and the documents' code blocks"
 	@echo "make test-slow     the slow tests"
 	@echo "make check         ruff, mypy, codespell, clang-format, layout and symbol lints"
@@ -63,7 +63,7 @@ $(RUN_READY): $(READY) pyproject.toml constraints.txt
 	    echo "to do without: make $(MAKECMDGOALS) TORCH_INDEX=URL, the CPU index of PyTorch's installation page"; fi
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "torch==$(TORCH)"
 	$(PIP) $(shell sed -nE 's/^(cmake|nanobind|ninja|scikit-build-core)==.*/\1/p' constraints.txt)
-	$(PIP) $(EDITABLE) '.[serve]'
+	$(PIP) $(EDITABLE) '.[join,serve]'
 	touch $@
 
 # PySpark is half a gigabyte, and its tests are left out where there is no Java.
@@ -76,9 +76,10 @@ $(DOCS_READY): $(RUN_READY)
 	touch $@
 
 quickstart: native
-	$(BIN)/python examples/census/run.py
+	$(BIN)/python examples/app_store/loop.py
 
-census: quickstart
+census: native
+	$(BIN)/python examples/census/run.py
 	$(BIN)/python examples/census/table.py
 
 test: native $(DEV_READY)
