@@ -258,9 +258,9 @@ def main() -> None:
     acquisitions(loop)
     loop.tell("Where the models came from")
     loop.run("inspect", "models")
-    print(
-        f"\nall of it is in {place}: look at served/examples/report.html, runs/2/bundle.verdict.html"
-    )
+    print(f"\nall of it is in {place}; look at")
+    for page in ("served/examples/report.html", "runs/2/bundle.verdict.html"):
+        print(f"  {place / page}")
 
 
 if __name__ == "__main__":
