@@ -114,6 +114,7 @@ QUICK_retrieval := --items 20000 --queries 10
 QUICK_score := --repeats 20
 QUICK_serve := --quick
 QUICK_simulate := --impressions 50000
+QUICK_warm_start := --seeds 1 --rows 100000
 QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
 QUICK_train := --quick --seconds 10
 QUICK_transform := --rows 50000 --repeats 2

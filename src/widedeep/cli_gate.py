@@ -33,8 +33,7 @@ def _add_validate(verbs: Verbs) -> None:
         "drift",
         "  widedeep validate runs/ads --against models --data recent.parquet\n"
         "  widedeep validate runs/ads --data recent.parquet    # the first: nothing is in service\n"
-        "  widedeep validate runs/ads --against models --data recent.parquet --config run.toml \\\n"
-        "      --set gate.unit=user_id --set gate.slices='[\"country\"]'\n\n"
+        "  widedeep validate runs/ads --data recent.parquet --set gate.unit=\"'user_id'\"\n\n"
         "Exit code 0: it may serve; 1: it may not, for the reasons given. The limits are in the\n"
         "section [gate] of --config.",
     )

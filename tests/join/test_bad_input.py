@@ -319,3 +319,13 @@ def test_a_full_disk_is_told_and_leaves_no_dataset(tmp_path: Path) -> None:
     assert "DataError" in child.stderr
     assert "disk is full" in child.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_kinds_without_a_column_of_kinds() -> None:
+    with pytest.raises(ConfigError, match=r"'label' asks for kinds = \['install'\].*actions.kind"):
+        JoinConfig(
+            output="x",
+            impressions=ImpressionLog(path="i"),
+            actions=ActionLog(path="a"),
+            labels=(Label(kinds=("install",)),),
+        )

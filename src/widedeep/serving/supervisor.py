@@ -23,7 +23,7 @@ from typing import Any
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.serving.shared_rows import ROWS_DIRECTORY
 
-__all__ = ["Worker", "bind_port", "run_workers", "worker_main"]
+__all__ = ["METRICS_DIRECTORY", "Worker", "bind_port", "run_workers", "worker_main"]
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Where the Prometheus client keeps the numbers of several processes: its own variable."""

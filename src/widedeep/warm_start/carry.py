@@ -116,6 +116,7 @@ class _Mover:
         # Feature to the matrix by which its embeddings came to their new width.
         self.projected: dict[str, NDArray[np.float32]] = {}
         self.moved: list[Moved] = []
+        self._maps: dict[str, IdMap] = {}
 
     @torch.no_grad()
     def run(self) -> WarmStart:
@@ -140,6 +141,12 @@ class _Mover:
         self.moved.append(Moved(name=name, state="fresh", found=0, of=size, why="not asked for"))
         return False
 
+    def _ids(self, feature: str) -> IdMap:
+        """Find a feature's ids once for its wide weights and its embeddings."""
+        if feature not in self._maps:
+            self._maps[feature] = map_ids(self.model.schema, self.old.schema, feature)
+        return self._maps[feature]
+
     def _fresh(self, name: str, size: int, why: str) -> None:
         self.moved.append(Moved(name=name, state="fresh", found=0, of=size, why=why))
 
@@ -154,7 +161,7 @@ class _Mover:
         elif name not in self.old.rows:
             self._fresh(name, size, "not in the old model's wide part")
         else:
-            ids = map_ids(self.model.schema, self.old.schema, feature)
+            ids = self._ids(feature)
             factor = self._rate(feature) if ids.found else 1.0
             self._rows(table, feature, name, ids, self.old.rows[name], "wide", factor=factor)
 
@@ -167,7 +174,7 @@ class _Mover:
             self._fresh(name, size, "not in the old model's deep part")
             return
         feature = next(f for f, t in table.features.items() if t == logical)
-        ids = map_ids(self.model.schema, self.old.schema, feature)
+        ids = self._ids(feature)
         width = held["weight"].shape[1]
         if width == dim:
             self._rows(table, logical, name, ids, held, "deep")

@@ -318,7 +318,21 @@ class JoinConfig:
                 "a label has value = true, but [actions] names no value column; set "
                 "actions.value = 'COLUMN'"
             )
+        self._check_kinds()
         self._check_positives_only()
+
+    def _check_kinds(self) -> None:
+        """Without a column of kinds every action is an ``"action"``, and no other kind occurs."""
+        if self.actions.kind is not None:
+            return
+        wanted = [(label.name, label.kinds) for label in self.labels]
+        wanted += [(feature.name, feature.kinds) for feature in self.history]
+        for name, kinds in wanted:
+            if kinds and "action" not in kinds:
+                raise ConfigError(
+                    f"{name!r} asks for kinds = {list(kinds)}, but [actions] names no column of "
+                    "kinds; set actions.kind = 'COLUMN', or leave kinds out"
+                )
 
     def _check_positives_only(self) -> None:
         if self.impressions is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from widedeep.serving.http.settings import Settings
 from widedeep.serving.impression_files import Retention
 from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.registry import Latest, Registry
-from widedeep.serving.supervisor import Worker, bind_port
+from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_port
 
 __all__ = ["LogPlan", "ServingPlan", "serve_plan"]
 
@@ -172,15 +174,16 @@ def serve_plan(
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(settings, shared))
         # The first process of a server answers from its start, if only that it is not ready; those
-        # that join it, or take a dead one's place, share the port once they can answer.
+        # that join it, or take a dead one's place, share the port once all of them can answer.
         joins = worker.index > 0 or worker.replaces
         if not joins:
             listening.listen()
         for registry in registries.values():
             stack.enter_context(registry)
         if joins:
-            for registry in registries.values():
-                registry.wait_ready()
+            _wait_ready(worker, registries)
+        elif shared:
+            threading.Thread(target=_wait_ready, args=(worker, registries), daemon=True).start()
         if plan.log is not None:
             service.on_ranked = _logging(stack.enter_context(plan.log.open()), service)
         on_drain, grpc_port = _start_grpc(service, plan, shared, stack)
@@ -191,6 +194,17 @@ def serve_plan(
         serve(service, listening, on_drain=on_drain)
         service.log.event("stopped", worker=worker.index)
     service.scheduler.close()
+
+
+def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> None:
+    """Wait until every model is loaded, here and in the first process, which leaves a mark."""
+    for registry in registries.values():
+        registry.wait_ready()
+    first_is_ready = Path(os.environ[METRICS_DIRECTORY]) / "first-is-ready"
+    if worker.index == 0:
+        first_is_ready.touch()
+    while not first_is_ready.exists():
+        time.sleep(0.02)
 
 
 def _logging(log: ImpressionLog, service: Service) -> Callable[[Ranked], None]:
