@@ -6,12 +6,12 @@
     python benchmarks/bench_join.py --engine spark
 
 Each run is a process of its own; the peak of its resident memory is the kernel's figure. On two
-cores of an x86-64 machine that others kept busy (load 8 to 9; provisional), with DuckDB's memory
-limit at 900 MB:
+idle cores of an x86-64 machine, with a memory limit of 900 MB for DuckDB (10M on a busy machine
+had its peak at 1.17 GB):
 
     impressions   seconds   processor seconds   peak GB
-    5M                 52                  28      1.10
-    10M               109                  52      1.17
+    5M               14.5                  --      1.09
+    10M              29.0                  --      1.66
 """
 
 from __future__ import annotations
