@@ -26,7 +26,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -84,22 +83,16 @@ class Loop:
         bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
         print(f"\n{bold}{self.step:2}. {text}{plain}  [{seconds:.0f} s]", flush=True)
 
-    def run(self, *words: object, quiet: bool = False) -> dict[str, Any]:
-        """Run a verb; return its JSON document if ``quiet``, else let it print."""
+    def run(self, *words: object, may_say_no: bool = False) -> bool:
+        """Run a verb; return False if its answer is no, and stop if it failed."""
         command = [str(word) for word in words]
         print(f"$ widedeep {shlex.join(command)}", flush=True)
-        options = ["--json"] if quiet else []
         ran = subprocess.run(
-            [sys.executable, "-m", "widedeep", *command, *options],
-            cwd=self.place,
-            stdout=subprocess.PIPE if quiet else None,
-            text=True,
-            check=False,
+            [sys.executable, "-m", "widedeep", *command], cwd=self.place, check=False
         )
-        if ran.returncode:
+        if ran.returncode and not (may_say_no and ran.returncode == 1):
             sys.exit(f"stopped: 'widedeep {command[0]}' ended with exit code {ran.returncode}")
-        found: dict[str, Any] = json.loads(ran.stdout) if quiet else {}
-        return found
+        return ran.returncode == 0
 
     @contextlib.contextmanager
     def serving(self, log: str) -> Iterator[str]:
@@ -194,7 +187,10 @@ def second_week(loop: Loop) -> None:
     with loop.serving("log") as url:
         loop.tell("The gate: is it as good as the one in service, on what was served last?")
         data = ("--data", "served/examples/test")
-        loop.run("validate", "runs/2", "--against", "models", *data, *GATE)
+        judged = ("runs/2", "--against", "models", *data, *GATE)
+        if not loop.run("validate", *judged, may_say_no=True):
+            print("the gate has stopped it, for the reasons above: the first model goes on serving")
+            return
         loop.tell("Publish it; the server swaps while it serves")
         loop.run("publish", "runs/2", "models")
         wait_version(url, "2")
@@ -221,7 +217,7 @@ def acquisitions(loop: Loop) -> None:
     loop.tell("What it brought: installs a request, and their 95 % interval")
     told = {"popularity": "week 1, no model", "served": "week 2, the first model"}
     told |= {"frozen": "then: the first model still", "retrained": "then: the second, warm-started"}
-    for week in ("week1", "week2", "week3"):
+    for week in sorted(place.name for place in loop.place.glob("week*")):
         table = pq.read_table(loop.place / week / "requests")
         users = table.group_by(["arm", "user_id"]).aggregate(
             [("installs", "sum"), ("installs", "count")]
