@@ -131,6 +131,7 @@ def test_half_comes_from_the_embeddings_and_none_twice() -> None:
         ({"vector": [1.0, 2.0]}, "vector: got shape"),
         ({"vector": ["a"] * 8}, "vector: got"),
         ({"vector": [float("nan")] * 8}, "finite"),
+        ({"vector": [1e300] * 8}, "finite"),
         ({"most_of_each": 2}, "most_of_each: got a limit"),
     ],
 )

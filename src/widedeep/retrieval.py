@@ -374,8 +374,9 @@ class Retriever:
 
 def _numbers(vector: Sequence[float]) -> NDArray[np.float32]:
     try:
-        return np.asarray(vector, np.float32)
-    except (TypeError, ValueError) as error:
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+            return np.asarray(vector, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
         raise RequestError("vector", f"got {vector!r}, expected numbers") from error
 
 
