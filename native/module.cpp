@@ -7,9 +7,11 @@ namespace nb = nanobind;
 namespace widedeep {
 // Each bind_*.cpp defines one of these.
 void bind_counts(nb::module_& m);
+void bind_losses(nb::module_& m);
 void bind_ranker(nb::module_& m);
 void bind_score(nb::module_& m);
 void bind_sparse(nb::module_& m);
+void bind_tower(nb::module_& m);
 void bind_transform(nb::module_& m);
 }  // namespace widedeep
 
@@ -22,8 +24,10 @@ NB_MODULE(_native, m) {
       "isa", [] { return widedeep::isa_name(widedeep::active_isa()); },
       "The instruction set of the dispatched kernels: 'baseline', 'avx2' or 'avx512'.");
   widedeep::bind_counts(m);
+  widedeep::bind_losses(m);
   widedeep::bind_ranker(m);
   widedeep::bind_score(m);
   widedeep::bind_sparse(m);
+  widedeep::bind_tower(m);
   widedeep::bind_transform(m);
 }

@@ -143,6 +143,27 @@ def ftrl_rows(
     threads: int,
     /,
 ) -> int: ...
+def logistic_loss(logits: _Floats, labels: _Floats, losses: _Floats, grads: _Floats, /) -> None: ...
+def tower_forward(
+    input: _Floats,
+    weights: list[_Floats],
+    biases: list[_Floats],
+    outputs: list[_Floats],
+    threads: int,
+    /,
+) -> None: ...
+def tower_backward(
+    input: _Floats,
+    weights: list[_Floats],
+    outputs: list[_Floats],
+    grad_logits: _Floats,
+    grads: list[_Floats],
+    grad_input: _Floats,
+    weight_grads: list[_Floats],
+    bias_grads: list[_Floats],
+    threads: int,
+    /,
+) -> None: ...
 def init_rows(out: _Floats, key: int, first_row: int, scale: float, threads: int, /) -> None: ...
 def take_offsets(
     ids: _Ints, offsets: _Ints, n_features: int, rows: _Ints, out_offsets: _Ints, /

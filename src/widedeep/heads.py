@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from widedeep import kernels
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.schema import Schema
 
@@ -64,6 +65,10 @@ class Head:
         """Derivative of each example's loss by its logits. Shape: (B, c), (B,) -> (B, c)."""
         raise NotImplementedError
 
+    def losses_and_gradient(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Both of them: :meth:`losses` and :meth:`gradient`."""
+        return self.losses(logits_BC, labels_B), self.gradient(logits_BC, labels_B)
+
     def predictions(self, logits_BC: Tensor) -> Tensor:
         """What a user wants to see: probabilities, or the value of a regression."""
         raise NotImplementedError
@@ -112,6 +117,20 @@ class Binary(Head):
     def gradient(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """P - y."""
         return torch.sigmoid(logits_BC) - labels_B[:, None]
+
+    def losses_and_gradient(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Both in one pass, where the logits are on the CPU."""
+        if logits_BC.device.type != "cpu":
+            return super().losses_and_gradient(logits_BC, labels_B)
+        losses_B = torch.empty(len(logits_BC))
+        grad_BC = torch.empty(len(logits_BC), 1)
+        kernels.logistic_loss(
+            logits_BC[:, 0].contiguous().numpy(),
+            labels_B.numpy(),
+            losses_B.numpy(),
+            grad_BC[:, 0].numpy(),
+        )
+        return losses_B, grad_BC
 
     def predictions(self, logits_BC: Tensor) -> Tensor:
         """The probability of label 1, (B,)."""

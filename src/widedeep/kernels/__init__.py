@@ -12,6 +12,7 @@ from widedeep.kernels.checks import IdOutOfRangeError
 from widedeep.kernels.copying import take_dense, take_rows
 from widedeep.kernels.counting import CountTable
 from widedeep.kernels.groups import Groups, group_ids
+from widedeep.kernels.losses import logistic_loss
 from widedeep.kernels.pooling import (
     COMBINERS,
     gather_pool,
@@ -19,6 +20,7 @@ from widedeep.kernels.pooling import (
     segment_sum_wide,
     wide_forward,
 )
+from widedeep.kernels.tower import tower_backward, tower_forward
 from widedeep.kernels.updates import adagrad_rows, adam_rows, ftrl_rows, init_rows, sgd_rows
 
 __all__ = [
@@ -32,10 +34,13 @@ __all__ = [
     "gather_pool",
     "group_ids",
     "init_rows",
+    "logistic_loss",
     "segment_sum_deep",
     "segment_sum_wide",
     "sgd_rows",
     "take_dense",
     "take_rows",
+    "tower_backward",
+    "tower_forward",
     "wide_forward",
 ]

@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.kernels.reference_counting import CountTable as CountTable
+from widedeep.kernels.reference_losses import logistic_loss as logistic_loss
 from widedeep.kernels.reference_ranker import RankScorer as RankScorer
 from widedeep.kernels.reference_score import Scorer as Scorer
+from widedeep.kernels.reference_tower import tower_backward as tower_backward
+from widedeep.kernels.reference_tower import tower_forward as tower_forward
 
 _NO_FAULT, _SINGLE = -1, -2
 _SUM, _MEAN = 0, 1

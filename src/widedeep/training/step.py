@@ -19,6 +19,7 @@ from widedeep.training.dense_update import DenseUpdate
 from widedeep.training.feature_rates import FeatureRates, row_starts
 from widedeep.training.fused_mlp import FusedMLP
 from widedeep.training.mixed_mlp import MixedMLP
+from widedeep.training.native_mlp import NativeMLP
 from widedeep.training.undo_log import UndoLog
 
 __all__ = ["StepResult", "TrainStep"]
@@ -103,7 +104,7 @@ class TrainStep:
         self.undo = UndoLog()
         self._wide, self._deep = wide, deep
         self._concat: Tensor | None = None
-        self.fused = fast_mlp(model, precision)
+        self.fused = fast_mlp(model, precision, threads)
         self.feature_rates: FeatureRates | None = None
         if model.wide_table is not None:
             model.wide_table.attach(wide)
@@ -234,9 +235,9 @@ class TrainStep:
         ):
             labels_B = labels_BL[:, index].contiguous()
             head.check_labels(labels_B, columns_of_labels[index])
-            logits = logits_BC[:, columns]
-            losses_B += head.loss_weight * head.losses(logits, labels_B)
-            grad_BC[:, columns] = head.loss_weight * head.gradient(logits, labels_B)
+            losses, gradient = head.losses_and_gradient(logits_BC[:, columns], labels_B)
+            losses_B += head.loss_weight * losses
+            grad_BC[:, columns] = head.loss_weight * gradient
         if batch.weight_B is not None:
             grad_BC *= torch.from_numpy(batch.weight_B).to(grad_BC.device)[:, None]
         return losses_B, grad_BC
@@ -321,11 +322,17 @@ class TrainStep:
         )
 
 
-def fast_mlp(model: WideDeep, precision: str) -> FusedMLP | MixedMLP | None:
+def fast_mlp(
+    model: WideDeep, precision: str, threads: int
+) -> NativeMLP | FusedMLP | MixedMLP | None:
     """Return the fast path if the standard tower is the only one, else None."""
     tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
-    if isinstance(tower, MLP) and tower.is_plain:
-        output = model.outputs["mlp"]
-        assert isinstance(output, torch.nn.Linear)
-        return MixedMLP(tower, output) if precision == "bf16" else FusedMLP(tower, output)
-    return None
+    if not isinstance(tower, MLP) or not tower.is_plain:
+        return None
+    output = model.outputs["mlp"]
+    assert isinstance(output, torch.nn.Linear)
+    if precision == "bf16":
+        return MixedMLP(tower, output)
+    if output.weight.device.type == "cpu":
+        return NativeMLP(tower, output, threads=threads)
+    return FusedMLP(tower, output)

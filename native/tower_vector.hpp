@@ -1,0 +1,68 @@
+// What the tower's kernels do with parts of a register. Only for *_isa.cpp.
+#pragma once
+
+#include <string.h>
+
+#include "score_vector.hpp"
+
+namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
+namespace {
+
+// The first `count` numbers, and zeros; 0 <= count <= kLanes.
+inline Vec vec_load_first(const float* p, int64_t count) {
+#if defined(WIDEDEEP_ISA_IS_avx512)
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#else
+  if (count == kLanes) return vec_load(p);
+  float numbers[kLanes] = {};
+  memcpy(numbers, p, static_cast<size_t>(count) * sizeof(float));
+  return vec_load(numbers);
+#endif
+}
+
+inline void vec_store_first(float* p, Vec v, int64_t count) {
+#if defined(WIDEDEEP_ISA_IS_avx512)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
+#else
+  if (count == kLanes) return vec_store(p, v);
+  float numbers[kLanes];
+  vec_store(numbers, v);
+  memcpy(p, numbers, static_cast<size_t>(count) * sizeof(float));
+#endif
+}
+
+// `v` where `by` is above 0 (or no number), else 0.
+inline Vec vec_where_positive(Vec v, Vec by) {
+#if defined(WIDEDEEP_ISA_IS_avx512)
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(by, vec_zero(), _CMP_NLE_UQ), v);
+#elif defined(WIDEDEEP_ISA_IS_avx2)
+  return _mm256_and_ps(_mm256_cmp_ps(by, vec_zero(), _CMP_NLE_UQ), v);
+#elif defined(__x86_64__)
+  return _mm_and_ps(_mm_cmpnle_ps(by, vec_zero()), v);
+#else
+  const uint32x4_t dropped = vcleq_f32(by, vec_zero());
+  return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), dropped));
+#endif
+}
+
+// Four rows of four numbers, transposed: to[k][r] = from[r][k].
+inline void transpose_4x4(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
+#if defined(__x86_64__)
+  __m128 a = _mm_loadu_ps(from);
+  __m128 b = _mm_loadu_ps(from + from_stride);
+  __m128 c = _mm_loadu_ps(from + 2 * from_stride);
+  __m128 d = _mm_loadu_ps(from + 3 * from_stride);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(to, a);
+  _mm_storeu_ps(to + to_stride, b);
+  _mm_storeu_ps(to + 2 * to_stride, c);
+  _mm_storeu_ps(to + 3 * to_stride, d);
+#else
+  for (int64_t r = 0; r < 4; ++r) {
+    for (int64_t k = 0; k < 4; ++k) to[k * to_stride + r] = from[r * from_stride + k];
+  }
+#endif
+}
+
+}  // namespace
+}  // namespace widedeep::WIDEDEEP_ISA_NAMESPACE
