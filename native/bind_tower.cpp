@@ -2,10 +2,10 @@
 // are checked in widedeep.kernels.tower, whose functions are the public ones.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "tower.hpp"
@@ -56,27 +56,31 @@ void bind_forward(const ConstMatrix& in, const std::vector<ConstMatrix>& weights
                 threads);
 }
 
-void bind_backward(const ConstMatrix& in, const std::vector<ConstMatrix>& weights,
-                   const std::vector<ConstMatrix>& outs, const ConstMatrix& grad_logits,
-                   const std::vector<Matrix>& grads, const Matrix& grad_in,
-                   const std::vector<Matrix>& weight_grads, const std::vector<Vector>& bias_grads,
-                   int threads) {
+// Writes into its arguments until wait() has returned; who calls it keeps them.
+std::unique_ptr<TowerGradients> bind_backward(
+    const ConstMatrix& in, const std::vector<ConstMatrix>& weights,
+    const std::vector<ConstMatrix>& outs, const ConstMatrix& grad_logits,
+    const std::vector<Matrix>& grads, const Matrix& grad_in,
+    const std::vector<Matrix>& weight_grads, const std::vector<Vector>& bias_grads, int threads) {
   const std::vector<TowerLayer> layers = layers_of(weights, {});
   const std::vector<ConstRows> out_rows = rows_of_all<ConstRows>(outs);
   const std::vector<Rows> grad_rows = rows_of_all<Rows>(grads);
   const std::vector<Rows> weight_rows = rows_of_all<Rows>(weight_grads);
   std::vector<float*> bias_rows(layers.size(), nullptr);
   for (std::size_t i = 0; i < bias_grads.size(); ++i) bias_rows[i] = bias_grads[i].data();
-  tower_backward({rows_of(in), static_cast<int64_t>(in.shape(0)), layers.data(),
-                  static_cast<int64_t>(layers.size()), out_rows.data(), rows_of(grad_logits),
-                  grad_rows.data(), rows_of(grad_in), weight_rows.data(), bias_rows.data()},
-                 threads);
+  const TowerBackward request{rows_of(in),        static_cast<int64_t>(in.shape(0)),
+                              layers.data(),      static_cast<int64_t>(layers.size()),
+                              out_rows.data(),    rows_of(grad_logits),
+                              grad_rows.data(),   rows_of(grad_in),
+                              weight_rows.data(), bias_rows.data()};
+  return std::make_unique<TowerGradients>(request, threads);
 }
 
 }  // namespace
 
 void bind_tower(nb::module_& m) {
   m.def("tower_forward", &bind_forward, ReleaseGil());
+  nb::class_<TowerGradients>(m, "TowerGradients").def("wait", &TowerGradients::wait, ReleaseGil());
   m.def("tower_backward", &bind_backward, ReleaseGil());
 }
 

@@ -1,6 +1,7 @@
 #include <nanobind/nanobind.h>
 
 #include "cpu_features.hpp"
+#include "thread_pool.hpp"
 
 namespace nb = nanobind;
 
@@ -23,6 +24,8 @@ NB_MODULE(_native, m) {
   m.def(
       "isa", [] { return widedeep::isa_name(widedeep::active_isa()); },
       "The instruction set of the dispatched kernels: 'baseline', 'avx2' or 'avx512'.");
+  m.def("add_wakefulness", &widedeep::add_wakefulness,
+        "Let threads without work look for more before they sleep (1), or no longer (-1).");
   widedeep::bind_counts(m);
   widedeep::bind_losses(m);
   widedeep::bind_ranker(m);

@@ -4,31 +4,59 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "flush_to_zero.hpp"
 
 namespace widedeep {
-namespace {
 
-thread_local bool t_inside_part = false;
-
-// One call of run_parts; lives on the caller's stack until all of its parts are done.
+// One call of run_parts or one Background; it lives until all of its parts are done.
 struct Job {
   std::int64_t n_tasks;
   int n_parts;
   PartFunction function;
   void* context;
   int claimed = 0;
-  int done = 0;
+  std::atomic<int> done{0};  // written under the pool's lock
   std::exception_ptr error = nullptr;
   Job* next = nullptr;
   std::condition_variable finished{};
 };
+
+namespace {
+
+thread_local bool t_inside_part = false;
+
+std::atomic<int> g_wakefulness{0};
+
+inline void relax() noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Looks for a while whether `found()`, if threads are to stay awake.
+template <class Found>
+void look_for(Found found) noexcept {
+  using Clock = std::chrono::steady_clock;
+  constexpr auto kLookFor = std::chrono::microseconds(100);
+  if (g_wakefulness.load(std::memory_order_relaxed) <= 0) return;
+  const Clock::time_point end = Clock::now() + kLookFor;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (found()) return;
+      relax();
+    }
+  } while (Clock::now() < end);
+}
 
 void run_one(const Job& job, int part) {
   const TaskRange range = task_range(job.n_tasks, job.n_parts, part);
@@ -37,15 +65,26 @@ void run_one(const Job& job, int part) {
 
 class Pool {
  public:
-  void run(Job& job) {
+  // Lets up to n_workers threads begin.
+  void start(Job& job, int n_workers) {
     std::unique_lock lock(mutex_);
-    grow_to(job.n_parts - 1);
+    grow_to(n_workers);
     append(job);
-    for (int waiting = std::min(job.n_parts - 1, workers_.load()); waiting > 0; --waiting) {
+    for (int waiting = std::min(n_workers, workers_.load()); waiting > 0; --waiting) {
       work_.notify_one();
     }
+  }
+
+  // Does the parts that nobody has begun and waits for the others.
+  void finish(Job& job) {
+    std::unique_lock lock(mutex_);
     while (job.claimed < job.n_parts) run_claimed(job, lock);
-    job.finished.wait(lock, [&job] { return job.done == job.n_parts; });
+    const auto is_done = [&job] { return job.done.load() == job.n_parts; };
+    if (is_done()) return;
+    lock.unlock();
+    look_for(is_done);
+    lock.lock();
+    job.finished.wait(lock, is_done);
   }
 
   int workers() const noexcept { return workers_.load(); }
@@ -67,6 +106,7 @@ class Pool {
     Job** end = &head_;
     while (*end != nullptr) end = &(*end)->next;
     *end = &job;
+    has_work_.store(true);
   }
 
   // Takes the next part of `job`, runs it unlocked, counts it. `lock` is held before and after.
@@ -90,6 +130,7 @@ class Pool {
     Job** link = &head_;
     while (*link != &job) link = &(*link)->next;
     *link = job.next;
+    has_work_.store(head_ != nullptr);
   }
 
   void serve() {
@@ -97,6 +138,11 @@ class Pool {
     const ScopedFlushToZero flush;
     std::unique_lock lock(mutex_);
     for (;;) {
+      if (head_ == nullptr) {
+        lock.unlock();
+        look_for([this] { return has_work_.load(std::memory_order_relaxed); });
+        lock.lock();
+      }
       work_.wait(lock, [this] { return head_ != nullptr; });
       run_claimed(*head_, lock);
     }
@@ -104,7 +150,8 @@ class Pool {
 
   std::mutex mutex_;
   std::condition_variable work_;
-  Job* head_ = nullptr;  // jobs that still have a part to claim, oldest first
+  Job* head_ = nullptr;                // jobs that still have a part to claim, oldest first
+  std::atomic<bool> has_work_{false};  // head_ != nullptr, for those without the lock
   std::atomic<int> workers_{0};
 };
 
@@ -114,6 +161,7 @@ std::atomic<Pool*> g_pool{nullptr};
 
 void forget_pool_in_child() {
   g_pool.store(nullptr);
+  g_wakefulness.store(0);
   t_inside_part = false;
 }
 
@@ -138,10 +186,36 @@ void run_parts(std::int64_t n_tasks, int n_parts, PartFunction function, void* c
     return;
   }
   t_inside_part = true;
-  pool().run(job);
+  pool().start(job, n_parts - 1);
+  pool().finish(job);
   t_inside_part = false;
   if (job.error) std::rethrow_exception(job.error);
 }
+
+Background::Background(std::int64_t n_tasks, int n_parts, int n_workers, PartFunction function,
+                       void* context)
+    : job_(new Job{n_tasks, n_parts, function, context}) {
+  if (n_parts > 0) pool().start(*job_, n_workers);
+}
+
+void Background::wait() {
+  const std::unique_ptr<Job> job = std::move(job_);
+  if (job == nullptr || job->n_parts == 0) return;
+  const ScopedFlushToZero flush;
+  t_inside_part = true;
+  pool().finish(*job);
+  t_inside_part = false;
+  if (job->error) std::rethrow_exception(job->error);
+}
+
+Background::~Background() {
+  try {
+    wait();
+  } catch (...) {
+  }
+}
+
+void add_wakefulness(int change) noexcept { g_wakefulness.fetch_add(change); }
 
 int pool_workers() noexcept {
   const Pool* current = g_pool.load();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <type_traits>
 
 namespace widedeep {
@@ -45,7 +46,33 @@ void parallel_for(std::int64_t n_tasks, int n_threads, Fn&& fn) {
       const_cast<void*>(static_cast<const void*>(&fn)));
 }
 
+struct Job;
+
+// Parts that workers do while the calling thread goes on with something else. The function and its
+// context must live until wait() has returned. Not for use from within a part.
+class Background {
+ public:
+  // Starts up to n_workers threads on it; with 0, all is left to wait().
+  Background(std::int64_t n_tasks, int n_parts, int n_workers, PartFunction function,
+             void* context);
+  ~Background();  // waits; an exception of a part is then lost
+  Background(const Background&) = delete;
+  Background& operator=(const Background&) = delete;
+
+  // Does the parts that no worker has begun, and returns when all are done. Throws the first
+  // exception of a part; a second call does nothing.
+  void wait();
+
+ private:
+  std::unique_ptr<Job> job_;
+};
+
 // How many worker threads this process has started (0 before the first parallel call).
 int pool_workers() noexcept;
+
+// Between add_wakefulness(1) and add_wakefulness(-1), threads that run out of work look for more
+// for a tenth of a millisecond before they sleep: a training step has many short parallel parts,
+// and waking a thread takes as long as some of them. Scopes may overlap.
+void add_wakefulness(int change) noexcept;
 
 }  // namespace widedeep

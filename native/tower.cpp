@@ -7,13 +7,15 @@
 
 #include "buffer_pool.hpp"
 #include "thread_pool.hpp"
+#include "tower_isa.hpp"
 
 namespace widedeep {
 namespace {
 
-constexpr int64_t kGroupBlocks = 8;     // blocks of rows that go through the layers together
-constexpr int64_t kLine = 16;           // floats of a cache line
-constexpr int64_t kFewRows = 32;        // not worth a second thread
+constexpr int64_t kGroupBlocks = 8;  // blocks of rows that go through the layers together
+constexpr int64_t kLine = 16;        // floats of a cache line
+constexpr int64_t kFewRows = 32;     // not worth a second thread
+constexpr int kPartsOfThread = 6;
 constexpr int64_t kColumnsOfSum = 128;  // of a bias's gradient: about a tile's worth of work
 
 struct Free {
@@ -126,48 +128,58 @@ ConstRows read(const Rows& rows) { return {rows.data, rows.stride, rows.width}; 
 // products, then the columns of the biases' sums.
 class GradientWork {
  public:
-  explicit GradientWork(const TowerBackward& request) : request_(request) {
+  explicit GradientWork(const TowerBackward& request) {
     const int64_t block = WIDEDEEP_DISPATCH(tower_block)();
     const int64_t panel = WIDEDEEP_DISPATCH(tower_panel)();
     for (int64_t i = 0; i < request.n_layers; ++i) {
-      const TowerLayer& layer = request.layers[i];
-      const int64_t blocks = (layer.outputs + block - 1) / block;
-      add(blocks * ((layer.weight.width + panel - 1) / panel));
-      add(request.bias_grads[i] == nullptr ? 0
-                                           : (layer.outputs + kColumnsOfSum - 1) / kColumnsOfSum);
+      const int64_t outputs = request.layers[i].outputs;
+      const ConstRows grad =
+          i + 1 == request.n_layers ? request.grad_logits : read(request.grads[i]);
+      const ConstRows in = i == 0 ? request.in : request.outs[i - 1];
+      const int64_t tiles = (outputs + block - 1) / block * ((in.width + panel - 1) / panel);
+      const int64_t sums =
+          request.bias_grads[i] == nullptr ? 0 : (outputs + kColumnsOfSum - 1) / kColumnsOfSum;
+      layers_.push_back({{grad, in, request.rows, request.weight_grads[i]},
+                         outputs,
+                         request.bias_grads[i],
+                         pieces_,
+                         pieces_ + tiles});
+      pieces_ += tiles + sums;
     }
   }
 
-  int64_t pieces() const { return starts_.back(); }
+  int64_t pieces() const { return pieces_; }
 
   void run(int64_t begin, int64_t end) const {
-    for (std::size_t i = 0; i + 1 < starts_.size(); ++i) {
-      const int64_t first = std::max(begin, starts_[i]) - starts_[i];
-      const int64_t last = std::min(end, starts_[i + 1]) - starts_[i];
-      if (first < last) run_of(static_cast<int64_t>(i), first, last);
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      const Layer& layer = layers_[i];
+      const int64_t stop = i + 1 < layers_.size() ? layers_[i + 1].first_tile : pieces_;
+      const int64_t first = std::max(begin, layer.first_tile);
+      const int64_t last = std::min(end, layer.first_sum);
+      if (first < last) {
+        WIDEDEEP_DISPATCH(weight_gradient_tiles)
+        (layer.weights, first - layer.first_tile, last - layer.first_tile);
+      }
+      const int64_t first_sum = std::max(begin, layer.first_sum) - layer.first_sum;
+      const int64_t last_sum = std::min(end, stop) - layer.first_sum;
+      if (first_sum < last_sum) {
+        WIDEDEEP_DISPATCH(column_sums)
+        (layer.weights.grad, layer.weights.rows, layer.bias_grad, first_sum * kColumnsOfSum,
+         std::min(last_sum * kColumnsOfSum, layer.outputs));
+      }
     }
   }
 
  private:
-  void add(int64_t pieces) { starts_.push_back(starts_.back() + pieces); }
-
-  void run_of(int64_t kind, int64_t first, int64_t last) const {
-    const int64_t i = kind / 2;
-    const bool is_last = i + 1 == request_.n_layers;
-    const ConstRows grad = is_last ? request_.grad_logits : read(request_.grads[i]);
-    if (kind % 2 == 1) {
-      const int64_t end = std::min(last * kColumnsOfSum, request_.layers[i].outputs);
-      WIDEDEEP_DISPATCH(column_sums)
-      (grad, request_.rows, request_.bias_grads[i], first * kColumnsOfSum, end);
-      return;
-    }
-    const ConstRows in = i == 0 ? request_.in : request_.outs[i - 1];
-    WIDEDEEP_DISPATCH(weight_gradient_tiles)
-    ({grad, in, request_.rows, request_.weight_grads[i]}, first, last);
-  }
-
-  const TowerBackward& request_;
-  std::vector<int64_t> starts_{0};
+  struct Layer {
+    WeightGradient weights;
+    int64_t outputs;
+    float* bias_grad;
+    int64_t first_tile;
+    int64_t first_sum;
+  };
+  int64_t pieces_ = 0;
+  std::vector<Layer> layers_{};
 };
 
 }  // namespace
@@ -186,7 +198,27 @@ void tower_forward(const TowerForward& request, int threads) {
             });
 }
 
-void tower_backward(const TowerBackward& request, int threads) {
+struct TowerGradients::State {
+  State(const TowerBackward& request, int threads)
+      : work(request),
+        background(work.pieces(), parts_of(work.pieces(), request.rows, threads),
+                   request.rows < kFewRows ? 0 : threads - 1, &run_part, &work) {}
+
+  // More than one a thread: whoever comes late finds something left to do.
+  static int parts_of(int64_t pieces, int64_t rows, int threads) {
+    const int64_t wanted = rows < kFewRows || threads < 2 ? 1 : int64_t{kPartsOfThread} * threads;
+    return static_cast<int>(std::min(pieces, wanted));
+  }
+
+  static void run_part(void* work, int64_t begin, int64_t end, int) {
+    static_cast<const GradientWork*>(work)->run(begin, end);
+  }
+
+  GradientWork work;
+  Background background;
+};
+
+TowerGradients::TowerGradients(const TowerBackward& request, int threads) {
   const PackedTower packed(request.layers, request.n_layers, true, threads);
   const auto product = WIDEDEEP_DISPATCH(product_rows);
   over_rows(request.rows, packed.widest(), threads,
@@ -200,9 +232,11 @@ void tower_backward(const TowerBackward& request, int threads) {
                 grad = read(out);
               }
             });
-  const GradientWork work(request);
-  parallel_for(work.pieces(), request.rows < kFewRows ? 1 : threads,
-               [&](int64_t begin, int64_t end, int) { work.run(begin, end); });
+  state_ = std::make_unique<State>(request, threads);
 }
+
+TowerGradients::~TowerGradients() = default;
+
+void TowerGradients::wait() { state_->background.wait(); }
 
 }  // namespace widedeep

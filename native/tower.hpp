@@ -7,31 +7,11 @@
 
 #include <stdint.h>
 
-#include "dispatch.hpp"
+#include <memory>
+
 #include "sparse.hpp"
 
 namespace widedeep {
-
-// out = in · B for a matrix B of `inputs` rows and `outputs` columns, which lies packed: panels of
-// tower_panel() columns, each row after row; the last one is half as wide where that is enough, and
-// padded with zeros.
-struct RowProduct {
-  ConstRows in;
-  const float* panels;
-  int64_t outputs;
-  const float* bias = nullptr;       // padded with zeros to whole panels; or null
-  bool relu = false;                 // after the bias
-  ConstRows mask = {nullptr, 0, 0};  // outputs are 0 where this is not above 0; or null
-  Rows out;
-};
-
-// out = gradᵀ · in, summed over the batch's rows one after the other.
-struct WeightGradient {
-  ConstRows grad;
-  ConstRows in;
-  int64_t rows;
-  Rows out;
-};
 
 struct TowerLayer {
   ConstRows weight;  // outputs x inputs
@@ -61,17 +41,19 @@ struct TowerBackward {
 };
 
 void tower_forward(const TowerForward& request, int threads);
-void tower_backward(const TowerBackward& request, int threads);
 
-WIDEDEEP_DECLARE_ISA(
-    int64_t tower_panel(); int64_t tower_block();
-    // Packs panels [begin, end) of the matrix whose element (k, n) is at k * row + n * column.
-    void pack_panels(const float* matrix, int64_t row, int64_t column, int64_t inputs,
-                     int64_t outputs, float* panels, int64_t begin, int64_t end);
-    // Rows [begin, end); `scratch` has room for them, their width rounded up to 16.
-    void product_rows(const RowProduct& request, int64_t begin, int64_t end, float* scratch);
-    // Tiles [begin, end): blocks of tower_block() outputs, panel of inputs after panel.
-    void weight_gradient_tiles(const WeightGradient& request, int64_t begin, int64_t end);
-    void column_sums(const ConstRows& grad, int64_t rows, float* out, int64_t begin, int64_t end))
+// The backward pass down to grad_in. The gradients of weights and biases, which nothing below
+// needs, are then under way on other threads; they are there when wait() has returned. The arrays
+// of the request must live until then, the request itself need not.
+class TowerGradients {
+ public:
+  TowerGradients(const TowerBackward& request, int threads);
+  ~TowerGradients();
+  void wait();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 }  // namespace widedeep

@@ -1,9 +1,10 @@
 // Matrix products for the shapes of a tower: few thousand rows, weights that fit into a cache.
 //
 // A tile of sums stays in registers: up to kBlockRows rows times kPanelVecs registers of columns.
+#include "tower_isa.hpp"
+
 #include <stdint.h>
 
-#include "tower.hpp"
 #include "tower_vector.hpp"
 
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {

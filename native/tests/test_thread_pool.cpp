@@ -159,3 +159,56 @@ TEST(a_child_forked_while_another_thread_uses_the_pool_is_not_stuck) {
   stop = true;
   busy.join();
 }
+
+TEST(threads_that_stay_awake_do_the_same_work) {
+  widedeep::add_wakefulness(1);
+  widedeep::add_wakefulness(1);
+  for (int round = 0; round < 300; ++round) CHECK(parallel_sum(1000, 3) == 499500);
+  widedeep::add_wakefulness(-1);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([] {
+      for (int round = 0; round < 100; ++round) CHECK(parallel_sum(100, 4) == 4950);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  widedeep::add_wakefulness(-1);
+  CHECK(parallel_sum(1000, 3) == 499500);
+}
+
+TEST(work_in_the_background_is_done_when_wait_returns) {
+  struct Sum {
+    std::atomic<std::int64_t> total{0};
+    static void add(void* context, std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i) static_cast<Sum*>(context)->total += i;
+    }
+  };
+  for (const int workers : {0, 1, 3}) {
+    Sum sum;
+    widedeep::Background background(1000, 7, workers, &Sum::add, &sum);
+    CHECK(parallel_sum(1000, 2) == 499500);  // meanwhile
+    background.wait();
+    CHECK(sum.total == 499500);
+    background.wait();
+    CHECK(sum.total == 499500);
+  }
+  Sum sum;
+  {
+    const widedeep::Background dropped(1000, 7, 2, &Sum::add, &sum);
+  }
+  CHECK(sum.total == 499500);
+}
+
+TEST(an_exception_in_the_background_reaches_who_waits) {
+  const auto fail = [](void*, std::int64_t begin, std::int64_t, int) {
+    if (begin == 0) throw std::runtime_error("first part");
+  };
+  widedeep::Background background(10, 5, 2, fail, nullptr);
+  std::string message;
+  try {
+    background.wait();
+  } catch (const std::runtime_error& error) {
+    message = error.what();
+  }
+  CHECK(message == "first part");
+}

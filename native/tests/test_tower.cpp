@@ -57,7 +57,7 @@ struct Tower {
     }
     const ConstRows input{in.data(), widths[0], widths[0]};
     widedeep::tower_forward({input, rows, layers.data(), 3, out_rows.data()}, threads);
-    widedeep::tower_backward({input,
+    widedeep::TowerGradients gradients({input,
                               rows,
                               layers.data(),
                               3,
@@ -68,6 +68,7 @@ struct Tower {
                               weight_rows.data(),
                               bias_rows.data()},
                              threads);
+    gradients.wait();
   }
 
   // The same by plain loops, from what the forward pass left.

@@ -18,6 +18,9 @@ def isa() -> Literal["baseline", "avx2", "avx512"]:
     It is the processor's best, or the one that the environment variable ``WIDEDEEP_ISA`` names.
     """
 
+def add_wakefulness(change: int, /) -> None:
+    """Let threads without work look for more before they sleep (1), or no longer (-1)."""
+
 # The sparse kernels. Arguments are positional and trusted: call them through widedeep.kernels.
 # Those that read ids return the first faulty cell, or -1 (group_ids: or -2, one id a cell).
 def group_ids(
@@ -163,7 +166,12 @@ def tower_backward(
     bias_grads: list[_Floats],
     threads: int,
     /,
-) -> None: ...
+) -> TowerGradients: ...
+
+class TowerGradients:
+    """What tower_backward left to other threads; its arrays must be kept until wait returns."""
+    def wait(self) -> None: ...
+
 def init_rows(out: _Floats, key: int, first_row: int, scale: float, threads: int, /) -> None: ...
 def take_offsets(
     ids: _Ints, offsets: _Ints, n_features: int, rows: _Ints, out_offsets: _Ints, /

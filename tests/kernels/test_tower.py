@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from widedeep.kernels import reference, tower_backward, tower_forward
+from widedeep.kernels import TowerArrays, reference, tower_backward, tower_forward
 
 Floats = NDArray[np.float32]
 WIDTHS = st.lists(st.sampled_from([1, 2, 5, 15, 16, 17, 33, 70, 129]), min_size=2, max_size=4)
@@ -42,18 +40,33 @@ class Tower:
         self.weight_grads = [np.full_like(w, np.nan) for w in self.weights]
         self.bias_grads = [np.full_like(b, np.nan) for b in self.biases]
 
-    def run(
-        self,
-        forward: Callable[..., None] = tower_forward,
-        backward: Callable[..., None] = tower_backward,
-        threads: int = 1,
-    ) -> list[Floats]:
+    def run(self, threads: int = 1) -> list[Floats]:
         self.clear()
-        forward(self.input, self.weights, self.biases, self.outputs, threads)
-        backward(
+        arrays = TowerArrays(
+            input_BX=self.input,
+            weights=self.weights,
+            biases=self.biases,
+            outputs=self.outputs,
+            grad_logits_BC=self.grad_logits,
+            grads=self.grads,
+            grad_input_BX=self.grad_input,
+            weight_grads=self.weight_grads,
+            bias_grads=self.bias_grads,
+        )
+        tower_forward(arrays, threads)
+        tower_backward(arrays, threads).wait()
+        return self.computed()
+
+    def run_reference(self) -> list[Floats]:
+        self.clear()
+        reference.tower_forward(self.input, self.weights, self.biases, self.outputs, 1)
+        reference.tower_backward(
             self.input, self.weights, self.outputs, self.grad_logits, self.grads,
-            self.grad_input, self.weight_grads, self.bias_grads, threads,
+            self.grad_input, self.weight_grads, self.bias_grads, 1,
         )  # fmt: skip
+        return self.computed()
+
+    def computed(self) -> list[Floats]:
         return [*self.outputs, *self.grads, self.grad_input, *self.weight_grads, *self.bias_grads]
 
     def in_float64(self) -> list[NDArray[np.float64]]:
@@ -87,7 +100,7 @@ def test_equals_float64(seed: int, rows: int, widths: list[int], threads: int) -
 @given(st.integers(0, 9), st.integers(0, 40), WIDTHS)
 def test_the_reference_equals_float64(seed: int, rows: int, widths: list[int]) -> None:
     tower = Tower(seed, rows, widths)
-    got = tower.run(reference.tower_forward, reference.tower_backward)
+    got = tower.run_reference()
     for found, expected in zip(got, tower.in_float64(), strict=True):
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
@@ -137,5 +150,5 @@ def test_a_wrong_shape_is_named() -> None:
         tower.run()
     tower = Tower(0, 3, [4, 5, 1])
     tower.biases = []
-    with pytest.raises(ValueError, match="biases: got 0, expected 1"):
+    with pytest.raises(ValueError, match="biases: got 0 for 2 layers, expected 1"):
         tower.run()

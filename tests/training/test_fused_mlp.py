@@ -4,6 +4,7 @@ from torch import nn
 
 from widedeep.deep import MLP, DeepInput
 from widedeep.training.fused_mlp import FusedMLP
+from widedeep.training.native_mlp import NativeMLP
 
 
 def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:
@@ -16,11 +17,17 @@ def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:
     return tower, output
 
 
+ENGINES = pytest.mark.parametrize("engine", [FusedMLP, NativeMLP])
+
+
+@ENGINES
 @pytest.mark.parametrize("hidden", [[8], [16, 8], [5, 7, 3]])
 @pytest.mark.parametrize("logits", [1, 3])
-def test_equals_autograd(hidden: list[int], logits: int) -> None:
+def test_equals_autograd(
+    hidden: list[int], logits: int, engine: type[FusedMLP] | type[NativeMLP]
+) -> None:
     tower, output = make(10, hidden, logits)
-    fused = FusedMLP(tower, output)
+    fused = engine(tower, output)
     for rows in (6, 2, 9):  # buffers are used again, grown and shrunk
         concat = torch.randn(rows, 10, requires_grad=True)
         grad = torch.randn(rows, logits)
@@ -33,14 +40,16 @@ def test_equals_autograd(hidden: list[int], logits: int) -> None:
         got = fused.forward(concat.detach())
         torch.testing.assert_close(got, expected.detach())
         torch.testing.assert_close(fused.backward(grad), concat.grad)
+        fused.finish()
         for name, parameter in [*tower.named_parameters(), *output.named_parameters()]:
             torch.testing.assert_close(parameter.grad, wanted[name])
             parameter.grad = None
 
 
-def test_reads_a_buffer_with_a_stride() -> None:
+@ENGINES
+def test_reads_a_buffer_with_a_stride(engine: type[FusedMLP] | type[NativeMLP]) -> None:
     tower, output = make(10, [4], 1)
     buffer = torch.randn(5, 16)
     inside = buffer[:, :10]
-    fused = FusedMLP(tower, output)
+    fused = engine(tower, output)
     torch.testing.assert_close(fused.forward(inside).clone(), fused.forward(inside.contiguous()))

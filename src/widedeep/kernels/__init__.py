@@ -20,7 +20,8 @@ from widedeep.kernels.pooling import (
     segment_sum_wide,
     wide_forward,
 )
-from widedeep.kernels.tower import tower_backward, tower_forward
+from widedeep.kernels.threads import awake
+from widedeep.kernels.tower import TowerArrays, TowerGradients, tower_backward, tower_forward
 from widedeep.kernels.updates import adagrad_rows, adam_rows, ftrl_rows, init_rows, sgd_rows
 
 __all__ = [
@@ -28,8 +29,11 @@ __all__ = [
     "CountTable",
     "Groups",
     "IdOutOfRangeError",
+    "TowerArrays",
+    "TowerGradients",
     "adagrad_rows",
     "adam_rows",
+    "awake",
     "ftrl_rows",
     "gather_pool",
     "group_ids",

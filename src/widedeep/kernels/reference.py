@@ -26,6 +26,10 @@ Ints32 = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 
+def add_wakefulness(change: int) -> None:
+    """Do nothing: NumPy has no threads that wait."""
+
+
 def group_ids(
     ids: Ints,
     offsets: Ints,

@@ -7,6 +7,8 @@ Layer i computes ``max(0, in @ weights[i].T + biases[i])`` from the layer below 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,112 +16,151 @@ from numpy.typing import NDArray
 from widedeep.kernels.backend import backend
 from widedeep.kernels.checks import check_matrix, check_vector
 
-__all__ = ["tower_backward", "tower_forward"]
+__all__ = ["TowerArrays", "TowerGradients", "tower_backward", "tower_forward"]
 
 Floats = NDArray[np.float32]
 
 
-def tower_forward(
-    input_BX: Floats,
-    weights: Sequence[Floats],
-    biases: Sequence[Floats],
-    outputs: Sequence[Floats],
-    threads: int = 1,
-) -> None:
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TowerArrays:
+    """The arrays of a tower over one batch, checked once: a training step uses them again.
+
+    Rows of the matrices that have B of them may lie further apart than their width.
+
+    Args:
+        input_BX: float32 (B, X).
+        weights: float32 (out, in) of each layer, as ``torch.nn.Linear`` holds them.
+        biases: float32 (out,) of each layer but the last, which has none.
+        outputs: float32 (B, out) of each layer; the last one's are the logits.
+        grad_logits_BC: float32 (B, C).
+        grads: float32 (B, out) of each layer but the last: the gradient before its rectifier.
+        grad_input_BX: float32 (B, X).
+        weight_grads: float32 (out, in) of each layer.
+        bias_grads: float32 (out,) of each layer but the last.
+
+    Raises:
+        ValueError: If an array has another type or shape.
+    """
+
+    input_BX: Floats
+    weights: list[Floats]
+    biases: list[Floats]
+    outputs: list[Floats]
+    grad_logits_BC: Floats
+    grads: list[Floats]
+    grad_input_BX: Floats
+    weight_grads: list[Floats]
+    bias_grads: list[Floats]
+
+    def __post_init__(self) -> None:
+        layers = len(self.weights)
+        for name, arrays, count in (
+            ("weights", self.weights, max(layers, 1)),
+            ("outputs", self.outputs, layers),
+            ("weight_grads", self.weight_grads, layers),
+            ("biases", self.biases, layers - 1),
+            ("grads", self.grads, layers - 1),
+            ("bias_grads", self.bias_grads, layers - 1),
+        ):
+            if len(arrays) != count:
+                raise ValueError(f"{name}: got {len(arrays)} for {layers} layers, expected {count}")
+        check_matrix("input_BX", self.input_BX)
+        rows, width = self.input_BX.shape
+        check_matrix("grad_input_BX", self.grad_input_BX, rows=rows, width=width)
+        for i, weight in enumerate(self.weights):
+            check_matrix(f"weights[{i}]", weight, width=width)
+            width = len(weight)
+            check_matrix(f"outputs[{i}]", self.outputs[i], rows=rows, width=width)
+            check_matrix(
+                f"weight_grads[{i}]", self.weight_grads[i], rows=width, width=weight.shape[1]
+            )
+            if i + 1 < layers:
+                check_matrix(f"grads[{i}]", self.grads[i], rows=rows, width=width)
+                check_vector(f"biases[{i}]", self.biases[i], np.float32, width)
+                check_vector(f"bias_grads[{i}]", self.bias_grads[i], np.float32, width)
+        check_matrix("grad_logits_BC", self.grad_logits_BC, rows=rows, width=width)
+
+    @classmethod
+    def make(
+        cls, input_BX: Floats, weights: Sequence[Floats], biases: Sequence[Floats]
+    ) -> TowerArrays:
+        """Return the arrays of a tower, with room for everything that is computed.
+
+        Args:
+            input_BX: The batch.
+            weights: Of each layer.
+            biases: Of each layer but the last.
+        """
+
+        def room(width: int) -> Floats:
+            return np.zeros((len(input_BX), width), np.float32)
+
+        return cls(
+            input_BX=input_BX,
+            weights=list(weights),
+            biases=list(biases),
+            outputs=[room(len(w)) for w in weights],
+            grad_logits_BC=room(len(weights[-1])),
+            grads=[room(len(w)) for w in weights[:-1]],
+            grad_input_BX=np.zeros_like(input_BX),
+            weight_grads=[np.zeros_like(w) for w in weights],
+            bias_grads=[np.zeros_like(b) for b in biases],
+        )
+
+
+def tower_forward(tower: TowerArrays, threads: int = 1) -> None:
     """Fill the outputs of every layer.
 
     Args:
-        input_BX: float32 (B, X); rows may lie further apart than X.
-        weights: float32 (out, in) of each layer, as ``torch.nn.Linear`` holds them.
-        biases: float32 (out,) of each layer but the last, which has none.
-        outputs: float32 (B, out) of each layer, filled; the last one gets the logits.
+        tower: Its arrays.
         threads: Threads to use; the result does not depend on it.
-
-    Raises:
-        ValueError: If an array has another type or shape.
 
     Example:
         >>> import numpy as np
-        >>> hidden, logits = np.empty((1, 2), np.float32), np.empty((1, 1), np.float32)
-        >>> tower_forward(
+        >>> tower = TowerArrays.make(
         ...     np.array([[1.0, 2.0]], np.float32),
         ...     [np.array([[1, 1], [-1, 0]], np.float32), np.array([[2, 5]], np.float32)],
         ...     [np.array([0.5, 0.0], np.float32)],
-        ...     [hidden, logits],
         ... )
-        >>> hidden.tolist(), logits.tolist()
-        ([[3.5, 0.0]], [[7.0]])
+        >>> tower_forward(tower)
+        >>> [output.tolist() for output in tower.outputs]
+        [[[3.5, 0.0]], [[7.0]]]
     """
-    _check_layers(input_BX, weights, outputs)
-    _check_biases("biases", biases, weights)
-    backend.tower_forward(input_BX, list(weights), list(biases), list(outputs), threads)
+    backend.tower_forward(tower.input_BX, tower.weights, tower.biases, tower.outputs, threads)
 
 
-def tower_backward(
-    input_BX: Floats,
-    weights: Sequence[Floats],
-    outputs: Sequence[Floats],
-    grad_logits_BC: Floats,
-    grads: Sequence[Floats],
-    grad_input_BX: Floats,
-    weight_grads: Sequence[Floats],
-    bias_grads: Sequence[Floats],
-    threads: int = 1,
-) -> None:
-    """Fill the gradients of the input, the weights and the biases: sums over the batch.
+class TowerGradients:
+    """The weights' and biases' gradients of a tower, which other threads are computing.
 
     Args:
-        input_BX: float32 (B, X), as :func:`tower_forward` got it.
-        weights: float32 (out, in) of each layer.
-        outputs: As :func:`tower_forward` filled them.
-        grad_logits_BC: float32 (B, C), gradient of the logits.
-        grads: float32 (B, out) of each layer but the last, filled with the gradient before its
-            rectifier.
-        grad_input_BX: float32 (B, X), filled.
-        weight_grads: float32 (out, in) of each layer, filled.
-        bias_grads: float32 (out,) of each layer but the last, filled.
+        tower: The arrays they read and write; left alone until :meth:`wait` has returned.
+        under_way: What the backend waits for.
+    """
+
+    def __init__(self, tower: TowerArrays, under_way: Any) -> None:
+        self._under_way = under_way  # first: it must go before the arrays it writes to
+        self._tower = tower
+
+    def wait(self) -> None:
+        """Help with what is left, and return when all of them are there."""
+        self._under_way.wait()
+
+
+def tower_backward(tower: TowerArrays, threads: int = 1) -> TowerGradients:
+    """Fill the gradient of the input, and begin with those of the weights and biases.
+
+    Nothing below the tower needs the latter: other threads sum them over the batch while the
+    caller goes on, for instance with the rows of the embeddings.
+
+    Args:
+        tower: Its arrays, after :func:`tower_forward` and with the gradient of the logits.
         threads: Threads to use; the result does not depend on it.
 
-    Raises:
-        ValueError: If an array has another type or shape.
+    Returns:
+        What to wait for before the gradients are read or anything here is changed.
     """
-    rows = len(input_BX)
-    _check_layers(input_BX, weights, outputs)
-    check_matrix("grad_logits_BC", grad_logits_BC, rows=rows, width=len(weights[-1]))
-    if len(grads) != len(weights) - 1:
-        raise ValueError(f"grads: got {len(grads)}, expected {len(weights) - 1}")
-    for i, grad in enumerate(grads):
-        check_matrix(f"grads[{i}]", grad, rows=rows, width=len(weights[i]))
-    check_matrix("grad_input_BX", grad_input_BX, rows=rows, width=input_BX.shape[1])
-    if len(weight_grads) != len(weights):
-        raise ValueError(f"weight_grads: got {len(weight_grads)}, expected {len(weights)}")
-    for i, (grad, weight) in enumerate(zip(weight_grads, weights, strict=True)):
-        check_matrix(f"weight_grads[{i}]", grad, rows=len(weight), width=weight.shape[1])
-    _check_biases("bias_grads", bias_grads, weights)
-    backend.tower_backward(
-        input_BX, list(weights), list(outputs), grad_logits_BC, list(grads), grad_input_BX,
-        list(weight_grads), list(bias_grads), threads,
+    under_way = backend.tower_backward(
+        tower.input_BX, tower.weights, tower.outputs, tower.grad_logits_BC, tower.grads,
+        tower.grad_input_BX, tower.weight_grads, tower.bias_grads, threads,
     )  # fmt: skip
-
-
-def _check_layers(input_BX: Floats, weights: Sequence[Floats], outputs: Sequence[Floats]) -> None:
-    check_matrix("input_BX", input_BX)
-    if not weights or len(outputs) != len(weights):
-        raise ValueError(
-            f"outputs: got {len(outputs)} for {len(weights)} weights, expected one a layer and at "
-            "least one layer"
-        )
-    width = input_BX.shape[1]
-    for i, (weight, output) in enumerate(zip(weights, outputs, strict=True)):
-        check_matrix(f"weights[{i}]", weight, width=width)
-        check_matrix(f"outputs[{i}]", output, rows=len(input_BX), width=len(weight))
-        width = len(weight)
-
-
-def _check_biases(name: str, biases: Sequence[Floats], weights: Sequence[Floats]) -> None:
-    if len(biases) != len(weights) - 1:
-        raise ValueError(
-            f"{name}: got {len(biases)}, expected {len(weights) - 1}: one a layer but the last"
-        )
-    for i, bias in enumerate(biases):
-        check_vector(f"{name}[{i}]", bias, np.float32, len(weights[i]))
+    return TowerGradients(tower, under_way)

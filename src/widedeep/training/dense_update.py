@@ -15,6 +15,8 @@ from widedeep.optim import Optimizer
 __all__ = ["DenseOptimizer", "DenseUpdate"]
 
 _LARGE = 1 << 15  # numbers from which an update is worth waking another thread
+_WIDTH = 256  # of the flat tensors' rows, which threads share out
+_LINE = 16  # floats of a cache line
 
 DenseOptimizer = Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -42,11 +44,11 @@ class DenseUpdate:
         self._torch: torch.optim.Optimizer | None = None
         self._base_rates: list[float] = []
         self.state: dict[str, dict[str, Tensor]] = {}
+        self._views: dict[str, tuple[nn.Parameter, int, Tensor]] = {}
+        self._flat: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
         if isinstance(optimizer, Optimizer):
             self._ours = optimizer
-            self.state = {
-                name: optimizer.initial_state(p.detach()) for name, p in self.parameters.items()
-            }
+            self._flatten(optimizer)
         else:
             made = optimizer(list(self.parameters.values()))
             if not isinstance(made, torch.optim.Optimizer):
@@ -58,6 +60,43 @@ class DenseUpdate:
             self._base_rates = [group["lr"] for group in made.param_groups]
 
     @torch.no_grad()
+    def _flatten(self, optimizer: Optimizer) -> None:
+        """Lay the parameters, their gradients and their state side by side.
+
+        Then one call moves them all. Parameters keep their shapes and become views.
+        """
+        sizes = [-(-p.numel() // _LINE) * _LINE for p in self.parameters.values()]
+        rows = max(1, -(-sum(sizes) // _WIDTH))
+        like = next(iter(self.parameters.values()), torch.empty(0))
+        flat = torch.zeros(rows, _WIDTH, device=like.device)
+        grads = torch.zeros_like(flat)
+        state = optimizer.initial_state(flat)
+        at = 0
+        for (name, parameter), size in zip(self.parameters.items(), sizes, strict=True):
+
+            def part(whole: Tensor, at: int = at, parameter: nn.Parameter = parameter) -> Tensor:
+                return whole.view(-1)[at : at + parameter.numel()].view(parameter.shape)
+
+            part(flat).copy_(parameter)
+            parameter.data = part(flat)
+            self._views[name] = (parameter, parameter.data_ptr(), part(grads))
+            parameter.grad = part(grads)
+            self.state[name] = {slot: part(values) for slot, values in state.items()}
+            at += size
+            optimizer.start_state(parameter.data, self.state[name])
+        self._flat = (flat, grads, state)
+
+    def _collect(self) -> bool:
+        """Bring every gradient to its place; False where one is missing, or a parameter moved."""
+        for parameter, address, place in self._views.values():
+            grad = parameter.grad
+            if grad is None or parameter.data_ptr() != address:
+                return False
+            if grad.data_ptr() != place.data_ptr():
+                place.copy_(grad)
+        return True
+
+    @torch.no_grad()
     def apply(self, *, scale: float, rate: float, step: int, threads: int = 1) -> None:
         """Move every parameter along its ``.grad`` and clear nothing.
 
@@ -67,6 +106,16 @@ class DenseUpdate:
             step: Steps done including this one, from 1.
             threads: Threads of our own optimizers; the result does not depend on it.
         """
+        if self._flat is not None and self._ours is not None and self.clip_norm is None:
+            flat, grads_of_all, state = self._flat
+            if self._collect():
+                lr, share = self._ours.scheduled(rate)
+                self._ours.update_rows(
+                    flat, state, None, grads_of_all,
+                    lr=lr, grad_scale=scale * share, step=step,
+                    threads=threads if flat.numel() >= _LARGE else 1,
+                )  # fmt: skip
+                return
         moved = {name: p for name, p in self.parameters.items() if p.grad is not None}
         grads = [p.grad for p in moved.values() if p.grad is not None]
         if scale != 1.0 and grads and (self._ours is None or self.clip_norm is not None):

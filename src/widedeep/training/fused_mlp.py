@@ -80,6 +80,9 @@ class FusedMLP:
         grad_BX = self._buffer("grad.input", rows, weight.shape[1], grad_BC)
         return torch.mm(grad, weight, out=grad_BX)
 
+    def finish(self) -> None:
+        """Do nothing: :meth:`backward` leaves nothing under way."""
+
 
 def _grad_into(parameter: Tensor, left: Tensor, right: Tensor) -> None:
     if parameter.grad is None:

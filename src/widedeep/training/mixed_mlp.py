@@ -98,6 +98,9 @@ class MixedMLP:
         width = self.layers[0].in_features
         return self._buffer("grad.input", rows, width, grad_BC, torch.float32).copy_(below)
 
+    def finish(self) -> None:
+        """Do nothing: :meth:`backward` leaves nothing under way."""
+
 
 def _rounded(parameter: Tensor) -> Tensor:
     return parameter.detach().to(torch.bfloat16, copy=True)

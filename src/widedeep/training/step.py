@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.deep import MLP, DeepInput, SequenceInput
 from widedeep.errors import DataError
@@ -127,10 +128,11 @@ class TrainStep:
         Raises:
             DataError: If the batch has no labels, or one is outside its head's range.
         """
-        gathered = self.group_and_gather(batch)
-        result = self.dense_pass(batch, gathered)
-        gradients = self.reduce(batch, gathered, result)
-        self.apply(gradients, len(batch), rate=rate, step=step)
+        with kernels.awake():
+            gathered = self.group_and_gather(batch)
+            result = self.dense_pass(batch, gathered)
+            gradients = self.reduce(batch, gathered, result)
+            self.apply(gradients, len(batch), rate=rate, step=step)
         return StepResult(result.logits_BC, result.losses_B)
 
     def group_and_gather(self, batch: Batch) -> Gathered:
@@ -221,13 +223,17 @@ class TrainStep:
             },
         )
 
-    @torch.no_grad()
     def _losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each example's loss, and the gradient of the weighted sum by the logits."""
         if batch.labels_BL is None:
             raise DataError("got a batch without labels; give the spec a label column")
         columns_of_labels = list(self.model.schema.spec.labels.values())
         labels_BL = torch.from_numpy(batch.labels_BL).to(logits_BC.device)
+        if len(self.model.heads) == 1 and batch.weight_B is None:
+            head, labels_B = self.model.heads[0], labels_BL[:, 0].contiguous()
+            head.check_labels(labels_B, columns_of_labels[0])
+            if head.loss_weight == 1.0:
+                return head.losses_and_gradient(logits_BC, labels_B)
         losses_B = torch.zeros(len(batch), device=logits_BC.device)
         grad_BC = torch.empty_like(logits_BC)
         for index, (head, columns) in enumerate(
@@ -243,9 +249,11 @@ class TrainStep:
         return losses_B, grad_BC
 
     def _bias_grad(self, grad_BC: Tensor) -> None:
-        self.model.bias.grad = grad_BC.sum(dim=0)
+        bias = self.model.bias
+        if bias.grad is None:
+            bias.grad = torch.empty_like(bias)
+        torch.sum(grad_BC, dim=0, out=bias.grad)
 
-    @torch.no_grad()
     def reduce(self, batch: Batch, gathered: Gathered, result: DenseResult) -> list[RowGradients]:
         """Sum the examples' gradients by row."""
         model, found = self.model, []
@@ -276,7 +284,6 @@ class TrainStep:
             found.append(RowGradients(f"deep/{dim}", table, self._deep, groups, grads))
         return found
 
-    @torch.no_grad()
     def apply(self, gradients: list[RowGradients], rows: int, *, rate: float, step: int) -> None:
         """Move each touched row, and the dense parameters, once."""
         for found in gradients:
@@ -301,6 +308,8 @@ class TrainStep:
             )
             if rates is not None and products_U is not None and starts_T is not None:
                 rates.learn(products_U.cpu(), starts_T)
+        if self.fused is not None:
+            self.fused.finish()  # its weights' gradients, summed while rows moved
         scale = 1.0 / rows if self.loss_reduction == "mean" else 1.0
         self.dense.apply(scale=scale, rate=rate, step=step, threads=self.threads)
 
