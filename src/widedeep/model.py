@@ -16,8 +16,10 @@ from widedeep.deep import MLP, Activation, DeepInput, SequenceInput
 from widedeep.deep_layout import DeepLayout, make_layout
 from widedeep.errors import ConfigError, SchemaError
 from widedeep.heads import Head, HeadChoice, head_slices, make_heads
+from widedeep.kernels.torch_twins import to_device
 from widedeep.schema import Schema
 from widedeep.tables import EmbeddingTable
+from widedeep.tables_device import DeviceBatches
 from widedeep.tables_storage import batch_rows
 from widedeep.wide import make_wide_table
 
@@ -101,7 +103,8 @@ class WideDeep(nn.Module):
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
         self.layout = make_layout(schema, embedding_dim)
-        self.wide_table = make_wide_table(schema, self.n_logits, self.device)
+        self._batches = DeviceBatches(self.device)
+        self.wide_table = make_wide_table(schema, self.n_logits, self.device, self._batches)
         self.deep_tables = self._make_deep_tables()
         self._make_towers(towers or {})
         biases = [
@@ -138,6 +141,7 @@ class WideDeep(nn.Module):
                 seed=self.config.seed,
                 std=self.config.embedding_std,
                 device=self.device,
+                batches=self._batches,
             )
         return tables
 
@@ -231,16 +235,14 @@ class WideDeep(nn.Module):
             dense = batch.dense_BK
             if len(self.layout.dense_columns) != dense.shape[1]:
                 dense = dense[:, list(self.layout.dense_columns)]
-            concat[:, self.layout.dense] = torch.from_numpy(np.ascontiguousarray(dense)).to(
-                self.device
-            )
+            concat[:, self.layout.dense] = to_device(dense, self.device)
         return DeepInput(
             concat_BX=concat,
             layout=self.layout.columns,
             dense_BK=concat[:, self.layout.dense],
             sequences=self._sequences(batch),
             extra={
-                name: torch.from_numpy(np.ascontiguousarray(batch.dense_BK[:, s])).to(self.device)
+                name: to_device(batch.dense_BK[:, s], self.device)
                 for name, s in self.layout.extra.items()
             },
         )
@@ -254,10 +256,8 @@ class WideDeep(nn.Module):
         for name in self.layout.sequences:
             ids, offsets = cell_ids(batch, self.slot_index(name))
             table = self.deep_tables[self.layout.dims[name]]
-            rows = torch.from_numpy(table.rows(name, ids)).to(self.device)
-            sequences[name] = SequenceInput(
-                table.weight[rows], torch.from_numpy(offsets).to(self.device)
-            )
+            rows = to_device(table.rows(name, ids), self.device)
+            sequences[name] = SequenceInput(table.weight[rows], to_device(offsets, self.device))
         return sequences
 
     def slot_index(self, name: str) -> int:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from widedeep import kernels
 from widedeep.errors import CheckpointError, DataError, SchemaError, nearest
+from widedeep.kernels import torch_device as device
 from widedeep.kernels import torch_twins as twins
 from widedeep.tables_batch import BatchArrays, Groups, Placement, SlotLike, sequence_places
+from widedeep.tables_device import DeviceBatches, DevicePlaces
 from widedeep.tables_storage import RowStorage
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class EmbeddingTable:
         seed: Of the initial values.
         std: Standard deviation of the initial values; 0 starts at zeros.
         device: Where the rows live.
+        batches: Brings batches there; tables that share it bring each once.
 
     Raises:
         SchemaError: If a feature names an unknown table, or a size or width is below 1.
@@ -63,6 +66,7 @@ class EmbeddingTable:
         seed: int = 0,
         std: float = 0.0,
         device: str | torch.device = "cpu",
+        batches: DeviceBatches | None = None,
     ) -> None:
         for feature, name in features.items():
             if name not in tables:
@@ -80,6 +84,7 @@ class EmbeddingTable:
         self.std = std
         self.device = torch.device(device)
         self._on_device = self.device.type != "cpu"
+        self._batches = batches or DeviceBatches(self.device)
         self._optimizer: Optimizer | None = None
         self._storage: RowStorage | None = None
         self._nonzero: int | Tensor = 0
@@ -92,6 +97,7 @@ class EmbeddingTable:
         number = {name: i for i, name in enumerate(self.sizes)}
         self._table_of = {feature: number[name] for feature, name in self.features.items()}
         self._placements.clear()
+        self._held_places: DevicePlaces | None = None
         self._shared: tuple[NDArray[np.int64], list[int] | None] | None = None
 
     # ---- rows --------------------------------------------------------------------------------
@@ -223,9 +229,8 @@ class EmbeddingTable:
         placed = self._place(slots, columns, None)
         with _naming(slots):
             if self._on_device:
-                ids, on_device = self._to_device(batch, placed)
-                twins.check_ids(ids, on_device)
-                twins.gather_pool(self.weight, ids, on_device, out_BX)
+                ids, on_device = self._places.place(batch, placed, check=True)
+                device.gather_pool(self.weight, ids, on_device, out_BX)
                 return
             kernels.gather_pool(
                 self.weight.numpy(), batch.ids_N, batch.offsets_BF, batch.values_N,
@@ -257,9 +262,8 @@ class EmbeddingTable:
         placed = self._place(slots, None, combiner)
         with _naming(slots):
             if self._on_device:
-                ids, on_device = self._to_device(batch, placed)
-                twins.check_ids(ids, on_device)
-                twins.wide_forward(self.weight, ids, on_device, logits_BC)
+                ids, on_device = self._places.place(batch, placed, check=True)
+                device.wide_forward(self.weight, ids, on_device, logits_BC)
                 return
             kernels.wide_forward(
                 self.weight.numpy(), batch.ids_N, batch.offsets_BF, batch.values_N,
@@ -281,10 +285,7 @@ class EmbeddingTable:
         placed = self._place(slots, None, "sum")
         with _naming(slots):
             if self._on_device:
-                ids, on_device = self._to_device(batch, placed)
-                twins.check_ids(ids, on_device)
-                tensors = twins.group_ids(ids, on_device)
-                return Groups(tensors.rows_U, tensors)
+                return self._places.group(batch, placed)
             found = kernels.group_ids(
                 batch.ids_N, batch.offsets_BF, placed.n_features, placed.slots, placed.tables,
                 self._bases, self._sizes, threads,
@@ -302,18 +303,19 @@ class EmbeddingTable:
 
         Returns:
             The groups, or None where a logical table here is not one of the same features in
-            ``other``, or the rows are on a device.
+            ``other``.
         """
-        if not isinstance(groups.places, kernels.Groups):
-            return None
         # Kept from step to step; a table that grows gets other bases.
         if self._shared is None or self._shared[0] is not other._bases:
             self._shared = (other._bases, self._tables_in(other))
         tables = self._shared[1]
         if tables is None:
             return None
-        found = groups.places.select(tables, self._bases - other._bases[tables])
-        return Groups(torch.from_numpy(found.rows_U), found)
+        shifts = self._bases - other._bases[tables]
+        if isinstance(groups.places, kernels.Groups):
+            found = groups.places.select(tables, shifts)
+            return Groups(torch.from_numpy(found.rows_U), found)
+        return self._places.regroup(groups.places, tables, shifts)
 
     def _tables_in(self, other: EmbeddingTable) -> list[int] | None:
         """Number this table's logical tables as ``other`` does, if they are the same there."""
@@ -360,9 +362,9 @@ class EmbeddingTable:
             unpooled = torch.cat([found[slots[i].name].detach() for i in sequences])
             places = sequence_places(batch, len(slots), sequences)
         if isinstance(groups.places, twins.TensorGroups):
-            ids, on_device = self._to_device(batch, placed)
-            where = None if places is None else torch.from_numpy(places).to(self.device)
-            return twins.segment_sum(
+            ids, on_device = self._places.place(batch, placed, check=False)
+            where = None if places is None else twins.to_device(places, self.device)
+            return device.segment_sum(
                 grad_BX, groups.places, ids, on_device, self.dim, unpooled, where
             )
         sums = kernels.segment_sum_deep(
@@ -398,8 +400,8 @@ class EmbeddingTable:
         """
         placed = self._place(slots, None, combiner)
         if isinstance(groups.places, twins.TensorGroups):
-            ids, on_device = self._to_device(batch, placed)
-            return twins.segment_sum(grad_BC, groups.places, ids, on_device, self.dim)
+            ids, on_device = self._places.place(batch, placed, check=False)
+            return device.segment_sum(grad_BC, groups.places, ids, on_device, self.dim)
         sums = kernels.segment_sum_wide(
             grad_BC.numpy(), groups.places, batch.ids_N, batch.offsets_BF, batch.values_N,
             placed.n_features, placed.slots, placed.combiners, threads,
@@ -434,17 +436,11 @@ class EmbeddingTable:
         self._placements[key] = (slots, columns, placed)
         return placed
 
-    def _to_device(
-        self, batch: BatchArrays, placed: Placement
-    ) -> tuple[twins.TensorBatch, twins.TensorSlots]:
-        values = batch.values_N
-        tensors = twins.TensorBatch.make(
-            torch.from_numpy(batch.ids_N).to(self.device),
-            torch.from_numpy(batch.offsets_BF).to(self.device),
-            None if values is None else torch.from_numpy(values).to(self.device),
-            placed.n_features,
-        )
-        return tensors, placed.to_device(self.device)
+    @property
+    def _places(self) -> DevicePlaces:
+        if self._held_places is None:
+            self._held_places = DevicePlaces(self._batches, self._bases, self.n_rows)
+        return self._held_places
 
     # ---- updates -----------------------------------------------------------------------------
 

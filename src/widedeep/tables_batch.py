@@ -120,10 +120,12 @@ class Placement:
 
         return twins.TensorSlots(
             features=tuple(self.slots.tolist()),
+            columns=tuple(self.columns.tolist()),
             base_F=spread(self.bases, -1),
             size_F=spread(self.sizes, 0),
             combiner_F=spread(self.combiners, 0),
             column_F=spread(self.columns, 0),
+            sums_alone=not self.combiners.any(),
         )
 
 

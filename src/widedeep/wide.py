@@ -6,11 +6,14 @@ import torch
 
 from widedeep.schema import Schema
 from widedeep.tables import EmbeddingTable
+from widedeep.tables_device import DeviceBatches
 
 __all__ = ["make_wide_table"]
 
 
-def make_wide_table(schema: Schema, n_logits: int, device: torch.device) -> EmbeddingTable | None:
+def make_wide_table(
+    schema: Schema, n_logits: int, device: torch.device, batches: DeviceBatches | None = None
+) -> EmbeddingTable | None:
     """Return the wide part's weights, or None if no feature is in it.
 
     Features that share an embedding table have wide weights of their own.
@@ -19,6 +22,7 @@ def make_wide_table(schema: Schema, n_logits: int, device: torch.device) -> Embe
         schema: Gives the features of the wide part.
         n_logits: C, weights an id.
         device: Where the weights live.
+        batches: Brings batches there.
     """
     slots = [slot for slot in schema.slots if slot.wide]
     if not slots:
@@ -30,4 +34,5 @@ def make_wide_table(schema: Schema, n_logits: int, device: torch.device) -> Embe
         seed=0,
         std=0.0,
         device=device,
+        batches=batches,
     )

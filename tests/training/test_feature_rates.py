@@ -13,9 +13,7 @@ import widedeep as wd
 from widedeep.checkpoint import CheckpointDirectory
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError
-from widedeep.kernels.torch_twins import TensorGroups
-from widedeep.tables import Groups
-from widedeep.training.feature_rates import HIGHEST, LOWEST, FeatureRates, row_starts
+from widedeep.training.feature_rates import HIGHEST, LOWEST, FeatureRates
 
 ROWS = 24_000
 FEATURES = ("says_much", "says_nothing", "says_nothing_either")
@@ -94,16 +92,16 @@ def test_the_unit_of_the_loss_does_not_matter() -> None:
     np.testing.assert_allclose(small.factors, large.factors, rtol=1e-6)
 
 
-def test_rows_find_their_feature_without_groups_by_table() -> None:
+def test_rows_of_a_device_find_their_feature() -> None:
     trainer = train(make_log(3).slice(0, 512), 0.2)
     table, schema = trainer.model.wide_table, trainer.model.schema
     assert table is not None
     batch = Transform(schema)(make_log(4).slice(0, 64))
-    by_table = table.group(batch, schema.slots)
-    rows = by_table.rows.sort().values
-    ascending = Groups(rows, TensorGroups(rows, torch.ones_like(rows), torch.arange(len(rows))))
-    starts = row_starts(table, by_table)
-    np.testing.assert_array_equal(row_starts(table, ascending), starts)
+    starts = table.group(batch, schema.slots).places.table_starts
+    table._on_device = True
+    ascending = table.group(batch, schema.slots)
+    rows = ascending.rows
+    np.testing.assert_array_equal(ascending.places.table_starts, starts)
     features = np.searchsorted(np.cumsum(list(table.sizes.values())), rows.numpy(), side="right")
     np.testing.assert_array_equal(np.repeat(np.arange(3), np.diff(starts)), features)
 

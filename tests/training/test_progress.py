@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from widedeep.training.progress import Progress, RecentScores
 
@@ -62,8 +63,8 @@ def test_nothing_is_shown_unasked(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_running_auc_forgets_what_is_old() -> None:
     recent = RecentScores(window=4)
     assert np.isnan(recent.auc())
-    recent.add(np.array([1.0, 0.0], np.float32), np.array([0.0, 1.0], np.float32))
+    recent.add(torch.tensor([1.0, 0.0]), np.array([0.0, 1.0], np.float32))
     assert recent.auc() == 0.0
     for _ in range(2):
-        recent.add(np.array([0.0, 1.0], np.float32), np.array([0.0, 1.0], np.float32))
+        recent.add(torch.tensor([0.0, 1.0]), np.array([0.0, 1.0], np.float32))
     assert recent.auc() == 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -76,6 +77,21 @@ class Adagrad(Optimizer):
         total = state["accumulator"][at] + g * g
         state["accumulator"][at] = total
         weights[at] = weights[at] - step.lr * g / (total.sqrt() + self.eps)
+        return 0
+
+    def _update_triton(
+        self,
+        kernels: ModuleType,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        step: Step,
+    ) -> int | Tensor | None:
+        kernels.adagrad_rows(
+            weights, state["accumulator"], rows_U, grads_UD, lr=step.lr, eps=self.eps,
+            grad_scale=step.grad_scale,
+        )  # fmt: skip
         return 0
 
     def _update_arrays(

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep.errors import ConfigError
+from widedeep.kernels.torch_device import triton_kernels
 
 __all__ = ["Optimizer", "Step", "check_range"]
 
@@ -138,6 +140,11 @@ class Optimizer(ABC):
             products_U=products_U,
         )
         if weights.device.type != "cpu":
+            found = triton_kernels(weights.device)
+            if found is not None:
+                change = self._update_triton(found, weights, state, rows_U, grads_UD, told)
+                if change is not None:
+                    return change
             return self.update_tensors(weights, state, rows_U, grads_UD, told)
         return self._update_arrays(
             weights.numpy(),
@@ -191,6 +198,18 @@ class Optimizer(ABC):
         step: Step,
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
+
+    def _update_triton(
+        self,
+        kernels: ModuleType,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        step: Step,
+    ) -> int | Tensor | None:
+        """Do it by :mod:`widedeep.kernels.torch_triton`, or return None where it cannot."""
+        return None
 
     @abstractmethod
     def _update_arrays(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -133,7 +134,10 @@ class FTRL(Optimizer):
         at = slice(None) if rows_U is None else rows_U
         w, z, n = weights[at], state["z"][at], state["n"][at]
         g = grads_UD * step.grad_scale
-        lr = step.lr if step.rates_U is None else step.lr * step.rates_U[:, None]
+        # A tensor: CUDA would multiply by the reciprocal of a number.
+        lr = torch.full((1, 1), step.lr, device=g.device)
+        if step.rates_U is not None:
+            lr = lr * step.rates_U[:, None]
         if step.products_U is not None:
             step.products_U.copy_((g * w).sum(dim=1))
         total = n + g * g
@@ -148,6 +152,24 @@ class FTRL(Optimizer):
         fresh = torch.where(linear.abs() <= self.l1, torch.zeros_like(moved), moved)
         change = torch.count_nonzero(fresh) - torch.count_nonzero(w)
         weights[at], state["z"][at], state["n"][at] = fresh, linear, total
+        return change
+
+    def _update_triton(
+        self,
+        kernels: ModuleType,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        step: Step,
+    ) -> int | Tensor | None:
+        if self.lr_power != -0.5:
+            return None
+        change: Tensor = kernels.ftrl_rows(
+            weights, state["z"], state["n"], rows_U, grads_UD, lr=step.lr, l1=self.l1,
+            l2=self.penalty_factor * self.l2, beta=self.beta, shrinkage=2.0 * self.l2_shrinkage,
+            grad_scale=step.grad_scale, rates_U=step.rates_U, products_U=step.products_U,
+        )  # fmt: skip
         return change
 
     def _update_arrays(

@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep import kernels
 from widedeep.errors import CheckpointError
-from widedeep.tables import EmbeddingTable, Groups
+from widedeep.kernels.torch_twins import to_device
 
-__all__ = ["FeatureRates", "row_starts"]
+__all__ = ["FeatureRates"]
 
 LOWEST = 0.01
 HIGHEST = 5.0
@@ -47,6 +46,7 @@ class FeatureRates:
     Args:
         n_features: Logical tables of the wide part.
         step: > 0.
+        device: Where the wide table lives.
 
     Example:
         >>> import numpy as np
@@ -57,24 +57,28 @@ class FeatureRates:
         [1.152, 0.905]
     """
 
-    def __init__(self, n_features: int, step: float) -> None:
+    def __init__(self, n_features: int, step: float, *, device: str | torch.device = "cpu") -> None:
         self.step = step
         self.frozen = False
-        self.log_rates = torch.zeros(n_features, dtype=torch.float64)
-        self.evidence = torch.zeros(n_features, dtype=torch.float64)
+        self.log_rates = torch.zeros(n_features, dtype=torch.float64, device=device)
+        self.evidence = torch.zeros_like(self.log_rates)
 
     @property
     def factors(self) -> NDArray[np.float32]:
         """The present factor of each feature's rate."""
-        found: NDArray[np.float32] = np.exp(self.log_rates.numpy()).astype(np.float32)
+        found: NDArray[np.float32] = np.exp(self.log_rates.cpu().numpy()).astype(np.float32)
         return found
 
     def of_rows(self, starts_T: NDArray[np.int64]) -> Tensor:
         """Return each touched row's factor, float32 (U,).
 
         Args:
-            starts_T: First touched row of each feature, and their number (see :func:`row_starts`).
+            starts_T: First touched row of each feature, and their number.
         """
+        if self.log_rates.device.type != "cpu":
+            counts = to_device(np.diff(starts_T), self.log_rates.device)
+            factors = self.log_rates.exp().float()
+            return torch.repeat_interleave(factors, counts, output_size=int(starts_T[-1]))
         return torch.from_numpy(np.repeat(self.factors, np.diff(starts_T)))
 
     def learn(self, products_U: Tensor, starts_T: NDArray[np.int64]) -> None:
@@ -87,6 +91,9 @@ class FeatureRates:
         touched = np.diff(starts_T) > 0
         if self.frozen or not touched.any():
             return
+        if products_U.device.type != "cpu":
+            self._learn_there(products_U.double(), to_device(np.diff(starts_T), products_U.device))
+            return
         products = products_U.numpy().astype(np.float64)
         starts = starts_T[:-1][touched]
         log_rates, evidence = self.log_rates.numpy(), self.evidence.numpy()
@@ -96,6 +103,17 @@ class FeatureRates:
         roots = np.sqrt(np.maximum(evidence[touched], np.finfo(np.float64).tiny))
         moved = log_rates[touched] - self.step * sums / roots
         log_rates[touched] = moved.clip(math.log(LOWEST), math.log(HIGHEST))
+
+    def _learn_there(self, products_U: Tensor, counts_T: Tensor) -> None:
+        """Do it on a device, without waiting for it; a feature without rows has sums of 0."""
+
+        def sums(values_U: Tensor) -> Tensor:
+            return torch.segment_reduce(values_U, "sum", lengths=counts_T, initial=0.0, unsafe=True)
+
+        self.evidence += sums(products_U * products_U)
+        roots = self.evidence.clamp(min=np.finfo(np.float64).tiny).sqrt()
+        self.log_rates -= self.step * sums(products_U) / roots
+        self.log_rates.clamp_(math.log(LOWEST), math.log(HIGHEST))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state: views."""
@@ -114,18 +132,3 @@ class FeatureRates:
                     "the checkpoint's own features and wide optimizer"
                 )
             held.copy_(torch.from_numpy(np.array(tensors[name])))
-
-
-def row_starts(table: EmbeddingTable, groups: Groups) -> NDArray[np.int64]:
-    """Return where each logical table's touched rows begin, and their number: (T + 1).
-
-    Args:
-        table: The table.
-        groups: Its touched rows, which are ordered by logical table.
-    """
-    if isinstance(groups.places, kernels.Groups):
-        return groups.places.table_starts
-    ends = np.cumsum(list(table.sizes.values()))
-    bounds = torch.from_numpy(np.concatenate([[0], ends])).to(groups.rows.device)
-    found: NDArray[np.int64] = torch.searchsorted(groups.rows, bounds).cpu().numpy()
-    return found

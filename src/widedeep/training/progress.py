@@ -9,7 +9,9 @@ from collections import deque
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from widedeep.metrics import auc
 
@@ -38,11 +40,11 @@ class RecentScores:
 
     def __init__(self, window: int = _WINDOW) -> None:
         self._window = window
-        self._held: deque[tuple[NDArray[np.float32], NDArray[np.float32]]] = deque()
+        self._held: deque[tuple[Tensor, NDArray[np.float32]]] = deque()
         self._rows = 0
 
-    def add(self, logits_B: NDArray[np.float32], labels_B: NDArray[np.float32]) -> None:
-        """Keep a batch's logits and labels; forget the oldest beyond the window."""
+    def add(self, logits_B: Tensor, labels_B: NDArray[np.float32]) -> None:
+        """Keep a batch's logits, wherever they are, and labels; forget those beyond the window."""
         self._held.append((logits_B, labels_B))
         self._rows += len(labels_B)
         while self._rows - len(self._held[0][1]) >= self._window:
@@ -52,7 +54,7 @@ class RecentScores:
         """AUC over the window; nan if it holds one class only."""
         if not self._held:
             return float("nan")
-        logits = np.concatenate([held[0] for held in self._held])
+        logits = torch.cat([held[0] for held in self._held]).cpu().numpy()
         labels = np.concatenate([held[1] for held in self._held]) > 0.5
         if labels.all() or not labels.any():
             return float("nan")

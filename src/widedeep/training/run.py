@@ -16,6 +16,7 @@ from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.errors import DataError
 from widedeep.heads import Binary
+from widedeep.kernels.torch_twins import to_device
 from widedeep.training.early_stopping import EarlyStopping
 from widedeep.training.held_interrupt import HeldInterrupt
 from widedeep.training.progress import Progress, RecentScores
@@ -73,7 +74,9 @@ class TrainingRun:
         self.interrupt = HeldInterrupt(announce=trainer.show_progress)
         self.recent = RecentScores()
         self.encoded = None if cache is None else self._encoded_rows(cache)
-        self._losses = self._rows = self._weight = 0.0
+        # A tensor, read when a figure is asked for: a device is not waited for in every step.
+        self._losses = torch.zeros((), dtype=torch.float64, device=trainer.model.device)
+        self._rows = self._weight = 0.0
         self._started = time.perf_counter()
         self._rows_before = trainer.position.rows
 
@@ -157,28 +160,30 @@ class TrainingRun:
     def _count(self, batch: Batch, result: StepResult) -> None:
         losses = result.losses_B
         if batch.weight_B is None:
-            total, weight = float(losses.sum()), float(len(batch))
+            total, weight = losses.sum(), float(len(batch))
         else:
-            weights = torch.from_numpy(batch.weight_B).to(losses.device)
-            total, weight = float((losses * weights).sum()), float(weights.sum())
+            weight = float(torch.from_numpy(batch.weight_B).sum())
+            total = (losses * to_device(batch.weight_B, losses.device)).sum()
         self._losses += total
         self._rows += weight
         self._weight += weight
         if len(self.trainer.model.heads) == 1 and isinstance(self.trainer.model.heads[0], Binary):
             assert batch.labels_BL is not None
-            self.recent.add(
-                result.logits_BC[:, 0].cpu().numpy().copy(), batch.labels_BL[:, 0].copy()
-            )
-        figures = {
-            "step": self.trainer.position.step,
-            "epoch": self.trainer.position.epoch + 1,
-            "rows": self.trainer.position.rows,
-            "loss": total / weight if weight else 0.0,
-        }
-        for callback in self.trainer.callbacks:
-            callback.on_step(figures)
+            self.recent.add(result.logits_BC[:, 0].clone(), batch.labels_BL[:, 0].copy())
+        if self.trainer.callbacks:
+            figures = {
+                "step": self.trainer.position.step,
+                "epoch": self.trainer.position.epoch + 1,
+                "rows": self.trainer.position.rows,
+                "loss": float(total) / weight if weight else 0.0,
+            }
+            for callback in self.trainer.callbacks:
+                callback.on_step(figures)
         if self.progress.due():
             self.progress.show(self._figures())
+
+    def _loss(self) -> float:
+        return float(self._losses) / self._rows if self._rows else float("nan")
 
     def _figures(self) -> dict[str, Any]:
         position, wide = self.trainer.position, self.trainer.model.wide_table
@@ -186,7 +191,7 @@ class TrainingRun:
             "epoch": position.epoch + 1,
             "step": position.step,
             "rows": position.rows - self._rows_before,
-            "loss": self._losses / self._rows if self._rows else float("nan"),
+            "loss": self._loss(),
             "auc": self.recent.auc(),
             "nonzero_wide": None if wide is None else wide.nonzero,
         }
@@ -212,12 +217,13 @@ class TrainingRun:
             else trainer.position.epoch + 1,
             "step": trainer.position.step,
             "rows": trainer.position.rows,
-            "loss": self._losses / self._rows if self._rows else float("nan"),
+            "loss": self._loss(),
             "rows_per_s": (trainer.position.rows - self._rows_before) / seconds,
         }
         if trainer.model.wide_table is not None:
             row["nonzero_wide"] = trainer.model.wide_table.nonzero
-        self._losses = self._rows = 0.0
+        self._losses.zero_()
+        self._rows = 0.0
         improved = False
         if self.valid is not None:
             metrics = trainer.evaluate_source(self.valid)

@@ -72,6 +72,8 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
         rates = as_tensors(trainer.step.feature_rates.tensors())
         tensors.update({f"rates/{k}": v for k, v in rates.items()})
     tensors["random/torch"] = torch.random.get_rng_state().numpy()
+    if model.device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(model.device).numpy()
     state = {
         "position": dataclasses.asdict(trainer.position),
         "inputs": trainer.inputs,
@@ -119,6 +121,9 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
         trainer.history = History(list(checkpoint.state["history"]))
         trainer.shards = list(checkpoint.state.get("shards", []))
         torch.random.set_rng_state(torch.from_numpy(np.array(tensors["random/torch"])))
+        if model.device.type == "cuda" and "random/cuda" in tensors:
+            held_state = torch.from_numpy(np.array(tensors["random/cuda"]))
+            torch.cuda.set_rng_state(held_state, model.device)
 
 
 def _part(tensors: Any, name: str) -> dict[str, NDArray[Any]]:

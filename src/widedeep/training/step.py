@@ -13,11 +13,12 @@ from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.deep import MLP, DeepInput, SequenceInput
 from widedeep.errors import DataError
+from widedeep.kernels.torch_twins import to_device
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, Optimizer
 from widedeep.tables import EmbeddingTable, Groups
 from widedeep.training.dense_update import DenseUpdate
-from widedeep.training.feature_rates import FeatureRates, row_starts
+from widedeep.training.feature_rates import FeatureRates
 from widedeep.training.fused_mlp import FusedMLP
 from widedeep.training.mixed_mlp import MixedMLP
 from widedeep.training.native_mlp import NativeMLP
@@ -110,7 +111,9 @@ class TrainStep:
         if model.wide_table is not None:
             model.wide_table.attach(wide)
             if isinstance(wide, FTRL) and wide.adapt:
-                self.feature_rates = FeatureRates(len(model.wide_table.sizes), wide.adapt)
+                self.feature_rates = FeatureRates(
+                    len(model.wide_table.sizes), wide.adapt, device=model.device
+                )
         for table in model.deep_tables.values():
             table.attach(deep)
 
@@ -138,23 +141,21 @@ class TrainStep:
     def group_and_gather(self, batch: Batch) -> Gathered:
         """Group duplicate ids and look their rows up."""
         model = self.model
+        wide_groups = None
+        # First the groups, which check the ids: a device is then asked once, not by every lookup.
+        if model.wide_table is not None:
+            wide_groups = model.wide_table.group(batch, model.schema.slots, threads=self.threads)
+        deep_groups = {
+            dim: self._group_deep(table, batch, wide_groups)
+            for dim, table in model.deep_tables.items()
+            if model.towers
+        }
         inputs = None
         if model.towers:
             if self._concat is None or len(self._concat) < len(batch):
                 self._concat = model.concat_buffer(len(batch))
             inputs = model.gather(batch, threads=self.threads, out=self._concat)
-        wide_groups = None
-        if model.wide_table is not None:
-            wide_groups = model.wide_table.group(batch, model.schema.slots, threads=self.threads)
-        return Gathered(
-            wide_groups=wide_groups,
-            deep_groups={
-                dim: self._group_deep(table, batch, wide_groups)
-                for dim, table in model.deep_tables.items()
-                if model.towers
-            },
-            inputs=inputs,
-        )
+        return Gathered(wide_groups=wide_groups, deep_groups=deep_groups, inputs=inputs)
 
     def _group_deep(
         self, table: EmbeddingTable, batch: Batch, wide_groups: Groups | None
@@ -228,24 +229,23 @@ class TrainStep:
         if batch.labels_BL is None:
             raise DataError("got a batch without labels; give the spec a label column")
         columns_of_labels = list(self.model.schema.spec.labels.values())
-        labels_BL = torch.from_numpy(batch.labels_BL).to(logits_BC.device)
-        if len(self.model.heads) == 1 and batch.weight_B is None:
-            head, labels_B = self.model.heads[0], labels_BL[:, 0].contiguous()
-            head.check_labels(labels_B, columns_of_labels[0])
-            if head.loss_weight == 1.0:
-                return head.losses_and_gradient(logits_BC, labels_B)
+        given_BL = torch.from_numpy(batch.labels_BL)
+        labels_BL = to_device(batch.labels_BL, logits_BC.device)
+        heads = self.model.heads
+        for index, head in enumerate(heads):
+            # Where they came from: a look at the device's copy would wait for it.
+            head.check_labels(given_BL[:, index].contiguous(), columns_of_labels[index])
+        if len(heads) == 1 and heads[0].loss_weight == 1.0 and batch.weight_B is None:
+            return heads[0].losses_and_gradient(logits_BC, labels_BL[:, 0].contiguous())
         losses_B = torch.zeros(len(batch), device=logits_BC.device)
         grad_BC = torch.empty_like(logits_BC)
-        for index, (head, columns) in enumerate(
-            zip(self.model.heads, self.model.head_slices, strict=True)
-        ):
+        for index, (head, columns) in enumerate(zip(heads, self.model.head_slices, strict=True)):
             labels_B = labels_BL[:, index].contiguous()
-            head.check_labels(labels_B, columns_of_labels[index])
             losses, gradient = head.losses_and_gradient(logits_BC[:, columns], labels_B)
             losses_B += head.loss_weight * losses
             grad_BC[:, columns] = head.loss_weight * gradient
         if batch.weight_B is not None:
-            grad_BC *= torch.from_numpy(batch.weight_B).to(grad_BC.device)[:, None]
+            grad_BC *= to_device(batch.weight_B, grad_BC.device)[:, None]
         return losses_B, grad_BC
 
     def _bias_grad(self, grad_BC: Tensor) -> None:
@@ -291,8 +291,8 @@ class TrainStep:
             rates = self.feature_rates if found.name == "wide" else None
             rates_U = products_U = starts_T = None
             if rates is not None:
-                starts_T = row_starts(found.table, found.groups)
-                rates_U = rates.of_rows(starts_T).to(found.grads_UD.device)
+                starts_T = found.groups.places.table_starts
+                rates_U = rates.of_rows(starts_T)
                 products_U = torch.empty_like(rates_U)
             lr, share = found.optimizer.scheduled(rate)
             found.table.apply(
@@ -307,7 +307,7 @@ class TrainStep:
                 products_U=products_U,
             )
             if rates is not None and products_U is not None and starts_T is not None:
-                rates.learn(products_U.cpu(), starts_T)
+                rates.learn(products_U, starts_T)
         if self.fused is not None:
             self.fused.finish()  # its weights' gradients, summed while rows moved
         scale = 1.0 / rows if self.loss_reduction == "mean" else 1.0

@@ -58,8 +58,9 @@ class UndoLog:
             name: The group.
             tensors: Each of shape (R, ...).
         """
-        rows = len(next(iter(tensors.values())))
-        self._journals[name] = _Journal(tensors, torch.zeros(rows, dtype=torch.int32))
+        first = next(iter(tensors.values()))
+        epochs = torch.zeros(len(first), dtype=torch.int32, device=first.device)
+        self._journals[name] = _Journal(tensors, epochs)
 
     def watch_small(self, tensors: Mapping[str, Tensor]) -> None:
         """Add tensors that every step changes as a whole; a mark copies them."""

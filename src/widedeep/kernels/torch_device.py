@@ -1,0 +1,68 @@
+"""Which code runs on a device: Triton's kernels where they are, or torch's index operations.
+
+Both give the same bits. ``WIDEDEEP_KERNELS=reference`` takes the index operations everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from widedeep.kernels import torch_twins as twins
+
+__all__ = ["gather_pool", "segment_sum", "triton_kernels", "wide_forward"]
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    """Return the Triton kernels where Triton is installed, as it is beside torch's CUDA builds."""
+    wanted = os.environ.get("WIDEDEEP_KERNELS", "") != "reference"
+    if not wanted or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("widedeep.kernels.torch_triton")
+
+
+def triton_kernels(device: torch.device) -> ModuleType | None:
+    """Return the Triton kernels if they run on this device, else None."""
+    return _triton() if device.type == "cuda" else None
+
+
+def gather_pool(
+    weights_RD: Tensor, batch: twins.TensorBatch, slots: twins.TensorSlots, out_BX: Tensor
+) -> None:
+    """Do what :func:`widedeep.kernels.torch_twins.gather_pool` does."""
+    found = triton_kernels(weights_RD.device) or twins
+    found.gather_pool(weights_RD, batch, slots, out_BX)
+
+
+def wide_forward(
+    weights_RC: Tensor, batch: twins.TensorBatch, slots: twins.TensorSlots, logits_BC: Tensor
+) -> None:
+    """Do what :func:`widedeep.kernels.torch_twins.wide_forward` does."""
+    found = triton_kernels(weights_RC.device) or twins
+    found.wide_forward(weights_RC, batch, slots, logits_BC)
+
+
+def segment_sum(
+    grad_BX: Tensor,
+    groups: twins.TensorGroups,
+    batch: twins.TensorBatch,
+    slots: twins.TensorSlots,
+    width: int,
+    sequence_grads_MD: Tensor | None = None,
+    sequence_place_N: Tensor | None = None,
+) -> Tensor:
+    """Do what :func:`widedeep.kernels.torch_twins.segment_sum` does."""
+    found = triton_kernels(grad_BX.device)
+    if found is None or sequence_grads_MD is not None:
+        return twins.segment_sum(
+            grad_BX, groups, batch, slots, width, sequence_grads_MD, sequence_place_N
+        )
+    sums: Tensor = found.segment_sum(grad_BX, groups, batch, slots, width)
+    return sums

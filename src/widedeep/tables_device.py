@@ -1,0 +1,180 @@
+"""Batches on a device: brought there once, beside the work that is under way."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from widedeep.kernels import torch_twins as twins
+from widedeep.kernels.torch_twins import to_device
+from widedeep.tables_batch import BatchArrays, Groups, Placement
+
+__all__ = ["DeviceBatches", "DevicePlaces"]
+
+_STEPS_AHEAD = 2  # batches whose work may wait on the device; more would only hold memory
+Found = TypeVar("Found")
+
+
+class DeviceBatches:
+    """Brings each batch to a device once, for all tables that look into it.
+
+    On a GPU ids are copied and grouped on a stream of their own. They depend on no weight, so the
+    host, which must know how many rows there are, waits for them alone and not for the step before.
+
+    Args:
+        device: Where batches go.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._held: tuple[BatchArrays, twins.TensorBatch] | None = None
+        self._checked: set[object] = set()
+        self._stream: torch.cuda.Stream | None = None
+        self._marks: deque[torch.cuda.Event] = deque()
+        self._ones = np.zeros(0, np.int64)
+
+    def bring(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
+        """Return a batch's ids on the device; its arrays must not change between calls.
+
+        Args:
+            batch: B examples.
+            n_features: F.
+        """
+        if self._held is None or self._held[0] is not batch:
+            self._bound_lead()
+            self._held = (batch, self._beside(lambda: self._copy(batch, n_features)))
+            self._checked.clear()
+        return self._held[1]
+
+    def _copy(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
+        cells = len(batch.offsets_BF) - 1
+        if len(self._ones) <= cells:
+            self._ones = np.arange(cells + 1)
+        single = cells == len(batch.ids_N) and np.array_equal(
+            batch.offsets_BF, self._ones[: cells + 1]
+        )
+        return twins.TensorBatch(
+            to_device(batch.ids_N, self.device),
+            None if single else to_device(batch.offsets_BF, self.device),
+            None if batch.values_N is None else to_device(batch.values_N, self.device),
+            n_features,
+            cells,
+        )
+
+    def check(self, table: object, batch: twins.TensorBatch, slots: twins.TensorSlots) -> None:
+        """Raise IdOutOfRangeError if an id lies outside its table; once a batch and table."""
+        if table not in self._checked:
+            self._beside(lambda: twins.check_ids(batch, slots), batch)
+            self._checked.add(table)
+
+    def group(
+        self, table: object, batch: twins.TensorBatch, slots: twins.TensorSlots,
+        bounds_T: Tensor, n_rows: int,
+    ) -> twins.TensorGroups:  # fmt: skip
+        """Group a batch's ids, which checks them as well."""
+        found = self._beside(lambda: twins.group_ids(batch, slots, bounds_T, n_rows), batch)
+        self._checked.add(table)
+        return found
+
+    def was_checked(self, table: object) -> None:
+        """Tell that a table's ids of the present batch are known to be inside."""
+        self._checked.add(table)
+
+    def _beside(self, work: Callable[[], Found], batch: twins.TensorBatch | None = None) -> Found:
+        """Do work that reads ids alone beside the rest; what comes after waits for it."""
+        if self.device.type != "cuda":
+            return work()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        main = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._stream):
+            found = work()
+        main.wait_stream(self._stream)
+        # Memory that one stream asked for and another reads must not be given away meanwhile.
+        for tensor in (*_tensors(found), *_tensors(batch)):
+            tensor.record_stream(main)
+        return found
+
+    def _bound_lead(self) -> None:
+        if self.device.type != "cuda":
+            return
+        mark = torch.cuda.Event()
+        mark.record(torch.cuda.current_stream(self.device))
+        self._marks.append(mark)
+        if len(self._marks) > _STEPS_AHEAD:
+            self._marks.popleft().synchronize()
+
+
+class DevicePlaces:
+    """Where a table's slots lie, as tensors on its device, kept from step to step.
+
+    Args:
+        batches: Brings batches there.
+        bases: First row of each logical table.
+        n_rows: Rows of all of them.
+    """
+
+    def __init__(self, batches: DeviceBatches, bases: NDArray[np.int64], n_rows: int) -> None:
+        self.batches = batches
+        self.n_rows = n_rows
+        self.bounds_T = torch.from_numpy(np.append(bases, n_rows)).to(batches.device)
+        self._slots: dict[int, tuple[Placement, twins.TensorSlots]] = {}
+        self._shifts: tuple[bytes, Tensor] | None = None
+
+    def place(
+        self, batch: BatchArrays, placed: Placement, *, check: bool
+    ) -> tuple[twins.TensorBatch, twins.TensorSlots]:
+        """Return a batch and a placement on the device.
+
+        Args:
+            batch: B examples.
+            placed: The slots that take part.
+            check: Refuse ids outside their table, if nobody did for this batch.
+
+        Raises:
+            IdOutOfRangeError: If an id lies outside its table.
+        """
+        held = self._slots.get(id(placed))
+        if held is None or held[0] is not placed:
+            if len(self._slots) >= 8:
+                self._slots.clear()
+            held = self._slots[id(placed)] = (placed, placed.to_device(self.batches.device))
+        ids = self.batches.bring(batch, placed.n_features)
+        if check:
+            self.batches.check(self, ids, held[1])
+        return ids, held[1]
+
+    def group(self, batch: BatchArrays, placed: Placement) -> Groups:
+        """Group a batch's ids by row.
+
+        Raises:
+            IdOutOfRangeError: If an id lies outside its table.
+        """
+        ids, slots = self.place(batch, placed, check=False)
+        found = self.batches.group(self, ids, slots, self.bounds_T, self.n_rows)
+        return Groups(found.rows_U, found)
+
+    def regroup(
+        self, groups: twins.TensorGroups, tables: list[int], shifts: NDArray[np.int64]
+    ) -> Groups:
+        """Take the groups of a table that holds the same logical tables, ``shifts`` rows away."""
+        key = shifts.tobytes()
+        if self._shifts is None or self._shifts[0] != key:
+            self._shifts = (key, torch.from_numpy(shifts).to(self.batches.device))
+        self.batches.was_checked(self)
+        found = twins.select_tables(groups, tables, self._shifts[1])
+        return Groups(found.rows_U, found)
+
+
+def _tensors(found: object) -> Iterator[Tensor]:
+    if isinstance(found, Tensor):
+        yield found
+    elif isinstance(found, twins.TensorBatch | twins.TensorGroups):
+        for value in vars(found).values():
+            yield from _tensors(value)

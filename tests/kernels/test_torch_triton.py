@@ -1,0 +1,166 @@
+"""Triton's kernels against torch's index operations, bit for bit, where there is a GPU.
+
+`TRITON_INTERPRET=1` runs them on the CPU too, if Triton is installed: slowly, but with a debugger.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.kernels.random_batches import RandomBatch, batches, make_batch
+from widedeep.kernels import torch_twins as twins
+from widedeep.optim import FTRL, Adagrad
+from widedeep.optim.contract import Step
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not (torch.cuda.is_available() or INTERPRETED):
+    pytest.skip("no GPU", allow_module_level=True)
+triton_kernels = pytest.importorskip("widedeep.kernels.torch_triton")
+
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+WIDTHS = st.sampled_from([1, 2, 3, 8, 16, 19, 32, 64])
+few = settings(max_examples=15 if INTERPRETED else 60)
+
+
+def there(array: Any) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
+
+
+class OnDevice:
+    """A random batch, its slots and a table, on the device."""
+
+    def __init__(self, batch: RandomBatch, width: int) -> None:
+        cells = len(batch.offsets) - 1
+        single = cells == len(batch.ids) and bool((np.diff(batch.offsets) == 1).all())
+        self.ids = twins.TensorBatch(
+            there(batch.ids), None if single else there(batch.offsets),
+            None if batch.values is None else there(batch.values), batch.n_features, cells,
+        )  # fmt: skip
+        columns = 3 + width * np.arange(len(batch.slots))[::-1]
+        self.slots = twins.TensorSlots(
+            features=tuple(batch.slots.tolist()),
+            columns=tuple(columns.tolist()),
+            base_F=self.spread(batch, batch.bases[batch.tables], -1),
+            size_F=self.spread(batch, batch.sizes[batch.tables], 0),
+            combiner_F=self.spread(batch, batch.combiners, 0),
+            column_F=self.spread(batch, columns, 0),
+            sums_alone=not batch.combiners.any(),
+        )
+        self.bounds = there(np.append(batch.bases, batch.n_rows))
+        self.n_rows, self.width = batch.n_rows, width
+        self.n_columns = 5 + width * len(batch.slots)
+        rng = np.random.default_rng(1)
+        self.weights = there(rng.normal(size=(batch.n_rows, width + 3)).astype(np.float32))
+        self.weights = self.weights[:, :width]
+        self.grad = there(rng.normal(size=(batch.n_examples, self.n_columns)).astype(np.float32))
+
+    @staticmethod
+    def spread(batch: RandomBatch, values: np.ndarray, rest: int) -> torch.Tensor:
+        full = np.full(batch.n_features, rest, np.int64)
+        full[batch.slots] = values
+        return there(full)
+
+
+@few
+@given(batch=batches(), width=WIDTHS)
+def test_gather_and_wide_sum_equal_the_twins_bit_for_bit(batch: RandomBatch, width: int) -> None:
+    case = OnDevice(batch, width)
+    pooled = [torch.full((batch.n_examples, case.n_columns), 7.0, device=DEVICE) for _ in "ab"]
+    logits = [torch.full((batch.n_examples, width), 0.25, device=DEVICE) for _ in "ab"]
+    for module, out, sums in zip((triton_kernels, twins), pooled, logits, strict=True):
+        module.gather_pool(case.weights, case.ids, case.slots, out)
+        module.wide_forward(case.weights, case.ids, case.slots, sums)
+    assert torch.equal(*pooled)
+    assert torch.equal(*logits)
+
+
+@few
+@given(batch=batches(), width=WIDTHS)
+def test_segment_sums_equal_the_twins_bit_for_bit(batch: RandomBatch, width: int) -> None:
+    case = OnDevice(batch, width)
+    groups = twins.group_ids(case.ids, case.slots, case.bounds, case.n_rows)
+    given = (case.grad, groups, case.ids, case.slots, width)
+    assert torch.equal(triton_kernels.segment_sum(*given), twins.segment_sum(*given))
+
+
+@pytest.mark.parametrize("with_values", [False, True])
+def test_frequent_rows_are_summed_in_pieces(with_values: bool) -> None:
+    batch = make_batch(
+        3, n_examples=3 * twins.PIECE, n_features=2, longest=3, with_values=with_values,
+        largest_table=2,
+    )  # fmt: skip
+    case = OnDevice(batch, 8)
+    groups = twins.group_ids(case.ids, case.slots, case.bounds, case.n_rows)
+    assert int(groups.starts_U.diff().max()) > twins.PIECE
+    given = (case.grad, groups, case.ids, case.slots, 8)
+    found = triton_kernels.segment_sum(*given)
+    assert torch.equal(found, twins.segment_sum(*given))
+    exact = twins.segment_sum(case.grad.double(), *given[1:])
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def records(seed: int, n_rows: int, width: int, parts: int) -> list[torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    held = there(rng.normal(size=(n_rows, parts * width + 1)).astype(np.float32))
+    found = [held[:, i * width : (i + 1) * width] for i in range(parts)]
+    found[0][there(rng.random((n_rows, width)) < 0.3)] = 0
+    found[-1].abs_()
+    return found
+
+
+@few
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_rows=st.integers(1, 300),
+    width=WIDTHS,
+    every=st.booleans(),
+    rated=st.booleans(),
+    kind=st.sampled_from(
+        [Adagrad(), Adagrad(lr=0.3, eps=0.1), FTRL(), FTRL(beta=0.5, l2=0.1, l2_shrinkage=0.3)]
+    ),
+)
+def test_updates_equal_the_twins_bit_for_bit(
+    seed: int, n_rows: int, width: int, every: bool, rated: bool, kind: Adagrad | FTRL
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = None if every else there(rng.permutation(n_rows)[: int(rng.integers(n_rows + 1))])
+    count = n_rows if rows is None else len(rows)
+    grads = there(rng.normal(size=(count, width)).astype(np.float32))
+    rates = there(rng.uniform(0.01, 5, count).astype(np.float32)) if rated else None
+    found = []
+    for by_triton in (True, False):
+        weights, *state = records(seed, n_rows, width, 1 + len(kind.state_names))
+        products = torch.zeros(count, device=DEVICE)
+        step = Step(
+            lr=kind.lr, grad_scale=0.5, number=1, threads=1, rates_U=rates, products_U=products
+        )
+        named = dict(zip(kind.state_names, state, strict=True))
+        if by_triton:
+            change = kind._update_triton(triton_kernels, weights, named, rows, grads, step)
+        else:
+            change = kind.update_tensors(weights, named, rows, grads, step)
+        found.append((int(change), products, weights, *state))
+    (change, products, *moved), (wanted_change, wanted, *wanted_moved) = found
+    assert change == wanted_change
+    torch.testing.assert_close(products, wanted, rtol=1e-5, atol=1e-5)
+    for name, one, other in zip(("weights", *kind.state_names), moved, wanted_moved, strict=True):
+        # The CPU's vectorised root, which the interpreter is held against, is not rounded exactly.
+        tolerance = 1e-5 if INTERPRETED else 0.0
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_ftrl_of_another_power_has_no_kernel() -> None:
+    weights, z, n = records(0, 3, 1, 3)
+    step = Step(lr=0.1, grad_scale=1.0, number=1, threads=1)
+    grads = torch.ones(3, 1, device=DEVICE)
+    state = {"z": z, "n": n}
+    assert FTRL(lr_power=-0.7)._update_triton(
+        triton_kernels, weights, state, None, grads, step
+    ) is None  # fmt: skip
