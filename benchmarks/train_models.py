@@ -18,6 +18,7 @@ from torch import nn
 
 import widedeep as wd
 from widedeep.data.batch import Batch
+from widedeep.kernels.torch_twins import to_device
 from widedeep.schema import ColumnType, NumericFit
 from widedeep.training.dense_update import DenseUpdate
 from widedeep.training.step import TrainStep
@@ -126,25 +127,27 @@ def make_batches(
 class SparseBaseline(nn.Module):
     """The same model from torch's parts: a fused sparse embedding and a sparse bag."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, device: str = "cpu") -> None:
         super().__init__()
+        self.device = torch.device(device)
         sizes = np.array(shape.slot_sizes) + 2
-        self.starts = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)[:-1]]))
+        self.starts = to_device(np.concatenate([[0], np.cumsum(sizes)[:-1]]), self.device)
         self.fields = len(shape.fields)
-        self.embedding = nn.Embedding(int(sizes[: self.fields].sum()), shape.dim, sparse=True)
-        self.wide = nn.EmbeddingBag(int(sizes.sum()), 1, mode="sum", sparse=True)
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(shape.widths):
-            layers += [nn.Linear(a, b), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers[:-1])
+        with self.device:
+            self.embedding = nn.Embedding(int(sizes[: self.fields].sum()), shape.dim, sparse=True)
+            self.wide = nn.EmbeddingBag(int(sizes.sum()), 1, mode="sum", sparse=True)
+            layers: list[nn.Module] = []
+            for a, b in itertools.pairwise(shape.widths):
+                layers += [nn.Linear(a, b), nn.ReLU()]
+            self.mlp = nn.Sequential(*layers[:-1])
         self.sparse = torch.optim.Adagrad([self.embedding.weight, self.wide.weight], lr=0.05)
         self.dense = torch.optim.Adagrad(self.mlp.parameters(), lr=0.05)
 
     def step(self, batch: Batch) -> None:
         """One joint step."""
-        ids = torch.from_numpy(batch.ids_N).view(len(batch), -1) + self.starts
-        dense = torch.from_numpy(batch.dense_BK)
-        labels = torch.from_numpy(batch.labels_BL)
+        ids = to_device(batch.ids_N, self.device).view(len(batch), -1) + self.starts
+        dense = to_device(batch.dense_BK, self.device)
+        labels = to_device(batch.labels_BL, self.device)
         deep = self.embedding(ids[:, : self.fields]).flatten(1)
         logits = self.mlp(torch.cat([deep, dense], 1)) + self.wide(ids)
         self.sparse.zero_grad(set_to_none=True)
@@ -155,10 +158,14 @@ class SparseBaseline(nn.Module):
 
 
 def our_step(
-    schema: wd.Schema, shape: Shape, threads: int, precision: Literal["fp32", "bf16"] = "fp32"
+    schema: wd.Schema,
+    shape: Shape,
+    threads: int,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    device: str = "cpu",
 ) -> TrainStep:
     """Our step over the same shape."""
-    model = wd.WideDeep(schema, hidden_units=shape.hidden, embedding_dim=shape.dim)
+    model = wd.WideDeep(schema, hidden_units=shape.hidden, embedding_dim=shape.dim, device=device)
     adagrad = wd.Adagrad()
     return TrainStep(
         model,

@@ -9,6 +9,9 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 
 import torch
@@ -16,7 +19,13 @@ from torch import Tensor
 
 from widedeep.kernels import torch_twins as twins
 
-__all__ = ["gather_pool", "segment_sum", "triton_kernels", "wide_forward"]
+__all__ = [
+    "gather_pool",
+    "index_operations_alone",
+    "segment_sum",
+    "triton_kernels",
+    "wide_forward",
+]
 
 
 @functools.cache
@@ -28,9 +37,22 @@ def _triton() -> ModuleType | None:
     return importlib.import_module("widedeep.kernels.torch_triton")
 
 
+_twins_alone: ContextVar[bool] = ContextVar("twins_alone", default=False)
+
+
+@contextmanager
+def index_operations_alone() -> Iterator[None]:
+    """Take the index operations for a while, to compare."""
+    before = _twins_alone.set(True)
+    try:
+        yield
+    finally:
+        _twins_alone.reset(before)
+
+
 def triton_kernels(device: torch.device) -> ModuleType | None:
     """Return the Triton kernels if they run on this device, else None."""
-    return _triton() if device.type == "cuda" else None
+    return _triton() if device.type == "cuda" and not _twins_alone.get() else None
 
 
 def gather_pool(

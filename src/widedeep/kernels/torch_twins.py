@@ -1,10 +1,11 @@
 """The sparse kernels in torch index operations: for tables on a device, and as a second opinion.
 
-They take tensors of one device and follow the same rules as the C++: no float atomics, and every sum
-has a fixed order, so a run repeats its bits. Duplicates are summed in ascending order of occurrence,
-in pieces of :data:`PIECE` (one thread would walk down the hundred thousand occurrences of a frequent
-id), and the pieces' sums in ascending order. Rows are ordered by their number, not by first
-occurrence. None of them waits for the device but :func:`check_ids` and :func:`group_ids`, once each.
+They take tensors of one device and follow the same rules as the C++: no float atomics, and every
+sum has a fixed order, so a run repeats its bits. Duplicates are summed in ascending order of
+occurrence, in pieces of :data:`PIECE` (one thread would walk down the hundred thousand occurrences
+of a frequent id), and the pieces' sums in ascending order. Rows are ordered by their number, not by
+first occurrence. None of them waits for the device but :func:`check_ids` and :func:`group_ids`,
+once each.
 """
 
 from __future__ import annotations
