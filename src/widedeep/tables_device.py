@@ -91,7 +91,7 @@ class DeviceBatches:
         if self.device.type != "cuda":
             return work()
         if self._stream is None:
-            self._stream = torch.cuda.Stream(self.device)
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         main = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._stream):
             found = work()
@@ -104,7 +104,7 @@ class DeviceBatches:
     def _bound_lead(self) -> None:
         if self.device.type != "cuda":
             return
-        mark = torch.cuda.Event()
+        mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
         mark.record(torch.cuda.current_stream(self.device))
         self._marks.append(mark)
         if len(self._marks) > _STEPS_AHEAD:
