@@ -155,6 +155,7 @@ class TrainConfig:
         precision: Of the towers' matrix products in training: ``"fp32"``, ``"bf16"`` (master
             weights and optimizer state stay float32), or ``"auto"``: bf16 where the processor has
             it at a higher rate.
+        device: Where tables and towers live and are trained: ``"cpu"`` or ``"cuda"``.
         pool_rows: Rows shuffled together in memory.
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
         deep: The embeddings' optimizer.
@@ -175,6 +176,7 @@ class TrainConfig:
     eval_every: int | None = None
     threads: int | None = None
     precision: Precision = "fp32"
+    device: str = "cpu"
     pool_rows: int = 262_144
     wide: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})
     deep: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "adagrad"})

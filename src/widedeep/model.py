@@ -98,7 +98,7 @@ class WideDeep(nn.Module):
             seed=seed,
         )
         self.schema = schema
-        self.device = torch.device(device)
+        self.device = _checked_device(device)
         self.heads = make_heads(schema, head)
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
@@ -114,8 +114,16 @@ class WideDeep(nn.Module):
         self.to(self.device)
 
     @classmethod
-    def from_config(cls, schema: Schema, config: ModelConfig) -> WideDeep:
-        """Make the model a :class:`widedeep.config.ModelConfig` describes."""
+    def from_config(
+        cls, schema: Schema, config: ModelConfig, device: str | torch.device = "cpu"
+    ) -> WideDeep:
+        """Make the model a :class:`widedeep.config.ModelConfig` describes.
+
+        Args:
+            schema: From :func:`widedeep.fit_schema`.
+            config: What it is like.
+            device: Where tables and towers live.
+        """
         return cls(
             schema,
             hidden_units=config.hidden_units,
@@ -127,6 +135,7 @@ class WideDeep(nn.Module):
             wide_combiner=config.wide_combiner,
             embedding_std=config.embedding_std,
             seed=config.seed,
+            device=device,
         )
 
     def _make_deep_tables(self) -> dict[int, EmbeddingTable]:
@@ -307,6 +316,19 @@ class WideDeep(nn.Module):
         ]
         in_tables = sum(int(table.weight.numel()) for table in tables)
         return in_tables + sum(p.numel() for p in self.parameters())
+
+
+def _checked_device(wanted: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"got device={wanted!r}, expected 'cpu' or 'cuda'") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"got device={str(wanted)!r}, but PyTorch sees no GPU here; train with device='cpu', "
+            "or install PyTorch's CUDA build and the driver"
+        )
+    return device
 
 
 def _check_arguments(schema: object, hidden_units: object) -> None:

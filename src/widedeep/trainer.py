@@ -135,6 +135,7 @@ class Trainer:
             seed=seed,
             threads=threads,
             precision=precision,
+            device=model.device.type,
             wide=describe_optimizer(self.wide),
             deep=describe_optimizer(self.deep),
             dense=describe_optimizer(self.dense_optimizer),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import widedeep as wd
 from tests.test_trainer import assert_same_bits, make_spec, make_table, state_of
 from widedeep.data.transform import Transform
+from widedeep.errors import ConfigError
 from widedeep.kernels import torch_device
 from widedeep.optim.contract import Optimizer, Step
 from widedeep.tables import EmbeddingTable
@@ -196,3 +197,12 @@ def test_a_step_on_a_gpu_waits_for_its_groups_alone(schema: wd.Schema) -> None:
         torch.cuda.set_sync_debug_mode("default")
     told = [str(wait.message) for wait in waits if "synchroniz" in str(wait.message)]
     assert len(told) <= len(batches) - 1, told
+
+
+def test_a_gpu_that_is_not_there_is_told(schema: wd.Schema) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigError, match="got device='cuda', but PyTorch sees no GPU here"):
+        wd.WideDeep(schema, device="cuda")
+    with pytest.raises(ConfigError, match="got device='gpu', expected 'cpu' or 'cuda'"):
+        wd.WideDeep(schema, device="gpu")

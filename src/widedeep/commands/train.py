@@ -194,7 +194,7 @@ def make_trainer(
     train = config.train
     optimizers = _optimizers(train)
     trainer = Trainer(
-        WideDeep.from_config(schema, config.model),
+        WideDeep.from_config(schema, config.model, train.device),
         wide=optimizers["wide"],
         deep=optimizers["deep"],
         dense=optimizers["dense"],
@@ -409,8 +409,10 @@ def export_checkpoint(
     place = find_checkpoint(path)
     checkpoint = read_checkpoint(place)
     config = config_from_tables(checkpoint.state["config"], origin=str(place))
+    # What a GPU trained is exported anywhere.
+    here = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu"))
     try:
-        trainer = make_trainer(checkpoint.schema, config, progress=False)
+        trainer = make_trainer(checkpoint.schema, here, progress=False)
     except ConfigError as error:
         raise CheckpointError(
             f"{place}: its trainer cannot be made from its configuration ({error}); export it "
@@ -424,4 +426,5 @@ def export_checkpoint(
             "not describe; export it where it was made: trainer.export(...)"
         )
     trainer.load_checkpoint(place)
+    trainer.config = dataclasses.replace(trainer.config, device=config.train.device)
     return trainer.export(out, overwrite=overwrite), place
