@@ -134,14 +134,12 @@ class Trainer:
             pool_rows=pool_rows,
             seed=seed,
             threads=threads,
-            precision=precision,
+            precision=(chosen := resolve_precision(precision, model.device)),
             device=model.device.type,
             wide=describe_optimizer(self.wide),
             deep=describe_optimizer(self.deep),
             dense=describe_optimizer(self.dense_optimizer),
         )
-        chosen = resolve_precision(self.config.precision, model.device)
-        self.config = dataclasses.replace(self.config, precision=chosen)
         self.threads = threads or usable_cores()
         self.history = History()
         self.position = Position()
