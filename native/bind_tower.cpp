@@ -46,19 +46,19 @@ std::vector<TowerLayer> layers_of(const std::vector<ConstMatrix>& weights,
   return layers;
 }
 
-void bind_forward(const ConstMatrix& in, const std::vector<ConstMatrix>& weights,
+void bind_forward(bool bf16, const ConstMatrix& in, const std::vector<ConstMatrix>& weights,
                   const std::vector<ConstVector>& biases, const std::vector<Matrix>& outs,
                   int threads) {
   const std::vector<TowerLayer> layers = layers_of(weights, biases);
   const std::vector<Rows> out_rows = rows_of_all<Rows>(outs);
-  tower_forward({rows_of(in), static_cast<int64_t>(in.shape(0)), layers.data(),
+  tower_forward({bf16, rows_of(in), static_cast<int64_t>(in.shape(0)), layers.data(),
                  static_cast<int64_t>(layers.size()), out_rows.data()},
                 threads);
 }
 
 // Writes into its arguments until wait() has returned; who calls it keeps them.
 std::unique_ptr<TowerGradients> bind_backward(
-    const ConstMatrix& in, const std::vector<ConstMatrix>& weights,
+    bool bf16, const ConstMatrix& in, const std::vector<ConstMatrix>& weights,
     const std::vector<ConstMatrix>& outs, const ConstMatrix& grad_logits,
     const std::vector<Matrix>& grads, const Matrix& grad_in,
     const std::vector<Matrix>& weight_grads, const std::vector<Vector>& bias_grads, int threads) {
@@ -68,11 +68,17 @@ std::unique_ptr<TowerGradients> bind_backward(
   const std::vector<Rows> weight_rows = rows_of_all<Rows>(weight_grads);
   std::vector<float*> bias_rows(layers.size(), nullptr);
   for (std::size_t i = 0; i < bias_grads.size(); ++i) bias_rows[i] = bias_grads[i].data();
-  const TowerBackward request{rows_of(in),        static_cast<int64_t>(in.shape(0)),
-                              layers.data(),      static_cast<int64_t>(layers.size()),
-                              out_rows.data(),    rows_of(grad_logits),
-                              grad_rows.data(),   rows_of(grad_in),
-                              weight_rows.data(), bias_rows.data()};
+  const TowerBackward request{bf16,
+                              rows_of(in),
+                              static_cast<int64_t>(in.shape(0)),
+                              layers.data(),
+                              static_cast<int64_t>(layers.size()),
+                              out_rows.data(),
+                              rows_of(grad_logits),
+                              grad_rows.data(),
+                              rows_of(grad_in),
+                              weight_rows.data(),
+                              bias_rows.data()};
   return std::make_unique<TowerGradients>(request, threads);
 }
 
@@ -80,6 +86,7 @@ std::unique_ptr<TowerGradients> bind_backward(
 
 void bind_tower(nb::module_& m) {
   m.def("tower_forward", &bind_forward, ReleaseGil());
+  m.def("has_bf16_products", &has_bf16_products);
   nb::class_<TowerGradients>(m, "TowerGradients").def("wait", &TowerGradients::wait, ReleaseGil());
   m.def("tower_backward", &bind_backward, ReleaseGil());
 }

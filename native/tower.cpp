@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "buffer_pool.hpp"
@@ -30,6 +31,30 @@ Buffer allocate(int64_t floats) {
 
 int64_t round_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// The kernels for one kind of numbers.
+struct Functions {
+  int64_t (*tower_panel)();
+  int64_t (*tower_block)();
+  void (*pack_panels)(const float*, int64_t, int64_t, int64_t, int64_t, float*, int64_t, int64_t);
+  void (*product_rows)(const RowProduct&, int64_t, int64_t, float*);
+  int64_t (*gradient_room)(int64_t);
+  void (*weight_gradient_tiles)(const WeightGradient&, int64_t, int64_t, float*);
+};
+
+Functions functions(bool bf16) {
+  if (bf16 && !has_bf16_products()) throw std::invalid_argument("no products in bfloat16 here");
+#if defined(__x86_64__)
+  if (bf16) {
+    return {&avx512bf16::tower_panel,   &avx512bf16::tower_block,
+            &avx512bf16::pack_panels,   &avx512bf16::product_rows,
+            &avx512bf16::gradient_room, &avx512bf16::weight_gradient_tiles};
+  }
+#endif
+  return {WIDEDEEP_DISPATCH(tower_panel),   WIDEDEEP_DISPATCH(tower_block),
+          WIDEDEEP_DISPATCH(pack_panels),   WIDEDEEP_DISPATCH(product_rows),
+          WIDEDEEP_DISPATCH(gradient_room), WIDEDEEP_DISPATCH(weight_gradient_tiles)};
+}
+
 // A layer's weight, packed as the right side of one direction's product.
 struct PackedWeight {
   int64_t inputs;
@@ -42,8 +67,9 @@ struct PackedWeight {
 class PackedTower {
  public:
   // Forward: inputs of a layer are the product's inputs. Backward: its outputs are.
-  PackedTower(const TowerLayer* layers, int64_t n_layers, bool backward, int threads)
-      : layers_(layers), backward_(backward) {
+  PackedTower(const Functions& use, const TowerLayer* layers, int64_t n_layers, bool backward,
+              int threads)
+      : use_(use), layers_(layers), backward_(backward) {
     int64_t floats = 0;
     for (int64_t i = 0; i < n_layers; ++i) {
       const int64_t inputs = backward ? layers[i].outputs : layers[i].weight.width;
@@ -90,8 +116,8 @@ class PackedTower {
       const ConstRows& weight = layers_[i].weight;
       const int64_t row = backward_ ? weight.stride : 1;
       const int64_t column = backward_ ? 1 : weight.stride;
-      WIDEDEEP_DISPATCH(pack_panels)
-      (weight.data, row, column, layer.inputs, layer.outputs, layer.panels, first, last);
+      use_.pack_panels(weight.data, row, column, layer.inputs, layer.outputs, layer.panels, first,
+                       last);
     }
   }
 
@@ -104,9 +130,10 @@ class PackedTower {
     }
   }
 
+  const Functions& use_;
   const TowerLayer* layers_;
   bool backward_;
-  int64_t panel_ = WIDEDEEP_DISPATCH(tower_panel)();
+  int64_t panel_ = use_.tower_panel();
   int64_t n_panels_ = 0;
   std::vector<PackedWeight> packed_{};
   Buffer data_{};
@@ -114,8 +141,8 @@ class PackedTower {
 
 // Calls rows(begin, end, scratch) for groups of rows, small enough for the second cache.
 template <class Fn>
-void over_rows(int64_t n_rows, int64_t width, int threads, Fn&& rows) {
-  const int64_t group = kGroupBlocks * WIDEDEEP_DISPATCH(tower_block)();
+void over_rows(const Functions& use, int64_t n_rows, int64_t width, int threads, Fn&& rows) {
+  const int64_t group = kGroupBlocks * use.tower_block();
   parallel_for(n_rows, n_rows < kFewRows ? 1 : threads, [&](int64_t begin, int64_t end, int) {
     const Buffer scratch = allocate(std::min(group, end - begin) * width);
     for (; begin < end; begin += group) rows(begin, std::min(begin + group, end), scratch.get());
@@ -128,9 +155,9 @@ ConstRows read(const Rows& rows) { return {rows.data, rows.stride, rows.width}; 
 // products, then the columns of the biases' sums.
 class GradientWork {
  public:
-  explicit GradientWork(const TowerBackward& request) {
-    const int64_t block = WIDEDEEP_DISPATCH(tower_block)();
-    const int64_t panel = WIDEDEEP_DISPATCH(tower_panel)();
+  explicit GradientWork(const TowerBackward& request) : use_(functions(request.bf16)) {
+    const int64_t block = use_.tower_block();
+    const int64_t panel = use_.tower_panel();
     for (int64_t i = 0; i < request.n_layers; ++i) {
       const int64_t outputs = request.layers[i].outputs;
       const ConstRows grad =
@@ -157,8 +184,9 @@ class GradientWork {
       const int64_t first = std::max(begin, layer.first_tile);
       const int64_t last = std::min(end, layer.first_sum);
       if (first < last) {
-        WIDEDEEP_DISPATCH(weight_gradient_tiles)
-        (layer.weights, first - layer.first_tile, last - layer.first_tile);
+        const Buffer scratch = allocate(use_.gradient_room(layer.outputs));
+        use_.weight_gradient_tiles(layer.weights, first - layer.first_tile, last - layer.first_tile,
+                                   scratch.get());
       }
       const int64_t first_sum = std::max(begin, layer.first_sum) - layer.first_sum;
       const int64_t last_sum = std::min(end, stop) - layer.first_sum;
@@ -178,22 +206,25 @@ class GradientWork {
     int64_t first_tile;
     int64_t first_sum;
   };
+  Functions use_;
   int64_t pieces_ = 0;
   std::vector<Layer> layers_{};
 };
 
 }  // namespace
 
+bool has_bf16_products() { return has_avx512bf16(); }
+
 void tower_forward(const TowerForward& request, int threads) {
-  const PackedTower packed(request.layers, request.n_layers, false, threads);
-  const auto product = WIDEDEEP_DISPATCH(product_rows);
-  over_rows(request.rows, packed.widest(), threads,
+  const Functions use = functions(request.bf16);
+  const PackedTower packed(use, request.layers, request.n_layers, false, threads);
+  over_rows(use, request.rows, packed.widest(), threads,
             [&](int64_t begin, int64_t end, float* scratch) {
               for (int64_t i = 0; i < request.n_layers; ++i) {
                 const ConstRows in = i == 0 ? request.in : read(request.outs[i - 1]);
                 RowProduct layer = packed.product(i, in, request.outs[i]);
                 layer.relu = i + 1 < request.n_layers;
-                product(layer, begin, end, scratch);
+                use.product_rows(layer, begin, end, scratch);
               }
             });
 }
@@ -219,16 +250,16 @@ struct TowerGradients::State {
 };
 
 TowerGradients::TowerGradients(const TowerBackward& request, int threads) {
-  const PackedTower packed(request.layers, request.n_layers, true, threads);
-  const auto product = WIDEDEEP_DISPATCH(product_rows);
-  over_rows(request.rows, packed.widest(), threads,
+  const Functions use = functions(request.bf16);
+  const PackedTower packed(use, request.layers, request.n_layers, true, threads);
+  over_rows(use, request.rows, packed.widest(), threads,
             [&](int64_t begin, int64_t end, float* scratch) {
               ConstRows grad = request.grad_logits;
               for (int64_t i = request.n_layers - 1; i >= 0; --i) {
                 const Rows& out = i == 0 ? request.grad_in : request.grads[i - 1];
                 RowProduct layer = packed.product(i, grad, out);
                 if (i > 0) layer.mask = request.outs[i - 1];
-                product(layer, begin, end, scratch);
+                use.product_rows(layer, begin, end, scratch);
                 grad = read(out);
               }
             });

@@ -20,6 +20,7 @@ struct TowerLayer {
 };
 
 struct TowerForward {
+  bool bf16;  // factors are rounded to bfloat16, where has_bf16_products(); sums stay float32
   ConstRows in;
   int64_t rows;
   const TowerLayer* layers;
@@ -28,6 +29,7 @@ struct TowerForward {
 };
 
 struct TowerBackward {
+  bool bf16;
   ConstRows in;
   int64_t rows;
   const TowerLayer* layers;
@@ -39,6 +41,8 @@ struct TowerBackward {
   const Rows* weight_grads;  // of each layer
   float* const* bias_grads;  // of each layer, or null
 };
+
+bool has_bf16_products();
 
 void tower_forward(const TowerForward& request, int threads);
 

@@ -29,15 +29,31 @@ struct WeightGradient {
   Rows out;
 };
 
-WIDEDEEP_DECLARE_ISA(
-    int64_t tower_panel(); int64_t tower_block();
-    // Packs panels [begin, end) of the matrix whose element (k, n) is at k * row + n * column.
-    void pack_panels(const float* matrix, int64_t row, int64_t column, int64_t inputs,
-                     int64_t outputs, float* panels, int64_t begin, int64_t end);
-    // Rows [begin, end); `scratch` has room for them, their width rounded up to 16.
-    void product_rows(const RowProduct& request, int64_t begin, int64_t end, float* scratch);
-    // Tiles [begin, end): blocks of tower_block() outputs, panel of inputs after panel.
-    void weight_gradient_tiles(const WeightGradient& request, int64_t begin, int64_t end);
-    void column_sums(const ConstRows& grad, int64_t rows, float* out, int64_t begin, int64_t end))
+// Rows of the batch whose gradients and inputs are multiplied while they lie in the first caches.
+constexpr int64_t kGradientRows = 192;
+
+#define WIDEDEEP_TOWER_FUNCTIONS                                                                 \
+  int64_t tower_panel();                                                                         \
+  int64_t tower_block();                                                                         \
+  /* Packs panels [begin, end) of the matrix whose element (k, n) is at k * row + n * column. */ \
+  void pack_panels(const float* matrix, int64_t row, int64_t column, int64_t inputs,             \
+                   int64_t outputs, float* panels, int64_t begin, int64_t end);                  \
+  /* Rows [begin, end); `scratch` has room for them, their width rounded up to 16. */            \
+  void product_rows(const RowProduct& request, int64_t begin, int64_t end, float* scratch);      \
+  /* Tiles [begin, end): blocks of tower_block() outputs, panel of inputs after panel; `scratch` \
+     has room for gradient_room(outputs) floats. */                                              \
+  int64_t gradient_room(int64_t outputs);                                                        \
+  void weight_gradient_tiles(const WeightGradient& request, int64_t begin, int64_t end,          \
+                             float* scratch)
+
+WIDEDEEP_DECLARE_ISA(WIDEDEEP_TOWER_FUNCTIONS;
+                     void column_sums(const ConstRows& grad, int64_t rows, float* out,
+                                      int64_t begin, int64_t end))
+
+#if defined(__x86_64__)
+namespace avx512bf16 {
+WIDEDEEP_TOWER_FUNCTIONS;
+}
+#endif
 
 }  // namespace widedeep

@@ -1,12 +1,28 @@
-// What the tower's kernels do with parts of a register. Only for *_isa.cpp.
+// What the tower's kernels do with parts of a register. Only for *_isa.cpp and
+// *_avx512bf16.cpp.
 #pragma once
 
 #include <string.h>
 
+#if defined(WIDEDEEP_ISA_IS_avx512bf16) && !defined(WIDEDEEP_ISA_IS_avx512)
+#define WIDEDEEP_ISA_IS_avx512 1
+#endif
 #include "score_vector.hpp"
 
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
+
+// Rows of a tile of sums, two registers wide: with the two of the right side and one of the left
+// they fill the register file.
+#if defined(WIDEDEEP_ISA_IS_avx512)
+constexpr int kTileRows = 14;
+#elif defined(WIDEDEEP_ISA_IS_avx2)
+constexpr int kTileRows = 6;
+#elif defined(__x86_64__)
+constexpr int kTileRows = 4;
+#else
+constexpr int kTileRows = 8;
+#endif
 
 // The first `count` numbers, and zeros; 0 <= count <= kLanes.
 inline Vec vec_load_first(const float* p, int64_t count) {

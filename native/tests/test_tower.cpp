@@ -56,18 +56,19 @@ struct Tower {
       bias_rows.push_back(last ? nullptr : bias_grads[i].data());
     }
     const ConstRows input{in.data(), widths[0], widths[0]};
-    widedeep::tower_forward({input, rows, layers.data(), 3, out_rows.data()}, threads);
-    widedeep::TowerGradients gradients({input,
-                              rows,
-                              layers.data(),
-                              3,
-                              read.data(),
-                              {grads[2].data(), widths[3], widths[3]},
-                              grad_rows.data(),
-                              {grad_in.data(), widths[0], widths[0]},
-                              weight_rows.data(),
-                              bias_rows.data()},
-                             threads);
+    widedeep::tower_forward({bf16, input, rows, layers.data(), 3, out_rows.data()}, threads);
+    widedeep::TowerGradients gradients({bf16,
+                                        input,
+                                        rows,
+                                        layers.data(),
+                                        3,
+                                        read.data(),
+                                        {grads[2].data(), widths[3], widths[3]},
+                                        grad_rows.data(),
+                                        {grad_in.data(), widths[0], widths[0]},
+                                        weight_rows.data(),
+                                        bias_rows.data()},
+                                       threads);
     gradients.wait();
   }
 
@@ -121,6 +122,7 @@ struct Tower {
   }
 
   std::int64_t rows;
+  bool bf16 = false;
   int next = -3;
   std::int64_t widths[4] = {35, 17, 5, 2};
   std::vector<float> in{};
@@ -141,6 +143,22 @@ TEST(a_tower_is_the_sum_that_plain_loops_make) {
       Tower tower(rows);
       tower.run(threads);
       tower.check();
+    }
+  }
+}
+
+TEST(a_tower_in_bfloat16_does_not_depend_on_threads) {
+  if (!widedeep::has_bf16_products()) return;
+  for (const std::int64_t rows : {1, 16, 61, 200}) {
+    Tower one(rows);
+    Tower many(rows);
+    one.bf16 = many.bf16 = true;
+    one.run(1);
+    many.run(3);
+    CHECK(one.grad_in == many.grad_in);
+    for (std::size_t i = 0; i < 3; ++i) {
+      CHECK(one.outs[i] == many.outs[i]);
+      CHECK(one.weight_grads[i] == many.weight_grads[i]);
     }
   }
 }

@@ -147,7 +147,9 @@ def ftrl_rows(
     /,
 ) -> int: ...
 def logistic_loss(logits: _Floats, labels: _Floats, losses: _Floats, grads: _Floats, /) -> None: ...
+def has_bf16_products() -> bool: ...
 def tower_forward(
+    bf16: bool,
     input: _Floats,
     weights: list[_Floats],
     biases: list[_Floats],
@@ -156,6 +158,7 @@ def tower_forward(
     /,
 ) -> None: ...
 def tower_backward(
+    bf16: bool,
     input: _Floats,
     weights: list[_Floats],
     outputs: list[_Floats],

@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from widedeep.kernels import TowerArrays, reference, tower_backward, tower_forward
+from widedeep.kernels import (
+    TowerArrays,
+    has_bf16_products,
+    reference,
+    tower_backward,
+    tower_forward,
+)
 
 Floats = NDArray[np.float32]
 WIDTHS = st.lists(st.sampled_from([1, 2, 5, 15, 16, 17, 33, 70, 129]), min_size=2, max_size=4)
+
+
+needs_bf16 = pytest.mark.skipif(not has_bf16_products(), reason="no AVX512_BF16 here")
 
 
 def spread(rows: int, width: int) -> Floats:
@@ -40,7 +49,7 @@ class Tower:
         self.weight_grads = [np.full_like(w, np.nan) for w in self.weights]
         self.bias_grads = [np.full_like(b, np.nan) for b in self.biases]
 
-    def run(self, threads: int = 1) -> list[Floats]:
+    def run(self, threads: int = 1, bf16: bool = False) -> list[Floats]:
         self.clear()
         arrays = TowerArrays(
             input_BX=self.input,
@@ -52,16 +61,17 @@ class Tower:
             grad_input_BX=self.grad_input,
             weight_grads=self.weight_grads,
             bias_grads=self.bias_grads,
+            bf16=bf16,
         )
         tower_forward(arrays, threads)
         tower_backward(arrays, threads).wait()
         return self.computed()
 
-    def run_reference(self) -> list[Floats]:
+    def run_reference(self, bf16: bool = False) -> list[Floats]:
         self.clear()
-        reference.tower_forward(self.input, self.weights, self.biases, self.outputs, 1)
+        reference.tower_forward(bf16, self.input, self.weights, self.biases, self.outputs, 1)
         reference.tower_backward(
-            self.input, self.weights, self.outputs, self.grad_logits, self.grads,
+            bf16, self.input, self.weights, self.outputs, self.grad_logits, self.grads,
             self.grad_input, self.weight_grads, self.bias_grads, 1,
         )  # fmt: skip
         return self.computed()
@@ -112,6 +122,40 @@ def test_threads_change_no_bit(seed: int, rows: int, widths: list[int]) -> None:
     for threads in (2, 5):
         for one, other in zip(first, tower.run(threads=threads), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@needs_bf16
+@given(st.integers(0, 9), st.integers(1, 230), WIDTHS, st.integers(1, 3))
+def test_bf16_equals_the_reference(seed: int, rows: int, widths: list[int], threads: int) -> None:
+    tower = Tower(seed, rows, widths)
+    got = [array.copy() for array in tower.run(threads, bf16=True)]
+    layers = len(tower.weights)
+    for i, (found, expected) in enumerate(zip(got, tower.run_reference(bf16=True), strict=True)):
+        # A unit near 0, or a sum near the middle of two bfloat16, may fall on the other side: what
+        # follows then differs by a bfloat16's last place in a few places.
+        if i == 0:
+            np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+        off = np.abs(found - expected) > 2e-5 + 0.02 * np.abs(expected).max(initial=0)
+        assert off.mean() < 0.05, (i, layers)
+
+
+@needs_bf16
+@given(st.integers(0, 9), st.integers(1, 230), WIDTHS)
+def test_threads_change_no_bit_in_bf16(seed: int, rows: int, widths: list[int]) -> None:
+    tower = Tower(seed, rows, widths)
+    first = [array.copy() for array in tower.run(threads=1, bf16=True)]
+    for one, other in zip(first, tower.run(threads=3, bf16=True), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@needs_bf16
+def test_bf16_of_numbers_that_fit_is_exact() -> None:
+    tower = Tower(2, 150, [33, 17, 1])
+    for array in (tower.input, *tower.weights, *tower.biases, tower.grad_logits):
+        array[:] = np.random.default_rng(0).integers(-1, 2, array.shape)
+    exact = [array.copy() for array in tower.run()]
+    for one, other in zip(exact, tower.run(bf16=True, threads=2), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_rows_outputs_do_not_depend_on_the_batch() -> None:

@@ -21,7 +21,13 @@ from widedeep.kernels.pooling import (
     wide_forward,
 )
 from widedeep.kernels.threads import awake
-from widedeep.kernels.tower import TowerArrays, TowerGradients, tower_backward, tower_forward
+from widedeep.kernels.tower import (
+    TowerArrays,
+    TowerGradients,
+    has_bf16_products,
+    tower_backward,
+    tower_forward,
+)
 from widedeep.kernels.updates import adagrad_rows, adam_rows, ftrl_rows, init_rows, sgd_rows
 
 __all__ = [
@@ -37,6 +43,7 @@ __all__ = [
     "ftrl_rows",
     "gather_pool",
     "group_ids",
+    "has_bf16_products",
     "init_rows",
     "logistic_loss",
     "segment_sum_deep",

@@ -15,6 +15,7 @@ from widedeep.kernels.reference_counting import CountTable as CountTable
 from widedeep.kernels.reference_losses import logistic_loss as logistic_loss
 from widedeep.kernels.reference_ranker import RankScorer as RankScorer
 from widedeep.kernels.reference_score import Scorer as Scorer
+from widedeep.kernels.reference_tower import has_bf16_products as has_bf16_products
 from widedeep.kernels.reference_tower import tower_backward as tower_backward
 from widedeep.kernels.reference_tower import tower_forward as tower_forward
 

@@ -12,7 +12,27 @@ __all__ = ["tower_backward", "tower_forward"]
 Floats = NDArray[np.float32]
 
 
+def has_bf16_products() -> bool:
+    """True: they are emulated."""
+    return True
+
+
+def round_to_bf16(numbers: Floats) -> Floats:
+    """Return the nearest bfloat16 numbers, ties to even, as float32."""
+    bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+    up = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    rounded: Floats = ((bits + up) & np.uint32(0xFFFF0000)).view(np.float32)
+    return rounded
+
+
+def _product(bf16: bool, left: Floats, right: Floats, out: Floats) -> None:
+    if bf16:
+        left, right = round_to_bf16(left), round_to_bf16(right)
+    np.matmul(left, right, out=out)
+
+
 def tower_forward(
+    bf16: bool,
     input_BX: Floats,
     weights: Sequence[Floats],
     biases: Sequence[Floats],
@@ -22,7 +42,7 @@ def tower_forward(
     """Fill the outputs of every layer."""
     below = input_BX
     for weight, output, bias in zip(weights, outputs, [*biases, None], strict=True):
-        np.matmul(below, weight.T, out=output)
+        _product(bf16, below, weight.T, output)
         if bias is not None:
             output += bias
             np.maximum(output, 0.0, out=output)
@@ -30,6 +50,7 @@ def tower_forward(
 
 
 def tower_backward(
+    bf16: bool,
     input_BX: Floats,
     weights: Sequence[Floats],
     outputs: Sequence[Floats],
@@ -43,11 +64,11 @@ def tower_backward(
     """Fill the gradients, from the last layer to the first."""
     grad = grad_logits_BC
     for i in reversed(range(len(weights))):
-        np.matmul(grad.T, outputs[i - 1] if i else input_BX, out=weight_grads[i])
+        _product(bf16, grad.T, outputs[i - 1] if i else input_BX, weight_grads[i])
         if i < len(bias_grads):
             np.sum(grad, axis=0, out=bias_grads[i])
         under = grads[i - 1] if i else grad_input_BX
-        np.matmul(grad, weights[i], out=under)
+        _product(bf16, grad, weights[i], under)
         if i:
             under *= outputs[i - 1] > 0.0
         grad = under

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from widedeep.kernels.backend import backend
 from widedeep.kernels.checks import check_matrix, check_vector
 
-__all__ = ["TowerArrays", "TowerGradients", "tower_backward", "tower_forward"]
+__all__ = ["TowerArrays", "TowerGradients", "has_bf16_products", "tower_backward", "tower_forward"]
 
 Floats = NDArray[np.float32]
 
@@ -37,9 +37,11 @@ class TowerArrays:
         grad_input_BX: float32 (B, X).
         weight_grads: float32 (out, in) of each layer.
         bias_grads: float32 (out,) of each layer but the last.
+        bf16: Round the factors of products to bfloat16; sums and all arrays stay float32.
 
     Raises:
-        ValueError: If an array has another type or shape.
+        ValueError: If an array has another type or shape, or the processor has no
+            :func:`has_bf16_products`.
     """
 
     input_BX: Floats
@@ -51,8 +53,11 @@ class TowerArrays:
     grad_input_BX: Floats
     weight_grads: list[Floats]
     bias_grads: list[Floats]
+    bf16: bool = False
 
     def __post_init__(self) -> None:
+        if self.bf16 and not has_bf16_products():
+            raise ValueError("bf16: got True, but this processor lacks AVX512_BF16; leave it out")
         layers = len(self.weights)
         for name, arrays, count in (
             ("weights", self.weights, max(layers, 1)),
@@ -82,7 +87,12 @@ class TowerArrays:
 
     @classmethod
     def make(
-        cls, input_BX: Floats, weights: Sequence[Floats], biases: Sequence[Floats]
+        cls,
+        input_BX: Floats,
+        weights: Sequence[Floats],
+        biases: Sequence[Floats],
+        *,
+        bf16: bool = False,
     ) -> TowerArrays:
         """Return the arrays of a tower, with room for everything that is computed.
 
@@ -90,6 +100,7 @@ class TowerArrays:
             input_BX: The batch.
             weights: Of each layer.
             biases: Of each layer but the last.
+            bf16: Round the factors of products.
         """
 
         def room(width: int) -> Floats:
@@ -105,7 +116,13 @@ class TowerArrays:
             grad_input_BX=np.zeros_like(input_BX),
             weight_grads=[np.zeros_like(w) for w in weights],
             bias_grads=[np.zeros_like(b) for b in biases],
+            bf16=bf16,
         )
+
+
+def has_bf16_products() -> bool:
+    """Tell whether towers can be computed in bfloat16 here (AVX512_BF16, and it is in use)."""
+    return bool(backend.has_bf16_products())
 
 
 def tower_forward(tower: TowerArrays, threads: int = 1) -> None:
@@ -126,7 +143,9 @@ def tower_forward(tower: TowerArrays, threads: int = 1) -> None:
         >>> [output.tolist() for output in tower.outputs]
         [[[3.5, 0.0]], [[7.0]]]
     """
-    backend.tower_forward(tower.input_BX, tower.weights, tower.biases, tower.outputs, threads)
+    backend.tower_forward(
+        tower.bf16, tower.input_BX, tower.weights, tower.biases, tower.outputs, threads
+    )
 
 
 class TowerGradients:
@@ -160,7 +179,7 @@ def tower_backward(tower: TowerArrays, threads: int = 1) -> TowerGradients:
         What to wait for before the gradients are read or anything here is changed.
     """
     under_way = backend.tower_backward(
-        tower.input_BX, tower.weights, tower.outputs, tower.grad_logits_BC, tower.grads,
+        tower.bf16, tower.input_BX, tower.weights, tower.outputs, tower.grad_logits_BC, tower.grads,
         tower.grad_input_BX, tower.weight_grads, tower.bias_grads, threads,
     )  # fmt: skip
     return TowerGradients(tower, under_way)

@@ -27,15 +27,21 @@ class NativeMLP:
         tower: A tower whose :attr:`~widedeep.deep.MLP.is_plain` is true.
         output: The linear layer from the last hidden units to the C logits, without bias.
         threads: Threads of the kernels.
+        bf16: Round the factors of products to bfloat16; sums and weights stay float32
+            (Micikevicius et al. 2018, "Mixed Precision Training"). bfloat16 has float32's range,
+            so losses need no scaling.
 
     Shape:
         concat_BX (B, X) -> logits (B, C); gradient of the logits (B, C) -> gradient of concat_BX
         (B, X)
     """
 
-    def __init__(self, tower: MLP, output: nn.Linear, *, threads: int = 1) -> None:
+    def __init__(
+        self, tower: MLP, output: nn.Linear, *, threads: int = 1, bf16: bool = False
+    ) -> None:
         assert tower.is_plain
         self.threads = threads
+        self.bf16 = bf16
         hidden = [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
         self._weights = [layer.weight for layer in (*hidden, output)]
         self._biases = [layer.bias for layer in hidden]
@@ -79,6 +85,7 @@ class NativeMLP:
             grad_input_BX=self._grad_BX.numpy(),
             weight_grads=[_grad_of(weight) for weight in self._weights],
             bias_grads=[_grad_of(bias) for bias in self._biases],
+            bf16=self.bf16,
         )
 
     def forward(self, concat_BX: Tensor) -> Tensor:

@@ -340,8 +340,8 @@ def fast_mlp(
         return None
     output = model.outputs["mlp"]
     assert isinstance(output, torch.nn.Linear)
-    if precision == "bf16":
-        return MixedMLP(tower, output)
-    if output.weight.device.type == "cpu":
-        return NativeMLP(tower, output, threads=threads)
-    return FusedMLP(tower, output)
+    bf16 = precision == "bf16"
+    on_cpu = output.weight.device.type == "cpu"
+    if on_cpu and (not bf16 or kernels.has_bf16_products()):
+        return NativeMLP(tower, output, threads=threads, bf16=bf16)
+    return MixedMLP(tower, output) if bf16 else FusedMLP(tower, output)
