@@ -10,7 +10,7 @@ import torch
 
 from widedeep.config import Precision
 
-__all__ = ["has_fast_bf16", "resolve_precision"]
+__all__ = ["has_bf16_tiles", "has_fast_bf16", "resolve_precision"]
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -50,9 +50,18 @@ def has_fast_bf16(cpu_info: str) -> bool:
         >>> has_fast_bf16("vendor_id: AuthenticAMD\nflags: avx512f avx512_bf16")
         True
     """
+    vendor, flags = _vendor_and_flags(cpu_info)
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == "AuthenticAMD")
+
+
+def has_bf16_tiles() -> bool:
+    """Tell whether this processor has AMX, which torch's products use and our kernels do not."""
+    return "amx_bf16" in _vendor_and_flags(_read_cpu_info())[1]
+
+
+def _vendor_and_flags(cpu_info: str) -> tuple[str, list[str]]:
     lines = dict(re.findall(r"^(vendor_id|flags)\s*:\s*(.*)$", cpu_info, re.MULTILINE))
-    flags = lines.get("flags", "").split()
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and lines["vendor_id"] == "AuthenticAMD")
+    return lines.get("vendor_id", ""), lines.get("flags", "").split()
 
 
 def _read_cpu_info() -> str:

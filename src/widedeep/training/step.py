@@ -22,6 +22,7 @@ from widedeep.training.feature_rates import FeatureRates
 from widedeep.training.fused_mlp import FusedMLP
 from widedeep.training.mixed_mlp import MixedMLP
 from widedeep.training.native_mlp import NativeMLP
+from widedeep.training.precision import has_bf16_tiles
 from widedeep.training.undo_log import UndoLog
 
 __all__ = ["StepResult", "TrainStep"]
@@ -342,6 +343,6 @@ def fast_mlp(
     assert isinstance(output, torch.nn.Linear)
     bf16 = precision == "bf16"
     on_cpu = output.weight.device.type == "cpu"
-    if on_cpu and (not bf16 or kernels.has_bf16_products()):
+    if on_cpu and (not bf16 or (kernels.has_bf16_products() and not has_bf16_tiles())):
         return NativeMLP(tower, output, threads=threads, bf16=bf16)
     return MixedMLP(tower, output) if bf16 else FusedMLP(tower, output)
