@@ -94,6 +94,8 @@ class EmbeddingTable:
     def _number_rows(self) -> None:
         sizes = np.array(list(self.sizes.values()), np.int64)
         self._sizes, self._bases = sizes, np.cumsum(sizes) - sizes
+        for array in (self._sizes, self._bases):
+            array.flags.writeable = False
         number = {name: i for i, name in enumerate(self.sizes)}
         self._table_of = {feature: number[name] for feature, name in self.features.items()}
         self._placements.clear()

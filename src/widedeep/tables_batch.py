@@ -100,7 +100,7 @@ class Placement:
         names = [slots[i].name for i in chosen]
         tables = np.array([table_of[name] for name in names], np.int32)
         starts = [0 if columns is None else columns[name].start for name in names]
-        return cls(
+        placed = cls(
             n_features=len(slots),
             slots=np.array(chosen, np.int32),
             tables=tables,
@@ -109,6 +109,10 @@ class Placement:
             combiners=np.array([kernels.COMBINERS[name] for name in combiners], np.int8),
             columns=np.array(starts, np.int64),
         )
+        # So that the kernels check them once.
+        for array in (placed.slots, tables, placed.bases, placed.sizes, placed.columns):
+            array.flags.writeable = False
+        return placed
 
     def to_device(self, device: torch.device) -> twins.TensorSlots:
         """Return the placement as tensors over all features."""

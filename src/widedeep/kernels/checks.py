@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 __all__ = [
     "IdOutOfRangeError",
+    "Passed",
     "check_batch",
     "check_matrix",
     "check_same_shape",
@@ -120,14 +121,38 @@ def check_batch(
     return (len(offsets_BF) - 1) // n_features
 
 
-# Read-only arrays that passed, by what they were checked for: a step comes with the same ones.
+# Read-only arrays that passed, by what they were checked for: every step comes with the same ones.
 _passed: WeakValueDictionary[tuple[object, ...], NDArray[Any]] = WeakValueDictionary()
+
+
+class Passed:
+    """Remembers that read-only arrays passed a check, for as long as they live.
+
+    Args:
+        check: The check's name.
+        arrays: What it looks at.
+        numbers: What it compares them with.
+    """
+
+    def __init__(self, check: str, arrays: tuple[NDArray[Any], ...], *numbers: int | None) -> None:
+        self._arrays = arrays
+        self._key = (check, *numbers, *map(id, arrays))
+
+    def before(self) -> bool:
+        """Whether these very arrays passed it before."""
+        return all(_passed.get((self._key, i)) is a for i, a in enumerate(self._arrays))
+
+    def now(self) -> None:
+        """Say that they passed; arrays that may still change are not remembered."""
+        if not any(array.flags.writeable for array in self._arrays):
+            for i, array in enumerate(self._arrays):
+                _passed[(self._key, i)] = array
 
 
 def check_slots(slots: NDArray[np.int32], n_features: int) -> None:
     """Raise ValueError unless the slots ascend within [0, n_features)."""
-    key = ("slots", id(slots), n_features)
-    if _passed.get(key) is slots:
+    passed = Passed("slots", (slots,), n_features)
+    if passed.before():
         return
     check_vector("slots", slots, np.int32)
     if not len(slots):
@@ -136,8 +161,7 @@ def check_slots(slots: NDArray[np.int32], n_features: int) -> None:
         raise ValueError(
             f"slots: got {slots.tolist()}, expected ascending numbers in [0, {n_features})"
         )
-    if not slots.flags.writeable:
-        _passed[key] = slots
+    passed.now()
 
 
 def check_tables(
@@ -151,6 +175,9 @@ def check_tables(
         n: Tables that there must be.
         n_rows: Physical rows, or None where no row is touched.
     """
+    passed = Passed("tables", (bases, sizes), n, n_rows)
+    if passed.before():
+        return
     check_vector("bases", bases, np.int64, n)
     check_vector("sizes", sizes, np.int64, n)
     if n and (int(bases.min()) < 0 or int(sizes.min()) < 0):
@@ -160,6 +187,7 @@ def check_tables(
             f"bases: table at {int((bases + sizes).argmax())} ends at row "
             f"{int((bases + sizes).max())}, but there are {n_rows} rows"
         )
+    passed.now()
 
 
 def raise_fault(

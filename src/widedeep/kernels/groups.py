@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from widedeep.kernels.backend import backend
 from widedeep.kernels.checks import (
+    Passed,
     check_batch,
     check_slots,
     check_tables,
@@ -144,10 +145,15 @@ def group_ids(
     """
     check_batch(ids_N, offsets_BF, None, n_features)
     check_slots(slots, n_features)
-    check_vector("tables", tables, np.int32, len(slots))
     check_tables(bases, sizes, len(bases), None)
-    if len(tables) and not 0 <= int(tables.min()) <= int(tables.max()) < len(bases):
-        raise ValueError(f"tables: got {tables.tolist()}, expected numbers in [0, {len(bases)})")
+    passed = Passed("groups", (tables,), len(slots), len(bases))
+    if not passed.before():
+        check_vector("tables", tables, np.int32, len(slots))
+        if len(tables) and not 0 <= int(tables.min()) <= int(tables.max()) < len(bases):
+            raise ValueError(
+                f"tables: got {tables.tolist()}, expected numbers in [0, {len(bases)})"
+            )
+        passed.now()
     n = len(ids_N)
     rows = np.empty(n, np.int64)
     table_starts = np.empty(len(bases) + 1, np.int64)

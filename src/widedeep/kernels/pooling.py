@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from widedeep.kernels.backend import backend
 from widedeep.kernels.checks import (
+    Passed,
     check_batch,
     check_matrix,
     check_slots,
@@ -316,9 +317,13 @@ def _check_pooling(
 def _check_columns(
     columns: NDArray[np.int64], n_slots: int, width: int, buffer: NDArray[np.float32]
 ) -> None:
+    passed = Passed("columns", (columns,), n_slots, width, buffer.shape[1])
+    if passed.before():
+        return
     check_vector("columns", columns, np.int64, n_slots)
     if n_slots and not 0 <= int(columns.min()) <= int(columns.max()) <= buffer.shape[1] - width:
         raise ValueError(
             f"columns: got {columns.tolist()} for embeddings of {width} in {buffer.shape[1]} "
             "columns; every embedding must fit"
         )
+    passed.now()
