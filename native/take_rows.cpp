@@ -4,13 +4,24 @@
 #include "thread_pool.hpp"
 
 namespace widedeep {
+namespace {
+
+constexpr int64_t kAhead = 8;  // rows, which lie anywhere
+
+// Asks for the lines of `bytes` bytes.
+inline void prefetch(const void* data, int64_t bytes) {
+  const char* const first = static_cast<const char*>(data);
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(first + at, 0, 3);
+}
+
+}  // namespace
 
 void take_dense(const char* in, const int64_t* rows, int64_t n, int64_t row_bytes, char* out,
                 int threads) {
   const auto bytes = static_cast<size_t>(row_bytes);
   parallel_for(n, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      if (i + 8 < end) __builtin_prefetch(in + rows[i + 8] * row_bytes, 0, 3);
+      if (i + kAhead < end) prefetch(in + rows[i + kAhead] * row_bytes, row_bytes);
       memcpy(out + i * row_bytes, in + rows[i] * row_bytes, bytes);
     }
   });
@@ -20,6 +31,9 @@ int64_t take_offsets(const CsrBatch& batch, const int64_t* rows, int64_t n, int6
   const int64_t cells = batch.n_features;
   int64_t at = 0;
   for (int64_t i = 0; i < n; ++i) {
+    if (i + kAhead < n) {
+      prefetch(batch.offsets + rows[i + kAhead] * cells, (cells + 1) * int64_t{sizeof(int64_t)});
+    }
     const int64_t* offsets = batch.offsets + rows[i] * cells;
     const int64_t shift = at - offsets[0];
     bool bad = offsets[0] < 0 || offsets[cells] > batch.n_ids;
@@ -39,8 +53,10 @@ void take_ids(const CsrBatch& batch, const int64_t* rows, int64_t n, const int64
   const int64_t cells = batch.n_features;
   parallel_for(n, threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
-      if (i + 4 < end) {
-        __builtin_prefetch(batch.ids + batch.offsets[rows[i + 4] * cells], 0, 3);
+      // Where a row's ids start is itself read early enough: take_offsets has just been there.
+      if (i + kAhead < end) {
+        const int64_t* const offsets = batch.offsets + rows[i + kAhead] * cells;
+        prefetch(batch.ids + offsets[0], (offsets[cells] - offsets[0]) * int64_t{sizeof(int64_t)});
       }
       const int64_t first = batch.offsets[rows[i] * cells];
       const int64_t to = out_offsets[i * cells];

@@ -20,8 +20,12 @@ from widedeep.errors import ConfigError
 
 __all__ = ["BatchReader", "EpochPlan"]
 
-BLOCK_ROWS = 16_384
-"""Rows that are gathered from a pool at once; batches are views of such blocks."""
+BLOCK_ROWS = 4096
+"""Rows that are gathered from a pool at once; batches are views of such blocks.
+
+Blocks of a few hundred kilobytes an array come out of memory that the process has already; larger
+ones are new pages each time, which cost as much as copying the rows.
+"""
 
 
 class BatchReader:
