@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widedeep.data.number_fit import (
-    ExactSum,
     NumberSummary,
     bucket_boundaries,
     quantile_cuts,
@@ -37,22 +36,6 @@ def summary_of(values: list[float], *transforms: str) -> NumberSummary:
 def fit(values: list[float], **options: Any) -> NumericFit:
     feature = numeric("x", **options)[0]
     return summarised_fit(feature, [summary_of(values, feature.transform)])
-
-
-@given(st.lists(FINITE), st.integers(0, 5))
-def test_sums_are_exact_whatever_the_pieces(values: list[float], cut: int) -> None:
-    total = ExactSum()
-    total.add(np.array(values[:cut], np.float64))
-    total.add(np.array(values[cut:], np.float64))
-    assert total.value == sum(map(Fraction, values))
-
-
-@given(st.lists(FINITE, min_size=1))
-def test_sums_do_not_depend_on_the_order(values: list[float]) -> None:
-    one, other = ExactSum(), ExactSum()
-    one.add(np.array(values))
-    other.add(np.array(sorted(values)))
-    assert one.value == other.value
 
 
 @given(st.lists(MODEST, min_size=1))

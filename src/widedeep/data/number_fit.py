@@ -9,12 +9,12 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from widedeep.data.exact_sum import ExactSum
 from widedeep.errors import FeatureError
 from widedeep.features import Bucketized, Numeric
 from widedeep.schema import NumericFit
 
 __all__ = [
-    "ExactSum",
     "NumberSummary",
     "bucket_boundaries",
     "quantile_cuts",
@@ -22,53 +22,11 @@ __all__ = [
     "summarised_fit",
 ]
 
-_MANTISSA_BITS = 53
-_HALF_BITS = 26
-# No float64 has a bit below 2**-1074: with this shift every sum is an integer.
-_SHIFT = 1074
 # Squares of larger numbers leave float64, and so do inverses of smaller ones.
 _LARGEST_SCALED = 1e150
 _SMALLEST_SPREAD = 1e-300
 _SPLITTER = 2.0**27 + 1.0
 _PROFILE_BUCKETS = 10
-
-
-class ExactSum:
-    """A sum of float64 numbers without rounding, so that it does not depend on their order.
-
-    The same rows read from other files, or in other pieces, then give the same schema to the bit.
-
-    Example:
-        >>> total = ExactSum()
-        >>> total.add(np.array([1e100, 1.0, -1e100]))
-        >>> float(total.value)
-        1.0
-    """
-
-    def __init__(self) -> None:
-        self._scaled = 0
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Add finite numbers, fewer than 2**26 at a time."""
-        if not len(values):
-            return
-        fractions, exponents = np.frexp(values)
-        mantissas = np.ldexp(fractions, _MANTISSA_BITS).astype(np.int64)
-        lowest = int(exponents.min())
-        places = exponents - lowest
-        high = mantissas >> _HALF_BITS
-        low = mantissas - (high << _HALF_BITS)
-        # Sums of up to 2**26 numbers of 27 bits are exact in float64.
-        sums = zip(np.bincount(places, high), np.bincount(places, low), strict=True)
-        for place, (high_sum, low_sum) in enumerate(sums):
-            whole = (int(high_sum) << _HALF_BITS) + int(low_sum)
-            shift = lowest + place - _MANTISSA_BITS + _SHIFT
-            self._scaled += whole << shift if shift >= 0 else whole >> -shift
-
-    @property
-    def value(self) -> Fraction:
-        """The sum."""
-        return Fraction(self._scaled, 1 << _SHIFT)
 
 
 class NumberSummary:

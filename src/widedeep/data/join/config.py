@@ -298,7 +298,7 @@ class JoinConfig:
     threads: int | None = None
     spark_master: str = "local[*]"
     spark_options: Mapping[str, str] = field(default_factory=dict)
-    partition_rows: int = 2_000_000
+    partition_rows: int = 1_000_000
     shard_rows: int = 1_000_000
 
     def __post_init__(self) -> None:

@@ -95,7 +95,9 @@ class DuckDBEngine:
             self._connection.execute(f"SET threads = {threads}")
         self._connection.execute("SET TimeZone = 'UTC'")
         self._connection.execute("SET preserve_insertion_order = false")
-        # Many open partition files with large row groups would hold their rows in memory.
+        # Rows wait for their partition's file, of each thread so many: half a million by default,
+        # which is more than a pass over a partition needs.
+        self._connection.execute("SET partitioned_write_flush_threshold = 16384")
         self._connection.execute("SET partitioned_write_max_open_files = 64")
         for macro in MACROS:
             self._connection.execute(macro)

@@ -65,6 +65,7 @@ def write_dataset(
     inputs: Sequence[Mapping[str, Any]],
     engine: Mapping[str, str],
     logged: Mapping[str, int],
+    spill_dir: Path | None = None,
 ) -> JoinResult:
     """Put the shards of all passes, and the manifest into the output folder.
 
@@ -76,6 +77,7 @@ def write_dataset(
         inputs: Name, path, size and checksum of each input file.
         engine: Its name and version.
         logged: Rows of each history feature that the server had logged.
+        spill_dir: Where values go that are too many to be counted in memory.
 
     Raises:
         DataError: If there is no example for training.
@@ -90,7 +92,7 @@ def write_dataset(
         schema = _link(folder, shards, made)
         manifest = _manifest(resolved, shards, counts, inputs, engine, logged, schema)
         _write_json(made / "manifest.json", manifest)
-        write_report(made, manifest)
+        write_report(made, manifest, spill_dir=spill_dir)
     return JoinResult(output=output, manifest=manifest)
 
 
@@ -175,13 +177,20 @@ def _split(shards: Sequence[Shard]) -> dict[str, Any]:
     labels = list(shards[0].labels) if shards else []
     return {
         "rows": sum(shard.rows for shard in shards),
-        "labels": {name: sum(shard.labels[name] for shard in shards) for name in labels},
-        "weight": sum(shard.weight for shard in shards),
+        "labels": {name: float(sum(shard.labels[name] for shard in shards)) for name in labels},
+        "weight": float(sum(shard.weight for shard in shards)),
         "first_us": min((shard.first_us or 0 for shard in filled), default=None),
         "last_us": max((shard.last_us or 0 for shard in filled), default=None),
         "shards": [
-            {key: getattr(shard, key) for key in ("file", "rows", "labels", "bytes", "sha256")}
-            | {"first_us": shard.first_us, "last_us": shard.last_us}
+            {
+                "file": shard.file,
+                "rows": shard.rows,
+                "labels": {name: float(total) for name, total in shard.labels.items()},
+                "bytes": shard.bytes,
+                "sha256": shard.sha256,
+                "first_us": shard.first_us,
+                "last_us": shard.last_us,
+            }
             for shard in shards
         ],
     }

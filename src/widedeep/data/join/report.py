@@ -30,14 +30,17 @@ p { color: #4a5868; }
 """
 
 
-def write_report(folder: Path, manifest: Mapping[str, Any]) -> None:
+def write_report(
+    folder: Path, manifest: Mapping[str, Any], *, spill_dir: Path | None = None
+) -> None:
     """Write ``report.json`` and ``report.html`` beside the shards.
 
     Args:
         folder: Where the shards are.
         manifest: Which shards there are, and what became of the rows.
+        spill_dir: Where values go that are too many to be counted in memory.
     """
-    figures = statistics(folder, manifest)
+    figures = statistics(folder, manifest, spill_dir=spill_dir)
     text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")
     (folder / "report.html").write_text(page(figures), encoding="utf-8")

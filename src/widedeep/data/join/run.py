@@ -55,8 +55,12 @@ def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False
     fresh = not work.exists()
     work.mkdir(parents=True, exist_ok=True)
     try:
-        with Steps(enabled=progress) as steps, open_engine(config, work) as engine:
-            result = JoinRun(engine, config, work, steps).run()
+        with Steps(enabled=progress) as steps:
+            with open_engine(config, work) as engine:
+                joined = JoinRun(engine, config, work, steps).run()
+            # The engine and its memory are gone before the examples are counted.
+            steps.start("writing the manifest and the report")
+            result = joined.write(work)
     except OSError as error:
         raise DataError(
             f"{explained(f'writing {output}', str(error))}; finished parts are kept in {work}, "
@@ -100,6 +104,41 @@ def open_engine(config: JoinConfig, work: Path) -> Iterator[Engine]:
         engine.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """Finished parts, and what the manifest tells of them; the engine is no longer needed.
+
+    Args:
+        resolved: The plan and what the inputs hold.
+        shards: Of all passes.
+        counts: What became of the rows.
+        inputs: Name, path, size and checksum of each input file.
+        engine: Its name and version.
+        logged: Rows of each history feature that the server had logged.
+    """
+
+    resolved: Resolved
+    shards: Sequence[Shard]
+    counts: Mapping[str, int]
+    inputs: Sequence[Mapping[str, Any]]
+    engine: Mapping[str, str]
+    logged: Mapping[str, int]
+
+    def write(self, work: Path) -> JoinResult:
+        """Put the parts in ``work`` together as the dataset."""
+        spill = self.resolved.plan.config.spill_folder
+        return write_dataset(
+            self.resolved,
+            folder=work / "parts",
+            shards=self.shards,
+            counts=self.counts,
+            inputs=self.inputs,
+            engine=self.engine,
+            logged=self.logged,
+            spill_dir=work if spill is None else Path(spill),
+        )
+
+
 @dataclass
 class JoinRun:
     """One run: its engine, its place, and the steps in their order.
@@ -116,8 +155,8 @@ class JoinRun:
     work: Path
     steps: Steps
 
-    def run(self) -> JoinResult:
-        """Take every step, and write the dataset."""
+    def run(self) -> Joined:
+        """Take every step that needs the engine."""
         self.steps.start("checking the inputs")
         resolved = resolve(self.engine, self.config, self.work / "spool")
         inputs = _input_records(resolved.inputs)
@@ -125,10 +164,8 @@ class JoinRun:
         with damaged_files_named(resolved.inputs):
             resolved = self.stage(resolved)
             shards, counts = self._parts(resolved)
-        self.steps.start("writing the manifest")
-        return write_dataset(
-            resolved,
-            folder=self.work / "parts",
+        return Joined(
+            resolved=resolved,
             shards=shards,
             counts=counts,
             inputs=inputs,

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from widedeep.data.exact_sum import ExactSum
 from widedeep.data.join.config import SPLITS
 from widedeep.directory import file_sha256
 
@@ -31,8 +33,8 @@ class Shard:
         split: ``"train"``, ``"valid"`` or ``"test"``.
         file: Its path in the dataset.
         rows: Number of examples.
-        labels: Sum of each label.
-        weight: Sum of the weights.
+        labels: Sum of each label, without rounding.
+        weight: Sum of the weights, likewise.
         first_us: The first event time; None if it has no row.
         last_us: The last event time.
         bytes: Its size.
@@ -42,8 +44,8 @@ class Shard:
     split: str
     file: str
     rows: int
-    labels: dict[str, float]
-    weight: float
+    labels: dict[str, Fraction]
+    weight: Fraction
     first_us: int | None
     last_us: int | None
     bytes: int
@@ -122,14 +124,13 @@ class _SplitWriter:
             self.writer = pq.ParquetWriter(
                 self.folder / self.file, examples.schema, compression="snappy"
             )
-            self.rows, self.weight = 0, 0.0
-            self.sums = dict.fromkeys(self.labels, 0.0)
+            self.rows = 0
+            self.sums = {name: ExactSum() for name in (*self.labels, "weight")}
             self.range: list[int] = []
         self.writer.write_table(examples, row_group_size=ROW_GROUP)
         self.rows += table.num_rows
-        self.weight += pc.sum(examples.column("weight")).as_py()
-        for label in self.labels:
-            self.sums[label] += pc.sum(examples.column(label)).as_py()
+        for name, total in self.sums.items():
+            total.add(examples.column(name).to_numpy().astype(np.float64))
         bounds = pc.min_max(times).as_py()
         found = [*self.range, bounds["min"], bounds["max"]]
         self.range = [min(found), max(found)]
@@ -144,8 +145,8 @@ class _SplitWriter:
                 split=self.split,
                 file=self.file,
                 rows=self.rows,
-                labels={name: float(total) for name, total in self.sums.items()},
-                weight=self.weight,
+                labels={name: self.sums[name].value for name in self.labels},
+                weight=self.sums["weight"].value,
                 first_us=self.range[0],
                 last_us=self.range[1],
                 bytes=os.path.getsize(path),
@@ -168,7 +169,7 @@ def read_part(path: Path) -> tuple[list[Shard], dict[str, Any]] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    shards = [Shard(**shard) for shard in record["shards"]]
+    shards = [_shard(told) for told in record["shards"]]
     for shard in shards:
         file = path.with_suffix("") / shard.file
         if not file.exists() or file_sha256(file) != shard.sha256:
@@ -180,8 +181,14 @@ def record_part(path: Path, shards: Sequence[Shard], counts: dict[str, Any]) -> 
     """Write down that a pass is finished."""
     record = {"shards": [dataclasses.asdict(shard) for shard in shards], "counts": counts}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record), encoding="utf-8")
+    # A sum is told as a fraction: rounded, its shards would not add up to the whole.
+    temporary.write_text(json.dumps(record, default=str), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _shard(told: dict[str, Any]) -> Shard:
+    labels = {name: Fraction(total) for name, total in told["labels"].items()}
+    return Shard(**{**told, "labels": labels, "weight": Fraction(told["weight"])})
 
 
 def split_rows(shards: Iterable[Shard]) -> Iterator[tuple[str, list[Shard]]]:
