@@ -1,17 +1,12 @@
 """Time and memory of the join: 5M impressions, 0.5M actions, 100k users, 50k items.
 
-    python benchmarks/bench_join.py                     # the whole log with DuckDB
+    python benchmarks/bench_join.py                     # 5M, 10M and 20M with DuckDB, 3 runs each
     python benchmarks/bench_join.py --scale 0.1         # a tenth of it
-    python benchmarks/bench_join.py --double            # once more with twice the impressions
-    python benchmarks/bench_join.py --engine spark
+    python benchmarks/bench_join.py --spark             # 5M on both engines: are they alike?
+    python benchmarks/bench_join.py --write             # into RESULTS.md
 
-Each run is a process of its own; the peak of its resident memory is the kernel's figure. On two
-idle cores of an x86-64 machine, with a memory limit of 900 MB for DuckDB (10M on a busy machine
-had its peak at 1.17 GB):
-
-    impressions   seconds   processor seconds   peak GB
-    5M               14.5                  --      1.09
-    10M              29.0                  --      1.66
+Each run is a process of its own; its peak is the most that it and all of its children had resident
+at a time. Runs of different sizes take turns.
 """
 
 from __future__ import annotations
@@ -19,137 +14,156 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
-import subprocess
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from join_log import SPARK_OPTIONS, join_config, write_log
+from process_tree import Watched, watch
+from results_file import machine, write_section
 
-IMPRESSIONS, ACTIONS, USERS, ITEMS, VERSIONS = 5_000_000, 500_000, 100_000, 50_000, 3
-SLATE = 10
-START_US = 1_700_000_000_000_000
-DAY_US = 86_400_000_000
+LIMITS = ("900MB", "400MB")
+SECONDS, GIGABYTES, FLAT = 25, 1.5, 0.1
 
 
-def write_log(folder: Path, scale: float, impressions: int) -> None:
-    """Write a log of thirty days: requests of ten items, and actions on what was shown."""
-    draw = np.random.default_rng(0)
-    n_users, n_items = int(USERS * scale), int(ITEMS * scale)
-    requests = int(impressions * scale) // SLATE
-    times = np.sort(START_US + draw.integers(0, 30 * DAY_US, requests))
-    users = draw.integers(0, n_users, requests)
-    items = (n_items * draw.random(requests * SLATE) ** 2).astype(np.int64)
-    shown = pa.table(
-        {
-            "request_id": np.repeat(np.arange(requests), SLATE),
-            "user_id": np.repeat(users, SLATE),
-            "item_id": items,
-            "position": np.tile(np.arange(SLATE), requests),
-            "event_time": np.repeat(times, SLATE),
-            "device": pa.array(np.array(["phone", "desk", "tv"])[draw.integers(0, 3, len(items))]),
-        }
-    )
-    pq.write_table(shown, folder / "impressions.parquet", row_group_size=250_000)
-    chosen = np.sort(draw.choice(len(items), int(ACTIONS * scale), replace=False))
-    taken = pa.table(
-        {
-            "user_id": np.repeat(users, SLATE)[chosen],
-            "item_id": items[chosen],
-            "event_time": np.repeat(times, SLATE)[chosen]
-            + draw.integers(0, 2 * DAY_US, len(chosen)),
-            "kind": pa.array(np.array(["click", "buy"])[draw.integers(0, 2, len(chosen))]),
-        }
-    )
-    pq.write_table(taken, folder / "actions.parquet")
-    users_of_versions = np.repeat(np.arange(n_users), VERSIONS)
-    versions = pa.table(
-        {
-            "user_id": users_of_versions,
-            "valid_from": np.tile(START_US + np.arange(VERSIONS) * 8 * DAY_US, n_users),
-            "age": draw.integers(15, 80, len(users_of_versions)),
-        }
-    )
-    pq.write_table(versions, folder / "users.parquet")
-    brands = pa.table({"item_id": np.arange(n_items), "brand": draw.integers(0, 500, n_items)})
-    pq.write_table(brands, folder / "items.parquet")
-
-
-def join(folder: Path, engine: str, memory_limit: str | None, threads: int) -> None:
+def join(folder: Path, output: Path, engine: str, memory_limit: str | None, threads: int) -> None:
     """Run the join of this benchmark and print its figures as JSON."""
-    from widedeep.data.join import (
-        ActionLog,
-        Attributes,
-        History,
-        ImpressionLog,
-        JoinConfig,
-        Label,
-        Negatives,
-        run_join,
-    )
+    from widedeep.data.join import run_join
 
-    started = time.perf_counter()
-    result = run_join(
-        JoinConfig(
-            output=str(folder / "examples"),
-            impressions=ImpressionLog(
-                path=str(folder / "impressions.parquet"), position="position"
-            ),
-            actions=ActionLog(path=str(folder / "actions.parquet"), kind="kind"),
-            user_attributes=Attributes(
-                path=str(folder / "users.parquet"), key="user_id", valid_from="valid_from"
-            ),
-            item_attributes=Attributes(path=str(folder / "items.parquet"), key="item_id"),
-            labels=(
-                Label(name="click", kinds=("click",), window="1d"),
-                Label(name="buy", kinds=("buy",), window="2d"),
-            ),
-            history=(
-                History(name="last_items", feature="last", k=10),
-                History(name="user_actions_7d", feature="count", window="7d"),
-                History(name="item_rate", feature="rate", by="item", prior=0.1, strength=20.0),
-            ),
-            negatives=Negatives(rate=0.5),
-            engine=engine,  # type: ignore[arg-type]
-            memory_limit=memory_limit,
-            threads=threads,
-            spark_master=f"local[{threads}]",
-        ),
-        progress=True,
+    config = join_config(
+        folder,
+        output,
+        engine=engine,  # type: ignore[arg-type]
+        memory_limit=memory_limit,
+        threads=threads,
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": round(seconds, 1), "peak_GB": round(peak, 2), **result.rows}))
+    started = time.perf_counter()
+    result = run_join(config, progress=False)
+    print(json.dumps({"seconds": time.perf_counter() - started, "rows": result.rows}))
+
+
+def watched(options: argparse.Namespace, folder: Path, engine: str, limit: str | None) -> Watched:
+    """Run a join in a process of its own."""
+    output = folder / f"examples-{engine}"
+    command = [sys.executable, __file__, "--folder", str(folder), "--engine", engine]
+    command += ["--threads", str(options.threads), *(["--memory-limit", limit] if limit else [])]
+    done = watch(command, folder / f".{output.name}.join" / "spill")
+    if done.code:
+        raise SystemExit(f"the join of {folder} on {engine} failed")
+    return done
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> tuple[str, bool]:
+    """Measure DuckDB on logs of several sizes; returns a table and whether the aims are met."""
+    sizes = [int(millions * 1_000_000) for millions in options.millions]
+    for size in sizes:
+        write_log(scratch / str(size), options.scale, size)
+    runs: dict[tuple[str, int], list[Watched]] = {}
+    for _ in range(options.repeats):
+        for limit in options.limits:
+            for size in sizes:
+                done = watched(options, scratch / str(size), "duckdb", limit)
+                runs.setdefault((limit, size), []).append(done)
+                told = f"{size * options.scale:,.0f} impressions, {limit}: {done.seconds:.1f} s, "
+                print(told + f"{done.peak_gb:.2f} GB", flush=True)
+    lines = [
+        "| memory limit | impressions | seconds | processor s | peak GB of the process tree | "
+        "of that of the smallest log | spilled MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    flat, smallest = True, min(sizes)
+    for (limit, size), listed in sorted(runs.items(), key=lambda item: (item[0][0], item[0][1])):
+        first = statistics.median(run.peak_gb for run in runs[limit, smallest])
+        shares = [run.peak_gb / first for run in listed]
+        flat = flat and max(abs(share - 1) for share in shares) <= FLAT
+        cells = [
+            limit,
+            f"{size * options.scale:,.0f}",
+            ", ".join(f"{run.seconds:.1f}" for run in listed),
+            f"{statistics.median(run.cpu_seconds for run in listed):.1f}",
+            ", ".join(f"{run.peak_gb:.2f}" for run in listed),
+            f"{min(shares):.2f} to {max(shares):.2f}",
+            f"{max(run.peak_folder_mb for run in listed):.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    aimed = [run for (_, size), listed in runs.items() if size == smallest for run in listed]
+    slowest = max(run.seconds for run in aimed)
+    highest = max(run.peak_gb for run in aimed)
+    held = slowest < SECONDS and highest < GIGABYTES and flat
+    if options.scale != 1:
+        return "\n".join(lines) + "\n\nThe aims are for the whole log.", True
+    told = (
+        f"Aims: {smallest * options.scale:,.0f} in under {SECONDS} s ({slowest:.1f}) and "
+        f"{GIGABYTES} GB ({highest:.2f}), larger logs within {FLAT:.0%} of its peak "
+        f"({'yes' if flat else 'no'}): {'met' if held else 'missed'}."
+    )
+    return "\n".join(lines) + f"\n\n{told}", held
+
+
+def compare(options: argparse.Namespace, scratch: Path) -> tuple[str, bool]:
+    """Join one log on both engines; returns what was compared and whether all is equal."""
+    from compare_joins import differences
+
+    from widedeep.data.join import open_dataset
+
+    size = int(options.millions[0] * 1_000_000)
+    folder = scratch / "both"
+    write_log(folder, options.scale, size)
+    runs = {
+        "DuckDB": watched(options, folder, "duckdb", options.limits[0]),
+        f"Spark, local[{options.threads}]": watched(options, folder, "spark", None),
+    }
+    one, other = (open_dataset(folder / f"examples-{name}") for name in ("duckdb", "spark"))
+    found = differences(one, other)
+    lines = ["| engine | seconds | peak GB of the process tree |", "|---|---|---|"]
+    lines += [f"| {name} | {run.seconds:.0f} | {run.peak_gb:.2f} |" for name, run in runs.items()]
+    lines += ["", "| compared to the bit | how many | different |", "|---|---|---|"]
+    lines += [
+        f"| {what} | {count} | {', '.join(differ[:8]) or 'none'} |"
+        for what, (count, differ) in found.items()
+    ]
+    same = not any(differ for _, differ in found.values())
+    rows = sum(one.rows.values())
+    told = (
+        f"{size * options.scale:,.0f} impressions, {rows:,} examples, columns by the SHA-256 of "
+        f"their values, row by row as written; Spark {other.manifest['engine']['version']} "
+        f"with {', '.join(f'{k}={v}' for k, v in SPARK_OPTIONS.items())}: "
+        f"{'bit-equal' if same else 'NOT EQUAL'}."
+    )
+    return "\n".join(lines) + f"\n\n{told}", same
 
 
 def main() -> int:
-    """Write the log, run the join in a process of its own, print the figures."""
+    """Measure or compare, print the tables, and write them down if asked to."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--scale", type=float, default=1.0)
-    options.add_argument("--engine", choices=["duckdb", "spark"], default="duckdb")
-    options.add_argument("--memory-limit", default="900MB")
+    options.add_argument("--scale", type=float, default=1.0, help="share of all sizes")
+    options.add_argument("--millions", type=float, nargs="+", default=[5, 10, 20])
+    options.add_argument("--limits", nargs="+", default=list(LIMITS))
+    options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    options.add_argument("--double", action="store_true")
+    options.add_argument("--spark", action="store_true", help="compare the two engines instead")
+    options.add_argument("--write", action="store_true", help="replace the section in RESULTS.md")
     options.add_argument("--folder", help=argparse.SUPPRESS)
+    options.add_argument("--engine", default="duckdb", help=argparse.SUPPRESS)
+    options.add_argument("--memory-limit", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.folder:
-        join(Path(chosen.folder), chosen.engine, chosen.memory_limit, chosen.threads)
+        folder = Path(chosen.folder)
+        output = folder / f"examples-{chosen.engine}"
+        join(folder, output, chosen.engine, chosen.memory_limit, chosen.threads)
         return 0
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {chosen.engine}, {chosen.memory_limit}")
-    for impressions in [IMPRESSIONS, 2 * IMPRESSIONS] if chosen.double else [IMPRESSIONS]:
-        with tempfile.TemporaryDirectory() as folder:
-            write_log(Path(folder), chosen.scale, impressions)
-            print(f"{int(impressions * chosen.scale):,} impressions:", flush=True)
-            arguments = [*sys.argv[1:], "--folder", folder]
-            code = subprocess.run([sys.executable, __file__, *arguments], check=False).returncode
-            if code:
-                return code
-    return 0
+    with tempfile.TemporaryDirectory(prefix="bench-join-") as scratch:
+        text, held = (compare if chosen.spark else measure)(chosen, Path(scratch))
+    load = f"load of the machine at the end: {os.getloadavg()[0]:.1f}"
+    title = "### The join on both engines" if chosen.spark else "## The join"
+    script = f"`benchmarks/bench_join.py{' --spark' if chosen.spark else ''}`"
+    text = f"{title}\n\n{script} on {machine()}; {load}; {chosen.threads} threads.\n\n{text}"
+    print(text)
+    if chosen.write:
+        write_section("join:engines" if chosen.spark else "join", text)
+    return 0 if held else 1
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -74,6 +75,25 @@ def test_a_check_of_a_join_that_could_not_succeed(
     assert (code, out) == (2, "")
     assert told in err
     assert not (ads / "examples").exists()
+
+
+def test_a_check_tells_logs_that_do_not_meet_and_empty_splits(run: Run, ads: Path) -> None:
+    write_join(ads)
+    actions = pq.read_table("taken.parquet")
+    place = actions.schema.get_field_index("event_time")
+    early = pc.subtract(actions["event_time"], 10_000_000)
+    pq.write_table(actions.set_column(place, "event_time", early), "early.parquet")
+    words = ["--set", "actions.path=early.parquet", "--set", "split.fractions=[1.0,0.0,0.0]"]
+    code, out, _ = run("check", "join.toml", *words)
+    assert code == 0
+    assert "note: all actions lie before the first impression" in out
+    assert "falls in" not in out
+    code, out, _ = run(
+        "check", "join.toml", "--set", 'split.boundaries=["2020-01-01","2020-01-02"]'
+    )
+    assert code == 1
+    assert "problem: no example of the sample falls in train: check [split]" in out
+    assert "all actions" not in out
 
 
 def test_an_interrupted_join_says_how_to_go_on(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from widedeep.commands.check_join import JoinCheck
     from widedeep.data.join.dry_run import DryRun
     from widedeep.data.join.manifest import JoinResult
+    from widedeep.data.profile import ColumnProfile
 
 __all__ = ["add_verb_join", "check_document", "print_check"]
 
@@ -138,6 +139,8 @@ def print_check(check: JoinCheck, config: str) -> None:
     """Print a check of a join."""
     if check.tried is not None:
         _print_tried(check.tried, check)
+    if check.notes and check.tried is not None:
+        print_text()
     for note in check.notes:
         print_text(f"note: {note}")
     for problem in check.problems:
@@ -170,9 +173,19 @@ def _print_tried(tried: DryRun, check: JoinCheck) -> None:
     print_text(f"\nThe examples of {users}:")
     _print_splits(tried.splits)
     print_text()
-    cells = [[c.name, str(c.arrow_type), c.describe()] for c in check.columns]
+    time = check.time_column
+    cells = [
+        [c.name, str(c.arrow_type), _times(c) if c.name == time else c.describe()]
+        for c in check.columns
+    ]
     print_table(["column", "type", "holds"], cells)
-    print_text()
+
+
+def _times(column: ColumnProfile) -> str:
+    from widedeep.data.join.times import moment_text
+
+    ends = (int(column.minimum or 0), int(column.maximum or 0))
+    return " to ".join(moment_text(time)[:16] for time in ends)
 
 
 def _timeless(name: str, tried: DryRun) -> bool:

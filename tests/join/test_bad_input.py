@@ -99,6 +99,22 @@ def test_implausible_times(tmp_path: Path, times: list[int], told: str) -> None:
     refuse(config(tmp_path / "out", impressions=shown(rows)), "'event_time'", told)
 
 
+def test_a_unit_that_is_plainly_another(tmp_path: Path) -> None:
+    settings = config(tmp_path / "out", impressions=shown(impressions(), time_unit="ms"))
+    refuse(settings, "'event_time'", "time_unit = 'ms'", "plausible as s")
+    # Times of a simulation, which are plausible in no unit, are what they are said to be.
+    shown_early = [{**row, "event_time": row["event_time"] - START} for row in impressions()]
+    taken_early = [{**row, "event_time": row["event_time"] - START} for row in actions()]
+    early = config(
+        tmp_path / "early",
+        impressions=shown(shown_early, time_unit="s"),
+        actions=ActionLog(path=taken_early, kind="kind", value="price", time_unit="s"),
+        user_attributes=None,
+    )
+    late = config(tmp_path / "late", user_attributes=None)
+    assert run_join(early).manifest["counts"] == run_join(late).manifest["counts"]
+
+
 def test_times_without_a_zone_beside_times_with_one(tmp_path: Path) -> None:
     table = pa.Table.from_pylist(impressions())
     at = table.schema.get_field_index("event_time")

@@ -84,8 +84,30 @@ def test_tables_of_a_duckdb_file(tmp_path: Path, expected: dict[str, list[Row]])
     assert rows_of(found) == expected
     assert found.impressions is not None
     absent = dataclasses.replace(found.impressions, table="impression")
-    with pytest.raises(DataError, match="impression"):
+    with pytest.raises(DataError, match="no such table; did you mean 'impressions'"):
         run_join(dataclasses.replace(found, impressions=absent))
+
+
+def test_a_csv_file_of_a_header_alone(tmp_path: Path, expected: dict[str, list[Row]]) -> None:
+    table = pa.Table.from_pylist(impressions())
+    pa_csv.write_csv(table.slice(0, 0), tmp_path / "a.csv")
+    log = ImpressionLog(path=str(tmp_path / "*.csv"), position="position")
+    with pytest.raises(DataError, match="impressions: got an empty log"):
+        run_join(config(tmp_path / "out", impressions=log))
+    pa_csv.write_csv(table, tmp_path / "b.csv")
+    assert rows_of(config(tmp_path / "out", impressions=log)) == expected
+
+
+def test_a_csv_line_that_is_wrong_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "shown.csv"
+    pa_csv.write_csv(pa.Table.from_pylist(impressions()), path)
+    lines = path.read_text().splitlines()
+    lines[7] = lines[7].replace('"u', 'x"u', 1)
+    path.write_text("\n".join([*lines[:7], '"' + lines[7], *lines[8:]]))
+    log = ImpressionLog(path=str(path), position="position")
+    with pytest.raises(DataError, match=r"CSV Error on Line: 8; .* in .*shown\.csv") as raised:
+        run_join(config(tmp_path / "out", impressions=log))
+    assert "sniff" not in str(raised.value)
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "timestamp", "text", "offset"])

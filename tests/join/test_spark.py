@@ -69,8 +69,8 @@ def one_session() -> Iterator[None]:
 def checksums(settings: JoinConfig) -> dict[str, Any]:
     """Return what two engines must agree on.
 
-    The SHA-256 of each column of each split, its rows in the dataset's total order; the statistics;
-    and the vocabularies and quantiles that are fitted on train.
+    The SHA-256 of each column of each split, its rows in the order they were written in; the
+    statistics; and the vocabularies and quantiles that are fitted on train.
     """
     result = run_join(settings)
     found: dict[str, Any] = {
@@ -82,8 +82,7 @@ def checksums(settings: JoinConfig) -> dict[str, Any]:
         if not tables:
             continue
         table = pa.concat_tables(tables)
-        keys = [name for name in table.column_names if name in ORDER]
-        rows = sorted(table.to_pylist(), key=lambda row: tuple(row[name] for name in keys))
+        rows = table.to_pylist()
         assert len(rows) == result.rows[split]
         found[split] = {
             name: hashlib.sha256(repr([row[name] for row in rows]).encode()).hexdigest()
@@ -109,14 +108,14 @@ def fitted(result: JoinResult) -> str:
     features = list(wd.categorical(*sorted(categories)))
     if numbers:
         features += wd.numeric(*sorted(numbers))
-    return wd.fit_schema(wd.FeatureSpec(features=features), result.output / "train").fingerprint
-
-
-ORDER = ("event_time", "request_id", "user_id", "item_id", "position")
+    spec = wd.FeatureSpec(features=features)
+    # Fewer rows than there are: sampled quantiles are alike only where the rows' order is.
+    return wd.fit_schema(spec, result.output / "train", sample_rows=100).fingerprint
 
 
 def both(settings: JoinConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    duckdb = dataclasses.replace(settings, output=settings.output + "-duckdb", partition_rows=150)
+    settings = dataclasses.replace(settings, partition_rows=150)
+    duckdb = dataclasses.replace(settings, output=settings.output + "-duckdb")
     spark = dataclasses.replace(
         settings, output=settings.output + "-spark", engine="spark", spark_options=SMALL
     )

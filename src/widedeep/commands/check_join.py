@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from widedeep.config import read_tables
-from widedeep.data.join.config import JoinConfig, is_join, load_join_config
+from widedeep.data.join.config import SPLITS, JoinConfig, is_join, load_join_config
 from widedeep.data.join.dry_run import DryRun, dry_run
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
@@ -27,12 +27,14 @@ class JoinCheck:
         notes: What a person should know.
         tried: The join of a sample, or None if that failed.
         columns: What the sample's examples hold.
+        time_column: Their event time, in microseconds since 1970.
     """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     tried: DryRun | None = None
     columns: list[ColumnProfile] = field(default_factory=list)
+    time_column: str = ""
 
 
 def is_join_file(path: str | os.PathLike[str]) -> bool:
@@ -62,7 +64,10 @@ def check_join(
         check.problems.append(str(error))
         return check
     check.columns = profile_columns(check.tried.examples)
+    check.time_column = (config.impressions or config.actions).time
     _note_inputs(config, check.tried, check)
+    _note_times(check.tried, check)
+    _note_splits(config, check.tried, check)
     _note_labels(config, check.tried, check)
     _note_attributes(check.tried, check)
     _note_columns(config, check)
@@ -88,6 +93,29 @@ def _note_inputs(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
                 check.notes.append(f"{name}: {nulls:,} rows are left out: {column!r} is null")
     if os.path.exists(os.path.join(config.output, "manifest.json")):
         check.notes.append(f"{config.output}: holds a dataset, which the join replaces")
+
+
+def _note_times(tried: DryRun, check: JoinCheck) -> None:
+    """Say if the logs do not meet: each is plausible by itself, and every label is 0."""
+    counts = tried.resolved.counts
+    if "impressions" not in counts:
+        return
+    shown, taken = counts["impressions"], counts["actions"]
+    before = taken.last_us < shown.first_us
+    if before or taken.first_us > shown.last_us + tried.resolved.plan.window_us:
+        when = "before the first impression" if before else "after the last impression's window"
+        check.notes.append(f"all actions lie {when}: check the times of both logs")
+
+
+def _note_splits(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
+    empty = [name for name, sums in tried.splits.items() if not sums["rows"]]
+    wanted = zip(SPLITS, config.split.fractions, strict=True)
+    asked = ["train"] if config.split.by == "none" else [name for name, share in wanted if share]
+    for name in empty:
+        if name in asked:
+            told = f"no example of the sample falls in {name}: check [split]"
+            certain = name == "train" and tried.one_in == 1
+            (check.problems if certain else check.notes).append(told)
 
 
 def _note_labels(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:

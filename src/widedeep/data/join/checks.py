@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from widedeep.data.join.engine import Engine
-from widedeep.data.join.plan import JoinPlan
+from widedeep.data.join.plan import JoinPlan, in_part
 from widedeep.errors import DataError
 
 __all__ = ["check_staged"]
@@ -30,9 +30,9 @@ def check_staged(engine: Engine, plan: JoinPlan) -> None:
 def _check_duplicates(engine: Engine, plan: JoinPlan) -> None:
     keys = "wd_request, wd_item" + (", wd_position" if plan.has_position else "")
     found: list[dict[str, Any]] = []
-    for part in range(plan.partitions):
+    for part in plan.passes:
         found += engine.rows(
-            f"SELECT {keys}, COUNT(*) AS n FROM wd_impressions WHERE wd_part = {part} "
+            f"SELECT {keys}, COUNT(*) AS n FROM wd_impressions WHERE {in_part(part)} "
             f"GROUP BY {keys} HAVING COUNT(*) > 1 ORDER BY wd_request, wd_item LIMIT {_SHOWN}"
         )
     if found:

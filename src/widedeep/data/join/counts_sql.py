@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from widedeep.data.join.history_sql import of_kinds
-from widedeep.data.join.plan import JoinPlan
+from widedeep.data.join.plan import JoinPlan, in_part
 from widedeep.data.join.times import duration_us
 
 __all__ = ["part_counts"]
 
 
-def part_counts(plan: JoinPlan, part: int) -> str:
-    """Return SQL of one row of counts for a partition of the users.
+def part_counts(plan: JoinPlan, part: int | None) -> str:
+    """Return SQL of one row of counts for a partition of the users, or for all.
 
     The columns are ``impressions``, ``open_windows``, ``actions``, and for each label, by its
     number: ``relevant_<n>`` (actions of its kinds), ``orphaned_<n>`` (with no impression of the
@@ -20,9 +20,9 @@ def part_counts(plan: JoinPlan, part: int) -> str:
     closed = plan.log_end_us - plan.window_us
     shown = (
         f"SELECT COUNT(*) AS impressions, COUNT(CASE WHEN wd_time > {closed} THEN 1 END) "
-        f"AS open_windows FROM wd_impressions WHERE wd_part = {part}"
+        f"AS open_windows FROM wd_impressions WHERE {in_part(part)}"
     )
-    taken = f"SELECT COUNT(*) AS actions FROM wd_actions WHERE wd_part = {part}"
+    taken = f"SELECT COUNT(*) AS actions FROM wd_actions WHERE {in_part(part)}"
     tables = [f"({shown}) AS s", f"({taken}) AS t"]
     for number, label in enumerate(plan.config.labels):
         kinds = of_kinds(plan, label.kinds)
@@ -30,10 +30,10 @@ def part_counts(plan: JoinPlan, part: int) -> str:
         stream = (
             "SELECT i.wd_user, i.wd_item, i.wd_time, CAST(1 AS BIGINT) AS wd_imp "
             f"FROM wd_impressions AS i SEMI JOIN (SELECT wd_user, wd_item FROM wd_actions "
-            f"WHERE wd_part = {part} AND {kinds}) AS a ON i.wd_user = a.wd_user "
-            f"AND i.wd_item = a.wd_item WHERE i.wd_part = {part} UNION ALL "
+            f"WHERE {in_part(part)} AND {kinds}) AS a ON i.wd_user = a.wd_user "
+            f"AND i.wd_item = a.wd_item WHERE {in_part(part, 'i.wd_part')} UNION ALL "
             "SELECT wd_user, wd_item, wd_time, CAST(NULL AS BIGINT) AS wd_imp FROM wd_actions "
-            f"WHERE wd_part = {part} AND {kinds}"
+            f"WHERE {in_part(part)} AND {kinds}"
         )
         windows = (
             f"COUNT(wd_imp) {over} UNBOUNDED PRECEDING AND CURRENT ROW) AS wd_before, "
@@ -56,12 +56,12 @@ def part_counts(plan: JoinPlan, part: int) -> str:
     return f"SELECT * FROM {' CROSS JOIN '.join(tables)}"
 
 
-def _attribute_hits(of: str, part: int, delay_us: int) -> str:
+def _attribute_hits(of: str, part: int | None, delay_us: int) -> str:
     """Return SQL that counts the impressions at which a user or item had attributes."""
-    own = f" WHERE wd_part = {part}" if of == "user" else ""
+    own = f" WHERE {in_part(part)}" if of == "user" else ""
     return (
         f"SELECT COUNT(CASE WHEN v.wd_first + {delay_us} <= i.wd_time THEN 1 END) AS {of}_hits "
         f"FROM wd_impressions AS i LEFT JOIN (SELECT wd_{of}, MIN(wd_time) AS wd_first "
         f"FROM wd_{of}_versions{own} GROUP BY wd_{of}) AS v ON i.wd_{of} = v.wd_{of} "
-        f"WHERE i.wd_part = {part}"
+        f"WHERE {in_part(part, 'i.wd_part')}"
     )

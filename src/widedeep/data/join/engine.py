@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from widedeep.data.join.plan import literal, quoted
 from widedeep.data.join.portable_sql import MACROS
-from widedeep.errors import DataError, WideDeepError
+from widedeep.errors import DataError, WideDeepError, nearest
 
 __all__ = ["DuckDBEngine", "Engine", "EngineError", "explained", "install_hint"]
 
@@ -34,7 +35,7 @@ class Engine(Protocol):
     name: str
     version: str
     parallel: bool
-    """True if one statement is spread over many machines, so that passes are not needed."""
+    """True if one statement takes all partitions, spread over many machines."""
 
     def open_parquet(self, view: str, files: Sequence[Path]) -> None:
         """Make Parquet files readable as the relation ``view``."""
@@ -119,8 +120,9 @@ class DuckDBEngine:
         columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items())
         self._create(
             view,
-            f"SELECT * FROM read_csv([{listed}], header = true, delim = ',', quote = '\"', "
-            f"escape = '\"', nullstr = '', columns = {{{columns}}})",
+            # Nothing is left to be guessed, and a guess that fails hides the line that is wrong.
+            f"SELECT * FROM read_csv([{listed}], auto_detect = false, header = true, delim = ',', "
+            f"quote = '\"', escape = '\"', nullstr = '', columns = {{{columns}}})",
         )
 
     def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
@@ -128,6 +130,15 @@ class DuckDBEngine:
         attached = f"wd_file_{view}"
         with self._translated(f"{database}, table {table!r}"):
             self._connection.execute(f"ATTACH {literal(str(database))} AS {attached} (READ_ONLY)")
+            there = self._connection.execute(
+                f"SELECT table_name FROM information_schema.tables "
+                f"WHERE table_catalog = {literal(attached)} AND table_schema = 'main'"
+            ).fetchall()
+            if table.lower() not in [name.lower() for (name,) in there]:
+                raise DataError(
+                    f"{database}: table = {table!r}, but there is no such table; "
+                    f"{nearest(table, [name for (name,) in there])}"
+                )
             self._create(view, f"SELECT * FROM {attached}.{quoted(table)}")
             empty = self._connection.sql(f"SELECT * FROM {view} LIMIT 0")
             return empty.to_arrow_table().schema
@@ -205,5 +216,7 @@ def explained(doing: str, message: str) -> str:
     else:
         advice = "check the inputs ('widedeep check' samples them)"
     # What follows a blank line is the engine's own advice, in the engine's own terms.
-    told = "; ".join(message.strip().split("\n\n")[0].splitlines())
+    lines = message.strip().split("\n\n")[0].splitlines()
+    file = re.search(r"^  file = (.+)$", message, re.MULTILINE)
+    told = "; ".join([*lines, *([f"in {file[1]}"] if file else [])])
     return f"{doing}: {told}; {advice}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from widedeep.data.join.config import Label
 from widedeep.data.join.history_sql import last_items, of_kinds, side
 from widedeep.data.join.mixing import PRIME, mixed
-from widedeep.data.join.plan import Carried, JoinPlan, quoted
+from widedeep.data.join.plan import Carried, JoinPlan, in_part, quoted
 
 __all__ = ["ITEM_SIDE", "examples", "item_side", "output_columns"]
 
@@ -15,8 +15,8 @@ SALT_USER_SPLIT = 3
 _SPLIT_CODES = {"train": 0, "valid": 1, "test": 2}
 
 
-def item_side(plan: JoinPlan, part: int) -> str | None:
-    """Return SQL of what belongs to the items of one item partition, at each of their moments.
+def item_side(plan: JoinPlan, part: int | None) -> str | None:
+    """Return SQL of what belongs to the items of an item partition or of all, at their moments.
 
     Its rows go to the user partitions that ask for them (``wd_part``). None if there is nothing.
     """
@@ -25,7 +25,7 @@ def item_side(plan: JoinPlan, part: int) -> str | None:
     if features is None:
         return None
     versions = (
-        f", ver AS (SELECT * FROM wd_item_versions WHERE wd_part = {part})" if has_versions else ""
+        f", ver AS (SELECT * FROM wd_item_versions WHERE {in_part(part)})" if has_versions else ""
     )
     columns = [f"f.{name}" for name, _ in plan.history_by("item")]
     join = ""
@@ -33,26 +33,27 @@ def item_side(plan: JoinPlan, part: int) -> str | None:
         columns += [f"v.{column.inner}" for column in plan.item_attributes.carried]
         columns.append("f.wd_version")
         join = " LEFT JOIN ver AS v ON v.wd_item = f.wd_item AND v.wd_version = f.wd_version"
+    mine = in_part(part, "wd_item_part")
     return f"""
-WITH imp AS (SELECT wd_item, wd_time, wd_part FROM wd_impressions WHERE wd_item_part = {part}),
-act AS (SELECT * FROM wd_actions WHERE wd_item_part = {part}){versions},
+WITH imp AS (SELECT wd_item, wd_time, wd_part FROM wd_impressions WHERE {mine}),
+act AS (SELECT * FROM wd_actions WHERE {mine}){versions},
 f AS ({features})
 SELECT f.wd_item, f.wd_time, f.wd_part, {", ".join(columns)} FROM f{join}"""
 
 
-def examples(plan: JoinPlan, part: int) -> str:
-    """Return SQL of a user partition's examples in their final order.
+def examples(plan: JoinPlan, part: int | None) -> str:
+    """Return SQL of the examples of a user partition, or of all, in their final order.
 
     The columns are those of :func:`output_columns`, before them ``wd_split`` (0 train, 1 valid,
     2 test) and ``wd_time``.
     """
     tables = {
-        "imp": f"SELECT * FROM wd_impressions WHERE wd_part = {part}",
-        "act": f"SELECT * FROM wd_actions WHERE wd_part = {part}",
+        "imp": f"SELECT * FROM wd_impressions WHERE {in_part(part)}",
+        "act": f"SELECT * FROM wd_actions WHERE {in_part(part)}",
         "numbered": _numbered(plan),
     }
     if plan.user_attributes is not None:
-        tables["uver"] = f"SELECT * FROM wd_user_versions WHERE wd_part = {part}"
+        tables["uver"] = f"SELECT * FROM wd_user_versions WHERE {in_part(part)}"
     versions = "uver" if plan.user_attributes is not None else None
     for scope, of in (("user", versions), ("pair", None)):
         select = side(plan, scope, "imp", "act", of)
@@ -62,7 +63,7 @@ def examples(plan: JoinPlan, part: int) -> str:
         if feature.feature == "last":
             tables[f"list_{name}"] = last_items(plan, feature, "imp", "act")
     if plan.history_by("item") or plan.item_attributes is not None:
-        tables["item_side"] = f"SELECT * FROM {ITEM_SIDE} WHERE wd_part = {part}"
+        tables["item_side"] = f"SELECT * FROM {ITEM_SIDE} WHERE {in_part(part)}"
     tables["kept"] = _kept(plan)
     for number, label in enumerate(plan.config.labels):
         tables[f"label_{number}"] = _label(plan, label)
@@ -74,10 +75,12 @@ def examples(plan: JoinPlan, part: int) -> str:
     tables["joined"] = joined
     ctes = ",\n".join(f"{name} AS ({select})" for name, select in tables.items())
     columns = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in _outputs(plan))
+    # One pass after the other makes the same order.
+    order = "wd_part, " if part is None else ""
     return (
         f"WITH {ctes}\nSELECT CAST(wd_split AS INTEGER) AS wd_split, wd_time AS wd_event_time, "
         f"{columns} FROM joined{_where_sampled(plan)} "
-        f"ORDER BY wd_time, wd_request, {_position_order(plan)}wd_item"
+        f"ORDER BY {order}wd_time, wd_request, {_position_order(plan)}wd_item"
     )
 
 
@@ -201,7 +204,11 @@ def _joined(plan: JoinPlan, tables: dict[str, str]) -> str:
             "AND ps.wd_time = k.wd_time"
         )
     if "item_side" in tables:
-        joins.append("item_side AS xs ON xs.wd_item = k.wd_item AND xs.wd_time = k.wd_time")
+        # A moment of an item is there once for each user partition that asks for it.
+        joins.append(
+            "item_side AS xs ON xs.wd_item = k.wd_item AND xs.wd_time = k.wd_time "
+            "AND xs.wd_part = k.wd_part"
+        )
     for scope, alias in (("user", "us"), ("pair", "ps"), ("item", "xs")):
         for name, feature in plan.history_by(scope):
             if feature.feature == "last":

@@ -176,24 +176,35 @@ def _difference(one: pa.Schema, other: pa.Schema) -> str:
 
 
 def _csv_schema(files: Sequence[Path], name: str) -> dict[str, pa.DataType]:
-    first: dict[str, pa.DataType] | None = None
+    header: list[str] | None = None
+    found: dict[str, pa.DataType] = {}
     for file in files:
-        try:
-            with pa_csv.open_csv(file) as reader:
-                types = {f.name: _csv_kind(f.type) for f in reader.schema}
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{name}: {file}: cannot be read as CSV: {error}") from error
-        if first is None:
-            first = types
-        elif list(types) != list(first):
+        types, rows = _csv_types(file, name)
+        header = header or list(types)
+        if list(types) != header:
             raise DataError(
                 f"{name}: {file}: its header {list(types)} differs from that of {files[0].name}: "
-                f"{list(first)}"
+                f"{header}"
             )
-        else:
-            # A column is what every file's first rows allow.
-            first = {key: _wider(first[key], types[key]) for key in first}
-    return first or {}
+        if rows:
+            # A column is what every file's first rows allow; a header alone tells no types.
+            found = {key: _wider(found.get(key, kind), kind) for key, kind in types.items()}
+    if not found:
+        raise DataError(
+            f"{name}: got an empty log (a header without rows); check the path, or leave this "
+            "input out"
+        )
+    return found
+
+
+def _csv_types(file: Path, name: str) -> tuple[dict[str, pa.DataType], bool]:
+    """Return the types of a file's columns, and whether it has rows."""
+    try:
+        with pa_csv.open_csv(file) as reader:
+            types = {field.name: _csv_kind(field.type) for field in reader.schema}
+            return types, any(batch.num_rows for batch in reader)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name}: {file}: cannot be read as CSV: {error}") from error
 
 
 def _csv_kind(kind: pa.DataType) -> pa.DataType:

@@ -10,7 +10,7 @@ from widedeep.data.join.history import History
 from widedeep.data.join.mixing import text_or_integer
 from widedeep.data.join.times import duration_us
 
-__all__ = ["Carried", "JoinPlan", "Source", "literal", "quoted"]
+__all__ = ["Carried", "JoinPlan", "Source", "in_part", "literal", "quoted"]
 
 
 def quoted(name: str) -> str:
@@ -21,6 +21,11 @@ def quoted(name: str) -> str:
 def literal(text: str) -> str:
     """Return text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def in_part(part: int | None, column: str = "wd_part") -> str:
+    """Return the condition that a row is of a partition; of any if ``part`` is None."""
+    return "TRUE" if part is None else f"{column} = {part}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,8 @@ class JoinPlan:
         item_attributes: Versions of items' attributes, or None.
         text: For ``"user"``, ``"item"`` and ``"request"``, whether the id is text.
         log_end_us: When the log ends.
-        partitions: Passes over the users.
+        partitions: Parts of the users; examples are in order of these, then of time.
+        at_once: True if one statement takes all partitions, False if there is a pass for each.
         boundaries_us: Times at which valid and test begin; None where time does not split.
     """
 
@@ -81,7 +87,13 @@ class JoinPlan:
     text: dict[str, bool]
     log_end_us: int
     partitions: int = 1
+    at_once: bool = False
     boundaries_us: tuple[int, int] | None = None
+
+    @property
+    def passes(self) -> Sequence[int | None]:
+        """The partition of each pass; None is all of them."""
+        return (None,) if self.at_once else range(self.partitions)
 
     @property
     def context(self) -> tuple[Carried, ...]:

@@ -22,7 +22,7 @@ from widedeep.data.join.inputs import (
     open_input,
 )
 from widedeep.data.join.plan import Carried, JoinPlan, Source, quoted
-from widedeep.data.join.times import moment_text, moment_us, offset_us, unit_of_epochs
+from widedeep.data.join.times import check_unit, moment_text, moment_us, offset_us, unit_of_epochs
 from widedeep.errors import ConfigError, DataError
 
 __all__ = ["InputCounts", "Resolved", "resolve"]
@@ -98,7 +98,8 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
         item_attributes=items,
         text={"request": True, **sources.text},
         log_end_us=_log_end(config, sources.counts),
-        partitions=_partitions(engine, config, sources.counts),
+        partitions=_partitions(config, sources.counts),
+        at_once=engine.parallel,
     )
     check_delays(config.history, plan.delay_us)
     _check_window(plan, sources.counts)
@@ -298,9 +299,7 @@ def _time_sql(
     if is_text(kind):
         return _text_time(engine, opened, name, shift, source, where)
     if pa.types.is_integer(kind):
-        unit = source.time_unit
-        if unit == "auto":
-            unit = _unit(engine, opened, name, where)  # type: ignore[assignment]
+        unit = _unit(engine, opened, name, where, source.time_unit)
         return _Time(f"CAST({name} AS BIGINT) * {_TO_MICROSECONDS[unit]}", True)
     raise DataError(
         f"{where} is of type {kind}, expected timestamps, ISO 8601 text, or integer seconds, "
@@ -308,11 +307,15 @@ def _time_sql(
     )
 
 
-def _unit(engine: Engine, opened: Opened, name: str, where: str) -> str:
+def _unit(engine: Engine, opened: Opened, name: str, where: str, told: str) -> str:
     row = engine.rows(f"SELECT MIN({name}) AS low, MAX({name}) AS high FROM {opened.view}")[0]
     if row["low"] is None:
         return "us"
-    return unit_of_epochs(int(row["low"]), int(row["high"]), where)
+    low, high = int(row["low"]), int(row["high"])
+    if told == "auto":
+        return unit_of_epochs(low, high, where)
+    check_unit(told, low, high, where)
+    return told
 
 
 def _text_time(
@@ -339,9 +342,7 @@ def _log_end(config: JoinConfig, counts: dict[str, InputCounts]) -> int:
     return max(counts[name].last_us for name in logs if name in counts)
 
 
-def _partitions(engine: Engine, config: JoinConfig, counts: dict[str, InputCounts]) -> int:
-    if engine.parallel:
-        return 1
+def _partitions(config: JoinConfig, counts: dict[str, InputCounts]) -> int:
     if "impressions" in counts:
         rows = counts["impressions"].rows
     else:

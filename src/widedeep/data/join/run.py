@@ -23,6 +23,7 @@ from widedeep.data.join.engine import DuckDBEngine, Engine, explained
 from widedeep.data.join.examples_sql import ITEM_SIDE, examples, item_side
 from widedeep.data.join.inputs import Opened, damaged_files_named
 from widedeep.data.join.manifest import JoinResult, write_dataset
+from widedeep.data.join.plan import JoinPlan
 from widedeep.data.join.resolve import Resolved, resolve
 from widedeep.data.join.shards import Shard, read_part, record_part, write_part
 from widedeep.data.join.steps import Steps
@@ -207,16 +208,16 @@ class JoinRun:
         check_staged(self.engine, plan)
         plan = dataclasses.replace(plan, boundaries_us=time_boundaries(self.engine, plan))
         if item_side(plan, 0) is not None:
-            self._stage_items(plan.partitions, plan)
+            self._stage_items(plan)
         return dataclasses.replace(resolved, plan=plan)
 
-    def _stage_items(self, partitions: int, plan: Any) -> None:
+    def _stage_items(self, plan: JoinPlan) -> None:
         folders = []
-        for part in range(partitions):
+        for number, part in enumerate(plan.passes):
             select = item_side(plan, part)
             assert select is not None
-            view = f"{ITEM_SIDE}_{part}"
-            self._staged(view, select, partitions > 1)
+            view = f"{ITEM_SIDE}_{number}"
+            self._staged(view, select, plan.partitions > 1)
             folders.append(self.work / "stage" / view)
         self.engine.open_staged(ITEM_SIDE, *folders)
 
@@ -236,9 +237,9 @@ class JoinRun:
         folder.mkdir(exist_ok=True)
         shards: list[Shard] = []
         totals: dict[str, int] = {}
-        for part in range(plan.partitions):
-            self.steps.start(f"joining part {part + 1} of {plan.partitions}")
-            finished = read_part(folder / f"{part}.json")
+        for number, part in enumerate(plan.passes):
+            self.steps.start(f"joining part {number + 1} of {len(plan.passes)}")
+            finished = read_part(folder / f"{number}.json")
             if finished is None:
                 finished = self._part(plan, part, folder)
             shards += finished[0]
@@ -246,19 +247,22 @@ class JoinRun:
                 totals[name] = totals.get(name, 0) + count
         return shards, totals
 
-    def _part(self, plan: Any, part: int, folder: Path) -> tuple[list[Shard], dict[str, int]]:
-        place = folder / str(part)
+    def _part(
+        self, plan: JoinPlan, part: int | None, folder: Path
+    ) -> tuple[list[Shard], dict[str, int]]:
+        number = part or 0
+        place = folder / str(number)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        batches = self.engine.stream(examples(plan, part), self.work / "stage" / f"part_{part}")
+        batches = self.engine.stream(examples(plan, part), self.work / "stage" / f"part_{number}")
         labels = [label.name for label in plan.config.labels]
         rows = self.config.shard_rows
-        shards = write_part(batches, place, part, labels=labels, shard_rows=rows)
+        shards = write_part(batches, place, number, labels=labels, shard_rows=rows)
         counts = {
             name: int(count or 0)
             for name, count in self.engine.rows(part_counts(plan, part))[0].items()
         }
-        record_part(folder / f"{part}.json", shards, counts)
+        record_part(folder / f"{number}.json", shards, counts)
         return shards, counts
 
     def _logged(self, resolved: Resolved) -> dict[str, int]:

@@ -10,6 +10,7 @@ from widedeep.errors import ConfigError, DataError
 
 __all__ = [
     "MICROSECONDS",
+    "check_unit",
     "duration_us",
     "moment_text",
     "moment_us",
@@ -173,6 +174,33 @@ def unit_of_epochs(smallest: int, largest: int, where: str) -> str:
         "milliseconds or microseconds since 1970 (2001 to 2286); correct the rows, or set "
         "time_unit = 's', 'ms' or 'us' if they are meant"
     )
+
+
+def check_unit(unit: str, smallest: int, largest: int, where: str) -> None:
+    """Refuse a unit that was named if the numbers are plausible in another and not in this.
+
+    Args:
+        unit: ``"s"``, ``"ms"`` or ``"us"``.
+        smallest: The smallest number in the column.
+        largest: The largest.
+        where: The column, for errors.
+
+    Raises:
+        DataError: If so. Numbers that are plausible in no unit are what they were said to be.
+
+    Example:
+        >>> check_unit("ms", 1_700_000_000, 1_700_000_360, "column 'ts'")
+        Traceback (most recent call last):
+        ...
+        widedeep.errors.DataError: column 'ts': got time_unit = 'ms', but 1700000000 to ...
+    """
+    units = {_plausible_unit(number) for number in (smallest, largest)} - {None}
+    if units and unit not in units:
+        likely = " and ".join(sorted(map(str, units)))
+        raise DataError(
+            f"{where}: got time_unit = {unit!r}, but {smallest} to {largest} are plausible as "
+            f"{likely} since 1970; leave time_unit out, or correct the rows"
+        )
 
 
 def _plausible_unit(number: int) -> str | None:
