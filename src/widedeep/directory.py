@@ -59,7 +59,7 @@ def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_directory(path: str | os.PathLike[str], *, within: Path | None = None) -> Iterator[Path]:
     """Give a temporary directory beside ``path``; rename it to ``path`` if the block ends well.
 
     A directory already at ``path`` is replaced: the two change places in one step (where the system
@@ -68,6 +68,7 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: The directory's final place.
+        within: Where the temporary directory is made, on the same disk; None: beside ``path``.
 
     Example:
         >>> import tempfile, pathlib
@@ -79,7 +80,9 @@ def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     final = Path(path).absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=final.parent))
+    made = Path(
+        tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=within or final.parent)
+    )
     try:
         yield made
         for entry in made.rglob("*"):

@@ -307,6 +307,30 @@ def test_a_kill_in_the_middle_leaves_no_half_dataset_and_resumes(tmp_path: Path)
     assert not work.exists()
 
 
+KILLED_LATE = """
+import os, signal, sys
+from pathlib import Path
+from tests.join.small_log import config
+from widedeep.data.join import manifest, run_join
+
+manifest.write_report = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+run_join(config(Path(sys.argv[1]), partition_rows=100))
+"""
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_kill_while_the_dataset_is_put_together_leaves_nothing(
+    tmp_path: Path, resume: bool
+) -> None:
+    output = tmp_path / "out"
+    child = subprocess.run([sys.executable, "-c", KILLED_LATE, str(output)], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert not output.exists()
+    run_join(config(output, partition_rows=100), resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert open_dataset(output).rows["train"] > 0
+
+
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:
     output = tmp_path / "out"
     subprocess.run([sys.executable, "-c", KILLED, str(output)], check=False)

@@ -88,7 +88,8 @@ def write_dataset(
             "got no example for train; check [split] (boundaries, fractions) against the log's "
             f"range, and the counts: {dict(counts)}"
         )
-    with atomic_directory(output) as made:
+    # What a killed process leaves lies beside the parts, and goes with them.
+    with atomic_directory(output, within=folder.parent) as made:
         schema = _link(folder, shards, made)
         manifest = _manifest(resolved, shards, counts, inputs, engine, logged, schema)
         _write_json(made / "manifest.json", manifest)
