@@ -3,6 +3,7 @@
     python benchmarks/bench_join.py                     # 5M, 10M and 20M with DuckDB, 3 runs each
     python benchmarks/bench_join.py --scale 0.1         # a tenth of it
     python benchmarks/bench_join.py --spark             # 5M on both engines: are they alike?
+    python benchmarks/bench_join.py --limit 400MB       # DuckDB has less, and spills
     python benchmarks/bench_join.py --write             # into RESULTS.md
 
 Each run is a process of its own; its peak is the most that it and all of its children had resident
@@ -24,7 +25,6 @@ from join_log import SPARK_OPTIONS, join_config, write_log
 from process_tree import Watched, watch
 from results_file import machine, write_section
 
-LIMITS = ("900MB", "400MB")
 SECONDS, GIGABYTES, FLAT = 25, 1.5, 0.1
 
 
@@ -57,29 +57,31 @@ def watched(options: argparse.Namespace, folder: Path, engine: str, limit: str |
 
 def measure(options: argparse.Namespace, scratch: Path) -> tuple[str, bool]:
     """Measure DuckDB on logs of several sizes; returns a table and whether the aims are met."""
-    sizes = [int(millions * 1_000_000) for millions in options.millions]
+    sizes = sorted(int(millions * 1_000_000) for millions in options.millions)
     for size in sizes:
         write_log(scratch / str(size), options.scale, size)
-    runs: dict[tuple[str, int], list[Watched]] = {}
+    runs: dict[int, list[Watched]] = {size: [] for size in sizes}
     for _ in range(options.repeats):
-        for limit in options.limits:
-            for size in sizes:
-                done = watched(options, scratch / str(size), "duckdb", limit)
-                runs.setdefault((limit, size), []).append(done)
-                told = f"{size * options.scale:,.0f} impressions, {limit}: {done.seconds:.1f} s, "
-                print(told + f"{done.peak_gb:.2f} GB", flush=True)
+        for size in sizes:
+            done = watched(options, scratch / str(size), "duckdb", options.limit)
+            runs[size].append(done)
+            told = f"{size * options.scale:,.0f} impressions: {done.seconds:.1f} s, "
+            print(told + f"{done.peak_gb:.2f} GB", flush=True)
+    return _table(options, runs)
+
+
+def _table(options: argparse.Namespace, runs: dict[int, list[Watched]]) -> tuple[str, bool]:
     lines = [
-        "| memory limit | impressions | seconds | processor s | peak GB of the process tree | "
+        "| impressions | seconds | processor s | peak GB of the process tree | "
         "of that of the smallest log | spilled MB |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|",
     ]
-    flat, smallest = True, min(sizes)
-    for (limit, size), listed in sorted(runs.items(), key=lambda item: (item[0][0], item[0][1])):
-        first = statistics.median(run.peak_gb for run in runs[limit, smallest])
+    flat, smallest = True, min(runs)
+    first = statistics.median(run.peak_gb for run in runs[smallest])
+    for size, listed in runs.items():
         shares = [run.peak_gb / first for run in listed]
         flat = flat and max(abs(share - 1) for share in shares) <= FLAT
         cells = [
-            limit,
             f"{size * options.scale:,.0f}",
             ", ".join(f"{run.seconds:.1f}" for run in listed),
             f"{statistics.median(run.cpu_seconds for run in listed):.1f}",
@@ -88,7 +90,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> tuple[str, bool]:
             f"{max(run.peak_folder_mb for run in listed):.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    aimed = [run for (_, size), listed in runs.items() if size == smallest for run in listed]
+    aimed = runs[smallest]
     slowest = max(run.seconds for run in aimed)
     highest = max(run.peak_gb for run in aimed)
     held = slowest < SECONDS and highest < GIGABYTES and flat
@@ -112,7 +114,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> tuple[str, bool]:
     folder = scratch / "both"
     write_log(folder, options.scale, size)
     runs = {
-        "DuckDB": watched(options, folder, "duckdb", options.limits[0]),
+        "DuckDB": watched(options, folder, "duckdb", options.limit),
         f"Spark, local[{options.threads}]": watched(options, folder, "spark", None),
     }
     one, other = (open_dataset(folder / f"examples-{name}") for name in ("duckdb", "spark"))
@@ -140,7 +142,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--scale", type=float, default=1.0, help="share of all sizes")
     options.add_argument("--millions", type=float, nargs="+", default=[5, 10, 20])
-    options.add_argument("--limits", nargs="+", default=list(LIMITS))
+    options.add_argument("--limit", default="900MB", help="DuckDB's memory")
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options.add_argument("--spark", action="store_true", help="compare the two engines instead")
@@ -157,12 +159,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-join-") as scratch:
         text, held = (compare if chosen.spark else measure)(chosen, Path(scratch))
     load = f"load of the machine at the end: {os.getloadavg()[0]:.1f}"
-    title = "### The join on both engines" if chosen.spark else "## The join"
+    title = "## The join on both engines" if chosen.spark else f"## The join, in {chosen.limit}"
     script = f"`benchmarks/bench_join.py{' --spark' if chosen.spark else ''}`"
     text = f"{title}\n\n{script} on {machine()}; {load}; {chosen.threads} threads.\n\n{text}"
     print(text)
     if chosen.write:
-        write_section("join:engines" if chosen.spark else "join", text)
+        write_section("join:engines" if chosen.spark else f"join:{chosen.limit}", text)
     return 0 if held else 1
 
 
