@@ -118,6 +118,7 @@ QUICK_warm_start := --seeds 1 --rows 100000
 QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
 QUICK_train := --quick --seconds 10
 QUICK_transform := --rows 50000 --repeats 2
+FULL_join := --write
 FULL_retrieval := --write
 FULL_serve := --write $(if $(wildcard bundles/census),--bundle bundles/census)
 FULL_train := --write

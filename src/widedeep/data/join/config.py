@@ -273,7 +273,8 @@ class JoinConfig:
         threads: Of DuckDB; None: all.
         spark_master: Where Spark runs: ``"local[2]"`` or a cluster's URL.
         spark_options: Further settings of the Spark session.
-        partition_rows: Impressions a pass over a partition of the users, about.
+        partition_rows: Impressions a pass over a partition of the users, about. Examples are in order
+            of these partitions, then of time, whatever the engine.
         shard_rows: Rows a file, at most.
     """
 
