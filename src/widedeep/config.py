@@ -438,6 +438,29 @@ def read_section(
         raise ConfigError(f"{origin.rpartition(': [')[0]}: {error}") from error
 
 
+def check_words(value: object, where: str) -> None:
+    """Refuse words that are none of a dataclass's choices, and text where a list is asked for.
+
+    TOML is checked by :func:`read_section`; this is for values that are made in Python.
+
+    Args:
+        value: The dataclass.
+        where: Named in errors, such as ``"[split]"``.
+
+    Raises:
+        ConfigError: With the field, what was got, and what is allowed.
+    """
+    for key, hint in typing.get_type_hints(type(value)).items():
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            if getattr(value, key) is None:
+                continue
+            hint = typing.get_args(hint)[0]
+        of, told = typing.get_origin(hint), getattr(value, key)
+        texts = of is tuple and typing.get_args(hint)[0] is str
+        if (of is Literal or texts) and not _fits(told, hint):
+            raise ConfigError(f"{where}: got {key} = {told!r}, {_expected(told, hint)}")
+
+
 def _fits(value: object, hint: Any) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
 from widedeep.data.join import (
     ActionLog,
@@ -28,6 +30,7 @@ from widedeep.data.join import (
     open_dataset,
     run_join,
 )
+from widedeep.data.join.work_folder import work_folder
 from widedeep.errors import ConfigError, DataError, WideDeepError
 
 
@@ -267,6 +270,34 @@ def test_toml(tmp_path: Path, line: str, told: str) -> None:
         load_join_config(path)
 
 
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: Split(by="tme"), "by = 'tme', expected .* did you mean 'time'"),
+        (lambda: Label(kinds="click"), "kinds = 'click', expected a list"),
+        (lambda: Negatives(draw="popular"), "draw = 'popular', .* did you mean 'popularity'"),
+        (lambda: History(name="x", feature="cuont"), "history 'x': got feature = 'cuont'"),
+        (lambda: ActionLog(path="a", time_unit="min"), "time_unit = 'min'"),
+        (lambda: config(Path("out"), touch="middle"), "touch = 'middle', expected 'last' or"),
+        (lambda: config(Path("out"), engine="sparc"), "did you mean 'spark'"),
+    ],
+)
+def test_words_in_python(made: Callable[[], Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        made()
+
+
+def test_one_kind_as_a_text(tmp_path: Path) -> None:
+    log = ActionLog(path=actions(), kind="kind")
+    one, other = (
+        wd.join_actions(
+            shown(impressions()), log, output=tmp_path / name, window="10m", kinds=kinds
+        )
+        for name, kinds in (("one", "click"), ("other", ["click"]))
+    )
+    assert one.manifest["splits"] == other.manifest["splits"]
+
+
 def test_definitions() -> None:
     with pytest.raises(ConfigError, match="'last' lists items of the user"):
         History(name="x", feature="last", by="item")
@@ -329,6 +360,15 @@ def test_a_kill_while_the_dataset_is_put_together_leaves_nothing(
     run_join(config(output, partition_rows=100), resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert open_dataset(output).rows["train"] > 0
+
+
+def test_two_joins_to_one_output(tmp_path: Path) -> None:
+    with work_folder(tmp_path / ".out.join", resume=False):
+        with pytest.raises(DataError, match="another join is writing the same output"):
+            run_join(config(tmp_path / "out"))
+        with pytest.raises(DataError, match="another join"):
+            run_join(config(tmp_path / "out"), resume=True)
+    assert run_join(config(tmp_path / "out")).rows["train"] > 0
 
 
 def test_resuming_with_other_settings_is_refused(tmp_path: Path) -> None:

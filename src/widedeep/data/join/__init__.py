@@ -115,7 +115,7 @@ def join_actions(
         output=os.fspath(output),
         impressions=impressions,
         actions=actions,
-        labels=tuple(labels) if labels else (Label(window=window, kinds=tuple(kinds)),),
+        labels=tuple(labels) if labels else (Label(window=window, kinds=_listed(kinds)),),
         touch=touch,
         user_attributes=user_attributes,
         item_attributes=item_attributes,
@@ -130,3 +130,8 @@ def join_actions(
         memory_limit=memory_limit,
     )
     return run_join(config, resume=resume, progress=progress)
+
+
+def _listed(kinds: Sequence[str]) -> tuple[str, ...]:
+    """A text is a sequence of its letters, and no list of kinds."""
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from widedeep.config import read_section, read_tables
+from widedeep.config import check_words, read_section, read_tables
 from widedeep.data.join.history import History
 from widedeep.data.join.times import duration_us, moment_us, offset_us
 from widedeep.errors import ConfigError, nearest
@@ -135,6 +135,7 @@ class Attributes:
 
 
 def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) -> None:
+    check_words(source, where)
     duration_us(source.availability_delay, f"{where}: availability_delay")
     if source.timezone is not None:
         offset_us(source.timezone, f"{where}: timezone")
@@ -159,6 +160,7 @@ class Label:
 
     def __post_init__(self) -> None:
         _check(bool(self.name), "[[labels]]: got an empty name")
+        check_words(self, f"label {self.name!r}")
         duration_us(self.window, f"label {self.name!r}: window")
 
     @property
@@ -183,6 +185,7 @@ class Split:
     boundaries: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_words(self, "[split]")
         _check(
             len(self.fractions) == 3
             and all(share >= 0 for share in self.fractions)
@@ -231,6 +234,7 @@ class Negatives:
     draw: Literal["popularity", "uniform"] = "popularity"
 
     def __post_init__(self) -> None:
+        check_words(self, "[negatives]")
         _check(0 < self.rate <= 1, f"[negatives]: got rate = {self.rate}, expected 0 < rate <= 1")
         _check(
             self.per_positive >= 0,
@@ -273,8 +277,8 @@ class JoinConfig:
         threads: Of DuckDB; None: all.
         spark_master: Where Spark runs: ``"local[2]"`` or a cluster's URL.
         spark_options: Further settings of the Spark session.
-        partition_rows: Impressions a pass over a partition of the users, about. Examples are in order
-            of these partitions, then of time, whatever the engine.
+        partition_rows: Impressions a pass over a partition of the users, about. Examples are in the
+            order of these partitions, then of time, on either engine.
         shard_rows: Rows a file, at most.
     """
 
@@ -303,6 +307,7 @@ class JoinConfig:
     shard_rows: int = 1_000_000
 
     def __post_init__(self) -> None:
+        check_words(self, "[join]")
         _check(len(self.labels) > 0, "got no [[labels]], expected at least one")
         _check_unique([label.name for label in self.labels], "[[labels]]")
         _check_unique([feature.name for feature in self.history], "[[history]]")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from widedeep.config import check_words
 from widedeep.data.join.times import MICROSECONDS, duration_us
 from widedeep.errors import ConfigError
 
@@ -55,6 +56,7 @@ class History:
 
     def __post_init__(self) -> None:
         where = f"history {self.name!r}"
+        check_words(self, where)
         if self.window is not None and self.window_us == 0:
             raise ConfigError(f"{where}: got a window of 0, expected more")
         if self.feature == "last" and (self.by != "user" or self.window is not None or self.k < 1):

@@ -27,8 +27,9 @@ from widedeep.data.join.plan import JoinPlan
 from widedeep.data.join.resolve import Resolved, resolve
 from widedeep.data.join.shards import Shard, read_part, record_part, write_part
 from widedeep.data.join.steps import Steps
+from widedeep.data.join.work_folder import work_folder
 from widedeep.directory import file_sha256
-from widedeep.errors import DataError, WideDeepError
+from widedeep.errors import DataError
 
 __all__ = ["JoinRun", "check_output", "open_engine", "run_join"]
 
@@ -46,33 +47,24 @@ def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False
 
     Raises:
         ConfigError: If the configuration does not fit the inputs.
-        DataError: If an input cannot be used as it is, or the disk is full.
+        DataError: If an input cannot be used as it is, the disk is full, or another process is
+            writing the same output.
     """
     output = Path(config.output).absolute()
     check_output(output)
     work = output.parent / f".{output.name}.join"
-    if work.exists() and not resume:
-        shutil.rmtree(work)
-    fresh = not work.exists()
-    work.mkdir(parents=True, exist_ok=True)
     try:
-        with Steps(enabled=progress) as steps:
+        with work_folder(work, resume=resume), Steps(enabled=progress) as steps:
             with open_engine(config, work) as engine:
                 joined = JoinRun(engine, config, work, steps).run()
             # The engine and its memory are gone before the examples are counted.
             steps.start("writing the manifest and the report")
-            result = joined.write(work)
+            return joined.write(work)
     except OSError as error:
         raise DataError(
             f"{explained(f'writing {output}', str(error))}; finished parts are kept in {work}, "
             "go on with resume (--resume)"
         ) from error
-    except WideDeepError:
-        if fresh and not any((work / "parts").glob("*.json")):
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work, ignore_errors=True)
-    return result
 
 
 def check_output(output: Path) -> None:
