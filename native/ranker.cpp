@@ -62,7 +62,7 @@ void RankScorer::add_first_layer(const LayerWeights& weights, Activation activat
     from += part.n_inputs;
   }
   first_bias_.reserve(padded);
-  if (weights.bias != nullptr) std::copy_n(weights.bias, weights.outputs, first_bias_.data());
+  if (weights.bias != nullptr) copy_bias(weights.bias, weights.outputs, first_bias_.data());
   const std::int64_t n_pair = at(Side::pair).n_inputs;
   pair_weight_.reserve(n_pair * padded);
   for (std::int64_t k = 0; k < n_pair; ++k) {

@@ -1,5 +1,6 @@
 // The dense layers of the forward pass: blocks of rows times panels of units, in registers.
 #include <stdint.h>
+#include <string.h>
 
 #include "score_isa.hpp"
 #include "score_vector.hpp"
@@ -7,39 +8,85 @@
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
-constexpr int kPanelVecs = 2;
 constexpr int kPanel = kPanelVecs * kLanes;
 constexpr int64_t kChunkFloats = kBlockRows * kChunk;
 
-// sums[r][v] += in[r][k] * panel[k][v] for `count` inputs, one after the other.
+// The inputs of a partial sum that are not zero in all rows.
+struct Live {
+  const uint32_t* inputs;
+  int64_t n;
+};
+
+// Appends those of the inputs [first, first + count) with a bit set; writes up to kChunk beyond.
+inline uint32_t* append_live(const uint32_t* bits, int64_t first, int64_t count, uint32_t* live) {
+#if defined(WIDEDEEP_ISA_IS_avx512)
+  const __m512i steps = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i inputs = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)), steps);
+  const __m512i seen = _mm512_loadu_si512(bits);
+  const uint32_t mask = _mm512_test_epi32_mask(seen, seen) & ((1u << count) - 1);
+  _mm512_storeu_si512(live, _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), inputs));
+  return live + __builtin_popcount(mask);
+#else
+  for (int64_t c = 0; c < count; ++c) {
+    *live = static_cast<uint32_t>(first + c);
+    live += bits[c] != 0;
+  }
+  return live;
+#endif
+}
+
+// Lists the live inputs among `count` of a block's rows.
+uint32_t* list_live(const float* in, int64_t rows, int64_t count, bool all, uint32_t* live) {
+  constexpr uint32_t kAllButSign = 0x7fffffff;
+  for (int64_t first = 0; first < count; first += kChunk, in += kChunkFloats) {
+    uint32_t bits[kChunk];
+    for (int64_t c = 0; c < kChunk; ++c) bits[c] = all ? 1 : 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      uint32_t row[kChunk];
+      memcpy(row, in + r * kChunk, sizeof row);
+      for (int64_t c = 0; c < kChunk; ++c) bits[c] |= row[c] & kAllButSign;
+    }
+    live = append_live(bits, first, count - first < kChunk ? count - first : kChunk, live);
+  }
+  return live;
+}
+
+// A block's lists: the length of the first one, of both, then the inputs.
+void list_block(const float* in, int64_t rows, const PackedLayer& layer, uint32_t* live) {
+  const bool two_sums = layer.split > 0 && layer.split < layer.inputs;
+  const int64_t first = two_sums ? layer.split : layer.inputs;
+  uint32_t* const inputs = live + 2;
+  uint32_t* end = list_live(in, rows, first, !layer.skips_zeros, inputs);
+  live[0] = static_cast<uint32_t>(end - inputs);
+  if (two_sums) {
+    const float* const rest = in + round_up(first, kChunk) / kChunk * kChunkFloats;
+    end = list_live(rest, rows, layer.inputs - first, !layer.skips_zeros, end);
+  }
+  live[1] = static_cast<uint32_t>(end - inputs);
+}
+
+// sums[r][v] = in[r][k] * panel[k][v] added up over the live inputs k, one after the other.
 template <int R, int V>
-inline void add_inputs(const float* in, int64_t count, const float* panel, Vec (&sums)[R][V]) {
-  for (int64_t k = 0; k < count; ++k) {
+inline void partial_sum(const float* in, const Live& live, const float* panel, Vec (&sums)[R][V]) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[r][v] = vec_zero();
+  }
+  for (int64_t i = 0; i < live.n; ++i) {
+    const uint64_t k = live.inputs[i];
+    const float* const inputs = in + k / kChunk * kChunkFloats + k % kChunk;
+    const float* const from = panel + k * (V * kLanes);
     Vec weights[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) weights[v] = vec_load(panel + k * (V * kLanes) + v * kLanes);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) weights[v] = vec_load(from + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec input = vec_all(in[r * kChunk + k]);
-#pragma GCC unroll 2
+      const Vec input = vec_all(inputs[r * kChunk]);
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sums[r][v] = vec_multiply_add(input, weights[v], sums[r][v]);
     }
   }
-}
-
-template <int R, int V>
-inline void partial_sum(const float* in, int64_t count, const float* panel, Vec (&sums)[R][V]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sums[r][v] = vec_zero();
-  }
-  for (; count >= kChunk; count -= kChunk) {
-    add_inputs<R, V>(in, kChunk, panel, sums);
-    in += kChunkFloats;
-    panel += kChunk * V * kLanes;
-  }
-  add_inputs<R, V>(in, count, panel, sums);
 }
 
 inline float* output_at(float* out, int64_t row, int64_t column) {
@@ -48,22 +95,23 @@ inline float* output_at(float* out, int64_t row, int64_t column) {
 
 // The units [column, column + V * kLanes) of R rows: both partial sums, bias, rectifier.
 template <int R, int V>
-void dense_panel(const float* in, const PackedLayer& layer, const float* panel, int64_t column,
-                 float* out) {
+void dense_panel(const float* in, const PackedLayer& layer, const uint32_t* live,
+                 const float* panel, int64_t column, float* out) {
   Vec sums[R][V];
   const bool two_sums = layer.split > 0 && layer.split < layer.inputs;
-  const int64_t first = two_sums ? layer.split : layer.inputs;
+  const Live first = {live + 2, live[0]};
   partial_sum<R, V>(in, first, panel, sums);
   if (two_sums) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < V; ++v) vec_store(output_at(out, r, column + v * kLanes), sums[r][v]);
     }
-    partial_sum<R, V>(in + round_up(first, kChunk) / kChunk * kChunkFloats, layer.inputs - first,
-                      panel + first * V * kLanes, sums);
+    const Live second = {live + 2 + live[0], static_cast<int64_t>(live[1]) - live[0]};
+    partial_sum<R, V>(in + round_up(layer.split, kChunk) / kChunk * kChunkFloats, second,
+                      panel + layer.split * V * kLanes, sums);
   }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
     const Vec bias = vec_load(layer.bias + column + v * kLanes);
 #pragma GCC unroll 16
@@ -76,15 +124,30 @@ void dense_panel(const float* in, const PackedLayer& layer, const float* panel, 
   }
 }
 
-using PanelFunction = void (*)(const float*, const PackedLayer&, const float*, int64_t, float*);
+using PanelFunction = void (*)(const float*, const PackedLayer&, const uint32_t*, const float*,
+                               int64_t, float*);
 
 template <int V, int R>
-PanelFunction panel_function(int64_t rows) {
+PanelFunction function_of_rows(int64_t rows) {
   if constexpr (R == 1) {
     return &dense_panel<1, V>;
   } else {
-    return rows == R ? &dense_panel<R, V> : panel_function<V, R - 1>(rows);
+    return rows == R ? &dense_panel<R, V> : function_of_rows<V, R - 1>(rows);
   }
+}
+
+template <int V>
+PanelFunction panel_function(int64_t vecs, int64_t rows) {
+  if constexpr (V == 1) {
+    return function_of_rows<1, kBlockRows>(rows);
+  } else {
+    return vecs == V ? function_of_rows<V, kBlockRows>(rows) : panel_function<V - 1>(vecs, rows);
+  }
+}
+
+inline int64_t rows_of_block(int64_t rows, int64_t block) {
+  const int64_t left = rows - block * kBlockRows;
+  return left < kBlockRows ? left : kBlockRows;
 }
 
 }  // namespace
@@ -93,17 +156,25 @@ int64_t block_rows() { return kBlockRows; }
 
 int64_t panel_width() { return kPanel; }
 
+int64_t panel_step() { return kLanes; }
+
+int64_t live_room(int64_t inputs) { return inputs + 2 + kChunk; }
+
 void dense_blocks(const float* in, int64_t in_stride, int64_t rows, const PackedLayer& layer,
-                  float* out, int64_t out_stride) {
+                  uint32_t* live, float* out, int64_t out_stride) {
+  const int64_t live_stride = live_room(layer.inputs);
+  for (int64_t block = 0; block * kBlockRows < rows; ++block) {
+    list_block(in + block * in_stride, rows_of_block(rows, block), layer,
+               live + block * live_stride);
+  }
   const float* panel = layer.panels;
   for (int64_t column = 0; column < layer.outputs; column += kPanel) {
-    const bool narrow = layer.outputs - column <= kLanes;
+    const int64_t left = layer.outputs - column;
+    const int64_t vecs = left < kPanel ? (left + kLanes - 1) / kLanes : kPanelVecs;
     for (int64_t block = 0; block * kBlockRows < rows; ++block) {
-      const int64_t left = rows - block * kBlockRows;
-      const int64_t block_rows = left < kBlockRows ? left : kBlockRows;
-      const PanelFunction function = narrow ? panel_function<1, kBlockRows>(block_rows)
-                                            : panel_function<kPanelVecs, kBlockRows>(block_rows);
-      function(in + block * in_stride, layer, panel, column, out + block * out_stride);
+      const PanelFunction function = panel_function<kPanelVecs>(vecs, rows_of_block(rows, block));
+      function(in + block * in_stride, layer, live + block * live_stride, panel, column,
+               out + block * out_stride);
     }
     panel += layer.inputs * kPanel;
   }

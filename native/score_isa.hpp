@@ -4,8 +4,12 @@
 // and a chunk its rows one after the other: element (row, column) of a block is at
 //   (column / kChunk) * block_rows() * kChunk + row * kChunk + column % kChunk
 // so that the inner loop reaches every row by a constant displacement, and a register of sums is
-// stored as it is. Weights lie in panels of panel_width() units, input by input; a last panel of
-// half that many units or fewer is half as wide.
+// stored as it is. Weights lie in panels of panel_width() units, input by input; the last panel is
+// as wide as its units need, in steps of panel_step().
+//
+// An input that is zero in every row of a block is left out of the block's products: it adds
+// nothing to a sum, unless its weight is infinite or no number. Rectified units that the query
+// turns off, with whatever candidate, thus cost nothing.
 #pragma once
 
 #include <stdint.h>
@@ -28,6 +32,7 @@ struct PackedLayer {
   int64_t inputs;
   int64_t split;  // inputs of the first partial sum; those of the second start on the next chunk
   bool relu;
+  bool skips_zeros;  // all weights are finite
 };
 
 // Rows of one slot's table (ids 0 to size - 1).
@@ -76,10 +81,13 @@ struct GatherTile {
 };
 
 // wide_rows and gather_tile return the first bad cell, or kNoFault; they check before they read.
-WIDEDEEP_DECLARE_ISA(int64_t block_rows(); int64_t panel_width();
+// dense_blocks keeps in `live`, with live_room() for each block, which inputs count.
+WIDEDEEP_DECLARE_ISA(int64_t block_rows(); int64_t panel_width(); int64_t panel_step();
                      int64_t wide_rows(const WideRequest& request, int64_t begin, int64_t end);
                      int64_t gather_tile(const GatherTile& request, int64_t begin, int64_t end);
+                     int64_t live_room(int64_t inputs);
                      void dense_blocks(const float* in, int64_t in_stride, int64_t rows,
-                                       const PackedLayer& layer, float* out, int64_t out_stride))
+                                       const PackedLayer& layer, uint32_t* live, float* out,
+                                       int64_t out_stride))
 
 }  // namespace widedeep

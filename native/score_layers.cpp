@@ -11,10 +11,13 @@ void map(float* x, std::int64_t n, Fn fn) {
   for (std::int64_t i = 0; i < n; ++i) x[i] = fn(x[i]);
 }
 
-void pack(const LayerWeights& weights, std::int64_t panel_width, float* panels) {
+// Which inputs of a thread's blocks count; grows to the largest layer and stays.
+thread_local std::vector<std::uint32_t> t_live;
+
+void pack(const LayerWeights& weights, std::int64_t panel_width, std::int64_t step, float* panels) {
   for (std::int64_t start = 0; start < weights.outputs; start += panel_width) {
     const std::int64_t left = weights.outputs - start;
-    const std::int64_t width = left <= panel_width / 2 ? panel_width / 2 : panel_width;
+    const std::int64_t width = std::min(panel_width, round_up(left, step));
     for (std::int64_t k = 0; k < weights.inputs; ++k) {
       for (std::int64_t unit = 0; unit < width; ++unit) {
         *panels++ = unit < left ? weights.data[(start + unit) * weights.stride + k] : 0.0f;
@@ -24,6 +27,10 @@ void pack(const LayerWeights& weights, std::int64_t panel_width, float* panels) 
 }
 
 }  // namespace
+
+void copy_bias(const float* bias, std::int64_t n, float* to) {
+  for (std::int64_t unit = 0; unit < n; ++unit) to[unit] = bias[unit] + 0.0f;
+}
 
 void AlignedFloats::reserve(std::int64_t size) {
   constexpr std::int64_t kFloats = 64 / sizeof(float);
@@ -53,23 +60,29 @@ void activate(Activation activation, float* x, std::int64_t n) {
 
 DenseLayer::DenseLayer(const LayerWeights& weights, std::int64_t split, Activation activation)
     : activation_(activation) {
-  const std::int64_t panel = WIDEDEEP_DISPATCH(panel_width)();
-  const std::int64_t padded = round_up(weights.outputs, panel);
-  panels_.reserve(padded * weights.inputs);
-  pack(weights, panel, panels_.data());
+  const std::int64_t step = WIDEDEEP_DISPATCH(panel_step)();
+  const std::int64_t padded = round_up(weights.outputs, step);
+  const std::int64_t size = padded * weights.inputs;
+  panels_.reserve(size);
+  pack(weights, WIDEDEEP_DISPATCH(panel_width)(), step, panels_.data());
+  const bool finite = std::all_of(panels_.data(), panels_.data() + size,
+                                  [](float weight) { return std::isfinite(weight); });
   bias_.reserve(padded);
-  if (weights.bias != nullptr) std::copy_n(weights.bias, weights.outputs, bias_.data());
+  if (weights.bias != nullptr) copy_bias(weights.bias, weights.outputs, bias_.data());
   packed_ = {panels_.data(), bias_.data(), weights.outputs,
-             weights.inputs, split,        activation == Activation::relu};
+             weights.inputs, split,        activation == Activation::relu,
+             finite};
   tile_width_ = round_up(padded, kChunk);
 }
 
 void DenseLayer::run(const float* in, float* out, std::int64_t stride, std::int64_t rows) const {
-  WIDEDEEP_DISPATCH(dense_blocks)(in, stride, rows, packed_, out, stride);
   const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
+  const std::int64_t blocks = round_up(rows, block_rows) / block_rows;
+  const auto room = static_cast<std::size_t>(blocks * WIDEDEEP_DISPATCH(live_room)(inputs()));
+  t_live.resize(std::max(t_live.size(), room));
+  WIDEDEEP_DISPATCH(dense_blocks)(in, stride, rows, packed_, t_live.data(), out, stride);
   const std::int64_t used = round_up(packed_.outputs, kChunk) * block_rows;
-  for (std::int64_t b = 0; b * block_rows < rows; ++b)
-    activate(activation_, out + b * stride, used);
+  for (std::int64_t b = 0; b < blocks; ++b) activate(activation_, out + b * stride, used);
 }
 
 void rows_of_blocks(const float* blocks, std::int64_t stride, std::int64_t rows,

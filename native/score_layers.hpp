@@ -35,6 +35,10 @@ struct LayerWeights {
   std::int64_t inputs;
 };
 
+// Copies a bias; a zero becomes a positive one, so that the sign of a zero sum, which may depend on
+// the inputs left out, ends here.
+void copy_bias(const float* bias, std::int64_t n, float* to);
+
 // In place, on n values. The rectifier is done where sums are stored, so it does nothing here.
 void activate(Activation activation, float* x, std::int64_t n);
 

@@ -16,7 +16,8 @@ namespace {
 
 using Vec = __m512;
 constexpr int kLanes = 16;
-constexpr int kBlockRows = 14;  // 14 x 2 sums, 2 weights, 1 input: 31 of 32 registers
+constexpr int kBlockRows = 6;
+constexpr int kPanelVecs = 4;  // 6 x 4 sums, 4 weights, 1 input: 29 of 32 registers
 inline Vec vec_zero() { return _mm512_setzero_ps(); }
 inline Vec vec_load(const float* p) { return _mm512_loadu_ps(p); }
 inline void vec_store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
@@ -29,7 +30,8 @@ inline Vec vec_multiply_add(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b
 
 using Vec = __m256;
 constexpr int kLanes = 8;
-constexpr int kBlockRows = 6;  // 6 x 2 sums, 2 weights, 1 input: 15 of 16 registers
+constexpr int kBlockRows = 6;
+constexpr int kPanelVecs = 2;  // 6 x 2 sums, 2 weights, 1 input: 15 of 16 registers
 inline Vec vec_zero() { return _mm256_setzero_ps(); }
 inline Vec vec_load(const float* p) { return _mm256_loadu_ps(p); }
 inline void vec_store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
@@ -42,7 +44,8 @@ inline Vec vec_multiply_add(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b
 
 using Vec = __m128;
 constexpr int kLanes = 4;
-constexpr int kBlockRows = 4;  // 4 x 2 sums, 2 weights, 1 input, 2 products: 13 of 16 registers
+constexpr int kBlockRows = 4;
+constexpr int kPanelVecs = 2;  // 4 x 2 sums, 2 weights, 1 input, 2 products: 13 of 16 registers
 inline Vec vec_zero() { return _mm_setzero_ps(); }
 inline Vec vec_load(const float* p) { return _mm_loadu_ps(p); }
 inline void vec_store(float* p, Vec v) { _mm_storeu_ps(p, v); }
@@ -55,7 +58,8 @@ inline Vec vec_multiply_add(Vec a, Vec b, Vec sum) { return _mm_add_ps(_mm_mul_p
 
 using Vec = float32x4_t;
 constexpr int kLanes = 4;
-constexpr int kBlockRows = 8;  // 8 x 2 sums, 2 weights, 1 input: 19 of 32 registers
+constexpr int kBlockRows = 8;
+constexpr int kPanelVecs = 2;  // 8 x 2 sums, 2 weights, 1 input: 19 of 32 registers
 inline Vec vec_zero() { return vdupq_n_f32(0.0f); }
 inline Vec vec_load(const float* p) { return vld1q_f32(p); }
 inline void vec_store(float* p, Vec v) { vst1q_f32(p, v); }

@@ -133,6 +133,42 @@ def test_sums_run_query_inputs_first_then_item_inputs() -> None:
     assert np.array_equal(deep, in_order(case))
 
 
+def dense_only(weight: NDArray[np.float32], dense: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The deep part of a model that is one layer over dense numbers."""
+    scorer = _native.Scorer(0, dense.shape[1], len(weight))
+    scorer.add_dense(0, dense.shape[1])
+    scorer.add_layer(weight, None, "none")
+    no_ids, no_cells = np.zeros(0, np.int64), np.zeros(1, np.int64)
+    _, deep = scorer.forward(no_ids, no_cells, None, dense, threads=1)
+    assert deep is not None
+    return deep
+
+
+@given(seed=st.integers(0, 2**32), n_rows=st.integers(1, 30), alive=st.floats(0, 1))
+def test_inputs_that_are_zero_leave_the_bits_of_a_row(seed: int, n_rows: int, alive: float) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(75, 40)).astype(np.float32)
+    dense = rng.normal(size=(n_rows, 40)).astype(np.float32)
+    dense[:, rng.random(40) > alive] = 0
+    dense[rng.random(dense.shape) > alive] = -0.0
+    add = in_two_steps if _native.isa() == "baseline" else fused
+    expected = np.zeros((n_rows, 75), np.float32)
+    for k in range(40):
+        expected = add(expected, dense[:, k : k + 1], weight[None, :, k])
+    together = dense_only(weight, dense)
+    assert np.array_equal(together, expected)
+    alone = np.concatenate([dense_only(weight, row[None]) for row in dense])
+    assert alone.tobytes() == together.tobytes()
+
+
+def test_an_infinite_weight_times_zero_is_no_number() -> None:
+    weight = np.ones((70, 3), np.float32)
+    weight[5, 1] = np.inf
+    deep = dense_only(weight, np.array([[1, 0, 2]], np.float32))
+    assert np.isnan(deep[0, 5])
+    assert np.array_equal(np.delete(deep[0], 5), np.full(69, 3, np.float32))
+
+
 def test_wide_sums_run_query_slots_first_then_item_slots() -> None:
     scorer = _native.Scorer(4, 0, 1)
     # Whichever order other than (1e8 + 1) + (1 - 1e8) is taken, the result is another.
