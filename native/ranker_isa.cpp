@@ -11,6 +11,7 @@ namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kLine = 64;
+constexpr int64_t kAhead = 3;  // items whose sums are asked for before they are read
 
 // A function that only prefetches looks to GCC as if it did nothing, unless it is inlined.
 __attribute__((always_inline)) inline void prefetch_item(const FirstLayer& layer, int64_t item) {
@@ -55,8 +56,11 @@ const float* sums_in_room(const FirstLayer& layer, int64_t row) {
 void first_layer_blocks(const FirstLayer& layer, int64_t rows, float* out, int64_t out_stride) {
   const int64_t padded = round_up(layer.units, kChunk);
   const bool as_it_is = layer.items != nullptr && layer.n_pair == 0 && padded == layer.units;
+  for (int64_t row = 0; row < kAhead && row < rows; ++row) {
+    prefetch_item(layer, layer.positions[row]);
+  }
   for (int64_t row = 0; row < rows; ++row) {
-    if (row + 1 < rows) prefetch_item(layer, layer.positions[row + 1]);
+    if (row + kAhead < rows) prefetch_item(layer, layer.positions[row + kAhead]);
     const float* item =
         as_it_is ? layer.items + layer.positions[row] * layer.units : sums_in_room(layer, row);
     float* to = out + row / kBlockRows * out_stride + row % kBlockRows * kChunk;

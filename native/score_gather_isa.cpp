@@ -63,6 +63,38 @@ int64_t wide_row(const WideRequest& request, int64_t b, int64_t first_class, int
   return kNoFault;
 }
 
+// Whether every cell of the examples [begin, end) has exactly one id.
+bool all_single(const CsrBatch& batch, int64_t begin, int64_t end) {
+  const int64_t first = begin * batch.n_features;
+  const int64_t n = (end - begin) * batch.n_features;
+  const int64_t* const offsets = batch.offsets + first;
+  bool single = offsets[0] >= 0 && offsets[0] + n <= batch.n_ids;
+  for (int64_t i = 0; i <= n; ++i) single &= offsets[i] == offsets[0] + i;
+  return single;
+}
+
+// One class, kept sums, one id a cell and no weights: a pair's slots are added one slot at a time,
+// so that the examples' cache misses overlap. Sums are wide_row's. False if an id is outside.
+bool add_single_pairs(const WideRequest& request, int64_t begin, int64_t end) {
+  const CsrBatch& batch = request.batch.csr;
+  float* const out = request.out;
+  for (int64_t b = begin; b < end; ++b) out[b] = request.kept_items[request.positions[b]];
+  bool bad = false;
+  for (int64_t s = 0; s < request.n_slots; ++s) {
+    const SlotTable& slot = request.slots[s];
+    if (slot.size == 0) return false;
+    const int64_t* const ids = batch.ids + batch.offsets[begin * batch.n_features] + slot.slot;
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t id = ids[(b - begin) * batch.n_features];
+      const bool outside = static_cast<uint64_t>(id) >= static_cast<uint64_t>(slot.size);
+      bad |= outside;
+      out[b] += 0.0f + slot.rows.data[outside ? 0 : id * slot.rows.stride];
+    }
+  }
+  for (int64_t b = begin; b < end; ++b) out[b] = request.kept_query[0] + out[b];
+  return !bad;
+}
+
 // Copies `width` columns to [column, column + width) of a row of a block.
 void put_columns(const float* from, int64_t width, int64_t column, float* block_row) {
   while (width > 0) {
@@ -101,6 +133,11 @@ const float* source_row(const GatherTile& request, int64_t b, const DeepSource& 
 }  // namespace
 
 int64_t wide_rows(const WideRequest& request, int64_t begin, int64_t end) {
+  const bool plain = request.kept_query != nullptr && request.n_query == 0 &&
+                     request.n_classes == 1 && request.batch.csr.values == nullptr;
+  if (plain && all_single(request.batch.csr, begin, end) && add_single_pairs(request, begin, end)) {
+    return kNoFault;
+  }
   for (int64_t b = begin; b < end; ++b) {
     for (int64_t s = 0; b + kAhead < end && s < request.n_slots; ++s) {
       prefetch_cell(request.batch.csr, b + kAhead, request.slots[s]);

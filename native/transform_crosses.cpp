@@ -73,6 +73,10 @@ void collect_tuples(const std::vector<const Cells*>& parts, std::int64_t n_rows,
   }
 }
 
+std::int64_t known_or_unseen(std::int64_t place) {
+  return place < 0 ? kUnseenId : kFirstKnownId + place;
+}
+
 void hash_tuples(const std::vector<std::int64_t>& tuples, std::size_t width, std::int64_t buckets,
                  std::vector<std::int64_t>& ids) {
   ids.resize(tuples.size() / width);
@@ -103,7 +107,12 @@ void CrossFeature::encode(const std::vector<const PartCells*>& inputs, std::int6
   out.ids.resize(as_size(n));
   scratch.packed.resize(std::max(scratch.packed.size(), as_size(n)));
   vocabulary->find(scratch.tuples.data(), n, scratch.packed.data(), out.ids.data());
-  for (std::int64_t& id : out.ids) id = id < 0 ? kUnseenId : kFirstKnownId + id;
+  for (std::int64_t& id : out.ids) id = known_or_unseen(id);
+}
+
+void CrossFeature::encode_packed(std::int64_t* packed_to_ids, std::int64_t n) const {
+  vocabulary->find_packed(packed_to_ids, n, packed_to_ids);
+  for (std::int64_t i = 0; i < n; ++i) packed_to_ids[i] = known_or_unseen(packed_to_ids[i]);
 }
 
 }  // namespace widedeep::transform

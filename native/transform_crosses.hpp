@@ -21,6 +21,9 @@ struct CrossFeature {
   // `parts` are the cells of the cross's own parts, in its order. The last part varies fastest.
   void encode(const std::vector<const PartCells*>& parts, std::int64_t n_rows, Scratch& scratch,
               Cells& out) const;
+
+  // The ids of learned combinations that were packed, see TupleVocabulary; in place.
+  void encode_packed(std::int64_t* packed_to_ids, std::int64_t n) const;
 };
 
 }  // namespace widedeep::transform

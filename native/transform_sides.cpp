@@ -1,6 +1,7 @@
 #include "transform_sides.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <utility>
 
@@ -205,7 +206,80 @@ struct PairRoom {
   std::vector<const PartCells*> inputs;
 };
 
+// The parts of pairs: of the query's row, and of the items at `positions`.
+struct Pairs {
+  const Plan& plan;
+  const std::vector<bool>& is_item_part;
+  const SideParts& query;
+  const SideParts& items;
+  const std::int64_t* positions;
+  std::int64_t n;
+};
+
+// A learned cross whose parts all have one id, none of them missing: no tuples need be laid out.
+// False if it is another; `out` is to be written again then.
+bool cross_of_single_parts(const Pairs& pairs, const CrossFeature& cross, Cells& out) {
+  if (cross.hashed() || !cross.vocabulary->packs()) return false;
+  std::int64_t of_query = 0;
+  out.clear();
+  out.ids.resize(as_size(pairs.n));
+  for (std::size_t part = 0; part < cross.parts.size(); ++part) {
+    const std::size_t at = as_size(cross.parts[part]);
+    const bool is_item = pairs.is_item_part[at];
+    const Cells& cells = (is_item ? pairs.items : pairs.query).cells[at].ids;
+    if (!cells.single()) return false;
+    const std::int64_t stride = cross.vocabulary->stride(part);
+    if (!is_item) {
+      if (cells.ids[0] == kMissingId) return false;
+      of_query += cells.ids[0] * stride;
+      continue;
+    }
+    bool missing = false;
+    for (std::int64_t i = 0; i < pairs.n; ++i) {
+      const std::int64_t id = cells.ids[as_size(pairs.positions[i])];
+      missing |= id == kMissingId;
+      out.ids[as_size(i)] += id * stride;
+    }
+    if (missing) return false;
+  }
+  for (std::int64_t& key : out.ids) key += of_query;
+  cross.encode_packed(out.ids.data(), pairs.n);
+  return true;
+}
+
+void cross_of_any_parts(const Pairs& pairs, const CrossFeature& cross, PairRoom& room, Cells& out) {
+  room.inputs.clear();
+  for (const int index : cross.parts) {
+    const std::size_t at = as_size(index);
+    room.inputs.push_back(&room.spread[at]);
+    if (room.ready[at]) continue;
+    room.ready[at] = true;
+    const bool is_item = pairs.is_item_part[at];
+    const SideParts& side = is_item ? pairs.items : pairs.query;
+    spread_part(side.cells[at], is_item ? pairs.positions : nullptr, pairs.n,
+                pairs.plan.parts[at]->wants_keys, room.spread[at]);
+  }
+  cross.encode(room.inputs, pairs.n, room.scratch, out);
+}
+
+// As side_by_side, where each candidate has one id of each cross.
+PairCells singles_side_by_side(const Cells* found, std::size_t n_crosses, std::int64_t n) {
+  PairCells out;
+  out.ids.resize(as_size(n) * n_crosses);
+  out.offsets.resize(as_size(n) * n_crosses + 1);
+  for (std::size_t c = 0; c < n_crosses; ++c) {
+    const std::int64_t* const ids = found[c].ids.data();
+    for (std::size_t row = 0; row < as_size(n); ++row) out.ids[row * n_crosses + c] = ids[row];
+  }
+  std::iota(out.offsets.begin(), out.offsets.end(), 0);
+  return out;
+}
+
 PairCells side_by_side(const Cells* found, std::size_t n_crosses, std::int64_t n) {
+  const auto is_single = [](const Cells& cells) { return cells.single(); };
+  if (std::all_of(found, found + n_crosses, is_single)) {
+    return singles_side_by_side(found, n_crosses, n);
+  }
   PairCells out;
   std::size_t total = 0;
   for (std::size_t c = 0; c < n_crosses; ++c) total += found[c].ids.size();
@@ -274,19 +348,11 @@ PairCells cross_pairs(const Plan& plan, const std::vector<int>& crosses,
   room.spread.resize(std::max(room.spread.size(), plan.parts.size()));
   room.ready.assign(plan.parts.size(), false);
   room.found.resize(std::max(room.found.size(), crosses.size()));
+  const Pairs pairs = {plan, is_item_part, query, items, positions, n};
   for (std::size_t c = 0; c < crosses.size(); ++c) {
     const CrossFeature& cross = *plan.crosses[as_size(crosses[c])];
-    room.inputs.clear();
-    for (const int index : cross.parts) {
-      const std::size_t at = as_size(index);
-      room.inputs.push_back(&room.spread[at]);
-      if (room.ready[at]) continue;
-      room.ready[at] = true;
-      const SideParts& side = is_item_part[at] ? items : query;
-      const std::int64_t* const rows = is_item_part[at] ? positions : nullptr;
-      spread_part(side.cells[at], rows, n, plan.parts[at]->wants_keys, room.spread[at]);
-    }
-    cross.encode(room.inputs, n, room.scratch, room.found[c]);
+    if (cross_of_single_parts(pairs, cross, room.found[c])) continue;
+    cross_of_any_parts(pairs, cross, room, room.found[c]);
   }
   return side_by_side(room.found.data(), crosses.size(), n);
 }

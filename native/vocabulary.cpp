@@ -283,6 +283,12 @@ std::int64_t TupleVocabulary::pack(const std::int64_t* row) const noexcept {
   return key;
 }
 
+std::int64_t TupleVocabulary::stride(std::size_t part) const noexcept {
+  std::int64_t product = 1;
+  for (++part; part < limits_.size(); ++part) product *= limits_[part];
+  return product;
+}
+
 std::uint64_t TupleVocabulary::hash(const std::int64_t* row) const noexcept {
   std::uint64_t hash = 0;
   for (std::size_t part = 0; part < limits_.size(); ++part) {

@@ -89,6 +89,14 @@ class TupleVocabulary {
   void find(const std::int64_t* rows, std::int64_t n, std::int64_t* packed,
             std::int64_t* positions) const noexcept;
 
+  // Whether rows are packed: a row's integer is the sum of its ids times their strides.
+  bool packs() const noexcept { return packs_; }
+  std::int64_t stride(std::size_t part) const noexcept;
+  void find_packed(const std::int64_t* packed, std::int64_t n,
+                   std::int64_t* positions) const noexcept {
+    packed_.find(packed, n, positions);
+  }
+
  private:
   void check(const std::int64_t* rows) const;
   std::int64_t pack(const std::int64_t* row) const noexcept;
