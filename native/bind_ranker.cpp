@@ -179,12 +179,13 @@ class BoundRankScorer {
   }
 
   void add_layer(const Array<float, 2>& weight, const std::optional<Array<float, 1>>& bias,
-                 const std::string& activation) {
+                 const std::string& activation, bool bfloat16) {
     expect(size(weight, 1) == scorer_.layer_inputs(),
            "expected one column of the layer's weight an input");
     expect(!bias || bias->shape(0) == weight.shape(0), "expected one bias a unit");
     scorer_.add_layer(weight.data(), bias ? bias->data() : nullptr, size(weight, 0),
-                      activation_named(activation));
+                      activation_named(activation),
+                      bfloat16 ? Products::bfloat16 : Products::float32);
   }
 
   std::pair<Result, Result> sums(const std::string& side, const Ids& ids, const Ids& offsets,
@@ -291,7 +292,8 @@ void bind_ranker(nb::module_& m) {
       .def("add_embedding", &BoundRankScorer::add_embedding, "side"_a, "slot"_a, "table"_a,
            "combiner"_a)
       .def("add_dense", &BoundRankScorer::add_dense, "side"_a, "column"_a, "width"_a)
-      .def("add_layer", &BoundRankScorer::add_layer, "weight"_a, "bias"_a.none(), "activation"_a)
+      .def("add_layer", &BoundRankScorer::add_layer, "weight"_a, "bias"_a.none(), "activation"_a,
+           nb::kw_only(), "bfloat16"_a = false)
       .def("sums", &BoundRankScorer::sums, "side"_a, "ids_N"_a, "offsets_BF"_a, "values_N"_a.none(),
            "dense_BK"_a, nb::kw_only(), "threads"_a)
       .def("rank", &BoundRankScorer::rank, "query_wide"_a, "query_hidden"_a, "item_wide"_a,

@@ -48,7 +48,8 @@ Isa active_isa() {
 
 bool has_avx512bf16() {
 #if defined(__x86_64__)
-  return active_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+  return active_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vbmi2");
 #else
   return false;
 #endif

@@ -40,11 +40,11 @@ std::int64_t RankScorer::layer_inputs() const noexcept {
 }
 
 void RankScorer::add_layer(const float* weight, const float* bias, std::int64_t outputs,
-                           Activation activation) {
+                           Activation activation, Products products) {
   const std::int64_t inputs = layer_inputs();
   const LayerWeights weights{weight, inputs, bias, outputs, inputs};
   if (n_hidden_ == 0) return add_first_layer(weights, activation);
-  later_.emplace_back(weights, 0, activation);
+  later_.emplace_back(weights, 0, activation, products);
   tile_width_ = std::max(tile_width_, later_.back().tile_width());
   row_cost_ += inputs * outputs;
 }

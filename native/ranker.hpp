@@ -41,8 +41,9 @@ class RankScorer {
     add_source(side, {{-1, {nullptr, 0, width}, 0, kSum}, column, 0});
   }
   // As Scorer::add_layer; the first layer takes the sides' inputs one after the other.
+  // Products are of layers after the first.
   void add_layer(const float* weight, const float* bias, std::int64_t outputs,
-                 Activation activation);
+                 Activation activation, Products products = Products::float32);
 
   // The wide sums (n_classes) and first layer's sums (n_hidden) of queries or of items.
   void sums(Side side, const ScoreBatch& batch, int threads, float* wide, float* hidden) const;

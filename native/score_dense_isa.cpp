@@ -158,11 +158,11 @@ int64_t panel_width() { return kPanel; }
 
 int64_t panel_step() { return kLanes; }
 
-int64_t live_room(int64_t inputs) { return inputs + 2 + kChunk; }
+int64_t live_words(int64_t inputs) { return inputs + 2 + kChunk; }
 
 void dense_blocks(const float* in, int64_t in_stride, int64_t rows, const PackedLayer& layer,
                   uint32_t* live, float* out, int64_t out_stride) {
-  const int64_t live_stride = live_room(layer.inputs);
+  const int64_t live_stride = live_words(layer.inputs);
   for (int64_t block = 0; block * kBlockRows < rows; ++block) {
     list_block(in + block * in_stride, rows_of_block(rows, block), layer,
                live + block * live_stride);

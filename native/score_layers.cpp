@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace widedeep {
 namespace {
@@ -11,8 +12,32 @@ void map(float* x, std::int64_t n, Fn fn) {
   for (std::int64_t i = 0; i < n; ++i) x[i] = fn(x[i]);
 }
 
-// Which inputs of a thread's blocks count; grows to the largest layer and stays.
-thread_local std::vector<std::uint32_t> t_live;
+// Room for which inputs of a thread's blocks count; grows to the largest layer and stays.
+std::uint32_t* live_room(std::int64_t words) {
+  thread_local std::vector<std::uint32_t> room;
+  room.resize(std::max(room.size(), static_cast<std::size_t>(words)));
+  return room.data();
+}
+
+bool all_finite(const float* x, std::int64_t n) {
+  return std::all_of(x, x + n, [](float v) { return std::isfinite(v); });
+}
+
+std::uint32_t bits_of(float x) {
+  std::uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// The nearest bfloat16, ties to the even one, denormals to zero: as the processors' instruction.
+float as_bfloat16(float x) {
+  std::uint32_t bits = bits_of(x);
+  if (std::isnan(x)) return x;
+  const bool denormal = (bits & 0x7f800000) == 0;
+  bits = denormal ? bits & 0x80000000 : (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  std::memcpy(&x, &bits, sizeof bits);
+  return x;
+}
 
 void pack(const LayerWeights& weights, std::int64_t panel_width, std::int64_t step, float* panels) {
   for (std::int64_t start = 0; start < weights.outputs; start += panel_width) {
@@ -58,31 +83,78 @@ void activate(Activation activation, float* x, std::int64_t n) {
   }
 }
 
-DenseLayer::DenseLayer(const LayerWeights& weights, std::int64_t split, Activation activation)
-    : activation_(activation) {
-  const std::int64_t step = WIDEDEEP_DISPATCH(panel_step)();
+DenseLayer::DenseLayer(const LayerWeights& weights, std::int64_t split, Activation activation,
+                       Products products)
+    : activation_(activation), products_(products) {
+  packed_ = {
+      nullptr, nullptr, weights.outputs, weights.inputs, split, activation == Activation::relu,
+      true};
+  const bool in_pairs = products == Products::bfloat16 && has_avx512bf16();
+  const std::int64_t step = in_pairs ? kHalfStep : WIDEDEEP_DISPATCH(panel_step)();
   const std::int64_t padded = round_up(weights.outputs, step);
-  const std::int64_t size = padded * weights.inputs;
-  panels_.reserve(size);
-  pack(weights, WIDEDEEP_DISPATCH(panel_width)(), step, panels_.data());
-  const bool finite = std::all_of(panels_.data(), panels_.data() + size,
-                                  [](float weight) { return std::isfinite(weight); });
+  in_pairs ? pack_halves(weights) : pack_floats(weights);
   bias_.reserve(padded);
   if (weights.bias != nullptr) copy_bias(weights.bias, weights.outputs, bias_.data());
-  packed_ = {panels_.data(), bias_.data(), weights.outputs,
-             weights.inputs, split,        activation == Activation::relu,
-             finite};
+  packed_.panels = panels_.data();
+  packed_.bias = bias_.data();
   tile_width_ = round_up(padded, kChunk);
 }
 
-void DenseLayer::run(const float* in, float* out, std::int64_t stride, std::int64_t rows) const {
+void DenseLayer::pack_floats(const LayerWeights& weights) {
+  const std::int64_t step = WIDEDEEP_DISPATCH(panel_step)();
+  const std::int64_t size = round_up(weights.outputs, step) * weights.inputs;
+  panels_.reserve(size);
+  float* const panels = panels_.data();
+  pack(weights, WIDEDEEP_DISPATCH(panel_width)(), step, panels);
+  if (products_ == Products::bfloat16) map(panels, size, as_bfloat16);
+  packed_.skips_zeros = all_finite(panels, size);
+}
+
+void DenseLayer::pack_halves(const LayerWeights& weights) {
+  const std::int64_t size = round_up(weights.outputs, kHalfStep) * weights.inputs;
+  AlignedFloats plain;
+  plain.reserve(size);
+  pack(weights, WIDEDEEP_DISPATCH(panel_width)(), kHalfStep, plain.data());
+  map(plain.data(), size, as_bfloat16);
+  packed_.skips_zeros = all_finite(plain.data(), size);
+  panels_.reserve(size / 2);
+  auto* const halves = reinterpret_cast<std::uint16_t*>(panels_.data());
+  for (std::int64_t i = 0; i < size; ++i) {
+    halves[i / kHalfStep * kHalfStep + half_place(i % kHalfStep)] =
+        static_cast<std::uint16_t>(bits_of(plain.data()[i]) >> 16);
+  }
+}
+
+void DenseLayer::multiply(float* in, float* out, std::int64_t stride, std::int64_t rows) const {
   const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
   const std::int64_t blocks = round_up(rows, block_rows) / block_rows;
-  const auto room = static_cast<std::size_t>(blocks * WIDEDEEP_DISPATCH(live_room)(inputs()));
-  t_live.resize(std::max(t_live.size(), room));
-  WIDEDEEP_DISPATCH(dense_blocks)(in, stride, rows, packed_, t_live.data(), out, stride);
+#if defined(__x86_64__)
+  if (products_ == Products::bfloat16 && has_avx512bf16()) {
+    const PackedHalfLayer half = {reinterpret_cast<const std::uint16_t*>(packed_.panels),
+                                  packed_.bias,
+                                  packed_.outputs,
+                                  packed_.inputs,
+                                  packed_.relu,
+                                  packed_.skips_zeros};
+    std::uint32_t* const room = live_room(blocks * half_room(inputs(), block_rows));
+    return avx512bf16::half_blocks(in, stride, rows, half, room, out, stride);
+  }
+#endif
+  if (products_ == Products::bfloat16) {
+    const std::int64_t used = round_up(inputs(), kChunk) * block_rows;
+    for (std::int64_t b = 0; b < blocks; ++b) map(in + b * stride, used, as_bfloat16);
+  }
+  std::uint32_t* const room = live_room(blocks * WIDEDEEP_DISPATCH(live_words)(inputs()));
+  WIDEDEEP_DISPATCH(dense_blocks)(in, stride, rows, packed_, room, out, stride);
+}
+
+void DenseLayer::run(float* in, float* out, std::int64_t stride, std::int64_t rows) const {
+  multiply(in, out, stride, rows);
+  const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
   const std::int64_t used = round_up(packed_.outputs, kChunk) * block_rows;
-  for (std::int64_t b = 0; b < blocks; ++b) activate(activation_, out + b * stride, used);
+  for (std::int64_t b = 0; b * block_rows < rows; ++b) {
+    activate(activation_, out + b * stride, used);
+  }
 }
 
 void rows_of_blocks(const float* blocks, std::int64_t stride, std::int64_t rows,

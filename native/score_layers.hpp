@@ -4,11 +4,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "score_half.hpp"
 #include "score_isa.hpp"
 
 namespace widedeep {
 
 enum class Activation : int { none, relu, leaky_relu, elu, gelu, silu, tanh };
+
+// What is multiplied: float32, or inputs and weights rounded to bfloat16 (score_half.hpp).
+enum class Products : int { float32, bfloat16 };
 
 // Rows whose activations stay in the second-level cache while each layer's weights pass by once.
 constexpr std::int64_t kTileRows = 112;
@@ -45,10 +49,12 @@ void activate(Activation activation, float* x, std::int64_t n);
 class DenseLayer {
  public:
   // Copies the weights. Inputs from `split` on are summed apart, and start on the next chunk.
-  DenseLayer(const LayerWeights& weights, std::int64_t split, Activation activation);
+  // Products of bfloat16 know no split.
+  DenseLayer(const LayerWeights& weights, std::int64_t split, Activation activation,
+             Products products = Products::float32);
 
-  // Blocks of `stride` floats in and out, see score_isa.hpp.
-  void run(const float* in, float* out, std::int64_t stride, std::int64_t rows) const;
+  // Blocks of `stride` floats in and out, see score_isa.hpp. The input may be rounded in place.
+  void run(float* in, float* out, std::int64_t stride, std::int64_t rows) const;
 
   std::int64_t outputs() const noexcept { return packed_.outputs; }
   std::int64_t inputs() const noexcept { return packed_.inputs; }
@@ -56,10 +62,15 @@ class DenseLayer {
   std::int64_t tile_width() const noexcept { return tile_width_; }
 
  private:
-  AlignedFloats panels_;
+  void pack_floats(const LayerWeights& weights);
+  void pack_halves(const LayerWeights& weights);
+  void multiply(float* in, float* out, std::int64_t stride, std::int64_t rows) const;
+
+  AlignedFloats panels_;  // of float32, or of pairs of bfloat16
   AlignedFloats bias_;
   PackedLayer packed_;
   Activation activation_;
+  Products products_;
   std::int64_t tile_width_;
 };
 

@@ -1,4 +1,5 @@
-// One register of floats in the instruction set that this file is compiled for. Only for *_isa.cpp.
+// One register of floats in the instruction set that this file is compiled for. Only for
+// *_isa.cpp and *_avx512bf16.cpp.
 #pragma once
 
 #include <stdint.h>
@@ -12,7 +13,7 @@
 namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
-#if defined(WIDEDEEP_ISA_IS_avx512)
+#if defined(WIDEDEEP_ISA_IS_avx512) || defined(WIDEDEEP_ISA_IS_avx512bf16)
 
 using Vec = __m512;
 constexpr int kLanes = 16;

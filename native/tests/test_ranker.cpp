@@ -10,11 +10,16 @@
 namespace {
 
 using widedeep::Activation;
+using widedeep::AlignedFloats;
 using widedeep::BatchMismatch;
+using widedeep::DenseLayer;
+using widedeep::kChunk;
 using widedeep::kMean;
 using widedeep::kSum;
+using widedeep::Products;
 using widedeep::RankRequest;
 using widedeep::RankScorer;
+using widedeep::round_up;
 using widedeep::ScoreBatch;
 using widedeep::Scorer;
 using widedeep::Side;
@@ -37,7 +42,7 @@ struct Model {
   Scorer whole{3, kDense, kClasses};
   RankScorer factored{{1, 1, 1}, kDense, kClasses};
 
-  explicit Model(Activation activation) {
+  explicit Model(Activation activation, Products products = Products::float32) {
     float next = 0.0f;
     for (auto* values : {&wide, &table, &weight, &bias, &head}) {
       for (float& value : *values) {
@@ -64,7 +69,7 @@ struct Model {
     whole.add_layer(weight.data(), bias.data(), kUnits, activation);
     whole.add_layer(head.data(), nullptr, kClasses, Activation::none);
     factored.add_layer(weight.data(), bias.data(), kUnits, activation);
-    factored.add_layer(head.data(), nullptr, kClasses, Activation::none);
+    factored.add_layer(head.data(), nullptr, kClasses, Activation::none, products);
   }
 };
 
@@ -193,6 +198,63 @@ TEST(items_in_bfloat16_are_near) {
   CHECK(found.deep != expected.deep);
   for (std::size_t i = 0; i < found.deep.size(); ++i) {
     CHECK(std::abs(found.deep[i] - expected.deep[i]) < 0.05f);
+  }
+}
+
+TEST(products_of_bfloat16_are_near_and_do_not_depend_on_threads) {
+  const Model exact(Activation::relu);
+  const Model model(Activation::relu, Products::bfloat16);
+  for (const std::int64_t n : {0, 1, 7, 50, 301}) {
+    const Request request(9, n);
+    const Logits expected = request.whole(exact);
+    const Logits found = request.factored(model, 1);
+    CHECK(request.factored(model, 3).deep == found.deep);
+    CHECK(n == 0 || found.deep != expected.deep);
+    for (std::size_t i = 0; i < found.deep.size(); ++i) {
+      CHECK(std::abs(found.deep[i] - expected.deep[i]) < 0.1f);
+    }
+  }
+}
+
+// One unit a sum, so that a wrong place of a unit, an input or a row shows.
+TEST(layers_of_bfloat16_sum_small_integers_exactly) {
+  for (const std::int64_t inputs : {1, 2, 15, 16, 31, 33, 64, 100}) {
+    for (const std::int64_t outputs : {1, 16, 17, 32, 33, 64, 65, 130}) {
+      std::vector<float> weight(static_cast<std::size_t>(outputs * inputs));
+      std::vector<float> bias(static_cast<std::size_t>(outputs));
+      for (std::size_t i = 0; i < weight.size(); ++i)
+        weight[i] = static_cast<float>(i * 7 % 11) - 5;
+      for (std::size_t i = 0; i < bias.size(); ++i) bias[i] = static_cast<float>(i % 3);
+      const DenseLayer layer({weight.data(), inputs, bias.data(), outputs, inputs}, 0,
+                             Activation::none, Products::bfloat16);
+      const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
+      const std::int64_t rows = block_rows + 3;
+      const std::int64_t columns = std::max(round_up(inputs, kChunk), layer.tile_width());
+      const std::int64_t stride = block_rows * columns;
+      AlignedFloats in, out;
+      in.reserve(2 * stride);
+      out.reserve(2 * stride);
+      const auto at = [&](std::int64_t row, std::int64_t column) {
+        return row / block_rows * stride + column / kChunk * block_rows * kChunk +
+               row % block_rows * kChunk + column % kChunk;
+      };
+      const auto value = [](std::int64_t row, std::int64_t k) {
+        return k % 3 == 1 ? 0.0f : static_cast<float>((row * 5 + k * 3) % 9 - 4);
+      };
+      for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t k = 0; k < inputs; ++k) in.data()[at(row, k)] = value(row, k);
+      }
+      layer.run(in.data(), out.data(), stride, rows);
+      for (std::int64_t row = 0; row < rows; ++row) {
+        for (std::int64_t unit = 0; unit < outputs; ++unit) {
+          float sum = bias[static_cast<std::size_t>(unit)];
+          for (std::int64_t k = 0; k < inputs; ++k) {
+            sum += value(row, k) * weight[static_cast<std::size_t>(unit * inputs + k)];
+          }
+          CHECK(out.data()[at(row, unit)] == sum);
+        }
+      }
+    }
   }
 }
 

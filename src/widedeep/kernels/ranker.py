@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from widedeep._native import SideParts, TransformSides
 from widedeep.kernels.backend import backend
 
-__all__ = ["RankScorer", "Side", "SideParts", "TransformSides", "new_rank_scorer", "to_bfloat16"]
+__all__ = ["RankScorer", "Side", "SideParts", "TransformSides", "new_rank_scorer"]
 
 Side = Literal["query", "item", "pair"]
 """Whose a feature is: the query's, the item's, or (a cross of both) the pair's."""
@@ -56,7 +56,12 @@ class RankScorer(Protocol):
         """
 
     def add_layer(
-        self, weight: NDArray[np.float32], bias: NDArray[np.float32] | None, activation: str
+        self,
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
+        activation: str,
+        *,
+        bfloat16: bool = False,
     ) -> None:
         """Add a dense layer, once all inputs are there; the last one must have C units.
 
@@ -65,6 +70,8 @@ class RankScorer(Protocol):
                 pair's.
             bias: (units,), or None for none.
             activation: One of :data:`widedeep.kernels.score.ACTIVATIONS`.
+            bfloat16: Round weights and inputs to bfloat16; sums stay float32, and are the same bits
+                whether or not the processor multiplies bfloat16. Not for the first layer.
         """
 
     def sums(
@@ -147,21 +154,3 @@ def new_rank_scorer(n_slots: tuple[int, int, int], n_dense: int, n_classes: int)
     """
     scorer: RankScorer = backend.RankScorer(n_slots, n_dense, n_classes)
     return scorer
-
-
-def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Return the nearest bfloat16 of each number, as its bits; ties go to the even one.
-
-    Args:
-        values: float32 of any shape.
-
-    Example:
-        >>> import numpy as np
-        >>> bits = to_bfloat16(np.array([1.0, 3.14159], np.float32))
-        >>> (bits.astype(np.uint32) << 16).view(np.float32).tolist()
-        [1.0, 3.140625]
-    """
-    bits = values.view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    # Rounding up the bits of a NaN could make an infinity of it.
-    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from widedeep.kernels.halves import from_bfloat16, to_bfloat16
 from widedeep.kernels.reference_score import Scorer
 
 __all__ = ["RankScorer"]
@@ -46,7 +47,7 @@ class RankScorer:
         self._first_activation = "none"
         self._n_hidden = 0
         self._first: dict[str, Floats] = {}
-        self._later: list[tuple[Floats, Floats | None, str]] = []
+        self._later: list[tuple[Floats, Floats | None, str, bool]] = []
         self._widths = dict.fromkeys(_SIDES, 0)
 
     def add_wide(self, side: str, slot: int, weights: Floats, combiner: str) -> None:
@@ -63,10 +64,12 @@ class RankScorer:
         self._sides[side].add_dense(column, width)
         self._widths[side] += width
 
-    def add_layer(self, weight: Floats, bias: Floats | None, activation: str) -> None:
+    def add_layer(
+        self, weight: Floats, bias: Floats | None, activation: str, *, bfloat16: bool = False
+    ) -> None:
         """Add a dense layer."""
         if self._n_hidden:
-            self._later.append((weight, bias, activation))
+            self._later.append((weight, bias, activation, bfloat16))
             return
         self._n_hidden = len(weight)
         self._bias, self._first_activation = bias, activation
@@ -117,20 +120,26 @@ class RankScorer:
             return wide, None
         if item_hidden is None:
             assert item_hidden_bfloat16 is not None
-            item_hidden = (item_hidden_bfloat16.astype(np.uint32) << 16).view(np.float32)
+            item_hidden = from_bfloat16(item_hidden_bfloat16)
         hidden = query_hidden + (item_hidden[positions_B] + pair_hidden)
-        layers = [(None, self._bias, self._first_activation), *self._later]
-        return wide, self._dense(hidden, layers)
+        unit = np.eye(hidden.shape[1], dtype=self._dtype)
+        for layer in [(unit, self._bias, self._first_activation, False), *self._later]:
+            hidden = self._dense(hidden, *layer)
+        return wide, hidden
 
-    def _dense(self, hidden: Floats, layers: list[tuple[Any, Any, str]]) -> Floats:
-        """Hand the layers to a scorer whose only inputs are the first one's sums."""
-        (_, bias, activation), *later = layers
-        scorer = Scorer(0, hidden.shape[1], self._n_classes, self._dtype)
-        scorer.add_dense(0, hidden.shape[1])
-        scorer.add_layer(np.eye(hidden.shape[1], dtype=self._dtype), bias, activation)
-        for layer in later:
-            scorer.add_layer(*layer)
+    def _dense(
+        self, inputs: Floats, weight: Floats, bias: Floats | None, activation: str, half: bool
+    ) -> Floats:
+        """Hand one layer to a scorer that has no other inputs."""
+        if half:
+            inputs, weight = self._rounded(inputs), self._rounded(weight)
+        scorer = Scorer(0, inputs.shape[1], len(weight), self._dtype)
+        scorer.add_dense(0, inputs.shape[1])
+        scorer.add_layer(weight, bias, activation)
         no_cells = np.zeros(1, np.int64)
-        _, deep = scorer.forward(no_cells[:0], no_cells, None, hidden, threads=1)
-        assert deep is not None
-        return deep
+        _, outputs = scorer.forward(no_cells[:0], no_cells, None, inputs, threads=1)
+        assert outputs is not None
+        return outputs
+
+    def _rounded(self, values: Floats) -> Floats:
+        return from_bfloat16(to_bfloat16(values.astype(np.float32))).astype(self._dtype)

@@ -14,7 +14,8 @@ from widedeep.bundle import Bundle
 from widedeep.data.transform_plan import plain_value
 from widedeep.features import Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.features.sides import feature_side, item_columns
-from widedeep.kernels.ranker import Side, SideParts, TransformSides, new_rank_scorer, to_bfloat16
+from widedeep.kernels.halves import to_bfloat16
+from widedeep.kernels.ranker import Side, SideParts, TransformSides, new_rank_scorer
 from widedeep.serving.shared_rows import Arrays
 
 __all__ = ["FactoredForward", "ItemSums", "QuerySums", "can_factor"]
@@ -177,8 +178,9 @@ class FactoredForward:
         layers.append((weights["head/weight"], None, "none"))
         first, *rest = layers
         self._scorer.add_layer(np.ascontiguousarray(first[0][:, inputs]), *first[1:])
-        for layer in rest:
-            self._scorer.add_layer(*layer)
+        for at, layer in enumerate(rest, start=1):
+            half = self._precision == "bfloat16" and at < len(rest)  # the head never
+            self._scorer.add_layer(*layer, bfloat16=half)
 
     def query(self, row: Mapping[str, Any]) -> QuerySums:
         """Return what a query brings to every candidate.
