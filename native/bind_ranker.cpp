@@ -100,19 +100,22 @@ class BoundSides {
     return to_tuple(std::move(found), plan_->dense_starts().back());
   }
 
-  std::pair<nb::object, nb::object> cross(const SideParts& query, const SideParts& items,
-                                          const Array<std::int64_t, 1>& positions) const {
-    const auto n = static_cast<std::int64_t>(positions.shape(0));
+  // Needs no hold of Python.
+  transform::PairCells pairs(const SideParts& query, const SideParts& items,
+                             const std::int64_t* positions, std::int64_t n) const {
     expect(query.n_rows == 1, "expected one row of the query");
     for (std::int64_t i = 0; i < n; ++i) {
-      expect(positions.data()[i] >= 0 && positions.data()[i] < items.n_rows,
-             "expected positions of items");
+      expect(positions[i] >= 0 && positions[i] < items.n_rows, "expected positions of items");
     }
+    return transform::cross_pairs(*plan_, crosses_, is_item_part_, query, items, positions, n);
+  }
+
+  std::pair<nb::object, nb::object> cross(const SideParts& query, const SideParts& items,
+                                          const Array<std::int64_t, 1>& positions) const {
     transform::PairCells found;
     {
       const nb::gil_scoped_release release;
-      found = transform::cross_pairs(*plan_, crosses_, is_item_part_, query, items,
-                                     positions.data(), n);
+      found = pairs(query, items, positions.data(), static_cast<std::int64_t>(positions.shape(0)));
     }
     nb::object ids = to_numpy(std::move(found.ids));
     return {ids, to_numpy(std::move(found.offsets))};
@@ -138,6 +141,36 @@ class BoundSides {
   SideProgram item_;
   PlanColumns query_columns_;
   PlanColumns item_columns_;
+};
+
+// What one side brings to requests: the query's one row, or the rows of items. Keeps hold of it.
+struct SideSums {
+  using Halves = Array<std::uint16_t, 2>;
+
+  SideSums(nb::object of_parts, Array<float, 2> of_wide, std::optional<Array<float, 2>> of_hidden,
+           std::optional<Halves> of_halves)
+      : parts(&nb::cast<const SideParts&>(of_parts)),
+        owner(std::move(of_parts)),
+        wide(std::move(of_wide)),
+        hidden(std::move(of_hidden)),
+        hidden_bfloat16(std::move(of_halves)) {
+    expect(hidden.has_value() != hidden_bfloat16.has_value(), "expected sums in one precision");
+  }
+
+  bool fits(std::int64_t n_classes, std::int64_t n_hidden) const {
+    const auto fits = [&](const auto& array, std::int64_t width) {
+      return static_cast<std::int64_t>(array.shape(0)) == parts->n_rows &&
+             static_cast<std::int64_t>(array.shape(1)) == width;
+    };
+    return fits(wide, n_classes) &&
+           (hidden ? fits(*hidden, n_hidden) : fits(*hidden_bfloat16, n_hidden));
+  }
+
+  const SideParts* parts;
+  nb::object owner;
+  Array<float, 2> wide;
+  std::optional<Array<float, 2>> hidden;
+  std::optional<Halves> hidden_bfloat16;
 };
 
 Side side_named(const std::string& name) {
@@ -246,6 +279,38 @@ class BoundRankScorer {
     return {std::move(wide), std::move(deep)};
   }
 
+  Result logits(const BoundSides& sides, const SideSums& query, const SideSums& items,
+                const Ids& positions, const Array<float, 1>& bias, int threads) const {
+    const auto n = static_cast<std::int64_t>(positions.shape(0));
+    expect(query.hidden.has_value() && query.fits(scorer_.n_classes(), scorer_.n_hidden()) &&
+               items.fits(scorer_.n_classes(), scorer_.n_hidden()) &&
+               static_cast<std::int64_t>(bias.shape(0)) == scorer_.n_classes(),
+           "expected sums of this model");
+    expect(!scorer_.has_layers() || scorer_.layer_inputs() == scorer_.n_classes(),
+           "expected one last unit a class");
+    Result out = new_result(n, scorer_.n_classes());
+    {
+      nb::gil_scoped_release release;
+      const transform::PairCells pairs =
+          sides.pairs(*query.parts, *items.parts, positions.data(), n);
+      const auto n_ids = static_cast<std::int64_t>(pairs.ids.size());
+      const std::int64_t n_slots = scorer_.n_slots(Side::pair);
+      expect(static_cast<std::int64_t>(pairs.offsets.size()) == n * n_slots + 1,
+             "expected the crosses of this model");
+      const CsrBatch csr = {pairs.ids.data(), pairs.offsets.data(), nullptr, n_ids, n, n_slots};
+      const RankRequest request = {query.wide.data(),
+                                   query.hidden->data(),
+                                   items.wide.data(),
+                                   items.hidden ? items.hidden->data() : nullptr,
+                                   items.hidden_bfloat16 ? items.hidden_bfloat16->data() : nullptr,
+                                   items.parts->n_rows,
+                                   positions.data(),
+                                   {csr, nullptr, scorer_.n_dense()}};
+      scorer_.logits(request, bias.data(), threads, out.data());
+    }
+    return out;
+  }
+
  private:
   SlotTable slot_table(const std::string& side, std::int64_t slot, Array<float, 2> rows,
                        const std::string& combiner) {
@@ -285,6 +350,19 @@ void bind_ranker(nb::module_& m) {
       .def("encode_rows", &BoundSides::encode_rows, "items"_a, "rows"_a, "plain"_a, "origin"_a)
       .def("encode_items", &BoundSides::encode_items, "batches"_a, "origin"_a)
       .def("cross", &BoundSides::cross, "query"_a, "items"_a, "positions"_a);
+  nb::class_<SideSums>(m, "SideSums")
+      .def(nb::init<nb::object, Array<float, 2>, std::optional<Array<float, 2>>,
+                    std::optional<SideSums::Halves>>(),
+           "parts"_a, "wide"_a, "hidden"_a.none(), "hidden_bfloat16"_a.none() = nb::none())
+      .def_ro("parts", &SideSums::owner)
+      .def_prop_ro("wide", [](SideSums& self) { return self.wide.cast(); })
+      .def_prop_ro("hidden",
+                   [](SideSums& self) {
+                     return self.hidden ? nb::object(self.hidden->cast()) : nb::none();
+                   })
+      .def_prop_ro("hidden_bfloat16", [](SideSums& self) {
+        return self.hidden_bfloat16 ? nb::object(self.hidden_bfloat16->cast()) : nb::none();
+      });
   nb::class_<BoundRankScorer>(m, "RankScorer")
       .def(nb::init<std::array<std::int64_t, 3>, std::int64_t, std::int64_t>(), "n_slots"_a,
            "n_dense"_a, "n_classes"_a)
@@ -298,7 +376,9 @@ void bind_ranker(nb::module_& m) {
            "dense_BK"_a, nb::kw_only(), "threads"_a)
       .def("rank", &BoundRankScorer::rank, "query_wide"_a, "query_hidden"_a, "item_wide"_a,
            "item_hidden"_a.none(), "item_hidden_bfloat16"_a.none(), "positions_B"_a, "ids_N"_a,
-           "offsets_BF"_a, nb::kw_only(), "threads"_a);
+           "offsets_BF"_a, nb::kw_only(), "threads"_a)
+      .def("logits", &BoundRankScorer::logits, "sides"_a, "query"_a, "items"_a, "positions_B"_a,
+           "bias_C"_a, nb::kw_only(), "threads"_a);
 }
 
 }  // namespace widedeep

@@ -9,6 +9,7 @@ namespace widedeep {
 // Each bind_*.cpp defines one of these.
 void bind_counts(nb::module_& m);
 void bind_losses(nb::module_& m);
+void bind_item_ids(nb::module_& m);
 void bind_ranker(nb::module_& m);
 void bind_score(nb::module_& m);
 void bind_sparse(nb::module_& m);
@@ -28,6 +29,7 @@ NB_MODULE(_native, m) {
         "Let threads without work look for more before they sleep (1), or no longer (-1).");
   widedeep::bind_counts(m);
   widedeep::bind_losses(m);
+  widedeep::bind_item_ids(m);
   widedeep::bind_ranker(m);
   widedeep::bind_score(m);
   widedeep::bind_sparse(m);

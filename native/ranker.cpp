@@ -209,4 +209,17 @@ void RankScorer::rank(const RankRequest& request, int threads, float* wide, floa
   });
 }
 
+void RankScorer::logits(const RankRequest& request, const float* bias, int threads,
+                        float* out) const {
+  thread_local std::vector<float> deep;
+  const std::int64_t rows = request.pairs.csr.n_examples;
+  const auto size = static_cast<std::size_t>(rows * n_classes_);
+  if (has_layers()) deep.resize(std::max(deep.size(), size));
+  rank(request, threads, out, deep.data());
+  for (std::size_t i = 0; i < size; ++i) {
+    if (has_layers()) out[i] += deep[i];
+    out[i] += bias[i % static_cast<std::size_t>(n_classes_)];
+  }
+}
+
 }  // namespace widedeep

@@ -52,6 +52,9 @@ class RankScorer {
   // where there is little to do.
   void rank(const RankRequest& request, int threads, float* wide, float* deep) const;
 
+  // Both parts and the bias (n_classes) added up, in this order.
+  void logits(const RankRequest& request, const float* bias, int threads, float* out) const;
+
   std::int64_t n_slots(Side side) const noexcept { return n_slots_[static_cast<int>(side)]; }
   std::int64_t n_dense() const noexcept { return n_dense_; }
   std::int64_t n_classes() const noexcept { return n_classes_; }

@@ -57,6 +57,7 @@ class IntegerVocabulary {
   IntegerVocabulary(const std::int64_t* values, std::int64_t size);
 
   std::int64_t size() const noexcept { return size_; }
+  // `positions` may be the array of the values.
   void find(const std::int64_t* values, std::int64_t n, std::int64_t* positions) const noexcept;
 
  private:

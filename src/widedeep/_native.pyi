@@ -361,6 +361,32 @@ class TransformSides:
         self, query: SideParts, items: SideParts, positions: _Ints
     ) -> tuple[_Ints, _Ints]: ...
 
+class SideSums:
+    """What the query's one row, or the rows of items, bring to requests."""
+
+    def __init__(
+        self,
+        parts: SideParts,
+        wide: _Floats,
+        hidden: _Floats | None,
+        hidden_bfloat16: NDArray[np.uint16] | None = None,
+    ) -> None: ...
+    @property
+    def parts(self) -> SideParts: ...
+    @property
+    def wide(self) -> _Floats: ...
+    @property
+    def hidden(self) -> _Floats | None: ...
+    @property
+    def hidden_bfloat16(self) -> NDArray[np.uint16] | None: ...
+
+class ItemIds:
+    """The places of a catalogue's ids, all of them text or all integers of 64 bits."""
+
+    def __init__(self, ids: list[object]) -> None: ...
+    def find(self, ids: list[object]) -> tuple[_Ints, bool]:
+        """Return the place of each id, -1 for what is not there, and whether all are there."""
+
 class RankScorer:
     def __init__(self, n_slots: tuple[int, int, int], n_dense: int, n_classes: int) -> None: ...
     def add_wide(self, side: str, slot: int, weights: _Floats, combiner: str) -> None: ...
@@ -392,3 +418,13 @@ class RankScorer:
         *,
         threads: int,
     ) -> tuple[_Floats, _Floats | None]: ...
+    def logits(
+        self,
+        sides: TransformSides,
+        query: SideSums,
+        items: SideSums,
+        positions_B: _Ints,
+        bias_C: _Floats,
+        *,
+        threads: int,
+    ) -> _Floats: ...

@@ -7,10 +7,18 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep._native import SideParts, TransformSides
+from widedeep._native import ItemIds, SideParts, SideSums, TransformSides
 from widedeep.kernels.backend import backend
 
-__all__ = ["RankScorer", "Side", "SideParts", "TransformSides", "new_rank_scorer"]
+__all__ = [
+    "ItemIds",
+    "RankScorer",
+    "Side",
+    "SideParts",
+    "SideSums",
+    "TransformSides",
+    "new_rank_scorer",
+]
 
 Side = Literal["query", "item", "pair"]
 """Whose a feature is: the query's, the item's, or (a cross of both) the pair's."""
@@ -126,6 +134,30 @@ class RankScorer(Protocol):
 
         Raises:
             ValueError: If the arrays are another model's.
+        """
+
+    def logits(
+        self,
+        sides: TransformSides,
+        query: SideSums,
+        items: SideSums,
+        positions_B: NDArray[np.int64],
+        bias_C: NDArray[np.float32],
+        *,
+        threads: int,
+    ) -> NDArray[np.float32]:
+        """Return the candidates' logits, (B, C): they are crossed, and :meth:`rank` is added up.
+
+        Args:
+            sides: Crosses the query with items.
+            query: Of one row, in float32.
+            items: Of the catalogue, or of items given inline.
+            positions_B: int64, the item of each candidate.
+            bias_C: (C,).
+            threads: At most so many are used.
+
+        Raises:
+            ValueError: If the sums are another model's.
         """
 
 

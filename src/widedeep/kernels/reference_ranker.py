@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from widedeep._native import SideSums, TransformSides
 from widedeep.kernels.halves import from_bfloat16, to_bfloat16
 from widedeep.kernels.reference_score import Scorer
 
@@ -126,6 +127,24 @@ class RankScorer:
         for layer in [(unit, self._bias, self._first_activation, False), *self._later]:
             hidden = self._dense(hidden, *layer)
         return wide, hidden
+
+    def logits(
+        self,
+        sides: TransformSides,
+        query: SideSums,
+        items: SideSums,
+        positions_B: Ints,
+        bias_C: Floats,
+        *,
+        threads: int,
+    ) -> Floats:
+        """Return the candidates' logits, (B, C)."""
+        pairs = sides.cross(query.parts, items.parts, positions_B)
+        kept = items.wide, items.hidden, items.hidden_bfloat16
+        hidden = query.hidden
+        assert hidden is not None
+        wide, deep = self.rank(query.wide, hidden, *kept, positions_B, *pairs, threads=threads)
+        return (wide if deep is None else wide + deep) + bias_C
 
     def _dense(
         self, inputs: Floats, weight: Floats, bias: Floats | None, activation: str, half: bool

@@ -15,7 +15,7 @@ from widedeep.data.transform_plan import plain_value
 from widedeep.features import Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.features.sides import feature_side, item_columns
 from widedeep.kernels.halves import to_bfloat16
-from widedeep.kernels.ranker import Side, SideParts, TransformSides, new_rank_scorer
+from widedeep.kernels.ranker import Side, SideSums, TransformSides, new_rank_scorer
 from widedeep.serving.shared_rows import Arrays
 
 __all__ = ["FactoredForward", "ItemSums", "QuerySums", "can_factor"]
@@ -31,15 +31,11 @@ class QuerySums:
     """What a request's query brings to every candidate.
 
     Args:
-        parts: What crosses with items read.
-        wide: (1, C), the query's part of the wide sum.
-        hidden: (1, H), the query's part of the first layer's sums.
+        sums: Of its one row.
         absent: Columns that the query lacks.
     """
 
-    parts: SideParts
-    wide: NDArray[np.float32]
-    hidden: NDArray[np.float32]
+    sums: SideSums
     absent: tuple[str, ...]
 
 
@@ -48,17 +44,11 @@ class ItemSums:
     """What each item brings to every request.
 
     Args:
-        parts: What crosses with the query read.
-        wide: (items, C), their part of the wide sum.
-        hidden: (items, H), their part of the first layer's sums; None where it is kept as
-        hidden_bfloat16: the bits of bfloat16.
+        sums: Of their rows.
         absent: How many items lack each column, where any does.
     """
 
-    parts: SideParts
-    wide: NDArray[np.float32]
-    hidden: NDArray[np.float32] | None
-    hidden_bfloat16: NDArray[np.uint16] | None
+    sums: SideSums
     absent: dict[str, int]
 
 
@@ -194,7 +184,8 @@ class FactoredForward:
         encoded, absent = self._transform.encode_rows(False, [dict(row)], plain_value, "")
         wide, hidden = self._scorer.sums("query", *encoded[1:], threads=1)
         missing = zip(self._query_columns, absent, strict=True)
-        return QuerySums(encoded[0], wide, hidden, tuple(name for name, n in missing if n))
+        sums = SideSums(encoded[0], wide, hidden)
+        return QuerySums(sums, tuple(name for name, n in missing if n))
 
     def items(self, table: pa.Table, keep: Keep | None = None) -> ItemSums:
         """Return what each row of a table of items brings to every request.
@@ -242,9 +233,8 @@ class FactoredForward:
             return {"wide": wide, "hidden_bfloat16": half}
 
         sums = make() if keep is None else keep(make)
-        return ItemSums(
-            parts, sums["wide"], sums.get("hidden"), sums.get("hidden_bfloat16"), absent
-        )
+        kept = sums["wide"], sums.get("hidden"), sums.get("hidden_bfloat16")
+        return ItemSums(SideSums(parts, *kept), absent)
 
     def logits(
         self, query: QuerySums, items: ItemSums, positions_B: NDArray[np.int64]
@@ -256,21 +246,14 @@ class FactoredForward:
             items: From :meth:`items` or :meth:`item_rows`.
             positions_B: The row of each candidate among the items.
         """
-        pairs = self._transform.cross(query.parts, items.parts, positions_B)
-        wide_BC, deep_BC = self._scorer.rank(
-            query.wide,
-            query.hidden,
-            items.wide,
-            items.hidden,
-            items.hidden_bfloat16,
+        return self._scorer.logits(
+            self._transform,
+            query.sums,
+            items.sums,
             positions_B,
-            *pairs,
+            self._bias_C,
             threads=self._threads,
         )
-        if deep_BC is not None:
-            wide_BC += deep_BC
-        wide_BC += self._bias_C
-        return wide_BC
 
 
 def _side(spec: FeatureSpec, name: str) -> Side:
