@@ -36,7 +36,6 @@ from torch import Tensor, nn
 
 import widedeep as wd
 from widedeep import _native
-from widedeep.kernels.ranker import SideSums
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
 from widedeep.serving.factored import QuerySums
 
@@ -213,10 +212,10 @@ def arithmetic_of(ranker: wd.Ranker, query: dict[str, Any], ids: list[str]) -> C
     engine, catalogue = ranker._engine, ranker.catalogue
     assert catalogue is not None and ranker._loaded is not None
     items, positions = ranker._loaded.items, catalogue.positions(ids)
-    (parts, *arrays), _ = engine._transform.encode_rows(False, [query], lambda value: value, "")
+    encoded, _ = engine._transform.encode_rows(False, [query], lambda value: value, "")
 
     def run() -> Any:
-        sums = SideSums(parts, *engine._scorer.sums("query", *arrays, threads=1))
+        sums = engine._scorer.sums_of("query", encoded, threads=1)
         return engine.logits(QuerySums(sums, ()), items, positions)
 
     return run

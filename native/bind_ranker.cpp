@@ -3,7 +3,9 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
@@ -28,17 +30,33 @@ using transform::SideParts;
 using transform::SideProgram;
 using transform::SideRows;
 
-// The rows of one side, ready to be summed and crossed.
-nb::tuple to_tuple(SideRows&& rows, std::int64_t n_dense) {
-  const auto n = static_cast<std::size_t>(rows.parts.n_rows);
-  const bool has_values = !rows.values.empty();
-  nb::object values = nb::none();
-  if (has_values) values = to_numpy(std::move(rows.values));
-  nb::object ids = to_numpy(std::move(rows.ids));
-  nb::object offsets = to_numpy(std::move(rows.offsets));
-  nb::object dense = to_numpy(std::move(rows.dense), n, static_cast<std::size_t>(n_dense));
-  return nb::make_tuple(std::move(rows.parts), ids, offsets, values, dense);
+// A view of an array that `owner` holds.
+template <class T, class... Shape>
+nb::object view_of(const T* data, nb::handle owner, Shape... shape) {
+  return nb::cast(
+      nb::ndarray<nb::numpy, const T>(data, {static_cast<std::size_t>(shape)...}, owner));
 }
+
+// The rows of one side, ready to be summed and crossed.
+struct EncodedSide {
+  EncodedSide(SideRows&& encoded, std::int64_t dense_columns)
+      : parts(std::make_shared<SideParts>(std::move(encoded.parts))),
+        rows(std::move(encoded)),
+        n_dense(dense_columns) {}
+
+  // As they are given to RankScorer.sums.
+  nb::tuple arrays(nb::handle self) const {
+    nb::object values = nb::none();
+    if (!rows.values.empty()) values = view_of(rows.values.data(), self, rows.values.size());
+    return nb::make_tuple(view_of(rows.ids.data(), self, rows.ids.size()),
+                          view_of(rows.offsets.data(), self, rows.offsets.size()), values,
+                          view_of(rows.dense.data(), self, parts->n_rows, n_dense));
+  }
+
+  std::shared_ptr<SideParts> parts;
+  SideRows rows;
+  std::int64_t n_dense;
+};
 
 // What a model's schema says about the sides of a request.
 class BoundSides {
@@ -79,11 +97,11 @@ class BoundSides {
       found = transform::encode_side(items ? item_ : query_,
                                      {columns.place(given.columns(), given.length())}, origin);
     }
-    return nb::make_tuple(to_tuple(std::move(found), plan_->dense_starts().back()),
+    return nb::make_tuple(EncodedSide(std::move(found), plan_->dense_starts().back()),
                           nb::cast(given.absent()));
   }
 
-  nb::tuple encode_items(nb::sequence batches, const std::string& origin_name) const {
+  EncodedSide encode_items(nb::sequence batches, const std::string& origin_name) const {
     const Origin origin{origin_name, 0};
     std::vector<ArrowBatch> owned;
     std::vector<transform::InputBatch> inputs;
@@ -97,7 +115,7 @@ class BoundSides {
       const nb::gil_scoped_release release;
       found = transform::encode_side(item_, inputs, origin);
     }
-    return to_tuple(std::move(found), plan_->dense_starts().back());
+    return {std::move(found), plan_->dense_starts().back()};
   }
 
   // Needs no hold of Python.
@@ -143,34 +161,44 @@ class BoundSides {
   PlanColumns item_columns_;
 };
 
-// What one side brings to requests: the query's one row, or the rows of items. Keeps hold of it.
+// What one side brings to requests: the query's one row, or the rows of items.
 struct SideSums {
+  using Floats = Array<float, 2>;
   using Halves = Array<std::uint16_t, 2>;
 
-  SideSums(nb::object of_parts, Array<float, 2> of_wide, std::optional<Array<float, 2>> of_hidden,
-           std::optional<Halves> of_halves)
-      : parts(&nb::cast<const SideParts&>(of_parts)),
-        owner(std::move(of_parts)),
-        wide(std::move(of_wide)),
-        hidden(std::move(of_hidden)),
-        hidden_bfloat16(std::move(of_halves)) {
-    expect(hidden.has_value() != hidden_bfloat16.has_value(), "expected sums in one precision");
+  // Keeps hold of arrays.
+  SideSums(std::shared_ptr<SideParts> of_parts, const Floats& of_wide,
+           const std::optional<Floats>& of_hidden, const std::optional<Halves>& of_halves)
+      : parts(std::move(of_parts)), wide(of_wide.data()), n_classes(size(of_wide, 1)) {
+    expect(of_hidden.has_value() != of_halves.has_value(), "expected sums in one precision");
+    floats.push_back(of_wide);
+    if (of_hidden) floats.push_back(*of_hidden);
+    halves = of_halves;
+    hidden = of_hidden ? of_hidden->data() : nullptr;
+    hidden_bfloat16 = of_halves ? of_halves->data() : nullptr;
+    n_hidden = static_cast<std::int64_t>(of_hidden ? of_hidden->shape(1) : of_halves->shape(1));
+    const auto n = static_cast<std::size_t>(parts->n_rows);
+    expect(of_wide.shape(0) == n && (of_hidden ? of_hidden->shape(0) : of_halves->shape(0)) == n,
+           "expected the sums of each row");
   }
 
-  bool fits(std::int64_t n_classes, std::int64_t n_hidden) const {
-    const auto fits = [&](const auto& array, std::int64_t width) {
-      return static_cast<std::int64_t>(array.shape(0)) == parts->n_rows &&
-             static_cast<std::int64_t>(array.shape(1)) == width;
-    };
-    return fits(wide, n_classes) &&
-           (hidden ? fits(*hidden, n_hidden) : fits(*hidden_bfloat16, n_hidden));
-  }
+  SideSums(std::shared_ptr<SideParts> of_parts, std::int64_t classes, std::int64_t units)
+      : parts(std::move(of_parts)),
+        made(static_cast<std::size_t>(parts->n_rows * (classes + units))),
+        wide(made.data()),
+        hidden(made.data() + parts->n_rows * classes),
+        n_classes(classes),
+        n_hidden(units) {}
 
-  const SideParts* parts;
-  nb::object owner;
-  Array<float, 2> wide;
-  std::optional<Array<float, 2>> hidden;
-  std::optional<Halves> hidden_bfloat16;
+  std::shared_ptr<SideParts> parts;
+  std::vector<float> made;
+  std::vector<Floats> floats;
+  std::optional<Halves> halves;
+  const float* wide;
+  const float* hidden = nullptr;
+  const std::uint16_t* hidden_bfloat16 = nullptr;
+  std::int64_t n_classes;
+  std::int64_t n_hidden;
 };
 
 Side side_named(const std::string& name) {
@@ -240,6 +268,32 @@ class BoundRankScorer {
     return {std::move(wide), std::move(hidden)};
   }
 
+  // The same of rows as they were encoded.
+  std::unique_ptr<SideSums> sums_of(const std::string& side, const EncodedSide& encoded,
+                                    int threads) const {
+    const Side of = side_named(side);
+    expect(of != Side::pair, "expected the query's or the items' sums");
+    const SideRows& rows = encoded.rows;
+    const std::int64_t n = encoded.parts->n_rows;
+    expect(encoded.n_dense == scorer_.n_dense() &&
+               static_cast<std::int64_t>(rows.offsets.size()) == n * scorer_.n_slots(of) + 1,
+           "expected rows of this model's schema");
+    const CsrBatch csr = {rows.ids.data(),
+                          rows.offsets.data(),
+                          rows.values.empty() ? nullptr : rows.values.data(),
+                          static_cast<std::int64_t>(rows.ids.size()),
+                          n,
+                          scorer_.n_slots(of)};
+    auto sums = std::make_unique<SideSums>(encoded.parts, scorer_.n_classes(), scorer_.n_hidden());
+    {
+      nb::gil_scoped_release release;
+      float* const wide = sums->made.data();
+      scorer_.sums(of, {csr, rows.dense.data(), scorer_.n_dense()}, threads, wide,
+                   wide + n * scorer_.n_classes());
+    }
+    return sums;
+  }
+
   std::pair<Result, std::optional<Result>> rank(
       const Sums& query_wide, const Sums& query_hidden, const Sums& item_wide,
       const std::optional<Sums>& item_hidden,
@@ -282,32 +336,32 @@ class BoundRankScorer {
   Result logits(const BoundSides& sides, const SideSums& query, const SideSums& items,
                 const Ids& positions, const Array<float, 1>& bias, int threads) const {
     const auto n = static_cast<std::int64_t>(positions.shape(0));
-    expect(query.hidden.has_value() && query.fits(scorer_.n_classes(), scorer_.n_hidden()) &&
-               items.fits(scorer_.n_classes(), scorer_.n_hidden()) &&
-               static_cast<std::int64_t>(bias.shape(0)) == scorer_.n_classes(),
-           "expected sums of this model");
+    for (const SideSums* side : {&query, &items}) {
+      expect(side->n_classes == scorer_.n_classes() && side->n_hidden == scorer_.n_hidden(),
+             "expected sums of this model");
+    }
+    expect(query.hidden != nullptr, "expected the query's sums in float32");
+    expect(static_cast<std::int64_t>(bias.shape(0)) == scorer_.n_classes(),
+           "expected one bias a class");
     expect(!scorer_.has_layers() || scorer_.layer_inputs() == scorer_.n_classes(),
            "expected one last unit a class");
     Result out = new_result(n, scorer_.n_classes());
-    {
-      nb::gil_scoped_release release;
-      const transform::PairCells pairs =
-          sides.pairs(*query.parts, *items.parts, positions.data(), n);
-      const auto n_ids = static_cast<std::int64_t>(pairs.ids.size());
-      const std::int64_t n_slots = scorer_.n_slots(Side::pair);
-      expect(static_cast<std::int64_t>(pairs.offsets.size()) == n * n_slots + 1,
-             "expected the crosses of this model");
-      const CsrBatch csr = {pairs.ids.data(), pairs.offsets.data(), nullptr, n_ids, n, n_slots};
-      const RankRequest request = {query.wide.data(),
-                                   query.hidden->data(),
-                                   items.wide.data(),
-                                   items.hidden ? items.hidden->data() : nullptr,
-                                   items.hidden_bfloat16 ? items.hidden_bfloat16->data() : nullptr,
-                                   items.parts->n_rows,
-                                   positions.data(),
-                                   {csr, nullptr, scorer_.n_dense()}};
-      scorer_.logits(request, bias.data(), threads, out.data());
-    }
+    const nb::gil_scoped_release release;
+    const transform::PairCells pairs = sides.pairs(*query.parts, *items.parts, positions.data(), n);
+    const auto n_ids = static_cast<std::int64_t>(pairs.ids.size());
+    const std::int64_t n_slots = scorer_.n_slots(Side::pair);
+    expect(static_cast<std::int64_t>(pairs.offsets.size()) == n * n_slots + 1,
+           "expected the crosses of this model");
+    const CsrBatch csr = {pairs.ids.data(), pairs.offsets.data(), nullptr, n_ids, n, n_slots};
+    const RankRequest request = {query.wide,
+                                 query.hidden,
+                                 items.wide,
+                                 items.hidden,
+                                 items.hidden_bfloat16,
+                                 items.parts->n_rows,
+                                 positions.data(),
+                                 {csr, nullptr, scorer_.n_dense()}};
+    scorer_.logits(request, bias.data(), threads, out.data());
     return out;
   }
 
@@ -350,18 +404,33 @@ void bind_ranker(nb::module_& m) {
       .def("encode_rows", &BoundSides::encode_rows, "items"_a, "rows"_a, "plain"_a, "origin"_a)
       .def("encode_items", &BoundSides::encode_items, "batches"_a, "origin"_a)
       .def("cross", &BoundSides::cross, "query"_a, "items"_a, "positions"_a);
+  nb::class_<EncodedSide>(m, "EncodedSide")
+      .def_ro("parts", &EncodedSide::parts)
+      .def_prop_ro("arrays",
+                   [](nb::handle self) { return nb::cast<const EncodedSide&>(self).arrays(self); });
   nb::class_<SideSums>(m, "SideSums")
-      .def(nb::init<nb::object, Array<float, 2>, std::optional<Array<float, 2>>,
-                    std::optional<SideSums::Halves>>(),
+      .def(nb::init<std::shared_ptr<SideParts>, const SideSums::Floats&,
+                    const std::optional<SideSums::Floats>&,
+                    const std::optional<SideSums::Halves>&>(),
            "parts"_a, "wide"_a, "hidden"_a.none(), "hidden_bfloat16"_a.none() = nb::none())
-      .def_ro("parts", &SideSums::owner)
-      .def_prop_ro("wide", [](SideSums& self) { return self.wide.cast(); })
-      .def_prop_ro("hidden",
-                   [](SideSums& self) {
-                     return self.hidden ? nb::object(self.hidden->cast()) : nb::none();
+      .def_ro("parts", &SideSums::parts)
+      .def_prop_ro("wide",
+                   [](nb::handle self) {
+                     const auto& sums = nb::cast<const SideSums&>(self);
+                     return view_of(sums.wide, self, sums.parts->n_rows, sums.n_classes);
                    })
-      .def_prop_ro("hidden_bfloat16", [](SideSums& self) {
-        return self.hidden_bfloat16 ? nb::object(self.hidden_bfloat16->cast()) : nb::none();
+      .def_prop_ro("hidden",
+                   [](nb::handle self) {
+                     const auto& sums = nb::cast<const SideSums&>(self);
+                     return sums.hidden == nullptr
+                                ? nb::none()
+                                : view_of(sums.hidden, self, sums.parts->n_rows, sums.n_hidden);
+                   })
+      .def_prop_ro("hidden_bfloat16", [](nb::handle self) {
+        const auto& sums = nb::cast<const SideSums&>(self);
+        return sums.hidden_bfloat16 == nullptr
+                   ? nb::none()
+                   : view_of(sums.hidden_bfloat16, self, sums.parts->n_rows, sums.n_hidden);
       });
   nb::class_<BoundRankScorer>(m, "RankScorer")
       .def(nb::init<std::array<std::int64_t, 3>, std::int64_t, std::int64_t>(), "n_slots"_a,
@@ -374,6 +443,7 @@ void bind_ranker(nb::module_& m) {
            nb::kw_only(), "bfloat16"_a = false)
       .def("sums", &BoundRankScorer::sums, "side"_a, "ids_N"_a, "offsets_BF"_a, "values_N"_a.none(),
            "dense_BK"_a, nb::kw_only(), "threads"_a)
+      .def("sums_of", &BoundRankScorer::sums_of, "side"_a, "rows"_a, nb::kw_only(), "threads"_a)
       .def("rank", &BoundRankScorer::rank, "query_wide"_a, "query_hidden"_a, "item_wide"_a,
            "item_hidden"_a.none(), "item_hidden_bfloat16"_a.none(), "positions_B"_a, "ids_N"_a,
            "offsets_BF"_a, nb::kw_only(), "threads"_a)

@@ -11,7 +11,7 @@ namespace widedeep::WIDEDEEP_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kLine = 64;
-constexpr int64_t kAhead = 3;  // items whose sums are asked for before they are read
+constexpr int64_t kAheadBytes = 6 * 1024;  // of items' sums asked for before they are read
 
 // A function that only prefetches looks to GCC as if it did nothing, unless it is inlined.
 __attribute__((always_inline)) inline void prefetch_item(const FirstLayer& layer, int64_t item) {
@@ -51,25 +51,41 @@ const float* sums_in_room(const FirstLayer& layer, int64_t row) {
   return layer.room;
 }
 
+inline Vec item_vec(const float* sums) { return vec_load(sums); }
+inline Vec item_vec(const uint16_t* sums) { return vec_load_bfloat16(sums); }
+
+// One candidate, whole chunks of units.
+template <class T>
+inline void first_layer_row(const FirstLayer& layer, const T* item, int64_t padded, float* to) {
+  for (int64_t c = 0; c < padded; c += kChunk, to += kBlockRows * kChunk) {
+    for (int64_t v = 0; v < kChunk; v += kLanes) {
+      Vec sum = vec_add(vec_load(layer.query + c + v), item_vec(item + c + v));
+      sum = vec_add(sum, vec_load(layer.bias + c + v));
+      vec_store(to + v, layer.relu ? vec_max(vec_zero(), sum) : sum);
+    }
+  }
+}
+
 }  // namespace
 
 void first_layer_blocks(const FirstLayer& layer, int64_t rows, float* out, int64_t out_stride) {
   const int64_t padded = round_up(layer.units, kChunk);
-  const bool as_it_is = layer.items != nullptr && layer.n_pair == 0 && padded == layer.units;
-  for (int64_t row = 0; row < kAhead && row < rows; ++row) {
+  const bool as_it_is = layer.n_pair == 0 && padded == layer.units;
+  const int64_t row_bytes = layer.units * (layer.items == nullptr ? 2 : 4);
+  const int64_t ahead = 1 + kAheadBytes / row_bytes;
+  for (int64_t row = 0; row < ahead && row < rows; ++row) {
     prefetch_item(layer, layer.positions[row]);
   }
   for (int64_t row = 0; row < rows; ++row) {
-    if (row + kAhead < rows) prefetch_item(layer, layer.positions[row + kAhead]);
-    const float* item =
-        as_it_is ? layer.items + layer.positions[row] * layer.units : sums_in_room(layer, row);
-    float* to = out + row / kBlockRows * out_stride + row % kBlockRows * kChunk;
-    for (int64_t c = 0; c < padded; c += kChunk, to += kBlockRows * kChunk) {
-      for (int64_t v = 0; v < kChunk; v += kLanes) {
-        Vec sum = vec_add(vec_load(layer.query + c + v), vec_load(item + c + v));
-        sum = vec_add(sum, vec_load(layer.bias + c + v));
-        vec_store(to + v, layer.relu ? vec_max(vec_zero(), sum) : sum);
-      }
+    if (row + ahead < rows) prefetch_item(layer, layer.positions[row + ahead]);
+    float* const to = out + row / kBlockRows * out_stride + row % kBlockRows * kChunk;
+    const int64_t start = layer.positions[row] * layer.units;
+    if (!as_it_is) {
+      first_layer_row(layer, sums_in_room(layer, row), padded, to);
+    } else if (layer.items != nullptr) {
+      first_layer_row(layer, layer.items + start, padded, to);
+    } else {
+      first_layer_row(layer, layer.items_bfloat16 + start, padded, to);
     }
   }
 }

@@ -1,4 +1,9 @@
 // The dense layers of the forward pass: blocks of rows times panels of units, in registers.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns of what its own header leaves undefined on purpose (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
 #include <stdint.h>
 #include <string.h>
 
@@ -145,6 +150,102 @@ PanelFunction panel_function(int64_t vecs, int64_t rows) {
   }
 }
 
+#if defined(WIDEDEEP_ISA_IS_avx512)
+
+constexpr int64_t kNarrow = 4;       // units of a layer for which rows, not units, fill registers
+constexpr int64_t kNarrowRows = 32;  // two registers, so that one's additions hide the other's
+
+inline void transpose(__m512 (&rows)[16]) {
+  __m512 t[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i], rows[i + 1]));
+    const __m512d high01 = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i], rows[i + 1]));
+    const __m512d low23 = _mm512_castps_pd(_mm512_unpacklo_ps(rows[i + 2], rows[i + 3]));
+    const __m512d high23 = _mm512_castps_pd(_mm512_unpackhi_ps(rows[i + 2], rows[i + 3]));
+    t[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23));
+    t[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23));
+    t[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23));
+    t[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23));
+  }
+  // Now t[4 * i + j] holds, in its 128 bits q, column 4 * q + j of rows 4 * i to 4 * i + 3.
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 even01 = _mm512_shuffle_f32x4(t[j], t[j + 4], 0x88);
+    const __m512 odd01 = _mm512_shuffle_f32x4(t[j], t[j + 4], 0xdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(t[j + 8], t[j + 12], 0x88);
+    const __m512 odd23 = _mm512_shuffle_f32x4(t[j + 8], t[j + 12], 0xdd);
+    rows[j] = _mm512_shuffle_f32x4(even01, even23, 0x88);
+    rows[j + 8] = _mm512_shuffle_f32x4(even01, even23, 0xdd);
+    rows[j + 4] = _mm512_shuffle_f32x4(odd01, odd23, 0x88);
+    rows[j + 12] = _mm512_shuffle_f32x4(odd01, odd23, 0xdd);
+  }
+}
+
+// The units of kNarrowRows rows; `in` and `out` are where each of them starts.
+template <int U>
+void narrow_units(const float* const (&in)[kNarrowRows], const PackedLayer& layer,
+                  float* const (&out)[kNarrowRows]) {
+  __m512 sums[2][U];
+  for (auto& half : sums) {
+    for (auto& sum : half) sum = vec_zero();
+  }
+  for (int64_t first = 0; first < layer.inputs; first += kChunk) {
+    const float* const weights = layer.panels + first * kLanes;
+    const int64_t left = layer.inputs - first;
+    for (int half = 0; half < 2; ++half) {
+      __m512 inputs[16];
+#pragma GCC unroll 16
+      for (int r = 0; r < 16; ++r) {
+        inputs[r] = vec_load(in[16 * half + r] + first * kBlockRows);
+      }
+      transpose(inputs);
+#pragma GCC unroll 16
+      for (int k = 0; k < 16; ++k) {
+        if (k >= left) break;
+#pragma GCC unroll 4
+        for (int u = 0; u < U; ++u) {
+          const Vec weight = vec_all(weights[k * kLanes + u]);
+          sums[half][u] = vec_multiply_add(inputs[k], weight, sums[half][u]);
+        }
+      }
+    }
+  }
+  for (int half = 0; half < 2; ++half) {
+    for (int u = 0; u < U; ++u) {
+      float units[16];
+      const Vec sum = vec_add(sums[half][u], vec_all(layer.bias[u]));
+      vec_store(units, layer.relu ? vec_max(vec_zero(), sum) : sum);
+      for (int r = 0; r < 16; ++r) out[16 * half + r][u] = units[r];
+    }
+  }
+}
+
+// As dense_blocks, for up to kNarrow units of one partial sum; with the same bits.
+void narrow_blocks(const float* in, int64_t in_stride, int64_t rows, const PackedLayer& layer,
+                   float* out, int64_t out_stride) {
+  for (int64_t first = 0; first < rows; first += kNarrowRows) {
+    const float* from[kNarrowRows];
+    float* to[kNarrowRows];
+    for (int64_t r = 0; r < kNarrowRows; ++r) {
+      const int64_t row = first + r < rows ? first + r : rows - 1;  // the last one, again and again
+      from[r] = in + row / kBlockRows * in_stride + row % kBlockRows * kChunk;
+      to[r] = out + row / kBlockRows * out_stride + row % kBlockRows * kChunk;
+    }
+    if (layer.outputs == 1) {
+      narrow_units<1>(from, layer, to);
+    } else if (layer.outputs == 2) {
+      narrow_units<2>(from, layer, to);
+    } else if (layer.outputs == 3) {
+      narrow_units<3>(from, layer, to);
+    } else {
+      narrow_units<4>(from, layer, to);
+    }
+  }
+}
+
+#endif
+
 inline int64_t rows_of_block(int64_t rows, int64_t block) {
   const int64_t left = rows - block * kBlockRows;
   return left < kBlockRows ? left : kBlockRows;
@@ -162,6 +263,12 @@ int64_t live_words(int64_t inputs) { return inputs + 2 + kChunk; }
 
 void dense_blocks(const float* in, int64_t in_stride, int64_t rows, const PackedLayer& layer,
                   uint32_t* live, float* out, int64_t out_stride) {
+#if defined(WIDEDEEP_ISA_IS_avx512)
+  const bool two_sums = layer.split > 0 && layer.split < layer.inputs;
+  if (layer.outputs <= kNarrow && !two_sums) {
+    return narrow_blocks(in, in_stride, rows, layer, out, out_stride);
+  }
+#endif
   const int64_t live_stride = live_words(layer.inputs);
   for (int64_t block = 0; block * kBlockRows < rows; ++block) {
     list_block(in + block * in_stride, rows_of_block(rows, block), layer,

@@ -322,14 +322,20 @@ class Scorer:
         threads: int,
     ) -> _Floats: ...
 
-_Side: TypeAlias = tuple[SideParts, _Ints, _Ints, _Floats | None, _Floats]
-"""(parts for crosses, ids_N, offsets_BF, values_N, dense_BK) of one side's rows."""
-
 class SideParts:
     """Parts of some rows that crosses with the other side read."""
 
     @property
     def n_rows(self) -> int: ...
+
+class EncodedSide:
+    """One side's rows, ready to be summed and crossed."""
+
+    @property
+    def parts(self) -> SideParts: ...
+    @property
+    def arrays(self) -> tuple[_Ints, _Ints, _Floats | None, _Floats]:
+        """ids_N, offsets_BF, values_N, dense_BK."""
 
 class TransformSides:
     """What a plan computes of the query, of the items, and of both."""
@@ -355,8 +361,10 @@ class TransformSides:
         rows: list[dict[str, object]],
         plain: Callable[[object], object],
         origin: str,
-    ) -> tuple[_Side, list[int]]: ...
-    def encode_items(self, batches: Sequence[tuple[object, object]], origin: str) -> _Side: ...
+    ) -> tuple[EncodedSide, list[int]]: ...
+    def encode_items(
+        self, batches: Sequence[tuple[object, object]], origin: str
+    ) -> EncodedSide: ...
     def cross(
         self, query: SideParts, items: SideParts, positions: _Ints
     ) -> tuple[_Ints, _Ints]: ...
@@ -405,6 +413,7 @@ class RankScorer:
         *,
         threads: int,
     ) -> tuple[_Floats, _Floats]: ...
+    def sums_of(self, side: str, rows: EncodedSide, *, threads: int) -> SideSums: ...
     def rank(
         self,
         query_wide: _Floats,

@@ -7,10 +7,11 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep._native import ItemIds, SideParts, SideSums, TransformSides
+from widedeep._native import EncodedSide, ItemIds, SideParts, SideSums, TransformSides
 from widedeep.kernels.backend import backend
 
 __all__ = [
+    "EncodedSide",
     "ItemIds",
     "RankScorer",
     "Side",
@@ -104,6 +105,18 @@ class RankScorer(Protocol):
 
         Raises:
             ValueError: If the arrays are another schema's.
+        """
+
+    def sums_of(self, side: Side, rows: EncodedSide, *, threads: int) -> SideSums:
+        """Return the sums of rows as they were encoded.
+
+        Args:
+            side: ``"query"`` or ``"item"``.
+            rows: Of that side.
+            threads: Threads to use.
+
+        Raises:
+            ValueError: If the rows are another schema's.
         """
 
     def rank(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from widedeep._native import SideSums, TransformSides
+from widedeep._native import EncodedSide, SideSums, TransformSides
 from widedeep.kernels.halves import from_bfloat16, to_bfloat16
 from widedeep.kernels.reference_score import Scorer
 
@@ -97,6 +97,11 @@ class RankScorer:
         if not self._n_hidden:
             return wide, np.zeros((len(wide), 0), self._dtype)
         return wide, self._sides[side].concat(*arrays, threads=threads) @ self._first[side].T
+
+    def sums_of(self, side: str, rows: EncodedSide, *, threads: int) -> SideSums:
+        """Return the sums of rows as they were encoded."""
+        wide, hidden = self.sums(side, *rows.arrays, threads=threads)
+        return SideSums(rows.parts, wide, hidden)
 
     def rank(
         self,

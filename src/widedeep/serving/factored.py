@@ -15,7 +15,7 @@ from widedeep.data.transform_plan import plain_value
 from widedeep.features import Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.features.sides import feature_side, item_columns
 from widedeep.kernels.halves import to_bfloat16
-from widedeep.kernels.ranker import Side, SideSums, TransformSides, new_rank_scorer
+from widedeep.kernels.ranker import EncodedSide, Side, SideSums, TransformSides, new_rank_scorer
 from widedeep.serving.shared_rows import Arrays
 
 __all__ = ["FactoredForward", "ItemSums", "QuerySums", "can_factor"]
@@ -182,9 +182,8 @@ class FactoredForward:
             FeatureError: If a value does not fit its feature.
         """
         encoded, absent = self._transform.encode_rows(False, [dict(row)], plain_value, "")
-        wide, hidden = self._scorer.sums("query", *encoded[1:], threads=1)
+        sums = self._scorer.sums_of("query", encoded, threads=1)
         missing = zip(self._query_columns, absent, strict=True)
-        sums = SideSums(encoded[0], wide, hidden)
         return QuerySums(sums, tuple(name for name, n in missing if n))
 
     def items(self, table: pa.Table, keep: Keep | None = None) -> ItemSums:
@@ -218,12 +217,10 @@ class FactoredForward:
         return self._item_sums(encoded, missing)
 
     def _item_sums(
-        self, encoded: Any, absent: dict[str, int], keep: Keep | None = None
+        self, rows: EncodedSide, absent: dict[str, int], keep: Keep | None = None
     ) -> ItemSums:
-        parts, *arrays = encoded
-
         def make() -> Arrays:
-            wide, hidden = self._scorer.sums("item", *arrays, threads=self._threads)
+            wide, hidden = self._scorer.sums("item", *rows.arrays, threads=self._threads)
             if self._precision == "float32":
                 return {"wide": wide, "hidden": hidden}
             half = np.empty(hidden.shape, np.uint16)
@@ -234,7 +231,7 @@ class FactoredForward:
 
         sums = make() if keep is None else keep(make)
         kept = sums["wide"], sums.get("hidden"), sums.get("hidden_bfloat16")
-        return ItemSums(SideSums(parts, *kept), absent)
+        return ItemSums(SideSums(rows.parts, *kept), absent)
 
     def logits(
         self, query: QuerySums, items: ItemSums, positions_B: NDArray[np.int64]
