@@ -80,17 +80,19 @@ class BoundSides {
     item_ = {*plan_, to_slots(item), std::move(item_numbers), std::move(pair_parts[1])};
     query_columns_ = {plan_, query_.columns()};
     item_columns_ = {plan_, item_.columns()};
+    query_names_.emplace(query_columns_.names());
+    item_names_.emplace(item_columns_.names());
   }
 
-  std::vector<std::string> query_columns() const { return query_columns_.names(); }
-  std::vector<std::string> item_columns() const { return item_columns_.names(); }
+  std::vector<std::string> query_columns() const { return query_names_->names(); }
+  std::vector<std::string> item_columns() const { return item_names_->names(); }
 
   // Also returns, for each column, in how many rows its key was absent.
   nb::tuple encode_rows(bool items, nb::sequence rows, nb::callable plain,
                         const std::string& origin_name) const {
     const Origin origin{origin_name, 0};
     const PlanColumns& columns = items ? item_columns_ : query_columns_;
-    const RowColumns given(rows, columns.names(), plain, origin);
+    const RowColumns given(rows, items ? *item_names_ : *query_names_, plain, origin);
     SideRows found;
     {
       const nb::gil_scoped_release release;
@@ -159,6 +161,8 @@ class BoundSides {
   SideProgram item_;
   PlanColumns query_columns_;
   PlanColumns item_columns_;
+  std::optional<ColumnNames> query_names_;
+  std::optional<ColumnNames> item_names_;
 };
 
 // What one side brings to requests: the query's one row, or the rows of items.

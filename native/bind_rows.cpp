@@ -15,17 +15,25 @@ bool is_list(nb::handle cell) {
 
 }  // namespace
 
-RowColumns::RowColumns(nb::handle rows, const std::vector<std::string>& names, nb::callable plain,
+ColumnNames::ColumnNames(std::vector<std::string> names) : names_(std::move(names)) {
+  for (const std::string& name : names_) {
+    PyObject* key = nb::str(name.c_str(), name.size()).release().ptr();
+    PyUnicode_InternInPlace(&key);  // most keys of dicts are: they are found by their address
+    keys_.push_back(nb::steal<nb::str>(key));
+  }
+}
+
+RowColumns::RowColumns(nb::handle rows, const ColumnNames& columns, nb::callable plain,
                        const Origin& origin)
-    : plain_(std::move(plain)), stores_(names.size()), absent_(names.size(), 0), origin_(origin) {
-  std::vector<nb::str> keys;
-  keys.reserve(names.size());
-  for (const std::string& name : names) keys.emplace_back(name.c_str(), name.size());
+    : plain_(std::move(plain)),
+      stores_(columns.names().size()),
+      absent_(columns.names().size(), 0),
+      origin_(origin) {
   for (nb::handle row : rows) {
     row_ = n_rows_++;
-    for (std::size_t c = 0; c < names.size(); ++c) {
-      name_ = &names[c];
-      PyObject* cell = PyDict_GetItemWithError(row.ptr(), keys[c].ptr());
+    for (std::size_t c = 0; c < stores_.size(); ++c) {
+      name_ = &columns.names()[c];
+      PyObject* cell = PyDict_GetItemWithError(row.ptr(), columns.key(c).ptr());
       if (cell == nullptr) {
         if (PyErr_Occurred() != nullptr) throw nb::python_error();
         ++absent_[c];

@@ -12,11 +12,24 @@
 
 namespace widedeep {
 
+// Names of columns, as the keys of dicts too.
+class ColumnNames {
+ public:
+  explicit ColumnNames(std::vector<std::string> names);
+
+  const std::vector<std::string>& names() const noexcept { return names_; }
+  nanobind::handle key(std::size_t column) const { return keys_[column]; }
+
+ private:
+  std::vector<std::string> names_;
+  std::vector<nanobind::str> keys_;
+};
+
 class RowColumns {
  public:
   // One column a name; an absent key is null and counted. `plain` turns values of other types than
   // Python's own (NumPy scalars, dates) into those, or returns NotImplemented.
-  RowColumns(nanobind::handle rows, const std::vector<std::string>& names, nanobind::callable plain,
+  RowColumns(nanobind::handle rows, const ColumnNames& columns, nanobind::callable plain,
              const Origin& origin);
 
   std::int64_t length() const noexcept { return n_rows_; }

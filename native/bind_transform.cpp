@@ -179,7 +179,7 @@ void fix_part(OwnedPlan& self, int index, nb::object value, nb::callable plain) 
   nb::list rows;
   rows.append(row);
   const Origin origin{"training_only", 0};
-  const RowColumns columns(rows, {"value"}, plain, origin);
+  const RowColumns columns(rows, ColumnNames({"value"}), plain, origin);
   transform::Scratch scratch;
   auto cells = std::make_unique<transform::PartCells>();
   part.encode({&columns.columns()[0], nullptr, nullptr}, 0, 1, {origin, 0}, scratch, *cells);
@@ -194,7 +194,7 @@ void fix_number(OwnedPlan& self, int index, nb::object value, nb::callable plain
   nb::list rows;
   rows.append(row);
   const Origin origin{"training_only", 0};
-  const RowColumns columns(rows, {"value"}, plain, origin);
+  const RowColumns columns(rows, ColumnNames({"value"}), plain, origin);
   transform::Scratch scratch;
   std::vector<float> fixed(static_cast<std::size_t>(number.width()));
   number.encode(columns.columns()[0], 0, 1, {origin, 0}, scratch, fixed.data(), number.width());
@@ -270,7 +270,7 @@ nb::tuple encode(const OwnedProgram& self, nb::sequence batches, const std::stri
 nb::tuple encode_rows(const OwnedProgram& self, nb::sequence rows, nb::callable plain,
                       const std::string& origin_name, std::int64_t first_row, int threads) {
   const Origin origin{origin_name, first_row};
-  const RowColumns columns(rows, self.columns.names(), plain, origin);
+  const RowColumns columns(rows, ColumnNames(self.columns.names()), plain, origin);
   transform::Encoded encoded;
   {
     const nb::gil_scoped_release release;

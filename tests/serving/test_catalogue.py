@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +49,24 @@ def test_integers_and_their_texts_find_each_other() -> None:
     ]
     texts = wd.Catalogue.read({"app": ["7", "07"]}, id_column="app")
     assert texts.positions([7, "07", None, ["7"]]).tolist() == [0, 1, -1, -1]
+
+
+def test_ids_are_told_apart_whatever_they_are() -> None:
+    rng = np.random.default_rng(0)
+    texts = [f"{'x' * int(n)}{i}" for i, n in enumerate(rng.integers(0, 40, 500))]
+    for ids in (texts, list(range(500)), rng.permutation(2**62 // np.arange(1, 501)).tolist()):
+        catalogue = wd.Catalogue.read({"app": ids}, id_column="app")
+        asked = rng.integers(500, size=900)
+        found, all_found = catalogue.find([ids[i] for i in asked])
+        assert (found.tolist(), all_found) == (asked.tolist(), True)
+    assert catalogue.find([]) == (pytest.approx([]), True)
+    lone = wd.Catalogue.read({"app": texts}, id_column="app").find(["\ud800", b"x", 1.5, texts[3]])
+    assert (lone[0].tolist(), lone[1]) == ([-1, -1, -1, 3], False)
+
+
+def test_integers_that_are_too_large_are_refused() -> None:
+    with pytest.raises(DataError, match="give larger ones as text"):
+        wd.Catalogue(pa.table({"app": pa.array([2**63], pa.uint64())}), id_column="app")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from widedeep.data.arrow_types import logical_type
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError, nearest
+from widedeep.kernels.ranker import ItemIds
 
 __all__ = ["Catalogue"]
 
@@ -53,7 +53,7 @@ class Catalogue:
     def __init__(self, table: pa.Table, *, id_column: str, version: str | None = None) -> None:
         self.id_column = id_column
         self.table = table
-        self._positions = _positions(_id_values(table, id_column), id_column)
+        self._places = _places(_id_values(table, id_column), id_column)
         self.version = _checksum(table, id_column) if version is None else version
 
     @classmethod
@@ -84,7 +84,7 @@ class Catalogue:
     @cached_property
     def ids(self) -> list[Any]:
         """The ids, in the order of the rows: text or integers."""
-        return list(self._positions)
+        return list(_id_values(self.table, self.id_column).to_pylist())
 
     def positions(self, ids: Sequence[object]) -> NDArray[np.int64]:
         """Return the row of each id, and -1 for an id that is not in the catalogue.
@@ -98,28 +98,27 @@ class Catalogue:
             >>> Catalogue.read({"app": [7, 9]}, id_column="app").positions([9, "7", "?"]).tolist()
             [1, 0, -1]
         """
-        find = self._positions.get
-        try:
-            found = np.fromiter(map(find, ids, repeat(-1)), np.int64)
-        except TypeError:  # a list cannot be looked up
-            found = np.array([self._position(id_) for id_ in ids], np.int64)
-        if len(found) and found.min() < 0:
-            for at, id_ in enumerate(ids):
-                if found[at] < 0:
-                    found[at] = self._converted_position(id_)
-        return found
+        return self.find(ids)[0]
 
-    def _position(self, id_: object) -> int:
-        return self._positions.get(id_, -1) if isinstance(id_, str | int) else -1
+    def find(self, ids: Sequence[object]) -> tuple[NDArray[np.int64], bool]:
+        """Return :meth:`positions`, and whether all ids are in the catalogue.
 
-    def _converted_position(self, id_: object) -> int:
-        if isinstance(id_, str) and _INTEGER.fullmatch(id_):
-            converted: str | int = int(id_)
-        elif isinstance(id_, int) and not isinstance(id_, bool):
-            converted = str(id_)
-        else:
-            return -1
-        return self._positions.get(converted, -1)
+        Args:
+            ids: Any values; repeats are allowed.
+
+        Example:
+            >>> rows, all_found = Catalogue.read({"app": [7, 9]}, id_column="app").find([9, "7"])
+            >>> rows.tolist(), all_found
+            ([1, 0], True)
+        """
+        given = ids if isinstance(ids, list) else list(ids)
+        found, all_found = self._places.find(given)
+        if all_found:
+            return found, True
+        strange = np.flatnonzero(found < 0)
+        converted, all_found = self._places.find([_converted(given[at]) for at in strange])
+        found[strange] = converted
+        return found, all_found
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -148,21 +147,33 @@ def _id_values(table: pa.Table, id_column: str) -> pa.ChunkedArray:
     return column if column.type == kind else pc.cast(column, kind)
 
 
-def _positions(ids: pa.ChunkedArray, id_column: str) -> dict[object, int]:
+def _converted(id_: object) -> str | int | None:
+    """An integer that is given as text, or the other way round; None for anything else."""
+    if isinstance(id_, str) and _INTEGER.fullmatch(id_):
+        return int(id_)
+    return str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else None
+
+
+def _places(ids: pa.ChunkedArray, id_column: str) -> ItemIds:
     values = ids.to_pylist()
-    found = dict(zip(values, range(len(values)), strict=True))
     if ids.null_count:
         raise DataError(
             f"the catalogue's column {id_column!r} holds {ids.null_count} nulls, the first in row "
             f"{values.index(None)}; give every item an id"
         )
+    found = dict(zip(values, range(len(values)), strict=True))
     if len(found) < len(values):
         row, twice = next((i, id_) for i, id_ in enumerate(values) if found[id_] != i)
         raise DataError(
             f"the catalogue's column {id_column!r} holds {twice!r} more than once (rows {row} and "
             f"{found[twice]}); keep one row an item"
         )
-    return found
+    try:
+        return ItemIds(values)
+    except ValueError as error:
+        raise DataError(
+            f"the catalogue's column {id_column!r}: {error}; give larger ones as text"
+        ) from error
 
 
 def _checksum(table: pa.Table, id_column: str) -> str:

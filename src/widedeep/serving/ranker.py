@@ -359,10 +359,10 @@ class Ranker:
 
     def _by_id(self, ids: list[Any], loaded: _Loaded) -> _Found:
         catalogue = loaded.catalogue
-        rows = catalogue.positions(ids)
-        unknown = rows < 0
+        rows, all_known = catalogue.find(ids)
+        unknown = np.zeros(len(rows), bool) if all_known else rows < 0
         groups = [_Group(loaded.items, rows, None)]
-        if unknown.any():
+        if not all_known:
             (known_places,), (places,) = np.nonzero(~unknown), np.nonzero(unknown)
             groups = [
                 _Group(loaded.items, rows[known_places], known_places),
