@@ -9,7 +9,7 @@ from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
 if TYPE_CHECKING:
     from widedeep.schema import Schema
 
-__all__ = ["schema_table"]
+__all__ = ["kind_text", "place_text", "schema_table"]
 
 _HEADINGS = ("feature", "kind", "size", "missing", "placement")
 
@@ -44,6 +44,21 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 
 
 def _row(schema: Schema, feature: Feature) -> tuple[str, ...]:
+    size = feature.width if isinstance(feature, Numeric) else schema.id_count(feature.name)
+    missing = (
+        "" if isinstance(feature, Crossed) else f"{schema.missing.get(feature.source, 0.0):.1%}"
+    )
+    return (
+        feature.name,
+        kind_text(feature),
+        f"{size:,}",
+        missing,
+        place_text(schema, feature),
+    )
+
+
+def place_text(schema: Schema, feature: Feature) -> str:
+    """Return which parts of the model a feature goes to, as text."""
     places = [
         place
         for place, names in (
@@ -55,20 +70,11 @@ def _row(schema: Schema, feature: Feature) -> tuple[str, ...]:
         )
         if feature.name in names
     ]
-    size = feature.width if isinstance(feature, Numeric) else schema.id_count(feature.name)
-    missing = (
-        "" if isinstance(feature, Crossed) else f"{schema.missing.get(feature.source, 0.0):.1%}"
-    )
-    return (
-        feature.name,
-        _kind(feature),
-        f"{size:,}",
-        missing,
-        " + ".join(places) or "part of crosses",
-    )
+    return " + ".join(places) or "part of crosses"
 
 
-def _kind(feature: Feature) -> str:
+def kind_text(feature: Feature) -> str:
+    """Return what kind of feature it is, as text."""
     if isinstance(feature, Numeric):
         return f"numeric, {feature.transform}"
     if isinstance(feature, Bucketized):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from widedeep.config_gate import GateConfig
 from widedeep.data.batch import Batch
-from widedeep.features import Categorical, Numeric
+from widedeep.features import Categorical, Crossed, Numeric
 from widedeep.schema import FIRST_KNOWN_ID, Schema
 
 __all__ = ["DriftCounts", "FeatureDrift", "drift_reasons", "psi", "score_psi"]
@@ -144,8 +144,22 @@ class DriftCounts:
                 found.append(self._categorical(feature, index))
         return sorted(found, key=lambda one: -max(one.psi or 0.0, one.missing_psi))
 
+    def missing(self, column: str) -> float:
+        """Return the share of today's rows in which a column is null."""
+        return self._nulls[column] / max(1, self._rows)
+
+    def new_crosses(self) -> dict[str, float]:
+        """Return by learned cross what share of today's ones training did not see."""
+        found = {}
+        for index, slot in enumerate(self._schema.slots):
+            feature = self._schema.spec.by_name[slot.name]
+            if isinstance(feature, Crossed) and not feature.hash_buckets:
+                ids = self._ids[self._starts[index] : self._starts[index + 1]]
+                found[slot.name] = int(ids[0]) / max(1, int(ids.sum()))
+        return found
+
     def _missing(self, column: str) -> dict[str, Any]:
-        then, now = self._schema.missing.get(column, 0.0), self._nulls[column] / max(1, self._rows)
+        then, now = self._schema.missing.get(column, 0.0), self.missing(column)
         both = [np.array([share, 1.0 - share]) for share in (then, now)]
         moved = psi(both[0], both[1]) if self._schema.rows else 0.0
         return {"missing_training": then, "missing_now": now, "missing_psi": moved}

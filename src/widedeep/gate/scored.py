@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,12 @@ from widedeep.errors import DataError, SchemaError
 from widedeep.features import Categorical
 from widedeep.gate.drift import DriftCounts
 
-__all__ = ["HeadScores", "Scored", "SliceColumn", "score_both"]
+__all__ = ["HeadScores", "Scored", "SliceColumn", "Watch", "score_both"]
 
 Floats = NDArray[np.float64]
+ByHead: TypeAlias = Mapping[str, Floats]
+Watch: TypeAlias = Callable[[Batch, ByHead, ByHead | None], None]
+"""Is shown each batch with its labels, and both models' scores of it by head."""
 
 _CHUNK_ROWS = 65_536
 _MOST_SLICES = 50
@@ -122,6 +125,7 @@ def score_both(
     config: GateConfig,
     *,
     threads: int = 1,
+    watch: Watch | None = None,
 ) -> Scored:
     """Read the data once and score it with both models.
 
@@ -131,6 +135,7 @@ def score_both(
         data: Recent labelled rows.
         config: Names units and slices.
         threads: Threads to use; the result does not depend on it.
+        watch: Is shown all scores as they are made, of which only those of the label are kept.
 
     Raises:
         DataError: If the data has no rows or lacks a column that a model or the gate needs.
@@ -153,7 +158,8 @@ def score_both(
     with open_source(data, columns=wanted, column_types=types) as source:
         if not source.num_rows:
             raise DataError("the gate: got no rows to judge by; give recent labelled examples")
-        found = _collect(source, candidate, serving, transforms, list(dict.fromkeys(extra)), drift)
+        names = list(dict.fromkeys(extra))
+        found = _collect(source, candidate, serving, transforms, names, drift, watch)
         inputs = source.describe()
     columns_B = {name: pa.chunked_array(parts) for name, parts in found.columns.items()}
     weight_B = _joined(found.weight).astype(np.float64)
@@ -210,6 +216,7 @@ def _collect(
     transforms: Sequence[Transform],
     extra: Sequence[str],
     drift: DriftCounts,
+    watch: Watch | None,
 ) -> _Collected:
     found = _Collected(columns={name: [] for name in extra})
     threads = transforms[0].threads
@@ -220,10 +227,14 @@ def _collect(
             chunk = table.slice(start, _CHUNK_ROWS)
             batch = transforms[0](chunk, targets=True, origin=origin, first_row=first_row + start)
             drift.add(chunk, batch)
-            found.candidate.append(_scores(candidate, batch, batch, threads))
+            mine, theirs = _scores(candidate, batch, threads), None
+            found.candidate.append(_of_label(candidate, mine, batch))
             if serving is not None:
                 other = batch if alike else transforms[1](chunk, targets=True, origin=origin)
-                found.serving.append(_scores(serving, other, batch, threads))
+                theirs = _scores(serving, other, threads)
+                found.serving.append(_of_label(serving, theirs, batch))
+            if watch is not None:
+                watch(batch, mine, theirs)
             assert batch.labels_BL is not None
             found.labels.append(batch.labels_BL)
             ones = np.ones(len(batch), np.float32)
@@ -235,11 +246,14 @@ def _collect(
     return found
 
 
-def _scores(bundle: Bundle, batch: Batch, labelled: Batch, threads: int) -> list[Floats]:
+def _scores(bundle: Bundle, batch: Batch, threads: int) -> ByHead:
+    scores = bundle.scores_of(bundle.logits(batch, threads=threads))
+    return scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
+
+
+def _of_label(bundle: Bundle, by_head: ByHead, labelled: Batch) -> list[Floats]:
     """One column of scores a head: of a class head, the probability of the row's own class."""
     assert labelled.labels_BL is not None
-    scores = bundle.scores_of(bundle.logits(batch, threads=threads))
-    by_head = scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
     found = []
     for index, head in enumerate(bundle.model.heads):
         column = by_head[head.name]

@@ -1,6 +1,33 @@
 """Pages that need nothing else: tables and charts as HTML and inline SVG, no script, no network."""
 
-from widedeep.page.charts import bar_list, line_chart
-from widedeep.page.document import document, note, section, table, tiles
+from widedeep.page.charts import DotRow, bar_list, chips, dot_list, legend, line_chart, outer_ticks
+from widedeep.page.document import (
+    charts,
+    contents,
+    document,
+    note,
+    pair,
+    section,
+    subsection,
+    table,
+    tiles,
+)
 
-__all__ = ["bar_list", "document", "line_chart", "note", "section", "table", "tiles"]
+__all__ = [
+    "DotRow",
+    "bar_list",
+    "charts",
+    "chips",
+    "contents",
+    "document",
+    "dot_list",
+    "legend",
+    "line_chart",
+    "note",
+    "outer_ticks",
+    "pair",
+    "section",
+    "subsection",
+    "table",
+    "tiles",
+]

@@ -1,18 +1,22 @@
-"""Charts as inline SVG: lines over a number, bars by name."""
+"""Charts as inline SVG: lines over a number, bars and dots by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import NamedTuple
 
-__all__ = ["bar_list", "line_chart"]
+from widedeep.page.document import breakable, framed
+
+__all__ = ["DotRow", "bar_list", "chips", "dot_list", "legend", "line_chart", "outer_ticks"]
 
 Points = Sequence[tuple[float, float]]
 
-_WIDTH, _HEIGHT = 480, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 34
-_COLOURS = ("var(--blue)", "var(--grey)", "var(--good)", "var(--bad)")
-_TICKS = 4
+_WIDTH, _HEIGHT = 420, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 36
+_COLOURS = ("var(--blue)", "var(--grey)", "var(--amber)", "var(--good)", "var(--bad)")
+_TICKS = 5
 
 
 def line_chart(
@@ -21,6 +25,8 @@ def line_chart(
     x_label: str,
     diagonal: bool = False,
     dots: bool = True,
+    errors: Mapping[str, Sequence[float]] | None = None,
+    mark: tuple[float, str] | None = None,
 ) -> str:
     """Return lines with axes and a legend; a line without points is left out.
 
@@ -29,6 +35,8 @@ def line_chart(
         x_label: What x is.
         diagonal: Draw y = x, and give both axes one scale.
         dots: Mark the points; each tells its figures when pointed at.
+        errors: By line, how far up and down from each point its uncertainty reaches.
+        mark: An x to be marked, and what is there.
 
     Example:
         >>> line_chart({"loss": [(1, 0.5), (2, 0.4)]}, x_label="epoch").count("<circle")
@@ -45,55 +53,149 @@ def line_chart(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
+        up = min(max(up, 0.0), 1.0)  # what reaches beyond, an uncertainty, ends at the edge
         return (
             _LEFT + across * (_WIDTH - _LEFT - _RIGHT),
             _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
         )
 
-    parts = _axes(x_low, x_high, y_low, y_high, x_label)
+    parts = _axes((x_low, x_high), (y_low, y_high), x_label, place)
     if diagonal:
-        (x1, y1), (x2, y2) = place(x_low, x_low), place(x_high, x_high)
-        parts.append(
-            f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-            'stroke="var(--line)" stroke-width="2" stroke-dasharray="5 4"/>'
-        )
+        ends = (place(x_low, x_low), place(x_high, x_high))
+        parts.append(_stroke(*ends, "var(--grey)", 'stroke-dasharray="5 4"'))
+    if mark is not None:
+        parts += _marked(mark, x_low, x_high, place, (y_low, y_high))
     for number, (name, points) in enumerate(shown.items()):
         colour = _COLOURS[number % len(_COLOURS)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for x, y in points if dots or len(points) == 1 else ():
-            across, down = place(x, y)
-            parts.append(
-                f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3.5" fill="{colour}">'
-                f"<title>{escape(name)}: {_figure(x)}, {y:.4g}</title></circle>"
-            )
-    drawn = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
-    return drawn + _legend(list(shown))
+        reach = (errors or {}).get(name, ())
+        parts += _line(name, points, reach, colour, place, dots=dots)
+    told = escape(f"{', '.join(shown)}; across: {x_label}")
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{told}">'
+        f"{''.join(parts)}</svg>{legend(list(shown))}"
+    )
 
 
-def _axes(x_low: float, x_high: float, y_low: float, y_high: float, label: str) -> list[str]:
+_Place = Callable[[float, float], tuple[float, float]]
+
+
+def _line(
+    name: str, points: Points, reach: Sequence[float], colour: str, place: _Place, *, dots: bool
+) -> list[str]:
+    parts = [
+        _stroke(place(x, y - error), place(x, y + error), colour, 'stroke-opacity=".45"')
+        for (x, y), error in zip(points, reach, strict=False)
+        if error > 0
+    ]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+    parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    for x, y in points if dots or len(points) == 1 else ():
+        across, down = place(x, y)
+        parts.append(
+            f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3.5" fill="{colour}">'
+            f"<title>{escape(name)}: {_figure(x)}, {y:.4g}</title></circle>"
+        )
+    return parts
+
+
+def _stroke(
+    start: tuple[float, float], end: tuple[float, float], colour: str, more: str = ""
+) -> str:
+    return (
+        f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" '
+        f'stroke="{colour}" stroke-width="1.5" {more}/>'
+    )
+
+
+def _marked(
+    mark: tuple[float, str], low: float, high: float, place: _Place, ys: tuple[float, float]
+) -> list[str]:
+    x, told = mark
+    right = (x - low) / (high - low) > 0.5
+    foot, head = place(x, ys[0]), place(x, ys[1])
+    anchor, aside = ("end", -5) if right else ("start", 5)
+    return [
+        _stroke(foot, head, "var(--good)", 'stroke-dasharray="2 3"'),
+        f'<text x="{head[0] + aside:.1f}" y="{head[1] + 11:.1f}" text-anchor="{anchor}">'
+        f"{escape(told)}</text>",
+    ]
+
+
+def _axes(xs: tuple[float, float], ys: tuple[float, float], label: str, place: _Place) -> list[str]:
     parts = []
-    for tick in range(_TICKS + 1):
-        share = tick / _TICKS
-        down = _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
-        across = _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+    y_ticks, x_ticks = ticks(*ys), ticks(*xs)
+    for y, told in zip(y_ticks, tick_texts(y_ticks), strict=True):
+        down = place(xs[0], y)[1]
         parts.append(
             f'<line x1="{_LEFT}" y1="{down:.1f}" x2="{_WIDTH - _RIGHT}" y2="{down:.1f}" '
-            'stroke="var(--line)"/>'
-            f'<text x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">'
-            f"{y_low + share * (y_high - y_low):.4g}</text>"
+            f'stroke="var(--line)"/><text x="{_LEFT - 6}" y="{down + 4:.1f}" '
+            f'text-anchor="end">{told}</text>'
         )
-        anchor = "end" if tick == _TICKS else "start" if not tick else "middle"
-        if tick % 2 == 0:
-            told = _figure(x_low + share * (x_high - x_low))
-            parts.append(
-                f'<text x="{across:.1f}" y="{_HEIGHT - 16}" text-anchor="{anchor}">{told}</text>'
-            )
+    for x, told in zip(x_ticks, tick_texts(x_ticks), strict=True):
+        across = place(x, ys[0])[0]
+        anchor = "end" if across > _WIDTH - _RIGHT - 12 and len(told) > 3 else "middle"
+        parts.append(
+            f'<text x="{across:.1f}" y="{_HEIGHT - 20}" text-anchor="{anchor}">{told}</text>'
+        )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(
-        f'<text x="{middle}" y="{_HEIGHT - 2}" text-anchor="middle">{escape(label)}</text>'
+        f'<text x="{middle}" y="{_HEIGHT - 3}" text-anchor="middle">{escape(label)}</text>'
     )
     return parts
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Return a few round numbers between two others.
+
+    Args:
+        low: The smaller one.
+        high: The larger one.
+
+    Example:
+        >>> ticks(0.13, 0.58)
+        [0.2, 0.3, 0.4, 0.5]
+    """
+    step = _step(low, high)
+    return _multiples(step, math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9))
+
+
+def outer_ticks(values: Sequence[float]) -> list[float]:
+    """Return a few round numbers from below the least of some others to above the largest.
+
+    Args:
+        values: At least one.
+
+    Example:
+        >>> outer_ticks([0.813, 0.934])
+        [0.8, 0.85, 0.9, 0.95]
+    """
+    low, high = _span(values)
+    step = _step(low, high)
+    return _multiples(step, math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9))
+
+
+def _step(low: float, high: float) -> float:
+    raw = (high - low) / _TICKS
+    size = 10.0 ** math.floor(math.log10(raw))
+    return next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * (1 - 1e-9))
+
+
+def _multiples(step: float, first: int, last: int) -> list[float]:
+    digits = max(0, 1 - math.floor(math.log10(step)))
+    return [round(at * step, digits) + 0.0 for at in range(first, last + 1)]
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """Return round numbers as text, all with as many decimals as they need.
+
+    Example:
+        >>> tick_texts([0.0, 0.25, 0.5])
+        ['0', '0.25', '0.50']
+    """
+    if any(abs(value) >= 1e6 for value in values):
+        return [f"{value:.3g}" for value in values]
+    digits = max((len(f"{v:.10g}".partition(".")[2]) for v in values), default=0)
+    return ["0" if value == 0 else f"{value:,.{digits}f}" for value in values]
 
 
 def _span(values: Sequence[float], *, margin: bool = False) -> tuple[float, float]:
@@ -109,7 +211,8 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
 
 
-def _legend(names: Sequence[str]) -> str:
+def legend(names: Sequence[str]) -> str:
+    """Return the colours of a chart's series; nothing for one alone."""
     if len(names) < 2:
         return ""
     entries = "".join(
@@ -119,26 +222,144 @@ def _legend(names: Sequence[str]) -> str:
     return f'<div class="legend">{entries}</div>'
 
 
-def bar_list(rows: Sequence[tuple[str, float, str]], *, signed: bool = False) -> str:
+def bar_list(
+    rows: Sequence[tuple[str, float, *tuple[str, ...]]],
+    *,
+    signed: bool = False,
+    headings: Sequence[str] = (),
+    longest: float | None = None,
+) -> str:
     """Return a table with a bar beside each name.
 
     Args:
-        rows: Name, length of its bar, and what stands behind the bar.
+        rows: Name, length of its bar, and what stands behind the bar, in one cell or more.
         signed: Colour bars by their sign.
+        headings: Of the name, and of each cell behind the bar.
+        longest: The length that fills the column; None: that of the longest bar.
 
     Example:
         >>> bar_list([("a & b", 2.0, "2.0")]).count("a &amp; b")
         1
     """
-    longest = max((abs(value) for _, value, _ in rows), default=0.0) or 1.0
+    if not rows:
+        return ""
+    whole = longest or max(abs(value) for _, value, *_ in rows) or 1.0
     found = []
-    for name, value, told in rows:
+    if headings:
+        name, *cells = headings
+        heads = "".join(f'<th class="n">{escape(cell)}</th>' for cell in cells)
+        found.append(f"<tr><th>{escape(name)}</th><td></td>{heads}</tr>")
+    for name, value, *told in rows:
         colour = "var(--bad)" if signed and value < 0 else "var(--blue)"
-        wide = 100 * abs(value) / longest
-        bar = f'<rect width="{wide:.1f}" height="8" rx="1" fill="{colour}"/>'
+        wide = min(100.0, 100 * abs(value) / whole)
+        bar = f'<rect width="{wide:.1f}%" height="100%" rx="2" fill="{colour}"/>'
+        cells = [f'<td class="n">{escape(cell)}</td>' for cell in told]
         found.append(
-            f'<tr><td>{escape(name)}</td><td style="width:34%">'
-            f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" style="height:.7rem">{bar}</svg>'
-            f'</td><td class="n">{escape(told)}</td></tr>'
+            f'<tr><td>{breakable(name)}</td><td class="bar">'
+            f'<svg style="height:.7rem" aria-hidden="true">{bar}</svg></td>{"".join(cells)}</tr>'
         )
-    return f'<div class="scroll"><table>{"".join(found)}</table></div>' if found else ""
+    return framed("".join(found), headings or ("name", "figure"))
+
+
+class DotRow(NamedTuple):
+    """A row of :func:`dot_list`.
+
+    Args:
+        name: What it is about.
+        values: One a series; None where there is none.
+        before: A cell before the dots.
+        dim: Set it back: there is little behind it.
+    """
+
+    name: str
+    values: tuple[float | None, ...]
+    before: str = ""
+    dim: bool = False
+
+
+def dot_list(
+    rows: Sequence[DotRow],
+    *,
+    series: Sequence[str],
+    headings: tuple[str, str],
+    scale: Sequence[float] | None = None,
+) -> str:
+    """Return a table with a dot a series on one scale beside each name, and the figures.
+
+    Args:
+        rows: In order.
+        series: Names of the values, the first one in front.
+        headings: Of the name, and of the cell before the dots.
+        scale: Round numbers from end to end, as :func:`outer_ticks` gives them; None: of the rows.
+            A value beyond has its dot at the end.
+
+    Example:
+        >>> dot_list(
+        ...     [DotRow("a", (0.7, 0.6), "9")], series=["now", "then"], headings=("slice", "rows")
+        ... ).count("<circle")
+        2
+    """
+    if not rows:
+        return ""
+    every = [v for row in rows for v in row.values if v is not None]
+    scale = scale or outer_ticks(every or [0.0, 1.0])
+
+    def across(value: float) -> str:
+        share = (value - scale[0]) / (scale[-1] - scale[0])
+        return f"{3 + 94 * min(max(share, 0.0), 1.0):.1f}%"
+
+    marks = "".join(
+        f'<line x1="{across(x)}" y1="0" x2="{across(x)}" y2="100%" stroke="var(--line)"/>'
+        for x in scale
+    )
+    heads = "".join(f'<th class="n">{escape(name)}</th>' for name in series)
+    found = [
+        f'<tr><th>{escape(headings[0])}</th><th class="n">{escape(headings[1])}</th>'
+        f'<th class="bar">{_ends(scale)}</th>{heads}</tr>'
+    ]
+    for row in rows:
+        dots = "".join(
+            f'<circle cx="{across(value)}" cy="50%" r="4" fill="{_COLOURS[at]}"/>'
+            for at, value in reversed(list(enumerate(row.values)))
+            if value is not None
+        )
+        cells = "".join(
+            f'<td class="n">{"" if value is None else f"{value:.4f}"}</td>' for value in row.values
+        )
+        kind = ' class="dim"' if row.dim else ""
+        found.append(
+            f'<tr{kind}><td>{breakable(row.name)}</td><td class="n">{escape(row.before)}</td>'
+            f'<td class="bar"><svg style="height:1rem" aria-hidden="true">{marks}{dots}</svg></td>'
+            f"{cells}</tr>"
+        )
+    return framed("".join(found), (*headings, *series))
+
+
+def _ends(scale: Sequence[float]) -> str:
+    texts = tick_texts(scale)
+    if len(texts) < 2:
+        return ""
+    return f'<div class="ends"><span>{texts[0]}</span><span>{texts[-1]}</span></div>'
+
+
+def chips(rows: Sequence[tuple[str, Sequence[tuple[str, str]]]], headings: tuple[str, str]) -> str:
+    """Return a table of names, each with a few others and a figure of theirs.
+
+    Args:
+        rows: A name, and name and figure of each other.
+        headings: Of the names, and of the others.
+
+    Example:
+        >>> chips([("a", [("b", "0.9")])], ("item", "nearest")).count("<small>0.9</small>")
+        1
+    """
+    body = "".join(
+        f'<tr><td>{breakable(name)}</td><td><div class="chips">'
+        + "".join(
+            f"<span>{escape(other)} <small>{escape(told)}</small></span>" for other, told in others
+        )
+        + "</div></td></tr>"
+        for name, others in rows
+    )
+    heads = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    return framed(f"<tr>{heads}</tr>{body}", headings) if rows else ""
