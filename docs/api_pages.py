@@ -16,7 +16,8 @@ from mkdocs.structure.files import File, Files
 FRONT = (
     *("features", "data.join", "schema", "data.fit", "config", "model", "deep", "heads", "optim"),
     *("trainer", "metrics", "checkpoint", "bundle", "estimators", "serving.ranker"),
-    *("serving.catalogue", "serving.registry", "serving.impressions", "retrieval", "simulate"),
+    *("serving.catalogue", "serving.registry", "serving.impressions", "retrieval", "report"),
+    "simulate",
     "errors",
 )
 

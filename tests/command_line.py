@@ -23,6 +23,7 @@ VERBS = [
     "inspect",
     "validate",
     "publish",
+    "report",
     "rollback",
     "serve",  # which runs until it is told to end
     "simulate",

@@ -39,6 +39,7 @@ PUBLIC_NAMES = [
     "fit_schema",
     "join_actions",
     "load_config",
+    "make_report",
     "numeric",
 ]
 

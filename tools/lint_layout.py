@@ -51,7 +51,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "page": ("errors",),
     "gate": ("serving", "page"),
     "publish": ("gate",),
-    "report": ("estimators", "publish"),
+    "report": ("publish",),
     "simulate": ("estimators", "publish"),
     "commands": ("report", "simulate"),
     "cli": ("commands",),
@@ -62,7 +62,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
 # twins of the native ones say so by name.
 WITHOUT_TORCH = {
     *("__init__", "errors", "tensor_file", "features", "config", "kernels", "schema", "data"),
-    *("bundle", "metrics", "retrieval", "serving", "page", "gate", "publish", "cli"),
+    *("bundle", "metrics", "retrieval", "serving", "page", "gate", "publish", "report"),
+    "cli",
 }
 TORCH_TWINS = "torch_"
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from widedeep.features import FeatureSpec, bucketized, categorical, crossed, numeric
     from widedeep.model import WideDeep
     from widedeep.optim import FTRL, SGD, Adagrad, Adam
+    from widedeep.report import make_report
     from widedeep.schema import Schema
     from widedeep.serving.catalogue import Catalogue
     from widedeep.serving.ranker import Ranker
@@ -60,6 +61,7 @@ __all__ = [
     "fit_schema",
     "join_actions",
     "load_config",
+    "make_report",
     "numeric",
 ]
 
@@ -84,6 +86,7 @@ _MODULE_OF = {
     "fit_schema": "data.fit",
     "join_actions": "data.join",
     "load_config": "config",
+    "make_report": "report",
     "numeric": "features",
 }
 

@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         cli_bench,
         cli_bundle,
         cli_gate,
+        cli_report,
         cli_rollback,
         cli_run,
         cli_serve,
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_run.add_verbs(verbs)
     cli_bundle.add_verbs(verbs)
     cli_gate.add_verbs(verbs)
+    cli_report.add_verbs(verbs)
     cli_rollback.add_verbs(verbs)
     cli_serve.add_verbs(verbs)
     cli_simulate.add_verbs(verbs)

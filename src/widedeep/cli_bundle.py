@@ -23,8 +23,8 @@ from widedeep.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from widedeep.bundle import Bundle
-    from widedeep.commands.inspection import WideWeight
     from widedeep.commands.score import ScoreReport
+    from widedeep.report.inspection import WideWeight
     from widedeep.schema import Schema
 
 __all__ = ["add_verbs"]
@@ -54,8 +54,8 @@ def _add_evaluate(verbs: Verbs) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from widedeep.commands.evaluate import evaluate_bundle
     from widedeep.commands.find_bundle import load_bundle
+    from widedeep.report.evaluation import evaluate_bundle
 
     data = arguments.data or _test_data(Path(arguments.model))
     bundle = load_bundle(arguments.model)
@@ -236,7 +236,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_schema(schema: Schema, arguments: argparse.Namespace, top: int) -> None:
-    from widedeep.commands.inspection import vocabulary_table
+    from widedeep.report.inspection import vocabulary_table
 
     if arguments.row is not None:
         raise ConfigError(f"{arguments.model}: a schema scores no row; give --row with a bundle")
@@ -251,7 +251,7 @@ def _inspect_schema(schema: Schema, arguments: argparse.Namespace, top: int) -> 
 
 
 def _inspect_row(bundle: Bundle, arguments: argparse.Namespace) -> None:
-    from widedeep.commands.inspection import explanation_table
+    from widedeep.report.inspection import explanation_table
 
     try:
         row = json.loads(arguments.row)
@@ -267,7 +267,12 @@ def _inspect_row(bundle: Bundle, arguments: argparse.Namespace) -> None:
 
 
 def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> None:
-    from widedeep.commands.inspection import layer_sizes, table_sizes, top_wide_weights
+    from widedeep.report.inspection import (
+        layer_sizes,
+        logit_name,
+        table_sizes,
+        top_wide_weights,
+    )
 
     sizes, layers = table_sizes(bundle), layer_sizes(bundle)
     positive, negative = top_wide_weights(bundle, top=top, column=arguments.logit)
@@ -290,7 +295,8 @@ def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> 
     total = sum(s.numbers for s in sizes) + sum(size for _, _, size in layers)
     print_table(["layer", "shape", "weights"], cells, right=["weights"])
     print_text(f"{total:,} weights in all")
-    logit = _logit_name(bundle, arguments.logit)
+    named = logit_name(bundle, arguments.logit)
+    logit = f" of {named}" if named else ""
     for title, weights in (("positive", positive), ("negative", negative)):
         print_text(f"\nStrongest {title} wide weights{logit}")
         _print_weights(weights)
@@ -310,18 +316,6 @@ def _print_history(bundle: Bundle) -> None:
         for name, told in bundle.history.items()
     ]
     print_table(["column", "holds", "by", "window"], cells)
-
-
-def _logit_name(bundle: Bundle, column: int) -> str:
-    """Name the logit where there are several."""
-    if bundle.model.n_logits == 1:
-        return ""
-    head = next(head for head in bundle.model.heads if head.start <= column < head.stop)
-    place = column - head.start
-    label = f" of class {head.classes[place] if head.classes else place}"
-    return (f" of head {head.name}" if head.name else "") + (
-        label if head.stop - head.start > 1 else ""
-    )
 
 
 def _print_weights(weights: list[WideWeight]) -> None:

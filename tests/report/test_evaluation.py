@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from widedeep.commands.evaluate import evaluate_bundle
 from widedeep.commands.find_bundle import load_bundle
 from widedeep.errors import BundleError, DataError
+from widedeep.report.evaluation import evaluate_bundle
 
 
 def close(one: dict[str, float], other: dict[str, float]) -> None:

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from widedeep.commands.inspection import (
+from widedeep.errors import DataError
+from widedeep.report.inspection import (
     explanation_table,
     layer_sizes,
     table_sizes,
     top_wide_weights,
     vocabulary_table,
 )
-from widedeep.errors import DataError
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 
-__all__ = ["evaluate_bundle"]
+__all__ = ["BundleMetrics", "evaluate_bundle"]
 
 _CHUNK_ROWS = 16_384
 HeadMetrics = BinaryMetrics | MulticlassMetrics | RegressionMetrics
@@ -35,20 +35,47 @@ def evaluate_bundle(bundle: Bundle, data: Data, *, threads: int = 1) -> dict[str
     Raises:
         DataError: If the data has no rows, lacks a column, or holds a label out of range.
     """
-    grouped = bundle.schema.spec.group is not None
-    heads = [
-        (index, head, _head_metrics(head, grouped=grouped))
-        for index, head in enumerate(bundle.model.heads)
-    ]
+    metrics = BundleMetrics(bundle)
     for batch in _labelled_batches(bundle, data, threads):
         scores = bundle.scores_of(bundle.logits(batch, threads=threads))
-        by_head = scores if isinstance(scores, dict) else {heads[0][1].name: scores}
-        for index, head, metrics in heads:
+        only = bundle.model.heads[0].name
+        metrics.update(scores if isinstance(scores, dict) else {only: scores}, batch)
+    return metrics.compute()
+
+
+class BundleMetrics:
+    """Collects the metrics of a bundle's heads.
+
+    Args:
+        bundle: A trained model.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        grouped = bundle.schema.spec.group is not None
+        self._heads = [(head, _head_metrics(head, grouped=grouped)) for head in bundle.model.heads]
+
+    def update(self, by_head: Mapping[str, NDArray[np.float64]], batch: Batch) -> None:
+        """Add rows.
+
+        Args:
+            by_head: Their scores.
+            batch: With their labels.
+        """
+        for index, (head, metrics) in enumerate(self._heads):
             _update(metrics, by_head[head.name], batch, index)
-    found = {head.name: metrics.compute() for _, head, metrics in heads}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    return {f"{head}/{name}": v for head, metrics in found.items() for name, v in metrics.items()}
+
+    def by_head(self) -> dict[str, dict[str, float]]:
+        """Return each head's metrics."""
+        return {head.name: metrics.compute() for head, metrics in self._heads}
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics by name, prefixed ``head/`` if there are several heads."""
+        found = self.by_head()
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return {
+            f"{head}/{name}": v for head, metrics in found.items() for name, v in metrics.items()
+        }
 
 
 def _head_metrics(head: BundleHead, *, grouped: bool) -> HeadMetrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, Explanation
 from widedeep.errors import DataError
-from widedeep.schema import Schema
+from widedeep.schema import FIRST_KNOWN_ID, Schema
 
 __all__ = [
     "TableSize",
     "WideWeight",
     "explanation_table",
     "layer_sizes",
+    "logit_name",
     "table_sizes",
     "top_wide_weights",
     "vocabulary_table",
+    "wide_zeros",
 ]
 
 
@@ -72,7 +74,7 @@ class TableSize:
 
 
 def top_wide_weights(
-    bundle: Bundle, *, top: int = 20, column: int = 0
+    bundle: Bundle, *, top: int = 20, column: int = 0, features: Collection[str] | None = None
 ) -> tuple[list[WideWeight], list[WideWeight]]:
     """Return the largest positive and the largest negative wide weights, by name.
 
@@ -80,6 +82,7 @@ def top_wide_weights(
         bundle: A trained model.
         top: How many of each, at least 1.
         column: Which logit: a head's, or a class's.
+        features: Of which features; None: of all.
 
     Raises:
         DataError: If there is no such logit column.
@@ -88,6 +91,8 @@ def top_wide_weights(
         raise DataError(f"got logit {column}, expected 0 to {bundle.model.n_logits - 1}")
     found: list[tuple[float, str, int]] = []
     for name in bundle.model.wide:
+        if features is not None and name not in features:
+            continue
         weights = np.asarray(bundle.weights[f"wide/{name}"][:, column])
         found += [(float(weights[id_]), name, id_) for id_ in _extremes(weights, top)]
     found.sort(key=lambda entry: (-abs(entry[0]), entry[1], entry[2]))
@@ -142,6 +147,21 @@ def table_sizes(bundle: Bundle) -> list[TableSize]:
     return sorted(sizes, key=lambda size: (size.part != "wide", -size.numbers, size.name))
 
 
+def wide_zeros(bundle: Bundle) -> list[tuple[str, int, int]]:
+    """Return feature, weights that are zero, and weights in all, the largest feature first.
+
+    The ids of missing and unseen values are left out: most features never meet them.
+
+    Args:
+        bundle: A trained model.
+    """
+    found = []
+    for name in bundle.model.wide:
+        known = bundle.weights[f"wide/{name}"][FIRST_KNOWN_ID:]
+        found.append((name, known.size - int(np.count_nonzero(known)), known.size))
+    return sorted(found, key=lambda entry: (-entry[2], entry[0]))
+
+
 def layer_sizes(bundle: Bundle) -> list[tuple[str, tuple[int, ...], int]]:
     """Return name, shape and number of weights of each layer of the standard tower."""
     sizes: list[tuple[str, tuple[int, ...], int]] = []
@@ -156,6 +176,17 @@ def layer_sizes(bundle: Bundle) -> list[tuple[str, tuple[int, ...], int]]:
         sizes.append(("output", (head.shape[1], head.shape[0]), head.size))
     sizes.append(("bias", tuple(bundle.weights["bias"].shape), bundle.weights["bias"].size))
     return sizes
+
+
+def logit_name(bundle: Bundle, column: int) -> str:
+    """Return which head and class a logit is of; nothing where there is one logit alone."""
+    if bundle.model.n_logits == 1:
+        return ""
+    head = next(head for head in bundle.model.heads if head.start <= column < head.stop)
+    place = column - head.start
+    label = f"class {head.classes[place] if head.classes else place}"
+    parts = [f"head {head.name}"] if head.name else []
+    return " of ".join([label, *parts] if head.stop - head.start > 1 else parts)
 
 
 def explanation_table(explanation: Explanation) -> list[dict[str, Any]]:

@@ -1,0 +1,147 @@
+"""The report on whatever a path names: a run, a bundle, or the version that serves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from widedeep.bundle import Bundle
+from widedeep.commands.find_bundle import bundle_place, served_bundle
+from widedeep.commands.run_directory import RunDirectory
+from widedeep.commands.train import training_data
+from widedeep.config import load_config
+from widedeep.config_gate import GateConfig
+from widedeep.data.sources import open_source
+from widedeep.errors import ConfigError, DataError
+from widedeep.publish.lineage import is_models_directory
+from widedeep.publish.record import RECORDS
+from widedeep.report import Report, RunRecord, make_report
+
+__all__ = ["report_on", "report_place"]
+
+
+def report_on(
+    model: str | os.PathLike[str],
+    data: Any | None = None,
+    *,
+    against: str | os.PathLike[str] | None = None,
+    models: str | os.PathLike[str] | None = None,
+    slices: tuple[str, ...] | None = None,
+    unit: str | None = None,
+    top: int = 12,
+    threads: int = 1,
+) -> Report:
+    """Report on a run, a bundle, or the version of a folder that serves.
+
+    Args:
+        model: Its folder.
+        data: Labelled rows; None: the test data of the run that the bundle is of, or else what it
+            was validated on.
+        against: A run, a bundle, or a folder of versions to compare with; None: the version that
+            the model followed, or that serves, where there is a folder of versions.
+        models: That folder, or its URL; None: the one that the model lies in, if it does.
+        slices: Columns whose values are told each on its own; None: those of few values.
+        unit: Column that is resampled whole for intervals; None: the schema's group.
+        top: Weights of each sign.
+        threads: Threads to use; the report does not depend on it.
+
+    Raises:
+        BundleError: If a model does not load.
+        DataError: If the data has no rows or lacks a column.
+        SchemaError: If the models predict different labels.
+    """
+    path = Path(model)
+    if is_models_directory(path):
+        bundle_path, models = served_bundle(path), models or path
+    else:
+        bundle_path = bundle_place(path)
+        if models is None and (bundle_path.absolute().parent / RECORDS).is_dir():
+            models = bundle_path.absolute().parent
+    bundle = Bundle.load(bundle_path)
+    run = _run_of(bundle)
+    other = None if against is None else served_bundle(against)
+
+    def made(rows: Any | None) -> Report:
+        return make_report(
+            bundle,
+            rows,
+            against=other,
+            history=RunRecord() if run is None else _record(run),
+            models=models,
+            config=GateConfig(slices=slices, unit=unit),
+            top=top,
+            threads=threads,
+        )
+
+    if data is not None or run is None:
+        return made(data)
+    found, why = _data_of(run)
+    if found is not None:
+        return made(found)
+    report = made(None)
+    return dataclasses.replace(report, notes=[*report.notes, why])
+
+
+def report_place(model: str | os.PathLike[str]) -> Path:
+    """Return where a report goes unless a place is named: a run's folder, or here.
+
+    Args:
+        model: As given to :func:`report_on`.
+    """
+    path = Path(model)
+    in_run = (path / "history.json").exists() and (path / "bundle").is_dir()
+    return path / "report.html" if in_run else Path("report.html")
+
+
+def _run_of(bundle: Bundle) -> RunDirectory | None:
+    """The run that wrote the bundle, if it lies in its folder."""
+    run = RunDirectory(bundle.path.absolute().parent)
+    same = run.read_metrics().get("schema") == bundle.schema.fingerprint
+    return run if bundle.path.name == run.bundle.name and same else None
+
+
+def _record(run: RunDirectory) -> RunRecord:
+    history = _read(run.history) or []
+    kept = _kept_step(history, run.read_metrics().get("valid", {}))
+    return RunRecord(history=history, kept_step=kept, warm_start=_read(run.warm_start))
+
+
+def _read(path: Path) -> Any | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: got a damaged file ({error}); delete it to report without it"
+        ) from error
+
+
+def _kept_step(history: list[dict[str, Any]], kept: Mapping[str, Any]) -> int | None:
+    """The step whose figures are those of the model that was kept, if it is not the last."""
+    for row in history[:-1]:
+        found = {k.removeprefix("valid/"): v for k, v in row.items() if k.startswith("valid/")}
+        if found and found == kept:
+            return int(row["step"])
+    return None
+
+
+def _data_of(run: RunDirectory) -> tuple[Any | None, str]:
+    """What the run was tested on, or else validated on; or why there is nothing."""
+    if not run.config.exists():
+        return None, "The run's folder has no configuration that would name test data."
+    config = load_config(run.config)
+    found = config.data.test
+    if found is None and config.data.train is not None:
+        found = training_data(config)[1]
+    if found is None:
+        return None, "The run's configuration names neither test nor validation data."
+    try:
+        with open_source(found):
+            return found, ""
+    except DataError as error:
+        return None, f"The data that the run's configuration names cannot be read: {error}"

@@ -1,0 +1,131 @@
+"""Whose embeddings point the same way: the nearest neighbours of frequent values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle
+from widedeep.features import Categorical
+from widedeep.schema import Schema, Slot
+
+__all__ = ["Neighbours", "embedded_features", "nearest_values"]
+
+_FEWEST_VALUES = 4
+_FEWEST_SEEN = 5
+_ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Neighbours:
+    """A value and those nearest to it.
+
+    Args:
+        value: What the embedding is of.
+        count: How often training saw it.
+        nearest: Values with their cosine, the nearest first.
+    """
+
+    value: str
+    count: int
+    nearest: list[tuple[str, float]]
+
+
+def embedded_features(bundle: Bundle) -> list[str]:
+    """Return the features whose embeddings stand for known values, one a table.
+
+    The item's come first, then those of more values.
+
+    Args:
+        bundle: A trained model.
+    """
+    schema = bundle.schema
+    slots = {slot.name: slot for slot in schema.slots}
+    found: list[tuple[bool, bool, int, str]] = []
+    for column in bundle.model.deep:
+        feature = schema.spec.by_name[column.name]
+        if column.source != "table" or not isinstance(feature, Categorical):
+            continue
+        known = len(schema.vocabularies.get(schema.vocabulary_key(column.name), ()))
+        if feature.hash_buckets or feature.num_buckets or known < _FEWEST_VALUES:
+            continue
+        owner = slots[column.name].table == column.name
+        found.append((column.name not in schema.spec.item, not owner, -known, column.name))
+    tables: dict[str, str] = {}
+    for *_, name in sorted(found):
+        tables.setdefault(slots[name].table, name)
+    return list(tables.values())
+
+
+def nearest_values(
+    bundle: Bundle, feature: str, *, values: int = 8, nearest: int = 5
+) -> list[Neighbours]:
+    """Return the nearest neighbours of a feature's most frequent values, by cosine.
+
+    Values that training saw fewer than five times are left out: their embeddings have hardly moved
+    from where chance put them. Where it counted none, as with a given vocabulary, all are taken.
+
+    Args:
+        bundle: A trained model.
+        feature: One of :func:`embedded_features`.
+        values: How many values.
+        nearest: How many neighbours of each.
+    """
+    schema = bundle.schema
+    slot = next(slot for slot in schema.slots if slot.name == feature)
+    vocabulary = schema.vocabularies[schema.vocabulary_key(feature)]
+    counts = np.asarray(vocabulary.counts)
+    first = slot.size - len(vocabulary)
+    known = np.arange(len(vocabulary))
+    if counts.any():
+        known = known[counts >= _FEWEST_SEEN]
+    asked = known[np.argsort(-counts[known], kind="stable")[:values]]
+    table = bundle.weights[f"table/{slot.table}"]
+    found = _cosines(table, first + asked, first + known, nearest)
+    return [
+        Neighbours(
+            value=schema.describe_id(feature, int(first + at)),
+            count=int(counts[at]),
+            nearest=[(_name(schema, slot, id_), cosine) for id_, cosine in row],
+        )
+        for at, row in zip(asked.tolist(), found, strict=True)
+    ]
+
+
+def _name(schema: Schema, slot: Slot, id_: int) -> str:
+    return schema.describe_id(slot.name, id_)
+
+
+def _cosines(
+    table: NDArray[np.float32],
+    asked: NDArray[np.int64],
+    known: NDArray[np.int64],
+    nearest: int,
+) -> list[list[tuple[int, float]]]:
+    """Of each asked row the ids and cosines of the nearest known ones, itself left out.
+
+    The table is read once, some rows at a time: it may be larger than what memory should hold.
+    """
+    queries = _unit(table[asked])
+    best: list[list[tuple[int, float]]] = [[] for _ in asked]
+    for start in range(0, len(known), _ROWS_AT_ONCE):
+        ids = known[start : start + _ROWS_AT_ONCE]
+        cosines = queries @ _unit(table[ids]).T
+        cosines[asked[:, None] == ids[None, :]] = -np.inf
+        cosines[np.isnan(cosines)] = -np.inf  # an embedding of zeros points nowhere
+        kept = min(nearest, len(ids))
+        top = np.argpartition(-cosines, kept - 1, axis=1)[:, :kept]
+        for at, places in enumerate(top):
+            more = [(int(ids[p]), float(cosines[at, p])) for p in places]
+            every = sorted([*best[at], *more], key=lambda pair: (-pair[1], pair[0]))
+            best[at] = [pair for pair in every[:nearest] if pair[1] > -np.inf]
+    return best
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = rows.astype(np.float64)
+    lengths = np.sqrt((wide**2).sum(axis=1, keepdims=True))
+    found: NDArray[np.float64] = wide / np.where(lengths > 0, lengths, np.nan)
+    return found

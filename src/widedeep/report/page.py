@@ -1,0 +1,250 @@
+"""The report as a page: its frame, and the sections on training, versions and configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from widedeep.gate.verdict_page import verdict_text
+from widedeep.page import (
+    charts,
+    contents,
+    document,
+    line_chart,
+    note,
+    pair,
+    section,
+    subsection,
+    table,
+    tiles,
+)
+from widedeep.report.page_model import (
+    inputs_section,
+    neighbours_section,
+    size_section,
+    wide_section,
+)
+from widedeep.report.page_quality import headline, quality_sections
+from widedeep.report.page_text import bytes_text, figure, moment
+
+__all__ = ["report_page"]
+
+_MOST_VERSIONS = 40
+
+
+def report_page(report: Mapping[str, Any]) -> str:
+    """Return a report as a page that needs nothing else.
+
+    Args:
+        report: As :meth:`widedeep.report.Report.to_json` gives it.
+    """
+    sections = {
+        "Gate": _gate(report["verdict"]),
+        **quality_sections(report),
+        "Training": _training(report["run"]),
+        "Wide part": wide_section(report),
+        "Embeddings": neighbours_section(report),
+        "Inputs": inputs_section(report),
+        "Size": size_section(report),
+        "Versions": _versions(report["lineage"]),
+        "Configuration": _configuration(report),
+    }
+    shown = {heading: body for heading, body in sections.items() if body}
+    return document(
+        report["name"],
+        [
+            tiles(headline(report)),
+            *(note(text) for text in report["notes"]),
+            contents(list(shown)),
+            *(section(heading, body) for heading, body in shown.items()),
+        ],
+        subtitle=_subtitle(report),
+    )
+
+
+def _subtitle(report: Mapping[str, Any]) -> str:
+    parts = [f"Predicts {', '.join(report['bundle']['labels'].values()) or 'no label'}"]
+    if report["bundle"]["rows"]:
+        parts.append(f"fitted on {report['bundle']['rows']:,} rows")
+    if report["data"]:
+        names = _names(report["data"]["inputs"])
+        parts.append(f"judged on {report['data']['rows']:,} rows of {names}")
+    if report["against"]:
+        parts.append(f"beside {report['against']['name']}")
+    return f"{', '.join(parts)}. Written {moment(report['created'])} UTC."
+
+
+def _names(inputs: Sequence[Mapping[str, Any]]) -> str:
+    names = ["/".join(Path(entry["path"] or entry["name"]).parts[-2:]) for entry in inputs]
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def _gate(verdict: Mapping[str, Any] | None) -> str:
+    return "" if verdict is None else verdict_text(verdict)
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    history: Sequence[Mapping[str, Any]] = run["history"]
+    told = _warm(run["warm_start"])
+    if not history:
+        return told
+    speeds = [row["rows_per_s"] for row in history if row.get("rows_per_s")]
+    if speeds:
+        last = history[-1]
+        steps = f"{last['step']:,} steps, " if last.get("step") else ""
+        told += note(
+            f"{steps}{last.get('rows', 0):,} rows learned; "
+            f"{sorted(speeds)[len(speeds) // 2]:,.0f} rows a second."
+        )
+    if len(history) < 2:
+        row = history[0]
+        cells = [[name, figure(value)] for name, value in row.items() if _is_number(value)]
+        return told + table(["the one evaluation", "figure"], cells, numbers=["figure"])
+    return told + charts(*_charts(history, run["kept_step"]))
+
+
+def _charts(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> list[str]:
+    """Loss, the metric that ranks or fits, and how many wide weights are not zero."""
+    stepped = all(_is_number(row.get("step")) for row in history)
+    xs = [float(row["step"]) if stepped else at + 1.0 for at, row in enumerate(history)]
+
+    def points(column: str) -> list[tuple[float, float]]:
+        return [
+            (x, float(row[column]))
+            for x, row in zip(xs, history, strict=True)
+            if _is_number(row.get(column))
+        ]
+
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    wanted = {
+        "Loss": ["loss", *_measured(columns, "log_loss")],
+        "AUC": _measured(columns, "auc"),
+        "Root mean squared error": _measured(columns, "rmse"),
+        "Accuracy": [] if _measured(columns, "auc") else _measured(columns, "accuracy"),
+        "Wide weights that are not zero": ["nonzero_wide"],
+    }
+    mark = None if kept_step is None else (float(kept_step), "kept")
+    label = "step" if stepped else "evaluation"
+    found = []
+    for heading, names in wanted.items():
+        lines = {_line_name(name): points(name) for name in names}
+        chart = line_chart(lines, x_label=label, mark=mark if stepped else None)
+        found.append(subsection(heading, chart) if chart else "")
+    return found
+
+
+def _measured(columns: Sequence[str], metric: str) -> list[str]:
+    """The columns of a metric on rows not yet learned: validation, or a stream's next shard."""
+    return [
+        name
+        for name in columns
+        if name.partition("/")[0] in ("valid", "before") and name.rpartition("/")[2] == metric
+    ]
+
+
+def _line_name(column: str) -> str:
+    names = {"loss": "training", "nonzero_wide": "not zero"}
+    kind, *rest = column.split("/")
+    told = {"valid": "validation", "before": "next shard"}.get(kind, names.get(kind, kind))
+    return " ".join([told, *rest[:-1]])
+
+
+def _warm(warm: Mapping[str, Any] | None) -> str:
+    if warm is None:
+        return ""
+    states = [moved["state"] for moved in warm["moved"]]
+    counts = {state: states.count(state) for state in ("carried", "remapped", "fresh")}
+    told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    return note(f"Started warm from {warm['path']}: of its tensors {told}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# ---- versions -----------------------------------------------------------------------------------
+
+
+def _versions(lineage: Sequence[Mapping[str, Any]]) -> str:
+    if not lineage:
+        return ""
+    newest = list(reversed(lineage))[:_MOST_VERSIONS]
+    names = ["auc", "log_loss", "rmse"]
+    names = [n for n in names if any(n in one.get("metrics", {}) for one in newest)]
+    rows = [
+        [
+            one["version"],
+            one.get("parent") or "",
+            moment(one.get("published")),
+            *(figure(one.get("metrics", {}).get(name)) for name in names),
+            bytes_text(one.get("bytes")),
+            _gate_word(one),
+            _state_word(one),
+        ]
+        for one in newest
+    ]
+    numbers = [{"auc": "AUC", "log_loss": "log loss", "rmse": "RMSE"}[name] for name in names]
+    heads = ["version", "after", "published", *numbers, "size", "gate", "state"]
+    strong = [at for at, one in enumerate(newest) if one["this"]]
+    older = len(lineage) - len(newest)
+    return table(heads, rows, numbers=[*numbers, "size"], strong=strong) + (
+        note(f"{older:,} older versions are not shown.") if older else ""
+    )
+
+
+def _gate_word(one: Mapping[str, Any]) -> str:
+    if "published" not in one:
+        return "no record"
+    return f"forced: {one['forced']}" if one["forced"] is not None else "passed"
+
+
+def _state_word(one: Mapping[str, Any]) -> str:
+    words = {
+        "this model": one["this"],
+        "serves": one["serves"],
+        "withdrawn": one["withdrawn"],
+        "deleted": not one["there"],
+    }
+    return ", ".join([word for word, true in words.items() if true] + one["labels"])
+
+
+# ---- configuration ------------------------------------------------------------------------------
+
+
+def _configuration(report: Mapping[str, Any]) -> str:
+    config = report["config"]
+    bundle = report["bundle"]
+    made = {
+        "bundle": bundle["path"],
+        "identity": bundle["sha256"][:16],
+        "schema": bundle["schema"][:16],
+        "written by": f"widedeep {bundle['created_by']}",
+    }
+    if report["against"]:
+        made["compared with"] = report["against"]["path"]
+    for entry in (report["data"] or {"inputs": []})["inputs"][:5]:
+        made.setdefault("judged on", entry["path"] or entry["name"])
+    model, train = (
+        subsection(title, _settings(config[key])) if isinstance(config.get(key), Mapping) else ""
+        for title, key in (("Model", "model"), ("Training", "train"))
+    )
+    return pair(subsection("This model", _settings(made)) + model, train)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    rows = [[key, _setting(value)] for key, value in values.items() if value is not None]
+    return table((), rows)
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_setting(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_setting(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

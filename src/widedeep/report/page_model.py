@@ -1,0 +1,194 @@
+"""The report's sections on the model itself: wide weights, embeddings, inputs, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from widedeep.page import bar_list, chips, note, pair, subsection, table
+from widedeep.report.page_text import bytes_text, count_text, percent
+
+__all__ = ["inputs_section", "neighbours_section", "size_section", "wide_section"]
+
+_MOVED = 0.25
+"""From this population stability index on, a distribution is taken to be another."""
+
+
+def wide_section(report: Mapping[str, Any]) -> str:
+    """Return the strongest wide weights by name, those of crosses first."""
+    found = ""
+    for entry in report["wide"]:
+        of = f", {entry['logit']}" if entry["logit"] else ""
+        for part, told in (("crosses", "Crosses"), ("others", "Single features")):
+            found += pair(
+                _weights(f"{told} that raise the score{of}", entry[part]["positive"]),
+                _weights(f"{told} that lower it{of}", entry[part]["negative"]),
+            )
+    if not found:
+        return ""
+    classes = max((head["kind"] == "multiclass" for head in report["heads"].values()), default=0)
+    more = " The first classes are shown." if classes else ""
+    return note(f"What each value adds to the logit, and how often training saw it.{more}") + found
+
+
+def _weights(heading: str, weights: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (
+            _weight_name(one),
+            float(one["weight"]),
+            f"{one['weight']:+.3f}",
+            "" if one["count"] is None else f"{one['count']:,}",
+        )
+        for one in weights
+    ]
+    chart = bar_list(rows, signed=True, headings=("value", "weight", "seen"))
+    return subsection(heading, chart) if chart else ""
+
+
+def _weight_name(one: Mapping[str, Any]) -> str:
+    """A cross names its own parts; another value needs its feature."""
+    told = str(one["value"])
+    return told if " & " in told and "=" in told else f"{one['feature']} = {told}"
+
+
+def neighbours_section(report: Mapping[str, Any]) -> str:
+    """Return frequent values with those whose embeddings are nearest."""
+    blocks = []
+    for feature, rows in report["neighbours"].items():
+        shown = [
+            (
+                f"{one['value']}" + (f" ({one['count']:,})" if one["count"] else ""),
+                [(value, f"{cosine:.2f}") for value, cosine in one["nearest"]],
+            )
+            for one in rows
+        ]
+        if shown:
+            blocks.append(subsection(feature, chips(shown, ("value", "nearest"))))
+    if not blocks:
+        return ""
+    told = "The most frequent values, how often training saw them, and those whose embeddings "
+    return note(told + "point most nearly the same way, with the cosine.") + pair(*blocks)
+
+
+def inputs_section(report: Mapping[str, Any]) -> str:
+    """Return what went into training, and how the rows of today differ."""
+    inputs = report["inputs"]
+    if not inputs:
+        return ""
+    now = any(one["missing_now"] is not None for one in inputs)
+    heads = ["feature", "kind", "values", "missing"]
+    heads += ["now", "unseen", "moved"] if now else []
+    rows: list[list[str]] = []
+    bad: list[int] = []
+    for one in inputs:
+        kind = f"{one['kind']}; {one['place']}"
+        row = [one["feature"], kind, _values(one), percent(one["missing"])]
+        if now:
+            row += [percent(one["missing_now"]), percent(one["unseen"]), _index(one["psi"])]
+            if (one["psi"] or 0) >= _MOVED:
+                bad.append(len(rows))
+        rows.append([*row, _typical(one)])
+    numbers = [heading for heading in heads if heading not in ("feature", "kind", "values")]
+    told = "As training saw them."
+    if now:
+        told = (
+            "As training saw them; and of the rows that the model was judged on: now, the share "
+            "of nulls; unseen, that of values which the model does not know; moved, the "
+            f"population stability index of the known values, from {_MOVED} on in red."
+        )
+    shown = table([*heads, "typical"], rows, numbers=numbers, bad=bad)
+    notes = "".join(note(f"{text[:1].upper()}{text[1:]}.") for text in report["fit_notes"])
+    return note(told) + shown + _moved_most(inputs) + notes
+
+
+def _index(psi: float | None) -> str:
+    return "" if psi is None else f"{psi:.3f}"
+
+
+def _values(one: Mapping[str, Any]) -> str:
+    if one["range"]:
+        return " to ".join(f"{one['range'][key]:,.4g}" for key in ("minimum", "maximum"))
+    if one["values"] is None:
+        return ""
+    rarer = f" + {one['left_out']:,} rarer" if one["left_out"] else ""
+    return f"{one['values']:,}{rarer}"
+
+
+def _typical(one: Mapping[str, Any]) -> str:
+    if one["range"]:
+        return f"mean {one['range']['mean']:,.4g}"
+    shown = one["top"] if one["kind"] != "crossed" else one["top"][:1]
+    return ", ".join(f"{value} {percent(share, 0)}" for value, share in shown)
+
+
+def _moved_most(inputs: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [one["feature"], one["moved_most"]]
+        for one in inputs
+        if one["moved_most"] and (one["psi"] or 0) >= _MOVED
+    ]
+    if not rows:
+        return ""
+    return subsection("What moved most", table(["feature", "value and its share"], rows))
+
+
+def size_section(report: Mapping[str, Any]) -> str:
+    """Return parameters by part, bytes by file, and how many wide weights are zero."""
+    tables, layers, files = report["tables"], report["layers"], report["files"]
+    parts = {
+        "wide weights": sum(_numbers(one) for one in tables if one["part"] == "wide"),
+        "embeddings": sum(_numbers(one) for one in tables if one["part"] == "deep"),
+        **{
+            f"{one['name']} ({' x '.join(map(str, one['shape']))})": one["numbers"]
+            for one in layers
+        },
+    }
+    embeddings = [
+        [one["name"], f"{one['rows']:,}", str(one["width"]), count_text(_numbers(one))]
+        for one in tables
+        if one["part"] == "deep"
+    ]
+    heads = ["embedding", "ids", "width", "parameters"]
+    ordered = sorted(files.items(), key=lambda entry: -entry[1])
+    return pair(
+        subsection(
+            "Parameters",
+            bar_list(
+                [(name, float(size), count_text(size)) for name, size in parts.items() if size],
+                headings=("part", "parameters"),
+            ),
+        )
+        + subsection(
+            "Files of the bundle",
+            bar_list(
+                [(name, float(size), bytes_text(size)) for name, size in ordered],
+                headings=("file", "size"),
+            ),
+        )
+        + (
+            subsection("Embeddings", table(heads, embeddings, numbers=heads[1:]))
+            if embeddings
+            else ""
+        ),
+        _sparsity(report["zeros"]),
+    )
+
+
+def _numbers(one: Mapping[str, Any]) -> int:
+    return int(one["rows"] * one["width"])
+
+
+def _sparsity(zeros: Sequence[Sequence[Any]]) -> str:
+    rows = [
+        (name, zero / size, percent(zero / size), f"{zero:,} of {size:,}")
+        for name, zero, size in zeros
+        if size
+    ]
+    if not rows:
+        return ""
+    chart = bar_list(rows, longest=1.0, headings=("feature", "zero", "weights"))
+    told = (
+        "Of the values that a feature knows: weights that L1 holds at exactly 0, or that no "
+        "example touched. Such a value tells nothing beyond the rest of the model."
+    )
+    return subsection("Wide weights that are zero", note(told), chart)

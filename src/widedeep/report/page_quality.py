@@ -1,0 +1,239 @@
+"""The report's sections on quality: metrics beside another model's, calibration, slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from widedeep.page import (
+    DotRow,
+    dot_list,
+    legend,
+    line_chart,
+    note,
+    outer_ticks,
+    pair,
+    subsection,
+    table,
+)
+from widedeep.report.page_text import bytes_text, count_text, figure, percent
+
+__all__ = ["headline", "quality_sections"]
+
+_SLICES_OF_A_COLUMN = 12
+_NAMES = {
+    "auc": "AUC",
+    "gauc": "AUC within groups",
+    "pr_auc": "average precision",
+    "log_loss": "log loss",
+    "normalized_entropy": "normalised entropy",
+    "calibration": "calibration (Σp / Σy)",
+    "ece": "expected calibration error",
+    "accuracy": "accuracy",
+    "accuracy_baseline": "accuracy of one answer for all",
+    "precision": "precision",
+    "recall": "recall",
+    "ndcg": "NDCG",
+    "map": "mean average precision",
+    "mrr": "mean reciprocal rank",
+    "hit_rate": "hit rate",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
+    "r2": "R²",
+    "mean_bias": "mean bias",
+    "label_mean": "mean label",
+    "prediction_mean": "mean prediction",
+    "rows": "rows",
+    "groups": "groups",
+}
+_HEADLINES = {
+    "binary": ("auc", "log_loss", "calibration", "gauc"),
+    "multiclass": ("accuracy", "log_loss", "auc"),
+    "regression": ("rmse", "mae", "r2"),
+}
+_SLICE_NAMES = {"auc": "AUC", "log_loss": "log loss", "rmse": "RMSE"}
+_LOWER_IS_BETTER = ("log_loss", "rmse")
+
+
+def headline(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the figures that stand on top of the page."""
+    found: list[tuple[str, ...]] = []
+    for name, head in report["heads"].items():
+        mine, theirs = head["metrics"]["model"], head["metrics"].get("against", {})
+        wanted = _HEADLINES[head["kind"]]
+        for metric in wanted if len(report["heads"]) == 1 else wanted[:2]:
+            if mine.get(metric) is None:
+                continue
+            told = _metric_name(metric).partition(" (")[0]
+            what = f"{told} of {name}" if name else told
+            more = [] if theirs.get(metric) is None else [f"{figure(theirs[metric])} before"]
+            found.append((what, figure(mine[metric]), *more))
+    tables, layers = report["tables"], report["layers"]
+    parameters = sum(t["rows"] * t["width"] for t in tables) + sum(x["numbers"] for x in layers)
+    found.append(("parameters", count_text(parameters), bytes_text(report["bundle"]["bytes"])))
+    weights = sum(size for _, _, size in report["zeros"])
+    if weights:
+        zero = sum(zero for _, zero, _ in report["zeros"]) / weights
+        found.append(("wide weights at zero", percent(zero), f"of {count_text(weights)}"))
+    return found
+
+
+def quality_sections(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sections by heading; empty ones say nothing."""
+    other = report["against"]["name"] if report["against"] else ""
+    several = len(report["heads"]) > 1
+    quality = slices = ""
+    for name, head in report["heads"].items():
+        metrics = _metrics_table(head, other)
+        blocks = [
+            subsection(f"Metrics of {name}" if several else "Metrics", metrics) if metrics else "",
+            _calibration(head, other),
+        ]
+        quality += pair(*blocks) + _classes(head["classes"])
+        slices += _slices([one for one in report["slices"] if one["head"] == name], name, other)
+    return {"Quality": quality, "Slices": slices}
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def _metrics_table(head: Mapping[str, Any], other: str) -> str:
+    mine, theirs = head["metrics"]["model"], head["metrics"].get("against")
+    rows: list[list[str]] = []
+    marks: dict[str, list[int]] = {"good": [], "bad": []}
+    for metric in sorted((m for m in mine if _base(m) in _NAMES), key=_order):
+        row = [_metric_name(metric), figure(mine[metric])]
+        if theirs is not None:
+            change = head["changes"].get(metric)
+            row += [figure(theirs.get(metric)), _change(metric, mine, theirs, change)]
+            if change and (change["low"] > 0 or change["high"] < 0):
+                marks["bad" if change["low"] > 0 else "good"].append(len(rows))
+        rows.append(row)
+    if not rows:
+        return ""
+    heads = ["metric", "this model"] + ([] if theirs is None else [other, "change"])
+    told = note(
+        "± is half a 95 % interval of the change, from resamples of the rows or of their units. "
+        "Green is better and red is worse beyond it."
+    )
+    shown = told if head["changes"] else ""
+    return table(heads, rows, numbers=heads[1:], good=marks["good"], bad=marks["bad"]) + shown
+
+
+def _base(metric: str) -> str:
+    return metric.partition("@")[0]
+
+
+def _order(metric: str) -> tuple[int, str]:
+    return list(_NAMES).index(_base(metric)), metric
+
+
+def _metric_name(metric: str) -> str:
+    base, _, cut = metric.partition("@")
+    return _NAMES[base] + (f" at {cut}" if cut else "")
+
+
+def _change(
+    metric: str,
+    mine: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    change: Mapping[str, float] | None,
+) -> str:
+    if mine.get(metric) is None or theirs.get(metric) is None:
+        return ""
+    if change is None or metric not in ("auc", "gauc", "log_loss", "calibration"):
+        moved = mine[metric] - theirs[metric]
+        return "" if metric in ("rows", "groups") and not moved else f"{moved:+.4f}"
+    half = (change["high"] - change["low"]) / 2
+    if metric == "log_loss":
+        return f"{100 * change['worse']:+.2f} % ± {100 * half:.2f}"
+    if metric == "calibration":
+        word = "further off" if change["worse"] > 0 else "nearer"
+        return f"{100 * abs(change['worse']):.1f} % {word} ± {100 * half:.1f}"
+    return f"{-change['worse']:+.4f} ± {half:.4f}"
+
+
+# ---- calibration --------------------------------------------------------------------------------
+
+
+def _calibration(head: Mapping[str, Any], other: str) -> str:
+    curve = head["curve"]
+    if not curve:
+        return ""
+    labels = {
+        "binary": ("mean score of a tenth of the rows", "upwards: the share of positives"),
+        "multiclass": ("mean probability of the first choice", "upwards: how often it was right"),
+        "regression": ("mean prediction of a tenth of the rows", "upwards: the mean label"),
+    }
+    across, up = labels[head["kind"]]
+    names = {"model": "this model", "against": other}
+    lines = {names[who]: [(x, y) for x, y, _ in points] for who, points in curve.items()}
+    errors = {}
+    if head["kind"] != "regression":
+        errors["this model"] = [
+            1.96 * math.sqrt(min(max(y * (1 - y), 0.0), 0.25) / max(rows, 1.0))
+            for _, y, rows in curve["model"]
+        ]
+    chart = line_chart(lines, x_label=across, diagonal=True, errors=errors)
+    told = f"Tenths of the rows by score; {up}; on the dashed line they agree."
+    whiskers = " Whiskers are 95 % intervals." if errors else ""
+    return subsection("Calibration", chart, note(told + whiskers))
+
+
+def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
+    if not classes:
+        return ""
+    heads = ["class", "share of the rows", "mean probability", "precision", "recall"]
+    rows = [
+        [
+            one["name"],
+            *(figure(one[key]) for key in ("observed", "predicted", "precision", "recall")),
+        ]
+        for one in classes
+    ]
+    return subsection("Classes", table(heads, rows, numbers=heads[1:]))
+
+
+# ---- slices -------------------------------------------------------------------------------------
+
+
+def _slices(slices: Sequence[Mapping[str, Any]], head: str, other: str) -> str:
+    columns: dict[str, list[Mapping[str, Any]]] = {}
+    for one in slices:
+        columns.setdefault(one["column"], []).append(one)
+    if not columns:
+        return ""
+    metric = slices[0]["metric"]
+    better = "less is better" if metric in _LOWER_IS_BETTER else "more is better"
+    of = f" of {head}" if head else ""
+    told = note(
+        f"{_SLICE_NAMES[metric]}{of} within each value of a column; {better}. Grey: too little "
+        "data to tell."
+    )
+    who = [key for key in ("model", "against") if key in slices[0]]
+    series = ["this model", other][: len(who)] if len(who) > 1 else [_SLICE_NAMES[metric]]
+    scale = _scale(slices, who, metric)
+    blocks = []
+    for name, found in columns.items():
+        rows = [
+            DotRow(
+                one["value"],
+                tuple(one[key].get(metric) for key in who),
+                f"{one['rows']:,}",
+                one["too_little"] is not None,
+            )
+            for one in found[:_SLICES_OF_A_COLUMN]
+        ]
+        rest = len(found) - len(rows)
+        chart = dot_list(rows, series=series, headings=("value", "rows"), scale=scale)
+        more = note(f"{rest:,} rarer values are not shown.") if rest else ""
+        blocks.append(subsection(name, chart, more))
+    return told + legend(series) + pair(*blocks)
+
+
+def _scale(slices: Sequence[Mapping[str, Any]], who: Sequence[str], metric: str) -> list[float]:
+    """One scale for all columns, of the slices that have data enough if there are any."""
+    sure = [one for one in slices if one["too_little"] is None] or slices
+    values = [one[key].get(metric) for one in sure for key in who]
+    return outer_ticks([value for value in values if value is not None] or [0.0, 1.0])
