@@ -254,8 +254,12 @@ def main() -> None:
     acquisitions(loop)
     loop.tell("Where the models came from")
     loop.run("inspect", "models")
+    loop.tell(
+        "One page about the newest model: what it learned, how good it is, where it comes from"
+    )
+    loop.run("report", "runs/2", "--models", "models", "--out", "report.html")
     print(f"\nall of it is in {place}; look at")
-    for page in ("served/examples/report.html", "runs/2/bundle.verdict.html"):
+    for page in ("report.html", "served/examples/report.html", "runs/2/bundle.verdict.html"):
         print(f"  {place / page}")
 
 

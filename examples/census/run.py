@@ -79,6 +79,8 @@ def main() -> None:
         f"{bundle.score([PERSON])[0]:.3f}"
     )
     print(bundle.explain(PERSON))
+    report = wd.make_report(bundle, DATA / "test.parquet", history=trainer.history, name="census")
+    print(f"\nall about it on one page: {report.save(f'{arguments.out}.report.html')}")
     serve_one_request(arguments.out)
 
 
