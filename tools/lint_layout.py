@@ -32,7 +32,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "config": ("features",),
     "kernels": ("config", "_native"),
     "schema": ("kernels", "tensor_file"),
-    "data": ("schema", "directory"),
+    "data": ("schema", "directory", "page"),
     "bundle": ("data",),
     "metrics": ("bundle",),
     "tables": ("bundle",),

@@ -155,7 +155,7 @@ def test_no_slices_no_history_one_row(tmp_path: Path) -> None:
     page = read_page(report.to_html())
     assert "#slices" not in page.links
     assert "#training" not in page.links
-    assert "judged on 1 rows" in page.text
+    assert "judged on 1 row of" in page.text
     one = wd.make_report(bundle, TEST.slice(0, 40), history=[{"epoch": 1, "loss": 0.5}])
     assert ["loss", "0.5000"] in read_page(one.to_html()).table("the one evaluation")
 

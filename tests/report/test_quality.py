@@ -16,7 +16,7 @@ from tests.report.pages import read_page
 from widedeep.config_gate import GateConfig
 from widedeep.errors import DataError, SchemaError
 from widedeep.report.evaluation import evaluate_bundle
-from widedeep.report.quality import measure_quality
+from widedeep.report.quality import gain_curve, measure_quality
 
 TEST = rows_of(2000, seed=9)
 
@@ -86,6 +86,23 @@ def test_calibration_of_tenths(both: tuple[wd.Bundle, wd.Bundle]) -> None:
         expected = tenths(bundle.score(TEST), numbers("click"))
         assert np.array(points)[:, :2] == pytest.approx(np.array(expected))
         assert [point[2] for point in points] == [200.0] * 10
+
+
+def test_gain(both: tuple[wd.Bundle, wd.Bundle]) -> None:
+    gain = measure_quality(*both, TEST, GateConfig()).heads[""]["gain"]
+    labels = numbers("click")
+    order = np.argsort(-both[0].score(TEST), kind="stable")
+    for share, found in gain["model"]:
+        expected = labels[order][: round(share * 2000)].sum() / labels.sum()
+        assert found == pytest.approx(expected, abs=2e-3)  # few scores are alike
+    for share, found in gain_curve(labels, np.zeros(2000), np.ones(2000)):
+        assert found == pytest.approx(share)  # all are: any order is as good
+    # The area under the curve and the AUC tell the same (both of many points).
+    rate = labels.mean()
+    area = np.trapezoid([y for _, y in gain["model"]], [x for x, _ in gain["model"]])
+    auc = oracle.roc_auc_score(labels, both[0].score(TEST))
+    assert area == pytest.approx(rate / 2 + (1 - rate) * auc, abs=2e-3)
+    assert gain_curve(np.zeros(3), np.zeros(3), np.ones(3)) == []
 
 
 def test_classes(tmp_path: Path) -> None:

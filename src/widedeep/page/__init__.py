@@ -1,6 +1,15 @@
 """Pages that need nothing else: tables and charts as HTML and inline SVG, no script, no network."""
 
-from widedeep.page.charts import DotRow, bar_list, chips, dot_list, legend, line_chart, outer_ticks
+from widedeep.page.charts import (
+    DotRow,
+    bar_list,
+    chips,
+    column_chart,
+    dot_list,
+    legend,
+    line_chart,
+    outer_ticks,
+)
 from widedeep.page.document import (
     charts,
     contents,
@@ -18,6 +27,7 @@ __all__ = [
     "bar_list",
     "charts",
     "chips",
+    "column_chart",
     "contents",
     "document",
     "dot_list",

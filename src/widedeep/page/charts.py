@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from widedeep.page.document import breakable, framed
 
-__all__ = ["DotRow", "bar_list", "chips", "dot_list", "legend", "line_chart", "outer_ticks"]
+__all__ = [
+    "DotRow",
+    "bar_list",
+    "chips",
+    "column_chart",
+    "dot_list",
+    "legend",
+    "line_chart",
+    "outer_ticks",
+]
 
 Points = Sequence[tuple[float, float]]
 
@@ -192,7 +201,8 @@ def tick_texts(values: Sequence[float]) -> list[str]:
         >>> tick_texts([0.0, 0.25, 0.5])
         ['0', '0.25', '0.50']
     """
-    if any(abs(value) >= 1e6 for value in values):
+    largest = max((abs(value) for value in values), default=0.0)
+    if largest >= 1e6 or 0 < largest < 1e-4:
         return [f"{value:.3g}" for value in values]
     digits = max((len(f"{v:.10g}".partition(".")[2]) for v in values), default=0)
     return ["0" if value == 0 else f"{value:,.{digits}f}" for value in values]
@@ -200,8 +210,9 @@ def tick_texts(values: Sequence[float]) -> list[str]:
 
 def _span(values: Sequence[float], *, margin: bool = False) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if low == high:
-        spread = abs(low) or 1.0
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, 1e-200):  # one value, as far as a chart can show
+        spread = size if size > 1e-200 else 1.0
         return low - 0.05 * spread, high + 0.05 * spread
     room = 0.06 * (high - low) if margin else 0.0
     return low - room, high + room
@@ -259,6 +270,36 @@ def bar_list(
             f'<svg style="height:.7rem" aria-hidden="true">{bar}</svg></td>{"".join(cells)}</tr>'
         )
     return framed("".join(found), headings or ("name", "figure"))
+
+
+def column_chart(bars: Sequence[tuple[str, float, str]], *, ends: tuple[str, str]) -> str:
+    """Return upright bars side by side, from 0 up.
+
+    Args:
+        bars: What each is about, its height, and what it tells when pointed at.
+        ends: What stands under the first and the last bar.
+
+    Example:
+        >>> days = [("Mon", 0.1, "0.1"), ("Tue", 0.2, "0.2")]
+        >>> column_chart(days, ends=("Mon", "Tue")).count("<rect")
+        2
+    """
+    if not bars:
+        return ""
+    highest = max(height for _, height, _ in bars) or 1.0
+    step = 100 / len(bars)
+    drawn = "".join(
+        f'<rect x="{at * step + step / 20:.2f}%" y="{98 - 96 * max(0.0, height) / highest:.1f}%" '
+        f'width="{step * 0.9:.2f}%" height="{2 + 96 * max(0.0, height) / highest:.1f}%" '
+        f'fill="var(--blue)"><title>{escape(told)}</title></rect>'
+        for at, (_, height, told) in enumerate(bars)
+    )
+    first, last = (escape(end) for end in ends)
+    return (
+        f'<svg style="height:8rem" role="img" aria-label="from {first} to {last}, at most '
+        f'{highest:.4f}">{drawn}</svg><div class="ends"><span>{first}</span>'
+        f"<span>highest: {highest:.4f}</span><span>{last}</span></div>"
+    )
 
 
 class DotRow(NamedTuple):

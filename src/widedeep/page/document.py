@@ -66,7 +66,8 @@ svg text {{ fill: var(--soft); font: 12px system-ui, sans-serif; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .82rem;
   color: var(--soft); }} .legend i {{ display: inline-block; width: .8rem; height: .25rem;
   margin-right: .35rem; vertical-align: middle; }}
-.ends {{ display: flex; justify-content: space-between; font-weight: 400; }}
+.ends {{ display: flex; justify-content: space-between; font-weight: 400; font-size: .82rem;
+  color: var(--soft); }}
 .chips {{ display: flex; flex-wrap: wrap; gap: .3rem; }}
 .chips span {{ background: var(--panel); border-radius: 6px; padding: .05rem .45rem; }}
 .chips small {{ color: var(--soft); font-variant-numeric: tabular-nums; }}

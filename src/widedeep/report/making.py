@@ -68,7 +68,8 @@ class Report:
         bundle: ``path``, ``sha256``, ``schema``, ``created_by``, ``bytes``.
         against: The same of the model that it is compared with; None without.
         data: ``rows``, ``unit`` and ``inputs`` of the rows it was judged on; None without.
-        heads: By head: ``kind``, ``metrics`` by model, ``changes``, ``curve``, ``classes``.
+        heads: By head: ``kind``, ``metrics`` by model, ``changes``, ``curve``, ``gain`` and
+            ``classes``.
         slices: One entry a slice of the data and head.
         run: How it was trained; empty if it is not known.
         verdict: Of the gate; None if there is none of these very bytes.
@@ -281,6 +282,7 @@ def _kept(bundle: Bundle) -> dict[str, dict[str, Any]]:
             "metrics": {"model": metrics[head.name]},
             "changes": {},
             "curve": {},
+            "gain": {},
             "classes": [],
         }
         for head in bundle.model.heads

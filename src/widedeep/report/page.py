@@ -26,7 +26,7 @@ from widedeep.report.page_model import (
     wide_section,
 )
 from widedeep.report.page_quality import headline, quality_sections
-from widedeep.report.page_text import bytes_text, figure, moment
+from widedeep.report.page_text import bytes_text, figure, moment, rows_text
 
 __all__ = ["report_page"]
 
@@ -66,10 +66,10 @@ def report_page(report: Mapping[str, Any]) -> str:
 def _subtitle(report: Mapping[str, Any]) -> str:
     parts = [f"Predicts {', '.join(report['bundle']['labels'].values()) or 'no label'}"]
     if report["bundle"]["rows"]:
-        parts.append(f"fitted on {report['bundle']['rows']:,} rows")
+        parts.append(f"fitted on {rows_text(report['bundle']['rows'])}")
     if report["data"]:
         names = _names(report["data"]["inputs"])
-        parts.append(f"judged on {report['data']['rows']:,} rows of {names}")
+        parts.append(f"judged on {rows_text(report['data']['rows'])} of {names}")
     if report["against"]:
         parts.append(f"beside {report['against']['name']}")
     return f"{', '.join(parts)}. Written {moment(report['created'])} UTC."

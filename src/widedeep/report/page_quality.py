@@ -88,9 +88,9 @@ def quality_sections(report: Mapping[str, Any]) -> dict[str, str]:
         metrics = _metrics_table(head, other)
         blocks = [
             subsection(f"Metrics of {name}" if several else "Metrics", metrics) if metrics else "",
-            _calibration(head, other),
+            _calibration(head, other) + _gain(head["gain"], other) + _classes(head["classes"]),
         ]
-        quality += pair(*blocks) + _classes(head["classes"])
+        quality += pair(*blocks)
         slices += _slices([one for one in report["slices"] if one["head"] == name], name, other)
     return {"Quality": quality, "Slices": slices}
 
@@ -167,8 +167,7 @@ def _calibration(head: Mapping[str, Any], other: str) -> str:
         "regression": ("mean prediction of a tenth of the rows", "upwards: the mean label"),
     }
     across, up = labels[head["kind"]]
-    names = {"model": "this model", "against": other}
-    lines = {names[who]: [(x, y) for x, y, _ in points] for who, points in curve.items()}
+    lines = {_who(who, other): [(x, y) for x, y, _ in points] for who, points in curve.items()}
     errors = {}
     if head["kind"] != "regression":
         errors["this model"] = [
@@ -179,6 +178,19 @@ def _calibration(head: Mapping[str, Any], other: str) -> str:
     told = f"Tenths of the rows by score; {up}; on the dashed line they agree."
     whiskers = " Whiskers are 95 % intervals." if errors else ""
     return subsection("Calibration", chart, note(told + whiskers))
+
+
+def _who(who: str, other: str) -> str:
+    return "this model" if who == "model" else other
+
+
+def _gain(curves: Mapping[str, Sequence[Sequence[float]]], other: str) -> str:
+    lines = {_who(who, other): [(x, y) for x, y in points] for who, points in curves.items()}
+    chart = line_chart(
+        lines, x_label="share of the rows, the highest scores first", diagonal=True, dots=False
+    )
+    told = "Upwards: the share of all positives among them; a random order is on the dashed line."
+    return subsection("Gain", chart, note(told)) if chart else ""
 
 
 def _classes(classes: Sequence[Mapping[str, Any]]) -> str:

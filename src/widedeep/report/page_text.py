@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["bytes_text", "count_text", "figure", "moment", "percent"]
+__all__ = ["bytes_text", "count_text", "figure", "moment", "percent", "rows_text"]
 
 _SPACE = "\N{NO-BREAK SPACE}"
 
@@ -73,3 +73,8 @@ def moment(text: str | None) -> str:
         '2026-11-26 09:15'
     """
     return "" if text is None else text[:16].replace("T", " ")
+
+
+def rows_text(count: int) -> str:
+    """Return ``"1 row"``, ``"2 rows"``."""
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"

@@ -19,12 +19,13 @@ from widedeep.gate.quality import calibration_curve, judge_quality
 from widedeep.gate.scored import HeadScores, Scored, score_both
 from widedeep.report.evaluation import BundleMetrics
 
-__all__ = ["Measured", "kept_metrics", "measure_quality"]
+__all__ = ["Measured", "gain_curve", "kept_metrics", "measure_quality"]
 
 Floats = NDArray[np.float64]
 WHO = {"candidate": "model", "serving": "against"}
 """What the gate calls the two models, and what a report does."""
 
+_GAIN_POINTS = 20
 _SLICE_METRICS = {"binary": "auc", "multiclass": "log_loss", "regression": "rmse"}
 
 
@@ -33,8 +34,8 @@ class Measured:
     """What labelled rows say.
 
     Args:
-        heads: By head: ``kind``, ``metrics`` and ``curve`` of each model, ``changes`` with 95 %
-            intervals, ``classes`` of a class head.
+        heads: By head: ``kind``, ``metrics``, ``curve`` and ``gain`` of each model,
+            ``changes`` with 95 % intervals, and ``classes`` of a class head.
         slices: One entry a slice and head.
         data: What was read: ``rows``, ``unit`` of the resamples, ``inputs``.
         drift: Today's values beside those of training.
@@ -89,6 +90,7 @@ def measure_quality(
                     zip(WHO.values(), (found[head.head.name] for found in metrics), strict=False)
                 ),
                 "changes": judged.heads[head.head.name]["changes"],
+                "gain": _gains(scored, head),
                 "curve": _curves(scored, head, [m.tops[head.head.name] for m in watched]),
                 "classes": watched[0].classes(head.head),
             }
@@ -176,6 +178,46 @@ def _curves(scored: Scored, head: HeadScores, tops: list[_Tops]) -> dict[str, li
         who: calibration_curve(labels_B, scores_B, scored.weight_B)
         for who, (labels_B, scores_B) in zip(WHO.values(), both, strict=False)
     }
+
+
+def _gains(scored: Scored, head: HeadScores) -> dict[str, list[list[float]]]:
+    """Of a binary head: shares of the rows from the top, and of the positives among them."""
+    if head.head.kind != "binary":
+        return {}
+    both = [s for s in (head.candidate_B, head.serving_B) if s is not None]
+    return {
+        who: found
+        for who, scores_B in zip(WHO.values(), both, strict=False)
+        if (found := gain_curve(head.labels_B, scores_B, scored.weight_B))
+    }
+
+
+def gain_curve(labels_B: Floats, scores_B: Floats, weight_B: Floats) -> list[list[float]]:
+    """Return which share of the positives is among each share of the rows, the highest first.
+
+    Rows of one score count as their mean over all orders.
+
+    Args:
+        labels_B: 0 to 1.
+        scores_B: Any that rank.
+        weight_B: Of each example.
+
+    Example:
+        >>> import numpy as np
+        >>> points = gain_curve(np.array([1.0, 0.0]), np.array([0.9, 0.1]), np.ones(2))
+        >>> [point for point in points if point[0] in (0.25, 0.5)]
+        [[0.25, 0.5], [0.5, 1.0]]
+    """
+    _, place_B = np.unique(-scores_B, return_inverse=True)
+    rows = np.cumsum(np.bincount(place_B, weight_B))
+    positives = np.cumsum(np.bincount(place_B, weight_B * labels_B))
+    if not positives[-1] > 0:
+        return []
+    shares = np.arange(_GAIN_POINTS + 1) / _GAIN_POINTS
+    across, up = (np.concatenate([[0.0], sums / sums[-1]]) for sums in (rows, positives))
+    return [
+        [x, y] for x, y in zip(shares.tolist(), np.interp(shares, across, up).tolist(), strict=True)
+    ]
 
 
 def _slice(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
