@@ -75,9 +75,10 @@ code {{ font-size: .85em; overflow-wrap: anywhere; }}
 @media (max-width: 34rem) {{ body {{ padding: 1rem .8rem 3rem; }}
   th, td {{ padding: .3rem .35rem; }} th, td.n {{ white-space: normal; }}
   .tiles {{ grid-template-columns: repeat(2, 1fr); }} }}
-@media print {{ :root {{ color-scheme: light; {_LIGHT} }}
-  body {{ max-width: none; padding: 0; font-size: 11px; }} nav {{ display: none; }}
-  .scroll {{ overflow: visible; }} th {{ white-space: normal; }}
+@media print {{ :root {{ color-scheme: light; font-size: 11px; {_LIGHT} }}
+  body {{ max-width: none; padding: 0; font-size: 1rem; }} nav {{ display: none; }}
+  .scroll {{ overflow: visible; }} th, td.n {{ white-space: normal; }}
+  .pair {{ grid-template-columns: 1fr 1fr; }} .charts {{ grid-template-columns: 1fr 1fr 1fr; }}
   tr, .tile, .tiles, .charts > div {{ break-inside: avoid; }}
   h2, h3 {{ break-after: avoid; }}
   .tile, .chips span, .legend i {{ print-color-adjust: exact; }} }}
