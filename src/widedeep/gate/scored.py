@@ -26,8 +26,8 @@ __all__ = ["HeadScores", "Scored", "SliceColumn", "Watch", "score_both"]
 
 Floats = NDArray[np.float64]
 ByHead: TypeAlias = Mapping[str, Floats]
-Watch: TypeAlias = Callable[[Batch, ByHead, ByHead | None], None]
-"""Is shown each batch with its labels, and both models' scores of it by head."""
+Watch: TypeAlias = Callable[[pa.Table, Batch, ByHead, ByHead | None], None]
+"""Is shown each chunk of rows, the same encoded, and both models' scores of it by head."""
 
 _CHUNK_ROWS = 65_536
 _MOST_SLICES = 50
@@ -234,7 +234,7 @@ def _collect(
                 theirs = _scores(serving, other, threads)
                 found.serving.append(_of_label(serving, theirs, batch))
             if watch is not None:
-                watch(batch, mine, theirs)
+                watch(chunk, batch, mine, theirs)
             assert batch.labels_BL is not None
             found.labels.append(batch.labels_BL)
             ones = np.ones(len(batch), np.float32)

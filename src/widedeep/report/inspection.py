@@ -36,12 +36,14 @@ class WideWeight:
         value: What the id stands for: a value, a bucket, the parts of a cross.
         weight: What it adds to the logit.
         count: How often it was seen when the schema was fitted; None where that is not counted.
+        id: The feature-local id.
     """
 
     feature: str
     value: str
     weight: float
     count: int | None
+    id: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +119,7 @@ def _named(schema: Schema, weight: float, feature: str, id_: int) -> WideWeight:
         value=schema.describe_id(feature, id_),
         weight=weight,
         count=_count(schema, feature, id_),
+        id=id_,
     )
 
 

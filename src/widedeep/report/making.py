@@ -20,8 +20,10 @@ from widedeep.errors import BundleError
 from widedeep.features import Crossed
 from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
 from widedeep.publish.lineage import PublishedVersion, read_lineage
+from widedeep.report.hash_names import HashNames
 from widedeep.report.inputs import input_statistics
 from widedeep.report.inspection import (
+    WideWeight,
     layer_sizes,
     logit_name,
     table_sizes,
@@ -31,6 +33,7 @@ from widedeep.report.inspection import (
 from widedeep.report.neighbours import embedded_features, nearest_values
 from widedeep.report.page import report_page
 from widedeep.report.quality import kept_metrics, measure_quality
+from widedeep.schema import FIRST_KNOWN_ID
 
 __all__ = ["Report", "RunRecord", "make_report", "previous_version"]
 
@@ -195,8 +198,13 @@ def make_report(
     other = None
     if data is not None and against is not None:
         other = against if isinstance(against, Bundle) else Bundle.load(against)
-    config = config or GateConfig()
-    measured = None if data is None else measure_quality(mine, other, data, config, threads=threads)
+    wide = _wide(mine, top)
+    names = HashNames(mine.schema, _hashed(mine, wide))
+    measured = None
+    if data is not None:
+        measured = measure_quality(
+            mine, other, data, config or GateConfig(), threads=threads, names=names
+        )
     run = history if isinstance(history, RunRecord) else RunRecord(history=list(history))
     return Report(
         name=name or _name_of(mine.path),
@@ -208,7 +216,7 @@ def make_report(
         slices=() if measured is None else measured.slices,
         run=asdict(run),
         verdict=_verdict(mine, identity, versions, notes),
-        wide=_wide(mine, top),
+        wide=[_named(entry, names) for entry in wide],
         neighbours={
             feature: [asdict(one) for one in nearest_values(mine, feature)]
             for feature in embedded_features(mine)[:_MOST_EMBEDDINGS]
@@ -309,22 +317,66 @@ def _verdict(
     return None
 
 
-def _wide(bundle: Bundle, top: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Strongest:
+    """A logit's strongest weights: by part (crosses or others) and sign."""
+
+    logit: str
+    parts: Mapping[str, Mapping[str, list[WideWeight]]]
+
+
+def _wide(bundle: Bundle, top: int) -> list[_Strongest]:
     """The strongest weights of the first logits, those of crosses apart."""
     by_name = bundle.schema.spec.by_name
     crosses = {name for name in bundle.model.wide if isinstance(by_name[name], Crossed)}
-    parts = {"crosses": crosses, "others": set(bundle.model.wide) - crosses}
+    features = {"crosses": crosses, "others": set(bundle.model.wide) - crosses}
     found = []
     for column in range(min(bundle.model.n_logits, _MOST_CLASSES)):
-        entry: dict[str, Any] = {"logit": logit_name(bundle, column)}
-        for part, features in parts.items():
-            both = top_wide_weights(bundle, top=top, column=column, features=features)
-            entry[part] = {
-                sign: [asdict(weight) for weight in weights]
-                for sign, weights in zip(("positive", "negative"), both, strict=True)
-            }
-        found.append(entry)
+        parts = {
+            part: dict(
+                zip(
+                    ("positive", "negative"),
+                    top_wide_weights(bundle, top=top, column=column, features=names),
+                    strict=True,
+                )
+            )
+            for part, names in features.items()
+        }
+        found.append(_Strongest(logit_name(bundle, column), parts))
     return found if bundle.model.wide else []
+
+
+def _weights(entry: _Strongest) -> Iterable[WideWeight]:
+    for signs in entry.parts.values():
+        for weights in signs.values():
+            yield from weights
+
+
+def _hashed(bundle: Bundle, wide: Sequence[_Strongest]) -> dict[str, set[int]]:
+    """The buckets among the strongest weights, by feature; reserved ids have names."""
+    found: dict[str, set[int]] = {}
+    for weight in (weight for entry in wide for weight in _weights(entry)):
+        feature = bundle.schema.spec.by_name[weight.feature]
+        if getattr(feature, "hash_buckets", None) and weight.id >= FIRST_KNOWN_ID:
+            found.setdefault(weight.feature, set()).add(weight.id)
+    return found
+
+
+def _named(entry: _Strongest, names: HashNames) -> dict[str, Any]:
+    """A logit's strongest weights as plain values; buckets by what the rows had in them."""
+    return {
+        "logit": entry.logit,
+        **{
+            part: {
+                sign: [
+                    {**asdict(one), "value": names.name(one.feature, one.id) or one.value}
+                    for one in weights
+                ]
+                for sign, weights in signs.items()
+            }
+            for part, signs in entry.parts.items()
+        },
+    }
 
 
 def _version(one: PublishedVersion, identity: str) -> dict[str, Any]:

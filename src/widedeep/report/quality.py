@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
@@ -18,6 +19,7 @@ from widedeep.gate.drift import DriftCounts
 from widedeep.gate.quality import calibration_curve, judge_quality
 from widedeep.gate.scored import HeadScores, Scored, score_both
 from widedeep.report.evaluation import BundleMetrics
+from widedeep.report.hash_names import HashNames
 
 __all__ = ["Measured", "gain_curve", "kept_metrics", "measure_quality"]
 
@@ -54,6 +56,7 @@ def measure_quality(
     config: GateConfig,
     *,
     threads: int = 1,
+    names: HashNames | None = None,
 ) -> Measured:
     """Score labelled rows with one model or two, in one pass.
 
@@ -63,6 +66,7 @@ def measure_quality(
         data: Labelled rows.
         config: Names units and slices, and the least that a slice must hold.
         threads: Threads to use; the result does not depend on it.
+        names: Is shown the rows too.
 
     Raises:
         DataError: If the data has no rows or lacks a column.
@@ -71,8 +75,13 @@ def measure_quality(
     watched = [_Watched(each) for each in (bundle, against) if each is not None]
 
     def watch(
-        batch: Batch, mine: Mapping[str, Floats], theirs: Mapping[str, Floats] | None
+        chunk: pa.Table,
+        batch: Batch,
+        mine: Mapping[str, Floats],
+        theirs: Mapping[str, Floats] | None,
     ) -> None:
+        if names is not None:
+            names.add(chunk, batch)
         for model, by_head in zip(watched, (mine, theirs), strict=False):
             assert by_head is not None
             model.update(by_head, batch)
