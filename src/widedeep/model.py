@@ -103,8 +103,8 @@ class WideDeep(nn.Module):
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
         self.layout = make_layout(schema, embedding_dim)
-        self._batches = DeviceBatches(self.device)
-        self.wide_table = make_wide_table(schema, self.n_logits, self.device, self._batches)
+        self.batches = DeviceBatches(self.device)
+        self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
         self.deep_tables = self._make_deep_tables()
         self._make_towers(towers or {})
         biases = [
@@ -150,7 +150,7 @@ class WideDeep(nn.Module):
                 seed=self.config.seed,
                 std=self.config.embedding_std,
                 device=self.device,
-                batches=self._batches,
+                batches=self.batches,
             )
         return tables
 
@@ -241,10 +241,11 @@ class WideDeep(nn.Module):
         for table in self.deep_tables.values():
             table.gather(batch, self.schema.slots, self.layout.columns, concat, threads=threads)
         if self.layout.dense_columns:
-            dense = batch.dense_BK
-            if len(self.layout.dense_columns) != dense.shape[1]:
-                dense = dense[:, list(self.layout.dense_columns)]
-            concat[:, self.layout.dense] = to_device(dense, self.device)
+            if len(self.layout.dense_columns) == batch.dense_BK.shape[1]:
+                dense = self.batches.array(batch, "dense_BK")
+            else:
+                dense = to_device(batch.dense_BK[:, list(self.layout.dense_columns)], self.device)
+            concat[:, self.layout.dense] = dense
         return DeepInput(
             concat_BX=concat,
             layout=self.layout.columns,
@@ -276,7 +277,8 @@ class WideDeep(nn.Module):
     def wide_logits(self, batch: Batch, *, threads: int = 1) -> Tensor:
         """Return bias plus the wide part, (B, C)."""
         # A copy even for one row, whose expanded view would be the bias itself.
-        logits_BC = self.bias.detach().repeat(len(batch), 1)
+        logits_BC = torch.empty(len(batch), self.n_logits, device=self.device)
+        logits_BC.copy_(self.bias.detach())
         if self.wide_table is not None:
             self.wide_table.add_wide(
                 batch, self.schema.slots, self.config.wide_combiner, logits_BC, threads=threads

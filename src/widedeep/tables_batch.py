@@ -52,6 +52,13 @@ class Groups:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def table_starts(self) -> tuple[NDArray[np.int64], Tensor | None]:
+        """First row of each logical table, and their number; the same on the device, if there."""
+        if isinstance(self.places, kernels.Groups):
+            return self.places.table_starts, None
+        return self.places.table_starts, self.places.table_starts_there
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from widedeep.kernels import torch_device as device
 from widedeep.kernels import torch_twins as twins
 from widedeep.kernels.torch_twins import to_device
 from widedeep.tables_batch import BatchArrays, Groups, Placement
 
 __all__ = ["DeviceBatches", "DevicePlaces"]
 
+_OTHERS = ("dense_BK", "labels_BL", "weight_B")
+_DERIVED = ("lengths_BF", "cell_N", "feature_N")
+_ALIGNED = 64  # bytes
 _STEPS_AHEAD = 2  # batches whose work may wait on the device; more would only hold memory
 Found = TypeVar("Found")
 
@@ -37,7 +41,7 @@ class DeviceBatches:
         self._checked: set[object] = set()
         self._stream: torch.cuda.Stream | None = None
         self._marks: deque[torch.cuda.Event] = deque()
-        self._ones = np.zeros(0, np.int64)
+        self._places = torch.zeros(0, dtype=torch.int64)
 
     def bring(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
         """Return a batch's ids on the device; its arrays must not change between calls.
@@ -52,20 +56,57 @@ class DeviceBatches:
             self._checked.clear()
         return self._held[1]
 
+    def array(self, batch: object, name: str) -> Tensor:
+        """Return one of a batch's arrays on the device, as it was brought if it was.
+
+        Args:
+            batch: B examples.
+            name: The field's.
+        """
+        if self._held is not None and self._held[0] is batch and name in self._held[1].others:
+            return self._held[1].others[name]
+        return to_device(getattr(batch, name), self.device)
+
     def _copy(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
         cells = len(batch.offsets_BF) - 1
-        if len(self._ones) <= cells:
-            self._ones = np.arange(cells + 1)
-        single = cells == len(batch.ids_N) and np.array_equal(
-            batch.offsets_BF, self._ones[: cells + 1]
+        if len(self._places) <= cells:
+            self._places = torch.arange(cells + 1)
+        offsets = torch.from_numpy(batch.offsets_BF)
+        # By torch, whose threads share long comparisons.
+        single = cells == len(batch.ids_N) and not bool(
+            torch.ne(offsets, self._places[: cells + 1]).any()
         )
+        names = ("ids_N", *(() if single else ("offsets_BF",)), "values_N", *_OTHERS)
+        found, memory = self._pack({name: getattr(batch, name, None) for name in names})
         return twins.TensorBatch(
-            to_device(batch.ids_N, self.device),
-            None if single else to_device(batch.offsets_BF, self.device),
-            None if batch.values_N is None else to_device(batch.values_N, self.device),
+            found["ids_N"],
+            found.get("offsets_BF"),
+            found.get("values_N"),
             n_features,
             cells,
+            {name: found[name] for name in _OTHERS if name in found},
+            memory,
         )
+
+    def _pack(
+        self, arrays: Mapping[str, NDArray[Any] | None]
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Bring arrays over; to a GPU in one piece, since each copy has its price."""
+        given = {k: torch.from_numpy(v) for k, v in arrays.items() if v is not None}
+        if self.device.type != "cuda":
+            return {name: tensor.to(self.device) for name, tensor in given.items()}, None
+        ends = np.cumsum([-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in given.values()])
+        pinned = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=True)
+        places = {}
+        for (name, tensor), end in zip(given.items(), ends.tolist(), strict=True):
+            start = end - -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+            places[name] = slice(start, start + tensor.nbytes)
+            pinned[places[name]].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        memory = pinned.to(self.device, non_blocking=True)
+        return {
+            name: memory[places[name]].view(tensor.dtype).view(tensor.shape)
+            for name, tensor in given.items()
+        }, memory
 
     def check(self, table: object, batch: twins.TensorBatch, slots: twins.TensorSlots) -> None:
         """Raise IdOutOfRangeError if an id lies outside its table; once a batch and table."""
@@ -78,9 +119,9 @@ class DeviceBatches:
         bounds_T: Tensor, n_rows: int,
     ) -> twins.TensorGroups:  # fmt: skip
         """Group a batch's ids, which checks them as well."""
-        found = self._beside(lambda: twins.group_ids(batch, slots, bounds_T, n_rows), batch)
+        found = self._beside(lambda: device.sort_ids(batch, slots, bounds_T, n_rows), batch)
         self._checked.add(table)
-        return found
+        return device.find_rows(found)
 
     def was_checked(self, table: object) -> None:
         """Tell that a table's ids of the present batch are known to be inside."""
@@ -125,7 +166,6 @@ class DevicePlaces:
         self.n_rows = n_rows
         self.bounds_T = torch.from_numpy(np.append(bases, n_rows)).to(batches.device)
         self._slots: dict[int, tuple[Placement, twins.TensorSlots]] = {}
-        self._shifts: tuple[bytes, Tensor] | None = None
 
     def place(
         self, batch: BatchArrays, placed: Placement, *, check: bool
@@ -164,17 +204,15 @@ class DevicePlaces:
         self, groups: twins.TensorGroups, tables: list[int], shifts: NDArray[np.int64]
     ) -> Groups:
         """Take the groups of a table that holds the same logical tables, ``shifts`` rows away."""
-        key = shifts.tobytes()
-        if self._shifts is None or self._shifts[0] != key:
-            self._shifts = (key, torch.from_numpy(shifts).to(self.batches.device))
         self.batches.was_checked(self)
-        found = twins.select_tables(groups, tables, self._shifts[1])
+        found = twins.select_tables(groups, tables, shifts)
         return Groups(found.rows_U, found)
 
 
 def _tensors(found: object) -> Iterator[Tensor]:
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, twins.TensorBatch | twins.TensorGroups):
-        for value in vars(found).values():
-            yield from _tensors(value)
+    if isinstance(found, twins.SortedIds):
+        yield from (found.rows_N, found.order_N, found.numbers_N, found.bounds)
+    elif isinstance(found, twins.TensorBatch):
+        if found.memory is not None:
+            yield found.memory
+        yield from (value for name, value in vars(found).items() if name in _DERIVED)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.random_batches import RandomBatch, batches, make_batch
+from widedeep.kernels import IdOutOfRangeError
 from widedeep.kernels import torch_twins as twins
 from widedeep.optim import FTRL, Adagrad
 from widedeep.optim.contract import Step
@@ -79,6 +80,63 @@ def test_gather_and_wide_sum_equal_the_twins_bit_for_bit(batch: RandomBatch, wid
         module.wide_forward(case.weights, case.ids, case.slots, sums)
     assert torch.equal(*pooled)
     assert torch.equal(*logits)
+
+
+@few
+@given(batch=batches(), short=st.booleans())
+def test_groups_equal_the_twins(batch: RandomBatch, short: bool) -> None:
+    case = OnDevice(batch, 1)
+    n_rows = case.n_rows if short else 1 << 40  # which are sorted as int64
+    case.bounds[-1] = n_rows
+    by_triton, by_twins = (
+        module.find_rows(module.sort_ids(case.ids, case.slots, case.bounds, n_rows))
+        for module in (triton_kernels, twins)
+    )
+    for name in ("rows_U", "starts_U", "pieces_U", "first_Q", "table_starts_there"):
+        assert torch.equal(getattr(by_triton, name), getattr(by_twins, name)), name
+    np.testing.assert_array_equal(by_triton.bounds, by_twins.bounds)
+    places = slice(*by_twins.bounds[0, [0, -1]].tolist())
+    assert torch.equal(by_triton.order[places], by_twins.order[places])
+    rows = batch.bases[batch.tables]
+    of_feature = dict(zip(batch.slots.tolist(), rows.tolist(), strict=True))
+    features = np.repeat(
+        np.arange(len(batch.offsets) - 1) % batch.n_features, np.diff(batch.offsets)
+    )
+    wanted = [
+        of_feature[f] + i for f, i in zip(features, batch.ids, strict=True) if f in of_feature
+    ]
+    found = torch.repeat_interleave(by_triton.rows_U, by_triton.starts_U.diff())
+    assert found.tolist() == sorted(wanted)
+
+
+@pytest.mark.parametrize("bad", [-1, 10**12])
+def test_an_id_outside_is_told(bad: int) -> None:
+    batch = make_batch(3, n_examples=4, n_features=1, longest=0, with_values=False)
+    batch.ids[2] = bad
+    case = OnDevice(batch, 1)
+    with pytest.raises(IdOutOfRangeError) as told:
+        triton_kernels.sort_ids(case.ids, case.slots, case.bounds, case.n_rows)
+    assert (told.value.example, told.value.id) == (2, bad)
+
+
+@given(counts=st.lists(st.integers(0, 1_500), min_size=1, max_size=40))
+@settings(max_examples=20)
+def test_rates_are_learned_as_by_the_twins(counts: list[int]) -> None:
+    rng = np.random.default_rng(len(counts))
+    starts = there(np.cumsum([0, *counts]))
+    factors = there(rng.uniform(0.01, 5, len(counts)).astype(np.float32))
+    wanted = torch.repeat_interleave(factors, starts.diff())
+    assert torch.equal(triton_kernels.expand(factors, starts, sum(counts)), wanted)
+    products = there(rng.normal(size=sum(counts)).astype(np.float32))
+    log_rates, evidence = (there(rng.uniform(0, 1, len(counts))) for _ in "ab")
+    told = there(np.array([0.2, 1e-300, -4.0, 1.0]))
+    sums = [part.sum() for part in products.double().split(counts)]
+    squares = [(part**2).sum() for part in products.double().split(counts)]
+    wanted_evidence = evidence + torch.stack(squares)
+    wanted_rates = log_rates - 0.2 * torch.stack(sums) / wanted_evidence.sqrt()
+    triton_kernels.learn_rates(products, starts, log_rates, evidence, told)
+    torch.testing.assert_close(evidence, wanted_evidence, rtol=1e-12, atol=0)
+    torch.testing.assert_close(log_rates, wanted_rates.clamp(-4.0, 1.0), rtol=1e-9, atol=1e-12)
 
 
 @few

@@ -20,9 +20,11 @@ from torch import Tensor
 from widedeep.kernels import torch_twins as twins
 
 __all__ = [
+    "find_rows",
     "gather_pool",
     "index_operations_alone",
     "segment_sum",
+    "sort_ids",
     "triton_kernels",
     "wide_forward",
 ]
@@ -53,6 +55,21 @@ def index_operations_alone() -> Iterator[None]:
 def triton_kernels(device: torch.device) -> ModuleType | None:
     """Return the Triton kernels if they run on this device, else None."""
     return _triton() if device.type == "cuda" and not _twins_alone.get() else None
+
+
+def sort_ids(
+    batch: twins.TensorBatch, slots: twins.TensorSlots, bounds_T: Tensor, n_rows: int
+) -> twins.SortedIds:
+    """Do what :func:`widedeep.kernels.torch_twins.sort_ids` does."""
+    chosen = triton_kernels(batch.ids_N.device) or twins
+    found: twins.SortedIds = chosen.sort_ids(batch, slots, bounds_T, n_rows)
+    return found
+
+
+def find_rows(found: twins.SortedIds) -> twins.TensorGroups:
+    """Do what :func:`widedeep.kernels.torch_twins.find_rows` does."""
+    groups: twins.TensorGroups = (triton_kernels(found.rows_N.device) or twins).find_rows(found)
+    return groups
 
 
 def gather_pool(

@@ -12,11 +12,31 @@ import triton
 from torch import Tensor
 
 from widedeep.kernels import torch_triton_programs as programs
-from widedeep.kernels.torch_twins import TensorBatch, TensorGroups, TensorSlots, cell_scales
+from widedeep.kernels.torch_twins import (
+    PIECE,
+    SortedIds,
+    TensorBatch,
+    TensorGroups,
+    TensorSlots,
+    cell_scales,
+    checked,
+    key_type,
+)
 
-__all__ = ["adagrad_rows", "ftrl_rows", "gather_pool", "segment_sum", "wide_forward"]
+__all__ = [
+    "adagrad_rows",
+    "expand",
+    "find_rows",
+    "ftrl_rows",
+    "gather_pool",
+    "learn_rates",
+    "segment_sum",
+    "sort_ids",
+    "wide_forward",
+]
 
 _LANES = 512  # numbers that a program works on at a time
+_PLACES = 1024  # ids
 _EXACT = {"enable_fp_fusion": False}
 
 
@@ -26,6 +46,43 @@ def _width(width: int) -> int:
 
 def _block(width: int, lanes: int = _LANES) -> int:
     return max(1, lanes // _width(width))
+
+
+def sort_ids(batch: TensorBatch, slots: TensorSlots, bounds_T: Tensor, n_rows: int) -> SortedIds:
+    """Sort a batch's ids by row, and wait for the number of rows (see the twin)."""
+    n, n_bounds, device = len(batch.ids_N), len(bounds_T), batch.ids_N.device
+    single = batch.offsets_BF is None
+    keys = torch.empty(n, dtype=key_type(n_rows), device=device)
+    grid = (triton.cdiv(n + 1, _PLACES),)
+    programs.keys_kernel[grid](
+        batch.ids_N, None if single else batch.cell_N, slots.base_F, slots.size_F, keys, n, n_rows,
+        batch.n_features, SINGLE=single, IDS=_PLACES,
+    )  # fmt: skip
+    rows, order = torch.sort(keys, stable=True)
+    numbers = torch.empty(n + 1, dtype=torch.int64, device=device)
+    programs.starts_kernel[grid](rows, numbers, n, PIECE=PIECE, IDS=_PLACES)
+    numbers.cumsum_(0)
+    bounds = torch.empty(3, n_bounds, dtype=torch.int64, device=device)
+    programs.bounds_kernel[(1,)](
+        rows, numbers, bounds_T, bounds, n, n_bounds, SHARED=_width(n_bounds),
+        DIGITS=max(1, n).bit_length() + 1,
+    )  # fmt: skip
+    return checked(SortedIds(rows, order, numbers, bounds, bounds.cpu().numpy()), batch, slots)
+
+
+def find_rows(found: SortedIds) -> TensorGroups:
+    """Find the distinct rows among sorted ids."""
+    n_rows, n_pieces, n = int(found.told[1, -1]), int(found.told[2, -1]), len(found.rows_N)
+    made = torch.empty(3 * n_rows + n_pieces + 3, dtype=torch.int64, device=found.rows_N.device)
+    sizes = [n_rows, n_rows + 1, n_rows + 1, n_pieces + 1]
+    rows, starts, pieces, firsts = torch.split(made, sizes)
+    programs.rows_kernel[(triton.cdiv(n + 1, _PLACES),)](
+        found.rows_N, found.numbers_N, rows, starts, pieces, firsts, n, n_rows, n_pieces,
+        IDS=_PLACES,
+    )  # fmt: skip
+    return TensorGroups(
+        rows, starts, found.order_N, pieces, firsts, 0, found.told[1], found.told, found.bounds[1]
+    )
 
 
 def gather_pool(weights_RD: Tensor, batch: TensorBatch, slots: TensorSlots, out_BX: Tensor) -> None:
@@ -72,25 +129,59 @@ def segment_sum(
         slots: The slots.
         width: D.
     """
-    rows, pieces = len(groups.rows_U), groups.pieces
+    rows, n_pieces = len(groups.rows_U), len(groups.first_Q) - 1
     sums = torch.empty(rows, width, device=grad_BX.device)
     if not rows:
         return sums
     scales, single = cell_scales(batch, slots), batch.offsets_BF is None
-    n_pieces = len(pieces.row_Q)
     parts = torch.empty(n_pieces, width, device=grad_BX.device)
     block = _block(width, 256)
     programs.piece_kernel[(triton.cdiv(n_pieces, block),)](
         grad_BX, grad_BX.stride(0), groups.order, None if single else batch.cell_N, scales,
-        batch.values_N, slots.column_F, pieces.first_Q, pieces.length_Q, parts, n_pieces,
-        batch.n_features, width, SINGLE=single, WEIGHED=batch.values_N is not None,
-        SCALED=scales is not None, PIECES=block, WIDTH=_width(width), AHEAD=4, **_EXACT,
+        batch.values_N, slots.column_F, groups.first_Q, parts, n_pieces, batch.n_features, width,
+        SINGLE=single, WEIGHED=batch.values_N is not None, SCALED=scales is not None,
+        PIECES=block, WIDTH=_width(width), AHEAD=4, **_EXACT,
     )  # fmt: skip
     block = _block(width)
     programs.join_kernel[(triton.cdiv(rows, block),)](
-        parts, pieces.starts_U, sums, rows, width, ROWS=block, WIDTH=_width(width), **_EXACT
-    )
+        parts, groups.pieces_U, sums, rows, groups.first_piece, width, ROWS=block,
+        WIDTH=_width(width), **_EXACT,
+    )  # fmt: skip
     return sums
+
+
+def expand(values_T: Tensor, starts_T: Tensor, rows: int) -> Tensor:
+    """Give each touched row its logical table's value, float32.
+
+    Args:
+        values_T: float32 value of each logical table.
+        starts_T: int64 first touched row of each, and their number (T + 1).
+        rows: Their number.
+    """
+    out = torch.empty(rows, device=values_T.device)
+    if rows:
+        programs.expand_kernel[(triton.cdiv(rows, _LANES),)](
+            values_T, starts_T, out, rows, len(values_T), ROWS=_LANES
+        )
+    return out
+
+
+def learn_rates(
+    products_U: Tensor, starts_T: Tensor, log_rates: Tensor, evidence: Tensor, told: Tensor
+) -> None:
+    """Move each feature's rate; sums are float64 and have a fixed order.
+
+    Args:
+        products_U: float32 gradient times weight of each touched row.
+        starts_T: int64 first touched row of each feature, and their number (T + 1).
+        log_rates: float64, changed in place.
+        evidence: float64, changed in place.
+        told: float64: the step, what stands for no evidence, the lowest and the highest rate.
+    """
+    programs.learn_kernel[(len(log_rates),)](
+        products_U, starts_T, log_rates, evidence, told[0:], told[1:], told[2:], told[3:],
+        ROWS=_LANES,
+    )  # fmt: skip
 
 
 def adagrad_rows(

@@ -11,12 +11,123 @@ import triton.language as tl
 
 __all__ = [
     "adagrad_kernel",
+    "bounds_kernel",
+    "expand_kernel",
     "ftrl_kernel",
     "gather_kernel",
     "join_kernel",
+    "keys_kernel",
+    "learn_kernel",
     "piece_kernel",
+    "rows_kernel",
+    "starts_kernel",
     "wide_kernel",
 ]
+
+
+@triton.jit(do_not_specialize=["n_ids"])
+def keys_kernel(
+    ids, cells, base_F, size_F, keys, n_ids, n_rows, n_features, SINGLE: tl.constexpr,
+    IDS: tl.constexpr,
+):  # fmt: skip
+    """Write the row of a block of ids: -1 where it is outside, n_rows where it takes no part."""
+    place = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
+    live = place < n_ids
+    cell = place
+    if not SINGLE:
+        cell = tl.load(cells + place, live, 0)
+    feature = cell % n_features
+    base = tl.load(base_F + feature, live, -1)
+    id = tl.load(ids + place, live, 0)
+    outside = (id < 0) | (id >= tl.load(size_F + feature, live, 0))
+    row = tl.where(base >= 0, tl.where(outside, -1, base + id), n_rows)
+    tl.store(keys + place, row.to(keys.dtype.element_ty), live)
+
+
+@triton.jit(do_not_specialize=["n_ids"])
+def starts_kernel(rows, marks, n_ids, PIECE: tl.constexpr, IDS: tl.constexpr):
+    """Mark a block of places that begin a row (upper half) and a piece (lower half)."""
+    place = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
+    row = tl.load(rows + place, place < n_ids, 0)
+    before = tl.load(rows + place - 1, (place > 0) & (place < n_ids), 0)
+    fresh = (place == 0) | (place == n_ids) | (row != before)
+    piece = fresh | (place % PIECE == 0)
+    tl.store(marks + place, (fresh.to(tl.int64) << 32) + piece.to(tl.int64), place <= n_ids)
+
+
+@triton.jit(do_not_specialize=["n_ids"])
+def bounds_kernel(
+    rows, numbers, bounds_T, out, n_ids, n_bounds, SHARED: tl.constexpr, DIGITS: tl.constexpr
+):
+    """Find the place, row and piece that begin each logical table, by bisection."""
+    table = tl.arange(0, SHARED)
+    live = table < n_bounds
+    bound = tl.load(bounds_T + table, live, 0)
+    low = tl.zeros([SHARED], tl.int64)
+    high = low + n_ids
+    for _ in range(DIGITS):
+        middle = (low + high) // 2
+        open = low < high
+        below = tl.load(rows + middle, live & open, 0).to(tl.int64) < bound
+        low = tl.where(open & below, middle + 1, low)
+        high = tl.where(open & (below == 0), middle, high)
+    number = tl.load(numbers + low, live, 0)
+    tl.store(out + table, low, live)
+    tl.store(out + n_bounds + table, (number >> 32) - 1, live)
+    tl.store(out + 2 * n_bounds + table, (number & 0xFFFFFFFF) - 1, live)
+
+
+@triton.jit(do_not_specialize=["n_ids", "n_rows", "n_pieces"])
+def rows_kernel(
+    sorted_N, numbers, rows_U, starts_U, pieces_U, first_Q, n_ids, n_rows, n_pieces,
+    IDS: tl.constexpr,
+):  # fmt: skip
+    """Gather what a block of places begins: rows, their places and pieces, the pieces' places."""
+    place = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
+    live = place <= n_ids
+    number = tl.load(numbers + place, live, 0)
+    before = tl.load(numbers + place - 1, live & (place > 0), 0)
+    row = (number >> 32) - 1
+    piece = (number & 0xFFFFFFFF) - 1
+    new_row = live & ((number >> 32) != (before >> 32))
+    new_piece = live & ((number & 0xFFFFFFFF) != (before & 0xFFFFFFFF))
+    id = tl.load(sorted_N + place, place < n_ids, 0).to(tl.int64)
+    tl.store(rows_U + row, id, new_row & (row < n_rows))
+    tl.store(starts_U + row, place, new_row & (row <= n_rows))
+    tl.store(pieces_U + row, piece, new_row & (row <= n_rows))
+    tl.store(first_Q + piece, place, new_piece & (piece <= n_pieces))
+
+
+@triton.jit(do_not_specialize=["n_rows"])
+def expand_kernel(values_T, starts_T1, out_U, n_rows, n_tables, ROWS: tl.constexpr):
+    """Give each row of a block its table's value."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    table = tl.zeros([ROWS], tl.int32)
+    for t in range(1, n_tables):
+        table += (tl.load(starts_T1 + t) <= row).to(tl.int32)
+    tl.store(out_U + row, tl.load(values_T + table, row < n_rows, 0.0), row < n_rows)
+
+
+@triton.jit
+def learn_kernel(
+    products_U, starts_T1, log_rates, evidence, step, tiny, lowest, highest, ROWS: tl.constexpr
+):
+    """Move one feature's rate (see :class:`widedeep.training.feature_rates.FeatureRates`)."""
+    table = tl.program_id(0)
+    last = tl.load(starts_T1 + table + 1)
+    lane = tl.arange(0, ROWS)
+    total = tl.zeros([ROWS], tl.float64)
+    squares = tl.zeros([ROWS], tl.float64)
+    for first in range(tl.load(starts_T1 + table), last, ROWS):
+        product = tl.load(products_U + first + lane, first + lane < last, 0.0).to(tl.float64)
+        total += product
+        squares += product * product
+    held = tl.load(evidence + table) + tl.sum(squares, 0)
+    root = tl.sqrt(tl.maximum(held, tl.load(tiny)))
+    rate = tl.load(log_rates + table) - tl.load(step) * tl.sum(total, 0) / root
+    rate = tl.minimum(tl.maximum(rate, tl.load(lowest)), tl.load(highest))
+    tl.store(evidence + table, held)
+    tl.store(log_rates + table, rate)
 
 
 @triton.jit
@@ -98,7 +209,7 @@ def wide_kernel(
 
 @triton.jit(do_not_specialize=["n_pieces"])
 def piece_kernel(
-    grad, grad_stride, order, cells, scales, values, column_F, first_Q, length_Q, sums, n_pieces,
+    grad, grad_stride, order, cells, scales, values, column_F, first_Q, sums, n_pieces,
     n_features, width, SINGLE: tl.constexpr, WEIGHED: tl.constexpr, SCALED: tl.constexpr,
     PIECES: tl.constexpr, WIDTH: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
@@ -107,7 +218,7 @@ def piece_kernel(
     column = tl.arange(0, WIDTH)
     inside = column < width
     first = tl.load(first_Q + piece, piece < n_pieces, 0)
-    length = tl.load(length_Q + piece, piece < n_pieces, 0)
+    length = tl.load(first_Q + piece + 1, piece < n_pieces, 0) - first
     total = tl.zeros([PIECES, WIDTH], tl.float32)
     for k in range(0, tl.max(length, 0), AHEAD):
         # Unrolled, so that the next rows are under way while one is added.
@@ -134,20 +245,21 @@ def piece_kernel(
     tl.store(sums + to, total, (piece < n_pieces)[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["n_rows"])
+@triton.jit(do_not_specialize=["n_rows", "first_piece"])
 def join_kernel(
-    pieces, starts_U, sums, n_rows, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
+    parts, pieces_U, sums, n_rows, first_piece, width, ROWS: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
     """Sum the pieces of a block of rows, in ascending order."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     inside = column < width
-    first = tl.load(starts_U + row, row < n_rows, 0)
-    length = tl.load(starts_U + row + 1, row < n_rows, 0) - first
+    first = tl.load(pieces_U + row, row < n_rows, 0)
+    length = tl.load(pieces_U + row + 1, row < n_rows, 0) - first
+    first -= first_piece
     total = tl.zeros([ROWS, WIDTH], tl.float32)
     for k in range(tl.max(length, 0)):
         here = (k < length)[:, None] & inside[None, :]
-        total += tl.load(pieces + (first + k)[:, None] * width + column[None, :], here, 0.0)
+        total += tl.load(parts + (first + k)[:, None] * width + column[None, :], here, 0.0)
     to = row[:, None] * width + column[None, :]
     tl.store(sums + to, total, (row < n_rows)[:, None] & inside[None, :])
 

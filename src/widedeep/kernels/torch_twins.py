@@ -1,17 +1,17 @@
 """The sparse kernels in torch index operations: for tables on a device, and as a second opinion.
 
 They take tensors of one device and follow the same rules as the C++: no float atomics, and every
-sum has a fixed order, so a run repeats its bits. Duplicates are summed in ascending order of
-occurrence, in pieces of :data:`PIECE` (one thread would walk down the hundred thousand occurrences
-of a frequent id), and the pieces' sums in ascending order. Rows are ordered by their number, not by
-first occurrence. None of them waits for the device but :func:`check_ids` and :func:`group_ids`,
-once each.
+sum has a fixed order, so a run repeats its bits. The occurrences of a batch are sorted by row and
+cut into pieces: at every new row, and at every multiple of :data:`PIECE` (one thread would walk
+down the hundred thousand occurrences of a frequent id). A piece is summed in ascending order of
+occurrence, then the pieces of a row. Rows are ordered by their number, not by first occurrence.
+Nothing here waits for the device but :func:`check_ids` and :func:`sort_ids`, once each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,22 +24,28 @@ from widedeep.kernels.checks import IdOutOfRangeError
 
 __all__ = [
     "PIECE",
-    "Pieces",
+    "SortedIds",
     "TensorBatch",
     "TensorGroups",
     "TensorSlots",
     "cell_scales",
     "check_ids",
+    "checked",
+    "find_rows",
     "gather_pool",
     "group_ids",
+    "key_type",
     "segment_sum",
     "select_tables",
+    "sort_ids",
     "to_device",
     "wide_forward",
 ]
 
 PIECE = 128
 """Most occurrences of a row that are summed one after the other."""
+
+_LOWER = (1 << 32) - 1
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -70,6 +76,8 @@ class TensorBatch:
         values_N: float32 weight of each id, or None.
         n_features: F.
         n_cells: B * F.
+        others: The batch's other arrays by name, where they came along.
+        memory: What all of these are parts of, if they came in one piece.
     """
 
     ids_N: Tensor
@@ -77,6 +85,8 @@ class TensorBatch:
     values_N: Tensor | None
     n_features: int
     n_cells: int
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Tensor | None = None
 
     @cached_property
     def lengths_BF(self) -> Tensor:
@@ -123,53 +133,50 @@ class TensorSlots:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pieces:
-    """The occurrences of each row, cut into pieces of at most :data:`PIECE`.
+class SortedIds:
+    """The ids of a batch in the order of their rows.
 
     Args:
-        starts_U: int64 first piece of each row, and their number (U + 1).
-        row_Q: int64 row of each piece; U for those at the end that no row has.
-        first_Q: int64 first occurrence of each.
-        length_Q: int64 occurrences of each, 0 at the end.
+        rows_N: The row of each, ascending; those of other tables behind the last row.
+        order_N: int64 occurrence of each.
+        numbers_N: int64 (N + 1) rows begun up to each place in the upper half, pieces begun in the
+            lower; the place behind the last begins both.
+        bounds: int64 on the device: place, row and piece that begin each logical table (3, T + 1).
+        told: The same on the host.
     """
 
-    starts_U: Tensor
-    row_Q: Tensor
-    first_Q: Tensor
-    length_Q: Tensor
+    rows_N: Tensor
+    order_N: Tensor
+    numbers_N: Tensor
+    bounds: Tensor
+    told: NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class TensorGroups:
     """The distinct rows of a batch and their occurrences.
 
     Args:
         rows_U: int64 distinct rows, ascending within a logical table.
-        starts_U: int64 first occurrence of each in ``order``, and their number (U + 1).
+        starts_U: int64 place in ``order`` where each begins, and where the last ends (U + 1).
         order: int64 occurrences by row, ascending within one.
+        pieces_U: int64 first piece of each row, and the end (U + 1), counted from ``first_piece``.
+        first_Q: int64 place in ``order`` where each piece begins, and the end (Q + 1).
+        first_piece: Number of the first piece.
         table_starts: First row of each logical table in ``rows_U``, and their number (T + 1).
-        place_starts: First occurrence of each logical table in ``order``, and their number.
+        bounds: int64 (3, T + 1): first place, row and piece of each logical table.
+        table_starts_there: ``table_starts`` on the device, if it has them.
     """
 
     rows_U: Tensor
     starts_U: Tensor
     order: Tensor
+    pieces_U: Tensor
+    first_Q: Tensor
+    first_piece: int
     table_starts: NDArray[np.int64]
-    place_starts: NDArray[np.int64]
-
-    @cached_property
-    def pieces(self) -> Pieces:
-        """The occurrences in pieces; made once for all who sum by these groups."""
-        n_rows, n_places = len(self.rows_U), len(self.order)
-        counts = (self.starts_U.diff() + (PIECE - 1)) // PIECE
-        starts = _with_zero(counts)
-        # As many as there may be: their number itself is known to the device alone.
-        number = torch.arange(n_rows + n_places // PIECE, device=self.order.device)
-        row = torch.searchsorted(starts[1:], number, right=True)
-        inside = row.clamp(max=max(n_rows - 1, 0))
-        first = self.starts_U[inside] + (number - starts[inside]) * PIECE
-        length = torch.minimum(self.starts_U[inside + 1] - first, first.new_tensor(PIECE))
-        return Pieces(starts, row, first, length.clamp(min=0) * (row < n_rows))
+    bounds: NDArray[np.int64]
+    table_starts_there: Tensor | None = None
 
 
 def check_ids(batch: TensorBatch, slots: TensorSlots) -> None:
@@ -209,78 +216,113 @@ def group_ids(
         >>> groups.rows_U.tolist(), groups.starts_U.tolist(), groups.order.tolist()
         ([1, 3], [0, 1, 3], [1, 0, 2])
     """
+    return find_rows(sort_ids(batch, slots, bounds_T, n_rows))
+
+
+def key_type(n_rows: int) -> torch.dtype:
+    """Return the type in which rows are sorted: half the digits are half the passes."""
+    return torch.int32 if n_rows <= torch.iinfo(torch.int32).max else torch.int64
+
+
+def sort_ids(batch: TensorBatch, slots: TensorSlots, bounds_T: Tensor, n_rows: int) -> SortedIds:
+    """Sort a batch's ids by row, as for :func:`group_ids`, and wait for the number of rows."""
     base_N = slots.base_F[batch.feature_N]
-    # Ids of other tables go behind the last row.
     row_N = torch.where(base_N >= 0, base_N + batch.ids_N, n_rows)
-    # Half the digits are half the passes of the sort; ids outside are refused below.
-    short = n_rows <= torch.iinfo(torch.int32).max
-    rows, order = torch.sort(row_N.to(torch.int32) if short else row_N, stable=True)
-    fresh = torch.ones_like(rows, dtype=torch.int64)
-    torch.ne(rows[1:], rows[:-1], out=fresh[1:])
-    number = _with_zero(fresh)
+    # Ids outside come first, where they are seen.
+    row_N = torch.where(_outside(batch, slots), -1, row_N)
+    rows, order = torch.sort(row_N.to(key_type(n_rows)), stable=True)
+    place = torch.arange(len(rows) + 1, device=rows.device)
+    fresh = torch.ones_like(place, dtype=torch.bool)
+    torch.ne(rows[1:], rows[:-1], out=fresh[1:-1])
+    numbers = ((fresh.long() << 32) + (fresh | (place % PIECE == 0))).cumsum(0)
     places = torch.searchsorted(rows, bounds_T.to(rows.dtype))
-    told = torch.cat([places, number[places], _outside(batch, slots).any()[None]]).cpu().numpy()
-    if told[-1]:
+    at = numbers[places]
+    bounds = torch.stack([places, (at >> 32) - 1, (at & _LOWER) - 1])
+    return checked(SortedIds(rows, order, numbers, bounds, bounds.cpu().numpy()), batch, slots)
+
+
+def checked(found: SortedIds, batch: TensorBatch, slots: TensorSlots) -> SortedIds:
+    """Return it, or raise IdOutOfRangeError if an id stands before the first row."""
+    if found.told[0, 0] > 0:
         check_ids(batch, slots)
-    place_starts, table_starts = told[: len(bounds_T)], told[len(bounds_T) : -1]
-    n_places = int(place_starts[-1])
-    wanted = torch.arange(1, int(table_starts[-1]) + 1, device=rows.device)
-    first = torch.searchsorted(number[1 : n_places + 1], wanted)
+    return found
+
+
+def find_rows(found: SortedIds) -> TensorGroups:
+    """Find the distinct rows among sorted ids."""
+    n_rows, n_pieces = int(found.told[1, -1]), int(found.told[2, -1])
+    rows = torch.arange(n_rows + 1, device=found.rows_N.device)
+    starts = torch.searchsorted((found.numbers_N >> 32) - 1, rows)
+    piece_N = (found.numbers_N & _LOWER) - 1
+    pieces = torch.arange(n_pieces + 1, device=rows.device)
     return TensorGroups(
-        rows[first].to(torch.int64),
-        torch.cat([first, first.new_full((1,), n_places)]),
-        order[:n_places],
-        table_starts,
-        place_starts,
+        found.rows_N[starts[:-1]].to(torch.int64),
+        starts,
+        found.order_N,
+        piece_N[starts],
+        torch.searchsorted(piece_N, pieces),
+        0,
+        found.told[1],
+        found.told,
+        found.bounds[1],
     )
 
 
-def select_tables(groups: TensorGroups, tables: Sequence[int], shift_T: Tensor) -> TensorGroups:
+def select_tables(
+    groups: TensorGroups, tables: Sequence[int], shifts: NDArray[np.int64]
+) -> TensorGroups:
     """Return the groups of another physical table that holds some of the same logical tables.
 
     Args:
         groups: Of the table that holds them all.
         tables: Distinct logical tables there, in the order they shall have.
-        shift_T: int64 for each of them: what to add to its rows.
+        shifts: int64 for each of them: what to add to its rows.
     """
     chosen = np.asarray(tables, np.int64)
-    begins, ends = groups.table_starts[chosen], groups.table_starts[chosen + 1]
-    table_starts = np.concatenate([[0], np.cumsum(ends - begins)])
-    first, last = groups.place_starts[chosen], groups.place_starts[chosen + 1]
-    place_starts = np.concatenate([[0], np.cumsum(last - first)])
-    rows, starts, order = [], [], []
-    for a, b, p, q, at in _runs(begins, ends, first, last, place_starts):
-        rows.append(groups.rows_U[a:b])
-        starts.append(groups.starts_U[a:b] + (at - p))
+    counts = groups.bounds[:, chosen + 1] - groups.bounds[:, chosen]
+    bounds = np.zeros((3, len(chosen) + 1), np.int64)
+    np.cumsum(counts, axis=1, out=bounds[:, 1:])
+    rows, starts, order, pieces, firsts = [], [], [], [], []
+    runs = _runs(groups.bounds, chosen, shifts)
+    for (p, a, x), (q, b, y), shift in runs:
+        rows.append(groups.rows_U[a:b] + shift if shift else groups.rows_U[a:b])
+        starts.append(groups.starts_U[a : b + 1])
+        pieces.append(groups.pieces_U[a : b + 1])
+        firsts.append(groups.first_Q[x - groups.first_piece : y + 1 - groups.first_piece])
         order.append(groups.order[p:q])
-    counts = to_device(ends - begins, shift_T.device)
-    shifts = torch.repeat_interleave(shift_T, counts, output_size=int(table_starts[-1]))
-    end = shift_T.new_full((1,), int(place_starts[-1]))
+    if len(runs) == 1:
+        (p, a, x), _, _ = runs[0]
+        bounds += np.array([[p], [0], [x]])
+        return TensorGroups(
+            rows[0], starts[0], groups.order, pieces[0], firsts[0], x, bounds[1], bounds
+        )
+    at = np.cumsum([[0, 0, 0], *(np.subtract(end, begin) for begin, end, _ in runs)], axis=0)
+    for i, ((p, _, x), _, _) in enumerate(runs):
+        last = i + 1 == len(runs)  # the end of one is the beginning of the next
+        starts[i] = (starts[i] if last else starts[i][:-1]) + int(at[i, 0] - p)
+        firsts[i] = (firsts[i] if last else firsts[i][:-1]) + int(at[i, 0] - p)
+        pieces[i] = (pieces[i] if last else pieces[i][:-1]) + int(at[i, 2] - x)
     return TensorGroups(
-        torch.cat(rows) + shifts,
-        torch.cat([*starts, end]),
-        order[0] if len(order) == 1 else torch.cat(order),
-        table_starts,
-        place_starts,
-    )
+        torch.cat(rows), torch.cat(starts), torch.cat(order), torch.cat(pieces),
+        torch.cat(firsts), 0, bounds[1], bounds,
+    )  # fmt: skip
+
+
+_Ends = tuple[int, int, int]
 
 
 def _runs(
-    begins: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    first: NDArray[np.int64],
-    last: NDArray[np.int64],
-    place_starts: NDArray[np.int64],
-) -> list[tuple[int, int, int, int, int]]:
-    """Join neighbours, so that a model of thirty tables is copied in a few pieces."""
-    runs: list[tuple[int, int, int, int, int]] = []
-    for a, b, p, q, at in zip(
-        *(x.tolist() for x in (begins, ends, first, last, place_starts[:-1])), strict=True
-    ):
-        if runs and runs[-1][1] == a:
-            runs[-1] = (runs[-1][0], b, runs[-1][2], q, runs[-1][4])
+    bounds: NDArray[np.int64], chosen: NDArray[np.int64], shifts: NDArray[np.int64]
+) -> list[tuple[_Ends, _Ends, int]]:
+    """Join neighbours of one shift, so that a model of thirty tables is cut in a few places."""
+    runs: list[tuple[_Ends, _Ends, int]] = []
+    for table, shift in zip(chosen.tolist(), shifts.tolist(), strict=True):
+        begin: _Ends = tuple(bounds[:, table].tolist())
+        end: _Ends = tuple(bounds[:, table + 1].tolist())
+        if runs and runs[-1][1] == begin and runs[-1][2] == shift:
+            runs[-1] = (runs[-1][0], end, shift)
         else:
-            runs.append((a, b, p, q, at))
+            runs.append((begin, end, shift))
     return runs
 
 
@@ -337,7 +379,8 @@ def segment_sum(
         sequence_grads_MD: Gradient of unpooled rows.
         sequence_place_N: int64 row of ``sequence_grads_MD`` of each occurrence, -1 if pooled.
     """
-    cells = groups.order if batch.offsets_BF is None else batch.cell_N[groups.order]
+    order = groups.order[groups.bounds[0, 0] : groups.bounds[0, -1]]
+    cells = order if batch.offsets_BF is None else batch.cell_N[order]
     features = cells % batch.n_features
     columns = slots.column_F[features][:, None] + torch.arange(width, device=cells.device)
     parts = grad_BX[(cells // batch.n_features)[:, None], columns]
@@ -347,21 +390,13 @@ def segment_sum(
         if scale is not None:
             factor = scale[cells]
         if batch.values_N is not None:
-            factor = factor * batch.values_N[groups.order]
+            factor = factor * batch.values_N[order]
         parts = factor[:, None] * parts
     if sequence_grads_MD is not None and sequence_place_N is not None and len(sequence_grads_MD):
-        places = sequence_place_N[groups.order]
+        places = sequence_place_N[order]
         unpooled = sequence_grads_MD[places.clamp(min=0)]
         parts = torch.where((places >= 0)[:, None], unpooled, parts)
-    pieces = groups.pieces
-    return _segments(_segments(parts, pieces.length_Q), pieces.starts_U.diff())
-
-
-def _with_zero(counts: Tensor) -> Tensor:
-    """Return running sums that begin with 0."""
-    found = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
-    torch.cumsum(counts, 0, out=found[1:])
-    return found
+    return _segments(_segments(parts, groups.first_Q.diff()), groups.pieces_U.diff())
 
 
 def _segments(rows: Tensor, lengths: Tensor) -> Tensor:
@@ -390,7 +425,7 @@ def _bags(weights_RD: Tensor, batch: TensorBatch, slots: TensorSlots) -> Tensor:
 
 def cell_scales(batch: TensorBatch, slots: TensorSlots) -> Tensor | None:
     """Return the combiner's factor of every cell, or None where all are 1."""
-    if slots.sums_alone:
+    if slots.sums_alone or (batch.offsets_BF is None and batch.values_N is None):
         return None
     if batch.values_N is None:
         total = mean_total = batch.lengths_BF.to(torch.float32)

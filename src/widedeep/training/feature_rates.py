@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep.errors import CheckpointError
-from widedeep.kernels.torch_twins import to_device
+from widedeep.kernels.torch_device import triton_kernels
 
 __all__ = ["FeatureRates"]
 
 LOWEST = 0.01
 HIGHEST = 5.0
+_RANGE = (LOWEST, HIGHEST)
 _PARTS = ("log_rates", "evidence")
 
 
@@ -62,6 +63,7 @@ class FeatureRates:
         self.frozen = False
         self.log_rates = torch.zeros(n_features, dtype=torch.float64, device=device)
         self.evidence = torch.zeros_like(self.log_rates)
+        self._told: Tensor | None = None
 
     @property
     def factors(self) -> NDArray[np.float32]:
@@ -69,30 +71,37 @@ class FeatureRates:
         found: NDArray[np.float32] = np.exp(self.log_rates.cpu().numpy()).astype(np.float32)
         return found
 
-    def of_rows(self, starts_T: NDArray[np.int64]) -> Tensor:
+    def of_rows(self, starts_T: NDArray[np.int64], there: Tensor | None = None) -> Tensor:
         """Return each touched row's factor, float32 (U,).
 
         Args:
             starts_T: First touched row of each feature, and their number.
+            there: The same on the device, if the table lives on one.
         """
-        if self.log_rates.device.type != "cpu":
-            counts = to_device(np.diff(starts_T), self.log_rates.device)
-            factors = self.log_rates.exp().float()
-            return torch.repeat_interleave(factors, counts, output_size=int(starts_T[-1]))
+        if there is not None and there.device.type != "cpu":
+            factors, rows = self.log_rates.exp().float(), int(starts_T[-1])
+            kernels = triton_kernels(there.device)
+            if kernels is None:
+                return torch.repeat_interleave(factors, there.diff(), output_size=rows)
+            found: Tensor = kernels.expand(factors, there, rows)
+            return found
         return torch.from_numpy(np.repeat(self.factors, np.diff(starts_T)))
 
-    def learn(self, products_U: Tensor, starts_T: NDArray[np.int64]) -> None:
+    def learn(
+        self, products_U: Tensor, starts_T: NDArray[np.int64], there: Tensor | None = None
+    ) -> None:
         """Move the factors.
 
         Args:
             products_U: Gradient times weight of each touched row.
             starts_T: As :meth:`of_rows`.
+            there: As :meth:`of_rows`.
         """
         touched = np.diff(starts_T) > 0
         if self.frozen or not touched.any():
             return
-        if products_U.device.type != "cpu":
-            self._learn_there(products_U.double(), to_device(np.diff(starts_T), products_U.device))
+        if there is not None and there.device.type != "cpu":
+            self._learn_there(products_U, there)
             return
         products = products_U.numpy().astype(np.float64)
         starts = starts_T[:-1][touched]
@@ -104,15 +113,25 @@ class FeatureRates:
         moved = log_rates[touched] - self.step * sums / roots
         log_rates[touched] = moved.clip(math.log(LOWEST), math.log(HIGHEST))
 
-    def _learn_there(self, products_U: Tensor, counts_T: Tensor) -> None:
+    def _learn_there(self, products_U: Tensor, starts_T: Tensor) -> None:
         """Do it on a device, without waiting for it; a feature without rows has sums of 0."""
+        kernels = triton_kernels(starts_T.device)
+        if kernels is not None:
+            if self._told is None:
+                told = [self.step, float(np.finfo(np.float64).tiny), *map(math.log, _RANGE)]
+                self._told = torch.tensor(told, dtype=torch.float64, device=starts_T.device)
+            kernels.learn_rates(products_U, starts_T, self.log_rates, self.evidence, self._told)
+            return
 
         def sums(values_U: Tensor) -> Tensor:
-            return torch.segment_reduce(values_U, "sum", lengths=counts_T, initial=0.0, unsafe=True)
+            return torch.segment_reduce(
+                values_U, "sum", lengths=starts_T.diff(), initial=0.0, unsafe=True
+            )
 
-        self.evidence += sums(products_U * products_U)
+        products = products_U.double()
+        self.evidence += sums(products * products)
         roots = self.evidence.clamp(min=np.finfo(np.float64).tiny).sqrt()
-        self.log_rates -= self.step * sums(products_U) / roots
+        self.log_rates -= self.step * sums(products) / roots
         self.log_rates.clamp_(math.log(LOWEST), math.log(HIGHEST))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.deep import MLP, DeepInput, SequenceInput
 from widedeep.errors import DataError
-from widedeep.kernels.torch_twins import to_device
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, Optimizer
 from widedeep.tables import EmbeddingTable, Groups
@@ -231,7 +230,8 @@ class TrainStep:
             raise DataError("got a batch without labels; give the spec a label column")
         columns_of_labels = list(self.model.schema.spec.labels.values())
         given_BL = torch.from_numpy(batch.labels_BL)
-        labels_BL = to_device(batch.labels_BL, logits_BC.device)
+        bring = self.model.batches.array
+        labels_BL = bring(batch, "labels_BL")
         heads = self.model.heads
         for index, head in enumerate(heads):
             # Where they came from: a look at the device's copy would wait for it.
@@ -246,7 +246,7 @@ class TrainStep:
             losses_B += head.loss_weight * losses
             grad_BC[:, columns] = head.loss_weight * gradient
         if batch.weight_B is not None:
-            grad_BC *= to_device(batch.weight_B, grad_BC.device)[:, None]
+            grad_BC *= bring(batch, "weight_B")[:, None]
         return losses_B, grad_BC
 
     def _bias_grad(self, grad_BC: Tensor) -> None:
@@ -290,10 +290,10 @@ class TrainStep:
         for found in gradients:
             self.undo.before_update(found.name, found.groups.rows)
             rates = self.feature_rates if found.name == "wide" else None
-            rates_U = products_U = starts_T = None
+            rates_U = products_U = None
+            starts, there = found.groups.table_starts
             if rates is not None:
-                starts_T = found.groups.places.table_starts
-                rates_U = rates.of_rows(starts_T)
+                rates_U = rates.of_rows(starts, there)
                 products_U = torch.empty_like(rates_U)
             lr, share = found.optimizer.scheduled(rate)
             found.table.apply(
@@ -307,8 +307,8 @@ class TrainStep:
                 rates_U=rates_U,
                 products_U=products_U,
             )
-            if rates is not None and products_U is not None and starts_T is not None:
-                rates.learn(products_U, starts_T)
+            if rates is not None and products_U is not None:
+                rates.learn(products_U, starts, there)
         if self.fused is not None:
             self.fused.finish()  # its weights' gradients, summed while rows moved
         scale = 1.0 / rows if self.loss_reduction == "mean" else 1.0
