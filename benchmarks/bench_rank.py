@@ -226,7 +226,7 @@ def compare(bench: Bench, n: int, repeats: int) -> None:
     ids = bench.ids(n)
     session, feed = bench.session(ids), bench.feed(ids)
     ranker = bench.ranker()
-    half = bench.ranker(catalogue_precision="bfloat16")
+    half = bench.ranker(precision="bfloat16")
     ranking = ranker.rank(bench.query, None, ids)
     logits = session.run(["logits"], feed)[0][:, 0]
     worst = np.abs(1 / (1 + np.exp(-logits[ranking.positions])) - ranking.scores).max()

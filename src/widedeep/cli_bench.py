@@ -96,7 +96,7 @@ def _add_serve(targets: Verbs) -> None:
     parser.add_argument("models", metavar="MODELS", help="as widedeep serve takes it")
     parser.add_argument("--items", metavar="PARQUET", help="the items' catalogue")
     parser.add_argument("--item-id", metavar="COLUMN", help="its column of ids")
-    parser.add_argument("--bfloat16", action="store_true", help="the items' part in half precision")
+    parser.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16")
     parser.add_argument("--workers", type=positive, default=1, help="processes (default: 1)")
     parser.add_argument("--threads", type=positive, default=1, help="of a request (default: 1)")
     parser.add_argument(

@@ -173,7 +173,7 @@ def test_another_catalogue_takes_over_at_once(bundle: Bundle) -> None:
 
 def test_a_catalogue_in_bfloat16_is_near(bundle: Bundle) -> None:
     exact = wd.Ranker(bundle, items=ITEMS, item_id="app")
-    half = wd.Ranker(bundle, items=ITEMS, item_id="app", catalogue_precision="bfloat16")
+    half = wd.Ranker(bundle, items=ITEMS, item_id="app", precision="bfloat16")
     one, other = (r.rank(USER, CONTEXT, ITEMS["app"]) for r in (exact, half))
     scores = dict(zip(other.items, other.scores, strict=True))
     differences = [abs(scores[i] - s) for i, s in zip(one.items, one.scores, strict=True)]
@@ -190,8 +190,8 @@ def test_an_exported_graph_is_served_row_by_row(tmp_path: Path) -> None:
     order = np.argsort(-scores, kind="stable")
     assert np.array_equal(ranking.positions, order)
     np.testing.assert_allclose(ranking.scores, scores[order], rtol=1e-6)
-    with pytest.raises(BundleError, match="catalogue_precision"):
-        wd.Ranker(bundle, catalogue_precision="bfloat16")
+    with pytest.raises(BundleError, match="precision"):
+        wd.Ranker(bundle, precision="bfloat16")
 
 
 def test_without_features_of_the_item_what_comes_with_it_is_its(tmp_path: Path) -> None:

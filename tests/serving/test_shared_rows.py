@@ -6,9 +6,11 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.serving.versions import ITEMS, USER, publish, write_items
 from widedeep.serving import shared_rows
@@ -23,7 +25,7 @@ def test_rankers_that_share_rows_give_the_same_bits(tmp_path: Path, precision: s
     bundle = publish(tmp_path, "1", seed=1)
     items = Catalogue.read(str(write_items(tmp_path / "items.parquet")), id_column="app")
     alone, first, second = (
-        Ranker(bundle, items=items, catalogue_precision=precision, shared_rows=rows)  # type: ignore[arg-type]
+        Ranker(bundle, items=items, precision=precision, shared_rows=rows)  # type: ignore[arg-type]
         for rows in (None, SharedRows(tmp_path / "rows"), SharedRows(tmp_path / "rows"))
     )
     assert len(list((tmp_path / "rows").glob("*.safetensors"))) == 1
@@ -32,8 +34,19 @@ def test_rankers_that_share_rows_give_the_same_bits(tmp_path: Path, precision: s
         assert ranker.rank(USER, candidates=ITEMS).scores.tolist() == want
     # The second one computed nothing: it maps what the first one wrote.
     assert second._loaded is not None
-    assert not second._loaded.items.wide.flags.owndata
-    assert not second._loaded.items.wide.flags.writeable
+    (place,) = (tmp_path / "rows").glob("*.safetensors")
+    assert mapped_file(second._loaded.items.sums.wide) == str(place)
+
+
+def mapped_file(array: NDArray[Any]) -> str | None:
+    """The file that the array's memory is a mapping of."""
+    address = array.ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, _, _, *path = line.split(maxsplit=5)
+        begin, end = (int(side, 16) for side in span.split("-"))
+        if begin <= address < end:
+            return path[0] if path else None
+    return None
 
 
 def test_another_model_catalogue_or_precision_has_other_rows(tmp_path: Path) -> None:
@@ -53,10 +66,10 @@ def test_another_model_catalogue_or_precision_has_other_rows(tmp_path: Path) -> 
         ranker = Ranker(
             model,
             items=catalogue,
-            catalogue_precision=precision,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
             shared_rows=rows,
         )
-        alone = Ranker(model, items=catalogue, catalogue_precision=precision)  # type: ignore[arg-type]
+        alone = Ranker(model, items=catalogue, precision=precision)  # type: ignore[arg-type]
         got, want = (each.rank(USER, candidates=ITEMS).scores for each in (ranker, alone))
         assert got.tolist() == want.tolist()
         assert len(list((tmp_path / "rows").glob("*.safetensors"))) == number + 1

@@ -19,7 +19,7 @@ from widedeep.serving.shared_rows import SharedRows
 
 __all__ = ["RankerOptions", "load_ranker", "lower_thread_priority"]
 
-_TOLERANCE = 1e-4
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,7 @@ class RankerOptions:
         items: The catalogue's Parquet file; None: candidates are given inline.
         item_id: The catalogue's column of item ids.
         unknown_items: Items that are not in the catalogue are scored as never seen, or refused.
-        catalogue_precision: Of the catalogue's prebuilt rows.
+        precision: Of the catalogue's prebuilt rows and of the hidden layers' products.
         threads: Threads that a long request is split over.
         shared_rows: Where several processes keep one copy of the catalogue's rows.
     """
@@ -38,7 +38,7 @@ class RankerOptions:
     items: str | os.PathLike[str] | None = None
     item_id: str | None = None
     unknown_items: Literal["score", "refuse"] = "score"
-    catalogue_precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = 1
     shared_rows: SharedRows | None = None
 
@@ -71,7 +71,7 @@ def load_ranker(
         items=catalogue,
         item_id=options.item_id,
         unknown_items=options.unknown_items,
-        catalogue_precision=options.catalogue_precision,
+        precision=options.precision,
         threads=options.threads,
         shared_rows=options.shared_rows,
     )
@@ -109,10 +109,12 @@ def _answer_stored_requests(bundle: Bundle, ranker: Ranker) -> None:
         for head in heads if item else []:
             got = float(ranker.rank(user, candidates=item, head=head).scores[0])
             want = float(bundle.warmup.scores[head][index])
-            if not abs(got - want) <= _TOLERANCE * max(1.0, abs(want)):
+            if not abs(got - want) <= _TOLERANCE[ranker.precision] * max(1.0, abs(want)):
+                half = ranker.precision == "bfloat16"
+                cure = "serve it in float32, or export it" if half else "export it"
                 raise BundleError(
                     f"{bundle.path}: stored request {index} is ranked with {got}, it scored {want} "
-                    "when the bundle was written; export it with this version"
+                    f"when the bundle was written; {cure} with this version"
                 )
 
 

@@ -57,7 +57,7 @@ class Registry:
         policy: Which versions are served.
         poll_s: Seconds between looks at the directory, the state and the catalogue.
         unknown_items: As for :class:`~widedeep.serving.ranker.Ranker`.
-        catalogue_precision: As for :class:`~widedeep.serving.ranker.Ranker`.
+        precision: As for :class:`~widedeep.serving.ranker.Ranker`.
         threads: As for :class:`~widedeep.serving.ranker.Ranker`.
         state: The state's file, if it is not in ``root``.
         rows: A directory in which the processes that serve ``root`` on this machine keep one copy
@@ -93,7 +93,7 @@ class Registry:
         policy: Policy | None = None,
         poll_s: float = 2.0,
         unknown_items: Literal["score", "refuse"] = "score",
-        catalogue_precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
         state: str | os.PathLike[str] | None = None,
         rows: str | os.PathLike[str] | None = None,
@@ -111,7 +111,7 @@ class Registry:
             items=items,
             item_id=item_id,
             unknown_items=unknown_items,
-            catalogue_precision=catalogue_precision,
+            precision=precision,
             threads=threads,
             shared_rows=None if rows is None else SharedRows(rows),
         )

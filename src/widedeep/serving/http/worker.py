@@ -84,7 +84,7 @@ class ServingPlan:
         items: The catalogue's Parquet file, for a server of one model.
         item_id: Its column of item ids.
         unknown_items: ``"score"`` or ``"refuse"`` ids that are not in it.
-        catalogue_precision: ``"float32"`` or ``"bfloat16"``.
+        precision: ``"float32"`` or ``"bfloat16"``.
         latest: How many of the newest versions stay loaded.
         poll_s: Seconds between looks at the directories.
         rank_threads: Threads that one request may use.
@@ -100,7 +100,7 @@ class ServingPlan:
     items: str | None = None
     item_id: str | None = None
     unknown_items: Literal["score", "refuse"] = "score"
-    catalogue_precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     latest: int = 1
     poll_s: float = 2.0
     rank_threads: int = 1
@@ -128,7 +128,7 @@ class ServingPlan:
                 policy=Latest(self.latest),
                 poll_s=self.poll_s,
                 unknown_items=self.unknown_items,
-                catalogue_precision=self.catalogue_precision,
+                precision=self.precision,
                 threads=self.rank_threads,
             )
             for name, path in self.models.items()
