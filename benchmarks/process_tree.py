@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
 
 @dataclass(frozen=True)
 class Watched:
@@ -37,8 +35,9 @@ class Watched:
 def watch(command: Sequence[str], folder: Path, every: float = 0.03) -> Watched:
     """Run a command to its end.
 
-    The resident memory of the tree is looked up every few hundredths of a second; of the process
-    with the most, the kernel's own peak counts too, which misses nothing.
+    The resident memory of the tree is looked up every few hundredths of a second. The kernel's own
+    peak of each process counts too, which misses nothing between two looks. (What the kernel tells
+    of a process that has ended is of no use: it counts what the parent held when it forked.)
 
     Args:
         command: What to run.
@@ -49,13 +48,18 @@ def watch(command: Sequence[str], folder: Path, every: float = 0.03) -> Watched:
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output)
-        while True:
-            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if ended:
-                break
-            peak = max(peak, sum(_resident(pid) for pid in _tree(process.pid)))
-            most = max(most, _content(folder))
-            time.sleep(every)
+        try:
+            while True:
+                ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+                if ended:
+                    break
+                held = [_resident(pid) for pid in _tree(process.pid)]
+                peak = max(peak, sum(now for now, _ in held), *(highest for _, highest in held))
+                most = max(most, _content(folder))
+                time.sleep(every)
+        except BaseException:
+            process.kill()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
         output.seek(0)
@@ -64,7 +68,7 @@ def watch(command: Sequence[str], folder: Path, every: float = 0.03) -> Watched:
             output=output.read(),
             seconds=seconds,
             cpu_seconds=usage.ru_utime + usage.ru_stime,
-            peak_gb=max(peak, usage.ru_maxrss * 1024) / 2**30,
+            peak_gb=peak / 2**30,
             peak_folder_mb=most / 1e6,
         )
 
@@ -80,11 +84,14 @@ def _tree(pid: int) -> list[int]:
     return found
 
 
-def _resident(pid: int) -> int:
+def _resident(pid: int) -> tuple[int, int]:
+    """Return the bytes that a process has resident, and the most that it had."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return 0
+        return 0, 0
+    told = {line.partition(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
+    return 1024 * int(told.get("VmRSS", 0)), 1024 * int(told.get("VmHWM", 0))
 
 
 def _content(folder: Path) -> int:
