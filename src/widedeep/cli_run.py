@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ from widedeep.errors import ConfigError
 
 if TYPE_CHECKING:
     from widedeep.commands.check import CheckReport
+    from widedeep.commands.follow import Followed
     from widedeep.commands.run_directory import RunDirectory
     from widedeep.commands.train import TrainedRun, WarmFrom
     from widedeep.config import RunConfig
+    from widedeep.config_follow import FollowConfig
 
 __all__ = ["add_verbs"]
 
@@ -250,7 +253,7 @@ def _add_train(verbs: Verbs) -> None:
         "  widedeep train ads.toml --set train.epochs=3 --set train.wide.lr=0.05\n"
         "  widedeep train ads.toml --resume     # after Ctrl-C, a crash, or for more epochs\n"
         "  widedeep train today.toml --warm-start runs/yesterday\n"
-        "  widedeep train ads.toml --follow examples/ --export-rows 1000000\n\n"
+        "  widedeep train ads.toml --follow examples/ --publish models --export-rows 1000000\n\n"
         "The run's folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
         "metrics.json and bundle/.",
     )
@@ -291,24 +294,50 @@ def _add_following(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--export-minutes", type=float, metavar="M", help="write a bundle every M minutes"
     )
+    parser.add_argument(
+        "--publish",
+        metavar="MODELS",
+        help="judge each such bundle on the newest shards, and publish what passes the gate there",
+    )
+    parser.add_argument(
+        "--judge-rows", type=positive, metavar="N", help="rows to judge on (default: 10,000)"
+    )
 
 
 def _follow(
-    arguments: argparse.Namespace, config: RunConfig, directory: RunDirectory
-) -> list[dict[str, Any]] | None:
-    from widedeep.commands.follow import Exports, follow_run
+    arguments: argparse.Namespace, config: RunConfig, directory: RunDirectory, follow: FollowConfig
+) -> Followed | None:
+    from widedeep.commands.follow import follow_run
+    from widedeep.config_gate import load_gate_config
 
     if arguments.follow is None:
         return None
-    exports = Exports(rows=arguments.export_rows, minutes=arguments.export_minutes)
+    of_gate = [text for text in arguments.set if text.strip().startswith("gate.")]
     return follow_run(
         config,
         directory,
         arguments.follow,
-        exports=exports,
+        follow=follow,
+        gate=load_gate_config(arguments.config, of_gate),
         poll_s=arguments.poll,
         idle_s=arguments.idle,
     )
+
+
+_FOLLOWING = ("publish", "export_rows", "export_minutes", "judge_rows")
+
+
+def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
+    """Read before the training, so that a mistake is told before it."""
+    from widedeep.config_follow import load_follow_config
+
+    options = {name: getattr(arguments, name) for name in _FOLLOWING}
+    if arguments.follow is None:
+        for name, value in {**options, "idle": arguments.idle}.items():
+            if value is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"got {option} without a folder to follow; add --follow DIR")
+    return load_follow_config(arguments.config, arguments.set, options=options)
 
 
 def _warm_from(arguments: argparse.Namespace) -> WarmFrom | None:
@@ -332,13 +361,14 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.set)
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     warm = _warm_from(arguments)
-    run, shards = None, None
+    follow = _follow_config(arguments)
+    run, followed = None, None
     try:
         if not (arguments.follow and arguments.resume and directory.state == "finished"):
             run = train_run(
                 config, directory, resume=arguments.resume, force=arguments.force, warm=warm
             )
-        shards = _follow(arguments, config, directory)
+        followed = _follow(arguments, config, directory, follow)
     except KeyboardInterrupt:
         if directory.state != "new":
             say(f"widedeep: interrupted; go on with: {_resume_command(arguments)}")
@@ -346,17 +376,26 @@ def _train(arguments: argparse.Namespace) -> int:
             say("widedeep: interrupted before the first step; nothing to resume")
         return INTERRUPTED
     if arguments.json:
-        print_json(_train_document(directory, run, shards))
+        print_json(_train_document(directory, run, followed))
         return GOOD
-    if shards is not None:
-        print_text(f"\nlearned {count(len(shards), 'shard')}; bundle: {directory.bundle}")
+    if followed is not None:
+        _print_followed(followed, directory, follow)
     if run is not None:
         _print_run(run, directory)
     return GOOD
 
 
+def _print_followed(followed: Followed, directory: RunDirectory, follow: FollowConfig) -> None:
+    told = count(len(followed.shards), "shard")
+    print_text(f"\nlearned {told}; bundle: {directory.bundle}")
+    if follow.publish is not None:
+        published = sum(attempt.version is not None for attempt in followed.attempts)
+        of = count(len(followed.attempts), "candidate")
+        print_text(f"published {published} of {of} in {follow.publish}")
+
+
 def _train_document(
-    directory: RunDirectory, run: TrainedRun | None, shards: list[dict[str, Any]] | None
+    directory: RunDirectory, run: TrainedRun | None, followed: Followed | None
 ) -> dict[str, Any]:
     document: dict[str, Any] = {"run": directory.path, "bundle": directory.bundle}
     if run is not None:
@@ -368,7 +407,10 @@ def _train_document(
             "history": run.history,
             "warm_start": None if run.warm is None else run.warm.to_json(),
         }
-    return document if shards is None else {**document, "shards": shards}
+    if followed is not None:
+        attempts = [dataclasses.asdict(attempt) for attempt in followed.attempts]
+        document |= {"shards": followed.shards, "attempts": attempts}
+    return document
 
 
 def _print_run(run: TrainedRun, directory: RunDirectory) -> None:
@@ -387,7 +429,8 @@ def _resume_command(arguments: argparse.Namespace) -> str:
     words += [word for pattern in arguments.carry or () for word in ("--carry", pattern)]
     words += ["--project"] if arguments.project else []
     words += ["--follow", arguments.follow] if arguments.follow else []
-    for option in ("idle", "export_rows", "export_minutes"):
+    for option in ("idle", *_FOLLOWING):
         if (value := getattr(arguments, option)) is not None:
-            words += [f"--{option.replace('_', '-')}", f"{value:g}"]
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            words += [f"--{option.replace('_', '-')}", text]
     return shlex.join(words)

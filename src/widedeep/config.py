@@ -353,16 +353,13 @@ def config_from_tables(
     Raises:
         ConfigError: For an unknown section or key, or a bad value.
     """
-    sections = ("data", "features", "model", "train", "gate")
+    sections = ("data", "features", "model", "train", "gate", "follow")
     for name in tables:
         if name not in sections:
             raise ConfigError(
                 f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}"
             )
-    if "gate" in tables:  # read by the gate; a mistake in it is told before the training, too
-        from widedeep.config_gate import GateConfig
-
-        read_section(GateConfig, tables["gate"], f"{origin}: [gate]")
+    _check_later_sections(tables, origin)
     if "features" not in tables:
         raise ConfigError(f"{origin}: got no [features] section; 'widedeep init DATA' writes one")
     data = dict(tables.get("data", {}))
@@ -391,6 +388,17 @@ def config_from_tables(
         model=read_section(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
         train=read_section(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
     )
+
+
+def _check_later_sections(tables: Mapping[str, Any], origin: str) -> None:
+    """A mistake in what is read after the training is told before it."""
+    from widedeep.config_follow import FollowConfig
+    from widedeep.config_gate import GateConfig
+
+    kinds: dict[str, type[Any]] = {"gate": GateConfig, "follow": FollowConfig}
+    for name, kind in kinds.items():
+        if name in tables:
+            read_section(kind, tables[name], f"{origin}: [{name}]")
 
 
 def _resolve(value: Any, folder: Path) -> Any:

@@ -1,11 +1,11 @@
-"""A run that goes on learning: new shards as they land, exports on the way."""
+"""A run that goes on learning: new shards as they land, exports on the way, through the gate."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,27 @@ from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_check
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.train import make_trainer
 from widedeep.config import RunConfig
+from widedeep.config_follow import FollowConfig
+from widedeep.config_gate import GateConfig
 from widedeep.data.follow import follow_folder
+from widedeep.publish import Attempt, LivePublisher
 from widedeep.trainer import Trainer
+from widedeep.training.stream import Shard
 
-__all__ = ["Exports", "follow_run"]
+__all__ = ["Followed", "follow_run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exports:
-    """When a run that follows a folder writes a bundle, beside the one at its end.
+class Followed:
+    """What came of following.
 
     Args:
-        rows: Rows learned since the last one; None: not by rows.
-        minutes: Time since the last one; None: not by time.
-        on_bundle: Called with the bundle's folder and the next shard's file, which the model has
-            not learned yet: it can be judged on it.
+        shards: A row of figures for each shard, those of earlier calls too.
+        attempts: What the gate said of each candidate, those of earlier calls too.
     """
 
-    rows: int | None = None
-    minutes: float | None = None
-    on_bundle: Callable[[Path, Path], None] = lambda bundle, shard: None
+    shards: list[dict[str, Any]]
+    attempts: list[Attempt]
 
 
 def follow_run(
@@ -41,48 +42,48 @@ def follow_run(
     directory: RunDirectory,
     folder: str | os.PathLike[str],
     *,
-    exports: Exports,
+    follow: FollowConfig,
+    gate: GateConfig | None = None,
     poll_s: float = 1.0,
     idle_s: float | None = None,
     progress: bool = True,
-) -> list[dict[str, Any]]:
+) -> Followed:
     """Learn a folder's Parquet files as they land, from where the run, or its stream, stopped.
 
     Args:
         config: The run's.
         directory: Of a finished run; the stream's checkpoints lie in ``stream/``.
         folder: Where shards land.
-        exports: When bundles are written.
+        follow: When bundles are written, and where what passes the gate is published.
+        gate: Its limits.
         poll_s: Seconds between looks at the folder.
         idle_s: End after so many seconds without a new shard; None: at Ctrl-C.
         progress: Say on standard error what happens.
 
-    Returns:
-        A row of figures for each shard, those of earlier calls too.
-
     Raises:
         CheckpointError: If the run holds no checkpoint.
+        ConfigError: If the place to publish is none, or the gate asks for more rows than it gets.
         DataError: If a shard's columns or labels do not fit.
         KeyboardInterrupt: On Ctrl-C; nothing that a checkpoint holds is lost.
     """
+
+    def say(line: str) -> None:
+        if progress:
+            print(line, file=sys.stderr, flush=True)
+
     trainer = _trainer(config, directory, progress)
-    follower = _Follower(trainer, directory, exports, progress)
-    shards = follow_folder(
-        folder,
-        done=trainer.shards,
-        poll_s=poll_s,
-        idle_s=idle_s,
-        told=follower.say,
-    )
+    files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, told=say)
+    publisher = _publisher(trainer, directory, follow, gate, say)
+    exporter = _Exporter(trainer, directory, follow, say)
     try:
-        trainer.fit_stream(
-            ((name, follower.about_to_learn(file)) for name, file in shards),
-        )
+        trainer.fit_stream(exporter.shards(files) if publisher is None else publisher.shards(files))
     finally:
         directory.write_json(directory.history, trainer.history.rows)
-    if follower.is_new:
-        follower.export()
-    return trainer.history.rows
+    if exporter.is_new:
+        exporter.export()
+    return Followed(
+        shards=trainer.history.rows, attempts=[] if publisher is None else publisher.attempts
+    )
 
 
 def _trainer(config: RunConfig, directory: RunDirectory, progress: bool) -> Trainer:
@@ -100,37 +101,61 @@ def _trainer(config: RunConfig, directory: RunDirectory, progress: bool) -> Trai
     return trainer
 
 
-class _Follower:
-    """Counts what was learned since the last bundle."""
+def _publisher(
+    trainer: Trainer,
+    directory: RunDirectory,
+    follow: FollowConfig,
+    gate: GateConfig | None,
+    say: Callable[[str], None],
+) -> LivePublisher | None:
+    if follow.publish is None:
+        return None
+    return LivePublisher(
+        trainer,
+        follow.publish,
+        bundle=directory.candidate,
+        every_rows=follow.export_rows,
+        every_minutes=follow.export_minutes,
+        judge_rows=follow.judge_rows,
+        gate=gate,
+        told=say,
+    )
+
+
+class _Exporter:
+    """Writes the run's bundle: every so often where nothing is published, and at the end."""
 
     def __init__(
-        self, trainer: Trainer, directory: RunDirectory, exports: Exports, progress: bool
+        self,
+        trainer: Trainer,
+        directory: RunDirectory,
+        follow: FollowConfig,
+        say: Callable[[str], None],
     ) -> None:
-        self._trainer, self._directory, self._exports = trainer, directory, exports
-        self._progress = progress
+        self._trainer, self._directory, self._follow, self._say = trainer, directory, follow, say
         self._rows = trainer.position.rows
         self._time = time.monotonic()
 
-    def say(self, line: str) -> None:
-        if self._progress:
-            print(line, file=sys.stderr, flush=True)
+    def shards(self, shards: Iterable[Shard]) -> Iterator[Shard]:
+        """Yield the shards, and write the bundle between them if it is time."""
+        for shard in shards:
+            if self._is_time():
+                self.export()
+            yield shard
 
-    def about_to_learn(self, file: Path) -> Path:
-        """Write a bundle if it is time: the rows of ``file`` are the newest it has not seen."""
-        rows, minutes = self._exports.rows, self._exports.minutes
+    def _is_time(self) -> bool:
+        rows, minutes = self._follow.export_rows, self._follow.export_minutes
         learned = self._trainer.position.rows - self._rows
         since = (time.monotonic() - self._time) / 60.0
-        if learned and (
+        return learned > 0 and (
             (rows is not None and learned >= rows) or (minutes is not None and since >= minutes)
-        ):
-            self._exports.on_bundle(self.export(), file)
-        return file
+        )
 
     def export(self) -> Path:
         """Write what was learned as the run's bundle."""
         bundle, trainer = self._directory.bundle, self._trainer
-        trainer.export(bundle, metrics=_latest_metrics(trainer), overwrite=True)
-        self.say(f"exported {bundle} after {trainer.position.rows:,} rows")
+        trainer.export(bundle, metrics=trainer.history.live_metrics(), overwrite=True)
+        self._say(f"exported {bundle} after {trainer.position.rows:,} rows")
         self._rows, self._time = trainer.position.rows, time.monotonic()
         return bundle
 
@@ -138,8 +163,3 @@ class _Follower:
     def is_new(self) -> bool:
         """True if something was learned since the last bundle."""
         return self._trainer.position.rows > self._rows
-
-
-def _latest_metrics(trainer: Trainer) -> dict[str, float]:
-    row = trainer.history[-1] if len(trainer.history) else {}
-    return {k.removeprefix("before/"): v for k, v in row.items() if k.startswith("before/")}

@@ -34,7 +34,8 @@ class RunDirectory:
 
     It holds ``config.toml``, ``schema.safetensors``, ``checkpoints/``, ``history.json``,
     ``metrics.json`` and ``bundle/``; ``encoded/``, if rows were encoded before; ``stream/``, the
-    checkpoints of a run that follows a folder.
+    checkpoints of a run that follows a folder, and ``candidate/``, the last bundle of it that the
+    gate judged, with its verdict and the log of attempts beside it.
 
     Args:
         path: The folder; made when something is first written.
@@ -56,6 +57,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.json"
         self.warm_start = self.path / "warm_start.json"
         self.bundle = self.path / "bundle"
+        self.candidate = self.path / "candidate"
 
     @classmethod
     def of_config(
@@ -89,7 +91,9 @@ class RunDirectory:
         """Delete what a run left here, but for what was prepared; other files stay."""
         for place in (self.metrics, self.history, self.config, self.warm_start):
             place.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.stream, self.bundle):
+        for place in self.path.glob(f"{self.candidate.name}.*"):
+            place.unlink()
+        for folder in (self.checkpoints, self.stream, self.bundle, self.candidate):
             if folder.exists():
                 shutil.rmtree(folder)
 

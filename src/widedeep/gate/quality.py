@@ -47,16 +47,6 @@ class Quality:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Model:
-    """One model's rows: weighted losses and predictions, and each row's influence on the AUC."""
-
-    loss_B: Floats
-    sum_B: Floats
-    below_B: Floats | None = None
-    above_B: Floats | None = None
-
-
 class _Judge:
     def __init__(self, scored: Scored, config: GateConfig) -> None:
         self.scored, self.config = scored, config
@@ -64,6 +54,8 @@ class _Judge:
         self.draws = resample(self.n_bags, config.bootstrap, config.seed)
         self.found = Quality()
         self.tests: list[tuple[float, dict[str, Any], str, str]] = []
+        # The rows of the present head by each model's scores: sorted once, used for every slice.
+        self.by_score: dict[str, NDArray[np.intp]] = {}
 
     # ---- sums by bag ----------------------------------------------------------------------------
 
@@ -87,12 +79,14 @@ class _Judge:
         weight_B = self.scored.weight_B
         where = f"head {head.head.name}: " if head.head.name else ""
         codes_B = np.zeros(len(weight_B), np.int64)
+        binary = head.head.kind == "binary"
+        models = _models(head) if binary else {}
+        self.by_score = {name: np.argsort(v, kind="stable") for name, v in models.items()}
         entry = self._entry(head, codes_B, 1, slices=False)[0]
         entry["rows"] = len(weight_B)
         entry["curve"] = {
-            name: calibration_curve(head.labels_B, scores, weight_B)
-            for name, scores in (("candidate", head.candidate_B), ("serving", head.serving_B))
-            if scores is not None and head.head.kind == "binary"
+            name: calibration_curve(head.labels_B, scores, weight_B, self.by_score[name])
+            for name, scores in models.items()
         }
         self.found.heads[head.head.name] = entry
         self.found.reasons += [where + told for told in self._too_little(head, entry)]
@@ -134,21 +128,18 @@ class _Judge:
         binary = head.head.kind == "binary"
         weights, drawn_weights = self.both(weight_B, codes_B, codes)
         labels, drawn_labels = self.both(weight_B * labels_B, codes_B, codes)
-        models = {"candidate": head.candidate_B}
-        if head.serving_B is not None:
-            models["serving"] = head.serving_B
         found: dict[str, dict[str, tuple[Floats, Floats]]] = {}
         with np.errstate(divide="ignore", invalid="ignore"):
-            for name, scores_B in models.items():
+            for name, scores_B in _models(head).items():
                 loss, drawn_loss = self.both(weight_B * head.losses(scores_B), codes_B, codes)
                 mine = {"log_loss": (loss / weights, drawn_loss / drawn_weights)}
                 if head.head.kind != "multiclass":
                     total, drawn = self.both(weight_B * scores_B, codes_B, codes)
                     mine["calibration"] = (total / labels, drawn / drawn_labels)
                 if binary:
-                    mine["auc"] = self._auc(labels_B, scores_B, codes_B, codes)
+                    mine["auc"] = self._auc(head, name, codes_B, codes)
                     if not slices and self.scored.groups_B is not None:
-                        mine["gauc"] = self._gauc(labels_B, scores_B)
+                        mine["gauc"] = self._gauc(head, name)
                 found[name] = mine
             if binary:
                 rate, drawn_rate = labels / weights, drawn_labels / drawn_weights
@@ -160,13 +151,22 @@ class _Judge:
                 for at in range(codes)
             ]
 
+    def _placements(
+        self, head: HeadScores, name: str, groups_B: NDArray[np.int64]
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """Each row's weight as a positive and as a negative, and its place among the others."""
+        weight_B = self.scored.weight_B
+        positive_B, negative_B = weight_B * head.labels_B, weight_B * (1.0 - head.labels_B)
+        places = placements(
+            _models(head)[name], positive_B, negative_B, groups_B, by_score_B=self.by_score[name]
+        )
+        return positive_B, negative_B, *places
+
     def _auc(
-        self, labels_B: Floats, scores_B: Floats, codes_B: NDArray[np.int64], codes: int
+        self, head: HeadScores, name: str, codes_B: NDArray[np.int64], codes: int
     ) -> tuple[Floats, Floats]:
         """The AUC within each code, and its resamples by the influence of each row."""
-        weight_B = self.scored.weight_B
-        positive_B, negative_B = weight_B * labels_B, weight_B * (1.0 - labels_B)
-        below_B, above_B = placements(scores_B, positive_B, negative_B, codes_B)
+        positive_B, negative_B, below_B, above_B = self._placements(head, name, codes_B)
         positive = np.bincount(codes_B, positive_B, codes)
         negative = np.bincount(codes_B, negative_B, codes)
         auc = np.bincount(codes_B, np.nan_to_num(below_B) * positive_B, codes) / positive
@@ -176,13 +176,12 @@ class _Judge:
         _, moved = self.both(np.nan_to_num(influence_B), codes_B, codes)
         return auc, auc + moved
 
-    def _gauc(self, labels_B: Floats, scores_B: Floats) -> tuple[Floats, Floats]:
+    def _gauc(self, head: HeadScores, name: str) -> tuple[Floats, Floats]:
         """The mean AUC within groups, weighted by rows; a group belongs to its first row's bag."""
         assert self.scored.groups_B is not None
         weight_B = self.scored.weight_B
         _, first, groups_B = np.unique(self.scored.groups_B, return_index=True, return_inverse=True)
-        positive_B, negative_B = weight_B * labels_B, weight_B * (1.0 - labels_B)
-        below_B, _ = placements(scores_B, positive_B, negative_B, groups_B)
+        positive_B, negative_B, below_B, _ = self._placements(head, name, groups_B)
         count = len(first)
         positive = np.bincount(groups_B, positive_B, count)
         auc = np.bincount(groups_B, np.nan_to_num(below_B) * positive_B, count) / positive
@@ -343,22 +342,30 @@ def judge_quality(scored: Scored, config: GateConfig) -> Quality:
     return judge.found
 
 
-def calibration_curve(labels_B: Floats, scores_B: Floats, weight_B: Floats) -> list[list[float]]:
+def calibration_curve(
+    labels_B: Floats, scores_B: Floats, weight_B: Floats, by_score_B: NDArray[np.intp]
+) -> list[list[float]]:
     """Return mean score, mean label and weight of each tenth of the rows by score.
 
     Args:
         labels_B: 0 to 1.
         scores_B: Probabilities.
         weight_B: Of each example.
+        by_score_B: The rows in ascending order of their scores.
     """
-    order = np.argsort(scores_B, kind="stable")
     found = []
-    for rows in np.array_split(order, _CALIBRATION_BINS):
+    for rows in np.array_split(by_score_B, _CALIBRATION_BINS):
         total = float(weight_B[rows].sum())
         if total > 0:
             means = [float((v[rows] * weight_B[rows]).sum() / total) for v in (scores_B, labels_B)]
             found.append([*means, total])
     return found
+
+
+def _models(head: HeadScores) -> dict[str, Floats]:
+    """The scores of the candidate, and of the model in service if there is one."""
+    models = {"candidate": head.candidate_B}
+    return models if head.serving_B is None else {**models, "serving": head.serving_B}
 
 
 def _entropy(rate: Floats) -> Floats:

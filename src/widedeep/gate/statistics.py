@@ -66,7 +66,12 @@ def resample(bags: int, times: int, seed: int) -> Floats:
 
 
 def placements(
-    scores_B: Floats, positive_B: Floats, negative_B: Floats, groups_B: NDArray[np.int64]
+    scores_B: Floats,
+    positive_B: Floats,
+    negative_B: Floats,
+    groups_B: NDArray[np.int64],
+    *,
+    by_score_B: NDArray[np.intp] | None = None,
 ) -> tuple[Floats, Floats]:
     """Return each row's place among the other class of its group.
 
@@ -79,6 +84,7 @@ def placements(
         positive_B: Weight of each row as a positive.
         negative_B: Weight of each row as a negative.
         groups_B: Group of each row.
+        by_score_B: ``np.argsort(scores_B)``, where several groupings share it.
 
     Returns:
         The share of its group's negatives below each row, and of its positives above it; ties
@@ -90,7 +96,8 @@ def placements(
         >>> float(below[1]), float(above[0])
         (1.0, 1.0)
     """
-    order = np.lexsort((scores_B, groups_B))
+    order = np.argsort(scores_B) if by_score_B is None else by_score_B
+    order = order[np.argsort(_narrow(groups_B)[order], kind="stable")]
     group, score = groups_B[order], scores_B[order]
     new_group = np.r_[True, group[1:] != group[:-1]]
     new_run = new_group | np.r_[True, score[1:] != score[:-1]]
@@ -110,6 +117,13 @@ def placements(
     below_B[order] = shares[0][run]
     above_B[order] = 1.0 - shares[1][run]
     return below_B, above_B
+
+
+def _narrow(groups_B: NDArray[np.int64]) -> NDArray[np.integer]:
+    """Few groups as 16 bits, which NumPy sorts by their digits, many times faster."""
+    if len(groups_B) and groups_B.min() >= 0 and groups_B.max() < 2**15:
+        return groups_B.astype(np.int16)
+    return groups_B
 
 
 def p_above(estimate: float, error: float, limit: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.directory import fsync_path, write_text_whole
-from widedeep.errors import ConfigError
+from widedeep.directory import file_sha256, fsync_path, write_text_whole
+from widedeep.errors import BundleError, ConfigError
 from widedeep.publish.record import RECORDS
 from widedeep.serving.plan import make_plan
 from widedeep.serving.state import read_state, state_path
@@ -41,6 +42,12 @@ class Place(Protocol):
 
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
+
+    def identity(self, version: str) -> str | None:
+        """Return the SHA-256 of a version's manifest; None if it is not there."""
+
+    def bundle(self, version: str) -> contextlib.AbstractContextManager[Path]:
+        """Give a version as a directory on this machine."""
 
     def put(self, bundle: Path, version: str, record: str) -> None:
         """Make a bundle and its record the version: whole, or not at all."""
@@ -100,6 +107,16 @@ class LocalPlace:
         """Return the records' texts by version."""
         files = sorted((self.root / RECORDS).glob("*.json"))
         return {file.stem: file.read_text(encoding="utf-8") for file in files}
+
+    def identity(self, version: str) -> str | None:
+        """Return the SHA-256 of a version's manifest; None if it is not there."""
+        manifest = self.root / version / MANIFEST
+        return file_sha256(manifest) if manifest.is_file() else None
+
+    @contextlib.contextmanager
+    def bundle(self, version: str) -> Iterator[Path]:
+        """Give a version's own directory."""
+        yield self.root / version
 
     def put(self, bundle: Path, version: str, record: str) -> None:
         """Copy, sync, write the record, rename: a reader sees the version whole or not at all.
@@ -180,6 +197,34 @@ class UrlPlace:
             for name in sorted(self._names(folder))
             if name.endswith(".json")
         }
+
+    def identity(self, version: str) -> str | None:
+        """Return the SHA-256 of a version's manifest; None if it is not there."""
+        try:
+            return hashlib.sha256(
+                self._fs.cat_file(f"{self._root}/{version}/{MANIFEST}")
+            ).hexdigest()
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def bundle(self, version: str) -> Iterator[Path]:
+        """Fetch a version; it is deleted when the block ends.
+
+        Raises:
+            BundleError: If it cannot be fetched.
+        """
+        folder = f"{self._root}/{version}"
+        with tempfile.TemporaryDirectory(prefix="widedeep-") as made:
+            try:
+                for name in self._names(folder):
+                    self._fs.get_file(f"{folder}/{name}", str(Path(made) / name))
+            except OSError as error:
+                raise BundleError(
+                    f"{self.name}/{version}: cannot be fetched ({error}); check the connection and "
+                    "the permissions"
+                ) from error
+            yield Path(made)
 
     def put(self, bundle: Path, version: str, record: str) -> None:
         """Claim the version by its record, then write the bundle, its manifest last.

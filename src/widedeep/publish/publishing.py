@@ -45,7 +45,8 @@ def publish(
         What is kept of the version.
 
     Raises:
-        BundleError: If the bundle is damaged, has not passed, or cannot be written.
+        BundleError: If the bundle is damaged, has not passed, was compared with another model than
+            the one in service, or cannot be written.
         ConfigError: If the version's name is taken or would not be the newest, or ``force`` comes
             without a reason.
 
@@ -62,10 +63,9 @@ def publish(
     loaded = Bundle.load(path)
     passed = checked_verdict(path, given, force=force, reason=reason)
     place = open_place(models)
-    forced = reason if force and (passed is None or not passed.passed) else None
     try:
         with place.locked():
-            return _put(place, loaded, passed, version, forced)
+            return _put(place, loaded, passed, version, reason if force else None)
     except OSError as error:
         raise BundleError(
             f"{place.name}: the version could not be written ({error.strerror or error}); the "
@@ -75,15 +75,19 @@ def publish(
 
 
 def _put(
-    place: Place, bundle: Bundle, verdict: Verdict | None, version: str | None, forced: str | None
+    place: Place, bundle: Bundle, verdict: Verdict | None, version: str | None, reason: str | None
 ) -> PublishRecord:
     for _ in range(_ATTEMPTS):
         there = place.versions()
         name = _next(there, place.records()) if version is None else version
         _check_name(place, name, there)
-        record = make_record(
-            bundle, version=name, parent=place.served(), verdict=verdict, forced=forced
-        )
+        parent = place.served()
+        stale = _stale(place, parent, verdict)
+        if stale is not None and reason is None:
+            raise BundleError(stale)
+        passed = verdict is not None and verdict.passed and stale is None
+        forced = None if passed else reason
+        record = make_record(bundle, version=name, parent=parent, verdict=verdict, forced=forced)
         try:
             place.put(bundle.path, name, record.to_text())
         except FileExistsError:
@@ -93,6 +97,18 @@ def _put(
         return record
     raise BundleError(
         f"{place.name}: other publishers took {_ATTEMPTS} numbers in a row; try again"
+    )
+
+
+def _stale(place: Place, parent: str | None, verdict: Verdict | None) -> str | None:
+    """Tell of a comparison with a model that serves no longer."""
+    compared = None if verdict is None or verdict.serving is None else verdict.serving["sha256"]
+    if compared is None or parent is None or place.identity(parent) == compared:
+        return None
+    return (
+        f"{place.name}: the gate compared the bundle with another model ({str(compared)[:12]}) "
+        f"than the one in service, version {parent}, which was published or rolled back to since; "
+        "validate it again, against what serves now"
     )
 
 

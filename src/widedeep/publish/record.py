@@ -15,7 +15,7 @@ from widedeep.bundle.plain_json import plain
 from widedeep.errors import BundleError, ConfigError
 from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
 
-__all__ = ["RECORDS", "PublishRecord", "checked_verdict", "make_record"]
+__all__ = ["RECORDS", "PublishRecord", "checked_verdict", "make_record", "stream_path"]
 
 RECORDS = "_published"
 """The folder of records beside the versions; servers pass over names that begin so."""
@@ -36,7 +36,7 @@ class PublishRecord:
         config: The run's configuration.
         metrics: As kept in the bundle.
         data: What it was trained on: files with sizes and checksums, and the manifest of the join
-            that made them, where there was one.
+            that made them, where there was one; the shards of a stream that it learned.
         size: In bytes.
         verdict: Of the gate; None if there was none.
         forced: Why it was published without having passed; None if it passed.
@@ -146,6 +146,9 @@ def make_record(
 def _data(bundle: Bundle) -> dict[str, Any]:
     """What the run beside the bundle says it was trained on, if it was this schema's run."""
     found: dict[str, Any] = {"rows": bundle.schema.rows, "schema": bundle.schema.fingerprint}
+    stream = _read(stream_path(bundle.path))
+    if stream is not None and stream.get("bundle") == bundle_identity(bundle.path):
+        found["stream"] = {"rows": stream["rows"], "shards": stream["shards"]}
     told = _read(bundle.path.absolute().parent / "inputs.json")
     if told is None or told.get("fingerprint") != bundle.schema.fingerprint:
         return found
@@ -160,6 +163,11 @@ def _data(bundle: Bundle) -> dict[str, Any]:
     if manifests:
         found["manifests"] = manifests
     return found
+
+
+def stream_path(bundle: Path) -> Path:
+    """Return where it is kept, beside a bundle, which shards of a stream its model has learned."""
+    return bundle.absolute().with_name(f"{bundle.name}.stream.json")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -42,6 +42,11 @@ class History:
         """Return one figure over time; None where a row has none."""
         return [row.get(name) for row in self.rows]
 
+    def live_metrics(self) -> dict[str, float]:
+        """Return the metrics of the last shard of a stream, before it was learned."""
+        row = self.rows[-1] if self.rows else {}
+        return {k.removeprefix("before/"): v for k, v in row.items() if k.startswith("before/")}
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,8 @@ def fit_stream(
         if name in trainer.shards:
             continue
         row = _learn(trainer, name, data)
-        if row is None:
-            told.message(f"{name}: no rows; passed over")
+        if isinstance(row, str):
+            told.message(f"{name}: {row}; passed over")
             continue
         trainer.history.add(row)
         told.message(_summary(row))
@@ -60,8 +61,8 @@ def _resume(trainer: Trainer) -> None:
         trainer.load_checkpoint(latest)
 
 
-def _learn(trainer: Trainer, name: str, data: object) -> dict[str, Any] | None:
-    """Score a shard, then learn it in one pass; return its row of the history."""
+def _learn(trainer: Trainer, name: str, data: object) -> dict[str, Any] | str:
+    """Score a shard, then learn it in one pass; return its row of the history, or why not."""
     history, directory, done = trainer.history, trainer.directory, list(trainer.shards)
     shown = trainer.show_progress
     started = time.perf_counter()
@@ -69,7 +70,9 @@ def _learn(trainer: Trainer, name: str, data: object) -> dict[str, Any] | None:
         metrics = trainer.evaluate(data)  # reads all of it: what is damaged is told before learning
     except DataError as error:
         if "without rows" in str(error):
-            return None
+            return "no rows"
+        if _is_gone(data):
+            return "it has vanished"
         raise
     before = trainer.position
     # The stream's own checkpoints say which shards were learned; within one there is none.
@@ -77,6 +80,12 @@ def _learn(trainer: Trainer, name: str, data: object) -> dict[str, Any] | None:
     try:
         trainer.fit(data)
         loss = trainer.history[-1]["loss"]
+    except DataError:
+        untouched = trainer.position.updates == before.updates
+        trainer.position = before
+        if untouched and _is_gone(data):
+            return "it has vanished"
+        raise
     except BaseException:
         trainer.position = before
         raise
@@ -97,6 +106,11 @@ def _learn(trainer: Trainer, name: str, data: object) -> dict[str, Any] | None:
     if trainer.model.wide_table is not None:
         row["nonzero_wide"] = trainer.model.wide_table.nonzero
     return row
+
+
+def _is_gone(data: object) -> bool:
+    """True of a file that is not there any more: nothing of it can be learned, now or later."""
+    return isinstance(data, str | os.PathLike) and not os.path.lexists(data)
 
 
 def _summary(row: dict[str, Any]) -> str:
