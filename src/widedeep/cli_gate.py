@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,7 @@ def _add_validate(verbs: Verbs) -> None:
     parser.add_argument(
         "--against",
         metavar="SERVING",
-        help="the model in service: a bundle, a run's folder, or a folder of versions",
+        help="the model in service: a bundle, a run's folder, or a folder of versions (or its URL)",
     )
     parser.add_argument(
         "--data",
@@ -63,15 +65,15 @@ def _add_validate(verbs: Verbs) -> None:
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    from widedeep.commands.find_bundle import bundle_place, served_bundle
+    from widedeep.commands.find_bundle import bundle_place
     from widedeep.gate import load_gate_config, validate, verdict_path
 
     config = load_gate_config(arguments.config, arguments.set)
     candidate = bundle_place(arguments.model)
-    serving = None if arguments.against is None else served_bundle(arguments.against)
     data = arguments.data[0] if len(arguments.data) == 1 else arguments.data
     threads = arguments.threads or len(os.sched_getaffinity(0))
-    verdict = validate(candidate, serving, data, config=config, threads=threads)
+    with _against(arguments.against) as serving:
+        verdict = validate(candidate, serving, data, config=config, threads=threads)
     file = verdict_path(candidate) if arguments.out is None else Path(arguments.out)
     try:
         page = verdict.save(file)
@@ -85,6 +87,24 @@ def _validate(arguments: argparse.Namespace) -> int:
     else:
         _print_verdict(verdict, file, page)
     return GOOD if verdict.passed else NO
+
+
+@contextlib.contextmanager
+def _against(named: str | None) -> Iterator[Path | None]:
+    """Give the model in service; that of a URL is fetched."""
+    from widedeep.commands.find_bundle import served_bundle
+    from widedeep.publish import bundle_in_service
+
+    if named is None or "://" not in named:
+        yield None if named is None else served_bundle(named)
+        return
+    with bundle_in_service(named) as serving:
+        if serving is None:
+            raise BundleError(
+                f"{named}: nothing was published there yet; leave --against out to judge a first "
+                "model on its own"
+            )
+        yield serving
 
 
 def _print_verdict(verdict: Verdict, file: Path, page: Path) -> None:
@@ -197,6 +217,9 @@ def lineage_document(versions: list[PublishedVersion]) -> list[dict[str, Any]]:
 def print_lineage(versions: list[PublishedVersion]) -> None:
     """Print a lineage as a table, a version under the one it came from."""
     rows = []
+    if not versions:
+        print_text("no version was published here yet; 'widedeep publish CANDIDATE MODELS' does")
+        return
     for one in versions:
         record = one.record
         metrics = {} if record is None else record.metrics

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from widedeep.cli_output import print_json, print_text, say
 from widedeep.cli_parser import GOOD, NO, Verbs, add_verb
+from widedeep.errors import ConfigError
 
 __all__ = ["add_verbs"]
 
@@ -32,6 +33,12 @@ def _rollback(arguments: argparse.Namespace) -> int:
     from widedeep.serving.served import NoVersion
     from widedeep.serving.state import read_state, state_path
 
+    if "://" in arguments.models:
+        raise ConfigError(
+            f"{arguments.models}: got a URL, expected the directory that the servers follow: what "
+            "they are told is kept there; roll back in it, or publish the older bundle again "
+            "(--force --reason TEXT)"
+        )
     root = Path(arguments.models)
     try:
         target = roll_back(root, to=arguments.to)

@@ -118,4 +118,5 @@ def _print(found: Simulated) -> None:
         f"\n{found.impressions:,} impressions, {found.installs:,} installs ({rate:.2%}) in "
         f"{found.days} days; ten apps hold {found.top_share:.0%} of the installs"
     )
-    print_text(f"wrote {found.folder}; next: widedeep join {found.folder / 'join.toml'}")
+    join, train = found.folder / "join.toml", found.folder / "app_store.toml"
+    print_text(f"wrote {found.folder}; next: widedeep join {join} && widedeep train {train}")
