@@ -106,10 +106,12 @@ format: $(DEV_READY)
 
 # Short runs show that everything works, and rough figures.
 QUICK ?=
+QUICK_gate := --rows 50000 --train-rows 20000
 QUICK_join := --scale 0.05
 QUICK_kernels := --repeats 10 --cap 20000
 QUICK_memory := --rows 100000
 QUICK_rank := --repeats 20
+QUICK_retraining := --seeds 1 --days 3 --requests 2000
 QUICK_retrieval := --items 20000 --queries 10
 QUICK_score := --repeats 20
 QUICK_serve := --quick
@@ -119,9 +121,12 @@ QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
 QUICK_train := --quick --seconds 10
 QUICK_transform := --rows 50000 --repeats 2
 FULL_join := --write
+FULL_gate := --write
+FULL_retraining := --write
 FULL_retrieval := --write
 FULL_serve := --write $(if $(wildcard bundles/census),--bundle bundles/census)
 FULL_train := --write
+FULL_warm_start := --write
 BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 bench: native $(DEV_READY) $(BENCHES:%=bench-%)
 

@@ -5,12 +5,13 @@ the older one. On the second stretch a cold model learns every row; models that 
 first 5, 10, 20, 50 and 100 % of the same rows. All are judged on the days after it. Then a table of
 10 million rows is moved into a schema whose order is another one.
 
-    python benchmarks/bench_warm_start.py [--seeds 5] [--rows 10000000]
+    python benchmarks/bench_warm_start.py [--seeds 5] [--rows 10000000] [--write]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -19,12 +20,14 @@ from statistics import fmean
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from results_file import machine, write_section
 
 import widedeep as wd
 from widedeep.checkpoint import CheckpointDirectory
 from widedeep.data.join import ActionLog, Label, Split, join_actions
 from widedeep.simulate import AppStore, Explore, Popularity, StoreConfig
 from widedeep.simulate.declaration import app_store_spec
+from widedeep.simulate.table1 import interval
 
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 DAYS = (7, 7, 2)
@@ -59,8 +62,8 @@ def trained(schema: wd.Schema, rows: pa.Table, warm: Path | None, seed: int) -> 
     return trainer
 
 
-def learning(seeds: int) -> None:
-    """Print the log loss of cold and warm models by the share of the new rows they learned."""
+def learning(seeds: int) -> list[str]:
+    """Return a table: the log loss of cold and warm models by the share of the rows learned."""
     losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -79,11 +82,20 @@ def learning(seeds: int) -> None:
                 schema = wd.fit_schema(spec, rows, grow=old.model.schema)
                 warm = trained(schema, rows, place, seed)
                 losses.setdefault(f"warm, {share:.0%}", []).append(loss(warm, judged))
-    print(f"log loss on the days after, {seeds} stores:")
+    lines = [
+        "| model | log loss on the days after | at most the cold model's | to it, mean ± 95 % |",
+        "|---|---|---|---|",
+    ]
     cold_losses = losses["cold, 100 %"]
     for told, found in losses.items():
-        better = sum(one <= other for one, other in zip(found, cold_losses, strict=True))
-        print(f"  {told:24} {fmean(found):.5f}   at most the cold model's in {better} of {seeds}")
+        changes = [one - other for one, other in zip(found, cold_losses, strict=True)]
+        better = sum(change <= 0 for change in changes)
+        half = interval(changes) if seeds > 1 else math.nan
+        lines.append(
+            f"| {told} | {fmean(found):.5f} | in {better} of {seeds} | "
+            f"{fmean(changes):+.5f} ± {half:.5f} |"
+        )
+    return lines
 
 
 def loss(trainer: wd.Trainer, rows: pa.Table) -> float:
@@ -91,8 +103,8 @@ def loss(trainer: wd.Trainer, rows: pa.Table) -> float:
     return trainer.evaluate(rows)["log_loss"]
 
 
-def moving(rows: int) -> None:
-    """Time a warm start of a table of so many rows, into another order."""
+def moving(rows: int) -> str:
+    """Return the time of a warm start of a table of so many rows, into another order."""
     names = pa.array(np.arange(rows)).cast(pa.string())
     spec = wd.FeatureSpec(
         label="y", features=wd.categorical("id", embedding_dim=16, min_count=1), wide=["id"]
@@ -112,9 +124,11 @@ def moving(rows: int) -> None:
         started = time.perf_counter()
         found = new.warm_start(place)
         seconds = time.perf_counter() - started
-    for entry in found.moved[:2]:
-        print(f"  {entry.name:10} {entry.state}  {entry.found:,} of {entry.of:,}")
-    print(f"{rows:,} rows with their state: {seconds:.1f} s, checksums of the checkpoint included")
+    moved = ", ".join(f"{entry.name} {entry.found:,} of {entry.of:,}" for entry in found.moved[:2])
+    return (
+        f"{rows:,} rows moved into another order, with their optimizers' state ({moved}): "
+        f"{seconds:.1f} s, checksums of the checkpoint included."
+    )
 
 
 def main() -> None:
@@ -124,9 +138,17 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
-    learning(arguments.seeds)
-    moving(arguments.rows)
+    text = "\n".join([*learning(arguments.seeds), "", moving(arguments.rows)])
+    print(text)
+    if arguments.write:
+        told = f"`benchmarks/bench_warm_start.py` on {machine()}"
+        write_section(
+            "warm_start",
+            f"## Warm start\n\n{told}: a store's second week, {arguments.seeds} stores, "
+            f"judged on the two days after it.\n\n{text}",
+        )
 
 
 if __name__ == "__main__":

@@ -143,9 +143,13 @@ def show_ranking(url: str, place: Path) -> None:
     request = urllib.request.Request(
         f"{url}/v1/rank", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
+    started = time.perf_counter()
     with urllib.request.urlopen(request, timeout=30) as answer:
         found = json.load(answer)
-    print(f"\na user in {row['user_country']}, {row['user_age']}, has {row['user_installed']}")
+    taken = 1000 * (time.perf_counter() - started)
+    shown = {**body, "candidates": [*body["candidates"][:2], f"... {len(body['candidates'])} apps"]}
+    print(f"\nPOST {url}/v1/rank\n{json.dumps(shown, default=str)}")
+    print(f"\nanswered in {taken:.1f} ms, best first, with the strongest reasons of the wide part:")
     for app, score, why in zip(found["items"], found["scores"], found["explanations"], strict=True):
         terms = sorted(why["wide"], key=lambda term: -abs(term["weights"][0]))[:2]
         told = ", ".join(f"{t['feature']} = {t['value']} {t['weights'][0]:+.2f}" for t in terms)

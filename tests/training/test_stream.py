@@ -104,6 +104,34 @@ def test_a_shard_that_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
     assert trainer.directory is not None
 
 
+@pytest.mark.parametrize("when", ["before it is scored", "before it is learned"])
+def test_a_shard_that_vanishes_is_passed_over(
+    tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "gone.parquet"
+    pq.write_table(pa.Table.from_pylist(SHARDS[1][1]), place)
+    trainer, by_hand = make_trainer(), make_trainer()
+    if when == "before it is scored":
+        place.unlink()
+    else:
+        evaluate = trainer.evaluate
+
+        def last_look(data: object) -> dict[str, float]:
+            found = evaluate(data)
+            place.unlink(missing_ok=True)
+            return found
+
+        monkeypatch.setattr(trainer, "evaluate", last_look)
+    history = trainer.fit_stream([SHARDS[0], ("gone.parquet", place), SHARDS[2]])
+    assert [row["shard"] for row in history] == ["0.parquet", "2.parquet"]
+    by_hand.fit_stream([SHARDS[0], SHARDS[2]])
+    found = tensors(trainer)
+    for name, value in tensors(by_hand).items():
+        np.testing.assert_array_equal(found[name], value, name)
+    with pytest.raises(DataError, match="no such file"):
+        trainer.fit(place)
+
+
 def test_shards_of_no_rows_and_of_one_class() -> None:
     trainer = make_trainer()
     empty = pa.Table.from_pylist(SHARDS[0][1]).slice(0, 0)
