@@ -343,7 +343,7 @@ def judge_quality(scored: Scored, config: GateConfig) -> Quality:
 
 
 def calibration_curve(
-    labels_B: Floats, scores_B: Floats, weight_B: Floats, by_score_B: NDArray[np.intp]
+    labels_B: Floats, scores_B: Floats, weight_B: Floats, by_score_B: NDArray[np.intp] | None = None
 ) -> list[list[float]]:
     """Return mean score, mean label and weight of each tenth of the rows by score.
 
@@ -351,8 +351,10 @@ def calibration_curve(
         labels_B: 0 to 1.
         scores_B: Probabilities.
         weight_B: Of each example.
-        by_score_B: The rows in ascending order of their scores.
+        by_score_B: The rows in ascending order of their scores, where it is known already.
     """
+    if by_score_B is None:
+        by_score_B = np.argsort(scores_B, kind="stable")
     found = []
     for rows in np.array_split(by_score_B, _CALIBRATION_BINS):
         total = float(weight_B[rows].sum())
