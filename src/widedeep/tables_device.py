@@ -21,6 +21,8 @@ __all__ = ["DeviceBatches", "DevicePlaces"]
 _OTHERS = ("dense_BK", "labels_BL", "weight_B")
 _DERIVED = ("lengths_BF", "cell_N", "feature_N")
 _ALIGNED = 64  # bytes
+_LONG = 1 << 18  # numbers from which it is worth waking torch's threads for a pass over them
+_TYPES = {"<i8": torch.int64, "<f4": torch.float32}
 _STEPS_AHEAD = 2  # batches whose work may wait on the device; more would only hold memory
 Found = TypeVar("Found")
 
@@ -41,7 +43,7 @@ class DeviceBatches:
         self._checked: set[object] = set()
         self._stream: torch.cuda.Stream | None = None
         self._marks: deque[torch.cuda.Event] = deque()
-        self._places = torch.zeros(0, dtype=torch.int64)
+        self._places = np.zeros(0, np.int64)
 
     def bring(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
         """Return a batch's ids on the device; its arrays must not change between calls.
@@ -69,15 +71,10 @@ class DeviceBatches:
 
     def _copy(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
         cells = len(batch.offsets_BF) - 1
-        if len(self._places) <= cells:
-            self._places = torch.arange(cells + 1)
-        offsets = torch.from_numpy(batch.offsets_BF)
-        # By torch, whose threads share long comparisons.
-        single = cells == len(batch.ids_N) and not bool(
-            torch.ne(offsets, self._places[: cells + 1]).any()
-        )
+        single = cells == len(batch.ids_N) and self._counts_up(batch.offsets_BF)
         names = ("ids_N", *(() if single else ("offsets_BF",)), "values_N", *_OTHERS)
-        found, memory = self._pack({name: getattr(batch, name, None) for name in names})
+        given = {name: getattr(batch, name, None) for name in names}
+        found, memory = self._pack({k: v for k, v in given.items() if v is not None})
         return twins.TensorBatch(
             found["ids_N"],
             found.get("offsets_BF"),
@@ -88,25 +85,37 @@ class DeviceBatches:
             memory,
         )
 
-    def _pack(
-        self, arrays: Mapping[str, NDArray[Any] | None]
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _counts_up(self, offsets_BF: NDArray[np.int64]) -> bool:
+        """Tell whether every cell holds one id."""
+        if len(self._places) < len(offsets_BF):
+            self._places = np.arange(len(offsets_BF))
+        places = self._places[: len(offsets_BF)]
+        if len(places) < _LONG:
+            return np.array_equal(offsets_BF, places)
+        return not bool(torch.ne(torch.from_numpy(offsets_BF), torch.from_numpy(places)).any())
+
+    def _pack(self, arrays: Mapping[str, NDArray[Any]]) -> tuple[dict[str, Tensor], Tensor | None]:
         """Bring arrays over; to a GPU in one piece, since each copy has its price."""
-        given = {k: torch.from_numpy(v) for k, v in arrays.items() if v is not None}
         if self.device.type != "cuda":
-            return {name: tensor.to(self.device) for name, tensor in given.items()}, None
-        ends = np.cumsum([-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in given.values()])
-        pinned = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=True)
-        places = {}
-        for (name, tensor), end in zip(given.items(), ends.tolist(), strict=True):
-            start = end - -(-tensor.nbytes // _ALIGNED) * _ALIGNED
-            places[name] = slice(start, start + tensor.nbytes)
-            pinned[places[name]].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            return {k: torch.from_numpy(v).to(self.device) for k, v in arrays.items()}, None
+        sizes = [-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays.values()]
+        pinned = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+        held, start = pinned.numpy(), 0
+        places: dict[str, slice] = {}
+        for (name, array), size in zip(arrays.items(), sizes, strict=True):
+            places[name] = slice(start, start + array.nbytes)
+            place = held[places[name]].view(array.dtype).reshape(array.shape)
+            if array.size < _LONG:
+                np.copyto(place, array)
+            else:
+                torch.from_numpy(place).copy_(torch.from_numpy(array))
+            start += size
         memory = pinned.to(self.device, non_blocking=True)
-        return {
-            name: memory[places[name]].view(tensor.dtype).view(tensor.shape)
-            for name, tensor in given.items()
-        }, memory
+        parts = {}
+        for name, array in arrays.items():
+            part = memory[places[name]].view(_TYPES[array.dtype.str])
+            parts[name] = part if array.ndim == 1 else part.view(array.shape)
+        return parts, memory
 
     def check(self, table: object, batch: twins.TensorBatch, slots: twins.TensorSlots) -> None:
         """Raise IdOutOfRangeError if an id lies outside its table; once a batch and table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,7 +132,7 @@ class TrainStep:
         Raises:
             DataError: If the batch has no labels, or one is outside its head's range.
         """
-        with kernels.awake():
+        with kernels.awake() if self.model.device.type == "cpu" else nullcontext():
             gathered = self.group_and_gather(batch)
             result = self.dense_pass(batch, gathered)
             gradients = self.reduce(batch, gathered, result)
