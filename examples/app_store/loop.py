@@ -226,7 +226,7 @@ def acquisitions(loop: Loop) -> None:
         users = table.group_by(["arm", "user_id"]).aggregate(
             [("installs", "sum"), ("installs", "count")]
         )
-        for arm in users["arm"].unique().to_pylist():
+        for arm in sorted(users["arm"].unique().to_pylist()):
             of_arm = users.filter(pc.equal(users["arm"], arm))
             installs_U = of_arm["installs_sum"].to_numpy()
             requests_U = of_arm["installs_count"].to_numpy()
