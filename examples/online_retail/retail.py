@@ -106,6 +106,7 @@ def make_examples(path: Path, output: Path) -> JoinResult:
         history=HISTORY,
         split=Split(by="time", fractions=(0.8, 0.1, 0.1)),
         negatives=Negatives(per_positive=NEGATIVES),
+        partition_rows=5_000_000,  # one pass: all examples in order of time
         progress=True,
     )
 

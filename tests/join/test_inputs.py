@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
+import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
-from widedeep.data.join import ActionLog, ImpressionLog, JoinConfig, run_join
+from widedeep.data.join import ActionLog, ImpressionLog, JoinConfig, Split, run_join
 from widedeep.errors import ConfigError, DataError
 
 
@@ -133,3 +135,24 @@ def test_files_of_an_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "shown.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"'shown\.json'.*\.parquet or all in \.csv"):
         run_join(from_files(tmp_path / "out", str(tmp_path / "shown.json"), actions()))
+
+
+def test_one_part_is_in_order_of_time_and_several_are_each(tmp_path: Path) -> None:
+    log = ActionLog(path=actions(), kind="kind")
+    for rows, falls in ((400, 0), (100, 3)):
+        made = wd.join_actions(
+            ImpressionLog(path=impressions(), position="position"),
+            log,
+            output=tmp_path / str(rows),
+            split=Split(by="none"),
+            partition_rows=rows,
+            window="10m",
+            kinds=["click"],
+        )
+        times = [
+            row["event_time"]
+            for path in made.paths("train")
+            for row in pq.read_table(path).to_pylist()
+        ]
+        assert len(times) > 300
+        assert sum(b < a for a, b in itertools.pairwise(times)) == falls

@@ -63,6 +63,7 @@ def join_actions(
     seed: int = 0,
     engine: Literal["duckdb", "spark"] = "duckdb",
     memory_limit: str | None = None,
+    partition_rows: int = 1_000_000,
     resume: bool = False,
     progress: bool = False,
 ) -> JoinResult:
@@ -89,6 +90,9 @@ def join_actions(
         seed: Of all draws.
         engine: ``"duckdb"`` or ``"spark"``; a cluster is named in a :class:`JoinConfig`.
         memory_limit: Of DuckDB, such as ``"1GB"``; it spills beyond.
+        partition_rows: Impressions a pass over a part of the users, about. Examples come one part
+            after the other, in order of time within a part: at least as many as there are
+            impressions keeps all in order of time, and needs the memory.
         resume: Go on with what an interrupted run has finished.
         progress: Show progress on standard error.
 
@@ -128,6 +132,7 @@ def join_actions(
         seed=seed,
         engine=engine,
         memory_limit=memory_limit,
+        partition_rows=partition_rows,
     )
     return run_join(config, resume=resume, progress=progress)
 
