@@ -15,7 +15,7 @@ enum class Activation : int { none, relu, leaky_relu, elu, gelu, silu, tanh };
 enum class Products : int { float32, bfloat16 };
 
 // Rows whose activations stay in the second-level cache while each layer's weights pass by once.
-constexpr std::int64_t kTileRows = 112;
+constexpr std::int64_t kTileRows = 60;
 
 // Floats that start on a 64-byte boundary; zero until they are written.
 class AlignedFloats {
