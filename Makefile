@@ -107,7 +107,7 @@ format: $(DEV_READY)
 # Short runs show that everything works, and rough figures.
 QUICK ?=
 QUICK_gate := --rows 50000 --train-rows 20000
-QUICK_join := --scale 0.05
+QUICK_join := --scale 0.05 --repeats 1
 QUICK_kernels := --repeats 10 --cap 20000
 QUICK_memory := --rows 100000
 QUICK_rank := --repeats 20
