@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind_ranker.hpp"
 #include "bind_score.hpp"
 #include "vocabulary.hpp"
 
@@ -57,6 +58,11 @@ class ItemIds {
     }
   }
 
+  void lend(RankModel& model) const {
+    model.texts = texts_.get();
+    model.integers = integers_.get();
+  }
+
   // The place of each id, -1 for what is not there; and whether all are.
   nb::tuple find(const nb::list& ids) const {
     const std::size_t n = nb::len(ids);
@@ -93,6 +99,8 @@ class ItemIds {
 };
 
 }  // namespace
+
+void lend_ids(nb::handle ids, RankModel& model) { nb::cast<const ItemIds&>(ids).lend(model); }
 
 void bind_item_ids(nb::module_& m) {
   nb::class_<ItemIds>(m, "ItemIds")

@@ -1,3 +1,5 @@
+#include "bind_ranker.hpp"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -82,6 +84,13 @@ class BoundSides {
     item_columns_ = {plan_, item_.columns()};
     query_names_.emplace(query_columns_.names());
     item_names_.emplace(item_columns_.names());
+  }
+
+  void lend(RankModel& model) const {
+    model.plan = plan_;
+    model.query = &query_;
+    model.crosses = &crosses_;
+    model.is_item_part = &is_item_part_;
   }
 
   std::vector<std::string> query_columns() const { return query_names_->names(); }
@@ -186,6 +195,14 @@ struct SideSums {
            "expected the sums of each row");
   }
 
+  void lend(RankModel& model) const {
+    model.item_parts = parts.get();
+    model.item_wide = wide;
+    model.item_hidden = hidden;
+    model.item_hidden_bfloat16 = hidden_bfloat16;
+    model.n_items = parts->n_rows;
+  }
+
   SideSums(std::shared_ptr<SideParts> of_parts, std::int64_t classes, std::int64_t units)
       : parts(std::move(of_parts)),
         made(static_cast<std::size_t>(parts->n_rows * (classes + units))),
@@ -224,6 +241,8 @@ class BoundRankScorer {
     expect(*std::min_element(n_slots.begin(), n_slots.end()) >= 0 && n_dense >= 0 && n_classes >= 1,
            "expected sizes of at least 0, 0 and 1");
   }
+
+  void lend(RankModel& model) const { model.scorer = &scorer_; }
 
   void add_wide(const std::string& side, std::int64_t slot, Array<float, 2> weights,
                 const std::string& combiner) {
@@ -392,6 +411,17 @@ class BoundRankScorer {
 };
 
 }  // namespace
+
+RankModel lent_model(nb::handle sides, nb::handle scorer, nb::handle items) {
+  RankModel model;
+  nb::cast<const BoundSides&>(sides).lend(model);
+  nb::cast<const BoundRankScorer&>(scorer).lend(model);
+  const auto& sums = nb::cast<const SideSums&>(items);
+  expect(sums.n_classes == model.scorer->n_classes() && sums.n_hidden == model.scorer->n_hidden(),
+         "expected items of this model");
+  sums.lend(model);
+  return model;
+}
 
 void bind_ranker(nb::module_& m) {
   nb::class_<SideParts>(m, "SideParts").def_prop_ro("n_rows", [](const SideParts& self) {

@@ -8,8 +8,9 @@ namespace nb = nanobind;
 namespace widedeep {
 // Each bind_*.cpp defines one of these.
 void bind_counts(nb::module_& m);
-void bind_losses(nb::module_& m);
+void bind_front(nb::module_& m);
 void bind_item_ids(nb::module_& m);
+void bind_losses(nb::module_& m);
 void bind_ranker(nb::module_& m);
 void bind_score(nb::module_& m);
 void bind_sparse(nb::module_& m);
@@ -28,8 +29,9 @@ NB_MODULE(_native, m) {
   m.def("add_wakefulness", &widedeep::add_wakefulness,
         "Let threads without work look for more before they sleep (1), or no longer (-1).");
   widedeep::bind_counts(m);
-  widedeep::bind_losses(m);
+  widedeep::bind_front(m);
   widedeep::bind_item_ids(m);
+  widedeep::bind_losses(m);
   widedeep::bind_ranker(m);
   widedeep::bind_score(m);
   widedeep::bind_sparse(m);

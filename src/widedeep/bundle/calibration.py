@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widedeep.errors import BundleError, DataError
+from widedeep.kernels.sigmoid import sigmoid
 
 __all__ = [
     "Calibration",
@@ -21,27 +22,10 @@ __all__ = [
     "calibration_to_json",
     "fit_isotonic",
     "fit_platt",
-    "sigmoid",
 ]
 
 _MAX_STEPS = 100
 _SMALLEST_STEP = 1e-10
-
-
-def sigmoid(logits_B: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return 1 / (1 + exp(-x)), without overflow.
-
-    Args:
-        logits_B: float64.
-
-    Example:
-        >>> import numpy as np
-        >>> sigmoid(np.array([0.0, -800.0, 800.0])).tolist()
-        [0.5, 0.0, 1.0]
-    """
-    small = np.exp(-np.abs(logits_B))
-    found: NDArray[np.float64] = np.where(logits_B >= 0, 1.0, small) / (1.0 + small)
-    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.bundle import files
-from widedeep.bundle.calibration import Calibration, sigmoid
+from widedeep.bundle.calibration import Calibration
 from widedeep.bundle.explain import Explanation, WideTerm
 from widedeep.bundle.files import Warmup
 from widedeep.bundle.forward import Forward
@@ -25,6 +25,7 @@ from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, DataError, WideDeepError
+from widedeep.kernels.sigmoid import sigmoid
 from widedeep.schema import ColumnType, Schema
 from widedeep.tensor_file import map_tensors
 

@@ -406,3 +406,10 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def sigmoid(logits_B: NDArray[np.float64]) -> NDArray[np.float64]:
+    """See widedeep.kernels.sigmoid."""
+    small = np.exp(-np.abs(logits_B))
+    found: NDArray[np.float64] = np.where(logits_B >= 0, 1.0, small) / (1.0 + small)
+    return found

@@ -98,6 +98,8 @@ class Following:
         self.loading: str | None = None
         self.problem: str | None = None
         self.routes = Routes()
+        self._prepare: Callable[[LoadedVersion], None] | None = None
+        self._routed: Callable[[Routes], None] | None = None
         self._looking = threading.Lock()
         self._items: Signature = ()
         self._catalogue: tuple[Signature, Catalogue] | None = None
@@ -126,6 +128,7 @@ class Following:
         with self.changed:
             shadow = self.routes.shadow
             self.routes = Routes()
+            self._tell_routes()
             self.leaving += self.loaded.values()
             self.loaded = {}
             self.changed.notify_all()
@@ -183,10 +186,36 @@ class Following:
         keep = {*plan.keep, *([] if default is None else [default.name])}
         for name in [name for name in self.loaded if name not in keep]:
             self.leaving.append(self.loaded.pop(name))
-        self.routes = self._routed(default)
+        self.routes = self._routes_with(default)
+        self._tell_routes()
         self.changed.notify_all()
 
-    def _routed(self, default: LoadedVersion | None) -> Routes:
+    def follow(
+        self,
+        prepare: Callable[[LoadedVersion], None] | None,
+        routed: Callable[[Routes], None] | None,
+    ) -> None:
+        """Tell somebody who answers what, now and whenever that changes; None: no longer.
+
+        Args:
+            prepare: Called with a version, or a version with a new catalogue, before it answers.
+            routed: Called with the routes, the lock held.
+        """
+        self._prepare, self._routed = prepare, routed
+        for held in list(self.loaded.values()) if prepare is not None else ():
+            self._tell_prepare(held)
+        with self.changed:
+            self._tell_routes()
+
+    def _tell_routes(self) -> None:
+        if self._routed is not None:
+            self._routed(self.routes)
+
+    def _tell_prepare(self, held: LoadedVersion) -> None:
+        if self._prepare is not None:
+            self._prepare(held)
+
+    def _routes_with(self, default: LoadedVersion | None) -> Routes:
         state, loaded = self.state, self.loaded
         canary = None if state.canary is None else loaded.get(state.canary.version)
         labels = {} if canary is None else {"canary": canary}
@@ -283,6 +312,7 @@ class Following:
                 self._settle()
             return
         made = LoadedVersion(name, ranker, files, items, time.perf_counter() - started)
+        self._tell_prepare(made)
         with self.changed:
             self.loading = None
             self.failed.pop(name, None)
@@ -308,8 +338,10 @@ class Following:
             held.ranker.replace_catalogue(self._read_catalogue(items))
         except (WideDeepError, OSError, MemoryError) as failure:
             error = str(failure)
+        self._tell_prepare(held)
         with self.changed:
             held.items, held.catalogue_error = items, error
+            self._tell_routes()
             self.changed.notify_all()
 
 

@@ -139,11 +139,19 @@ class ImpressionLog:
         self._thread = threading.Thread(target=self._run, name="widedeep-log", daemon=True)
         self._thread.start()
 
-    def offer(self, record: RankedRequest) -> bool:
+    def offer(
+        self,
+        record: RankedRequest,
+        *,
+        time_us: int | None = None,
+        catalogue: Catalogue | None = None,
+    ) -> bool:
         """Have a request written; never blocks. Nothing in it may be changed afterwards.
 
         Args:
             record: The request and its answer.
+            time_us: When it was answered, microseconds since 1970; None: now.
+            catalogue: That its items were taken from; None: as the ranker tells.
 
         Returns:
             Whether it will be.
@@ -159,8 +167,8 @@ class ImpressionLog:
         answered = Answered(
             request=record,
             user_id=user,
-            time_us=time.time_ns() // 1000,
-            catalogue=self._catalogue(record),
+            time_us=time.time_ns() // 1000 if time_us is None else time_us,
+            catalogue=self._catalogue(record) if catalogue is None else catalogue,
         )
         try:
             self._queue.put_nowait(answered)
@@ -169,6 +177,12 @@ class ImpressionLog:
                 self._dropped += 1
             return False
         return True
+
+    def missed(self, requests: int) -> None:
+        """Count requests that could not be offered: whoever answers them was too far ahead."""
+        with self._lock:
+            self._offered += requests
+            self._dropped += requests
 
     def _catalogue(self, record: RankedRequest) -> Catalogue | None:
         """Return the catalogue that was used, though another one may have come since."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from numpy import float64
+from numpy import float64, int64
 from numpy.typing import NDArray
 from prometheus_client import (
     CollectorRegistry,
@@ -16,12 +16,13 @@ from prometheus_client import (
 
 from widedeep.serving.score_bins import ScoreBins
 
-__all__ = ["ServerMetrics"]
+__all__ = ["REQUEST_SECONDS", "ServerMetrics"]
 
-_SECONDS = (
+REQUEST_SECONDS = (
     *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 )
+"""The upper end of each range of seconds that answers are counted in, but the last."""
 
 
 class ServerMetrics:
@@ -51,7 +52,7 @@ class ServerMetrics:
             "widedeep_request_seconds",
             "From a request's arrival to its answer.",
             ("route",),
-            buckets=_SECONDS,
+            buckets=REQUEST_SECONDS,
             registry=registry,
         )
         self.queue = Gauge(
@@ -120,12 +121,34 @@ class ServerMetrics:
             status: Its HTTP status.
             seconds: Since the request arrived.
         """
+        requests, histogram = self._of_route(route, status)
+        requests.inc()
+        histogram.observe(seconds)
+
+    def answered_many(
+        self, route: str, status: int, seconds: float, counts: NDArray[int64]
+    ) -> None:
+        """Count answers that were counted elsewhere already.
+
+        Args:
+            route: As for :meth:`answered`.
+            status: Of all of them.
+            seconds: Of all of them together.
+            counts: Answers in each range of :data:`REQUEST_SECONDS` and above.
+        """
+        requests, histogram = self._of_route(route, status)
+        requests.inc(int(counts.sum()))
+        # The client library observes one value at a time; these are the sums that it keeps.
+        histogram._sum.inc(seconds)
+        for place in counts.nonzero()[0].tolist():
+            histogram._buckets[place].inc(int(counts[place]))
+
+    def _of_route(self, route: str, status: int) -> tuple[Counter, Histogram]:
         found = self._by_route.get((route, status))
         if found is None:
             found = (self._requests.labels(route, str(status)), self._seconds.labels(route))
             self._by_route[route, status] = found
-        found[0].inc()
-        found[1].observe(seconds)
+        return found
 
     def scored(self, model: str, version: str, scores: NDArray[float64], unknown: int = 0) -> None:
         """Count a request's scores.
@@ -136,6 +159,40 @@ class ServerMetrics:
             scores: All of them.
             unknown: Candidates that the catalogue does not hold.
         """
+        answers, given, total = self._of_version(model, version)
+        answers.inc()
+        given.inc(scores.size)
+        total.inc(float(scores.sum()))
+        self.score_bins.add(model, version, scores)
+        if unknown:
+            self._unknown.labels(model).inc(unknown)
+
+    def scored_many(
+        self,
+        model: str,
+        version: str,
+        requests: int,
+        scores: int,
+        total: float,
+        bins: NDArray[int64],
+    ) -> None:
+        """Count the scores of requests that were counted elsewhere already.
+
+        Args:
+            model: Which model gave them.
+            version: Which version of it.
+            requests: How many.
+            scores: How many they got.
+            total: The scores' sum.
+            bins: Scores in each range of :data:`~widedeep.serving.score_bins.SCORE_EDGES`.
+        """
+        answers, given, added = self._of_version(model, version)
+        answers.inc(requests)
+        given.inc(scores)
+        added.inc(total)
+        self.score_bins.add_counts(model, version, bins)
+
+    def _of_version(self, model: str, version: str) -> tuple[Counter, Counter, Gauge]:
         found = self._by_version.get((model, version))
         if found is None:
             found = (
@@ -144,12 +201,7 @@ class ServerMetrics:
                 self._score_sum.labels(model, version),
             )
             self._by_version[model, version] = found
-        found[0].inc()
-        found[1].inc(scores.size)
-        found[2].inc(float(scores.sum()))
-        self.score_bins.add(model, version, scores)
-        if unknown:
-            self._unknown.labels(model).inc(unknown)
+        return found
 
     def looked_up(self, model: str, counts: Mapping[str, tuple[int, int]]) -> None:
         """Count a sampled request's values.

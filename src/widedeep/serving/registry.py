@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from widedeep.errors import ConfigError, nearest
 from widedeep.serving import orders
-from widedeep.serving.following import Following
+from widedeep.serving.following import Following, Routes
 from widedeep.serving.loading import RankerOptions
 from widedeep.serving.plan import is_canary_request
 from widedeep.serving.served import (
@@ -189,7 +189,7 @@ class Registry:
             catalogue_error=held.catalogue_error,
             loaded_at=held.loaded_at,
             load_s=held.load_s,
-            requests=held.requests,
+            requests=held.requests + held.native_requests,
             in_use=held.in_use,
         )
 
@@ -202,6 +202,19 @@ class Registry:
     def state(self) -> ServingState:
         """What operators have asked for, as of the last look."""
         return self._at.state
+
+    def follow(
+        self,
+        prepare: Callable[[LoadedVersion], None] | None,
+        routed: Callable[[Routes], None] | None,
+    ) -> None:
+        """Tell somebody who answers what; see :meth:`widedeep.serving.following.Following.follow`.
+
+        Args:
+            prepare: Called with a version before it answers.
+            routed: Called with the routes.
+        """
+        self._at.follow(prepare, routed)
 
     def shadow_report(self) -> ShadowReport | None:
         """Return how far the shadow's scores are from those answered; None without a shadow."""

@@ -65,7 +65,16 @@ class ScoreBins:
             scores: All of them.
         """
         places = np.searchsorted(_EDGES, scores)
-        counts = np.bincount(places.ravel(), minlength=len(_EDGES) + 1)
+        self.add_counts(model, version, np.bincount(places.ravel(), minlength=len(_EDGES) + 1))
+
+    def add_counts(self, model: str, version: str, counts: NDArray[int64]) -> None:
+        """Count scores that were sorted into the ranges already.
+
+        Args:
+            model: Which model gave them.
+            version: Which version of it.
+            counts: Of each range.
+        """
         with self._lock:
             before = self._pending.get((model, version))
             self._pending[model, version] = counts if before is None else before + counts

@@ -35,7 +35,7 @@ class VersionStatus:
         catalogue_error: Why the newest catalogue did not load.
         loaded_at: Seconds since 1970.
         load_s: How long loading took.
-        requests: Leases given out since it was loaded.
+        requests: That it has answered since it was loaded.
         in_use: Leases not yet given back.
     """
 
@@ -69,9 +69,13 @@ class LoadedVersion:
         self.loaded_at, self.load_s = time.time(), load_s
         self.catalogue_error: str | None = None
         self.requests = self.in_use = 0
+        # What the native server made of it, and the requests that it answered without a lease.
+        self.native: object = None
+        self.native_requests = 0
 
     def free(self) -> None:
         """Let go of the ranker; nobody may use this version any more."""
+        self.native = None
         del self.ranker
 
 

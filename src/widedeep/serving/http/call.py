@@ -16,7 +16,7 @@ import msgspec
 from widedeep.serving.http.errors import HttpError, bad_json
 from widedeep.serving.http.settings import Settings
 
-__all__ = ["ARRIVED", "JSON", "TICKET", "Call", "Disconnected", "Reply", "json_reply"]
+__all__ = ["ARRIVED", "JSON", "TICKET", "Call", "Disconnected", "Reply", "json_reply", "late_body"]
 
 Message: TypeAlias = MutableMapping[str, Any]
 Shape = TypeVar("Shape")
@@ -185,11 +185,7 @@ class Call:
                         raise self._too_large()
                     more = message.get("more_body", False)
         except TimeoutError as error:
-            raise HttpError(
-                408,
-                f"the body did not come within {self._settings.body_timeout_s:g} s; send it whole",
-                close=True,
-            ) from error
+            raise late_body(self._settings.body_timeout_s) from error
         return b"".join(chunks)
 
     def _too_large(self) -> HttpError:
@@ -239,6 +235,12 @@ class Call:
             names = " or ".join(name.decode() for name in known)
             got = given.decode("latin-1")
             raise HttpError(415, f"got Content-Type {got!r}, expected {names}")
+
+
+def late_body(seconds: float) -> HttpError:
+    """The answer to a request whose body did not come in that time."""
+    message = f"the body did not come within {seconds:g} s; send it whole"
+    return HttpError(408, message, close=True)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:

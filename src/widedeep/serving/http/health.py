@@ -60,7 +60,7 @@ def server_figures(service: Service) -> CollectorRegistry:
     Args:
         service: Of this process.
     """
-    service.metrics.score_bins.publish()
+    service.publish()
     if METRICS_DIRECTORY not in os.environ:
         return service.metrics.registry
     found = CollectorRegistry()

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from widedeep.kernels.front import Places
 from widedeep.serving.http.errors import HttpError
 
-__all__ = ["Admission", "Scheduler", "TokenBucket"]
+__all__ = ["Admission", "Scheduler", "TokenBucket", "late_error"]
 
 Result = TypeVar("Result")
 _RECENT = 0.2
@@ -25,6 +26,9 @@ class Admission:
     Args:
         limit: Requests waiting or computed at once.
 
+    Attributes:
+        places: The count, which native threads share.
+
     Example:
         >>> door = Admission(1)
         >>> door.enter(), door.enter(), door.leave(), door.enter()
@@ -33,23 +37,25 @@ class Admission:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.inside = 0
-        self.refused = 0
-        self._lock = threading.Lock()
+        self.places = Places(limit)
+
+    @property
+    def inside(self) -> int:
+        """Requests that have a place."""
+        return self.places.inside
+
+    @property
+    def refused(self) -> int:
+        """Requests that got none, so far."""
+        return self.places.refused
 
     def enter(self) -> bool:
         """Take a place, if there is one."""
-        with self._lock:
-            if self.inside >= self.limit:
-                self.refused += 1
-                return False
-            self.inside += 1
-            return True
+        return self.places.enter()
 
     def leave(self) -> None:
         """Give the place back."""
-        with self._lock:
-            self.inside -= 1
+        self.places.leave()
 
     def refusal(self) -> HttpError:
         """The answer to a request for which there is no place."""
@@ -159,8 +165,13 @@ def check_deadline(deadline: float) -> None:
         HttpError: If it is.
     """
     if time.monotonic() > deadline:
-        raise HttpError(
-            504,
-            "the deadline passed before the answer was ready; send fewer candidates, or give the "
-            "header X-Request-Timeout-Ms a larger number",
-        )
+        raise late_error()
+
+
+def late_error() -> HttpError:
+    """The answer to a request whose deadline has passed."""
+    return HttpError(
+        504,
+        "the deadline passed before the answer was ready; send fewer candidates, or give the "
+        "header X-Request-Timeout-Ms a larger number",
+    )

@@ -5,33 +5,55 @@ from __future__ import annotations
 import asyncio
 import time
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from widedeep.serving.http.call import ARRIVED, TICKET
+from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import Service
 
-__all__ = ["Connection", "connections_of"]
+__all__ = ["FULL", "LATE_HEAD", "Connection", "Taker", "connections_of", "last_words"]
 
 
-def _last_words(status: str, message: str, header: str = "") -> bytes:
-    body = f'{{"error":"{message}"}}'
-    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n{header}"
-    return f"{head}content-length: {len(body)}\r\n\r\n{body}".encode()
+def last_words(status: str, error: HttpError) -> bytes:
+    """Return a whole answer after which the connection is closed.
+
+    Args:
+        status: With its phrase.
+        error: What it says.
+    """
+    body = error.body()
+    lines = [f"HTTP/1.1 {status}", "content-type: application/json", "connection: close"]
+    if error.retry_after is not None:
+        lines.append(f"retry-after: {error.retry_after}")
+    lines.append(f"content-length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-_LATE = _last_words(
-    "408 Request Timeout", "the request's head did not come in time; send it at once"
+LATE_HEAD = last_words(
+    "408 Request Timeout",
+    HttpError(408, "the request's head did not come in time; send it at once"),
 )
-_FULL = _last_words(
-    "503 Service Unavailable", "too many connections; try again later", "retry-after: 1\r\n"
+FULL = last_words(
+    "503 Service Unavailable",
+    HttpError(503, "too many connections; try again later", retry_after=1),
 )
 
 
 def connections_of(service: Service) -> Any:
     """Return what makes a connection of a server; uvicorn's ``http`` option."""
     return partial(Connection, service)
+
+
+class Taker(Protocol):
+    """Takes connections back that were handed over to this server; the native front."""
+
+    def give_back(self, transport: asyncio.Transport) -> None:
+        """Take one, between two requests."""
+
+    def lost(self) -> None:
+        """Note that one was closed."""
 
 
 class Connection(HttpToolsProtocol):
@@ -43,31 +65,43 @@ class Connection(HttpToolsProtocol):
 
     Args:
         service: Its settings and its queue.
+        taker: Who handed it over, and takes it back after an answer; None: nobody did.
+        read: What was read of it already.
         arguments: uvicorn's.
     """
 
-    def __init__(self, service: Service, **arguments: Any) -> None:
+    def __init__(
+        self, service: Service, *, taker: Taker | None = None, read: bytes = b"", **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         self._service = service
+        self._taker, self._read = taker, read
+        self._within_message = False
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there are too many connections."""
         super().connection_made(transport)
-        if len(self.connections) > self._service.settings.max_connections:
-            transport.write(_FULL)
+        if self._taker is None and len(self.connections) > self._service.settings.max_connections:
+            transport.write(FULL)
             transport.close()
             return
         self._await_head()
+        if self._read:
+            self.data_received(self._read)
+            self._read = b""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         self._got_head()
         super().connection_lost(exc)
+        if self._taker is not None:
+            self._taker.lost()
 
     def on_message_begin(self) -> None:
         """Begin to wait for a request's head."""
         super().on_message_begin()
+        self._within_message = True
         if self._head_timer is None:
             self._await_head()
 
@@ -87,14 +121,28 @@ class Connection(HttpToolsProtocol):
         scope: Any = self.scope
         if scope["method"] == "POST" and TICKET not in scope and not self.pipeline:
             scope[TICKET] = self._service.admission.enter()
+        self._within_message = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the caller to take the answer."""
+        """Begin to wait for the caller to take the answer, or give the connection back."""
+        may_go = not (self.pipeline or self._within_message)
         super().on_response_complete()
+        if may_go and self._taker is not None and self._is_at_rest():
+            taker, self._taker = self._taker, None
+            taker.give_back(self.transport)
+            return
         if not self.transport.is_closing() and self.transport.get_write_buffer_size():
             timeout = self._service.settings.write_timeout_s
             self.loop.call_later(timeout, self._abort_unread)
+
+    def _is_at_rest(self) -> bool:
+        return (
+            self.cycle.keep_alive
+            and not self._service.draining
+            and not self.transport.is_closing()
+            and not self.transport.get_write_buffer_size()
+        )
 
     def _abort_unread(self) -> None:
         if not self.transport.is_closing() and self.transport.get_write_buffer_size():
@@ -119,5 +167,5 @@ class Connection(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
-            self.transport.write(_LATE)
+            self.transport.write(LATE_HEAD)
             self.transport.close()

@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from widedeep.data.unseen import count_values
+from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.http.auth import Keys
 from widedeep.serving.http.limits import Admission, Scheduler
 from widedeep.serving.http.models import Models
@@ -20,9 +21,10 @@ from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.request_log import RequestLog
 from widedeep.serving.retrievers import Retrievers
 
-__all__ = ["Ranked", "Service"]
+__all__ = ["LOOKED_AT", "Ranked", "Service"]
 
-_LOOKED_AT = 1 / 32
+LOOKED_AT = 1 / 32
+"""The share of the requests whose values are looked up for unseen ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +40,8 @@ class Ranked:
         candidates: Ids, or columns.
         ranking: The answer.
         ranker: That gave it.
+        time_us: When, in microseconds since 1970; None: now.
+        catalogue: That the items were taken from; None: the ranker's of now.
     """
 
     request_id: str
@@ -48,6 +52,8 @@ class Ranked:
     candidates: Any
     ranking: Ranking
     ranker: Ranker
+    time_us: int | None = None
+    catalogue: Catalogue | None = None
 
 
 @dataclass(kw_only=True)
@@ -61,6 +67,7 @@ class Service:
         log: Of requests; None makes it by the settings.
         keys: Callers; None asks for no key.
         on_ranked: Called after each ranking, off no one's path but the caller's: it must not block.
+        on_dropped: Called with a number of rankings that could not be handed on.
         threads: That one request of rows may use.
         draining: Whether it has been told to end.
     """
@@ -71,6 +78,7 @@ class Service:
     log: RequestLog | None = None
     keys: Keys | None = None
     on_ranked: Callable[[Ranked], None] | None = None
+    on_dropped: Callable[[int], None] | None = None
     threads: int = 1
     draining: bool = False
 
@@ -81,6 +89,7 @@ class Service:
         self.scheduler = Scheduler(self.settings.threads, self.settings.inline_ms / 1e3)
         self.statistics = Statistics()
         self.retrievers = Retrievers(self.settings.popularity, self.settings.category)
+        self.publishers: list[Callable[[], None]] = [self.metrics.score_bins.publish]
 
     def ready(self) -> bool:
         """Tell whether load balancers should send requests here."""
@@ -88,13 +97,22 @@ class Service:
 
     def look_up_some(self, model: str, ranker: Ranker, row: Mapping[str, Any]) -> None:
         """Of one request in 32, count which values of user and context training had not seen."""
-        if random.random() < _LOOKED_AT:
-            bundle = ranker.bundle
-            batch = bundle.encode([dict(row)])
-            given = frozenset(row)
-            counts = {
-                name: found
-                for name, found in count_values(bundle.schema, batch).items()
-                if getattr(bundle.schema.spec.by_name[name], "source", None) in given
-            }
-            self.metrics.looked_up(model, counts)
+        if random.random() < LOOKED_AT:
+            self.look_up(model, ranker, row)
+
+    def look_up(self, model: str, ranker: Ranker, row: Mapping[str, Any]) -> None:
+        """Count which values of user and context training had not seen."""
+        bundle = ranker.bundle
+        batch = bundle.encode([dict(row)])
+        given = frozenset(row)
+        counts = {
+            name: found
+            for name, found in count_values(bundle.schema, batch).items()
+            if getattr(bundle.schema.spec.by_name[name], "source", None) in given
+        }
+        self.metrics.looked_up(model, counts)
+
+    def publish(self) -> None:
+        """Bring what was counted beside the figures into them."""
+        for publish in self.publishers:
+            publish()

@@ -185,7 +185,7 @@ def serve_plan(
         elif shared:
             threading.Thread(target=_wait_ready, args=(worker, registries), daemon=True).start()
         if plan.log is not None:
-            service.on_ranked = _logging(stack.enter_context(plan.log.open()), service)
+            _log_impressions(service, stack.enter_context(plan.log.open()))
         on_drain, grpc_port = _start_grpc(service, plan, shared, stack)
         if on_listening is not None:
             on_listening(listening.getsockname()[1], grpc_port)
@@ -207,12 +207,16 @@ def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> None:
         time.sleep(0.02)
 
 
-def _logging(log: ImpressionLog, service: Service) -> Callable[[Ranked], None]:
+def _log_impressions(service: Service, log: ImpressionLog) -> None:
     def offer(ranked: Ranked) -> None:
-        if not log.offer(ranked):
+        if not log.offer(ranked, time_us=ranked.time_us, catalogue=ranked.catalogue):
             service.metrics.log_dropped.set(log.counts().dropped)
 
-    return offer
+    def missed(requests: int) -> None:
+        log.missed(requests)
+        service.metrics.log_dropped.set(log.counts().dropped)
+
+    service.on_ranked, service.on_dropped = offer, missed
 
 
 def _bound(settings: Settings, shared: bool) -> socket.socket:

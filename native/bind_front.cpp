@@ -1,0 +1,253 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bind_ranker.hpp"
+#include "bind_score.hpp"
+#include "front_loop.hpp"
+#include "rank_front.hpp"
+#include "sigmoid.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace widedeep {
+namespace {
+
+using Reals = Array<double, 1>;
+
+// A route, and the Python objects that it reads from.
+class BoundRoute {
+ public:
+  BoundRoute(nb::object sides, nb::object scorer, nb::object items, Array<float, 1> bias,
+             nb::object ids, nb::dict options)
+      : owners_{sides, scorer, items, ids}, bias_(std::move(bias)) {
+    RankModel model = lent_model(sides, scorer, items);
+    lend_ids(ids, model);
+    expect(static_cast<std::int64_t>(bias_.shape(0)) == model.scorer->n_classes(),
+           "expected a bias a class");
+    model.bias = bias_.data();
+    RouteOptions plain;
+    plain.version = nb::cast<std::string>(options["version"]);
+    plain.catalogue_version = nb::cast<std::string>(options["catalogue_version"]);
+    plain.query_columns = model.query->columns();
+    plain.foreign_names = nb::cast<std::vector<std::string>>(options["foreign_names"]);
+    plain.score_edges = nb::cast<std::vector<double>>(options["score_edges"]);
+    plain.curve.column = nb::cast<std::int64_t>(options["column"]);
+    plain.curve.is_probability = nb::cast<bool>(options["is_probability"]);
+    plain.curve.slope = nb::cast<double>(options["slope"]);
+    plain.curve.intercept = nb::cast<double>(options["intercept"]);
+    plain.threads = nb::cast<int>(options["threads"]);
+    expect(plain.curve.column >= 0 && plain.curve.column < model.scorer->n_classes(),
+           "expected a column of the logits");
+    route_ = std::make_shared<RankRoute>(model, std::move(plain));
+  }
+
+  const std::shared_ptr<const RankRoute>& route() const { return route_; }
+  bool in_use() const { return route_.use_count() > 1; }
+
+  // Requests, scores, the scores' sum, scores in each range; all that were counted so far.
+  nb::tuple figures() const {
+    const RouteFigures& figures = route_->figures();
+    std::vector<std::int64_t> bins;
+    for (const auto& bin : figures.bins) bins.push_back(bin.load());
+    return nb::make_tuple(figures.requests.load(), figures.scores.load(), figures.score_sum.load(),
+                          bins);
+  }
+
+ private:
+  std::vector<nb::object> owners_;
+  Array<float, 1> bias_;
+  std::shared_ptr<const RankRoute> route_;
+};
+
+void bind_routes(nb::module_& m) {
+  nb::class_<Places>(m, "Places")
+      .def(nb::init<std::int64_t>(), "limit"_a)
+      .def("enter", &Places::enter)
+      .def("leave", &Places::leave)
+      .def_prop_ro("inside", &Places::inside)
+      .def_prop_ro("refused", &Places::refused);
+  nb::class_<BoundRoute>(m, "RankRoute")
+      .def(nb::init<nb::object, nb::object, nb::object, Array<float, 1>, nb::object, nb::dict>(),
+           "sides"_a, "scorer"_a, "items"_a, "bias_C"_a, "ids"_a, "options"_a)
+      .def_prop_ro("in_use", &BoundRoute::in_use)
+      .def("figures", &BoundRoute::figures);
+}
+
+#ifdef __linux__
+
+class BoundFront {
+ public:
+  BoundFront(int listening, int told, nb::object places, nb::dict options)
+      : places_(places), front_(front_options(options)) {
+    FrontOptions plain;
+    plain.threads = front_.options().threads;
+    plain.max_connections = nb::cast<std::int64_t>(options["max_connections"]);
+    plain.longest_body = nb::cast<std::int64_t>(options["longest_body"]);
+    plain.head_s = nb::cast<double>(options["head_s"]);
+    plain.body_s = nb::cast<double>(options["body_s"]);
+    plain.write_s = nb::cast<double>(options["write_s"]);
+    plain.idle_s = nb::cast<double>(options["idle_s"]);
+    plain.late_head = text(options, "late_head");
+    plain.late_body = text(options, "late_body");
+    plain.full = text(options, "full");
+    loop_ = std::make_unique<FrontLoop>(listening, told, std::move(plain), front_,
+                                        nb::cast<Places&>(places));
+  }
+  ~BoundFront() { stop(); }
+
+  void set_routes(const std::string& path, nb::object stable, nb::object canary, double share,
+                  bool records_all) {
+    PathRoutes routes;
+    routes.stable = held(stable);
+    routes.canary = held(canary);
+    routes.share = share;
+    routes.records_all = records_all;
+    front_.set_routes(path, std::move(routes));
+    let_go();
+  }
+
+  nb::list take_handed() {
+    nb::list found;
+    for (const HandedConnection& handed : loop_->take_handed()) {
+      found.append(
+          nb::make_tuple(handed.socket, nb::bytes(handed.bytes.data(), handed.bytes.size())));
+    }
+    return found;
+  }
+
+  // (route or None, path, request id, body, microseconds, seconds, status, sampled, order, scores)
+  nb::list take_records() {
+    nb::list found;
+    for (FrontRecord& record : front_.take_records()) {
+      nb::object route = nb::none();
+      for (const nb::object& each : held_) {
+        if (nb::cast<const BoundRoute&>(each).route() == record.route) route = each;
+      }
+      found.append(nb::make_tuple(
+          route, record.path, record.request_id, nb::bytes(record.body.data(), record.body.size()),
+          record.time_us, record.seconds, record.status, record.sampled,
+          to_numpy(std::move(record.order)), to_numpy(std::move(record.scores))));
+    }
+    let_go();
+    return found;
+  }
+
+  // For each status: how many answers, their seconds, answers in each range of seconds.
+  nb::dict answers() const {
+    nb::dict found;
+    for (std::size_t at = 0; at < std::size(RankFront::kStatuses); ++at) {
+      const AnswerFigures& figures = front_.figures(at);
+      std::vector<std::int64_t> bins;
+      for (const auto& bin : figures.bins) bins.push_back(bin.load());
+      found[nb::int_(RankFront::kStatuses[at])] =
+          nb::make_tuple(figures.n.load(), figures.seconds.load(), bins);
+    }
+    return found;
+  }
+
+  void stop() {
+    const nb::gil_scoped_release release;
+    loop_->stop();
+  }
+
+  FrontLoop& loop() { return *loop_; }
+  std::int64_t dropped() const { return front_.dropped(); }
+
+ private:
+  static std::string text(const nb::dict& options, const char* name) {
+    const auto bytes = nb::cast<nb::bytes>(options[name]);
+    return std::string(bytes.c_str(), bytes.size());
+  }
+
+  static RankFrontOptions front_options(const nb::dict& options) {
+    RankFrontOptions plain;
+    plain.threads = nb::cast<int>(options["threads"]);
+    plain.most_candidates = nb::cast<std::int64_t>(options["most_candidates"]);
+    plain.inline_s = nb::cast<double>(options["inline_s"]);
+    plain.deadline_s = nb::cast<double>(options["deadline_s"]);
+    plain.longest_deadline_s = nb::cast<double>(options["longest_deadline_s"]);
+    plain.queued_records = nb::cast<std::size_t>(options["queued_records"]);
+    plain.sampled = nb::cast<double>(options["sampled"]);
+    plain.records_all = nb::cast<bool>(options["records_all"]);
+    plain.records_errors = nb::cast<bool>(options["records_errors"]);
+    plain.second_edges = nb::cast<std::vector<double>>(options["second_edges"]);
+    plain.busy = text(options, "busy");
+    plain.late = text(options, "late");
+    return plain;
+  }
+
+  std::shared_ptr<const RankRoute> held(nb::object route) {
+    if (route.is_none()) return nullptr;
+    const auto is_it = [&](const nb::object& each) { return each.is(route); };
+    if (std::none_of(held_.begin(), held_.end(), is_it)) held_.push_back(route);
+    return nb::cast<const BoundRoute&>(route).route();
+  }
+
+  // Of routes that no thread and no record has any more.
+  void let_go() {
+    std::vector<nb::object> kept;
+    for (nb::object& each : held_) {
+      if (nb::cast<const BoundRoute&>(each).in_use()) kept.push_back(std::move(each));
+    }
+    held_.swap(kept);
+  }
+
+  nb::object places_;
+  RankFront front_;
+  std::unique_ptr<FrontLoop> loop_;
+  std::vector<nb::object> held_;
+};
+
+void bind_loop(nb::module_& m) {
+  nb::class_<BoundFront>(m, "Front")
+      .def(nb::init<int, int, nb::object, nb::dict>(), "listening"_a, "told"_a, "places"_a,
+           "options"_a)
+      .def("set_routes", &BoundFront::set_routes, "path"_a, "stable"_a.none(), "canary"_a.none(),
+           "share"_a, "records_all"_a)
+      .def("take_handed", &BoundFront::take_handed)
+      .def(
+          "give_back", [](BoundFront& self, int socket) { self.loop().give_back(socket); },
+          "socket"_a)
+      .def("closed_elsewhere", [](BoundFront& self) { self.loop().closed_elsewhere(); })
+      .def("take_records", &BoundFront::take_records)
+      .def("answers", &BoundFront::answers)
+      .def_prop_ro("dropped", &BoundFront::dropped)
+      .def_prop_ro("connections", [](BoundFront& self) { return self.loop().connections(); })
+      .def_prop_ro("under_way", [](BoundFront& self) { return self.loop().under_way(); })
+      .def("announce_end", [](BoundFront& self) { self.loop().announce_end(); })
+      .def("stop_accepting", [](BoundFront& self) { self.loop().stop_accepting(); })
+      .def("drain", [](BoundFront& self) { self.loop().drain(); })
+      .def("stop", &BoundFront::stop);
+}
+
+#endif
+
+}  // namespace
+
+void bind_front(nb::module_& m) {
+  m.def(
+      "sigmoid",
+      [](const Reals& logits) {
+        std::vector<double> found(logits.shape(0));
+        sigmoids(logits.data(), static_cast<std::int64_t>(found.size()), found.data());
+        return to_numpy(std::move(found));
+      },
+      "logits_B"_a);
+  bind_routes(m);
+#ifdef __linux__
+  bind_loop(m);
+#endif
+}
+
+}  // namespace widedeep

@@ -1,0 +1,186 @@
+// The connections of a server: reads requests, has the plain ones answered by threads of its own,
+// and hands every connection on which something else comes to the full server (Linux).
+//
+// One thread at a time waits for the sockets; what has come whole goes into one queue, from which
+// all threads take, the waiting one too when it has collected. So a request that finds a thread
+// free is read, computed and answered by that thread alone.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "http_head.hpp"
+
+namespace widedeep {
+
+using FrontClock = std::chrono::steady_clock;
+
+// Counts requests that have come whole and are not yet computed; refuses beyond a limit.
+class Places {
+ public:
+  explicit Places(std::int64_t limit) : limit_(limit) {}
+
+  bool enter() noexcept {
+    if (inside_.fetch_add(1) < limit_) return true;
+    inside_.fetch_sub(1);
+    refused_.fetch_add(1);
+    return false;
+  }
+  void leave() noexcept { inside_.fetch_sub(1); }
+  std::int64_t inside() const noexcept { return inside_.load(); }
+  std::int64_t refused() const noexcept { return refused_.load(); }
+
+ private:
+  const std::int64_t limit_;
+  std::atomic<std::int64_t> inside_{0};
+  std::atomic<std::int64_t> refused_{0};
+};
+
+struct FrontRequest {
+  HttpHead head;
+  std::string_view body;
+  FrontClock::time_point arrived;  // its head
+  bool last = false;               // of its connection: the answer must say so
+};
+
+// What answers. Any thread may call it; it must not throw.
+class FrontHandler {
+ public:
+  virtual ~FrontHandler() = default;
+  // Whether requests to the path are answered here at all.
+  virtual bool knows(std::string_view path) = 0;
+  // Appends the whole answer, with its head; or leaves `out` alone and returns false: the full
+  // server must answer.
+  virtual bool answer(int thread, const FrontRequest& request, std::string& out) = 0;
+  // The answer to a request for which there is no place.
+  virtual void refuse(const FrontRequest& request, std::string& out) = 0;
+};
+
+struct FrontOptions {
+  int threads = 1;
+  std::int64_t max_connections = 4096;
+  std::int64_t longest_body = 1 << 20;  // the full server reads longer ones
+  double head_s = 10;
+  double body_s = 10;
+  double write_s = 30;
+  double idle_s = 75;
+  // Whole answers, after which the connection is closed.
+  std::string late_head;
+  std::string late_body;
+  std::string full;
+};
+
+// A connection for the full server, with what was read of it and not answered.
+struct HandedConnection {
+  int socket;
+  std::string bytes;
+};
+
+class FrontLoop {
+ public:
+  // The sockets stay the caller's: one that listens, and an eventfd that is written to when a
+  // connection is handed over.
+  FrontLoop(int listening, int told, FrontOptions options, FrontHandler& handler, Places& places);
+  ~FrontLoop();
+  FrontLoop(const FrontLoop&) = delete;
+  FrontLoop& operator=(const FrontLoop&) = delete;
+
+  std::vector<HandedConnection> take_handed();
+  // The full server has answered, and gives the connection back; the socket is the loop's again.
+  void give_back(int socket);
+  // The full server has closed a connection.
+  void closed_elsewhere() noexcept { elsewhere_.fetch_sub(1); }
+
+  // Say in each answer that it is the connection's last.
+  void announce_end() noexcept { ending_ = true; }
+  void stop_accepting();
+  // Close every connection after its answer, and at once where none is under way.
+  void drain();
+  // End the threads; connections are cut off.
+  void stop();
+
+  std::int64_t connections() const;
+  // Requests in the queue or with a thread.
+  std::int64_t under_way() const noexcept { return under_way_.load(); }
+
+ private:
+  enum class Phase : std::uint8_t { idle, head, body, write };
+  enum class Next : std::uint8_t { wait, serve, hand_over, close };
+  using Id = std::uint64_t;
+
+  struct Connection {
+    Id id = 0;
+    int socket = -1;
+    bool owned = false;     // by a thread that reads, serves or closes it
+    bool pending = false;   // something came while it was owned
+    bool readable = false;  // the socket may hold more
+    bool fresh = true;      // nothing was asked yet
+    bool last = false;      // close after what is to be written
+    Phase phase = Phase::head;
+    FrontClock::time_point deadline;
+    std::string in;
+    std::size_t done = 0;  // bytes of `in` that are answered
+    std::string out;
+    std::size_t written = 0;
+    FrontRequest request;  // the next, once its head is whole
+    std::size_t head_length = 0;
+    std::size_t request_length = 0;  // 0 until the head is whole
+  };
+
+  void run(int thread);
+  void collect();
+  void accept_some();
+  bool add(int socket, bool fresh);
+  void serve(int thread, Connection& connection);
+  void proceed(Connection& connection);
+  Next next_step(Connection& connection);
+  Next look(Connection& connection);
+  bool write_out(Connection& connection);
+  bool receive(Connection& connection);
+  void finish_request(Connection& connection);
+  void wait_in(Connection& connection, Phase phase);
+  void hand_over(Connection& connection);
+  void close_connection(Connection& connection);
+  bool release(Connection& connection);
+  void sweep();
+  void set_accepting(bool accepts);
+  void wake() const noexcept;
+
+  const int listening_;
+  const int told_;
+  const FrontOptions options_;
+  FrontHandler& handler_;
+  Places& places_;
+  int poll_ = -1;
+  int wake_ = -1;
+  bool accepts_ = false;  // the waiting thread's alone, as is next_sweep_
+  FrontClock::time_point next_sweep_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable work_;
+  std::unordered_map<Id, std::unique_ptr<Connection>> connections_;
+  std::deque<Connection*> queue_;
+  std::vector<HandedConnection> handed_;
+  Id next_id_ = 2;  // 0 and 1 stand for the listening socket and for waking
+  bool collecting_ = false;
+  int waiting_ = 0;
+  bool stopping_ = false;
+  std::atomic<bool> closing_{false};  // no new connections
+  std::atomic<bool> ending_{false};
+  std::atomic<bool> draining_{false};
+  std::atomic<std::int64_t> under_way_{0};
+  std::atomic<std::int64_t> elsewhere_{0};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace widedeep

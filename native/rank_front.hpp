@@ -1,0 +1,112 @@
+// Answers plain requests for rankings by the routes that are set, and keeps account of them.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <ctime>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "front_loop.hpp"
+#include "rank_route.hpp"
+
+namespace widedeep {
+
+// Who answers the requests to one path; replaced as a whole.
+struct PathRoutes {
+  std::shared_ptr<const RankRoute> stable;
+  std::shared_ptr<const RankRoute> canary;  // may be absent
+  double share = 0;                         // of the request ids, that the canary answers
+  bool records_all = false;                 // answers, not only a sample
+};
+
+struct RankFrontOptions {
+  int threads = 1;
+  std::int64_t most_candidates = 100'000;
+  double inline_s = 0.002;  // what takes longer is the full server's
+  double deadline_s = 5;
+  double longest_deadline_s = 60;
+  std::size_t queued_records = 2048;
+  double sampled = 0;          // share of the answers that are recorded in any case
+  bool records_all = false;    // answers, of all routes
+  bool records_errors = true;  // refusals
+  std::vector<double> second_edges;
+  std::string busy;  // bodies of refusals
+  std::string late;
+};
+
+// A request that was answered here, for those who keep a log.
+struct FrontRecord {
+  std::shared_ptr<const RankRoute> route;  // null for a refusal
+  std::string path;
+  std::string request_id;
+  std::string body;
+  std::int64_t time_us = 0;  // since 1970
+  double seconds = 0;
+  int status = 200;
+  bool sampled = false;
+  std::vector<std::int64_t> order;
+  std::vector<double> scores;
+};
+
+// Answers of one status on one path.
+struct AnswerFigures {
+  explicit AnswerFigures(std::size_t n_bins) : bins(n_bins) {}
+  std::atomic<std::int64_t> n{0};
+  std::atomic<double> seconds{0};
+  std::vector<std::atomic<std::int64_t>> bins;
+};
+
+class RankFront final : public FrontHandler {
+ public:
+  explicit RankFront(RankFrontOptions options);
+
+  // Null routes take the path away: the full server answers it.
+  void set_routes(const std::string& path, PathRoutes routes);
+
+  bool knows(std::string_view path) override;
+  bool answer(int thread, const FrontRequest& request, std::string& out) override;
+  void refuse(const FrontRequest& request, std::string& out) override;
+
+  std::vector<FrontRecord> take_records();
+  std::int64_t dropped() const noexcept { return dropped_.load(); }
+  const RankFrontOptions& options() const noexcept { return options_; }
+  static constexpr int kStatuses[] = {200, 503, 504};
+  const AnswerFigures& figures(std::size_t status) const { return *figures_[status]; }
+
+ private:
+  using Table = std::unordered_map<std::string, PathRoutes>;
+
+  struct Thread {
+    RankRoom room;
+    std::string body;
+    std::string made_id;
+  };
+
+  std::shared_ptr<const Table> table() const;
+  std::shared_ptr<const RankRoute> choose(const PathRoutes& routes, std::string_view id) const;
+  std::string_view request_id(Thread& own, const FrontRequest& request) const;
+  void write(int status, std::string_view body, std::string_view request_id,
+             const FrontRequest& request, std::string& out) const;
+  void write_refusal(std::size_t status, const std::string& body, std::string_view request_id,
+                     const FrontRequest& request, std::string& out);
+  void account(std::size_t status, double seconds);
+  void keep(FrontRecord record);
+
+  const RankFrontOptions options_;
+  mutable std::mutex mutex_;
+  std::shared_ptr<const Table> table_ = std::make_shared<Table>();
+  std::vector<FrontRecord> records_;
+  std::atomic<std::int64_t> dropped_{0};
+  std::vector<std::unique_ptr<Thread>> threads_;
+  std::vector<std::unique_ptr<AnswerFigures>> figures_;
+};
+
+// "Thu, 26 Nov 2026 11:00:00 GMT".
+std::string http_date(std::time_t at);
+
+}  // namespace widedeep

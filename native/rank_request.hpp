@@ -1,0 +1,100 @@
+// The body of a request for a ranking, read strictly: a user, a context, candidates by id. What is
+// unusual or wrong in any way is left to the full server, which says what is wrong.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "column.hpp"
+
+namespace widedeep {
+
+// Which keys of a user or context mean something.
+class QueryNames {
+ public:
+  // `foreign` are columns that must not be among a query's.
+  QueryNames(std::vector<std::string> columns, const std::vector<std::string>& foreign);
+
+  static constexpr int kUnknown = -1;
+  static constexpr int kForeign = -2;
+  // The place of a name; `guess` is tried first.
+  int find(std::string_view name, int guess) const;
+  const std::vector<std::string>& columns() const noexcept { return columns_; }
+
+ private:
+  std::vector<std::string> columns_;
+  std::unordered_map<std::string_view, int> places_;
+  std::vector<std::string> foreign_;
+};
+
+// An id as it stands in the body.
+struct CandidateId {
+  std::string_view token;  // with the quotes of text: what the answer repeats
+  std::int64_t integer = 0;
+  bool is_text = false;
+
+  std::string_view text() const { return token.substr(1, token.size() - 2); }
+};
+
+// A request, ready to be encoded; used again and again by one thread.
+class RankRequestReader {
+ public:
+  // False if the body must be read by the full server. Both must outlive what is read.
+  bool read(std::string_view body, const QueryNames& names);
+
+  // One column a name, of one row.
+  const std::vector<Column>& columns() const noexcept { return columns_; }
+  // Whether the query brought the column, if only as null.
+  bool has(std::size_t column) const noexcept { return cells_[column].given; }
+  const std::vector<CandidateId>& candidates() const noexcept { return candidates_; }
+  std::int64_t k() const noexcept { return k_; }  // -1: all
+  // Empty if the body has none; else as it stands there, between its quotes.
+  std::string_view request_id() const noexcept { return request_id_; }
+
+ private:
+  struct Cell {
+    std::size_t begin = 0;
+    std::size_t count = 0;
+    bool given = false;
+    bool is_list = false;
+  };
+
+  bool read_member(std::string_view name);
+  bool read_query(std::vector<std::string_view>& given);
+  bool read_cell(Cell& cell);
+  bool read_value(Variant& value);
+  bool read_number(Variant& value);
+  bool read_text(std::string_view& text);
+  bool unescape(const char* begin, std::string_view& text);
+  bool read_escape(const char*& from, std::string& out);
+  bool read_candidates();
+  bool read_id(CandidateId& id);
+  bool read_count();
+  bool take(char c);
+  bool take_word(std::string_view word);
+  void skip_space();
+  void finish();
+
+  const QueryNames* names_ = nullptr;
+  const char* at_ = nullptr;
+  const char* end_ = nullptr;
+  std::vector<Variant> values_;
+  std::vector<Cell> cells_;
+  std::vector<Column> columns_;
+  std::vector<std::int64_t> ends_;
+  std::deque<std::string> unescaped_;  // texts that were written with escapes; they stay in place
+  std::vector<std::string_view> of_user_;
+  std::vector<std::string_view> of_context_;
+  std::vector<CandidateId> candidates_;
+  std::int64_t k_ = -1;
+  std::string_view request_id_;
+  unsigned seen_ = 0;
+};
+
+bool is_utf8(std::string_view text);
+
+}  // namespace widedeep

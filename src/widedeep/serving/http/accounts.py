@@ -1,0 +1,218 @@
+"""Accounts of what the native server answered: its figures and records, handed on in batches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy import float64, int64
+from numpy.typing import NDArray
+
+from widedeep.kernels.front import RankRoute
+from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.http.rank import RankRequest
+from widedeep.serving.http.service import Ranked, Service
+from widedeep.serving.ranker import Ranker, Ranking
+from widedeep.serving.served import LoadedVersion
+from widedeep.serving.shadow import ShadowScoring
+
+if TYPE_CHECKING:
+    from widedeep.kernels.front import Front
+
+__all__ = ["Accounts", "RouteAccount"]
+
+_decoder = msgspec.json.Decoder(RankRequest)
+_EVERY_S = 0.05
+_PUBLISH_EVERY = 20  # times that
+
+
+@dataclass(kw_only=True, eq=False)
+class RouteAccount:
+    """A native route, and whom its requests are counted for.
+
+    Args:
+        route: Answers.
+        model: Its name.
+        held: The version.
+        catalogue: Whose items the route knows.
+    """
+
+    route: RankRoute
+    model: str
+    held: LoadedVersion
+    catalogue: Catalogue
+    ranker: Ranker = field(init=False)
+    told: tuple[int, int, float, NDArray[int64]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ranker = self.held.ranker
+        self.told = self._figures()
+
+    def _figures(self) -> tuple[int, int, float, NDArray[int64]]:
+        requests, scores, total, bins = self.route.figures()
+        return requests, scores, total, np.array(bins, np.int64)
+
+    def take_new(self) -> tuple[int, int, float, NDArray[int64]]:
+        """Return requests, scores, their sum, and scores by range since the last time."""
+        before, self.told = self.told, self._figures()
+        now = self.told
+        return now[0] - before[0], now[1] - before[1], now[2] - before[2], now[3] - before[3]
+
+
+class Accounts:
+    """Brings what native threads counted and kept to the metrics, the logs and the shadow.
+
+    Nothing of it happens on a request's path: a thread looks a few times a second.
+
+    Args:
+        service: Whose figures and logs they are.
+        front: The native server.
+    """
+
+    def __init__(self, service: Service, front: Front) -> None:
+        self._service, self._front = service, front
+        is_only = len(service.models.registries) == 1
+        self._label = "/v1/rank" if is_only else "/v1/models/{model}:rank"
+        self._lock = threading.Lock()
+        self._routes: dict[RankRoute, RouteAccount] = {}
+        self._shadows: dict[str, ShadowScoring | None] = {}
+        self._answers: dict[int, tuple[int, float, NDArray[int64]]] = {}
+        self._in_flight = self._dropped = 0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="widedeep-accounts", daemon=True)
+        self._thread.start()
+
+    def follow(self, account: RouteAccount) -> None:
+        """Count for this route, too."""
+        with self._lock:
+            self._routes.setdefault(account.route, account)
+
+    def set_shadow(self, model: str, shadow: ShadowScoring | None) -> None:
+        """Have a model's answers scored again, or no longer."""
+        self._shadows[model] = shadow
+
+    def close(self) -> None:
+        """Hand on what is left, and stop."""
+        self._closing.set()
+        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        looks = 0
+        ending = False
+        while not ending:
+            ending = self._closing.wait(_EVERY_S)
+            self._safely(self._take_records)
+            looks += 1
+            if ending or looks % _PUBLISH_EVERY == 0:
+                self._safely(self.publish)
+
+    def _safely(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # a bug: told to the operator; serving goes on
+            self._service.metrics.bugs.inc()
+            if self._service.log is not None:
+                self._service.log.bug(error, route=self._label)
+
+    # ---- figures --------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Add what was counted since the last time to the server's figures."""
+        metrics = self._service.metrics
+        with self._lock:
+            for status, (n, seconds, bins) in self._front.answers().items():
+                counts = np.array(bins, np.int64)
+                before = self._answers.get(status, (0, 0.0, np.zeros_like(counts)))
+                self._answers[status] = (n, seconds, counts)
+                if n > before[0]:
+                    new_seconds, new_counts = seconds - before[1], counts - before[2]
+                    metrics.answered_many(self._label, status, new_seconds, new_counts)
+            for account in list(self._routes.values()):
+                self._publish_route(account)
+            in_flight = self._front.under_way
+            metrics.in_flight.inc(in_flight - self._in_flight)
+            self._in_flight = in_flight
+        metrics.queue.set(self._service.admission.inside)
+
+    def _publish_route(self, account: RouteAccount) -> None:
+        is_over = not account.route.in_use
+        requests, scores, total, bins = account.take_new()
+        if requests:
+            account.held.native_requests += requests
+            version = account.held.name
+            self._service.metrics.scored_many(account.model, version, requests, scores, total, bins)
+        if is_over:
+            del self._routes[account.route]
+
+    # ---- records --------------------------------------------------------------------------------
+
+    def _take_records(self) -> None:
+        service, log = self._service, self._service.log
+        for record in self._front.take_records():
+            route, path, request_id, body, time_us, seconds, status, sampled, order, scores = record
+            account = None if route is None else self._routes.get(route)
+            if log is not None and log.wants(status):
+                log.request(
+                    request_id=request_id,
+                    method="POST",
+                    path=path,
+                    status=status,
+                    ms=round(seconds * 1e3, 3),
+                    model=None if account is None else account.model,
+                    version=None if account is None else account.held.name,
+                    rows=len(order) or None,
+                )
+            if account is not None:
+                request = _decoder.decode(body)
+                ranked = _ranked(account, request_id, request, order, scores, time_us)
+                self._safely(lambda ranked=ranked, sampled=sampled: self._hand_on(ranked, sampled))  # type: ignore[misc]
+        dropped, self._dropped = self._dropped, self._front.dropped
+        if self._dropped > dropped and service.on_dropped is not None:
+            service.on_dropped(self._dropped - dropped)
+
+    def _hand_on(self, ranked: Ranked, sampled: bool) -> None:
+        service = self._service
+        if sampled:
+            service.look_up(ranked.model, ranked.ranker, {**ranked.user, **ranked.context})
+        if service.on_ranked is not None:
+            service.on_ranked(ranked)
+        shadow = self._shadows.get(ranked.model)
+        if shadow is not None and shadow.version != ranked.version:
+            shadow.offer(ranked.user, ranked.context, ranked.candidates, None, ranked.ranking)
+
+
+def _ranked(
+    account: RouteAccount,
+    request_id: str,
+    request: RankRequest,
+    order: NDArray[int64],
+    scores: NDArray[float64],
+    time_us: int,
+) -> Ranked:
+    candidates = request.candidates or []
+    given = request.user.keys() | request.context.keys()
+    names = account.ranker._engine._query_columns
+    ranking = Ranking(
+        items=[candidates[at] for at in order.tolist()],
+        scores=scores,
+        positions=order,
+        unknown=np.zeros(len(order), bool),
+        catalogue_version=account.catalogue.version,
+        absent={name: 1 for name in names if name not in given},
+    )
+    return Ranked(
+        request_id=request_id,
+        model=account.model,
+        version=account.held.name,
+        user=request.user,
+        context=request.context,
+        candidates=candidates,
+        ranking=ranking,
+        ranker=account.ranker,
+        time_us=time_us,
+        catalogue=account.catalogue,
+    )
