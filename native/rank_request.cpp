@@ -86,6 +86,24 @@ bool is_utf8(std::string_view text) {
   return true;
 }
 
+void append_json(std::string_view text, std::string& out) {
+  constexpr char kHex[] = "0123456789abcdef";
+  out += '"';
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      out += "\\u00";
+      out += kHex[c >> 4];
+      out += kHex[c & 15];
+    } else {
+      out += c;
+    }
+  }
+  out += '"';
+}
+
 QueryNames::QueryNames(std::vector<std::string> columns, const std::vector<std::string>& foreign)
     : columns_(std::move(columns)), foreign_(foreign) {
   for (const std::string& name : foreign_) places_[name] = kForeign;
@@ -316,10 +334,14 @@ bool RankRequestReader::read_id(CandidateId& id) {
   skip_space();
   const char* const begin = at_;
   if (at_ != end_ && *at_ == '"') {
-    std::string_view text;
-    // An answer repeats it as it stands, so it must stand as answers are written.
-    if (!read_text(text) || text.data() != begin + 1) return false;
     id.is_text = true;
+    if (!read_text(id.text)) return false;
+    if (id.text.data() != begin + 1) {
+      std::string token;
+      append_json(id.text, token);
+      id.token = unescaped_.emplace_back(std::move(token));
+      return true;
+    }
   } else {
     Variant value;
     if (!read_number(value) || value.tag != Variant::Tag::integer) return false;

@@ -31,13 +31,11 @@ class QueryNames {
   std::vector<std::string> foreign_;
 };
 
-// An id as it stands in the body.
 struct CandidateId {
-  std::string_view token;  // with the quotes of text: what the answer repeats
+  std::string_view token;  // as JSON, for the answer
+  std::string_view text;
   std::int64_t integer = 0;
   bool is_text = false;
-
-  std::string_view text() const { return token.substr(1, token.size() - 2); }
 };
 
 // A request, ready to be encoded; used again and again by one thread.
@@ -96,5 +94,8 @@ class RankRequestReader {
 };
 
 bool is_utf8(std::string_view text);
+
+// Text as JSON, with its quotes.
+void append_json(std::string_view text, std::string& out);
 
 }  // namespace widedeep

@@ -44,24 +44,6 @@ void append_number(double value, std::string& out) {
 
 }  // namespace
 
-void append_json(std::string_view text, std::string& out) {
-  constexpr char kHex[] = "0123456789abcdef";
-  out += '"';
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      out += "\\u00";
-      out += kHex[c >> 4];
-      out += kHex[c & 15];
-    } else {
-      out += c;
-    }
-  }
-  out += '"';
-}
-
 RankRoute::RankRoute(const RankModel& model, RouteOptions options)
     : model_(model),
       options_(std::move(options)),
@@ -117,7 +99,7 @@ bool RankRoute::find_items(RankRoom& room) const {
   for (const CandidateId& id : asked) {
     if (id.is_text != are_texts) return false;
     if (are_texts) {
-      room.texts.push_back({id.text().data(), static_cast<std::int64_t>(id.text().size())});
+      room.texts.push_back({id.text.data(), static_cast<std::int64_t>(id.text.size())});
     } else {
       room.integers.push_back(id.integer);
     }

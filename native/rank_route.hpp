@@ -109,7 +109,4 @@ class RankRoute {
   mutable RouteFigures figures_;
 };
 
-// Text as JSON, with its quotes.
-void append_json(std::string_view text, std::string& out);
-
 }  // namespace widedeep

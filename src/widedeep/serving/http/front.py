@@ -69,7 +69,7 @@ class NativeFront:
         self._native: Front = new_front(listening.fileno(), self._told, places, options)
         self._accounts = Accounts(service, self._native)
         self._adopting: set[asyncio.Task[None]] = set()
-        service.publishers.append(self._accounts.publish)
+        service.publishers.insert(0, self._accounts.publish)
         for name, registry in service.models.registries.items():
             registry.follow(self._prepare_for(name), self._route_for(name))
 

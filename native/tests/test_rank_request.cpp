@@ -1,0 +1,163 @@
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "blake2b.hpp"
+#include "check.hpp"
+#include "http_head.hpp"
+#include "rank_request.hpp"
+
+namespace widedeep {
+namespace {
+
+const QueryNames& names() {
+  static const QueryNames made({"age", "city", "tags"}, {"price"});
+  return made;
+}
+
+// From a buffer without a byte to spare, so that a sanitizer sees a read beyond its end.
+bool reads(RankRequestReader& reader, std::string_view body, std::vector<char>& kept) {
+  kept.assign(body.begin(), body.end());
+  kept.shrink_to_fit();
+  return reader.read({kept.data(), kept.size()}, names());
+}
+
+HeadStatus status_of(std::string_view bytes) {
+  HttpHead head;
+  const std::vector<char> exact(bytes.begin(), bytes.end());
+  return read_head({exact.data(), exact.size()}, head).status;
+}
+
+const std::string kPlain =
+    "POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json; charset=utf-8\r\n"
+    "X-Request-Id: r-7\r\ncontent-length: 12\r\n\r\n";
+
+}  // namespace
+
+TEST(a_plain_head_is_read_once_it_is_whole) {
+  HttpHead head;
+  for (std::size_t n = 0; n < kPlain.size(); ++n) {
+    CHECK(status_of(std::string_view(kPlain).substr(0, n)) == HeadStatus::more);
+  }
+  const std::string bytes = kPlain + "{}";
+  const HeadResult found = read_head(bytes, head);
+  CHECK(found.status == HeadStatus::complete);
+  CHECK(found.length == static_cast<std::int64_t>(kPlain.size()));
+  CHECK(head.path == "/v1/rank" && head.request_id == "r-7");
+  CHECK(head.body_length == 12 && !head.close && head.timeout_ms == 0);
+}
+
+TEST(a_head_that_is_not_plain_is_left_alone) {
+  const auto with = [](const std::string& line) {
+    return "POST /v1/rank HTTP/1.1\r\n" + line + "\r\ncontent-length: 2\r\n\r\n";
+  };
+  CHECK(status_of(with("connection: keep-alive")) == HeadStatus::complete);
+  for (const char* line :
+       {"transfer-encoding: chunked", "Content-Encoding: gzip", "expect: 100-continue",
+        "Authorization: Bearer x", "x-api-key: x", "connection: upgrade", "content-length: 2",
+        "content-type: text/plain", "no colon", " folded: line", "bad name: x", "x: \x01",
+        "x-request-timeout-ms: soon", "x-request-timeout-ms: -1", ": nothing", "x: a\nb: c"}) {
+    CHECK(status_of(with(line)) == HeadStatus::unusual);
+  }
+  for (const char* start :
+       {"GET / HTTP/1.1\r\n\r\n", "POST /v1/rank HTTP/1.0\r\n\r\n", "POST  HTTP/1.1\r\n\r\n", "PUT",
+        "\r\n", "POST /v1/rank\r\n\r\n", "POST /v1/rank HTTP/1.1\r\nhost: x\r\n\r\n",
+        "POST /v1/rank HTTP/1.1\r\ncontent-length: +1\r\n\r\n",
+        "POST /v1/rank HTTP/1.1\r\ncontent-length: 1 1\r\n\r\n"}) {
+    CHECK(status_of(start) == HeadStatus::unusual);
+  }
+  CHECK(status_of("POST /" + std::string(kLongestHead, 'a')) == HeadStatus::unusual);
+}
+
+TEST(a_plain_body_is_read) {
+  RankRequestReader reader;
+  std::vector<char> kept;
+  CHECK(reads(
+      reader,
+      R"( {"user":{"age":3,"other":"x","tags":["a\u00e9\n",null,1.5]},"context" : {"city":null},
+                  "candidates":["maps", "mail"],"k":1,"request_id":"r1"} )",
+      kept));
+  CHECK(reader.candidates().size() == 2 && reader.candidates()[1].text == "mail");
+  CHECK(reader.k() == 1 && reader.request_id() == "r1");
+  CHECK(reader.has(0) && reader.has(1) && reader.has(2));
+  const Column& tags = reader.columns()[2];
+  const auto* const values = static_cast<const Variant*>(tags.values.data);
+  CHECK(tags.list == ListLayer::list64 && tags.values.length == 3);
+  CHECK(std::string_view(values[0].text, static_cast<std::size_t>(values[0].length)) ==
+        "a\xc3\xa9\n");
+  CHECK(values[1].tag == Variant::Tag::null && values[2].real == 1.5);
+  CHECK(reads(reader, R"({"candidates":["a\"\u00e9"]})", kept));
+  CHECK(reader.candidates()[0].text == "a\"\xc3\xa9");
+  CHECK(reader.candidates()[0].token == "\"a\\\"\xc3\xa9\"");
+  CHECK(reads(reader, R"({"user":{"age":18446744073709551615},"candidates":[7,-9]})", kept));
+  CHECK(!reader.has(1) && reader.candidates()[1].integer == -9 && reader.k() == -1);
+}
+
+TEST(a_body_that_is_not_plain_is_left_alone) {
+  RankRequestReader reader;
+  std::vector<char> kept;
+  for (const char* body : {"",
+                           "{",
+                           "[]",
+                           "{}",
+                           R"({"user":{}})",
+                           R"({"candidates":["a"]}x)",
+                           R"({"candidates":[]}})",
+                           R"({"user":{"price":1},"candidates":["a"]})",
+                           R"({"user":{"age":{}},"candidates":["a"]})",
+                           R"({"user":{"age":1},"context":{"age":1},"candidates":["a"]})",
+                           R"({"user":{"age":01},"candidates":["a"]})",
+                           R"({"user":{"age":1.},"candidates":["a"]})",
+                           R"({"user":{"age":1e999},"candidates":["a"]})",
+                           R"({"candidates":["a"],"explain":true})",
+                           R"({"candidates":["a"],"candidates":["b"]})",
+
+                           R"({"candidates":[1.5]})",
+                           R"({"candidates":[true]})",
+                           R"({"candidates":["a"],"k":-1})",
+                           R"({"candidates":["a"],"request_id":""})",
+                           R"({"user":{"age":"\ud800"},"candidates":["a"]})",
+                           "{\"user\":{\"age\":\"\xff\"},\"candidates\":[\"a\"]}",
+                           R"({"candidates":["a",]})",
+                           R"({"user":{"age":[[1]]},"candidates":["a"]})",
+                           R"({"user":{"age":NaN},"candidates":["a"]})",
+                           R"({"user":{"age":36893488147419103232},"candidates":["a"]})"}) {
+    CHECK(!reads(reader, body, kept));
+  }
+}
+
+TEST(no_body_is_read_beyond_its_end) {
+  const std::string good =
+      R"({"user":{"age":-3.5e2,"tags":["\ud83d\ude00",true,null]},"candidates":["a",12],"k":3})";
+  const std::string bytes = "\"\\{}[]:,0129-.eE+ \tnulltruefalse\xc3\xa9u";
+  std::mt19937 random(7);
+  RankRequestReader reader;
+  std::vector<char> kept;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string body = good.substr(0, random() % (good.size() + 1));
+    if (round % 2 == 0) body = good;
+    for (unsigned change = random() % 4; change > 0 && !body.empty(); --change) {
+      body[random() % body.size()] = bytes[random() % bytes.size()];
+    }
+    if (!reads(reader, body, kept)) continue;
+    for (const Column& column : reader.columns()) {
+      for (std::int64_t i = 0; i < column.values.length; ++i) {
+        const Variant& value = static_cast<const Variant*>(column.values.data)[i];
+        if (value.tag == Variant::Tag::text) {
+          CHECK(is_utf8({value.text, static_cast<std::size_t>(value.length)}));
+        }
+      }
+    }
+  }
+}
+
+TEST(blake2b_gives_the_digests_of_hashlib) {
+  CHECK(blake2b_64("") == 0xe4a6a0577479b2b4);
+  CHECK(blake2b_64("request 7") == 0xb212eddf2c9b0de1);
+  CHECK(blake2b_64(std::string(128, 'a')) == 0xf06643fe9c7e18da);
+  CHECK(blake2b_64(std::string(129, 'b')) == 0x4922ab16afda6a41);
+  CHECK(blake2b_64(std::string(300, 'c')) == 0x70d5127cbd74de3b);
+}
+
+}  // namespace widedeep

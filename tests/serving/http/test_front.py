@@ -1,0 +1,226 @@
+"""The native front: the same answers as Python's, and nothing lost between the two."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as ds
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.serving.http.calls import Local, Running, running
+from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
+from widedeep.kernels.front import has_front
+from widedeep.serving.orders import canary
+from widedeep.serving.plan import is_canary_request
+from widedeep.serving.state import change_state, state_path
+
+pytestmark = pytest.mark.skipif(not has_front(), reason="no native front here")
+
+ASK: dict[str, Any] = {"user": USER, "candidates": ITEMS, "request_id": "r1"}
+
+
+@pytest.fixture(scope="module")
+def server(apps: Path) -> Iterator[Running]:
+    words = (apps, "--items", apps.parent / "items.parquet", "--item-id", "app")
+    with running(*words) as server:
+        server.wait_ready()
+        yield server
+
+
+def raw(body: bytes, more: str = "") -> bytes:
+    head = f"POST /v1/rank HTTP/1.1\r\nHost: x\r\n{more}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def answers(connection: socket.socket, count: int) -> list[tuple[int, dict[str, str], bytes]]:
+    """Read so many answers off a connection."""
+    found = []
+    with connection.makefile("rb") as file:
+        for _ in range(count):
+            status = int(file.readline().split()[1])
+            headers = http.client.parse_headers(file)
+            body = file.read(int(headers["content-length"]))
+            found.append((status, {k.lower(): v for k, v in headers.items()}, body))
+    return found
+
+
+def counted(server: Running) -> dict[str, float]:
+    text = server.call("GET", "/metrics").body.decode()
+    lines = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
+
+
+def is_native(answer_headers: dict[str, str]) -> bool:
+    """A made-up id of Python's is a UUID of version 4; every sixteenth other one looks so too."""
+    return answer_headers["x-request-id"][12] != "4"
+
+
+def test_plain_requests_are_answered_natively(server: Running) -> None:
+    body = json.dumps({"user": USER, "candidates": ITEMS}).encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(raw(body) * 64)
+        found = answers(connection, 64)
+    assert {status for status, _, _ in found} == {200}
+    assert sum(is_native(headers) for _, headers, _ in found) > 32
+    names = {"date", "content-type", "content-length", "x-request-id"}
+    assert all(set(headers) == names for _, headers, _ in found)
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**65), 2**65),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=8),
+    st.lists(st.one_of(st.none(), st.integers(0, 9), st.text(max_size=3)), max_size=3),
+)
+BODIES = st.fixed_dictionaries(
+    {
+        "user": st.dictionaries(st.sampled_from([*USER, "other", "é"]), VALUES, max_size=4),
+        "candidates": st.lists(st.sampled_from([*ITEMS, "ghost", 7]), max_size=6),
+    },
+    optional={
+        "context": st.dictionaries(st.sampled_from([*USER, "hour"]), VALUES, max_size=2),
+        "k": st.one_of(st.none(), st.integers(-1, 9)),
+        "request_id": st.text(max_size=5),
+        "explain": st.booleans(),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(body=BODIES, ascii_only=st.booleans())
+def test_answers_equal_those_of_python(
+    server: Running, local: Local, body: dict[str, Any], ascii_only: bool
+) -> None:
+    body.setdefault("request_id", "r")
+    text = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    want, got = local.post("/v1/rank", text), server.call("POST", "/v1/rank", text)
+    assert got.status == want.status
+    if want.status == 200:
+        assert got.json == want.json
+    else:
+        assert got.json.keys() == want.json.keys()
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+def test_a_connection_may_ask_anything_in_turn(server: Running, pieces: int) -> None:
+    plain = json.dumps(ASK).encode()
+    explained = json.dumps(ASK | {"explain": True}).encode()
+    chunked = b"POST /v1/rank HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunked += b"%x\r\n%s\r\n0\r\n\r\n" % (len(plain), plain)
+    asked = [
+        *(raw(plain), raw(explained), raw(plain), raw(b"{"), chunked, raw(plain)),
+        *(
+            b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+            raw(plain, "X-Request-Timeout-Ms: 1e-3\r\n"),
+        ),
+    ]
+    bytes_ = b"".join(asked)
+    size = -(-len(bytes_) // pieces)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        for start in range(0, len(bytes_), size):
+            connection.sendall(bytes_[start : start + size])
+        found = answers(connection, len(asked))
+    assert [status for status, _, _ in found] == [200, 200, 200, 400, 200, 200, 200, 504]
+    bodies = [json.loads(body) for _, _, body in found]
+    assert bodies[0]["items"] == bodies[4]["items"] == bodies[1]["items"]
+    assert bodies[0]["scores"] == bodies[5]["scores"] == bodies[1]["scores"]
+    assert "explanations" in bodies[1] and "explanations" not in bodies[0]
+
+
+def test_a_late_deadline_and_ids_of_headers(server: Running) -> None:
+    body = json.dumps({"user": USER, "candidates": ITEMS}).encode()
+    late = server.call("POST", "/v1/rank", body, {"X-Request-Timeout-Ms": "0.0001"})
+    assert (late.status, "deadline" in late.json["error"]) == (504, True)
+    named = server.call("POST", "/v1/rank", body, {"X-Request-Id": 'a"b'})
+    assert named.headers["x-request-id"] == named.json["request_id"] == 'a"b'
+
+
+def test_figures_count_both_servers(server: Running) -> None:
+    before = counted(server)
+    for n in range(40):
+        ask = ASK | ({"explain": True} if n % 4 == 0 else {})
+        assert server.call("POST", "/v1/rank", ask).status == 200
+    after = counted(server)
+
+    def grown(name: str) -> float:
+        return after.get(name, 0.0) - before.get(name, 0.0)
+
+    assert grown('widedeep_requests_total{route="/v1/rank",status="200"}') == 40
+    assert grown('widedeep_request_seconds_count{route="/v1/rank"}') == 40
+    assert grown('widedeep_request_seconds_bucket{le="+Inf",route="/v1/rank"}') == 40
+    assert grown('widedeep_answers_total{model="apps",version="1"}') == 40
+    assert grown('widedeep_scores_total{model="apps",version="1"}') == 40 * len(ITEMS)
+    binned = [name for name in after if name.startswith("widedeep_scores_binned_total")]
+    assert sum(map(grown, binned)) == 40 * len(ITEMS)
+    mean = grown('widedeep_scores_sum{model="apps",version="1"}') / (40 * len(ITEMS))
+    scores = server.call("POST", "/v1/rank", ASK).json["scores"]
+    assert mean == pytest.approx(np.mean(scores))
+    assert after["widedeep_queue"] == 0
+    status = server.call("GET", "/v1/status").json["models"]["apps"][0]
+    assert status["requests"] >= 41
+
+
+def test_versions_canaries_and_catalogues_reach_the_front(tmp_path: Path) -> None:
+    root = tmp_path / "apps"
+    publish(root, "1", seed=1)
+    write_items(tmp_path / "items.parquet")
+    words = (root, "--items", tmp_path / "items.parquet", "--item-id", "app", "--poll", 0.05)
+    log = tmp_path / "log"
+    with running(*words, "--log", log, "--log-user", "user") as server:
+        server.wait_ready()
+        first = server.call("POST", "/v1/rank", ASK | {"request_id": "first"}).json
+        assert first["model_version"] == "1"
+        publish(root, "2", seed=2)
+        eventually(lambda: server.call("POST", "/v1/rank", ASK).json["model_version"] == "2")
+        change_state(state_path(root), lambda state: canary(state, "1", 0.5))
+        trial = [f"trial {n}" for n in range(40)]
+        eventually(lambda: versions(server, trial) == {"1", "2"})
+        for name in trial:
+            got = server.call("POST", "/v1/rank", ASK | {"request_id": name}).json
+            assert got["model_version"] == ("1" if is_canary_request(name, 0.5) else "2")
+        write_items(tmp_path / "items.parquet", price=9.0)
+        before = first["catalogue_version"]
+        eventually(lambda: server.call("POST", "/v1/rank", ASK).json["catalogue_version"] != before)
+    rows = ds.dataset(log, format="parquet").to_table().to_pylist()
+    shown = [row for row in rows if row["request_id"] == "first"]
+    shown.sort(key=lambda row: row["position"])
+    assert [row["item_id"] for row in shown] == first["items"]
+    assert [row["score"] for row in shown] == first["scores"]
+    assert {row["catalogue_version"] for row in shown} == {before}
+    assert {row["request_id"] for row in rows} >= set(trial)
+
+
+def versions(server: Running, names: list[str]) -> set[str]:
+    asked = (server.call("POST", "/v1/rank", ASK | {"request_id": name}) for name in names)
+    return {answer.json["model_version"] for answer in asked}
+
+
+def test_connections_come_back_and_are_let_go(server: Running) -> None:
+    def open_sockets() -> int:
+        place = f"/proc/{server.process.pid}/fd"
+        targets = (os.readlink(f"{place}/{name}") for name in os.listdir(place))
+        return sum(target.startswith("socket:") for target in targets)
+
+    body = json.dumps(ASK).encode()
+    server.call("POST", "/v1/rank", body)
+    before = open_sockets()
+    connections = [
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(20)
+    ]
+    for connection in connections:
+        connection.sendall(raw(b"{") + raw(body))
+        assert [status for status, _, _ in answers(connection, 2)] == [400, 200]
+    for connection in connections:
+        connection.close()
+    eventually(lambda: open_sockets() <= before, 20)
