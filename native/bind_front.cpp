@@ -226,6 +226,7 @@ void bind_loop(nb::module_& m) {
       .def_prop_ro("connections", [](BoundFront& self) { return self.loop().connections(); })
       .def_prop_ro("under_way", [](BoundFront& self) { return self.loop().under_way(); })
       .def("announce_end", [](BoundFront& self) { self.loop().announce_end(); })
+      .def_prop_ro("is_accepting", [](BoundFront& self) { return self.loop().is_accepting(); })
       .def("stop_accepting", [](BoundFront& self) { self.loop().stop_accepting(); })
       .def("drain", [](BoundFront& self) { self.loop().drain(); })
       .def("stop", &BoundFront::stop);

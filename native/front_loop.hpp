@@ -103,7 +103,9 @@ class FrontLoop {
 
   // Say in each answer that it is the connection's last.
   void announce_end() noexcept { ending_ = true; }
+  // Takes effect a moment later; then the listening socket may be closed.
   void stop_accepting();
+  bool is_accepting() const noexcept { return accepts_; }
   // Close every connection after its answer, and at once where none is under way.
   void drain();
   // End the threads; connections are cut off.
@@ -163,8 +165,8 @@ class FrontLoop {
   Places& places_;
   int poll_ = -1;
   int wake_ = -1;
-  bool accepts_ = false;  // the waiting thread's alone, as is next_sweep_
-  FrontClock::time_point next_sweep_;
+  std::atomic<bool> accepts_{false};
+  FrontClock::time_point next_sweep_;  // the waiting thread's alone
 
   mutable std::mutex mutex_;
   std::condition_variable work_;

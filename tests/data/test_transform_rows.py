@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import numpy as np
@@ -23,6 +24,16 @@ def test_absent_keys_are_null_and_counted() -> None:
     assert batch.ids_N.tolist() == [1, 2, 1]
     transform.rows([{}])
     assert transform.absent == {"age": 2, "job": 2}
+
+
+def test_a_copy_shares_the_tables_and_counts_apart() -> None:
+    transform = Transform(
+        make_schema(wd.categorical("job"), vocabularies={"job": vocabulary(["a"])})
+    )
+    copied = copy.copy(transform)
+    assert copied.plan is transform.plan
+    assert copied.rows([{"job": "a"}, {}]).ids_N.tolist() == [2, 1]
+    assert (copied.absent, transform.absent) == ({"job": 1}, {})
 
 
 def test_strict_refuses_an_absent_key() -> None:

@@ -68,6 +68,12 @@ class Transform:
         """Pickle the schema alone: the look-up tables are made of it again."""
         return Transform, (self.schema,), {"threads": self.threads, "absent": self.absent}
 
+    def __copy__(self) -> Transform:
+        """Share the look-up tables, which nobody changes, and count what is absent apart."""
+        made = object.__new__(Transform)
+        made.__dict__.update(self.__dict__, absent=dict(self.absent))
+        return made
+
     @property
     def plan(self) -> CompiledPlan:
         """The native plan, for code that runs other parts of it than whole rows."""

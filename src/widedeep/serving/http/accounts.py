@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,6 +29,7 @@ __all__ = ["Accounts", "RouteAccount"]
 _decoder = msgspec.json.Decoder(RankRequest)
 _EVERY_S = 0.05
 _PUBLISH_EVERY = 20  # times that
+_LOOK_UPS = 5  # each time at most: a sample need not grow with the load
 
 
 @dataclass(kw_only=True, eq=False)
@@ -152,6 +154,7 @@ class Accounts:
 
     def _take_records(self) -> None:
         service, log = self._service, self._service.log
+        look_ups = 0
         for record in self._front.take_records():
             route, path, request_id, body, time_us, seconds, status, sampled, order, scores = record
             account = None if route is None else self._routes.get(route)
@@ -166,13 +169,17 @@ class Accounts:
                     version=None if account is None else account.held.name,
                     rows=len(order) or None,
                 )
-            if account is not None:
+            look_ups += sampled
+            if account is not None and (self._keeps_all(account.model) or look_ups <= _LOOK_UPS):
                 request = _decoder.decode(body)
                 ranked = _ranked(account, request_id, request, order, scores, time_us)
-                self._safely(lambda ranked=ranked, sampled=sampled: self._hand_on(ranked, sampled))  # type: ignore[misc]
+                self._safely(partial(self._hand_on, ranked, sampled and look_ups <= _LOOK_UPS))
         dropped, self._dropped = self._dropped, self._front.dropped
         if self._dropped > dropped and service.on_dropped is not None:
             service.on_dropped(self._dropped - dropped)
+
+    def _keeps_all(self, model: str) -> bool:
+        return self._service.on_ranked is not None or self._shadows.get(model) is not None
 
     def _hand_on(self, ranked: Ranked, sampled: bool) -> None:
         service = self._service

@@ -66,6 +66,7 @@ class NativeFront:
         self._service = service
         self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         places, options = service.admission.places, _options(service)
+        self._listening = listening
         self._native: Front = new_front(listening.fileno(), self._told, places, options)
         self._accounts = Accounts(service, self._native)
         self._adopting: set[asyncio.Task[None]] = set()
@@ -179,6 +180,10 @@ class NativeFront:
         self._native.stop_accepting()
         self._native.drain()
         end = time.monotonic() + seconds
+        while self._native.is_accepting and time.monotonic() < end:
+            await asyncio.sleep(0.002)
+        # Closed now: who connects must not wait for a server that accepts no more.
+        self._listening.close()
         while self._native.connections or self._adopting:
             if time.monotonic() > end or give_up():
                 break
