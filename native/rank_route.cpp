@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "sigmoid.hpp"
+#include "sort_scores.hpp"
 
 namespace widedeep {
 namespace {
@@ -171,23 +172,13 @@ bool RankRoute::compute_scores(RankRoom& room) const {
 
 // Best first; equal scores in the order of the request.
 void RankRoute::sort_scores(RankRoom& room) const {
-  const std::vector<double>& scores = room.all_scores;
-  const auto n = static_cast<std::int64_t>(scores.size());
-  const std::int64_t k = room.reader.k() < 0 ? n : std::min(room.reader.k(), n);
-  room.order.resize(scores.size());
-  for (std::int64_t row = 0; row < n; ++row) room.order[as_size(row)] = row;
-  const auto is_before = [&](std::int64_t a, std::int64_t b) {
-    const double left = scores[as_size(a)], right = scores[as_size(b)];
-    return left != right ? left > right : a < b;
-  };
-  if (k < n) {
-    std::partial_sort(room.order.begin(), room.order.begin() + k, room.order.end(), is_before);
-    room.order.resize(as_size(k));
-  } else {
-    std::sort(room.order.begin(), room.order.end(), is_before);
-  }
+  const std::size_t n = room.all_scores.size();
+  room.order.resize(n);
+  sort_descending(room.all_scores.data(), static_cast<std::int64_t>(n), room.sorting,
+                  room.order.data());
+  if (room.reader.k() >= 0) room.order.resize(std::min(n, as_size(room.reader.k())));
   room.scores.clear();
-  for (const std::int64_t row : room.order) room.scores.push_back(scores[as_size(row)]);
+  for (const std::int64_t row : room.order) room.scores.push_back(room.all_scores[as_size(row)]);
 }
 
 void RankRoute::count(const RankRoom& room) const {

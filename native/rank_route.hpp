@@ -12,6 +12,7 @@
 
 #include "rank_request.hpp"
 #include "ranker.hpp"
+#include "sort_scores.hpp"
 #include "transform_sides.hpp"
 #include "vocabulary.hpp"
 
@@ -72,6 +73,7 @@ struct RankRoom {
   std::vector<float> query_sums;
   std::vector<float> logits;
   std::vector<double> all_scores;
+  SortingRoom sorting;
   // The answer, best first.
   std::vector<std::int64_t> order;
   std::vector<double> scores;

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
 #include <random>
 #include <string>
 #include <string_view>
@@ -7,6 +10,7 @@
 #include "check.hpp"
 #include "http_head.hpp"
 #include "rank_request.hpp"
+#include "sort_scores.hpp"
 
 namespace widedeep {
 namespace {
@@ -149,6 +153,26 @@ TEST(no_body_is_read_beyond_its_end) {
         }
       }
     }
+  }
+}
+
+TEST(scores_are_sorted_as_by_a_stable_sort) {
+  std::mt19937 random(3);
+  SortingRoom room;
+  for (const std::int64_t n : {0, 1, 2, 47, 48, 200, 1000}) {
+    std::vector<double> scores;
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double drawn = static_cast<double>(random()) / 4e9 - 0.5;
+      const double few[] = {0.0, -0.0, 1.0, -1.0, 1e-300, 0.5};
+      scores.push_back(random() % 2 == 0 ? drawn : few[random() % 6]);
+    }
+    std::vector<std::int64_t> wanted(scores.size()), order(scores.size());
+    std::iota(wanted.begin(), wanted.end(), 0);
+    std::stable_sort(wanted.begin(), wanted.end(), [&](std::int64_t a, std::int64_t b) {
+      return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
+    });
+    sort_descending(scores.data(), n, room, order.data());
+    CHECK(order == wanted);
   }
 }
 

@@ -29,7 +29,7 @@ __all__ = ["Accounts", "RouteAccount"]
 _decoder = msgspec.json.Decoder(RankRequest)
 _EVERY_S = 0.05
 _PUBLISH_EVERY = 20  # times that
-_LOOK_UPS = 5  # each time at most: a sample need not grow with the load
+_LOOK_UPS = 2  # each time at most: a sample need not grow with the load
 
 
 @dataclass(kw_only=True, eq=False)
