@@ -58,8 +58,8 @@ bool is_request_id(std::string_view text) {
 }
 
 // Headers that say that the request is not a plain one; and those that carry credentials.
-constexpr std::array<std::string_view, 10> kUnusual = {
-    "transfer-encoding", "content-encoding",    "expect",    "upgrade",       "te", "trailer",
+constexpr std::array<std::string_view, 9> kUnusual = {
+    "transfer-encoding", "content-encoding",    "expect",    "upgrade",       "trailer",
     "authorization",     "proxy-authorization", "x-api-key", "http2-settings"};
 
 // What a head has told so far.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -158,8 +159,14 @@ class _Rows:
 
     def _spread(self, values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
         """Give each row its request's value."""
-        array = pa.array(values, kind) if kind is not None else pa.array(values)
-        return array.take(self.of_request)
+        return self._repeat(pa.array(values, kind) if kind is not None else pa.array(values))
+
+    def _repeat(self, array: pa.Array) -> pa.Array:
+        is_plain = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
+        if array.null_count or not is_plain:
+            return array.take(self.of_request)
+        # Plain numbers are repeated several times faster than they are taken.
+        return pa.array(np.repeat(array.to_numpy(), self.lengths), array.type)
 
     def _features(self) -> dict[str, pa.Array]:
         bundle = self.ranker.bundle
@@ -181,7 +188,7 @@ class _Rows:
         values = [
             request.user.get(name, (request.context or {}).get(name)) for request in self.requests
         ]
-        return _typed(values, kind).take(self.of_request)
+        return self._repeat(_typed(values, kind))
 
     def _of_items(self, name: str, kind: ColumnType) -> pa.Array | None:
         """Return the items' values, or None if items have no such column."""
@@ -192,9 +199,14 @@ class _Rows:
             return _typed(self.items, kind)
         if self.catalogue is None or name not in self.catalogue.table.column_names:
             return None
+        return _typed_arrow(self.catalogue.table[name].take(self._catalogue_rows), kind)
+
+    @cached_property
+    def _catalogue_rows(self) -> pa.Array:
+        """The row of each item in the catalogue; null for one that it does not hold."""
+        assert self.catalogue is not None
         rows = self.catalogue.positions(self.items)
-        values = self.catalogue.table[name].take(pa.array(rows, mask=rows < 0))
-        return _typed_arrow(values, kind)
+        return pa.array(rows, mask=rows < 0)
 
     def _of_inline_items(self, name: str, kind: ColumnType) -> pa.Array | None:
         values: list[Any] = []
