@@ -28,7 +28,6 @@ __all__ = ["Accounts", "RouteAccount"]
 
 _decoder = msgspec.json.Decoder(RankRequest)
 _EVERY_S = 0.05
-_PUBLISH_EVERY = 20  # times that
 _LOOK_UPS = 2  # each time at most: a sample need not grow with the load
 
 
@@ -103,14 +102,11 @@ class Accounts:
         self._thread.join(10.0)
 
     def _run(self) -> None:
-        looks = 0
         ending = False
         while not ending:
             ending = self._closing.wait(_EVERY_S)
             self._safely(self._take_records)
-            looks += 1
-            if ending or looks % _PUBLISH_EVERY == 0:
-                self._safely(self.publish)
+            self._safely(self.publish)
 
     def _safely(self, work: Callable[[], None]) -> None:
         try:
@@ -127,18 +123,19 @@ class Accounts:
         metrics = self._service.metrics
         with self._lock:
             for status, (n, seconds, bins) in self._front.answers().items():
-                counts = np.array(bins, np.int64)
-                before = self._answers.get(status, (0, 0.0, np.zeros_like(counts)))
-                self._answers[status] = (n, seconds, counts)
+                before = self._answers.get(status, (0, 0.0, np.zeros(len(bins), np.int64)))
                 if n > before[0]:
+                    counts = np.array(bins, np.int64)
+                    self._answers[status] = (n, seconds, counts)
                     new_seconds, new_counts = seconds - before[1], counts - before[2]
                     metrics.answered_many(self._label, status, new_seconds, new_counts)
             for account in list(self._routes.values()):
                 self._publish_route(account)
             in_flight = self._front.under_way
-            metrics.in_flight.inc(in_flight - self._in_flight)
-            self._in_flight = in_flight
-        metrics.queue.set(self._service.admission.inside)
+            if in_flight != self._in_flight:
+                metrics.in_flight.inc(in_flight - self._in_flight)
+                self._in_flight = in_flight
+                metrics.queue.set(self._service.admission.inside)
 
     def _publish_route(self, account: RouteAccount) -> None:
         is_over = not account.route.in_use
