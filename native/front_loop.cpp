@@ -170,9 +170,12 @@ void FrontLoop::collect() {
       const auto found = connections_.find(id);
       if (found == connections_.end()) continue;
       Connection& connection = *found->second;
-      (connection.owned ? connection.pending : connection.readable) = true;
+      const bool hung_up = (events[i].events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+      connection.hung_up = connection.hung_up || hung_up;
+      connection.pending = true;
       if (connection.owned) continue;
       connection.owned = true;
+      take_news(connection);
       taken[n_taken++] = &connection;
     }
   }
@@ -343,7 +346,8 @@ bool FrontLoop::receive(Connection& connection) {
     connection.readable = errno == EINTR;
     return errno == EINTR || errno == EAGAIN || errno == EWOULDBLOCK;
   }
-  connection.readable = n == static_cast<ssize_t>(sizeof chunk);
+  // After the last bytes there is the end to be read.
+  connection.readable = n == static_cast<ssize_t>(sizeof chunk) || connection.ended;
   connection.in.append(chunk, static_cast<std::size_t>(n));
   return n > 0;
 }
@@ -363,12 +367,18 @@ bool FrontLoop::write_out(Connection& connection) {
   return true;
 }
 
+// With the lock held: tells the owner what has come.
+void FrontLoop::take_news(Connection& connection) {
+  connection.readable = connection.readable || connection.pending;
+  connection.ended = connection.hung_up;
+  connection.pending = false;
+}
+
 // False if something came meanwhile: there is more to do.
 bool FrontLoop::release(Connection& connection) {
   const std::lock_guard lock(mutex_);
   connection.owned = connection.pending;
-  if (connection.pending) connection.readable = true;
-  connection.pending = false;
+  take_news(connection);
   return !connection.owned;
 }
 

@@ -125,7 +125,9 @@ class FrontLoop {
     int socket = -1;
     bool owned = false;     // by a thread that reads, serves or closes it
     bool pending = false;   // something came while it was owned
-    bool readable = false;  // the socket may hold more
+    bool hung_up = false;   // the caller sends no more
+    bool readable = false;  // the socket may hold more, or its end
+    bool ended = false;     // as hung_up, for the owner
     bool fresh = true;      // nothing was asked yet
     bool last = false;      // close after what is to be written
     Phase phase = Phase::head;
@@ -154,6 +156,7 @@ class FrontLoop {
   void hand_over(Connection& connection);
   void close_connection(Connection& connection);
   bool release(Connection& connection);
+  static void take_news(Connection& connection);
   void sweep();
   void set_accepting(bool accepts);
   void wake() const noexcept;

@@ -132,6 +132,16 @@ TEST(requests_of_a_connection_are_answered_in_order) {
   CHECK(caller.hear(100) == "last:z\n");
 }
 
+TEST(a_caller_that_sends_no_more_is_answered_and_let_go) {
+  Server server(quick(2));
+  for (int round = 0; round < 50; ++round) {
+    const Caller caller(server);
+    caller.say(request("a") + request("b") + (round % 2 == 0 ? "" : "POST /e"));
+    CHECK(shutdown(caller.fd, SHUT_WR) == 0);
+    CHECK(caller.hear(100) == "got:a\ngot:b\n");
+  }
+}
+
 TEST(many_callers_are_answered_by_several_threads) {
   Server server(quick(3));
   std::vector<std::thread> callers;

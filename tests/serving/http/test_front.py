@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,33 @@ def test_answers_equal_those_of_python(
         assert got.json == want.json
     else:
         assert got.json.keys() == want.json.keys()
+
+
+EDITS = st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=3)), max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(edits=EDITS, count=st.integers(1, 3))
+def test_damaged_requests_are_never_a_bug(
+    server: Running, edits: list[tuple[int, bytes]], count: int
+) -> None:
+    sent = bytearray(raw(json.dumps(ASK).encode(), "Content-Type: application/json\r\n") * count)
+    for place, put in edits:
+        at = place % len(sent)
+        sent[at : at + 1] = put
+    got = b""
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection,
+        contextlib.suppress(ConnectionError),  # closed over what it cannot read
+    ):
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        while part := connection.recv(65536):
+            got += part
+    statuses = re.findall(rb"HTTP/1\.1 (\d{3}) ", got)
+    assert b"500" not in statuses
+    if not edits:
+        assert statuses == [b"200"] * count
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
