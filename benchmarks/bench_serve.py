@@ -149,7 +149,7 @@ def whole_servers(name: str, python: Path, folder: Path) -> str:
             "uvicorn + ONNX Runtime": stack.enter_context(uvicorn_peer(python, folder)),
             "mlserver + ONNX Runtime": stack.enter_context(mlserver_peer(python, folder)),
             "widedeep": stack.enter_context(started(serve_words(name, folder))),
-            "widedeep, catalogue in bfloat16": stack.enter_context(
+            "widedeep, in bfloat16": stack.enter_context(
                 started(serve_words(name, folder, "--bfloat16"))
             ),
         }
