@@ -84,7 +84,7 @@ for point in points:
     done = code == 0
     if not done and child(place) != 0:
         sys.exit(f"point {point}: does not go on")
-    print(point, code, ",".join(killed) or "none", ",".join(versions(place)), flush=True)
+    print("at", point, code, ",".join(killed) or "none", ",".join(versions(place)), flush=True)
     if done:
         break
 """
@@ -201,15 +201,15 @@ def killed(base: Path, tmp_path: Path, what: str, points: Iterable[int]) -> list
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    lines = [line.split() for line in ran.stdout.splitlines() if line[:1].isdigit()]
+    lines = [line.split()[1:] for line in ran.stdout.splitlines() if line.startswith("at ")]
     whole = published(tmp_path / f"at{lines[-1][0]}")
     final = Bundle.load(tmp_path / f"at{lines[-1][0]}/runs/ads/bundle")
     for point, _, at_death, at_end in lines:
         place = tmp_path / f"at{point}"
         for version in [] if at_death == "none" else at_death.split(","):
             assert Bundle.load(place / "models" / version)
-        # It came to the same: no version lost, none twice, the very bytes. A number is left out
-        # where its record was written and the version not yet.
+        # It came to the same: no version lost, none twice, no number left out, the very bytes.
+        assert at_end == "1,2"
         assert list(published(place)) == at_end.split(",")
         assert list(published(place).values()) == list(whole.values())
         found = Bundle.load(place / "runs/ads/bundle")

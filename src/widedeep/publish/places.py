@@ -24,6 +24,7 @@ __all__ = ["LocalPlace", "Place", "UrlPlace", "open_place"]
 
 _LOCK = ".publish.lock"
 _MADE = ".publish-"
+_PENDING = ".pending"  # of a record whose version is not known to be there yet
 
 
 class Place(Protocol):
@@ -90,9 +91,18 @@ class LocalPlace:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for left in self.root.glob(f"{_MADE}*"):
                 shutil.rmtree(left, ignore_errors=True)
+            self._settle()
             yield
         finally:
             os.close(lock)
+
+    def _settle(self) -> None:
+        """Keep the record of a version that came to be before its publisher died, drop others."""
+        for pending in (self.root / RECORDS).glob(f"*{_PENDING}"):
+            if (self.root / pending.stem).is_dir():
+                pending.replace(pending.with_suffix(".json"))
+            else:
+                pending.unlink()
 
     def versions(self) -> list[str]:
         """Return the versions that are there, oldest first."""
@@ -105,8 +115,15 @@ class LocalPlace:
 
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
-        files = sorted((self.root / RECORDS).glob("*.json"))
-        return {file.stem: file.read_text(encoding="utf-8") for file in files}
+        folder = self.root / RECORDS
+        found: dict[str, str] = {}
+        for pending in folder.glob(f"*{_PENDING}"):
+            if (self.root / pending.stem).is_dir():
+                with contextlib.suppress(FileNotFoundError):  # it has its final name by now
+                    found[pending.stem] = pending.read_text(encoding="utf-8")
+        for file in sorted(folder.glob("*.json")):
+            found[file.stem] = file.read_text(encoding="utf-8")
+        return found
 
     def identity(self, version: str) -> str | None:
         """Return the SHA-256 of a version's manifest; None if it is not there."""
@@ -119,10 +136,10 @@ class LocalPlace:
         yield self.root / version
 
     def put(self, bundle: Path, version: str, record: str) -> None:
-        """Copy, sync, write the record, rename: a reader sees the version whole or not at all.
+        """Copy, sync, rename: a reader sees the version whole or not at all.
 
-        The record comes first: one without a version says nothing, a version without one would
-        have no history.
+        Its record is written before, and counts from the moment that the version is there: a
+        publisher that dies leaves neither a version without history nor a record of nothing.
         """
         made = Path(tempfile.mkdtemp(prefix=_MADE, dir=self.root))
         try:
@@ -132,10 +149,12 @@ class LocalPlace:
             fsync_path(made)
             made.chmod(0o755)
             (self.root / RECORDS).mkdir(exist_ok=True)
-            write_text_whole(self.root / RECORDS / f"{version}.json", record)
+            pending = self.root / RECORDS / f"{version}{_PENDING}"
+            write_text_whole(pending, record)
             fsync_path(self.root / RECORDS)
             os.rename(made, self.root / version)
             fsync_path(self.root)
+            os.replace(pending, pending.with_suffix(".json"))
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
