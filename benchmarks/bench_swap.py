@@ -1,10 +1,10 @@
 """What a large version costs while it is loaded and swapped in: latency, failures, memory.
 
-A server's process answers paced requests (200 candidates by id, 26 + 13 features, 8 crosses of
-user and item, a 1 GB bundle, 100,000 items) in one thread and times each from the moment it was
-due. Three phases take turns: quiet; quiet beside a neighbour, another process that loads the same
-bundle over and over at the lowest priority; and a swap, from the publication of a new version until
-the old one is freed.
+`widedeep serve` answers paced requests over loopback (200 candidates by id, 26 + 13 features, 8
+crosses of user and item, a 1 GB bundle, 100,000 items), each timed from the moment it was due.
+Three phases take turns: quiet; quiet beside a neighbour, another process that loads the same bundle
+over and over at the lowest priority; and a swap, from the publication of a new version until two
+seconds after its first answer, when the old one is freed.
 
 With --memory: the proportional set size (PSS) of one worker and of two, with the catalogue's rows
 in a shared file and every page of the bundle touched.
@@ -16,6 +16,8 @@ in a shared file and every page of the bundle touched.
 from __future__ import annotations
 
 import argparse
+import http.client
+import json
 import os
 import shutil
 import subprocess
@@ -33,8 +35,8 @@ from numpy.typing import NDArray
 
 import widedeep as wd
 from widedeep.bundle import BundleHead, BundleModel, DeepColumn, write_bundle
+from widedeep.commands.bench_serve import started
 from widedeep.schema import ColumnType, NumericFit
-from widedeep.serving.registry import Registry
 
 USERS, ITEM_FIELDS, NUMBERS, CROSSES, VALUES = 13, 13, 13, 8, 10_000
 HIDDEN, DIM = (256, 128), 16
@@ -145,10 +147,14 @@ def write_items(path: Path, count: int) -> Path:
 
 
 class Requests:
-    """Asks at a steady rate; a request that waits for the one before it is late, and counts so."""
+    """Asks a server at a steady rate, over one connection.
 
-    def __init__(self, registry: Registry, rate: float, items: int) -> None:
-        self._registry, self._pause, self._items = registry, 1 / rate, items
+    A request that waits for the one before it is late, and counts so.
+    """
+
+    def __init__(self, port: int, rate: float, items: int) -> None:
+        self._port, self._pause, self._items = port, 1 / rate, items
+        self.version = ""
         self.latencies: list[float] = []
         self.failures: list[str] = []
         self._stop = threading.Event()
@@ -157,15 +163,21 @@ class Requests:
 
     def _run(self) -> None:
         rng = np.random.default_rng(0)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         due, number = time.perf_counter(), 0
         while not self._stop.is_set():
             due += self._pause
-            time.sleep(max(0.0, due - time.perf_counter()))
             number += 1
             candidates = rng.integers(0, self._items, CANDIDATES).tolist()
+            body = json.dumps({"user": user_of(number), "candidates": candidates})
+            time.sleep(max(0.0, due - time.perf_counter()))
             try:
-                with self._registry.lease(str(number)) as served:
-                    served.rank(user_of(number), candidates=candidates)
+                connection.request("POST", "/v1/rank", body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                told = json.loads(answer.read())
+                if answer.status != 200 or len(told["scores"]) != CANDIDATES:
+                    raise ValueError(f"{answer.status}: {told}")
+                self.version = str(told["model_version"])
             except Exception as error:
                 self.failures.append(repr(error))
             self.latencies.append(time.perf_counter() - due)
@@ -190,7 +202,7 @@ while True:
 """
 
 
-def phase(registry: Registry, arguments: argparse.Namespace, kind: str, folder: Path) -> Any:
+def phase(port: int, arguments: argparse.Namespace, kind: str, folder: Path) -> Any:
     """Run one phase; return its latencies in ms and its failures."""
     neighbour = None
     if kind == "neighbour":
@@ -198,10 +210,10 @@ def phase(registry: Registry, arguments: argparse.Namespace, kind: str, folder: 
         neighbour = subprocess.Popen([*command, str(folder / "items.parquet")], stdout=-1)
         assert neighbour.stdout is not None
         neighbour.stdout.readline()
-    requests = Requests(registry, arguments.rate, arguments.items)
+    requests = Requests(port, arguments.rate, arguments.items)
     try:
         if kind == "swap":
-            swap(registry, folder)
+            swap(requests, folder)
         else:
             time.sleep(PHASE_S)
     finally:
@@ -212,22 +224,16 @@ def phase(registry: Registry, arguments: argparse.Namespace, kind: str, folder: 
     return latencies, failures
 
 
-def swap(registry: Registry, folder: Path) -> None:
-    """Publish the version that waits aside, and wait until the old one is freed."""
-    number = max(int(each.version) for each in registry.status()) + 1
-    before = {each.version for each in registry.status() if each.state == "ready"}
+def swap(requests: Requests, folder: Path) -> None:
+    """Publish the version that waits aside; wait until it answers, and the old one is freed."""
+    number = max(int(path.name) for path in (folder / "models").glob("[0-9]*")) + 1
     os.rename(folder / "aside" / "next", folder / "models" / str(number))
     end = time.monotonic() + 300
-    while time.monotonic() < end:
-        states = {(each.version, each.state) for each in registry.status()}
-        if (str(number), "ready") in states and not before & {
-            version for version, state in states if state in ("ready", "unloading")
-        }:
-            break
+    while requests.version != str(number):
+        if time.monotonic() > end:
+            raise SystemExit(f"version {number} did not take the traffic: {requests.version}")
         time.sleep(0.01)
-    else:
-        raise SystemExit(f"version {number} did not take the traffic: {registry.status()}")
-    time.sleep(0.5)
+    time.sleep(2.0)
 
 
 def bench_latency(folder: Path, arguments: argparse.Namespace) -> None:
@@ -236,19 +242,14 @@ def bench_latency(folder: Path, arguments: argparse.Namespace) -> None:
     write_items(folder / "items.parquet", arguments.items)
     found: dict[str, list[NDArray[np.float64]]] = {"quiet": [], "neighbour": [], "swap": []}
     failures: list[str] = []
-    sys.setswitchinterval(0.001)
-    registry = Registry(
-        folder / "models", items=folder / "items.parquet", item_id="item", poll_s=0.2
-    )
-    with registry:
-        assert registry.wait_ready(300), registry.status()
-        print(f"loaded in {registry.status()[0].load_s:.1f} s")
+    words = [f"S={folder / 'models'}", "--items", str(folder / "items.parquet")]
+    with started([*words, "--item-id", "item", "--poll", "0.2"]) as target:
         for _ in range(arguments.rounds):
             publish(folder / "aside", 0, buckets)
             (folder / "aside" / "0").rename(folder / "aside" / "next")
             time.sleep(1)
             for kind in found:
-                latencies, failed = phase(registry, arguments, kind, folder)
+                latencies, failed = phase(target.port, arguments, kind, folder)
                 found[kind].append(latencies)
                 failures += failed
             for old in sorted((folder / "models").glob("[0-9]*"), key=lambda p: int(p.name))[1:-1]:
@@ -283,7 +284,6 @@ def pss_mb(pid: int) -> float:
 WORKER = """
 import sys
 import numpy as np
-from widedeep.serving.registry import Registry
 root, items, rows = sys.argv[1:]
 registry = Registry(root, items=items, item_id="item", rows=rows or None)
 registry.start()
