@@ -124,6 +124,7 @@ FULL_join := --write
 FULL_gate := --write
 FULL_retraining := --write
 FULL_retrieval := --write
+FULL_swap := --write
 FULL_serve := --write $(if $(wildcard bundles/census),--bundle bundles/census)
 FULL_train := --write
 FULL_warm_start := --write

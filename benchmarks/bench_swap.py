@@ -32,6 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from results_file import machine, write_section
 
 import widedeep as wd
 from widedeep.bundle import BundleHead, BundleModel, DeepColumn, write_bundle
@@ -254,24 +255,39 @@ def bench_latency(folder: Path, arguments: argparse.Namespace) -> None:
                 failures += failed
             for old in sorted((folder / "models").glob("[0-9]*"), key=lambda p: int(p.name))[1:-1]:
                 shutil.rmtree(old)
-    report(found, failures)
+    table = report(found, failures)
+    if arguments.write:
+        head = (
+            f"## A version swapped in under load\n\n`benchmarks/bench_swap.py` on {machine()}: a "
+            f"bundle of {arguments.gigabytes:g} GB, {arguments.items:,} items, "
+            f"{arguments.rate:g} requests a second.\n\n"
+        )
+        write_section("serving:swap", head + table)
 
 
-def report(found: dict[str, list[NDArray[np.float64]]], failures: list[str]) -> None:
-    print(f"{'':12}{'requests':>10}{'p50 ms':>9}{'p99 ms':>9}{'worst':>9}   p99 of each round")
+def report(found: dict[str, list[NDArray[np.float64]]], failures: list[str]) -> str:
+    """Print a table of the phases; return it as Markdown."""
+    lines = [
+        "| phase | requests | p50 ms | p99 ms | worst | p99 of each round |",
+        "|---|---|---|---|---|---|",
+    ]
     p99 = {}
     for kind, rounds in found.items():
         every = np.concatenate(rounds)
         p99[kind] = float(np.percentile(every, 99))
         each = " ".join(f"{np.percentile(r, 99):.2f}" for r in rounds)
         p50, worst = np.percentile(every, 50), every.max()
-        print(f"{kind:12}{len(every):10,}{p50:9.2f}{p99[kind]:9.2f}{worst:9.1f}   {each}")
-    print(f"failed requests: {len(failures)} {failures[:1]}")
+        lines.append(
+            f"| {kind} | {len(every):,} | {p50:.2f} | {p99[kind]:.2f} | {worst:.1f} | {each} |"
+        )
     beside = max(p99["quiet"], p99["neighbour"])
-    print(
-        f"p99 of the swap: {p99['swap'] / p99['quiet']:.2f} x quiet, "
-        f"{p99['swap'] / beside:.2f} x the larger of quiet and neighbour"
-    )
+    lines += [
+        "",
+        f"Failed requests: {len(failures)}. p99 of the swap: {p99['swap'] / p99['quiet']:.2f} times "
+        f"the quiet one, {p99['swap'] / beside:.2f} times the larger of quiet and neighbour.",
+    ]
+    print("\n".join(lines), *failures[:1], sep="\n")
+    return "\n".join(lines)
 
 
 def pss_mb(pid: int) -> float:
@@ -326,6 +342,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-swap-"))
     try:
