@@ -283,8 +283,9 @@ def report(found: dict[str, list[NDArray[np.float64]]], failures: list[str]) -> 
     beside = max(p99["quiet"], p99["neighbour"])
     lines += [
         "",
-        f"Failed requests: {len(failures)}. p99 of the swap: {p99['swap'] / p99['quiet']:.2f} times "
-        f"the quiet one, {p99['swap'] / beside:.2f} times the larger of quiet and neighbour.",
+        f"Failed requests: {len(failures)}. p99 of the swap: "
+        f"{p99['swap'] / p99['quiet']:.2f} times the quiet one, "
+        f"{p99['swap'] / beside:.2f} times the larger of quiet and neighbour.",
     ]
     print("\n".join(lines), *failures[:1], sep="\n")
     return "\n".join(lines)
