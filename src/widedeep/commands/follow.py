@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from widedeep.bundle.manifest import MANIFEST
 from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.train import make_trainer
@@ -161,5 +162,10 @@ class _Exporter:
 
     @property
     def is_new(self) -> bool:
-        """True if something was learned since the last bundle."""
-        return self._trainer.position.rows > self._rows
+        """True if something was learned since the last bundle, by a run that was killed too."""
+        return self._trainer.position.rows > self._rows or self._is_bundle_older()
+
+    def _is_bundle_older(self) -> bool:
+        checkpoints = [path.stat().st_mtime_ns for path in self._directory.stream.glob("*")]
+        manifest = self._directory.bundle / MANIFEST
+        return not manifest.is_file() or manifest.stat().st_mtime_ns < max(checkpoints, default=0)
