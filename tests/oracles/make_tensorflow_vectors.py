@@ -3,9 +3,9 @@
 TensorFlow is not a dependency: the JSON is committed, and only whoever changes these scripts
 needs it. In an environment of its own, from the root of the repository::
 
-    python3.11 -m venv /tmp/tensorflow
-    /tmp/tensorflow/bin/pip install "tensorflow-cpu==2.15.*" "tensorflow-estimator==2.15.*"
-    /tmp/tensorflow/bin/python -m tests.oracles.make_tensorflow_vectors
+    python3.11 -m venv tensorflow-venv
+    tensorflow-venv/bin/pip install "tensorflow-cpu==2.15.*" "tensorflow-estimator==2.15.*"
+    tensorflow-venv/bin/python -m tests.oracles.make_tensorflow_vectors
 
 The same machine gives the same files; ``git diff`` shows what changed. The formats are in
 ``README.md`` beside this file.
