@@ -241,8 +241,8 @@ class TestLint:
         long_function = "def f() -> None:\n" + "    pass\n" * 80
         found = self.findings(lint, tmp_path, {"tests/test_a.py": long_function})
         assert found == ["tests/test_a.py:1: f has 81 lines, at most 80"]
-        found = self.findings(lint, tmp_path, {"tests/test_a.py": "\n" * 601})
-        assert found == ["tests/test_a.py:1: 601 lines, at most 600; split it along the data path"]
+        found = self.findings(lint, tmp_path, {"tests/test_a.py": "\n" * 801})
+        assert found == ["tests/test_a.py:1: 801 lines, at most 800; split it along the data path"]
 
     def test_sizes_of_cpp(self, lint, tmp_path: Path) -> None:
         body = '  puts("} // {");\n' * 79
