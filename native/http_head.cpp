@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <string>
+#include <utility>
 
 namespace widedeep {
 namespace {
@@ -58,18 +59,39 @@ bool is_request_id(std::string_view text) {
 }
 
 // Headers that say that the request is not a plain one; and those that carry credentials.
-constexpr std::array<std::string_view, 9> kUnusual = {
-    "transfer-encoding", "content-encoding",    "expect",    "upgrade",       "trailer",
-    "authorization",     "proxy-authorization", "x-api-key", "http2-settings"};
+constexpr std::array<std::string_view, 7> kUnusual = {
+    "transfer-encoding", "content-encoding",    "expect",   "trailer",
+    "authorization",     "proxy-authorization", "x-api-key"};
+
+// Takes the options of a connection; false if one is unknown. A wish for another protocol is
+// ignored, as HTTP allows: the body belongs to the request in any case.
+bool read_connection(std::string_view options, bool& close) {
+  for (bool more = true; more;) {
+    const std::size_t comma = options.find(',');
+    more = comma != std::string_view::npos;
+    const std::string_view option = trimmed(options.substr(0, comma));
+    const bool is_wish = same(option, "upgrade") || same(option, "http2-settings");
+    if (same(option, "close")) {
+      close = true;
+    } else if (!is_wish && !same(option, "keep-alive")) {
+      return false;
+    }
+    if (more) options.remove_prefix(comma + 1);
+  }
+  return true;
+}
 
 // What a head has told so far.
 struct Reader {
   HttpHead& head;
   bool has_length = false;
   bool has_type = false;
+  bool has_host = false;
+  int headers = 0;
 
   // False if the header is none of a plain request.
   bool take(std::string_view name, std::string_view value) {
+    if (++headers > kMostHeaders) return false;
     if (same(name, "content-length")) {
       if (has_length) return false;
       return has_length = read_length(value, head.body_length);
@@ -78,10 +100,8 @@ struct Reader {
       if (has_type) return false;
       return has_type = is_json(value);
     }
-    if (same(name, "connection")) {
-      head.close = head.close || same(value, "close");
-      return same(value, "close") || same(value, "keep-alive");
-    }
+    if (same(name, "connection")) return read_connection(value, head.close);
+    if (same(name, "host")) return !std::exchange(has_host, true);
     if (same(name, "x-request-id")) {
       if (!head.request_id.empty() || !is_request_id(value)) return false;
       head.request_id = value;
@@ -115,10 +135,14 @@ bool take_line(std::string_view line, Reader& reader) {
 HeadResult read_head(std::string_view bytes, HttpHead& head) {
   const HeadResult unusual = {HeadStatus::unusual};
   const bool is_long = static_cast<std::int64_t>(bytes.size()) >= kLongestHead;
-  const HeadResult more = {is_long ? HeadStatus::unusual : HeadStatus::more};
+  // Whether a line that has not ended may yet end as lines should.
+  const auto more = [&](std::size_t line) {
+    const bool is_hopeless = is_long || bytes.find('\n', line) != std::string_view::npos;
+    return HeadResult{is_hopeless ? HeadStatus::unusual : HeadStatus::more};
+  };
   if (!begins(bytes, kMethod)) return unusual;
   std::size_t at = bytes.find('\r');
-  if (at == std::string_view::npos || at + 1 == bytes.size()) return more;
+  if (at == std::string_view::npos || at + 1 == bytes.size()) return more(0);
   const std::size_t version = at + 2 < kVersion.size() ? 0 : at + 2 - kVersion.size();
   if (version <= kMethod.size() || bytes.substr(version, kVersion.size()) != kVersion) {
     return unusual;
@@ -128,7 +152,7 @@ HeadResult read_head(std::string_view bytes, HttpHead& head) {
   Reader reader{head};
   for (at += 2;;) {
     const std::size_t end = bytes.find('\r', at);
-    if (end == std::string_view::npos || end + 1 == bytes.size()) return more;
+    if (end == std::string_view::npos || end + 1 == bytes.size()) return more(at);
     if (bytes[end + 1] != '\n') return unusual;
     if (end == at) break;
     if (!take_line(bytes.substr(at, end - at), reader)) return unusual;

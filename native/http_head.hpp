@@ -26,6 +26,7 @@ struct HeadResult {
 // A complete head is that of a POST whose body is JSON of a told length, sent as it is, without
 // credentials. A head that can no longer become one is `unusual`, at the latest at `kLongestHead`.
 inline constexpr std::int64_t kLongestHead = 16 << 10;
+inline constexpr int kMostHeaders = 128;
 HeadResult read_head(std::string_view bytes, HttpHead& head);
 
 }  // namespace widedeep

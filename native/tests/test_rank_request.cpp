@@ -56,22 +56,32 @@ TEST(a_head_that_is_not_plain_is_left_alone) {
   const auto with = [](const std::string& line) {
     return "POST /v1/rank HTTP/1.1\r\n" + line + "\r\ncontent-length: 2\r\n\r\n";
   };
-  CHECK(status_of(with("connection: keep-alive")) == HeadStatus::complete);
+  for (const char* line :
+       {"connection: keep-alive", "connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c",
+        "Connection: keep-alive , upgrade", "upgrade: websocket", "http2-settings: AAM"}) {
+    CHECK(status_of(with(line)) == HeadStatus::complete);
+  }
   for (const char* line :
        {"transfer-encoding: chunked", "Content-Encoding: gzip", "expect: 100-continue",
-        "Authorization: Bearer x", "x-api-key: x", "connection: upgrade", "content-length: 2",
-        "content-type: text/plain", "no colon", " folded: line", "bad name: x", "x: \x01",
-        "x-request-timeout-ms: soon", "x-request-timeout-ms: -1", ": nothing", "x: a\nb: c"}) {
+        "Authorization: Bearer x", "x-api-key: x", "connection: te, upgrade", "content-length: 2",
+        "host: x\r\nhost: y", "connection: close, ", "a: b\nc: d", "content-type: text/plain",
+        "no colon", " folded: line", "bad name: x", "x: \x01", "x-request-timeout-ms: soon",
+        "x-request-timeout-ms: -1", ": nothing", "x: a\nb: c"}) {
     CHECK(status_of(with(line)) == HeadStatus::unusual);
   }
   for (const char* start :
        {"GET / HTTP/1.1\r\n\r\n", "POST /v1/rank HTTP/1.0\r\n\r\n", "POST  HTTP/1.1\r\n\r\n", "PUT",
         "\r\n", "POST /v1/rank\r\n\r\n", "POST /v1/rank HTTP/1.1\r\nhost: x\r\n\r\n",
         "POST /v1/rank HTTP/1.1\r\ncontent-length: +1\r\n\r\n",
-        "POST /v1/rank HTTP/1.1\r\ncontent-length: 1 1\r\n\r\n"}) {
+        "POST /v1/rank HTTP/1.1\r\ncontent-length: 1 1\r\n\r\n", "POST /v1/rank HTTP/1.1\n",
+        "POST /v1/rank HTTP/1.1\r\nhost: x\n"}) {
     CHECK(status_of(start) == HeadStatus::unusual);
   }
   CHECK(status_of("POST /" + std::string(kLongestHead, 'a')) == HeadStatus::unusual);
+  std::string many;
+  for (int n = 1; n < kMostHeaders; ++n) many += "a: b\r\n";
+  CHECK(status_of(with(many + "a: b")) == HeadStatus::unusual);
+  CHECK(status_of(with(many.substr(0, many.size() - 2))) == HeadStatus::complete);
 }
 
 TEST(a_plain_body_is_read) {

@@ -57,6 +57,7 @@ class App:
         in_flight = self.service.metrics.in_flight
         in_flight.inc()
         try:
+            call.check_headers()
             endpoint = self._find(call)
             route = endpoint.path
             reply = await self._answer(endpoint, call)

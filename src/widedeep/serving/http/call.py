@@ -28,6 +28,11 @@ place in the queue."""
 
 JSON = b"application/json"
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
+# Two readers of a request with two of them could each believe another one.
+_SINGLE = {
+    *(b"authorization", b"content-encoding", b"content-type", b"host", b"origin", b"x-api-key"),
+    *(b"inference-header-content-length", b"x-request-id", b"x-request-timeout-ms"),
+}
 _encoder = msgspec.json.Encoder()
 
 
@@ -111,6 +116,21 @@ class Call:
         self.caller: str | None = None
         self.rows = 0
         self._body: bytes | None = None
+
+    def check_headers(self) -> None:
+        """Refuse a header twice of which there may be one.
+
+        Raises:
+            HttpError: 400, naming it.
+        """
+        given = self.scope["headers"]
+        if len(self.headers) == len(given):
+            return
+        seen: set[bytes] = set()
+        for name, _ in given:
+            if name in seen and name in _SINGLE:
+                raise HttpError(400, f"got the header {name.decode()} twice; send it once")
+            seen.add(name)
 
     def header(self, name: bytes) -> str | None:
         """Return a header's value."""
@@ -211,6 +231,8 @@ class Call:
             raise self._too_large()
         if not inflate.eof:
             raise HttpError(400, f"got a {encoding} body that ends too early; send all of it")
+        if inflate.unused_data:
+            raise HttpError(400, f"got bytes behind the end of a {encoding} body; send one stream")
         return found
 
     async def json(self, decoder: msgspec.json.Decoder[Shape]) -> Shape:

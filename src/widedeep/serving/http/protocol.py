@@ -1,19 +1,38 @@
-"""Connections: uvicorn's, with a place in the queue for each request and an end to slow ones."""
+"""Connections: uvicorn's, with strict heads, bounded costs, and answers in order."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Protocol
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from widedeep.serving.http.call import ARRIVED, TICKET
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import Service
 
-__all__ = ["FULL", "LATE_HEAD", "Connection", "Taker", "connections_of", "last_words"]
+__all__ = [
+    "FULL",
+    "LATE_HEAD",
+    "MAX_HEAD",
+    "MAX_HEADERS",
+    "MAX_TARGET",
+    "Connection",
+    "Taker",
+    "connections_of",
+    "last_words",
+]
+
+MAX_HEAD = 64 << 10
+"""Bytes of a request's head, its trailers among them."""
+MAX_HEADERS = 128
+MAX_TARGET = 16 << 10
+_SLICE = 4096  # so many requests at most are read before those ahead of them are answered
+_LINGER_S = 2.0
 
 
 def last_words(status: str, error: HttpError) -> bytes:
@@ -31,13 +50,30 @@ def last_words(status: str, error: HttpError) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-LATE_HEAD = last_words(
-    "408 Request Timeout",
-    HttpError(408, "the request's head did not come in time; send it at once"),
+def _refusal(status: str, message: str, retry_after: int | None = None) -> bytes:
+    return last_words(status, HttpError(int(status[:3]), message, retry_after=retry_after))
+
+
+LATE_HEAD = _refusal(
+    "408 Request Timeout", "the request's head did not come in time; send it at once"
 )
-FULL = last_words(
-    "503 Service Unavailable",
-    HttpError(503, "too many connections; try again later", retry_after=1),
+FULL = _refusal("503 Service Unavailable", "too many connections; try again later", 1)
+_BAD = _refusal(
+    "400 Bad Request", "got bytes that are no HTTP/1.1 request; send one as RFC 9112 has it"
+)
+_LONG_TARGET = _refusal(
+    "414 URI Too Long", f"got a target of more than {MAX_TARGET} bytes; send a shorter one"
+)
+_LONG_HEAD = _refusal(
+    "431 Request Header Fields Too Large",
+    f"got a head of more than {MAX_HEAD} bytes or {MAX_HEADERS} headers; send a smaller one",
+)
+_OTHER_VERSION = _refusal(
+    "505 HTTP Version Not Supported", "got another version, expected HTTP/1.1 or HTTP/1.0"
+)
+_TUNNEL = _refusal("501 Not Implemented", "got CONNECT; this server is no proxy")
+_LONG_CHUNKS = _refusal(
+    "413 Content Too Large", "got a chunked body that is mostly frames; send larger chunks"
 )
 
 
@@ -56,12 +92,27 @@ class Taker(Protocol):
         """Note that one was closed."""
 
 
+class _Reading(Enum):
+    """Where in a request the next byte belongs."""
+
+    between = auto()
+    head = auto()
+    body = auto()
+
+
+class _Refused(Exception):
+    """Raised in a callback of the parser: the request is answered with these words."""
+
+
 class Connection(HttpToolsProtocol):
     """A connection that must send its request in time, and asks for a place when it has.
 
     A place in the queue is taken at the moment the whole request has been read, before its task
     runs: so the queue counts those that wait for the processor, and a body that trickles in holds
     nothing but its connection.
+
+    What cannot be read is refused after the answers to the requests before it, and nothing behind
+    it is read. A request that is answered before its body has come is the connection's last.
 
     Args:
         service: Its settings and its queue.
@@ -75,42 +126,223 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(**arguments)
         self._service = service
-        self._taker, self._read = taker, read
-        self._within_message = False
+        self._taker, self._held = taker, read
+        self._reading = _Reading.between
+        self._head_bytes = self._unfinished_bytes = self._headers_read = self._body_bytes = 0
+        self._unanswered = 0  # requests whose heads are read
+        self._may_persist = True
+        self._upgrades = False  # the head asks for another protocol, which is ignored
+        self._hung_up = False  # the caller sends no more
+        self._last_answer: bytes | None = None  # a refusal; nothing more is read
+        self._lingers = False
         self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # ---- the connection's life ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request, unless there are too many connections."""
         super().connection_made(transport)
+        self._outlet: Any = _Outlet(self)
         if self._taker is None and len(self.connections) > self._service.settings.max_connections:
             transport.write(FULL)
             transport.close()
             return
         self._await_head()
-        if self._read:
-            self.data_received(self._read)
-            self._read = b""
+        self._read_held()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         self._got_head()
+        self.resume_writing()
         super().connection_lost(exc)
         if self._taker is not None:
             self._taker.lost()
 
+    def data_received(self, data: bytes) -> None:
+        """Read what has come, as far as it can be answered now."""
+        if self._lingers or self._last_answer is not None:
+            return
+        self._unset_keepalive_if_required()
+        self._held = self._held + data if self._held else data
+        self._read_held()
+        if self._head_timer is None and not self._unanswered:
+            self._await_head()  # empty lines are no request
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection until the requests that came whole are answered."""
+        self._hung_up = True
+        if self._lingers or self.scheme == "https":  # TLS has no half-closed connections
+            return False
+        if not self._held:
+            self._end_input()
+        return not self.transport.is_closing()
+
+    def _read_held(self) -> None:
+        """Read on, while no request waits for the answer to another one."""
+        if self._reading is _Reading.head and self._head_timer is None:
+            self._await_head()
+        data, at = self._held, 0
+        while at < len(data) and not self.pipeline and self._last_answer is None:
+            part = data[at : at + _SLICE] if len(data) > _SLICE else data
+            at += len(part)
+            self._read(part)
+        self._held = b"" if self._last_answer is not None else data[at:]
+        if self.pipeline:
+            self._got_head()  # it is this server that does not read
+        elif self._hung_up and not self._held and self._last_answer is None:
+            self._end_input()
+
+    def _read(self, part: bytes) -> None:
+        before, nbytes = self._reading, len(part)
+        try:
+            while part:
+                part = self._parse(part)
+            if before is self._reading is _Reading.head:
+                self._unfinished_bytes += nbytes
+                self._check_head()
+            if before is self._reading is _Reading.body:
+                self._body_bytes += nbytes
+                if self._body_bytes > 4 * self._service.settings.max_body + MAX_HEAD:
+                    raise _Refused(_LONG_CHUNKS)
+        except httptools.HttpParserError as error:
+            refused = error.__context__
+            self._refuse(refused.args[0] if isinstance(refused, _Refused) else _BAD)
+        except _Refused as refused:
+            self._refuse(refused.args[0])
+
+    def _parse(self, part: bytes) -> bytes:
+        """Feed the parser; return the bytes behind a head that asked for another protocol."""
+        try:
+            self.parser.feed_data(part)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self._upgrades = False
+            self.parser.feed_data(self._plain_head())
+            return part[upgrade.args[0] :]
+        return b""
+
+    def _plain_head(self) -> bytes:
+        """Return the head once more, without its wish for another protocol (RFC 9110, 7.8)."""
+        version, keep = self.scope["http_version"], (b"close", b"keep-alive")
+        lines = [self.scope["method"].encode() + b" " + self.url + f" HTTP/{version}".encode()]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [each.strip() for each in value.lower().split(b",")]
+                lines += [b"connection: " + each for each in options if each in keep]
+            elif name not in (b"upgrade", b"http2-settings"):
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _end_input(self) -> None:
+        """Nothing more comes: drop the request that is cut off, and close after the last answer."""
+        self._got_head()
+        if self._reading is _Reading.body:
+            self._give_up_newest()
+        self._reading = _Reading.between
+        if not self._unanswered:
+            self.transport.close()
+
+    def _refuse(self, words: bytes) -> None:
+        """End the connection with a refusal, after the answers to the requests before."""
+        self._got_head()
+        self._last_answer, self._held = words, b""
+        if self._reading is _Reading.body:
+            if self.cycle.response_started:
+                return  # that answer is the last
+            self._give_up_newest()
+        if not self._unanswered:
+            self._write_last()
+
+    def _give_up_newest(self) -> None:
+        """Let the request whose body is missing or broken go without an answer."""
+        broken = self.cycle
+        if broken.response_started:
+            return
+        self._unanswered -= 1
+        broken.disconnected = True
+        broken.message_event.set()
+        if self.pipeline and self.pipeline[0][0] is broken:
+            self.pipeline.popleft()
+
+    def _write_last(self) -> None:
+        if self._last_answer is not None and not self.transport.is_closing():
+            self.transport.write(self._last_answer)
+            self._close_after_answer()
+
+    def _close_after_answer(self) -> None:
+        """Close; but where the caller still sends, give it time to read the answer first.
+
+        A socket that is closed with unread bytes is reset, and the answer may be lost with it.
+        """
+        self._got_head()
+        has_all = self._reading is _Reading.between and not self._held and not self.pipeline
+        can_linger = not self._hung_up and self.transport.can_write_eof()
+        self._held = b""
+        self.pipeline.clear()
+        if self.transport.get_write_buffer_size():
+            self._await_reader()
+        if (has_all and self._last_answer is None) or not can_linger:
+            self.transport.close()
+            return
+        self._lingers = True
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+    # ---- the parser's callbacks -----------------------------------------------------------------
+
     def on_message_begin(self) -> None:
         """Begin to wait for a request's head."""
         super().on_message_begin()
-        self._within_message = True
+        self._reading = _Reading.head
+        self._head_bytes = self._unfinished_bytes = self._headers_read = self._body_bytes = 0
         if self._head_timer is None:
             self._await_head()
 
+    def on_url(self, url: bytes) -> None:
+        """Take the target, if it is not too long."""
+        super().on_url(url)
+        if len(self.url) > MAX_TARGET:
+            raise _Refused(_LONG_TARGET)
+        self._head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those behind a body say nothing to this server."""
+        self._headers_read += 1
+        self._head_bytes += len(name) + len(value) + 4
+        self._check_head()
+        if self._reading is _Reading.head:
+            super().on_header(name, value)
+
+    def _check_head(self) -> None:
+        is_long = max(self._head_bytes, self._unfinished_bytes - _SLICE) > MAX_HEAD
+        if is_long or self._headers_read > MAX_HEADERS:
+            raise _Refused(_LONG_HEAD)
+
     def on_headers_complete(self) -> None:
-        """Note when the request came."""
-        self._got_head()
+        """Note when the request came, and begin to answer it."""
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            raise _Refused(_OTHER_VERSION)
         scope: Any = self.scope
+        if self.parser.should_upgrade():
+            scope["method"] = self.parser.get_method().decode()
+            scope["http_version"] = self.parser.get_http_version()
+            if scope["method"] == "CONNECT":
+                raise _Refused(_TUNNEL)
+            self._upgrades = True
+            return
+        self._got_head()
+        self._reading = _Reading.body
         scope[ARRIVED] = time.monotonic()
         super().on_headers_complete()
+        self._unanswered += 1
+        cycle = self.cycle
+        cycle.transport = self._outlet
+        # Until its body is read, an answer is the last: the bytes that follow are no request.
+        self._may_persist, cycle.keep_alive = cycle.keep_alive, False
 
     def on_message_complete(self) -> None:
         """Take a place in the queue, unless the request has been answered already.
@@ -118,35 +350,66 @@ class Connection(HttpToolsProtocol):
         A request that was sent before the one ahead of it is answered takes its place when its turn
         comes: else a caller that reads no answer could hold them all.
         """
+        if self._upgrades:
+            return
         scope: Any = self.scope
         if scope["method"] == "POST" and TICKET not in scope and not self.pipeline:
             scope[TICKET] = self._service.admission.enter()
-        self._within_message = False
+        self._reading = _Reading.between
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._may_persist
         super().on_message_complete()
 
+    # ---- answers --------------------------------------------------------------------------------
+
     def on_response_complete(self) -> None:
-        """Begin to wait for the caller to take the answer, or give the connection back."""
-        may_go = not (self.pipeline or self._within_message)
+        """Go on to the next request, or to the end."""
+        self._unanswered -= 1
+        if self._lingers:
+            self.server_state.total_requests += 1
+            return
         super().on_response_complete()
-        if may_go and self._taker is not None and self._is_at_rest():
+        if self.transport.is_closing():
+            return
+        self._read_held()
+        if self._unanswered or self.transport.is_closing():
+            return
+        if self._last_answer is not None:
+            self._write_last()
+        elif self._hung_up:
+            self._close_after_answer()
+        elif self._taker is not None and self._is_at_rest():
             taker, self._taker = self._taker, None
             taker.give_back(self.transport)
-            return
-        if not self.transport.is_closing() and self.transport.get_write_buffer_size():
-            timeout = self._service.settings.write_timeout_s
-            self.loop.call_later(timeout, self._abort_unread)
 
     def _is_at_rest(self) -> bool:
         return (
-            self.cycle.keep_alive
+            self._reading is _Reading.between
+            and not self._held
+            and self.cycle.keep_alive
             and not self._service.draining
             and not self.transport.is_closing()
             and not self.transport.get_write_buffer_size()
         )
 
-    def _abort_unread(self) -> None:
-        if not self.transport.is_closing() and self.transport.get_write_buffer_size():
-            self.transport.abort()
+    # ---- callers that take their time -----------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """Begin to wait for a caller that does not take its answers."""
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        """Wait no longer."""
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+        super().resume_writing()
+
+    def _await_reader(self) -> None:
+        if self._write_timer is None:
+            timeout = self._service.settings.write_timeout_s
+            self._write_timer = self.loop.call_later(timeout, self.transport.abort)
 
     def timeout_keep_alive_handler(self) -> None:
         """End a connection that has been idle; one that does not even read is cut off."""
@@ -167,5 +430,16 @@ class Connection(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
-            self.transport.write(LATE_HEAD)
-            self.transport.close()
+            self._refuse(LATE_HEAD)
+
+
+class _Outlet:
+    """What an answer is written to: as the transport, but for how it closes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+
+    def close(self) -> None:
+        self._connection._close_after_answer()
