@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 # Comments, strings and characters: what braces inside them mean nothing.
 _OPAQUE = re.compile(
-    r"//[^\n]*|/\*.*?\*/|R\"\((?:.*?)\)\"|\"(?:\\.|[^\"\\n])*\"|'(?:\\.|[^'\\n])'", re.DOTALL
+    r"//[^\n]*|/\*.*?\*/|R\"\((?:.*?)\)\"|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])'", re.DOTALL
 )
-_DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\n)*[^\n]*", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.MULTILINE)
 _CONTAINER = re.compile(r"\b(namespace|class|struct|union|enum|extern)\b")
 _NAME = re.compile(r"([~\w:]+)\s*\($")
 
