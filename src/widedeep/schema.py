@@ -244,6 +244,25 @@ class Schema:
         """K, the number of dense columns of a Batch."""
         return sum(f.width for f in self.spec.all_features if isinstance(f, Numeric))
 
+    def input_types(self) -> dict[str, pa.DataType]:
+        """Return the type of each column, for files that do not say it (CSV).
+
+        A column that numeric and bucketized features alone read holds numbers, whole ones or not.
+        """
+        types = {name: kind.arrow() for name, kind in self.columns.items()}
+        values = {
+            name
+            for feature in self.spec.all_features
+            if not isinstance(feature, Numeric | Bucketized)
+            for name in (getattr(feature, "source", None), *getattr(feature, "parts", ()))
+        }
+        for feature in self.spec.all_features:
+            if not isinstance(feature, Numeric | Bucketized) or feature.source in values:
+                continue
+            if types.get(feature.source) == pa.int64():
+                types[feature.source] = pa.float64()
+        return types
+
     def vocabulary_key(self, name: str) -> str:
         """Return the key in :attr:`vocabularies` of a feature or of a cross's raw column."""
         feature = self.spec.by_name.get(name)

@@ -353,7 +353,7 @@ class Trainer:
         return source
 
     def _column_types(self) -> dict[str, Any]:
-        return {name: kind.arrow() for name, kind in self.model.schema.columns.items()}
+        return self.model.schema.input_types()
 
     def _resume(self, stopping: EarlyStopping | None) -> None:
         if self.directory is None:

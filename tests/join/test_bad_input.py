@@ -204,7 +204,7 @@ def test_a_file_with_other_columns(tmp_path: Path) -> None:
     other = write_files(tmp_path)[3]
     pq.write_table(pq.read_table(other).drop_columns(["device"]), other)
     settings = config(tmp_path / "out", impressions=shown(str(tmp_path / "*.parquet")))
-    refuse(settings, str(other), "'device' is absent")
+    refuse(settings, str(other), "no column 'device', which", "part-0.parquet has")
 
 
 def test_ids_of_two_types(tmp_path: Path) -> None:

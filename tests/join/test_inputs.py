@@ -17,7 +17,7 @@ import pytest
 import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
 from widedeep.data.join import ActionLog, ImpressionLog, JoinConfig, Split, run_join
-from widedeep.errors import ConfigError, DataError
+from widedeep.errors import DataError
 
 
 def rows_of(settings: JoinConfig) -> dict[str, list[Row]]:
@@ -54,7 +54,7 @@ def test_csv_files_of_two_headers(tmp_path: Path) -> None:
     shown = pa.Table.from_pylist(impressions())
     pa_csv.write_csv(shown, tmp_path / "shown-0.csv")
     pa_csv.write_csv(shown.drop_columns(["device"]), tmp_path / "shown-1.csv")
-    with pytest.raises(DataError, match=r"shown-1\.csv: its header .* differs from that of"):
+    with pytest.raises(DataError, match=r"shown-1\.csv: no column 'device', which .*shown-0"):
         run_join(from_files(tmp_path / "out", str(tmp_path / "shown-*.csv"), actions()))
 
 
@@ -63,10 +63,7 @@ def test_a_csv_value_of_another_type_than_its_column(tmp_path: Path) -> None:
     text = (tmp_path / "shown.csv").read_text().splitlines()
     text[-1] = text[-1].replace(str(START + 19_999 * 100), "soon")
     (tmp_path / "shown.csv").write_text("\n".join(text))
-    with pytest.raises(
-        DataError,
-        match=r"Could not convert string \"soon\".*; a value does not fit its column's type",
-    ):
+    with pytest.raises(DataError, match="event_time"):
         run_join(from_files(tmp_path / "out", str(tmp_path / "shown.csv"), actions()))
 
 
@@ -107,9 +104,8 @@ def test_a_csv_line_that_is_wrong_is_named(tmp_path: Path) -> None:
     lines[7] = lines[7].replace('"u', 'x"u', 1)
     path.write_text("\n".join([*lines[:7], '"' + lines[7], *lines[8:]]))
     log = ImpressionLog(path=str(path), position="position")
-    with pytest.raises(DataError, match=r"CSV Error on Line: 8; .* in .*shown\.csv") as raised:
+    with pytest.raises(DataError, match=r"shown\.csv, line 8: got a quote that neither"):
         run_join(config(tmp_path / "out", impressions=log))
-    assert "sniff" not in str(raised.value)
 
 
 @pytest.mark.parametrize("unit", ["ms", "us", "timestamp", "text", "offset"])
@@ -133,7 +129,7 @@ def test_times_of_every_form(tmp_path: Path, expected: dict[str, list[Row]], uni
 
 def test_files_of_an_unknown_kind(tmp_path: Path) -> None:
     (tmp_path / "shown.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"'shown\.json'.*\.parquet or all in \.csv"):
+    with pytest.raises(DataError, match=r"shown\.json: unknown kind .* allowed: \.parquet"):
         run_join(from_files(tmp_path / "out", str(tmp_path / "shown.json"), actions()))
 
 

@@ -303,7 +303,7 @@ class Bundle:
 
     def _encode_table(self, rows: object, *, threads: int) -> Iterator[Batch]:
         transform = self._transform(threads)
-        types = {name: kind.arrow() for name, kind in self.schema.columns.items()}
+        types = self.schema.input_types()
         with open_source(
             rows, columns=transform.columns(targets=False), column_types=types
         ) as source:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from widedeep.config import RunConfig, load_config
-from widedeep.data.fit import fit_schema
+from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.data.sample import SAMPLE_ROWS, Sample, sample_rows
 from widedeep.data.transform import Transform
@@ -127,7 +127,7 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
         if place is None:
             continue
         try:
-            sample = sample_rows(place, rows=rows)
+            sample = sample_rows(place, rows=rows, column_types=declared_types(config.spec))
         except WideDeepError as error:
             report.problems.append(f"[data] {role}: {error}")
             continue

@@ -187,7 +187,7 @@ def _score_table(
     name: str,
 ) -> Iterator[Chunk]:
     needed = transform.columns(targets=False)
-    types = {column: kind.arrow() for column, kind in bundle.schema.columns.items()}
+    types = bundle.schema.input_types()
     columns = None if keep == "all" else [*needed, *(() if keep == "none" else keep)]
     source = stack.enter_context(open_source(data, columns=columns, column_types=types))
     present = source.arrow_schema.names

@@ -17,7 +17,7 @@ from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_check
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.config import RunConfig, TrainConfig, config_from_tables
 from widedeep.data.encoded import EncodedRows, encoded_rows
-from widedeep.data.fit import fit_schema
+from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.inputs import InputRecord
 from widedeep.data.sources import open_source
 from widedeep.data.split import split_rows
@@ -137,7 +137,7 @@ def encode_rows(
     """
     train, _ = training_data(config)
     transform = Transform(schema)
-    types = {name: kind.arrow() for name, kind in schema.columns.items()}
+    types = schema.input_types()
     with open_source(train, columns=transform.columns(), column_types=types) as source:
         return encoded_rows(directory.encoded, transform, source)
 
@@ -153,7 +153,8 @@ def _fit(
 
 def _inputs(config: RunConfig) -> list[InputRecord]:
     train, _ = training_data(config)
-    with open_source(train, columns=_needed_columns(config)) as source:
+    types = declared_types(config.spec)
+    with open_source(train, columns=_needed_columns(config), column_types=types) as source:
         if not source.num_rows:
             raise DataError(f"{config.data.train}: got no training rows; give at least one example")
         return source.describe()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from widedeep.data.csv_values import ColumnKind
 from widedeep.data.fit_plan import FitPlan, plan_fit
 from widedeep.data.fit_scans import (
     Found,
@@ -28,10 +29,10 @@ from widedeep.data.history_columns import history_columns
 from widedeep.data.label_scan import scan_label
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
-from widedeep.features import Categorical, Crossed, FeatureSpec
+from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.schema import Schema
 
-__all__ = ["fit_schema"]
+__all__ = ["declared_types", "fit_schema"]
 
 DEFAULT_MEMORY = 1 << 30
 LEAST_MEMORY = 16 << 20
@@ -100,7 +101,7 @@ def fit_schema(
     _check_options(spec, limit, sample_rows, threads, grow)
     workers = min(threads or _processors(), max(1, limit // _MEMORY_A_PASS))
     columns = _columns(spec)
-    with open_source(data, columns=columns, column_types=_text_columns(spec)) as source:
+    with open_source(data, columns=columns, column_types=declared_types(spec)) as source:
         if not source.num_rows:
             raise DataError("data: got no rows, expected at least one; check the path or the query")
         plan = plan_fit(spec, source.arrow_schema)
@@ -180,17 +181,41 @@ def _columns(spec: FeatureSpec) -> list[str]:
     return list(dict.fromkeys([*spec.columns(), *(name for name in others if name is not None)]))
 
 
-def _text_columns(spec: FeatureSpec) -> dict[str, pa.DataType]:
-    """Columns that the spec itself says are text, whatever a CSV file's first rows suggest."""
-    names = [
-        feature.source
-        for feature in spec.all_features
-        if isinstance(feature, Categorical)
-        and feature.vocabulary is not None
-        and isinstance(feature.vocabulary[0], str)
-    ]
-    names += spec.labels.values() if spec.label_vocabulary is not None else []
-    return dict.fromkeys(names, pa.string())
+def declared_types(spec: FeatureSpec) -> dict[str, ColumnKind]:
+    """Return what a spec declares its columns to be, for files that do not say it (CSV).
+
+    Args:
+        spec: The declaration. Labels may be numbers or classes: their values decide.
+
+    Example:
+        >>> import widedeep as wd
+        >>> spec = wd.FeatureSpec(features=[*wd.numeric("age"), *wd.categorical("zip")])
+        >>> declared_types(spec)
+        {'age': DataType(double), 'zip': 'category'}
+    """
+    types: dict[str, ColumnKind] = {}
+    for feature in spec.all_features:
+        if isinstance(feature, Numeric | Bucketized):
+            types[feature.source] = pa.float64()
+    types.update(dict.fromkeys(_category_columns(spec), "category"))
+    for feature in spec.all_features:
+        if isinstance(feature, Categorical) and isinstance((feature.vocabulary or [0])[0], str):
+            types[feature.source] = pa.string()
+    if spec.weight is not None:
+        types[spec.weight] = pa.float64()
+    if spec.group is not None:
+        types.setdefault(spec.group, "category")
+    if spec.label_vocabulary is not None:
+        types.update(dict.fromkeys(spec.labels.values(), pa.string()))
+    return types
+
+
+def _category_columns(spec: FeatureSpec) -> Iterator[str]:
+    for feature in spec.all_features:
+        if isinstance(feature, Categorical):
+            yield feature.source
+        elif isinstance(feature, Crossed):
+            yield from (part for part in feature.parts if part not in spec.by_name)
 
 
 def _first_passes(spec: FeatureSpec, plan: FitPlan) -> list[_Pass]:

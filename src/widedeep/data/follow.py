@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from widedeep.data.paths import folder_files
 from widedeep.errors import DataError
 
 __all__ = ["follow_folder"]
@@ -41,7 +42,7 @@ def follow_folder(
         The name relative to the folder, and the file.
 
     Raises:
-        DataError: If ``folder`` is a file.
+        DataError: If ``folder`` is a file, or a table format's.
     """
     place, seen = Path(folder), set(done)
     if place.is_file():
@@ -65,12 +66,7 @@ def follow_folder(
 
 
 def _names(place: Path) -> list[str]:
-    found = []
-    for file in place.rglob("*.parquet"):
-        parts = file.relative_to(place).parts
-        if not any(part.startswith((".", "_")) for part in parts):
-            found.append("/".join(parts))
-    return sorted(found)
+    return ["/".join(file.relative_to(place).parts) for file in folder_files(place)]
 
 
 def _whole(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -16,11 +16,21 @@ from widedeep.data.inputs import ContentChecksum, InputRecord
 from widedeep.data.spool import Spool
 from widedeep.errors import DataError, nearest
 
-__all__ = ["Fragment", "Input", "Part", "Source", "column_stream", "origin_of", "table_input"]
+__all__ = [
+    "Fragment",
+    "Input",
+    "Part",
+    "Source",
+    "cast_parts",
+    "column_stream",
+    "origin_of",
+    "table_input",
+]
 
 TABLE_FRAGMENT_ROWS = 131_072
 ORIGIN_KEY = b"widedeep.origin"
 FIRST_ROW_KEY = b"widedeep.first_row"
+_TEXT = pa.string()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +86,45 @@ class TablePart:
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns without a copy."""
         return self.table.select(list(columns))
+
+
+@dataclass(frozen=True, slots=True)
+class _CastPart:
+    """A part whose text columns hold values of other types."""
+
+    part: Part
+    types: Mapping[str, pa.DataType]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows it holds."""
+        return self.part.num_rows
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Return these columns, converted."""
+        table = self.part.read(columns)
+        for place, name in enumerate(columns):
+            if name in self.types:
+                kind, column = self.types[name], table.column(place)
+                if pa.types.is_dictionary(column.type):
+                    column = column.cast(column.type.value_type)
+                table = table.set_column(place, name, column.cast(kind))
+        return table
+
+
+def cast_parts(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
+    """Return an input whose text columns are read as other types.
+
+    Args:
+        opened: The input.
+        types: The types by column; those that are not named, or text, stay.
+    """
+    changed = {
+        name: kind for name, kind in types.items() if name in opened.schema.names and kind != _TEXT
+    }
+    schema = pa.schema([(f.name, changed.get(f.name, f.type)) for f in opened.schema])
+    parts = [_CastPart(part, changed) for part in opened.parts] if changed else opened.parts
+    return replace(opened, schema=schema, parts=parts)
 
 
 def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = None) -> Input:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from widedeep.data.sources import Data, input_paths
+from widedeep.data.paths import input_paths
+from widedeep.data.sources import Data
 from widedeep.data.split import RowShare
 from widedeep.errors import DataError
 

@@ -17,7 +17,7 @@ from widedeep.data.inputs import InputRecord
 from widedeep.data.spool import Spool
 from widedeep.errors import DataError
 
-__all__ = ["parquet_input", "spooled_input"]
+__all__ = ["parquet_input", "parquet_schema", "spooled_input"]
 
 MAX_ROW_GROUP_ROWS = 1 << 20
 MAX_ROW_GROUP_BYTES = 1 << 30
@@ -101,6 +101,27 @@ def parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> In
     Raises:
         DataError: If the file is missing, truncated, or no Parquet file.
     """
+    version, metadata, logical = _opened(path)
+    record = InputRecord(
+        name=path.name, path=str(path), rows=metadata.num_rows, bytes=version.size, checksum=""
+    )
+    if _too_large(metadata, columns):
+        parts = _rewritten(path, spool, columns, logical)
+    else:
+        parts = _parts(version, metadata)
+    return Input(record=record, schema=logical, parts=parts)
+
+
+def parquet_schema(path: Path) -> pa.Schema:
+    """Return the logical types of a Parquet file's columns.
+
+    Raises:
+        DataError: If the file is missing, truncated, no Parquet file, or names a column twice.
+    """
+    return _opened(path)[2]
+
+
+def _opened(path: Path) -> tuple[_FileVersion, pq.FileMetaData, pa.Schema]:
     try:
         version = _FileVersion.now(str(path))
         metadata = _metadata(version)
@@ -112,15 +133,7 @@ def parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> In
             f"{path}: not a complete Parquet file ({error}); it is truncated, still being written "
             "or of another format: write it again, or name the right file"
         ) from error
-    logical = logical_schema(schema, str(path))
-    record = InputRecord(
-        name=path.name, path=str(path), rows=metadata.num_rows, bytes=version.size, checksum=""
-    )
-    if _too_large(metadata, columns):
-        parts = _rewritten(path, spool, columns, logical)
-    else:
-        parts = _parts(version, metadata)
-    return Input(record=record, schema=logical, parts=parts)
+    return version, metadata, logical_schema(schema, str(path))
 
 
 def _parts(version: _FileVersion, metadata: pq.FileMetaData) -> Sequence[ParquetPart]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from widedeep.data.arrow_types import logical_type
-from widedeep.data.csv_input import csv_reader
+from widedeep.data.csv_values import ColumnKind
 from widedeep.data.fragments import Source
-from widedeep.data.sources import Data, input_paths, open_source
+from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError
 
 __all__ = ["SAMPLE_ROWS", "Sample", "sample_rows"]
@@ -27,11 +26,11 @@ class Sample:
 
     Args:
         table: The rows, in order; text is plain text, whatever its encoding was.
-        total: Rows of the whole table, or None where only its beginning was read (CSV).
+        total: Rows of the whole table.
     """
 
     table: pa.Table
-    total: int | None
+    total: int
 
     @property
     def complete(self) -> bool:
@@ -40,15 +39,22 @@ class Sample:
 
 
 def sample_rows(
-    data: Data, *, rows: int = SAMPLE_ROWS, columns: Collection[str] | None = None
+    data: Data,
+    *,
+    rows: int = SAMPLE_ROWS,
+    columns: Collection[str] | None = None,
+    column_types: Mapping[str, ColumnKind] | None = None,
 ) -> Sample:
-    """Read some rows of a table without reading all of it.
+    """Read some rows of a table: runs spread from its beginning to its end.
+
+    Of Parquet little more is read than these rows. CSV is read whole: its columns' types are what
+    all rows allow.
 
     Args:
         data: As for :func:`widedeep.data.sources.open_source`.
-        rows: About how many, at least 1. CSV gives its first rows; other tables give runs of rows
-            spread from their beginning to their end.
+        rows: About how many, at least 1.
         columns: Columns to read, those that are there; None reads all.
+        column_types: As for :func:`widedeep.data.sources.open_source`.
 
     Raises:
         DataError: If the data cannot be opened, or has no rows.
@@ -58,29 +64,10 @@ def sample_rows(
         >>> sample.table.num_rows, sample.total, sample.complete
         (10, 100, False)
     """
-    paths = input_paths(data)
-    if paths and paths[0].name.lower().endswith((".csv", ".csv.gz")):
-        table, total = _csv_rows(paths[0], rows)
-        sample = Sample(table=table, total=total if len(paths) == 1 else None)
-    else:
-        with open_source(data) as source:
-            sample = Sample(table=_spread_rows(source, rows, columns), total=source.num_rows)
-    if not sample.table.num_rows:
-        raise DataError(f"{data}: got no rows; expected at least one example")
-    names = [n for n in sample.table.column_names if columns is None or n in columns]
-    return Sample(table=_plain(sample.table.select(names)), total=sample.total)
-
-
-def _csv_rows(path: Path, rows: int) -> tuple[pa.Table, int | None]:
-    reader = csv_reader(path, None, {})
-    held: list[pa.RecordBatch] = []
-    n_held = 0
-    for batch in reader:
-        held.append(batch)
-        n_held += batch.num_rows
-        if n_held > rows:
-            return pa.Table.from_batches(held, reader.schema).slice(0, rows), None
-    return pa.Table.from_batches(held, reader.schema), n_held
+    with open_source(data, column_types=column_types) as source:
+        if not source.num_rows:
+            raise DataError(f"{data}: got no rows; expected at least one example")
+        return Sample(table=_spread_rows(source, rows, columns), total=source.num_rows)
 
 
 def _spread_rows(source: Source, rows: int, columns: Collection[str] | None) -> pa.Table:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
-from widedeep.data.csv_input import csv_reader
-from widedeep.data.fragments import Input, Source, table_input
+from widedeep.data.csv_input import csv_batches, is_csv
+from widedeep.data.csv_values import ColumnKind, CsvColumns
+from widedeep.data.fragments import Input, Source, cast_parts, table_input
 from widedeep.data.parquet_input import parquet_input, spooled_input
+from widedeep.data.paths import input_paths
 from widedeep.data.split import RowShare, share_of_inputs
 from widedeep.data.spool import Spool, batches_reader
 from widedeep.errors import DataError, nearest
 
-__all__ = ["Data", "Source", "input_paths", "open_source"]
+__all__ = ["Data", "Source", "open_source"]
 
 Data: TypeAlias = Any
 """A path, glob or list of them; a data frame; Arrow data; a list of dicts; a dict of columns."""
 
-_Opener: TypeAlias = Callable[[Path, Sequence[str] | None, Mapping[str, pa.DataType], Spool], Input]
-_GLOB_CHARACTERS = frozenset("*?[")
+_Opener: TypeAlias = Callable[[Path, Sequence[str] | None, Spool], Input]
 _ALLOWED = (
     "expected a path or glob of .parquet, .csv or .feather files, a list of them, a pandas or "
     "Polars DataFrame, an Arrow table or record-batch reader, a list of dicts or a dict of columns"
@@ -34,7 +34,8 @@ def open_source(
     data: Data,
     *,
     columns: Sequence[str] | None = None,
-    column_types: Mapping[str, pa.DataType] | None = None,
+    column_types: Mapping[str, ColumnKind] | None = None,
+    spool_folder: Path | None = None,
 ) -> Source:
     """Open rows wherever they are, so that they can be read in any order and more than once.
 
@@ -50,8 +51,11 @@ def open_source(
             generator or list of record batches, a list of dicts (an absent key is null), a dict of
             columns, or a :class:`widedeep.data.split.RowShare` of one of these.
         columns: The columns to read, in this order; None reads all.
-        column_types: Types of CSV columns by name; columns that are not named here get the type
-            that the first 4 MiB of the file suggest. Other inputs carry their types.
+        column_types: Types of CSV columns by name, ``"category"`` for values that are compared. A
+            column that is not named here, or a category, gets the type that the values of all rows
+            of all files allow (:class:`widedeep.data.csv_values.CsvColumns`), or the type that it
+            has in inputs of other kinds; those carry their types.
+        spool_folder: Where temporary files go; ``TMPDIR`` if not given.
 
     Raises:
         DataError: If nothing is there, a file is damaged, a column is missing, doubled, or of two
@@ -63,11 +67,11 @@ def open_source(
         (2, ['age', 'job'])
     """
     names = None if columns is None else list(dict.fromkeys(columns))
-    spool = Spool()
+    spool = Spool(spool_folder)
     share = data if isinstance(data, RowShare) else None
     try:
         rows = data if share is None else share.data
-        inputs = list(_inputs(rows, names, dict(column_types or {}), spool))
+        inputs = _inputs(rows, names, column_types or {}, spool)
         if share is not None:
             inputs = share_of_inputs(inputs, share)
         return Source(inputs, columns=names, spool=spool, files=input_paths(rows) or ())
@@ -77,77 +81,35 @@ def open_source(
 
 
 def _inputs(
-    data: Data, columns: list[str] | None, types: dict[str, pa.DataType], spool: Spool
-) -> Iterator[Input]:
+    data: Data, columns: list[str] | None, types: Mapping[str, ColumnKind], spool: Spool
+) -> list[Input]:
     paths = input_paths(data)
     if paths is None:
-        yield _object_input(data, columns, spool)
-        return
-    for path in paths:
-        opened = _opener(path)(path, columns, types, spool)
-        # A CSV file's columns get the types of the files before it, not those its own rows suggest.
-        types.update({f.name: f.type for f in opened.schema if f.name not in types})
-        yield opened
-
-
-def input_paths(data: Data) -> list[Path] | None:
-    """Return the files that a path, a glob, a folder or a list of them names; None for other data.
-
-    Args:
-        data: As for :func:`open_source`.
-
-    Raises:
-        DataError: If a name matches no file.
-    """
-    if isinstance(data, str | os.PathLike):
-        return _expanded(os.fspath(data))
-    if isinstance(data, Sequence) and data and isinstance(data[0], str | os.PathLike):
-        for number, item in enumerate(data):
-            if not isinstance(item, str | os.PathLike):
-                raise DataError(
-                    f"data[{number}]: got a {type(item).__name__} in a list of paths; {_ALLOWED}"
-                )
-        return [path for item in data for path in _expanded(os.fspath(item))]
-    return None
-
-
-def _expanded(text: str) -> list[Path]:
-    path = Path(text)
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*.parquet") if not _is_hidden(file, path))
-        if not found:
-            raise DataError(
-                f"{path}: a folder without .parquet files; "
-                "name its files by a glob such as 'folder/*.csv'"
-            )
-        return found
-    if path.exists():
-        return [path]
-    if "://" in text:
-        raise DataError(
-            f"{text}: only local files are opened by path; copy it here, or pass a reader "
-            "(pyarrow.dataset.dataset(...).scanner().to_reader())"
-        )
-    if _GLOB_CHARACTERS & set(text):
-        anchor = Path(path.anchor)
-        pattern = str(path.relative_to(anchor)) if path.anchor else text
-        found = sorted(file for file in anchor.glob(pattern) if file.is_file())
-        if not found:
-            raise DataError(f"{text}: no file matches; check the pattern")
-        return found
-    raise DataError(f"{text}: no such file; check the path (the working folder is {Path.cwd()})")
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+        return [_object_input(data, columns, spool)]
+    inputs = {
+        place: _opener(path)(path, columns, spool)
+        for place, path in enumerate(paths)
+        if not is_csv(path)
+    }
+    csv_columns = CsvColumns(types)
+    for opened in inputs.values():
+        csv_columns.declare(opened.schema)
+    csv = [place for place in range(len(paths)) if place not in inputs]
+    for place in csv:
+        schema, batches = csv_batches(paths[place], columns, csv_columns)
+        reader = pa.RecordBatchReader.from_batches(schema, batches)
+        path = paths[place]
+        inputs[place] = spooled_input(reader, str(path), spool, path=path)
+    decided = csv_columns.decided()
+    for place in csv:
+        inputs[place] = cast_parts(inputs[place], decided)
+    return [inputs[place] for place in range(len(paths))]
 
 
 def _opener(path: Path) -> _Opener:
     name = path.name.lower()
     if name.endswith((".parquet", ".pq")):
-        return lambda path, columns, types, spool: parquet_input(path, spool, columns)
-    if name.endswith((".csv", ".csv.gz")):
-        return _csv_input
+        return lambda path, columns, spool: parquet_input(path, spool, columns)
     if name.endswith((".feather", ".arrow", ".ipc")):
         return _arrow_file_input
     raise DataError(
@@ -156,15 +118,7 @@ def _opener(path: Path) -> _Opener:
     )
 
 
-def _csv_input(
-    path: Path, columns: Sequence[str] | None, types: Mapping[str, pa.DataType], spool: Spool
-) -> Input:
-    return spooled_input(csv_reader(path, columns, types), str(path), spool, path=path)
-
-
-def _arrow_file_input(
-    path: Path, columns: Sequence[str] | None, types: Mapping[str, pa.DataType], spool: Spool
-) -> Input:
+def _arrow_file_input(path: Path, columns: Sequence[str] | None, spool: Spool) -> Input:
     try:
         with pa.memory_map(str(path)) as file:
             reader = _arrow_reader(file)

@@ -25,8 +25,10 @@ ROW_GROUP_ROWS = 65_536
 class Spool:
     """A temporary folder of Parquet files with row groups of 65,536 rows, deleted on close.
 
-    It lies where temporary files go (``TMPDIR``), and is deleted too when the process ends or the
-    object is collected.
+    It is deleted too when the process ends or the object is collected.
+
+    Args:
+        parent: Where it is made; where temporary files go (``TMPDIR``) if not given.
 
     Example:
         >>> import pyarrow as pa
@@ -39,7 +41,8 @@ class Spool:
         False
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Path | None = None) -> None:
+        self._parent = parent
         self._folder: Path | None = None
         self._n_files = 0
         self._remove: weakref.finalize[..., Spool] | None = None
@@ -83,7 +86,7 @@ class Spool:
 
     def _next_path(self) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="widedeep-spool-"))
+            self._folder = Path(tempfile.mkdtemp(prefix="widedeep-spool-", dir=self._parent))
             self._remove = weakref.finalize(self, _remove_folder, str(self._folder), os.getpid())
         self._n_files += 1
         return self._folder / f"{self._n_files - 1}.parquet"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.config_gate import GateConfig
 from widedeep.data.batch import Batch
+from widedeep.data.csv_values import ColumnKind
 from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
@@ -147,12 +148,9 @@ def score_both(
     extra = [*slices, *([unit] if unit else [])]
     transforms = [Transform(b.schema, threads=threads) for b in (candidate, serving) if b]
     columns = [name for each in transforms for name in each.columns(targets=True)]
-    types = {
-        name: kind.arrow()
-        for bundle in (serving, candidate)
-        if bundle
-        for name, kind in bundle.schema.columns.items()
-    }
+    types: dict[str, ColumnKind] = dict.fromkeys(extra, "category")
+    for bundle in (serving, candidate):
+        types.update(bundle.schema.input_types() if bundle else {})
     drift = DriftCounts(candidate.schema)
     wanted = list(dict.fromkeys([*columns, *extra]))
     with open_source(data, columns=wanted, column_types=types) as source:

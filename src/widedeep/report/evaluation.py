@@ -90,7 +90,7 @@ def _labelled_batches(bundle: Bundle, data: Data, threads: int) -> Iterator[Batc
     if not bundle.schema.spec.labels:
         raise DataError(f"{bundle.path}: its schema has no label; it cannot be evaluated")
     transform = Transform(bundle.schema, threads=threads)
-    types = {name: kind.arrow() for name, kind in bundle.schema.columns.items()}
+    types = bundle.schema.input_types()
     with open_source(data, columns=transform.columns(targets=True), column_types=types) as source:
         if not source.num_rows:
             raise DataError(f"{data}: got no rows to evaluate; give at least one example")

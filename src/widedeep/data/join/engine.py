@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ class EngineError(DataError):
 
 
 class Engine(Protocol):
-    """Runs portable SQL over Parquet and CSV files."""
+    """Runs portable SQL over Parquet files."""
 
     name: str
     version: str
@@ -39,9 +40,6 @@ class Engine(Protocol):
 
     def open_parquet(self, view: str, files: Sequence[Path]) -> None:
         """Make Parquet files readable as the relation ``view``."""
-
-    def open_csv(self, view: str, files: Sequence[Path], types: dict[str, str]) -> None:
-        """Make CSV files with a header, with columns of the given SQL types, readable."""
 
     def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
         """Make a table of a DuckDB file readable; return its columns."""
@@ -111,19 +109,8 @@ class DuckDBEngine:
 
     def open_parquet(self, view: str, files: Sequence[Path]) -> None:
         """Make Parquet files readable as the relation ``view``."""
-        listed = ", ".join(literal(str(file)) for file in files)
+        listed = ", ".join(literal(glob.escape(str(file))) for file in files)
         self._create(view, f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)")
-
-    def open_csv(self, view: str, files: Sequence[Path], types: dict[str, str]) -> None:
-        """Make CSV files with a header, with columns of the given SQL types, readable."""
-        listed = ", ".join(literal(str(file)) for file in files)
-        columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items())
-        self._create(
-            view,
-            # Nothing is left to be guessed, and a guess that fails hides the line that is wrong.
-            f"SELECT * FROM read_csv([{listed}], auto_detect = false, header = true, delim = ',', "
-            f"quote = '\"', escape = '\"', nullstr = '', columns = {{{columns}}})",
-        )
 
     def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
         """Make a table of a DuckDB file readable; return its columns."""
@@ -134,7 +121,7 @@ class DuckDBEngine:
                 f"SELECT table_name FROM information_schema.tables "
                 f"WHERE table_catalog = {literal(attached)} AND table_schema = 'main'"
             ).fetchall()
-            if table.lower() not in [name.lower() for (name,) in there]:
+            if table not in [name for (name,) in there]:
                 raise DataError(
                     f"{database}: table = {table!r}, but there is no such table; "
                     f"{nearest(table, [name for (name,) in there])}"
@@ -172,7 +159,9 @@ class DuckDBEngine:
         filled = [folder for folder in folders if any(folder.rglob("*.parquet"))]
         if not filled:  # A partition without rows; another has some.
             return
-        patterns = ", ".join(literal(f"{folder}/**/*.parquet") for folder in filled)
+        patterns = ", ".join(
+            literal(f"{glob.escape(str(folder))}/**/*.parquet") for folder in filled
+        )
         # The partition stands in the folder names, so that a pass opens its own files only.
         split = any(filled[0].glob("wd_part=*"))
         options = "hive_partitioning = true, hive_types = {'wd_part': BIGINT}" if split else ""
@@ -212,7 +201,7 @@ def explained(doing: str, message: str) -> str:
     elif "out of memory" in lowered or "memory limit" in lowered:
         advice = "raise memory_limit, or lower partition_rows so that a pass needs less"
     elif "could not convert" in lowered or "conversion" in lowered or "cast_invalid" in lowered:
-        advice = "a value does not fit its column's type; correct the row or read it as text"
+        advice = "a value does not fit its column's type; correct the row"
     else:
         advice = "check the inputs ('widedeep check' samples them)"
     # What follows a blank line is the engine's own advice, in the engine's own terms.

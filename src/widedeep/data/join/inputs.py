@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import glob
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from widedeep.data.arrow_types import unified_schema
+from widedeep.data.csv_values import ColumnKind
+from widedeep.data.fragments import Source, column_stream
 from widedeep.data.join.config import ActionLog, Attributes, ImpressionLog
 from widedeep.data.join.engine import Engine, EngineError
 from widedeep.data.join.plan import Carried, quoted
+from widedeep.data.parquet_input import parquet_schema
+from widedeep.data.paths import input_paths
+from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
 
 __all__ = ["Opened", "carried_columns", "damaged_files_named", "id_column", "open_input"]
@@ -56,11 +59,14 @@ class Opened:
 def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Opened:
     """Open an input in the engine.
 
+    Parquet files of one schema are read where they are. All else comes through
+    :func:`widedeep.data.sources.open_source`, as training reads it, and is copied to Parquet.
+
     Args:
         engine: Reads it.
         name: Of the input, for errors.
         source: Where it is.
-        spool: Folder for a copy of a table that is in memory.
+        spool: Folder for copies.
 
     Raises:
         DataError: If nothing is there, or a file is damaged or unlike the others.
@@ -69,163 +75,136 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
     view = f"wd_in_{name}"
     if source.table is not None:
         return _open_table(engine, name, view, source)
-    spooled = not _is_paths(source.path)
-    files = [_spooled(source.path, name, spool)] if spooled else _files(source.path, name)
-    if all(file.suffix.lower() in _PARQUET for file in files):
-        schema = _parquet_schema(files, name)
-        engine.open_parquet(view, files)
-    elif all(file.name.lower().endswith((".csv", ".csv.gz")) for file in files):
-        schema = _csv_schema(files, name)
-        engine.open_csv(view, files, {key: _csv_type(kind) for key, kind in schema.items()})
-    else:
-        raise ConfigError(
-            f"{name}: got {[file.name for file in files][:3]}, expected files that all end in "
-            ".parquet or all in .csv (or a DuckDB file with table = 'NAME')"
-        )
-    return Opened(name=name, view=view, schema=schema, files=tuple(files), spooled=spooled)
-
-
-def _is_paths(path: Any) -> bool:
-    if isinstance(path, (str, os.PathLike)):
-        return True
-    return (
-        isinstance(path, (list, tuple))
-        and len(path) > 0
-        and all(isinstance(item, (str, os.PathLike)) for item in path)
+    try:
+        files = [file.absolute() for file in input_paths(source.path) or ()]
+        copies = _Copies(spool / name)
+        if files and all(file.suffix.lower() in _PARQUET for file in files):
+            schema, readable = _parquet_files(files, copies)
+        else:
+            schema, readable = copies.write(source.path, _column_kinds(source))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    _check_names(name, schema.names)
+    engine.open_parquet(view, readable)
+    return Opened(
+        name=name,
+        view=view,
+        schema={field.name: field.type for field in schema},
+        files=tuple(files or readable),
+        spooled=not files,
     )
 
 
 def _open_table(engine: Engine, name: str, view: str, source: AnySource) -> Opened:
-    files = _files(source.path, name)
+    files = [file.absolute() for file in input_paths(source.path) or ()]
     if len(files) != 1:
         raise ConfigError(f"{name}: table = {source.table!r} needs one DuckDB file as its path")
     schema = engine.open_table(view, files[0], str(source.table))
+    _check_names(name, schema.names)
     return Opened(name=name, view=view, schema={f.name: f.type for f in schema}, files=tuple(files))
 
 
-def _files(path: Any, name: str) -> list[Path]:
-    items = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    found: list[Path] = []
-    for item in items:
-        text = os.fspath(item)
-        place = Path(text)
-        if place.is_dir():
-            more = sorted(p for p in place.rglob("*.parquet") if not p.name.startswith((".", "_")))
-        elif place.exists():
-            more = [place]
-        else:
-            more = sorted(Path(p) for p in glob.glob(text, recursive=True) if Path(p).is_file())
-        if not more:
-            raise DataError(f"{name}: {text}: no file is there; check the path or glob")
-        found += [file.absolute() for file in more]
-    return found
-
-
-def _spooled(table: Any, name: str, spool: Path) -> Path:
-    try:
-        if isinstance(table, list):
-            table = pa.Table.from_pylist(table)
-        elif type(table).__module__.startswith("pandas"):
-            table = pa.Table.from_pandas(table, preserve_index=False)
-        elif type(table).__module__.startswith("polars"):
-            table = table.to_arrow()
-        elif not isinstance(table, pa.Table):
-            table = pa.table(table)
-    except (TypeError, ValueError, pa.ArrowException) as error:
-        raise DataError(
-            f"{name}: got a {type(table).__name__}, expected a path, a glob, a list of paths, a "
-            "pandas or Polars DataFrame, an Arrow table or a list of dicts"
-        ) from error
-    spool.mkdir(parents=True, exist_ok=True)
-    path = spool / f"{name}.parquet"
-    pq.write_table(table, path, coerce_timestamps="us", allow_truncated_timestamps=True)
-    return path
-
-
-def _parquet_schema(files: Sequence[Path], name: str) -> dict[str, pa.DataType]:
-    first: pa.Schema | None = None
-    for file in files:
-        try:
-            schema = pq.read_schema(file)
-        except (pa.ArrowException, OSError) as error:
+def _check_names(name: str, columns: Sequence[str]) -> None:
+    """Refuse names that SQL engines, which do not look at case, take for one."""
+    seen: dict[str, str] = {}
+    for column in columns:
+        other = seen.setdefault(column.lower(), column)
+        if other != column:
             raise DataError(
-                f"{name}: {file}: not a complete Parquet file ({error}); write it again or take it "
-                "out"
-            ) from error
-        if first is None:
-            first = schema
-        elif not schema.remove_metadata().equals(first.remove_metadata()):
-            raise DataError(
-                f"{name}: {file}: its columns differ from those of {files[0].name}: "
-                f"{_difference(first, schema)}; write all files with the same columns"
+                f"{name}: columns {other!r} and {column!r} differ in case alone, and the join's "
+                "engine takes them for one; rename or drop one of them"
             )
-    assert first is not None
-    for column in first.names:
-        if first.names.count(column) > 1:
-            raise DataError(f"{name}: {files[0]}: two columns are named {column!r}; rename one")
-    return {field.name: field.type for field in first}
 
 
-def _difference(one: pa.Schema, other: pa.Schema) -> str:
-    types = [{field.name: str(field.type) for field in schema} for schema in (one, other)]
-    for column in {**types[0], **types[1]}:
-        pair = [some.get(column, "absent") for some in types]
-        if pair[0] != pair[1]:
-            return f"{column!r} is {pair[1]}, not {pair[0]}"
-    return "their order differs"
+def _column_kinds(source: AnySource) -> dict[str, ColumnKind]:
+    """Return what the roles of columns say of their types, for files that do not (CSV)."""
+    roles: dict[str, ColumnKind] = dict.fromkeys(("user", "item", "request", "key"), "category")
+    roles |= {"position": pa.int64(), "kind": pa.string(), "value": pa.float64()}
+    columns = {role: getattr(source, role, None) for role in roles}
+    return {column: roles[role] for role, column in columns.items() if column is not None}
 
 
-def _csv_schema(files: Sequence[Path], name: str) -> dict[str, pa.DataType]:
-    header: list[str] | None = None
-    found: dict[str, pa.DataType] = {}
-    for file in files:
-        types, rows = _csv_types(file, name)
-        header = header or list(types)
-        if list(types) != header:
-            raise DataError(
-                f"{name}: {file}: its header {list(types)} differs from that of {files[0].name}: "
-                f"{header}"
-            )
-        if rows:
-            # A column is what every file's first rows allow; a header alone tells no types.
-            found = {key: _wider(found.get(key, kind), kind) for key, kind in types.items()}
-    if not found:
-        raise DataError(
-            f"{name}: got an empty log (a header without rows); check the path, or leave this "
-            "input out"
-        )
-    return found
+def _parquet_files(files: Sequence[Path], copies: _Copies) -> tuple[pa.Schema, list[Path]]:
+    """Return the files' one schema, and the files with a copy of each that differs from it."""
+    schemas = [(str(file), parquet_schema(file)) for file in files]
+    schema = _engine_schema(unified_schema(schemas))
+    readable = []
+    for file, (_, own) in zip(files, schemas, strict=True):
+        same = own == schema and not file.name.startswith((".", "_"))
+        readable += [file] if same else copies.write(file, {}, schema)[1]
+    return schema, readable
 
 
-def _csv_types(file: Path, name: str) -> tuple[dict[str, pa.DataType], bool]:
-    """Return the types of a file's columns, and whether it has rows."""
-    try:
-        with pa_csv.open_csv(file) as reader:
-            types = {field.name: _csv_kind(field.type) for field in reader.schema}
-            return types, any(batch.num_rows for batch in reader)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name}: {file}: cannot be read as CSV: {error}") from error
+@dataclass
+class _Copies:
+    """Copies of inputs as Parquet files that an engine reads as they are.
+
+    Args:
+        folder: Where they go.
+    """
+
+    folder: Path
+    count: int = 0
+
+    def write(
+        self, data: Any, kinds: Mapping[str, ColumnKind], schema: pa.Schema | None = None
+    ) -> tuple[pa.Schema, list[Path]]:
+        """Copy rows; return their schema and the file.
+
+        Args:
+            data: As for :func:`widedeep.data.sources.open_source`.
+            kinds: Types of CSV columns.
+            schema: Types to write; None: those of the data.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.count}.parquet"
+        self.count += 1
+        with open_source(data, column_types=kinds, spool_folder=self.folder) as source:
+            if schema is None and not source.num_rows:
+                raise DataError("got an empty log; check the path, or leave this input out")
+            schema = schema or _engine_schema(source.arrow_schema)
+            coarser = pa.schema([field.with_type(_coarser(field.type)) for field in schema])
+            try:
+                _write_copy(source, coarser, path)
+            except pa.ArrowInvalid:  # Nanoseconds that are no whole microseconds stay.
+                _write_copy(source, schema, path)
+                return schema, [path]
+        return coarser, [path]
 
 
-def _csv_kind(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-        return kind
-    return pa.string()
+def _write_copy(source: Source, schema: pa.Schema, path: Path) -> None:
+    with pq.ParquetWriter(path, schema, compression="lz4") as writer:
+        for table in column_stream(source):
+            columns = [
+                (
+                    column.cast(column.type.value_type)
+                    if pa.types.is_dictionary(column.type)
+                    else column
+                ).cast(field.type)
+                for field, column in zip(schema, table.select(schema.names).columns, strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
-def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    if one.equals(other):
-        return one
-    numbers = (pa.int64(), pa.float64())
-    return pa.float64() if one in numbers and other in numbers else pa.string()
+def _engine_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the types that both engines read."""
+    return pa.schema([field.with_type(_engine_type(field.type)) for field in schema])
 
 
-def _csv_type(kind: pa.DataType) -> str:
-    if pa.types.is_boolean(kind):
-        return "BOOLEAN"
-    if pa.types.is_integer(kind):
-        return "BIGINT"
-    return "DOUBLE" if pa.types.is_floating(kind) else "VARCHAR"
+def _engine_type(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_engine_type(kind.value_type))
+    return kind
+
+
+def _coarser(kind: pa.DataType) -> pa.DataType:
+    """Return a type of whole microseconds for one of nanoseconds, which Spark does not read."""
+    ns = pa.types.is_timestamp(kind) and kind.unit == "ns"
+    return pa.timestamp("us", kind.tz) if ns else kind
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -85,18 +85,6 @@ class SparkEngine:
         frame = self._do("opening", lambda: self._session.read.parquet(*map(str, files)))
         frame.createOrReplaceTempView(view)
 
-    def open_csv(self, view: str, files: Sequence[Path], types: dict[str, str]) -> None:
-        """Make CSV files with a header, with columns of the given SQL types, readable."""
-        names = {"VARCHAR": "STRING"}
-        schema = ", ".join(
-            f"`{name.replace('`', '``')}` {names.get(kind, kind)}" for name, kind in types.items()
-        )
-        reader = self._session.read.schema(schema).option("header", True)
-        reader = reader.option("mode", "FAILFAST").option("escape", '"').option("multiLine", True)
-        self._do(
-            "opening", lambda: reader.csv([str(file) for file in files])
-        ).createOrReplaceTempView(view)
-
     def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
         """Refuse: Spark does not read DuckDB's files."""
         raise ConfigError(

@@ -1,0 +1,157 @@
+"""Which files a path, a glob or a folder names: one rule for every door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from widedeep.errors import DataError
+
+__all__ = ["folder_files", "input_paths"]
+
+_GLOB_CHARACTERS = frozenset("*?[")
+_PARQUET = (".parquet", ".pq")
+_OTHER_ROWS = (".csv", ".csv.gz", ".feather", ".arrow", ".ipc")
+_UNFINISHED = (".tmp", ".crc", ".inprogress", "._COPYING_")
+_TABLE_FORMATS = (
+    ("_delta_log", "Delta Lake", "deltalake.DeltaTable(PATH).to_pyarrow_dataset()"),
+    (".hoodie", "Hudi", "hudi.HudiTable(PATH).read_snapshot()"),
+    ("metadata/*.metadata.json", "Iceberg", "a pyiceberg table's scan().to_arrow()"),
+)
+
+
+def input_paths(data: Any) -> list[Path] | None:
+    """Return the files that a path, a glob, a folder or a list of them names; None for other data.
+
+    A folder stands for its Parquet files and those of the folders below it. Names that begin with a
+    dot or an underscore, and folders of such names, hold what a writer has not finished, or notes
+    of it: a folder and a glob leave them out, unless the glob spells them. A folder that a table
+    format owns (Delta Lake, Iceberg, Hudi) is refused: which of its files count stands in its log.
+
+    Args:
+        data: As for :func:`widedeep.data.sources.open_source`.
+
+    Raises:
+        DataError: If a name matches no file, or a folder cannot be read as plain files.
+    """
+    if isinstance(data, str | os.PathLike):
+        return _expanded(os.fspath(data))
+    if isinstance(data, Sequence) and data and isinstance(data[0], str | os.PathLike):
+        for number, item in enumerate(data):
+            if not isinstance(item, str | os.PathLike):
+                raise DataError(
+                    f"data[{number}]: got a {type(item).__name__} in a list of paths; expected "
+                    "paths alone"
+                )
+        return [path for item in data for path in _expanded(os.fspath(item))]
+    return None
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """Return the Parquet files of a folder and those below it, in the order of their names.
+
+    Args:
+        folder: Need not be there.
+
+    Raises:
+        DataError: If a table format owns the folder, one below or one above it.
+    """
+    return [file for file in _walk(folder) if file.name.lower().endswith(_PARQUET)]
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Return the files of a folder and those below it that are neither hidden nor unfinished."""
+    files: list[Path] = []
+    seen: set[str] = set()
+    for name, below, names in os.walk(folder, followlinks=True):
+        place = Path(name)
+        _refuse_table_format(place)
+        below[:] = [one for one in below if not _is_hidden(one)]
+        if os.path.realpath(place) in seen:  # a link to a folder above
+            below.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        files += [place / one for one in names if not _is_hidden(one)]
+    for parent in folder.absolute().parents:
+        _refuse_table_format(parent)
+    return sorted(file for file in files if not file.name.endswith(_UNFINISHED))
+
+
+def _expanded(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_dir():
+        return _whole_folder(path)
+    if path.exists():
+        return [path]
+    if "://" in text:
+        raise DataError(
+            f"{text}: only local files are opened by path; copy it here, or pass a reader "
+            "(pyarrow.dataset.dataset(...).scanner().to_reader())"
+        )
+    if _GLOB_CHARACTERS & set(text):
+        return _matches(text)
+    raise DataError(f"{text}: no such file; check the path (the working folder is {Path.cwd()})")
+
+
+def _whole_folder(folder: Path) -> list[Path]:
+    found = _walk(folder)
+    files = [file for file in found if file.name.lower().endswith(_PARQUET)]
+    others = [file for file in found if file.name.lower().endswith(_OTHER_ROWS)]
+    if not files:
+        raise DataError(
+            f"{folder}: a folder without .parquet files; "
+            "name its files by a glob such as 'folder/*.csv'"
+        )
+    if others:
+        raise DataError(
+            f"{folder}: a folder of .parquet files that holds {others[0]} too; move it away, or "
+            "name the files by a glob such as 'folder/*.parquet'"
+        )
+    return files
+
+
+def _matches(text: str) -> list[Path]:
+    path = Path(text)
+    anchor = Path(path.anchor)
+    pattern = str(path.relative_to(anchor)) if path.anchor else text
+    found = sorted(set(anchor.glob(pattern)))
+    wanted = [file for file in found if not _is_left_out(file, path.parts)]
+    files = [file for file in wanted if file.is_file()]
+    # A folder that is matched stands for its files, unless they are matched themselves.
+    holders = {parent for file in files for parent in file.parents}
+    folders = [folder for folder in wanted if folder.is_dir() and folder not in holders]
+    for place in {place for file in files for place in file.absolute().parents}:
+        _refuse_table_format(place)
+    files = sorted({*files, *(file for folder in folders for file in folder_files(folder))})
+    if not files:
+        left_out = len(found) - len(wanted)
+        hint = f" ({left_out} hidden or unfinished are left out)" if left_out else ""
+        raise DataError(f"{text}: no file matches{hint}; check the pattern")
+    return files
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_")) and name not in (".", "..")
+
+
+def _is_left_out(file: Path, pattern: Sequence[str]) -> bool:
+    """Tell whether a match is hidden or unfinished, and the pattern does not spell it so."""
+    spelt = [part for part in pattern if _is_hidden(part)]
+    hidden = [part for part in file.parts if _is_hidden(part)]
+    if any(not any(fnmatch(part, one) for one in spelt) for part in hidden):
+        return True
+    return file.name.endswith(_UNFINISHED) and not pattern[-1].endswith(_UNFINISHED)
+
+
+def _refuse_table_format(folder: Path) -> None:
+    """Refuse a folder in which a table format keeps the log that says which files count."""
+    for mark, name, reader in _TABLE_FORMATS:
+        if next(folder.glob(mark), None) is not None:
+            raise DataError(
+                f"{folder}: the folder of a {name} table, whose log says which of its files "
+                "count; pass what its own library reads "
+                f"({reader.replace('PATH', repr(str(folder)))}), or list the files by name"
+            )
