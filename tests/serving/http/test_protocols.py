@@ -15,7 +15,7 @@ from tests.bundle import models
 from tests.serving.http.calls import Local, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows
 from widedeep.bundle import Bundle
-from widedeep.serving.registry import Registry
+from widedeep.serving.registry import Latest, Registry
 
 ROWS = models.rows(7)
 
@@ -148,10 +148,51 @@ def test_tensorflow_serving(local: Local, bundle: Bundle) -> None:
     shared, own = {"age": 31.0, "user": "bo"}, [{"app": "maps"}, {"app": {"b64": "bWFpbA=="}}]
     expected = list(bundle.score([{**shared, "app": "maps"}, {**shared, "app": "mail"}]))
     body = {"context": shared, "examples": own}
-    assert local.post(f"{path}:regress", body).json == {"result": expected}
+    assert local.post(f"{path}:regress", body).json == {"results": expected}
     assert local.post(f"{path}/labels/stable:classify", body).json == {
-        "result": [[["0", 1.0 - p], ["1", p]] for p in expected]
+        "results": [[["0", 1.0 - p], ["1", p]] for p in expected]
     }
+
+
+def test_paths_say_which_version_answers(tmp_path: Path) -> None:
+    made = {name: publish(tmp_path / "apps", name, seed=int(name)) for name in ("1", "2")}
+    items = {"app": ["maps", "mail"]}
+    rows = [{**USER, "app": name} for name in items["app"]]
+    scores = {name: sorted(bundle.score(rows), reverse=True) for name, bundle in made.items()}
+    with Registry(tmp_path / "apps", policy=Latest(2), poll_s=0.05) as registry:
+        assert registry.wait_ready(60)
+        eventually(lambda: {s.state for s in registry.status()} == {"ready"})
+        registry.set_label("old", "1")
+        local = Local({"apps": registry})
+        body = {"user": USER, "items": items}
+        for at, version in (
+            *(("", "2"), ("/versions/1", "1"), ("/versions/2", "2")),
+            *(("/labels/old", "1"), ("/labels/stable", "2")),
+        ):
+            path = f"/v1/models/apps{at}"
+            found = local.post(f"{path}:rank", body).json
+            assert (found["model_version"], found["scores"]) == (version, scores[version]), at
+            predicted = local.post(f"{path}:predict", {"instances": rows}).json["predictions"]
+            assert sorted(predicted, reverse=True) == scores[version]
+            regressed = local.post(f"{path}:regress", {"examples": rows}).json["results"]
+            assert sorted(regressed, reverse=True) == scores[version]
+            assert local.get(f"{path}/metadata").json["model_spec"]["version"] == version
+        for at in ("/labels/none", "/versions/9"):
+            for verb in (":rank", ":predict", ":classify", ":regress"):
+                asked = {**body} if verb == ":rank" else {"instances": rows}
+                asked = {"examples": rows} if verb in (":classify", ":regress") else asked
+                assert local.post(f"/v1/models/apps{at}{verb}", asked).status == 404, (at, verb)
+            assert local.get(f"/v1/models/apps{at}/metadata").status == 404
+        for at, more, pointer in (
+            ("/labels/old", {"label": "stable"}, "/label"),
+            ("/versions/1", {"version": "2"}, "/version"),
+            ("/versions/1", {"label": "old"}, "/label"),
+            ("", {"model": "another"}, "/model"),
+        ):
+            refused = local.post(f"/v1/models/apps{at}:rank", body | more)
+            assert (refused.status, refused.json["pointer"]) == (400, pointer)
+        same = local.post("/v1/models/apps/labels/old:rank", body | {"label": "old"})
+        assert same.json["model_version"] == "1"
 
 
 def test_several_classes_and_heads(tmp_path: Path) -> None:

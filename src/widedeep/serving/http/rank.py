@@ -18,6 +18,7 @@ from widedeep.serving.served import Served
 __all__ = ["RankReply", "RankRequest", "rank", "ranked"]
 
 _WHERE = re.compile(r"[^.\[\]]+")
+_MOST_EXPLAINED = 1_000
 
 
 class RankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -87,7 +88,7 @@ async def rank(service: Service, call: Call) -> Reply:
     _check(request, service.settings.max_candidates)
     if request.request_id is not None:
         call.request_id = request.request_id
-    name = call.params.get("model", request.model)
+    name = _asked(call, "model", request.model)
     call.rows = _count(request)
     call.model = service.models.name_of(name)
     kind = f"rank/{call.model}" if not request.explain else f"explain/{call.model}"
@@ -109,7 +110,12 @@ def ranked(service: Service, call: Call, name: str | None, request: RankRequest)
     Raises:
         HttpError: If it cannot be answered.
     """
-    version, label = call.params.get("version", request.version), request.label
+    version = _asked(call, "version", request.version)
+    label = _asked(call, "label", request.label)
+    if version is not None and label is not None:
+        raise HttpError(400, "got both a version and a label; give one", pointer="/label")
+    if request.explain:
+        _check_explained(request)
     with service.models.lease(name, call.request_id, version, label) as served:
         call.version = served.version
         candidates = request.items if request.candidates is None else request.candidates
@@ -139,6 +145,27 @@ def ranked(service: Service, call: Call, name: str | None, request: RankRequest)
                 )
             )
     return _reply(ranking, call)
+
+
+def _asked(call: Call, field: str, given: str | None) -> str | None:
+    """Return what the path asks for, or the body; they may not disagree."""
+    in_path = call.params.get(field)
+    if in_path is not None and given is not None and in_path != given:
+        raise HttpError(
+            400, f"got {given!r}, but {in_path!r} in the path; give one", pointer=f"/{field}"
+        )
+    return given if in_path is None else in_path
+
+
+def _check_explained(request: RankRequest) -> None:
+    n = _count(request)
+    n = n if request.k is None else min(n, request.k)
+    if n > _MOST_EXPLAINED:
+        raise HttpError(
+            413,
+            f"got {n} items to explain, expected at most {_MOST_EXPLAINED}; give a smaller k",
+            pointer="/k",
+        )
 
 
 def _rank(served: Served, request: RankRequest, candidates: Any) -> Ranking:
@@ -196,7 +223,7 @@ def _unusable(error: RequestError, request: RankRequest) -> HttpError:
 
 
 def _named(message: str) -> tuple[str | None, int]:
-    found = re.search(r"(?:feature|column) '(.*?)' \(row (\d+)", message)
+    found = re.search(r"(?:feature|column) '(.*?)' \(row (\d+)", message[:2000])
     return (found[1], int(found[2])) if found else (None, 0)
 
 

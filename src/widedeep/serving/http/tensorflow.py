@@ -193,7 +193,7 @@ async def classify(service: Service, call: Call) -> Reply:
     else:
         names = head.classes or tuple(map(str, range(head.stop - head.start)))
         pairs = [[list(pair) for pair in zip(names, row, strict=True)] for row in scores.tolist()]
-    return json_reply({"result": pairs})
+    return json_reply({"results": pairs})
 
 
 async def regress(service: Service, call: Call) -> Reply:
@@ -204,7 +204,7 @@ async def regress(service: Service, call: Call) -> Reply:
     """
     found = await _score_examples(service, call)
     head = _head(found, ("regression", "binary"), call)
-    return json_reply({"result": found.scores[head.name].tolist()})
+    return json_reply({"results": found.scores[head.name].tolist()})
 
 
 async def _score_examples(service: Service, call: Call) -> Scored:
@@ -302,8 +302,10 @@ async def status(service: Service, call: Call) -> Reply:
 
 async def metadata(service: Service, call: Call) -> Reply:
     """Say which columns a model reads and what it gives."""
-    model, version = call.params["model"], call.params.get("version")
-    about = model_metadata(service, model, version, call.request_id)
+    model, version, label = (call.params.get(each) for each in ("model", "version", "label"))
+    with service.models.lease(model, call.request_id, version, label) as served:
+        version = served.version
+    about = model_metadata(service, call.params["model"], version, call.request_id)
     signature = {
         "inputs": {each["name"]: _tensor_info(each) for each in about["inputs"]},
         "outputs": {each["name"]: _tensor_info(each) for each in about["outputs"]},
@@ -311,7 +313,7 @@ async def metadata(service: Service, call: Call) -> Reply:
     }
     return json_reply(
         {
-            "model_spec": {"name": model, "signature_name": "", "version": about["versions"][-1]},
+            "model_spec": {"name": model, "signature_name": "", "version": version},
             "metadata": {"signature_def": {"signature_def": {"serving_default": signature}}},
         }
     )
