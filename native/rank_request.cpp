@@ -138,11 +138,18 @@ bool RankRequestReader::read(std::string_view body, const QueryNames& names) {
     if (!read_text(name) || !take(':') || !read_member(name)) return false;
   } while (take(','));
   if (!take('}') || (skip_space(), at_ != end_) || (seen_ & kCandidates) == 0) return false;
-  for (const std::string_view name : of_context_) {
-    if (std::find(of_user_.begin(), of_user_.end(), name) != of_user_.end()) return false;
-  }
+  if (have_common_name()) return false;
   finish();
   return true;
+}
+
+// Whether user and context share a name; sorted, for there may be a million of each.
+bool RankRequestReader::have_common_name() {
+  if (of_user_.empty() || of_context_.empty()) return false;
+  std::sort(of_user_.begin(), of_user_.end());
+  return std::any_of(of_context_.begin(), of_context_.end(), [&](std::string_view name) {
+    return std::binary_search(of_user_.begin(), of_user_.end(), name);
+  });
 }
 
 bool RankRequestReader::read_member(std::string_view name) {

@@ -61,6 +61,7 @@ class RankRequestReader {
     bool is_list = false;
   };
 
+  bool have_common_name();
   bool read_member(std::string_view name);
   bool read_query(std::vector<std::string_view>& given);
   bool read_cell(Cell& cell);

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LONGEST_NAME = 100
+
 __all__ = [
     "BundleError",
     "CheckpointError",
@@ -98,7 +100,8 @@ def nearest(got: str, allowed: Iterable[str]) -> str:
         "did you mean 'age'?"
     """
     names = sorted(set(allowed))
-    close = difflib.get_close_matches(got, names, n=1, cutoff=0.6)
+    is_a_name = len(got) <= _LONGEST_NAME  # comparing takes time and memory by its length
+    close = difflib.get_close_matches(got, names, n=1, cutoff=0.6) if is_a_name else []
     if close:
         return f"did you mean {close[0]!r}?"
     shown = ", ".join(repr(name) for name in names[:20])

@@ -319,9 +319,9 @@ class Ranker:
         try:
             return self._engine.query(row)
         except FeatureError as error:
-            for name, value in row.items():
+            for name in self._read & row.keys():
                 where = "user" if name in user else "context"
-                self._blame(f"{where}.{name}", self._engine.query, {name: value})
+                self._blame(f"{where}.{name}", self._engine.query, {name: row[name]})
             raise RequestError("user", plain_message(error)) from error
 
     def _found(self, candidates: Candidates, loaded: _Loaded | None, row: dict[str, Any]) -> _Found:
@@ -395,18 +395,17 @@ class Ranker:
         try:
             return self._engine.item_rows(rows)
         except FeatureError as error:
-            for at, row in zip(places, rows, strict=True):
-                self._blame(f"candidates[{at}]", self._engine.item_rows, [row])
+            row = _first_failure(rows, self._engine.item_rows)
+            self._blame(f"candidates[{places[row]}]", self._engine.item_rows, [rows[row]])
             raise RequestError("candidates", plain_message(error)) from error
 
     def _row_of_unknown(self, id_: object) -> dict[str, Any]:
         return {str(self._item_id): id_}
 
     def _blame_item(self, rows: list[dict[str, Any]]) -> None:
-        for at, row in enumerate(rows):
-            for name, value in row.items():
-                where = f"candidates.{name}[{at}]"
-                self._blame(where, self._engine.item_rows, [{name: value}])
+        at = _first_failure(rows, self._engine.item_rows)
+        for name, value in rows[at].items():
+            self._blame(f"candidates.{name}[{at}]", self._engine.item_rows, [{name: value}])
 
     def _blame(self, where: str, encode: Callable[[Any], object], value: object) -> None:
         try:
@@ -434,6 +433,20 @@ class Ranker:
     def _absent(self, query: Any, found: _Found) -> dict[str, int]:
         absent = {name: 1 for name in query.absent if name not in found.columns}
         return {**absent, **found.absent} if found.absent else absent
+
+
+def _first_failure(rows: list[dict[str, Any]], encode: Callable[[Any], object]) -> int:
+    """Return the first of the rows that does not encode; one of them does not."""
+    start, stop = 0, len(rows)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        try:
+            encode(rows[start:middle])
+        except FeatureError:
+            stop = middle
+        else:
+            start = middle
+    return start
 
 
 def _check_choice(option: str, got: str, allowed: tuple[str, ...]) -> None:

@@ -33,6 +33,8 @@ _SINGLE = {
     *(b"authorization", b"content-encoding", b"content-type", b"host", b"origin", b"x-api-key"),
     *(b"inference-header-content-length", b"x-request-id", b"x-request-timeout-ms"),
 }
+_MOST_INFLATED = 64
+_FREELY_INFLATED = 64 << 10
 _encoder = msgspec.json.Encoder()
 
 
@@ -223,12 +225,19 @@ class Call:
                 415, f"got Content-Encoding {encoding!r}, expected identity, gzip or deflate"
             )
         inflate = zlib.decompressobj(window)
+        limit = min(self._settings.max_body, _MOST_INFLATED * len(body) + _FREELY_INFLATED)
         try:
-            found = inflate.decompress(body, self._settings.max_body + 1)
+            found = inflate.decompress(body, limit + 1)
         except zlib.error as error:
             raise HttpError(400, f"got a body that is no {encoding} ({error})") from error
         if len(found) > self._settings.max_body:
             raise self._too_large()
+        if len(found) > limit:
+            raise HttpError(
+                413,
+                f"got {len(body)} bytes of {encoding} that become more than {limit}, "
+                f"{_MOST_INFLATED} times their size; send the body as it is",
+            )
         if not inflate.eof:
             raise HttpError(400, f"got a {encoding} body that ends too early; send all of it")
         if inflate.unused_data:

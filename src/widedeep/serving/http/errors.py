@@ -17,7 +17,8 @@ __all__ = ["HttpError", "bad_json", "json_pointer", "misfit"]
 
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _PLACE = re.compile(r"(feature|column) '(.*?)' \(row (\d+)[) ]")
-_AT = re.compile(r" - at `(\$.*?)`$")
+_AT = " - at `$"
+_LONGEST_MESSAGE = 2_000
 
 
 class HttpError(Exception):
@@ -46,8 +47,8 @@ class HttpError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
-        self.pointer = pointer
+        self.message = _shortened(message)
+        self.pointer = pointer if pointer is None or len(pointer) <= _LONGEST_MESSAGE else None
         self.retry_after = retry_after
         self.close = close
 
@@ -70,6 +71,13 @@ class HttpError(Exception):
         return found
 
 
+def _shortened(message: str) -> str:
+    """Return a message without most of a value that it quotes."""
+    if len(message) <= _LONGEST_MESSAGE:
+        return message
+    return f"{message[:_LONGEST_MESSAGE]}... ({len(message)} characters)"
+
+
 def json_pointer(path: str) -> str:
     """Return a place as msgspec names it as a JSON pointer.
 
@@ -88,11 +96,11 @@ def bad_json(error: Exception) -> HttpError:
     if isinstance(error, UnicodeError):
         return HttpError(400, f"got text that is no UTF-8 ({error}); encode the body as UTF-8")
     message = str(error)
-    found = _AT.search(message)
-    if found is None:
+    said, at, where = message.rpartition(_AT)
+    if not at:
         pointer = "" if isinstance(error, msgspec.ValidationError) else None
         return HttpError(400, message, pointer=pointer)
-    return HttpError(400, message[: found.start()], pointer=json_pointer(found[1]))
+    return HttpError(400, said, pointer=json_pointer("$" + where.removesuffix("`")))
 
 
 def misfit(
@@ -105,7 +113,7 @@ def misfit(
         schema: Says which column a feature reads.
         place: The JSON pointer of a column's value in a row.
     """
-    message = str(error)
+    message = _shortened(str(error))
     found = _PLACE.search(message)
     if found is None:
         return HttpError(400, message)
