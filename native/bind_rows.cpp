@@ -112,6 +112,9 @@ void RowColumns::append_value(nb::handle object, Store& store, bool may_convert)
     const nb::object converted = may_convert ? plain_(object) : nb::borrow(Py_NotImplemented);
     if (converted.ptr() == Py_NotImplemented) refuse(object);
     append_value(converted, store, false);
+    // A subclass of int: microseconds since 1970.
+    const bool is_time = PyLong_Check(converted.ptr()) && !PyLong_CheckExact(converted.ptr());
+    if (is_time && !PyBool_Check(converted.ptr())) store.values.back().tag = Variant::Tag::time;
   }
 }
 

@@ -28,7 +28,8 @@ class ColumnNames {
 class RowColumns {
  public:
   // One column a name; an absent key is null and counted. `plain` turns values of other types than
-  // Python's own (NumPy scalars, dates) into those, or returns NotImplemented.
+  // Python's own into those (NumPy scalars), times into a subclass of int, or returns
+  // NotImplemented.
   RowColumns(nanobind::handle rows, const ColumnNames& columns, nanobind::callable plain,
              const Origin& origin);
 

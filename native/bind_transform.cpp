@@ -5,6 +5,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <iterator>
 #include <optional>
 
 #include "arrow_input.hpp"
@@ -87,6 +89,22 @@ int add_categorical(OwnedPlan& self, const std::string& name, const std::string&
   if (weights) plan.parts.back()->weights = plan.column_index(*weights);
   plan.parts.back()->wants_keys = wants_keys;
   return static_cast<int>(plan.parts.size()) - 1;
+}
+
+// Where a column was stored in a narrower form than its values may come in; for all that reads it.
+void set_storage(OwnedPlan& self, const std::string& column, const std::string& kind, int scale,
+                 std::int64_t unit) {
+  constexpr const char* kKinds[] = {"any", "float16", "float32", "float64", "decimal", "time"};
+  const auto at = std::find(std::begin(kKinds), std::end(kKinds), kind) - std::begin(kKinds);
+  if (at == std::ssize(kKinds)) throw std::invalid_argument("got the unknown storage " + kind);
+  const Storage storage{static_cast<Storage::Kind>(at), scale, unit};
+  const int index = self.plan.column_index(column);
+  for (const auto& part : self.plan.parts) {
+    if (part->column == index) part->storage = storage;
+  }
+  for (const auto& number : self.plan.numbers) {
+    if (number->column == index) number->storage = storage;
+  }
 }
 
 int add_bucketized(OwnedPlan& self, const std::string& name, const std::string& column,
@@ -305,6 +323,7 @@ void bind_transform(nb::module_& m) {
       .def("add_categorical", &add_categorical, "name"_a, "column"_a, nb::kw_only(), "way"_a,
            "vocabulary"_a, "buckets"_a, "oov_buckets"_a, "drop_unseen"_a, "empty_as_null"_a,
            "key_is_place"_a, "weights"_a.none(), "wants_keys"_a)
+      .def("set_storage", &set_storage, "column"_a, "kind"_a, "scale"_a, "unit"_a)
       .def("add_bucketized", &add_bucketized, "name"_a, "column"_a, "boundaries"_a, "wants_keys"_a)
       .def("add_learned_cross", &add_learned_cross, "name"_a, "parts"_a, "combinations"_a)
       .def("add_hashed_cross", &add_hashed_cross, "name"_a, "parts"_a, "buckets"_a)

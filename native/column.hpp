@@ -29,9 +29,9 @@ enum class Physical : std::uint8_t {
   variant,  // values of a request, each with a type of its own
 };
 
-// One value of a request.
+// One value of a request. A time is an integer of microseconds since 1970.
 struct Variant {
-  enum class Tag : std::uint8_t { null, boolean, integer, unsigned_integer, real, text };
+  enum class Tag : std::uint8_t { null, boolean, integer, unsigned_integer, real, text, time };
   Tag tag;
   union {
     std::int64_t integer;

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "input_error.hpp"
+#include "parse_time.hpp"
 
 namespace widedeep {
 namespace {
@@ -57,16 +58,46 @@ Limbs load_limbs(const Scalars& scalars, std::int64_t i) {
   return value;
 }
 
+// Powers of ten that a double holds exactly.
+constexpr double kTens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
+                            1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20, 1e21, 1e22};
+constexpr int kMostTens = 22;
+constexpr double kTwo53 = 9007199254740992.0;
+
+// The decimal digits of the limbs' absolute value.
+std::string digits_of(Limbs value) {
+  __extension__ typedef unsigned __int128 Bits;
+  std::string digits;
+  const bool negative = value.limb[3] >> 63 != 0;
+  bool carry = negative;
+  for (int limb = 0; negative && limb < 4; ++limb) {
+    value.limb[limb] = ~value.limb[limb] + (carry ? 1 : 0);
+    carry = carry && value.limb[limb] == 0;
+  }
+  while ((value.limb[0] | value.limb[1] | value.limb[2] | value.limb[3]) != 0) {
+    std::uint64_t rest = 0;
+    for (int limb = 3; limb >= 0; --limb) {
+      const Bits part = static_cast<Bits>(rest) << 64 | value.limb[limb];
+      value.limb[limb] = static_cast<std::uint64_t>(part / 10);
+      rest = static_cast<std::uint64_t>(part % 10);
+    }
+    digits.push_back(static_cast<char>('0' + rest));
+  }
+  std::reverse(digits.begin(), digits.end());
+  return digits.empty() ? "0" : digits;
+}
+
+// The nearest double, as that of the same number written as text.
 double decimal_to_double(const Scalars& scalars, std::int64_t i) {
   const Limbs value = load_limbs(scalars, i);
-  const long double power = std::pow(10.0L, static_cast<long double>(scalars.scale));
-  if (value.fits_128()) return static_cast<double>(value.low_128() / power);
-  // The top limb carries the sign, the others count up from it.
-  long double sum = static_cast<long double>(static_cast<std::int64_t>(value.limb[3]));
-  for (int limb = 2; limb >= 0; --limb) {
-    sum = sum * 18446744073709551616.0L + static_cast<long double>(value.limb[limb]);
+  if (value.fits_128() && scalars.scale >= 0 && scalars.scale <= kMostTens) {
+    const auto whole = static_cast<double>(value.low_128());
+    if (std::fabs(whole) < kTwo53) return whole / kTens[scalars.scale];
   }
-  return static_cast<double>(sum / power);
+  const std::string text = digits_of(value) + "e" + std::to_string(-scalars.scale);
+  double number = 0;
+  std::from_chars(text.data(), text.data() + text.size(), number);
+  return value.limb[3] >> 63 != 0 ? -number : number;
 }
 
 Status decimal_to_integer(const Scalars& scalars, std::int64_t i, std::int64_t* out) {
@@ -91,6 +122,46 @@ Status real_to_integer(double value, std::int64_t* out) {
   return Status::ok;
 }
 
+double round_to_half(double value) {
+  if (!std::isfinite(value) || value == 0) return value;
+  const int step = std::max(std::ilogb(value), -14) - 10;
+  const double rounded = std::ldexp(std::nearbyint(std::ldexp(value, -step)), step);
+  return std::fabs(rounded) > 65504 ? std::copysign(HUGE_VAL, rounded) : rounded;
+}
+
+double round_to_digits(double value, int digits) {
+  if (digits > kMostTens) return value;
+  const double whole = std::nearbyint(value * kTens[digits]);
+  return std::fabs(whole) < kTwo53 ? whole / kTens[digits] : value;
+}
+
+double round_to(const Storage& storage, double value) {
+  switch (storage.kind) {
+    case Storage::Kind::float32:
+      return static_cast<double>(static_cast<float>(value));
+    case Storage::Kind::float16:
+      return round_to_half(value);
+    case Storage::Kind::decimal:
+      return round_to_digits(value, storage.scale);
+    default:
+      return value;
+  }
+}
+
+// Whether every value of a type is one that the storage holds.
+bool fits_storage(const Scalars& scalars, const Storage& storage) {
+  switch (storage.kind) {
+    case Storage::Kind::float32:
+      return scalars.type == Physical::float32 || scalars.type == Physical::float16;
+    case Storage::Kind::float16:
+      return scalars.type == Physical::float16;
+    case Storage::Kind::decimal:
+      return scalars.type == Physical::decimal && scalars.scale <= storage.scale;
+    default:
+      return true;
+  }
+}
+
 Status text_to_integer(const TextSpan& text, std::int64_t* out) {
   const char* const end = text.data + text.length;
   auto parsed = std::from_chars(text.data, end, *out);
@@ -108,6 +179,56 @@ Status time_to_integer(const Scalars& scalars, std::int64_t stored, std::int64_t
   const std::int64_t rest = *out % scalars.divisor;
   *out = *out / scalars.divisor - (rest < 0 ? 1 : 0);
   return Status::ok;
+}
+
+// Microseconds, rounded down to a step of the storage.
+std::int64_t round_down(std::int64_t microseconds, const Storage& storage) {
+  const std::int64_t step = std::max<std::int64_t>(storage.unit / 1000, 1);
+  const std::int64_t rest = microseconds % step;
+  return microseconds - rest - (rest < 0 ? step : 0);
+}
+
+Status count_to_time(std::int64_t count, const Storage& storage, std::int64_t* out) {
+  if (storage.unit >= 1000) {
+    return __builtin_mul_overflow(count, storage.unit / 1000, out) ? Status::bad : Status::ok;
+  }
+  const std::int64_t per_microsecond = 1000 / storage.unit;
+  *out = count / per_microsecond - (count % per_microsecond < 0 ? 1 : 0);
+  return Status::ok;
+}
+
+Status real_to_time(double value, const Storage& storage, std::int64_t* out) {
+  std::int64_t count = 0;
+  const Status status = real_to_integer(std::floor(value), &count);
+  return status == Status::ok ? count_to_time(count, storage, out) : status;
+}
+
+Status text_to_time(const TextSpan& text, const Storage& storage, std::int64_t* out) {
+  if (const std::optional<std::int64_t> time = parse_time(text)) {
+    *out = round_down(*time, storage);
+    return Status::ok;
+  }
+  std::int64_t count = 0;
+  const Status status = text_to_integer(text, &count);
+  return status == Status::ok ? count_to_time(count, storage, out) : Status::bad;
+}
+
+Status variant_time(const Variant& value, const Storage& storage, std::int64_t* out) {
+  switch (value.tag) {
+    case Variant::Tag::null:
+      return Status::null;
+    case Variant::Tag::time:
+      *out = round_down(value.integer, storage);
+      return Status::ok;
+    case Variant::Tag::integer:
+      return count_to_time(value.integer, storage, out);
+    case Variant::Tag::real:
+      return real_to_time(value.real, storage, out);
+    case Variant::Tag::text:
+      return text_to_time({value.text, value.length}, storage, out);
+    default:
+      return Status::bad;
+  }
 }
 
 std::int64_t stored_time(const Scalars& scalars, std::int64_t i) {
@@ -204,6 +325,7 @@ TextSpan variant_text(const Variant& value, char* digits) {
     case Variant::Tag::text:
       return {value.text, value.length};
     case Variant::Tag::integer:
+    case Variant::Tag::time:
     case Variant::Tag::unsigned_integer: {
       const bool is_unsigned = value.tag == Variant::Tag::unsigned_integer;
       return {digits, write_decimal(value.integer, is_unsigned, digits)};
@@ -236,6 +358,7 @@ double variant_number(const Variant& value) {
     case Variant::Tag::unsigned_integer:
       return static_cast<double>(static_cast<std::uint64_t>(value.integer));
     case Variant::Tag::boolean:
+    case Variant::Tag::time:
     case Variant::Tag::integer:
       return static_cast<double>(value.integer);
     default:
@@ -294,6 +417,40 @@ double scalar_to_number(const Scalars& scalars, std::int64_t i, Status* status) 
       *status = Status::bad;
       return std::numeric_limits<double>::quiet_NaN();
   }
+}
+
+// The valid scalar i of a column of times, in microseconds.
+Status scalar_to_time(const Scalars& scalars, std::int64_t i, const Storage& storage,
+                      std::int64_t* out) {
+  Status status = Status::bad;
+  switch (scalars.type) {
+    case Physical::variant:
+      return variant_time(variant_at(scalars, i), storage, out);
+    case Physical::timestamp:
+    case Physical::date32:
+      status = time_to_integer(scalars, stored_time(scalars, i), out);
+      if (status == Status::ok) *out = round_down(*out, storage);
+      return status;
+    case Physical::float16:
+      return real_to_time(half_at(scalars, i), storage, out);
+    case Physical::boolean:
+    case Physical::decimal:
+      return Status::bad;
+    default:
+      break;
+  }
+  if (is_text(scalars.type)) return text_to_time(text_at(scalars, i), storage, out);
+  with_number_type(scalars.type, [&](auto type) {
+    using T = decltype(type);
+    const T value = load_as<T>(scalars.data, scalars.offset + i);
+    if constexpr (std::is_floating_point_v<T>) {
+      status = real_to_time(value, storage, out);
+    } else {
+      const bool wraps = std::is_same_v<T, std::uint64_t> && static_cast<std::int64_t>(value) < 0;
+      if (!wraps) status = count_to_time(static_cast<std::int64_t>(value), storage, out);
+    }
+  });
+  return status;
 }
 
 TextSpan real_text(double value) { return {nullptr, std::isnan(value) ? kNullText : kBadText}; }
@@ -370,9 +527,45 @@ void read_text(const Scalars& scalars, std::int64_t begin, std::int64_t n, char*
   if (!is_number) read([](std::int64_t, char*) { return TextSpan{nullptr, kBadText}; });
 }
 
-void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n, std::int64_t* out,
-                   Status* status) {
+namespace {
+
+// Integers of a column that was stored as floating numbers: those that it could have held.
+void round_integers(const Storage& storage, std::int64_t n, std::int64_t* out, Status* status) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (status[i] != Status::ok && status[i] != Status::wide) continue;
+    const double value = status[i] == Status::wide
+                             ? static_cast<double>(static_cast<std::uint64_t>(out[i]))
+                             : static_cast<double>(out[i]);
+    status[i] = real_to_integer(round_to(storage, value), &out[i]);
+  }
+}
+
+bool is_floating(const Storage& storage) {
+  return storage.kind == Storage::Kind::float16 || storage.kind == Storage::Kind::float32 ||
+         storage.kind == Storage::Kind::float64;
+}
+
+bool is_floating(Physical type) {
+  return type == Physical::float16 || type == Physical::float32 || type == Physical::float64;
+}
+
+}  // namespace
+
+void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n,
+                   const Storage& storage, std::int64_t* out, Status* status) {
   const auto null = [&](std::int64_t i) { out[i] = 0, status[i] = Status::null; };
+  if (storage.is_time()) {
+    for_each_valid(
+        scalars, begin, n,
+        [&](std::int64_t i) { status[i] = scalar_to_time(scalars, begin + i, storage, &out[i]); },
+        null);
+    return;
+  }
+  if (is_floating(storage) && !(is_floating(scalars.type) && fits_storage(scalars, storage))) {
+    read_integers(scalars, begin, n, {}, out, status);
+    round_integers(storage, n, out, status);
+    return;
+  }
   const bool is_number = with_number_type(scalars.type, [&](auto type) {
     for_each_valid(
         scalars, begin, n,
@@ -388,8 +581,10 @@ void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n, s
       [&](std::int64_t i) { status[i] = scalar_to_integer(scalars, begin + i, &out[i]); }, null);
 }
 
-void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n, double* out,
-                  Status* status) {
+namespace {
+
+void read_any_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n, double* out,
+                      Status* status) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   const bool is_number = with_number_type(scalars.type, [&](auto type) {
     const std::int64_t first = scalars.offset + begin;
@@ -413,6 +608,29 @@ void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n, do
         out[i] = kNan;
         status[i] = Status::ok;
       });
+}
+
+}  // namespace
+
+void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n,
+                  const Storage& storage, double* out, Status* status) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  if (!storage.is_time()) {
+    read_any_numbers(scalars, begin, n, out, status);
+    if (fits_storage(scalars, storage)) return;
+    if (storage.kind == Storage::Kind::float32) {
+      for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<double>(static_cast<float>(out[i]));
+      return;
+    }
+    for (std::int64_t i = 0; i < n; ++i) out[i] = round_to(storage, out[i]);
+    return;
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    std::int64_t time = 0;
+    read_integers(scalars, begin + i, 1, storage, &time, status + i);
+    out[i] = status[i] == Status::ok ? static_cast<double>(time) : kNan;
+    if (status[i] == Status::null) status[i] = Status::ok;
+  }
 }
 
 namespace {
@@ -473,6 +691,8 @@ std::string describe_variant(const Variant& value) {
       return quoted(value.text, value.length) + " (str)";
     case Variant::Tag::null:
       return "None";
+    case Variant::Tag::time:
+      return "a point in time (timestamp)";
     default:
       return describe_integer(value.integer, value.tag == Variant::Tag::unsigned_integer);
   }
@@ -496,7 +716,7 @@ std::string describe(const Scalars& scalars, std::int64_t i) {
     case Physical::float32:
     case Physical::float64: {
       double value = 0;
-      read_numbers(scalars, i, 1, &value, &status);
+      read_any_numbers(scalars, i, 1, &value, &status);
       return describe_real(value, "float");
     }
     case Physical::decimal:
@@ -506,7 +726,7 @@ std::string describe(const Scalars& scalars, std::int64_t i) {
       return "a point in time (timestamp)";
     default: {
       std::int64_t value = 0;
-      read_integers(scalars, i, 1, &value, &status);
+      read_integers(scalars, i, 1, {}, &value, &status);
       return describe_integer(value, status == Status::wide);
     }
   }

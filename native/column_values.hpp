@@ -20,6 +20,16 @@ enum class Status : std::uint8_t {
   wide,  // an unsigned integer above the largest int64, whose bits are kept
 };
 
+// How the values of a column were stored where the schema was fitted: a value that comes in another
+// form is rounded to what the column could have held, so that one number has one place.
+struct Storage {
+  enum class Kind : std::uint8_t { any, float16, float32, float64, decimal, time };
+  Kind kind = Kind::any;
+  int scale = 0;          // digits of a decimal behind its point
+  std::int64_t unit = 1;  // nanoseconds of one step of a time
+  bool is_time() const noexcept { return kind == Kind::time; }
+};
+
 constexpr std::int64_t kNullText = -1;
 constexpr std::int64_t kBadText = -2;
 
@@ -32,12 +42,14 @@ void read_text(const Scalars& scalars, std::int64_t begin, std::int64_t n, char*
                TextSpan* out);
 
 // As integers: booleans as 0 and 1, whole numbers, decimal text, points in time in microseconds.
-void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n, std::int64_t* out,
-                   Status* status);
+// Where `storage` is a time, numbers count its units and text is ISO 8601.
+void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n,
+                   const Storage& storage, std::int64_t* out, Status* status);
 
-// As float64; null and NaN become NaN. `status` is bad for text, ok for all else.
-void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n, double* out,
-                  Status* status);
+// As float64; null and NaN become NaN. `status` is bad for text, ok for all else; but times are
+// read as read_integers does.
+void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n,
+                  const Storage& storage, double* out, Status* status);
 
 // Places in a dictionary, -1 for a null index. A place outside the dictionary is -2.
 void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out);

@@ -26,21 +26,29 @@ float choose(bool first, float a, float b) noexcept {
                               (std::bit_cast<std::uint32_t>(b) & ~mask));
 }
 
+std::string range_text(const Storage& storage) {
+  if (storage.kind == Storage::Kind::float32) return " within float32, as the column was stored,";
+  if (storage.kind == Storage::Kind::float16) return " within float16, as the column was stored,";
+  return "";
+}
+
 // Checks the `n` numbers of one row that were read from `element` on.
-void check_numbers(const Column& column, const std::string& feature, std::int64_t element,
-                   std::int64_t n, const double* numbers, const Status* status, std::int64_t row,
-                   const Where& where) {
+void check_numbers(const Column& column, const Storage& storage, const std::string& feature,
+                   std::int64_t element, std::int64_t n, const double* numbers,
+                   const Status* status, std::int64_t row, const Where& where) {
   for (std::int64_t i = 0; i < n; ++i) {
+    if (status[i] == Status::ok && !std::isinf(numbers[i])) continue;
+    const std::string got = "got " + describe_element(column, element + i) + ", expected ";
+    if (storage.is_time()) {
+      throw_feature(feature, row, where, got + kTimeExpected + "; correct it or drop the row");
+    }
     if (status[i] != Status::ok) {
       throw_feature(feature, row, where,
-                    "got " + describe_element(column, element + i) +
-                        ", expected a number or null; set missing=\"mean\" or drop the row");
+                    got + "a number or null; set missing=\"mean\" or drop the row");
     }
-    if (std::isinf(numbers[i])) {
-      throw_feature(feature, row, where,
-                    "got " + describe_element(column, element + i) +
-                        ", expected a finite number or null; make it null or drop the row");
-    }
+    throw_feature(
+        feature, row, where,
+        got + "a finite number" + range_text(storage) + " or null; make it null or drop the row");
   }
 }
 
@@ -52,8 +60,9 @@ bool all_finite(const double* numbers, const Status* status, std::int64_t n) noe
   return fine;
 }
 
-void read_row(const Column& column, const std::string& feature, std::int64_t size, std::int64_t row,
-              const Where& where, Scratch& scratch, double* out) {
+void read_row(const Column& column, const Storage& storage, const std::string& feature,
+              std::int64_t size, std::int64_t row, const Where& where, Scratch& scratch,
+              double* out) {
   const bool is_list = column.list != ListLayer::none;
   if (row_is_null(column, row)) {
     std::fill(out, out + size, kNan);
@@ -75,16 +84,16 @@ void read_row(const Column& column, const std::string& feature, std::int64_t siz
     throw_feature(feature, row, where, "got " + got + ", expected " + expected);
   }
   scratch.status.resize(std::max(scratch.status.size(), as_size(n)));
-  read_element_numbers(column, range.begin, n, scratch, out, scratch.status.data());
-  check_numbers(column, feature, range.begin, n, out, scratch.status.data(), row, where);
+  read_element_numbers(column, storage, range.begin, n, scratch, out, scratch.status.data());
+  check_numbers(column, storage, feature, range.begin, n, out, scratch.status.data(), row, where);
 }
 
 }  // namespace
 
-void read_element_numbers(const Column& column, std::int64_t begin, std::int64_t n,
-                          Scratch& scratch, double* out, Status* status) {
+void read_element_numbers(const Column& column, const Storage& storage, std::int64_t begin,
+                          std::int64_t n, Scratch& scratch, double* out, Status* status) {
   if (!column.has_dictionary) {
-    read_numbers(column.values, begin, n, out, status);
+    read_numbers(column.values, begin, n, storage, out, status);
     return;
   }
   if (scratch.places.size() < as_size(n)) scratch.places.resize(as_size(n));
@@ -93,36 +102,36 @@ void read_element_numbers(const Column& column, std::int64_t begin, std::int64_t
   for (std::int64_t i = 0; i < n; ++i) {
     out[i] = kNan;
     status[i] = places[i] == -2 ? Status::bad : Status::ok;
-    if (places[i] >= 0) read_numbers(column.values, places[i], 1, out + i, status + i);
+    if (places[i] >= 0) read_numbers(column.values, places[i], 1, storage, out + i, status + i);
   }
 }
 
-void read_feature_numbers(const Column& column, const std::string& feature, std::int64_t size,
-                          std::int64_t row_begin, std::int64_t row_end, const Where& where,
-                          Scratch& scratch) {
+void read_feature_numbers(const Column& column, const Storage& storage, const std::string& feature,
+                          std::int64_t size, std::int64_t row_begin, std::int64_t row_end,
+                          const Where& where, Scratch& scratch) {
   const std::int64_t n = row_end - row_begin;
   if (scratch.numbers.size() < as_size(n * size)) scratch.numbers.resize(as_size(n * size));
   if (scratch.status.size() < as_size(n * size)) scratch.status.resize(as_size(n * size));
   double* const numbers = scratch.numbers.data();
   if (column.list == ListLayer::none && size == 1) {
     Status* const status = scratch.status.data();
-    read_element_numbers(column, row_begin, n, scratch, numbers, status);
+    read_element_numbers(column, storage, row_begin, n, scratch, numbers, status);
     if (all_finite(numbers, status, n)) return;
     for (std::int64_t i = 0; i < n; ++i) {
-      check_numbers(column, feature, row_begin + i, 1, numbers + i, status + i, row_begin + i,
-                    where);
+      check_numbers(column, storage, feature, row_begin + i, 1, numbers + i, status + i,
+                    row_begin + i, where);
     }
     return;
   }
   for (std::int64_t i = 0; i < n; ++i) {
-    read_row(column, feature, size, row_begin + i, where, scratch, numbers + i * size);
+    read_row(column, storage, feature, size, row_begin + i, where, scratch, numbers + i * size);
   }
 }
 
 void NumericFeature::encode(const Column& input, std::int64_t row_begin, std::int64_t row_end,
                             const Where& where, Scratch& scratch, float* out,
                             std::int64_t stride) const {
-  read_feature_numbers(input, name, size, row_begin, row_end, where, scratch);
+  read_feature_numbers(input, storage, name, size, row_begin, row_end, where, scratch);
   bool finite = true;
   for (std::int64_t j = 0; j < size; ++j) {
     finite &= encode_component(j, row_end - row_begin, scratch.numbers.data() + j, out + j, stride);

@@ -18,6 +18,7 @@ struct NumericFeature {
   std::vector<Curve> curves;  // one a component
   std::vector<float> fill;    // what a null becomes
   int column = -1;
+  Storage storage;           // of the column
   std::vector<float> fixed;  // `width` values for every scored row, or empty
 
   std::int64_t width() const noexcept { return size * (indicator ? 2 : 1); }

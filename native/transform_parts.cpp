@@ -126,7 +126,7 @@ void CategoricalPart::encode_integers(const Scalars& scalars, std::int64_t begin
                                       std::int64_t* keys) const {
   std::int64_t* const values = room(scratch.integers, n);
   Status* const status = room(scratch.status, n);
-  read_integers(scalars, begin, n, values, status);
+  read_integers(scalars, begin, n, storage, values, status);
   if (options_.empty_as_null) {
     for (std::int64_t i = 0; i < n; ++i) {
       if (status[i] != Status::bad) continue;
@@ -197,9 +197,12 @@ void CategoricalPart::encode_elements(const PartInput& input, std::int64_t begin
 
 void CategoricalPart::throw_bad(const Column& column, std::int64_t element, std::int64_t row,
                                 const Where& where) const {
-  const char* expected =
-      reads_text() ? "text, an integer or null" : "a whole number of at most 64 bits or null";
-  const char* advice = reads_text() ? " to text" : " to integers or declare the feature over text";
+  const char* expected = reads_text()        ? "text, an integer or null"
+                         : storage.is_time() ? kTimeExpected
+                                             : "a whole number of at most 64 bits or null";
+  const char* advice = reads_text()        ? " to text"
+                       : storage.is_time() ? " to timestamps"
+                                           : " to integers or declare the feature over text";
   throw InputError(InputError::Kind::feature, "feature " + quoted(name()) + " (" +
                                                   row_text(where.origin, where.batch_row + row) +
                                                   "): got " + describe_element(column, element) +
@@ -224,7 +227,7 @@ void CategoricalPart::read_weights(const PartInput& input, std::int64_t row, std
   }
   double* const numbers = room(scratch.numbers, n);
   Status* const status = room(scratch.status, n);
-  read_element_numbers(weights, range.begin, n, scratch, numbers, status);
+  read_element_numbers(weights, {}, range.begin, n, scratch, numbers, status);
   for (std::int64_t i = 0; i < n; ++i) {
     if (status[i] == Status::ok && std::isfinite(numbers[i]) && numbers[i] >= 0) continue;
     fail(describe_element(weights, range.begin + i) + " as a weight in column " +
@@ -324,7 +327,7 @@ void CategoricalPart::encode(const PartInput& input, std::int64_t row_begin, std
 void BucketizedPart::encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
                             const Where& where, Scratch& scratch, PartCells& out) const {
   const std::int64_t n = row_end - row_begin;
-  read_feature_numbers(*input.column, name(), 1, row_begin, row_end, where, scratch);
+  read_feature_numbers(*input.column, storage, name(), 1, row_begin, row_end, where, scratch);
   out.ids.clear();
   out.keys.clear();
   out.ids.ids.resize(as_size(n));

@@ -17,6 +17,10 @@ constexpr std::int64_t kUnseenId = 0;
 constexpr std::int64_t kMissingId = 1;
 constexpr std::int64_t kFirstKnownId = 2;
 
+// What a message says that a column of times takes.
+inline constexpr const char* kTimeExpected =
+    "a time as ISO 8601 text, or as a whole number of the column's units since 1970, or null";
+
 // Where a row stands in the whole input, for messages.
 struct Where {
   const Origin& origin;
@@ -92,6 +96,7 @@ class Part {
 
   int column = -1;   // in the plan's list of columns
   int weights = -1;  // likewise; -1 for none
+  Storage storage;   // of the column
   bool wants_keys = false;
   std::unique_ptr<PartCells> fixed;  // one row: what every scored row gets instead of its own
 
@@ -183,13 +188,13 @@ class BucketizedPart final : public Part {
 };
 
 // The elements [begin, begin + n) of a column as numbers; null and NaN become NaN.
-void read_element_numbers(const Column& column, std::int64_t begin, std::int64_t n,
-                          Scratch& scratch, double* out, Status* status);
+void read_element_numbers(const Column& column, const Storage& storage, std::int64_t begin,
+                          std::int64_t n, Scratch& scratch, double* out, Status* status);
 
 // `size` numbers a row of a numeric feature into scratch.numbers, row-major; a null gives NaN.
 // Throws for text, infinities and lists of another length.
-void read_feature_numbers(const Column& column, const std::string& feature, std::int64_t size,
-                          std::int64_t row_begin, std::int64_t row_end, const Where& where,
-                          Scratch& scratch);
+void read_feature_numbers(const Column& column, const Storage& storage, const std::string& feature,
+                          std::int64_t size, std::int64_t row_begin, std::int64_t row_end,
+                          const Where& where, Scratch& scratch);
 
 }  // namespace widedeep::transform

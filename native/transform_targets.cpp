@@ -64,10 +64,10 @@ std::optional<std::string> class_text(const Scalars& values, std::int64_t i) {
   if (text.length >= 0) return std::string(text.data, as_size(text.length));
   double number = 0;
   Status status = Status::ok;
-  read_numbers(values, i, 1, &number, &status);
+  read_numbers(values, i, 1, {}, &number, &status);
   if (status != Status::ok || std::isnan(number)) return std::nullopt;
   std::int64_t whole = 0;
-  read_integers(values, i, 1, &whole, &status);
+  read_integers(values, i, 1, {}, &whole, &status);
   return status == Status::ok ? std::to_string(whole) : shortest_text(number);
 }
 
@@ -138,7 +138,7 @@ void Label::encode(const Column& input, std::int64_t row_begin, std::int64_t row
   scratch.numbers.resize(std::max(scratch.numbers.size(), as_size(n)));
   scratch.status.resize(std::max(scratch.status.size(), as_size(n)));
   double* const numbers = scratch.numbers.data();
-  read_element_numbers(input, row_begin, n, scratch, numbers, scratch.status.data());
+  read_element_numbers(input, {}, row_begin, n, scratch, numbers, scratch.status.data());
   for (std::int64_t i = 0; i < n; ++i) {
     if (scratch.status[as_size(i)] != Status::ok || !std::isfinite(numbers[i])) {
       throw_target(kKind, "label", column_name, row_begin + i, where,
@@ -155,7 +155,7 @@ void encode_weights(const Column& column, const std::string& name, std::int64_t 
   scratch.numbers.resize(std::max(scratch.numbers.size(), as_size(n)));
   scratch.status.resize(std::max(scratch.status.size(), as_size(n)));
   double* const numbers = scratch.numbers.data();
-  read_element_numbers(column, row_begin, n, scratch, numbers, scratch.status.data());
+  read_element_numbers(column, {}, row_begin, n, scratch, numbers, scratch.status.data());
   for (std::int64_t i = 0; i < n; ++i) {
     const bool fine =
         scratch.status[as_size(i)] == Status::ok && std::isfinite(numbers[i]) && numbers[i] >= 0;
@@ -184,7 +184,7 @@ void encode_groups(const Column& column, const std::string& name, std::int64_t r
         out[i] = static_cast<std::int64_t>(fingerprint64(text.data, as_size(text.length)));
         continue;
       }
-      read_integers(column.values, *place, 1, out + i, &status);
+      read_integers(column.values, *place, 1, {}, out + i, &status);
     }
     if (status != Status::ok && status != Status::wide) {
       throw_target(InputError::Kind::data, "group", name, row_begin + i, where,

@@ -21,12 +21,18 @@ from widedeep.tensor_file import map_tensors, read_metadata, write_tensors
 
 __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
 
-SCHEMA_FORMAT = 1
+# Format 1 knew no storage of columns; a schema without any is still written so.
+SCHEMA_FORMAT = 2
 FIRST_KNOWN_ID = 2
 _COUNTS = "counts/"
 # Told of the training data and no part of what turns rows into numbers: not in the fingerprint.
 _TOLD = (_COUNTS, "profile_cuts/", "profile_counts/")
 LogicalKind = Literal["string", "int", "float", "bool"]
+_TIMES: dict[str, pa.DataType] = {
+    **{unit: pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")},
+    "day": pa.date32(),
+}
+_FLOATS = {"float16": pa.float16(), "float32": pa.float32()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,20 +42,53 @@ class ColumnType:
     Args:
         kind: ``"string"`` (text or bytes), ``"int"``, ``"float"`` or ``"bool"``.
         nested: True for a column of lists.
+        storage: How the column was stored where the schema was fitted, as far as it decides what a
+            value means: ``"float16"``, ``"float32"``, ``"float64"``, ``"decimal:2"`` (digits behind
+            the point), or the unit of a time: ``"s"``, ``"ms"``, ``"us"``, ``"ns"``, ``"day"``.
+            A value that comes in another form is rounded to it, and a number for a time counts its
+            units since 1970. None for text, whole numbers and booleans, and in schemas that older
+            versions wrote: values are taken as they come.
     """
 
     kind: LogicalKind
     nested: bool = False
+    storage: str | None = None
 
-    def arrow(self) -> pa.DataType:
-        """The Arrow type that holds such a column."""
+    def arrow(self, *, narrow: bool = False) -> pa.DataType:
+        """Return the Arrow type that holds such a column.
+
+        Args:
+            narrow: Of the column's own width; otherwise numbers are of 64 bits.
+        """
         plain = {
             "string": pa.large_string(),
             "int": pa.int64(),
             "float": pa.float64(),
             "bool": pa.bool_(),
         }
-        return pa.list_(plain[self.kind]) if self.nested else plain[self.kind]
+        item = _TIMES.get(self.storage or "", plain[self.kind])
+        if narrow and self.storage in _FLOATS:
+            item = _FLOATS[self.storage]
+        return pa.list_(item) if self.nested else item
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values; a storage that is unknown is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def round(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return numbers as the column could have held them.
+
+        Args:
+            values: Any numbers; NaN stays.
+
+        Example:
+            >>> ColumnType(kind="float", storage="float32").round(np.array([0.1])).tolist()
+            [0.10000000149011612]
+        """
+        if self.storage in _FLOATS:
+            with np.errstate(over="ignore"):
+                return values.astype(self.storage).astype(np.float64)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -355,9 +394,9 @@ class Schema:
         history = {"history": {name: dict(told) for name, told in self.history.items()}}
         return {
             **(history if self.history else {}),
-            "format": SCHEMA_FORMAT,
+            "format": SCHEMA_FORMAT if any(kind.storage for kind in self.columns.values()) else 1,
             "spec": spec_to_table(self.spec),
-            "columns": {name: asdict(kind) for name, kind in self.columns.items()},
+            "columns": {name: kind.to_json() for name, kind in self.columns.items()},
             "classes": {head: list(names) for head, names in self.classes.items()},
         }
 
@@ -447,9 +486,9 @@ class Schema:
     @classmethod
     def _read(cls, path: str | os.PathLike[str], metadata: Mapping[str, str]) -> Schema:
         identity = json.loads(metadata["schema"])
-        if identity["format"] != SCHEMA_FORMAT:
+        if identity["format"] not in range(1, SCHEMA_FORMAT + 1):
             raise SchemaError(
-                f"{path}: got schema format {identity['format']}, expected {SCHEMA_FORMAT}; "
+                f"{path}: got schema format {identity['format']}, expected 1 to {SCHEMA_FORMAT}; "
                 "fit the schema again"
             )
         tensors = map_tensors(path)

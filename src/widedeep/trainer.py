@@ -151,7 +151,8 @@ class Trainer:
         self.callbacks = list(callbacks)
         self.show_progress = progress
         self.transform = Transform(model.schema)
-        self.warmup = WarmupRows(self.transform.columns(targets=False), seed)
+        columns = self.transform.columns(targets=False)
+        self.warmup = WarmupRows({name: model.schema.columns[name] for name in columns}, seed)
         self.step = TrainStep(
             model,
             wide=self.wide,

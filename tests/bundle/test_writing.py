@@ -87,7 +87,8 @@ def test_rows_are_stored_as_the_transform_reads_them(tmp_path: Path) -> None:
     }
     bundle = write(tmp_path / "b", warmup_rows=[row])
     plain = {"age": 30.5, "price": 2.0, "user": "anna", "tags": ["x", "y"], "app": "maps"}
-    assert bundle.warmup.rows == [plain | {"seen": ["mail"], "when": 1_000_000, "nothing": None}]
+    moment = "1970-01-01T00:00:01.000000Z"
+    assert bundle.warmup.rows == [plain | {"seen": ["mail"], "when": moment, "nothing": None}]
     assert np.array_equal(bundle.score([row]), bundle.score(bundle.warmup.rows))
 
 

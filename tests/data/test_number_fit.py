@@ -20,8 +20,9 @@ from widedeep.data.number_fit import (
 )
 from widedeep.errors import FeatureError
 from widedeep.features import bucketized, numeric
-from widedeep.schema import NumericFit
+from widedeep.schema import ColumnType, NumericFit
 
+FLOAT = ColumnType(kind="float", storage="float64")
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 MODEST = st.floats(-1e100, 1e100)
 
@@ -35,7 +36,7 @@ def summary_of(values: list[float], *transforms: str) -> NumberSummary:
 
 def fit(values: list[float], **options: Any) -> NumericFit:
     feature = numeric("x", **options)[0]
-    return summarised_fit(feature, [summary_of(values, feature.transform)])
+    return summarised_fit(feature, [summary_of(values, feature.transform)], FLOAT)
 
 
 @given(st.lists(MODEST, min_size=1))
@@ -84,14 +85,14 @@ def test_a_zero_inflated_column_keeps_its_resolution() -> None:
 
 def test_given_boundaries_are_used_as_they_are() -> None:
     feature = bucketized("b", source="x", boundaries=[1, 2])
-    assert bucket_boundaries(feature, summary_of([5.0])).tolist() == [1.0, 2.0]
+    assert bucket_boundaries(feature, summary_of([5.0]), FLOAT).tolist() == [1.0, 2.0]
 
 
 def test_learned_buckets_merge_equal_boundaries() -> None:
     feature = bucketized("b", source="x", quantiles=4)
-    assert bucket_boundaries(feature, summary_of([1, 1, 1, 1, 1, 1, 2, 3])).tolist() == [2.0]
-    assert bucket_boundaries(feature, summary_of([7, 7])).tolist() == []
-    assert bucket_boundaries(feature, summary_of([math.nan])).tolist() == []
+    assert bucket_boundaries(feature, summary_of([1, 1, 1, 1, 1, 1, 2, 3]), FLOAT).tolist() == [2.0]
+    assert bucket_boundaries(feature, summary_of([7, 7]), FLOAT).tolist() == []
+    assert bucket_boundaries(feature, summary_of([math.nan]), FLOAT).tolist() == []
 
 
 @pytest.mark.parametrize(

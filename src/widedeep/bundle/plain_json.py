@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from widedeep.data.transform_plan import plain_value
+from widedeep.data.transform_plan import Moment, plain_value
 from widedeep.errors import BundleError
 
 __all__ = ["plain", "read_json", "write_json"]
@@ -20,8 +20,8 @@ __all__ = ["plain", "read_json", "write_json"]
 def plain(value: object, where: str) -> Any:
     """Return a value as dicts, lists, strings, numbers, booleans and None.
 
-    A number that is NaN or infinite becomes None; bytes become text; dates and decimals become
-    numbers as they do in the transform.
+    A number that is NaN or infinite becomes None; bytes become text; dates and times become text of
+    ISO 8601, decimals numbers as they do in the transform.
 
     Args:
         value: What is to be written.
@@ -55,7 +55,7 @@ def _converted(value: object, where: str) -> Any:
             f"{where}: got {value!r} ({type(value).__name__}), which JSON cannot hold; "
             "give text, numbers, dates, lists or dicts"
         )
-    return plain(converted, where)
+    return converted.text() if isinstance(converted, Moment) else plain(converted, where)
 
 
 def _text(value: bytes, where: str) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "read_numbers",
     "read_text",
     "read_vectors",
+    "storage_of",
 ]
 
 _INT64 = 2**63
@@ -108,6 +109,25 @@ def logical_kind(arrow_type: pa.DataType) -> LogicalKind | None:
     return None
 
 
+def storage_of(arrow_type: pa.DataType) -> str | None:
+    """Return how a plain type stores its values, as :class:`ColumnType` writes it.
+
+    Example:
+        >>> storage_of(pa.float32()), storage_of(pa.timestamp("ms")), storage_of(pa.int8())
+        ('float32', 'ms', None)
+    """
+    types = pa.types
+    if types.is_floating(arrow_type):
+        return f"float{arrow_type.bit_width}"
+    if types.is_decimal(arrow_type):
+        return f"decimal:{arrow_type.scale}" if arrow_type.scale > 0 else None
+    if types.is_timestamp(arrow_type):
+        return str(arrow_type.unit)
+    if types.is_date(arrow_type):
+        return "day" if types.is_date32(arrow_type) else "ms"
+    return None
+
+
 def _plain(array: pa.Array) -> pa.Array:
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
@@ -138,6 +158,8 @@ def _floats(array: pa.Array) -> NDArray[np.float64]:
     array = _in_microseconds(array)
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
+    if pa.types.is_decimal(array.type):
+        array = array.cast(pa.string())  # the nearest float64, as for text; Arrow's own is not
     floats = array.cast(pa.float64(), safe=False)
     return np.asarray(floats.to_numpy(zero_copy_only=False), np.float64)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from widedeep.data.column_values import logical_kind
+from widedeep.data.column_values import logical_kind, storage_of
 from widedeep.errors import FeatureError
 from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.schema import ColumnType, LogicalKind, Vocabulary
@@ -51,12 +51,14 @@ class NumberColumn:
         reader: What reads it, for messages: ``"feature 'age'"``.
         features: Numeric and bucketized features.
         size: Length of its vectors, 1 for plain numbers.
+        type: Its logical type.
     """
 
     column: str
     reader: str
     features: tuple[Numeric | Bucketized, ...]
     size: int
+    type: ColumnType
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +162,9 @@ def _column_type(spec: FeatureSpec, column: str, arrow_type: pa.DataType) -> Col
     # Whole numbers come as floats where there are nulls (pandas); as categories they are integers.
     if kind == "float" and wants == "string":
         kind = "int"
-    return ColumnType(kind=kind, nested=nested)
+    # Where a column is null throughout, or is text that is refused later, nothing is known of it.
+    storage = storage_of(item) if kind != "string" else None
+    return ColumnType(kind=kind, nested=nested, storage=storage)
 
 
 def _check_label_vocabulary(spec: FeatureSpec, types: dict[str, ColumnType]) -> None:
@@ -277,7 +281,13 @@ def _number_columns(spec: FeatureSpec, types: dict[str, ColumnType]) -> Iterator
                 f"{'lists' if size > 1 else 'plain values'} for size={size}; "
                 "set size= to the length of its lists"
             )
-        yield NumberColumn(column=column, reader=reader, features=tuple(features), size=size)
+        yield NumberColumn(
+            column=column,
+            reader=reader,
+            features=tuple(features),
+            size=size,
+            type=types[column],
+        )
 
 
 def given_vocabulary(feature: Categorical, kind: LogicalKind) -> Vocabulary | None:

@@ -135,9 +135,9 @@ def scan_numbers(scan: Scan, plan: NumberColumn) -> Found:
     found = Found(nulls={plan.column: nulls}, notes=_number_notes(plan, summaries, nans))
     for feature in plan.features:
         if isinstance(feature, Bucketized):
-            found.boundaries[feature.name] = bucket_boundaries(feature, summaries[0])
+            found.boundaries[feature.name] = bucket_boundaries(feature, summaries[0], plan.type)
         else:
-            found.numerics[feature.name] = summarised_fit(feature, summaries)
+            found.numerics[feature.name] = summarised_fit(feature, summaries, plan.type)
     return found
 
 

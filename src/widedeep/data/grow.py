@@ -11,7 +11,7 @@ from widedeep.data.fit_plan import FitPlan
 from widedeep.data.fit_scans import Found
 from widedeep.data.id_maps import map_ids, tuples_as_bytes
 from widedeep.features import Bucketized, Crossed, FeatureSpec, Numeric
-from widedeep.schema import Schema, Vocabulary
+from widedeep.schema import ColumnType, Schema, Vocabulary
 
 __all__ = ["grow_cross", "grow_values"]
 
@@ -35,10 +35,25 @@ def grow_values(found: Found, spec: FeatureSpec, plan: FitPlan, previous: Schema
     for feature in spec.all_features:
         if previous.spec.by_name.get(feature.name) != feature:
             continue
+        if isinstance(feature, Numeric | Bucketized):
+            before, now = previous.columns[feature.source], plan.types[feature.source]
+            if not _same_numbers(before, now):
+                found.notes.append(
+                    f"feature {feature.name!r}: its column was {before.storage} and is "
+                    f"{now.storage}, so its boundaries are learned anew"
+                )
+                continue
         if isinstance(feature, Numeric):
             found.numerics[feature.name] = previous.numerics[feature.name]
         elif isinstance(feature, Bucketized):
             found.boundaries[feature.name] = previous.boundaries[feature.name]
+
+
+def _same_numbers(before: ColumnType, now: ColumnType) -> bool:
+    """Whether a number means the same in both; what an older version did not write is trusted."""
+    narrow = {"float16", "float32"}
+    known = before.storage is not None and before.storage != now.storage
+    return not (known and narrow & {before.storage, now.storage})
 
 
 def grow_cross(found: Found, cross: Crossed, parts: Schema, previous: Schema) -> None:

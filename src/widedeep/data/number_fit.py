@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from widedeep.data.exact_sum import ExactSum
 from widedeep.errors import FeatureError
 from widedeep.features import Bucketized, Numeric
-from widedeep.schema import NumericFit
+from widedeep.schema import ColumnType, NumericFit
 
 __all__ = [
     "NumberSummary",
@@ -151,20 +151,28 @@ def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     return np.unique(ordered[places])
 
 
-def bucket_boundaries(feature: Bucketized, summary: NumberSummary) -> NDArray[np.float64]:
-    """Return the boundaries of a bucketized feature, given or learned."""
+def bucket_boundaries(
+    feature: Bucketized, summary: NumberSummary, kind: ColumnType
+) -> NDArray[np.float64]:
+    """Return the boundaries of a bucketized feature, given or learned.
+
+    Given ones are rounded as the column's values are: 0.7 then lies in the bucket from 0.7 on.
+    """
     if feature.boundaries is not None:
-        return np.array(feature.boundaries, np.float64)
+        return kind.round(np.array(feature.boundaries, np.float64))
     assert feature.quantiles is not None
     return quantile_cuts(summary.sample, feature.quantiles)
 
 
-def summarised_fit(feature: Numeric, summaries: Sequence[NumberSummary]) -> NumericFit:
+def summarised_fit(
+    feature: Numeric, summaries: Sequence[NumberSummary], kind: ColumnType
+) -> NumericFit:
     """Return what was learned for a numeric feature.
 
     Args:
         feature: The declaration.
         summaries: One a component.
+        kind: The column's type, to which a number for nulls is rounded.
 
     Raises:
         FeatureError: If values are too large to be scaled.
@@ -175,7 +183,7 @@ def summarised_fit(feature: Numeric, summaries: Sequence[NumberSummary]) -> Nume
         ordered = summary.sample if feature.transform == "quantile" else np.empty(0)
         cuts = quantiles(ordered, feature.quantiles)
         shift, scale = _shift_and_scale(feature, summary)
-        fills.append(_fill(feature, summary, ordered, cuts, (shift, scale)))
+        fills.append(_fill(feature, summary, ordered, cuts, (shift, scale), kind))
         scaling.append((shift, scale))
         boundaries.append(cuts)
     ranges = [(s.minimum, s.maximum) if s.count else (math.nan, math.nan) for s in summaries]
@@ -231,15 +239,16 @@ def _fill(
     ordered: NDArray[np.float64],
     cuts: NDArray[np.float64],
     scaling: tuple[float, float],
+    kind: ColumnType,
 ) -> float:
     shift, scale = scaling
     is_mean = isinstance(feature.missing, str)
+    raw = np.empty(0) if is_mean else kind.round(np.array([feature.missing], np.float64))
     if is_mean and not summary.count:
         return 0.0
     if feature.transform == "quantile":
-        return _mean_rank(ordered if is_mean else np.array([feature.missing]), cuts)
+        return _mean_rank(ordered if is_mean else raw, cuts)
     if not is_mean:
-        raw = np.array([feature.missing], np.float64)
         value = float((_signed_log(raw) if feature.transform == "log1p" else raw)[0])
         return (value - shift) * scale
     if feature.transform in ("standard", "log1p"):

@@ -15,10 +15,21 @@ from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
 from widedeep.kernels.transform import TransformPlan
 from widedeep.schema import Schema, Vocabulary, text_buffers
 
-__all__ = ["CompiledPlan", "compile_plan", "plain_value"]
+__all__ = ["UNITS", "CompiledPlan", "Moment", "compile_plan", "plain_value"]
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
+_PLAIN = (bool, int, float, str, bytes, type(None))
+UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1, "day": 86_400 * 10**9}
+"""Nanoseconds of a time's units."""
+
+
+class Moment(int):
+    """A point in time in microseconds since 1970, which native code tells from a plain number."""
+
+    def text(self) -> str:
+        """Return it as ISO 8601 writes it, in UTC."""
+        return str(np.datetime64(int(self), "us")) + "Z"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +83,9 @@ class _Compiler:
                     f"feature {feature.name!r}: its statistics do not fit ({error}); "
                     "fit the schema again"
                 ) from error
+        for column, kind in self.schema.columns.items():
+            if kind.storage is not None:
+                self.native.set_storage(column, *_native_storage(kind.storage))
         self.add_targets()
         self.fix_training_only()
         return CompiledPlan(self.native, self.places, tuple(self.unlearned))
@@ -219,6 +233,14 @@ class _Compiler:
         )
 
 
+def _native_storage(storage: str) -> tuple[str, int, int]:
+    """Return a storage's kind, digits and unit in nanoseconds."""
+    if storage in UNITS:
+        return "time", 0, UNITS[storage]
+    kind, _, digits = storage.partition(":")
+    return kind, int(digits or 0), 1
+
+
 def _contiguous(array: np.ndarray, dtype: type) -> np.ndarray:
     return np.ascontiguousarray(array, dtype)
 
@@ -226,23 +248,23 @@ def _contiguous(array: np.ndarray, dtype: type) -> np.ndarray:
 def plain_value(value: object) -> object:
     """Return a value of a request as None, bool, int, float or str; NotImplemented if it is none.
 
-    NumPy and Arrow scalars become Python's; dates and times become integer microseconds since 1970
-    (a time without a zone is taken as UTC), as columns of timestamps do; decimals become integers
-    where they are whole.
+    NumPy and Arrow scalars become Python's; dates and times become a :class:`Moment` (a time
+    without a zone is taken as UTC); decimals become integers where they are whole.
     """
     if isinstance(value, pa.Scalar):
-        return value.as_py()
+        inner = value.as_py()
+        return inner if isinstance(inner, _PLAIN) else plain_value(inner)
     if isinstance(value, np.datetime64):
-        return None if np.isnat(value) else int(value.astype("datetime64[us]").astype(np.int64))
+        return None if np.isnat(value) else Moment(value.astype("datetime64[us]").astype(np.int64))
     if isinstance(value, np.generic | np.ndarray):
         return value.item() if value.size == 1 else NotImplemented
     if type(value).__name__ == "NAType" or value != value:
         return None  # pandas.NaT and pandas.NA
     if isinstance(value, datetime.datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
-        return (moment - _EPOCH) // _MICROSECOND
+        return Moment((moment - _EPOCH) // _MICROSECOND)
     if isinstance(value, datetime.date):
-        return (value - _EPOCH.date()) // _MICROSECOND
+        return Moment((value - _EPOCH.date()) // _MICROSECOND)
     if isinstance(value, decimal.Decimal):
         return int(value) if value.is_finite() and value == int(value) else float(value)
     return NotImplemented

@@ -131,7 +131,7 @@ class DriftCounts:
             assert numbers is not None
             cuts, _, counts = self._numbers[feature.name, component]
             known = numbers[:, component]
-            known = known[~np.isnan(known)]
+            known = self._schema.columns[feature.source].round(known[~np.isnan(known)])
             found = np.searchsorted(cuts, known, side="right")
             counts += np.bincount(found, minlength=len(counts))
 

@@ -88,7 +88,8 @@ class HashNames:
         values = [_only(value) for value in chunk.column(source).take(pa.array(rows)).to_pylist()]
         if not isinstance(feature, Bucketized):
             return [str(value) for value in values]
-        places = np.searchsorted(self._schema.boundaries[name], np.array(values, float), "right")
+        numbers = self._schema.columns[source].round(np.array(values, float))
+        places = np.searchsorted(self._schema.boundaries[name], numbers, "right")
         return [self._schema.describe_id(name, FIRST_KNOWN_ID + int(at)) for at in places]
 
 

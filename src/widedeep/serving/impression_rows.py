@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import datetime
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from widedeep.data.transform_plan import plain_value
+from widedeep.data.transform_plan import UNITS, Moment, plain_value
 from widedeep.features.sides import item_columns
 from widedeep.schema import ColumnType
 from widedeep.serving.candidates import inline_items
@@ -229,7 +231,7 @@ def _ids(items: Sequence[Any]) -> pa.Array:
 
 def _typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
     try:
-        return pa.concat_arrays(values.cast(kind.arrow()).chunks)
+        return pa.concat_arrays(values.cast(kind.arrow(narrow=True)).chunks)
     except pa.ArrowException:
         return _typed(values.to_pylist(), kind)
 
@@ -237,22 +239,43 @@ def _typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
 def _typed(values: Sequence[Any], kind: ColumnType) -> pa.Array:
     """Return values in a column's type, read as the transform reads a request's."""
     try:
-        return pa.array(values, kind.arrow(), from_pandas=False)
+        array = pa.array(values, kind.arrow(), from_pandas=False)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        convert = _CONVERT[kind.kind]
-        return pa.array([_converted(value, kind, convert) for value in values], kind.arrow())
+        array = _converted(values, kind)
+    return array.cast(kind.arrow(narrow=True), safe=False)
 
 
-def _converted(value: Any, kind: ColumnType, convert: Any) -> Any:
+def _converted(values: Sequence[Any], kind: ColumnType) -> pa.Array:
+    if kind.storage in UNITS:
+        # Microseconds, as the transform reads them; then the column's own unit.
+        times = [_plain(value, kind, partial(_time, kind.storage)) for value in values]
+        wide = pa.array(times, ColumnType(kind="int", nested=kind.nested, storage="us").arrow())
+        return wide.cast(kind.arrow(), safe=False)
+    convert = _CONVERT[kind.kind]
+    return pa.array([_plain(value, kind, convert) for value in values], kind.arrow())
+
+
+def _plain(value: Any, kind: ColumnType, convert: Callable[[Any], Any]) -> Any:
     if value is None:
         return None
     if kind.nested:
         if isinstance(value, np.ndarray):
             value = value.tolist()
         parts = value if isinstance(value, list | tuple) else [value]
-        return [_converted(part, ColumnType(kind=kind.kind), convert) for part in parts]
+        return [_plain(part, ColumnType(kind=kind.kind), convert) for part in parts]
     plain = plain_value(value)
     return convert(value if plain is NotImplemented else plain)
+
+
+def _time(unit: str, value: Any) -> int:
+    """A time's microseconds: text of ISO 8601, a moment, or a number of the column's units."""
+    if isinstance(value, str | bytes):
+        text = value if isinstance(value, str) else value.decode()
+        is_count = text.lstrip("-").isdigit()
+        value = int(text) if is_count else plain_value(datetime.fromisoformat(text))
+    if not isinstance(value, Moment):
+        return int(math.floor(value) * UNITS[unit] // 1000)
+    return int(value) - int(value) % max(UNITS[unit] // 1000, 1)
 
 
 def _text(value: Any) -> str:

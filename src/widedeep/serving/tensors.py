@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ _LENGTH = struct.Struct("<I")
 
 def datatype_of(kind: ColumnType) -> str:
     """Return the protocol's type that holds a column."""
+    if kind.storage in ("float16", "float32"):
+        return f"FP{kind.storage[5:]}"
     return _BY_KIND[kind.kind]
 
 
@@ -130,7 +133,25 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> l
                 f"input {name!r}: got {str(value)[:80]!r} ({type(value).__name__}), expected "
                 f"{datatype} or null",
             )
+        if isinstance(value, int | float) and datatype != "BOOL":
+            values[at] = _in_range(name, datatype, at, value)
     return values
+
+
+def _in_range(name: str, datatype: str, at: int, value: float) -> float:
+    """Return a number as its tensor's bytes would hold it; one beyond the type is refused."""
+    dtype, held = np.dtype(DATATYPES[datatype]), math.inf
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"), suppress(OverflowError):
+            held = float(dtype.type(value))
+    elif np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
+        held = value
+    if math.isinf(held) and not (isinstance(value, float) and math.isinf(value)):
+        raise RequestError(
+            f"data[{at}]",
+            f"input {name!r}: got {str(value)[:80]}, expected a number within {datatype} or null",
+        )
+    return held
 
 
 def _flat(data: object) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from widedeep.bundle.plain_json import plain
 from widedeep.data.fragments import Source, origin_of
 from widedeep.data.reader import EpochPlan
 from widedeep.errors import BundleError
+from widedeep.schema import ColumnType
 
 __all__ = ["WARMUP_ROWS", "WarmupRows"]
 
@@ -21,13 +23,14 @@ class WarmupRows:
     """Rows kept from a fragment that training reads anyway, so that keeping them costs no reading.
 
     Args:
-        columns: The columns that scoring needs.
+        columns: The columns that scoring needs, with their types.
         seed: Which of the fragment's rows are kept.
     """
 
-    def __init__(self, columns: list[str], seed: int) -> None:
+    def __init__(self, columns: Mapping[str, ColumnType], seed: int) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._columns = columns
+        self._types = columns
+        self._columns = list(columns)
         self._seed = seed
         self._wanted: tuple[str, int] | None = None
 
@@ -51,10 +54,18 @@ class WarmupRows:
             return
         self._wanted = None
         picked = np.random.default_rng(self._seed).permutation(table.num_rows)[:WARMUP_ROWS]
-        columns = table.select(self._columns)
+        columns = pa.table({name: self._column(table, name) for name in self._columns})
         # Slices, for Arrow cannot take rows of every type (of string views, for one).
         rows = [columns.slice(row, 1).to_pylist()[0] for row in np.sort(picked).tolist()]
         self.rows = [kept for kept in map(_storable, rows) if kept is not None]
+
+    def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        """Where the schema knows no unit of its times, they are microseconds and no text."""
+        column = table.column(name)
+        is_time = pa.types.is_temporal(column.type)
+        if is_time and self._types[name].storage is None:
+            return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        return column
 
 
 def _storable(row: dict[str, Any]) -> dict[str, Any] | None:
