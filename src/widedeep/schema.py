@@ -205,7 +205,8 @@ class Slot:
 class Schema:
     """A spec with its vocabularies, quantiles and column types: all that turns rows into ids.
 
-    Made by :func:`widedeep.fit_schema`. Two schemas are equal if their fingerprints are.
+    Made by :func:`widedeep.fit_schema`. Two schemas are equal if their fingerprints are, and the
+    order of their labels.
 
     Args:
         spec: The declaration.
@@ -385,7 +386,10 @@ class Schema:
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Schema) and self.fingerprint == other.fingerprint
+        """Whether both turn rows into the same arrays; the order of the labels counts too."""
+        if not isinstance(other, Schema) or list(self.spec.labels) != list(other.spec.labels):
+            return False
+        return self.fingerprint == other.fingerprint
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)

@@ -68,6 +68,6 @@ def test_correction_for_many_tests() -> None:
 
 
 def test_an_undefined_difference_proves_nothing() -> None:
-    assert p_above(float("nan"), 1.0, 0.0) == 1.0
+    assert p_above(float("nan"), 1.0, 0.0) == 0.0
     assert p_above(1.0, 0.0, 0.5) == 0.0
     assert p_above(0.4, 0.0, 0.5) == 1.0

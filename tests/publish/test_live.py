@@ -235,9 +235,10 @@ def test_two_publishers_of_one_place(tmp_path: Path) -> None:
     late = one.publisher.bundle  # the latest was judged against the version before it
     with pytest.raises(BundleError, match=r"compared the bundle with another model .* validate it"):
         publish(late, one.models)
-    assert publish(other, one.models, verdict=verdict).parent == two[-1], "it was judged alone"
+    with pytest.raises(BundleError, match=r"compared the bundle with nothing; .*--against"):
+        publish(other, one.models, verdict=verdict)
     forced = publish(late, one.models, force=True, reason="the other one is worse")
-    assert forced.forced == "the other one is worse"
+    assert (forced.forced, forced.parent) == ("the other one is worse", two[-1])
 
 
 def test_stopped_between_publishing_and_saying_so(live: Live) -> None:

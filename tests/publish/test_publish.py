@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.command_line import Run
-from tests.gate.market import market, train
+from tests.gate.market import market, rewritten, train
 from widedeep.bundle import Bundle
 from widedeep.errors import BundleError, ConfigError
 from widedeep.gate import GateConfig, Verdict, validate, verdict_path
@@ -50,7 +51,7 @@ while True:
             (places.os, "mkdir"), (places, "write_text_whole"), (places, "fsync_path"),
         ):
             setattr(owner, name, dying(getattr(owner, name), left))
-        publish(candidate, models)
+        publish(candidate, models, force=True, reason="once more")
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     versions = sorted(p.name for p in Path(models).iterdir() if p.name[0] not in "._")
@@ -75,6 +76,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"good": good, "bad": bad}
 
 
+AGAIN: Any = {"force": True, "reason": "once more"}
+
+
+def nudge(bundle: Bundle, path: Path, by: float = 1e-6) -> Bundle:
+    """A model as good as another, of other bytes."""
+
+    def move(weights: dict[str, Any]) -> None:
+        weights["bias"] += by
+
+    return rewritten(bundle, path, move)
+
+
+def against(candidate: Path, serving: Path | None) -> Verdict:
+    """The gate's verdict; it passes."""
+    verdict = validate(candidate, serving, market(4000, 2), config=CONFIG)
+    assert verdict.passed, verdict.reasons
+    return verdict
+
+
 def versions(models: Path) -> list[str]:
     return sorted(p.name for p in models.iterdir() if p.name[0] not in "._")
 
@@ -83,7 +103,7 @@ def test_what_passed_is_published_with_its_history(made: dict[str, Path], tmp_pa
     models = tmp_path / "models"
     first = publish(made["good"], models)
     assert (first.version, first.parent) == ("1", None)
-    assert publish(made["good"], models).parent == "1"
+    assert publish(made["good"], models, **AGAIN).parent == "1"
     assert versions(models) == ["1", "2"]
     for version in ("1", "2"):
         assert Bundle.load(models / version).score([{"country": "de"}]).shape == (1,)
@@ -142,7 +162,10 @@ def test_killed_at_any_point(made: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_two_at_once(made: dict[str, Path], tmp_path: Path) -> None:
-    script = "import sys; from widedeep.publish import publish; publish(*sys.argv[1:])"
+    script = (
+        "import sys; from widedeep.publish import publish; "
+        "publish(*sys.argv[1:], force=True, reason='once more')"
+    )
     command = [sys.executable, "-c", script, str(made["good"]), str(tmp_path / "models")]
 
     def call(_: int) -> int:
@@ -169,14 +192,17 @@ def test_a_full_disk(
 
     monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(BundleError, match=r"No space left on device.*are as they were"):
-        publish(made["good"], models)
+        publish(made["good"], models, **AGAIN)
     assert versions(models) == ["1"]
     assert not [p for p in models.iterdir() if p.is_dir() and p.name.startswith(".")]
 
 
 def test_behind_a_url(made: dict[str, Path], tmp_path: Path) -> None:
     models = f"memory://{tmp_path.name}/models"
-    assert [publish(made["good"], models).version for _ in range(2)] == ["1", "2"]
+    assert publish(made["good"], models).version == "1"
+    with pytest.raises(BundleError, match="was published as version 1"):
+        publish(made["good"], models, verdict=against(made["good"], made["good"]))
+    assert publish(made["good"], models, **AGAIN).version == "2"
     assert [entry.version for entry in read_lineage(models)] == ["1", "2"]
     import fsspec
 
@@ -202,7 +228,14 @@ def test_from_the_command_line(run: Run, made: dict[str, Path], tmp_path: Path) 
     assert run("publish", bundle, models).code == 0
     code, out, _ = run("validate", bundle, "--against", models, *data, "--json")
     assert (code, json.loads(out)["passed"]) == (0, True)
-    assert run("publish", bundle, models).code == 0
+    code, _, err = run("publish", bundle, models)
+    assert (code, "was published as version 1" in err) == (2, True)
+    nudge(Bundle.load(bundle), tmp_path / "next")
+    code, out, _ = run("validate", tmp_path / "next", *data)
+    code, _, err = run("publish", tmp_path / "next", models)
+    assert (code, "compared the bundle with nothing" in err, "--against" in err) == (2, True, True)
+    assert run("validate", tmp_path / "next", "--against", models, *data).code == 0
+    assert run("publish", tmp_path / "next", models).code == 0
     code, out, _ = run("inspect", models)
     assert code == 0
     assert "1" in out and "2" in out
@@ -214,3 +247,113 @@ def test_from_the_command_line(run: Run, made: dict[str, Path], tmp_path: Path) 
     assert code == 2
     assert "gone" in err
     assert os.fspath(tmp_path) in err
+
+
+@pytest.mark.parametrize("models", ["folder", "memory://{}/models"])
+def test_what_was_compared_with_nothing_replaces_nothing(
+    made: dict[str, Path], tmp_path: Path, models: str
+) -> None:
+    place = models.format(tmp_path.name) if "://" in models else str(tmp_path / models)
+    publish(made["good"], place)
+    second = nudge(Bundle.load(made["good"]), tmp_path / "second").path
+    alone = against(second, None)
+    with pytest.raises(BundleError, match=r"version 1 serves.* compared the bundle with nothing"):
+        publish(second, place, verdict=alone)
+    assert publish(second, place, verdict=against(second, made["good"])).parent == "1"
+    # By now version 2 serves, and a verdict against version 1 is of yesterday.
+    third = nudge(Bundle.load(made["good"]), tmp_path / "third", 2e-6).path
+    with pytest.raises(BundleError, match=r"another model .* than the one in service, version 2"):
+        publish(third, place, verdict=against(third, made["good"]))
+    forced = publish(third, place, verdict=against(third, None), force=True, reason="an emergency")
+    assert (forced.version, forced.parent, forced.forced) == ("3", "2", "an emergency")
+    lineage = read_lineage(place)
+    assert [(e.version, e.depth, e.serves) for e in lineage] == [
+        ("1", 0, False),
+        ("2", 1, False),
+        ("3", 2, True),
+    ]
+
+
+def test_after_a_rollback(made: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    """What was withdrawn comes back by force alone; the next one follows what serves."""
+    models = tmp_path / "models"
+    publish(made["good"], models)
+    second = nudge(Bundle.load(made["good"]), tmp_path / "second").path
+    verdict = against(second, made["good"])
+    publish(second, models, verdict=verdict)
+    assert run("rollback", models).code == 0
+    with pytest.raises(BundleError, match="was published as version 2; nothing is published"):
+        publish(second, models, verdict=verdict)
+    third = nudge(Bundle.load(made["good"]), tmp_path / "third", 2e-6).path
+    with pytest.raises(BundleError, match="than the one in service, version 1"):
+        publish(third, models, verdict=against(third, second))
+    record = publish(third, models, verdict=against(third, made["good"]))
+    assert (record.version, record.parent) == ("3", "1")
+    shutil.rmtree(models / "2")  # its record tells of it all the same
+    with pytest.raises(BundleError, match="was published as version 2"):
+        publish(second, models, verdict=against(second, third))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"passed": True, "reasons": []}, "it was changed after it was written"),
+        ({"data": {"rows": 0}}, "it was changed after it was written"),
+        ({"sha256": None}, "it was changed after it was written"),
+        ({"dry_run": None}, "it was changed after it was written"),
+        ({"format": 1}, "format 1, expected 2"),
+    ],
+)
+def test_a_verdict_edited_by_hand(
+    made: dict[str, Path], tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    file = tmp_path / "verdict.json"
+    against(made["good"], None).save(file)
+    value = json.loads(file.read_text())
+    value.update(change)
+    value["notes"] = ["looks good to me"]
+    file.write_text(json.dumps(value))
+    with pytest.raises(BundleError, match=told):
+        publish(made["good"], tmp_path / "models", verdict=file)
+    for key in ("quality", "candidate", "passed", "serving"):
+        value = json.loads(verdict_path(made["good"]).read_text())
+        del value[key]
+        file.write_text(json.dumps(value))
+        with pytest.raises(BundleError, match="no verdict"):
+            publish(made["good"], tmp_path / "models", verdict=file)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": {"rows": 0}}, "data: rows is not defined"),
+        ({"data": {}}, "data: rows is not defined"),
+        ({"dry_run": {}}, "dry run is not defined"),
+        ({"quality": {}}, "every head is not defined"),
+        ({"quality": {"score": {"candidate": {}, "changes": {}}}}, "log_loss of the candidate"),
+    ],
+)
+def test_a_verdict_made_by_hand_lets_nothing_pass(
+    made: dict[str, Path], tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    verdict = dataclasses.replace(against(made["good"], None), **change)
+    with pytest.raises(BundleError, match=told):
+        publish(made["good"], tmp_path / "models", verdict=verdict)
+    assert not (tmp_path / "models/1").exists()
+
+
+def test_bytes_that_changed_after_the_verdict(made: dict[str, Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(made["good"], bundle)
+    verdict = against(bundle, None)
+    nudge(Bundle.load(made["good"]), tmp_path / "other")
+    shutil.rmtree(bundle)
+    shutil.copytree(tmp_path / "other", bundle)
+    with pytest.raises(BundleError, match="the verdict is of another bundle"):
+        publish(bundle, tmp_path / "models", verdict=verdict)
+    weights = bundle / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"weights\.safetensors"):
+        publish(bundle, tmp_path / "models", verdict=verdict)

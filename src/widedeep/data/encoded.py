@@ -172,6 +172,7 @@ def _key(transform: Transform, source: Source) -> dict[str, Any]:
         "format": ENCODED_FORMAT,
         "widedeep": __version__,
         "schema": transform.schema.fingerprint,
+        "labels": list(transform.schema.spec.labels),
         "inputs": [{k: v for k, v in r.items() if k != "path"} for r in source.describe()],
         # A file written again may keep its size, so its time counts too.
         "modified_ns": [file.stat().st_mtime_ns for file in source.files],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ def psi(expected: Floats, found: Floats) -> float:
     """Return the population stability index: sum of (found - expected) log(found / expected).
 
     Below 0.1 a distribution is taken to be unchanged, from 0.25 on to be another. Shares are taken
-    to be at least 0.0001, so that an empty bucket counts without being infinite.
+    to be at least 0.0001, so that an empty bucket counts without being infinite. Of no counts at
+    all it is not defined: NaN.
 
     Args:
         expected: How often each bucket was seen in training.
@@ -39,14 +41,20 @@ def psi(expected: Floats, found: Floats) -> float:
         >>> round(psi(np.array([50.0, 50.0]), np.array([60.0, 40.0])), 4)
         0.0405
     """
+    totals = float(expected.sum()), float(found.sum())
+    if not min(totals) > 0:
+        return math.nan
     shares = [
-        np.maximum(counts / max(1.0, counts.sum()), _LEAST_SHARE) for counts in (expected, found)
+        np.maximum(counts / total, _LEAST_SHARE)
+        for counts, total in zip((expected, found), totals, strict=True)
     ]
     return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
 
 
 def score_psi(serving_B: Floats, candidate_B: Floats) -> float:
     """Return the index of the candidate's scores over the tenths of those in service."""
+    if not len(serving_B):
+        return math.nan
     cuts = np.unique(np.quantile(serving_B, np.arange(1, _SCORE_BUCKETS) / _SCORE_BUCKETS))
     both = [
         np.bincount(np.searchsorted(cuts, scores, side="right"), minlength=len(cuts) + 1)
@@ -68,6 +76,7 @@ class FeatureDrift:
         new_values: Share of today's values that training did not see; None for numbers.
         values: How many values were compared.
         moved_most: The value or range whose share changed most, with both shares.
+        too_little: Why the values were not compared though training kept their counts.
     """
 
     feature: str
@@ -78,6 +87,7 @@ class FeatureDrift:
     new_values: float | None
     values: int
     moved_most: str | None
+    too_little: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -94,6 +104,7 @@ class DriftCounts:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._rows = 0
+        self._unreadable: set[str] = set()
         self._nulls = dict.fromkeys(schema.columns, 0)
         sizes = [slot.size for slot in schema.slots]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -127,6 +138,8 @@ class DriftCounts:
 
     def _add_numbers(self, feature: Numeric, column: pa.ChunkedArray) -> None:
         numbers = _components(column, feature.size)
+        if numbers is None:
+            self._unreadable.add(feature.name)
         for component in range(feature.size if numbers is not None else 0):
             assert numbers is not None
             cuts, _, counts = self._numbers[feature.name, component]
@@ -165,20 +178,25 @@ class DriftCounts:
         return {"missing_training": then, "missing_now": now, "missing_psi": moved}
 
     def _number(self, feature: Numeric) -> FeatureDrift:
-        worst, told, values = None, None, 0
+        worst, told, values, few = None, None, 0, None
         for component in range(feature.size):
             cuts, then, now = self._numbers[feature.name, component]
             values += int(now.sum())
-            if then.sum() and now.sum() >= _FEWEST_ROWS:
+            if then.sum() and now.sum() < _FEWEST_ROWS:
+                few = _too_few(int(now.sum()))
+            elif then.sum():
                 found = psi(then.astype(np.float64), now.astype(np.float64))
                 if worst is None or found > worst:
                     worst, told = found, _moved_most(then, now, lambda at, c=cuts: _range(c, at))
+        if feature.name in self._unreadable:
+            worst, told = math.nan, "its column holds no plain numbers"
         return FeatureDrift(
             feature=feature.name,
             psi=worst,
             new_values=None,
             values=values,
             moved_most=told,
+            too_little=few,
             **self._missing(feature.source),
         )
 
@@ -186,14 +204,18 @@ class DriftCounts:
         ids = self._ids[self._starts[index] : self._starts[index + 1]]
         oov = 0 if feature.oov_buckets is None else feature.oov_buckets
         first = FIRST_KNOWN_ID + oov
-        moved, told, new = None, None, None
+        moved, told, new, few = None, None, None, None
         vocabulary = None
         if not feature.hash_buckets and not feature.num_buckets:
             vocabulary = self._schema.vocabularies[self._schema.vocabulary_key(feature.name)]
             known, unseen = ids[first:], int(ids[0] + ids[FIRST_KNOWN_ID:first].sum())
             new = unseen / max(1, unseen + int(known.sum()))
             then = np.asarray(vocabulary.counts, np.float64)
-            if then.sum() and known.sum() >= _FEWEST_ROWS and feature.table is None:
+            kept = bool(then.sum()) and feature.table is None
+            # Where nothing is known any more, that says so by itself: see ``new_values``.
+            if kept and known.sum() < _FEWEST_ROWS and unseen < _FEWEST_ROWS:
+                few = _too_few(int(known.sum()))
+            elif kept and known.sum() >= _FEWEST_ROWS:
                 top = np.argsort(-then, kind="stable")[:_TOP_VALUES]
                 both = [_top_and_rest(counts, top) for counts in (then, known)]
                 moved = psi(both[0], both[1])
@@ -204,6 +226,7 @@ class DriftCounts:
             new_values=new,
             values=int(ids.sum() - ids[1]),
             moved_most=told,
+            too_little=few,
             **self._missing(feature.source),
         )
 
@@ -211,6 +234,10 @@ class DriftCounts:
         if at == len(top):
             return "the rarer values"
         return str(self._schema.vocabularies[feature.name].value(int(top[at])))
+
+
+def _too_few(values: int) -> str:
+    return f"{values:,} values, fewer than {_FEWEST_ROWS}"
 
 
 def _nulls(column: pa.ChunkedArray) -> int:
@@ -262,19 +289,21 @@ def drift_reasons(features: list[FeatureDrift], config: GateConfig) -> tuple[lis
     told: list[str] = []
     for one in features:
         into = told if one.feature in config.ignore_drift else decided
-        if one.missing_psi > config.max_psi:
+        if not one.missing_psi <= config.max_psi:
             into.append(
                 f"drift: feature {one.feature!r} is missing in {one.missing_now:.1%} of the rows, "
                 f"in training it was in {one.missing_training:.1%}"
             )
-        if one.psi is not None and one.psi > config.max_psi:
+        if one.psi is not None and not one.psi <= config.max_psi:
             into.append(
                 f"drift: feature {one.feature!r} has moved since training (stability index "
                 f"{one.psi:.3g}, allowed {config.max_psi:g}); most: {one.moved_most}"
             )
-        if one.new_values is not None and one.new_values > config.max_new_values:
+        if one.new_values is not None and not one.new_values <= config.max_new_values:
             into.append(
                 f"drift: {one.new_values:.1%} of the values of feature {one.feature!r} are new to "
                 f"the model, allowed are {config.max_new_values:.0%}"
             )
+        if one.too_little is not None:
+            told.append(f"drift: feature {one.feature!r} was not compared: {one.too_little}")
     return decided, told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -67,12 +68,19 @@ def dry_run_reasons(found: dict[str, Any], config: GateConfig) -> tuple[list[str
     """
     if found["error"] is not None:
         return [f"dry run: {found['error']}"], []
+    reasons, notes = [], []
     if not found["rows"]:
-        return [], ["dry run: the bundle holds no rows to replay; it was only loaded"]
-    reasons = []
-    if not found["finite"]:
+        told = "dry run: the bundle holds no rows to replay; it was only loaded"
+        if math.isfinite(config.max_latency_ms):
+            reasons.append(
+                f"{told}, so its scores and its latency cannot be judged: export it with rows "
+                "(warmup), or set max_latency_ms = inf"
+            )
+        else:
+            notes.append(told)
+    elif not found["finite"]:
         reasons.append("dry run: a score is NaN or infinite")
-    elif found["worst"] > _TOLERANCE:
+    elif not found["worst"] <= _TOLERANCE:
         reasons.append(
             f"dry run: scores differ by up to {found['worst']:.2g} from those stored at export, "
             f"allowed {_TOLERANCE:g}; export the model with this version"
@@ -83,11 +91,11 @@ def dry_run_reasons(found: dict[str, Any], config: GateConfig) -> tuple[list[str
         ("load_s", "loading takes", "s"),
     ):
         limit = getattr(config, f"max_{key}")
-        if limit is not None and found[key] > limit:
+        if limit is not None and key in found and not found[key] <= limit:
             reasons.append(
                 f"dry run: {told} {found[key]:.4g} {unit}, allowed {limit:g} (max_{key})"
             )
-    return reasons, []
+    return reasons, notes
 
 
 def _measure(path: str) -> dict[str, Any]:
@@ -102,12 +110,14 @@ def _measure(path: str) -> dict[str, Any]:
     if rows:
         scores = bundle.score(rows)
         by_head = scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
+        if by_head.keys() != bundle.warmup.scores.keys():
+            return {"error": f"{path}: not every head's scores are stored with it; export it again"}
         worst = [
-            np.abs(by_head[head] - np.asarray(stored)) / np.maximum(1.0, np.abs(stored))
+            np.abs(by_head[head] - np.asarray(stored, np.float64)) / np.maximum(1.0, np.abs(stored))
             for head, stored in bundle.warmup.scores.items()
         ]
         found["finite"] = all(bool(np.isfinite(part).all()) for part in by_head.values())
-        found["worst"] = float(max(part.max() for part in worst)) if found["finite"] else None
+        found["worst"] = float(np.max([p.max() for p in worst])) if found["finite"] else None
         request = [rows[at % len(rows)] for at in range(_REQUEST_ROWS)]
         times = []
         for _ in range(_REQUESTS):

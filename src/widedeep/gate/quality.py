@@ -26,6 +26,7 @@ __all__ = ["Quality", "judge_quality"]
 Floats = NDArray[np.float64]
 
 _FEWEST_UNITS = 30
+_LEAST_DEFINED = 0.9  # of the resamples
 _CALIBRATION_BINS = 10
 _MEASURES = ("log_loss", "auc", "calibration")
 
@@ -53,6 +54,7 @@ class _Judge:
         self.bags_B, self.n_bags = bags_of(scored.units_B, scored.n_units, config.seed)
         self.draws = resample(self.n_bags, config.bootstrap, config.seed)
         self.found = Quality()
+        self.seen_B = scored.weight_B > 0
         self.tests: list[tuple[float, dict[str, Any], str, str]] = []
         # The rows of the present head by each model's scores: sorted once, used for every slice.
         self.by_score: dict[str, NDArray[np.intp]] = {}
@@ -84,41 +86,67 @@ class _Judge:
         self.by_score = {name: np.argsort(v, kind="stable") for name, v in models.items()}
         entry = self._entry(head, codes_B, 1, slices=False)[0]
         entry["rows"] = len(weight_B)
+        little = self._too_little(head) + _undefined_scores(head)
+        entry["judged"] = not little
         entry["curve"] = {
             name: calibration_curve(head.labels_B, scores, weight_B, self.by_score[name])
             for name, scores in models.items()
         }
         self.found.heads[head.head.name] = entry
-        self.found.reasons += [where + told for told in self._too_little(head, entry)]
-        if not self.found.reasons:
+        self.found.reasons += [where + told for told in little]
+        if head.head.kind == "regression" and not self._is_ratio(head):
+            self.found.notes.append(
+                f"{where}labels below 0: predicted / observed is no measure of calibration there, "
+                "and was not judged"
+            )
+        if not little:
             self._overall(head, entry, where)
         for column in self.scored.slices:
-            self._slices(head, column, where)
+            self._slices(head, column, where, decides=not any(head.undefined.values()))
 
-    def _too_little(self, head: HeadScores, entry: Mapping[str, Any]) -> list[str]:
-        config, rows = self.config, len(self.scored)
+    def _too_little(self, head: HeadScores) -> list[str]:
+        config, seen = self.config, self.seen_B
+        rows, lead = int(seen.sum()), "too little data to judge by: "
         if rows < config.min_rows:
+            weighed = "" if rows == len(self.scored) else f" of weight above 0 (of {len(seen):,})"
             return [
-                f"too little data to judge by: {rows:,} rows, at least {config.min_rows:,} are "
-                "asked for (min_rows)"
+                f"{lead}{rows:,} rows{weighed}, at least {config.min_rows:,} are asked for "
+                "(min_rows)"
             ]
-        if head.head.kind != "binary":
-            return []
-        positives = float((head.labels_B).sum())
-        negatives = rows - positives
-        if min(positives, negatives) == 0:
-            only = 1 if positives else 0
+        units = len(np.unique(self.scored.units_B[seen]))
+        if units < _FEWEST_UNITS:
+            return [f"{lead}rows of {units} units alone, at least {_FEWEST_UNITS} are asked for"]
+        labels = head.labels_B[seen]
+        if labels.min() == labels.max():
+            at = int(labels[0]) if head.classes else labels[0]
+            only = repr(head.classes[int(at)]) if head.classes else f"{at:g}"
+            what = "value" if head.head.kind == "regression" else "class"
             return [
                 f"every label of the data is {only}: a model cannot be judged by rows of one "
-                "class; give data with both"
+                f"{what}; give data with both"
             ]
-        if min(positives, negatives) < config.min_positives:
+        if head.head.kind == "regression":
+            return []
+        if head.head.kind == "multiclass":
+            others = rows - int(np.bincount(labels.astype(np.int64)).max())
+            told = f"{others:,} rows of another class than the most frequent one"
+            fewer: float = others
+        else:
+            positives = float(labels.sum())
+            fewer = min(positives, rows - positives)
+            told = f"{positives:,.0f} positive and {rows - positives:,.0f} negative rows"
+        if fewer < config.min_positives:
+            of_each = " of each" if head.head.kind == "binary" else ""
             return [
-                f"too little data to judge by: {positives:,.0f} positive and {negatives:,.0f} "
-                f"negative rows, at least {config.min_positives:,} of each are asked for "
+                f"{lead}{told}, at least {config.min_positives:,}{of_each} are asked for "
                 "(min_positives)"
             ]
         return []
+
+    def _is_ratio(self, head: HeadScores) -> bool:
+        """Whether predicted / observed is a measure: of labels that are counts or amounts."""
+        labels = head.labels_B[self.seen_B]
+        return head.head.kind != "multiclass" and not (len(labels) and labels.min() < 0)
 
     def _entry(
         self, head: HeadScores, codes_B: NDArray[np.int64], codes: int, *, slices: bool
@@ -133,7 +161,7 @@ class _Judge:
             for name, scores_B in _models(head).items():
                 loss, drawn_loss = self.both(weight_B * head.losses(scores_B), codes_B, codes)
                 mine = {"log_loss": (loss / weights, drawn_loss / drawn_weights)}
-                if head.head.kind != "multiclass":
+                if self._is_ratio(head):
                     total, drawn = self.both(weight_B * scores_B, codes_B, codes)
                     mine["calibration"] = (total / labels, drawn / drawn_labels)
                 if binary:
@@ -141,15 +169,33 @@ class _Judge:
                     if not slices and self.scored.groups_B is not None:
                         mine["gauc"] = self._gauc(head, name)
                 found[name] = mine
-            if binary:
-                rate, drawn_rate = labels / weights, drawn_labels / drawn_weights
-                entropy = (_entropy(rate), _entropy(drawn_rate))
+            rate = labels / weights
+            constant = self._constant(head, codes_B, codes, weights)
             return [
-                _differences(found, at, rate=float(rate[at]), entropy=float(entropy[0][at]))
-                if binary
-                else _differences(found, at, rate=None, entropy=None)
+                _differences(
+                    found,
+                    at,
+                    rate=float(rate[at]) if binary else None,
+                    constant=float(constant[at]),
+                )
                 for at in range(codes)
             ]
+
+    def _constant(
+        self, head: HeadScores, codes_B: NDArray[np.int64], codes: int, weights: Floats
+    ) -> Floats:
+        """The loss of the best constant in each code: the mean label, or each class's share."""
+        weight_B, labels_B = self.scored.weight_B, head.labels_B
+        if head.head.kind == "multiclass":
+            place_B = codes_B * (count := int(labels_B.max()) + 1) + labels_B.astype(np.int64)
+            counts = np.bincount(place_B, weight_B, codes * count).reshape(codes, count)
+            shares: Floats = counts / weights[:, None]
+            return np.asarray(-(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(axis=1))
+        mean = np.bincount(codes_B, weight_B * labels_B, codes) / weights
+        if head.head.kind == "regression":
+            away_B = weight_B * (labels_B - mean[codes_B]) ** 2
+            return np.asarray(np.bincount(codes_B, away_B, codes) / weights)
+        return _entropy(mean)
 
     def _placements(
         self, head: HeadScores, name: str, groups_B: NDArray[np.int64]
@@ -201,15 +247,15 @@ class _Judge:
         config, reasons = self.config, self.found.reasons
         mine = entry["candidate"]
         theirs = entry.get("serving", {})
-        constant = mine.get("normalized_entropy")
-        if (
-            constant is not None
-            and constant >= 1
-            and not theirs.get("normalized_entropy", 0) > constant
-        ):
+        kind = head.head.kind
+        loss_name = "squared error" if kind == "regression" else "log loss"
+        relative = mine["normalized_loss"]
+        # A model that is worse than a constant, and still better than what serves, may replace it.
+        if not relative < 1 and not theirs.get("normalized_loss", 0) > relative:
+            level = "each class's share" if kind == "multiclass" else "the mean label"
             reasons.append(
-                f"{where}log loss {mine['log_loss']:.4f} is no better than the "
-                f"{mine['log_loss'] / constant:.4f} of a constant, the mean label"
+                f"{where}{loss_name} {mine['log_loss']:.4f} is no better than the "
+                f"{mine['log_loss'] / relative:.4f} of a constant, {level}"
             )
         away = mine.get("calibration_distance")
         if away is not None:
@@ -221,7 +267,7 @@ class _Judge:
                     "(max_calibration_error)"
                 )
         for measure, limit, told in (
-            ("log_loss", config.max_log_loss_rise, "log loss"),
+            ("log_loss", config.max_log_loss_rise, loss_name),
             ("auc", config.max_auc_drop, "AUC"),
             ("gauc", config.max_gauc_drop, "AUC within groups"),
             ("calibration", config.max_calibration_rise, "calibration"),
@@ -230,6 +276,8 @@ class _Judge:
             if change is None:
                 continue
             change["limit"] = limit
+            if not is_defined(change):
+                continue  # a reason to stop by itself: see undefined_figures
             change["p"] = p_above(change["worse"], change["error"], limit)
             if measure == "calibration":
                 # Nearer to the truth than can be told from it is near enough.
@@ -243,11 +291,12 @@ class _Judge:
                     "for sure in so little data"
                 )
 
-    def _slices(self, head: HeadScores, column: SliceColumn, where: str) -> None:
+    def _slices(self, head: HeadScores, column: SliceColumn, where: str, *, decides: bool) -> None:
         codes_B, codes = column.codes_B, len(column.values)
-        rows = np.bincount(codes_B, minlength=codes)
-        positives = np.bincount(codes_B, head.labels_B, codes)
-        units = (self.by_bag(np.ones(len(codes_B)), codes_B, codes) > 0).sum(axis=0)
+        seen_B = self.seen_B.astype(np.float64)
+        rows = np.bincount(codes_B, seen_B, codes).astype(np.int64)
+        positives = np.bincount(codes_B, head.labels_B * seen_B, codes)
+        units = (self.by_bag(seen_B, codes_B, codes) > 0).sum(axis=0)
         entries = self._entry(head, codes_B, codes, slices=True)
         for at in np.argsort(-rows, kind="stable").tolist():
             entry = {
@@ -261,6 +310,8 @@ class _Judge:
                 "failed": False,
             }
             self.found.slices.append(entry)
+            if not decides:
+                entry["too_little"] = entry["too_little"] or "scores that are NaN or infinite"
             if entry["too_little"] is None:
                 self._test_slice(entry, where)
 
@@ -277,6 +328,8 @@ class _Judge:
                     f"{positives:,.0f} positive rows of {rows:,}, fewer than "
                     f"{config.min_slice_positives:,} of one class"
                 )
+        if head.head.kind == "regression" and self._is_ratio(head) and not positives > 0:
+            return "every label is 0"
         if units < _FEWEST_UNITS:
             return f"rows of {units} units alone, fewer than {_FEWEST_UNITS}"
         return None
@@ -291,6 +344,8 @@ class _Judge:
             change = entry["changes"].get(measure)
             if change is not None:
                 change["limit"] = limits[measure]
+                if not is_defined(change):
+                    continue
                 p = p_above(change["worse"], change["error"], limits[measure])
                 if measure == "calibration":
                     mine = entry["candidate"]
@@ -334,12 +389,29 @@ def judge_quality(scored: Scored, config: GateConfig) -> Quality:
     for head in scored.heads:
         judge.head(head)
     judge.correct()
+    judge.found.reasons[:0] = scored.reasons
+    judge.found.notes[:0] = scored.notes
     if scored.unit is None and len(scored):
         judge.found.notes.append(
             "rows were resampled one by one: name the column of users or requests (unit under "
             "[gate]) if a user has many rows"
         )
     return judge.found
+
+
+def is_defined(change: Mapping[str, float]) -> bool:
+    """Tell whether a difference and its interval are finite numbers."""
+    return all(math.isfinite(change[key]) for key in ("worse", "error", "low", "high"))
+
+
+def _undefined_scores(head: HeadScores) -> list[str]:
+    names = {"candidate": "the candidate", "serving": "the model in service"}
+    return [
+        f"{count:,} of {len(head.labels_B):,} scores of {names[who]} are NaN or infinite; a model "
+        "cannot be judged by them"
+        for who, count in head.undefined.items()
+        if count
+    ]
 
 
 def calibration_curve(
@@ -381,7 +453,7 @@ def _differences(
     at: int,
     *,
     rate: float | None,
-    entropy: float | None,
+    constant: float,
 ) -> dict[str, Any]:
     """Both models' metrics of one code, and how much worse the candidate is in each."""
     entry: dict[str, Any] = {"changes": {}}
@@ -389,12 +461,13 @@ def _differences(
         entry["label_mean"] = rate
     for name, metrics in found.items():
         entry[name] = {metric: float(value[at]) for metric, (value, _) in metrics.items()}
-        if entropy:
-            entry[name]["normalized_entropy"] = entry[name]["log_loss"] / entropy
+        entry[name]["normalized_loss"] = (
+            entry[name]["log_loss"] / constant if constant > 0 else math.nan
+        )
         if "calibration" in metrics:
             value, drawn = metrics["calibration"]
             entry[name]["calibration_distance"] = float(_distance(value)[at])
-            entry[name]["calibration_error"] = float(np.nanstd(_logs(drawn)[:, at]))
+            entry[name]["calibration_error"] = _spread(_logs(drawn)[:, at])
     if "serving" not in found:
         return entry
     mine, theirs = found["candidate"], found["serving"]
@@ -408,16 +481,25 @@ def _differences(
         else:
             worse, spread = other - value, other_drawn - drawn
         column = spread[:, at]
-        if not np.isfinite(worse[at]) or not np.isfinite(column).any():
-            continue
-        low, high = np.nanquantile(column, [0.025, 0.975])
+        error = _spread(column)
+        low, high = (
+            np.quantile(column[np.isfinite(column)], [0.025, 0.975])
+            if math.isfinite(error)
+            else (math.nan, math.nan)
+        )
         entry["changes"][metric] = {
             "worse": float(worse[at]),
-            "error": float(np.nanstd(column)),
+            "error": error,
             "low": float(low),
             "high": float(high),
         }
     return entry
+
+
+def _spread(drawn: Floats) -> float:
+    """Return the standard deviation of resamples; NaN where too many of them are not defined."""
+    finite = drawn[np.isfinite(drawn)]
+    return float(finite.std()) if len(finite) >= _LEAST_DEFINED * len(drawn) else math.nan
 
 
 def _logs(ratio: Floats) -> Floats:
@@ -426,7 +508,8 @@ def _logs(ratio: Floats) -> Floats:
 
 
 def _distance(ratio: Floats) -> Floats:
-    return np.abs(_logs(ratio))
+    found: Floats = np.abs(_logs(ratio))
+    return found
 
 
 def _times(ratio: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -19,16 +20,18 @@ from widedeep.data.csv_values import ColumnKind
 from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import DataError, SchemaError
+from widedeep.errors import DataError
 from widedeep.features import Categorical
 from widedeep.gate.drift import DriftCounts
+from widedeep.gate.labels import LabelMatch, check_comparable, class_names
 
 __all__ = ["HeadScores", "Scored", "SliceColumn", "Watch", "score_both"]
 
 Floats = NDArray[np.float64]
 ByHead: TypeAlias = Mapping[str, Floats]
-Watch: TypeAlias = Callable[[pa.Table, Batch, ByHead, ByHead | None], None]
-"""Is shown each chunk of rows, the same encoded, and both models' scores of it by head."""
+Watch: TypeAlias = Callable[[pa.Table, Batch, ByHead, Batch | None, ByHead | None], None]
+"""Is shown each chunk of rows, and for each model the rows encoded by it and its scores by head,
+both in the order of that model's own classes."""
 
 _CHUNK_ROWS = 65_536
 _MOST_SLICES = 50
@@ -47,12 +50,19 @@ class HeadScores:
         labels_B: As trained on.
         candidate_B: Probability of the label, or the value; a class's own probability for classes.
         serving_B: The same of the model in service; None without one.
+        classes: Names of the candidate's classes, if they have names.
+        undefined: By model, rows with a score that is NaN or infinite.
+        common: Both models' probability of the row's class among the classes that both know; None
+            where they know the same.
     """
 
     head: BundleHead
     labels_B: Floats
     candidate_B: Floats
     serving_B: Floats | None
+    classes: tuple[str, ...] = ()
+    undefined: Mapping[str, int] = field(default_factory=dict)
+    common: tuple[Floats, Floats] | None = None
 
     def losses(self, scores_B: Floats) -> Floats:
         """Return each row's loss: log loss, or the squared error of a regression."""
@@ -93,6 +103,8 @@ class Scored:
         slices: To be judged each on its own.
         drift: Of the candidate's inputs.
         inputs: What was read.
+        reasons: Labels that stop the candidate.
+        notes: What a person should know of the labels.
     """
 
     heads: tuple[HeadScores, ...]
@@ -104,6 +116,8 @@ class Scored:
     slices: tuple[SliceColumn, ...]
     drift: DriftCounts
     inputs: list[Any]
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.weight_B)
@@ -117,6 +131,8 @@ class _Collected:
     candidate: list[list[Floats]] = field(default_factory=list)
     serving: list[list[Floats]] = field(default_factory=list)
     columns: dict[str, list[pa.Array]] = field(default_factory=dict)
+    undefined: Counter[tuple[str, str]] = field(default_factory=Counter)
+    common: dict[str, list[tuple[Floats, Floats]]] = field(default_factory=dict)
 
 
 def score_both(
@@ -139,10 +155,15 @@ def score_both(
         watch: Is shown all scores as they are made, of which only those of the label are kept.
 
     Raises:
-        DataError: If the data has no rows or lacks a column that a model or the gate needs.
-        SchemaError: If the models predict different labels.
+        DataError: If the data has no rows, lacks a column that a model or the gate needs, or holds
+            a label that no head of its kind can have.
+        SchemaError: If the models predict different labels, or classes of other names.
     """
-    _check_labels(candidate, serving)
+    if not candidate.schema.spec.labels:
+        raise DataError(f"{candidate.path}: its schema has no label; it cannot be judged")
+    if serving is not None:
+        check_comparable(candidate, serving)
+    match = LabelMatch(candidate, serving)
     slices = _slice_columns(candidate) if config.slices is None else config.slices
     unit = config.unit or candidate.schema.spec.group
     extra = [*slices, *([unit] if unit else [])]
@@ -157,13 +178,18 @@ def score_both(
         if not source.num_rows:
             raise DataError("the gate: got no rows to judge by; give recent labelled examples")
         names = list(dict.fromkeys(extra))
-        found = _collect(source, candidate, serving, transforms, names, drift, watch)
+        found = _collect(source, candidate, serving, transforms, names, drift, watch, match)
         inputs = source.describe()
+    reasons, notes = match.findings()
+    if not found.labels:
+        raise DataError(
+            "the gate: no row has a label that can be judged: " + "; ".join([*reasons, *notes])
+        )
     columns_B = {name: pa.chunked_array(parts) for name, parts in found.columns.items()}
     weight_B = _joined(found.weight).astype(np.float64)
     units_B, n_units = _units(columns_B[unit] if unit else None, len(weight_B))
     return Scored(
-        heads=_heads(candidate, serving, found),
+        heads=_heads(candidate, found),
         weight_B=weight_B,
         units_B=units_B,
         n_units=n_units,
@@ -172,26 +198,9 @@ def score_both(
         slices=tuple(_slice(name, columns_B[name]) for name in slices),
         drift=drift,
         inputs=inputs,
+        reasons=reasons,
+        notes=notes,
     )
-
-
-def _check_labels(candidate: Bundle, serving: Bundle | None) -> None:
-    mine = candidate.schema.spec.labels
-    if not mine:
-        raise DataError(f"{candidate.path}: its schema has no label; it cannot be judged")
-    if serving is None:
-        return
-    theirs = serving.schema.spec.labels
-    if mine != theirs or _kinds(candidate) != _kinds(serving):
-        raise SchemaError(
-            f"{candidate.path}: predicts {dict(mine)} ({_kinds(candidate)}), the model in service "
-            f"({serving.path}) {dict(theirs)} ({_kinds(serving)}); they cannot be compared: judge "
-            "it without --against, or train it on the same label"
-        )
-
-
-def _kinds(bundle: Bundle) -> list[str]:
-    return [f"{head.name or 'one head'}: {head.kind}" for head in bundle.model.heads]
 
 
 def _slice_columns(bundle: Bundle) -> list[str]:
@@ -215,6 +224,7 @@ def _collect(
     extra: Sequence[str],
     drift: DriftCounts,
     watch: Watch | None,
+    match: LabelMatch,
 ) -> _Collected:
     found = _Collected(columns={name: [] for name in extra})
     threads = transforms[0].threads
@@ -222,17 +232,26 @@ def _collect(
     for table in column_stream(source):
         origin, first_row = origin_of(table) or ("", 0)
         for start in range(0, table.num_rows, _CHUNK_ROWS):
-            chunk = table.slice(start, _CHUNK_ROWS)
+            chunk = match.known(table.slice(start, _CHUNK_ROWS))
+            if not chunk.num_rows:
+                continue
             batch = transforms[0](chunk, targets=True, origin=origin, first_row=first_row + start)
+            match.check(batch)
             drift.add(chunk, batch)
-            mine, theirs = _scores(candidate, batch, threads), None
+            mine, other, theirs = _scores(candidate, batch, threads), None, None
             found.candidate.append(_of_label(candidate, mine, batch))
+            _count_undefined(found, "candidate", mine)
             if serving is not None:
                 other = batch if alike else transforms[1](chunk, targets=True, origin=origin)
                 theirs = _scores(serving, other, threads)
-                found.serving.append(_of_label(serving, theirs, batch))
+                own = _of_label(serving, theirs, other)
+                found.serving.append(
+                    [own[match.other_index(h.name)] for h in candidate.model.heads]
+                )
+                _count_undefined(found, "serving", theirs)
+                _add_common(found, match, candidate, mine, theirs)
             if watch is not None:
-                watch(chunk, batch, mine, theirs)
+                watch(chunk, batch, mine, other, theirs)
             assert batch.labels_BL is not None
             found.labels.append(batch.labels_BL)
             ones = np.ones(len(batch), np.float32)
@@ -244,13 +263,40 @@ def _collect(
     return found
 
 
-def _scores(bundle: Bundle, batch: Batch, threads: int) -> ByHead:
+def _scores(bundle: Bundle, batch: Batch, threads: int) -> dict[str, Floats]:
     scores = bundle.scores_of(bundle.logits(batch, threads=threads))
     return scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
 
 
+def _count_undefined(found: _Collected, who: str, by_head: ByHead) -> None:
+    for name, scores in by_head.items():
+        finite_B = np.isfinite(scores).reshape(len(scores), -1).all(axis=1)
+        found.undefined[who, name] += int(np.count_nonzero(~finite_B))
+
+
+def _add_common(
+    found: _Collected, match: LabelMatch, candidate: Bundle, mine: ByHead, theirs: ByHead
+) -> None:
+    """Keep the rows' probabilities among the classes that both models know."""
+    for index, head in enumerate(candidate.model.heads):
+        columns = match.common_columns(head.name)
+        if columns is not None:
+            whole = [
+                s[head.name][:, at].sum(axis=1)
+                for s, at in zip((mine, theirs), columns, strict=True)
+            ]
+            own = (
+                found.candidate[-1][index] / whole[0],
+                found.serving[-1][index] / whole[1],
+            )
+            found.common.setdefault(head.name, []).append(own)
+
+
 def _of_label(bundle: Bundle, by_head: ByHead, labelled: Batch) -> list[Floats]:
-    """One column of scores a head: of a class head, the probability of the row's own class."""
+    """One column of scores a head: of a class head, the probability of the row's own class.
+
+    Scores and labels are both in the bundle's own order of classes.
+    """
     assert labelled.labels_BL is not None
     found = []
     for index, head in enumerate(bundle.model.heads):
@@ -262,17 +308,29 @@ def _of_label(bundle: Bundle, by_head: ByHead, labelled: Batch) -> list[Floats]:
     return found
 
 
-def _heads(candidate: Bundle, serving: Bundle | None, found: _Collected) -> tuple[HeadScores, ...]:
+def _heads(candidate: Bundle, found: _Collected) -> tuple[HeadScores, ...]:
     labels_BL = _joined(found.labels).astype(np.float64)
     return tuple(
         HeadScores(
             head=head,
             labels_B=np.ascontiguousarray(labels_BL[:, index]),
             candidate_B=np.concatenate([part[index] for part in found.candidate]),
-            serving_B=np.concatenate([part[index] for part in found.serving]) if serving else None,
+            serving_B=np.concatenate([part[index] for part in found.serving])
+            if found.serving
+            else None,
+            classes=class_names(candidate, head),
+            common=_joined_pairs(found.common.get(head.name)),
+            undefined={who: found.undefined[who, head.name] for who in ("candidate", "serving")},
         )
         for index, head in enumerate(candidate.model.heads)
     )
+
+
+def _joined_pairs(parts: list[tuple[Floats, Floats]] | None) -> tuple[Floats, Floats] | None:
+    if parts is None:
+        return None
+    mine, theirs = zip(*parts, strict=True)
+    return np.concatenate(mine), np.concatenate(theirs)
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

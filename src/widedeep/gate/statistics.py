@@ -129,6 +129,8 @@ def _narrow(groups_B: NDArray[np.int64]) -> NDArray[np.integer]:
 def p_above(estimate: float, error: float, limit: float) -> float:
     """Return how likely so large an estimate is if the truth is at the limit (one-sided, normal).
 
+    An estimate that is not defined speaks for nothing: 0.
+
     Args:
         estimate: What was found.
         error: Its standard error.
@@ -139,7 +141,7 @@ def p_above(estimate: float, error: float, limit: float) -> float:
         0.025
     """
     if not math.isfinite(estimate) or not math.isfinite(error):
-        return 1.0
+        return 0.0
     if error <= 0:
         return 0.0 if estimate > limit else 1.0
     return 0.5 * math.erfc((estimate - limit) / error / math.sqrt(2.0))

@@ -13,12 +13,12 @@ from widedeep import __version__
 from widedeep.bundle import Bundle
 from widedeep.config_gate import GateConfig
 from widedeep.data.sources import Data
-from widedeep.errors import BundleError
+from widedeep.errors import BundleError, WideDeepError
 from widedeep.gate.drift import drift_reasons, score_psi
 from widedeep.gate.dry_run import dry_run, dry_run_reasons
 from widedeep.gate.quality import Quality, judge_quality
 from widedeep.gate.scored import Scored, score_both
-from widedeep.gate.verdict import Verdict, bundle_identity, described
+from widedeep.gate.verdict import Verdict, bundle_identity, described, undefined_figures
 
 __all__ = ["validate"]
 
@@ -80,10 +80,31 @@ def validate(
             **about,
         )
     bundle = Bundle.load(path)
-    scored = score_both(bundle, served, data, config, threads=threads)
-    quality = judge_quality(scored, config)
-    drift, moved, told = _drift(scored, config)
+    try:
+        scored = score_both(bundle, served, data, config, threads=threads)
+        quality = judge_quality(scored, config)
+        drift, moved, told = _drift(scored, config)
+    except WideDeepError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # A mistake of ours, or data that nobody thought of: what was not judged does not pass.
+        return Verdict(
+            passed=False,
+            reasons=(*reasons, f"the gate could not judge ({error!r}): please report it"),
+            candidate=described(bundle),
+            dry_run=tried,
+            seconds=time.perf_counter() - started,
+            **about,
+        )
+    figures: dict[str, Any] = {
+        "data": {"rows": len(scored), "unit": scored.unit, "inputs": scored.inputs},
+        "dry_run": tried,
+        "quality": _heads(quality),
+        "slices": tuple(quality.slices),
+        "drift": drift,
+    }
     reasons += [*quality.reasons, *moved]
+    reasons += undefined_figures({**figures, **about})
     notes += [*quality.notes, *told]
     if served is None:
         notes.append("there is no model in service to compare with; it was judged on its own")
@@ -92,12 +113,8 @@ def validate(
         reasons=tuple(reasons),
         notes=tuple(notes),
         candidate=described(bundle),
-        data={"rows": len(scored), "unit": scored.unit, "inputs": scored.inputs},
-        dry_run=tried,
-        quality=_heads(quality),
-        slices=tuple(quality.slices),
-        drift=drift,
         seconds=time.perf_counter() - started,
+        **figures,
         **about,
     )
 
@@ -118,11 +135,12 @@ def _drift(scored: Scored, config: GateConfig) -> tuple[dict[str, Any], list[str
     reasons, told = drift_reasons(features, config)
     scores: dict[str, float] = {}
     for head in scored.heads:
-        if head.serving_B is None:
+        if head.serving_B is None or any(head.undefined.values()):
             continue
-        found = score_psi(head.serving_B, head.candidate_B)
+        mine, theirs = head.common or (head.candidate_B, head.serving_B)
+        found = score_psi(theirs, mine)
         scores[head.head.name or "score"] = found
-        if found > config.max_score_psi:
+        if not found <= config.max_score_psi:
             where = f"head {head.head.name}: " if head.head.name else ""
             reasons.append(
                 f"drift: {where}the scores are spread otherwise than those of the model in service "

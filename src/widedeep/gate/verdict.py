@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,9 +17,24 @@ from widedeep.bundle.plain_json import plain
 from widedeep.directory import file_sha256, write_text_whole
 from widedeep.errors import BundleError
 
-__all__ = ["Verdict", "bundle_identity", "verdict_path"]
+__all__ = ["Verdict", "bundle_identity", "undefined_figures", "verdict_path"]
 
-_FORMAT = 1
+_FORMAT = 2
+_OVERALL = {
+    "log_loss": ("max_log_loss_rise",),
+    "auc": ("max_auc_drop",),
+    "gauc": ("max_gauc_drop",),
+    "calibration": ("max_calibration_rise", "max_calibration_error"),
+}
+_SLICES = {
+    "log_loss": ("max_slice_log_loss_rise",),
+    "auc": ("max_slice_auc_drop",),
+    "calibration": ("max_slice_calibration_rise",),
+}
+_BESIDE = {
+    "log_loss": ("normalized_loss",),
+    "calibration": ("calibration_distance", "calibration_error"),
+}
 
 
 def bundle_identity(path: str | os.PathLike[str]) -> str:
@@ -79,7 +96,7 @@ class Verdict:
         """Return the verdict as plain values; NaN becomes None."""
         found = plain({"format": _FORMAT, **asdict(self)}, "verdict")
         assert isinstance(found, dict)
-        return found
+        return {**found, "sha256": _digest(found)}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the verdict as JSON, and as a page beside it (``.html``).
@@ -136,17 +153,132 @@ class Verdict:
         try:
             if value["format"] != _FORMAT:
                 raise ValueError(f"format {value['format']!r}, expected {_FORMAT}")
-            fields = {key: item for key, item in value.items() if key != "format"}
+            sealed = {key: item for key, item in value.items() if key != "sha256"}
+            if value["sha256"] != _digest(sealed):
+                raise ValueError("it was changed after it was written")
+            fields = {key: item for key, item in sealed.items() if key != "format"}
             for key in ("reasons", "notes", "slices"):
                 fields[key] = tuple(fields[key])
             if type(fields["passed"]) is not bool or bool(fields["reasons"]) is fields["passed"]:
                 raise ValueError("it passes and names reasons, or neither")
             fields["candidate"]["sha256"]
+            if fields["serving"] is not None:
+                fields["serving"]["sha256"]
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{origin}: got a file that is no verdict ({error!r}); validate the model again"
             ) from error
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a verdict's contents, so that one that was edited by hand is told."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def undefined_figures(verdict: Mapping[str, Any]) -> list[str]:
+    """Return why a verdict may not pass: each figure that was asked for and is no finite number.
+
+    A measure is asked for unless its limit is infinite. A slice that has too little data, and a
+    head that was stopped for that, decide nothing and need no figures.
+
+    Args:
+        verdict: Its parts by name, as values or as read from JSON.
+    """
+    limits, against = verdict["config"], verdict["serving"] is not None
+    wrong = [] if _at_least_one(verdict["data"].get("rows")) else ["data: rows"]
+    wrong += _undefined_run(verdict["dry_run"], limits)
+    if not verdict["quality"]:
+        wrong.append("quality: every head")
+    for head, entry in verdict["quality"].items():
+        if entry.get("judged") is not False:
+            wrong += _undefined_measures(f"quality of {head}", entry, limits, _OVERALL, against)
+    for entry in verdict["slices"]:
+        if entry["too_little"] is None:
+            where = f"slice {entry['column']} = {entry['value']}"
+            wrong += _undefined_measures(where, entry, limits, _SLICES, against)
+    wrong += _undefined_drift(verdict, limits, against)
+    return [
+        f"{name} is not defined; what cannot be judged does not pass (an infinite limit under "
+        "[gate] leaves a measure out)"
+        for name in wrong
+    ]
+
+
+def _undefined_drift(
+    verdict: Mapping[str, Any], limits: Mapping[str, Any], against: bool
+) -> list[str]:
+    drift, wrong = verdict["drift"], []
+    for entry in drift.get("features", ()):
+        for key in ("psi", "missing_training", "missing_now", "missing_psi", "new_values"):
+            # Of these two None is a value: training kept no counts, a number has no new values.
+            absent = key in ("psi", "new_values") and entry[key] is None
+            if not absent and not _finite(entry[key]):
+                wrong.append(f"drift of feature {entry['feature']!r}: {key}")
+    if against and _limited(limits, "max_score_psi"):
+        for head, entry in verdict["quality"].items():
+            if entry.get("judged") is not False and not _finite(drift.get("scores", {}).get(head)):
+                wrong.append(f"drift of the scores of {head}")
+    return wrong
+
+
+def _undefined_run(found: Mapping[str, Any], limits: Mapping[str, Any]) -> list[str]:
+    if "error" not in found or found["error"] is not None:
+        return ["dry run"]
+    wrong = [
+        f"dry run: {key}"
+        for key in ("load_s", "memory_mb")
+        if _limited(limits, f"max_{key}") and not _finite(found.get(key))
+    ]
+    if found.get("rows"):
+        wrong += [
+            f"dry run: {key}" for key in ("latency_ms", "worst") if not _finite(found.get(key))
+        ]
+    elif _limited(limits, "max_latency_ms"):
+        wrong.append("dry run: latency_ms")
+    return wrong
+
+
+def _undefined_measures(
+    where: str,
+    entry: Mapping[str, Any],
+    limits: Mapping[str, Any],
+    names: Mapping[str, tuple[str, ...]],
+    against: bool,
+) -> list[str]:
+    models = {
+        "candidate": "the candidate",
+        **({"serving": "the model in service"} if against else {}),
+    }
+    measures = [m for m in names if m == "log_loss" or m in entry.get("candidate", {})]
+    wrong = []
+    for measure in measures:
+        if not any(_limited(limits, limit) for limit in names[measure]):
+            continue
+        for who, told in models.items():
+            for key in (measure, *_BESIDE.get(measure, ())):
+                if names is _SLICES and key == "normalized_loss":
+                    continue
+                if not _finite(entry.get(who, {}).get(key)):
+                    wrong.append(f"{where}: {key} of {told}")
+        change = entry.get("changes", {}).get(measure, {})
+        if against and not all(_finite(change.get(k)) for k in ("worse", "error", "low", "high")):
+            wrong.append(f"{where}: how much worse {measure} is, with its interval,")
+    return wrong
+
+
+def _limited(limits: Mapping[str, Any], name: str) -> bool:
+    limit = limits.get(name)
+    return limit is not None and math.isfinite(limit)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _at_least_one(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def described(bundle: Bundle) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ __all__ = ["curve_chart", "metrics_table", "slices_table", "verdict_page", "verd
 
 _NAMES = {
     "log_loss": "log loss",
-    "normalized_entropy": "normalised entropy",
+    "normalized_loss": "loss / that of a constant",
     "calibration": "calibration (predicted / observed)",
     "auc": "AUC",
     "gauc": "AUC within groups",
@@ -79,10 +80,10 @@ def metrics_table(entry: Mapping[str, Any]) -> str:
 
 def _change(name: str, change: Mapping[str, float]) -> str:
     percent = name in ("log_loss", "calibration")
-    worse, low, high = (
-        f"{change[key]:+.2%}" if percent else f"{change[key]:+.4f}"
-        for key in ("worse", "low", "high")
-    )
+    values = [change[key] for key in ("worse", "low", "high")]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return "not defined"
+    worse, low, high = (f"{value:+.2%}" if percent else f"{value:+.4f}" for value in values)
     return f"{worse} ({low} to {high})"
 
 

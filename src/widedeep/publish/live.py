@@ -223,9 +223,8 @@ class LivePublisher:
         return True, publish(self.bundle, self.place.name, verdict=verdict).version, ()
 
     def _already(self, identity: str) -> str | None:
-        """The newest version, if it is this very bundle."""
-        versions = self.place.versions()
-        text = self.place.records().get(versions[-1]) if versions else None
+        """The version in service, if it is this very bundle."""
+        text = self.place.records().get(self.place.served() or "")
         if text is None:
             return None
         record = PublishRecord.from_text(text, origin=self.place.name)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from widedeep.bundle import Bundle
 from widedeep.errors import BundleError, ConfigError
-from widedeep.gate.verdict import Verdict
+from widedeep.gate.verdict import Verdict, bundle_identity
 from widedeep.publish.places import Place, open_place
-from widedeep.publish.record import PublishRecord, checked_verdict, make_record
+from widedeep.publish.record import RECORDS, PublishRecord, checked_verdict, make_record
 from widedeep.serving.versions import version_key
 
 __all__ = ["publish"]
@@ -38,7 +38,7 @@ def publish(
         verdict: That let it pass, or its file; None: the file that the gate left beside it. It is
             bound to the bundle's bytes.
         version: The version's name; None: one more than the largest number there is.
-        force: Publish what has not passed.
+        force: Publish what has not passed, or is a version already.
         reason: Why, with ``force``; kept with the version.
 
     Returns:
@@ -46,7 +46,7 @@ def publish(
 
     Raises:
         BundleError: If the bundle is damaged, has not passed, was compared with another model than
-            the one in service, or cannot be written.
+            the one in service or with none, was published before, or cannot be written.
         ConfigError: If the version's name is taken or would not be the newest, or ``force`` comes
             without a reason.
 
@@ -83,9 +83,11 @@ def _put(
         _check_name(place, name, there)
         parent = place.served()
         stale = _stale(place, parent, verdict)
-        if stale is not None and reason is None:
-            raise BundleError(stale)
-        passed = verdict is not None and verdict.passed and stale is None
+        again = _again(place, there, bundle_identity(bundle.path))
+        for refusal in (stale, again):
+            if refusal is not None and reason is None:
+                raise BundleError(refusal)
+        passed = verdict is not None and verdict.passed and stale is None and again is None
         forced = None if passed else reason
         record = make_record(bundle, version=name, parent=parent, verdict=verdict, forced=forced)
         try:
@@ -101,15 +103,38 @@ def _put(
 
 
 def _stale(place: Place, parent: str | None, verdict: Verdict | None) -> str | None:
-    """Tell of a comparison with a model that serves no longer."""
+    """Tell of a comparison with a model that serves no longer, or with none where one serves."""
     compared = None if verdict is None or verdict.serving is None else verdict.serving["sha256"]
-    if compared is None or parent is None or place.identity(parent) == compared:
+    if parent is None or place.identity(parent) == compared is not None:
         return None
+    if compared is None:
+        return (
+            f"{place.name}: version {parent} serves there, and the gate compared the bundle with "
+            f"nothing; validate it against what serves: --against {place.name}"
+        )
     return (
         f"{place.name}: the gate compared the bundle with another model ({str(compared)[:12]}) "
         f"than the one in service, version {parent}, which was published or rolled back to since; "
         "validate it again, against what serves now"
     )
+
+
+def _again(place: Place, versions: Collection[str], identity: str) -> str | None:
+    """Tell of a version that is this very bundle."""
+    records = place.records()
+    for name in sorted({*versions, *records}, key=version_key):
+        if name in records:
+            origin = f"{place.name}/{RECORDS}/{name}.json"
+            held = PublishRecord.from_text(records[name], origin=origin).bundle
+        else:
+            held = place.identity(name) or ""
+        if held == identity:
+            return (
+                f"{place.name}: this very bundle ({identity[:12]}) was published as version "
+                f"{name}; nothing is published. To serve an older version go back to it "
+                "(rollback), or publish it once more by force (--force --reason TEXT)"
+            )
+    return None
 
 
 def _next(versions: Collection[str], records: Collection[str]) -> str:

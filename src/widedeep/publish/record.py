@@ -13,7 +13,7 @@ from widedeep import __version__
 from widedeep.bundle import Bundle
 from widedeep.bundle.plain_json import plain
 from widedeep.errors import BundleError, ConfigError
-from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
+from widedeep.gate.verdict import Verdict, bundle_identity, undefined_figures, verdict_path
 
 __all__ = ["RECORDS", "PublishRecord", "checked_verdict", "make_record", "stream_path"]
 
@@ -109,6 +109,11 @@ def checked_verdict(
         raise BundleError(
             f"{bundle}: the verdict is of another bundle ({str(found.candidate['sha256'])[:12]} at "
             f"{found.candidate.get('path')}), this one is {identity[:12]}; validate this one"
+        )
+    if not force and (missing := undefined_figures(asdict(found))) and found.passed:
+        raise BundleError(
+            f"{bundle}: the verdict lacks what it should rest on: {'; '.join(missing)}; validate "
+            "the bundle again"
         )
     if not found.passed and not force:
         why = "; ".join(found.reasons)

@@ -16,7 +16,7 @@ from widedeep.config_gate import GateConfig
 from widedeep.data.batch import Batch
 from widedeep.data.sources import Data
 from widedeep.gate.drift import DriftCounts
-from widedeep.gate.quality import calibration_curve, judge_quality
+from widedeep.gate.quality import calibration_curve, is_defined, judge_quality
 from widedeep.gate.scored import HeadScores, Scored, score_both
 from widedeep.report.evaluation import BundleMetrics
 from widedeep.report.hash_names import HashNames
@@ -78,13 +78,14 @@ def measure_quality(
         chunk: pa.Table,
         batch: Batch,
         mine: Mapping[str, Floats],
+        other: Batch | None,
         theirs: Mapping[str, Floats] | None,
     ) -> None:
         if names is not None:
             names.add(chunk, batch)
-        for model, by_head in zip(watched, (mine, theirs), strict=False):
-            assert by_head is not None
-            model.update(by_head, batch)
+        watched[0].update(mine, batch)
+        if other is not None and theirs is not None:
+            watched[1].update(theirs, other)
 
     scored = score_both(bundle, against, data, config, threads=threads, watch=watch)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -98,7 +99,11 @@ def measure_quality(
                 "metrics": dict(
                     zip(WHO.values(), (found[head.head.name] for found in metrics), strict=False)
                 ),
-                "changes": judged.heads[head.head.name]["changes"],
+                "changes": {
+                    measure: change
+                    for measure, change in judged.heads[head.head.name]["changes"].items()
+                    if is_defined(change)
+                },
                 "gain": _gains(scored, head),
                 "curve": _curves(scored, head, [m.tops[head.head.name] for m in watched]),
                 "classes": watched[0].classes(head.head),
