@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from widedeep.cli_output import print_json, print_text, say
@@ -29,7 +30,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from widedeep.serving.orders import roll_back
+    from widedeep.serving.orders import check_loads, roll_back
     from widedeep.serving.served import NoVersion
     from widedeep.serving.state import read_state, state_path
 
@@ -41,13 +42,17 @@ def _rollback(arguments: argparse.Namespace) -> int:
         )
     root = Path(arguments.models)
     try:
-        target = roll_back(root, to=arguments.to)
+        target = roll_back(root, to=arguments.to, check=partial(check_loads, root))
     except NoVersion as error:
         say(f"widedeep: {error}")
         return NO
     withdrawn = read_state(state_path(root)).withdrawn
     if arguments.json:
-        print_json({"version": target, "withdrawn": list(withdrawn)})
+        print_json({"version": target, "withdrawn": list(withdrawn), "state": "requested"})
     else:
-        print_text(f"{root}: version {target} serves; withdrawn: {', '.join(withdrawn)}")
+        print_text(
+            f"{root}: version {target} is requested; servers that follow the directory take it at "
+            "their next look (2 s, unless --poll says otherwise), and GET /v1/status says which "
+            f"version serves; withdrawn: {', '.join(withdrawn)}"
+        )
     return GOOD

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from tests.bundle import models
 from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
 from widedeep.data.join import ImpressionLog as JoinedLog
 from widedeep.errors import ConfigError
+from widedeep.schema import ColumnType
+from widedeep.serving import impression_files, impression_rows, impressions
 from widedeep.serving.impression_files import Retention, Rotation
 from widedeep.serving.impression_rows import OWN_COLUMNS
 from widedeep.serving.impressions import ImpressionLog
@@ -135,8 +139,6 @@ def test_join_and_fit_read_the_log(ranker: Ranker, tmp_path: Path) -> None:
     assert set(models.schema().columns) - {"installed"} <= set(examples.column_names)
     assert sum(examples["label"].to_pylist()) > 0
     spec = models.spec()
-    from dataclasses import replace
-
     spec = replace(spec, label="label")
     schema = wd.fit_schema(spec, examples)
     trainer = wd.Trainer(wd.WideDeep(schema, hidden_units=[4], embedding_dim=2))
@@ -182,8 +184,6 @@ def test_a_sample_takes_its_share_of_the_request_ids(ranker: Ranker, tmp_path: P
 
 
 def named(record: Record, request_id: str) -> Record:
-    from dataclasses import replace
-
     return replace(record, request_id=request_id)
 
 
@@ -285,10 +285,14 @@ def test_another_model_s_columns_go_to_another_folder(ranker: Ranker, tmp_path: 
     assert sum(pq.read_table(folder).num_rows for folder in folders) == log.counts().rows
 
 
-def test_a_failing_disk_loses_rows_and_counts_them(
-    ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rows_wait_for_a_disk_that_fails_and_what_is_beyond_their_bound_is_counted(
+    ranker: Ranker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     record = ranked(ranker)
+    monkeypatch.setattr(impressions, "_RETRY_S", (0.01, 0.05))
     with ImpressionLog(tmp_path) as log:
         write = log._files.write
 
@@ -297,11 +301,139 @@ def test_a_failing_disk_loses_rows_and_counts_them(
 
         monkeypatch.setattr(log._files, "write", full)
         log.offer(record)
-        eventually(lambda: log.counts().failed == 1)
+        eventually(lambda: log.counts().waiting == len(ITEMS))
         assert "No space left" in str(log.counts().error)
+        monkeypatch.setattr(impressions, "_MOST_PENDING_BYTES", 0)
+        log.offer(named(record, "beyond"))
+        eventually(lambda: log.counts().failed == 1)
+        monkeypatch.setattr(impressions, "_MOST_PENDING_BYTES", 1 << 20)
         monkeypatch.setattr(log._files, "write", write)
         log.offer(named(record, "r2"))
-    assert set(written(tmp_path)["request_id"].to_pylist()) == {"r2"}
+        eventually(lambda: log.counts().error is None)
+    assert set(written(tmp_path)["request_id"].to_pylist()) == {"r1", "r2"}
+    counts = log.counts()
+    assert (counts.requests, counts.failed, counts.lost_rows) == (2, 1, len(ITEMS))
+    assert (counts.rows, counts.waiting) == (2 * len(ITEMS), 0)
+    events = [json.loads(line)["event"] for line in capfd.readouterr().err.splitlines()]
+    assert events == ["impression_log_fails", "impression_log_goes_on"]
+
+
+HUGE = 10**30
+ODD = {
+    "an id beyond 64 bits": ({"user_id": 2**63}, {}, {"user_id": str(2**63)}),
+    "an id of 5,000 digits": ({"user_id": 10**5000}, {}, {"user_id": hex(10**5000)}),
+    "half an emoji as id": ({"user_id": "\ud83d"}, {}, {"user_id": "\ud83d"}),
+    "half an emoji in a column": ({"user": "a\ud83d"}, {}, {"user": {"user": "a\ud83d"}}),
+    "half an emoji in a list": ({"tags": ["x", "\udc00"]}, {}, {"user": {"tags": ["x", "\udc00"]}}),
+    "a time after the year 292,277": ({}, {"time_us": 2**63}, {"event_time_us": str(2**63)}),
+    "no number": ({"age": "?"}, {}, {"user": {"age": "?"}}),
+    "a huge text": ({"age": "9" * 100_000 + "x"}, {}, {"user": {"age": "9" * 100_000 + "x"}}),
+    "a list in a list": ({"tags": [["x"]]}, {}, {}),
+    "a dict": ({"user": {"name": "bo"}, "age": {"years": 4}}, {}, {}),
+    "a date that is none": ({"age": object()}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
+def test_a_request_that_no_column_takes_is_kept_and_takes_no_other_with_it(
+    ranker: Ranker, tmp_path: Path, odd: Any
+) -> None:
+    values, offered, kept = odd
+    record = ranked(ranker, "before", k=2)
+    bad = replace(record, request_id="odd", user={**record.user, **values})
+    with ImpressionLog(tmp_path) as log:
+        assert log.offer(record) and log.offer(bad, **offered)
+        assert log.offer(named(record, "after"))
+    counts = log.counts()
+    ids = {row["request_id"] for row in written(tmp_path).to_pylist()}
+    text = [
+        json.loads(line)
+        for file in tmp_path.glob("_as_text/*")
+        for line in file.read_text().splitlines()
+    ]
+    assert {"before", "after"} <= set(ids)
+    assert counts.requests == 3 and counts.failed == counts.lost_rows == 0
+    assert ("odd" in ids) + len(text) == 1 == ("odd" in ids) + counts.as_text
+    for line in text:
+        assert line["request_id"] == "odd" and line["items"] == record.ranking.items
+        assert line["scores"] == record.ranking.scores.tolist()
+        features = kept.get("user", {})
+        assert {name: line["user"][name] for name in features} == features
+        assert all(line[name] == kept[name] for name in kept.keys() - {"user"})
+
+
+def test_an_integer_column_takes_whole_numbers_alone(tmp_path: Path) -> None:
+    kinds = {"a": ColumnType(kind="int"), "b": ColumnType(kind="bool")}
+    assert impression_rows._typed([1, 2.0, "3", None], kinds["a"]).to_pylist() == [1, 2, 3, None]
+    assert impression_rows._typed([True, "false", 1], kinds["b"]).to_pylist() == [True, False, True]
+    for kind, value in (("a", 1.5), ("a", 1e300), ("a", float("inf")), ("a", HUGE), ("b", "yes")):
+        with pytest.raises((ValueError, OverflowError, pa.ArrowException)):
+            impression_rows._typed([1, value], kinds[kind])
+
+
+def test_what_is_kept_as_text_hides_what_the_columns_hide(ranker: Ranker, tmp_path: Path) -> None:
+    record = ranked(ranker, k=1)
+    bad = replace(record, user={**record.user, "user": "bo\ud83d", "age": "secret"})
+    with ImpressionLog(tmp_path, user_id="user", hash_users=b"k" * 16, columns=["tags"]) as log:
+        assert log.offer(bad)
+        assert log.offer(replace(bad, request_id="\ud83d"))
+    lines = "".join(file.read_text() for file in tmp_path.glob("_as_text/*"))
+    assert "bo" not in lines and "secret" not in lines and "ud83d" in lines
+    assert written(tmp_path)["user_id"].to_pylist()[0] == json.loads(lines)["user_id"]
+
+
+def test_a_folder_that_is_taken_away_comes_back_with_all_rows(
+    ranker: Ranker, tmp_path: Path
+) -> None:
+    record = ranked(ranker, k=3)
+
+    def away(folder: Path) -> None:
+        os.rename(folder, folder.with_name("moved"))
+
+    for take_away in (shutil.rmtree, away):
+        folder = tmp_path / take_away.__name__
+        with ImpressionLog(folder) as log:
+            log.offer(named(record, "before"))
+            eventually(lambda: log.counts().requests == 1)
+            take_away(folder)
+            log.offer(named(record, "after"))
+            eventually(lambda: log.counts().requests == 2)
+        assert set(written(folder)["request_id"].to_pylist()) == {"before", "after"}
+        assert log.counts().error is None
+
+
+def test_a_spool_that_is_cut_is_counted_and_leaves_no_torn_file(
+    ranker: Ranker, tmp_path: Path
+) -> None:
+    record = ranked(ranker, k=2)
+    with ImpressionLog(tmp_path) as log:
+        for n in range(3):
+            log.offer(named(record, str(n)))
+            eventually(lambda n=n: log.counts().requests == n + 1)  # type: ignore[misc]
+        (spool,) = tmp_path.glob("*/.*.rows.tmp")
+        os.truncate(spool, spool.stat().st_size - 100)
+    assert written(tmp_path)["request_id"].to_pylist() == ["0", "0", "1", "1"]
+    assert log.counts().lost_rows == 2
+
+
+def test_files_that_cannot_be_completed_are_tried_again(
+    ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(impressions, "_RETRY_S", (0.01, 0.05))
+    rename, failures = os.rename, iter(range(3))
+
+    def failing(source: Path, target: Path) -> None:
+        if next(failures, None) is not None:
+            raise PermissionError(13, "Permission denied")
+        rename(source, target)
+
+    monkeypatch.setattr(impression_files.os, "rename", failing)
+    with ImpressionLog(tmp_path, rotation=Rotation(seconds=0.01)) as log:
+        log.offer(ranked(ranker, "kept", k=1))
+        eventually(lambda: log.counts().errors >= 2)
+        assert not list(tmp_path.glob("*/*.parquet"))
+        eventually(lambda: complete(tmp_path, 1))
+    assert written(tmp_path)["request_id"].to_pylist() == ["kept"]
 
 
 def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
@@ -348,9 +480,11 @@ def test_kill_9_leaves_only_complete_files(ranker: Ranker, tmp_path: Path) -> No
     assert table.num_rows % len(ITEMS) == 0
     numbers = {int(each.removeprefix("request ")) for each in table["request_id"].to_pylist()}
     assert numbers == set(range(len(numbers)))
-    # The next process clears away what this one left; one that is alive keeps its file.
+    # The next process makes a file of what this one left; one that is alive keeps its own.
     with ImpressionLog(folder) as log:
         assert not list(folder.glob("*/.*.tmp"))
+        both = {int(e.removeprefix("request ")) for e in written(folder)["request_id"].to_pylist()}
+        assert both == set(range(len(both))) and len(both) >= len(numbers)
         log.offer(ranked(ranker, "after"))
         eventually(lambda: any(folder.glob("*/.*.tmp")))
         ImpressionLog(folder).close()

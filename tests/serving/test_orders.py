@@ -127,12 +127,17 @@ def test_rollback_from_the_shell_is_followed_by_the_servers(
         assert registry.wait_ready(30)
         assert serves("2")
         assert main(["rollback", str(root)]) == 0
-        assert "version 1 serves; withdrawn: 2" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "version 1 is requested" in told and "withdrawn: 2" in told
         eventually(lambda: serves("1"))
         assert main(["rollback", str(root)]) == 1
         assert "no version before '1' to go back to" in capsys.readouterr().err
         assert main(["rollback", str(root), "--to", "2", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {"version": "2", "withdrawn": []}
+        assert json.loads(capsys.readouterr().out) == {
+            "version": "2",
+            "withdrawn": [],
+            "state": "requested",
+        }
         eventually(lambda: serves("2"))
     assert main(["rollback", str(root), "--to", "7"]) == 1
     assert main(["rollback", str(tmp_path / "nowhere")]) == 2

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from widedeep.errors import ConfigError, WideDeepError
+from widedeep.serving.background import BackgroundThread, ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.loading import RankerOptions, load_ranker, lower_thread_priority
 from widedeep.serving.plan import Plan, make_plan
@@ -20,6 +21,10 @@ from widedeep.serving.state import ServingState, read_state
 from widedeep.serving.versions import Policy, Signature, find_versions, signature
 
 __all__ = ["Failure", "Following", "Routes"]
+
+_IDLE_S = 1.0
+_LONGEST_LOAD_S = 3600.0
+_RETRY_S = (2.0, 60.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +54,16 @@ class Failure:
         files: The version's.
         items: The catalogue's; with others of either it is worth another try.
         why: As told to the operator.
+        attempts: How often it was tried.
+        again_at: When it is tried again though nothing has changed, by the monotonic clock; None:
+            never, for the reason lies in the files.
     """
 
     files: Signature
     items: Signature
     why: str
+    attempts: int = 1
+    again_at: float | None = None
 
 
 class Following:
@@ -69,6 +79,8 @@ class Following:
         policy: Which versions are wanted.
         poll_s: Seconds between looks.
         options: How versions are loaded.
+        monitor: Watches the threads; None: a new one.
+        name: Of the model, where a server has several.
 
     Attributes:
         lock: Of everything below.
@@ -80,11 +92,19 @@ class Following:
         leaving: Versions no longer asked for, and not yet freed.
         loading: Name of the version that is being loaded.
         problem: Why the directory or the state could not be read at the last look.
+        problems: How many looks have failed so.
         routes: Who answers what.
     """
 
     def __init__(
-        self, root: Path, state_file: Path, policy: Policy, poll_s: float, options: RankerOptions
+        self,
+        root: Path,
+        state_file: Path,
+        policy: Policy,
+        poll_s: float,
+        options: RankerOptions,
+        monitor: ThreadMonitor | None = None,
+        name: str = "",
     ) -> None:
         self._root, self._state_file, self._policy = root, state_file, policy
         self._poll_s, self._options = poll_s, options
@@ -97,18 +117,18 @@ class Following:
         self.leaving: list[LoadedVersion] = []
         self.loading: str | None = None
         self.problem: str | None = None
+        self.problems = 0
         self.routes = Routes()
+        self._monitor, self._name = monitor or ThreadMonitor(), name
         self._prepare: Callable[[LoadedVersion], None] | None = None
         self._routed: Callable[[Routes], None] | None = None
         self._looking = threading.Lock()
         self._items: Signature = ()
         self._catalogue: tuple[Signature, Catalogue] | None = None
+        self._attempts: dict[str, int] = {}
         self._plan = Plan((), None)
         self._closing = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._watch, name="widedeep-watch", daemon=True),
-            threading.Thread(target=self._work, name="widedeep-work", daemon=True),
-        ]
+        self._threads: list[BackgroundThread] = []
 
     def start(self) -> None:
         """Look once, then go on in the background.
@@ -119,8 +139,14 @@ class Following:
         self.look()
         if self.problem is not None:
             raise ConfigError(self.problem)
-        for thread in self._threads:
-            thread.start()
+        of = f":{self._name}" if self._name else ""
+        watcher = self._monitor.start(
+            f"versions{of}", self._watch, stuck_s=max(60.0, 10 * self._poll_s)
+        )
+        self._threads = [
+            watcher,
+            self._monitor.start(f"loading{of}", self._work, stuck_s=_LONGEST_LOAD_S),
+        ]
 
     def close(self, timeout_s: float) -> None:
         """Stop; each version is freed when its last request ends, for ``timeout_s`` at most."""
@@ -135,8 +161,7 @@ class Following:
         if shadow is not None:
             shadow.close()
         for thread in self._threads:
-            if thread.is_alive():
-                thread.join(timeout_s)
+            thread.join(timeout_s)
 
     @property
     def closing(self) -> bool:
@@ -145,9 +170,11 @@ class Following:
 
     # ---- looking --------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        while not self._closing.wait(self._poll_s):
-            self.look()
+    def _watch(self) -> bool:
+        if self._closing.wait(self._poll_s):
+            return False
+        self.look()
+        return True
 
     def look(self) -> None:
         """Read the directory and the state, and change the routes by what is loaded already."""
@@ -155,20 +182,34 @@ class Following:
             try:
                 state = read_state(self._state_file)
                 paths = find_versions(self._root)
-            except ConfigError as error:
+                found = {name: (path, signature(path)) for name, path in paths.items()}
+                items = _file_signature(self._options.items)
+            except (ConfigError, OSError) as error:
                 # What is served is served on: a file system may be away for a moment.
-                self.problem = str(error)
+                self._set_problem(str(error))
                 return
-            found = {name: (path, signature(path)) for name, path in paths.items()}
-            items = _file_signature(self._options.items)
+            now = time.monotonic()
             with self.changed:
-                self.problem, self.state, self.found, self._items = None, state, found, items
+                self.state, self.found, self._items = state, found, items
                 self.failed = {
                     name: failure
                     for name, failure in self.failed.items()
-                    if name in found and failure.files == found[name][1] and failure.items == items
+                    if name in found
+                    and failure.files == found[name][1]
+                    and failure.items == items
+                    and (failure.again_at is None or now < failure.again_at)
                 }
+                self._attempts = {n: k for n, k in self._attempts.items() if n in found}
                 self._settle()
+            self._set_problem(None)
+
+    def _set_problem(self, problem: str | None) -> None:
+        """Note whether the look went well; log it when that changes."""
+        before, self.problem = self.problem, problem
+        self.problems += problem is not None
+        if (before is None) != (problem is None):
+            event = "versions_unreadable" if problem else "versions_readable"
+            self._monitor.log.event(event, model=self._name or None, error=problem)
 
     def _settle(self) -> None:
         """Plan anew and route by it; with the lock held."""
@@ -238,42 +279,51 @@ class Following:
         if running is not None:
             # Its thread ends by itself; waiting for it here would hold the lock.
             running.close(timeout_s=0)
-        return None if wanted is None else ShadowScoring(wanted.name, wanted.ranker)
+        if wanted is None:
+            return None
+        return ShadowScoring(wanted.name, wanted.ranker, self._monitor)
 
     # ---- loading and freeing --------------------------------------------------------------------
 
-    def _work(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(self._has_work)
-                if self._closing.is_set() and not self.leaving:
-                    return
-                unused = [old for old in self.leaving if not old.in_use]
-                self.leaving = [old for old in self.leaving if old.in_use]
-                name, stale = self._next_load(), self._next_catalogue()
-                place = None if name is None else self.found[name]
-                self.loading = name
-                self.changed.notify_all()
-            for old in unused:
-                old.free()
-            unused.clear()
-            if name is not None and place is not None:
-                self._beside(partial(self._load, name, *place))
-            elif stale is not None:
-                self._beside(partial(self._refresh_catalogue, stale))
+    def _work(self) -> bool:
+        with self.changed:
+            if not self.changed.wait_for(self._has_work, _IDLE_S):
+                return True
+            if self._closing.is_set() and not self.leaving:
+                return False
+            unused = [old for old in self.leaving if not old.in_use]
+            self.leaving = [old for old in self.leaving if old.in_use]
+            name, stale = self._next_load(), self._next_catalogue()
+            place = None if name is None else self.found[name]
+            self.loading = name
+            self.changed.notify_all()
+        for old in unused:
+            old.free()
+        unused.clear()
+        if name is not None and place is not None:
+            self._beside(partial(self._load, name, *place))
+        elif stale is not None:
+            self._beside(partial(self._refresh_catalogue, stale))
+        return True
 
     def _beside(self, work: Callable[[], None]) -> None:
         """Do it in a thread of low priority while a version serves, and at full speed before."""
+        failures: list[Exception] = []
 
         def run() -> None:
             if self.routes.default is not None:
                 lower_thread_priority()
-            work()
+            try:
+                work()
+            except Exception as error:  # for the thread that waits
+                failures.append(error)
 
         # A thread each: one that has lowered its priority may not raise it again.
         thread = threading.Thread(target=run, name="widedeep-load", daemon=True)
         thread.start()
         thread.join()
+        for error in failures:
+            raise error
 
     def _has_work(self) -> bool:
         if any(not old.in_use for old in self.leaving):
@@ -296,7 +346,15 @@ class Following:
     def _next_catalogue(self) -> LoadedVersion | None:
         if self._closing.is_set() or not self._items:
             return None
-        return next((held for held in self.loaded.values() if held.items != self._items), None)
+        now = time.monotonic()
+        return next(
+            (
+                held
+                for held in self.loaded.values()
+                if held.items != self._items or now >= held.items_again_at
+            ),
+            None,
+        )
 
     def _load(self, name: str, path: Path, files: Signature) -> None:
         items, default = self._items, self.routes.default
@@ -304,24 +362,55 @@ class Following:
         started = time.perf_counter()
         try:
             ranker = load_ranker(path, self._options, self._read_catalogue(items), like=like)
-        except (WideDeepError, OSError, MemoryError) as error:
-            reason = f"{path}: {error!r}" if not isinstance(error, WideDeepError) else str(error)
+            made = LoadedVersion(name, ranker, files, items, time.perf_counter() - started)
+            self._tell_prepare(made)
+        except Exception as error:  # whatever is in the files, the version that serves goes on
             with self.changed:
-                self.failed[name] = Failure(files, items, reason)
+                self.failed[name] = self._failure(name, path, files, items, error)
                 self.loading = None
                 self._settle()
             return
-        made = LoadedVersion(name, ranker, files, items, time.perf_counter() - started)
-        self._tell_prepare(made)
         with self.changed:
             self.loading = None
             self.failed.pop(name, None)
+            self._attempts.pop(name, None)
             before = self.loaded.get(name)
             self.leaving += [] if before is None else [before]
             self.loaded[name] = made
             if self.routes.default is before:
                 self.routes = replace(self.routes, default=made)
             self._settle()
+
+    def _failure(
+        self, name: str, path: Path, files: Signature, items: Signature, error: Exception
+    ) -> Failure:
+        """Remember why a version did not load, until its files change; log it.
+
+        What the machine lacks for the moment (memory, disk, descriptors) is tried again, after a
+        pause that doubles.
+        """
+        is_foreseen = isinstance(error, WideDeepError | OSError | MemoryError)
+        why = str(error) if isinstance(error, WideDeepError) else f"{path}: {error!r}"
+        attempts = self._attempts[name] = self._attempts.get(name, 0) + 1
+        again_at = None
+        if _is_passing(error):
+            pause = min(_RETRY_S[0] * 2.0 ** min(attempts - 1, 20), _RETRY_S[1])
+            again_at = time.monotonic() + pause
+        if not is_foreseen:
+            self._count_bug(error)
+        self._monitor.log.event(
+            "version_failed",
+            model=self._name or None,
+            version=name,
+            error=why,
+            attempts=attempts,
+            tried_again=again_at is not None,
+        )
+        return Failure(files, items, why, attempts, again_at)
+
+    def _count_bug(self, error: Exception) -> None:
+        for thread in self._threads[1:]:
+            thread.failed(error)
 
     def _read_catalogue(self, items: Signature) -> Catalogue | None:
         """Return the items: the same object for every version."""
@@ -334,15 +423,32 @@ class Following:
 
     def _refresh_catalogue(self, held: LoadedVersion) -> None:
         items, error = self._items, None
+        held.items_again_at = float("inf")
         try:
             held.ranker.replace_catalogue(self._read_catalogue(items))
-        except (WideDeepError, OSError, MemoryError) as failure:
-            error = str(failure)
-        self._tell_prepare(held)
+            self._tell_prepare(held)
+        except Exception as failure:  # whatever is in the file, the old one serves on
+            error = str(failure) if isinstance(failure, WideDeepError) else repr(failure)
+            if not isinstance(failure, WideDeepError | OSError | MemoryError):
+                self._count_bug(failure)
+            self._monitor.log.event("catalogue_failed", version=held.name, error=error)
+            if _is_passing(failure):
+                held.items_again_at = time.monotonic() + _RETRY_S[0]
         with self.changed:
             held.items, held.catalogue_error = items, error
             self._tell_routes()
             self.changed.notify_all()
+
+
+def _is_passing(error: BaseException | None) -> bool:
+    """Tell whether what was lacking is the machine's, and may be there the next time."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _file_signature(path: str | os.PathLike[str] | None) -> Signature:

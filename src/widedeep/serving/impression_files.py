@@ -1,4 +1,4 @@
-"""Parquet files that are there whole or not at all: rotated, renamed, and thinned out."""
+"""Parquet files that are there whole or not at all: spooled, rotated, renamed, and thinned out."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,10 @@ from widedeep.errors import ConfigError
 __all__ = ["Retention", "RotatedFiles", "Rotation"]
 
 _PREFIX = "impressions-"
+_SPOOL = ".rows.tmp"
+_AS_TEXT = "_as_text"
 _GROUP_ROWS = 65_536
+_GROUP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,18 +71,37 @@ class Retention:
 class RotatedFiles:
     """Writes tables to a directory; each set of columns has a folder of its own there.
 
+    Rows go to a spool first, which takes them whole or not at all: where the disk is full it is cut
+    back to what it held before. The Parquet file is made of the spool when it is complete; while
+    that fails the spool stays, so that nothing it has taken is lost. What a killed process leaves
+    of a spool is made a file when the directory is next opened.
+
     Args:
-        directory: Made if need be. Several processes may write to one.
+        directory: Made if need be, and again where it was taken away. Several processes may write
+            to one.
         rotation: When a file is complete.
         retention: Which complete files are deleted.
+        between: Called often while a file is made of its spool, which takes a second or more.
+
+    Attributes:
+        lost_rows: Rows that a spool has taken and could not be read back.
     """
 
-    def __init__(self, directory: Path, rotation: Rotation, retention: Retention) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        rotation: Rotation,
+        retention: Retention,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
         self._directory, self._rotation, self._retention = directory, rotation, retention
+        self._between, self.lost_rows = between, 0
         self._open: dict[pa.Schema, _OpenFile] = {}
+        self._full: list[_OpenFile] = []
+        self._text: Path | None = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._clear()
+            self._recover()
             self.thin_out()
         except OSError as error:
             raise ConfigError(
@@ -88,47 +110,70 @@ class RotatedFiles:
             ) from error
 
     def write(self, table: pa.Table) -> None:
-        """Add rows to the file with their columns; it is rotated if it is complete by that.
+        """Add rows to the file with their columns.
 
         Raises:
-            OSError: If the disk does not take them; the file is given up then.
+            OSError: If the disk does not take them; none of them was added then.
         """
         file = self._open.get(table.schema)
         if file is None:
             file = self._open[table.schema] = _OpenFile(self._directory, table.schema)
-        try:
-            file.write(table)
-        except BaseException:
-            del self._open[table.schema]
-            file.give_up()
-            raise
-        if file.rows >= self._rotation.rows or file.nbytes() >= self._rotation.nbytes:
-            self._complete(file)
+        file.write(table)
 
-    def rotate(self, *, all_of_them: bool = False) -> None:
-        """Complete the files whose time is over, or all of them.
+    def write_text(self, line: str) -> None:
+        """Add a line to the file of what no set of columns holds.
 
         Raises:
-            OSError: If the disk does not take them; they are given up then.
+            OSError: If the disk does not take it.
         """
-        now = time.monotonic()
+        folder = self._directory / _AS_TEXT
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._text is None or _size(self._text) >= self._rotation.nbytes:
+            self._text = folder / f"{_PREFIX}{_now()}-{os.getpid()}.jsonl"
+        data = f"{line}\n".encode("utf-8", "backslashreplace")
+        with open(self._text, "ab", buffering=0) as file:
+            _append(file, data, os.fstat(file.fileno()).st_size)
+
+    def rotate(self, *, all_of_them: bool = False) -> None:
+        """Complete the files that have all the rows they may have, or all of them.
+
+        Raises:
+            OSError: If the disk does not take one; the others are completed, it stays as it is.
+        """
         for file in list(self._open.values()):
-            if all_of_them or now - file.begun >= self._rotation.seconds:
-                self._complete(file)
+            if all_of_them or self._is_complete(file):
+                self._full.append(self._open.pop(file.schema))
+        failure: OSError | None = None
+        for file in list(self._full):
+            try:
+                self.lost_rows += file.complete(self._between)
+            except OSError as error:
+                failure = error
+                continue
+            self._full.remove(file)
+            self.thin_out()
+        if failure is not None:
+            raise failure
+
+    def _is_complete(self, file: _OpenFile) -> bool:
+        rotation = self._rotation
+        by_size = file.rows >= rotation.rows or file.nbytes >= rotation.nbytes
+        return by_size or time.monotonic() - file.begun >= rotation.seconds
 
     def next_rotation(self) -> float:
         """Return how many seconds it is until the next file's time is over."""
         begun = min((file.begun for file in self._open.values()), default=time.monotonic())
         return max(0.0, begun + self._rotation.seconds - time.monotonic())
 
-    def _complete(self, file: _OpenFile) -> None:
-        del self._open[file.schema]
-        try:
-            file.complete()
-        except BaseException:
-            file.give_up()
-            raise
-        self.thin_out()
+    def close(self) -> int:
+        """Let go of the spools that are no files yet, and return how many rows are in them.
+
+        They become files when the directory is next opened.
+        """
+        files = [*self._open.values(), *self._full]
+        for file in files:
+            file.close()
+        return sum(file.rows for file in files)
 
     def thin_out(self) -> None:
         """Delete the complete files that are not to be kept."""
@@ -142,70 +187,135 @@ class RotatedFiles:
             path.unlink(missing_ok=True)
             total -= size
 
-    def _clear(self) -> None:
-        """Delete what processes that were killed left half-written."""
-        for path in self._directory.glob(f"*/.{_PREFIX}*.tmp"):
-            with contextlib.suppress(OSError), open(path, "rb") as file:
+    def _recover(self) -> None:
+        """Make files of what processes that were killed left, and delete what they half-wrote."""
+        for path in sorted(self._directory.glob(f"*/.{_PREFIX}*")):
+            with contextlib.suppress(OSError, pa.ArrowException), open(path, "r+b") as file:
                 # Whoever writes it holds the lock, until it ends, however it ends.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.name.endswith(_SPOOL) and _size(path):
+                    _write_parquet(path, file)
                 path.unlink(missing_ok=True)
 
 
 def _complete_files(directory: Path) -> Iterator[tuple[Path, float, int]]:
-    for path in directory.glob(f"*/{_PREFIX}*.parquet"):
-        with contextlib.suppress(FileNotFoundError):  # another process deletes too
-            about = path.stat()
-            yield path, about.st_mtime, about.st_size
+    for pattern in (f"*/{_PREFIX}*.parquet", f"{_AS_TEXT}/{_PREFIX}*.jsonl"):
+        for path in directory.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # another process deletes too
+                about = path.stat()
+                yield path, about.st_mtime, about.st_size
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
 
 
 class _OpenFile:
-    """A file that is being written."""
+    """The rows of a file that is not complete yet, as streams of Arrow's, one after another."""
 
     def __init__(self, directory: Path, schema: pa.Schema) -> None:
-        self.schema, self.rows, self.begun = schema, 0, time.monotonic()
+        self.schema, self.rows, self.nbytes, self.begun = schema, 0, 0, time.monotonic()
         folder = directory / f"columns-{_told(schema)}"
         folder.mkdir(parents=True, exist_ok=True)
-        at = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-        self._final = folder / f"{_PREFIX}{at}-{os.getpid()}.parquet"
-        self._made = folder / f".{self._final.name}.tmp"
-        self._file: IO[bytes] = open(self._made, "wb")  # noqa: SIM115 - closed by either end
+        self._spool = folder / f".{_PREFIX}{_now()}-{os.getpid()}{_SPOOL}"
+        self._file: IO[bytes] = open(self._spool, "w+b", buffering=0)  # noqa: SIM115
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
-        self._waiting: list[pa.Table] = []
 
     def write(self, table: pa.Table) -> None:
-        self._waiting.append(table)
+        stream, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_stream(stream, self.schema, options=options) as writer:
+            writer.write_table(table)
+        self.nbytes = _append(self._file, stream.getvalue(), self.nbytes)
         self.rows += table.num_rows
-        if sum(part.num_rows for part in self._waiting) >= _GROUP_ROWS:
-            self._flush()
 
-    def _flush(self) -> None:
-        if self._waiting:
-            rows, self._waiting = pa.concat_tables(self._waiting), []
-            self._writer.write_table(rows)
+    def complete(self, between: Callable[[], None]) -> int:
+        """Make the Parquet file, and return how many rows of the spool could not be read back."""
+        rows = _write_parquet(self._spool, self._file, between)
+        self.close()
+        with contextlib.suppress(OSError):  # taken away, or made a file anew when next opened
+            self._spool.unlink(missing_ok=True)
+        return self.rows - rows
 
-    def nbytes(self) -> int:
-        waiting: int = sum(part.nbytes for part in self._waiting)
-        return self._file.tell() + waiting
-
-    def complete(self) -> None:
-        self._flush()
-        self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        os.rename(self._made, self._final)
-        self._file.close()
-        fsync_path(self._final.parent)
-
-    def give_up(self) -> None:
-        with contextlib.suppress(Exception):
-            self._writer.close()
+    def close(self) -> None:
         with contextlib.suppress(OSError):
             self._file.close()
-        self._made.unlink(missing_ok=True)
+
+
+def _append(file: IO[bytes], data: Any, end: int) -> int:
+    """Write at ``end`` and return the new end; the file is cut back if not all of it fits."""
+    view = memoryview(data).cast("B")
+    try:
+        file.seek(end)
+        while view:
+            view = view[file.write(view) :]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), end)
+        raise
+    return file.tell()
+
+
+def _write_parquet(spool: Path, file: IO[bytes], between: Callable[[], None] = lambda: None) -> int:
+    """Make the Parquet file of a spool, whole or not at all; return its rows."""
+    final = spool.with_name(spool.name.removeprefix(".").removesuffix(_SPOOL) + ".parquet")
+    made = final.with_name(f".{final.name}.tmp")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    rows = 0
+    writer = None
+    try:
+        with open(made, "wb") as target:
+            fcntl.flock(target, fcntl.LOCK_EX)
+            for group in _groups(file):
+                if writer is None:
+                    writer = pq.ParquetWriter(target, group.schema, compression="zstd")
+                writer.write_table(group)
+                rows += group.num_rows
+                between()
+            if writer is None:
+                made.unlink()
+                return 0
+            writer.close()
+            target.flush()
+            os.fsync(target.fileno())
+            os.rename(made, final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            made.unlink(missing_ok=True)
+        raise
+    fsync_path(final.parent)
+    return rows
+
+
+def _groups(file: IO[bytes]) -> Iterator[pa.Table]:
+    """Gather a spool's batches in tables of a row group each; a torn end is left out."""
+    batches: list[pa.RecordBatch] = []
+    rows = nbytes = 0
+    for batch in _batches(file):
+        batches.append(batch)
+        rows, nbytes = rows + batch.num_rows, nbytes + batch.nbytes
+        if rows >= _GROUP_ROWS or nbytes >= _GROUP_BYTES:
+            yield pa.Table.from_batches(batches)
+            batches, rows, nbytes = [], 0, 0
+    if batches:
+        yield pa.Table.from_batches(batches)
+
+
+def _batches(file: IO[bytes]) -> Iterator[pa.RecordBatch]:
+    file.seek(0)
+    size = os.fstat(file.fileno()).st_size
+    with contextlib.suppress(OSError, pa.ArrowException):
+        while file.tell() < size:
+            yield from pa.ipc.open_stream(file)
 
 
 def _told(schema: pa.Schema) -> str:
     """Eight digits that name a set of columns and their types."""
     text = "\n".join(f"{field.name}: {field.type}" for field in schema)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -20,7 +22,15 @@ from widedeep.serving.candidates import inline_items
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.ranker import Ranker, Ranking
 
-__all__ = ["OWN_COLUMNS", "Answered", "RankedRequest", "UserIds", "impression_tables"]
+__all__ = [
+    "OWN_COLUMNS",
+    "Answered",
+    "RankedRequest",
+    "UserIds",
+    "as_text",
+    "impression_groups",
+    "impression_table",
+]
 
 OWN_COLUMNS = (
     *("request_id", "user_id", "item_id", "position", "event_time"),
@@ -97,31 +107,108 @@ class UserIds:
             return None
         if self.key is None:
             return found
-        return hashlib.blake2b(str(found).encode(), key=self.key, digest_size=16).hexdigest()
+        text = found if isinstance(found, str) else _digits(found)
+        return hashlib.blake2b(
+            text.encode("utf-8", "surrogatepass"), key=self.key, digest_size=16
+        ).hexdigest()
+
+    def may_write(self, column: str, allowed: frozenset[str] | None) -> bool:
+        """Tell whether a feature's column is logged."""
+        if column in OWN_COLUMNS:
+            return False
+        # A hashed id beside the id itself would hide nothing.
+        hidden = self.key is not None and column == self.column
+        return not hidden if allowed is None else column in allowed
 
 
-def impression_tables(
-    answered: Sequence[Answered], users: UserIds, allowed: frozenset[str] | None
-) -> Iterator[pa.Table]:
-    """Return the rows of requests, one an item of each answer, in as few tables as they fit in.
-
-    Args:
-        answered: The requests.
-        users: Where the user's id is.
-        allowed: The feature columns that may be written; None: all that were read.
-
-    Returns:
-        Tables with :data:`OWN_COLUMNS` and the feature columns. Requests of models that read other
-        columns, or whose ids are of another type, are in another table.
-    """
+def impression_groups(answered: Sequence[Answered]) -> list[list[Answered]]:
+    """Return requests by what has one set of columns: model, catalogue, type of the user's id."""
     groups: dict[tuple[int, int, bool, bool], list[Answered]] = {}
     for each in answered:
         inline = isinstance(each.request.candidates, Mapping | pa.Table)
         schema = id(each.request.ranker.bundle.schema)
         key = (schema, id(each.catalogue), inline, isinstance(each.user_id, str))
         groups.setdefault(key, []).append(each)
-    for group in groups.values():
-        yield _Rows(group, users, allowed).table()
+    return list(groups.values())
+
+
+def impression_table(
+    answered: Sequence[Answered], users: UserIds, allowed: frozenset[str] | None
+) -> pa.Table:
+    """Return the rows of requests, one an item of each answer.
+
+    Args:
+        answered: One of the :func:`impression_groups`.
+        users: Where the user's id is.
+        allowed: The feature columns that may be written; None: all that were read.
+
+    Returns:
+        A table with :data:`OWN_COLUMNS` and the feature columns.
+    """
+    return _Rows(answered, users, allowed).table()
+
+
+def as_text(
+    answered: Answered, users: UserIds, allowed: frozenset[str] | None, error: Exception
+) -> str:
+    """Return a request as a line of JSON: one that holds what no column takes.
+
+    Args:
+        answered: The request.
+        users: Where the user's id is.
+        allowed: The feature columns that may be written; None: all that were read.
+        error: Why no rows can be made of it.
+    """
+    request = answered.request
+    inline = request.candidates if isinstance(request.candidates, Mapping) else {}
+    columns = [
+        name
+        for name in request.ranker.bundle._encoder.columns(targets=False)
+        if users.may_write(name, allowed)
+    ]
+    line = {
+        "error": f"{type(error).__name__}: {error}"[:500],
+        "request_id": request.request_id,
+        "user_id": answered.user_id,
+        "event_time_us": answered.time_us,
+        "model_version": request.version,
+        "catalogue_version": request.ranking.catalogue_version,
+        "items": list(request.ranking.items),
+        "scores": request.ranking.scores.tolist(),
+        "user": {name: request.user[name] for name in columns if name in request.user},
+        "context": {
+            name: value for name, value in (request.context or {}).items() if name in columns
+        },
+        "candidates": {name: list(inline[name]) for name in columns if name in inline},
+    }
+    return json.dumps(_json_value(line))
+
+
+def _json_value(value: Any) -> Any:
+    """Return a value as strict JSON holds it; what it does not hold becomes text."""
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        return value if _is_int64(value) else _digits(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, Mapping):
+        return {_text(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _json_value(value.tolist())
+    plain = plain_value(value)
+    return _text(value) if plain is NotImplemented else _json_value(plain)
+
+
+def _is_int64(value: int) -> bool:
+    return -(2**63) <= value < 2**63
+
+
+def _digits(value: int) -> str:
+    # Python writes no integer of thousands of digits in decimal; its bits it does.
+    return str(value) if value.bit_length() < 4096 else hex(value)
 
 
 class _Rows:
@@ -175,11 +262,7 @@ class _Rows:
         declared = item_columns(bundle.schema.spec)
         found: dict[str, pa.Array] = {}
         for name in bundle._encoder.columns(targets=False):
-            # A hashed id beside the id itself would hide nothing.
-            hidden = self.users.key is not None and name == self.users.column
-            if name in OWN_COLUMNS or (
-                hidden if self.allowed is None else name not in self.allowed
-            ):
+            if not self.users.may_write(name, self.allowed):
                 continue
             kind = bundle.schema.columns[name]
             array = None if declared and name not in declared else self._of_items(name, kind)
@@ -223,10 +306,10 @@ class _Rows:
 
 
 def _ids(items: Sequence[Any]) -> pa.Array:
-    """Integers where all are, else text."""
-    if all(type(item) is int for item in items):
+    """Integers where all are, of 64 bits, else text."""
+    if all(type(item) is int and _is_int64(item) for item in items):
         return pa.array(items, pa.int64())
-    return pa.array([str(item) for item in items], pa.string())
+    return pa.array([_digits(i) if type(i) is int else str(i) for i in items], pa.string())
 
 
 def _typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
@@ -238,9 +321,14 @@ def _typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
 
 def _typed(values: Sequence[Any], kind: ColumnType) -> pa.Array:
     """Return values in a column's type, read as the transform reads a request's."""
-    try:
-        array = pa.array(values, kind.arrow(), from_pandas=False)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+    # Arrow cuts 1.5 to 1 without a word.
+    is_count = kind.kind == "int" and kind.storage not in UNITS
+    exact = not is_count or all(isinstance(value, int | None) for value in values)
+    array = None
+    with contextlib.suppress(pa.ArrowException, TypeError, ValueError, OverflowError):
+        if exact:
+            array = pa.array(values, kind.arrow(), from_pandas=False)
+    if array is None:
         array = _converted(values, kind)
     return array.cast(kind.arrow(narrow=True), safe=False)
 
@@ -283,7 +371,17 @@ def _text(value: Any) -> str:
 
 
 def _truth(value: Any) -> bool:
-    return value.strip().lower() in ("true", "1") if isinstance(value, str) else bool(value)
+    text = str(value).strip().lower()
+    if text not in ("true", "1", "1.0", "false", "0", "0.0"):
+        raise ValueError(f"got {value!r} in a column of truth values")
+    return text.startswith(("t", "1"))
 
 
-_CONVERT: dict[str, Any] = {"string": _text, "int": int, "float": float, "bool": _truth}
+def _whole(value: Any) -> int:
+    whole = int(value)
+    if isinstance(value, float) and whole != value:
+        raise ValueError(f"got {value!r} in a column of integers")
+    return whole
+
+
+_CONVERT: dict[str, Any] = {"string": _text, "int": _whole, "float": float, "bool": _truth}

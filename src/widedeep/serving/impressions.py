@@ -7,20 +7,24 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from widedeep.errors import ConfigError
+from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.impression_files import Retention, RotatedFiles, Rotation
 from widedeep.serving.impression_rows import (
     Answered,
     RankedRequest,
     UserIds,
-    impression_tables,
+    as_text,
+    impression_groups,
+    impression_table,
 )
 from widedeep.serving.loading import lower_thread_priority
 
@@ -30,6 +34,8 @@ _PAUSE_S = 0.1
 # Behind the requests, but not so far that a busy server keeps no log.
 _NICENESS = 5
 _KEPT_CATALOGUES = 3
+_MOST_PENDING_BYTES = 64 << 20
+_RETRY_S = (0.5, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +47,16 @@ class ImpressionCounts:
         left_out: Not in the sample.
         without_user: Without a user's id: a join could not use them.
         dropped: The queue was full.
-        failed: Could not be written.
+        failed: Could not be written: the disk took no more, and those that wait for it are as
+            many as may wait.
         requests: Written, though perhaps to a file that is not complete yet.
         rows: Written: the items of those requests.
-        error: Why the last one failed.
+        as_text: Of the requests, those that hold what no column takes: written as JSON text in the
+            folder ``_as_text``.
+        waiting: Rows that wait for the disk to take them.
+        lost_rows: Rows of requests that failed, or that the disk has not given back.
+        errors: Attempts to write that failed.
+        error: Why the last one failed; None: the last one did not.
     """
 
     offered: int = 0
@@ -54,6 +66,10 @@ class ImpressionCounts:
     failed: int = 0
     requests: int = 0
     rows: int = 0
+    as_text: int = 0
+    waiting: int = 0
+    lost_rows: int = 0
+    errors: int = 0
     error: str | None = None
 
 
@@ -66,7 +82,9 @@ class ImpressionLog:
     columns; a file bears its name when it is complete, and a killed process leaves no other.
 
     Offering never blocks: a thread of low priority does the rest, and what it cannot keep up with
-    is dropped and counted.
+    is dropped and counted. While the disk takes nothing, 64 MiB of rows wait for it; what comes
+    beyond is counted as failed. A request that holds what no column takes (an integer beyond 64
+    bits, text that is no text) is written as a line of JSON in the folder ``_as_text``.
 
     Args:
         directory: Where the files go. Several processes may write to one.
@@ -78,6 +96,7 @@ class ImpressionLog:
         rotation: When a file is complete.
         retention: Which complete files are deleted.
         queued: Requests that may wait to be written, at least 1.
+        monitor: Watches the thread; None: nobody does, and its errors go to standard error.
 
     Example:
         >>> import widedeep as wd
@@ -112,6 +131,7 @@ class ImpressionLog:
         rotation: Rotation | None = None,
         retention: Retention | None = None,
         queued: int = 2048,
+        monitor: ThreadMonitor | None = None,
     ) -> None:
         if not 0 < sample <= 1:
             raise ConfigError(f"ImpressionLog: got sample={sample!r}, expected 0 < sample <= 1")
@@ -128,16 +148,25 @@ class ImpressionLog:
         self._columns = None if columns is None else frozenset(columns)
         self._sample = sample
         rotation = rotation or Rotation()
-        self._files = RotatedFiles(Path(directory), rotation, retention or Retention())
+        self._files = RotatedFiles(Path(directory), rotation, retention or Retention(), self._take)
         self._queue: queue.Queue[Answered] = queue.Queue(queued)
         self._lock = threading.Lock()
-        self._offered = self._left_out = self._without_user = self._dropped = 0
-        self._failed = self._requests = self._rows = 0
-        self._error: str | None = None
+        self._counts = ImpressionCounts()
+        self._pending: deque[_Pending] = deque()
+        self._pending_bytes = 0
+        self._pause_s, self._next_try = _RETRY_S[0], 0.0
+        self._counted: Callable[[ImpressionCounts], None] | None = None
         self._catalogues: dict[str, Catalogue] = {}
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="widedeep-log", daemon=True)
-        self._thread.start()
+        self._monitor = monitor or ThreadMonitor()
+        self._lost_in_files = 0
+        self._thread = self._monitor.start(
+            "impression-log", self._turn, on_start=lambda: lower_thread_priority(_NICENESS)
+        )
+
+    def on_counts(self, counted: Callable[[ImpressionCounts], None]) -> None:
+        """Have the counts told whenever the writer has looked for work, from its thread."""
+        self._counted = counted
 
     def offer(
         self,
@@ -158,12 +187,9 @@ class ImpressionLog:
         """
         wanted = self._sample >= 1 or _in_sample(record.request_id, self._sample)
         user = self._users.of(record) if wanted else None
-        with self._lock:
-            self._offered += 1
-            self._left_out += not wanted
-            self._without_user += wanted and user is None
-            if user is None or self._closing.is_set():
-                return False
+        self._count(offered=1, left_out=int(not wanted), without_user=int(wanted and user is None))
+        if user is None or self._closing.is_set():
+            return False
         answered = Answered(
             request=record,
             user_id=user,
@@ -173,16 +199,13 @@ class ImpressionLog:
         try:
             self._queue.put_nowait(answered)
         except queue.Full:
-            with self._lock:
-                self._dropped += 1
+            self._count(dropped=1)
             return False
         return True
 
     def missed(self, requests: int) -> None:
         """Count requests that could not be offered: whoever answers them was too far ahead."""
-        with self._lock:
-            self._offered += requests
-            self._dropped += requests
+        self._count(offered=requests, dropped=requests)
 
     def _catalogue(self, record: RankedRequest) -> Catalogue | None:
         """Return the catalogue that was used, though another one may have come since."""
@@ -199,16 +222,12 @@ class ImpressionLog:
     def counts(self) -> ImpressionCounts:
         """Return what became of the requests offered so far."""
         with self._lock:
-            return ImpressionCounts(
-                offered=self._offered,
-                left_out=self._left_out,
-                without_user=self._without_user,
-                dropped=self._dropped,
-                failed=self._failed,
-                requests=self._requests,
-                rows=self._rows,
-                error=self._error,
-            )
+            return self._counts
+
+    def _count(self, **added: int) -> None:
+        with self._lock:
+            now = {name: getattr(self._counts, name) + n for name, n in added.items() if n}
+            self._counts = replace(self._counts, **now)
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Write what is queued, and complete the open files."""
@@ -221,18 +240,33 @@ class ImpressionLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self) -> None:
-        lower_thread_priority(_NICENESS)
-        while True:
-            # Asked before the queue is emptied: what came before the close is written.
-            ending = self._closing.wait(min(_PAUSE_S, self._files.next_rotation() or _PAUSE_S))
-            self._write(self._taken())
-            try:
-                self._files.rotate(all_of_them=ending)
-            except OSError as error:
-                self._error = str(error)
-            if ending:
-                return
+    # ---- the writer's thread --------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        # Asked before the queue is emptied: what came before the close is written.
+        ending = self._closing.wait(min(_PAUSE_S, self._files.next_rotation() or _PAUSE_S))
+        self._take()
+        if ending or time.monotonic() >= self._next_try:
+            self._try(lambda: self._write_all(ending))
+        if ending:
+            self._end()
+        if self._counted is not None:
+            self._counted(self.counts())
+        return not ending
+
+    def _take(self) -> None:
+        """Make rows of what was offered."""
+        answered = self._taken()
+        shown = [each for each in answered if len(each.request.ranking)]
+        self._count(requests=len(answered) - len(shown))
+        for group in impression_groups(shown):
+            self._hold(group)
+
+    def _write_all(self, ending: bool) -> None:
+        try:
+            self._write_pending()
+        finally:
+            self._files.rotate(all_of_them=ending)
 
     def _taken(self) -> list[Answered]:
         found: list[Answered] = []
@@ -242,21 +276,105 @@ class ImpressionLog:
             except queue.Empty:
                 return found
 
-    def _write(self, answered: list[Answered]) -> None:
-        shown = [each for each in answered if len(each.request.ranking)]
+    def _hold(self, answered: Sequence[Answered]) -> None:
+        """Make rows of requests; one of which no rows can be made does not take others with it."""
         try:
-            rows = 0
-            for table in impression_tables(shown, self._users, self._columns):
-                self._files.write(table)
-                rows += table.num_rows
-        except (OSError, pa.ArrowException, ValueError, TypeError) as error:
-            with self._lock:
-                self._failed += len(answered)
-                self._error = f"{type(error).__name__}: {error}"
+            table = impression_table(answered, self._users, self._columns)
+        except Exception as error:  # whatever callers may send: it is kept as text
+            if len(answered) > 1:
+                for each in answered:
+                    self._hold([each])
+                return
+            self._add(_Pending(as_text(answered[0], self._users, self._columns, error), 1, 0))
             return
+        self._add(_Pending(table, len(answered), table.num_rows))
+
+    def _add(self, pending: _Pending) -> None:
+        if self._pending_bytes + pending.nbytes > _MOST_PENDING_BYTES:
+            self._count(failed=pending.requests, lost_rows=pending.rows)
+            return
+        self._pending.append(pending)
+        self._pending_bytes += pending.nbytes
+        self._count(waiting=pending.rows)
+
+    def _write_pending(self) -> None:
+        while self._pending:
+            pending = self._pending[0]
+            try:
+                self._write(pending.content)
+                taken = {"requests": pending.requests, "rows": pending.rows}
+            except OSError:
+                raise
+            except Exception as error:  # a bug: those behind it need not wait for it
+                self._thread.failed(error)
+                taken = {"failed": pending.requests, "lost_rows": pending.rows}
+            self._pending.popleft()
+            self._pending_bytes -= pending.nbytes
+            self._count(waiting=-pending.rows, **taken)
+
+    def _write(self, content: pa.Table | str) -> None:
+        if isinstance(content, str):
+            self._files.write_text(content)
+            self._count(as_text=1)
+        else:
+            self._files.write(content)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """Do what the disk may not take; then it is tried again after a pause that doubles."""
+        try:
+            work()
+        except OSError as error:
+            self._count(errors=1)
+            told, self._pause_s = self._pause_s, min(2 * self._pause_s, _RETRY_S[1])
+            self._next_try = time.monotonic() + told
+            self._tell(str(error))
+        else:
+            self._pause_s = _RETRY_S[0]
+            self._tell(None)
+
+    def _tell(self, error: str | None) -> None:
+        """Log that writing fails, or that it goes on: once each."""
+        before = self._counts.error
         with self._lock:
-            self._requests += len(answered)
-            self._rows += rows
+            lost = self._files.lost_rows - self._lost_in_files
+            self._lost_in_files += lost
+            self._counts = replace(
+                self._counts, error=error, lost_rows=self._counts.lost_rows + lost
+            )
+        if (before is None) != (error is None):
+            event = "impression_log_fails" if error else "impression_log_goes_on"
+            counts = self._counts
+            self._monitor.log.event(
+                event, error=error, waiting_rows=counts.waiting, lost_rows=counts.lost_rows
+            )
+
+    def _end(self) -> None:
+        """Count what could not be written until the end."""
+        requests = sum(pending.requests for pending in self._pending)
+        rows = sum(pending.rows for pending in self._pending)
+        self._pending.clear()
+        self._count(failed=requests, lost_rows=rows, waiting=-rows)
+        spooled = self._files.close()
+        if rows or spooled:
+            self._monitor.log.event(
+                "impression_log_ends",
+                error=self._counts.error,
+                lost_rows=rows,
+                rows_in_spools=spooled,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Rows, or a line of text, that the disk has not taken yet."""
+
+    content: pa.Table | str
+    requests: int
+    rows: int
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.content) if isinstance(self.content, str) else int(self.content.nbytes)
 
 
 def _in_sample(request_id: str, share: float) -> bool:

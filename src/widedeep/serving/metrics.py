@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from numpy import float64, int64
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from widedeep.serving.impressions import ImpressionCounts
 from widedeep.serving.score_bins import ScoreBins
 
 __all__ = ["REQUEST_SECONDS", "ServerMetrics"]
@@ -23,6 +25,17 @@ REQUEST_SECONDS = (
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 )
 """The upper end of each range of seconds that answers are counted in, but the last."""
+
+_LOG_FIGURES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
+    ("dropped", "Requests that the impression log could not keep up with.", "sum"),
+    ("failed", "Requests that the disk did not take while it could be waited for.", "sum"),
+    ("lost_rows", "Rows of failed requests, or that the disk has not given back.", "sum"),
+    ("as_text", "Requests logged as text, for they hold what no column takes.", "sum"),
+    ("without_user", "Requests without a user's id, which are not logged.", "sum"),
+    ("rows", "Rows written, though perhaps to a file that is not complete yet.", "sum"),
+    ("errors", "Attempts to write the impression log that failed.", "sum"),
+    ("waiting", "Rows that wait for the disk to take them.", "livesum"),
+)
 
 
 class ServerMetrics:
@@ -70,12 +83,7 @@ class ServerMetrics:
         self.bugs = Counter(
             "widedeep_bugs", "Requests answered 500: a bug of the server.", registry=registry
         )
-        self.log_dropped = Gauge(
-            "widedeep_log_dropped",
-            "Requests that the impression log could not keep up with.",
-            registry=registry,
-            multiprocess_mode="sum",
-        )
+        self._add_background(registry)
         version = ("model", "version")
         self._answers = Counter(
             *("widedeep_answers", "Requests scored, by version.", version), registry=registry
@@ -142,6 +150,46 @@ class ServerMetrics:
         histogram._sum.inc(seconds)
         for place in counts.nonzero()[0].tolist():
             histogram._buckets[place].inc(int(counts[place]))
+
+    def _add_background(self, registry: CollectorRegistry) -> None:
+        """Make the figures of the background threads and of the impression log."""
+        self._thread_errors = Counter(
+            "widedeep_thread_errors",
+            "Errors of background threads that nobody foresaw: bugs; the threads go on.",
+            ("thread",),
+            registry=registry,
+        )
+        self._thread_beats = Gauge(
+            "widedeep_thread_heartbeat_timestamp_seconds",
+            "When each background thread last did its work: the process longest silent.",
+            ("thread",),
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._log = {
+            name: Gauge(f"widedeep_log_{name}", text, registry=registry, multiprocess_mode=mode)
+            for name, text, mode in _LOG_FIGURES
+        }
+        self._log_failing = Gauge(
+            "widedeep_log_failing",
+            "Processes whose impression log cannot be written at present.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+
+    def thread_error(self, thread: str) -> None:
+        """Count an error of a background thread that nobody foresaw."""
+        self._thread_errors.labels(thread).inc()
+
+    def thread_beat(self, thread: str, timestamp: float) -> None:
+        """Note when a background thread last did its work; infinity: it has ended."""
+        self._thread_beats.labels(thread).set(timestamp)
+
+    def logged(self, counts: ImpressionCounts) -> None:
+        """Note what became of the requests offered to this process's impression log."""
+        for name, gauge in self._log.items():
+            gauge.set(getattr(counts, name))
+        self._log_failing.set(counts.error is not None)
 
     def _of_route(self, route: str, status: int) -> tuple[Counter, Histogram]:
         found = self._by_route.get((route, status))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from widedeep.errors import nearest
+from widedeep.bundle import Bundle
+from widedeep.errors import WideDeepError, nearest
 from widedeep.serving.plan import make_plan
 from widedeep.serving.served import NoVersion
 from widedeep.serving.state import Canary, ServingState, change_state, state_path
 from widedeep.serving.versions import Latest, find_versions, version_key
 
-__all__ = ["canary", "check_known", "label", "load", "roll_back", "shadow", "withdraw"]
+__all__ = [
+    "canary",
+    "check_known",
+    "check_loads",
+    "label",
+    "load",
+    "roll_back",
+    "shadow",
+    "withdraw",
+]
 
 
 def check_known(root: Path, version: str) -> None:
@@ -82,6 +92,7 @@ def roll_back(
     state_file: Path | None = None,
     serving: str | None = None,
     failed: Collection[str] = (),
+    check: Callable[[str], None] | None = None,
 ) -> str:
     """Withdraw the version that serves, and all newer ones, so that an older one takes the traffic.
 
@@ -94,6 +105,7 @@ def roll_back(
         state_file: The state's file, if it is not in ``root``.
         serving: The version that serves; None: the one that the state and the directory make out.
         failed: Versions that are known not to load.
+        check: Called with the version before anything is changed; it may raise.
 
     Returns:
         The version that serves from now on, or as soon as it is loaded.
@@ -108,6 +120,8 @@ def roll_back(
         nonlocal target
         now = serving or make_plan(versions, Latest(), state, failed).default
         target = to if to is not None else _before(root, versions, now, {*state.withdrawn, *failed})
+        if check is not None:
+            check(target)
         newer = [name for name in versions if version_key(name) > version_key(target)]
         # The stable label, where there is one, would hold the traffic where it is.
         moved = label(state, "stable", target) if "stable" in state.labels else state
@@ -117,6 +131,20 @@ def roll_back(
         check_known(root, to)
     change_state(state_path(root) if state_file is None else state_file, change)
     return target
+
+
+def check_loads(root: Path, version: str) -> None:
+    """Refuse a version that does not load, before those are withdrawn that could serve.
+
+    Raises:
+        NoVersion: With the reason.
+    """
+    try:
+        Bundle.load(find_versions(root)[version])
+    except (WideDeepError, OSError) as error:
+        raise NoVersion(
+            f"version {version!r} does not load, nothing is rolled back: {error}"
+        ) from error
 
 
 def _before(root: Path, versions: Sequence[str], now: str | None, bad: Collection[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from widedeep.errors import ConfigError, nearest
 from widedeep.serving import orders
+from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.following import Following, Routes
 from widedeep.serving.loading import RankerOptions
 from widedeep.serving.plan import is_canary_request
@@ -17,6 +18,7 @@ from widedeep.serving.served import (
     Lease,
     LoadedVersion,
     NoVersion,
+    OrderPending,
     Served,
     VersionState,
     VersionStatus,
@@ -29,6 +31,7 @@ from widedeep.serving.versions import Latest, Policy, Specific
 __all__ = [
     "Latest",
     "NoVersion",
+    "OrderPending",
     "Registry",
     "Served",
     "ShadowReport",
@@ -64,6 +67,8 @@ class Registry:
             of the catalogue's rows; None: the workers of
             :func:`widedeep.serving.supervisor.run_workers` have one, and other processes keep their
             own rows.
+        monitor: Watches the background threads; None: a monitor of its own.
+        name: Of the model, where one process serves several.
 
     Example:
         >>> import widedeep as wd
@@ -97,6 +102,8 @@ class Registry:
         threads: int = 1,
         state: str | os.PathLike[str] | None = None,
         rows: str | os.PathLike[str] | None = None,
+        monitor: ThreadMonitor | None = None,
+        name: str = "",
     ) -> None:
         if items is not None and item_id is None:
             raise ConfigError("Registry: got items without item_id; name the column of their ids")
@@ -115,7 +122,9 @@ class Registry:
             threads=threads,
             shared_rows=None if rows is None else SharedRows(rows),
         )
-        self._at = Following(self.root, self._state_file, self.policy, poll_s, options)
+        self._at = Following(
+            self.root, self._state_file, self.policy, poll_s, options, monitor, name
+        )
 
     # ---- what a server calls --------------------------------------------------------------------
 
@@ -199,6 +208,11 @@ class Registry:
         return self._at.problem
 
     @property
+    def problems(self) -> int:
+        """How many looks at the directory or the state have failed."""
+        return self._at.problems
+
+    @property
     def state(self) -> ServingState:
         """What operators have asked for, as of the last look."""
         return self._at.state
@@ -245,30 +259,62 @@ class Registry:
         """
         self._order(orders.withdraw, version)
 
-    def rollback(self, to: str | None = None) -> str:
+    def rollback(self, to: str | None = None, *, wait_s: float = 0.0) -> str:
         """Go back to an older version; see :func:`widedeep.serving.orders.roll_back`.
 
         Args:
             to: The version; None: the one before the version that serves.
+            wait_s: Wait this long until it serves.
 
         Returns:
             The version that serves from now on, or as soon as it is loaded.
 
         Raises:
-            NoVersion: If there is no older version.
+            NoVersion: If there is no older version or it does not load, which changes nothing; or
+                if it does not serve within ``wait_s``, and the order stands.
+            OrderPending: If the order is written and this registry cannot read it.
         """
         with self._at.lock:
-            failed = [name for name in self._at.failed if name not in self._at.loaded]
+            loaded = list(self._at.loaded)
+            failed = [name for name in self._at.failed if name not in loaded]
             default = self._at.routes.default
+
+        def check(version: str) -> None:
+            if version not in loaded:
+                orders.check_loads(self.root, version)
+
         target = orders.roll_back(
             self.root,
             to=to,
             state_file=self._state_file,
             serving=None if default is None else default.name,
             failed=failed,
+            check=check,
         )
-        self._at.look()
+        self._look_for_order()
+        if wait_s > 0:
+            self._wait_loaded(target, wait_s)
+            self._wait_serving(target, wait_s)
         return target
+
+    def _wait_serving(self, version: str, wait_s: float) -> None:
+        at = self._at
+
+        def serves() -> bool:
+            return at.closing or (at.routes.default is not None and self.serving() == version)
+
+        with at.changed:
+            in_time = at.changed.wait_for(serves, wait_s)
+        if not in_time:
+            raise NoVersion(
+                f"version {version!r} is asked for, and {self.serving()!r} serves after {wait_s:g} "
+                "s; look at the status of the versions"
+            )
+
+    def serving(self) -> str | None:
+        """Return the version that takes the traffic in this process; None: none does."""
+        default = self._at.routes.default
+        return None if default is None else default.name
 
     def set_label(self, label: str, version: str | None) -> None:
         """Give a version a label, so that it stays loaded and can be asked for by it.
@@ -312,7 +358,20 @@ class Registry:
                 # Asked for again: worth another try.
                 self._at.failed.pop(version, None)
         change_state(self._state_file, lambda state: order(state, version))
+        self._look_for_order()
+
+    def _look_for_order(self) -> None:
+        """Follow an order at once.
+
+        Raises:
+            OrderPending: If the directory or the state cannot be read.
+        """
         self._at.look()
+        if self._at.problem is not None:
+            raise OrderPending(
+                f"the order is written, and will be followed when this can be read: "
+                f"{self._at.problem}"
+            )
 
     def _wait_loaded(self, version: str, wait_s: float) -> None:
         at = self._at

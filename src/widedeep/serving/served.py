@@ -13,13 +13,25 @@ from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.shadow import ShadowScoring
 from widedeep.serving.versions import Signature
 
-__all__ = ["Lease", "LoadedVersion", "NoVersion", "Served", "VersionState", "VersionStatus"]
+__all__ = [
+    "Lease",
+    "LoadedVersion",
+    "NoVersion",
+    "OrderPending",
+    "Served",
+    "VersionState",
+    "VersionStatus",
+]
 
 VersionState: TypeAlias = Literal["available", "loading", "ready", "failed", "unloading"]
 
 
 class NoVersion(WideDeepError):
     """No version can answer: none is loaded, or not the one that was asked for."""
+
+
+class OrderPending(WideDeepError):
+    """An operator's order is written, and not followed yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +80,8 @@ class LoadedVersion:
         self.name, self.ranker, self.files, self.items = name, ranker, files, items
         self.loaded_at, self.load_s = time.time(), load_s
         self.catalogue_error: str | None = None
+        # When its catalogue is read again though the file has not changed, by the monotonic clock.
+        self.items_again_at = float("inf")
         self.requests = self.in_use = 0
         # What the native server made of it, and the requests that it answered without a lease.
         self.native: object = None

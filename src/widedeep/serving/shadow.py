@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from widedeep.errors import WideDeepError
+from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.loading import lower_thread_priority
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = ["ShadowReport", "ShadowScoring"]
 # Upper ends of |difference|: three a decade from 1e-7 to 1, and all above.
 _EDGES = np.array([0.0, *(m * 10.0**e for e in range(-7, 0) for m in (1, 2, 5)), 1.0])
 _QUEUED = 256
+_IDLE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +64,10 @@ class ShadowScoring:
     Args:
         version: The shadow's name.
         ranker: The shadow's.
+        monitor: Watches the thread; None: nobody does, and its errors go to standard error.
     """
 
-    def __init__(self, version: str, ranker: Ranker) -> None:
+    def __init__(self, version: str, ranker: Ranker, monitor: ThreadMonitor | None = None) -> None:
         self.version, self.ranker = version, ranker
         self._closing = False
         self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(_QUEUED)
@@ -73,8 +76,9 @@ class ShadowScoring:
         self._requests = self._scores = self._dropped = self._failed = self._same_first = 0
         self._sum = self._sum_absolute = self._largest = 0.0
         self._error: str | None = None
-        self._thread = threading.Thread(target=self._run, name="widedeep-shadow", daemon=True)
-        self._thread.start()
+        self._thread = (monitor or ThreadMonitor()).start(
+            "shadow", self._turn, on_start=lower_thread_priority
+        )
 
     def offer(
         self, user: Any, context: Any, candidates: Any, head: str | None, answered: Ranking
@@ -91,6 +95,7 @@ class ShadowScoring:
         self._closing = True
         with contextlib.suppress(queue.Full):  # then it wakes by itself
             self._queue.put_nowait(None)
+        self._thread.hurry()
         if timeout_s > 0:
             self._thread.join(timeout_s)
 
@@ -113,15 +118,22 @@ class ShadowScoring:
                 counts=tuple(self._counts.tolist()),
             )
 
-    def _run(self) -> None:
-        lower_thread_priority()
-        while (asked := self._queue.get()) is not None and not self._closing:
-            try:
-                self._compare(*asked)
-            except WideDeepError as error:
-                with self._lock:
-                    self._failed += 1
-                    self._error = str(error)
+    def _turn(self) -> bool:
+        try:
+            asked = self._queue.get(timeout=_IDLE_S)
+        except queue.Empty:
+            return not self._closing
+        if asked is None or self._closing:
+            return False
+        try:
+            self._compare(*asked)
+        except Exception as error:  # whatever the request holds: the next one may be compared
+            with self._lock:
+                self._failed += 1
+                self._error = str(error) if isinstance(error, WideDeepError) else repr(error)
+            if not isinstance(error, WideDeepError):
+                self._thread.failed(error)
+        return True
 
     def _compare(
         self, user: Any, context: Any, candidates: Any, head: str | None, answered: Ranking
@@ -140,5 +152,5 @@ class ShadowScoring:
             self._sum += float(differences.sum())
             self._sum_absolute += float(sizes.sum())
             self._largest = max(self._largest, float(sizes.max(initial=0.0)))
-            if len(ranking.positions):
+            if len(ranking.positions) and len(answered.positions):
                 self._same_first += int(ranking.positions[0] == answered.positions[0])

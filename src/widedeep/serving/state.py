@@ -82,12 +82,17 @@ def read_state(path: Path) -> ServingState:
         raw = path.read_bytes()
     except FileNotFoundError:
         return ServingState()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: the state cannot be read ({error.strerror or error}); make it a file that "
+            "this user may read, or delete it to serve by the policy alone"
+        ) from error
     try:
         value = json.loads(raw)
         if value.pop("format") != _FORMAT:
             raise ValueError(f"its format is not {_FORMAT}")
         return _state_of(value)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise ConfigError(
             f"{path}: got a state that cannot be read ({error}); correct it, or delete the file to "
             "serve by the policy alone"

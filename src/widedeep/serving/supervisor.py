@@ -196,7 +196,10 @@ class _Process:
         """Start the process if it is time; return its exit code if it has just ended."""
         if self._running is None:
             if time.monotonic() >= self._next_start:
-                self._start()
+                try:
+                    self._start()
+                except OSError as error:  # no descriptor, no process, no memory: for now
+                    self._again_later(f"worker {self.worker.index} cannot be started ({error})")
             return None
         code = self._running.poll()
         if code is not None:
@@ -205,6 +208,7 @@ class _Process:
 
     def _start(self) -> None:
         self._started = time.monotonic()
+        self._metrics.mkdir(parents=True, exist_ok=True)  # cleaners of temporary files take it
         path = os.pathsep.join(os.path.abspath(place) for place in sys.path)
         self._running = subprocess.Popen(
             [sys.executable, "-c", _START],
@@ -232,10 +236,12 @@ class _Process:
         if lived > _LONG_LIFE_S:
             self._pause = self._restart_s[0]
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        index, pause = self.worker.index, self._pause
-        self._say(f"worker {index} ended by {how} after {lived:.1f} s; again in {pause:g} s")
-        self._next_start = time.monotonic() + pause
-        self._pause = min(2 * pause, self._restart_s[1])
+        self._again_later(f"worker {self.worker.index} ended by {how} after {lived:.1f} s")
+
+    def _again_later(self, what: str) -> None:
+        self._say(f"{what}; again in {self._pause:g} s")
+        self._next_start = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, self._restart_s[1])
 
     def terminate(self) -> None:
         if self._running is not None:
@@ -296,5 +302,6 @@ def _count_as(index: int) -> None:
 
 def _forget_gauges(metrics: Path, index: int) -> None:
     """Take back what a dead worker said of its present: requests in flight and the like."""
-    for file in metrics.glob(f"gauge_live*_{index}.db"):
-        file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        for file in metrics.glob(f"gauge_live*_{index}.db"):
+            file.unlink(missing_ok=True)

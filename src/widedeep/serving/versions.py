@@ -88,15 +88,17 @@ def find_versions(root: Path) -> dict[str, Path]:
         root: The directory.
 
     Raises:
-        ConfigError: If it is no directory.
+        ConfigError: If it is no directory, or cannot be read.
     """
-    if (root / MANIFEST).is_file():
-        return {root.resolve().name: root}
     try:
-        found = [entry.name for entry in os.scandir(root) if entry.is_dir()]
-    except OSError as error:
+        if (root / MANIFEST).is_file():
+            return {root.resolve().name: root}
+        with os.scandir(root) as entries:
+            found = [entry.name for entry in entries if entry.is_dir()]
+    except (OSError, RuntimeError) as error:  # the latter is a loop of links
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{root}: got no readable directory ({error.strerror}), expected one with a bundle for "
+            f"{root}: got no readable directory ({reason}), expected one with a bundle for "
             "each version; check the path"
         ) from error
     names = sorted((n for n in found if not n.startswith((".", "_"))), key=version_key)
@@ -104,12 +106,20 @@ def find_versions(root: Path) -> dict[str, Path]:
 
 
 def signature(path: Path) -> Signature:
-    """Return what tells a version's files from those of another copy; empty if it is gone."""
+    """Return what tells a version's files from those of another copy; empty if it is gone.
+
+    Args:
+        path: The version's directory.
+
+    Raises:
+        OSError: If it is there and cannot be read, for now at least.
+    """
     found = []
     try:
-        for entry in os.scandir(path):
-            about = entry.stat()
-            found.append((entry.name, about.st_size, about.st_mtime_ns, about.st_ino))
-    except OSError:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                about = entry.stat()
+                found.append((entry.name, about.st_size, about.st_mtime_ns, about.st_ino))
+    except (FileNotFoundError, NotADirectoryError):
         return ()
     return tuple(sorted(found))

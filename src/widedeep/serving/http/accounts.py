@@ -82,10 +82,9 @@ class Accounts:
         self._routes: dict[RankRoute, RouteAccount] = {}
         self._shadows: dict[str, ShadowScoring | None] = {}
         self._answers: dict[int, tuple[int, float, NDArray[int64]]] = {}
-        self._in_flight = self._dropped = 0
+        self._in_flight = self._dropped = self._look_ups = 0
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="widedeep-accounts", daemon=True)
-        self._thread.start()
+        self._thread = service.monitor.start("accounts", self._turn)
 
     def follow(self, account: RouteAccount) -> None:
         """Count for this route, too."""
@@ -101,20 +100,20 @@ class Accounts:
         self._closing.set()
         self._thread.join(10.0)
 
-    def _run(self) -> None:
-        ending = False
-        while not ending:
-            ending = self._closing.wait(_EVERY_S)
-            self._safely(self._take_records)
-            self._safely(self.publish)
+    def _turn(self) -> bool:
+        ending = self._closing.wait(_EVERY_S)
+        try:
+            self._take_records()
+        finally:
+            self.publish()
+        return not ending
 
     def _safely(self, work: Callable[[], None]) -> None:
+        """Do what one record asks for; one that fails must not take the others with it."""
         try:
             work()
         except Exception as error:  # a bug: told to the operator; serving goes on
-            self._service.metrics.bugs.inc()
-            if self._service.log is not None:
-                self._service.log.bug(error, route=self._label)
+            self._thread.failed(error)
 
     # ---- figures --------------------------------------------------------------------------------
 
@@ -150,40 +149,54 @@ class Accounts:
     # ---- records --------------------------------------------------------------------------------
 
     def _take_records(self) -> None:
-        service, log = self._service, self._service.log
-        look_ups = 0
+        self._look_ups = 0
         for record in self._front.take_records():
-            route, path, request_id, body, time_us, seconds, status, sampled, order, scores = record
-            account = None if route is None else self._routes.get(route)
-            if log is not None and log.wants(status):
-                log.request(
-                    request_id=request_id,
-                    method="POST",
-                    path=path,
-                    status=status,
-                    ms=round(seconds * 1e3, 3),
-                    model=None if account is None else account.model,
-                    version=None if account is None else account.held.name,
-                    rows=len(order) or None,
-                )
-            look_ups += sampled
-            if account is not None and (self._keeps_all(account.model) or look_ups <= _LOOK_UPS):
-                request = _decoder.decode(body)
-                ranked = _ranked(account, request_id, request, order, scores, time_us)
-                self._safely(partial(self._hand_on, ranked, sampled and look_ups <= _LOOK_UPS))
+            self._safely(partial(self._take_record, *record))
         dropped, self._dropped = self._dropped, self._front.dropped
-        if self._dropped > dropped and service.on_dropped is not None:
-            service.on_dropped(self._dropped - dropped)
+        if self._dropped > dropped and self._service.on_dropped is not None:
+            self._service.on_dropped(self._dropped - dropped)
+
+    def _take_record(
+        self,
+        route: RankRoute | None,
+        path: str,
+        request_id: str,
+        body: bytes,
+        time_us: int,
+        seconds: float,
+        status: int,
+        sampled: bool,
+        order: NDArray[int64],
+        scores: NDArray[float64],
+    ) -> None:
+        log = self._service.log
+        account = None if route is None else self._routes.get(route)
+        self._look_ups += sampled
+        looks_up = sampled and self._look_ups <= _LOOK_UPS
+        if account is not None and (self._keeps_all(account.model) or looks_up):
+            ranked = _ranked(account, request_id, body, order, scores, time_us)
+            self._safely(partial(self._hand_on, ranked, looks_up))
+        if log is not None and log.wants(status):
+            log.request(
+                request_id=request_id,
+                method="POST",
+                path=path,
+                status=status,
+                ms=round(seconds * 1e3, 3),
+                model=None if account is None else account.model,
+                version=None if account is None else account.held.name,
+                rows=len(order) or None,
+            )
 
     def _keeps_all(self, model: str) -> bool:
         return self._service.on_ranked is not None or self._shadows.get(model) is not None
 
     def _hand_on(self, ranked: Ranked, sampled: bool) -> None:
         service = self._service
-        if sampled:
-            service.look_up(ranked.model, ranked.ranker, {**ranked.user, **ranked.context})
         if service.on_ranked is not None:
             service.on_ranked(ranked)
+        if sampled:
+            service.look_up(ranked.model, ranked.ranker, {**ranked.user, **ranked.context})
         shadow = self._shadows.get(ranked.model)
         if shadow is not None and shadow.version != ranked.version:
             shadow.offer(ranked.user, ranked.context, ranked.candidates, None, ranked.ranking)
@@ -192,11 +205,12 @@ class Accounts:
 def _ranked(
     account: RouteAccount,
     request_id: str,
-    request: RankRequest,
+    body: bytes,
     order: NDArray[int64],
     scores: NDArray[float64],
     time_us: int,
 ) -> Ranked:
+    request: RankRequest = _decoder.decode(body)
     candidates = request.candidates or []
     given = request.user.keys() | request.context.keys()
     names = account.ranker._engine._query_columns

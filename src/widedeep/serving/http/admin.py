@@ -92,7 +92,8 @@ async def rollback(service: Service, call: Call) -> Reply:
     """Go back to an older version: the one named, or the one before."""
     registry = _registry(service, call)
     version = (await _order_body(call, _version)).version
-    return json_reply({"serving": await _ordered(lambda: registry.rollback(version))})
+    serving = await _ordered(lambda: registry.rollback(version, wait_s=_LOAD_S))
+    return json_reply({"serving": serving})
 
 
 async def label(service: Service, call: Call) -> Reply:

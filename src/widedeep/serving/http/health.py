@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
@@ -27,17 +29,27 @@ async def live(service: Service, call: Call) -> Reply:
 
 
 async def ready(service: Service, call: Call) -> Reply:
-    """Say whether requests should come here: models are loaded, and nobody asked to stop."""
-    found = service.ready()
-    return json_reply({"ready": found}, 200 if found else 503)
+    """Say whether requests should come here: models are loaded, threads work, no stop is asked for.
+
+    What an operator should mend though requests are answered is told as warnings.
+    """
+    reasons = service.unready()
+    told = {"ready": not reasons, "reasons": reasons, "warnings": service.warnings()}
+    body = {key: value for key, value in told.items() if value != []}
+    return json_reply(body, 503 if reasons else 200)
 
 
 async def status(service: Service, call: Call) -> Reply:
-    """Say how each version of each model stands, and why one did not load."""
+    """Say how each version of each model, each thread and the log stand, and what is wrong."""
+    log = service.impressions
     return json_reply(
         {
             "ready": service.ready(),
             "draining": service.draining,
+            "reasons": service.unready(),
+            "warnings": service.warnings(),
+            "threads": [asdict(thread) for thread in service.monitor.status()],
+            "impression_log": None if log is None else asdict(log.counts()),
             "models": {
                 name: [asdict(version) for version in registry.status()]
                 for name, registry in service.models.registries.items()
@@ -51,6 +63,7 @@ async def metrics(service: Service, call: Call) -> Reply:
     found = server_figures(service)
     versions = CollectorRegistry()
     versions.register(_Versions(service.models))
+    versions.register(_Heartbeats(found))
     return Reply(generate_latest(found) + generate_latest(versions), media_type=_TEXT)
 
 
@@ -94,3 +107,33 @@ class _Versions(Collector):
                 if each.load_s is not None:
                     took.add_metric((name, each.version), each.load_s)
         yield from (state, loaded, took)
+        problems = CounterMetricFamily(
+            "widedeep_versions_unreadable",
+            "Looks at a models directory or its state that failed, in the process that answers.",
+            labels=("model",),
+        )
+        for name, registry in self._models.registries.items():
+            problems.add_metric((name,), registry.problems)
+        yield problems
+
+
+class _Heartbeats(Collector):
+    """How long each background thread has been silent, in the process where it is longest."""
+
+    def __init__(self, figures: CollectorRegistry) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the age of each heartbeat; a thread that has ended as it should has none."""
+        age = GaugeMetricFamily(
+            "widedeep_thread_heartbeat_seconds",
+            "Since each background thread last did its work, in the process longest silent.",
+            labels=("thread",),
+        )
+        now = time.time()
+        for metric in self._figures.collect():
+            if metric.name == "widedeep_thread_heartbeat_timestamp_seconds":
+                for sample in metric.samples:
+                    if math.isfinite(sample.value):
+                        age.add_metric((sample.labels["thread"],), max(0.0, now - sample.value))
+        yield age

@@ -10,12 +10,14 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from widedeep.data.unseen import count_values
+from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.http.auth import Keys
 from widedeep.serving.http.limits import Admission, Scheduler
 from widedeep.serving.http.models import Models
 from widedeep.serving.http.settings import Settings
 from widedeep.serving.http.statistics import Statistics
+from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.metrics import ServerMetrics
 from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.request_log import RequestLog
@@ -70,6 +72,8 @@ class Service:
         on_dropped: Called with a number of rankings that could not be handed on.
         threads: That one request of rows may use.
         draining: Whether it has been told to end.
+        monitor: Watches the background threads.
+        impressions: The log of what was shown; None: there is none.
     """
 
     models: Models
@@ -81,10 +85,13 @@ class Service:
     on_dropped: Callable[[int], None] | None = None
     threads: int = 1
     draining: bool = False
+    monitor: ThreadMonitor = field(default_factory=ThreadMonitor)
+    impressions: ImpressionLog | None = None
 
     def __post_init__(self) -> None:
         if self.log is None:
             self.log = RequestLog(self.settings.request_log)
+        self.monitor.log, self.monitor.metrics = self.log, self.metrics
         self.admission = Admission(self.settings.queue)
         self.scheduler = Scheduler(self.settings.threads, self.settings.inline_ms / 1e3)
         self.statistics = Statistics()
@@ -93,7 +100,32 @@ class Service:
 
     def ready(self) -> bool:
         """Tell whether load balancers should send requests here."""
-        return not self.draining and self.models.ready()
+        return not self.unready()
+
+    def unready(self) -> list[str]:
+        """Return why load balancers should send no requests here; empty: they should."""
+        reasons = ["the server is draining"] if self.draining else []
+        reasons += [
+            f"model {name!r}: no version is loaded"
+            for name, registry in self.models.registries.items()
+            if not registry.ready()
+        ]
+        return reasons + self.monitor.problems()
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should mend, though requests are answered."""
+        found = [
+            f"model {name!r}: {registry.problem}"
+            for name, registry in self.models.registries.items()
+            if registry.problem is not None
+        ]
+        counts = None if self.impressions is None else self.impressions.counts()
+        if counts is not None and counts.error is not None:
+            found.append(
+                f"impression log: {counts.error}; {counts.waiting} rows wait, "
+                f"{counts.lost_rows} are lost"
+            )
+        return found
 
     def look_up_some(self, model: str, ranker: Ranker, row: Mapping[str, Any]) -> None:
         """Of one request in 32, count which values of user and context training had not seen."""

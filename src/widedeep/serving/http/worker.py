@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from widedeep.errors import ConfigError
+from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.http.auth import Keys
 from widedeep.serving.http.models import Models
 from widedeep.serving.http.server import serve
@@ -49,8 +50,11 @@ class LogPlan:
     days: float | None = None
     nbytes: int | None = None
 
-    def open(self) -> ImpressionLog:
+    def open(self, monitor: ThreadMonitor | None = None) -> ImpressionLog:
         """Return the log, ready to be offered requests.
+
+        Args:
+            monitor: Watches its thread.
 
         Raises:
             ConfigError: If the key's file cannot be used, or a figure is out of its range.
@@ -71,6 +75,7 @@ class LogPlan:
             sample=self.sample,
             hash_users=key,
             retention=Retention(seconds=seconds, nbytes=self.nbytes),
+            monitor=monitor,
         )
 
 
@@ -118,8 +123,12 @@ class ServingPlan:
         if self.items is None and (self.settings.popularity or self.settings.category):
             raise ConfigError("got --popularity or --category without --items to recommend from")
 
-    def registries(self) -> dict[str, Registry]:
-        """Return the registry of each model, not started."""
+    def registries(self, monitor: ThreadMonitor | None = None) -> dict[str, Registry]:
+        """Return the registry of each model, not started.
+
+        Args:
+            monitor: Watches their threads.
+        """
         return {
             name: Registry(
                 path,
@@ -130,6 +139,8 @@ class ServingPlan:
                 unknown_items=self.unknown_items,
                 precision=self.precision,
                 threads=self.rank_threads,
+                monitor=monitor,
+                name=name if len(self.models) > 1 else "",
             )
             for name, path in self.models.items()
         }
@@ -162,12 +173,14 @@ def serve_plan(
         ConfigError: If a file or an address cannot be used.
     """
     settings, shared = plan.settings, worker.count > 1
-    registries = plan.registries()
+    monitor = ThreadMonitor()
+    registries = plan.registries(monitor)
     service = Service(
         models=Models(registries),
         settings=settings,
         keys=plan.keys(),
         threads=plan.rank_threads,
+        monitor=monitor,
     )
     # Longer slices for other threads would hold up every request while a version loads.
     sys.setswitchinterval(0.001)
@@ -183,9 +196,9 @@ def serve_plan(
         if joins:
             _wait_ready(worker, registries)
         elif shared:
-            threading.Thread(target=_wait_ready, args=(worker, registries), daemon=True).start()
+            monitor.start("start", lambda: _wait_ready(worker, registries), stuck_s=float("inf"))
         if plan.log is not None:
-            _log_impressions(service, stack.enter_context(plan.log.open()))
+            _log_impressions(service, stack.enter_context(plan.log.open(monitor)))
         on_drain, grpc_port = _start_grpc(service, plan, shared, stack)
         if on_listening is not None:
             on_listening(listening.getsockname()[1], grpc_port)
@@ -196,8 +209,12 @@ def serve_plan(
     service.scheduler.close()
 
 
-def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> None:
-    """Wait until every model is loaded, here and in the first process, which leaves a mark."""
+def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> bool:
+    """Wait until every model is loaded, here and in the first process, which leaves a mark.
+
+    Returns:
+        False: it is done once.
+    """
     for registry in registries.values():
         registry.wait_ready()
     first_is_ready = Path(os.environ[METRICS_DIRECTORY]) / "first-is-ready"
@@ -205,18 +222,16 @@ def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> None:
         first_is_ready.touch()
     while not first_is_ready.exists():
         time.sleep(0.02)
+    return False
 
 
 def _log_impressions(service: Service, log: ImpressionLog) -> None:
     def offer(ranked: Ranked) -> None:
-        if not log.offer(ranked, time_us=ranked.time_us, catalogue=ranked.catalogue):
-            service.metrics.log_dropped.set(log.counts().dropped)
+        log.offer(ranked, time_us=ranked.time_us, catalogue=ranked.catalogue)
 
-    def missed(requests: int) -> None:
-        log.missed(requests)
-        service.metrics.log_dropped.set(log.counts().dropped)
-
-    service.on_ranked, service.on_dropped = offer, missed
+    log.on_counts(service.metrics.logged)
+    service.impressions = log
+    service.on_ranked, service.on_dropped = offer, log.missed
 
 
 def _bound(settings: Settings, shared: bool) -> socket.socket:
