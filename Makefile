@@ -23,13 +23,14 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: help quickstart census test test-slow check format bench bench-peers docs sanitize check-arm64 wheel \
+.PHONY: help quickstart census test test-slow fuzz check format bench bench-peers docs sanitize check-arm64 wheel \
     native native-inplace clean
 help:
 	@echo "make quickstart    the whole loop on a simulated app store: logs, training, gate, serving, retraining"
 	@echo "make census        a model of UCI Adult, and the README's table: five seeds of wide, deep, and both"
 	@echo "make test          the fast tests, docstring examples and the documents' code blocks"
 	@echo "make test-slow     the slow tests"
+	@echo "make fuzz          crafted bundles and requests; CASES=10000 of each (minutes), FIRST=0 for others"
 	@echo "make check         ruff, mypy, codespell, clang-format, layout and symbol lints"
 	@echo "make format        let ruff and clang-format rewrite the sources"
 	@echo "make bench         every benchmarks/bench_*.py (an hour); QUICK=1 runs them short (minutes)"
@@ -88,6 +89,13 @@ test: native $(DEV_READY)
 # pytest's 5 means that no test bears the marker.
 test-slow: native $(DEV_READY)
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+CASES ?= 10000
+FIRST ?= 0
+FUZZERS := $(patsubst tests/fuzz/%.py,%,$(wildcard tests/fuzz/fuzz_*.py))
+fuzz: native $(DEV_READY)
+	@for fuzzer in $(FUZZERS); do echo "== $$fuzzer"; \
+	    $(BIN)/python -m tests.fuzz.$$fuzzer --cases $(CASES) --first $(FIRST); done
 
 NATIVE_SOURCES = $(wildcard native/*.cpp native/*.hpp native/tests/*.cpp native/tests/*.hpp)
 check: native $(DEV_READY)

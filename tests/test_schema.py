@@ -45,7 +45,7 @@ def ints(*values: Any) -> Any:
 
 def number_fit(size: int = 1, cuts: tuple[float, ...] | None = None, **changes: Any) -> NumericFit:
     fit = NumericFit(
-        boundaries=() if cuts is None else tuple(np.array(cuts) for _ in range(size)),
+        boundaries=() if cuts is None else tuple(np.array(cuts, np.float64) for _ in range(size)),
         shift=np.zeros(size),
         scale=np.ones(size),
         fill=np.full(size, 0.25, np.float32),

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from widedeep.errors import ConfigError, FeatureError, nearest
+from widedeep.errors import ConfigError, FeatureError, WideDeepError, nearest
 from widedeep.features import FeatureSpec
 from widedeep.features.toml import spec_from_table, spec_to_table, toml_text
 
@@ -40,15 +40,17 @@ def _check_range(owner: str, name: str, got: float, condition: bool, allowed: st
         raise ConfigError(f"{owner}: got {name}={got!r}, expected {allowed}")
 
 
-def _check_types(config: object, owner: str) -> None:
+def check_types(config: object, owner: str, raising: type[WideDeepError] = ConfigError) -> None:
     """Refuse values of other types than a dataclass declares; NumPy's numbers become Python's."""
-    for name, hint in typing.get_type_hints(type(config)).items():
+    hints = typing.get_type_hints(type(config))
+    for entry in dataclasses.fields(config):  # type: ignore[arg-type]
+        name, hint = entry.name, hints[entry.name]
         given = getattr(config, name)
         value = _without_numpy(given)
         if value is not given:
             object.__setattr__(config, name, value)
         if not _fits(value, hint):
-            raise ConfigError(
+            raise raising(
                 f"{owner}: got {name}={value!r} ({type(value).__name__}), {_expected(value, hint)}"
             )
 
@@ -115,7 +117,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         owner = "[model]"
-        _check_types(self, owner)
+        check_types(self, owner)
         _check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
         if isinstance(self.embedding_dim, int):
             _check_range(
@@ -184,7 +186,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         owner = "[train]"
-        _check_types(self, owner)
+        check_types(self, owner)
         for name in ("epochs", "batch_size", "pool_rows"):
             _check_range(
                 owner,
@@ -482,7 +484,9 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin is not None:
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(
+            _fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items()
+        )
     return hint is Any or isinstance(value, hint)
 
 
@@ -504,3 +508,21 @@ def _say(hint: Any) -> str:
         return f"a list of {_PLURALS.get(args[0], 'values')}"
     names = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
     return names.get(hint, "a table")
+
+
+def check_value(
+    value: object, hint: Any, where: str, raising: type[WideDeepError] = ConfigError
+) -> None:
+    """Refuse a plain value, read from JSON or TOML, of another type than a hint says.
+
+    Args:
+        value: Lists, tables, text, numbers, booleans or None.
+        hint: Such as ``int`` or ``Mapping[str, float]``.
+        where: Named in the error.
+        raising: The kind of error.
+
+    Raises:
+        WideDeepError: With what was got and what is allowed.
+    """
+    if not _fits(value, hint):
+        raise raising(f"{where}: got {value!r:.80}, {_expected(value, hint)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from widedeep.config import _check_range, _check_types, read_section, read_tables
+from widedeep.config import _check_range, check_types, read_section, read_tables
 from widedeep.errors import ConfigError
 
 __all__ = ["FollowConfig", "load_follow_config"]
@@ -40,7 +40,7 @@ class FollowConfig:
 
     def __post_init__(self) -> None:
         owner = "[follow]"
-        _check_types(self, owner)
+        check_types(self, owner)
         for name in ("export_rows", "judge_rows"):
             value = getattr(self, name)
             inside = value is None or value >= 1

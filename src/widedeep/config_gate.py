@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from widedeep.config import _check_range, _check_types, read_section, read_tables
+from widedeep.config import _check_range, check_types, read_section, read_tables
 from widedeep.errors import ConfigError
 
 __all__ = ["GateConfig", "load_gate_config"]
@@ -80,7 +80,7 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         owner = "[gate]"
-        _check_types(self, owner)
+        check_types(self, owner)
         for name in ("slices", "ignore_drift"):  # TOML has lists
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))

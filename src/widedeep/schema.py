@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.errors import FeatureError, SchemaError, nearest
+from widedeep.config import check_types, check_value
+from widedeep.errors import ConfigError, FeatureError, SchemaError, nearest
 from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
+from widedeep.features.kinds import Combiner
 from widedeep.features.toml import spec_from_table, spec_to_table
 from widedeep.tensor_file import map_tensors, read_metadata, write_tensors
 
@@ -33,6 +35,16 @@ _TIMES: dict[str, pa.DataType] = {
     "day": pa.date32(),
 }
 _FLOATS = {"float16": pa.float16(), "float32": pa.float32()}
+_DAMAGED = (AttributeError, ConfigError, FeatureError, KeyError, TypeError, ValueError)
+# What a schema file says beside its tensors.
+_FACTS: Mapping[str, Any] = {
+    "rows": int,
+    "missing": Mapping[str, float],
+    "label_means": Mapping[str, float],
+    "quantile_rows": int | None,
+    "notes": list[str],
+    "dropped": Mapping[str, int],
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +65,9 @@ class ColumnType:
     kind: LogicalKind
     nested: bool = False
     storage: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "column type")
 
     def arrow(self, *, narrow: bool = False) -> pa.DataType:
         """Return the Arrow type that holds such a column.
@@ -195,7 +210,7 @@ class Slot:
     kind: Literal["categorical", "bucketized", "crossed", "numeric"]
     size: int
     table: str
-    combiner: str | None
+    combiner: Combiner | None
     embedding_dim: int | None
     wide: bool
     deep: bool
@@ -482,7 +497,14 @@ class Schema:
             raise SchemaError(f"{path}: got a safetensors file that holds no schema")
         try:
             return cls._read(path, metadata)
-        except (AttributeError, FeatureError, KeyError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            ConfigError,
+            FeatureError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise SchemaError(
                 f"{path}: got contents that make no schema ({error}); the file is damaged"
             ) from error
@@ -550,21 +572,24 @@ def text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArra
 def _assemble(
     identity: dict[str, Any], facts: dict[str, Any], tensors: dict[str, NDArray[Any]]
 ) -> Schema:
+    for name, hint in _FACTS.items():
+        check_value(facts[name], hint, name)
+    history = identity.get("history", {})
+    check_value(history, Mapping[str, Mapping[str, Any]], "history")
+    check_value(identity["classes"], Mapping[str, list[Any]], "classes")
     spec = spec_from_table(identity["spec"]["data"], identity["spec"]["features"])
     vocabularies = {}
     for key, dropped in facts["dropped"].items():
-        vocabularies[key] = Vocabulary(
-            values=_vocabulary_values(tensors, key),
-            counts=tensors[_COUNTS + key],
-            dropped=dropped,
-        )
+        values = _vocabulary_values(tensors, key)
+        counts = _tensor(tensors, _COUNTS + key, np.int64, (len(values),))
+        vocabularies[key] = Vocabulary(values=values, counts=counts, dropped=dropped)
     numerics = {
         feature.name: _numeric_fit(tensors, feature)
         for feature in spec.all_features
         if isinstance(feature, Numeric)
     }
     boundaries = {
-        feature.name: tensors[f"boundaries/{feature.name}"]
+        feature.name: _rising(tensors, f"boundaries/{feature.name}")
         for feature in spec.all_features
         if isinstance(feature, Bucketized)
     }
@@ -580,35 +605,87 @@ def _assemble(
         label_means=facts["label_means"],
         quantile_rows=facts["quantile_rows"],
         notes=tuple(facts["notes"]),
-        history=identity.get("history", {}),
+        history=history,
     )
 
 
+def _tensor(
+    tensors: Mapping[str, NDArray[Any]], name: str, dtype: type, shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """A tensor of that type and shape; None stands for any length."""
+    tensor = tensors[name]
+    fits = len(tensor.shape) == len(shape) and all(
+        size in (None, length) for size, length in zip(shape, tensor.shape, strict=True)
+    )
+    if tensor.dtype != dtype or not fits:
+        raise ValueError(
+            f"tensor {name!r}: got {tensor.dtype} of shape {tensor.shape}, expected "
+            f"{np.dtype(dtype)} of shape {shape}"
+        )
+    return tensor
+
+
 def _vocabulary_values(
-    tensors: dict[str, NDArray[Any]], key: str
+    tensors: Mapping[str, NDArray[Any]], key: str
 ) -> pa.LargeBinaryArray | NDArray[np.int64]:
-    if f"ints/{key}" in tensors:
-        return tensors[f"ints/{key}"]
-    offsets, data = tensors[f"offsets/{key}"], tensors[f"bytes/{key}"]
+    integers = tensors.get(f"ints/{key}")
+    if integers is not None:
+        shape = (None,) if integers.ndim == 1 else (None, None)
+        return _tensor(tensors, f"ints/{key}", np.int64, shape)
+    offsets = _tensor(tensors, f"offsets/{key}", np.int64, (None,))
+    data = _tensor(tensors, f"bytes/{key}", np.uint8, (None,))
+    # Native look-ups follow the offsets without a check of their own.
+    if (
+        not len(offsets)
+        or offsets[0] != 0
+        or offsets[-1] != len(data)
+        or (np.diff(offsets) < 0).any()
+    ):
+        raise ValueError(
+            f"tensor 'offsets/{key}': got offsets that do not rise from 0 to the {len(data)} bytes "
+            "of the vocabulary"
+        )
     return pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
     )
 
 
-def _numeric_fit(tensors: dict[str, NDArray[Any]], feature: Numeric) -> NumericFit:
-    name = feature.name
-    cuts = [tensors.get(f"quantiles/{component}/{name}") for component in range(feature.size)]
+def _numeric_fit(tensors: Mapping[str, NDArray[Any]], feature: Numeric) -> NumericFit:
+    name, size = feature.name, feature.size
+
+    def per_component(part: str, dtype: type = np.float64) -> NDArray[Any]:
+        return _tensor(tensors, f"{part}/{name}", dtype, (size,))
+
+    shift = per_component("shift")  # First: it refuses a size that the file does not have.
+
+    def profile(component: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        cuts = _rising(tensors, f"profile_cuts/{component}/{name}")
+        counts = f"profile_counts/{component}/{name}"
+        return cuts, _tensor(tensors, counts, np.int64, (len(cuts) + 1,))
+
     return NumericFit(
-        boundaries=tuple(cut for cut in cuts if cut is not None),
-        shift=tensors[f"shift/{name}"],
-        scale=tensors[f"scale/{name}"],
-        fill=tensors[f"fill/{name}"],
-        minimum=tensors[f"minimum/{name}"],
-        maximum=tensors[f"maximum/{name}"],
-        mean=tensors[f"mean/{name}"],
+        boundaries=tuple(
+            _rising(tensors, f"quantiles/{component}/{name}")
+            for component in range(size)
+            if f"quantiles/{component}/{name}" in tensors
+        ),
+        shift=shift,
+        scale=per_component("scale"),
+        fill=per_component("fill", np.float32),
+        minimum=per_component("minimum"),
+        maximum=per_component("maximum"),
+        mean=per_component("mean"),
         profile=tuple(
-            (tensors[f"profile_cuts/{c}/{name}"], tensors[f"profile_counts/{c}/{name}"])
-            for c in range(feature.size)
-            if f"profile_cuts/{c}/{name}" in tensors
+            profile(component)
+            for component in range(size)
+            if f"profile_cuts/{component}/{name}" in tensors
         ),
     )
+
+
+def _rising(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float64]:
+    """Cut points; what looks values up among them relies on their order."""
+    cuts: NDArray[np.float64] = _tensor(tensors, name, np.float64, (None,))
+    if np.isnan(cuts).any() or not (np.diff(cuts) > 0).all():
+        raise ValueError(f"tensor {name!r}: got cut points that do not rise")
+    return cuts

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from widedeep.config import check_value
 from widedeep.errors import BundleError, DataError
 from widedeep.kernels.sigmoid import sigmoid
 
@@ -130,12 +131,15 @@ def calibration_from_json(value: Mapping[str, Any]) -> Calibration:
     Raises:
         BundleError: If it is of an unknown kind or has a value outside its range.
     """
+    check_value(value, Mapping[str, Any], "calibration")
     fields = dict(value)
-    kind = _KINDS.get(fields.pop("kind", ""))
+    kind = _KINDS.get(str(fields.pop("kind", "")))
     if kind is None:
         raise BundleError(
             f"got a calibration of kind {value.get('kind')!r}, expected one of {sorted(_KINDS)}"
         )
+    numbers: Any = list[float] if kind is Isotonic else float
+    check_value(fields, Mapping[str, numbers], kind.kind)
     if kind is Isotonic:
         fields = {name: tuple(points) for name, points in fields.items()}
     return kind(**fields)

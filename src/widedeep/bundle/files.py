@@ -10,6 +10,7 @@ from typing import Any
 from widedeep.bundle.calibration import Calibration, calibration_from_json, calibration_to_json
 from widedeep.bundle.layout import BundleModel
 from widedeep.bundle.plain_json import read_json, write_json
+from widedeep.config import check_value
 
 __all__ = ["CALIBRATION", "CONFIG", "GRAPH", "METRICS", "SCHEMA", "WARMUP", "WEIGHTS", "Warmup"]
 
@@ -43,7 +44,16 @@ def write_config(path: Path, config: Mapping[str, Any], model: BundleModel) -> N
 def read_config(path: Path) -> tuple[dict[str, Any], BundleModel]:
     """Return the run's configuration and the model's shape."""
     value = read_json(path / CONFIG)
+    check_value(value, Mapping[str, Mapping[str, Any]], CONFIG)
     return value["run"], BundleModel.from_json(value["model"])
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Return the metrics that were given at export."""
+    value = read_json(path / METRICS)
+    check_value(value, Mapping[str, Any], METRICS)
+    metrics: dict[str, Any] = value
+    return metrics
 
 
 def write_calibration(path: Path, calibration: Mapping[str, Calibration]) -> None:
@@ -58,7 +68,9 @@ def read_calibration(path: Path) -> dict[str, Calibration]:
     file = path / CALIBRATION
     if not file.exists():
         return {}
-    return {head: calibration_from_json(curve) for head, curve in read_json(file).items()}
+    value = read_json(file)
+    check_value(value, Mapping[str, Any], CALIBRATION)
+    return {head: calibration_from_json(curve) for head, curve in value.items()}
 
 
 def write_warmup(path: Path, warmup: Warmup) -> None:
@@ -70,4 +82,8 @@ def read_warmup(path: Path) -> Warmup:
     """Return the warm-up rows; none while the bundle is being written."""
     file = path / WARMUP
     value = read_json(file) if file.exists() else {"rows": [], "scores": {}}
+    check_value(value, Mapping[str, Any], WARMUP)
+    check_value(value["rows"], list[Mapping[str, Any]], f"{WARMUP}: rows")
+    scores = Mapping[str, list[float] | list[list[float]]]
+    check_value(value["scores"], scores, f"{WARMUP}: scores")
     return Warmup(rows=value["rows"], scores=value["scores"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from widedeep.config import check_types
 from widedeep.errors import BundleError
 from widedeep.kernels.score import ACTIVATIONS
 from widedeep.schema import Schema
@@ -40,10 +41,7 @@ class BundleHead:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(HeadKind):
-            raise BundleError(
-                f"head {self.name!r}: got kind={self.kind!r}, expected one of {get_args(HeadKind)}"
-            )
+        check_types(self, f"head {self.name!r}", BundleError)
         least, most = (2, self.stop) if self.kind == "multiclass" else (1, 1)
         if not least <= self.stop - self.start <= most:
             raise BundleError(
@@ -68,7 +66,10 @@ class DeepColumn:
     source: Literal["table", "dense"]
     start: int
     stop: int
-    combiner: str | None = None
+    combiner: WideCombiner | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, f"deep column {self.name!r}", BundleError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,13 +100,9 @@ class BundleModel:
     deep: tuple[DeepColumn, ...] = ()
 
     def __post_init__(self) -> None:
+        check_types(self, "model", BundleError)
         if self.activation not in ACTIVATIONS:
             raise BundleError(f"got activation={self.activation!r}, expected one of {ACTIVATIONS}")
-        if self.wide_combiner not in get_args(WideCombiner):
-            raise BundleError(
-                f"got wide_combiner={self.wide_combiner!r}, expected one of "
-                f"{get_args(WideCombiner)}"
-            )
         _check_contiguous("head", self.heads)
         _check_contiguous("deep column", self.deep)
         if not self.heads:

@@ -19,7 +19,6 @@ from widedeep.bundle.forward import Forward
 from widedeep.bundle.graph import TowerGraph
 from widedeep.bundle.layout import BundleHead, BundleModel, check_weights
 from widedeep.bundle.manifest import Manifest, check_files, read_manifest
-from widedeep.bundle.plain_json import read_json
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import open_source
@@ -35,6 +34,16 @@ Scores: TypeAlias = NDArray[np.float64] | dict[str, NDArray[np.float64]]
 
 _CHUNK_ROWS = 16_384
 _WARMUP_TOLERANCE = 1e-4
+# What reading values of a wrong kind raises, where no check of its own names them.
+_DAMAGED = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class Bundle:
@@ -130,19 +139,25 @@ class Bundle:
 
     @classmethod
     def _open(cls, path: Path, manifest: Manifest) -> Bundle:
+        """Read the files; whoever wrote them, what they hold is refused by name or scores."""
         try:
-            schema = Schema.load(path / files.SCHEMA)
-            config, model = files.read_config(path)
-            weights = map_tensors(path / files.WEIGHTS)
-            metrics = read_json(path / files.METRICS)
-            calibration = files.read_calibration(path)
-            warmup = files.read_warmup(path)
+            return cls._read(path, manifest)
         except BundleError:
             raise
-        except (WideDeepError, OSError, KeyError, TypeError) as error:
+        except (WideDeepError, OSError, *_DAMAGED) as error:
+            told = error if isinstance(error, WideDeepError) else repr(error)
             raise BundleError(
-                f"{path}: {error}; copy the bundle again, or export it again"
+                f"{path}: {told}; copy the bundle again, or export it again"
             ) from error
+
+    @classmethod
+    def _read(cls, path: Path, manifest: Manifest) -> Bundle:
+        schema = Schema.load(path / files.SCHEMA)
+        config, model = files.read_config(path)
+        weights = map_tensors(path / files.WEIGHTS)
+        metrics = files.read_metrics(path)
+        calibration = files.read_calibration(path)
+        warmup = files.read_warmup(path)
         if schema.fingerprint != manifest.schema_fingerprint:
             raise BundleError(
                 f"{path / files.SCHEMA}: got the schema {schema.fingerprint[:12]}, the manifest "
@@ -166,7 +181,14 @@ class Bundle:
             return
         found = self._by_head(self.score(self.warmup.rows))
         for head, expected in self.warmup.scores.items():
-            want, got = np.array(expected, np.float64), found[head]
+            got = found.get(head, np.empty(0))
+            lengths = {np.size(score) for score in expected}
+            want = np.array(expected, np.float64) if len(lengths) == 1 else np.empty(0)
+            if want.shape != got.shape or head not in found:
+                raise BundleError(
+                    f"{self.path / files.WARMUP}: got {len(expected)} stored scores of head "
+                    f"{head!r}, expected {got.shape} of one of {list(found)}; export it again"
+                )
             worst = np.abs(got - want) / np.maximum(1.0, np.abs(want))
             if not (worst <= _WARMUP_TOLERANCE).all():
                 at = np.unravel_index(int(np.nan_to_num(worst, nan=np.inf).argmax()), worst.shape)
