@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -68,6 +69,11 @@ class ColumnType:
 
     def __post_init__(self) -> None:
         check_types(self, "column type")
+        storage = self.storage or "float64"
+        if not (storage in {"float64", *_FLOATS, *_TIMES} or re.fullmatch(r"decimal:\d+", storage)):
+            raise SchemaError(
+                f"column type: got storage={storage!r}, which this version cannot read"
+            )
 
     def arrow(self, *, narrow: bool = False) -> pa.DataType:
         """Return the Arrow type that holds such a column.
