@@ -60,7 +60,12 @@ def _result_document(result: JoinResult) -> dict[str, Any]:
         name: {key: split[key] for key in ("rows", "labels", "weight", "first_us", "last_us")}
         for name, split in manifest["splits"].items()
     }
-    return {"splits": splits, "counts": manifest["counts"], "columns": manifest["columns"]}
+    return {
+        "splits": splits,
+        "counts": manifest["counts"],
+        "notes": manifest["notes"],
+        "columns": manifest["columns"],
+    }
 
 
 def _print_result(result: JoinResult) -> None:
@@ -84,6 +89,8 @@ def _print_result(result: JoinResult) -> None:
             f"actions of label {name}: {found['actions']:,}; {found['orphaned']:,} without an "
             f"impression before them, {found['late']:,} after the window"
         )
+    for note in result.notes:
+        print_text(f"note: {note}")
     train = result.output / "train"
     print_text(f"\nwrote {result.output}; look at {result.output / 'report.html'}")
     print_text(f"next: widedeep init {train} --label {next(iter(counts['labels']))}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
 import tomllib
 import types
@@ -436,9 +437,7 @@ def read_section(
                 f"{_expected(value, hints[key])}"
             )
     values = {
-        key: tuple(value)
-        if isinstance(value, list) and typing.get_origin(hints[key]) is tuple
-        else value
+        key: tuple(value) if isinstance(value, list) and _takes_tuple(hints[key]) else value
         for key, value in table.items()
     }
     try:
@@ -448,8 +447,8 @@ def read_section(
         raise ConfigError(f"{origin.rpartition(': [')[0]}: {error}") from error
 
 
-def check_words(value: object, where: str) -> None:
-    """Refuse words that are none of a dataclass's choices, and text where a list is asked for.
+def check_fields(value: object, where: str) -> None:
+    """Refuse fields of other types than a dataclass declares; lists become the tuples it holds.
 
     TOML is checked by :func:`read_section`; this is for values that are made in Python.
 
@@ -458,17 +457,27 @@ def check_words(value: object, where: str) -> None:
         where: Named in errors, such as ``"[split]"``.
 
     Raises:
-        ConfigError: With the field, what was got, and what is allowed.
+        ConfigError: With the field, what was got, and what is allowed; for a text twice in a list.
     """
     for key, hint in typing.get_type_hints(type(value)).items():
-        if typing.get_origin(hint) in (typing.Union, types.UnionType):
-            if getattr(value, key) is None:
-                continue
-            hint = typing.get_args(hint)[0]
-        of, told = typing.get_origin(hint), getattr(value, key)
-        texts = of is tuple and typing.get_args(hint)[0] is str
-        if (of is Literal or texts) and not _fits(told, hint):
-            raise ConfigError(f"{where}: got {key} = {told!r}, {_expected(told, hint)}")
+        given = getattr(value, key)
+        plain = tuple(given) if isinstance(given, list) and _takes_tuple(hint) else given
+        plain = _without_numpy(plain)
+        if plain is not given:
+            object.__setattr__(value, key, plain)
+        if not _fits(plain, hint):
+            raise ConfigError(f"{where}: got {key} = {given!r}, {_expected(given, hint)}")
+        if _takes_tuple(hint) and plain is not None:
+            texts = [item for item in plain if isinstance(item, str)]
+            twice = sorted({text for text in texts if texts.count(text) > 1})
+            if twice:
+                raise ConfigError(f"{where}: got {key} with {twice[0]!r} twice, expected it once")
+
+
+def _takes_tuple(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple or any(
+        typing.get_origin(arg) is tuple for arg in typing.get_args(hint)
+    )
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -507,6 +516,7 @@ def _say(hint: Any) -> str:
     if origin in (list, tuple):
         return f"a list of {_PLURALS.get(args[0], 'values')}"
     names = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
+    names |= {datetime.date: "a date or time", datetime.timedelta: "a timedelta"}
     return names.get(hint, "a table")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 Row = dict[str, Any]
@@ -46,8 +47,8 @@ def expected(
                 for action in actions
                 if action["kind"] in kinds and gets_credit(row, action, impressions, window, wanted)
             ]
-            micros = [int((action["value"] * SECOND + 0.5) // 1) for action in credited]
-            example[name] = sum(micros) / SECOND if is_value else int(bool(credited))
+            total = sum((Fraction(action["value"]) for action in credited), Fraction(0))
+            example[name] = float(total) if is_value else int(bool(credited))
         for feature in wanted.history:
             example[feature["name"]] = history(feature, row, impressions, actions, wanted)
         example["age"] = version(users, "user_id", row, "age")

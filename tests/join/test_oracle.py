@@ -75,7 +75,7 @@ def logs(draw: st.DrawFn) -> dict[str, list[Row]]:
             "item_id": st.sampled_from(ITEMS),
             "event_time": TIMES,
             "kind": KINDS,
-            "value": st.sampled_from([0.0, 0.1, 2.5, 1e-6, 1.0000005, -3.3]),
+            "value": st.sampled_from([0.0, 0.1, 2.5, 1e-9, 1.0000005, -3.3, 9e12]),
         }
     )
     actions = draw(st.lists(action, min_size=1, max_size=12))
@@ -155,6 +155,9 @@ def test_every_row_equals_plain_python(touch: str, log: dict[str, list[Row]], pa
         got = joined(config(log, Path(folder) / "out", touch=touch, partition_rows=parts))
     key = ("event_time", "request_id", "position", "item_id")
     got.sort(key=lambda row: tuple(row[name] for name in key))
+    assert [row.pop("spend") for row in got] == pytest.approx(
+        [row["spend"] for row in rows], rel=1e-15, abs=0
+    )
     assert [{k: v for k, v in row.items() if k != "weight"} for row in got] == [
         {name: row[name] for name in got[0] if name != "weight"} for row in rows
     ]

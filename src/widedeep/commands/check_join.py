@@ -63,6 +63,7 @@ def check_join(
     except WideDeepError as error:
         check.problems.append(str(error))
         return check
+    check.notes += check.tried.resolved.notes
     check.columns = profile_columns(check.tried.examples)
     check.time_column = (config.impressions or config.actions).time
     _note_inputs(config, check.tried, check)

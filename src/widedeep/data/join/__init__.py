@@ -50,11 +50,11 @@ def join_actions(
     output: str | os.PathLike[str],
     window: str | float = "1d",
     kinds: Sequence[str] = (),
-    labels: Sequence[Label] | None = None,
+    labels: Label | Sequence[Label] | None = None,
     touch: Literal["last", "first", "all"] = "last",
     user_attributes: Attributes | None = None,
     item_attributes: Attributes | None = None,
-    history: Sequence[History] = (),
+    history: History | Sequence[History] = (),
     split: Split | None = None,
     negatives: Negatives | None = None,
     open_windows: Literal["drop", "keep"] = "drop",
@@ -119,11 +119,11 @@ def join_actions(
         output=os.fspath(output),
         impressions=impressions,
         actions=actions,
-        labels=tuple(labels) if labels else (Label(window=window, kinds=_listed(kinds)),),
+        labels=_listed(labels, Label) or (Label(window=window, kinds=_listed(kinds, str)),),
         touch=touch,
         user_attributes=user_attributes,
         item_attributes=item_attributes,
-        history=tuple(history),
+        history=_listed(history, History),
         split=split or Split(),
         negatives=negatives or Negatives(),
         open_windows=open_windows,
@@ -137,6 +137,6 @@ def join_actions(
     return run_join(config, resume=resume, progress=progress)
 
 
-def _listed(kinds: Sequence[str]) -> tuple[str, ...]:
-    """A text is a sequence of its letters, and no list of kinds."""
-    return (kinds,) if isinstance(kinds, str) else tuple(kinds)
+def _listed(values: Any, kind: type[Any]) -> tuple[Any, ...]:
+    """Return one value or several as a tuple; a text is no list of its letters."""
+    return () if values is None else (values,) if isinstance(values, kind) else tuple(values)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from widedeep.config import check_words, read_section, read_tables
+from widedeep.config import check_fields, read_section, read_tables
 from widedeep.data.join.history import History
 from widedeep.data.join.times import duration_us, moment_us, offset_us
 from widedeep.errors import ConfigError, nearest
@@ -26,8 +27,9 @@ __all__ = [
     "load_join_config",
 ]
 
-Duration = str | float
-TimeUnit = Literal["auto", "s", "ms", "us"]
+Duration = str | float | datetime.timedelta
+Moment = str | datetime.date
+TimeUnit = Literal["auto", "s", "ms", "us", "ns"]
 SPLITS = ("train", "valid", "test")
 
 
@@ -49,10 +51,11 @@ class ImpressionLog:
         user: Column with the user's id, text or integer.
         item: Column with the item's id, text or integer.
         position: Column with the place in the list, if it was logged.
-        time: Column with the event time: a timestamp, or seconds, milliseconds or microseconds
-            since 1970.
+        time: Column with the event time: a timestamp, a date, ISO 8601 text, or seconds,
+            milliseconds, microseconds or nanoseconds since 1970.
         time_unit: Of integer times; ``"auto"`` tells it from their range.
-        timezone: Of timestamps without a zone: ``"UTC"`` or an offset such as ``"+02:00"``.
+        timezone: Of times without a zone: ``"UTC"`` or an offset such as ``"+02:00"``; None: UTC,
+            with a note.
         columns: The context and served feature columns to keep; None keeps all.
         availability_delay: How long after its time an impression may first enter a history.
     """
@@ -135,7 +138,7 @@ class Attributes:
 
 
 def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) -> None:
-    check_words(source, where)
+    check_fields(source, where)
     duration_us(source.availability_delay, f"{where}: availability_delay")
     if source.timezone is not None:
         offset_us(source.timezone, f"{where}: timezone")
@@ -150,7 +153,7 @@ class Label:
         kinds: Kinds of actions that count; empty: all.
         window: How long after the impression an action still counts, its end included.
         value: False: 1 if there is such an action, else 0. True: the sum of the actions' values,
-            in whole millionths, so that no order of adding can change it.
+            added without rounding, so that no order of adding can change it. A null value adds 0.
     """
 
     name: str = "label"
@@ -160,13 +163,17 @@ class Label:
 
     def __post_init__(self) -> None:
         _check(bool(self.name), "[[labels]]: got an empty name")
-        check_words(self, f"label {self.name!r}")
+        check_fields(self, f"label {self.name!r}")
         duration_us(self.window, f"label {self.name!r}: window")
 
     @property
     def window_us(self) -> int:
         """The window in microseconds."""
         return duration_us(self.window)
+
+
+def _texts(moments: Sequence[Moment]) -> list[str]:
+    return [str(moment) for moment in moments]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,15 +184,16 @@ class Split:
         by: ``"time"`` of the request, ``"user"``, ``"both"`` (a row is kept if its time and its
             user fall in the same part, and else left out and counted), or ``"none"``: all train.
         fractions: Shares of train, valid and test, in time order; they add to 1.
-        boundaries: Times at which valid and test begin, in place of fractions of the time.
+        boundaries: Times at which valid and test begin, in place of fractions of the time: text, or
+            TOML's dates and times; UTC where they name no zone.
     """
 
     by: Literal["time", "user", "both", "none"] = "time"
     fractions: tuple[float, ...] = (0.8, 0.1, 0.1)
-    boundaries: tuple[str, ...] | None = None
+    boundaries: tuple[Moment, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_words(self, "[split]")
+        check_fields(self, "[split]")
         _check(
             len(self.fractions) == 3
             and all(share >= 0 for share in self.fractions)
@@ -198,11 +206,11 @@ class Split:
             return
         _check(
             self.by in ("time", "both") and len(self.boundaries) == 2,
-            f"[split]: got boundaries = {list(self.boundaries)!r} with by = {self.by!r}, expected "
+            f"[split]: got boundaries = {_texts(self.boundaries)} with by = {self.by!r}, expected "
             "two times (valid begins, test begins) with by = 'time' or 'both'",
         )
         first, second = self.boundaries_us or (0, 0)
-        _check(first <= second, f"[split]: got boundaries out of order: {list(self.boundaries)!r}")
+        _check(first <= second, f"[split]: got boundaries out of order: {_texts(self.boundaries)}")
 
     @property
     def boundaries_us(self) -> tuple[int, int] | None:
@@ -234,7 +242,7 @@ class Negatives:
     draw: Literal["popularity", "uniform"] = "popularity"
 
     def __post_init__(self) -> None:
-        check_words(self, "[negatives]")
+        check_fields(self, "[negatives]")
         _check(0 < self.rate <= 1, f"[negatives]: got rate = {self.rate}, expected 0 < rate <= 1")
         _check(
             self.per_positive >= 0,
@@ -265,7 +273,8 @@ class JoinConfig:
             the ``"first"`` within the window, or ``"all"`` of them.
         open_windows: Impressions so young that their window had not closed when the log ended are
             left out (``"drop"``) or kept (``"keep"``), and counted.
-        log_end: When the log ends; None: at its last event.
+        log_end: When both logs end; None: at the last impression or the last action, whichever is
+            earlier, but for strays. Text, or TOML's dates and times; UTC where no zone is named.
         duplicates: Impressions with the same request, item and position are an ``"error"``, or the
             first is kept (``"drop"``).
         null_keys: Rows without a user, item, time or request are an ``"error"`` or left out
@@ -293,7 +302,7 @@ class JoinConfig:
     negatives: Negatives = field(default_factory=Negatives)
     touch: Literal["last", "first", "all"] = "last"
     open_windows: Literal["drop", "keep"] = "drop"
-    log_end: str | None = None
+    log_end: Moment | None = None
     duplicates: Literal["error", "drop"] = "error"
     null_keys: Literal["error", "drop"] = "error"
     seed: int = 0
@@ -307,7 +316,7 @@ class JoinConfig:
     shard_rows: int = 1_000_000
 
     def __post_init__(self) -> None:
-        check_words(self, "[join]")
+        check_fields(self, "[join]")
         _check(len(self.labels) > 0, "got no [[labels]], expected at least one")
         _check_unique([label.name for label in self.labels], "[[labels]]")
         _check_unique([feature.name for feature in self.history], "[[history]]")
@@ -381,6 +390,10 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, datetime.date):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value / datetime.timedelta(seconds=1)
     return f"in memory: {type(value).__name__}"
 
 

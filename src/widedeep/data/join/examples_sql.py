@@ -5,7 +5,7 @@ from __future__ import annotations
 from widedeep.data.join.config import Label
 from widedeep.data.join.history_sql import last_items, of_kinds, side
 from widedeep.data.join.mixing import PRIME, mixed
-from widedeep.data.join.plan import Carried, JoinPlan, in_part, quoted
+from widedeep.data.join.plan import Carried, JoinPlan, double, in_part, quoted
 
 __all__ = ["ITEM_SIDE", "examples", "item_side", "output_columns"]
 
@@ -105,7 +105,8 @@ def _credit(plan: JoinPlan) -> str:
     for number in range(len(plan.config.labels)):
         y = f"y{number}"
         joins.append(f"label_{number} AS {y} ON {y}.wd_user = n.wd_user AND {y}.wd_n = n.wd_n")
-        columns += [f"{y}.wd_acts AS wd_acts_{number}", f"{y}.wd_micros AS wd_micros_{number}"]
+        sums = ["wd_acts", *_limbs(plan, plan.config.labels[number])]
+        columns += [f"{y}.{name} AS {name}_{number}" for name in sums]
     return f"SELECT {', '.join(columns)} FROM {' LEFT JOIN '.join(joins)}"
 
 
@@ -164,34 +165,39 @@ def _label(plan: JoinPlan, label: Label) -> str:
     window finds the impression that an action belongs to, or the actions after an impression. An
     impression and an action at one time are both inside the frame: the impression comes first.
     """
-    value = "CAST(0 AS BIGINT)"
-    if label.value:
-        value = "COALESCE(CAST(FLOOR(wd_value * 1000000 + 0.5) AS BIGINT), 0)"
     null = "CAST(NULL AS BIGINT)"
+    limbs = _limbs(plan, label)
+    nothing = "".join(f", {null} AS {name}" for name in limbs)
+    values = "".join(f", {name}" for name in limbs)
     stream = f"""
-  SELECT n.wd_user, n.wd_item, n.wd_time, n.wd_n, {null} AS wd_act, {null} AS wd_micros
+  SELECT n.wd_user, n.wd_item, n.wd_time, n.wd_n, {null} AS wd_act{nothing}
   FROM numbered AS n SEMI JOIN (SELECT wd_user, wd_item FROM act WHERE {{kinds}}) AS a
     ON n.wd_user = a.wd_user AND n.wd_item = a.wd_item
   UNION ALL
-  SELECT wd_user, wd_item, wd_time, {null} AS wd_n, CAST(1 AS BIGINT) AS wd_act,
-    {value} AS wd_micros FROM act WHERE {{kinds}}""".replace("{kinds}", of_kinds(plan, label.kinds))
+  SELECT wd_user, wd_item, wd_time, {null} AS wd_n, CAST(1 AS BIGINT) AS wd_act{values}
+  FROM act WHERE {{kinds}}""".replace("{kinds}", of_kinds(plan, label.kinds))
     over = "OVER (PARTITION BY wd_user, wd_item ORDER BY wd_time RANGE BETWEEN"
     window = label.window_us
     if plan.config.touch == "all":
         frame = f"{over} CURRENT ROW AND {window} FOLLOWING)"
+        sums = "".join(f", CAST(SUM({name}) {frame} AS BIGINT) AS {name}" for name in limbs)
         return (
-            f"SELECT wd_user, wd_n, COUNT(wd_act) {frame} AS wd_acts, "
-            f"CAST(SUM(wd_micros) {frame} AS BIGINT) AS wd_micros "
-            f"FROM ({stream}) AS wd_s"
+            f"SELECT wd_user, wd_n, COUNT(wd_act) {frame} AS wd_acts{sums} FROM ({stream}) AS wd_s"
         )
     chosen = "MAX" if plan.config.touch == "last" else "MIN"
     frame = f"{over} {window} PRECEDING AND CURRENT ROW)"
+    sums = "".join(f", CAST(SUM({name}) AS BIGINT) AS {name}" for name in limbs)
     return (
-        "SELECT wd_user, wd_to AS wd_n, COUNT(*) AS wd_acts, CAST(SUM(wd_micros) AS BIGINT) "
-        f"AS wd_micros FROM (SELECT wd_user, wd_act, wd_micros, {chosen}(wd_n) {frame} AS wd_to "
+        f"SELECT wd_user, wd_to AS wd_n, COUNT(*) AS wd_acts{sums} "
+        f"FROM (SELECT wd_user, wd_act{values}, {chosen}(wd_n) {frame} AS wd_to "
         f"FROM ({stream}) AS wd_s) AS wd_a WHERE wd_act = 1 AND wd_to IS NOT NULL "
         "GROUP BY wd_user, wd_to"
     )
+
+
+def _limbs(plan: JoinPlan, label: Label) -> list[str]:
+    """Return the columns that a label's value is added up in; none if it has no value."""
+    return plan.value_scale.columns if label.value and plan.value_scale is not None else []
 
 
 def _joined(plan: JoinPlan, tables: dict[str, str]) -> str:
@@ -229,7 +235,7 @@ def _joined(plan: JoinPlan, tables: dict[str, str]) -> str:
     acts = []
     for number, label in enumerate(plan.config.labels):
         acts.append(f"COALESCE(y.wd_acts_{number}, 0)")
-        columns.append(_label_value(label, number))
+        columns.append(_label_value(plan, label, number))
     columns.append(f"{' + '.join(acts)} AS wd_positive")
     return f"SELECT {', '.join(columns)} FROM {' LEFT JOIN '.join(joins)}"
 
@@ -243,10 +249,15 @@ def _same_impression(plan: JoinPlan) -> str:
     return same
 
 
-def _label_value(label: Label, number: int) -> str:
+def _label_value(plan: JoinPlan, label: Label, number: int) -> str:
     if label.value:
-        micros = f"COALESCE(y.wd_micros_{number}, 0)"
-        return f"CAST({micros} AS DOUBLE) / CAST(1000000 AS DOUBLE) AS label_{number}"
+        scale = plan.value_scale
+        assert scale is not None
+        parts = [
+            f"CAST(COALESCE(y.{name}_{number}, 0) AS DOUBLE) * {double(scale.unit(limb))}"
+            for limb, name in enumerate(scale.columns)
+        ]
+        return f"{' + '.join(parts)} AS label_{number}"
     return (
         f"CAST(CASE WHEN COALESCE(y.wd_acts_{number}, 0) > 0 THEN 1 ELSE 0 END AS INTEGER) "
         f"AS label_{number}"

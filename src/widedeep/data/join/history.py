@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from widedeep.config import check_words
+from widedeep.config import check_fields
 from widedeep.data.join.times import MICROSECONDS, duration_us
 from widedeep.errors import ConfigError
 
@@ -49,14 +51,14 @@ class History:
     by: Literal["user", "item", "pair"] = "user"
     of: Literal["actions", "impressions"] = "actions"
     kinds: tuple[str, ...] = ()
-    window: str | float | None = None
+    window: str | float | datetime.timedelta | None = None
     k: int = 10
     prior: float = 0.0
     strength: float = 1.0
 
     def __post_init__(self) -> None:
         where = f"history {self.name!r}"
-        check_words(self, where)
+        check_fields(self, where)
         if self.window is not None and self.window_us == 0:
             raise ConfigError(f"{where}: got a window of 0, expected more")
         if self.feature == "last" and (self.by != "user" or self.window is not None or self.k < 1):
@@ -68,6 +70,11 @@ class History:
             raise ConfigError(
                 f"{where}: 'rate' is actions per impression with strength > 0; got "
                 f"of = {self.of!r}, strength = {self.strength}"
+            )
+        if not (math.isfinite(self.prior) and math.isfinite(self.strength)):
+            raise ConfigError(
+                f"{where}: got prior = {self.prior}, strength = {self.strength}, expected finite "
+                "numbers"
             )
         if self.kinds and self.of == "impressions":
             raise ConfigError(f"{where}: impressions have no kinds; got kinds = {self.kinds}")
@@ -146,10 +153,7 @@ class HistoryState:
             raise ConfigError(f"history: got several delays of the logs: {sorted(delays)}")
         known = {entry.name for entry in fields(History)}
         history = [
-            History(
-                **{key: told[key] for key in told if key in known and key != "kinds"},
-                kinds=tuple(told.get("kinds", ())),
-            )
+            History(**{key: told[key] for key in told if key in known})
             for told in definitions.values()
         ]
         action_delay, impression_delay = delays.pop() if delays else (0, 0)

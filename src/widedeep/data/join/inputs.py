@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from widedeep.data.arrow_types import unified_schema
@@ -22,7 +25,16 @@ from widedeep.data.paths import input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
 
-__all__ = ["Opened", "carried_columns", "damaged_files_named", "id_column", "open_input"]
+__all__ = [
+    "Opened",
+    "carried_columns",
+    "damaged_files_named",
+    "id_column",
+    "is_text",
+    "located",
+    "micros_sql",
+    "open_input",
+]
 
 AnySource = ImpressionLog | ActionLog | Attributes
 _PARQUET = (".parquet", ".pq")
@@ -257,10 +269,8 @@ def carried_columns(
 
 def _carried_sql(opened: Opened, name: str, kind: pa.DataType) -> tuple[str, str]:
     column = quoted(name)
-    if pa.types.is_timestamp(kind):
-        return f"WD_MICROS({column})", "BIGINT"
-    if pa.types.is_date(kind):
-        return f"WD_MICROS(CAST({column} AS TIMESTAMP))", "BIGINT"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return micros_sql(kind, column), "BIGINT"
     nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     sql_type = _sql_type(kind.value_type if nested else kind)
     if sql_type is None:
@@ -270,6 +280,13 @@ def _carried_sql(opened: Opened, name: str, kind: pa.DataType) -> tuple[str, str
         )
     sql_type += "[]" if nested else ""
     return f"CAST({column} AS {sql_type})", sql_type
+
+
+def micros_sql(kind: pa.DataType, column: str) -> str:
+    """Return a timestamp's or date's microseconds as SQL; digits below them are cut off."""
+    if pa.types.is_date(kind):
+        return f"WD_MICROS(CAST({column} AS TIMESTAMP))"
+    return f"WD_FLOOR_1000(WD_NANOS({column}))" if kind.unit == "ns" else f"WD_MICROS({column})"
 
 
 def _sql_type(kind: pa.DataType) -> str | None:
@@ -317,4 +334,34 @@ def _damaged_file(inputs: Sequence[Opened]) -> str | None:
                         pass
             except (pa.ArrowException, OSError) as error:
                 return f"{opened.name}: {file}: damaged ({error}); write it again or take it out"
+    return None
+
+
+def located(opened: Opened, column: str, value: Any) -> str:
+    """Return a value with the file and row that hold it first: ``'soon' in row 7 of shown.csv``."""
+    for file in opened.files:
+        row = _row_of(file, column, value)
+        if row is not None:
+            what = "the table" if opened.spooled else str(file)
+            return f"{value!r} in {row} of {what}"
+    return repr(value)
+
+
+def _row_of(file: Path, column: str, value: Any) -> str | None:
+    if file.suffix.lower() in _PARQUET:
+        before = 0
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(columns=[column]):
+                index = pc.index(batch.column(0), value).as_py()
+                if index >= 0:
+                    return f"row {before + index + 1:,}"
+                before += batch.num_rows
+    elif file.name.lower().endswith((".csv", ".csv.gz")):
+        opener = gzip.open if file.suffix.lower() == ".gz" else open
+        with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
+            reader = csv.reader(lines)
+            at = next(reader, []).index(column)
+            for cells in reader:
+                if len(cells) > at and cells[at] == str(value):
+                    return f"line {reader.line_num:,}"
     return None

@@ -51,6 +51,11 @@ class JoinResult:
         return [str(self.output / shard["file"]) for shard in shards]
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the logs and the examples."""
+        return tuple(self.manifest.get("notes", ()))
+
+    @property
     def rows(self) -> dict[str, int]:
         """The number of examples of each split."""
         return {name: split["rows"] for name, split in self.manifest["splits"].items()}
@@ -136,6 +141,7 @@ def _manifest(
         "boundaries_us": list(plan.boundaries_us) if plan.boundaries_us else None,
         "columns": _columns(plan, schema, logged),
         "counts": _counts(resolved, shards, counts),
+        "notes": list(resolved.notes),
         "splits": {name: _split(listed) for name, listed in split_rows(shards)},
     }
 

@@ -10,7 +10,17 @@ from widedeep.data.join.history import History
 from widedeep.data.join.mixing import text_or_integer
 from widedeep.data.join.times import duration_us
 
-__all__ = ["Carried", "JoinPlan", "Source", "in_part", "literal", "quoted"]
+__all__ = [
+    "LIMB_BITS",
+    "Carried",
+    "JoinPlan",
+    "Source",
+    "ValueScale",
+    "double",
+    "in_part",
+    "literal",
+    "quoted",
+]
 
 
 def quoted(name: str) -> str:
@@ -21,6 +31,11 @@ def quoted(name: str) -> str:
 def literal(text: str) -> str:
     """Return text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def double(value: float) -> str:
+    """Return a number as an SQL literal that every engine reads to the bit."""
+    return f"CAST({value:.17e} AS DOUBLE)"
 
 
 def in_part(part: int | None, column: str = "wd_part") -> str:
@@ -62,6 +77,32 @@ class Source:
     rows: int = 0
 
 
+LIMB_BITS = 40
+"""Sums of fewer than 2**23 limbs fit 64 bits; a sum that does not is an error of the engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueScale:
+    """How the actions' values become integers: limbs of 40 bits, the greatest first.
+
+    Args:
+        shift: A value times 2**shift is below 2**40.
+        limbs: How many hold every bit of every value.
+    """
+
+    shift: int
+    limbs: int
+
+    @property
+    def columns(self) -> list[str]:
+        """The limbs' columns."""
+        return [f"wd_v{number}" for number in range(self.limbs)]
+
+    def unit(self, number: int) -> float:
+        """Return what 1 of a limb is worth."""
+        return 2.0 ** -(self.shift + number * LIMB_BITS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class JoinPlan:
     """A join with nothing left to find out.
@@ -74,6 +115,7 @@ class JoinPlan:
         item_attributes: Versions of items' attributes, or None.
         text: For ``"user"``, ``"item"`` and ``"request"``, whether the id is text.
         log_end_us: When the log ends.
+        value_scale: How values are added up, if a label has values.
         partitions: Parts of the users; examples are in order of these, then of time.
         at_once: True if one statement takes all partitions, False if there is a pass for each.
         boundaries_us: Times at which valid and test begin; None where time does not split.
@@ -86,6 +128,7 @@ class JoinPlan:
     item_attributes: Source | None
     text: dict[str, bool]
     log_end_us: int
+    value_scale: ValueScale | None = None
     partitions: int = 1
     at_once: bool = False
     boundaries_us: tuple[int, int] | None = None

@@ -12,12 +12,17 @@ from typing import Any
 import sqlglot
 from sqlglot import exp
 
+from widedeep.data.join.times import TIME_TEXT
+
 __all__ = ["MACROS", "check_constructs", "for_spark"]
+
 
 MACROS = (
     "CREATE OR REPLACE TEMP MACRO wd_md5_60(x) AS CAST('0x' || substr(md5(x), 1, 15) AS BIGINT)",
     "CREATE OR REPLACE TEMP MACRO wd_micros(x) AS epoch_us(x)",
-    "CREATE OR REPLACE TEMP MACRO wd_text_micros(x) AS epoch_us(CAST(x AS TIMESTAMPTZ))",
+    "CREATE OR REPLACE TEMP MACRO wd_nanos(x) AS epoch_ns(x)",
+    "CREATE OR REPLACE TEMP MACRO wd_floor_1000(x) AS (x - ((x % 1000) + 1000) % 1000) // 1000",
+    "CREATE OR REPLACE TEMP MACRO wd_text_micros(x) AS epoch_us(TRY_CAST(x AS TIMESTAMPTZ))",
 )
 """What DuckDB runs for the functions of ours; :func:`for_spark` rewrites them for Spark."""
 
@@ -30,7 +35,7 @@ _ALLOWED = {
     *("DataTypeParam", "Array", "DPipe", "Count", "Sum", "Min", "Max", "ArrayAgg", "RowNumber"),
     *("Window", "WindowSpec", "Floor", "Anonymous", "RegexpLike"),
 }
-_FUNCTIONS = {"WD_MD5_60", "WD_MICROS", "WD_TEXT_MICROS"}
+_FUNCTIONS = {"WD_MD5_60", "WD_MICROS", "WD_NANOS", "WD_FLOOR_1000", "WD_TEXT_MICROS"}
 
 
 def _parsed(sql: str) -> Any:
@@ -77,11 +82,27 @@ def for_spark(sql: str) -> str:
 def _spark_functions(node: Any) -> Any:
     if not isinstance(node, exp.Anonymous):
         return node
-    inner = node.expressions[0].sql(dialect="spark")
-    name = node.name.upper()
-    if name == "WD_MD5_60":
-        text = f"CAST(CONV(SUBSTR(MD5({inner}), 1, 15), 16, 10) AS BIGINT)"
-    else:
-        # The session's zone is UTC: text without a zone and TIMESTAMP_NTZ are read as UTC.
-        text = f"UNIX_MICROS(CAST({inner} AS TIMESTAMP))"
-    return sqlglot.parse_one(text, read="spark")
+    inner = node.expressions[0].transform(_spark_functions).sql(dialect="spark")
+    return sqlglot.parse_one(_SPARK[node.name.upper()].replace("x!", inner), read="spark")
+
+
+_SIGN = "GREATEST(INSTR(SUBSTR(x!, 12), '+'), INSTR(SUBSTR(x!, 12), '-'))"
+_OFFSET = f"SUBSTR(x!, 11 + {_SIGN})"
+# The session's zone is UTC: TIMESTAMP_NTZ is read as UTC. Nanoseconds are refused before. Of a text
+# Spark reads the date and the time of day; the rest it would complete and round by its own rule.
+_SPARK = {
+    "WD_MD5_60": "CAST(CONV(SUBSTR(MD5(x!), 1, 15), 16, 10) AS BIGINT)",
+    "WD_MICROS": "UNIX_MICROS(CAST(x! AS TIMESTAMP))",
+    "WD_NANOS": "UNIX_MICROS(CAST(x! AS TIMESTAMP)) * 1000",
+    "WD_FLOOR_1000": "((x! - ((x! % 1000) + 1000) % 1000) DIV 1000)",
+    "WD_TEXT_MICROS": f"""CASE WHEN x! RLIKE '{TIME_TEXT}' THEN
+  UNIX_MICROS(TRY_CAST(CONCAT(SUBSTR(x!, 1, 10), 'T', CASE WHEN SUBSTR(x!, 17, 1) = ':'
+    THEN SUBSTR(x!, 12, 8) WHEN LENGTH(x!) > 10 THEN CONCAT(SUBSTR(x!, 12, 5), ':00')
+    ELSE '00:00:00' END) AS TIMESTAMP))
+  + CASE WHEN SUBSTR(x!, 20, 1) = '.' THEN CAST(SUBSTR(RPAD(
+    REGEXP_EXTRACT(SUBSTR(x!, 21), '^([0-9]+)', 1), 6, '0'), 1, 6) AS BIGINT) ELSE 0 END
+  - CASE WHEN {_SIGN} = 0 THEN 0 ELSE
+    (CAST(SUBSTR({_OFFSET}, 2, 2) AS BIGINT) * 60 + CAST(CONCAT('0',
+      CASE WHEN LENGTH({_OFFSET}) = 3 THEN '' ELSE RIGHT({_OFFSET}, 2) END) AS BIGINT))
+    * CASE WHEN SUBSTR({_OFFSET}, 1, 1) = '-' THEN -60000000 ELSE 60000000 END END END""",
+}

@@ -36,6 +36,7 @@ def page(figures: Mapping[str, Any]) -> str:
     """Return the figures as an HTML page without scripts or links."""
     parts = [
         section("What became of the log", _counts(figures["counts"])),
+        *(note(text) for text in figures.get("notes", ())),
         section("Splits", _splits(figures["splits"])),
     ]
     for label, rates in figures["rates"].items():

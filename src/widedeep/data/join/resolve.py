@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -21,14 +22,28 @@ from widedeep.data.join.inputs import (
     is_text,
     open_input,
 )
-from widedeep.data.join.plan import Carried, JoinPlan, Source, quoted
-from widedeep.data.join.times import check_unit, moment_text, moment_us, offset_us, unit_of_epochs
+from widedeep.data.join.plan import (
+    LIMB_BITS,
+    Carried,
+    JoinPlan,
+    Source,
+    ValueScale,
+    double,
+    literal,
+    quoted,
+)
+from widedeep.data.join.staging_sql import all_keys, selected
+from widedeep.data.join.time_columns import note_finer, time_column
+from widedeep.data.join.times import moment_text, moment_us
 from widedeep.errors import ConfigError, DataError
 
 __all__ = ["InputCounts", "Resolved", "resolve"]
 
-_TO_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_ZONE = ":[0-9.]+(Z|[+-][0-9]{2}(:?[0-9]{2})?)$"
+_EXACT_DIGITS = 15
+_MOST_LIMBS = 5
+_LARGEST_VALUE = 1e13
+_LEAST_EXPONENT = -900
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +73,13 @@ class Resolved:
         plan: What to do.
         inputs: The inputs, opened.
         counts: What each holds, by its name.
+        notes: What a person should know.
     """
 
     plan: JoinPlan
     inputs: tuple[Opened, ...]
     counts: dict[str, InputCounts]
-
-
-@dataclass(frozen=True)
-class _Time:
-    sql: str
-    zoned: bool
+    notes: tuple[str, ...] = ()
 
 
 def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
@@ -89,6 +100,7 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
         impressions = sources.impressions()
         users = sources.attributes("user", config.user_attributes)
         items = sources.attributes("item", config.item_attributes)
+        value_scale = sources.value_scale(actions)
     sources.check_zones()
     plan = JoinPlan(
         config=config,
@@ -98,13 +110,19 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
         item_attributes=items,
         text={"request": True, **sources.text},
         log_end_us=_log_end(config, sources.counts),
+        value_scale=value_scale,
         partitions=_partitions(config, sources.counts),
         at_once=engine.parallel,
     )
     check_delays(config.history, plan.delay_us)
     _check_window(plan, sources.counts)
     _check_outputs(plan)
-    return Resolved(plan=plan, inputs=tuple(sources.inputs), counts=sources.counts)
+    return Resolved(
+        plan=plan,
+        inputs=tuple(sources.inputs),
+        counts=sources.counts,
+        notes=tuple(sources.notes),
+    )
 
 
 class _Sources:
@@ -116,6 +134,7 @@ class _Sources:
         self.counts: dict[str, InputCounts] = {}
         self.text: dict[str, bool] = {}
         self.zones: list[tuple[str, bool]] = []
+        self.notes: list[str] = []
 
     def impressions(self) -> Source | None:
         log = self.config.impressions
@@ -151,9 +170,8 @@ class _Sources:
             for name in ("wd_request", "wd_user", "wd_item", "wd_time")
             if columns[name] is not None
         ]
-        return self._counted(
-            opened, key, carried_columns(opened, log.columns, taken, "c"), never_null, columns
-        )
+        carried = self._carried(opened, log.columns, taken, "c")
+        return self._counted(opened, key, carried, never_null, columns)
 
     def actions(self) -> Source:
         log = self.config.actions
@@ -182,8 +200,31 @@ class _Sources:
                 raise DataError(
                     f"actions: value = {log.value!r} is of type {kind}, expected numbers"
                 )
-            key["wd_value"] = f"CAST({quoted(log.value)} AS DOUBLE)"
+            key["wd_value"] = _value_sql(self.config, quoted(log.value), kind, key)
         return self._counted(opened, key, (), ["wd_user", "wd_item", "wd_time"], columns)
+
+    def value_scale(self, source: Source) -> ValueScale | None:
+        """Return how the values are added up, or None if no label has any."""
+        labels = [label for label in self.config.labels if label.value]
+        if not labels:
+            return None
+        column = f"actions: column {self.config.actions.value!r}"
+        _check_finite(self.engine, source, column)
+        row = self.engine.rows(
+            f"SELECT COUNT(CASE WHEN {_of_value_labels(self.config, source.key)} THEN 1 END) AS n, "
+            f"COUNT(wd_value) AS present, MIN(CASE WHEN wd_abs > 0 THEN wd_abs END) AS low, "
+            f"MAX(wd_abs) AS high FROM (SELECT *, CASE WHEN wd_value < 0 THEN -wd_value ELSE "
+            f"wd_value END AS wd_abs FROM ({selected(source)} WHERE {all_keys(source)}) AS wd_a) "
+            "AS wd_b"
+        )[0]
+        nulls = int(row["n"]) - int(row["present"])
+        if nulls:
+            names = ", ".join(repr(label.name) for label in labels)
+            self.notes.append(
+                f"{column}: {nulls:,} of {int(row['n']):,} actions have no value; they add 0 to "
+                f"{names}"
+            )
+        return scale_of(float(row["low"] or 1), float(row["high"] or 1), column)
 
     def attributes(self, of: str, source: Attributes | None) -> Source | None:
         if source is None:
@@ -199,7 +240,7 @@ class _Sources:
             columns["wd_time"] = source.valid_from
         taken = {name for name in columns.values() if name is not None}
         prefix = "ua" if of == "user" else "xa"
-        carried = carried_columns(opened, source.columns, taken, prefix)
+        carried = self._carried(opened, source.columns, taken, prefix)
         return self._counted(opened, key, carried, list(columns), columns)
 
     def _open(self, name: str, source: AnySource) -> Opened:
@@ -219,11 +260,18 @@ class _Sources:
         return sql
 
     def _time(self, opened: Opened, column: str, source: AnySource) -> str:
-        kind = opened.type_of(column, "valid_from" if isinstance(source, Attributes) else "time")
-        where = f"{opened.name}: column {column!r}"
-        time = _time_sql(self.engine, opened, column, kind, source, where)
-        self.zones.append((where, time.zoned))
+        time = time_column(self.engine, opened, column, source)
+        self.zones.append((f"{opened.name}: column {column!r}", time.zoned))
+        self.notes += time.notes
         return time.sql
+
+    def _carried(
+        self, opened: Opened, columns: Sequence[str] | None, taken: set[str], prefix: str
+    ) -> tuple[Carried, ...]:
+        carried = carried_columns(opened, columns, taken, prefix)
+        for column in carried:
+            self.notes += note_finer(self.engine, opened, column.name)
+        return carried
 
     def check_zones(self) -> None:
         """Refuse times without a zone beside times with one."""
@@ -231,7 +279,7 @@ class _Sources:
         zoned = [where for where, zoned in self.zones if zoned]
         if naive and zoned:
             raise DataError(
-                f"time zones are mixed: {naive[0]} has timestamps without a zone, {zoned[0]} times "
+                f"time zones are mixed: {naive[0]} has times without a zone, {zoned[0]} times "
                 "in a known zone; set timezone = 'UTC' (or an offset such as '+02:00') for the "
                 "former"
             )
@@ -261,6 +309,77 @@ class _Sources:
         return Source(view=opened.view, key=key, carried=carried, rows=counts.rows)
 
 
+def _of_value_labels(config: JoinConfig, key: Mapping[str, str]) -> str:
+    """Return the condition that an action is of a kind whose values a label adds up."""
+    labels = [label for label in config.labels if label.value]
+    if "wd_kind" not in key or any(not label.kinds for label in labels):
+        return "TRUE"
+    kinds = sorted({kind for label in labels for kind in label.kinds})
+    return f"wd_kind IN ({', '.join(literal(kind) for kind in kinds)})"
+
+
+def _value_sql(config: JoinConfig, column: str, kind: pa.DataType, key: Mapping[str, str]) -> str:
+    """Return the value as a double; a wide decimal by way of its text, which rounds once."""
+    wide = pa.types.is_decimal(kind) and kind.precision > _EXACT_DIGITS
+    value = f"CAST({f'CAST({column} AS VARCHAR)' if wide else column} AS DOUBLE)"
+    condition = _of_value_labels(config, key)
+    if condition == "TRUE":
+        return value
+    condition = condition.replace("wd_kind", key["wd_kind"], 1)
+    return f"CASE WHEN {condition} THEN {value} END"
+
+
+def _check_finite(engine: Engine, source: Source, column: str) -> None:
+    """Refuse values that are NaN, infinite, or too large.
+
+    What is not finite is told by its text: DuckDB answers a comparison of numbers from a Parquet
+    file's statistics, which leave NaN out.
+    """
+    most = double(_LARGEST_VALUE)
+    condition = (
+        "REGEXP_MATCHES(CAST(wd_value AS VARCHAR), '[a-zA-Z]{3}') "
+        f"OR wd_value >= {most} OR wd_value <= -{most}"
+    )
+    view = f"({selected(source)} WHERE {all_keys(source)}) AS wd_a"
+    rows = engine.rows(
+        f"SELECT wd_user, wd_item, wd_time, wd_value FROM {view} WHERE {condition} "
+        f"ORDER BY wd_time, wd_user, wd_item LIMIT {_SHOWN}"
+    )
+    if not rows:
+        return
+    count = engine.rows(f"SELECT COUNT(*) AS n FROM {view} WHERE {condition}")[0]["n"]
+    shown = "; ".join(
+        f"{row['wd_value']} of user {row['wd_user']!r} and item {row['wd_item']!r} at "
+        f"{moment_text(int(row['wd_time']))}"
+        for row in rows
+    )
+    raise DataError(
+        f"{column}: got {count} values that cannot be added up ({shown}), expected finite numbers "
+        f"below {_LARGEST_VALUE:g} in magnitude, or null; correct the rows, make them null, or "
+        "scale the column"
+    )
+
+
+def scale_of(low: float, high: float, column: str) -> ValueScale:
+    """Return limbs that hold every bit of values whose magnitude goes from ``low`` to ``high``.
+
+    Raises:
+        DataError: If they are too far apart or too small to be added without rounding.
+
+    Example:
+        >>> scale_of(0.01, 100.0, "column 'price'")
+        ValueScale(shift=33, limbs=2)
+    """
+    lowest, highest = math.frexp(low)[1], math.frexp(high)[1]
+    limbs = -(-(highest - lowest + sys.float_info.mant_dig) // LIMB_BITS)
+    if limbs > _MOST_LIMBS or lowest < _LEAST_EXPONENT:
+        raise DataError(
+            f"{column}: got values from {low:g} to {high:g} in magnitude, too far apart or too "
+            "small to be added without rounding; correct the rows, or scale the column"
+        )
+    return ValueScale(shift=LIMB_BITS - highest, limbs=limbs)
+
+
 def _counts(
     engine: Engine,
     opened: Opened,
@@ -281,58 +400,6 @@ def _counts(
         first_us=int(row["wd_first"] or 0),
         last_us=int(row["wd_last"] or 0),
     )
-
-
-def _time_sql(
-    engine: Engine, opened: Opened, column: str, kind: pa.DataType, source: AnySource, where: str
-) -> _Time:
-    name = quoted(column)
-    offset = 0 if source.timezone is None else offset_us(source.timezone)
-    shift = f" - {offset}" if offset else ""
-    if pa.types.is_timestamp(kind):
-        if kind.tz is not None:
-            return _Time(f"WD_MICROS({name})", True)
-        return _Time(f"(WD_MICROS({name}){shift})", source.timezone is not None)
-    if pa.types.is_date(kind):
-        sql = f"(WD_MICROS(CAST({name} AS TIMESTAMP)){shift})"
-        return _Time(sql, source.timezone is not None)
-    if is_text(kind):
-        return _text_time(engine, opened, name, shift, source, where)
-    if pa.types.is_integer(kind):
-        unit = _unit(engine, opened, name, where, source.time_unit)
-        return _Time(f"CAST({name} AS BIGINT) * {_TO_MICROSECONDS[unit]}", True)
-    raise DataError(
-        f"{where} is of type {kind}, expected timestamps, ISO 8601 text, or integer seconds, "
-        "milliseconds or microseconds since 1970"
-    )
-
-
-def _unit(engine: Engine, opened: Opened, name: str, where: str, told: str) -> str:
-    row = engine.rows(f"SELECT MIN({name}) AS low, MAX({name}) AS high FROM {opened.view}")[0]
-    if row["low"] is None:
-        return "us"
-    low, high = int(row["low"]), int(row["high"])
-    if told == "auto":
-        return unit_of_epochs(low, high, where)
-    check_unit(told, low, high, where)
-    return told
-
-
-def _text_time(
-    engine: Engine, opened: Opened, name: str, shift: str, source: AnySource, where: str
-) -> _Time:
-    matched = f"COUNT(CASE WHEN REGEXP_MATCHES({name}, '{_ZONE}') THEN 1 END)"
-    row: dict[str, Any] = engine.rows(
-        f"SELECT COUNT({name}) AS told, {matched} AS zoned FROM {opened.view}"
-    )[0]
-    if 0 < row["zoned"] < row["told"]:
-        raise DataError(
-            f"{where}: time zones are mixed: {row['zoned']} of {row['told']} times name a zone, "
-            "the others do not; write all of them with a zone"
-        )
-    zoned = row["zoned"] > 0
-    sql = f"WD_TEXT_MICROS({name})"
-    return _Time(sql if zoned else f"({sql}{shift})", zoned or source.timezone is not None)
 
 
 def _log_end(config: JoinConfig, counts: dict[str, InputCounts]) -> int:

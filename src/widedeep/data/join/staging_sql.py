@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from widedeep.data.join.mixing import PRIME, mixed
-from widedeep.data.join.plan import JoinPlan, Source, literal
+from widedeep.data.join.plan import LIMB_BITS, JoinPlan, Source, ValueScale, double, literal
 
-__all__ = ["stage_actions", "stage_impressions", "stage_positives", "stage_versions"]
+__all__ = [
+    "all_keys",
+    "selected",
+    "stage_actions",
+    "stage_impressions",
+    "stage_positives",
+    "stage_versions",
+]
 
 SALT_PARTITION = 1
 SALT_DRAW = 4
@@ -16,7 +23,8 @@ _POSITIVES = 1 << 40
 """More than there are positives: try * this + positive orders by try, then by positive."""
 
 
-def _selected(source: Source) -> str:
+def selected(source: Source) -> str:
+    """Return SQL of an input's keys and columns under their inner names."""
     columns = [f"{sql} AS {name}" for name, sql in source.key.items()]
     columns += [f"{column.sql} AS {column.inner}" for column in source.carried]
     return f"SELECT {', '.join(columns)} FROM {source.view}"
@@ -39,7 +47,7 @@ def stage_impressions(plan: JoinPlan) -> str:
     source = plan.impressions
     assert source is not None
     names = _names(source)
-    kept = f"{_selected(source)} WHERE {_all_keys(source)}"
+    kept = f"{selected(source)} WHERE {all_keys(source)}"
     if plan.config.duplicates == "drop":
         position = ", wd_position" if plan.has_position else ""
         order = ", ".join(["wd_time", "wd_user", *(column.inner for column in source.carried)])
@@ -56,7 +64,8 @@ def _both_partitions(plan: JoinPlan, select: str, names: str) -> str:
     return _partitioned(plan, by_user, f"{names}, wd_part", "item", "wd_item_part")
 
 
-def _all_keys(source: Source) -> str:
+def all_keys(source: Source) -> str:
+    """Return the condition that a row has all keys."""
     keys = [sql for name, sql in source.key.items() if name in _NEVER_NULL]
     return " AND ".join(f"({sql}) IS NOT NULL" for sql in keys)
 
@@ -67,8 +76,29 @@ _NEVER_NULL = ("wd_request", "wd_user", "wd_item", "wd_time", "wd_key")
 def stage_actions(plan: JoinPlan) -> str:
     """Return SQL of the actions with all keys, with user and item partitions."""
     source = plan.actions
-    kept = f"{_selected(source)} WHERE {_all_keys(source)}"
-    return _both_partitions(plan, kept, _names(source))
+    kept = f"{selected(source)} WHERE {all_keys(source)}"
+    names = [name for name in source.key if name != "wd_value"]
+    if plan.value_scale is not None:
+        kept = _limbs(plan.value_scale, kept)
+        names += plan.value_scale.columns
+    return _both_partitions(plan, kept, ", ".join(names))
+
+
+def _limbs(scale: ValueScale, select: str) -> str:
+    """Add the limbs of ``wd_value``: each step is exact, for it moves or cuts off bits."""
+    select = (
+        f"SELECT *, COALESCE(wd_value, {double(0)}) * {double(2.0**scale.shift)} AS wd_r0 "
+        f"FROM ({select}) AS wd_v"
+    )
+    for index, limb in enumerate(scale.columns):
+        rest = f"wd_r{index}"
+        whole = f"CASE WHEN {rest} < 0 THEN -FLOOR(-{rest}) ELSE FLOOR({rest}) END"
+        select = (
+            f"SELECT *, CAST({whole} AS BIGINT) AS {limb}, "
+            f"({rest} - {whole}) * {double(2.0**LIMB_BITS)} AS wd_r{index + 1} "
+            f"FROM ({select}) AS wd_v"
+        )
+    return select
 
 
 def stage_versions(plan: JoinPlan, of: str) -> str:
@@ -77,7 +107,7 @@ def stage_versions(plan: JoinPlan, of: str) -> str:
     assert source is not None
     numbered = (
         f"SELECT {_names(source)}, ROW_NUMBER() OVER (PARTITION BY wd_{of} ORDER BY wd_time) "
-        f"AS wd_version FROM ({_selected(source)} WHERE {_all_keys(source)}) AS wd_v"
+        f"AS wd_version FROM ({selected(source)} WHERE {all_keys(source)}) AS wd_v"
     )
     return _partitioned(plan, numbered, f"{_names(source)}, wd_version", of, "wd_part")
 

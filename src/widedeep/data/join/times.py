@@ -1,24 +1,33 @@
-"""Event times and durations, as whole microseconds."""
+"""Event times and durations, as whole microseconds: the one place that says how a time is read."""
 
 from __future__ import annotations
 
 import datetime
 import math
 import re
+from fractions import Fraction
 
 from widedeep.errors import ConfigError, DataError
 
 __all__ = [
+    "FINER_TEXT",
+    "LARGEST_US",
     "MICROSECONDS",
+    "TIME_TEXT",
+    "ZONED_TEXT",
     "check_unit",
     "duration_us",
     "moment_text",
     "moment_us",
+    "names_zone",
     "offset_us",
     "unit_of_epochs",
 ]
 
 MICROSECONDS = 1_000_000
+LARGEST_US = 4 * 10**18
+"""Times and windows stay below this, so that no sum of two of them leaves 64 bits."""
+_LONGEST_US = 10**17
 _UNITS_US = {
     "us": 1,
     "ms": 1_000,
@@ -28,12 +37,30 @@ _UNITS_US = {
     "d": 86_400 * MICROSECONDS,
     "w": 7 * 86_400 * MICROSECONDS,
 }
-# Epoch numbers from September 2001 to November 2286, a decade of digits for each unit: no number
-# is plausible in two units.
-_PLAUSIBLE = (("s", 10**9, 10**10), ("ms", 10**12, 10**13), ("us", 10**15, 10**16))
+# Epoch numbers from September 2001 to November 2286 (nanoseconds: to April 2262, where int64 ends),
+# a decade of digits for each unit: no number is plausible in two units.
+_PLAUSIBLE = (
+    ("s", 10**9, 10**10),
+    ("ms", 10**12, 10**13),
+    ("us", 10**15, 10**16),
+    ("ns", 10**18, 2**63),
+)
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _DURATION = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|w)\s*")
 _OFFSET = re.compile(r"([+-])(\d\d):?(\d\d)")
+
+# Regular expressions that Python, DuckDB and Spark read alike: no backslash, no lookahead.
+_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_CLOCK = "([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,9})?)?"
+_NUMERIC_ZONE = "[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?"
+_ZONE = f"(Z| UTC|{_NUMERIC_ZONE})"
+TIME_TEXT = f"^{_DATE}([T ]{_CLOCK}{_ZONE}?)?$"
+"""ISO 8601: a date, perhaps with a time of day, perhaps with a zone."""
+ZONED_TEXT = f"^{_DATE}[T ]{_CLOCK}{_ZONE}$"
+_OFFSET_TEXT = f":[0-9.]+({_NUMERIC_ZONE})$"
+"""Finds the offset of a text that matches :data:`TIME_TEXT`."""
+FINER_TEXT = "[.][0-9]{6}0*[1-9]"
+"""Finds digits below a microsecond."""
 
 
 def duration_us(duration: str | float | datetime.timedelta, name: str = "duration") -> int:
@@ -45,64 +72,102 @@ def duration_us(duration: str | float | datetime.timedelta, name: str = "duratio
         name: Of the setting, for errors.
 
     Raises:
-        ConfigError: If it cannot be read, or is negative.
+        ConfigError: If it cannot be read, is negative, or is no whole number of microseconds.
 
     Example:
         >>> duration_us("1.5h"), duration_us(2)
         (5400000000, 2000000)
     """
     if isinstance(duration, datetime.timedelta):
-        microseconds = duration // datetime.timedelta(microseconds=1)
-    elif isinstance(duration, str):
-        found = _DURATION.fullmatch(duration)
-        if found is None:
+        return _checked(Fraction(duration // datetime.timedelta(microseconds=1)), duration, name)
+    if isinstance(duration, str):
+        match = _DURATION.fullmatch(duration)
+        if match is None:
             raise ConfigError(
                 f"{name}: got {duration!r}, expected a number with a unit "
                 "(us, ms, s, m, h, d, w) such as '30m' or '7d'"
             )
-        microseconds = round(float(found[1]) * _UNITS_US[found[2]])
-    elif isinstance(duration, bool) or not math.isfinite(duration):
+        return _checked(Fraction(match[1]) * _UNITS_US[match[2]], duration, name)
+    if isinstance(duration, bool) or not math.isfinite(duration):
         raise ConfigError(f"{name}: got {duration!r}, expected a duration such as '7d'")
-    else:
-        microseconds = round(duration * MICROSECONDS)
+    # The shortest decimal that is this float: what was typed.
+    return _checked(Fraction(repr(float(duration))) * MICROSECONDS, duration, name)
+
+
+def _checked(microseconds: Fraction, duration: object, name: str) -> int:
     if microseconds < 0:
         raise ConfigError(f"{name}: got {duration!r}, a negative duration; expected 0 or more")
-    return microseconds
+    if microseconds.denominator != 1:
+        raise ConfigError(
+            f"{name}: got {duration!r}, which is {float(microseconds):g} microseconds; expected a "
+            "whole number of them"
+        )
+    if microseconds > _LONGEST_US:
+        raise ConfigError(f"{name}: got {duration!r}, expected at most 1,000,000 days")
+    return int(microseconds)
 
 
-def moment_us(moment: str | datetime.datetime | datetime.date | int, name: str = "time") -> int:
+def moment_us(moment: str | datetime.date, name: str = "time") -> int:
     """Return a point in time as microseconds since 1970 in UTC.
 
+    Text is read by the rule that holds for columns of text, :data:`TIME_TEXT`.
+
     Args:
-        moment: ISO 8601 text, a datetime or a date (UTC where no zone is given), or microseconds.
+        moment: ISO 8601 text, a datetime or a date; UTC where no zone is named.
         name: Of the setting, for errors.
 
     Raises:
-        ConfigError: If it cannot be read.
+        ConfigError: If it cannot be read, or has digits below a microsecond.
 
     Example:
-        >>> moment_us("1970-01-01T00:00:01Z")
-        1000000
+        >>> moment_us("1970-01-01T00:00:01Z"), moment_us("1970-01-01 01:00+01:00")
+        (1000000, 0)
     """
-    if isinstance(moment, bool) or not isinstance(
-        moment, (str, int, datetime.datetime, datetime.date)
-    ):
-        raise ConfigError(f"{name}: got {moment!r}, expected a date such as '2026-01-31'")
-    if isinstance(moment, int):
-        return moment
     if isinstance(moment, str):
-        try:
-            moment = datetime.datetime.fromisoformat(moment)
-        except ValueError as error:
-            raise ConfigError(
-                f"{name}: got {moment!r}, expected a date or time such as '2026-01-31' or "
-                "'2026-01-31T12:00:00+02:00'"
-            ) from error
+        return _text_us(moment, name)
+    if not isinstance(moment, datetime.date):
+        raise ConfigError(f"{name}: got {moment!r}, expected a date such as '2026-01-31'")
     if not isinstance(moment, datetime.datetime):
         moment = datetime.datetime(moment.year, moment.month, moment.day)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)
     return (moment - _EPOCH) // datetime.timedelta(microseconds=1)
+
+
+def _text_us(text: str, name: str) -> int:
+    expected = (
+        "expected a date or time such as '2026-01-31', '2026-01-31T12:00:00Z' or "
+        "'2026-01-31T12:00:00+02:00'"
+    )
+    if re.search(TIME_TEXT, text) is None or text.endswith("\n"):
+        raise ConfigError(f"{name}: got {text!r}, {expected}")
+    if re.search(FINER_TEXT, text):
+        raise ConfigError(f"{name}: got {text!r}, expected whole microseconds")
+    clock, _, fraction = text[11:].partition(".")
+    seconds = clock[6:8] if clock[5:6] == ":" else "00"
+    digits = re.match("[0-9]*", fraction)
+    assert digits is not None
+    try:
+        naive = datetime.datetime.fromisoformat(
+            f"{text[:10]}T{clock[:5] or '00:00'}:{seconds}.{digits[0][:6]:0<6}+00:00"
+        )
+    except ValueError as error:
+        raise ConfigError(f"{name}: got {text!r} ({error}), {expected}") from error
+    offset = re.search(_OFFSET_TEXT, text)
+    ahead = offset_us(f"{offset[1]}00" if len(offset[1]) == 3 else offset[1]) if offset else 0
+    return (naive - _EPOCH) // datetime.timedelta(microseconds=1) - ahead
+
+
+def names_zone(moment: str | datetime.date) -> bool:
+    """Tell whether a moment of a setting names its zone.
+
+    Example:
+        >>> names_zone("2026-01-31"), names_zone("2026-01-31T00:00Z")
+        (False, True)
+    """
+    if isinstance(moment, str):
+        return re.search(ZONED_TEXT, moment) is not None
+    return isinstance(moment, datetime.datetime) and moment.tzinfo is not None
 
 
 def moment_text(microseconds: int) -> str:
@@ -151,7 +216,7 @@ def unit_of_epochs(smallest: int, largest: int, where: str) -> str:
         where: The column, for errors.
 
     Returns:
-        ``"s"``, ``"ms"`` or ``"us"``.
+        ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``.
 
     Raises:
         DataError: If the numbers fit no unit between 2001 and 2286, or more than one.
@@ -171,16 +236,16 @@ def unit_of_epochs(smallest: int, largest: int, where: str) -> str:
         )
     raise DataError(
         f"{where}: got event times from {smallest} to {largest}, which are no plausible seconds, "
-        "milliseconds or microseconds since 1970 (2001 to 2286); correct the rows, or set "
-        "time_unit = 's', 'ms' or 'us' if they are meant"
+        "milliseconds, microseconds or nanoseconds since 1970 (2001 to 2286); correct the rows, or "
+        "set time_unit = 's', 'ms', 'us' or 'ns' if they are meant"
     )
 
 
 def check_unit(unit: str, smallest: int, largest: int, where: str) -> None:
-    """Refuse a unit that was named if the numbers are plausible in another and not in this.
+    """Refuse a unit that was named if a number is plausible in another, or too large in this.
 
     Args:
-        unit: ``"s"``, ``"ms"`` or ``"us"``.
+        unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``.
         smallest: The smallest number in the column.
         largest: The largest.
         where: The column, for errors.
@@ -194,12 +259,17 @@ def check_unit(unit: str, smallest: int, largest: int, where: str) -> None:
         ...
         widedeep.errors.DataError: column 'ts': got time_unit = 'ms', but 1700000000 to ...
     """
-    units = {_plausible_unit(number) for number in (smallest, largest)} - {None}
-    if units and unit not in units:
-        likely = " and ".join(sorted(map(str, units)))
+    others = {_plausible_unit(number) for number in (smallest, largest)} - {None, unit}
+    if others:
+        likely = " and ".join(sorted(map(str, others)))
         raise DataError(
             f"{where}: got time_unit = {unit!r}, but {smallest} to {largest} are plausible as "
             f"{likely} since 1970; leave time_unit out, or correct the rows"
+        )
+    if unit != "ns" and max(-smallest, largest) * _UNITS_US[unit] > LARGEST_US:
+        raise DataError(
+            f"{where}: got {smallest} to {largest}, which in {unit} lie beyond all times that can "
+            "be reckoned with; correct the rows or time_unit"
         )
 
 
