@@ -263,6 +263,6 @@ def _rows_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     for name in names:
         try:
             arrays.append(pa.array([row.get(name) for row in rows]))
-        except (pa.ArrowException, TypeError, ValueError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise _mixed_column("the list of dicts", name, error) from error
     return pa.Table.from_arrays(arrays, names=names)

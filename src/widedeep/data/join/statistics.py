@@ -68,7 +68,7 @@ def statistics(
         by_column = {name: entry for (name, _), entry in zip(columns, entries, strict=True)}
     return {
         "counts": manifest["counts"],
-        "notes": manifest["notes"],
+        "notes": manifest.get("notes", []),
         "splits": {
             name: {key: split[key] for key in ("rows", "labels", "first_us", "last_us")}
             for name, split in manifest["splits"].items()
