@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,19 @@ def test_extra_and_reordered_columns_do_no_harm_to_named_ones(tmp_path: Path) ->
         (pa.array(["a"]), pa.array(["a"]).dictionary_encode(), pa.string()),
         (pa.array([None], pa.null()), pa.array([5]), pa.int64()),
         (pa.array([["a"]]), pa.array([["b"]], pa.large_list(pa.large_string())), None),
+        (pa.array([1], pa.timestamp("s")), pa.array([2], pa.timestamp("us")), pa.timestamp("us")),
+        (
+            pa.array([1], pa.timestamp("ms", "UTC")),
+            pa.array([2], pa.timestamp("s", "+00:00")),
+            pa.timestamp("ms", "UTC"),
+        ),
+        (
+            pa.array([Decimal("1.5")], pa.decimal128(3, 1)),
+            pa.array([Decimal("20.25")], pa.decimal128(5, 2)),
+            pa.decimal128(5, 2),
+        ),
+        (pa.array([[1.5]], pa.list_(pa.float32(), 1)), pa.array([[2.5]]), pa.list_(pa.float64())),
+        (pa.array([[None]], pa.list_(pa.null())), pa.array([["a"]]), pa.list_(pa.string())),
     ],
 )
 def test_widths_and_encodings_are_unified(
@@ -260,6 +275,118 @@ def test_widths_and_encodings_are_unified(
     source = open_source(files)
     assert source.arrow_schema.field("v").type == (agreed or pa.list_(pa.string()))
     assert [row["v"] for row in rows_of(source)] == one.to_pylist() + other.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([1]), pa.array([1.5])),
+        (pa.array([1]), pa.array(["1"])),
+        (pa.array([1], pa.uint64()), pa.array([1])),
+        (pa.array([True]), pa.array([1])),
+        (pa.array([1], pa.timestamp("us")), pa.array([1], pa.timestamp("us", "UTC"))),
+        (
+            pa.array([1], pa.timestamp("us", "Europe/Rome")),
+            pa.array([1], pa.timestamp("us", "UTC")),
+        ),
+        (pa.array([Decimal(1)], pa.decimal128(38, 0)), pa.array([Decimal("0.5")])),
+        (pa.array(["a"]), pa.array([b"a"])),
+        (pa.array([["a"]]), pa.array(["a"])),
+    ],
+)
+def test_types_of_other_values_are_refused(one: pa.Array, other: pa.Array, tmp_path: Path) -> None:
+    files = _two_files(pa.table({"v": one}), pa.table({"v": other}), tmp_path)
+    for pair in (files, files[::-1]):
+        with pytest.raises(DataError, match=r"column 'v' is .* in .*(one|two)\.parquet"):
+            open_source(pair)
+
+
+def _latin1(kind: pa.DataType) -> pa.Array:
+    """Rows 'ab' and the bytes of a word in Latin-1, which no type of text checks."""
+    data = pa.array([b"ab", "thé".encode("latin-1")], pa.binary())
+    plain = pa.Array.from_buffers(pa.string(), 2, data.buffers())
+    if pa.types.is_list(kind):
+        return pa.ListArray.from_arrays([0, 1, 2], plain)
+    if pa.types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays([0, 1], plain)
+    return data if kind == pa.binary() else plain
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.binary(), pa.list_(pa.string()), pa.dictionary(pa.int32(), pa.string())],
+)
+@pytest.mark.parametrize("form", ["table", "parquet", "reader", "feather"])
+def test_bytes_that_are_no_utf8_are_named(kind: pa.DataType, form: str, tmp_path: Path) -> None:
+    table = pa.table({"x": [1, 2], "v": _latin1(kind)})
+    source = open_source(KINDS[form](table, tmp_path), columns=["v"])
+    with pytest.raises(DataError, match=r"row 1, column 'v': got b'th\\xe9', which is not UTF-8"):
+        rows_of(source)
+
+
+def test_pictures_that_nobody_names_pass() -> None:
+    table = pa.table({"picture": [b"\xff\xd8"], "x": [1]})
+    assert rows_of(open_source(table)) == table.to_pylist()
+
+
+HALF = "half \ud83d"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([{"a": "x"}, {"a": HALF}], r"column 'a', row 1: got text with half of a surrogate pair"),
+        ({"a": ["x", HALF]}, "column 'a', row 1: got text with half"),
+        ([{"a": ["x"]}, {"a": [HALF]}], "column 'a', row 1: got text with half"),
+        ({HALF: [1]}, "name with half of a surrogate pair"),
+        ([{HALF: 1}], "name with half of a surrogate pair"),
+        ([{"a": 2**64}], "column 'a' holds a whole number beyond 64 bits; write it as text"),
+        ({"a": [1, -(2**70)]}, "beyond 64 bits"),
+        (pd.DataFrame({"a": pd.Series([1, 2**70], dtype=object)}), "beyond 64 bits"),
+        ([{"a": 2**53 + 1}, {"a": 0.5}], "column 'a' has no single type"),
+        ([{0: 1, "0": 2}], r"two columns are named '0' \(0 and '0'\)"),
+        ({0: [1], "0": [2]}, "two columns are named '0'"),
+        ({"job": "Sales"}, "got text, expected a list of values, one a row"),
+        (
+            [{"t": datetime(2020, 1, 1)}, {"t": datetime(2020, 1, 1, tzinfo=UTC)}],
+            "column 't' mixes times with a zone and times without",
+        ),
+        (pd.DataFrame({"a": [object()]}), "column 'a' has no single type"),
+        (pd.DataFrame({"a": [1j]}), "column 'a' has no single type"),
+        ([{"a": True}, {"a": 2}], "column 'a' has no single type"),
+        (iter([pa.record_batch({"a": [7]}), pa.record_batch({"a": ["007"]})]), "batch 1: column"),
+        (iter([pa.record_batch({"a": [1]}), pa.record_batch({"a": [1.5]})]), "batch 1: column"),
+        (iter([pa.record_batch({"a": [1]}), pa.record_batch({"b": [1]})]), "no column 'a'"),
+        (
+            iter([pa.record_batch({"a": pa.array([1], pa.int8())}), pa.record_batch({"a": [300]})]),
+            "but int8 in the first batch; yield one type, the widest",
+        ),
+    ],
+)
+def test_values_without_a_place_in_a_column(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(data)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, pd.NA], [1, None]),
+        (["x", pd.NA, float("nan")], ["x", None, None]),
+        ([1, pd.NaT], [1, None]),
+        ([datetime(2020, 1, 1), pd.NaT], [datetime(2020, 1, 1), None]),
+        ([True, pd.NA, None], [True, None, None]),
+    ],
+)
+def test_marks_of_a_missing_value_are_null(values: list[Any], expected: list[Any]) -> None:
+    for data in ([{"a": value} for value in values], {"a": values}):
+        assert [row["a"] for row in rows_of(open_source(data))] == expected
+    frame = pd.DataFrame({"a": pd.Series(values, dtype=object)})
+    assert [row["a"] for row in rows_of(open_source(frame))] == expected
+
+
+def test_keys_that_are_no_text_keep_their_values() -> None:
+    assert rows_of(open_source([{0: 1, "b": 2}, {0: 3}])) == [{"0": 1, "b": 2}, {"0": 3, "b": None}]
 
 
 def test_text_of_parquet_comes_as_dictionaries(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_damaged_page_among_good_files(tmp_path: Path) -> None:
     bytes_[place : place + 24] = b"\xff" * 24
     damaged.write_bytes(bytes_)
     settings = config(tmp_path / "out", impressions=shown(str(tmp_path / "*.parquet")))
-    refuse(settings, str(damaged), "damaged", "write it again or take it out")
+    refuse(settings, str(damaged), "row group 0 cannot be read", "damaged", "write it again")
     (tmp_path / "part-2.parquet").unlink()
     assert run_join(settings).manifest["counts"]["impressions"] == 300
 

@@ -9,6 +9,10 @@ from widedeep.errors import DataError
 
 __all__ = ["conform", "logical_schema", "logical_type", "unified_schema"]
 
+_UNITS = ("s", "ms", "us", "ns")
+_UTC = {"UTC", "utc", "Z", "+00:00", "Etc/UTC"}
+_DECIMAL_DIGITS = 38
+
 
 def logical_type(arrow_type: pa.DataType) -> pa.DataType:
     """Return the type of a column's values, whatever their encoding.
@@ -83,8 +87,9 @@ def logical_schema(schema: pa.Schema, origin: str) -> pa.Schema:
 def unified_schema(schemas: list[tuple[str, pa.Schema]]) -> pa.Schema:
     """Return one schema for several inputs, columns matched by name.
 
-    Integers of different width become the wider, and floats likewise; a column that is all null
-    takes the type it has elsewhere. The order of columns is the first input's.
+    Integers of different width become the wider; so do floats, decimals and units of time. Lists
+    of one length beside others become lists of any length, and a column that is all null takes the
+    type it has elsewhere: no value is changed. The order of columns is the first input's.
 
     Args:
         schemas: Logical schemas with the name of their input, at least one.
@@ -137,12 +142,31 @@ def _join(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return _join_integers(one, other)
     if pa.types.is_floating(one) and pa.types.is_floating(other):
         return one if one.bit_width >= other.bit_width else other
-    if pa.types.is_fixed_size_list(one) or pa.types.is_fixed_size_list(other):
-        return _join_fixed_lists(one, other)
-    if pa.types.is_list(one) and pa.types.is_list(other):
-        item = _join(one.value_type, other.value_type)
-        return None if item is None else pa.list_(item)
+    if _is_any_list(one) and _is_any_list(other):
+        return _join_lists(one, other)
+    if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
+        return _join_times(one, other)
+    if pa.types.is_decimal(one) and pa.types.is_decimal(other):
+        return _join_decimals(one, other)
+    if pa.types.is_date(one) and pa.types.is_date(other):
+        return pa.date64()
     return None
+
+
+def _is_any_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _join_times(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if one.tz != other.tz and not {one.tz, other.tz} <= _UTC:
+        return None
+    return one if _UNITS.index(one.unit) >= _UNITS.index(other.unit) else other
+
+
+def _join_decimals(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    scale = max(one.scale, other.scale)
+    digits = scale + max(kind.precision - kind.scale for kind in (one, other))
+    return pa.decimal128(digits, scale) if digits <= _DECIMAL_DIGITS else None
 
 
 def _join_integers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
@@ -152,13 +176,14 @@ def _join_integers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     return pa.int64() if unsigned.bit_width < 64 else None
 
 
-def _join_fixed_lists(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    if not (pa.types.is_fixed_size_list(one) and pa.types.is_fixed_size_list(other)):
-        return None
+def _join_lists(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     item = _join(one.value_type, other.value_type)
-    if item is None or one.list_size != other.list_size:
+    if item is None:
         return None
-    return pa.list_(item, one.list_size)
+    fixed = pa.types.is_fixed_size_list(one) and pa.types.is_fixed_size_list(other)
+    if fixed and one.list_size == other.list_size:
+        return pa.list_(item, one.list_size)
+    return pa.list_(item)
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -179,6 +204,16 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         if pa.types.is_run_end_encoded(column.type):
             column = pc.run_end_decode(column)
         if logical_type(column.type) != field.type:
-            column = pc.cast(column, field.type)
+            column = _widened(column, field)
         columns.append(column)
     return pa.table(columns, names=schema.names)
+
+
+def _widened(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    try:
+        return pc.cast(column, field.type)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"column {field.name!r}: a value of type {column.type} has no place in {field.type}, "
+            f"the type of other inputs ({error}); write all of them in one type"
+        ) from error

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from widedeep.data.arrow_types import conform, logical_schema, unified_schema
+from widedeep.data.arrow_types import conform, logical_schema, logical_type, unified_schema
 from widedeep.data.inputs import ContentChecksum, InputRecord
 from widedeep.data.spool import Spool
 from widedeep.errors import DataError, nearest
@@ -30,7 +30,7 @@ __all__ = [
 TABLE_FRAGMENT_ROWS = 131_072
 ORIGIN_KEY = b"widedeep.origin"
 FIRST_ROW_KEY = b"widedeep.first_row"
-_TEXT = pa.string()
+_TEXTS = (pa.string(), pa.binary())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +120,9 @@ def cast_parts(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
         types: The types by column; those that are not named, or text, stay.
     """
     changed = {
-        name: kind for name, kind in types.items() if name in opened.schema.names and kind != _TEXT
+        name: kind
+        for name, kind in types.items()
+        if name in opened.schema.names and kind != pa.string()
     }
     schema = pa.schema([(f.name, changed.get(f.name, f.type)) for f in opened.schema])
     parts = [_CastPart(part, changed) for part in opened.parts] if changed else opened.parts
@@ -193,6 +195,9 @@ class Source:
         self.fragments: tuple[Fragment, ...] = tuple(_fragments(inputs))
         self.num_rows = sum(fragment.num_rows for fragment in self.fragments)
         self.arrow_schema = _agreed_schema(inputs, columns)
+        # Bytes are text where they are asked for by name; in a whole table they may be pictures.
+        self._kinds_of_text = _TEXTS if columns is not None else _TEXTS[:1]
+        self._checked: set[tuple[int, str]] = set()
 
     def read(self, fragment: Fragment, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a fragment's rows.
@@ -217,8 +222,26 @@ class Source:
             raise DataError(
                 f"{fragment.origin}: changed while being read; leave input files alone during a run"
             )
+        table = conform(table, schema)
+        self._check_text(fragment, table)
         place = {ORIGIN_KEY: fragment.origin.encode(), FIRST_ROW_KEY: str(fragment.first_row)}
-        return conform(table, schema).replace_schema_metadata(place)
+        return table.replace_schema_metadata(place)
+
+    def _check_text(self, fragment: Fragment, table: pa.Table) -> None:
+        """Refuse text that is no UTF-8, the first time that a fragment's column is read."""
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            kind = logical_type(column.type)
+            kind = kind.value_type if pa.types.is_list(kind) else kind
+            if kind not in self._kinds_of_text or (fragment.index, name) in self._checked:
+                continue
+            row = _row_without_text(column)
+            if row is not None:
+                raise DataError(
+                    f"{fragment.origin}, row {fragment.first_row + row}, column {name!r}: got "
+                    f"{_bytes_at(column, row)!r}, which is not UTF-8; decode the bytes where the "
+                    "column is made (they may be Latin-1 or Windows-1252)"
+                )
+            self._checked.add((fragment.index, name))
 
     def describe(self) -> list[InputRecord]:
         """Return name, rows, size and checksum of every input, for ``check_same_inputs``."""
@@ -240,6 +263,49 @@ class Source:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _row_without_text(column: pa.ChunkedArray) -> int | None:
+    """Return the first row of a text column that holds bytes that are not UTF-8."""
+    row = 0
+    for chunk in column.chunks:
+        if not _is_utf8(chunk):
+            return row + next(i for i in range(len(chunk)) if not _is_utf8(chunk.slice(i, 1)))
+        row += len(chunk)
+    return None
+
+
+def _is_utf8(array: pa.Array) -> bool:
+    if pa.types.is_dictionary(array.type):
+        # A slice keeps the dictionary whole.
+        return _is_utf8(array.dictionary) or (
+            len(array) < len(array.dictionary) and _is_utf8(array.dictionary_decode())
+        )
+    if pa.types.is_nested(array.type):
+        return _is_utf8(array.flatten())
+    try:
+        array = array.cast(pa.large_string()) if _is_bytes(array.type) else array
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _bytes_at(column: pa.ChunkedArray, row: int) -> bytes:
+    """Return the start of a row's bytes, or of the first element's that is not UTF-8."""
+    array = column.slice(row, 1).combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0)
+    while pa.types.is_nested(array.type) or pa.types.is_dictionary(array.type):
+        nested = pa.types.is_nested(array.type)
+        array = array.flatten() if nested else array.dictionary_decode()
+    wrong = next(i for i in range(len(array)) if not _is_utf8(array.slice(i, 1)))
+    value: bytes = array.cast(pa.large_binary())[wrong].as_py()
+    return value[:40]
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(logical_type(kind) == pa.binary())
 
 
 def _fragments(inputs: Sequence[Input]) -> Iterator[Fragment]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -199,36 +201,71 @@ def _pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Tabl
     if len(set(present)) != len(present):
         doubled = next(name for name in present if present.count(name) > 1)
         raise DataError(f"{origin}: two columns are named {doubled!r}; rename or drop one of them")
+    _names(present, origin)
     if columns is not None:
         _check_columns(columns, present, origin)
     wanted = present if columns is None else columns
-    arrays = []
-    for name in wanted:
-        series = frame.iloc[:, present.index(name)]
-        try:
-            # NaN in a data frame is how pandas writes a missing value.
-            arrays.append(pa.Array.from_pandas(series))
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise _mixed_column(origin, name, error) from error
+    # NaN in a data frame is how pandas writes a missing value.
+    arrays = [
+        _converted(
+            frame.iloc[:, present.index(name)], name, origin, partial(pa.array, from_pandas=True)
+        )
+        for name in wanted
+    ]
     return pa.Table.from_arrays(arrays, names=wanted)
 
 
-def _mixed_column(origin: str, name: str, error: Exception) -> DataError:
+def _converted(values: Any, name: str, origin: str, convert: Callable[[Any], Any]) -> Any:
+    """Return values as an Arrow column.
+
+    Raises:
+        DataError: If they have no type in common, or one has no place in it.
+    """
+    try:
+        array = convert(values)
+    except UnicodeEncodeError:
+        raise _no_text(values, name, origin) from None
+    except OverflowError as error:
+        raise DataError(
+            f"{origin}: column {name!r} holds a whole number beyond 64 bits; write it as text"
+        ) from error
+    except (pa.ArrowException, ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{origin}: column {name!r} has no single type ({error}); "
+            "convert its values to text or to numbers"
+        ) from error
+    if pa.types.is_timestamp(array.type):
+        _check_zones(values, name, origin)
+    return array
+
+
+def _no_text(values: Any, name: str, origin: str) -> DataError:
+    """Return the error about half of a surrogate pair, as some clients cut an emoji."""
+    texts = ("".join(map(str, v)) if isinstance(v, list) else str(v) for v in values)
+    row = next((row for row, text in enumerate(texts) if not _is_unicode(text)), 0)
     return DataError(
-        f"{origin}: column {name!r} has no single type ({error}); "
-        "convert its values to text or to numbers"
+        f"{origin}: column {name!r}, row {row}: got text with half of a surrogate pair, which is "
+        "no Unicode text; correct it, or replace it where the text is made: "
+        'text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")'
     )
 
 
+def _check_zones(values: Any, name: str, origin: str) -> None:
+    """Refuse Python's times with and without a zone in one column, which Arrow mixes."""
+    if isinstance(values, list):
+        zones = {v.tzinfo is None for v in values if isinstance(v, datetime.datetime) and v == v}
+        if len(zones) > 1:
+            raise DataError(
+                f"{origin}: column {name!r} mixes times with a zone and times without; give all of "
+                "them a zone"
+            )
+
+
 def _mapping_table(mapping: Mapping[Any, Any], columns: list[str] | None, origin: str) -> pa.Table:
+    keys = _names(mapping, origin)
     if columns is not None:
-        _check_columns(columns, [str(name) for name in mapping], origin)
-    arrays: dict[str, Any] = {}
-    for name, values in mapping.items():
-        try:
-            arrays[str(name)] = _column(values)
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise _mixed_column(origin, str(name), error) from error
+        _check_columns(columns, list(keys), origin)
+    arrays = {name: _converted(mapping[key], name, origin, _column) for name, key in keys.items()}
     lengths = {name: len(values) for name, values in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
@@ -237,13 +274,60 @@ def _mapping_table(mapping: Mapping[Any, Any], columns: list[str] | None, origin
     return pa.table(arrays)
 
 
+def _names(keys: Iterable[Any], origin: str) -> dict[str, Any]:
+    """Return the keys of columns by their names; keys other than text are named by their text."""
+    names: dict[str, Any] = {}
+    for key in keys:
+        name = str(key)
+        if names.setdefault(name, key) != key:
+            raise DataError(
+                f"{origin}: two columns are named {name!r} ({names[name]!r} and {key!r}); rename "
+                "or drop one of them"
+            )
+        if not _is_unicode(name):
+            raise DataError(
+                f"{origin}: the column {name!r} has a name with half of a surrogate pair, which is "
+                "no Unicode text; rename it"
+            )
+    return names
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _column(values: Any) -> Any:
+    if isinstance(values, str | bytes):
+        raise TypeError("got text, expected a list of values, one a row")
     if isinstance(values, np.ndarray) and values.ndim == 2:
         flat = pa.array(np.ascontiguousarray(values).reshape(-1))
         return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     if hasattr(values, "__arrow_c_stream__") or isinstance(values, pa.Array | pa.ChunkedArray):
         return pa.chunked_array(values)
-    return pa.array(values, from_pandas=hasattr(values, "iloc"))
+    if hasattr(values, "iloc"):
+        return pa.array(values, from_pandas=True)
+    return _plain_values(values)
+
+
+def _plain_values(values: Any) -> Any:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        if isinstance(error, UnicodeEncodeError) or not isinstance(values, list):
+            raise
+        # What pandas and NumPy write for a missing value: NA, NaT, or NaN among text.
+        return pa.array([None if _is_missing(value) else value for value in values])
+
+
+def _is_missing(value: Any) -> bool:
+    kind = type(value).__name__
+    return kind in ("NAType", "NaTType") or (
+        isinstance(value, float | np.floating | np.datetime64) and bool(value != value)
+    )
 
 
 def _sequence_table(items: Sequence[Any], origin: str) -> pa.Table:
@@ -257,12 +341,11 @@ def _sequence_table(items: Sequence[Any], origin: str) -> pa.Table:
     return batches_reader(items, origin).read_all()
 
 
-def _rows_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    names = list(dict.fromkeys(str(name) for row in rows for name in row))
-    arrays = []
-    for name in names:
-        try:
-            arrays.append(pa.array([row.get(name) for row in rows]))
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise _mixed_column("the list of dicts", name, error) from error
-    return pa.Table.from_arrays(arrays, names=names)
+def _rows_table(rows: Sequence[Mapping[Any, Any]]) -> pa.Table:
+    origin = "the list of dicts"
+    keys = _names(dict.fromkeys(key for row in rows for key in row), origin)
+    arrays = [
+        _converted([row.get(key) for row in rows], name, origin, _plain_values)
+        for name, key in keys.items()
+    ]
+    return pa.Table.from_arrays(arrays, names=list(keys))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from widedeep.data.arrow_types import conform, logical_schema, logical_type
+from widedeep.data.arrow_types import conform, logical_schema, logical_type, unified_schema
 from widedeep.data.inputs import ContentChecksum
 from widedeep.errors import DataError
 
@@ -184,12 +184,28 @@ def batches_reader(batches: Iterable[object], origin: str) -> pa.RecordBatchRead
         raise DataError(f"{origin}: yielded no batch; expected at least one") from None
     first_table = _as_table(first, origin)
 
+    schema = logical_schema(first_table.schema, origin)
+
     def all_batches() -> Iterator[pa.RecordBatch]:
         yield from first_table.to_batches()
-        for item in iterator:
-            yield from _as_table(item, origin).cast(first_table.schema).to_batches()
+        for number, item in enumerate(iterator, 1):
+            table = _as_table(item, origin)
+            _check_batch(schema, logical_schema(table.schema, origin), number, origin)
+            yield from table.select(schema.names).cast(first_table.schema).to_batches()
 
     return pa.RecordBatchReader.from_batches(first_table.schema, all_batches())
+
+
+def _check_batch(first: pa.Schema, schema: pa.Schema, number: int, origin: str) -> None:
+    """Refuse a batch that the first one's types would change."""
+    agreed = unified_schema([("batch 0", first), (f"{origin}: batch {number}", schema)])
+    for field in first:
+        if agreed.field(field.name).type != field.type:
+            raise DataError(
+                f"{origin}: batch {number}: column {field.name!r} is "
+                f"{schema.field(field.name).type}, but {field.type} in the first batch; yield one "
+                "type, the widest"
+            )
 
 
 def _as_table(item: object, origin: str) -> pa.Table:

@@ -329,11 +329,11 @@ def _damaged_file(inputs: Sequence[Opened]) -> str | None:
             if file.suffix.lower() not in _PARQUET:
                 continue
             try:
-                with pq.ParquetFile(file) as parquet:
-                    for _ in parquet.iter_batches():
+                with open_source(file) as source:
+                    for _ in column_stream(source):
                         pass
-            except (pa.ArrowException, OSError) as error:
-                return f"{opened.name}: {file}: damaged ({error}); write it again or take it out"
+            except DataError as error:
+                return f"{opened.name}: {error}"
     return None
 
 
