@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -29,7 +29,8 @@ SCHEMA_FORMAT = 2
 FIRST_KNOWN_ID = 2
 _COUNTS = "counts/"
 # Told of the training data and no part of what turns rows into numbers: not in the fingerprint.
-_TOLD = (_COUNTS, "profile_cuts/", "profile_counts/")
+_TAIL = "tail/"
+_TOLD = (_COUNTS, "profile_cuts/", "profile_counts/", _TAIL)
 LogicalKind = Literal["string", "int", "float", "bool"]
 _TIMES: dict[str, pa.DataType] = {
     **{unit: pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")},
@@ -122,11 +123,14 @@ class Vocabulary:
         counts: int64, occurrences in the data the schema was fitted on; zeros for a given
             vocabulary.
         dropped: Distinct values left out by ``min_count`` and ``max_size``.
+        tail: The most frequent of those with their counts, which ``grow=`` adds to; None where they
+            were not kept. No part of what turns rows into ids.
     """
 
     values: pa.LargeBinaryArray | NDArray[np.int64]
     counts: NDArray[np.int64]
     dropped: int = 0
+    tail: Vocabulary | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -428,11 +432,10 @@ class Schema:
     def _tensors(self) -> dict[str, NDArray[Any]]:
         tensors: dict[str, NDArray[Any]] = {}
         for key, vocabulary in self.vocabularies.items():
-            tensors[_COUNTS + key] = vocabulary.counts
-            if isinstance(vocabulary.values, np.ndarray):
-                tensors[f"ints/{key}"] = vocabulary.values
-            else:
-                tensors[f"offsets/{key}"], tensors[f"bytes/{key}"] = text_buffers(vocabulary.values)
+            tensors.update(_vocabulary_tensors(vocabulary, key))
+            if vocabulary.tail is not None:
+                tail = _vocabulary_tensors(vocabulary.tail, key)
+                tensors.update({_TAIL + name: array for name, array in tail.items()})
         for name, cuts in self.boundaries.items():
             tensors[f"boundaries/{name}"] = cuts
         for name, fit in self.numerics.items():
@@ -444,6 +447,13 @@ class Schema:
             for part in ("shift", "scale", "fill", "minimum", "maximum", "mean"):
                 tensors[f"{part}/{name}"] = getattr(fit, part)
         return tensors
+
+    def without_tails(self) -> Schema:
+        """Return the schema without the counts of values that its vocabularies leave out."""
+        vocabularies = {
+            key: replace(vocabulary, tail=None) for key, vocabulary in self.vocabularies.items()
+        }
+        return replace(self, vocabularies=vocabularies)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the schema to one file, which :meth:`load` reads back to an equal schema.
@@ -480,6 +490,9 @@ class Schema:
             "notes": list(self.notes),
             "dropped": {key: v.dropped for key, v in self.vocabularies.items()},
         }
+        tails = {k: v.tail.dropped for k, v in self.vocabularies.items() if v.tail is not None}
+        if tails:
+            facts["tails"] = tails
         tensors = self._tensors()
         metadata = {
             "schema": json.dumps(self._identity()),
@@ -585,10 +598,14 @@ def _assemble(
     check_value(identity["classes"], Mapping[str, list[Any]], "classes")
     spec = spec_from_table(identity["spec"]["data"], identity["spec"]["features"])
     vocabularies = {}
+    tails = facts.get("tails", {})
+    check_value(tails, Mapping[str, int], "tails")
     for key, dropped in facts["dropped"].items():
-        values = _vocabulary_values(tensors, key)
-        counts = _tensor(tensors, _COUNTS + key, np.int64, (len(values),))
-        vocabularies[key] = Vocabulary(values=values, counts=counts, dropped=dropped)
+        vocabulary = _stored_vocabulary(tensors, key, dropped)
+        if key in tails:
+            tail = _stored_vocabulary(tensors, key, tails[key], _TAIL)
+            vocabulary = replace(vocabulary, tail=tail)
+        vocabularies[key] = vocabulary
     numerics = {
         feature.name: _numeric_fit(tensors, feature)
         for feature in spec.all_features
@@ -631,15 +648,30 @@ def _tensor(
     return tensor
 
 
+def _vocabulary_tensors(vocabulary: Vocabulary, key: str) -> dict[str, NDArray[Any]]:
+    if isinstance(vocabulary.values, np.ndarray):
+        return {_COUNTS + key: vocabulary.counts, f"ints/{key}": vocabulary.values}
+    offsets, data = text_buffers(vocabulary.values)
+    return {_COUNTS + key: vocabulary.counts, f"offsets/{key}": offsets, f"bytes/{key}": data}
+
+
+def _stored_vocabulary(
+    tensors: Mapping[str, NDArray[Any]], key: str, dropped: int, lead: str = ""
+) -> Vocabulary:
+    values = _vocabulary_values(tensors, key, lead)
+    counts = _tensor(tensors, lead + _COUNTS + key, np.int64, (len(values),))
+    return Vocabulary(values=values, counts=counts, dropped=dropped)
+
+
 def _vocabulary_values(
-    tensors: Mapping[str, NDArray[Any]], key: str
+    tensors: Mapping[str, NDArray[Any]], key: str, lead: str
 ) -> pa.LargeBinaryArray | NDArray[np.int64]:
-    integers = tensors.get(f"ints/{key}")
+    integers = tensors.get(f"{lead}ints/{key}")
     if integers is not None:
         shape = (None,) if integers.ndim == 1 else (None, None)
-        return _tensor(tensors, f"ints/{key}", np.int64, shape)
-    offsets = _tensor(tensors, f"offsets/{key}", np.int64, (None,))
-    data = _tensor(tensors, f"bytes/{key}", np.uint8, (None,))
+        return _tensor(tensors, f"{lead}ints/{key}", np.int64, shape)
+    offsets = _tensor(tensors, f"{lead}offsets/{key}", np.int64, (None,))
+    data = _tensor(tensors, f"{lead}bytes/{key}", np.uint8, (None,))
     # Native look-ups follow the offsets without a check of their own.
     if (
         not len(offsets)
@@ -648,8 +680,8 @@ def _vocabulary_values(
         or (np.diff(offsets) < 0).any()
     ):
         raise ValueError(
-            f"tensor 'offsets/{key}': got offsets that do not rise from 0 to the {len(data)} bytes "
-            "of the vocabulary"
+            f"tensor '{lead}offsets/{key}': got offsets that do not rise from 0 to the {len(data)} "
+            "bytes of the vocabulary"
         )
     return pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]

@@ -99,7 +99,8 @@ def write_bundle(
     was_there = place.exists()
     try:
         with atomic_directory(place) as made:
-            schema.write(made / files.SCHEMA)
+            # A served model has no use for values that its vocabularies leave out.
+            schema.without_tails().write(made / files.SCHEMA)
             write_tensors(made / files.WEIGHTS, weights)
             files.write_config(made, config, model)
             write_json(made / files.METRICS, metrics, "metrics")

@@ -20,6 +20,7 @@ from widedeep.errors import ConfigError, DataError
 __all__ = ["ValueCounter"]
 
 Values: TypeAlias = pa.Array | pa.ChunkedArray | NDArray[np.int64]
+Counted: TypeAlias = tuple[pa.LargeBinaryArray | NDArray[np.int64], NDArray[np.int64]]
 CounterKind: TypeAlias = Literal["bytes", "int64", "tuple"]
 
 PARTITION_BITS = 8
@@ -97,9 +98,11 @@ class ValueCounter:
                 n_values = len(keys.offsets) - 1
                 self.total += n_values if keys.counts is None else int(keys.counts.sum())
 
-    def result(
-        self, min_count: int = 1, max_size: int | None = None
-    ) -> tuple[pa.LargeBinaryArray | NDArray[np.int64], NDArray[np.int64]]:
+    def tuples_of(self, n_parts: int) -> None:
+        """Say how long tuples are, where none may have been counted."""
+        self._n_parts = n_parts
+
+    def result(self, min_count: int = 1, max_size: int | None = None) -> Counted:
         """Return the values by count, the most frequent first and equal ones by value.
 
         Args:
@@ -109,17 +112,45 @@ class ValueCounter:
         Returns:
             The values (large_binary for bytes, else int64) and their counts.
         """
-        leaders = _Leaders(min_count, max_size)
+        return self.split(min_count, max_size, 0)[0]
+
+    def split(
+        self, min_count: int, max_size: int | None, tail_size: int
+    ) -> tuple[Counted, Counted]:
+        """Return what :meth:`result` does, and the most frequent of the values that it leaves out.
+
+        Args:
+            min_count: Leave out values seen fewer times.
+            max_size: Keep at most so many values; None keeps all.
+            tail_size: Return at most so many of those left out.
+
+        Returns:
+            Values and counts twice, each by count, the most frequent first and equal ones by value.
+        """
+        leaders = _Leaders(min_count, None if max_size is None else max_size + tail_size)
+        rare = _Leaders(1, tail_size, below=min_count)
         distinct = 0
         for keys in self._table.merged():
             distinct += len(keys.offsets) - 1
             leaders.add(keys)
+            if tail_size and min_count > 1:
+                rare.add(keys)
         self._distinct = distinct
         values, counts = leaders.ordered()
+        rare_values, rare_counts = rare.ordered()
+        kept = len(counts) if max_size is None else min(max_size, len(counts))
+        tail = pa.concat_arrays([values[kept:], rare_values])[:tail_size]
+        tail_counts = np.concatenate([counts[kept:], rare_counts])[:tail_size]
+        return (
+            (self._typed(values[:kept]), counts[:kept]),
+            (self._typed(tail), tail_counts),
+        )
+
+    def _typed(self, values: pa.LargeBinaryArray) -> pa.LargeBinaryArray | NDArray[np.int64]:
         if self._kind == "bytes":
-            return values, counts
+            return values
         numbers = _numbers_of(values)
-        return (numbers.reshape(-1, self._n_parts) if self._kind == "tuple" else numbers), counts
+        return numbers.reshape(-1, self._n_parts) if self._kind == "tuple" else numbers
 
     @property
     def distinct(self) -> int:
@@ -324,8 +355,10 @@ class _Block(NamedTuple):
 class _Leaders:
     """The most frequent keys so far; holds about twice as many as are wanted."""
 
-    def __init__(self, min_count: int, max_size: int | None) -> None:
+    def __init__(self, min_count: int, max_size: int | None, *, below: int | None = None) -> None:
         self._floor = min_count
+        self._below = below
+        self._last: pa.Scalar | None = None
         self._max_size = max_size
         self._values: list[pa.Array] = [pa.array([], pa.large_binary())]
         self._counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
@@ -336,6 +369,11 @@ class _Leaders:
         buffers = [None, pa.py_buffer(keys.offsets), pa.py_buffer(keys.data)]
         values = pa.Array.from_buffers(pa.large_binary(), len(keys.counts), buffers)
         frequent = keys.counts >= self._floor
+        if self._below is not None:
+            frequent &= keys.counts < self._below
+        if self._last is not None:  # of equal counts the smaller value leads
+            leads = np.asarray(pc.less(values, self._last))
+            frequent &= (keys.counts > self._floor) | leads
         self._values.append(values.filter(pa.array(frequent)))
         self._counts.append(keys.counts[frequent])
         self._n_held += len(self._counts[-1])
@@ -363,6 +401,8 @@ class _Leaders:
             kept = np.flatnonzero(counts > self._floor)[:size]
             ties = np.flatnonzero(counts == self._floor)
             by_value = np.asarray(pc.sort_indices(values.take(pa.array(ties))))
-            kept = np.concatenate([kept, ties[by_value[: size - len(kept)]]])
+            ties = ties[by_value[: size - len(kept)]]
+            self._last = values[int(ties[-1])] if len(ties) else None
+            kept = np.concatenate([kept, ties])
             values, counts = values.take(pa.array(kept)), counts[kept]
         self._values, self._counts, self._n_held = [values], [counts], len(counts)

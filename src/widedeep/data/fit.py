@@ -24,7 +24,7 @@ from widedeep.data.fit_scans import (
     scan_vocabulary,
     scan_weight,
 )
-from widedeep.data.grow import grow_cross, grow_values
+from widedeep.data.grow import grow_numbers, grown_classes
 from widedeep.data.history_columns import history_columns
 from widedeep.data.label_scan import scan_label
 from widedeep.data.sources import Data, open_source
@@ -75,9 +75,11 @@ def fit_schema(
         threads: Columns read at the same time, at least 1, fewer where the memory limit is small;
             the number of processors, up to 8, if not given.
         progress: Show a progress bar on standard error.
-        grow: An older schema. Its vocabularies and crosses keep their order and new values come
-            behind them; where ``max_size`` says how many there may be, the rarest of both leave
-            (counts add up). Numbers declared as before keep their quantiles and boundaries.
+        grow: An older schema. Its vocabularies, crosses and classes keep their order and new values
+            come behind them. Counts add up before ``min_count`` and ``max_size`` leave anything
+            out: the values are those of a fit on both at once, as long as the older schema keeps
+            the counts of what it left out (262,144 values and 16 MiB a vocabulary; the notes tell
+            of more). Numbers declared as before keep their quantiles and boundaries.
             A warm start moves parameters by value, so it needs this only to keep what the new data
             alone does not show.
 
@@ -105,7 +107,8 @@ def fit_schema(
         if not source.num_rows:
             raise DataError("data: got no rows, expected at least one; check the path or the query")
         plan = plan_fit(spec, source.arrow_schema)
-        passes = _first_passes(spec, plan)
+        history = history_columns(data, columns)
+        passes = _first_passes(spec, plan, grow)
         shared = sum(len(vocabulary.columns) - 1 for vocabulary in plan.learned)
         n_reads = len(passes) + shared + len(plan.crosses)
         with _progress(progress, source.num_rows * n_reads) as on_rows:
@@ -120,13 +123,13 @@ def fit_schema(
             found = Found(vocabularies=dict(plan.given))
             _run(passes, scan, workers, found)
             if grow is not None:
-                grow_values(found, spec, plan, grow)
+                found.classes = grown_classes(found.classes, spec, grow, found.notes)
+                grow_numbers(
+                    found.numerics, found.boundaries, spec, plan, grow, history, found.notes
+                )
                 found.notes.append(f"grown from a schema of {grow.rows:,} rows")
-            _run(_cross_passes(spec, plan, found), scan, workers, found)
-            if grow is not None:
-                for cross in plan.crosses:
-                    grow_cross(found, cross, _parts_schema(spec, plan, found, cross), grow)
-            return _schema(spec, plan, scan, found, history_columns(data, columns))
+            _run(_cross_passes(spec, plan, found, grow), scan, workers, found)
+            return _schema(spec, plan, scan, found, history)
 
 
 def _schema(
@@ -218,7 +221,7 @@ def _category_columns(spec: FeatureSpec) -> Iterator[str]:
             yield from (part for part in feature.parts if part not in spec.by_name)
 
 
-def _first_passes(spec: FeatureSpec, plan: FitPlan) -> list[_Pass]:
+def _first_passes(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list[_Pass]:
     passes: list[_Pass] = [
         partial(
             scan_label,
@@ -232,7 +235,9 @@ def _first_passes(spec: FeatureSpec, plan: FitPlan) -> list[_Pass]:
     if spec.weight is not None:
         passes.append(partial(scan_weight, column=spec.weight, kind=plan.types[spec.weight]))
     passes += [partial(scan_numbers, plan=numbers) for numbers in plan.numbers]
-    passes += [partial(scan_vocabulary, plan=vocabulary) for vocabulary in plan.learned]
+    passes += [
+        partial(scan_vocabulary, plan=vocabulary, previous=grow) for vocabulary in plan.learned
+    ]
     passes += [partial(scan_values, column=column) for column in plan.checked]
     seen = {spec.weight, *spec.labels.values(), *(numbers.column for numbers in plan.numbers)}
     seen.update(column.column for vocabulary in plan.learned for column in vocabulary.columns)
@@ -241,9 +246,16 @@ def _first_passes(spec: FeatureSpec, plan: FitPlan) -> list[_Pass]:
     return passes
 
 
-def _cross_passes(spec: FeatureSpec, plan: FitPlan, found: Found) -> list[_Pass]:
+def _cross_passes(
+    spec: FeatureSpec, plan: FitPlan, found: Found, grow: Schema | None
+) -> list[_Pass]:
     return [
-        partial(scan_cross, cross=cross, parts=_parts_schema(spec, plan, found, cross))
+        partial(
+            scan_cross,
+            cross=cross,
+            parts=_parts_schema(spec, plan, found, cross),
+            previous=grow,
+        )
         for cross in plan.crosses
     ]
 

@@ -24,6 +24,7 @@ from widedeep.data.column_values import (
 from widedeep.data.counting import ValueCounter
 from widedeep.data.fit_plan import NumberColumn, ValueColumn, VocabularyPlan
 from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.grow import carried_cross, carried_vocabulary, counted_vocabulary
 from widedeep.data.number_fit import NumberSummary, bucket_boundaries, summarised_fit
 from widedeep.data.sampling import RowSample
 from widedeep.data.transform import Transform
@@ -165,13 +166,21 @@ def _number_notes(plan: NumberColumn, summaries: Sequence[NumberSummary], nans: 
     return notes
 
 
-def scan_vocabulary(scan: Scan, plan: VocabularyPlan) -> Found:
+def scan_vocabulary(scan: Scan, plan: VocabularyPlan, previous: Schema | None = None) -> Found:
     """Count the values of one or more columns and keep those that are frequent enough.
+
+    Args:
+        scan: Where the rows are.
+        plan: What to learn.
+        previous: An older schema, whose counts are added before anything is left out.
 
     Raises:
         FeatureError: If a number is not whole.
     """
     found = Found()
+    grown = None
+    if previous is not None:
+        grown = carried_vocabulary(previous, plan.key, is_text=plan.is_text, notes=found.notes)
     with ValueCounter(
         "bytes" if plan.is_text else "int64", memory_limit_bytes=scan.counter_bytes
     ) as counter:
@@ -184,13 +193,23 @@ def scan_vocabulary(scan: Scan, plan: VocabularyPlan) -> Found:
                 found.notes.append(
                     f"column {column.column!r}: no value in any row, so nothing is learned from it"
                 )
-        values, counts = counter.result(plan.min_count, plan.max_size)
+        if grown is not None:
+            grown.count_into(counter)
+        vocabulary = counted_vocabulary(counter, plan.min_count, plan.max_size, grown)
         distinct, total = counter.distinct, counter.total
-    found.vocabularies[plan.key] = Vocabulary(
-        values=values, counts=counts, dropped=distinct - len(values)
-    )
-    found.notes += _vocabulary_notes(plan, distinct, total, len(values))
+    found.vocabularies[plan.key] = vocabulary
+    found.notes += _vocabulary_notes(plan, distinct, total, len(vocabulary))
+    found.notes += _tail_notes(f"vocabulary {plan.key!r}", vocabulary)
     return found
+
+
+def _tail_notes(name: str, vocabulary: Vocabulary) -> list[str]:
+    if vocabulary.tail is None or not vocabulary.tail.dropped:
+        return []
+    return [
+        f"{name}: of the {vocabulary.dropped:,} values that its limits leave out, the counts of "
+        f"{vocabulary.tail.dropped:,} are not kept; grow= counts those from 0"
+    ]
 
 
 def _count(counter: ValueCounter, values: pa.Array, column: ValueColumn) -> None:
@@ -284,14 +303,17 @@ def scan_weight(scan: Scan, column: str, kind: ColumnType) -> Found:
     return Found(nulls={column: 0}, notes=notes)
 
 
-def scan_cross(scan: Scan, cross: Crossed, parts: Schema) -> Found:
+def scan_cross(scan: Scan, cross: Crossed, parts: Schema, previous: Schema | None = None) -> Found:
     """Count the combinations of part ids, all of a row's where parts are multi-valued.
 
     Args:
         scan: Where the rows are.
         cross: The cross to learn.
         parts: A schema that holds all that its parts need.
+        previous: An older schema, whose counts are added before anything is left out.
     """
+    notes: list[str] = []
+    grown = None if previous is None else carried_cross(previous, cross, parts, notes)
     transform = Transform(parts)
     columns = transform.schema.spec.columns()
     with ValueCounter("tuple", memory_limit_bytes=scan.counter_bytes) as counter:
@@ -301,12 +323,14 @@ def scan_cross(scan: Scan, cross: Crossed, parts: Schema) -> Found:
             for tuples in _combinations(encoded):
                 counter.add(tuples)
             scan.advance(table.num_rows)
-        values, counts = counter.result(cross.min_count, cross.max_size)
-        dropped = counter.distinct - len(values)
-    tuples = np.asarray(values, np.int64).reshape(-1, len(cross.parts))
-    vocabulary = Vocabulary(values=tuples, counts=counts, dropped=dropped)
-    note = f"cross {cross.name!r}: no combination was seen {cross.min_count:,} times"
-    return Found(vocabularies={cross.name: vocabulary}, notes=[] if len(tuples) else [note])
+        if grown is not None:
+            grown.count_into(counter)
+        counter.tuples_of(len(cross.parts))
+        vocabulary = counted_vocabulary(counter, cross.min_count, cross.max_size, grown)
+    notes += _tail_notes(f"cross {cross.name!r}", vocabulary)
+    if not len(vocabulary):
+        notes.append(f"cross {cross.name!r}: no combination was seen {cross.min_count:,} times")
+    return Found(vocabularies={cross.name: vocabulary}, notes=notes)
 
 
 def _combinations(
