@@ -301,6 +301,7 @@ def pss_mb(pid: int) -> float:
 WORKER = """
 import sys
 import numpy as np
+from widedeep.serving.registry import Registry
 root, items, rows = sys.argv[1:]
 registry = Registry(root, items=items, item_id="item", rows=rows or None)
 registry.start()

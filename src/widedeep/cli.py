@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from widedeep import __version__
 from widedeep.cli_output import say
-from widedeep.cli_parser import INTERRUPTED, MISUSE, VerbParser
-from widedeep.errors import WideDeepError
+from widedeep.cli_parser import BUG, INTERRUPTED, MISUSE, VerbParser
+from widedeep.errors import WideDeepError, missing_extra
 
 __all__ = ["main"]
 
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``widedeep``; None takes the process's own.
 
     Returns:
-        0 good; 1 it ran, and the answer is no; 2 misuse; 130 after Ctrl-C.
+        0 good; 1 it ran, and the answer is no; 2 misuse; 70 a fault of widedeep; 130 after Ctrl-C.
 
     Example:
         >>> main(["--version"])
@@ -34,34 +36,104 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        arguments, unknown = _parser().parse_known_args(argv)
-        if unknown:  # told by the verb's own parser, which knows its options
-            arguments.parser.unknown(unknown)
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
-    except SystemExit as stop:  # argparse: help, version, misuse
-        return stop.code if isinstance(stop.code, int) else MISUSE
+        with _printable():
+            code = _run(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return code
     except WideDeepError as error:
         return _failed(error, str(error))
     except BrokenPipeError:
-        # Whoever read has enough; what is still in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read has enough.
+        _drop_output()
         return BROKEN_PIPE
     except KeyboardInterrupt:
         say("widedeep: interrupted")
         return INTERRUPTED
     except OSError as error:
         # A folder that may not be written, a full disk: the user's to put right, and not a bug.
+        _drop_output()
         place = "" if error.filename is None else f"{error.filename}: "
         return _failed(error, f"{place}{error.strerror or error}; check the path and its disk")
+    except MemoryError as error:
+        return _failed(error, "out of memory; use fewer or narrower features, or smaller batches")
+    except Exception as error:
+        hint = missing_extra(error) if isinstance(error, ImportError) else None
+        return _bug(error) if hint is None else _failed(error, hint)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """The exit code of one verb."""
+    for word in argv:
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise WideDeepError(
+                f"got the argument {word!r}, which is no text in UTF-8; rename the file, or write "
+                "the value in UTF-8"
+            )
+    try:
+        arguments, unknown = _parser().parse_known_args(argv)
+        if unknown:  # told by the verb's own parser, which knows its options
+            arguments.parser.unknown(unknown)
+        code: int = arguments.run(arguments)
+    except SystemExit as stop:  # argparse: help, version, misuse
+        return stop.code if isinstance(stop.code, int) else MISUSE
+    return code
+
+
+@contextlib.contextmanager
+def _printable() -> Iterator[None]:
+    """Let every text be printed: to a terminal that lacks a letter, and to no terminal at all."""
+    if sys.stdout is None:  # closed by the shell: >&-
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    errors = getattr(sys.stdout, "errors", None)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is None or errors not in ("strict", "surrogateescape"):
+        yield
+        return
+    reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            reconfigure(errors=errors)
+
+
+def _drop_output() -> None:
+    """What is still in the buffer must not raise again when the process ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(error: Exception, message: str) -> int:
     if os.environ.get("WIDEDEEP_DEBUG") == "1":
         traceback.print_exception(error)
-    say(f"widedeep: error: {message}")
+    say(f"widedeep: error: {_one_line(message)}")
     return MISUSE
+
+
+def _bug(error: Exception) -> int:
+    """Say that widedeep is at fault, and where the details are."""
+    said = _one_line(f"{type(error).__name__}: {error}")[:300]
+    if os.environ.get("WIDEDEEP_DEBUG") == "1":
+        traceback.print_exception(error)
+        details = "the traceback is above"
+    else:
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", prefix="widedeep-bug-", suffix=".log", delete=False, errors="backslashreplace"
+            ) as log:
+                log.write(f"widedeep {__version__}, Python {sys.version}\n{sys.argv}\n\n")
+                traceback.print_exception(error, file=log)
+            details = f"please report it with {log.name}"
+        except OSError:
+            details = "WIDEDEEP_DEBUG=1 shows the traceback"
+    say(f"widedeep: bug: {said}; this is a fault of widedeep itself: {details}")
+    return BUG
+
+
+def _one_line(message: str) -> str:
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
 def _parser() -> argparse.ArgumentParser:

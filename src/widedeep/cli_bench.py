@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from widedeep.cli_output import print_json, print_table, print_text, say
-from widedeep.cli_parser import GOOD, NO, VerbParser, Verbs, add_verb, positive
+from widedeep.cli_parser import GOOD, NO, VerbParser, Verbs, add_verb, positive, real, threads
 from widedeep.errors import ConfigError
 
 __all__ = ["add_verbs"]
@@ -45,12 +45,12 @@ def _add_table1(targets: Verbs) -> None:
     parser.add_argument("--days", type=positive, metavar="N", help="logged for training")
     parser.add_argument("--requests", type=positive, metavar="N", help="a day, logged for training")
     parser.add_argument("--live", type=positive, metavar="N", help="requests a day of the A/B test")
-    parser.add_argument("--threads", type=positive, metavar="N", help="of training; default: all")
+    parser.add_argument("--threads", type=threads, metavar="N", help="of training; default: all")
     parser.add_argument(
         "--apart", action="store_true", help="also try Wide & Deep without its cross"
     )
     for name in ("memorisation", "generalisation"):
-        parser.add_argument(f"--{name}", type=float, metavar="X", help="strength, default 1")
+        parser.add_argument(f"--{name}", type=real, metavar="X", help="strength, default 1")
 
 
 def _table1(arguments: argparse.Namespace) -> int:
@@ -97,8 +97,8 @@ def _add_serve(targets: Verbs) -> None:
     parser.add_argument("--items", metavar="PARQUET", help="the items' catalogue")
     parser.add_argument("--item-id", metavar="COLUMN", help="its column of ids")
     parser.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16")
-    parser.add_argument("--workers", type=positive, default=1, help="processes (default: 1)")
-    parser.add_argument("--threads", type=positive, default=1, help="of a request (default: 1)")
+    parser.add_argument("--workers", type=threads, default=1, help="processes (default: 1)")
+    parser.add_argument("--threads", type=threads, default=1, help="of a request (default: 1)")
     parser.add_argument(
         "--candidates", type=positive, default=200, metavar="N", help="a request (default: 200)"
     )

@@ -17,7 +17,7 @@ from widedeep.cli_output import (
     print_text,
     say,
 )
-from widedeep.cli_parser import GOOD, Verbs, add_verb, positive
+from widedeep.cli_parser import GOOD, Verbs, add_verb, positive, threads, whole
 from widedeep.config import load_config
 from widedeep.errors import ConfigError, DataError
 
@@ -50,7 +50,7 @@ def _add_evaluate(verbs: Verbs) -> None:
     )
     parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="a run's folder, or a bundle")
     parser.add_argument("data", metavar="DATA", nargs="?", help="labelled data: a path or a glob")
-    parser.add_argument("--threads", type=positive, default=1, help="threads to use (default: 1)")
+    parser.add_argument("--threads", type=threads, default=1, help="threads to use (default: 1)")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
@@ -141,7 +141,7 @@ def _add_score(verbs: Verbs) -> None:
     )
     parser.add_argument("--name", default="score", help="the score's column (default: score)")
     parser.add_argument("--strict", action="store_true", help="refuse JSON rows that lack a key")
-    parser.add_argument("--threads", type=positive, default=1, help="threads to use (default: 1)")
+    parser.add_argument("--threads", type=threads, default=1, help="threads to use (default: 1)")
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -205,7 +205,11 @@ def _add_inspect(verbs: Verbs) -> None:
     )
     parser.add_argument("--row", metavar="JSON", help="explain the score of this row")
     parser.add_argument(
-        "--logit", type=int, default=0, metavar="N", help="which logit's weights (several classes)"
+        "--logit",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="which logit's weights, of several",
     )
 
 

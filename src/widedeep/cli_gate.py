@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from widedeep.cli_output import count, number, print_json, print_table, print_text, say
-from widedeep.cli_parser import GOOD, NO, Verbs, add_set, add_verb, positive
+from widedeep.cli_parser import GOOD, NO, Verbs, add_set, add_verb, threads
 from widedeep.errors import BundleError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _add_validate(verbs: Verbs) -> None:
         help="the verdict's file; default: beside the bundle, BUNDLE.verdict.json; a page .html "
         "is written with it",
     )
-    parser.add_argument("--threads", type=positive, help="threads to use (default: all)")
+    parser.add_argument("--threads", type=threads, help="threads to use (default: all)")
     add_set(parser)
 
 

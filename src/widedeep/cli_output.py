@@ -7,8 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from widedeep.bundle.plain_json import plain
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,7 +21,11 @@ _SHOWN_METRICS = (
 
 def print_json(value: object) -> None:
     """Print one JSON document on standard output; NaN becomes null."""
-    sys.stdout.write(json.dumps(plain(value, "the output"), indent=1, ensure_ascii=False) + "\n")
+    from widedeep.bundle.plain_json import plain
+
+    ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("_", "-") != "utf-8"
+    text = json.dumps(plain(value, "the output"), indent=1, ensure_ascii=ascii_only)
+    sys.stdout.write(text + "\n")
 
 
 def say(text: str) -> None:

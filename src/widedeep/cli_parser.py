@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
@@ -11,6 +12,7 @@ from widedeep.cli_output import say
 from widedeep.errors import nearest
 
 __all__ = [
+    "BUG",
     "GOOD",
     "INTERRUPTED",
     "MISUSE",
@@ -19,10 +21,16 @@ __all__ = [
     "Verbs",
     "add_set",
     "add_verb",
+    "period",
     "positive",
+    "real",
+    "seconds",
+    "share",
+    "threads",
+    "whole",
 ]
 
-GOOD, NO, MISUSE, INTERRUPTED = 0, 1, 2, 130
+GOOD, NO, MISUSE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 Verbs: TypeAlias = Any
 """Where verbs are added; argparse does not name the type."""
@@ -81,14 +89,56 @@ def add_verb(
     return parser
 
 
-def positive(text: str) -> int:
-    """Read an option's value that is an integer of at least 1."""
+def whole(text: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Read an option's value that is an integer of ``least`` to ``most``."""
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer of at least 1")
+        value = least - 1
+    if not least <= value <= most:
+        upper = "" if most == 2**63 - 1 and value < least else f", at most {most:,}"
+        raise argparse.ArgumentTypeError(
+            f"got {text[:40]!r}, expected an integer of at least {least}{upper}"
+        )
+    return value
+
+
+def positive(text: str) -> int:
+    """Read an option's value that is an integer of at least 1."""
+    return whole(text, 1)
+
+
+def threads(text: str) -> int:
+    """Read a number of threads or processes."""
+    return whole(text, 1, 1024)
+
+
+def seconds(text: str) -> float:
+    """Read a time that a process can wait for: at most about three years."""
+    return real(text, 0.0, 1e8)
+
+
+def period(text: str) -> float:
+    """Read a time between looks at something, of at least 10 milliseconds."""
+    return real(text, 0.01, 1e8)
+
+
+def share(text: str) -> float:
+    """Read a share of 0 to 1."""
+    return real(text, 0.0, 1.0)
+
+
+def real(text: str, least: float = 0.0, most: float = math.inf) -> float:
+    """Read an option's value that is a finite number of ``least`` to ``most``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and least <= value <= most):
+        upper = "" if most == math.inf else f", at most {most:g}"
+        raise argparse.ArgumentTypeError(
+            f"got {text[:40]!r}, expected a number of at least {least:g}{upper}"
+        )
     return value
 
 

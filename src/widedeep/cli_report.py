@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from widedeep.cli_output import print_json, print_metrics, print_text
-from widedeep.cli_parser import GOOD, Verbs, add_verb, positive
+from widedeep.cli_parser import GOOD, Verbs, add_verb, positive, threads
 
 if TYPE_CHECKING:
     from widedeep.report import Report
@@ -64,7 +64,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "--top", type=positive, default=12, help="wide weights of each sign (default: 12)"
     )
-    parser.add_argument("--threads", type=positive, help="threads to use (default: all)")
+    parser.add_argument("--threads", type=threads, help="threads to use (default: all)")
 
 
 def _report(arguments: argparse.Namespace) -> int:

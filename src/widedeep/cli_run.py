@@ -18,7 +18,18 @@ from widedeep.cli_output import (
     print_text,
     say,
 )
-from widedeep.cli_parser import GOOD, INTERRUPTED, NO, Verbs, add_set, add_verb, positive
+from widedeep.cli_parser import (
+    GOOD,
+    INTERRUPTED,
+    NO,
+    Verbs,
+    add_set,
+    add_verb,
+    period,
+    positive,
+    real,
+    seconds,
+)
 from widedeep.config import load_config
 from widedeep.errors import ConfigError
 
@@ -283,16 +294,16 @@ def _add_following(parser: argparse.ArgumentParser) -> None:
         "--follow", metavar="DIR", help="then learn the folder's Parquet files as they land"
     )
     parser.add_argument(
-        "--poll", type=float, default=1.0, metavar="S", help="look every S seconds (default: 1)"
+        "--poll", type=period, default=1.0, metavar="S", help="look every S seconds (default: 1)"
     )
     parser.add_argument(
-        "--idle", type=float, metavar="S", help="end after S seconds without a new file"
+        "--idle", type=seconds, metavar="S", help="end after S seconds without a new file"
     )
     parser.add_argument(
         "--export-rows", type=positive, metavar="N", help="write a bundle every N rows"
     )
     parser.add_argument(
-        "--export-minutes", type=float, metavar="M", help="write a bundle every M minutes"
+        "--export-minutes", type=real, metavar="M", help="write a bundle every M minutes"
     )
     parser.add_argument(
         "--publish",

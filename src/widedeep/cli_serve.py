@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from widedeep.cli_output import print_json, say
-from widedeep.cli_parser import Verbs, add_verb, positive
+from widedeep.cli_parser import Verbs, add_verb, period, positive, real, seconds, share, threads
 from widedeep.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,22 +83,22 @@ def _add_items(parser: argparse.ArgumentParser) -> None:
         "--latest", type=positive, default=1, metavar="N", help="versions kept loaded (default: 1)"
     )
     parser.add_argument(
-        "--poll", type=float, default=2.0, metavar="S", help="look for versions every S seconds"
+        "--poll", type=period, default=2.0, metavar="S", help="look for versions every S seconds"
     )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=positive, default=1, help="processes that share the port (default: 1)"
+        "--workers", type=threads, default=1, help="processes that share the port (default: 1)"
     )
     parser.add_argument(
-        "--threads", type=positive, default=1, help="threads of one long request (default: 1)"
+        "--threads", type=threads, default=1, help="threads of one long request (default: 1)"
     )
     parser.add_argument(
         "--queue", type=positive, default=64, help="requests waiting or computed at once"
     )
     parser.add_argument(
-        "--deadline-ms", type=float, default=5000.0, metavar="MS", help="default: 5000"
+        "--deadline-ms", type=real, default=5000.0, metavar="MS", help="default: 5000"
     )
     parser.add_argument(
         "--max-body", type=positive, default=16 << 20, metavar="BYTES", help="default: 16 MiB"
@@ -107,10 +107,10 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-candidates", type=positive, default=100_000, metavar="N", help="default: 100000"
     )
     parser.add_argument(
-        "--drain", type=float, default=25.0, metavar="S", help="time to finish after SIGTERM"
+        "--drain", type=seconds, default=25.0, metavar="S", help="time to finish after SIGTERM"
     )
     parser.add_argument(
-        "--lame-duck", type=float, default=0.0, metavar="S", help="accept that long, not ready"
+        "--lame-duck", type=seconds, default=0.0, metavar="S", help="accept that long, not ready"
     )
     parser.add_argument(
         "--log-requests",
@@ -129,7 +129,7 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--log-sample",
-        type=float,
+        type=share,
         default=1.0,
         metavar="SHARE",
         help="of the requests (default: 1)",
@@ -141,7 +141,7 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
         "--log-hash-key", metavar="FILE", help="log a hash of the user's id, keyed by its bytes"
     )
     parser.add_argument(
-        "--log-days", type=float, metavar="N", help="delete files that are older (default: never)"
+        "--log-days", type=real, metavar="N", help="delete files that are older (default: never)"
     )
     parser.add_argument(
         "--log-bytes", type=positive, metavar="N", help="delete the oldest beyond (default: never)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from widedeep.cli_output import number, print_json, print_table, print_text, say
-from widedeep.cli_parser import GOOD, Verbs, add_verb, positive
+from widedeep.cli_parser import GOOD, Verbs, add_verb, positive, real, share, whole
 
 if TYPE_CHECKING:
     from widedeep.commands.simulate import Simulated
@@ -40,7 +40,7 @@ def add_verbs(verbs: Verbs) -> None:
         "of a server; several share the users in equal parts",
     )
     parser.add_argument(
-        "--explore", type=float, default=0.0, metavar="SHARE", help="of requests, in random order"
+        "--explore", type=share, default=0.0, metavar="SHARE", help="of requests, in random order"
     )
     parser.add_argument(
         "--resume", metavar="FOLDER", help="an earlier stretch, whose store lives on"
@@ -54,15 +54,15 @@ def add_verbs(verbs: Verbs) -> None:
 def _add_store(parser: argparse.ArgumentParser) -> None:
     store = parser.add_argument_group("a new store")
     for name, kind, told in (
-        ("seed", int, "of everything"),
-        ("users", int, "at the start"),
-        ("apps", int, "at the start"),
-        ("requests", int, "a day"),
-        ("memorisation", float, "strength of particular pairs of apps; 0: none"),
-        ("generalisation", float, "strength of general tastes; 0: none"),
-        ("drift", float, "of tastes, a day"),
+        ("seed", whole, "of everything"),
+        ("users", positive, "at the start"),
+        ("apps", positive, "at the start"),
+        ("requests", positive, "a day"),
+        ("memorisation", real, "strength of particular pairs of apps; 0: none"),
+        ("generalisation", real, "strength of general tastes; 0: none"),
+        ("drift", real, "of tastes, a day"),
     ):
-        store.add_argument(f"--{name}", type=kind, metavar=kind.__name__.upper(), help=told)
+        store.add_argument(f"--{name}", type=kind, metavar="X" if kind is real else "N", help=told)
 
 
 def _simulate(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
+import re
 import tomllib
 import types
 import typing
@@ -15,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from widedeep.errors import ConfigError, FeatureError, WideDeepError, nearest
+from widedeep.errors import ConfigError, FeatureError, WideDeepError, nearest, show_value
 from widedeep.features import FeatureSpec
 from widedeep.features.toml import spec_from_table, spec_to_table, toml_text
 
@@ -34,32 +36,78 @@ LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
 _PLACES = ("train", "valid", "test")
 _PLURALS = {float: "numbers", int: "integers", str: "texts"}
+_INT64 = range(-(2**63), 2**63)
+_COUNT = "an integer of at least 1, at most 2,147,483,647"
+_COUNTS = range(1, 2**31)
+_THREADS = range(1, 1025)
+_SEEDS = range(2**63)
 
 
-def _check_range(owner: str, name: str, got: float, condition: bool, allowed: str) -> None:
+def _check_range(owner: str, name: str, got: object, condition: bool, allowed: str) -> None:
     if not condition:
-        raise ConfigError(f"{owner}: got {name}={got!r}, expected {allowed}")
+        raise ConfigError(f"{owner}: got {name}={show_value(got)}, expected {allowed}")
 
 
 def check_types(config: object, owner: str, raising: type[WideDeepError] = ConfigError) -> None:
-    """Refuse values of other types than a dataclass declares; NumPy's numbers become Python's."""
+    """Refuse values of other types than a dataclass declares, and a text twice in a list.
+
+    NumPy's numbers become Python's, lists become tuples where the dataclass has tuples, and paths
+    become text.
+
+    Args:
+        config: The dataclass, which may be frozen.
+        owner: Named in errors, such as ``"[split]"``.
+        raising: The kind of error.
+
+    Raises:
+        WideDeepError: With the field, what was got, and what is allowed.
+    """
     hints = typing.get_type_hints(type(config))
     for entry in dataclasses.fields(config):  # type: ignore[arg-type]
         name, hint = entry.name, hints[entry.name]
         given = getattr(config, name)
-        value = _without_numpy(given)
+        value = _plain(given, hint)
         if value is not given:
             object.__setattr__(config, name, value)
         if not _fits(value, hint):
-            raise raising(
-                f"{owner}: got {name}={value!r} ({type(value).__name__}), {_expected(value, hint)}"
-            )
+            raise raising(f"{owner}: got {name} = {_typed(value)}, {_expected(value, hint)}")
+        texts = [item for item in value if isinstance(item, str)] if _is_tuple(value, hint) else []
+        if len(set(texts)) < len(texts):
+            twice = next(text for text in texts if texts.count(text) > 1)
+            raise raising(f"{owner}: got {name} with {twice!r} twice, expected it once")
 
 
-def _without_numpy(value: Any) -> Any:
-    if isinstance(value, tuple) and any(isinstance(item, np.generic) for item in value):
-        return tuple(_without_numpy(item) for item in value)
-    return value.item() if isinstance(value, np.generic) else value
+def _is_tuple(value: object, hint: Any) -> bool:
+    return isinstance(value, tuple) and _takes(hint, tuple)
+
+
+def _typed(value: object) -> str:
+    """A value with its type; the quotes of text say what it is."""
+    kind = "" if isinstance(value, str) else f" ({type(value).__name__})"
+    return f"{show_value(value)}{kind}"
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """The Python value that a NumPy number, a list or a path stands for."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike) and _takes(hint, str):
+        return os.fspath(value)
+    if isinstance(value, datetime.date) and _takes(hint, str):
+        return value.isoformat()
+    if isinstance(value, list) and _takes(hint, tuple):
+        value = tuple(value)
+    plain_items = (np.generic, os.PathLike, datetime.date)
+    if isinstance(value, (list, tuple)) and any(isinstance(v, plain_items) for v in value):
+        return type(value)(_plain(item, str) for item in value)
+    return value
+
+
+def _takes(hint: Any, kind: type) -> bool:
+    """Tell whether a type hint is of a kind, or a union with one of it."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_takes(arg, kind) for arg in typing.get_args(hint))
+    return hint is kind or typing.get_origin(hint) is kind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +128,14 @@ class DataConfig:
     valid_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_range(
-            "[data]",
-            "valid_fraction",
-            self.valid_fraction,
-            0 <= self.valid_fraction < 1,
-            "0 <= share < 1",
-        )
+        owner, share = "[data]", self.valid_fraction
+        check_types(self, owner)
+        _check_range(owner, "valid_fraction", share, 0 <= share < 1, "0 <= share < 1")
+        for name in _PLACES:
+            value = getattr(self, name)
+            paths = value if isinstance(value, list) else ["no data" if value is None else value]
+            named = bool(paths) and all(paths)
+            _check_range(owner, name, value, named, "a path, a glob or a list of paths")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,18 +169,14 @@ class ModelConfig:
         owner = "[model]"
         check_types(self, owner)
         _check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
-        if isinstance(self.embedding_dim, int):
-            _check_range(
-                owner,
-                "embedding_dim",
-                self.embedding_dim,
-                self.embedding_dim >= 1,
-                "at least 1, or 'auto'",
-            )
+        dim = self.embedding_dim
+        known = dim == "auto" or dim in _COUNTS
+        _check_range(owner, "embedding_dim", dim, known, f"{_COUNT}, or 'auto'")
         for width in self.hidden_units:
-            _check_range(owner, "hidden_units", width, width >= 1, "widths of at least 1")
+            _check_range(owner, "hidden_units", width, width in _COUNTS, f"widths: {_COUNT} each")
         std = self.embedding_std
         _check_range(owner, "embedding_std", std, std >= 0, "a number >= 0")
+        check_seed(owner, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,29 +233,39 @@ class TrainConfig:
     def __post_init__(self) -> None:
         owner = "[train]"
         check_types(self, owner)
-        for name in ("epochs", "batch_size", "pool_rows"):
-            _check_range(
-                owner,
-                name,
-                getattr(self, name),
-                getattr(self, name) >= 1,
-                "an integer of at least 1",
-            )
-        for name in ("patience", "eval_every", "threads"):
+        for name in ("epochs", "batch_size", "pool_rows", "patience", "eval_every"):
             value = getattr(self, name)
-            _check_range(
-                owner, name, value, value is None or value >= 1, "an integer of at least 1"
-            )
-        _check_range(
-            owner,
-            "warmup_steps",
-            self.warmup_steps,
-            self.warmup_steps >= 0,
-            "an integer of at least 0",
-        )
-        _check_range(owner, "grad_scale", self.grad_scale, self.grad_scale > 0, "a number > 0")
-        if self.clip_norm is not None:
-            _check_range(owner, "clip_norm", self.clip_norm, self.clip_norm > 0, "a number > 0")
+            _check_range(owner, name, value, value is None or value in _COUNTS, _COUNT)
+        check_threads(owner, self.threads)
+        check_seed(owner, self.seed)
+        steps = self.warmup_steps
+        _check_range(owner, "warmup_steps", steps, steps >= 0, "an integer of at least 0")
+        for name in ("grad_scale", "clip_norm"):
+            value = getattr(self, name)
+            _check_range(owner, name, value, value is None or value > 0, "a number > 0")
+        self._name_optimizers()
+
+    def _name_optimizers(self) -> None:
+        """A table without ``optimizer`` means the one that its part has by default."""
+        defaults = {entry.name: entry.default_factory for entry in dataclasses.fields(self)}
+        for part in ("wide", "deep", "dense"):
+            table = getattr(self, part)
+            if table is not None and "optimizer" not in table:
+                factory: Any = defaults[part]
+                named = self.deep if part == "dense" else factory()
+                named_table = {"optimizer": named["optimizer"], **table}
+                object.__setattr__(self, part, named_table)
+
+
+def check_seed(owner: str, seed: int) -> None:
+    """Refuse a seed outside 0 <= seed < 2**63."""
+    _check_range(owner, "seed", seed, seed in _SEEDS, "an integer, 0 <= seed < 2**63")
+
+
+def check_threads(owner: str, threads: int | None) -> None:
+    """Refuse a number of threads that no machine has."""
+    known = threads is None or threads in _THREADS
+    _check_range(owner, "threads", threads, known, "an integer of at least 1, at most 1,024")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,31 +362,64 @@ def read_tables(
     Raises:
         ConfigError: For a missing or broken file, or an override that is no assignment.
     """
-    path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file; {missing}") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path}: is a folder, expected a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: got text that is no TOML: {error}") from error
+    tables = _parse(_read_text(Path(path), missing), str(path))
     for override in overrides:
         _override(tables, override, places)
+    _check_sizes(tables, str(path))
     return tables
 
 
-def _override(tables: dict[str, Any], override: str, places: Collection[str]) -> None:
-    name, found, text = override.partition("=")
-    keys = name.strip().split(".")
-    if not found or len(keys) < 2:
-        raise ConfigError(
-            f"got --set {override!r}, expected SECTION.KEY=VALUE such as train.epochs=3"
-        )
+def _check_sizes(value: object, where: str) -> None:
+    """Refuse integers of thousands of digits, which no error could even show."""
+    if isinstance(value, int) and value.bit_length() > 4096:
+        raise ConfigError(f"{where}: got {show_value(value)}, expected an integer of 64 bits")
+    for key, item in value.items() if isinstance(value, dict) else ():
+        _check_sizes(item, f"{where}: {key}")
+    for item in value if isinstance(value, list) else ():
+        _check_sizes(item, where)
+
+
+def _read_text(path: Path, missing: str) -> str:
+    """A file's text in UTF-8; a byte order mark, as editors of Windows write it, is no text."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{show_path(path)}: no such file; {missing}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder, expected a TOML file") from error
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{show_path(path)}: cannot be read ({told}); check the path") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        told = "text in UTF-16" if utf16 else f"byte 0x{data[error.start]:02x}, which is no UTF-8"
+        raise ConfigError(f"{path} (line {line}): got {told}; save the file as UTF-8") from error
+
+
+def _parse(text: str, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # of numbers of thousands of digits, too
+        raise ConfigError(f"{origin}: got text that is no TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: got lists or tables nested too deeply") from error
+
+
+def show_path(path: object) -> str:
+    """Return a path as text that can be printed, whatever bytes the name holds."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+# A key of TOML: bare, or in quotes, where dots and equals signs are part of it.
+_KEY = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^."'=\s][^.="']*?)\s*([.=])""")
+
+
+def _override(tables: dict[str, Any], override: str, places: Collection[str]) -> None:
+    keys, text = _assignment(override)
+    value = _value(text)
     if ".".join(keys) in places:
         # Typed where the user is, not where the file lies.
         value = _resolve(value, Path.cwd())
@@ -339,8 +427,37 @@ def _override(tables: dict[str, Any], override: str, places: Collection[str]) ->
     for key in keys[:-1]:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"got --set {override!r}, but {key!r} is a value, not a table")
+            raise ConfigError(
+                f"got --set {show_value(override)}, but {key!r} is a value, not a table"
+            )
     table[keys[-1]] = value
+
+
+def _assignment(override: str) -> tuple[list[str], str]:
+    """The keys of an override, and the text of its value."""
+    keys: list[str] = []
+    position = 0
+    while match := _KEY.match(override, position):
+        word, end = match.groups()
+        quoted = word[0] in "\"'"
+        keys.append(_parse(f"key = {word}", f"--set {override!r}")["key"] if quoted else word)
+        position = match.end()
+        if end == "=":
+            break
+    if len(keys) < 2 or override[position - 1] != "=":
+        raise ConfigError(
+            f"got --set {show_value(override)}, expected SECTION.KEY=VALUE such as train.epochs=3"
+        )
+    return keys, override[position:]
+
+
+def _value(text: str) -> Any:
+    """A value as TOML, or as the text it is."""
+    try:
+        tables = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return tables["value"] if len(tables) == 1 else text
 
 
 def config_from_tables(
@@ -357,11 +474,12 @@ def config_from_tables(
         ConfigError: For an unknown section or key, or a bad value.
     """
     sections = ("data", "features", "model", "train", "gate", "follow")
-    for name in tables:
+    for name, table in tables.items():
         if name not in sections:
             raise ConfigError(
                 f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}"
             )
+        check_table(table, name, origin)
     _check_later_sections(tables, origin)
     if "features" not in tables:
         raise ConfigError(f"{origin}: got no [features] section; 'widedeep init DATA' writes one")
@@ -391,6 +509,14 @@ def config_from_tables(
         model=read_section(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
         train=read_section(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),
     )
+
+
+def check_table(table: object, name: str, origin: str) -> None:
+    """Refuse a value, or a list of tables, where a section is asked for."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(
+            f"{origin}: got {name} = {show_value(table)}, expected a section [{name}]"
+        )
 
 
 def _check_later_sections(tables: Mapping[str, Any], origin: str) -> None:
@@ -426,58 +552,21 @@ def read_section(
             dataclass refuses.
     """
     hints = typing.get_type_hints(kind)
-    for key, value in table.items():
+    for key, given in table.items():
         if key not in hints:
             raise ConfigError(
                 f"{origin}: got the unknown key {key!r}; {nearest(key, [*hints, *extra])}"
             )
+        value = _plain(given, hints[key])
         if not _fits(value, hints[key]):
             raise ConfigError(
-                f"{origin}: got {key} = {value!r} ({type(value).__name__}), "
-                f"{_expected(value, hints[key])}"
+                f"{origin}: got {key} = {_typed(value)}, {_expected(value, hints[key])}"
             )
-    values = {
-        key: tuple(value) if isinstance(value, list) and _takes_tuple(hints[key]) else value
-        for key, value in table.items()
-    }
     try:
-        return kind(**values)
+        return kind(**{key: _plain(value, hints[key]) for key, value in table.items()})
     except ConfigError as error:
         # The section is in the error already.
         raise ConfigError(f"{origin.rpartition(': [')[0]}: {error}") from error
-
-
-def check_fields(value: object, where: str) -> None:
-    """Refuse fields of other types than a dataclass declares; lists become the tuples it holds.
-
-    TOML is checked by :func:`read_section`; this is for values that are made in Python.
-
-    Args:
-        value: The dataclass.
-        where: Named in errors, such as ``"[split]"``.
-
-    Raises:
-        ConfigError: With the field, what was got, and what is allowed; for a text twice in a list.
-    """
-    for key, hint in typing.get_type_hints(type(value)).items():
-        given = getattr(value, key)
-        plain = tuple(given) if isinstance(given, list) and _takes_tuple(hint) else given
-        plain = _without_numpy(plain)
-        if plain is not given:
-            object.__setattr__(value, key, plain)
-        if not _fits(plain, hint):
-            raise ConfigError(f"{where}: got {key} = {given!r}, {_expected(given, hint)}")
-        if _takes_tuple(hint) and plain is not None:
-            texts = [item for item in plain if isinstance(item, str)]
-            twice = sorted({text for text in texts if texts.count(text) > 1})
-            if twice:
-                raise ConfigError(f"{where}: got {key} with {twice[0]!r} twice, expected it once")
-
-
-def _takes_tuple(hint: Any) -> bool:
-    return typing.get_origin(hint) is tuple or any(
-        typing.get_origin(arg) is tuple for arg in typing.get_args(hint)
-    )
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -485,18 +574,39 @@ def _fits(value: object, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, arg) for arg in args)
     if origin is Literal:
-        return value in args
+        return any(type(value) is type(arg) and value == arg for arg in args)
     if origin in (list, tuple):
         return isinstance(value, (list, tuple)) and all(_fits(item, args[0]) for item in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
     if origin is not None:
         return isinstance(value, Mapping) and all(
             _fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items()
         )
+    if hint is float:
+        return _is_number(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value in _INT64
+    if hint is str:
+        return isinstance(value, str) and _is_unicode(value)
     return hint is Any or isinstance(value, hint)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond 1.8e308
+        return False
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether text can be written: half a surrogate pair, or bytes of a name, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _expected(value: object, hint: Any) -> str:
@@ -504,6 +614,12 @@ def _expected(value: object, hint: Any) -> str:
     words = [arg for arg in typing.get_args(hint) if isinstance(arg, str)]
     if isinstance(value, str) and len(words) > 1 and nearest(value, words).startswith("did"):
         return f"expected {_say(hint)}; {nearest(value, words)}"
+    if isinstance(value, str) and not _is_unicode(value):
+        return "expected text in Unicode; name it in UTF-8"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"expected {_say(hint)} that is finite"
+    if isinstance(value, int) and value not in _INT64:
+        return f"expected {_say(hint)} of 64 bits"
     return f"expected {_say(hint)}"
 
 

@@ -19,8 +19,31 @@ __all__ = [
     "RequestError",
     "SchemaError",
     "WideDeepError",
+    "install_hint",
+    "missing_extra",
     "nearest",
+    "show_value",
 ]
+
+_EXTRA_OF = {
+    "duckdb": "join",
+    "faiss": "retrieval",
+    "fsspec": "publish",
+    "google": "grpc",
+    "grpc": "grpc",
+    "httptools": "serve",
+    "msgspec": "serve",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "prometheus_client": "serve",
+    "pyspark": "spark",
+    "sklearn": "sklearn",
+    "sqlglot": "spark",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "uvloop": "serve",
+}
+"""The extra that brings each package which a plain install lacks."""
 
 
 class WideDeepError(Exception):
@@ -107,3 +130,23 @@ def nearest(got: str, allowed: Iterable[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:20])
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"known: {shown}{more}" if names else "none is known"
+
+
+def install_hint(package: str, extra: str) -> str:
+    """Return what to do where a package of an extra is not installed."""
+    return f"{package} is not installed; run: pip install 'widedeep[{extra}]'"
+
+
+def missing_extra(error: ImportError) -> str | None:
+    """Return what to install for an import that failed, or None if no extra brings it."""
+    package = (error.name or "").partition(".")[0]
+    return install_hint(package, _EXTRA_OF[package]) if package in _EXTRA_OF else None
+
+
+def show_value(value: object) -> str:
+    """Return a value as an error shows it: at most 80 characters, whatever it is."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else "numbers"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"

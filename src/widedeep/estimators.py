@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,23 +11,52 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.config import ModelConfig, TrainConfig
-from widedeep.errors import DataError, WideDeepError
+from widedeep.data.sources import pandas_table
+from widedeep.errors import (
+    ConfigError,
+    DataError,
+    FeatureError,
+    SchemaError,
+    WideDeepError,
+    install_hint,
+    show_value,
+)
 from widedeep.features import FeatureSpec, categorical, numeric
 from widedeep.heads import Binary, Head, Multiclass, Regression
 from widedeep.optim import FTRL, Adagrad, Optimizer
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-    from sklearn.utils.validation import check_is_fitted
-except ImportError as error:
-    raise WideDeepError(
-        "got no scikit-learn for WideDeepClassifier and WideDeepRegressor; run: pip install "
-        "'widedeep[sklearn]'"
-    ) from error
+    from sklearn.utils.validation import check_is_fitted, check_random_state
 
-__all__ = ["WideDeepClassifier", "WideDeepRegressor"]
+    _HAS_SKLEARN = True
+except ImportError:  # the names are there, so that help() and import * work; see __init__
+    _HAS_SKLEARN = False
+
+    class BaseEstimator: ...  # type: ignore[no-redef]
+
+    class ClassifierMixin: ...  # type: ignore[no-redef]
+
+    class RegressorMixin: ...  # type: ignore[no-redef]
+
+
+__all__ = ["EstimatorError", "WideDeepClassifier", "WideDeepRegressor"]
 
 _LABEL, _WEIGHT = "__label__", "__weight__"
+
+
+class EstimatorError(ConfigError, DataError, FeatureError, SchemaError, ValueError):
+    """What an estimator cannot use; a ValueError, as scikit-learn's own estimators raise."""
+
+
+@contextlib.contextmanager
+def _value_errors() -> Iterator[None]:
+    try:
+        yield
+    except ValueError:
+        raise
+    except WideDeepError as error:
+        raise EstimatorError(str(error)) from error
 
 
 class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
@@ -43,10 +73,15 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         batch_size: int = TrainConfig().batch_size,
         wide: Optimizer | None = None,
         deep: Optimizer | None = None,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
         threads: int | None = None,
         verbose: bool = False,
     ) -> None:
+        if not _HAS_SKLEARN:
+            raise WideDeepError(
+                "WideDeepClassifier and WideDeepRegressor need scikit-learn: "
+                + install_hint("scikit-learn", "sklearn")
+            )
         self.features = features
         self.hidden_units = hidden_units
         self.embedding_dim = embedding_dim
@@ -66,42 +101,65 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
 
         table = as_table(X)
         _check_length("y", y, table)
+        if not table.num_rows or not table.num_columns:
+            raise DataError(
+                f"got {table.num_rows} rows of {table.num_columns} columns in X, expected at least "
+                "one of each"
+            )
+        names = table.column_names
         features = infer_features(table) if self.features is None else self.features
+        for name, what in ((_LABEL, "label"), (_WEIGHT, "weight")):
+            if name in names:
+                raise DataError(f"X: its column {name!r} is the {what}'s own name; rename it")
         table = table.append_column(_LABEL, pa.array(y))
         if sample_weight is not None:
-            weights = _one_column("sample_weight", np.asarray(sample_weight, np.float64))
+            weights = _numbers("sample_weight", sample_weight, least=0.0)
             _check_length("sample_weight", weights, table)
             table = table.append_column(_WEIGHT, pa.array(weights))
+        seed = self._seed()
         spec = FeatureSpec(
             features=features, label=_LABEL, weight=None if sample_weight is None else _WEIGHT
         )
-        self.schema_ = fit_schema(spec, table, seed=self.random_state)
+        self.schema_ = fit_schema(spec, table, seed=seed)
         self.model_ = WideDeep(
             self.schema_,
             hidden_units=self.hidden_units,
             embedding_dim=self.embedding_dim,
             dropout=self.dropout,
             head=head,
-            seed=self.random_state,
+            seed=seed,
         )
         self.trainer_ = Trainer(
             self.model_,
             wide=self.wide or FTRL(),
             deep=self.deep or Adagrad(),
             batch_size=self.batch_size,
-            seed=self.random_state,
+            seed=seed,
             threads=self.threads,
             progress=self.verbose,
         )
         self.trainer_.fit(table, epochs=self.epochs)
-        self.n_features_in_ = table.num_columns - (1 if sample_weight is None else 2)
-        self.feature_names_in_ = np.array(
-            [name for name in table.column_names if name not in (_LABEL, _WEIGHT)], dtype=object
-        )
+        self.n_features_in_ = len(names)
+        self.feature_names_in_ = np.array(names, dtype=object)
+
+    def _seed(self) -> int:
+        """The seed of a number, a generator, or chance, as scikit-learn reads ``random_state``."""
+        state = self.random_state
+        if state is None or isinstance(state, np.random.RandomState):
+            return int(check_random_state(state).randint(2**31 - 1))
+        return state
 
     def _predictions(self, X: object) -> NDArray[np.float64]:
         check_is_fitted(self, "trainer_")
-        found = self.trainer_.predict(as_table(X))
+        with _value_errors():
+            table = as_table(X)
+            if isinstance(X, np.ndarray) and table.num_columns != self.n_features_in_:
+                raise DataError(
+                    f"X has {table.num_columns} features, but {type(self).__name__} is expecting "
+                    f"{self.n_features_in_} features as input: an array's columns have no names, "
+                    "so they must be those of fit, in its order"
+                )
+            found = self.trainer_.predict(table)
         assert isinstance(found, np.ndarray)
         return found
 
@@ -138,18 +196,16 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
         Raises:
             DataError: If ``y`` holds one class only or a missing value, or lengths differ.
         """
-        labels = _one_column("y", np.asarray(y))
-        missing = np.array([label is None or label != label for label in labels.tolist()])
-        if missing.any():
-            row = int(missing.argmax())
-            raise DataError(f"y (row {row}): got {labels[row]}, expected a class; drop the row")
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise DataError(
-                f"got one class only in y ({self.classes_.tolist()}), expected at least two"
-            )
-        head: Head = Binary() if len(self.classes_) == 2 else Multiclass(classes=len(self.classes_))
-        self._fit(X, codes.reshape(-1).astype(np.int64), head, sample_weight)
+        with _value_errors():
+            labels = _labels(y)
+            self.classes_, codes = np.unique(labels, return_inverse=True)
+            count = len(self.classes_)
+            if count < 2:
+                raise DataError(
+                    f"got one class only in y ({self.classes_.tolist()}), expected at least two"
+                )
+            head: Head = Binary() if count == 2 else Multiclass(classes=count)
+            self._fit(X, codes.reshape(-1).astype(np.int64), head, sample_weight)
         return self
 
     def predict_proba(self, X: object) -> NDArray[np.float64]:
@@ -196,15 +252,15 @@ class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[mis
         Raises:
             DataError: If a value is not finite, or lengths differ.
         """
-        values = _one_column("y", np.asarray(y, np.float64))
-        if not np.isfinite(values).all():
-            row = int((~np.isfinite(values)).nonzero()[0][0])
-            raise DataError(
-                f"y (row {row}): got {values[row]}, expected a finite number; drop the row"
-            )
-        self.label_mean_ = float(values.mean()) if len(values) else 0.0
-        self.label_scale_ = float(values.std()) or 1.0
-        self._fit(X, (values - self.label_mean_) / self.label_scale_, Regression(), sample_weight)
+        with _value_errors():
+            values = _numbers("y", y)
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean, scale = (values.mean(), values.std()) if len(values) else (0.0, 0.0)
+            if not np.isfinite(scale):
+                raise DataError("y: got values whose spread no number holds; scale them down")
+            self.label_mean_, self.label_scale_ = float(mean), float(scale) or 1.0
+            standard = (values - self.label_mean_) / self.label_scale_
+            self._fit(X, standard, Regression(), sample_weight)
         return self
 
     def predict(self, X: object) -> NDArray[np.float64]:
@@ -216,32 +272,131 @@ def as_table(X: object) -> pa.Table:
     """Return a DataFrame, Arrow table or 2-D array (columns ``x0``, ``x1``, ...) as Arrow.
 
     Raises:
-        DataError: If it is none of these.
+        DataError: If it is none of these, or a column's values are of no one kind.
     """
     if isinstance(X, pa.Table):
-        return X
-    if isinstance(X, np.ndarray):
+        table = X
+    elif isinstance(X, np.ndarray):
         if X.ndim != 2:
             raise DataError(f"got an array of {X.ndim} dimension(s), expected 2: (rows, columns)")
-        return pa.table({f"x{i}": pa.array(X[:, i], from_pandas=True) for i in range(X.shape[1])})
-    if type(X).__module__.startswith("pandas"):
+        table = pa.table({f"x{i}": _array(f"x{i}", X[:, i]) for i in range(X.shape[1])})
+    elif type(X).__module__.startswith("pandas") and hasattr(X, "columns"):
         # Not through the Arrow interface, which makes a column of the index of a shuffled frame.
-        return pa.Table.from_pandas(X, preserve_index=False)
-    if hasattr(X, "__arrow_c_stream__"):
-        return pa.table(X)
-    raise DataError(f"got {type(X).__name__}, expected a DataFrame, an Arrow table or a 2-D array")
+        table = pandas_table(X, None, "X")
+    elif hasattr(X, "__arrow_c_stream__"):
+        try:
+            table = pa.table(X)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise _no_table(X) from error
+    else:
+        raise _no_table(X)
+    for name in table.column_names:
+        if table.column_names.count(name) > 1:
+            raise DataError(f"X: two columns are named {name!r}; rename or drop one of them")
+    return table
 
 
-def _one_column(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Return (rows,) for (rows,) or (rows, 1)."""
-    if values.ndim == 2 and values.shape[1] == 1:
-        return values[:, 0]
-    if values.ndim != 1:
+def _no_table(X: object) -> DataError:
+    hint = "; call toarray() first" if hasattr(X, "toarray") else ""
+    hint = "; make it a table: to_frame()" if hasattr(X, "to_frame") else hint
+    return DataError(
+        f"got {type(X).__name__}, expected a DataFrame, an Arrow table or a 2-D array{hint}"
+    )
+
+
+def _array(name: str, values: NDArray[Any]) -> pa.Array:
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise DataError(
-            f"{name}: got an array of shape {values.shape}, expected (rows,); fit an estimator for "
+            f"X: column {name!r} has no single type ({error}); convert its values to text or to "
+            "numbers"
+        ) from error
+
+
+def _column(name: str, values: object) -> NDArray[Any]:
+    """Return the values of a target or of weights, (rows,) for (rows,) or (rows, 1)."""
+    if values is None:
+        raise DataError(f"{name}: got None, expected one value a row")
+    if hasattr(values, "toarray"):
+        raise DataError(f"{name}: got a sparse matrix, expected (rows,); call toarray() first")
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        values = values.to_pylist()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "US" and isinstance(values, Sequence):
+            array = np.asarray(values, dtype=object)  # NumPy makes text of numbers beside text
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: got values of no one shape ({error})") from error
+    if array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if array.ndim != 1:
+        raise DataError(
+            f"{name}: got an array of shape {array.shape}, expected (rows,); fit an estimator for "
             "each column"
         )
-    return values
+    return array
+
+
+def _is_missing(value: object) -> bool:
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return bool(value != value) if isinstance(value, float | np.generic) else False
+
+
+def _labels(y: object) -> NDArray[Any]:
+    """Return the classes of a target: values of one kind, none of them missing."""
+    labels = _column("y", y)
+    whole = labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels % 1 == 0)).all())
+    if labels.dtype.kind not in "biuU" and not whole:
+        for row, label in enumerate(labels.tolist() if labels.dtype.kind != "M" else labels):
+            if _is_missing(label):
+                raise DataError(f"y (row {row}): got {label}, expected a class; drop the row")
+            if isinstance(label, float) and not label.is_integer():
+                raise DataError(
+                    f"y (row {row}): got {label}, expected classes: integers, text or booleans; "
+                    "use WideDeepRegressor for numbers"
+                )
+    if labels.dtype.kind != "O":
+        return labels
+    kinds: dict[type, int] = {}
+    for row, label in enumerate(labels):
+        kind = bool if isinstance(label, bool | np.bool_) else type(label)
+        kinds.setdefault(
+            float if isinstance(label, int | float | np.number) and kind is not bool else kind, row
+        )
+    if len(kinds) > 1 or not set(kinds) <= {bool, float, str, bytes}:
+        shown = ", ".join(f"{show_value(labels[row])} in row {row}" for row in kinds.values())
+        raise DataError(f"y: got {shown}; expected numbers alone, text alone or booleans alone")
+    # An object array of one plain kind stays what scikit-learn makes of it.
+    return labels.astype(bool) if set(kinds) == {bool} else labels
+
+
+def _numbers(name: str, values: object, least: float = -np.inf) -> NDArray[np.float64]:
+    """Return a target or weights as finite numbers of at least ``least``."""
+    column = _column(name, values)
+    allowed = "a finite number" if least == -np.inf else f"a finite number of at least {least:g}"
+    try:
+        if column.dtype.kind in "SUMmc":
+            raise TypeError
+        numbers = column.astype(np.float64)
+    except (OverflowError, TypeError, ValueError):
+        row = next((r for r, v in enumerate(column.tolist()) if not _is_finite(v)), 0)
+        raise DataError(
+            f"{name} (row {row}): got {show_value(column[row])}, expected {allowed}; drop the row"
+        ) from None
+    bad = ~(np.isfinite(numbers) & (numbers >= least))
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(f"{name} (row {row}): got {numbers[row]}, expected {allowed}; drop the row")
+    return numbers
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return bool(np.isfinite(float(value))) and not isinstance(value, str)  # type: ignore[arg-type]
+    except (OverflowError, TypeError, ValueError):
+        return False
 
 
 def _check_length(name: str, values: NDArray[Any], table: pa.Table) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
+import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -103,6 +108,7 @@ class WideDeep(nn.Module):
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
         self.layout = make_layout(schema, embedding_dim)
+        self._check_size()
         self.batches = DeviceBatches(self.device)
         self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
         self.deep_tables = self._make_deep_tables()
@@ -137,6 +143,28 @@ class WideDeep(nn.Module):
             seed=config.seed,
             device=device,
         )
+
+    def _check_size(self) -> None:
+        """Refuse a model that this machine cannot hold, before anything is allocated."""
+        tables = {
+            slot.table: slot.size * self.layout.dims[slot.name]
+            for slot in self.schema.slots
+            if slot.deep
+        }
+        widths = [self.layout.width, *self.config.hidden_units]
+        floats = {
+            "wide weights": self.n_logits * sum(s.size for s in self.schema.slots if s.wide),
+            "embeddings": sum(tables.values()),
+            "hidden layers": sum(a * b for a, b in itertools.pairwise(widths)),
+        }
+        limit = _memory_bytes(self.device)
+        if 4 * sum(floats.values()) > limit:
+            name = max(floats, key=lambda part: floats[part])
+            raise ConfigError(
+                f"the model would take {4 * sum(floats.values()) / 2**30:,.1f} GiB, most of it for "
+                f"{name}, and {limit / 2**30:,.1f} GiB are here; lower embedding_dim, hidden_units "
+                "or hash_buckets, or bound vocabularies (min_count, max_size)"
+            )
 
     def _make_deep_tables(self) -> dict[int, EmbeddingTable]:
         """One fused table a width."""
@@ -331,6 +359,20 @@ def _checked_device(wanted: str | torch.device) -> torch.device:
             "or install PyTorch's CUDA build and the driver"
         )
     return device
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Memory of the device, or what this process may take of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+    return min(limits)
 
 
 def _check_arguments(schema: object, hidden_units: object) -> None:

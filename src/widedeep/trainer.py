@@ -22,12 +22,18 @@ from widedeep.data.inputs import InputRecord, check_same_inputs
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import CheckpointError, ConfigError, DataError
+from widedeep.errors import CheckpointError, ConfigError, DataError, show_value
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer
 from widedeep.training.dense_update import DenseOptimizer, DenseUpdate
 from widedeep.training.early_stopping import EarlyStopping, as_stopping
-from widedeep.training.evaluation import EVALUATION_ROWS, evaluate_batches, evaluating
+from widedeep.training.evaluation import (
+    EVALUATION_ROWS,
+    Metrics,
+    evaluate_batches,
+    evaluating,
+    metric_names,
+)
 from widedeep.training.export import export_bundle
 from widedeep.training.history import History
 from widedeep.training.precision import resolve_precision
@@ -211,6 +217,8 @@ class Trainer:
         _check_count("steps", steps)
         _check_count("eval_every", eval_every)
         stopping = as_stopping(early_stopping, has_valid=valid is not None)
+        if stopping is not None:
+            stopping.check_monitor(metric_names(self.model))
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(self.open(data, "training data"))
             valid_source = None
@@ -500,7 +508,7 @@ class Trainer:
         with self.open(data, "data to evaluate") as source:
             return self.evaluate_source(source)
 
-    def evaluate_source(self, source: Source) -> dict[str, float]:
+    def evaluate_source(self, source: Source) -> Metrics:
         """Return metrics on an open source, which stays open."""
         with evaluating(self.model):
             return evaluate_batches(
@@ -562,8 +570,9 @@ def _check_optimizer(name: str, optimizer: object) -> None:
 
 
 def _check_count(name: str, count: object) -> None:
-    if count is not None and (not isinstance(count, int) or count < 1):
-        raise ConfigError(f"got {name}={count!r}, expected an integer of at least 1")
+    whole = isinstance(count, int) and not isinstance(count, bool)
+    if count is not None and not (whole and 1 <= count < 2**63):  # type: ignore[operator]
+        raise ConfigError(f"got {name}={show_value(count)}, expected an integer of at least 1")
 
 
 def usable_cores() -> int:

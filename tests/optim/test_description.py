@@ -20,7 +20,7 @@ def test_mistakes_are_answered_with_the_nearest_name() -> None:
         make_optimizer({"optimizer": "adagard"})
     with pytest.raises(ConfigError, match="got optimizer=None; known: 'adagrad'"):
         make_optimizer({"lr": 0.1})
-    with pytest.raises(ConfigError, match="'ftrl': unknown key 'learning_rate'"):
+    with pytest.raises(ConfigError, match="'ftrl': got the unknown key 'learning_rate'"):
         make_optimizer({"optimizer": "ftrl", "learning_rate": 0.1})
 
 

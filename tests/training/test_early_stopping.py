@@ -1,6 +1,7 @@
 import pytest
 
-from widedeep.errors import ConfigError
+import widedeep as wd
+from widedeep.errors import ConfigError, DataError
 from widedeep.training.early_stopping import EarlyStopping, as_stopping
 
 
@@ -11,7 +12,9 @@ from widedeep.training.early_stopping import EarlyStopping, as_stopping
         ("auc", [0.7, 0.8, 0.79, 0.81], 0.81, False),
         ("calibration", [1.2, 0.95, 1.1, 1.06], 0.95, True),
         ("click/auc", [0.9, 0.8, 0.7, 0.6], 0.9, True),
-        ("auc", [float("nan"), float("nan")], None, True),
+        ("auc", [0.7, float("nan"), float("inf")], 0.7, True),
+        ("log_loss", [0.7, float("-inf"), 0.6], 0.6, False),
+        ("mean_bias", [-0.5, 0.1, -0.2, 0.3], 0.1, True),
     ],
 )
 def test_knows_better_from_worse(
@@ -46,3 +49,51 @@ def test_mistakes_are_named() -> None:
         as_stopping(3, has_valid=False)
     with pytest.raises(ConfigError, match="patience=0"):
         EarlyStopping(patience=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_an_undefined_metric_is_never_the_best(value: float) -> None:
+    stopping = EarlyStopping("auc")
+    with pytest.raises(DataError, match=r"auc on the validation data is .*: only one class; mon"):
+        stopping.update({"auc": value}, 1, {"auc": "only one class"})
+    assert stopping.best is None
+    stopping.update({"auc": 0.6}, 2)
+    assert not stopping.update({"auc": value}, 3)
+    assert (
+        stopping.undefined
+        == f"auc on the validation data is {value:g}: the model's scores are no numbers"
+    )
+    assert (stopping.best, stopping.best_step, stopping.without) == (0.6, 2, 1)
+    assert not stopping.update({"auc": 0.5}, 4)
+    assert stopping.undefined is None
+
+
+def test_a_count_is_no_measure_of_quality() -> None:
+    for name in ("rows", "label_mean", "click/rows"):
+        with pytest.raises(ConfigError, match=r"is no measure of quality; known: 'auc'"):
+            EarlyStopping(name).check_monitor(["auc", name])
+
+
+def rows(count: int, labels: tuple[int, ...] = (0, 1)) -> list[dict[str, object]]:
+    return [{"job": "ab"[i % 2], "y": labels[i % len(labels)]} for i in range(count)]
+
+
+def make_trainer(wide: wd.FTRL | None = None) -> wd.Trainer:
+    spec = wd.FeatureSpec(label="y", features=wd.categorical("job"), deep=[])
+    model = wd.WideDeep(wd.fit_schema(spec, rows(64)))
+    return wd.Trainer(model, wide=wide, batch_size=8, progress=False)
+
+
+def test_validation_data_of_one_class_stops_the_training_with_the_reason() -> None:
+    trainer = make_trainer()
+    with pytest.raises(DataError, match=r"auc on the validation data is nan: only one class"):
+        trainer.fit(rows(64), valid=rows(16, (1,)), early_stopping=EarlyStopping("auc"))
+
+
+def test_an_unknown_monitor_is_refused_before_the_first_step() -> None:
+    trainer = make_trainer()
+    with pytest.raises(ConfigError, match="got monitor='aucc', which was not evaluated; did you"):
+        trainer.fit(rows(64), valid=rows(16), early_stopping=EarlyStopping("aucc"))
+    with pytest.raises(ConfigError, match="got monitor='gauc'"):
+        trainer.fit(rows(64), valid=rows(16), early_stopping=EarlyStopping("gauc"))
+    assert trainer.position.step == 0

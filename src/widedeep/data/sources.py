@@ -167,7 +167,7 @@ def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
     origin = f"the {type(data).__name__}"
     library = type(data).__module__.split(".")[0]
     if library == "pandas" and hasattr(data, "columns"):
-        return table_input(_pandas_table(data, columns, origin), origin, columns)
+        return table_input(pandas_table(data, columns, origin), origin, columns)
     if isinstance(data, Mapping):
         return table_input(_mapping_table(data, columns, origin), origin, columns)
     if isinstance(data, Sequence) and not isinstance(data, str | bytes):
@@ -177,7 +177,7 @@ def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
     if hasattr(data, "__arrow_c_array__"):
         return table_input(_arrow_table(data, origin), origin, columns)
     if hasattr(data, "__arrow_c_stream__"):
-        reader = pa.RecordBatchReader.from_stream(data)
+        reader = _stream_reader(data, origin)
         return spooled_input(_selected(reader, columns, origin), origin, spool)
     if library == "numpy" or isinstance(data, bytes):
         raise DataError(f"data: got {origin[4:]}, whose columns have no names; {_ALLOWED}")
@@ -185,6 +185,14 @@ def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
         reader = batches_reader(data, origin)
         return spooled_input(_selected(reader, columns, origin), origin, spool)
     raise DataError(f"data: got {origin[4:]}; {_ALLOWED}")
+
+
+def _stream_reader(data: Any, origin: str) -> pa.RecordBatchReader:
+    try:
+        return pa.RecordBatchReader.from_stream(data)
+    except (pa.ArrowException, TypeError) as error:
+        hint = "make it a table: to_frame(); " if hasattr(data, "to_frame") else ""
+        raise DataError(f"data: {origin[4:]} is no table ({error}); {hint}{_ALLOWED}") from error
 
 
 def _arrow_table(data: Any, origin: str) -> pa.Table:
@@ -196,7 +204,17 @@ def _arrow_table(data: Any, origin: str) -> pa.Table:
         raise DataError(f"data: {origin[4:]} is no table ({error}); {_ALLOWED}") from error
 
 
-def _pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Table:
+def pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Table:
+    """Return columns of a pandas data frame as Arrow, without its index; sparse ones in full.
+
+    Args:
+        frame: The data frame.
+        columns: The columns, in this order; None takes all.
+        origin: Named in errors.
+
+    Raises:
+        DataError: If two columns have one name, one is not there, or holds values of two kinds.
+    """
     present = [str(name) for name in frame.columns]
     if len(set(present)) != len(present):
         doubled = next(name for name in present if present.count(name) > 1)
@@ -208,11 +226,18 @@ def _pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Tabl
     # NaN in a data frame is how pandas writes a missing value.
     arrays = [
         _converted(
-            frame.iloc[:, present.index(name)], name, origin, partial(pa.array, from_pandas=True)
+            _dense(frame.iloc[:, present.index(name)]),
+            name,
+            origin,
+            partial(pa.array, from_pandas=True),
         )
         for name in wanted
     ]
     return pa.Table.from_arrays(arrays, names=wanted)
+
+
+def _dense(series: Any) -> Any:
+    return series.sparse.to_dense() if hasattr(series, "sparse") else series
 
 
 def _converted(values: Any, name: str, origin: str, convert: Callable[[Any], Any]) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from widedeep.errors import FeatureError, nearest
+from widedeep.errors import FeatureError, nearest, show_value
 
 __all__ = [
     "Bucketized",
@@ -27,6 +27,9 @@ NumericTransform = Literal["quantile", "standard", "minmax", "log1p", "none"]
 COMBINERS = ("sum", "mean", "sqrtn")
 NUMERIC_TRANSFORMS = ("quantile", "standard", "minmax", "log1p", "none")
 OOV_POLICIES = ("id", "drop")
+_MOST_IDS = 2**48
+_MOST_COLUMNS = 2**20
+_INT64 = range(-(2**63), 2**63)
 
 
 def check(condition: bool, name: str, message: str) -> None:
@@ -35,19 +38,38 @@ def check(condition: bool, name: str, message: str) -> None:
         raise FeatureError(f"feature {name!r}: {message}")
 
 
+def is_name(value: object) -> bool:
+    """Tell whether a value can name a feature or a column: text, not empty, in Unicode."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
+
+
+def _is_word(value: object, words: Sequence[str]) -> bool:
+    return isinstance(value, str) and value in words
+
+
 def _check_text(name: str, option: str, got: object) -> None:
     check(
-        got is None or (isinstance(got, str) and got != ""),
+        got is None or is_name(got),
         name,
-        f"got {option}={got!r}, expected a non-empty string",
+        f"got {option}={show_value(got)}, expected a non-empty string",
     )
 
 
-def _check_at_least(name: str, option: str, got: int | None, least: int) -> None:
+def _check_at_least(
+    name: str, option: str, got: int | None, least: int, most: int = _MOST_IDS
+) -> None:
+    whole = isinstance(got, int) and not isinstance(got, bool)
+    upper = f", at most {most:,}" if whole and got is not None and got > most else ""
     check(
-        got is None or (isinstance(got, int) and not isinstance(got, bool) and got >= least),
+        got is None or (whole and least <= got <= most),
         name,
-        f"got {option}={got!r}, expected an integer of at least {least}",
+        f"got {option}={show_value(got)}, expected an integer of at least {least}{upper}",
     )
 
 
@@ -76,29 +98,30 @@ class Numeric:
     size: int = 1
 
     def __post_init__(self) -> None:
-        _check_text(self.name, "source", self.source)
+        _check_names_of(self)
         check(
-            self.transform in NUMERIC_TRANSFORMS,
+            _is_word(self.transform, NUMERIC_TRANSFORMS),
             self.name,
-            f"got transform={self.transform!r}, {nearest(str(self.transform), NUMERIC_TRANSFORMS)}",
+            f"got transform={show_value(self.transform)}, "
+            f"{nearest(str(self.transform), NUMERIC_TRANSFORMS)}",
         )
-        _check_at_least(self.name, "quantiles", self.quantiles, 2)
-        _check_at_least(self.name, "size", self.size, 1)
+        _check_at_least(self.name, "quantiles", self.quantiles, 2, _MOST_COLUMNS)
+        _check_at_least(self.name, "size", self.size, 1, _MOST_COLUMNS)
         if isinstance(self.missing, str):
             check(
                 self.missing in ("mean", "indicator"),
                 self.name,
-                f"got missing={self.missing!r}, expected 'mean', 'indicator' or a number",
+                f"got missing={show_value(self.missing)}, expected 'mean', 'indicator' or a number",
             )
         else:
+            number = None if isinstance(self.missing, bool) else _finite(self.missing)
             check(
-                isinstance(self.missing, (int, float))
-                and not isinstance(self.missing, bool)
-                and math.isfinite(self.missing),
+                number is not None,
                 self.name,
-                f"got missing={self.missing!r}, expected 'mean', 'indicator' or a finite number",
+                f"got missing={show_value(self.missing)}, expected 'mean', 'indicator' or a "
+                "finite number",
             )
-            object.__setattr__(self, "missing", float(self.missing))
+            object.__setattr__(self, "missing", number)
 
     @property
     def width(self) -> int:
@@ -151,7 +174,8 @@ class Categorical:
     table: str | None = None
 
     def __post_init__(self) -> None:
-        for option in ("source", "vocabulary_file", "weights", "table"):
+        _check_names_of(self)
+        for option in ("vocabulary_file", "weights", "table"):
             _check_text(self.name, option, getattr(self, option))
         ways = {
             "vocabulary": self.vocabulary,
@@ -163,10 +187,15 @@ class Categorical:
         check(len(given) <= 1, self.name, f"got {' and '.join(given)}; give at most one of them")
         for option, least in (("min_count", 1), ("oov_buckets", 0)):
             _check_at_least(self.name, option, getattr(self, option), least)
-        for option in ("max_size", "hash_buckets", "num_buckets", "embedding_dim"):
+        for option in ("max_size", "hash_buckets", "num_buckets"):
             _check_at_least(self.name, option, getattr(self, option), 1)
+        _check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         _check_combiner(self.name, self.combiner)
-        check(self.oov in OOV_POLICIES, self.name, f"got oov={self.oov!r}, expected 'id' or 'drop'")
+        check(
+            _is_word(self.oov, OOV_POLICIES),
+            self.name,
+            f"got oov={show_value(self.oov)}, expected 'id' or 'drop'",
+        )
         check(
             not (self.oov_buckets and (self.hash_buckets or self.num_buckets)),
             self.name,
@@ -175,22 +204,28 @@ class Categorical:
         check(
             isinstance(self.empty_as_null, bool),
             self.name,
-            f"got empty_as_null={self.empty_as_null!r}, expected true or false",
+            f"got empty_as_null={show_value(self.empty_as_null)}, expected true or false",
         )
         _check_vocabulary(self.name, self.vocabulary)
 
 
 def _check_combiner(name: str, combiner: str | None) -> None:
     check(
-        combiner is None or combiner in COMBINERS,
+        combiner is None or _is_word(combiner, COMBINERS),
         name,
-        f"got combiner={combiner!r}, expected 'sum', 'mean', 'sqrtn' or None (keep the sequence)",
+        f"got combiner={show_value(combiner)}, expected 'sum', 'mean', 'sqrtn' or None (keep the "
+        "sequence)",
     )
 
 
 def _check_vocabulary(name: str, vocabulary: Sequence[str] | Sequence[int] | None) -> None:
     if vocabulary is None:
         return
+    check(
+        isinstance(vocabulary, tuple),
+        name,
+        f"got vocabulary={show_value(vocabulary)}, expected a tuple of values",
+    )
     check(len(vocabulary) > 0, name, "got an empty vocabulary, expected at least one value")
     kinds = {type(value) for value in vocabulary}
     check(
@@ -201,9 +236,10 @@ def _check_vocabulary(name: str, vocabulary: Sequence[str] | Sequence[int] | Non
     )
     for value in vocabulary:
         check(
-            isinstance(value, str) or -(2**63) <= value < 2**63,
+            value == "" or is_name(value) if isinstance(value, str) else value in _INT64,
             name,
-            f"got {value!r} in its vocabulary, expected integers of 64 bits; give them as text",
+            f"got {show_value(value)} in its vocabulary, expected integers of 64 bits or text in "
+            "Unicode; give others as text",
         )
     seen: set[object] = set()
     for value in vocabulary:
@@ -233,21 +269,22 @@ class Bucketized:
     embedding_dim: int | None = None
 
     def __post_init__(self) -> None:
-        _check_text(self.name, "source", self.source)
+        _check_names_of(self)
         check(
             (self.boundaries is None) != (self.quantiles is None),
             self.name,
             "expected either boundaries=[...] or quantiles=n",
         )
-        _check_at_least(self.name, "quantiles", self.quantiles, 2)
-        _check_at_least(self.name, "embedding_dim", self.embedding_dim, 1)
+        _check_at_least(self.name, "quantiles", self.quantiles, 2, _MOST_COLUMNS)
+        _check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         if self.boundaries is not None:
             check(
-                len(self.boundaries) > 0
-                and all(math.isfinite(value) for value in self.boundaries)
+                isinstance(self.boundaries, tuple)
+                and len(self.boundaries) > 0
+                and all(_finite(value) is not None for value in self.boundaries)
                 and all(a < b for a, b in zip(self.boundaries, self.boundaries[1:], strict=False)),
                 self.name,
-                f"got boundaries={list(self.boundaries)}, "
+                f"got boundaries={show_value(self.boundaries)}, "
                 "expected strictly increasing finite numbers",
             )
 
@@ -278,6 +315,12 @@ class Crossed:
     combiner: Combiner = "mean"
 
     def __post_init__(self) -> None:
+        check(is_name(self.name), show_value(self.name), "expected a name: a non-empty string")
+        check(
+            isinstance(self.parts, tuple) and all(is_name(part) for part in self.parts),
+            self.name,
+            f"got parts={show_value(self.parts)}, expected names of features or columns",
+        )
         check(
             len(self.parts) >= 2, self.name, f"got {len(self.parts)} part(s), expected two or more"
         )
@@ -286,10 +329,15 @@ class Crossed:
             self.name,
             f"got a part twice in {list(self.parts)}; a feature crossed with itself adds nothing",
         )
-        for option in ("min_count", "max_size", "hash_buckets", "embedding_dim"):
+        for option in ("min_count", "max_size", "hash_buckets"):
             _check_at_least(self.name, option, getattr(self, option), 1)
+        _check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         _check_combiner(self.name, self.combiner)
-        check(self.combiner is not None, self.name, "a cross cannot keep a sequence")
+        check(
+            self.combiner is not None,
+            self.name,
+            "got combiner=None, and a cross cannot keep a sequence",
+        )
 
 
 Feature = Numeric | Categorical | Bucketized | Crossed
@@ -410,7 +458,14 @@ def _plain_values(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
     check(
         not isinstance(values, (str, bytes)),
         name,
-        f"got vocabulary={values!r}, expected a list of values: vocabulary=[{values!r}]",
+        f"got vocabulary={show_value(values)}, expected a list of values: "
+        f"vocabulary=[{show_value(values)}]",
+    )
+    check(
+        isinstance(values, Iterable) and not isinstance(values, (Set, Mapping)),
+        name,
+        f"got vocabulary={show_value(values)} ({type(values).__name__}), expected a list of values "
+        "in the order of their ids",
     )
     # NumPy arrays, pandas and Polars columns hold scalars of their own types, not Python's.
     for plain in ("tolist", "to_list"):
@@ -419,31 +474,48 @@ def _plain_values(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _number(value: object) -> float:
-    if isinstance(value, str):  # float() reads text, too
-        raise TypeError
-    return float(value)  # type: ignore[arg-type]
+def _finite(value: object) -> float | None:
+    """A value as a finite float; None for text, which float() reads too, and all else."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _plain_boundaries(name: str, boundaries: Sequence[float]) -> tuple[float, ...]:
-    try:
-        return tuple(_number(value) for value in boundaries)
-    except (TypeError, ValueError) as error:
+    listed = isinstance(boundaries, Iterable) and not isinstance(boundaries, (str, bytes, Set))
+    numbers = [_finite(value) for value in boundaries] if listed else [None]
+    if None in numbers:
         raise FeatureError(
-            f"feature {name!r}: got boundaries={boundaries!r}, "
-            "expected strictly increasing finite numbers"
-        ) from error
+            f"feature {name!r}: got boundaries={show_value(boundaries)}, "
+            "expected a list of strictly increasing finite numbers"
+        )
+    return tuple(number for number in numbers if number is not None)
+
+
+def _check_names_of(feature: Numeric | Categorical | Bucketized) -> None:
+    check(is_name(feature.name), show_value(feature.name), "expected a name: a non-empty string")
+    check(
+        is_name(feature.source),
+        feature.name,
+        f"got source={show_value(feature.source)}, expected a non-empty string",
+    )
 
 
 def _check_names(names: tuple[str, ...], source: str | None) -> None:
     for name in names:
-        if not isinstance(name, str) or not name:
-            raise FeatureError(f"got {name!r} as a feature's name, expected a non-empty string")
+        if not is_name(name):
+            listed = isinstance(name, (list, tuple))
+            hint = "; write the names one by one, or a star before the list" if listed else ""
+            raise FeatureError(
+                f"got {show_value(name)} as a feature's name, expected a non-empty string{hint}"
+            )
     if not names:
         raise FeatureError("got no name, expected at least one feature name")
     if source is not None and len(names) > 1:
         raise FeatureError(
-            f"got source={source!r} for {len(names)} features {list(names)}; "
+            f"got source={show_value(source)} for {len(names)} features {list(names)}; "
             "declare them one by one"
         )
 

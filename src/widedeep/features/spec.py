@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from widedeep.errors import FeatureError, nearest
-from widedeep.features.kinds import Bucketized, Categorical, Crossed, Feature, Numeric, check
+from widedeep.errors import FeatureError, nearest, show_value
+from widedeep.features.kinds import (
+    Bucketized,
+    Categorical,
+    Crossed,
+    Feature,
+    Numeric,
+    check,
+    is_name,
+)
 
 __all__ = ["FeatureSpec"]
 
@@ -24,38 +33,84 @@ _TABLE_OPTIONS = (
 _KIND_ORDER: tuple[type, ...] = (Numeric, Bucketized, Categorical, Crossed)
 
 
-def _flatten(features: Iterable[object]) -> list[Feature]:
-    flat: list[Feature] = []
-    for feature in features:
-        if isinstance(feature, (list, tuple)):
-            flat.extend(_flatten(feature))
-        elif isinstance(feature, (Numeric, Categorical, Bucketized, Crossed)):
-            flat.append(feature)
-        else:
-            raise FeatureError(
-                f"got {feature!r} ({type(feature).__name__}) in features=[...], "
-                "expected wd.numeric(...), wd.categorical(...), wd.bucketized(...) "
-                "or wd.crossed(...)"
-            )
-    return flat
+def _flatten(features: object) -> list[Feature]:
+    """One feature, or features in any nesting of lists, in their order."""
+    if isinstance(features, (Numeric, Categorical, Bucketized, Crossed)):
+        return [features]
+    # A set has no order, and one of text would be another model in every process.
+    ordered = isinstance(features, Iterable) and not isinstance(
+        features, (str, bytes, Mapping, Set)
+    )
+    if not ordered:
+        raise FeatureError(
+            f"got {show_value(features)} ({type(features).__name__}) in features=[...], "
+            "expected wd.numeric(...), wd.categorical(...), wd.bucketized(...) "
+            "or wd.crossed(...), or a list of them"
+        )
+    return [
+        feature
+        for item in features  # type: ignore[attr-defined]
+        for feature in _flatten(item)
+    ]
 
 
 def _plain_label(label: object) -> object:
     if isinstance(label, Mapping):
-        columns = list(label.values())
+        columns = [*label.values()]
         plain: object = dict(label)
+        named = all(head == "" or is_name(head) for head in label)
     elif label is None or isinstance(label, str):
-        columns, plain = [] if label is None else [label], label
+        columns, plain, named = [] if label is None else [label], label, True
     else:
         columns = list(label) if isinstance(label, Sequence) else [label]
-        plain = tuple(columns)
+        plain, named = tuple(columns), not isinstance(label, (bytes, Set))
     for column in columns:
-        if not isinstance(column, str) or not column or columns.count(column) > 1:
-            raise FeatureError(
-                f"got label={label!r}, expected a column's name, a list of different names "
-                "or {head: column}"
-            )
+        if not is_name(column) or columns.count(column) > 1:
+            named = False
+    if not named:
+        raise FeatureError(
+            f"got label={show_value(label)}, expected a column's name, a list of different names "
+            "or {head: column}"
+        )
     return plain
+
+
+def _listed(option: str, value: object) -> tuple[object, ...] | None:
+    """An option that is a list of names, as a tuple."""
+    if isinstance(value, str):
+        raise FeatureError(f"got {option}={value!r}, expected a list: {option}=[{value!r}]")
+    if value is None:
+        return () if option in ("item", "extra") else None
+    if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
+        raise FeatureError(f"got {option}={show_value(value)}, expected a list of names")
+    names = tuple(value)
+    for name in names:
+        if not is_name(name) and not (option == "label_vocabulary" and name == ""):
+            raise FeatureError(f"got {show_value(name)} in {option}, expected a name")
+        if names.count(name) > 1:
+            raise FeatureError(f"got {name!r} twice in {option}; remove one")
+    return names
+
+
+def _fixed_values(values: object) -> dict[str, str | int | float]:
+    """The values of ``training_only``, each text or a finite number."""
+    if not isinstance(values, Mapping):
+        raise FeatureError(
+            f"got training_only={show_value(values)}, expected a table of features and their "
+            "values at serving, such as {'position': 1}"
+        )
+    for name, value in values.items():
+        fits = is_name(value) or value == ""
+        if isinstance(value, int):
+            fits = -(2**63) <= value < 2**63
+        elif isinstance(value, float):
+            fits = math.isfinite(value)
+        if not fits:
+            raise FeatureError(
+                f"got {show_value(value)} for {name!r} in training_only, expected text or a number "
+                "of 64 bits"
+            )
+    return dict(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +159,11 @@ class FeatureSpec:
         ordered = sorted(flat, key=lambda feature: _KIND_ORDER.index(type(feature)))
         set_field = object.__setattr__
         set_field(self, "features", tuple(ordered))
-        set_field(self, "training_only", dict(self.training_only))
+        set_field(self, "training_only", _fixed_values(self.training_only))
         set_field(self, "label", _plain_label(self.label))
         for option in ("wide", "deep", "item", "extra", "label_vocabulary"):
-            value = getattr(self, option)
-            if isinstance(value, str):
-                raise FeatureError(f"got {option}={value!r}, expected a list: {option}=[{value!r}]")
-            set_field(self, option, None if value is None else tuple(value))
+            set_field(self, option, _listed(option, getattr(self, option)))
+        self._check_columns()
         self._check_names()
         self._check_leaks()
         self._check_placement()
@@ -130,6 +183,19 @@ class FeatureSpec:
                 self._check_known(name, option)
         for name in self.training_only:
             self._check_known(name, "training_only")
+
+    def _check_columns(self) -> None:
+        """A label that is the weight or the group too would be told apart by itself."""
+        labels = [*self.labels.values()]
+        for option in ("weight", "group"):
+            column = getattr(self, option)
+            if column is not None and not is_name(column):
+                raise FeatureError(f"got {option}={show_value(column)}, expected a column's name")
+            if column in labels:
+                raise FeatureError(
+                    f"got {option}={column!r}, which is the label; name another column, or leave "
+                    f"{option} out"
+                )
 
     def _check_leaks(self) -> None:
         reserved = dict.fromkeys(self.labels.values(), "label")
@@ -155,7 +221,7 @@ class FeatureSpec:
         if name not in self.by_name:
             raise FeatureError(
                 f"got {name!r} in {option}, which is no feature's name; "
-                f"{nearest(name, self.by_name)}"
+                f"{nearest(str(name), self.by_name)}"
             )
 
     def _check_placement(self) -> None:

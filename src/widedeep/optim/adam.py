@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep import kernels
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, show_value
 from widedeep.optim.contract import Optimizer, Step, check_range
 
 __all__ = ["Adam"]
@@ -57,7 +57,7 @@ class Adam(Optimizer):
         check_range("Adam", "lr", self.lr, lambda x: x > 0, "a number > 0")
         check_range("Adam", "eps", self.eps, lambda x: x > 0, "a number > 0")
         if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
-            raise ConfigError(f"Adam: got betas={self.betas!r}, expected two numbers")
+            raise ConfigError(f"Adam: got betas={show_value(self.betas)}, expected two numbers")
         object.__setattr__(self, "betas", tuple(self.betas))  # a list, where it comes from TOML
         for beta in self.betas:
             check_range("Adam", "betas", beta, lambda x: 0 <= x < 1, "two numbers, 0 <= beta < 1")

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, show_value
 from widedeep.kernels.torch_device import triton_kernels
 
 __all__ = ["Optimizer", "Step", "check_range"]
@@ -235,7 +235,8 @@ def check_range(
         allowed: Tells whether a number is in range.
         expected: The range, in words.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{owner}: got {name}={value!r}, expected {expected}")
-    if not math.isfinite(value) or not allowed(value):
-        raise ConfigError(f"{owner}: got {name}={value}, expected {expected}")
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if not fits or not abs(value) < math.inf or not allowed(value):
+        raise ConfigError(f"{owner}: got {name}={show_value(value)}, expected {expected}")
+    if abs(value) > 1e30:  # what float32 holds, with room for a product
+        raise ConfigError(f"{owner}: got {name}={show_value(value)}, expected at most 1e30")

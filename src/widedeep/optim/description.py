@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Final
 
-from widedeep.errors import ConfigError, nearest
+from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.optim.adagrad import Adagrad
 from widedeep.optim.adam import Adam
 from widedeep.optim.contract import Optimizer
@@ -61,10 +61,15 @@ def make_optimizer(table: Mapping[str, Any]) -> Optimizer:
     """
     name = table.get("optimizer")
     if not isinstance(name, str) or name not in _CLASSES:
-        raise ConfigError(f"got optimizer={name!r}; {nearest(str(name), _CLASSES)}")
+        raise ConfigError(
+            f"got optimizer={show_value(name)}; {nearest(show_value(name), _CLASSES)}"
+        )
     kind = _CLASSES[name]
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in table:
         if key != "optimizer" and key not in known:
-            raise ConfigError(f"optimizer {name!r}: unknown key {key!r}; {nearest(key, known)}")
+            raise ConfigError(
+                f"optimizer {name!r}: got the unknown key {show_value(key)}; "
+                f"{nearest(str(key), known)}"
+            )
     return kind(**{key: value for key, value in table.items() if key != "optimizer"})

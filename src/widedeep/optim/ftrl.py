@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep import kernels
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, show_value
 from widedeep.optim.contract import Optimizer, Step, check_range
 
 __all__ = ["FTRL"]
@@ -90,10 +90,10 @@ class FTRL(Optimizer):
             value = getattr(self, name)
             check_range("FTRL", name, value, lambda x: x >= 0, "a number >= 0")
         check_range("FTRL", "lr_power", self.lr_power, lambda x: x <= 0, "a number <= 0")
-        if self.convention not in ("mcmahan", "tensorflow"):
-            raise ConfigError(
-                f"FTRL: got convention={self.convention!r}, expected 'mcmahan' or 'tensorflow'"
-            )
+        known = isinstance(self.convention, str) and self.convention in ("mcmahan", "tensorflow")
+        if not known:
+            shown = show_value(self.convention)
+            raise ConfigError(f"FTRL: got convention={shown}, expected 'mcmahan' or 'tensorflow'")
 
     @property
     def penalty_factor(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from widedeep.config import check_types
 from widedeep.data.join.times import moment_us
 from widedeep.errors import ConfigError
 
@@ -48,6 +49,7 @@ ACTIVITY_SPREAD = 0.8
 WEIGHT_DRIFT = 0.03
 """Daily standard deviation of the logarithm of an app's popularity."""
 MOST_APPS = 5000
+MOST_USERS = 10_000_000
 REQUESTS_AT_ONCE = 2000
 """Most requests of a round; a user sends one at most in it."""
 DELAY_MEAN_S, DELAY_MOST_S = 60.0, 600.0
@@ -98,6 +100,7 @@ class StoreConfig:
     start: str = "2026-01-05T00:00:00Z"
 
     def __post_init__(self) -> None:
+        check_types(self, "the store")
         least = {
             **{entry.name: 0 for entry in fields(self) if entry.name != "start"},
             **{"users": 10, "apps": 50, "requests_per_day": 1, "shown": 1},
@@ -107,6 +110,13 @@ class StoreConfig:
             value = getattr(self, name)
             if not value >= bound:
                 raise ConfigError(f"the store: got {name} = {value!r}, expected at least {bound}")
+        for name in ("users", "new_users_per_day", "requests_per_day"):
+            value = getattr(self, name)
+            if value > MOST_USERS:
+                raise ConfigError(
+                    f"the store: got {name} = {value!r}, expected at most {MOST_USERS:,}: all are "
+                    "kept in memory"
+                )
         if self.apps > MOST_APPS:
             raise ConfigError(
                 f"the store: got apps = {self.apps!r}, expected at most {MOST_APPS}: the effects "

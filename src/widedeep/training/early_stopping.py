@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from widedeep.errors import ConfigError, nearest
+from widedeep.errors import ConfigError, DataError, nearest, show_value
 
 __all__ = ["EarlyStopping", "as_stopping"]
 
@@ -26,8 +26,17 @@ _HIGHER_IS_BETTER = (
 )
 
 
+_NO_QUALITY = (
+    *("rows", "label_mean", "prediction_mean", "accuracy_baseline", "auc_classes"),
+    *("groups", "groups_one_class", "groups_without_positive"),
+)
+
+
 class EarlyStopping:
     """Stops training when a validation metric no longer improves; the best model is restored.
+
+    A metric that is not defined (the AUC of one class, a score that is no number) is never the
+    best: the first evaluation raises, a later one counts as no improvement and is told.
 
     Args:
         monitor: A metric of :meth:`widedeep.Trainer.evaluate`, such as ``"log_loss"`` or ``"auc"``.
@@ -46,34 +55,67 @@ class EarlyStopping:
     def __init__(
         self, monitor: str = "log_loss", *, patience: int = 2, min_delta: float = 0.0
     ) -> None:
-        if patience < 1:
-            raise ConfigError(f"got patience={patience}, expected at least 1")
-        if min_delta < 0:
-            raise ConfigError(f"got min_delta={min_delta}, expected a number >= 0")
+        if not isinstance(monitor, str) or not monitor:
+            raise ConfigError(f"got monitor={show_value(monitor)}, expected a metric's name")
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ConfigError(f"got patience={show_value(patience)}, expected at least 1")
+        number = isinstance(min_delta, (int, float)) and not isinstance(min_delta, bool)
+        if not number or not 0 <= min_delta < math.inf:
+            raise ConfigError(f"got min_delta={show_value(min_delta)}, expected a number >= 0")
         self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
         self.best: float | None = None
         self.best_step = 0
         self.without = 0
+        self.undefined: str | None = None
 
     @property
     def should_stop(self) -> bool:
         """True once ``patience`` evaluations brought no improvement."""
         return self.without >= self.patience
 
-    def update(self, metrics: Mapping[str, float], step: int) -> bool:
+    def check_monitor(self, names: Collection[str]) -> None:
+        """Refuse a monitor that will not be evaluated, or that says nothing about quality.
+
+        Args:
+            names: The metrics that will be.
+
+        Raises:
+            ConfigError: With the nearest name.
+        """
+        useful = [name for name in names if name.rpartition("/")[2] not in _NO_QUALITY]
+        if self.monitor not in useful:
+            why = "is no measure of quality" if self.monitor in names else "was not evaluated"
+            raise ConfigError(
+                f"got monitor={self.monitor!r}, which {why}; {nearest(self.monitor, useful)}"
+            )
+
+    def update(
+        self, metrics: Mapping[str, float], step: int, reasons: Mapping[str, str] | None = None
+    ) -> bool:
         """Take an evaluation; return True if it is the best so far.
+
+        Args:
+            metrics: By name.
+            step: The step that the model was evaluated at.
+            reasons: Why metrics are not defined.
 
         Raises:
             ConfigError: If the metric is not among those evaluated.
+            DataError: If it is not defined at the first evaluation.
         """
-        if self.monitor not in metrics:
-            raise ConfigError(
-                f"got monitor={self.monitor!r}, which was not evaluated; "
-                f"{nearest(self.monitor, metrics)}"
-            )
+        self.check_monitor(metrics)
         value = metrics[self.monitor]
+        self.undefined = None
+        if not math.isfinite(value):
+            reason = (reasons or {}).get(self.monitor, "the model's scores are no numbers")
+            self.undefined = f"{self.monitor} on the validation data is {value:g}: {reason}"
+            if self.best is None:
+                raise DataError(
+                    f"early stopping: {self.undefined}; monitor another metric, give other "
+                    "validation data, or lower the learning rates"
+                )
         if self._better(value):
             self.best, self.best_step, self.without = value, step, 0
             return True
@@ -81,13 +123,15 @@ class EarlyStopping:
         return False
 
     def _better(self, value: float) -> bool:
-        if math.isnan(value):
+        if not math.isfinite(value):
             return False
         if self.best is None:
             return True
         name = self.monitor.rpartition("/")[2]
         if name.startswith(_HIGHER_IS_BETTER):
             return value > self.best + self.min_delta
+        if name == "mean_bias":
+            return abs(value) < abs(self.best) - self.min_delta
         if name == "calibration":
             return abs(value - 1) < abs(self.best - 1) - self.min_delta
         return value < self.best - self.min_delta

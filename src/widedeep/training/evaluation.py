@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,21 @@ from widedeep.heads import Head, Multiclass, Regression
 from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 from widedeep.model import WideDeep
 
-__all__ = ["EVALUATION_ROWS", "evaluate_batches", "evaluating"]
+__all__ = ["EVALUATION_ROWS", "Metrics", "evaluate_batches", "evaluating", "metric_names"]
 
 EVALUATION_ROWS = 8192
+
+
+class Metrics(dict[str, float]):
+    """Metrics by name.
+
+    Attributes:
+        reasons: Why a metric is NaN, by its name.
+    """
+
+    reasons: dict[str, str]
+
+
 HeadMetrics = BinaryMetrics | MulticlassMetrics | RegressionMetrics
 
 
@@ -40,9 +52,7 @@ def make_metrics(head: Head, *, groups: bool) -> HeadMetrics:
     return BinaryMetrics(groups=groups)
 
 
-def evaluate_batches(
-    model: WideDeep, batches: Iterable[Batch], *, threads: int = 1
-) -> dict[str, float]:
+def evaluate_batches(model: WideDeep, batches: Iterable[Batch], *, threads: int = 1) -> Metrics:
     """Return a model's metrics over labelled batches.
 
     Args:
@@ -71,14 +81,24 @@ def evaluate_batches(
             f"weight {model.schema.spec.weight!r}: got 0 in every row of the data to evaluate, so "
             "no metric is defined; give some rows a weight above 0"
         )
-    found = [collection.compute() for collection in collections]
-    if len(found) == 1:
-        return found[0]
-    return {
-        f"{head.name}/{name}": value
-        for head, metrics in zip(model.heads, found, strict=True)
-        for name, value in metrics.items()
-    }
+    return _named(model, collections)
+
+
+def _named(model: WideDeep, collections: Sequence[HeadMetrics]) -> Metrics:
+    """The metrics of all heads, prefixed where there are several."""
+    metrics = Metrics()
+    metrics.reasons = {}
+    for head, collection in zip(model.heads, collections, strict=True):
+        prefix = f"{head.name}/" if len(collections) > 1 else ""
+        metrics |= {f"{prefix}{name}": value for name, value in collection.compute().items()}
+        metrics.reasons |= {f"{prefix}{name}": why for name, why in collection.reasons.items()}
+    return metrics
+
+
+def metric_names(model: WideDeep) -> list[str]:
+    """Return the names of the metrics that :func:`evaluate_batches` gives for a model."""
+    groups = model.schema.spec.group is not None
+    return [*_named(model, [make_metrics(head, groups=groups) for head in model.heads])]
 
 
 def _update(

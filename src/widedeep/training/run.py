@@ -229,7 +229,11 @@ class TrainingRun:
             metrics = trainer.evaluate_source(self.valid)
             row.update({f"valid/{name}": value for name, value in metrics.items()})
             if self.stopping is not None:
-                improved = self.stopping.update(metrics, trainer.position.step)
+                improved = self.stopping.update(metrics, trainer.position.step, metrics.reasons)
+                if self.stopping.undefined is not None:
+                    self.progress.message(
+                        f"note: {self.stopping.undefined}; it counts as no improvement"
+                    )
                 if improved:
                     trainer.step.undo.mark()
         trainer.history.add(row)

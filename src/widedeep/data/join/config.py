@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from widedeep.config import check_fields, read_section, read_tables
+from widedeep.config import check_table, check_types, read_section, read_tables
 from widedeep.data.join.history import History
 from widedeep.data.join.times import duration_us, moment_us, offset_us
-from widedeep.errors import ConfigError, nearest
+from widedeep.errors import ConfigError, nearest, show_value
 
 __all__ = [
     "ActionLog",
@@ -138,7 +138,7 @@ class Attributes:
 
 
 def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) -> None:
-    check_fields(source, where)
+    check_types(source, where)
     duration_us(source.availability_delay, f"{where}: availability_delay")
     if source.timezone is not None:
         offset_us(source.timezone, f"{where}: timezone")
@@ -162,8 +162,8 @@ class Label:
     value: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, f"label {show_value(self.name)}")
         _check(bool(self.name), "[[labels]]: got an empty name")
-        check_fields(self, f"label {self.name!r}")
         duration_us(self.window, f"label {self.name!r}: window")
 
     @property
@@ -193,7 +193,7 @@ class Split:
     boundaries: tuple[Moment, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, "[split]")
+        check_types(self, "[split]")
         _check(
             len(self.fractions) == 3
             and all(share >= 0 for share in self.fractions)
@@ -242,7 +242,7 @@ class Negatives:
     draw: Literal["popularity", "uniform"] = "popularity"
 
     def __post_init__(self) -> None:
-        check_fields(self, "[negatives]")
+        check_types(self, "[negatives]")
         _check(0 < self.rate <= 1, f"[negatives]: got rate = {self.rate}, expected 0 < rate <= 1")
         _check(
             self.per_positive >= 0,
@@ -316,7 +316,7 @@ class JoinConfig:
     shard_rows: int = 1_000_000
 
     def __post_init__(self) -> None:
-        check_fields(self, "[join]")
+        check_types(self, "[join]")
         _check(len(self.labels) > 0, "got no [[labels]], expected at least one")
         _check_unique([label.name for label in self.labels], "[[labels]]")
         _check_unique([feature.name for feature in self.history], "[[history]]")
@@ -456,25 +456,18 @@ def join_config_from_tables(
     """Build a join's configuration from nested tables, as :func:`load_join_config` reads them."""
     known = ("join", *_SECTIONS, *_LISTS)
     for name in tables:
-        if name not in known:
-            raise ConfigError(f"{origin}: got the unknown section [{name}]; {nearest(name, known)}")
+        _check(name in known, f"{origin}: got the unknown section [{name}]; {nearest(name, known)}")
+        if name not in _LISTS:
+            check_table(tables[name], name, origin)
     values: dict[str, Any] = dict(tables.get("join", {}))
     for name, kind in _SECTIONS.items():
         if name in tables:
             table = _located(tables[name], folder)
-            _check(
-                isinstance(table, Mapping), f"{origin}: got {name} = {table!r}, expected a table"
-            )
             _need(table, kind, f"{origin}: [{name}]")
             values[name] = read_section(kind, table, f"{origin}: [{name}]")
     for name, kind in _LISTS.items():
         if name in tables:
-            values[name] = [
-                read_section(
-                    kind, _need(entry, kind, f"{origin}: [[{name}]]"), f"{origin}: [[{name}]]"
-                )
-                for entry in tables[name]
-            ]
+            values[name] = _entries(tables[name], kind, f"{origin}: [[{name}]]")
     _need(values, JoinConfig, f"{origin}: [join]")
     if folder is not None:
         for key in ("output", "spill_folder"):
@@ -482,6 +475,12 @@ def join_config_from_tables(
                 values[key] = str(folder / values[key])
     config: JoinConfig = read_section(JoinConfig, values, f"{origin}: [join]")
     return config
+
+
+def _entries(entries: Any, kind: type[Any], where: str) -> list[Any]:
+    listed = isinstance(entries, list) and all(isinstance(entry, Mapping) for entry in entries)
+    _check(listed, f"{where}: got {show_value(entries)}, expected a list of tables")
+    return [read_section(kind, _need(entry, kind, where), where) for entry in entries]
 
 
 def _located(table: Any, folder: Path | None) -> Any:

@@ -14,16 +14,11 @@ import pyarrow as pa
 
 from widedeep.data.join.plan import literal, quoted
 from widedeep.data.join.portable_sql import MACROS
-from widedeep.errors import DataError, WideDeepError, nearest
+from widedeep.errors import DataError, WideDeepError, install_hint, nearest
 
-__all__ = ["DuckDBEngine", "Engine", "EngineError", "explained", "install_hint"]
+__all__ = ["DuckDBEngine", "Engine", "EngineError", "explained"]
 
 BATCH_ROWS = 65_536
-
-
-def install_hint(package: str, extra: str) -> str:
-    """Return what to do where a package of an extra is not installed."""
-    return f"{package} is not installed; pip install 'widedeep[{extra}]'"
 
 
 class EngineError(DataError):

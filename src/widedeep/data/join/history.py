@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from widedeep.config import check_fields
+from widedeep.config import check_types
 from widedeep.data.join.times import MICROSECONDS, duration_us
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, show_value
 
 __all__ = ["History", "HistoryState"]
 
@@ -57,8 +57,8 @@ class History:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        where = f"history {self.name!r}"
-        check_fields(self, where)
+        where = f"history {show_value(self.name)}"
+        check_types(self, where)
         if self.window is not None and self.window_us == 0:
             raise ConfigError(f"{where}: got a window of 0, expected more")
         if self.feature == "last" and (self.by != "user" or self.window is not None or self.k < 1):

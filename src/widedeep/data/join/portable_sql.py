@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import sqlglot
-from sqlglot import exp
-
 from widedeep.data.join.times import TIME_TEXT
+from widedeep.errors import DataError, install_hint
 
 __all__ = ["MACROS", "check_constructs", "for_spark"]
 
@@ -38,8 +36,17 @@ _ALLOWED = {
 _FUNCTIONS = {"WD_MD5_60", "WD_MICROS", "WD_NANOS", "WD_FLOOR_1000", "WD_TEXT_MICROS"}
 
 
+def _sqlglot() -> Any:
+    """The package, which Spark alone needs."""
+    try:
+        import sqlglot
+    except ModuleNotFoundError as error:
+        raise DataError(install_hint("sqlglot", "spark")) from error
+    return sqlglot
+
+
 def _parsed(sql: str) -> Any:
-    return sqlglot.parse_one(sql, read="duckdb")
+    return _sqlglot().parse_one(sql, read="duckdb")
 
 
 def check_constructs(sql: str) -> Any:
@@ -54,7 +61,7 @@ def check_constructs(sql: str) -> Any:
         ...
         ValueError: an order inside an aggregate is lost in translation: ...
     """
-    tree = _parsed(sql)
+    tree, exp = _parsed(sql), _sqlglot().exp
     for node in tree.walk():
         name = type(node).__name__
         if name not in _ALLOWED:
@@ -80,10 +87,10 @@ def for_spark(sql: str) -> str:
 
 
 def _spark_functions(node: Any) -> Any:
-    if not isinstance(node, exp.Anonymous):
+    if not isinstance(node, _sqlglot().exp.Anonymous):
         return node
     inner = node.expressions[0].transform(_spark_functions).sql(dialect="spark")
-    return sqlglot.parse_one(_SPARK[node.name.upper()].replace("x!", inner), read="spark")
+    return _sqlglot().parse_one(_SPARK[node.name.upper()].replace("x!", inner), read="spark")
 
 
 _SIGN = "GREATEST(INSTR(SUBSTR(x!, 12), '+'), INSTR(SUBSTR(x!, 12), '-'))"

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from widedeep.data.join.engine import BATCH_ROWS, EngineError, explained, install_hint
+from widedeep.data.join.engine import BATCH_ROWS, EngineError, explained
 from widedeep.data.join.portable_sql import for_spark
-from widedeep.errors import ConfigError, DataError
+from widedeep.errors import ConfigError, DataError, install_hint
 
 __all__ = ["SparkEngine", "check_spark"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 import re
 from fractions import Fraction
 
@@ -88,7 +87,7 @@ def duration_us(duration: str | float | datetime.timedelta, name: str = "duratio
                 "(us, ms, s, m, h, d, w) such as '30m' or '7d'"
             )
         return _checked(Fraction(match[1]) * _UNITS_US[match[2]], duration, name)
-    if isinstance(duration, bool) or not math.isfinite(duration):
+    if isinstance(duration, bool) or not abs(duration) <= _LONGEST_US:
         raise ConfigError(f"{name}: got {duration!r}, expected a duration such as '7d'")
     # The shortest decimal that is this float: what was typed.
     return _checked(Fraction(repr(float(duration))) * MICROSECONDS, duration, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from widedeep.config import check_types
 from widedeep.errors import ConfigError
 
 __all__ = ["Settings"]
@@ -84,6 +85,7 @@ class Settings:
     request_log: RequestLog = "errors"
 
     def __post_init__(self) -> None:
+        check_types(self, "the server")
         for name in (
             *("workers", "queue", "threads", "deadline_ms", "longest_deadline_ms", "max_body"),
             *("max_candidates", "max_connections", "head_timeout_s", "body_timeout_s"),
