@@ -94,7 +94,10 @@ void RowColumns::append_value(nb::handle object, Store& store, bool may_convert)
   } else if (PyUnicode_Check(p)) {
     Py_ssize_t length = 0;
     const char* const text = PyUnicode_AsUTF8AndSize(p, &length);
-    if (text == nullptr) throw nb::python_error();
+    if (text == nullptr) {
+      PyErr_Clear();
+      refuse(object, "text of whole characters (this holds half of a surrogate pair); correct it");
+    }
     append_text(text, length, store);
   } else if (PyBool_Check(p)) {
     value.tag = Variant::Tag::boolean;
@@ -110,7 +113,11 @@ void RowColumns::append_value(nb::handle object, Store& store, bool may_convert)
     append_text(PyBytes_AsString(p), PyBytes_Size(p), store);
   } else {
     const nb::object converted = may_convert ? plain_(object) : nb::borrow(Py_NotImplemented);
-    if (converted.ptr() == Py_NotImplemented) refuse(object);
+    if (converted.ptr() == Py_NotImplemented) {
+      refuse(object,
+             "None, bool, int of at most 64 bits, float, str, bytes, a date, or a list of these; "
+             "convert it");
+    }
     append_value(converted, store, false);
     // A subclass of int: microseconds since 1970.
     const bool is_time = PyLong_Check(converted.ptr()) && !PyLong_CheckExact(converted.ptr());
@@ -118,14 +125,13 @@ void RowColumns::append_value(nb::handle object, Store& store, bool may_convert)
   }
 }
 
-void RowColumns::refuse(nb::handle object) const {
+void RowColumns::refuse(nb::handle object, const std::string& expected) const {
   const auto shown = nb::cast<std::string>(nb::repr(object));
   const auto type = nb::cast<std::string>(object.type().attr("__name__"));
   throw InputError(InputError::Kind::feature,
                    "column " + quoted(*name_) + " (" + row_text(origin_, row_) + "): got " +
                        (shown.size() > 80 ? shown.substr(0, 77) + "..." : shown) + " (" + type +
-                       "), expected None, bool, int of at most 64 bits, float, str, bytes, a date, "
-                       "or a list of these; convert it");
+                       "), expected " + expected);
 }
 
 void RowColumns::finish(Store& store) {

@@ -51,7 +51,7 @@ class RowColumns {
   void append_value(nanobind::handle value, Store& store, bool may_convert);
   void append_text(const char* data, std::int64_t length, Store& store);
   bool append_integer(nanobind::handle value, Store& store);
-  [[noreturn]] void refuse(nanobind::handle value) const;
+  [[noreturn]] void refuse(nanobind::handle value, const std::string& expected) const;
   void finish(Store& store);
 
   nanobind::callable plain_;

@@ -162,8 +162,12 @@ bool fits_storage(const Scalars& scalars, const Storage& storage) {
   }
 }
 
+// Text that is written as its integer is; 007 and -0 are other texts than 7 and 0.
 Status text_to_integer(const TextSpan& text, std::int64_t* out) {
   const char* const end = text.data + text.length;
+  const bool signed_text = text.length > 0 && *text.data == '-';
+  const char* const digits = text.data + (signed_text ? 1 : 0);
+  if (end - digits > (signed_text ? 0 : 1) && *digits == '0') return Status::bad;
   auto parsed = std::from_chars(text.data, end, *out);
   if (parsed.ec == std::errc() && parsed.ptr == end) return Status::ok;
   std::uint64_t bits = 0;

@@ -193,6 +193,7 @@ def test_a_column_without_values_tells_no_type(tmp_path: Path) -> None:
     header = write(tmp_path, "b,a\n", "2.csv")
     full = write(tmp_path, "a,b\n1.5,z\n", "3.csv")
     assert kind_of([empty, header], "a") == "null"
+    assert columns([empty, header]) == {"a": [None, None], "b": ["x", "y"]}
     for files in ([empty, header, full], [full, header, empty], [header, full]):
         assert kind_of(files, "a") == "double"
     assert columns([header], TEXT) == {"b": [], "a": []}

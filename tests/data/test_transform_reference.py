@@ -190,6 +190,7 @@ def test_a_number_just_below_an_edge_stays_below_it() -> None:
 
 
 MIXED: list[Any] = [None, True, 7, -3, 2**63, 1.0, 1.5, float("inf"), "7", "-3", "n/a", "", b"7"]
+MIXED += ["007", "-0", "0", "00", "+7", " 7", "7.0"]
 
 
 @pytest.mark.parametrize("value", [*MIXED, [7, "7"], ["n/a"], [], [None]], ids=repr)

@@ -37,6 +37,12 @@ def test_a_copy_shares_the_tables() -> None:
     assert (copied.absent, transform.absent, transform.threads) == ({"job": 1}, {}, 1)
 
 
+@pytest.mark.parametrize("value", ["half \ud83d", ["clerk", "\udc00"]])
+def test_half_of_a_surrogate_pair_is_named(value: object) -> None:
+    with pytest.raises(FeatureError, match=r"column 'job' \(row 1\): got .*half of a surrogate"):
+        Transform(TWO).rows([{"job": "clerk"}, {"job": value}])
+
+
 def test_strict_refuses_an_absent_key() -> None:
     rows = [{"age": 1, "job": None}, {"agee": 1, "job": "x"}]
     with pytest.raises(DataError, match=r"row 1: got no key 'age'.* did you mean 'agee'\?"):

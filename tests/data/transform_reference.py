@@ -69,6 +69,8 @@ def as_integer(value: object) -> int:
         if not text.removeprefix("-").isascii() or not text.removeprefix("-").isdigit():
             raise ReferenceError(value)
         number = int(text)
+        if str(number) != text:
+            raise ReferenceError(value)
     elif isinstance(value, int | float | decimal.Decimal):
         number = value
     else:

@@ -14,13 +14,14 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from widedeep.data.csv_values import CsvColumns, ValueFault
 from widedeep.errors import DataError, nearest
 
-__all__ = ["csv_batches", "is_csv"]
+__all__ = ["csv_batches", "is_csv", "line_of_value"]
 
 BLOCK_BYTES = 4 << 20
 LONGEST_RECORD = 256 << 20
@@ -65,6 +66,17 @@ def csv_batches(
             raise DataError(f"{path}: no column {name!r}; {_other_separator(header, name)}")
     schema = pa.schema([(name, types.spooled_type(path, name)) for name in names])
     return schema, _batches(path, header, schema, types, first, blocks)
+
+
+def line_of_value(path: Path, column: str, text: str) -> int | None:
+    """Return the first line on which a column of a CSV file holds a text, None if there is none."""
+    blocks = _blocks(path)
+    header, first = _header(path, next(blocks, None))
+    for block in chain([first] if first.text else [], blocks):
+        row = pc.index(_parsed(path, block, header, [column]).column(0), text).as_py()
+        if row >= 0:
+            return block.line_of_row(row, len(header))
+    return None
 
 
 def _other_separator(header: Sequence[str], name: str) -> str:

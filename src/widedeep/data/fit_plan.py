@@ -345,13 +345,14 @@ def _integers(feature: Categorical, path: str, lines: list[str]) -> list[int]:
             value = int(line)
         except ValueError:
             value = None
-        if value is None or not -(2**63) <= value < 2**63:
+        if value is None or str(value) != line or not -(2**63) <= value < 2**63:
             raise _line_error(
                 feature,
                 path,
                 number,
                 repr(line),
-                f"expected integers of 64 bits, as column {feature.source!r} holds",
+                f"expected integers of 64 bits without leading zeros or signs, as column "
+                f"{feature.source!r} holds",
             )
         integers.append(value)
     return integers

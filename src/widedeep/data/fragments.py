@@ -106,9 +106,13 @@ class _CastPart:
         for place, name in enumerate(columns):
             if name in self.types:
                 kind, column = self.types[name], table.column(place)
-                if pa.types.is_dictionary(column.type):
-                    column = column.cast(column.type.value_type)
-                table = table.set_column(place, name, column.cast(kind))
+                if pa.types.is_null(kind):
+                    cast = pa.chunked_array([pa.nulls(len(column))])
+                elif pa.types.is_dictionary(column.type):
+                    cast = column.cast(column.type.value_type).cast(kind)
+                else:
+                    cast = column.cast(kind)
+                table = table.set_column(place, name, cast)
         return table
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import gzip
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from widedeep.data.arrow_types import unified_schema
+from widedeep.data.csv_input import is_csv, line_of_value
 from widedeep.data.csv_values import ColumnKind
 from widedeep.data.fragments import Source, column_stream
 from widedeep.data.join.config import ActionLog, Attributes, ImpressionLog
@@ -50,6 +49,7 @@ class Opened:
         schema: Arrow type of each column.
         files: Where the rows are.
         spooled: True if ``files`` is a copy of a table that was in memory.
+        is_csv: True if all rows are in CSV files.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Opened:
     schema: Mapping[str, pa.DataType]
     files: tuple[Path, ...]
     spooled: bool = False
+    is_csv: bool = False
 
     def type_of(self, column: str, role: str) -> pa.DataType:
         """Return a column's type, or say which column was meant."""
@@ -104,6 +105,7 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
         schema={field.name: field.type for field in schema},
         files=tuple(files or readable),
         spooled=not files,
+        is_csv=bool(files) and all(map(is_csv, files)),
     )
 
 
@@ -117,9 +119,14 @@ def _open_table(engine: Engine, name: str, view: str, source: AnySource) -> Open
 
 
 def _check_names(name: str, columns: Sequence[str]) -> None:
-    """Refuse names that SQL engines, which do not look at case, take for one."""
+    """Refuse names that SQL engines, which do not look at case, take for one, and the join's."""
     seen: dict[str, str] = {}
     for column in columns:
+        if column.lower().startswith("wd_"):
+            raise DataError(
+                f"{name}: column {column!r} has a name that begins with 'wd_', as the join's own "
+                "columns do; rename or drop it"
+            )
         other = seen.setdefault(column.lower(), column)
         if other != column:
             raise DataError(
@@ -356,12 +363,7 @@ def _row_of(file: Path, column: str, value: Any) -> str | None:
                 if index >= 0:
                     return f"row {before + index + 1:,}"
                 before += batch.num_rows
-    elif file.name.lower().endswith((".csv", ".csv.gz")):
-        opener = gzip.open if file.suffix.lower() == ".gz" else open
-        with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
-            reader = csv.reader(lines)
-            at = next(reader, []).index(column)
-            for cells in reader:
-                if len(cells) > at and cells[at] == str(value):
-                    return f"line {reader.line_num:,}"
+    elif is_csv(file):
+        line = line_of_value(file, column, str(value))
+        return None if line is None else f"line {line:,}"
     return None

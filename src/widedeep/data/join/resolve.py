@@ -96,6 +96,7 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
     """
     sources = _Sources(engine, config, spool)
     with damaged_files_named(sources.inputs):
+        sources.open_inputs()
         actions = sources.actions()
         impressions = sources.impressions()
         users = sources.attributes("user", config.user_attributes)
@@ -125,6 +126,12 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
     )
 
 
+def _id_columns(name: str, source: AnySource) -> list[tuple[str, str]]:
+    if isinstance(source, Attributes):
+        return [(name.removesuffix("_attributes"), source.key)]
+    return [("user", source.user), ("item", source.item)]
+
+
 class _Sources:
     """Opens one input after the other and remembers what they must agree on."""
 
@@ -133,6 +140,7 @@ class _Sources:
         self.inputs: list[Opened] = []
         self.counts: dict[str, InputCounts] = {}
         self.text: dict[str, bool] = {}
+        self.text_ids: set[str] = set()
         self.zones: list[tuple[str, bool]] = []
         self.notes: list[str] = []
 
@@ -140,7 +148,7 @@ class _Sources:
         log = self.config.impressions
         if log is None:
             return None
-        opened = self._open("impressions", log)
+        opened = self._opened("impressions")
         time = self._time(opened, log.time, log)
         key = {"wd_user": self._id(opened, log.user, "user")}
         key["wd_item"] = self._id(opened, log.item, "item")
@@ -175,7 +183,7 @@ class _Sources:
 
     def actions(self) -> Source:
         log = self.config.actions
-        opened = self._open("actions", log)
+        opened = self._opened("actions")
         key = {
             "wd_user": self._id(opened, log.user, "user"),
             "wd_item": self._id(opened, log.item, "item"),
@@ -229,7 +237,7 @@ class _Sources:
     def attributes(self, of: str, source: Attributes | None) -> Source | None:
         if source is None:
             return None
-        opened = self._open(f"{of}_attributes", source)
+        opened = self._opened(f"{of}_attributes")
         key = {f"wd_{of}": self._id(opened, source.key, of)}
         columns: dict[str, str | None] = {f"wd_{of}": source.key}
         if source.valid_from is None:
@@ -243,13 +251,32 @@ class _Sources:
         carried = self._carried(opened, source.columns, taken, prefix)
         return self._counted(opened, key, carried, list(columns), columns)
 
-    def _open(self, name: str, source: AnySource) -> Opened:
-        opened = open_input(self.engine, name, source, self.spool)
-        self.inputs.append(opened)
-        return opened
+    def open_inputs(self) -> None:
+        """Open every input, and see which ids are text in one of them."""
+        config = self.config
+        for name, source in {
+            "actions": config.actions,
+            "impressions": config.impressions,
+            "user_attributes": config.user_attributes,
+            "item_attributes": config.item_attributes,
+        }.items():
+            if source is not None:
+                opened = open_input(self.engine, name, source, self.spool)
+                self.inputs.append(opened)
+                self.text_ids |= {
+                    of
+                    for of, column in _id_columns(name, source)
+                    if is_text(opened.schema.get(column, pa.null()))
+                }
+
+    def _opened(self, name: str) -> Opened:
+        return next(opened for opened in self.inputs if opened.name == name)
 
     def _id(self, opened: Opened, column: str, of: str) -> str:
         sql, text = id_column(opened, column, of)
+        if opened.is_csv and not text and of in self.text_ids:
+            # Integers of CSV are written as integers are: their text is the file's.
+            sql, text = f"CAST({quoted(column)} AS VARCHAR)", True
         before = self.text.setdefault(of, text)
         if before != text:
             kinds = ["integers", "text"]
