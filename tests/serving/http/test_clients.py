@@ -73,6 +73,30 @@ def test_curl(apps: Path, bundle: Bundle) -> None:
     assert json.loads(ran.stdout) == {"predictions": list(bundle.score(ROWS))}
 
 
+@pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
+@pytest.mark.parametrize("path", ["/v1/models/apps:predict", "/v1/rank"])
+def test_java(apps: Path, bundle: Bundle, path: str) -> None:
+    """Its default client sends `Upgrade: h2c` with every request, on both servers' routes."""
+    count = 8
+    body: dict[str, object] = {"instances": ROWS}
+    if path == "/v1/rank":
+        body = {"user": {"age": 20.5}, "candidates": ["maps", "игра"]}
+    client = CLIENTS / "CallRank.java"
+    items = apps.parent / "items.parquet"
+    with running(apps, "--items", items, "--item-id", "app") as server:
+        server.wait_ready()
+        words = ["java", "-Xint", client, server.port, path, json.dumps(body), count]
+        ran = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+        own = server.call("POST", path, body).json
+    assert ran.returncode == 0, ran.stderr
+    answers = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(answers) == 2 * count
+    key = "predictions" if "instances" in body else "scores"
+    assert all(answer[key] == own[key] for answer in answers)
+    if key == "predictions":
+        assert own[key] == list(bundle.score(ROWS))
+
+
 def test_grpc(apps: Path, bundle: Bundle) -> None:
     grpc = pytest.importorskip("grpc")
     from widedeep.serving.grpc_messages import SERVICE, message

@@ -174,7 +174,7 @@ class Connection(HttpToolsProtocol):
         self._hung_up = True
         if self._lingers or self.scheme == "https":  # TLS has no half-closed connections
             return False
-        if not self._held:
+        if not self._held and self._last_answer is None:
             self._end_input()
         return not self.transport.is_closing()
 
