@@ -57,7 +57,7 @@ def test_a_sample_of_the_users_is_checked(run: Run, ads: Path) -> None:
         ("impressions.user=userid", "user = 'userid', but there is no such column; did you mean"),
         ("actions.kind=kinds", "kind = 'kinds', but there is no such column"),
         ("split.by=usr", "got by = 'usr'"),
-        ("impressions.path=no.parquet", "no.parquet: no file is there"),
+        ("impressions.path=no.parquet", "no.parquet: no such file"),
         ("join.output=runs.txt", "something else is there"),
     ],
 )
@@ -84,6 +84,10 @@ def test_a_check_tells_logs_that_do_not_meet_and_empty_splits(run: Run, ads: Pat
     early = pc.subtract(actions["event_time"], 10_000_000)
     pq.write_table(actions.set_column(place, "event_time", early), "early.parquet")
     words = ["--set", "actions.path=early.parquet", "--set", "split.fractions=[1.0,0.0,0.0]"]
+    code, out, _ = run("check", "join.toml", *words)
+    assert code == 1
+    assert "before the first impression" in out  # so that no window has closed
+    words += ["--set", "join.open_windows=keep"]
     code, out, _ = run("check", "join.toml", *words)
     assert code == 0
     assert "note: all actions lie before the first impression" in out

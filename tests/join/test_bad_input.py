@@ -69,9 +69,10 @@ def test_null_keys(tmp_path: Path, column: str) -> None:
 
 def test_actions_before_any_impression_are_counted(tmp_path: Path) -> None:
     early = [{**row, "event_time": START - 50_000} for row in actions(20)]
-    result = run_join(
-        config(tmp_path / "out", actions=ActionLog(path=early, kind="kind", value="price"))
-    )
+    settings = config(tmp_path / "out", actions=ActionLog(path=early, kind="kind", value="price"))
+    # Nothing was observed after any impression: no label is known, unless windows need not close.
+    refuse(settings, "before the first impression", "open_windows = 'keep'")
+    result = run_join(dataclasses.replace(settings, open_windows="keep"))
     counted = result.manifest["counts"]["labels"]["click"]
     assert counted["orphaned"] == counted["actions"] == sum(r["kind"] == "click" for r in early)
     assert result.manifest["splits"]["train"]["labels"]["click"] == 0

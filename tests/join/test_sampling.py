@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.join.small_log import Row, actions, config, impressions
+from tests.join.small_log import START, Row, actions, config, impressions
 from widedeep.data.join import (
     ActionLog,
     ImpressionLog,
@@ -32,7 +32,15 @@ def rows_of(result: JoinResult, split: str) -> list[Row]:
 def log(output: Path, **changes: Any) -> JoinConfig:
     """Forty users, so that a share of them is about a share of the rows."""
     users = [{**r, "user_id": f"u{int(r['request_id'][1:]) % 40}"} for r in impressions(800)]
-    taken = [{**row, "user_id": f"u{i % 40}"} for i, row in enumerate(actions(2000))]
+    # Actions as long as there are impressions: windows that nobody observed are left out.
+    taken = [
+        {
+            **row,
+            "user_id": f"u{i % 40}",
+            "event_time": START + 8 * (int(row["event_time"]) - START),
+        }
+        for i, row in enumerate(actions(2000))
+    ]
     base = config(
         output,
         impressions=ImpressionLog(path=users, position="position"),

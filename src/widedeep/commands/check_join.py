@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from widedeep.config import read_tables
 from widedeep.data.join.config import SPLITS, JoinConfig, is_join, load_join_config
 from widedeep.data.join.dry_run import DryRun, dry_run
+from widedeep.data.join.outcome import outcome_notes
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
 
 __all__ = ["JoinCheck", "check_join", "is_join_file"]
 
 _MISSING_MUCH = 0.5
-_LOST_MUCH = 0.5
 
 
 @dataclass(kw_only=True)
@@ -63,14 +63,13 @@ def check_join(
     except WideDeepError as error:
         check.problems.append(str(error))
         return check
-    check.notes += check.tried.resolved.notes
     check.columns = profile_columns(check.tried.examples)
     check.time_column = (config.impressions or config.actions).time
     _note_inputs(config, check.tried, check)
+    check.notes += check.tried.resolved.notes
     _note_times(check.tried, check)
     _note_splits(config, check.tried, check)
-    _note_labels(config, check.tried, check)
-    _note_attributes(check.tried, check)
+    check.notes += outcome_notes(config, check.tried.counts, check.tried.splits)
     _note_columns(config, check)
     return check
 
@@ -117,29 +116,6 @@ def _note_splits(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
             told = f"no example of the sample falls in {name}: check [split]"
             certain = name == "train" and tried.one_in == 1
             (check.problems if certain else check.notes).append(told)
-
-
-def _note_labels(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
-    for number, label in enumerate(config.labels):
-        if not any(sums[label.name] for sums in tried.splits.values()):
-            check.notes.append(f"label {label.name!r} is 0 in all of the sample: check its kinds")
-        actions = max(1, tried.counts[f"relevant_{number}"])
-        for kind, told in (
-            ("orphaned", "had no impression of the item before them"),
-            ("late", "came after the window"),
-        ):
-            share = tried.counts[f"{kind}_{number}"] / actions
-            if share > _LOST_MUCH:
-                check.notes.append(f"label {label.name!r}: {share:.0%} of its actions {told}")
-
-
-def _note_attributes(tried: DryRun, check: JoinCheck) -> None:
-    for of in ("user", "item"):
-        if f"{of}_hits" not in tried.counts:
-            continue
-        share = tried.counts[f"{of}_hits"] / max(1, tried.counts["impressions"])
-        if share < 1 - _LOST_MUCH:
-            check.notes.append(f"{of}_attributes: {share:.0%} of the impressions find a version")
 
 
 def _note_columns(config: JoinConfig, check: JoinCheck) -> None:

@@ -17,6 +17,7 @@ from widedeep.data.join.engine import Engine
 from widedeep.data.join.examples_sql import examples
 from widedeep.data.join.inputs import damaged_files_named
 from widedeep.data.join.mixing import mixed, text_or_integer
+from widedeep.data.join.outcome import match_notes
 from widedeep.data.join.plan import JoinPlan, Source
 from widedeep.data.join.resolve import Resolved, resolve
 from widedeep.data.join.run import JoinRun, check_output, open_engine
@@ -76,12 +77,14 @@ def dry_run(config: JoinConfig, *, rows: int = SAMPLE_IMPRESSIONS) -> DryRun:
                 sample = dataclasses.replace(resolved, plan=_sample(resolved.plan, one_in))
                 plan = JoinRun(engine, config, work, steps).stage(sample).plan
                 table = _first_rows(engine.stream(examples(plan, 0), work), _MOST * rows)
-                counts = engine.rows(part_counts(plan, 0))[0]
+                row = engine.rows(part_counts(plan, 0))[0]
+                counts = {name: int(count or 0) for name, count in row.items()}
+                notes = (*resolved.notes, *match_notes(engine, config, counts))
     return DryRun(
-        resolved=resolved,
+        resolved=dataclasses.replace(resolved, notes=notes),
         one_in=one_in,
         splits=_split_sums(table, [label.name for label in config.labels]),
-        counts={name: int(count or 0) for name, count in counts.items()},
+        counts=counts,
         examples=table.drop_columns(["wd_split", "wd_event_time"]),
     )
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import widedeep
 from widedeep.data.join.config import SPLITS
 from widedeep.data.join.examples_sql import output_columns
+from widedeep.data.join.outcome import outcome_notes
 from widedeep.data.join.plan import JoinPlan
 from widedeep.data.join.report import write_report
 from widedeep.data.join.resolve import Resolved
@@ -130,6 +131,8 @@ def _manifest(
     schema: pa.Schema,
 ) -> dict[str, Any]:
     plan = resolved.plan
+    splits = {name: _split(listed) for name, listed in split_rows(shards)}
+    sums = {name: {"rows": some["rows"], **some["labels"]} for name, some in splits.items()}
     return {
         "format": FORMAT,
         "kind": "widedeep examples",
@@ -138,11 +141,12 @@ def _manifest(
         "config": plan.config.to_table(),
         "inputs": [dict(entry) for entry in inputs],
         "log_end_us": plan.log_end_us,
+        "reach_us": {name: list(ends) for name, ends in resolved.reach_us.items()},
         "boundaries_us": list(plan.boundaries_us) if plan.boundaries_us else None,
         "columns": _columns(plan, schema, logged),
         "counts": _counts(resolved, shards, counts),
-        "notes": list(resolved.notes),
-        "splits": {name: _split(listed) for name, listed in split_rows(shards)},
+        "notes": [*resolved.notes, *outcome_notes(plan.config, counts, sums)],
+        "splits": splits,
     }
 
 

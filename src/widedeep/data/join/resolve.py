@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from widedeep.data.join.config import Attributes, JoinConfig
+from widedeep.data.join.coverage import Coverage, log_coverage
 from widedeep.data.join.engine import Engine
 from widedeep.data.join.history import check_delays
 from widedeep.data.join.inputs import (
@@ -34,7 +35,7 @@ from widedeep.data.join.plan import (
 )
 from widedeep.data.join.staging_sql import all_keys, selected
 from widedeep.data.join.time_columns import note_finer, time_column
-from widedeep.data.join.times import moment_text, moment_us
+from widedeep.data.join.times import LARGEST_US, moment_text
 from widedeep.errors import ConfigError, DataError
 
 __all__ = ["InputCounts", "Resolved", "resolve"]
@@ -73,12 +74,14 @@ class Resolved:
         plan: What to do.
         inputs: The inputs, opened.
         counts: What each holds, by its name.
+        reach_us: Where each log begins and ends, but for strays.
         notes: What a person should know.
     """
 
     plan: JoinPlan
     inputs: tuple[Opened, ...]
     counts: dict[str, InputCounts]
+    reach_us: Mapping[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
 
 
@@ -102,7 +105,10 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
         users = sources.attributes("user", config.user_attributes)
         items = sources.attributes("item", config.item_attributes)
         value_scale = sources.value_scale(actions)
-    sources.check_zones()
+        sources.check_zones()
+        coverage = sources.coverage(
+            actions=actions, impressions=impressions, user_attributes=users, item_attributes=items
+        )
     plan = JoinPlan(
         config=config,
         actions=actions,
@@ -110,19 +116,20 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
         user_attributes=users,
         item_attributes=items,
         text={"request": True, **sources.text},
-        log_end_us=_log_end(config, sources.counts),
+        log_end_us=coverage.log_end_us,
         value_scale=value_scale,
         partitions=_partitions(config, sources.counts),
         at_once=engine.parallel,
     )
     check_delays(config.history, plan.delay_us)
-    _check_window(plan, sources.counts)
+    _check_window(plan, coverage)
     _check_outputs(plan)
     return Resolved(
         plan=plan,
         inputs=tuple(sources.inputs),
         counts=sources.counts,
-        notes=tuple(sources.notes),
+        reach_us={name: (ends.first_us, ends.last_us) for name, ends in coverage.reach.items()},
+        notes=(*sources.notes, *coverage.notes),
     )
 
 
@@ -300,6 +307,12 @@ class _Sources:
             self.notes += note_finer(self.engine, opened, column.name)
         return carried
 
+    def coverage(self, **inputs: Source | None) -> Coverage:
+        """Return how far the logs reach."""
+        sources = {name: source for name, source in inputs.items() if source is not None}
+        ranges = {name: (self.counts[name].first_us, self.counts[name].last_us) for name in sources}
+        return log_coverage(self.engine, self.config, sources, ranges)
+
     def check_zones(self) -> None:
         """Refuse times without a zone beside times with one."""
         naive = [where for where, zoned in self.zones if not zoned]
@@ -332,6 +345,12 @@ class _Sources:
             raise DataError(
                 f"{opened.name}: got an empty log ({counts.rows} rows, none with all keys); "
                 "check the path, or leave this input out"
+            )
+        if max(-counts.first_us, counts.last_us) > LARGEST_US and columns.get("wd_time"):
+            raise DataError(
+                f"{opened.name}: column {columns['wd_time']!r}: got times from "
+                f"{moment_text(counts.first_us)} to {moment_text(counts.last_us)}, which lie "
+                "beyond all times that can be reckoned with; correct the rows"
             )
         return Source(view=opened.view, key=key, carried=carried, rows=counts.rows)
 
@@ -429,13 +448,6 @@ def _counts(
     )
 
 
-def _log_end(config: JoinConfig, counts: dict[str, InputCounts]) -> int:
-    if config.log_end is not None:
-        return moment_us(config.log_end, "log_end")
-    logs = ("impressions", "actions")
-    return max(counts[name].last_us for name in logs if name in counts)
-
-
 def _partitions(config: JoinConfig, counts: dict[str, InputCounts]) -> int:
     if "impressions" in counts:
         rows = counts["impressions"].rows
@@ -444,14 +456,22 @@ def _partitions(config: JoinConfig, counts: dict[str, InputCounts]) -> int:
     return max(1, -(-rows // config.partition_rows))
 
 
-def _check_window(plan: JoinPlan, counts: dict[str, InputCounts]) -> None:
-    first = counts["impressions" if "impressions" in counts else "actions"].first_us
-    if plan.config.open_windows == "drop" and first > plan.log_end_us - plan.window_us:
-        raise ConfigError(
-            f"the longest label window ({plan.window_us / 1e6:g} s) is longer than the log, which "
-            f"goes from {moment_text(first)} to {moment_text(plan.log_end_us)}: no impression's "
-            "window has closed; shorten the window, or set open_windows = 'keep'"
+def _check_window(plan: JoinPlan, coverage: Coverage) -> None:
+    log = "impressions" if plan.impressions is not None else "actions"
+    first = coverage.reach[log].first_us
+    if plan.config.open_windows != "drop" or first <= plan.log_end_us - plan.window_us:
+        return
+    log_from = f"which goes from {moment_text(first)} to {moment_text(plan.log_end_us)}"
+    if first > plan.log_end_us:
+        log_from = (
+            f"for it ends at {moment_text(plan.log_end_us)}, before the first impression at "
+            f"{moment_text(first)}"
         )
+    raise ConfigError(
+        f"the longest label window ({plan.window_us / 1e6:g} s) is longer than the log, "
+        f"{log_from}: no impression's window has closed; shorten the window, or set open_windows "
+        "= 'keep'" + "".join(f"; {note}" for note in coverage.notes)
+    )
 
 
 def _check_outputs(plan: JoinPlan) -> None:

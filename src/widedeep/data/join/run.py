@@ -23,6 +23,7 @@ from widedeep.data.join.engine import DuckDBEngine, Engine, explained
 from widedeep.data.join.examples_sql import ITEM_SIDE, examples, item_side
 from widedeep.data.join.inputs import Opened, damaged_files_named
 from widedeep.data.join.manifest import JoinResult, write_dataset
+from widedeep.data.join.outcome import match_notes
 from widedeep.data.join.plan import JoinPlan
 from widedeep.data.join.resolve import Resolved, resolve
 from widedeep.data.join.shards import Shard, read_part, record_part, write_part
@@ -157,6 +158,8 @@ class JoinRun:
         with damaged_files_named(resolved.inputs):
             resolved = self.stage(resolved)
             shards, counts = self._parts(resolved)
+            notes = (*resolved.notes, *match_notes(self.engine, self.config, counts))
+            resolved = dataclasses.replace(resolved, notes=notes)
         return Joined(
             resolved=resolved,
             shards=shards,

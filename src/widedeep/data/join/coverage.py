@@ -1,0 +1,277 @@
+"""Where the log ends, and what a person should know of stretches that were not observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from widedeep.data.join.config import JoinConfig
+from widedeep.data.join.engine import Engine
+from widedeep.data.join.log_end import (
+    Bin,
+    Grid,
+    Reach,
+    Silence,
+    reach,
+    silences,
+    stops_before,
+    zoomed,
+)
+from widedeep.data.join.plan import Source, literal
+from widedeep.data.join.staging_sql import all_keys, selected
+from widedeep.data.join.times import moment_text, moment_us, names_zone
+from widedeep.errors import nearest
+
+__all__ = ["Coverage", "log_coverage"]
+
+_TRACKED_KINDS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How far the logs reach.
+
+    Args:
+        log_end_us: When both have ended.
+        reach: Of each log, by its name.
+        notes: What a person should know.
+    """
+
+    log_end_us: int
+    reach: Mapping[str, Reach]
+    notes: tuple[str, ...]
+
+
+def log_coverage(
+    engine: Engine,
+    config: JoinConfig,
+    sources: Mapping[str, Source],
+    ranges: Mapping[str, tuple[int, int]],
+) -> Coverage:
+    """Return where the log ends: where both logs reach, unless the configuration says when.
+
+    Args:
+        engine: Reads the inputs.
+        config: The configuration.
+        sources: The inputs, by their names.
+        ranges: First and last time of each of them.
+    """
+    return _Coverage(engine, config, sources, ranges).result()
+
+
+@dataclass
+class _Coverage:
+    engine: Engine
+    config: JoinConfig
+    sources: Mapping[str, Source]
+    ranges: Mapping[str, tuple[int, int]]
+    notes: list[str] = field(default_factory=list)
+
+    def result(self) -> Coverage:
+        logs = [name for name in ("impressions", "actions") if name in self.sources]
+        kinds = self._kinds()
+        ends = [self.ranges[name] for name in logs]
+        bins = dict(
+            zip(
+                [*logs, *kinds],
+                zoomed(
+                    min(low for low, _ in ends),
+                    max(high for _, high in ends),
+                    lambda grid: self._read(grid, logs, kinds),
+                ),
+                strict=True,
+            )
+        )
+        found = {name: reach(bins[name]) for name in logs}
+        for name in logs:
+            self._note_strays(name, found[name])
+            bins[name] = [
+                some
+                for some in bins[name]
+                if some.last_us >= found[name].first_us and some.first_us <= found[name].last_us
+            ]
+        last = {name: found[name].last_us for name in logs}
+        if "impressions" in bins:
+            last |= self._note_silences(bins, kinds)
+        self._note_attributes(last[logs[0]])
+        return Coverage(
+            log_end_us=self._log_end(last), reach=found, notes=tuple(dict.fromkeys(self.notes))
+        )
+
+    def _kinds(self) -> list[str]:
+        """Return the kinds of actions that labels and history features count and that occur."""
+        if "wd_kind" not in self.sources["actions"].key:
+            return []
+        users = [(label.name, label.kinds) for label in self.config.labels]
+        users += [(feature.name, feature.kinds) for feature in self.config.history]
+        declared = sorted({kind for _, kinds in users for kind in kinds})
+        rows = f"({selected(self.sources['actions'])}) AS wd_l"
+        common = self._kind_counts(f"{rows} WHERE wd_kind IS NOT NULL")
+        listed = ", ".join(literal(kind) for kind in declared)
+        present = self._kind_counts(f"{rows} WHERE wd_kind IN ({listed})") if declared else []
+        for name, kinds in users:
+            for kind in kinds:
+                if kind not in present:
+                    self.notes.append(
+                        f"{name!r} counts actions of kind {kind!r}, and there is none; "
+                        f"{nearest(kind, common)}"
+                    )
+        all_count = any(not label.kinds for label in self.config.labels)
+        return list(dict.fromkeys([*present, *(common if all_count else [])]))
+
+    def _kind_counts(self, rows: str) -> list[str]:
+        """Return kinds, the most frequent ones first."""
+        counted = self.engine.rows(
+            f"SELECT wd_kind, COUNT(*) AS n FROM {rows} GROUP BY wd_kind "
+            f"ORDER BY n DESC, wd_kind LIMIT {_TRACKED_KINDS}"
+        )
+        return [str(row["wd_kind"]) for row in counted]
+
+    def _read(self, grid: Grid, logs: Sequence[str], kinds: Sequence[str]) -> list[list[Bin]]:
+        """Count the events of the logs on a grid, and of the actions each kind."""
+        whole = [self._bins(self.sources[name], grid, "NULL") for name in logs[:-1]]
+        kind = "NULL"
+        if kinds:
+            listed = ", ".join(literal(kind) for kind in kinds)
+            kind = f"CASE WHEN wd_kind IN ({listed}) THEN wd_kind END"
+        by_kind = self._bins(self.sources["actions"], grid, kind)
+        whole.append(by_kind)
+        return [
+            *(_merged(bins) for bins in whole),
+            *([some for name, some in by_kind if name == kind] for kind in kinds),
+        ]
+
+    def _bins(self, source: Source, grid: Grid, kind: str) -> list[tuple[str | None, Bin]]:
+        rows = self.engine.rows(
+            f"SELECT wd_of, wd_bin, COUNT(*) AS n, MIN(wd_time) AS low, MAX(wd_time) AS high FROM "
+            f"(SELECT wd_time, CAST({kind} AS VARCHAR) AS wd_of, "
+            f"(wd_time - CAST({grid.low_us} AS BIGINT)) >> {grid.shift} AS wd_bin FROM "
+            f"({selected(source)} WHERE {all_keys(source)}) AS wd_l "
+            f"WHERE wd_time >= {grid.low_us} AND wd_time <= {grid.high_us}) AS wd_m "
+            "GROUP BY wd_of, wd_bin ORDER BY wd_bin, wd_of"
+        )
+        return [
+            (row["wd_of"], Bin(*(int(row[name]) for name in ("wd_bin", "n", "low", "high"))))
+            for row in rows
+        ]
+
+    def _note_strays(self, name: str, found: Reach) -> None:
+        first, last = self.ranges[name]
+        for side, outside, end in (
+            ("last", last > found.last_us, last),
+            ("first", first < found.first_us, first),
+        ):
+            if not outside:
+                continue
+            bound = found.last_us if side == "last" else found.first_us
+            count = self._count(name, f"wd_time {'>' if side == 'last' else '<'} {bound}")
+            self.notes.append(
+                f"{name}: {count:,} of the events lie far from all others, the {side} one at "
+                f"{moment_text(end)}; they do not decide that the log "
+                f"{'ends' if side == 'last' else 'begins'} at {moment_text(bound)}: correct their "
+                "times, or set log_end if they are right"
+            )
+
+    def _count(self, name: str, condition: str) -> int:
+        source = self.sources[name]
+        rows = f"({selected(source)} WHERE {all_keys(source)}) AS wd_l"
+        return int(self.engine.rows(f"SELECT COUNT(*) AS n FROM {rows} WHERE {condition}")[0]["n"])
+
+    def _note_silences(self, bins: Mapping[str, list[Bin]], kinds: Sequence[str]) -> dict[str, int]:
+        """Say where a log is silent; return the ends of those that stop before the other."""
+        ends: dict[str, int] = {}
+        whole = silences(bins["actions"], bins["impressions"])
+        for name, other, silent in (
+            ("actions", "impressions", whole),
+            ("impressions", "actions", silences(bins["impressions"], bins["actions"])),
+        ):
+            for some in silent:
+                before = [b.last_us for b in bins[name] if b.number < some.first]
+                if some.ends and before:
+                    ends[name] = max(before)
+                self.notes.append(self._silence(name, other, bins[name], some))
+        for kind in kinds:
+            for some in silences(bins[kind], bins["impressions"]):
+                if not any(a.first <= some.last and some.first <= a.last for a in whole):
+                    name = f"actions of kind {kind!r}"
+                    self.notes.append(self._silence(name, "impressions", bins[kind], some))
+        return ends
+
+    def _silence(self, name: str, other: str, bins: Sequence[Bin], some: Silence) -> str:
+        before = [b.last_us for b in bins if b.number < some.first]
+        after = [b.first_us for b in bins if b.number > some.last]
+        if some.ends and before:
+            when = f"after {moment_text(max(before))}"
+        elif some.begins and after:
+            when = f"before {moment_text(min(after))}"
+        else:
+            when = f"between {moment_text(max(before))} and {moment_text(min(after))}"
+        count = f"{some.count:,}" if some.count else "none"
+        if name == "impressions":
+            effect = "actions there find no impression"
+        elif some.ends and name == "actions":
+            kept = self.config.open_windows == "keep" or self.config.log_end is not None
+            effect = (
+                "labels there are 0 because nothing was observed"
+                if kept
+                else "impressions whose windows reach beyond are left out"
+            )
+        else:
+            effect = "labels are 0 and histories empty there because nothing was observed"
+        return (
+            f"{name}: {count} {when}, where about {some.expected:,} would belong to the "
+            f"{some.shown:,} {other} of that time; is a part of the log missing? {effect}"
+        )
+
+    def _note_attributes(self, end_us: int) -> None:
+        for of in ("user", "item"):
+            name = f"{of}_attributes"
+            if name not in self.sources or not self._is_dated(of):
+                continue
+            low, high = self.ranges[name]
+            bins = _merged(self._bins(self.sources[name], Grid(low, high), "NULL"))
+            if stops_before(bins, end_us):
+                self.notes.append(
+                    f"{name}: the last version is valid from {moment_text(high)}, long before the "
+                    f"log's end at {moment_text(end_us)}, and versions came steadily before; is a "
+                    "part of them missing?"
+                )
+
+    def _is_dated(self, of: str) -> bool:
+        source = self.config.user_attributes if of == "user" else self.config.item_attributes
+        return source is not None and source.valid_from is not None
+
+    def _log_end(self, last: Mapping[str, int]) -> int:
+        end = self.config.log_end
+        moments = [("[split] boundaries", moment) for moment in self.config.split.boundaries or ()]
+        if end is not None:
+            moments.append(("log_end", end))
+        for where, moment in moments:
+            if not names_zone(moment):
+                self.notes.append(f"{where}: {str(moment)!r} names no zone and is read as UTC")
+        if end is None:
+            return min(last.values())
+        told = moment_us(end, "log_end")
+        for name, reached in last.items():
+            if told > reached:
+                self.notes.append(
+                    f"log_end: {moment_text(told)} is later than the {name} reach "
+                    f"({moment_text(reached)}); windows after that were not observed"
+                )
+        return told
+
+
+def _merged(bins: Sequence[tuple[str | None, Bin]]) -> list[Bin]:
+    """Return the bins of all kinds together."""
+    merged: list[Bin] = []
+    for _, some in bins:
+        if merged and merged[-1].number == some.number:
+            last = merged.pop()
+            some = Bin(
+                some.number,
+                last.events + some.events,
+                min(last.first_us, some.first_us),
+                max(last.last_us, some.last_us),
+            )
+        merged.append(some)
+    return merged
