@@ -13,7 +13,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.join.oracle import Row, Wanted, expected
+from tests.join.oracle import Row, Wanted, expected, log_end
 from widedeep.data.join import (
     ActionLog,
     Attributes,
@@ -25,6 +25,7 @@ from widedeep.data.join import (
     Split,
     run_join,
 )
+from widedeep.errors import ConfigError
 
 START = 1_700_000_000_000_000
 SECOND = 1_000_000
@@ -161,6 +162,24 @@ def test_every_row_equals_plain_python(touch: str, log: dict[str, list[Row]], pa
     assert [{k: v for k, v in row.items() if k != "weight"} for row in got] == [
         {name: row[name] for name in got[0] if name != "weight"} for row in rows
     ]
+
+
+@settings(max_examples=8, phases=PHASES)
+@given(log=logs())
+def test_the_log_ends_where_both_logs_reach(log: dict[str, list[Row]]) -> None:
+    wanted_ = dataclasses.replace(
+        wanted("last"), log_end=log_end(log["impressions"], log["actions"]), history=()
+    )
+    rows = expected(log["impressions"], log["actions"], wanted_, log["users"], log["items"])
+    with tempfile.TemporaryDirectory() as folder:
+        settings_ = config(log, Path(folder) / "out", log_end=None, history=())
+        if not rows:
+            with pytest.raises(ConfigError, match="no impression's window has closed"):
+                run_join(settings_)
+            return
+        got = joined(settings_)
+    assert len(got) == len(rows)
+    assert sum(row["click"] for row in got) == sum(row["click"] for row in rows)
 
 
 @settings(max_examples=6, phases=PHASES)
