@@ -62,7 +62,10 @@ class Bench:
     def __init__(self, cap: int, batch_size: int, threads: int) -> None:
         rng = np.random.default_rng(0)
         sizes = [min(size, cap) for size in CARDINALITIES]
-        self.slots = [SimpleNamespace(name=f"c{i}", combiner="sum") for i in range(len(sizes))]
+        self.slots = [
+            SimpleNamespace(name=f"c{i}", combiner="sum", wide_combiner=str)
+            for i in range(len(sizes))
+        ]
         names = [slot.name for slot in self.slots]
         tables = dict(zip(names, sizes, strict=True))
         features = {name: name for name in names}

@@ -39,8 +39,9 @@ class DenseReference:
             for index, slot in enumerate(model.schema.slots):
                 if slot.wide:
                     total = total + bag(
-                        batch, b, index, self.wide[slot.name], model.config.wide_combiner
-                    )
+                        batch, b, index, self.wide[slot.name],
+                        "sum" if slot.kind == "numeric" else model.config.wide_combiner,
+                    )  # fmt: skip
             rows.append(total)
         logits_BC = torch.stack(rows)
         deep = model.deep_logits(self.inputs(batch)) if model.towers else None

@@ -17,11 +17,11 @@ from widedeep.tables import EmbeddingTable, Groups
 from widedeep.tables_storage import RowStorage
 
 SLOTS = [
-    SimpleNamespace(name="age", combiner="sum"),
-    SimpleNamespace(name="home", combiner="mean"),
-    SimpleNamespace(name="other", combiner="sum"),  # belongs to another table
-    SimpleNamespace(name="work", combiner="sqrtn"),
-    SimpleNamespace(name="seen", combiner=None),
+    SimpleNamespace(name="age", combiner="sum", wide_combiner=str),
+    SimpleNamespace(name="home", combiner="mean", wide_combiner=str),
+    SimpleNamespace(name="other", combiner="sum", wide_combiner=str),  # belongs to another table
+    SimpleNamespace(name="work", combiner="sqrtn", wide_combiner=str),
+    SimpleNamespace(name="seen", combiner=None, wide_combiner=str),
 ]
 SIZES = {"age": 50, "city": 30}
 FEATURES = {"age": "age", "home": "city", "work": "city", "seen": "city"}

@@ -1,6 +1,8 @@
 """The seams: any tower, any heads, one table for two features; each equals dense autograd."""
 
+import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,3 +174,81 @@ def test_forward_equals_the_dense_reference() -> None:
     torch.testing.assert_close(
         model(batch), DenseReference(model).logits(batch).detach(), rtol=1e-5, atol=1e-6
     )
+
+
+# ---- seeds --------------------------------------------------------------------------------------
+
+
+class Dropping(nn.Module):
+    """Draws from every global generator, when it is made and when it is trained."""
+
+    def __init__(self, layout: DeepLayout) -> None:
+        super().__init__()
+        self.linear = nn.Linear(layout.width, 6)
+        self.start = nn.Parameter(torch.full((6,), random.random() + float(np.random.rand())))
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        out: Tensor = nn.functional.dropout(self.linear(inputs.concat_BX), 0.5, self.training)
+        noise = random.random() + float(np.random.rand()) if self.training else 1.0
+        return torch.tanh(out) * noise + self.start
+
+
+def global_states() -> tuple[object, ...]:
+    kind, keys, *rest = np.random.get_state()
+    return torch.random.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), *rest
+
+
+def dropping(seed: int = 3, **options: object) -> wd.Trainer:
+    spec = wd.FeatureSpec(label="click", features=[*wd.categorical("job"), *wd.numeric("age")])
+    model = wd.WideDeep(
+        wd.fit_schema(spec, rows(256, 1)), embedding_dim=2, towers={"own": Dropping}, seed=seed
+    )
+    return wd.Trainer(model, batch_size=32, threads=1, progress=False, **options)  # type: ignore[arg-type]
+
+
+def bits(trainer: wd.Trainer) -> bytes:
+    return trainer.logits(rows(256, 1)).tobytes()
+
+
+def test_equal_seeds_make_equal_towers_whatever_was_drawn_before() -> None:
+    first = bits(dropping())
+    torch.rand(7), random.random(), np.random.rand(2)
+    assert bits(dropping()) == first
+    assert bits(dropping(seed=4)) != first
+
+
+def test_making_and_training_leave_the_callers_generators_alone(tmp_path: Path) -> None:
+    before = global_states()
+    trainer = dropping(checkpoints=tmp_path)
+    trainer.fit(rows(256, 1), epochs=2, valid=rows(64, 2), early_stopping=1)
+    trainer.predict(rows(64, 2))
+    trainer.fit_stream([("a", rows(64, 3))])
+    wd.WideDeep(make_schema(), hidden_units=[4], dropout=0.5)
+    assert global_states() == before
+
+
+def test_training_does_not_depend_on_who_draws_meanwhile() -> None:
+    class Drawing:
+        def on_step(self, figures: object) -> None:
+            torch.rand(3), random.random(), np.random.rand()
+
+    quiet, noisy = dropping(), dropping(callbacks=[Drawing()])
+    quiet.fit(rows(256, 1), epochs=2)
+    torch.manual_seed(123)
+    noisy.fit(rows(256, 1), epochs=2, valid=rows(64, 2), eval_every=3)
+    assert bits(noisy) == bits(quiet)
+    other = dropping(seed=3)
+    other.step.seed = 1
+    other.fit(rows(256, 1), epochs=2)
+    assert bits(other) != bits(quiet)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 8, 11])
+def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(stop: int, tmp_path: Path) -> None:
+    whole = dropping()
+    whole.fit(rows(256, 1), epochs=2)
+    dropping(checkpoints=tmp_path).fit(rows(256, 1), epochs=2, steps=stop)
+    torch.rand(5)
+    resumed = dropping(checkpoints=tmp_path)
+    resumed.fit(rows(256, 1), epochs=2, resume=True)
+    assert bits(resumed) == bits(whole)

@@ -38,8 +38,7 @@ class Checkpoint:
     Args:
         step: Steps done.
         state: What fits in JSON: position, history, configuration, early stopping.
-        tensors: Tables, optimizer state, dense parameters, random state; mapped from the file when
-            read.
+        tensors: Tables, optimizer state, dense parameters; mapped from the file when read.
         schema: The schema the model was made for.
     """
 

@@ -149,7 +149,8 @@ class ModelConfig:
         activation: Of the hidden layers.
         dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
         batch_norm: Normalise each hidden layer.
-        wide_combiner: How a feature's several weights are combined in the wide part.
+        wide_combiner: How a feature's several values are combined in the wide part: ``"sum"``,
+            ``"mean"`` or ``"sqrtn"``. Numbers and vectors are summed as they are.
         head: ``"binary"``, ``"multiclass"``, ``"regression"``, or None: by the label.
         embedding_std: Standard deviation of initial embeddings, at least 0.
         seed: Of all initial values.

@@ -58,6 +58,12 @@ class DeepInput:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a module's result is more than that of its ``forward``."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks) or "forward" in vars(module)
+
+
 class MLP(nn.Module):
     """The standard tower: linear layers, each with activation, dropout, batch norm (in this order).
 
@@ -125,9 +131,30 @@ class MLP(nn.Module):
         return self.hidden_units[-1]
 
     @property
+    def is_standard(self) -> bool:
+        """True if its modules are those it was made with: what a bundle computes by itself.
+
+        A subclass, a hook, or another module in place of one is asked for what it computes.
+        """
+        expected: list[tuple[nn.Module, type[nn.Module]]] = [
+            (self, MLP),
+            (self.act, _ACTIVATIONS[self.activation]),
+            (self.drop, nn.Dropout),
+        ]
+        expected += [(layer, nn.Linear) for layer in self.layers]
+        expected += [(norm, nn.BatchNorm1d) for norm in self.norms or ()]
+        return all(type(module) is kind and not has_hooks(module) for module, kind in expected)
+
+    @property
     def is_plain(self) -> bool:
         """True for ReLU without dropout and batch norm: what the fast path computes by hand."""
-        return self.activation == "relu" and self.dropout == 0 and self.norms is None
+        return (
+            self.is_standard
+            and self.activation == "relu"
+            and self.drop.p == 0
+            and self.norms is None
+            and all(parameter.requires_grad for parameter in self.parameters())
+        )
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""

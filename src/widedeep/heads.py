@@ -7,37 +7,76 @@ sum over examples of weight x loss; the trainer decides how it is averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from widedeep import kernels
+from widedeep.bundle.layout import LINKS, Link
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.schema import Schema
 
-__all__ = ["Binary", "Head", "HeadKind", "Multiclass", "Regression", "make_heads"]
+__all__ = ["Binary", "Head", "HeadKind", "Link", "Multiclass", "Regression", "make_heads"]
 
 HeadKind = Literal["binary", "multiclass", "regression"]
 HEAD_KINDS = ("binary", "multiclass", "regression")
+
+
+def _definer(cls: type, name: str) -> int:
+    """Return how many bases stand between a class and the one that defines a method, itself 0."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in base.__dict__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """One output of a model.
 
+    A head of one's own is a subclass with :meth:`losses`. Its :meth:`gradient` is autograd's unless
+    it defines one, and its :meth:`predictions` follow from :attr:`link`, which a bundle knows, so
+    that it is served as it was trained. Predictions that no link gives train and evaluate, and are
+    refused at export.
+
     Args:
         name: Prefix of its metrics; ``""`` for a model with one head.
         loss_weight: Factor of its loss in the sum over heads, greater than 0.
+        kind: ``"binary"``, ``"multiclass"`` or ``"regression"``: its labels and metrics.
+
+    Example:
+        >>> import torch
+        >>> class Poisson(Regression):
+        ...     link = "exp"
+        ...     def losses(self, logits_BC, labels_B):
+        ...         return logits_BC[:, 0].exp() - labels_B * logits_BC[:, 0]
+        >>> head = Poisson()
+        >>> head.gradient(torch.zeros(1, 1), torch.tensor([3.0])).item()
+        -2.0
+        >>> head.predictions(torch.zeros(1, 1)).item()
+        1.0
     """
 
     name: str = ""
     loss_weight: float = 1.0
 
     kind: HeadKind = "binary"
+
+    link: ClassVar[Link | None] = None
+    """From logits to predictions: ``"exp"`` or ``"sigmoid"`` of a regression's logit; None: the
+    kind's, which is ``"sigmoid"``, ``"softmax"``, or ``"identity"`` for a regression."""
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Let no method of a base class stand in for what a subclass says otherwise."""
+        super().__init_subclass__(**options)
+        losses, gradient, both = (
+            _definer(cls, name) for name in ("losses", "gradient", "losses_and_gradient")
+        )
+        if min(losses, both) < gradient:
+            cls.gradient = Head.gradient  # type: ignore[method-assign]
+        if min(losses, gradient) < both:
+            cls.losses_and_gradient = Head.losses_and_gradient  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.loss_weight) and self.loss_weight > 0):
@@ -63,15 +102,35 @@ class Head:
 
     def gradient(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """Derivative of each example's loss by its logits. Shape: (B, c), (B,) -> (B, c)."""
-        raise NotImplementedError
+        return self.losses_and_gradient(logits_BC, labels_B)[1]
 
     def losses_and_gradient(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Both of them: :meth:`losses` and :meth:`gradient`."""
-        return self.losses(logits_BC, labels_B), self.gradient(logits_BC, labels_B)
+        """Both of them: :meth:`losses`, and :meth:`gradient` or else autograd's."""
+        if type(self).gradient is not Head.gradient:
+            return self.losses(logits_BC, labels_B), self.gradient(logits_BC, labels_B)
+        with torch.enable_grad():
+            logits = logits_BC.detach().requires_grad_()
+            losses_B = self.losses(logits, labels_B)
+            (gradient,) = torch.autograd.grad(losses_B.sum(), logits)
+        return losses_B.detach(), gradient
 
     def predictions(self, logits_BC: Tensor) -> Tensor:
-        """What a user wants to see: probabilities, or the value of a regression."""
-        raise NotImplementedError
+        """What a user wants to see: probabilities (B,) or (B, classes), or values (B,)."""
+        if self.link_in_use == "softmax":
+            return torch.softmax(logits_BC, dim=1)
+        if self.link_in_use == "sigmoid":
+            return torch.sigmoid(logits_BC[:, 0])
+        return logits_BC[:, 0].exp() if self.link_in_use == "exp" else logits_BC[:, 0]
+
+    @property
+    def link_in_use(self) -> Link:
+        """:attr:`link`, or the kind's."""
+        return self.link or LINKS[self.kind][0]
+
+    @property
+    def follows_link(self) -> bool:
+        """False if the predictions are of its own making."""
+        return type(self).predictions is Head.predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +180,7 @@ class Binary(Head):
     def losses_and_gradient(self, logits_BC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Both in one pass, where the logits are on the CPU."""
         if logits_BC.device.type != "cpu":
-            return super().losses_and_gradient(logits_BC, labels_B)
+            return self.losses(logits_BC, labels_B), self.gradient(logits_BC, labels_B)
         losses_B = torch.empty(len(logits_BC))
         grad_BC = torch.empty(len(logits_BC), 1)
         kernels.logistic_loss(
@@ -131,10 +190,6 @@ class Binary(Head):
             grad_BC[:, 0].numpy(),
         )
         return losses_B, grad_BC
-
-    def predictions(self, logits_BC: Tensor) -> Tensor:
-        """The probability of label 1, (B,)."""
-        return torch.sigmoid(logits_BC[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +236,6 @@ class Multiclass(Head):
         gradient[torch.arange(len(gradient), device=gradient.device), labels_B.long()] -= 1.0
         return gradient
 
-    def predictions(self, logits_BC: Tensor) -> Tensor:
-        """The probability of each class, (B, classes)."""
-        return torch.softmax(logits_BC, dim=1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Regression(Head):
@@ -213,10 +264,6 @@ class Regression(Head):
     def gradient(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """2 (logit - y)."""
         return 2.0 * (logits_BC - labels_B[:, None])
-
-    def predictions(self, logits_BC: Tensor) -> Tensor:
-        """The value, (B,)."""
-        return logits_BC[:, 0]
 
 
 HeadChoice = HeadKind | Head | Mapping[str, HeadKind | Head] | None
@@ -250,7 +297,10 @@ def make_heads(schema: Schema, choice: HeadChoice) -> tuple[Head, ...]:
 def _make_head(schema: Schema, name: str, wanted: HeadKind | Head | None) -> Head:
     classes = schema.classes.get(name, ())
     if isinstance(wanted, Head):
-        return _renamed(wanted, name)
+        head = replace(wanted, name=name)
+        if type(head) not in (Binary, Multiclass, Regression):
+            _check_own(head, schema.label_means.get(name))
+        return head
     if wanted is None:
         wanted = "multiclass" if len(classes) > 2 else "binary"
     if wanted == "binary":
@@ -277,10 +327,59 @@ def _make_head(schema: Schema, name: str, wanted: HeadKind | Head | None) -> Hea
     raise ConfigError(f"got head={wanted!r}; {nearest(str(wanted), HEAD_KINDS)}")
 
 
-def _renamed(head: Head, name: str) -> Head:
-    from dataclasses import replace
+def _check_own(head: Head, label_mean: float | None) -> None:
+    """Ask a head of one's own for two examples, so that what it lacks is said before training."""
+    what = f"head {type(head).__name__}"
+    if head.kind not in HEAD_KINDS:
+        raise ConfigError(f"{what}: got kind={head.kind!r}; {nearest(str(head.kind), HEAD_KINDS)}")
+    if head.link_in_use not in LINKS[head.kind]:
+        raise ConfigError(
+            f"{what}: got link={head.link!r}, expected {' or '.join(map(repr, LINKS[head.kind]))} "
+            f"for a {head.kind} head"
+        )
+    cls = type(head)
+    by_parts = cls.losses_and_gradient is Head.losses_and_gradient
+    losses = _definer(cls, "losses")
+    own_gradient = cls.gradient is not Head.gradient and _definer(cls, "gradient") < losses
+    if by_parts and own_gradient:
+        base = cls.__mro__[losses].__name__
+        raise ConfigError(
+            f"{what}: defines gradient() and leaves losses() to {base}; define losses() too, so "
+            "that the loss that is shown is the one that is learned"
+        )
+    logits, labels = torch.zeros(2, head.width), torch.ones(2)
+    calls: dict[str, Callable[[], Any]] = {
+        "initial_bias": lambda: torch.tensor(head.initial_bias(label_mean)),
+        "losses": lambda: head.losses_and_gradient(logits, labels)[0],
+        "gradient": lambda: head.losses_and_gradient(logits, labels)[1],
+        "predictions": lambda: head.predictions(logits.double()),
+    }
+    rows = (2, head.width) if head.kind == "multiclass" else (2,)
+    shapes = {"initial_bias": (head.width,), "losses": (2,), "gradient": (2, head.width)}
+    for name, call in calls.items():
+        try:
+            value = call()
+        except Exception as error:
+            raise ConfigError(
+                f"{what}: {name}() fails for two examples of label 1 "
+                f"({type(error).__name__}: {error}); define it for logits (B, {head.width}) and "
+                "labels (B,)"
+            ) from error
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if shape != shapes.get(name, rows):
+            raise ConfigError(
+                f"{what}: {name}() returns {shape} for 2 examples and {head.width} logit(s), "
+                f"expected a tensor of shape {shapes.get(name, rows)}"
+            )
+        if name == "initial_bias" and not bool(torch.isfinite(value).all()):
+            raise ConfigError(f"{what}: initial_bias({label_mean}) returns {value.tolist()}")
 
-    return replace(head, name=name)
+
+def describe_head(head: Head) -> str:
+    """Return what a checkpoint remembers of a head: its class, and the values of its fields."""
+    own = [field for field in fields(head) if field.name != "name"]
+    values = ", ".join(f"{field.name}={getattr(head, field.name)!r}" for field in own)
+    return f"{type(head).__qualname__}({values})"
 
 
 def head_slices(heads: Sequence[Head]) -> tuple[slice, ...]:

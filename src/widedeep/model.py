@@ -21,6 +21,7 @@ from widedeep.deep import MLP, Activation, DeepInput, SequenceInput
 from widedeep.deep_layout import DeepLayout, make_layout
 from widedeep.errors import ConfigError, SchemaError
 from widedeep.heads import Head, HeadChoice, head_slices, make_heads
+from widedeep.kernels.torch_random import seeded
 from widedeep.kernels.torch_twins import to_device
 from widedeep.schema import Schema
 from widedeep.tables import EmbeddingTable
@@ -48,12 +49,15 @@ class WideDeep(nn.Module):
         batch_norm: Normalise each hidden layer.
         head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of :mod:`widedeep.heads`, one
             by label, or None: by the label.
-        wide_combiner: How a feature's several weights are combined in the wide part.
+        wide_combiner: How a feature's several values are combined in the wide part: ``"sum"``,
+            ``"mean"`` or ``"sqrtn"``. Numbers and vectors are summed as they are.
         towers: Other towers by name: modules called with a :class:`widedeep.deep.DeepInput`, or
-            functions that make one from a :class:`widedeep.deep_layout.DeepLayout`. The standard
-            tower is made if ``hidden_units`` is given or ``towers`` is not.
+            functions that make one from a :class:`widedeep.deep_layout.DeepLayout`, called with
+            torch's, NumPy's and Python's generators started from ``seed``. The standard tower is
+            made if ``hidden_units`` is given or ``towers`` is not.
         embedding_std: Standard deviation of initial embeddings, at least 0.
-        seed: Of all initial values. Equal seeds give equal models.
+        seed: Of all initial values. Equal seeds give equal models; a tower that was made before
+            it is given here is as it is.
         device: Where tables and towers live.
 
     Shape:
@@ -187,32 +191,36 @@ class WideDeep(nn.Module):
         towers: dict[str, nn.Module] = {}
         has_input = self.layout.width > 0 or bool(self.layout.sequences) or bool(self.layout.extra)
         if self.config.hidden_units and self.layout.width > 0:
-            towers["mlp"] = MLP(
-                self.layout.width,
-                self.config.hidden_units,
-                activation=self.config.activation,
-                dropout=self.config.dropout,
-                batch_norm=self.config.batch_norm,
-                generator=generator,
-            )
+            with seeded(self.device, "mlp", self.config.seed):
+                towers["mlp"] = MLP(
+                    self.layout.width,
+                    self.config.hidden_units,
+                    activation=self.config.activation,
+                    dropout=self.config.dropout,
+                    batch_norm=self.config.batch_norm,
+                    generator=generator,
+                )
         for name, tower in given.items():
             if not has_input:
                 raise ConfigError(
                     f"got tower {name!r}, but no feature is in the deep part; name some in "
                     "deep=[...]"
                 )
-            towers[name] = tower if isinstance(tower, nn.Module) else tower(self.layout)
+            with seeded(self.device, "tower", name, self.config.seed):
+                towers[name] = tower if isinstance(tower, nn.Module) else tower(self.layout)
         self.towers = nn.ModuleDict(towers)
         self.outputs = nn.ModuleDict()
         for name, tower in self.towers.items():
+            with seeded(self.device, "forward", name, self.config.seed):
+                width = self._tower_width(name, tower)
             output = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-                nn.Linear, self._tower_width(name, tower), self.n_logits, bias=False
+                nn.Linear, width, self.n_logits, bias=False
             )
             nn.init.xavier_uniform_(output.weight, generator=generator)
             self.outputs[name] = output
 
     def _tower_width(self, name: str, tower: nn.Module) -> int:
-        if isinstance(tower, MLP):
+        if isinstance(tower, MLP) and tower.is_standard:
             return tower.out_features
         with torch.no_grad():
             made = tower.training

@@ -225,6 +225,13 @@ class Slot:
     wide: bool
     deep: bool
 
+    def wide_combiner(self, combiner: str) -> str:
+        """Return how its wide weights are combined where a model says ``combiner``.
+
+        A combiner counts sparse values; divided by itself, a number would be 1 whatever it is.
+        """
+        return "sum" if self.kind == "numeric" else combiner
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Schema:

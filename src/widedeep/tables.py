@@ -254,7 +254,7 @@ class EmbeddingTable:
         Args:
             batch: B examples.
             slots: All feature slots of the batch.
-            combiner: ``"sum"``, ``"mean"`` or ``"sqrtn"``.
+            combiner: ``"sum"``, ``"mean"`` or ``"sqrtn"``; numbers are summed in any case.
             logits_BC: float32, changed in place.
             threads: Threads of the lookup; the result does not depend on it.
 
@@ -429,7 +429,10 @@ class EmbeddingTable:
             for i, slot in enumerate(slots)
             if slot.name in self._table_of and (combiner or slot.combiner)
         ]
-        combiners = [combiner or slots[i].combiner or "sum" for i in chosen]
+        combiners = [
+            slots[i].wide_combiner(combiner) if combiner else slots[i].combiner or "sum"
+            for i in chosen
+        ]
         placed = Placement.make(
             slots, chosen, self._table_of, self._bases, self._sizes, combiners, columns
         )

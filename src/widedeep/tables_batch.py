@@ -36,6 +36,9 @@ class SlotLike(Protocol):
     def combiner(self) -> str | None:
         """How a bag is combined in the deep part; None keeps the sequence."""
 
+    def wide_combiner(self, combiner: str) -> str:
+        """Return how its weights are combined in the wide part of a model with ``combiner``."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Groups:

@@ -37,7 +37,7 @@ from widedeep.training.evaluation import (
 from widedeep.training.export import export_bundle
 from widedeep.training.history import History
 from widedeep.training.precision import resolve_precision
-from widedeep.training.progress import Callback
+from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
 from widedeep.training.state import Position, capture, restore
 from widedeep.training.step import TrainStep
@@ -77,7 +77,8 @@ class Trainer:
         checkpoints: Directory for checkpoints; None writes none.
         checkpoint_every: Steps between checkpoints; None: one an epoch.
         keep_last: Checkpoints kept besides the best.
-        callbacks: Objects with the methods of :class:`widedeep.training.progress.Callback`.
+        callbacks: Objects with some of the methods of
+            :class:`widedeep.training.progress.Callback`.
         progress: False shows nothing.
 
     Example:
@@ -154,7 +155,7 @@ class Trainer:
             None if checkpoints is None else CheckpointDirectory(checkpoints, keep_last=keep_last)
         )
         self.checkpoint_every = checkpoint_every
-        self.callbacks = list(callbacks)
+        self.callbacks = Callbacks(callbacks).objects
         self.show_progress = progress
         self.transform = Transform(model.schema)
         columns = self.transform.columns(targets=False)
@@ -170,6 +171,7 @@ class Trainer:
             loss_reduction=loss_reduction,
             threads=self.threads,
             precision=chosen,
+            seed=seed,
         )
 
     # ---- training -------------------------------------------------------------------------------

@@ -67,7 +67,9 @@ def float64_logits(bundle: Bundle, rows: list[dict[str, Any]]) -> Any:
     scorer = Scorer(len(schema.slots), schema.n_dense, model.n_logits, np.float64)
     names = [slot.name for slot in schema.slots]
     for name in model.wide:
-        scorer.add_wide(names.index(name), weights[f"wide/{name}"], model.wide_combiner, item=False)
+        slot = names.index(name)
+        combiner = schema.slots[slot].wide_combiner(model.wide_combiner)
+        scorer.add_wide(slot, weights[f"wide/{name}"], combiner, item=False)
     for column in model.deep:
         if column.source == "dense":
             scorer.add_dense(schema.dense_layout[column.name].start, column.stop - column.start)

@@ -65,7 +65,7 @@ def check(case: dict[str, Any], table: EmbeddingTable, expected: dict[str, Any])
 
 def learn(table: EmbeddingTable, optimizer: Optimizer, ids: Any, grads: Any, step: int) -> None:
     batch = SimpleNamespace(ids_N=np.array(ids), offsets_BF=np.arange(len(ids) + 1), values_N=None)
-    slots = [SimpleNamespace(name="f", combiner="sum")]
+    slots = [SimpleNamespace(name="f", combiner="sum", wide_combiner=str)]
     groups = table.group(batch, slots)
     grad_BC = torch.tensor(grads, dtype=torch.float32)
     sums = table.sum_wide(batch, groups, slots, "sum", grad_BC)

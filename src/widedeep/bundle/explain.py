@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from widedeep.bundle.layout import BundleHead, BundleModel
+from widedeep.data.batch import Batch
+from widedeep.features import Bucketized, Categorical, Crossed, Numeric
+from widedeep.schema import Schema
 
-__all__ = ["Explanation", "WideTerm"]
+__all__ = ["Explanation", "WideTerm", "name_ids"]
 
 _SHOWN = 20
+_MOST_COMBINATIONS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,13 +26,21 @@ class WideTerm:
 
     Args:
         feature: The feature's name.
-        value: What the id stands for: a value, a bucket, the parts of a cross.
+        value: What the id stands for: a value, a bucket, the parts of a cross; of a number, the
+            number itself.
         weights: What it adds to each logit column.
+        given: The row's own value where ``value`` does not say it: of a bucket, a hash, a value
+            that training did not see.
     """
 
     feature: str
     value: str
     weights: tuple[float, ...]
+    given: str = ""
+
+    def __str__(self) -> str:
+        own = f" ({self.given})" if self.given else ""
+        return f"{self.feature} = {self.value}{own}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +73,7 @@ class Explanation:
     def _column_text(self, head: BundleHead, column: int) -> str:
         terms = sorted(self.wide, key=lambda term: -abs(term.weights[column]))
         terms = [term for term in terms if term.weights[column]]
-        rows = [(f"{term.feature} = {term.value}", term.weights[column]) for term in terms]
+        rows = [(str(term), term.weights[column]) for term in terms]
         rest = len(rows) - _SHOWN
         rows, hidden = rows[:_SHOWN], rows[_SHOWN:]
         if rest > 0:
@@ -79,3 +96,95 @@ def _title(model: BundleModel, head: BundleHead, column: int) -> str:
         position = column - head.start
         parts.append(f"class {head.classes[position] if head.classes else position}")
     return ", ".join(parts)
+
+
+def name_ids(
+    schema: Schema,
+    encode: Callable[[Sequence[Mapping[str, Any]]], Batch],
+    feature: str,
+    row: Mapping[str, Any],
+    ids: Sequence[int],
+) -> list[tuple[str, str]]:
+    """Return what each of a feature's ids stands for, and the value of the row that it came from.
+
+    Each value of a list, and each combination of a cross, is encoded alone: the id that comes says
+    whose it is.
+
+    Args:
+        schema: Of the feature.
+        encode: Turns rows into ids.
+        feature: Its name.
+        row: Raw values by column.
+        ids: The feature's ids in this row.
+    """
+    kind = schema.spec.by_name[feature]
+    if isinstance(kind, Numeric):
+        return [_name_number(schema, kind, row, id_) for id_ in ids]
+    alone = list(itertools.islice(_single_values(schema, feature, row), _MOST_COMBINATIONS))
+    texts: dict[int, list[str]] = {}
+    if alone:
+        batch = encode([part for part, _ in alone])
+        index = next(i for i, slot in enumerate(schema.slots) if slot.name == feature)
+        starts = batch.offsets_BF[index :: len(schema.slots)]
+        stops = batch.offsets_BF[index + 1 :: len(schema.slots)]
+        for (_, text), start, stop in zip(alone, starts[: len(alone)], stops, strict=True):
+            for id_ in batch.ids_N[start:stop].tolist():
+                texts.setdefault(id_, []).append(text)
+    names = []
+    for id_ in ids:
+        value, own = schema.describe_id(feature, id_), texts.get(id_) or [""]
+        given = own.pop(0) if len(own) > 1 else own[0]
+        names.append((value, "" if given in (value, _NULL) else given))
+    return names
+
+
+_NULL = "null"
+
+
+def _name_number(
+    schema: Schema, feature: Numeric, row: Mapping[str, Any], id_: int
+) -> tuple[str, str]:
+    raw: Any = schema.spec.training_only.get(feature.name, row.get(feature.source))
+    component = id_ - 2
+    lead = f"component {component % feature.size}: " if feature.size > 1 else ""
+    values: Sequence[Any] = [raw] if feature.size == 1 else [] if raw is None else list(raw)
+    value = values[component % feature.size] if len(values) == feature.size else None
+    missing = value is None or value != value
+    if component >= feature.size:  # an indicator feature's flags follow its values
+        return f"{lead}<missing>", ""
+    return f"{lead}{'<missing>' if missing else _plain_text(value)}", ""
+
+
+def _single_values(
+    schema: Schema, feature: str, row: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield rows that hold one of the feature's values or combinations each, and its text."""
+    kind = schema.spec.by_name.get(feature)
+    if isinstance(kind, Crossed):
+        for parts in itertools.product(*(_single_values(schema, p, row) for p in kind.parts)):
+            columns: dict[str, Any] = {}
+            for single, _ in parts:
+                columns = single | columns
+            # Two values of one column, which two parts read, cannot be encoded alone.
+            if all(columns[name] is single[name] for single, _ in parts for name in single):
+                named = zip(kind.parts, parts, strict=True)
+                yield columns, " & ".join(f"{part}={text}" for part, (_, text) in named)
+        return
+    source = kind.source if isinstance(kind, (Categorical, Bucketized)) else feature
+    raw: Any = schema.spec.training_only.get(feature, row.get(source))
+    nested = schema.columns[source].nested
+    several = isinstance(raw, (list, tuple, np.ndarray))
+    values = [v for v in raw if v is not None] if several and raw is not None else [raw]
+    weights = kind.weights if isinstance(kind, Categorical) else None
+    for value in values:
+        columns = {source: [value] if nested and value is not None else value}
+        if weights is not None:
+            columns[weights] = [1.0] if schema.columns[weights].nested else 1.0
+        yield columns, _NULL if value is None else _plain_text(value)
+
+
+def _plain_text(value: object) -> str:
+    """Return a value as a person writes it: 17, not 17.0."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class Forward:
         model: The model's shape.
         weights: By name, as :func:`widedeep.bundle.check_weights` wants them.
         graph: Computes the deep part in place of the standard tower.
+        new_scorer: Makes the scorer of F slots, K dense columns and C logits; another than the
+            kernels' says what their rounding is.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Forward:
         model: BundleModel,
         weights: Mapping[str, NDArray[np.float32]],
         graph: TowerGraph | None = None,
+        new_scorer: Callable[[int, int, int], Scorer] = new_scorer,
     ) -> None:
         self._graph = graph
         self._bias_C = weights["bias"]
@@ -57,9 +60,9 @@ class Forward:
     ) -> None:
         for name in _query_first(schema, sorted(model.wide, key=self._slots.__getitem__)):
             item = feature_side(schema.spec, name) != "query"
-            self._scorer.add_wide(
-                self._slots[name], weights[f"wide/{name}"], model.wide_combiner, item=item
-            )
+            slot = self._slots[name]
+            combiner = schema.slots[slot].wide_combiner(model.wide_combiner)
+            self._scorer.add_wide(slot, weights[f"wide/{name}"], combiner, item=item)
 
     def _add_tower(
         self, schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[np.float32]]

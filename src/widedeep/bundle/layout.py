@@ -18,6 +18,13 @@ __all__ = ["BundleHead", "BundleModel", "DeepColumn", "Engine", "check_weights"]
 
 Engine = Literal["native", "onnx"]
 HeadKind = Literal["binary", "multiclass", "regression"]
+Link = Literal["identity", "sigmoid", "softmax", "exp"]
+# The first is that of a head that names none.
+LINKS: Mapping[str, tuple[Link, ...]] = {
+    "binary": ("sigmoid",),
+    "multiclass": ("softmax",),
+    "regression": ("identity", "exp", "sigmoid"),
+}
 WideCombiner = Literal["sum", "mean", "sqrtn"]
 _ROWS_AT_ONCE = 1 << 16
 
@@ -32,6 +39,8 @@ class BundleHead:
         start: First column.
         stop: One past the last column.
         classes: Names of the classes in order, if they have names.
+        own_link: From logits to scores, where it is not the kind's: ``"exp"`` or ``"sigmoid"`` for
+            a regression.
     """
 
     name: str
@@ -39,15 +48,26 @@ class BundleHead:
     start: int
     stop: int
     classes: tuple[str, ...] = ()
+    own_link: Link | None = None
 
     def __post_init__(self) -> None:
         check_types(self, f"head {self.name!r}", BundleError)
+        if self.link not in LINKS[self.kind]:
+            raise BundleError(
+                f"head {self.name!r}: got link={self.link!r} for a {self.kind} head, expected one "
+                f"of {LINKS[self.kind]}"
+            )
         least, most = (2, self.stop) if self.kind == "multiclass" else (1, 1)
         if not least <= self.stop - self.start <= most:
             raise BundleError(
                 f"head {self.name!r}: got columns {self.start} to {self.stop} for a "
                 f"{self.kind} head, expected {'two or more' if least == 2 else 'one'}"
             )
+
+    @property
+    def link(self) -> Link:
+        """From logits to scores: the kind's first of :data:`LINKS`, or another of them."""
+        return self.own_link or LINKS[self.kind][0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +102,7 @@ class BundleModel:
             ``"leaky_relu"``, ``"silu"`` or ``"none"``.
         hidden_units: Width of each hidden layer of the standard tower; empty without one.
         wide: Features of the wide part.
-        wide_combiner: How a feature's several weights are combined.
+        wide_combiner: How a feature's several weights are combined; numbers are summed.
         deep: Features of the concatenated deep input, in column order, without gaps.
 
     Example:
@@ -120,7 +140,11 @@ class BundleModel:
 
     def to_json(self) -> dict[str, Any]:
         """Return the model as plain lists and dicts."""
-        return asdict(self)
+        value = asdict(self)
+        for head in value["heads"]:
+            if head["own_link"] is None:  # as earlier versions wrote it
+                del head["own_link"]
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> BundleModel:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import files
 from widedeep.bundle.calibration import Calibration
-from widedeep.bundle.explain import Explanation, WideTerm
+from widedeep.bundle.explain import Explanation, WideTerm, name_ids
 from widedeep.bundle.files import Warmup
 from widedeep.bundle.forward import Forward
 from widedeep.bundle.graph import TowerGraph
@@ -218,7 +218,7 @@ class Bundle:
         """
         found = [
             self._by_head(self.scores_of(self.logits(batch, threads=threads)))
-            for batch in self._batches(rows, threads=threads, strict=strict)
+            for batch in self.batches(rows, threads=threads, strict=strict)
         ]
         heads = {head: np.concatenate([part[head] for part in found]) for head in found[0]}
         return next(iter(heads.values())) if len(heads) == 1 else heads
@@ -261,7 +261,7 @@ class Bundle:
             logits_BC: From :meth:`logits`.
         """
         scores = {
-            head.name: _head_scores(
+            head.name: head_scores(
                 head,
                 np.ascontiguousarray(logits_BC[:, head.start : head.stop], dtype=np.float64),
                 self.calibration.get(head.name),
@@ -285,30 +285,33 @@ class Bundle:
         scores = self._by_head(self.scores_of(logits_BC))
         return Explanation(
             model=self.model,
-            wide=tuple(self._wide_terms(batch)),
+            wide=tuple(self._wide_terms(row, batch)),
             deep=tuple(deep_BC[0].tolist()),
             bias=tuple(self.weights["bias"].tolist()),
             logits=tuple(logits_BC[0].tolist()),
             score={head: _plain_score(found[0]) for head, found in scores.items()},
         )
 
-    def _wide_terms(self, batch: Batch) -> Iterator[WideTerm]:
+    def _wide_terms(self, row: Mapping[str, Any], batch: Batch) -> Iterator[WideTerm]:
         for index, slot in enumerate(self.schema.slots):
             if slot.name not in self.model.wide:
                 continue
             cell = slice(*batch.offsets_BF[index : index + 2].tolist())
             ids = batch.ids_N[cell]
             values = np.ones(len(ids)) if batch.values_N is None else batch.values_N[cell]
-            scale = _combiner_scale(values, self.model.wide_combiner)
-            for id_, value in zip(ids.tolist(), values.tolist(), strict=True):
+            scale = _combiner_scale(values, slot.wide_combiner(self.model.wide_combiner))
+            names = name_ids(self.schema, self.encode, slot.name, row, ids.tolist())
+            for id_, value, (text, given) in zip(ids, values.tolist(), names, strict=True):
                 weights = self.weights[f"wide/{slot.name}"][id_].astype(np.float64) * value * scale
-                text = self.schema.describe_id(slot.name, id_)
-                yield WideTerm(feature=slot.name, value=text, weights=tuple(weights.tolist()))
+                yield WideTerm(
+                    feature=slot.name, value=text, given=given, weights=tuple(weights.tolist())
+                )
 
     def _by_head(self, scores: Scores) -> dict[str, NDArray[np.float64]]:
         return scores if isinstance(scores, dict) else {self.model.heads[0].name: scores}
 
-    def _batches(self, rows: object, *, threads: int, strict: bool) -> Iterator[Batch]:
+    def batches(self, rows: object, *, threads: int = 1, strict: bool = False) -> Iterator[Batch]:
+        """Encode what :meth:`score` takes, chunk by chunk."""
         if isinstance(rows, Mapping):
             rows = [rows]
         if isinstance(rows, Sequence) and rows and isinstance(rows[0], Mapping):
@@ -398,14 +401,18 @@ def _tower_graph(
     )
 
 
-def _head_scores(
+def head_scores(
     head: BundleHead, logits: NDArray[np.float64], calibration: Calibration | None
 ) -> NDArray[np.float64]:
-    if head.kind == "regression":
+    """Return a head's scores: its link of its logits (B, c), or its calibration of them."""
+    if calibration is not None:
+        return calibration.probabilities(logits[:, 0])
+    if head.link == "identity":
         return logits[:, 0]
-    if head.kind == "binary":
-        column = logits[:, 0]
-        return sigmoid(column) if calibration is None else calibration.probabilities(column)
+    if head.link == "exp":
+        return np.exp(logits[:, 0])
+    if head.link == "sigmoid":
+        return sigmoid(logits[:, 0])
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     # Class after class: an order that does not depend on the number of rows.
     total = np.zeros(len(powers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def write_bundle(
     engine: Engine = "native",
     onnx: bytes | None = None,
     overwrite: bool = False,
+    check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
     """Write a model as a bundle, beside its place first; it is renamed when all of it is on disk.
 
@@ -59,6 +60,8 @@ def write_bundle(
         engine: What computes the deep part.
         onnx: The towers as an ONNX graph, for ``engine="onnx"``.
         overwrite: Replace a bundle that is already there, in one step.
+        check: Called with the bundle as it reads from disk, before it takes its place; what it
+            raises leaves that as it was.
 
     Returns:
         The bundle, loaded from ``path``.
@@ -109,6 +112,7 @@ def write_bundle(
                 (made / files.GRAPH).write_bytes(onnx)
             _write_warmup(made, schema, engine, warmup_rows)
             _write_manifest(made, schema, engine)
+            check(Bundle.load(made, verify=False))
     except OSError as error:
         stays = "the bundle that was there is unchanged" if was_there else "nothing was left there"
         raise BundleError(

@@ -52,7 +52,8 @@ class Optimizer(ABC):
     """Hyper-parameters and equations of one optimizer.
 
     Subclasses are frozen keyword-only dataclasses with a field ``lr``. They name their state, fill
-    it, and update by a kernel (tensors on the CPU) or by torch operations (any device).
+    it, and update by torch operations (:meth:`update_tensors`, on any device). Ours have kernels
+    beside that; a subclass that updates otherwise is not updated by a kernel of its base.
     """
 
     lr: float
@@ -66,6 +67,21 @@ class Optimizer(ABC):
 
     weights_follow_rate: ClassVar[bool] = False
     """True if weights are made of the state and the present rate, as FTRL's are."""
+
+    by_kernels: ClassVar[bool] = False
+    """True if kernels compute what :meth:`update_tensors` does."""
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Let no kernel or count of a base class stand in for an update of one's own."""
+        super().__init_subclass__(**options)
+
+        def definer(name: str) -> int:
+            return next(i for i, base in enumerate(cls.__mro__) if name in base.__dict__)
+
+        updates = min(definer("update_tensors"), definer("update_rows"))
+        cls.by_kernels = definer("_update_arrays") <= updates
+        if updates < definer("counts_nonzero"):
+            cls.counts_nonzero = False
 
     def scheduled(self, factor: float) -> tuple[float, float]:
         """Return the learning rate and the factor of the gradients where a schedule has ``factor``.
@@ -139,8 +155,8 @@ class Optimizer(ABC):
             rates_U=rates_U,
             products_U=products_U,
         )
-        if weights.device.type != "cpu":
-            found = triton_kernels(weights.device)
+        if weights.device.type != "cpu" or not self.by_kernels:
+            found = triton_kernels(weights.device) if self.by_kernels else None
             if found is not None:
                 change = self._update_triton(found, weights, state, rows_U, grads_UD, told)
                 if change is not None:
@@ -211,7 +227,6 @@ class Optimizer(ABC):
         """Do it by :mod:`widedeep.kernels.torch_triton`, or return None where it cannot."""
         return None
 
-    @abstractmethod
     def _update_arrays(
         self,
         weights: NDArray[Any],
@@ -221,6 +236,7 @@ class Optimizer(ABC):
         step: Step,
     ) -> int:
         """Do it by a kernel."""
+        raise NotImplementedError
 
 
 def check_range(

@@ -137,10 +137,13 @@ class FactoredForward:
 
     def _add_wide(self) -> None:
         model, weights = self._bundle.model, self._bundle.weights
+        combiners = {
+            slot.name: slot.wide_combiner(model.wide_combiner) for slot in self._bundle.schema.slots
+        }
         for side in _SIDES:
             for slot, name in enumerate(self._slots[side]):
                 if name in model.wide:
-                    self._scorer.add_wide(side, slot, weights[f"wide/{name}"], model.wide_combiner)
+                    self._scorer.add_wide(side, slot, weights[f"wide/{name}"], combiners[name])
 
     def _add_inputs(self) -> None:
         schema, weights = self._bundle.schema, self._bundle.weights

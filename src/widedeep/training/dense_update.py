@@ -46,6 +46,13 @@ class DenseUpdate:
         self.state: dict[str, dict[str, Tensor]] = {}
         self._views: dict[str, tuple[nn.Parameter, int, Tensor]] = {}
         self._flat: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
+        # One of one's own may look at a parameter as a whole, at its norm for one.
+        self._at_once = (
+            clip_norm is None
+            and isinstance(optimizer, Optimizer)
+            and optimizer.by_kernels
+            and type(optimizer).update_dense is Optimizer.update_dense
+        )
         if isinstance(optimizer, Optimizer):
             self._ours = optimizer
             self._flatten(optimizer)
@@ -106,7 +113,7 @@ class DenseUpdate:
             step: Steps done including this one, from 1.
             threads: Threads of our own optimizers; the result does not depend on it.
         """
-        if self._flat is not None and self._ours is not None and self.clip_norm is None:
+        if self._flat is not None and self._ours is not None and self._at_once:
             flat, grads_of_all, state = self._flat
             if self._collect():
                 lr, share = self._ours.scheduled(rate)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
 from widedeep.errors import DataError
-from widedeep.heads import Head, Multiclass, Regression
+from widedeep.heads import Head
 from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 from widedeep.model import WideDeep
 
@@ -45,11 +47,12 @@ def evaluating(model: WideDeep) -> Iterator[None]:
 
 def make_metrics(head: Head, *, groups: bool) -> HeadMetrics:
     """Return the collection of metrics for a head."""
-    if isinstance(head, Multiclass):
-        return MulticlassMetrics(head.classes)
-    if isinstance(head, Regression):
+    score_kind: Literal["logit", "probability"] = "logit" if head.follows_link else "probability"
+    if head.kind == "multiclass":
+        return MulticlassMetrics(head.width, score_kind=score_kind)
+    if head.kind == "regression":
         return RegressionMetrics()
-    return BinaryMetrics(groups=groups)
+    return BinaryMetrics(groups=groups, score_kind=score_kind)
 
 
 def evaluate_batches(model: WideDeep, batches: Iterable[Batch], *, threads: int = 1) -> Metrics:
@@ -75,7 +78,8 @@ def evaluate_batches(model: WideDeep, batches: Iterable[Batch], *, threads: int 
         for index, (collection, columns) in enumerate(
             zip(collections, model.head_slices, strict=True)
         ):
-            _update(collection, logits_BC[:, columns], batch, index)
+            scores_BC = _scores(model.heads[index], logits_BC[:, columns])
+            _update(collection, scores_BC, batch, index)
     if not weighed:
         raise DataError(
             f"weight {model.schema.spec.weight!r}: got 0 in every row of the data to evaluate, so "
@@ -101,14 +105,20 @@ def metric_names(model: WideDeep) -> list[str]:
     return [*_named(model, [make_metrics(head, groups=groups) for head in model.heads])]
 
 
-def _update(
-    collection: HeadMetrics, logits_BC: NDArray[np.float32], batch: Batch, index: int
-) -> None:
+def _scores(head: Head, logits_BC: NDArray[np.float32]) -> NDArray[Any]:
+    """Return what the head's metrics read: logits, values, or predictions of its own making."""
+    if head.follows_link and (head.kind != "regression" or head.link_in_use == "identity"):
+        return logits_BC
+    found = head.predictions(torch.from_numpy(logits_BC).double()).numpy()
+    return found if found.ndim == 2 else found[:, None]
+
+
+def _update(collection: HeadMetrics, scores_BC: NDArray[Any], batch: Batch, index: int) -> None:
     assert batch.labels_BL is not None
     labels_B = batch.labels_BL[:, index]
     if isinstance(collection, MulticlassMetrics):
-        collection.update(logits_BC, labels_B.astype(np.int64), batch.weight_B)
+        collection.update(scores_BC, labels_B.astype(np.int64), batch.weight_B)
     elif isinstance(collection, RegressionMetrics):
-        collection.update(logits_BC[:, 0], labels_B, batch.weight_B)
+        collection.update(scores_BC[:, 0], labels_B, batch.weight_B)
     else:
-        collection.update(logits_BC[:, 0], labels_B, batch.weight_B, batch.group_B)
+        collection.update(scores_BC[:, 0], labels_B, batch.weight_B, batch.group_B)

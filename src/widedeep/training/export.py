@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch import nn
 
 from widedeep.bundle import Bundle, BundleHead, BundleModel, DeepColumn, write_bundle
 from widedeep.bundle.calibration import PriorCorrection, fit_isotonic, fit_platt
-from widedeep.deep import MLP
+from widedeep.deep import MLP, has_hooks
 from widedeep.errors import BundleError
-from widedeep.heads import Binary
 from widedeep.model import WideDeep
+from widedeep.training.agreement import check_agreement
 from widedeep.training.evaluation import evaluating
 from widedeep.training.state import run_tables
 
@@ -28,7 +29,7 @@ __all__ = ["bundle_model", "bundle_weights", "export_bundle"]
 
 def bundle_model(model: WideDeep) -> BundleModel:
     """Return the description of a model that scoring needs."""
-    layout, slots = model.layout, {slot.name: slot for slot in model.schema.slots}
+    layout, slots = model.layout, {slot.name: slot for slot in model.schema.slots if slot.deep}
     columns = [
         DeepColumn(
             name=name,
@@ -46,6 +47,7 @@ def bundle_model(model: WideDeep) -> BundleModel:
             start=places.start,
             stop=places.stop,
             classes=tuple(model.schema.classes.get(head.name, ())),
+            own_link=head.link,
         )
         for head, places in zip(model.heads, model.head_slices, strict=True)
     ]
@@ -68,7 +70,9 @@ def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
             {f"wide/{name}": _array(w) for name, w in model.wide_table.named_weights().items()}
         )
     # Sequences are for towers of one's own; the standard tower does not read them.
-    used = {slot.table for slot in model.schema.slots if slot.name in model.layout.columns}
+    used = {
+        slot.table for slot in model.schema.slots if slot.deep and slot.name in model.layout.columns
+    }
     for table in model.deep_tables.values():
         named = table.named_weights().items()
         weights.update({f"table/{name}": _array(w) for name, w in named if name in used})
@@ -82,8 +86,10 @@ def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
 
 def _standard_tower(model: WideDeep) -> MLP | None:
     """Return the standard tower if it is the only one; other models keep theirs in a graph."""
-    towers = list(model.towers.values())
-    return towers[0] if len(towers) == 1 and type(towers[0]) is MLP else None
+    towers, outputs = list(model.towers.values()), list(model.outputs.values())
+    if len(towers) != 1 or not isinstance(towers[0], MLP) or not towers[0].is_standard:
+        return None
+    return towers[0] if type(outputs[0]) is nn.Linear and not has_hooks(outputs[0]) else None
 
 
 def _mlp_weights(
@@ -148,18 +154,22 @@ def export_bundle(
             onnx = tower_graph(model)
     if metrics is None:
         metrics = _last_metrics(trainer)
+    rows = _warmup_rows(trainer, warmup)
+    curve = _calibration(trainer, calibration, calibrate_on, negative_rate)
+    curves = {} if curve is None else {model.heads[0].name: curve}
     return write_bundle(
         path,
         schema=model.schema,
         weights=bundle_weights(model),
         model=bundle_model(model),
         metrics=dict(metrics),
-        warmup_rows=_warmup_rows(trainer, warmup),
+        warmup_rows=rows,
         config=run_tables(trainer),
-        calibration=_calibration(trainer, calibration, calibrate_on, negative_rate),
+        calibration=curves,
         engine="onnx" if custom else "native",
         onnx=onnx,
         overwrite=overwrite,
+        check=lambda bundle: check_agreement(trainer, bundle, curves, rows, Path(path)),
     )
 
 
@@ -191,7 +201,7 @@ def _calibration(
 ) -> Any:
     if kind is None and negative_rate is None:
         return None
-    if len(trainer.model.heads) != 1 or not isinstance(trainer.model.heads[0], Binary):
+    if len(trainer.model.heads) != 1 or trainer.model.heads[0].kind != "binary":
         raise BundleError(
             "calibration and negative_rate are for a model with one binary head; leave them out"
         )

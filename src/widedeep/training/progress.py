@@ -6,16 +6,18 @@ import shutil
 import sys
 import time
 from collections import deque
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from widedeep.errors import ConfigError, nearest
 from widedeep.metrics import auc
 
-__all__ = ["Callback", "Progress", "RecentScores"]
+__all__ = ["Callback", "Callbacks", "Progress", "RecentScores"]
 
 _REFRESH_S = 0.5
 _PLAIN_EVERY_S = 10.0
@@ -23,7 +25,11 @@ _WINDOW = 65_536
 
 
 class Callback(Protocol):
-    """Called by :class:`widedeep.Trainer` while it trains. Every method may do nothing."""
+    """Called by :class:`widedeep.Trainer` while it trains.
+
+    An object with some of the methods will do; one with none of them, or with a method ``on_...``
+    of another name, is refused.
+    """
 
     def on_step(self, figures: dict[str, Any]) -> None:
         """After a step: ``step``, ``epoch``, ``rows``, ``loss`` (mean of the step)."""
@@ -33,6 +39,61 @@ class Callback(Protocol):
 
     def on_end(self, figures: dict[str, Any]) -> None:
         """After training, with the last row of the history."""
+
+
+_MOMENTS = ("on_step", "on_evaluate", "on_end")
+
+
+class Callbacks:
+    """Tells objects what happens while a model is trained, each what it has a method for.
+
+    Args:
+        callbacks: Objects with some of the methods of :class:`Callback`.
+
+    Raises:
+        ConfigError: If one has none of them, or a method of another name beside them.
+    """
+
+    def __init__(self, callbacks: object) -> None:
+        if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
+            raise ConfigError(
+                f"got callbacks={callbacks!r}, expected a list of objects: callbacks=[...]"
+            )
+        self.objects = list(callbacks)
+        for callback in self.objects:
+            _check_callback(callback)
+        self._calls: dict[str, list[Callable[[dict[str, Any]], object]]] = {
+            moment: [getattr(c, moment) for c in self.objects if hasattr(c, moment)]
+            for moment in _MOMENTS
+        }
+
+    @property
+    def see_steps(self) -> bool:
+        """True if one is told of every step, whose loss is then waited for."""
+        return bool(self._calls["on_step"])
+
+    def tell(
+        self, moment: Literal["on_step", "on_evaluate", "on_end"], figures: dict[str, Any]
+    ) -> None:
+        """Call the method of each that has it."""
+        for call in self._calls[moment]:
+            call(figures)
+
+
+def _check_callback(callback: object) -> None:
+    what = f"callback {type(callback).__name__}"
+    if isinstance(callback, type):
+        raise ConfigError(f"got the class {callback.__name__} as a callback; give an object of it")
+    methods = [name for name in dir(callback) if name.startswith("on_")]
+    for name in methods:
+        if name not in _MOMENTS:
+            raise ConfigError(
+                f"{what}: got the method {name!r}, which nothing calls; {nearest(name, _MOMENTS)}"
+            )
+        if not callable(getattr(callback, name)):
+            raise ConfigError(f"{what}: got {name}={getattr(callback, name)!r}, expected a method")
+    if not methods:
+        raise ConfigError(f"{what}: got none of the methods {', '.join(_MOMENTS)}; define one")
 
 
 class RecentScores:

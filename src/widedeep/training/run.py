@@ -15,11 +15,10 @@ from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.errors import DataError
-from widedeep.heads import Binary
 from widedeep.kernels.torch_twins import to_device
 from widedeep.training.early_stopping import EarlyStopping
 from widedeep.training.held_interrupt import HeldInterrupt
-from widedeep.training.progress import Progress, RecentScores
+from widedeep.training.progress import Callbacks, Progress, RecentScores
 from widedeep.training.schedule import rate_factor
 from widedeep.training.step import StepResult
 
@@ -73,6 +72,7 @@ class TrainingRun:
         )
         self.interrupt = HeldInterrupt(announce=trainer.show_progress)
         self.recent = RecentScores()
+        self.callbacks = Callbacks(trainer.callbacks)
         self.encoded = None if cache is None else self._encoded_rows(cache)
         # A tensor, read when a figure is asked for: a device is not waited for in every step.
         self._losses = torch.zeros((), dtype=torch.float64, device=trainer.model.device)
@@ -89,8 +89,6 @@ class TrainingRun:
     def train(self) -> None:
         """Train to the end, to an early stop, or to Ctrl-C (which saves a checkpoint first)."""
         trainer = self.trainer
-        if trainer.position.updates == 0:
-            torch.manual_seed(trainer.config.seed)
         if self.stopping is not None:
             trainer.step.keep_best()
         trainer.model.train()
@@ -167,18 +165,18 @@ class TrainingRun:
         self._losses += total
         self._rows += weight
         self._weight += weight
-        if len(self.trainer.model.heads) == 1 and isinstance(self.trainer.model.heads[0], Binary):
+        (head, *others) = self.trainer.model.heads
+        if not others and head.kind == "binary" and head.follows_link:
             assert batch.labels_BL is not None
             self.recent.add(result.logits_BC[:, 0].clone(), batch.labels_BL[:, 0].copy())
-        if self.trainer.callbacks:
+        if self.callbacks.see_steps:
             figures = {
                 "step": self.trainer.position.step,
                 "epoch": self.trainer.position.epoch + 1,
                 "rows": self.trainer.position.rows,
                 "loss": float(total) / weight if weight else 0.0,
             }
-            for callback in self.trainer.callbacks:
-                callback.on_step(figures)
+            self.callbacks.tell("on_step", figures)
         if self.progress.due():
             self.progress.show(self._figures())
 
@@ -238,8 +236,7 @@ class TrainingRun:
                     trainer.step.undo.mark()
         trainer.history.add(row)
         self.progress.message(_summary(row))
-        for callback in trainer.callbacks:
-            callback.on_evaluate(row)
+        self.callbacks.tell("on_evaluate", row)
         return improved
 
     def _interrupted(self) -> None:
@@ -265,8 +262,7 @@ class TrainingRun:
                 f"{self.stopping.best_step:,}"
             )
         row = trainer.history[-1] if len(trainer.history) else {}
-        for callback in trainer.callbacks:
-            callback.on_end(row)
+        self.callbacks.tell("on_end", row)
 
     def _restore_best(self) -> None:
         trainer = self.trainer

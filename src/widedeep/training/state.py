@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from widedeep.checkpoint import Checkpoint, as_tensors
 from widedeep.config import RunConfig
 from widedeep.errors import CheckpointError
+from widedeep.heads import describe_head
 from widedeep.model import WideDeep
 from widedeep.tables import EmbeddingTable
 from widedeep.training.history import History
@@ -71,9 +72,6 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
     if trainer.step.feature_rates is not None:
         rates = as_tensors(trainer.step.feature_rates.tensors())
         tensors.update({f"rates/{k}": v for k, v in rates.items()})
-    tensors["random/torch"] = torch.random.get_rng_state().numpy()
-    if model.device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(model.device).numpy()
     state = {
         "position": dataclasses.asdict(trainer.position),
         "inputs": trainer.inputs,
@@ -82,6 +80,7 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
         "config": run_tables(trainer),
         "warmup": trainer.warmup.rows,
         "stopping": None if stopping is None else stopping.dump(),
+        "heads": [describe_head(head) for head in model.heads],
     }
     return Checkpoint(
         step=trainer.position.updates, state=state, tensors=tensors, schema=model.schema
@@ -94,16 +93,23 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
     Args:
         trainer: Its model must have the checkpoint's shape.
         checkpoint: As read from disk.
-        position: Take position, history and random state too; False for parameters alone.
+        position: Take position and history too; False for parameters alone.
 
     Raises:
         CheckpointError: If a tensor is missing or has another shape.
     """
     model, tensors = trainer.model, checkpoint.tensors
+    _check_heads(model, checkpoint)
     for name, table in _tables(model).items():
         table.load_named_state(_part(tensors, name))
     held = model.state_dict()
     stored = _part(tensors, "module")
+    unknown = stored.keys() - held.keys()
+    if unknown:
+        raise CheckpointError(
+            f"got a checkpoint with {min(unknown)!r}, which the model does not have; make the "
+            "model with the checkpoint's towers"
+        )
     for key, value in held.items():
         if key not in stored or tuple(stored[key].shape) != tuple(value.shape):
             raise CheckpointError(
@@ -120,10 +126,17 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
         trainer.position = Position(**checkpoint.state["position"])
         trainer.history = History(list(checkpoint.state["history"]))
         trainer.shards = list(checkpoint.state.get("shards", []))
-        torch.random.set_rng_state(torch.from_numpy(np.array(tensors["random/torch"])))
-        if model.device.type == "cuda" and "random/cuda" in tensors:
-            held_state = torch.from_numpy(np.array(tensors["random/cuda"]))
-            torch.cuda.set_rng_state(held_state, model.device)
+
+
+def _check_heads(model: WideDeep, checkpoint: Checkpoint) -> None:
+    """Raise a CheckpointError unless the model's heads are those that made the checkpoint."""
+    held = [describe_head(head) for head in model.heads]
+    stored = checkpoint.state.get("heads", held)  # earlier checkpoints do not say
+    if stored != held:
+        raise CheckpointError(
+            f"got a checkpoint of the heads {', '.join(stored)}, the model's are "
+            f"{', '.join(held)}; make the model with the heads of its run"
+        )
 
 
 def _part(tensors: Any, name: str) -> dict[str, NDArray[Any]]:

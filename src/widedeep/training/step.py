@@ -12,8 +12,9 @@ from torch import Tensor
 
 from widedeep import kernels
 from widedeep.data.batch import Batch
-from widedeep.deep import MLP, DeepInput, SequenceInput
+from widedeep.deep import MLP, DeepInput, SequenceInput, has_hooks
 from widedeep.errors import DataError
+from widedeep.kernels.torch_random import seeded
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, Optimizer
 from widedeep.tables import EmbeddingTable, Groups
@@ -84,6 +85,8 @@ class TrainStep:
         loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch.
         threads: Threads of the kernels.
         precision: Of the towers' matrix products.
+        seed: Of what towers draw while they are trained, such as dropout: a function of the seed
+            and the number of the step, whoever draws from the global generators.
     """
 
     def __init__(
@@ -97,8 +100,10 @@ class TrainStep:
         loss_reduction: str = "mean",
         threads: int = 1,
         precision: Literal["fp32", "bf16"] = "fp32",
+        seed: int = 0,
     ) -> None:
         self.model = model
+        self.seed = seed
         self.precision = precision
         self.dense = dense
         self.grad_scale = grad_scale
@@ -134,7 +139,7 @@ class TrainStep:
         """
         with kernels.awake() if self.model.device.type == "cpu" else nullcontext():
             gathered = self.group_and_gather(batch)
-            result = self.dense_pass(batch, gathered)
+            result = self.dense_pass(batch, gathered, step=step)
             gradients = self.reduce(batch, gathered, result)
             self.apply(gradients, len(batch), rate=rate, step=step)
         return StepResult(result.logits_BC, result.losses_B)
@@ -170,7 +175,7 @@ class TrainStep:
             found = table.group(batch, self.model.schema.slots, threads=self.threads)
         return found
 
-    def dense_pass(self, batch: Batch, gathered: Gathered) -> DenseResult:
+    def dense_pass(self, batch: Batch, gathered: Gathered, *, step: int = 1) -> DenseResult:
         """Compute the logits, the losses and every dense gradient (sums over examples)."""
         logits_BC = self.model.wide_logits(batch, threads=self.threads)
         inputs = gathered.inputs
@@ -185,7 +190,9 @@ class TrainStep:
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
             grad_BX = self.fused.backward(grad_BC)
             return DenseResult(logits_BC, losses_B, grad_BC, grad_BX, unread)
-        return self._autograd_pass(batch, logits_BC, inputs)
+        standard = all(type(tower) is MLP for tower in self.model.towers.values())
+        with seeded(self.model.device, "step", self.seed, step, torch_alone=standard):
+            return self._autograd_pass(batch, logits_BC, inputs)
 
     def _autograd_pass(self, batch: Batch, logits_BC: Tensor, inputs: DeepInput) -> DenseResult:
         concat = inputs.concat_BX.detach().requires_grad_()
@@ -341,7 +348,9 @@ def fast_mlp(
     if not isinstance(tower, MLP) or not tower.is_plain:
         return None
     output = model.outputs["mlp"]
-    assert isinstance(output, torch.nn.Linear)
+    learned = [name for name, p in output.named_parameters() if p.requires_grad]
+    if type(output) is not torch.nn.Linear or has_hooks(output) or learned != ["weight"]:
+        return None
     bf16 = precision == "bf16"
     on_cpu = output.weight.device.type == "cpu"
     if on_cpu and (not bf16 or (kernels.has_bf16_products() and not has_bf16_tiles())):

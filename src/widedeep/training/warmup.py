@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,16 @@ import pyarrow as pa
 from widedeep.bundle.plain_json import plain
 from widedeep.data.fragments import Source, origin_of
 from widedeep.data.reader import EpochPlan
-from widedeep.errors import BundleError
-from widedeep.schema import ColumnType
+from widedeep.data.transform import Transform
+from widedeep.errors import BundleError, WideDeepError
+from widedeep.features import Bucketized, Categorical, Numeric
+from widedeep.schema import ColumnType, Schema
 
-__all__ = ["WARMUP_ROWS", "WarmupRows"]
+__all__ = ["WARMUP_ROWS", "WarmupRows", "made_up_rows"]
 
 WARMUP_ROWS = 8
+_SAMPLE_ROWS = 256  # on which an export compares the bundle with the trainer
+_MADE_UP_ROWS = 32
 
 
 class WarmupRows:
@@ -29,6 +34,8 @@ class WarmupRows:
 
     def __init__(self, columns: Mapping[str, ColumnType], seed: int) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.sample: pa.Table | None = None
+        """More of them, as they were read; never written anywhere."""
         self._types = columns
         self._columns = list(columns)
         self._seed = seed
@@ -53,10 +60,13 @@ class WarmupRows:
         if self._wanted is None or origin_of(table) != self._wanted:
             return
         self._wanted = None
-        picked = np.random.default_rng(self._seed).permutation(table.num_rows)[:WARMUP_ROWS]
-        columns = pa.table({name: self._column(table, name) for name in self._columns})
+        picked = np.random.default_rng(self._seed).permutation(table.num_rows)[:_SAMPLE_ROWS]
         # Slices, for Arrow cannot take rows of every type (of string views, for one).
-        rows = [columns.slice(row, 1).to_pylist()[0] for row in np.sort(picked).tolist()]
+        columns = table.select(self._columns)
+        self.sample = pa.concat_tables([columns.slice(row, 1) for row in picked.tolist()])
+        columns = pa.table({name: self._column(table, name) for name in self._columns})
+        first = np.sort(picked[:WARMUP_ROWS]).tolist()
+        rows = [columns.slice(row, 1).to_pylist()[0] for row in first]
         self.rows = [kept for kept in map(_storable, rows) if kept is not None]
 
     def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -75,3 +85,78 @@ def _storable(row: dict[str, Any]) -> dict[str, Any] | None:
     except BundleError:
         return None
     return kept
+
+
+def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
+    """Return rows of known, unseen and missing values, lists and the ends of numbers.
+
+    They exercise a model whose data is not at hand, and what a sample of the data may lack.
+
+    Args:
+        transform: Of the schema; rows that it refuses are left out.
+
+    Example:
+        >>> import widedeep as wd
+        >>> spec = wd.FeatureSpec(features=wd.categorical("job", vocabulary=["cook", "nurse"]))
+        >>> rows = made_up_rows(Transform(wd.fit_schema(spec, [{"job": "cook"}])))
+        >>> sorted({str(row["job"]) for row in rows})
+        ['None', 'an unseen value', 'cook', 'nurse']
+    """
+    schema = transform.schema
+    columns = transform.columns(targets=False)
+    values = {name: list(_column_values(schema, name)) for name in columns}
+    weighed: dict[str, str] = {}
+    for feature in schema.spec.all_features:
+        if isinstance(feature, Categorical) and feature.weights is not None:
+            weighed[feature.weights] = feature.source
+    rows = []
+    for number in range(_MADE_UP_ROWS):
+        row: dict[str, Any] = {}
+        for at, name in enumerate(columns):
+            if name in weighed:
+                continue
+            step = number * (2 * at + 1) + at
+            row[name] = _pick(schema, name, values[name], step)
+        for name, source in weighed.items():
+            if name in columns and source in row:
+                held, nested = row[source], schema.columns[name].nested
+                weights = [1.0 + 0.5 * i for i in range(len(held))] if nested and held else held
+                row[name] = weights if nested else None if held is None else 0.5
+        with contextlib.suppress(WideDeepError):
+            transform.rows([row])
+            rows.append(row)
+    return rows
+
+
+def _pick(schema: Schema, name: str, values: list[Any], step: int) -> Any:
+    """Return one of a column's values, or a list of some, or a null now and then."""
+    if step % (len(values) + 1) == len(values):
+        return None
+    if schema.columns[name].nested and not isinstance(values[0], list):
+        return [values[(step + i) % len(values)] for i in range(step % 4)]
+    return values[step % (len(values) + 1)]
+
+
+def _column_values(schema: Schema, name: str) -> Iterator[Any]:
+    """Yield values of one column for each feature that reads it; at least one."""
+    plain: dict[str, type] = {"string": str, "int": int, "float": float, "bool": bool}
+    kind = plain[schema.columns[name].kind]
+    for feature in schema.spec.all_features:
+        if getattr(feature, "source", None) != name:
+            continue
+        if isinstance(feature, Numeric):
+            fit = schema.numerics[feature.name]
+            for ends in (fit.minimum, fit.mean, fit.maximum):
+                numbers = [kind(value) if np.isfinite(value) else kind(0) for value in ends]
+                yield numbers if feature.size > 1 else numbers[0]
+            if feature.size > 1:
+                return
+        elif isinstance(feature, Bucketized):
+            cuts = schema.boundaries[feature.name]
+            yield from (kind(cut) for cut in (*cuts[:1], *(cuts[-1:] + 1)))
+        elif isinstance(feature, Categorical) and feature.num_buckets:
+            yield from (kind(0), kind(feature.num_buckets - 1))
+    vocabulary = schema.vocabularies.get(schema.vocabulary_key(name))
+    if vocabulary is not None and len(vocabulary):
+        yield from (kind(vocabulary.value(i)) for i in sorted({0, len(vocabulary) - 1}))
+    yield "an unseen value" if kind is str else kind(1)

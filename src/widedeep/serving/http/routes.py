@@ -57,6 +57,8 @@ def _curve(bundle: Bundle) -> dict[str, object] | None:
     if all(kind == "multiclass" for kind in kinds.values()):
         return None
     head = heads[chosen_head(kinds, None)]
+    if head.link not in ("identity", "sigmoid"):
+        return None
     slope, intercept = 1.0, 0.0
     calibration = bundle.calibration.get(head.name)
     if isinstance(calibration, Platt):
@@ -67,7 +69,7 @@ def _curve(bundle: Bundle) -> dict[str, object] | None:
         return None
     return {
         "column": head.start,
-        "is_probability": head.kind == "binary",
+        "is_probability": head.link == "sigmoid",
         "slope": slope,
         "intercept": intercept,
     }

@@ -1,0 +1,270 @@
+"""An export compares the bundle with the trainer, and writes nothing where they differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import widedeep as wd
+from widedeep.bundle import Bundle
+from widedeep.bundle.forward import Forward
+from widedeep.data.transform import Transform
+from widedeep.deep import DeepInput
+from widedeep.deep_layout import DeepLayout
+from widedeep.errors import BundleError
+from widedeep.training import agreement, export
+from widedeep.training.warmup import made_up_rows
+
+RNG = np.random.default_rng(3)
+ROWS: list[dict[str, Any]] = [
+    {
+        "age": float(RNG.normal(40, 10)) if i % 11 else None,
+        "pair": [float(RNG.normal()), float(i % 5)],
+        "hour": i % 24,
+        "job": "abcdef"[i % 6] if i % 7 else None,
+        "tags": [f"t{j}" for j in range(i % 4)],
+        "strength": [1.0 + j for j in range(i % 4)],
+        "code": i % 50,
+        "y": i % 2,
+        "kind": "pqr"[i % 3],
+        "price": float(i % 17),
+    }
+    for i in range(300)
+]
+KINDS: dict[str, list[Any]] = {
+    "age": wd.numeric("age"),
+    "plain": wd.numeric("plain", source="age", transform="none"),
+    "flagged": wd.numeric("flagged", source="age", missing="indicator"),
+    "pair": wd.numeric("pair", size=2, transform="standard"),
+    "hours": [wd.bucketized("hours", source="hour", boundaries=[6, 12, 18])],
+    "job": wd.categorical("job"),
+    "hashed": wd.categorical("hashed", source="job", hash_buckets=7),
+    "oov": wd.categorical("oov", source="job", max_size=3, oov_buckets=2),
+    "code": wd.categorical("code", num_buckets=60),
+    "tags": wd.categorical("tags", weights="strength"),
+    "cross": [wd.crossed("job", "hours", name="cross")],
+    "hashed_cross": [wd.crossed("job", "code", name="hashed_cross", hash_buckets=11)],
+}
+
+
+def fitted(
+    features: list[Any], label: str = "y", *, spec: Any = None, fit: bool = True, **options: Any
+) -> wd.Trainer:
+    made = wd.FeatureSpec(label=label, features=features, **(spec or {}))
+    model = wd.WideDeep(
+        wd.fit_schema(made, ROWS), embedding_dim=3, **{"hidden_units": [6], **options}
+    )
+    trainer = wd.Trainer(model, batch_size=64, threads=1, progress=False)
+    if fit:
+        trainer.fit(ROWS, epochs=2)
+    return trainer
+
+
+def agrees(trainer: wd.Trainer, path: Path, **options: Any) -> Bundle:
+    bundle = trainer.export(path, **options)
+    np.testing.assert_allclose(bundle.score(ROWS), trainer.predict(ROWS), rtol=1e-6, atol=1e-6)
+    return bundle
+
+
+@pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
+@pytest.mark.parametrize("parts", ["wide", "deep", "both"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_feature_in_every_part(
+    kind: str, parts: str, combiner: Any, tmp_path: Path
+) -> None:
+    features = [
+        *KINDS["job"],
+        *KINDS["hours"],
+        *(KINDS[kind] if kind not in ("job", "hours") else []),
+    ]
+    spec = {
+        "wide": [kind] if parts != "deep" else ["job"],
+        "deep": [kind] if parts != "wide" else ["job"],
+    }
+    trainer = fitted(features, spec=spec, wide_combiner=combiner)
+    bundle = agrees(trainer, tmp_path / "b")
+    terms = bundle.explain(ROWS[1])
+    logit = np.sum([term.weights for term in terms.wide], axis=0) + terms.deep + terms.bias
+    np.testing.assert_allclose(logit, terms.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
+def test_a_wide_combiner_leaves_numbers_as_they_are(combiner: Any, tmp_path: Path) -> None:
+    spec = {"wide": ["plain", "pair", "flagged", "tags"], "deep": []}
+    names = ("plain", "pair", "flagged", "tags")
+    trainer = fitted([*(f for n in names for f in KINDS[n])], spec=spec, wide_combiner=combiner)
+    model = trainer.model
+    assert model.wide_table is not None
+    weights = model.wide_table.named_weights()
+    with torch.no_grad():
+        for name, value in zip(names, (2.0, 3.0, 5.0, 0.0), strict=True):
+            weights[name][:] = value
+        model.bias.zero_()
+    row = {**ROWS[9], "age": -4.0, "pair": [1.0, 2.0]}
+    batch = trainer.transform.rows([row])
+    dense = {name: batch.dense_BK[0, s] for name, s in model.schema.dense_layout.items()}
+    expected = 2 * -4.0 + 3 * dense["pair"].sum() + 5 * dense["flagged"].sum()
+    bundle = trainer.export(tmp_path / "b")
+    assert trainer.logits([row])[0, 0] == pytest.approx(expected, rel=1e-5)
+    assert bundle.explain(row).logits[0] == pytest.approx(expected, rel=1e-5)
+    # One step moves a number's weight by the number itself, whatever the combiner.
+    gradients = {}
+    for name in ("sum", combiner):
+        other = fitted(
+            list(KINDS["plain"]), spec={"wide": ["plain"], "deep": []}, wide_combiner=name
+        )
+        assert other.model.wide_table is not None
+        gradients[name] = other.model.wide_table.weight.numpy().copy()
+    np.testing.assert_array_equal(gradients[combiner], gradients["sum"])
+
+
+@pytest.mark.parametrize(
+    ("label", "options"),
+    [
+        ("y", {}),
+        ("kind", {}),
+        ("price", {"head": "regression"}),
+        ("y", {"hidden_units": []}),
+        ("y", {"activation": "gelu", "batch_norm": True, "dropout": 0.3}),
+    ],
+)
+def test_every_head_and_optimizer(label: str, options: Any, tmp_path: Path) -> None:
+    trainer = fitted([f for kind in KINDS.values() for f in kind], label, **options)
+    agrees(trainer, tmp_path / "b")
+    for number, deep in enumerate((wd.FTRL(), wd.SGD(), wd.Adam(), torch.optim.AdamW)):
+        own = isinstance(deep, type)
+        other = wd.Trainer(
+            trainer.model, progress=False, **({"dense": deep} if own else {"deep": deep})
+        )
+        other.fit(ROWS)
+        agrees(other, tmp_path / str(number))
+
+
+@pytest.mark.parametrize("calibration", ["platt", "isotonic", None])
+def test_a_calibrated_model_is_compared_too(calibration: Any, tmp_path: Path) -> None:
+    trainer = fitted(list(KINDS["job"]))
+    rate = (
+        {"negative_rate": 0.2}
+        if calibration is None
+        else {"calibration": calibration, "calibrate_on": ROWS}
+    )
+    bundle = trainer.export(tmp_path / "b", **rate)
+    curve = bundle.calibration[""]
+    expected = curve.probabilities(trainer.logits(ROWS)[:, 0])
+    np.testing.assert_allclose(bundle.score(ROWS), expected, atol=1e-6)
+
+
+class Noisy(nn.Module):
+    """Draws numbers although it is evaluated."""
+
+    def __init__(self, layout: DeepLayout) -> None:
+        super().__init__()
+        self.linear = nn.Linear(layout.width, 4)
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        out: Tensor = self.linear(inputs.concat_BX)
+        return out + torch.rand_like(out)
+
+
+class Branching(Noisy):
+    """Takes another way by what is in the batch, which a traced graph does not."""
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        out: Tensor = self.linear(inputs.concat_BX)
+        return out * 3 if bool((inputs.concat_BX != 0).any()) else out
+
+
+@pytest.mark.parametrize("tower", [Noisy, Branching])
+@pytest.mark.parametrize("fit", [True, False], ids=["trained", "never saw data"])
+def test_a_tower_that_a_graph_does_not_carry_is_refused(
+    tower: Any, fit: bool, tmp_path: Path
+) -> None:
+    trainer = fitted(list(KINDS["job"]), towers={"own": tower}, fit=fit)
+    with pytest.raises(BundleError, match=r"row \d+ and \d+ more of \d+ score otherwise"):
+        trainer.export(tmp_path / "b", warmup=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_standard_tower_changed_by_hand_is_refused_and_the_old_bundle_stays(
+    tmp_path: Path,
+) -> None:
+    trainer = fitted(list(KINDS["job"]))
+    before = trainer.export(tmp_path / "b").score(ROWS)
+    trainer.model.towers["mlp"].act = nn.Tanh()
+    with pytest.raises(BundleError, match=r"the trainer predicts .*, the bundle scores"):
+        trainer.export(tmp_path / "b", overwrite=True)
+    np.testing.assert_array_equal(Bundle.load(tmp_path / "b").score(ROWS), before)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("tensor", ["bias", "wide/job", "table/job", "mlp/0/weight", "head/weight"])
+def test_a_tensor_that_differs_is_seen(
+    tensor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = fitted(list(KINDS["job"]))
+    honest = export.bundle_weights
+
+    def moved(model: wd.WideDeep) -> dict[str, Any]:
+        weights = honest(model)
+        return {**weights, tensor: weights[tensor] * np.float32(1.01) + np.float32(1e-3)}
+
+    monkeypatch.setattr(export, "bundle_weights", moved)
+    with pytest.raises(BundleError, match="score otherwise"):
+        trainer.export(tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_reads_otherwise_from_disk_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = fitted(list(KINDS["job"]))
+    monkeypatch.setattr(
+        Forward, "logits", lambda self, batch, threads=1: np.zeros((len(batch), 1), np.float32)
+    )
+    with pytest.raises(BundleError, match="score otherwise"):
+        trainer.export(tmp_path / "b")
+
+
+def test_rounding_of_large_numbers_is_no_difference(tmp_path: Path) -> None:
+    """Two huge terms that cancel leave float32 no six digits, in the trainer or the bundle."""
+    features = [
+        *wd.numeric("price", transform="none"),
+        *wd.numeric("pair", size=2, transform="none"),
+    ]
+    spec = wd.FeatureSpec(
+        label="y", features=features, wide=["price", "pair"], deep=["price", "pair"]
+    )
+    rows = [{"price": 1e6 + i, "pair": [1e6 - i, float(i)], "y": i % 2} for i in range(200)]
+    trainer = wd.Trainer(
+        wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[16], head="regression"), progress=False
+    )
+    trainer.fit(rows, epochs=2)
+    assert len(trainer.export(tmp_path / "b").score(rows)) == 200
+
+
+def test_made_up_rows_hold_what_a_schema_knows_and_what_it_does_not() -> None:
+    trainer = fitted([f for kind in KINDS.values() for f in kind], fit=False)
+    rows = made_up_rows(Transform(trainer.model.schema))
+    assert len(rows) == 32
+    jobs = {row["job"] for row in rows}
+    assert {None, "a", "f", "an unseen value"} <= jobs
+    assert {len(row["tags"]) for row in rows if row["tags"] is not None} >= {0, 1, 2, 3}
+    ages = [row["age"] for row in ROWS if row["age"] is not None]
+    assert {min(ages), max(ages), None} <= {row["age"] for row in rows}
+    assert all(row["strength"] is None or len(row["strength"]) == len(row["tags"]) for row in rows)
+
+
+def test_a_checkpoint_is_compared_when_it_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = fitted(list(KINDS["job"]), fit=False)
+    rows: list[str] = []
+    honest = agreement._check_logits
+    monkeypatch.setattr(agreement, "_check_logits", lambda *a: (rows.append(a[-1]), honest(*a))[0])
+    trainer.export(tmp_path / "b", warmup=False)
+    assert [row.rpartition(" of ")[2] for row in rows] == ["the rows made up from the schema"]
