@@ -14,7 +14,7 @@ import widedeep as wd
 from widedeep.bundle import Bundle
 from widedeep.bundle.forward import Forward
 from widedeep.data.transform import Transform
-from widedeep.deep import DeepInput
+from widedeep.deep import MLP, DeepInput
 from widedeep.deep_layout import DeepLayout
 from widedeep.errors import BundleError
 from widedeep.training import agreement, export
@@ -190,12 +190,55 @@ def test_a_tower_that_a_graph_does_not_carry_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_standard_tower_changed_by_hand_is_refused_and_the_old_bundle_stays(
-    tmp_path: Path,
+@pytest.mark.parametrize("change", ["activation", "hook", "layer", "dropout", "subclass"])
+def test_a_standard_tower_changed_by_hand_trains_and_serves_as_it_is(
+    change: str, tmp_path: Path
 ) -> None:
+    class Doubled(MLP):
+        def forward(self, inputs: DeepInput) -> Tensor:
+            return 2 * super().forward(inputs)
+
+    model = fitted(list(KINDS["job"]), fit=False).model
+    tower = model.towers["mlp"]
+    assert isinstance(tower, MLP)
+    if change == "activation":
+        tower.act = nn.Tanh()
+    elif change == "hook":
+        tower.register_forward_hook(lambda module, inputs, out: out * 0.5)
+    elif change == "layer":
+        tower.layers[0] = nn.Sequential(tower.layers[0], nn.Tanh())
+    elif change == "dropout":
+        tower.drop.p = 0.5
+    else:
+        tower.__class__ = Doubled
+    trainer = wd.Trainer(model, progress=False, batch_size=64)
+    assert trainer.step.fused is None
+    trainer.fit(ROWS, epochs=2)
+    bundle = agrees(trainer, tmp_path / "b")
+    assert bundle.manifest.engine == ("native" if change == "dropout" else "onnx")
+
+
+def test_frozen_parameters_stay_on_every_path(tmp_path: Path) -> None:
+    for options in ({}, {"activation": "gelu"}, {"towers": {"own": Noisy}}):
+        model = fitted(list(KINDS["job"]), fit=False, **options).model
+        frozen = dict(model.towers.named_parameters())
+        for parameter in frozen.values():
+            parameter.requires_grad_(False)
+        before = {name: parameter.clone() for name, parameter in frozen.items()}
+        bias = model.bias.clone()
+        for dense in (wd.Adagrad(), wd.FTRL(l1=1.0), torch.optim.AdamW):
+            wd.Trainer(model, progress=False, dense=dense).fit(ROWS)  # type: ignore[arg-type]
+        assert all(torch.equal(parameter, before[name]) for name, parameter in frozen.items())
+        assert not torch.equal(model.bias, bias)
+
+
+def test_a_refusal_leaves_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = fitted(list(KINDS["job"]))
     before = trainer.export(tmp_path / "b").score(ROWS)
-    trainer.model.towers["mlp"].act = nn.Tanh()
+    honest = export.bundle_weights
+    monkeypatch.setattr(
+        export, "bundle_weights", lambda m: {**honest(m), "bias": np.ones(1, np.float32)}
+    )
     with pytest.raises(BundleError, match=r"the trainer predicts .*, the bundle scores"):
         trainer.export(tmp_path / "b", overwrite=True)
     np.testing.assert_array_equal(Bundle.load(tmp_path / "b").score(ROWS), before)
@@ -252,7 +295,8 @@ def test_made_up_rows_hold_what_a_schema_knows_and_what_it_does_not() -> None:
     rows = made_up_rows(Transform(trainer.model.schema))
     assert len(rows) == 32
     jobs = {row["job"] for row in rows}
-    assert {None, "a", "f", "an unseen value"} <= jobs
+    known = trainer.model.schema.vocabularies["job"]
+    assert {None, known.value(0), known.value(len(known) - 1), "an unseen value"} <= jobs
     assert {len(row["tags"]) for row in rows if row["tags"] is not None} >= {0, 1, 2, 3}
     ages = [row["age"] for row in ROWS if row["age"] is not None]
     assert {min(ages), max(ages), None} <= {row["age"] for row in rows}

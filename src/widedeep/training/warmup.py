@@ -109,14 +109,17 @@ def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
     for feature in schema.spec.all_features:
         if isinstance(feature, Categorical) and feature.weights is not None:
             weighed[feature.weights] = feature.source
+    orders = {
+        name: np.random.default_rng(at).permutation(len(values[name]) + 1).tolist()
+        for at, name in enumerate(columns)
+    }
     rows = []
     for number in range(_MADE_UP_ROWS):
-        row: dict[str, Any] = {}
-        for at, name in enumerate(columns):
-            if name in weighed:
-                continue
-            step = number * (2 * at + 1) + at
-            row[name] = _pick(schema, name, values[name], step)
+        row = {
+            name: _pick(schema, name, values[name], orders[name][number % len(orders[name])])
+            for name in columns
+            if name not in weighed
+        }
         for name, source in weighed.items():
             if name in columns and source in row:
                 held, nested = row[source], schema.columns[name].nested
@@ -128,13 +131,20 @@ def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
     return rows
 
 
-def _pick(schema: Schema, name: str, values: list[Any], step: int) -> Any:
-    """Return one of a column's values, or a list of some, or a null now and then."""
-    if step % (len(values) + 1) == len(values):
+def _pick(schema: Schema, name: str, values: list[Any], at: int) -> Any:
+    """Return one of a column's values, or a list of up to three, or the null that follows them."""
+    if at == len(values):
         return None
-    if schema.columns[name].nested and not isinstance(values[0], list):
-        return [values[(step + i) % len(values)] for i in range(step % 4)]
-    return values[step % (len(values) + 1)]
+    if schema.columns[name].nested and not isinstance(values[at], list):
+        return [values[(at + i) % len(values)] for i in range(at % 4)]
+    return values[at]
+
+
+def _ends(schema: Schema, name: str) -> list[Any]:
+    """Return the first and the last value of a vocabulary, if there is one."""
+    vocabulary = schema.vocabularies.get(schema.vocabulary_key(name))
+    count = 0 if vocabulary is None else len(vocabulary)
+    return [vocabulary.value(i) for i in sorted({0, count - 1})] if vocabulary and count else []
 
 
 def _column_values(schema: Schema, name: str) -> Iterator[Any]:
@@ -156,7 +166,8 @@ def _column_values(schema: Schema, name: str) -> Iterator[Any]:
             yield from (kind(cut) for cut in (*cuts[:1], *(cuts[-1:] + 1)))
         elif isinstance(feature, Categorical) and feature.num_buckets:
             yield from (kind(0), kind(feature.num_buckets - 1))
-    vocabulary = schema.vocabularies.get(schema.vocabulary_key(name))
-    if vocabulary is not None and len(vocabulary):
-        yield from (kind(vocabulary.value(i)) for i in sorted({0, len(vocabulary) - 1}))
+        elif isinstance(feature, Categorical):
+            yield from map(kind, _ends(schema, feature.name))
+    if name not in schema.spec.by_name:  # a raw column that a cross may read
+        yield from map(kind, _ends(schema, name))
     yield "an unseen value" if kind is str else kind(1)
