@@ -116,10 +116,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
-        if not isinstance(model, WideDeep):
-            raise ConfigError(
-                f"got {type(model).__name__} as the model, expected wd.WideDeep(schema)"
-            )
+        _check_model(model)
         self.model = model
         self.wide = wide or FTRL()
         self.deep = deep or Adagrad()
@@ -559,6 +556,11 @@ class Trainer:
             negative_rate=negative_rate,
             overwrite=overwrite,
         )
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, WideDeep):
+        raise ConfigError(f"got {type(model).__name__} as the model, expected wd.WideDeep(schema)")
 
 
 def _check_optimizer(name: str, optimizer: object) -> None:
