@@ -14,8 +14,7 @@ from widedeep.commands.train import export_checkpoint
 from widedeep.errors import BundleError
 
 ROWS: list[dict[str, Any]] = [
-    {"job": "abc"[i % 3], "age": float(i), "code": b"\xff" if i % 2 else b"x", "y": i % 2, "w": 1.0}
-    for i in range(100)
+    {"job": "abc"[i % 3], "age": float(i), "code": b"x", "y": i % 2, "w": 1.0} for i in range(100)
 ]
 SPEC = wd.FeatureSpec(
     label="y", weight="w", features=[*wd.categorical("job", "code"), *wd.numeric("age")]
@@ -31,7 +30,7 @@ def trained(rows: list[dict[str, Any]] = ROWS, **options: Any) -> wd.Trainer:
 
 
 def test_a_bundle_keeps_storable_training_rows_with_their_scores(tmp_path: Path) -> None:
-    trainer = trained([row for row in ROWS if row["code"] == b"x"])
+    trainer = trained(ROWS)
     bundle = trainer.export(tmp_path / "b")
     rows = bundle.warmup.rows
     assert len(rows) == 8 and len({row["age"] for row in rows}) == 8
@@ -44,12 +43,6 @@ def test_a_bundle_keeps_storable_training_rows_with_their_scores(tmp_path: Path)
 def test_the_rows_are_those_of_the_seed() -> None:
     assert trained(seed=1).warmup.rows == trained(seed=1).warmup.rows
     assert trained(seed=1).warmup.rows != trained(seed=2).warmup.rows
-
-
-def test_rows_that_json_cannot_hold_are_left_out() -> None:
-    rows = trained().warmup.rows
-    assert 0 < len(rows) < 8
-    assert all(row["code"] == "x" for row in rows)
 
 
 def test_validation_and_scoring_leave_the_rows_alone() -> None:
