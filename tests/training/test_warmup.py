@@ -52,7 +52,7 @@ def test_validation_and_scoring_leave_the_rows_alone() -> None:
     trainer.predict(ROWS[50:])
     assert trainer.warmup.rows is before
     trainer.fit(ROWS[:4])
-    assert {row["age"] for row in trainer.warmup.rows} == {0.0, 2.0}
+    assert {row["age"] for row in trainer.warmup.rows} == {0.0, 1.0, 2.0, 3.0}
 
 
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
