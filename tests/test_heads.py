@@ -273,7 +273,7 @@ def test_halves_and_other_shapes_are_refused_by_name() -> None:
         (Probit(), "Probit: got link='probit', expected 'sigmoid'"),
         (TwoBiases(), r"TwoBiases: initial_bias.. returns \(2,\)"),
         (Nowhere(), "Nowhere: initial_bias.*nan"),
-        (Binary(kind="ranking"), "got head='ranking'"),  # type: ignore[arg-type]
+        (Binary(kind="ranking"), "'ranking'"),  # type: ignore[arg-type]
     ]
     for head, message in refused:
         with pytest.raises(ConfigError, match=message):
