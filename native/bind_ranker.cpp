@@ -101,12 +101,12 @@ class BoundSides {
                         const std::string& origin_name) const {
     const Origin origin{origin_name, 0};
     const PlanColumns& columns = items ? item_columns_ : query_columns_;
-    const RowColumns given(rows, items ? *item_names_ : *query_names_, plain, origin);
+    const RowColumns given(rows, items ? *item_names_ : *query_names_, plain, origin, plan_);
     SideRows found;
     {
       const nb::gil_scoped_release release;
-      found = transform::encode_side(items ? item_ : query_,
-                                     {columns.place(given.columns(), given.length())}, origin);
+      found = transform::encode_side(
+          items ? item_ : query_, {columns.place(given.columns(), given.length())}, origin, true);
     }
     return nb::make_tuple(EncodedSide(std::move(found), plan_->dense_starts().back()),
                           nb::cast(given.absent()));
@@ -124,7 +124,7 @@ class BoundSides {
     SideRows found;
     {
       const nb::gil_scoped_release release;
-      found = transform::encode_side(item_, inputs, origin);
+      found = transform::encode_side(item_, inputs, origin, false);
     }
     return {std::move(found), plan_->dense_starts().back()};
   }

@@ -24,8 +24,9 @@ ColumnNames::ColumnNames(std::vector<std::string> names) : names_(std::move(name
 }
 
 RowColumns::RowColumns(nb::handle rows, const ColumnNames& columns, nb::callable plain,
-                       const Origin& origin)
+                       const Origin& origin, const transform::Plan* plan)
     : plain_(std::move(plain)),
+      plan_(plan),
       stores_(columns.names().size()),
       absent_(columns.names().size(), 0),
       origin_(origin) {
@@ -52,12 +53,19 @@ void RowColumns::append_cell(nb::handle cell, Store& store) {
   }
   if (is_list(cell)) {
     store.has_lists = true;
+    add_values(PyObject_Length(cell.ptr()));
     for (nb::handle item : cell) append_value(item, store, true);
   } else {
+    add_values(1);
     PyErr_Clear();  // a scalar that claims to be a sequence has no length
     append_value(cell, store, true);
   }
   store.ends.push_back(static_cast<std::int64_t>(store.values.size()));
+}
+
+void RowColumns::add_values(std::int64_t n) {
+  n_values_ += n;
+  if (plan_ != nullptr) plan_->check_values(n_values_);
 }
 
 void RowColumns::append_text(const char* data, std::int64_t length, Store& store) {

@@ -9,6 +9,7 @@
 
 #include "column.hpp"
 #include "input_error.hpp"
+#include "transform.hpp"
 
 namespace widedeep {
 
@@ -29,9 +30,9 @@ class RowColumns {
  public:
   // One column a name; an absent key is null and counted. `plain` turns values of other types than
   // Python's own into those (NumPy scalars), times into a subclass of int, or returns
-  // NotImplemented.
+  // NotImplemented. A plan says how many values there may be; null: any number.
   RowColumns(nanobind::handle rows, const ColumnNames& columns, nanobind::callable plain,
-             const Origin& origin);
+             const Origin& origin, const transform::Plan* plan);
 
   std::int64_t length() const noexcept { return n_rows_; }
   const std::vector<Column>& columns() const noexcept { return columns_; }
@@ -48,6 +49,7 @@ class RowColumns {
   };
 
   void append_cell(nanobind::handle cell, Store& store);
+  void add_values(std::int64_t n);
   void append_value(nanobind::handle value, Store& store, bool may_convert);
   void append_text(const char* data, std::int64_t length, Store& store);
   bool append_integer(nanobind::handle value, Store& store);
@@ -55,6 +57,8 @@ class RowColumns {
   void finish(Store& store);
 
   nanobind::callable plain_;
+  const transform::Plan* plan_;
+  std::int64_t n_values_ = 0;
   std::int64_t n_rows_ = 0;
   std::vector<Store> stores_;
   std::vector<Column> columns_;

@@ -117,7 +117,7 @@ int add_bucketized(OwnedPlan& self, const std::string& name, const std::string& 
 }
 
 int add_learned_cross(OwnedPlan& self, const std::string& name, const std::vector<int>& parts,
-                      const Matrix<std::int64_t>& combinations) {
+                      const Matrix<std::int64_t>& combinations, std::int64_t max_combinations) {
   std::vector<std::int64_t> limits;
   for (const int part : parts) {
     limits.push_back(self.plan.parts.at(static_cast<std::size_t>(part))->id_limit());
@@ -130,6 +130,7 @@ int add_learned_cross(OwnedPlan& self, const std::string& name, const std::vecto
   auto cross = std::make_unique<transform::CrossFeature>();
   cross->name = name;
   cross->parts = parts;
+  cross->max_combinations = max_combinations;
   cross->vocabulary = std::make_unique<TupleVocabulary>(
       combinations.data(), static_cast<std::int64_t>(combinations.shape(0)), std::move(limits));
   self.owners.push_back(nb::cast(combinations));
@@ -138,11 +139,12 @@ int add_learned_cross(OwnedPlan& self, const std::string& name, const std::vecto
 }
 
 int add_hashed_cross(OwnedPlan& self, const std::string& name, const std::vector<int>& parts,
-                     std::int64_t buckets) {
+                     std::int64_t buckets, std::int64_t max_combinations) {
   auto cross = std::make_unique<transform::CrossFeature>();
   cross->name = name;
   cross->parts = parts;
   cross->buckets = buckets;
+  cross->max_combinations = max_combinations;
   self.plan.crosses.push_back(std::move(cross));
   return static_cast<int>(self.plan.crosses.size()) - 1;
 }
@@ -197,7 +199,7 @@ void fix_part(OwnedPlan& self, int index, nb::object value, nb::callable plain) 
   nb::list rows;
   rows.append(row);
   const Origin origin{"training_only", 0};
-  const RowColumns columns(rows, ColumnNames({"value"}), plain, origin);
+  const RowColumns columns(rows, ColumnNames({"value"}), plain, origin, nullptr);
   transform::Scratch scratch;
   auto cells = std::make_unique<transform::PartCells>();
   part.encode({&columns.columns()[0], nullptr, nullptr}, 0, 1, {origin, 0}, scratch, *cells);
@@ -212,7 +214,7 @@ void fix_number(OwnedPlan& self, int index, nb::object value, nb::callable plain
   nb::list rows;
   rows.append(row);
   const Origin origin{"training_only", 0};
-  const RowColumns columns(rows, ColumnNames({"value"}), plain, origin);
+  const RowColumns columns(rows, ColumnNames({"value"}), plain, origin, nullptr);
   transform::Scratch scratch;
   std::vector<float> fixed(static_cast<std::size_t>(number.width()));
   number.encode(columns.columns()[0], 0, 1, {origin, 0}, scratch, fixed.data(), number.width());
@@ -288,7 +290,8 @@ nb::tuple encode(const OwnedProgram& self, nb::sequence batches, const std::stri
 nb::tuple encode_rows(const OwnedProgram& self, nb::sequence rows, nb::callable plain,
                       const std::string& origin_name, std::int64_t first_row, int threads) {
   const Origin origin{origin_name, first_row};
-  const RowColumns columns(rows, ColumnNames(self.columns.names()), plain, origin);
+  const RowColumns columns(rows, ColumnNames(self.columns.names()), plain, origin,
+                           self.program.plan);
   transform::Encoded encoded;
   {
     const nb::gil_scoped_release release;
@@ -304,7 +307,7 @@ void raise_input_error(const std::exception_ptr& error, void*) {
   try {
     std::rethrow_exception(error);
   } catch (const InputError& input) {
-    const char* const names[] = {"FeatureError", "DataError", "SchemaError"};
+    const char* const names[] = {"FeatureError", "DataError", "SchemaError", "LimitError"};
     const nb::object kind =
         nb::module_::import_("widedeep.errors").attr(names[static_cast<std::size_t>(input.kind())]);
     PyErr_SetString(kind.ptr(), input.what());
@@ -318,6 +321,12 @@ void bind_transform(nb::module_& m) {
   m.def("fingerprint64", &fingerprint64_of, "text"_a);
   nb::class_<OwnedPlan>(m, "TransformPlan")
       .def(nb::init<>())
+      .def_prop_rw(
+          "max_values", [](const OwnedPlan& self) { return self.plan.max_values; },
+          [](OwnedPlan& self, std::int64_t n) { self.plan.max_values = n; })
+      .def(
+          "check_values", [](const OwnedPlan& self, std::int64_t n) { self.plan.check_values(n); },
+          "total"_a)
       .def("add_text_vocabulary", &add_text_vocabulary, "offsets"_a, "bytes"_a)
       .def("add_integer_vocabulary", &add_integer_vocabulary, "values"_a)
       .def("add_categorical", &add_categorical, "name"_a, "column"_a, nb::kw_only(), "way"_a,
@@ -325,8 +334,10 @@ void bind_transform(nb::module_& m) {
            "key_is_place"_a, "weights"_a.none(), "wants_keys"_a)
       .def("set_storage", &set_storage, "column"_a, "kind"_a, "scale"_a, "unit"_a)
       .def("add_bucketized", &add_bucketized, "name"_a, "column"_a, "boundaries"_a, "wants_keys"_a)
-      .def("add_learned_cross", &add_learned_cross, "name"_a, "parts"_a, "combinations"_a)
-      .def("add_hashed_cross", &add_hashed_cross, "name"_a, "parts"_a, "buckets"_a)
+      .def("add_learned_cross", &add_learned_cross, "name"_a, "parts"_a, "combinations"_a,
+           "max_combinations"_a)
+      .def("add_hashed_cross", &add_hashed_cross, "name"_a, "parts"_a, "buckets"_a,
+           "max_combinations"_a)
       .def("add_number", &add_number, "name"_a, "column"_a, nb::kw_only(), "transform"_a,
            "indicator"_a, "boundaries"_a, "shift"_a, "scale"_a, "fill"_a)
       .def("add_label", &add_label, "column"_a, "classes"_a.none())

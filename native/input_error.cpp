@@ -15,6 +15,14 @@ std::string column_text(const Origin& origin, const std::string& column) {
   return origin.name.empty() ? name : name + " of " + origin.name;
 }
 
+std::string grouped(std::int64_t n) {
+  std::string digits = std::to_string(n);
+  for (auto at = static_cast<std::int64_t>(digits.size()) - 3; at > 0; at -= 3) {
+    digits.insert(static_cast<std::size_t>(at), 1, ',');
+  }
+  return digits;
+}
+
 namespace {
 
 // Length of the UTF-8 character that starts at text[0], or 0 if there is none.

@@ -9,7 +9,8 @@ namespace widedeep {
 
 class InputError : public std::runtime_error {
  public:
-  enum class Kind { feature, data, schema };  // FeatureError, DataError, SchemaError
+  // FeatureError, DataError, SchemaError, LimitError.
+  enum class Kind { feature, data, schema, limit };
 
   InputError(Kind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
   Kind kind() const noexcept { return kind_; }
@@ -29,6 +30,9 @@ std::string row_text(const Origin& origin, std::int64_t row);
 
 // "column 'age' of train.parquet", or "column 'age'".
 std::string column_text(const Origin& origin, const std::string& column);
+
+// "12,345,678".
+std::string grouped(std::int64_t n);
 
 // 'text' in single quotes as Python shows it, cut if long.
 std::string quoted(const char* text, std::int64_t length);

@@ -20,6 +20,8 @@ constexpr double kRecent = 0.2;
 constexpr double kDoubt = 0.99;
 // Fewer rows say little of what one takes.
 constexpr std::int64_t kTellingRows = 8;
+// Ids of crosses that are computed here; more take milliseconds, and are the full server's.
+constexpr std::int64_t kMostValues = 1 << 17;
 
 std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
 
@@ -122,7 +124,7 @@ void RankRoute::compute_logits(RankRoom& room) const {
   for (std::size_t c = 0; c < options_.query_columns.size(); ++c) {
     batch.columns[as_size(options_.query_columns[c])] = &room.reader.columns()[c];
   }
-  const transform::SideRows query = transform::encode_side(*model_.query, {batch}, {});
+  const transform::SideRows query = transform::encode_side(*model_.query, {batch}, {}, true);
   const auto view = [](const std::vector<std::int64_t>& ids,
                        const std::vector<std::int64_t>& offsets, std::int64_t rows,
                        std::int64_t slots) {
@@ -140,7 +142,7 @@ void RankRoute::compute_logits(RankRoom& room) const {
   const auto n = static_cast<std::int64_t>(room.positions.size());
   const transform::PairCells pairs =
       transform::cross_pairs(*model_.plan, *model_.crosses, *model_.is_item_part, query.parts,
-                             *model_.item_parts, room.positions.data(), n);
+                             *model_.item_parts, room.positions.data(), n, kMostValues);
   room.logits.resize(as_size(n * n_classes));
   const RankRequest request = {
       query_wide,

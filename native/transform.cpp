@@ -104,7 +104,7 @@ class Run {
     Scratch scratch;
     std::vector<PartCells> parts;
     std::vector<Cells> crosses;
-    std::vector<const PartCells*> cross_inputs;
+    std::vector<CrossInput> cross_inputs;
     std::vector<const Cells*> slots;
     std::vector<const std::int64_t*> columns;  // ids of each slot
   };
@@ -161,12 +161,14 @@ std::int64_t Run::most_ids_of_slot(const InputBatch& batch, const Slot& slot,
                                    std::int64_t row) const {
   if (slot.kind == Slot::Kind::number) return plan_.numbers[as_size(slot.index)]->width();
   if (slot.kind == Slot::Kind::part) return most_ids_of_part(batch, slot.index, row);
+  const CrossFeature& cross = *plan_.crosses[as_size(slot.index)];
   std::int64_t product = 1;
-  for (const int part : plan_.crosses[as_size(slot.index)]->parts) {
+  for (const int part : cross.parts) {
     // A dropped value has no id of its own but still a key, so a fixed part counts as one at least.
-    product *= std::max<std::int64_t>(1, most_ids_of_part(batch, part, row));
+    const std::int64_t n = std::max<std::int64_t>(1, most_ids_of_part(batch, part, row));
+    if (__builtin_mul_overflow(product, n, &product)) return cross.max_combinations;
   }
-  return product;
+  return std::min(product, cross.max_combinations);  // of more it throws
 }
 
 std::int64_t Run::most_ids(const InputBatch& batch, std::int64_t row_begin,
@@ -256,8 +258,10 @@ void Run::encode_crosses(const Block& block, Room& room) const {
   for (const int index : active_.crosses) {
     const CrossFeature& cross = *plan_.crosses[as_size(index)];
     room.cross_inputs.clear();
-    for (const int part : cross.parts) room.cross_inputs.push_back(&room.parts[as_size(part)]);
-    cross.encode(room.cross_inputs, block.n_rows(), room.scratch, room.crosses[as_size(index)]);
+    for (const int part : cross.parts) room.cross_inputs.push_back({&room.parts[as_size(part)]});
+    const Where where{origin_, block.first_row};
+    cross.encode(room.cross_inputs, block.n_rows(), where, room.scratch,
+                 room.crosses[as_size(index)]);
   }
 }
 
@@ -383,6 +387,7 @@ void Run::allocate(Encoded& out) const {
   std::int64_t most = 0;
   for (const Block& block : blocks_) most += block.most_ids;
   out.n_rows = n_rows_;
+  plan_.check_values(most + (program_.dense ? n_rows_ * dense_starts_.back() : 0));
   out.n_offsets = n_rows_ * static_cast<std::int64_t>(program_.slots.size()) + 1;
   out.n_dense = program_.dense ? dense_starts_.back() : 0;
   out.n_labels = program_.targets ? static_cast<std::int64_t>(plan_.labels.size()) : 0;
@@ -471,6 +476,17 @@ int Plan::column_index(const std::string& name) {
   if (found != columns.end()) return static_cast<int>(found - columns.begin());
   columns.push_back(name);
   return static_cast<int>(columns.size()) - 1;
+}
+
+void Plan::check_values(std::int64_t n) const {
+  if (n <= max_values) return;
+  throw InputError(
+      InputError::Kind::limit,
+      "the request: got " + grouped(n) +
+          " values (ids, their combinations and numbers of all rows), expected at most " +
+          grouped(max_values) +
+          " (--max-request-values); send fewer rows or candidates,"
+          " or shorter lists");
 }
 
 std::vector<std::int64_t> Plan::dense_starts() const {

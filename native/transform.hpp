@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -40,7 +41,10 @@ struct Plan {
   std::vector<std::unique_ptr<Label>> labels;
   int weight_column = -1;
   int group_column = -1;
+  // Of a request; more are refused. Training has no limit.
+  std::int64_t max_values = std::numeric_limits<std::int64_t>::max();
 
+  void check_values(std::int64_t n) const;
   // The place of a column in `columns`, where it is put if it is not there.
   int column_index(const std::string& name);
   // Writes and reads of dense columns start here, by number feature; the last entry is K.

@@ -8,6 +8,8 @@
 namespace widedeep::transform {
 namespace {
 
+// Products with weights are to stay within float32.
+constexpr float kLargestDense = 1e30F;
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
@@ -18,6 +20,8 @@ std::size_t as_size(std::int64_t n) { return static_cast<std::size_t>(n); }
                                                   row_text(where.origin, where.batch_row + row) +
                                                   "): " + message);
 }
+
+bool fits(float x) { return std::fabs(x) <= kLargestDense; }
 
 // Without a branch, which nulls here and there would make wrong.
 float choose(bool first, float a, float b) noexcept {
@@ -139,7 +143,7 @@ void NumericFeature::encode(const Column& input, std::int64_t row_begin, std::in
   if (!finite) throw_too_large(input, row_begin, row_end, where, out, stride);
 }
 
-// Returns whether all results are finite in float32.
+// Returns whether all results are within kLargestDense.
 bool NumericFeature::encode_component(std::int64_t j, std::int64_t n_rows, const double* numbers,
                                       float* out, std::int64_t stride) const {
   constexpr std::int64_t kRun = 64;
@@ -154,7 +158,7 @@ bool NumericFeature::encode_component(std::int64_t j, std::int64_t n_rows, const
     for (std::int64_t i = 0; i < n; ++i, out += stride) {
       const bool is_missing = std::isnan(raw[i]);
       *out = choose(is_missing, missing, static_cast<float>(scaled[i]));
-      finite &= std::isfinite(*out);
+      finite &= std::fabs(*out) <= kLargestDense;
       if (indicator) out[size] = is_missing ? 1.0F : 0.0F;
     }
   }
@@ -166,16 +170,15 @@ void NumericFeature::throw_too_large(const Column& input, std::int64_t row_begin
                                      std::int64_t stride) const {
   std::int64_t row = row_begin;
   std::int64_t j = 0;
-  while (row + 1 < row_end &&
-         std::all_of(out, out + size, [](float x) { return std::isfinite(x); })) {
+  while (row + 1 < row_end && std::all_of(out, out + size, fits)) {
     ++row;
     out += stride;
   }
-  while (j + 1 < size && std::isfinite(out[j])) ++j;
+  while (j + 1 < size && fits(out[j])) ++j;
   throw_feature(name, row, where,
                 "got " + describe_element(input, elements_of(input, row).begin + j) +
                     ", which transform=" + quoted(transform) +
-                    " takes beyond the range of float32; scale the column or choose "
+                    " takes beyond 1e30; scale the column or choose "
                     "transform='quantile'");
 }
 

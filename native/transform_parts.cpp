@@ -31,6 +31,23 @@ std::uint64_t decimal_hash(std::int64_t value, bool is_unsigned) {
   return fingerprint64(digits, as_size(write_decimal(value, is_unsigned, digits)));
 }
 
+// Weights that are all tiny, by a power of two: their squares then stay above zero in float32. What
+// they weigh together is as before for a mean, and nothing to speak of for a sum.
+void scale_up_tiny(double* weights, std::int64_t n) {
+  constexpr int kSmallest = -60;
+  const double largest = n == 0 ? 0 : *std::max_element(weights, weights + n);
+  if (largest == 0 || largest >= std::ldexp(1.0, kSmallest)) return;
+  const int shift = kSmallest - std::ilogb(largest);
+  for (std::int64_t i = 0; i < n; ++i) weights[i] = std::ldexp(weights[i], shift);
+}
+
+bool element_is_valid(const Column& column, std::int64_t element) {
+  if (!is_valid(column.elements(), element)) return false;
+  std::int64_t place = element;
+  if (column.has_dictionary) read_indices(column, element, 1, &place);
+  return place < 0 || is_valid(column.values, place);
+}
+
 // A table pays off where entries are used about as often as there are entries.
 bool table_pays_off(const Column& column) {
   return column.has_dictionary && column.values.length <= 2 * column.indices.length + 64;
@@ -218,22 +235,26 @@ void CategoricalPart::read_weights(const PartInput& input, std::int64_t row, std
                                                     row_text(where.origin, where.batch_row + row) +
                                                     "): got " + got);
   };
-  const ElementRange range =
-      row_is_null(weights, row) ? ElementRange{0, 0} : elements_of(weights, row);
-  if (range.end - range.begin != n) {
-    fail(std::to_string(range.end - range.begin) + " weights in column " +
-         quoted(options_.weights_name) + " for " + std::to_string(n) +
+  const ElementRange range = elements_of(weights, row);
+  const bool is_one_null = weights.list == ListLayer::none && !element_is_valid(weights, row);
+  const bool is_null =
+      row_is_null(weights, row) || (is_one_null && input.column->list != ListLayer::none);
+  if (is_null && n == 0) return;
+  if (is_null || range.end - range.begin != n) {
+    const std::string got = is_null ? "null in place of the weights"
+                                    : std::to_string(range.end - range.begin) + " weights";
+    fail(got + " in column " + quoted(options_.weights_name) + " for " + std::to_string(n) +
          " values, expected one a value; make the lists equally long");
   }
   double* const numbers = room(scratch.numbers, n);
   Status* const status = room(scratch.status, n);
   read_element_numbers(weights, {}, range.begin, n, scratch, numbers, status);
   for (std::int64_t i = 0; i < n; ++i) {
-    if (status[i] == Status::ok && std::isfinite(numbers[i]) && numbers[i] >= 0) continue;
+    if (status[i] == Status::ok && numbers[i] >= 0 && numbers[i] <= kLargestWeight) continue;
     fail(describe_element(weights, range.begin + i) + " as a weight in column " +
-         quoted(options_.weights_name) +
-         ", expected a finite number of at least 0; correct it or drop the row");
+         quoted(options_.weights_name) + kWeightExpected + "; correct it or drop the row");
   }
+  scale_up_tiny(numbers, n);
 }
 
 void CategoricalPart::append_row(const PartInput& input, std::int64_t row, ElementRange elements,

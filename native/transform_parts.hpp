@@ -17,6 +17,12 @@ constexpr std::int64_t kUnseenId = 0;
 constexpr std::int64_t kMissingId = 1;
 constexpr std::int64_t kFirstKnownId = 2;
 
+// Weights and labels beyond these are refused: sums of them, of their squares and of what they
+// weigh are to stay within float32.
+constexpr double kLargestWeight = 1e15;
+constexpr double kLargestLabel = 1e17;
+inline constexpr const char* kWeightExpected = ", expected a number from 0 to 1e15";
+
 // What a message says that a column of times takes.
 inline constexpr const char* kTimeExpected =
     "a time as ISO 8601 text, or as a whole number of the column's units since 1970, or null";

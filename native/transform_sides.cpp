@@ -1,8 +1,10 @@
 #include "transform_sides.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <set>
+#include <stdexcept>
 #include <utility>
 
 #include "flush_to_zero.hpp"
@@ -41,42 +43,17 @@ void repeat_cells(const Cells& row, std::int64_t n, Cells& out) {
   }
 }
 
-void take_cells(const Cells& from, const std::int64_t* rows, std::int64_t n, Cells& out) {
-  out.clear();
-  if (from.single()) {
-    out.ids.resize(as_size(n));
-    for (std::int64_t i = 0; i < n; ++i) out.ids[as_size(i)] = from.ids[as_size(rows[i])];
-    return;
-  }
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int64_t* const ids = from.ids.data();
-    out.ids.insert(out.ids.end(), ids + from.begin(rows[i]), ids + from.end(rows[i]));
-    out.ends.push_back(static_cast<std::int64_t>(out.ids.size()));
-  }
-}
-
-// A part of the candidates: of the items at `rows`, or (null) of the query, again and again.
-void spread_part(const PartCells& from, const std::int64_t* rows, std::int64_t n, bool with_keys,
-                 PartCells& out) {
-  if (rows == nullptr) {
-    repeat_cells(from.ids, n, out.ids);
-    if (with_keys) repeat_cells(from.keys, n, out.keys);
-    return;
-  }
-  take_cells(from.ids, rows, n, out.ids);
-  if (with_keys) take_cells(from.keys, rows, n, out.keys);
-}
-
 class SideEncoder {
  public:
-  SideEncoder(const SideProgram& program, const Origin& origin, SideRows& out)
+  SideEncoder(const SideProgram& program, const Origin& origin, bool is_request, SideRows& out)
       : program_(program),
         plan_(*program.plan),
         origin_(origin),
         out_(out),
         dense_starts_(plan_.dense_starts()),
         parts_(plan_.parts.size()),
-        crosses_(plan_.crosses.size()) {
+        crosses_(plan_.crosses.size()),
+        is_request_(is_request) {
     out_.offsets.push_back(0);
     out_.parts.cells.resize(plan_.parts.size());
     has_values_ = std::any_of(program.slots.begin(), program.slots.end(), [&](const Slot& slot) {
@@ -93,11 +70,16 @@ class SideEncoder {
   }
 
  private:
+  std::int64_t n_values() const {
+    return static_cast<std::int64_t>(out_.ids.size() + out_.dense.size());
+  }
+
   void encode_block(const InputBatch& batch, std::int64_t begin, std::int64_t end,
                     std::int64_t first_of_batch) {
     const Where where{origin_, first_of_batch};
     const std::int64_t n = end - begin;
     const std::int64_t stride = dense_starts_.back();
+    if (is_request_) plan_.check_values(n_values() + n * stride);
     const std::size_t dense_at = out_.dense.size();
     out_.dense.resize(dense_at + as_size(n * stride));
     for (const int index : program_.numbers) {
@@ -152,8 +134,10 @@ class SideEncoder {
   void encode_cross(int index, std::int64_t n) {
     const CrossFeature& cross = *plan_.crosses[as_size(index)];
     cross_inputs_.clear();
-    for (const int part : cross.parts) cross_inputs_.push_back(&parts_[as_size(part)]);
-    cross.encode(cross_inputs_, n, scratch_, crosses_[as_size(index)]);
+    for (const int part : cross.parts) cross_inputs_.push_back({&parts_[as_size(part)]});
+    if (is_request_) plan_.check_values(n_values() + cross.count(cross_inputs_, n));
+    cross.encode(cross_inputs_, n, {origin_, out_.parts.n_rows}, scratch_,
+                 crosses_[as_size(index)]);
   }
 
   void assemble(std::int64_t row, const float* dense) {
@@ -194,73 +178,16 @@ class SideEncoder {
   Scratch scratch_;
   std::vector<PartCells> parts_;
   std::vector<Cells> crosses_;
-  std::vector<const PartCells*> cross_inputs_;
+  std::vector<CrossInput> cross_inputs_;
+  bool is_request_;
 };
 
 // What a thread crosses with; it grows to the largest request and stays.
 struct PairRoom {
   Scratch scratch;
-  std::vector<PartCells> spread;  // each part over the candidates, however many crosses read it
-  std::vector<bool> ready;
+  std::vector<std::vector<CrossInput>> inputs;  // of each cross
   std::vector<Cells> found;
-  std::vector<const PartCells*> inputs;
 };
-
-// The parts of pairs: of the query's row, and of the items at `positions`.
-struct Pairs {
-  const Plan& plan;
-  const std::vector<bool>& is_item_part;
-  const SideParts& query;
-  const SideParts& items;
-  const std::int64_t* positions;
-  std::int64_t n;
-};
-
-// A learned cross whose parts all have one id, none of them missing: no tuples need be laid out.
-// False if it is another; `out` is to be written again then.
-bool cross_of_single_parts(const Pairs& pairs, const CrossFeature& cross, Cells& out) {
-  if (cross.hashed() || !cross.vocabulary->packs()) return false;
-  std::int64_t of_query = 0;
-  out.clear();
-  out.ids.resize(as_size(pairs.n));
-  for (std::size_t part = 0; part < cross.parts.size(); ++part) {
-    const std::size_t at = as_size(cross.parts[part]);
-    const bool is_item = pairs.is_item_part[at];
-    const Cells& cells = (is_item ? pairs.items : pairs.query).cells[at].ids;
-    if (!cells.single()) return false;
-    const std::int64_t stride = cross.vocabulary->stride(part);
-    if (!is_item) {
-      if (cells.ids[0] == kMissingId) return false;
-      of_query += cells.ids[0] * stride;
-      continue;
-    }
-    bool missing = false;
-    for (std::int64_t i = 0; i < pairs.n; ++i) {
-      const std::int64_t id = cells.ids[as_size(pairs.positions[i])];
-      missing |= id == kMissingId;
-      out.ids[as_size(i)] += id * stride;
-    }
-    if (missing) return false;
-  }
-  for (std::int64_t& key : out.ids) key += of_query;
-  cross.encode_packed(out.ids.data(), pairs.n);
-  return true;
-}
-
-void cross_of_any_parts(const Pairs& pairs, const CrossFeature& cross, PairRoom& room, Cells& out) {
-  room.inputs.clear();
-  for (const int index : cross.parts) {
-    const std::size_t at = as_size(index);
-    room.inputs.push_back(&room.spread[at]);
-    if (room.ready[at]) continue;
-    room.ready[at] = true;
-    const bool is_item = pairs.is_item_part[at];
-    const SideParts& side = is_item ? pairs.items : pairs.query;
-    spread_part(side.cells[at], is_item ? pairs.positions : nullptr, pairs.n,
-                pairs.plan.parts[at]->wants_keys, room.spread[at]);
-  }
-  cross.encode(room.inputs, pairs.n, room.scratch, out);
-}
 
 // As side_by_side, where each candidate has one id of each cross.
 PairCells singles_side_by_side(const Cells* found, std::size_t n_crosses, std::int64_t n) {
@@ -333,26 +260,40 @@ std::vector<int> SideProgram::columns() const {
 }
 
 SideRows encode_side(const SideProgram& program, const std::vector<InputBatch>& batches,
-                     const Origin& origin) {
+                     const Origin& origin, bool is_request) {
   const ScopedKeepDenormals keep;
   SideRows out;
-  SideEncoder encoder(program, origin, out);
+  SideEncoder encoder(program, origin, is_request, out);
   for (const InputBatch& batch : batches) encoder.encode(batch);
   return out;
 }
 
 PairCells cross_pairs(const Plan& plan, const std::vector<int>& crosses,
                       const std::vector<bool>& is_item_part, const SideParts& query,
-                      const SideParts& items, const std::int64_t* positions, std::int64_t n) {
+                      const SideParts& items, const std::int64_t* positions, std::int64_t n,
+                      std::int64_t most_values) {
   thread_local PairRoom room;
-  room.spread.resize(std::max(room.spread.size(), plan.parts.size()));
-  room.ready.assign(plan.parts.size(), false);
+  static const Origin kCandidates{"the candidates", 0};
+  room.inputs.resize(std::max(room.inputs.size(), crosses.size()));
   room.found.resize(std::max(room.found.size(), crosses.size()));
-  const Pairs pairs = {plan, is_item_part, query, items, positions, n};
+  std::int64_t total = 0;
   for (std::size_t c = 0; c < crosses.size(); ++c) {
     const CrossFeature& cross = *plan.crosses[as_size(crosses[c])];
-    if (cross_of_single_parts(pairs, cross, room.found[c])) continue;
-    cross_of_any_parts(pairs, cross, room, room.found[c]);
+    room.inputs[c].clear();
+    for (const int index : cross.parts) {
+      const bool is_item = is_item_part[as_size(index)];
+      const SideParts& side = is_item ? items : query;
+      room.inputs[c].push_back({&side.cells[as_size(index)], is_item ? positions : nullptr, true});
+    }
+    const std::int64_t count = cross.count(room.inputs[c], n);
+    if (__builtin_add_overflow(total, count, &total))
+      total = std::numeric_limits<std::int64_t>::max();
+  }
+  plan.check_values(total);
+  if (total > most_values) throw std::length_error("more values than this thread takes on");
+  for (std::size_t c = 0; c < crosses.size(); ++c) {
+    const CrossFeature& cross = *plan.crosses[as_size(crosses[c])];
+    cross.encode(room.inputs[c], n, {kCandidates, 0}, room.scratch, room.found[c]);
   }
   return side_by_side(room.found.data(), crosses.size(), n);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "transform.hpp"
@@ -41,8 +42,9 @@ struct SideRows {
   std::vector<float> dense;
 };
 
+// A request's rows may have max_values of the plan; a catalogue as many as it likes.
 SideRows encode_side(const SideProgram& program, const std::vector<InputBatch>& batches,
-                     const Origin& origin);
+                     const Origin& origin, bool is_request);
 
 // One cell a candidate and cross, in the order of `crosses`.
 struct PairCells {
@@ -51,9 +53,11 @@ struct PairCells {
 };
 
 // Crosses the query's one row with the items at `positions`. Each part of a cross is in the
-// pair_parts of one of the two.
+// pair_parts of one of the two. Throws for more ids than max_values of the plan, as a fault of the
+// request; for more than most_values, as more than the caller takes on.
 PairCells cross_pairs(const Plan& plan, const std::vector<int>& crosses,
                       const std::vector<bool>& is_item_part, const SideParts& query,
-                      const SideParts& items, const std::int64_t* positions, std::int64_t n);
+                      const SideParts& items, const std::int64_t* positions, std::int64_t n,
+                      std::int64_t most_values = std::numeric_limits<std::int64_t>::max());
 
 }  // namespace widedeep::transform

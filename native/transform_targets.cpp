@@ -31,7 +31,8 @@ std::optional<std::int64_t> value_place(const Column& column, std::int64_t row) 
   return place;
 }
 
-const char* kNumberAdvice = ", expected a finite number; correct it or drop the row";
+const char* kNumberAdvice =
+    ", expected a finite number of at most 1e17; correct it or drop the row";
 
 }  // namespace
 
@@ -140,7 +141,7 @@ void Label::encode(const Column& input, std::int64_t row_begin, std::int64_t row
   double* const numbers = scratch.numbers.data();
   read_element_numbers(input, {}, row_begin, n, scratch, numbers, scratch.status.data());
   for (std::int64_t i = 0; i < n; ++i) {
-    if (scratch.status[as_size(i)] != Status::ok || !std::isfinite(numbers[i])) {
+    if (scratch.status[as_size(i)] != Status::ok || !(std::fabs(numbers[i]) <= kLargestLabel)) {
       throw_target(kKind, "label", column_name, row_begin + i, where,
                    "got " + describe_element(input, row_begin + i) + kNumberAdvice);
     }
@@ -158,11 +159,11 @@ void encode_weights(const Column& column, const std::string& name, std::int64_t 
   read_element_numbers(column, {}, row_begin, n, scratch, numbers, scratch.status.data());
   for (std::int64_t i = 0; i < n; ++i) {
     const bool fine =
-        scratch.status[as_size(i)] == Status::ok && std::isfinite(numbers[i]) && numbers[i] >= 0;
+        scratch.status[as_size(i)] == Status::ok && numbers[i] >= 0 && numbers[i] <= kLargestWeight;
     if (!fine) {
       throw_target(InputError::Kind::data, "weight", name, row_begin + i, where,
-                   "got " + describe_element(column, row_begin + i) +
-                       ", expected a finite number of at least 0; correct it or drop the row");
+                   "got " + describe_element(column, row_begin + i) + kWeightExpected +
+                       "; correct it or drop the row");
     }
     out[i] = static_cast<float>(numbers[i]);
   }

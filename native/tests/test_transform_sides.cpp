@@ -100,13 +100,13 @@ TEST(sides_crossed_give_the_ids_of_whole_rows) {
   const Column genre_column = genres.column();
   const Column maker_column = makers.column();
   const SideRows items =
-      encode_side(item, {{{nullptr, &genre_column, &maker_column}, kItems}}, origin);
+      encode_side(item, {{{nullptr, &genre_column, &maker_column}, kItems}}, origin, false);
   CHECK(items.parts.n_rows == kItems);
   CHECK(items.offsets.size() == 2 * kItems + 1);
   for (const std::int64_t user : {0, 1, 2, 3}) {
     const Values tags(Values(4, 2), {user});
     const Column tag_column = tags.column();
-    const SideRows one = encode_side(query, {{{&tag_column, nullptr, nullptr}, 1}}, origin);
+    const SideRows one = encode_side(query, {{{&tag_column, nullptr, nullptr}, 1}}, origin, true);
     const PairCells found = cross_pairs(model.plan, {0, 1}, {false, true, true}, one.parts,
                                         items.parts, positions.data(), 300);
 
@@ -132,7 +132,7 @@ TEST(a_side_gives_the_ids_of_its_slots_in_whole_rows) {
   const Column columns[] = {genres.column(), makers.column()};
   const std::vector<InputBatch> batches = {{{nullptr, &columns[0], &columns[1]}, kItems}};
   const SideProgram item(model.plan, {{Slot::Kind::part, 1}, {Slot::Kind::part, 2}}, {}, {});
-  const SideRows found = encode_side(item, batches, origin);
+  const SideRows found = encode_side(item, batches, origin, false);
   Program program;
   program.plan = &model.plan;
   program.slots = item.slots;

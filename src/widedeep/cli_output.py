@@ -19,12 +19,12 @@ _SHOWN_METRICS = (
 )
 
 
-def print_json(value: object) -> None:
-    """Print one JSON document on standard output; NaN becomes null."""
+def print_json(value: object, *, indent: int | None = 1) -> None:
+    """Print one JSON document on standard output, in one line for indent=None; NaN becomes null."""
     from widedeep.bundle.plain_json import plain
 
     ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("_", "-") != "utf-8"
-    text = json.dumps(plain(value, "the output"), indent=1, ensure_ascii=ascii_only)
+    text = json.dumps(plain(value, "the output"), indent=indent, ensure_ascii=ascii_only)
     sys.stdout.write(text + "\n")
 
 

@@ -107,6 +107,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-candidates", type=positive, default=100_000, metavar="N", help="default: 100000"
     )
     parser.add_argument(
+        "--max-request-values",
+        type=positive,
+        default=4_000_000,
+        metavar="N",
+        help="ids and numbers of all rows or candidates of a request (default: 4000000)",
+    )
+    parser.add_argument(
         "--drain", type=seconds, default=25.0, metavar="S", help="time to finish after SIGTERM"
     )
     parser.add_argument(
@@ -163,7 +170,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         url = f"{scheme}://{host}:{port}"
         if arguments.json:
             found = {name: str(path) for name, path in plan.models.items()}
-            print_json({"http": url, "grpc": grpc, "models": found})
+            print_json({"http": url, "grpc": grpc, "models": found}, indent=None)
             sys.stdout.flush()  # whoever reads waits for it, and the server goes on
         names = ", ".join(plan.models)
         say(f"widedeep: serving {names} on {url}" + (f" and gRPC on {grpc}" if grpc else ""))
@@ -188,6 +195,7 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
         longest_deadline_ms=max(60_000.0, arguments.deadline_ms),
         max_body=arguments.max_body,
         max_candidates=arguments.max_candidates,
+        max_values=arguments.max_request_values,
         drain_s=arguments.drain,
         lame_duck_s=arguments.lame_duck,
         keys=arguments.keys,

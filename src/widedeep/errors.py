@@ -16,6 +16,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FeatureError",
+    "LimitError",
     "RequestError",
     "SchemaError",
     "WideDeepError",
@@ -65,6 +66,10 @@ class FeatureError(WideDeepError):
 
 class DataError(WideDeepError):
     """A table, file or column cannot be used as it is."""
+
+
+class LimitError(DataError):
+    """A row or a request costs more than it may: combinations of a cross, values of a request."""
 
 
 class SchemaError(WideDeepError):

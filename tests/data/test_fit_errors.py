@@ -166,14 +166,14 @@ def test_a_value_that_does_not_fit(spec: wd.FeatureSpec, values: Any, message: s
             DataError,
             WEIGHTED,
             {"y": [1, 0, 1], "w": [1.0, 2.0, -0.5]},
-            "weight 'w' (row 2 of the dict): got -0.5, expected a finite number of at least 0; "
+            "weight 'w' (row 2 of the dict): got -0.5, expected a number from 0 to 1e15; "
             "correct it or drop the row",
         ),
         (
             DataError,
             WEIGHTED,
             {"y": [1, 0, 1], "w": [1.0, None, 1.0]},
-            "weight 'w' (row 1 of the dict): got None, expected a finite number of at least 0; "
+            "weight 'w' (row 1 of the dict): got None, expected a number from 0 to 1e15; "
             "correct it or drop the row",
         ),
         (

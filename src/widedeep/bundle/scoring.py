@@ -223,6 +223,14 @@ class Bundle:
         heads = {head: np.concatenate([part[head] for part in found]) for head in found[0]}
         return next(iter(heads.values())) if len(heads) == 1 else heads
 
+    def limit_values(self, most: int) -> None:
+        """Refuse requests of more values from now on, as a server does.
+
+        Args:
+            most: Ids, combinations of crosses and numbers, over all rows of a request.
+        """
+        self._encoder.plan.native.max_values = most
+
     @property
     def input_columns(self) -> dict[str, ColumnType]:
         """The columns that a row may bring to be scored, with their logical types."""
@@ -315,9 +323,13 @@ class Bundle:
         if isinstance(rows, Mapping):
             rows = [rows]
         if isinstance(rows, Sequence) and rows and isinstance(rows[0], Mapping):
+            total = 0
             for start in range(0, len(rows), _CHUNK_ROWS):
                 chunk = rows[start : start + _CHUNK_ROWS]
-                yield self._encode_rows(chunk, threads=threads, strict=strict)
+                batch = self._encode_rows(chunk, threads=threads, strict=strict)
+                total += batch.n_values
+                self._encoder.check_values(total)
+                yield batch
             return
         yield from self._encode_table(rows, threads=threads)
 

@@ -47,12 +47,10 @@ def started(words: Sequence[str]) -> Iterator[Target]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        lines: list[str] = []
-        while not lines or lines[-1] != "}\n":
-            lines.append(process.stdout.readline())
-            if not lines[-1]:
-                raise ConfigError("the server ended before it listened; it said why above")
-        port = int(json.loads("".join(lines))["http"].rpartition(":")[2])
+        line = process.stdout.readline()
+        if not line:
+            raise ConfigError("the server ended before it listened; it said why above")
+        port = int(json.loads(line)["http"].rpartition(":")[2])
         target = Target(port=port, process=process.pid)
         _wait_ready(process, target)
         yield target

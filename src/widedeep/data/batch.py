@@ -71,6 +71,11 @@ class Batch:
         )
         return sum(array.nbytes for array in arrays if array is not None)
 
+    @property
+    def n_values(self) -> int:
+        """Ids and dense numbers of all examples."""
+        return len(self.ids_N) + self.dense_BK.size
+
     def slice(self, start: int, stop: int) -> Batch:
         """Return examples ``start`` to ``stop``; all but the offsets are views.
 

@@ -20,10 +20,12 @@ __all__ = [
     "logical_kind",
     "nan_count",
     "null_count",
+    "read_elements",
     "read_integers",
     "read_numbers",
     "read_text",
     "read_vectors",
+    "row_of",
     "storage_of",
 ]
 
@@ -137,7 +139,8 @@ def _elements(array: pa.Array, kind: ColumnType) -> pa.Array:
     return _plain(pc.list_flatten(array) if kind.nested else array)
 
 
-def _row_of(array: pa.Array, kind: ColumnType, element: int) -> int:
+def row_of(array: pa.Array, kind: ColumnType, element: int) -> int:
+    """Return the row of a chunk in which an element of its lists is."""
     if not kind.nested:
         return element
     return int(pc.list_parent_indices(array)[element].as_py())
@@ -182,6 +185,18 @@ def read_numbers(chunk: Chunk, name: str, *, finite: bool = True) -> NDArray[np.
     if finite:
         _check_finite(chunk, values, name)
     return values
+
+
+def read_elements(chunk: Chunk, name: str, kind: ColumnType) -> NDArray[np.float64]:
+    """Return the numbers of a column or of its lists one after the other, NaN for nulls.
+
+    Raises:
+        FeatureError: If a value is text.
+    """
+    array = _elements(chunk.array, kind)
+    if logical_kind(array.type) == "string":
+        _refuse_text(chunk, array, name)
+    return _floats(array)
 
 
 def read_vectors(chunk: Chunk, name: str, size: int) -> NDArray[np.float64]:
@@ -264,7 +279,7 @@ def read_integers(chunk: Chunk, name: str, kind: ColumnType) -> pa.Int64Array:
         element = int(wrong.argmax())
         raise chunk.refuse(
             name,
-            _row_of(chunk.array, kind, element),
+            row_of(chunk.array, kind, element),
             f"got {elements[element]} ({elements.type}), expected text or whole numbers of 64 bits;"
             " use bucketized(...) for numbers, or cast the column to text",
         )
@@ -280,7 +295,7 @@ def _check_range(chunk: Chunk, array: pa.Array, name: str, kind: ColumnType) -> 
         element = int(np.asarray(pc.fill_null(wrong, False)).argmax())
         raise chunk.refuse(
             name,
-            _row_of(chunk.array, kind, element),
+            row_of(chunk.array, kind, element),
             f"got {array[element]} ({array.type}), expected integers below 2**63; "
             "cast the column to text",
         )

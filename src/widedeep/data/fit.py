@@ -20,6 +20,7 @@ from widedeep.data.fit_scans import (
     scan_cross,
     scan_numbers,
     scan_plain,
+    scan_value_weights,
     scan_values,
     scan_vocabulary,
     scan_weight,
@@ -242,7 +243,16 @@ def _first_passes(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list
     seen = {spec.weight, *spec.labels.values(), *(numbers.column for numbers in plan.numbers)}
     seen.update(column.column for vocabulary in plan.learned for column in vocabulary.columns)
     seen.update(column.column for column in plan.checked)
-    passes += [partial(scan_plain, column=column) for column in plan.types if column not in seen]
+    weights = {f.weights: f.name for f in spec.all_features if isinstance(f, Categorical)}
+    for column, kind in plan.types.items():
+        if column in seen:
+            continue
+        feature = weights.get(column)
+        passes.append(
+            partial(scan_plain, column=column)
+            if feature is None
+            else partial(scan_value_weights, column=column, kind=kind, feature=feature)
+        )
     return passes
 
 

@@ -16,10 +16,12 @@ from widedeep.data.column_values import (
     column_chunks,
     nan_count,
     null_count,
+    read_elements,
     read_integers,
     read_numbers,
     read_text,
     read_vectors,
+    row_of,
 )
 from widedeep.data.counting import ValueCounter
 from widedeep.data.fit_plan import NumberColumn, ValueColumn, VocabularyPlan
@@ -27,8 +29,8 @@ from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.grow import carried_cross, carried_vocabulary, counted_vocabulary
 from widedeep.data.number_fit import NumberSummary, bucket_boundaries, summarised_fit
 from widedeep.data.sampling import RowSample
-from widedeep.data.transform import Transform
-from widedeep.errors import DataError
+from widedeep.data.transform import PartIds, Transform
+from widedeep.errors import DataError, LimitError
 from widedeep.features import Bucketized, Crossed, Numeric
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
 
@@ -39,12 +41,15 @@ __all__ = [
     "scan_cross",
     "scan_numbers",
     "scan_plain",
+    "scan_value_weights",
     "scan_values",
     "scan_vocabulary",
     "scan_weight",
 ]
 
 _MISSING_ID = 1
+# Of a row, or of a value of a list: sums of weights and of their squares stay within float32.
+LARGEST_WEIGHT = 1e15
 # Combinations that multi-valued parts make are counted so many at a time.
 _TUPLES_AT_ONCE = 1 << 17
 # A column of so many values that are all different looks like a key.
@@ -291,16 +296,38 @@ def scan_weight(scan: Scan, column: str, kind: ColumnType) -> Found:
     total = 0.0
     for chunk in scan.chunks(column):
         weights = read_numbers(chunk, name, finite=False)
-        wrong = ~np.isfinite(weights) | (weights < 0)
+        wrong = ~((weights >= 0) & (weights <= LARGEST_WEIGHT))
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(
-                f"{name} {chunk.at(row)}: got {chunk.array[row]}, expected a finite number of at "
-                "least 0; correct it or drop the row"
+                f"{name} {chunk.at(row)}: got {chunk.array[row]}, expected a number from 0 to "
+                "1e15; correct it or drop the row"
             )
-        total += float(weights.sum())
+        total += float(weights.astype(np.float32).sum(dtype=np.float64))
     notes = [] if total > 0 else [f"{name}: 0 in every row, so nothing is learned"]
     return Found(nulls={column: 0}, notes=notes)
+
+
+def scan_value_weights(scan: Scan, column: str, kind: ColumnType, feature: str) -> Found:
+    """Check the weights of a feature's values; how many there are is checked with the values.
+
+    Raises:
+        FeatureError: If a weight is negative or no finite number within the limit.
+    """
+    found = Found(nulls={column: 0})
+    for chunk in scan.chunks(column):
+        found.nulls[column] += null_count(chunk)
+        weights = read_elements(chunk, f"feature {feature!r}", kind)
+        wrong = ~(np.isnan(weights) | ((weights >= 0) & (weights <= LARGEST_WEIGHT)))
+        if wrong.any():
+            element = int(wrong.argmax())
+            raise chunk.refuse(
+                f"feature {feature!r}",
+                row_of(chunk.array, kind, element),
+                f"got {weights[element]:g} (float) as a weight in column {column!r}, expected a "
+                "number from 0 to 1e15; correct it or drop the row",
+            )
+    return found
 
 
 def scan_cross(scan: Scan, cross: Crossed, parts: Schema, previous: Schema | None = None) -> Found:
@@ -320,6 +347,7 @@ def scan_cross(scan: Scan, cross: Crossed, parts: Schema, previous: Schema | Non
         for table in column_stream(scan.source, columns):
             origin, first_row = origin_of(table) or ("", 0)
             encoded = transform.part_ids(table, cross.parts, origin=origin, first_row=first_row)
+            _check_combinations(encoded, cross, origin, first_row)
             for tuples in _combinations(encoded):
                 counter.add(tuples)
             scan.advance(table.num_rows)
@@ -333,11 +361,8 @@ def scan_cross(scan: Scan, cross: Crossed, parts: Schema, previous: Schema | Non
     return Found(vocabularies={cross.name: vocabulary}, notes=notes)
 
 
-def _combinations(
-    encoded: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> Iterator[NDArray[np.int64]]:
-    """Yield rows of part ids: the Cartesian product of each example's ids."""
-    starts = [offsets[:-1] for _, offsets in encoded]
+def _lengths(encoded: Sequence[PartIds]) -> list[NDArray[np.int64]]:
+    """Return how many ids of each part an example crosses: none of a missing one."""
     lengths = []
     for ids, offsets in encoded:
         n_ids = np.diff(offsets)
@@ -346,6 +371,30 @@ def _combinations(
         if len(ids):
             n_ids = np.where((n_ids == 1) & (ids[first] == _MISSING_ID), 0, n_ids)
         lengths.append(n_ids)
+    return lengths
+
+
+def _check_combinations(
+    encoded: Sequence[PartIds], cross: Crossed, origin: str, first_row: int
+) -> None:
+    """Refuse a row that makes too many combinations, as the transform does."""
+    lengths = _lengths(encoded)
+    made = np.prod(lengths, axis=0, dtype=np.float64)
+    if not (made > cross.max_combinations).any():
+        return
+    row = int((made > cross.max_combinations).argmax())
+    place = f"row {first_row + row}" + (f" of {origin}" if origin else "")
+    raise LimitError(
+        f"feature {cross.name!r} ({place}): got {' x '.join(str(n[row]) for n in lengths)} values "
+        f"of its parts, which make {made[row]:,.0f} combinations, expected at most "
+        f"max_combinations={cross.max_combinations:,} in a row; shorten the lists, or declare the "
+        "cross with a larger max_combinations"
+    )
+
+
+def _combinations(encoded: Sequence[PartIds]) -> Iterator[NDArray[np.int64]]:
+    """Yield rows of part ids: the Cartesian product of each example's ids."""
+    starts, lengths = [offsets[:-1] for _, offsets in encoded], _lengths(encoded)
     made = np.prod(lengths, axis=0)
     ends = np.cumsum(made)
     row = 0

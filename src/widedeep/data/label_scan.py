@@ -19,6 +19,9 @@ __all__ = ["scan_label"]
 
 _SHOWN_CLASSES = 10
 
+# Its square, summed over a batch, stays within float32.
+LARGEST_LABEL = 1e17
+
 
 def scan_label(
     scan: Scan, head: str, column: str, kind: ColumnType, vocabulary: Sequence[str] | None
@@ -53,6 +56,15 @@ def _scan_mean(scan: Scan, head: str, column: str, name: str) -> Found:
         missing = np.isnan(values)
         if missing.any():
             raise _missing_label(chunk, name, int(missing.argmax()))
+        beyond = np.abs(values) > LARGEST_LABEL
+        if beyond.any():
+            row = int(beyond.argmax())
+            raise chunk.refuse(
+                name,
+                row,
+                f"got {values[row]:g}, expected a finite number of at most 1e17; correct it or "
+                "drop the row",
+            )
         summary.add(values)
     notes = []
     if summary.minimum == summary.maximum:

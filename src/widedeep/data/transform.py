@@ -79,6 +79,17 @@ class Transform:
         """The native plan, for code that runs other parts of it than whole rows."""
         return self._plan
 
+    def check_values(self, total: int) -> None:
+        """Raise if a request that is encoded in pieces comes to more values than it may.
+
+        Args:
+            total: So far.
+
+        Raises:
+            LimitError: If it does.
+        """
+        self._plan.native.check_values(total)
+
     def columns(self, targets: bool = True) -> list[str]:
         """Return the input columns that are read.
 

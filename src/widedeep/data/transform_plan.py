@@ -194,14 +194,18 @@ class _Compiler:
     def add_cross(self, feature: Crossed) -> int | None:
         parts = [self.part_index(part) for part in feature.parts]
         if feature.hash_buckets:
-            return self.native.add_hashed_cross(feature.name, parts, feature.hash_buckets)
+            return self.native.add_hashed_cross(
+                feature.name, parts, feature.hash_buckets, feature.max_combinations
+            )
         if feature.name not in self.schema.vocabularies:
             self.unlearned.append(feature.name)
             return None
         values = self.schema.vocabularies[feature.name].values
         if not isinstance(values, np.ndarray) or values.ndim != 2:
             raise self.lacks(feature.name, "combinations of part ids")
-        return self.native.add_learned_cross(feature.name, parts, _contiguous(values, np.int64))
+        return self.native.add_learned_cross(
+            feature.name, parts, _contiguous(values, np.int64), feature.max_combinations
+        )
 
     def part_index(self, name: str) -> int:
         return self.places[name][1]

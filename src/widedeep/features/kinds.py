@@ -25,6 +25,8 @@ __all__ = [
 Combiner = Literal["sum", "mean", "sqrtn"]
 NumericTransform = Literal["quantile", "standard", "minmax", "log1p", "none"]
 COMBINERS = ("sum", "mean", "sqrtn")
+MAX_COMBINATIONS = 65_536
+"""Combinations that the lists of one row may make in a cross."""
 NUMERIC_TRANSFORMS = ("quantile", "standard", "minmax", "log1p", "none")
 OOV_POLICIES = ("id", "drop")
 _MOST_IDS = 2**48
@@ -304,6 +306,7 @@ class Crossed:
         hash_buckets: Hash combinations instead (ids agree with TensorFlow's ``crossed_column``).
         embedding_dim: Width of the embedding if the feature is placed in the deep part.
         combiner: How several combinations become one vector in the deep part.
+        max_combinations: A row whose lists make more is refused, in training and serving alike.
     """
 
     name: str
@@ -313,6 +316,7 @@ class Crossed:
     hash_buckets: int | None = None
     embedding_dim: int | None = None
     combiner: Combiner = "mean"
+    max_combinations: int = MAX_COMBINATIONS
 
     def __post_init__(self) -> None:
         check(is_name(self.name), show_value(self.name), "expected a name: a non-empty string")
@@ -329,7 +333,7 @@ class Crossed:
             self.name,
             f"got a part twice in {list(self.parts)}; a feature crossed with itself adds nothing",
         )
-        for option in ("min_count", "max_size", "hash_buckets"):
+        for option in ("min_count", "max_size", "hash_buckets", "max_combinations"):
             _check_at_least(self.name, option, getattr(self, option), 1)
         _check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         _check_combiner(self.name, self.combiner)
@@ -562,6 +566,7 @@ def crossed(
     hash_buckets: int | None = None,
     embedding_dim: int | None = None,
     combiner: Combiner = "mean",
+    max_combinations: int = MAX_COMBINATIONS,
 ) -> Crossed:
     """Declare the cross-product of two or more features.
 
@@ -573,6 +578,8 @@ def crossed(
         hash_buckets: Hash combinations instead of learning ids.
         embedding_dim: Width of the embedding if placed in the deep part.
         combiner: How several combinations become one vector in the deep part.
+        max_combinations: Most combinations of one row, where parts are lists: three lists of 40
+            values make 64,000. A row of more is refused, in training and serving alike.
 
     Returns:
         The feature.
@@ -593,4 +600,5 @@ def crossed(
         hash_buckets=hash_buckets,
         embedding_dim=embedding_dim,
         combiner=combiner,
+        max_combinations=max_combinations,
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from widedeep.errors import RequestError, nearest
 
 __all__ = [
+    "MAX_VALUES",
     "Candidates",
     "InlineItems",
     "candidate_ids",
@@ -26,6 +27,9 @@ __all__ = [
 
 Candidates: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]] | NDArray[Any] | pa.Table
 """Ids, or the items themselves as columns."""
+
+MAX_VALUES = 4_000_000
+"""Ids and numbers that one request may come to, over all its rows or candidates."""
 
 _ALLOWED = "expected a list of ids, or the items as columns: a dict of lists or an Arrow table"
 

@@ -13,6 +13,7 @@ from typing import Literal
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.errors import BundleError
 from widedeep.features.sides import item_columns
+from widedeep.serving.candidates import MAX_VALUES
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.shared_rows import SharedRows
@@ -31,6 +32,7 @@ class RankerOptions:
         item_id: The catalogue's column of item ids.
         unknown_items: Items that are not in the catalogue are scored as never seen, or refused.
         precision: Of the catalogue's prebuilt rows and of the hidden layers' products.
+        max_values: Most ids and numbers that a request may come to.
         threads: Threads that a long request is split over.
         shared_rows: Where several processes keep one copy of the catalogue's rows.
     """
@@ -39,6 +41,7 @@ class RankerOptions:
     item_id: str | None = None
     unknown_items: Literal["score", "refuse"] = "score"
     precision: Literal["float32", "bfloat16"] = "float32"
+    max_values: int = MAX_VALUES
     threads: int = 1
     shared_rows: SharedRows | None = None
 
@@ -64,6 +67,7 @@ def load_ranker(
         WideDeepError: If the catalogue does not fit it.
     """
     bundle = Bundle.load(path)
+    bundle.limit_values(options.max_values)
     if like is not None:
         _check_heads(bundle, like.bundle)
     ranker = Ranker(

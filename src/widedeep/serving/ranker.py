@@ -39,6 +39,9 @@ from widedeep.serving.shared_rows import SharedRows
 
 __all__ = ["Ranker", "Ranking"]
 
+# What a term of an explanation costs, in ids.
+_VALUES_A_TERM = 64
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Ranking:
@@ -428,7 +431,12 @@ class Ranker:
     def _explanations(
         self, row: dict[str, Any], found: _Found, places: list[int]
     ) -> tuple[Explanation, ...]:
-        return tuple(self.bundle.explain({**row, **found.values(at)}) for at in places)
+        explanations, total = [], 0
+        for at in places:
+            explanations.append(self.bundle.explain({**row, **found.values(at)}))
+            total += _VALUES_A_TERM * len(explanations[-1].wide)
+            self.bundle.encoder.check_values(total)
+        return tuple(explanations)
 
     def _absent(self, query: Any, found: _Found) -> dict[str, int]:
         absent = {name: 1 for name in query.absent if name not in found.columns}

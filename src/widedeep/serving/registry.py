@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from widedeep.errors import ConfigError, nearest
 from widedeep.serving import orders
 from widedeep.serving.background import ThreadMonitor
+from widedeep.serving.candidates import MAX_VALUES
 from widedeep.serving.following import Following, Routes
 from widedeep.serving.loading import RankerOptions
 from widedeep.serving.plan import is_canary_request
@@ -62,6 +63,7 @@ class Registry:
         unknown_items: As for :class:`~widedeep.serving.ranker.Ranker`.
         precision: As for :class:`~widedeep.serving.ranker.Ranker`.
         threads: As for :class:`~widedeep.serving.ranker.Ranker`.
+        max_values: Most ids and numbers that a request may come to, over all its candidates.
         state: The state's file, if it is not in ``root``.
         rows: A directory in which the processes that serve ``root`` on this machine keep one copy
             of the catalogue's rows; None: the workers of
@@ -100,6 +102,7 @@ class Registry:
         unknown_items: Literal["score", "refuse"] = "score",
         precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
+        max_values: int = MAX_VALUES,
         state: str | os.PathLike[str] | None = None,
         rows: str | os.PathLike[str] | None = None,
         monitor: ThreadMonitor | None = None,
@@ -120,6 +123,7 @@ class Registry:
             unknown_items=unknown_items,
             precision=precision,
             threads=threads,
+            max_values=max_values,
             shared_rows=None if rows is None else SharedRows(rows),
         )
         self._at = Following(

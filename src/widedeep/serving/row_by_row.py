@@ -16,7 +16,7 @@ from widedeep.data.batch import Batch
 
 __all__ = ["ItemRows", "QueryRow", "RowByRow"]
 
-_ROWS_AT_ONCE = 16_384
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,14 @@ class RowByRow:
         """
         if not len(positions_B):
             return np.zeros((0, self._bundle.model.n_logits), np.float32)
-        rows = [{**query.values, **items.rows[at]} for at in positions_B.tolist()]
-        return self._bundle.logits(self._encode(rows), threads=self._threads)
+        parts, total = [], 0
+        for start in range(0, len(positions_B), _ROWS_AT_ONCE):
+            some = positions_B[start : start + _ROWS_AT_ONCE].tolist()
+            batch = self._encode([{**query.values, **items.rows[at]} for at in some])
+            total += batch.n_values
+            self._encoder.check_values(total)
+            parts.append(self._bundle.logits(batch, threads=self._threads))
+        return np.concatenate(parts)
 
     def _encode(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         return self._encoder.rows(rows)

@@ -121,11 +121,9 @@ def running(*words: object, log: Path | None = None) -> Iterator[Running]:
         )
         try:
             assert process.stdout is not None
-            lines = []
-            while not lines or lines[-1] != "}\n":
-                lines.append(process.stdout.readline())
-                assert lines[-1], "the server ended before it listened"
-            told = json.loads("".join(lines))
+            line = process.stdout.readline()
+            assert line, "the server ended before it listened"
+            told = json.loads(line)
             port = int(told["http"].rpartition(":")[2])
             yield Running(process, port, told["grpc"], started)
         finally:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from widedeep.errors import WideDeepError
+from widedeep.errors import LimitError, WideDeepError
 
 if TYPE_CHECKING:
     from widedeep.schema import Schema
@@ -114,10 +114,11 @@ def misfit(
         place: The JSON pointer of a column's value in a row.
     """
     message = _shortened(str(error))
+    status = 413 if isinstance(error, LimitError) else 400
     found = _PLACE.search(message)
     if found is None:
-        return HttpError(400, message)
+        return HttpError(status, message)
     kind, name, row = found[1], found[2], int(found[3])
     if kind == "feature" and name in schema.spec.by_name:
         name = getattr(schema.spec.by_name[name], "source", name)
-    return HttpError(400, message, pointer=place(name, row))
+    return HttpError(status, message, pointer=place(name, row))

@@ -7,6 +7,7 @@ from typing import Literal
 
 from widedeep.config import check_types
 from widedeep.errors import ConfigError
+from widedeep.serving.candidates import MAX_VALUES
 
 __all__ = ["Settings"]
 
@@ -28,6 +29,9 @@ class Settings:
         longest_deadline_ms: The most that a caller may ask for.
         max_body: Largest body in bytes, after decompression; larger ones get 413.
         max_candidates: Most rows or candidates in a request; more get 413.
+        max_values: Most values that a request may come to, over all its rows or candidates: ids,
+            combinations of crosses, numbers; more get 413. Each takes some 40 bytes while it is
+            answered.
         max_connections: Open connections; further ones are closed at once.
         head_timeout_s: Seconds in which a request's head must have come.
         body_timeout_s: Seconds in which its body must have come, else 408.
@@ -67,6 +71,7 @@ class Settings:
     longest_deadline_ms: float = 60_000.0
     max_body: int = 16 << 20
     max_candidates: int = 100_000
+    max_values: int = MAX_VALUES
     max_connections: int = 4_096
     head_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
@@ -88,7 +93,8 @@ class Settings:
         check_types(self, "the server")
         for name in (
             *("workers", "queue", "threads", "deadline_ms", "longest_deadline_ms", "max_body"),
-            *("max_candidates", "max_connections", "head_timeout_s", "body_timeout_s"),
+            *("max_candidates", "max_values", "max_connections"),
+            *("head_timeout_s", "body_timeout_s"),
             *("write_timeout_s", "idle_timeout_s", "drain_s"),
         ):
             if not getattr(self, name) > 0:

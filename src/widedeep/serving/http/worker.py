@@ -139,6 +139,7 @@ class ServingPlan:
                 unknown_items=self.unknown_items,
                 precision=self.precision,
                 threads=self.rank_threads,
+                max_values=self.settings.max_values,
                 monitor=monitor,
                 name=name if len(self.models) > 1 else "",
             )
