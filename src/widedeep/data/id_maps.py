@@ -15,6 +15,8 @@ from widedeep.schema import FIRST_KNOWN_ID, Schema
 
 __all__ = ["IdMap", "map_ids", "tuples_as_bytes"]
 
+_EMPTY = 'missing: "" counts as null by now, or no longer does'
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class IdMap:
@@ -43,8 +45,9 @@ def map_ids(new: Schema, old: Schema, name: str) -> IdMap:
     """Find a feature's ids, or those of a raw column that a cross reads, in an older schema.
 
     Values are compared, never places: vocabularies by their bytes, crosses by the values of their
-    parts, buckets by their two ends. Where values cannot be compared (another number of hash
-    buckets, another kind of feature), no id is found, and :attr:`IdMap.why` says it.
+    parts, buckets by their two ends. Where values cannot be compared (another column, another
+    number of hash buckets, another transform), no id is found, and :attr:`IdMap.why` says it; nor
+    are the ids of unseen and missing values where another rule gives them.
 
     Args:
         new: Has the feature.
@@ -68,15 +71,57 @@ def map_ids(new: Schema, old: Schema, name: str) -> IdMap:
         return _nothing(size, "not in the old model")
     if type(mine) is not type(theirs):
         return _nothing(size, "another kind of feature")
-    if isinstance(mine, Numeric) and isinstance(theirs, Numeric):
-        if (mine.size, mine.transform) != (theirs.size, theirs.transform):
-            return _nothing(size, "another transform of the number")
-        return IdMap(old_of_N=np.arange(size))
-    if isinstance(mine, Bucketized):
-        return IdMap(old_of_N=_buckets(new.boundaries[name], old.boundaries[name]))
     if isinstance(mine, Crossed) and isinstance(theirs, Crossed):
         return _crossed(new, old, mine, theirs)
+    why = _column_change(new, old, name, mine, theirs)
+    if why:
+        return _nothing(size, why)
+    if isinstance(mine, Numeric) and isinstance(theirs, Numeric):
+        why = _number_change(new, old, mine, theirs)
+        return _nothing(size, why) if why else IdMap(old_of_N=np.arange(size))
+    if isinstance(mine, Bucketized):
+        return IdMap(old_of_N=_buckets(new.boundaries[name], old.boundaries[name]))
     return _categorical(new, old, name, mine, theirs)
+
+
+def _column_change(
+    new: Schema, old: Schema, name: str, mine: Feature | None, theirs: Feature | None
+) -> str:
+    """Return why a feature's column holds other values than it did, or "" if it does not."""
+    columns = [getattr(feature, "source", name) for feature in (mine, theirs)]
+    if columns[0] != columns[1]:
+        return f"read from column {columns[0]!r}, before from {columns[1]!r}"
+    types = [schema.columns.get(columns[0]) for schema in (new, old)]
+    if types[0] is None or types[1] is None:
+        return ""
+    storage = [kind.storage for kind in types if kind is not None]
+    times = ("s", "ms", "us", "ns", "day")
+    known = None not in storage and storage[0] != storage[1]
+    if known and (storage[0] in times or storage[1] in times):
+        return f"its column held {storage[1]} and holds {storage[0]}"
+    if isinstance(mine, Numeric | Bucketized):
+        return ""
+    kinds = [kind.kind for kind in types if kind is not None]
+    return "" if kinds[0] == kinds[1] else f"its column held {kinds[1]} and holds {kinds[0]}"
+
+
+def _number_change(new: Schema, old: Schema, mine: Numeric, theirs: Numeric) -> str:
+    """Return why a number becomes another input than it did, or "" if it does not."""
+    for option in ("size", "transform", "missing"):
+        now, before = getattr(mine, option), getattr(theirs, option)
+        if now != before:
+            return f"{option} {before!r} became {now!r}"
+    now_fit, before_fit = new.numerics.get(mine.name), old.numerics.get(mine.name)
+    if now_fit is None or before_fit is None:
+        return ""
+    pairs = [
+        (now_fit.shift, before_fit.shift),
+        (now_fit.scale, before_fit.scale),
+        *itertools.zip_longest(now_fit.boundaries, before_fit.boundaries),
+    ]
+    if all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs):
+        return ""
+    return f"the {mine.transform} transform was learned anew (grow= keeps the older one)"
 
 
 def _nothing(size: int, why: str) -> IdMap:
@@ -100,6 +145,8 @@ def _categorical(
                 return _nothing(
                     size, f"{theirs.hash_buckets} hash buckets became {mine.hash_buckets}"
                 )
+            if mine.empty_as_null != theirs.empty_as_null:
+                return _nothing(size, _EMPTY)
             return IdMap(old_of_N=np.arange(size))
         if mine.num_buckets or theirs.num_buckets:
             if not (mine.num_buckets and theirs.num_buckets):
@@ -112,10 +159,35 @@ def _categorical(
     if isinstance(values, np.ndarray) != isinstance(known, np.ndarray):
         return _nothing(size, "text became integers, or integers text")
     old_of_N = _reserved(size)
-    if shift == old_shift:  # as many buckets for the unseen: the same hash
-        old_of_N[:shift] = np.arange(shift)
+    why = _unseen_and_missing(old_of_N, mine, theirs)
     old_of_N[shift:] = _positions(pa.array(values), pa.array(known), old_shift)
-    return IdMap(old_of_N=old_of_N)
+    return IdMap(old_of_N=old_of_N, why=why)
+
+
+def _unseen_and_missing(
+    old_of_N: NDArray[np.int64], mine: Feature | None, theirs: Feature | None
+) -> str:
+    """Find the ids of what is no known value, in place; return which rules are others."""
+    why = []
+    rules = [
+        (getattr(f, "oov_buckets", 0), getattr(f, "oov", "id"), getattr(f, "empty_as_null", False))
+        for f in (mine, theirs)
+    ]
+    (buckets, oov, empty), (old_buckets, old_oov, old_empty) = rules
+    unseen = np.array([0, *range(FIRST_KNOWN_ID, FIRST_KNOWN_ID + buckets)])
+    if buckets == old_buckets and oov == old_oov:  # as many buckets: the same hash
+        old_of_N[unseen] = unseen
+    else:
+        old_of_N[unseen] = -1
+        ways = [
+            f"{n} buckets" if n else repr(rule)
+            for n, rule in ((old_buckets, old_oov), (buckets, oov))
+        ]
+        why.append(f"unseen: {ways[0]} became {ways[1]}")
+    if empty != old_empty:
+        old_of_N[1] = -1
+        why.append(_EMPTY)
+    return "; ".join(why)
 
 
 def _positions(values: pa.Array, known: pa.Array, shift: int) -> NDArray[np.int64]:
@@ -144,10 +216,9 @@ def _crossed(new: Schema, old: Schema, mine: Crossed, theirs: Crossed) -> IdMap:
         if mine.hash_buckets != theirs.hash_buckets:
             return _nothing(size, f"{theirs.hash_buckets} hash buckets became {mine.hash_buckets}")
         for part in mine.parts:
-            if isinstance(new.spec.by_name.get(part), Bucketized) and not np.array_equal(
-                new.boundaries[part], old.boundaries[part]
-            ):
-                return _nothing(size, f"its part {part!r} has other boundaries")
+            why = _key_change(new, old, part)
+            if why:
+                return _nothing(size, f"its part {part!r}: {why}")
         return IdMap(old_of_N=np.arange(size))
     tuples, known = new.vocabularies[name].values, old.vocabularies[name].values
     assert isinstance(tuples, np.ndarray) and isinstance(known, np.ndarray)
@@ -155,7 +226,34 @@ def _crossed(new: Schema, old: Schema, mine: Crossed, theirs: Crossed) -> IdMap:
     old_of_N[FIRST_KNOWN_ID:] = _positions(
         tuples_as_bytes(_in_old_ids(new, old, mine, tuples)), tuples_as_bytes(known), FIRST_KNOWN_ID
     )
-    return IdMap(old_of_N=old_of_N)
+    changes = [(part, map_ids(new, old, part).why) for part in mine.parts]
+    why = "; ".join(f"its part {part!r}: {change}" for part, change in changes if change)
+    if why:  # which combinations count as unseen follows from the parts' rules
+        old_of_N[0] = -1
+    return IdMap(old_of_N=old_of_N, why=why)
+
+
+def _key_change(new: Schema, old: Schema, part: str) -> str:
+    """Return why a part of a hashed cross is hashed otherwise than it was, or ""."""
+    mine, theirs = new.spec.by_name.get(part), old.spec.by_name.get(part)
+    if type(mine) is not type(theirs):
+        return "another kind of feature"
+    why = _column_change(new, old, part, mine, theirs)
+    if why:
+        return why
+    if isinstance(mine, Bucketized):
+        same = np.array_equal(new.boundaries[part], old.boundaries[part])
+        return "" if same else "other boundaries"
+    if not isinstance(mine, Categorical) or not isinstance(theirs, Categorical):
+        return ""
+    for option in ("hash_buckets", "num_buckets", "oov", "oov_buckets", "empty_as_null"):
+        if getattr(mine, option) != getattr(theirs, option):
+            return f"{option} {getattr(theirs, option)!r} became {getattr(mine, option)!r}"
+    # The values of a given vocabulary are hashed by their places in it, those of others as text.
+    given = [f.vocabulary is not None or f.vocabulary_file is not None for f in (mine, theirs)]
+    if given[0] != given[1] or (given[0] and not map_ids(new, old, part).is_identity):
+        return "another vocabulary"
+    return ""
 
 
 def _in_old_ids(

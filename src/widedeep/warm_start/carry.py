@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -16,9 +17,17 @@ from torch import Tensor
 from widedeep.data.id_maps import IdMap, map_ids
 from widedeep.errors import ConfigError, SchemaError
 from widedeep.model import WideDeep
-from widedeep.optim import FTRL, describe_optimizer
+from widedeep.optim import FTRL, Adam, describe_optimizer
 from widedeep.tables import EmbeddingTable
-from widedeep.warm_start.old_model import OldModel, name_of_module, read_old_model
+from widedeep.warm_start.meaning import layer_change, pooling_change, state_change
+from widedeep.warm_start.old_model import (
+    OldModel,
+    head_of,
+    model_options,
+    name_of_module,
+    read_old_model,
+    tower_inputs,
+)
 
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
@@ -27,7 +36,7 @@ __all__ = ["Moved", "WarmStart", "warm_start"]
 
 State = Literal["carried", "remapped", "fresh"]
 Widths = Literal["fresh", "project"]
-_HEADS_DIFFER = "the heads are others"
+_NO_LAYER = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +51,7 @@ class Moved:
         of: Out of so many.
         optimizer: What became of the optimizer's state: ``"carried"``, ``"rebuilt"`` from the
             weights, or ``"fresh"``.
-        why: Why something is fresh.
+        why: Why something is fresh: all of it, or the columns, ids or state that are named.
     """
 
     name: str
@@ -112,7 +121,18 @@ class _Mover:
     ) -> None:
         self.trainer, self.model, self.old = trainer, trainer.model, old
         self.carry, self.widths = carry, widths
-        self.same_heads = _heads(trainer.model) == old.heads
+        model = trainer.model
+        self.heads_change = _heads_change(model, old)
+        self.scales = (
+            {
+                "grad_scale": trainer.config.grad_scale,
+                "loss_reduction": trainer.config.loss_reduction,
+            },
+            old.scales,
+        )
+        self.layers_change = layer_change(model_options(model.config), old.options)
+        # Feature to why the columns that read it start anew.
+        self.inputs_anew: dict[str, str] = {}
         # Feature to the matrix by which its embeddings came to their new width.
         self.projected: dict[str, NDArray[np.float32]] = {}
         self.moved: list[Moved] = []
@@ -129,11 +149,33 @@ class _Mover:
             for name in table.sizes:
                 self._embeddings(table, name, dim)
         self._dense()
-        if any(entry.optimizer == "carried" for entry in self.moved):
+        if self._counts_on():
             trainer.position.updates = max(trainer.position.updates, old.updates)
         mine = {entry.name for entry in self.moved}
         left = tuple(name for name in (*old.rows, *old.dense) if name not in mine)
         return WarmStart(path=str(old.path), moved=tuple(self.moved), left=left)
+
+    def _counts_on(self) -> bool:
+        """Whether updates are numbered on: where state came, and no Adam begins without its own.
+
+        Adam divides its moments by what their first updates lack, told by the update's number.
+        """
+        by_part: dict[str, list[str]] = {}
+        for entry in self.moved:
+            part = entry.name.partition("/")[0]
+            by_part.setdefault({"wide": "wide", "table": "deep"}.get(part, "dense"), []).append(
+                entry.optimizer
+            )
+        optimizers = {
+            "wide": self.trainer.wide,
+            "deep": self.trainer.deep,
+            "dense": self.trainer.dense_optimizer,
+        }
+        anew = any(
+            isinstance(optimizers[part], Adam) and "carried" not in states
+            for part, states in by_part.items()
+        )
+        return not anew and any("carried" in states for states in by_part.values())
 
     def _chosen(self, name: str, size: int) -> bool:
         if any(fnmatchcase(name, pattern) for pattern in self.carry):
@@ -156,36 +198,67 @@ class _Mover:
         name, size = f"wide/{feature}", table.sizes[feature]
         if not self._chosen(name, size):
             return
-        if not self.same_heads:
-            self._fresh(name, size, _HEADS_DIFFER)
+        if self.heads_change:
+            self._fresh(name, size, self.heads_change)
         elif name not in self.old.rows:
             self._fresh(name, size, "not in the old model's wide part")
+        elif why := self._wide_change(feature):
+            self._fresh(name, size, why)
         else:
             ids = self._ids(feature)
             factor = self._rate(feature) if ids.found else 1.0
             self._rows(table, feature, name, ids, self.old.rows[name], "wide", factor=factor)
 
+    def _wide_change(self, feature: str) -> str:
+        if feature not in self.old.schema.spec.by_name:
+            return ""
+        combiners = self.model.config.wide_combiner, self.old.options["wide_combiner"]
+        return pooling_change(self.model.schema, self.old.schema, feature, combiners)
+
     def _embeddings(self, table: EmbeddingTable, logical: str, dim: int) -> None:
         name, size = f"table/{logical}", table.sizes[logical]
-        if not self._chosen(name, size):
-            return
+        features = [f for f, t in table.features.items() if t == logical]
         held = self.old.rows.get(name)
-        if held is None:
-            self._fresh(name, size, "not in the old model's deep part")
+        if not self._chosen(name, size):
+            why = "not asked for"
+        elif held is None:
+            why = "not in the old model's deep part"
+        elif held["weight"].shape[1] != dim and self.widths == "fresh":
+            why = f"width {held['weight'].shape[1]} became {dim}"
+        else:
+            why = self._table_change(features)
+        if why or held is None:
+            self.inputs_anew.update(dict.fromkeys(features, why))
+            if why != "not asked for":
+                self._fresh(name, size, why)
             return
-        feature = next(f for f, t in table.features.items() if t == logical)
-        ids = self._ids(feature)
-        width = held["weight"].shape[1]
+        ids, width = self._ids(self._known(features)), held["weight"].shape[1]
+        if not ids.found:
+            self.inputs_anew.update(dict.fromkeys(features, ids.why or "none of its values"))
         if width == dim:
             self._rows(table, logical, name, ids, held, "deep")
-        elif self.widths == "fresh":
-            self._fresh(name, size, f"width {width} became {dim}")
         else:
             basis = _basis(held["weight"], dim)
-            self.projected.update({f: basis for f, t in table.features.items() if t == logical})
+            self.projected.update(dict.fromkeys(features, basis))
             weight = held["weight"] @ basis
             why = f"width {width} projected to {dim}"
             self._rows(table, logical, name, ids, {"weight": weight}, "deep", why=why)
+
+    def _known(self, features: Sequence[str]) -> str:
+        """The first of the features of a table that the old model has too, else the first."""
+        known = self.old.schema.spec.by_name
+        return next((feature for feature in features if feature in known), features[0])
+
+    def _table_change(self, features: Sequence[str]) -> str:
+        """Why a table's rows mean something else, by any of the features that share it."""
+        new, old = self.model.schema, self.old.schema
+        for feature in features:
+            if feature in old.spec.by_name:
+                ids = self._ids(feature)
+                why = pooling_change(new, old, feature) or ("" if ids.found else ids.why)
+                if why:
+                    return why if len(features) == 1 else f"{feature}: {why}"
+        return ""
 
     def _rows(
         self,
@@ -203,12 +276,14 @@ class _Mover:
         views = table.named_state()
         mine = {slot: views[f"{logical}.{slot}"] for slot in ("weight", *optimizer.state_names)}
         before, after = self.old.optimizers.get(part), describe_optimizer(optimizer)
-        same = bool(before) and before is not None and before["optimizer"] == after["optimizer"]
-        slots = [slot for slot in optimizer.state_names if same and slot in held]
+        change = state_change(part, after, before or None, self.scales)
+        slots = [slot for slot in optimizer.state_names if not change and slot in held]
         _copy_rows(mine["weight"], held["weight"], ids)
         for slot in slots:
             _copy_rows(mine[slot], held[slot], ids)
         told: Literal["carried", "rebuilt", "fresh"] = "carried" if slots else "fresh"
+        if change and before and ids.found:
+            why = "; ".join(filter(None, (why, ids.why, f"optimizer: {change}")))
         if isinstance(optimizer, FTRL):
             told = self._ftrl_state(optimizer, mine, before, name, told, factor)
         self.moved.append(
@@ -253,52 +328,98 @@ class _Mover:
     # ---- layers ------------------------------------------------------------------------------
 
     def _dense(self) -> None:
-        broken = self.old.mlp
-        for key, value in self.model.state_dict(keep_vars=True).items():
-            name = name_of_module(key)
-            inputs = value.shape[-1] if value.ndim else 1
+        """Carry layers and towers, each up to the first that does not fit."""
+        parameters = self.model.state_dict(keep_vars=True)
+        anew: dict[str, tuple[int, str]] = {}  # tower to its first layer that starts anew, and why
+        for tower in self.model.towers:
+            why = self.old.mlp or (self.layers_change if tower == "mlp" else "")
+            why = why or ("" if tower == "mlp" else self._tower_change(tower, parameters))
+            if why:
+                anew[tower] = -1, why
+        for key, value in parameters.items():
+            name, inputs = name_of_module(key), value.shape[-1] if value.ndim else 1
+            tower, layer = _place(key)
+            first, told = anew.get(tower, (_NO_LAYER, ""))
             held = self.old.dense.get(name)
-            tower = name.startswith(("mlp/", "head/", "tower/"))
-            why = ""
+            why = told if layer >= first else ""
             if not self._chosen(name, inputs):
                 why = "not asked for"
-            elif held is None:
-                why = (tower and broken) or "not in the old model"
-            elif not self.same_heads and name in ("bias", "head/weight"):
-                why = _HEADS_DIFFER
-            elif tower and broken:
-                why = broken
-            elif name == "mlp/0/weight":
-                why = self._first_layer(key, value, held)
-            elif tuple(held["weight"].shape) != tuple(value.shape):
-                old, new = tuple(held["weight"].shape), tuple(value.shape)
-                why = f"shape {old} became {new}"
-            else:
-                self._parameter(key, value, held, [(slice(None), held)])
-            if why and why != "not asked for":
+            elif why:
                 self._fresh(name, inputs, why)
-            if why and tower and name.endswith("weight") and not broken:
+            else:
+                why = self._layer(key, value, held)
+                if why:
+                    self._fresh(name, inputs, why)
+            if why and tower and key.endswith("weight") and layer < first:
                 # What stands behind a layer that starts anew would read other things than it did.
-                broken = f"{name} before it is fresh"
+                anew[tower] = layer, f"{name} before it is fresh"
+
+    def _layer(self, key: str, value: Tensor, held: Mapping[str, NDArray[Any]] | None) -> str:
+        """Carry one parameter, or return why it starts anew."""
+        name = name_of_module(key)
+        if held is None:
+            return "not in the old model"
+        if self.heads_change and (name == "bias" or key.startswith("outputs.")):
+            return self.heads_change
+        if name == "mlp/0/weight":
+            return self._first_layer(key, value, held)
+        if tuple(held["weight"].shape) != tuple(value.shape):
+            return f"shape {tuple(held['weight'].shape)} became {tuple(value.shape)}"
+        self._parameter(key, value, held, [(slice(None), held)])
+        return ""
+
+    def _tower_change(self, tower: str, parameters: Mapping[str, Tensor]) -> str:
+        """Why a tower of one's own would read, or be, something else; its columns have no names."""
+        layout = self.model.layout
+        if dict(layout.columns) != dict(self.old.columns):
+            return "the columns of its input are others"
+        if tower_inputs(layout) != self.old.inputs:
+            return "its sequences or extra inputs are others"
+        for feature in (*layout.columns, *layout.sequences, *layout.extra):
+            why = self._input_change(feature)
+            if why:
+                return f"its input {feature!r} starts anew: {why}"
+        for key, value in parameters.items():
+            held = self.old.dense.get(name_of_module(key))
+            if key.startswith(f"towers.{tower}.") and (
+                held is None or tuple(held["weight"].shape) != tuple(value.shape)
+            ):
+                return f"{key} is not in the old model in this shape"
+        return ""
+
+    def _input_change(self, feature: str) -> str:
+        """Why the deep input of a feature means something else, or "" if it does not."""
+        if feature in self.inputs_anew:
+            return self.inputs_anew[feature]
+        if feature in self.model.schema.dense_layout:
+            if feature not in self.old.schema.dense_layout:
+                return "not in the old model"
+            ids = self._ids(feature)
+            return ids.why or pooling_change(self.model.schema, self.old.schema, feature)
+        return ""
 
     def _first_layer(self, key: str, value: Tensor, held: Mapping[str, NDArray[Any]]) -> str:
-        """Take the columns of features that the old layer read too."""
+        """Take the columns of features that the old layer read too, and that mean the same."""
         weight = held["weight"]
         if len(weight) != len(value):
             return f"{len(weight)} units became {len(value)}"
-        places = []
+        sliced = {slot: a for slot, a in held.items() if a.shape == weight.shape}
+        places, anew = [], []
         for feature, new in self.model.layout.columns.items():
-            old = self.old.columns.get(feature)
-            if old is None:
-                continue
-            basis = self.projected.get(feature)
-            if basis is not None and basis.shape[0] == old.stop - old.start:
+            old, basis = self.old.columns.get(feature), self.projected.get(feature)
+            why = "not in the old model" if old is None else self._input_change(feature)
+            if old is None or why:
+                anew.append(f"{feature} ({why})")
+            elif basis is not None and basis.shape[0] == old.stop - old.start:
                 places.append((new, {"weight": weight[:, old] @ basis}))
             elif new.stop - new.start == old.stop - old.start:
-                places.append((new, {slot: array[:, old] for slot, array in held.items()}))
+                places.append((new, {slot: array[:, old] for slot, array in sliced.items()}))
+            else:
+                anew.append(f"{feature} ({old.stop - old.start} columns became another number)")
         if not places:
-            return "it reads no feature that the old one read"
-        self._parameter(key, value, held, places)
+            return f"it reads nothing that the old one read: {', '.join(anew)}"
+        why = f"anew: {', '.join(anew)}" if anew else ""
+        self._parameter(key, value, held, places, why)
         return ""
 
     def _parameter(
@@ -307,38 +428,63 @@ class _Mover:
         value: Tensor,
         held: Mapping[str, NDArray[Any]],
         places: Sequence[tuple[slice, Mapping[str, NDArray[Any]]]],
+        why: str = "",
     ) -> None:
-        dense = self.trainer.step.dense
+        dense, optimizer = self.trainer.step.dense, self.trainer.dense_optimizer
         state = dense.state.get(key, {})
         before = self.old.optimizers.get("dense") or self.old.optimizers.get("deep")
-        now = describe_optimizer(self.trainer.dense_optimizer)
-        same = before is not None and before["optimizer"] == now["optimizer"]
-        carried = bool(state) and same and all(slot in held for slot in state)
+        now = describe_optimizer(optimizer)
+        change = state_change("dense", now, before, self.scales)
+        carried = bool(state) and not change and all(slot in held for slot in state)
         for columns, arrays in places:
             _put(value, columns, arrays["weight"])
             for slot, tensor in state.items() if carried else ():
                 if slot in arrays:
                     _put(tensor, columns, arrays[slot])
+        told: Literal["carried", "rebuilt", "fresh"] = "carried" if carried else "fresh"
+        if isinstance(optimizer, FTRL) and state and not (carried and before == now):
+            state["z"].copy_(optimizer.z_from_weights(value, state["n"]))
+            told = "rebuilt"
+        if before and change and key in dense.parameters:
+            why = "; ".join(filter(None, (why, f"optimizer: {change}")))
         name, inputs = name_of_module(key), value.shape[-1] if value.ndim else 1
         found = sum(len(range(*columns.indices(inputs))) for columns, _ in places)
         whole = found == inputs and len(places) == 1
         self.moved.append(
             Moved(
                 name=name,
-                state="carried" if whole or self._in_place(places) else "remapped",
+                state="carried" if whole or (found == inputs and self._in_place()) else "remapped",
                 found=found,
                 of=inputs,
-                optimizer="carried" if carried else "fresh",
+                optimizer=told,
+                why=why,
             )
         )
 
-    def _in_place(self, places: Sequence[tuple[slice, Mapping[str, NDArray[Any]]]]) -> bool:
+    def _in_place(self) -> bool:
         return dict(self.model.layout.columns) == dict(self.old.columns) and not self.projected
 
 
-def _heads(model: WideDeep) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    classes = model.schema.classes
-    return tuple((head.kind, head.name, tuple(classes.get(head.name, ()))) for head in model.heads)
+def _heads_change(model: WideDeep, old: OldModel) -> str:
+    """Why the logits mean something else than they did, or "" if they do not."""
+    mine = tuple(head_of(model.schema, h.kind, h.name, h.width) for h in model.heads)
+    if mine == old.heads:
+        return ""
+    texts = ["; ".join(str(head) for head in heads) for heads in (old.heads, mine)]
+    return f"the heads are others: {texts[0]} became {texts[1]}"
+
+
+def _place(key: str) -> tuple[str, int]:
+    """Return the tower of a parameter and which of its layers it is of; "" for the bias."""
+    owner, _, rest = key.partition(".")
+    if owner not in ("towers", "outputs"):
+        return "", 0
+    tower, _, inner = rest.partition(".")
+    layer = re.fullmatch(r"(?:layers|norms)\.(\d+)\..*", inner)
+    if tower == "mlp" and layer:
+        # A layer's norm stands behind its weight: it starts anew with it.
+        return tower, 2 * int(layer[1]) + inner.startswith("norms")
+    return tower, _NO_LAYER - 1
 
 
 def _copy_rows(mine: Tensor, held: NDArray[Any], ids: IdMap) -> None:

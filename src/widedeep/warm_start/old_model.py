@@ -16,14 +16,47 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.files import SCHEMA
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.checkpoint import find_checkpoint, read_checkpoint
-from widedeep.config import RunConfig, config_from_tables
-from widedeep.deep_layout import make_layout
+from widedeep.config import ModelConfig, RunConfig, config_from_tables
+from widedeep.deep_layout import DeepLayout, make_layout
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.schema import Schema
 
-__all__ = ["OldModel", "name_of_module", "old_schema", "read_old_model"]
+__all__ = [
+    "OldHead",
+    "OldModel",
+    "head_of",
+    "model_options",
+    "name_of_module",
+    "old_schema",
+    "read_old_model",
+    "tower_inputs",
+]
 
 Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class OldHead:
+    """What a head's logits mean.
+
+    Args:
+        kind: Of the head.
+        name: ``""`` for a model with one head.
+        column: The label's column.
+        width: Logit columns.
+        classes: Names in order, if they have names.
+    """
+
+    kind: str
+    name: str
+    column: str | None
+    width: int
+    classes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        names = f" of {', '.join(map(repr, self.classes[:10]))}" if self.classes else ""
+        count = f" of {self.width} classes" if self.width > 1 and not names else names
+        return f"{self.kind} {self.column!r}{count}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +67,12 @@ class OldModel:
         path: Where it was read.
         schema: Its schema.
         columns: Feature to its columns of the deep input.
-        heads: Kind, name and classes of its heads, in order.
+        inputs: What else a tower reads: features that keep their sequence, and extra inputs.
+        options: Options of the model that decide what its layers compute: ``activation``,
+            ``batch_norm``, ``wide_combiner``.
+        scales: Of the gradients that the optimizers' state has seen: ``grad_scale`` and
+            ``loss_reduction``; empty for a bundle.
+        heads: Its heads, in order.
         rows: Of ``wide/FEATURE`` and ``table/TABLE``: ``weight`` and the optimizer's state by name.
         dense: Of ``mlp/0/weight``, ``head/weight``, ``bias``, ``tower/...``: the same.
         optimizers: Descriptions by part (``wide``, ``deep``, ``dense``); empty for a bundle, which
@@ -47,7 +85,10 @@ class OldModel:
     path: Path
     schema: Schema
     columns: Mapping[str, slice]
-    heads: tuple[tuple[str, str, tuple[str, ...]], ...]
+    inputs: Mapping[str, Any]
+    options: Mapping[str, Any]
+    scales: Mapping[str, Any]
+    heads: tuple[OldHead, ...]
     rows: Mapping[str, Tensors]
     dense: Mapping[str, Tensors]
     optimizers: Mapping[str, Mapping[str, Any] | None]
@@ -119,7 +160,23 @@ def _of_bundle(place: Path) -> OldModel:
         path=place,
         schema=bundle.schema,
         columns={column.name: slice(column.start, column.stop) for column in bundle.model.deep},
-        heads=tuple((head.kind, head.name, head.classes) for head in bundle.model.heads),
+        inputs={"sequences": {}, "extra": {}},
+        options={
+            "activation": bundle.model.activation,
+            "batch_norm": bool(run.get("batch_norm")),
+            "wide_combiner": bundle.model.wide_combiner,
+        },
+        scales={},
+        heads=tuple(
+            OldHead(
+                head.kind,
+                head.name,
+                bundle.schema.spec.labels.get(head.name),
+                head.stop - head.start,
+                head.classes,
+            )
+            for head in bundle.model.heads
+        ),
         rows=rows,
         dense=dense,
         optimizers={},
@@ -150,12 +207,15 @@ def _of_checkpoint(place: Path) -> OldModel:
         elif part == "optimizer":
             parameter, _, slot = rest.rpartition("/")
             dense.setdefault(name_of_module(parameter), {})[slot] = value
-    train = config.train
+    train, layout = config.train, make_layout(schema, config.model.embedding_dim)
     return OldModel(
         path=place,
         schema=schema,
-        columns=make_layout(schema, config.model.embedding_dim).columns,
-        heads=_heads(schema, config),
+        columns=layout.columns,
+        inputs=tower_inputs(layout),
+        options=model_options(config.model),
+        scales={"grad_scale": train.grad_scale, "loss_reduction": train.loss_reduction},
+        heads=_heads(schema, config, len(dense["bias"]["weight"])),
         rows=rows,
         dense=dense,
         optimizers={"wide": train.wide, "deep": train.deep, "dense": train.dense},
@@ -164,11 +224,38 @@ def _of_checkpoint(place: Path) -> OldModel:
     )
 
 
-def _heads(schema: Schema, config: RunConfig) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+def tower_inputs(layout: DeepLayout) -> dict[str, Any]:
+    """Return what a tower reads beside the concatenated columns, and how wide it is."""
+    return {
+        "sequences": {name: layout.dims[name] for name in layout.sequences},
+        "extra": {name: part.stop - part.start for name, part in layout.extra.items()},
+    }
+
+
+def model_options(config: ModelConfig) -> dict[str, Any]:
+    """Return the options that decide what layers and wide weights compute."""
+    return {name: getattr(config, name) for name in ("activation", "batch_norm", "wide_combiner")}
+
+
+def _heads(schema: Schema, config: RunConfig, n_logits: int) -> tuple[OldHead, ...]:
     from widedeep.heads import make_heads
 
-    heads = make_heads(schema, config.model.head)
-    return tuple((head.kind, head.name, tuple(schema.classes.get(head.name, ()))) for head in heads)
+    labels = schema.spec.labels or {"": "label"}
+    try:
+        heads = make_heads(schema, config.model.head)
+    except (
+        ConfigError
+    ):  # a head of one's own: its kind and width are known where it is the only one
+        name = next(iter(labels))
+        kind = config.model.head or "own"
+        return (OldHead(kind, name, schema.spec.labels.get(name), n_logits),)
+    return tuple(head_of(schema, head.kind, head.name, head.width) for head in heads)
+
+
+def head_of(schema: Schema, kind: str, name: str, width: int) -> OldHead:
+    """Return what a head's logits mean, by the schema's label and classes."""
+    classes = tuple(schema.classes.get(name, ()))
+    return OldHead(kind, name, schema.spec.labels.get(name), width, classes)
 
 
 def _rates(schema: Schema, tensors: Tensors) -> dict[str, NDArray[np.float64]]:
