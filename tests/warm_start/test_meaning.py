@@ -400,7 +400,7 @@ def classed(classes: Sequence[str]) -> Rows:
     ("before", "after"),
     [
         ("abc", "acb"),
-        ("abc", "abd"),
+        ("abc", "abx"),
         ("abc", "abcd"),
         ("abcd", "abc"),
         ("ab", "ba"),
