@@ -528,3 +528,46 @@ def test_points_in_time_are_read_as_the_transform_reads_them() -> None:
         batch = Transform(schema)(rows)
         assert 0 not in batch.ids_N
         assert batch.dense_BK.min() == np.float32(schema.numerics["x"].minimum[0])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_csv_is_read_as_the_spec_declares(tmp_path: Path, order: int) -> None:
+    whole = "zip,price,y,w\n" + "02134,10,1,1\n2134,20,0,2\n" * 20
+    (tmp_path / "1.csv").write_text(whole)
+    (tmp_path / "2.csv").write_text("zip,price,y,w\n,,0,0.5\n,1.5,1,1\n")
+    (tmp_path / "3.csv").write_text("w,y,price,zip\n")
+    files = [str(tmp_path / f"{n}.csv") for n in (1, 2, 3)][::order]
+    spec = wd.FeatureSpec(
+        label="y", weight="w", features=[*wd.categorical("zip"), *wd.numeric("price")]
+    )
+    schema = wd.fit_schema(spec, files)
+    table = pa.table(
+        {
+            "zip": ["02134", "2134"] * 20 + [None, None],
+            "price": [10.0, 20.0] * 20 + [None, 1.5],
+            "y": [1, 0] * 20 + [0, 1],
+            "w": [1.0, 2.0] * 20 + [0.5, 1.0],
+        }
+    )
+    same = wd.fit_schema(spec, table)
+    assert schema.fingerprint == same.fingerprint
+    assert len(schema.vocabularies["zip"]) == 2
+
+
+def test_numbers_of_parquet_may_be_fractions_in_csv(tmp_path: Path) -> None:
+    spec = wd.FeatureSpec(
+        label="y",
+        features=[
+            *wd.numeric("n"),
+            wd.bucketized("b", source="k", boundaries=[2]),
+            *wd.categorical("c"),
+        ],
+    )
+    table = pa.table({"n": [1, 2, 3], "k": [1, 2, 3], "c": [1, 2, 3], "y": [0, 1, 1]})
+    types = wd.fit_schema(spec, table).input_types()
+    assert {name: str(types[name]) for name in "nkcy"} == {
+        "n": "double",
+        "k": "double",
+        "c": "int64",
+        "y": "int64",
+    }

@@ -258,8 +258,8 @@ def test_a_vocabulary_file_for_integers_is_checked(tmp_path: Path, line: str) ->
     path.write_text(f"7\n{line}\n")
     spec = wd.FeatureSpec(features=wd.categorical("x", vocabulary_file=str(path)))
     assert refused(FeatureError, spec, {"x": [7]}) == (
-        f"feature 'x' (line 2 of {path}): got {line!r}; expected integers of 64 bits, "
-        "as column 'x' holds"
+        f"feature 'x' (line 2 of {path}): got {line!r}; expected integers of 64 bits "
+        "without leading zeros or signs, as column 'x' holds"
     )
 
 
@@ -290,3 +290,25 @@ def test_options_out_of_range_are_refused(options: dict[str, int], message: str)
 def test_something_else_than_a_spec_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"spec: got 'x' \(str\), expected wd.FeatureSpec"):
         wd.fit_schema("x", {"x": ["a"]})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [["0", "1", "NA"], ["1.5", "?", "2"], ["n/a", "-1"]])
+@pytest.mark.parametrize("form", ["csv", "table"])
+def test_a_label_of_numbers_and_a_word(tmp_path: Path, labels: list[str], form: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("x,y\n" + "".join(f"a,{label}\n" for label in labels))
+    data = str(path) if form == "csv" else pa.table({"x": ["a"] * len(labels), "y": labels})
+    spec = wd.FeatureSpec(label="y", features=wd.categorical("x"))
+    with pytest.raises(FeatureError, match=r"label 'y': got numbers such as .* label_vocabulary"):
+        wd.fit_schema(spec, data)
+    named = wd.FeatureSpec(label="y", features=wd.categorical("x"), label_vocabulary=labels)
+    assert wd.fit_schema(named, data).classes == {"": tuple(labels)}
+
+
+@pytest.mark.parametrize("line", ["007", "+7", " 7", "7.0", "1_000", "\u0667", str(2**63)])
+def test_a_vocabulary_file_of_integers_written_otherwise(tmp_path: Path, line: str) -> None:
+    (tmp_path / "v.txt").write_text(f"5\n{line}\n", encoding="utf-8")
+    feature = wd.categorical("x", vocabulary_file=str(tmp_path / "v.txt"))
+    spec = wd.FeatureSpec(features=feature)
+    with pytest.raises(FeatureError, match=r"line 2 of .*v\.txt.*without leading zeros"):
+        wd.fit_schema(spec, pa.table({"x": [5, 7]}))

@@ -77,3 +77,18 @@ def test_the_length_of_lists() -> None:
     assert profile([[1.0, 2.0], [3.0, 4.0]]).list_size == 2
     assert profile([[1.0], [3.0, 4.0]]).list_size is None
     assert profile(pa.array([[1.0, 2.0]], pa.list_(pa.float64(), 2))).list_size == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["2024-01-31", None, "2024-02-01"], "time"),
+        (["2024-01-31T12:00:00.5Z", "2024-01-31 12:00+02:00"], "time"),
+        (["2024-01-31", "soon"], "text"),
+        (["2024", "2025"], "text"),
+        ([None, ""], "text"),
+    ],
+)
+def test_texts_of_times_are_times(values: list[str | None], kind: str) -> None:
+    column = pa.chunked_array([pa.array(values, pa.string())])
+    assert profile_columns(pa.table({"t": column}))[0].kind == kind

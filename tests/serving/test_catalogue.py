@@ -86,3 +86,10 @@ def test_ids_must_tell_items_apart(column: list[Any], says: str) -> None:
 def test_a_misspelt_id_column_gets_the_nearest_name() -> None:
     with pytest.raises(DataError, match="did you mean 'app'"):
         wd.Catalogue.read(TABLE, id_column="ap")
+
+
+def test_ids_of_csv_are_the_texts_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("app,price\n1.0,2\n007,\n7,3\n")
+    read = wd.Catalogue.read(tmp_path / "items.csv", id_column="app")
+    assert read.ids == ["1.0", "007", "7"]
+    assert read.positions(["7", "007", "1"]).tolist() == [2, 1, -1]

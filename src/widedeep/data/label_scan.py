@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from widedeep.schema import ColumnType
 __all__ = ["scan_label"]
 
 _SHOWN_CLASSES = 10
+_NUMBER = re.compile(r"[+-]?[0-9]+([.][0-9]*)?([eE][+-]?[0-9]+)?")
 
 # Its square, summed over a batch, stays within float32.
 LARGEST_LABEL = 1e17
@@ -95,6 +97,8 @@ def _scan_classes(
         values, _ = counter.result()
     seen = sorted(value.as_py() for value in values)
     classes = tuple(value.decode("utf-8", "replace") for value in seen)
+    if vocabulary is None:
+        _check_no_numbers(classes, name)
     found = Found(nulls={column: 0}, classes={head: tuple(vocabulary or classes)})
     if len(classes) == 1:
         found.notes.append(
@@ -104,6 +108,18 @@ def _scan_classes(
     if absent:
         found.notes.append(f"{name}: no row has {', '.join(map(repr, absent[:_SHOWN_CLASSES]))}")
     return found
+
+
+def _check_no_numbers(classes: Sequence[str], name: str) -> None:
+    """Refuse classes that are numbers but for some: a mark such as NA is no class of its own."""
+    numbers = [text for text in classes if _NUMBER.fullmatch(text)]
+    if 0 < len(numbers) < len(classes):
+        others = [text for text in classes if text not in numbers]
+        raise FeatureError(
+            f"{name}: got numbers such as {numbers[0]!r}, and {others[0]!r}, which is none; "
+            "correct or drop the rows that hold it; if these are names of classes, list them in "
+            "label_vocabulary"
+        )
 
 
 def _check_known(chunk: Chunk, texts: pa.Array, known: pa.Array, name: str) -> None:

@@ -17,6 +17,7 @@ ColumnKind = Literal["int", "float", "text", "bool", "time", "other"]
 _SHOWN_VALUES = 3
 _KEPT_VALUES = 20
 _SHOWN_LENGTH = 24
+_ISO_TIME = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.]\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
 # Ids that name a row rather than describe it; a word of its own within the column's name.
 _ID_NAME = re.compile(r"(^|[_\W])(id|ids|uid|uuid|guid|key|hash)($|[_\W])|[a-z]I[dD]s?$")
 
@@ -113,6 +114,8 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
     flat = pc.list_flatten(column) if nested else column
     kind = _kind(flat.type)
     seen = flat.drop_null()
+    if kind == "text" and _are_times(seen):
+        kind = "time"
     numbers = kind in ("int", "float")
     low = high = None
     if numbers and len(seen):
@@ -146,6 +149,13 @@ def _kind(arrow_type: pa.DataType) -> ColumnKind:
     if pa.types.is_boolean(arrow_type):
         return "bool"
     return "time" if pa.types.is_temporal(arrow_type) else "other"
+
+
+def _are_times(seen: pa.ChunkedArray) -> bool:
+    """Tell whether texts are dates or times as ISO 8601 writes them."""
+    if not len(seen) or seen.type != pa.string():
+        return False
+    return bool(pc.all(pc.match_substring_regex(seen, _ISO_TIME)).as_py())
 
 
 def _counts(seen: pa.ChunkedArray) -> tuple[int, tuple[tuple[str, int], ...]]:

@@ -75,7 +75,7 @@ class Catalogue:
         """
         if isinstance(path, pa.Table):
             return cls(path, id_column=id_column, version=version)
-        with open_source(path) as source:
+        with open_source(path, column_types={id_column: "category"}) as source:
             chunks = [pa.Table.from_batches(chunk.to_batches()) for chunk in column_stream(source)]
             if not chunks:
                 raise DataError(f"the catalogue {path!r}: got no rows, expected one an item")
