@@ -16,6 +16,7 @@ from widedeep.errors import DataError, SchemaError
 __all__ = ["LabelMatch", "check_comparable", "class_names"]
 
 _SHOWN = 10
+_SERVERS = "servers that follow one directory refuse it there: publish it in a directory of its own"
 
 
 def class_names(bundle: Bundle, head: BundleHead) -> tuple[str, ...]:
@@ -175,18 +176,18 @@ class LabelMatch:
                 notes.append(
                     f"label {self._labels[name]!r}: the candidate has the classes in another order "
                     f"({_listed(self._mine[name])}) than the model in service; they were matched "
-                    "by name"
+                    f"by name; {_SERVERS}"
                 )
             if lost:
                 notes.append(
                     f"label {self._labels[name]!r}: the candidate does not know {_listed(lost)}, "
-                    "which the model in service predicts"
+                    f"which the model in service predicts; {_SERVERS}"
                 )
             new = [c for c in self._mine[name] if c not in theirs]
             if new and self._serves:
                 notes.append(
                     f"label {self._labels[name]!r}: the candidate predicts {_listed(new)}, which "
-                    "the model in service does not know"
+                    f"the model in service does not know; {_SERVERS}"
                 )
         return reasons, notes
 

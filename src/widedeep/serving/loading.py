@@ -95,7 +95,9 @@ def _check_heads(bundle: Bundle, serving: Bundle) -> None:
 def _told(bundle: Bundle) -> str:
     def classes(head: BundleHead) -> str:
         names = "".join(f" {name}" for name in head.classes)
-        return f" of {head.stop - head.start} classes{names}" if head.kind == "multiclass" else ""
+        if head.kind != "multiclass":  # its score is the probability of the second class
+            return f" of{names}" if names else ""
+        return f" of {head.stop - head.start} classes{names}"
 
     return ", ".join(
         f"{head.name or 'score'} ({head.kind}{classes(head)})" for head in bundle.model.heads

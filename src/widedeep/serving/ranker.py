@@ -76,6 +76,29 @@ Engine: TypeAlias = FactoredForward | RowByRow
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreMeaning:
+    """What the scores of a ranking are.
+
+    Args:
+        head: Whose they are.
+        kind: Of the head.
+        label: The label's column, where the schema names it.
+        classes: Names of its classes; a score is the probability of the second.
+    """
+
+    head: str
+    kind: str
+    label: str | None
+    classes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if self.kind == "regression":
+            return f"the value of {self.label!r}"
+        of = repr(self.classes[1]) if len(self.classes) == 2 else "1"
+        return f"the probability that {self.label!r} is {of}"
+
+
+@dataclass(frozen=True, slots=True)
 class _Loaded:
     """A catalogue and what was made of it; replaced as one."""
 
@@ -303,6 +326,23 @@ class Ranker:
             catalogue_version=None if loaded is None else loaded.catalogue.version,
             absent=self._absent(query, found),
         )
+
+    def score_meaning(self, head: str | None = None) -> ScoreMeaning:
+        """Return what the scores of a ranking are, to be held against another model's.
+
+        Args:
+            head: As :meth:`rank` takes it.
+
+        Raises:
+            RequestError: If there is no such head, or it gives no number to rank by.
+        """
+        name = chosen_head(self._heads, head)
+        schema, entry = (
+            self.bundle.schema,
+            next(each for each in self.bundle.model.heads if each.name == name),
+        )
+        classes = tuple(schema.classes.get(name, ()) or entry.classes)
+        return ScoreMeaning(name, entry.kind, schema.spec.labels.get(name), classes)
 
     def _query_row(
         self, user: Mapping[str, Any], context: Mapping[str, Any] | None

@@ -127,7 +127,7 @@ class Served:
         """
         ranking = self.ranker.rank(user, context, candidates, k=k, explain=explain, head=head)
         if self._shadow is not None:
-            self._shadow.offer(user, context, candidates, head, ranking)
+            self._shadow.offer(user, context, candidates, head, ranking, self.ranker)
         return ranking
 
 

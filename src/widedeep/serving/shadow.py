@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from widedeep.errors import WideDeepError
+from widedeep.errors import DataError, WideDeepError
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.loading import lower_thread_priority
 
@@ -81,11 +81,17 @@ class ShadowScoring:
         )
 
     def offer(
-        self, user: Any, context: Any, candidates: Any, head: str | None, answered: Ranking
+        self,
+        user: Any,
+        context: Any,
+        candidates: Any,
+        head: str | None,
+        answered: Ranking,
+        ranker: Ranker,
     ) -> None:
-        """Queue a request that was answered; never blocks."""
+        """Queue a request that ``ranker`` answered; never blocks."""
         try:
-            self._queue.put_nowait((user, context, candidates, head, answered))
+            self._queue.put_nowait((user, context, candidates, head, answered, ranker))
         except queue.Full:
             with self._lock:
                 self._dropped += 1
@@ -136,13 +142,32 @@ class ShadowScoring:
         return True
 
     def _compare(
-        self, user: Any, context: Any, candidates: Any, head: str | None, answered: Ranking
+        self,
+        user: Any,
+        context: Any,
+        candidates: Any,
+        head: str | None,
+        answered: Ranking,
+        ranker: Ranker,
     ) -> None:
-        ranking = self.ranker.rank(user, context, candidates, head=head)
+        meant = ranker.score_meaning(head)
+        meaning = self.ranker.score_meaning(meant.head)
+        if meaning != meant:
+            raise DataError(
+                f"version {self.version}: its score is {meaning}, the answer's was {meant}; they "
+                "are not compared"
+            )
+        ranking = self.ranker.rank(user, context, candidates, head=meant.head)
         scores = np.empty_like(ranking.scores)
         scores[ranking.positions] = ranking.scores  # in the order of the request
         got = scores[answered.positions]
         differences = (got - answered.scores).reshape(-1)
+        undefined = int(np.count_nonzero(~np.isfinite(differences)))
+        if undefined:
+            raise DataError(
+                f"version {self.version}: {undefined} of {len(differences)} differences of scores "
+                "are NaN or infinite; the request is not compared"
+            )
         sizes = np.abs(differences)
         bins = np.bincount(np.searchsorted(_EDGES, sizes), minlength=len(_EDGES) + 1)
         with self._lock:

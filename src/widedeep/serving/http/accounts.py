@@ -199,7 +199,9 @@ class Accounts:
             service.look_up(ranked.model, ranked.ranker, {**ranked.user, **ranked.context})
         shadow = self._shadows.get(ranked.model)
         if shadow is not None and shadow.version != ranked.version:
-            shadow.offer(ranked.user, ranked.context, ranked.candidates, None, ranked.ranking)
+            shadow.offer(
+                ranked.user, ranked.context, ranked.candidates, None, ranked.ranking, ranked.ranker
+            )
 
 
 def _ranked(
