@@ -217,3 +217,25 @@ def test_a_folder_that_cannot_be_written_is_named(path: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file/encoded: the encoded rows cannot be written"):
         made(path, transform_of("one label", path), tmp_path / "file" / "encoded")
+
+
+def test_labels_in_another_order_are_encoded_anew(tmp_path: Path) -> None:
+    """Two heads declared the other way round have the same fingerprint, and swapped columns."""
+    rows = pa.table({"a": ["x", "y"] * 4, "p": [0, 1] * 4, "q": [5.0, 7.0] * 4})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    columns = {}
+    for order in ({"one": "p", "two": "q"}, {"two": "q", "one": "p"}):
+        schema = wd.fit_schema(wd.FeatureSpec(label=order, features=wd.categorical("a")), rows)
+        transform = Transform(schema)
+        with open_source(str(tmp_path / "rows.parquet"), columns=transform.columns()) as source:
+            found, made = encoded_rows(tmp_path / "encoded", transform, source)
+            (batch,) = [found.read(fragment) for fragment in source.fragments]
+        assert made
+        assert batch.labels_BL is not None
+        columns[tuple(order)] = batch.labels_BL[:, list(order).index("two")].tolist()
+    assert columns["one", "two"] == columns["two", "one"] == [5.0, 7.0] * 4
+    schemas = [
+        wd.fit_schema(wd.FeatureSpec(label=order, features=wd.categorical("a")), rows)
+        for order in ({"one": "p", "two": "q"}, {"two": "q", "one": "p"})
+    ]
+    assert schemas[0] != schemas[1]

@@ -260,16 +260,20 @@ def test_a_regression_of_both_signs(tmp_path: Path) -> None:
     assert "calibration" not in entry["candidate"]
 
 
+@pytest.mark.parametrize("step", ["score_both", "judge_quality", "score_psi"])
 def test_the_gates_own_error_is_no_pass(
-    made: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+    made: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise IndexError("index 7 is out of bounds")
 
-    monkeypatch.setattr("widedeep.gate.validation.judge_quality", broken)
-    verdict = validate(made["candidate"].path, None, market(ROWS, 2), config=CONFIG)
+    monkeypatch.setattr(f"widedeep.gate.validation.{step}", broken)
+    monkeypatch.setattr("widedeep.gate.validation.dry_run", lambda path: {"error": None, "rows": 0})
+    verdict = validate(made["candidate"].path, made["serving"].path, market(ROWS, 2), config=CONFIG)
     assert not verdict.passed
-    assert "the gate could not judge (IndexError('index 7 is out of bounds'))" in verdict.reasons[0]
+    assert (
+        "the gate could not judge (IndexError('index 7 is out of bounds'))" in verdict.reasons[-1]
+    )
 
 
 def test_a_bundle_without_rows_to_replay(made: dict[str, Bundle], tmp_path: Path) -> None:

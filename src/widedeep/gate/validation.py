@@ -86,7 +86,7 @@ def validate(
         drift, moved, told = _drift(scored, config)
     except WideDeepError:
         raise
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:
         # A mistake of ours, or data that nobody thought of: what was not judged does not pass.
         return Verdict(
             passed=False,

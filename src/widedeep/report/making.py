@@ -16,8 +16,9 @@ from widedeep.bundle.plain_json import plain
 from widedeep.config_gate import GateConfig
 from widedeep.data.sources import Data
 from widedeep.directory import write_text_whole
-from widedeep.errors import BundleError
+from widedeep.errors import BundleError, SchemaError
 from widedeep.features import Crossed
+from widedeep.gate.labels import check_comparable
 from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
 from widedeep.publish.lineage import PublishedVersion, read_lineage
 from widedeep.report.hash_names import HashNames
@@ -194,7 +195,7 @@ def make_report(
     if data is None:
         notes.append(_NO_ROWS + ("" if against is None else _NO_COMPARISON))
     elif against is None and models is not None:
-        against = previous_version(models, versions, identity)
+        against = _comparable(mine, previous_version(models, versions, identity), notes)
     other = None
     if data is not None and against is not None:
         other = against if isinstance(against, Bundle) else Bundle.load(against)
@@ -205,6 +206,7 @@ def make_report(
         measured = measure_quality(
             mine, other, data, config or GateConfig(), threads=threads, names=names
         )
+        notes += measured.notes
     run = history if isinstance(history, RunRecord) else RunRecord(history=list(history))
     return Report(
         name=name or _name_of(mine.path),
@@ -258,6 +260,19 @@ def previous_version(
         wanted = next((one.version for one in versions if one.serves), None)
     there = next((one for one in versions if one.version == wanted and one.there), None)
     return None if there is None else Path(models) / there.version
+
+
+def _comparable(bundle: Bundle, previous: Path | None, notes: list[str]) -> Bundle | None:
+    """The version that a model followed, if both predict the same; else a note says why not."""
+    if previous is None:
+        return None
+    other = Bundle.load(previous)
+    try:
+        check_comparable(bundle, other)
+    except SchemaError as error:
+        notes.append(f"Not compared with version {previous.name}: {error}")
+        return None
+    return other
 
 
 def _name_of(path: Path) -> str:

@@ -41,12 +41,14 @@ class Measured:
         slices: One entry a slice and head.
         data: What was read: ``rows``, ``unit`` of the resamples, ``inputs``.
         drift: Today's values beside those of training.
+        notes: Which rows were left out, as their labels are not known.
     """
 
     heads: Mapping[str, Mapping[str, Any]]
     slices: list[dict[str, Any]]
     data: Mapping[str, Any]
     drift: DriftCounts
+    notes: tuple[str, ...] = ()
 
 
 def measure_quality(
@@ -113,6 +115,7 @@ def measure_quality(
         slices=[_slice(entry, kinds[entry["head"]]) for entry in judged.slices if entry["rows"]],
         data={"rows": len(scored), "unit": scored.unit, "inputs": scored.inputs},
         drift=scored.drift,
+        notes=(*scored.reasons, *scored.notes),
     )
 
 
