@@ -135,19 +135,6 @@ double round_to_digits(double value, int digits) {
   return std::fabs(whole) < kTwo53 ? whole / kTens[digits] : value;
 }
 
-double round_to(const Storage& storage, double value) {
-  switch (storage.kind) {
-    case Storage::Kind::float32:
-      return static_cast<double>(static_cast<float>(value));
-    case Storage::Kind::float16:
-      return round_to_half(value);
-    case Storage::Kind::decimal:
-      return round_to_digits(value, storage.scale);
-    default:
-      return value;
-  }
-}
-
 // Whether every value of a type is one that the storage holds.
 bool fits_storage(const Scalars& scalars, const Storage& storage) {
   switch (storage.kind) {
@@ -460,6 +447,19 @@ Status scalar_to_time(const Scalars& scalars, std::int64_t i, const Storage& sto
 TextSpan real_text(double value) { return {nullptr, std::isnan(value) ? kNullText : kBadText}; }
 
 }  // namespace
+
+double round_to(const Storage& storage, double value) {
+  switch (storage.kind) {
+    case Storage::Kind::float32:
+      return static_cast<double>(static_cast<float>(value));
+    case Storage::Kind::float16:
+      return round_to_half(value);
+    case Storage::Kind::decimal:
+      return round_to_digits(value, storage.scale);
+    default:
+      return value;
+  }
+}
 
 std::string shortest_text(double value) {
   char text[40];

@@ -51,6 +51,9 @@ void read_integers(const Scalars& scalars, std::int64_t begin, std::int64_t n,
 void read_numbers(const Scalars& scalars, std::int64_t begin, std::int64_t n,
                   const Storage& storage, double* out, Status* status);
 
+// The value as a column of this storage could have held it; infinite beyond its range.
+double round_to(const Storage& storage, double value);
+
 // Places in a dictionary, -1 for a null index. A place outside the dictionary is -2.
 void read_indices(const Column& column, std::int64_t begin, std::int64_t n, std::int64_t* out);
 

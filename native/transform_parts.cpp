@@ -345,6 +345,27 @@ void CategoricalPart::encode(const PartInput& input, std::int64_t row_begin, std
   }
 }
 
+BucketizedPart::BucketizedPart(std::string name, std::vector<double> boundaries)
+    : Part(std::move(name)), boundaries_(std::move(boundaries)) {
+  for (const double boundary : boundaries_) {
+    as_float32_.push_back(round_to({Storage::Kind::float32, 0, 1}, boundary));
+    as_float16_.push_back(round_to({Storage::Kind::float16, 0, 1}, boundary));
+  }
+}
+
+// Numbers that come narrower than their column was stored are compared in their own width: 0.7
+// lies in the bucket from 0.7 on, in float32 too.
+const std::vector<double>& BucketizedPart::boundaries_for(const Column& column) const {
+  const Physical type = column.values.type;
+  const bool is_wide =
+      storage.kind == Storage::Kind::float64 || storage.kind == Storage::Kind::decimal;
+  if (type == Physical::float32 && is_wide) return as_float32_;
+  if (type == Physical::float16 && (is_wide || storage.kind == Storage::Kind::float32)) {
+    return as_float16_;
+  }
+  return boundaries_;
+}
+
 void BucketizedPart::encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
                             const Where& where, Scratch& scratch, PartCells& out) const {
   const std::int64_t n = row_end - row_begin;
@@ -352,11 +373,12 @@ void BucketizedPart::encode(const PartInput& input, std::int64_t row_begin, std:
   out.ids.clear();
   out.keys.clear();
   out.ids.ids.resize(as_size(n));
+  const std::vector<double>& boundaries = boundaries_for(*input.column);
   for (std::int64_t i = 0; i < n; ++i) {
     const double value = scratch.numbers[as_size(i)];
     const bool missing = std::isnan(value);
     const std::int64_t bucket =
-        std::upper_bound(boundaries_.begin(), boundaries_.end(), value) - boundaries_.begin();
+        std::upper_bound(boundaries.begin(), boundaries.end(), value) - boundaries.begin();
     out.ids.ids[as_size(i)] = missing ? kMissingId : kFirstKnownId + bucket;
     if (!wants_keys) continue;
     if (!missing) out.keys.ids.push_back(bucket);

@@ -179,8 +179,7 @@ class CategoricalPart final : public Part {
 
 class BucketizedPart final : public Part {
  public:
-  BucketizedPart(std::string name, std::vector<double> boundaries)
-      : Part(std::move(name)), boundaries_(std::move(boundaries)) {}
+  BucketizedPart(std::string name, std::vector<double> boundaries);
 
   std::int64_t id_limit() const noexcept override {
     return kFirstKnownId + static_cast<std::int64_t>(boundaries_.size()) + 1;
@@ -190,7 +189,11 @@ class BucketizedPart final : public Part {
               const Where& where, Scratch& scratch, PartCells& out) const override;
 
  private:
+  const std::vector<double>& boundaries_for(const Column& column) const;
+
   std::vector<double> boundaries_;
+  std::vector<double> as_float32_;
+  std::vector<double> as_float16_;
 };
 
 // The elements [begin, begin + n) of a column as numbers; null and NaN become NaN.

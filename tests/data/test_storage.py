@@ -116,6 +116,23 @@ def test_a_boundary_lies_at_the_start_of_its_bucket() -> None:
     assert ids.tolist() == list(range(3, 12))
 
 
+@pytest.mark.parametrize("narrow", ["float32", "float16"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_narrower_numbers_lie_in_the_buckets_of_wider_ones(narrow: str, dictionary: bool) -> None:
+    spec = wd.FeatureSpec(
+        features=[
+            wd.bucketized("b", source="x", boundaries=TENTHS),
+            wd.bucketized("q", source="x", quantiles=9),
+        ]
+    )
+    wide = column(TENTHS, pa.float64())
+    encode = Transform(wd.fit_schema(spec, wide))
+    rows = column(TENTHS, FLOATS[narrow])
+    if dictionary and narrow == "float32":
+        rows = pa.table({"x": rows["x"].dictionary_encode()})
+    assert encoded(encode(rows, targets=False)) == encoded(encode(wide, targets=False))
+
+
 def test_vectors_and_values_for_nulls_are_rounded_too() -> None:
     kind = pa.list_(pa.float32(), 2)
     rows = pa.table({"v": pa.array([[0.1, 0.2], [0.3, 0.7], None], kind)})
