@@ -120,5 +120,8 @@ def misfit(
         return HttpError(status, message)
     kind, name, row = found[1], found[2], int(found[3])
     if kind == "feature" and name in schema.spec.by_name:
-        name = getattr(schema.spec.by_name[name], "source", name)
+        source = getattr(schema.spec.by_name[name], "source", None)
+        if source is None:  # a cross: no one column is at fault
+            return HttpError(status, message)
+        name = source
     return HttpError(status, message, pointer=place(name, row))
