@@ -318,12 +318,17 @@ def test_nights_and_few_events_are_no_strays() -> None:
 
 
 @settings(max_examples=100)
-@given(seed=st.integers(0, 10_000), rate=st.sampled_from([0.05, 0.3, 2.0]))
-def test_steady_actions_have_no_silence(seed: int, rate: float) -> None:
+@given(
+    seed=st.integers(0, 10_000),
+    rate=st.sampled_from([0.01, 0.05, 0.3, 2.0]),
+    listed=st.sampled_from([1, 10]),
+)
+def test_steady_actions_have_no_silence(seed: int, rate: float, listed: int) -> None:
     draw = random.Random(seed)
-    shown = sorted(int(draw.random() * 10**6) for _ in range(1_000))
-    taken = [time for time in shown for _ in range(3) if draw.random() < rate / 3]
+    shown = sorted(int(draw.random() * 10**6) for _ in range(1_000)) * listed
+    taken = [time for time in shown for _ in range(3) if draw.random() < rate / 3] or [5]
     assert silences(bins(taken), bins(shown)) == []
+    assert silences(bins(shown), bins(taken)) == []
     assert not stops_before(bins(shown), 10**6)
     assert stops_before(bins(shown), 2 * 10**6)
 
@@ -337,3 +342,12 @@ def test_the_end_of_small_logs_is_the_earlier_of_their_last_events(seed: int, ev
     ]
     ends = [reach(bins([row["event_time"] for row in rows])).last_us for rows in logs]
     assert min(ends) == log_end(*logs)
+
+
+def test_many_silences_are_counted(tmp_path: Path, log: Log) -> None:
+    taken = pa.concat_tables([log.actions(lambda t: (t - T) // DAY % 2 == 0)] * 3)
+    shown = pa.concat_tables([log.impressions()] * 3)
+    shown = shown.set_column(3, "request_id", pa.array(range(shown.num_rows)))
+    notes = joined(tmp_path, shown, taken).notes
+    assert sum(note.startswith("actions: none") for note in notes) == 6
+    assert "actions: 1 more such stretches" in notes

@@ -25,6 +25,7 @@ from widedeep.errors import nearest
 __all__ = ["Coverage", "log_coverage"]
 
 _TRACKED_KINDS = 20
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +190,10 @@ class _Coverage:
                 before = [b.last_us for b in bins[name] if b.number < some.first]
                 if some.ends and before:
                     ends[name] = max(before)
-                self.notes.append(self._silence(name, other, bins[name], some))
+            listed = [self._silence(name, other, bins[name], some) for some in silent]
+            self.notes += listed[:_SHOWN] + listed[_SHOWN:][-1:]
+            if len(listed) > _SHOWN + 1:
+                self.notes.append(f"{name}: {len(listed) - _SHOWN - 1} more such stretches")
         for kind in kinds:
             for some in silences(bins[kind], bins["impressions"]):
                 if not any(a.first <= some.last and some.first <= a.last for a in whole):

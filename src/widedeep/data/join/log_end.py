@@ -22,7 +22,7 @@ _STRAY_FRACTION, _MOST_STRAYS = 50, 1_000
 _THINNER = 10
 """A stretch is silent where there is less than a tenth of the events that are expected."""
 _LEAST_STRAY, _LEAST_SILENCE = 10.0, 30.0
-"""Events that must be missing for a stretch to be silent."""
+"""Events that must be missing beyond a stray, or in a silence."""
 _LONGER = 3
 """How much longer than the longest pause of a log a stretch must be to lie outside it."""
 
@@ -190,7 +190,9 @@ def silences(of: Sequence[Bin], beside: Sequence[Bin]) -> list[Silence]:
     if not taken:
         return []
     rate = sum(taken.values()) / sum(shown.values())
-    missing = [rate * shown.get(n, 0) - _THINNER * taken.get(n, 0) for n in numbers]
+    # Evidence is counted in events of the rarer log: one action may bring a hundred impressions.
+    scale = min(1.0, 1 / rate)
+    missing = [scale * (rate * shown.get(n, 0) - _THINNER * taken.get(n, 0)) for n in numbers]
     found = []
     for low, high in _worst(missing, 0, len(numbers)):
         inside = numbers[low:high]
