@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import resource
 import signal
 import subprocess
@@ -213,6 +214,32 @@ def test_ids_of_two_types(tmp_path: Path) -> None:
     rows = [{**row, "user_id": 7} for row in actions()]
     settings = config(tmp_path / "out", actions=ActionLog(path=rows, kind="kind", value="price"))
     refuse(settings, "user ids", "text", "integers")
+
+
+@pytest.mark.parametrize("column", ["user_id", "hash", "request_id", "item_id", "position"])
+def test_unsigned_integers_beyond_63_bits(tmp_path: Path, column: str) -> None:
+    table = pa.table(
+        {
+            **{name: pa.array([1, 2], pa.int64()) for name in ("request_id", "user_id", "item_id")},
+            "position": [1, 2],
+            "event_time": [START, START + 1],
+            "hash": [5, 6],
+        }
+    )
+    place = table.schema.get_field_index(column)
+    table = table.set_column(place, column, pa.array([7, 2**63 + 1], pa.uint64()))
+    taken = [{"user_id": 1, "item_id": 1, "event_time": START + 1}]
+    with pytest.raises(DataError, match=f"'{column}': got 9223372036854775809 in row 2"):
+        wd.join_actions(shown(table), taken, output=tmp_path / "out", open_windows="keep")
+
+
+def test_wide_decimals_are_said(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(impressions())
+    cents = pa.array([decimal.Decimal("1.5")] * table.num_rows, pa.decimal128(38, 9))
+    result = run_join(
+        config(tmp_path / "out", impressions=shown(table.append_column("cost", cents)))
+    )
+    assert any("column 'cost' is of type decimal128(38, 9)" in note for note in result.notes)
 
 
 def test_two_versions_at_one_time(tmp_path: Path) -> None:

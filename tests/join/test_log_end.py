@@ -351,3 +351,19 @@ def test_many_silences_are_counted(tmp_path: Path, log: Log) -> None:
     notes = joined(tmp_path, shown, taken).notes
     assert sum(note.startswith("actions: none") for note in notes) == 6
     assert "actions: 1 more such stretches" in notes
+
+
+def test_times_that_are_plausible_in_no_unit(tmp_path: Path, log: Log) -> None:
+    def early(table: pa.Table) -> pa.Table:
+        place = table.schema.get_field_index("event_time")
+        times = pa.array([t * 1_000 for t in table["event_time"].to_pylist()], pa.timestamp("us"))
+        return table.set_column(place, "event_time", times.cast(pa.timestamp("us", "UTC")))
+
+    result = joined(tmp_path, early(log.impressions()), early(log.actions()), window="60s")
+    assert told(result, "impressions: column 'event_time' has times from 1970", "another unit")
+
+
+def test_actions_without_a_kind(tmp_path: Path, log: Log) -> None:
+    taken = log.actions(kind=lambda n: None if n % 50 == 0 else "click")
+    result = joined(tmp_path, log.impressions(), taken, kinds=["click"])
+    assert told(result, f"actions: {-(-len(log.hit) // 50)} have no kind ('kind' is null)")

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from tests.join.small_log import Row, actions, config, impressions
+from tests.join.small_log import START, Row, actions, config, impressions
+from tests.join.test_times import NO_TIMES, TEXTS
 from widedeep.data.join import (
     ActionLog,
     ImpressionLog,
@@ -27,6 +28,8 @@ from widedeep.data.join import (
     Split,
     run_join,
 )
+from widedeep.data.join.engine import DuckDBEngine
+from widedeep.data.join.times import TIME_TEXT, moment_text, moment_us
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'widedeep[spark]'")
 pytestmark = [
@@ -120,6 +123,46 @@ def both(settings: JoinConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         settings, output=settings.output + "-spark", engine="spark", spark_options=SMALL
     )
     return checksums(duckdb), checksums(spark)
+
+
+def test_both_engines_read_the_same_texts_as_times(tmp_path: Path) -> None:
+    from widedeep.data.join.spark_engine import SparkEngine
+
+    texts = [*TEXTS, *NO_TIMES, "2023-11-14T22:13:20.1239999Z", "2023-11-14 22:13:20.5-01:00"]
+    rows = " UNION ALL ".join(f"SELECT '{text}' AS wd_text" for text in texts)
+    matched = f"REGEXP_MATCHES(wd_text, '{TIME_TEXT}') AND WD_TEXT_MICROS(wd_text) IS NOT NULL"
+    sql = (
+        f"SELECT wd_text, CASE WHEN {matched} THEN WD_TEXT_MICROS(wd_text) END AS us FROM ({rows})"
+    )
+    engines = (DuckDBEngine(tmp_path / "spill"), SparkEngine("local[2]", SMALL))
+    one, other = ({row["wd_text"]: row["us"] for row in some.rows(sql)} for some in engines)
+    assert one == other
+    assert {text: one[text] for text in TEXTS} == {text: moment_us(text) for text in TEXTS}
+    assert not any(one[text] for text in NO_TIMES)
+
+
+@pytest.mark.slow
+def test_both_engines_end_a_log_alike(tmp_path: Path) -> None:
+    """Actions that stop, strays in both logs, times as text, values of every size."""
+    far = START + 90_000_000
+    shown = [*impressions(), {**impressions()[0], "request_id": "far", "event_time": far}]
+    taken = [
+        {**row, "price": 10.0 ** (n % 20 - 9)}
+        for n, row in enumerate(actions(900))
+        if row["event_time"] < START + 6_000
+    ]
+    taken.append({**taken[0], "event_time": far})
+    for row in (*shown, *taken):
+        row["event_time"] = moment_text(int(row["event_time"]) * 1_000_000 + 250)
+    settings = config(
+        tmp_path / "out",
+        impressions=ImpressionLog(path=shown, position="position"),
+        actions=ActionLog(path=taken, kind="kind", value="price"),
+    )
+    one, other = both(settings)
+    assert one == other
+    notes = [note for path, note in one["statistics"].items() if path.startswith("/notes")]
+    assert sum("1 of the events lie far from all others" in note for note in notes) == 2
 
 
 def test_both_engines_make_the_same_rows(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from widedeep.data.join.log_end import (
 )
 from widedeep.data.join.plan import Source, literal
 from widedeep.data.join.staging_sql import all_keys, selected
-from widedeep.data.join.times import moment_text, moment_us, names_zone
+from widedeep.data.join.times import PLAUSIBLE_US, moment_text, moment_us, names_zone
 from widedeep.errors import nearest
 
 __all__ = ["Coverage", "log_coverage"]
@@ -86,6 +86,7 @@ class _Coverage:
         found = {name: reach(bins[name]) for name in logs}
         for name in logs:
             self._note_strays(name, found[name])
+            self._note_implausible(name, found[name])
             bins[name] = [
                 some
                 for some in bins[name]
@@ -108,6 +109,12 @@ class _Coverage:
         declared = sorted({kind for _, kinds in users for kind in kinds})
         rows = f"({selected(self.sources['actions'])}) AS wd_l"
         common = self._kind_counts(f"{rows} WHERE wd_kind IS NOT NULL")
+        nulls = self._count("actions", "wd_kind IS NULL")
+        if nulls:
+            self.notes.append(
+                f"actions: {nulls:,} have no kind ({self.config.actions.kind!r} is null); no label "
+                "or history feature that names kinds counts them"
+            )
         listed = ", ".join(literal(kind) for kind in declared)
         present = self._kind_counts(f"{rows} WHERE wd_kind IN ({listed})") if declared else []
         for name, kinds in users:
@@ -171,6 +178,16 @@ class _Coverage:
                 f"{moment_text(end)}; they do not decide that the log "
                 f"{'ends' if side == 'last' else 'begins'} at {moment_text(bound)}: correct their "
                 "times, or set log_end if they are right"
+            )
+
+    def _note_implausible(self, name: str, found: Reach) -> None:
+        log = self.config.impressions if name == "impressions" else self.config.actions
+        assert log is not None
+        low, high = PLAUSIBLE_US
+        if log.time_unit == "auto" and not low <= found.first_us <= found.last_us < high:
+            self.notes.append(
+                f"{name}: column {log.time!r} has times from {moment_text(found.first_us)} to "
+                f"{moment_text(found.last_us)}: were they written in another unit?"
             )
 
     def _count(self, name: str, condition: str) -> int:

@@ -21,6 +21,7 @@ from widedeep.data.join.inputs import (
     damaged_files_named,
     id_column,
     is_text,
+    located,
     open_input,
 )
 from widedeep.data.join.plan import (
@@ -305,6 +306,13 @@ class _Sources:
         carried = carried_columns(opened, columns, taken, prefix)
         for column in carried:
             self.notes += note_finer(self.engine, opened, column.name)
+            kind = opened.schema[column.name]
+            if pa.types.is_decimal(kind) and kind.precision > _EXACT_DIGITS:
+                self.notes.append(
+                    f"{opened.name}: column {column.name!r} is of type {kind} and becomes a 64-bit "
+                    f"float, which rounds numbers of more than {_EXACT_DIGITS} digits; make it "
+                    "text to keep them all"
+                )
         return carried
 
     def coverage(self, **inputs: Source | None) -> Coverage:
@@ -332,6 +340,8 @@ class _Sources:
         never_null: Sequence[str],
         columns: dict[str, str | None],
     ) -> Source:
+        names = [name for name in columns.values() if name is not None]
+        _check_wide(self.engine, opened, [*names, *(column.name for column in carried)])
         counts = _counts(self.engine, opened, key, never_null, columns)
         self.counts[opened.name] = counts
         missing = {name: n for name, n in counts.null_keys.items() if n}
@@ -353,6 +363,22 @@ class _Sources:
                 "beyond all times that can be reckoned with; correct the rows"
             )
         return Source(view=opened.view, key=key, carried=carried, rows=counts.rows)
+
+
+def _check_wide(engine: Engine, opened: Opened, columns: Sequence[str]) -> None:
+    """Refuse unsigned integers that 64 bits with a sign do not hold."""
+    wide = [name for name in columns if pa.types.is_uint64(opened.schema[name])]
+    if not wide:
+        return
+    most = ", ".join(f"MAX({quoted(name)}) AS wd_{number}" for number, name in enumerate(wide))
+    row = engine.rows(f"SELECT {most} FROM {opened.view}")[0]
+    for number, name in enumerate(wide):
+        value = row[f"wd_{number}"]
+        if value is not None and int(value) >= 2**63:
+            raise DataError(
+                f"{opened.name}: column {name!r}: got {located(opened, name, int(value))}, "
+                "expected integers below 2^63; make the column text"
+            )
 
 
 def _of_value_labels(config: JoinConfig, key: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "FINER_TEXT",
     "LARGEST_US",
     "MICROSECONDS",
+    "PLAUSIBLE_US",
     "TIME_TEXT",
     "ZONED_TEXT",
     "check_unit",
@@ -44,6 +45,7 @@ _PLAUSIBLE = (
     ("us", 10**15, 10**16),
     ("ns", 10**18, 2**63),
 )
+PLAUSIBLE_US = _PLAUSIBLE[2][1:]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _DURATION = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|w)\s*")
 _OFFSET = re.compile(r"([+-])(\d\d):?(\d\d)")
