@@ -84,7 +84,8 @@ def join_actions(
         history: Features computed from earlier events.
         split: Into train, valid and test; by time, 80/10/10, unless told otherwise.
         negatives: Thinned out or drawn.
-        open_windows: Leave out or keep impressions whose window had not closed.
+        open_windows: Leave out or keep impressions whose window had not closed: the log ends where
+            both logs reach. What else a person should know is in the result's ``notes``.
         duplicates: What to do about an impression that is there twice.
         null_keys: What to do about rows without a user, item, time or request.
         seed: Of all draws.
@@ -106,7 +107,9 @@ def join_actions(
         ...     {"request_id": n, "user_id": 7, "item_id": n % 3, "event_time": 1_700_000_000 + n}
         ...     for n in range(10)
         ... ]
-        >>> taken = [{"user_id": 7, "item_id": 1, "event_time": 1_700_000_005}]
+        >>> taken = [
+        ...     {"user_id": 7, "item_id": n % 3, "event_time": 1_700_000_000 + n} for n in (5, 9)
+        ... ]
         >>> result = wd.join_actions(shown, taken, output="examples", window="2s")
         >>> result.rows
         {'train': 7, 'valid': 1, 'test': 0}
