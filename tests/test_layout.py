@@ -15,7 +15,6 @@ import pytest
 import widedeep
 
 ROOT = Path(__file__).resolve().parent.parent
-SPIN = "import os, widedeep; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 # Frozen: a name added here is a promise, a name removed breaks somebody.
 PUBLIC_NAMES = [
@@ -272,14 +271,36 @@ def test_every_list_of_public_names_can_be_read_without_running_it() -> None:
                 assert len(names) == len(set(names)), path
 
 
+SPIN = """
+{imports}
+import threading
+from widedeep.kernels.torch_openmp import limit_spinning
+torch.rand(300, 300) @ torch.rand(300, 300)
+done = [limit_spinning(2, 2), limit_spinning(2, 2), limit_spinning(2, 3)]
+print(*done, sum(thread.name == "widedeep-openmp" for thread in threading.enumerate()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is torch's on Linux")
+@pytest.mark.parametrize("imports", ["import torch, widedeep", "import widedeep, torch"])
 @pytest.mark.parametrize(
     ("given", "found"),
-    [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    [
+        ({}, "True True True 2"),
+        ({"GOMP_SPINCOUNT": "7"}, "False False False 0"),
+        ({"OMP_WAIT_POLICY": "active"}, "False False False 0"),
+    ],
 )
-def test_torchs_threads_spin_shortly_unless_told_otherwise(
-    given: dict[str, str], found: str
+def test_torchs_threads_spin_shortly_whoever_is_imported_first(
+    imports: str, given: dict[str, str], found: str
 ) -> None:
     unset = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    command = [sys.executable, "-c", SPIN]
+    command = [sys.executable, "-c", SPIN.format(imports=imports)]
     told = subprocess.run(command, env={**unset, **given}, capture_output=True, text=True)
     assert (told.stdout.strip(), told.stderr) == (found, "")
+
+
+def test_importing_sets_nothing_for_other_libraries() -> None:
+    program = "import os; old = dict(os.environ); import widedeep.model; print(old == os.environ)"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert told.stdout.strip() == "True"

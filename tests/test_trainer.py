@@ -381,3 +381,32 @@ def test_encoded_rows_are_read_instead_of_the_raw_ones(
     assert make_trainer(schema).fit(path, cache=cache)[-1]["rows"] == ROWS
     with pytest.raises(AssertionError, match="a raw row was encoded"):
         make_trainer(schema).fit(path)
+
+
+def test_a_bundle_keeps_the_metrics_of_its_own_model(schema: wd.Schema, tmp_path: Path) -> None:
+    train, valid = make_table(), make_table(300, seed=1)
+    trainer = make_trainer(schema)
+    trainer.fit(train, epochs=6, valid=valid, early_stopping=EarlyStopping("auc", patience=1))
+
+    def kept(name: str, made: wd.Trainer = trainer) -> float | None:
+        found = made.export(tmp_path / name, overwrite=True).metrics.get("log_loss")
+        return None if found is None else float(found)
+
+    assert kept("best") == pytest.approx(trainer.evaluate(valid)["log_loss"])
+    trainer.fit(train)
+    assert kept("moved") is None
+    trainer.fit(train, valid=valid)
+    assert kept("again") == pytest.approx(trainer.evaluate(valid)["log_loss"])
+    state = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.model.load_state_dict(state)
+    assert kept("loaded") is None
+    stored = make_trainer(schema, checkpoints=tmp_path / "c")
+    stored.fit(train, epochs=2, valid=valid)
+    assert stored.directory is not None
+    latest = stored.directory.latest()
+    assert latest is not None
+    other = make_trainer(schema)
+    other.load_checkpoint(latest)
+    assert kept("checkpoint", other) == pytest.approx(stored.evaluate(valid)["log_loss"])
+    other.load_parameters(latest)
+    assert kept("parameters", other) is None

@@ -12,7 +12,6 @@ Example:
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,13 +31,6 @@ if TYPE_CHECKING:
     from widedeep.trainer import Trainer
 
 __version__ = "0.1.0"
-
-# After each product torch's OpenMP threads spin for up to 15 ms, on the cores that our kernels, or
-# another program, are waiting for; with one busy neighbour on two cores a small batch then takes
-# five times as long or more. Short spins cost it a tenth where nothing else runs. The library reads
-# this when it is loaded, so only an import before torch's counts.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 __all__ = [
     "FTRL",

@@ -380,6 +380,8 @@ def _train(arguments: argparse.Namespace) -> int:
                 config, directory, resume=arguments.resume, force=arguments.force, warm=warm
             )
         followed = _follow(arguments, config, directory, follow)
+        if run is not None and followed is not None:
+            run = dataclasses.replace(run, metrics=followed.metrics)
     except KeyboardInterrupt:
         if directory.state != "new":
             say(f"widedeep: interrupted; go on with: {_resume_command(arguments)}")
@@ -393,6 +395,8 @@ def _train(arguments: argparse.Namespace) -> int:
         _print_followed(followed, directory, follow)
     if run is not None:
         _print_run(run, directory)
+    elif followed is not None and followed.metrics:
+        print_metrics(followed.metrics)
     return GOOD
 
 
@@ -421,6 +425,7 @@ def _train_document(
     if followed is not None:
         attempts = [dataclasses.asdict(attempt) for attempt in followed.attempts]
         document |= {"shards": followed.shards, "attempts": attempts}
+        document["metrics"] = followed.metrics  # of the bundle, not of the model before the stream
     return document
 
 

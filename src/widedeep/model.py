@@ -8,7 +8,7 @@ import os
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from widedeep.wide import make_wide_table
 
 __all__ = ["WideDeep"]
 
+_SCHEMA = "schema"  # in a state dict: the schema's fingerprint, as bytes
+
 Tower = nn.Module | Callable[[DeepLayout], nn.Module]
 
 
@@ -39,6 +41,11 @@ class WideDeep(nn.Module):
 
     Either part alone is legal: ``FeatureSpec(wide=[])`` is deep only, ``FeatureSpec(deep=[])`` wide
     only.
+
+    ``state_dict()`` holds the tables too, and the fingerprint of the schema; weights of another
+    schema are refused. ``parameters()`` gives the towers' and the bias, which any optimizer may
+    move: the rows of tables are moved by a trainer's sparse optimizers, and are no parameters.
+    The tables stay float32 where they were made: ``half()`` or ``to("cuda")`` is refused.
 
     Args:
         schema: From :func:`widedeep.fit_schema`.
@@ -121,6 +128,7 @@ class WideDeep(nn.Module):
             value for h in self.heads for value in h.initial_bias(schema.label_means.get(h.name))
         ]
         self.bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
+        self.loads = 0  # of state dicts, after which a trainer's optimizers start anew
         self.to(self.device)
 
     @classmethod
@@ -310,11 +318,11 @@ class WideDeep(nn.Module):
         """Position of a feature among the schema's slots."""
         return next(i for i, slot in enumerate(self.schema.slots) if slot.name == name)
 
-    def wide_logits(self, batch: Batch, *, threads: int = 1) -> Tensor:
-        """Return bias plus the wide part, (B, C)."""
-        # A copy even for one row, whose expanded view would be the bias itself.
-        logits_BC = torch.empty(len(batch), self.n_logits, device=self.device)
-        logits_BC.copy_(self.bias.detach())
+    def wide_logits(self, batch: Batch, *, threads: int = 1, bias: bool = True) -> Tensor:
+        """Return bias, or zeros, plus the wide part, (B, C)."""
+        logits_BC = torch.zeros(len(batch), self.n_logits, device=self.device)
+        if bias:
+            logits_BC += self.bias.detach()
         if self.wide_table is not None:
             self.wide_table.add_wide(
                 batch, self.schema.slots, self.config.wide_combiner, logits_BC, threads=threads
@@ -346,14 +354,89 @@ class WideDeep(nn.Module):
             self.wide_table.recount_nonzero()
 
     @property
+    def tables(self) -> dict[str, EmbeddingTable]:
+        """The wide weights (``"wide"``) and the embeddings by width (``"deep/8"``)."""
+        tables = {f"deep/{dim}": table for dim, table in self.deep_tables.items()}
+        return tables if self.wide_table is None else {"wide": self.wide_table, **tables}
+
+    @property
     def n_parameters(self) -> int:
-        """Trainable numbers, tables and towers together."""
-        tables = [
-            *self.deep_tables.values(),
-            *([self.wide_table] if self.wide_table is not None else []),
-        ]
-        in_tables = sum(int(table.weight.numel()) for table in tables)
+        """Trainable numbers, tables and towers together; ``parameters()`` gives the towers'."""
+        in_tables = sum(int(table.weight.numel()) for table in self.tables.values())
         return in_tables + sum(p.numel() for p in self.parameters())
+
+    # ---- what torch asks of a module ------------------------------------------------------------
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers that are no tables, as they are: every step moves all.
+
+        They have the names that ``state_dict()`` gives them.
+        """
+        state = self.state_dict(keep_vars=True)
+        in_tables = self._table_state().keys()
+        return {name: tensor for name, tensor in state.items() if name not in in_tables}
+
+    def _table_state(self) -> dict[str, Tensor]:
+        """The tables' weights by their names in a bundle, and the schema they belong to."""
+        state = {
+            f"{'wide' if name == 'wide' else 'table'}/{logical}": weight
+            for name, table in self.tables.items()
+            for logical, weight in table.named_weights().items()
+        }
+        digest = torch.frombuffer(bytearray.fromhex(self.schema.fingerprint), dtype=torch.uint8)
+        return {**state, _SCHEMA: digest.clone()}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self._table_state().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        own = self._table_state()
+        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        rest = {key: value for key, value in state_dict.items() if key[len(prefix) :] not in given}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        missing_keys += [prefix + name for name in own if name not in given]
+        for name, tensor in given.items():
+            if tuple(tensor.shape) != tuple(own[name].shape):
+                error_msgs.append(
+                    f"size mismatch for {prefix}{name}: got {tuple(tensor.shape)}, the model has "
+                    f"{tuple(own[name].shape)}; make the model with the schema of its run"
+                )
+        if _SCHEMA in given and not torch.equal(given[_SCHEMA].cpu(), own[_SCHEMA]):
+            stored = bytes(given[_SCHEMA].tolist()).hex()
+            error_msgs.append(
+                f"got the weights of the schema {stored[:12]}, the model's is "
+                f"{self.schema.fingerprint[:12]}: its ids stand for other values; make the model "
+                "with the schema of its run, or use Trainer.warm_start, which moves rows by value"
+            )
+        self.loads += 1
+        if not error_msgs:
+            for name, table in self.tables.items():
+                lead = "wide/" if name == "wide" else "table/"
+                table.load_weights(
+                    {n.removeprefix(lead): t for n, t in given.items() if n.startswith(lead)}
+                )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideDeep:
+        """Refuse what would move the towers and leave the tables behind."""
+        probe = torch.zeros(1, device=self.device)
+        moved = fn(probe)
+        shared = bool(moved.is_shared())  # type: ignore[no-untyped-call]
+        if moved.dtype != probe.dtype or moved.device != probe.device or shared:
+            change = "shared memory" if shared else f"{moved.dtype} on {moved.device}"
+            raise ConfigError(
+                f"got a change of the model to {change}, which its tables, float32 on "
+                f"{self.device}, do not make; give device= to WideDeep, precision= to Trainer, and "
+                "export for serving"
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def _checked_device(wanted: str | torch.device) -> torch.device:

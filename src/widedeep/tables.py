@@ -533,6 +533,15 @@ class EmbeddingTable:
         """Return each logical table's weights, (size, D): views."""
         return {name: self.weight[part] for name, part in self._parts()}
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take some logical tables' weights; the optimizer's state starts anew from them."""
+        for name, weight in self.named_weights().items():
+            if name in weights:
+                weight.copy_(weights[name])
+        if self._optimizer is not None:
+            self.attach(self._optimizer)
+        self.recount_nonzero()
+
     def named_state(self) -> dict[str, Tensor]:
         """Return ``<table>.weight`` and ``<table>.<state>`` of each logical table: views."""
         storage = self._filled()

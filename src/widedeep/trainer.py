@@ -23,6 +23,7 @@ from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, ConfigError, DataError, show_value
+from widedeep.kernels.torch_openmp import limit_spinning
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer
 from widedeep.training.dense_update import DenseOptimizer, DenseUpdate
@@ -144,7 +145,9 @@ class Trainer:
             dense=describe_optimizer(self.dense_optimizer),
         )
         self.threads = threads or usable_cores()
+        limit_spinning(self.threads, usable_cores())
         self.history = History()
+        self.valid_metrics: dict[str, float] = {}  # of the model as it is; none once it moved
         self.position = Position()
         self.inputs: list[InputRecord] = []
         self.shards: list[str] = []
@@ -339,6 +342,7 @@ class Trainer:
                 f"warm start: got a trainer that has done {self.position.step:,} steps; start a "
                 "new one"
             )
+        self.valid_metrics = {}
         return warm_start(self, path, carry=carry, widths=widths)
 
     def open(self, data: object, role: str, *, targets: bool = True) -> Source:
@@ -437,14 +441,17 @@ class Trainer:
 
         return encode
 
-    def logits(self, data: object) -> NDArray[np.float32]:
-        """Return the logits of every row, (rows, C), in the data's order."""
-        with self.open(data, "data to score", targets=False) as source, evaluating(self.model):
-            found = [
-                self.model(batch, threads=self.threads).cpu().numpy()
-                for batch in self.batches(source, targets=False)
-            ]
-        return np.concatenate(found)
+    def logits(self, data: object, *, by_modules: bool = False) -> NDArray[np.float32]:
+        """Return the logits of every row, (rows, C), in the data's order.
+
+        Args:
+            data: As for :meth:`fit`.
+            by_modules: Compute a standard tower by its modules, as in training, and not in the
+                order in which a bundle does.
+        """
+        forward = evaluating(self.model, threads=self.threads, by_modules=by_modules)
+        with self.open(data, "data to score", targets=False) as source, forward as logits:
+            return np.concatenate([logits(b) for b in self.batches(source, targets=False)])
 
     def predict(self, data: object) -> NDArray[np.float64] | dict[str, NDArray[np.float64]]:
         """Return predictions for every row, in the data's order.
@@ -467,13 +474,10 @@ class Trainer:
         self, data: object
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the first logit, the first label and the weight of every row."""
-        with self.open(data, "labelled data") as source, evaluating(self.model):
+        forward = evaluating(self.model, threads=self.threads)
+        with self.open(data, "labelled data") as source, forward as logits:
             found = [
-                (
-                    self.model(batch, threads=self.threads)[:, 0].cpu().numpy(),
-                    batch.labels_BL,
-                    batch.weight_B,
-                )
+                (logits(batch)[:, 0], batch.labels_BL, batch.weight_B)
                 for batch in self.batches(source, targets=True)
             ]
         weights = [weight for _, _, weight in found if weight is not None]
@@ -509,10 +513,8 @@ class Trainer:
 
     def evaluate_source(self, source: Source) -> Metrics:
         """Return metrics on an open source, which stays open."""
-        with evaluating(self.model):
-            return evaluate_batches(
-                self.model, self.batches(source, targets=True), threads=self.threads
-            )
+        with evaluating(self.model, threads=self.threads) as logits:
+            return evaluate_batches(self.model, logits, self.batches(source, targets=True))
 
     def export(
         self,
@@ -529,7 +531,8 @@ class Trainer:
 
         Args:
             path: The bundle's directory.
-            metrics: Kept in the bundle; the last validation metrics if not given.
+            metrics: Kept in the bundle; if not given, the validation metrics of the model as it
+                is, none if it has moved since.
             warmup: Rows stored with their scores, which :meth:`Bundle.load` replays: the first
                 requests find the bundle warm, and a bundle that scores otherwise is refused. True
                 stores up to 8 rows of the training data, chosen by ``seed``, without label and
@@ -561,6 +564,13 @@ class Trainer:
 def _check_model(model: object) -> None:
     if not isinstance(model, WideDeep):
         raise ConfigError(f"got {type(model).__name__} as the model, expected wd.WideDeep(schema)")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != model.device.type:
+            raise ConfigError(
+                f"parameter {name!r}: got {parameter.dtype} on {parameter.device}, expected "
+                f"float32 on {model.device}, where the model's tables are; give device= to "
+                "WideDeep and precision= to Trainer"
+            )
 
 
 def _check_optimizer(name: str, optimizer: object) -> None:

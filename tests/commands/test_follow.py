@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -232,3 +234,40 @@ def test_killed_at_any_point(base: Path, tmp_path: Path) -> None:
     assert len(lines) > 15
     assert {at_death for _, _, at_death, _ in lines} == {"none", "1", "1,2"}
     assert lines[-1][2:] == ["1,2", "1,2"]
+
+
+def test_metrics_are_those_of_the_bundle_that_is_there(run: Run, tmp_path: Path) -> None:
+    """The stream teaches the opposite of the training file, so that old and new differ much."""
+    rng = np.random.default_rng(4)
+
+    def write(name: str, rows: int, sign: float) -> None:
+        job = rng.choice(list("abcdef"), rows)
+        code = np.array([ord(value) - 99.5 for value in job])
+        label = (rng.random(rows) < 1 / (1 + np.exp(-sign * 2 * code))).astype(int)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"job": job, "y": label}), tmp_path / name)
+
+    write("train.parquet", 1500, 1)
+    write("test.parquet", 1500, 1)
+    for number in range(3):
+        write(f"new/{number}.parquet", 3000, -1)
+    (tmp_path / "c.toml").write_text(
+        f'[data]\ntrain = "{tmp_path}/train.parquet"\ntest = "{tmp_path}/test.parquet"\n'
+        'label = "y"\nvalid_fraction = 0.2\n[features]\ncategorical = ["job"]\n'
+        "[model]\nhidden_units = [4]\n[train]\nepochs = 2\nbatch_size = 64\nthreads = 1\n"
+    )
+    words = ["train", tmp_path / "c.toml", "--out", tmp_path / "run", "--json"]
+    before = json.loads(run(*words).out)["metrics"]["test"]["auc"]
+    document = json.loads(
+        run(*words, "--resume", "--follow", tmp_path / "new", "--idle", 0.1, "--poll", 0.1).out
+    )
+    kept = json.loads((tmp_path / "run/metrics.json").read_text())
+    bundle = Bundle.load(tmp_path / "run/bundle")
+    words = ["evaluate", tmp_path / "run", tmp_path / "test.parquet", "--json"]
+    evaluated = json.loads(run(*words).out)
+    assert before > 0.8 and kept["test"]["auc"] < 0.3
+    for metrics in (document["metrics"]["test"], bundle.metrics, evaluated["metrics"]):
+        assert metrics["auc"] == pytest.approx(kept["test"]["auc"], abs=1e-9)
+    assert document["metrics"]["valid"]["auc"] == kept["valid"]["auc"] < 0.3
+    assert kept["stream"]["shards"] == 3 and kept["stream"]["rows"] == 9000
+    assert kept["steps"] > 0

@@ -312,3 +312,26 @@ def test_a_checkpoint_is_compared_when_it_is_exported(
     monkeypatch.setattr(agreement, "_check_logits", lambda *a: (rows.append(a[-1]), honest(*a))[0])
     trainer.export(tmp_path / "b", warmup=False)
     assert [row.rpartition(" of ")[2] for row in rows] == ["the rows made up from the schema"]
+
+
+@pytest.mark.parametrize("item", [(), ("job",), ("age", "tags")])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+def test_norms_that_multiply_rounding_keep_the_tolerance(
+    activation: str, item: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A unit that hardly varies is divided by next to nothing, and so is its rounding."""
+    trainer = fitted(
+        [*KINDS["age"], *KINDS["job"], *KINDS["tags"], *KINDS["pair"]], "price", head="regression",
+        spec={"item": item}, hidden_units=[32, 16], activation=activation, batch_norm=True,
+    )  # fmt: skip
+    tower = trainer.model.towers["mlp"]
+    assert isinstance(tower, MLP) and tower.norms is not None
+    for norm in tower.norms:
+        assert isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None
+        norm.running_var /= 1e4
+    predicted = np.asarray(trainer.predict(ROWS))
+    scores = trainer.export(tmp_path / "b").score(ROWS)
+    apart = np.abs(scores - predicted) / np.maximum(1, np.abs(predicted))
+    assert apart.max() <= 1e-6
+    modules = trainer.logits(ROWS, by_modules=True)[:, 0]
+    np.testing.assert_allclose(predicted, modules, rtol=1e-2, atol=1e-2)

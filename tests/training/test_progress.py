@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from widedeep.training.progress import Progress, RecentScores
+import widedeep as wd
+from widedeep.errors import ConfigError
+from widedeep.training.progress import Callbacks, Progress, RecentScores
 
 FIGURES = {"epoch": 2, "step": 30, "rows": 1000, "loss": 0.5, "auc": 0.75, "nonzero_wide": 1234}
 
@@ -68,3 +70,60 @@ def test_the_running_auc_forgets_what_is_old() -> None:
     for _ in range(2):
         recent.add(torch.tensor([0.0, 1.0]), np.array([0.0, 1.0], np.float32))
     assert recent.auc() == 1.0
+
+
+class Steps:
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_step(self, figures: dict[str, Any]) -> None:
+        self.seen.append(figures["step"])
+
+
+class Ends:
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_end(self, figures: dict[str, Any]) -> None:
+        self.seen.append(figures)
+
+
+class Evaluations(Ends):
+    def on_evaluate(self, figures: dict[str, Any]) -> None:
+        self.seen.append(figures)
+
+
+def test_a_callback_is_told_what_it_has_a_method_for() -> None:
+    callbacks = (Steps(), Ends(), Evaluations())
+    rows = [{"job": "ab"[i % 2], "y": i % 2} for i in range(64)]
+    schema = wd.fit_schema(wd.FeatureSpec(label="y", features=wd.categorical("job")), rows)
+    trainer = wd.Trainer(wd.WideDeep(schema), batch_size=16, progress=False, callbacks=callbacks)
+    trainer.fit(rows, epochs=2, valid=rows)
+    assert callbacks[0].seen == list(range(1, 9))
+    assert [len(callback.seen) for callback in callbacks[1:]] == [1, 3]
+
+
+class Misspelt(Steps):
+    def on_evaluation(self, figures: dict[str, Any]) -> None: ...
+
+
+class NoMethod:
+    on_step = 3
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "message"),
+    [
+        ([object()], "callback object: got none of the methods on_step, on_evaluate, on_end"),
+        ([Misspelt()], "callback Misspelt: got the method 'on_evaluation'.*on_evaluate"),
+        ([NoMethod()], "callback NoMethod: got on_step=3"),
+        ([Steps], "got the class Steps as a callback"),
+        (Steps(), "expected a list of objects"),
+        ("steps", "expected a list of objects"),
+        ([None], "callback NoneType: got none of the methods"),
+        ([lambda figures: None], "callback function: got none of the methods"),
+    ],
+)
+def test_what_no_callback_is_is_refused_before_training(callbacks: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Callbacks(callbacks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from widedeep.features.sides import feature_side
 from widedeep.kernels.score import Scorer, new_scorer
 from widedeep.schema import Schema
 
-__all__ = ["Forward"]
+__all__ = ["Forward", "TowerForward"]
 
 _SIDES = ("query", "item", "both")
 
@@ -69,23 +69,12 @@ class Forward:
     ) -> None:
         if not model.deep:
             return
-        by_name = {column.name: column for column in model.deep}
-        ordered = [by_name[name] for name in _query_first(schema, list(by_name))]
-        query = [c for c in ordered if feature_side(schema.spec, c.name) == "query"]
+        query, item = _sides(schema, model)
         _add_inputs(self._scorer, schema, query, weights)
-        if len(query) < len(ordered):
+        if item:
             self._scorer.start_item_inputs()
-            _add_inputs(self._scorer, schema, ordered[len(query) :], weights)
-        inputs = np.concatenate([np.arange(column.start, column.stop) for column in ordered])
-        layers: list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]] = [
-            (weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"], model.activation)
-            for i in range(len(model.hidden_units))
-        ]
-        layers.append((weights["head/weight"], None, "none"))
-        first, *rest = layers
-        self._scorer.add_layer(np.ascontiguousarray(first[0][:, inputs]), *first[1:])
-        for layer in rest:
-            self._scorer.add_layer(*layer)
+            _add_inputs(self._scorer, schema, item, weights)
+        _add_layers(self._scorer, model, weights, [*query, *item])
 
     def parts(
         self, batch: Batch, *, threads: int = 1
@@ -126,6 +115,69 @@ class Forward:
         wide_BC += deep_BC
         wide_BC += self._bias_C
         return wide_BC
+
+
+class TowerForward:
+    """Computes the standard tower from its concatenated input, bit for bit as :class:`Forward`.
+
+    Args:
+        schema: Says whose inputs are summed first.
+        model: The model's shape.
+        weights: ``mlp/...`` and ``head/weight``.
+    """
+
+    def __init__(
+        self, schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        self._scorer = new_scorer(0, model.width, model.n_logits)
+        query, item = _sides(schema, model)
+        for column in query:
+            self._scorer.add_dense(column.start, column.stop - column.start)
+        if item:
+            self._scorer.start_item_inputs()
+        for column in item:
+            self._scorer.add_dense(column.start, column.stop - column.start)
+        _add_layers(self._scorer, model, weights, [*query, *item])
+
+    def logits(self, concat_BX: NDArray[np.float32], *, threads: int = 1) -> NDArray[np.float32]:
+        """Return the deep part of the logits, (B, C).
+
+        Args:
+            concat_BX: The concatenated deep input.
+            threads: Threads to use; the result does not depend on it.
+        """
+        none, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
+        _, deep_BC = self._scorer.forward(
+            none, offsets, None, np.ascontiguousarray(concat_BX), threads=threads
+        )
+        assert deep_BC is not None
+        return deep_BC
+
+
+def _sides(schema: Schema, model: BundleModel) -> tuple[list[DeepColumn], list[DeepColumn]]:
+    """Return the query's columns, and the item's, in the order in which they are summed."""
+    by_name = {column.name: column for column in model.deep}
+    ordered = [by_name[name] for name in _query_first(schema, list(by_name))]
+    query = [c for c in ordered if feature_side(schema.spec, c.name) == "query"]
+    return query, ordered[len(query) :]
+
+
+def _add_layers(
+    scorer: Scorer,
+    model: BundleModel,
+    weights: Mapping[str, NDArray[np.float32]],
+    ordered: Sequence[DeepColumn],
+) -> None:
+    inputs = np.concatenate([np.arange(column.start, column.stop) for column in ordered])
+    layers: list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]] = [
+        (weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"], model.activation)
+        for i in range(len(model.hidden_units))
+    ]
+    layers.append((weights["head/weight"], None, "none"))
+    first, *rest = layers
+    scorer.add_layer(np.ascontiguousarray(first[0][:, inputs]), *first[1:])
+    for layer in rest:
+        scorer.add_layer(*layer)
 
 
 def _query_first(schema: Schema, names: Iterable[str]) -> list[str]:

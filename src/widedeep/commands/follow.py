@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.commands.run_directory import RunDirectory
-from widedeep.commands.train import make_trainer
+from widedeep.commands.train import make_trainer, training_data
 from widedeep.config import RunConfig
 from widedeep.config_follow import FollowConfig
 from widedeep.config_gate import GateConfig
 from widedeep.data.follow import follow_folder
+from widedeep.errors import WideDeepError
 from widedeep.publish import Attempt, LivePublisher
 from widedeep.trainer import Trainer
 from widedeep.training.stream import Shard
@@ -32,10 +33,12 @@ class Followed:
     Args:
         shards: A row of figures for each shard, those of earlier calls too.
         attempts: What the gate said of each candidate, those of earlier calls too.
+        metrics: Of the model in the run's bundle, by data set; see :class:`_Exporter`.
     """
 
     shards: list[dict[str, Any]]
     attempts: list[Attempt]
+    metrics: Mapping[str, Mapping[str, float]]
 
 
 def follow_run(
@@ -75,15 +78,18 @@ def follow_run(
     trainer = _trainer(config, directory, progress)
     files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, told=say)
     publisher = _publisher(trainer, directory, follow, gate, say)
-    exporter = _Exporter(trainer, directory, follow, say)
+    exporter = _Exporter(trainer, config, directory, follow, say)
     try:
         trainer.fit_stream(exporter.shards(files) if publisher is None else publisher.shards(files))
     finally:
         directory.write_json(directory.history, trainer.history.rows)
     if exporter.is_new:
         exporter.export()
+    kept = directory.read_metrics()
     return Followed(
-        shards=trainer.history.rows, attempts=[] if publisher is None else publisher.attempts
+        shards=trainer.history.rows,
+        attempts=[] if publisher is None else publisher.attempts,
+        metrics={name: kept[name] for name in ("valid", "test") if name in kept},
     )
 
 
@@ -124,16 +130,22 @@ def _publisher(
 
 
 class _Exporter:
-    """Writes the run's bundle: every so often where nothing is published, and at the end."""
+    """Writes the run's bundle: every so often where nothing is published, and at the end.
+
+    The run's metrics go with its bundle: what was measured of the model before the stream is of a
+    model that is no longer there, so each bundle is evaluated on the configuration's data anew.
+    """
 
     def __init__(
         self,
         trainer: Trainer,
+        config: RunConfig,
         directory: RunDirectory,
         follow: FollowConfig,
         say: Callable[[str], None],
     ) -> None:
         self._trainer, self._directory, self._follow, self._say = trainer, directory, follow, say
+        self._config = config
         self._rows = trainer.position.rows
         self._time = time.monotonic()
 
@@ -155,10 +167,29 @@ class _Exporter:
     def export(self) -> Path:
         """Write what was learned as the run's bundle."""
         bundle, trainer = self._directory.bundle, self._trainer
-        trainer.export(bundle, metrics=trainer.history.live_metrics(), overwrite=True)
+        metrics = self._metrics()
+        live = trainer.history.live_metrics()
+        of_bundle = metrics.get("test") or metrics.get("valid") or live
+        trainer.export(bundle, metrics=of_bundle, overwrite=True)
+        before = self._directory.read_metrics().items()
+        kept = {name: value for name, value in before if name not in ("valid", "test", "stream")}
+        stream = {"shards": len(trainer.shards), "rows": trainer.position.rows, "before": live}
+        self._directory.write_json(self._directory.metrics, {**metrics, **kept, "stream": stream})
         self._say(f"exported {bundle} after {trainer.position.rows:,} rows")
         self._rows, self._time = trainer.position.rows, time.monotonic()
         return bundle
+
+    def _metrics(self) -> dict[str, dict[str, float]]:
+        """Evaluate the model as it is on the configuration's validation and test data."""
+        metrics: dict[str, dict[str, float]] = {}
+        try:
+            sets = {"valid": training_data(self._config)[1], "test": self._config.data.test}
+            for name, data in sets.items():
+                if data is not None:
+                    metrics[name] = dict(self._trainer.evaluate(data))
+        except WideDeepError as error:  # a stream outlives files
+            self._say(f"not all metrics could be measured anew: {error}")
+        return metrics
 
     @property
     def is_new(self) -> bool:

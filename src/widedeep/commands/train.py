@@ -419,7 +419,7 @@ def export_checkpoint(
             f"{place}: its trainer cannot be made from its configuration ({error}); export it "
             "where it was made: trainer.export(...)"
         ) from error
-    known = {f"module/{name}" for name in trainer.model.state_dict()}
+    known = {f"module/{name}" for name in trainer.model.dense_state()}
     unknown = {n for n in checkpoint.tensors if n.startswith("module/")} - known
     if unknown:
         raise CheckpointError(

@@ -83,7 +83,7 @@ def _trainer_logits(trainer: Trainer, data: object) -> NDArray[np.float32]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        return trainer.logits(data)
+        return trainer.logits(data, by_modules=True)
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -143,6 +143,16 @@ class DenseUpdate:
                 group["lr"] = base * rate
             self._torch.step()
 
+    def restart(self) -> None:
+        """Start the optimizer's state anew, after the parameters were set from outside."""
+        if self._torch is not None:
+            self._torch.state.clear()
+        for name, slots in self.state.items():
+            for values in slots.values():
+                values.zero_()
+            if self._ours is not None:
+                self._ours.start_state(self.parameters[name].data, slots)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the optimizer's state, one named tensor each."""
         if self._ours is not None:

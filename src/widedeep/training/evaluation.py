@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from widedeep.bundle.forward import TowerForward
 from widedeep.data.batch import Batch
+from widedeep.deep import MLP
 from widedeep.errors import DataError
 from widedeep.heads import Head
 from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 from widedeep.model import WideDeep
+from widedeep.training.bundle_parts import bundle_model, mlp_weights, standard_tower
 
 __all__ = ["EVALUATION_ROWS", "Metrics", "evaluate_batches", "evaluating", "metric_names"]
 
@@ -34,15 +38,52 @@ class Metrics(dict[str, float]):
 HeadMetrics = BinaryMetrics | MulticlassMetrics | RegressionMetrics
 
 
+Logits = Callable[[Batch], NDArray[np.float32]]
+
+
 @contextlib.contextmanager
-def evaluating(model: WideDeep) -> Iterator[None]:
-    """Switch dropout off and batch norm to its running figures, and back."""
+def evaluating(model: WideDeep, *, threads: int = 1, by_modules: bool = False) -> Iterator[Logits]:
+    """Switch dropout off and batch norm to its running figures, and back.
+
+    Yields the function from a batch to its logits, (B, C). On the CPU a standard tower is computed
+    as a bundle does, norms folded and sums in its order: a norm multiplies what two orders differ
+    by, up to beyond the tolerance.
+
+    Args:
+        model: To be evaluated.
+        threads: Threads of the kernels.
+        by_modules: Ask the towers' modules themselves.
+    """
     was_training = model.training
     model.eval()
     try:
-        yield
+        tower = standard_tower(model) if not by_modules and model.device.type == "cpu" else None
+        if tower is None:
+            yield lambda batch: model(batch, threads=threads).cpu().numpy()
+        else:
+            yield _as_served(model, tower, threads)
     finally:
         model.train(was_training)
+
+
+def _as_served(model: WideDeep, tower: MLP, threads: int) -> Logits:
+    (output,) = model.outputs.values()
+    assert isinstance(output, nn.Linear)
+    bias_C = model.bias.detach().numpy()
+    weights = {"bias": bias_C, **mlp_weights(tower, output, bias_C)}
+    forward = TowerForward(model.schema, bundle_model(model), weights)
+
+    def logits(batch: Batch) -> NDArray[np.float32]:
+        model.check_batch(batch)
+        logits_BC: NDArray[np.float32] = model.wide_logits(
+            batch, threads=threads, bias=False
+        ).numpy()
+        concat_BX = model.gather(batch, threads=threads).concat_BX.numpy()
+        logits_BC += forward.logits(concat_BX, threads=threads)
+        logits_BC += weights["bias"]
+        return logits_BC
+
+    return logits
 
 
 def make_metrics(head: Head, *, groups: bool) -> HeadMetrics:
@@ -55,13 +96,13 @@ def make_metrics(head: Head, *, groups: bool) -> HeadMetrics:
     return BinaryMetrics(groups=groups, score_kind=score_kind)
 
 
-def evaluate_batches(model: WideDeep, batches: Iterable[Batch], *, threads: int = 1) -> Metrics:
+def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) -> Metrics:
     """Return a model's metrics over labelled batches.
 
     Args:
-        model: In evaluation mode (see :func:`evaluating`).
+        model: Has the heads.
+        logits: From :func:`evaluating`.
         batches: With labels.
-        threads: Threads of the kernels.
 
     Returns:
         Metrics by name, prefixed ``head/`` if the model has several heads.
@@ -74,7 +115,7 @@ def evaluate_batches(model: WideDeep, batches: Iterable[Batch], *, threads: int 
     weighed = False
     for batch in batches:
         weighed = weighed or batch.weight_B is None or bool(batch.weight_B.any())
-        logits_BC = model(batch, threads=threads).cpu().numpy()
+        logits_BC = logits(batch)
         for index, (collection, columns) in enumerate(
             zip(collections, model.head_slices, strict=True)
         ):

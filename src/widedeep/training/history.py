@@ -42,6 +42,12 @@ class History:
         """Return one figure over time; None where a row has none."""
         return [row.get(name) for row in self.rows]
 
+    def valid_metrics(self, step: int) -> dict[str, float]:
+        """Return the validation metrics of the model at a step; none if it was not evaluated."""
+        none: dict[str, Any] = {}
+        row = next((row for row in reversed(self.rows) if row.get("step") == step), none)
+        return {k.removeprefix("valid/"): v for k, v in row.items() if k.startswith("valid/")}
+
     def live_metrics(self) -> dict[str, float]:
         """Return the metrics of the last shard of a stream, before it was learned."""
         row = self.rows[-1] if self.rows else {}

@@ -149,6 +149,7 @@ class TrainingRun:
             trainer.config.schedule, position.step, self.total_steps, trainer.config.warmup_steps
         )
         result = trainer.step(batch, rate=rate, step=position.updates + 1)
+        trainer.valid_metrics = {}
         position.step += 1
         position.updates += 1
         position.batch += 1
@@ -225,6 +226,7 @@ class TrainingRun:
         improved = False
         if self.valid is not None:
             metrics = trainer.evaluate_source(self.valid)
+            trainer.valid_metrics = dict(metrics)
             row.update({f"valid/{name}": value for name, value in metrics.items()})
             if self.stopping is not None:
                 improved = self.stopping.update(metrics, trainer.position.step, metrics.reasons)
@@ -273,6 +275,8 @@ class TrainingRun:
             best = trainer.directory.best()
             if best is not None:
                 trainer.load_parameters(best)
+        assert self.stopping is not None
+        trainer.valid_metrics = trainer.history.valid_metrics(self.stopping.best_step)
 
 
 def _summary(row: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from widedeep.config import RunConfig
 from widedeep.errors import CheckpointError
 from widedeep.heads import describe_head
 from widedeep.model import WideDeep
-from widedeep.tables import EmbeddingTable
 from widedeep.training.history import History
 
 if TYPE_CHECKING:
@@ -44,11 +43,6 @@ class Position:
     updates: int = 0
 
 
-def _tables(model: WideDeep) -> dict[str, EmbeddingTable]:
-    tables = {f"deep/{dim}": table for dim, table in model.deep_tables.items()}
-    return tables if model.wide_table is None else {"wide": model.wide_table, **tables}
-
-
 def run_tables(trainer: Trainer) -> dict[str, Any]:
     """Return the resolved configuration of a run as nested tables, for checkpoints and bundles."""
     config = RunConfig(
@@ -61,11 +55,11 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
     """Return a checkpoint of a trainer's state, of views: write it before the next step."""
     model = trainer.model
     tensors: dict[str, NDArray[Any]] = {}
-    for name, table in _tables(model).items():
+    for name, table in model.tables.items():
         tensors.update(
             {f"{name}/{key}": value for key, value in as_tensors(table.named_state()).items()}
         )
-    tensors.update({f"module/{k}": v for k, v in as_tensors(model.state_dict()).items()})
+    tensors.update({f"module/{k}": v for k, v in as_tensors(model.dense_state()).items()})
     tensors.update(
         {f"optimizer/{k}": v for k, v in as_tensors(trainer.step.dense.tensors()).items()}
     )
@@ -99,10 +93,11 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
         CheckpointError: If a tensor is missing or has another shape.
     """
     model, tensors = trainer.model, checkpoint.tensors
+    trainer.valid_metrics = {}
     _check_heads(model, checkpoint)
-    for name, table in _tables(model).items():
+    for name, table in model.tables.items():
         table.load_named_state(_part(tensors, name))
-    held = model.state_dict()
+    held = {name: value.detach() for name, value in model.dense_state().items()}
     stored = _part(tensors, "module")
     unknown = stored.keys() - held.keys()
     if unknown:
@@ -126,6 +121,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
         trainer.position = Position(**checkpoint.state["position"])
         trainer.history = History(list(checkpoint.state["history"]))
         trainer.shards = list(checkpoint.state.get("shards", []))
+        trainer.valid_metrics = trainer.history.valid_metrics(trainer.position.step)
 
 
 def _check_heads(model: WideDeep, checkpoint: Checkpoint) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.deep import MLP, DeepInput, SequenceInput, has_hooks
-from widedeep.errors import DataError
+from widedeep.errors import ConfigError, DataError
 from widedeep.kernels.torch_random import seeded
 from widedeep.model import WideDeep
 from widedeep.optim import FTRL, Optimizer
@@ -110,6 +110,7 @@ class TrainStep:
         self.loss_reduction = loss_reduction
         self.threads = threads
         self.undo = UndoLog()
+        self._loads = model.loads
         self._wide, self._deep = wide, deep
         self._concat: Tensor | None = None
         self.fused = fast_mlp(model, precision, threads)
@@ -117,11 +118,21 @@ class TrainStep:
         if model.wide_table is not None:
             model.wide_table.attach(wide)
             if isinstance(wide, FTRL) and wide.adapt:
+                if not wide.by_kernels:
+                    raise ConfigError(
+                        f"got wide={type(wide).__name__}, which updates by itself, so that no rate "
+                        "of a feature is learned on the way; make it with adapt=0"
+                    )
                 self.feature_rates = FeatureRates(
                     len(model.wide_table.sizes), wide.adapt, device=model.device
                 )
         for table in model.deep_tables.values():
             table.attach(deep)
+
+    @property
+    def is_current(self) -> bool:
+        """False if a state dict was loaded into the model since the last step."""
+        return self._loads == self.model.loads
 
     def __call__(self, batch: Batch, *, rate: float = 1.0, step: int = 1) -> StepResult:
         """Learn one batch.
@@ -137,6 +148,12 @@ class TrainStep:
         Raises:
             DataError: If the batch has no labels, or one is outside its head's range.
         """
+        if not self.is_current:
+            self._loads = self.model.loads
+            self.dense.restart()
+            if self.feature_rates is not None:
+                for tensor in self.feature_rates.tensors().values():
+                    tensor.zero_()
         with kernels.awake() if self.model.device.type == "cpu" else nullcontext():
             gathered = self.group_and_gather(batch)
             result = self.dense_pass(batch, gathered, step=step)
@@ -325,14 +342,9 @@ class TrainStep:
     def keep_best(self) -> None:
         """Remember from now on what :meth:`UndoLog.undo` needs; called once, before training."""
         model = self.model
-        tables = {f"deep/{dim}": table for dim, table in model.deep_tables.items()}
-        if model.wide_table is not None:
-            tables["wide"] = model.wide_table
-        for name, table in tables.items():
+        for name, table in model.tables.items():
             self.undo.watch(name, {"weight": table.weight, **table.state})
-        small = {
-            f"module/{name}": tensor for name, tensor in model.state_dict(keep_vars=True).items()
-        }
+        small = {f"module/{name}": tensor for name, tensor in model.dense_state().items()}
         if self.feature_rates is not None:
             small |= {f"rates/{k}": v for k, v in self.feature_rates.tensors().items()}
         self.undo.watch_small(
