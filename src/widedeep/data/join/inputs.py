@@ -149,7 +149,9 @@ def _parquet_files(files: Sequence[Path], copies: _Copies) -> tuple[pa.Schema, l
     schema = _engine_schema(unified_schema(schemas))
     readable = []
     for file, (_, own) in zip(files, schemas, strict=True):
-        same = own == schema and not file.name.startswith((".", "_"))
+        # Spark takes no file by such a name as that one.
+        plain = not (file.name.startswith((".", "_")) or set("*?[]{}\\") & set(str(file)))
+        same = own == schema and plain
         readable += [file] if same else copies.write(file, {}, schema)[1]
     return schema, readable
 

@@ -139,14 +139,21 @@ def _checked_text(
     where = f"{opened.name}: column {column!r}"
     if row["wd_unread"]:
         name = quoted(column)
+        # Where most are whole numbers, the others are at fault.
+        epochs = 2 * row["wd_digits"] > row["wd_present"]
+        wrong = f"NOT REGEXP_MATCHES({name}, '^[0-9]+$')" if epochs else _unread(name)
+        count = row["wd_present"] - row["wd_digits"] if epochs else row["wd_unread"]
+        expected = (
+            "numbers like the others" if epochs else "ISO 8601 text such as '2026-01-31T12:00:00Z'"
+        )
         texts = engine.rows(
             f"SELECT DISTINCT {name} AS wd_text FROM {opened.view} WHERE {name} IS NOT NULL AND "
-            f"{_unread(name)} ORDER BY wd_text LIMIT {_SHOWN}"
+            f"{wrong} ORDER BY wd_text LIMIT {_SHOWN}"
         )
         shown = "; ".join(located(opened, column, text["wd_text"]) for text in texts)
         raise DataError(
-            f"{where}: got {row['wd_unread']:,} values that are no times ({shown}), expected ISO "
-            "8601 text such as '2026-01-31T12:00:00Z', or null; correct the rows"
+            f"{where}: got {count:,} values that are no times ({shown}), expected "
+            f"{expected}, or null; correct the rows"
         )
     if 0 < row["wd_zoned"] < row["wd_present"]:
         raise DataError(
