@@ -52,7 +52,7 @@ def check_types(config: object, owner: str, raising: type[WideDeepError] = Confi
     """Refuse values of other types than a dataclass declares, and a text twice in a list.
 
     NumPy's numbers become Python's, lists become tuples where the dataclass has tuples, and paths
-    become text.
+    become text. A field whose metadata say ``may_be_infinite`` takes infinity.
 
     Args:
         config: The dataclass, which may be frozen.
@@ -69,7 +69,7 @@ def check_types(config: object, owner: str, raising: type[WideDeepError] = Confi
         value = _plain(given, hint)
         if value is not given:
             object.__setattr__(config, name, value)
-        if not _fits(value, hint):
+        if not _fits_field(entry, value, hint):
             raise raising(f"{owner}: got {name} = {_typed(value)}, {_expected(value, hint)}")
         texts = [item for item in value if isinstance(item, str)] if _is_tuple(value, hint) else []
         if len(set(texts)) < len(texts):
@@ -553,13 +553,14 @@ def read_section(
             dataclass refuses.
     """
     hints = typing.get_type_hints(kind)
+    entries = {entry.name: entry for entry in dataclasses.fields(kind)}
     for key, given in table.items():
         if key not in hints:
             raise ConfigError(
                 f"{origin}: got the unknown key {key!r}; {nearest(key, [*hints, *extra])}"
             )
         value = _plain(given, hints[key])
-        if not _fits(value, hints[key]):
+        if not _fits_field(entries[key], value, hints[key]):
             raise ConfigError(
                 f"{origin}: got {key} = {_typed(value)}, {_expected(value, hints[key])}"
             )
@@ -568,6 +569,11 @@ def read_section(
     except ConfigError as error:
         # The section is in the error already.
         raise ConfigError(f"{origin.rpartition(': [')[0]}: {error}") from error
+
+
+def _fits_field(entry: dataclasses.Field[Any], value: object, hint: Any) -> bool:
+    endless = entry.metadata.get("may_be_infinite", False) and value == math.inf
+    return endless or _fits(value, hint)
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from widedeep.config import _check_range, check_types, read_section, read_tables
@@ -17,9 +17,17 @@ _SLICES = ("max_slice_log_loss_rise", "max_slice_auc_drop", "max_slice_calibrati
 _LIMITS = ("max_psi", "max_score_psi", "max_latency_ms", "max_memory_mb", "max_load_s")
 
 
+def _limit(default: float) -> float:
+    limit: float = field(default=default, metadata={"may_be_infinite": True})
+    return limit
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GateConfig:
     """Limits of the gate. A limit is broken where the data shows so at the level of confidence.
+
+    An infinite limit leaves its measure out; nothing else does: a measure that is asked for and
+    not defined stops the model.
 
     Args:
         confidence: Of each decision, 0.5 < confidence < 1.
@@ -62,19 +70,19 @@ class GateConfig:
     min_positives: int = 50
     min_slice_rows: int = 500
     min_slice_positives: int = 30
-    max_log_loss_rise: float = 0.005
-    max_auc_drop: float = 0.005
-    max_gauc_drop: float = 0.01
-    max_calibration_rise: float = 0.01
-    max_calibration_error: float = 0.25
-    max_slice_log_loss_rise: float = 0.05
-    max_slice_auc_drop: float = 0.03
-    max_slice_calibration_rise: float = 0.1
-    max_psi: float = 0.25
+    max_log_loss_rise: float = _limit(0.005)
+    max_auc_drop: float = _limit(0.005)
+    max_gauc_drop: float = _limit(0.01)
+    max_calibration_rise: float = _limit(0.01)
+    max_calibration_error: float = _limit(0.25)
+    max_slice_log_loss_rise: float = _limit(0.05)
+    max_slice_auc_drop: float = _limit(0.03)
+    max_slice_calibration_rise: float = _limit(0.1)
+    max_psi: float = _limit(0.25)
     max_new_values: float = 0.5
-    max_score_psi: float = 0.25
+    max_score_psi: float = _limit(0.25)
     ignore_drift: tuple[str, ...] = ()
-    max_latency_ms: float = 100.0
+    max_latency_ms: float = _limit(100.0)
     max_memory_mb: float | None = None
     max_load_s: float | None = None
 

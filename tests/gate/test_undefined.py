@@ -16,8 +16,8 @@ import widedeep as wd
 from tests.gate.market import market, train, with_column
 from widedeep.bundle import Bundle, write_bundle
 from widedeep.data.transform import Transform
-from widedeep.errors import DataError
-from widedeep.gate import GateConfig, validate
+from widedeep.errors import ConfigError, DataError
+from widedeep.gate import GateConfig, load_gate_config, validate
 from widedeep.gate.drift import DriftCounts, drift_reasons, psi, score_psi
 from widedeep.gate.dry_run import dry_run_reasons
 from widedeep.gate.quality import Quality, judge_quality
@@ -101,6 +101,18 @@ def test_an_infinite_limit_leaves_a_measure_out(passed: dict[str, Any]) -> None:
     assert len(undefined_figures(verdict)) == 1
     verdict["config"]["max_auc_drop"] = math.inf
     assert undefined_figures(verdict) == []
+
+
+def test_limits_that_may_be_infinite() -> None:
+    assert load_gate_config(overrides=["gate.max_gauc_drop=inf"]).max_gauc_drop == math.inf
+    for wrong in (
+        "max_gauc_drop=nan",
+        "max_gauc_drop=-inf",
+        "confidence=inf",
+        "max_new_values=inf",
+    ):
+        with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+            load_gate_config(overrides=[f"gate.{wrong}"])
 
 
 def judged(bundle: Bundle, against: Bundle | None, data: pa.Table, **limits: Any) -> Quality:
