@@ -444,6 +444,8 @@ def _checked_device(wanted: str | torch.device) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError:
         raise ConfigError(f"got device={wanted!r}, expected 'cpu' or 'cuda'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"got device={str(wanted)!r}, expected 'cpu' or 'cuda'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"got device={str(wanted)!r}, but PyTorch sees no GPU here; train with device='cpu', "

@@ -193,3 +193,73 @@ def test_csv_is_sampled_from_its_beginning(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     write_config(str(tmp_path / "t.csv"), tmp_path / "run.toml")
     assert "Guessed from 400 rows" in (tmp_path / "run.toml").read_text()
+
+
+# ---- sorted files -------------------------------------------------------------------------------
+
+
+def proposal_of(folder: Path, columns: dict[str, Any], name: str, suffix: str = "parquet") -> Any:
+    table = pa.table(columns)
+    path = str(folder / f"sorted.{suffix}")
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        pa.csv.write_csv(table, path)
+    found = write_config(path, folder / "run.toml", label="y", overwrite=True)
+    return next(p for p in found if p.column.name == name)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+@pytest.mark.parametrize("place", [0, 59_999, 119_999])
+def test_a_column_is_constant_only_if_all_rows_say_so(
+    tmp_path: Path, place: int, suffix: str
+) -> None:
+    n = 120_000
+    country = ["US"] * n
+    country[place] = "DE"
+    columns = {
+        "c": country,
+        "s": ["one"] * n,
+        "x": [i % 7 for i in range(n)],
+        "y": [0, 1] * (n // 2),
+    }
+    assert proposal_of(tmp_path, columns, "c", suffix).role == "categorical"
+    same = proposal_of(tmp_path, columns, "s", suffix)
+    assert (same.role, same.reason) == ("left out", "is always one")
+
+
+def test_a_value_behind_many_nulls_is_seen(tmp_path: Path) -> None:
+    n = 120_000
+    late = pa.array([None] * (n - 1) + ["promo"], pa.string())
+    found = proposal_of(tmp_path, {"late": late, "x": range(n), "y": [0, 1] * (n // 2)}, "late")
+    assert found.role == "categorical"
+
+
+def test_values_that_repeat_far_apart_do_not_name_rows(tmp_path: Path) -> None:
+    n = 120_000
+    user = [f"u{i % 60_000}" for i in range(n)]  # each twice, never twice in a run of rows
+    columns = {"user": user, "row": [f"r{i}" for i in range(n)], "y": [0, 1] * (n // 2)}
+    columns["x"] = [i % 7 for i in range(n)]
+    assert proposal_of(tmp_path, columns, "user").role == "categorical"
+    assert "names rows" in proposal_of(tmp_path, columns, "row").reason
+
+
+def test_vectors_of_one_length_in_the_sample_alone(tmp_path: Path) -> None:
+    n = 120_000
+    vectors = [[1.0, 2.0]] * (n - 2) + [[1.0]] + [[3.0, 4.0]]
+    columns = {"v": pa.array(vectors), "x": [i % 7 for i in range(n)], "y": [0, 1] * (n // 2)}
+    assert "different lengths" in proposal_of(tmp_path, columns, "v").reason
+
+
+def test_the_label_is_read_whole(tmp_path: Path) -> None:
+    n = 120_000
+    columns = {"x": [i % 7 for i in range(n)], "y": [0.0, 1.0] * (n // 2 - 1) + [0.0, 250.0]}
+    assert proposal_of(tmp_path, columns, "y").column.maximum == 250.0
+    assert 'head = "regression"' in (tmp_path / "run.toml").read_text()
+
+
+def test_a_column_without_a_name_is_left_out_and_listed(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text(",x,y\n" + "".join(f"{i},{i % 7},{i % 2}\n" for i in range(99)))
+    found = write_config(str(tmp_path / "e.csv"), tmp_path / "run.toml", label="y")
+    assert (found[0].column.name, found[0].role) == ("", "left out")
+    assert "#   (no name): has no name" in (tmp_path / "run.toml").read_text()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from widedeep.commands.run_directory import RunDirectory
+from widedeep.commands.targets import Targets, read_targets
 from widedeep.config import RunConfig, load_config
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.profile import ColumnProfile, profile_columns
@@ -17,6 +20,9 @@ from widedeep.data.unseen import count_values
 from widedeep.errors import ConfigError, WideDeepError, nearest
 from widedeep.features import Numeric
 from widedeep.schema import Schema
+
+if TYPE_CHECKING:
+    from widedeep.trainer import Trainer
 
 __all__ = ["CheckReport", "InputReport", "check_run"]
 
@@ -84,11 +90,43 @@ def check_run(
         report.problems.append(str(error))
         return report
     _check_optimizers(config, report)
+    _check_follow(path, overrides, report)
+    _check_place(RunDirectory.of_config(path), report)
     samples = _check_inputs(config, report, rows)
     if "train" in samples:
         _check_labels(config, samples["train"], report)
         _check_schema(config, samples, report)
+        if len(samples) == sum(place is not None for place in _places(config).values()):
+            _check_whole_columns(config, report.schema, report)
     return report
+
+
+def _check_follow(
+    path: str | os.PathLike[str], overrides: Sequence[str], report: CheckReport
+) -> None:
+    from widedeep.config_follow import load_follow_config
+
+    try:
+        load_follow_config(path, overrides)
+    except WideDeepError as error:
+        report.problems.append(str(error))
+
+
+def _check_place(directory: RunDirectory, report: CheckReport) -> None:
+    """Say whether the run's folder can be written, and what is in it."""
+    folder = directory.path.absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        why = "may not be written" if existing.is_dir() else "is a file"
+        report.problems.append(
+            f"{directory.path}: the run cannot be written there: {existing} {why}; name another "
+            "folder with --out DIR"
+        )
+        return
+    try:
+        directory.check_free()
+    except WideDeepError as error:
+        report.notes.append(str(error))
 
 
 def _check_optimizers(config: RunConfig, report: CheckReport) -> None:
@@ -113,8 +151,7 @@ def _has_valid(config: RunConfig) -> bool:
 
 
 def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str, Sample]:
-    data = config.data
-    places = {"train": data.train, "valid": data.valid, "test": data.test}
+    data, places = config.data, _places(config)
     if data.train is None:
         report.problems.append('[data] names no training data; write train = "FILE"')
     if data.valid is not None and data.valid_fraction:
@@ -142,6 +179,10 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
         if role == "train":
             _note_columns(config, profile, report)
     return samples
+
+
+def _places(config: RunConfig) -> dict[str, str | list[str] | None]:
+    return {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}
 
 
 def _same_place(one: str | list[str] | None, other: str | list[str] | None) -> bool:
@@ -202,22 +243,8 @@ def _check_labels(config: RunConfig, sample: Sample, report: CheckReport) -> Non
     wanted = [*config.spec.labels.values(), config.spec.weight]
     table = sample.table.select([name for name in wanted if name is not None])
     for column in profile_columns(table):
-        if column.name == config.spec.weight:
-            if column.minimum is not None and column.minimum < 0:
-                report.problems.append(
-                    f"weight {column.name!r}: got {column.minimum:g}, expected numbers >= 0"
-                )
-            continue
-        report.labels[column.name] = _label_values(column)
-        if column.missing:
-            report.problems.append(
-                f"label {column.name!r} is null in {column.missing:.2%} of the rows; drop them"
-            )
-        if column.distinct < 2:
-            report.problems.append(
-                f"label {column.name!r} is {_same(column)}, expected at least two values: "
-                "nothing can be learned"
-            )
+        if column.name != config.spec.weight:
+            report.labels[column.name] = _label_values(column)
 
 
 def _label_values(column: ColumnProfile) -> str:
@@ -231,14 +258,12 @@ def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckRe
     try:
         schema = fit_schema(config.spec, samples["train"].table)
     except WideDeepError as error:
-        report.problems.append(f"[data] train: {error}")
+        nulls = any(samples["train"].table[c].null_count for c in config.spec.labels.values())
+        if not nulls:  # told of all rows, below
+            report.problems.append(f"[data] train: {error}")
         return
     report.schema = schema
     report.notes += list(schema.notes)
-    try:
-        _check_heads(config, schema)
-    except WideDeepError as error:
-        report.problems.append(str(error))
     for role, sample in samples.items():
         try:
             _check_encoding(schema, role, sample.table, report)
@@ -246,10 +271,51 @@ def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckRe
             report.problems.append(f"[data] {role}: {error}")
 
 
-def _check_heads(config: RunConfig, schema: Schema) -> None:
-    from widedeep.heads import make_heads
+def _check_whole_columns(config: RunConfig, schema: Schema | None, report: CheckReport) -> None:
+    """Make what training makes, and hold every label and weight against it."""
+    from widedeep.commands.train import training_data
 
-    make_heads(schema, config.model.head)
+    try:
+        _, valid = training_data(config)
+        targets = {"train": read_targets(config.spec, config.data.train)}
+        for role, data in (("valid", valid), ("test", config.data.test)):
+            if data is not None:
+                targets[role] = read_targets(config.spec, data)
+    except WideDeepError as error:
+        report.problems.append(str(error))
+        return
+    report.problems += targets["train"].single_valued()
+    trainer = None if schema is None else _trial(config, schema, targets, report)
+    heads = () if trainer is None else trainer.model.heads
+    classes = {} if trainer is None else trainer.model.schema.classes
+    for role, found in targets.items():
+        stops = role == "valid" and config.train.patience is not None
+        problems = found.problems(heads, classes, config.train.monitor if stops else None)
+        if role == "valid" and config.data.valid is None:  # a share of rows that train has told of
+            problems = [problem for problem in problems if "monitor" in problem]
+        report.problems += [f"[data] {role}: {problem}" for problem in problems]
+
+
+def _trial(
+    config: RunConfig, schema: Schema, targets: Mapping[str, Targets], report: CheckReport
+) -> Trainer | None:
+    """The trainer that training would make, with the classes of all rows."""
+    from widedeep.commands.train import early_stopping, make_trainer
+    from widedeep.training.evaluation import metric_names
+
+    # The sample's classes may be fewer than those of all rows.
+    labels = config.spec.labels
+    classes = {head: targets["train"].classes(labels[head]) for head in schema.classes}
+    try:
+        trainer = make_trainer(replace(schema, classes=classes), config, progress=False)
+        stopping = early_stopping(config.train, has_valid="valid" in targets)
+        if stopping is not None:
+            stopping.check_monitor(metric_names(trainer.model))
+    except WideDeepError as error:
+        if str(error) not in report.problems:
+            report.problems.append(str(error))
+        return None
+    return trainer
 
 
 def _check_encoding(schema: Schema, role: str, table: pa.Table, report: CheckReport) -> None:

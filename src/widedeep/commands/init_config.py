@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from widedeep.config import config_from_tables
-from widedeep.data.profile import ColumnProfile, profile_columns
-from widedeep.data.sample import Sample, sample_rows
+from widedeep.data.fragments import Source
+from widedeep.data.profile import ColumnProfile, confirm_columns, profile_columns
+from widedeep.data.sample import Sample, sample_source
+from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.features.toml import toml_key, toml_value
 
@@ -77,8 +79,11 @@ def write_config(
         raise ConfigError(f"{path}: is there already; name another file (-o), or add --force")
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: no folder {path.parent}; make it first")
-    sample = sample_rows(data)
-    proposals = propose_config(sample, label=label)
+    with open_source(data) as source:
+        if not source.num_rows:
+            raise DataError(f"{data}: got no rows; expected at least one example")
+        sample = sample_source(source)
+        proposals = propose_config(sample, label=label, source=source)
     text = config_text(proposals, sample, data, path.parent)
     _check_text(text, path)
     made = path.with_name(f".{path.name}.tmp")
@@ -94,27 +99,30 @@ def _check_text(text: str, path: Path) -> None:
     config_from_tables(tomllib.loads(text), folder=path.parent, origin=str(path))
 
 
-def propose_config(sample: Sample, *, label: str | None = None) -> list[Proposal]:
+def propose_config(
+    sample: Sample, *, label: str | None = None, source: Source | None = None
+) -> list[Proposal]:
     """Return what each column of a sample may be.
 
     Args:
         sample: Some rows.
         label: The label's column; None: guessed from names.
+        source: The table they are from: what leaves a column out must hold in all of its rows.
 
     Raises:
         ConfigError: If no label is given and none can be told, or no feature is left.
         DataError: If there is no such column.
 
     Example:
+        >>> from widedeep.data.sample import sample_rows
         >>> rows = [{"age": 20 + i % 9, "job": "ab"[i % 2], "click": i % 2} for i in range(40)]
         >>> [(p.column.name, p.role) for p in propose_config(sample_rows(rows))]
         [('age', 'numeric'), ('job', 'categorical'), ('click', 'label')]
     """
     columns = profile_columns(sample.table)
-    names = [column.name for column in columns]
-    if label is not None and label not in names:
-        raise DataError(f"got --label {label!r}, which is no column; {nearest(label, names)}")
-    chosen = label or _guess_label(columns)
+    chosen = _label_of(columns, label)
+    if source is not None and not sample.complete:
+        columns = confirm_columns(columns, source, also=[chosen])
     found = [
         Proposal(column=column, role="label") if column.name == chosen else _propose(column)
         for column in columns
@@ -123,6 +131,13 @@ def propose_config(sample: Sample, *, label: str | None = None) -> list[Proposal
         told = "; ".join(f"{p.column.name}: {p.reason}" for p in found if p.role == "left out")
         raise ConfigError(f"got no column that can be a feature ({told}); give a table with more")
     return found
+
+
+def _label_of(columns: Sequence[ColumnProfile], label: str | None) -> str:
+    names = [column.name for column in columns]
+    if label is not None and label not in names:
+        raise DataError(f"got --label {label!r}, which is no column; {nearest(label, names)}")
+    return label or _guess_label(columns)
 
 
 def _guess_label(columns: Sequence[ColumnProfile]) -> str:
@@ -140,7 +155,10 @@ def _guess_label(columns: Sequence[ColumnProfile]) -> str:
 
 
 def _propose(column: ColumnProfile) -> Proposal:
-    if column.constant:
+    if not column.name:
+        reason = "has no name; give it one in the file, or leave it out"
+        return Proposal(column=column, role="left out", reason=reason)
+    if column.constant and column.complete:
         reason = "has no value" if not column.values else f"is always {column.top[0][0]}"
         return Proposal(column=column, role="left out", reason=reason)
     if column.kind == "time":
@@ -165,7 +183,8 @@ def _propose_list(column: ColumnProfile) -> Proposal:
 
 
 def _propose_number(column: ColumnProfile) -> Proposal:
-    if column.kind == "int" and column.names_rows and (column.named_like_id or _counts_up(column)):
+    names_rows = column.names_rows and column.complete
+    if column.kind == "int" and names_rows and (column.named_like_id or _counts_up(column)):
         return Proposal(column=column, role="left out", reason=_NAMES_ROWS)
     if column.kind == "int" and column.named_like_id:
         return _id_like(column)
@@ -179,7 +198,7 @@ def _propose_number(column: ColumnProfile) -> Proposal:
 
 
 def _propose_value(column: ColumnProfile) -> Proposal:
-    if column.names_rows:
+    if column.names_rows and column.complete:
         return Proposal(column=column, role="left out", reason=_NAMES_ROWS)
     if column.named_like_id or column.distinct > min(_MANY_VALUES, 0.3 * column.values):
         return _id_like(column)
@@ -281,7 +300,7 @@ def _features_block(proposals: Sequence[Proposal]) -> str:
     left_out = [p for p in proposals if p.role == "left out"]
     if left_out:
         lines.append("# Left out:")
-        lines += [f"#   {p.column.name}: {p.reason}" for p in left_out]
+        lines += [f"#   {p.column.name or '(no name)'}: {p.reason}" for p in left_out]
     for proposal in proposals:
         name = proposal.column.name
         if name.lower() in _POSITION_NAMES and proposal.role in ("numeric", "categorical"):

@@ -34,6 +34,7 @@ from widedeep.warm_start.old_model import old_schema
 __all__ = [
     "TrainedRun",
     "WarmFrom",
+    "early_stopping",
     "encode_rows",
     "export_checkpoint",
     "make_trainer",
@@ -261,7 +262,7 @@ def train_run(
         KeyboardInterrupt: On Ctrl-C, after a checkpoint was saved.
     """
     train, valid = training_data(config)
-    stopping = _stopping(config.train, has_valid=valid is not None)
+    stopping = early_stopping(config.train, has_valid=valid is not None)
     _optimizers(config.train)  # a mistake there is told before the long way through the data
     if resume:
         directory.check_same_config(config)
@@ -327,7 +328,16 @@ def _run_schema(
     return schema, inputs
 
 
-def _stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | None:
+def early_stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | None:
+    """Return the early stopping that ``patience`` asks for, or None.
+
+    Args:
+        train: With ``patience`` and ``monitor``.
+        has_valid: Whether there is validation data to decide on.
+
+    Raises:
+        ConfigError: If there is none.
+    """
     if train.patience is None:
         return None
     if not has_valid:

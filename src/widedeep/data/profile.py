@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["ColumnKind", "ColumnProfile", "profile_columns"]
+from widedeep.data.fragments import Source
+from widedeep.data.sample import plain_table
+
+__all__ = ["ColumnKind", "ColumnProfile", "confirm_columns", "profile_columns"]
 
 ColumnKind = Literal["int", "float", "text", "bool", "time", "other"]
 
@@ -18,6 +22,7 @@ _SHOWN_VALUES = 3
 _KEPT_VALUES = 20
 _SHOWN_LENGTH = 24
 _ISO_TIME = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.]\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$"
+_MOST_WHOLE_ROWS = 20_000_000
 # Ids that name a row rather than describe it; a word of its own within the column's name.
 _ID_NAME = re.compile(r"(^|[_\W])(id|ids|uid|uuid|guid|key|hash)($|[_\W])|[a-z]I[dD]s?$")
 
@@ -40,6 +45,7 @@ class ColumnProfile:
         maximum: Largest number seen; None for others.
         whole: True if every number seen is a whole one.
         top: The most frequent values as text, with how often each was seen.
+        complete: False if rows of the table were not seen: what is said of all rows is a guess.
     """
 
     name: str
@@ -55,6 +61,7 @@ class ColumnProfile:
     maximum: float | None
     whole: bool
     top: tuple[tuple[str, int], ...]
+    complete: bool = True
 
     @property
     def constant(self) -> bool:
@@ -107,6 +114,35 @@ def profile_columns(table: pa.Table) -> list[ColumnProfile]:
         ('39 to 50', '1 value, 50% missing: Sales')
     """
     return [_profile(field, table.column(field.name)) for field in table.schema]
+
+
+def confirm_columns(
+    columns: Sequence[ColumnProfile], source: Source, also: Collection[str] = ()
+) -> list[ColumnProfile]:
+    """Look at the whole of each column of which a sample says something of all rows.
+
+    A column that is constant in a sample, names its rows, or holds lists of one length may not be
+    so in the rows that were not seen.
+
+    Args:
+        columns: What a sample holds.
+        source: The table that it was taken from.
+        also: Further columns to look at as a whole.
+
+    Returns:
+        The columns, those of which all rows were read described by all of them.
+    """
+    confirmed = []
+    for column in columns:
+        fixed = pa.types.is_fixed_size_list(column.arrow_type)
+        lists = column.kind == "float" and column.list_size is not None and not fixed
+        telling = column.constant or column.names_rows or lists or column.name in also
+        if telling and source.num_rows <= _MOST_WHOLE_ROWS:
+            pieces = [source.read(part, [column.name]) for part in source.fragments]
+            confirmed += profile_columns(plain_table(pa.concat_tables(pieces)))
+        else:
+            confirmed.append(replace(column, complete=False))
+    return confirmed
 
 
 def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:

@@ -14,10 +14,11 @@ from widedeep.data.fragments import Source
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError
 
-__all__ = ["SAMPLE_ROWS", "Sample", "sample_rows"]
+__all__ = ["SAMPLE_ROWS", "Sample", "plain_table", "sample_rows", "sample_source"]
 
 SAMPLE_ROWS = 50_000
 _MOST_FRAGMENTS = 8
+_RUNS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,21 @@ def sample_rows(
     with open_source(data, column_types=column_types) as source:
         if not source.num_rows:
             raise DataError(f"{data}: got no rows; expected at least one example")
-        return Sample(table=_spread_rows(source, rows, columns), total=source.num_rows)
+        return sample_source(source, rows=rows, columns=columns)
+
+
+def sample_source(
+    source: Source, *, rows: int = SAMPLE_ROWS, columns: Collection[str] | None = None
+) -> Sample:
+    """Read some rows of an open source, as :func:`sample_rows` does."""
+    return Sample(table=_spread_rows(source, rows, columns), total=source.num_rows)
 
 
 def _spread_rows(source: Source, rows: int, columns: Collection[str] | None) -> pa.Table:
     names = [n for n in source.arrow_schema.names if columns is None or n in columns]
     pieces = [source.arrow_schema.empty_table().select(names)]
     pieces += _pieces(source, min(rows, source.num_rows), names)
-    return pa.concat_tables([_plain(piece) for piece in pieces])
+    return pa.concat_tables([plain_table(piece) for piece in pieces])
 
 
 def _pieces(source: Source, rows: int, names: Sequence[str]) -> Iterator[pa.Table]:
@@ -83,9 +91,16 @@ def _pieces(source: Source, rows: int, names: Sequence[str]) -> Iterator[pa.Tabl
     places = [number * (n_all - 1) // max(1, n_read - 1) for number in range(n_read)]
     fragments = [source.fragments[place] for place in places]
     quotas = _quotas([fragment.num_rows for fragment in fragments], rows)
-    for number, (fragment, quota) in enumerate(zip(fragments, quotas, strict=True)):
-        start = (fragment.num_rows - quota) * number // max(1, n_read - 1)
-        yield source.read(fragment, names).slice(start, quota)
+    for fragment, quota in zip(fragments, quotas, strict=True):
+        table = source.read(fragment, names)
+        # Sorted rows are the rule: a fragment gives runs from its beginning to its end.
+        n_runs = min(_RUNS, quota)
+        sizes = [quota // n_runs + (run < quota % n_runs) for run in range(n_runs)]
+        at = 0
+        for run, size in enumerate(sizes):
+            gap = (fragment.num_rows - quota) * run // max(1, n_runs - 1)
+            yield table.slice(at + gap, size)
+            at += size
 
 
 def _quotas(sizes: Sequence[int], rows: int) -> list[int]:
@@ -98,7 +113,8 @@ def _quotas(sizes: Sequence[int], rows: int) -> list[int]:
     return quotas
 
 
-def _plain(table: pa.Table) -> pa.Table:
+def plain_table(table: pa.Table) -> pa.Table:
+    """Return a table with its columns in their logical types: text as plain text."""
     columns = []
     for column in table.columns:
         plain = logical_type(column.type)
