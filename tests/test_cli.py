@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -474,3 +476,163 @@ def test_the_weights_of_one_class_among_several(run: Run, ads: Path) -> None:
     assert "Strongest positive wide weights of class nurse" in out
     code, _, err = run("inspect", "runs/jobs", "--logit", "4")
     assert (code, "got logit 4, expected 0 to 3" in err) == (2, True)
+
+
+# ---- whatever happens: one line, and an exit code that says what kind ---------------------------
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("widedeep.commands.check.check_run", fail)
+
+
+def test_what_nobody_foresaw_is_told_as_a_bug(
+    run: Run, ads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(ads))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    raising(monkeypatch, RuntimeError("two\nlines"))
+    code, out, err = run("check", "ads.toml")
+    assert (code, out, err.count("\n")) == (70, "", 1)
+    assert err.startswith("widedeep: bug: RuntimeError: two lines; this is a fault of widedeep")
+    (log,) = ads.glob("widedeep-bug-*.log")
+    assert str(log) in err
+    assert "Traceback" in log.read_text()
+    monkeypatch.setenv("WIDEDEEP_DEBUG", "1")
+    code, _, err = run("check", "ads.toml")
+    assert (code, "Traceback" in err) == (70, True)
+    assert len([*ads.glob("widedeep-bug-*.log")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (MemoryError(), 2, "out of memory"),
+        (KeyboardInterrupt(), 130, "widedeep: interrupted"),
+        (OSError(28, "No space left on device", "x"), 2, "x: No space left on device; check the"),
+        (ModuleNotFoundError("No module named 'duckdb'", name="duckdb"), 2, "widedeep[join]"),
+        (ModuleNotFoundError("No module named 'grpc.aio'", name="grpc.aio"), 2, "widedeep[grpc]"),
+        (ModuleNotFoundError("No module named 'frob'", name="frob"), 70, "widedeep: bug"),
+        (UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates not allowed"), 70, "bug"),
+        (RecursionError(), 70, "bug: RecursionError"),
+    ],
+)
+def test_errors_and_their_codes(
+    run: Run, ads: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str
+) -> None:
+    raising(monkeypatch, error)
+    got, out, err = run("check", "ads.toml")
+    assert (got, out, err.count("\n")) == (code, "", 1)
+    assert said in err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_half_an_emoji_in_an_argument(run: Run, verb: str) -> None:
+    for word in ("\ud83d", "caf\udce9.csv", "--set=train.monitor=\ud83d"):
+        code, out, err = run(verb, word)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "which is no text in UTF-8" in err
+
+
+def option_types() -> list[tuple[str, Any]]:
+    def walk(parser: Any, name: str) -> Iterator[tuple[str, Any]]:
+        for action in parser._actions:
+            for verb, inner in (action.choices or {}).items() if action.nargs == "A..." else ():
+                yield from walk(inner, f"{name} {verb}".strip())
+            if action.type is not None:
+                yield f"{name} {action.option_strings or action.dest}", action.type
+
+    return [*walk(_parser(), "")]
+
+
+NUMBERS = [
+    *("", "x", "nan", "-nan", "inf", "-inf", "1e400", "1e308", "-1", "0", "0.5", "1", "9" * 30),
+    *("-" + "9" * 30, "9" * 5000, "1_000", "١", "\x00", "0x10", " 1 ", "1e5", "true"),
+]
+
+
+def test_every_option_that_is_a_number_takes_or_refuses_every_text() -> None:
+    types = option_types()
+    assert len(types) > 40
+    for name, kind in types:
+        for text in NUMBERS:
+            try:
+                value = kind(text)
+            except argparse.ArgumentTypeError as error:
+                assert len(str(error)) < 200, name
+            else:
+                assert 0 <= value < 2**63 or value <= 1e308, (name, text)
+                assert value == value, (name, text)
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "said"),
+    [
+        ("> /dev/full", 2, "No space left on device"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("< /dev/null | true", 141, ""),
+    ],
+)
+def test_an_output_that_takes_nothing(ads_run: Path, redirect: str, code: int, said: str) -> None:
+    command = f"{sys.executable} -m widedeep score {ads_run / 'run'} {ads_run / 'test.parquet'}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {redirect}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert done.returncode == code, done.stderr
+
+
+def test_text_that_the_terminal_lacks_is_printed_all_the_same(run: Run, ads_run: Path) -> None:
+    row = json.dumps({"age": 33, "job": "größe", "ad": "日本"})
+    for encoding in ("ascii", "latin-1"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        words = ("inspect", ads_run / "run", "--row", row, "--json")
+        done = process(*words, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == json.loads(run(*words).out)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--set", "train.wide.lr=0.05", "--set", 'features.options."job".min_count=2'],
+        ["--out", "my runs/the first"],
+        ["--out=-dashes", "--set", "train.seed=3"],
+        ["--warm-start", "old run", "--carry", "wide/*", "--project"],
+        ["--follow", "the shards", "--poll", "0.25", "--idle", "0.123456789"],
+    ],
+)
+def test_the_command_that_goes_on_works(
+    run: Run, ads: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
+) -> None:
+    (ads / "the shards").mkdir()
+    (ads / "my ads.toml").write_text((ads / "ads.toml").read_text())
+    assert run("train", "ads.toml", "--set", "train.epochs=1", "--out", "old run").code == 0
+    from widedeep.training.run import TrainingRun
+
+    step = TrainingRun._step
+
+    def interrupt_at_3(self: TrainingRun, batch: Any) -> None:
+        step(self, batch)
+        if self.trainer.position.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TrainingRun, "_step", interrupt_at_3)
+    code, _, err = run("train", "my ads.toml", *more)
+    assert code == 130
+    (command,) = (line for line in err.splitlines() if "go on with: " in line)
+    monkeypatch.setattr(TrainingRun, "_step", step)
+    words = shlex.split(command.split("go on with: ")[1])
+    assert words[:2] == ["widedeep", "train"]
+    code, out, err = run(*words[1:])
+    assert (code, "bundle: " in out) == (0, True), err
+    for word in more:
+        assert word in words or word.startswith("--out="), words

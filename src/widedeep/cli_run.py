@@ -438,15 +438,19 @@ def _print_run(run: TrainedRun, directory: RunDirectory) -> None:
 
 
 def _resume_command(arguments: argparse.Namespace) -> str:
+    """The command that goes on: all that was typed, but for ``--force``."""
+    options = [("set", text) for text in arguments.set]
+    options += [("carry", pattern) for pattern in arguments.carry or ()]
+    names = ("out", "warm_start", "follow", "idle", *_FOLLOWING)
+    options += [(name, getattr(arguments, name)) for name in names]
+    if arguments.follow is not None:
+        options.append(("poll", arguments.poll))
     words = ["widedeep", "train", arguments.config, "--resume"]
-    words += [word for override in arguments.set for word in ("--set", override)]
-    words += ["--out", arguments.out] if arguments.out else []
-    words += ["--warm-start", arguments.warm_start] if arguments.warm_start else []
-    words += [word for pattern in arguments.carry or () for word in ("--carry", pattern)]
     words += ["--project"] if arguments.project else []
-    words += ["--follow", arguments.follow] if arguments.follow else []
-    for option in ("idle", *_FOLLOWING):
-        if (value := getattr(arguments, option)) is not None:
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            words += [f"--{option.replace('_', '-')}", text]
+    words += ["--json"] if arguments.json else []
+    for name, value in options:
+        if value is not None:
+            option, text = f"--{name.replace('_', '-')}", str(value)
+            # A value that begins with a dash would be taken for an option.
+            words += [f"{option}={text}"] if text.startswith("-") else [option, text]
     return shlex.join(words)

@@ -250,8 +250,7 @@ class TrainingRun:
             return
         place = trainer.save_checkpoint(self.stopping)
         self.progress.message(
-            f"interrupted; saved {place}. Resume: fit(..., resume=True), or 'widedeep train "
-            "--resume'"
+            f"interrupted; saved {place}; fit(..., resume=True) goes on from there"
         )
 
     def _finish(self) -> None:
