@@ -530,7 +530,7 @@ def test_errors_and_their_codes(
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_half_an_emoji_in_an_argument(run: Run, verb: str) -> None:
-    for word in ("\ud83d", "caf\udce9.csv", "--set=train.monitor=\ud83d"):
+    for word in ("\ud83d", "menu\udce9.csv", "--set=train.monitor=\ud83d"):
         code, out, err = run(verb, word)
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert "which is no text in UTF-8" in err

@@ -226,3 +226,136 @@ def test_what_a_classifier_refuses(x: Any, y: Any, message: str) -> None:
 def test_what_a_regressor_refuses(y: Any, weight: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         regressor(epochs=1).fit(X, y, sample_weight=weight)
+
+
+def bad_frame(**columns: Any) -> pd.DataFrame:
+    return X.assign(**columns)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (X, pd.Series(Y, dtype="string").where(X.index > 3), r"y \(row 0\): got <NA>, expected a"),
+        (X, pd.Series(Y == "yes", dtype="boolean").where(X.index != 7), r"y \(row 7\): got <NA>"),
+        (X, pd.Series(Y, dtype="category").where(X.index != 9), r"y \(row 9\): got nan"),
+        (X, pd.Series(pd.Timestamp("2024-01-01"), range(ROWS)).where(X.index != 2), r"y \(row 2\)"),
+        (X, pl.Series([None, *Y[1:].tolist()]), r"y \(row 0\): got None"),
+        (X, pa.array([*Y[:-1].tolist(), None]), r"y \(row 299\): got None"),
+        (X, [1, "a"] * (ROWS // 2), "y: got 1 in row 0, 'a' in row 1; expected numbers alone"),
+        (X, np.array([True, "a"] * (ROWS // 2), object), "y: got True in row 0, 'a' in row 1"),
+        (X, [(1, 2)] * ROWS, r"y: got an array of shape \(300, 2\)"),
+        (X, [[1], [1, 2]] * (ROWS // 2), "y: got values of no one shape"),
+        (X, AGE, "expected classes: integers, text or booleans; use WideDeepRegressor"),
+        (X, np.full(ROWS, np.inf), r"y \(row 0\): got inf, expected classes"),
+        (X, pd.DataFrame({"a": Y, "b": Y}), r"y: got an array of shape \(300, 2\)"),
+        (X, None, "y: got None, expected one value a row"),
+        (X["age"], Y, r"got Series, expected a DataFrame, .* make it a table: to_frame\(\)"),
+        (X.iloc[:0], Y[:0], "one class only"),
+        (pd.DataFrame(index=range(ROWS)), Y, "got .* rows of 0 columns in X|rows in X and"),
+        (pd.DataFrame(np.c_[AGE, AGE], columns=["a", "a"]), Y, "two columns are named 'a'"),
+        (bad_frame(m=[1, "a"] * (ROWS // 2)), Y, "column 'm' has no single type"),
+        (bad_frame(big=[2**70] * ROWS), Y, "column 'big'"),
+        (np.full((ROWS, 1), "\ud83d", object), Y, "column 'x0'"),
+        (np.array([[1, "a"], ["b", 2]] * (ROWS // 2), object), Y, "column 'x0' has no single type"),
+        (np.zeros((2, 3, 4)), Y, r"got an array of 3 dimension\(s\)"),
+        (X.assign(__weight__=1), Y, "its column '__weight__' is the weight's own name"),
+        ({"a": [1]}, Y, "got dict, expected a DataFrame"),
+    ],
+)
+def test_tables_and_targets_as_people_bring_them(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(WideDeepError, match=message) as caught:
+        classifier(epochs=1).fit(x, y)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (pd.Series(PRICE, dtype="Float64").where(X.index != 4), r"y \(row 4\): got nan"),
+        (["cheap"] * ROWS, r"y \(row 0\): got 'cheap', expected a finite number"),
+        (np.array(["1.5"] * ROWS), r"y \(row 0\): got .*1\.5.*, expected a finite number"),
+        ([10**400] * ROWS, r"y \(row 0\): got 1000.*expected a finite number"),
+        ([1e308, -1e308] * (ROWS // 2), "y: got values whose spread no number holds"),
+        (PRICE * 1j, "y .*expected a finite number"),
+        (pd.date_range("2024-01-01", periods=ROWS), "expected a finite number"),
+    ],
+)
+def test_targets_that_are_no_numbers(y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        regressor(epochs=1).fit(X, y)
+    assert isinstance(caught.value, WideDeepError)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.where(np.arange(ROWS) == 5, -1.0, 1.0), r"sample_weight \(row 5\): got -1.0, expected"),
+        ([None] * ROWS, r"sample_weight \(row 0\): got nan"),
+        (["a"] * ROWS, r"sample_weight \(row 0\): got 'a'"),
+        (np.ones((ROWS, 2)), r"sample_weight: got an array of shape \(300, 2\)"),
+        (2.0, r"sample_weight: got an array of shape \(\)"),
+        (np.zeros(ROWS), "got 0 in every row"),
+    ],
+)
+def test_weights_that_cannot_be(weight: Any, message: str) -> None:
+    for model, target in ((classifier(epochs=1), Y), (regressor(epochs=1), PRICE)):
+        with pytest.raises(ValueError, match=message):
+            model.fit(X, target, sample_weight=weight)
+
+
+def test_targets_of_other_kinds_give_the_same_model() -> None:
+    want = classifier(epochs=1).fit(X, Y).predict_proba(X)
+    targets: list[Any] = [
+        Y.tolist(), pd.Series(Y), pd.Series(Y, dtype="string"), pd.Series(Y, dtype="category"),
+        pd.DataFrame({"y": Y}), pl.Series(Y.tolist()), pa.array(Y.tolist()), Y.astype(object),
+    ]  # fmt: skip
+    for target in targets:
+        assert np.array_equal(classifier(epochs=1).fit(X, target).predict_proba(X), want)
+    flags = classifier(epochs=1).fit(X, pd.Series(Y == "yes", dtype="boolean"))
+    assert flags.classes_.tolist() == [False, True]
+    assert np.array_equal(flags.predict_proba(X), want)
+
+
+def test_a_sparse_column_is_read_in_full() -> None:
+    ones = (JOB == 2).astype(int)
+    dense = classifier(epochs=1).fit(X.assign(s=ones), Y).predict_proba(X.assign(s=ones))
+    sparse = X.assign(s=pd.arrays.SparseArray(ones))
+    assert np.array_equal(classifier(epochs=1).fit(sparse, Y).predict_proba(sparse), dense)
+
+
+def test_an_array_of_another_width_is_refused() -> None:
+    numbers = np.stack([AGE, AGE**2, AGE**3], axis=1)
+    model = classifier(epochs=1).fit(numbers, Y)
+    assert model.n_features_in_ == 3
+    for other in (np.c_[np.arange(ROWS), numbers], numbers[:, :2]):
+        with pytest.raises(
+            ValueError, match=r"X has \d features, but WideDeepClassifier is expecti"
+        ):
+            model.predict(other)
+    named = classifier(epochs=1).fit(X, Y)
+    with pytest.raises(ValueError, match="no column"):
+        named.predict(numbers[:, :2])
+    with pytest.raises(ValueError, match="no column 'age'"):
+        named.predict(X.rename(columns={"age": "alter"}))
+
+
+def test_categories_that_training_did_not_see() -> None:
+    frame = X.astype({"job": "category"})
+    model = classifier(epochs=1).fit(frame, Y)
+    new = frame.assign(job=pd.Categorical(["pilot"] * ROWS))
+    missing = frame.assign(job=pd.Categorical([None] * ROWS, categories=["pilot"]))
+    for other in (new, missing):
+        assert np.isfinite(model.predict_proba(other)).all()
+    with pytest.raises(ValueError, match="age"):
+        model.predict(frame.assign(age="old"))
+
+
+def test_random_states_as_scikit_learn_has_them() -> None:
+    seeds = [np.random.RandomState(3), np.random.RandomState(3)]
+    first, second = (classifier(epochs=1, random_state=s).fit(X, Y).predict_proba(X) for s in seeds)
+    assert np.array_equal(first, second)
+    assert classifier(epochs=1, random_state=None).fit(X, Y).predict_proba(X).shape == (ROWS, 2)
+    with pytest.raises(ValueError, match="seed"):
+        classifier(random_state=-1).fit(X, Y)
+    with pytest.raises(ValueError, match="epochs=0"):
+        classifier(epochs=0).fit(X, Y)

@@ -347,7 +347,9 @@ def _is_missing(value: object) -> bool:
 def _labels(y: object) -> NDArray[Any]:
     """Return the classes of a target: values of one kind, none of them missing."""
     labels = _column("y", y)
-    whole = labels.dtype.kind == "f" and bool((np.isfinite(labels) & (labels % 1 == 0)).all())
+    whole = labels.dtype.kind == "f" and bool(
+        (np.isfinite(labels) & (np.floor(labels) == labels)).all()
+    )
     if labels.dtype.kind not in "biuU" and not whole:
         for row, label in enumerate(labels.tolist() if labels.dtype.kind != "M" else labels):
             if _is_missing(label):
