@@ -430,6 +430,8 @@ def test_one_row_explained(run: Run, ads_run: Path) -> None:
     [
         ("{age: 3}", "which is no JSON"),
         ("[3]", "expected one JSON object"),
+        ("[" * 100_000, "which is no JSON"),
+        ('{"job": "\\ud83d"}', "half of a surrogate pair"),
         ('{"age": "x"}', "'x'"),
     ],
 )

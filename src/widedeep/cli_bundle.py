@@ -259,7 +259,7 @@ def _inspect_row(bundle: Bundle, arguments: argparse.Namespace) -> None:
 
     try:
         row = json.loads(arguments.row)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise DataError(f"got --row {arguments.row!r}, which is no JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"got --row {arguments.row!r}, expected one JSON object")

@@ -13,6 +13,7 @@ from widedeep.data.fragments import Source
 from widedeep.data.profile import ColumnProfile, confirm_columns, profile_columns
 from widedeep.data.sample import Sample, sample_source
 from widedeep.data.sources import open_source
+from widedeep.directory import write_text_whole
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.features.toml import toml_key, toml_value
 
@@ -86,9 +87,11 @@ def write_config(
         proposals = propose_config(sample, label=label, source=source)
     text = config_text(proposals, sample, data, path.parent)
     _check_text(text, path)
-    made = path.with_name(f".{path.name}.tmp")
-    made.write_text(text, encoding="utf-8")
-    os.replace(made, path)
+    try:
+        write_text_whole(path, text)
+    except OSError as error:
+        told = error.strerror or error
+        raise ConfigError(f"{path}: cannot be written ({told}); name another file (-o)") from error
     return proposals
 
 

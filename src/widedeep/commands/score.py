@@ -149,7 +149,7 @@ def _row_chunks(lines: IO[bytes], origin: str) -> Iterator[list[dict[str, Any]]]
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise DataError(
                 f"{origin}, line {number}: got text that is no JSON ({error}), expected one object "
                 'a line such as {"age": 39}'
