@@ -72,9 +72,10 @@ class BoundRoute {
 
 void bind_routes(nb::module_& m) {
   nb::class_<Places>(m, "Places")
-      .def(nb::init<std::int64_t>(), "limit"_a)
+      .def(nb::init<std::int64_t, double>(), "limit"_a, "max_wait_s"_a = 1.0)
       .def("enter", &Places::enter)
       .def("leave", &Places::leave)
+      .def_prop_ro("allowed", &Places::allowed)
       .def_prop_ro("inside", &Places::inside)
       .def_prop_ro("refused", &Places::refused);
   nb::class_<BoundRoute>(m, "RankRoute")
@@ -156,6 +157,19 @@ class BoundFront {
     return found;
   }
 
+  // Connections that were ended or refused here, by the reason.
+  nb::dict endings() const {
+    const FrontEndings& endings = loop_->endings();
+    nb::dict found;
+    found["full"] = endings.full.load();
+    found["no descriptor"] = endings.no_descriptor.load();
+    found["late head"] = endings.late_head.load();
+    found["late body"] = endings.late_body.load();
+    found["unread answer"] = endings.unread_answer.load();
+    found["idle"] = endings.idle.load();
+    return found;
+  }
+
   void stop() {
     const nb::gil_scoped_release release;
     loop_->stop();
@@ -219,6 +233,8 @@ void bind_loop(nb::module_& m) {
       .def(
           "give_back", [](BoundFront& self, int socket) { self.loop().give_back(socket); },
           "socket"_a)
+      .def(
+          "adopt", [](BoundFront& self, int socket) { self.loop().adopt(socket); }, "socket"_a)
       .def("closed_elsewhere", [](BoundFront& self) { self.loop().closed_elsewhere(); })
       .def("take_records", &BoundFront::take_records)
       .def("answers", &BoundFront::answers)
@@ -226,6 +242,9 @@ void bind_loop(nb::module_& m) {
       .def_prop_ro("connections", [](BoundFront& self) { return self.loop().connections(); })
       .def_prop_ro("under_way", [](BoundFront& self) { return self.loop().under_way(); })
       .def("announce_end", [](BoundFront& self) { self.loop().announce_end(); })
+      .def_prop_ro("connections_before_drain",
+                   [](BoundFront& self) { return self.loop().connections_before_drain(); })
+      .def("endings", &BoundFront::endings)
       .def_prop_ro("is_accepting", [](BoundFront& self) { return self.loop().is_accepting(); })
       .def("stop_accepting", [](BoundFront& self) { self.loop().stop_accepting(); })
       .def("drain", [](BoundFront& self) { self.loop().drain(); })

@@ -1,7 +1,46 @@
 #include "front_loop.hpp"
 
+#include <algorithm>
+#include <cmath>
+
+namespace widedeep {
+bool Places::enter() noexcept {
+  const std::int64_t before = inside_.fetch_add(1);
+  if (before == 0 && limit_ == 0) busy_since_ = FrontClock::now();
+  if (before < kLeast && limit_ == 0) return true;
+  if (before < allowed()) return true;
+  inside_.fetch_sub(1);
+  refused_.fetch_add(1);
+  return false;
+}
+
+std::int64_t Places::allowed() const noexcept {
+  if (limit_ > 0) return limit_;
+  // Where nothing gets done at all, the time that was measured says nothing.
+  const bool is_stuck = FrontClock::now() - busy_since_.load() > max_wait_;
+  return is_stuck ? kLeast : measured_.load();
+}
+
+void Places::leave() noexcept {
+  if (limit_ == 0) {
+    const std::lock_guard lock(mutex_);
+    const FrontClock::time_point now = FrontClock::now();
+    const double busy_s = std::chrono::duration<double>(now - busy_since_.exchange(now)).count();
+    const double kept = std::exp(-busy_s / kMemoryS);
+    busy_s_ = busy_s_ * kept + busy_s;
+    done_ = done_ * kept + 1;
+    const double places = std::chrono::duration<double>(max_wait_).count() * done_ / busy_s_;
+    measured_ =
+        std::clamp(static_cast<std::int64_t>(std::min(places, 1e6)), kLeast, std::int64_t{1} << 16);
+  }
+  inside_.fetch_sub(1);
+}
+
+}  // namespace widedeep
+
 #ifdef __linux__
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -10,7 +49,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <system_error>
 #include <utility>
@@ -25,6 +63,7 @@ constexpr int kAcceptsAtOnce = 64;
 constexpr std::size_t kChunk = 64 << 10;
 constexpr std::size_t kKeptRoom = 256 << 10;
 constexpr std::chrono::milliseconds kSweepEvery{200};
+constexpr int kChunksUnread = 16;
 
 FrontClock::duration seconds(double s) {
   return std::chrono::duration_cast<FrontClock::duration>(std::chrono::duration<double>(s));
@@ -47,6 +86,21 @@ void last_words(int socket, const std::string& words) {
   (void)!send(socket, words.data(), words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+// A socket that is closed with unread bytes is reset, and what was said last may be lost with it.
+void close_politely(int socket) {
+  shutdown(socket, SHUT_WR);
+  thread_local char unread[kChunk];
+  for (int n = 0; n < kChunksUnread; ++n) {
+    if (recv(socket, unread, sizeof unread, MSG_DONTWAIT) <= 0) break;
+  }
+  close(socket);
+}
+
+bool has_unread(int socket) {
+  char byte;
+  return recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
 }  // namespace
 
 FrontLoop::FrontLoop(int listening, int told, FrontOptions options, FrontHandler& handler,
@@ -60,6 +114,7 @@ FrontLoop::FrontLoop(int listening, int told, FrontOptions options, FrontHandler
   poll_ = checked(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
   wake_ = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd");
   checked(watch(poll_, EPOLL_CTL_ADD, wake_, kWake, EPOLLIN | EPOLLET), "epoll_ctl");
+  reserve_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
   set_accepting(true);
   // Signals are for the threads that were there before.
   sigset_t all, before;
@@ -75,6 +130,7 @@ FrontLoop::~FrontLoop() {
   stop();
   close(wake_);
   close(poll_);
+  if (reserve_ >= 0) close(reserve_);
 }
 
 void FrontLoop::stop() {
@@ -105,9 +161,19 @@ void FrontLoop::stop_accepting() {
 }
 
 void FrontLoop::drain() {
+  {
+    const std::lock_guard lock(mutex_);
+    drained_before_ = next_id_;
+  }
   ending_ = true;
   draining_ = true;
   wake();
+}
+
+std::int64_t FrontLoop::connections_before_drain() const {
+  const std::lock_guard lock(mutex_);
+  return std::count_if(connections_.begin(), connections_.end(),
+                       [&](const auto& entry) { return entry.first < drained_before_; });
 }
 
 std::int64_t FrontLoop::connections() const {
@@ -123,6 +189,10 @@ std::vector<HandedConnection> FrontLoop::take_handed() {
 void FrontLoop::give_back(int socket) {
   elsewhere_.fetch_sub(1);
   if (draining_ || !add(socket, false)) close(socket);
+}
+
+void FrontLoop::adopt(int socket) {
+  if (!add(socket, true)) close(socket);
 }
 
 // ---- threads ------------------------------------------------------------------------------------
@@ -191,23 +261,44 @@ void FrontLoop::set_accepting(bool accepts) {
 }
 
 void FrontLoop::accept_some() {
-  for (int i = 0; i < kAcceptsAtOnce && !closing_; ++i) {
+  for (int i = 0; i < kAcceptsAtOnce; ++i) {
     const int socket = accept4(listening_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (socket < 0) {
+      const bool is_table_full = errno == EMFILE || errno == ENFILE;
+      const bool is_memory_short = errno == ENOMEM || errno == ENOBUFS;
+      if (is_table_full && refuse_one()) continue;
       // Without room for another one the socket would go on telling of it: look again later.
-      const bool is_room_short = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
-      if (is_room_short || errno == ENOBUFS) set_accepting(false);
+      if (is_table_full || is_memory_short) set_accepting(false);
       return;
     }
     const int on = 1;
     setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (connections() + elsewhere_ >= options_.max_connections) {
-      last_words(socket, options_.full);
-      close(socket);
+      endings_.full.fetch_add(1);
+      refuse(socket);
     } else if (!add(socket, true)) {
       close(socket);
     }
   }
+}
+
+// Takes one that waits by the descriptor that is kept for this; false if that is gone, too.
+bool FrontLoop::refuse_one() {
+  if (reserve_ < 0) reserve_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (reserve_ < 0) return false;
+  close(reserve_);
+  const int socket = accept4(listening_, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (socket >= 0) {
+    endings_.no_descriptor.fetch_add(1);
+    refuse(socket);
+  }
+  reserve_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  return socket >= 0;
+}
+
+void FrontLoop::refuse(int socket) {
+  last_words(socket, options_.full);
+  close_politely(socket);
 }
 
 bool FrontLoop::add(int socket, bool fresh) {
@@ -395,7 +486,7 @@ void FrontLoop::hand_over(Connection& connection) {
 }
 
 void FrontLoop::close_connection(Connection& connection) {
-  close(connection.socket);
+  close_politely(connection.socket);
   const std::lock_guard lock(mutex_);
   connections_.erase(connection.id);
 }
@@ -404,28 +495,51 @@ void FrontLoop::close_connection(Connection& connection) {
 void FrontLoop::sweep() {
   const FrontClock::time_point now = FrontClock::now();
   next_sweep_ = now + std::min<FrontClock::duration>(kSweepEvery, seconds(options_.head_s) / 4);
+  if (closing_ && accepts_) accept_some();  // those who connected in time
   set_accepting(!closing_);
   std::vector<Connection*> ended;
   {
     const std::lock_guard lock(mutex_);
     for (const auto& [id, connection] : connections_) {
-      const bool rests = connection->phase == Phase::idle ||
-                         (connection->phase == Phase::head && connection->in.empty());
-      const bool is_over = connection->deadline < now || (draining_ && rests);
-      if (connection->owned || !is_over) continue;
+      if (connection->owned || !is_over(*connection, now)) continue;
       connection->owned = true;
       ended.push_back(connection.get());
     }
   }
   for (Connection* connection : ended) {
-    const bool is_late = connection->deadline < now;
-    if (is_late && connection->phase == Phase::head) {
-      last_words(connection->socket, options_.late_head);
-    }
-    if (is_late && connection->phase == Phase::body) {
-      last_words(connection->socket, options_.late_body);
-    }
+    if (connection->deadline < now) end_late(*connection);
     close_connection(*connection);
+  }
+}
+
+// Whether its time is over, or the server's and it asks for nothing.
+bool FrontLoop::is_over(const Connection& connection, FrontClock::time_point now) const {
+  if (connection.deadline < now) return true;
+  const bool is_silent = connection.phase == Phase::head && connection.in.empty();
+  if (!draining_ || !(connection.phase == Phase::idle || is_silent)) return false;
+  // Who has just connected is about to ask.
+  const bool is_new =
+      connection.fresh && now < connection.deadline - seconds(options_.head_s) + kSweepEvery;
+  const bool is_due = connection.id < drained_before_ || closing_;
+  return is_due && !is_new && !has_unread(connection.socket);
+}
+
+void FrontLoop::end_late(Connection& connection) {
+  switch (connection.phase) {
+    case Phase::idle:
+      endings_.idle.fetch_add(1);
+      break;
+    case Phase::head:
+      endings_.late_head.fetch_add(1);
+      last_words(connection.socket, options_.late_head);
+      break;
+    case Phase::body:
+      endings_.late_body.fetch_add(1);
+      last_words(connection.socket, options_.late_body);
+      break;
+    case Phase::write:
+      endings_.unread_answer.fetch_add(1);
+      break;
   }
 }
 

@@ -25,25 +25,46 @@ namespace widedeep {
 
 using FrontClock = std::chrono::steady_clock;
 
-// Counts requests that have come whole and are not yet computed; refuses beyond a limit.
+// Counts requests that have come whole and are not yet computed; refuses beyond a limit, or, with a
+// limit of 0, where one more would wait for longer than `max_wait_s` by the measured time between
+// two that are done.
 class Places {
  public:
-  explicit Places(std::int64_t limit) : limit_(limit) {}
+  explicit Places(std::int64_t limit, double max_wait_s = 1)
+      : limit_(limit),
+        max_wait_(std::chrono::duration_cast<FrontClock::duration>(
+            std::chrono::duration<double>(max_wait_s))) {}
 
-  bool enter() noexcept {
-    if (inside_.fetch_add(1) < limit_) return true;
-    inside_.fetch_sub(1);
-    refused_.fetch_add(1);
-    return false;
-  }
-  void leave() noexcept { inside_.fetch_sub(1); }
+  bool enter() noexcept;
+  void leave() noexcept;
   std::int64_t inside() const noexcept { return inside_.load(); }
   std::int64_t refused() const noexcept { return refused_.load(); }
+  // How many may be inside now.
+  std::int64_t allowed() const noexcept;
 
  private:
+  static constexpr std::int64_t kLeast = 16;
+  static constexpr double kMemoryS = 1;
+
   const std::int64_t limit_;
+  const FrontClock::duration max_wait_;
   std::atomic<std::int64_t> inside_{0};
   std::atomic<std::int64_t> refused_{0};
+  std::atomic<std::int64_t> measured_{1024};
+  std::atomic<FrontClock::time_point> busy_since_{FrontClock::time_point{}};
+  std::mutex mutex_;
+  double busy_s_ = 0;  // both fade by e in each second that is busy
+  double done_ = 0;
+};
+
+// Connections that this side ended or refused, by the reason.
+struct FrontEndings {
+  std::atomic<std::int64_t> full{0};
+  std::atomic<std::int64_t> no_descriptor{0};
+  std::atomic<std::int64_t> late_head{0};
+  std::atomic<std::int64_t> late_body{0};
+  std::atomic<std::int64_t> unread_answer{0};
+  std::atomic<std::int64_t> idle{0};
 };
 
 struct FrontRequest {
@@ -98,22 +119,28 @@ class FrontLoop {
   std::vector<HandedConnection> take_handed();
   // The full server has answered, and gives the connection back; the socket is the loop's again.
   void give_back(int socket);
+  // One that the caller has accepted.
+  void adopt(int socket);
   // The full server has closed a connection.
   void closed_elsewhere() noexcept { elsewhere_.fetch_sub(1); }
 
   // Say in each answer that it is the connection's last.
   void announce_end() noexcept { ending_ = true; }
+  // Close every connection after its answer, and at once where none is under way; who connects is
+  // answered still.
+  void drain();
+  // Those that were there when draining began.
+  std::int64_t connections_before_drain() const;
   // Takes effect a moment later; then the listening socket may be closed.
   void stop_accepting();
   bool is_accepting() const noexcept { return accepts_; }
-  // Close every connection after its answer, and at once where none is under way.
-  void drain();
   // End the threads; connections are cut off.
   void stop();
 
   std::int64_t connections() const;
   // Requests in the queue or with a thread.
   std::int64_t under_way() const noexcept { return under_way_.load(); }
+  const FrontEndings& endings() const noexcept { return endings_; }
 
  private:
   enum class Phase : std::uint8_t { idle, head, body, write };
@@ -144,6 +171,8 @@ class FrontLoop {
   void run(int thread);
   void collect();
   void accept_some();
+  bool refuse_one();
+  void refuse(int socket);
   bool add(int socket, bool fresh);
   void serve(int thread, Connection& connection);
   void proceed(Connection& connection);
@@ -157,6 +186,8 @@ class FrontLoop {
   void close_connection(Connection& connection);
   bool release(Connection& connection);
   static void take_news(Connection& connection);
+  bool is_over(const Connection& connection, FrontClock::time_point now) const;
+  void end_late(Connection& connection);
   void sweep();
   void set_accepting(bool accepts);
   void wake() const noexcept;
@@ -168,6 +199,8 @@ class FrontLoop {
   Places& places_;
   int poll_ = -1;
   int wake_ = -1;
+  int reserve_ = -1;  // a descriptor to refuse a connection with when there is no other
+  FrontEndings endings_;
   std::atomic<bool> accepts_{false};
   FrontClock::time_point next_sweep_;  // the waiting thread's alone
 
@@ -183,6 +216,7 @@ class FrontLoop {
   std::atomic<bool> closing_{false};  // no new connections
   std::atomic<bool> ending_{false};
   std::atomic<bool> draining_{false};
+  std::atomic<Id> drained_before_{0};
   std::atomic<std::int64_t> under_way_{0};
   std::atomic<std::int64_t> elsewhere_{0};
   std::vector<std::thread> threads_;

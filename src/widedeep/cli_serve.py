@@ -52,6 +52,13 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
         "--admin", action="store_true", help="let holders of an admin key load and roll back"
     )
     parser.add_argument(
+        "--admin-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which operators reach the server, beside its address; again for another",
+    )
+    parser.add_argument(
         "--no-page", action="store_true", help="leave out the page at / to try requests on"
     )
     parser.add_argument("--tls-certificate", metavar="PEM", help="speak HTTPS")
@@ -95,7 +102,17 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--threads", type=threads, default=1, help="threads of one long request (default: 1)"
     )
     parser.add_argument(
-        "--queue", type=positive, default=64, help="requests waiting or computed at once"
+        "--queue",
+        type=positive,
+        metavar="N",
+        help="requests waiting or computed at once (default: what is done in --max-wait-ms)",
+    )
+    parser.add_argument(
+        "--max-wait-ms",
+        type=real,
+        default=1000.0,
+        metavar="MS",
+        help="refuse requests that would wait longer (default: 1000)",
     )
     parser.add_argument(
         "--deadline-ms", type=real, default=5000.0, metavar="MS", help="default: 5000"
@@ -117,7 +134,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--drain", type=seconds, default=25.0, metavar="S", help="time to finish after SIGTERM"
     )
     parser.add_argument(
-        "--lame-duck", type=seconds, default=0.0, metavar="S", help="accept that long, not ready"
+        *("--drain-delay", "--lame-duck"),
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="after SIGTERM go on that long, not ready (default: 2)",
     )
     parser.add_argument(
         "--log-requests",
@@ -191,15 +212,17 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
         port=port,
         workers=arguments.workers,
         queue=arguments.queue,
+        max_wait_ms=arguments.max_wait_ms,
         deadline_ms=arguments.deadline_ms,
         longest_deadline_ms=max(60_000.0, arguments.deadline_ms),
         max_body=arguments.max_body,
         max_candidates=arguments.max_candidates,
         max_values=arguments.max_request_values,
         drain_s=arguments.drain,
-        lame_duck_s=arguments.lame_duck,
+        drain_delay_s=arguments.drain_delay,
         keys=arguments.keys,
         admin=arguments.admin,
+        admin_hosts=tuple(arguments.admin_host),
         page=not arguments.no_page,
         popularity=arguments.popularity,
         category=arguments.category,

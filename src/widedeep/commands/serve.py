@@ -9,7 +9,7 @@ from dataclasses import replace
 from widedeep.errors import ConfigError
 from widedeep.serving.http.settings import Settings
 from widedeep.serving.http.worker import ServingPlan, serve_plan
-from widedeep.serving.supervisor import Worker, bind_port, run_workers
+from widedeep.serving.supervisor import Worker, bind_alone, run_workers
 
 __all__ = ["address", "run_plan"]
 
@@ -57,14 +57,14 @@ def run_plan(plan: ServingPlan, on_listening: Callable[[Settings, int, str | Non
         return 0
     with ExitStack() as stack:
         # Bound, but not listening: it keeps the port while workers come and go.
-        kept = stack.enter_context(bind_port(settings.host, settings.port))
+        kept = stack.enter_context(bind_alone(settings.host, settings.port))
         port = kept.getsockname()[1]
         plan = replace(plan, settings=replace(settings, port=port))
         if plan.grpc is not None:
             host, grpc_port = address(plan.grpc)
-            of_grpc = stack.enter_context(bind_port(host, grpc_port))
+            of_grpc = stack.enter_context(bind_alone(host, grpc_port))
             named = plan.grpc.rpartition(":")[0]
             plan = replace(plan, grpc=f"{named}:{of_grpc.getsockname()[1]}")
         on_listening(settings, port, plan.grpc)
-        drain_s = settings.lame_duck_s + settings.drain_s + _GRACE_S
+        drain_s = settings.drain_delay_s + settings.drain_s + _GRACE_S
         return run_workers(settings.workers, serve_plan, (plan,), drain_s=drain_s)

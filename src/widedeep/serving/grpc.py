@@ -58,6 +58,7 @@ _CONTENTS = {
 _OPEN = ("ServerLive", "ServerReady")
 _ADMIN = ("RepositoryModelLoad", "RepositoryModelUnload")
 _LOAD_S = 60.0
+_MOST_CALLS = 1_024
 
 
 class GrpcServer:
@@ -97,7 +98,7 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", settings.max_body),
                 ("grpc.max_send_message_length", -1),
             ],
-            maximum_concurrent_rpcs=settings.queue,
+            maximum_concurrent_rpcs=settings.queue or _MOST_CALLS,
         )
         try:
             self.port = self._bind(address)

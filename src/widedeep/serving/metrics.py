@@ -84,6 +84,12 @@ class ServerMetrics:
             "widedeep_bugs", "Requests answered 500: a bug of the server.", registry=registry
         )
         self._add_background(registry)
+        self.connections_ended = Counter(
+            "widedeep_connections_ended",
+            "Connections that the server refused or ended for want of room or patience.",
+            ("why",),
+            registry=registry,
+        )
         version = ("model", "version")
         self._answers = Counter(
             *("widedeep_answers", "Requests scored, by version.", version), registry=registry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import pickle
 import shutil
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.serving.shared_rows import ROWS_DIRECTORY
 
-__all__ = ["METRICS_DIRECTORY", "Worker", "bind_port", "run_workers", "worker_main"]
+__all__ = ["METRICS_DIRECTORY", "Worker", "bind_alone", "bind_port", "run_workers", "worker_main"]
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Where the Prometheus client keeps the numbers of several processes: its own variable."""
@@ -31,6 +32,7 @@ METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _MISUSE = 2
 _LOOK_S = 0.05
 _LONG_LIFE_S = 60.0
+_HURRY_S = 3.0
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _START = "from widedeep.serving.supervisor import worker_main; worker_main()"
 
@@ -70,11 +72,15 @@ def bind_port(host: str, port: int) -> socket.socket:
         ...         one.getsockname() == other.getsockname()
         True
     """
+    return _bind(host, port, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
+
+
+def _bind(host: str, port: int, *options: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for option in options:
+            made.setsockopt(socket.SOL_SOCKET, option, 1)
         made.bind((host, port))
     except OSError as error:
         made.close()
@@ -83,6 +89,45 @@ def bind_port(host: str, port: int) -> socket.socket:
             "stop the program that has it"
         ) from error
     return made
+
+
+def bind_alone(host: str, port: int) -> socket.socket:
+    """Bind a TCP port as :func:`bind_port` does, unless any other program has bound it.
+
+    Args:
+        host: An address of this machine.
+        port: 0 for a free one.
+
+    Raises:
+        ConfigError: If the port is taken, by another server of this kind, too.
+
+    Example:
+        >>> with bind_alone("127.0.0.1", 0) as first:
+        ...     bind_alone(*first.getsockname())
+        Traceback (most recent call last):
+        ...
+        widedeep.errors.ConfigError: 127.0.0.1:...: the port cannot be bound (...); ...
+    """
+    with _one_at_a_time():
+        with _bind(host, port, socket.SO_REUSEADDR) as probe:
+            port = probe.getsockname()[1]
+        # Without SO_REUSEADDR, so that the probe of another server fails even before this one
+        # listens; connections of the program before, which linger, may ask for it though.
+        try:
+            return _bind(host, port, socket.SO_REUSEPORT)
+        except ConfigError:
+            return bind_port(host, port)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Keep two servers that start at once from both seeing a port free before they share it."""
+    directory = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def run_workers(
@@ -131,44 +176,73 @@ def run_workers(
             _Process(Worker(index, count), target, args, metrics, restart_s, say)
             for index in range(count)
         ]
-        with _stop_on_signals() as stop:
+        with _orders_by_signals() as orders:
             try:
-                return _watch(workers, stop)
+                return _watch(workers, orders)
             finally:
-                _drain(workers, drain_s, say)
+                _drain(workers, drain_s, orders, say)
     finally:
         shutil.rmtree(metrics, ignore_errors=True)
 
 
-def _watch(workers: Sequence[_Process], stop: threading.Event) -> int:
-    while not stop.is_set():
+def _watch(workers: Sequence[_Process], orders: _Orders) -> int:
+    while not orders.stop.is_set():
         for worker in workers:
             if worker.look() == _MISUSE:
                 return _MISUSE
-        stop.wait(_LOOK_S)
+        if orders.reread.is_set():
+            orders.reread.clear()
+            for worker in workers:
+                worker.signal(signal.SIGHUP)
+        orders.stop.wait(_LOOK_S)
     return 0
 
 
-def _drain(workers: Sequence[_Process], drain_s: float, say: Callable[[str], None]) -> None:
+def _drain(
+    workers: Sequence[_Process], drain_s: float, orders: _Orders, say: Callable[[str], None]
+) -> None:
     for worker in workers:
-        worker.terminate()
+        worker.signal(signal.SIGINT if orders.soon.is_set() else signal.SIGTERM)
     end = time.monotonic() + drain_s
+    while any(worker.is_running() for worker in workers) and time.monotonic() < end:
+        if orders.hurry.is_set():
+            drain_s, end = _HURRY_S, min(end, time.monotonic() + _HURRY_S)
+            orders.hurry.clear()
+            for worker in workers:
+                worker.signal(signal.SIGTERM)
+        time.sleep(_LOOK_S)
     for worker in workers:
-        if not worker.wait(max(0.0, end - time.monotonic())):
+        if worker.is_running():
             say(f"worker {worker.worker.index} did not end within {drain_s:g} s: killed")
             worker.kill()
 
 
+@dataclass(frozen=True, slots=True)
+class _Orders:
+    """What signals have asked for: to stop, and how soon; to read files again."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    soon: threading.Event = field(default_factory=threading.Event)
+    hurry: threading.Event = field(default_factory=threading.Event)
+    reread: threading.Event = field(default_factory=threading.Event)
+
+
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    stop = threading.Event()
+def _orders_by_signals() -> Iterator[_Orders]:
+    orders = _Orders()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        if number == signal.SIGHUP:
+            orders.reread.set()
+            return
+        if number == signal.SIGINT:
+            orders.soon.set()
+        (orders.hurry if orders.stop.is_set() else orders.stop).set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield stop
+        yield orders
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -243,34 +317,30 @@ class _Process:
         self._next_start = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, self._restart_s[1])
 
-    def terminate(self) -> None:
+    def signal(self, number: signal.Signals) -> None:
         if self._running is not None:
-            self._running.terminate()
+            self._running.send_signal(number)
 
     def kill(self) -> None:
         if self._running is not None:
             self._running.kill()
             self._running.wait()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for the end; return whether it came in time."""
-        if self._running is None:
-            return True
-        try:
-            self._running.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+    def is_running(self) -> bool:
+        return self._running is not None and self._running.poll() is None
 
 
 def worker_main() -> None:
     """Run in a spawned process: read the orders on standard input, and follow them."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
     parent = os.getppid()
     worker, target, args = pickle.load(sys.stdin.buffer)
     _end_with_parent(parent)
     _count_as(worker.index)
     try:
         target(worker, *args)
+    except KeyboardInterrupt:  # before it could drain
+        sys.exit(0)
     except WideDeepError as error:
         print(f"widedeep: error: {error}", file=sys.stderr, flush=True)
         sys.exit(_MISUSE)

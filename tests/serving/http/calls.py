@@ -128,7 +128,7 @@ def running(*words: object, log: Path | None = None) -> Iterator[Running]:
             yield Running(process, port, told["grpc"], started)
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)  # as SIGTERM, without a delay
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:

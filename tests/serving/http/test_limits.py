@@ -109,7 +109,7 @@ def test_admin_endpoints(tmp_path: Path, keys: Path) -> None:
     root = tmp_path / "apps"
     publish(root, "1", seed=1)
     publish(root, "2", seed=2)
-    admin = {"authorization": "Bearer root key"}
+    admin = {"authorization": "Bearer root key", "host": "localhost"}
     site = {"authorization": "Bearer site key"}
     with Registry(root, poll_s=0.05) as registry:
         assert registry.wait_ready(60)

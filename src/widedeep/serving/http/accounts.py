@@ -82,6 +82,7 @@ class Accounts:
         self._routes: dict[RankRoute, RouteAccount] = {}
         self._shadows: dict[str, ShadowScoring | None] = {}
         self._answers: dict[int, tuple[int, float, NDArray[int64]]] = {}
+        self._endings: dict[str, int] = {}
         self._in_flight = self._dropped = self._look_ups = 0
         self._closing = threading.Event()
         self._thread = service.monitor.start("accounts", self._turn)
@@ -130,6 +131,10 @@ class Accounts:
                     metrics.answered_many(self._label, status, new_seconds, new_counts)
             for account in list(self._routes.values()):
                 self._publish_route(account)
+            for why, n in self._front.endings().items():
+                if n > self._endings.get(why, 0):
+                    metrics.connections_ended.labels(why).inc(n - self._endings.get(why, 0))
+                    self._endings[why] = n
             in_flight = self._front.under_way
             if in_flight != self._in_flight:
                 metrics.in_flight.inc(in_flight - self._in_flight)

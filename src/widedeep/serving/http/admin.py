@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,12 +14,14 @@ from widedeep.errors import ConfigError, WideDeepError
 from widedeep.serving.http.call import Call, Reply, decode, json_reply
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import Service
+from widedeep.serving.http.settings import Settings
 from widedeep.serving.registry import NoVersion, Registry
 
-__all__ = ["REPOSITORY", "VERBS"]
+__all__ = ["REPOSITORY", "VERBS", "check_operator"]
 
 Result = TypeVar("Result")
 _LOAD_S = 60.0
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::\d+)?")
 
 
 class VersionOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -43,6 +47,44 @@ class CanaryOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 _version = msgspec.json.Decoder(VersionOrder)
 _label = msgspec.json.Decoder(LabelOrder)
 _canary = msgspec.json.Decoder(CanaryOrder)
+
+
+def check_operator(call: Call, settings: Settings) -> None:
+    """Refuse an order that a page of another site had a browser send.
+
+    Args:
+        call: The request.
+        settings: Say by which names operators reach the server.
+
+    Raises:
+        HttpError: 403 for another host or site, 415 for a body that a form could send.
+    """
+    host = call.header(b"host") or ""
+    name = _HOST.fullmatch(host)
+    bound = (call.scope.get("server") or ("",))[0]
+    known = {"localhost", settings.host, bound, *settings.admin_hosts}
+    if name is None or not (name[1].lower().strip("[]") in known or _is_loopback(name[1])):
+        raise HttpError(
+            403,
+            f"got the host {host!r}; call an admin path by the server's own address, or start it "
+            "with --admin-host NAME",
+        )
+    origin = call.header(b"origin")
+    if origin is not None and origin.partition("://")[2] != host:
+        raise HttpError(403, f"got the origin {origin!r}; orders come from this server's own pages")
+    site = call.header(b"sec-fetch-site")
+    if site not in (None, "same-origin", "none"):
+        raise HttpError(403, f"got Sec-Fetch-Site {site!r}; orders come from no other site's page")
+    media_type = (call.header(b"content-type") or "").partition(";")[0].strip().lower()
+    if media_type not in ("", "application/json"):
+        raise HttpError(415, f"got Content-Type {media_type!r}, expected application/json")
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 async def _ordered(order: Callable[[], Result]) -> Result:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from starlette.routing import Match, Route
 
+from widedeep.serving.http.admin import check_operator
 from widedeep.serving.http.call import TICKET, Call, Disconnected, Reply
 from widedeep.serving.http.endpoints import Endpoint, endpoints
 from widedeep.serving.http.errors import HttpError
@@ -63,6 +64,8 @@ class App:
             reply = await self._answer(endpoint, call)
         except HttpError as error:
             reply, problem = Reply(error.body(), error.status, headers=error.headers()), error
+            if error.status == 408:
+                self.service.metrics.connections_ended.labels("late body").inc()
         except (Disconnected, asyncio.CancelledError):
             self._finished(call, route, _GONE, None)
             raise_if_cancelled()
@@ -96,6 +99,8 @@ class App:
         if service.keys is not None and endpoint.access != "open":
             offered = _key(call)
             call.caller = service.keys.check(offered, admin=endpoint.access == "admin").name
+        if endpoint.access == "admin":
+            check_operator(call, service.settings)
         if not endpoint.scores:
             return await endpoint.run(service, call)
         call.read_deadline()

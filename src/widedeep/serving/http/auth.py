@@ -7,7 +7,7 @@ import hmac
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Keys:
 
     def __init__(self, keys: list[ApiKey]) -> None:
         self._keys = keys
+        self._file: _KeyFile | None = None
 
     @property
     def has_admin(self) -> bool:
@@ -84,17 +85,28 @@ class Keys:
         Raises:
             ConfigError: If it cannot be read, or holds no keys.
         """
-        try:
-            with open(path, "rb") as file:
-                document = tomllib.load(file)
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path}: no such file; name the file of API keys") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: {error}; write it as TOML") from error
-        tables = document.get("keys")
-        if not isinstance(tables, dict) or not tables:
-            raise ConfigError(f"{path}: got no table [keys.NAME]; write one for each caller")
-        return cls([_read(path, name, table, workers) for name, table in tables.items()])
+        file = _KeyFile(Path(path), workers)
+        keys = cls(file.read())
+        keys._file = file
+        return keys
+
+    def reload(self, *, force: bool = False) -> bool:
+        """Read the file again if it has changed; callers that stay keep what is left of their rate.
+
+        Args:
+            force: Read it again in any case.
+
+        Returns:
+            Whether it was read.
+
+        Raises:
+            ConfigError: If it cannot be used; the keys that were read before stay.
+        """
+        if self._file is None or not (self._file.has_changed() or force):
+            return False
+        before = {key.name: key for key in self._keys}
+        self._keys = [_with_bucket_of(before.get(key.name), key) for key in self._file.read()]
+        return True
 
     def check(self, offered: str | None, *, admin: bool = False) -> ApiKey:
         """Return whose key it is, and count the request against its rate.
@@ -130,6 +142,47 @@ class Keys:
                 retry_after=math.ceil(wait),
             )
         return found
+
+
+class _KeyFile:
+    """A file of keys, and how it looked when it was read."""
+
+    def __init__(self, path: Path, workers: int) -> None:
+        self._path, self._workers = path, workers
+        self._read: tuple[int, ...] = ()
+
+    def _looks(self) -> tuple[int, ...]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return ()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def has_changed(self) -> bool:
+        """Tell whether it looks other than when it was read, or tried to be."""
+        return self._looks() != self._read
+
+    def read(self) -> list[ApiKey]:
+        """Return the callers it names."""
+        path, self._read = self._path, self._looks()
+        try:
+            document = tomllib.loads(path.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: no such file; name the file of API keys") from error
+        except OSError as error:
+            raise ConfigError(f"{path}: {error.strerror}; name a file of API keys") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {error}; write it as TOML") from error
+        tables = document.get("keys")
+        if not isinstance(tables, dict) or not tables:
+            raise ConfigError(f"{path}: got no table [keys.NAME]; write one for each caller")
+        return [_read(path, name, table, self._workers) for name, table in tables.items()]
+
+
+def _with_bucket_of(before: ApiKey | None, key: ApiKey) -> ApiKey:
+    old = None if before is None else before.bucket
+    same = old is not None and key.bucket is not None and old.rate == key.bucket.rate
+    return replace(key, bucket=old) if same else key
 
 
 def _read(path: str | Path, name: str, table: Any, workers: int) -> ApiKey:

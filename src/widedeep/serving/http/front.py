@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from widedeep.kernels.front import RankRoute, has_front, new_front
 from widedeep.serving.catalogue import Catalogue
@@ -34,7 +34,7 @@ from widedeep.serving.served import LoadedVersion
 if TYPE_CHECKING:
     from widedeep.kernels.front import Front
 
-__all__ = ["NativeFront", "can_serve_natively"]
+__all__ = ["Lent", "NativeFront", "can_serve_natively"]
 
 _LONGEST_BODY = 1 << 20
 _QUEUED = 2048
@@ -66,7 +66,7 @@ class NativeFront:
         self._service = service
         self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         places, options = service.admission.places, _options(service)
-        self._listening = listening
+        self._end = 0.0
         self._native: Front = new_front(listening.fileno(), self._told, places, options)
         self._accounts = Accounts(service, self._native)
         self._adopting: set[asyncio.Task[None]] = set()
@@ -117,22 +117,23 @@ class NativeFront:
 
     # ---- connections ----------------------------------------------------------------------------
 
-    def start(self, new_protocol: Callable[[bytes], asyncio.Protocol]) -> None:
+    def start(self, new_protocol: NewProtocol) -> None:
         """Begin to take over what the native threads hand over; in the event loop.
 
         Args:
-            new_protocol: Makes a connection of the Python server, given what was read already.
+            new_protocol: Makes a connection of the Python server, given what it was lent with, and
+                what was read already.
         """
         loop = asyncio.get_running_loop()
         loop.add_reader(self._told, self._take_handed, loop, new_protocol)
 
-    def _take_handed(
-        self, loop: asyncio.AbstractEventLoop, new_protocol: Callable[[bytes], asyncio.Protocol]
-    ) -> None:
+    def _take_handed(self, loop: asyncio.AbstractEventLoop, new_protocol: NewProtocol) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._told)
         for descriptor, read in self._native.take_handed():
-            task = loop.create_task(self._adopt(loop, descriptor, partial(new_protocol, read)))
+            lent = Lent(self._native)
+            new = partial(new_protocol, lent, read)
+            task = loop.create_task(self._adopt(loop, descriptor, lent, new))
             self._adopting.add(task)
             task.add_done_callback(self._adopting.discard)
 
@@ -140,29 +141,19 @@ class NativeFront:
         self,
         loop: asyncio.AbstractEventLoop,
         descriptor: int,
+        lent: Lent,
         new_protocol: Callable[[], asyncio.Protocol],
     ) -> None:
         connection = socket.socket(fileno=descriptor)
         try:
             await loop.connect_accepted_socket(new_protocol, connection)
-        except OSError:  # gone already
+        except Exception as error:  # gone already, or there is no descriptor left
             connection.close()
-            self.lost()
-
-    def give_back(self, transport: asyncio.Transport) -> None:
-        """Take a connection back between two requests; its transport is closed, the socket lives.
-
-        Args:
-            transport: Of the Python server; nothing is left to be written.
-        """
-        descriptor = os.dup(transport.get_extra_info("socket").fileno())
-        transport.pause_reading()
-        transport.close()
-        self._native.give_back(descriptor)
-
-    def lost(self) -> None:
-        """Note that the Python server has closed a connection that was handed to it."""
-        self._native.closed_elsewhere()
+            lent.lost()
+            if not isinstance(error, OSError):
+                self._service.metrics.bugs.inc()
+                if self._service.log is not None:
+                    self._service.log.bug(error)
 
     # ---- the end --------------------------------------------------------------------------------
 
@@ -170,22 +161,38 @@ class NativeFront:
         """Have every answer close its connection."""
         self._native.announce_end()
 
-    async def drain(self, seconds: float, give_up: Callable[[], bool]) -> None:
-        """Accept no more, and wait until the connections are closed.
+    async def drain(
+        self, end: float, give_up: Callable[[], bool], is_waiting: Callable[[], bool]
+    ) -> None:
+        """Wait for the connections that are there, and accept no more.
 
         Args:
-            seconds: How long at most.
+            end: When to wait no longer, on :func:`time.monotonic`'s clock.
             give_up: Asked again and again.
+            is_waiting: Whether connections of the Python server must be waited for.
         """
-        self._native.stop_accepting()
         self._native.drain()
-        end = time.monotonic() + seconds
+        while self._native.connections_before_drain or self._adopting or is_waiting():
+            if time.monotonic() > end or give_up():
+                break
+            await asyncio.sleep(0.02)
+        self._end = end
+        self._native.stop_accepting()
         while self._native.is_accepting and time.monotonic() < end:
             await asyncio.sleep(0.002)
-        # Closed now: who connects must not wait for a server that accepts no more.
-        self._listening.close()
+
+    def adopt(self, descriptor: int) -> None:
+        """Take a connection that came too late for the native threads to accept it."""
+        self._native.adopt(descriptor)
+
+    async def finish(self, give_up: Callable[[], bool]) -> None:
+        """Wait until the last connections are closed, as long as :meth:`drain` may take.
+
+        Args:
+            give_up: Asked again and again.
+        """
         while self._native.connections or self._adopting:
-            if time.monotonic() > end or give_up():
+            if time.monotonic() > self._end or give_up():
                 break
             await asyncio.sleep(0.02)
 
@@ -198,6 +205,45 @@ class NativeFront:
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().remove_reader(self._told)
         os.close(self._told)
+
+
+class Lent:
+    """One connection that the Python server has from the native one, which counts it until then.
+
+    Args:
+        native: Whose it is.
+    """
+
+    def __init__(self, native: Front) -> None:
+        self._native, self._is_out = native, True
+
+    def give_back(self, transport: asyncio.Transport) -> bool:
+        """Return it between two requests; its transport is closed, the socket lives.
+
+        Args:
+            transport: Of the Python server; nothing is left to be written.
+
+        Returns:
+            False if there is no descriptor for that: it stays.
+        """
+        try:
+            descriptor = os.dup(transport.get_extra_info("socket").fileno())
+        except OSError:
+            return False
+        transport.pause_reading()
+        transport.close()
+        self._is_out = False
+        self._native.give_back(descriptor)
+        return True
+
+    def lost(self) -> None:
+        """Note that the Python server has closed it."""
+        if self._is_out:
+            self._is_out = False
+            self._native.closed_elsewhere()
+
+
+NewProtocol: TypeAlias = Callable[[Lent, bytes], asyncio.Protocol]
 
 
 def _route_of(account: RouteAccount | None) -> RankRoute | None:

@@ -21,10 +21,12 @@ _RECENT = 0.2
 class Admission:
     """Counts the requests that have come whole and are not yet computed; refuses beyond a limit.
 
-    What it bounds is waiting: a request that is admitted has at most ``limit - 1`` before it.
+    What it bounds is waiting.
 
     Args:
-        limit: Requests waiting or computed at once.
+        limit: Requests waiting or computed at once; None: as many as will be done in ``max_wait_s``
+            at the pace of the last second.
+        max_wait_s: How long a request may be expected to wait.
 
     Attributes:
         places: The count, which native threads share.
@@ -35,9 +37,8 @@ class Admission:
         (True, False, None, True)
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.places = Places(limit)
+    def __init__(self, limit: int | None, max_wait_s: float = 1.0) -> None:
+        self.places = Places(limit or 0, max_wait_s)
 
     @property
     def inside(self) -> int:
@@ -61,7 +62,8 @@ class Admission:
         """The answer to a request for which there is no place."""
         return HttpError(
             503,
-            f"the server is busy with {self.limit} requests; try again, with a growing pause",
+            "the server is busy with as many requests as it takes on; try again, with a growing "
+            "pause",
             retry_after=1,
         )
 

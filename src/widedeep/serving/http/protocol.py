@@ -33,6 +33,7 @@ MAX_HEADERS = 128
 MAX_TARGET = 16 << 10
 _SLICE = 4096  # so many requests at most are read before those ahead of them are answered
 _LINGER_S = 2.0
+_FIRST_REQUEST_S = 0.2
 
 
 def last_words(status: str, error: HttpError) -> bytes:
@@ -83,13 +84,13 @@ def connections_of(service: Service) -> Any:
 
 
 class Taker(Protocol):
-    """Takes connections back that were handed over to this server; the native front."""
+    """Takes one connection back that was handed over to this server; the native front's."""
 
-    def give_back(self, transport: asyncio.Transport) -> None:
-        """Take one, between two requests."""
+    def give_back(self, transport: asyncio.Transport) -> bool:
+        """Take it, between two requests; False if it must stay."""
 
     def lost(self) -> None:
-        """Note that one was closed."""
+        """Note that it was closed."""
 
 
 class _Reading(Enum):
@@ -127,7 +128,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(**arguments)
         self._service = service
         self._taker, self._held = taker, read
-        self._reading = _Reading.between
+        self._reading, self._is_new = _Reading.between, True
         self._head_bytes = self._unfinished_bytes = self._headers_read = self._body_bytes = 0
         self._unanswered = 0  # requests whose heads are read
         self._may_persist = True
@@ -144,7 +145,9 @@ class Connection(HttpToolsProtocol):
         """Begin to wait for a request, unless there are too many connections."""
         super().connection_made(transport)
         self._outlet: Any = _Outlet(self)
+        self._made_at = self.loop.time()
         if self._taker is None and len(self.connections) > self._service.settings.max_connections:
+            self._ended("full")
             transport.write(FULL)
             transport.close()
             return
@@ -177,6 +180,14 @@ class Connection(HttpToolsProtocol):
         if not self._held and self._last_answer is None:
             self._end_input()
         return not self.transport.is_closing()
+
+    def shutdown(self) -> None:
+        """Close, if nothing is asked and nobody is about to ask; else after the answer."""
+        since = self.loop.time() - self._made_at
+        if self._is_new and since < _FIRST_REQUEST_S:
+            self.loop.call_later(_FIRST_REQUEST_S - since, self.shutdown)
+        elif self._reading is _Reading.between and not self._held:
+            super().shutdown()
 
     def _read_held(self) -> None:
         """Read on, while no request waits for the answer to another one."""
@@ -297,7 +308,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin to wait for a request's head."""
         super().on_message_begin()
-        self._reading = _Reading.head
+        self._reading, self._is_new = _Reading.head, False
         self._head_bytes = self._unfinished_bytes = self._headers_read = self._body_bytes = 0
         if self._head_timer is None:
             self._await_head()
@@ -378,9 +389,8 @@ class Connection(HttpToolsProtocol):
             self._write_last()
         elif self._hung_up:
             self._close_after_answer()
-        elif self._taker is not None and self._is_at_rest():
-            taker, self._taker = self._taker, None
-            taker.give_back(self.transport)
+        elif self._taker and self._is_at_rest() and self._taker.give_back(self.transport):
+            self._taker = None
 
     def _is_at_rest(self) -> bool:
         return (
@@ -409,13 +419,21 @@ class Connection(HttpToolsProtocol):
     def _await_reader(self) -> None:
         if self._write_timer is None:
             timeout = self._service.settings.write_timeout_s
-            self._write_timer = self.loop.call_later(timeout, self.transport.abort)
+            self._write_timer = self.loop.call_later(timeout, self._cut_off)
+
+    def _cut_off(self) -> None:
+        self._ended("unread answer")
+        self.transport.abort()
+
+    def _ended(self, why: str) -> None:
+        self._service.metrics.connections_ended.labels(why).inc()
 
     def timeout_keep_alive_handler(self) -> None:
         """End a connection that has been idle; one that does not even read is cut off."""
         if self.transport.get_write_buffer_size():
-            self.transport.abort()
+            self._cut_off()
         else:
+            self._ended("idle")
             super().timeout_keep_alive_handler()
 
     def _await_head(self) -> None:
@@ -430,6 +448,7 @@ class Connection(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if not self.transport.is_closing():
+            self._ended("late head")
             self._refuse(LATE_HEAD)
 
 
@@ -438,8 +457,11 @@ class _Outlet:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.write = connection.transport.write
         self.is_closing = connection.transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self.is_closing():
+            self._connection.transport.write(data)
 
     def close(self) -> None:
         self._connection._close_after_answer()

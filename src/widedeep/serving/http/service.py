@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from widedeep.data.unseen import count_values
+from widedeep.errors import ConfigError
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.http.auth import Keys
@@ -92,7 +93,7 @@ class Service:
         if self.log is None:
             self.log = RequestLog(self.settings.request_log)
         self.monitor.log, self.monitor.metrics = self.log, self.metrics
-        self.admission = Admission(self.settings.queue)
+        self.admission = Admission(self.settings.queue, self.settings.max_wait_ms / 1e3)
         self.scheduler = Scheduler(self.settings.threads, self.settings.inline_ms / 1e3)
         self.statistics = Statistics()
         self.retrievers = Retrievers(self.settings.popularity, self.settings.category)
@@ -143,6 +144,19 @@ class Service:
             if getattr(bundle.schema.spec.by_name[name], "source", None) in given
         }
         self.metrics.looked_up(model, counts)
+
+    def reload_keys(self, *, force: bool = False) -> None:
+        """Read the callers' keys again if their file has changed; a mistake in it is logged.
+
+        Args:
+            force: Read them again in any case.
+        """
+        assert self.log is not None
+        try:
+            if self.keys is not None and self.keys.reload(force=force):
+                self.log.event("keys read")
+        except ConfigError as error:
+            self.log.event("keys not read", error=str(error))
 
     def publish(self) -> None:
         """Bring what was counted beside the figures into them."""

@@ -22,7 +22,9 @@ class Settings:
         host: The address to bind; loopback unless told otherwise.
         port: The port; 0 takes a free one.
         workers: Processes that share the port; rates of keys are divided by it.
-        queue: Requests that may be waiting or computed at once; more get 503.
+        queue: Requests that may be waiting or computed at once; more get 503. None: as many as are
+            expected to be computed within ``max_wait_ms``, by the time that requests took lately.
+        max_wait_ms: How long a request may be expected to wait in the queue, in milliseconds.
         threads: Threads for long computations; short ones run where they were read.
         inline_ms: What counts as short, in milliseconds.
         deadline_ms: How long a caller is taken to wait when it does not say, in milliseconds.
@@ -38,10 +40,12 @@ class Settings:
         write_timeout_s: Seconds in which the caller must have taken the answer.
         idle_timeout_s: Seconds that a connection stays open without a request.
         drain_s: Seconds that requests have to finish after SIGTERM.
-        lame_duck_s: Seconds after SIGTERM in which the server still accepts while it is not ready,
-            so that load balancers turn away first.
+        drain_delay_s: Seconds after SIGTERM in which the server goes on while it is not ready, so
+            that load balancers turn away first.
         keys: A TOML file of API keys; None asks for no key.
         admin: Open the endpoints that load, unload and roll back; needs an admin key.
+        admin_hosts: Names by which operators may reach those endpoints, beside the address that is
+            bound and loopback's names.
         page: Show a page at ``/`` to try requests on; it shows the requests stored in the bundles.
         popularity: The catalogue's column that recommendations take the most popular items by;
             None takes the order of its rows.
@@ -64,7 +68,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
-    queue: int = 64
+    queue: int | None = None
+    max_wait_ms: float = 1_000.0
     threads: int = 2
     inline_ms: float = 2.0
     deadline_ms: float = 5_000.0
@@ -78,9 +83,10 @@ class Settings:
     write_timeout_s: float = 30.0
     idle_timeout_s: float = 75.0
     drain_s: float = 25.0
-    lame_duck_s: float = 0.0
+    drain_delay_s: float = 2.0
     keys: str | None = None
     admin: bool = False
+    admin_hosts: tuple[str, ...] = ()
     page: bool = True
     popularity: str | None = None
     category: str | None = None
@@ -95,10 +101,14 @@ class Settings:
             *("workers", "queue", "threads", "deadline_ms", "longest_deadline_ms", "max_body"),
             *("max_candidates", "max_values", "max_connections"),
             *("head_timeout_s", "body_timeout_s"),
+            *("max_wait_ms",),
             *("write_timeout_s", "idle_timeout_s", "drain_s"),
         ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"got {name}={getattr(self, name)}, expected a number above 0")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"got {name}={value}, expected a number above 0")
+        if not self.drain_delay_s >= 0:
+            raise ConfigError(f"got drain_delay_s={self.drain_delay_s}, expected at least 0")
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"got port={self.port}, expected 0 to 65535")
         if self.admin and self.keys is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,9 @@ from widedeep.serving.http.settings import Settings
 from widedeep.serving.impression_files import Retention
 from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.registry import Latest, Registry
-from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_port
+from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_alone, bind_port
+
+_OTHER_FILES = 256
 
 __all__ = ["LogPlan", "ServingPlan", "serve_plan"]
 
@@ -173,7 +176,7 @@ def serve_plan(
     Raises:
         ConfigError: If a file or an address cannot be used.
     """
-    settings, shared = plan.settings, worker.count > 1
+    settings, shared = _within_descriptors(plan.settings), worker.count > 1
     monitor = ThreadMonitor()
     registries = plan.registries(monitor)
     service = Service(
@@ -210,6 +213,16 @@ def serve_plan(
     service.scheduler.close()
 
 
+def _within_descriptors(settings: Settings) -> Settings:
+    """Raise the limit of open files, and keep some from connections: models are files, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + _OTHER_FILES
+    limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    most = max(1, limit - min(_OTHER_FILES, limit // 2))
+    return replace(settings, max_connections=min(settings.max_connections, most))
+
+
 def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> bool:
     """Wait until every model is loaded, here and in the first process, which leaves a mark.
 
@@ -236,21 +249,8 @@ def _log_impressions(service: Service, log: ImpressionLog) -> None:
 
 
 def _bound(settings: Settings, shared: bool) -> socket.socket:
-    if shared or settings.port == 0:
-        return bind_port(settings.host, settings.port)
     # Alone on its port: another server there is a mistake, which SO_REUSEPORT would hide.
-    with socket.socket(
-        socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM
-    ) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise ConfigError(
-                f"{settings.host}:{settings.port}: cannot be bound ({error.strerror}); name "
-                "another port, or stop the program that has it"
-            ) from error
-    return bind_port(settings.host, settings.port)
+    return (bind_port if shared else bind_alone)(settings.host, settings.port)
 
 
 def _start_grpc(
