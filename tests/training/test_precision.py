@@ -151,5 +151,5 @@ def test_auto_is_recorded_as_what_it_became(schema: wd.Schema) -> None:
 
 
 def test_an_unknown_precision_is_refused(schema: wd.Schema) -> None:
-    with pytest.raises(ConfigError, match=r"got precision='fp16' .* or 'bf16' or 'auto'"):
+    with pytest.raises(ConfigError, match=r"got precision = 'fp16'.* or 'bf16' or 'auto'"):
         make_trainer(schema, precision="fp16")

@@ -329,7 +329,7 @@ class _Mover:
 
     def _dense(self) -> None:
         """Carry layers and towers, each up to the first that does not fit."""
-        parameters = self.model.state_dict(keep_vars=True)
+        parameters = self.model.dense_state()
         anew: dict[str, tuple[int, str]] = {}  # tower to its first layer that starts anew, and why
         for tower in self.model.towers:
             why = self.old.mlp or (self.layers_change if tower == "mlp" else "")
