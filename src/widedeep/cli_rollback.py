@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from widedeep.cli_output import print_json, print_text, say
@@ -31,6 +30,7 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _rollback(arguments: argparse.Namespace) -> int:
     from widedeep.serving.orders import check_loads, roll_back
+    from widedeep.serving.private_copies import PrivateCopies, default_cache
     from widedeep.serving.served import NoVersion
     from widedeep.serving.state import read_state, state_path
 
@@ -41,8 +41,12 @@ def _rollback(arguments: argparse.Namespace) -> int:
             "(--force --reason TEXT)"
         )
     root = Path(arguments.models)
+
+    def check(version: str) -> None:
+        check_loads(root, version, PrivateCopies(default_cache()))
+
     try:
-        target = roll_back(root, to=arguments.to, check=partial(check_loads, root))
+        target = roll_back(root, to=arguments.to, check=check)
     except NoVersion as error:
         say(f"widedeep: {error}")
         return NO

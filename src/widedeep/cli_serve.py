@@ -90,6 +90,11 @@ def _add_items(parser: argparse.ArgumentParser) -> None:
         "--latest", type=positive, default=1, metavar="N", help="versions kept loaded (default: 1)"
     )
     parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="where bundles are copied to before they are served (default: the user's cache)",
+    )
+    parser.add_argument(
         "--poll", type=period, default=2.0, metavar="S", help="look for versions every S seconds"
     )
 
@@ -243,6 +248,7 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
         rank_threads=arguments.threads,
         grpc=None if grpc is None else _joined(*grpc),
         log=_log(arguments),
+        cache=arguments.cache,
     )
 
 

@@ -207,7 +207,7 @@ class Following:
         """Note whether the look went well; log it when that changes."""
         before, self.problem = self.problem, problem
         self.problems += problem is not None
-        if (before is None) != (problem is None):
+        if before != problem:
             event = "versions_unreadable" if problem else "versions_readable"
             self._monitor.log.event(event, model=self._name or None, error=problem)
 
@@ -360,11 +360,21 @@ class Following:
         items, default = self._items, self.routes.default
         like = None if default is None or default.name == name else default.ranker
         started = time.perf_counter()
+        copies, copy = self._options.copies, None
         try:
-            ranker = load_ranker(path, self._options, self._read_catalogue(items), like=like)
-            made = LoadedVersion(name, ranker, files, items, time.perf_counter() - started)
+            copy = None if copies is None else copies.take(path)
+            ranker = load_ranker(
+                path,
+                self._options,
+                self._read_catalogue(items),
+                like=like,
+                files=None if copy is None else copy.path,
+            )
+            made = LoadedVersion(name, ranker, files, items, time.perf_counter() - started, copy)
             self._tell_prepare(made)
         except Exception as error:  # whatever is in the files, the version that serves goes on
+            if copy is not None:
+                copy.close()
             with self.changed:
                 self.failed[name] = self._failure(name, path, files, items, error)
                 self.loading = None

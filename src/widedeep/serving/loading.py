@@ -15,6 +15,7 @@ from widedeep.errors import BundleError
 from widedeep.features.sides import item_columns
 from widedeep.serving.candidates import MAX_VALUES
 from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.private_copies import PrivateCopies
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.shared_rows import SharedRows
 
@@ -35,6 +36,7 @@ class RankerOptions:
         max_values: Most ids and numbers that a request may come to.
         threads: Threads that a long request is split over.
         shared_rows: Where several processes keep one copy of the catalogue's rows.
+        copies: Where bundles are copied to before they are served.
     """
 
     items: str | os.PathLike[str] | None = None
@@ -44,6 +46,7 @@ class RankerOptions:
     max_values: int = MAX_VALUES
     threads: int = 1
     shared_rows: SharedRows | None = None
+    copies: PrivateCopies | None = None
 
 
 def load_ranker(
@@ -52,6 +55,7 @@ def load_ranker(
     catalogue: Catalogue | None = None,
     *,
     like: Ranker | None = None,
+    files: Path | None = None,
 ) -> Ranker:
     """Load a version and have it answer the requests stored in its bundle.
 
@@ -60,13 +64,14 @@ def load_ranker(
         options: How the ranker is made.
         catalogue: The items.
         like: The version that serves now; another model's heads are refused.
+        files: A private copy of the bundle, compared with its sums already; None: ``path`` itself.
 
     Raises:
         BundleError: If the bundle is damaged, incomplete, of another format or of another model,
             or if it does not give the scores that were stored with it.
         WideDeepError: If the catalogue does not fit it.
     """
-    bundle = Bundle.load(path)
+    bundle = _load_bundle(path, files)
     bundle.limit_values(options.max_values)
     if like is not None:
         _check_heads(bundle, like.bundle)
@@ -81,6 +86,18 @@ def load_ranker(
     )
     _answer_stored_requests(bundle, ranker)
     return ranker
+
+
+def _load_bundle(path: Path, files: Path | None) -> Bundle:
+    if files is None:
+        return Bundle.load(path)
+    try:
+        bundle = Bundle.load(files, verify=False)
+        bundle._check_warmup()
+    except BundleError as error:  # operators know the bundle by where it was published
+        raise BundleError(str(error).replace(str(files), str(path))) from error
+    bundle.path = path
+    return bundle
 
 
 def _check_heads(bundle: Bundle, serving: Bundle) -> None:

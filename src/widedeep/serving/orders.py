@@ -9,6 +9,7 @@ from pathlib import Path
 from widedeep.bundle import Bundle
 from widedeep.errors import WideDeepError, nearest
 from widedeep.serving.plan import make_plan
+from widedeep.serving.private_copies import PrivateCopies
 from widedeep.serving.served import NoVersion
 from widedeep.serving.state import Canary, ServingState, change_state, state_path
 from widedeep.serving.versions import Latest, find_versions, version_key
@@ -133,14 +134,23 @@ def roll_back(
     return target
 
 
-def check_loads(root: Path, version: str) -> None:
+def check_loads(root: Path, version: str, copies: PrivateCopies) -> None:
     """Refuse a version that does not load, before those are withdrawn that could serve.
+
+    Args:
+        root: The directory of versions.
+        version: Its name.
+        copies: Where a copy is made of it for the time being.
 
     Raises:
         NoVersion: With the reason.
     """
     try:
-        Bundle.load(find_versions(root)[version])
+        copy = copies.take(find_versions(root)[version])
+        try:
+            Bundle.load(copy.path)
+        finally:
+            copy.close()
     except (WideDeepError, OSError) as error:
         raise NoVersion(
             f"version {version!r} does not load, nothing is rolled back: {error}"

@@ -15,6 +15,7 @@ from widedeep.serving.candidates import MAX_VALUES
 from widedeep.serving.following import Following, Routes
 from widedeep.serving.loading import RankerOptions
 from widedeep.serving.plan import is_canary_request
+from widedeep.serving.private_copies import PrivateCopies, default_cache
 from widedeep.serving.served import (
     Lease,
     LoadedVersion,
@@ -69,6 +70,9 @@ class Registry:
             of the catalogue's rows; None: the workers of
             :func:`widedeep.serving.supervisor.run_workers` have one, and other processes keep their
             own rows.
+        cache: Where versions are copied to before they are served, so that nobody who writes to
+            ``root`` can change what serves; None: this user's cache
+            (:func:`widedeep.serving.private_copies.default_cache`).
         monitor: Watches the background threads; None: a monitor of its own.
         name: Of the model, where one process serves several.
 
@@ -105,6 +109,7 @@ class Registry:
         max_values: int = MAX_VALUES,
         state: str | os.PathLike[str] | None = None,
         rows: str | os.PathLike[str] | None = None,
+        cache: str | os.PathLike[str] | None = None,
         monitor: ThreadMonitor | None = None,
         name: str = "",
     ) -> None:
@@ -117,6 +122,7 @@ class Registry:
         self.poll_s = poll_s
         rows = os.environ.get(ROWS_DIRECTORY) if rows is None else rows
         self._state_file = state_path(self.root) if state is None else Path(state)
+        self._copies = PrivateCopies(default_cache() if cache is None else cache)
         options = RankerOptions(
             items=items,
             item_id=item_id,
@@ -125,6 +131,7 @@ class Registry:
             threads=threads,
             max_values=max_values,
             shared_rows=None if rows is None else SharedRows(rows),
+            copies=self._copies,
         )
         self._at = Following(
             self.root, self._state_file, self.policy, poll_s, options, monitor, name
@@ -285,7 +292,7 @@ class Registry:
 
         def check(version: str) -> None:
             if version not in loaded:
-                orders.check_loads(self.root, version)
+                orders.check_loads(self.root, version, self._copies)
 
         target = orders.roll_back(
             self.root,

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from widedeep.errors import WideDeepError
+from widedeep.serving.private_copies import PrivateCopy
 from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.shadow import ShadowScoring
 from widedeep.serving.versions import Signature
@@ -72,10 +73,17 @@ class LoadedVersion:
         files: Its bundle's, when it was loaded.
         items: The catalogue's file, when it was loaded.
         load_s: How long loading took.
+        copy: The private copy of the bundle that it is mapped from.
     """
 
     def __init__(
-        self, name: str, ranker: Ranker, files: Signature, items: Signature, load_s: float
+        self,
+        name: str,
+        ranker: Ranker,
+        files: Signature,
+        items: Signature,
+        load_s: float,
+        copy: PrivateCopy | None = None,
     ) -> None:
         self.name, self.ranker, self.files, self.items = name, ranker, files, items
         self.loaded_at, self.load_s = time.time(), load_s
@@ -83,6 +91,7 @@ class LoadedVersion:
         # When its catalogue is read again though the file has not changed, by the monotonic clock.
         self.items_again_at = float("inf")
         self.requests = self.in_use = 0
+        self._copy = copy
         # What the native server made of it, and the requests that it answered without a lease.
         self.native: object = None
         self.native_requests = 0
@@ -91,6 +100,8 @@ class LoadedVersion:
         """Let go of the ranker; nobody may use this version any more."""
         self.native = None
         del self.ranker
+        if self._copy is not None:
+            self._copy.close()
 
 
 class Served:

@@ -77,6 +77,7 @@ class SharedRows:
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
+        self._directory.mkdir(parents=True, exist_ok=True)  # cleaners of temporary files take it
         lock = os.open(self._directory / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

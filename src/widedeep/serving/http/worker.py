@@ -98,6 +98,7 @@ class ServingPlan:
         rank_threads: Threads that one request may use.
         grpc: ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out.
         log: Where what was shown is logged; None: nowhere.
+        cache: Where bundles are copied to before they are served; None: this user's cache.
 
     Raises:
         ConfigError: If there is no model, or one catalogue for several.
@@ -114,6 +115,7 @@ class ServingPlan:
     rank_threads: int = 1
     grpc: str | None = None
     log: LogPlan | None = None
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -143,6 +145,7 @@ class ServingPlan:
                 precision=self.precision,
                 threads=self.rank_threads,
                 max_values=self.settings.max_values,
+                cache=self.cache,
                 monitor=monitor,
                 name=name if len(self.models) > 1 else "",
             )
