@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -199,7 +200,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             print_json({"http": url, "grpc": grpc, "models": found}, indent=None)
             sys.stdout.flush()  # whoever reads waits for it, and the server goes on
         names = ", ".join(plan.models)
-        say(f"widedeep: serving {names} on {url}" + (f" and gRPC on {grpc}" if grpc else ""))
+        with contextlib.suppress(OSError):  # a full disk under the log ends no server
+            say(f"widedeep: serving {names} on {url}" + (f" and gRPC on {grpc}" if grpc else ""))
 
     return run_plan(plan, listening)
 

@@ -286,3 +286,26 @@ def test_mistakes(live: Live, tmp_path: Path) -> None:
     trainer.export(tmp_path / "bundle")
     with pytest.raises(ConfigError, match="is itself a bundle"):
         LivePublisher(trainer, tmp_path / "bundle", bundle=tmp_path / "b", every_rows=1)
+
+
+def test_what_nobody_foresaw_stops_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = Live(tmp_path)
+    (tmp_path / "models").mkdir()
+    state = tmp_path / "models" / "serving.json"
+    state.write_text("{")
+    assert live.learn(shards(1)) == ["hour 0"]
+    assert "cannot be read" in live.told[0]
+    state.unlink()
+    assert live.versions == []
+
+    def bug(*given: object, **named: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("widedeep.publish.live.validate", bug)
+        assert len(live.learn(shards(2, start=1))) == 3
+    assert "ZeroDivisionError: a bug" in live.told[-1] and live.versions == []
+    assert len(live.learn(shards(2, start=3))) == 5
+    assert live.versions != []

@@ -75,7 +75,7 @@ def _whole(
     broken: dict[str, tuple[int, int]],
     told: Callable[[str], None],
 ) -> bool:
-    file = place / name
+    file, now = place / name, (-1, -1)
     try:
         status = file.stat()
         now = (status.st_size, status.st_mtime_ns)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -152,13 +153,20 @@ class LivePublisher:
 
     def _is_time(self) -> bool:
         position = self._trainer.position
-        if not self.attempts and position.updates and self.place.served() is None:
+        if not self.attempts and position.updates and self._nothing_serves():
             return True
         learned = position.rows - self._rows
         minutes = (time.monotonic() - self._time) / 60.0
         by_rows = self._every_rows is not None and learned >= self._every_rows
         by_time = self._every_minutes is not None and minutes >= self._every_minutes
         return learned > 0 and (by_rows or by_time)
+
+    def _nothing_serves(self) -> bool:
+        try:
+            return self.place.served() is None
+        except Exception as error:  # it cannot be read for now: as good a reason to wait as any
+            self._told(f"{self.place.name}: cannot be read ({error}); the model is not published")
+            return False
 
     def _gather(self, first: Shard, coming: Iterator[Shard]) -> tuple[list[Shard], int]:
         """Take shards until they hold enough rows to judge by, or none are left."""
@@ -189,6 +197,8 @@ class LivePublisher:
                 passed = True
         except (WideDeepError, OSError) as error:
             reasons = (str(error),)
+        except Exception as error:  # a bug: told with its place, and training goes on
+            reasons = (f"a bug of the publisher's: {''.join(format_exception(error)).strip()}",)
         attempt = Attempt(
             rows=trainer.position.rows,
             judged=rows,

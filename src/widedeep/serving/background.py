@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import traceback
@@ -219,7 +218,4 @@ class ThreadMonitor:
             if len(self._kinds) >= _MOST_KINDS:
                 self._kinds.clear()
             self._kinds[kind] = (now, 0)
-        try:
-            self.log.bug(error, thread=thread, not_logged=silent)
-        except Exception as failure:  # a closed stream: nothing is left to tell it to
-            print(f"widedeep: {thread}: {error!r} ({failure!r})", file=sys.__stderr__)
+        self.log.bug(error, thread=thread, not_logged=silent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -182,7 +183,10 @@ class Following:
             try:
                 state = read_state(self._state_file)
                 paths = find_versions(self._root)
-                found = {name: (path, signature(path)) for name, path in paths.items()}
+                found: dict[str, tuple[Path, Signature]] = {}
+                for name, path in paths.items():
+                    with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                        found[name] = (path, signature(path))
                 items = _file_signature(self._options.items)
             except (ConfigError, OSError) as error:
                 # What is served is served on: a file system may be away for a moment.

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -151,7 +151,8 @@ class ImpressionLog:
         self._files = RotatedFiles(Path(directory), rotation, retention or Retention(), self._take)
         self._queue: queue.Queue[Answered] = queue.Queue(queued)
         self._lock = threading.Lock()
-        self._counts = ImpressionCounts()
+        self._numbers = {each.name: 0 for each in fields(ImpressionCounts) if each.name != "error"}
+        self._error: str | None = None
         self._pending: deque[_Pending] = deque()
         self._pending_bytes = 0
         self._pause_s, self._next_try = _RETRY_S[0], 0.0
@@ -222,12 +223,12 @@ class ImpressionLog:
     def counts(self) -> ImpressionCounts:
         """Return what became of the requests offered so far."""
         with self._lock:
-            return self._counts
+            return ImpressionCounts(**self._numbers, error=self._error)
 
     def _count(self, **added: int) -> None:
         with self._lock:
-            now = {name: getattr(self._counts, name) + n for name, n in added.items() if n}
-            self._counts = replace(self._counts, **now)
+            for name, number in added.items():
+                self._numbers[name] += number
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Write what is queued, and complete the open files."""
@@ -334,16 +335,12 @@ class ImpressionLog:
 
     def _tell(self, error: str | None) -> None:
         """Log that writing fails, or that it goes on: once each."""
-        before = self._counts.error
-        with self._lock:
-            lost = self._files.lost_rows - self._lost_in_files
-            self._lost_in_files += lost
-            self._counts = replace(
-                self._counts, error=error, lost_rows=self._counts.lost_rows + lost
-            )
+        before, self._error = self._error, error
+        lost, self._lost_in_files = self._lost_in_files, self._files.lost_rows
+        self._count(lost_rows=self._lost_in_files - lost)
         if (before is None) != (error is None):
             event = "impression_log_fails" if error else "impression_log_goes_on"
-            counts = self._counts
+            counts = self.counts()
             self._monitor.log.event(
                 event, error=error, waiting_rows=counts.waiting, lost_rows=counts.lost_rows
             )
@@ -358,7 +355,7 @@ class ImpressionLog:
         if rows or spooled:
             self._monitor.log.event(
                 "impression_log_ends",
-                error=self._counts.error,
+                error=self._error,
                 lost_rows=rows,
                 rows_in_spools=spooled,
             )

@@ -19,6 +19,10 @@ class RequestLog:
         which: ``"all"`` requests, those with ``"errors"`` (5xx), or ``"none"``.
         stream: Where to; None for standard error.
 
+    Attributes:
+        lost: Lines that could not be written: the disk is full, or nobody reads. No request fails
+            for it.
+
     Example:
         >>> import sys
         >>> log = RequestLog("all", stream=sys.stdout)
@@ -29,6 +33,7 @@ class RequestLog:
     def __init__(self, which: str = "errors", stream: IO[str] | None = None) -> None:
         self._least = {"all": 0, "errors": 500}.get(which, 1000)
         self._stream = stream
+        self.lost = 0
 
     def wants(self, status: int) -> bool:
         """Tell whether a request with this status is logged."""
@@ -49,4 +54,7 @@ class RequestLog:
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
         line = {"time": f"{at}.{int(now % 1 * 1e3):03d}Z", "event": event, **fields}
         text = msgspec.json.encode(line, enc_hook=str).decode()
-        print(text, file=self._stream or sys.stderr, flush=True)
+        try:
+            print(text, file=self._stream or sys.stderr, flush=True)
+        except (OSError, ValueError):  # the latter is a closed stream
+            self.lost += 1

@@ -170,7 +170,7 @@ def run_workers(
             f"run_workers: got {target!r}, expected a function of a module that can be imported"
         )
     metrics = Path(tempfile.mkdtemp(prefix="widedeep-metrics-"))
-    say = told or (lambda line: print(f"widedeep: {line}", file=sys.stderr, flush=True))
+    say = told or _say
     try:
         workers = [
             _Process(Worker(index, count), target, args, metrics, restart_s, say)
@@ -357,6 +357,10 @@ def _end_with_parent(parent: int) -> None:
 # ---- metrics ------------------------------------------------------------------------------------
 
 
+_METRICS_BYTES = 1 << 20
+_METRICS_KINDS = ("counter", "histogram", "gauge_sum", "gauge_livesum", "gauge_livemin")
+
+
 def _count_as(index: int) -> None:
     """Let the Prometheus client write the numbers of worker ``index``.
 
@@ -365,9 +369,34 @@ def _count_as(index: int) -> None:
     """
     try:
         from prometheus_client import values
+        from prometheus_client.mmap_dict import MmapedDict
     except ImportError:
         return  # a server without metrics
+
+    class Allocated(MmapedDict):
+        """Figures in a file that has its blocks: a hole that a full disk cannot fill ends us."""
+
+        def __init__(self, filename: str, read_mode: bool = False) -> None:
+            if not read_mode:
+                _allocate(filename)
+            super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
+
+    for kind in _METRICS_KINDS:  # now, while there is room
+        _allocate(os.path.join(os.environ[METRICS_DIRECTORY], f"{kind}_{index}.db"))
+    values.MmapedDict = Allocated  # type: ignore[attr-defined]
     values.ValueClass = values.MultiProcessValue(lambda: index)  # type: ignore[no-untyped-call]
+
+
+def _allocate(filename: str) -> None:
+    os.makedirs(os.path.dirname(filename), exist_ok=True)  # cleaners of temporary files take it
+    with open(filename, "ab") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, _METRICS_BYTES)
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # a full disk under it must not end workers
+        print(f"widedeep: {line}", file=sys.stderr, flush=True)
 
 
 def _forget_gauges(metrics: Path, index: int) -> None:

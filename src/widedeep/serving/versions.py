@@ -106,20 +106,17 @@ def find_versions(root: Path) -> dict[str, Path]:
 
 
 def signature(path: Path) -> Signature:
-    """Return what tells a version's files from those of another copy; empty if it is gone.
+    """Return what tells a version's files from those of another copy.
 
     Args:
         path: The version's directory.
 
     Raises:
-        OSError: If it is there and cannot be read, for now at least.
+        OSError: If it cannot be read; FileNotFoundError, if it is gone.
     """
     found = []
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                about = entry.stat()
-                found.append((entry.name, about.st_size, about.st_mtime_ns, about.st_ino))
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
+    with os.scandir(path) as entries:
+        for entry in entries:
+            about = entry.stat()
+            found.append((entry.name, about.st_size, about.st_mtime_ns, about.st_ino))
     return tuple(sorted(found))

@@ -179,7 +179,7 @@ def test_a_bundle_that_is_changed_under_the_server_changes_no_answer(
         assert requests.answered == REQUESTS
         if fault is overwritten:
             eventually(lambda: status(server)["models"]["models"][0]["error"] is None)
-            eventually(lambda: not Requests(server, right[1:], 1).done().wrong)
+            eventually(lambda: ask(server)["scores"] == right[1])
         assert readiness(server)["ready"]
         if fault in (cut, zeros, emptied):
             eventually(lambda: status(server)["models"]["models"][0]["error"] is not None)
@@ -514,3 +514,69 @@ def test_a_supervisor_that_is_killed_takes_its_workers_with_it_in_order(models: 
         requests.join()
         assert not requests.wrong
         eventually(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers), 40)
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_the_temporary_files_ends_no_worker(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = [best_first(models / "1")]
+    with small_disk(models.parent / "disk", "32m") as disk:
+        monkeypatch.setenv("TMPDIR", str(disk))
+        with serve(models, "--workers", 2) as server:
+            server.wait_ready()
+            eventually(lambda: events(models).count("started") == 2)
+            workers = workers_of(server)
+            with contextlib.suppress(OSError), (disk / "all of it").open("wb", 0) as file:
+                while True:
+                    file.write(bytes(1 << 16))
+            before = figure(server, 'widedeep_requests_total{route="/v1/rank",status="200"}')
+            for _ in range(4):
+                Requests(server, right, 250).done()
+            assert workers_of(server) == workers
+            time.sleep(0.5)  # figures of other processes are those of a moment ago
+            after = figure(server, 'widedeep_requests_total{route="/v1/rank",status="200"}')
+            assert after - before == 1000
+            publish(models, "2", seed=2)
+            eventually(lambda: ask(server)["scores"] == best_first(models / "2"))
+            # A worker that comes anew finds no room for its figures, until there is.
+            os.kill(workers[0], signal.SIGKILL)
+            eventually(lambda: "SIGKILL" in (models.parent / "stderr").read_text())
+            (disk / "all of it").unlink()
+            eventually(lambda: events(models).count("started") >= 3)
+            Requests(server, [best_first(models / "2")], 100).done()
+
+
+@pytest.mark.slow
+def test_temporary_files_that_are_taken_away_end_no_worker(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = models.parent / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with serve(models, "--workers", 2) as server:
+        server.wait_ready()
+        eventually(lambda: events(models).count("started") == 2)
+        (metrics,) = temporary.glob("widedeep-metrics-*")
+        shutil.rmtree(metrics)
+        Requests(server, [best_first(models / "1")]).done()
+        assert server.call("GET", "/metrics").status == 200
+        publish(models, "2", seed=2)
+        eventually(lambda: ask(server)["scores"] == best_first(models / "2"))
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        eventually(lambda: events(models).count("started") == 3)
+        Requests(server, [best_first(models / "2")], 100).done()
+
+
+def test_a_full_disk_under_standard_error_costs_no_answer(models: Path) -> None:
+    (models.parent / "stderr").symlink_to("/dev/full")
+    with serve(models, "--log-requests", "all") as server:
+        server.wait_ready()
+        Requests(server, [best_first(models / "1")]).done()
+        assert server.call("POST", "/v1/rank", {"user": 3}).status in (400, 422)
+        assert server.call("GET", "/none").status == 404
+        publish(models, "2", seed=2)
+        eventually(lambda: ask(server)["scores"] == best_first(models / "2"))
+        told = status(server)
+        assert told["ready"] and told["log_lines_lost"] >= REQUESTS
+        assert all(each["errors"] == 0 for each in told["threads"])

@@ -126,9 +126,9 @@ class Accounts:
                 before = self._answers.get(status, (0, 0.0, np.zeros(len(bins), np.int64)))
                 if n > before[0]:
                     counts = np.array(bins, np.int64)
-                    self._answers[status] = (n, seconds, counts)
                     new_seconds, new_counts = seconds - before[1], counts - before[2]
                     metrics.answered_many(self._label, status, new_seconds, new_counts)
+                    self._answers[status] = (n, seconds, counts)
             for account in list(self._routes.values()):
                 self._publish_route(account)
             for why, n in self._front.endings().items():

@@ -49,6 +49,7 @@ async def status(service: Service, call: Call) -> Reply:
             "reasons": service.unready(),
             "warnings": service.warnings(),
             "threads": [asdict(thread) for thread in service.monitor.status()],
+            "log_lines_lost": 0 if service.log is None else service.log.lost,
             "impression_log": None if log is None else asdict(log.counts()),
             "models": {
                 name: [asdict(version) for version in registry.status()]
@@ -76,6 +77,7 @@ def server_figures(service: Service) -> CollectorRegistry:
     service.publish()
     if METRICS_DIRECTORY not in os.environ:
         return service.metrics.registry
+    os.makedirs(os.environ[METRICS_DIRECTORY], exist_ok=True)  # cleaners of temporary files take it
     found = CollectorRegistry()
     MultiProcessCollector(found)  # type: ignore[no-untyped-call]
     return found
