@@ -6,8 +6,8 @@
 namespace widedeep {
 bool Places::enter() noexcept {
   const std::int64_t before = inside_.fetch_add(1);
-  if (before == 0 && limit_ == 0) busy_since_ = FrontClock::now();
-  if (before < kLeast && limit_ == 0) return true;
+  if (before == 0 && limit_ < 0) busy_since_ = FrontClock::now();
+  if (before < kLeast && limit_ < 0) return true;
   if (before < allowed()) return true;
   inside_.fetch_sub(1);
   refused_.fetch_add(1);
@@ -15,14 +15,14 @@ bool Places::enter() noexcept {
 }
 
 std::int64_t Places::allowed() const noexcept {
-  if (limit_ > 0) return limit_;
+  if (limit_ >= 0) return limit_;
   // Where nothing gets done at all, the time that was measured says nothing.
   const bool is_stuck = FrontClock::now() - busy_since_.load() > max_wait_;
   return is_stuck ? kLeast : measured_.load();
 }
 
 void Places::leave() noexcept {
-  if (limit_ == 0) {
+  if (limit_ < 0) {
     const std::lock_guard lock(mutex_);
     const FrontClock::time_point now = FrontClock::now();
     const double busy_s = std::chrono::duration<double>(now - busy_since_.exchange(now)).count();

@@ -26,8 +26,8 @@ namespace widedeep {
 using FrontClock = std::chrono::steady_clock;
 
 // Counts requests that have come whole and are not yet computed; refuses beyond a limit, or, with a
-// limit of 0, where one more would wait for longer than `max_wait_s` by the measured time between
-// two that are done.
+// limit below 0, where one more would wait for longer than `max_wait_s` by the measured time
+// between two that are done.
 class Places {
  public:
   explicit Places(std::int64_t limit, double max_wait_s = 1)

@@ -38,7 +38,7 @@ class Admission:
     """
 
     def __init__(self, limit: int | None, max_wait_s: float = 1.0) -> None:
-        self.places = Places(limit or 0, max_wait_s)
+        self.places = Places(-1 if limit is None else limit, max_wait_s)
 
     @property
     def inside(self) -> int:
