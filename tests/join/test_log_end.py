@@ -120,7 +120,7 @@ def test_actions_that_stop(tmp_path: Path, log: Log, end: int) -> None:
 def test_impressions_that_stop(tmp_path: Path, log: Log) -> None:
     result = joined(tmp_path, log.impressions(lambda t: t < T + 8 * DAY), log.actions())
     assert days_of(result) == pytest.approx(8, abs=0.1)
-    assert told(result, "impressions: none after", "actions there find no impression")
+    assert told(result, "impressions: none after", "set log_end to the end of the actions")
 
 
 @pytest.mark.parametrize("extra", [(400 * DAY,), (-400 * DAY,), (20_000 * DAY,), (15 * DAY,)])
@@ -308,6 +308,27 @@ def test_far_events_are_strays(seed: int, events: int, far: list[int]) -> None:
     times = [int(draw.random() * 10**9) for _ in range(events)]
     found = reach(bins([*times, *far]))
     assert (found.first_us, found.last_us) == (min(times), max(times))
+
+
+@settings(max_examples=100)
+@given(seed=st.integers(0, 10_000))
+def test_actions_that_lag_thin_out_and_are_no_strays(seed: int) -> None:
+    draw = random.Random(seed)
+    taken = [int(draw.uniform(0, 30 * DAY) + draw.uniform(0, 2 * DAY)) for _ in range(2_000)]
+    found = reach(bins(taken))
+    assert (found.first_us, found.last_us) == (min(taken), max(taken))
+
+
+def test_actions_that_come_days_later_are_no_silence(tmp_path: Path, log: Log) -> None:
+    taken = log.actions()
+    place = taken.schema.get_field_index("event_time")
+    draw = np.random.default_rng(1)
+    times = np.array(taken["event_time"]) + draw.integers(0, 2 * DAY, taken.num_rows)
+    taken = taken.set_column(place, "event_time", pa.array(times))
+    result = joined(tmp_path, log.impressions(), taken, window="2d")
+    assert not told(result, "actions:")
+    assert told(result, "impressions: none after")
+    assert last_day(result) == pytest.approx(DAYS - 2, abs=0.2)
 
 
 def test_nights_and_few_events_are_no_strays() -> None:

@@ -26,6 +26,8 @@ __all__ = ["Coverage", "log_coverage"]
 
 _TRACKED_KINDS = 20
 _SHOWN = 5
+_LAG = 0.25
+"""Actions spread evenly over their window are a tenth of the later ones for less than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +200,9 @@ class _Coverage:
     def _note_silences(self, bins: Mapping[str, list[Bin]], kinds: Sequence[str]) -> dict[str, int]:
         """Say where a log is silent; return the ends of those that stop before the other."""
         ends: dict[str, int] = {}
+        begins = bins["impressions"][0].first_us
         whole = silences(bins["actions"], bins["impressions"])
+        whole = self._unexplained(whole, bins["actions"], begins)
         for name, other, silent in (
             ("actions", "impressions", whole),
             ("impressions", "actions", silences(bins["impressions"], bins["actions"])),
@@ -212,11 +216,24 @@ class _Coverage:
             if len(listed) > _SHOWN + 1:
                 self.notes.append(f"{name}: {len(listed) - _SHOWN - 1} more such stretches")
         for kind in kinds:
-            for some in silences(bins[kind], bins["impressions"]):
+            silent = silences(bins[kind], bins["impressions"])
+            for some in self._unexplained(silent, bins[kind], begins):
                 if not any(a.first <= some.last and some.first <= a.last for a in whole):
                     name = f"actions of kind {kind!r}"
                     self.notes.append(self._silence(name, "impressions", bins[kind], some))
         return ends
+
+    def _unexplained(
+        self, silent: Sequence[Silence], bins: Sequence[Bin], begins: int
+    ) -> list[Silence]:
+        """Leave out a beginning in which actions are few because they come after impressions."""
+        window = max(label.window_us for label in self.config.labels)
+        return [
+            some
+            for some in silent
+            if not some.begins
+            or min(b.first_us for b in bins if b.number > some.last) - begins > window * _LAG
+        ]
 
     def _silence(self, name: str, other: str, bins: Sequence[Bin], some: Silence) -> str:
         before = [b.last_us for b in bins if b.number < some.first]
@@ -228,7 +245,12 @@ class _Coverage:
         else:
             when = f"between {moment_text(max(before))} and {moment_text(min(after))}"
         count = f"{some.count:,}" if some.count else "none"
-        if name == "impressions":
+        if name == "impressions" and some.ends and before:
+            effect = (
+                "the log is taken to end there; if nothing was shown later, set log_end to the "
+                "end of the actions, so that windows that have closed by then are kept"
+            )
+        elif name == "impressions":
             effect = "actions there find no impression"
         elif some.ends and name == "actions":
             kept = self.config.open_windows == "keep" or self.config.log_end is not None

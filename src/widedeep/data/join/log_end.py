@@ -23,8 +23,10 @@ _THINNER = 10
 """A stretch is silent where there is less than a tenth of the events that are expected."""
 _LEAST_STRAY, _LEAST_SILENCE = 10.0, 30.0
 """Events that must be missing beyond a stray, or in a silence."""
-_LONGER = 3
-"""How much longer than the longest pause of a log a stretch must be to lie outside it."""
+_LONGER, _FARTHER = 3, 5
+"""How much longer than a log's longest pause a stretch without events, or a stray's gap, is."""
+_SPANS = 100
+"""A stray's gap is at least this part of the log's span."""
 
 
 class Bin(NamedTuple):
@@ -70,9 +72,8 @@ class Reach:
 def reach(bins: Sequence[Bin]) -> Reach:
     """Return how far a log reaches.
 
-    The end is the time from which on the events are fewest compared with the density of the log's
-    core, if at least ten are missing there, they are few, and the stretch is three times as long
-    as the longest pause of the core. Likewise for the beginning.
+    It ends before the first gap behind which few events lie: a gap five times as long as every
+    pause before it, as long as ten events take, and a hundredth of the log. Likewise it begins.
 
     Args:
         bins: The log's bins that are not empty, in order.
@@ -115,20 +116,31 @@ def _trimmed(bins: Sequence[Bin]) -> int:
 
 
 def _end(bins: Sequence[Bin]) -> int:
-    """Return the last time that is no stray's."""
-    core, most = _core(bins), _most_strays(bins)
-    best, end, tail = _LEAST_STRAY, bins[-1].last_us, 0
+    """Return the last time that is no stray's.
+
+    Strays lie behind a gap, not at the end of a log that thins out: the gap is compared with the
+    longest pause of all that lies before it.
+    """
+    end, core = bins[-1].last_us, _core(bins)
     if core is None:
         return end
-    density, pause = core
-    for before, some in zip(bins[-2::-1], bins[:0:-1], strict=True):
-        tail += some.events
-        length = bins[-1].last_us - before.last_us
-        missing = density * length - _THINNER * tail
+    density, _ = core
+    first = _trimmed(bins)
+    span = bins[len(bins) - 1 - _trimmed(bins[::-1])].last_us - bins[first].first_us
+    least = max(_LEAST_STRAY / density, span / _SPANS)
+    pauses = itertools.accumulate(
+        (b.first_us - a.last_us for a, b in itertools.pairwise(bins[first:])), max
+    )
+    tail, most = 0, _most_strays(bins)
+    inner = [0, *pauses]
+    for number in range(len(bins) - 1, first, -1):
+        tail += bins[number].events
         if tail > most:
             break
-        if missing >= best and length >= _LONGER * pause:
-            best, end = missing, before.last_us
+        gap = bins[number].first_us - bins[number - 1].last_us
+        pause = inner[number - 1 - first]
+        if gap >= max(least, _FARTHER * pause):
+            end = bins[number - 1].last_us
     return end
 
 
