@@ -572,8 +572,10 @@ def read_section(
 
 
 def _fits_field(entry: dataclasses.Field[Any], value: object, hint: Any) -> bool:
-    endless = entry.metadata.get("may_be_infinite", False) and value == math.inf
-    return endless or _fits(value, hint)
+    may_be_infinite = entry.metadata.get("may_be_infinite", False)
+    if may_be_infinite and isinstance(value, float) and value == math.inf:
+        return True
+    return _fits(value, hint)
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -229,11 +229,11 @@ def column(name: str, source: Any, start: int, stop: int) -> DeepColumn:
         (lambda: replace(MODEL, deep=(column("x", "dense", 0, 2),)), "'x' has no 2 dense columns"),
         (lambda: replace(MODEL, deep=(column("x", "table", 1, 2),)), "columns 1 to 2, .* from 0"),
         (lambda: replace(MODEL, activation="snake"), "got activation='snake'"),
-        (lambda: replace(MODEL, wide_combiner="max"), "got wide_combiner='max'"),
+        (lambda: replace(MODEL, wide_combiner="max"), "got wide_combiner = 'max'"),
         (lambda: replace(MODEL, heads=()), "without a head"),
         (lambda: BundleHead(name="", kind="binary", start=0, stop=2), "expected one"),
         (lambda: BundleHead(name="", kind="multiclass", start=0, stop=1), "expected two or more"),
-        (lambda: BundleHead(name="", kind="poisson", start=0, stop=1), "got kind='poisson'"),
+        (lambda: BundleHead(name="", kind="poisson", start=0, stop=1), "got kind = 'poisson'"),
     ],
 )
 def test_models_that_do_not_fit_are_named(

@@ -115,7 +115,7 @@ class ValueCounter:
         return self.split(min_count, max_size, 0)[0]
 
     def split(
-        self, min_count: int, max_size: int | None, tail_size: int
+        self, min_count: int, max_size: int | None, tail_size: int, tail_bytes: int = 0
     ) -> tuple[Counted, Counted]:
         """Return what :meth:`result` does, and the most frequent of the values that it leaves out.
 
@@ -123,12 +123,13 @@ class ValueCounter:
             min_count: Leave out values seen fewer times.
             max_size: Keep at most so many values; None keeps all.
             tail_size: Return at most so many of those left out.
+            tail_bytes: Hold no more of those left out than take about twice so many bytes.
 
         Returns:
             Values and counts twice, each by count, the most frequent first and equal ones by value.
         """
-        leaders = _Leaders(min_count, None if max_size is None else max_size + tail_size)
-        rare = _Leaders(1, tail_size, below=min_count)
+        leaders = _Leaders(min_count, max_size, tail_size, tail_bytes)
+        rare = _Leaders(1, 0, tail_size, tail_bytes, below=min_count)
         distinct = 0
         for keys in self._table.merged():
             distinct += len(keys.offsets) - 1
@@ -353,13 +354,32 @@ class _Block(NamedTuple):
 
 
 class _Leaders:
-    """The most frequent keys so far; holds about twice as many as are wanted."""
+    """The most frequent keys so far; holds about twice as many as are wanted.
 
-    def __init__(self, min_count: int, max_size: int | None, *, below: int | None = None) -> None:
+    Args:
+        min_count: Keys with fewer occurrences are left out.
+        max_size: How many are wanted in any case; None: all.
+        tail_size: How many are wanted behind those at most.
+        tail_bytes: How many bytes these may have at most.
+        below: Keys with so many occurrences are left out, too.
+    """
+
+    def __init__(
+        self,
+        min_count: int,
+        max_size: int | None,
+        tail_size: int,
+        tail_bytes: int,
+        *,
+        below: int | None = None,
+    ) -> None:
         self._floor = min_count
         self._below = below
         self._last: pa.Scalar | None = None
-        self._max_size = max_size
+        self._first = max_size or 0
+        self._max_size = None if max_size is None else max_size + tail_size
+        self._tail_bytes = tail_bytes
+        self._bytes_after_prune = self._n_bytes = 0
         self._values: list[pa.Array] = [pa.array([], pa.large_binary())]
         self._counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         self._n_held = 0
@@ -377,12 +397,28 @@ class _Leaders:
         self._values.append(values.filter(pa.array(frequent)))
         self._counts.append(keys.counts[frequent])
         self._n_held += len(self._counts[-1])
-        if self._max_size is not None and self._n_held > 2 * self._max_size + TAKEN_KEYS:
+        if self._max_size is None:
+            return
+        self._n_bytes += _n_bytes(self._values[-1])
+        if self._n_held > 2 * self._max_size + TAKEN_KEYS:
             self._prune(self._max_size)
+        elif self._tail_bytes and self._n_bytes > self._bytes_after_prune + self._tail_bytes:
+            self._prune(self._wanted())
+
+    def _wanted(self) -> int:
+        """How many keys have, in their order, no more bytes behind the first than are wanted."""
+        values, _ = self._sorted()
+        sizes = np.cumsum(np.asarray(pc.binary_length(values[self._first :]), np.int64))
+        fitting = int(np.searchsorted(sizes, self._tail_bytes, side="right"))
+        assert self._max_size is not None
+        return min(self._first + fitting, self._max_size)
 
     def ordered(self) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
         if self._max_size is not None:
             self._prune(self._max_size)
+        return self._sorted()
+
+    def _sorted(self) -> tuple[pa.LargeBinaryArray, NDArray[np.int64]]:
         table = pa.table({"value": pa.concat_arrays(self._values), "count": self._joined_counts()})
         order = pc.sort_indices(table, [("count", "descending"), ("value", "ascending")])
         table = table.take(order).combine_chunks()
@@ -406,3 +442,8 @@ class _Leaders:
             kept = np.concatenate([kept, ties])
             values, counts = values.take(pa.array(kept)), counts[kept]
         self._values, self._counts, self._n_held = [values], [counts], len(counts)
+        self._bytes_after_prune = self._n_bytes = _n_bytes(values)
+
+
+def _n_bytes(values: pa.LargeBinaryArray) -> int:
+    return int(pc.sum(pc.binary_length(values)).as_py() or 0)

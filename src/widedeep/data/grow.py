@@ -67,7 +67,9 @@ def counted_vocabulary(
         max_size: Most values.
         grown: What an older schema counted.
     """
-    (values, counts), (rare, rare_counts) = counter.split(min_count, max_size, TAIL_VALUES)
+    (values, counts), (rare, rare_counts) = counter.split(
+        min_count, max_size, TAIL_VALUES, TAIL_BYTES
+    )
     if grown is not None:
         values, counts = _older_first(grown.known, values, counts, max_size)
     lost = 0 if grown is None else grown.lost
