@@ -205,7 +205,7 @@ def test_a_value_of_another_kind_is_told_by_every_door(
         ("y", None, FeatureError, r"label 'y' \(row 9 of the Table\): got null, expected .*; \S+"),
         ("y", math.inf, FeatureError, r"label 'y' \(row 9 of the Table\): got inf.*; \S+"),
         ("w", -1.0, DataError,
-         r"weight 'w' \(row 9 of the Table\): got -1.0.*, expected a finite number of at least 0"),
+         r"weight 'w' \(row 9 of the Table\): got -1.0.*, expected a number from 0 to 1e15"),
         ("w", math.nan, DataError, r"weight 'w' \(row 9 of the Table\): got nan.*; correct it"),
     ],
 )  # fmt: skip
@@ -336,9 +336,9 @@ def torch_adam() -> Any:
         (lambda: wd.WideDeep(SPEC), r"got FeatureSpec as the schema, expected what wd\.fit_schema"),
         (lambda: wd.WideDeep(SCHEMA, hidden_units=100), r"got hidden_units=100, .* such as \[100"),
         (lambda: wd.WideDeep(SCHEMA, hidden_units="100"), r"got hidden_units='100', expected a li"),
-        (lambda: wd.WideDeep(SCHEMA, embedding_dim="autos"), r"got embedding_dim='autos' .*'auto'"),
-        (lambda: wd.WideDeep(SCHEMA, activation="rleu"), r"'rleu' .* did you mean 'relu'\?"),
-        (lambda: wd.WideDeep(SCHEMA, dropout="0.1"), r"got dropout='0\.1' \(str\), expected a num"),
+        (lambda: wd.WideDeep(SCHEMA, embedding_dim="autos"), r"got embedding_dim = 'autos', .*'auto'"),
+        (lambda: wd.WideDeep(SCHEMA, activation="rleu"), r"'rleu', .* did you mean 'relu'\?"),
+        (lambda: wd.WideDeep(SCHEMA, dropout="0.1"), r"got dropout = '0\.1', expected a num"),
         (lambda: wd.Trainer(SCHEMA), r"got Schema as the model, expected wd\.WideDeep\(schema\)"),
         (lambda: trainer(wide="ftrl"), r"got wide='ftrl' \(str\), expected an optimizer of"),
         (lambda: trainer(deep=wd.Adagrad), r"got deep=<class .*, expected an optimizer of"),
@@ -346,9 +346,9 @@ def torch_adam() -> Any:
             lambda: trainer(dense=torch_adam()),
             r"got dense=an object \(Adam\).*or lambda parameters",
         ),
-        (lambda: trainer(schedule="cos"), r"got schedule='cos' .* did you mean 'cosine'\?"),
-        (lambda: trainer(loss_reduction="avg"), r"got loss_reduction='avg' .*'mean' or 'sum'"),
-        (lambda: trainer(batch_size="8"), r"got batch_size='8' \(str\), expected an integer"),
+        (lambda: trainer(schedule="cos"), r"got schedule = 'cos', .* did you mean 'cosine'\?"),
+        (lambda: trainer(loss_reduction="avg"), r"got loss_reduction = 'avg', .*'mean' or 'sum'"),
+        (lambda: trainer(batch_size="8"), r"got batch_size = '8', expected an integer"),
         (lambda: trainer(checkpoint_every=0), r"got checkpoint_every=0, expected an integer of at"),
         (
             lambda: trainer().fit(TABLE, epochs=0),
@@ -359,7 +359,7 @@ def torch_adam() -> Any:
         (lambda: trainer().fit(TABLE, eval_every=0), r"got eval_every=0, expected an integer"),
         (
             lambda: wd.bucketized("b", source="age", boundaries="18"),  # type: ignore[arg-type]
-            r"feature 'b': got boundaries='18', expected strictly increasing finite numbers",
+            r"feature 'b': got boundaries='18', expected a list of strictly increasing finite numbers",
         ),
         (
             lambda: wd.fit_schema(SPEC, np.zeros((3, 2))),
