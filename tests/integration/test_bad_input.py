@@ -336,7 +336,10 @@ def torch_adam() -> Any:
         (lambda: wd.WideDeep(SPEC), r"got FeatureSpec as the schema, expected what wd\.fit_schema"),
         (lambda: wd.WideDeep(SCHEMA, hidden_units=100), r"got hidden_units=100, .* such as \[100"),
         (lambda: wd.WideDeep(SCHEMA, hidden_units="100"), r"got hidden_units='100', expected a li"),
-        (lambda: wd.WideDeep(SCHEMA, embedding_dim="autos"), r"got embedding_dim = 'autos', .*'auto'"),
+        (
+            lambda: wd.WideDeep(SCHEMA, embedding_dim="autos"),
+            r"embedding_dim = 'autos', .*'auto'",
+        ),
         (lambda: wd.WideDeep(SCHEMA, activation="rleu"), r"'rleu', .* did you mean 'relu'\?"),
         (lambda: wd.WideDeep(SCHEMA, dropout="0.1"), r"got dropout = '0\.1', expected a num"),
         (lambda: wd.Trainer(SCHEMA), r"got Schema as the model, expected wd\.WideDeep\(schema\)"),
@@ -359,7 +362,7 @@ def torch_adam() -> Any:
         (lambda: trainer().fit(TABLE, eval_every=0), r"got eval_every=0, expected an integer"),
         (
             lambda: wd.bucketized("b", source="age", boundaries="18"),  # type: ignore[arg-type]
-            r"feature 'b': got boundaries='18', expected a list of strictly increasing finite numbers",
+            r"feature 'b': got boundaries='18', expected a list of strictly increasing",
         ),
         (
             lambda: wd.fit_schema(SPEC, np.zeros((3, 2))),

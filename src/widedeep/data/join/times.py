@@ -6,6 +6,8 @@ import datetime
 import re
 from fractions import Fraction
 
+import numpy as np
+
 from widedeep.errors import ConfigError, DataError
 
 __all__ = [
@@ -89,8 +91,12 @@ def duration_us(duration: str | float | datetime.timedelta, name: str = "duratio
                 "(us, ms, s, m, h, d, w) such as '30m' or '7d'"
             )
         return _checked(Fraction(match[1]) * _UNITS_US[match[2]], duration, name)
-    if isinstance(duration, bool) or not abs(duration) <= _LONGEST_US:
+    value: object = duration  # whatever a caller passes
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or np.isnan(duration):
         raise ConfigError(f"{name}: got {duration!r}, expected a duration such as '7d'")
+    if duration > _LONGEST_US:
+        raise ConfigError(f"{name}: got {duration!r}, expected at most 1,000,000 days")
     # The shortest decimal that is this float: what was typed.
     return _checked(Fraction(repr(float(duration))) * MICROSECONDS, duration, name)
 
