@@ -109,7 +109,7 @@ class Loop:
         ) as server:
             try:
                 assert server.stdout is not None
-                url = json.loads("".join(iter(server.stdout.readline, "}\n")) + "}")["http"]
+                url = json.loads(server.stdout.readline())["http"]
                 wait_ready(url)
                 yield url
             finally:

@@ -89,7 +89,7 @@ def serve_one_request(bundle: str) -> None:
     command = [sys.executable, "-m", "widedeep", "serve", f"census={bundle}", "--http", ":0"]
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        url = json.loads("".join(iter(server.stdout.readline, "}\n")) + "}")["http"]
+        url = json.loads(server.stdout.readline())["http"]
         body = json.dumps({"examples": [PERSON]})
         print(f"\ncurl {url}/v1/models/census:regress -d '{body}'")
         try:

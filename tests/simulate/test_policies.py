@@ -82,7 +82,7 @@ def serving(bundle: Path, folder: Path) -> Iterator[tuple[str, subprocess.Popen[
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
-            said = "".join(iter(process.stdout.readline, "}\n")) + "}"
+            said = process.stdout.readline()
             yield json.loads(said)["http"], process
         finally:
             process.terminate()

@@ -209,8 +209,7 @@ def test_connections_leave_descriptors_for_files(apps: Path) -> None:
     )
     assert process.stdout is not None
     try:
-        lines = iter(process.stdout.readline, "}\n")
-        port = int(json.loads("".join(lines) + "}")["http"].rpartition(":")[2])
+        port = int(json.loads(process.stdout.readline())["http"].rpartition(":")[2])
         server = Running(process, port, None, time.monotonic())
         server.wait_ready()
         with contextlib.ExitStack() as stack:
