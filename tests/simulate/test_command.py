@@ -78,7 +78,7 @@ def test_a_store_lives_on_with_its_users_in_two_arms(week: Path, tmp_path: Path,
     [
         (["--policy", "best"], "got the policy 'best', expected popularity, random, oracle"),
         (["--policy", "oracle", "--policy", "oracle"], "got two arms named 'oracle'"),
-        (["--explore", "2"], "got rate = 2.0, expected 0 <= rate <= 1"),
+        (["--explore", "2"], "--explore: got '2', expected a number of at least 0, at most 1"),
         (["--users", "3"], "got users = 3, expected at least 10"),
         (["--resume", "nowhere"], "no such file; 'widedeep simulate' writes it"),
         (["--resume", "nowhere", "--seed", "1"], "got --seed with --resume"),
