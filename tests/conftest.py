@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from widedeep.cli import main
 
 settings.register_profile("widedeep", deadline=None, derandomize=True)
 settings.load_profile("widedeep")
+# Tests send Ctrl-C to themselves; a shell has what it runs in the background ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -140,7 +140,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--drain", type=seconds, default=25.0, metavar="S", help="time to finish after SIGTERM"
     )
     parser.add_argument(
-        *("--drain-delay", "--lame-duck"),
+        "--drain-delay",
         type=seconds,
         default=2.0,
         metavar="S",

@@ -160,7 +160,7 @@ def test_late_heads_and_bodies_are_told_and_closed(apps: Path) -> None:
 
 
 def test_drain_on_sigterm(apps: Path) -> None:
-    with running(*catalogue(apps), "--lame-duck", 1.0) as server:
+    with running(*catalogue(apps), "--drain-delay", 1.0) as server:
         server.wait_ready()
         threads = load(server.port, 3, 6.0)
         time.sleep(0.5)

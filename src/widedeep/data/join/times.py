@@ -93,7 +93,7 @@ def duration_us(duration: str | float | datetime.timedelta, name: str = "duratio
         return _checked(Fraction(match[1]) * _UNITS_US[match[2]], duration, name)
     value: object = duration  # whatever a caller passes
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not is_number or np.isnan(duration):
+    if not is_number or value != value:
         raise ConfigError(f"{name}: got {duration!r}, expected a duration such as '7d'")
     if duration > _LONGEST_US:
         raise ConfigError(f"{name}: got {duration!r}, expected at most 1,000,000 days")
