@@ -595,7 +595,7 @@ def _fits(value: object, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and value in _INT64
     if hint is str:
-        return isinstance(value, str) and _is_unicode(value)
+        return isinstance(value, str) and is_unicode(value)
     return hint is Any or isinstance(value, hint)
 
 
@@ -609,7 +609,7 @@ def _is_number(value: object) -> bool:
         return False
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Tell whether text can be written: half a surrogate pair, or bytes of a name, cannot."""
     try:
         text.encode()
@@ -623,7 +623,7 @@ def _expected(value: object, hint: Any) -> str:
     words = [arg for arg in typing.get_args(hint) if isinstance(arg, str)]
     if isinstance(value, str) and len(words) > 1 and nearest(value, words).startswith("did"):
         return f"expected {_say(hint)}; {nearest(value, words)}"
-    if isinstance(value, str) and not _is_unicode(value):
+    if isinstance(value, str) and not is_unicode(value):
         return "expected text in Unicode; name it in UTF-8"
     if isinstance(value, float) and not math.isfinite(value):
         return f"expected {_say(hint)} that is finite"

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from widedeep.config import is_unicode
 from widedeep.data.csv_input import csv_batches, is_csv
 from widedeep.data.csv_values import ColumnKind, CsvColumns
 from widedeep.data.fragments import Input, Source, cast_parts, table_input
@@ -267,7 +268,7 @@ def _converted(values: Any, name: str, origin: str, convert: Callable[[Any], Any
 def _no_text(values: Any, name: str, origin: str) -> DataError:
     """Return the error about half of a surrogate pair, as some clients cut an emoji."""
     texts = ("".join(map(str, v)) if isinstance(v, list) else str(v) for v in values)
-    row = next((row for row, text in enumerate(texts) if not _is_unicode(text)), 0)
+    row = next((row for row, text in enumerate(texts) if not is_unicode(text)), 0)
     return DataError(
         f"{origin}: column {name!r}, row {row}: got text with half of a surrogate pair, which is "
         "no Unicode text; correct it, or replace it where the text is made: "
@@ -309,20 +310,12 @@ def _names(keys: Iterable[Any], origin: str) -> dict[str, Any]:
                 f"{origin}: two columns are named {name!r} ({names[name]!r} and {key!r}); rename "
                 "or drop one of them"
             )
-        if not _is_unicode(name):
+        if not is_unicode(name):
             raise DataError(
                 f"{origin}: the column {name!r} has a name with half of a surrogate pair, which is "
                 "no Unicode text; rename it"
             )
     return names
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _column(values: Any) -> Any:
