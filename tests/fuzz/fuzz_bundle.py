@@ -162,9 +162,10 @@ def write_tensors(path: Path, header: dict[str, Any], tensors: dict[str, bytearr
 def changed_values(rng: random.Random, dtype: str, data: bytearray) -> bytearray:
     """Return a tensor's bytes with some values replaced by odd ones, or moved."""
     kinds: dict[str, Any] = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U64": "<u8"}
-    array: NDArray[Any] = np.frombuffer(bytes(data), kinds.get(dtype, "u1")).copy()
-    if not len(array):
+    kind = np.dtype(kinds.get(dtype, "u1"))
+    if not data or len(data) % kind.itemsize:  # another change gave it another type
         return data
+    array: NDArray[Any] = np.frombuffer(bytes(data), kind).copy()
     way = rng.randrange(5)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")

@@ -164,7 +164,7 @@ class Bundle:
                 f"names {manifest.schema_fingerprint[:12]}: it is another model's; export again"
             )
         check_weights(schema, model, weights, manifest.engine)
-        return cls(
+        bundle = cls(
             path=path,
             manifest=manifest,
             schema=schema,
@@ -175,6 +175,13 @@ class Bundle:
             calibration=calibration,
             warmup=warmup,
         )
+        for column in bundle.encoder.columns(targets=False):
+            if column not in schema.columns:
+                raise BundleError(
+                    f"{path / files.SCHEMA}: no type for the column {column!r}, which a feature "
+                    "reads; export again"
+                )
+        return bundle
 
     def _check_warmup(self) -> None:
         if not self.warmup.rows:
