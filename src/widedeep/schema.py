@@ -43,7 +43,7 @@ _FACTS: Mapping[str, Any] = {
     "rows": int,
     "missing": Mapping[str, float],
     "label_means": Mapping[str, float],
-    "quantile_rows": int | None,
+    "quantile_rows": int,
     "notes": list[str],
     "dropped": Mapping[str, int],
 }

@@ -214,9 +214,10 @@ def change_tensor(
         )
     elif way == 7:
         rows = rng.choice((0, 1, 3, 100))
-        width = max(1, len(data) // max(1, entry["shape"][0] if entry["shape"] else 1))
+        length = entry["shape"][0] if isinstance(entry["shape"], list) and entry["shape"] else 1
+        width = max(1, len(data) // max(1, length))
         tensors[name] = bytearray((bytes(data) * (rows + 1))[: rows * width])
-        entry["shape"] = [rows, *entry["shape"][1:]]
+        entry["shape"] = [rows, *list(entry["shape"])[1:]]
     elif way == 8:
         entry["data_offsets"] = [rng.choice(NUMBERS), rng.choice(NUMBERS)]
         entry["crafted"] = True

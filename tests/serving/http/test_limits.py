@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import random
 import time
 from pathlib import Path
 
@@ -166,6 +167,7 @@ def test_which_models_a_path_holds(tmp_path: Path) -> None:
 
 
 def test_metrics_and_logs(registry: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    random.seed(1)  # chooses which requests are looked at
     local = Local({"apps": registry}, settings=Settings(request_log="all"))
     for _ in range(100):
         local.post("/v1/rank", ASK | {"candidates": ["maps", "no one's"], "user": {"user": "?"}})
