@@ -469,9 +469,18 @@ def test_kill_9_leaves_only_complete_files(ranker: Ranker, tmp_path: Path) -> No
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
         cwd=ROOT,
     )
+
+    def stopped_with_an_open_spool() -> bool:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        if any(folder.glob("*/.*.tmp")):
+            return True
+        process.send_signal(signal.SIGCONT)
+        return False
+
     try:
         eventually(lambda: len(list(folder.glob("*/*.parquet"))) >= 2)
-        eventually(lambda: any(folder.glob("*/.*.tmp")))
+        eventually(stopped_with_an_open_spool)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait(20)
