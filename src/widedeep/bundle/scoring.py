@@ -145,9 +145,9 @@ class Bundle:
         except BundleError:
             raise
         except (WideDeepError, OSError, *_DAMAGED) as error:
-            told = error if isinstance(error, WideDeepError) else repr(error)
+            reason = error if isinstance(error, WideDeepError) else repr(error)
             raise BundleError(
-                f"{path}: {told}; copy the bundle again, or export it again"
+                f"{path}: {reason}; copy the bundle again, or export it again"
             ) from error
 
     @classmethod

@@ -85,11 +85,11 @@ def follow_run(
         directory.write_json(directory.history, trainer.history.rows)
     if exporter.is_new:
         exporter.export()
-    kept = directory.read_metrics()
+    metrics = directory.read_metrics()
     return Followed(
         shards=trainer.history.rows,
         attempts=[] if publisher is None else publisher.attempts,
-        metrics={name: kept[name] for name in ("valid", "test") if name in kept},
+        metrics={name: metrics[name] for name in ("valid", "test") if name in metrics},
     )
 
 
@@ -172,9 +172,9 @@ class _Exporter:
         of_bundle = metrics.get("test") or metrics.get("valid") or live
         trainer.export(bundle, metrics=of_bundle, overwrite=True)
         before = self._directory.read_metrics().items()
-        kept = {name: value for name, value in before if name not in ("valid", "test", "stream")}
+        others = {name: value for name, value in before if name not in ("valid", "test", "stream")}
         stream = {"shards": len(trainer.shards), "rows": trainer.position.rows, "before": live}
-        self._directory.write_json(self._directory.metrics, {**metrics, **kept, "stream": stream})
+        self._directory.write_json(self._directory.metrics, {**metrics, **others, "stream": stream})
         self._say(f"exported {bundle} after {trainer.position.rows:,} rows")
         self._rows, self._time = trainer.position.rows, time.monotonic()
         return bundle

@@ -90,8 +90,8 @@ def write_config(
     try:
         write_text_whole(path, text)
     except OSError as error:
-        told = error.strerror or error
-        raise ConfigError(f"{path}: cannot be written ({told}); name another file (-o)") from error
+        cause = error.strerror or error
+        raise ConfigError(f"{path}: cannot be written ({cause}); name another file (-o)") from error
     return proposals
 
 
