@@ -16,6 +16,7 @@ ACTIONS, USERS, ITEMS, VERSIONS = 500_000, 100_000, 50_000, 3
 SLATE = 10
 START_US = 1_700_000_000_000_000
 DAY_US = 86_400_000_000
+LOG_END = "2023-12-16T22:13:20Z"  # two days after the last impression: every window is over
 # Two cores gain nothing from Spark's 200 partitions; its driver is the whole of local Spark.
 SPARK_OPTIONS = {
     "spark.driver.memory": "4g",
@@ -105,6 +106,7 @@ def join_config(
             History(name="item_rate", feature="rate", by="item", prior=0.1, strength=20.0),
         ),
         negatives=Negatives(rate=0.5),
+        log_end=LOG_END,
         engine=engine,
         memory_limit=memory_limit,
         threads=threads,
