@@ -78,7 +78,9 @@ def kind_text(feature: Feature) -> str:
     if isinstance(feature, Numeric):
         return f"numeric, {feature.transform}"
     if isinstance(feature, Bucketized):
-        return "bucketized"
+        if feature.boundaries is not None:
+            return "bucketized"
+        return "bucketized, " + ("quantiles" if feature.bins is None else "bins")
     if isinstance(feature, Crossed):
         return "crossed, hashed" if feature.hash_buckets else "crossed"
     if isinstance(feature, Categorical) and feature.hash_buckets:

@@ -151,6 +151,7 @@ SPEC = wd.FeatureSpec(
         wd.numeric("age_standard", source="age", transform="standard", missing="indicator"),
         wd.numeric("age_log", source="age", transform="log1p", missing=2.0),
         wd.bucketized("age_bucket", source="age", quantiles=3),
+        wd.bucketized("age_bin", source="age", bins=4),
         wd.categorical("job", min_count=2),
         wd.categorical("size", "tags"),
         wd.crossed("job", "tags"),
@@ -473,13 +474,14 @@ def test_adult_is_fitted_and_printed(tmp_path: Path) -> None:
             *wd.numeric("age", "education_num", "capital_gain", "capital_loss", "hours_per_week"),
             *wd.categorical("workclass", "education", "marital_status", "occupation"),
             wd.bucketized("age_bucket", source="age", boundaries=[18, 25, 30, 35, 40, 45, 50]),
+            wd.bucketized("gain_bin", source="capital_gain", bins=255),
             wd.crossed("education", "occupation"),
             wd.crossed("age_bucket", "education", "occupation", min_count=10),
         ],
     )
     schema = wd.fit_schema(spec, ADULT / "train.parquet")
     lines = repr(schema).splitlines()
-    assert lines[0].startswith("Schema of 12 features, fitted on 32,561 rows (quantiles exact), ")
+    assert lines[0].startswith("Schema of 13 features, fitted on 32,561 rows (quantiles exact), ")
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "feature kind size missing placement",
         "age numeric, quantile 1 0.0% deep",
@@ -488,6 +490,7 @@ def test_adult_is_fitted_and_printed(tmp_path: Path) -> None:
         "capital_loss numeric, quantile 1 0.0% deep",
         "hours_per_week numeric, quantile 1 0.0% deep",
         "age_bucket bucketized 10 0.0% wide",
+        "gain_bin bucketized, bins 103 0.0% wide",
         "workclass categorical 11 0.0% wide + deep",
         "education categorical 18 0.0% wide + deep",
         "marital_status categorical 9 0.0% wide + deep",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from widedeep.data.number_fit import (
     NumberSummary,
+    bin_cuts,
     bucket_boundaries,
     quantile_cuts,
     quantiles,
@@ -93,6 +94,83 @@ def test_learned_buckets_merge_equal_boundaries() -> None:
     assert bucket_boundaries(feature, summary_of([1, 1, 1, 1, 1, 1, 2, 3]), FLOAT).tolist() == [2.0]
     assert bucket_boundaries(feature, summary_of([7, 7]), FLOAT).tolist() == []
     assert bucket_boundaries(feature, summary_of([math.nan]), FLOAT).tolist() == []
+
+
+def greedy_bins(values: list[float], bins: int) -> list[list[float]]:
+    """Bins value by value: the oracle of ``bin_cuts``."""
+    distinct = sorted(set(values))
+    counts = {value: values.count(value) for value in distinct}
+    bins = bins if len(distinct) <= bins else max(1, min(bins, len(values) // 3))
+    heavy = {value for value in distinct if counts[value] * bins >= len(values)}
+    light_rows = sum(counts[value] for value in distinct if value not in heavy)
+    light_bins = bins - len(heavy)
+    result: list[list[float]] = [[]]
+    for position, value in enumerate(distinct[:-1]):
+        result[-1].append(value)
+        rows = sum(counts[one] for one in result[-1])
+        behind = sum(counts[one] for one in distinct[position + 1 :])
+        target = max(light_rows / light_bins, 3) if light_bins else math.inf
+        if len(distinct) <= bins:
+            closes = rows >= 3
+        else:
+            is_before_heavy = distinct[position + 1] in heavy
+            closes = value in heavy or rows >= (max(target / 2, 3) if is_before_heavy else target)
+        if closes and behind >= 3 and len(result) < bins:
+            light_rows -= sum(counts[one] for one in result[-1] if one not in heavy)
+            light_bins -= value not in heavy
+            result.append([])
+    result[-1].append(distinct[-1])
+    return result
+
+
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.integers(-9, 30), FINITE), st.integers(1, 12)),
+        min_size=1,
+        max_size=60,
+    ),
+    st.integers(2, 20),
+)
+def test_bins_are_those_of_a_plain_greedy_loop(runs: list[tuple[float, int]], bins: int) -> None:
+    values = [float(value) + 0.0 for value, count in runs for _ in range(count)]
+    ordered = np.sort(np.array(values))
+    cuts = bin_cuts(ordered, bins)
+    assert (np.diff(cuts) > 0).all() and len(cuts) <= bins - 1
+    bin_of_N = np.searchsorted(cuts, ordered, "right")
+    groups = [np.unique(ordered[bin_of_N == b]).tolist() for b in range(len(cuts) + 1)]
+    assert groups == greedy_bins(values, bins)
+    if len(cuts):
+        assert np.bincount(bin_of_N).min() >= 3
+
+
+def test_a_frequent_value_has_a_bin_of_its_own() -> None:
+    values = [0.0] * 900 + [float(v) for v in range(1, 101)]
+    cuts = bin_cuts(np.sort(np.array(values)), 11)
+    assert cuts.tolist() == [0.5, *(v + 0.5 for v in range(10, 100, 10))]
+    cuts = bin_cuts(np.sort(np.array([50.5] * 900 + values[900:])), 11)
+    assert {50.25, 50.75} <= set(cuts.tolist())
+
+
+def test_few_values_have_bins_of_three_rows() -> None:
+    feature = bucketized("b", source="x", bins=255)
+
+    def cuts(values: list[float]) -> list[float]:
+        return bucket_boundaries(feature, summary_of(values), FLOAT).tolist()
+
+    assert cuts([1, 1, 1, 2, 2, 2, 4, 4, 4]) == [1.5, 3.0]
+    assert cuts([1, 1, 2, 3, 3, 3, 4, 4]) == [2.5]
+    assert cuts([1, 2, 3, 4, 5]) == []
+    assert cuts([7.0] * 9) == cuts([math.nan] * 9) == cuts([]) == []
+
+
+def test_a_cut_lies_above_the_lower_value_in_float32_too() -> None:
+    low = 1.0 + 2.0**-23  # whose midpoint to the next float32 rounds to an even neighbour
+    for below, above in [(1.0, low), (low, low + 2.0**-23), (-1e308, 1e308), (5e-324, 1e-323)]:
+        cut = bin_cuts(np.array([below] * 3 + [above] * 3), 2)
+        assert below < cut[0] <= above
+        with np.errstate(over="ignore"):
+            low_32, cut_32, high_32 = np.array([below, cut[0], above]).astype(np.float32)
+        assert low_32 < cut_32 <= high_32 or low_32 == high_32
 
 
 @pytest.mark.parametrize(

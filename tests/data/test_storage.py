@@ -35,6 +35,7 @@ def features(**options: Any) -> list[Any]:
         *wd.numeric("x", **options),
         wd.bucketized("given", source="x", boundaries=TENTHS),
         wd.bucketized("learned", source="x", quantiles=9),
+        wd.bucketized("bins", source="x", bins=9),
         wd.crossed("given", "learned"),
         wd.crossed("given", "learned", hash_buckets=1000, name="hashed"),
     ]
@@ -123,11 +124,14 @@ def test_narrower_numbers_lie_in_the_buckets_of_wider_ones(narrow: str, dictiona
         features=[
             wd.bucketized("b", source="x", boundaries=TENTHS),
             wd.bucketized("q", source="x", quantiles=9),
+            wd.bucketized("bins", source="x", bins=9),
         ]
     )
-    wide = column(TENTHS, pa.float64())
-    encode = Transform(wd.fit_schema(spec, wide))
-    rows = column(TENTHS, FLOATS[narrow])
+    wide = column(3 * TENTHS, pa.float64())
+    schema = wd.fit_schema(spec, wide)
+    assert len(schema.boundaries["bins"]) == 8
+    encode = Transform(schema)
+    rows = column(3 * TENTHS, FLOATS[narrow])
     if dictionary and narrow == "float32":
         rows = pa.table({"x": rows["x"].dictionary_encode()})
     assert encoded(encode(rows, targets=False)) == encoded(encode(wide, targets=False))

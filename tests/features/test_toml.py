@@ -62,14 +62,15 @@ def categoricals(draw: st.DrawFn, name: str) -> list[Feature]:
 @st.composite
 def buckets(draw: st.DrawFn, name: str) -> list[Feature]:
     cuts = st.lists(NUMBERS.map(float), min_size=1, max_size=4, unique=True).map(sorted)
-    way = draw(st.tuples(cuts, st.none()) | st.tuples(st.none(), st.integers(2, 99)))
+    counts = st.integers(2, 99)
+    ways = [("boundaries", cuts), ("quantiles", counts), ("bins", counts)]
+    option, values = draw(st.sampled_from(ways))
     return [
         bucketized(
             name,
             source=draw(st.just(name) | st.just(name + "_raw")),
-            boundaries=way[0],
-            quantiles=way[1],
             embedding_dim=draw(SIZES),
+            **{option: draw(values)},
         )
     ]
 
@@ -196,7 +197,7 @@ def test_the_census_example_is_read() -> None:
         ('categorical = ["c"]\noptions.c = 3', "feature 'c': got 3, expected a table of options"),
         ('categorical = ["c"]\noptions = 3', "got options = 3 in [features], expected a table"),
         ("bucketized = []", "got bucketized = [] in [features], expected a table"),
-        ("bucketized.b = { source = 'x' }", "feature 'b': expected either boundaries"),
+        ("bucketized.b = { source = 'x' }", "feature 'b': got no way to cut it"),
         ("crossed = ['ab']", "got crossed = ['ab'], expected a list of parts or a table"),
         ("crossed = [{ parts = 'ab' }]", "expected a list of parts or a table"),
         ("crossed = 'ab'", "got crossed = 'ab' in [features], expected a list"),

@@ -70,8 +70,8 @@ def fit_schema(
             dicts.
         memory_limit: Bytes for reading and counting, at least 16 MiB, beside what the schema itself
             takes; 1 GiB if not given.
-        sample_rows: Quantiles are exact on all rows up to this number, and exact on a seeded sample
-            of so many rows beyond it.
+        sample_rows: Quantiles and bins are exact on all rows up to this number, and exact on a
+            seeded sample of so many rows beyond it. They count rows, whatever their weights.
         seed: Of that sample, 0 <= seed < 2**64.
         threads: Columns read at the same time, at least 1, fewer where the memory limit is small;
             the number of processors, up to 8, if not given.

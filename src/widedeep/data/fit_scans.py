@@ -149,7 +149,7 @@ def scan_numbers(scan: Scan, plan: NumberColumn) -> Found:
 
 def _needs_sample(plan: NumberColumn) -> bool:
     return any(
-        feature.quantiles is not None
+        feature.boundaries is None
         if isinstance(feature, Bucketized)
         else feature.transform == "quantile"
         for feature in plan.features

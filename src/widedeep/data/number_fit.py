@@ -16,6 +16,7 @@ from widedeep.schema import ColumnType, NumericFit
 
 __all__ = [
     "NumberSummary",
+    "bin_cuts",
     "bucket_boundaries",
     "quantile_cuts",
     "quantiles",
@@ -27,6 +28,7 @@ _LARGEST_SCALED = 1e150
 _SMALLEST_SPREAD = 1e-300
 _SPLITTER = 2.0**27 + 1.0
 _PROFILE_BUCKETS = 10
+_LEAST_BIN_ROWS = 3
 
 
 class NumberSummary:
@@ -131,6 +133,77 @@ def quantile_cuts(ordered: NDArray[np.float64], buckets: int) -> NDArray[np.floa
     return np.asarray(cuts[cuts > ordered[0]])
 
 
+def bin_cuts(ordered: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Return the boundaries of at most ``bins`` bins by value, midway between two values.
+
+    One bin per distinct value where there are at most ``bins`` of them. Otherwise a value that
+    holds a bin's fair share of the rows stands alone, and the others fill bins of equal mass, from
+    the smallest value on; too few of them for half a bin join the frequent value behind them. No
+    bin holds fewer than three rows (after Ke et al. 2017, LightGBM's greedy binning).
+
+    Args:
+        ordered: Sorted values, without nulls.
+        bins: Most bins, at least 2.
+
+    Returns:
+        Strictly increasing values, at most ``bins - 1``.
+
+    Example:
+        >>> bin_cuts(np.array([0.0] * 50 + [1.0] * 3 + [2.0] * 3 + [9.0] * 3), 3).tolist()
+        [0.5, 1.5]
+    """
+    values, counts = np.unique(ordered, return_counts=True)  # (U,) each
+    if len(values) <= bins:
+        lasts = _merge_small(counts)
+    else:
+        lasts = _fill_bins(counts, max(min(bins, len(ordered) // _LEAST_BIN_ROWS), 1))
+    low, high = values[lasts], values[lasts + 1]
+    middle = low + (high / 2 - low / 2)
+    # Requests may bring narrower numbers: a cut is one that float32 tells from the value below.
+    with np.errstate(over="ignore"):
+        is_between = middle.astype(np.float32) > low.astype(np.float32)
+    return np.where(is_between, middle, high)
+
+
+def _merge_small(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the last value of each bin but the highest, where values have bins of their own."""
+    lasts, rows = [], 0
+    remaining = int(counts.sum())
+    for position, count in enumerate(counts.tolist()[:-1]):
+        rows += count
+        remaining -= count
+        if rows >= _LEAST_BIN_ROWS and remaining >= _LEAST_BIN_ROWS:
+            lasts.append(position)
+            rows = 0
+    return np.array(lasts, np.int64)
+
+
+def _fill_bins(counts: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
+    """Return the last value of each bin but the highest, where bins hold several values."""
+    cumulative = np.concatenate([[0], np.cumsum(counts)])  # (U + 1,) rows below each value
+    total = int(cumulative[-1])
+    is_heavy = counts * bins >= total
+    heavy = np.append(np.flatnonzero(is_heavy), len(counts))  # ascending, with an end mark
+    light_rows, light_bins = int(counts[~is_heavy].sum()), bins - int(is_heavy.sum())
+    lasts: list[int] = []
+    start = 0
+    while len(lasts) < bins - 1:
+        target = max(light_rows / light_bins, _LEAST_BIN_ROWS) if light_bins > 0 else math.inf
+        next_heavy = int(heavy[np.searchsorted(heavy, start)])
+        below = cumulative[next_heavy] - cumulative[start]
+        last = int(np.searchsorted(cumulative, cumulative[start] + target)) - 1
+        if last >= next_heavy:
+            alone = below >= max(target / 2, _LEAST_BIN_ROWS)
+            last = next_heavy - 1 if alone else next_heavy
+        if last >= len(counts) - 1 or total - cumulative[last + 1] < _LEAST_BIN_ROWS:
+            break
+        lasts.append(last)
+        light_rows -= int(counts[start : last + 1][~is_heavy[start : last + 1]].sum())
+        light_bins -= not is_heavy[last]
+        start = last + 1
+    return np.array(lasts, np.int64)
+
+
 def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """Return quantiles at equal distances, the smallest and largest value among them.
 
@@ -160,6 +233,8 @@ def bucket_boundaries(
     """
     if feature.boundaries is not None:
         return kind.round(np.array(feature.boundaries, np.float64))
+    if feature.bins is not None:
+        return bin_cuts(summary.sample, feature.bins)
     assert feature.quantiles is not None
     return quantile_cuts(summary.sample, feature.quantiles)
 

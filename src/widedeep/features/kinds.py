@@ -261,6 +261,10 @@ class Bucketized:
         source: The numeric column.
         boundaries: Strictly increasing cut points.
         quantiles: Learn this many buckets of equal mass instead (equal boundaries are merged).
+        bins: Learn at most this many buckets by value instead, with cuts midway between two values:
+            one bucket per distinct value where that suffices, else frequent values alone and the
+            rest in buckets of equal mass (after Ke et al. 2017, LightGBM). No bucket holds fewer
+            than three rows.
         embedding_dim: Width of the embedding if the feature is placed in the deep part.
     """
 
@@ -268,16 +272,21 @@ class Bucketized:
     source: str
     boundaries: tuple[float, ...] | None = None
     quantiles: int | None = None
+    bins: int | None = None
     embedding_dim: int | None = None
 
     def __post_init__(self) -> None:
         _check_names_of(self)
+        ways = {"boundaries": self.boundaries, "quantiles": self.quantiles, "bins": self.bins}
+        given = [way for way, value in ways.items() if value is not None]
         check(
-            (self.boundaries is None) != (self.quantiles is None),
+            len(given) == 1,
             self.name,
-            "expected either boundaries=[...] or quantiles=n",
+            f"got {' and '.join(given) or 'no way to cut it'}, expected one of boundaries=[...], "
+            "quantiles=n and bins=n",
         )
-        _check_at_least(self.name, "quantiles", self.quantiles, 2, _MOST_COLUMNS)
+        for option in ("quantiles", "bins"):
+            _check_at_least(self.name, option, getattr(self, option), 2, _MOST_COLUMNS)
         _check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         if self.boundaries is not None:
             check(
@@ -530,6 +539,7 @@ def bucketized(
     source: str,
     boundaries: Sequence[float] | None = None,
     quantiles: int | None = None,
+    bins: int | None = None,
     embedding_dim: int | None = None,
 ) -> Bucketized:
     """Declare a number cut into buckets.
@@ -539,22 +549,32 @@ def bucketized(
         source: The numeric column.
         boundaries: Strictly increasing cut points; buckets are closed on the left.
         quantiles: Learn this many buckets of equal mass instead.
+        bins: Learn at most this many buckets by value instead, see :class:`Bucketized`; 255 suits
+            most columns.
         embedding_dim: Width of the embedding if placed in the deep part.
 
     Returns:
         The feature.
 
     Raises:
-        FeatureError: If the boundaries do not increase, or both or neither way is given.
+        FeatureError: If the boundaries do not increase, or not exactly one of ``boundaries``,
+            ``quantiles`` and ``bins`` is given.
 
     Example:
         >>> bucketized("age_bucket", source="age", boundaries=[18, 65]).boundaries
         (18.0, 65.0)
+        >>> bucketized("age_bin", source="age", bins=255).bins
+        255
     """
     _check_names((name,), None)
     cuts = None if boundaries is None else _plain_boundaries(name, boundaries)
     return Bucketized(
-        name=name, source=source, boundaries=cuts, quantiles=quantiles, embedding_dim=embedding_dim
+        name=name,
+        source=source,
+        boundaries=cuts,
+        quantiles=quantiles,
+        bins=bins,
+        embedding_dim=embedding_dim,
     )
 
 
