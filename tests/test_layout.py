@@ -36,6 +36,7 @@ PUBLIC_NAMES = [
     "categorical",
     "crossed",
     "fit_schema",
+    "infer_spec",
     "join_actions",
     "load_config",
     "make_report",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from widedeep.bundle import Bundle
     from widedeep.config import load_config
     from widedeep.data.fit import fit_schema
+    from widedeep.data.infer import infer_spec
     from widedeep.data.join import join_actions
     from widedeep.errors import WideDeepError
     from widedeep.estimators import WideDeepClassifier, WideDeepRegressor
@@ -51,6 +52,7 @@ __all__ = [
     "categorical",
     "crossed",
     "fit_schema",
+    "infer_spec",
     "join_actions",
     "load_config",
     "make_report",
@@ -76,6 +78,7 @@ _MODULE_OF = {
     "categorical": "features",
     "crossed": "features",
     "fit_schema": "data.fit",
+    "infer_spec": "data.infer",
     "join_actions": "data.join",
     "load_config": "config",
     "make_report": "report",

@@ -61,8 +61,9 @@ def _add_init(verbs: Verbs) -> None:
         "write a first configuration from a table's columns",
         "  widedeep init train.parquet --label click -o ads.toml\n"
         "  widedeep check ads.toml\n\n"
-        "Numbers become numeric features, text and lists categorical ones; columns that name rows\n"
-        "or are constant are left out. Each line says what it was guessed from: read it through.",
+        "Numbers become numeric features and bins, text, lists and integer keys categorical ones;\n"
+        "columns that name rows, times and constants are left out; crosses that gain on held rows\n"
+        "are suggested. Each line says what it was guessed from: read it through.",
     )
     parser.add_argument("data", metavar="DATA", help="training data: Parquet, CSV, or a glob")
     parser.add_argument("--label", metavar="NAME", help="the label's column (guessed if plain)")
@@ -73,26 +74,31 @@ def _add_init(verbs: Verbs) -> None:
 def _init(arguments: argparse.Namespace) -> int:
     from widedeep.commands.init_config import write_config
 
-    found = write_config(
+    inferred = write_config(
         arguments.data, arguments.out, label=arguments.label, overwrite=arguments.force
     )
     if arguments.json:
         columns = [
             {
-                "column": p.column.name,
-                "role": p.role,
-                "type": str(p.column.arrow_type),
-                "distinct": p.column.distinct,
-                "missing": p.column.missing,
-                "options": p.options,
-                "reason": p.reason,
+                "column": c.name,
+                "role": c.role,
+                "type": str(c.profile.arrow_type),
+                "distinct": c.profile.distinct,
+                "missing": c.profile.missing,
+                "options": c.options,
+                "reason": c.reason,
             }
-            for p in found
+            for c in inferred.columns
         ]
-        print_json({"config": arguments.out, "columns": columns})
+        crosses = [{"columns": c.columns, "gain": c.gain, "z": c.z} for c in inferred.crosses]
+        document = {"config": arguments.out, "columns": columns, "crosses": crosses}
+        print_json({**document, "warnings": inferred.warnings})
         return GOOD
-    rows = [[p.column.name, p.role, p.describe()] for p in found]
-    print_table(["column", "proposed as", "because it holds"], rows)
+    rows = [[c.name, c.role, c.describe()] for c in inferred.columns]
+    rows += [[" x ".join(c.columns), "cross", c.reason] for c in inferred.crosses]
+    print_table(["column", "taken for", "because it holds"], rows)
+    for warning in inferred.warnings:
+        print_text(f"look at {warning}")
     print_text(f"\nwrote {arguments.out}; read it through, then: widedeep check {arguments.out}")
     return GOOD
 

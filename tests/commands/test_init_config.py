@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from widedeep.commands.init_config import Proposal, propose_config, write_config
+from widedeep.commands.init_config import write_config
 from widedeep.config import load_config
-from widedeep.data.sample import sample_rows
-from widedeep.errors import ConfigError, DataError
+from widedeep.errors import ConfigError
 
 ROWS = 400
 NUMBERS = [i * 0.37 for i in range(ROWS)]
@@ -23,76 +21,6 @@ IDS = [i % 150 for i in range(ROWS)]
 
 def table(**more: Any) -> pa.Table:
     return pa.table({"click": [i % 2 for i in range(ROWS)], **more})
-
-
-def one(values: Any, name: str = "x") -> Proposal:
-    """The proposal for a column, beside a plain feature that is always kept."""
-    found = propose_config(sample_rows(table(**{name: values, "age": NUMBERS})))
-    return next(p for p in found if p.column.name == name)
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "role", "reason"),
-    [
-        ("price", NUMBERS, "numeric", ""),
-        ("stars", [i % 5 for i in range(ROWS)], "numeric", ""),
-        ("job", ["cook", "clerk"] * (ROWS // 2), "categorical", ""),
-        ("job", ["cook", "?"] * (ROWS // 2), "categorical", "'?' is a value, not null"),
-        ("flag", [True, False] * (ROWS // 2), "categorical", ""),
-        ("user_id", IDS, "categorical", "id-like"),
-        ("userId", IDS, "categorical", "id-like"),
-        ("item_id", [f"i{i}" for i in IDS], "categorical", "id-like"),
-        ("row_id", list(range(ROWS)), "left out", "names rows"),
-        ("name", [f"name {i}" for i in range(ROWS)], "left out", "names rows"),
-        ("CustomerID", [float(i) for i in IDS], "left out", "write it as integers"),
-        ("country", ["de"] * ROWS, "left out", "is always de"),
-        ("empty", pa.nulls(ROWS, pa.string()), "left out", "has no value"),
-        ("day", [datetime.date(2020, 1, 1 + i % 20) for i in range(ROWS)], "left out", "is a time"),
-        ("blob", [{"a": i} for i in range(ROWS)], "left out", "which no feature reads"),
-        ("tags", [["a", "b"][: i % 3] for i in range(ROWS)], "categorical", "multi-valued"),
-        ("vector", [[0.5, i / 7] for i in range(ROWS)], "numeric", "a vector"),
-        ("ragged", [[i / 7] * (1 + i % 2) for i in range(ROWS)], "left out", "different lengths"),
-        ("weight", NUMBERS, "numeric", "weight = ... under [data]"),
-    ],
-)
-def test_a_column_is_proposed_as(name: str, values: Any, role: str, reason: str) -> None:
-    found = one(values, name)
-    assert found.role == role
-    assert reason in found.reason
-    assert bool(found.reason) == bool(reason)
-
-
-def test_options_that_go_with_it() -> None:
-    assert one(IDS, "user_id").options == {"min_count": 2}
-    assert one([[0.5, i / 7] for i in range(ROWS)]).options == {"size": 2}
-    assert one(["a", "b"] * (ROWS // 2)).options == {}
-
-
-@pytest.mark.parametrize("name", ["label", "Target", "clicked", "y"])
-def test_the_label_is_told_by_its_name(name: str) -> None:
-    rows = pa.table({"a": [0, 1] * 50, name: NUMBERS[:100], "b": [1, 0] * 50})
-    assert [p.column.name for p in propose_config(sample_rows(rows)) if p.role == "label"] == [name]
-
-
-def test_the_label_is_the_last_column_if_that_has_two_values() -> None:
-    rows = pa.table({"a": [0, 1] * 50, "income": ["<=50K", ">50K"] * 50})
-    assert propose_config(sample_rows(rows))[-1].role == "label"
-
-
-def test_a_label_that_cannot_be_told() -> None:
-    rows = pa.table({"a": [0, 1] * 50, "income": NUMBERS[:100]})
-    with pytest.raises(ConfigError, match=r"columns with two values: a\); give --label NAME"):
-        propose_config(sample_rows(rows))
-
-
-def test_a_label_that_is_no_column() -> None:
-    with pytest.raises(DataError, match=r"no column; did you mean 'click'"):
-        propose_config(sample_rows(table(x=NUMBERS)), label="clikc")
-
-
-def test_nothing_to_learn_from() -> None:
-    with pytest.raises(ConfigError, match=r"no column that can be a feature .country: is always d"):
-        propose_config(sample_rows(table(country=["de"] * ROWS)))
 
 
 @pytest.fixture
@@ -119,20 +47,20 @@ def test_the_file_says_what_was_proposed_and_why(ads: Path) -> None:
     assert config.data.test == str(ads / "test.parquet")
     assert config.data.valid_fraction == 0.1
     assert config.spec.label == "click"
-    numeric, categorical = ["age", "position", "vector"], ["job", "place", "user_id"]
+    numeric, categorical = ["age", "vector"], ["job", "place", "user_id", "position"]
     kinds = {name: type(f).__name__ for name, f in config.spec.by_name.items()}
     assert kinds == {
         **dict.fromkeys(numeric, "Numeric"),
+        "age_bin": "Bucketized",
         **dict.fromkeys(categorical, "Categorical"),
     }
     assert config.spec.by_name["user_id"].min_count == 2
     assert config.spec.by_name["vector"].size == 2
     for said in (
         'label = "click"  # 0: 50%, 1: 50%',
-        '"job",      # 3 values, 25% missing: clerk, cook, pilot',
+        '"job",       # 3 values, 25% missing: clerk, cook, pilot',
         '# group = "user_id"',
-        '# crossed = [["job", "place"]]',
-        "# training_only = { position = 1 }",
+        "training_only = { position = 1 }",
         "#   row_id: has a value of its own in nearly every row",
         "user_id",  # 150 values: 0, 1, 2 (id-like: values seen once share one id)",
     ):
@@ -142,12 +70,9 @@ def test_the_file_says_what_was_proposed_and_why(ads: Path) -> None:
 def test_what_is_commented_out_can_be_used_as_it_stands(ads: Path) -> None:
     write_config(str(ads / "train.parquet"), ads / "ads.toml")
     text = (ads / "ads.toml").read_text()
-    for key in ("group", "crossed", "training_only"):
-        text = text.replace(f"# {key} =", f"{key} =")
-    (ads / "ads.toml").write_text(text)
+    (ads / "ads.toml").write_text(text.replace("# group =", "group ="))
     spec = load_config(ads / "ads.toml").spec
     assert (spec.group, spec.training_only) == ("user_id", {"position": 1})
-    assert "job_x_place" in spec.by_name
 
 
 def test_paths_are_seen_from_the_folder_of_the_file(
@@ -185,7 +110,7 @@ def test_names_that_need_quotes(tmp_path: Path) -> None:
     pq.write_table(rows, tmp_path / "t.parquet")
     write_config(str(tmp_path / "t.parquet"), tmp_path / "run.toml")
     spec = load_config(tmp_path / "run.toml").spec
-    assert set(spec.by_name) == {'a "b"', "c d_id"}
+    assert set(spec.by_name) == {'a "b"', 'a "b"_bin', "c d_id"}
 
 
 def test_csv_is_sampled_from_its_beginning(tmp_path: Path) -> None:
@@ -205,8 +130,8 @@ def proposal_of(folder: Path, columns: dict[str, Any], name: str, suffix: str = 
         pq.write_table(table, path)
     else:
         pa.csv.write_csv(table, path)
-    found = write_config(path, folder / "run.toml", label="y", overwrite=True)
-    return next(p for p in found if p.column.name == name)
+    inferred = write_config(path, folder / "run.toml", label="y", overwrite=True)
+    return next(column for column in inferred.columns if column.name == name)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
@@ -254,12 +179,12 @@ def test_vectors_of_one_length_in_the_sample_alone(tmp_path: Path) -> None:
 def test_the_label_is_read_whole(tmp_path: Path) -> None:
     n = 120_000
     columns = {"x": [i % 7 for i in range(n)], "y": [0.0, 1.0] * (n // 2 - 1) + [0.0, 250.0]}
-    assert proposal_of(tmp_path, columns, "y").column.maximum == 250.0
+    assert proposal_of(tmp_path, columns, "y").profile.maximum == 250.0
     assert 'head = "regression"' in (tmp_path / "run.toml").read_text()
 
 
 def test_a_column_without_a_name_is_left_out_and_listed(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text(",x,y\n" + "".join(f"{i},{i % 7},{i % 2}\n" for i in range(99)))
     found = write_config(str(tmp_path / "e.csv"), tmp_path / "run.toml", label="y")
-    assert (found[0].column.name, found[0].role) == ("", "left out")
+    assert (found.columns[0].name, found.columns[0].role) == ("", "left out")
     assert "#   (no name): has no name" in (tmp_path / "run.toml").read_text()

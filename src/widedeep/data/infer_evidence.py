@@ -1,0 +1,263 @@
+"""What held rows say of columns: keys told from counts, copies, leaks, and crosses worth having."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep.data.gains import (
+    Cells,
+    HeldOutGains,
+    Targets,
+    as_gain,
+    bin_cells,
+    pair_cells,
+    value_cells,
+)
+from widedeep.data.roles import InferredColumn, id_like
+
+__all__ = ["Evidence", "SuggestedCross", "measure"]
+
+_LEAST_ROWS = 100
+_LEAST_ROWS_OF_CROSSES = 5_000
+# Rows times pairs: some seconds.
+_PAIR_ROWS = 300_000_000
+_LEAST_PAIR_ROWS = 50_000
+_MOST_CLASSES = 5
+_BINS, _PAIR_BINS = 255, 32
+_SURE = 4.0
+# Gain of a row that is worth a table of weights, in units of log likelihood.
+_LEAST_GAIN = 1e-4
+# Share of the label's entropy (of its variance, for numbers) that keys say beyond ordered bins.
+_LEAST_KEY_GAIN = 0.01
+_LEAK = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuggestedCross:
+    """Two columns that say more together than apart.
+
+    Args:
+        columns: Their names.
+        gain: Log likelihood that a row held out gains (for numbers: half the squared error, in
+            variances of the label).
+        z: The gain in standard errors.
+    """
+
+    columns: tuple[str, str]
+    gain: float
+    z: float
+
+    @property
+    def reason(self) -> str:
+        """The gain in words."""
+        return f"gains {self.gain:.2g} a held row, {self.z:.0f} standard errors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was measured.
+
+    Args:
+        columns: The columns, their roles corrected.
+        crosses: The suggested ones, the largest gain first.
+        warnings: What a person should look at.
+    """
+
+    columns: tuple[InferredColumn, ...]
+    crosses: tuple[SuggestedCross, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def measure(
+    table: pa.Table,
+    columns: Sequence[InferredColumn],
+    label: str | None,
+    head: str,
+    *,
+    crosses: int,
+    seed: int,
+) -> Evidence:
+    """Correct the roles of columns by what held rows say, and suggest crosses.
+
+    Args:
+        table: Sampled rows.
+        columns: Their roles by name and type.
+        label: The label's column; None: copies alone are looked for.
+        head: What the label asks for.
+        crosses: Most crosses to suggest.
+        seed: Of the halves and of the rows for crosses.
+    """
+    if label is not None:
+        table = table.filter(pc.is_valid(table.column(label)))
+    columns = _without_copies(table, columns)
+    if label is None or table.num_rows < _LEAST_ROWS:
+        return Evidence(columns=tuple(columns))
+    targets = _targets(table.column(label), head)
+    gains = HeldOutGains(targets, seed)
+    warnings = []
+    measured = []
+    for column in columns:
+        if column.is_feature and not column.profile.nested:
+            column = _told_by_gain(table, column, gains)
+            warnings += _leak(column, gains.scores(_cells(table, column, _PAIR_BINS)), targets)
+        measured.append(column)
+    suggested, notes = _suggest(table, measured, label, head, crosses, seed)
+    return Evidence(columns=tuple(measured), crosses=tuple(suggested), warnings=(*warnings, *notes))
+
+
+def _targets(column: pa.ChunkedArray, head: str) -> Targets:
+    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    numbers = numbers or pa.types.is_decimal(column.type)
+    if head == "regression" or (head == "binary" and numbers):
+        values_B = _numbers(column)
+        if head == "binary" and values_B.min() >= 0 and values_B.max() <= 1:
+            return Targets(values_B[:, None], "log")
+        scale = float(values_B.std()) or 1.0
+        return Targets(((values_B - values_B.mean()) / scale)[:, None], "squared")
+    codes_B = value_cells(column).codes_B
+    counts = np.bincount(codes_B)
+    classes = np.argsort(-counts, kind="stable")[:_MOST_CLASSES]
+    if np.count_nonzero(counts) == 2:
+        classes = classes[1:]
+    return Targets((codes_B[:, None] == classes).astype(np.float64), "log")
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    values = column.cast(pa.float64()).to_numpy().astype(np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _cells(table: pa.Table, column: InferredColumn, bins: int) -> Cells:
+    values = table.column(column.name)
+    if column.role == "numeric":
+        return bin_cells(_numbers(values), bins)
+    return value_cells(values)
+
+
+def _told_by_gain(table: pa.Table, column: InferredColumn, gains: HeldOutGains) -> InferredColumn:
+    """Tell a key from a count: the values of a key say more one by one than in their order."""
+    if column.role != "numeric" or column.profile.kind != "int" or column.profile.distinct <= _BINS:
+        return column
+    values = table.column(column.name)
+    one_by_one = gains.row_gains(value_cells(values))
+    in_order = gains.row_gains(bin_cells(_numbers(values), _BINS))
+    more = as_gain(one_by_one - in_order)
+    if more.z < _SURE or more.total < _LEAST_KEY_GAIN * gains.loss:
+        return column
+    return id_like(column.profile, "its values say more one by one than in order, as ids do")
+
+
+def _leak(column: InferredColumn, scores_BC: NDArray[np.float64], targets: Targets) -> list[str]:
+    values_BC = targets.values_BC
+    if targets.loss == "squared":
+        spread = float(scores_BC.std() * values_BC.std())
+        covariance = float((scores_BC * values_BC).mean() - scores_BC.mean() * values_BC.mean())
+        measure, name = (covariance / spread) ** 2 if spread else 0.0, "r2"
+    else:
+        measure = min(
+            _auc(scores_BC[:, c], values_BC[:, c] > 0.5) for c in range(values_BC.shape[1])
+        )
+        name = "AUC"
+    if measure < _LEAK:
+        return []
+    return [
+        f"{column.name}: tells the label alone ({name} {measure:.4f} on held rows); leave it out "
+        "if it is not known when a row is scored"
+    ]
+
+
+def _auc(scores_B: NDArray[np.float64], positive_B: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve, ties counted half (Mann and Whitney 1947)."""
+    positives = int(positive_B.sum())
+    negatives = len(positive_B) - positives
+    if not positives or not negatives:
+        return 0.5
+    _, ties_B, counts = np.unique(scores_B, return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum() - (counts - 1) / 2)[ties_B]
+    above = ranks[positive_B].sum() - positives * (positives + 1) / 2
+    return float(above / (positives * negatives))
+
+
+# ---- copies -------------------------------------------------------------------------------------
+
+
+def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[InferredColumn]:
+    """Leave out columns that say the same as one before them, in all rows looked at."""
+    first: dict[tuple[str, bytes], str] = {}
+    result = []
+    for column in columns:
+        if column.is_feature and not column.profile.nested and table.num_rows >= _LEAST_ROWS:
+            values = table.column(column.name)
+            numeric = column.role == "numeric"
+            same = _numbers(values) if numeric else value_cells(values).codes_B
+            key = (column.role, hashlib.blake2b(same.tobytes()).digest())
+            twin = first.setdefault(key, column.name)
+            if twin != column.name:
+                reason = f"says the same as {twin} in each row"
+                column = InferredColumn(profile=column.profile, role="left out", reason=reason)
+        result.append(column)
+    return result
+
+
+# ---- crosses ------------------------------------------------------------------------------------
+
+
+def _suggest(
+    table: pa.Table,
+    columns: Sequence[InferredColumn],
+    label: str,
+    head: str,
+    most: int,
+    seed: int,
+) -> tuple[list[SuggestedCross], list[str]]:
+    """Return the crosses worth having, the largest gain first, and what was not looked at."""
+    parts = [c for c in columns if c.is_feature and not c.profile.nested and not c.position]
+    if not most or len(parts) < 2 or table.num_rows < _LEAST_ROWS_OF_CROSSES:
+        return [], []
+    targets = _targets(table.column(label), head)
+    budget = _PAIR_ROWS // targets.values_BC.shape[1]
+    rows = max(_LEAST_PAIR_ROWS, budget // (len(parts) * (len(parts) - 1) // 2))
+    if rows < table.num_rows:
+        order = np.random.Generator(np.random.Philox(seed)).permutation(table.num_rows)
+        taken = np.sort(order[:rows])
+        table = table.take(pa.array(taken))
+        targets = replace(targets, values_BC=targets.values_BC[taken])
+    gains = HeldOutGains(targets, seed)
+    cells = {c.name: _cells(table, c, _BINS) for c in parts}
+    limit = max(2, int((2 * budget / table.num_rows) ** 0.5))
+    warnings = []
+    if len(parts) > limit:
+        parts = sorted(parts, key=lambda c: -gains.gain(cells[c.name]).total)[:limit]
+        warnings.append(f"crosses were looked for among the {limit} columns that say most alone")
+    gains.learn_all(list(cells.values()))
+    coarse = {c.name: _cells(table, c, _PAIR_BINS) for c in parts}
+    return _pairs_by_gain(gains, coarse, most, table.num_rows), warnings
+
+
+def _pairs_by_gain(
+    gains: HeldOutGains, cells: Mapping[str, Cells], most: int, rows: int
+) -> list[SuggestedCross]:
+    """Return pairs, each measured beside those before it, until none is sure to gain."""
+    names = [*combinations(cells, 2)]
+    crosses: list[SuggestedCross] = []
+    while len(crosses) < most:
+        sure = []
+        for one, other in names:
+            gain = gains.gain(pair_cells(cells[one], cells[other]))
+            if gain.z >= _SURE and gain.total >= _LEAST_GAIN * rows:
+                sure.append((gain, (one, other)))
+        if not sure:
+            break
+        gain, best = max(sure, key=lambda pair: pair[0].total)
+        crosses.append(SuggestedCross(columns=best, gain=gain.total / rows, z=gain.z))
+        gains.learn([pair_cells(cells[best[0]], cells[best[1]])])
+        names = [pair for _, pair in sure if pair != best]
+    return crosses

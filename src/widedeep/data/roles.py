@@ -1,0 +1,311 @@
+"""What a column may be, by its name, its type and what a sample of it holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from widedeep.data.paths import input_paths
+from widedeep.data.profile import ColumnProfile
+from widedeep.errors import ConfigError, DataError, nearest
+
+__all__ = ["InferredColumn", "Role", "assign_roles", "joined_roles", "label_of"]
+
+Role = Literal["label", "weight", "group", "time", "numeric", "categorical", "left out"]
+
+_LABEL_NAMES = (
+    *("label", "target", "y", "click", "clicked", "is_click", "is_clicked", "conversion"),
+    *("converted", "purchase", "purchased", "install", "installed", "outcome", "response"),
+)
+_WEIGHT_NAMES = ("weight", "weights")
+_EXAMPLE_WEIGHT_NAMES = ("sample_weight", "example_weight", "sample_weights", "example_weights")
+_REQUEST_NAMES = ("request_id", "query_id", "qid", "search_id", "impression_id", "session_id")
+_POSITION_NAMES = ("position", "impression_position", "rank", "slot")
+_POLICY_NAMES = ("policy", "logging_policy", "arm", "propensity")
+_TIME_NAMES = (
+    *("event_time", "time", "timestamp", "ts", "datetime", "date", "day", "created_at"),
+    *("request_time", "impression_time", "event_timestamp", "event_date"),
+)
+_TIME_NAME = re.compile(r"(^|_)(time|timestamp|ts|date|datetime)($|_)|_at$", re.IGNORECASE)
+# Whole columns of a pandas index.
+_INDEX_NAME = re.compile(r"^__index_level_\d+__$|^Unnamed: 0$")
+# Nouns of things that are counted up by their owner: an integer column so called holds keys.
+_ENTITY_NAME = re.compile(
+    r"(^|_)(user|item|product|article|customer|member|merchant|seller|vendor|store|shop|brand|"
+    r"campaign|advertiser|publisher|creative|category|segment|zip|zipcode|postcode|sku|code|app)$",
+    re.IGNORECASE,
+)
+_NULL_WORDS = ("?", "-", "na", "n/a", "nan", "null", "none")
+_MANY_VALUES = 10_000
+# Seconds since 1970 of the years 1990 and 2100.
+_EPOCHS = (631_152_000, 4_102_444_800)
+
+_NAMES_ROWS = "has a value of its own in nearly every row: it names rows"
+_IS_TIME = "is a time; make columns of what matters in it: hour, weekday, age in days"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferredColumn:
+    """What a column is taken for, and why.
+
+    Args:
+        profile: What a sample of it holds.
+        role: Label, weight, group, time of the row, feature, or nothing.
+        options: The feature's options.
+        bins: True for a number that is also cut into bins.
+        position: True for the place in a list, which is not known when the list is made.
+        reason: Why, where it is not plain to see.
+    """
+
+    profile: ColumnProfile
+    role: Role
+    options: Mapping[str, object] = field(default_factory=dict)
+    bins: bool = False
+    position: bool = False
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """The column's name."""
+        return self.profile.name
+
+    @property
+    def is_feature(self) -> bool:
+        """True for a number or a category that a model reads."""
+        return self.role in ("numeric", "categorical")
+
+    def describe(self) -> str:
+        """Return what the column holds, and why it is taken for what it is."""
+        values = self.profile.describe(as_category=self.role == "categorical")
+        if self.role in ("left out", "time"):
+            return self.reason
+        return f"{values} ({self.reason})" if self.reason else values
+
+
+def label_of(columns: Sequence[ColumnProfile], label: str | None) -> str | None:
+    """Return the label's column, guessed from names if it is not given; None if none looks so.
+
+    Raises:
+        DataError: If there is no such column.
+    """
+    names = [column.name for column in columns]
+    if label is not None and label not in names:
+        raise DataError(f"got label {label!r}, which is no column; {nearest(label, names)}")
+    if label is not None:
+        return label
+    lower = {column.name.lower(): column.name for column in columns}
+    for name in _LABEL_NAMES:
+        if name in lower:
+            return lower[name]
+    last = columns[-1].name if columns else None
+    return last if last in two_valued(columns) else None
+
+
+def two_valued(columns: Sequence[ColumnProfile]) -> list[str]:
+    """Return the columns that could be a binary label."""
+    return [c.name for c in columns if c.distinct == 2 and not c.nested and not c.missing]
+
+
+def no_label(columns: Sequence[ColumnProfile]) -> ConfigError:
+    """Return the error about a table of which no column looks like the label."""
+    names = two_valued(columns)
+    told = f"columns with two values: {', '.join(names)}" if names else "none has two values"
+    return ConfigError(f"cannot tell which column is the label ({told}); give --label NAME")
+
+
+def joined_roles(data: Any) -> dict[str, str]:
+    """Return what each column is to the join that wrote the data; empty for other data.
+
+    Args:
+        data: As for :func:`widedeep.data.sources.open_source`.
+    """
+    files = input_paths(data)
+    for folder in files[0].absolute().parents[:2] if files else ():
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(manifest, dict) and manifest.get("kind") == "widedeep examples":
+            return {column["name"]: column["role"] for column in manifest["columns"]}
+    return {}
+
+
+def assign_roles(
+    columns: Sequence[ColumnProfile], label: str | None, joined: Mapping[str, str]
+) -> list[InferredColumn]:
+    """Return what each column is taken for.
+
+    Args:
+        columns: What a sample of each holds.
+        label: The label's column.
+        joined: Roles that a join's manifest states.
+    """
+    group = _group_of(columns, label, joined)
+    time = _time_of(columns, label, joined)
+    roles = []
+    for column in columns:
+        if column.name == label:
+            role = InferredColumn(profile=column, role="label")
+        elif column.name == group:
+            reason = "names the requests: metrics are also taken within each"
+            role = InferredColumn(profile=column, role="group", reason=reason)
+        elif column.name == time:
+            role = InferredColumn(profile=column, role="time", reason=_IS_TIME)
+        else:
+            role = _by_name(column, joined, has_group=group is not None) or _by_values(column)
+        if role.is_feature and _is_position(column, joined, group is not None):
+            role = _position(role)
+        roles.append(role)
+    return roles
+
+
+def _left_out(column: ColumnProfile, reason: str) -> InferredColumn:
+    return InferredColumn(profile=column, role="left out", reason=reason)
+
+
+def _group_of(
+    columns: Sequence[ColumnProfile], label: str | None, joined: Mapping[str, str]
+) -> str | None:
+    """Return the column that names requests of more than one row each."""
+    names = {c.name.lower(): c for c in columns if c.name != label and not c.names_rows}
+    candidates = [c.name.lower() for c in columns if joined.get(c.name) == "request"]
+    for name in (*candidates, *_REQUEST_NAMES):
+        column = names.get(name)
+        if column is not None and column.kind in ("int", "text") and column.distinct > 1:
+            return column.name
+    return None
+
+
+def _time_of(
+    columns: Sequence[ColumnProfile], label: str | None, joined: Mapping[str, str]
+) -> str | None:
+    """Return the column of the time at which each row happened."""
+    times = [c for c in columns if c.name != label and _is_time(c, joined) and not c.nested]
+    for column in times:
+        if joined.get(column.name) == "event time":
+            return column.name
+    lower = {column.name.lower(): column.name for column in times if not column.missing}
+    return next((lower[name] for name in _TIME_NAMES if name in lower), None)
+
+
+def _is_time(column: ColumnProfile, joined: Mapping[str, str]) -> bool:
+    if column.kind == "time" or joined.get(column.name) == "event time":
+        return True
+    low, high = column.minimum, column.maximum
+    if column.kind != "int" or low is None or high is None or not _TIME_NAME.search(column.name):
+        return False
+    units = (1, 1_000, 1_000_000, 1_000_000_000)
+    return any(low >= _EPOCHS[0] * unit and high <= _EPOCHS[1] * unit for unit in units)
+
+
+def _is_position(column: ColumnProfile, joined: Mapping[str, str], has_group: bool) -> bool:
+    if column.nested:
+        return False
+    if joined.get(column.name) == "position":
+        return True
+    return column.name.lower() in (_POSITION_NAMES if has_group else _POSITION_NAMES[:2])
+
+
+def _position(column: InferredColumn) -> InferredColumn:
+    """Return the role of the place in a list: a category, fixed where rows are scored."""
+    reason = "not known before the list is made: fixed to the first place when rows are scored"
+    if column.profile.kind == "int":
+        return InferredColumn(
+            profile=column.profile, role="categorical", position=True, reason=reason
+        )
+    return replace(column, position=True, reason=reason)
+
+
+def _by_name(
+    column: ColumnProfile, joined: Mapping[str, str], *, has_group: bool
+) -> InferredColumn | None:
+    """Return the role that a name, or the join that wrote the column, settles."""
+    name, role = column.name.lower(), joined.get(column.name)
+    if not name:
+        return _left_out(column, "has no name; give it one in the file, or leave it out")
+    if _INDEX_NAME.search(column.name):
+        return _left_out(column, "is the index of a pandas frame, which names rows")
+    if role == "label":
+        return _left_out(column, "is another label of the join: what comes after the row")
+    if name in _EXAMPLE_WEIGHT_NAMES or role == "weight":
+        return _weight(column)
+    if role == "request" or (has_group and name in _REQUEST_NAMES):
+        return _left_out(column, "names requests, and those to come have other names")
+    if has_group and name in _POLICY_NAMES:
+        return _left_out(column, "says who ranked the list, which does not describe the row")
+    return _left_out(column, _IS_TIME) if _is_time(column, joined) else None
+
+
+def _weight(column: ColumnProfile) -> InferredColumn | None:
+    number = column.kind in ("int", "float") and not column.nested and not column.missing
+    if not number or (column.minimum or 0) < 0 or column.constant:
+        return None
+    return InferredColumn(profile=column, role="weight", reason="the weight of each example")
+
+
+def _by_values(column: ColumnProfile) -> InferredColumn:
+    if column.constant and column.complete:
+        return _left_out(
+            column, "has no value" if not column.values else f"is always {column.top[0][0]}"
+        )
+    if column.kind == "other":
+        return _left_out(column, f"is of type {column.arrow_type}, which no feature reads")
+    if column.nested:
+        return _list_role(column)
+    return _number_role(column) if column.kind in ("int", "float") else _value_role(column)
+
+
+def _list_role(column: ColumnProfile) -> InferredColumn:
+    if column.kind != "float":
+        reason = "lists: a multi-valued feature"
+        return InferredColumn(profile=column, role="categorical", reason=reason)
+    if column.list_size is None:
+        return _left_out(column, "is lists of numbers of different lengths")
+    options = {"size": column.list_size}
+    return InferredColumn(profile=column, role="numeric", options=options, reason="a vector")
+
+
+def _number_role(column: ColumnProfile) -> InferredColumn:
+    names_rows = column.names_rows and column.complete
+    if column.kind == "int" and names_rows and (column.named_like_id or _counts_up(column)):
+        return _left_out(column, _NAMES_ROWS)
+    if column.kind == "int" and column.named_like_id:
+        return id_like(column)
+    if column.kind == "int" and _ENTITY_NAME.search(column.name):
+        return id_like(column, "named like a key; if it is a count, move it to numeric")
+    if column.named_like_id and column.whole:
+        reason = "is an id by its name but a float; write it as integers to use it as a category"
+        return _left_out(column, reason)
+    reason = ""
+    if column.name.lower() in _WEIGHT_NAMES:
+        reason = "if it is the weight of an example: weight = ... under [data] instead"
+    return InferredColumn(profile=column, role="numeric", bins=True, reason=reason)
+
+
+def _value_role(column: ColumnProfile) -> InferredColumn:
+    if column.names_rows and column.complete:
+        return _left_out(column, _NAMES_ROWS)
+    if column.named_like_id or column.distinct > min(_MANY_VALUES, 0.3 * column.values):
+        return id_like(column)
+    words = [text for text, _ in column.top if text.lower() in _NULL_WORDS or text == "''"]
+    reason = f"{words[0]!r} is a value, not null" if words else ""
+    return InferredColumn(profile=column, role="categorical", reason=reason)
+
+
+def _counts_up(column: ColumnProfile) -> bool:
+    assert column.minimum is not None
+    assert column.maximum is not None
+    return column.maximum - column.minimum < 1.1 * column.values
+
+
+def id_like(column: ColumnProfile, reason: str = "id-like") -> InferredColumn:
+    """Return the role of a column of keys."""
+    return InferredColumn(
+        profile=column,
+        role="categorical",
+        options={"min_count": 2},
+        reason=f"{reason}; values seen once share one id",
+    )

@@ -1,0 +1,275 @@
+"""What `infer_spec` takes each column for, and what it says about it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import widedeep as wd
+from widedeep.data.infer import InferredSpec
+from widedeep.data.roles import InferredColumn
+from widedeep.errors import ConfigError, DataError
+
+ROWS = 400
+NUMBERS = [i * 0.37 for i in range(ROWS)]
+IDS = [i % 150 for i in range(ROWS)]
+REQUESTS = [f"r{i // 4}" for i in range(ROWS)]
+MICROSECONDS = [1_700_000_000_000_000 + i for i in range(ROWS)]
+
+DAYS = [datetime.date(2020, 1, 1 + i % 20) for i in range(ROWS)]
+
+
+def table(**more: Any) -> pa.Table:
+    return pa.table({"click": [i % 2 for i in range(ROWS)], **more})
+
+
+def column_of(inferred: InferredSpec, name: str) -> InferredColumn:
+    return next(column for column in inferred.columns if column.name == name)
+
+
+def one(values: Any, name: str = "x", **more: Any) -> InferredColumn:
+    """What a column is taken for, beside a plain feature that is always kept."""
+    return column_of(wd.infer_spec(table(**{name: values, "age": NUMBERS, **more})), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "role", "reason"),
+    [
+        ("price", NUMBERS[::-1], "numeric", ""),
+        ("stars", [i % 5 for i in range(ROWS)], "numeric", ""),
+        ("job", ["cook", "clerk", "cook", "pilot"] * (ROWS // 4), "categorical", ""),
+        ("job", ["cook", "?", "a", "a"] * (ROWS // 4), "categorical", "'?' is a value, not null"),
+        ("flag", [True, True, False, False] * (ROWS // 4), "categorical", ""),
+        ("user_id", IDS, "categorical", "id-like"),
+        ("userId", IDS, "categorical", "id-like"),
+        ("item", IDS, "categorical", "named like a key"),
+        ("store_code", IDS, "categorical", "named like a key"),
+        ("items", IDS, "numeric", ""),
+        ("item_id", [f"i{i}" for i in IDS], "categorical", "id-like"),
+        ("row_id", list(range(ROWS)), "left out", "names rows"),
+        ("name", [f"name {i}" for i in range(ROWS)], "left out", "names rows"),
+        ("__index_level_0__", IDS, "left out", "index of a pandas frame"),
+        ("CustomerID", [float(i) for i in IDS], "left out", "write it as integers"),
+        ("country", ["de"] * ROWS, "left out", "is always de"),
+        ("empty", pa.nulls(ROWS, pa.string()), "left out", "has no value"),
+        (
+            "born",
+            [datetime.date(2020, 1, 1 + i % 20) for i in range(ROWS)],
+            "left out",
+            "is a time",
+        ),
+        ("signup_time", MICROSECONDS, "left out", "is a time"),
+        ("event_time", MICROSECONDS, "time", "is a time"),
+        ("blob", [{"a": i} for i in range(ROWS)], "left out", "which no feature reads"),
+        ("tags", [["a", "b"][: i % 3] for i in range(ROWS)], "categorical", "multi-valued"),
+        ("vector", [[0.5, i / 7] for i in range(ROWS)], "numeric", "a vector"),
+        ("ragged", [[i / 7] * (1 + i % 2) for i in range(ROWS)], "left out", "different lengths"),
+        ("weight", NUMBERS[::-1], "numeric", "weight = ... under [data]"),
+        ("sample_weight", NUMBERS, "weight", "weight of each example"),
+        ("request_id", REQUESTS, "group", "names the requests"),
+        ("position", [1 + i % 4 for i in range(ROWS)], "categorical", "fixed to the first place"),
+        ("rank", [1 + i % 4 for i in range(ROWS)], "numeric", ""),
+        ("policy", ["a", "b", "b", "a"] * (ROWS // 4), "categorical", ""),
+    ],
+)
+def test_a_column_is_taken_for(name: str, values: Any, role: str, reason: str) -> None:
+    column = one(values, name)
+    assert column.role == role
+    assert reason in column.reason
+    assert bool(column.reason) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "role"),
+    [
+        ("rank", [1 + i % 4 for i in range(ROWS)], "categorical"),
+        ("policy", ["a", "b", "b", "a"] * (ROWS // 4), "left out"),
+        ("session_id", [f"s{i // 8}" for i in range(ROWS)], "left out"),
+    ],
+)
+def test_names_that_mean_more_where_requests_are_named(name: str, values: Any, role: str) -> None:
+    assert one(values, name, request_id=REQUESTS).role == role
+
+
+def test_options_that_go_with_it() -> None:
+    assert one(IDS, "user_id").options == {"min_count": 2}
+    assert one([[0.5, i / 7] for i in range(ROWS)]).options == {"size": 2}
+    assert one(["a", "b", "b", "a"] * (ROWS // 4)).options == {}
+
+
+def test_the_declaration() -> None:
+    rows = table(
+        age=NUMBERS, user_id=IDS, request_id=REQUESTS, position=[1 + i % 4 for i in range(ROWS)]
+    )
+    spec = wd.infer_spec(rows).spec
+    assert (spec.label, spec.group, dict(spec.training_only)) == (
+        *("click", "request_id"),
+        {"position": 1},
+    )
+    assert spec.deep_names == ("age", "age_bin", "user_id", "position")
+    assert spec.wide_names == ("age_bin", "user_id", "position")
+
+
+def test_a_bin_takes_no_name_that_a_column_has() -> None:
+    spec = wd.infer_spec(table(age=NUMBERS, age_bin=NUMBERS[::-1])).spec
+    assert list(spec.by_name) == ["age", "age_bin", "age_bin_", "age_bin_bin"]
+
+
+@pytest.mark.parametrize("name", ["label", "Target", "clicked", "y"])
+def test_the_label_is_told_by_its_name(name: str) -> None:
+    rows = pa.table({"a": [0, 1] * 50, name: NUMBERS[:100], "b": [1, 0, 0, 1] * 25})
+    assert wd.infer_spec(rows).spec.label == name
+
+
+def test_the_label_is_the_last_column_if_that_has_two_values() -> None:
+    rows = pa.table({"a": [0, 1, 1, 0] * 25, "income": ["<=50K", ">50K"] * 50})
+    assert wd.infer_spec(rows).spec.label == "income"
+
+
+def test_without_a_label_nothing_is_measured_and_that_is_said() -> None:
+    inferred = wd.infer_spec(pa.table({"a": [0, 1] * 50, "income": NUMBERS[:100]}))
+    assert inferred.spec.label is None
+    assert "no column looks like the label" in inferred.warnings[0]
+
+
+def test_a_label_that_is_no_column() -> None:
+    with pytest.raises(DataError, match=r"no column; did you mean 'click'"):
+        wd.infer_spec(table(x=NUMBERS), label="clikc")
+
+
+def test_nothing_to_learn_from() -> None:
+    with pytest.raises(ConfigError, match=r"no column that can be a feature .country: is always d"):
+        wd.infer_spec(table(country=["de"] * ROWS))
+
+
+@pytest.mark.parametrize(
+    ("label", "head", "warning"),
+    [
+        ([i % 2 for i in range(ROWS)], "binary", ""),
+        ([i / ROWS for i in range(ROWS)], "binary", ""),
+        (["no", "yes"] * (ROWS // 2), "binary", ""),
+        (["a", "b", "c", "d"] * (ROWS // 4), "multiclass", ""),
+        ([i * 1.5 for i in range(ROWS)], "regression", ""),
+        ([1 + i % 2 for i in range(ROWS)], "regression", "make it 0 and 1"),
+        ([i % 3 for i in range(ROWS)], "regression", "make it text"),
+    ],
+)
+def test_the_head_is_what_the_label_asks_for(label: Any, head: str, warning: str) -> None:
+    inferred = wd.infer_spec(pa.table({"x": NUMBERS, "label": label}))
+    assert inferred.head == head
+    said = [text for text in inferred.warnings if text.startswith("label:")]
+    assert (warning in said[0]) if warning else not said
+
+
+def test_a_pandas_frame_of_an_odd_index() -> None:
+    frame = pd.DataFrame({"x": NUMBERS, "click": [0, 1] * (ROWS // 2)}, index=IDS)
+    assert list(wd.infer_spec(frame).spec.by_name) == ["x", "x_bin"]
+
+
+# ---- what is measured ---------------------------------------------------------------------------
+
+
+def test_integers_whose_order_says_nothing_are_keys() -> None:
+    rng = np.random.default_rng(0)
+    key = rng.integers(0, 400, 8000)
+    taste = rng.normal(0, 2, 400)[key]
+    count = rng.poisson(400, 8000)
+    y = rng.random(8000) < 1 / (1 + np.exp(-taste - (count - 400) / 20))
+    inferred = wd.infer_spec({"a": key, "b": count, "y": y.astype(int)}, crosses=0)
+    assert column_of(inferred, "a").role == "categorical"
+    assert "one by one" in column_of(inferred, "a").reason
+    assert column_of(inferred, "b").role == "numeric"
+
+
+def test_a_copy_is_left_out_and_a_relative_stays() -> None:
+    words = ["cook", "clerk", "pilot", None] * (ROWS // 4)
+    codes = [None if word is None else f"{len(word)}" for word in words]
+    inferred = wd.infer_spec(
+        table(job=words, job_code=[word and word[:2] for word in words], n=codes)
+    )
+    assert column_of(inferred, "job_code").reason == "says the same as job in each row"
+    assert column_of(inferred, "n").role == "categorical"  # clerk and pilot are of one length
+
+
+@pytest.mark.parametrize("label", [[0, 1] * 1000, [i * 0.5 for i in range(2000)]])
+def test_a_column_that_tells_the_label_alone_is_noted(label: list[float]) -> None:
+    noise = np.random.default_rng(0).normal(size=2000)
+    inferred = wd.infer_spec({"x": noise, "told": [3.5 * v for v in label], "label": label})
+    assert [text.split(":")[0] for text in inferred.warnings] == ["told"]
+    assert "told" in inferred.spec.by_name
+
+
+def test_it_is_the_same_every_time() -> None:
+    rng = np.random.default_rng(0)
+    rows = {f"x{i}": rng.integers(0, 4, 6000) for i in range(4)}
+    rows["y"] = ((rows["x0"] + rows["x1"]) % 2).astype(int)
+    one, other = wd.infer_spec(rows), wd.infer_spec(rows)
+    assert one == other
+    assert [cross.columns for cross in one.crosses] == [("x0", "x1")]
+
+
+# ---- text ---------------------------------------------------------------------------------------
+
+
+def test_its_toml_is_its_declaration_and_its_repr_a_table() -> None:
+    rng = np.random.default_rng(0)
+    rows: dict[str, Any] = {
+        "a": rng.integers(0, 4, 6000),
+        "b": rng.choice(["x", "y"], 6000),
+        "when": [datetime.date(2020, 1, 1)] * 6000,
+    }
+    rows["y"] = ((rows["a"] % 2 == 0) ^ (rows["b"] == "x")).astype(int)
+    inferred = wd.infer_spec(rows)
+    assert wd.FeatureSpec.from_toml(inferred.to_toml()) == inferred.spec
+    assert 'crossed = [\n    { parts = ["a_32", "b"], min_count = 2 },' in inferred.to_toml()
+    lines = repr(inferred).splitlines()
+    assert [line.split()[0] for line in lines] == ["a", "b", "when", "y", "a"]
+    assert lines[-1].startswith("a x b  cross")
+    assert inferred.reasons["a x b"].startswith("gains 0.")
+
+
+# ---- what a join wrote --------------------------------------------------------------------------
+
+
+def test_the_manifest_of_a_join_says_what_a_column_is(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    rows = table(
+        list=REQUESTS,
+        when=MICROSECONDS,
+        place=[1 + i % 4 for i in range(ROWS)],
+        bought=[0, 0, 0, 1] * (ROWS // 4),
+        w=[1.0, 2.0] * (ROWS // 2),
+        age=NUMBERS,
+    )
+    pq.write_table(rows, tmp_path / "train" / "part.parquet")
+    roles = {
+        "list": "request",
+        "when": "event time",
+        "place": "position",
+        "bought": "label",
+        "w": "weight",
+        "age": "context",
+        "click": "label",
+    }
+    columns = [{"name": name, "role": role} for name, role in roles.items()]
+    manifest = {"kind": "widedeep examples", "columns": columns}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    inferred = wd.infer_spec(tmp_path / "train", label="click")
+    assert {c.name: c.role for c in inferred.columns} == {
+        "click": "label",
+        "list": "group",
+        "when": "time",
+        "place": "categorical",
+        "bought": "left out",
+        "w": "weight",
+        "age": "numeric",
+    }
+    assert (inferred.spec.weight, inferred.time) == ("w", "when")
