@@ -125,9 +125,9 @@ void bind_sgd_rows(const Matrix& weights, const Maybe<const int64_t>& rows,
 
 void bind_adagrad_rows(const Matrix& weights, const Matrix& accumulator,
                        const Maybe<const int64_t>& rows, const ConstMatrix& grads, double lr,
-                       double eps, double grad_scale, int threads) {
+                       double eps, double l2, double grad_scale, int threads) {
   adagrad_rows({gradients_of(rows, grads, grad_scale), rows_of(weights), rows_of(accumulator),
-                static_cast<float>(lr), static_cast<float>(eps)},
+                static_cast<float>(lr), static_cast<float>(eps), static_cast<float>(l2)},
                threads);
 }
 
@@ -195,7 +195,7 @@ void bind_sparse(nb::module_& m) {
   m.def("sgd_rows", &bind_sgd_rows, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
         nb::arg(), ReleaseGil());
   m.def("adagrad_rows", &bind_adagrad_rows, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
   m.def("adam_rows", &bind_adam_rows, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
   m.def("ftrl_rows", &bind_ftrl_rows, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),

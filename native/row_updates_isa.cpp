@@ -46,6 +46,7 @@ void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
   const float scale = request.gradients.grad_scale;
   const float lr = request.lr;
   const float eps = request.eps;
+  const float l2 = request.l2;
   for_each_row(
       request.gradients, first, last,
       [&](int64_t row, const float* grad, int64_t) {
@@ -53,7 +54,7 @@ void adagrad(const AdagradRequest& request, int64_t first, int64_t last) {
         float* __restrict acc = request.accumulator.data + row * request.accumulator.stride;
         WIDEDEEP_SIMD
         for (int64_t d = 0; d < width; ++d) {
-          const float g = grad[d] * scale;
+          const float g = grad[d] * scale + l2 * w[d];
           const float n = acc[d] + g * g;
           acc[d] = n;
           w[d] -= lr * g / (__builtin_sqrtf(n) + eps);

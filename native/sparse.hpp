@@ -131,6 +131,7 @@ struct AdagradRequest {
   Rows accumulator;
   float lr;
   float eps;
+  float l2;  // times the weight, added to the gradient
 };
 
 struct AdamRequest {

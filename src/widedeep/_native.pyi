@@ -110,6 +110,7 @@ def adagrad_rows(
     grads: _Floats,
     lr: float,
     eps: float,
+    l2: float,
     grad_scale: float,
     threads: int,
     /,

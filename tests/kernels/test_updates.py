@@ -53,7 +53,7 @@ def updates(rows: Rows, power: float, threads: int) -> dict[str, Callable[[], An
     scale: dict[str, Any] = {"grad_scale": 0.5, "threads": threads}
     return {
         "sgd": lambda: sgd_rows(w, at, g, lr=0.3, **scale),
-        "adagrad": lambda: adagrad_rows(w, b, at, g, lr=0.3, eps=1e-7, **scale),
+        "adagrad": lambda: adagrad_rows(w, b, at, g, lr=0.3, eps=1e-7, l2=0.2, **scale),
         "adam": lambda: adam_rows(
             w, a, b, at, g, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, step=3, **scale
         ),

@@ -15,12 +15,14 @@ class TestAdagrad(OptimizerContract):
         Adagrad(),
         Adagrad(lr=0.3, initial_accumulator=0.0, eps=1e-3),
         Adagrad(eps=0.0),
+        Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025),
     )
     wrong = (
         {"lr": -1.0},
         {"lr": True},
         {"eps": -1e-7},
         {"initial_accumulator": -0.1},
+        {"l2": -0.1},
     )
 
     def oracle_step(
@@ -33,5 +35,6 @@ class TestAdagrad(OptimizerContract):
         lr: float,
     ) -> None:
         oracle.adagrad_step(
-            arrays["weight"], arrays["accumulator"], rows, grads, lr=lr, epsilon=optimizer.eps
-        )
+            arrays["weight"], arrays["accumulator"], rows, grads,
+            lr=lr, epsilon=optimizer.eps, l2=optimizer.l2,
+        )  # fmt: skip

@@ -135,9 +135,11 @@ def adagrad_step(
     *,
     lr: float,
     epsilon: float = 0.0,
+    l2: float = 0.0,
 ) -> None:
-    """One Adagrad step in place."""
+    """One Adagrad step in place; ``l2`` decays the touched rows, as PyTorch's weight decay."""
     rows_U, g = sum_duplicates(ids_N, gradients_NC)
+    g = g + l2 * weights_RC[rows_U]
     accumulator_RC[rows_U] += g * g
     root = np.sqrt(accumulator_RC[rows_U]) + epsilon
     # Where nothing ever moved, 0/0 stands for "no step".

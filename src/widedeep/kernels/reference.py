@@ -192,12 +192,13 @@ def adagrad_rows(
     grads: Floats,
     lr: float,
     eps: float,
+    l2: float,
     grad_scale: float,
     threads: int,
 ) -> None:
     """Apply Adagrad."""
     at = slice(None) if rows is None else rows
-    g = grads * np.float32(grad_scale)
+    g = grads * np.float32(grad_scale) + np.float32(l2) * weights[at]
     total = accumulator[at] + g * g
     accumulator[at] = total
     weights[at] -= np.float32(lr) * g / (np.sqrt(total) + np.float32(eps))

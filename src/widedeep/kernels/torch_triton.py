@@ -192,6 +192,7 @@ def adagrad_rows(
     *,
     lr: float,
     eps: float,
+    l2: float,
     grad_scale: float,
 ) -> None:
     """Adagrad in one pass over the touched records (see :class:`widedeep.optim.Adagrad`).
@@ -203,6 +204,7 @@ def adagrad_rows(
         grads_UD: float32 gradient of each of them.
         lr: Learning rate.
         eps: Added to the root.
+        l2: Factor of the weight that is added to the gradient.
         grad_scale: What gradients are multiplied by.
     """
     count, width = grads_UD.shape
@@ -211,7 +213,7 @@ def adagrad_rows(
     block = _block(width)
     programs.adagrad_kernel[(triton.cdiv(count, block),)](
         weights, accumulator, weights.stride(0), rows_U, grads_UD.contiguous(), count, width,
-        lr, eps, grad_scale, EVERY=rows_U is None, ROWS=block, WIDTH=_width(width), **_EXACT,
+        lr, eps, l2, grad_scale, EVERY=rows_U is None, ROWS=block, WIDTH=_width(width), **_EXACT,
     )  # fmt: skip
 
 

@@ -266,7 +266,7 @@ def join_kernel(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def adagrad_kernel(
-    weights, accumulator, stride, rows, grads, n_rows, width, lr, eps, grad_scale,
+    weights, accumulator, stride, rows, grads, n_rows, width, lr, eps, l2, grad_scale,
     EVERY: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Move a block of records: weights and accumulator, read and written once."""
@@ -280,6 +280,7 @@ def adagrad_kernel(
     w = tl.load(weights + at, inside, 0.0)
     total = tl.load(accumulator + at, inside, 1.0)
     g = tl.load(grads + number[:, None] * width + column[None, :], inside, 0.0) * grad_scale
+    g = g + l2 * w
     total = total + g * g
     tl.store(accumulator + at, total, inside)
     tl.store(weights + at, w - tl.div_rn(lr * g, tl.sqrt_rn(total) + eps), inside)

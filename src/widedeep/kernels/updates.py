@@ -106,10 +106,11 @@ def adagrad_rows(
     *,
     lr: float,
     eps: float,
+    l2: float = 0.0,
     grad_scale: float = 1.0,
     threads: int = 1,
 ) -> None:
-    """Adagrad (Duchi et al. 2011): acc += g**2; w -= lr * g / (sqrt(acc) + eps).
+    """Adagrad (Duchi et al. 2011): g += l2 * w; acc += g**2; w -= lr * g / (sqrt(acc) + eps).
 
     Args:
         weights: float32 (R, D), changed in place.
@@ -118,6 +119,7 @@ def adagrad_rows(
         grads_UD: float32 gradient of each of them.
         lr: Learning rate.
         eps: Added to the root.
+        l2: Factor of the weight that is added to the gradient.
         grad_scale: What gradients are multiplied by.
         threads: Threads to use; the result does not depend on it.
 
@@ -125,7 +127,7 @@ def adagrad_rows(
         ValueError: If an array has another type or shape, or a row lies outside.
     """
     _check_update(weights, {"accumulator": accumulator}, rows_U, grads_UD)
-    backend.adagrad_rows(weights, accumulator, rows_U, grads_UD, lr, eps, grad_scale, threads)
+    backend.adagrad_rows(weights, accumulator, rows_U, grads_UD, lr, eps, l2, grad_scale, threads)
 
 
 def adam_rows(

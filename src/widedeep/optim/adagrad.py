@@ -29,6 +29,8 @@ class Adagrad(Optimizer):
         initial_accumulator: acc of an untouched weight, >= 0 (TensorFlow: 0.1, PyTorch: 0).
         eps: Added to the root, >= 0 (TensorFlow: 1e-7, PyTorch: 1e-10); > 0 where acc starts
             at 0, so that a gradient of 0 is no step.
+        l2: Weight decay, >= 0: l2·w is added to g, as in PyTorch. In a table only the rows that
+            a batch touches decay, once a batch.
 
     Raises:
         ConfigError: If a hyper-parameter is outside its range.
@@ -47,6 +49,7 @@ class Adagrad(Optimizer):
     lr: float = 0.02
     initial_accumulator: float = 1e-6
     eps: float = 1e-7
+    l2: float = 0.0
 
     state_names: ClassVar[tuple[str, ...]] = ("accumulator",)
 
@@ -54,6 +57,7 @@ class Adagrad(Optimizer):
         check_range("Adagrad", "lr", self.lr, lambda x: x > 0, "a number > 0")
         start = self.initial_accumulator
         check_range("Adagrad", "initial_accumulator", start, lambda x: x >= 0, "a number >= 0")
+        check_range("Adagrad", "l2", self.l2, lambda x: x >= 0, "a number >= 0")
         check_range(
             "Adagrad", "eps", self.eps, lambda x: x > 0 or (x == 0 and start > 0), "a number > 0"
         )
@@ -73,7 +77,7 @@ class Adagrad(Optimizer):
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
         at = slice(None) if rows_U is None else rows_U
-        g = grads_UD * step.grad_scale
+        g = grads_UD * step.grad_scale + self.l2 * weights[at]
         total = state["accumulator"][at] + g * g
         state["accumulator"][at] = total
         weights[at] = weights[at] - step.lr * g / (total.sqrt() + self.eps)
@@ -90,7 +94,7 @@ class Adagrad(Optimizer):
     ) -> int | Tensor | None:
         kernels.adagrad_rows(
             weights, state["accumulator"], rows_U, grads_UD, lr=step.lr, eps=self.eps,
-            grad_scale=step.grad_scale,
+            l2=self.l2, grad_scale=step.grad_scale,
         )  # fmt: skip
         return 0
 
@@ -109,6 +113,7 @@ class Adagrad(Optimizer):
             grads_UD,
             lr=step.lr,
             eps=self.eps,
+            l2=self.l2,
             grad_scale=step.grad_scale,
             threads=step.threads,
         )
