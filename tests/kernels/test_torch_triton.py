@@ -181,7 +181,10 @@ def records(seed: int, n_rows: int, width: int, parts: int) -> list[torch.Tensor
     every=st.booleans(),
     rated=st.booleans(),
     kind=st.sampled_from(
-        [Adagrad(), Adagrad(lr=0.3, eps=0.1, l2=0.2), FTRL(), FTRL(beta=0.5, l2=0.1, l2_shrinkage=0.3)]
+        [
+            *(Adagrad(), Adagrad(lr=0.3, eps=0.1, l2=0.2)),
+            *(FTRL(), FTRL(beta=0.5, l2=0.1, l2_shrinkage=0.3)),
+        ]
     ),
 )
 def test_updates_equal_the_twins_bit_for_bit(
