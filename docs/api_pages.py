@@ -17,7 +17,7 @@ FRONT = (
     *("features", "data.join", "schema", "data.fit", "config", "model", "deep", "heads", "optim"),
     *("trainer", "metrics", "checkpoint", "bundle", "estimators", "serving.ranker"),
     *("serving.catalogue", "serving.registry", "serving.impressions", "retrieval", "report"),
-    "simulate",
+    *("simulate", "training.early_stopping"),
     "errors",
 )
 

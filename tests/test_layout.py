@@ -24,6 +24,7 @@ PUBLIC_NAMES = [
     "Adam",
     "Bundle",
     "Catalogue",
+    "EarlyStopping",
     "FeatureSpec",
     "Ranker",
     "Schema",

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -69,7 +70,8 @@ def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
 
 def test_learns_and_reports(schema: wd.Schema) -> None:
     trainer = make_trainer(schema)
-    history = trainer.fit(make_table(), epochs=8, valid=make_table(seed=1))
+    valid = make_table(seed=1)
+    history = trainer.fit(make_table(), epochs=8, valid=valid, early_stopping=False)
     assert len(history) == 8
     assert history[-1]["loss"] < history[0]["loss"]
     metrics = trainer.evaluate(make_table(seed=1))
@@ -186,6 +188,96 @@ def test_the_best_model_is_restored_after_a_resume(schema: wd.Schema, tmp_path: 
     again = make_trainer(schema, checkpoints=tmp_path, **options)
     again.fit(table, epochs=40, valid=valid, early_stopping=3, resume=True)
     assert again.evaluate(valid) == whole.evaluate(valid)
+
+
+def test_fit_goes_back_to_the_best_model_by_itself(schema: wd.Schema) -> None:
+    table, valid = make_table(rows=150), make_table(rows=300, seed=5)
+    trainer = make_trainer(schema, wide=wd.FTRL(lr=1.0), batch_size=16)
+    history = trainer.fit(table, epochs=60, valid=valid)
+    losses = history.column("valid/log_loss")
+    assert len(history) < 60
+    assert trainer.evaluate(valid)["log_loss"] == min(losses) < losses[-1]
+    assert (trainer.config.early_stopping, trainer.config.patience) == (True, 2)
+    assert trainer.config.monitor == "log_loss"
+    (warning,) = history.warnings
+    assert "rose from" in warning and warning.endswith("the best model is kept")
+
+
+def test_fit_trains_to_the_end_where_it_is_told_to_and_warns(schema: wd.Schema) -> None:
+    table, valid = make_table(rows=150), make_table(rows=300, seed=5)
+    trainer = make_trainer(schema, wide=wd.FTRL(lr=1.0), batch_size=16)
+    history = trainer.fit(table, epochs=12, valid=valid, early_stopping=False)
+    assert len(history) == 12
+    assert trainer.evaluate(valid)["log_loss"] == history[-1]["valid/log_loss"]
+    (warning,) = history.warnings
+    assert warning.endswith("or leave early_stopping on, which keeps the best model")
+    assert f"warning: {warning}" in repr(history)
+
+
+def test_one_evaluation_stops_nothing(schema: wd.Schema) -> None:
+    trainer = make_trainer(schema)
+    trainer.fit(make_table(), valid=make_table(seed=1))
+    assert trainer.config.early_stopping is False
+    trainer.fit(make_table(), valid=make_table(seed=1), eval_every=9)
+    assert trainer.config.early_stopping is True
+
+
+def test_several_heads_are_stopped_by_the_sum_of_their_losses() -> None:
+    table = make_table()
+    table = table.append_column("spent", pa.array(np.arange(ROWS) % 3, pa.float64()))
+    spec = make_spec().replace(label={"click": "y", "spent": "spent"})
+    heads = {
+        "click": wd.heads.Binary(name="click"),
+        "spent": wd.heads.Regression(name="spent", loss_weight=0.5),
+    }
+    model = wd.WideDeep(wd.fit_schema(spec, table), hidden_units=[4], head=heads)
+    trainer = wd.Trainer(model, batch_size=64, progress=False)
+    trainer.fit(table, epochs=2, valid=table)
+    assert trainer.config.monitor == "loss"
+    metrics = trainer.evaluate(table)
+    total = metrics["click/log_loss"] + 0.5 * metrics["spent/mse"]
+    assert metrics["loss"] == pytest.approx(total, rel=1e-12)
+
+
+def test_numbers_stand_where_auto_was_and_stay_in_a_resumed_run(
+    schema: wd.Schema, tmp_path: Path
+) -> None:
+    valid = make_table(seed=1)
+    trainer = make_trainer(schema, batch_size="auto", checkpoints=tmp_path)
+    assert trainer.config.batch_size == "auto"
+    trainer.fit(make_table(), epochs="auto", steps=3, valid=valid)
+    assert (trainer.config.batch_size, trainer.config.epochs) == (16, 100)
+    # As a version with other rules would have resolved it.
+    (checkpoint,) = tmp_path.glob("step-*")
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["state"]["config"]["train"] |= {"batch_size": 32, "epochs": 2}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    again = make_trainer(schema, batch_size="auto", checkpoints=tmp_path)
+    again.fit(make_table(), epochs="auto", valid=valid, resume=True)
+    assert (again.config.batch_size, again.config.epochs) == (32, 2)
+
+
+def test_auto_is_said(schema: wd.Schema, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer(schema, batch_size="auto", progress=True)
+    trainer.fit(make_table(), epochs="auto", steps=1)
+    said = capsys.readouterr().err
+    assert "auto: batches of 16 rows and 20 epochs for 600 rows\n" in said
+
+
+def test_a_resumed_run_counts_the_evaluation_it_begins_with(
+    schema: wd.Schema, tmp_path: Path
+) -> None:
+    table, valid = make_table(rows=150), make_table(rows=300, seed=5)
+    options: dict[str, Any] = {"wide": wd.FTRL(lr=5.0), "batch_size": 16, "checkpoints": tmp_path}
+    first = make_trainer(schema, **options)
+    first.fit(table, epochs=2, valid=valid, early_stopping=False)
+    best = first.evaluate(valid)
+    again = make_trainer(schema, **options)
+    history = again.fit(table, epochs=40, valid=valid, resume=True)
+    assert min(history.column("valid/log_loss")) == best["log_loss"]
+    assert len(history) == 4
+    assert again.evaluate(valid) == best
+    assert again.directory is not None and again.directory.best() == tmp_path / "step-0000000020"
 
 
 def test_weights_count_like_repeated_rows(schema: wd.Schema) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from widedeep.serving.catalogue import Catalogue
     from widedeep.serving.ranker import Ranker
     from widedeep.trainer import Trainer
+    from widedeep.training.early_stopping import EarlyStopping
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "Adam",
     "Bundle",
     "Catalogue",
+    "EarlyStopping",
     "FeatureSpec",
     "Ranker",
     "Schema",
@@ -66,6 +68,7 @@ _MODULE_OF = {
     "Adam": "optim",
     "Bundle": "bundle",
     "Catalogue": "serving.catalogue",
+    "EarlyStopping": "training.early_stopping",
     "FeatureSpec": "features",
     "Ranker": "serving.ranker",
     "Schema": "schema",

@@ -31,6 +31,7 @@ __all__ = [
     "read_tables",
 ]
 
+Auto = Literal["auto"]
 Schedule = Literal["constant", "linear", "cosine"]
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
@@ -185,8 +186,10 @@ class TrainConfig:
     """How a model is trained.
 
     Args:
-        epochs: Passes over the data, at least 1.
-        batch_size: Examples a step.
+        epochs: Passes over the data, at least 1, or ``"auto"``: by the number of rows (see
+            :meth:`widedeep.Trainer.fit`).
+        batch_size: Examples a step, or ``"auto"``: a hundredth of the rows, rounded to a power of
+            two from 16 to 512.
         shuffle: Read in a new seeded order each epoch.
         seed: Of the reading order and dropout.
         grad_scale: Sparse optimizers get ``grad_scale`` times the sum of an id's example gradients.
@@ -196,9 +199,10 @@ class TrainConfig:
         schedule: Of all learning rates (FTRL's gradients): ``"constant"``, ``"linear"`` or
             ``"cosine"`` decay to 0 at the last step.
         warmup_steps: Learning rates rise linearly over this many first steps.
-        patience: Stop after this many evaluations without a better ``monitor``; None never stops
-            early.
-        monitor: Validation metric that decides which model is best.
+        early_stopping: Stop when the validation metric no longer improves, and go back to the best
+            model: ``"auto"``: where there are validation data and several evaluations.
+        patience: Evaluations without a better ``monitor`` before stopping; None: 2.
+        monitor: Validation metric that decides which model is best; None: the model's loss.
         eval_every: Steps between evaluations on the validation data; None: once an epoch.
         threads: Threads of kernels and matrix products; None: all the process may use.
         precision: Of the towers' matrix products in training: ``"fp32"``, ``"bf16"`` (master
@@ -211,8 +215,8 @@ class TrainConfig:
         dense: The hidden layers' optimizer; None: as ``deep``.
     """
 
-    epochs: int = 1
-    batch_size: int = 512
+    epochs: int | Auto = 1
+    batch_size: int | Auto = "auto"
     shuffle: bool = True
     seed: int = 0
     grad_scale: float = 1.0
@@ -220,8 +224,9 @@ class TrainConfig:
     clip_norm: float | None = None
     schedule: Schedule = "constant"
     warmup_steps: int = 0
+    early_stopping: bool | Auto = "auto"
     patience: int | None = None
-    monitor: str = "log_loss"
+    monitor: str | None = None
     eval_every: int | None = None
     threads: int | None = None
     precision: Precision = "fp32"
@@ -234,9 +239,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         owner = "[train]"
         check_types(self, owner)
-        for name in ("epochs", "batch_size", "pool_rows", "patience", "eval_every"):
+        for name in ("pool_rows", "patience", "eval_every"):
             value = getattr(self, name)
             _check_range(owner, name, value, value is None or value in _COUNTS, _COUNT)
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            known = value == "auto" or value in _COUNTS
+            _check_range(owner, name, value, known, f"{_COUNT}, or 'auto'")
+        if self.early_stopping is False and self.patience is not None:
+            raise ConfigError(
+                f"{owner}: got patience = {self.patience} and early_stopping = false; drop one"
+            )
         check_threads(owner, self.threads)
         check_seed(owner, self.seed)
         steps = self.warmup_steps

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.config import ModelConfig, TrainConfig
+from widedeep.config import ModelConfig
 from widedeep.data.sources import pandas_table
 from widedeep.errors import (
     ConfigError,
@@ -70,7 +70,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         embedding_dim: int | Literal["auto"] = ModelConfig().embedding_dim,
         dropout: float = 0.0,
         epochs: int = 5,
-        batch_size: int = TrainConfig().batch_size,
+        batch_size: int | Literal["auto"] = "auto",
         wide: Optimizer | None = None,
         deep: Optimizer | None = None,
         random_state: int | np.random.RandomState | None = 0,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.checkpoint import CheckpointDirectory, read_checkpoint
-from widedeep.config import Precision, TrainConfig
+from widedeep.config import Auto, Precision, TrainConfig
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
 from widedeep.data.inputs import InputRecord, check_same_inputs
@@ -40,6 +42,7 @@ from widedeep.training.history import History
 from widedeep.training.precision import resolve_precision
 from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
+from widedeep.training.schedule import auto_batch_size, auto_epochs
 from widedeep.training.state import Position, capture, restore
 from widedeep.training.step import TrainStep
 from widedeep.training.stream import Shard, fit_stream
@@ -59,7 +62,8 @@ class Trainer:
         dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that
             returns a torch optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters,
             lr=1e-3)``.
-        batch_size: Examples a step.
+        batch_size: Examples a step, or ``"auto"``: a hundredth of the rows that are learned first,
+            rounded to a power of two from 16 to 512. :attr:`config` holds the number from then on.
         grad_scale: Sparse optimizers get this times the sum of an id's example gradients over the
             batch.
         loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch; ``"sum"`` does
@@ -100,7 +104,7 @@ class Trainer:
         wide: Optimizer | None = None,
         deep: Optimizer | None = None,
         dense: DenseOptimizer | None = None,
-        batch_size: int = TrainConfig().batch_size,
+        batch_size: int | Auto = "auto",
         grad_scale: float = TrainConfig().grad_scale,
         loss_reduction: Literal["mean", "sum"] = "mean",
         clip_norm: float | None = None,
@@ -180,11 +184,11 @@ class Trainer:
         self,
         data: object,
         *,
-        epochs: int = 1,
+        epochs: int | Auto = 1,
         steps: int | None = None,
         valid: object | None = None,
         eval_every: int | None = None,
-        early_stopping: EarlyStopping | int | None = None,
+        early_stopping: EarlyStopping | int | Auto | None = "auto",
         resume: bool = False,
         cache: str | os.PathLike[str] | None = None,
     ) -> History:
@@ -193,12 +197,15 @@ class Trainer:
         Args:
             data: A path, a glob, a list of paths, a DataFrame, an Arrow table or reader, or a list
                 of dicts.
-            epochs: Passes over the data.
+            epochs: Passes over the data, or ``"auto"``: as many as give 4,000 steps, at most 100,
+                with early stopping; as many as give 1,000, at most 20, without.
             steps: Stop after this many steps, whatever ``epochs`` says.
             valid: Data to evaluate on while training.
             eval_every: Steps between evaluations; None: after each epoch.
             early_stopping: Stop when the validation metric no longer improves and go back to the
-                best model; a number is the patience in evaluations.
+                best model: :class:`widedeep.EarlyStopping`, or a patience in evaluations.
+                ``"auto"`` does it with the defaults where there is ``valid`` and more than one
+                evaluation to come; False or None trains to the end.
             resume: Go on from the newest checkpoint of ``checkpoints``, if there is one.
             cache: A folder for the encoded training data, which must be in files: encoded there
                 first, unless it holds them already, and read from there in every epoch. It is
@@ -206,7 +213,8 @@ class Trainer:
                 16 bytes an id and 4 a number.
 
         Returns:
-            :attr:`history`, one row an evaluation or epoch.
+            :attr:`history`, one row an evaluation or epoch, with a warning where validation got
+            worse while training got better.
 
         Raises:
             DataError: If the data has no rows, lacks a column, or holds a label out of range, or
@@ -215,7 +223,8 @@ class Trainer:
             CheckpointError: If ``resume`` finds other inputs than the interrupted run had.
             ConfigError: If a number is outside its range, or early stopping lacks ``valid``.
         """
-        _check_count("epochs", epochs)
+        if epochs != "auto":
+            _check_count("epochs", epochs)
         _check_count("steps", steps)
         _check_count("eval_every", eval_every)
         stopping = as_stopping(early_stopping, has_valid=valid is not None)
@@ -229,18 +238,21 @@ class Trainer:
             self.inputs = source.describe()
             self.position = Position(updates=self.position.updates)
             self.warmup.rows = []
-            if resume:
-                self._resume(stopping)
+            recorded = self._resume(stopping) if resume else {}
+            passes = self._resolve(source.num_rows, epochs, recorded, stops=stopping is not None)
             run = TrainingRun(
                 self,
                 source,
                 valid_source,
                 stopping,
-                epochs=epochs,
+                epochs=passes,
                 steps=steps,
                 eval_every=eval_every,
                 cache=cache,
             )
+            if early_stopping == "auto" and not run.evaluates_again:
+                run.stopping = stopping = None
+            self._record(passes, eval_every, stopping)
             stack.enter_context(_numerics(self.threads))
             run.train()
         return self.history
@@ -367,16 +379,53 @@ class Trainer:
     def _column_types(self) -> dict[str, Any]:
         return self.model.schema.input_types()
 
-    def _resume(self, stopping: EarlyStopping | None) -> None:
+    def _resolve(
+        self, rows: int, epochs: int | Auto, recorded: Mapping[str, Any], *, stops: bool
+    ) -> int:
+        """Put numbers where ``"auto"`` was given: those of the run that is resumed, or new ones.
+
+        Returns:
+            The number of epochs.
+        """
+        resolved = []
+        batch_size = self.config.batch_size
+        if batch_size == "auto":
+            batch_size = recorded.get("batch_size", auto_batch_size(rows))
+            self.config = dataclasses.replace(self.config, batch_size=batch_size)
+            resolved.append(f"batches of {batch_size:,} rows")
+        if epochs == "auto":
+            new = auto_epochs(rows, batch_size, early_stopping=stops)
+            epochs = int(recorded.get("epochs", new))
+            resolved.append(f"{'up to ' if stops else ''}{epochs:,} epochs")
+        if resolved and self.show_progress:
+            print(f"auto: {' and '.join(resolved)} for {rows:,} rows", file=sys.stderr)
+        return epochs
+
+    def _record(self, epochs: int, eval_every: int | None, stopping: EarlyStopping | None) -> None:
+        """Keep what ``fit`` was told beside the options: checkpoints and bundles tell of it."""
+        self.config = dataclasses.replace(
+            self.config,
+            epochs=epochs,
+            eval_every=eval_every,
+            early_stopping=stopping is not None,
+            patience=None if stopping is None else stopping.patience,
+            monitor=None if stopping is None else stopping.monitor,
+        )
+
+    def _resume(self, stopping: EarlyStopping | None) -> Mapping[str, Any]:
+        """Go back to the newest checkpoint, if there is one; return the options of its run."""
         if self.directory is None:
             raise CheckpointError(
                 "got resume=True without checkpoints=...; name the directory of the interrupted run"
             )
         latest = self.directory.latest()
-        if latest is not None:
-            state = self.load_checkpoint(latest)
-            if stopping is not None and state.get("stopping"):
-                stopping.load(state["stopping"])
+        if latest is None:
+            return {}
+        state = self.load_checkpoint(latest)
+        if stopping is not None and state.get("stopping"):
+            stopping.load(state["stopping"])
+        recorded: Mapping[str, Any] = state["config"]["train"]
+        return recorded
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> Mapping[str, Any]:
         """Take parameters, optimizer state and position from a checkpoint.

@@ -12,6 +12,7 @@ import pytest
 
 import widedeep as wd
 from tests.ads import ads_table, write_ads
+from widedeep.checkpoint import CheckpointDirectory
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.train import (
     export_checkpoint,
@@ -58,7 +59,8 @@ def test_a_run_leaves_everything_in_its_folder(ads_run: Path) -> None:
     assert metrics["test"]["auc"] > 0.6
     history = json.loads(directory.history.read_text())
     assert [row["epoch"] for row in history] == [1, 2]
-    assert history[-1]["valid/auc"] == metrics["valid"]["auc"]
+    best = min(history, key=lambda row: row["valid/log_loss"])
+    assert best["valid/auc"] == metrics["valid"]["auc"]
     bundle = wd.Bundle.load(directory.bundle)
     assert bundle.metrics["auc"] == metrics["test"]["auc"]
     assert len(bundle.warmup.rows) == 8
@@ -185,6 +187,17 @@ def test_what_stands_in_the_way_is_told(ads: Path) -> None:
 def test_patience_without_validation_data(ads: Path) -> None:
     with pytest.raises(ConfigError, match=r"patience = 2 under \[train\] without validation data"):
         quietly(ads, "train.patience=2", "data.valid_fraction=0.0")
+    with pytest.raises(ConfigError, match="got early_stopping = true under .* drop early_stopping"):
+        quietly(ads, "train.early_stopping=true", "data.valid_fraction=0.0")
+    with pytest.raises(ConfigError, match="got patience = 2 and early_stopping = false; drop one"):
+        config(ads, "train.patience=2", "train.early_stopping=false")
+
+
+def test_training_to_the_end(ads: Path) -> None:
+    settings = ("train.epochs=12", "train.deep.lr=0.5", "train.batch_size=16")
+    run = quietly(ads, *settings, "train.early_stopping=false")
+    assert [row["epoch"] for row in run.history] == list(range(1, 13))
+    assert run.metrics["valid"]["auc"] == run.history[-1]["valid/auc"]
     assert not (ads / "run").exists()
 
 
@@ -223,10 +236,12 @@ def test_every_option_of_the_configuration_reaches_the_trainer(ads: Path) -> Non
 def test_any_checkpoint_can_be_exported(ads_run: Path, tmp_path: Path) -> None:
     places = sorted((ads_run / "run" / "checkpoints").glob("step-*"))
     assert len(places) == 2
-    first, used = export_checkpoint(places[0], tmp_path / "first")
-    assert used == places[0]
+    kept = CheckpointDirectory(ads_run / "run" / "checkpoints").best()
+    (other,) = [place for place in places if place != kept]
+    first, used = export_checkpoint(other, tmp_path / "first")
+    assert used == other
     last, used = export_checkpoint(ads_run / "run", tmp_path / "last")
-    assert used == places[1]
+    assert used == kept
     rows = pq.read_table(ads_run / "test.parquet")
     scores = wd.Bundle.load(ads_run / "run" / "bundle").score(rows)
     assert (last.score(rows) == scores).all()

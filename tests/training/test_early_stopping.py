@@ -2,7 +2,12 @@ import pytest
 
 import widedeep as wd
 from widedeep.errors import ConfigError, DataError
-from widedeep.training.early_stopping import EarlyStopping, as_stopping
+from widedeep.training.early_stopping import (
+    EarlyStopping,
+    as_stopping,
+    loss_metric,
+    overfitting,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,58 @@ def test_mistakes_are_named() -> None:
         as_stopping(3, has_valid=False)
     with pytest.raises(ConfigError, match="patience=0"):
         EarlyStopping(patience=0)
+    with pytest.raises(ConfigError, match="got early_stopping='yes', expected 'auto', False"):
+        as_stopping("yes", has_valid=True)  # type: ignore[arg-type]
+
+
+def test_choices() -> None:
+    own = EarlyStopping("auc", patience=7)
+    assert as_stopping(own, has_valid=True) is own
+    for choice, patience in ((True, 2), ("auto", 2), (1, 1), (5, 5)):
+        stopping = as_stopping(choice, has_valid=True)  # type: ignore[arg-type]
+        assert stopping is not None and stopping.patience == patience
+    assert as_stopping(False, has_valid=True) is None
+    assert as_stopping(None, has_valid=True) is None
+    assert as_stopping("auto", has_valid=False) is None
+    with pytest.raises(ConfigError, match="give validation data"):
+        as_stopping(True, has_valid=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "loss"),
+    [
+        (["auc", "log_loss"], "log_loss"),
+        (["mse", "rmse", "mae"], "rmse"),
+        (["click/log_loss", "spent/rmse", "loss"], "loss"),
+    ],
+)
+def test_the_loss_of_the_model_is_the_default_monitor(names: list[str], loss: str) -> None:
+    assert loss_metric(names) == loss
+    stopping = EarlyStopping()
+    stopping.check_monitor(names)
+    assert stopping.monitor == loss
+
+
+@pytest.mark.parametrize(
+    ("valid", "train", "warns"),
+    [
+        ([0.5, 0.4, 0.41, 0.42], [0.5, 0.4, 0.3, 0.2], True),
+        ([0.5, 0.4, 0.41], [0.5, 0.4, 0.3], False),  # once may be noise
+        ([0.5, 0.4, 0.42, 0.41], [0.5, 0.4, 0.5, 0.5], False),  # training got worse, too
+        ([0.5, 0.4, 0.3, 0.2], [0.5, 0.4, 0.3, 0.2], False),
+        ([float("nan")] * 4, [0.5, 0.4, 0.3, 0.2], False),
+    ],
+)
+def test_learning_by_heart_is_told(valid: list[float], train: list[float], warns: bool) -> None:
+    history = [
+        {"step": i, "loss": loss, "valid/log_loss": value}
+        for i, (value, loss) in enumerate(zip(valid, train, strict=True))
+    ]
+    history.insert(2, {"step": 9, "loss": 0.0})  # an epoch that was not evaluated
+    warning = overfitting(history, "log_loss")
+    assert (warning is not None) is warns
+    if warning:
+        assert "rose from 0.4000 (step 1) to 0.4200 (step 3)" in warning
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -289,7 +289,7 @@ def _check_whole_columns(config: RunConfig, schema: Schema | None, report: Check
     heads = () if trainer is None else trainer.model.heads
     classes = {} if trainer is None else trainer.model.schema.classes
     for role, found in targets.items():
-        stops = role == "valid" and config.train.patience is not None
+        stops = role == "valid" and config.train.early_stopping is not False
         problems = found.problems(heads, classes, config.train.monitor if stops else None)
         if role == "valid" and config.data.valid is None:  # a share of rows that train has told of
             problems = [problem for problem in problems if "monitor" in problem]
@@ -301,6 +301,7 @@ def _trial(
 ) -> Trainer | None:
     """The trainer that training would make, with the classes of all rows."""
     from widedeep.commands.train import early_stopping, make_trainer
+    from widedeep.training.early_stopping import EarlyStopping
     from widedeep.training.evaluation import metric_names
 
     # The sample's classes may be fewer than those of all rows.
@@ -309,7 +310,7 @@ def _trial(
     try:
         trainer = make_trainer(replace(schema, classes=classes), config, progress=False)
         stopping = early_stopping(config.train, has_valid="valid" in targets)
-        if stopping is not None:
+        if isinstance(stopping, EarlyStopping):
             stopping.check_monitor(metric_names(trainer.model))
     except WideDeepError as error:
         if str(error) not in report.problems:

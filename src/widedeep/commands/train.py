@@ -15,7 +15,7 @@ from widedeep import __version__
 from widedeep.bundle import Bundle
 from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.commands.run_directory import RunDirectory
-from widedeep.config import RunConfig, TrainConfig, config_from_tables
+from widedeep.config import Auto, RunConfig, TrainConfig, config_from_tables
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.inputs import InputRecord
@@ -218,6 +218,7 @@ def make_trainer(
     trainer.config = dataclasses.replace(
         trainer.config,
         epochs=train.epochs,
+        early_stopping=train.early_stopping,
         patience=train.patience,
         monitor=train.monitor,
         eval_every=train.eval_every,
@@ -296,7 +297,7 @@ def train_run(
         cache=directory.encoded if directory.encoded.exists() else None,
     )
     seconds = time.perf_counter() - started
-    run = _finish(trainer, config, directory, stopping, seconds)
+    run = _finish(trainer, config, directory, seconds)
     return dataclasses.replace(run, warm=started_warm)
 
 
@@ -328,23 +329,30 @@ def _run_schema(
     return schema, inputs
 
 
-def early_stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | None:
-    """Return the early stopping that ``patience`` asks for, or None.
+def early_stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | Auto | None:
+    """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it.
 
     Args:
-        train: With ``patience`` and ``monitor``.
+        train: With ``early_stopping``, ``patience`` and ``monitor``.
         has_valid: Whether there is validation data to decide on.
 
     Raises:
         ConfigError: If there is none.
     """
-    if train.patience is None:
+    if train.early_stopping is False:
         return None
+    if train.patience is None and train.early_stopping == "auto":
+        return EarlyStopping(train.monitor) if has_valid and train.monitor else "auto"
     if not has_valid:
-        raise ConfigError(
-            f"got patience = {train.patience} under [train] without validation data; write "
-            "valid_fraction = 0.1 or valid = FILE under [data], or drop patience"
+        option = (
+            "early_stopping = true" if train.patience is None else f"patience = {train.patience}"
         )
+        raise ConfigError(
+            f"got {option} under [train] without validation data; write "
+            f"valid_fraction = 0.1 or valid = FILE under [data], or drop {option.split()[0]}"
+        )
+    if train.patience is None:
+        return EarlyStopping(train.monitor)
     return EarlyStopping(train.monitor, patience=train.patience)
 
 
@@ -352,10 +360,9 @@ def _finish(
     trainer: Trainer,
     config: RunConfig,
     directory: RunDirectory,
-    stopping: EarlyStopping | None,
     seconds: float,
 ) -> TrainedRun:
-    metrics = _valid_metrics(trainer, stopping)
+    metrics = {"valid": trainer.valid_metrics} if trainer.valid_metrics else {}
     if config.data.test is not None:
         metrics["test"] = trainer.evaluate(config.data.test)
     trainer.export(
@@ -385,16 +392,6 @@ def _finish(
         },
     )
     return run
-
-
-def _valid_metrics(trainer: Trainer, stopping: EarlyStopping | None) -> dict[str, dict[str, float]]:
-    """The validation metrics of the model that was kept: the best, or the last."""
-    for row in reversed(trainer.history.rows):
-        if stopping is None or stopping.best is None or row["step"] == stopping.best_step:
-            found = {k.removeprefix("valid/"): v for k, v in row.items() if k.startswith("valid/")}
-            if found:
-                return {"valid": found}
-    return {}
 
 
 def export_checkpoint(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 from widedeep.errors import ConfigError, DataError, nearest, show_value
 
-__all__ = ["EarlyStopping", "as_stopping"]
+__all__ = ["EarlyStopping", "as_stopping", "loss_metric", "overfitting"]
 
+_PATIENCE = 2  # evaluations; a first rise may be noise, a second one seldom is
 _HIGHER_IS_BETTER = (
     "auc",
     "pr_auc",
@@ -39,12 +40,15 @@ class EarlyStopping:
     best: the first evaluation raises, a later one counts as no improvement and is told.
 
     Args:
-        monitor: A metric of :meth:`widedeep.Trainer.evaluate`, such as ``"log_loss"`` or ``"auc"``.
+        monitor: A metric of :meth:`widedeep.Trainer.evaluate`, such as ``"auc"``; None: the model's
+            loss, which is ``"log_loss"``, ``"rmse"`` for a regression, and for several heads
+            ``"loss"``, their sum.
         patience: Evaluations without improvement before stopping, at least 1.
         min_delta: Smallest change that counts as an improvement, at least 0.
 
     Example:
-        >>> stopping = EarlyStopping(patience=2)
+        >>> import widedeep as wd
+        >>> stopping = wd.EarlyStopping(patience=2)
         >>> losses = enumerate([0.5, 0.4, 0.45])
         >>> [stopping.update({"log_loss": value}, step) for step, value in losses]
         [True, True, False]
@@ -53,9 +57,9 @@ class EarlyStopping:
     """
 
     def __init__(
-        self, monitor: str = "log_loss", *, patience: int = 2, min_delta: float = 0.0
+        self, monitor: str | None = None, *, patience: int = _PATIENCE, min_delta: float = 0.0
     ) -> None:
-        if not isinstance(monitor, str) or not monitor:
+        if monitor is not None and (not isinstance(monitor, str) or not monitor):
             raise ConfigError(f"got monitor={show_value(monitor)}, expected a metric's name")
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise ConfigError(f"got patience={show_value(patience)}, expected at least 1")
@@ -78,12 +82,16 @@ class EarlyStopping:
     def check_monitor(self, names: Collection[str]) -> None:
         """Refuse a monitor that will not be evaluated, or that says nothing about quality.
 
+        Without a monitor, the model's loss becomes it.
+
         Args:
             names: The metrics that will be.
 
         Raises:
             ConfigError: With the nearest name.
         """
+        if self.monitor is None:
+            self.monitor = loss_metric(names)
         useful = [name for name in names if name.rpartition("/")[2] not in _NO_QUALITY]
         if self.monitor not in useful:
             why = "is no measure of quality" if self.monitor in names else "was not evaluated"
@@ -106,6 +114,7 @@ class EarlyStopping:
             DataError: If it is not defined at the first evaluation.
         """
         self.check_monitor(metrics)
+        assert self.monitor is not None
         value = metrics[self.monitor]
         self.undefined = None
         if not math.isfinite(value):
@@ -127,7 +136,7 @@ class EarlyStopping:
             return False
         if self.best is None:
             return True
-        name = self.monitor.rpartition("/")[2]
+        name = (self.monitor or "").rpartition("/")[2]
         if name.startswith(_HIGHER_IS_BETTER):
             return value > self.best + self.min_delta
         if name == "mean_bias":
@@ -149,14 +158,58 @@ class EarlyStopping:
         )
 
 
-def as_stopping(wanted: EarlyStopping | int | None, *, has_valid: bool) -> EarlyStopping | None:
-    """Return the early stopping asked for: itself, one with that patience, or None.
+def as_stopping(
+    choice: EarlyStopping | int | Literal["auto"] | None, *, has_valid: bool
+) -> EarlyStopping | None:
+    """Return the early stopping of an argument of :meth:`widedeep.Trainer.fit`, or None.
+
+    Args:
+        choice: An early stopping; its patience; True or ``"auto"``: one with the defaults; False or
+            None: none.
+        has_valid: Whether there is validation data; without it, ``"auto"`` is none.
 
     Raises:
-        ConfigError: If there is no validation data to decide on.
+        ConfigError: If there is no validation data to decide on, or it is another value.
     """
-    if wanted is None:
+    if choice is None or choice is False or (choice == "auto" and not has_valid):
         return None
     if not has_valid:
         raise ConfigError("got early_stopping without valid=...; give validation data to decide on")
-    return wanted if isinstance(wanted, EarlyStopping) else EarlyStopping(patience=wanted)
+    if isinstance(choice, EarlyStopping):
+        return choice
+    if choice is True or choice == "auto":
+        return EarlyStopping()
+    if not isinstance(choice, int):
+        raise ConfigError(
+            f"got early_stopping={show_value(choice)}, expected 'auto', False, a patience in "
+            "evaluations, or EarlyStopping(...)"
+        )
+    return EarlyStopping(patience=choice)
+
+
+def loss_metric(names: Collection[str]) -> str:
+    """Return which of a model's metrics is its loss: of all heads, if there are several."""
+    return next(name for name in ("loss", "log_loss", "rmse") if name in names)
+
+
+def overfitting(history: Sequence[Mapping[str, Any]], loss: str) -> str | None:
+    """Return a sentence if validation got worse, again and again, while training got better.
+
+    Args:
+        history: Rows of figures of one run, the latest last.
+        loss: Name of the validation loss, without ``valid/``.
+    """
+    name = f"valid/{loss}"
+    rows = [row for row in history if math.isfinite(row.get(name, math.nan))]
+    best = min(rows, key=lambda row: row[name], default=None)
+    if best is None:
+        return None
+    later = rows[rows.index(best) + 1 :]
+    if len(later) < _PATIENCE or not later[-1]["loss"] < best["loss"]:
+        return None
+    return (
+        f"validation {loss} rose from {best[name]:.4f} (step {best['step']:,}) to "
+        f"{later[-1][name]:.4f} (step {later[-1]['step']:,}) while the training loss fell from "
+        f"{best['loss']:.4f} to {later[-1]['loss']:.4f}: the model learns its training rows by "
+        "heart"
+    )

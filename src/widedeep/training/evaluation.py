@@ -105,7 +105,8 @@ def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) 
         batches: With labels.
 
     Returns:
-        Metrics by name, prefixed ``head/`` if the model has several heads.
+        Metrics by name, prefixed ``head/`` if the model has several heads; then ``loss`` is the sum
+        over the heads of ``loss_weight`` times the log loss or the mean squared error.
 
     Raises:
         DataError: If every row has weight 0.
@@ -133,10 +134,15 @@ def _named(model: WideDeep, collections: Sequence[HeadMetrics]) -> Metrics:
     """The metrics of all heads, prefixed where there are several."""
     metrics = Metrics()
     metrics.reasons = {}
+    loss = 0.0
     for head, collection in zip(model.heads, collections, strict=True):
         prefix = f"{head.name}/" if len(collections) > 1 else ""
         metrics |= {f"{prefix}{name}": value for name, value in collection.compute().items()}
         metrics.reasons |= {f"{prefix}{name}": why for name, why in collection.reasons.items()}
+        name = "mse" if head.kind == "regression" else "log_loss"
+        loss += head.loss_weight * metrics[f"{prefix}{name}"]
+    if len(collections) > 1:
+        metrics["loss"] = loss
     return metrics
 
 

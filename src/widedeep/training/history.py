@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 __all__ = ["History"]
@@ -23,6 +23,10 @@ _SHOWN = (
 class History:
     """Rows of figures, one an evaluation or epoch; printing it shows a table.
 
+    Args:
+        rows: The figures.
+        warnings: What went wrong on the way, a sentence each; printed below the table.
+
     Example:
         >>> history = History()
         >>> history.add({"epoch": 1, "loss": 0.5})
@@ -31,8 +35,11 @@ class History:
             1  0.5000
     """
 
-    def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, rows: list[dict[str, Any]] | None = None, warnings: Sequence[str] = ()
+    ) -> None:
         self.rows: list[dict[str, Any]] = list(rows or [])
+        self.warnings = list(warnings)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append one row of figures."""
@@ -68,10 +75,11 @@ class History:
             return "History (empty)"
         cells = [names, *([_text(row.get(name)) for name in names] for row in self.rows)]
         widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-        return "\n".join(
+        table = [
             "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
             for line in cells
-        )
+        ]
+        return "\n".join([*table, *(f"warning: {warning}" for warning in self.warnings)])
 
 
 def _text(value: object) -> str:

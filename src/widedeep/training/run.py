@@ -16,7 +16,7 @@ from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.errors import DataError
 from widedeep.kernels.torch_twins import to_device
-from widedeep.training.early_stopping import EarlyStopping
+from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting
 from widedeep.training.held_interrupt import HeldInterrupt
 from widedeep.training.progress import Callbacks, Progress, RecentScores
 from widedeep.training.schedule import rate_factor
@@ -65,8 +65,12 @@ class TrainingRun:
         self.stopping = stopping
         self.epochs = epochs
         self.eval_every = eval_every
-        per_epoch = math.ceil(source.num_rows / trainer.config.batch_size)
+        batch_size = trainer.config.batch_size
+        assert batch_size != "auto"
+        self.batch_size = batch_size
+        per_epoch = math.ceil(source.num_rows / batch_size)
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
+        self.evaluates_again = self.total_steps > min(per_epoch, eval_every or per_epoch)
         self.progress = Progress(
             self.total_steps, done_steps=trainer.position.step, enabled=trainer.show_progress
         )
@@ -79,6 +83,8 @@ class TrainingRun:
         self._rows = self._weight = 0.0
         self._started = time.perf_counter()
         self._rows_before = trainer.position.rows
+        # Rows of earlier calls of fit are those of other runs; a resumed run goes on with its own.
+        self._first_row = 0 if trainer.position.step else len(trainer.history)
 
     def _encoded_rows(self, cache: str | os.PathLike[str]) -> EncodedRows:
         found, new = encoded_rows(cache, self.trainer.transform, self.source)
@@ -91,6 +97,7 @@ class TrainingRun:
         trainer = self.trainer
         if self.stopping is not None:
             trainer.step.keep_best()
+            self._keep_resumed()
         trainer.model.train()
         try:
             with self.interrupt:
@@ -102,6 +109,16 @@ class TrainingRun:
             raise
         self._finish()
 
+    def _keep_resumed(self) -> None:
+        """Count the last evaluation of a run that is resumed, which had no early stopping."""
+        trainer, stopping = self.trainer, self.stopping
+        if stopping is None or stopping.best is not None or not trainer.valid_metrics:
+            return
+        if trainer.position.step and stopping.update(trainer.valid_metrics, trainer.position.step):
+            trainer.step.undo.mark()
+            if trainer.directory is not None:
+                trainer.save_checkpoint(stopping, best=True)
+
     def _done(self) -> bool:
         stopped = self.stopping is not None and self.stopping.should_stop
         return stopped or self.trainer.position.step >= self.total_steps
@@ -110,7 +127,7 @@ class TrainingRun:
         trainer, position = self.trainer, self.trainer.position
         plan = EpochPlan(
             self.source,
-            batch_size=trainer.config.batch_size,
+            batch_size=self.batch_size,
             seed=trainer.config.seed,
             epoch=position.epoch,
             shuffle=trainer.config.shuffle,
@@ -238,8 +255,20 @@ class TrainingRun:
                     trainer.step.undo.mark()
         trainer.history.add(row)
         self.progress.message(_summary(row))
+        if self.valid is not None and not trainer.history.warnings:
+            self._warn_of_overfitting(loss_metric(trainer.valid_metrics))
         self.callbacks.tell("on_evaluate", row)
         return improved
+
+    def _warn_of_overfitting(self, loss: str) -> None:
+        history = self.trainer.history
+        warning = overfitting(history.rows[self._first_row :], loss)
+        if warning is None:
+            return
+        remedy = "train fewer epochs, or leave early_stopping on, which keeps the best model"
+        warning += f"; {remedy}" if self.stopping is None else "; the best model is kept"
+        history.warnings.append(warning)
+        self.progress.message(f"warning: {warning}")
 
     def _interrupted(self) -> None:
         trainer = self.trainer

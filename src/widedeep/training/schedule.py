@@ -5,7 +5,45 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-__all__ = ["rate_factor"]
+__all__ = ["auto_batch_size", "auto_epochs", "rate_factor"]
+
+_BATCH_SIZES = (16, 512)
+_BATCHES = 100  # in an epoch of a small table
+# Steps to learn a table in, and the most passes for them: with early stopping, and without.
+_STOPPED_STEPS, _STOPPED_EPOCHS = 4000, 100
+_FIXED_STEPS, _FIXED_EPOCHS = 1000, 20
+
+
+def auto_batch_size(rows: int) -> int:
+    """Return the batch size of a table: about a hundredth of its rows, a power of two.
+
+    Example:
+        >>> [auto_batch_size(rows) for rows in (150, 5_000, 30_000, 10_000_000)]
+        [16, 64, 256, 512]
+    """
+    least, most = _BATCH_SIZES
+    nearest = 1 << max(0, round(math.log2(max(rows, 1) / _BATCHES)))
+    return min(max(nearest, least), most)
+
+
+def auto_epochs(rows: int, batch_size: int, *, early_stopping: bool) -> int:
+    """Return how many passes give a table enough steps.
+
+    Args:
+        rows: Rows of the table.
+        batch_size: Examples a step.
+        early_stopping: True if training stops by itself once it has learned enough.
+
+    Example:
+        >>> auto_epochs(30_000, 256, early_stopping=True)
+        34
+        >>> auto_epochs(10_000_000, 512, early_stopping=True)
+        1
+    """
+    steps, most = (
+        (_STOPPED_STEPS, _STOPPED_EPOCHS) if early_stopping else (_FIXED_STEPS, _FIXED_EPOCHS)
+    )
+    return min(most, math.ceil(steps / math.ceil(rows / batch_size)))
 
 
 def rate_factor(

@@ -71,6 +71,7 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
         "inputs": trainer.inputs,
         "shards": trainer.shards,
         "history": trainer.history.rows,
+        "warnings": trainer.history.warnings,
         "config": run_tables(trainer),
         "warmup": trainer.warmup.rows,
         "stopping": None if stopping is None else stopping.dump(),
@@ -119,7 +120,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) 
         trainer.step.feature_rates.load_tensors(_part(tensors, "rates"))
     if position:
         trainer.position = Position(**checkpoint.state["position"])
-        trainer.history = History(list(checkpoint.state["history"]))
+        warnings = checkpoint.state.get("warnings", [])
+        trainer.history = History(list(checkpoint.state["history"]), warnings)
         trainer.shards = list(checkpoint.state.get("shards", []))
         trainer.valid_metrics = trainer.history.valid_metrics(trainer.position.step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from widedeep.errors import CheckpointError, ConfigError, DataError
 from widedeep.training.history import History
 from widedeep.training.progress import Progress
+from widedeep.training.schedule import auto_batch_size
 
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
@@ -30,6 +32,10 @@ def fit_stream(
     """Learn shards one after another; see :meth:`widedeep.Trainer.fit_stream`."""
     if resume:
         _resume(trainer)
+    if trainer.config.batch_size == "auto":
+        # Of the data the schema was fitted on: a shard says nothing of the stream's length.
+        batch_size = auto_batch_size(trainer.model.schema.rows)
+        trainer.config = dataclasses.replace(trainer.config, batch_size=batch_size)
     told = Progress(1, done_steps=0, enabled=trainer.show_progress)
     for shard in shards:
         if not (isinstance(shard, tuple) and len(shard) == 2 and isinstance(shard[0], str)):
