@@ -187,7 +187,9 @@ def test_what_stands_in_the_way_is_told(ads: Path) -> None:
 def test_patience_without_validation_data(ads: Path) -> None:
     with pytest.raises(ConfigError, match=r"patience = 2 under \[train\] without validation data"):
         quietly(ads, "train.patience=2", "data.valid_fraction=0.0")
-    with pytest.raises(ConfigError, match="got early_stopping = true under .* drop early_stopping"):
+    with pytest.raises(
+        ConfigError, match=r"got early_stopping = true under .* drop early_stopping"
+    ):
         quietly(ads, "train.early_stopping=true", "data.valid_fraction=0.0")
     with pytest.raises(ConfigError, match="got patience = 2 and early_stopping = false; drop one"):
         config(ads, "train.patience=2", "train.early_stopping=false")
