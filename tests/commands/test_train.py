@@ -193,6 +193,7 @@ def test_patience_without_validation_data(ads: Path) -> None:
         quietly(ads, "train.early_stopping=true", "data.valid_fraction=0.0")
     with pytest.raises(ConfigError, match="got patience = 2 and early_stopping = false; drop one"):
         config(ads, "train.patience=2", "train.early_stopping=false")
+    assert not (ads / "run").exists()
 
 
 def test_training_to_the_end(ads: Path) -> None:
@@ -200,7 +201,6 @@ def test_training_to_the_end(ads: Path) -> None:
     run = quietly(ads, *settings, "train.early_stopping=false")
     assert [row["epoch"] for row in run.history] == list(range(1, 13))
     assert run.metrics["valid"]["auc"] == run.history[-1]["valid/auc"]
-    assert not (ads / "run").exists()
 
 
 def test_no_training_data(ads: Path) -> None:
