@@ -586,7 +586,9 @@ class Trainer:
                 requests find the bundle warm, and a bundle that scores otherwise is refused. True
                 stores up to 8 rows of the training data, chosen by ``seed``, without label and
                 weight; a list stores those rows; False none, where no row may leave the data.
-            calibration: Fit a calibration on ``calibrate_on``.
+            calibration: Fit a calibration on ``calibrate_on``: ``"platt"``, a line through the
+                logits, or ``"isotonic"``, a strictly rising curve, for a thousand positives or
+                more.
             calibrate_on: Labelled data that the model was not trained on.
             negative_rate: Rate at which negatives were kept in training data without weights;
                 scores are corrected by it.

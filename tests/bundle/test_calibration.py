@@ -21,7 +21,8 @@ from widedeep.bundle.calibration import (
     fit_platt,
     sigmoid,
 )
-from widedeep.errors import BundleError, DataError
+from widedeep.errors import BundleError, ConfigError, DataError
+from widedeep.metrics import auc, log_loss
 
 Floats = NDArray[np.float64]
 
@@ -62,20 +63,85 @@ def test_platt_of_equal_logits_is_the_smoothed_share() -> None:
 
 
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 60), ties=st.booleans(), weighted=st.booleans())
-def test_isotonic_is_scikit_learns(seed: int, n: int, ties: bool, weighted: bool) -> None:
+def test_isotonic_runs_through_the_centres_of_scikit_learns_levels(
+    seed: int, n: int, ties: bool, weighted: bool
+) -> None:
     logits, labels, weights = labelled(seed, n, ties=ties)
-    given_weights = weights if weighted else None
-    oracle = IsotonicRegression(out_of_bounds="clip").fit(logits, labels, given_weights)
-    at = np.concatenate([logits, np.linspace(-9, 9, 50)])
-    found = fit_isotonic(logits, labels, given_weights).probabilities(at)
-    np.testing.assert_allclose(found, oracle.predict(at), atol=1e-9)
+    weights = weights if weighted else np.ones(n)
+    fitted = fit_isotonic(logits, labels, weights if weighted else None)
+    oracle = IsotonicRegression().fit(logits, labels, weights).predict(logits)
+    weights = weights / weights.mean()
+    centres, values = [], []
+    for level in np.unique(oracle.round(9)):
+        rows = oracle.round(9) == level
+        mass = weights[rows].sum()
+        margin = min(0.5, mass / 2)
+        centres.append(np.average(logits[rows], weights=weights[rows]))
+        values.append(np.clip(weights[rows] @ labels[rows], margin, mass - margin) / mass)
+    # Where the ends, moved from 0 and 1, still rise, the levels are scikit-learn's.
+    odds = np.log(np.array(values) / (1 - np.array(values)))
+    if (np.diff(odds) > 0.011 * np.diff(centres)).all():
+        assert fitted.logits == pytest.approx(centres, abs=1e-8)
+        assert fitted.values == pytest.approx(values, abs=1e-8)
+    assert len(fitted.logits) <= len(centres)
 
 
-def test_isotonic_needs_only_its_corners() -> None:
-    logits = np.arange(1000.0)
-    fitted = fit_isotonic(logits, logits >= 500)
-    assert fitted.logits == (0.0, 499.0, 500.0, 999.0)
-    assert fitted.values == (0.0, 0.0, 1.0, 1.0)
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 300),
+    slope=st.sampled_from([-1.0, 0.0, 0.01, 0.5, 9.0]),
+    weighted=st.booleans(),
+)
+def test_isotonic_keeps_every_ranking_and_never_saturates(
+    seed: int, n: int, slope: float, weighted: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=3, size=n).astype(np.float32)
+    labels = rng.random(n) < sigmoid(slope * logits.astype(np.float64))
+    weights = rng.uniform(0, 1e6, size=n) if weighted else None
+    fitted = fit_isotonic(logits, labels, weights)
+    near = np.nextafter(logits, np.float32(np.inf))
+    scores = fitted.probabilities(
+        np.unique(np.concatenate([logits, near, np.linspace(-14, 14, 1001, dtype=np.float32)]))
+    )
+    assert (np.diff(scores) > 0).all()
+    assert 0 < scores[0] < scores[-1] < 1
+
+
+@pytest.mark.parametrize("base", [0.0, -4.0])
+@pytest.mark.parametrize("slope, intercept", [(1.0, 0.0), (0.5, -0.5)])
+@pytest.mark.parametrize("n", [3_000, 30_000])
+def test_isotonic_does_not_make_the_log_loss_worse(
+    base: float, slope: float, intercept: float, n: int
+) -> None:
+    rng = np.random.default_rng(7)
+    logits = (base + rng.normal(scale=1.5, size=n + 100_000)).astype(np.float32)
+    truth = sigmoid(slope * logits.astype(np.float64) + intercept)
+    labels = (rng.random(len(logits)) < truth).astype(np.float64)
+    fitted = fit_isotonic(logits[:n], labels[:n])
+    scores = {
+        "raw": sigmoid(logits[n:].astype(np.float64)),
+        "isotonic": fitted.probabilities(logits[n:]),
+        "best": truth[n:],
+    }
+    loss = {name: log_loss(labels[n:], values) for name, values in scores.items()}
+    noise = 20 / n  # a level per n / 50 rows, half a unit of log-likelihood each, and a reserve
+    assert loss["isotonic"] < loss["best"] + noise
+    assert loss["isotonic"] < loss["raw"] + noise
+    assert auc(labels[n:], scores["isotonic"]) == auc(labels[n:], scores["raw"])
+    assert fitted.probabilities(logits[:n]).mean() == pytest.approx(labels[:n].mean(), rel=0.05)
+
+
+def test_a_curve_of_an_older_bundle_scores_as_it_did() -> None:
+    logits = np.array([-2.0, -1.0, -0.5, 0.0, 1.0, 3.0])
+    stored = {"kind": "isotonic", "logits": [-1.0, 0.0, 1.0], "values": [0.0, 0.5, 1.0]}
+    curve = calibration_from_json(stored)
+    assert curve.probabilities(logits).tolist() == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+    assert calibration_to_json(curve) == {
+        **stored,
+        "logits": (-1.0, 0.0, 1.0),
+        "values": (0.0, 0.5, 1.0),
+    }
 
 
 def test_rows_of_weight_zero_do_not_count() -> None:
@@ -111,6 +177,7 @@ def test_prior_correction_undoes_the_sampling_of_negatives() -> None:
         PriorCorrection(rate=0.25),
         Platt(slope=1.5, intercept=-0.1),
         Isotonic(logits=(-1.0, 0.1), values=(0.2, 1.0)),
+        Isotonic(logits=(-1.0, 0.1), values=(0.2, 0.9), slope=0.7),
     ],
 )
 def test_calibrations_come_back_from_json(calibration: Calibration) -> None:
@@ -132,6 +199,11 @@ def test_values_outside_their_range_are_refused() -> None:
     for values in [(0.5, 0.2), (0.5,), (0.5, 1.2)]:
         with pytest.raises(BundleError, match="rising, and within"):
             Isotonic(logits=(0.0, 1.0), values=values)
+    for values, slope in [((0.5, 0.5), 1.0), ((0.0, 0.5), 1.0), ((0.2, 0.5), 0.0)]:
+        with pytest.raises(BundleError, match="expected a slope above 0 and probabilities that"):
+            Isotonic(logits=(0.0, 1.0), values=values, slope=slope)
+    with pytest.raises(ConfigError, match=r"isotonic.values: got 0.5, expected a list of numbers"):
+        calibration_from_json({"kind": "isotonic", "logits": [0.0], "values": 0.5})
     with pytest.raises(BundleError, match="of kind 'beta', expected one of"):
         calibration_from_json({"kind": "beta"})
 

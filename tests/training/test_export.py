@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from widedeep.deep import DeepInput
 from widedeep.deep_layout import DeepLayout
 from widedeep.errors import BundleError
 from widedeep.features import FeatureSpec
+from widedeep.metrics import log_loss
 from widedeep.schema import Schema
 from widedeep.training.export import bundle_model, bundle_weights
 
@@ -108,6 +110,31 @@ def test_a_calibration_is_fitted_on_the_data_named(tmp_path: Path, kind: Any) ->
     mean = np.mean([row["installed"] for row in LABELLED])
     assert bundle.score(ROWS).mean() == pytest.approx(mean, abs=0.01)
     assert abs(trainer.predict(ROWS).mean() - mean) > 0.05
+
+
+def test_an_isotonic_curve_keeps_the_ranking_of_adult(adult: Path, tmp_path: Path) -> None:
+    spec = wd.FeatureSpec(
+        label="income",
+        features=[
+            *wd.numeric("age", "education_num", "capital_gain", "hours_per_week"),
+            *wd.categorical("education", "marital_status", "occupation", "relationship"),
+        ],
+    )
+    schema = wd.fit_schema(spec, adult / "train.parquet")
+    trainer = wd.Trainer(wd.WideDeep(schema, hidden_units=[32], seed=0), progress=False)
+    trainer.fit(adult / "train.parquet")
+    bundle = trainer.export(
+        tmp_path / "b", calibration="isotonic", calibrate_on=adult / "valid.parquet"
+    )
+    raw, scores = trainer.predict(adult / "test.parquet"), bundle.score(adult / "test.parquet")
+    assert isinstance(raw, np.ndarray) and isinstance(scores, np.ndarray)
+    assert len(scores) == 16_281
+    order = np.argsort(raw, kind="stable")
+    assert ((np.diff(scores[order]) > 0) == (np.diff(raw[order]) > 0)).all()
+    assert scores.min() > 0 and scores.max() < 1
+    labels = pq.read_table(adult / "test.parquet")["income"].to_numpy()
+    assert log_loss(labels, scores) < log_loss(labels, raw) + 0.001
+    assert scores.mean() == pytest.approx(labels.mean(), rel=0.05)
 
 
 def test_weights_of_another_schema_are_refused(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,7 @@ __all__ = [
 
 _MAX_STEPS = 100
 _SMALLEST_STEP = 1e-10
+_LEAST_SLOPE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,16 +87,20 @@ class Platt:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Isotonic:
-    """A rising curve: straight between its points, flat before the first and after the last.
+    """A rising curve through points: log odds over logits, straight between the points.
 
     Args:
         logits: Strictly increasing.
-        values: The probability at each of them, not decreasing, within [0, 1].
+        values: The probability at each of them, strictly increasing, within (0, 1).
+        slope: Of the log odds before the first point and after the last, > 0. Bundles of older
+            versions have none: their curve is straight between probabilities, flat before the first
+            point and after the last, and may reach 0 and 1.
     """
 
     kind: ClassVar[str] = "isotonic"
     logits: tuple[float, ...]
     values: tuple[float, ...]
+    slope: float | None = None
 
     def __post_init__(self) -> None:
         x, y = np.array(self.logits), np.array(self.values)
@@ -105,13 +110,22 @@ class Isotonic:
                 f"got a curve of {len(x)} logits and {len(y)} probabilities, expected as many, "
                 "one or more, rising, and within [0, 1]"
             )
+        if self.slope is None:
+            return
+        if not (0 < self.slope < math.inf and y[0] > 0 and y[-1] < 1 and (np.diff(y) > 0).all()):
+            raise BundleError(
+                f"got slope={self.slope!r} and probabilities from {y[0]!r} to {y[-1]!r}, expected "
+                "a slope above 0 and probabilities that strictly increase within (0, 1)"
+            )
 
     def probabilities(self, logits_B: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Return calibrated probabilities of logits."""
-        found: NDArray[np.float64] = np.interp(
-            logits_B.astype(np.float64), self.logits, self.values
-        )
-        return found
+        x, y = np.array(self.logits), np.array(self.values)
+        logits = logits_B.astype(np.float64)
+        if self.slope is None:
+            return np.asarray(np.interp(logits, x, y))
+        beyond = np.minimum(logits - x[0], 0.0) + np.maximum(logits - x[-1], 0.0)
+        return sigmoid(np.interp(logits, x, np.log(y / (1.0 - y))) + self.slope * beyond)
 
 
 Calibration = PriorCorrection | Platt | Isotonic
@@ -122,7 +136,8 @@ _KINDS: dict[str, type[Calibration]] = {
 
 def calibration_to_json(calibration: Calibration) -> dict[str, Any]:
     """Return a calibration as plain lists and dicts."""
-    return {"kind": calibration.kind, **asdict(calibration)}
+    fields = {name: value for name, value in asdict(calibration).items() if value is not None}
+    return {"kind": calibration.kind, **fields}
 
 
 def calibration_from_json(value: Mapping[str, Any]) -> Calibration:
@@ -138,10 +153,10 @@ def calibration_from_json(value: Mapping[str, Any]) -> Calibration:
         raise BundleError(
             f"got a calibration of kind {value.get('kind')!r}, expected one of {sorted(_KINDS)}"
         )
-    numbers: Any = list[float] if kind is Isotonic else float
-    check_value(fields, Mapping[str, numbers], kind.kind)
-    if kind is Isotonic:
-        fields = {name: tuple(points) for name, points in fields.items()}
+    for name, number in fields.items():
+        curve: Any = list[float] if name in ("logits", "values") else float
+        check_value(number, curve, f"{kind.kind}.{name}")
+        fields[name] = tuple(number) if isinstance(number, list) else number
     return kind(**fields)
 
 
@@ -242,13 +257,45 @@ def _newton_step(
     return np.linalg.solve(hessian, gradient)
 
 
+class _Level(NamedTuple):
+    """Neighbouring rows that get one probability: sums over them, weighted."""
+
+    logits: float
+    positive: float
+    mass: float
+
+    def merge(self, other: _Level) -> _Level:
+        """Return one level of the rows of both."""
+        return _Level(
+            self.logits + other.logits, self.positive + other.positive, self.mass + other.mass
+        )
+
+    @property
+    def centre(self) -> float:
+        """Mean logit."""
+        return self.logits / self.mass
+
+    @property
+    def probability(self) -> float:
+        """Mean label, away from 0 and 1 by half a row."""
+        margin = min(0.5, self.mass / 2)
+        return min(max(self.positive, margin), self.mass - margin) / self.mass
+
+    @property
+    def log_odds(self) -> float:
+        """Of the probability."""
+        return math.log(self.probability / (1 - self.probability))
+
+
 def fit_isotonic(
     logits_B: ArrayLike, labels_B: ArrayLike, weight_B: ArrayLike | None = None
 ) -> Isotonic:
-    """Fit an :class:`Isotonic` calibration: the rising curve of least squared error.
+    """Fit an :class:`Isotonic` calibration: a strictly rising curve, which keeps every ranking.
 
     Pool adjacent violators (Ayer et al. 1955): neighbours that fall are merged into their mean
-    until none does.
+    until none does. The curve runs through the centre of each level (Oron and Flournoy 2017), so
+    no two logits get one score. Half a row of the rarer label keeps the ends from 0 and 1. Beyond
+    the outer centres the curve goes on with the slope of a :class:`Platt` fit, at most 1.
 
     Args:
         logits_B: Logits of labelled rows that training has not seen; a thousand positives or more
@@ -261,36 +308,40 @@ def fit_isotonic(
 
     Example:
         >>> fit_isotonic([-1.0, 0.0, 1.0, 2.0], [0, 1, 0, 1]).values
-        (0.0, 0.5, 0.5, 1.0)
+        (0.5,)
+        >>> fit_isotonic([-2.0] * 9 + [0.0, 1.0] + [2.0] * 9, [0] * 9 + [1, 0] + [1] * 9).logits
+        (-2.0, 0.5, 2.0)
     """
     logits, labels, weights = _labelled(logits_B, labels_B, weight_B)
-    kept = weights > 0
-    points, place = np.unique(logits[kept], return_inverse=True)
-    mass = np.bincount(place, weights[kept]).astype(np.float64)
-    means = np.bincount(place, weights[kept] * labels[kept]) / mass
-    starts, levels = _pool_adjacent_violators(means, mass)
-    # Of each level only its ends are needed: the curve is flat between.
-    ends = np.append(starts[1:], len(points)) - 1
-    corners = np.unique(np.stack([starts, ends], axis=1).reshape(-1))
-    level_of = np.searchsorted(starts, corners, side="right") - 1
-    values = np.clip(levels[level_of], 0.0, 1.0)
-    return Isotonic(logits=tuple(points[corners].tolist()), values=tuple(values.tolist()))
+    logits, labels, weights = (values[weights > 0] for values in (logits, labels, weights))
+    weights = weights / weights.mean()
+    points, place = np.unique(logits, return_inverse=True)
+    mass = np.bincount(place, weights)
+    sums = [points * mass, np.bincount(place, weights * labels), mass]
+    levels = [_Level(*row) for row in np.stack(sums, axis=1).tolist()]
+    levels = _pool(levels, lambda a, b: a.positive * b.mass >= b.positive * a.mass)
+    levels = _pool(levels, _is_flat)
+    slope = fit_platt(logits, labels, weights).slope
+    return Isotonic(
+        logits=tuple(level.centre for level in levels),
+        values=tuple(level.probability for level in levels),
+        slope=min(max(slope, _LEAST_SLOPE), 1.0),
+    )
 
 
-def _pool_adjacent_violators(
-    means: NDArray[np.float64], mass: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the first position and the value of each level."""
-    starts: list[int] = []
-    totals: list[tuple[float, float]] = []  # (weighted sum, weight) of each level so far
-    for position, (mean, weight) in enumerate(zip(means.tolist(), mass.tolist(), strict=True)):
-        start, total, total_weight = position, mean * weight, weight
-        while totals and totals[-1][0] * total_weight >= total * totals[-1][1]:
-            before, before_weight = totals.pop()
-            start = starts.pop()
-            total, total_weight = total + before, total_weight + before_weight
-        starts.append(start)
-        totals.append((total, total_weight))
-    levels = np.array([total / weight for total, weight in totals])
-    # Neighbours may have been told apart by less than their quotients can show.
-    return np.array(starts, np.int64), np.maximum.accumulate(levels)
+def _pool(levels: Iterable[_Level], merges: Callable[[_Level, _Level], bool]) -> list[_Level]:
+    """Merge neighbours until none is to be merged with the next."""
+    pooled: list[_Level] = []
+    for level in levels:
+        while pooled and merges(pooled[-1], level):
+            level = pooled.pop().merge(level)
+        pooled.append(level)
+    return pooled
+
+
+def _is_flat(low: _Level, high: _Level) -> bool:
+    """Whether the curve would rise too little from one level to the next to tell logits apart."""
+    distance = high.centre - low.centre
+    if distance <= 0 or high.probability <= low.probability:
+        return True
+    return high.log_odds - low.log_odds < _LEAST_SLOPE * distance
