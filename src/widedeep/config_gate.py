@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -14,7 +15,10 @@ __all__ = ["GateConfig", "load_gate_config"]
 
 _POSITIVE = ("max_log_loss_rise", "max_auc_drop", "max_gauc_drop", "max_calibration_rise")
 _SLICES = ("max_slice_log_loss_rise", "max_slice_auc_drop", "max_slice_calibration_rise")
-_LIMITS = ("max_psi", "max_score_psi", "max_latency_ms", "max_memory_mb", "max_load_s")
+_LIMITS = (
+    *("warn_psi", "max_psi", "max_missing_psi", "max_score_psi"),
+    *("max_latency_ms", "max_memory_mb", "max_load_s"),
+)
 
 
 def _limit(default: float) -> float:
@@ -51,10 +55,15 @@ class GateConfig:
         max_slice_log_loss_rise: As above, of one slice.
         max_slice_auc_drop: As above, of one slice.
         max_slice_calibration_rise: As above, of one slice.
-        max_psi: Population stability index of a feature against its training data.
-        max_new_values: Share of a feature's values that training did not see, 0 to 1.
+        warn_psi: Population stability index of a feature against its training data, beyond which
+            a note tells of it.
+        max_psi: Beyond which it stops the model; infinite by default: that a distribution shifts
+            stops no model that is good on the shifted rows.
+        max_missing_psi: The same index of being null or not, beyond which it stops the model.
+        max_new_values: Share of a feature's values that training did not see, 0 to 1: categories
+            that it did not know, numbers outside of its range.
         max_score_psi: Of the scores against those of the model in service.
-        ignore_drift: Features whose drift is told and does not decide: a date, an id.
+        ignore_drift: Features of which nothing of this decides: a date, an id.
         max_latency_ms: Median of scoring 100 rows on one thread in a fresh process.
         max_memory_mb: Largest resident memory of that process; None: any.
         max_load_s: Of loading the bundle there; None: any.
@@ -78,7 +87,9 @@ class GateConfig:
     max_slice_log_loss_rise: float = _limit(0.05)
     max_slice_auc_drop: float = _limit(0.03)
     max_slice_calibration_rise: float = _limit(0.1)
-    max_psi: float = _limit(0.25)
+    warn_psi: float = _limit(0.25)
+    max_psi: float = _limit(math.inf)
+    max_missing_psi: float = _limit(0.25)
     max_new_values: float = 0.5
     max_score_psi: float = _limit(0.25)
     ignore_drift: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ _TOP_VALUES = 20
 _SCORE_BUCKETS = 10
 _LEAST_SHARE = 1e-4
 _FEWEST_ROWS = 200
+_STUCK_NOW, _STUCK_THEN = 0.99, 0.5
 
 
 def psi(expected: Floats, found: Floats) -> float:
@@ -73,10 +75,13 @@ class FeatureDrift:
         missing_training: Share of nulls then.
         missing_now: Share of nulls now.
         missing_psi: Of null or not.
-        new_values: Share of today's values that training did not see; None for numbers.
+        new_values: Share of today's values that training did not see: categories that it did not
+            know, numbers outside of its range; None where it knew no value.
         values: How many values were compared.
         moved_most: The value or range whose share changed most, with both shares.
         too_little: Why the values were not compared though training kept their counts.
+        stuck: The one value or range that holds nearly all of today's values and held less than
+            half of those of training, with both shares.
     """
 
     feature: str
@@ -88,6 +93,7 @@ class FeatureDrift:
     values: int
     moved_most: str | None
     too_little: str | None = None
+    stuck: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -116,6 +122,7 @@ class DriftCounts:
             for component in range(feature.size)
             for cuts, trained in [schema.numerics[feature.name].profile_of(component)]
         }
+        self._outside = dict.fromkeys(self._numbers, 0)
 
     def add(self, table: pa.Table, batch: Batch) -> None:
         """Count a chunk.
@@ -147,6 +154,10 @@ class DriftCounts:
             known = self._schema.columns[feature.source].round(known[~np.isnan(known)])
             found = np.searchsorted(cuts, known, side="right")
             counts += np.bincount(found, minlength=len(counts))
+            fit = self._schema.numerics[feature.name]
+            low, high = fit.minimum[component], fit.maximum[component]
+            outside = int(np.count_nonzero((known < low) | (known > high)))
+            self._outside[feature.name, component] += outside
 
     def features(self) -> list[FeatureDrift]:
         """Return how far each feature has moved, those that moved most first."""
@@ -178,7 +189,7 @@ class DriftCounts:
         return {"missing_training": then, "missing_now": now, "missing_psi": moved}
 
     def _number(self, feature: Numeric) -> FeatureDrift:
-        worst, told, values, few = None, None, 0, None
+        worst, told, values, few, new, stuck = None, None, 0, None, None, None
         for component in range(feature.size):
             cuts, then, now = self._numbers[feature.name, component]
             values += int(now.sum())
@@ -186,17 +197,21 @@ class DriftCounts:
                 few = _too_few(int(now.sum()))
             elif then.sum():
                 found = psi(then.astype(np.float64), now.astype(np.float64))
+                moved = _moved_most(then, now, lambda at, c=cuts: _range(c, at))
                 if worst is None or found > worst:
-                    worst, told = found, _moved_most(then, now, lambda at, c=cuts: _range(c, at))
+                    worst, told = found, moved
+                new = max(new or 0.0, self._outside[feature.name, component] / int(now.sum()))
+                stuck = moved if _is_stuck(then, now) else stuck
         if feature.name in self._unreadable:
             worst, told = math.nan, "its column holds no plain numbers"
         return FeatureDrift(
             feature=feature.name,
             psi=worst,
-            new_values=None,
+            new_values=new,
             values=values,
             moved_most=told,
             too_little=few,
+            stuck=stuck,
             **self._missing(feature.source),
         )
 
@@ -204,7 +219,7 @@ class DriftCounts:
         ids = self._ids[self._starts[index] : self._starts[index + 1]]
         oov = 0 if feature.oov_buckets is None else feature.oov_buckets
         first = FIRST_KNOWN_ID + oov
-        moved, told, new, few = None, None, None, None
+        moved, told, new, few, stuck = None, None, None, None, None
         vocabulary = None
         if not feature.hash_buckets and not feature.num_buckets:
             vocabulary = self._schema.vocabularies[self._schema.vocabulary_key(feature.name)]
@@ -220,6 +235,7 @@ class DriftCounts:
                 both = [_top_and_rest(counts, top) for counts in (then, known)]
                 moved = psi(both[0], both[1])
                 told = _moved_most(both[0], both[1], lambda at: self._value(feature, top, at))
+                stuck = told if _is_stuck(both[0], both[1]) else None
         return FeatureDrift(
             feature=feature.name,
             psi=moved,
@@ -227,6 +243,7 @@ class DriftCounts:
             values=int(ids.sum() - ids[1]),
             moved_most=told,
             too_little=few,
+            stuck=stuck,
             **self._missing(feature.source),
         )
 
@@ -264,8 +281,19 @@ def _top_and_rest(counts: NDArray[Any], top: NDArray[np.int64]) -> Floats:
     return np.append(kept, counts.sum() - kept.sum())
 
 
+def _shares(then: NDArray[Any], now: NDArray[Any]) -> tuple[Floats, Floats]:
+    first, second = (np.asarray(c, np.float64) / max(1.0, float(c.sum())) for c in (then, now))
+    return first, second
+
+
+def _is_stuck(then: NDArray[Any], now: NDArray[Any]) -> bool:
+    """Tell whether one bucket, in which a minority lay in training, holds nearly all values now."""
+    before, after = _shares(then, now)
+    return bool(((after >= _STUCK_NOW) & (before < _STUCK_THEN)).any())
+
+
 def _moved_most(then: NDArray[Any], now: NDArray[Any], name: Any) -> str:
-    shares = [np.asarray(c, np.float64) / max(1.0, float(c.sum())) for c in (then, now)]
+    shares = _shares(then, now)
     at = int(np.abs(shares[1] - shares[0]).argmax())
     return f"{name(at)}: {shares[0][at]:.1%} in training, {shares[1][at]:.1%} now"
 
@@ -279,31 +307,48 @@ def _range(cuts: Floats, at: int) -> str:
 
 
 def drift_reasons(features: list[FeatureDrift], config: GateConfig) -> tuple[list[str], list[str]]:
-    """Return what is beyond the limits, in plain words: what decides, and what is only told.
+    """Return what stops the model, and what a person should know, in plain words.
+
+    What a broken feed looks like stops it: nulls, values that training never saw, one value
+    everywhere. That a distribution has shifted is told: whether the model copes with it is measured
+    on the same rows.
 
     Args:
-        features: As found.
+        features: As measured.
         config: The limits.
     """
-    decided: list[str] = []
-    told: list[str] = []
+    reasons: list[str] = []
+    notes: list[str] = []
     for one in features:
-        into = told if one.feature in config.ignore_drift else decided
-        if not one.missing_psi <= config.max_psi:
-            into.append(
-                f"drift: feature {one.feature!r} is missing in {one.missing_now:.1%} of the rows, "
-                f"in training it was in {one.missing_training:.1%}"
-            )
-        if one.psi is not None and not one.psi <= config.max_psi:
-            into.append(
+        stops = notes if one.feature in config.ignore_drift else reasons
+        stops += _broken_feed(one, config)
+        # A NaN is beyond each limit, an infinite one too.
+        if one.psi is not None and not one.psi <= min(config.warn_psi, config.max_psi):
+            beyond = not one.psi <= config.max_psi
+            limit = f"allowed {config.max_psi:g}" if beyond else "which by itself stops no model"
+            (stops if beyond else notes).append(
                 f"drift: feature {one.feature!r} has moved since training (stability index "
-                f"{one.psi:.3g}, allowed {config.max_psi:g}); most: {one.moved_most}"
-            )
-        if one.new_values is not None and not one.new_values <= config.max_new_values:
-            into.append(
-                f"drift: {one.new_values:.1%} of the values of feature {one.feature!r} are new to "
-                f"the model, allowed are {config.max_new_values:.0%}"
+                f"{one.psi:.3g}, {limit}); most: {one.moved_most}"
             )
         if one.too_little is not None:
-            told.append(f"drift: feature {one.feature!r} was not compared: {one.too_little}")
-    return decided, told
+            notes.append(f"drift: feature {one.feature!r} was not compared: {one.too_little}")
+    return reasons, notes
+
+
+def _broken_feed(one: FeatureDrift, config: GateConfig) -> Iterator[str]:
+    if not one.missing_psi <= config.max_missing_psi:
+        yield (
+            f"drift: feature {one.feature!r} is missing in {one.missing_now:.1%} of the rows, "
+            f"in training it was in {one.missing_training:.1%}"
+        )
+    if one.new_values is not None and not one.new_values <= config.max_new_values:
+        yield (
+            f"drift: {one.new_values:.1%} of the values of feature {one.feature!r} are new to "
+            f"the model, allowed are {config.max_new_values:.0%}"
+            + ("" if one.moved_most is None else f"; most: {one.moved_most}")
+        )
+    elif one.stuck is not None:
+        yield (
+            f"drift: feature {one.feature!r} has nearly one value alone: {one.stuck}; if that is "
+            "right, name it in ignore_drift under [gate]"
+        )
