@@ -106,7 +106,10 @@ def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:
         (["init", "no.parquet"], "no.parquet: no such file"),
         (["init", "train.parquet", "-o", "ads.toml"], "ads.toml: is there already"),
         (["evaluate", "nothing", "test.parquet"], "nothing: got no directory, expected a bundle"),
-        (["evaluate", "nothing"], "nothing: got no DATA, and no test data in its configuration"),
+        (
+            ["evaluate", "nothing"],
+            "nothing: got no labelled data, and no run's folder whose configuration",
+        ),
         (["score", "nothing", "test.parquet"], "nothing: got no directory, expected a bundle"),
         (["score", "nothing", "test.parquet", "--json"], "--json without -o FILE"),
         (["export", "nothing", "-o", "b"], "nothing: got no checkpoint"),
@@ -139,11 +142,11 @@ def test_the_whole_way(run: Run, ads: Path) -> None:
     code, out, err = run("init", "train.parquet", "--label", "click", "-o", "first.toml")
     assert (code, err) == (0, "")
     assert "row_id left out has a value of its own" in " ".join(out.split())
-    assert out.endswith("wrote first.toml; read it through, then: widedeep check first.toml\n")
+    assert out.endswith("wrote first.toml; read it through\nnext: widedeep check first.toml\n")
 
     code, out, err = run("check", "first.toml")
     assert (code, err) == (0, "")
-    assert "no problems found; next: widedeep train first.toml" in out
+    assert out.endswith("no problems found\nnext: widedeep train first.toml\n")
 
     code, out, _ = run("prepare", "first.toml")
     assert code == 0
@@ -285,7 +288,8 @@ def test_tables_fit_into_80_columns(
         out = run(*words).out
         wide = [line for line in out.splitlines() if len(line) > 80]
         # Lines that are no table say what they have to.
-        assert all(line.startswith(("Bundle at", "metrics:", "Schema of", "train:", "wrote"))
+        assert all(line.startswith(("Bundle at", "metrics:", "Schema of", "train:", "wrote",
+                                    "note:", "next:"))
                    for line in wide), wide  # fmt: skip
         assert "\x1b" not in out
         assert not any(line.endswith(" ") for line in out.splitlines())

@@ -21,7 +21,7 @@ def test_a_join_from_its_file(run: Run, ads: Path) -> None:
     code, out, err = run("check", "join.toml")
     assert (code, err) == (0, "")
     assert "The examples of all users:" in out
-    assert out.endswith("nothing written; next: widedeep join join.toml\n")
+    assert out.endswith("nothing written\nnext: widedeep join join.toml\n")
     assert sorted(ads.iterdir()) == before
 
     code, out, err = run("join", "join.toml")

@@ -8,17 +8,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from widedeep.cli_gate import lineage_document, print_lineage
+from widedeep.cli_gate import lineage_document, print_lineage, print_validate
 from widedeep.cli_output import (
     count,
+    free_path,
     print_json,
     print_metrics,
+    print_next,
     print_table,
     print_text,
     say,
+    shown_path,
 )
 from widedeep.cli_parser import GOOD, Verbs, add_verb, positive, threads, whole
-from widedeep.config import load_config
 from widedeep.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -47,36 +49,41 @@ def _add_evaluate(verbs: Verbs) -> None:
         "measure a run's or a bundle's quality on labelled data",
         "  widedeep evaluate runs/ads test.parquet\n"
         "  widedeep evaluate runs/ads          # on the test data its configuration names",
+        then="widedeep export runs/ads -o bundles/ads",
     )
     parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="a run's folder, or a bundle")
-    parser.add_argument("data", metavar="DATA", nargs="?", help="labelled data: a path or a glob")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        nargs="?",
+        help="labelled data: a path, a glob, or a run's folder; default: the run's test data, else "
+        "its validation data",
+    )
     parser.add_argument("--threads", type=threads, default=1, help="threads to use (default: 1)")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from widedeep.commands.find_bundle import load_bundle
+    from widedeep.commands.run_data import labelled_rows
     from widedeep.report.evaluation import evaluate_bundle
 
-    data = arguments.data or _test_data(Path(arguments.model))
-    bundle = load_bundle(arguments.model)
-    metrics = evaluate_bundle(bundle, data, threads=arguments.threads)
+    model = Path(arguments.model)
+    words = [] if arguments.data is None else [arguments.data]
+    rows = labelled_rows(words, model)
+    bundle = load_bundle(model)
+    metrics = evaluate_bundle(bundle, rows.data, threads=arguments.threads)
     if arguments.json:
-        print_json({"bundle": bundle.path, "data": data, "metrics": metrics})
+        document = {"bundle": bundle.path, "data": rows.place, "note": rows.note}
+        print_json({**document, "metrics": metrics})
+        return GOOD
+    print_metrics({rows.heading: metrics})
+    if rows.note is not None:
+        print_text(f"note: measured on {rows.note}")
+    if bundle.path == model:
+        print_validate(model, words)
     else:
-        print_metrics({_short(data): metrics})
+        print_next("export", model, "-o", free_path(Path("bundles") / model.name))
     return GOOD
-
-
-def _test_data(run: Path) -> str | list[str]:
-    config = run / "config.toml"
-    test = load_config(config).data.test if config.exists() else None
-    if test is None:
-        raise ConfigError(f"{run}: got no DATA, and no test data in its configuration; name some")
-    return test
-
-
-def _short(data: str | list[str]) -> str:
-    return Path(data).name if isinstance(data, str) else count(len(data), "file")
 
 
 # ---- export -------------------------------------------------------------------------------------
@@ -90,6 +97,7 @@ def _add_export(verbs: Verbs) -> None:
         "write a run's best checkpoint, or any checkpoint, as a bundle",
         "  widedeep export runs/ads -o bundles/ads-2\n"
         "  widedeep export runs/ads/checkpoints/step-0000001500 -o bundles/ads-early",
+        then="widedeep validate bundles/ads-2 --data runs/ads",
     )
     parser.add_argument("model", metavar="RUN_DIR|CHECKPOINT", help="a run, or a step-* folder")
     parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="the bundle's folder")
@@ -97,6 +105,7 @@ def _add_export(verbs: Verbs) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from widedeep.commands.run_data import run_of
     from widedeep.commands.train import export_checkpoint
 
     bundle, checkpoint = export_checkpoint(
@@ -107,6 +116,8 @@ def _export(arguments: argparse.Namespace) -> int:
     else:
         print_text(f"from {checkpoint}")
         print_text(repr(bundle))
+        run = checkpoint.parent.parent
+        print_validate(Path(arguments.out), [] if run_of(run) is None else [shown_path(run)])
     return GOOD
 
 
@@ -198,6 +209,7 @@ def _add_inspect(verbs: Verbs) -> None:
         '  widedeep inspect runs/ads --row \'{"age": 39, "job": "Sales"}\'\n'
         "  widedeep inspect runs/ads/schema.safetensors\n"
         "  widedeep inspect models             # which version came from which, and how",
+        then="widedeep report runs/ads",
     )
     parser.add_argument("model", metavar="BUNDLE|SCHEMA|RUN_DIR|MODELS", help="what to look at")
     parser.add_argument(
@@ -228,6 +240,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
             print_json({"models": arguments.model, "versions": lineage_document(versions)})
         else:
             print_lineage(versions)
+            if "://" not in arguments.model:
+                print_next("report", arguments.model)
         return GOOD
     from widedeep.commands.find_bundle import load_bundle
 
@@ -304,6 +318,8 @@ def _inspect_bundle(bundle: Bundle, arguments: argparse.Namespace, top: int) -> 
     for title, weights in (("positive", positive), ("negative", negative)):
         print_text(f"\nStrongest {title} wide weights{logit}")
         _print_weights(weights)
+    print_text()
+    print_next("report", arguments.model)
 
 
 def _print_history(bundle: Bundle) -> None:

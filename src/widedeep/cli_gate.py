@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from widedeep.cli_output import count, number, print_json, print_table, print_text, say
+from widedeep.cli_output import (
+    count,
+    number,
+    print_json,
+    print_next,
+    print_table,
+    print_text,
+    say,
+)
 from widedeep.cli_parser import GOOD, NO, Verbs, add_set, add_verb, threads
 from widedeep.errors import BundleError
 
@@ -17,7 +26,10 @@ if TYPE_CHECKING:
     from widedeep.gate import Verdict
     from widedeep.publish import PublishedVersion
 
-__all__ = ["add_verbs", "lineage_document", "print_lineage"]
+__all__ = ["add_verbs", "lineage_document", "print_lineage", "print_validate"]
+
+MODELS = "models"
+"""The folder of versions that a next step names where nobody named one."""
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -38,6 +50,7 @@ def _add_validate(verbs: Verbs) -> None:
         "  widedeep validate runs/ads --data recent.parquet --set gate.unit=\"'user_id'\"\n\n"
         "Exit code 0: it may serve; 1: it may not, for the reasons given. The limits are in the\n"
         "section [gate] of --config.",
+        then="widedeep publish runs/ads models",
     )
     parser.add_argument("model", metavar="CANDIDATE", help="a bundle, or a run's folder")
     parser.add_argument(
@@ -47,10 +60,11 @@ def _add_validate(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--data",
-        required=True,
         nargs="+",
+        default=[],
         metavar="DATA",
-        help="recent labelled rows: paths, globs",
+        help="recent labelled rows: paths, globs, or a run's folder for the rows that it held out; "
+        "default: those of CANDIDATE's run",
     )
     parser.add_argument("--config", metavar="TOML", help="a file with a section [gate]")
     parser.add_argument(
@@ -66,14 +80,17 @@ def _add_validate(verbs: Verbs) -> None:
 
 def _validate(arguments: argparse.Namespace) -> int:
     from widedeep.commands.find_bundle import bundle_place
+    from widedeep.commands.run_data import labelled_rows
     from widedeep.gate import load_gate_config, validate, verdict_path
 
     config = load_gate_config(arguments.config, arguments.set)
     candidate = bundle_place(arguments.model)
-    data = arguments.data[0] if len(arguments.data) == 1 else arguments.data
+    rows = labelled_rows(arguments.data, Path(arguments.model))
     threads = arguments.threads or len(os.sched_getaffinity(0))
     with _against(arguments.against) as serving:
-        verdict = validate(candidate, serving, data, config=config, threads=threads)
+        verdict = validate(candidate, serving, rows.data, config=config, threads=threads)
+    if rows.note is not None:
+        verdict = dataclasses.replace(verdict, notes=(f"judged on {rows.note}", *verdict.notes))
     file = verdict_path(candidate) if arguments.out is None else Path(arguments.out)
     try:
         page = verdict.save(file)
@@ -86,7 +103,44 @@ def _validate(arguments: argparse.Namespace) -> int:
         print_json({"verdict": file, "page": page, **verdict.to_json()})
     else:
         _print_verdict(verdict, file, page)
+        _print_after_verdict(arguments, passed=verdict.passed)
     return GOOD if verdict.passed else NO
+
+
+def print_validate(model: Path, data: Sequence[str]) -> None:
+    """Print the command that judges a model, against what the folder ``models`` serves, if it does.
+
+    Args:
+        model: A bundle, or a run's folder.
+        data: Paths; none: the rows of the model's run.
+    """
+    from widedeep.commands.run_data import run_of
+    from widedeep.publish.lineage import is_models_directory
+
+    against = ["--against", MODELS] if is_models_directory(Path(MODELS)) else []
+    words = ["validate", str(model), *against, *(["--data", *data] if data else [])]
+    if data or run_of(model) is not None:
+        print_next(*words)
+    else:
+        print_next(*words, "--data", "recent.parquet", note="your newest labelled rows")
+
+
+def _print_after_verdict(arguments: argparse.Namespace, *, passed: bool) -> None:
+    from widedeep.publish.lineage import is_models_directory
+
+    against, verdict = arguments.against, arguments.out
+    if not passed:
+        data = ["--data", *arguments.data] if arguments.data else []
+        print_next("report", arguments.model, *data, *(["--against", against] if against else []))
+        return
+    models = MODELS
+    if against is not None and ("://" in against or is_models_directory(Path(against))):
+        models = against
+    words = [] if verdict is None else ["--verdict", verdict]
+    print_next(
+        *("publish", arguments.model, models, *words),
+        note="" if against else f"{models}: the folder that servers follow",
+    )
 
 
 @contextlib.contextmanager
@@ -149,6 +203,7 @@ def _add_publish(verbs: Verbs) -> None:
         '  widedeep publish runs/ads models --force --reason "the first model"\n\n'
         "It appears whole or not at all. 'widedeep inspect models' shows where each version came\n"
         "from, 'widedeep rollback models' goes back.",
+        then="widedeep serve models",
     )
     parser.add_argument("model", metavar="CANDIDATE", help="a bundle, or a run's folder")
     parser.add_argument("models", metavar="MODELS", help="the folder of versions, or its URL")
@@ -192,6 +247,10 @@ def _publish(arguments: argparse.Namespace) -> int:
         print_text(f"{arguments.models}: version {record.version}{after}")
         if record.forced is not None:
             print_text(f"published by force: {record.forced}")
+        if "://" in arguments.models:
+            print_next("inspect", arguments.models)
+        else:
+            print_next("serve", arguments.models)
     return GOOD
 
 

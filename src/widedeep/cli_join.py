@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from widedeep.cli_output import count, number, print_json, print_table, print_text, say
+from widedeep.cli_output import (
+    count,
+    free_path,
+    number,
+    print_json,
+    print_next,
+    print_table,
+    print_text,
+    say,
+    shown_path,
+)
 from widedeep.cli_parser import GOOD, INTERRUPTED, Verbs, add_set, add_verb
 
 if TYPE_CHECKING:
@@ -29,6 +41,7 @@ def add_verb_join(verbs: Verbs) -> None:
         "  widedeep join join.toml --set split.by=user --set join.memory_limit=2GB\n"
         "  widedeep join join.toml --resume     # after Ctrl-C or a crash\n\n"
         "The output's folder holds train/, valid/, test/, manifest.json and report.html.",
+        then="widedeep init examples/train --label click",
     )
     parser.add_argument("config", metavar="JOIN.toml", help="the configuration")
     parser.add_argument(
@@ -91,9 +104,11 @@ def _print_result(result: JoinResult) -> None:
         )
     for note in result.notes:
         print_text(f"note: {note}")
-    train = result.output / "train"
-    print_text(f"\nwrote {result.output}; look at {result.output / 'report.html'}")
-    print_text(f"next: widedeep init {train} --label {next(iter(counts['labels']))}")
+    output = Path(shown_path(result.output))
+    print_text(f"\nwrote {output}; look at {output / 'report.html'}")
+    config = free_path("run.toml")
+    words = [] if config == Path("run.toml") else ["-o", config]
+    print_next("init", output / "train", "--label", next(iter(counts["labels"])), *words)
 
 
 def _print_splits(splits: Any) -> None:
@@ -142,8 +157,8 @@ def check_document(check: JoinCheck) -> dict[str, Any]:
     return document
 
 
-def print_check(check: JoinCheck, config: str) -> None:
-    """Print a check of a join."""
+def print_check(check: JoinCheck, config: str, overrides: Sequence[str]) -> None:
+    """Print a check of a join, and the command that does it."""
     if check.tried is not None:
         _print_tried(check.tried, check)
     if check.notes and check.tried is not None:
@@ -155,7 +170,8 @@ def print_check(check: JoinCheck, config: str) -> None:
     if check.problems:
         print_text(f"\n{count(len(check.problems), 'problem')}; the join would fail")
     else:
-        print_text(f"\nno problems found, nothing written; next: widedeep join {config}")
+        print_text("\nno problems found, nothing written")
+        print_next("join", config, *(word for text in overrides for word in ("--set", text)))
 
 
 def _print_tried(tried: DryRun, check: JoinCheck) -> None:

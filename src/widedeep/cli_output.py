@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["count", "number", "print_json", "print_metrics", "print_table", "print_text", "say"]
+__all__ = [
+    "count",
+    "free_path",
+    "next_line",
+    "number",
+    "print_json",
+    "print_metrics",
+    "print_next",
+    "print_table",
+    "print_text",
+    "say",
+    "shown_path",
+]
 
 # The metrics that matter most, first; the rest follow under --json alone.
 _SHOWN_METRICS = (
@@ -36,6 +51,42 @@ def say(text: str) -> None:
 def print_text(text: str = "") -> None:
     """Print text on standard output as it is."""
     sys.stdout.write(f"{text}\n")
+
+
+def next_line(*words: object, note: str = "") -> str:
+    """Return the line that says what to do next, as a command that runs as it stands.
+
+    Args:
+        words: Of the command, after ``widedeep``.
+        note: What a person may want to change in it; a comment to the shell.
+    """
+    command = shlex.join(["widedeep", *map(str, words)])
+    return f"next: {command}" + (f"  # {note}" if note else "")
+
+
+def print_next(*words: object, note: str = "") -> None:
+    """Print :func:`next_line` on standard output."""
+    print_text(next_line(*words, note=note))
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    """Return a path as seen from here, if it lies below; else as it is."""
+    absolute, here = Path(path).absolute(), Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
+
+
+def free_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path at which nothing lies: this one, or with a number behind its stem.
+
+    Args:
+        path: The first choice.
+    """
+    first, number = Path(path), 2
+    free = first
+    while free.exists():
+        free = first.with_name(f"{first.stem}-{number}{first.suffix}")
+        number += 1
+    return free
 
 
 def print_table(

@@ -66,6 +66,7 @@ def add_verb(
     run: Callable[[argparse.Namespace], int],
     summary: str,
     example: str,
+    then: str = "",
 ) -> argparse.ArgumentParser:
     """Add a verb, with ``--json``, and return its parser.
 
@@ -75,12 +76,13 @@ def add_verb(
         run: Does it and returns the exit code.
         summary: What it does, in one line.
         example: Command lines, shown at the end of the help.
+        then: The command that follows this one, shown as its last line.
     """
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"example:\n{example}",
+        epilog=f"example:\n{example}" + (f"\n\nnext: {then}" if then else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

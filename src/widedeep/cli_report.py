@@ -36,8 +36,10 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "--data",
         nargs="+",
+        default=[],
         metavar="DATA",
-        help="labelled rows: paths, globs; default: the test (or validation) data of the run",
+        help="labelled rows: paths, globs, or a run's folder for the rows that it held out; "
+        "default: the test (or validation) data of the run",
     )
     parser.add_argument(
         "--against",
@@ -69,11 +71,12 @@ def add_verbs(verbs: Verbs) -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from widedeep.commands.report import report_on, report_place
+    from widedeep.commands.run_data import labelled_rows
 
-    data = arguments.data
+    words, model = arguments.data, Path(arguments.model)
     report = report_on(
         arguments.model,
-        data[0] if data and len(data) == 1 else data,
+        labelled_rows(words, model).data if words else None,
         against=arguments.against,
         models=arguments.models,
         slices=_slices(arguments.slices),
@@ -105,4 +108,4 @@ def _print_report(report: Report, file: Path) -> None:
     print_metrics(columns)
     for text in report.notes:
         print_text(f"note: {text}")
-    print_text(f"\nreport: {file}")
+    print_text(f"\nreport: {file}; open it in a browser")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from widedeep.cli_output import print_json, print_text, say
+from widedeep.cli_output import print_json, print_next, print_text, say
 from widedeep.cli_parser import GOOD, NO, Verbs, add_verb
 from widedeep.errors import ConfigError
 
@@ -23,6 +23,7 @@ def add_verbs(verbs: Verbs) -> None:
         "  widedeep rollback models --to 41\n\n"
         "The order is kept in MODELS/serving.json, which the servers read every few seconds. It\n"
         "withdraws the newer versions; one that is published later is served again.",
+        then="widedeep inspect models",
     )
     parser.add_argument("models", metavar="MODELS", help="the directory that is served")
     parser.add_argument("--to", metavar="VERSION", help="the version to go back to")
@@ -59,4 +60,5 @@ def _rollback(arguments: argparse.Namespace) -> int:
             "their next look (2 s, unless --poll says otherwise), and GET /v1/status says which "
             f"version serves; withdrawn: {', '.join(withdrawn)}"
         )
+        print_next("inspect", root)
     return GOOD

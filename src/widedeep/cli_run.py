@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from widedeep.cli_join import add_verb_join, check_document, print_check
 from widedeep.cli_output import (
     count,
+    free_path,
     number,
     print_json,
     print_metrics,
+    print_next,
     print_table,
     print_text,
     say,
@@ -64,6 +66,7 @@ def _add_init(verbs: Verbs) -> None:
         "Numbers become numeric features and bins, text, lists and integer keys categorical ones;\n"
         "columns that name rows, times and constants are left out; crosses that gain on held rows\n"
         "are suggested. Each line says what it was guessed from: read it through.",
+        then="widedeep check ads.toml",
     )
     parser.add_argument("data", metavar="DATA", help="training data: Parquet, CSV, or a glob")
     parser.add_argument("--label", metavar="NAME", help="the label's column (guessed if plain)")
@@ -99,7 +102,8 @@ def _init(arguments: argparse.Namespace) -> int:
     print_table(["column", "taken for", "because it holds"], rows)
     for warning in inferred.warnings:
         print_text(f"look at {warning}")
-    print_text(f"\nwrote {arguments.out}; read it through, then: widedeep check {arguments.out}")
+    print_text(f"\nwrote {arguments.out}; read it through")
+    print_next("check", arguments.out)
     return GOOD
 
 
@@ -116,6 +120,7 @@ def _add_check(verbs: Verbs) -> None:
         "  widedeep check ads.toml --set data.train=other.parquet --rows 100000\n"
         "  widedeep check join.toml       # of a join: a sample of its users is joined\n\n"
         "Ends with 1 if training, or the join, could not succeed.",
+        then="widedeep train ads.toml",
     )
     parser.add_argument("config", metavar="CONFIG.toml", help="the configuration")
     parser.add_argument(
@@ -137,7 +142,12 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(_check_document(report))
     else:
-        _print_check(report, arguments.config)
+        _print_check(report)
+        if report.problems:
+            print_text(f"\n{count(len(report.problems), 'problem')}; training would fail")
+        else:
+            print_text("\nno problems found")
+            print_next(*_train_command(arguments))
     return NO if report.problems else GOOD
 
 
@@ -148,7 +158,7 @@ def _check_join(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(check_document(found))
     else:
-        print_check(found, arguments.config)
+        print_check(found, arguments.config, arguments.set)
     return NO if found.problems else GOOD
 
 
@@ -174,7 +184,25 @@ def _check_document(report: CheckReport) -> dict[str, Any]:
     }
 
 
-def _print_check(report: CheckReport, config: str) -> None:
+def _train_command(arguments: argparse.Namespace) -> list[str]:
+    """The words that train what was checked or prepared, into a folder that is free."""
+    from widedeep.commands.run_directory import RunDirectory
+
+    words = ["train", arguments.config, *_set_words(arguments.set)]
+    named = getattr(arguments, "out", None)
+    run = RunDirectory.of_config(arguments.config, named)
+    if run.state == "unfinished":
+        return [*words, *(["--out", named] if named else []), "--resume"]
+    if run.state == "finished":
+        return [*words, "--out", str(free_path(run.path))]
+    return [*words, *(["--out", named] if named else [])]
+
+
+def _set_words(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def _print_check(report: CheckReport) -> None:
     for found in report.inputs:
         rows = f"{found.rows:,} rows" if found.rows is not None else "not counted"
         print_text(f"{found.role}: {found.place} ({rows}, {found.sampled:,} sampled)")
@@ -194,10 +222,6 @@ def _print_check(report: CheckReport, config: str) -> None:
         print_text(f"note: {note}")
     for problem in report.problems:
         print_text(f"problem: {problem}")
-    if report.problems:
-        print_text(f"\n{count(len(report.problems), 'problem')}; training would fail")
-    else:
-        print_text(f"\nno problems found; next: widedeep train {config}")
 
 
 # ---- prepare ------------------------------------------------------------------------------------
@@ -214,6 +238,7 @@ def _add_prepare(verbs: Verbs) -> None:
         "  widedeep train ads.toml         # takes the schema that is there\n\n"
         "'train' does this by itself; prepare shows the schema before hours of training. Encoded\n"
         "rows spare every epoch, and every run on the same rows, the reading of raw ones.",
+        then="widedeep train ads.toml",
     )
     parser.add_argument("config", metavar="RUN.toml", help="the configuration")
     parser.add_argument("-o", "--out", metavar="DIR", help="default: runs/RUN")
@@ -250,7 +275,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
         )
     else:
         print_text(repr(schema))
-        print_text(f"\nwrote {directory.schema}; next: widedeep train {arguments.config}")
+        print_text(f"\nwrote {directory.schema}")
+        print_next(*_train_command(arguments))
     return GOOD
 
 
@@ -273,6 +299,7 @@ def _add_train(verbs: Verbs) -> None:
         "  widedeep train ads.toml --follow examples/ --publish models --export-rows 1000000\n\n"
         "The run's folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
         "metrics.json and bundle/.",
+        then="widedeep evaluate runs/ads",
     )
     parser.add_argument("config", metavar="RUN.toml", help="the configuration")
     parser.add_argument("--out", metavar="RUN_DIR", help="the run's folder; default: runs/RUN")
@@ -403,6 +430,9 @@ def _train(arguments: argparse.Namespace) -> int:
         _print_run(run, directory)
     elif followed is not None and followed.metrics:
         print_metrics(followed.metrics)
+    data = config.data
+    can_judge = data.test is not None or data.valid is not None or data.valid_fraction > 0
+    print_next("evaluate" if can_judge else "inspect", directory.path)
     return GOOD
 
 
@@ -440,7 +470,6 @@ def _print_run(run: TrainedRun, directory: RunDirectory) -> None:
         print_metrics(run.metrics)
     told = f"{run.steps:,} steps, {run.rows:,} rows, {number(run.seconds)} s"
     print_text(f"\nrun: {directory.path} ({told})\nbundle: {directory.bundle}")
-    print_text(f"next: widedeep inspect {directory.path}")
 
 
 def _resume_command(arguments: argparse.Namespace) -> str:

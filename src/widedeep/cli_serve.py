@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from widedeep.cli_output import print_json, say
+from widedeep.cli_output import next_line, print_json, say
 from widedeep.cli_parser import Verbs, add_verb, period, positive, real, seconds, share, threads
 from widedeep.errors import ConfigError
 
@@ -28,6 +30,7 @@ def add_verbs(verbs: Verbs) -> None:
         "  widedeep serve models/ads --http :8080 --items items.parquet --item-id app\n"
         "  curl localhost:8080/v1/rank -d "
         '\'{"user": {"country": "de"}, "candidates": ["maps", "mail"]}\'',
+        then="the request that it prints; after Ctrl-C: widedeep report models/ads",
     )
     parser.add_argument(
         "models",
@@ -192,9 +195,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments)
 
     def listening(settings: Settings, port: int, grpc: str | None) -> None:
-        scheme = "https" if settings.tls_certificate else "http"
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"{scheme}://{host}:{port}"
+        url = _url(settings, port)
         if arguments.json:
             found = {name: str(path) for name, path in plan.models.items()}
             print_json({"http": url, "grpc": grpc, "models": found}, indent=None)
@@ -203,7 +204,32 @@ def _serve(arguments: argparse.Namespace) -> int:
         with contextlib.suppress(OSError):  # a full disk under the log ends no server
             say(f"widedeep: serving {names} on {url}" + (f" and gRPC on {grpc}" if grpc else ""))
 
-    return run_plan(plan, listening)
+    code = run_plan(plan, listening)
+    if not arguments.json and len(arguments.models) == 1:
+        say(next_line("report", next(iter(plan.models.values()))))
+    return code
+
+
+def _url(settings: Settings, port: int) -> str:
+    scheme = "https" if settings.tls_certificate else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{port}"
+
+
+def _say_request(plan: ServingPlan, port: int) -> None:
+    """Say a request that the server answers: the step after serving."""
+    from widedeep.commands.serve import example_request
+
+    body, settings = example_request(plan), plan.settings
+    if body is None:
+        return
+    words = ["curl", "-s", f"{_url(settings, port)}/v1/rank", "-d", json.dumps(body)]
+    if settings.keys is not None:
+        words += ["-H", "X-API-Key: KEY"]
+    needs = {"your KEY": settings.keys, "your certificates": settings.tls_certificate}
+    note = ", ".join(name for name, setting in needs.items() if setting is not None)
+    with contextlib.suppress(OSError):
+        say(f"next: {shlex.join(words)}" + (f"  # with {note}" if note else ""))
 
 
 def _plan(arguments: argparse.Namespace) -> ServingPlan:
@@ -251,6 +277,7 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
         grpc=None if grpc is None else _joined(*grpc),
         log=_log(arguments),
         cache=arguments.cache,
+        on_ready=None if arguments.json else _say_request,
     )
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from widedeep.cli_output import number, print_json, print_table, print_text, say
+from widedeep.cli_output import number, print_json, print_next, print_table, print_text, say
 from widedeep.cli_parser import GOOD, Verbs, add_verb, positive, real, share, whole
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def add_verbs(verbs: Verbs) -> None:
         "  widedeep join week1/join.toml && widedeep train week1/app_store.toml\n"
         "  widedeep simulate week2 --resume week1 --policy old=popularity "
         "--policy new=runs/app_store/bundle",
+        then="widedeep join week1/join.toml",
     )
     parser.add_argument("folder", metavar="FOLDER", help="where the logs go")
     parser.add_argument("--days", type=positive, default=7, metavar="N", help="default: 7")
@@ -118,5 +119,8 @@ def _print(found: Simulated) -> None:
         f"\n{found.impressions:,} impressions, {found.installs:,} installs ({rate:.2%}) in "
         f"{found.days} days; ten apps hold {found.top_share:.0%} of the installs"
     )
-    join, train = found.folder / "join.toml", found.folder / "app_store.toml"
-    print_text(f"wrote {found.folder}; next: widedeep join {join} && widedeep train {train}")
+    print_text(
+        f"wrote {found.folder}; once joined, 'widedeep train' takes its own declaration too, "
+        f"{found.folder / 'app_store.toml'}"
+    )
+    print_next("join", found.folder / "join.toml")

@@ -595,6 +595,22 @@ def text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArra
     return window - window[0], raw
 
 
+def stored_spec(path: str | os.PathLike[str]) -> FeatureSpec:
+    """Return the declaration that a schema's file holds, without the vocabularies.
+
+    Args:
+        path: That :meth:`Schema.save` wrote.
+
+    Raises:
+        SchemaError: If it holds no schema.
+    """
+    metadata = read_metadata(path)
+    if "schema" not in metadata:
+        raise SchemaError(f"{path}: got a safetensors file that holds no schema")
+    spec = json.loads(metadata["schema"])["spec"]
+    return spec_from_table(spec["data"], spec["features"])
+
+
 def _assemble(
     identity: dict[str, Any], facts: dict[str, Any], tensors: dict[str, NDArray[Any]]
 ) -> Schema:

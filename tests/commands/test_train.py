@@ -13,13 +13,13 @@ import pytest
 import widedeep as wd
 from tests.ads import ads_table, write_ads
 from widedeep.checkpoint import CheckpointDirectory
+from widedeep.commands.run_data import training_data
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.train import (
     export_checkpoint,
     make_trainer,
     prepare_schema,
     train_run,
-    training_data,
 )
 from widedeep.config import RunConfig, load_config
 from widedeep.data.sources import open_source

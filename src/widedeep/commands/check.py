@@ -273,7 +273,7 @@ def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckRe
 
 def _check_whole_columns(config: RunConfig, schema: Schema | None, report: CheckReport) -> None:
     """Make what training makes, and hold every label and weight against it."""
-    from widedeep.commands.train import training_data
+    from widedeep.commands.run_data import training_data
 
     try:
         _, valid = training_data(config)

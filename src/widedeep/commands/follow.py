@@ -12,8 +12,9 @@ from typing import Any
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
+from widedeep.commands.run_data import training_data
 from widedeep.commands.run_directory import RunDirectory
-from widedeep.commands.train import make_trainer, training_data
+from widedeep.commands.train import make_trainer
 from widedeep.config import RunConfig
 from widedeep.config_follow import FollowConfig
 from widedeep.config_gate import GateConfig

@@ -11,14 +11,13 @@ from typing import Any
 
 from widedeep.bundle import Bundle
 from widedeep.commands.find_bundle import bundle_place, served_bundle
+from widedeep.commands.run_data import held_out_rows
 from widedeep.commands.run_directory import RunDirectory
-from widedeep.commands.train import training_data
-from widedeep.config import load_config
 from widedeep.config_gate import GateConfig
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.publish.lineage import is_models_directory
-from widedeep.publish.record import RECORDS
+from widedeep.publish.record import RECORDS, PublishRecord
 from widedeep.report import Report, RunRecord, make_report
 
 __all__ = ["report_on", "report_place"]
@@ -40,7 +39,7 @@ def report_on(
     Args:
         model: Its folder.
         data: Labelled rows; None: the test data of the run that the bundle is of, or else what it
-            was validated on.
+            was validated on; of a published version, what the gate judged it on.
         against: A run, a bundle, or a folder of versions to compare with; None: the version that
             the model followed, or that serves, where there is a folder of versions.
         models: That folder, or its URL; None: the one that the model lies in, if it does.
@@ -77,6 +76,8 @@ def report_on(
             threads=threads,
         )
 
+    if data is None and run is None and models is not None and "://" not in str(models):
+        data = _judged_on(Path(models), bundle_path)
     if data is not None or run is None:
         return made(data)
     found, why = _data_of(run)
@@ -95,6 +96,17 @@ def report_place(model: str | os.PathLike[str]) -> Path:
     path = Path(model)
     in_run = (path / "history.json").exists() and (path / "bundle").is_dir()
     return path / "report.html" if in_run else Path("report.html")
+
+
+def _judged_on(models: Path, version: Path) -> list[str] | None:
+    """The files that the gate judged a version on, if they are all there."""
+    file = models / RECORDS / f"{version.name}.json"
+    if version.absolute().parent != models.absolute() or not file.is_file():
+        return None
+    record = PublishRecord.from_text(file.read_text(encoding="utf-8"), origin=str(file))
+    inputs = (record.verdict or {}).get("data", {}).get("inputs", ())
+    paths = [str(entry.get("path")) for entry in inputs]
+    return paths if paths and all(os.path.isfile(path) for path in paths) else None
 
 
 def _run_of(bundle: Bundle) -> RunDirectory | None:
@@ -132,16 +144,12 @@ def _kept_step(history: list[dict[str, Any]], kept: Mapping[str, Any]) -> int | 
 
 def _data_of(run: RunDirectory) -> tuple[Any | None, str]:
     """What the run was tested on, or else validated on; or why there is nothing."""
-    if not run.config.exists():
-        return None, "The run's folder has no configuration that would name test data."
-    config = load_config(run.config)
-    found = config.data.test
-    if found is None and config.data.train is not None:
-        found = training_data(config)[1]
-    if found is None:
-        return None, "The run's configuration names neither test nor validation data."
     try:
-        with open_source(found):
-            return found, ""
+        rows = held_out_rows(run)
+    except ConfigError as error:
+        return None, f"There are no rows to measure on: {error}"
+    try:
+        with open_source(rows.data):
+            return rows.data, ""
     except DataError as error:
         return None, f"The data that the run's configuration names cannot be read: {error}"

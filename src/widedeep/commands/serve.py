@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from widedeep.errors import ConfigError
+from widedeep.bundle.files import SCHEMA, read_warmup
+from widedeep.commands.find_bundle import served_bundle
+from widedeep.errors import BundleError, ConfigError
+from widedeep.features.sides import item_columns
+from widedeep.schema import stored_spec
 from widedeep.serving.http.settings import Settings
 from widedeep.serving.http.worker import ServingPlan, serve_plan
 from widedeep.serving.supervisor import Worker, bind_alone, run_workers
 
-__all__ = ["address", "run_plan"]
+__all__ = ["address", "example_request", "run_plan"]
 
 _GRACE_S = 5.0
+_EXAMPLE_ITEMS = 2
 
 
 def address(text: str) -> tuple[str, int]:
@@ -68,3 +75,42 @@ def run_plan(plan: ServingPlan, on_listening: Callable[[Settings, int, str | Non
         on_listening(settings, port, plan.grpc)
         drain_s = settings.drain_delay_s + settings.drain_s + _GRACE_S
         return run_workers(settings.workers, serve_plan, (plan,), drain_s=drain_s)
+
+
+def example_request(plan: ServingPlan) -> dict[str, Any] | None:
+    """Return a body for ``/v1/rank`` with values of the rows that the bundle keeps.
+
+    Args:
+        plan: What is served.
+
+    Returns:
+        The body; None where nothing is served yet, or the bundle keeps no rows.
+    """
+    name, path = next(iter(plan.models.items()))
+    try:
+        bundle = served_bundle(path)
+    except BundleError:
+        return None  # the first version is on its way
+    rows = read_warmup(bundle).rows[:_EXAMPLE_ITEMS]
+    if not rows:
+        return None
+    # Where no feature is declared to be the item's, those that come with an item are.
+    of_item = item_columns(stored_spec(bundle / SCHEMA)) or set(rows[0])
+    user = {column: value for column, value in rows[0].items() if column not in of_item}
+    body: dict[str, Any] = {"model": name} if len(plan.models) > 1 else {}
+    if user:
+        body["user"] = user
+    if plan.items is None:
+        columns = [column for column in rows[0] if column in of_item]
+        return body | {"items": {c: [row.get(c) for row in rows] for c in columns}}
+    assert plan.item_id is not None
+    return body | {"candidates": _some_ids(Path(plan.items), plan.item_id)}
+
+
+def _some_ids(items: Path, column: str) -> list[Any]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(items) as file:
+        batches = file.iter_batches(batch_size=_EXAMPLE_ITEMS, columns=[column])
+        first = next(batches, None)
+    return [] if first is None else first.column(0).to_pylist()

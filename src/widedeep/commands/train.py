@@ -14,13 +14,13 @@ from typing import Any, Literal
 from widedeep import __version__
 from widedeep.bundle import Bundle
 from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
+from widedeep.commands.run_data import training_data
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.config import Auto, RunConfig, TrainConfig, config_from_tables
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.inputs import InputRecord
 from widedeep.data.sources import open_source
-from widedeep.data.split import split_rows
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError
 from widedeep.model import WideDeep
@@ -40,7 +40,6 @@ __all__ = [
     "make_trainer",
     "prepare_schema",
     "train_run",
-    "training_data",
 ]
 
 
@@ -82,24 +81,6 @@ class WarmFrom:
     path: str | os.PathLike[str]
     carry: tuple[str, ...] = ("*",)
     widths: Literal["fresh", "project"] = "fresh"
-
-
-def training_data(config: RunConfig) -> tuple[Any, Any | None]:
-    """Return the training data and the validation data that a configuration names.
-
-    Args:
-        config: With ``data.train``; ``data.valid`` or ``data.valid_fraction`` for validation.
-
-    Raises:
-        ConfigError: If there is no training data.
-    """
-    data = config.data
-    if data.train is None:
-        raise ConfigError('got no training data; write train = "FILE" under [data]')
-    if data.valid is None and data.valid_fraction:
-        # One split for every seed: runs that differ in their seed are judged on the same rows.
-        return split_rows(data.train, data.valid_fraction)
-    return data.train, data.valid
 
 
 def prepare_schema(config: RunConfig, directory: RunDirectory, *, progress: bool = False) -> Schema:

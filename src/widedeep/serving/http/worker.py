@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -99,6 +100,8 @@ class ServingPlan:
         grpc: ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out.
         log: Where what was shown is logged; None: nowhere.
         cache: Where bundles are copied to before they are served; None: this user's cache.
+        on_ready: Called with the plan and the HTTP port, by the first process, once every model
+            can answer.
 
     Raises:
         ConfigError: If there is no model, or one catalogue for several.
@@ -116,6 +119,7 @@ class ServingPlan:
     grpc: str | None = None
     log: LogPlan | None = None
     cache: str | None = None
+    on_ready: Callable[[ServingPlan, int], None] | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -204,6 +208,9 @@ def serve_plan(
             _wait_ready(worker, registries)
         elif shared:
             monitor.start("start", lambda: _wait_ready(worker, registries), stuck_s=float("inf"))
+        if plan.on_ready is not None and not joins:
+            tell_ready = partial(_tell_ready, plan, registries, listening.getsockname()[1])
+            monitor.start("ready", tell_ready, stuck_s=float("inf"))
         if plan.log is not None:
             _log_impressions(service, stack.enter_context(plan.log.open(monitor)))
         on_drain, grpc_port = _start_grpc(service, plan, shared, stack)
@@ -239,6 +246,15 @@ def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> bool:
         first_is_ready.touch()
     while not first_is_ready.exists():
         time.sleep(0.02)
+    return False
+
+
+def _tell_ready(plan: ServingPlan, registries: Mapping[str, Registry], port: int) -> bool:
+    """Wait until every model is loaded, and say so; False: it is done once."""
+    for registry in registries.values():
+        registry.wait_ready()
+    assert plan.on_ready is not None
+    plan.on_ready(plan, port)
     return False
 
 
