@@ -70,6 +70,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+def test_from_the_logs_of_the_store(run: Run, folder: Path) -> None:
+    store = ("--days", 2, "--users", 400, "--apps", 90, "--requests", 1300, "--policy", "oracle")
+    verbs, said = walk(run, "simulate", "my store", *store)
+    assert verbs == ["simulate", "join", "init", *WHOLE]
+    config = load_config("run.toml")
+    assert config.spec.group == "request_id"
+    assert "app_rating" in config.spec.item
+    columns = {"request_id", "event_time", "policy", "arm", "item_id"}
+    assert not columns & set(config.spec.columns())
+    # The newest rows are of an evening: that is told, and stops no model.
+    assert "feature 'hour' has moved since training" in said["validate"].out
+    assert "it may serve" in said["validate"].out
+
+
 @pytest.mark.slow
 def test_from_a_table_with_test_data(run: Run, folder: Path, adult: Path) -> None:
     for name in ("train", "valid", "test"):

@@ -273,3 +273,32 @@ def test_the_manifest_of_a_join_says_what_a_column_is(tmp_path: Path) -> None:
         "age": "numeric",
     }
     assert (inferred.spec.weight, inferred.time) == ("w", "when")
+
+
+def test_what_differs_within_a_request_is_the_items(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    rows = table(
+        list=REQUESTS,
+        item_id=[f"i{i * 7 % 31}" for i in range(ROWS)],
+        app=[f"i{i * 7 % 31}" for i in range(ROWS)],
+        tags=[["a", "b"][: 1 + i % 2] for i in range(ROWS)],
+        device=[f"d{int(name[1:]) % 3}" for name in REQUESTS],
+        mood=[[f"m{int(name[1:]) % 5}"] for name in REQUESTS],
+        position=[1 + i % 4 for i in range(ROWS)],
+        score=NUMBERS,
+    )
+    pq.write_table(rows, tmp_path / "train" / "part.parquet")
+    roles = {"list": "request", "item_id": "item", "click": "label"}
+    columns = [{"name": n, "role": roles.get(n, "context")} for n in rows.column_names]
+    manifest = {"kind": "widedeep examples", "columns": columns}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    inferred = wd.infer_spec(tmp_path / "train")
+    assert inferred.spec.item == ("app", "tags")
+    assert inferred.reasons["item_id"] == "says the same as app in each row"
+    assert "who ranked the list" in inferred.reasons["score"]
+    assert 'item = [\n    "app", "tags",\n]' in inferred.to_toml()
+    assert wd.FeatureSpec.from_toml(inferred.to_toml()) == inferred.spec
+    # A count of a user and an item together is neither's, and no part can be told from it.
+    columns[-1]["role"] = "history"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert wd.infer_spec(tmp_path / "train").spec.item == ()

@@ -95,13 +95,13 @@ def _data_block(inferred: InferredSpec, data: str, folder: Path) -> str:
 
 
 def _siblings(data: str) -> dict[str, str]:
-    """Return test and validation files that lie beside a training file and are named like it."""
+    """Return test and validation data that lie beside training data and are named like it."""
     path = Path(data)
     found: dict[str, str] = {}
     for role, names in (("valid", ("valid", "validation", "dev")), ("test", ("test",))):
         for name in names:
             other = path.with_name(path.name.replace("train", name))
-            if other != path and other.is_file():
+            if other != path and (other.is_file() or any(other.glob("*.parquet"))):
                 found.setdefault(role, str(other))
     return found
 

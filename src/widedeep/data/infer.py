@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from widedeep.data.infer_evidence import SuggestedCross, measure
+from widedeep.data.infer_evidence import SuggestedCross, item_columns, measure
 from widedeep.data.profile import ColumnProfile, confirm_columns, profile_columns
 from widedeep.data.roles import InferredColumn, assign_roles, joined_roles, label_of
 from widedeep.data.sample import sample_source
@@ -124,14 +124,19 @@ def infer_spec(
         if not sample.complete:
             also = [] if label is None else [label]
             profiles = confirm_columns(profiles, source, also=also)
-    columns = assign_roles(profiles, label, joined_roles(data))
+    joined = joined_roles(data)
+    columns = assign_roles(profiles, label, joined)
     head = head or _head_of(next((p for p in profiles if p.name == label), None))
     evidence = measure(sample.table, columns, label, head, crosses=crosses, seed=seed)
     if not any(column.is_feature for column in evidence.columns):
         told = "; ".join(f"{c.name}: {c.reason}" for c in evidence.columns if c.reason)
         raise ConfigError(f"got no column that can be a feature ({told}); give a table with more")
+    spec = _spec(evidence.columns, evidence.crosses, label)
+    # What was counted of a user and an item together belongs to neither.
+    if "request" in joined.values() and "history" not in joined.values():
+        spec = replace(spec, item=item_columns(sample.table, evidence.columns))
     return InferredSpec(
-        spec=_spec(evidence.columns, evidence.crosses, label),
+        spec=spec,
         columns=evidence.columns,
         crosses=evidence.crosses,
         warnings=(*_label_warnings(profiles, label, head), *evidence.warnings),
@@ -278,6 +283,12 @@ def _lines_of(key: str, value: object) -> list[str]:
     if key in ("wide", "deep") and isinstance(value, list):
         return _wrapped(key, [toml_value(name) for name in value])
     lines = []
+    if key == "item":
+        lines.append(
+            "# Of each candidate, for it differs within a request; the rest is the query's:"
+        )
+        if isinstance(value, list):
+            return [*lines, *_wrapped(key, [toml_value(name) for name in value])]
     if key == "training_only":
         lines.append("# Not known when a row is scored, so fixed there:")
     return [*lines, f"{key} = {toml_value(value)}"]

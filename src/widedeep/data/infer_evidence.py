@@ -38,6 +38,9 @@ _LEAST_GAIN = 1e-4
 # Share of the label's entropy (of its variance, for numbers) that keys say beyond ordered bins.
 _LEAST_KEY_GAIN = 0.01
 _LEAK = 0.99
+_SIDE_ROWS = 100_000
+# Share of the requests in which an item's column differs; a clock may tick within a request.
+_LEAST_DIFFERING = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +193,14 @@ def _auc(scores_B: NDArray[np.float64], positive_B: NDArray[np.bool_]) -> float:
 
 
 def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[InferredColumn]:
-    """Leave out columns that say the same as one before them, in all rows looked at."""
+    """Leave out columns that say the same as another, in all rows looked at.
+
+    The first of them stays; a key by which logs were joined goes before a column that was served.
+    """
     first: dict[tuple[str, bytes], str] = {}
-    result = []
-    for column in columns:
+    result = list(columns)
+    for at in sorted(range(len(columns)), key=lambda at: columns[at].joined_by):
+        column = columns[at]
         if column.is_feature and not column.profile.nested and table.num_rows >= _LEAST_ROWS:
             values = table.column(column.name)
             numeric = column.role == "numeric"
@@ -202,9 +209,47 @@ def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[
             twin = first.setdefault(key, column.name)
             if twin != column.name:
                 reason = f"says the same as {twin} in each row"
-                column = InferredColumn(profile=column.profile, role="left out", reason=reason)
-        result.append(column)
+                result[at] = InferredColumn(profile=column.profile, role="left out", reason=reason)
     return result
+
+
+# ---- sides --------------------------------------------------------------------------------------
+
+
+def item_columns(table: pa.Table, columns: Sequence[InferredColumn]) -> list[str]:
+    """Return the features that differ between the rows of one request: what belongs to an item.
+
+    Args:
+        table: Sampled rows.
+        columns: One of them the group of the rows of a request; without one nothing is returned.
+    """
+    group = next((column.name for column in columns if column.role == "group"), None)
+    names = [column.name for column in columns if column.is_feature and not column.position]
+    if group is None or not names:
+        return []
+    rows = table.slice(0, _SIDE_ROWS)
+    values = {name: _comparable(rows.column(name)) for name in names}
+    count = pc.CountOptions(mode="all")
+    counts = (
+        pa.table({group: rows.column(group), **values})
+        .group_by(group)
+        .aggregate([([], "count_all"), *((name, "count_distinct", count) for name in names)])
+    )
+    several = pc.greater(counts["count_all"], 1)
+    requests = pc.sum(several).as_py() or 0
+    differing = {
+        name: pc.sum(pc.and_(several, pc.greater(counts[f"{name}_count_distinct"], 1))).as_py() or 0
+        for name in names
+    }
+    return [name for name in names if differing[name] > _LEAST_DIFFERING * requests]
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values that can be counted: of lists, their text."""
+    if not pa.types.is_nested(column.type):
+        return column
+    texts = [pc.binary_join(part.cast(pa.list_(pa.string())), "\x1f") for part in column.chunks]
+    return pa.chunked_array(texts, pa.string())
 
 
 # ---- crosses ------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ _EXAMPLE_WEIGHT_NAMES = ("sample_weight", "example_weight", "sample_weights", "e
 _REQUEST_NAMES = ("request_id", "query_id", "qid", "search_id", "impression_id", "session_id")
 _POSITION_NAMES = ("position", "impression_position", "rank", "slot")
 _POLICY_NAMES = ("policy", "logging_policy", "arm", "propensity")
+# What a server logs of its own answer, beside what it was asked.
+_ANSWER_NAMES = ("model_version", "catalogue_version", "score")
 _TIME_NAMES = (
     *("event_time", "time", "timestamp", "ts", "datetime", "date", "day", "created_at"),
     *("request_time", "impression_time", "event_timestamp", "event_date"),
@@ -57,6 +59,7 @@ class InferredColumn:
         options: The feature's options.
         bins: True for a number that is also cut into bins.
         position: True for the place in a list, which is not known when the list is made.
+        joined_by: True for a key by which a join found what belongs to a user or an item.
         reason: Why, where it is not plain to see.
     """
 
@@ -65,6 +68,7 @@ class InferredColumn:
     options: Mapping[str, object] = field(default_factory=dict)
     bins: bool = False
     position: bool = False
+    joined_by: bool = False
     reason: str = ""
 
     @property
@@ -158,6 +162,8 @@ def assign_roles(
             role = _by_name(column, joined, has_group=group is not None) or _by_values(column)
         if role.is_feature and _is_position(column, joined, group is not None):
             role = _position(role)
+        if joined.get(column.name) in ("user", "item"):
+            role = replace(role, joined_by=True)
         roles.append(role)
     return roles
 
@@ -234,7 +240,7 @@ def _by_name(
         return _weight(column)
     if role == "request" or (has_group and name in _REQUEST_NAMES):
         return _left_out(column, "names requests, and those to come have other names")
-    if has_group and name in _POLICY_NAMES:
+    if (has_group and name in _POLICY_NAMES) or (joined and name in _ANSWER_NAMES):
         return _left_out(column, "says who ranked the list, which does not describe the row")
     return _left_out(column, _IS_TIME) if _is_time(column, joined) else None
 
