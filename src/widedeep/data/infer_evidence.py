@@ -27,8 +27,8 @@ __all__ = ["Evidence", "SuggestedCross", "measure"]
 
 _LEAST_ROWS = 100
 _LEAST_ROWS_OF_CROSSES = 5_000
-# Rows times pairs: some seconds.
-_PAIR_ROWS = 300_000_000
+# Rows times pairs: about ten seconds of one core.
+_PAIR_ROWS = 150_000_000
 _LEAST_PAIR_ROWS = 50_000
 _MOST_CLASSES = 5
 _BINS, _PAIR_BINS = 255, 32
@@ -277,10 +277,11 @@ def _suggest(
         targets = replace(targets, values_BC=targets.values_BC[taken])
     gains = HeldOutGains(targets, seed)
     cells = {c.name: _cells(table, c, _BINS) for c in parts}
-    limit = max(2, int((2 * budget / table.num_rows) ** 0.5))
+    limit = max(2, int((2 * budget / _LEAST_PAIR_ROWS) ** 0.5))
     warnings = []
     if len(parts) > limit:
-        parts = sorted(parts, key=lambda c: -gains.gain(cells[c.name]).total)[:limit]
+        names = sorted(cells, key=lambda name: -gains.gain(cells[name]).total)[:limit]
+        parts = [c for c in parts if c.name in names]
         warnings.append(f"crosses were looked for among the {limit} columns that say most alone")
     gains.learn_all(list(cells.values()))
     coarse = {c.name: _cells(table, c, _PAIR_BINS) for c in parts}
