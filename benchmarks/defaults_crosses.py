@@ -52,7 +52,10 @@ def judge(spec: wd.FeatureSpec, train: pa.Table, test: pa.Table) -> tuple[float,
 
 def table_rows(options: argparse.Namespace) -> Iterator[str]:
     """Yield the table's lines as they are found."""
-    yield "| salt | planted crosses | planted products | others | of a shuffled label | seconds | AUC / log loss without | with |"
+    yield (
+        "| salt | planted crosses | planted products | others | of a shuffled label | seconds "
+        "| AUC / log loss without | with |"
+    )
     yield "|---|---|---|---|---|---|---|---|"
     for salt in map(int, options.salts.split(",")):
         table = pq.read_table(data_file(salt), columns=COLUMNS)
@@ -89,7 +92,12 @@ def main() -> None:
     for line in table_rows(options):
         print(line, flush=True)
         lines.append(line)
-    write_section("Suggested crosses", [machine(), "", *lines])
+    text = f"""## Suggested crosses
+
+On {machine()}, one of them: {options.train_rows:,} rows of `criteo_like.py`; AUC and log loss of
+one pass with default settings, on {JUDGED:,} other rows.
+"""
+    write_section("crosses", "\n".join([text, *lines]))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def test_a_number_label_is_a_regression(tmp_path: Path) -> None:
     pq.write_table(rows, tmp_path / "sales.parquet")
     write_config(str(tmp_path / "sales.parquet"), tmp_path / "run.toml", label="price")
     config = load_config(tmp_path / "run.toml")
-    assert (config.model.head, config.train.monitor) == ("regression", "rmse")
+    assert (config.model.head, config.train.epochs) == ("regression", "auto")
 
 
 def test_names_that_need_quotes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 import widedeep as wd
 from widedeep.data.infer import InferredSpec
@@ -214,6 +216,69 @@ def test_it_is_the_same_every_time() -> None:
     one, other = wd.infer_spec(rows), wd.infer_spec(rows)
     assert one == other
     assert [cross.columns for cross in one.crosses] == [("x0", "x1")]
+
+
+# ---- crosses ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clicks() -> pa.Table:
+    """A log with three planted crosses and a planted product, among columns that only add."""
+    path = Path(__file__).parents[2] / "benchmarks" / "criteo_like.py"
+    module = importlib.util.module_from_spec(
+        found := importlib.util.spec_from_file_location("criteo_like", path)  # type: ignore[arg-type]
+    )
+    found.loader.exec_module(module)  # type: ignore[union-attr]
+    rows: pa.Table = module.generate(60_000, 2_000, 7)
+    planted = ["C1", "C14", "C5", "C8", "C2", "C19", "C4", "C16"]
+    return rows.select(["label", "I1", "I6", *planted, "C6", "C17"])
+
+
+def test_planted_crosses_are_suggested_and_no_other(clicks: pa.Table) -> None:
+    inferred = wd.infer_spec(clicks)
+    crosses = {cross.columns for cross in inferred.crosses}
+    assert crosses == {("C1", "C14"), ("C5", "C8"), ("C2", "C19"), ("C4", "C16")}
+    assert all(inferred.spec.by_name[f"{a}_x_{b}"].min_count == 2 for a, b in crosses)
+    gains = [cross.gain for cross in inferred.crosses]
+    assert gains == sorted(gains, reverse=True)
+
+
+def test_a_label_of_noise_gets_no_cross(clicks: pa.Table) -> None:
+    noise = np.random.default_rng(0).permutation(clicks["label"].to_numpy())
+    assert not wd.infer_spec(clicks.set_column(0, "label", pa.array(noise))).crosses
+
+
+def additive() -> tuple[dict[str, Any], NDArray[np.float64]]:
+    """Columns whose effects only add up, and the sum."""
+    rng = np.random.default_rng(0)
+    rows: dict[str, Any] = {
+        "a": rng.choice([*"uvwxyz"], 8000, p=[0.7, 0.2, 0.04, 0.03, 0.02, 0.01]),
+        "b": rng.integers(0, 9, 8000),
+        "c": np.where(rng.random(8000) < 0.9, 0.0, rng.lognormal(8, 1, 8000).round()),
+    }
+    taste = dict(zip("uvwxyz", rng.normal(0, 1, 6), strict=True))
+    return rows, np.vectorize(taste.get)(rows["a"]) + np.cos(rows["b"]) + 3.0 * (rows["c"] > 3000)
+
+
+def labels_of(kind: str, score: NDArray[np.float64]) -> NDArray[Any]:
+    rng = np.random.default_rng(1)
+    if kind == "regression":
+        return score * 40 + rng.normal(0, 40, len(score))
+    if kind == "multiclass":
+        noisy = score + rng.logistic(size=len(score))
+        return np.array(["low", "middle", "high"])[np.searchsorted([-0.5, 1.0], noisy)]
+    return np.where(rng.random(len(score)) < 1 / (1 + np.exp(-score)), "yes", "no")
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+def test_effects_that_add_up_get_no_cross_and_others_do(kind: str) -> None:
+    rows, score = additive()
+    inferred = wd.infer_spec({**rows, "label": labels_of(kind, score)})
+    assert (inferred.head, inferred.crosses) == (kind, ())
+    together = 1.5 * ((rows["a"] == "u") ^ (rows["b"] > 4))
+    inferred = wd.infer_spec({**rows, "label": labels_of(kind, score + together)})
+    assert [cross.columns for cross in inferred.crosses] == [("a", "b")]
+    assert list(inferred.spec.by_name)[-2:] == ["a", "a_x_b_32"]
 
 
 # ---- text ---------------------------------------------------------------------------------------

@@ -15,6 +15,11 @@ from widedeep.features.toml import toml_value
 __all__ = ["config_text", "write_config"]
 
 _VALID_FRACTION = 0.1
+# Without a line on early stopping or optimizers, so that they follow the defaults.
+_TRAIN_BLOCK = """[train]
+epochs = "auto"  # by the number of rows; the best model on the validation data is kept
+batch_size = "auto"  # by the number of rows\
+"""
 
 
 def write_config(
@@ -78,7 +83,7 @@ def config_text(inferred: InferredSpec, data: str, folder: str | os.PathLike[str
         _data_block(inferred, data, Path(folder)),
         features_block(inferred),
         _model_block(inferred),
-        _train_block(inferred),
+        _TRAIN_BLOCK,
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -117,13 +122,3 @@ def _model_block(inferred: InferredSpec) -> str:
     if inferred.head == "regression":
         lines.append('head = "regression"  # the label is a number outside 0 to 1')
     return "\n".join(lines)
-
-
-def _train_block(inferred: InferredSpec) -> str:
-    monitor = "rmse" if inferred.head == "regression" else "log_loss"
-    return f"""[train]
-epochs = 10
-patience = 2  # stop after this many epochs without a better result, and keep the best model
-monitor = "{monitor}"
-wide = {{ optimizer = "ftrl" }}
-deep = {{ optimizer = "adagrad" }}"""

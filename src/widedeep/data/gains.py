@@ -17,6 +17,7 @@ Codes = NDArray[np.int64]
 
 # Hessian units: the weight of a cell has a prior standard deviation of about .3.
 _SHRINKAGE = 10.0
+_BASE_SHRINKAGE = 1.0
 _BASE_PASSES = 4
 # Cells beyond this many share by a hash: most hold one row then, and one row teaches nothing.
 _MOST_CELLS = 1 << 18
@@ -151,16 +152,21 @@ class HeldOutGains:
             return float(0.5 * ((scores_BC - values_BC) ** 2).sum())
         return float((np.logaddexp(0, scores_BC) - values_BC * scores_BC).sum())
 
-    def _steps(self, cells: Cells) -> Floats:
+    def _steps(
+        self, cells: Cells, shrinkage: float = _SHRINKAGE, weights_HNC: Floats | float = 0.0
+    ) -> Floats:
         """Return the step of each cell, (2, cells, C), learned on each half."""
         codes_B = cells.codes_B + self._half_B * cells.size
         gradients_BC, seconds_BC = self._learned_BC
         steps = np.empty((2, cells.size, gradients_BC.shape[1]))
+        curves = np.empty_like(steps)
         for c in range(gradients_BC.shape[1]):
             sums = np.bincount(codes_B, gradients_BC[:, c], 2 * cells.size)
-            weights = np.bincount(codes_B, seconds_BC[:, c], 2 * cells.size)
-            steps[:, :, c] = (-sums / (weights + _SHRINKAGE)).reshape(2, cells.size)
-        return steps
+            seconds = np.bincount(codes_B, seconds_BC[:, c], 2 * cells.size)
+            steps[:, :, c] = (-sums).reshape(2, -1)
+            curves[:, :, c] = seconds.reshape(2, -1)
+        stepped: Floats = (steps - shrinkage * weights_HNC) / (curves + shrinkage)
+        return stepped
 
     def row_gains(self, cells: Cells) -> Floats:
         """Return the gain of each row from steps that the other half taught, (B,)."""
@@ -187,8 +193,13 @@ class HeldOutGains:
 
     def learn_all(self, columns: Sequence[Cells]) -> None:
         """Learn columns together: pass by pass, each beside the others."""
+        weights: list[Floats | float] = [0.0 for _ in columns]
         for _ in range(_BASE_PASSES):
-            self.learn(columns)
+            for number, cells in enumerate(columns):
+                steps = self._steps(cells, _BASE_SHRINKAGE, weights[number])
+                weights[number] = weights[number] + steps
+                self._scores_HBC += steps[:, cells.codes_B]
+                self._update()
 
 
 def as_gain(gains_B: Floats) -> Gain:

@@ -283,8 +283,9 @@ def _suggest(
         names = sorted(cells, key=lambda name: -gains.gain(cells[name]).total)[:limit]
         parts = [c for c in parts if c.name in names]
         warnings.append(f"crosses were looked for among the {limit} columns that say most alone")
-    gains.learn_all(list(cells.values()))
     coarse = {c.name: _cells(table, c, _PAIR_BINS) for c in parts}
+    # What a pair's own margins say is no cross: coarse bins are learned beside the fine ones.
+    gains.learn_all([*(coarse[c.name] for c in parts if c.role == "numeric"), *cells.values()])
     return _pairs_by_gain(gains, coarse, most, table.num_rows), warnings
 
 
