@@ -133,12 +133,13 @@ void bind_adagrad_rows(const Matrix& weights, const Matrix& accumulator,
 
 void bind_adam_rows(const Matrix& weights, const Matrix& mean, const Matrix& square,
                     const Maybe<const int64_t>& rows, const ConstMatrix& grads, double step_size,
-                    double beta1, double beta2, double eps, double grad_scale, int threads) {
-  adam_rows(
-      {gradients_of(rows, grads, grad_scale), rows_of(weights), rows_of(mean), rows_of(square),
-       static_cast<float>(step_size), static_cast<float>(beta1), static_cast<float>(1.0 - beta1),
-       static_cast<float>(beta2), static_cast<float>(1.0 - beta2), static_cast<float>(eps)},
-      threads);
+                    double beta1, double beta2, double eps, double decay, double grad_scale,
+                    int threads) {
+  adam_rows({gradients_of(rows, grads, grad_scale), rows_of(weights), rows_of(mean),
+             rows_of(square), static_cast<float>(step_size), static_cast<float>(beta1),
+             static_cast<float>(1.0 - beta1), static_cast<float>(beta2),
+             static_cast<float>(1.0 - beta2), static_cast<float>(eps), static_cast<float>(decay)},
+            threads);
 }
 
 int64_t bind_ftrl_rows(const Matrix& weights, const Matrix& z, const Matrix& n,
@@ -197,7 +198,7 @@ void bind_sparse(nb::module_& m) {
   m.def("adagrad_rows", &bind_adagrad_rows, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
   m.def("adam_rows", &bind_adam_rows, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
   m.def("ftrl_rows", &bind_ftrl_rows, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
         nb::arg().none(), nb::arg().none(), nb::arg(), ReleaseGil());

@@ -80,7 +80,8 @@ void adam(const AdamRequest& request, int64_t first, int64_t last) {
           const float square = request.beta2 * v[d] + request.one_minus_beta2 * (g * g);
           m[d] = mean;
           v[d] = square;
-          w[d] -= request.lr * mean / (__builtin_sqrtf(square) + request.eps);
+          const float change = request.lr * mean / (__builtin_sqrtf(square) + request.eps);
+          w[d] = request.decay * w[d] - change;
         }
       },
       RowPrefetch(request.weights), RowPrefetch(request.mean), RowPrefetch(request.square));

@@ -145,6 +145,7 @@ struct AdamRequest {
   float beta2;
   float one_minus_beta2;
   float eps;
+  float decay;  // factor of the weight before it moves
 };
 
 struct FtrlRequest {

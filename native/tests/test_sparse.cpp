@@ -162,7 +162,7 @@ TEST(forward_backward_and_updates_do_not_depend_on_threads) {
       ftrl_rows({gradients, weights, first, second, 10.0f, 0.1f, 0.1f, 1.0f, -0.5f, 0.0f}, threads);
       ftrl_rows({gradients, weights, first, second, 10.0f, 0.1f, 0.1f, 1.0f, -0.3f, 0.1f}, threads);
       adagrad_rows({gradients, weights, second, 0.1f, 1e-7f, 0.01f}, threads);
-      adam_rows({gradients, weights, first, second, 0.1f, 0.9f, 0.1f, 0.99f, 0.01f, 1e-8f},
+      adam_rows({gradients, weights, first, second, 0.1f, 0.9f, 0.1f, 0.99f, 0.01f, 1e-8f, 0.99f},
                 threads);
       sgd_rows({{nullptr, kRows, {f.weights.data(), kWidth, kWidth}, 0.5f}, weights, 0.1f},
                threads);

@@ -125,6 +125,7 @@ def adam_rows(
     beta1: float,
     beta2: float,
     eps: float,
+    decay: float,
     grad_scale: float,
     threads: int,
     /,

@@ -55,7 +55,8 @@ def updates(rows: Rows, power: float, threads: int) -> dict[str, Callable[[], An
         "sgd": lambda: sgd_rows(w, at, g, lr=0.3, **scale),
         "adagrad": lambda: adagrad_rows(w, b, at, g, lr=0.3, eps=1e-7, l2=0.2, **scale),
         "adam": lambda: adam_rows(
-            w, a, b, at, g, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, step=3, **scale
+            w, a, b, at, g, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, step=3, weight_decay=0.5,
+            **scale,
         ),
         "ftrl": lambda: ftrl_rows(
             w, a, b, at, g, lr=0.2, l1=0.4, l2=0.1, beta=0.5, lr_power=power, shrinkage=0.3,

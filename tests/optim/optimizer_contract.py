@@ -167,6 +167,7 @@ class OptimizerContract:
             self.run(optimizer, parts, [(rows, np.zeros((ROWS, 3), np.float32))])
             # FTRL's l2 is no pull of the first state; its shrinkage, and the decay of others, are.
             decay = getattr(optimizer, "l2_shrinkage", getattr(optimizer, "l2", 0.0))
+            decay += optimizer.lr * getattr(optimizer, "weight_decay", 0.0)
             torch.testing.assert_close(parts["weight"], old, rtol=1e-5 + decay, atol=0)
 
     def test_a_description_makes_the_same_optimizer(self) -> None:

@@ -164,11 +164,13 @@ def lazy_adam_step(
     beta1: float = 0.9,
     beta2: float = 0.999,
     epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
 ) -> None:
     """One lazy Adam step in place; ``step`` counts from 1 over the whole table."""
     rows_U, g = sum_duplicates(ids_N, gradients_NC)
     m = beta1 * first_moment_RC[rows_U] + (1.0 - beta1) * g
     v = beta2 * second_moment_RC[rows_U] + (1.0 - beta2) * g * g
     rate = lr * np.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
+    weights_RC[rows_U] *= 1.0 - lr * weight_decay
     weights_RC[rows_U] -= rate * m / (np.sqrt(v) + epsilon)
     first_moment_RC[rows_U], second_moment_RC[rows_U] = m, v

@@ -214,6 +214,7 @@ def adam_rows(
     beta1: float,
     beta2: float,
     eps: float,
+    decay: float,
     grad_scale: float,
     threads: int,
 ) -> None:
@@ -224,7 +225,8 @@ def adam_rows(
     v = np.float32(beta2) * square[at] + np.float32(1.0 - beta2) * (g * g)
     mean[at] = m
     square[at] = v
-    weights[at] -= np.float32(step_size) * m / (np.sqrt(v) + np.float32(eps))
+    change = np.float32(step_size) * m / (np.sqrt(v) + np.float32(eps))
+    weights[at] = np.float32(decay) * weights[at] - change
 
 
 def ftrl_rows(

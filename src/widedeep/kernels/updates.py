@@ -142,6 +142,7 @@ def adam_rows(
     beta2: float,
     eps: float,
     step: int,
+    weight_decay: float = 0.0,
     grad_scale: float = 1.0,
     threads: int = 1,
 ) -> None:
@@ -149,7 +150,8 @@ def adam_rows(
 
     m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g**2;
     w -= lr * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + eps). The correction uses the
-    step ``t`` of the whole table, whenever a row was first touched.
+    step ``t`` of the whole table, whenever a row was first touched. Before it, touched weights are
+    decayed: w *= 1 - lr * weight_decay (Loshchilov & Hutter 2019).
 
     Args:
         weights: float32 (R, D), changed in place.
@@ -162,6 +164,7 @@ def adam_rows(
         beta2: Decay of v, 0 <= beta2 < 1.
         eps: Added to the root.
         step: t, the number of this update, from 1.
+        weight_decay: Decay of the weights in units of the learning rate.
         grad_scale: What gradients are multiplied by.
         threads: Threads to use; the result does not depend on it.
 
@@ -171,8 +174,9 @@ def adam_rows(
     _check_update(weights, {"mean": mean, "square": square}, rows_U, grads_UD)
     step_size = lr * math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
     backend.adam_rows(
-        weights, mean, square, rows_U, grads_UD, step_size, beta1, beta2, eps, grad_scale, threads
-    )
+        weights, mean, square, rows_U, grads_UD, step_size, beta1, beta2, eps,
+        1.0 - lr * weight_decay, grad_scale, threads,
+    )  # fmt: skip
 
 
 def ftrl_rows(

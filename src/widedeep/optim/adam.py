@@ -26,12 +26,14 @@ class Adam(Optimizer):
 
         m = β1·m + (1 - β1)·g
         v = β2·v + (1 - β2)·g²
-        w = w - lr·√(1 - β2ᵗ)/(1 - β1ᵗ) · m / (√v + eps)
+        w = (1 - lr·weight_decay)·w - lr·√(1 - β2ᵗ)/(1 - β1ᵗ) · m / (√v + eps)
 
     Args:
         lr: > 0.
         betas: Decay of m and of v, each 0 <= beta < 1.
         eps: Added to the root, > 0.
+        weight_decay: Decoupled weight decay (Loshchilov & Hutter 2019), >= 0. In a table only the
+            rows that a batch touches decay, once a batch.
 
     Raises:
         ConfigError: If a hyper-parameter is outside its range.
@@ -50,12 +52,15 @@ class Adam(Optimizer):
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    weight_decay: float = 0.0
 
     state_names: ClassVar[tuple[str, ...]] = ("mean", "square")
 
     def __post_init__(self) -> None:
         check_range("Adam", "lr", self.lr, lambda x: x > 0, "a number > 0")
         check_range("Adam", "eps", self.eps, lambda x: x > 0, "a number > 0")
+        decay = self.weight_decay
+        check_range("Adam", "weight_decay", decay, lambda x: x >= 0, "a number >= 0")
         if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
             raise ConfigError(f"Adam: got betas={show_value(self.betas)}, expected two numbers")
         object.__setattr__(self, "betas", tuple(self.betas))  # a list, where it comes from TOML
@@ -81,7 +86,8 @@ class Adam(Optimizer):
         square = beta2 * state["square"][at] + (1 - beta2) * (g * g)
         state["mean"][at], state["square"][at] = mean, square
         rate = step.lr * math.sqrt(1 - beta2**step.number) / (1 - beta1**step.number)
-        weights[at] = weights[at] - rate * mean / (square.sqrt() + self.eps)
+        decay = 1 - step.lr * self.weight_decay
+        weights[at] = decay * weights[at] - rate * mean / (square.sqrt() + self.eps)
         return 0
 
     def _update_arrays(
@@ -103,6 +109,7 @@ class Adam(Optimizer):
             beta2=self.betas[1],
             eps=self.eps,
             step=step.number,
+            weight_decay=self.weight_decay,
             grad_scale=step.grad_scale,
             threads=step.threads,
         )
