@@ -246,9 +246,7 @@ def trees(table: Table) -> list[Any]:
         histogram, plain = HistGradientBoostingRegressor, GradientBoostingRegressor
     return [
         make_pipeline(
-            make_column_transformer(
-                (ordinal, list(table.categories)), ("passthrough", numbers)
-            ),
+            make_column_transformer((ordinal, list(table.categories)), ("passthrough", numbers)),
             histogram(categorical_features=flags, random_state=0),
         ),
         make_pipeline(
@@ -336,7 +334,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of the estimators; all if not given")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", module="sklearn")
-    print("| table | rows | metric | linear | boosting | bare estimator | to the better | s a fit |")
+    print(
+        "| table | rows | metric | linear | boosting | bare estimator | to the better | s a fit |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     found = [compare(name, args.threads) for name in args.only]
     print(
