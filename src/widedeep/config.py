@@ -121,17 +121,26 @@ class DataConfig:
         test: Test data, for ``widedeep evaluate``.
         valid_fraction: Without ``valid``, the share of the training rows kept for validation, 0 <=
             share < 1.
+        valid_by: Keep rows of one value of this column together: all rows of a request.
+        valid_latest: Take the last rows in the order of this column, as of a time.
     """
 
     train: str | list[str] | None = None
     valid: str | list[str] | None = None
     test: str | list[str] | None = None
     valid_fraction: float = 0.0
+    valid_by: str | None = None
+    valid_latest: str | None = None
 
     def __post_init__(self) -> None:
         owner, share = "[data]", self.valid_fraction
         check_types(self, owner)
         _check_range(owner, "valid_fraction", share, 0 <= share < 1, "0 <= share < 1")
+        if self.valid_by is not None and self.valid_latest is not None:
+            raise ConfigError(
+                f"{owner}: got both valid_by = {self.valid_by!r} and valid_latest = "
+                f"{self.valid_latest!r}, expected one of them"
+            )
         for name in _PLACES:
             value = getattr(self, name)
             paths = value if isinstance(value, list) else ["no data" if value is None else value]

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from widedeep.commands.init_config import write_config
+from widedeep.commands.run_data import training_data
 from widedeep.config import load_config
+from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError
 
 ROWS = 400
@@ -94,6 +96,35 @@ def test_a_file_is_not_replaced_unasked(ads: Path) -> None:
     assert (ads / "ads.toml").read_text() == "mine"
     write_config(str(ads / "train.parquet"), ads / "ads.toml", overwrite=True)
     assert "[features]" in (ads / "ads.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "split"),
+    [
+        ({}, (None, None)),
+        ({"request_id": [f"r{i // 4}" for i in range(ROWS)]}, ("request_id", None)),
+        (
+            {
+                "request_id": [f"r{i // 4}" for i in range(ROWS)],
+                "event_time": [1_700_000_000 + i // 4 for i in range(ROWS)],
+            },
+            (None, "event_time"),
+        ),
+    ],
+)
+def test_the_validation_rows_are_the_last_or_whole_requests(
+    tmp_path: Path, more: dict[str, Any], split: tuple[str | None, str | None]
+) -> None:
+    pq.write_table(table(age=NUMBERS, **more), tmp_path / "t.parquet")
+    write_config(str(tmp_path / "t.parquet"), tmp_path / "run.toml")
+    config = load_config(tmp_path / "run.toml")
+    assert (config.data.valid_by, config.data.valid_latest) == split
+    _, valid = training_data(config)
+    with open_source(valid) as source:
+        rows = pa.concat_tables(source.read(fragment) for fragment in source.fragments)
+    assert 0 < rows.num_rows < ROWS
+    if split[1] is not None:
+        assert rows["event_time"].to_pylist() == more["event_time"][-40:]
 
 
 def test_a_number_label_is_a_regression(tmp_path: Path) -> None:

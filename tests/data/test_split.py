@@ -83,3 +83,67 @@ def test_a_fraction_out_of_range(fraction: float) -> None:
 def test_a_share_out_of_range() -> None:
     with pytest.raises(ConfigError, match=r"from 0\.5 to 0\.4, expected 0 <= start < stop <= 1"):
         RowShare(data=[{"x": 1}], start=0.5, stop=0.4)
+
+
+# ---- by a column --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_rows_of_one_value_stay_together(tmp_path: Path, suffix: str) -> None:
+    requests = [None if i < 12 else f"r{i // 4}" for i in range(4_000)]
+    table = pa.table({"x": range(4_000), "request": requests})
+    path = tmp_path / f"log.{suffix}"
+    if suffix == "csv":
+        pa.csv.write_csv(table, path)
+    else:
+        pq.write_table(table, path, row_group_size=317)
+    train, valid = (values(share) for share in split_rows(path, 0.2, by="request"))
+    assert sorted([*train, *valid]) == list(range(4_000))
+    assert not {requests[x] for x in train} & {requests[x] for x in valid}
+    assert abs(len(valid) - 800) < 160
+    assert values(split_rows(path, 0.2, by="request", seed=1)[1]) != valid
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array(range(1_000), pa.timestamp("s")),
+        pa.array([i / 7 for i in range(1_000)]),
+        pa.array([f"2024-01-{i // 40 + 1:02d}" for i in range(1_000)]),
+    ],
+)
+def test_the_latest_rows_by_time(times: pa.Array) -> None:
+    order = np.random.default_rng(0).permutation(1_000)
+    table = pa.table({"x": order, "time": times.take(pa.array(order))})
+    train, valid = split_rows(table, 0.2, latest="time")
+    assert sorted(values(valid)) == list(range(800, 1_000))
+    assert sorted(values(train)) == list(range(800))
+    with open_source(valid, columns=["x"]) as source:
+        assert source.arrow_schema.names == ["x"]
+        assert source.describe()[0]["name"].endswith("share 0 to 0.2 of its rows, latest by time)")
+
+
+def test_equal_times_are_not_split_and_null_is_old() -> None:
+    table = pa.table({"x": range(10), "day": [None, 1, 1, 2, 2, 2, 3, 3, 3, 3]})
+    assert values(split_rows(table, 0.2, latest="day")[1]) == [6, 7, 8, 9]
+    assert values(split_rows(table, 0.5, latest="day")[1]) == [3, 4, 5, 6, 7, 8, 9]
+    assert 0 in values(split_rows(table, 0.8, latest="day")[0])
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("tmie", "no column 'tmie' to split by; did you mean 'time'"),
+        ("same", "'same' has one value in all rows; name another"),
+        ("list", "'list' is of type list<item: int64>, which has no order"),
+    ],
+)
+def test_a_column_that_gives_no_order(column: str, message: str) -> None:
+    table = pa.table({"time": [1, 2], "same": [5, 5], "list": [[1], [2]]})
+    with pytest.raises(DataError, match=message):
+        open_source(split_rows(table, 0.5, latest=column)[0])
+
+
+def test_one_way_to_split() -> None:
+    with pytest.raises(ConfigError, match="both by='a' and latest='b', expected one of them"):
+        split_rows([{"a": 1}], 0.5, by="a", latest="b")

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.targets import Targets, read_targets
-from widedeep.config import RunConfig, load_config
+from widedeep.config import DataConfig, RunConfig, load_config
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.data.sample import SAMPLE_ROWS, Sample, sample_rows
@@ -150,12 +150,18 @@ def _has_valid(config: RunConfig) -> bool:
     return config.data.valid is not None or config.data.valid_fraction > 0
 
 
-def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str, Sample]:
-    data, places = config.data, _places(config)
+def _check_split(data: DataConfig, report: CheckReport) -> None:
     if data.train is None:
         report.problems.append('[data] names no training data; write train = "FILE"')
     if data.valid is not None and data.valid_fraction:
         report.notes.append("[data] valid is given, so valid_fraction is not used")
+    if not data.valid_fraction and (data.valid_by or data.valid_latest):
+        report.notes.append("[data] without valid_fraction, valid_by and valid_latest say nothing")
+
+
+def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str, Sample]:
+    data, places = config.data, _places(config)
+    _check_split(data, report)
     for role in ("valid", "test"):
         if places[role] is not None and _same_place(places[role], data.train):
             report.notes.append(f"[data] {role} is the training data: its metrics will flatter")

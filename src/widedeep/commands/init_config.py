@@ -96,6 +96,10 @@ def _data_block(inferred: InferredSpec, data: str, folder: Path) -> str:
         lines.append(
             f"valid_fraction = {_VALID_FRACTION}  # of the training rows; or name a file: valid ="
         )
+        if inferred.time is not None:
+            lines.append(f"valid_latest = {toml_value(inferred.time)}  # the last rows in time")
+        elif inferred.spec.group is not None:
+            lines.append(f"valid_by = {toml_value(inferred.spec.group)}  # whole requests")
     return "\n".join([*lines, *data_lines(inferred)])
 
 

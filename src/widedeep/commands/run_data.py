@@ -32,7 +32,8 @@ class LabelledRows:
         """The paths, with the share of their rows that is meant, if it is a share."""
         if isinstance(self.data, RowShare):
             share = self.data.stop - self.data.start
-            return f"{_text(self.data.data)} ({share:.3g} of the rows)"
+            order = "" if self.data.latest is None else f", the latest by {self.data.latest}"
+            return f"{_text(self.data.data)} ({share:.3g} of the rows{order})"
         place: str | list[str] = self.data
         return place
 
@@ -62,7 +63,9 @@ def training_data(config: RunConfig) -> tuple[Any, Any | None]:
         raise ConfigError('got no training data; write train = "FILE" under [data]')
     if data.valid is None and data.valid_fraction:
         # One split for every seed: runs that differ in their seed are judged on the same rows.
-        return split_rows(data.train, data.valid_fraction)
+        return split_rows(
+            data.train, data.valid_fraction, by=data.valid_by, latest=data.valid_latest
+        )
     return data.train, data.valid
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from widedeep.bundle.plain_json import plain
 from widedeep.checkpoint import CheckpointDirectory
-from widedeep.config import DataConfig, RunConfig, load_config
+from widedeep.config import RunConfig, load_config
 from widedeep.data.inputs import InputRecord
 from widedeep.directory import write_text_whole
 from widedeep.errors import ConfigError
@@ -174,11 +174,11 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     data = config.data
     return dataclasses.replace(
         config,
-        data=DataConfig(
+        data=dataclasses.replace(
+            data,
             train=_absolute(data.train),
             valid=_absolute(data.valid),
             test=_absolute(data.test),
-            valid_fraction=data.valid_fraction,
         ),
     )
 

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from widedeep.errors import DataError
 
-__all__ = ["conform", "logical_schema", "logical_type", "unified_schema"]
+__all__ = ["conform", "logical_schema", "logical_type", "plain_table", "unified_schema"]
 
 _UNITS = ("s", "ms", "us", "ns")
 _UTC = {"UTC", "utc", "Z", "+00:00", "Etc/UTC"}
@@ -217,3 +217,12 @@ def _widened(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
             f"column {field.name!r}: a value of type {column.type} has no place in {field.type}, "
             f"the type of other inputs ({error}); write all of them in one type"
         ) from error
+
+
+def plain_table(table: pa.Table) -> pa.Table:
+    """Return a table with its columns in their logical types: text as plain text."""
+    columns = []
+    for column in table.columns:
+        plain = logical_type(column.type)
+        columns.append(column if column.type == plain else pc.cast(column, plain))
+    return pa.Table.from_arrays(columns, names=table.column_names)

@@ -11,8 +11,8 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from widedeep.data.arrow_types import plain_table
 from widedeep.data.fragments import Source
-from widedeep.data.sample import plain_table
 
 __all__ = ["ColumnKind", "ColumnProfile", "confirm_columns", "profile_columns"]
 

@@ -6,15 +6,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from widedeep.data.arrow_types import logical_type
+from widedeep.data.arrow_types import plain_table
 from widedeep.data.csv_values import ColumnKind
 from widedeep.data.fragments import Source
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError
 
-__all__ = ["SAMPLE_ROWS", "Sample", "plain_table", "sample_rows", "sample_source"]
+__all__ = ["SAMPLE_ROWS", "Sample", "sample_rows", "sample_source"]
 
 SAMPLE_ROWS = 50_000
 _MOST_FRAGMENTS = 8
@@ -111,12 +110,3 @@ def _quotas(sizes: Sequence[int], rows: int) -> list[int]:
         quotas[place] = min(sizes[place], -(-left // (len(sizes) - number)))
         left -= quotas[place]
     return quotas
-
-
-def plain_table(table: pa.Table) -> pa.Table:
-    """Return a table with its columns in their logical types: text as plain text."""
-    columns = []
-    for column in table.columns:
-        plain = logical_type(column.type)
-        columns.append(column if column.type == plain else pc.cast(column, plain))
-    return pa.Table.from_arrays(columns, names=table.column_names)

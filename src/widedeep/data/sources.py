@@ -74,7 +74,10 @@ def open_source(
     share = data if isinstance(data, RowShare) else None
     try:
         rows = data if share is None else share.data
-        inputs = _inputs(rows, names, column_types or {}, spool)
+        needed = names
+        if names is not None and share is not None and share.column is not None:
+            needed = [*dict.fromkeys([*names, share.column])]
+        inputs = _inputs(rows, needed, column_types or {}, spool)
         if share is not None:
             inputs = share_of_inputs(inputs, share)
         return Source(inputs, columns=names, spool=spool, files=input_paths(rows) or ())

@@ -1,33 +1,40 @@
-"""Rows kept apart: a share of a table's rows, chosen by a hash of each row's position."""
+"""Rows kept apart: a share of a table's rows, by position, by a column's values, or by time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from widedeep.data.arrow_types import plain_table
 from widedeep.data.fragments import Input, Part
-from widedeep.errors import ConfigError, DataError
+from widedeep.errors import ConfigError, DataError, nearest
+from widedeep.kernels.transform import fingerprint64
 
 __all__ = ["RowShare", "share_of_inputs", "split_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowShare:
-    """The rows of ``data`` whose hash lies in [start, stop): data that can be opened as any other.
+    """The rows of ``data`` whose place lies in [start, stop): data that can be opened as any other.
 
-    The hash is of a row's position over all inputs, so the share of a row does not change when
-    files are appended. A row's number in messages counts within the share.
+    The place of a row is a hash of its position over all inputs, so that it does not change when
+    files are appended; or a hash of its value in the column ``by``, so that rows of one value stay
+    together; or the share of rows that come after it in the order of the column ``latest``, where
+    rows of one value stay together too. A row's number in messages counts within the share.
 
     Args:
         data: A path, a table or whatever else :func:`widedeep.data.sources.open_source` takes.
         start: Lower end, 0 <= start < stop.
         stop: Upper end, at most 1.
-        seed: Another seed chooses other rows.
+        seed: Another seed chooses other rows; not of ``latest``.
+        by: A column whose values are not split, such as a request's; null is a value.
+        latest: A column of times, numbers or text in the order of time; null is the oldest.
 
     Example:
         >>> from widedeep.data.sources import open_source
@@ -35,39 +42,70 @@ class RowShare:
         >>> with open_source(RowShare(data=rows, start=0.0, stop=0.25)) as source:
         ...     source.num_rows
         249
+        >>> with open_source(RowShare(data=rows, start=0.0, stop=0.1, latest="x")) as source:
+        ...     source.read(source.fragments[0])["x"][0].as_py()
+        900
     """
 
     data: Any
     start: float
     stop: float
     seed: int = 0
+    by: str | None = None
+    latest: str | None = None
 
     def __post_init__(self) -> None:
+        if self.by is not None and self.latest is not None:
+            raise ConfigError(
+                f"got both by={self.by!r} and latest={self.latest!r}, expected one of them"
+            )
         if not 0 <= self.start < self.stop <= 1:
             raise ConfigError(
                 f"got a share from {self.start} to {self.stop}, expected 0 <= start < stop <= 1"
             )
 
-    def keeps(self, first_row: int, num_rows: int) -> NDArray[np.bool_]:
-        """Tell for each of ``num_rows`` rows from position ``first_row`` on whether it belongs."""
-        place_B = row_hashes(first_row, num_rows, self.seed)
-        kept_B: NDArray[np.bool_] = (place_B >= self.start) & (place_B < self.stop)
-        return kept_B
+    @property
+    def column(self) -> str | None:
+        """The column that places are taken from; None: from positions."""
+        return self.latest if self.by is None else self.by
+
+    @property
+    def description(self) -> str:
+        """Which rows these are, for the names of inputs."""
+        if self.latest is not None:
+            order = f"latest by {self.latest}"
+        else:
+            order = f"seed {self.seed}" + ("" if self.by is None else f", by {self.by}")
+        return f" (share {self.start:g} to {self.stop:g} of its rows, {order})"
+
+    def holds(self, place_B: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which places lie in the share."""
+        inside_B: NDArray[np.bool_] = (place_B >= self.start) & (place_B < self.stop)
+        return inside_B
 
 
-def split_rows(data: Any, valid_fraction: float, *, seed: int = 0) -> tuple[RowShare, RowShare]:
+def split_rows(
+    data: Any,
+    valid_fraction: float,
+    *,
+    seed: int = 0,
+    by: str | None = None,
+    latest: str | None = None,
+) -> tuple[RowShare, RowShare]:
     """Split a table's rows into those to train on and those to validate on.
 
     Args:
         data: What can be read more than once: a path, a glob, a list of paths, a table.
         valid_fraction: Share of the rows for validation, 0 < share < 1.
         seed: Another seed chooses other rows.
+        by: Keep rows of one value of this column together: all rows of a request, or of a user.
+        latest: Validate on the last rows in the order of this column, as of a time.
 
     Returns:
         Training rows and validation rows, for ``fit_schema``, ``Trainer.fit`` and the like.
 
     Raises:
-        ConfigError: If the share is outside its range.
+        ConfigError: If the share is outside its range, or both columns are given.
         DataError: If ``data`` can be read only once.
 
     Example:
@@ -83,8 +121,8 @@ def split_rows(data: Any, valid_fraction: float, *, seed: int = 0) -> tuple[RowS
             f"got {type(data).__name__}, which can be read only once, to split into training and "
             "validation rows; write it to a Parquet file, or read it into a table, first"
         )
-    train = RowShare(data=data, start=valid_fraction, stop=1.0, seed=seed)
-    return train, RowShare(data=data, start=0.0, stop=valid_fraction, seed=seed)
+    train = RowShare(data=data, start=valid_fraction, stop=1.0, seed=seed, by=by, latest=latest)
+    return train, replace(train, start=0.0, stop=valid_fraction)
 
 
 def row_hashes(first_row: int, num_rows: int, seed: int) -> NDArray[np.float64]:
@@ -113,35 +151,95 @@ class _SharedPart:
     """The rows of a part that belong to a share."""
 
     part: Part
-    share: RowShare
-    first_row: int
+    bits: NDArray[np.uint8]
     num_rows: int
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns of the rows that belong."""
-        kept_B = self.share.keeps(self.first_row, self.part.num_rows)
-        return self.part.read(columns).filter(pa.array(kept_B))
+        mask_B = np.unpackbits(self.bits, count=self.part.num_rows).astype(bool)
+        return self.part.read(columns).filter(pa.array(mask_B))
 
 
-def share_of_inputs(inputs: Iterable[Input], share: RowShare) -> list[Input]:
+def share_of_inputs(inputs: Sequence[Input], share: RowShare) -> list[Input]:
     """Return inputs that hold only the rows of a share.
 
     Args:
         inputs: All rows, in order.
         share: Which of them belong.
+
+    Raises:
+        DataError: If the share's column is not there, or cannot be ordered.
     """
-    found: list[Input] = []
-    first_row = 0
+    parts = [part for item in inputs for part in item.parts]
+    if share.column is None:
+        ends = np.cumsum([0, *(part.num_rows for part in parts)]).tolist()
+        places = [
+            row_hashes(first, part.num_rows, share.seed)
+            for first, part in zip(ends, parts, strict=False)
+        ]
+    else:
+        places = _column_places(inputs, parts, share, share.column)
+    shared = iter(
+        [_shared(part, share.holds(place_B)) for part, place_B in zip(parts, places, strict=True)]
+    )
+    return [_shared_input(item, share, [next(shared) for _ in item.parts]) for item in inputs]
+
+
+def _shared(part: Part, mask_B: NDArray[np.bool_]) -> _SharedPart:
+    return _SharedPart(part, np.packbits(mask_B), int(mask_B.sum()))
+
+
+def _shared_input(item: Input, share: RowShare, parts: Sequence[Part]) -> Input:
+    record = dict(item.record)
+    record["name"] = f"{item.record['name']}{share.description}"
+    record["path"] = f"{item.record['path']}{share.description}"
+    record["rows"] = sum(part.num_rows for part in parts)
+    return replace(item, record=record, parts=parts)  # type: ignore[arg-type]
+
+
+def _column_places(
+    inputs: Sequence[Input], parts: Sequence[Part], share: RowShare, column: str
+) -> list[NDArray[np.float64]]:
+    """Return the place of each row, part by part, from a column's values."""
     for item in inputs:
-        parts = []
-        for part in item.parts:
-            kept = int(share.keeps(first_row, part.num_rows).sum())
-            parts.append(_SharedPart(part, share, first_row, kept))
-            first_row += part.num_rows
-        record = dict(item.record)
-        told = f" (share {share.start:g} to {share.stop:g} of its rows, seed {share.seed})"
-        record["name"] = f"{item.record['name']}{told}"
-        record["path"] = f"{item.record['path']}{told}"
-        record["rows"] = sum(part.num_rows for part in parts)
-        found.append(replace(item, record=record, parts=parts))  # type: ignore[arg-type]
-    return found
+        if column not in item.schema.names:
+            raise DataError(
+                f"{item.record['path']}: no column {column!r} to split by; "
+                f"{nearest(column, item.schema.names)}"
+            )
+    values = [plain_table(part.read([column])).column(0) for part in parts]
+    if share.latest is None:
+        return [_value_places(array, share.seed) for array in values]
+    if not values:
+        return []
+    later_B = _share_after(pa.chunked_array([c for array in values for c in array.chunks]), column)
+    ends = np.cumsum([len(array) for array in values])
+    return np.split(later_B, ends[:-1])
+
+
+def _value_places(values: pa.ChunkedArray, seed: int) -> NDArray[np.float64]:
+    """Return a hash in [0, 1) of each row's value; null has one too."""
+    encoded = pc.dictionary_encode(values.combine_chunks(), null_encoding="encode")
+    texts = ["" if v is None else str(v) for v in encoded.dictionary.to_pylist()]
+    hashes = np.array([fingerprint64(text) for text in texts], np.uint64)
+    mixed = _mix(hashes + _mix(np.full(1, seed, np.uint64)))
+    places: NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    place_B: NDArray[np.float64] = places[encoded.indices.to_numpy(zero_copy_only=False)]
+    return place_B
+
+
+def _share_after(values: pa.ChunkedArray, column: str) -> NDArray[np.float64]:
+    """Return for each row which share of all rows comes after it, (B,); equal values share it."""
+    try:
+        rank_B = pc.rank(
+            values.combine_chunks(), sort_keys="descending", tiebreaker="min"
+        ).to_numpy()
+    except pa.ArrowException as error:
+        raise DataError(
+            f"column {column!r} is of type {values.type}, which has no order; name a column of "
+            "times, numbers or text"
+        ) from error
+    if len(rank_B) and (rank_B == rank_B[0]).all():
+        raise DataError(f"column {column!r} has one value in all rows; name another to split by")
+    after_B: NDArray[np.float64] = (rank_B - 1) / len(rank_B)
+    return after_B
