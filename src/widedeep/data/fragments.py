@@ -27,7 +27,8 @@ __all__ = [
     "table_input",
 ]
 
-TABLE_FRAGMENT_ROWS = 131_072
+TABLE_FRAGMENT_ROWS = 32_768
+_CHECKED_ROWS = 131_072
 ORIGIN_KEY = b"widedeep.origin"
 FIRST_ROW_KEY = b"widedeep.first_row"
 _TEXTS = (pa.string(), pa.binary())
@@ -151,14 +152,14 @@ def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = No
     parts = [TablePart(table.slice(start, TABLE_FRAGMENT_ROWS)) for start in starts]
     record = InputRecord(name=origin, path=origin, rows=table.num_rows, bytes=-1, checksum="")
     return Input(
-        record=record, schema=schema, parts=parts, checksum=partial(_table_checksum, parts)
+        record=record, schema=schema, parts=parts, checksum=partial(_table_checksum, table)
     )
 
 
-def _table_checksum(parts: Sequence[TablePart]) -> str:
+def _table_checksum(table: pa.Table) -> str:
     checksum = ContentChecksum()
-    for part in parts:
-        checksum.update(part.table)
+    for start in range(0, table.num_rows, _CHECKED_ROWS):
+        checksum.update(table.slice(start, _CHECKED_ROWS))
     return checksum.hexdigest()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,31 +13,53 @@ from numpy.typing import NDArray
 from widedeep.data.fragments import Fragment, Source
 from widedeep.errors import ConfigError
 
-__all__ = ["EpochPlan", "Pool", "Position", "rank_rows"]
+__all__ = ["ORDER_VERSION", "EpochPlan", "Pool", "Position", "Share", "rank_rows"]
+
+ORDER_VERSION = 2
+"""Changes with the order itself; a position within an epoch means nothing in another one."""
+
+FEWEST_OPEN, MOST_OPEN = 6, 16
+"""Fragments of the largest size that deal their rows at the same time."""
+
+POOLS, HANDS = 16, 64
+"""Pools in a stretch of the epoch, and in how many parts at most fragments fill a pool."""
 
 _MASK_64 = (1 << 64) - 1
-_FRAGMENT_STREAM = 1
-_ROW_STREAM = 2
+_MOST_POOL_ROWS = 1 << 40
+_FRAGMENT_STREAM, _ROW_STREAM, _SHARE_STREAM, _PHASE_STREAM, _HAND_STREAM = range(1, 6)
+_GOLDEN_RATIO = 0.6180339887498949
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one pool takes of a fragment: places ``start`` to ``stop`` of its own random order."""
+
+    fragment: Fragment
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Fragments whose rows are shuffled together.
+    """Rows that are shuffled together.
 
     Args:
         index: Its place in the epoch.
         first_row: The position of its first row in the epoch's order.
-        fragments: In the order in which their rows are numbered within the pool.
+        shares: In the order in which their rows are numbered within the pool.
     """
 
     index: int
     first_row: int
-    fragments: tuple[Fragment, ...]
+    shares: tuple[Share, ...]
 
     @property
     def num_rows(self) -> int:
-        """Rows of all its fragments."""
-        return sum(fragment.num_rows for fragment in self.fragments)
+        """Rows of all its shares."""
+        return sum(len(share) for share in self.shares)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +73,12 @@ class Position:
 class EpochPlan:
     """Which rows make up each batch of one epoch.
 
-    Fragments are permuted and gathered in pools of about ``pool_rows`` rows; rows are permuted
-    within their pool; batches are cut from the whole at multiples of ``batch_size``, across pools.
-    The permutations sort the counter-based Philox generator (Salmon et al. 2011), so the order does
-    not change with a NumPy release.
+    Fragments are put in an order in which neighbours come from all over the input. Each deals its
+    rows, shuffled, over a stretch of the epoch, twice ``pool_rows`` long; so the rows of many
+    fragments, six at least, are mixed at any time, and a log in time order is read as if it had
+    none. What falls in a sixteenth of a stretch is a pool, and shuffled. Batches are cut at
+    multiples of ``batch_size``, across pools. Permutations sort the counter-based Philox generator
+    (Salmon et al. 2011), so the order does not change with a NumPy release.
 
     Args:
         source: Gives the fragments.
@@ -61,7 +86,8 @@ class EpochPlan:
         seed: 0 <= seed < 2**64.
         epoch: Counted from 0.
         shuffle: False keeps the rows in order.
-        pool_rows: Rows that are shuffled together, at least 1; memory grows with it.
+        pool_rows: Rows that wait in memory to be dealt, at least 1, or those of three fragments
+            where these are more.
         drop_last: Whether the short batch at the end is left out.
 
     Raises:
@@ -93,15 +119,68 @@ class EpochPlan:
         self.epoch = epoch
         self.shuffle = shuffle
         fragments = source.fragments
-        if shuffle:
-            order = _permutation(len(fragments), seed, epoch, _FRAGMENT_STREAM, 0)
-            fragments = tuple(fragments[number] for number in order.tolist())
-        self.pools: tuple[Pool, ...] = tuple(_pools(fragments, pool_rows if shuffle else 1))
+        if shuffle and fragments:
+            pools = self._dealt_pools(fragments, min(pool_rows, _MOST_POOL_ROWS))
+        else:
+            pools = [[Share(fragment, 0, fragment.num_rows)] for fragment in fragments]
+        self.pools: tuple[Pool, ...] = tuple(_numbered(pools))
         self.num_rows = source.num_rows
         if drop_last:
             self.num_rows -= self.num_rows % batch_size
         self.num_batches = -(-self.num_rows // batch_size)
         self._first_rows = [pool.first_row for pool in self.pools]
+
+    def _dealt_pools(self, fragments: Sequence[Fragment], pool_rows: int) -> list[list[Share]]:
+        """Let each fragment deal its rows, a hand at a time, over its stretch of the epoch."""
+        sizes = np.array([fragment.num_rows for fragment in fragments], np.int64)
+        largest = int(sizes.max())
+        # Half of the rows of a stretch are dealt already: memory holds the other half.
+        stretch = max(2 * pool_rows, FEWEST_OPEN * largest)
+        step = -(-stretch // POOLS)
+        stretch = min(stretch, MOST_OPEN * largest)
+        order = self._fragment_order(sizes, max(stretch, step))
+        sizes = sizes[order]
+        first, last = _stretches(sizes, stretch)
+        hands = np.minimum(-(-sizes * HANDS // step), sizes)
+        offsets = self._fractions(_HAND_STREAM, len(sizes))
+        # One item a hand from here on; consecutive ones of a fragment in one pool are a share.
+        place = np.repeat(np.arange(len(sizes)), hands)
+        turn = np.arange(len(place)) - np.repeat(np.cumsum(hands) - hands, hands)
+        width = (last - first)[place]
+        rows = ((turn + offsets[place]) / hands[place] * width).astype(np.int64)
+        pool = (first[place] + np.minimum(rows, width - 1)) // step
+        new = np.flatnonzero(np.diff(place, prepend=-1) | np.diff(pool, prepend=-1))
+        place, start = place[new], (turn * sizes[place] // hands[place])[new]
+        stop = np.append(start[1:], 0)
+        stop = np.where(stop == 0, sizes[place], stop)
+        pools: list[list[Share]] = [[] for _ in range(0, int(sizes.sum()), step)]
+        columns = (order[place], pool[new], start, stop)
+        for number, index, begin, end in zip(*(c.tolist() for c in columns), strict=True):
+            pools[index].append(Share(fragments[number], begin, end))
+        return pools
+
+    def _fragment_order(self, sizes: NDArray[np.int64], stretch: int) -> NDArray[np.int64]:
+        """Permute fragments so that those of any stretch of the epoch come from all of the input.
+
+        The input is cut in strata, as many as fragments in a stretch. Each, permuted, is laid out
+        over the whole epoch, with a phase by which strata stand together that lie far apart: one
+        and its mirror image, which keeps the mean, and multiples of the golden ratio.
+        """
+        random = _permutation(len(sizes), self.seed, self.epoch, _FRAGMENT_STREAM, 0)
+        ends = np.cumsum(sizes)
+        n_strata = -(-stretch * len(sizes) // int(ends[-1]))
+        strata = (ends - sizes) * n_strata // ends[-1]
+        by_stratum = random[np.argsort(strata[random], kind="stable")]
+        strata, sizes = strata[by_stratum], sizes[by_stratum]
+        rows = np.bincount(strata, weights=sizes)
+        before = np.cumsum(sizes) - sizes - (np.cumsum(rows) - rows)[strata]
+        pairs = np.minimum(strata, n_strata - 1 - strata)
+        phases = (pairs * _GOLDEN_RATIO + self._fractions(_PHASE_STREAM, 1)) % 1.0
+        return by_stratum[np.argsort((before + sizes * phases) / rows[strata], kind="stable")]
+
+    def _fractions(self, stream: int, n: int) -> NDArray[np.float64]:
+        words = _words(n, self.seed, self.epoch, stream, 0)
+        return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def batch_rows(self, batch: int) -> tuple[int, int]:
         """Return where a global batch begins and ends in the epoch's order of rows.
@@ -129,15 +208,25 @@ class EpochPlan:
         pool = max(bisect_right(self._first_rows, row) - 1, 0)
         return Position(pool, row - self._first_rows[pool] if self.pools else 0)
 
-    def row_order(self, pool: Pool) -> NDArray[np.int64] | None:
-        """Return the order of a pool's rows, numbered along its fragments; None keeps them.
+    def fragment_order(self, fragment: Fragment) -> NDArray[np.int64]:
+        """Return the order in which a fragment deals its rows.
+
+        Args:
+            fragment: One of the source's.
+        """
+        return _permutation(fragment.num_rows, self.seed, self.epoch, _ROW_STREAM, fragment.index)
+
+    def share_order(self, pool: Pool) -> NDArray[np.unsignedinteger[Any]]:
+        """Return which of a pool's shares gives the next row, for each row of the pool.
 
         Args:
             pool: One of ``pools``.
         """
-        if not self.shuffle:
-            return None
-        return _permutation(pool.num_rows, self.seed, self.epoch, _ROW_STREAM, pool.index)
+        numbers = np.arange(len(pool.shares), dtype=np.min_scalar_type(len(pool.shares)))
+        shares = np.repeat(numbers, [len(share) for share in pool.shares])
+        if len(numbers) == 1:
+            return shares
+        return shares[_permutation(len(shares), self.seed, self.epoch, _SHARE_STREAM, pool.index)]
 
 
 def rank_rows(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -161,32 +250,39 @@ def _check_at_least(lowest: int, **numbers: int) -> None:
             raise ConfigError(f"{name}: got {number}, expected {lowest} <= {name} < 2**64")
 
 
-def _pools(fragments: tuple[Fragment, ...], pool_rows: int) -> Iterator[Pool]:
-    index = first_row = n_rows = 0
-    gathered: list[Fragment] = []
-    for fragment in fragments:
-        if gathered and _is_full(n_rows, len(gathered), fragment.num_rows, pool_rows):
-            yield Pool(index, first_row, tuple(gathered))
-            index, first_row, n_rows, gathered = index + 1, first_row + n_rows, 0, []
-        gathered.append(fragment)
-        n_rows += fragment.num_rows
-    if gathered:
-        yield Pool(index, first_row, tuple(gathered))
+def _stretches(
+    sizes: NDArray[np.int64], stretch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return between which rows of the epoch each fragment deals its own.
+
+    They reach as far forwards as backwards, ``stretch`` rows in all for the largest. The last
+    ``stretch`` rows are dealt to the end: what is learned last weighs most.
+    """
+    ends = np.cumsum(sizes)
+    starts, total = ends - sizes, int(ends[-1])
+    margin = (stretch - int(sizes.max())) // 2
+    last = np.where(starts >= total - stretch, total, np.minimum(ends + margin, total))
+    return np.maximum(starts - margin, 0), last
 
 
-def _is_full(n_rows: int, n_fragments: int, n_more: int, pool_rows: int) -> bool:
-    """Tell whether a pool is nearer to ``pool_rows`` without the next fragment than with it."""
-    if n_rows >= pool_rows:
-        return True
-    # Two fragments at least: one alone would be read in nearly the order in which it was written.
-    return n_fragments > 1 and n_rows + n_more - pool_rows > pool_rows - n_rows
+def _numbered(pools: Iterable[Sequence[Share]]) -> Iterator[Pool]:
+    index = first_row = 0
+    for shares in pools:
+        if shares:
+            pool = Pool(index, first_row, tuple(shares))
+            yield pool
+            index, first_row = index + 1, first_row + pool.num_rows
+
+
+def _words(n: int, seed: int, epoch: int, stream: int, index: int) -> NDArray[np.uint64]:
+    key = np.array([seed, epoch], np.uint64)
+    counter = np.array([0, 0, index, stream], np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(n)
 
 
 def _permutation(n: int, seed: int, epoch: int, stream: int, index: int) -> NDArray[np.int64]:
     """Sort random words whose low bits are positions: all differ, so every sort agrees."""
-    key = np.array([seed, epoch], np.uint64)
-    counter = np.array([0, 0, index, stream], np.uint64)
-    words = np.random.Philox(key=key, counter=counter).random_raw(n)
+    words = _words(n, seed, epoch, stream, index)
     low_bits = np.uint64((1 << n.bit_length()) - 1)
     words = (words & ~low_bits) | np.arange(n, dtype=np.uint64)
     words.sort()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Fragment, Source
-from widedeep.data.order import EpochPlan, Pool, rank_rows
+from widedeep.data.order import EpochPlan, Pool, Share, rank_rows
 from widedeep.errors import ConfigError
 
 __all__ = ["BatchReader", "EpochPlan"]
@@ -26,6 +27,9 @@ BLOCK_ROWS = 4096
 Blocks of a few hundred kilobytes an array come out of memory that the process has already; larger
 ones are new pages each time, which cost as much as copying the rows.
 """
+
+POOLS_AHEAD = 2
+"""Pools whose fragments are read before they are needed."""
 
 
 class BatchReader:
@@ -202,20 +206,23 @@ class _BatchCutter:
         """Yield the epoch's rows from the first batch on, in order, in blocks of any size."""
         first = self.plan.position(self.start_batch)
         pools = self.plan.pools[first.pool :]
-        # Streaming in order holds one fragment a pool, so that more of them keep several threads
-        # busy.
-        ahead = 2 if self.plan.shuffle else self.threads + 1
-        filling: deque[list[Future[Batch]]] = deque()
+
+        def load(fragment: Fragment, shares: Sequence[Share]) -> Future[deque[Batch]]:
+            return workers.submit(self._shares, fragment, shares, channel)
+
+        fragments = _Fragments(pools, load)
+        # In order a pool is one fragment, so that more of them keep several threads busy.
+        ahead = POOLS_AHEAD if self.plan.shuffle else self.threads
+        n_started = 0
         start = first.row
         for number, pool in enumerate(pools):
-            for later in pools[number + len(filling) : number + ahead]:
-                filling.append([workers.submit(self._encoded, f, channel) for f in later.fragments])
-            parts = [future.result() for future in filling.popleft()]
-            yield from _pool_rows(parts, pool, self.plan.row_order(pool), start)
+            while n_started < len(pools) and (
+                n_started <= number + ahead or not fragments.any_waits
+            ):
+                fragments.start(pools[n_started])
+                n_started += 1
+            yield from _pool_rows(fragments.parts(pool), self.plan.share_order(pool), start)
             start = 0
-            del parts
-            # Freed pages go back to the system now, before the next pool takes as many again.
-            pa.default_memory_pool().release_unused()
 
     def _encoded(self, fragment: Fragment, channel: _Channel) -> Batch:
         if channel.closed:
@@ -230,6 +237,21 @@ class _BatchCutter:
             )
         return batch
 
+    def _shares(
+        self, fragment: Fragment, shares: Sequence[Share], channel: _Channel
+    ) -> deque[Batch]:
+        """Read a fragment and cut it in shares of its own random order."""
+        batch = self._encoded(fragment, channel)
+        if not self.plan.shuffle:
+            return deque([batch])
+        order = self.plan.fragment_order(fragment)
+        parts: deque[Batch] = deque()
+        for copied in _copied_at_once(shares):
+            first, last = copied[0].start, copied[-1].stop
+            rows = batch.take(order[first:last])
+            parts += [rows.slice(share.start - first, share.stop - first) for share in copied]
+        return parts
+
     def _batches(self, pieces: Iterator[Batch]) -> Iterator[Batch]:
         """Cut at the plan's boundaries and take this rank's share."""
         limits = map(self.plan.batch_rows, range(self.start_batch, self.plan.num_batches))
@@ -239,6 +261,55 @@ class _BatchCutter:
                 yield batch
             else:
                 yield batch.slice(*rank_rows(len(batch), rank, world_size))
+
+
+class _Fragments:
+    """The fragments that are open: each is read once, and freed share by share.
+
+    Args:
+        pools: What will be read.
+        load: Starts to read a fragment; the shares come in the order of the pools.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        load: Callable[[Fragment, Sequence[Share]], Future[deque[Batch]]],
+    ) -> None:
+        self._load = load
+        self._shares: dict[int, list[Share]] = {}
+        for pool in pools:
+            for share in pool.shares:
+                self._shares.setdefault(share.fragment.index, []).append(share)
+        self._open: dict[int, Future[deque[Batch]]] = {}
+        self._waiting: set[int] = set()
+
+    @property
+    def any_waits(self) -> bool:
+        """True if a fragment was started of which no pool has taken anything."""
+        return bool(self._waiting)
+
+    def start(self, pool: Pool) -> None:
+        """Start to read what a pool needs."""
+        for share in pool.shares:
+            index = share.fragment.index
+            if index in self._shares:
+                self._waiting.add(index)
+                self._open[index] = self._load(share.fragment, self._shares.pop(index))
+
+    def parts(self, pool: Pool) -> list[Batch]:
+        """Wait for a pool's shares and hand them over."""
+        parts = []
+        for share in pool.shares:
+            index = share.fragment.index
+            self._waiting.discard(index)
+            shares = self._open[index].result()
+            parts.append(shares.popleft())
+            if not shares:
+                del self._open[index]
+        # Freed pages go back to the system now, before the next fragments take as many again.
+        pa.default_memory_pool().release_unused()
+        return parts
 
 
 class _ClosedError(Exception):
@@ -262,33 +333,28 @@ def _cut(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
         yield Batch.concat(head)
 
 
-def _pool_rows(
-    parts: Sequence[Batch], pool: Pool, order: NDArray[np.int64] | None, start: int
-) -> Iterator[Batch]:
-    if order is None:
-        for part in parts:
-            if start < len(part):
-                yield part.slice(start, len(part))
-            start = max(start - len(part), 0)
-        return
-    ends = np.cumsum([len(part) for part in parts])
-    for first in range(start, pool.num_rows, BLOCK_ROWS):
-        yield _gathered(parts, ends, order[first : first + BLOCK_ROWS])
-
-
-def _gathered(parts: Sequence[Batch], ends: NDArray[np.int64], rows: NDArray[np.int64]) -> Batch:
-    """Take rows of several parts without joining the parts, which would hold the pool twice."""
-    if len(parts) == 1:
-        return parts[0].take(rows)
-    # In ascending order first: memory is then read forwards, and each part's rows lie together.
-    by_row = np.argsort(rows)
-    ascending = rows[by_row]
-    edges = np.searchsorted(ascending, ends)
-    taken = []
+def _copied_at_once(shares: Sequence[Share]) -> Iterator[Sequence[Share]]:
+    """Group the shares of a fragment whose memory is freed together: small ones are dear."""
     first = 0
-    for part, end, edge in zip(parts, ends.tolist(), edges.tolist(), strict=True):
-        taken.append(part.take(ascending[first:edge] - (end - len(part))))
-        first = edge
-    place = np.empty_like(by_row)
-    place[by_row] = np.arange(len(rows))
-    return Batch.concat(taken).take(place)
+    for last, share in enumerate(shares, 1):
+        if share.stop - shares[first].start >= BLOCK_ROWS or last == len(shares):
+            yield shares[first:last]
+            first = last
+
+
+def _pool_rows(
+    parts: Sequence[Batch], order: NDArray[np.unsignedinteger[Any]], start: int
+) -> Iterator[Batch]:
+    """Yield a pool's rows as ``order`` takes them from its shares, each in its own order."""
+    if len(parts) == 1:
+        yield parts[0].slice(start, len(parts[0]))
+        return
+    used_S = np.bincount(order[:start], minlength=len(parts))  # rows taken of each share
+    for first in range(start, len(order), BLOCK_ROWS):
+        shares_B = order[first : first + BLOCK_ROWS]
+        before_S, used_S = used_S, used_S + np.bincount(shares_B, minlength=len(parts))
+        limits = zip(parts, before_S.tolist(), used_S.tolist(), strict=True)
+        rows = Batch.concat([part.slice(begin, end) for part, begin, end in limits if begin < end])
+        place_B = np.empty(len(shares_B), np.int64)
+        place_B[np.argsort(shares_B, kind="stable")] = np.arange(len(shares_B))
+        yield rows.take(place_B)

@@ -44,7 +44,7 @@ class WarmupRows:
     def choose(self, plan: EpochPlan) -> None:
         """Wait for the first fragment of an epoch, unless rows are kept already."""
         if not self.rows:
-            fragment = plan.pools[0].fragments[0]
+            fragment = plan.pools[0].shares[0].fragment
             self._wanted = (fragment.origin, fragment.first_row)
 
     def read(self, source: Source) -> None:
