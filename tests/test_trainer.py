@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,46 @@ def test_resume_refuses_changed_inputs(schema: wd.Schema, tmp_path: Path) -> Non
     make_trainer(schema, checkpoints=tmp_path).fit(make_table(), steps=3)
     with pytest.raises(DataError, match="in the interrupted run"):
         make_trainer(schema, checkpoints=tmp_path).fit(make_table(rows=ROWS - 1), resume=True)
+
+
+def change_state(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    stored = json.loads((checkpoint / "state.json").read_text())
+    change(stored["state"])
+    (checkpoint / "state.json").write_text(json.dumps(stored))
+
+
+def test_resume_refuses_a_position_in_another_order(schema: wd.Schema, tmp_path: Path) -> None:
+    trainer = make_trainer(schema, checkpoints=tmp_path, checkpoint_every=1)
+    trainer.fit(make_table(), steps=2)
+    for option, value in (("batch_size", 32), ("seed", 5), ("shuffle", False), ("pool_rows", 9)):
+        other = make_trainer(schema, checkpoints=tmp_path, **{option: value})
+        with pytest.raises(CheckpointError, match=rf"step 2 lies within an epoch with {option} ="):
+            other.fit(make_table(), resume=True)
+    change_state(tmp_path / "step-0000000002", lambda state: state.pop("order"))
+    with pytest.raises(CheckpointError, match=r"a release of widedeep that read rows in another"):
+        make_trainer(schema, checkpoints=tmp_path).fit(make_table(), resume=True)
+
+
+def test_an_epoch_may_begin_in_another_order(schema: wd.Schema, tmp_path: Path) -> None:
+    make_trainer(schema, checkpoints=tmp_path).fit(make_table(), epochs=1)
+    (latest,) = tmp_path.glob("step-*")
+    change_state(latest, lambda state: state.pop("order"))
+    again = make_trainer(schema, checkpoints=tmp_path, pool_rows=9)
+    again.fit(make_table(), epochs=2, resume=True)
+    assert again.position.epoch == 2
+
+
+def test_row_groups_too_large_to_mix_are_told(
+    schema: wd.Schema,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pq.write_table(make_table(), tmp_path / "t.parquet", row_group_size=ROWS // 8)
+    for pool_rows, told in ((ROWS // 8, True), (ROWS, False)):
+        trainer = make_trainer(schema, pool_rows=pool_rows, progress=True)
+        trainer.fit(tmp_path / "t.parquet", epochs=1)
+        assert ("mixed over 6 of 8 at a time" in capsys.readouterr().err) == told
+        assert trainer.position.rows == ROWS
 
 
 def test_resume_refuses_another_schema(schema: wd.Schema, tmp_path: Path) -> None:

@@ -218,7 +218,8 @@ class TrainConfig:
             weights and optimizer state stay float32), or ``"auto"``: bf16 where the processor has
             it at a higher rate.
         device: Where tables and towers live and are trained: ``"cpu"`` or ``"cuda"``.
-        pool_rows: Rows shuffled together in memory.
+        pool_rows: Rows that wait in memory while they are mixed with others from all over the
+            input.
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
         deep: The embeddings' optimizer.
         dense: The hidden layers' optimizer; None: as ``deep``.

@@ -43,7 +43,7 @@ from widedeep.training.precision import resolve_precision
 from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
 from widedeep.training.schedule import auto_batch_size, auto_epochs
-from widedeep.training.state import Position, capture, restore
+from widedeep.training.state import Position, capture, check_same_order, restore
 from widedeep.training.step import TrainStep
 from widedeep.training.stream import Shard, fit_stream
 from widedeep.training.warmup import WarmupRows
@@ -73,7 +73,9 @@ class Trainer:
             the last step (of FTRL's gradients: see :class:`widedeep.FTRL`).
         warmup_steps: Learning rates rise linearly over this many first steps.
         shuffle: Read in a new seeded order each epoch.
-        pool_rows: Rows shuffled together in memory.
+        pool_rows: Rows that wait in memory while they are mixed with others from all over the
+            input; at any time those of 6 to 16 row groups are mixed. More take more memory, and
+            mix better where row groups are large.
         seed: Of the reading order and dropout.
         threads: Threads of kernels and matrix products; None: all the process may use.
         precision: Of the towers' matrix products in training: ``"fp32"``, ``"bf16"`` (master
@@ -437,7 +439,8 @@ class Trainer:
             What the checkpoint says besides: configuration, history, early stopping.
 
         Raises:
-            CheckpointError: If it is damaged, or of another model, schema or precision.
+            CheckpointError: If it is damaged, or of another model, schema or precision, or lies
+                within an epoch that is now read in another order.
             DataError: If the training data changed since.
         """
         checkpoint = read_checkpoint(path)
@@ -449,6 +452,7 @@ class Trainer:
         self._check_precision(path, checkpoint.state["config"])
         if self.inputs:
             check_same_inputs(checkpoint.state["inputs"], self.inputs)
+            check_same_order(self, checkpoint.state)
         restore(self, checkpoint)
         return checkpoint.state
 

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import widedeep as wd
+from tests.data.reading_order import reading_order
 from tests.data.schemas import make_schema
 from widedeep.data.batch import Batch
 from widedeep.data.order import EpochPlan
@@ -81,11 +83,8 @@ def plan_for(source: Source, **options: bool | int) -> EpochPlan:
 
 def expected_batches(source: Source, plan: EpochPlan) -> list[list[int]]:
     """The plan carried out plainly, all at once."""
-    order: list[int] = []
-    for pool in plan.pools:
-        rows = [row for f in pool.fragments for row in source.read(f)["row"].to_pylist()]
-        shuffled = plan.row_order(pool)
-        order += rows if shuffled is None else [rows[place] for place in shuffled]
+    rows = [source.read(fragment)["row"].to_pylist() for fragment in source.fragments]
+    order = [rows[fragment][row] for fragment, row in reading_order(plan)]
     limits = [plan.batch_rows(batch) for batch in range(plan.num_batches)]
     return [order[first:last] for first, last in limits]
 
@@ -150,11 +149,12 @@ def test_resume_does_not_read_what_came_before(source: Source) -> None:
         read.extend(table["row"].to_pylist())
         return encode(table)
 
-    plan = plan_for(source)
+    plan = plan_for(source, pool_rows=8)
     start = plan.num_batches - 1
     list(BatchReader(source, watched, plan, start_batch=start))
-    needed = plan.pools[plan.position(start).pool :]
-    assert len(read) == sum(pool.num_rows for pool in needed) < N_ROWS / 2
+    pools = plan.pools[plan.position(start).pool :]
+    needed = {share.fragment.index: share.fragment for pool in pools for share in pool.shares}
+    assert len(read) == sum(fragment.num_rows for fragment in needed.values()) < N_ROWS * 0.7
 
 
 def delayed(seed: int) -> Callable[[pa.Table], Batch]:
@@ -248,7 +248,8 @@ def test_a_file_that_vanishes_is_told(tmp_path: Path) -> None:
             list(BatchReader(source, encode, plan_for(source)))
 
 
-def test_at_most_two_pools_are_alive(source: Source) -> None:
+@pytest.mark.parametrize(("pool_rows", "most_rows"), [(100, 200), (400, 600)])
+def test_few_rows_are_alive(pool_rows: int, most_rows: int, tmp_path: Path) -> None:
     n_encoded = n_seen = most = 0
 
     def counting(table: pa.Table) -> Batch:
@@ -257,13 +258,14 @@ def test_at_most_two_pools_are_alive(source: Source) -> None:
         most = max(most, n_encoded - n_seen)
         return encode(table)
 
-    plan = plan_for(source, pool_rows=20, batch_size=5)
-    for batch in BatchReader(source, counting, plan, prefetch=1, threads=2):
-        time.sleep(0.002)
-        n_seen += len(batch)
-    # Two pools of 20 rows, and what was cut from the one before but not yet counted here.
-    assert most <= 60
-    assert n_seen == n_encoded == N_ROWS
+    pq.write_table(pa.table({"row": np.arange(3000)}), tmp_path / "t.parquet", row_group_size=30)
+    with open_source(tmp_path / "t.parquet") as source:
+        plan = plan_for(source, pool_rows=pool_rows, batch_size=10)
+        for batch in BatchReader(source, counting, plan, prefetch=1, threads=2):
+            time.sleep(0.0005)
+            n_seen += len(batch)
+    assert most <= most_rows
+    assert n_seen == n_encoded == 3000
 
 
 def test_numbers_alone_are_shuffled_too(source: Source) -> None:
@@ -309,3 +311,46 @@ def test_a_bad_value_is_told_with_its_file_and_row(tmp_path: Path) -> None:
         with pytest.raises(WideDeepError, match=r"row 3 of .*ages\.parquet"):
             for _ in reader:
                 pass
+
+
+def in_order_of_time(kind: str, folder: Path) -> object:
+    """20,000 rows in order of time, as one of the things that data may be."""
+    table = pa.table({"row": np.arange(20_000)})
+    if kind == "table":
+        return table
+    if kind == "reader":
+        return table.to_reader(max_chunksize=999)
+    if kind == "files":
+        for number in range(40):
+            pq.write_table(table.slice(number * 500, 500), folder / f"{number:02d}.parquet")
+        return folder
+    if kind == "csv":
+        pacsv.write_csv(table, folder / "t.csv")
+        return folder / "t.csv"
+    rows = {"one row group": 20_000, "row groups": 250, "large row groups": 1000}[kind]
+    pq.write_table(table, folder / "t.parquet", row_group_size=rows)
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["table", "reader", "files", "csv", "one row group", "row groups", "large row groups"],
+)
+def test_batches_know_nothing_of_the_order_of_time(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a million rows are under the sizes that are built in.
+    monkeypatch.setattr("widedeep.data.fragments.TABLE_FRAGMENT_ROWS", 125)
+    monkeypatch.setattr("widedeep.data.spool.ROW_GROUP_ROWS", 250)
+    monkeypatch.setattr("widedeep.data.parquet_input.MAX_ROW_GROUP_ROWS", 4000)
+    with open_source(in_order_of_time(kind, tmp_path)) as source:
+        plan = plan_for(source, batch_size=100, pool_rows=1000)
+        batches = [rows_in(batch) for batch in BatchReader(source, encode, plan)]
+    assert sorted(chain(*batches)) == list(range(20_000))
+    times = np.array([np.mean(batch) for batch in batches]) / 20_000
+    drift, start = np.polyfit(np.linspace(0, 1, len(times)), times, 1)
+    # In order of time 1 and 0; the mean of 100 rows strays by 0.03.
+    assert abs(drift) < 0.1
+    assert abs(start + drift / 2 - 0.5) < 0.005
+    assert abs(times[-20:].mean() - 0.5) < 0.06
+    assert times.std() < (0.07 if kind == "large row groups" else 0.05)

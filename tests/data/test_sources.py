@@ -418,9 +418,9 @@ def test_large_row_groups_are_rewritten_once(
 
 def test_tables_in_memory_are_cut_into_fragments() -> None:
     source = open_source(pa.table({"x": np.arange(300_000)}))
-    assert [fragment.num_rows for fragment in source.fragments] == [131_072, 131_072, 37_856]
-    assert source.read(source.fragments[2])["x"][0].as_py() == 262_144
-    assert [table.num_rows for table in column_stream(source)] == [131_072, 131_072, 37_856]
+    assert [fragment.num_rows for fragment in source.fragments] == [32_768] * 9 + [5_088]
+    assert source.read(source.fragments[2])["x"][0].as_py() == 65_536
+    assert [table.num_rows for table in column_stream(source)] == [32_768] * 9 + [5_088]
 
 
 def test_fragments_say_where_they_come_from(tmp_path: Path) -> None:

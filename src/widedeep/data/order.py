@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from widedeep.data.fragments import Fragment, Source
 from widedeep.errors import ConfigError
 
-__all__ = ["ORDER_VERSION", "EpochPlan", "Pool", "Position", "Share", "rank_rows"]
+__all__ = [
+    "ORDER_VERSION",
+    "EpochPlan",
+    "Pool",
+    "Position",
+    "Share",
+    "large_fragments",
+    "rank_rows",
+]
 
 ORDER_VERSION = 2
 """Changes with the order itself; a position within an epoch means nothing in another one."""
@@ -168,14 +176,16 @@ class EpochPlan:
         """
         random = _permutation(len(sizes), self.seed, self.epoch, _FRAGMENT_STREAM, 0)
         ends = np.cumsum(sizes)
-        n_strata = -(-stretch * len(sizes) // int(ends[-1]))
-        strata = (ends - sizes) * n_strata // ends[-1]
+        n_strata = -(-stretch * int(ends[-1]) // int((sizes * sizes).sum()))
+        strata = (ends - sizes // 2 - 1) * n_strata // ends[-1]
         by_stratum = random[np.argsort(strata[random], kind="stable")]
         strata, sizes = strata[by_stratum], sizes[by_stratum]
         rows = np.bincount(strata, weights=sizes)
         before = np.cumsum(sizes) - sizes - (np.cumsum(rows) - rows)[strata]
         pairs = np.minimum(strata, n_strata - 1 - strata)
-        phases = (pairs * _GOLDEN_RATIO + self._fractions(_PHASE_STREAM, 1)) % 1.0
+        turns = self._fractions(_PHASE_STREAM, n_strata)
+        second = (strata != pairs) ^ (turns[pairs] < 0.5)
+        phases = (pairs * _GOLDEN_RATIO + turns[-1] + second * 1e-6) % 1.0
         return by_stratum[np.argsort((before + sizes * phases) / rows[strata], kind="stable")]
 
     def _fractions(self, stream: int, n: int) -> NDArray[np.float64]:
@@ -227,6 +237,23 @@ class EpochPlan:
         if len(numbers) == 1:
             return shares
         return shares[_permutation(len(shares), self.seed, self.epoch, _SHARE_STREAM, pool.index)]
+
+
+def large_fragments(source: Source, pool_rows: int) -> str | None:
+    """Say that few fragments are mixed at a time, if these are too large for more.
+
+    Args:
+        source: The rows of a run that shuffles them.
+        pool_rows: As in :class:`EpochPlan`.
+    """
+    largest = max((fragment.num_rows for fragment in source.fragments), default=0)
+    if largest <= pool_rows // 2 or source.num_rows <= FEWEST_OPEN * largest:
+        return None
+    return (
+        f"row groups hold up to {largest:,} rows, so rows are mixed over {FEWEST_OPEN} of "
+        f"{len(source.fragments):,} at a time, and memory holds {FEWEST_OPEN // 2} and more; "
+        "files written with row_group_size=65536 are mixed better and take less"
+    )
 
 
 def rank_rows(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:

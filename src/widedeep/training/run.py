@@ -13,7 +13,8 @@ import torch
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
-from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.order import EpochPlan, large_fragments
+from widedeep.data.reader import BatchReader
 from widedeep.errors import DataError
 from widedeep.kernels.torch_twins import to_device
 from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting
@@ -92,12 +93,19 @@ class TrainingRun:
         self.progress.message(f"encoded rows: {found.path} ({told}; {found.nbytes >> 20:,} MiB)")
         return found
 
+    def _tell_large_fragments(self) -> None:
+        config = self.trainer.config
+        note = large_fragments(self.source, config.pool_rows) if config.shuffle else None
+        if note is not None:
+            self.progress.message(f"note: {note}")
+
     def train(self) -> None:
         """Train to the end, to an early stop, or to Ctrl-C (which saves a checkpoint first)."""
         trainer = self.trainer
         if self.stopping is not None:
             trainer.step.keep_best()
             self._keep_resumed()
+        self._tell_large_fragments()
         trainer.model.train()
         try:
             with self.interrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from widedeep.checkpoint import Checkpoint, as_tensors
 from widedeep.config import RunConfig
+from widedeep.data.order import ORDER_VERSION
 from widedeep.errors import CheckpointError
 from widedeep.heads import describe_head
 from widedeep.model import WideDeep
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from widedeep.trainer import Trainer
     from widedeep.training.early_stopping import EarlyStopping
 
-__all__ = ["Position", "capture", "restore", "run_tables"]
+__all__ = ["Position", "capture", "check_same_order", "restore", "run_tables"]
 
 
 @dataclass(slots=True)
@@ -68,6 +70,7 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
         tensors.update({f"rates/{k}": v for k, v in rates.items()})
     state = {
         "position": dataclasses.asdict(trainer.position),
+        "order": ORDER_VERSION,
         "inputs": trainer.inputs,
         "shards": trainer.shards,
         "history": trainer.history.rows,
@@ -80,6 +83,35 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
     return Checkpoint(
         step=trainer.position.updates, state=state, tensors=tensors, schema=model.schema
     )
+
+
+def check_same_order(trainer: Trainer, state: Mapping[str, Any]) -> None:
+    """Refuse to go on within an epoch whose rows would now come in another order.
+
+    Args:
+        trainer: With the options of now.
+        state: Of the checkpoint.
+
+    Raises:
+        CheckpointError: If the checkpoint lies within an epoch, and was written by a release that
+            read in another order, or under other options that decide the order.
+    """
+    if not state["position"]["batch"]:
+        return
+    where = f"the checkpoint of step {state['position']['step']:,} lies within an epoch"
+    remedy = "start a new run, or go on from a checkpoint at the end of an epoch"
+    if state.get("order", 1) != ORDER_VERSION:
+        raise CheckpointError(
+            f"{where} of a release of widedeep that read rows in another order: rows would be "
+            f"learned twice or not at all; {remedy}, or finish the epoch with that release"
+        )
+    old, new = state["config"]["train"], run_tables(trainer)["train"]
+    for name in ("batch_size", "seed", "shuffle", "pool_rows"):
+        if name in old and new[name] not in (old[name], "auto"):
+            raise CheckpointError(
+                f"{where} with {name} = {old[name]!r}, got {new[name]!r}: rows would be learned "
+                f"twice or not at all; give {name} = {old[name]!r}, {remedy}"
+            )
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) -> None:
