@@ -1,0 +1,178 @@
+"""How numbers are best given to the model: quantiles, buckets of equal mass, bins by value.
+
+Trains on four fifths of UCI Adult's train part and judges on the last fifth, for each way to add
+buckets beside the numbers and each embedding width; the best by log loss is then judged once on
+the test part. With `--log`, also one pass over 400,000 rows of `criteo_like.py` (salt 0).
+
+    python benchmarks/defaults_numbers.py [--seeds 3] [--log] [--test]
+
+Prints the tables as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sweep_defaults import CROSSES, JUDGED, data_file
+
+import widedeep as wd
+
+ADULT = Path(__file__).resolve().parent.parent / "data" / "adult"
+ADULT_NUMBERS = (
+    *("age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week"),
+)
+EMBEDDINGS = wd.Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)
+DENSE = wd.Adagrad(lr=0.02)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to give numbers to the model, beside their quantiles."""
+
+    name: str
+    option: str | None = None
+    buckets: int = 255
+    wide: bool = False
+    deep: bool = False
+    width: int = 16
+
+    def features(self, numbers: tuple[str, ...]) -> list[wd.features.Feature]:
+        """Return the buckets of each number."""
+        if self.option is None:
+            return []
+        options = {self.option: self.buckets, "embedding_dim": self.width if self.deep else None}
+        return [wd.bucketized(f"{name}_bin", source=name, **options) for name in numbers]
+
+    def spec(
+        self,
+        label: str,
+        numbers: tuple[str, ...],
+        categories: list[str],
+        crosses: list[tuple[str, str]],
+    ) -> wd.FeatureSpec:
+        """Return the declaration with the buckets in the parts of this way."""
+        buckets = self.features(numbers)
+        crossed = [wd.crossed(*parts) for parts in crosses]
+        names = [bucket.name for bucket in buckets]
+        return wd.FeatureSpec(
+            label=label,
+            features=[*wd.numeric(*numbers), *wd.categorical(*categories), *buckets, *crossed],
+            wide=[*categories, *(names if self.wide else []), *(cross.name for cross in crossed)],
+            deep=[*numbers, *categories, *(names if self.deep else [])],
+        )
+
+
+def ways() -> Iterator[Way]:
+    """Yield what is compared."""
+    yield Way(name="quantiles alone")
+    yield Way(name="+ 64 buckets of equal mass", option="quantiles", buckets=64, deep=True)
+    yield Way(name="+ bins", option="bins", wide=True)
+    for width in (4, 8, 16):
+        yield Way(name="+ bins", option="bins", deep=True, width=width)
+    for width in (4, 8, 16):
+        yield Way(name="+ bins", option="bins", wide=True, deep=True, width=width)
+
+
+def train(
+    spec: wd.FeatureSpec, rows: pa.Table, valid: pa.Table | None, *, seed: int, epochs: int
+) -> wd.Trainer:
+    """Train with the rates under test, and go back to the best epoch where rows are held out."""
+    model = wd.WideDeep(
+        wd.fit_schema(spec, rows), hidden_units=[256, 128], embedding_std=0.1, seed=seed
+    )
+    trainer = wd.Trainer(
+        model,
+        deep=EMBEDDINGS,
+        dense=DENSE,
+        batch_size=256,
+        schedule="linear" if epochs > 1 else "constant",
+        seed=seed,
+        threads=1,
+        progress=False,
+    )
+    trainer.fit(rows, epochs=epochs, valid=valid)
+    return trainer
+
+
+def table(
+    title: str,
+    label: str,
+    numbers: tuple[str, ...],
+    parts: tuple[pa.Table, pa.Table],
+    crosses: list[tuple[str, str]],
+    *,
+    seeds: int,
+    epochs: int,
+) -> Way:
+    """Print a table of all ways and return the best by log loss."""
+    rows, judged = parts
+    categories = [name for name in rows.column_names if name not in (label, *numbers)]
+    print(f"\n{title}\n")
+    print("| numbers | in | width | AUC | log loss |\n|---|---|---|---|---|")
+    losses: dict[Way, float] = {}
+    for way in ways():
+        metrics = []
+        for seed in range(seeds):
+            spec = way.spec(label, numbers, categories, crosses)
+            valid = judged if epochs > 1 else None
+            trainer = train(spec, rows, valid, seed=seed, epochs=epochs)
+            scores = trainer.evaluate(judged)
+            metrics.append([scores["auc"], scores["log_loss"]])
+        mean, spread = np.mean(metrics, axis=0), np.std(metrics, axis=0)
+        losses[way] = mean[1]
+        places = " + ".join(part for part in ("wide", "deep") if getattr(way, part))
+        print(
+            f"| {way.name} | {places} | {way.width if way.deep else ''} | "
+            f"{mean[0]:.4f} ± {spread[0]:.4f} | {mean[1]:.4f} ± {spread[1]:.4f} |",
+            flush=True,
+        )
+    return min(losses, key=lambda way: losses[way])
+
+
+def main() -> None:
+    """Print the tables that the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6, help="of UCI Adult")
+    parser.add_argument("--log", action="store_true", help="also one pass of the generated log")
+    parser.add_argument("--test", action="store_true", help="also the best on the test part")
+    arguments = parser.parse_args()
+    adult = pq.read_table(ADULT / "train.parquet")
+    order = np.random.default_rng(0).permutation(adult.num_rows)
+    cut = adult.num_rows * 4 // 5
+    parts = adult.take(order[:cut]), adult.take(order[cut:])
+    best = table(
+        "UCI Adult, validation fifth", "income", ADULT_NUMBERS, parts, [],
+        seeds=arguments.seeds, epochs=arguments.epochs,
+    )  # fmt: skip
+    if arguments.test:
+        categories = [n for n in adult.column_names if n not in ("income", *ADULT_NUMBERS)]
+        test, metrics = pq.read_table(ADULT / "test.parquet"), []
+        for seed in range(arguments.seeds):
+            spec = best.spec("income", ADULT_NUMBERS, categories, [])
+            trainer = train(spec, parts[0], parts[1], seed=seed, epochs=arguments.epochs)
+            scores = trainer.evaluate(test)
+            metrics.append([scores["auc"], scores["log_loss"], scores["calibration"]])
+        mean, spread = np.mean(metrics, axis=0), np.std(metrics, axis=0)
+        print(f"\n{best} on the test part: AUC, log loss, calibration {mean} ± {spread}")
+    if arguments.log:
+        numbers = tuple(f"I{i}" for i in range(1, 14))
+        columns = ["label", *numbers, *(f"C{i}" for i in range(1, 27))]
+        log = pq.read_table(data_file(0), columns=columns)
+        table(
+            "criteo_like, salt 0, one pass", "label", numbers,
+            (log.slice(0, 400_000), log.slice(log.num_rows - JUDGED)), CROSSES["planted"],
+            seeds=1, epochs=1,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
