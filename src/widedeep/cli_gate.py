@@ -162,7 +162,7 @@ def _against(named: str | None) -> Iterator[Path | None]:
 
 
 def _print_verdict(verdict: Verdict, file: Path, page: Path) -> None:
-    names = ("log_loss", "auc", "gauc", "calibration")
+    names = ("log_loss", "squared_error", "auc", "gauc", "calibration")
     for head, entry in verdict.quality.items():
         rows = []
         for name in names:

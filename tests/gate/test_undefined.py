@@ -23,6 +23,7 @@ from widedeep.gate.dry_run import dry_run_reasons
 from widedeep.gate.quality import Quality, judge_quality
 from widedeep.gate.scored import score_both
 from widedeep.gate.verdict import undefined_figures
+from widedeep.gate.verdict_page import verdict_page
 
 CONFIG = GateConfig(
     unit="user", slices=("country",), bootstrap=200,
@@ -240,7 +241,8 @@ def test_the_level_of_a_constant(tmp_path: Path, kind: str) -> None:
     shares = np.unique(label, return_counts=True)[1] / 4000
     level_by_hand = price.var() if kind == "regression" else -(shares * np.log(shares)).sum()
     (entry,) = judged(bad, None, recent).heads.values()
-    found = entry["candidate"]["log_loss"] / entry["candidate"]["normalized_loss"]
+    measure = loss.replace(" ", "_")
+    found = entry["candidate"][measure] / entry["candidate"]["normalized_loss"]
     assert found == pytest.approx(level_by_hand, rel=1e-5)
 
 
@@ -255,6 +257,28 @@ def test_one_class_or_one_value_alone(tmp_path: Path, kind: str) -> None:
         few = pa.array(["low"] * 20 + ["mid"] * 2980)
         reasons = judged(bundle, None, market(3000, 4).append_column("y", few)).reasons
         assert "20 rows of another class than the most frequent one, at least 50" in reasons[0]
+
+
+def test_a_regressions_loss_is_a_squared_error_everywhere(tmp_path: Path) -> None:
+    table = market(3000, 3)
+    good, bad = (
+        other_head("regression", table, tmp_path / name, turned=name == "bad")
+        for name in ("good", "bad")
+    )
+    recent = market(4000, 4)
+    recent = recent.append_column("y", recent["price"])
+    verdict = validate(bad.path, good.path, recent, config=CONFIG)
+    value = verdict.to_json()
+    assert undefined_figures(value) == []
+    assert any("squared error" in reason for reason in verdict.reasons)
+    assert any("squared_error" in entry["candidate"] for entry in verdict.slices)
+    page = verdict_page(verdict)
+    assert page.count('<th class="n">squared error</th>') == 1
+    for text in (str(value["quality"]), str(value["slices"]), str(verdict.reasons), page):
+        assert "log loss" not in text and "log_loss" not in text
+    (entry,) = value["quality"].values()
+    del entry["candidate"]["squared_error"]
+    assert undefined_figures(value)
 
 
 def test_a_regression_of_both_signs(tmp_path: Path) -> None:

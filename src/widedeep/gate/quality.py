@@ -20,6 +20,7 @@ from widedeep.gate.statistics import (
     placements,
     resample,
 )
+from widedeep.gate.verdict import LOSSES
 
 __all__ = ["Quality", "judge_quality"]
 
@@ -28,7 +29,13 @@ Floats = NDArray[np.float64]
 _FEWEST_UNITS = 30
 _LEAST_DEFINED = 0.9  # of the resamples
 _CALIBRATION_BINS = 10
-_MEASURES = ("log_loss", "auc", "calibration")
+_NAMES = {
+    "log_loss": "log loss",
+    "squared_error": "squared error",
+    "auc": "AUC",
+    "gauc": "AUC within groups",
+    "calibration": "calibration",
+}
 
 
 @dataclass(slots=True)
@@ -160,7 +167,7 @@ class _Judge:
         with np.errstate(divide="ignore", invalid="ignore"):
             for name, scores_B in _models(head).items():
                 loss, drawn_loss = self.both(weight_B * head.losses(scores_B), codes_B, codes)
-                mine = {"log_loss": (loss / weights, drawn_loss / drawn_weights)}
+                mine = {_loss_measure(head): (loss / weights, drawn_loss / drawn_weights)}
                 if self._is_ratio(head):
                     total, drawn = self.both(weight_B * scores_B, codes_B, codes)
                     mine["calibration"] = (total / labels, drawn / drawn_labels)
@@ -248,14 +255,14 @@ class _Judge:
         mine = entry["candidate"]
         theirs = entry.get("serving", {})
         kind = head.head.kind
-        loss_name = "squared error" if kind == "regression" else "log loss"
+        loss = _loss_measure(head)
         relative = mine["normalized_loss"]
         # A model that is worse than a constant, and still better than what serves, may replace it.
         if not relative < 1 and not theirs.get("normalized_loss", 0) > relative:
             level = "each class's share" if kind == "multiclass" else "the mean label"
             reasons.append(
-                f"{where}{loss_name} {mine['log_loss']:.4f} is no better than the "
-                f"{mine['log_loss'] / relative:.4f} of a constant, {level}"
+                f"{where}{_NAMES[loss]} {mine[loss]:.4f} is no better than the "
+                f"{mine[loss] / relative:.4f} of a constant, {level}"
             )
         away = mine.get("calibration_distance")
         if away is not None:
@@ -266,11 +273,11 @@ class _Judge:
                     f"allowed is a factor of {math.exp(config.max_calibration_error):.2f} "
                     "(max_calibration_error)"
                 )
-        for measure, limit, told in (
-            ("log_loss", config.max_log_loss_rise, loss_name),
-            ("auc", config.max_auc_drop, "AUC"),
-            ("gauc", config.max_gauc_drop, "AUC within groups"),
-            ("calibration", config.max_calibration_rise, "calibration"),
+        for measure, limit in (
+            (loss, config.max_log_loss_rise),
+            ("auc", config.max_auc_drop),
+            ("gauc", config.max_gauc_drop),
+            ("calibration", config.max_calibration_rise),
         ):
             change = entry["changes"].get(measure)
             if change is None:
@@ -284,11 +291,11 @@ class _Judge:
                 own = p_above(mine["calibration_distance"], mine["calibration_error"], limit)
                 change["p"] = max(change["p"], own)
             if change["p"] < 1 - config.confidence:
-                reasons.append(f"{where}{_told(told, measure, mine, theirs, change)}")
+                reasons.append(f"{where}{_told(measure, mine, theirs, change)}")
             elif change["error"] * 1.645 > max(limit, 1e-9) * 2:
                 self.found.notes.append(
-                    f"{where}{told}: a loss of twice the limit ({2 * limit:g}) would not be seen "
-                    "for sure in so little data"
+                    f"{where}{_NAMES[measure]}: a loss of twice the limit ({2 * limit:g}) would "
+                    "not be seen for sure in so little data"
                 )
 
     def _slices(self, head: HeadScores, column: SliceColumn, where: str, *, decides: bool) -> None:
@@ -337,33 +344,33 @@ class _Judge:
     def _test_slice(self, entry: dict[str, Any], where: str) -> None:
         limits = {
             "log_loss": self.config.max_slice_log_loss_rise,
+            "squared_error": self.config.max_slice_log_loss_rise,
             "auc": self.config.max_slice_auc_drop,
             "calibration": self.config.max_slice_calibration_rise,
         }
-        for measure in _MEASURES:
+        for measure, limit in limits.items():
             change = entry["changes"].get(measure)
             if change is not None:
-                change["limit"] = limits[measure]
+                change["limit"] = limit
                 if not is_defined(change):
                     continue
-                p = p_above(change["worse"], change["error"], limits[measure])
+                p = p_above(change["worse"], change["error"], limit)
                 if measure == "calibration":
                     mine = entry["candidate"]
                     own = (mine["calibration_distance"], mine["calibration_error"])
-                    p = max(p, p_above(*own, limits[measure]))
+                    p = max(p, p_above(*own, limit))
                 self.tests.append((p, entry, measure, where))
 
     def correct(self) -> None:
         """Decide on the slices, all tests together."""
         values = [test[0] for test in self.tests]
         corrected = holm(values) if self.config.correction == "holm" else benjamini_hochberg(values)
-        names = {"log_loss": "log loss", "auc": "AUC", "calibration": "calibration"}
         for p, (_, entry, measure, where) in zip(corrected, self.tests, strict=True):
             change = entry["changes"][measure]
             change["p"] = p
             if p < 1 - self.config.confidence:
                 entry["failed"] = True
-                told = _told(names[measure], measure, entry["candidate"], entry["serving"], change)
+                told = _told(measure, entry["candidate"], entry["serving"], change)
                 self.found.reasons.append(
                     f"{where}slice {entry['column']} = {entry['value']} "
                     f"({entry['rows']:,} rows): {told}"
@@ -442,6 +449,11 @@ def _models(head: HeadScores) -> dict[str, Floats]:
     return models if head.serving_B is None else {**models, "serving": head.serving_B}
 
 
+def _loss_measure(head: HeadScores) -> str:
+    """The name of a head's mean loss."""
+    return "squared_error" if head.head.kind == "regression" else "log_loss"
+
+
 def _entropy(rate: Floats) -> Floats:
     rate = np.clip(rate, 1e-15, 1 - 1e-15)
     found: Floats = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
@@ -461,9 +473,8 @@ def _differences(
         entry["label_mean"] = rate
     for name, metrics in found.items():
         entry[name] = {metric: float(value[at]) for metric, (value, _) in metrics.items()}
-        entry[name]["normalized_loss"] = (
-            entry[name]["log_loss"] / constant if constant > 0 else math.nan
-        )
+        loss = next(entry[name][loss] for loss in LOSSES if loss in metrics)
+        entry[name]["normalized_loss"] = loss / constant if constant > 0 else math.nan
         if "calibration" in metrics:
             value, drawn = metrics["calibration"]
             entry[name]["calibration_distance"] = float(_distance(value)[at])
@@ -473,7 +484,7 @@ def _differences(
     mine, theirs = found["candidate"], found["serving"]
     for metric in mine:
         (value, drawn), (other, other_drawn) = mine[metric], theirs[metric]
-        if metric == "log_loss":
+        if metric in LOSSES:
             worse, spread = value / other - 1.0, drawn / other_drawn - 1.0
         elif metric == "calibration":
             worse = _distance(value) - _distance(other)
@@ -517,7 +528,6 @@ def _times(ratio: float) -> str:
 
 
 def _told(
-    name: str,
     measure: str,
     mine: Mapping[str, float],
     theirs: Mapping[str, float],
@@ -531,7 +541,8 @@ def _told(
             f"{change['limit']:.1%}"
         )
     now, before = f"{mine[measure]:.4f}", f"{theirs[measure]:.4f}"
-    if measure == "log_loss":
+    name = _NAMES[measure]
+    if measure in LOSSES:
         worse, low, high, limit = (
             f"{change[key]:.2%}" for key in ("worse", "low", "high", "limit")
         )

@@ -20,19 +20,24 @@ from widedeep.errors import BundleError
 __all__ = ["Verdict", "bundle_identity", "undefined_figures", "verdict_path"]
 
 _FORMAT = 2
+LOSSES = ("log_loss", "squared_error")
+"""The mean loss of a head: of a regression it is the squared error."""
 _OVERALL = {
     "log_loss": ("max_log_loss_rise",),
+    "squared_error": ("max_log_loss_rise",),
     "auc": ("max_auc_drop",),
     "gauc": ("max_gauc_drop",),
     "calibration": ("max_calibration_rise", "max_calibration_error"),
 }
 _SLICES = {
     "log_loss": ("max_slice_log_loss_rise",),
+    "squared_error": ("max_slice_log_loss_rise",),
     "auc": ("max_slice_auc_drop",),
     "calibration": ("max_slice_calibration_rise",),
 }
 _BESIDE = {
     "log_loss": ("normalized_loss",),
+    "squared_error": ("normalized_loss",),
     "calibration": ("calibration_distance", "calibration_error"),
 }
 
@@ -251,7 +256,9 @@ def _undefined_measures(
         "candidate": "the candidate",
         **({"serving": "the model in service"} if against else {}),
     }
-    measures = [m for m in names if m == "log_loss" or m in entry.get("candidate", {})]
+    mine = entry.get("candidate", {})
+    loss = "squared_error" if "squared_error" in mine else "log_loss"
+    measures = [measure for measure in names if measure == loss or measure in mine]
     wrong = []
     for measure in measures:
         if not any(_limited(limits, limit) for limit in names[measure]):

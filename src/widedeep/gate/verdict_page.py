@@ -16,10 +16,17 @@ __all__ = ["curve_chart", "metrics_table", "slices_table", "verdict_page", "verd
 
 _NAMES = {
     "log_loss": "log loss",
+    "squared_error": "squared error",
     "normalized_loss": "loss / that of a constant",
     "calibration": "calibration (predicted / observed)",
     "auc": "AUC",
     "gauc": "AUC within groups",
+}
+_SLICE_NAMES = {
+    "auc": "AUC",
+    "log_loss": "log loss",
+    "squared_error": "squared error",
+    "calibration": "calibration",
 }
 
 
@@ -79,7 +86,7 @@ def metrics_table(entry: Mapping[str, Any]) -> str:
 
 
 def _change(name: str, change: Mapping[str, float]) -> str:
-    percent = name in ("log_loss", "calibration")
+    percent = name in ("log_loss", "squared_error", "calibration")
     values = [change[key] for key in ("worse", "low", "high")]
     if any(value is None or not math.isfinite(value) for value in values):
         return "not defined"
@@ -99,6 +106,9 @@ def slices_table(slices: Any) -> str:
     """Return one row a slice; those that failed first."""
     if not slices:
         return ""
+    measures = [
+        name for name in _SLICE_NAMES if any(name in entry["candidate"] for entry in slices)
+    ]
     ordered = sorted(slices, key=lambda entry: (not entry["failed"], entry["column"]))
     rows: list[list[str]] = []
     bad: list[int] = []
@@ -112,13 +122,15 @@ def slices_table(slices: Any) -> str:
             [
                 f"{head}{entry['column']} = {entry['value']}",
                 f"{entry['rows']:,}",
-                *_both(entry, "auc"),
-                *_both(entry, "log_loss"),
-                *_both(entry, "calibration"),
+                *(figure for name in measures for figure in _both(entry, name)),
                 told,
             ]
         )
-    names = ["AUC", "before", "log loss", "before ", "calibration", "before  "]
+    names = [
+        heading
+        for at, measure in enumerate(measures)
+        for heading in (_SLICE_NAMES[measure], "before" + " " * at)
+    ]
     return table(["slice", "rows", *names, ""], rows, numbers=["rows", *names], bad=bad)
 
 

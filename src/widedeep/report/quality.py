@@ -247,7 +247,7 @@ def _slice(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
             continue
         metrics = dict(entry[name])
         if kind == "regression":  # the gate's loss is the squared error
-            metrics["rmse"] = math.sqrt(metrics.pop("log_loss"))
+            metrics["rmse"] = math.sqrt(metrics.pop("squared_error"))
         found[who] = {
             key: metrics[key]
             for key in ("auc", "log_loss", "rmse", "calibration")
