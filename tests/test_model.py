@@ -210,3 +210,14 @@ def test_a_best_model_is_kept_as_before(tmp_path: Path) -> None:
     assert latest is not None
     again.load_parameters(latest)
     assert np.isfinite(again.logits(ROWS)).all()
+
+
+def test_a_model_prints_its_parts() -> None:
+    model = wd.WideDeep(schema(), embedding_dim=3, hidden_units=[6])
+    lines = repr(model).splitlines()
+    assert lines[0] == "WideDeep (binary; cpu)"
+    wide = sum(slot.size for slot in model.schema.slots if slot.wide)
+    assert lines[1] == f"wide: {len(model.schema.spec.wide_names)} features, {wide} weights"
+    assert "towers mlp, hidden units [6]" in lines[2]
+    assert lines[4] == f"schema: {model.schema.fingerprint[:12]}"
+    assert len(lines) == 5

@@ -50,6 +50,9 @@ _EXTRA_OF = {
 class WideDeepError(Exception):
     """The base of every error this library raises on purpose.
 
+    Args:
+        message: What was got, where, what is allowed, what to do.
+
     Example:
         >>> import widedeep as wd
         >>> try:
@@ -61,31 +64,59 @@ class WideDeepError(Exception):
 
 
 class FeatureError(WideDeepError):
-    """A feature is declared wrongly, or a value does not fit its declaration."""
+    """A feature is declared wrongly, or a value does not fit its declaration.
+
+    Args:
+        message: What was got, where, what is allowed, what to do.
+    """
 
 
 class DataError(WideDeepError):
-    """A table, file or column cannot be used as it is."""
+    """A table, file or column cannot be used as it is.
+
+    Args:
+        message: What was got, where, what is allowed, what to do.
+    """
 
 
 class LimitError(DataError):
-    """A row or a request costs more than it may: combinations of a cross, values of a request."""
+    """A row or a request costs more than it may: combinations of a cross, values of a request.
+
+    Args:
+        message: What was got, where, what is allowed, what to do.
+    """
 
 
 class SchemaError(WideDeepError):
-    """A schema does not fit the data, the model or another schema."""
+    """A schema does not fit the data, the model or another schema.
+
+    Args:
+        message: What was got, where, what is allowed, what to do.
+    """
 
 
 class ConfigError(WideDeepError):
-    """A run's configuration has an unknown key or a value outside its range."""
+    """A run's configuration has an unknown key or a value outside its range.
+
+    Args:
+        message: What was got, where, what is allowed, what to do.
+    """
 
 
 class CheckpointError(WideDeepError):
-    """A checkpoint cannot be written, read or continued."""
+    """A checkpoint cannot be written, read or continued.
+
+    Args:
+        message: What was got, where, what is allowed, what to do.
+    """
 
 
 class BundleError(WideDeepError):
-    """A bundle is damaged, incomplete or of another format version."""
+    """A bundle is damaged, incomplete or of another format version.
+
+    Args:
+        message: What was got, where, what is allowed, what to do.
+    """
 
 
 class RequestError(WideDeepError):

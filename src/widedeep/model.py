@@ -131,6 +131,26 @@ class WideDeep(nn.Module):
         self.loads = 0  # of state dicts, after which a trainer's optimizers start anew
         self.to(self.device)
 
+    def __repr__(self) -> str:
+        """Return heads, parts, tables and the number of weights, one line each."""
+        heads = ", ".join(f"{head.name} {head.kind}".strip() for head in self.heads)
+        spec, size = self.schema.spec, {slot.name: slot.size for slot in self.schema.slots}
+        tables = ", ".join(
+            f"{name} {size[name]:,} x {dim}" for name, dim in self.layout.dims.items()
+        )
+        dense = sum(parameter.numel() for parameter in self.parameters())
+        wide = self.n_logits * sum(slot.size for slot in self.schema.slots if slot.wide)
+        embeddings = sum(table.weight.numel() for table in self.deep_tables.values())
+        return (
+            f"WideDeep ({heads}; {self.device})\n"
+            f"wide: {len(spec.wide_names)} features, {wide:,} weights\n"
+            f"deep: {len(spec.deep_names)} features, {self.layout.width:,} columns, "
+            f"towers {', '.join(self.towers) or 'none'}, hidden units "
+            f"{list(self.config.hidden_units)}, {dense:,} weights\n"
+            f"embeddings: {tables or 'none'}; {embeddings:,} weights\n"
+            f"schema: {self.schema.fingerprint[:12]}"
+        )
+
     @classmethod
     def from_config(
         cls, schema: Schema, config: ModelConfig, device: str | torch.device = "cpu"

@@ -76,6 +76,11 @@ class ColumnType:
                 f"column type: got storage={storage!r}, which this version cannot read"
             )
 
+    @property
+    def is_time(self) -> bool:
+        """Whether the column holds points in time."""
+        return self.storage in _TIMES
+
     def arrow(self, *, narrow: bool = False) -> pa.DataType:
         """Return the Arrow type that holds such a column.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 import widedeep as wd
 from widedeep.data.transform import Transform
+from widedeep.errors import FeatureError
 from widedeep.schema import ColumnType, Schema
 
 ADULT = Path(__file__).parents[2] / "data" / "adult"
@@ -298,9 +300,6 @@ def test_types_of_categories(values: pa.Array, kind: Any, nested: bool) -> None:
         (pa.array([1, 4], pa.decimal128(9, 2)), "float", 2.5),
         (pa.array([1, 4], pa.decimal256(9, 0)), "int", 2.5),
         (pa.array([True, False]), "bool", 0.5),
-        (pa.array([1, 3], pa.timestamp("ms")), "int", 2000.0),
-        (pa.array([1, None], pa.timestamp("us", "UTC")), "int", 1.0),
-        (pa.array([1, 1], pa.date32()), "int", 86_400e6),
         (pa.array([1.0, 2.0]).dictionary_encode(), "float", 1.5),
         (pa.array([None, None]), "float", float("nan")),
         (pa.array([None, None], pa.string()), "float", float("nan")),
@@ -517,20 +516,28 @@ def test_text_that_the_spec_declares_is_not_read_as_numbers_from_csv(tmp_path: P
     assert schema.classes == {"": ("0", "1")}
 
 
-def test_points_in_time_are_read_as_the_transform_reads_them() -> None:
-    spec = wd.FeatureSpec(
-        features=[wd.numeric("x", transform="none"), wd.categorical("x_", source="x")]
-    )
+def test_points_in_time_are_values() -> None:
+    spec = wd.FeatureSpec(features=wd.categorical("x"))
     for arrow_type, values in (
         (pa.timestamp("ns"), [-1500, -2999, 1999, -1]),
         (pa.timestamp("s"), [-1, 5, 7, 7]),
         (pa.date64(), [-86_400_000, 0, 86_400_000, 0]),
     ):
         rows = pa.table({"x": pa.array(values, arrow_type)})
-        schema = wd.fit_schema(spec, rows)
-        batch = Transform(schema)(rows)
-        assert 0 not in batch.ids_N
-        assert batch.dense_BK.min() == np.float32(schema.numerics["x"].minimum[0])
+        assert 0 not in Transform(wd.fit_schema(spec, rows))(rows).ids_N
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.timestamp("ns"), pa.timestamp("s", "UTC"), pa.date32(), pa.date64()]
+)
+@pytest.mark.parametrize("feature", [*wd.numeric("x"), wd.bucketized("x", source="x", bins=9)])
+def test_a_point_in_time_is_no_number(kind: pa.DataType, feature: Any) -> None:
+    days = 1 if pa.types.is_date32(kind) else 86_400_000
+    rows = pa.table({"x": pa.array([days, 0], kind)})
+    with pytest.raises(
+        FeatureError, match=rf"feature 'x': column 'x' is {re.escape(str(kind))}, .*\(hour, weekday"
+    ):
+        wd.fit_schema(wd.FeatureSpec(features=[feature]), rows)
 
 
 @pytest.mark.parametrize("order", [1, -1])

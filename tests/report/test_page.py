@@ -54,6 +54,16 @@ def html(published: Path) -> str:
     return report.save(published / "report.html").read_text()
 
 
+def test_a_report_prints_its_metrics(published: Path) -> None:
+    report = wd.make_report(published / "second", TEST)
+    lines = repr(report).splitlines()
+    metrics = report.heads[""]["metrics"]["model"]
+    assert lines[0].startswith("Report of second (")
+    assert f"binary, model: auc {metrics['auc']:.4f}, " in lines[1]
+    assert f"log_loss {metrics['log_loss']:.4f}" in lines[1]
+    assert any(line.startswith("judged on 2,000 rows; ") for line in lines)
+
+
 def test_every_section(html: str) -> None:
     page = read_page(html)
     assert [link[1:] for link in page.links] == [

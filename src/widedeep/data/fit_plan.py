@@ -136,7 +136,7 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
             learned.append(_vocabulary_plan(key, feature, columns))
     return FitPlan(
         types=types,
-        numbers=tuple(_number_columns(spec, types)),
+        numbers=tuple(_number_columns(spec, types, schema)),
         learned=tuple(learned),
         given=given,
         checked=tuple(checked),
@@ -261,7 +261,9 @@ def _vocabulary_plan(
     )
 
 
-def _number_columns(spec: FeatureSpec, types: dict[str, ColumnType]) -> Iterator[NumberColumn]:
+def _number_columns(
+    spec: FeatureSpec, types: dict[str, ColumnType], schema: pa.Schema
+) -> Iterator[NumberColumn]:
     by_column: dict[str, list[Numeric | Bucketized]] = {}
     for feature in spec.all_features:
         if isinstance(feature, Numeric | Bucketized):
@@ -280,6 +282,13 @@ def _number_columns(spec: FeatureSpec, types: dict[str, ColumnType]) -> Iterator
                 f"{reader}: column {column!r} holds {got}, expected "
                 f"{'lists' if size > 1 else 'plain values'} for size={size}; "
                 "set size= to the length of its lists"
+            )
+        if types[column].is_time:
+            raise FeatureError(
+                f"{reader}: column {column!r} is {schema.field(column).type}, expected numbers: a "
+                "model is served later than all times that it learned from; make columns of it "
+                "(hour, weekday, days since an event), or cast it to an integer if you mean the "
+                "time since 1970"
             )
         yield NumberColumn(
             column=column,

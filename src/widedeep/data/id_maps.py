@@ -95,9 +95,8 @@ def _column_change(
     if types[0] is None or types[1] is None:
         return ""
     storage = [kind.storage for kind in types if kind is not None]
-    times = ("s", "ms", "us", "ns", "day")
     known = None not in storage and storage[0] != storage[1]
-    if known and (storage[0] in times or storage[1] in times):
+    if known and any(kind is not None and kind.is_time for kind in types):
         return f"its column held {storage[1]} and holds {storage[0]}"
     if isinstance(mine, Numeric | Bucketized):
         return ""

@@ -73,11 +73,12 @@ svg text {{ fill: var(--soft); font: 12px system-ui, sans-serif; }}
 .chips small {{ color: var(--soft); font-variant-numeric: tabular-nums; }}
 code {{ font-size: .85em; overflow-wrap: anywhere; }}
 @media (max-width: 34rem) {{ body {{ padding: 1rem .8rem 3rem; }}
-  th, td {{ padding: .3rem .35rem; }} th, td.n {{ white-space: normal; }}
+  table {{ font-size: .8rem; }} th, td {{ padding: .3rem .25rem; }}
+  th, th.n, td.n {{ white-space: normal; }} td:last-child:not(.n):not(:empty) {{ min-width: 9rem; }}
   .tiles {{ grid-template-columns: repeat(2, 1fr); }} }}
 @media print {{ :root {{ color-scheme: light; font-size: 11px; {_LIGHT} }}
   body {{ max-width: none; padding: 0; font-size: 1rem; }} nav {{ display: none; }}
-  .scroll {{ overflow: visible; }} th, td.n {{ white-space: normal; }}
+  .scroll {{ overflow: visible; }} th, th.n, td.n {{ white-space: normal; }}
   .pair {{ grid-template-columns: 1fr 1fr; }} .charts {{ grid-template-columns: 1fr 1fr 1fr; }}
   tr, .tile, .tiles, .charts > div {{ break-inside: avoid; }}
   h2, h3 {{ break-after: avoid; }}

@@ -62,7 +62,10 @@ class RunRecord:
     warm_start: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+_REPR_METRICS = ("auc", "accuracy", "log_loss", "rmse", "mae", "calibration", "gauc")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """What is told of a model. Made by :func:`make_report`.
 
@@ -112,6 +115,20 @@ class Report:
     notes: Sequence[str] = ()
     fit_notes: Sequence[str] = ()
     widedeep: str = field(default=__version__)
+
+    def __repr__(self) -> str:
+        """Return the measured quality, the parts' sizes and the notes, one line each."""
+        lines = [f"Report of {self.name} ({self.bundle['bytes'] / 1e6:.1f} MB)"]
+        for head, entry in self.heads.items():
+            for who, metrics in entry["metrics"].items():
+                values = ", ".join(
+                    f"{name} {metrics[name]:.4f}" for name in _REPR_METRICS if name in metrics
+                )
+                lines.append(f"{head or entry['kind']}, {who}: {values or 'no metrics'}")
+        rows = "no data" if self.data is None else f"{self.data['rows']:,} rows"
+        lines.append(f"judged on {rows}; {len(self.inputs)} features, {len(self.slices)} slices")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, "save(path) writes the page"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values; NaN becomes None."""
