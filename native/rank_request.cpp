@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <iterator>
 #include <utility>
 
 namespace widedeep {
@@ -10,7 +11,47 @@ namespace {
 // Members that a body may have once each.
 constexpr unsigned kUser = 1, kContext = 2, kCandidates = 4, kCount = 8, kRequestId = 16;
 
+// As in widedeep/data/misspelt.py.
+constexpr std::size_t kMostKeys = 8, kMostColumns = 64, kLongestName = 40;
+constexpr std::size_t kFewestLetters = 4, kLeastSuffix = 5, kLettersAnError = 5;
+
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
+std::string plain_name(std::string_view name) {
+  std::string plain;
+  for (const char c : name) {
+    if (c == '_' || c == '-' || c == '.' || c == ' ') continue;
+    plain += c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    if (plain.size() > kLongestName) break;
+  }
+  return plain;
+}
+
+std::string digits_of(std::string_view name) {
+  std::string digits;
+  std::copy_if(name.begin(), name.end(), std::back_inserter(digits), is_digit);
+  return digits;
+}
+
+// Edits from one to the other, two neighbours that change places being one.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::size_t rows[3][kLongestName + 1] = {};
+  std::size_t *older = rows[0], *before = rows[1], *row = rows[2];
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::swap(older, before);
+    std::swap(before, row);
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t changed = before[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1);
+      row[j] = std::min({before[j] + 1, row[j - 1] + 1, changed});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+        row[j] = std::min(row[j], older[j - 2] + 1);
+      }
+    }
+  }
+  return row[b.size()];
+}
 
 // Characters that a text between quotes may hold as they are, one byte each.
 bool is_plain(char c) {
@@ -104,6 +145,22 @@ void append_json(std::string_view text, std::string& out) {
   out += '"';
 }
 
+bool is_misspelt(std::string_view key, std::string_view column) {
+  const std::string a = plain_name(key), b = plain_name(column);
+  if (a.empty() || b.empty() || std::max(a.size(), b.size()) > kLongestName) return false;
+  if (a == b) return true;
+  const std::string& shorter = a.size() <= b.size() ? a : b;
+  const std::string& longer = a.size() <= b.size() ? b : a;
+  if (shorter.size() >= kLeastSuffix && 2 * shorter.size() >= longer.size() &&
+      longer.compare(longer.size() - shorter.size(), shorter.size(), shorter) == 0) {
+    return true;
+  }
+  if (longer.size() < kFewestLetters || digits_of(a) != digits_of(b)) return false;
+  const std::size_t most = std::max<std::size_t>(1, longer.size() / kLettersAnError);
+  const bool ends_alike = a.front() == b.front() || a.back() == b.back();
+  return ends_alike && longer.size() - shorter.size() <= most && edit_distance(a, b) <= most;
+}
+
 QueryNames::QueryNames(std::vector<std::string> columns, const std::vector<std::string>& foreign)
     : columns_(std::move(columns)), foreign_(foreign) {
   for (const std::string& name : foreign_) places_[name] = kForeign;
@@ -128,6 +185,7 @@ bool RankRequestReader::read(std::string_view body, const QueryNames& names) {
   unescaped_.clear();
   of_user_.clear();
   of_context_.clear();
+  unknown_.clear();
   candidates_.clear();
   request_id_ = {};
   k_ = -1;
@@ -138,7 +196,7 @@ bool RankRequestReader::read(std::string_view body, const QueryNames& names) {
     if (!read_text(name) || !take(':') || !read_member(name)) return false;
   } while (take(','));
   if (!take('}') || (skip_space(), at_ != end_) || (seen_ & kCandidates) == 0) return false;
-  if (have_common_name()) return false;
+  if (have_common_name() || has_misspelt_key()) return false;
   finish();
   return true;
 }
@@ -150,6 +208,24 @@ bool RankRequestReader::have_common_name() {
   return std::any_of(of_context_.begin(), of_context_.end(), [&](std::string_view name) {
     return std::binary_search(of_user_.begin(), of_user_.end(), name);
   });
+}
+
+// Whether a key that means nothing looks like a column that is absent: the answer names it. Of more
+// keys than are compared, which ones depends on their order.
+bool RankRequestReader::has_misspelt_key() const {
+  if (unknown_.empty()) return false;
+  std::size_t absent = 0;
+  for (std::size_t c = 0; c < cells_.size() && absent < kMostColumns; ++c) {
+    if (cells_[c].given) continue;
+    if (unknown_.size() > kMostKeys) return true;
+    ++absent;
+    const std::string& column = names_->columns()[c];
+    if (std::any_of(unknown_.begin(), unknown_.end(),
+                    [&](std::string_view key) { return is_misspelt(key, column); })) {
+      return true;
+    }
+  }
+  return false;
 }
 
 bool RankRequestReader::read_member(std::string_view name) {
@@ -184,6 +260,7 @@ bool RankRequestReader::read_query(std::vector<std::string_view>& given) {
     const int place = names_->find(name, guess);
     if (place == QueryNames::kForeign) return false;
     given.push_back(name);
+    if (place < 0 && unknown_.size() <= kMostKeys) unknown_.push_back(name);
     Cell unused;
     Cell& cell = place < 0 ? unused : cells_[static_cast<std::size_t>(place)];
     cell = {};

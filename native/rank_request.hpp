@@ -38,6 +38,9 @@ struct CandidateId {
   bool is_text = false;
 };
 
+// Whether a key looks like the name of a column, as is_misspelt of widedeep/data/misspelt.py tells.
+bool is_misspelt(std::string_view key, std::string_view column);
+
 // A request, ready to be encoded; used again and again by one thread.
 class RankRequestReader {
  public:
@@ -62,6 +65,7 @@ class RankRequestReader {
   };
 
   bool have_common_name();
+  bool has_misspelt_key() const;
   bool read_member(std::string_view name);
   bool read_query(std::vector<std::string_view>& given);
   bool read_cell(Cell& cell);
@@ -88,6 +92,7 @@ class RankRequestReader {
   std::deque<std::string> unescaped_;  // texts that were written with escapes; they stay in place
   std::vector<std::string_view> of_user_;
   std::vector<std::string_view> of_context_;
+  std::vector<std::string_view> unknown_;
   std::vector<CandidateId> candidates_;
   std::int64_t k_ = -1;
   std::string_view request_id_;

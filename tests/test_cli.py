@@ -400,6 +400,24 @@ def test_score_from_standard_input(
     assert "keys that rows lack, read as null: price (1), ad (1), tags (1)" in err
 
 
+def test_a_misspelt_key_is_told(run: Run, ads_run: Path, tmp_path: Path) -> None:
+    rows = [{"age": 30, "jobb": "nurse", "price": 1.0, "ad": "ad 1", "tags": [], "when": 7}] * 3
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, _, err = run("score", ads_run / "run", lines, "-o", tmp_path / "s.jsonl")
+    assert "note: the key 'jobb' means nothing; did you mean 'job'?" in err
+    assert "when" not in err
+    document = json.loads(run("score", ads_run / "run", lines, "-o", lines.with_name("t.jsonl"),
+                              "--json").out)  # fmt: skip
+    assert document["misspelt"] == {"jobb": "job"}
+    assert document["absent"] == {"job": 3}
+    bundle = wd.Bundle.load(ads_run / "run" / "bundle")
+    bundle.score([{**rows[0], "job": "nurse"}])
+    assert bundle.misspelt == {}
+    bundle.score(rows)
+    assert bundle.misspelt == {"jobb": "job"}
+
+
 def test_a_closed_pipe_is_quiet(ads_run: Path) -> None:
     command = f"{sys.executable} -m widedeep score {ads_run / 'run'} {ads_run / 'big.jsonl'}"
     row = json.dumps({"age": 30, "job": "nurse"}) + "\n"

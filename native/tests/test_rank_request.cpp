@@ -186,6 +186,44 @@ TEST(scores_are_sorted_as_by_a_stable_sort) {
   }
 }
 
+TEST(a_misspelt_key_is_left_to_the_full_server) {
+  // As in tests/data/test_misspelt.py.
+  for (const auto& [key, column] :
+       std::vector<std::pair<const char*, const char*>>{{"ctiy", "city"},
+                                                        {"userCountry", "user_country"},
+                                                        {"country", "user_country"},
+                                                        {"user_contry", "user_country"},
+                                                        {"hours", "hour"},
+                                                        {"app-price", "app_price"},
+                                                        {"stra\xc3\x9f"
+                                                         "enname",
+                                                         "strassenname"}}) {
+    CHECK(is_misspelt(key, column));
+  }
+  for (const auto& [key, column] :
+       std::vector<std::pair<const char*, const char*>>{{"user_id", "user_country"},
+                                                        {"feature_1", "feature_2"},
+                                                        {"id", "ad"},
+                                                        {"", "age"},
+                                                        {"age", ""},
+                                                        {"device_id", "device"},
+                                                        {"rage", "cape"},
+                                                        {"price", "user_country"}}) {
+    CHECK(!is_misspelt(key, column));
+  }
+  const QueryNames names({"city", "user_country"}, {});
+  RankRequestReader reader;
+  const auto reads = [&](const std::string& user) {
+    return reader.read("{\"user\":{" + user + "},\"candidates\":[1]}", names);
+  };
+  CHECK(!reads(R"("ctiy":"a")"));
+  CHECK(reads(R"("ctiy":"a","city":"b")"));  // it is not absent
+  CHECK(reads(R"("user_id":1)"));
+  const std::string many = R"("a0":1,"b0":1,"c0":1,"d0":1,"e0":1,"f0":1,"g0":1,"h0":1,"i0":1)";
+  CHECK(!reads(many));
+  CHECK(reads(many + R"(,"city":"a","user_country":"b")"));
+}
+
 TEST(blake2b_gives_the_digests_of_hashlib) {
   CHECK(blake2b_64("") == 0xe4a6a0577479b2b4);
   CHECK(blake2b_64("request 7") == 0xb212eddf2c9b0de1);

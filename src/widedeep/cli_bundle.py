@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -178,8 +179,7 @@ def _score(arguments: argparse.Namespace) -> int:
     )
     seconds = time.perf_counter() - started
     if arguments.json:
-        found = {"rows": report.rows, "absent": report.absent, "unseen": report.unseen}
-        print_json({"output": arguments.out, "seconds": seconds, **found})
+        print_json({"output": arguments.out, "seconds": seconds, **dataclasses.asdict(report)})
     else:
         _say_score(report, arguments.out, seconds)
     return GOOD
@@ -194,6 +194,8 @@ def _say_score(report: ScoreReport, out: str, seconds: float) -> None:
     ):
         if found:
             say(f"note: {what}: " + ", ".join(f"{name} ({n:,})" for name, n in found.items()))
+    for key, column in report.misspelt.items():
+        say(f"note: the key {key!r} means nothing; did you mean {column!r}?")
 
 
 # ---- inspect ------------------------------------------------------------------------------------

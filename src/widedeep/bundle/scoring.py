@@ -104,6 +104,7 @@ class Bundle:
         self.metrics = metrics
         self.calibration = calibration
         self.warmup = warmup
+        self._misspelt: dict[str, str] = {}
         self.weights = weights
         self._encoder = Transform(schema)
         self._forward = Forward(schema, model, weights, _tower_graph(path, manifest, schema, model))
@@ -212,7 +213,7 @@ class Bundle:
                 reads: a path, a glob, a data frame, an Arrow table. Tables are read in chunks.
             threads: Threads to use; the scores do not depend on it.
             strict: Refuse a dict that lacks a column. Otherwise an absent key is a null, and
-                counted in :attr:`absent`.
+                counted in :attr:`absent`; one that looks misspelt is told in :attr:`misspelt`.
 
         Returns:
             float64: the probability of each row (B,) for a binary head, of each class (B, C) for a
@@ -343,7 +344,12 @@ class Bundle:
     def _encode_rows(
         self, rows: Sequence[Mapping[str, Any]], *, threads: int = 1, strict: bool = False
     ) -> Batch:
-        return self._transform(threads).rows(rows, strict=strict)
+        transform = self._transform(threads)
+        before = sum(transform.absent.values())
+        batch = transform.rows(rows, strict=strict)
+        if sum(transform.absent.values()) != before:
+            self._misspelt |= transform.misspelt(rows)
+        return batch
 
     def _encode_table(self, rows: object, *, threads: int) -> Iterator[Batch]:
         transform = self._transform(threads)
@@ -380,6 +386,11 @@ class Bundle:
     def absent(self) -> dict[str, int]:
         """How often each column was absent from the dicts scored so far, and taken for null."""
         return dict(self._encoder.absent)
+
+    @property
+    def misspelt(self) -> dict[str, str]:
+        """Keys of the dicts scored so far that look like a column that was absent, with it."""
+        return dict(self._misspelt)
 
     def __repr__(self) -> str:
         heads = ", ".join(f"{head.name} {head.kind}".strip() for head in self.model.heads)

@@ -34,11 +34,13 @@ class ScoreReport:
         rows: Rows scored.
         absent: Rows given as JSON that lacked a column, by column; it was read as null.
         unseen: Values that were not in training, by feature.
+        misspelt: Keys of JSON rows that look like a column that they lack, with it.
     """
 
     rows: int = 0
     absent: dict[str, int] = field(default_factory=dict)
     unseen: dict[str, int] = field(default_factory=dict)
+    misspelt: dict[str, str] = field(default_factory=dict)
 
 
 def score_rows(
@@ -81,7 +83,7 @@ def score_rows(
         chunks: Iterator[Chunk]
         if data == STANDARD_STREAM or data.lower().endswith(JSON_SUFFIXES):
             lines = stack.enter_context(_open_lines(data))
-            chunks = _score_lines(lines, _told(data), transform, score, keep, name, strict)
+            chunks = _score_lines(lines, _told(data), transform, score, keep, name, strict, report)
         else:
             chunks = _score_table(stack, bundle, data, transform, score, keep, name)
         writer = stack.enter_context(scored_output(out, bundle, name))
@@ -126,10 +128,13 @@ def _score_lines(
     keep: Keep,
     name: str,
     strict: bool,
+    report: ScoreReport,
 ) -> Iterator[Chunk]:
     first_row = 0
     for rows in _row_chunks(lines, origin):
         batch = transform.rows(rows, strict=strict, origin=origin, first_row=first_row)
+        if transform.absent:
+            report.misspelt |= transform.misspelt(rows)
         scores = score(batch)
         first_row += len(rows)
         if keep == "all":

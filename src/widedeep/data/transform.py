@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import origin_of
+from widedeep.data.misspelt import misspelt_keys
 from widedeep.data.transform_plan import CompiledPlan, compile_plan, plain_value
 from widedeep.errors import DataError, SchemaError, nearest
 from widedeep.kernels.transform import TransformProgram, make_program
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Transform"]
 
 PartIds: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+_ROWS_WITH_KEYS = 8
+"""Rows of a request whose keys are compared with absent columns."""
 
 
 class Transform:
@@ -168,6 +172,19 @@ class Transform:
                 raise _absent_key(dicts, column, origin, first_row)
             self.absent[column] = self.absent.get(column, 0) + count
         return self._batch(encoded, False)
+
+    def misspelt(self, rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
+        """Return keys of rows that look like a column that their row lacks, with it.
+
+        Args:
+            rows: One mapping a row; the first few are looked at.
+        """
+        columns = self._program(False).columns
+        known, result = frozenset(columns), {}
+        for row in rows[:_ROWS_WITH_KEYS]:
+            absent = (column for column in columns if column not in row)
+            result.update(misspelt_keys(map(str, row), absent, known))
+        return result
 
     def part_ids(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from numpy import float64, int64
@@ -124,6 +124,12 @@ class ServerMetrics:
             feature,
             registry=registry,
         )
+        self._misspelt = Counter(
+            "widedeep_misspelt",
+            "Requests that lacked a column and held a key that looks like it.",
+            feature,
+            registry=registry,
+        )
         self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._by_version: dict[tuple[str, str], tuple[Counter, Counter, Gauge]] = {}
 
@@ -182,6 +188,16 @@ class ServerMetrics:
             registry=registry,
             multiprocess_mode="livesum",
         )
+
+    def misspelt(self, model: str, columns: Iterable[str]) -> None:
+        """Count a request with misspelt keys.
+
+        Args:
+            model: That it asked.
+            columns: Those that the keys look like.
+        """
+        for column in columns:
+            self._misspelt.labels(model, column).inc()
 
     def thread_error(self, thread: str) -> None:
         """Count an error of a background thread that nobody foresaw."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, Explanation
+from widedeep.data.misspelt import misspelt_keys
 from widedeep.errors import (
     BundleError,
     ConfigError,
@@ -58,6 +59,7 @@ class Ranking:
         catalogue_version: Of the catalogue that was used.
         absent: For each column the request should have brought and did not, how many values were
             taken for null: one for a column of the user or context, one an item for an item's.
+        misspelt: Keys of the request that mean nothing and look like an absent column, with it.
     """
 
     items: list[Any]
@@ -67,6 +69,7 @@ class Ranking:
     explanations: tuple[Explanation, ...] | None = None
     catalogue_version: str | None = None
     absent: dict[str, int]
+    misspelt: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -281,7 +284,8 @@ class Ranker:
         """Rank candidates for a user in a context.
 
         Args:
-            user: Values of the user's columns; further keys are ignored.
+            user: Values of the user's columns; further keys are ignored, and named where they look
+                like one that is absent.
             context: Values of further columns of the query: time, place, device.
             candidates: Ids of items, or the items themselves as columns. An id may come twice.
             k: Return the best k only.
@@ -317,6 +321,7 @@ class Ranker:
         scores = self._scores(query, found, by_head)
         order = np.argsort(-scores, kind="stable")[:k]
         places = order.tolist()
+        absent = self._absent(query, found)
         return Ranking(
             items=[found.ids[at] for at in places],
             scores=scores[order],
@@ -324,7 +329,8 @@ class Ranker:
             unknown=found.unknown[order],
             explanations=self._explanations(row, found, places) if explain else None,
             catalogue_version=None if loaded is None else loaded.catalogue.version,
-            absent=self._absent(query, found),
+            absent=absent,
+            misspelt=self._misspelt(row, candidates, absent) if absent else {},
         )
 
     def score_meaning(self, head: str | None = None) -> ScoreMeaning:
@@ -477,6 +483,17 @@ class Ranker:
             total += _VALUES_A_TERM * len(explanations[-1].wide)
             self.bundle.encoder.check_values(total)
         return tuple(explanations)
+
+    def _misspelt(
+        self, row: dict[str, Any], candidates: Candidates, absent: dict[str, int]
+    ) -> dict[str, str]:
+        names = list(row)
+        if isinstance(candidates, pa.Table):
+            names += candidates.column_names
+        elif isinstance(candidates, Mapping):
+            names += map(str, candidates)
+        known = self._read if self._item_id is None else self._read | {self._item_id}
+        return misspelt_keys(names, absent, known)
 
     def _absent(self, query: Any, found: _Found) -> dict[str, int]:
         absent = {name: 1 for name in query.absent if name not in found.columns}

@@ -87,7 +87,9 @@ VALUES = st.one_of(
 )
 BODIES = st.fixed_dictionaries(
     {
-        "user": st.dictionaries(st.sampled_from([*USER, "other", "é"]), VALUES, max_size=4),
+        "user": st.dictionaries(
+            st.sampled_from([*USER, "other", "é", "usr", "Tags"]), VALUES, max_size=4
+        ),
         "candidates": st.lists(st.sampled_from([*ITEMS, "ghost", 7]), max_size=6),
     },
     optional={
@@ -112,6 +114,25 @@ def test_answers_equal_those_of_python(
         assert got.json == want.json
     else:
         assert got.json.keys() == want.json.keys()
+
+
+def test_a_misspelt_key_is_named_by_both(server: Running, local: Local) -> None:
+    before = counted(server)
+    user = {"agee": 31.0, "user": "bo", "tags": ["x"], "Seen": ["mail"], "other": 1}
+    for body in ({"user": user}, {"user": {}, "context": user}):
+        ask = {**body, "candidates": ITEMS, "request_id": "r1"}
+        for answer in (server.call("POST", "/v1/rank", ask), local.post("/v1/rank", ask)):
+            assert answer.json["misspelt"] == {"agee": "age", "Seen": "seen"}
+            assert answer.json["absent"] == {"age": 1, "seen": 1}
+    # What is no name of the model, and resembles none that is absent, is passed over.
+    whole = server.call("POST", "/v1/rank", {**ASK, "user": {**USER, "agee": 1}})
+    assert "misspelt" not in whole.json
+    rows = {"items": {"app": ITEMS, "prise": [1.0] * len(ITEMS)}, "user": USER}
+    assert server.call("POST", "/v1/rank", rows).json["misspelt"] == {"prise": "price"}
+    names = [
+        f'widedeep_misspelt_total{{feature="{name}",model="apps"}}' for name in ("age", "price")
+    ]
+    assert [counted(server)[name] - before.get(name, 0) for name in names] == [2, 1]
 
 
 EDITS = st.lists(st.tuples(st.integers(0, 10_000), st.binary(max_size=3)), max_size=4)

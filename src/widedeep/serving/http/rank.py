@@ -61,6 +61,7 @@ class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
         request_id: Of the request.
         unknown: Positions in ``items`` of those that the catalogue does not hold.
         absent: For each column that the request did not bring, how many values were null for it.
+        misspelt: Keys of the request that mean nothing and look like an absent column, with it.
         catalogue_version: Of the items' features.
         explanations: For each item its terms, if asked for.
     """
@@ -71,6 +72,7 @@ class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     request_id: str
     unknown: list[int] | None = None
     absent: dict[str, int] | None = None
+    misspelt: dict[str, str] | None = None
     catalogue_version: str | None = None
     explanations: list[dict[str, Any]] | None = None
 
@@ -130,6 +132,8 @@ def ranked(service: Service, call: Call, name: str | None, request: RankRequest)
             raise misfit(error, served.ranker.bundle.schema, place) from error
         model = call.model or ""
         service.metrics.scored(model, served.version, ranking.scores, int(ranking.unknown.sum()))
+        if ranking.misspelt:
+            service.metrics.misspelt(model, ranking.misspelt.values())
         service.look_up_some(model, served.ranker, {**request.user, **request.context})
         if service.on_ranked is not None:
             service.on_ranked(
@@ -251,6 +255,7 @@ def _reply(ranking: Ranking, call: Call) -> RankReply:
         request_id=call.request_id,
         unknown=unknown or None,
         absent=ranking.absent or None,
+        misspelt=ranking.misspelt or None,
         catalogue_version=ranking.catalogue_version,
         explanations=None if explanations is None else [_explained(each) for each in explanations],
     )

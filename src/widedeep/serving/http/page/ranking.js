@@ -32,6 +32,7 @@ function summarise(request, reply, seconds) {
     const names = reply.unknown.slice(0, 5).map((at) => String(reply.items[at])).join(", ");
     notes.push(`Not in the catalogue, scored by the id alone: ${reply.unknown.length} (${names}${reply.unknown.length > 5 ? ", …" : ""}).`);
   }
+  for (const [key, column] of Object.entries(reply.misspelt ?? {})) notes.push(`${key} means nothing; did you mean ${column}?`);
   const absent = Object.keys(reply.absent ?? {});
   if (absent.length) notes.push(`Columns that the request did not bring, taken for null: ${absent.join(", ")}.`);
   showNotes(notes);
