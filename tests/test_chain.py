@@ -18,6 +18,7 @@ from tests.command_line import Ran, Run
 from widedeep.config import load_config
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="one step is a curl command")
+TUTORIAL = Path(__file__).resolve().parent.parent / "docs" / "tutorial.md"
 WHOLE = ["check", "train", "evaluate", "export", "validate", "publish", "serve", "report"]
 
 
@@ -85,15 +86,17 @@ def test_from_the_logs_of_the_store(run: Run, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_a_table_with_test_data(run: Run, folder: Path, adult: Path) -> None:
+def test_the_tutorial_shows_what_is_printed(run: Run, folder: Path, adult: Path) -> None:
     for name in ("train", "valid", "test"):
         pq.write_table(pq.read_table(adult / f"{name}.parquet").slice(0, 4000), f"{name}.parquet")
-    verbs, said = walk(run, "init", "train.parquet", "--label", "income", "-o", "my census.toml")
+    text = TUTORIAL.read_text(encoding="utf-8")
+    block = text.split("## The same from the command line")[1].split("```sh\n")[1].split("```")[0]
+    commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    verbs, said = walk(run, *commands[0])
     assert verbs == ["init", *WHOLE]
-    assert (
-        f"note: measured on the test data of runs/my census ({folder / 'test.parquet'})"
-        in said["evaluate"].out
-    )
+    for command, verb in zip(commands[1:], verbs, strict=False):
+        assert next_words(said[verb].out)[1:] == command
+    assert f"the test data of runs/census ({folder / 'test.parquet'})" in said["evaluate"].out
     assert "note: judged on the test data of" in said["validate"].out
     assert "4,000" in said["report"].out
 
