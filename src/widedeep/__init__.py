@@ -94,7 +94,10 @@ def __getattr__(name: str) -> object:
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'widedeep' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"widedeep.{module}"), name)
+    from widedeep.errors import extra_imports
+
+    with extra_imports():
+        value = getattr(importlib.import_module(f"widedeep.{module}"), name)
     globals()[name] = value
     return value
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 from widedeep import __version__
 from widedeep.cli_output import say
-from widedeep.cli_parser import BUG, INTERRUPTED, MISUSE, VerbParser
-from widedeep.errors import WideDeepError, missing_extra
+from widedeep.cli_parser import BUG, GOOD, INTERRUPTED, MISUSE, VerbParser
+from widedeep.errors import WideDeepError, missing_package
 
 __all__ = ["main"]
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _failed(error, "out of memory; use fewer or narrower features, or smaller batches")
     except Exception as error:
-        hint = missing_extra(error) if isinstance(error, ImportError) else None
+        hint = missing_package(error) if isinstance(error, ImportError) else None
         return _bug(error) if hint is None else _failed(error, hint)
 
 
@@ -69,8 +69,12 @@ def _run(argv: Sequence[str]) -> int:
                 f"got the argument {word!r}, which is no text in UTF-8; rename the file, or write "
                 "the value in UTF-8"
             )
+    parser = _parser()
+    if not argv:
+        parser.print_help()
+        return GOOD
     try:
-        arguments, unknown = _parser().parse_known_args(argv)
+        arguments, unknown = parser.parse_known_args(argv)
         if unknown:  # told by the verb's own parser, which knows its options
             arguments.parser.unknown(unknown)
         code: int = arguments.run(arguments)

@@ -116,17 +116,13 @@ def _add_serve(targets: Verbs) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    try:
-        from widedeep.commands.bench_serve import (
-            bench_server,
-            catalogue_words,
-            load_document,
-            load_rows,
-        )
-    except ImportError as error:
-        raise ConfigError(
-            f"bench serve: {error.name or error} is not installed: pip install 'widedeep[serve]'"
-        ) from error
+    from widedeep.commands.bench_serve import (
+        bench_server,
+        catalogue_words,
+        load_document,
+        load_rows,
+    )
+
     if arguments.seconds > 60 or max(arguments.connections) > 256:
         raise ConfigError("bench serve: at most 60 seconds a run, and 256 connections")
     words = [

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from widedeep.cli_output import next_line, print_json, say
 from widedeep.cli_parser import Verbs, add_verb, period, positive, real, seconds, share, threads
-from widedeep.errors import ConfigError
 
 if TYPE_CHECKING:
     from widedeep.serving.http.settings import Settings
@@ -186,12 +185,8 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    try:
-        from widedeep.commands.serve import run_plan
-    except ImportError as error:
-        raise ConfigError(
-            f"serve: {error.name or error} is not installed: pip install 'widedeep[serve]'"
-        ) from error
+    from widedeep.commands.serve import run_plan
+
     plan = _plan(arguments)
 
     def listening(settings: Settings, port: int, grpc: str | None) -> None:

@@ -5,8 +5,9 @@ Every message says what was got, where, what is allowed and what to do.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _LONGEST_NAME = 100
 
@@ -17,11 +18,13 @@ __all__ = [
     "DataError",
     "FeatureError",
     "LimitError",
+    "MissingPackageError",
     "RequestError",
     "SchemaError",
     "WideDeepError",
+    "extra_imports",
     "install_hint",
-    "missing_extra",
+    "missing_package",
     "nearest",
     "show_value",
 ]
@@ -119,6 +122,20 @@ class BundleError(WideDeepError):
     """
 
 
+class MissingPackageError(ConfigError, ImportError):
+    """A package that is not part of a plain install is needed and not installed.
+
+    Example:
+        >>> error = ModuleNotFoundError("No module named 'starlette'", name="starlette")
+        >>> with extra_imports():
+        ...     raise error
+        Traceback (most recent call last):
+            ...
+        widedeep.errors.MissingPackageError: starlette is not installed; run: pip install
+        'widedeep[serve]'
+    """
+
+
 class RequestError(WideDeepError):
     """A request for a ranking has a field that cannot be used.
 
@@ -173,10 +190,32 @@ def install_hint(package: str, extra: str) -> str:
     return f"{package} is not installed; run: pip install 'widedeep[{extra}]'"
 
 
-def missing_extra(error: ImportError) -> str | None:
-    """Return what to install for an import that failed, or None if no extra brings it."""
+def missing_package(error: ImportError) -> str | None:
+    """Return what to install for an import that failed, or None if the package is not ours."""
     package = (error.name or "").partition(".")[0]
+    if package == "torch":  # of a plain install, but serving is installed without it
+        return "torch is not installed; scoring and serving alone do without: pip install torch"
     return install_hint(package, _EXTRA_OF[package]) if package in _EXTRA_OF else None
+
+
+@contextlib.contextmanager
+def extra_imports() -> Iterator[None]:
+    """Let imports that fail name the extra that brings the package.
+
+    Raises:
+        MissingPackageError: If a package of an extra, or torch, is not installed.
+
+    Example:
+        >>> with extra_imports():
+        ...     import numpy
+    """
+    try:
+        yield
+    except ImportError as error:
+        hint = missing_package(error)
+        if hint is None or isinstance(error, MissingPackageError):
+            raise
+        raise MissingPackageError(hint, name=error.name, path=error.path) from error
 
 
 def show_value(value: object) -> str:

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grpc
-
 from widedeep import __version__
-from widedeep.errors import ConfigError, RequestError, WideDeepError
+from widedeep.errors import ConfigError, RequestError, WideDeepError, extra_imports
 from widedeep.serving.grpc_messages import METHODS, SERVICE, message
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.open_inference import (
@@ -32,6 +30,9 @@ from widedeep.serving.http.open_inference import (
 from widedeep.serving.http.rows import score_rows
 from widedeep.serving.http.service import Service
 from widedeep.serving.tensors import from_bytes, from_json, to_bytes
+
+with extra_imports():
+    import grpc
 
 __all__ = ["GrpcServer"]
 

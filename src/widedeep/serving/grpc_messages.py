@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from widedeep.errors import extra_imports
+
+with extra_imports():
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 __all__ = ["METHODS", "SERVICE", "message"]
 

@@ -7,16 +7,19 @@ from typing import Literal
 
 from numpy import float64, int64
 from numpy.typing import NDArray
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-)
 
+from widedeep.errors import extra_imports
 from widedeep.serving.impressions import ImpressionCounts
 from widedeep.serving.score_bins import ScoreBins
+
+with extra_imports():
+    from prometheus_client import (
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        disable_created_metrics,
+    )
 
 __all__ = ["REQUEST_SECONDS", "ServerMetrics"]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import traceback
 from typing import IO, Any
-
-import msgspec
 
 __all__ = ["RequestLog"]
 
@@ -53,7 +52,7 @@ class RequestLog:
         now = time.time()
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
         line = {"time": f"{at}.{int(now % 1 * 1e3):03d}Z", "event": event, **fields}
-        text = msgspec.json.encode(line, enc_hook=str).decode()
+        text = json.dumps(line, separators=(",", ":"), default=str)
         try:
             print(text, file=self._stream or sys.stderr, flush=True)
         except (OSError, ValueError):  # the latter is a closed stream

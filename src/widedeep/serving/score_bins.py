@@ -9,7 +9,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy import float64, int64
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter
+
+from widedeep.errors import extra_imports
+
+with extra_imports():
+    from prometheus_client import CollectorRegistry, Counter
 
 __all__ = ["SCORE_EDGES", "ScoreBins"]
 

@@ -277,12 +277,8 @@ def _start_grpc(
 ) -> tuple[Callable[[], None] | None, int | None]:
     if plan.grpc is None:
         return None, None
-    try:
-        from widedeep.serving.grpc import GrpcServer
-    except ImportError as error:
-        raise ConfigError(
-            f"gRPC: {error.name or error} is not installed: pip install 'widedeep[grpc]'"
-        ) from error
+    from widedeep.serving.grpc import GrpcServer
+
     server = GrpcServer(service, plan.grpc, shared=shared)
     server.start()
     grace_s = service.settings.drain_s
