@@ -23,13 +23,14 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: help quickstart census test test-slow fuzz check format bench bench-peers docs sanitize check-arm64 wheel \
+.PHONY: help quickstart census test test-slow test-install fuzz check format bench bench-peers docs sanitize check-arm64 wheel \
     native native-inplace clean
 help:
 	@echo "make quickstart    the whole loop on a simulated app store: logs, training, gate, serving, retraining"
 	@echo "make census        a model of UCI Adult, and the README's table: five seeds of wide, deep, and both"
 	@echo "make test          the fast tests, docstring examples and the documents' code blocks"
 	@echo "make test-slow     the slow tests"
+	@echo "make test-install  the wheel where nothing else is installed, and without torch; FULL=1 by pip alone"
 	@echo "make fuzz          crafted bundles and requests; CASES=10000 of each (minutes), FIRST=0 for others"
 	@echo "make check         ruff, mypy, codespell, clang-format, layout and symbol lints"
 	@echo "make format        let ruff and clang-format rewrite the sources"
@@ -89,6 +90,16 @@ test: native $(DEV_READY)
 # pytest's 5 means that no test bears the marker.
 test-slow: native $(DEV_READY)
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS) || [ $$? -eq 5 ]
+
+# The wheel in environments of its own, with no extra, and without torch. Packages are links to those
+# of .venv; FULL=1 installs them as users do, and tells the sizes.
+FULL ?=
+INSTALL := build/install
+test-install: native $(DEV_READY)
+	rm -rf $(INSTALL)
+	@$(MAKE) --no-print-directory wheel DIST=$(INSTALL)
+	$(BIN)/python -m tests.install.run $(INSTALL) $(INSTALL)/*.whl $(if $(FULL),--full) \
+	    $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 CASES ?= 10000
 FIRST ?= 0
@@ -202,9 +213,11 @@ check-arm64: $(RUN_READY)
 	    else echo "check-arm64: not run, no $(ARM64_RUN) (Debian: apt-get install qemu-user)"; fi; \
 	fi
 
-wheel: $(RUN_READY)
+# From the objects that `native` has compiled.
+DIST ?= dist
+wheel: native
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-	    --wheel-dir dist .
+	    -C build-dir=build/inplace -C cmake.define.WIDEDEEP_INPLACE=OFF --wheel-dir $(DIST) .
 
 native: $(RUN_READY)
 	@$(MAKE) --no-print-directory native-inplace

@@ -63,10 +63,14 @@ def test_every_verb_shows_an_example_that_parses(run: Run, verb: str, ads: Path)
         assert "see 'widedeep" not in run(*words).err, command
 
 
+def test_without_a_verb_there_is_help(run: Run) -> None:
+    assert run() == run("--help")
+    assert run().code == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the following arguments are required: VERB (see 'widedeep --help')"),
         (["traim"], "got VERB 'traim'; did you mean 'train'? (see 'widedeep --help')"),
         (["serv"], "got VERB 'serv'; did you mean 'serve'?"),
         (["train"], "the following arguments are required: RUN.toml (see 'widedeep train --help')"),

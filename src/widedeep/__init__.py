@@ -94,9 +94,9 @@ def __getattr__(name: str) -> object:
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'widedeep' has no attribute {name!r}")
-    from widedeep.errors import extra_imports
+    from widedeep import errors
 
-    with extra_imports():
+    with errors.extra_imports():
         value = getattr(importlib.import_module(f"widedeep.{module}"), name)
     globals()[name] = value
     return value
