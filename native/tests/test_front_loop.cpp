@@ -47,10 +47,10 @@ int listen_on_loopback(sockaddr_in& at) {
   return listening;
 }
 
-FrontOptions quick(int threads) {
+FrontOptions patient(int threads) {
   FrontOptions options;
   options.threads = threads;
-  options.head_s = options.body_s = 0.2;
+  options.head_s = options.body_s = 60;
   options.late_head = "late head";
   options.late_body = "late body";
   options.full = "full";
@@ -122,7 +122,7 @@ std::vector<HandedConnection> wait_for_handed(Server& server) {
 }  // namespace
 
 TEST(requests_of_a_connection_are_answered_in_order) {
-  Server server(quick(3));
+  Server server(patient(3));
   const Caller caller(server);
   caller.say(request("a") + request("b") + request("c"));
   CHECK(caller.hear(18) == "got:a\ngot:b\ngot:c\n");
@@ -133,7 +133,7 @@ TEST(requests_of_a_connection_are_answered_in_order) {
 }
 
 TEST(a_caller_that_sends_no_more_is_answered_and_let_go) {
-  Server server(quick(2));
+  Server server(patient(2));
   for (int round = 0; round < 50; ++round) {
     const Caller caller(server);
     caller.say(request("a") + request("b") + (round % 2 == 0 ? "" : "POST /e"));
@@ -143,7 +143,7 @@ TEST(a_caller_that_sends_no_more_is_answered_and_let_go) {
 }
 
 TEST(many_callers_are_answered_by_several_threads) {
-  Server server(quick(3));
+  Server server(patient(3));
   std::vector<std::thread> callers;
   for (int n = 0; n < 4; ++n) {
     callers.emplace_back([&server, n] {
@@ -162,7 +162,7 @@ TEST(many_callers_are_answered_by_several_threads) {
 }
 
 TEST(what_is_not_plain_is_handed_over_with_its_bytes) {
-  Server server(quick(2));
+  Server server(patient(2));
   for (const std::string& strange :
        {std::string("GET / HTTP/1.1\r\n\r\n"), request("no"),
         std::string("POST /else HTTP/1.1\r\ncontent-length: 9\r\n\r\n")}) {
@@ -182,30 +182,37 @@ TEST(what_is_not_plain_is_handed_over_with_its_bytes) {
 }
 
 TEST(beyond_the_limit_requests_are_refused) {
-  Server server(quick(1), 0);
+  Server server(patient(1), 0);
   const Caller caller(server);
   caller.say(request("a") + request("b"));
   CHECK(caller.hear(10) == "busy\nbusy\n");
   CHECK(server.places.refused() == 2);
 }
 
-TEST(late_callers_and_those_too_many_are_told) {
-  FrontOptions options = quick(2);
+TEST(those_too_many_are_told) {
+  FrontOptions options = patient(2);
   options.max_connections = 3;
+  Server server(std::move(options));
+  const Caller first(server), second(server), third(server);
+  while (server.loop.connections() < 3) usleep(1000);
+  const Caller one_more(server);
+  CHECK(one_more.hear(100) == "full");
+}
+
+TEST(late_callers_are_told) {
+  FrontOptions options = patient(2);
+  options.head_s = options.body_s = 1;
   Server server(std::move(options));
   const Caller silent(server), late(server), slow(server);
   late.say("POST /ec");
   slow.say("POST /echo HTTP/1.1\r\ncontent-length: 5\r\n\r\nab");
-  while (server.loop.connections() < 3) usleep(1000);
-  const Caller one_more(server);
-  CHECK(one_more.hear(100) == "full");
   CHECK(silent.hear(100) == "late head");
   CHECK(late.hear(100) == "late head");
   CHECK(slow.hear(100) == "late body");
 }
 
 TEST(draining_ends_idle_connections_and_answers_the_others) {
-  Server server(quick(2));
+  Server server(patient(2));
   const Caller idle(server), busy(server);
   idle.say(request("a"));
   CHECK(idle.hear(6) == "got:a\n");

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serving.http.calls import Local, Running, running
-from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
+from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
+from widedeep.bundle import BundleHead
 from widedeep.kernels.front import has_front
 from widedeep.serving.orders import canary
 from widedeep.serving.plan import is_canary_request
@@ -249,6 +250,25 @@ def test_versions_canaries_and_catalogues_reach_the_front(tmp_path: Path) -> Non
     assert [row["score"] for row in shown] == first["scores"]
     assert {row["catalogue_version"] for row in shown} == {before}
     assert {row["request_id"] for row in rows} >= set(trial)
+
+
+def test_counts_are_ranked_by_what_is_expected(tmp_path: Path) -> None:
+    """A head with a link of its own: e to the logit, natively and from Python."""
+    count = BundleHead(name="", kind="regression", start=0, stop=1, own_link="exp")
+    bundle = publish(tmp_path / "counts", "1", seed=3, heads=(count,))
+    write_items(tmp_path / "items.parquet")
+    words = (tmp_path / "counts", "--items", tmp_path / "items.parquet", "--item-id", "app")
+    with running(*words) as server:
+        server.wait_ready()
+        native = server.call("POST", "/v1/rank", ASK).json
+        explained = server.call("POST", "/v1/rank", ASK | {"explain": True}).json
+    logits = bundle.logits(bundle.encode(whole_rows(ITEMS)))[:, 0]
+    expected = np.exp(logits.astype(float))
+    order = np.argsort(-expected)
+    assert native["items"] == explained["items"] == [ITEMS[at] for at in order]
+    assert native["scores"] == explained["scores"]
+    assert native["scores"] == pytest.approx(expected[order], rel=1e-6)
+    assert expected.min() > 1  # no probabilities
 
 
 def versions(server: Running, names: list[str]) -> set[str]:
