@@ -28,7 +28,8 @@ DOCS_READY := $(VENV)/.ready-docs
 help:
 	@echo "make quickstart    the whole loop on a simulated app store: logs, training, gate, serving, retraining"
 	@echo "make census        a model of UCI Adult, and the README's table: five seeds of wide, deep, and both"
-	@echo "make test          the fast tests, docstring examples and the documents' code blocks"
+	@echo "make test          the fast tests, docstring examples and the documents' code blocks, in JOBS=3"
+	@echo "                   processes"
 	@echo "make test-slow     the slow tests"
 	@echo "make test-install  the wheel where nothing else is installed, and without torch; FULL=1 by pip alone"
 	@echo "make fuzz          crafted bundles and requests; CASES=10000 of each (minutes), FIRST=0 for others"
@@ -84,8 +85,11 @@ census: native
 	$(BIN)/python examples/census/run.py
 	$(BIN)/python examples/census/table.py
 
+# One more than two processors: many tests wait, for a server or a clock. The tests of a file share
+# what it sets up, and a document's blocks their names, so they stay in one process.
+JOBS ?= 3
 test: native $(DEV_READY)
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 # pytest's 5 means that no test bears the marker.
 test-slow: native $(DEV_READY)

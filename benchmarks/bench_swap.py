@@ -333,8 +333,9 @@ def bench_memory(folder: Path, arguments: argparse.Namespace) -> None:
                 worker.kill()
                 worker.wait()
         kind = "rows in a shared file" if shared else "rows of each worker's own"
-        growth = sums[1] / sums[0] - 1
-        print(f"{kind}: PSS {sums[0]:,.0f} MB of one, {sums[1]:,.0f} MB of two: + {growth:.1%}")
+        one, two = sums
+        more = f"{two - one:,.0f} MB more, + {two / one - 1:.1%}"
+        print(f"{kind}: PSS {one:,.0f} MB of one, {two:,.0f} MB of two: {more}")
 
 
 def main() -> None:
