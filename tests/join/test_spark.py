@@ -14,9 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.csv import write_csv
 
 import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
+from tests.join.test_inputs import from_files
 from tests.join.test_times import NO_TIMES, TEXTS
 from widedeep.data.join import (
     ActionLog,
@@ -41,6 +43,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+SPLITS = ("train", "valid", "test")
 
 # A small log gains nothing from compiled stages and many partitions, and waits for both.
 SMALL = {
@@ -80,7 +84,7 @@ def checksums(settings: JoinConfig) -> dict[str, Any]:
         "statistics": flat(json.loads((result.output / "report.json").read_text())),
         "schema": fitted(result),
     }
-    for split in ("train", "valid", "test"):
+    for split in SPLITS:
         tables = [pq.read_table(path) for path in result.paths(split)]
         if not tables:
             continue
@@ -169,6 +173,30 @@ def test_both_engines_make_the_same_rows(tmp_path: Path) -> None:
     one, other = both(config(tmp_path / "out", split=Split(by="time", fractions=(0.6, 0.2, 0.2))))
     assert set(one) == {"train", "valid", "test", "statistics", "schema"}
     assert one == other
+
+
+@pytest.mark.slow
+def test_both_engines_read_csv_alike(tmp_path: Path) -> None:
+    """Texts that look like numbers, quotes and line breaks in values, nulls, times as text."""
+    devices = ["007", "7", "1.50", "a,b", 'a "b"', "two\nlines", "", None, "NULL", " x ", "ά"]
+    shown, taken = impressions(), actions()
+    for row in (*shown, *taken):
+        row["user_id"] = row["user_id"].replace("u", "00")
+        row["event_time"] = moment_text(int(row["event_time"]) * 1_000_000 + 250)
+    for number, row in enumerate(shown):
+        row["device"] = devices[number % len(devices)]
+    table = pa.Table.from_pylist(shown)
+    write_csv(table.slice(0, 150), tmp_path / "shown-0.csv")
+    write_csv(table.slice(150), tmp_path / "shown-1.csv")
+    write_csv(pa.Table.from_pylist(taken), tmp_path / "taken.csv")
+    settings = from_files(
+        tmp_path / "csv", str(tmp_path / "shown-*.csv"), str(tmp_path / "taken.csv")
+    )
+    one, other = both(dataclasses.replace(settings, user_attributes=None))
+    assert one == other
+    settings = from_files(tmp_path / "memory", shown, taken)
+    rows, _ = both(dataclasses.replace(settings, user_attributes=None))
+    assert {name: one[name] for name in SPLITS} == {name: rows[name] for name in SPLITS}
 
 
 @pytest.mark.slow
