@@ -307,10 +307,10 @@ def fit_isotonic(
         DataError: If there is no row, a number is not finite, or a label or weight out of range.
 
     Example:
-        >>> fit_isotonic([-1.0, 0.0, 1.0, 2.0], [0, 1, 0, 1]).values
-        (0.5,)
-        >>> fit_isotonic([-2.0] * 9 + [0.0, 1.0] + [2.0] * 9, [0] * 9 + [1, 0] + [1] * 9).logits
-        (-2.0, 0.5, 2.0)
+        >>> logits = [-2.0] * 9 + [0.0, 1.0] + [2.0] * 9
+        >>> curve = fit_isotonic(logits, [0] * 9 + [1, 0] + [1] * 9)
+        >>> curve.logits, [round(value, 3) for value in curve.values]
+        ((-2.0, 0.5, 2.0), [0.056, 0.5, 0.944])
     """
     logits, labels, weights = _labelled(logits_B, labels_B, weight_B)
     logits, labels, weights = (values[weights > 0] for values in (logits, labels, weights))
