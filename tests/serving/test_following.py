@@ -21,7 +21,7 @@ from widedeep.cli import main
 from widedeep.serving import following
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.registry import NoVersion, OrderPending, Registry
-from widedeep.serving.shadow import ShadowScoring
+from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 from widedeep.serving.state import read_state
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -244,11 +244,11 @@ def test_a_shadow_survives_requests_without_items_and_errors(
     ranker = Ranker(root / "1", items=root.parent / "items.parquet", item_id="app")
     none, whole = (ranker.rank(USER, candidates=ITEMS, k=k) for k in (0, None))
     shadow = ShadowScoring("1", ranker)
-    shadow.offer(USER, None, ITEMS, None, none, ranker)
+    shadow.offer(AnsweredRequest(USER, None, ITEMS, None, none, ranker))
     odd: Any = SimpleNamespace(positions="x", scores=None)
-    shadow.offer(USER, None, ITEMS, None, odd, ranker)
-    shadow.offer(USER, None, [], None, whole, ranker)
-    shadow.offer(USER, None, ITEMS, None, whole, ranker)
+    shadow.offer(AnsweredRequest(USER, None, ITEMS, None, odd, ranker))
+    shadow.offer(AnsweredRequest(USER, None, [], None, whole, ranker))
+    shadow.offer(AnsweredRequest(USER, None, ITEMS, None, whole, ranker))
     eventually(lambda: shadow.report().requests + shadow.report().failed == 4)
     report = shadow.report()
     assert (report.requests, report.failed, report.scores) == (2, 2, len(ITEMS))

@@ -16,7 +16,7 @@ from widedeep.bundle import Bundle
 from widedeep.errors import WideDeepError
 from widedeep.serving.loading import RankerOptions, load_ranker
 from widedeep.serving.ranker import Ranker
-from widedeep.serving.shadow import ShadowReport, ShadowScoring
+from widedeep.serving.shadow import AnsweredRequest, ShadowReport, ShadowScoring
 
 ROWS = [
     {
@@ -45,7 +45,7 @@ def compared(shadow: Ranker, answering: Ranker, head: str | None = None) -> Shad
     scoring = ShadowScoring("2", shadow)
     try:
         answer = answering.rank({"user": "a"}, candidates=ITEMS, head=head)
-        scoring.offer({"user": "a"}, None, ITEMS, head, answer, answering)
+        scoring.offer(AnsweredRequest({"user": "a"}, None, ITEMS, head, answer, answering))
         eventually(lambda: scoring.report().requests + scoring.report().failed == 1)
         return scoring.report()
     finally:

@@ -29,17 +29,17 @@ class WideTerm:
         value: What the id stands for: a value, a bucket, the parts of a cross; of a number, the
             number itself.
         weights: What it adds to each logit column.
-        given: The row's own value where ``value`` does not say it: of a bucket, a hash, a value
+        row_value: The row's own value where ``value`` does not say it: of a bucket, a hash, a value
             that training did not see.
     """
 
     feature: str
     value: str
     weights: tuple[float, ...]
-    given: str = ""
+    row_value: str = ""
 
     def __str__(self) -> str:
-        own = f" ({self.given})" if self.given else ""
+        own = f" ({self.row_value})" if self.row_value else ""
         return f"{self.feature} = {self.value}{own}"
 
 

@@ -74,7 +74,8 @@ class Forward:
         if item:
             self._scorer.start_item_inputs()
             _add_inputs(self._scorer, schema, item, weights)
-        _add_layers(self._scorer, model, weights, [*query, *item])
+        for layer in tower_layers(model, weights, [*query, *item]):
+            self._scorer.add_layer(*layer)
 
     def parts(
         self, batch: Batch, *, threads: int = 1
@@ -137,7 +138,8 @@ class TowerForward:
             self._scorer.start_item_inputs()
         for column in item:
             self._scorer.add_dense(column.start, column.stop - column.start)
-        _add_layers(self._scorer, model, weights, [*query, *item])
+        for layer in tower_layers(model, weights, [*query, *item]):
+            self._scorer.add_layer(*layer)
 
     def logits(self, concat_BX: NDArray[np.float32], *, threads: int = 1) -> NDArray[np.float32]:
         """Return the deep part of the logits, (B, C).
@@ -162,12 +164,18 @@ def _sides(schema: Schema, model: BundleModel) -> tuple[list[DeepColumn], list[D
     return query, ordered[len(query) :]
 
 
-def _add_layers(
-    scorer: Scorer,
+def tower_layers(
     model: BundleModel,
     weights: Mapping[str, NDArray[np.float32]],
     ordered: Sequence[DeepColumn],
-) -> None:
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]]:
+    """Return weights, bias and activation of each layer, the head last.
+
+    Args:
+        model: Of the bundle.
+        weights: Of the bundle, by name.
+        ordered: The first layer's inputs in the order in which they are summed.
+    """
     inputs = np.concatenate([np.arange(column.start, column.stop) for column in ordered])
     layers: list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]] = [
         (weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"], model.activation)
@@ -175,9 +183,7 @@ def _add_layers(
     ]
     layers.append((weights["head/weight"], None, "none"))
     first, *rest = layers
-    scorer.add_layer(np.ascontiguousarray(first[0][:, inputs]), *first[1:])
-    for layer in rest:
-        scorer.add_layer(*layer)
+    return [(np.ascontiguousarray(first[0][:, inputs]), *first[1:]), *rest]
 
 
 def _query_first(schema: Schema, names: Iterable[str]) -> list[str]:

@@ -317,10 +317,13 @@ class Bundle:
             values = np.ones(len(ids)) if batch.values_N is None else batch.values_N[cell]
             scale = _combiner_scale(values, slot.wide_combiner(self.model.wide_combiner))
             names = name_ids(self.schema, self.encode, slot.name, row, ids.tolist())
-            for id_, value, (text, given) in zip(ids, values.tolist(), names, strict=True):
+            for id_, value, (text, row_value) in zip(ids, values.tolist(), names, strict=True):
                 weights = self.weights[f"wide/{slot.name}"][id_].astype(np.float64) * value * scale
                 yield WideTerm(
-                    feature=slot.name, value=text, given=given, weights=tuple(weights.tolist())
+                    feature=slot.name,
+                    value=text,
+                    row_value=row_value,
+                    weights=tuple(weights.tolist()),
                 )
 
     def _by_head(self, scores: Scores) -> dict[str, NDArray[np.float64]]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
+from widedeep.bundle.forward import tower_layers
 from widedeep.data.transform_plan import plain_value
 from widedeep.features import Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.features.sides import feature_side, item_columns
@@ -163,17 +164,10 @@ class FactoredForward:
     def _add_layers(self) -> None:
         model, weights = self._bundle.model, self._bundle.weights
         ordered = sorted(model.deep, key=lambda c: _SIDES.index(self._side[c.name]))
-        inputs = np.concatenate([np.arange(column.start, column.stop) for column in ordered])
-        layers: list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]] = [
-            (weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"], model.activation)
-            for i in range(len(model.hidden_units))
-        ]
-        layers.append((weights["head/weight"], None, "none"))
-        first, *rest = layers
-        self._scorer.add_layer(np.ascontiguousarray(first[0][:, inputs]), *first[1:])
-        for at, layer in enumerate(rest, start=1):
-            half = self._precision == "bfloat16" and at < len(rest)  # the head never
-            self._scorer.add_layer(*layer, bfloat16=half)
+        layers = tower_layers(model, weights, ordered)
+        for index, layer in enumerate(layers):
+            inner = 0 < index < len(layers) - 1
+            self._scorer.add_layer(*layer, bfloat16=inner and self._precision == "bfloat16")
 
     def query(self, row: Mapping[str, Any]) -> QuerySums:
         """Return what a query brings to every candidate.

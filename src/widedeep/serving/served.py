@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from widedeep.errors import WideDeepError
 from widedeep.serving.private_copies import PrivateCopy
 from widedeep.serving.ranker import Ranker, Ranking
-from widedeep.serving.shadow import ShadowScoring
+from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 from widedeep.serving.versions import Signature
 
 __all__ = [
@@ -138,7 +138,8 @@ class Served:
         """
         ranking = self.ranker.rank(user, context, candidates, k=k, explain=explain, head=head)
         if self._shadow is not None:
-            self._shadow.offer(user, context, candidates, head, ranking, self.ranker)
+            request = AnsweredRequest(user, context, candidates, head, ranking, self.ranker)
+            self._shadow.offer(request)
         return ranking
 
 

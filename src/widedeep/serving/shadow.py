@@ -17,7 +17,7 @@ from widedeep.serving.loading import lower_thread_priority
 if TYPE_CHECKING:
     from widedeep.serving.ranker import Ranker, Ranking
 
-__all__ = ["ShadowReport", "ShadowScoring"]
+__all__ = ["AnsweredRequest", "ShadowReport", "ShadowScoring"]
 
 # Upper ends of |difference|: three a decade from 1e-7 to 1, and all above.
 _EDGES = np.array([0.0, *(m * 10.0**e for e in range(-7, 0) for m in (1, 2, 5)), 1.0])
@@ -58,6 +58,18 @@ class ShadowReport:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweredRequest:
+    """A request and what ``ranker`` answered."""
+
+    user: Any
+    context: Any
+    candidates: Any
+    head: str | None
+    ranking: Ranking
+    ranker: Ranker
+
+
 class ShadowScoring:
     """Scores requests a second time in a thread of low priority; what it cannot keep up with drops.
 
@@ -70,7 +82,7 @@ class ShadowScoring:
     def __init__(self, version: str, ranker: Ranker, monitor: ThreadMonitor | None = None) -> None:
         self.version, self.ranker = version, ranker
         self._closing = False
-        self._queue: queue.Queue[tuple[Any, ...] | None] = queue.Queue(_QUEUED)
+        self._queue: queue.Queue[AnsweredRequest | None] = queue.Queue(_QUEUED)
         self._lock = threading.Lock()
         self._counts = np.zeros(len(_EDGES) + 1, np.int64)
         self._requests = self._scores = self._dropped = self._failed = self._same_first = 0
@@ -80,18 +92,10 @@ class ShadowScoring:
             "shadow", self._turn, on_start=lower_thread_priority
         )
 
-    def offer(
-        self,
-        user: Any,
-        context: Any,
-        candidates: Any,
-        head: str | None,
-        answered: Ranking,
-        ranker: Ranker,
-    ) -> None:
-        """Queue a request that ``ranker`` answered; never blocks."""
+    def offer(self, request: AnsweredRequest) -> None:
+        """Queue a request; never blocks."""
         try:
-            self._queue.put_nowait((user, context, candidates, head, answered, ranker))
+            self._queue.put_nowait(request)
         except queue.Full:
             with self._lock:
                 self._dropped += 1
@@ -126,13 +130,13 @@ class ShadowScoring:
 
     def _turn(self) -> bool:
         try:
-            asked = self._queue.get(timeout=_IDLE_S)
+            request = self._queue.get(timeout=_IDLE_S)
         except queue.Empty:
             return not self._closing
-        if asked is None or self._closing:
+        if request is None or self._closing:
             return False
         try:
-            self._compare(*asked)
+            self._compare(request)
         except Exception as error:  # whatever the request holds: the next one may be compared
             with self._lock:
                 self._failed += 1
@@ -141,23 +145,18 @@ class ShadowScoring:
                 self._thread.failed(error)
         return True
 
-    def _compare(
-        self,
-        user: Any,
-        context: Any,
-        candidates: Any,
-        head: str | None,
-        answered: Ranking,
-        ranker: Ranker,
-    ) -> None:
-        meant = ranker.score_meaning(head)
+    def _compare(self, request: AnsweredRequest) -> None:
+        answered = request.ranking
+        meant = request.ranker.score_meaning(request.head)
         meaning = self.ranker.score_meaning(meant.head)
         if meaning != meant:
             raise DataError(
                 f"version {self.version}: its score is {meaning}, the answer's was {meant}; they "
                 "are not compared"
             )
-        ranking = self.ranker.rank(user, context, candidates, head=meant.head)
+        ranking = self.ranker.rank(
+            request.user, request.context, request.candidates, head=meant.head
+        )
         scores = np.empty_like(ranking.scores)
         scores[ranking.positions] = ranking.scores  # in the order of the request
         got = scores[answered.positions]

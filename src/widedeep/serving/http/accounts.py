@@ -19,7 +19,7 @@ from widedeep.serving.http.rank import RankRequest
 from widedeep.serving.http.service import Ranked, Service
 from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.served import LoadedVersion
-from widedeep.serving.shadow import ShadowScoring
+from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 
 if TYPE_CHECKING:
     from widedeep.kernels.front import Front
@@ -205,7 +205,14 @@ class Accounts:
         shadow = self._shadows.get(ranked.model)
         if shadow is not None and shadow.version != ranked.version:
             shadow.offer(
-                ranked.user, ranked.context, ranked.candidates, None, ranked.ranking, ranked.ranker
+                AnsweredRequest(
+                    ranked.user,
+                    ranked.context,
+                    ranked.candidates,
+                    None,
+                    ranked.ranking,
+                    ranked.ranker,
+                )
             )
 
 
