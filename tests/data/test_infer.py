@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def one(values: Any, name: str = "x", **more: Any) -> InferredColumn:
         ("request_id", REQUESTS, "group", "names the requests"),
         ("position", [1 + i % 4 for i in range(ROWS)], "categorical", "fixed to the first place"),
         ("rank", [1 + i % 4 for i in range(ROWS)], "numeric", ""),
+        ("half", np.array(NUMBERS, np.float16), "numeric", ""),
+        ("digest", [2**60 + i for i in IDS], "categorical", "as hashes are"),
         ("policy", ["a", "b", "b", "a"] * (ROWS // 4), "categorical", ""),
     ],
 )
@@ -169,6 +172,31 @@ def test_the_head_is_what_the_label_asks_for(label: Any, head: str, warning: str
     assert inferred.head == head
     said = [text for text in inferred.warnings if text.startswith("label:")]
     assert (warning in said[0]) if warning else not said
+
+
+@pytest.mark.parametrize(
+    ("label", "head"),
+    [
+        (["a", "b"] * (ROWS // 2), "regression"),
+        ([[1], [2]] * (ROWS // 2), None),
+        ([datetime.date(2020, 1, 1)] * ROWS, None),
+    ],
+)
+def test_a_label_of_another_type(label: Any, head: Any) -> None:
+    with pytest.raises(DataError, match=r"label 'label': got a column of .*, expected numbers"):
+        wd.infer_spec(pa.table({"x": NUMBERS, "label": label}), head=head)
+
+
+@pytest.mark.parametrize("label", [[1] * ROWS, [None] * (ROWS - 1) + [1]])
+def test_a_label_that_says_nothing(label: Any) -> None:
+    inferred = wd.infer_spec(pa.table({"x": NUMBERS, "label": label}))
+    assert [text.split(":")[0] for text in inferred.warnings] == ["label"]
+
+
+def test_infinity_is_noted_and_rows_without_a_finite_label_are_not_measured() -> None:
+    label = [math.inf if i == 7 else i % 2 for i in range(ROWS)]
+    inferred = wd.infer_spec({"x": [math.inf, *NUMBERS[1:]], "y": label}, label="y")
+    assert [text.split(":")[0] for text in inferred.warnings] == ["x", "y", "y"]
 
 
 def test_a_pandas_frame_of_an_odd_index() -> None:

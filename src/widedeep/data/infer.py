@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -126,7 +127,7 @@ def infer_spec(
             profiles = confirm_columns(profiles, source, also=also)
     joined = joined_roles(data)
     columns = assign_roles(profiles, label, joined)
-    head = head or _head_of(next((p for p in profiles if p.name == label), None))
+    head = _head_of(next((p for p in profiles if p.name == label), None), head)
     evidence = measure(sample.table, columns, label, head, crosses=crosses, seed=seed)
     if not any(column.is_feature for column in evidence.columns):
         told = "; ".join(f"{c.name}: {c.reason}" for c in evidence.columns if c.reason)
@@ -139,19 +140,38 @@ def infer_spec(
         spec=spec,
         columns=evidence.columns,
         crosses=evidence.crosses,
-        warnings=(*_label_warnings(profiles, label, head), *evidence.warnings),
+        warnings=(*_value_warnings(profiles, label, head), *evidence.warnings),
         head=head,
         sampled=sample.table.num_rows,
         total=sample.total,
     )
 
 
-def _head_of(label: ColumnProfile | None) -> HeadKind:
+def _head_of(label: ColumnProfile | None, head: HeadKind | None) -> HeadKind:
     if label is None:
-        return "binary"
+        return head or "binary"
+    number = label.kind in ("int", "float")
+    if label.nested or label.kind in ("time", "other") or (head == "regression" and not number):
+        expected = "numbers" if head == "regression" else "numbers, text or booleans"
+        raise DataError(
+            f"label {label.name!r}: got a column of {label.arrow_type}, expected {expected}"
+        )
+    if head is not None:
+        return head
     if label.minimum is None or label.maximum is None:
         return "multiclass" if label.distinct > 2 else "binary"
     return "regression" if label.minimum < 0 or label.maximum > 1 else "binary"
+
+
+def _value_warnings(
+    profiles: Sequence[ColumnProfile], label: str | None, head: HeadKind
+) -> list[str]:
+    warnings = [
+        f"{p.name}: holds infinity, which no feature reads; write null or clip it"
+        for p in profiles
+        if p.minimum == -math.inf or p.maximum == math.inf
+    ]
+    return [*warnings, *_label_warnings(profiles, label, head)]
 
 
 def _label_warnings(
@@ -160,6 +180,8 @@ def _label_warnings(
     column = next((p for p in profiles if p.name == label), None)
     if column is None:
         return ["no column looks like the label, so nothing was measured; give label=NAME"]
+    if column.constant:
+        return [f"{label}: is the same in every row, so there is nothing to tell apart"]
     warnings = []
     if column.missing:
         warnings.append(f"{label}: {column.missing:.2%} of its rows have no label; drop them")

@@ -99,7 +99,7 @@ def measure(
         seed: Of the halves and of the rows for crosses.
     """
     if label is not None:
-        table = table.filter(pc.is_valid(table.column(label)))
+        table = _labelled(table, label)
     columns = _without_copies(table, columns)
     if label is None or table.num_rows < _LEAST_ROWS:
         return Evidence(columns=tuple(columns))
@@ -114,6 +114,14 @@ def measure(
         measured.append(column)
     suggested, notes = _suggest(table, measured, label, head, crosses, seed)
     return Evidence(columns=tuple(measured), crosses=tuple(suggested), warnings=(*warnings, *notes))
+
+
+def _labelled(table: pa.Table, label: str) -> pa.Table:
+    """Return the rows that have a label."""
+    labels = table.column(label)
+    if pa.types.is_floating(labels.type):
+        labels = pc.if_else(pc.is_finite(labels), labels, None)
+    return table.filter(pc.is_valid(labels))
 
 
 def _targets(column: pa.ChunkedArray, head: str) -> Targets:
@@ -134,7 +142,7 @@ def _targets(column: pa.ChunkedArray, head: str) -> Targets:
 
 
 def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    values = column.cast(pa.float64()).to_numpy().astype(np.float64)
+    values = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
     return np.where(np.isfinite(values), values, np.nan)
 
 

@@ -149,6 +149,8 @@ def _profile(field: pa.Field, column: pa.ChunkedArray) -> ColumnProfile:
     nested = pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
     flat = pc.list_flatten(column) if nested else column
     kind = _kind(flat.type)
+    if pa.types.is_float16(flat.type):
+        flat = flat.cast(pa.float32())  # Arrow compares no half floats
     seen = flat.drop_null()
     if kind == "text" and _are_times(seen):
         kind = "time"

@@ -45,6 +45,7 @@ _MANY_VALUES = 10_000
 # Seconds since 1970 of the years 1990 and 2100.
 _EPOCHS = (631_152_000, 4_102_444_800)
 
+_MOST_EXACT = 2**53
 _NAMES_ROWS = "has a value of its own in nearly every row: it names rows"
 _IS_TIME = "is a time; make columns of what matters in it: hour, weekday, age in days"
 
@@ -280,6 +281,10 @@ def _number_role(column: ColumnProfile) -> InferredColumn:
         return _left_out(column, _NAMES_ROWS)
     if column.kind == "int" and column.named_like_id:
         return id_like(column)
+    if column.kind == "int" and max(-(column.minimum or 0), column.maximum or 0) > _MOST_EXACT:
+        if names_rows:
+            return _left_out(column, _NAMES_ROWS)
+        return id_like(column, "beyond the integers that a float holds, as hashes are")
     if column.kind == "int" and _ENTITY_NAME.search(column.name):
         return id_like(column, "named like a key; if it is a count, move it to numeric")
     if column.named_like_id and column.whole:
