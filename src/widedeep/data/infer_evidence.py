@@ -27,8 +27,8 @@ __all__ = ["Evidence", "SuggestedCross", "measure"]
 
 _LEAST_ROWS = 100
 _LEAST_ROWS_OF_CROSSES = 5_000
-# Rows times pairs: about ten seconds of one core.
-_PAIR_ROWS = 150_000_000
+# Rows times pairs: about twenty seconds of one core.
+_PAIR_ROWS = 300_000_000
 _LEAST_PAIR_ROWS = 50_000
 _MOST_CLASSES = 5
 _BINS, _PAIR_BINS = 255, 32
