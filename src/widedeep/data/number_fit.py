@@ -150,7 +150,7 @@ def bin_cuts(ordered: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
 
     Example:
         >>> bin_cuts(np.array([0.0] * 50 + [1.0] * 3 + [2.0] * 3 + [9.0] * 3), 3).tolist()
-        [0.5, 1.5]
+        [0.5, 5.5]
     """
     values, counts = np.unique(ordered, return_counts=True)  # (U,) each
     if len(values) <= bins:
