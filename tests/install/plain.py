@@ -124,7 +124,9 @@ def commands() -> None:
         for line in block.splitlines():
             command = line.partition("#")[0].strip()
             assert command.startswith("widedeep "), command
-            widedeep(command.removeprefix("widedeep "))
+            serves = command.startswith("widedeep serve ")
+            says = "pip install 'widedeep[serve]'" if serves else ""
+            widedeep(command.removeprefix("widedeep "), code=2 if serves else 0, says=says)
 
 
 def helps() -> None:
@@ -137,15 +139,14 @@ def helps() -> None:
 
 def verbs() -> None:
     """On the tutorial's run, as its commands left it."""
-    widedeep("prepare census.toml --out runs/prepared")
-    widedeep("evaluate runs/census test.parquet", says="auc")
-    widedeep("export runs/census -o exported")
-    widedeep("report runs/census --data test.parquet -o report.html")
-    for _ in range(2):
-        widedeep("validate exported --data test.parquet")
-        widedeep("publish exported models --force --reason first")
+    widedeep("score runs/people test.parquet -o scores.parquet")
+    widedeep("inspect runs/people", says="Strongest positive wide weights")
+    widedeep("prepare people.toml --out runs/prepared")
+    widedeep("validate runs/people --against models --data test.parquet")
+    widedeep("publish runs/people models --force --reason second")
     widedeep("inspect models", says="serves")
     widedeep("rollback models", says="version 1 is requested")
+    widedeep("report runs/people --data test.parquet -o report.html")
     widedeep("simulate store --days 1 --users 50 --apps 90 --requests 20", says="next:")
     widedeep("join store/join.toml", code=2, says="pip install 'widedeep[join]'")
     widedeep("check store/join.toml", code=1, says="pip install 'widedeep[join]'")

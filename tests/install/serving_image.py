@@ -34,7 +34,7 @@ SCORES = """
 import pyarrow.parquet as pq
 import widedeep as wd
 rows = pq.read_table("test.parquet").slice(0, 50)
-bundle = wd.Bundle.load("runs/census/bundle")
+bundle = wd.Bundle.load("runs/people/bundle")
 scores = bundle.score(rows)
 kept = pq.read_table("scores.parquet").slice(0, 50)["score"].to_numpy()
 assert scores.tolist() == kept.tolist(), "not the scores that the plain install gave"
@@ -73,22 +73,22 @@ def modules() -> None:
 def verbs() -> None:
     """Scores, inspection, evaluation, reports, the gate and publishing, on another's run."""
     python(SCORES, says="probability")
-    widedeep("score runs/census/bundle test.parquet -o image.parquet")
+    widedeep("score runs/people/bundle test.parquet -o image.parquet")
     to_csv = "import pyarrow.csv as c, pyarrow.parquet as p; c.write_csv(p.read_table('{}'), '{}')"
     python(to_csv.format("test.parquet", "test.csv"))
-    widedeep("score runs/census test.csv -o image.jsonl --keep none")
+    widedeep("score runs/people test.csv -o image.jsonl --keep none")
     lines = Path("image.jsonl").read_text().splitlines()
     compare = "import pyarrow.parquet as p; print(p.read_table('{}')['score'].to_pylist())"
     kept, again = (python(compare.format(f)) for f in ("scores.parquet", "image.parquet"))
     assert kept == again == f"{[json.loads(line)['score'] for line in lines]}\n"
-    widedeep("inspect runs/census", says="Strongest positive wide weights")
-    widedeep("evaluate runs/census", says="auc")
-    widedeep("report runs/census")
-    widedeep("report items/1 --data test.parquet --against runs/census/bundle -o image.html")
+    widedeep("inspect runs/people", says="Strongest positive wide weights")
+    widedeep("evaluate runs/people", says="auc")
+    widedeep("report runs/people")
+    widedeep("report items/1 --data test.parquet --against runs/people/bundle -o image.html")
     widedeep("validate items/2 --data test.parquet --against items/1 --set gate.slices=[]")
     widedeep("init test.csv --label income -o image.toml")
     for verb in TRAINS:
-        words = "runs/census -o again" if verb == "export" else "census.toml"
+        words = "runs/people -o again" if verb == "export" else "people.toml"
         widedeep(f"{verb} {words}", code=2, says="pip install torch")
     widedeep("serve items --grpc :0 --http :0", code=2, says="pip install 'widedeep[grpc]'")
 
