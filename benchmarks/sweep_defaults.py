@@ -47,8 +47,9 @@ class Setting:
     wide_l2: float = wd.FTRL().l2
     wide_beta: float = wd.FTRL().beta
     wide_acc: float = wd.FTRL().initial_accumulator
-    deep_lr: float = wd.Adagrad().lr
-    deep_acc: float = wd.Adagrad().initial_accumulator
+    deep_lr: float = 0.2
+    deep_acc: float = 0.1
+    deep_l2: float = 0.025
     dense_lr: float = wd.Adagrad().lr
     dense_acc: float = wd.Adagrad().initial_accumulator
     std: float = ModelConfig().embedding_std
@@ -116,7 +117,9 @@ def run(
             lr=setting.wide_lr, l1=setting.wide_l1, l2=setting.wide_l2, beta=setting.wide_beta,
             initial_accumulator=setting.wide_acc,
         ),
-        deep=wd.Adagrad(lr=setting.deep_lr, initial_accumulator=setting.deep_acc),
+        deep=wd.Adagrad(
+            lr=setting.deep_lr, initial_accumulator=setting.deep_acc, l2=setting.deep_l2
+        ),
         dense=DenseUpdate(dict(model.named_parameters()), dense),
         grad_scale=setting.scale,
         threads=1,

@@ -203,7 +203,8 @@ def dropping(seed: int = 3, **options: object) -> wd.Trainer:
     model = wd.WideDeep(
         wd.fit_schema(spec, rows(256, 1)), embedding_dim=2, towers={"own": Dropping}, seed=seed
     )
-    return wd.Trainer(model, batch_size=32, threads=1, progress=False, **options)  # type: ignore[arg-type]
+    options |= {"batch_size": 32, "schedule": "constant"}
+    return wd.Trainer(model, threads=1, progress=False, **options)  # type: ignore[arg-type]
 
 
 def bits(trainer: wd.Trainer) -> bytes:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import signal
@@ -55,7 +56,9 @@ def schema() -> wd.Schema:
 
 def make_trainer(schema: wd.Schema, **options: Any) -> wd.Trainer:
     model = wd.WideDeep(schema, hidden_units=[16, 8], embedding_dim=4)
+    settings: dict[str, Any]
     settings = {"batch_size": 64, "pool_rows": 150, "threads": 1, "progress": False}
+    settings |= {"schedule": "constant"}  # a run of fewer steps is the beginning of a longer one
     return wd.Trainer(model, **{**settings, **options})
 
 
@@ -142,7 +145,8 @@ def test_resume_with_dropout_and_batch_norm(schema: wd.Schema, tmp_path: Path) -
             batch_norm=True,
             activation="tanh",
         )
-        return wd.Trainer(model, batch_size=64, progress=False, threads=1, **options)
+        options |= {"batch_size": 64, "schedule": "constant"}
+        return wd.Trainer(model, progress=False, threads=1, **options)
 
     whole = make()
     whole.fit(make_table(), epochs=2)
@@ -303,6 +307,106 @@ def test_auto_is_said(schema: wd.Schema, capsys: pytest.CaptureFixture[str]) -> 
     trainer.fit(make_table(), epochs="auto", steps=1)
     said = capsys.readouterr().err
     assert "auto: batches of 16 rows and 20 epochs for 600 rows\n" in said
+
+
+class InterruptAt:
+    """Presses Ctrl-C in a step, as a user would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, figures: dict[str, Any]) -> None:
+        if figures["step"] == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=3e-2)
+
+
+@pytest.mark.parametrize("dense", [None, adamw])
+def test_rates_decay_from_the_best_model_and_resume_at_every_step(
+    schema: wd.Schema, tmp_path: Path, dense: Any
+) -> None:
+    table, valid = make_table(rows=300), make_table(rows=300, seed=5)
+    options: dict[str, Any] = {"batch_size": 32, "schedule": "wsd", "dense": dense}
+
+    def train(**more: Any) -> wd.Trainer:
+        trainer = make_trainer(schema, deep=wd.SGD(lr=1.0), **options, **more)
+        resume = "callbacks" not in more and "checkpoints" in more
+        with contextlib.suppress(KeyboardInterrupt):
+            trainer.fit(table, epochs=20, valid=valid, early_stopping=1, resume=resume)
+        return trainer
+
+    whole = train()
+    steps, losses = whole.history.column("step"), whole.history.column("valid/log_loss")
+    stopped = next(i for i in range(1, len(losses)) if losses[i] > min(losses[:i]))
+    best, tail = steps[stopped - 1], steps[-1] - steps[stopped]
+    assert tail == round(best / 4)
+    assert whole.position.tail_steps == tail and whole.position.tail_start == steps[stopped]
+    assert whole.evaluate(valid)["log_loss"] == min(losses)
+    if dense is None:
+        assert losses[-1] == min(losses), "the decayed model is better here"
+    kept = state_of(whole)
+    for stop in range(1, steps[-1], 1 if dense is None else 4):
+        folder = tmp_path / f"run{stop}"
+        assert train(checkpoints=folder, callbacks=[InterruptAt(stop)]).position.step == stop
+        again = train(checkpoints=folder)
+        assert again.position == whole.position
+        assert_same_bits(state_of(again), kept)
+
+
+def test_a_tail_that_makes_nothing_better_is_thrown_away(schema: wd.Schema) -> None:
+    table, valid = make_table(rows=150), make_table(rows=300, seed=5)
+    best = make_trainer(schema, wide=wd.FTRL(lr=5.0), batch_size=16)
+    best.fit(table, epochs=60, valid=valid, early_stopping=1)
+    with_tail = make_trainer(schema, wide=wd.FTRL(lr=5.0), batch_size=16, schedule="wsd")
+    history = with_tail.fit(
+        table, epochs=60, valid=valid, early_stopping=wd.EarlyStopping(patience=1, min_delta=1.0)
+    )
+    assert with_tail.position.tail_steps == round(10 / 4)
+    assert with_tail.evaluate(valid)["log_loss"] == history[0]["valid/log_loss"]
+
+
+def test_a_run_that_decayed_to_its_end_has_no_tail(schema: wd.Schema) -> None:
+    trainer = make_trainer(schema, schedule="wsd", decay_fraction=0.5)
+    history = trainer.fit(make_table(), epochs=2, valid=make_table(seed=1))
+    assert history.column("step") == [10, 20]
+    assert trainer.position.tail_steps == 0
+
+
+def test_a_checkpoint_keeps_its_optimizers_where_none_are_given(
+    schema: wd.Schema, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = wd.Adagrad()  # of both parts, before embeddings had an optimizer of their own
+    whole = make_trainer(schema, deep=old)
+    whole.fit(make_table(), epochs=2)
+    make_trainer(schema, deep=old, checkpoints=tmp_path).fit(make_table(), epochs=2, steps=7)
+    (checkpoint,) = tmp_path.glob("step-*")
+    state = json.loads((checkpoint / "state.json").read_text())
+    for part in ("deep", "dense"):
+        del state["state"]["config"]["train"][part]["l2"]
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    again = make_trainer(schema, checkpoints=tmp_path, progress=True)
+    assert again.deep != old
+    again.fit(make_table(), epochs=2, resume=True)
+    assert again.deep == again.dense_optimizer == old
+    assert again.config.deep == whole.config.deep
+    assert "optimizers of the checkpoint: deep: Adagrad(lr=0.02" in capsys.readouterr().err
+    assert_same_bits(state_of(again), state_of(whole))
+    own = make_trainer(schema, checkpoints=tmp_path, deep=wd.Adagrad(lr=0.5))
+    own.fit(make_table(), epochs=2, resume=True)
+    assert own.deep == wd.Adagrad(lr=0.5)
+
+
+def test_embeddings_have_an_optimizer_of_their_own(schema: wd.Schema) -> None:
+    trainer = make_trainer(schema)
+    assert trainer.deep == wd.Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)
+    assert trainer.dense_optimizer == wd.Adagrad(lr=0.02, initial_accumulator=1e-6)
+    both = make_trainer(schema, deep=wd.SGD(lr=0.5))
+    assert both.deep == both.dense_optimizer == wd.SGD(lr=0.5)
+    dense = make_trainer(schema, dense=wd.Adam())
+    assert (dense.deep, dense.dense_optimizer) == (trainer.deep, wd.Adam())
 
 
 def test_a_resumed_run_counts_the_evaluation_it_begins_with(

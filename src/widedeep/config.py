@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Auto = Literal["auto"]
-Schedule = Literal["constant", "linear", "cosine"]
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
 _PLACES = ("train", "valid", "test")
@@ -173,7 +173,7 @@ class ModelConfig:
     batch_norm: bool = False
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
     head: Literal["binary", "multiclass", "regression"] | None = None
-    embedding_std: float = 0.02
+    embedding_std: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -206,7 +206,8 @@ class TrainConfig:
             ``"sum"`` does not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
         schedule: Of all learning rates (FTRL's gradients): ``"constant"``, ``"linear"`` or
-            ``"cosine"`` decay to 0 at the last step.
+            ``"cosine"`` decay to 0 at the last step, or ``"wsd"``: constant, then linear to 0.
+        decay_fraction: Share of the steps in which ``"wsd"`` decays, 0 < fraction < 1.
         warmup_steps: Learning rates rise linearly over this many first steps.
         early_stopping: Stop when the validation metric no longer improves, and go back to the best
             model: ``"auto"``: where there are validation data and several evaluations.
@@ -221,8 +222,9 @@ class TrainConfig:
         pool_rows: Rows that wait in memory while they are mixed with others from all over the
             input.
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
-        deep: The embeddings' optimizer.
-        dense: The hidden layers' optimizer; None: as ``deep``.
+        deep: The embeddings' optimizer; None: an Adagrad of their own (see
+            :class:`widedeep.Trainer`).
+        dense: The hidden layers' optimizer; None: as ``deep``, or :class:`widedeep.Adagrad`.
     """
 
     epochs: int | Auto = 1
@@ -232,7 +234,8 @@ class TrainConfig:
     grad_scale: float = 1.0
     loss_reduction: LossReduction = "mean"
     clip_norm: float | None = None
-    schedule: Schedule = "constant"
+    schedule: Schedule = "wsd"
+    decay_fraction: float = 0.2
     warmup_steps: int = 0
     early_stopping: bool | Auto = "auto"
     patience: int | None = None
@@ -243,7 +246,7 @@ class TrainConfig:
     device: str = "cpu"
     pool_rows: int = 262_144
     wide: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})
-    deep: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "adagrad"})
+    deep: Mapping[str, Any] | None = None
     dense: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -262,6 +265,8 @@ class TrainConfig:
             )
         check_threads(owner, self.threads)
         check_seed(owner, self.seed)
+        fraction = self.decay_fraction
+        _check_range(owner, "decay_fraction", fraction, 0 < fraction < 1, "0 < fraction < 1")
         steps = self.warmup_steps
         _check_range(owner, "warmup_steps", steps, steps >= 0, "an integer of at least 0")
         for name in ("grad_scale", "clip_norm"):
@@ -271,14 +276,12 @@ class TrainConfig:
 
     def _name_optimizers(self) -> None:
         """A table without ``optimizer`` means the one that its part has by default."""
-        defaults = {entry.name: entry.default_factory for entry in dataclasses.fields(self)}
-        for part in ("wide", "deep", "dense"):
+        for part, name in (("wide", "ftrl"), ("deep", "adagrad"), ("dense", "adagrad")):
             table = getattr(self, part)
             if table is not None and "optimizer" not in table:
-                factory: Any = defaults[part]
-                named = self.deep if part == "dense" else factory()
-                named_table = {"optimizer": named["optimizer"], **table}
-                object.__setattr__(self, part, named_table)
+                if part == "dense" and self.deep is not None:
+                    name = self.deep["optimizer"]
+                object.__setattr__(self, part, {"optimizer": name, **table})
 
 
 def check_seed(owner: str, seed: int) -> None:

@@ -23,7 +23,7 @@ from widedeep.errors import (
 )
 from widedeep.features import FeatureSpec, categorical, numeric
 from widedeep.heads import Binary, Head, Multiclass, Regression
-from widedeep.optim import FTRL, Adagrad, Optimizer
+from widedeep.optim import Optimizer
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -131,8 +131,8 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         )
         self.trainer_ = Trainer(
             self.model_,
-            wide=self.wide or FTRL(),
-            deep=self.deep or Adagrad(),
+            wide=self.wide,
+            deep=self.deep,
             batch_size=self.batch_size,
             seed=seed,
             threads=self.threads,
@@ -176,7 +176,7 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
         epochs: Passes over the data.
         batch_size: Examples a step.
         wide: Optimizer of the wide part; None: :class:`widedeep.FTRL` with its defaults.
-        deep: Optimizer of the deep part; None: :class:`widedeep.Adagrad` with its defaults.
+        deep: Optimizer of the deep part; None: the defaults of :class:`widedeep.Trainer`.
         random_state: Seed of initial values and reading order.
         threads: Threads; None: all the process may use.
         verbose: Show progress.

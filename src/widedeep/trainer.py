@@ -27,7 +27,7 @@ from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, ConfigError, DataError, show_value
 from widedeep.kernels.torch_openmp import limit_spinning
 from widedeep.model import WideDeep
-from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer
+from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
 from widedeep.training.dense_update import DenseOptimizer, DenseUpdate
 from widedeep.training.early_stopping import EarlyStopping, as_stopping
 from widedeep.training.evaluation import (
@@ -51,14 +51,19 @@ from widedeep.warm_start import WarmStart, warm_start
 
 __all__ = ["Trainer"]
 
+# Rare ids start slowly, then learn ten times as fast as hidden layers, and their rows decay.
+_EMBEDDINGS = Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)
+
 
 class Trainer:
     """Trains a :class:`widedeep.WideDeep` jointly: by default FTRL for wide, Adagrad for deep.
 
     Args:
         model: The model; it is changed in place.
-        wide: Optimizer of the wide weights.
+        wide: Optimizer of the wide weights; None: ``FTRL()``.
         deep: Optimizer of the embeddings, and of the dense parameters unless ``dense`` is given.
+            None: ``Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)`` for the embeddings and
+            ``Adagrad()`` for the dense parameters.
         dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that
             returns a torch optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters,
             lr=1e-3)``.
@@ -69,8 +74,12 @@ class Trainer:
         loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch; ``"sum"`` does
             not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
-        schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` decay of all learning rates to 0 at
-            the last step (of FTRL's gradients: see :class:`widedeep.FTRL`).
+        schedule: Of all learning rates (of FTRL's gradients: see :class:`widedeep.FTRL`):
+            ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0 at the last step, or ``"wsd"``:
+            constant, and linear to 0 over the last ``decay_fraction`` of the steps. Where training
+            stops early, ``"wsd"`` then decays from the best model: the run goes on for as many
+            steps as would have followed it, and keeps what they bring if validation is better.
+        decay_fraction: Share of the steps in which ``"wsd"`` decays, 0 < fraction < 1.
         warmup_steps: Learning rates rise linearly over this many first steps.
         shuffle: Read in a new seeded order each epoch.
         pool_rows: Rows that wait in memory while they are mixed with others from all over the
@@ -110,7 +119,8 @@ class Trainer:
         grad_scale: float = TrainConfig().grad_scale,
         loss_reduction: Literal["mean", "sum"] = "mean",
         clip_norm: float | None = None,
-        schedule: Literal["constant", "linear", "cosine"] = "constant",
+        schedule: Literal["constant", "linear", "cosine", "wsd"] = "wsd",
+        decay_fraction: float = 0.2,
         warmup_steps: int = 0,
         shuffle: bool = True,
         pool_rows: int = TrainConfig().pool_rows,
@@ -126,25 +136,28 @@ class Trainer:
         _check_model(model)
         self.model = model
         self.wide = wide or FTRL()
-        self.deep = deep or Adagrad()
-        self.dense_optimizer = dense or self.deep
+        self.deep = deep or _EMBEDDINGS
+        self.dense_optimizer = dense or deep or Adagrad()
+        self._by_default = {"deep": deep is None, "dense": dense is None and deep is None}
         for name, optimizer in (("wide", self.wide), ("deep", self.deep)):
             _check_optimizer(name, optimizer)
         if not callable(self.dense_optimizer):
             _check_optimizer("dense", self.dense_optimizer)
         _check_count("checkpoint_every", checkpoint_every)
+        self._precision = resolve_precision(precision, model.device)
         self.config = TrainConfig(
             batch_size=batch_size,
             grad_scale=grad_scale,
             loss_reduction=loss_reduction,
             clip_norm=clip_norm,
             schedule=schedule,
+            decay_fraction=decay_fraction,
             warmup_steps=warmup_steps,
             shuffle=shuffle,
             pool_rows=pool_rows,
             seed=seed,
             threads=threads,
-            precision=(chosen := resolve_precision(precision, model.device)),
+            precision=self._precision,
             device=model.device.type,
             wide=describe_optimizer(self.wide),
             deep=describe_optimizer(self.deep),
@@ -166,18 +179,23 @@ class Trainer:
         self.transform = Transform(model.schema)
         columns = self.transform.columns(targets=False)
         self.warmup = WarmupRows({name: model.schema.columns[name] for name in columns}, seed)
-        self.step = TrainStep(
+        self.step = self._make_step()
+
+    def _make_step(self) -> TrainStep:
+        model, config = self.model, self.config
+        dense = DenseUpdate(
+            dict(model.named_parameters()), self.dense_optimizer, clip_norm=config.clip_norm
+        )
+        return TrainStep(
             model,
             wide=self.wide,
             deep=self.deep,
-            dense=DenseUpdate(
-                dict(model.named_parameters()), self.dense_optimizer, clip_norm=clip_norm
-            ),
-            grad_scale=grad_scale,
-            loss_reduction=loss_reduction,
+            dense=dense,
+            grad_scale=config.grad_scale,
+            loss_reduction=config.loss_reduction,
             threads=self.threads,
-            precision=chosen,
-            seed=seed,
+            precision=self._precision,
+            seed=config.seed,
         )
 
     # ---- training -------------------------------------------------------------------------------
@@ -273,6 +291,8 @@ class Trainer:
         there is one after each shard, which knows the shards learned: ``resume`` goes on behind
         them, with the bits of a run that was never stopped. A shard that cannot be read raises
         before anything of it is learned.
+
+        A stream has no end for rates to decay towards: ``schedule="wsd"`` stays constant here.
 
         The schema stays as it is: values it does not know count as unseen. Grow it from time to
         time, and start warm.
@@ -453,8 +473,32 @@ class Trainer:
         if self.inputs:
             check_same_inputs(checkpoint.state["inputs"], self.inputs)
             check_same_order(self, checkpoint.state)
+        self._adopt_optimizers(checkpoint.state["config"]["train"])
         restore(self, checkpoint)
         return checkpoint.state
+
+    def _adopt_optimizers(self, recorded: Mapping[str, Any]) -> None:
+        """Go on with the optimizers of a checkpoint where none were given: defaults change."""
+        adopted = {}
+        for part, present in (("deep", self.deep), ("dense", self.dense_optimizer)):
+            if self._by_default[part] and recorded.get(part):
+                with contextlib.suppress(ConfigError):  # a torch optimizer, which has no table
+                    optimizer = make_optimizer(recorded[part])
+                    if optimizer != present:
+                        adopted[part] = optimizer
+        if not adopted:
+            return
+        self.deep = adopted.get("deep", self.deep)
+        self.dense_optimizer = adopted.get("dense", self.dense_optimizer)
+        self.config = dataclasses.replace(
+            self.config,
+            deep=describe_optimizer(self.deep),
+            dense=describe_optimizer(self.dense_optimizer),
+        )
+        self.step = self._make_step()
+        if self.show_progress:
+            named = ", ".join(f"{part}: {optimizer}" for part, optimizer in adopted.items())
+            print(f"optimizers of the checkpoint: {named}", file=sys.stderr)
 
     def _check_precision(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
         held = config["train"].get("precision", "fp32")
@@ -540,13 +584,18 @@ class Trainer:
             np.concatenate(weights) if weights else None,
         )
 
-    def load_parameters(self, path: str | os.PathLike[str]) -> None:
+    def load_parameters(self, path: str | os.PathLike[str]) -> Mapping[str, Any]:
         """Take parameters and optimizer state from a checkpoint, but keep the position.
+
+        Returns:
+            What the checkpoint says besides.
 
         Raises:
             CheckpointError: If it is damaged or of another model.
         """
-        restore(self, read_checkpoint(path), position=False)
+        checkpoint = read_checkpoint(path)
+        restore(self, checkpoint, position=False)
+        return checkpoint.state
 
     def evaluate(self, data: object) -> dict[str, float]:
         """Return metrics on labelled data.

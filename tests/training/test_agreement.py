@@ -136,7 +136,7 @@ def test_a_wide_combiner_leaves_numbers_as_they_are(combiner: Any, tmp_path: Pat
 def test_every_head_and_optimizer(label: str, options: Any, tmp_path: Path) -> None:
     trainer = fitted([f for kind in KINDS.values() for f in kind], label, **options)
     agrees(trainer, tmp_path / "b")
-    for number, deep in enumerate((wd.FTRL(), wd.SGD(), wd.Adam(), torch.optim.AdamW)):
+    for number, deep in enumerate((wd.FTRL(), wd.SGD(lr=1e-3), wd.Adam(), torch.optim.AdamW)):
         own = isinstance(deep, type)
         other = wd.Trainer(
             trainer.model, progress=False, **({"dense": deep} if own else {"deep": deep})

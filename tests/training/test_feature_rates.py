@@ -32,8 +32,9 @@ def train(log: pa.Table, adapt: float, batch_size: int = 256, epochs: int = 1) -
     spec = wd.FeatureSpec(label="y", deep=[], features=wd.categorical(*FEATURES))
     model = wd.WideDeep(wd.fit_schema(spec, log))
     trainer = wd.Trainer(
-        model, wide=wd.FTRL(adapt=adapt), batch_size=batch_size, progress=False, threads=1
-    )
+        model, wide=wd.FTRL(adapt=adapt), batch_size=batch_size, progress=False, threads=1,
+        schedule="constant",
+    )  # fmt: skip
     trainer.fit(log, epochs=epochs)
     return trainer
 

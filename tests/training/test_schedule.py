@@ -33,8 +33,16 @@ def test_cosine_is_half_a_wave() -> None:
     assert rate_factor("cosine", 5, 10) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_decay_falls_to_zero_and_stays_there(schedule: Literal["linear", "cosine"]) -> None:
+def test_wsd_is_constant_and_then_linear() -> None:
+    factors = [rate_factor("wsd", step, 20) for step in range(22)]
+    assert factors == pytest.approx([1.0] * 17 + [0.75, 0.5, 0.25, 0.0, 0.0])
+    assert rate_factor("wsd", 5, 10, decay_fraction=0.9) == pytest.approx(5 / 9)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "wsd"])
+def test_a_decay_falls_to_zero_and_stays_there(
+    schedule: Literal["linear", "cosine", "wsd"],
+) -> None:
     factors = [rate_factor(schedule, step, 20) for step in range(25)]
     assert factors[0] == 1.0
     assert all(later <= earlier for earlier, later in itertools.pairwise(factors))

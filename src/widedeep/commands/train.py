@@ -186,6 +186,7 @@ def make_trainer(
         loss_reduction=train.loss_reduction,
         clip_norm=train.clip_norm,
         schedule=train.schedule,
+        decay_fraction=train.decay_fraction,
         warmup_steps=train.warmup_steps,
         shuffle=train.shuffle,
         pool_rows=train.pool_rows,

@@ -315,7 +315,7 @@ def _trained(
     trainer = wd.Trainer(
         model,
         wide=make_optimizer(run.train.wide),
-        deep=make_optimizer(run.train.deep),
+        deep=make_optimizer(run.train.deep) if run.train.deep else None,
         batch_size=run.train.batch_size,
         seed=seed,
         threads=config.threads,

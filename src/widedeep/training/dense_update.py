@@ -93,6 +93,11 @@ class DenseUpdate:
             optimizer.start_state(parameter.data, self.state[name])
         self._flat = (flat, grads, state)
 
+    @property
+    def is_ours(self) -> bool:
+        """True if the state lies in tensors of our own, which are always the same ones."""
+        return self._ours is not None
+
     def _collect(self) -> bool:
         """Bring every gradient to its place; False where one is missing, or a parameter moved."""
         for parameter, address, place in self._views.values():

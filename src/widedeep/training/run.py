@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import time
@@ -21,6 +22,7 @@ from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfit
 from widedeep.training.held_interrupt import HeldInterrupt
 from widedeep.training.progress import Callbacks, Progress, RecentScores
 from widedeep.training.schedule import rate_factor
+from widedeep.training.state import Position
 from widedeep.training.step import StepResult
 
 if TYPE_CHECKING:
@@ -71,9 +73,11 @@ class TrainingRun:
         self.batch_size = batch_size
         per_epoch = math.ceil(source.num_rows / batch_size)
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
+        if trainer.position.tail_total and trainer.position.tail_total < self.total_steps:
+            trainer.position.tail_steps = 0  # resumed with more epochs: the tail was not the end
         self.evaluates_again = self.total_steps > min(per_epoch, eval_every or per_epoch)
         self.progress = Progress(
-            self.total_steps, done_steps=trainer.position.step, enabled=trainer.show_progress
+            self._last_step, done_steps=trainer.position.step, enabled=trainer.show_progress
         )
         self.interrupt = HeldInterrupt(announce=trainer.show_progress)
         self.recent = RecentScores()
@@ -86,6 +90,7 @@ class TrainingRun:
         self._rows_before = trainer.position.rows
         # Rows of earlier calls of fit are those of other runs; a resumed run goes on with its own.
         self._first_row = 0 if trainer.position.step else len(trainer.history)
+        self._best_position = trainer.position
 
     def _encoded_rows(self, cache: str | os.PathLike[str]) -> EncodedRows:
         found, new = encoded_rows(cache, self.trainer.transform, self.source)
@@ -109,7 +114,7 @@ class TrainingRun:
         trainer.model.train()
         try:
             with self.interrupt:
-                while trainer.position.epoch < self.epochs and not self._done():
+                while not self._done() or self._start_tail():
                     self._epoch()
         except KeyboardInterrupt:
             if not self.interrupt.forced:
@@ -123,13 +128,61 @@ class TrainingRun:
         if stopping is None or stopping.best is not None or not trainer.valid_metrics:
             return
         if trainer.position.step and stopping.update(trainer.valid_metrics, trainer.position.step):
-            trainer.step.undo.mark()
+            self._mark_best()
             if trainer.directory is not None:
                 trainer.save_checkpoint(stopping, best=True)
 
+    @property
+    def _last_step(self) -> int:
+        position = self.trainer.position
+        return position.tail_start + position.tail_steps or self.total_steps
+
     def _done(self) -> bool:
+        position = self.trainer.position
         stopped = self.stopping is not None and self.stopping.should_stop
-        return stopped or self.trainer.position.step >= self.total_steps
+        return (stopped and not position.tail_steps) or position.step >= self._last_step
+
+    def _start_tail(self) -> bool:
+        """Go back to the best model, if its rates had not decayed, and decay them from there.
+
+        The tail is as long as a run that had ended with that model would have had.
+        """
+        trainer, position, stopping = self.trainer, self.trainer.position, self.stopping
+        if trainer.config.schedule != "wsd" or stopping is None or position.tail_steps:
+            return False
+        fraction = trainer.config.decay_fraction
+        stable = self.total_steps * (1 - fraction)
+        if not 0 < stopping.best_step <= stable or stopping.best_step == position.step:
+            return False
+        self._restore_best()
+        position.epoch, position.batch = self._best_position.epoch, self._best_position.batch
+        position.tail_start, position.tail_total = position.step, self.total_steps
+        position.tail_steps = max(1, round(stopping.best_step * fraction / (1 - fraction)))
+        self.progress.message(
+            f"{stopping.monitor} improves no more; the rates decay over {position.tail_steps:,} "
+            f"steps from the best model (step {stopping.best_step:,})"
+        )
+        self.progress = Progress(
+            self._last_step, done_steps=position.step, enabled=trainer.show_progress
+        )
+        return True
+
+    def _mark_best(self) -> None:
+        self.trainer.step.mark_best()
+        self._best_position = dataclasses.replace(self.trainer.position)
+
+    def _rate(self) -> float:
+        """The factor of the present step's learning rates."""
+        position, config = self.trainer.position, self.trainer.config
+        if position.tail_steps:
+            return 1.0 - (position.step - position.tail_start) / position.tail_steps
+        return rate_factor(
+            config.schedule,
+            position.step,
+            self.total_steps,
+            config.warmup_steps,
+            config.decay_fraction,
+        )
 
     def _epoch(self) -> None:
         trainer, position = self.trainer, self.trainer.position
@@ -159,7 +212,7 @@ class TrainingRun:
             for batch in reader:
                 self._step(batch)
                 last = position.batch == plan.num_batches
-                if self._weight == 0 and (last or position.step >= self.total_steps):
+                if self._weight == 0 and (last or position.step >= self._last_step):
                     raise DataError(_NO_WEIGHT.format(trainer.model.schema.spec.weight))
                 if last:
                     position.epoch, position.batch = position.epoch + 1, 0
@@ -170,10 +223,7 @@ class TrainingRun:
 
     def _step(self, batch: Batch) -> None:
         trainer, position = self.trainer, self.trainer.position
-        rate = rate_factor(
-            trainer.config.schedule, position.step, self.total_steps, trainer.config.warmup_steps
-        )
-        result = trainer.step(batch, rate=rate, step=position.updates + 1)
+        result = trainer.step(batch, rate=self._rate(), step=position.updates + 1)
         trainer.valid_metrics = {}
         position.step += 1
         position.updates += 1
@@ -223,7 +273,7 @@ class TrainingRun:
     def _after_step(self, *, epoch_done: bool) -> None:
         trainer, step = self.trainer, self.trainer.position.step
         evaluate = step % self.eval_every == 0 if self.eval_every else epoch_done
-        last = step >= self.total_steps
+        last = step >= self._last_step
         improved = self._evaluate() if evaluate or last or epoch_done else False
         every = trainer.checkpoint_every
         if trainer.directory is not None and (
@@ -260,7 +310,7 @@ class TrainingRun:
                         f"note: {self.stopping.undefined}; it counts as no improvement"
                     )
                 if improved:
-                    trainer.step.undo.mark()
+                    self._mark_best()
         trainer.history.add(row)
         self.progress.message(_summary(row))
         if self.valid is not None and not trainer.history.warnings:
@@ -305,12 +355,13 @@ class TrainingRun:
     def _restore_best(self) -> None:
         trainer = self.trainer
         if trainer.step.undo.marked:
-            trainer.step.undo.undo()
-            trainer.model.recount()
+            trainer.step.restore_best()
         elif trainer.directory is not None:
             best = trainer.directory.best()
             if best is not None:
-                trainer.load_parameters(best)
+                state = trainer.load_parameters(best)
+                self._best_position = Position(**state["position"])
+                trainer.step.mark_best()
         assert self.stopping is not None
         trainer.valid_metrics = trainer.history.valid_metrics(self.stopping.best_step)
 

@@ -47,23 +47,27 @@ def auto_epochs(rows: int, batch_size: int, *, early_stopping: bool) -> int:
 
 
 def rate_factor(
-    schedule: Literal["constant", "linear", "cosine"],
+    schedule: Literal["constant", "linear", "cosine", "wsd"],
     step: int,
     total_steps: int | None,
     warmup_steps: int = 0,
+    decay_fraction: float = 0.2,
 ) -> float:
     """Return the factor of a step's learning rates.
 
     Args:
         schedule: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0 at the end of the
-            run.
+            run, or ``"wsd"``: constant, and linear to 0 over the last ``decay_fraction``.
         step: Steps done before this one, from 0.
         total_steps: Steps of the run; without it a decay stays at 1.
         warmup_steps: The factor rises linearly over this many first steps.
+        decay_fraction: Of the steps, 0 < fraction < 1.
 
     Example:
         >>> [round(rate_factor("linear", step, 4), 2) for step in range(4)]
         [1.0, 0.75, 0.5, 0.25]
+        >>> [round(rate_factor("wsd", step, 8, decay_fraction=0.5), 2) for step in range(8)]
+        [1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
         >>> rate_factor("constant", 0, None, warmup_steps=2)
         0.5
     """
@@ -71,5 +75,7 @@ def rate_factor(
     if schedule == "constant" or not total_steps:
         return rise
     done = min(1.0, step / total_steps)
-    fall = 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-    return rise * fall
+    if schedule == "cosine":
+        return rise * 0.5 * (1.0 + math.cos(math.pi * done))
+    fall = 1.0 - done
+    return rise * (min(1.0, fall / decay_fraction) if schedule == "wsd" else fall)

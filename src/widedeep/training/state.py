@@ -36,6 +36,9 @@ class Position:
         step: Steps done.
         rows: Rows learned.
         updates: Steps of all runs of the trainer, which number its optimizers' updates.
+        tail_start: Steps done before the tail: the decay from the best model after an early stop.
+        tail_steps: Steps of the tail; 0 before it.
+        tail_total: Steps that the run would have had without the tail.
     """
 
     epoch: int = 0
@@ -43,6 +46,9 @@ class Position:
     step: int = 0
     rows: int = 0
     updates: int = 0
+    tail_start: int = 0
+    tail_steps: int = 0
+    tail_total: int = 0
 
 
 def run_tables(trainer: Trainer) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep import kernels
+from widedeep.checkpoint import as_tensors
 from widedeep.data.batch import Batch
 from widedeep.deep import MLP, DeepInput, SequenceInput, has_hooks
 from widedeep.errors import ConfigError, DataError
@@ -110,6 +112,7 @@ class TrainStep:
         self.loss_reduction = loss_reduction
         self.threads = threads
         self.undo = UndoLog()
+        self._best_dense: dict[str, NDArray[Any]] = {}
         self._loads = model.loads
         self._wide, self._deep = wide, deep
         self._concat: Tensor | None = None
@@ -347,9 +350,23 @@ class TrainStep:
         small = {f"module/{name}": tensor for name, tensor in model.dense_state().items()}
         if self.feature_rates is not None:
             small |= {f"rates/{k}": v for k, v in self.feature_rates.tensors().items()}
-        self.undo.watch_small(
-            {**small, **{f"optimizer/{k}": v for k, v in self.dense.tensors().items()}}
-        )
+        if self.dense.is_ours:
+            small |= {f"optimizer/{k}": v for k, v in self.dense.tensors().items()}
+        self.undo.watch_small(small)
+
+    def mark_best(self) -> None:
+        """Make the present model, and the optimizers' state, those that come back."""
+        self.undo.mark()
+        if not self.dense.is_ours:  # torch makes its state, and replaces it, as it goes
+            state = as_tensors(self.dense.tensors())
+            self._best_dense = {name: array.copy() for name, array in state.items()}
+
+    def restore_best(self) -> None:
+        """Go back to the last mark; what is learned from there can be undone again."""
+        self.undo.undo()
+        if not self.dense.is_ours:
+            self.dense.load_tensors(self._best_dense)
+        self.model.recount()
 
 
 def fast_mlp(

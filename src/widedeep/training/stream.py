@@ -83,6 +83,9 @@ def _learn(trainer: Trainer, name: str, data: object) -> dict[str, Any] | str:
     before = trainer.position
     # The stream's own checkpoints say which shards were learned; within one there is none.
     trainer.directory, trainer.history, trainer.show_progress = None, History(), False
+    config = trainer.config
+    if config.schedule == "wsd":
+        trainer.config = dataclasses.replace(config, schedule="constant")
     try:
         trainer.fit(data)
         loss = trainer.history[-1]["loss"]
@@ -97,6 +100,7 @@ def _learn(trainer: Trainer, name: str, data: object) -> dict[str, Any] | str:
         raise
     finally:
         trainer.directory, trainer.history, trainer.show_progress = directory, history, shown
+        trainer.config = config
     trainer.shards = [*done, name]
     rows = trainer.position.rows
     trainer.position.rows += before.rows
