@@ -28,6 +28,7 @@ embedding_dim = 4
 [train]
 epochs = 2
 batch_size = 64
+schedule = "constant"
 threads = 1
 wide = { optimizer = "ftrl", lr = 0.1, l1 = 0.1 }
 deep = { optimizer = "adagrad", lr = 0.05 }

@@ -101,11 +101,11 @@ def test_early_stopping_keeps_the_best(ads: Path) -> None:
 
 
 def test_going_on_equals_a_run_that_never_stopped(ads: Path) -> None:
-    constant = "train.schedule='constant'"  # with an end to decay towards it would be another run
-    quietly(ads, constant, "train.epochs=3", name="whole")
-    quietly(ads, constant, "train.epochs=1", name="parts")
+    # At constant rates: with an end to decay towards, a longer run is another one.
+    quietly(ads, "train.epochs=3", name="whole")
+    quietly(ads, "train.epochs=1", name="parts")
     assert not (weights(ads / "parts" / "bundle")["bias"] == 0).all()
-    quietly(ads, constant, "train.epochs=3", name="parts", resume=True)
+    quietly(ads, "train.epochs=3", name="parts", resume=True)
     whole, parts = weights(ads / "whole" / "bundle"), weights(ads / "parts" / "bundle")
     assert {name: (whole[name] == parts[name]).all() for name in whole} == dict.fromkeys(
         whole, True
