@@ -14,10 +14,10 @@ from mkdocs.structure.files import File, Files
 
 # What a user meets, in the order of the data path; every other module is shown as the inside.
 FRONT = (
-    *("features", "data.join", "schema", "data.fit", "config", "model", "deep", "heads", "optim"),
-    *("trainer", "metrics", "checkpoint", "bundle", "estimators", "serving.ranker"),
-    *("serving.catalogue", "serving.registry", "serving.impressions", "retrieval", "report"),
-    *("simulate", "training.early_stopping"),
+    *("features", "data.infer", "data.join", "schema", "data.fit", "config", "model", "deep"),
+    *("heads", "optim", "trainer", "metrics", "checkpoint", "bundle", "estimators"),
+    *("serving.ranker", "serving.catalogue", "serving.registry", "serving.impressions"),
+    *("retrieval", "report", "simulate", "training.early_stopping"),
     "errors",
 )
 
