@@ -48,6 +48,8 @@ STEPS = (
     Setting(name="embeddings' own rate", std=0.02, schedule="constant"),
     Setting(name="embeddings' own rate, deviation 0.1", schedule="constant"),
     DEFAULTS,
+    Setting(name="embeddings' own rate, deviation 0.05, wsd", std=0.05),
+    Setting(name="embeddings' own rate, deviation 0.02, wsd", std=0.02),
     Setting(name="embeddings' own rate, deviation 0.1, linear", schedule="linear"),
     Setting(name="one rate, deviation 0.1, wsd", embeddings=ONE_RATE),
 )
