@@ -12,11 +12,12 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 from sklearn.base import clone
+from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 import widedeep as wd
 from widedeep.errors import DataError, WideDeepError
@@ -167,7 +168,7 @@ def test_regression_predicts_in_the_labels_units() -> None:
     assert model.score(X, 1e6 + 1e5 * PRICE) > 0.8
     assert model.predict(X).shape == (ROWS,)
     assert model.predict(X).mean() == pytest.approx(1e6 + 1e5 * PRICE.mean(), rel=0.02)
-    assert regressor(epochs=1).fit(X, np.full(ROWS, 7.0)).predict(X) == pytest.approx(7.0, abs=0.2)
+    assert regressor(epochs=20).fit(X, np.full(ROWS, 7.0)).predict(X) == pytest.approx(7.0, abs=0.2)
 
 
 def test_a_column_of_labels_counts_as_labels() -> None:
@@ -175,6 +176,51 @@ def test_a_column_of_labels_counts_as_labels() -> None:
     assert np.array_equal(classifier(epochs=1).fit(X, Y[:, None]).predict_proba(X), want)
     values = regressor(epochs=1).fit(X, PRICE[:, None]).predict(X)
     assert np.array_equal(values, regressor(epochs=1).fit(X, PRICE).predict(X))
+
+
+@pytest.mark.slow
+def test_the_bare_estimators_are_good_on_small_tables() -> None:
+    flowers, kinds = load_iris(return_X_y=True, as_frame=True)
+    linear = make_pipeline(StandardScaler(), LogisticRegression())
+    want = cross_val_score(linear, flowers, kinds, cv=3, scoring="neg_log_loss").mean()
+    model = wd.WideDeepClassifier(threads=1)
+    assert cross_val_score(model, flowers, kinds, cv=3, scoring="neg_log_loss").mean() > want
+    one, again = (wd.WideDeepRegressor(threads=1).fit(X, PRICE) for _ in range(2))
+    assert one.score(X, PRICE) > 0.95
+    assert again.candidates_ == one.candidates_
+    assert np.array_equal(again.predict(X), one.predict(X))
+
+
+def test_settings_are_chosen_on_rows_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    model = wd.WideDeepClassifier(threads=1, verbose=True).fit(X, Y)
+    assert len({judged.setting for judged in model.candidates_}) == len(model.candidates_) >= 3
+    assert capsys.readouterr().err.count("<- best") == 1
+    assert model.inferred_.columns[0].role == "categorical"
+    assert model.n_iter_ == model.trainer_.position.epoch > 1
+    for options in ({"epochs": 3}, {"early_stopping": False}):
+        assert wd.WideDeepClassifier(threads=1, **options).fit(X, Y).candidates_ == []
+    with pytest.raises(ValueError, match=r"validation_fraction=0.9, expected 0 < fraction"):
+        classifier(validation_fraction=0.9).fit(X, Y)
+
+
+@pytest.mark.slow
+def test_rows_without_weight_choose_nothing() -> None:
+    noise = pd.concat([X, X])
+    labels = np.concatenate([Y, np.random.default_rng(1).permutation(Y)])
+    weights = np.repeat([1.0, 0.0], ROWS)
+    model = wd.WideDeepClassifier(threads=1).fit(noise, labels, sample_weight=weights)
+    assert min(judged.loss for judged in model.candidates_) < 0.3
+    assert model.score(X, Y) > 0.9
+
+
+def test_integers_that_are_keys_and_columns_named_weight_are_features() -> None:
+    rng = np.random.default_rng(0)
+    users = rng.permutation(60)[np.arange(3_000) % 60]
+    likes = rng.random(60) < 0.5
+    frame = pd.DataFrame({"user_id": users, "weight": rng.random(3_000)})
+    model = classifier().fit(frame, likes[users])
+    assert model.score(frame, likes[users]) > 0.95
+    assert set(model.spec_.columns()) == {"user_id", "weight"}
 
 
 def test_a_fitted_estimator_is_pickled() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.config import ModelConfig
+from widedeep.data.infer import infer_spec
 from widedeep.data.sources import pandas_table
 from widedeep.errors import (
     ConfigError,
@@ -21,9 +24,22 @@ from widedeep.errors import (
     install_hint,
     show_value,
 )
-from widedeep.features import FeatureSpec, categorical, numeric
+from widedeep.features import (
+    Bucketized,
+    Crossed,
+    Feature,
+    FeatureSpec,
+    Numeric,
+    categorical,
+    numeric,
+)
 from widedeep.heads import Binary, Head, Multiclass, Regression
-from widedeep.optim import Optimizer
+from widedeep.optim import Adagrad, Adam, Optimizer
+from widedeep.training.schedule import auto_batch_size
+from widedeep.training.search import Judged, Setting, parts_of_rows, search
+
+if TYPE_CHECKING:
+    from widedeep.trainer import Trainer
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -66,11 +82,13 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         self,
         features: Sequence[object] | None = None,
         *,
-        hidden_units: Sequence[int] = ModelConfig().hidden_units,
-        embedding_dim: int | Literal["auto"] = ModelConfig().embedding_dim,
+        hidden_units: Sequence[int] = (128, 64),
+        embedding_dim: int | Literal["auto"] = 8,
         dropout: float = 0.0,
-        epochs: int = 5,
+        epochs: int | Literal["auto"] = "auto",
         batch_size: int | Literal["auto"] = "auto",
+        validation_fraction: float = 0.1,
+        early_stopping: bool = True,
         wide: Optimizer | None = None,
         deep: Optimizer | None = None,
         random_state: int | np.random.RandomState | None = 0,
@@ -88,6 +106,8 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         self.dropout = dropout
         self.epochs = epochs
         self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.early_stopping = early_stopping
         self.wide = wide
         self.deep = deep
         self.random_state = random_state
@@ -95,10 +115,6 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
 
     def _fit(self, X: object, y: NDArray[Any], head: Head, sample_weight: object) -> None:
-        from widedeep.data.fit import fit_schema
-        from widedeep.model import WideDeep
-        from widedeep.trainer import Trainer
-
         table = as_table(X)
         _check_length("y", y, table)
         if not table.num_rows or not table.num_columns:
@@ -107,40 +123,143 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
                 "one of each"
             )
         names = table.column_names
-        features = infer_features(table) if self.features is None else self.features
         for name, what in ((_LABEL, "label"), (_WEIGHT, "weight")):
             if name in names:
                 raise DataError(f"X: its column {name!r} is the {what}'s own name; rename it")
         table = table.append_column(_LABEL, pa.array(y))
+        weights = None
         if sample_weight is not None:
             weights = _numbers("sample_weight", sample_weight, least=0.0)
             _check_length("sample_weight", weights, table)
             table = table.append_column(_WEIGHT, pa.array(weights))
+        self._check_fraction()
         seed = self._seed()
-        spec = FeatureSpec(
-            features=features, label=_LABEL, weight=None if sample_weight is None else _WEIGHT
-        )
-        self.schema_ = fit_schema(spec, table, seed=seed)
-        self.model_ = WideDeep(
-            self.schema_,
+        spec = self._inferred(table, head).replace(weight=None if weights is None else _WEIGHT)
+        self.candidates_: list[Judged] = []
+        setting = Setting()
+        if self.early_stopping and self.epochs == "auto":
+            setting = self._best_setting(spec, table, head, weights, seed)
+        self.spec_ = self._formed(spec, setting)
+        self.trainer_ = self._trained(self.spec_, table, head, setting, seed, self.verbose)
+        self.model_ = self.trainer_.model
+        self.schema_ = self.model_.schema
+        self.n_iter_ = self.trainer_.position.epoch
+        self.n_features_in_ = len(names)
+        self.feature_names_in_ = np.array(names, dtype=object)
+
+    def _check_fraction(self) -> None:
+        fraction = self.validation_fraction
+        if not isinstance(fraction, float) or not 0 < fraction <= 0.5:
+            raise ConfigError(
+                f"got validation_fraction={show_value(fraction)}, expected 0 < fraction <= 0.5"
+            )
+
+    def _inferred(self, table: pa.Table, head: Head) -> FeatureSpec:
+        """Return the features asked for, or those that the table seems to hold."""
+        if self.features is not None:
+            return FeatureSpec(features=self.features, label=_LABEL)
+        table = table.select([name for name in table.column_names if name != _WEIGHT])
+        columns = table.drop_columns([_LABEL])
+        try:
+            self.inferred_ = infer_spec(table, label=_LABEL, head=head.kind)
+        except ConfigError:  # no column says anything that a model could learn
+            return FeatureSpec(features=infer_features(columns), label=_LABEL)
+        spec = self.inferred_.spec
+        # In a table of features alone no column weighs rows or names a query.
+        others = [name for name in (spec.weight, spec.group) if name is not None]
+        features = [*spec.features, *infer_features(columns.select(others))]
+        return FeatureSpec(features=features, label=_LABEL)
+
+    def _formed(self, spec: FeatureSpec, setting: Setting) -> FeatureSpec:
+        """Return the features in the form of a setting: numbers standardised, with bins or not."""
+        if self.features is not None:
+            return spec
+        in_crosses = {p for f in spec.all_features if isinstance(f, Crossed) for p in f.parts}
+        features: list[Feature] = []
+        deep: list[str] = []
+        for feature in spec.all_features:
+            only_in_crosses = isinstance(feature, Bucketized) and feature.name in in_crosses
+            if isinstance(feature, Bucketized) and not (setting.bins or only_in_crosses):
+                continue
+            if isinstance(feature, Numeric):
+                feature = replace(feature, transform="standard")
+            features.append(feature)
+            if not isinstance(feature, Crossed) and not only_in_crosses:
+                deep.append(feature.name)
+        return FeatureSpec(features=features, label=spec.label, weight=spec.weight, deep=deep)
+
+    def _best_setting(
+        self,
+        spec: FeatureSpec,
+        table: pa.Table,
+        head: Head,
+        weights: NDArray[np.float64] | None,
+        seed: int,
+    ) -> Setting:
+        """Return the setting that predicts rows left out best; rows of weight 0 say nothing."""
+        rows = np.arange(table.num_rows) if weights is None else np.flatnonzero(weights > 0)
+        labels = table.column(_LABEL).to_numpy()[rows]
+        strata = np.zeros(len(rows), np.int64) if head.kind == "regression" else labels
+        parts = parts_of_rows(strata, self.validation_fraction, seed)
+        if not parts:
+            return Setting()
+        metric = "rmse" if head.kind == "regression" else "log_loss"
+
+        def judge(setting: Setting, part: int) -> float:
+            learned, left_out = (table.take(rows[taken]) for taken in parts[part])
+            formed = self._formed(spec, setting)
+            trainer = self._trained(formed, learned, head, setting, seed, False)
+            return trainer.evaluate(left_out)[metric]
+
+        bins = self.features is None and any(isinstance(f, Bucketized) for f in spec.all_features)
+        best, self.candidates_ = search(judge, len(parts), bins=bins)
+        if self.verbose:
+            for judged in self.candidates_:
+                mark = "  <- best" if judged.setting == best else ""
+                print(f"{metric} {judged.loss:.4f}  {judged.setting}{mark}", file=sys.stderr)
+        return best
+
+    def _trained(
+        self,
+        spec: FeatureSpec,
+        table: pa.Table,
+        head: Head,
+        setting: Setting,
+        seed: int,
+        progress: bool,
+    ) -> Trainer:
+        from widedeep.data.fit import fit_schema
+        from widedeep.model import WideDeep
+        from widedeep.trainer import Trainer
+
+        model = WideDeep(
+            fit_schema(spec, table, seed=seed),
             hidden_units=self.hidden_units,
             embedding_dim=self.embedding_dim,
             dropout=self.dropout,
+            embedding_std=0.1,
             head=head,
             seed=seed,
         )
-        self.trainer_ = Trainer(
-            self.model_,
+        rows = table.num_rows
+        batch_size = auto_batch_size(rows) if self.batch_size == "auto" else self.batch_size
+        epochs = self.epochs
+        if epochs == "auto":
+            epochs = max(1, round(setting.steps / math.ceil(rows / batch_size)))
+        dense = Adam(lr=0.003, weight_decay=setting.weight_decay)
+        trainer = Trainer(
+            model,
             wide=self.wide,
-            deep=self.deep,
-            batch_size=self.batch_size,
+            deep=self.deep or Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025),
+            dense=None if self.deep else dense,
+            batch_size=batch_size,
+            schedule="linear",
             seed=seed,
             threads=self.threads,
-            progress=self.verbose,
+            progress=progress,
         )
-        self.trainer_.fit(table, epochs=self.epochs)
-        self.n_features_in_ = len(names)
-        self.feature_names_in_ = np.array(names, dtype=object)
+        trainer.fit(table, epochs=epochs)
+        return trainer
 
     def _seed(self) -> int:
         """The seed of a number, a generator, or chance, as scikit-learn reads ``random_state``."""
@@ -168,25 +287,44 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
     """A Wide & Deep classifier for scikit-learn: pipelines, ``cross_val_score`` and ``clone`` work.
 
     Args:
-        features: Features as for :class:`widedeep.FeatureSpec`; None takes number columns as
-            numeric and all others as categorical.
+        features: Features as for :class:`widedeep.FeatureSpec`; None: those that
+            :func:`widedeep.infer_spec` finds, numbers standardised.
         hidden_units: Width of each hidden layer.
         embedding_dim: Width of embeddings, or ``"auto"``.
         dropout: Probability to drop a hidden unit.
-        epochs: Passes over the data.
-        batch_size: Examples a step.
+        epochs: Passes over the data, or ``"auto"``: as many as give 600 steps, three times as many
+            where that is better on rows left out, and at least one.
+        batch_size: Examples a step, or ``"auto"``: by the number of rows, as for
+            :class:`widedeep.Trainer`.
+        validation_fraction: Share of the rows left out to choose settings on where there are more
+            than 5,000, 0 < share <= 0.5. Of fewer, each third is left out in turn.
+        early_stopping: Choose by rows left out how strongly weights decay, whether numbers are cut
+            into bins and how long to train, then train on all rows; False, or a number of epochs,
+            trains once.
         wide: Optimizer of the wide part; None: :class:`widedeep.FTRL` with its defaults.
-        deep: Optimizer of the deep part; None: the defaults of :class:`widedeep.Trainer`.
-        random_state: Seed of initial values and reading order.
+        deep: Optimizer of the deep part; None: :class:`widedeep.Adagrad` for embeddings, and
+            :class:`widedeep.Adam` with weight decay for hidden layers.
+        random_state: Seed of initial values, reading order and rows left out.
         threads: Threads; None: all the process may use.
-        verbose: Show progress.
+        verbose: Show progress, and the settings tried.
+
+    Attributes:
+        classes_: The classes, in the order of the probabilities.
+        candidates_: The settings tried, each with its loss on rows left out; empty if none were.
+        inferred_: What each column was taken for, with reasons; only where ``features`` is None.
+        spec_: The features in use.
+        schema_: What was learned of them.
+        model_: The model.
+        trainer_: Its trainer, whose ``export`` writes a bundle: its scores are of the classes by
+            number.
+        n_iter_: Passes over all rows.
 
     Example:
         >>> import pandas as pd
         >>> import widedeep as wd
         >>> X = pd.DataFrame({"job": ["a", "b"] * 64})
         >>> y = ["yes", "no"] * 64
-        >>> wd.WideDeepClassifier(hidden_units=[4], epochs=20, batch_size=16).fit(X, y).score(X, y)
+        >>> wd.WideDeepClassifier().fit(X, y).score(X, y)
         1.0
     """
 
@@ -230,11 +368,20 @@ class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[mis
         dropout: Probability to drop a hidden unit.
         epochs: Passes over the data.
         batch_size: Examples a step.
+        validation_fraction: Share of the rows left out to choose settings on.
+        early_stopping: Choose settings by rows left out.
         wide: Optimizer of the wide part.
         deep: Optimizer of the deep part.
-        random_state: Seed of initial values and reading order.
+        random_state: Seed of initial values, reading order and rows left out.
         threads: Threads; None: all the process may use.
-        verbose: Show progress.
+        verbose: Show progress, and the settings tried.
+
+    Attributes:
+        label_mean_: Mean of the label; its bundle's scores are in units of ``label_scale_`` from
+            it.
+        label_scale_: Standard deviation of the label.
+
+    The others are those of :class:`WideDeepClassifier`.
 
     Example:
         >>> import pandas as pd
