@@ -41,7 +41,7 @@ from widedeep.serving.shared_rows import SharedRows
 __all__ = ["Ranker", "Ranking"]
 
 # What a term of an explanation costs, in ids.
-_VALUES_A_TERM = 64
+_VALUES_A_TERM = 96
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
