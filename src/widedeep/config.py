@@ -173,7 +173,7 @@ class ModelConfig:
     batch_norm: bool = False
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
     head: Literal["binary", "multiclass", "regression"] | None = None
-    embedding_std: float = 0.1
+    embedding_std: float = 0.02
     seed: int = 0
 
     def __post_init__(self) -> None:
