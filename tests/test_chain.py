@@ -96,7 +96,7 @@ def test_the_tutorial_shows_what_is_printed(run: Run, folder: Path, adult: Path)
     assert verbs == ["init", *WHOLE]
     for command, verb in zip(commands[1:], verbs, strict=False):
         assert next_words(said[verb].out)[1:] == command
-    assert f"the test data of runs/census ({folder / 'test.parquet'})" in said["evaluate"].out
+    assert f"the test data of runs/people ({folder / 'test.parquet'})" in said["evaluate"].out
     assert "note: judged on the test data of" in said["validate"].out
     assert "4,000" in said["report"].out
 
