@@ -9,7 +9,7 @@ from tests.install.commands import blocks, python, run_lanes
 
 THREE_LINES = """
 import pandas as pd
-table = pd.read_parquet("train.parquet")
+table = pd.read_parquet("train.parquet")[:5000]
 X, y = table.drop(columns=["income"]), table["income"]
 import widedeep as wd
 model = wd.WideDeepClassifier().fit(X, y)
