@@ -160,7 +160,7 @@ def test_training_lowers_the_loss(tower: str) -> None:
         hidden_units=[8] if make is None else None,
         towers=None if make is None else {tower: make},
     )
-    trainer = wd.Trainer(model, batch_size=32, progress=False)
+    trainer = wd.Trainer(model, batch_size=32, threads=1, progress=False)
     history = trainer.fit(rows(200, 0), epochs=30)
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
 
