@@ -34,12 +34,9 @@ PERSON = {
     "marital_status": "Never-married",
     "occupation": "Adm-clerical",
     "relationship": "Not-in-family",
-    "race": "White",
-    "gender": "Male",
     "capital_gain": 2174,
     "capital_loss": 0,
     "hours_per_week": 40,
-    "native_country": "United-States",
 }
 
 
