@@ -20,7 +20,7 @@ print(model.predict_proba(X[:3]))
 def section() -> None:
     """The tutorial's last section."""
     last = blocks("docs/tutorial.md", "python", after="The same through scikit-learn")
-    python("import widedeep as wd\n" + "".join(last), says="[[")
+    python("import widedeep as wd\n" + "".join(last), says="accuracy")
 
 
 def frame() -> None:
