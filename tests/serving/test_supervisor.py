@@ -118,6 +118,40 @@ def test_sigterm_drains_all_workers(port: int, server: subprocess.Popen[bytes]) 
     assert not any(alive(pid) for pid in pids)
 
 
+# Sends a signal at the n-th line that the supervisor's loop comes to, for many n.
+SIGNALLED = """
+import signal, sys
+from widedeep.serving import supervisor
+
+supervisor._LOOK_S = 0.001
+
+def sends(number, lines):
+    def trace(frame, event, argument):
+        nonlocal lines
+        lines -= event == "line"
+        if lines == 0:
+            lines = -1
+            signal.raise_signal(number)
+        return trace
+    return trace
+
+for lines in range(1, 60):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with supervisor._orders_by_signals() as orders:
+            sys.settrace(sends(number, lines))
+            code = supervisor._watch([], orders)
+            sys.settrace(None)
+        assert (code, orders.stop, orders.soon) == (0, True, number == signal.SIGINT)
+"""
+
+
+def test_a_signal_at_any_line_ends_the_supervisor() -> None:
+    """A handler that took a lock hung for ever where the interrupted line held it."""
+    words = [sys.executable, "-c", SIGNALLED]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_workers_do_not_outlive_a_killed_supervisor(
     port: int, server: subprocess.Popen[bytes]

@@ -13,10 +13,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -186,15 +185,15 @@ def run_workers(
 
 
 def _watch(workers: Sequence[_Process], orders: _Orders) -> int:
-    while not orders.stop.is_set():
+    while not orders.stop:
         for worker in workers:
             if worker.look() == _MISUSE:
                 return _MISUSE
-        if orders.reread.is_set():
-            orders.reread.clear()
+        if orders.reread:
+            orders.reread = False
             for worker in workers:
                 worker.signal(signal.SIGHUP)
-        orders.stop.wait(_LOOK_S)
+        time.sleep(_LOOK_S)
     return 0
 
 
@@ -202,12 +201,12 @@ def _drain(
     workers: Sequence[_Process], drain_s: float, orders: _Orders, say: Callable[[str], None]
 ) -> None:
     for worker in workers:
-        worker.signal(signal.SIGINT if orders.soon.is_set() else signal.SIGTERM)
+        worker.signal(signal.SIGINT if orders.soon else signal.SIGTERM)
     end = time.monotonic() + drain_s
     while any(worker.is_running() for worker in workers) and time.monotonic() < end:
-        if orders.hurry.is_set():
+        if orders.hurry:
             drain_s, end = _HURRY_S, min(end, time.monotonic() + _HURRY_S)
-            orders.hurry.clear()
+            orders.hurry = False
             for worker in workers:
                 worker.signal(signal.SIGTERM)
         time.sleep(_LOOK_S)
@@ -217,14 +216,18 @@ def _drain(
             worker.kill()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Orders:
-    """What signals have asked for: to stop, and how soon; to read files again."""
+    """What signals have asked for: to stop, and how soon; to read files again.
 
-    stop: threading.Event = field(default_factory=threading.Event)
-    soon: threading.Event = field(default_factory=threading.Event)
-    hurry: threading.Event = field(default_factory=threading.Event)
-    reread: threading.Event = field(default_factory=threading.Event)
+    Plain values: a handler interrupts the very thread that looks, and would wait for ever for the
+    lock of an event that this thread holds just then.
+    """
+
+    stop: bool = False
+    soon: bool = False
+    hurry: bool = False
+    reread: bool = False
 
 
 @contextlib.contextmanager
@@ -233,11 +236,11 @@ def _orders_by_signals() -> Iterator[_Orders]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            orders.reread.set()
+            orders.reread = True
             return
-        if number == signal.SIGINT:
-            orders.soon.set()
-        (orders.hurry if orders.stop.is_set() else orders.stop).set()
+        orders.soon = orders.soon or number == signal.SIGINT
+        orders.hurry = orders.hurry or orders.stop
+        orders.stop = True
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}
