@@ -49,6 +49,16 @@ def _check_range(owner: str, name: str, got: object, condition: bool, allowed: s
         raise ConfigError(f"{owner}: got {name}={show_value(got)}, expected {allowed}")
 
 
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _type_hints(kind: type) -> dict[str, Any]:
+    """Evaluate a class's types once: that takes longer than all checks of its values."""
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)
+    return _HINTS[kind]
+
+
 def check_types(config: object, owner: str, raising: type[WideDeepError] = ConfigError) -> None:
     """Refuse values of other types than a dataclass declares, and a text twice in a list.
 
@@ -63,7 +73,7 @@ def check_types(config: object, owner: str, raising: type[WideDeepError] = Confi
     Raises:
         WideDeepError: With the field, what was got, and what is allowed.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _type_hints(type(config))
     for entry in dataclasses.fields(config):  # type: ignore[arg-type]
         name, hint = entry.name, hints[entry.name]
         given = getattr(config, name)
@@ -578,7 +588,7 @@ def read_section(
         ConfigError: For an unknown key (with the nearest), a value of another type, or one that the
             dataclass refuses.
     """
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     entries = {entry.name: entry for entry in dataclasses.fields(kind)}
     for key, given in table.items():
         if key not in hints:

@@ -221,6 +221,7 @@ def killed(base: Path, tmp_path: Path, what: str, points: Iterable[int]) -> list
     return lines
 
 
+@pytest.mark.slow  # tests/publish/test_live.py stops there, too, within one process
 def test_killed_between_gate_and_publish(base: Path, tmp_path: Path) -> None:
     """Before and after it is published; the last is not killed."""
     lines = killed(base, tmp_path, "steps", [2, 3, 99])

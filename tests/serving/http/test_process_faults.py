@@ -253,7 +253,8 @@ def test_orders_models_and_catalogue_that_cannot_be_read_stop_no_answers(models:
         server.wait_ready()
         requests = Requests(server, right)
         requests.start()
-        (models / "serving.json").write_text("{")
+        (models.parent / "half").write_text("{")
+        (models.parent / "half").rename(models / "serving.json")  # at once: one thing is wrong
         eventually(lambda: figure(server, "widedeep_versions_unreadable_total") >= 2)
         told = readiness(server)
         assert told["ready"] and "serving.json" in told["warnings"][0]
