@@ -61,5 +61,6 @@ def grown(folder: Path, rows: int) -> float:
 
 def test_the_report_reads_batch_by_batch(tmp_path: Path) -> None:
     few, many = grown(tmp_path / "few", 500_000), grown(tmp_path / "many", 2_000_000)
-    # Whole columns of two million rows would be 250 MB more than of half a million.
-    assert many < few + 60
+    # Whole columns of two million rows would be 250 MB more than of half a million; how far the
+    # reader runs ahead is its threads' luck.
+    assert many < few + 130
