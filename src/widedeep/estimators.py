@@ -34,7 +34,7 @@ from widedeep.features import (
     numeric,
 )
 from widedeep.heads import Binary, Head, Multiclass, Regression
-from widedeep.optim import Adagrad, Adam, Optimizer
+from widedeep.optim import Adam, Optimizer
 from widedeep.training.schedule import auto_batch_size
 from widedeep.training.search import Judged, Setting, parts_of_rows, search
 
@@ -250,7 +250,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         trainer = Trainer(
             model,
             wide=self.wide,
-            deep=self.deep or Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025),
+            deep=self.deep,
             dense=None if self.deep else dense,
             batch_size=batch_size,
             schedule="linear",

@@ -31,11 +31,11 @@ class LabelledRows:
     def place(self) -> str | list[str]:
         """The paths, with the share of their rows that is meant, if it is a share."""
         if isinstance(self.data, RowShare):
-            share = self.data.stop - self.data.start
+            fraction = self.data.stop - self.data.start
             order = "" if self.data.latest is None else f", the latest by {self.data.latest}"
-            return f"{_text(self.data.data)} ({share:.3g} of the rows{order})"
-        place: str | list[str] = self.data
-        return place
+            return f"{_text(self.data.data)} ({fraction:.3g} of the rows{order})"
+        paths: str | list[str] = self.data
+        return paths
 
     @property
     def heading(self) -> str:

@@ -130,8 +130,10 @@ def infer_spec(
     head = _head_of(next((p for p in profiles if p.name == label), None), head)
     evidence = measure(sample.table, columns, label, head, crosses=crosses, seed=seed)
     if not any(column.is_feature for column in evidence.columns):
-        told = "; ".join(f"{c.name}: {c.reason}" for c in evidence.columns if c.reason)
-        raise ConfigError(f"got no column that can be a feature ({told}); give a table with more")
+        reasons = "; ".join(f"{c.name}: {c.reason}" for c in evidence.columns if c.reason)
+        raise ConfigError(
+            f"got no column that can be a feature ({reasons}); give a table with more"
+        )
     spec = _spec(evidence.columns, evidence.crosses, label)
     # What was counted of a user and an item together belongs to neither.
     if "request" in joined.values() and "history" not in joined.values():

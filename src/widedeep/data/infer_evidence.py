@@ -280,9 +280,9 @@ def _suggest(
     rows = max(_LEAST_PAIR_ROWS, budget // (len(parts) * (len(parts) - 1) // 2))
     if rows < table.num_rows:
         order = np.random.Generator(np.random.Philox(seed)).permutation(table.num_rows)
-        taken = np.sort(order[:rows])
-        table = table.take(pa.array(taken))
-        targets = replace(targets, values_BC=targets.values_BC[taken])
+        sample = np.sort(order[:rows])
+        table = table.take(pa.array(sample))
+        targets = replace(targets, values_BC=targets.values_BC[sample])
     gains = HeldOutGains(targets, seed)
     cells = {c.name: _cells(table, c, _BINS) for c in parts}
     limit = max(2, int((2 * budget / _LEAST_PAIR_ROWS) ** 0.5))
