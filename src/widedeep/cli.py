@@ -15,26 +15,12 @@ from widedeep.cli_output import say
 from widedeep.cli_parser import BUG, GOOD, INTERRUPTED, MISUSE, VerbParser
 from widedeep.errors import WideDeepError, missing_package
 
-__all__ = ["main"]
-
 BROKEN_PIPE = 141
 """What a shell reports of a program that a closed pipe ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb.
-
-    Args:
-        argv: The words after ``widedeep``; None takes the process's own.
-
-    Returns:
-        0 good; 1 it ran, and the answer is no; 2 misuse; 70 a fault of widedeep; 130 after Ctrl-C.
-
-    Example:
-        >>> main(["--version"])
-        widedeep 0.1.0
-        0
-    """
+    """Run one verb."""
     try:
         with _printable():
             code = _run(sys.argv[1:] if argv is None else argv)

@@ -9,8 +9,6 @@ from widedeep.cli_output import print_json, print_table, print_text, say
 from widedeep.cli_parser import GOOD, NO, VerbParser, Verbs, add_verb, positive, real, threads
 from widedeep.errors import ConfigError
 
-__all__ = ["add_verbs"]
-
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verb ``bench``, and what it can measure."""

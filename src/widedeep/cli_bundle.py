@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from widedeep.report.inspection import WideWeight
     from widedeep.schema import Schema
 
-__all__ = ["add_verbs"]
-
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verbs of a trained model."""

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from widedeep.gate import Verdict
     from widedeep.publish import PublishedVersion
 
-__all__ = ["add_verbs", "lineage_document", "print_lineage", "print_validate"]
-
 MODELS = "models"
 """The folder of versions that a next step names where nobody named one."""
 
@@ -108,12 +106,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def print_validate(model: Path, data: Sequence[str]) -> None:
-    """Print the command that judges a model, against what the folder ``models`` serves, if it does.
-
-    Args:
-        model: A bundle, or a run's folder.
-        data: Paths; none: the rows of the model's run.
-    """
+    """Print the command that judges a model, against what the folder ``models`` serves."""
     from widedeep.commands.run_data import run_of
     from widedeep.publish.lineage import is_models_directory
 

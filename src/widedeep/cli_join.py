@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from widedeep.data.join.manifest import JoinResult
     from widedeep.data.profile import ColumnProfile
 
-__all__ = ["add_verb_join", "check_document", "print_check"]
-
 
 def add_verb_join(verbs: Verbs) -> None:
     """Add the verb ``join``."""

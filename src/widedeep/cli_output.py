@@ -13,20 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = [
-    "count",
-    "free_path",
-    "next_line",
-    "number",
-    "print_json",
-    "print_metrics",
-    "print_next",
-    "print_table",
-    "print_text",
-    "say",
-    "shown_path",
-]
-
 # The metrics that matter most, first; the rest follow under --json alone.
 _SHOWN_METRICS = (
     *("auc", "gauc", "pr_auc", "log_loss", "normalized_entropy", "accuracy", "accuracy_baseline"),
@@ -54,12 +40,7 @@ def print_text(text: str = "") -> None:
 
 
 def next_line(*words: object, note: str = "") -> str:
-    """Return the line that says what to do next, as a command that runs as it stands.
-
-    Args:
-        words: Of the command, after ``widedeep``.
-        note: What a person may want to change in it; a comment to the shell.
-    """
+    """Return the line that says what to do next, as a command that runs as it stands."""
     command = shlex.join(["widedeep", *map(str, words)])
     return f"next: {command}" + (f"  # {note}" if note else "")
 
@@ -76,11 +57,7 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 
 
 def free_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path at which nothing lies: this one, or with a number behind its stem.
-
-    Args:
-        path: The first choice.
-    """
+    """Return a path at which nothing lies: this one, or with a number behind its stem."""
     first, number = Path(path), 2
     free = first
     while free.exists():
@@ -92,13 +69,7 @@ def free_path(path: str | os.PathLike[str]) -> Path:
 def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
 ) -> None:
-    """Print a table as wide as the terminal allows (80 columns where there is none).
-
-    Args:
-        headings: One a column.
-        rows: The cells, as text.
-        right: Headings of the columns to be aligned on the right: numbers.
-    """
+    """Print a table as wide as the terminal allows (80 columns where there is none)."""
     from rich import box
     from rich.table import Table
 
@@ -138,11 +109,7 @@ def _console() -> Console:
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Print the metrics of one or more data sets, side by side.
-
-    Args:
-        metrics: By data set, by metric.
-    """
+    """Print the metrics of one or more data sets, side by side."""
     names = list(dict.fromkeys(name for found in metrics.values() for name in found))
     shown = [name for name in names if name.rpartition("/")[2].partition("@")[0] in _SHOWN_METRICS]
     shown.sort(key=lambda name: _order(name, names))

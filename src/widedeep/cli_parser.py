@@ -11,25 +11,6 @@ from typing import Any, NoReturn, TypeAlias
 from widedeep.cli_output import say
 from widedeep.errors import nearest
 
-__all__ = [
-    "BUG",
-    "GOOD",
-    "INTERRUPTED",
-    "MISUSE",
-    "NO",
-    "VerbParser",
-    "Verbs",
-    "add_set",
-    "add_verb",
-    "period",
-    "positive",
-    "real",
-    "seconds",
-    "share",
-    "threads",
-    "whole",
-]
-
 GOOD, NO, MISUSE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 Verbs: TypeAlias = Any
@@ -68,16 +49,7 @@ def add_verb(
     example: str,
     then: str = "",
 ) -> argparse.ArgumentParser:
-    """Add a verb, with ``--json``, and return its parser.
-
-    Args:
-        verbs: Where to add it.
-        name: What the user types.
-        run: Does it and returns the exit code.
-        summary: What it does, in one line.
-        example: Command lines, shown at the end of the help.
-        then: The command that follows this one, shown as its last line.
-    """
+    """Add a verb, with ``--json``, and return its parser."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,

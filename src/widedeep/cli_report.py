@@ -13,8 +13,6 @@ from widedeep.cli_parser import GOOD, Verbs, add_verb, positive, threads
 if TYPE_CHECKING:
     from widedeep.report import Report
 
-__all__ = ["add_verbs"]
-
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verb ``report``."""

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from widedeep.config import RunConfig
     from widedeep.config_follow import FollowConfig
 
-__all__ = ["add_verbs"]
-
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verbs of a run."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from widedeep.serving.http.settings import Settings
     from widedeep.serving.http.worker import LogPlan, ServingPlan
 
-__all__ = ["add_verbs"]
-
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verb that serves."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from widedeep.commands.simulate import Simulated
     from widedeep.simulate import StoreConfig
 
-__all__ = ["add_verbs"]
-
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verb ``simulate``."""

@@ -60,19 +60,7 @@ def _type_hints(kind: type) -> dict[str, Any]:
 
 
 def check_types(config: object, owner: str, raising: type[WideDeepError] = ConfigError) -> None:
-    """Refuse values of other types than a dataclass declares, and a text twice in a list.
-
-    NumPy's numbers become Python's, lists become tuples where the dataclass has tuples, and paths
-    become text. A field whose metadata say ``may_be_infinite`` takes infinity.
-
-    Args:
-        config: The dataclass, which may be frozen.
-        owner: Named in errors, such as ``"[split]"``.
-        raising: The kind of error.
-
-    Raises:
-        WideDeepError: With the field, what was got, and what is allowed.
-    """
+    """Refuse values of other types than a dataclass declares, and a text twice in a list."""
     hints = _type_hints(type(config))
     for entry in dataclasses.fields(config):  # type: ignore[arg-type]
         name, hint = entry.name, hints[entry.name]
@@ -500,16 +488,7 @@ def _value(text: str) -> Any:
 def config_from_tables(
     tables: Mapping[str, Any], *, folder: Path | None = None, origin: str = "config"
 ) -> RunConfig:
-    """Build a configuration from nested tables.
-
-    Args:
-        tables: ``data``, ``features``, ``model``, ``train``.
-        folder: Relative data paths are relative to it.
-        origin: Named in errors.
-
-    Raises:
-        ConfigError: For an unknown section or key, or a bad value.
-    """
+    """Build a configuration from nested tables."""
     sections = ("data", "features", "model", "train", "gate", "follow")
     for name, table in tables.items():
         if name not in sections:
@@ -684,16 +663,6 @@ def _say(hint: Any) -> str:
 def check_value(
     value: object, hint: Any, where: str, raising: type[WideDeepError] = ConfigError
 ) -> None:
-    """Refuse a plain value, read from JSON or TOML, of another type than a hint says.
-
-    Args:
-        value: Lists, tables, text, numbers, booleans or None.
-        hint: Such as ``int`` or ``Mapping[str, float]``.
-        where: Named in the error.
-        raising: The kind of error.
-
-    Raises:
-        WideDeepError: With what was got and what is allowed.
-    """
+    """Refuse a plain value, read from JSON or TOML, of another type than a hint says."""
     if not _fits(value, hint):
         raise raising(f"{where}: got {value!r:.80}, {_expected(value, hint)}")

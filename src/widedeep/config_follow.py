@@ -11,31 +11,16 @@ from typing import Any
 from widedeep.config import _check_range, check_types, read_section, read_tables
 from widedeep.errors import ConfigError
 
-__all__ = ["FollowConfig", "load_follow_config"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FollowConfig:
-    """When a run that follows a folder writes a bundle, and where it publishes what passes.
+    """When a run that follows a folder writes a bundle, and where it publishes what passes."""
 
-    Args:
-        publish: The directory of versions, or its URL; None publishes nothing.
-        export_rows: Rows learned since the last bundle; None: not by rows.
-        export_minutes: Time since then; None: not by time.
-        judge_rows: The gate judges on the newest shards, before they are learned: so many that
-            they hold at least this many rows.
-
-    Raises:
-        ConfigError: If a value is outside its range.
-
-    Example:
-        >>> FollowConfig(publish="models", export_minutes=30).judge_rows
-        10000
-    """
-
-    publish: str | None = None
-    export_rows: int | None = None
-    export_minutes: float | None = None
+    publish: str | None = None  # The directory of versions, or its URL; None publishes nothing
+    export_rows: int | None = None  # Rows learned since the last bundle; None: not by rows
+    export_minutes: float | None = None  # Time since then; None: not by time
+    # The gate judges on the newest shards, before they are learned: so many that they hold at least
+    # this many rows
     judge_rows: int = 10_000
 
     def __post_init__(self) -> None:
@@ -56,17 +41,7 @@ def load_follow_config(
     *,
     options: Mapping[str, Any] | None = None,
 ) -> FollowConfig:
-    """Read the ``[follow]`` section of a run's TOML file.
-
-    Args:
-        path: The file; what it names is relative to its folder.
-        overrides: ``"follow.judge_rows=5000"`` and the like; others are passed over.
-        options: Values that win over the file's; None among them stands for "not given".
-
-    Raises:
-        ConfigError: For a missing or broken file, an unknown key, a bad value, or a place to
-            publish without saying when.
-    """
+    """Read the ``[follow]`` section of a run's TOML file."""
     table = _section(read_tables(path), str(path))
     place = table.get("publish")
     if isinstance(place, str) and "://" not in place:

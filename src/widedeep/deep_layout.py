@@ -9,42 +9,24 @@ from typing import Literal
 
 from widedeep.schema import Schema, Slot
 
-__all__ = ["DeepLayout", "auto_dim", "make_layout"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeepLayout:
-    """The deep part's input, known before any tower is made.
+    """The deep part's input, known before any tower is made."""
 
-    Args:
-        width: X, columns of ``concat_BX``.
-        columns: Feature to its columns; pooled embeddings first, then the dense numbers.
-        dense: The dense numbers' columns as one slice.
-        dense_columns: Column of ``Batch.dense_BK`` for each column of ``dense``.
-        dims: Feature to its embedding width, sequences too.
-        sequences: Features that keep their sequence.
-        extra: Feature to its columns of ``Batch.dense_BK``, for :attr:`widedeep.FeatureSpec.extra`.
-    """
-
-    width: int
+    width: int  # X, columns of ``concat_BX``
+    # Feature to its columns; pooled embeddings first, then the dense numbers
     columns: Mapping[str, slice]
-    dense: slice
-    dense_columns: tuple[int, ...]
-    dims: Mapping[str, int]
-    sequences: tuple[str, ...]
+    dense: slice  # The dense numbers' columns as one slice
+    dense_columns: tuple[int, ...]  # Column of ``Batch.dense_BK`` for each column of ``dense``
+    dims: Mapping[str, int]  # Feature to its embedding width, sequences too
+    sequences: tuple[str, ...]  # Features that keep their sequence
+    # Feature to its columns of ``Batch.dense_BK``, for :attr:`widedeep.FeatureSpec.extra`
     extra: Mapping[str, slice]
 
 
 def auto_dim(size: int) -> int:
-    """Return an embedding width for a vocabulary: 1.6 x size^0.56, at most 64, at least 2.
-
-    Args:
-        size: Number of ids.
-
-    Example:
-        >>> auto_dim(16), auto_dim(1_000_000)
-        (8, 64)
-    """
+    """Return an embedding width for a vocabulary: 1.6 x size^0.56, at most 64, at least 2."""
     return max(2, min(64, round(1.6 * math.pow(size, 0.56))))
 
 
@@ -55,12 +37,7 @@ def _dim(slot: Slot, default: int | Literal["auto"]) -> int:
 
 
 def make_layout(schema: Schema, embedding_dim: int | Literal["auto"]) -> DeepLayout:
-    """Lay out the deep input of a schema.
-
-    Args:
-        schema: Gives the features of the deep part.
-        embedding_dim: Width of embeddings that declare none, or ``"auto"`` (see :func:`auto_dim`).
-    """
+    """Lay out the deep input of a schema."""
     deep = [slot for slot in schema.slots if slot.deep]
     dims = {slot.name: _dim(slot, embedding_dim) for slot in deep}
     columns: dict[str, slice] = {}

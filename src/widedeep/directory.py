@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_directory", "file_sha256", "fsync_path", "write_text_whole"]
-
 _BLOCK = 1 << 20
 _HERE = -100  # AT_FDCWD of Linux; the paths are absolute
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
@@ -37,15 +35,7 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
 
 
 def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a small file beside its place, force it to the disk and rename it.
-
-    Args:
-        path: The file, replaced if it is there.
-        text: Its contents, written as UTF-8.
-
-    Raises:
-        OSError: If it cannot be written; a file that was there is then as it was.
-    """
+    """Write a small file beside its place, force it to the disk and rename it."""
     place = Path(path)
     made = place.with_name(f".{place.name}.tmp")
     try:
@@ -60,24 +50,7 @@ def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(path: str | os.PathLike[str], *, within: Path | None = None) -> Iterator[Path]:
-    """Give a temporary directory beside ``path``; rename it to ``path`` if the block ends well.
-
-    A directory already at ``path`` is replaced: the two change places in one step (where the system
-    cannot, in two), and the old one is deleted last. If the block fails, the temporary directory is
-    deleted and whatever was at ``path`` stays.
-
-    Args:
-        path: The directory's final place.
-        within: Where the temporary directory is made, on the same disk; None: beside ``path``.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> place = pathlib.Path(tempfile.mkdtemp()) / "out"
-        >>> with atomic_directory(place) as made:
-        ...     _ = (made / "a.txt").write_text("a")
-        >>> sorted(entry.name for entry in place.iterdir())
-        ['a.txt']
-    """
+    """Give a temporary directory beside ``path``; rename it to ``path`` if the block ends well."""
     final = Path(path).absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
     made = Path(

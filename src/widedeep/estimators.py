@@ -416,11 +416,7 @@ class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[mis
 
 
 def as_table(X: object) -> pa.Table:
-    """Return a DataFrame, Arrow table or 2-D array (columns ``x0``, ``x1``, ...) as Arrow.
-
-    Raises:
-        DataError: If it is none of these, or a column's values are of no one kind.
-    """
+    """Return a DataFrame, Arrow table or 2-D array (columns ``x0``, ``x1``, ...) as Arrow."""
     if isinstance(X, pa.Table):
         table = X
     elif isinstance(X, np.ndarray):

@@ -501,12 +501,7 @@ def _check_arguments(schema: object, hidden_units: object) -> None:
 
 
 def cell_ids(batch: Batch, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return one feature's ids of all examples, and their offsets (B + 1).
-
-    Args:
-        batch: B examples.
-        slot: The feature's place among the slots.
-    """
+    """Return one feature's ids of all examples, and their offsets (B + 1)."""
     slots = batch.n_slots
     starts = batch.offsets_BF[slot : len(batch) * slots : slots]
     stops = batch.offsets_BF[slot + 1 :: slots][: len(batch)]

@@ -601,14 +601,7 @@ def text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArra
 
 
 def stored_spec(path: str | os.PathLike[str]) -> FeatureSpec:
-    """Return the declaration that a schema's file holds, without the vocabularies.
-
-    Args:
-        path: That :meth:`Schema.save` wrote.
-
-    Raises:
-        SchemaError: If it holds no schema.
-    """
+    """Return the declaration that a schema's file holds, without the vocabularies."""
     metadata = read_metadata(path)
     if "schema" not in metadata:
         raise SchemaError(f"{path}: got a safetensors file that holds no schema")

@@ -9,8 +9,6 @@ from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
 if TYPE_CHECKING:
     from widedeep.schema import Schema
 
-__all__ = ["kind_text", "place_text", "schema_table"]
-
 _HEADINGS = ("feature", "kind", "size", "missing", "placement")
 
 

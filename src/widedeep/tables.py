@@ -22,40 +22,11 @@ from widedeep.tables_storage import RowStorage
 if TYPE_CHECKING:
     from widedeep.optim import Optimizer
 
-__all__ = ["EmbeddingTable", "Groups"]
-
 _CHUNK_ROWS = 1 << 18  # rows filled or counted at a time, so that temporaries stay small
 
 
 class EmbeddingTable:
-    """One physical table of R rows and D columns that holds several logical tables.
-
-    Embeddings of one width share a table, as do all wide weights (D = logits a row, ``std=0``).
-    Ids are local to their feature; two features may share a logical table. A row's initial value
-    is a function of (seed, logical table, id), so growing tables and shards have the same bits.
-    Rows are made when they are first needed: attach the optimizer before that, and they are made
-    in their final place.
-
-    Args:
-        tables: Logical table to its number of ids, in order.
-        features: Feature to its logical table.
-        dim: D, columns.
-        seed: Of the initial values.
-        std: Standard deviation of the initial values; 0 starts at zeros.
-        device: Where the rows live.
-        batches: Brings batches there; tables that share it bring each once.
-
-    Raises:
-        SchemaError: If a feature names an unknown table, or a size or width is below 1.
-
-    Example:
-        >>> table = EmbeddingTable({"job": 4, "city": 3}, {"job": "job", "home": "city",
-        ...                        "work": "city"}, dim=2, seed=1, std=0.1)
-        >>> table.rows("work", np.array([0, 2])).tolist()
-        [4, 6]
-        >>> table.weight.shape
-        torch.Size([7, 2])
-    """
+    """One physical table of R rows and D columns that holds several logical tables."""
 
     def __init__(
         self,
@@ -128,16 +99,7 @@ class EmbeddingTable:
         return int(self._nonzero)
 
     def rows(self, feature: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the physical rows of a feature's ids.
-
-        Args:
-            feature: The feature's name.
-            ids: int64 ids, 0 <= id < size of its table.
-
-        Raises:
-            SchemaError: If the feature is not in this table.
-            DataError: If an id lies outside.
-        """
+        """Return the physical rows of a feature's ids."""
         if feature not in self._table_of:
             raise SchemaError(f"got feature {feature!r}; {nearest(feature, self._table_of)}")
         number = self._table_of[feature]
@@ -154,10 +116,7 @@ class EmbeddingTable:
         return self._storage
 
     def _new_storage(self, sizes: Mapping[str, int], old: RowStorage | None) -> RowStorage:
-        """Make the rows of all logical tables: those there were as they are, the rest initial.
-
-        ``old`` holds rows of the present sizes; its state is kept if it has the same names.
-        """
+        """Make the rows of all logical tables: those there were as they are, the rest initial."""
         optimizer = self._optimizer
         names = ("weight", *(() if optimizer is None else optimizer.state_names))
         made = RowStorage(sum(sizes.values()), self.dim, names, self.device)
@@ -216,18 +175,7 @@ class EmbeddingTable:
         *,
         threads: int = 1,
     ) -> None:
-        """Write the pooled embeddings of this table's features into their columns.
-
-        Args:
-            batch: B examples.
-            slots: All feature slots of the batch; those that keep their sequence are passed over.
-            columns: Feature to its columns of ``out_BX``.
-            out_BX: float32, changed in place.
-            threads: Threads of the lookup; the result does not depend on it.
-
-        Raises:
-            DataError: If an id lies outside its table.
-        """
+        """Write the pooled embeddings of this table's features into their columns."""
         placed = self._place(slots, columns, None)
         with _naming(slots):
             if self._on_device:
@@ -249,18 +197,7 @@ class EmbeddingTable:
         *,
         threads: int = 1,
     ) -> None:
-        """Add the combined weights of this table's features to the logits, slot after slot.
-
-        Args:
-            batch: B examples.
-            slots: All feature slots of the batch.
-            combiner: ``"sum"``, ``"mean"`` or ``"sqrtn"``; numbers are summed in any case.
-            logits_BC: float32, changed in place.
-            threads: Threads of the lookup; the result does not depend on it.
-
-        Raises:
-            DataError: If an id lies outside its table.
-        """
+        """Add the combined weights of this table's features to the logits, slot after slot."""
         placed = self._place(slots, None, combiner)
         with _naming(slots):
             if self._on_device:
@@ -274,16 +211,7 @@ class EmbeddingTable:
             )  # fmt: skip
 
     def group(self, batch: BatchArrays, slots: Sequence[SlotLike], *, threads: int = 1) -> Groups:
-        """Find the distinct rows that a batch touches, and where each occurs.
-
-        Args:
-            batch: B examples.
-            slots: All feature slots of the batch.
-            threads: Threads to use; the result does not depend on it.
-
-        Raises:
-            DataError: If an id lies outside its table.
-        """
+        """Find the distinct rows that a batch touches, and where each occurs."""
         placed = self._place(slots, None, "sum")
         with _naming(slots):
             if self._on_device:
@@ -295,18 +223,7 @@ class EmbeddingTable:
         return Groups(torch.from_numpy(found.rows_U), found)
 
     def regroup(self, other: EmbeddingTable, groups: Groups) -> Groups | None:
-        """Return this table's groups from those of a table that holds the same features too.
-
-        So a batch's ids are grouped once for the wide part and the embeddings.
-
-        Args:
-            other: Holds some of the same features.
-            groups: :meth:`group` of ``other``.
-
-        Returns:
-            The groups, or None where a logical table here is not one of the same features in
-            ``other``.
-        """
+        """Return this table's groups from those of a table that holds the same features too."""
         # Kept from step to step; a table that grows gets other bases.
         if self._shared is None or self._shared[0] is not other._bases:
             self._shared = (other._bases, self._tables_in(other))
@@ -338,20 +255,7 @@ class EmbeddingTable:
         *,
         threads: int = 1,
     ) -> Tensor:
-        """Sum the gradients of each touched row over its occurrences, in ascending order.
-
-        Args:
-            batch: The batch that was gathered.
-            groups: :meth:`group` of it.
-            slots: All feature slots of the batch.
-            columns: Feature to its columns of ``grad_BX``.
-            grad_BX: Gradient of the buffer that :meth:`gather` wrote.
-            sequence_grads: Gradient of the unpooled rows of each feature that keeps its sequence.
-            threads: Threads to use; the result does not depend on it.
-
-        Returns:
-            float32 (U, D)
-        """
+        """Sum the gradients of each touched row over its occurrences, in ascending order."""
         placed = self._place(slots, columns, None)
         sequences = [
             i
@@ -387,19 +291,7 @@ class EmbeddingTable:
         *,
         threads: int = 1,
     ) -> Tensor:
-        """Sum the logits' gradients of each touched row over its occurrences.
-
-        Args:
-            batch: The batch that was added.
-            groups: :meth:`group` of it.
-            slots: All feature slots of the batch.
-            combiner: As given to :meth:`add_wide`.
-            grad_BC: Gradient of the logits.
-            threads: Threads to use; the result does not depend on it.
-
-        Returns:
-            float32 (U, C)
-        """
+        """Sum the logits' gradients of each touched row over its occurrences."""
         placed = self._place(slots, None, combiner)
         if isinstance(groups.places, twins.TensorGroups):
             ids, on_device = self._places.place(batch, placed, check=False)
@@ -416,10 +308,7 @@ class EmbeddingTable:
         columns: Mapping[str, slice] | None,
         combiner: str | None,
     ) -> Placement:
-        """Place this table's slots; the arrays are kept for the next call with the same ones.
-
-        With a combiner all of them take part, without one those that the deep part pools.
-        """
+        """Place this table's slots; the arrays are kept for the next call with the same ones."""
         key = (id(slots), id(columns), combiner)
         held = self._placements.get(key)
         if held is not None and held[0] is slots and held[1] is columns:
@@ -450,11 +339,7 @@ class EmbeddingTable:
     # ---- updates -----------------------------------------------------------------------------
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Give every row the initial state of an optimizer, beside its weights.
-
-        Args:
-            optimizer: Its state replaces that of the one before.
-        """
+        """Give every row the initial state of an optimizer, beside its weights."""
         self._optimizer = optimizer
         held = self._storage
         if held is None:
@@ -479,19 +364,7 @@ class EmbeddingTable:
         rates_U: Tensor | None = None,
         products_U: Tensor | None = None,
     ) -> None:
-        """Move each touched row once; the others keep their bits.
-
-        Args:
-            groups: The touched rows.
-            grads_UD: Summed gradient of each of them.
-            optimizer: Attached first, if another one is.
-            lr: Learning rate of this update; None: the optimizer's own.
-            grad_scale: What gradients are multiplied by.
-            step: Number of this update, from 1.
-            threads: Threads of the kernels; the result does not depend on it.
-            rates_U: As for :meth:`widedeep.optim.Optimizer.update_rows`.
-            products_U: As there.
-        """
+        """Move each touched row once; the others keep their bits."""
         if self._optimizer is None or self._optimizer.state_names != optimizer.state_names:
             self.attach(optimizer)
         weight = self.weight
@@ -507,15 +380,7 @@ class EmbeddingTable:
         self._nonzero = self._nonzero + change
 
     def grow(self, table: str, size: int) -> None:
-        """Make room for more ids of a logical table; the present rows keep their bits.
-
-        Args:
-            table: The logical table's name.
-            size: Its new number of ids, at least the present one.
-
-        Raises:
-            SchemaError: If the table is unknown or would shrink.
-        """
+        """Make room for more ids of a logical table; the present rows keep their bits."""
         if table not in self.sizes:
             raise SchemaError(f"got table {table!r}; {nearest(table, self.sizes)}")
         if size < (held := self.sizes[table]):
@@ -552,14 +417,7 @@ class EmbeddingTable:
         }
 
     def load_named_state(self, tensors: Mapping[str, NDArray[Any] | Tensor]) -> None:
-        """Take the tensors that :meth:`named_state` returned.
-
-        Args:
-            tensors: One for each of its names; arrays or tensors, from any device.
-
-        Raises:
-            CheckpointError: If one is missing, unknown or of another shape; nothing is changed.
-        """
+        """Take the tensors that :meth:`named_state` returned."""
         held = self.named_state()
         for name in [*held, *tensors]:
             if name not in tensors or name not in held:

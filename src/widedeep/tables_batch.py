@@ -14,8 +14,6 @@ from torch import Tensor
 from widedeep import kernels
 from widedeep.kernels import torch_twins as twins
 
-__all__ = ["BatchArrays", "Groups", "Placement", "SlotLike", "sequence_places"]
-
 
 class BatchArrays(Protocol):
     """What tables read of a batch: its ids, their offsets and weights (example-major)."""
@@ -42,15 +40,10 @@ class SlotLike(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Groups:
-    """The distinct rows of a table that a batch touches.
+    """The distinct rows of a table that a batch touches."""
 
-    Args:
-        rows: int64 physical rows, on the table's device.
-        places: Where each of them occurs.
-    """
-
-    rows: Tensor
-    places: kernels.Groups | twins.TensorGroups
+    rows: Tensor  # int64 physical rows, on the table's device
+    places: kernels.Groups | twins.TensorGroups  # Where each of them occurs
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,25 +58,15 @@ class Groups:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """The slots that take part in one table, and where each begins.
+    """The slots that take part in one table, and where each begins."""
 
-    Args:
-        n_features: F.
-        slots: int32 ascending slots.
-        tables: int32 logical table of each.
-        bases: int64 first row of each one's table.
-        sizes: int64 rows of each one's table.
-        combiners: int8 combiner of each.
-        columns: int64 first column of each in the deep input (0 in the wide part).
-    """
-
-    n_features: int
-    slots: NDArray[np.int32]
-    tables: NDArray[np.int32]
-    bases: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    combiners: NDArray[np.int8]
-    columns: NDArray[np.int64]
+    n_features: int  # F
+    slots: NDArray[np.int32]  # int32 ascending slots
+    tables: NDArray[np.int32]  # int32 logical table of each
+    bases: NDArray[np.int64]  # int64 first row of each one's table
+    sizes: NDArray[np.int64]  # int64 rows of each one's table
+    combiners: NDArray[np.int8]  # int8 combiner of each
+    columns: NDArray[np.int64]  # int64 first column of each in the deep input (0 in the wide part)
 
     @classmethod
     def make(
@@ -96,17 +79,7 @@ class Placement:
         combiners: Sequence[str],
         columns: Mapping[str, slice] | None,
     ) -> Placement:
-        """Place the chosen slots.
-
-        Args:
-            slots: All slots of the batch.
-            chosen: Which of them take part, ascending.
-            table_of: Feature to its logical table's number.
-            bases: First row of each logical table.
-            sizes: Rows of each logical table.
-            combiners: Combiner of each chosen slot.
-            columns: Feature to its columns, or None.
-        """
+        """Place the chosen slots."""
         names = [slots[i].name for i in chosen]
         tables = np.array([table_of[name] for name in names], np.int32)
         starts = [0 if columns is None else columns[name].start for name in names]
@@ -144,23 +117,7 @@ class Placement:
 
 
 def sequence_places(batch: BatchArrays, n_features: int, slots: Sequence[int]) -> NDArray[np.int64]:
-    """Return each occurrence's row in the unpooled embeddings of ``slots``, one after the other.
-
-    Args:
-        batch: The batch.
-        n_features: F.
-        slots: Slots that keep their sequence, in the order of their embeddings.
-
-    Returns:
-        int64 of length N; -1 for occurrences in other slots.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> batch = SimpleNamespace(ids_N=np.array([5, 6, 7, 8]),
-        ...                         offsets_BF=np.array([0, 1, 2, 3, 4]), values_N=None)
-        >>> sequence_places(batch, 2, [1]).tolist()
-        [-1, 0, -1, 1]
-    """
+    """Return each occurrence's row in the unpooled embeddings of ``slots``, one after the other."""
     lengths = np.diff(batch.offsets_BF)
     slot_N = np.repeat(np.arange(len(lengths)) % n_features, lengths)
     places = np.full(len(batch.ids_N), -1, np.int64)

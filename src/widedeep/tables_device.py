@@ -16,8 +16,6 @@ from widedeep.kernels import torch_twins as twins
 from widedeep.kernels.torch_twins import to_device
 from widedeep.tables_batch import BatchArrays, Groups, Placement
 
-__all__ = ["DeviceBatches", "DevicePlaces"]
-
 _OTHERS = ("dense_BK", "labels_BL", "weight_B")
 _DERIVED = ("lengths_BF", "cell_N", "feature_N")
 _ALIGNED = 64  # bytes
@@ -28,14 +26,7 @@ Found = TypeVar("Found")
 
 
 class DeviceBatches:
-    """Brings each batch to a device once, for all tables that look into it.
-
-    On a GPU ids are copied and grouped on a stream of their own. They depend on no weight, so the
-    host, which must know how many rows there are, waits for them alone and not for the step before.
-
-    Args:
-        device: Where batches go.
-    """
+    """Brings each batch to a device once, for all tables that look into it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -46,12 +37,7 @@ class DeviceBatches:
         self._places = np.zeros(0, np.int64)
 
     def bring(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
-        """Return a batch's ids on the device; its arrays must not change between calls.
-
-        Args:
-            batch: B examples.
-            n_features: F.
-        """
+        """Return a batch's ids on the device; its arrays must not change between calls."""
         if self._held is None or self._held[0] is not batch:
             self._bound_lead()
             self._held = (batch, self._beside(lambda: self._copy(batch, n_features)))
@@ -59,12 +45,7 @@ class DeviceBatches:
         return self._held[1]
 
     def array(self, batch: object, name: str) -> Tensor:
-        """Return one of a batch's arrays on the device, as it was brought if it was.
-
-        Args:
-            batch: B examples.
-            name: The field's.
-        """
+        """Return one of a batch's arrays on the device, as it was brought if it was."""
         if self._held is not None and self._held[0] is batch and name in self._held[1].others:
             return self._held[1].others[name]
         return to_device(getattr(batch, name), self.device)
@@ -162,13 +143,7 @@ class DeviceBatches:
 
 
 class DevicePlaces:
-    """Where a table's slots lie, as tensors on its device, kept from step to step.
-
-    Args:
-        batches: Brings batches there.
-        bases: First row of each logical table.
-        n_rows: Rows of all of them.
-    """
+    """Where a table's slots lie, as tensors on its device, kept from step to step."""
 
     def __init__(self, batches: DeviceBatches, bases: NDArray[np.int64], n_rows: int) -> None:
         self.batches = batches
@@ -179,16 +154,7 @@ class DevicePlaces:
     def place(
         self, batch: BatchArrays, placed: Placement, *, check: bool
     ) -> tuple[twins.TensorBatch, twins.TensorSlots]:
-        """Return a batch and a placement on the device.
-
-        Args:
-            batch: B examples.
-            placed: The slots that take part.
-            check: Refuse ids outside their table, if nobody did for this batch.
-
-        Raises:
-            IdOutOfRangeError: If an id lies outside its table.
-        """
+        """Return a batch and a placement on the device."""
         held = self._slots.get(id(placed))
         if held is None or held[0] is not placed:
             if len(self._slots) >= 8:
@@ -200,11 +166,7 @@ class DevicePlaces:
         return ids, held[1]
 
     def group(self, batch: BatchArrays, placed: Placement) -> Groups:
-        """Group a batch's ids by row.
-
-        Raises:
-            IdOutOfRangeError: If an id lies outside its table.
-        """
+        """Group a batch's ids by row."""
         ids, slots = self.place(batch, placed, check=False)
         found = self.batches.group(self, ids, slots, self.bounds_T, self.n_rows)
         return Groups(found.rows_U, found)

@@ -12,26 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowStorage", "batch_rows"]
-
 _LINE = 16  # floats of a cache line
 _HUGE_BYTES = 4 << 20  # from here on, ask for huge pages
 
 
 class RowStorage:
-    """R records, each of one or more parts of D floats: the weights, then each state tensor.
-
-    Args:
-        n_rows: R.
-        dim: D.
-        names: Name of each part; the first is the weights'.
-        device: Where the records live.
-
-    Example:
-        >>> storage = RowStorage(3, 2, ("weight", "accumulator"), torch.device("cpu"))
-        >>> storage.part("accumulator").fill_(0.1).shape
-        torch.Size([3, 2])
-    """
+    """R records, each of one or more parts of D floats: the weights, then each state tensor."""
 
     def __init__(self, n_rows: int, dim: int, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
@@ -47,35 +33,13 @@ class RowStorage:
 
 
 def batch_rows(rows: int, width: int, device: torch.device) -> Tensor:
-    """Return a buffer of zeros, (rows, width), for embeddings or gradients of a batch.
-
-    Rows start on 64 bytes, an odd number of cache lines apart: a walk down a few columns, which
-    is how gradients are summed by row, then meets every set of the caches. With an even number it
-    meets half of them or fewer and takes up to twice as long.
-
-    Args:
-        rows: B.
-        width: X.
-        device: Where it lives.
-
-    Example:
-        >>> batch_rows(2, 416, torch.device("cpu")).stride()
-        (432, 1)
-    """
+    """Return a buffer of zeros, (rows, width), for embeddings or gradients of a batch."""
     lines = -(-max(width, 1) // _LINE)
     return _zeros(rows, (lines + 1 - lines % 2) * _LINE, device)[:, :width]
 
 
 def record_stride(width: int) -> int:
-    """Return the floats from one record to the next, so that few records straddle a cache line.
-
-    Args:
-        width: Floats of a record.
-
-    Example:
-        >>> [record_stride(width) for width in (1, 3, 10, 16, 21, 30, 33)]
-        [1, 4, 16, 16, 24, 32, 36]
-    """
+    """Return the floats from one record to the next, so that few records straddle a cache line."""
     if width <= _LINE:
         return 1 << (width - 1).bit_length()
     lines = -(-width // _LINE) * _LINE

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from widedeep.errors import DataError
 
-__all__ = ["map_tensors", "read_metadata", "write_tensors"]
-
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -50,27 +48,7 @@ def write_tensors(
     tensors: Mapping[str, NDArray[Any]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write arrays to ``path`` and force them to the disk.
-
-    The file is written beside its place and renamed, so that a reader that has an older file of
-    that name mapped keeps it whole, and a failure leaves what was there.
-
-    Args:
-        path: The file, replaced if it is there.
-        tensors: Arrays by name; float64/32, int64/32, uint64/16/8, int8 or bool.
-        metadata: Strings kept in the header.
-
-    Raises:
-        DataError: If an array's type has no name in the format, or a name is reserved.
-        OSError: If the file cannot be written.
-
-    Example:
-        >>> import tempfile, pathlib, numpy as np
-        >>> path = pathlib.Path(tempfile.mkdtemp()) / "t.safetensors"
-        >>> write_tensors(path, {"a": np.arange(3)})
-        >>> map_tensors(path)["a"].tolist()
-        [0, 1, 2]
-    """
+    """Write arrays to ``path`` and force them to the disk."""
     header: dict[str, Any] = {_METADATA: dict(metadata or {})}
     parts: list[NDArray[Any]] = []
     at = 0
@@ -166,26 +144,12 @@ def _check_layout(header: dict[str, Any]) -> int:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the strings of the file's header.
-
-    Raises:
-        DataError: If the file is damaged.
-    """
+    """Return the strings of the file's header."""
     return dict(_read_header(Path(path))[0].get(_METADATA, {}))
 
 
 def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Map a file's arrays read-only; nothing is copied.
-
-    Args:
-        path: A file written by :func:`write_tensors` or any other safetensors writer.
-
-    Returns:
-        Arrays by name, without the padding.
-
-    Raises:
-        DataError: If the file is damaged or incomplete.
-    """
+    """Map a file's arrays read-only; nothing is copied."""
     header, start = _read_header(Path(path))
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     tensors: dict[str, NDArray[Any]] = {}

@@ -404,11 +404,7 @@ class Trainer:
     def _resolve(
         self, rows: int, epochs: int | Auto, recorded: Mapping[str, Any], *, stops: bool
     ) -> int:
-        """Put numbers where ``"auto"`` was given: those of the run that is resumed, or new ones.
-
-        Returns:
-            The number of epochs.
-        """
+        """Put numbers where ``"auto"`` was given: those of the run that is resumed, or new ones."""
         resolved = []
         batch_size = self.config.batch_size
         if batch_size == "auto":

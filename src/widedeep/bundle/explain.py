@@ -105,18 +105,7 @@ def name_ids(
     row: Mapping[str, Any],
     ids: Sequence[int],
 ) -> list[tuple[str, str]]:
-    """Return what each of a feature's ids stands for, and the value of the row that it came from.
-
-    Each value of a list, and each combination of a cross, is encoded alone: the id that comes says
-    whose it is.
-
-    Args:
-        schema: Of the feature.
-        encode: Turns rows into ids.
-        feature: Its name.
-        row: Raw values by column.
-        ids: The feature's ids in this row.
-    """
+    """Return what each of a feature's ids stands for, and the row's value that it came from."""
     kind = schema.spec.by_name[feature]
     if isinstance(kind, Numeric):
         return [_name_number(schema, kind, row, id_) for id_ in ids]

@@ -12,8 +12,6 @@ from widedeep.bundle.layout import BundleModel
 from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.config import check_value
 
-__all__ = ["CALIBRATION", "CONFIG", "GRAPH", "METRICS", "SCHEMA", "WARMUP", "WEIGHTS", "Warmup"]
-
 SCHEMA = "schema.safetensors"
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
@@ -25,15 +23,10 @@ GRAPH = "graph.onnx"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Warmup:
-    """Rows with the scores they had when the bundle was written.
+    """Rows with the scores they had when the bundle was written."""
 
-    Args:
-        rows: Raw rows, as a request gives them.
-        scores: By head, one score (or one list of class scores) a row.
-    """
-
-    rows: list[dict[str, Any]]
-    scores: Mapping[str, list[Any]]
+    rows: list[dict[str, Any]]  # Raw rows, as a request gives them
+    scores: Mapping[str, list[Any]]  # By head, one score (or one list of class scores) a row
 
 
 def write_config(path: Path, config: Mapping[str, Any], model: BundleModel) -> None:

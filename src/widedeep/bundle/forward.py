@@ -15,26 +15,11 @@ from widedeep.features.sides import feature_side
 from widedeep.kernels.score import Scorer, new_scorer
 from widedeep.schema import Schema
 
-__all__ = ["Forward", "TowerForward"]
-
 _SIDES = ("query", "item", "both")
 
 
 class Forward:
-    """Computes logits, float32, with the sums in the fixed order of the kernels' scorer.
-
-    Slots and deep columns are taken in their own order, but the query's before the item's, and
-    among the item's those of crosses with the query last: what comes before can be kept for a
-    catalogue and the rest added to it. The logits are (wide + deep) + bias.
-
-    Args:
-        schema: The schema that batches are made with.
-        model: The model's shape.
-        weights: By name, as :func:`widedeep.bundle.check_weights` wants them.
-        graph: Computes the deep part in place of the standard tower.
-        new_scorer: Makes the scorer of F slots, K dense columns and C logits; another than the
-            kernels' says what their rounding is.
-    """
+    """Computes logits, float32, with the sums in the fixed order of the kernels' scorer."""
 
     def __init__(
         self,
@@ -80,15 +65,7 @@ class Forward:
     def parts(
         self, batch: Batch, *, threads: int = 1
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the wide and the deep part of the logits, each (B, C).
-
-        Args:
-            batch: B examples.
-            threads: Threads to use; the result does not depend on it.
-
-        Raises:
-            SchemaError: If the batch was made with another schema.
-        """
+        """Return the wide and the deep part of the logits, each (B, C)."""
         arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
         try:
             wide_BC, deep_BC = self._scorer.forward(*arrays, threads=threads)
@@ -103,15 +80,7 @@ class Forward:
         return wide_BC, np.zeros_like(wide_BC) if deep_BC is None else deep_BC
 
     def logits(self, batch: Batch, *, threads: int = 1) -> NDArray[np.float32]:
-        """Return the logits, (B, C).
-
-        Args:
-            batch: B examples.
-            threads: Threads to use; the result does not depend on it.
-
-        Raises:
-            SchemaError: If the batch was made with another schema.
-        """
+        """Return the logits, (B, C)."""
         wide_BC, deep_BC = self.parts(batch, threads=threads)
         wide_BC += deep_BC
         wide_BC += self._bias_C
@@ -119,13 +88,7 @@ class Forward:
 
 
 class TowerForward:
-    """Computes the standard tower from its concatenated input, bit for bit as :class:`Forward`.
-
-    Args:
-        schema: Says whose inputs are summed first.
-        model: The model's shape.
-        weights: ``mlp/...`` and ``head/weight``.
-    """
+    """Computes the standard tower from its concatenated input, bit for bit as :class:`Forward`."""
 
     def __init__(
         self, schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[np.float32]]
@@ -142,12 +105,7 @@ class TowerForward:
             self._scorer.add_layer(*layer)
 
     def logits(self, concat_BX: NDArray[np.float32], *, threads: int = 1) -> NDArray[np.float32]:
-        """Return the deep part of the logits, (B, C).
-
-        Args:
-            concat_BX: The concatenated deep input.
-            threads: Threads to use; the result does not depend on it.
-        """
+        """Return the deep part of the logits, (B, C)."""
         none, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
         _, deep_BC = self._scorer.forward(
             none, offsets, None, np.ascontiguousarray(concat_BX), threads=threads
@@ -169,13 +127,7 @@ def tower_layers(
     weights: Mapping[str, NDArray[np.float32]],
     ordered: Sequence[DeepColumn],
 ) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]]:
-    """Return weights, bias and activation of each layer, the head last.
-
-    Args:
-        model: Of the bundle.
-        weights: Of the bundle, by name.
-        ordered: The first layer's inputs in the order in which they are summed.
-    """
+    """Return weights, bias and activation of each layer, the head last."""
     inputs = np.concatenate([np.arange(column.start, column.stop) for column in ordered])
     layers: list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]] = [
         (weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"], model.activation)

@@ -12,25 +12,11 @@ from numpy.typing import NDArray
 
 from widedeep.errors import BundleError
 
-__all__ = ["TowerGraph"]
-
 _OUTPUT = "logits_BC"
 
 
 class TowerGraph:
-    """A graph from the gathered deep input to the towers' part of the logits.
-
-    Its inputs are any of ``concat_BX`` and ``extra/<feature>``, its output is ``logits_BC``.
-
-    Args:
-        path: The ONNX file.
-        width: X, columns of ``concat_BX``.
-        n_logits: C.
-        extra: Width of each feature that ``FeatureSpec.extra`` hands to towers.
-
-    Raises:
-        BundleError: If ONNX Runtime is not installed, or the graph is of another shape.
-    """
+    """A graph from the gathered deep input to the towers' part of the logits."""
 
     def __init__(self, path: Path, *, width: int, n_logits: int, extra: Mapping[str, int]) -> None:
         # Kept: the file may be replaced before another number of threads asks for a session.
@@ -78,13 +64,7 @@ class TowerGraph:
         *,
         threads: int = 1,
     ) -> NDArray[np.float32]:
-        """Return the towers' part of the logits, (B, C).
-
-        Args:
-            concat_BX: The concatenated deep input.
-            extra: Dense numbers of features that towers get apart.
-            threads: Threads of the graph.
-        """
+        """Return the towers' part of the logits, (B, C)."""
         given = {"concat_BX": concat_BX}
         given |= {f"extra/{name}": np.ascontiguousarray(part) for name, part in extra.items()}
         session = self._session(threads)

@@ -183,14 +183,7 @@ def _check_contiguous(what: str, ranges: tuple[BundleHead, ...] | tuple[DeepColu
 def check_weights(
     schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[Any]], engine: Engine
 ) -> None:
-    """Raise a :class:`BundleError` unless the weights are all there, finite, and of their shapes.
-
-    Args:
-        schema: The schema the model was trained with.
-        model: Its shape.
-        weights: By name, as :func:`widedeep.bundle.write_bundle` takes them.
-        engine: What computes the deep part.
-    """
+    """Raise a :class:`BundleError` unless all weights are there, finite, and of their shapes."""
     expected = _expected_shapes(schema, model, weights, engine)
     for name in expected.keys() - weights.keys():
         raise BundleError(f"tensor {name!r} is missing from the weights; export the model again")

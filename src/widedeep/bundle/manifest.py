@@ -67,11 +67,7 @@ def _seal(body: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read the manifest of the bundle at ``path``.
-
-    Raises:
-        BundleError: If there is none, it is damaged, or of another format version.
-    """
+    """Read the manifest of the bundle at ``path``."""
     file = path / MANIFEST
     if not path.is_dir():
         raise BundleError(f"{path}: got no directory, expected a bundle; check the path")
@@ -118,16 +114,7 @@ def file_entries(path: Path) -> dict[str, FileEntry]:
 
 
 def check_files(path: Path, manifest: Manifest, *, verify: bool) -> None:
-    """Check that a bundle has the files its manifest names, and no other.
-
-    Args:
-        path: The bundle.
-        manifest: Its manifest.
-        verify: Compare checksums, not only names and sizes.
-
-    Raises:
-        BundleError: Naming the file that is missing, left over, of another length or changed.
-    """
+    """Check that a bundle has the files its manifest names, and no other."""
     present = {file.name for file in path.iterdir()} - {MANIFEST}
     for name in sorted(present - manifest.files.keys()):
         raise BundleError(

@@ -14,22 +14,9 @@ import numpy as np
 from widedeep.data.transform_plan import Moment, plain_value
 from widedeep.errors import BundleError
 
-__all__ = ["plain", "read_json", "write_json"]
-
 
 def plain(value: object, where: str) -> Any:
-    """Return a value as dicts, lists, strings, numbers, booleans and None.
-
-    A number that is NaN or infinite becomes None; bytes become text; dates and times become text of
-    ISO 8601, decimals numbers as they do in the transform.
-
-    Args:
-        value: What is to be written.
-        where: Named in the error.
-
-    Raises:
-        BundleError: If JSON cannot hold it.
-    """
+    """Return a value as dicts, lists, strings, numbers, booleans and None."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int):
@@ -69,23 +56,13 @@ def _text(value: bytes, where: str) -> str:
 
 
 def write_json(path: Path, value: object, what: str) -> None:
-    """Write a value to a file.
-
-    Args:
-        path: The file.
-        value: Anything :func:`plain` takes.
-        what: Names the value in errors.
-    """
+    """Write a value to a file."""
     text = json.dumps(plain(value, what), indent=1, ensure_ascii=False, allow_nan=False)
     path.write_bytes((text + "\n").encode("utf-8", "surrogatepass"))
 
 
 def read_json(path: Path) -> Any:
-    """Read a file that :func:`write_json` wrote.
-
-    Raises:
-        BundleError: If the file is no JSON.
-    """
+    """Read a file that :func:`write_json` wrote."""
     try:
         return json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
     except ValueError as error:

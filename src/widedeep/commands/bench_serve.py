@@ -20,29 +20,13 @@ from widedeep.errors import ConfigError
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.load import LoadReport, Target, run_load
 
-__all__ = [
-    "bench_server",
-    "catalogue_words",
-    "load_document",
-    "load_rows",
-    "rank_bodies",
-    "started",
-]
-
 _BODIES = 64
 _START_S = 300.0
 
 
 @contextlib.contextmanager
 def started(words: Sequence[str]) -> Iterator[Target]:
-    """Run ``widedeep serve`` on a free port of loopback until the block ends.
-
-    Args:
-        words: After ``serve``.
-
-    Raises:
-        ConfigError: If it ends, or is not ready in five minutes.
-    """
+    """Run ``widedeep serve`` on a free port of loopback until the block ends."""
     command = [sys.executable, "-m", "widedeep", "serve", *words, "--http", ":0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -85,20 +69,7 @@ def _get(target: Target, path: str) -> tuple[int, bytes]:
 def rank_bodies(
     stored: Sequence[dict[str, Any]], ids: Sequence[Any] | None, candidates: int
 ) -> list[bytes]:
-    """Return bodies of POST /v1/rank: stored users, and candidates drawn at random.
-
-    Args:
-        stored: Requests as ``{"user": ..., "item": ...}``.
-        ids: The catalogue's; None sends the stored items' columns.
-        candidates: In each body.
-
-    Raises:
-        ConfigError: If the bundle holds no requests.
-
-    Example:
-        >>> rank_bodies([{"user": {"age": 3}, "item": {}}], ["maps"], 2)[0]
-        b'{"user":{"age":3},"candidates":["maps","maps"]}'
-    """
+    """Return bodies of POST /v1/rank: stored users, and candidates drawn at random."""
     if not stored:
         raise ConfigError("the bundle holds no stored requests to ask with; export it anew")
     rng = np.random.default_rng(0)
@@ -124,16 +95,7 @@ def bench_server(
     connections: Sequence[int],
     seconds: float,
 ) -> list[LoadReport]:
-    """Start a server and load it, with ever more connections.
-
-    Args:
-        words: After ``widedeep serve``, without the address.
-        items: The catalogue's file; None has none.
-        item_id: Its column of ids.
-        candidates: In each request.
-        connections: Their number in each run.
-        seconds: Of each run.
-    """
+    """Start a server and load it, with ever more connections."""
     ids = None if items is None else Catalogue.read(items, id_column=str(item_id)).ids
     with started(words) as target:
         status, answer = _get(target, "/v1/page/choices")
@@ -147,20 +109,12 @@ def bench_server(
 
 
 def load_document(reports: Sequence[LoadReport]) -> dict[str, Any]:
-    """Return what --json prints.
-
-    Args:
-        reports: Of the runs.
-    """
+    """Return what --json prints."""
     return {"runs": [asdict(report) for report in reports]}
 
 
 def load_rows(reports: Sequence[LoadReport]) -> list[list[str]]:
-    """Return the table's rows: connections, p50, p99, requests a second, CPU ms, failures.
-
-    Args:
-        reports: Of the runs.
-    """
+    """Return the table's rows: connections, p50, p99, requests a second, CPU ms, failures."""
     return [
         [
             str(each.connections),
@@ -175,15 +129,7 @@ def load_rows(reports: Sequence[LoadReport]) -> list[list[str]]:
 
 
 def catalogue_words(items: str | None, item_id: str | None) -> list[str]:
-    """Return the options of ``widedeep serve`` for a catalogue.
-
-    Args:
-        items: Its file; None has none.
-        item_id: Its column of ids.
-
-    Raises:
-        ConfigError: If one is given without the other, or the file is not there.
-    """
+    """Return the options of ``widedeep serve`` for a catalogue."""
     if items is None and item_id is None:
         return []
     if items is None or item_id is None:

@@ -19,8 +19,6 @@ from widedeep.simulate.table1 import (
     run_table1,
 )
 
-__all__ = ["table1_config", "table1_document", "table1_in", "table1_text"]
-
 _PAPER = {"wide": (0.726, 0.0), "deep": (0.722, 0.029), "wide & deep": (0.728, 0.039)}
 _FIRST = next(iter(ARMS))
 
@@ -28,13 +26,7 @@ _FIRST = next(iter(ARMS))
 def table1_in(
     folder: Path | None, config: Table1Config, *, on_progress: Callable[[str], None]
 ) -> Table1:
-    """Do the experiment in a folder, or in one that is gone afterwards.
-
-    Args:
-        folder: Where logs and bundles are kept; None keeps nothing.
-        config: Of the experiment.
-        on_progress: Called with a line on what was done.
-    """
+    """Do the experiment in a folder, or in one that is gone afterwards."""
     if folder is not None:
         return run_table1(folder, config, on_progress=on_progress)
     with tempfile.TemporaryDirectory(prefix="widedeep-table1-") as place:
@@ -126,15 +118,7 @@ def table1_config(
     generalisation: float | None = None,
     without_cross: bool = False,
 ) -> Table1Config:
-    """Return the experiment with some settings changed; None leaves the default.
-
-    Raises:
-        ConfigError: If one is out of its range.
-
-    Example:
-        >>> table1_config(seeds=3, memorisation=0.0).store.memorisation
-        0.0
-    """
+    """Return the experiment with some settings changed; None leaves the default."""
     store = {
         "requests_per_day": requests,
         "memorisation": memorisation,

@@ -24,63 +24,38 @@ from widedeep.schema import Schema
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
 
-__all__ = ["CheckReport", "InputReport", "check_run"]
-
 _MISSING_MUCH = 0.5
 _UNSEEN_MUCH = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputReport:
-    """One data set of a run.
+    """One data set of a run."""
 
-    Args:
-        role: ``"train"``, ``"valid"`` or ``"test"``.
-        place: Its path, glob or list of paths.
-        rows: Rows in all, or None where only its beginning was read.
-        sampled: Rows looked at.
-        columns: What the columns hold that the run reads.
-    """
-
-    role: str
-    place: str | list[str]
-    rows: int | None
-    sampled: int
-    columns: list[ColumnProfile]
+    role: str  # ``"train"``, ``"valid"`` or ``"test"``
+    place: str | list[str]  # Its path, glob or list of paths
+    rows: int | None  # Rows in all, or None where only its beginning was read
+    sampled: int  # Rows looked at
+    columns: list[ColumnProfile]  # What the columns hold that the run reads
 
 
 @dataclass(kw_only=True)
 class CheckReport:
-    """What a check found.
+    """What a check found."""
 
-    Args:
-        problems: What must be put right before training can succeed.
-        notes: What a person should know.
-        inputs: The data sets that could be read.
-        labels: By label column: its values with their shares, or its range.
-        schema: Fitted on the sample, or None if that failed.
-    """
-
+    # What must be put right before training can succeed
     problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    inputs: list[InputReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # What a person should know
+    inputs: list[InputReport] = field(default_factory=list)  # The data sets that could be read
+    # By label column: its values with their shares, or its range
     labels: dict[str, str] = field(default_factory=dict)
-    schema: Schema | None = None
+    schema: Schema | None = None  # Fitted on the sample, or None if that failed
 
 
 def check_run(
     path: str | os.PathLike[str], overrides: Sequence[str] = (), *, rows: int = SAMPLE_ROWS
 ) -> CheckReport:
-    """Check a configuration and a sample of its data.
-
-    Args:
-        path: The TOML file.
-        overrides: As for :func:`widedeep.config.load_config`.
-        rows: Rows to look at in each data set.
-
-    Raises:
-        ConfigError: If the file is not there.
-    """
+    """Check a configuration and a sample of its data."""
     report = CheckReport()
     if not os.path.exists(path):
         raise ConfigError(f"{path}: no such file; 'widedeep init DATA' writes one")

@@ -13,28 +13,19 @@ from widedeep.data.join.outcome import outcome_notes
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
 
-__all__ = ["JoinCheck", "check_join", "is_join_file"]
-
 _MISSING_MUCH = 0.5
 
 
 @dataclass(kw_only=True)
 class JoinCheck:
-    """What a check of a join found.
+    """What a check of a join found."""
 
-    Args:
-        problems: What must be put right before the join can succeed.
-        notes: What a person should know.
-        tried: The join of a sample, or None if that failed.
-        columns: What the sample's examples hold.
-        time_column: Their event time, in microseconds since 1970.
-    """
-
+    # What must be put right before the join can succeed
     problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    tried: DryRun | None = None
-    columns: list[ColumnProfile] = field(default_factory=list)
-    time_column: str = ""
+    notes: list[str] = field(default_factory=list)  # What a person should know
+    tried: DryRun | None = None  # The join of a sample, or None if that failed
+    columns: list[ColumnProfile] = field(default_factory=list)  # What the sample's examples hold
+    time_column: str = ""  # Their event time, in microseconds since 1970
 
 
 def is_join_file(path: str | os.PathLike[str]) -> bool:
@@ -48,13 +39,7 @@ def is_join_file(path: str | os.PathLike[str]) -> bool:
 def check_join(
     path: str | os.PathLike[str], overrides: Sequence[str] = (), *, rows: int
 ) -> JoinCheck:
-    """Check a join's configuration, and join a sample of the users.
-
-    Args:
-        path: The TOML file.
-        overrides: As for :func:`widedeep.data.join.load_join_config`.
-        rows: Impressions in the sample, about.
-    """
+    """Check a join's configuration, and join a sample of the users."""
     check = JoinCheck()
     try:
         config = load_join_config(path, overrides)

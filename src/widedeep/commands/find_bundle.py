@@ -10,30 +10,14 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError
 from widedeep.publish.places import LocalPlace
 
-__all__ = ["bundle_place", "load_bundle", "served_bundle"]
-
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Load a bundle from its folder or from that of a run.
-
-    Args:
-        path: A bundle's folder, or a run's folder that holds ``bundle/``.
-
-    Raises:
-        BundleError: If there is none, or it is damaged.
-    """
+    """Load a bundle from its folder or from that of a run."""
     return Bundle.load(bundle_place(path))
 
 
 def bundle_place(path: str | os.PathLike[str]) -> Path:
-    """Return the folder of a bundle, or of the one in a run's folder.
-
-    Args:
-        path: A bundle's folder, or a run's folder that holds ``bundle/``.
-
-    Raises:
-        BundleError: If it is a run's folder without a bundle.
-    """
+    """Return the folder of a bundle, or of the one in a run's folder."""
     path = Path(path)
     inner = path / "bundle"
     if not (path / MANIFEST).exists():
@@ -48,14 +32,7 @@ def bundle_place(path: str | os.PathLike[str]) -> Path:
 
 
 def served_bundle(path: str | os.PathLike[str]) -> Path:
-    """Return the bundle in service: of a folder of versions, the one that takes the traffic.
-
-    Args:
-        path: A folder of versions, a bundle's folder, or a run's.
-
-    Raises:
-        BundleError: If there is no such folder, or no version in it.
-    """
+    """Return the bundle in service: of a folder of versions, the one that takes the traffic."""
     place = Path(path)
     if not place.is_dir():
         raise BundleError(

@@ -24,21 +24,14 @@ from widedeep.publish import Attempt, LivePublisher
 from widedeep.trainer import Trainer
 from widedeep.training.stream import Shard
 
-__all__ = ["Followed", "follow_run"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """What came of following.
+    """What came of following."""
 
-    Args:
-        shards: A row of figures for each shard, those of earlier calls too.
-        attempts: What the gate said of each candidate, those of earlier calls too.
-        metrics: Of the model in the run's bundle, by data set; see :class:`_Exporter`.
-    """
-
-    shards: list[dict[str, Any]]
-    attempts: list[Attempt]
+    shards: list[dict[str, Any]]  # A row of figures for each shard, those of earlier calls too
+    attempts: list[Attempt]  # What the gate said of each candidate, those of earlier calls too
+    # Of the model in the run's bundle, by data set; see :class:`_Exporter`
     metrics: Mapping[str, Mapping[str, float]]
 
 
@@ -53,24 +46,7 @@ def follow_run(
     idle_s: float | None = None,
     progress: bool = True,
 ) -> Followed:
-    """Learn a folder's Parquet files as they land, from where the run, or its stream, stopped.
-
-    Args:
-        config: The run's.
-        directory: Of a finished run; the stream's checkpoints lie in ``stream/``.
-        folder: Where shards land.
-        follow: When bundles are written, and where what passes the gate is published.
-        gate: Its limits.
-        poll_s: Seconds between looks at the folder.
-        idle_s: End after so many seconds without a new shard; None: at Ctrl-C.
-        progress: Say on standard error what happens.
-
-    Raises:
-        CheckpointError: If the run holds no checkpoint.
-        ConfigError: If the place to publish is none, or the gate asks for more rows than it gets.
-        DataError: If a shard's columns or labels do not fit.
-        KeyboardInterrupt: On Ctrl-C; nothing that a checkpoint holds is lost.
-    """
+    """Learn a folder's Parquet files as they land, from where the run, or its stream, stopped."""
 
     def say(line: str) -> None:
         if progress:
@@ -131,11 +107,7 @@ def _publisher(
 
 
 class _Exporter:
-    """Writes the run's bundle: every so often where nothing is published, and at the end.
-
-    The run's metrics go with its bundle: what was measured of the model before the stream is of a
-    model that is no longer there, so each bundle is evaluated on the configuration's data anew.
-    """
+    """Writes the run's bundle: every so often where nothing is published, and at the end."""
 
     def __init__(
         self,

@@ -12,8 +12,6 @@ from widedeep.directory import write_text_whole
 from widedeep.errors import ConfigError
 from widedeep.features.toml import toml_value
 
-__all__ = ["config_text", "write_config"]
-
 _VALID_FRACTION = 0.1
 # Without a line on early stopping or optimizers, so that they follow the defaults.
 _TRAIN_BLOCK = """[train]
@@ -25,21 +23,7 @@ batch_size = "auto"  # by the number of rows\
 def write_config(
     data: str, path: str | os.PathLike[str], *, label: str | None = None, overwrite: bool = False
 ) -> InferredSpec:
-    """Write a first configuration for a table beside it or elsewhere.
-
-    Args:
-        data: A path or glob of the training data.
-        path: The TOML file to write.
-        label: The label's column; None: guessed from names.
-        overwrite: Replace a file that is already there.
-
-    Returns:
-        What was inferred.
-
-    Raises:
-        ConfigError: If the file exists, or no column can be told to be the label.
-        DataError: If the data cannot be read, or lacks the label.
-    """
+    """Write a first configuration for a table beside it or elsewhere."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise ConfigError(f"{path}: is there already; name another file (-o), or add --force")
@@ -66,13 +50,7 @@ def _check_text(text: str, path: Path) -> None:
 
 
 def config_text(inferred: InferredSpec, data: str, folder: str | os.PathLike[str]) -> str:
-    """Return a declaration as a configuration's TOML, with a comment on each line that was guessed.
-
-    Args:
-        inferred: The declaration.
-        data: The path or glob it was inferred from.
-        folder: Where the file will lie; paths in it are relative to it.
-    """
+    """Return a declaration as a configuration's TOML, with a comment on each guessed line."""
     rows = f"{inferred.sampled:,} rows"
     if inferred.sampled < inferred.total:
         rows = f"{rows} of {inferred.total:,}"

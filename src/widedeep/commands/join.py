@@ -9,21 +9,9 @@ from widedeep.data.join.config import load_join_config
 from widedeep.data.join.manifest import JoinResult
 from widedeep.data.join.run import run_join
 
-__all__ = ["join_logs"]
-
 
 def join_logs(
     path: str | os.PathLike[str], overrides: Sequence[str] = (), *, resume: bool = False
 ) -> JoinResult:
-    """Make the dataset that a TOML file asks for, with progress on standard error.
-
-    Args:
-        path: The file.
-        overrides: As for :func:`widedeep.data.join.load_join_config`.
-        resume: Go on with what an interrupted run has finished.
-
-    Raises:
-        ConfigError: If the file is not there, or does not fit the inputs.
-        DataError: If an input cannot be used as it is, or the disk is full.
-    """
+    """Make the dataset that a TOML file asks for, with progress on standard error."""
     return run_join(load_join_config(path, overrides), resume=resume, progress=True)

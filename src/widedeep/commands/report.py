@@ -20,8 +20,6 @@ from widedeep.publish.lineage import is_models_directory
 from widedeep.publish.record import RECORDS, PublishRecord
 from widedeep.report import Report, RunRecord, make_report
 
-__all__ = ["report_on", "report_place"]
-
 
 def report_on(
     model: str | os.PathLike[str],
@@ -34,25 +32,7 @@ def report_on(
     top: int = 12,
     threads: int = 1,
 ) -> Report:
-    """Report on a run, a bundle, or the version of a folder that serves.
-
-    Args:
-        model: Its folder.
-        data: Labelled rows; None: the test data of the run that the bundle is of, or else what it
-            was validated on; of a published version, what the gate judged it on.
-        against: A run, a bundle, or a folder of versions to compare with; None: the version that
-            the model followed, or that serves, where there is a folder of versions.
-        models: That folder, or its URL; None: the one that the model lies in, if it does.
-        slices: Columns whose values are told each on its own; None: those of few values.
-        unit: Column that is resampled whole for intervals; None: the schema's group.
-        top: Weights of each sign.
-        threads: Threads to use; the report does not depend on it.
-
-    Raises:
-        BundleError: If a model does not load.
-        DataError: If the data has no rows or lacks a column.
-        SchemaError: If the models predict different labels.
-    """
+    """Report on a run, a bundle, or the version of a folder that serves."""
     path = Path(model)
     if is_models_directory(path):
         bundle_path, models = served_bundle(path), models or path
@@ -88,11 +68,7 @@ def report_on(
 
 
 def report_place(model: str | os.PathLike[str]) -> Path:
-    """Return where a report goes unless a place is named: a run's folder, or here.
-
-    Args:
-        model: As given to :func:`report_on`.
-    """
+    """Return where a report goes unless a place is named: a run's folder, or here."""
     path = Path(model)
     in_run = (path / "history.json").exists() and (path / "bundle").is_dir()
     return path / "report.html" if in_run else Path("report.html")

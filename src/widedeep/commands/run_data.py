@@ -12,20 +12,13 @@ from widedeep.config import RunConfig, load_config
 from widedeep.data.split import RowShare, split_rows
 from widedeep.errors import ConfigError
 
-__all__ = ["LabelledRows", "held_out_rows", "labelled_rows", "run_of", "training_data"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledRows:
-    """Rows that a model is measured on.
+    """Rows that a model is measured on."""
 
-    Args:
-        data: What :func:`widedeep.data.sources.open_source` reads.
-        note: Whose rows they are, where they were not named one by one.
-    """
-
-    data: Any
-    note: str | None = None
+    data: Any  # What :func:`widedeep.data.sources.open_source` reads
+    note: str | None = None  # Whose rows they are, where they were not named one by one
 
     @property
     def place(self) -> str | list[str]:
@@ -50,14 +43,7 @@ def _text(place: str | list[str]) -> str:
 
 
 def training_data(config: RunConfig) -> tuple[Any, Any | None]:
-    """Return the training data and the validation data that a configuration names.
-
-    Args:
-        config: With ``data.train``; ``data.valid`` or ``data.valid_fraction`` for validation.
-
-    Raises:
-        ConfigError: If there is no training data.
-    """
+    """Return the training data and the validation data that a configuration names."""
     data = config.data
     if data.train is None:
         raise ConfigError('got no training data; write train = "FILE" under [data]')
@@ -70,14 +56,7 @@ def training_data(config: RunConfig) -> tuple[Any, Any | None]:
 
 
 def held_out_rows(run: RunDirectory) -> LabelledRows:
-    """Return the test rows of a run, else its validation rows, and a note that says which.
-
-    Args:
-        run: Its folder.
-
-    Raises:
-        ConfigError: If its configuration names neither, or is not there.
-    """
+    """Return the test rows of a run, else its validation rows, and a note that says which."""
     if not run.config.exists():
         raise ConfigError(f"{run.path}: no {run.config.name} that would name test data")
     config = load_config(run.config)
@@ -96,16 +75,7 @@ def held_out_rows(run: RunDirectory) -> LabelledRows:
 
 
 def labelled_rows(words: Sequence[str], model: Path) -> LabelledRows:
-    """Return the rows that a command is told to measure a model on.
-
-    Args:
-        words: Paths and globs, or a run's folder for the rows that it held out; none: those of
-            the run that the model is of.
-        model: A run's folder, or a bundle.
-
-    Raises:
-        ConfigError: If none are named, and there is no run that names some.
-    """
+    """Return the rows that a command is told to measure a model on."""
     run = run_of(Path(words[0]) if len(words) == 1 else model)
     if words and (run is None or len(words) > 1):
         return LabelledRows(data=words[0] if len(words) == 1 else list(words))

@@ -18,8 +18,6 @@ from widedeep.directory import write_text_whole
 from widedeep.errors import ConfigError
 from widedeep.schema import Schema
 
-__all__ = ["RunDirectory", "RunState"]
-
 RunState = Literal["new", "unfinished", "finished"]
 
 # What may differ when a run goes on; all else would make it another run.
@@ -30,20 +28,7 @@ _MAY_CHANGE = {
 
 
 class RunDirectory:
-    """A run's folder and the places in it.
-
-    It holds ``config.toml``, ``schema.safetensors``, ``checkpoints/``, ``history.json``,
-    ``metrics.json`` and ``bundle/``; ``encoded/``, if rows were encoded before; ``stream/``, the
-    checkpoints of a run that follows a folder, and ``candidate/``, the last bundle of it that the
-    gate judged, with its verdict and the log of attempts beside it.
-
-    Args:
-        path: The folder; made when something is first written.
-
-    Example:
-        >>> RunDirectory.of_config("census.toml").bundle.as_posix()
-        'runs/census/bundle'
-    """
+    """A run's folder and the places in it."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -103,11 +88,7 @@ class RunDirectory:
         self._write(self.config, _with_absolute_paths(config).to_toml())
 
     def check_same_config(self, config: RunConfig) -> None:
-        """Raise unless the run that stopped here can go on with this configuration.
-
-        Raises:
-            ConfigError: Naming the first key that makes it another run.
-        """
+        """Raise unless the run that stopped here can go on with this configuration."""
         if not self.config.exists():
             return
         before = load_config(self.config).to_table()

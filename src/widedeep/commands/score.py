@@ -19,8 +19,6 @@ from widedeep.data.transform import Transform
 from widedeep.data.unseen import count_values
 from widedeep.errors import DataError, nearest
 
-__all__ = ["ScoreReport", "score_rows"]
-
 _CHUNK_ROWS = 16_384
 Keep = Literal["all", "none"] | Sequence[str]
 Chunk = tuple[Any, Scores]
@@ -28,18 +26,14 @@ Chunk = tuple[Any, Scores]
 
 @dataclass(kw_only=True)
 class ScoreReport:
-    """What was scored, and what in the rows the model did not know.
+    """What was scored, and what in the rows the model did not know."""
 
-    Args:
-        rows: Rows scored.
-        absent: Rows given as JSON that lacked a column, by column; it was read as null.
-        unseen: Values that were not in training, by feature.
-        misspelt: Keys of JSON rows that look like a column that they lack, with it.
-    """
-
-    rows: int = 0
+    rows: int = 0  # Rows scored
+    # Rows given as JSON that lacked a column, by column; it was read as null
     absent: dict[str, int] = field(default_factory=dict)
+    # Values that were not in training, by feature
     unseen: dict[str, int] = field(default_factory=dict)
+    # Keys of JSON rows that look like a column that they lack, with it
     misspelt: dict[str, str] = field(default_factory=dict)
 
 
@@ -53,24 +47,7 @@ def score_rows(
     strict: bool = False,
     threads: int = 1,
 ) -> ScoreReport:
-    """Score a file or a stream of rows and write each row with its score.
-
-    Args:
-        bundle: A trained model.
-        data: JSON lines (``.jsonl``, ``.ndjson``, ``.json``, or ``"-"`` for standard input), or a
-            Parquet, CSV or Arrow file, or a glob or folder of such.
-        out: A ``.parquet`` or ``.jsonl`` file, or ``"-"`` for JSON lines on standard output. A file
-            is there whole or not at all.
-        keep: Which columns of the input to write before the score: ``"all"``, ``"none"``, or names.
-        name: The score's column; ``name/head`` for a model with several heads. It holds a
-            probability, a list of them (one a class), or a regression's value.
-        strict: Refuse JSON rows that lack a column.
-        threads: Threads to use; the scores do not depend on it.
-
-    Raises:
-        DataError: If a row cannot be read, or a column to keep is not there.
-        FeatureError: If a value does not fit its feature.
-    """
+    """Score a file or a stream of rows and write each row with its score."""
     report = ScoreReport()
     transform = Transform(bundle.schema, threads=threads)
 

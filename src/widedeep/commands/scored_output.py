@@ -21,8 +21,6 @@ from widedeep.bundle.scoring import Scores
 from widedeep.data.arrow_types import logical_type
 from widedeep.errors import DataError
 
-__all__ = ["JSON_SUFFIXES", "STANDARD_STREAM", "Writer", "scored_output"]
-
 STANDARD_STREAM = "-"
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
@@ -33,17 +31,7 @@ Columns: TypeAlias = "list[tuple[str, NDArray[np.float64]]]"
 
 @contextlib.contextmanager
 def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
-    """Give a function that writes rows and their scores.
-
-    Args:
-        out: A ``.parquet`` or ``.jsonl`` file, or ``"-"`` for JSON lines on standard output. A file
-            is renamed to its name when all rows are in it.
-        bundle: What scores; names the heads.
-        name: The score's column; ``name/head`` for a model with several heads.
-
-    Raises:
-        DataError: If the file cannot be written, or is of another kind.
-    """
+    """Give a function that writes rows and their scores."""
     heads = [head.name for head in bundle.model.heads]
 
     def columns(scores: Scores) -> Columns:

@@ -17,25 +17,12 @@ from widedeep.serving.http.settings import Settings
 from widedeep.serving.http.worker import ServingPlan, serve_plan
 from widedeep.serving.supervisor import Worker, bind_alone, run_workers
 
-__all__ = ["address", "example_request", "run_plan"]
-
 _GRACE_S = 5.0
 _EXAMPLE_ITEMS = 2
 
 
 def address(text: str) -> tuple[str, int]:
-    """Read ``HOST:PORT``; without a host it is this machine alone.
-
-    Args:
-        text: As typed.
-
-    Raises:
-        ConfigError: If it is neither.
-
-    Example:
-        >>> address(":8080"), address("0.0.0.0:80"), address("[::1]:9000")
-        (('127.0.0.1', 8080), ('0.0.0.0', 80), ('::1', 9000))
-    """
+    """Read ``HOST:PORT``; without a host it is this machine alone."""
     host, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise ConfigError(f"got the address {text!r}, expected HOST:PORT or :PORT")
@@ -43,15 +30,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 def run_plan(plan: ServingPlan, on_listening: Callable[[Settings, int, str | None], None]) -> int:
-    """Serve until SIGTERM or Ctrl-C.
-
-    Args:
-        plan: What is served, and in how many processes.
-        on_listening: Called once with the settings, the HTTP port, and gRPC's address.
-
-    Returns:
-        The exit code.
-    """
+    """Serve until SIGTERM or Ctrl-C."""
     settings = plan.settings
     plan.keys()  # a mistake in their file is told here, not by each worker
     if settings.workers == 1:
@@ -78,14 +57,7 @@ def run_plan(plan: ServingPlan, on_listening: Callable[[Settings, int, str | Non
 
 
 def example_request(plan: ServingPlan) -> dict[str, Any] | None:
-    """Return a body for ``/v1/rank`` with values of the rows that the bundle keeps.
-
-    Args:
-        plan: What is served.
-
-    Returns:
-        The body; None where nothing is served yet, or the bundle keeps no rows.
-    """
+    """Return a body for ``/v1/rank`` with values of the rows that the bundle keeps."""
     name, path = next(iter(plan.models.items()))
     try:
         bundle = served_bundle(path)

@@ -29,8 +29,6 @@ from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
 from widedeep.simulate.saved import load_store, save_store
 from widedeep.simulate.traffic import Traffic, attribute_tables, midnight
 
-__all__ = ["Simulated", "named_policy", "simulate_store"]
-
 _PLAIN: dict[str, Callable[[], Policy]] = {
     "popularity": Popularity,
     "random": Random,
@@ -42,41 +40,22 @@ CATALOGUE = "catalogue.parquet"
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What a stretch of days came to.
+    """What a stretch of days came to."""
 
-    Args:
-        folder: Where the logs are.
-        first_day: From 0.
-        days: How many.
-        impressions: Apps shown.
-        installs: Of them.
-        top_share: Share of the installs that the ten most installed apps hold.
-        arms: For each arm its requests, installs a request, and the share of the best policy's
-            expected installs that it got.
-        seconds: Taken.
-    """
-
-    folder: Path
-    first_day: int
-    days: int
-    impressions: int
-    installs: int
-    top_share: float
+    folder: Path  # Where the logs are
+    first_day: int  # From 0
+    days: int  # How many
+    impressions: int  # Apps shown
+    installs: int  # Of them
+    top_share: float  # Share of the installs that the ten most installed apps hold
+    # For each arm its requests, installs a request, and the share of the best policy's expected
+    # installs that it got
     arms: dict[str, dict[str, float]]
-    seconds: float
+    seconds: float  # Taken
 
 
 def named_policy(text: str, *, catalogue: Path | None = None) -> Policy:
-    """Return the policy that a word stands for.
-
-    Args:
-        text: ``popularity``, ``random``, ``oracle``, the URL of a server, or a bundle's folder.
-        catalogue: The file that a server reads its apps from.
-
-    Raises:
-        ConfigError: If it is none of these.
-        BundleError: If the bundle cannot be loaded.
-    """
+    """Return the policy that a word stands for."""
     if text in _PLAIN:
         return _PLAIN[text]()
     if text.startswith(("http://", "https://")):
@@ -90,11 +69,7 @@ def named_policy(text: str, *, catalogue: Path | None = None) -> Policy:
 
 
 def arms_policy(texts: list[str], *, explore: float = 0.0, catalogue: Path | None = None) -> Policy:
-    """Return one policy, or an A/B test of several, each ``[ARM=]POLICY``.
-
-    Raises:
-        ConfigError: If a policy is unknown, or an arm is named twice.
-    """
+    """Return one policy, or an A/B test of several, each ``[ARM=]POLICY``."""
     arms: dict[str, Policy] = {}
     for text in texts:
         name, named, rest = text.partition("=")
@@ -120,19 +95,7 @@ def simulate_store(
     days: int = 7,
     on_day: Callable[[int], None] | None = None,
 ) -> Simulated:
-    """Live some days, and write logs, catalogue, configurations and the store's state.
-
-    Args:
-        folder: Where to; made if it is not there.
-        policy: Who ranks.
-        config: Of a new store.
-        resume: The folder of an earlier stretch, whose store lives on; ``config`` is then not used.
-        days: How many.
-        on_day: Called after each day with how many are done.
-
-    Raises:
-        ConfigError: If the folder holds the logs of another store, or ``resume`` holds none.
-    """
+    """Live some days, and write logs, catalogue, configurations and the store's state."""
     started = time.perf_counter()
     store = AppStore(config) if resume is None else load_store(resume / STATE)
     if resume is None and (folder / STATE).exists():

@@ -14,22 +14,15 @@ from widedeep.data.sources import open_source
 from widedeep.errors import DataError
 from widedeep.features import FeatureSpec
 
-__all__ = ["Targets", "read_targets"]
-
 _SHOWN = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """Columns of labels, and of weights if the spec names one, of all rows.
+    """Columns of labels, and of weights if the spec names one, of all rows."""
 
-    Args:
-        spec: Says what the columns are.
-        table: The columns, text in full.
-    """
-
-    spec: FeatureSpec
-    table: pa.Table
+    spec: FeatureSpec  # Says what the columns are
+    table: pa.Table  # The columns, text in full
 
     def classes(self, column: str) -> tuple[str, ...]:
         """Return the classes of a label that is text, sorted; none for numbers."""
@@ -40,13 +33,7 @@ class Targets:
     def problems(
         self, heads: Sequence[Any], classes: Mapping[str, Sequence[str]], monitor: str | None
     ) -> list[str]:
-        """Return what training or evaluation would refuse.
-
-        Args:
-            heads: Those of the model, in the order of the labels; empty: the model is not known.
-            classes: The classes of labels that are text, by head.
-            monitor: The metric that decides when to stop, for validation data.
-        """
+        """Return what training or evaluation would refuse."""
         weights, found = self._weights()
         reasons: dict[str, str] = {}
         for column in self.spec.labels.values():
@@ -134,15 +121,7 @@ class Targets:
 
 
 def read_targets(spec: FeatureSpec, data: Any) -> Targets:
-    """Read the labels and weights of all rows.
-
-    Args:
-        spec: Names their columns.
-        data: As for :func:`widedeep.data.sources.open_source`.
-
-    Raises:
-        DataError: If the data cannot be read, has no rows, or lacks a column.
-    """
+    """Read the labels and weights of all rows."""
     names = [*spec.labels.values(), *([] if spec.weight is None else [spec.weight])]
     with open_source(data, columns=names) as source:
         if not source.num_rows:

@@ -31,70 +31,33 @@ from widedeep.training.early_stopping import EarlyStopping
 from widedeep.warm_start import WarmStart
 from widedeep.warm_start.old_model import old_schema
 
-__all__ = [
-    "TrainedRun",
-    "WarmFrom",
-    "early_stopping",
-    "encode_rows",
-    "export_checkpoint",
-    "make_trainer",
-    "prepare_schema",
-    "train_run",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """What a run came to.
+    """What a run came to."""
 
-    Args:
-        directory: Where it is.
-        schema: What turns rows into ids.
-        metrics: By data set: ``"valid"`` and ``"test"``, those that were given.
-        history: A row of figures for each epoch or evaluation.
-        steps: Steps trained.
-        rows: Rows trained, over all epochs.
-        seconds: Spent in training, of this call alone.
-        warm: What a warm start took over.
-    """
-
-    directory: RunDirectory
-    schema: Schema
+    directory: RunDirectory  # Where it is
+    schema: Schema  # What turns rows into ids
+    # By data set: ``"valid"`` and ``"test"``, those that were given
     metrics: Mapping[str, Mapping[str, float]]
-    history: list[dict[str, Any]]
-    steps: int
-    rows: int
-    seconds: float
-    warm: WarmStart | None = None
+    history: list[dict[str, Any]]  # A row of figures for each epoch or evaluation
+    steps: int  # Steps trained
+    rows: int  # Rows trained, over all epochs
+    seconds: float  # Spent in training, of this call alone
+    warm: WarmStart | None = None  # What a warm start took over
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmFrom:
-    """An older model to start from.
+    """An older model to start from."""
 
-    Args:
-        path: A bundle, a run's folder, or a checkpoint.
-        carry: Patterns of the names of tensors to take over.
-        widths: What becomes of embeddings of another width.
-    """
-
-    path: str | os.PathLike[str]
-    carry: tuple[str, ...] = ("*",)
-    widths: Literal["fresh", "project"] = "fresh"
+    path: str | os.PathLike[str]  # A bundle, a run's folder, or a checkpoint
+    carry: tuple[str, ...] = ("*",)  # Patterns of the names of tensors to take over
+    widths: Literal["fresh", "project"] = "fresh"  # What becomes of embeddings of another width
 
 
 def prepare_schema(config: RunConfig, directory: RunDirectory, *, progress: bool = False) -> Schema:
-    """Fit the schema of a run and keep it in its folder.
-
-    Args:
-        config: Features and training data.
-        directory: Where it is kept.
-        progress: Show a progress bar, on a terminal.
-
-    Raises:
-        DataError: If the data cannot be read, or lacks a column.
-        FeatureError: If a value does not fit its feature.
-    """
+    """Fit the schema of a run and keep it in its folder."""
     schema, inputs = _fit(config, progress)
     directory.save_schema(schema, inputs)
     return schema
@@ -103,20 +66,7 @@ def prepare_schema(config: RunConfig, directory: RunDirectory, *, progress: bool
 def encode_rows(
     config: RunConfig, directory: RunDirectory, schema: Schema
 ) -> tuple[EncodedRows, bool]:
-    """Encode the training rows into the run's folder, unless it holds them already.
-
-    Args:
-        config: Features and training data.
-        directory: Where they are kept; :func:`train_run` reads them from there.
-        schema: That of the run.
-
-    Returns:
-        The encoded rows, and whether they were written now.
-
-    Raises:
-        DataError: If the data cannot be read, or the rows cannot be written.
-        FeatureError: If a value does not fit its feature or label.
-    """
+    """Encode the training rows into the run's folder, unless it holds them already."""
     train, _ = training_data(config)
     transform = Transform(schema)
     types = schema.input_types()
@@ -163,17 +113,7 @@ def make_trainer(
     checkpoints: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Trainer:
-    """Return a trainer, with its model, as a configuration describes them.
-
-    Args:
-        schema: Of the configuration's features.
-        config: Model and training.
-        checkpoints: Folder for checkpoints; None writes none.
-        progress: False shows nothing.
-
-    Raises:
-        ConfigError: If an optimizer is unknown or an option is outside its range.
-    """
+    """Return a trainer, with its model, as a configuration describes them."""
     train = config.train
     optimizers = _optimizers(train)
     trainer = Trainer(
@@ -228,22 +168,7 @@ def train_run(
     progress: bool = True,
     warm: WarmFrom | None = None,
 ) -> TrainedRun:
-    """Train as a configuration says, evaluate, and export a bundle.
-
-    Args:
-        config: The run.
-        directory: Where everything is written.
-        resume: Go on from the newest checkpoint.
-        force: Replace a run that is there.
-        progress: Say on standard error what happens.
-        warm: Start from an older model: its vocabularies grow, its parameters come over by value.
-
-    Raises:
-        ConfigError: If the configuration cannot be run, is not that of the run to be resumed, or
-            would overwrite a run.
-        WideDeepError: If data, checkpoints or bundle cannot be read or written.
-        KeyboardInterrupt: On Ctrl-C, after a checkpoint was saved.
-    """
+    """Train as a configuration says, evaluate, and export a bundle."""
     train, valid = training_data(config)
     stopping = early_stopping(config.train, has_valid=valid is not None)
     _optimizers(config.train)  # a mistake there is told before the long way through the data
@@ -312,15 +237,7 @@ def _run_schema(
 
 
 def early_stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | Auto | None:
-    """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it.
-
-    Args:
-        train: With ``early_stopping``, ``patience`` and ``monitor``.
-        has_valid: Whether there is validation data to decide on.
-
-    Raises:
-        ConfigError: If there is none.
-    """
+    """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it."""
     if train.early_stopping is False:
         return None
     if train.patience is None and train.early_stopping == "auto":
@@ -379,21 +296,7 @@ def _finish(
 def export_checkpoint(
     path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
 ) -> tuple[Bundle, Path]:
-    """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle.
-
-    Args:
-        path: A run's folder, a folder of checkpoints, or a ``step-*`` folder.
-        out: The bundle's folder.
-        overwrite: Replace a bundle that is already there.
-
-    Returns:
-        The bundle, and the checkpoint it was made from.
-
-    Raises:
-        CheckpointError: If there is no checkpoint, or its model cannot be made from its
-            configuration.
-        BundleError: If the bundle cannot be written.
-    """
+    """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle."""
     if Path(out).exists() and not overwrite:
         raise BundleError(f"{out}: is there already; name another folder, or add --force")
     place = find_checkpoint(path)

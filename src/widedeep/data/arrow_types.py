@@ -7,27 +7,13 @@ import pyarrow.compute as pc
 
 from widedeep.errors import DataError
 
-__all__ = ["conform", "logical_schema", "logical_type", "plain_table", "unified_schema"]
-
 _UNITS = ("s", "ms", "us", "ns")
 _UTC = {"UTC", "utc", "Z", "+00:00", "Etc/UTC"}
 _DECIMAL_DIGITS = 38
 
 
 def logical_type(arrow_type: pa.DataType) -> pa.DataType:
-    """Return the type of a column's values, whatever their encoding.
-
-    Dictionaries become their values' type, large and view strings become strings, large lists
-    become lists.
-
-    Args:
-        arrow_type: Any Arrow type.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> logical_type(pa.dictionary(pa.int8(), pa.large_string()))
-        DataType(string)
-    """
+    """Return the type of a column's values, whatever their encoding."""
     if pa.types.is_dictionary(arrow_type) or pa.types.is_run_end_encoded(arrow_type):
         return logical_type(arrow_type.value_type)
     if isinstance(arrow_type, pa.BaseExtensionType):
@@ -64,15 +50,7 @@ def _is_list(arrow_type: pa.DataType) -> bool:
 
 
 def logical_schema(schema: pa.Schema, origin: str) -> pa.Schema:
-    """Return the logical type of every column.
-
-    Args:
-        schema: The physical schema.
-        origin: Where it comes from, for the message.
-
-    Raises:
-        DataError: If two columns have one name.
-    """
+    """Return the logical type of every column."""
     seen: set[str] = set()
     for name in schema.names:
         if name in seen:
@@ -85,24 +63,7 @@ def logical_schema(schema: pa.Schema, origin: str) -> pa.Schema:
 
 
 def unified_schema(schemas: list[tuple[str, pa.Schema]]) -> pa.Schema:
-    """Return one schema for several inputs, columns matched by name.
-
-    Integers of different width become the wider; so do floats, decimals and units of time. Lists
-    of one length beside others become lists of any length, and a column that is all null takes the
-    type it has elsewhere: no value is changed. The order of columns is the first input's.
-
-    Args:
-        schemas: Logical schemas with the name of their input, at least one.
-
-    Raises:
-        DataError: If an input lacks or adds a column, or holds a type that another's does not fit.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> parts = [("a", pa.schema([("x", pa.int32())])), ("b", pa.schema([("x", pa.int64())]))]
-        >>> unified_schema(parts).field("x").type
-        DataType(int64)
-    """
+    """Return one schema for several inputs, columns matched by name."""
     first_origin, first = schemas[0]
     types = {field.name: field.type for field in first}
     for origin, schema in schemas[1:]:
@@ -187,15 +148,7 @@ def _join_lists(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the columns of ``schema`` in its order, widened where an input is narrower.
-
-    Dictionaries and the widths of strings and lists stay as they are: only the logical type is
-    unified.
-
-    Args:
-        table: A table that has these columns, perhaps among others.
-        schema: Logical types.
-    """
+    """Return the columns of ``schema`` in its order, widened where an input is narrower."""
     columns = []
     for field in schema:
         column = table.column(field.name)

@@ -11,43 +11,21 @@ from numpy.typing import NDArray
 
 from widedeep import kernels
 
-__all__ = ["Batch"]
-
 
 @dataclass(slots=True)
 class Batch:
-    """B encoded examples in example-major order.
+    """B encoded examples in example-major order."""
 
-    Cell ``b * F + f`` holds the ids of feature slot ``f`` of example ``b``:
-    ``ids_N[offsets_BF[b * F + f] : offsets_BF[b * F + f + 1]]``.
-
-    Args:
-        ids_N: int64, feature-local ids: 0 out-of-vocabulary, 1 missing, known values from 2.
-        offsets_BF: int64 of length B * F + 1, starting at 0.
-        dense_BK: float32, transformed numbers.
-        values_N: float32 weight of each id, or None where all are 1.
-        labels_BL: float32, one column a label (class indices for multi-class), or None.
-        weight_B: float32 example weights, or None where all are 1.
-        group_B: int64 key of each example's query, or None.
-
-    Shape:
-        B examples, F feature slots, N ids in the batch, K dense columns, L labels.
-
-    Example:
-        >>> import numpy as np
-        >>> batch = Batch(ids_N=np.array([2, 3]), offsets_BF=np.array([0, 1, 2]),
-        ...               dense_BK=np.zeros((2, 0), np.float32))
-        >>> len(batch), batch.n_slots
-        (2, 1)
-    """
-
+    # int64, feature-local ids: 0 out-of-vocabulary, 1 missing, known values from 2
     ids_N: NDArray[np.int64]
-    offsets_BF: NDArray[np.int64]
-    dense_BK: NDArray[np.float32]
+    offsets_BF: NDArray[np.int64]  # int64 of length B * F + 1, starting at 0
+    dense_BK: NDArray[np.float32]  # float32, transformed numbers
+    # float32 weight of each id, or None where all are 1
     values_N: NDArray[np.float32] | None = None
+    # float32, one column a label (class indices for multi-class), or None
     labels_BL: NDArray[np.float32] | None = None
-    weight_B: NDArray[np.float32] | None = None
-    group_B: NDArray[np.int64] | None = None
+    weight_B: NDArray[np.float32] | None = None  # float32 example weights, or None where all are 1
+    group_B: NDArray[np.int64] | None = None  # int64 key of each example's query, or None
 
     def __len__(self) -> int:
         return int(self.dense_BK.shape[0])
@@ -77,12 +55,7 @@ class Batch:
         return len(self.ids_N) + self.dense_BK.size
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Return examples ``start`` to ``stop``; all but the offsets are views.
-
-        Args:
-            start: First example, 0 <= start.
-            stop: One past the last example; cut at the batch's length.
-        """
+        """Return examples ``start`` to ``stop``; all but the offsets are views."""
         stop = min(stop, len(self))
         slots = self.n_slots
         offsets = self.offsets_BF[start * slots : stop * slots + 1]
@@ -98,12 +71,7 @@ class Batch:
         )
 
     def take(self, rows_B: NDArray[np.int64], *, threads: int = 1) -> Batch:
-        """Return the examples at the given positions, in that order.
-
-        Args:
-            rows_B: Positions, each 0 <= row < len(self); repeats are allowed.
-            threads: Threads of the copy.
-        """
+        """Return the examples at the given positions, in that order."""
         ids, offsets, values = self.ids_N, self.offsets_BF, self.values_N
         if self.n_slots:
             ids, offsets, values = kernels.take_rows(
@@ -121,11 +89,7 @@ class Batch:
 
     @staticmethod
     def concat(batches: Sequence[Batch]) -> Batch:
-        """Return the examples of several batches of one schema, one after the other.
-
-        Args:
-            batches: At least one. Where only some carry weights an id, the others' are 1.
-        """
+        """Return the examples of several batches of one schema, one after the other."""
         if len(batches) == 1:
             return batches[0]
         shifts = np.cumsum([0, *(len(batch.ids_N) for batch in batches)])

@@ -14,65 +14,31 @@ from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.errors import FeatureError
 from widedeep.schema import ColumnType, LogicalKind
 
-__all__ = [
-    "Chunk",
-    "column_chunks",
-    "logical_kind",
-    "nan_count",
-    "null_count",
-    "read_elements",
-    "read_integers",
-    "read_numbers",
-    "read_text",
-    "read_vectors",
-    "row_of",
-    "storage_of",
-]
-
 _INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows of one column.
+    """Consecutive rows of one column."""
 
-    Args:
-        array: The values, not chunked.
-        row: Place of the first row among all rows of the source.
-        origin: The file or table they come from.
-        origin_row: Place of the first row there.
-    """
-
-    array: pa.Array
-    row: int
-    origin: str
-    origin_row: int
+    array: pa.Array  # The values, not chunked
+    row: int  # Place of the first row among all rows of the source
+    origin: str  # The file or table they come from
+    origin_row: int  # Place of the first row there
 
     def at(self, row: int) -> str:
         """Return where a row of this chunk is, as messages say it."""
         return f"(row {self.origin_row + int(row)} of {self.origin})"
 
     def refuse(self, name: str, row: int, reason: str) -> FeatureError:
-        """Return the error about a row of this chunk.
-
-        Args:
-            name: What reads the column: ``"feature 'age'"``, ``"label 'income'"``.
-            row: Place in the chunk.
-            reason: What was got, what is allowed, what to do.
-        """
+        """Return the error about a row of this chunk."""
         return FeatureError(f"{name} {self.at(row)}: {reason}")
 
 
 def column_chunks(
     source: Source, column: str, on_rows: Callable[[int], None] | None = None
 ) -> Iterator[Chunk]:
-    """Yield a column in order, reading one fragment ahead.
-
-    Args:
-        source: Where the rows are.
-        column: Its name.
-        on_rows: Called with the number of rows after each fragment.
-    """
+    """Yield a column in order, reading one fragment ahead."""
     row = 0
     for table in column_stream(source, [column]):
         origin, origin_row = origin_of(table) or ("the data", row)
@@ -86,14 +52,7 @@ def column_chunks(
 
 
 def logical_kind(arrow_type: pa.DataType) -> LogicalKind | None:
-    """Return what a plain type holds, None for a type that no feature can read.
-
-    Points in time are integers: microseconds since 1970. Decimals without a fraction are integers.
-
-    Example:
-        >>> logical_kind(pa.decimal128(9, 2)), logical_kind(pa.date32()), logical_kind(pa.null())
-        ('float', 'int', None)
-    """
+    """Return what a plain type holds, None for a type that no feature can read."""
     types = pa.types
     if types.is_decimal(arrow_type):
         return "float" if arrow_type.scale > 0 else "int"
@@ -112,12 +71,7 @@ def logical_kind(arrow_type: pa.DataType) -> LogicalKind | None:
 
 
 def storage_of(arrow_type: pa.DataType) -> str | None:
-    """Return how a plain type stores its values, as :class:`ColumnType` writes it.
-
-    Example:
-        >>> storage_of(pa.float32()), storage_of(pa.timestamp("ms")), storage_of(pa.int8())
-        ('float32', 'ms', None)
-    """
+    """Return how a plain type stores its values, as :class:`ColumnType` writes it."""
     types = pa.types
     if types.is_floating(arrow_type):
         return f"float{arrow_type.bit_width}"
@@ -168,16 +122,7 @@ def _floats(array: pa.Array) -> NDArray[np.float64]:
 
 
 def read_numbers(chunk: Chunk, name: str, *, finite: bool = True) -> NDArray[np.float64]:
-    """Return a plain column's numbers, NaN for nulls.
-
-    Args:
-        chunk: Rows of the column.
-        name: What reads it, for messages.
-        finite: Refuse infinite numbers.
-
-    Raises:
-        FeatureError: If a value is text, or infinite.
-    """
+    """Return a plain column's numbers, NaN for nulls."""
     array = _plain(chunk.array)
     if logical_kind(array.type) == "string":
         _refuse_text(chunk, array, name)
@@ -188,11 +133,7 @@ def read_numbers(chunk: Chunk, name: str, *, finite: bool = True) -> NDArray[np.
 
 
 def read_elements(chunk: Chunk, name: str, kind: ColumnType) -> NDArray[np.float64]:
-    """Return the numbers of a column or of its lists one after the other, NaN for nulls.
-
-    Raises:
-        FeatureError: If a value is text.
-    """
+    """Return the numbers of a column or of its lists one after the other, NaN for nulls."""
     array = _elements(chunk.array, kind)
     if logical_kind(array.type) == "string":
         _refuse_text(chunk, array, name)
@@ -200,11 +141,7 @@ def read_elements(chunk: Chunk, name: str, kind: ColumnType) -> NDArray[np.float
 
 
 def read_vectors(chunk: Chunk, name: str, size: int) -> NDArray[np.float64]:
-    """Return the vectors of a list column as rows, NaN for nulls and for every entry of a null.
-
-    Raises:
-        FeatureError: If a vector has another length than ``size``, or a value is text or infinite.
-    """
+    """Return the vectors of a list column as rows, NaN for nulls and for every entry of a null."""
     lengths = pc.list_value_length(chunk.array)
     wrong = np.asarray(pc.fill_null(pc.not_equal(lengths, size), False))
     if wrong.any():
@@ -259,14 +196,7 @@ def _refuse_text(chunk: Chunk, array: pa.Array, name: str) -> None:
 
 
 def read_integers(chunk: Chunk, name: str, kind: ColumnType) -> pa.Int64Array:
-    """Return the integers of a column or of its lists, without nulls.
-
-    Booleans are 0 and 1, points in time microseconds; floats must be whole (pandas writes integers
-    with nulls so), and NaN is a null.
-
-    Raises:
-        FeatureError: If a number is not whole or needs more than 64 bits.
-    """
+    """Return the integers of a column or of its lists, without nulls."""
     elements = _elements(chunk.array, kind)
     plain = _in_microseconds(elements)
     if logical_kind(plain.type) in ("int", "bool") and not pa.types.is_decimal(plain.type):

@@ -17,8 +17,6 @@ from widedeep import kernels
 from widedeep.data.arrow_types import logical_type
 from widedeep.errors import ConfigError, DataError
 
-__all__ = ["ValueCounter"]
-
 Values: TypeAlias = pa.Array | pa.ChunkedArray | NDArray[np.int64]
 Counted: TypeAlias = tuple[pa.LargeBinaryArray | NDArray[np.int64], NDArray[np.int64]]
 CounterKind: TypeAlias = Literal["bytes", "int64", "tuple"]
@@ -39,26 +37,7 @@ class _Keys(NamedTuple):
 
 
 class ValueCounter:
-    """Counts every distinct value exactly, whatever the order in which the values come.
-
-    Values are kept in a hash table of at most ``memory_limit_bytes``. When it is full, its content
-    goes to a temporary file in 256 partitions by hash; at the end one partition after the other
-    is added up, and cut again where it does not fit.
-
-    Args:
-        kind: ``"bytes"`` for text and bytes, ``"int64"`` for integers, ``"tuple"`` for rows of an
-            int64 matrix.
-        memory_limit_bytes: Memory of the table, at least 1; the result comes on top.
-        spill_dir: Where the temporary file goes; None for the system's place (``TMPDIR``).
-
-    Example:
-        >>> import pyarrow as pa
-        >>> with ValueCounter("bytes", memory_limit_bytes=1 << 20) as counter:
-        ...     counter.add(pa.array(["b", "a", None, "b", "c"]))
-        ...     values, counts = counter.result(max_size=2)
-        >>> values.to_pylist(), counts.tolist(), counter.total, counter.distinct
-        ([b'b', b'a'], [2, 1], 4, 3)
-    """
+    """Counts every distinct value exactly, whatever the order in which the values come."""
 
     def __init__(
         self,
@@ -78,18 +57,7 @@ class ValueCounter:
         self.total = 0
 
     def add(self, values: Values, counts: NDArray[np.int64] | None = None) -> None:
-        """Count values; nulls are passed over.
-
-        A dictionary costs one look-up an entry that occurs, not one a value.
-
-        Args:
-            values: Text, bytes or integers (also as dictionaries), or an int64 array, (n, parts)
-                for tuples.
-            counts: int64 occurrences of each value, at least 0; None for 1 each.
-
-        Raises:
-            DataError: If the values are of another kind, or one has more than 512 KiB.
-        """
+        """Count values; nulls are passed over."""
         for keys in self._keys(values, counts):
             if len(keys.offsets) > 1:
                 self._check_lengths(keys)
@@ -103,31 +71,13 @@ class ValueCounter:
         self._n_parts = n_parts
 
     def result(self, min_count: int = 1, max_size: int | None = None) -> Counted:
-        """Return the values by count, the most frequent first and equal ones by value.
-
-        Args:
-            min_count: Leave out values seen fewer times.
-            max_size: Return at most so many values; None returns all.
-
-        Returns:
-            The values (large_binary for bytes, else int64) and their counts.
-        """
+        """Return the values by count, the most frequent first and equal ones by value."""
         return self.split(min_count, max_size, 0)[0]
 
     def split(
         self, min_count: int, max_size: int | None, tail_size: int, tail_bytes: int = 0
     ) -> tuple[Counted, Counted]:
-        """Return what :meth:`result` does, and the most frequent of the values that it leaves out.
-
-        Args:
-            min_count: Leave out values seen fewer times.
-            max_size: Keep at most so many values; None keeps all.
-            tail_size: Return at most so many of those left out.
-            tail_bytes: Hold no more of those left out than take about twice so many bytes.
-
-        Returns:
-            Values and counts twice, each by count, the most frequent first and equal ones by value.
-        """
+        """Return what :meth:`result` does, and the most frequent values that it leaves out."""
         leaders = _Leaders(min_count, max_size, tail_size, tail_bytes)
         rare = _Leaders(1, 0, tail_size, tail_bytes, below=min_count)
         distinct = 0
@@ -260,10 +210,7 @@ def _numbers_of(values: pa.LargeBinaryArray) -> NDArray[np.int64]:
 
 
 class _SpillingTable:
-    """A count table that writes itself to a file when it is full.
-
-    A level takes its partitions from other bits of the hash than the level above it.
-    """
+    """A count table that writes itself to a file when it is full."""
 
     def __init__(
         self, limit_bytes: int, spill_dir: str | os.PathLike[str] | None, level: int
@@ -354,15 +301,7 @@ class _Block(NamedTuple):
 
 
 class _Leaders:
-    """The most frequent keys so far; holds about twice as many as are wanted.
-
-    Args:
-        min_count: Keys with fewer occurrences are left out.
-        max_size: How many are wanted in any case; None: all.
-        tail_size: How many are wanted behind those at most.
-        tail_bytes: How many bytes these may have at most.
-        below: Keys with so many occurrences are left out, too.
-    """
+    """The most frequent keys so far; holds about twice as many as are wanted."""
 
     def __init__(
         self,

@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from widedeep.data.csv_values import CsvColumns, ValueFault
 from widedeep.errors import DataError, nearest
 
-__all__ = ["csv_batches", "is_csv", "line_of_value"]
-
 BLOCK_BYTES = 4 << 20
 LONGEST_RECORD = 256 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -41,23 +39,7 @@ def is_csv(path: Path) -> bool:
 def csv_batches(
     path: Path, columns: Sequence[str] | None, types: CsvColumns
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Return the columns of a CSV file as they are spooled, and its rows.
-
-    Fields are separated by commas, and may stand in quotes; a quote within is doubled. Lines end in
-    a line feed, with or without a carriage return before it; within quotes both belong to the
-    value. The text is UTF-8. An empty field is null; a quoted empty field is the empty string.
-    Blank lines hold no row, unless there is one column alone.
-
-    Args:
-        path: The file, with a header line; one that ends in ``.gz`` is decompressed.
-        columns: The columns to read; None reads all.
-        types: Converts the columns whose type is declared, and takes note of the others' values,
-            which come as text.
-
-    Raises:
-        DataError: If the file has no header or lacks a column; while iterating, if a line does not
-            fit the header, or a value its column's type. Says the line and the column.
-    """
+    """Return the columns of a CSV file as they are spooled, and its rows."""
     blocks = _blocks(path)
     header, first = _header(path, next(blocks, None))
     names = list(columns) if columns is not None else header
@@ -265,12 +247,7 @@ class _Block:
         return self._line_at(self._start(record)), int(fields[record])
 
     def check(self, path: Path) -> None:
-        """Refuse what the grammar has no meaning for.
-
-        Raises:
-            DataError: For a zero byte, a lone carriage return, or a quote that neither opens nor
-                closes a field.
-        """
+        """Refuse what the grammar has no meaning for."""
         if b"\0" in self.text:
             line = self._line_at(self.text.index(b"\0"))
             raise DataError(

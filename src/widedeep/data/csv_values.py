@@ -13,8 +13,6 @@ import pyarrow.compute as pc
 from widedeep.data.arrow_types import logical_type
 from widedeep.errors import DataError
 
-__all__ = ["ColumnKind", "CsvColumns", "ValueFault"]
-
 ColumnKind: TypeAlias = pa.DataType | Literal["category"]
 """The type of a CSV column; ``"category"`` is text, unless each value is a canonical integer."""
 
@@ -34,17 +32,7 @@ class ValueFault(Exception):
 
 
 class CsvColumns:
-    """Types of the columns of one table, which may lie in several CSV files.
-
-    A declared type is kept. Of other columns the values of all rows are looked at: they are
-    integers if each is written as an integer of 64 bits is (``7``, not ``007``, ``+7`` or ``7.0``);
-    true and false if there is nothing else; and, if they are no category, numbers if each is one
-    without leading zeros or signs and none would be changed by it. All else is text, so that two
-    different texts never become one value.
-
-    Args:
-        declared: Type of columns by name; ``"category"`` for values that are compared.
-    """
+    """Types of the columns of one table, which may lie in several CSV files."""
 
     def __init__(self, declared: Mapping[str, ColumnKind]) -> None:
         self._declared = dict(declared)
@@ -57,11 +45,7 @@ class CsvColumns:
                 self._declared[field.name] = field.type
 
     def spooled_type(self, path: Path, name: str) -> pa.DataType:
-        """Return the type in which a column's values are kept until all are seen.
-
-        Raises:
-            DataError: If CSV has no way to write such values.
-        """
+        """Return the type in which a column's values are kept until all are seen."""
         kind = self._declared.get(name, "")
         if isinstance(kind, str) or pa.types.is_null(kind):
             self._observed.setdefault(name, _Observed(numbers=kind != "category"))
@@ -74,11 +58,7 @@ class CsvColumns:
         return logical_type(kind)
 
     def convert(self, name: str, text: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Return a column's values in the type in which they are kept.
-
-        Raises:
-            ValueFault: If a value is not of the declared type.
-        """
+        """Return a column's values in the type in which they are kept."""
         if name in self._observed:
             self._observed[name].observe(text)
             return text

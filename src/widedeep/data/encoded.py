@@ -21,25 +21,12 @@ from widedeep.data.transform import Transform
 from widedeep.directory import atomic_directory, write_text_whole
 from widedeep.errors import DataError
 
-__all__ = ["EncodedRows", "encoded_rows"]
-
 ENCODED_FORMAT = 1
 _KEY = "key.json"
 
 
 class EncodedRows:
-    """A folder with one Arrow file for each fragment of a source, and what they were made from.
-
-    Each file holds one record batch: ``ids`` (a list of ids for each feature slot), ``values``
-    (their weights), ``dense``, ``labels``, ``weight`` and ``group``, those that there are. Its
-    buffers are those of the :class:`~widedeep.data.batch.Batch`, so a file is mapped, not read:
-    memory holds what training touches, and the system may drop it again.
-
-    Args:
-        path: A folder that :meth:`write` made.
-        files: Name and size of each fragment's file, in the source's order.
-        n_slots: F, feature slots of the schema.
-    """
+    """A folder with one Arrow file for each fragment of a source, and what they were made from."""
 
     def __init__(self, path: Path, files: list[tuple[str, int]], n_slots: int) -> None:
         self.path = path
@@ -50,13 +37,7 @@ class EncodedRows:
     def open(
         cls, path: str | os.PathLike[str], transform: Transform, source: Source
     ) -> EncodedRows | None:
-        """Return what a folder holds, or None if that is not these rows encoded by this schema.
-
-        Args:
-            path: The folder; it may be absent.
-            transform: Of the schema.
-            source: The rows.
-        """
+        """Return what a folder holds, or None if that is not these rows encoded by this schema."""
         place = Path(path)
         try:
             held = json.loads((place / _KEY).read_text(encoding="utf-8"))
@@ -72,30 +53,7 @@ class EncodedRows:
     def write(
         cls, path: str | os.PathLike[str], transform: Transform, source: Source
     ) -> EncodedRows:
-        """Encode a source's rows into a folder, which is there whole or not at all.
-
-        Args:
-            path: The folder; one that is there is replaced.
-            transform: Of the schema; it reads label, weight and group too.
-            source: The rows.
-
-        Raises:
-            DataError: If a row cannot be read, or the folder cannot be written.
-            FeatureError: If a value does not fit its feature or label.
-
-        Example:
-            >>> import tempfile
-            >>> import widedeep as wd
-            >>> from widedeep.data.sources import open_source
-            >>> rows = [{"job": "cook", "y": 1}, {"job": "clerk", "y": 0}]
-            >>> spec = wd.FeatureSpec(label="y", features=wd.categorical("job"))
-            >>> transform = Transform(wd.fit_schema(spec, rows))
-            >>> with open_source(rows) as source:
-            ...     folder = tempfile.mkdtemp() + "/encoded"
-            ...     encoded = EncodedRows.write(folder, transform, source)
-            ...     encoded.read(source.fragments[0]).ids_N.tolist()
-            [3, 2]
-        """
+        """Encode a source's rows into a folder, which is there whole or not at all."""
         place = Path(path)
         key, files = _key(transform, source), []
         try:
@@ -118,14 +76,7 @@ class EncodedRows:
         return sum(size for _, size in self._files)
 
     def read(self, fragment: Fragment) -> Batch:
-        """Return a fragment's encoded rows; called from several threads.
-
-        Args:
-            fragment: One of the source's.
-
-        Raises:
-            DataError: If the file is damaged or gone.
-        """
+        """Return a fragment's encoded rows; called from several threads."""
         name, size = self._files[fragment.index]
         try:
             mapped = _map_file(self.path / name, size)
@@ -142,18 +93,7 @@ class EncodedRows:
 def encoded_rows(
     path: str | os.PathLike[str], transform: Transform, source: Source
 ) -> tuple[EncodedRows, bool]:
-    """Return the encoded rows in a folder, written if need be, and whether they were written now.
-
-    Args:
-        path: The folder.
-        transform: Of the schema.
-        source: The rows, of files: whether other data changed cannot be told without reading it.
-
-    Raises:
-        DataError: If the rows are not in files, one cannot be read, or the folder cannot be
-            written.
-        FeatureError: If a value does not fit its feature or label.
-    """
+    """Return the encoded rows in a folder, written if need be, and whether they were."""
     if not source.files:
         raise DataError(
             f"{path}: got data in memory, expected files: only of those it can be told cheaply "

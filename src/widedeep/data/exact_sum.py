@@ -8,8 +8,6 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ExactSum", "ExactSums"]
-
 _MANTISSA_BITS = 53
 _HALF_BITS = 26
 # No float64 has a bit below 2**-1074: with this shift every sum is an integer.
@@ -18,16 +16,7 @@ _DENSE_CELLS = 1 << 22
 
 
 class ExactSum:
-    """A sum of float64 numbers without rounding, so that it does not depend on their order.
-
-    The same rows read from other files, or in other pieces, then give the same schema to the bit.
-
-    Example:
-        >>> total = ExactSum()
-        >>> total.add(np.array([1e100, 1.0, -1e100]))
-        >>> float(total.value)
-        1.0
-    """
+    """A sum of float64 numbers without rounding, so that it does not depend on their order."""
 
     def __init__(self) -> None:
         self._scaled = 0
@@ -44,14 +33,7 @@ class ExactSum:
 
 
 class ExactSums:
-    """Sums of float64 numbers by group, each without rounding.
-
-    Example:
-        >>> totals = ExactSums()
-        >>> totals.add([5, 9], np.array([0, 1, 0]), np.array([1e100, 0.5, -1e100]))
-        >>> float(totals.value(5)), float(totals.value(9))
-        (0.0, 0.5)
-    """
+    """Sums of float64 numbers by group, each without rounding."""
 
     def __init__(self) -> None:
         self._scaled: dict[int, int] = {}
@@ -59,13 +41,7 @@ class ExactSums:
     def add(
         self, keys: list[int], group_B: NDArray[np.int64], values_B: NDArray[np.float64]
     ) -> None:
-        """Add finite numbers, fewer than 2**26 at a time.
-
-        Args:
-            keys: The groups of these numbers.
-            group_B: The place of each number's group in ``keys``.
-            values_B: The numbers.
-        """
+        """Add finite numbers, fewer than 2**26 at a time."""
         if not len(values_B):
             return
         for group, part in _parts(values_B, group_B):

@@ -13,104 +13,54 @@ from widedeep.errors import FeatureError
 from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.schema import ColumnType, LogicalKind, Vocabulary
 
-__all__ = [
-    "FitPlan",
-    "NumberColumn",
-    "ValueColumn",
-    "VocabularyPlan",
-    "given_vocabulary",
-    "plan_fit",
-]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValueColumn:
-    """A column whose values are categories.
+    """A column whose values are categories."""
 
-    Args:
-        column: Its name.
-        reader: What reads it, for messages: ``"feature 'job'"``.
-        type: Its logical type.
-        empty_as_null: The feature's option.
-        num_buckets: The feature's option.
-    """
-
-    column: str
-    reader: str
-    type: ColumnType
-    empty_as_null: bool = False
-    num_buckets: int | None = None
+    column: str  # Its name
+    reader: str  # What reads it, for messages: ``"feature 'job'"``
+    type: ColumnType  # Its logical type
+    empty_as_null: bool = False  # The feature's option
+    num_buckets: int | None = None  # The feature's option
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NumberColumn:
-    """A column of numbers and the features that read it.
+    """A column of numbers and the features that read it."""
 
-    Args:
-        column: Its name.
-        reader: What reads it, for messages: ``"feature 'age'"``.
-        features: Numeric and bucketized features.
-        size: Length of its vectors, 1 for plain numbers.
-        type: Its logical type.
-    """
-
-    column: str
-    reader: str
-    features: tuple[Numeric | Bucketized, ...]
-    size: int
-    type: ColumnType
+    column: str  # Its name
+    reader: str  # What reads it, for messages: ``"feature 'age'"``
+    features: tuple[Numeric | Bucketized, ...]  # Numeric and bucketized features
+    size: int  # Length of its vectors, 1 for plain numbers
+    type: ColumnType  # Its logical type
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VocabularyPlan:
-    """A vocabulary to be learned from one or more columns.
+    """A vocabulary to be learned from one or more columns."""
 
-    Args:
-        key: Its key in the schema.
-        columns: Where its values are; they are counted together.
-        is_text: True for text, False for integers.
-        min_count: Least number of times a value was seen.
-        max_size: Most values.
-    """
-
-    key: str
-    columns: tuple[ValueColumn, ...]
-    is_text: bool
-    min_count: int = 1
-    max_size: int | None = None
+    key: str  # Its key in the schema
+    columns: tuple[ValueColumn, ...]  # Where its values are; they are counted together
+    is_text: bool  # True for text, False for integers
+    min_count: int = 1  # Least number of times a value was seen
+    max_size: int | None = None  # Most values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitPlan:
-    """What to learn.
+    """What to learn."""
 
-    Args:
-        types: Logical type of every column read.
-        numbers: Columns of numbers.
-        learned: Vocabularies to learn.
-        given: Vocabularies that the spec gives, by key.
-        checked: Columns of values that need no counting.
-        crosses: Learned crosses.
-    """
-
-    types: dict[str, ColumnType]
-    numbers: tuple[NumberColumn, ...]
-    learned: tuple[VocabularyPlan, ...]
-    given: dict[str, Vocabulary]
-    checked: tuple[ValueColumn, ...]
-    crosses: tuple[Crossed, ...]
+    types: dict[str, ColumnType]  # Logical type of every column read
+    numbers: tuple[NumberColumn, ...]  # Columns of numbers
+    learned: tuple[VocabularyPlan, ...]  # Vocabularies to learn
+    given: dict[str, Vocabulary]  # Vocabularies that the spec gives, by key
+    checked: tuple[ValueColumn, ...]  # Columns of values that need no counting
+    crosses: tuple[Crossed, ...]  # Learned crosses
 
 
 def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
-    """Decide what each column is read as.
-
-    Args:
-        spec: The declaration.
-        schema: Logical Arrow types of the columns.
-
-    Raises:
-        FeatureError: If a column's type does not fit its feature, or a given vocabulary is wrong.
-    """
+    """Decide what each column is read as."""
     types = {
         column: _column_type(spec, column, schema.field(column).type) for column in schema.names
     }
@@ -300,15 +250,7 @@ def _number_columns(
 
 
 def given_vocabulary(feature: Categorical, kind: LogicalKind) -> Vocabulary | None:
-    """Return the vocabulary that a feature gives as a list or in a file, None if it gives none.
-
-    Args:
-        feature: The declaration.
-        kind: What its column holds; a file's lines become integers if the column does.
-
-    Raises:
-        FeatureError: If the file is not there, has an empty line, or names a value twice.
-    """
+    """Return the vocabulary that a feature gives as a list or in a file, None if it gives none."""
     values: Sequence[str | int]
     if feature.vocabulary is not None:
         values = feature.vocabulary

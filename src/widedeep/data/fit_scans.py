@@ -34,19 +34,6 @@ from widedeep.errors import DataError, LimitError
 from widedeep.features import Bucketized, Crossed, Numeric
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
 
-__all__ = [
-    "Found",
-    "Scan",
-    "ScanStopped",
-    "scan_cross",
-    "scan_numbers",
-    "scan_plain",
-    "scan_value_weights",
-    "scan_values",
-    "scan_vocabulary",
-    "scan_weight",
-]
-
 _MISSING_ID = 1
 # Of a row, or of a value of a list: sums of weights and of their squares stay within float32.
 LARGEST_WEIGHT = 1e15
@@ -62,23 +49,14 @@ class ScanStopped(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scan:
-    """What every pass needs.
+    """What every pass needs."""
 
-    Args:
-        source: Where the rows are.
-        counter_bytes: Memory of one pass's table of counts.
-        sample_rows: Rows that quantiles are learned from.
-        seed: Of the sample.
-        on_rows: Called with a number of rows after they were read.
-        stop: Set when another pass failed.
-    """
-
-    source: Source
-    counter_bytes: int
-    sample_rows: int
-    seed: int
-    on_rows: Callable[[int], None]
-    stop: threading.Event
+    source: Source  # Where the rows are
+    counter_bytes: int  # Memory of one pass's table of counts
+    sample_rows: int  # Rows that quantiles are learned from
+    seed: int  # Of the sample
+    on_rows: Callable[[int], None]  # Called with a number of rows after they were read
+    stop: threading.Event  # Set when another pass failed
 
     def chunks(self, column: str) -> Iterator[Chunk]:
         """Yield a column in order."""
@@ -115,11 +93,7 @@ class Found:
 
 
 def scan_numbers(scan: Scan, plan: NumberColumn) -> Found:
-    """Learn what numeric and bucketized features need from their column.
-
-    Raises:
-        FeatureError: If a value is text, infinite, or a vector of another length.
-    """
+    """Learn what numeric and bucketized features need from their column."""
     transforms = [f.transform for f in plan.features if isinstance(f, Numeric)]
     summaries = [NumberSummary(transforms) for _ in range(plan.size)]
     samples = RowSample(scan.seed, scan.sample_rows) if _needs_sample(plan) else None
@@ -172,16 +146,7 @@ def _number_notes(plan: NumberColumn, summaries: Sequence[NumberSummary], nans: 
 
 
 def scan_vocabulary(scan: Scan, plan: VocabularyPlan, previous: Schema | None = None) -> Found:
-    """Count the values of one or more columns and keep those that are frequent enough.
-
-    Args:
-        scan: Where the rows are.
-        plan: What to learn.
-        previous: An older schema, whose counts are added before anything is left out.
-
-    Raises:
-        FeatureError: If a number is not whole.
-    """
+    """Count the values of one or more columns and keep those that are frequent enough."""
     found = Found()
     grown = None
     if previous is not None:
@@ -256,11 +221,7 @@ def _vocabulary_notes(plan: VocabularyPlan, distinct: int, total: int, kept: int
 
 
 def scan_values(scan: Scan, column: ValueColumn) -> Found:
-    """Check a column whose values need no counting.
-
-    Raises:
-        FeatureError: If a number is not whole.
-    """
+    """Check a column whose values need no counting."""
     found = Found(nulls={column.column: 0})
     outside = 0
     for chunk in scan.chunks(column.column):
@@ -284,11 +245,7 @@ def scan_plain(scan: Scan, column: str) -> Found:
 
 
 def scan_weight(scan: Scan, column: str, kind: ColumnType) -> Found:
-    """Check the example weights.
-
-    Raises:
-        DataError: If a weight is null, negative or no finite number.
-    """
+    """Check the example weights."""
     name = f"weight {column!r}"
     if kind.nested or kind.kind == "string":
         got = "lists" if kind.nested else "text"
@@ -309,11 +266,7 @@ def scan_weight(scan: Scan, column: str, kind: ColumnType) -> Found:
 
 
 def scan_value_weights(scan: Scan, column: str, kind: ColumnType, feature: str) -> Found:
-    """Check the weights of a feature's values; how many there are is checked with the values.
-
-    Raises:
-        FeatureError: If a weight is negative or no finite number within the limit.
-    """
+    """Check the weights of a feature's values; how many there are is checked with the values."""
     found = Found(nulls={column: 0})
     for chunk in scan.chunks(column):
         found.nulls[column] += null_count(chunk)
@@ -331,14 +284,7 @@ def scan_value_weights(scan: Scan, column: str, kind: ColumnType, feature: str) 
 
 
 def scan_cross(scan: Scan, cross: Crossed, parts: Schema, previous: Schema | None = None) -> Found:
-    """Count the combinations of part ids, all of a row's where parts are multi-valued.
-
-    Args:
-        scan: Where the rows are.
-        cross: The cross to learn.
-        parts: A schema that holds all that its parts need.
-        previous: An older schema, whose counts are added before anything is left out.
-    """
+    """Count the combinations of part ids, all of a row's where parts are multi-valued."""
     notes: list[str] = []
     grown = None if previous is None else carried_cross(previous, cross, parts, notes)
     transform = Transform(parts)

@@ -13,8 +13,6 @@ import pyarrow.parquet as pq
 from widedeep.data.paths import folder_files
 from widedeep.errors import DataError
 
-__all__ = ["follow_folder"]
-
 
 def follow_folder(
     folder: str | os.PathLike[str],
@@ -24,26 +22,7 @@ def follow_folder(
     idle_s: float | None = None,
     told: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[str, Path]]:
-    """Yield each new Parquet file of a folder and those below it, as soon as it is whole.
-
-    Files that are there at once come in the order of their names. A name that begins with a dot or
-    an underscore, or lies in such a folder, is being written. A file that cannot be opened as
-    Parquet is half-written or damaged: it is looked at again whenever it changes, told of once, and
-    never lost. One that vanishes before it was read is told of too.
-
-    Args:
-        folder: Need not be there yet.
-        done: Names, relative to the folder, that are passed over.
-        poll_s: Seconds between looks.
-        idle_s: End after so many seconds without a new file; None: never.
-        told: Called with a line for each file that cannot be read.
-
-    Yields:
-        The name relative to the folder, and the file.
-
-    Raises:
-        DataError: If ``folder`` is a file, or a table format's.
-    """
+    """Yield each new Parquet file of a folder and those below it, as soon as it is whole."""
     place, seen = Path(folder), set(done)
     if place.is_file():
         raise DataError(f"{place}: got a file, expected the folder that new files come to")

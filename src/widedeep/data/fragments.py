@@ -16,17 +16,6 @@ from widedeep.data.inputs import ContentChecksum, InputRecord
 from widedeep.data.spool import Spool
 from widedeep.errors import DataError, nearest
 
-__all__ = [
-    "Fragment",
-    "Input",
-    "Part",
-    "Source",
-    "cast_parts",
-    "column_stream",
-    "origin_of",
-    "table_input",
-]
-
 TABLE_FRAGMENT_ROWS = 32_768
 _CHECKED_ROWS = 131_072
 ORIGIN_KEY = b"widedeep.origin"
@@ -36,19 +25,12 @@ _TEXTS = (pa.string(), pa.binary())
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fragment:
-    """A run of rows of one input that is read at once: a row group, or a slice of a table.
+    """A run of rows of one input that is read at once: a row group, or a slice of a table."""
 
-    Args:
-        index: Its place in ``Source.fragments``.
-        num_rows: Rows it holds, at least 1.
-        origin: The name of its input.
-        first_row: The position of its first row in that input.
-    """
-
-    index: int
-    num_rows: int
-    origin: str
-    first_row: int
+    index: int  # Its place in ``Source.fragments``
+    num_rows: int  # Rows it holds, at least 1
+    origin: str  # The name of its input
+    first_row: int  # The position of its first row in that input
 
 
 class Part(Protocol):
@@ -118,12 +100,7 @@ class _CastPart:
 
 
 def cast_parts(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
-    """Return an input whose text columns are read as other types.
-
-    Args:
-        opened: The input.
-        types: The types by column; those that are not named, or text, stay.
-    """
+    """Return an input whose text columns are read as other types."""
     changed = {
         name: kind
         for name, kind in types.items()
@@ -135,16 +112,7 @@ def cast_parts(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
 
 
 def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = None) -> Input:
-    """Return a table in memory as an input.
-
-    Args:
-        table: Any table; its columns are not copied.
-        origin: What to call it in messages.
-        columns: The columns that will be read; None is all.
-
-    Raises:
-        DataError: If two columns have one name.
-    """
+    """Return a table in memory as an input."""
     schema = logical_schema(table.schema, origin)
     if columns is not None:
         table = table.select([name for name in schema.names if name in columns])
@@ -164,26 +132,7 @@ def _table_checksum(table: pa.Table) -> str:
 
 
 class Source:
-    """Rows in a fixed order, cut into fragments that are read one at a time and from any thread.
-
-    Made by ``open_source``. Closing it deletes temporary files; so does the end of the process.
-
-    Args:
-        inputs: Files and tables in order, at least one.
-        columns: The columns to read, in this order; None takes all of the first input's.
-        spool: Holds the temporary files, if any.
-        files: The files that hold the rows, if files do.
-
-    Raises:
-        DataError: If inputs do not agree on columns and types, or lack a named one.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> table = table_input(pa.table({"x": [1, 2], "y": [3, 4]}), "table")
-        >>> source = Source([table], columns=["y"])
-        >>> source.num_rows, source.read(source.fragments[0]).to_pydict()
-        (2, {'y': [3, 4]})
-    """
+    """Rows in a fixed order, cut into fragments that are read one at a time and from any thread."""
 
     def __init__(
         self,
@@ -205,18 +154,7 @@ class Source:
         self._checked: set[tuple[int, str]] = set()
 
     def read(self, fragment: Fragment, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return a fragment's rows.
-
-        The logical types are those of ``arrow_schema``; text may come as dictionaries, which the
-        transform uses. ``origin_of`` tells where the table's rows come from.
-
-        Args:
-            fragment: One of ``fragments``.
-            columns: Which columns, in this order; None reads all of ``arrow_schema``.
-
-        Raises:
-            DataError: If the file changed or cannot be read.
-        """
+        """Return a fragment's rows."""
         names = self.arrow_schema.names if columns is None else list(columns)
         for name in names:
             if name not in self.arrow_schema.names:
@@ -342,17 +280,7 @@ def _agreed_schema(inputs: Sequence[Input], columns: Sequence[str] | None) -> pa
 
 
 def origin_of(table: pa.Table | pa.RecordBatch) -> tuple[str, int] | None:
-    """Return the input that a table was read from, and the position of its first row there.
-
-    Args:
-        table: Any table; None is returned for one that was not read through a source.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> source = Source([table_input(pa.table({"x": [1, 2]}), "clicks")])
-        >>> origin_of(source.read(source.fragments[0]))
-        ('clicks', 0)
-    """
+    """Return the input that a table was read from, and the position of its first row there."""
     metadata = table.schema.metadata or {}
     if ORIGIN_KEY not in metadata:
         return None
@@ -360,18 +288,7 @@ def origin_of(table: pa.Table | pa.RecordBatch) -> tuple[str, int] | None:
 
 
 def column_stream(source: Source, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield a source's fragments in order, decoding one ahead of the caller.
-
-    Args:
-        source: Where the rows are.
-        columns: Which columns, in this order; None reads all.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> source = Source([table_input(pa.table({"x": [1, 2]}), "table")])
-        >>> [table.num_rows for table in column_stream(source, ["x"])]
-        [2]
-    """
+    """Yield a source's fragments in order, decoding one ahead of the caller."""
     with ThreadPoolExecutor(1, thread_name_prefix="widedeep-read") as worker:
         waiting: Future[pa.Table] | None = None
         for fragment in source.fragments:

@@ -10,8 +10,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-__all__ = ["Cells", "Gain", "HeldOutGains", "Targets", "bin_cells", "pair_cells", "value_cells"]
-
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
@@ -26,41 +24,27 @@ _LARGEST_LOGIT = 30.0
 
 @dataclass(frozen=True)
 class Cells:
-    """The cell that each row falls into.
+    """The cell that each row falls into."""
 
-    Args:
-        codes_B: 0 <= code < ``size``; 0 holds nulls.
-        size: Number of cells.
-    """
-
-    codes_B: Codes
-    size: int
+    codes_B: Codes  # 0 <= code < ``size``; 0 holds nulls
+    size: int  # Number of cells
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What cells add to the fit of rows that they were not learned from.
+    """What cells add to the fit of rows that they were not learned from."""
 
-    Args:
-        total: Log likelihood (or half the squared error, in variances of the label) of all rows.
-        z: The mean gain of a row in standard errors.
-    """
-
+    # Log likelihood (or half the squared error, in variances of the label) of all rows
     total: float
-    z: float
+    z: float  # The mean gain of a row in standard errors
 
 
 @dataclass(frozen=True)
 class Targets:
-    """A label as numbers.
+    """A label as numbers."""
 
-    Args:
-        values_BC: One column for a binary label or a number, one for each class otherwise.
-        loss: Squared error for numbers, else log loss.
-    """
-
-    values_BC: Floats
-    loss: Literal["log", "squared"]
+    values_BC: Floats  # One column for a binary label or a number, one for each class otherwise
+    loss: Literal["log", "squared"]  # Squared error for numbers, else log loss
 
 
 def value_cells(column: pa.ChunkedArray) -> Cells:
@@ -71,12 +55,7 @@ def value_cells(column: pa.ChunkedArray) -> Cells:
 
 
 def bin_cells(values_B: Floats, bins: int) -> Cells:
-    """Return a cell for each value while they are few, else quantile bins.
-
-    Args:
-        values_B: Numbers, NaN where there is none.
-        bins: Most cells, nulls aside.
-    """
+    """Return a cell for each value while they are few, else quantile bins."""
     seen = values_B[~np.isnan(values_B)]
     cuts = np.unique(seen)
     if len(cuts) > bins:
@@ -98,22 +77,7 @@ def pair_cells(one: Cells, other: Cells) -> Cells:
 
 
 class HeldOutGains:
-    """Measures gains by one Newton step for each cell, learned on one half and held to the other.
-
-    Each half of the rows is held out once. The step of a cell is the sum of its gradients over the
-    shrunken sum of its second derivatives, as the leaf of a boosted tree has it (Chen and Guestrin
-    2016, equation 5).
-
-    Args:
-        targets: The labels.
-        seed: Of the halves.
-
-    Example:
-        >>> x = np.arange(4000) % 2
-        >>> gains = HeldOutGains(Targets(x[:, None].astype(float), "log"), seed=0)
-        >>> gains.gain(Cells(x, 2)).z > 4
-        True
-    """
+    """Measures gains by one Newton step for each cell, learned on one half, held to the other."""
 
     def __init__(self, targets: Targets, seed: int = 0) -> None:
         n, classes = targets.values_BC.shape

@@ -21,15 +21,6 @@ from widedeep.data.id_maps import map_ids, tuples_as_bytes
 from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
 
-__all__ = [
-    "Grown",
-    "carried_cross",
-    "carried_vocabulary",
-    "counted_vocabulary",
-    "grow_numbers",
-    "grown_classes",
-]
-
 TAIL_VALUES = 1 << 18
 TAIL_BYTES = 16 << 20
 """So much is kept of what a vocabulary's limits leave out, the most frequent values first."""
@@ -37,17 +28,12 @@ TAIL_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grown:
-    """What an older schema counted of one vocabulary.
+    """What an older schema counted of one vocabulary."""
 
-    Args:
-        known: Its values in order, with their counts; those of a given vocabulary have none.
-        tail: What its limits left out.
-        lost: Values whose counts it did not keep, at most.
-    """
-
+    # Its values in order, with their counts; those of a given vocabulary have none
     known: Vocabulary
-    tail: Vocabulary | None
-    lost: int
+    tail: Vocabulary | None  # What its limits left out
+    lost: int  # Values whose counts it did not keep, at most
 
     def count_into(self, counter: ValueCounter) -> None:
         """Add the counts to those of the new data."""
@@ -59,14 +45,7 @@ class Grown:
 def counted_vocabulary(
     counter: ValueCounter, min_count: int, max_size: int | None, grown: Grown | None
 ) -> Vocabulary:
-    """Return the vocabulary of what was counted: older values first, and what the limits leave out.
-
-    Args:
-        counter: Holds the new data's values, and those of ``grown``.
-        min_count: Least number of times a value was seen, in both together.
-        max_size: Most values.
-        grown: What an older schema counted.
-    """
+    """Return the counted vocabulary, older values first, and what the limits leave out."""
     (values, counts), (rare, rare_counts) = counter.split(
         min_count, max_size, TAIL_VALUES, TAIL_BYTES
     )
@@ -131,14 +110,7 @@ def _keys(values: pa.LargeBinaryArray | NDArray[np.int64]) -> pa.Array:
 def carried_vocabulary(
     previous: Schema, key: str, *, is_text: bool, notes: list[str]
 ) -> Grown | None:
-    """Return what an older schema counted of a vocabulary's values; None where it knew none.
-
-    Args:
-        previous: The older schema.
-        key: The vocabulary's.
-        is_text: True for text, False for integers.
-        notes: What a person should know is added here.
-    """
+    """Return what an older schema counted of a vocabulary's values; None where it knew none."""
     old = previous.vocabularies.get(key)
     if old is None:
         return None
@@ -164,17 +136,7 @@ def _grown(old: Vocabulary, tail: Vocabulary | None, name: str, notes: list[str]
 def carried_cross(
     previous: Schema, cross: Crossed, parts: Schema, notes: list[str]
 ) -> Grown | None:
-    """Return an older schema's combinations in the ids of the grown parts; None where it has none.
-
-    A value of a part that its vocabulary's limits leave out by now counts as unseen in its
-    combinations, too.
-
-    Args:
-        previous: The older schema.
-        cross: The cross.
-        parts: The grown schema of its parts.
-        notes: What a person should know is added here.
-    """
+    """Return an older schema's combinations in the grown parts' ids; None where it has none."""
     theirs = previous.spec.by_name.get(cross.name)
     if not isinstance(theirs, Crossed) or theirs.hash_buckets:
         return None
@@ -224,14 +186,7 @@ def _renumbered(
 def grown_classes(
     classes: Mapping[str, tuple[str, ...]], spec: FeatureSpec, previous: Schema, notes: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the classes of each label: the older schema's in its order, then new ones.
-
-    Args:
-        classes: As the new data has them.
-        spec: The declaration; its ``label_vocabulary`` decides where it is given.
-        previous: The older schema.
-        notes: What a person should know is added here.
-    """
+    """Return the classes of each label: the older schema's in its order, then new ones."""
     grown = dict(classes)
     for head, names in classes.items():
         older = previous.classes.get(head, ())
@@ -257,19 +212,7 @@ def grow_numbers(
     history: Mapping[str, Mapping[str, Any]],
     notes: list[str],
 ) -> None:
-    """Keep an older schema's quantiles and boundaries of numbers declared as before, in place.
-
-    A model that goes on learning reads them as it did.
-
-    Args:
-        numerics: What was learned by numeric feature.
-        boundaries: Cut points by bucketized feature.
-        spec: The declaration.
-        plan: Says what the columns hold.
-        previous: The older schema.
-        history: How a join computes columns, in the new data.
-        notes: What a person should know is added here.
-    """
+    """Keep an older schema's quantiles and boundaries of numbers declared as before, in place."""
     for feature in spec.all_features:
         if not isinstance(feature, Numeric | Bucketized):
             continue

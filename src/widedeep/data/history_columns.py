@@ -12,30 +12,12 @@ from widedeep.data.sources import Data
 from widedeep.data.split import RowShare
 from widedeep.errors import DataError
 
-__all__ = ["history_columns"]
-
 _KIND = "widedeep examples"
 _DELAYS = {"action_delay": "actions", "impression_delay": "impressions"}
 
 
 def history_columns(data: Data, columns: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return the definition of each history column among ``columns``.
-
-    A join keeps its definitions in the manifest beside its splits. Data from elsewhere has none.
-
-    Args:
-        data: As for :func:`widedeep.data.sources.open_source`; shards of a join's split, its
-            folder, or other data.
-        columns: The columns that are read.
-
-    Returns:
-        By column, the arguments of :class:`widedeep.data.join.History`, and the logs'
-        ``action_delay`` and ``impression_delay``.
-
-    Raises:
-        DataError: If two datasets of one call define a column in two ways, or a manifest is
-            damaged.
-    """
+    """Return the definition of each history column among ``columns``."""
     rows = data.data if isinstance(data, RowShare) else data
     manifests = {path.parent.parent / "manifest.json" for path in input_paths(rows) or ()}
     found: dict[str, dict[str, Any]] = {}

@@ -13,22 +13,15 @@ from numpy.typing import NDArray
 from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
 from widedeep.schema import FIRST_KNOWN_ID, Schema
 
-__all__ = ["IdMap", "map_ids", "tuples_as_bytes"]
-
 _EMPTY = 'missing: "" counts as null by now, or no longer does'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class IdMap:
-    """Where each id of a feature stood in an older schema.
+    """Where each id of a feature stood in an older schema."""
 
-    Args:
-        old_of_N: int64, the old id of each id 0 ... N - 1; -1 where there is none.
-        why: Why ids are not found, in a few words; "" if only new values are.
-    """
-
-    old_of_N: NDArray[np.int64]
-    why: str = ""
+    old_of_N: NDArray[np.int64]  # int64, the old id of each id 0 ... N - 1; -1 where there is none
+    why: str = ""  # Why ids are not found, in a few words; "" if only new values are
 
     @property
     def found(self) -> int:
@@ -42,29 +35,7 @@ class IdMap:
 
 
 def map_ids(new: Schema, old: Schema, name: str) -> IdMap:
-    """Find a feature's ids, or those of a raw column that a cross reads, in an older schema.
-
-    Values are compared, never places: vocabularies by their bytes, crosses by the values of their
-    parts, buckets by their two ends. Where values cannot be compared (another column, another
-    number of hash buckets, another transform), no id is found, and :attr:`IdMap.why` says it; nor
-    are the ids of unseen and missing values where another rule gives them.
-
-    Args:
-        new: Has the feature.
-        old: May have it.
-        name: The feature's name, or the raw column's.
-
-    Raises:
-        SchemaError: If ``new`` has no such feature.
-
-    Example:
-        >>> import widedeep as wd
-        >>> def schema(*jobs):
-        ...     spec = wd.FeatureSpec(features=wd.categorical("job", vocabulary=list(jobs)))
-        ...     return wd.fit_schema(spec, [{"job": "cook"}])
-        >>> map_ids(schema("cook", "nurse", "smith"), schema("smith", "cook"), "job").old_of_N
-        array([ 0,  1,  3, -1,  2])
-    """
+    """Find a feature's ids, or those of a raw column that a cross reads, in an older schema."""
     size = new.id_count(name)
     mine, theirs = new.spec.by_name.get(name), old.spec.by_name.get(name)
     if theirs is None and old.vocabulary_key(name) not in old.vocabularies:
@@ -258,14 +229,7 @@ def _key_change(new: Schema, old: Schema, part: str) -> str:
 def _in_old_ids(
     new: Schema, old: Schema, cross: Crossed, tuples: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return a learned cross's part ids as the older schema numbers them; -1 for new values.
-
-    Args:
-        new: Numbers ``tuples``.
-        old: Has the cross's parts too.
-        cross: The cross.
-        tuples: int64 (n, parts).
-    """
+    """Return a learned cross's part ids as the older schema numbers them; -1 for new values."""
     columns = [
         map_ids(new, old, part).old_of_N[tuples[:, at]] for at, part in enumerate(cross.parts)
     ]

@@ -23,8 +23,6 @@ from widedeep.data.gains import (
 )
 from widedeep.data.roles import InferredColumn, id_like
 
-__all__ = ["Evidence", "SuggestedCross", "measure"]
-
 _LEAST_ROWS = 100
 _LEAST_ROWS_OF_CROSSES = 5_000
 # Rows times pairs: about twenty seconds of one core.
@@ -45,18 +43,13 @@ _LEAST_DIFFERING = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class SuggestedCross:
-    """Two columns that say more together than apart.
+    """Two columns that say more together than apart."""
 
-    Args:
-        columns: Their names.
-        gain: Log likelihood that a row held out gains (for numbers: half the squared error, in
-            variances of the label).
-        z: The gain in standard errors.
-    """
-
-    columns: tuple[str, str]
+    columns: tuple[str, str]  # Their names
+    # Log likelihood that a row held out gains (for numbers: half the squared error, in variances of
+    # the label)
     gain: float
-    z: float
+    z: float  # The gain in standard errors
 
     @property
     def reason(self) -> str:
@@ -66,17 +59,11 @@ class SuggestedCross:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What was measured.
+    """What was measured."""
 
-    Args:
-        columns: The columns, their roles corrected.
-        crosses: The suggested ones, the largest gain first.
-        warnings: What a person should look at.
-    """
-
-    columns: tuple[InferredColumn, ...]
-    crosses: tuple[SuggestedCross, ...] = ()
-    warnings: tuple[str, ...] = ()
+    columns: tuple[InferredColumn, ...]  # The columns, their roles corrected
+    crosses: tuple[SuggestedCross, ...] = ()  # The suggested ones, the largest gain first
+    warnings: tuple[str, ...] = ()  # What a person should look at
 
 
 def measure(
@@ -88,16 +75,7 @@ def measure(
     crosses: int,
     seed: int,
 ) -> Evidence:
-    """Correct the roles of columns by what held rows say, and suggest crosses.
-
-    Args:
-        table: Sampled rows.
-        columns: Their roles by name and type.
-        label: The label's column; None: copies alone are looked for.
-        head: What the label asks for.
-        crosses: Most crosses to suggest.
-        seed: Of the halves and of the rows for crosses.
-    """
+    """Correct the roles of columns by what held rows say, and suggest crosses."""
     if label is not None:
         table = _labelled(table, label)
     columns = _without_copies(table, columns)
@@ -201,10 +179,7 @@ def _auc(scores_B: NDArray[np.float64], positive_B: NDArray[np.bool_]) -> float:
 
 
 def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[InferredColumn]:
-    """Leave out columns that say the same as another, in all rows looked at.
-
-    The first of them stays; a key by which logs were joined goes before a column that was served.
-    """
+    """Leave out columns that say the same as another, in all rows looked at."""
     first: dict[tuple[str, bytes], str] = {}
     result = list(columns)
     for at in sorted(range(len(columns)), key=lambda at: columns[at].joined_by):
@@ -225,12 +200,7 @@ def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[
 
 
 def item_columns(table: pa.Table, columns: Sequence[InferredColumn]) -> list[str]:
-    """Return the features that differ between the rows of one request: what belongs to an item.
-
-    Args:
-        table: Sampled rows.
-        columns: One of them the group of the rows of a request; without one nothing is returned.
-    """
+    """Return the features that differ between the rows of one request: what belongs to an item."""
     group = next((column.name for column in columns if column.role == "group"), None)
     names = [column.name for column in columns if column.is_feature and not column.position]
     if group is None or not names:

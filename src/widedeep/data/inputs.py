@@ -14,17 +14,12 @@ from numpy.typing import NDArray
 from widedeep.data.arrow_types import logical_type
 from widedeep.errors import DataError
 
-__all__ = ["ContentChecksum", "InputRecord", "check_same_inputs"]
-
 SAMPLED_ROWS = 4096
 """Rows of each fragment that enter a checksum: all, or an even sample."""
 
 
 class InputRecord(TypedDict):
-    """One input as a checkpoint remembers it; plain values that JSON holds.
-
-    ``bytes`` is a file's size and -1 for a table in memory, whose ``checksum`` is set instead.
-    """
+    """One input as a checkpoint remembers it; plain values that JSON holds."""
 
     name: str
     path: str
@@ -34,21 +29,7 @@ class InputRecord(TypedDict):
 
 
 def check_same_inputs(recorded: Sequence[InputRecord], current: Sequence[InputRecord]) -> None:
-    """Raise unless the inputs are those that were recorded.
-
-    A file may have moved to another folder; its name, size and number of rows may not change.
-
-    Args:
-        recorded: From the checkpoint.
-        current: ``Source.describe()`` of the data given now.
-
-    Raises:
-        DataError: If an input was added, removed, reordered or changed.
-
-    Example:
-        >>> old = InputRecord(name="a.parquet", path="a.parquet", rows=9, bytes=70, checksum="")
-        >>> check_same_inputs([old], [{**old, "path": "moved/a.parquet"}])
-    """
+    """Raise unless the inputs are those that were recorded."""
     if len(recorded) != len(current):
         raise DataError(
             f"the data has {len(current)} inputs, but the interrupted run read {len(recorded)}; "
@@ -64,18 +45,7 @@ def check_same_inputs(recorded: Sequence[InputRecord], current: Sequence[InputRe
 
 
 class ContentChecksum:
-    """A checksum of rows that depends on their values, not on how Arrow lays them out.
-
-    At most 4,096 evenly spaced rows of each table enter it, so that it costs little beside reading
-    them.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> checksum = ContentChecksum()
-        >>> checksum.update(pa.table({"x": [1, 2]}))
-        >>> len(checksum.hexdigest())
-        32
-    """
+    """A checksum of rows that depends on their values, not on how Arrow lays them out."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)

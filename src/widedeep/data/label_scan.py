@@ -16,8 +16,6 @@ from widedeep.data.number_fit import NumberSummary
 from widedeep.errors import FeatureError
 from widedeep.schema import ColumnType
 
-__all__ = ["scan_label"]
-
 _SHOWN_CLASSES = 10
 _NUMBER = re.compile(r"[+-]?[0-9]+([.][0-9]*)?([eE][+-]?[0-9]+)?")
 
@@ -28,18 +26,7 @@ LARGEST_LABEL = 1e17
 def scan_label(
     scan: Scan, head: str, column: str, kind: ColumnType, vocabulary: Sequence[str] | None
 ) -> Found:
-    """Learn the classes of a text label, the mean of any other.
-
-    Args:
-        scan: Where the rows are.
-        head: The label's head.
-        column: The label's column.
-        kind: What the column holds.
-        vocabulary: The classes in order; None learns them, in the order of their values.
-
-    Raises:
-        FeatureError: If a label is null, infinite, outside the vocabulary, or a list.
-    """
+    """Learn the classes of a text label, the mean of any other."""
     name = f"label {column!r}"
     if kind.nested:
         raise FeatureError(

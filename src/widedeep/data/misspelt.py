@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Container, Iterable
 
-__all__ = ["is_misspelt", "misspelt_keys"]
-
 # What is compared, so that the time does not depend on the size of a request. The native server
 # (native/rank_request.cpp) leaves to Python each request for which this finds something; its limits
 # are these.
@@ -22,17 +20,7 @@ _SPACERS = b"_-. "
 def misspelt_keys(
     keys: Iterable[str], absent: Iterable[str], known: Container[str]
 ) -> dict[str, str]:
-    """Return the keys that look like columns that were not given, with that column.
-
-    Args:
-        keys: Of a row, in its order.
-        absent: Columns that were not given.
-        known: All columns that may be given.
-
-    Example:
-        >>> misspelt_keys(["ctiy", "user_id"], ["city", "age"], {"city", "age"})
-        {'ctiy': 'city'}
-    """
+    """Return the keys that look like columns that were not given, with that column."""
     columns = list(itertools.islice(absent, MOST_COLUMNS))
     if not columns:
         return {}
@@ -42,20 +30,7 @@ def misspelt_keys(
 
 
 def is_misspelt(key: str, column: str) -> bool:
-    """Tell whether a key looks like the name of a column.
-
-    It does if the names are equal but for case and spacers, if one is the end of the other
-    (``country`` of ``user_country``), or if there is at most one error in five letters: one too
-    many, one too few, another, or two that changed places. Digits are no letters to be mistaken.
-
-    Args:
-        key: As given.
-        column: A name of the model.
-
-    Example:
-        >>> is_misspelt("userCountry", "user_country"), is_misspelt("feature_1", "feature_2")
-        (True, False)
-    """
+    """Tell whether a key looks like the name of a column."""
     a, b = (_plain(name) for name in (key, column))
     if not (a and b) or max(len(a), len(b)) > LONGEST_NAME:
         return False

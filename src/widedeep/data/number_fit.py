@@ -14,15 +14,6 @@ from widedeep.errors import FeatureError
 from widedeep.features import Bucketized, Numeric
 from widedeep.schema import ColumnType, NumericFit
 
-__all__ = [
-    "NumberSummary",
-    "bin_cuts",
-    "bucket_boundaries",
-    "quantile_cuts",
-    "quantiles",
-    "summarised_fit",
-]
-
 # Squares of larger numbers leave float64, and so do inverses of smaller ones.
 _LARGEST_SCALED = 1e150
 _SMALLEST_SPREAD = 1e-300
@@ -32,11 +23,7 @@ _LEAST_BIN_ROWS = 3
 
 
 class NumberSummary:
-    """Count, range, sums and a sorted sample of one component of a numeric column.
-
-    Args:
-        scaled_by: The transforms that need a mean and a standard deviation.
-    """
+    """Count, range, sums and a sorted sample of one component of a numeric column."""
 
     def __init__(self, scaled_by: Sequence[str]) -> None:
         self.count = 0
@@ -110,22 +97,7 @@ def _exact_squares(
 
 
 def quantile_cuts(ordered: NDArray[np.float64], buckets: int) -> NDArray[np.float64]:
-    """Return the boundaries between buckets of equal mass, closed on the left.
-
-    Equal boundaries are merged, and one at the smallest value is left out, since nothing lies
-    before it: a column that is mostly zero keeps its resolution for the rest.
-
-    Args:
-        ordered: Sorted values, without nulls.
-        buckets: Number of buckets before boundaries are merged, at least 2.
-
-    Returns:
-        Strictly increasing values, at most ``buckets - 1``.
-
-    Example:
-        >>> quantile_cuts(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0]), 8).tolist()
-        [1.0, 2.0, 3.0]
-    """
+    """Return the boundaries between buckets of equal mass, closed on the left."""
     if not len(ordered):
         return np.empty(0)
     places = np.arange(1, buckets) * len(ordered) // buckets
@@ -134,24 +106,7 @@ def quantile_cuts(ordered: NDArray[np.float64], buckets: int) -> NDArray[np.floa
 
 
 def bin_cuts(ordered: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
-    """Return the boundaries of at most ``bins`` bins by value, midway between two values.
-
-    One bin per distinct value where there are at most ``bins`` of them. Otherwise a value that
-    holds a bin's fair share of the rows stands alone, and the others fill bins of equal mass, from
-    the smallest value on; too few of them for half a bin join the frequent value behind them. No
-    bin holds fewer than three rows (after Ke et al. 2017, LightGBM's greedy binning).
-
-    Args:
-        ordered: Sorted values, without nulls.
-        bins: Most bins, at least 2.
-
-    Returns:
-        Strictly increasing values, at most ``bins - 1``.
-
-    Example:
-        >>> bin_cuts(np.array([0.0] * 50 + [1.0] * 3 + [2.0] * 3 + [9.0] * 3), 3).tolist()
-        [0.5, 5.5]
-    """
+    """Return the boundaries of at most ``bins`` bins by value, midway between two values."""
     values, counts = np.unique(ordered, return_counts=True)  # (U,) each
     if len(values) <= bins:
         lasts = _merge_small(counts)
@@ -205,19 +160,7 @@ def _fill_bins(counts: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
 
 
 def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return quantiles at equal distances, the smallest and largest value among them.
-
-    Equal ones are merged: the cumulative distribution then keeps its resolution for what differs,
-    even if most values are zero.
-
-    Args:
-        ordered: Sorted values, without nulls.
-        count: Number of quantiles before they are merged, at least 2.
-
-    Example:
-        >>> quantiles(np.array([0.0, 0.0, 0.0, 0.0, 5.0, 7.0, 9.0]), 4).tolist()
-        [0.0, 5.0, 9.0]
-    """
+    """Return quantiles at equal distances, the smallest and largest value among them."""
     if not len(ordered):
         return np.empty(0)
     places = np.arange(count) * (len(ordered) - 1) // (count - 1)
@@ -227,10 +170,7 @@ def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 def bucket_boundaries(
     feature: Bucketized, summary: NumberSummary, kind: ColumnType
 ) -> NDArray[np.float64]:
-    """Return the boundaries of a bucketized feature, given or learned.
-
-    Given ones are rounded as the column's values are: 0.7 then lies in the bucket from 0.7 on.
-    """
+    """Return the boundaries of a bucketized feature, given or learned."""
     if feature.boundaries is not None:
         return kind.round(np.array(feature.boundaries, np.float64))
     if feature.bins is not None:
@@ -242,16 +182,7 @@ def bucket_boundaries(
 def summarised_fit(
     feature: Numeric, summaries: Sequence[NumberSummary], kind: ColumnType
 ) -> NumericFit:
-    """Return what was learned for a numeric feature.
-
-    Args:
-        feature: The declaration.
-        summaries: One a component.
-        kind: The column's type, to which a number for nulls is rounded.
-
-    Raises:
-        FeatureError: If values are too large to be scaled.
-    """
+    """Return what was learned for a numeric feature."""
     boundaries: list[NDArray[np.float64]] = []
     scaling, fills = [], []
     for summary in summaries:

@@ -13,16 +13,6 @@ from numpy.typing import NDArray
 from widedeep.data.fragments import Fragment, Source
 from widedeep.errors import ConfigError
 
-__all__ = [
-    "ORDER_VERSION",
-    "EpochPlan",
-    "Pool",
-    "Position",
-    "Share",
-    "large_fragments",
-    "rank_rows",
-]
-
 ORDER_VERSION = 2
 """Changes with the order itself; a position within an epoch means nothing in another one."""
 
@@ -52,17 +42,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Rows that are shuffled together.
+    """Rows that are shuffled together."""
 
-    Args:
-        index: Its place in the epoch.
-        first_row: The position of its first row in the epoch's order.
-        shares: In the order in which their rows are numbered within the pool.
-    """
-
-    index: int
-    first_row: int
-    shares: tuple[Share, ...]
+    index: int  # Its place in the epoch
+    first_row: int  # The position of its first row in the epoch's order
+    shares: tuple[Share, ...]  # In the order in which their rows are numbered within the pool
 
     @property
     def num_rows(self) -> int:
@@ -79,35 +63,7 @@ class Position:
 
 
 class EpochPlan:
-    """Which rows make up each batch of one epoch.
-
-    Fragments are put in an order in which neighbours come from all over the input. Each deals its
-    rows, shuffled, over a stretch of the epoch, twice ``pool_rows`` long; so the rows of many
-    fragments, six at least, are mixed at any time, and a log in time order is read as if it had
-    none. What falls in a sixteenth of a stretch is a pool, and shuffled. Batches are cut at
-    multiples of ``batch_size``, across pools. Permutations sort the counter-based Philox generator
-    (Salmon et al. 2011), so the order does not change with a NumPy release.
-
-    Args:
-        source: Gives the fragments.
-        batch_size: Examples of a global batch, at least 1.
-        seed: 0 <= seed < 2**64.
-        epoch: Counted from 0.
-        shuffle: False keeps the rows in order.
-        pool_rows: Rows that wait in memory to be dealt, at least 1, or those of three fragments
-            where these are more.
-        drop_last: Whether the short batch at the end is left out.
-
-    Raises:
-        ConfigError: If a number is outside its range.
-
-    Example:
-        >>> from widedeep.data.sources import open_source
-        >>> source = open_source([{"x": i} for i in range(10)])
-        >>> plan = EpochPlan(source, batch_size=4, seed=7, epoch=0)
-        >>> plan.num_batches, [plan.batch_rows(i) for i in range(3)]
-        (3, [(0, 4), (4, 8), (8, 10)])
-    """
+    """Which rows make up each batch of one epoch."""
 
     def __init__(
         self,
@@ -168,12 +124,7 @@ class EpochPlan:
         return pools
 
     def _fragment_order(self, sizes: NDArray[np.int64], stretch: int) -> NDArray[np.int64]:
-        """Permute fragments so that those of any stretch of the epoch come from all of the input.
-
-        The input is cut in strata, as many as fragments in a stretch. Each, permuted, is laid out
-        over the whole epoch, with a phase by which strata stand together that lie far apart: one
-        and its mirror image, which keeps the mean, and multiples of the golden ratio.
-        """
+        """Permute fragments so that those of any stretch of an epoch come from all the input."""
         random = _permutation(len(sizes), self.seed, self.epoch, _FRAGMENT_STREAM, 0)
         ends = np.cumsum(sizes)
         n_strata = -(-stretch * int(ends[-1]) // int((sizes * sizes).sum()))
@@ -193,22 +144,11 @@ class EpochPlan:
         return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def batch_rows(self, batch: int) -> tuple[int, int]:
-        """Return where a global batch begins and ends in the epoch's order of rows.
-
-        Args:
-            batch: 0 <= batch < ``num_batches``.
-        """
+        """Return where a global batch begins and ends in the epoch's order of rows."""
         return batch * self.batch_size, min((batch + 1) * self.batch_size, self.num_rows)
 
     def position(self, batch: int) -> Position:
-        """Return the pool a global batch begins in; reading can start there.
-
-        Args:
-            batch: 0 <= batch <= ``num_batches``; the last stands for the end of the epoch.
-
-        Raises:
-            ConfigError: If there is no such batch.
-        """
+        """Return the pool a global batch begins in; reading can start there."""
         if not 0 <= batch <= self.num_batches:
             raise ConfigError(
                 f"batch {batch}: this epoch has batches 0 to {self.num_batches - 1}; "
@@ -219,19 +159,11 @@ class EpochPlan:
         return Position(pool, row - self._first_rows[pool] if self.pools else 0)
 
     def fragment_order(self, fragment: Fragment) -> NDArray[np.int64]:
-        """Return the order in which a fragment deals its rows.
-
-        Args:
-            fragment: One of the source's.
-        """
+        """Return the order in which a fragment deals its rows."""
         return _permutation(fragment.num_rows, self.seed, self.epoch, _ROW_STREAM, fragment.index)
 
     def share_order(self, pool: Pool) -> NDArray[np.unsignedinteger[Any]]:
-        """Return which of a pool's shares gives the next row, for each row of the pool.
-
-        Args:
-            pool: One of ``pools``.
-        """
+        """Return which of a pool's shares gives the next row, for each row of the pool."""
         numbers = np.arange(len(pool.shares), dtype=np.min_scalar_type(len(pool.shares)))
         shares = np.repeat(numbers, [len(share) for share in pool.shares])
         if len(numbers) == 1:
@@ -240,12 +172,7 @@ class EpochPlan:
 
 
 def large_fragments(source: Source, pool_rows: int) -> str | None:
-    """Say that few fragments are mixed at a time, if these are too large for more.
-
-    Args:
-        source: The rows of a run that shuffles them.
-        pool_rows: As in :class:`EpochPlan`.
-    """
+    """Say that few fragments are mixed at a time, if these are too large for more."""
     largest = max((fragment.num_rows for fragment in source.fragments), default=0)
     if largest <= pool_rows // 2 or source.num_rows <= FEWEST_OPEN * largest:
         return None
@@ -257,17 +184,7 @@ def large_fragments(source: Source, pool_rows: int) -> str | None:
 
 
 def rank_rows(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return the slice of a global batch that one rank takes; the ranks' slices cover it once.
-
-    Args:
-        num_rows: Rows of the global batch.
-        rank: 0 <= rank < world_size.
-        world_size: Ranks that share the batch, at least 1.
-
-    Example:
-        >>> [rank_rows(10, rank, 3) for rank in range(3)]
-        [(0, 3), (3, 6), (6, 10)]
-    """
+    """Return the slice of a global batch that one rank takes; the ranks' slices cover it once."""
     return num_rows * rank // world_size, num_rows * (rank + 1) // world_size
 
 
@@ -280,11 +197,7 @@ def _check_at_least(lowest: int, **numbers: int) -> None:
 def _stretches(
     sizes: NDArray[np.int64], stretch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return between which rows of the epoch each fragment deals its own.
-
-    They reach as far forwards as backwards, ``stretch`` rows in all for the largest. The last
-    ``stretch`` rows are dealt to the end: what is learned last weighs most.
-    """
+    """Return between which rows of the epoch each fragment deals its own."""
     ends = np.cumsum(sizes)
     starts, total = ends - sizes, int(ends[-1])
     margin = (stretch - int(sizes.max())) // 2

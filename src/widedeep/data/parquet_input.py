@@ -17,8 +17,6 @@ from widedeep.data.inputs import InputRecord
 from widedeep.data.spool import Spool
 from widedeep.errors import DataError
 
-__all__ = ["parquet_input", "parquet_schema", "spooled_input"]
-
 MAX_ROW_GROUP_ROWS = 1 << 20
 MAX_ROW_GROUP_BYTES = 1 << 30
 STREAMED_ROWS = 16_384
@@ -91,16 +89,7 @@ def _dictionary_paths(
 
 
 def parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> Input:
-    """Open a Parquet file; row groups too large to hold are first written again as smaller ones.
-
-    Args:
-        path: The file.
-        spool: Takes the rewritten file.
-        columns: The columns that will be read; None is all.
-
-    Raises:
-        DataError: If the file is missing, truncated, or no Parquet file.
-    """
+    """Open a Parquet file; row groups too large to hold are first written again as smaller ones."""
     version, metadata, logical = _opened(path)
     record = InputRecord(
         name=path.name, path=str(path), rows=metadata.num_rows, bytes=version.size, checksum=""
@@ -113,11 +102,7 @@ def parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> In
 
 
 def parquet_schema(path: Path) -> pa.Schema:
-    """Return the logical types of a Parquet file's columns.
-
-    Raises:
-        DataError: If the file is missing, truncated, no Parquet file, or names a column twice.
-    """
+    """Return the logical types of a Parquet file's columns."""
     return _opened(path)[2]
 
 
@@ -176,14 +161,7 @@ def _rewritten(
 def spooled_input(
     reader: pa.RecordBatchReader, origin: str, spool: Spool, *, path: Path | None = None
 ) -> Input:
-    """Write a reader's rows to the spool and return them as an input.
-
-    Args:
-        reader: Read to its end.
-        origin: What to call it in messages.
-        spool: Takes the rows.
-        path: The file that is read, if it is one; its size then stands for its content.
-    """
+    """Write a reader's rows to the spool and return them as an input."""
     spooled, checksum = spool.write(origin, reader)
     version = _FileVersion.now(str(spooled))
     metadata = _metadata(version)

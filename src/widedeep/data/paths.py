@@ -10,8 +10,6 @@ from typing import Any
 
 from widedeep.errors import DataError
 
-__all__ = ["folder_files", "input_paths"]
-
 _GLOB_CHARACTERS = frozenset("*?[")
 _PARQUET = (".parquet", ".pq")
 _OTHER_ROWS = (".csv", ".csv.gz", ".feather", ".arrow", ".ipc")
@@ -24,19 +22,7 @@ _TABLE_FORMATS = (
 
 
 def input_paths(data: Any) -> list[Path] | None:
-    """Return the files that a path, a glob, a folder or a list of them names; None for other data.
-
-    A folder stands for its Parquet files and those of the folders below it. Names that begin with a
-    dot or an underscore, and folders of such names, hold what a writer has not finished, or notes
-    of it: a folder and a glob leave them out, unless the glob spells them. A folder that a table
-    format owns (Delta Lake, Iceberg, Hudi) is refused: which of its files count stands in its log.
-
-    Args:
-        data: As for :func:`widedeep.data.sources.open_source`.
-
-    Raises:
-        DataError: If a name matches no file, or a folder cannot be read as plain files.
-    """
+    """Return the files that a path, glob, folder or list of them names; None for other data."""
     if isinstance(data, str | os.PathLike):
         return _expanded(os.fspath(data))
     if isinstance(data, Sequence) and data and isinstance(data[0], str | os.PathLike):
@@ -51,14 +37,7 @@ def input_paths(data: Any) -> list[Path] | None:
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """Return the Parquet files of a folder and those below it, in the order of their names.
-
-    Args:
-        folder: Need not be there.
-
-    Raises:
-        DataError: If a table format owns the folder, one below or one above it.
-    """
+    """Return the Parquet files of a folder and those below it, in the order of their names."""
     return [file for file in _walk(folder) if file.name.lower().endswith(_PARQUET)]
 
 

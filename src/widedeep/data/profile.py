@@ -14,8 +14,6 @@ import pyarrow.compute as pc
 from widedeep.data.arrow_types import plain_table
 from widedeep.data.fragments import Source
 
-__all__ = ["ColumnKind", "ColumnProfile", "confirm_columns", "profile_columns"]
-
 ColumnKind = Literal["int", "float", "text", "bool", "time", "other"]
 
 _SHOWN_VALUES = 3
@@ -29,38 +27,23 @@ _ID_NAME = re.compile(r"(^|[_\W])(id|ids|uid|uuid|guid|key|hash)($|[_\W])|[a-z]I
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnProfile:
-    """What a sample of a column holds.
+    """What a sample of a column holds."""
 
-    Args:
-        name: The column.
-        arrow_type: Its logical type.
-        kind: Kind of its values, or of its lists' values.
-        nested: True for lists.
-        list_size: Length of its lists if all are of one length, else None.
-        rows: Rows seen.
-        missing: Share of nulls among them.
-        distinct: Different values seen, nulls aside; 0 where they cannot be compared.
-        values: How many values were seen: rows that are not null, or the entries of the lists.
-        minimum: Smallest number seen; None for others.
-        maximum: Largest number seen; None for others.
-        whole: True if every number seen is a whole one.
-        top: The most frequent values as text, with how often each was seen.
-        complete: False if rows of the table were not seen: what is said of all rows is a guess.
-    """
-
-    name: str
-    arrow_type: pa.DataType
-    kind: ColumnKind
-    nested: bool
-    list_size: int | None
-    rows: int
-    missing: float
-    distinct: int
-    values: int
-    minimum: float | None
-    maximum: float | None
-    whole: bool
+    name: str  # The column
+    arrow_type: pa.DataType  # Its logical type
+    kind: ColumnKind  # Kind of its values, or of its lists' values
+    nested: bool  # True for lists
+    list_size: int | None  # Length of its lists if all are of one length, else None
+    rows: int  # Rows seen
+    missing: float  # Share of nulls among them
+    distinct: int  # Different values seen, nulls aside; 0 where they cannot be compared
+    values: int  # How many values were seen: rows that are not null, or the entries of the lists
+    minimum: float | None  # Smallest number seen; None for others
+    maximum: float | None  # Largest number seen; None for others
+    whole: bool  # True if every number seen is a whole one
+    # The most frequent values as text, with how often each was seen
     top: tuple[tuple[str, int], ...]
+    # False if rows of the table were not seen: what is said of all rows is a guess
     complete: bool = True
 
     @property
@@ -81,11 +64,7 @@ class ColumnProfile:
         return exact and self.values >= 20 and self.distinct >= 0.98 * self.values
 
     def describe(self, *, as_category: bool = False) -> str:
-        """Return one line about the values.
-
-        Args:
-            as_category: Count numbers like other values, instead of giving their range.
-        """
+        """Return one line about the values."""
         parts = []
         ranged = not as_category
         if ranged and self.minimum is not None and self.maximum is not None:
@@ -102,36 +81,14 @@ class ColumnProfile:
 
 
 def profile_columns(table: pa.Table) -> list[ColumnProfile]:
-    """Describe every column of a table held in memory.
-
-    Args:
-        table: Plain types, as :func:`widedeep.data.sample.sample_rows` gives them.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> age, job = profile_columns(pa.table({"age": [39, 50], "job": ["Sales", None]}))
-        >>> age.describe(), job.describe()
-        ('39 to 50', '1 value, 50% missing: Sales')
-    """
+    """Describe every column of a table held in memory."""
     return [_profile(field, table.column(field.name)) for field in table.schema]
 
 
 def confirm_columns(
     columns: Sequence[ColumnProfile], source: Source, also: Collection[str] = ()
 ) -> list[ColumnProfile]:
-    """Look at the whole of each column of which a sample says something of all rows.
-
-    A column that is constant in a sample, names its rows, or holds lists of one length may not be
-    so in the rows that were not seen.
-
-    Args:
-        columns: What a sample holds.
-        source: The table that it was taken from.
-        also: Further columns to look at as a whole.
-
-    Returns:
-        The columns, those of which all rows were read described by all of them.
-    """
+    """Look at the whole of each column of which a sample says something of all rows."""
     confirmed = []
     for column in columns:
         fixed = pa.types.is_fixed_size_list(column.arrow_type)

@@ -19,8 +19,6 @@ from widedeep.data.fragments import Fragment, Source
 from widedeep.data.order import EpochPlan, Pool, Share, rank_rows
 from widedeep.errors import ConfigError
 
-__all__ = ["BatchReader", "EpochPlan"]
-
 BLOCK_ROWS = 4096
 """Rows that are gathered from a pool at once; batches are views of such blocks.
 
@@ -33,42 +31,7 @@ POOLS_AHEAD = 2
 
 
 class BatchReader:
-    """Iterates over the encoded batches of an epoch, from any batch on.
-
-    One thread cuts batches while others decode and encode the fragments of the next pool. At most
-    two pools are alive, and ``prefetch`` finished batches wait. What is read, and in which order,
-    never depends on the threads. Each iteration starts anew at ``start_batch``; leaving it early,
-    or ``close``, ends its threads.
-
-    Args:
-        source: Where the rows are.
-        encode: Turns the table of a fragment into as many encoded examples; called from ``threads``
-            threads.
-        plan: The order of the rows.
-        start_batch: The first global batch, 0 <= start_batch <= ``plan.num_batches``.
-        prefetch: Batches that wait for the consumer, at least 1.
-        threads: Threads that decode and encode, at least 1.
-        encoded: Returns a fragment's rows as they were encoded before; then the source is not read
-            and ``encode`` not called.
-        rank: Takes this rank's contiguous slice of each global batch; the slice may be empty.
-        world_size: Ranks that share a global batch.
-
-    Raises:
-        ConfigError: If a number is outside its range.
-        DataError: While iterating, if an input cannot be read; likewise whatever ``encode`` raises.
-
-    Example:
-        >>> import numpy as np
-        >>> from widedeep.data.sources import open_source
-        >>> source = open_source({"x": [1.0, 2.0, 3.0]})
-        >>> def encode(table):
-        ...     dense = np.asarray(table["x"], np.float32)[:, None]
-        ...     ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
-        ...     return Batch(ids_N=ids, offsets_BF=offsets, dense_BK=dense)
-        >>> plan = EpochPlan(source, batch_size=2, seed=0, epoch=0, shuffle=False)
-        >>> [batch.dense_BK[:, 0].tolist() for batch in BatchReader(source, encode, plan)]
-        [[1.0, 2.0], [3.0]]
-    """
+    """Iterates over the encoded batches of an epoch, from any batch on."""
 
     def __init__(
         self,
@@ -264,12 +227,7 @@ class _BatchCutter:
 
 
 class _Fragments:
-    """The fragments that are open: each is read once, and freed share by share.
-
-    Args:
-        pools: What will be read.
-        load: Starts to read a fragment; the shares come in the order of the pools.
-    """
+    """The fragments that are open: each is read once, and freed share by share."""
 
     def __init__(
         self,

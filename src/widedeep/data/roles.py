@@ -12,8 +12,6 @@ from widedeep.data.paths import input_paths
 from widedeep.data.profile import ColumnProfile
 from widedeep.errors import ConfigError, DataError, nearest
 
-__all__ = ["InferredColumn", "Role", "assign_roles", "joined_roles", "label_of"]
-
 Role = Literal["label", "weight", "group", "time", "numeric", "categorical", "left out"]
 
 _LABEL_NAMES = (
@@ -52,25 +50,16 @@ _IS_TIME = "is a time; make columns of what matters in it: hour, weekday, age in
 
 @dataclass(frozen=True, kw_only=True)
 class InferredColumn:
-    """What a column is taken for, and why.
+    """What a column is taken for, and why."""
 
-    Args:
-        profile: What a sample of it holds.
-        role: Label, weight, group, time of the row, feature, or nothing.
-        options: The feature's options.
-        bins: True for a number that is also cut into bins.
-        position: True for the place in a list, which is not known when the list is made.
-        joined_by: True for a key by which a join found what belongs to a user or an item.
-        reason: Why, where it is not plain to see.
-    """
-
-    profile: ColumnProfile
-    role: Role
-    options: Mapping[str, object] = field(default_factory=dict)
-    bins: bool = False
-    position: bool = False
+    profile: ColumnProfile  # What a sample of it holds
+    role: Role  # Label, weight, group, time of the row, feature, or nothing
+    options: Mapping[str, object] = field(default_factory=dict)  # The feature's options
+    bins: bool = False  # True for a number that is also cut into bins
+    position: bool = False  # True for the place in a list, which is not known when the list is made
+    # True for a key by which a join found what belongs to a user or an item
     joined_by: bool = False
-    reason: str = ""
+    reason: str = ""  # Why, where it is not plain to see
 
     @property
     def name(self) -> str:
@@ -91,11 +80,7 @@ class InferredColumn:
 
 
 def label_of(columns: Sequence[ColumnProfile], label: str | None) -> str | None:
-    """Return the label's column, guessed from names if it is not given; None if none looks so.
-
-    Raises:
-        DataError: If there is no such column.
-    """
+    """Return the label's column, guessed from names if it is not given; None if none looks so."""
     names = [column.name for column in columns]
     if label is not None and label not in names:
         raise DataError(f"got label {label!r}, which is no column; {nearest(label, names)}")
@@ -122,11 +107,7 @@ def no_label(columns: Sequence[ColumnProfile]) -> ConfigError:
 
 
 def joined_roles(data: Any) -> dict[str, str]:
-    """Return what each column is to the join that wrote the data; empty for other data.
-
-    Args:
-        data: As for :func:`widedeep.data.sources.open_source`.
-    """
+    """Return what each column is to the join that wrote the data; empty for other data."""
     files = input_paths(data)
     for folder in files[0].absolute().parents[:2] if files else ():
         try:
@@ -141,13 +122,7 @@ def joined_roles(data: Any) -> dict[str, str]:
 def assign_roles(
     columns: Sequence[ColumnProfile], label: str | None, joined: Mapping[str, str]
 ) -> list[InferredColumn]:
-    """Return what each column is taken for.
-
-    Args:
-        columns: What a sample of each holds.
-        label: The label's column.
-        joined: Roles that a join's manifest states.
-    """
+    """Return what each column is taken for."""
     group = _group_of(columns, label, joined)
     time = _time_of(columns, label, joined)
     roles = []

@@ -13,8 +13,6 @@ from widedeep.data.fragments import Source
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError
 
-__all__ = ["SAMPLE_ROWS", "Sample", "sample_rows", "sample_source"]
-
 SAMPLE_ROWS = 50_000
 _MOST_FRAGMENTS = 8
 _RUNS = 16
@@ -22,15 +20,10 @@ _RUNS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Some rows of a table.
+    """Some rows of a table."""
 
-    Args:
-        table: The rows, in order; text is plain text, whatever its encoding was.
-        total: Rows of the whole table.
-    """
-
-    table: pa.Table
-    total: int
+    table: pa.Table  # The rows, in order; text is plain text, whatever its encoding was
+    total: int  # Rows of the whole table
 
     @property
     def complete(self) -> bool:
@@ -45,25 +38,7 @@ def sample_rows(
     columns: Collection[str] | None = None,
     column_types: Mapping[str, ColumnKind] | None = None,
 ) -> Sample:
-    """Read some rows of a table: runs spread from its beginning to its end.
-
-    Of Parquet little more is read than these rows. CSV is read whole: its columns' types are what
-    all rows allow.
-
-    Args:
-        data: As for :func:`widedeep.data.sources.open_source`.
-        rows: About how many, at least 1.
-        columns: Columns to read, those that are there; None reads all.
-        column_types: As for :func:`widedeep.data.sources.open_source`.
-
-    Raises:
-        DataError: If the data cannot be opened, or has no rows.
-
-    Example:
-        >>> sample = sample_rows([{"x": i} for i in range(100)], rows=10)
-        >>> sample.table.num_rows, sample.total, sample.complete
-        (10, 100, False)
-    """
+    """Read some rows of a table: runs spread from its beginning to its end."""
     with open_source(data, column_types=column_types) as source:
         if not source.num_rows:
             raise DataError(f"{data}: got no rows; expected at least one example")

@@ -8,29 +8,9 @@ from numpy.typing import NDArray
 
 from widedeep.errors import ConfigError
 
-__all__ = ["RowSample"]
-
 
 class RowSample:
-    """Keeps the rows whose numbers hash lowest: a uniform sample without replacement.
-
-    The sample does not depend on how the rows are cut into tables. With at most ``size`` rows it is
-    all of them.
-
-    Args:
-        seed: 0 <= seed < 2**64.
-        size: Rows of the sample, at least 1; up to twice as many are held while rows come.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> sample = RowSample(seed=0, size=2)
-        >>> sample.add(pa.table({"x": [1, 2]}))
-        >>> sample.is_complete
-        True
-        >>> sample.add(pa.table({"x": [3, 4]}))
-        >>> sample.table().num_rows, sample.num_rows, sample.is_complete
-        (2, 4, False)
-    """
+    """Keeps the rows whose numbers hash lowest: a uniform sample without replacement."""
 
     def __init__(self, seed: int, size: int) -> None:
         if size < 1:
@@ -50,11 +30,7 @@ class RowSample:
         return self.num_rows <= self.size
 
     def add(self, table: pa.Table) -> None:
-        """Let the next rows take part.
-
-        Args:
-            table: Rows with the columns of the tables before.
-        """
+        """Let the next rows take part."""
         hashes = _row_hashes(self._seed, self.num_rows, table.num_rows)
         self.num_rows += table.num_rows
         low = np.flatnonzero(hashes <= self._bound)
@@ -64,11 +40,7 @@ class RowSample:
             self._prune()
 
     def table(self) -> pa.Table:
-        """Return the sampled rows in the order in which they came.
-
-        Raises:
-            ConfigError: If nothing was added.
-        """
+        """Return the sampled rows in the order in which they came."""
         if not self._tables:
             raise ConfigError("the sample saw no table; add at least one")
         self._prune()

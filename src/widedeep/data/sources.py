@@ -21,8 +21,6 @@ from widedeep.data.split import RowShare, share_of_inputs
 from widedeep.data.spool import Spool, batches_reader
 from widedeep.errors import DataError, nearest
 
-__all__ = ["Data", "Source", "open_source"]
-
 Data: TypeAlias = Any
 """A path, glob or list of them; a data frame; Arrow data; a list of dicts; a dict of columns."""
 
@@ -40,35 +38,7 @@ def open_source(
     column_types: Mapping[str, ColumnKind] | None = None,
     spool_folder: Path | None = None,
 ) -> Source:
-    """Open rows wherever they are, so that they can be read in any order and more than once.
-
-    Parquet files and tables in memory are read where they are. What can be read only once or from
-    the front alone (record-batch readers, generators, other ``__arrow_c_stream__`` exporters such
-    as DuckDB relations, CSV and Arrow files, Parquet with row groups above a million rows) is
-    copied once to temporary Parquet files.
-
-    Args:
-        data: A path (``.parquet``, ``.csv``, ``.csv.gz``, ``.feather``, ``.arrow``; or a folder of
-            Parquet files), a glob, a list of paths, a pandas or Polars data frame, an Arrow table,
-            batch or reader, anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``, a
-            generator or list of record batches, a list of dicts (an absent key is null), a dict of
-            columns, or a :class:`widedeep.data.split.RowShare` of one of these.
-        columns: The columns to read, in this order; None reads all.
-        column_types: Types of CSV columns by name, ``"category"`` for values that are compared. A
-            column that is not named here, or a category, gets the type that the values of all rows
-            of all files allow (:class:`widedeep.data.csv_values.CsvColumns`), or the type that it
-            has in inputs of other kinds; those carry their types.
-        spool_folder: Where temporary files go; ``TMPDIR`` if not given.
-
-    Raises:
-        DataError: If nothing is there, a file is damaged, a column is missing, doubled, or of two
-            types.
-
-    Example:
-        >>> source = open_source([{"age": 39, "job": "Sales"}, {"age": 41}])
-        >>> source.num_rows, source.arrow_schema.names
-        (2, ['age', 'job'])
-    """
+    """Open rows wherever they are, so that they can be read in any order and more than once."""
     names = None if columns is None else list(dict.fromkeys(columns))
     spool = Spool(spool_folder)
     share = data if isinstance(data, RowShare) else None
@@ -209,16 +179,7 @@ def _arrow_table(data: Any, origin: str) -> pa.Table:
 
 
 def pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Table:
-    """Return columns of a pandas data frame as Arrow, without its index; sparse ones in full.
-
-    Args:
-        frame: The data frame.
-        columns: The columns, in this order; None takes all.
-        origin: Named in errors.
-
-    Raises:
-        DataError: If two columns have one name, one is not there, or holds values of two kinds.
-    """
+    """Return columns of a pandas data frame as Arrow, without its index; sparse ones in full."""
     present = [str(name) for name in frame.columns]
     if len(set(present)) != len(present):
         doubled = next(name for name in present if present.count(name) > 1)
@@ -245,11 +206,7 @@ def _dense(series: Any) -> Any:
 
 
 def _converted(values: Any, name: str, origin: str, convert: Callable[[Any], Any]) -> Any:
-    """Return values as an Arrow column.
-
-    Raises:
-        DataError: If they have no type in common, or one has no place in it.
-    """
+    """Return values as an Arrow column."""
     try:
         array = convert(values)
     except UnicodeEncodeError:

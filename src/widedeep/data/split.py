@@ -16,42 +16,18 @@ from widedeep.data.fragments import Input, Part
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.kernels.transform import fingerprint64
 
-__all__ = ["RowShare", "share_of_inputs", "split_rows"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RowShare:
-    """The rows of ``data`` whose place lies in [start, stop): data that can be opened as any other.
+    """The rows of ``data`` whose place lies in [start, stop): opened as any other data."""
 
-    The place of a row is a hash of its position over all inputs, so that it does not change when
-    files are appended; or a hash of its value in the column ``by``, so that rows of one value stay
-    together; or the share of rows that come after it in the order of the column ``latest``, where
-    rows of one value stay together too. A row's number in messages counts within the share.
-
-    Args:
-        data: A path, a table or whatever else :func:`widedeep.data.sources.open_source` takes.
-        start: Lower end, 0 <= start < stop.
-        stop: Upper end, at most 1.
-        seed: Another seed chooses other rows; not of ``latest``.
-        by: A column whose values are not split, such as a request's; null is a value.
-        latest: A column of times, numbers or text in the order of time; null is the oldest.
-
-    Example:
-        >>> from widedeep.data.sources import open_source
-        >>> rows = [{"x": i} for i in range(1000)]
-        >>> with open_source(RowShare(data=rows, start=0.0, stop=0.25)) as source:
-        ...     source.num_rows
-        249
-        >>> with open_source(RowShare(data=rows, start=0.0, stop=0.1, latest="x")) as source:
-        ...     source.read(source.fragments[0])["x"][0].as_py()
-        900
-    """
-
-    data: Any
-    start: float
-    stop: float
-    seed: int = 0
+    data: Any  # A path, a table or whatever else :func:`widedeep.data.sources.open_source` takes
+    start: float  # Lower end, 0 <= start < stop
+    stop: float  # Upper end, at most 1
+    seed: int = 0  # Another seed chooses other rows; not of ``latest``
+    # A column whose values are not split, such as a request's; null is a value
     by: str | None = None
+    # A column of times, numbers or text in the order of time; null is the oldest
     latest: str | None = None
 
     def __post_init__(self) -> None:
@@ -92,28 +68,7 @@ def split_rows(
     by: str | None = None,
     latest: str | None = None,
 ) -> tuple[RowShare, RowShare]:
-    """Split a table's rows into those to train on and those to validate on.
-
-    Args:
-        data: What can be read more than once: a path, a glob, a list of paths, a table.
-        valid_fraction: Share of the rows for validation, 0 < share < 1.
-        seed: Another seed chooses other rows.
-        by: Keep rows of one value of this column together: all rows of a request, or of a user.
-        latest: Validate on the last rows in the order of this column, as of a time.
-
-    Returns:
-        Training rows and validation rows, for ``fit_schema``, ``Trainer.fit`` and the like.
-
-    Raises:
-        ConfigError: If the share is outside its range, or both columns are given.
-        DataError: If ``data`` can be read only once.
-
-    Example:
-        >>> import widedeep as wd
-        >>> train, valid = split_rows("train.parquet", 0.1)
-        >>> train.start, valid.stop
-        (0.1, 0.1)
-    """
+    """Split a table's rows into those to train on and those to validate on."""
     if not 0 < valid_fraction < 1:
         raise ConfigError(f"got valid_fraction={valid_fraction}, expected 0 < share < 1")
     if isinstance(data, pa.RecordBatchReader) or hasattr(data, "__next__"):
@@ -126,13 +81,7 @@ def split_rows(
 
 
 def row_hashes(first_row: int, num_rows: int, seed: int) -> NDArray[np.float64]:
-    """Return a hash in [0, 1) of each row position: SplitMix64 (Steele et al. 2014).
-
-    Args:
-        first_row: Position of the first row.
-        num_rows: Rows from there on.
-        seed: 0 <= seed < 2**64.
-    """
+    """Return a hash in [0, 1) of each row position: SplitMix64 (Steele et al. 2014)."""
     rows_B = np.arange(first_row, first_row + num_rows, dtype=np.uint64)
     hashes_B = _mix(rows_B + _mix(np.full(1, seed, np.uint64)))
     return (hashes_B >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -161,15 +110,7 @@ class _SharedPart:
 
 
 def share_of_inputs(inputs: Sequence[Input], share: RowShare) -> list[Input]:
-    """Return inputs that hold only the rows of a share.
-
-    Args:
-        inputs: All rows, in order.
-        share: Which of them belong.
-
-    Raises:
-        DataError: If the share's column is not there, or cannot be ordered.
-    """
+    """Return inputs that hold only the rows of a share."""
     parts = [part for item in inputs for part in item.parts]
     if share.column is None:
         ends = np.cumsum([0, *(part.num_rows for part in parts)]).tolist()

@@ -17,29 +17,11 @@ from widedeep.data.arrow_types import conform, logical_schema, logical_type, uni
 from widedeep.data.inputs import ContentChecksum
 from widedeep.errors import DataError
 
-__all__ = ["Spool", "batches_reader"]
-
 ROW_GROUP_ROWS = 65_536
 
 
 class Spool:
-    """A temporary folder of Parquet files with row groups of 65,536 rows, deleted on close.
-
-    It is deleted too when the process ends or the object is collected.
-
-    Args:
-        parent: Where it is made; where temporary files go (``TMPDIR``) if not given.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> spool = Spool()
-        >>> path, checksum = spool.write("rows", pa.table({"x": [1, 2]}).to_reader())
-        >>> path.exists()
-        True
-        >>> spool.close()
-        >>> path.exists()
-        False
-    """
+    """A temporary folder of Parquet files with row groups of 65,536 rows, deleted on close."""
 
     def __init__(self, parent: Path | None = None) -> None:
         self._parent = parent
@@ -48,18 +30,7 @@ class Spool:
         self._remove: weakref.finalize[..., Spool] | None = None
 
     def write(self, origin: str, reader: pa.RecordBatchReader) -> tuple[Path, str]:
-        """Write what a reader holds to a file of its own.
-
-        Args:
-            origin: The input's name, for messages.
-            reader: Read to its end, a bounded number of rows at a time.
-
-        Returns:
-            The file and the checksum of its rows.
-
-        Raises:
-            DataError: If a column has no place in Parquet, or the disk is full.
-        """
+        """Write what a reader holds to a file of its own."""
         logical_schema(reader.schema, origin)
         schema = _spooled_schema(reader.schema)
         path = self._next_path()
@@ -167,16 +138,7 @@ def _disk_error(origin: str, path: Path, error: OSError) -> DataError:
 
 
 def batches_reader(batches: Iterable[object], origin: str) -> pa.RecordBatchReader:
-    """Return a reader over record batches or tables that a generator yields.
-
-    Args:
-        batches: Record batches, tables, or anything with ``__arrow_c_array__`` or
-            ``__arrow_c_stream__``.
-        origin: The input's name, for messages.
-
-    Raises:
-        DataError: If there is no batch, or an item is none.
-    """
+    """Return a reader over record batches or tables that a generator yields."""
     iterator = iter(batches)
     try:
         first = next(iterator)

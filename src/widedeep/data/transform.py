@@ -20,8 +20,6 @@ from widedeep.schema import Schema
 if TYPE_CHECKING:
     from widedeep.kernels.transform import Encoded
 
-__all__ = ["Transform"]
-
 PartIds: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 _ROWS_WITH_KEYS = 8
@@ -29,29 +27,7 @@ _ROWS_WITH_KEYS = 8
 
 
 class Transform:
-    """Turns rows into a :class:`~widedeep.data.batch.Batch` by a schema.
-
-    Args:
-        schema: What to do with each column.
-        threads: Threads of the native code, at least 1. The result does not depend on it.
-
-    Raises:
-        SchemaError: If the schema is incomplete.
-        FeatureError: If a value of ``training_only`` does not fit its feature.
-
-    Example:
-        >>> import numpy as np
-        >>> import pyarrow as pa
-        >>> import widedeep as wd
-        >>> from widedeep.data.transform import Transform
-        >>> spec = wd.FeatureSpec(features=wd.categorical("color", hash_buckets=10))
-        >>> from widedeep.schema import ColumnType, Schema
-        >>> schema = Schema(spec=spec, columns={"color": ColumnType(kind="string")},
-        ...                 vocabularies={}, boundaries={}, numerics={})
-        >>> batch = Transform(schema)(pa.table({"color": ["red", None]}), targets=False)
-        >>> batch.ids_N.tolist(), batch.offsets_BF.tolist()
-        ([2, 1], [0, 1, 2])
-    """
+    """Turns rows into a :class:`~widedeep.data.batch.Batch` by a schema."""
 
     def __init__(self, schema: Schema, *, threads: int = 1) -> None:
         self.schema = schema
@@ -84,23 +60,11 @@ class Transform:
         return self._plan
 
     def check_values(self, total: int) -> None:
-        """Raise if a request that is encoded in pieces comes to more values than it may.
-
-        Args:
-            total: So far.
-
-        Raises:
-            LimitError: If it does.
-        """
+        """Raise if a request that is encoded in pieces comes to more values than it may."""
         self._plan.native.check_values(total)
 
     def columns(self, targets: bool = True) -> list[str]:
-        """Return the input columns that are read.
-
-        Args:
-            targets: With label, weight and group, as in training; without them, and without the
-                columns of ``training_only`` features, as in scoring.
-        """
+        """Return the input columns that are read."""
         return self._program(targets).columns
 
     def __call__(
@@ -111,20 +75,7 @@ class Transform:
         origin: str = "",
         first_row: int = 0,
     ) -> Batch:
-        """Encode a table; its columns may come in any order, and others are ignored.
-
-        Args:
-            table: The rows. Strings are not copied, dictionaries are looked up entry by entry.
-            targets: Read label, weight and group too. Without them (scoring), features of
-                ``training_only`` take their fixed value.
-            origin: Where the rows come from, for messages: a file's name. A table that a source
-                read knows it.
-            first_row: The position of the table's first row there, for messages.
-
-        Raises:
-            DataError: If a column is missing or doubled, or a weight or group is not valid.
-            FeatureError: If a value does not fit its feature or label.
-        """
+        """Encode a table; its columns may come in any order, and others are ignored."""
         program = self._program(targets)
         return self._batch(self._encode(program, table, origin, first_row), targets)
 
@@ -136,32 +87,7 @@ class Transform:
         origin: str = "",
         first_row: int = 0,
     ) -> Batch:
-        """Encode rows given as dicts, to be scored.
-
-        An absent key is a null; how often each was absent is added up in :attr:`absent`. Values are
-        read by the schema's types, never guessed: "7" is the integer 7 for a feature over integers,
-        and 7 is the text "7" for one over text.
-
-        Args:
-            rows: One mapping a row, from column to value. Further keys are ignored.
-            strict: Refuse rows that lack a key.
-            origin: Where the rows come from, for messages.
-            first_row: The position of the first row there, for messages.
-
-        Raises:
-            DataError: If a row is no mapping, or lacks a key and ``strict`` is set.
-            FeatureError: If a value does not fit its feature.
-
-        Example:
-            >>> import widedeep as wd
-            >>> from widedeep.schema import ColumnType, Schema
-            >>> spec = wd.FeatureSpec(features=wd.categorical("item", num_buckets=100))
-            >>> schema = Schema(spec=spec, columns={"item": ColumnType(kind="int")},
-            ...                 vocabularies={}, boundaries={}, numerics={})
-            >>> transform = Transform(schema)
-            >>> transform.rows([{"item": 7}, {"item": "8"}, {}]).ids_N.tolist(), transform.absent
-            ([9, 10, 1], {'item': 1})
-        """
+        """Encode rows given as dicts, to be scored."""
         program = self._program(False)
         dicts = [row if type(row) is dict else _as_dict(row, i) for i, row in enumerate(rows)]
         encoded, absent = program.encode_rows(dicts, plain_value, origin, first_row, self.threads)
@@ -174,11 +100,7 @@ class Transform:
         return self._batch(encoded, False)
 
     def misspelt(self, rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
-        """Return keys of rows that look like a column that their row lacks, with it.
-
-        Args:
-            rows: One mapping a row; the first few are looked at.
-        """
+        """Return keys of rows that look like a column that their row lacks, with it."""
         columns = self._program(False).columns
         known, result = frozenset(columns), {}
         for row in rows[:_ROWS_WITH_KEYS]:
@@ -194,23 +116,7 @@ class Transform:
         origin: str = "",
         first_row: int = 0,
     ) -> list[PartIds]:
-        """Encode parts of crosses on their own, whether or not they are placed in the model.
-
-        It needs no learned cross, so that crosses can be counted before they are learned.
-
-        Args:
-            table: The rows.
-            names: Categorical or bucketized features, or raw columns that a cross reads.
-            origin: As in a call.
-            first_row: As in a call.
-
-        Returns:
-            For each name its int64 ids and the offsets of each row's first id (rows + 1 of them).
-            The missing id 1 stands alone in its row.
-
-        Raises:
-            SchemaError: If a name is no part.
-        """
+        """Encode parts of crosses on their own, whether or not they are placed in the model."""
         return [
             self._encode(self._part_program(name), table, origin, first_row)[:2] for name in names
         ]

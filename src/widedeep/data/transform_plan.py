@@ -15,8 +15,6 @@ from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
 from widedeep.kernels.transform import TransformPlan
 from widedeep.schema import Schema, Vocabulary, text_buffers
 
-__all__ = ["UNITS", "CompiledPlan", "Moment", "compile_plan", "plain_value"]
-
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _MICROSECOND = datetime.timedelta(microseconds=1)
 _PLAIN = (bool, int, float, str, bytes, type(None))
@@ -34,29 +32,16 @@ class Moment(int):
 
 @dataclass(frozen=True, slots=True)
 class CompiledPlan:
-    """A native plan, and where each feature lies in it.
+    """A native plan, and where each feature lies in it."""
 
-    Args:
-        native: The plan.
-        places: ``("part" | "cross" | "number", index)`` by name of a feature or raw column.
-        unlearned: Crosses whose combinations the schema does not hold yet.
-    """
-
-    native: TransformPlan
+    native: TransformPlan  # The plan
+    # ``("part" | "cross" | "number", index)`` by name of a feature or raw column
     places: dict[str, tuple[str, int]]
-    unlearned: tuple[str, ...]
+    unlearned: tuple[str, ...]  # Crosses whose combinations the schema does not hold yet
 
 
 def compile_plan(schema: Schema) -> CompiledPlan:
-    """Build the native plan of a schema.
-
-    Crosses that the schema has no combinations for are left out, so that ``fit_schema`` can encode
-    their parts in order to count them.
-
-    Raises:
-        SchemaError: If the schema lacks a vocabulary, or one does not fit its feature.
-        FeatureError: If a value of ``training_only`` does not fit its feature.
-    """
+    """Build the native plan of a schema."""
     return _Compiler(schema).compile()
 
 
@@ -250,11 +235,7 @@ def _contiguous(array: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def plain_value(value: object) -> object:
-    """Return a value of a request as None, bool, int, float or str; NotImplemented if it is none.
-
-    NumPy and Arrow scalars become Python's; dates and times become a :class:`Moment` (a time
-    without a zone is taken as UTC); decimals become integers where they are whole.
-    """
+    """Return a request's value as None, bool, int, float or str; NotImplemented if it is none."""
     if isinstance(value, pa.Scalar):
         inner = value.as_py()
         return inner if isinstance(inner, _PLAIN) else plain_value(inner)

@@ -7,23 +7,9 @@ import numpy as np
 from widedeep.data.batch import Batch
 from widedeep.schema import Schema
 
-__all__ = ["count_values"]
-
 
 def count_values(schema: Schema, batch: Batch) -> dict[str, tuple[int, int]]:
-    """Return how many values each categorical feature has in a batch: the unseen ones, and all.
-
-    Args:
-        schema: The schema the batch was made with.
-        batch: B examples.
-
-    Example:
-        >>> import widedeep as wd
-        >>> from widedeep.data.transform import Transform
-        >>> schema = wd.fit_schema(wd.FeatureSpec(features=wd.categorical("job")), [{"job": "a"}])
-        >>> count_values(schema, Transform(schema).rows([{"job": "a"}, {"job": "b"}]))
-        {'job': (1, 2)}
-    """
+    """Return how many values each categorical feature has in a batch: the unseen ones, and all."""
     slots = schema.slots
     if not len(batch):
         return {}

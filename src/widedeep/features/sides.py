@@ -7,19 +7,11 @@ from typing import Literal
 from widedeep.features.kinds import Categorical, Crossed, Feature
 from widedeep.features.spec import FeatureSpec
 
-__all__ = ["Side", "feature_side", "item_columns"]
-
 Side = Literal["query", "item", "both"]
 
 
 def item_columns(spec: FeatureSpec) -> frozenset[str]:
-    """Return the input columns that belong to the item: those that its features read.
-
-    A cross named in ``FeatureSpec.item`` adds none: its parts may be the query's.
-
-    Args:
-        spec: The declaration.
-    """
+    """Return the input columns that belong to the item: those that its features read."""
     named = [spec.by_name[name] for name in spec.item]
     return frozenset(
         column
@@ -30,24 +22,7 @@ def item_columns(spec: FeatureSpec) -> frozenset[str]:
 
 
 def feature_side(spec: FeatureSpec, name: str) -> Side:
-    """Return whose feature this is: the query's, the item's, or (a cross that spans them) both's.
-
-    A feature is the item's if ``FeatureSpec.item`` names it, or if all columns it reads are the
-    item's. A feature that reads columns of both sides changes with the candidate, but cannot be
-    computed from the item alone.
-
-    Args:
-        spec: The declaration.
-        name: A feature's name.
-
-    Example:
-        >>> import widedeep as wd
-        >>> spec = wd.FeatureSpec(
-        ...     features=[wd.categorical("user", "app"), wd.crossed("user", "app")], item=["app"]
-        ... )
-        >>> [feature_side(spec, name) for name in ("user", "app", "user_x_app")]
-        ['query', 'item', 'both']
-    """
+    """Return whose the feature is: the query's, the item's, or both's (a cross that spans them)."""
     of_item = item_columns(spec)
     read = _columns(spec, spec.by_name[name])
     if read <= of_item:

@@ -22,8 +22,6 @@ from widedeep.features.kinds import (
 )
 from widedeep.features.spec import FeatureSpec
 
-__all__ = ["spec_from_table", "spec_from_toml", "spec_to_table", "spec_to_toml", "toml_text"]
-
 # In the order they are written: what may become a table of its own comes last.
 _FEATURE_KEYS = (
     "numeric",
@@ -93,11 +91,7 @@ def _cross_entry(cross: Crossed) -> object:
 
 
 def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> FeatureSpec:
-    """Build a spec from the ``[data]`` keys it owns and the ``[features]`` table.
-
-    Raises:
-        FeatureError: For an unknown key or feature name, with the nearest one.
-    """
+    """Build a spec from the ``[data]`` keys it owns and the ``[features]`` table."""
     for key in features:
         if key not in _FEATURE_KEYS:
             raise FeatureError(
@@ -187,11 +181,7 @@ def spec_to_toml(spec: FeatureSpec) -> str:
 
 
 def spec_from_toml(text: str) -> FeatureSpec:
-    """Read a spec from TOML text.
-
-    Raises:
-        FeatureError: If the text is no TOML, has no ``[features]``, or names an unknown key.
-    """
+    """Read a spec from TOML text."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -202,13 +192,7 @@ def spec_from_toml(text: str) -> FeatureSpec:
 
 
 def toml_text(table: Mapping[str, Mapping[str, object]]) -> str:
-    """Write two levels of tables as TOML; deeper ones become inline tables.
-
-    Example:
-        >>> print(toml_text({"data": {"label": "y"}}), end="")
-        [data]
-        label = "y"
-    """
+    """Write two levels of tables as TOML; deeper ones become inline tables."""
     blocks = []
     for section, entries in table.items():
         lines = [f"[{section}]"]
@@ -225,11 +209,13 @@ def toml_text(table: Mapping[str, Mapping[str, object]]) -> str:
 
 
 def toml_key(name: str) -> str:
+    """Return a key, quoted if it must be."""
     bare = name and all(c.isascii() and (c.isalnum() or c in "_-") for c in name)
     return name if bare else toml_value(name)
 
 
 def toml_value(value: object) -> str:
+    """Return a value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

@@ -17,8 +17,6 @@ from widedeep.data.batch import Batch
 from widedeep.features import Categorical, Crossed, Numeric
 from widedeep.schema import FIRST_KNOWN_ID, Schema
 
-__all__ = ["DriftCounts", "FeatureDrift", "drift_reasons", "psi", "score_psi"]
-
 Floats = NDArray[np.float64]
 
 _TOP_VALUES = 20
@@ -29,20 +27,7 @@ _STUCK_NOW, _STUCK_THEN = 0.99, 0.5
 
 
 def psi(expected: Floats, found: Floats) -> float:
-    """Return the population stability index: sum of (found - expected) log(found / expected).
-
-    Below 0.1 a distribution is taken to be unchanged, from 0.25 on to be another. Shares are taken
-    to be at least 0.0001, so that an empty bucket counts without being infinite. Of no counts at
-    all it is not defined: NaN.
-
-    Args:
-        expected: How often each bucket was seen in training.
-        found: How often now.
-
-    Example:
-        >>> round(psi(np.array([50.0, 50.0]), np.array([60.0, 40.0])), 4)
-        0.0405
-    """
+    """Return the population stability index: sum of (found - expected) log(found / expected)."""
     totals = float(expected.sum()), float(found.sum())
     if not min(totals) > 0:
         return math.nan
@@ -67,32 +52,22 @@ def score_psi(serving_B: Floats, candidate_B: Floats) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureDrift:
-    """How far one feature has moved since training.
+    """How far one feature has moved since training."""
 
-    Args:
-        feature: Its name.
-        psi: Of its values, nulls and new ones aside; None where training kept no counts.
-        missing_training: Share of nulls then.
-        missing_now: Share of nulls now.
-        missing_psi: Of null or not.
-        new_values: Share of today's values that training did not see: categories that it did not
-            know, numbers outside of its range; None where it knew no value.
-        values: How many values were compared.
-        moved_most: The value or range whose share changed most, with both shares.
-        too_little: Why the values were not compared though training kept their counts.
-        stuck: The one value or range that holds nearly all of today's values and held less than
-            half of those of training, with both shares.
-    """
-
-    feature: str
-    psi: float | None
-    missing_training: float
-    missing_now: float
-    missing_psi: float
+    feature: str  # Its name
+    psi: float | None  # Of its values, nulls and new ones aside; None where training kept no counts
+    missing_training: float  # Share of nulls then
+    missing_now: float  # Share of nulls now
+    missing_psi: float  # Of null or not
+    # Share of today's values that training did not see: categories that it did not know, numbers
+    # outside of its range; None where it knew no value
     new_values: float | None
-    values: int
-    moved_most: str | None
+    values: int  # How many values were compared
+    moved_most: str | None  # The value or range whose share changed most, with both shares
+    # Why the values were not compared though training kept their counts
     too_little: str | None = None
+    # The one value or range that holds nearly all of today's values and held less than half of
+    # those of training, with both shares
     stuck: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -101,11 +76,7 @@ class FeatureDrift:
 
 
 class DriftCounts:
-    """Counts today's values of each feature, chunk by chunk, in the buckets of training.
-
-    Args:
-        schema: Of the model that is judged; it holds what training saw.
-    """
+    """Counts today's values of each feature, chunk by chunk, in the buckets of training."""
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
@@ -125,12 +96,7 @@ class DriftCounts:
         self._outside = dict.fromkeys(self._numbers, 0)
 
     def add(self, table: pa.Table, batch: Batch) -> None:
-        """Count a chunk.
-
-        Args:
-            table: Raw rows.
-            batch: The same, encoded with the schema.
-        """
+        """Count a chunk."""
         self._rows += table.num_rows
         for name in self._nulls:
             if name in table.column_names:
@@ -307,16 +273,7 @@ def _range(cuts: Floats, at: int) -> str:
 
 
 def drift_reasons(features: list[FeatureDrift], config: GateConfig) -> tuple[list[str], list[str]]:
-    """Return what stops the model, and what a person should know, in plain words.
-
-    What a broken feed looks like stops it: nulls, values that training never saw, one value
-    everywhere. That a distribution has shifted is told: whether the model copes with it is measured
-    on the same rows.
-
-    Args:
-        features: As measured.
-        config: The limits.
-    """
+    """Return what stops the model, and what a person should know, in plain words."""
     reasons: list[str] = []
     notes: list[str] = []
     for one in features:

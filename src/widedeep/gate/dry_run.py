@@ -18,8 +18,6 @@ from widedeep.bundle import Bundle
 from widedeep.config_gate import GateConfig
 from widedeep.errors import WideDeepError
 
-__all__ = ["dry_run", "dry_run_reasons"]
-
 _REQUEST_ROWS = 100
 _REQUESTS = 30
 _TIMEOUT_S = 600
@@ -28,16 +26,7 @@ _MARK = "widedeep dry run: "
 
 
 def dry_run(bundle: Path) -> dict[str, Any]:
-    """Load a bundle in a fresh process, score the rows stored with it, and measure.
-
-    Args:
-        bundle: Its directory.
-
-    Returns:
-        ``error`` (None if all went well), ``load_s``, ``memory_mb``, ``latency_ms`` (median of
-        requests of 100 rows) and ``latency_p99_ms``, ``rows`` that were replayed, ``worst`` (the
-        largest difference from the stored scores, relative to 1 or the score), ``finite``.
-    """
+    """Load a bundle in a fresh process, score the rows stored with it, and measure."""
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
@@ -60,12 +49,7 @@ def dry_run(bundle: Path) -> dict[str, Any]:
 
 
 def dry_run_reasons(found: dict[str, Any], config: GateConfig) -> tuple[list[str], list[str]]:
-    """Return why a dry run is not good enough, in plain words, and what to know besides.
-
-    Args:
-        found: From :func:`dry_run`.
-        config: The limits.
-    """
+    """Return why a dry run is not good enough, in plain words, and what to know besides."""
     if found["error"] is not None:
         return [f"dry run: {found['error']}"], []
     reasons, notes = [], []

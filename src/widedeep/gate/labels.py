@@ -13,8 +13,6 @@ from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
 from widedeep.errors import DataError, SchemaError
 
-__all__ = ["LabelMatch", "check_comparable", "class_names"]
-
 _SHOWN = 10
 _SERVERS = "servers that follow one directory refuse it there: publish it in a directory of its own"
 
@@ -28,11 +26,7 @@ def class_names(bundle: Bundle, head: BundleHead) -> tuple[str, ...]:
 
 
 def check_comparable(candidate: Bundle, serving: Bundle) -> None:
-    """Raise a :class:`SchemaError` unless both models predict the same labels.
-
-    The heads may stand in another order, and so may the classes of a class head, which may know
-    more or fewer, as long as two of them are the same.
-    """
+    """Raise a :class:`SchemaError` unless both models predict the same labels."""
     mine, theirs = candidate.schema.spec.labels, serving.schema.spec.labels
     if dict(mine) != dict(theirs) or _kinds(candidate) != _kinds(serving):
         raise _differ(candidate, serving, f"{dict(mine)} ({_shown(candidate)})",
@@ -83,12 +77,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class LabelMatch:
-    """Keeps the rows whose labels both models know, and says what was left out.
-
-    Args:
-        candidate: The new model.
-        serving: The model in service, if there is one.
-    """
+    """Keeps the rows whose labels both models know, and says what was left out."""
 
     def __init__(self, candidate: Bundle, serving: Bundle | None) -> None:
         self._labels = dict(candidate.schema.spec.labels)

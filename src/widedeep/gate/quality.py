@@ -22,8 +22,6 @@ from widedeep.gate.statistics import (
 )
 from widedeep.gate.verdict import LOSSES
 
-__all__ = ["Quality", "judge_quality"]
-
 Floats = NDArray[np.float64]
 
 _FEWEST_UNITS = 30
@@ -40,19 +38,14 @@ _NAMES = {
 
 @dataclass(slots=True)
 class Quality:
-    """What was found of both models' quality.
+    """What was found of both models' quality."""
 
-    Args:
-        heads: By head: rows, both models' metrics, differences with intervals, calibration curve.
-        slices: One entry a slice and head.
-        reasons: Why the candidate does not pass; empty if it does.
-        notes: What a person should know besides.
-    """
-
+    # By head: rows, both models' metrics, differences with intervals, calibration curve
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)
-    slices: list[dict[str, Any]] = field(default_factory=list)
+    slices: list[dict[str, Any]] = field(default_factory=list)  # One entry a slice and head
+    # Why the candidate does not pass; empty if it does
     reasons: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # What a person should know besides
 
 
 class _Judge:
@@ -383,15 +376,7 @@ class _Judge:
 
 
 def judge_quality(scored: Scored, config: GateConfig) -> Quality:
-    """Compare both models on the same rows.
-
-    Differences are resampled by unit, both models on the same resamples (a paired bootstrap); the
-    tests of all slices are corrected for their number.
-
-    Args:
-        scored: The data with both models' scores.
-        config: The limits.
-    """
+    """Compare both models on the same rows."""
     judge = _Judge(scored, config)
     for head in scored.heads:
         judge.head(head)
@@ -424,14 +409,7 @@ def _undefined_scores(head: HeadScores) -> list[str]:
 def calibration_curve(
     labels_B: Floats, scores_B: Floats, weight_B: Floats, by_score_B: NDArray[np.intp] | None = None
 ) -> list[list[float]]:
-    """Return mean score, mean label and weight of each tenth of the rows by score.
-
-    Args:
-        labels_B: 0 to 1.
-        scores_B: Probabilities.
-        weight_B: Of each example.
-        by_score_B: The rows in ascending order of their scores, where it is known already.
-    """
+    """Return mean score, mean label and weight of each tenth of the rows by score."""
     if by_score_B is None:
         by_score_B = np.argsort(scores_B, kind="stable")
     found = []

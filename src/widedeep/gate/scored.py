@@ -25,8 +25,6 @@ from widedeep.features import Categorical
 from widedeep.gate.drift import DriftCounts
 from widedeep.gate.labels import LabelMatch, check_comparable, class_names
 
-__all__ = ["HeadScores", "Scored", "SliceColumn", "Watch", "score_both"]
-
 Floats = NDArray[np.float64]
 ByHead: TypeAlias = Mapping[str, Floats]
 Watch: TypeAlias = Callable[[pa.Table, Batch, ByHead, Batch | None, ByHead | None], None]
@@ -43,25 +41,18 @@ _SMALLEST = 1e-15
 
 @dataclass(frozen=True, slots=True)
 class HeadScores:
-    """What both models say of one head, row by row.
+    """What both models say of one head, row by row."""
 
-    Args:
-        head: Of the candidate.
-        labels_B: As trained on.
-        candidate_B: Probability of the label, or the value; a class's own probability for classes.
-        serving_B: The same of the model in service; None without one.
-        classes: Names of the candidate's classes, if they have names.
-        undefined: By model, rows with a score that is NaN or infinite.
-        common: Both models' probability of the row's class among the classes that both know; None
-            where they know the same.
-    """
-
-    head: BundleHead
-    labels_B: Floats
+    head: BundleHead  # Of the candidate
+    labels_B: Floats  # As trained on
+    # Probability of the label, or the value; a class's own probability for classes
     candidate_B: Floats
-    serving_B: Floats | None
-    classes: tuple[str, ...] = ()
+    serving_B: Floats | None  # The same of the model in service; None without one
+    classes: tuple[str, ...] = ()  # Names of the candidate's classes, if they have names
+    # By model, rows with a score that is NaN or infinite
     undefined: Mapping[str, int] = field(default_factory=dict)
+    # Both models' probability of the row's class among the classes that both know; None where they
+    # know the same
     common: tuple[Floats, Floats] | None = None
 
     def losses(self, scores_B: Floats) -> Floats:
@@ -76,48 +67,28 @@ class HeadScores:
 
 @dataclass(frozen=True, slots=True)
 class SliceColumn:
-    """A column whose values are judged each on its own.
+    """A column whose values are judged each on its own."""
 
-    Args:
-        name: The column.
-        values: As text, by code.
-        codes_B: The value of each row.
-    """
-
-    name: str
-    values: tuple[str, ...]
-    codes_B: NDArray[np.int64]
+    name: str  # The column
+    values: tuple[str, ...]  # As text, by code
+    codes_B: NDArray[np.int64]  # The value of each row
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Both models' scores, and by what they are judged.
+    """Both models' scores, and by what they are judged."""
 
-    Args:
-        heads: One entry a head that both models have.
-        weight_B: Of each example.
-        units_B: What is resampled whole.
-        n_units: How many there are.
-        unit: The column of the units; None: rows.
-        groups_B: Queries, for metrics within each; None without.
-        slices: To be judged each on its own.
-        drift: Of the candidate's inputs.
-        inputs: What was read.
-        reasons: Labels that stop the candidate.
-        notes: What a person should know of the labels.
-    """
-
-    heads: tuple[HeadScores, ...]
-    weight_B: Floats
-    units_B: NDArray[np.int64]
-    n_units: int
-    unit: str | None
-    groups_B: NDArray[np.int64] | None
-    slices: tuple[SliceColumn, ...]
-    drift: DriftCounts
-    inputs: list[Any]
-    reasons: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    heads: tuple[HeadScores, ...]  # One entry a head that both models have
+    weight_B: Floats  # Of each example
+    units_B: NDArray[np.int64]  # What is resampled whole
+    n_units: int  # How many there are
+    unit: str | None  # The column of the units; None: rows
+    groups_B: NDArray[np.int64] | None  # Queries, for metrics within each; None without
+    slices: tuple[SliceColumn, ...]  # To be judged each on its own
+    drift: DriftCounts  # Of the candidate's inputs
+    inputs: list[Any]  # What was read
+    reasons: list[str] = field(default_factory=list)  # Labels that stop the candidate
+    notes: list[str] = field(default_factory=list)  # What a person should know of the labels
 
     def __len__(self) -> int:
         return len(self.weight_B)
@@ -144,21 +115,7 @@ def score_both(
     threads: int = 1,
     watch: Watch | None = None,
 ) -> Scored:
-    """Read the data once and score it with both models.
-
-    Args:
-        candidate: The new model.
-        serving: The model in service, if there is one.
-        data: Recent labelled rows.
-        config: Names units and slices.
-        threads: Threads to use; the result does not depend on it.
-        watch: Is shown all scores as they are made, of which only those of the label are kept.
-
-    Raises:
-        DataError: If the data has no rows, lacks a column that a model or the gate needs, or holds
-            a label that no head of its kind can have.
-        SchemaError: If the models predict different labels, or classes of other names.
-    """
+    """Read the data once and score it with both models."""
     if not candidate.schema.spec.labels:
         raise DataError(f"{candidate.path}: its schema has no label; it cannot be judged")
     if serving is not None:
@@ -293,10 +250,7 @@ def _add_common(
 
 
 def _of_label(bundle: Bundle, by_head: ByHead, labelled: Batch) -> list[Floats]:
-    """One column of scores a head: of a class head, the probability of the row's own class.
-
-    Scores and labels are both in the bundle's own order of classes.
-    """
+    """One column of scores a head: of a class head, the probability of the row's own class."""
     assert labelled.labels_BL is not None
     found = []
     for index, head in enumerate(bundle.model.heads):

@@ -8,16 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "MOST_BAGS",
-    "bags_of",
-    "benjamini_hochberg",
-    "holm",
-    "p_above",
-    "placements",
-    "resample",
-]
-
 MOST_BAGS = 2000
 """Units are put into this many bags at most, which are resampled whole: a resample then costs the
 same for any number of rows."""
@@ -26,20 +16,7 @@ Floats = NDArray[np.float64]
 
 
 def bags_of(units_B: NDArray[np.int64], count: int, seed: int) -> tuple[NDArray[np.int64], int]:
-    """Return the bag of each row, and how many bags there are.
-
-    A bag holds all rows of its units; the bags are of equally many units, drawn at random. Where
-    there are few units each is a bag of its own.
-
-    Args:
-        units_B: The unit of each row, 0 <= unit < count.
-        count: How many units there are.
-        seed: Of the drawing.
-
-    Example:
-        >>> bags_of(np.array([0, 1, 1, 2]), 3, 0)
-        (array([0, 1, 1, 2]), 3)
-    """
+    """Return the bag of each row, and how many bags there are."""
     if count <= MOST_BAGS:
         return units_B, count
     bag_of_unit = np.random.default_rng(seed).permutation(count) % MOST_BAGS
@@ -47,20 +24,7 @@ def bags_of(units_B: NDArray[np.int64], count: int, seed: int) -> tuple[NDArray[
 
 
 def resample(bags: int, times: int, seed: int) -> Floats:
-    """Return how often each bag is drawn in each resample, (times, bags): a multinomial bootstrap.
-
-    Resampling the weights of sums (Efron 1979; by unit as in Owen 2007, "The pigeonhole bootstrap")
-    makes a resample of any ratio of sums one product of matrices.
-
-    Args:
-        bags: How many are drawn, with replacement.
-        times: Resamples.
-        seed: Of the drawing.
-
-    Example:
-        >>> resample(5, 2, 0).sum(axis=1).tolist()
-        [5.0, 5.0]
-    """
+    """Return how often each resample draws each bag, (times, bags): a multinomial bootstrap."""
     drawn = np.random.default_rng(seed).multinomial(bags, np.full(bags, 1.0 / bags), size=times)
     return drawn.astype(np.float64)
 
@@ -73,29 +37,7 @@ def placements(
     *,
     by_score_B: NDArray[np.intp] | None = None,
 ) -> tuple[Floats, Floats]:
-    """Return each row's place among the other class of its group.
-
-    The AUC of a group is the mean of the first over its positives, and that of the second over its
-    negatives; how far a row's place is from that mean is its influence on the AUC (DeLong et al.
-    1988; Obuchowski 1997 for rows that come in clusters).
-
-    Args:
-        scores_B: Higher is likelier positive.
-        positive_B: Weight of each row as a positive.
-        negative_B: Weight of each row as a negative.
-        groups_B: Group of each row.
-        by_score_B: ``np.argsort(scores_B)``, where several groupings share it.
-
-    Returns:
-        The share of its group's negatives below each row, and of its positives above it; ties
-        count one half, and a group without the other class gives NaN.
-
-    Example:
-        >>> below, above = placements(np.array([.1, .9, .5]), np.array([0., 1, 0]),
-        ...                           np.array([1., 0, 1]), np.zeros(3, np.int64))
-        >>> float(below[1]), float(above[0])
-        (1.0, 1.0)
-    """
+    """Return each row's place among the other class of its group."""
     order = np.argsort(scores_B) if by_score_B is None else by_score_B
     order = order[np.argsort(_narrow(groups_B)[order], kind="stable")]
     group, score = groups_B[order], scores_B[order]
@@ -127,19 +69,7 @@ def _narrow(groups_B: NDArray[np.int64]) -> NDArray[np.integer]:
 
 
 def p_above(estimate: float, error: float, limit: float) -> float:
-    """Return how likely so large an estimate is if the truth is at the limit (one-sided, normal).
-
-    An estimate that is not defined speaks for nothing: 0.
-
-    Args:
-        estimate: What was found.
-        error: Its standard error.
-        limit: What is allowed.
-
-    Example:
-        >>> round(p_above(1.96, 1.0, 0.0), 3)
-        0.025
-    """
+    """Return the one-sided normal p-value of an estimate if the truth is at the limit."""
     if not math.isfinite(estimate) or not math.isfinite(error):
         return 0.0
     if error <= 0:
@@ -148,12 +78,7 @@ def p_above(estimate: float, error: float, limit: float) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number, so that no test is false by chance (Holm 1979).
-
-    Example:
-        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
-        [0.03, 0.06, 0.06]
-    """
+    """Return p-values corrected for their number, so that none is false by chance (Holm 1979)."""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     raised = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
@@ -163,14 +88,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected so that few of the tests named are false.
-
-    Source: Benjamini and Hochberg 1995, "Controlling the false discovery rate".
-
-    Example:
-        >>> [round(p, 3) for p in benjamini_hochberg([0.01, 0.04, 0.03])]
-        [0.03, 0.04, 0.04]
-    """
+    """Return p-values corrected so that few of the tests named are false."""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")[::-1]
     ranks = np.arange(len(p), 0, -1)

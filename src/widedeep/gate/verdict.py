@@ -183,14 +183,7 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def undefined_figures(verdict: Mapping[str, Any]) -> list[str]:
-    """Return why a verdict may not pass: each figure that was asked for and is no finite number.
-
-    A measure is asked for unless its limit is infinite. A slice that has too little data, and a
-    head that was stopped for that, decide nothing and need no figures.
-
-    Args:
-        verdict: Its parts by name, as values or as read from JSON.
-    """
+    """Return why a verdict may not pass: each figure that was asked for and is no finite number."""
     limits, against = verdict["config"], verdict["serving"] is not None
     wrong = [] if _at_least_one(verdict["data"].get("rows")) else ["data: rows"]
     wrong += _undefined_run(verdict["dry_run"], limits)

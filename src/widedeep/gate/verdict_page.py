@@ -12,8 +12,6 @@ from widedeep.page import document, line_chart, note, section, table, tiles
 if TYPE_CHECKING:
     from widedeep.gate.verdict import Verdict
 
-__all__ = ["curve_chart", "metrics_table", "slices_table", "verdict_page", "verdict_text"]
-
 _NAMES = {
     "log_loss": "log loss",
     "squared_error": "squared error",

@@ -12,8 +12,6 @@ from widedeep.metrics.rows import Rows, ScoreKind
 from widedeep.metrics.sums import Numbers
 from widedeep.metrics.ties import tie_runs
 
-__all__ = ["CURVE_NAMES", "curve_numbers", "one_class", "sigmoid"]
-
 CURVE_NAMES = ("auc", "pr_auc", "ece")
 _RUN = np.dtype([("key", np.float64), ("positive", np.float64), ("negative", np.float64)])
 
@@ -26,22 +24,7 @@ def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def curve_numbers(blocks: Iterable[Rows], weight: float, kind: ScoreKind, bins: int) -> Numbers:
-    """Compute AUC, average precision and expected calibration error in one pass.
-
-    A soft label y counts as two rows with the same score, a positive of weight w·y and a negative
-    of weight w·(1 - y). Ties count half in the AUC and share one threshold in the average precision
-    Σ (R_i - R_{i-1}) P_i. The calibration error is over ``bins`` bins of equal mass: rows in the
-    order of their scores, cut into parts of equal weight, tied rows together in the bin that holds
-    the middle of their weight.
-
-    Source: for bins of equal mass, Nixon et al. 2019, "Measuring Calibration in Deep Learning".
-
-    Args:
-        blocks: Rows in ascending order of ``key``.
-        weight: Sum of all weights.
-        kind: What the scores are.
-        bins: Number of bins, 1 or more.
-    """
+    """Compute AUC, average precision and expected calibration error in one pass."""
     curve = _Curve(weight, kind, bins)
     for runs in tie_runs(blocks, _as_runs, ("key",)):
         curve.add(runs)

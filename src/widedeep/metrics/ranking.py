@@ -11,8 +11,6 @@ from widedeep.metrics.rows import Rows
 from widedeep.metrics.sums import CompensatedSum, Numbers
 from widedeep.metrics.ties import changes, tie_runs
 
-__all__ = ["GROUP_COUNTS", "LARGEST_K", "expected_first", "ranking_numbers", "sum_above"]
-
 LARGEST_K = 1_000_000
 GROUP_COUNTS = ("groups", "groups_one_class", "groups_without_positive")
 RELEVANT_FROM = 0.5
@@ -26,30 +24,7 @@ Floats = NDArray[np.float64]
 
 
 def ranking_numbers(blocks: Iterable[Rows], cuts: tuple[int, ...]) -> Numbers:
-    """Compute the grouped metrics in one pass over rows sorted by (group, key).
-
-    A row is relevant where its label is at least 0.5. Tied scores stand in no order, so each
-    number is its expected value over all orders of the tied rows: a model that gives every row one
-    score gets what shuffling would get, wherever the positives stand in the file.
-
-    - ``gauc``: mean of the groups' AUCs, weighted by their impressions (the sum of their rows'
-      weights); groups of one class are left out.
-    - ``ndcg@k`` (binary gain, discount 1/log2(rank + 1)), ``map@k`` (average precision over min(k,
-      relevant rows)), ``hit_rate@k``, ``mrr`` (1/rank of the first relevant row, uncut): means
-      over the groups that have a relevant row; the rest is left out. A group weighs as much as the
-      mean of its rows' weights.
-    - ``groups``, ``groups_one_class`` and ``groups_without_positive`` count all groups and those
-      left out.
-
-    Source: Zhou et al. 2018, "Deep Interest Network", section 6.1, for the weighting of GAUC;
-        McSherry and
-    Najork 2008, "Computing information retrieval performance measures efficiently in the presence
-    of tied scores", for the expected values.
-
-    Args:
-        blocks: Rows in ascending order of (``group``, ``key``).
-        cuts: The values of k, each 1 to ``LARGEST_K``.
-    """
+    """Compute the grouped metrics in one pass over rows sorted by (group, key)."""
     ranking = _Ranking(cuts)
     for runs in tie_runs(blocks, _as_runs, ("group", "key")):
         ranking.add(runs)
@@ -68,11 +43,7 @@ def _as_runs(rows: Rows) -> Rows:
 
 
 class _Ranking:
-    """Sums over groups. The last group of a block stays open: the next block may go on with it.
-
-    What is known of a group is a row of numbers: ``_SUMMED``, the pairs won, the expected
-    reciprocal rank, and for each k the expected DCG, sum of precisions, and hit.
-    """
+    """Sums over groups. The last group of a block stays open: the next block may go on with it."""
 
     def __init__(self, cuts: tuple[int, ...]) -> None:
         self._cuts = cuts
@@ -129,12 +100,7 @@ class _Ranking:
     def _precision(
         self, above: Floats, rows: Floats, relevant: Floats, relevant_above: Floats, k: int
     ) -> Floats:
-        """Expected sum of the precisions at the relevant rows among the first k.
-
-        At place j = 1..n of a run of n rows with r relevant ones, R more and s rows above, a row is
-        relevant with chance r/n, and then the precision is (R + 1 + (j - 1)(r - 1)/(n - 1))/(s +
-        j).
-        """
+        """Expected sum of the precisions at the relevant rows among the first k."""
         start, stop = _places(above, rows, k)
         slope = np.where(rows > 1, (relevant - 1.0) / np.maximum(rows - 1.0, 1.0), 0.0)
         level = relevant_above + 1.0 - (start + 1.0) * slope
@@ -199,20 +165,7 @@ def _places(above: Floats, rows: Floats, k: int) -> tuple[NDArray[np.int64], NDA
 
 
 def sum_above(values: Floats, starts: NDArray[np.intp], carried: float) -> Floats:
-    """Return for each value the sum of those before it in its segment.
-
-    Doubling steps instead of one cumulative sum over all segments: the difference of two large
-    sums would lose the digits of a segment with small values.
-
-    Args:
-        values: The values, of shape (n,).
-        starts: Where segments start; the first is 0.
-        carried: Sum of the first segment's values before this array.
-
-    Example:
-        >>> sum_above(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0, 2]), 10.0)
-        array([10., 11.,  0.,  3.])
-    """
+    """Return for each value the sum of those before it in its segment."""
     lengths = np.diff(np.append(starts, len(values)))
     place = np.arange(len(values)) - np.repeat(starts, lengths)
     total = values.copy()
@@ -229,24 +182,7 @@ def sum_above(values: Floats, starts: NDArray[np.intp], carried: float) -> Float
 def expected_first(
     above: Floats, rows: Floats, relevant: Floats, cuts: tuple[int, ...]
 ) -> tuple[Floats, Floats]:
-    """Return the expected 1/rank of the first relevant row, and its chance to be within k.
-
-    In a random order of n rows with r relevant ones, the first stands at place j with the chance
-    that none stood before, times r/(n - j + 1).
-
-    Args:
-        above: Rows ranked above each run of ties.
-        rows: Rows of the run, n.
-        relevant: Relevant ones among them, r of 1 or more.
-        cuts: The values of k.
-
-    Shape:
-        above, rows, relevant: (runs,); returns (runs,) and (k, runs).
-
-    Example:
-        >>> expected_first(np.array([0.0]), np.array([2.0]), np.array([1.0]), (1,))
-        (array([0.75]), array([[0.5]]))
-    """
+    """Return the expected 1/rank of the first relevant row, and its chance to be within k."""
     reciprocal = relevant / (above + 1.0)
     hits = np.stack([(above < k).astype(np.float64) for k in cuts] or [np.zeros(0)])
     hits = hits.reshape(len(cuts), len(rows))

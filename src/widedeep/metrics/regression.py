@@ -92,12 +92,7 @@ class RegressionMetrics:
 
 
 class _RegressionTotals:
-    """Sums of errors, and the spread of the labels around their running mean.
-
-    Source: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing
-        sample
-    variances": no difference of large sums, so that labels far from zero keep their digits.
-    """
+    """Sums of errors, and the spread of the labels around their running mean."""
 
     def __init__(self) -> None:
         self._sums = CompensatedSum(4)

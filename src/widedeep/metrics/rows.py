@@ -10,21 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from widedeep.errors import ConfigError, DataError, nearest
 
-__all__ = [
-    "BINARY_ROW",
-    "GROUPED_ROW",
-    "GroupKeys",
-    "Rows",
-    "ScoreKind",
-    "binary_rows",
-    "checked_score_kind",
-    "finite_column",
-    "finite_matrix",
-    "refuse",
-    "unit_interval",
-    "weight_column",
-]
-
 Rows: TypeAlias = NDArray[np.void]
 ScoreKind = Literal["logit", "probability"]
 
@@ -45,15 +30,7 @@ def checked_score_kind(kind: str) -> ScoreKind:
 
 
 def refuse(what: str, wrong: NDArray[np.bool_], values: NDArray[Any], seen: int, rule: str) -> None:
-    """Raise a DataError for the first row where ``wrong`` is true; do nothing where none is.
-
-    Args:
-        what: Name of the input, such as ``"labels"``.
-        wrong: Rows that break the rule, of shape (B,) or (B, C).
-        values: The values, of the same shape.
-        seen: Rows that came with earlier updates, so that the row number is the stream's.
-        rule: What is expected and what to do.
-    """
+    """Raise a DataError for the first row where ``wrong`` is true; do nothing where none is."""
     if wrong.any():
         place = tuple(int(axis) for axis in np.argwhere(wrong)[0])
         where = f"row {seen + place[0]}" + "".join(f", column {axis}" for axis in place[1:])
@@ -79,17 +56,7 @@ def _numbers(values: ArrayLike, what: str, seen: int) -> NDArray[np.float64]:
 def finite_column(
     values: ArrayLike, what: str, seen: int, rows: int | None = None
 ) -> NDArray[np.float64]:
-    """Return one float64 number a row, of shape (B,); a (B, 1) column is flattened.
-
-    Args:
-        values: The numbers.
-        what: Their name in errors.
-        seen: Rows of earlier updates.
-        rows: The number of rows it must have, or None for any.
-
-    Raises:
-        DataError: On another shape, another length, or a NaN or infinite value, with its row.
-    """
+    """Return one float64 number a row, of shape (B,); a (B, 1) column is flattened."""
     column = _numbers(values, what, seen)
     if column.ndim == 2 and column.shape[1] == 1:
         column = column[:, 0]
@@ -102,11 +69,7 @@ def finite_column(
 
 
 def finite_matrix(values: ArrayLike, what: str, seen: int, columns: int) -> NDArray[np.float64]:
-    """Return finite float64 numbers of shape (B, ``columns``).
-
-    Raises:
-        DataError: On another shape, or a NaN or infinite value, with its row and column.
-    """
+    """Return finite float64 numbers of shape (B, ``columns``)."""
     matrix = _numbers(values, what, seen)
     if matrix.ndim != 2 or matrix.shape[1] != columns:
         raise DataError(
@@ -131,23 +94,13 @@ def weight_column(weights: ArrayLike | None, seen: int, rows: int) -> NDArray[np
 
 
 class GroupKeys:
-    """Turn group ids (a user, a query) into int64 keys, one kind of id for the whole stream.
-
-    Integers are kept as they are. Strings and bytes become 64-bit BLAKE2b digests, so that the
-    spilled rows stay small and no table of users grows in memory: among ten million groups the
-    chance that any two share a digest (and are then evaluated as one group) is about 3e-6.
-    """
+    """Turn group ids (a user, a query) into int64 keys, one kind of id for the whole stream."""
 
     def __init__(self) -> None:
         self._kind: str | None = None
 
     def keys(self, groups: ArrayLike | None, seen: int, rows: int) -> NDArray[np.int64]:
-        """Return one int64 key a row.
-
-        Raises:
-            DataError: On a missing id, another length, ids that are neither integers nor strings,
-                or ids of another kind than before.
-        """
+        """Return one int64 key a row."""
         if groups is None:
             raise DataError("groups: got None, expected one group id a row for the grouped metrics")
         ids = np.asarray(groups)
@@ -208,23 +161,7 @@ def binary_rows(
     groups: ArrayLike | None = None,
     group_keys: GroupKeys | None = None,
 ) -> Rows:
-    """Check one update of a binary metric and return it as rows of (group,) key, label, weight.
-
-    Args:
-        scores: Logits or probabilities.
-        labels: 0, 1, or a soft label between them.
-        weights: Sample weights of 0 or more, or None.
-        seen: Rows of earlier updates.
-        kind: What the scores are.
-        groups: Group ids, used when ``group_keys`` is given.
-        group_keys: The stream's group ids, or None for rows without a group.
-
-    Shape:
-        scores, labels, weights, groups: (B,); rows: (B,).
-
-    Raises:
-        DataError: Where a value does not fit, with its row. Nothing is kept of such an update.
-    """
+    """Check one update of a binary metric and return it as rows of (group,) key, label, weight."""
     score_B = finite_column(scores, "scores", seen)
     if kind == "probability":
         unit_interval(score_B, "scores", seen, "pass score_kind='logit' if they are logits")

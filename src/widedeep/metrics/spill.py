@@ -16,8 +16,6 @@ from widedeep.errors import ConfigError, DataError
 from widedeep.metrics.rows import Rows
 from widedeep.metrics.sums import BLOCK_ROWS
 
-__all__ = ["DEFAULT_MAX_ROWS", "SortedRows"]
-
 DEFAULT_MAX_ROWS = 1_000_000
 # A run is read in pieces of at least this many rows: below it, seeking costs more than memory
 # saved.
@@ -28,24 +26,7 @@ _MOST_ROWS = 2**31
 
 
 class SortedRows:
-    """Rows that come in any order and are read back sorted.
-
-    Up to ``max_rows`` are held; when they are full, they are sorted and written as a run to one
-    unnamed temporary file, which the operating system removes even if the process is killed.
-    Reading merges the runs. Rows with equal keys keep the order in which they came, so what is
-    read does not depend on ``max_rows``.
-
-    Args:
-        dtype: Layout of a row.
-        keys: Fields to sort by, ascending, the first one foremost.
-        max_rows: Rows held in memory, 1 to 2³¹. Sorting and merging take four times as
-            much.
-        directory: Where the file is written; None for the system's temporary directory
-            (``TMPDIR``), which must not be a memory file system if memory is what you want to save.
-
-    Raises:
-        ConfigError: Where ``max_rows`` is out of range or ``directory`` is not a directory.
-    """
+    """Rows that come in any order and are read back sorted."""
 
     def __init__(
         self,
@@ -75,11 +56,7 @@ class SortedRows:
         return len(self._run_rows)
 
     def append(self, rows: Rows) -> None:
-        """Add rows.
-
-        Raises:
-            DataError: If they cannot be written, as when the disk is full.
-        """
+        """Add rows."""
         start = 0
         while start < len(rows):
             stop = min(start + self._max_rows - self._filled, len(rows))
@@ -211,11 +188,7 @@ def _sorted(rows: Rows, keys: tuple[str, ...]) -> Rows:
 
 
 def _stable_order(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return ``np.argsort(values, kind="stable")``.
-
-    NumPy's default sort is vectorised and four times as fast, but leaves equal values in any order;
-    a second one, of (run of equal values, place) packed into an integer, puts them right.
-    """
+    """Return ``np.argsort(values, kind="stable")``."""
     order = np.argsort(values).astype(np.int64, copy=False)
     ordered = np.take(values, order)
     new = ordered[1:] != ordered[:-1]

@@ -10,26 +10,11 @@ from numpy.typing import NDArray
 
 from widedeep.metrics.rows import Rows
 
-__all__ = ["BLOCK_ROWS", "CompensatedSum", "FixedBlocks", "Numbers", "Totals"]
-
 BLOCK_ROWS = 65_536
 
 
 class CompensatedSum:
-    """A vector of running sums in float64 that carries its own rounding errors.
-
-    Source: Neumaier 1974, "Rundungsfehleranalyse einiger Verfahren zur Summation endlicher Summen".
-
-    Args:
-        size: Number of sums.
-
-    Example:
-        >>> total = CompensatedSum(1)
-        >>> for value in (1.0, 1e100, 1.0, -1e100):
-        ...     total.add(np.array([value]))
-        >>> total.values()
-        array([2.])
-    """
+    """A vector of running sums in float64 that carries its own rounding errors."""
 
     def __init__(self, size: int) -> None:
         self._sum = np.zeros(size)
@@ -59,16 +44,7 @@ T = TypeVar("T", bound=Totals)
 
 
 class FixedBlocks(Generic[T]):
-    """Cut a stream into blocks of fixed size before it is summed.
-
-    Floating-point sums depend on their order. As the blocks begin at the same rows however the
-    updates were cut, so do the sums, to the last bit.
-
-    Args:
-        totals: Takes the blocks.
-        dtype: Layout of a row.
-        block_rows: Rows in a block.
-    """
+    """Cut a stream into blocks of fixed size before it is summed."""
 
     def __init__(self, totals: T, dtype: np.dtype[Any], block_rows: int = BLOCK_ROWS) -> None:
         self._totals = totals

@@ -9,16 +9,9 @@ from numpy.typing import NDArray
 
 from widedeep.metrics.rows import Rows
 
-__all__ = ["changes", "tie_runs"]
-
 
 def changes(*columns: NDArray[np.generic]) -> NDArray[np.intp]:
-    """Return where each new value begins in columns that are sorted together; the first is 0.
-
-    Example:
-        >>> changes(np.array([1, 1, 2, 2]), np.array([5, 5, 5, 6]))
-        array([0, 2, 3])
-    """
+    """Return where each new value begins in columns that are sorted together; the first is 0."""
     new = np.ones(len(columns[0]), dtype=np.bool_)
     new[1:] = False
     for column in columns:
@@ -29,16 +22,7 @@ def changes(*columns: NDArray[np.generic]) -> NDArray[np.intp]:
 def tie_runs(
     blocks: Iterable[Rows], as_runs: Callable[[Rows], Rows], keys: tuple[str, ...]
 ) -> Iterator[Rows]:
-    """Merge neighbouring rows with equal keys and sum their other fields.
-
-    A run may span any number of blocks: the last run of a block is held back until it is seen to
-    end.
-
-    Args:
-        blocks: Sorted rows, no block empty.
-        as_runs: Turns rows into runs of one row.
-        keys: The fields that ties share.
-    """
+    """Merge neighbouring rows with equal keys and sum their other fields."""
     held: Rows | None = None
     for block in blocks:
         runs = as_runs(block)

@@ -29,22 +29,14 @@ __all__ = ["Optimizer", "Step", "check_range"]
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a single update is told beside its arrays.
+    """What a single update is told beside its arrays."""
 
-    Args:
-        lr: Learning rate of this update.
-        grad_scale: What gradients are multiplied by.
-        number: Number of this update, from 1.
-        threads: Threads of the kernels.
-        rates_U: Factor of the rate of each row, or None.
-        products_U: To be filled with each row's gradient times its weight, or None.
-    """
-
-    lr: float
-    grad_scale: float
-    number: int
-    threads: int
-    rates_U: Tensor | None = None
+    lr: float  # Learning rate of this update
+    grad_scale: float  # What gradients are multiplied by
+    number: int  # Number of this update, from 1
+    threads: int  # Threads of the kernels
+    rates_U: Tensor | None = None  # Factor of the rate of each row, or None
+    # To be filled with each row's gradient times its weight, or None
     products_U: Tensor | None = None
 
 
@@ -242,15 +234,7 @@ class Optimizer(ABC):
 def check_range(
     owner: str, name: str, value: float, allowed: Callable[[float], bool], expected: str
 ) -> None:
-    """Raise ConfigError unless a hyper-parameter is a finite number in its range.
-
-    Args:
-        owner: The optimizer's name.
-        name: The hyper-parameter's.
-        value: What was given.
-        allowed: Tells whether a number is in range.
-        expected: The range, in words.
-    """
+    """Raise ConfigError unless a hyper-parameter is a finite number in its range."""
     fits = isinstance(value, int | float) and not isinstance(value, bool)
     if not fits or not abs(value) < math.inf or not allowed(value):
         raise ConfigError(f"{owner}: got {name}={show_value(value)}, expected {expected}")

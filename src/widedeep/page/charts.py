@@ -9,17 +9,6 @@ from typing import NamedTuple
 
 from widedeep.page.document import breakable, framed
 
-__all__ = [
-    "DotRow",
-    "bar_list",
-    "chips",
-    "column_chart",
-    "dot_list",
-    "legend",
-    "line_chart",
-    "outer_ticks",
-]
-
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 420, 250
@@ -37,20 +26,7 @@ def line_chart(
     errors: Mapping[str, Sequence[float]] | None = None,
     mark: tuple[float, str] | None = None,
 ) -> str:
-    """Return lines with axes and a legend; a line without points is left out.
-
-    Args:
-        lines: Points by the line's name, in order of x.
-        x_label: What x is.
-        diagonal: Draw y = x, and give both axes one scale.
-        dots: Mark the points; each tells its figures when pointed at.
-        errors: By line, how far up and down from each point its uncertainty reaches.
-        mark: An x to be marked, and what is there.
-
-    Example:
-        >>> line_chart({"loss": [(1, 0.5), (2, 0.4)]}, x_label="epoch").count("<circle")
-        2
-    """
+    """Return lines with axes and a legend; a line without points is left out."""
     shown = {name: points for name, points in lines.items() if points}
     every = [point for points in shown.values() for point in points]
     if not every:
@@ -154,30 +130,13 @@ def _axes(xs: tuple[float, float], ys: tuple[float, float], label: str, place: _
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return a few round numbers between two others.
-
-    Args:
-        low: The smaller one.
-        high: The larger one.
-
-    Example:
-        >>> ticks(0.13, 0.58)
-        [0.2, 0.3, 0.4, 0.5]
-    """
+    """Return a few round numbers between two others."""
     step = _step(low, high)
     return _multiples(step, math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9))
 
 
 def outer_ticks(values: Sequence[float]) -> list[float]:
-    """Return a few round numbers from below the least of some others to above the largest.
-
-    Args:
-        values: At least one.
-
-    Example:
-        >>> outer_ticks([0.813, 0.934])
-        [0.8, 0.85, 0.9, 0.95]
-    """
+    """Return a few round numbers from below the least of some others to above the largest."""
     low, high = _span(values)
     step = _step(low, high)
     return _multiples(step, math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9))
@@ -195,12 +154,7 @@ def _multiples(step: float, first: int, last: int) -> list[float]:
 
 
 def tick_texts(values: Sequence[float]) -> list[str]:
-    """Return round numbers as text, all with as many decimals as they need.
-
-    Example:
-        >>> tick_texts([0.0, 0.25, 0.5])
-        ['0', '0.25', '0.50']
-    """
+    """Return round numbers as text, all with as many decimals as they need."""
     largest = max((abs(value) for value in values), default=0.0)
     if largest >= 1e6 or 0 < largest < 1e-4:
         return [f"{value:.3g}" for value in values]
@@ -240,18 +194,7 @@ def bar_list(
     headings: Sequence[str] = (),
     longest: float | None = None,
 ) -> str:
-    """Return a table with a bar beside each name.
-
-    Args:
-        rows: Name, length of its bar, and what stands behind the bar, in one cell or more.
-        signed: Colour bars by their sign.
-        headings: Of the name, and of each cell behind the bar.
-        longest: The length that fills the column; None: that of the longest bar.
-
-    Example:
-        >>> bar_list([("a & b", 2.0, "2.0")]).count("a &amp; b")
-        1
-    """
+    """Return a table with a bar beside each name."""
     if not rows:
         return ""
     whole = longest or max(abs(value) for _, value, *_ in rows) or 1.0
@@ -273,17 +216,7 @@ def bar_list(
 
 
 def column_chart(bars: Sequence[tuple[str, float, str]], *, ends: tuple[str, str]) -> str:
-    """Return upright bars side by side, from 0 up.
-
-    Args:
-        bars: What each is about, its height, and what it tells when pointed at.
-        ends: What stands under the first and the last bar.
-
-    Example:
-        >>> days = [("Mon", 0.1, "0.1"), ("Tue", 0.2, "0.2")]
-        >>> column_chart(days, ends=("Mon", "Tue")).count("<rect")
-        2
-    """
+    """Return upright bars side by side, from 0 up."""
     if not bars:
         return ""
     highest = max(height for _, height, _ in bars) or 1.0
@@ -303,19 +236,12 @@ def column_chart(bars: Sequence[tuple[str, float, str]], *, ends: tuple[str, str
 
 
 class DotRow(NamedTuple):
-    """A row of :func:`dot_list`.
+    """A row of :func:`dot_list`."""
 
-    Args:
-        name: What it is about.
-        values: One a series; None where there is none.
-        before: A cell before the dots.
-        dim: Set it back: there is little behind it.
-    """
-
-    name: str
-    values: tuple[float | None, ...]
-    before: str = ""
-    dim: bool = False
+    name: str  # What it is about
+    values: tuple[float | None, ...]  # One a series; None where there is none
+    before: str = ""  # A cell before the dots
+    dim: bool = False  # Set it back: there is little behind it
 
 
 def dot_list(
@@ -325,21 +251,7 @@ def dot_list(
     headings: tuple[str, str],
     scale: Sequence[float] | None = None,
 ) -> str:
-    """Return a table with a dot a series on one scale beside each name, and the figures.
-
-    Args:
-        rows: In order.
-        series: Names of the values, the first one in front.
-        headings: Of the name, and of the cell before the dots.
-        scale: Round numbers from end to end, as :func:`outer_ticks` gives them; None: of the rows.
-            A value beyond has its dot at the end.
-
-    Example:
-        >>> dot_list(
-        ...     [DotRow("a", (0.7, 0.6), "9")], series=["now", "then"], headings=("slice", "rows")
-        ... ).count("<circle")
-        2
-    """
+    """Return a table with a dot a series on one scale beside each name, and the figures."""
     if not rows:
         return ""
     every = [v for row in rows for v in row.values if v is not None]
@@ -384,16 +296,7 @@ def _ends(scale: Sequence[float]) -> str:
 
 
 def chips(rows: Sequence[tuple[str, Sequence[tuple[str, str]]]], headings: tuple[str, str]) -> str:
-    """Return a table of names, each with a few others and a figure of theirs.
-
-    Args:
-        rows: A name, and name and figure of each other.
-        headings: Of the names, and of the others.
-
-    Example:
-        >>> chips([("a", [("b", "0.9")])], ("item", "nearest")).count("<small>0.9</small>")
-        1
-    """
+    """Return a table of names, each with a few others and a figure of theirs."""
     body = "".join(
         f'<tr><td>{breakable(name)}</td><td><div class="chips">'
         + "".join(

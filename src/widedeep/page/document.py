@@ -6,20 +6,6 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-__all__ = [
-    "breakable",
-    "charts",
-    "contents",
-    "document",
-    "framed",
-    "note",
-    "pair",
-    "section",
-    "subsection",
-    "table",
-    "tiles",
-]
-
 _LIGHT = """--ink: #1d2733; --soft: #56657a; --line: #dde3ea; --paper: #fff; --panel: #f6f8fa;
   --blue: #2f6db3; --grey: #9aa7b5; --amber: #b7791f; --good: #1b7f4b; --bad: #b3261e;"""
 _STYLE = f"""
@@ -87,17 +73,7 @@ code {{ font-size: .85em; overflow-wrap: anywhere; }}
 
 
 def document(title: str, parts: Sequence[str], *, subtitle: str = "") -> str:
-    """Return a whole page.
-
-    Args:
-        title: Its heading, as text.
-        parts: HTML, one after the other.
-        subtitle: A line under the heading, as text.
-
-    Example:
-        >>> "<h1>A run</h1>" in document("A run", [section("Metrics", "...")])
-        True
-    """
+    """Return a whole page."""
     below = f"<p>{escape(subtitle)}</p>" if subtitle else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -108,11 +84,7 @@ def document(title: str, parts: Sequence[str], *, subtitle: str = "") -> str:
 
 
 def contents(headings: Sequence[str]) -> str:
-    """Return links to the sections of these headings.
-
-    Args:
-        headings: As given to :func:`section`.
-    """
+    """Return links to the sections of these headings."""
     links = "".join(f'<a href="#{_anchor(text)}">{escape(text)}</a>' for text in headings)
     return f'<nav aria-label="contents">{links}</nav>' if links else ""
 
@@ -164,20 +136,7 @@ def table(
     good: Sequence[int] = (),
     strong: Sequence[int] = (),
 ) -> str:
-    """Return a table of text.
-
-    Args:
-        headings: One a column; none at all leave out the row of headings.
-        rows: Cells, as text.
-        numbers: Headings of columns to be aligned on the right.
-        bad: Rows to be marked as bad.
-        good: Rows to be marked as good.
-        strong: Rows to be set in bold.
-
-    Example:
-        >>> '<td class="n">1</td>' in table(["a"], [["1"]], numbers=["a"])
-        True
-    """
+    """Return a table of text."""
     kinds = [' class="n"' if heading in numbers else "" for heading in headings]
 
     def cells(tag: str, row: Sequence[str]) -> str:

@@ -20,8 +20,6 @@ from widedeep.serving.plan import make_plan
 from widedeep.serving.state import read_state, state_path
 from widedeep.serving.versions import Latest, find_versions, version_key
 
-__all__ = ["LocalPlace", "Place", "UrlPlace", "open_place"]
-
 _LOCK = ".publish.lock"
 _MADE = ".publish-"
 _PENDING = ".pending"  # of a record whose version is not known to be there yet
@@ -55,11 +53,7 @@ class Place(Protocol):
 
 
 def open_place(models: str | os.PathLike[str]) -> Place:
-    """Return the directory that a path or a URL (``s3://bucket/models``) names.
-
-    Raises:
-        ConfigError: If it is a URL that cannot be opened, or a bundle itself.
-    """
+    """Return the directory that a path or a URL (``s3://bucket/models``) names."""
     text = os.fspath(models)
     if "://" in text:
         return UrlPlace(text)
@@ -72,11 +66,7 @@ def open_place(models: str | os.PathLike[str]) -> Place:
 
 
 class LocalPlace:
-    """A directory on this machine: a version is copied beside its place, synced, and renamed.
-
-    Args:
-        root: Made if it is not there.
-    """
+    """A directory on this machine: a version is copied beside its place, synced, and renamed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -136,11 +126,7 @@ class LocalPlace:
         yield self.root / version
 
     def put(self, bundle: Path, version: str, record: str) -> None:
-        """Copy, sync, rename: a reader sees the version whole or not at all.
-
-        Its record is written before, and counts from the moment that the version is there: a
-        publisher that dies leaves neither a version without history nor a record of nothing.
-        """
+        """Copy, sync, rename: a reader sees the version whole or not at all."""
         made = Path(tempfile.mkdtemp(prefix=_MADE, dir=self.root))
         try:
             for file in sorted(bundle.iterdir()):
@@ -160,17 +146,7 @@ class LocalPlace:
 
 
 class UrlPlace:
-    """A directory behind a URL. Object stores rename nothing: the manifest is written last.
-
-    A bundle without its manifest does not load, and the record, made once and never replaced, is
-    what two publishers compete for: the second takes the next number.
-
-    Args:
-        url: As fsspec reads it.
-
-    Raises:
-        ConfigError: If fsspec or the protocol's package is missing.
-    """
+    """A directory behind a URL. Object stores rename nothing: the manifest is written last."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -228,11 +204,7 @@ class UrlPlace:
 
     @contextlib.contextmanager
     def bundle(self, version: str) -> Iterator[Path]:
-        """Fetch a version; it is deleted when the block ends.
-
-        Raises:
-            BundleError: If it cannot be fetched.
-        """
+        """Fetch a version; it is deleted when the block ends."""
         folder = f"{self._root}/{version}"
         with tempfile.TemporaryDirectory(prefix="widedeep-") as made:
             try:
@@ -246,11 +218,7 @@ class UrlPlace:
             yield Path(made)
 
     def put(self, bundle: Path, version: str, record: str) -> None:
-        """Claim the version by its record, then write the bundle, its manifest last.
-
-        Raises:
-            FileExistsError: If another publisher has claimed the version.
-        """
+        """Claim the version by its record, then write the bundle, its manifest last."""
         file = f"{self._root}/{RECORDS}/{version}.json"
         self._fs.pipe_file(file, record.encode(), mode="create")
         self._fs.makedirs(f"{self._root}/{version}", exist_ok=True)

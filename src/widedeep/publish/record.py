@@ -81,18 +81,7 @@ class PublishRecord:
 def checked_verdict(
     bundle: Path, verdict: Verdict | Path | None, *, force: bool, reason: str | None
 ) -> Verdict | None:
-    """Return the verdict that lets a bundle pass; with ``force`` whatever verdict there is.
-
-    Args:
-        bundle: The candidate.
-        verdict: A verdict or its file; None: the one beside the bundle.
-        force: Publish without having passed.
-        reason: Why; asked for with ``force``.
-
-    Raises:
-        ConfigError: If ``force`` comes without a reason, or a reason without ``force``.
-        BundleError: If there is no verdict, it is of other bytes, or it says no.
-    """
+    """Return the verdict that lets a bundle pass; with ``force`` whatever verdict there is."""
     if force and not (reason and reason.strip()):
         raise ConfigError(
             "got force without a reason; say why it is published all the same (--reason TEXT): it "

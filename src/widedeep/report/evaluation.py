@@ -15,26 +15,12 @@ from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 
-__all__ = ["BundleMetrics", "evaluate_bundle"]
-
 _CHUNK_ROWS = 16_384
 HeadMetrics = BinaryMetrics | MulticlassMetrics | RegressionMetrics
 
 
 def evaluate_bundle(bundle: Bundle, data: Data, *, threads: int = 1) -> dict[str, float]:
-    """Return the metrics of a bundle's scores, calibrated as they are served.
-
-    Args:
-        bundle: A trained model.
-        data: Labelled rows: a path, a glob, a table.
-        threads: Threads to use; the result does not depend on it.
-
-    Returns:
-        Metrics by name, prefixed ``head/`` if the model has several heads.
-
-    Raises:
-        DataError: If the data has no rows, lacks a column, or holds a label out of range.
-    """
+    """Return the metrics of a bundle's scores, calibrated as they are served."""
     metrics = BundleMetrics(bundle)
     for batch in _labelled_batches(bundle, data, threads):
         scores = bundle.scores_of(bundle.logits(batch, threads=threads))
@@ -44,23 +30,14 @@ def evaluate_bundle(bundle: Bundle, data: Data, *, threads: int = 1) -> dict[str
 
 
 class BundleMetrics:
-    """Collects the metrics of a bundle's heads.
-
-    Args:
-        bundle: A trained model.
-    """
+    """Collects the metrics of a bundle's heads."""
 
     def __init__(self, bundle: Bundle) -> None:
         grouped = bundle.schema.spec.group is not None
         self._heads = [(head, _head_metrics(head, grouped=grouped)) for head in bundle.model.heads]
 
     def update(self, by_head: Mapping[str, NDArray[np.float64]], batch: Batch) -> None:
-        """Add rows.
-
-        Args:
-            by_head: Their scores.
-            batch: With their labels.
-        """
+        """Add rows."""
         for index, (head, metrics) in enumerate(self._heads):
             _update(metrics, by_head[head.name], batch, index)
 

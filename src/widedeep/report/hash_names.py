@@ -13,21 +13,11 @@ from widedeep.data.batch import Batch
 from widedeep.features import Bucketized, Categorical, Crossed
 from widedeep.schema import FIRST_KNOWN_ID, Schema
 
-__all__ = ["HashNames"]
-
 _ROWS_OF_A_CHUNK = 2_000
 
 
 class HashNames:
-    """Counts the values that fall into a few buckets, so that these can be called by them.
-
-    A row counts for a feature of which it has one id: of several at once it is not told here which
-    value each is of.
-
-    Args:
-        schema: Of the model.
-        wanted: Ids by hashed feature.
-    """
+    """Counts the values that fall into a few buckets, so that these can be called by them."""
 
     def __init__(self, schema: Schema, wanted: Mapping[str, Collection[int]]) -> None:
         self._schema = schema
@@ -36,12 +26,7 @@ class HashNames:
         self._seen: dict[tuple[str, int], Counter[str]] = {}
 
     def add(self, chunk: pa.Table, batch: Batch) -> None:
-        """Count rows.
-
-        Args:
-            chunk: Raw.
-            batch: The same, encoded.
-        """
+        """Count rows."""
         offsets_BF = batch.offsets_BF
         for feature, wanted in self._wanted.items():
             slot = self._slots[feature]
@@ -55,15 +40,7 @@ class HashNames:
                 self._seen.setdefault((feature, id_), Counter())[text] += 1
 
     def name(self, feature: str, id_: int) -> str | None:
-        """Return the most frequent value of a bucket, and how many others fell into it.
-
-        Args:
-            feature: The feature.
-            id_: One of those that were wanted.
-
-        Returns:
-            None if no row had it.
-        """
+        """Return the most frequent value of a bucket, and how many others fell into it."""
         seen = self._seen.get((feature, id_))
         if seen is None:
             return None

@@ -11,25 +11,11 @@ from widedeep.gate.drift import DriftCounts
 from widedeep.schema import Schema
 from widedeep.schema_table import kind_text, place_text
 
-__all__ = ["input_statistics"]
-
 _TOP_VALUES = 3
 
 
 def input_statistics(schema: Schema, drift: DriftCounts | None = None) -> list[dict[str, Any]]:
-    """Return what is known of each feature's values.
-
-    Args:
-        schema: Holds what training saw.
-        drift: What newer rows held; None without.
-
-    Returns:
-        By feature: ``kind``, ``place``, ``values`` (how many are told apart; None for plain
-        numbers), ``left_out`` (rarer ones that are not), ``missing``, ``missing_now``, ``unseen``
-        (share of the values of today that training did not know), ``psi`` (how far the values
-        moved), ``moved_most``, ``range`` of numbers, and the most frequent values with their share
-        in ``top``.
-    """
+    """Return what is known of each feature's values."""
     moved = {one.feature: one for one in drift.features()} if drift else {}
     crosses = drift.new_crosses() if drift else {}
     found = []

@@ -14,55 +14,28 @@ from widedeep.bundle import Bundle, Explanation
 from widedeep.errors import DataError
 from widedeep.schema import FIRST_KNOWN_ID, Schema
 
-__all__ = [
-    "TableSize",
-    "WideWeight",
-    "explanation_table",
-    "layer_sizes",
-    "logit_name",
-    "table_sizes",
-    "top_wide_weights",
-    "vocabulary_table",
-    "wide_zeros",
-]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WideWeight:
-    """One weight of the wide part.
+    """One weight of the wide part."""
 
-    Args:
-        feature: The feature.
-        value: What the id stands for: a value, a bucket, the parts of a cross.
-        weight: What it adds to the logit.
-        count: How often it was seen when the schema was fitted; None where that is not counted.
-        id: The feature-local id.
-    """
-
-    feature: str
-    value: str
-    weight: float
+    feature: str  # The feature
+    value: str  # What the id stands for: a value, a bucket, the parts of a cross
+    weight: float  # What it adds to the logit
+    # How often it was seen when the schema was fitted; None where that is not counted
     count: int | None
-    id: int
+    id: int  # The feature-local id
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableSize:
-    """A table of weights.
+    """A table of weights."""
 
-    Args:
-        name: The wide feature, or the logical embedding table.
-        part: ``"wide"`` or ``"deep"``.
-        rows: Ids.
-        width: Numbers an id.
-        nonzero: Numbers that are not 0.
-    """
-
-    name: str
-    part: Literal["wide", "deep"]
-    rows: int
-    width: int
-    nonzero: int
+    name: str  # The wide feature, or the logical embedding table
+    part: Literal["wide", "deep"]  # ``"wide"`` or ``"deep"``
+    rows: int  # Ids
+    width: int  # Numbers an id
+    nonzero: int  # Numbers that are not 0
 
     @property
     def numbers(self) -> int:
@@ -78,17 +51,7 @@ class TableSize:
 def top_wide_weights(
     bundle: Bundle, *, top: int = 20, column: int = 0, features: Collection[str] | None = None
 ) -> tuple[list[WideWeight], list[WideWeight]]:
-    """Return the largest positive and the largest negative wide weights, by name.
-
-    Args:
-        bundle: A trained model.
-        top: How many of each, at least 1.
-        column: Which logit: a head's, or a class's.
-        features: Of which features; None: of all.
-
-    Raises:
-        DataError: If there is no such logit column.
-    """
+    """Return the largest positive and the largest negative wide weights, by name."""
     if not 0 <= column < bundle.model.n_logits:
         raise DataError(f"got logit {column}, expected 0 to {bundle.model.n_logits - 1}")
     found: list[tuple[float, str, int]] = []
@@ -151,13 +114,7 @@ def table_sizes(bundle: Bundle) -> list[TableSize]:
 
 
 def wide_zeros(bundle: Bundle) -> list[tuple[str, int, int]]:
-    """Return feature, weights that are zero, and weights in all, the largest feature first.
-
-    The ids of missing and unseen values are left out: most features never meet them.
-
-    Args:
-        bundle: A trained model.
-    """
+    """Return feature, weights that are zero, and weights in all, the largest feature first."""
     found = []
     for name in bundle.model.wide:
         known = bundle.weights[f"wide/{name}"][FIRST_KNOWN_ID:]
@@ -193,10 +150,7 @@ def logit_name(bundle: Bundle, column: int) -> str:
 
 
 def explanation_table(explanation: Explanation) -> list[dict[str, Any]]:
-    """Return an explanation as plain values, one entry a logit column.
-
-    Wide terms, deep part and bias of an entry add up to its logit.
-    """
+    """Return an explanation as plain values, one entry a logit column."""
     entries = []
     for head in explanation.model.heads:
         for column in range(head.start, head.stop):
@@ -223,12 +177,7 @@ def explanation_table(explanation: Explanation) -> list[dict[str, Any]]:
 
 
 def vocabulary_table(schema: Schema, *, top: int = 20) -> Mapping[str, list[tuple[str, int]]]:
-    """Return the most frequent values of each vocabulary, with how often each was seen.
-
-    Args:
-        schema: A fitted schema.
-        top: How many of each.
-    """
+    """Return the most frequent values of each vocabulary, with how often each was seen."""
     found = {}
     for key, vocabulary in schema.vocabularies.items():
         order = np.argsort(-np.asarray(vocabulary.counts), kind="stable")[:top]

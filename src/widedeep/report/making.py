@@ -258,16 +258,7 @@ def make_report(
 def previous_version(
     models: str | os.PathLike[str], versions: Sequence[PublishedVersion], identity: str
 ) -> Path | None:
-    """Return the version that a model followed, or, if it is not published, that serves.
-
-    Args:
-        models: The folder of versions.
-        versions: Its lineage.
-        identity: Of the model's bundle.
-
-    Returns:
-        Its folder; None if there is none, it was deleted, or it is behind a URL.
-    """
+    """Return the version that a model followed, or, if it is not published, that serves."""
     if "://" in os.fspath(models):
         return None
     own = next((one for one in versions if one.record and one.record.bundle == identity), None)

@@ -11,8 +11,6 @@ from widedeep.bundle import Bundle
 from widedeep.features import Categorical
 from widedeep.schema import Schema, Slot
 
-__all__ = ["Neighbours", "embedded_features", "nearest_values"]
-
 _FEWEST_VALUES = 4
 _FEWEST_SEEN = 5
 _ROWS_AT_ONCE = 1 << 16
@@ -20,27 +18,15 @@ _ROWS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Neighbours:
-    """A value and those nearest to it.
+    """A value and those nearest to it."""
 
-    Args:
-        value: What the embedding is of.
-        count: How often training saw it.
-        nearest: Values with their cosine, the nearest first.
-    """
-
-    value: str
-    count: int
-    nearest: list[tuple[str, float]]
+    value: str  # What the embedding is of
+    count: int  # How often training saw it
+    nearest: list[tuple[str, float]]  # Values with their cosine, the nearest first
 
 
 def embedded_features(bundle: Bundle) -> list[str]:
-    """Return the features whose embeddings stand for known values, one a table.
-
-    The item's come first, then those of more values.
-
-    Args:
-        bundle: A trained model.
-    """
+    """Return the features whose embeddings stand for known values, one a table."""
     schema = bundle.schema
     slots = {slot.name: slot for slot in schema.slots}
     found: list[tuple[bool, bool, int, str]] = []
@@ -62,17 +48,7 @@ def embedded_features(bundle: Bundle) -> list[str]:
 def nearest_values(
     bundle: Bundle, feature: str, *, values: int = 8, nearest: int = 5
 ) -> list[Neighbours]:
-    """Return the nearest neighbours of a feature's most frequent values, by cosine.
-
-    Values that training saw fewer than five times are left out: their embeddings have hardly moved
-    from where chance put them. Where it counted none, as with a given vocabulary, all are taken.
-
-    Args:
-        bundle: A trained model.
-        feature: One of :func:`embedded_features`.
-        values: How many values.
-        nearest: How many neighbours of each.
-    """
+    """Return the nearest neighbours of a feature's most frequent values, by cosine."""
     schema = bundle.schema
     slot = next(slot for slot in schema.slots if slot.name == feature)
     vocabulary = schema.vocabularies[schema.vocabulary_key(feature)]
@@ -104,10 +80,7 @@ def _cosines(
     known: NDArray[np.int64],
     nearest: int,
 ) -> list[list[tuple[int, float]]]:
-    """Of each asked row the ids and cosines of the nearest known ones, itself left out.
-
-    The table is read once, some rows at a time: it may be larger than what memory should hold.
-    """
+    """Of each asked row the ids and cosines of the nearest known ones, itself left out."""
     queries = _unit(table[asked])
     best: list[list[tuple[int, float]]] = [[] for _ in asked]
     for start in range(0, len(known), _ROWS_AT_ONCE):

@@ -28,17 +28,11 @@ from widedeep.report.page_model import (
 from widedeep.report.page_quality import headline, quality_sections
 from widedeep.report.page_text import bytes_text, figure, moment, rows_text
 
-__all__ = ["report_page"]
-
 _MOST_VERSIONS = 40
 
 
 def report_page(report: Mapping[str, Any]) -> str:
-    """Return a report as a page that needs nothing else.
-
-    Args:
-        report: As :meth:`widedeep.report.Report.to_json` gives it.
-    """
+    """Return a report as a page that needs nothing else."""
     sections = {
         "Gate": _gate(report["verdict"]),
         **quality_sections(report),

@@ -8,8 +8,6 @@ from typing import Any
 from widedeep.page import bar_list, chips, note, pair, subsection, table
 from widedeep.report.page_text import bytes_text, count_text, percent
 
-__all__ = ["inputs_section", "neighbours_section", "size_section", "wide_section"]
-
 _MOVED = 0.25
 """From this population stability index on, a distribution is taken to be another."""
 

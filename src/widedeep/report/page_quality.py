@@ -19,8 +19,6 @@ from widedeep.page import (
 )
 from widedeep.report.page_text import bytes_text, count_text, figure, percent
 
-__all__ = ["headline", "quality_sections"]
-
 _SLICES_OF_A_COLUMN = 12
 _NAMES = {
     "auc": "AUC",

@@ -21,8 +21,6 @@ from widedeep.gate.scored import HeadScores, Scored, score_both
 from widedeep.report.evaluation import BundleMetrics
 from widedeep.report.hash_names import HashNames
 
-__all__ = ["Measured", "gain_curve", "kept_metrics", "measure_quality"]
-
 Floats = NDArray[np.float64]
 WHO = {"candidate": "model", "serving": "against"}
 """What the gate calls the two models, and what a report does."""
@@ -33,22 +31,15 @@ _SLICE_METRICS = {"binary": "auc", "multiclass": "log_loss", "regression": "rmse
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What labelled rows say.
+    """What labelled rows say."""
 
-    Args:
-        heads: By head: ``kind``, ``metrics``, ``curve`` and ``gain`` of each model,
-            ``changes`` with 95 % intervals, and ``classes`` of a class head.
-        slices: One entry a slice and head.
-        data: What was read: ``rows``, ``unit`` of the resamples, ``inputs``.
-        drift: Today's values beside those of training.
-        notes: Which rows were left out, as their labels are not known.
-    """
-
+    # By head: ``kind``, ``metrics``, ``curve`` and ``gain`` of each model, ``changes`` with 95 %
+    # intervals, and ``classes`` of a class head
     heads: Mapping[str, Mapping[str, Any]]
-    slices: list[dict[str, Any]]
-    data: Mapping[str, Any]
-    drift: DriftCounts
-    notes: tuple[str, ...] = ()
+    slices: list[dict[str, Any]]  # One entry a slice and head
+    data: Mapping[str, Any]  # What was read: ``rows``, ``unit`` of the resamples, ``inputs``
+    drift: DriftCounts  # Today's values beside those of training
+    notes: tuple[str, ...] = ()  # Which rows were left out, as their labels are not known
 
 
 def measure_quality(
@@ -60,20 +51,7 @@ def measure_quality(
     threads: int = 1,
     names: HashNames | None = None,
 ) -> Measured:
-    """Score labelled rows with one model or two, in one pass.
-
-    Args:
-        bundle: The model.
-        against: An older one; None without.
-        data: Labelled rows.
-        config: Names units and slices, and the least that a slice must hold.
-        threads: Threads to use; the result does not depend on it.
-        names: Is shown the rows too.
-
-    Raises:
-        DataError: If the data has no rows or lacks a column.
-        SchemaError: If the models predict different labels.
-    """
+    """Score labelled rows with one model or two, in one pass."""
     watched = [_Watched(each) for each in (bundle, against) if each is not None]
 
     def watch(
@@ -210,21 +188,7 @@ def _gains(scored: Scored, head: HeadScores) -> dict[str, list[list[float]]]:
 
 
 def gain_curve(labels_B: Floats, scores_B: Floats, weight_B: Floats) -> list[list[float]]:
-    """Return which share of the positives is among each share of the rows, the highest first.
-
-    Rows of one score count as their mean over all orders.
-
-    Args:
-        labels_B: 0 to 1.
-        scores_B: Any that rank.
-        weight_B: Of each example.
-
-    Example:
-        >>> import numpy as np
-        >>> points = gain_curve(np.array([1.0, 0.0]), np.array([0.9, 0.1]), np.ones(2))
-        >>> [point for point in points if point[0] in (0.25, 0.5)]
-        [[0.25, 0.5], [0.5, 1.0]]
-    """
+    """Return which share of the positives is among each share of the rows, the highest first."""
     _, place_B = np.unique(-scores_B, return_inverse=True)
     rows = np.cumsum(np.bincount(place_B, weight_B))
     positives = np.cumsum(np.bincount(place_B, weight_B * labels_B))
@@ -257,11 +221,7 @@ def _slice(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def kept_metrics(bundle: Bundle) -> dict[str, dict[str, float]]:
-    """Return the metrics that a bundle was exported with, by head.
-
-    Args:
-        bundle: A trained model.
-    """
+    """Return the metrics that a bundle was exported with, by head."""
     names = [head.name for head in bundle.model.heads]
     found: dict[str, dict[str, float]] = {name: {} for name in names}
     for key, value in bundle.metrics.items():

@@ -11,8 +11,6 @@ from typing import Protocol
 
 from widedeep.serving.request_log import RequestLog
 
-__all__ = ["BackgroundThread", "ThreadMonitor", "ThreadStatus"]
-
 _BACKOFF_S = (0.1, 30.0)
 _STUCK_S = 60.0
 _LOG_EVERY_S = 60.0
@@ -32,38 +30,18 @@ class ThreadMetrics(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThreadStatus:
-    """A background thread, as the status endpoint tells it.
+    """A background thread, as the status endpoint tells it."""
 
-    Args:
-        thread: Its name.
-        state: ``"running"``, ``"stuck"`` (no turn ended well for longer than its limit) or
-            ``"dead"``.
-        heartbeat_s: Seconds since it last did its work.
-        errors: That nobody foresaw, since it started.
-        error: The last of them.
-    """
-
-    thread: str
+    thread: str  # Its name
+    # ``"running"``, ``"stuck"`` (no turn ended well for longer than its limit) or ``"dead"``
     state: str
-    heartbeat_s: float
-    errors: int = 0
-    error: str | None = None
+    heartbeat_s: float  # Seconds since it last did its work
+    errors: int = 0  # That nobody foresaw, since it started
+    error: str | None = None  # The last of them
 
 
 class BackgroundThread:
-    """A thread that calls ``turn`` again and again, until it returns False.
-
-    A turn waits for its work itself, for a second or so at most. One that raises is counted and
-    logged, and the next one comes after a pause that doubles with each failure in a row: 0.1 s, at
-    most 30 s. Made by :meth:`ThreadMonitor.start`.
-
-    Args:
-        name: For metrics, logs and the status.
-        turn: Does a piece of work; returns False when there is no more to come.
-        monitor: Is told of errors and heartbeats.
-        stuck_s: Seconds without a turn that ended well, after which the thread counts as stuck.
-        on_start: Called once, in the thread.
-    """
+    """A thread that calls ``turn`` again and again, until it returns False."""
 
     def __init__(
         self,
@@ -145,23 +123,7 @@ class BackgroundThread:
 
 
 class ThreadMonitor:
-    """The background threads of a process: which run, since when each is silent, what failed.
-
-    Args:
-        log: Where errors go: each kind with its traceback at once, and again once a minute at most
-            with how often it came; None: standard error.
-
-    Attributes:
-        log: Where errors go.
-        metrics: Where they are counted; None: nowhere.
-
-    Example:
-        >>> monitor = ThreadMonitor()
-        >>> thread = monitor.start("once", lambda: False)
-        >>> thread.join(10)
-        >>> monitor.problems()
-        []
-    """
+    """The background threads of a process: which run, since when each is silent, what failed."""
 
     def __init__(self, log: RequestLog | None = None) -> None:
         self.log = log or RequestLog()

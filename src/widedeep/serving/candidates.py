@@ -13,18 +13,6 @@ from numpy.typing import NDArray
 
 from widedeep.errors import RequestError, nearest
 
-__all__ = [
-    "MAX_VALUES",
-    "Candidates",
-    "InlineItems",
-    "candidate_ids",
-    "check_id",
-    "check_names",
-    "chosen_head",
-    "inline_items",
-    "plain_message",
-]
-
 Candidates: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]] | NDArray[Any] | pa.Table
 """Ids, or the items themselves as columns."""
 
@@ -36,25 +24,16 @@ _ALLOWED = "expected a list of ids, or the items as columns: a dict of lists or 
 
 @dataclass(frozen=True, slots=True)
 class InlineItems:
-    """Items that a request brings itself.
+    """Items that a request brings itself."""
 
-    Args:
-        ids: Of the id column if it is there, else positions.
-        columns: Values by column, all of one length.
-    """
-
-    ids: list[Any]
-    columns: dict[str, list[Any]]
+    ids: list[Any]  # Of the id column if it is there, else positions
+    columns: dict[str, list[Any]]  # Values by column, all of one length
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the items as dicts.
-
-        Args:
-            names: The columns wanted.
-        """
+        """Return the items as dicts."""
         if not names:
             return [{} for _ in self.ids]
         values = zip(*(self.columns[name] for name in names), strict=True)
@@ -62,19 +41,7 @@ class InlineItems:
 
 
 def inline_items(candidates: Mapping[str, Any] | pa.Table, id_column: str | None) -> InlineItems:
-    """Return columns of items as plain lists.
-
-    Args:
-        candidates: A column of values each, all of one length.
-        id_column: The column of ids, which may be absent.
-
-    Raises:
-        RequestError: If a column is no list, or they differ in length.
-
-    Example:
-        >>> inline_items({"app": ["maps", "mail"], "price": [0, 2]}, "app").ids
-        ['maps', 'mail']
-    """
+    """Return columns of items as plain lists."""
     if isinstance(candidates, pa.Table):
         columns = {name: candidates[name].to_pylist() for name in candidates.column_names}
     else:
@@ -109,18 +76,7 @@ def _values(name: object, column: object) -> list[Any]:
 def check_names(
     where: str, given: Mapping[str, Any], taken: Set[str], side: str, home: str
 ) -> None:
-    """Raise if a column is given on the wrong side of a request.
-
-    Args:
-        where: The field that ``given`` stands in.
-        given: Values by column.
-        taken: Columns that must not be here.
-        side: Whose columns those are.
-        home: Where they belong.
-
-    Raises:
-        RequestError: Naming the first such column.
-    """
+    """Raise if a column is given on the wrong side of a request."""
     for name in given.keys() & taken:
         raise RequestError(
             f"{where}.{name}", f"got a value, but this column is {side}; give it in {home}"
@@ -128,14 +84,7 @@ def check_names(
 
 
 def candidate_ids(candidates: object) -> list[Any]:
-    """Return a request's ids as a list.
-
-    Args:
-        candidates: A sequence or array of ids.
-
-    Raises:
-        RequestError: If it is neither, or an id is neither text nor an integer.
-    """
+    """Return a request's ids as a list."""
     if isinstance(candidates, np.ndarray) and candidates.ndim == 1:
         return list(candidates.tolist())
     if not isinstance(candidates, Sequence) or isinstance(candidates, str | bytes):
@@ -146,15 +95,7 @@ def candidate_ids(candidates: object) -> list[Any]:
 
 
 def check_id(at: int, id_: object) -> None:
-    """Raise if a value can be no id.
-
-    Args:
-        at: Its place among the candidates.
-        id_: The value.
-
-    Raises:
-        RequestError: If it is neither text nor an integer.
-    """
+    """Raise if a value can be no id."""
     if not isinstance(id_, str | int) or isinstance(id_, bool):
         raise RequestError(
             f"candidates[{at}]",
@@ -163,15 +104,7 @@ def check_id(at: int, id_: object) -> None:
 
 
 def chosen_head(heads: Mapping[str, str], head: str | None) -> str:
-    """Return the head to rank by.
-
-    Args:
-        heads: Kinds of the model's heads by name, in order.
-        head: Its name; None for the first that gives one number an item.
-
-    Raises:
-        RequestError: If there is none, or it gives more than one number an item.
-    """
+    """Return the head to rank by."""
     single = [name for name, kind in heads.items() if kind != "multiclass"]
     if head is None and single:
         return single[0]
@@ -187,13 +120,5 @@ def chosen_head(heads: Mapping[str, str], head: str | None) -> str:
 
 
 def plain_message(error: Exception) -> str:
-    """Return an encoder's message without its row: a request's field is told already.
-
-    Args:
-        error: What the encoder raised.
-
-    Example:
-        >>> plain_message(ValueError("feature 'age' (row 0): got 'x' (str)"))
-        "feature 'age': got 'x' (str)"
-    """
+    """Return an encoder's message without its row: a request's field is told already."""
     return re.sub(r" \(row \d+\)", "", str(error))

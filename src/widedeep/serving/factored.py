@@ -19,8 +19,6 @@ from widedeep.kernels.halves import to_bfloat16
 from widedeep.kernels.ranker import EncodedSide, Side, SideSums, TransformSides, new_rank_scorer
 from widedeep.serving.shared_rows import Arrays
 
-__all__ = ["FactoredForward", "ItemSums", "QuerySums", "can_factor"]
-
 Keep: TypeAlias = Callable[[Callable[[], Arrays]], Arrays]
 
 _SIDES: tuple[Side, ...] = ("query", "item", "pair")
@@ -29,39 +27,22 @@ _ITEMS_AT_ONCE = 16_384
 
 @dataclass(frozen=True, slots=True)
 class QuerySums:
-    """What a request's query brings to every candidate.
+    """What a request's query brings to every candidate."""
 
-    Args:
-        sums: Of its one row.
-        absent: Columns that the query lacks.
-    """
-
-    sums: SideSums
-    absent: tuple[str, ...]
+    sums: SideSums  # Of its one row
+    absent: tuple[str, ...]  # Columns that the query lacks
 
 
 @dataclass(frozen=True, slots=True)
 class ItemSums:
-    """What each item brings to every request.
+    """What each item brings to every request."""
 
-    Args:
-        sums: Of their rows.
-        absent: How many items lack each column, where any does.
-    """
-
-    sums: SideSums
-    absent: dict[str, int]
+    sums: SideSums  # Of their rows
+    absent: dict[str, int]  # How many items lack each column, where any does
 
 
 def can_factor(bundle: Bundle) -> bool:
-    """Tell whether a bundle's scores can be taken apart into the query's and the item's sums.
-
-    They cannot if the deep part is an exported graph, if no feature is the item's, or if a feature
-    that is no cross reads columns of both.
-
-    Args:
-        bundle: The model.
-    """
+    """Tell whether a bundle's scores can be taken apart into the query's and the item's sums."""
     spec = bundle.schema.spec
     of_item = item_columns(spec)
     if bundle.manifest.engine == "onnx" or not of_item:
@@ -79,13 +60,7 @@ def _columns(feature: Any) -> list[str]:
 
 
 class FactoredForward:
-    """Computes the logits of a request's candidates; the same bits as the bundle's.
-
-    Args:
-        bundle: A model that :func:`can_factor` allows.
-        precision: How the items' sums of the first layer are kept.
-        threads: Threads that one request may use.
-    """
+    """Computes the logits of a request's candidates; the same bits as the bundle's."""
 
     def __init__(
         self, bundle: Bundle, *, precision: Literal["float32", "bfloat16"], threads: int
@@ -170,29 +145,14 @@ class FactoredForward:
             self._scorer.add_layer(*layer, bfloat16=inner and self._precision == "bfloat16")
 
     def query(self, row: Mapping[str, Any]) -> QuerySums:
-        """Return what a query brings to every candidate.
-
-        Args:
-            row: Values by column, user and context together; a dict.
-
-        Raises:
-            FeatureError: If a value does not fit its feature.
-        """
+        """Return what a query brings to every candidate."""
         encoded, absent = self._transform.encode_rows(False, [dict(row)], plain_value, "")
         sums = self._scorer.sums_of("query", encoded, threads=1)
         missing = zip(self._query_columns, absent, strict=True)
         return QuerySums(sums, tuple(name for name, n in missing if n))
 
     def items(self, table: pa.Table, keep: Keep | None = None) -> ItemSums:
-        """Return what each row of a table of items brings to every request.
-
-        Args:
-            table: Has all columns of the items' features.
-            keep: Has the sums made, and returns them from where it keeps them.
-
-        Raises:
-            FeatureError: If a value does not fit its feature.
-        """
+        """Return what each row of a table of items brings to every request."""
         batches = table.select(self._item_columns).combine_chunks().to_batches()
         if not self._item_columns or not batches:
             return self.item_rows([{}] * table.num_rows)
@@ -200,14 +160,7 @@ class FactoredForward:
         return self._item_sums(self._transform.encode_items(capsules, "the catalogue"), {}, keep)
 
     def item_rows(self, rows: Sequence[Mapping[str, Any]]) -> ItemSums:
-        """Return what items given as dicts bring; an absent key is a null, and counted.
-
-        Args:
-            rows: One mapping an item, from column to value.
-
-        Raises:
-            FeatureError: If a value does not fit its feature.
-        """
+        """Return what items given as dicts bring; an absent key is a null, and counted."""
         dicts: list[dict[str, object]] = [dict(row) for row in rows]
         encoded, absent = self._transform.encode_rows(True, dicts, plain_value, "")
         missing = {name: n for name, n in zip(self._item_columns, absent, strict=True) if n}
@@ -233,13 +186,7 @@ class FactoredForward:
     def logits(
         self, query: QuerySums, items: ItemSums, positions_B: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Return the logits of candidates, (B, C), not calibrated.
-
-        Args:
-            query: From :meth:`query`.
-            items: From :meth:`items` or :meth:`item_rows`.
-            positions_B: The row of each candidate among the items.
-        """
+        """Return the logits of candidates, (B, C), not calibrated."""
         return self._scorer.logits(
             self._transform,
             query.sums,

@@ -21,8 +21,6 @@ from widedeep.serving.shadow import ShadowScoring
 from widedeep.serving.state import ServingState, read_state
 from widedeep.serving.versions import Policy, Signature, find_versions, signature
 
-__all__ = ["Failure", "Following", "Routes"]
-
 _IDLE_S = 1.0
 _LONGEST_LOAD_S = 3600.0
 _RETRY_S = (2.0, 60.0)
@@ -30,72 +28,30 @@ _RETRY_S = (2.0, 60.0)
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """Who answers what; replaced as a whole.
+    """Who answers what; replaced as a whole."""
 
-    Args:
-        default: Takes the traffic.
-        labels: By label.
-        canary: Answers ``share`` of the requests.
-        share: Of the request ids.
-        shadow: Scores what others answer.
-    """
-
-    default: LoadedVersion | None = None
-    labels: Mapping[str, LoadedVersion] = field(default_factory=dict)
-    canary: LoadedVersion | None = None
-    share: float = 0.0
-    shadow: ShadowScoring | None = None
+    default: LoadedVersion | None = None  # Takes the traffic
+    labels: Mapping[str, LoadedVersion] = field(default_factory=dict)  # By label
+    canary: LoadedVersion | None = None  # Answers ``share`` of the requests
+    share: float = 0.0  # Of the request ids
+    shadow: ShadowScoring | None = None  # Scores what others answer
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a version did not load.
+    """Why a version did not load."""
 
-    Args:
-        files: The version's.
-        items: The catalogue's; with others of either it is worth another try.
-        why: As told to the operator.
-        attempts: How often it was tried.
-        again_at: When it is tried again though nothing has changed, by the monotonic clock; None:
-            never, for the reason lies in the files.
-    """
-
-    files: Signature
-    items: Signature
-    why: str
-    attempts: int = 1
+    files: Signature  # The version's
+    items: Signature  # The catalogue's; with others of either it is worth another try
+    why: str  # As told to the operator
+    attempts: int = 1  # How often it was tried
+    # When it is tried again though nothing has changed, by the monotonic clock; None: never, for
+    # the reason lies in the files
     again_at: float | None = None
 
 
 class Following:
-    """Looks at a directory, its state and its catalogue, and loads and frees versions by them.
-
-    One thread looks; another has versions loaded, one at a time, and frees them. All that is public
-    here is read and written under ``lock``, which is held for moments only; ``routes`` alone
-    may be read without it.
-
-    Args:
-        root: The directory.
-        state_file: What operators have asked for.
-        policy: Which versions are wanted.
-        poll_s: Seconds between looks.
-        options: How versions are loaded.
-        monitor: Watches the threads; None: a new one.
-        name: Of the model, where a server has several.
-
-    Attributes:
-        lock: Of everything below.
-        changed: Notified, with the lock, when something below has changed.
-        state: As of the last look.
-        found: Path and files of each version in the directory, oldest first.
-        failed: Each version, or newer copy of one, that did not load.
-        loaded: Versions that may be asked for.
-        leaving: Versions no longer asked for, and not yet freed.
-        loading: Name of the version that is being loaded.
-        problem: Why the directory or the state could not be read at the last look.
-        problems: How many looks have failed so.
-        routes: Who answers what.
-    """
+    """Looks at a directory, its state and its catalogue, and loads and frees versions by them."""
 
     def __init__(
         self,
@@ -132,11 +88,7 @@ class Following:
         self._threads: list[BackgroundThread] = []
 
     def start(self) -> None:
-        """Look once, then go on in the background.
-
-        Raises:
-            ConfigError: If the directory or the state cannot be read.
-        """
+        """Look once, then go on in the background."""
         self.look()
         if self.problem is not None:
             raise ConfigError(self.problem)
@@ -240,12 +192,7 @@ class Following:
         prepare: Callable[[LoadedVersion], None] | None,
         routed: Callable[[Routes], None] | None,
     ) -> None:
-        """Tell somebody who answers what, now and whenever that changes; None: no longer.
-
-        Args:
-            prepare: Called with a version, or a version with a new catalogue, before it answers.
-            routed: Called with the routes, the lock held.
-        """
+        """Tell somebody who answers what, now and whenever that changes; None: no longer."""
         self._prepare, self._routed = prepare, routed
         for held in list(self.loaded.values()) if prepare is not None else ():
             self._tell_prepare(held)
@@ -398,11 +345,7 @@ class Following:
     def _failure(
         self, name: str, path: Path, files: Signature, items: Signature, error: Exception
     ) -> Failure:
-        """Remember why a version did not load, until its files change; log it.
-
-        What the machine lacks for the moment (memory, disk, descriptors) is tried again, after a
-        pause that doubles.
-        """
+        """Remember why a version did not load, until its files change; log it."""
         is_foreseen = isinstance(error, WideDeepError | OSError | MemoryError)
         why = str(error) if isinstance(error, WideDeepError) else f"{path}: {error!r}"
         attempts = self._attempts[name] = self._attempts.get(name, 0) + 1

@@ -34,8 +34,6 @@ from widedeep.serving.tensors import from_bytes, from_json, to_bytes
 with extra_imports():
     import grpc
 
-__all__ = ["GrpcServer"]
-
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -63,21 +61,7 @@ _MOST_CALLS = 1_024
 
 
 class GrpcServer:
-    """Answers the protocol's calls in threads of its own.
-
-    It shares the queue, the keys and the figures of the HTTP server.
-
-    Args:
-        service: Models and limits.
-        address: ``"127.0.0.1:9000"``; port 0 takes a free one.
-        shared: Let other processes of this user bind the same port.
-
-    Attributes:
-        port: That was bound.
-
-    Raises:
-        ConfigError: If the address cannot be bound.
-    """
+    """Answers the protocol's calls in threads of its own."""
 
     def __init__(self, service: Service, address: str, *, shared: bool = False) -> None:
         self._service = service

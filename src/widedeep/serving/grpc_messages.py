@@ -14,8 +14,6 @@ from widedeep.errors import extra_imports
 with extra_imports():
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-__all__ = ["METHODS", "SERVICE", "message"]
-
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
 
@@ -111,15 +109,7 @@ METHODS = (
 
 
 def message(name: str) -> Any:
-    """Return the class of a message.
-
-    Args:
-        name: Of the table above.
-
-    Example:
-        >>> message("ServerLiveResponse")(live=True).live
-        True
-    """
+    """Return the class of a message."""
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 

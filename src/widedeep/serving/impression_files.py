@@ -19,8 +19,6 @@ import pyarrow.parquet as pq
 from widedeep.directory import fsync_path
 from widedeep.errors import ConfigError
 
-__all__ = ["Retention", "RotatedFiles", "Rotation"]
-
 _PREFIX = "impressions-"
 _SPOOL = ".rows.tmp"
 _AS_TEXT = "_as_text"
@@ -30,17 +28,11 @@ _GROUP_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rotation:
-    """When a file is complete: at the first of these.
+    """When a file is complete: at the first of these."""
 
-    Args:
-        rows: It holds, at least 1.
-        nbytes: Of its size on disk, at least 1.
-        seconds: Since its first row, more than 0. What a killed process loses is no older.
-    """
-
-    rows: int = 1_000_000
-    nbytes: int = 128 << 20
-    seconds: float = 60.0
+    rows: int = 1_000_000  # It holds, at least 1
+    nbytes: int = 128 << 20  # Of its size on disk, at least 1
+    seconds: float = 60.0  # Since its first row, more than 0
 
     def __post_init__(self) -> None:
         for name in ("rows", "nbytes", "seconds"):
@@ -51,15 +43,10 @@ class Rotation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retention:
-    """Which complete files are deleted: all until both hold.
+    """Which complete files are deleted: all until both hold."""
 
-    Args:
-        seconds: None is older; None keeps them for ever.
-        nbytes: Together they are no larger; the oldest go first. None sets no bound.
-    """
-
-    seconds: float | None = None
-    nbytes: int | None = None
+    seconds: float | None = None  # None is older; None keeps them for ever
+    nbytes: int | None = None  # Together they are no larger; the oldest go first
 
     def __post_init__(self) -> None:
         for name in ("seconds", "nbytes"):
@@ -69,23 +56,7 @@ class Retention:
 
 
 class RotatedFiles:
-    """Writes tables to a directory; each set of columns has a folder of its own there.
-
-    Rows go to a spool first, which takes them whole or not at all: where the disk is full it is cut
-    back to what it held before. The Parquet file is made of the spool when it is complete; while
-    that fails the spool stays, so that nothing it has taken is lost. What a killed process leaves
-    of a spool is made a file when the directory is next opened.
-
-    Args:
-        directory: Made if need be, and again where it was taken away. Several processes may write
-            to one.
-        rotation: When a file is complete.
-        retention: Which complete files are deleted.
-        between: Called often while a file is made of its spool, which takes a second or more.
-
-    Attributes:
-        lost_rows: Rows that a spool has taken and could not be read back.
-    """
+    """Writes tables to a directory; each set of columns has a folder of its own there."""
 
     def __init__(
         self,
@@ -110,22 +81,14 @@ class RotatedFiles:
             ) from error
 
     def write(self, table: pa.Table) -> None:
-        """Add rows to the file with their columns.
-
-        Raises:
-            OSError: If the disk does not take them; none of them was added then.
-        """
+        """Add rows to the file with their columns."""
         file = self._open.get(table.schema)
         if file is None:
             file = self._open[table.schema] = _OpenFile(self._directory, table.schema)
         file.write(table)
 
     def write_text(self, line: str) -> None:
-        """Add a line to the file of what no set of columns holds.
-
-        Raises:
-            OSError: If the disk does not take it.
-        """
+        """Add a line to the file of what no set of columns holds."""
         folder = self._directory / _AS_TEXT
         folder.mkdir(parents=True, exist_ok=True)
         if self._text is None or _size(self._text) >= self._rotation.nbytes:
@@ -135,11 +98,7 @@ class RotatedFiles:
             _append(file, data, os.fstat(file.fileno()).st_size)
 
     def rotate(self, *, all_of_them: bool = False) -> None:
-        """Complete the files that have all the rows they may have, or all of them.
-
-        Raises:
-            OSError: If the disk does not take one; the others are completed, it stays as it is.
-        """
+        """Complete the files that have all the rows they may have, or all of them."""
         for file in list(self._open.values()):
             if all_of_them or self._is_complete(file):
                 self._full.append(self._open.pop(file.schema))
@@ -166,10 +125,7 @@ class RotatedFiles:
         return max(0.0, begun + self._rotation.seconds - time.monotonic())
 
     def close(self) -> int:
-        """Let go of the spools that are no files yet, and return how many rows are in them.
-
-        They become files when the directory is next opened.
-        """
+        """Let go of the spools that are no files yet, and return how many rows are in them."""
         files = [*self._open.values(), *self._full]
         for file in files:
             file.close()

@@ -22,16 +22,6 @@ from widedeep.serving.candidates import inline_items
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.ranker import Ranker, Ranking
 
-__all__ = [
-    "OWN_COLUMNS",
-    "Answered",
-    "RankedRequest",
-    "UserIds",
-    "as_text",
-    "impression_groups",
-    "impression_table",
-]
-
 OWN_COLUMNS = (
     *("request_id", "user_id", "item_id", "position", "event_time"),
     *("model_version", "catalogue_version", "score"),
@@ -73,32 +63,20 @@ class RankedRequest(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
-    """A request that is to be logged.
+    """A request that is to be logged."""
 
-    Args:
-        request: The request and its answer.
-        user_id: Of its user.
-        time_us: When it was answered, microseconds since 1970.
-        catalogue: That its items were taken from.
-    """
-
-    request: RankedRequest
-    user_id: str | int
-    time_us: int
-    catalogue: Catalogue | None
+    request: RankedRequest  # The request and its answer
+    user_id: str | int  # Of its user
+    time_us: int  # When it was answered, microseconds since 1970
+    catalogue: Catalogue | None  # That its items were taken from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserIds:
-    """Where a user's id is found, and how it is written.
+    """Where a user's id is found, and how it is written."""
 
-    Args:
-        column: Of the user's values.
-        key: Hash the ids with this key; None writes them as they are.
-    """
-
-    column: str
-    key: bytes | None = None
+    column: str  # Of the user's values
+    key: bytes | None = None  # Hash the ids with this key; None writes them as they are
 
     def of(self, request: RankedRequest) -> str | int | None:
         """Return the id to be written; None if the request has none."""
@@ -135,30 +113,14 @@ def impression_groups(answered: Sequence[Answered]) -> list[list[Answered]]:
 def impression_table(
     answered: Sequence[Answered], users: UserIds, allowed: frozenset[str] | None
 ) -> pa.Table:
-    """Return the rows of requests, one an item of each answer.
-
-    Args:
-        answered: One of the :func:`impression_groups`.
-        users: Where the user's id is.
-        allowed: The feature columns that may be written; None: all that were read.
-
-    Returns:
-        A table with :data:`OWN_COLUMNS` and the feature columns.
-    """
+    """Return the rows of requests, one an item of each answer."""
     return _Rows(answered, users, allowed).table()
 
 
 def as_text(
     answered: Answered, users: UserIds, allowed: frozenset[str] | None, error: Exception
 ) -> str:
-    """Return a request as a line of JSON: one that holds what no column takes.
-
-    Args:
-        answered: The request.
-        users: Where the user's id is.
-        allowed: The feature columns that may be written; None: all that were read.
-        error: Why no rows can be made of it.
-    """
+    """Return a request as a line of JSON: one that holds what no column takes."""
     request = answered.request
     inline = request.candidates if isinstance(request.candidates, Mapping) else {}
     columns = [

@@ -15,8 +15,6 @@ import numpy as np
 
 from widedeep.errors import ConfigError
 
-__all__ = ["LoadReport", "Target", "cpu_seconds", "run_load"]
-
 _LENGTH = re.compile(rb"\r\ncontent-length:\s*(\d+)", re.IGNORECASE)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SILENCE_S = 30.0
@@ -24,18 +22,12 @@ _SILENCE_S = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What requests are sent to.
+    """What requests are sent to."""
 
-    Args:
-        port: On this machine; load goes nowhere else.
-        path: Of every request.
-        host: One of loopback's names.
-        process: The server's, whose processor time is counted with its children's; None does not.
-    """
-
-    port: int
-    path: str = "/v1/rank"
-    host: str = "127.0.0.1"
+    port: int  # On this machine; load goes nowhere else
+    path: str = "/v1/rank"  # Of every request
+    host: str = "127.0.0.1"  # One of loopback's names
+    # The server's, whose processor time is counted with its children's; None does not
     process: int | None = None
 
     def __post_init__(self) -> None:
@@ -48,27 +40,16 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What a server did under load.
+    """What a server did under load."""
 
-    Args:
-        connections: That each had one request under way at all times.
-        requests: Answered with 200.
-        failures: Answered otherwise, by status; 0 is a connection that broke.
-        seconds: From the first request to the last answer.
-        p50_ms: Median of the time from a request to its answer.
-        p99_ms: The 99th percentile.
-        requests_per_s: Answered with 200.
-        cpu_ms: Of the server's processors, for one request; NaN where nobody can tell.
-    """
-
-    connections: int
-    requests: int
-    failures: dict[int, int]
-    seconds: float
-    p50_ms: float
-    p99_ms: float
-    requests_per_s: float
-    cpu_ms: float
+    connections: int  # That each had one request under way at all times
+    requests: int  # Answered with 200
+    failures: dict[int, int]  # Answered otherwise, by status; 0 is a connection that broke
+    seconds: float  # From the first request to the last answer
+    p50_ms: float  # Median of the time from a request to its answer
+    p99_ms: float  # The 99th percentile
+    requests_per_s: float  # Answered with 200
+    cpu_ms: float  # Of the server's processors, for one request; NaN where nobody can tell
 
 
 def run_load(
@@ -79,18 +60,7 @@ def run_load(
     seconds: float = 5.0,
     warm_up_s: float = 0.5,
 ) -> LoadReport:
-    """Send requests for a while, on each connection the next when the last is answered.
-
-    Args:
-        target: Where they go.
-        bodies: JSON; one after the other, and from the start again.
-        connections: Kept open; at least 1.
-        seconds: How long.
-        warm_up_s: Requests before that are not counted.
-
-    Raises:
-        ConfigError: If nobody listens.
-    """
+    """Send requests for a while, on each connection the next when the last is answered."""
     requests = [_request(target, body) for body in bodies]
     callers = [_Caller(target, requests, start) for start in range(connections)]
     try:
@@ -212,15 +182,7 @@ def _drive(callers: Sequence[_Caller], seconds: float) -> None:
 
 
 def cpu_seconds(process: int | None) -> float:
-    """Return the processor time of a process and its living children; NaN if none can be told.
-
-    Args:
-        process: Its id.
-
-    Example:
-        >>> cpu_seconds(None)
-        nan
-    """
+    """Return the processor time of a process and its living children; NaN if none can be told."""
     if process is None or not Path("/proc/self/stat").exists():
         return float("nan")
     tick = os.sysconf("SC_CLK_TCK")

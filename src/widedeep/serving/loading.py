@@ -19,34 +19,25 @@ from widedeep.serving.private_copies import PrivateCopies
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.shared_rows import SharedRows
 
-__all__ = ["RankerOptions", "load_ranker", "lower_thread_priority"]
-
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankerOptions:
-    """How a version's :class:`~widedeep.serving.ranker.Ranker` is made.
+    """How a version's :class:`~widedeep.serving.ranker.Ranker` is made."""
 
-    Args:
-        items: The catalogue's Parquet file; None: candidates are given inline.
-        item_id: The catalogue's column of item ids.
-        unknown_items: Items that are not in the catalogue are scored as never seen, or refused.
-        precision: Of the catalogue's prebuilt rows and of the hidden layers' products.
-        max_values: Most ids and numbers that a request may come to.
-        threads: Threads that a long request is split over.
-        shared_rows: Where several processes keep one copy of the catalogue's rows.
-        copies: Where bundles are copied to before they are served.
-    """
-
+    # The catalogue's Parquet file; None: candidates are given inline
     items: str | os.PathLike[str] | None = None
-    item_id: str | None = None
+    item_id: str | None = None  # The catalogue's column of item ids
+    # Items that are not in the catalogue are scored as never seen, or refused
     unknown_items: Literal["score", "refuse"] = "score"
+    # Of the catalogue's prebuilt rows and of the hidden layers' products
     precision: Literal["float32", "bfloat16"] = "float32"
-    max_values: int = MAX_VALUES
-    threads: int = 1
+    max_values: int = MAX_VALUES  # Most ids and numbers that a request may come to
+    threads: int = 1  # Threads that a long request is split over
+    # Where several processes keep one copy of the catalogue's rows
     shared_rows: SharedRows | None = None
-    copies: PrivateCopies | None = None
+    copies: PrivateCopies | None = None  # Where bundles are copied to before they are served
 
 
 def load_ranker(
@@ -57,20 +48,7 @@ def load_ranker(
     like: Ranker | None = None,
     files: Path | None = None,
 ) -> Ranker:
-    """Load a version and have it answer the requests stored in its bundle.
-
-    Args:
-        path: The version's bundle.
-        options: How the ranker is made.
-        catalogue: The items.
-        like: The version that serves now; another model's heads are refused.
-        files: A private copy of the bundle, compared with its sums already; None: ``path`` itself.
-
-    Raises:
-        BundleError: If the bundle is damaged, incomplete, of another format or of another model,
-            or if it does not give the scores that were stored with it.
-        WideDeepError: If the catalogue does not fit it.
-    """
+    """Load a version and have it answer the requests stored in its bundle."""
     bundle = _load_bundle(path, files)
     bundle.limit_values(options.max_values)
     if like is not None:
@@ -142,11 +120,7 @@ def _answer_stored_requests(bundle: Bundle, ranker: Ranker) -> None:
 
 
 def lower_thread_priority(niceness: int = 19) -> None:
-    """Let this thread run where others leave the processor idle (Linux; elsewhere nothing).
-
-    Args:
-        niceness: 1 to 19, the least of all.
-    """
+    """Let this thread run where others leave the processor idle (Linux; elsewhere nothing)."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -21,8 +21,6 @@ with extra_imports():
         disable_created_metrics,
     )
 
-__all__ = ["REQUEST_SECONDS", "ServerMetrics"]
-
 REQUEST_SECONDS = (
     *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
@@ -42,21 +40,7 @@ _LOG_FIGURES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
 
 
 class ServerMetrics:
-    """The figures of one process.
-
-    With ``PROMETHEUS_MULTIPROC_DIR`` set before the process starts, the client library keeps them
-    in files that any process of the server adds up.
-
-    Args:
-        registry: Where they are collected.
-
-    Example:
-        >>> from prometheus_client import CollectorRegistry, generate_latest
-        >>> registry = CollectorRegistry()
-        >>> ServerMetrics(registry).answered("/v1/rank", 200, 0.004)
-        >>> b'requests_total{route="/v1/rank",status="200"} 1.0' in generate_latest(registry)
-        True
-    """
+    """The figures of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -137,13 +121,7 @@ class ServerMetrics:
         self._by_version: dict[tuple[str, str], tuple[Counter, Counter, Gauge]] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer.
-
-        Args:
-            route: The pattern of its path.
-            status: Its HTTP status.
-            seconds: Since the request arrived.
-        """
+        """Count an answer."""
         requests, histogram = self._of_route(route, status)
         requests.inc()
         histogram.observe(seconds)
@@ -151,14 +129,7 @@ class ServerMetrics:
     def answered_many(
         self, route: str, status: int, seconds: float, counts: NDArray[int64]
     ) -> None:
-        """Count answers that were counted elsewhere already.
-
-        Args:
-            route: As for :meth:`answered`.
-            status: Of all of them.
-            seconds: Of all of them together.
-            counts: Answers in each range of :data:`REQUEST_SECONDS` and above.
-        """
+        """Count answers that were counted elsewhere already."""
         requests, histogram = self._of_route(route, status)
         requests.inc(int(counts.sum()))
         # The client library observes one value at a time; these are the sums that it keeps.
@@ -193,12 +164,7 @@ class ServerMetrics:
         )
 
     def misspelt(self, model: str, columns: Iterable[str]) -> None:
-        """Count a request with misspelt keys.
-
-        Args:
-            model: That it asked.
-            columns: Those that the keys look like.
-        """
+        """Count a request with misspelt keys."""
         for column in columns:
             self._misspelt.labels(model, column).inc()
 
@@ -224,14 +190,7 @@ class ServerMetrics:
         return found
 
     def scored(self, model: str, version: str, scores: NDArray[float64], unknown: int = 0) -> None:
-        """Count a request's scores.
-
-        Args:
-            model: Which model gave them.
-            version: Which version of it.
-            scores: All of them.
-            unknown: Candidates that the catalogue does not hold.
-        """
+        """Count a request's scores."""
         answers, given, total = self._of_version(model, version)
         answers.inc()
         given.inc(scores.size)
@@ -249,16 +208,7 @@ class ServerMetrics:
         total: float,
         bins: NDArray[int64],
     ) -> None:
-        """Count the scores of requests that were counted elsewhere already.
-
-        Args:
-            model: Which model gave them.
-            version: Which version of it.
-            requests: How many.
-            scores: How many they got.
-            total: The scores' sum.
-            bins: Scores in each range of :data:`~widedeep.serving.score_bins.SCORE_EDGES`.
-        """
+        """Count the scores of requests that were counted elsewhere already."""
         answers, given, added = self._of_version(model, version)
         answers.inc(requests)
         given.inc(scores)
@@ -277,12 +227,7 @@ class ServerMetrics:
         return found
 
     def looked_up(self, model: str, counts: Mapping[str, tuple[int, int]]) -> None:
-        """Count a sampled request's values.
-
-        Args:
-            model: That looked them up.
-            counts: Unseen and all values, by feature.
-        """
+        """Count a sampled request's values."""
         for feature, (unseen, values) in counts.items():
             self._values.labels(model, feature).inc(values)
             if unseen:

@@ -14,24 +14,9 @@ from widedeep.serving.served import NoVersion
 from widedeep.serving.state import Canary, ServingState, change_state, state_path
 from widedeep.serving.versions import Latest, find_versions, version_key
 
-__all__ = [
-    "canary",
-    "check_known",
-    "check_loads",
-    "label",
-    "load",
-    "roll_back",
-    "shadow",
-    "withdraw",
-]
-
 
 def check_known(root: Path, version: str) -> None:
-    """Refuse a version that is not in the directory.
-
-    Raises:
-        NoVersion: With the nearest one.
-    """
+    """Refuse a version that is not in the directory."""
     found = find_versions(root)
     if version not in found:
         raise NoVersion(f"{root}: got version {version!r}; {nearest(version, found)}")
@@ -95,25 +80,7 @@ def roll_back(
     failed: Collection[str] = (),
     check: Callable[[str], None] | None = None,
 ) -> str:
-    """Withdraw the version that serves, and all newer ones, so that an older one takes the traffic.
-
-    A version published later is served again as the policy says. A withdrawn version comes back
-    when it is loaded, labelled or named by a later order.
-
-    Args:
-        root: The directory of versions.
-        to: The version to go back to; None: the newest one before the version that serves.
-        state_file: The state's file, if it is not in ``root``.
-        serving: The version that serves; None: the one that the state and the directory make out.
-        failed: Versions that are known not to load.
-        check: Called with the version before anything is changed; it may raise.
-
-    Returns:
-        The version that serves from now on, or as soon as it is loaded.
-
-    Raises:
-        NoVersion: If there is no such version, or no older one.
-    """
+    """Withdraw the version that serves, and all newer ones, so that an older one serves."""
     versions = list(find_versions(root))
     target = ""
 
@@ -135,16 +102,7 @@ def roll_back(
 
 
 def check_loads(root: Path, version: str, copies: PrivateCopies) -> None:
-    """Refuse a version that does not load, before those are withdrawn that could serve.
-
-    Args:
-        root: The directory of versions.
-        version: Its name.
-        copies: Where a copy is made of it for the time being.
-
-    Raises:
-        NoVersion: With the reason.
-    """
+    """Refuse a version that does not load, before those are withdrawn that could serve."""
     try:
         copy = copies.take(find_versions(root)[version])
         try:

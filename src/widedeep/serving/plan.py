@@ -9,37 +9,19 @@ from dataclasses import dataclass
 from widedeep.serving.state import ServingState
 from widedeep.serving.versions import Latest, Policy
 
-__all__ = ["Plan", "is_canary_request", "make_plan"]
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be loaded, and which version is to take the traffic.
+    """What is to be loaded, and which version is to take the traffic."""
 
-    Args:
-        keep: The versions to be loaded, the one that takes the traffic first.
-        default: The version that takes the traffic; None: there is none.
-    """
-
-    keep: tuple[str, ...]
-    default: str | None
+    keep: tuple[str, ...]  # The versions to be loaded, the one that takes the traffic first
+    default: str | None  # The version that takes the traffic; None: there is none
 
 
 def make_plan(
     versions: Sequence[str], policy: Policy, state: ServingState, failed: Collection[str] = ()
 ) -> Plan:
-    """Decide which versions are served.
-
-    Args:
-        versions: All there are, oldest first.
-        policy: Which of them are wanted.
-        state: What an operator has asked for.
-        failed: Versions that do not load: the next older ones take their place.
-
-    Example:
-        >>> make_plan(["1", "2", "3"], Latest(2), ServingState(withdrawn=("3",)))
-        Plan(keep=('2', '1'), default='2')
-    """
+    """Decide which versions are served."""
     usable = [name for name in versions if name not in state.withdrawn and name not in failed]
     stable = state.labels.get("stable")
     canary = None if state.canary is None else state.canary.version
@@ -59,15 +41,6 @@ def make_plan(
 
 
 def is_canary_request(request_id: str, share: float) -> bool:
-    """Tell whether a request belongs to the canary's share; every process tells the same.
-
-    Args:
-        request_id: Any text.
-        share: Of all request ids, 0 to 1. A larger share contains every smaller one.
-
-    Example:
-        >>> sum(is_canary_request(f"request {n}", 0.1) for n in range(10_000))
-        992
-    """
+    """Tell whether a request belongs to the canary's share; every process tells the same."""
     digest = hashlib.blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2.0**64

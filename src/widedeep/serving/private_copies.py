@@ -16,18 +16,12 @@ from widedeep.bundle.manifest import MANIFEST, check_files, read_manifest
 from widedeep.directory import file_sha256
 from widedeep.errors import BundleError, ConfigError
 
-__all__ = ["PrivateCopies", "PrivateCopy", "default_cache"]
-
 _NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 _LOCK, _MAKING, _MADE = ".lock", ".making", ".made"
 
 
 def default_cache() -> Path:
-    """Return where copies are kept unless it is said: in the user's cache, else beside temp files.
-
-    Raises:
-        ConfigError: If neither can be written.
-    """
+    """Return the default folder of copies: in the user's cache, else beside temporary files."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     places = [Path(home) / "widedeep" / "serving"]
     places.append(Path(tempfile.gettempdir()) / f"widedeep-{os.getuid()}" / "serving")
@@ -46,11 +40,7 @@ def default_cache() -> Path:
 
 
 class PrivateCopy:
-    """A bundle's files in a directory of this server's; :meth:`close` lets go of them.
-
-    Attributes:
-        path: The directory.
-    """
+    """A bundle's files in a directory of this server's; :meth:`close` lets go of them."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path, self._lock = path, lock
@@ -66,31 +56,7 @@ class PrivateCopy:
 
 
 class PrivateCopies:
-    """Copies of bundles in one directory, each kept as long as a process holds it.
-
-    The processes that serve one bundle share its copy, and its memory. A copy is named by its
-    manifest; where the file system can, it shares the disk's blocks with the bundle. What processes
-    that were killed have left is deleted when the directory is next opened.
-
-    Args:
-        directory: Made if need be; for this user alone.
-
-    Raises:
-        ConfigError: If the directory cannot be used.
-
-    Example:
-        >>> import widedeep as wd
-        >>> spec = wd.FeatureSpec(label="income", features=wd.categorical("education"))
-        >>> trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, "train.parquet")))
-        >>> bundle = trainer.export("models/1")
-        >>> copies = PrivateCopies("cache")
-        >>> copy = copies.take("models/1")
-        >>> wd.Bundle.load(copy.path).schema.fingerprint == bundle.schema.fingerprint
-        True
-        >>> copy.close()
-        >>> copy.path.exists()
-        False
-    """
+    """Copies of bundles in one directory, each kept as long as a process holds it."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
@@ -104,18 +70,7 @@ class PrivateCopies:
             ) from error
 
     def take(self, bundle: str | os.PathLike[str]) -> PrivateCopy:
-        """Copy a bundle, or share the copy that another process has made of it.
-
-        The copy is compared with the sums of its manifest while it is made: what changes in the
-        meantime is refused, and nobody writes to it afterwards.
-
-        Args:
-            bundle: Its directory.
-
-        Raises:
-            BundleError: If it is no whole bundle, it is damaged, or the copy cannot be made.
-            OSError: If the bundle cannot be read, or the locks beside the copies.
-        """
+        """Copy a bundle, or share the copy that another process has made of it."""
         source = Path(bundle)
         manifest = read_manifest(source)
         check_files(source, manifest, verify=False)

@@ -80,19 +80,12 @@ Engine: TypeAlias = FactoredForward | RowByRow
 
 @dataclass(frozen=True, slots=True)
 class ScoreMeaning:
-    """What the scores of a ranking are.
+    """What the scores of a ranking are."""
 
-    Args:
-        head: Whose they are.
-        kind: Of the head.
-        label: The label's column, where the schema names it.
-        classes: Names of its classes; a score is the probability of the second.
-    """
-
-    head: str
-    kind: str
-    label: str | None
-    classes: tuple[str, ...]
+    head: str  # Whose they are
+    kind: str  # Of the head
+    label: str | None  # The label's column, where the schema names it
+    classes: tuple[str, ...]  # Names of its classes; a score is the probability of the second
 
     def __str__(self) -> str:
         if self.kind == "regression":
@@ -112,10 +105,7 @@ class _Loaded:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Candidates whose items lie together.
-
-    ``places`` are theirs among the request's candidates, None for all of them.
-    """
+    """Candidates whose items lie together."""
 
     items: Any
     rows: NDArray[np.int64]

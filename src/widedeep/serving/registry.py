@@ -372,11 +372,7 @@ class Registry:
         self._look_for_order()
 
     def _look_for_order(self) -> None:
-        """Follow an order at once.
-
-        Raises:
-            OrderPending: If the directory or the state cannot be read.
-        """
+        """Follow an order at once."""
         self._at.look()
         if self._at.problem is not None:
             raise OrderPending(

@@ -8,26 +8,9 @@ import time
 import traceback
 from typing import IO, Any
 
-__all__ = ["RequestLog"]
-
 
 class RequestLog:
-    """Writes one JSON object a line: to standard error, where a service's log belongs.
-
-    Args:
-        which: ``"all"`` requests, those with ``"errors"`` (5xx), or ``"none"``.
-        stream: Where to; None for standard error.
-
-    Attributes:
-        lost: Lines that could not be written: the disk is full, or nobody reads. No request fails
-            for it.
-
-    Example:
-        >>> import sys
-        >>> log = RequestLog("all", stream=sys.stdout)
-        >>> log.request(status=200, ms=1.25, request_id="7")
-        {"time":"...","event":"request","status":200,"ms":1.25,"request_id":"7"}
-    """
+    """Writes one JSON object a line: to standard error, where a service's log belongs."""
 
     def __init__(self, which: str = "errors", stream: IO[str] | None = None) -> None:
         self._least = {"all": 0, "errors": 500}.get(which, 1000)

@@ -10,16 +10,9 @@ from widedeep.retrieval import Retriever, item_vectors
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.ranker import Ranker
 
-__all__ = ["Retrievers"]
-
 
 class Retrievers:
-    """Makes a retriever when a ranker, or its new catalogue, is first asked for one.
-
-    Args:
-        popularity: The catalogue's column of popularity; None takes the order of the rows.
-        category: The catalogue's column of categories; None knows none.
-    """
+    """Makes a retriever when a ranker, or its new catalogue, is first asked for one."""
 
     def __init__(self, popularity: str | None = None, category: str | None = None) -> None:
         self._popularity, self._category = popularity, category
@@ -29,15 +22,7 @@ class Retrievers:
         self._lock = threading.Lock()
 
     def of(self, ranker: Ranker) -> Retriever:
-        """Return the retriever of a ranker's catalogue and embeddings.
-
-        Args:
-            ranker: With a catalogue.
-
-        Raises:
-            RequestError: If it has no catalogue.
-            DataError: If the catalogue lacks a column, or it is not of its kind.
-        """
+        """Return the retriever of a ranker's catalogue and embeddings."""
         catalogue = ranker.catalogue
         if catalogue is None:
             raise RequestError("n", "got no catalogue to find candidates in; serve with --items")

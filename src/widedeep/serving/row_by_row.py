@@ -14,46 +14,28 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle
 from widedeep.data.batch import Batch
 
-__all__ = ["ItemRows", "QueryRow", "RowByRow"]
-
 _ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class QueryRow:
-    """A request's query.
+    """A request's query."""
 
-    Args:
-        values: By column.
-        absent: Columns that the query lacks, as far as they are known not to be the items'.
-    """
-
-    values: dict[str, Any]
+    values: dict[str, Any]  # By column
+    # Columns that the query lacks, as far as they are known not to be the items'
     absent: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ItemRows:
-    """Items as rows.
+    """Items as rows."""
 
-    Args:
-        rows: Values by column, one dict an item.
-        absent: How many items lack each column, where any does.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    absent: dict[str, int]
+    rows: Sequence[Mapping[str, Any]]  # Values by column, one dict an item
+    absent: dict[str, int]  # How many items lack each column, where any does
 
 
 class RowByRow:
-    """Computes the logits of a request's candidates with the bundle itself.
-
-    Args:
-        bundle: The model.
-        item_columns: Columns that come with the items; those of the query are the others. None
-            where the model does not say which: then what comes with an item is the item's.
-        threads: Threads that one request may use.
-    """
+    """Computes the logits of a request's candidates with the bundle itself."""
 
     def __init__(
         self, bundle: Bundle, *, item_columns: frozenset[str] | None, threads: int
@@ -67,39 +49,18 @@ class RowByRow:
         self._item_columns = item_columns
 
     def query(self, row: Mapping[str, Any]) -> QueryRow:
-        """Return the query as it is.
-
-        Args:
-            row: Values by column, user and context together.
-
-        Raises:
-            FeatureError: If a value does not fit its feature.
-        """
+        """Return the query as it is."""
         self._encode([row])
         of_item = self._item_columns or frozenset()
         lacking = (name for name in self._read if name not in row)
         return QueryRow(dict(row), tuple(name for name in lacking if name not in of_item))
 
     def items(self, table: pa.Table) -> ItemRows:
-        """Return a table of items as rows.
-
-        Args:
-            table: Has all columns of the items' features.
-
-        Raises:
-            FeatureError: If a value does not fit its feature.
-        """
+        """Return a table of items as rows."""
         return self.item_rows(table.select(self._columns_of(table.column_names)).to_pylist())
 
     def item_rows(self, rows: Sequence[Mapping[str, Any]]) -> ItemRows:
-        """Return items that are rows already.
-
-        Args:
-            rows: One mapping an item, from column to value.
-
-        Raises:
-            FeatureError: If a value does not fit its feature.
-        """
+        """Return items that are rows already."""
         given = {name for row in rows for name in row}
         columns = self._columns_of(sorted(given))
         kept = [{name: row[name] for name in columns if name in row} for row in rows]
@@ -112,13 +73,7 @@ class RowByRow:
     def logits(
         self, query: QueryRow, items: ItemRows, positions_B: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Return the logits of candidates, (B, C), not calibrated.
-
-        Args:
-            query: From :meth:`query`.
-            items: From :meth:`items` or :meth:`item_rows`.
-            positions_B: The row of each candidate among the items.
-        """
+        """Return the logits of candidates, (B, C), not calibrated."""
         if not len(positions_B):
             return np.zeros((0, self._bundle.model.n_logits), np.float32)
         parts, total = [], 0

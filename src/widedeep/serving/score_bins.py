@@ -15,8 +15,6 @@ from widedeep.errors import extra_imports
 with extra_imports():
     from prometheus_client import CollectorRegistry, Counter
 
-__all__ = ["SCORE_EDGES", "ScoreBins"]
-
 SCORE_EDGES = (
     *(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4),
     *(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0),
@@ -28,23 +26,7 @@ _EVERY_S = 1.0
 
 
 class ScoreBins:
-    """Counts scores by model, version and range, for Prometheus.
-
-    Two hundred scores take a few microseconds: they are counted in an array of this process, and
-    only once a second at most in the figures that all processes share.
-
-    Args:
-        registry: Where the figures are collected.
-        now: A clock in seconds.
-
-    Example:
-        >>> from prometheus_client import CollectorRegistry, generate_latest
-        >>> registry = CollectorRegistry()
-        >>> ScoreBins(registry).add("ads", "7", np.array([0.52, 0.55, 0.9]))
-        >>> labels = b'model="ads",up_to="0.6",version="7"'
-        >>> b"widedeep_scores_binned_total{" + labels + b"} 2.0" in generate_latest(registry)
-        True
-    """
+    """Counts scores by model, version and range, for Prometheus."""
 
     def __init__(
         self, registry: CollectorRegistry, now: Callable[[], float] = time.monotonic
@@ -61,24 +43,12 @@ class ScoreBins:
         self._pending: dict[tuple[str, str], NDArray[int64]] = {}
 
     def add(self, model: str, version: str, scores: NDArray[float64]) -> None:
-        """Count a request's scores.
-
-        Args:
-            model: Which model gave them.
-            version: Which version of it.
-            scores: All of them.
-        """
+        """Count a request's scores."""
         places = np.searchsorted(_EDGES, scores)
         self.add_counts(model, version, np.bincount(places.ravel(), minlength=len(_EDGES) + 1))
 
     def add_counts(self, model: str, version: str, counts: NDArray[int64]) -> None:
-        """Count scores that were sorted into the ranges already.
-
-        Args:
-            model: Which model gave them.
-            version: Which version of it.
-            counts: Of each range.
-        """
+        """Count scores that were sorted into the ranges already."""
         with self._lock:
             before = self._pending.get((model, version))
             self._pending[model, version] = counts if before is None else before + counts

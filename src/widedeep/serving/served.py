@@ -14,16 +14,6 @@ from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 from widedeep.serving.versions import Signature
 
-__all__ = [
-    "Lease",
-    "LoadedVersion",
-    "NoVersion",
-    "OrderPending",
-    "Served",
-    "VersionState",
-    "VersionStatus",
-]
-
 VersionState: TypeAlias = Literal["available", "loading", "ready", "failed", "unloading"]
 
 
@@ -37,44 +27,22 @@ class OrderPending(WideDeepError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VersionStatus:
-    """A version, as the status endpoint tells it.
+    """A version, as the status endpoint tells it."""
 
-    Args:
-        version: Its name.
-        state: ``"available"`` stands for: it is there, and nobody wants it loaded.
-        error: Why it, or the newer copy of it in its directory, did not load.
-        labels: That it bears; ``"stable"`` where it takes the traffic.
-        catalogue_version: Of the items it serves.
-        catalogue_error: Why the newest catalogue did not load.
-        loaded_at: Seconds since 1970.
-        load_s: How long loading took.
-        requests: That it has answered since it was loaded.
-        in_use: Leases not yet given back.
-    """
-
-    version: str
-    state: VersionState
-    error: str | None = None
-    labels: tuple[str, ...] = ()
-    catalogue_version: str | None = None
-    catalogue_error: str | None = None
-    loaded_at: float | None = None
-    load_s: float | None = None
-    requests: int = 0
-    in_use: int = 0
+    version: str  # Its name
+    state: VersionState  # ``"available"`` stands for: it is there, and nobody wants it loaded
+    error: str | None = None  # Why it, or the newer copy of it in its directory, did not load
+    labels: tuple[str, ...] = ()  # That it bears; ``"stable"`` where it takes the traffic
+    catalogue_version: str | None = None  # Of the items it serves
+    catalogue_error: str | None = None  # Why the newest catalogue did not load
+    loaded_at: float | None = None  # Seconds since 1970
+    load_s: float | None = None  # How long loading took
+    requests: int = 0  # That it has answered since it was loaded
+    in_use: int = 0  # Leases not yet given back
 
 
 class LoadedVersion:
-    """A loaded copy of a version, and how many requests use it.
-
-    Args:
-        name: Of the version.
-        ranker: Ranks with it.
-        files: Its bundle's, when it was loaded.
-        items: The catalogue's file, when it was loaded.
-        load_s: How long loading took.
-        copy: The private copy of the bundle that it is mapped from.
-    """
+    """A loaded copy of a version, and how many requests use it."""
 
     def __init__(
         self,
@@ -105,14 +73,7 @@ class LoadedVersion:
 
 
 class Served:
-    """The version that answers one request, as long as its lease is held.
-
-    Attributes:
-        version: Its name.
-        ranker: Ranks.
-        label: Which label led to it: the one asked for, else ``"stable"`` or ``"canary"``; None
-            where a version was asked for by name.
-    """
+    """The version that answers one request, as long as its lease is held."""
 
     __slots__ = ("_shadow", "label", "ranker", "version")
 
@@ -132,10 +93,7 @@ class Served:
         explain: bool = False,
         head: str | None = None,
     ) -> Ranking:
-        """Rank as :meth:`widedeep.serving.ranker.Ranker.rank` does; the shadow follows later.
-
-        The arguments must not be changed afterwards.
-        """
+        """Rank as :meth:`widedeep.serving.ranker.Ranker.rank` does; the shadow follows later."""
         ranking = self.ranker.rank(user, context, candidates, k=k, explain=explain, head=head)
         if self._shadow is not None:
             request = AnsweredRequest(user, context, candidates, head, ranking, self.ranker)
@@ -144,12 +102,7 @@ class Served:
 
 
 class Lease:
-    """Keeps a version alive for one request; made by :meth:`widedeep.serving.Registry.lease`.
-
-    Args:
-        take: Gives the version and what the request gets of it; raises :class:`NoVersion`.
-        give_back: Called at the end, with the version.
-    """
+    """Keeps a version alive for one request; made by :meth:`widedeep.serving.Registry.lease`."""
 
     __slots__ = ("_give_back", "_held", "_take")
 

@@ -17,8 +17,6 @@ from widedeep.serving.loading import lower_thread_priority
 if TYPE_CHECKING:
     from widedeep.serving.ranker import Ranker, Ranking
 
-__all__ = ["AnsweredRequest", "ShadowReport", "ShadowScoring"]
-
 # Upper ends of |difference|: three a decade from 1e-7 to 1, and all above.
 _EDGES = np.array([0.0, *(m * 10.0**e for e in range(-7, 0) for m in (1, 2, 5)), 1.0])
 _QUEUED = 256
@@ -27,35 +25,21 @@ _IDLE_S = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShadowReport:
-    """How far a shadow's scores are from those that were answered.
+    """How far a shadow's scores are from those that were answered."""
 
-    Args:
-        version: The shadow.
-        requests: Compared.
-        scores: Compared.
-        dropped: Requests that were not compared, because the shadow could not keep up.
-        failed: Requests that the shadow could not score.
-        error: The last reason.
-        mean: Of shadow minus answered.
-        mean_absolute: Of the difference.
-        largest: Absolute difference.
-        same_first: Share of the requests whose first item would have been the same.
-        edges: Upper ends of the histogram's bins of the absolute difference; the last bin has none.
-        counts: Scores in each bin, one more than ``edges``.
-    """
-
-    version: str
-    requests: int
-    scores: int
-    dropped: int
-    failed: int
-    error: str | None
-    mean: float
-    mean_absolute: float
-    largest: float
-    same_first: float
+    version: str  # The shadow
+    requests: int  # Compared
+    scores: int  # Compared
+    dropped: int  # Requests that were not compared, because the shadow could not keep up
+    failed: int  # Requests that the shadow could not score
+    error: str | None  # The last reason
+    mean: float  # Of shadow minus answered
+    mean_absolute: float  # Of the difference
+    largest: float  # Absolute difference
+    same_first: float  # Share of the requests whose first item would have been the same
+    # Upper ends of the histogram's bins of the absolute difference; the last bin has none
     edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    counts: tuple[int, ...]  # Scores in each bin, one more than ``edges``
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +55,7 @@ class AnsweredRequest:
 
 
 class ShadowScoring:
-    """Scores requests a second time in a thread of low priority; what it cannot keep up with drops.
-
-    Args:
-        version: The shadow's name.
-        ranker: The shadow's.
-        monitor: Watches the thread; None: nobody does, and its errors go to standard error.
-    """
+    """Scores requests a second time in a thread of low priority; drops what it cannot score."""
 
     def __init__(self, version: str, ranker: Ranker, monitor: ThreadMonitor | None = None) -> None:
         self.version, self.ranker = version, ranker

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from widedeep.tensor_file import map_tensors, write_tensors
 
-__all__ = ["ROWS_DIRECTORY", "Arrays", "SharedRows"]
-
 ROWS_DIRECTORY = "WIDEDEEP_ROWS_DIRECTORY"
 """The variable by which a supervisor names the directory to its workers."""
 
@@ -26,35 +24,14 @@ Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 class SharedRows:
-    """Arrays that several processes of one machine map from the same files.
-
-    The first process that asks for arrays makes them and writes their file; those that ask
-    meanwhile wait, and map it. A file of ten minutes ago is deleted when the next one is made:
-    the processes that have it mapped keep it, and one that starts anew makes it again.
-
-    Args:
-        directory: On this machine, for these processes alone. Made if need be.
-
-    Example:
-        >>> import numpy as np
-        >>> rows = SharedRows("rows")
-        >>> made = rows.arrays(["bundle", "catalogue"], lambda: {"wide": np.ones((2, 1))})
-        >>> again = rows.arrays(["bundle", "catalogue"], lambda: {"wide": np.zeros((2, 1))})
-        >>> again["wide"].tolist()
-        [[1.0], [1.0]]
-    """
+    """Arrays that several processes of one machine map from the same files."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
 
     def arrays(self, key: Sequence[str], make: Callable[[], Arrays]) -> Arrays:
-        """Return the arrays of a key, mapped from their file.
-
-        Args:
-            key: What the arrays are made of, by name: two keys, two files.
-            make: Makes them, if no process has.
-        """
+        """Return the arrays of a key, mapped from their file."""
         name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]
         place = self._directory / f"{name}.safetensors"
         with self._alone(name):

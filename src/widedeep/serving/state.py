@@ -17,22 +17,15 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.directory import fsync_path
 from widedeep.errors import ConfigError
 
-__all__ = ["Canary", "ServingState", "change_state", "read_state", "state_path"]
-
 _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canary:
-    """A version that answers a share of the requests.
+    """A version that answers a share of the requests."""
 
-    Args:
-        version: Its name.
-        share: Of the request ids, 0 < share <= 1.
-    """
-
-    version: str
-    share: float
+    version: str  # Its name
+    share: float  # Of the request ids, 0 < share <= 1
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -41,23 +34,15 @@ class Canary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingState:
-    """What an operator has asked for, beyond the policy that the servers were started with.
+    """What an operator has asked for, beyond the policy that the servers were started with."""
 
-    Args:
-        changes: How often the state was changed.
-        withdrawn: Versions that are not to be served, by a rollback or an unload.
-        loaded: Versions to keep loaded besides those that the policy wants.
-        labels: Version by label. The one labelled ``"stable"`` takes the traffic.
-        canary: A version that answers a share of the requests.
-        shadow: A version that scores what another one answers, to be compared.
-    """
-
-    changes: int = 0
+    changes: int = 0  # How often the state was changed
+    # Versions that are not to be served, by a rollback or an unload
     withdrawn: tuple[str, ...] = ()
-    loaded: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    canary: Canary | None = None
-    shadow: str | None = None
+    loaded: tuple[str, ...] = ()  # Versions to keep loaded besides those that the policy wants
+    labels: Mapping[str, str] = field(default_factory=dict)  # Version by label
+    canary: Canary | None = None  # A version that answers a share of the requests
+    shadow: str | None = None  # A version that scores what another one answers, to be compared
 
     def to_text(self) -> str:
         """Return the state as the file holds it."""
@@ -73,11 +58,7 @@ def state_path(root: Path) -> Path:
 
 
 def read_state(path: Path) -> ServingState:
-    """Read the state; the default one if there is no file.
-
-    Raises:
-        ConfigError: If the file is not one that :func:`change_state` writes.
-    """
+    """Read the state; the default one if there is no file."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -113,15 +94,7 @@ def _state_of(value: Mapping[str, Any]) -> ServingState:
 
 
 def change_state(path: Path, change: Callable[[ServingState], ServingState]) -> ServingState:
-    """Change the state: read, changed and renamed into place under a lock, so that none is lost.
-
-    Args:
-        path: The file.
-        change: Gives the new state for the present one; it may raise, and nothing is changed.
-
-    Raises:
-        ConfigError: If the file cannot be read or written.
-    """
+    """Change the state: read, changed and renamed into place under a lock, so that none is lost."""
     try:
         with _locked(path):
             before = read_state(path)

@@ -23,8 +23,6 @@ from typing import Any
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.serving.shared_rows import ROWS_DIRECTORY
 
-__all__ = ["METRICS_DIRECTORY", "Worker", "bind_alone", "bind_port", "run_workers", "worker_main"]
-
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Where the Prometheus client keeps the numbers of several processes: its own variable."""
 
@@ -38,39 +36,15 @@ _START = "from widedeep.serving.supervisor import worker_main; worker_main()"
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Which of the processes this one is.
+    """Which of the processes this one is."""
 
-    Args:
-        index: 0 to ``count - 1``; a process started in place of a dead one has its index.
-        count: How many there are.
-        replaces: Whether it was started in place of a dead one.
-    """
-
-    index: int
-    count: int
-    replaces: bool = False
+    index: int  # 0 to ``count - 1``; a process started in place of a dead one has its index
+    count: int  # How many there are
+    replaces: bool = False  # Whether it was started in place of a dead one
 
 
 def bind_port(host: str, port: int) -> socket.socket:
-    """Bind a TCP port that other processes of this user may bind too (SO_REUSEPORT).
-
-    The kernel spreads connections over those sockets that listen. One that does not listen keeps
-    the port, so that ``port=0`` can be settled once for all workers.
-
-    Args:
-        host: An address of this machine.
-        port: 0 for a free one.
-
-    Raises:
-        ConfigError: If the port cannot be bound.
-
-    Example:
-        >>> with bind_port("127.0.0.1", 0) as kept:
-        ...     port = kept.getsockname()[1]
-        ...     with bind_port("127.0.0.1", port) as one, bind_port("127.0.0.1", port) as other:
-        ...         one.getsockname() == other.getsockname()
-        True
-    """
+    """Bind a TCP port that other processes of this user may bind too (SO_REUSEPORT)."""
     return _bind(host, port, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
 
 
@@ -91,22 +65,7 @@ def _bind(host: str, port: int, *options: int) -> socket.socket:
 
 
 def bind_alone(host: str, port: int) -> socket.socket:
-    """Bind a TCP port as :func:`bind_port` does, unless any other program has bound it.
-
-    Args:
-        host: An address of this machine.
-        port: 0 for a free one.
-
-    Raises:
-        ConfigError: If the port is taken, by another server of this kind, too.
-
-    Example:
-        >>> with bind_alone("127.0.0.1", 0) as first:
-        ...     bind_alone(*first.getsockname())
-        Traceback (most recent call last):
-        ...
-        widedeep.errors.ConfigError: 127.0.0.1:...: the port cannot be bound (...); ...
-    """
+    """Bind a TCP port as :func:`bind_port` does, unless any other program has bound it."""
     with _one_at_a_time():
         with _bind(host, port, socket.SO_REUSEADDR) as probe:
             port = probe.getsockname()[1]
@@ -138,30 +97,7 @@ def run_workers(
     restart_s: tuple[float, float] = (0.5, 30.0),
     told: Callable[[str], None] | None = None,
 ) -> int:
-    """Run ``target(worker, *args)`` in several processes until this one is told to end.
-
-    The processes are spawned, not forked: each starts clean. One that dies is started again, after
-    a pause that doubles with each death soon after a start. SIGTERM and SIGINT are passed on as
-    SIGTERM, once: the workers drain, and those that have not ended after ``drain_s`` are killed.
-    A worker that ends by a :class:`widedeep.errors.WideDeepError` ends them all: starting it again
-    would not help. If this process is killed, the workers drain and end too (Linux).
-
-    Call it from the main thread.
-
-    Args:
-        count: How many processes, at least 1.
-        target: A module's function; it handles SIGTERM.
-        args: What else it is called with; pickled.
-        drain_s: Seconds that the workers have to end.
-        restart_s: The first and the longest pause before a restart.
-        told: Called with a line for each event; default: standard error.
-
-    Returns:
-        0 if all ended after being told to; 2 after a misuse that a worker reported.
-
-    Raises:
-        ConfigError: If ``count`` or ``target`` cannot be used.
-    """
+    """Run ``target(worker, *args)`` in several processes until this one is told to end."""
     if count < 1:
         raise ConfigError(f"run_workers: got count={count!r}, expected at least 1")
     if getattr(target, "__module__", "__main__") == "__main__":
@@ -218,11 +154,7 @@ def _drain(
 
 @dataclass(slots=True)
 class _Orders:
-    """What signals have asked for: to stop, and how soon; to read files again.
-
-    Plain values: a handler interrupts the very thread that looks, and would wait for ever for the
-    lock of an event that this thread holds just then.
-    """
+    """What signals have asked for: to stop, and how soon; to read files again."""
 
     stop: bool = False
     soon: bool = False
@@ -365,11 +297,7 @@ _METRICS_KINDS = ("counter", "histogram", "gauge_sum", "gauge_livesum", "gauge_l
 
 
 def _count_as(index: int) -> None:
-    """Let the Prometheus client write the numbers of worker ``index``.
-
-    It names its files by process ids unless told otherwise; by index, a worker that was started
-    again goes on with the counts of the one before it, and no file is left over.
-    """
+    """Let the Prometheus client write the numbers of worker ``index``."""
     try:
         from prometheus_client import values
         from prometheus_client.mmap_dict import MmapedDict

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from widedeep.errors import RequestError, nearest
 from widedeep.schema import ColumnType
 
-__all__ = ["DATATYPES", "column_of", "datatype_of", "from_bytes", "from_json", "to_bytes"]
-
 DATATYPES: dict[str, str] = {
     "BOOL": "?",
     **{f"UINT{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
@@ -37,11 +35,7 @@ def datatype_of(kind: ColumnType) -> str:
 
 
 def check_tensor(name: str, datatype: str, shape: Sequence[int]) -> int:
-    """Return how many values a tensor has.
-
-    Raises:
-        RequestError: For a type or shape that cannot be.
-    """
+    """Return how many values a tensor has."""
     if datatype not in DATATYPES:
         raise RequestError("datatype", f"got {datatype!r}; {nearest(datatype, DATATYPES)}")
     if not shape or any(size < 0 for size in shape):
@@ -52,21 +46,7 @@ def check_tensor(name: str, datatype: str, shape: Sequence[int]) -> int:
 
 
 def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> list[Any]:
-    r"""Return the values of a tensor that came as bytes, one after the other.
-
-    Args:
-        name: The input's, for messages.
-        datatype: The protocol's.
-        shape: Sizes.
-        raw: Little-endian numbers; for BYTES, each value after its length in four bytes.
-
-    Raises:
-        RequestError: If the bytes are not as many as the shape says.
-
-    Example:
-        >>> from_bytes("job", "BYTES", [1], memoryview(b"\x02\0\0\0me"))
-        [b'me']
-    """
+    r"""Return the values of a tensor that came as bytes, one after the other."""
     n = check_tensor(name, datatype, shape)
     if datatype == "BYTES":
         values = list(_texts(name, raw, n))
@@ -101,21 +81,7 @@ def _texts(name: str, raw: memoryview, most: int) -> Iterator[bytes]:
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> list[Any]:
-    """Return the values of a tensor that came as JSON, one after the other.
-
-    Args:
-        name: The input's, for messages.
-        datatype: The protocol's.
-        shape: Sizes.
-        data: Values in a list, flat or nested; null stands for a missing value.
-
-    Raises:
-        RequestError: If they are not as many as the shape says, or not of the type.
-
-    Example:
-        >>> from_json("age", "INT64", [2, 1], [[39], [None]])
-        [39, None]
-    """
+    """Return the values of a tensor that came as JSON, one after the other."""
     n = check_tensor(name, datatype, shape)
     values = list(_flat(data))
     if len(values) != n:
@@ -170,21 +136,7 @@ def _flat(data: object) -> Iterator[Any]:
 def column_of(
     name: str, kind: ColumnType | None, shape: Sequence[int], values: list[Any]
 ) -> list[Any]:
-    """Return a value, or a list of values, for each row.
-
-    Args:
-        name: The column's.
-        kind: Its type; None if the model does not read it.
-        shape: The tensor's: rows first.
-        values: Its values, one after the other.
-
-    Raises:
-        RequestError: If a row has several values and the column holds one.
-
-    Example:
-        >>> column_of("tags", ColumnType(kind="string", nested=True), [2, 2], ["a", "b", "c", None])
-        [['a', 'b'], ['c', None]]
-    """
+    """Return a value, or a list of values, for each row."""
     width = math.prod(shape[1:])
     if kind is not None and kind.nested:
         return [values[at * width : (at + 1) * width] for at in range(shape[0])]

@@ -12,8 +12,6 @@ from typing import TypeAlias
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError
 
-__all__ = ["Latest", "Policy", "Signature", "Specific", "find_versions", "signature", "version_key"]
-
 Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]
 """Name, size, time and inode of every file of a version: another one, another version."""
 
@@ -22,17 +20,9 @@ _PARTS = re.compile(r"(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """Serve the newest ``n`` versions that load; the newest of them takes the traffic.
+    """Serve the newest ``n`` versions that load; the newest of them takes the traffic."""
 
-    Args:
-        n: At least 1. With 2 the version before stays loaded, and a rollback takes effect at once.
-
-    Example:
-        >>> Latest(2)
-        Latest(n=2)
-    """
-
-    n: int = 1
+    n: int = 1  # At least 1
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -41,17 +31,9 @@ class Latest:
 
 @dataclass(frozen=True, slots=True)
 class Specific:
-    """Serve these versions and no other; the newest of them takes the traffic.
+    """Serve these versions and no other; the newest of them takes the traffic."""
 
-    Args:
-        versions: Their names, at least one.
-
-    Example:
-        >>> Specific(["3", "7"]).versions
-        ('3', '7')
-    """
-
-    versions: Sequence[str]
+    versions: Sequence[str]  # Their names, at least one
 
     def __post_init__(self) -> None:
         if isinstance(self.versions, str) or not self.versions:
@@ -65,31 +47,13 @@ Policy: TypeAlias = Latest | Specific
 
 
 def version_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return what versions are ordered by: numbers inside a name count as numbers.
-
-    Args:
-        name: A version's name.
-
-    Example:
-        >>> sorted(["10", "9", "v2", "2026-11-23", "v10"], key=version_key)
-        ['9', '10', '2026-11-23', 'v2', 'v10']
-    """
+    """Return what versions are ordered by: numbers inside a name count as numbers."""
     parts = [part for part in _PARTS.split(name) if part]
     return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts)
 
 
 def find_versions(root: Path) -> dict[str, Path]:
-    """Return the versions in a directory, oldest first.
-
-    A version is a directory whose name does not begin with a dot or an underscore (what is still
-    being written has such a name). A directory that is itself a bundle is its own only version.
-
-    Args:
-        root: The directory.
-
-    Raises:
-        ConfigError: If it is no directory, or cannot be read.
-    """
+    """Return the versions in a directory, oldest first."""
     try:
         if (root / MANIFEST).is_file():
             return {root.resolve().name: root}
@@ -106,14 +70,7 @@ def find_versions(root: Path) -> dict[str, Path]:
 
 
 def signature(path: Path) -> Signature:
-    """Return what tells a version's files from those of another copy.
-
-    Args:
-        path: The version's directory.
-
-    Raises:
-        OSError: If it cannot be read; FileNotFoundError, if it is gone.
-    """
+    """Return what tells a version's files from those of another copy."""
     found = []
     with os.scandir(path) as entries:
         for entry in entries:

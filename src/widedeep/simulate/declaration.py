@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from widedeep.features import FeatureSpec
 
-__all__ = ["APP_STORE_TOML", "JOIN_TOML", "app_store_spec"]
-
 JOIN_TOML = """\
 # From the logs of the store to examples: was the app installed within the hour?
 
@@ -91,13 +89,7 @@ deep = { optimizer = "adagrad", lr = 0.05 }
 
 
 def app_store_spec() -> FeatureSpec:
-    """Return the features of the app store.
-
-    Example:
-        >>> spec = app_store_spec()
-        >>> "user_installed_x_app" in spec.wide_names, "user_installed_x_app" in spec.deep_names
-        (True, False)
-    """
+    """Return the features of the app store."""
     import tomllib
 
     from widedeep.config import config_from_tables

@@ -55,12 +55,7 @@ class Policy(Protocol):
 
 
 def best_first(score_RC: NDArray[Any], shown: int) -> NDArray[np.intp]:
-    """Return the places of the highest scores; the earlier of equal ones first.
-
-    Example:
-        >>> best_first(np.array([[0.1, 0.3, 0.2]]), 2).tolist()
-        [[1, 2]]
-    """
+    """Return the places of the highest scores; the earlier of equal ones first."""
     return np.argsort(-score_RC, axis=1, kind="stable")[:, :shown]
 
 
@@ -202,10 +197,7 @@ class Split:
 
 
 def _together(requests: Requests, parts: Sequence[tuple[NDArray[np.intp], Policy]]) -> Ranked:
-    """Rank parts of the requests by a policy each.
-
-    If one of them has a clock of its own, that is the clock of all: a log has one.
-    """
+    """Rank parts of the requests by a policy each."""
     order_RS = np.zeros((len(requests), requests.shown), np.intp)
     policy_R = np.full(len(requests), "", object)
     time_R, timed = np.zeros(len(requests), np.int64), False

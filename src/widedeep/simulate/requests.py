@@ -133,12 +133,7 @@ def _words(words: tuple[str, ...], at: NDArray[Any]) -> pa.Array:
 
 
 def app_ids(n: int) -> list[str]:
-    """Return the ids of the first n apps.
-
-    Example:
-        >>> app_ids(2)
-        ['app0000', 'app0001']
-    """
+    """Return the ids of the first n apps."""
     return [f"app{number:04d}" for number in range(n)]
 
 
@@ -160,14 +155,7 @@ def app_table(world: World) -> pa.Table:
 
 
 def new_round(world: World, catalogue: pa.Table, number: int, rounds: int) -> Requests:
-    """Draw the requests of a part of today.
-
-    Args:
-        world: The store.
-        catalogue: Of today.
-        number: Of the round, from 0.
-        rounds: Of the day.
-    """
+    """Draw the requests of a part of today."""
     config = world.config
     rng = world.rng("requests", world.day, number)
     edges = np.linspace(0, config.requests_per_day, rounds + 1).astype(int)
@@ -191,11 +179,7 @@ def new_round(world: World, catalogue: pa.Table, number: int, rounds: int) -> Re
 
 
 def _times(rng: np.random.Generator, n: int, number: int, rounds: int) -> NDArray[np.int64]:
-    """Return times of the day within the round, as busy as the hours are.
-
-    The last ten minutes of a round are left free, so that every install of it has happened when
-    the next one begins.
-    """
+    """Return times of the day within the round, as busy as the hours are."""
     curve = np.concatenate([[0], np.cumsum(_BUSY) / _BUSY.sum()])
     first, last = np.interp([number / rounds, (number + 1) / rounds], curve, np.arange(25) * 3600)
     last = max(last - constants.DELAY_MOST_S, first)

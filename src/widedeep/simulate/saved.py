@@ -16,28 +16,12 @@ from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.store import AppStore
 from widedeep.simulate.world import Apps, Culture, Users, World
 
-__all__ = ["load_store", "save_store"]
-
 _PARTS: dict[str, type[Any]] = {"users": Users, "apps": Apps, "culture": Culture}
 _FORMAT = 1
 
 
 def save_store(store: AppStore, path: str | os.PathLike[str]) -> None:
-    """Write a store's state: arrays, and no code.
-
-    Args:
-        store: The store.
-        path: The file, replaced at once.
-
-    Example:
-        >>> from widedeep.simulate import AppStore, Random, StoreConfig
-        >>> store = AppStore(StoreConfig(users=200, apps=100, requests_per_day=50))
-        >>> save_store(store, "store.npz")
-        >>> again = load_store("store.npz")
-        >>> first, second = (each.run(Random(), 1).impressions for each in (store, again))
-        >>> first.equals(second)
-        True
-    """
+    """Write a store's state: arrays, and no code."""
     world = store.world
     about = {"format": _FORMAT, "day": world.day, "config": dataclasses.asdict(store.config)}
     arrays = {
@@ -52,14 +36,7 @@ def save_store(store: AppStore, path: str | os.PathLike[str]) -> None:
 
 
 def load_store(path: str | os.PathLike[str]) -> AppStore:
-    """Read a store that :func:`save_store` wrote.
-
-    Args:
-        path: The file.
-
-    Raises:
-        DataError: If there is no such file, or it is no store.
-    """
+    """Read a store that :func:`save_store` wrote."""
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as held:
             about = json.loads(str(held["about"]))

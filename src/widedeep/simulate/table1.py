@@ -29,18 +29,6 @@ from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
 from widedeep.simulate.model_policy import Model
 from widedeep.simulate.store import AppStore
 
-__all__ = [
-    "ARMS",
-    "NO_CROSS",
-    "Arm",
-    "Lift",
-    "Table1",
-    "Table1Config",
-    "interval",
-    "lift",
-    "run_table1",
-]
-
 ARMS: dict[str, Callable[[FeatureSpec], FeatureSpec]] = {
     "wide": lambda spec: spec.replace(deep=[]),
     "deep": lambda spec: spec.replace(wide=[]),
@@ -57,29 +45,17 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table1Config:
-    """How the experiment is done.
-
-    Args:
-        store: The store; each seed has one of its own.
-        seeds: How many stores, each with three models; at least 2, at most 10.
-        days: That are logged for training.
-        live_days: Of the A/B test.
-        live_requests: A day of the A/B test.
-        negatives: Share of the negatives that is trained on.
-        epochs: At most; the best by the log loss of the validation days is kept.
-        without_cross: Also train and try Wide & Deep without its cross.
-        threads: Of training; None: all.
-    """
+    """How the experiment is done."""
 
     store: StoreConfig = StoreConfig(seed=1, requests_per_day=8000)  # noqa: RUF009 - it is frozen
-    seeds: int = 5
-    days: int = 14
-    live_days: int = 3
-    live_requests: int = 25_000
-    negatives: float = 0.15
-    epochs: int = 3
-    without_cross: bool = False
-    threads: int | None = None
+    seeds: int = 5  # How many stores, each with three models; at least 2, at most 10
+    days: int = 14  # That are logged for training
+    live_days: int = 3  # Of the A/B test
+    live_requests: int = 25_000  # A day of the A/B test
+    negatives: float = 0.15  # Share of the negatives that is trained on
+    epochs: int = 3  # At most; the best by the log loss of the validation days is kept
+    without_cross: bool = False  # Also train and try Wide & Deep without its cross
+    threads: int | None = None  # Of training; None: all
 
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= 10:
@@ -98,25 +74,15 @@ def _without_cross(spec: FeatureSpec) -> FeatureSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
-    """What one model did in one store.
+    """What one model did in one store."""
 
-    Args:
-        auc: Offline, on the last days of the log.
-        log_loss: Likewise.
-        requests: Live, in its arm.
-        installs: Counted there.
-        deviation: Standard error of the installs a request: users are what was drawn.
-        expected: Installs that its lists were to bring, by the true probabilities.
-        best: Those of the best lists of the same candidates.
-    """
-
-    auc: float
-    log_loss: float
-    requests: int
-    installs: int
-    deviation: float
-    expected: float
-    best: float
+    auc: float  # Offline, on the last days of the log
+    log_loss: float  # Likewise
+    requests: int  # Live, in its arm
+    installs: int  # Counted there
+    deviation: float  # Standard error of the installs a request: users are what was drawn
+    expected: float  # Installs that its lists were to bring, by the true probabilities
+    best: float  # Those of the best lists of the same candidates
 
     @property
     def rate(self) -> float:
@@ -131,19 +97,12 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lift:
-    """How much more one model brings than another, as a share: 0.03 is 3 %.
+    """How much more one model brings than another, as a share: 0.03 is 3 %."""
 
-    Args:
-        counted: By the installs that were counted, all seeds together.
-        counted_95: Half of its 95 % interval, from users.
-        true: By the true probabilities of what was shown: the mean over seeds.
-        true_95: Half of its 95 % interval, from seeds.
-    """
-
-    counted: float
-    counted_95: float
-    true: float
-    true_95: float
+    counted: float  # By the installs that were counted, all seeds together
+    counted_95: float  # Half of its 95 % interval, from users
+    true: float  # By the true probabilities of what was shown: the mean over seeds
+    true_95: float  # Half of its 95 % interval, from seeds
 
     @property
     def significant(self) -> bool:
@@ -153,14 +112,10 @@ class Lift:
 
 @dataclass(frozen=True, kw_only=True)
 class Table1:
-    """The outcome: for each seed, each arm.
+    """The outcome: for each seed, each arm."""
 
-    Args:
-        config: Of the experiment.
-        seeds: Arms by name, one mapping a seed; ``popularity`` among them has no model.
-    """
-
-    config: Table1Config
+    config: Table1Config  # Of the experiment
+    # Arms by name, one mapping a seed; ``popularity`` among them has no model
     seeds: Sequence[Mapping[str, Arm]]
 
     def arms(self, name: str) -> list[Arm]:
@@ -173,25 +128,12 @@ class Table1:
 
 
 def interval(values: Sequence[float]) -> float:
-    """Return half of the 95 % interval of a mean, by Student's t.
-
-    Args:
-        values: 2 to 10 of them.
-
-    Example:
-        >>> round(interval([1.0, 2.0, 3.0]), 2)
-        2.48
-    """
+    """Return half of the 95 % interval of a mean, by Student's t."""
     return _T95[len(values) - 2] * stdev(values) / math.sqrt(len(values))
 
 
 def lift(arms: Sequence[Arm], over: Sequence[Arm]) -> Lift:
-    """Compare two arms over the same seeds.
-
-    Args:
-        arms: One arm, a value a seed.
-        over: The other, in the same order.
-    """
+    """Compare two arms over the same seeds."""
     ratios = [a.of_the_best / b.of_the_best - 1 for a, b in zip(arms, over, strict=True)]
     rate, deviation = _pooled(arms)
     other, other_deviation = _pooled(over)
@@ -218,16 +160,7 @@ def run_table1(
     *,
     on_progress: Callable[[str], None] = lambda told: None,
 ) -> Table1:
-    """Do the experiment.
-
-    Args:
-        folder: Where logs, examples and bundles go: a folder for each seed.
-        config: How.
-        on_progress: Called with a line on what was done.
-
-    Raises:
-        ConfigError: If the folder holds an experiment already.
-    """
+    """Do the experiment."""
     config = config or Table1Config()
     found = []
     for number in range(config.seeds):

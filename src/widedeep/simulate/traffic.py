@@ -71,14 +71,7 @@ def joined_traffic(parts: Sequence[Traffic]) -> Traffic:
 
 
 def observe(world: World, requests: Requests, ranked: Ranked, rng: np.random.Generator) -> Traffic:
-    """Let users look at what is shown, and install: the store changes, and is logged.
-
-    Args:
-        world: The store.
-        requests: Of the round.
-        ranked: What a policy made of them.
-        rng: Of the users' decisions.
-    """
+    """Let users look at what is shown, and install: the store changes, and is logged."""
     order_RS = ranked.order_RS
     seen_S = attention(requests.shown)
     truth_RS = np.take_along_axis(requests.truth_RC, order_RS, axis=1)

@@ -10,16 +10,9 @@ from numpy.typing import NDArray
 from widedeep.simulate import config as constants
 from widedeep.simulate.world import World
 
-__all__ = ["attention", "install_probability"]
-
 
 def attention(shown: int) -> NDArray[np.float64]:
-    """Return the probability that each place of a list is looked at: the bias of position.
-
-    Example:
-        >>> attention(3).round(3).tolist()
-        [1.0, 0.87, 0.769]
-    """
+    """Return the probability that each place of a list is looked at: the bias of position."""
     return 1 / (1 + constants.POSITION_DECAY * np.arange(shown))
 
 
@@ -30,21 +23,7 @@ def install_probability(
     hour_R: NDArray[Any],
     app_RC: NDArray[Any],
 ) -> NDArray[np.float64]:
-    """Return the probability of an install, given that the user looks at the app.
-
-    A logistic function of what counts for everyone (quality, price, newness), of tastes (the
-    generalisation part) and of particular pairs with what is installed (the memorisation part).
-
-    Args:
-        world: The store.
-        user_R: Users.
-        device_R: Devices of the requests.
-        hour_R: Hours of the day.
-        app_RC: Apps for each request.
-
-    Shape:
-        (R, C), as ``app_RC``.
-    """
+    """Return the probability of an install, given that the user looks at the app."""
     config = world.config
     logit_RC = _for_everyone(world)[app_RC]
     if config.generalisation:

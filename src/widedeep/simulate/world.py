@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from widedeep.simulate import config as constants
 from widedeep.simulate.config import StoreConfig
 
-__all__ = ["Apps", "Culture", "Users", "World", "first_of_race"]
-
 _TINY = np.float32(1e-30)  # a clock of exactly 0 has no logarithm
 
 Floats = NDArray[np.float32]
@@ -80,20 +78,7 @@ def _grown(old: Any, new: Any) -> Any:
 
 
 class World:
-    """The state of the store, and how a night changes it.
-
-    Args:
-        config: Of the store.
-
-    Attributes:
-        config: As given.
-        day: How many nights have passed.
-        users: The users.
-        apps: The apps.
-        culture: What groups like.
-        pairs_AA: The effect on the logit of the app of the row, installed, on the one of the
-            column, shown; the last row is of no app.
-    """
+    """The state of the store, and how a night changes it."""
 
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
@@ -161,12 +146,7 @@ class World:
             self.users = _grown(self.users, new_users)
 
     def install(self, user_N: NDArray[Any], app_N: NDArray[Any]) -> None:
-        """Put apps on users' devices; where there is no room, the oldest goes.
-
-        Args:
-            user_N: The users, ascending; one may stand there several times.
-            app_N: The apps.
-        """
+        """Put apps on users' devices; where there is no room, the oldest goes."""
         users = self.users
         first_N = np.searchsorted(user_N, user_N)
         place_N = users.count_U[user_N] + np.arange(len(user_N)) - first_N
@@ -211,10 +191,7 @@ class World:
         )
 
     def _pairs(self, rng: np.random.Generator, old: Floats) -> Floats:
-        """Return the effects of pairs: those of ``old``, and fresh ones with each app that is new.
-
-        A pair is the likelier the more popular its apps are: nobody notices others.
-        """
+        """Return the effects of pairs: those of ``old``, and fresh ones with each new app."""
         n, before = len(self.apps), old.shape[1]
         found = np.zeros((n + 1, n), np.float32)
         popular_A = np.exp(0.35 * self.apps.weight_A)
@@ -274,18 +251,7 @@ class World:
 
 
 def first_of_race(rng: np.random.Generator, weight_RA: Floats, k: int) -> Ints:
-    """Draw k different columns of each row, one after the other by exp(weight).
-
-    The smallest of exponential clocks are such a draw (Efraimidis and Spirakis 2006).
-
-    Args:
-        rng: Of the draws.
-        weight_RA: Logarithms of weights; -inf is never drawn while others are left.
-        k: How many.
-
-    Returns:
-        Columns (R, k), in the order of the draw.
-    """
+    """Draw k different columns of each row, one after the other by exp(weight)."""
     spent_RA = rng.standard_exponential(weight_RA.shape, dtype=np.float32) + _TINY
     clock_RA = np.log(spent_RA) - weight_RA
     found = np.argpartition(clock_RA, k - 1, axis=1)[:, :k]

@@ -23,8 +23,6 @@ from widedeep.training.warmup import made_up_rows
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
 
-__all__ = ["check_agreement"]
-
 _PROMISE = 1e-6  # of max(1, |score|)
 _OF_ONNX = 1e-4  # whose products are summed in an order of their own
 _ROUNDING = 16.0  # times the bundle's own against float64: what float32 may explain
@@ -39,22 +37,7 @@ def check_agreement(
     rows: Sequence[Mapping[str, Any]],
     place: Path,
 ) -> None:
-    """Score rows by a bundle that was just read from disk and by its trainer, and compare.
-
-    The rows are a sample of the training data, those that warm the bundle, and some made up from
-    the schema: known, unseen and missing values, lists, the ends of numbers.
-
-    Args:
-        trainer: Whose model it is.
-        bundle: As read from disk.
-        calibration: By head, as fitted.
-        rows: Rows that the bundle stores.
-        place: Where it is to be, for the error.
-
-    Raises:
-        BundleError: If a row's logits or scores differ by more than rounding, or a head's
-            predictions are no link that a bundle knows.
-    """
+    """Score rows by a bundle that was just read from disk and by its trainer, and compare."""
     for what, data in _rows(trainer, rows):
         logits_BC = _trainer_logits(trainer, data)
         scores = _check_heads(trainer, bundle, logits_BC, calibration, place)

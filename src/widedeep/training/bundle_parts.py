@@ -13,8 +13,6 @@ from widedeep.bundle import BundleHead, BundleModel, DeepColumn
 from widedeep.deep import MLP, has_hooks
 from widedeep.model import WideDeep
 
-__all__ = ["bundle_model", "bundle_weights", "mlp_weights", "standard_tower"]
-
 
 def bundle_model(model: WideDeep) -> BundleModel:
     """Return the description of a model that scoring needs."""

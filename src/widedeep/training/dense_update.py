@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.optim import Optimizer
 
-__all__ = ["DenseOptimizer", "DenseUpdate"]
-
 _LARGE = 1 << 15  # numbers from which an update is worth waking another thread
 _WIDTH = 256  # of the flat tensors' rows, which threads share out
 _LINE = 16  # floats of a cache line
@@ -22,14 +20,7 @@ DenseOptimizer = Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Opti
 
 
 class DenseUpdate:
-    """Applies gradients to a model's dense parameters.
-
-    Args:
-        parameters: By name.
-        optimizer: Ours, or a function that makes a torch optimizer from parameters, such as
-            ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)``.
-        clip_norm: Largest norm of all gradients together; None does not clip.
-    """
+    """Applies gradients to a model's dense parameters."""
 
     def __init__(
         self,
@@ -68,10 +59,7 @@ class DenseUpdate:
 
     @torch.no_grad()
     def _flatten(self, optimizer: Optimizer) -> None:
-        """Lay the parameters, their gradients and their state side by side.
-
-        Then one call moves them all. Parameters keep their shapes and become views.
-        """
+        """Lay the parameters, their gradients and their state side by side."""
         sizes = [-(-p.numel() // _LINE) * _LINE for p in self.parameters.values()]
         rows = max(1, -(-sum(sizes) // _WIDTH))
         like = next(iter(self.parameters.values()), torch.empty(0))
@@ -110,14 +98,7 @@ class DenseUpdate:
 
     @torch.no_grad()
     def apply(self, *, scale: float, rate: float, step: int, threads: int = 1) -> None:
-        """Move every parameter along its ``.grad`` and clear nothing.
-
-        Args:
-            scale: Factor of the gradients (1 / B for a mean loss).
-            rate: Factor of the learning rate.
-            step: Steps done including this one, from 1.
-            threads: Threads of our own optimizers; the result does not depend on it.
-        """
+        """Move every parameter along its ``.grad`` and clear nothing."""
         if self._flat is not None and self._ours is not None and self._at_once:
             flat, grads_of_all, state = self._flat
             if self._collect():
@@ -175,11 +156,7 @@ class DenseUpdate:
         return found
 
     def load_tensors(self, tensors: Mapping[str, Any]) -> None:
-        """Take the state :meth:`tensors` returned.
-
-        Raises:
-            CheckpointError: If a tensor is missing or has another shape.
-        """
+        """Take the state :meth:`tensors` returned."""
         if self._ours is not None:
             for key, held in self.tensors().items():
                 if key not in tensors or tuple(tensors[key].shape) != tuple(held.shape):

@@ -20,17 +20,11 @@ from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 from widedeep.model import WideDeep
 from widedeep.training.bundle_parts import bundle_model, mlp_weights, standard_tower
 
-__all__ = ["EVALUATION_ROWS", "Metrics", "evaluate_batches", "evaluating", "metric_names"]
-
 EVALUATION_ROWS = 8192
 
 
 class Metrics(dict[str, float]):
-    """Metrics by name.
-
-    Attributes:
-        reasons: Why a metric is NaN, by its name.
-    """
+    """Metrics by name."""
 
     reasons: dict[str, str]
 
@@ -43,17 +37,7 @@ Logits = Callable[[Batch], NDArray[np.float32]]
 
 @contextlib.contextmanager
 def evaluating(model: WideDeep, *, threads: int = 1, by_modules: bool = False) -> Iterator[Logits]:
-    """Switch dropout off and batch norm to its running figures, and back.
-
-    Yields the function from a batch to its logits, (B, C). On the CPU a standard tower is computed
-    as a bundle does, norms folded and sums in its order: a norm multiplies what two orders differ
-    by, up to beyond the tolerance.
-
-    Args:
-        model: To be evaluated.
-        threads: Threads of the kernels.
-        by_modules: Ask the towers' modules themselves.
-    """
+    """Switch dropout off and batch norm to its running figures, and back."""
     was_training = model.training
     model.eval()
     try:
@@ -97,20 +81,7 @@ def make_metrics(head: Head, *, groups: bool) -> HeadMetrics:
 
 
 def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) -> Metrics:
-    """Return a model's metrics over labelled batches.
-
-    Args:
-        model: Has the heads.
-        logits: From :func:`evaluating`.
-        batches: With labels.
-
-    Returns:
-        Metrics by name, prefixed ``head/`` if the model has several heads; then ``loss`` is the sum
-        over the heads of ``loss_weight`` times the log loss or the mean squared error.
-
-    Raises:
-        DataError: If every row has weight 0.
-    """
+    """Return a model's metrics over labelled batches."""
     groups = model.schema.spec.group is not None
     collections = [make_metrics(head, groups=groups) for head in model.heads]
     weighed = False

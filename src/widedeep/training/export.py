@@ -18,8 +18,6 @@ from widedeep.training.state import run_tables
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
 
-__all__ = ["bundle_model", "bundle_weights", "export_bundle"]
-
 
 def export_bundle(
     trainer: Trainer,

@@ -21,8 +21,6 @@ from torch import Tensor
 from widedeep.errors import CheckpointError
 from widedeep.kernels.torch_device import triton_kernels
 
-__all__ = ["FeatureRates"]
-
 LOWEST = 0.01
 HIGHEST = 5.0
 _RANGE = (LOWEST, HIGHEST)
@@ -30,33 +28,7 @@ _PARTS = ("log_rates", "evidence")
 
 
 class FeatureRates:
-    """Factors of a wide table's learning rate, one a feature, moved by Adagrad on their logarithm.
-
-    With p = g·w of each touched row (g the row's summed gradient, w its weight before it moves) and
-    sums over the feature's touched rows::
-
-        evidence = evidence + Σ p²
-        log factor = log factor - step · Σ p / √evidence
-
-    The quotient has no unit: it does not depend on the scale of the loss, and hardly on the batch
-    size. Factors stay within 0.01 and 5.
-
-    On a second pass the weights have seen the examples, every feature looks good, and the factors
-    would drive the model into its noise: a trainer freezes them after a fit's first pass.
-
-    Args:
-        n_features: Logical tables of the wide part.
-        step: > 0.
-        device: Where the wide table lives.
-
-    Example:
-        >>> import numpy as np
-        >>> import torch
-        >>> rates = FeatureRates(2, step=0.1)
-        >>> rates.learn(torch.tensor([-1.0, -1.0, 2.0]), np.array([0, 2, 3]))
-        >>> [round(float(factor), 3) for factor in rates.factors]
-        [1.152, 0.905]
-    """
+    """Factors of a wide table's learning rate, one per feature, moved by Adagrad on their log."""
 
     def __init__(self, n_features: int, step: float, *, device: str | torch.device = "cpu") -> None:
         self.step = step
@@ -72,12 +44,7 @@ class FeatureRates:
         return found
 
     def of_rows(self, starts_T: NDArray[np.int64], there: Tensor | None = None) -> Tensor:
-        """Return each touched row's factor, float32 (U,).
-
-        Args:
-            starts_T: First touched row of each feature, and their number.
-            there: The same on the device, if the table lives on one.
-        """
+        """Return each touched row's factor, float32 (U,)."""
         if there is not None and there.device.type != "cpu":
             factors, rows = self.log_rates.exp().float(), int(starts_T[-1])
             kernels = triton_kernels(there.device)
@@ -90,13 +57,7 @@ class FeatureRates:
     def learn(
         self, products_U: Tensor, starts_T: NDArray[np.int64], there: Tensor | None = None
     ) -> None:
-        """Move the factors.
-
-        Args:
-            products_U: Gradient times weight of each touched row.
-            starts_T: As :meth:`of_rows`.
-            there: As :meth:`of_rows`.
-        """
+        """Move the factors."""
         touched = np.diff(starts_T) > 0
         if self.frozen or not touched.any():
             return
@@ -139,11 +100,7 @@ class FeatureRates:
         return {name: getattr(self, name) for name in _PARTS}
 
     def load_tensors(self, tensors: Mapping[str, NDArray[np.float64]]) -> None:
-        """Take the state that :meth:`tensors` returned.
-
-        Raises:
-            CheckpointError: If a tensor is missing or has another shape.
-        """
+        """Take the state that :meth:`tensors` returned."""
         for name, held in self.tensors().items():
             if name not in tensors or tuple(tensors[name].shape) != tuple(held.shape):
                 raise CheckpointError(

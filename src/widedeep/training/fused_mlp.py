@@ -12,20 +12,9 @@ from torch import Tensor, nn
 from widedeep.deep import MLP
 from widedeep.tables_storage import batch_rows
 
-__all__ = ["FusedMLP"]
-
 
 class FusedMLP:
-    """Computes a plain :class:`widedeep.deep.MLP` and its output layer without autograd.
-
-    Args:
-        tower: A tower whose :attr:`~widedeep.deep.MLP.is_plain` is true.
-        output: The linear layer from the last hidden units to the C logits, without bias.
-
-    Shape:
-        concat_BX (B, X) -> logits (B, C); gradient of the logits (B, C) -> gradient of concat_BX
-        (B, X)
-    """
+    """Computes a plain :class:`widedeep.deep.MLP` and its output layer without autograd."""
 
     def __init__(self, tower: MLP, output: nn.Linear) -> None:
         assert tower.is_plain
@@ -57,14 +46,7 @@ class FusedMLP:
 
     @torch.no_grad()
     def backward(self, grad_BC: Tensor) -> Tensor:
-        """Write the parameters' gradients into ``.grad`` and return the gradient of ``concat_BX``.
-
-        Args:
-            grad_BC: Gradient of the logits of the last :meth:`forward`.
-
-        Returns:
-            (B, X), in a buffer that the next call overwrites.
-        """
+        """Write the parameters' gradients into ``.grad``; return the gradient of ``concat_BX``."""
         rows = len(grad_BC)
         _grad_into(self.output.weight, grad_BC.t(), self._hidden[-1])
         weight = self.output.weight

@@ -9,28 +9,9 @@ import threading
 from types import FrameType
 from typing import Any
 
-__all__ = ["HeldInterrupt"]
-
 
 class HeldInterrupt:
-    """Holds the first Ctrl-C back until :meth:`check`; a second one interrupts at once.
-
-    It does so in the main thread and where Ctrl-C has its usual meaning; elsewhere it does nothing.
-
-    Args:
-        announce: Tell on standard error that the step is finished first.
-
-    Example:
-        >>> _ = signal.signal(signal.SIGINT, signal.default_int_handler)
-        >>> with HeldInterrupt() as held:
-        ...     signal.raise_signal(signal.SIGINT)
-        ...     step_is_whole = True
-        ...     try:
-        ...         held.check()
-        ...     except KeyboardInterrupt:
-        ...         print("stopped between steps")
-        stopped between steps
-    """
+    """Holds the first Ctrl-C back until :meth:`check`; a second one interrupts at once."""
 
     def __init__(self, *, announce: bool = False) -> None:
         self._announce = announce

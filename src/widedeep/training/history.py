@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["History"]
-
 _SHOWN = (
     "epoch",
     "step",
@@ -21,19 +19,7 @@ _SHOWN = (
 
 
 class History:
-    """Rows of figures, one an evaluation or epoch; printing it shows a table.
-
-    Args:
-        rows: The figures.
-        warnings: What went wrong on the way, a sentence each; printed below the table.
-
-    Example:
-        >>> history = History()
-        >>> history.add({"epoch": 1, "loss": 0.5})
-        >>> print(history)
-        epoch    loss
-            1  0.5000
-    """
+    """Rows of figures, one an evaluation or epoch; printing it shows a table."""
 
     def __init__(
         self, rows: list[dict[str, Any]] | None = None, warnings: Sequence[str] = ()

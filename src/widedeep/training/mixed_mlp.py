@@ -8,26 +8,11 @@ from torch import Tensor, nn
 from widedeep.deep import MLP
 from widedeep.tables_storage import batch_rows
 
-__all__ = ["MixedMLP"]
-
 _LANES = 32  # bfloat16 numbers of a cache line
 
 
 class MixedMLP:
-    """Computes what :class:`widedeep.training.fused_mlp.FusedMLP` does with bfloat16 products.
-
-    Each step rounds the float32 weights and the input once (Micikevicius et al. 2018, "Mixed
-    Precision Training"). The logit layer, the sums of biases and all that leaves here are float32.
-    bfloat16 has float32's range, so losses need no scaling.
-
-    Args:
-        tower: A tower whose :attr:`~widedeep.deep.MLP.is_plain` is true.
-        output: The linear layer from the last hidden units to the C logits, without bias.
-
-    Shape:
-        concat_BX (B, X) -> logits (B, C); gradient of the logits (B, C) -> gradient of concat_BX
-        (B, X)
-    """
+    """Computes what :class:`widedeep.training.fused_mlp.FusedMLP` does with bfloat16 products."""
 
     def __init__(self, tower: MLP, output: nn.Linear) -> None:
         assert tower.is_plain
@@ -74,14 +59,7 @@ class MixedMLP:
 
     @torch.no_grad()
     def backward(self, grad_BC: Tensor) -> Tensor:
-        """Write the parameters' gradients into ``.grad`` and return the gradient of ``concat_BX``.
-
-        Args:
-            grad_BC: Gradient of the logits of the last :meth:`forward`.
-
-        Returns:
-            float32 (B, X), in a buffer that the next call overwrites.
-        """
+        """Write the parameters' gradients into ``.grad``; return the gradient of ``concat_BX``."""
         torch.mm(grad_BC.t(), self._last, out=_grad_of(self.output.weight))
         rows, width = self._last.shape
         wide = self._buffer("grad.last", rows, width, grad_BC, torch.float32)

@@ -11,30 +11,12 @@ from widedeep.deep import MLP
 from widedeep.kernels import TowerArrays, TowerGradients, tower_backward, tower_forward
 from widedeep.tables_storage import batch_rows
 
-__all__ = ["NativeMLP"]
-
 Floats = NDArray[np.float32]
 _CPU = torch.device("cpu")
 
 
 class NativeMLP:
-    """Computes a plain :class:`widedeep.deep.MLP` and its output layer by `widedeep.kernels.tower`.
-
-    Buffers are kept between steps. A row's logits do not depend on the batch, nor any result on
-    the number of threads.
-
-    Args:
-        tower: A tower whose :attr:`~widedeep.deep.MLP.is_plain` is true.
-        output: The linear layer from the last hidden units to the C logits, without bias.
-        threads: Threads of the kernels.
-        bf16: Round the factors of products to bfloat16; sums and weights stay float32
-            (Micikevicius et al. 2018, "Mixed Precision Training"). bfloat16 has float32's range,
-            so losses need no scaling.
-
-    Shape:
-        concat_BX (B, X) -> logits (B, C); gradient of the logits (B, C) -> gradient of concat_BX
-        (B, X)
-    """
+    """Computes a plain :class:`widedeep.deep.MLP` and its output layer by the native tower."""
 
     def __init__(
         self, tower: MLP, output: nn.Linear, *, threads: int = 1, bf16: bool = False
@@ -95,14 +77,7 @@ class NativeMLP:
         return self._logits
 
     def backward(self, grad_BC: Tensor) -> Tensor:
-        """Return the gradient of ``concat_BX``; the parameters' are in ``.grad`` after ``finish``.
-
-        Args:
-            grad_BC: Gradient of the logits of the last :meth:`forward`.
-
-        Returns:
-            (B, X), in a buffer that the next call overwrites.
-        """
+        """Return the gradient of ``concat_BX``; ``finish`` leaves the parameters' in ``.grad``."""
         assert self._arrays is not None
         self._arrays.grad_logits_BC[:] = grad_BC.numpy()
         self._under_way = tower_backward(self._arrays, self.threads)

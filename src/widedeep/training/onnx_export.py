@@ -12,8 +12,6 @@ from widedeep.deep import DeepInput
 from widedeep.errors import BundleError
 from widedeep.model import WideDeep
 
-__all__ = ["tower_graph"]
-
 
 class _Towers(nn.Module):
     """A model's towers as a module of plain tensors."""
@@ -39,18 +37,7 @@ class _Towers(nn.Module):
 
 
 def tower_graph(model: WideDeep) -> bytes:
-    """Return the towers of a model as a serialised ONNX graph.
-
-    Its inputs are ``concat_BX`` and, in order, the features of :attr:`widedeep.FeatureSpec.extra`;
-    its output is ``logits_BC``, without wide part and bias.
-
-    Args:
-        model: In evaluation mode.
-
-    Raises:
-        BundleError: If the model keeps sequences, a tower cannot be exported, or the ``onnx`` extra
-            is missing.
-    """
+    """Return the towers of a model as a serialised ONNX graph."""
     names = ", ".join(repr(name) for name in model.towers)
     if model.layout.sequences:
         raise BundleError(

@@ -10,23 +10,11 @@ import torch
 
 from widedeep.config import Precision
 
-__all__ = ["has_bf16_tiles", "has_fast_bf16", "resolve_precision"]
-
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """Turn ``"auto"`` into what suits the processor: the same on every run on it.
-
-    Args:
-        wanted: As configured.
-        device: Where the towers live.
-
-    Example:
-        >>> import torch
-        >>> resolve_precision("bf16", torch.device("cpu"))
-        'bf16'
-    """
+    """Turn ``"auto"`` into what suits the processor: the same on every run on it."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -35,21 +23,7 @@ def resolve_precision(wanted: Precision, device: torch.device) -> Literal["fp32"
 
 
 def has_fast_bf16(cpu_info: str) -> bool:
-    r"""Tell whether a processor multiplies in bfloat16 faster than in float32.
-
-    That takes AMX tiles, or AVX512_BF16 at full rate. Intel's cores do the latter's dot product at
-    half the rate of float32 (86 against 179 GFLOP/s of a core of the fourth Xeon generation), so
-    there the instruction alone is no reason.
-
-    Args:
-        cpu_info: Text of ``/proc/cpuinfo``; empty where there is none.
-
-    Example:
-        >>> has_fast_bf16("vendor_id: GenuineIntel\nflags: avx512f avx512_bf16")
-        False
-        >>> has_fast_bf16("vendor_id: AuthenticAMD\nflags: avx512f avx512_bf16")
-        True
-    """
+    r"""Tell whether a processor multiplies in bfloat16 faster than in float32."""
     vendor, flags = _vendor_and_flags(cpu_info)
     return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == "AuthenticAMD")
 

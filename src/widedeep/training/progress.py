@@ -17,19 +17,13 @@ from torch import Tensor
 from widedeep.errors import ConfigError, nearest
 from widedeep.metrics import auc
 
-__all__ = ["Callback", "Callbacks", "Progress", "RecentScores"]
-
 _REFRESH_S = 0.5
 _PLAIN_EVERY_S = 10.0
 _WINDOW = 65_536
 
 
 class Callback(Protocol):
-    """Called by :class:`widedeep.Trainer` while it trains.
-
-    An object with some of the methods will do; one with none of them, or with a method ``on_...``
-    of another name, is refused.
-    """
+    """Called by :class:`widedeep.Trainer` while it trains."""
 
     def on_step(self, figures: dict[str, Any]) -> None:
         """After a step: ``step``, ``epoch``, ``rows``, ``loss`` (mean of the step)."""
@@ -45,14 +39,7 @@ _MOMENTS = ("on_step", "on_evaluate", "on_end")
 
 
 class Callbacks:
-    """Tells objects what happens while a model is trained, each what it has a method for.
-
-    Args:
-        callbacks: Objects with some of the methods of :class:`Callback`.
-
-    Raises:
-        ConfigError: If one has none of them, or a method of another name beside them.
-    """
+    """Tells objects what happens while a model is trained, each what it has a method for."""
 
     def __init__(self, callbacks: object) -> None:
         if not isinstance(callbacks, Iterable) or isinstance(callbacks, str):
@@ -123,14 +110,7 @@ class RecentScores:
 
 
 class Progress:
-    """Shows training on standard error.
-
-    Args:
-        total_steps: Steps of the whole run, if known, for the time left.
-        done_steps: Steps done before, in a run that is resumed.
-        enabled: False shows nothing.
-        terminal: One live line (True) or plain lines (False); None asks standard error.
-    """
+    """Shows training on standard error."""
 
     def __init__(
         self,

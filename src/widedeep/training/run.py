@@ -28,8 +28,6 @@ from widedeep.training.step import StepResult
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
 
-__all__ = ["TrainingRun"]
-
 _NO_WEIGHT = (
     "weight {!r}: got 0 in every row of the training data, from which nothing is learned; give "
     "some rows a weight above 0, or leave weight= out of the spec"
@@ -37,18 +35,7 @@ _NO_WEIGHT = (
 
 
 class TrainingRun:
-    """Reads batches, steps, evaluates, checkpoints, and shows how it goes.
-
-    Args:
-        trainer: Holds the model, the position and the checkpoint directory.
-        source: Training data.
-        valid: Validation data, or None.
-        stopping: Early stopping, or None.
-        epochs: Passes over the data.
-        steps: Most steps, or None.
-        eval_every: Steps between evaluations; None: after each epoch.
-        cache: Folder of the encoded training data, or None.
-    """
+    """Reads batches, steps, evaluates, checkpoints, and shows how it goes."""
 
     def __init__(
         self,
@@ -143,10 +130,7 @@ class TrainingRun:
         return (stopped and not position.tail_steps) or position.step >= self._last_step
 
     def _start_tail(self) -> bool:
-        """Go back to the best model, if its rates had not decayed, and decay them from there.
-
-        The tail is as long as a run that had ended with that model would have had.
-        """
+        """Go back to the best model, if its rates had not decayed, and decay them from there."""
         trainer, position, stopping = self.trainer, self.trainer.position, self.stopping
         if trainer.config.schedule != "wsd" or stopping is None or position.tail_steps:
             return False

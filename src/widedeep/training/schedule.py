@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-__all__ = ["auto_batch_size", "auto_epochs", "rate_factor"]
-
 _BATCH_SIZES = (16, 512)
 _BATCHES = 100  # in an epoch of a small table
 # Steps to learn a table in, and the most passes for them: with early stopping, and without.
@@ -15,31 +13,14 @@ _FIXED_STEPS, _FIXED_EPOCHS = 1000, 20
 
 
 def auto_batch_size(rows: int) -> int:
-    """Return the batch size of a table: about a hundredth of its rows, a power of two.
-
-    Example:
-        >>> [auto_batch_size(rows) for rows in (150, 5_000, 30_000, 10_000_000)]
-        [16, 64, 256, 512]
-    """
+    """Return the batch size of a table: about a hundredth of its rows, a power of two."""
     least, most = _BATCH_SIZES
     nearest = 1 << max(0, round(math.log2(max(rows, 1) / _BATCHES)))
     return min(max(nearest, least), most)
 
 
 def auto_epochs(rows: int, batch_size: int, *, early_stopping: bool) -> int:
-    """Return how many passes give a table enough steps.
-
-    Args:
-        rows: Rows of the table.
-        batch_size: Examples a step.
-        early_stopping: True if training stops by itself once it has learned enough.
-
-    Example:
-        >>> auto_epochs(30_000, 256, early_stopping=True)
-        34
-        >>> auto_epochs(10_000_000, 512, early_stopping=True)
-        1
-    """
+    """Return how many passes give a table enough steps."""
     steps, most = (
         (_STOPPED_STEPS, _STOPPED_EPOCHS) if early_stopping else (_FIXED_STEPS, _FIXED_EPOCHS)
     )
@@ -53,24 +34,7 @@ def rate_factor(
     warmup_steps: int = 0,
     decay_fraction: float = 0.2,
 ) -> float:
-    """Return the factor of a step's learning rates.
-
-    Args:
-        schedule: ``"constant"``, or a ``"linear"`` or ``"cosine"`` decay to 0 at the end of the
-            run, or ``"wsd"``: constant, and linear to 0 over the last ``decay_fraction``.
-        step: Steps done before this one, from 0.
-        total_steps: Steps of the run; without it a decay stays at 1.
-        warmup_steps: The factor rises linearly over this many first steps.
-        decay_fraction: Of the steps, 0 < fraction < 1.
-
-    Example:
-        >>> [round(rate_factor("linear", step, 4), 2) for step in range(4)]
-        [1.0, 0.75, 0.5, 0.25]
-        >>> [round(rate_factor("wsd", step, 8, decay_fraction=0.5), 2) for step in range(8)]
-        [1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
-        >>> rate_factor("constant", 0, None, warmup_steps=2)
-        0.5
-    """
+    """Return the factor of a step's learning rates."""
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     if schedule == "constant" or not total_steps:
         return rise

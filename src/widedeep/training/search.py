@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FEW_ROWS", "MOST_ROWS", "Judged", "Setting", "parts_of_rows", "search"]
-
 FEW_ROWS = 5_000
 """Rows up to which each of three parts is left out in turn; of more, one part is."""
 MOST_ROWS = 50_000
@@ -23,17 +21,11 @@ _HOPELESS = 1.05
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a model of a table is made and trained.
+    """How a model of a table is made and trained."""
 
-    Args:
-        bins: Numbers are also cut into bins.
-        weight_decay: Of the dense parameters.
-        steps: Steps of a run, at least; one pass is never cut.
-    """
-
-    bins: bool = True
-    weight_decay: float = 1.0
-    steps: int = _STEPS
+    bins: bool = True  # Numbers are also cut into bins
+    weight_decay: float = 1.0  # Of the dense parameters
+    steps: int = _STEPS  # Steps of a run, at least; one pass is never cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +39,7 @@ class Judged:
 def parts_of_rows(
     strata: NDArray[np.int64], fraction: float, seed: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Split rows into those that are learned and those left out, alike in their strata.
-
-    Args:
-        strata: A number for each row, such as its class.
-        fraction: Share left out where there are many rows.
-        seed: Of the split.
-
-    Returns:
-        Pairs of rows to learn and rows left out: three of few rows, one of many, none of fewer
-        than 30.
-    """
+    """Split rows into those that are learned and those left out, alike in their strata."""
     rows = len(strata)
     if rows < _LEAST_ROWS:
         return []
@@ -73,16 +55,7 @@ def parts_of_rows(
 def search(
     judge: Callable[[Setting, int], float], parts: int, *, bins: bool
 ) -> tuple[Setting, list[Judged]]:
-    """Try settings from a plain one on, each beside the best before it.
-
-    Args:
-        judge: Trains with a setting, and returns the loss on a part left out, by its number.
-        parts: Number of parts.
-        bins: There are numbers that can be cut into bins.
-
-    Returns:
-        The best setting, and all in the order in which they were tried.
-    """
+    """Try settings from a plain one on, each beside the best before it."""
     tried: list[Judged] = []
     best: list[float] = []
 

@@ -23,32 +23,20 @@ if TYPE_CHECKING:
     from widedeep.trainer import Trainer
     from widedeep.training.early_stopping import EarlyStopping
 
-__all__ = ["Position", "capture", "check_same_order", "restore", "run_tables"]
-
 
 @dataclass(slots=True)
 class Position:
-    """Where a run is: the next batch to learn.
+    """Where a run is: the next batch to learn."""
 
-    Args:
-        epoch: Epochs done.
-        batch: Batches of the present epoch done.
-        step: Steps done.
-        rows: Rows learned.
-        updates: Steps of all runs of the trainer, which number its optimizers' updates.
-        tail_start: Steps done before the tail: the decay from the best model after an early stop.
-        tail_steps: Steps of the tail; 0 before it.
-        tail_total: Steps that the run would have had without the tail.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    rows: int = 0
-    updates: int = 0
+    epoch: int = 0  # Epochs done
+    batch: int = 0  # Batches of the present epoch done
+    step: int = 0  # Steps done
+    rows: int = 0  # Rows learned
+    updates: int = 0  # Steps of all runs of the trainer, which number its optimizers' updates
+    # Steps done before the tail: the decay from the best model after an early stop
     tail_start: int = 0
-    tail_steps: int = 0
-    tail_total: int = 0
+    tail_steps: int = 0  # Steps of the tail; 0 before it
+    tail_total: int = 0  # Steps that the run would have had without the tail
 
 
 def run_tables(trainer: Trainer) -> dict[str, Any]:
@@ -92,16 +80,7 @@ def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoi
 
 
 def check_same_order(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Refuse to go on within an epoch whose rows would now come in another order.
-
-    Args:
-        trainer: With the options of now.
-        state: Of the checkpoint.
-
-    Raises:
-        CheckpointError: If the checkpoint lies within an epoch, and was written by a release that
-            read in another order, or under other options that decide the order.
-    """
+    """Refuse to go on within an epoch whose rows would now come in another order."""
     if not state["position"]["batch"]:
         return
     where = f"the checkpoint of step {state['position']['step']:,} lies within an epoch"
@@ -121,16 +100,7 @@ def check_same_order(trainer: Trainer, state: Mapping[str, Any]) -> None:
 
 
 def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) -> None:
-    """Put a checkpoint's state into a trainer.
-
-    Args:
-        trainer: Its model must have the checkpoint's shape.
-        checkpoint: As read from disk.
-        position: Take position and history too; False for parameters alone.
-
-    Raises:
-        CheckpointError: If a tensor is missing or has another shape.
-    """
+    """Put a checkpoint's state into a trainer."""
     model, tensors = trainer.model, checkpoint.tensors
     trainer.valid_metrics = {}
     _check_heads(model, checkpoint)

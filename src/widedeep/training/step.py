@@ -28,8 +28,6 @@ from widedeep.training.native_mlp import NativeMLP
 from widedeep.training.precision import has_bf16_tiles
 from widedeep.training.undo_log import UndoLog
 
-__all__ = ["StepResult", "TrainStep"]
-
 
 @dataclass(slots=True)
 class Gathered:
@@ -64,32 +62,14 @@ class RowGradients:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step reports.
+    """What a step reports."""
 
-    Args:
-        logits_BC: Logits of the batch before it was learned.
-        losses_B: Loss of each example, heads summed, before its weight.
-    """
-
-    logits_BC: Tensor
-    losses_B: Tensor
+    logits_BC: Tensor  # Logits of the batch before it was learned
+    losses_B: Tensor  # Loss of each example, heads summed, before its weight
 
 
 class TrainStep:
-    """Moves a model by one batch; each touched row moves once, untouched rows cost nothing.
-
-    Args:
-        model: The model.
-        wide: Optimizer of the wide weights.
-        deep: Optimizer of the embeddings.
-        dense: Update of the dense parameters.
-        grad_scale: Factor of the summed example gradients given to sparse optimizers.
-        loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch.
-        threads: Threads of the kernels.
-        precision: Of the towers' matrix products.
-        seed: Of what towers draw while they are trained, such as dropout: a function of the seed
-            and the number of the step, whoever draws from the global generators.
-    """
+    """Moves a model by one batch; each touched row moves once, untouched rows cost nothing."""
 
     def __init__(
         self,
@@ -138,19 +118,7 @@ class TrainStep:
         return self._loads == self.model.loads
 
     def __call__(self, batch: Batch, *, rate: float = 1.0, step: int = 1) -> StepResult:
-        """Learn one batch.
-
-        Args:
-            batch: Examples with labels.
-            rate: The schedule's factor: of learning rates, or of FTRL's gradients.
-            step: Steps done including this one, from 1.
-
-        Returns:
-            The logits and losses from before the update.
-
-        Raises:
-            DataError: If the batch has no labels, or one is outside its head's range.
-        """
+        """Learn one batch."""
         if not self.is_current:
             self._loads = self.model.loads
             self.dense.restart()

@@ -16,8 +16,6 @@ from widedeep.training.schedule import auto_batch_size
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
 
-__all__ = ["Shard", "fit_stream"]
-
 Shard = tuple[str, object]
 _METRICS = ("auc", "log_loss", "normalized_entropy", "calibration", "rmse", "accuracy")
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["UndoLog"]
-
 
 @dataclass(slots=True)
 class _Journal:
@@ -22,23 +20,7 @@ class _Journal:
 
 
 class UndoLog:
-    """Remembers rows as they are first touched after a mark, so that :meth:`undo` brings them back.
-
-    Keeping the best model then needs no copy of the tables: marking and undoing cost the rows
-    touched in between.
-
-    Example:
-        >>> import torch
-        >>> weights = torch.zeros(4, 2)
-        >>> log = UndoLog()
-        >>> log.watch("table", {"weights": weights})
-        >>> log.mark()
-        >>> log.before_update("table", torch.tensor([1]))
-        >>> weights[1] = 5.0
-        >>> log.undo()
-        >>> weights[1].tolist()
-        [0.0, 0.0]
-    """
+    """Remembers rows as they are first touched after a mark, so that :meth:`undo` restores them."""
 
     def __init__(self) -> None:
         self._journals: dict[str, _Journal] = {}
@@ -52,12 +34,7 @@ class UndoLog:
         return self._epoch > 0
 
     def watch(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Add a group of tensors that have the same rows (weights and their optimizer state).
-
-        Args:
-            name: The group.
-            tensors: Each of shape (R, ...).
-        """
+        """Add a group of tensors that have the same rows (weights and their optimizer state)."""
         first = next(iter(tensors.values()))
         epochs = torch.zeros(len(first), dtype=torch.int32, device=first.device)
         self._journals[name] = _Journal(tensors, epochs)
@@ -75,12 +52,7 @@ class UndoLog:
         self._small_copy = {name: tensor.detach().clone() for name, tensor in self._small.items()}
 
     def before_update(self, name: str, rows_U: Tensor) -> None:
-        """Remember the rows about to be changed, unless they were remembered since the mark.
-
-        Args:
-            name: The group.
-            rows_U: int64, distinct rows.
-        """
+        """Remember the rows about to be changed, unless they were remembered since the mark."""
         if not self.marked:
             return
         journal = self._journals[name]

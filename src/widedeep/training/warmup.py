@@ -17,20 +17,13 @@ from widedeep.errors import BundleError, WideDeepError
 from widedeep.features import Bucketized, Categorical, Numeric
 from widedeep.schema import ColumnType, Schema
 
-__all__ = ["WARMUP_ROWS", "WarmupRows", "made_up_rows"]
-
 WARMUP_ROWS = 8
 _SAMPLE_ROWS = 256  # on which an export compares the bundle with the trainer
 _MADE_UP_ROWS = 32
 
 
 class WarmupRows:
-    """Rows kept from a fragment that training reads anyway, so that keeping them costs no reading.
-
-    Args:
-        columns: The columns that scoring needs, with their types.
-        seed: Which of the fragment's rows are kept.
-    """
+    """Rows kept from a fragment that training reads anyway: keeping them costs no reading."""
 
     def __init__(self, columns: Mapping[str, ColumnType], seed: int) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -88,20 +81,7 @@ def _storable(row: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
-    """Return rows of known, unseen and missing values, lists and the ends of numbers.
-
-    They exercise a model whose data is not at hand, and what a sample of the data may lack.
-
-    Args:
-        transform: Of the schema; rows that it refuses are left out.
-
-    Example:
-        >>> import widedeep as wd
-        >>> spec = wd.FeatureSpec(features=wd.categorical("job", vocabulary=["cook", "nurse"]))
-        >>> rows = made_up_rows(Transform(wd.fit_schema(spec, [{"job": "cook"}])))
-        >>> sorted({str(row["job"]) for row in rows})
-        ['None', 'an unseen value', 'cook', 'nurse']
-    """
+    """Return rows of known, unseen and missing values, lists and the ends of numbers."""
     schema = transform.schema
     columns = transform.columns(targets=False)
     values = {name: list(_column_values(schema, name)) for name in columns}

@@ -32,8 +32,6 @@ from widedeep.warm_start.old_model import (
 if TYPE_CHECKING:
     from widedeep.trainer import Trainer
 
-__all__ = ["Moved", "WarmStart", "warm_start"]
-
 State = Literal["carried", "remapped", "fresh"]
 Widths = Literal["fresh", "project"]
 _NO_LAYER = 1 << 30
@@ -41,40 +39,27 @@ _NO_LAYER = 1 << 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moved:
-    """What became of one tensor of the new model.
+    """What became of one tensor of the new model."""
 
-    Args:
-        name: ``wide/FEATURE``, ``table/TABLE``, ``mlp/LAYER/weight``, ``head/weight``, ``bias``.
-        state: ``"carried"`` whole, ``"remapped"`` (rows by their values, columns by their
-            features), or ``"fresh"``.
-        found: Rows of a table, or inputs of a layer, that came over.
-        of: Out of so many.
-        optimizer: What became of the optimizer's state: ``"carried"``, ``"rebuilt"`` from the
-            weights, or ``"fresh"``.
-        why: Why something is fresh: all of it, or the columns, ids or state that are named.
-    """
-
-    name: str
+    name: str  # ``wide/FEATURE``, ``table/TABLE``, ``mlp/LAYER/weight``, ``head/weight``, ``bias``
+    # ``"carried"`` whole, ``"remapped"`` (rows by their values, columns by their features), or
+    # ``"fresh"``
     state: State
-    found: int
-    of: int
+    found: int  # Rows of a table, or inputs of a layer, that came over
+    of: int  # Out of so many
+    # What became of the optimizer's state: ``"carried"``, ``"rebuilt"`` from the weights, or
+    # ``"fresh"``
     optimizer: Literal["carried", "rebuilt", "fresh"] = "fresh"
-    why: str = ""
+    why: str = ""  # Why something is fresh: all of it, or the columns, ids or state that are named
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """What a warm start did.
+    """What a warm start did."""
 
-    Args:
-        path: The older model.
-        moved: One entry a tensor of the new model.
-        left: Tensors of the older model that the new one has no place for.
-    """
-
-    path: str
-    moved: tuple[Moved, ...]
-    left: tuple[str, ...]
+    path: str  # The older model
+    moved: tuple[Moved, ...]  # One entry a tensor of the new model
+    left: tuple[str, ...]  # Tensors of the older model that the new one has no place for
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and dicts."""
@@ -156,10 +141,7 @@ class _Mover:
         return WarmStart(path=str(old.path), moved=tuple(self.moved), left=left)
 
     def _counts_on(self) -> bool:
-        """Whether updates are numbered on: where state came, and no Adam begins without its own.
-
-        Adam divides its moments by what their first updates lack, told by the update's number.
-        """
+        """Whether updates are numbered on: where state came, and no Adam begins without its own."""
         by_part: dict[str, list[str]] = {}
         for entry in self.moved:
             part = entry.name.partition("/")[0]
@@ -510,11 +492,7 @@ def _put(tensor: Tensor, columns: slice, array: NDArray[Any]) -> None:
 
 
 def _basis(weight: NDArray[Any], dim: int) -> NDArray[np.float32]:
-    """Return the (old width, new width) matrix that keeps most of the embeddings.
-
-    Fewer columns: the leading right singular vectors. More: the identity; the new columns keep
-    their initial values.
-    """
+    """Return the (old width, new width) matrix that keeps most of the embeddings."""
     width = weight.shape[1]
     if dim > width:
         return np.eye(width, dtype=np.float32)

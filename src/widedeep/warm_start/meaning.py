@@ -8,8 +8,6 @@ from typing import Any
 from widedeep.features import Crossed
 from widedeep.schema import Schema
 
-__all__ = ["layer_change", "pooling_change", "state_change"]
-
 # A rate or a penalty says how a state is used, not what it holds; FTRL's z is rebuilt for them.
 _HOW_USED = ("lr", "eps", "initial_accumulator")
 
@@ -37,15 +35,7 @@ def _is_several(schema: Schema, name: str) -> bool:
 def pooling_change(
     new: Schema, old: Schema, name: str, combiners: tuple[Any, Any] | None = None
 ) -> str:
-    """Return why a feature's ids add up to something else than they did, or "".
-
-    Args:
-        new: The schema of the new model.
-        old: That of the older one, which has the feature too.
-        name: The feature.
-        combiners: The new and the old combiner of the wide part; None: the features' own, in the
-            deep part.
-    """
+    """Return why a feature's ids add up to something else than they did, or ""."""
     for column in source_columns(new, name):
         if new.history.get(column) != old.history.get(column):
             return f"column {column!r} is computed from other events than it was"
@@ -65,12 +55,7 @@ def pooling_change(
 
 
 def layer_change(new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
-    """Return why hidden layers of the same shapes compute something else, or "".
-
-    Args:
-        new: Options of the new model, by :func:`widedeep.warm_start.old_model.model_options`.
-        old: Those of the older one.
-    """
+    """Return why hidden layers of the same shapes compute something else, or ""."""
     changes = [
         f"{option} {old[option]!r} became {new[option]!r}"
         for option in ("activation", "batch_norm")
@@ -85,14 +70,7 @@ def state_change(
     old: Mapping[str, Any] | None,
     scales: tuple[Mapping[str, Any], Mapping[str, Any]],
 ) -> str:
-    """Return why an optimizer's state is no longer of use, or "" if it is.
-
-    Args:
-        part: ``"wide"``, ``"deep"`` or ``"dense"``.
-        new: Description of the new optimizer.
-        old: That of the older one; None where it is not known.
-        scales: ``grad_scale`` and ``loss_reduction`` of the new and of the older run.
-    """
+    """Return why an optimizer's state is no longer of use, or "" if it is."""
     if old is None:
         return "its state is not known"
     if new["optimizer"] != old["optimizer"]:

@@ -21,37 +21,18 @@ from widedeep.deep_layout import DeepLayout, make_layout
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.schema import Schema
 
-__all__ = [
-    "OldHead",
-    "OldModel",
-    "head_of",
-    "model_options",
-    "name_of_module",
-    "old_schema",
-    "read_old_model",
-    "tower_inputs",
-]
-
 Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class OldHead:
-    """What a head's logits mean.
+    """What a head's logits mean."""
 
-    Args:
-        kind: Of the head.
-        name: ``""`` for a model with one head.
-        column: The label's column.
-        width: Logit columns.
-        classes: Names in order, if they have names.
-    """
-
-    kind: str
-    name: str
-    column: str | None
-    width: int
-    classes: tuple[str, ...] = ()
+    kind: str  # Of the head
+    name: str  # ``""`` for a model with one head
+    column: str | None  # The label's column
+    width: int  # Logit columns
+    classes: tuple[str, ...] = ()  # Names in order, if they have names
 
     def __str__(self) -> str:
         names = f" of {', '.join(map(repr, self.classes[:10]))}" if self.classes else ""
@@ -61,48 +42,35 @@ class OldHead:
 
 @dataclass(frozen=True, kw_only=True)
 class OldModel:
-    """An older model's parameters, and its optimizers' state where it is known.
+    """An older model's parameters, and its optimizers' state where it is known."""
 
-    Args:
-        path: Where it was read.
-        schema: Its schema.
-        columns: Feature to its columns of the deep input.
-        inputs: What else a tower reads: features that keep their sequence, and extra inputs.
-        options: Options of the model that decide what its layers compute: ``activation``,
-            ``batch_norm``, ``wide_combiner``.
-        scales: Of the gradients that the optimizers' state has seen: ``grad_scale`` and
-            ``loss_reduction``; empty for a bundle.
-        heads: Its heads, in order.
-        rows: Of ``wide/FEATURE`` and ``table/TABLE``: ``weight`` and the optimizer's state by name.
-        dense: Of ``mlp/0/weight``, ``head/weight``, ``bias``, ``tower/...``: the same.
-        optimizers: Descriptions by part (``wide``, ``deep``, ``dense``); empty for a bundle, which
-            holds weights alone.
-        rates: Logarithm and evidence of each wide feature's rate: (2,) float64 by feature.
-        updates: Steps done, which some optimizers count.
-        mlp: Why the standard tower's layers cannot be taken; "" if they can.
-    """
-
-    path: Path
-    schema: Schema
-    columns: Mapping[str, slice]
+    path: Path  # Where it was read
+    schema: Schema  # Its schema
+    columns: Mapping[str, slice]  # Feature to its columns of the deep input
+    # What else a tower reads: features that keep their sequence, and extra inputs
     inputs: Mapping[str, Any]
+    # Options of the model that decide what its layers compute: ``activation``, ``batch_norm``,
+    # ``wide_combiner``
     options: Mapping[str, Any]
+    # Of the gradients that the optimizers' state has seen: ``grad_scale`` and ``loss_reduction``;
+    # empty for a bundle
     scales: Mapping[str, Any]
-    heads: tuple[OldHead, ...]
+    heads: tuple[OldHead, ...]  # Its heads, in order
+    # Of ``wide/FEATURE`` and ``table/TABLE``: ``weight`` and the optimizer's state by name
     rows: Mapping[str, Tensors]
+    # Of ``mlp/0/weight``, ``head/weight``, ``bias``, ``tower/...``: the same
     dense: Mapping[str, Tensors]
+    # Descriptions by part (``wide``, ``deep``, ``dense``); empty for a bundle, which holds weights
+    # alone
     optimizers: Mapping[str, Mapping[str, Any] | None]
+    # Logarithm and evidence of each wide feature's rate: (2,) float64 by feature
     rates: Mapping[str, NDArray[np.float64]]
-    updates: int = 0
-    mlp: str = ""
+    updates: int = 0  # Steps done, which some optimizers count
+    mlp: str = ""  # Why the standard tower's layers cannot be taken; "" if they can
 
 
 def old_schema(path: str | os.PathLike[str]) -> Schema:
-    """Return the schema of a bundle, a run or a checkpoint.
-
-    Raises:
-        CheckpointError: If there is none of them.
-    """
+    """Return the schema of a bundle, a run or a checkpoint."""
     place = Path(path)
     if (place / MANIFEST).exists():
         return Schema.load(place / SCHEMA)
@@ -110,15 +78,7 @@ def old_schema(path: str | os.PathLike[str]) -> Schema:
 
 
 def read_old_model(path: str | os.PathLike[str]) -> OldModel:
-    """Read a bundle, a checkpoint, or a run's folder (its best checkpoint, or the newest).
-
-    Args:
-        path: The directory.
-
-    Raises:
-        BundleError: If a bundle is damaged.
-        CheckpointError: If there is neither bundle nor checkpoint, or it is damaged.
-    """
+    """Read a bundle, a checkpoint, or a run's folder (its best checkpoint, or the newest)."""
     place = Path(path)
     if (place / MANIFEST).exists():
         return _of_bundle(place)
@@ -126,14 +86,7 @@ def read_old_model(path: str | os.PathLike[str]) -> OldModel:
 
 
 def name_of_module(key: str) -> str:
-    """Return the name under which a warm start speaks of a parameter.
-
-    Example:
-        >>> name_of_module("towers.mlp.layers.0.weight"), name_of_module("outputs.mlp.weight")
-        ('mlp/0/weight', 'head/weight')
-        >>> name_of_module("towers.mine.attention.weight"), name_of_module("bias")
-        ('tower/towers.mine.attention.weight', 'bias')
-    """
+    """Return the name under which a warm start speaks of a parameter."""
     layer = re.fullmatch(r"towers\.mlp\.layers\.(\d+)\.(weight|bias)", key)
     if layer:
         return f"mlp/{layer[1]}/{layer[2]}"

@@ -5,22 +5,12 @@ from __future__ import annotations
 from widedeep.data.join.engine import Engine
 from widedeep.data.join.plan import JoinPlan
 
-__all__ = ["time_boundaries"]
-
 _BITS = 12
 _WAYS = 1 << _BITS
 
 
 def time_boundaries(engine: Engine, plan: JoinPlan) -> tuple[int, int] | None:
-    """Return the times at which valid and test begin, or None where time does not split.
-
-    By fractions, a boundary is the first microsecond before which at least that share of the
-    impressions (those whose window has closed, where the others are left out) lies.
-
-    Args:
-        engine: Holds the staged impressions.
-        plan: What was asked for.
-    """
+    """Return the times at which valid and test begin, or None where time does not split."""
     split = plan.config.split
     if split.by not in ("time", "both"):
         return None

@@ -8,17 +8,11 @@ from widedeep.data.join.engine import Engine
 from widedeep.data.join.plan import JoinPlan, in_part
 from widedeep.errors import DataError
 
-__all__ = ["check_staged"]
-
 _SHOWN = 3
 
 
 def check_staged(engine: Engine, plan: JoinPlan) -> None:
-    """Refuse duplicate impressions, requests of two users, and two versions at one time.
-
-    Raises:
-        DataError: With the first few keys.
-    """
+    """Refuse duplicate impressions, requests of two users, and two versions at one time."""
     if plan.impressions is not None:
         _check_duplicates(engine, plan)
         _check_requests(engine)

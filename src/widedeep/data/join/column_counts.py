@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from widedeep.data.counting import ValueCounter
 
-__all__ = ["column_statistics", "drift"]
-
 TOP = 5
 _COUNTER_BYTES = 24 << 20
 _TEXT_CHARACTERS = 4_096
@@ -25,21 +23,7 @@ _MAGNITUDE = np.int64(2**63 - 1)
 def column_statistics(
     batches: Iterable[pa.Array], *, spill_dir: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """Return how many values are missing and different, the most frequent ones, and the range.
-
-    Lists are counted value by value; an empty list is not missing. Neither the order of the rows
-    nor their batches have a say: the most frequent values come by count, those of one count in
-    order.
-
-    Args:
-        batches: The column: text, booleans, numbers, or lists of these.
-        spill_dir: Where values go that are too many to be counted in memory.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> column_statistics([pa.array([3, None, 7]), pa.array([7])])
-        {'rows': 4, 'missing': 1, 'different': 2, 'top': [['7', 2], ['3', 1]], 'range': [3, 7]}
-    """
+    """Return how many values are missing and different, the most frequent ones, and the range."""
     found: dict[str, Any] = {"rows": 0, "missing": 0, "different": 0, "top": []}
     counter: ValueCounter | None = None
     bounds: list[Any] = []
@@ -130,15 +114,7 @@ def _number(ordered: int) -> float:
 
 
 def drift(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Return how far apart the shares of the most frequent values of two splits are, from 0 to 1.
-
-    Half the sum of the differences over the first's top values and the rest together (total
-    variation distance of that coarse distribution).
-
-    Args:
-        one: What :func:`column_statistics` returned.
-        other: Likewise, of another split.
-    """
+    """Return the distance of two splits' shares of their most frequent values, 0 to 1."""
     if not one["rows"] or not other["rows"]:
         return 0.0
     shares = [

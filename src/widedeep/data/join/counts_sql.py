@@ -6,17 +6,9 @@ from widedeep.data.join.history_sql import of_kinds
 from widedeep.data.join.plan import JoinPlan, in_part
 from widedeep.data.join.times import duration_us
 
-__all__ = ["part_counts"]
-
 
 def part_counts(plan: JoinPlan, part: int | None) -> str:
-    """Return SQL of one row of counts for a partition of the users, or for all.
-
-    The columns are ``impressions``, ``open_windows``, ``actions``, and for each label, by its
-    number: ``relevant_<n>`` (actions of its kinds), ``orphaned_<n>`` (with no impression of the
-    item by the user before them) and ``late_<n>`` (with one, but the window had passed); for users'
-    and items' attributes ``user_hits`` and ``item_hits``: impressions with a version valid then.
-    """
+    """Return SQL of one row of counts for a partition of the users, or for all."""
     closed = plan.log_end_us - plan.window_us
     shown = (
         f"SELECT COUNT(*) AS impressions, COUNT(CASE WHEN wd_time > {closed} THEN 1 END) "

@@ -22,8 +22,6 @@ from widedeep.data.join.staging_sql import all_keys, selected
 from widedeep.data.join.times import PLAUSIBLE_US, moment_text, moment_us, names_zone
 from widedeep.errors import nearest
 
-__all__ = ["Coverage", "log_coverage"]
-
 _TRACKED_KINDS = 20
 _SHOWN = 5
 _LAG = 0.25
@@ -32,17 +30,11 @@ _LAG = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How far the logs reach.
+    """How far the logs reach."""
 
-    Args:
-        log_end_us: When both have ended.
-        reach: Of each log, by its name.
-        notes: What a person should know.
-    """
-
-    log_end_us: int
-    reach: Mapping[str, Reach]
-    notes: tuple[str, ...]
+    log_end_us: int  # When both have ended
+    reach: Mapping[str, Reach]  # Of each log, by its name
+    notes: tuple[str, ...]  # What a person should know
 
 
 def log_coverage(
@@ -51,14 +43,7 @@ def log_coverage(
     sources: Mapping[str, Source],
     ranges: Mapping[str, tuple[int, int]],
 ) -> Coverage:
-    """Return where the log ends: where both logs reach, unless the configuration says when.
-
-    Args:
-        engine: Reads the inputs.
-        config: The configuration.
-        sources: The inputs, by their names.
-        ranges: First and last time of each of them.
-    """
+    """Return where the log ends: where both logs reach, unless the configuration says when."""
     return _Coverage(engine, config, sources, ranges).result()
 
 

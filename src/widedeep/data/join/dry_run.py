@@ -24,8 +24,6 @@ from widedeep.data.join.run import JoinRun, check_output, open_engine
 from widedeep.data.join.steps import Steps
 from widedeep.errors import DataError
 
-__all__ = ["SAMPLE_IMPRESSIONS", "DryRun", "dry_run"]
-
 SAMPLE_IMPRESSIONS = 50_000
 _SALT_SAMPLE = 9
 _MOST = 4
@@ -34,38 +32,18 @@ _MOST = 4
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a join would make, told by a sample of its users.
+    """What a join would make, told by a sample of its users."""
 
-    Args:
-        resolved: The plan, and what the inputs hold: counted over all of their rows.
-        one_in: One of so many users was looked at.
-        splits: Of each split the sample's rows, and the sum of each label.
-        counts: What became of the sample's impressions and actions.
-        examples: The sample's examples.
-    """
-
-    resolved: Resolved
-    one_in: int
+    resolved: Resolved  # The plan, and what the inputs hold: counted over all of their rows
+    one_in: int  # One of so many users was looked at
+    # Of each split the sample's rows, and the sum of each label
     splits: Mapping[str, Mapping[str, float]]
-    counts: Mapping[str, int]
-    examples: pa.Table
+    counts: Mapping[str, int]  # What became of the sample's impressions and actions
+    examples: pa.Table  # The sample's examples
 
 
 def dry_run(config: JoinConfig, *, rows: int = SAMPLE_IMPRESSIONS) -> DryRun:
-    """Check a join against its inputs, and join a sample of the users, in DuckDB.
-
-    The keys and times of every input are read in full; all else only for the sample. What is staged
-    lies in the system's temporary folder until this returns. Users are sampled by a hash, so that
-    each keeps its impressions, actions and attributes.
-
-    Args:
-        config: What would be done.
-        rows: Impressions in the sample, about, at least 1.
-
-    Raises:
-        ConfigError: If the configuration does not fit the inputs.
-        DataError: If an input cannot be used as it is, or the output's place is taken.
-    """
+    """Check a join against its inputs, and join a sample of the users, in DuckDB."""
     check_output(Path(config.output).absolute())
     with tempfile.TemporaryDirectory(prefix="widedeep-check-") as folder:
         work = Path(folder)

@@ -16,8 +16,6 @@ from widedeep.data.join.plan import literal, quoted
 from widedeep.data.join.portable_sql import MACROS
 from widedeep.errors import DataError, WideDeepError, install_hint, nearest
 
-__all__ = ["DuckDBEngine", "Engine", "EngineError", "explained"]
-
 BATCH_ROWS = 65_536
 
 
@@ -56,16 +54,7 @@ class Engine(Protocol):
 
 
 class DuckDBEngine:
-    """DuckDB in this process.
-
-    Args:
-        spill_folder: Where it may spill; it is made.
-        memory_limit: Such as ``"1GB"``; None: DuckDB's default, 80 % of the machine's.
-        threads: None: all.
-
-    Raises:
-        DataError: If DuckDB is not installed, or refuses a setting.
-    """
+    """DuckDB in this process."""
 
     name = "duckdb"
     parallel = False

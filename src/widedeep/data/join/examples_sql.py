@@ -7,8 +7,6 @@ from widedeep.data.join.history_sql import last_items, of_kinds, side
 from widedeep.data.join.mixing import PRIME, mixed
 from widedeep.data.join.plan import Carried, JoinPlan, double, in_part, quoted
 
-__all__ = ["ITEM_SIDE", "examples", "item_side", "output_columns"]
-
 ITEM_SIDE = "wd_item_side"
 SALT_SAMPLE = 2
 SALT_USER_SPLIT = 3
@@ -16,10 +14,7 @@ _SPLIT_CODES = {"train": 0, "valid": 1, "test": 2}
 
 
 def item_side(plan: JoinPlan, part: int | None) -> str | None:
-    """Return SQL of what belongs to the items of an item partition or of all, at their moments.
-
-    Its rows go to the user partitions that ask for them (``wd_part``). None if there is nothing.
-    """
+    """Return SQL of what belongs to the items of an item partition or of all, at their moments."""
     has_versions = plan.item_attributes is not None
     features = side(plan, "item", "imp", "act", "ver" if has_versions else None, "wd_part")
     if features is None:
@@ -42,11 +37,7 @@ SELECT f.wd_item, f.wd_time, f.wd_part, {", ".join(columns)} FROM f{join}"""
 
 
 def examples(plan: JoinPlan, part: int | None) -> str:
-    """Return SQL of the examples of a user partition, or of all, in their final order.
-
-    The columns are those of :func:`output_columns`, before them ``wd_split`` (0 train, 1 valid,
-    2 test) and ``wd_time``.
-    """
+    """Return SQL of the examples of a user partition, or of all, in their final order."""
     tables = {
         "imp": f"SELECT * FROM wd_impressions WHERE {in_part(part)}",
         "act": f"SELECT * FROM wd_actions WHERE {in_part(part)}",
@@ -159,12 +150,7 @@ def split_code(plan: JoinPlan) -> str:
 
 
 def _label(plan: JoinPlan, label: Label) -> str:
-    """Return SQL of what a label's actions amount to for each impression that gets credit.
-
-    Impressions and actions of a user on an item are one stream in order of time; a frame over the
-    window finds the impression that an action belongs to, or the actions after an impression. An
-    impression and an action at one time are both inside the frame: the impression comes first.
-    """
+    """Return SQL of what a label's actions amount to for each impression that gets credit."""
     null = "CAST(NULL AS BIGINT)"
     limbs = _limbs(plan, label)
     nothing = "".join(f", {null} AS {name}" for name in limbs)

@@ -13,8 +13,6 @@ from widedeep.data.join.history import History
 from widedeep.data.join.plan import JoinPlan, literal
 from widedeep.data.join.times import duration_us
 
-__all__ = ["last_items", "of_kinds", "side"]
-
 KEYS = {"user": ("wd_user",), "item": ("wd_item",), "pair": ("wd_user", "wd_item")}
 
 
@@ -30,21 +28,7 @@ def of_kinds(plan: JoinPlan, kinds: Sequence[str]) -> str:
 def side(
     plan: JoinPlan, scope: str, imp: str, act: str, versions: str | None, beside: str | None = None
 ) -> str | None:
-    """Return SQL of a scope's features at each moment of its impressions.
-
-    Args:
-        plan: The join.
-        scope: ``"user"``, ``"item"`` or ``"pair"``.
-        imp: Relation of the impressions.
-        act: Relation of the actions.
-        versions: Relation of the attribute versions of the scope, if there are any.
-        beside: A column of the impressions: a moment is told once for each of its values.
-
-    Returns:
-        A select of the scope's keys, ``beside``, ``wd_time``, each feature under its inner name (of
-        ``"last"`` the number of the last action that counts) and ``wd_version``; None if there is
-        nothing to compute.
-    """
+    """Return SQL of a scope's features at each moment of its impressions."""
     features = plan.history_by(scope)
     if not features and versions is None:
         return None
@@ -139,11 +123,7 @@ def _feature(plan: JoinPlan, feature: History, kinds: dict[tuple[str, ...], str]
 
 
 def last_items(plan: JoinPlan, feature: History, imp: str, act: str) -> str:
-    """Return SQL of the user's last items at each of his events: ``wd_user, wd_number, wd_items``.
-
-    Events are numbered in order of time and item; ``wd_items`` are the items of the event and of
-    those before it, newest first, at most ``k``.
-    """
+    """Return SQL of a user's last items at each event: ``wd_user, wd_number, wd_items``."""
     log = imp if feature.of == "impressions" else act
     condition = "TRUE" if feature.of == "impressions" else of_kinds(plan, feature.kinds)
     return (

@@ -24,40 +24,20 @@ from widedeep.data.paths import input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
 
-__all__ = [
-    "Opened",
-    "carried_columns",
-    "damaged_files_named",
-    "id_column",
-    "is_text",
-    "located",
-    "micros_sql",
-    "open_input",
-]
-
 AnySource = ImpressionLog | ActionLog | Attributes
 _PARQUET = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """An input that the engine can read.
+    """An input that the engine can read."""
 
-    Args:
-        name: Such as ``"impressions"``.
-        view: The relation in the engine.
-        schema: Arrow type of each column.
-        files: Where the rows are.
-        spooled: True if ``files`` is a copy of a table that was in memory.
-        is_csv: True if all rows are in CSV files.
-    """
-
-    name: str
-    view: str
-    schema: Mapping[str, pa.DataType]
-    files: tuple[Path, ...]
-    spooled: bool = False
-    is_csv: bool = False
+    name: str  # Such as ``"impressions"``
+    view: str  # The relation in the engine
+    schema: Mapping[str, pa.DataType]  # Arrow type of each column
+    files: tuple[Path, ...]  # Where the rows are
+    spooled: bool = False  # True if ``files`` is a copy of a table that was in memory
+    is_csv: bool = False  # True if all rows are in CSV files
 
     def type_of(self, column: str, role: str) -> pa.DataType:
         """Return a column's type, or say which column was meant."""
@@ -70,21 +50,7 @@ class Opened:
 
 
 def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Opened:
-    """Open an input in the engine.
-
-    Parquet files of one schema are read where they are. All else comes through
-    :func:`widedeep.data.sources.open_source`, as training reads it, and is copied to Parquet.
-
-    Args:
-        engine: Reads it.
-        name: Of the input, for errors.
-        source: Where it is.
-        spool: Folder for copies.
-
-    Raises:
-        DataError: If nothing is there, or a file is damaged or unlike the others.
-        ConfigError: If the path is of no kind that is known.
-    """
+    """Open an input in the engine."""
     view = f"wd_in_{name}"
     if source.table is not None:
         return _open_table(engine, name, view, source)
@@ -158,25 +124,15 @@ def _parquet_files(files: Sequence[Path], copies: _Copies) -> tuple[pa.Schema, l
 
 @dataclass
 class _Copies:
-    """Copies of inputs as Parquet files that an engine reads as they are.
+    """Copies of inputs as Parquet files that an engine reads as they are."""
 
-    Args:
-        folder: Where they go.
-    """
-
-    folder: Path
+    folder: Path  # Where they go
     count: int = 0
 
     def write(
         self, data: Any, kinds: Mapping[str, ColumnKind], schema: pa.Schema | None = None
     ) -> tuple[pa.Schema, list[Path]]:
-        """Copy rows; return their schema and the file.
-
-        Args:
-            data: As for :func:`widedeep.data.sources.open_source`.
-            kinds: Types of CSV columns.
-            schema: Types to write; None: those of the data.
-        """
+        """Copy rows; return their schema and the file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.count}.parquet"
         self.count += 1
@@ -237,11 +193,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def id_column(opened: Opened, column: str, role: str) -> tuple[str, bool]:
-    """Return an id as SQL, and whether it is text.
-
-    Raises:
-        DataError: If the column is neither text nor of integers.
-    """
+    """Return an id as SQL, and whether it is text."""
     kind = opened.type_of(column, role)
     if is_text(kind):
         return f"CAST({quoted(column)} AS VARCHAR)", True
@@ -256,17 +208,7 @@ def id_column(opened: Opened, column: str, role: str) -> tuple[str, bool]:
 def carried_columns(
     opened: Opened, wanted: Sequence[str] | None, taken: set[str], prefix: str
 ) -> tuple[Carried, ...]:
-    """Return the columns of an input that pass through the join.
-
-    Args:
-        opened: The input.
-        wanted: Their names; None: all that are not taken.
-        taken: Columns with another role.
-        prefix: Of their inner names.
-
-    Raises:
-        DataError: If a column is not there, or of a type that the engines do not share.
-    """
+    """Return the columns of an input that pass through the join."""
     names = [name for name in opened.schema if name not in taken] if wanted is None else wanted
     carried = []
     for number, name in enumerate(names):
@@ -314,14 +256,7 @@ def _sql_type(kind: pa.DataType) -> str | None:
 
 @contextlib.contextmanager
 def damaged_files_named(inputs: Sequence[Opened]) -> Iterator[None]:
-    """Turn an engine's complaint into one that names the damaged Parquet file, if there is one.
-
-    Args:
-        inputs: They may be opened within.
-
-    Raises:
-        DataError: What the engine raised, or which file is damaged.
-    """
+    """Turn an engine's complaint into one that names the damaged Parquet file, if there is one."""
     try:
         yield
     except EngineError as error:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Bin", "Grid", "Reach", "Silence", "reach", "silences", "stops_before"]
-
 _BINS_BITS = 12
 _FEWEST = 20
 """In fewer events none is a stray: there is nothing to compare it with."""
@@ -40,15 +38,10 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Bins of equal width, a power of two, over a range of time; 4,096 at most.
+    """Bins of equal width, a power of two, over a range of time; 4,096 at most."""
 
-    Args:
-        low_us: Where the first begins.
-        high_us: The last time in the last one.
-    """
-
-    low_us: int
-    high_us: int
+    low_us: int  # Where the first begins
+    high_us: int  # The last time in the last one
 
     @property
     def shift(self) -> int:
@@ -58,31 +51,14 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """Where a log begins and ends, but for its strays.
+    """Where a log begins and ends, but for its strays."""
 
-    Args:
-        first_us: The first event that is no stray.
-        last_us: The last one.
-    """
-
-    first_us: int
-    last_us: int
+    first_us: int  # The first event that is no stray
+    last_us: int  # The last one
 
 
 def reach(bins: Sequence[Bin]) -> Reach:
-    """Return how far a log reaches.
-
-    It ends before the first gap behind which few events lie: a gap five times as long as every
-    pause before it, as long as ten events take, and a hundredth of the log. Likewise it begins.
-
-    Args:
-        bins: The log's bins that are not empty, in order.
-
-    Example:
-        >>> hours = [Bin(n, 1, n * 3600, n * 3600) for n in range(100)]
-        >>> reach([*hours, Bin(10_000, 1, 36_000_000, 36_000_000)]).last_us == 99 * 3600
-        True
-    """
+    """Return how far a log reaches."""
     turned = [Bin(-b.number, b.events, -b.last_us, -b.first_us) for b in reversed(bins)]
     return Reach(first_us=-_end(turned), last_us=_end(bins))
 
@@ -116,11 +92,7 @@ def _trimmed(bins: Sequence[Bin]) -> int:
 
 
 def _end(bins: Sequence[Bin]) -> int:
-    """Return the last time that is no stray's.
-
-    Strays lie behind a gap, not at the end of a log that thins out: the gap is compared with the
-    longest pause of all that lies before it.
-    """
+    """Return the last time that is no stray's."""
     end, core = bins[-1].last_us, _core(bins)
     if core is None:
         return end
@@ -145,12 +117,7 @@ def _end(bins: Sequence[Bin]) -> int:
 
 
 def stops_before(bins: Sequence[Bin], end_us: int) -> bool:
-    """Tell whether a log that comes steadily is silent long before a time.
-
-    Args:
-        bins: The log's bins that are not empty, in order.
-        end_us: Until when it should reach.
-    """
+    """Tell whether a log that comes steadily is silent long before a time."""
     core = _core(bins)
     if core is None:
         return False
@@ -161,40 +128,19 @@ def stops_before(bins: Sequence[Bin], end_us: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Silence:
-    """A stretch of time in which a log has next to no events, although the other one has.
+    """A stretch of time in which a log has next to no events, although the other one has."""
 
-    Args:
-        first: Number of its first bin.
-        last: Of its last.
-        begins: True if nothing comes before it.
-        ends: True if nothing comes after it.
-        shown: Events of the other log in it.
-        count: Events of this log in it.
-        expected: Events of this log that the other one's would bring elsewhere.
-    """
-
-    first: int
-    last: int
-    begins: bool
-    ends: bool
-    shown: int
-    count: int
-    expected: int
+    first: int  # Number of its first bin
+    last: int  # Of its last
+    begins: bool  # True if nothing comes before it
+    ends: bool  # True if nothing comes after it
+    shown: int  # Events of the other log in it
+    count: int  # Events of this log in it
+    expected: int  # Events of this log that the other one's would bring elsewhere
 
 
 def silences(of: Sequence[Bin], beside: Sequence[Bin]) -> list[Silence]:
-    """Return where a log is silent within another's range, in order of time.
-
-    Args:
-        of: The log's bins that are not empty.
-        beside: The other's, on the same grid.
-
-    Example:
-        >>> shown = [Bin(n, 100, n, n) for n in range(10)]
-        >>> taken = [Bin(n, 50, n, n) for n in range(10) if n not in (4, 5)]
-        >>> [(some.first, some.last, some.expected) for some in silences(taken, shown)]
-        [(4, 5, 80)]
-    """
+    """Return where a log is silent within another's range, in order of time."""
     first, last = beside[0].number, beside[-1].number
     taken: Mapping[int, int] = {b.number: b.events for b in of if first <= b.number <= last}
     shown: Mapping[int, int] = {b.number: b.events for b in beside}
@@ -238,13 +184,7 @@ def _worst(missing: Sequence[float], low: int, high: int) -> list[tuple[int, int
 
 
 def zoomed(low: int, high: int, read: Callable[[Grid], list[list[Bin]]]) -> list[list[Bin]]:
-    """Return the bins of several logs on a grid that fits them without their strays.
-
-    Args:
-        low: The first event of all.
-        high: The last one.
-        read: Counts the logs' events on a grid.
-    """
+    """Return the bins of several logs on a grid that fits them without their strays."""
     while True:
         logs = read(Grid(low, high))
         ends = [reach(bins) for bins in logs]

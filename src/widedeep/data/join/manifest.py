@@ -73,21 +73,7 @@ def write_dataset(
     logged: Mapping[str, int],
     spill_dir: Path | None = None,
 ) -> JoinResult:
-    """Put the shards of all passes, and the manifest into the output folder.
-
-    Args:
-        resolved: The plan and what the inputs hold.
-        folder: A folder for each pass, by its number.
-        shards: Of all passes.
-        counts: What became of the rows.
-        inputs: Name, path, size and checksum of each input file.
-        engine: Its name and version.
-        logged: Rows of each history feature that the server had logged.
-        spill_dir: Where values go that are too many to be counted in memory.
-
-    Raises:
-        DataError: If there is no example for training.
-    """
+    """Put the shards of all passes, and the manifest into the output folder."""
     output = Path(resolved.plan.config.output).absolute()
     if not any(shard.split == "train" for shard in shards):
         raise DataError(

@@ -6,8 +6,6 @@ a permutation because 5 does not divide p - 1; no product leaves 63 bits.
 
 from __future__ import annotations
 
-__all__ = ["PRIME", "mixed", "text_or_integer"]
-
 PRIME = 2**31 - 1
 _FACTOR = 1_103_515_245
 
@@ -36,21 +34,7 @@ def _steps(names: list[str], salt: int) -> list[tuple[str, str]]:
 
 
 def mixed(table: str, integers: list[str], salt: int, name: str) -> str:
-    """Return SQL that selects everything of ``table`` and the hash of ``integers`` as ``name``.
-
-    Each step is a sub-select of its own that names the one before, so that the SQL grows with the
-    number of ids and not with its power. The steps' columns begin with ``wd_i``: select by name.
-
-    Args:
-        table: Name of a relation, or a sub-select in parentheses with an alias.
-        integers: SQL of integers in terms of its columns.
-        salt: Another hash for each use.
-        name: Of the hash's column, from 0 to :data:`PRIME` - 1.
-
-    Example:
-        >>> mixed("log", ["item"], salt=1, name="h").startswith("SELECT")
-        True
-    """
+    """Return SQL that selects everything of ``table`` and the hash of ``integers`` as ``name``."""
     ids = [f"wd_i{salt}_{number}" for number in range(len(integers))]
     parts = ", ".join(
         f"CAST({sql} AS BIGINT) AS {key}" for key, sql in zip(ids, integers, strict=True)

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from widedeep.data.join.config import JoinConfig
 from widedeep.data.join.engine import Engine
 
-__all__ = ["match_notes", "outcome_notes"]
-
 _LOST_MUCH = 0.5
 _EXPECTED = 10
 _SHOWN = 3
@@ -19,13 +17,7 @@ def outcome_notes(
     counts: Mapping[str, int],
     splits: Mapping[str, Mapping[str, float]],
 ) -> list[str]:
-    """Return what a person should know of a join's examples, or of a sample of them.
-
-    Args:
-        config: What was asked for.
-        counts: What became of the rows: the columns of ``part_counts``.
-        splits: Of each split its ``rows``, and the sum of each label.
-    """
+    """Return what a person should know of a join's examples, or of a sample of them."""
     notes = []
     for number, label in enumerate(config.labels):
         if not any(sums.get(label.name) for sums in splits.values()):
@@ -62,13 +54,7 @@ def _empty_splits(label: str, splits: Mapping[str, Mapping[str, float]]) -> list
 
 
 def match_notes(engine: Engine, config: JoinConfig, counts: Mapping[str, int]) -> list[str]:
-    """Return a note with ids of both logs for each label none of whose actions had an impression.
-
-    Args:
-        engine: Holds the staged logs.
-        config: What was asked for.
-        counts: What became of the rows.
-    """
+    """Return a note with ids of both logs for each label whose actions had no impression."""
     labels = [
         label.name
         for number, label in enumerate(config.labels)

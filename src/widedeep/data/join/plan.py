@@ -10,18 +10,6 @@ from widedeep.data.join.history import History
 from widedeep.data.join.mixing import text_or_integer
 from widedeep.data.join.times import duration_us
 
-__all__ = [
-    "LIMB_BITS",
-    "Carried",
-    "JoinPlan",
-    "Source",
-    "ValueScale",
-    "double",
-    "in_part",
-    "literal",
-    "quoted",
-]
-
 
 def quoted(name: str) -> str:
     """Return a column's name as SQL."""
@@ -45,36 +33,23 @@ def in_part(part: int | None, column: str = "wd_part") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """A column that passes through the join under a name of ours.
+    """A column that passes through the join under a name of ours."""
 
-    Args:
-        name: In the input and the output.
-        inner: In between.
-        sql: Its value in terms of the input's columns.
-        type: Its SQL type.
-    """
-
-    name: str
-    inner: str
-    sql: str
-    type: str
+    name: str  # In the input and the output
+    inner: str  # In between
+    sql: str  # Its value in terms of the input's columns
+    type: str  # Its SQL type
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An input's columns as SQL expressions over its view.
+    """An input's columns as SQL expressions over its view."""
 
-    Args:
-        view: The relation in the engine.
-        key: SQL of each key by its inner name (``wd_user``, ``wd_item``, ``wd_time``, ...).
-        carried: The columns that pass through.
-        rows: Rows in the input.
-    """
-
-    view: str
+    view: str  # The relation in the engine
+    # SQL of each key by its inner name (``wd_user``, ``wd_item``, ``wd_time``, ...)
     key: dict[str, str]
-    carried: tuple[Carried, ...] = ()
-    rows: int = 0
+    carried: tuple[Carried, ...] = ()  # The columns that pass through
+    rows: int = 0  # Rows in the input
 
 
 LIMB_BITS = 40
@@ -83,15 +58,10 @@ LIMB_BITS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class ValueScale:
-    """How the actions' values become integers: limbs of 40 bits, the greatest first.
+    """How the actions' values become integers: limbs of 40 bits, the greatest first."""
 
-    Args:
-        shift: A value times 2**shift is below 2**40.
-        limbs: How many hold every bit of every value.
-    """
-
-    shift: int
-    limbs: int
+    shift: int  # A value times 2**shift is below 2**40
+    limbs: int  # How many hold every bit of every value
 
     @property
     def columns(self) -> list[str]:
@@ -105,32 +75,20 @@ class ValueScale:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinPlan:
-    """A join with nothing left to find out.
+    """A join with nothing left to find out."""
 
-    Args:
-        config: What was asked for.
-        actions: The actions log.
-        impressions: The impressions log, or None.
-        user_attributes: Versions of users' attributes, or None.
-        item_attributes: Versions of items' attributes, or None.
-        text: For ``"user"``, ``"item"`` and ``"request"``, whether the id is text.
-        log_end_us: When the log ends.
-        value_scale: How values are added up, if a label has values.
-        partitions: Parts of the users; examples are in order of these, then of time.
-        at_once: True if one statement takes all partitions, False if there is a pass for each.
-        boundaries_us: Times at which valid and test begin; None where time does not split.
-    """
-
-    config: JoinConfig
-    actions: Source
-    impressions: Source | None
-    user_attributes: Source | None
-    item_attributes: Source | None
-    text: dict[str, bool]
-    log_end_us: int
-    value_scale: ValueScale | None = None
-    partitions: int = 1
+    config: JoinConfig  # What was asked for
+    actions: Source  # The actions log
+    impressions: Source | None  # The impressions log, or None
+    user_attributes: Source | None  # Versions of users' attributes, or None
+    item_attributes: Source | None  # Versions of items' attributes, or None
+    text: dict[str, bool]  # For ``"user"``, ``"item"`` and ``"request"``, whether the id is text
+    log_end_us: int  # When the log ends
+    value_scale: ValueScale | None = None  # How values are added up, if a label has values
+    partitions: int = 1  # Parts of the users; examples are in order of these, then of time
+    # True if one statement takes all partitions, False if there is a pass for each
     at_once: bool = False
+    # Times at which valid and test begin; None where time does not split
     boundaries_us: tuple[int, int] | None = None
 
     @property

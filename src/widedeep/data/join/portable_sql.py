@@ -12,9 +12,6 @@ from typing import Any
 from widedeep.data.join.times import TIME_TEXT
 from widedeep.errors import DataError, install_hint
 
-__all__ = ["MACROS", "check_constructs", "for_spark"]
-
-
 MACROS = (
     "CREATE OR REPLACE TEMP MACRO wd_md5_60(x) AS CAST('0x' || substr(md5(x), 1, 15) AS BIGINT)",
     "CREATE OR REPLACE TEMP MACRO wd_micros(x) AS epoch_us(x)",
@@ -50,17 +47,7 @@ def _parsed(sql: str) -> Any:
 
 
 def check_constructs(sql: str) -> Any:
-    """Parse a statement and hold it to the allow-list.
-
-    Raises:
-        ValueError: For a construct that has not been compared on both engines: our own mistake.
-
-    Example:
-        >>> check_constructs("SELECT list(a ORDER BY b) FROM t")
-        Traceback (most recent call last):
-        ...
-        ValueError: an order inside an aggregate is lost in translation: ...
-    """
+    """Parse a statement and hold it to the allow-list."""
     tree, exp = _parsed(sql), _sqlglot().exp
     for node in tree.walk():
         name = type(node).__name__
@@ -76,12 +63,7 @@ def check_constructs(sql: str) -> Any:
 
 
 def for_spark(sql: str) -> str:
-    """Translate a statement of the portable subset into Spark's SQL.
-
-    Example:
-        >>> for_spark("SELECT CAST(a AS VARCHAR) FROM t")
-        'SELECT CAST(a AS STRING) FROM t'
-    """
+    """Translate a statement of the portable subset into Spark's SQL."""
     translated = check_constructs(sql).transform(_spark_functions)
     return str(translated.sql(dialect="spark"))
 

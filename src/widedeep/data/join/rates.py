@@ -11,27 +11,11 @@ from numpy.typing import NDArray
 
 from widedeep.data.exact_sum import ExactSums
 
-__all__ = ["RateSums"]
-
 _MOST_GROUPS = 200
 
 
 class RateSums:
-    """The weighted mean of each label in each group of rows; the first 200 groups are kept.
-
-    The rows may come in any order and in any batches: sums are exact.
-
-    Args:
-        low: The least key.
-        span: Keys from one group to the next; 1: each key by itself.
-
-    Example:
-        >>> import pyarrow as pa
-        >>> rates = RateSums()
-        >>> rates.add(pa.array([5, 5, 6]), np.array([1.0, 3.0, 2.0]), {"click": np.ones(3)})
-        >>> rates.rates("click")
-        [{'from': 5, 'rows': 2, 'rate': 1.0}, {'from': 6, 'rows': 1, 'rate': 1.0}]
-    """
+    """The weighted mean of each label in each group of rows; the first 200 groups are kept."""
 
     def __init__(self, low: int = 0, span: int = 1) -> None:
         self._low, self._span = low, span
@@ -45,13 +29,7 @@ class RateSums:
         weight_B: NDArray[np.float64],
         labels: Mapping[str, NDArray[np.float64]],
     ) -> None:
-        """Add rows.
-
-        Args:
-            keys: Times or positions, as integers; rows with null are left out.
-            weight_B: Their weights.
-            labels: Their labels, by name.
-        """
+        """Add rows."""
         present_B = np.asarray(keys.is_valid())
         key_B = keys.drop_null().to_numpy().astype(np.int64)
         weight_B = weight_B[present_B]

@@ -11,21 +11,13 @@ from widedeep.data.join.statistics import statistics
 from widedeep.data.join.times import moment_text
 from widedeep.page import column_chart, document, note, section, table
 
-__all__ = ["write_report"]
-
 _HIGH_DRIFT = 0.1
 
 
 def write_report(
     folder: Path, manifest: Mapping[str, Any], *, spill_dir: Path | None = None
 ) -> None:
-    """Write ``report.json`` and ``report.html`` beside the shards.
-
-    Args:
-        folder: Where the shards are.
-        manifest: Which shards there are, and what became of the rows.
-        spill_dir: Where values go that are too many to be counted in memory.
-    """
+    """Write ``report.json`` and ``report.html`` beside the shards."""
     figures = statistics(folder, manifest, spill_dir=spill_dir)
     text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")

@@ -39,8 +39,6 @@ from widedeep.data.join.time_columns import note_finer, time_column
 from widedeep.data.join.times import LARGEST_US, moment_text
 from widedeep.errors import ConfigError, DataError
 
-__all__ = ["InputCounts", "Resolved", "resolve"]
-
 _EXACT_DIGITS = 15
 _MOST_LIMBS = 5
 _LARGEST_VALUE = 1e13
@@ -50,54 +48,28 @@ _SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class InputCounts:
-    """What an input holds.
+    """What an input holds."""
 
-    Args:
-        rows: All of them.
-        null_keys: Rows that lack a key, by the key's column.
-        complete: Rows with all keys.
-        first_us: The first event time.
-        last_us: The last event time.
-    """
-
-    rows: int
-    null_keys: dict[str, int]
-    complete: int
-    first_us: int
-    last_us: int
+    rows: int  # All of them
+    null_keys: dict[str, int]  # Rows that lack a key, by the key's column
+    complete: int  # Rows with all keys
+    first_us: int  # The first event time
+    last_us: int  # The last event time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A plan and what was learned on the way.
+    """A plan and what was learned on the way."""
 
-    Args:
-        plan: What to do.
-        inputs: The inputs, opened.
-        counts: What each holds, by its name.
-        reach_us: Where each log begins and ends, but for strays.
-        notes: What a person should know.
-    """
-
-    plan: JoinPlan
-    inputs: tuple[Opened, ...]
-    counts: dict[str, InputCounts]
-    reach_us: Mapping[str, tuple[int, int]]
-    notes: tuple[str, ...] = ()
+    plan: JoinPlan  # What to do
+    inputs: tuple[Opened, ...]  # The inputs, opened
+    counts: dict[str, InputCounts]  # What each holds, by its name
+    reach_us: Mapping[str, tuple[int, int]]  # Where each log begins and ends, but for strays
+    notes: tuple[str, ...] = ()  # What a person should know
 
 
 def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
-    """Open every input, check it, and return the plan.
-
-    Args:
-        engine: Reads the inputs.
-        config: What was asked for.
-        spool: Folder for copies of tables that are in memory.
-
-    Raises:
-        DataError: If an input cannot be used as it is.
-        ConfigError: If the configuration does not fit the inputs.
-    """
+    """Open every input, check it, and return the plan."""
     sources = _Sources(engine, config, spool)
     with damaged_files_named(sources.inputs):
         sources.open_inputs()
@@ -402,11 +374,7 @@ def _value_sql(config: JoinConfig, column: str, kind: pa.DataType, key: Mapping[
 
 
 def _check_finite(engine: Engine, source: Source, column: str) -> None:
-    """Refuse values that are NaN, infinite, or too large.
-
-    What is not finite is told by its text: DuckDB answers a comparison of numbers from a Parquet
-    file's statistics, which leave NaN out.
-    """
+    """Refuse values that are NaN, infinite, or too large."""
     most = double(_LARGEST_VALUE)
     condition = (
         "REGEXP_MATCHES(CAST(wd_value AS VARCHAR), '[a-zA-Z]{3}') "
@@ -433,15 +401,7 @@ def _check_finite(engine: Engine, source: Source, column: str) -> None:
 
 
 def scale_of(low: float, high: float, column: str) -> ValueScale:
-    """Return limbs that hold every bit of values whose magnitude goes from ``low`` to ``high``.
-
-    Raises:
-        DataError: If they are too far apart or too small to be added without rounding.
-
-    Example:
-        >>> scale_of(0.01, 100.0, "column 'price'")
-        ValueScale(shift=33, limbs=2)
-    """
+    """Return limbs that hold every bit of values whose magnitude goes from ``low`` to ``high``."""
     lowest, highest = math.frexp(low)[1], math.frexp(high)[1]
     limbs = -(-(highest - lowest + sys.float_info.mant_dig) // LIMB_BITS)
     if limbs > _MOST_LIMBS or lowest < _LEAST_EXPONENT:

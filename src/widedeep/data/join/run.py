@@ -100,23 +100,14 @@ def open_engine(config: JoinConfig, work: Path) -> Iterator[Engine]:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """Finished parts, and what the manifest tells of them; the engine is no longer needed.
+    """Finished parts, and what the manifest tells of them; the engine is no longer needed."""
 
-    Args:
-        resolved: The plan and what the inputs hold.
-        shards: Of all passes.
-        counts: What became of the rows.
-        inputs: Name, path, size and checksum of each input file.
-        engine: Its name and version.
-        logged: Rows of each history feature that the server had logged.
-    """
-
-    resolved: Resolved
-    shards: Sequence[Shard]
-    counts: Mapping[str, int]
-    inputs: Sequence[Mapping[str, Any]]
-    engine: Mapping[str, str]
-    logged: Mapping[str, int]
+    resolved: Resolved  # The plan and what the inputs hold
+    shards: Sequence[Shard]  # Of all passes
+    counts: Mapping[str, int]  # What became of the rows
+    inputs: Sequence[Mapping[str, Any]]  # Name, path, size and checksum of each input file
+    engine: Mapping[str, str]  # Its name and version
+    logged: Mapping[str, int]  # Rows of each history feature that the server had logged
 
     def write(self, work: Path) -> JoinResult:
         """Put the parts in ``work`` together as the dataset."""
@@ -135,19 +126,12 @@ class Joined:
 
 @dataclass
 class JoinRun:
-    """One run: its engine, its place, and the steps in their order.
+    """One run: its engine, its place, and the steps in their order."""
 
-    Args:
-        engine: Runs the SQL.
-        config: What to do.
-        work: Folder for staged inputs and finished parts.
-        steps: Told which step begins.
-    """
-
-    engine: Engine
-    config: JoinConfig
-    work: Path
-    steps: Steps
+    engine: Engine  # Runs the SQL
+    config: JoinConfig  # What to do
+    work: Path  # Folder for staged inputs and finished parts
+    steps: Steps  # Told which step begins
 
     def run(self) -> Joined:
         """Take every step that needs the engine."""

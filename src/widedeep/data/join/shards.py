@@ -20,36 +20,22 @@ from widedeep.data.exact_sum import ExactSum
 from widedeep.data.join.config import SPLITS
 from widedeep.directory import file_sha256
 
-__all__ = ["Shard", "read_part", "write_part"]
-
 ROW_GROUP = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of examples.
+    """One file of examples."""
 
-    Args:
-        split: ``"train"``, ``"valid"`` or ``"test"``.
-        file: Its path in the dataset.
-        rows: Number of examples.
-        labels: Sum of each label, without rounding.
-        weight: Sum of the weights, likewise.
-        first_us: The first event time; None if it has no row.
-        last_us: The last event time.
-        bytes: Its size.
-        sha256: Of its contents.
-    """
-
-    split: str
-    file: str
-    rows: int
-    labels: dict[str, Fraction]
-    weight: Fraction
-    first_us: int | None
-    last_us: int | None
-    bytes: int
-    sha256: str
+    split: str  # ``"train"``, ``"valid"`` or ``"test"``
+    file: str  # Its path in the dataset
+    rows: int  # Number of examples
+    labels: dict[str, Fraction]  # Sum of each label, without rounding
+    weight: Fraction  # Sum of the weights, likewise
+    first_us: int | None  # The first event time; None if it has no row
+    last_us: int | None  # The last event time
+    bytes: int  # Its size
+    sha256: str  # Of its contents
 
 
 def write_part(
@@ -60,18 +46,7 @@ def write_part(
     labels: Sequence[str],
     shard_rows: int,
 ) -> list[Shard]:
-    """Write the examples of a pass.
-
-    Row groups and shards are cut at fixed numbers of rows, whatever the batches are, so that the
-    same rows give the same bytes.
-
-    Args:
-        batches: With ``wd_split`` and ``wd_event_time`` before the output's columns.
-        folder: Where the shards go, a folder for each split.
-        part: Number of the pass, in the file names.
-        labels: Names of the label columns.
-        shard_rows: Rows a shard, at most.
-    """
+    """Write the examples of a pass."""
     writers: dict[str, _SplitWriter] = {}
     for batch in batches:
         split_B = batch.column("wd_split").to_numpy(zero_copy_only=False)

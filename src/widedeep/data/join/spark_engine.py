@@ -18,8 +18,6 @@ from widedeep.data.join.engine import BATCH_ROWS, EngineError, explained
 from widedeep.data.join.portable_sql import for_spark
 from widedeep.errors import ConfigError, DataError, install_hint
 
-__all__ = ["SparkEngine", "check_spark"]
-
 _DEFAULTS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "true",
@@ -40,17 +38,7 @@ def check_spark() -> None:
 
 
 class SparkEngine:
-    """Runs the join on Spark. Files must be readable by every worker, as must the output's folder.
-
-    A session that the process has already is used; else one is started and stopped again.
-
-    Args:
-        master: ``"local[2]"`` or a cluster's URL.
-        options: Further settings of the session.
-
-    Raises:
-        DataError: If PySpark or Java is not there.
-    """
+    """Runs the join on Spark; workers must be able to read the files and the output's folder."""
 
     name = "spark"
     parallel = True

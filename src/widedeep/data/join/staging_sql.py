@@ -5,15 +5,6 @@ from __future__ import annotations
 from widedeep.data.join.mixing import PRIME, mixed
 from widedeep.data.join.plan import LIMB_BITS, JoinPlan, Source, ValueScale, double, literal
 
-__all__ = [
-    "all_keys",
-    "selected",
-    "stage_actions",
-    "stage_impressions",
-    "stage_positives",
-    "stage_versions",
-]
-
 SALT_PARTITION = 1
 SALT_DRAW = 4
 SALT_POSITIVE = 5
@@ -113,13 +104,7 @@ def stage_versions(plan: JoinPlan, of: str) -> str:
 
 
 def stage_positives(plan: JoinPlan) -> str:
-    """Return SQL that makes impressions of a log of positives: the items taken and those drawn.
-
-    A positive at time t gets, by its seeded hash, positions among the actions strictly before t
-    (``"popularity"``: an item as often as it was acted on) or among the items first acted on
-    before t (``"uniform"``). A drawn item is rejected if the user took it at t or in the window
-    after it, so that its label is 0, or if it was drawn before for the same user and time.
-    """
+    """Return SQL that makes impressions of a log of positives: the items taken and those drawn."""
     draws = plan.config.negatives.per_positive
     request = "CAST(wd_user AS VARCHAR) || '@' || CAST(wd_time AS VARCHAR)"
     tries = " UNION ALL ".join(

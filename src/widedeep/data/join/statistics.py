@@ -20,8 +20,6 @@ from widedeep.data.join.column_counts import column_statistics, drift
 from widedeep.data.join.config import SPLITS
 from widedeep.data.join.rates import RateSums
 
-__all__ = ["statistics"]
-
 _BUCKETS = 24
 _COLUMNS_AT_ONCE = 2
 _BATCH_ROWS = 65_536
@@ -40,13 +38,7 @@ def _batches(
 def statistics(
     folder: Path, manifest: Mapping[str, Any], *, spill_dir: Path | None = None
 ) -> dict[str, Any]:
-    """Return the statistics of a dataset.
-
-    Args:
-        folder: Where the shards are.
-        manifest: Which shards there are.
-        spill_dir: Where values go that are too many to be counted in memory.
-    """
+    """Return the statistics of a dataset."""
     columns = [(column["name"], column["role"]) for column in manifest["columns"]]
     filled = [split for split in SPLITS if manifest["splits"][split]["rows"]]
 

@@ -9,15 +9,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-__all__ = ["Steps"]
-
 
 class Steps:
-    """Names the running step and the time it has taken: live on a terminal, else a line a step.
-
-    Args:
-        enabled: False shows nothing.
-    """
+    """Names the running step and the time it has taken: live on a terminal, else a line a step."""
 
     def __init__(self, *, enabled: bool) -> None:
         self._console = Console(stderr=True)

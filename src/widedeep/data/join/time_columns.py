@@ -21,41 +21,23 @@ from widedeep.data.join.times import (
 )
 from widedeep.errors import DataError
 
-__all__ = ["TimeColumn", "note_finer", "time_column"]
-
 _TO_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeColumn:
-    """A column of times.
+    """A column of times."""
 
-    Args:
-        sql: Its microseconds since 1970.
-        zoned: True if its times name a zone, or the configuration does.
-        notes: What a person should know.
-    """
-
-    sql: str
-    zoned: bool
-    notes: tuple[str, ...] = ()
+    sql: str  # Its microseconds since 1970
+    zoned: bool  # True if its times name a zone, or the configuration does
+    notes: tuple[str, ...] = ()  # What a person should know
 
 
 def time_column(
     engine: Engine, opened: Opened, column: str, source: ImpressionLog | ActionLog | Attributes
 ) -> TimeColumn:
-    """Return how a column's times are read.
-
-    Args:
-        engine: Reads the input.
-        opened: The input.
-        column: The column.
-        source: Its unit and zone, where they are named.
-
-    Raises:
-        DataError: If the column is of another type, or holds what is no time.
-    """
+    """Return how a column's times are read."""
     kind = opened.type_of(column, "valid_from" if isinstance(source, Attributes) else "time")
     where = f"{opened.name}: column {column!r}"
     name = quoted(column)

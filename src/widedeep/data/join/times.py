@@ -10,22 +10,6 @@ import numpy as np
 
 from widedeep.errors import ConfigError, DataError
 
-__all__ = [
-    "FINER_TEXT",
-    "LARGEST_US",
-    "MICROSECONDS",
-    "PLAUSIBLE_US",
-    "TIME_TEXT",
-    "ZONED_TEXT",
-    "check_unit",
-    "duration_us",
-    "moment_text",
-    "moment_us",
-    "names_zone",
-    "offset_us",
-    "unit_of_epochs",
-]
-
 MICROSECONDS = 1_000_000
 LARGEST_US = 4 * 10**18
 """Times and windows stay below this, so that no sum of two of them leaves 64 bits."""
@@ -67,20 +51,7 @@ FINER_TEXT = "[.][0-9]{6}0*[1-9]"
 
 
 def duration_us(duration: str | float | datetime.timedelta, name: str = "duration") -> int:
-    """Return a duration in microseconds.
-
-    Args:
-        duration: Text such as ``"30m"``, ``"12h"``, ``"7d"`` (units us, ms, s, m, h, d, w), a
-            number of seconds, or a ``timedelta``.
-        name: Of the setting, for errors.
-
-    Raises:
-        ConfigError: If it cannot be read, is negative, or is no whole number of microseconds.
-
-    Example:
-        >>> duration_us("1.5h"), duration_us(2)
-        (5400000000, 2000000)
-    """
+    """Return a duration in microseconds."""
     if isinstance(duration, datetime.timedelta):
         return _checked(Fraction(duration // datetime.timedelta(microseconds=1)), duration, name)
     if isinstance(duration, str):
@@ -115,21 +86,7 @@ def _checked(microseconds: Fraction, duration: object, name: str) -> int:
 
 
 def moment_us(moment: str | datetime.date, name: str = "time") -> int:
-    """Return a point in time as microseconds since 1970 in UTC.
-
-    Text is read by the rule that holds for columns of text, :data:`TIME_TEXT`.
-
-    Args:
-        moment: ISO 8601 text, a datetime or a date; UTC where no zone is named.
-        name: Of the setting, for errors.
-
-    Raises:
-        ConfigError: If it cannot be read, or has digits below a microsecond.
-
-    Example:
-        >>> moment_us("1970-01-01T00:00:01Z"), moment_us("1970-01-01 01:00+01:00")
-        (1000000, 0)
-    """
+    """Return a point in time as microseconds since 1970 in UTC."""
     if isinstance(moment, str):
         return _text_us(moment, name)
     if not isinstance(moment, datetime.date):
@@ -166,24 +123,14 @@ def _text_us(text: str, name: str) -> int:
 
 
 def names_zone(moment: str | datetime.date) -> bool:
-    """Tell whether a moment of a setting names its zone.
-
-    Example:
-        >>> names_zone("2026-01-31"), names_zone("2026-01-31T00:00Z")
-        (False, True)
-    """
+    """Tell whether a moment of a setting names its zone."""
     if isinstance(moment, str):
         return re.search(ZONED_TEXT, moment) is not None
     return isinstance(moment, datetime.datetime) and moment.tzinfo is not None
 
 
 def moment_text(microseconds: int) -> str:
-    """Return microseconds since 1970 as text, in UTC.
-
-    Example:
-        >>> moment_text(1_000_000)
-        '1970-01-01T00:00:01+00:00'
-    """
+    """Return microseconds since 1970 as text, in UTC."""
     try:
         return (_EPOCH + datetime.timedelta(microseconds=microseconds)).isoformat()
     except OverflowError:
@@ -191,17 +138,7 @@ def moment_text(microseconds: int) -> str:
 
 
 def offset_us(timezone: str, name: str = "timezone") -> int:
-    """Return how far a fixed zone is ahead of UTC, in microseconds.
-
-    Zones with daylight saving are refused: an hour in autumn would be two moments.
-
-    Raises:
-        ConfigError: If it is neither ``"UTC"`` nor an offset such as ``"+02:00"``.
-
-    Example:
-        >>> offset_us("-01:30")
-        -5400000000
-    """
+    """Return how far a fixed zone is ahead of UTC, in microseconds."""
     if timezone.upper() in ("UTC", "Z"):
         return 0
     found = _OFFSET.fullmatch(timezone)
@@ -215,23 +152,7 @@ def offset_us(timezone: str, name: str = "timezone") -> int:
 
 
 def unit_of_epochs(smallest: int, largest: int, where: str) -> str:
-    """Return the unit of a column of epoch numbers, from its range.
-
-    Args:
-        smallest: The smallest number in the column.
-        largest: The largest.
-        where: The column, for errors.
-
-    Returns:
-        ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``.
-
-    Raises:
-        DataError: If the numbers fit no unit between 2001 and 2286, or more than one.
-
-    Example:
-        >>> unit_of_epochs(1_700_000_000_000, 1_700_000_360_000, "column 'ts'")
-        'ms'
-    """
+    """Return the unit of a column of epoch numbers, from its range."""
     for unit, low, high in _PLAUSIBLE:
         if low <= smallest and largest < high:
             return unit
@@ -249,23 +170,7 @@ def unit_of_epochs(smallest: int, largest: int, where: str) -> str:
 
 
 def check_unit(unit: str, smallest: int, largest: int, where: str) -> None:
-    """Refuse a unit that was named if a number is plausible in another, or too large in this.
-
-    Args:
-        unit: ``"s"``, ``"ms"``, ``"us"`` or ``"ns"``.
-        smallest: The smallest number in the column.
-        largest: The largest.
-        where: The column, for errors.
-
-    Raises:
-        DataError: If so. Numbers that are plausible in no unit are what they were said to be.
-
-    Example:
-        >>> check_unit("ms", 1_700_000_000, 1_700_000_360, "column 'ts'")
-        Traceback (most recent call last):
-        ...
-        widedeep.errors.DataError: column 'ts': got time_unit = 'ms', but 1700000000 to ...
-    """
+    """Refuse a unit that was named if a number is plausible in another, or too large in this."""
     others = {_plausible_unit(number) for number in (smallest, largest)} - {None, unit}
     if others:
         likely = " and ".join(sorted(map(str, others)))

@@ -11,23 +11,10 @@ from pathlib import Path
 
 from widedeep.errors import DataError, WideDeepError
 
-__all__ = ["work_folder"]
-
 
 @contextlib.contextmanager
 def work_folder(work: Path, *, resume: bool) -> Iterator[None]:
-    """Hold a folder for the block, and delete it if the block ends well.
-
-    If it fails the folder stays, with the parts that are finished; if none is and it was begun
-    here, it is deleted too.
-
-    Args:
-        work: The folder, made if it is not there.
-        resume: Keep what is in it; else it is emptied.
-
-    Raises:
-        DataError: If another process holds it.
-    """
+    """Hold a folder for the block, and delete it if the block ends well."""
     work.mkdir(parents=True, exist_ok=True)
     handle = os.open(work, os.O_RDONLY)
     try:

@@ -24,8 +24,6 @@ from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 if TYPE_CHECKING:
     from widedeep.kernels.front import Front
 
-__all__ = ["Accounts", "RouteAccount"]
-
 _decoder = msgspec.json.Decoder(RankRequest)
 _EVERY_S = 0.05
 _LOOK_UPS = 2  # each time at most: a sample need not grow with the load
@@ -33,19 +31,12 @@ _LOOK_UPS = 2  # each time at most: a sample need not grow with the load
 
 @dataclass(kw_only=True, eq=False)
 class RouteAccount:
-    """A native route, and whom its requests are counted for.
+    """A native route, and whom its requests are counted for."""
 
-    Args:
-        route: Answers.
-        model: Its name.
-        held: The version.
-        catalogue: Whose items the route knows.
-    """
-
-    route: RankRoute
-    model: str
-    held: LoadedVersion
-    catalogue: Catalogue
+    route: RankRoute  # Answers
+    model: str  # Its name
+    held: LoadedVersion  # The version
+    catalogue: Catalogue  # Whose items the route knows
     ranker: Ranker = field(init=False)
     told: tuple[int, int, float, NDArray[int64]] = field(init=False)
 
@@ -65,14 +56,7 @@ class RouteAccount:
 
 
 class Accounts:
-    """Brings what native threads counted and kept to the metrics, the logs and the shadow.
-
-    Nothing of it happens on a request's path: a thread looks a few times a second.
-
-    Args:
-        service: Whose figures and logs they are.
-        front: The native server.
-    """
+    """Brings what native threads counted and kept to the metrics, the logs and the shadow."""
 
     def __init__(self, service: Service, front: Front) -> None:
         self._service, self._front = service, front

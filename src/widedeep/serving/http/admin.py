@@ -17,8 +17,6 @@ from widedeep.serving.http.service import Service
 from widedeep.serving.http.settings import Settings
 from widedeep.serving.registry import NoVersion, Registry
 
-__all__ = ["REPOSITORY", "VERBS", "check_operator"]
-
 Result = TypeVar("Result")
 _LOAD_S = 60.0
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/@\s]+)(?::\d+)?")
@@ -50,15 +48,7 @@ _canary = msgspec.json.Decoder(CanaryOrder)
 
 
 def check_operator(call: Call, settings: Settings) -> None:
-    """Refuse an order that a page of another site had a browser send.
-
-    Args:
-        call: The request.
-        settings: Say by which names operators reach the server.
-
-    Raises:
-        HttpError: 403 for another host or site, 415 for a body that a form could send.
-    """
+    """Refuse an order that a page of another site had a browser send."""
     host = call.header(b"host") or ""
     name = _HOST.fullmatch(host)
     bound = (call.scope.get("server") or ("",))[0]

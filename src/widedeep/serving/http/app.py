@@ -17,8 +17,6 @@ from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import Service
 from widedeep.serving.request_log import RequestLog
 
-__all__ = ["App"]
-
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -27,11 +25,7 @@ _LINE_BREAKS = re.compile(rb"[^\x20-\x7e]")
 
 
 class App:
-    """The server as an ASGI application.
-
-    Args:
-        service: What the endpoints share.
-    """
+    """The server as an ASGI application."""
 
     def __init__(self, service: Service) -> None:
         self.service = service

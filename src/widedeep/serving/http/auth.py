@@ -15,55 +15,21 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.limits import TokenBucket
 
-__all__ = ["ApiKey", "Keys"]
-
 _KNOWN = ("sha256", "rate", "admin")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """One caller.
+    """One caller."""
 
-    Args:
-        name: Stands in logs in place of the key.
-        digest: SHA-256 of the key; the key itself is stored nowhere.
-        admin: May load, unload and roll back, and nothing else.
-        bucket: Its rate; None for no limit.
-    """
-
-    name: str
-    digest: bytes
-    admin: bool = False
-    bucket: TokenBucket | None = None
+    name: str  # Stands in logs in place of the key
+    digest: bytes  # SHA-256 of the key; the key itself is stored nowhere
+    admin: bool = False  # May load, unload and roll back, and nothing else
+    bucket: TokenBucket | None = None  # Its rate; None for no limit
 
 
 class Keys:
-    """The keys that open the server.
-
-    The file holds a table for each caller, with the key's digest, so that who reads the file cannot
-    call the server::
-
-        [keys.shop]
-        sha256 = "…"     # printf %s "$KEY" | sha256sum
-        rate = 500       # requests a second, over all workers; absent for no limit
-
-        [keys.operator]
-        sha256 = "…"
-        admin = true     # load, unload, rollback
-
-    Args:
-        keys: The callers.
-
-    Example:
-        >>> digest = hashlib.sha256(b"open sesame").digest()
-        >>> keys = Keys([ApiKey(name="shop", digest=digest)])
-        >>> keys.check("open sesame").name
-        'shop'
-        >>> keys.check("wrong")
-        Traceback (most recent call last):
-        ...
-        widedeep.serving.http.errors.HttpError: got an API key that is not known; ...
-    """
+    """The keys that open the server."""
 
     def __init__(self, keys: list[ApiKey]) -> None:
         self._keys = keys
@@ -76,32 +42,14 @@ class Keys:
 
     @classmethod
     def load(cls, path: str | Path, *, workers: int = 1) -> Keys:
-        """Read a file of keys.
-
-        Args:
-            path: A TOML file.
-            workers: Processes among which callers' rates are divided.
-
-        Raises:
-            ConfigError: If it cannot be read, or holds no keys.
-        """
+        """Read a file of keys."""
         file = _KeyFile(Path(path), workers)
         keys = cls(file.read())
         keys._file = file
         return keys
 
     def reload(self, *, force: bool = False) -> bool:
-        """Read the file again if it has changed; callers that stay keep what is left of their rate.
-
-        Args:
-            force: Read it again in any case.
-
-        Returns:
-            Whether it was read.
-
-        Raises:
-            ConfigError: If it cannot be used; the keys that were read before stay.
-        """
+        """Read the file again if it has changed; callers that stay keep their rate's remainder."""
         if self._file is None or not (self._file.has_changed() or force):
             return False
         before = {key.name: key for key in self._keys}
@@ -109,16 +57,7 @@ class Keys:
         return True
 
     def check(self, offered: str | None, *, admin: bool = False) -> ApiKey:
-        """Return whose key it is, and count the request against its rate.
-
-        Args:
-            offered: What the caller sent.
-            admin: Whether the request needs an admin key.
-
-        Raises:
-            HttpError: 401 without a key that is known, 403 for a key of the other kind, 429 above
-                the rate.
-        """
+        """Return whose key it is, and count the request against its rate."""
         if offered is None:
             raise HttpError(
                 401, "got no API key; send one as Authorization: Bearer KEY, or as X-API-Key: KEY"

@@ -16,8 +16,6 @@ import msgspec
 from widedeep.serving.http.errors import HttpError, bad_json
 from widedeep.serving.http.settings import Settings
 
-__all__ = ["ARRIVED", "JSON", "TICKET", "Call", "Disconnected", "Reply", "json_reply", "late_body"]
-
 Message: TypeAlias = MutableMapping[str, Any]
 Shape = TypeVar("Shape")
 
@@ -44,27 +42,16 @@ class Disconnected(Exception):
 
 @dataclass(slots=True)
 class Reply:
-    """An answer.
+    """An answer."""
 
-    Args:
-        body: Its bytes.
-        status: The HTTP status.
-        media_type: Of the body.
-        headers: Beside those of every answer.
-    """
-
-    body: bytes
-    status: int = 200
-    media_type: bytes = JSON
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytes  # Its bytes
+    status: int = 200  # The HTTP status
+    media_type: bytes = JSON  # Of the body
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # Beside those of every answer
 
 
 def json_reply(value: object, status: int = 200) -> Reply:
-    """Return an answer in JSON.
-
-    Raises:
-        HttpError: If a text holds half a surrogate pair, which no UTF-8 can carry.
-    """
+    """Return an answer in JSON."""
     try:
         return Reply(_encoder.encode(value), status)
     except UnicodeEncodeError as error:
@@ -72,19 +59,7 @@ def json_reply(value: object, status: int = 200) -> Reply:
 
 
 class Call:
-    """One request.
-
-    Attributes:
-        method: ``"POST"``.
-        path: Without the query.
-        headers: The last value of each, by name in lower case.
-        params: What the path's pattern matched, by name.
-        request_id: The caller's (``X-Request-ID``, or in the body), else one made up.
-        deadline: On :func:`time.monotonic`'s clock.
-        model: Which model answered, for logs and metrics.
-        version: Which version of it.
-        rows: How many candidates or rows it scored.
-    """
+    """One request."""
 
     __slots__ = (
         *(
@@ -120,11 +95,7 @@ class Call:
         self._body: bytes | None = None
 
     def check_headers(self) -> None:
-        """Refuse a header twice of which there may be one.
-
-        Raises:
-            HttpError: 400, naming it.
-        """
+        """Refuse a header twice of which there may be one."""
         given = self.scope["headers"]
         if len(self.headers) == len(given):
             return
@@ -140,11 +111,7 @@ class Call:
         return None if value is None else value.decode("latin-1")
 
     def read_deadline(self) -> None:
-        """Take the caller's word for how long it will wait.
-
-        Raises:
-            HttpError: If the header is no number of milliseconds.
-        """
+        """Take the caller's word for how long it will wait."""
         text = self.header(b"x-request-timeout-ms")
         if text is None:
             return
@@ -159,13 +126,7 @@ class Call:
         self.deadline = self.arrived + min(wait_ms, self._settings.longest_deadline_ms) / 1e3
 
     async def body(self) -> bytes:
-        """Return the body, decompressed.
-
-        Raises:
-            HttpError: 413 for more than is allowed, 415 for an encoding that is not known, 408 if
-                it does not come in time.
-            Disconnected: If the caller is gone.
-        """
+        """Return the body, decompressed."""
         if self._body is None:
             self._body = await self._read()
         return self._body
@@ -245,22 +206,12 @@ class Call:
         return found
 
     async def json(self, decoder: msgspec.json.Decoder[Shape]) -> Shape:
-        """Return the body as a decoder reads it.
-
-        Raises:
-            HttpError: 400 if it is not what the decoder expects, 415 if it says that it is no JSON;
-                and as :meth:`body`.
-        """
+        """Return the body as a decoder reads it."""
         self.check_media_type(b"application/json")
         return decode(await self.body(), decoder)
 
     def check_media_type(self, *known: bytes) -> None:
-        """Raise the answer 415 for a body of another type.
-
-        Raises:
-            HttpError: If a type is given that is not known. None at all is taken for JSON, and so
-                is what curl sends when it is told nothing.
-        """
+        """Raise the answer 415 for a body of another type."""
         given = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if given and given not in known and given != b"application/x-www-form-urlencoded":
             names = " or ".join(name.decode() for name in known)
@@ -275,11 +226,7 @@ def late_body(seconds: float) -> HttpError:
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
-    """Read a body.
-
-    Raises:
-        HttpError: If it is not what the decoder expects.
-    """
+    """Read a body."""
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:

@@ -12,43 +12,28 @@ from widedeep.serving.http.openapi import openapi_document
 from widedeep.serving.http.service import Service
 from widedeep.serving.http.settings import Settings
 
-__all__ = ["Endpoint", "endpoints"]
-
 Access: TypeAlias = Literal["open", "key", "admin"]
 Run: TypeAlias = Callable[[Service, Call], Awaitable[Reply]]
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A path of the server.
+    """A path of the server."""
 
-    Args:
-        method: ``"GET"`` or ``"POST"``.
-        path: With its parameters in braces.
-        run: Answers.
-        access: Who may call it where keys are asked for: anyone, callers, or operators.
-        scores: Whether it computes, and so waits in the queue.
-        takes: The type of its body.
-        gives: The type of its answer.
-        listed: Whether the OpenAPI document tells of it; not what only the server's page asks for.
-    """
-
-    method: str
-    path: str
-    run: Run
+    method: str  # ``"GET"`` or ``"POST"``
+    path: str  # With its parameters in braces
+    run: Run  # Answers
+    # Who may call it where keys are asked for: anyone, callers, or operators
     access: Access = "key"
-    scores: bool = False
-    takes: Any = None
-    gives: Any = None
+    scores: bool = False  # Whether it computes, and so waits in the queue
+    takes: Any = None  # The type of its body
+    gives: Any = None  # The type of its answer
+    # Whether the OpenAPI document tells of it; not what only the server's page asks for
     listed: bool = True
 
 
 def endpoints(settings: Settings) -> Iterator[Endpoint]:
-    """Yield the paths that a server with these settings has.
-
-    Args:
-        settings: Say whether operators are let in.
-    """
+    """Yield the paths that a server with these settings has."""
     yield _rank("/v1/rank")
     yield _recommend()
     yield from _health()

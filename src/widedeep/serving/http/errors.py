@@ -13,8 +13,6 @@ from widedeep.errors import LimitError, WideDeepError
 if TYPE_CHECKING:
     from widedeep.schema import Schema
 
-__all__ = ["HttpError", "bad_json", "json_pointer", "misfit"]
-
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _PLACE = re.compile(r"(feature|column) '(.*?)' \(row (\d+)[) ]")
 _AT = " - at `$"
@@ -22,19 +20,7 @@ _LONGEST_MESSAGE = 2_000
 
 
 class HttpError(Exception):
-    """A request that is not answered as its sender hoped.
-
-    Args:
-        status: The HTTP status.
-        message: What was got, what is allowed, what to do.
-        pointer: Where in the body, as a JSON pointer (RFC 6901).
-        retry_after: Seconds after which to try again.
-        close: Close the connection after the answer: its rest cannot be read.
-
-    Example:
-        >>> HttpError(400, "got -1", pointer="/k").body()
-        b'{"error":"got -1","pointer":"/k"}'
-    """
+    """A request that is not answered as its sender hoped."""
 
     def __init__(
         self,
@@ -79,12 +65,7 @@ def _shortened(message: str) -> str:
 
 
 def json_pointer(path: str) -> str:
-    """Return a place as msgspec names it as a JSON pointer.
-
-    Example:
-        >>> json_pointer("$.items[3].price")
-        '/items/3/price'
-    """
+    """Return a place as msgspec names it as a JSON pointer."""
     steps = (name or index for name, index in _STEP.findall(path))
     return "".join(f"/{step.replace('~', '~0').replace('/', '~1')}" for step in steps)
 
@@ -106,13 +87,7 @@ def bad_json(error: Exception) -> HttpError:
 def misfit(
     error: WideDeepError, schema: Schema, place: Callable[[str, int], str | None]
 ) -> HttpError:
-    """Return the answer to values that do not fit the model's features.
-
-    Args:
-        error: As the library raised it.
-        schema: Says which column a feature reads.
-        place: The JSON pointer of a column's value in a row.
-    """
+    """Return the answer to values that do not fit the model's features."""
     message = _shortened(str(error))
     status = 413 if isinstance(error, LimitError) else 400
     found = _PLACE.search(message)

@@ -34,8 +34,6 @@ from widedeep.serving.served import LoadedVersion
 if TYPE_CHECKING:
     from widedeep.kernels.front import Front
 
-__all__ = ["Lent", "NativeFront", "can_serve_natively"]
-
 _LONGEST_BODY = 1 << 20
 _QUEUED = 2048
 
@@ -55,12 +53,7 @@ class _Prepared:
 
 
 class NativeFront:
-    """The native threads of a server, and its connections with the Python server.
-
-    Args:
-        service: Whose requests they answer.
-        listening: The socket, which listens.
-    """
+    """The native threads of a server, and its connections with the Python server."""
 
     def __init__(self, service: Service, listening: socket.socket) -> None:
         self._service = service
@@ -118,12 +111,7 @@ class NativeFront:
     # ---- connections ----------------------------------------------------------------------------
 
     def start(self, new_protocol: NewProtocol) -> None:
-        """Begin to take over what the native threads hand over; in the event loop.
-
-        Args:
-            new_protocol: Makes a connection of the Python server, given what it was lent with, and
-                what was read already.
-        """
+        """Begin to take over what the native threads hand over; in the event loop."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._told, self._take_handed, loop, new_protocol)
 
@@ -164,13 +152,7 @@ class NativeFront:
     async def drain(
         self, end: float, give_up: Callable[[], bool], is_waiting: Callable[[], bool]
     ) -> None:
-        """Wait for the connections that are there, and accept no more.
-
-        Args:
-            end: When to wait no longer, on :func:`time.monotonic`'s clock.
-            give_up: Asked again and again.
-            is_waiting: Whether connections of the Python server must be waited for.
-        """
+        """Wait for the connections that are there, and accept no more."""
         self._native.drain()
         while self._native.connections_before_drain or self._adopting or is_waiting():
             if time.monotonic() > end or give_up():
@@ -186,11 +168,7 @@ class NativeFront:
         self._native.adopt(descriptor)
 
     async def finish(self, give_up: Callable[[], bool]) -> None:
-        """Wait until the last connections are closed, as long as :meth:`drain` may take.
-
-        Args:
-            give_up: Asked again and again.
-        """
+        """Wait until the last connections are closed, as long as :meth:`drain` may take."""
         while self._native.connections or self._adopting:
             if time.monotonic() > self._end or give_up():
                 break
@@ -208,24 +186,13 @@ class NativeFront:
 
 
 class Lent:
-    """One connection that the Python server has from the native one, which counts it until then.
-
-    Args:
-        native: Whose it is.
-    """
+    """One connection that the Python server has from the native one, which counts it until then."""
 
     def __init__(self, native: Front) -> None:
         self._native, self._is_out = native, True
 
     def give_back(self, transport: asyncio.Transport) -> bool:
-        """Return it between two requests; its transport is closed, the socket lives.
-
-        Args:
-            transport: Of the Python server; nothing is left to be written.
-
-        Returns:
-            False if there is no descriptor for that: it stays.
-        """
+        """Return it between two requests; its transport is closed, the socket lives."""
         try:
             descriptor = os.dup(transport.get_extra_info("socket").fileno())
         except OSError:

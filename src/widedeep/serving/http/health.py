@@ -18,8 +18,6 @@ from widedeep.serving.http.models import Models
 from widedeep.serving.http.service import Service
 from widedeep.serving.supervisor import METRICS_DIRECTORY
 
-__all__ = ["live", "metrics", "ready", "server_figures", "status"]
-
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -29,10 +27,7 @@ async def live(service: Service, call: Call) -> Reply:
 
 
 async def ready(service: Service, call: Call) -> Reply:
-    """Say whether requests should come here: models are loaded, threads work, no stop is asked for.
-
-    What an operator should mend though requests are answered is told as warnings.
-    """
+    """Say whether requests should come here: models are loaded, threads work, no stop is due."""
     reasons = service.unready()
     told = {"ready": not reasons, "reasons": reasons, "warnings": service.warnings()}
     body = {key: value for key, value in told.items() if value != []}
@@ -69,11 +64,7 @@ async def metrics(service: Service, call: Call) -> Reply:
 
 
 def server_figures(service: Service) -> CollectorRegistry:
-    """Return where the figures of all processes of this server are collected.
-
-    Args:
-        service: Of this process.
-    """
+    """Return where the figures of all processes of this server are collected."""
     service.publish()
     if METRICS_DIRECTORY not in os.environ:
         return service.metrics.registry

@@ -12,30 +12,12 @@ from typing import TypeVar
 from widedeep.kernels.front import Places
 from widedeep.serving.http.errors import HttpError
 
-__all__ = ["Admission", "Scheduler", "TokenBucket", "late_error"]
-
 Result = TypeVar("Result")
 _RECENT = 0.2
 
 
 class Admission:
-    """Counts the requests that have come whole and are not yet computed; refuses beyond a limit.
-
-    What it bounds is waiting.
-
-    Args:
-        limit: Requests waiting or computed at once; None: as many as will be done in ``max_wait_s``
-            at the pace of the last second.
-        max_wait_s: How long a request may be expected to wait.
-
-    Attributes:
-        places: The count, which native threads share.
-
-    Example:
-        >>> door = Admission(1)
-        >>> door.enter(), door.enter(), door.leave(), door.enter()
-        (True, False, None, True)
-    """
+    """Counts the requests that have come whole and are not yet computed; refuses beyond a limit."""
 
     def __init__(self, limit: int | None, max_wait_s: float = 1.0) -> None:
         self.places = Places(-1 if limit is None else limit, max_wait_s)
@@ -69,17 +51,7 @@ class Admission:
 
 
 class TokenBucket:
-    """Lets ``rate`` requests a second pass, and up to a second's worth at once.
-
-    Args:
-        rate: Requests a second, above 0.
-        now: A clock in seconds.
-
-    Example:
-        >>> bucket = TokenBucket(2.0, now=lambda: 0.0)
-        >>> bucket.take(), bucket.take(), bucket.take()
-        (0.0, 0.0, 0.5)
-    """
+    """Lets ``rate`` requests a second pass, and up to a second's worth at once."""
 
     def __init__(self, rate: float, now: Callable[[], float] = time.monotonic) -> None:
         self.rate = rate
@@ -102,14 +74,7 @@ class TokenBucket:
 
 
 class Scheduler:
-    """Runs short computations where they are, long ones in threads beside the event loop.
-
-    How long one takes is estimated from the rows a second that the same kind of computation had.
-
-    Args:
-        threads: Threads for long computations.
-        inline_s: What counts as short, in seconds.
-    """
+    """Runs short computations where they are, long ones in threads beside the event loop."""
 
     def __init__(self, threads: int, inline_s: float) -> None:
         self._inline_s = inline_s
@@ -119,17 +84,7 @@ class Scheduler:
     async def run(
         self, kind: str, rows: int, deadline: float, compute: Callable[[], Result]
     ) -> Result:
-        """Compute, unless the deadline passes before its turn comes or before it is done.
-
-        Args:
-            kind: Computations of one kind take as long a row.
-            rows: Candidates or rows.
-            deadline: On :func:`time.monotonic`'s clock.
-            compute: Does it; it may run in another thread.
-
-        Raises:
-            HttpError: 504 after the deadline.
-        """
+        """Compute, unless the deadline passes before its turn comes or before it is done."""
         expected = self._seconds_a_row.get(kind, 1e-5) * rows
         check_deadline(deadline)
         if expected <= self._inline_s:
@@ -161,11 +116,7 @@ class Scheduler:
 
 
 def check_deadline(deadline: float) -> None:
-    """Raise the answer 504 if the deadline is over.
-
-    Raises:
-        HttpError: If it is.
-    """
+    """Raise the answer 504 if the deadline is over."""
     if time.monotonic() > deadline:
         raise late_error()
 

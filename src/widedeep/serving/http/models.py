@@ -12,21 +12,9 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.registry import NoVersion, Registry, Served
 
-__all__ = ["Models", "find_models"]
-
 
 def find_models(paths: list[str]) -> dict[str, Path]:
-    """Return the models that paths hold, by name: the name of their directory.
-
-    A path is a bundle, a directory of a model's versions, a run's directory, or a directory of
-    several models, each of them a directory of versions. ``NAME=PATH`` gives a model another name.
-
-    Args:
-        paths: As on the command line.
-
-    Raises:
-        ConfigError: If a path holds no model, or two have one name.
-    """
+    """Return the models that paths hold, by name: the name of their directory."""
     found: dict[str, Path] = {}
     for text in paths:
         given, equals, rest = text.partition("=")
@@ -71,11 +59,7 @@ def _models_in(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 class Models:
-    """The models of a server, by name.
-
-    Args:
-        registries: By the name that stands in paths.
-    """
+    """The models of a server, by name."""
 
     def __init__(self, registries: Mapping[str, Registry]) -> None:
         self.registries = dict(registries)
@@ -88,14 +72,7 @@ class Models:
         return all(registry.ready() for registry in self.registries.values())
 
     def registry(self, name: str | None) -> Registry:
-        """Return a model's registry.
-
-        Args:
-            name: None where there is only one.
-
-        Raises:
-            HttpError: 404 if there is none of this name, 400 if it is not clear which is meant.
-        """
+        """Return a model's registry."""
         if name is None:
             if len(self.registries) > 1:
                 known = ", ".join(map(repr, self.registries))
@@ -118,11 +95,7 @@ class Models:
         version: str | None = None,
         label: str | None = None,
     ) -> Iterator[Served]:
-        """Hold a version for one request.
-
-        Raises:
-            HttpError: 404 for a model, version or label that is not there, 503 if none is ready.
-        """
+        """Hold a version for one request."""
         registry = self.registry(name)
         lease = registry.lease(request_id, version=version, label=label)
         try:

@@ -26,40 +26,13 @@ from widedeep.serving.http.rows import (
 from widedeep.serving.http.service import Service
 from widedeep.serving.tensors import column_of, datatype_of, from_bytes, from_json, to_bytes
 
-__all__ = [
-    "EXTENSIONS",
-    "InferInput",
-    "InferOutput",
-    "InferRequest",
-    "chosen_outputs",
-    "index",
-    "infer",
-    "is_model_ready",
-    "metadata",
-    "model_metadata",
-    "model_ready",
-    "model_statistics",
-    "repository_index",
-    "rows_of_inputs",
-    "server",
-    "statistics",
-]
-
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics")
 _BINARY = b"application/octet-stream"
 _LENGTH = b"inference-header-content-length"
 
 
 class InferInput(msgspec.Struct, kw_only=True):
-    """A column of the model.
-
-    Args:
-        name: The column's.
-        shape: ``[rows]``, or ``[rows, values a row]`` for a column of lists.
-        datatype: The protocol's: ``"INT64"``, ``"BYTES"``.
-        parameters: ``binary_data_size`` if the data stand behind the JSON.
-        data: Else the values; null for one that is missing.
-    """
+    """A column of the model."""
 
     name: str
     shape: list[int]
@@ -69,26 +42,14 @@ class InferInput(msgspec.Struct, kw_only=True):
 
 
 class InferOutput(msgspec.Struct, kw_only=True):
-    """A head of the model: ``"score"`` where there is one.
-
-    Args:
-        name: The head's.
-        parameters: ``binary_data``: send it as bytes.
-    """
+    """A head of the model: ``"score"`` where there is one."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
 class InferRequest(msgspec.Struct, kw_only=True):
-    """The body of an inference request.
-
-    Args:
-        inputs: Columns; those that are absent are null in every row.
-        outputs: Which heads to send; all of them if absent.
-        id: Comes back in the answer.
-        parameters: ``binary_data_output``: send the outputs as bytes.
-    """
+    """The body of an inference request."""
 
     inputs: list[InferInput]
     outputs: list[InferOutput] | None = None
@@ -101,11 +62,7 @@ Outputs = list[tuple[str, NDArray[np.float64], bool]]
 
 
 async def infer(service: Service, call: Call) -> Reply:
-    """Score rows given as columns.
-
-    Raises:
-        HttpError: If they do not fit the model.
-    """
+    """Score rows given as columns."""
     call.check_media_type(b"application/json", _BINARY)
     body = await call.body()
     header, binary = split_body(body, call.header(_LENGTH))
@@ -136,15 +93,7 @@ async def infer(service: Service, call: Call) -> Reply:
 
 
 def split_body(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
-    """Return the JSON of a body, and the bytes behind it.
-
-    Args:
-        body: All of it.
-        length: The header that says how long the JSON is; None: there is nothing else.
-
-    Raises:
-        HttpError: If the header does not fit the body.
-    """
+    """Return the JSON of a body, and the bytes behind it."""
     if length is None:
         return body, memoryview(b"")
     n = int(length) if length.isascii() and length.isdigit() and len(length) < 12 else -1
@@ -189,16 +138,7 @@ def _misfit(error: RequestError, position: int) -> HttpError:
 def rows_of_inputs(
     bundle: Bundle, inputs: Sequence[InferInput], tensors: Sequence[list[Any]]
 ) -> list[Row]:
-    """Return the rows that inputs hold.
-
-    Args:
-        bundle: The model.
-        inputs: Names and shapes.
-        tensors: Their values.
-
-    Raises:
-        HttpError: If they do not fit the model, or each other.
-    """
+    """Return the rows that inputs hold."""
     if not inputs:
         raise HttpError(400, "got no inputs, expected at least one column", pointer="/inputs")
     check_columns(bundle, [each.name for each in inputs], lambda name: _pointer(inputs, name, None))
@@ -257,11 +197,7 @@ def _reply(call: Call, request: InferRequest, found: Scored) -> Reply:
 
 
 def chosen_outputs(request: InferRequest, found: Scored) -> Outputs:
-    """Return the heads that a request wants: name, scores, and whether as bytes.
-
-    Raises:
-        HttpError: If it wants one that the model does not have.
-    """
+    """Return the heads that a request wants: name, scores, and whether as bytes."""
     heads = {output_name(head): scores for head, scores in found.scores.items()}
     everything = request.parameters.get("binary_data_output") is True
     if not request.outputs:
@@ -297,11 +233,7 @@ async def metadata(service: Service, call: Call) -> Reply:
 def model_metadata(
     service: Service, model: str, version: str | None, request_id: str
 ) -> dict[str, Any]:
-    """Return a model's inputs and outputs.
-
-    Raises:
-        HttpError: If there is no such model or version.
-    """
+    """Return a model's inputs and outputs."""
     with service.models.lease(model, request_id, version) as served:
         bundle = served.ranker.bundle
     inputs = [
@@ -323,11 +255,7 @@ def model_metadata(
 
 
 def is_model_ready(service: Service, model: str, version: str | None) -> bool:
-    """Tell whether a model, or one version of it, can answer.
-
-    Raises:
-        HttpError: If there is no such model.
-    """
+    """Tell whether a model, or one version of it, can answer."""
     registry = service.models.registry(model)
     if not version:
         return registry.ready()
@@ -370,11 +298,7 @@ async def statistics(service: Service, call: Call) -> Reply:
 def model_statistics(
     service: Service, model: str | None, version: str | None
 ) -> list[dict[str, Any]]:
-    """Return what Triton's statistics extension tells of each version.
-
-    Raises:
-        HttpError: If there is no such model.
-    """
+    """Return what Triton's statistics extension tells of each version."""
     if model is not None:
         service.models.registry(model)
     found = []

@@ -13,30 +13,19 @@ from widedeep import __version__
 if TYPE_CHECKING:
     from widedeep.serving.http.endpoints import Endpoint
 
-__all__ = ["Problem", "openapi_document"]
-
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _REF = "#/components/schemas/{name}"
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What is answered in place of what was asked for.
-
-    Args:
-        error: What was got, what is allowed, what to do.
-        pointer: Where in the body, as a JSON pointer.
-    """
+    """What is answered in place of what was asked for."""
 
     error: str
     pointer: str | None = None
 
 
 def openapi_document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
-    """Return the document of a server.
-
-    Args:
-        endpoints: Its paths.
-    """
+    """Return the document of a server."""
     found = [endpoint for endpoint in endpoints if endpoint.listed]
     types: list[Any] = [Problem]
     for endpoint in found:

@@ -18,8 +18,6 @@ from widedeep.serving.ranker import Ranker
 from widedeep.serving.registry import Registry
 from widedeep.serving.score_bins import SCORE_EDGES
 
-__all__ = ["FILES", "LiveReply", "choices", "file", "live"]
-
 FILES = {
     "/": "index.html",
     **{
@@ -51,17 +49,7 @@ _OFFERED_IDS = 50
 
 
 class LiveReply(msgspec.Struct, kw_only=True):
-    """What the page draws: totals since the server started, of all its processes.
-
-    Args:
-        time: Of the server's clock, in seconds since 1970.
-        requests: Requests to score or rank, by HTTP status.
-        latency_edges: The upper end of each range of seconds but the last.
-        latency: Requests to score or rank in each range.
-        score_edges: The upper end of each range of scores but the last.
-        scores: For each model, for each version, scores in each range.
-        in_flight: Requests begun and not answered yet, but for this one.
-    """
+    """What the page draws: totals since the server started, of all its processes."""
 
     time: float
     requests: dict[str, int]
@@ -156,13 +144,7 @@ def _some(ids: list[Any]) -> list[Any]:
 
 
 async def live(service: Service, call: Call, routes: frozenset[str]) -> Reply:
-    """Return the figures that the page draws.
-
-    Args:
-        service: Whose figures.
-        call: The request.
-        routes: The patterns of the paths that compute scores.
-    """
+    """Return the figures that the page draws."""
     requests: Counter[str] = Counter()
     latency: Counter[float] = Counter()
     scores: dict[str, dict[str, list[int]]] = {}

@@ -15,18 +15,6 @@ from widedeep.serving.http.call import ARRIVED, TICKET
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import Service
 
-__all__ = [
-    "FULL",
-    "LATE_HEAD",
-    "MAX_HEAD",
-    "MAX_HEADERS",
-    "MAX_TARGET",
-    "Connection",
-    "Taker",
-    "connections_of",
-    "last_words",
-]
-
 MAX_HEAD = 64 << 10
 """Bytes of a request's head, its trailers among them."""
 MAX_HEADERS = 128
@@ -37,12 +25,7 @@ _FIRST_REQUEST_S = 0.2
 
 
 def last_words(status: str, error: HttpError) -> bytes:
-    """Return a whole answer after which the connection is closed.
-
-    Args:
-        status: With its phrase.
-        error: What it says.
-    """
+    """Return a whole answer after which the connection is closed."""
     body = error.body()
     lines = [f"HTTP/1.1 {status}", "content-type: application/json", "connection: close"]
     if error.retry_after is not None:
@@ -106,21 +89,7 @@ class _Refused(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that must send its request in time, and asks for a place when it has.
-
-    A place in the queue is taken at the moment the whole request has been read, before its task
-    runs: so the queue counts those that wait for the processor, and a body that trickles in holds
-    nothing but its connection.
-
-    What cannot be read is refused after the answers to the requests before it, and nothing behind
-    it is read. A request that is answered before its body has come is the connection's last.
-
-    Args:
-        service: Its settings and its queue.
-        taker: Who handed it over, and takes it back after an answer; None: nobody did.
-        read: What was read of it already.
-        arguments: uvicorn's.
-    """
+    """A connection that must send its request in time, and asks for a place when it has."""
 
     def __init__(
         self, service: Service, *, taker: Taker | None = None, read: bytes = b"", **arguments: Any
@@ -283,10 +252,7 @@ class Connection(HttpToolsProtocol):
             self._close_after_answer()
 
     def _close_after_answer(self) -> None:
-        """Close; but where the caller still sends, give it time to read the answer first.
-
-        A socket that is closed with unread bytes is reset, and the answer may be lost with it.
-        """
+        """Close; but where the caller still sends, give it time to read the answer first."""
         self._got_head()
         has_all = self._reading is _Reading.between and not self._held and not self.pipeline
         can_linger = not self._hung_up and self.transport.can_write_eof()
@@ -356,11 +322,7 @@ class Connection(HttpToolsProtocol):
         self._may_persist, cycle.keep_alive = cycle.keep_alive, False
 
     def on_message_complete(self) -> None:
-        """Take a place in the queue, unless the request has been answered already.
-
-        A request that was sent before the one ahead of it is answered takes its place when its turn
-        comes: else a caller that reads no answer could hold them all.
-        """
+        """Take a place in the queue, unless the request has been answered already."""
         if self._upgrades:
             return
         scope: Any = self.scope

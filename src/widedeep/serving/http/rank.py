@@ -15,28 +15,12 @@ from widedeep.serving.http.service import Ranked, Service
 from widedeep.serving.ranker import Ranking
 from widedeep.serving.served import Served
 
-__all__ = ["RankReply", "RankRequest", "rank", "ranked"]
-
 _WHERE = re.compile(r"[^.\[\]]+")
 _MOST_EXPLAINED = 1_000
 
 
 class RankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of a request.
-
-    Args:
-        user: Values of the user's columns.
-        context: Values of further columns of the query.
-        candidates: Ids of items in the catalogue.
-        items: The items themselves, a list of values for each column, in place of ``candidates``.
-        k: Return the best k only.
-        explain: Say why each item got its score.
-        head: Rank by this head of a model with several.
-        model: Which model, where the server has several.
-        version: Ask for one version.
-        label: Ask for the version with this label.
-        request_id: Comes back in the answer; decides about canaries; stands in logs.
-    """
+    """The body of a request."""
 
     user: dict[str, Any] = {}
     context: dict[str, Any] = {}
@@ -52,19 +36,7 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The body of an answer; the columns have an entry for each item, best first.
-
-    Args:
-        items: Ids; positions in the request for items that came without ids.
-        scores: Calibrated probabilities, or the values of a regression.
-        model_version: That gave them.
-        request_id: Of the request.
-        unknown: Positions in ``items`` of those that the catalogue does not hold.
-        absent: For each column that the request did not bring, how many values were null for it.
-        misspelt: Keys of the request that mean nothing and look like an absent column, with it.
-        catalogue_version: Of the items' features.
-        explanations: For each item its terms, if asked for.
-    """
+    """The body of an answer; the columns have an entry for each item, best first."""
 
     items: list[Any]
     scores: list[float]
@@ -81,11 +53,7 @@ _decoder = msgspec.json.Decoder(RankRequest)
 
 
 async def rank(service: Service, call: Call) -> Reply:
-    """Answer a request for a ranking.
-
-    Raises:
-        HttpError: If it cannot be answered.
-    """
+    """Answer a request for a ranking."""
     request = await call.json(_decoder)
     _check(request, service.settings.max_candidates)
     if request.request_id is not None:
@@ -101,17 +69,7 @@ async def rank(service: Service, call: Call) -> Reply:
 
 
 def ranked(service: Service, call: Call, name: str | None, request: RankRequest) -> RankReply:
-    """Rank, count and log: all but the waiting.
-
-    Args:
-        service: That answers.
-        call: The request's; which version answered is put down in it.
-        name: Of the model; None where there is only one.
-        request: Checked already.
-
-    Raises:
-        HttpError: If it cannot be answered.
-    """
+    """Rank, count and log: all but the waiting."""
     version = _asked(call, "version", request.version)
     label = _asked(call, "label", request.label)
     if version is not None and label is not None:

@@ -12,29 +12,9 @@ from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.rank import RankReply, RankRequest, ranked
 from widedeep.serving.http.service import Service
 
-__all__ = ["RecommendRequest", "recommend"]
-
 
 class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of a request.
-
-    Args:
-        user: Values of the user's columns.
-        context: Values of further columns of the query.
-        n: Candidates to find.
-        k: Return the best k of them.
-        where: For each column of the catalogue a value, a list of values, or min and max.
-        exclude: Ids of items left out.
-        like: Ids of items; those near them are candidates.
-        vector: In place of ``like``, a vector as wide as the items'.
-        most_of_each: Candidates of one category at most.
-        explain: Say why each item got its score.
-        head: Rank by this head of a model with several.
-        model: Which model, where the server has several.
-        version: Ask for one version.
-        label: Ask for the version with this label.
-        request_id: Comes back in the answer; decides about canaries; stands in logs.
-    """
+    """The body of a request."""
 
     user: dict[str, Any] = {}
     context: dict[str, Any] = {}
@@ -57,11 +37,7 @@ _decoder = msgspec.json.Decoder(RecommendRequest)
 
 
 async def recommend(service: Service, call: Call) -> Reply:
-    """Answer a request for recommendations.
-
-    Raises:
-        HttpError: If it cannot be answered.
-    """
+    """Answer a request for recommendations."""
     request = await call.json(_decoder)
     _check(request, service.settings.max_candidates)
     if request.request_id is not None:

@@ -12,20 +12,9 @@ from widedeep.serving.factored import FactoredForward
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.score_bins import SCORE_EDGES
 
-__all__ = ["new_route"]
-
 
 def new_route(ranker: Ranker, version: str) -> RankRoute | None:
-    """Return what answers plain requests natively, with the very scores of the ranker.
-
-    Args:
-        ranker: With the catalogue in use now; another catalogue needs another route.
-        version: Its name.
-
-    Returns:
-        None if the ranker's requests must go through Python: it has no catalogue, it scores row by
-        row, or its scores are calibrated by a curve that is no straight line.
-    """
+    """Return what answers plain requests natively, with the very scores of the ranker."""
     loaded, engine = ranker._loaded, ranker._engine
     if loaded is None or not isinstance(engine, FactoredForward):
         return None

@@ -15,25 +15,17 @@ from widedeep.errors import WideDeepError, nearest
 from widedeep.serving.http.errors import HttpError, misfit
 from widedeep.serving.http.service import Service
 
-__all__ = ["Scored", "check_columns", "output_name", "score_rows"]
-
 Row = dict[str, Any]
 Place = Callable[[str, int], str | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """The scores of a request's rows.
+    """The scores of a request's rows."""
 
-    Args:
-        version: That gave them.
-        bundle: Its model.
-        scores: By head, (B,) or (B, C).
-    """
-
-    version: str
-    bundle: Bundle
-    scores: dict[str, NDArray[np.float64]]
+    version: str  # That gave them
+    bundle: Bundle  # Its model
+    scores: dict[str, NDArray[np.float64]]  # By head, (B,) or (B, C)
 
 
 def output_name(head: str) -> str:
@@ -42,16 +34,7 @@ def output_name(head: str) -> str:
 
 
 def check_columns(bundle: Bundle, names: Sequence[str], pointer: Callable[[str], str]) -> None:
-    """Refuse columns that the model does not have: a misspelt one would be null without a word.
-
-    Args:
-        bundle: The model.
-        names: Of the columns given.
-        pointer: To a column in the body.
-
-    Raises:
-        HttpError: Naming the nearest column.
-    """
+    """Refuse columns that the model does not have: a misspelt one would be null without a word."""
     known = bundle.schema.columns
     for name in names:
         if name not in known:
@@ -69,20 +52,7 @@ def score_rows(
     version: str | None = None,
     label: str | None = None,
 ) -> Scored:
-    """Score rows with the version that is to answer.
-
-    Args:
-        service: Models and figures.
-        model: The model's name.
-        request_id: Decides about canaries.
-        rows: Makes the rows for a model.
-        place: The JSON pointer of a column's value in a row.
-        version: Ask for one version.
-        label: Ask for the version with this label.
-
-    Raises:
-        HttpError: If there is no such model, or the rows do not fit it.
-    """
+    """Score rows with the version that is to answer."""
     start = time.perf_counter()
     with service.models.lease(model, request_id, version, label) as served:
         bundle = served.ranker.bundle

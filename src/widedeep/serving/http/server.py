@@ -21,8 +21,6 @@ from widedeep.serving.http.front import Lent, NativeFront, can_serve_natively
 from widedeep.serving.http.protocol import connections_of
 from widedeep.serving.http.service import Service
 
-__all__ = ["serve"]
-
 _BACKLOG = 2048
 _KEYS_EVERY = 10  # ticks of a tenth of a second
 
@@ -30,21 +28,7 @@ _KEYS_EVERY = 10  # ticks of a tenth of a second
 def serve(
     service: Service, listening: socket.socket, *, on_drain: Callable[[], None] | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then let requests finish.
-
-    Ready goes false at once, and each answer closes its connection. For ``drain_delay_s`` seconds
-    (not after SIGINT) everything is served as before. Then idle connections are closed, and those
-    under way have ``drain_s`` seconds; the port stays open until they are done. A second signal
-    ends the waiting. SIGHUP has the keys and the TLS certificate read again.
-
-    Args:
-        service: What is served.
-        listening: A bound socket.
-        on_drain: Called when a signal asks to stop.
-
-    Raises:
-        ConfigError: If the TLS files cannot be used.
-    """
+    """Serve until SIGTERM or SIGINT, then let requests finish."""
     config = _config(service)
     listening.listen(_BACKLOG)
     listening.setblocking(False)

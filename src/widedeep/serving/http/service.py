@@ -24,70 +24,44 @@ from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.request_log import RequestLog
 from widedeep.serving.retrievers import Retrievers
 
-__all__ = ["LOOKED_AT", "Ranked", "Service"]
-
 LOOKED_AT = 1 / 32
 """The share of the requests whose values are looked up for unseen ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranked:
-    """A request that was ranked, for those who keep a log of it.
+    """A request that was ranked, for those who keep a log of it."""
 
-    Args:
-        request_id: Of the request.
-        model: That answered.
-        version: Of it.
-        user: As given.
-        context: As given.
-        candidates: Ids, or columns.
-        ranking: The answer.
-        ranker: That gave it.
-        time_us: When, in microseconds since 1970; None: now.
-        catalogue: That the items were taken from; None: the ranker's of now.
-    """
-
-    request_id: str
-    model: str
-    version: str
-    user: Mapping[str, Any]
-    context: Mapping[str, Any]
-    candidates: Any
-    ranking: Ranking
-    ranker: Ranker
-    time_us: int | None = None
-    catalogue: Catalogue | None = None
+    request_id: str  # Of the request
+    model: str  # That answered
+    version: str  # Of it
+    user: Mapping[str, Any]  # As given
+    context: Mapping[str, Any]  # As given
+    candidates: Any  # Ids, or columns
+    ranking: Ranking  # The answer
+    ranker: Ranker  # That gave it
+    time_us: int | None = None  # When, in microseconds since 1970; None: now
+    catalogue: Catalogue | None = None  # That the items were taken from; None: the ranker's of now
 
 
 @dataclass(kw_only=True)
 class Service:
-    """What the endpoints share: models, limits, figures.
+    """What the endpoints share: models, limits, figures."""
 
-    Args:
-        models: That answer.
-        settings: As the operator chose them.
-        metrics: Figures of this process; None makes them.
-        log: Of requests; None makes it by the settings.
-        keys: Callers; None asks for no key.
-        on_ranked: Called after each ranking, off no one's path but the caller's: it must not block.
-        on_dropped: Called with a number of rankings that could not be handed on.
-        threads: That one request of rows may use.
-        draining: Whether it has been told to end.
-        monitor: Watches the background threads.
-        impressions: The log of what was shown; None: there is none.
-    """
-
-    models: Models
-    settings: Settings = field(default_factory=Settings)
+    models: Models  # That answer
+    settings: Settings = field(default_factory=Settings)  # As the operator chose them
+    # Figures of this process; None makes them
     metrics: ServerMetrics = field(default_factory=lambda: ServerMetrics(CollectorRegistry()))
-    log: RequestLog | None = None
-    keys: Keys | None = None
+    log: RequestLog | None = None  # Of requests; None makes it by the settings
+    keys: Keys | None = None  # Callers; None asks for no key
+    # Called after each ranking, off no one's path but the caller's: it must not block
     on_ranked: Callable[[Ranked], None] | None = None
+    # Called with a number of rankings that could not be handed on
     on_dropped: Callable[[int], None] | None = None
-    threads: int = 1
-    draining: bool = False
-    monitor: ThreadMonitor = field(default_factory=ThreadMonitor)
-    impressions: ImpressionLog | None = None
+    threads: int = 1  # That one request of rows may use
+    draining: bool = False  # Whether it has been told to end
+    monitor: ThreadMonitor = field(default_factory=ThreadMonitor)  # Watches the background threads
+    impressions: ImpressionLog | None = None  # The log of what was shown; None: there is none
 
     def __post_init__(self) -> None:
         if self.log is None:
@@ -146,11 +120,7 @@ class Service:
         self.metrics.looked_up(model, counts)
 
     def reload_keys(self, *, force: bool = False) -> None:
-        """Read the callers' keys again if their file has changed; a mistake in it is logged.
-
-        Args:
-            force: Read them again in any case.
-        """
+        """Read the callers' keys again if their file has changed; a mistake in it is logged."""
         assert self.log is not None
         try:
             if self.keys is not None and self.keys.reload(force=force):

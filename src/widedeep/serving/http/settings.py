@@ -9,91 +9,54 @@ from widedeep.config import check_types
 from widedeep.errors import ConfigError
 from widedeep.serving.candidates import MAX_VALUES
 
-__all__ = ["Settings"]
-
 RequestLog = Literal["all", "errors", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits, times and doors of the server; the defaults suit a ranker behind a load balancer.
+    """Limits, times and doors of the server; the defaults suit a ranker behind a load balancer."""
 
-    Args:
-        host: The address to bind; loopback unless told otherwise.
-        port: The port; 0 takes a free one.
-        workers: Processes that share the port; rates of keys are divided by it.
-        queue: Requests that may be waiting or computed at once; more get 503. None: as many as are
-            expected to be computed within ``max_wait_ms``, by the time that requests took lately.
-        max_wait_ms: How long a request may be expected to wait in the queue, in milliseconds.
-        threads: Threads for long computations; short ones run where they were read.
-        inline_ms: What counts as short, in milliseconds.
-        deadline_ms: How long a caller is taken to wait when it does not say, in milliseconds.
-        longest_deadline_ms: The most that a caller may ask for.
-        max_body: Largest body in bytes, after decompression; larger ones get 413.
-        max_candidates: Most rows or candidates in a request; more get 413.
-        max_values: Most values that a request may come to, over all its rows or candidates: ids,
-            combinations of crosses, numbers; more get 413. Each takes some 40 bytes while it is
-            answered.
-        max_connections: Open connections; further ones are closed at once.
-        head_timeout_s: Seconds in which a request's head must have come.
-        body_timeout_s: Seconds in which its body must have come, else 408.
-        write_timeout_s: Seconds in which the caller must have taken the answer.
-        idle_timeout_s: Seconds that a connection stays open without a request.
-        drain_s: Seconds that requests have to finish after SIGTERM.
-        drain_delay_s: Seconds after SIGTERM in which the server goes on while it is not ready, so
-            that load balancers turn away first.
-        keys: A TOML file of API keys; None asks for no key.
-        admin: Open the endpoints that load, unload and roll back; needs an admin key.
-        admin_hosts: Names by which operators may reach those endpoints, beside the address that is
-            bound and loopback's names.
-        page: Show a page at ``/`` to try requests on; it shows the requests stored in the bundles.
-        popularity: The catalogue's column that recommendations take the most popular items by;
-            None takes the order of its rows.
-        category: The catalogue's column that ``most_of_each`` of a recommendation is about.
-        tls_certificate: A PEM file; None speaks plain HTTP.
-        tls_key: Its key.
-        tls_client_ca: Certificates that callers must be signed by.
-        request_log: Which requests are logged.
-
-    Raises:
-        ConfigError: If a value is out of its range, or two contradict each other.
-
-    Example:
-        >>> Settings(queue=0)
-        Traceback (most recent call last):
-        ...
-        widedeep.errors.ConfigError: got queue=0, expected a number above 0
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8080
-    workers: int = 1
-    queue: int | None = None
+    host: str = "127.0.0.1"  # The address to bind; loopback unless told otherwise
+    port: int = 8080  # The port; 0 takes a free one
+    workers: int = 1  # Processes that share the port; rates of keys are divided by it
+    queue: int | None = None  # Requests that may be waiting or computed at once; more get 503
+    # How long a request may be expected to wait in the queue, in milliseconds
     max_wait_ms: float = 1_000.0
-    threads: int = 2
-    inline_ms: float = 2.0
+    threads: int = 2  # Threads for long computations; short ones run where they were read
+    inline_ms: float = 2.0  # What counts as short, in milliseconds
+    # How long a caller is taken to wait when it does not say, in milliseconds
     deadline_ms: float = 5_000.0
-    longest_deadline_ms: float = 60_000.0
-    max_body: int = 16 << 20
-    max_candidates: int = 100_000
+    longest_deadline_ms: float = 60_000.0  # The most that a caller may ask for
+    max_body: int = 16 << 20  # Largest body in bytes, after decompression; larger ones get 413
+    max_candidates: int = 100_000  # Most rows or candidates in a request; more get 413
+    # Most values that a request may come to, over all its rows or candidates: ids, combinations of
+    # crosses, numbers; more get 413
     max_values: int = MAX_VALUES
-    max_connections: int = 4_096
-    head_timeout_s: float = 10.0
-    body_timeout_s: float = 10.0
-    write_timeout_s: float = 30.0
-    idle_timeout_s: float = 75.0
-    drain_s: float = 25.0
+    max_connections: int = 4_096  # Open connections; further ones are closed at once
+    head_timeout_s: float = 10.0  # Seconds in which a request's head must have come
+    body_timeout_s: float = 10.0  # Seconds in which its body must have come, else 408
+    write_timeout_s: float = 30.0  # Seconds in which the caller must have taken the answer
+    idle_timeout_s: float = 75.0  # Seconds that a connection stays open without a request
+    drain_s: float = 25.0  # Seconds that requests have to finish after SIGTERM
+    # Seconds after SIGTERM in which the server goes on while it is not ready, so that load
+    # balancers turn away first
     drain_delay_s: float = 2.0
-    keys: str | None = None
-    admin: bool = False
+    keys: str | None = None  # A TOML file of API keys; None asks for no key
+    admin: bool = False  # Open the endpoints that load, unload and roll back; needs an admin key
+    # Names by which operators may reach those endpoints, beside the address that is bound and
+    # loopback's names
     admin_hosts: tuple[str, ...] = ()
+    # Show a page at ``/`` to try requests on; it shows the requests stored in the bundles
     page: bool = True
+    # The catalogue's column that recommendations take the most popular items by; None takes the
+    # order of its rows
     popularity: str | None = None
+    # The catalogue's column that ``most_of_each`` of a recommendation is about
     category: str | None = None
-    tls_certificate: str | None = None
-    tls_key: str | None = None
-    tls_client_ca: str | None = None
-    request_log: RequestLog = "errors"
+    tls_certificate: str | None = None  # A PEM file; None speaks plain HTTP
+    tls_key: str | None = None  # Its key
+    tls_client_ca: str | None = None  # Certificates that callers must be signed by
+    request_log: RequestLog = "errors"  # Which requests are logged
 
     def __post_init__(self) -> None:
         check_types(self, "the server")

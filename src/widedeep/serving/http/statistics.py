@@ -6,28 +6,17 @@ import threading
 import time
 from dataclasses import dataclass
 
-__all__ = ["Statistics", "VersionStatistics"]
-
 
 @dataclass(slots=True)
 class VersionStatistics:
-    """The requests of one version, in this process.
+    """The requests of one version, in this process."""
 
-    Args:
-        answered: Requests that were scored.
-        rows: Of them.
-        seconds: That scoring took.
-        failed: Requests that did not fit the model.
-        failed_seconds: That finding out took.
-        last: When the last one was scored, in seconds since 1970.
-    """
-
-    answered: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-    failed: int = 0
-    failed_seconds: float = 0.0
-    last: float = 0.0
+    answered: int = 0  # Requests that were scored
+    rows: int = 0  # Of them
+    seconds: float = 0.0  # That scoring took
+    failed: int = 0  # Requests that did not fit the model
+    failed_seconds: float = 0.0  # That finding out took
+    last: float = 0.0  # When the last one was scored, in seconds since 1970
 
 
 class Statistics:

@@ -25,27 +25,11 @@ from widedeep.serving.http.rows import (
 )
 from widedeep.serving.http.service import Service
 
-__all__ = [
-    "ExamplesRequest",
-    "PredictRequest",
-    "classify",
-    "metadata",
-    "predict",
-    "regress",
-    "status",
-]
-
 _STATES = {"ready": "AVAILABLE", "loading": "LOADING", "unloading": "UNLOADING", "failed": "END"}
 
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of ``:predict``.
-
-    Args:
-        instances: Rows: an object each, or a value each for a model of one column.
-        inputs: In their place, columns: a list each, or one list for a model of one column.
-        signature_name: Taken for compatibility; every signature is the model.
-    """
+    """The body of ``:predict``."""
 
     instances: list[Any] | None = None
     inputs: dict[str, list[Any]] | list[Any] | None = None
@@ -53,13 +37,7 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class ExamplesRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of ``:classify`` and ``:regress``.
-
-    Args:
-        examples: Rows.
-        context: Values that all rows share.
-        signature_name: Taken for compatibility; every signature is the model.
-    """
+    """The body of ``:classify`` and ``:regress``."""
 
     examples: list[dict[str, Any]]
     context: dict[str, Any] = {}
@@ -74,11 +52,7 @@ _examples = msgspec.json.Decoder(ExamplesRequest)
 
 
 async def predict(service: Service, call: Call) -> Reply:
-    """Score rows or columns.
-
-    Raises:
-        HttpError: If they do not fit the model.
-    """
+    """Score rows or columns."""
     request = await call.json(_predict)
     if (request.instances is None) == (request.inputs is None):
         raise HttpError(400, "expected either instances (rows) or inputs (columns)", pointer="")
@@ -179,11 +153,7 @@ def _by_row(found: Scored) -> list[Any]:
 
 
 async def classify(service: Service, call: Call) -> Reply:
-    """Give each example its classes with their probabilities.
-
-    Raises:
-        HttpError: If the examples do not fit the model, or it has no classes.
-    """
+    """Give each example its classes with their probabilities."""
     found = await _score_examples(service, call)
     head = _head(found, ("binary", "multiclass"), call)
     scores = found.scores[head.name]
@@ -197,11 +167,7 @@ async def classify(service: Service, call: Call) -> Reply:
 
 
 async def regress(service: Service, call: Call) -> Reply:
-    """Give each example one number: a probability, or a regression's value.
-
-    Raises:
-        HttpError: If the examples do not fit the model, or it gives no single number.
-    """
+    """Give each example one number: a probability, or a regression's value."""
     found = await _score_examples(service, call)
     head = _head(found, ("regression", "binary"), call)
     return json_reply({"results": found.scores[head.name].tolist()})

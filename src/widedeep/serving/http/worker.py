@@ -29,40 +29,22 @@ from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_alone, b
 
 _OTHER_FILES = 256
 
-__all__ = ["LogPlan", "ServingPlan", "serve_plan"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LogPlan:
-    """Where and how the server logs what it showed.
+    """Where and how the server logs what it showed."""
 
-    Args:
-        directory: Where the files go.
-        user_id: Of the user's values, the one that is the id.
-        sample: Share of the requests.
-        columns: The feature columns that may be written; None: all that the model reads.
-        hash_key_file: Its bytes key the hash of users' ids; None writes the ids.
-        days: Files that are older are deleted; None keeps them.
-        nbytes: Beyond, the oldest files are deleted; None keeps them.
-    """
-
-    directory: str
-    user_id: str = "user_id"
-    sample: float = 1.0
+    directory: str  # Where the files go
+    user_id: str = "user_id"  # Of the user's values, the one that is the id
+    sample: float = 1.0  # Share of the requests
+    # The feature columns that may be written; None: all that the model reads
     columns: tuple[str, ...] | None = None
-    hash_key_file: str | None = None
-    days: float | None = None
-    nbytes: int | None = None
+    hash_key_file: str | None = None  # Its bytes key the hash of users' ids; None writes the ids
+    days: float | None = None  # Files that are older are deleted; None keeps them
+    nbytes: int | None = None  # Beyond, the oldest files are deleted; None keeps them
 
     def open(self, monitor: ThreadMonitor | None = None) -> ImpressionLog:
-        """Return the log, ready to be offered requests.
-
-        Args:
-            monitor: Watches its thread.
-
-        Raises:
-            ConfigError: If the key's file cannot be used, or a figure is out of its range.
-        """
+        """Return the log, ready to be offered requests."""
         key = None
         if self.hash_key_file is not None:
             try:
@@ -85,40 +67,25 @@ class LogPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingPlan:
-    """All that a serving process must know.
+    """All that a serving process must know."""
 
-    Args:
-        models: A bundle or a directory of versions, by the model's name.
-        settings: Of the server; ``port`` is settled before workers start.
-        items: The catalogue's Parquet file, for a server of one model.
-        item_id: Its column of item ids.
-        unknown_items: ``"score"`` or ``"refuse"`` ids that are not in it.
-        precision: ``"float32"`` or ``"bfloat16"``.
-        latest: How many of the newest versions stay loaded.
-        poll_s: Seconds between looks at the directories.
-        rank_threads: Threads that one request may use.
-        grpc: ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out.
-        log: Where what was shown is logged; None: nowhere.
-        cache: Where bundles are copied to before they are served; None: this user's cache.
-        on_ready: Called with the plan and the HTTP port, by the first process, once every model
-            can answer.
-
-    Raises:
-        ConfigError: If there is no model, or one catalogue for several.
-    """
-
-    models: dict[str, Path]
+    models: dict[str, Path]  # A bundle or a directory of versions, by the model's name
+    # Of the server; ``port`` is settled before workers start
     settings: Settings = field(default_factory=Settings)
-    items: str | None = None
-    item_id: str | None = None
+    items: str | None = None  # The catalogue's Parquet file, for a server of one model
+    item_id: str | None = None  # Its column of item ids
+    # ``"score"`` or ``"refuse"`` ids that are not in it
     unknown_items: Literal["score", "refuse"] = "score"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    latest: int = 1
-    poll_s: float = 2.0
-    rank_threads: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"  # ``"float32"`` or ``"bfloat16"``
+    latest: int = 1  # How many of the newest versions stay loaded
+    poll_s: float = 2.0  # Seconds between looks at the directories
+    rank_threads: int = 1  # Threads that one request may use
+    # ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out
     grpc: str | None = None
-    log: LogPlan | None = None
+    log: LogPlan | None = None  # Where what was shown is logged; None: nowhere
+    # Where bundles are copied to before they are served; None: this user's cache
     cache: str | None = None
+    # Called with the plan and the HTTP port, by the first process, once every model can answer
     on_ready: Callable[[ServingPlan, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -133,11 +100,7 @@ class ServingPlan:
             raise ConfigError("got --popularity or --category without --items to recommend from")
 
     def registries(self, monitor: ThreadMonitor | None = None) -> dict[str, Registry]:
-        """Return the registry of each model, not started.
-
-        Args:
-            monitor: Watches their threads.
-        """
+        """Return the registry of each model, not started."""
         return {
             name: Registry(
                 path,
@@ -157,11 +120,7 @@ class ServingPlan:
         }
 
     def keys(self) -> Keys | None:
-        """Return the callers, if keys are asked for.
-
-        Raises:
-            ConfigError: If their file cannot be used, or none may administer though they should.
-        """
+        """Return the callers, if keys are asked for."""
         if self.settings.keys is None:
             return None
         keys = Keys.load(self.settings.keys, workers=self.settings.workers)
@@ -173,16 +132,7 @@ class ServingPlan:
 def serve_plan(
     worker: Worker, plan: ServingPlan, on_listening: Callable[[int, int | None], None] | None = None
 ) -> None:
-    """Serve until SIGTERM: what every process of the server runs.
-
-    Args:
-        worker: Which of the processes this one is.
-        plan: What is served.
-        on_listening: Called with the ports of HTTP and gRPC once both are bound.
-
-    Raises:
-        ConfigError: If a file or an address cannot be used.
-    """
+    """Serve until SIGTERM: what every process of the server runs."""
     settings, shared = _within_descriptors(plan.settings), worker.count > 1
     monitor = ThreadMonitor()
     registries = plan.registries(monitor)
@@ -234,11 +184,7 @@ def _within_descriptors(settings: Settings) -> Settings:
 
 
 def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> bool:
-    """Wait until every model is loaded, here and in the first process, which leaves a mark.
-
-    Returns:
-        False: it is done once.
-    """
+    """Wait until every model is loaded, here and in the first process, which leaves a mark."""
     for registry in registries.values():
         registry.wait_ready()
     first_is_ready = Path(os.environ[METRICS_DIRECTORY]) / "first-is-ready"
