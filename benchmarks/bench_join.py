@@ -30,7 +30,7 @@ SECONDS, GIGABYTES, FLAT = 25, 1.5, 0.1
 
 def join(folder: Path, output: Path, engine: str, memory_limit: str | None, threads: int) -> None:
     """Run the join of this benchmark and print its figures as JSON."""
-    from widedeep.data.join import run_join
+    from widedeep.join import run_join
 
     config = join_config(
         folder,
@@ -108,7 +108,7 @@ def compare(options: argparse.Namespace, scratch: Path) -> tuple[str, bool]:
     """Join one log on both engines; returns what was compared and whether all is equal."""
     from compare_joins import differences
 
-    from widedeep.data.join import open_dataset
+    from widedeep.join import open_dataset
 
     size = int(options.millions[0] * 1_000_000)
     folder = scratch / "both"

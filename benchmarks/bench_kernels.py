@@ -22,7 +22,7 @@ import torch
 from widedeep import _native
 from widedeep.optim import FTRL, Adagrad
 from widedeep.optim.contract import Step
-from widedeep.tables import EmbeddingTable
+from widedeep.tables.embedding_table import EmbeddingTable
 
 CARDINALITIES = [
     1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194, 27, 14992,

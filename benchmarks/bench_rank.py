@@ -37,7 +37,7 @@ from torch import Tensor, nn
 import widedeep as wd
 from widedeep import _native
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
-from widedeep.serving.factored import QuerySums
+from widedeep.serving.scorers import QuerySums
 
 VALUES = 10_000
 QUERY, ITEM = [f"q{i}" for i in range(20)], [f"i{i}" for i in range(6)]

@@ -33,9 +33,9 @@ from widedeep.commands.find_bundle import served_bundle
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.train import WarmFrom, train_run
 from widedeep.config import config_from_tables
-from widedeep.data.join import ActionLog, Label, Split, join_actions
 from widedeep.data.sources import Data
 from widedeep.gate import GateConfig, Verdict, validate, verdict_path
+from widedeep.join import ActionLog, Label, Split, join_actions
 from widedeep.publish import publish
 from widedeep.simulate import AppStore, Explore, Model, Popularity, StoreConfig
 from widedeep.simulate import Split as Arms

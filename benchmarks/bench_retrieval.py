@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from results_file import machine, write_section
 
-from widedeep.retrieval import EmbeddingIndex, Retriever
+from widedeep.serving.retrieval import EmbeddingIndex, Retriever
 
 WIDTH, K = 64, 200
 

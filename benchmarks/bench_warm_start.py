@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 from results_file import machine, write_section
 
 import widedeep as wd
-from widedeep.checkpoint import CheckpointDirectory
-from widedeep.data.join import ActionLog, Label, Split, join_actions
+from widedeep.join import ActionLog, Label, Split, join_actions
 from widedeep.simulate import AppStore, Explore, Popularity, StoreConfig
 from widedeep.simulate.declaration import app_store_spec
 from widedeep.simulate.table1 import interval
+from widedeep.training.checkpoint import CheckpointDirectory
 
 SHARES = (0.05, 0.1, 0.2, 0.5, 1.0)
 DAYS = (7, 7, 2)

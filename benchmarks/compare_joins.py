@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import widedeep as wd
-from widedeep.data.join import JoinResult
+from widedeep.join import JoinResult
 
 CATEGORIES = ("user_id", "item_id", "device", "brand", "last_items")
 NUMBERS = ("age", "user_actions_7d", "item_rate")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 if TYPE_CHECKING:
-    from widedeep.data.join import JoinConfig
+    from widedeep.join import JoinConfig
 
 ACTIONS, USERS, ITEMS, VERSIONS = 500_000, 100_000, 50_000, 3
 SLATE = 10
@@ -78,7 +78,7 @@ def join_config(
     threads: int,
 ) -> JoinConfig:
     """Two labels, three history features, attributes of both sides, half of the negatives."""
-    from widedeep.data.join import (
+    from widedeep.join import (
         ActionLog,
         Attributes,
         History,

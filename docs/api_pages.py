@@ -14,11 +14,11 @@ from mkdocs.structure.files import File, Files
 
 # What a user meets, in the order of the data path; every other module is shown as the inside.
 FRONT = (
-    *("features", "data.infer", "data.join", "schema", "data.fit", "config", "model", "deep"),
-    *("heads", "optim", "trainer", "metrics", "checkpoint", "bundle", "estimators"),
-    *("serving.ranker", "serving.catalogue", "serving.registry", "serving.impressions"),
-    *("retrieval", "report", "simulate", "training.early_stopping"),
-    "errors",
+    *("features", "data.infer", "join", "schema", "data.fit", "config", "models.wide_deep"),
+    *("models.mlp", "models.heads", "optim", "training.trainer", "training.early_stopping"),
+    *("training.checkpoint", "metrics", "bundle", "estimators", "serving.ranker"),
+    *("serving.catalogue", "serving.registry", "serving.impressions", "serving.retrieval"),
+    *("gate", "publish", "report", "simulate", "errors"),
 )
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "widedeep"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from widedeep.data.batch import Batch
-from widedeep.deep import DeepInput, SequenceInput
-from widedeep.model import WideDeep
+from widedeep.models.mlp import DeepInput, SequenceInput
+from widedeep.models.wide_deep import WideDeep
 
 
 class DenseReference:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.command_line import Run, write_join
-from widedeep.data.join.shards import write_part
+from widedeep.join.dataset import write_part
 
 
 def test_a_join_from_its_file(run: Run, ads: Path) -> None:
@@ -114,7 +114,7 @@ def test_an_interrupted_join_says_how_to_go_on(
             raise KeyboardInterrupt
         return write_part(*arguments, **options)
 
-    monkeypatch.setattr("widedeep.data.join.run.write_part", interrupted)
+    monkeypatch.setattr("widedeep.join.run.write_part", interrupted)
     code, out, err = run("join", "join.toml", *parts)
     assert (code, out) == (130, "")
     command = err.splitlines()[-1].partition("go on with: ")[2]

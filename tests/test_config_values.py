@@ -14,7 +14,9 @@ import widedeep as wd
 from widedeep.config import DataConfig, ModelConfig, RunConfig, TrainConfig, load_config
 from widedeep.config_follow import FollowConfig, load_follow_config
 from widedeep.config_gate import GateConfig, load_gate_config
-from widedeep.data.join import (
+from widedeep.errors import ConfigError, WideDeepError
+from widedeep.features.kinds import Bucketized, Categorical, Crossed, Numeric
+from widedeep.join import (
     ActionLog,
     Attributes,
     History,
@@ -25,8 +27,6 @@ from widedeep.data.join import (
     Split,
     load_join_config,
 )
-from widedeep.errors import ConfigError, WideDeepError
-from widedeep.features.kinds import Bucketized, Categorical, Crossed, Numeric
 from widedeep.optim import FTRL, SGD, Adagrad, Adam, make_optimizer
 from widedeep.serving.http.settings import Settings
 from widedeep.simulate import StoreConfig

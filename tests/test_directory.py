@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from widedeep import directory
-from widedeep.directory import atomic_directory, write_text_whole
+from widedeep import files as directory
+from widedeep.files import atomic_directory, write_text_whole
 
 
 def test_a_failing_block_leaves_what_was_there(tmp_path: Path) -> None:

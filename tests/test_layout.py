@@ -196,11 +196,11 @@ class TestLint:
     @pytest.mark.parametrize(
         "statement",
         [
-            "from widedeep.trainer import Trainer",
+            "from widedeep.training.trainer import Trainer",
             "from widedeep import trainer",
-            "import widedeep.trainer",
+            "import widedeep.training.trainer",
             "from ..trainer import Trainer",
-            "def late():\n    from widedeep.trainer import Trainer",
+            "def late():\n    from widedeep.training.trainer import Trainer",
         ],
     )
     def test_an_import_against_the_order(self, lint, tmp_path: Path, statement: str) -> None:
@@ -209,7 +209,7 @@ class TestLint:
         assert "'serving' imports 'trainer', which does not stand before it" in found[0]
 
     def test_an_import_for_type_checkers_is_free(self, lint, tmp_path: Path) -> None:
-        text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import widedeep.trainer\n"
+        text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import widedeep.data.fit\n"
         assert self.findings(lint, tmp_path, {"src/widedeep/schema.py": text}) == []
 
     @pytest.mark.parametrize(
@@ -303,6 +303,9 @@ def test_torchs_threads_spin_shortly_whoever_is_imported_first(
 
 
 def test_importing_sets_nothing_for_other_libraries() -> None:
-    program = "import os; old = dict(os.environ); import widedeep.model; print(old == os.environ)"
+    program = (
+        "import os; old = dict(os.environ); import widedeep.models.wide_deep; "
+        "print(old == os.environ)"
+    )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert told.stdout.strip() == "True"

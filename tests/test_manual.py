@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.command_line import VERBS, Run
 from widedeep.config import DataConfig, ModelConfig, TrainConfig, config_from_tables
-from widedeep.data.join import History, ImpressionLog, JoinConfig, Label, Negatives, Split
-from widedeep.data.join.config import join_config_from_tables
+from widedeep.join import History, ImpressionLog, JoinConfig, Label, Negatives, Split
+from widedeep.join.config import join_config_from_tables
 
 MANUAL = Path(__file__).resolve().parent.parent / "docs" / "command_line.md"
 

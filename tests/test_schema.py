@@ -13,8 +13,8 @@ import pytest
 
 from widedeep.errors import DataError, SchemaError, WideDeepError
 from widedeep.features import FeatureSpec, bucketized, categorical, crossed, numeric
+from widedeep.files import map_tensors, read_metadata, write_tensors
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
-from widedeep.tensor_file import map_tensors, read_metadata, write_tensors
 
 SPEC = FeatureSpec(
     label="y",

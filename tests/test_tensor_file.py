@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from widedeep.errors import DataError
-from widedeep.tensor_file import map_tensors, read_metadata, write_tensors
+from widedeep.files import map_tensors, read_metadata, write_tensors
 
 DTYPES = ["f8", "f4", "i8", "i4", "u8", "u2", "u1", "i1", "?"]
 

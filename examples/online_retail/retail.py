@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import widedeep as wd
-from widedeep.data.join import ActionLog, Attributes, History, JoinResult, Negatives, Split
+from widedeep.join import ActionLog, Attributes, History, JoinResult, Negatives, Split
 
 VARIABLE = "ONLINE_RETAIL"
 HOW_TO_GET = f"""The data is not here: UCI Online Retail (Chen 2015, CC BY 4.0), an online shop's

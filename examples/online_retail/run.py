@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from retail import HOW_TO_GET, find_file, make_examples, retail_spec
 
 import widedeep as wd
-from widedeep.data.join import open_dataset
+from widedeep.join import open_dataset
 from widedeep.metrics import calibration, log_loss
 
 REPORTED = ("auc", "gauc", "log_loss", "calibration", "label_mean", "rows")

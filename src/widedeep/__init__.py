@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from widedeep.config import load_config
     from widedeep.data.fit import fit_schema
     from widedeep.data.infer import infer_spec
-    from widedeep.data.join import join_actions
     from widedeep.errors import WideDeepError
     from widedeep.estimators import WideDeepClassifier, WideDeepRegressor
     from widedeep.features import FeatureSpec, bucketized, categorical, crossed, numeric
-    from widedeep.model import WideDeep
+    from widedeep.join import join_actions
+    from widedeep.models.wide_deep import WideDeep
     from widedeep.optim import FTRL, SGD, Adagrad, Adam
     from widedeep.report import make_report
     from widedeep.schema import Schema
     from widedeep.serving.catalogue import Catalogue
     from widedeep.serving.ranker import Ranker
-    from widedeep.trainer import Trainer
     from widedeep.training.early_stopping import EarlyStopping
+    from widedeep.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -72,8 +72,8 @@ _MODULE_OF = {
     "FeatureSpec": "features",
     "Ranker": "serving.ranker",
     "Schema": "schema",
-    "Trainer": "trainer",
-    "WideDeep": "model",
+    "Trainer": "training.trainer",
+    "WideDeep": "models.wide_deep",
     "WideDeepClassifier": "estimators",
     "WideDeepError": "errors",
     "WideDeepRegressor": "estimators",
@@ -82,7 +82,7 @@ _MODULE_OF = {
     "crossed": "features",
     "fit_schema": "data.fit",
     "infer_spec": "data.infer",
-    "join_actions": "data.join",
+    "join_actions": "join",
     "load_config": "config",
     "make_report": "report",
     "numeric": "features",

@@ -447,7 +447,7 @@ class RankScorer:
         threads: int,
     ) -> _Floats: ...
 
-# The native server; see widedeep.serving.http.front.
+# The native server; see widedeep.serving.http.native_server.
 def sigmoid(logits_B: NDArray[np.float64]) -> NDArray[np.float64]: ...
 
 class Places:

@@ -23,9 +23,9 @@ from widedeep.cli_parser import GOOD, INTERRUPTED, Verbs, add_set, add_verb
 
 if TYPE_CHECKING:
     from widedeep.commands.check_join import JoinCheck
-    from widedeep.data.join.dry_run import DryRun
-    from widedeep.data.join.manifest import JoinResult
     from widedeep.data.profile import ColumnProfile
+    from widedeep.join.dataset import JoinResult
+    from widedeep.join.dry_run import DryRun
 
 
 def add_verb_join(verbs: Verbs) -> None:
@@ -173,7 +173,7 @@ def print_check(check: JoinCheck, config: str, overrides: Sequence[str]) -> None
 
 
 def _print_tried(tried: DryRun, check: JoinCheck) -> None:
-    from widedeep.data.join.times import moment_text
+    from widedeep.join.times import moment_text
 
     rows = [
         [
@@ -203,7 +203,7 @@ def _print_tried(tried: DryRun, check: JoinCheck) -> None:
 
 
 def _times(column: ColumnProfile) -> str:
-    from widedeep.data.join.times import moment_text
+    from widedeep.join.times import moment_text
 
     ends = (int(column.minimum or 0), int(column.maximum or 0))
     return " to ".join(moment_text(time)[:16] for time in ends)

@@ -28,10 +28,9 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def _rollback(arguments: argparse.Namespace) -> int:
-    from widedeep.serving.orders import check_loads, roll_back
-    from widedeep.serving.private_copies import PrivateCopies, default_cache
-    from widedeep.serving.served import NoVersion
-    from widedeep.serving.state import read_state, state_path
+    from widedeep.serving.admin_actions import check_loads, roll_back
+    from widedeep.serving.loading import PrivateCopies, default_cache
+    from widedeep.serving.versions import NoVersion, read_state, state_path
 
     if "://" in arguments.models:
         raise ConfigError(

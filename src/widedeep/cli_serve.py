@@ -227,7 +227,7 @@ def _say_request(plan: ServingPlan, port: int) -> None:
 
 def _plan(arguments: argparse.Namespace) -> ServingPlan:
     from widedeep.commands.serve import address
-    from widedeep.serving.http.models import find_models
+    from widedeep.serving.http.service import find_models
     from widedeep.serving.http.settings import Settings
     from widedeep.serving.http.worker import ServingPlan
 

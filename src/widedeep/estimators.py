@@ -33,13 +33,13 @@ from widedeep.features import (
     categorical,
     numeric,
 )
-from widedeep.heads import Binary, Head, Multiclass, Regression
+from widedeep.models.heads import Binary, Head, Multiclass, Regression
 from widedeep.optim import Adam, Optimizer
 from widedeep.training.schedule import auto_batch_size
 from widedeep.training.search import Judged, Setting, parts_of_rows, search
 
 if TYPE_CHECKING:
-    from widedeep.trainer import Trainer
+    from widedeep.training.trainer import Trainer
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -229,8 +229,8 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         progress: bool,
     ) -> Trainer:
         from widedeep.data.fit import fit_schema
-        from widedeep.model import WideDeep
-        from widedeep.trainer import Trainer
+        from widedeep.models.wide_deep import WideDeep
+        from widedeep.training.trainer import Trainer
 
         model = WideDeep(
             fit_schema(spec, table, seed=seed),

@@ -20,7 +20,7 @@ from widedeep.errors import ConfigError, FeatureError, SchemaError, nearest
 from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.features.kinds import Combiner
 from widedeep.features.toml import spec_from_table, spec_to_table
-from widedeep.tensor_file import map_tensors, read_metadata, write_tensors
+from widedeep.files import map_tensors, read_metadata, write_tensors
 
 __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
 
@@ -259,7 +259,7 @@ class Schema:
         quantile_rows: Rows the quantiles are exact on: all of them, or a seeded sample.
         notes: What a person should know about the fit, one sentence each.
         history: By column, how a join computes it from earlier events: the arguments of
-            :class:`widedeep.data.join.History`, and the logs' delays.
+            :class:`widedeep.join.History`, and the logs' delays.
     """
 
     spec: FeatureSpec

@@ -29,7 +29,7 @@ from widedeep.bundle import (
     write_bundle,
 )
 from widedeep.errors import BundleError, WideDeepError
-from widedeep.tensor_file import map_tensors
+from widedeep.files import map_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = models.schema()

@@ -43,9 +43,10 @@ WORDS = ("--follow", "new", "--idle", "0.3", "--poll", "0.05")
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from widedeep import directory
+from widedeep import files as directory
 from widedeep.cli import main
-from widedeep.publish import live, places
+from widedeep.publish import continuous as live
+from widedeep.publish import storage as places
 
 steps = [(live, "validate"), (live, "publish"), (live, "write_text_whole")]
 disk = [

@@ -12,7 +12,6 @@ import pytest
 
 import widedeep as wd
 from tests.ads import ads_table, write_ads
-from widedeep.checkpoint import CheckpointDirectory
 from widedeep.commands.run_data import training_data
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.train import (
@@ -24,8 +23,9 @@ from widedeep.commands.train import (
 from widedeep.config import RunConfig, load_config
 from widedeep.data.sources import open_source
 from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError, WideDeepError
-from widedeep.heads import Regression
+from widedeep.models.heads import Regression
 from widedeep.schema import Schema
+from widedeep.training.checkpoint import CheckpointDirectory
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from widedeep.data.order import EpochPlan
+from widedeep.data.reader import EpochPlan
 
 
 def reading_order(plan: EpochPlan) -> list[tuple[int, int]]:

@@ -17,10 +17,8 @@ import widedeep as wd
 from widedeep.data import encoded as encoded_module
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows, encoded_rows
-from widedeep.data.order import EpochPlan
-from widedeep.data.reader import BatchReader
-from widedeep.data.sources import open_source
-from widedeep.data.split import split_rows
+from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.sources import open_source, split_rows
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, FeatureError
 

@@ -6,7 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from widedeep.data.gains import Cells, HeldOutGains, Targets, bin_cells, pair_cells, value_cells
+from widedeep.data.infer_evidence import (
+    Cells,
+    HeldOutGains,
+    Targets,
+    bin_cells,
+    pair_cells,
+    value_cells,
+)
 
 
 def test_cells_of_values() -> None:

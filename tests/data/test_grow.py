@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import widedeep as wd
-from widedeep.data import grow as growing
+from widedeep.data import extend_schema as growing
 from widedeep.errors import SchemaError
 from widedeep.schema import Vocabulary
 

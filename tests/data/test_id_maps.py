@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import widedeep as wd
-from widedeep.data.id_maps import map_ids
+from widedeep.data.extend_schema import map_ids
 from widedeep.errors import ConfigError
 
 VALUES = st.lists(st.sampled_from(["a", "b", "c", "", "é", None]), min_size=1, max_size=12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from widedeep.data.misspelt import MOST_KEYS, is_misspelt, misspelt_keys
+from widedeep.data.transform import MOST_KEYS, is_misspelt, misspelt_keys
 
 
 @pytest.mark.parametrize(

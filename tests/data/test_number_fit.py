@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.data.number_fit import (
+from widedeep.data.numbers import (
     NumberSummary,
     bin_cuts,
     bucket_boundaries,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.data.reading_order import reading_order
 from widedeep.data.fragments import table_input
-from widedeep.data.order import EpochPlan, large_fragments, rank_rows
+from widedeep.data.reader import EpochPlan, large_fragments, rank_rows
 from widedeep.data.sources import Source, open_source
 from widedeep.errors import ConfigError
 

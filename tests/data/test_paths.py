@@ -11,10 +11,10 @@ import pytest
 
 from tests.join.small_log import actions, config, impressions
 from widedeep.data.follow import follow_folder
-from widedeep.data.join import ActionLog, ImpressionLog, run_join
 from widedeep.data.paths import input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import DataError
+from widedeep.join import ActionLog, ImpressionLog, run_join
 
 ROWS = pa.Table.from_pylist(impressions())
 UNFINISHED = (

@@ -22,8 +22,7 @@ import widedeep as wd
 from tests.data.reading_order import reading_order
 from tests.data.schemas import make_schema
 from widedeep.data.batch import Batch
-from widedeep.data.order import EpochPlan
-from widedeep.data.reader import BatchReader
+from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.sources import Source, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, WideDeepError
@@ -341,7 +340,7 @@ def test_batches_know_nothing_of_the_order_of_time(
 ) -> None:
     # As a million rows are under the sizes that are built in.
     monkeypatch.setattr("widedeep.data.fragments.TABLE_FRAGMENT_ROWS", 125)
-    monkeypatch.setattr("widedeep.data.spool.ROW_GROUP_ROWS", 250)
+    monkeypatch.setattr("widedeep.data.fragments.ROW_GROUP_ROWS", 250)
     monkeypatch.setattr("widedeep.data.parquet_input.MAX_ROW_GROUP_ROWS", 4000)
     with open_source(in_order_of_time(kind, tmp_path)) as source:
         plan = plan_for(source, batch_size=100, pool_rows=1000)

@@ -9,7 +9,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from widedeep.data.sample import sample_rows
+from widedeep.data.profile import sample_rows
 from widedeep.errors import DataError
 
 

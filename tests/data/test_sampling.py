@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.data.sampling import RowSample
+from widedeep.data.fit_scans import RowSample
 from widedeep.errors import ConfigError
 
 

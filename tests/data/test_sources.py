@@ -19,10 +19,8 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
-from widedeep.data.fragments import column_stream, origin_of
-from widedeep.data.inputs import check_same_inputs
+from widedeep.data.fragments import ROW_GROUP_ROWS, check_same_inputs, column_stream, origin_of
 from widedeep.data.sources import Source, open_source
-from widedeep.data.spool import ROW_GROUP_ROWS
 from widedeep.errors import DataError
 
 TYPES = {"age": pa.float64(), "job": pa.string()}
@@ -525,7 +523,7 @@ def test_temporary_copies_are_deleted(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
-    monkeypatch.setattr("widedeep.data.spool.Spool._next_path", lambda spool: Path("/dev/full"))
+    monkeypatch.setattr("widedeep.data.fragments.Spool._next_path", lambda spool: Path("/dev/full"))
     with pytest.raises(DataError, match=r"cannot write the temporary copy.*TMPDIR"):
         open_source(census().to_reader())
 

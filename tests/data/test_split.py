@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from widedeep.data.sources import open_source
-from widedeep.data.split import RowShare, row_hashes, split_rows
+from widedeep.data.sources import RowShare, open_source, row_hashes, split_rows
 from widedeep.errors import ConfigError, DataError
 
 

@@ -23,8 +23,8 @@ from widedeep.data.fragments import column_stream
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import FeatureError
+from widedeep.files import map_tensors, read_metadata
 from widedeep.schema import ColumnType, Schema
-from widedeep.tensor_file import map_tensors, read_metadata
 
 TENTHS = [round(0.1 * n, 1) for n in range(1, 10)]
 FLOATS = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}

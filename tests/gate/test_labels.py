@@ -200,7 +200,7 @@ def test_heads_in_another_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [7, -1, 1.5])
 def test_numeric_classes(tmp_path: Path, value: float) -> None:
     """Numbers name themselves: a model of 4 classes against one of 3 is compared on three."""
-    from widedeep.heads import Multiclass
+    from widedeep.models.heads import Multiclass
 
     def numbered(rows: int, seed: int, most: int) -> pa.Table:
         table = data(rows, seed)

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import widedeep as wd
-from widedeep.data.inputs import InputRecord
+from widedeep.data.fragments import InputRecord
 from widedeep.errors import BundleError, CheckpointError, DataError, FeatureError, WideDeepError
 
 ROWS = 96

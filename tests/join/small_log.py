@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from widedeep.data.join import (
+from widedeep.join import (
     ActionLog,
     Attributes,
     History,

@@ -18,7 +18,8 @@ import pytest
 
 import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
-from widedeep.data.join import (
+from widedeep.errors import ConfigError, DataError, WideDeepError
+from widedeep.join import (
     ActionLog,
     Attributes,
     History,
@@ -31,8 +32,7 @@ from widedeep.data.join import (
     open_dataset,
     run_join,
 )
-from widedeep.data.join.work_folder import work_folder
-from widedeep.errors import ConfigError, DataError, WideDeepError
+from widedeep.join.run import work_folder
 
 
 def shown(rows: Any, **changes: Any) -> ImpressionLog:
@@ -338,7 +338,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.join.small_log import config
-from widedeep.data.join import run, run_join
+from widedeep.join import run, run_join
 
 before = run.write_part
 def write_part(batches, folder, part, **rest):
@@ -371,7 +371,7 @@ KILLED_LATE = """
 import os, signal, sys
 from pathlib import Path
 from tests.join.small_log import config
-from widedeep.data.join import manifest, run_join
+from widedeep.join import manifest, run_join
 
 manifest.write_report = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 run_join(config(Path(sys.argv[1]), partition_rows=100))
@@ -416,7 +416,7 @@ def limited() -> None:
 def test_a_full_disk_is_told_and_leaves_no_dataset(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tests.join.small_log import config\n"
-        "from widedeep.data.join import run_join; run_join(config(Path(sys.argv[1])))"
+        "from widedeep.join import run_join; run_join(config(Path(sys.argv[1])))"
     )
     child = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "out")],

@@ -16,7 +16,8 @@ import pytest
 
 import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
-from widedeep.data.join import (
+from widedeep.errors import DataError
+from widedeep.join import (
     ActionLog,
     Attributes,
     ImpressionLog,
@@ -25,7 +26,6 @@ from widedeep.data.join import (
     Split,
     run_join,
 )
-from widedeep.errors import DataError
 
 
 def rows_of(settings: JoinConfig) -> dict[str, list[Row]]:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import widedeep as wd
 from tests.join.oracle import log_end
 from widedeep.cli import main
-from widedeep.data.join import (
+from widedeep.errors import ConfigError
+from widedeep.join import (
     ActionLog,
     Attributes,
     JoinResult,
@@ -27,9 +28,8 @@ from widedeep.data.join import (
     load_join_config,
     run_join,
 )
-from widedeep.data.join.log_end import Bin, reach, silences, stops_before
-from widedeep.data.join.times import moment_text
-from widedeep.errors import ConfigError
+from widedeep.join.coverage import Bin, reach, silences, stops_before
+from widedeep.join.times import moment_text
 
 DAY, HOUR = 86_400, 3_600
 T = 1_700_000_000

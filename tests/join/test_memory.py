@@ -14,7 +14,7 @@ REPORT = """
 import json, sys
 from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
-from widedeep.data.join.statistics import statistics
+from widedeep.join.report import statistics
 
 def kib(name):
     with open("/proc/self/status") as status:

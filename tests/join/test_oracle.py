@@ -14,7 +14,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.join.oracle import Row, Wanted, expected, log_end
-from widedeep.data.join import (
+from widedeep.errors import ConfigError
+from widedeep.join import (
     ActionLog,
     Attributes,
     History,
@@ -25,7 +26,6 @@ from widedeep.data.join import (
     Split,
     run_join,
 )
-from widedeep.errors import ConfigError
 
 START = 1_700_000_000_000_000
 SECOND = 1_000_000

@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.join.small_log import actions, config, impressions
-from widedeep.data.join import ActionLog, Label, Negatives, column_counts, run_join
-from widedeep.data.join.column_counts import column_statistics, drift
-from widedeep.data.join.rates import RateSums
+from widedeep.join import ActionLog, Label, Negatives, column_counts, run_join
+from widedeep.join.report import RateSums, column_statistics, drift
 
 
 def test_column_statistics() -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.join.small_log import START, Row, actions, config, impressions
-from widedeep.data.join import (
+from widedeep.join import (
     ActionLog,
     ImpressionLog,
     JoinConfig,

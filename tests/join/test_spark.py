@@ -20,7 +20,7 @@ import widedeep as wd
 from tests.join.small_log import START, Row, actions, config, impressions
 from tests.join.test_inputs import from_files
 from tests.join.test_times import NO_TIMES, TEXTS
-from widedeep.data.join import (
+from widedeep.join import (
     ActionLog,
     ImpressionLog,
     JoinConfig,
@@ -30,8 +30,8 @@ from widedeep.data.join import (
     Split,
     run_join,
 )
-from widedeep.data.join.engine import DuckDBEngine
-from widedeep.data.join.times import TIME_TEXT, moment_text, moment_us
+from widedeep.join.engines import DuckDBEngine
+from widedeep.join.times import TIME_TEXT, moment_text, moment_us
 
 pytest.importorskip("pyspark", reason="pyspark is not installed: pip install 'widedeep[spark]'")
 pytestmark = [
@@ -130,7 +130,7 @@ def both(settings: JoinConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_both_engines_read_the_same_texts_as_times(tmp_path: Path) -> None:
-    from widedeep.data.join.spark_engine import SparkEngine
+    from widedeep.join.engines import SparkEngine
 
     texts = [*TEXTS, *NO_TIMES, "2023-11-14T22:13:20.1239999Z", "2023-11-14 22:13:20.5-01:00"]
     rows = " UNION ALL ".join(f"SELECT '{text}' AS wd_text" for text in texts)

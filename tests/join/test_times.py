@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from widedeep.data.join import (
+from widedeep.errors import ConfigError, DataError
+from widedeep.join import (
     ActionLog,
     Attributes,
     History,
@@ -25,9 +26,8 @@ from widedeep.data.join import (
     Split,
     load_join_config,
 )
-from widedeep.data.join.engine import DuckDBEngine
-from widedeep.data.join.times import TIME_TEXT, duration_us, moment_text, moment_us
-from widedeep.errors import ConfigError, DataError
+from widedeep.join.engines import DuckDBEngine
+from widedeep.join.times import TIME_TEXT, duration_us, moment_text, moment_us
 
 SECOND = 1_000_000
 T = 1_700_000_000

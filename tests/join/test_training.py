@@ -11,10 +11,10 @@ import pytest
 import widedeep as wd
 from tests.command_line import Run, write_join
 from tests.join.small_log import actions, config, impressions
-from widedeep.data.history_columns import history_columns
-from widedeep.data.join import History, HistoryState, JoinResult, Negatives, Split, run_join
-from widedeep.data.split import RowShare
+from widedeep.data.fit import history_columns
+from widedeep.data.sources import RowShare
 from widedeep.errors import ConfigError, DataError
+from widedeep.join import History, HistoryState, JoinResult, Negatives, Split, run_join
 
 SECOND = 1_000_000
 

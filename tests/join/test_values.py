@@ -18,10 +18,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import widedeep as wd
-from widedeep.data.join import ActionLog, JoinResult, Label, Split
-from widedeep.data.join.plan import LIMB_BITS
-from widedeep.data.join.resolve import scale_of
 from widedeep.errors import DataError
+from widedeep.join import ActionLog, JoinResult, Label, Split
+from widedeep.join.plan import LIMB_BITS
+from widedeep.join.resolve import scale_of
 
 START = 1_700_000_000
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from widedeep.optim import FTRL, SGD, Adagrad, Adam, Optimizer
-from widedeep.tables import EmbeddingTable
+from widedeep.tables.embedding_table import EmbeddingTable
 
 VECTORS = json.loads(
     (Path(__file__).parents[1] / "oracles" / "tensorflow_optimizers.json").read_text()

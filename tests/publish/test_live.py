@@ -119,7 +119,7 @@ def test_it_waits_for_enough_rows_to_judge_by(tmp_path: Path) -> None:
 
 def test_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("widedeep.publish.live.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("widedeep.publish.continuous.time.monotonic", lambda: now[0])
     live = Live(tmp_path, every_rows=None, every_minutes=10.0)
 
     def minutes() -> Iterator[tuple[str, pa.Table]]:
@@ -212,7 +212,7 @@ def test_a_full_disk(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("widedeep.publish.places.shutil.copyfile", full)
+        patched.setattr("widedeep.publish.storage.shutil.copyfile", full)
         live.learn(shards(1, start=1))
     assert live.publisher.attempts[-1].passed is None
     assert "No space left on device" in live.publisher.attempts[-1].reasons[0]
@@ -304,7 +304,7 @@ def test_what_nobody_foresaw_stops_no_training(
         raise ZeroDivisionError("a bug")
 
     with monkeypatch.context() as patched:
-        patched.setattr("widedeep.publish.live.validate", bug)
+        patched.setattr("widedeep.publish.continuous.validate", bug)
         assert len(live.learn(shards(2, start=1))) == 3
     assert "ZeroDivisionError: a bug" in live.told[-1] and live.versions == []
     assert len(live.learn(shards(2, start=3))) == 5

@@ -28,8 +28,9 @@ CONFIG = GateConfig(unit="user", slices=(), max_latency_ms=10_000.0)
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from widedeep import directory
-from widedeep.publish import places, publish
+from widedeep import files as directory
+from widedeep.publish import publish
+from widedeep.publish import storage as places
 
 candidate, models = sys.argv[1:]
 

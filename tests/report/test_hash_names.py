@@ -11,7 +11,7 @@ import widedeep as wd
 from tests.report.models import rows_of
 from tests.report.pages import read_page
 from widedeep.data.transform import Transform
-from widedeep.report.hash_names import HashNames
+from widedeep.report.hash_bucket_values import HashNames
 
 ROWS = rows_of(600, 4).append_column(
     "tags", pa.array([[["a"], ["b", None], ["a", "b"], [], None][at % 5] for at in range(600)])

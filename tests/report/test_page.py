@@ -18,7 +18,7 @@ from widedeep.config_gate import GateConfig
 from widedeep.gate import validate
 from widedeep.publish import publish
 from widedeep.report import RunRecord
-from widedeep.report.page_text import bytes_text, figure, percent
+from widedeep.report.format import bytes_text, figure, percent
 
 TEST = rows_of(2000, seed=9)
 needs_chromium = pytest.mark.skipif(

@@ -13,8 +13,7 @@ import pytest
 
 from tests.serving.versions import eventually
 from widedeep.serving import background
-from widedeep.serving.background import ThreadMonitor
-from widedeep.serving.request_log import RequestLog
+from widedeep.serving.background import RequestLog, ThreadMonitor
 
 
 class Metrics:

@@ -18,11 +18,11 @@ import pytest
 from tests.serving.test_registry import registry_of, serving, status
 from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
 from widedeep.cli import main
-from widedeep.serving import following
+from widedeep.serving import version_watcher as following
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.registry import NoVersion, OrderPending, Registry
 from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
-from widedeep.serving.state import read_state
+from widedeep.serving.versions import read_state
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -23,8 +23,8 @@ import pytest
 import widedeep as wd
 from tests.bundle import models
 from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
-from widedeep.data.join import ImpressionLog as JoinedLog
 from widedeep.errors import ConfigError
+from widedeep.join import ImpressionLog as JoinedLog
 from widedeep.schema import ColumnType
 from widedeep.serving import impression_files, impression_rows, impressions
 from widedeep.serving.impression_files import Retention, Rotation

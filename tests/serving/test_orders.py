@@ -10,12 +10,23 @@ import pytest
 from tests.serving.versions import USER, eventually, publish
 from widedeep.cli import main
 from widedeep.errors import ConfigError
-from widedeep.serving import orders
-from widedeep.serving.plan import Plan, is_canary_request, make_plan
+from widedeep.serving import admin_actions as orders
 from widedeep.serving.registry import Registry
-from widedeep.serving.served import NoVersion
-from widedeep.serving.state import Canary, ServingState, change_state, read_state, state_path
-from widedeep.serving.versions import Latest, Specific, find_versions, version_key
+from widedeep.serving.versions import (
+    Canary,
+    Latest,
+    NoVersion,
+    Plan,
+    ServingState,
+    Specific,
+    change_state,
+    find_versions,
+    is_canary_request,
+    make_plan,
+    read_state,
+    state_path,
+    version_key,
+)
 
 VERSIONS = ["1", "2", "3", "4"]
 

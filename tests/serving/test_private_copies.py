@@ -17,8 +17,8 @@ from tests.bundle import models
 from tests.serving.versions import eventually, publish
 from widedeep.bundle import Bundle
 from widedeep.errors import BundleError, ConfigError
-from widedeep.serving import private_copies
-from widedeep.serving.private_copies import PrivateCopies, default_cache
+from widedeep.serving import loading as private_copies
+from widedeep.serving.loading import PrivateCopies, default_cache
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +87,7 @@ def test_threads_that_take_and_close_at_once_find_whole_copies(
 
 HOLDER = """
 import sys, time
-from widedeep.serving.private_copies import PrivateCopies
+from widedeep.serving.loading import PrivateCopies
 copy = PrivateCopies(sys.argv[2]).take(sys.argv[1])
 print("held", flush=True)
 time.sleep(60)

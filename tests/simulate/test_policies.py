@@ -19,14 +19,14 @@ import pytest
 
 import widedeep as wd
 from widedeep.commands.simulate import simulate_store
-from widedeep.data.join import (
+from widedeep.errors import ConfigError, RequestError
+from widedeep.join import (
     ActionLog,
     ImpressionLog,
     join_actions,
     load_join_config,
     run_join,
 )
-from widedeep.errors import ConfigError, RequestError
 from widedeep.simulate import (
     AppStore,
     Explore,

@@ -11,15 +11,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from widedeep.data.join import load_join_config, run_join
 from widedeep.errors import ConfigError, DataError
+from widedeep.join import load_join_config, run_join
 from widedeep.metrics import calibration
 from widedeep.simulate import AppStore, Explore, Oracle, Popularity, Random, Split, StoreConfig
+from widedeep.simulate.click_model import attention
 from widedeep.simulate.config import MOST_INSTALLED
 from widedeep.simulate.declaration import JOIN_TOML
 from widedeep.simulate.saved import load_store, save_store
 from widedeep.simulate.traffic import Traffic
-from widedeep.simulate.truth import attention
 
 SMALL = StoreConfig(users=3000, apps=200, requests_per_day=1500, new_users_per_day=40)
 

@@ -14,11 +14,11 @@ import widedeep as wd
 from widedeep.bundle import Bundle
 from widedeep.bundle.forward import Forward
 from widedeep.data.transform import Transform
-from widedeep.deep import MLP, DeepInput
-from widedeep.deep_layout import DeepLayout
 from widedeep.errors import BundleError
-from widedeep.training import agreement, export
-from widedeep.training.warmup import made_up_rows
+from widedeep.models.mlp import MLP, DeepInput, DeepLayout
+from widedeep.training import export
+from widedeep.training import export as agreement
+from widedeep.training.export import made_up_rows
 
 RNG = np.random.default_rng(3)
 ROWS: list[dict[str, Any]] = [

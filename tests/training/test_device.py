@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 import widedeep as wd
-from tests.test_trainer import assert_same_bits, make_spec, make_table, state_of
+from tests.training.test_trainer import assert_same_bits, make_spec, make_table, state_of
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError
 from widedeep.kernels import torch_device
 from widedeep.optim.contract import Optimizer, Step
-from widedeep.tables import EmbeddingTable, Groups
+from widedeep.tables.embedding_table import EmbeddingTable, Groups
 
 OPTIMIZERS = (wd.FTRL, wd.Adagrad)
 

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 import widedeep as wd
 from tests.bundle import models
 from widedeep.bundle import write_bundle
-from widedeep.deep import DeepInput
-from widedeep.deep_layout import DeepLayout
 from widedeep.errors import BundleError
 from widedeep.features import FeatureSpec
 from widedeep.metrics import log_loss
+from widedeep.models.mlp import DeepInput, DeepLayout
 from widedeep.schema import Schema
 from widedeep.training.export import bundle_model, bundle_weights
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import widedeep as wd
-from widedeep.checkpoint import CheckpointDirectory
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError
+from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.feature_rates import HIGHEST, LOWEST, FeatureRates
 
 ROWS = 24_000

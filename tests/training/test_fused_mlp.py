@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from widedeep.deep import MLP, DeepInput
-from widedeep.training.fused_mlp import FusedMLP
-from widedeep.training.native_mlp import NativeMLP
+from widedeep.models.mlp import MLP, DeepInput
+from widedeep.training.native_tower import FusedMLP, NativeMLP
 
 
 def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:

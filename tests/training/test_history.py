@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from widedeep.training.history import History
+from widedeep.training.state import History
 
 
 def filled() -> History:

@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 import widedeep as wd
-from tests.test_trainer import assert_same_bits, make_spec, make_table, make_trainer, state_of
+from tests.training.test_trainer import assert_same_bits, make_spec, make_table, make_trainer, state_of
 from tests.training.test_fused_mlp import make
-from widedeep.deep import MLP, DeepInput
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels import has_bf16_products
-from widedeep.training.mixed_mlp import MixedMLP
-from widedeep.training.native_mlp import NativeMLP
+from widedeep.models.mlp import MLP, DeepInput
+from widedeep.training.native_tower import MixedMLP, NativeMLP
 from widedeep.training.precision import has_fast_bf16, resolve_precision
 
 ENGINES = [

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from widedeep.bundle.layout import Engine
-from widedeep.directory import file_sha256
 from widedeep.errors import BundleError
+from widedeep.files import file_sha256
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files", "read_manifest"]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from widedeep.data.transform_plan import Moment, plain_value
+from widedeep.data.transform import Moment, plain_value
 from widedeep.errors import BundleError
 
 

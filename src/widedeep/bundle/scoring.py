@@ -24,9 +24,9 @@ from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, DataError, WideDeepError
+from widedeep.files import map_tensors
 from widedeep.kernels.sigmoid import sigmoid
 from widedeep.schema import ColumnType, Schema
-from widedeep.tensor_file import map_tensors
 
 __all__ = ["Bundle", "Scores"]
 
@@ -113,7 +113,7 @@ class Bundle:
     def history(self) -> Mapping[str, Mapping[str, Any]]:
         """The columns that a request must bring from earlier events, and how each is computed.
 
-        :meth:`widedeep.data.join.HistoryState.of_definitions` computes them event by event.
+        :meth:`widedeep.join.HistoryState.of_definitions` computes them event by event.
         """
         return self.schema.history
 

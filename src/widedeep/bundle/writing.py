@@ -18,10 +18,9 @@ from widedeep.bundle.layout import BundleModel, Engine, check_finite, check_weig
 from widedeep.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest, file_entries
 from widedeep.bundle.plain_json import plain, write_json
 from widedeep.bundle.scoring import Bundle
-from widedeep.directory import atomic_directory
 from widedeep.errors import BundleError
+from widedeep.files import atomic_directory, write_tensors
 from widedeep.schema import Schema
-from widedeep.tensor_file import write_tensors
 
 __all__ = ["write_bundle"]
 

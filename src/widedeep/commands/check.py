@@ -12,17 +12,16 @@ import pyarrow as pa
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.targets import Targets, read_targets
 from widedeep.config import DataConfig, RunConfig, load_config
+from widedeep.data.batch import count_values
 from widedeep.data.fit import declared_types, fit_schema
-from widedeep.data.profile import ColumnProfile, profile_columns
-from widedeep.data.sample import SAMPLE_ROWS, Sample, sample_rows
+from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_columns, sample_rows
 from widedeep.data.transform import Transform
-from widedeep.data.unseen import count_values
 from widedeep.errors import ConfigError, WideDeepError, nearest
 from widedeep.features import Numeric
 from widedeep.schema import Schema
 
 if TYPE_CHECKING:
-    from widedeep.trainer import Trainer
+    from widedeep.training.trainer import Trainer
 
 _MISSING_MUCH = 0.5
 _UNSEEN_MUCH = 0.2

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from widedeep.config import read_tables
-from widedeep.data.join.config import SPLITS, JoinConfig, is_join, load_join_config
-from widedeep.data.join.dry_run import DryRun, dry_run
-from widedeep.data.join.outcome import outcome_notes
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
+from widedeep.join.config import SPLITS, JoinConfig, is_join, load_join_config
+from widedeep.join.dataset import outcome_notes
+from widedeep.join.dry_run import DryRun, dry_run
 
 _MISSING_MUCH = 0.5
 
@@ -63,7 +63,7 @@ def _check_engine(config: JoinConfig, check: JoinCheck) -> None:
     """Say what Spark would miss; the sample itself is joined by DuckDB."""
     if config.engine != "spark":
         return
-    from widedeep.data.join.spark_engine import check_spark
+    from widedeep.join.engines import check_spark
 
     try:
         check_spark()

@@ -8,7 +8,7 @@ from pathlib import Path
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError
-from widedeep.publish.places import LocalPlace
+from widedeep.publish.storage import LocalPlace
 
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.commands.run_data import training_data
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.train import make_trainer
@@ -21,8 +20,9 @@ from widedeep.config_gate import GateConfig
 from widedeep.data.follow import follow_folder
 from widedeep.errors import WideDeepError
 from widedeep.publish import Attempt, LivePublisher
-from widedeep.trainer import Trainer
+from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.training.stream import Shard
+from widedeep.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 from widedeep.config import config_from_tables
 from widedeep.data.infer import InferredSpec, data_lines, features_block, infer_spec
 from widedeep.data.roles import no_label
-from widedeep.directory import write_text_whole
 from widedeep.errors import ConfigError
 from widedeep.features.toml import toml_value
+from widedeep.files import write_text_whole
 
 _VALID_FRACTION = 0.1
 # Without a line on early stopping or optimizers, so that they follow the defaults.

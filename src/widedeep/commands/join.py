@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from widedeep.data.join.config import load_join_config
-from widedeep.data.join.manifest import JoinResult
-from widedeep.data.join.run import run_join
+from widedeep.join.config import load_join_config
+from widedeep.join.dataset import JoinResult
+from widedeep.join.run import run_join
 
 
 def join_logs(

@@ -9,7 +9,7 @@ from typing import Any
 
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.config import RunConfig, load_config
-from widedeep.data.split import RowShare, split_rows
+from widedeep.data.sources import RowShare, split_rows
 from widedeep.errors import ConfigError
 
 

@@ -12,11 +12,10 @@ from typing import IO, Any, Literal
 from widedeep.bundle import Bundle
 from widedeep.bundle.scoring import Scores
 from widedeep.commands.scored_output import JSON_SUFFIXES, STANDARD_STREAM, scored_output
-from widedeep.data.batch import Batch
+from widedeep.data.batch import Batch, count_values
 from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.data.unseen import count_values
 from widedeep.errors import DataError, nearest
 
 _CHUNK_ROWS = 16_384

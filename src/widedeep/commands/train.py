@@ -13,23 +13,23 @@ from typing import Any, Literal
 
 from widedeep import __version__
 from widedeep.bundle import Bundle
-from widedeep.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.commands.run_data import training_data
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.config import Auto, RunConfig, TrainConfig, config_from_tables
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import declared_types, fit_schema
-from widedeep.data.inputs import InputRecord
+from widedeep.data.fragments import InputRecord
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError
-from widedeep.model import WideDeep
+from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import make_optimizer
 from widedeep.schema import Schema
-from widedeep.trainer import Trainer
+from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.training.early_stopping import EarlyStopping
-from widedeep.warm_start import WarmStart
-from widedeep.warm_start.old_model import old_schema
+from widedeep.training.previous_model import old_schema
+from widedeep.training.trainer import Trainer
+from widedeep.training.warm_start import WarmStart
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep import kernels
+from widedeep.schema import Schema
 
 
 @dataclass(slots=True)
@@ -122,3 +123,19 @@ def _concat_values(batches: Sequence[Batch]) -> NDArray[np.float32] | None:
 def _concat_optional(arrays: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
     present = [array for array in arrays if array is not None]
     return np.concatenate(present) if len(present) == len(arrays) else None
+
+
+def count_values(schema: Schema, batch: Batch) -> dict[str, tuple[int, int]]:
+    """Return how many values each categorical feature has in a batch: the unseen ones, and all."""
+    slots = schema.slots
+    if not len(batch):
+        return {}
+    totals_F = np.diff(batch.offsets_BF).reshape(len(batch), len(slots)).sum(axis=0)
+    places = np.flatnonzero(batch.ids_N == 0)
+    cells = np.searchsorted(batch.offsets_BF, places, side="right") - 1
+    unseen_F = np.bincount(cells % len(slots), minlength=len(slots))
+    return {
+        slot.name: (int(unseen), int(total))
+        for slot, unseen, total in zip(slots, unseen_F, totals_F, strict=True)
+        if slot.kind == "categorical"
+    }

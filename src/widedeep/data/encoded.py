@@ -18,8 +18,8 @@ from widedeep import __version__
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Fragment, Source
 from widedeep.data.transform import Transform
-from widedeep.directory import atomic_directory, write_text_whole
 from widedeep.errors import DataError
+from widedeep.files import atomic_directory, write_text_whole
 
 ENCODED_FORMAT = 1
 _KEY = "key.json"

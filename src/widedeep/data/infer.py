@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from widedeep.data.infer_evidence import SuggestedCross, item_columns, measure
-from widedeep.data.profile import ColumnProfile, confirm_columns, profile_columns
+from widedeep.data.profile import ColumnProfile, confirm_columns, profile_columns, sample_source
 from widedeep.data.roles import InferredColumn, assign_roles, joined_roles, label_of
-from widedeep.data.sample import sample_source
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric

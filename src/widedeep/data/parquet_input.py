@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from widedeep.data.arrow_types import logical_schema
-from widedeep.data.fragments import Input
-from widedeep.data.inputs import InputRecord
-from widedeep.data.spool import Spool
+from widedeep.data.fragments import Input, InputRecord, Spool
 from widedeep.errors import DataError
 
 MAX_ROW_GROUP_ROWS = 1 << 20

@@ -14,8 +14,8 @@ from typing import Any
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST, read_manifest
 from widedeep.bundle.plain_json import plain
-from widedeep.directory import file_sha256, write_text_whole
 from widedeep.errors import BundleError
+from widedeep.files import file_sha256, write_text_whole
 
 __all__ = ["Verdict", "bundle_identity", "undefined_figures", "verdict_path"]
 

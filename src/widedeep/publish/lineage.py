@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.publish.places import LocalPlace, open_place
 from widedeep.publish.record import RECORDS, PublishRecord
-from widedeep.serving.state import read_state, state_path
-from widedeep.serving.versions import version_key
+from widedeep.publish.storage import LocalPlace, open_place
+from widedeep.serving.versions import read_state, state_path, version_key
 
 __all__ = ["PublishedVersion", "is_models_directory", "read_lineage"]
 

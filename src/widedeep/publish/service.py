@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from widedeep.errors import BundleError
-from widedeep.publish.places import Place, open_place
+from widedeep.publish.storage import Place, open_place
 
 __all__ = ["bundle_in_service"]
 

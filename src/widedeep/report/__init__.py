@@ -4,6 +4,6 @@
 it learned; :meth:`Report.save` writes the page. Nothing here imports torch.
 """
 
-from widedeep.report.making import Report, RunRecord, make_report
+from widedeep.report.build import Report, RunRecord, make_report
 
 __all__ = ["Report", "RunRecord", "make_report"]

@@ -19,6 +19,7 @@ from widedeep.page import (
     table,
     tiles,
 )
+from widedeep.report.format import bytes_text, figure, moment, rows_text
 from widedeep.report.page_model import (
     inputs_section,
     neighbours_section,
@@ -26,7 +27,6 @@ from widedeep.report.page_model import (
     wide_section,
 )
 from widedeep.report.page_quality import headline, quality_sections
-from widedeep.report.page_text import bytes_text, figure, moment, rows_text
 
 _MOST_VERSIONS = 40
 

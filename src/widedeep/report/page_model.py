@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from widedeep.page import bar_list, chips, note, pair, subsection, table
-from widedeep.report.page_text import bytes_text, count_text, percent
+from widedeep.report.format import bytes_text, count_text, percent
 
 _MOVED = 0.25
 """From this population stability index on, a distribution is taken to be another."""

@@ -17,7 +17,7 @@ from widedeep.page import (
     subsection,
     table,
 )
-from widedeep.report.page_text import bytes_text, count_text, figure, percent
+from widedeep.report.format import bytes_text, count_text, figure, percent
 
 _SLICES_OF_A_COLUMN = 12
 _NAMES = {

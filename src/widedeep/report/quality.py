@@ -19,7 +19,7 @@ from widedeep.gate.drift import DriftCounts
 from widedeep.gate.quality import calibration_curve, is_defined, judge_quality
 from widedeep.gate.scored import HeadScores, Scored, score_both
 from widedeep.report.evaluation import BundleMetrics
-from widedeep.report.hash_names import HashNames
+from widedeep.report.hash_bucket_values import HashNames
 
 Floats = NDArray[np.float64]
 WHO = {"candidate": "model", "serving": "against"}

@@ -26,8 +26,8 @@ from widedeep.serving.http.open_inference import (
     model_statistics,
     repository_index,
     rows_of_inputs,
+    score_rows,
 )
-from widedeep.serving.http.rows import score_rows
 from widedeep.serving.http.service import Service
 from widedeep.serving.tensors import from_bytes, from_json, to_bytes
 

@@ -16,8 +16,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from widedeep.directory import fsync_path
 from widedeep.errors import ConfigError
+from widedeep.files import fsync_path
 
 _PREFIX = "impressions-"
 _SPOOL = ".rows.tmp"

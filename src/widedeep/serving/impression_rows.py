@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from widedeep.data.transform_plan import UNITS, Moment, plain_value
+from widedeep.data.transform import UNITS, Moment, plain_value
 from widedeep.features.sides import item_columns
 from widedeep.schema import ColumnType
 from widedeep.serving.candidates import inline_items

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, Explanation
-from widedeep.data.misspelt import misspelt_keys
+from widedeep.data.transform import misspelt_keys
 from widedeep.errors import (
     BundleError,
     ConfigError,
@@ -34,8 +34,7 @@ from widedeep.serving.candidates import (
     plain_message,
 )
 from widedeep.serving.catalogue import Catalogue
-from widedeep.serving.factored import FactoredForward, can_factor
-from widedeep.serving.row_by_row import RowByRow
+from widedeep.serving.scorers import FactoredForward, RowByRow, can_factor
 from widedeep.serving.shared_rows import SharedRows
 
 __all__ = ["Ranker", "Ranking"]

@@ -9,26 +9,29 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from widedeep.errors import ConfigError, nearest
-from widedeep.serving import orders
+from widedeep.serving import admin_actions as orders
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.candidates import MAX_VALUES
-from widedeep.serving.following import Following, Routes
-from widedeep.serving.loading import RankerOptions
-from widedeep.serving.plan import is_canary_request
-from widedeep.serving.private_copies import PrivateCopies, default_cache
-from widedeep.serving.served import (
+from widedeep.serving.loading import PrivateCopies, RankerOptions, default_cache
+from widedeep.serving.shadow import ShadowReport
+from widedeep.serving.shared_rows import ROWS_DIRECTORY, SharedRows
+from widedeep.serving.version_watcher import Following, Routes
+from widedeep.serving.versions import (
+    Latest,
     Lease,
     LoadedVersion,
     NoVersion,
     OrderPending,
+    Policy,
     Served,
+    ServingState,
+    Specific,
     VersionState,
     VersionStatus,
+    change_state,
+    is_canary_request,
+    state_path,
 )
-from widedeep.serving.shadow import ShadowReport
-from widedeep.serving.shared_rows import ROWS_DIRECTORY, SharedRows
-from widedeep.serving.state import ServingState, change_state, state_path
-from widedeep.serving.versions import Latest, Policy, Specific
 
 __all__ = [
     "Latest",
@@ -72,7 +75,7 @@ class Registry:
             own rows.
         cache: Where versions are copied to before they are served, so that nobody who writes to
             ``root`` can change what serves; None: this user's cache
-            (:func:`widedeep.serving.private_copies.default_cache`).
+            (:func:`widedeep.serving.loading.default_cache`).
         monitor: Watches the background threads; None: a monitor of its own.
         name: Of the model, where one process serves several.
 
@@ -233,7 +236,7 @@ class Registry:
         prepare: Callable[[LoadedVersion], None] | None,
         routed: Callable[[Routes], None] | None,
     ) -> None:
-        """Tell somebody who answers what; see :meth:`widedeep.serving.following.Following.follow`.
+        """Tell somebody who answers what; see :meth:`Following.follow`.
 
         Args:
             prepare: Called with a version before it answers.
@@ -271,7 +274,7 @@ class Registry:
         self._order(orders.withdraw, version)
 
     def rollback(self, to: str | None = None, *, wait_s: float = 0.0) -> str:
-        """Go back to an older version; see :func:`widedeep.serving.orders.roll_back`.
+        """Go back to an older version; see :func:`widedeep.serving.admin_actions.roll_back`.
 
         Args:
             to: The version; None: the one before the version that serves.

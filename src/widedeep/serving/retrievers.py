@@ -6,9 +6,9 @@ import threading
 import weakref
 
 from widedeep.errors import RequestError
-from widedeep.retrieval import Retriever, item_vectors
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.ranker import Ranker
+from widedeep.serving.retrieval import Retriever, item_vectors
 
 
 class Retrievers:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from widedeep.tensor_file import map_tensors, write_tensors
+from widedeep.files import map_tensors, write_tensors
 
 ROWS_DIRECTORY = "WIDEDEEP_ROWS_DIRECTORY"
 """The variable by which a supervisor names the directory to its workers."""

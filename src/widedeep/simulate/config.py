@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from widedeep.config import check_types
-from widedeep.data.join.times import moment_us
 from widedeep.errors import ConfigError
+from widedeep.join.times import moment_us
 
 __all__ = ["StoreConfig"]
 

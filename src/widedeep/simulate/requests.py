@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.simulate import config as constants
-from widedeep.simulate.truth import install_probability
+from widedeep.simulate.click_model import install_probability
 from widedeep.simulate.world import World, first_of_race
 
 __all__ = ["DAY_US", "Requests", "app_ids", "app_table", "new_round"]

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.config import RunConfig, config_from_tables
-from widedeep.data.join import JoinResult, Negatives, Split, load_join_config, run_join
 from widedeep.errors import ConfigError
 from widedeep.features import Crossed, FeatureSpec
+from widedeep.join import JoinResult, Negatives, Split, load_join_config, run_join
 from widedeep.simulate import policies
 from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML

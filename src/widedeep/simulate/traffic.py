@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from widedeep.simulate import config as constants
+from widedeep.simulate.click_model import attention
 from widedeep.simulate.policies import Ranked
 from widedeep.simulate.requests import DAY_US, Requests, app_ids
-from widedeep.simulate.truth import attention
 from widedeep.simulate.world import World
 
 __all__ = ["Traffic", "attribute_tables", "joined_traffic", "midnight", "observe"]

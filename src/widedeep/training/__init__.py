@@ -1,4 +1,4 @@
 """One run of training: its steps, progress, evaluation, state and export.
 
-`widedeep.trainer` ties them together.
+`widedeep.training.trainer` ties them together.
 """

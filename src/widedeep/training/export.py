@@ -1,22 +1,367 @@
-"""A trained model as a bundle: plain arrays that score without torch."""
+"""From a trainer to a bundle: warm-up rows, custom towers as ONNX, agreement of the scores."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from widedeep.bundle import Bundle, write_bundle
-from widedeep.bundle.calibration import PriorCorrection, fit_isotonic, fit_platt
-from widedeep.errors import BundleError
-from widedeep.training.agreement import check_agreement
-from widedeep.training.bundle_parts import bundle_model, bundle_weights, standard_tower
-from widedeep.training.evaluation import evaluating
+from widedeep.bundle.calibration import Calibration, PriorCorrection, fit_isotonic, fit_platt
+from widedeep.bundle.forward import Forward
+from widedeep.bundle.plain_json import plain
+from widedeep.bundle.scoring import head_scores
+from widedeep.data.batch import Batch
+from widedeep.data.fragments import Source, origin_of
+from widedeep.data.reader import EpochPlan
+from widedeep.data.transform import Transform
+from widedeep.errors import BundleError, WideDeepError
+from widedeep.features import Bucketized, Categorical, Numeric
+from widedeep.kernels import reference_score
+from widedeep.models.mlp import DeepInput
+from widedeep.models.wide_deep import WideDeep
+from widedeep.schema import ColumnType, Schema
+from widedeep.training.evaluation import bundle_model, bundle_weights, evaluating, standard_tower
 from widedeep.training.state import run_tables
 
 if TYPE_CHECKING:
-    from widedeep.trainer import Trainer
+    from widedeep.training.trainer import Trainer
+
+
+WARMUP_ROWS = 8
+_SAMPLE_ROWS = 256  # on which an export compares the bundle with the trainer
+_MADE_UP_ROWS = 32
+
+
+class WarmupRows:
+    """Rows kept from a fragment that training reads anyway: keeping them costs no reading."""
+
+    def __init__(self, columns: Mapping[str, ColumnType], seed: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.sample: pa.Table | None = None
+        """More of them, as they were read; never written anywhere."""
+        self._types = columns
+        self._columns = list(columns)
+        self._seed = seed
+        self._wanted: tuple[str, int] | None = None
+
+    def choose(self, plan: EpochPlan) -> None:
+        """Wait for the first fragment of an epoch, unless rows are kept already."""
+        if not self.rows:
+            fragment = plan.pools[0].shares[0].fragment
+            self._wanted = (fragment.origin, fragment.first_row)
+
+    def read(self, source: Source) -> None:
+        """Read the fragment waited for, which nobody else will."""
+        if self._wanted is None:
+            return
+        for fragment in source.fragments:
+            if (fragment.origin, fragment.first_row) == self._wanted:
+                self.see(source.read(fragment, self._columns))
+
+    def see(self, table: pa.Table) -> None:
+        """Keep rows of a table if it is the fragment waited for."""
+        if self._wanted is None or origin_of(table) != self._wanted:
+            return
+        self._wanted = None
+        picked = np.random.default_rng(self._seed).permutation(table.num_rows)[:_SAMPLE_ROWS]
+        # Slices, for Arrow cannot take rows of every type (of string views, for one).
+        columns = table.select(self._columns)
+        self.sample = pa.concat_tables([columns.slice(row, 1) for row in picked.tolist()])
+        columns = pa.table({name: self._column(table, name) for name in self._columns})
+        first = np.sort(picked[:WARMUP_ROWS]).tolist()
+        rows = [columns.slice(row, 1).to_pylist()[0] for row in first]
+        self.rows = [kept for kept in map(_storable, rows) if kept is not None]
+
+    def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        """Where the schema knows no unit of its times, they are microseconds and no text."""
+        column = table.column(name)
+        is_time = pa.types.is_temporal(column.type)
+        if is_time and self._types[name].storage is None:
+            return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        return column
+
+
+def _storable(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the row as JSON holds it, or None where it cannot."""
+    try:
+        kept: dict[str, Any] = plain(row, "row")
+    except BundleError:
+        return None
+    return kept
+
+
+def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
+    """Return rows of known, unseen and missing values, lists and the ends of numbers."""
+    schema = transform.schema
+    columns = transform.columns(targets=False)
+    values = {name: list(_column_values(schema, name)) for name in columns}
+    weighed: dict[str, str] = {}
+    for feature in schema.spec.all_features:
+        if isinstance(feature, Categorical) and feature.weights is not None:
+            weighed[feature.weights] = feature.source
+    orders = {
+        name: np.random.default_rng(at).permutation(len(values[name]) + 1).tolist()
+        for at, name in enumerate(columns)
+    }
+    rows = []
+    for number in range(_MADE_UP_ROWS):
+        row = {
+            name: _pick(schema, name, values[name], orders[name][number % len(orders[name])])
+            for name in columns
+            if name not in weighed
+        }
+        for name, source in weighed.items():
+            if name in columns and source in row:
+                held, nested = row[source], schema.columns[name].nested
+                weights = [1.0 + 0.5 * i for i in range(len(held))] if nested and held else held
+                row[name] = weights if nested else None if held is None else 0.5
+        with contextlib.suppress(WideDeepError):
+            transform.rows([row])
+            rows.append(row)
+    return rows
+
+
+def _pick(schema: Schema, name: str, values: list[Any], at: int) -> Any:
+    """Return one of a column's values, or a list of up to three, or the null that follows them."""
+    if at == len(values):
+        return None
+    if schema.columns[name].nested and not isinstance(values[at], list):
+        return [values[(at + i) % len(values)] for i in range(at % 4)]
+    return values[at]
+
+
+def _ends(schema: Schema, name: str) -> list[Any]:
+    """Return the first and the last value of a vocabulary, if there is one."""
+    vocabulary = schema.vocabularies.get(schema.vocabulary_key(name))
+    count = 0 if vocabulary is None else len(vocabulary)
+    return [vocabulary.value(i) for i in sorted({0, count - 1})] if vocabulary and count else []
+
+
+def _column_values(schema: Schema, name: str) -> Iterator[Any]:
+    """Yield values of one column for each feature that reads it; at least one."""
+    plain: dict[str, type] = {"string": str, "int": int, "float": float, "bool": bool}
+    kind = plain[schema.columns[name].kind]
+    for feature in schema.spec.all_features:
+        if getattr(feature, "source", None) != name:
+            continue
+        if isinstance(feature, Numeric):
+            fit = schema.numerics[feature.name]
+            for ends in (fit.minimum, fit.mean, fit.maximum):
+                numbers = [kind(value) if np.isfinite(value) else kind(0) for value in ends]
+                yield numbers if feature.size > 1 else numbers[0]
+            if feature.size > 1:
+                return
+        elif isinstance(feature, Bucketized):
+            cuts = schema.boundaries[feature.name]
+            yield from (kind(cut) for cut in (*cuts[:1], *(cuts[-1:] + 1)))
+        elif isinstance(feature, Categorical) and feature.num_buckets:
+            yield from (kind(0), kind(feature.num_buckets - 1))
+        elif isinstance(feature, Categorical):
+            yield from map(kind, _ends(schema, feature.name))
+    if name not in schema.spec.by_name:  # a raw column that a cross may read
+        yield from map(kind, _ends(schema, name))
+    yield "an unseen value" if kind is str else kind(1)
+
+
+_PROMISE = 1e-6  # of max(1, |score|)
+_OF_ONNX = 1e-4  # whose products are summed in an order of their own
+_ROUNDING = 16.0  # times the bundle's own against float64: what float32 may explain
+Floats = NDArray[Any]
+ByHead = Mapping[str, Floats]
+
+
+def check_agreement(
+    trainer: Trainer,
+    bundle: Bundle,
+    calibration: Mapping[str, Calibration],
+    rows: Sequence[Mapping[str, Any]],
+    place: Path,
+) -> None:
+    """Score rows by a bundle that was just read from disk and by its trainer, and compare."""
+    for what, data in _rows(trainer, rows):
+        logits_BC = _trainer_logits(trainer, data)
+        scores = _check_heads(trainer, bundle, logits_BC, calibration, place)
+        batches = list(bundle.batches(data))
+        _check_logits(bundle, batches, logits_BC, scores, f"{place}: of {what}")
+
+
+def _rows(trainer: Trainer, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    columns = trainer.transform.columns(targets=False)
+    if trainer.warmup.sample is not None:
+        yield "a sample of the training data", trainer.warmup.sample
+    if rows:
+        filled = [{name: row.get(name) for name in columns} for row in rows]
+        yield "the warm-up rows", filled
+    made_up = made_up_rows(trainer.transform)
+    if made_up:
+        yield "the rows made up from the schema", made_up
+    elif trainer.warmup.sample is None and not rows:
+        raise BundleError(
+            "got no rows to compare the bundle with its trainer on; give warmup=[...] a few"
+        )
+
+
+def _trainer_logits(trainer: Trainer, data: object) -> NDArray[np.float32]:
+    """Return the trainer's logits, in full float32 on any device."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return trainer.logits(data, by_modules=True)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _check_heads(
+    trainer: Trainer,
+    bundle: Bundle,
+    logits_BC: NDArray[np.float32],
+    calibration: Mapping[str, Calibration],
+    place: Path,
+) -> ByHead:
+    """Hold each head's predictions against the bundle's scores of the same logits."""
+    expected: dict[str, Floats] = {}
+    for own, columns, head in zip(
+        trainer.model.heads, trainer.model.head_slices, bundle.model.heads, strict=True
+    ):
+        logits = np.ascontiguousarray(logits_BC[:, columns], dtype=np.float64)
+        predicted = own.predictions(torch.from_numpy(logits)).numpy()
+        scores = head_scores(head, logits, None)
+        name = f"head {head.name!r} ({type(own).__name__})".replace("head ''", "the head")
+        if predicted.shape != scores.shape or (row := _first(predicted, scores, _PROMISE)) >= 0:
+            got = "another shape" if predicted.shape != scores.shape else f"{predicted[row]}"
+            raise BundleError(
+                f"{place}: not written: {name} predicts {got} where the bundle would score "
+                f"{scores[0] if predicted.shape != scores.shape else scores[row]} (row 0 of these "
+                f"logits: {logits[0].tolist()}), for a bundle knows its link "
+                f"{head.link!r} alone; give the head the link that its predictions() are "
+                "('identity', 'exp' or 'sigmoid' of a regression's logit), or serve the model "
+                "from its checkpoint"
+            )
+        expected[head.name] = scores
+        if head.name in calibration:
+            expected[head.name] = calibration[head.name].probabilities(logits[:, 0])
+            read = head_scores(head, logits, bundle.calibration.get(head.name))
+            if (row := _first(expected[head.name], read, 0.0)) >= 0:
+                raise BundleError(
+                    f"{place}: not written: {name} is calibrated to "
+                    f"{expected[head.name][row]}, as read from disk to {read[row]} (row {row})"
+                )
+    return expected
+
+
+def _check_logits(
+    bundle: Bundle,
+    batches: Sequence[Batch],
+    logits_BC: NDArray[np.float32],
+    scores: ByHead,
+    what: str,
+) -> None:
+    found_BC = np.concatenate([bundle.logits(batch) for batch in batches])
+    limit = _OF_ONNX
+    rounding = 0.0
+    if bundle.manifest.engine == "native":
+        limit = _PROMISE
+        scorer = functools.partial(reference_score.Scorer, dtype=np.float64)
+        exact = Forward(bundle.schema, bundle.model, bundle.weights, new_scorer=scorer)
+        exact_BC = np.concatenate([exact.logits(batch) for batch in batches])
+        rounding = _ROUNDING * float(np.abs(found_BC - exact_BC).max(initial=0.0))
+    row = _first(logits_BC, found_BC, limit, rounding)
+    if row < 0:
+        return
+    heads = bundle.scores_of(found_BC)
+    by_head = heads if isinstance(heads, dict) else {bundle.model.heads[0].name: heads}
+    apart = np.abs(logits_BC - found_BC).max(axis=1) > limit
+    told = "; ".join(
+        f"{name + ': ' if name else ''}the trainer predicts {scores[name][row]}, the bundle scores "
+        f"{column[row]}"
+        for name, column in by_head.items()
+    )
+    raise BundleError(
+        f"{what}, row {row} and {int(apart.sum()) - 1} more of {len(apart)} score otherwise than "
+        f"the trainer predicts: {told} (logits {logits_BC[row].tolist()} and "
+        f"{found_BC[row].tolist()}); the bundle was not written. A part of the model that a bundle "
+        "does not carry, such as a tower that draws numbers or was changed by hand, makes such a "
+        "difference"
+    )
+
+
+def _first(expected: Floats, found: Floats, limit: float, rounding: float = 0.0) -> int:
+    """Return the row that differs most beyond the limit, or -1; what is not finite differs."""
+    allowed = np.maximum(limit * np.maximum(1.0, np.abs(expected)), rounding)
+    with np.errstate(invalid="ignore"):
+        excess = np.abs(np.float64(expected) - found) - allowed
+    excess = np.nan_to_num(excess, nan=np.inf).reshape(len(excess), -1).max(axis=1)
+    row = int(excess.argmax())
+    return row if excess[row] > 0 else -1
+
+
+class _Towers(nn.Module):
+    """A model's towers as a module of plain tensors."""
+
+    def __init__(self, model: WideDeep) -> None:
+        super().__init__()
+        self.towers = model.towers
+        self.outputs = model.outputs
+        self._model = [model]  # in a list: not a submodule
+
+    def forward(self, concat_BX: Tensor, *extra: Tensor) -> Tensor:
+        """Return the towers' part of the logits, (B, C)."""
+        model = self._model[0]
+        inputs = DeepInput(
+            concat_BX=concat_BX,
+            layout=model.layout.columns,
+            dense_BK=concat_BX[:, model.layout.dense],
+            extra=dict(zip(model.layout.extra, extra, strict=True)),
+        )
+        logits_BC = model.deep_logits(inputs)
+        assert logits_BC is not None
+        return logits_BC
+
+
+def tower_graph(model: WideDeep) -> bytes:
+    """Return the towers of a model as a serialised ONNX graph."""
+    names = ", ".join(repr(name) for name in model.towers)
+    if model.layout.sequences:
+        raise BundleError(
+            f"towers {names} read the sequences {list(model.layout.sequences)}, which a bundle "
+            "cannot hold; "
+            "pool them (combiner='mean'), or serve the model from its checkpoint"
+        )
+    example = model._empty_input(2)
+    arguments = (example.concat_BX, *example.extra.values())
+    inputs = ["concat_BX", *(f"extra/{name}" for name in model.layout.extra)]
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                _Towers(model).eval(),
+                arguments,
+                buffer,  # type: ignore[arg-type]  # this exporter takes files too
+                input_names=inputs,
+                output_names=["logits_BC"],
+                dynamic_axes={name: {0: "B"} for name in [*inputs, "logits_BC"]},
+                dynamo=False,
+            )
+    except ImportError as error:
+        raise BundleError(
+            f"exporting towers {names} needs ONNX; run: pip install 'widedeep[onnx]'"
+        ) from error
+    except Exception as error:
+        raise BundleError(f"towers {names} cannot be exported to ONNX: {error}") from error
+    return buffer.getvalue()
 
 
 def export_bundle(
@@ -35,8 +380,6 @@ def export_bundle(
     custom = len(model.towers) > 0 and standard_tower(model) is None
     onnx = None
     if custom:
-        from widedeep.training.onnx_export import tower_graph
-
         with evaluating(model):
             onnx = tower_graph(model)
     if metrics is None:

@@ -14,8 +14,7 @@ import torch
 from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
-from widedeep.data.order import EpochPlan, large_fragments
-from widedeep.data.reader import BatchReader
+from widedeep.data.reader import BatchReader, EpochPlan, large_fragments
 from widedeep.errors import DataError
 from widedeep.kernels.torch_twins import to_device
 from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting
@@ -26,7 +25,7 @@ from widedeep.training.state import Position
 from widedeep.training.step import StepResult
 
 if TYPE_CHECKING:
-    from widedeep.trainer import Trainer
+    from widedeep.training.trainer import Trainer
 
 _NO_WEIGHT = (
     "weight {!r}: got 0 in every row of the training data, from which nothing is learned; give "

@@ -12,19 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep import kernels
-from widedeep.checkpoint import as_tensors
 from widedeep.data.batch import Batch
-from widedeep.deep import MLP, DeepInput, SequenceInput, has_hooks
 from widedeep.errors import ConfigError, DataError
 from widedeep.kernels.torch_random import seeded
-from widedeep.model import WideDeep
+from widedeep.models.mlp import MLP, DeepInput, SequenceInput, has_hooks
+from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
-from widedeep.tables import EmbeddingTable, Groups
+from widedeep.tables.batch_rows import Groups
+from widedeep.tables.embedding_table import EmbeddingTable
+from widedeep.training.checkpoint import as_tensors
 from widedeep.training.dense_update import DenseUpdate
 from widedeep.training.feature_rates import FeatureRates
-from widedeep.training.fused_mlp import FusedMLP
-from widedeep.training.mixed_mlp import MixedMLP
-from widedeep.training.native_mlp import NativeMLP
+from widedeep.training.native_tower import FusedMLP, MixedMLP, NativeMLP
 from widedeep.training.precision import has_bf16_tiles
 from widedeep.training.undo_log import UndoLog
 

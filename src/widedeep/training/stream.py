@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from widedeep.errors import CheckpointError, ConfigError, DataError
-from widedeep.training.history import History
 from widedeep.training.progress import Progress
 from widedeep.training.schedule import auto_batch_size
+from widedeep.training.state import History
 
 if TYPE_CHECKING:
-    from widedeep.trainer import Trainer
+    from widedeep.training.trainer import Trainer
 
 Shard = tuple[str, object]
 _METRICS = ("auc", "log_loss", "normalized_entropy", "calibration", "rmse", "accuracy")

@@ -18,7 +18,7 @@ import pytest
 
 from tests.serving.http.calls import Running, running
 from tests.serving.versions import ITEMS, USER
-from widedeep.serving.http.endpoints import endpoints
+from widedeep.serving.http.app import endpoints
 from widedeep.serving.http.settings import Settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

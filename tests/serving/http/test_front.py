@@ -22,9 +22,8 @@ from tests.serving.http.calls import Local, Running, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle import BundleHead
 from widedeep.kernels.front import has_front
-from widedeep.serving.orders import canary
-from widedeep.serving.plan import is_canary_request
-from widedeep.serving.state import change_state, state_path
+from widedeep.serving.admin_actions import canary
+from widedeep.serving.versions import change_state, is_canary_request, state_path
 
 pytestmark = pytest.mark.skipif(not has_front(), reason="no native front here")
 

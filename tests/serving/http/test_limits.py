@@ -16,9 +16,9 @@ from tests.serving.http.calls import Local
 from tests.serving.versions import ITEMS, USER, publish
 from widedeep.errors import ConfigError
 from widedeep.serving.http import Keys, Settings
+from widedeep.serving.http.auth import Scheduler
 from widedeep.serving.http.errors import HttpError
-from widedeep.serving.http.limits import Scheduler
-from widedeep.serving.http.models import find_models
+from widedeep.serving.http.service import find_models
 from widedeep.serving.registry import Registry
 
 ASK = {"user": USER, "candidates": ITEMS}

@@ -16,8 +16,8 @@ from tests.serving.http.calls import Local, Running, running
 from tests.serving.versions import ITEMS, USER, publish, whole_rows, write_items
 from widedeep.bundle import Bundle
 from widedeep.serving.http import Settings, page
+from widedeep.serving.metrics import SCORE_EDGES, ScoreBins
 from widedeep.serving.registry import Registry
-from widedeep.serving.score_bins import SCORE_EDGES, ScoreBins
 
 
 def test_every_file_is_served_and_needs_no_other_host(local: Local) -> None:

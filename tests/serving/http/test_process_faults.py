@@ -28,8 +28,8 @@ import pytest
 from tests.serving.http.calls import Running, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle import Bundle
-from widedeep.serving import orders
-from widedeep.serving.state import change_state
+from widedeep.serving import admin_actions as orders
+from widedeep.serving.versions import change_state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, mounts tmpfs")
 REQUESTS = 1_000

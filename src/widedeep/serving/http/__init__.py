@@ -5,9 +5,8 @@ from widedeep.errors import extra_imports
 with extra_imports():
     from widedeep.serving.http.app import App
     from widedeep.serving.http.auth import Keys
-    from widedeep.serving.http.models import Models, find_models
     from widedeep.serving.http.server import serve
-    from widedeep.serving.http.service import Ranked, Service
+    from widedeep.serving.http.service import Models, Ranked, Service, find_models
     from widedeep.serving.http.settings import Settings
 
 __all__ = ["App", "Keys", "Models", "Ranked", "Service", "Settings", "find_models", "serve"]

@@ -14,8 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from widedeep.serving.http.call import Call, Reply, json_reply
-from widedeep.serving.http.models import Models
-from widedeep.serving.http.service import Service
+from widedeep.serving.http.service import Models, Service
 from widedeep.serving.supervisor import METRICS_DIRECTORY
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"

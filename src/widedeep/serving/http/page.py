@@ -14,9 +14,9 @@ from widedeep.features.sides import item_columns
 from widedeep.serving.http.call import Call, Reply, json_reply
 from widedeep.serving.http.health import server_figures
 from widedeep.serving.http.service import Service
+from widedeep.serving.metrics import SCORE_EDGES
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.registry import Registry
-from widedeep.serving.score_bins import SCORE_EDGES
 
 FILES = {
     "/": "index.html",

@@ -17,7 +17,7 @@ import uvicorn
 
 from widedeep.errors import ConfigError
 from widedeep.serving.http.app import App
-from widedeep.serving.http.front import Lent, NativeFront, can_serve_natively
+from widedeep.serving.http.native_server import Lent, NativeFront, can_serve_natively
 from widedeep.serving.http.protocol import connections_of
 from widedeep.serving.http.service import Service
 

@@ -14,11 +14,11 @@ from widedeep.bundle import Bundle, BundleHead
 from widedeep.errors import nearest
 from widedeep.serving.http.call import Call, Reply, json_reply
 from widedeep.serving.http.errors import HttpError
-from widedeep.serving.http.open_inference import model_metadata
-from widedeep.serving.http.rows import (
+from widedeep.serving.http.open_inference import (
     Row,
     Scored,
     check_columns,
+    model_metadata,
     output_name,
     rows_of_columns,
     score_rows,

@@ -18,9 +18,8 @@ from typing import Literal
 from widedeep.errors import ConfigError
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.http.auth import Keys
-from widedeep.serving.http.models import Models
 from widedeep.serving.http.server import serve
-from widedeep.serving.http.service import Ranked, Service
+from widedeep.serving.http.service import Models, Ranked, Service
 from widedeep.serving.http.settings import Settings
 from widedeep.serving.impression_files import Retention
 from widedeep.serving.impressions import ImpressionLog

@@ -1,0 +1,337 @@
+"""Exact sums, and what is fitted to a column of numbers: boundaries, shift, scale, null value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.errors import FeatureError
+from widedeep.features import Bucketized, Numeric
+from widedeep.schema import ColumnType, NumericFit
+
+_MANTISSA_BITS = 53
+_HALF_BITS = 26
+# No float64 has a bit below 2**-1074: with this shift every sum is an integer.
+_SHIFT = 1074
+_DENSE_CELLS = 1 << 22
+
+
+class ExactSum:
+    """A sum of float64 numbers without rounding, so that it does not depend on their order."""
+
+    def __init__(self) -> None:
+        self._scaled = 0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add finite numbers, fewer than 2**26 at a time."""
+        if len(values):
+            self._scaled += sum(part for _, part in _parts(values, None))
+
+    @property
+    def value(self) -> Fraction:
+        """The sum."""
+        return Fraction(self._scaled, 1 << _SHIFT)
+
+
+class ExactSums:
+    """Sums of float64 numbers by group, each without rounding."""
+
+    def __init__(self) -> None:
+        self._scaled: dict[int, int] = {}
+
+    def add(
+        self, keys: list[int], group_B: NDArray[np.int64], values_B: NDArray[np.float64]
+    ) -> None:
+        """Add finite numbers, fewer than 2**26 at a time."""
+        if not len(values_B):
+            return
+        for group, part in _parts(values_B, group_B):
+            key = keys[group]
+            self._scaled[key] = self._scaled.get(key, 0) + part
+
+    def value(self, key: int) -> Fraction:
+        """Return a group's sum, 0 of one without numbers."""
+        return Fraction(self._scaled.get(key, 0), 1 << _SHIFT)
+
+    def drop(self, key: int) -> None:
+        """Forget a group."""
+        self._scaled.pop(key, None)
+
+
+def _parts(
+    values_B: NDArray[np.float64], group_B: NDArray[np.int64] | None
+) -> Iterator[tuple[int, int]]:
+    """Yield groups and integers: what each exponent's numbers add to the group, times 2**1074."""
+    fractions, exponents = np.frexp(values_B)
+    mantissas = np.ldexp(fractions, _MANTISSA_BITS).astype(np.int64)
+    lowest = int(exponents.min())
+    span = int(exponents.max()) - lowest + 1
+    cells = (exponents - lowest).astype(np.int64)
+    n_cells = span
+    if group_B is not None:
+        cells += group_B * span
+        n_cells *= int(group_B.max()) + 1
+    occupied = None
+    if n_cells > _DENSE_CELLS:
+        occupied, cells = np.unique(cells, return_inverse=True)
+    high = mantissas >> _HALF_BITS
+    low = mantissas - (high << _HALF_BITS)
+    # Sums of up to 2**26 numbers of 27 bits are exact in float64.
+    high_sums, low_sums = np.bincount(cells, high), np.bincount(cells, low)
+    for at in np.flatnonzero((high_sums != 0) | (low_sums != 0)).tolist():
+        group, place = divmod(at if occupied is None else int(occupied[at]), span)
+        whole = (int(high_sums[at]) << _HALF_BITS) + int(low_sums[at])
+        shift = lowest + place - _MANTISSA_BITS + _SHIFT
+        yield group, whole << shift if shift >= 0 else whole >> -shift
+
+
+# Squares of larger numbers leave float64, and so do inverses of smaller ones.
+_LARGEST_SCALED = 1e150
+_SMALLEST_SPREAD = 1e-300
+_SPLITTER = 2.0**27 + 1.0
+_PROFILE_BUCKETS = 10
+_LEAST_BIN_ROWS = 3
+
+
+class NumberSummary:
+    """Count, range, sums and a sorted sample of one component of a numeric column."""
+
+    def __init__(self, scaled_by: Sequence[str]) -> None:
+        self.count = 0
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self._sum = ExactSum()
+        self._moments = {
+            transform: (ExactSum(), ExactSum())
+            for transform in ("standard", "log1p")
+            if transform in scaled_by
+        }
+        self.sample = np.empty(0)
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        """Add rows; NaN stands for a null."""
+        values = _known(values)
+        if not len(values):
+            return
+        self.count += len(values)
+        self.minimum = min(self.minimum, float(values.min()))
+        self.maximum = max(self.maximum, float(values.max()))
+        self._sum.add(values)
+        for transform, (first, second) in self._moments.items():
+            if transform == "standard" and not self._is_scalable:
+                continue
+            scaled = _signed_log(values) if transform == "log1p" else values
+            first.add(scaled)
+            squares, errors = _exact_squares(scaled)
+            second.add(squares)
+            second.add(errors)
+
+    @property
+    def _is_scalable(self) -> bool:
+        return max(-self.minimum, self.maximum) <= _LARGEST_SCALED
+
+    @property
+    def mean(self) -> float:
+        """Mean of the values, NaN if there are none."""
+        return float(self._sum.value / self.count) if self.count else math.nan
+
+    def moments(self, transform: str) -> tuple[float, float]:
+        """Return mean and standard deviation of the values, or of their logarithms."""
+        if not self.count:
+            return 0.0, 0.0
+        first, second = (total.value / self.count for total in self._moments[transform])
+        return float(first), math.sqrt(max(second - first * first, Fraction(0)))
+
+    def keep_sample(self, values: NDArray[np.float64]) -> None:
+        """Take the rows that quantiles are learned from; NaN stands for a null."""
+        self.sample = np.sort(_known(values))
+
+
+def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Which of two equal zeros is kept would depend on their order: adding 0 makes both +0.
+    return values[~np.isnan(values)] + 0.0
+
+
+def _signed_log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.copysign(np.log1p(np.abs(values)), values)
+
+
+def _exact_squares(
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return squares and their rounding errors (Dekker 1971): their sum is exact."""
+    squares = values * values
+    spread = values * _SPLITTER
+    high = spread - (spread - values)
+    low = values - high
+    return squares, ((high * high - squares) + 2.0 * high * low) + low * low
+
+
+def quantile_cuts(ordered: NDArray[np.float64], buckets: int) -> NDArray[np.float64]:
+    """Return the boundaries between buckets of equal mass, closed on the left."""
+    if not len(ordered):
+        return np.empty(0)
+    places = np.arange(1, buckets) * len(ordered) // buckets
+    cuts = np.unique(ordered[places])
+    return np.asarray(cuts[cuts > ordered[0]])
+
+
+def bin_cuts(ordered: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Return the boundaries of at most ``bins`` bins by value, midway between two values."""
+    values, counts = np.unique(ordered, return_counts=True)  # (U,) each
+    if len(values) <= bins:
+        lasts = _merge_small(counts)
+    else:
+        lasts = _fill_bins(counts, max(min(bins, len(ordered) // _LEAST_BIN_ROWS), 1))
+    low, high = values[lasts], values[lasts + 1]
+    middle = low + (high / 2 - low / 2)
+    # Requests may bring narrower numbers: a cut is one that float32 tells from the value below.
+    with np.errstate(over="ignore"):
+        is_between = middle.astype(np.float32) > low.astype(np.float32)
+    return np.where(is_between, middle, high)
+
+
+def _merge_small(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the last value of each bin but the highest, where values have bins of their own."""
+    lasts, rows = [], 0
+    remaining = int(counts.sum())
+    for position, count in enumerate(counts.tolist()[:-1]):
+        rows += count
+        remaining -= count
+        if rows >= _LEAST_BIN_ROWS and remaining >= _LEAST_BIN_ROWS:
+            lasts.append(position)
+            rows = 0
+    return np.array(lasts, np.int64)
+
+
+def _fill_bins(counts: NDArray[np.int64], bins: int) -> NDArray[np.int64]:
+    """Return the last value of each bin but the highest, where bins hold several values."""
+    cumulative = np.concatenate([[0], np.cumsum(counts)])  # (U + 1,) rows below each value
+    total = int(cumulative[-1])
+    is_heavy = counts * bins >= total
+    heavy = np.append(np.flatnonzero(is_heavy), len(counts))  # ascending, with an end mark
+    light_rows, light_bins = int(counts[~is_heavy].sum()), bins - int(is_heavy.sum())
+    lasts: list[int] = []
+    start = 0
+    while len(lasts) < bins - 1:
+        target = max(light_rows / light_bins, _LEAST_BIN_ROWS) if light_bins > 0 else math.inf
+        next_heavy = int(heavy[np.searchsorted(heavy, start)])
+        below = cumulative[next_heavy] - cumulative[start]
+        last = int(np.searchsorted(cumulative, cumulative[start] + target)) - 1
+        if last >= next_heavy:
+            alone = below >= max(target / 2, _LEAST_BIN_ROWS)
+            last = next_heavy - 1 if alone else next_heavy
+        if last >= len(counts) - 1 or total - cumulative[last + 1] < _LEAST_BIN_ROWS:
+            break
+        lasts.append(last)
+        light_rows -= int(counts[start : last + 1][~is_heavy[start : last + 1]].sum())
+        light_bins -= not is_heavy[last]
+        start = last + 1
+    return np.array(lasts, np.int64)
+
+
+def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return quantiles at equal distances, the smallest and largest value among them."""
+    if not len(ordered):
+        return np.empty(0)
+    places = np.arange(count) * (len(ordered) - 1) // (count - 1)
+    return np.unique(ordered[places])
+
+
+def bucket_boundaries(
+    feature: Bucketized, summary: NumberSummary, kind: ColumnType
+) -> NDArray[np.float64]:
+    """Return the boundaries of a bucketized feature, given or learned."""
+    if feature.boundaries is not None:
+        return kind.round(np.array(feature.boundaries, np.float64))
+    if feature.bins is not None:
+        return bin_cuts(summary.sample, feature.bins)
+    assert feature.quantiles is not None
+    return quantile_cuts(summary.sample, feature.quantiles)
+
+
+def summarised_fit(
+    feature: Numeric, summaries: Sequence[NumberSummary], kind: ColumnType
+) -> NumericFit:
+    """Return what was learned for a numeric feature."""
+    boundaries: list[NDArray[np.float64]] = []
+    scaling, fills = [], []
+    for summary in summaries:
+        ordered = summary.sample if feature.transform == "quantile" else np.empty(0)
+        cuts = quantiles(ordered, feature.quantiles)
+        shift, scale = _shift_and_scale(feature, summary)
+        fills.append(_fill(feature, summary, ordered, cuts, (shift, scale), kind))
+        scaling.append((shift, scale))
+        boundaries.append(cuts)
+    ranges = [(s.minimum, s.maximum) if s.count else (math.nan, math.nan) for s in summaries]
+    return NumericFit(
+        boundaries=tuple(boundaries) if feature.transform == "quantile" else (),
+        shift=np.array([shift for shift, _ in scaling]),
+        scale=np.array([scale for _, scale in scaling]),
+        fill=np.array(fills, np.float32),
+        minimum=np.array([low for low, _ in ranges]),
+        maximum=np.array([high for _, high in ranges]),
+        mean=np.array([summary.mean for summary in summaries]),
+        profile=tuple(_profile(summary.sample) for summary in summaries)
+        if feature.transform == "quantile"
+        else (),
+    )
+
+
+def _profile(ordered: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Cut points into tenths, equal ones merged, and how many values lie between them."""
+    cuts = quantile_cuts(ordered, _PROFILE_BUCKETS)
+    below = np.searchsorted(ordered, cuts, side="left")
+    return cuts, np.diff(np.concatenate([[0], below, [len(ordered)]])).astype(np.int64)
+
+
+def _shift_and_scale(feature: Numeric, summary: NumberSummary) -> tuple[float, float]:
+    if feature.transform in ("quantile", "none") or not summary.count:
+        return 0.0, 1.0
+    largest = max(-summary.minimum, summary.maximum)
+    if feature.transform != "log1p" and largest > _LARGEST_SCALED:
+        raise FeatureError(
+            f"feature {feature.name!r}: got {largest:g}, expected numbers of at most "
+            f'{_LARGEST_SCALED:g} for transform={feature.transform!r}; use "quantile" or "log1p"'
+        )
+    if feature.transform == "minmax":
+        shift, spread = summary.minimum, summary.maximum - summary.minimum
+    else:
+        shift, spread = summary.moments(feature.transform)
+    # A constant becomes 0 whatever the scale.
+    return shift, 1.0 / spread if spread > _SMALLEST_SPREAD else 1.0
+
+
+def _mean_rank(values: NDArray[np.float64], cuts: NDArray[np.float64]) -> float:
+    if len(cuts) < 2:
+        return 0.0
+    total = ExactSum()
+    total.add(np.interp(values, cuts, np.linspace(0.0, 1.0, len(cuts))))
+    return float(total.value / len(values))
+
+
+def _fill(
+    feature: Numeric,
+    summary: NumberSummary,
+    ordered: NDArray[np.float64],
+    cuts: NDArray[np.float64],
+    scaling: tuple[float, float],
+    kind: ColumnType,
+) -> float:
+    shift, scale = scaling
+    is_mean = isinstance(feature.missing, str)
+    raw = np.empty(0) if is_mean else kind.round(np.array([feature.missing], np.float64))
+    if is_mean and not summary.count:
+        return 0.0
+    if feature.transform == "quantile":
+        return _mean_rank(ordered if is_mean else raw, cuts)
+    if not is_mean:
+        value = float((_signed_log(raw) if feature.transform == "log1p" else raw)[0])
+        return (value - shift) * scale
+    if feature.transform in ("standard", "log1p"):
+        return 0.0
+    return (summary.mean - shift) * scale

@@ -1,0 +1,479 @@
+"""The finished dataset: shards, manifest, result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import widedeep
+from widedeep.data.numbers import ExactSum
+from widedeep.errors import DataError
+from widedeep.files import atomic_directory, file_sha256
+from widedeep.join.config import SPLITS, JoinConfig
+from widedeep.join.engines import Engine
+from widedeep.join.plan import JoinPlan
+from widedeep.join.report import write_report
+from widedeep.join.resolve import Resolved
+from widedeep.join.sql import output_columns
+
+_LOST_MUCH = 0.5
+_EXPECTED = 10
+_SHOWN = 3
+
+
+def outcome_notes(
+    config: JoinConfig,
+    counts: Mapping[str, int],
+    splits: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    """Return what a person should know of a join's examples, or of a sample of them."""
+    notes = []
+    for number, label in enumerate(config.labels):
+        if not any(sums.get(label.name) for sums in splits.values()):
+            notes.append(f"label {label.name!r} is 0 in all examples: check its kinds and window")
+        else:
+            notes += _empty_splits(label.name, splits)
+        actions = max(1, counts[f"relevant_{number}"])
+        for kind, told in (
+            ("orphaned", "had no impression of the item before them"),
+            ("late", "came after the window"),
+        ):
+            fraction = counts[f"{kind}_{number}"] / actions
+            if fraction > _LOST_MUCH:
+                notes.append(f"label {label.name!r}: {fraction:.0%} of its actions {told}")
+    for of in ("user", "item"):
+        if f"{of}_hits" in counts:
+            fraction = counts[f"{of}_hits"] / max(1, counts["impressions"])
+            if fraction < 1 - _LOST_MUCH:
+                notes.append(f"{of}_attributes: {fraction:.0%} of the impressions find a version")
+    return notes
+
+
+def _empty_splits(label: str, splits: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return a note for each split without the label where the others' rate says there are many."""
+    filled = {name: sums for name, sums in splits.items() if sums.get(label)}
+    rows = sum(sums["rows"] for sums in filled.values())
+    rate = sum(abs(sums[label]) for sums in filled.values()) / max(1, rows)
+    return [
+        f"label {label!r} is 0 in all {int(sums['rows']):,} examples of {name}, and {rate:.4g} on "
+        "average in the other splits: does the log of actions reach that far?"
+        for name, sums in splits.items()
+        if name not in filled and rate * sums["rows"] >= _EXPECTED
+    ]
+
+
+def match_notes(engine: Engine, config: JoinConfig, counts: Mapping[str, int]) -> list[str]:
+    """Return a note with ids of both logs for each label whose actions had no impression."""
+    labels = [
+        label.name
+        for number, label in enumerate(config.labels)
+        if counts[f"relevant_{number}"]
+        and counts[f"relevant_{number}"] == counts[f"orphaned_{number}"]
+    ]
+    if not labels:
+        return []
+    shown = "; ".join(
+        f"{of} ids such as {_ids(engine, of, 'wd_impressions')} in the impressions and "
+        f"{_ids(engine, of, 'wd_actions')} in the actions"
+        for of in ("user", "item")
+    )
+    return [
+        f"no action of label {', '.join(map(repr, labels))} follows an impression of its user and "
+        f"item ({shown}): check that both logs write ids and times alike"
+    ]
+
+
+def _ids(engine: Engine, of: str, view: str) -> str:
+    rows = engine.rows(
+        f"SELECT wd_{of} AS wd_id FROM {view} GROUP BY wd_{of} ORDER BY wd_{of} LIMIT {_SHOWN}"
+    )
+    return ", ".join(repr(row["wd_id"]) for row in rows)
+
+
+ROW_GROUP = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of examples."""
+
+    split: str  # ``"train"``, ``"valid"`` or ``"test"``
+    file: str  # Its path in the dataset
+    rows: int  # Number of examples
+    labels: dict[str, Fraction]  # Sum of each label, without rounding
+    weight: Fraction  # Sum of the weights, likewise
+    first_us: int | None  # The first event time; None if it has no row
+    last_us: int | None  # The last event time
+    bytes: int  # Its size
+    sha256: str  # Of its contents
+
+
+def write_part(
+    batches: Iterable[pa.RecordBatch],
+    folder: Path,
+    part: int,
+    *,
+    labels: Sequence[str],
+    shard_rows: int,
+) -> list[Shard]:
+    """Write the examples of a pass."""
+    writers: dict[str, _SplitWriter] = {}
+    for batch in batches:
+        split_B = batch.column("wd_split").to_numpy(zero_copy_only=False)
+        for code in np.unique(split_B).tolist():
+            name = SPLITS[code]
+            if name not in writers:
+                writers[name] = _SplitWriter(name, folder, part, labels, shard_rows)
+            rows = batch if (split_B == code).all() else batch.filter(pa.array(split_B == code))
+            writers[name].add(rows)
+    return [shard for name in SPLITS if name in writers for shard in writers[name].close()]
+
+
+class _SplitWriter:
+    """Collects a split's rows and writes them as row groups of a fixed size."""
+
+    def __init__(
+        self, split: str, folder: Path, part: int, labels: Sequence[str], shard_rows: int
+    ) -> None:
+        self.split, self.folder, self.part = split, folder, part
+        self.labels, self.shard_rows = labels, shard_rows
+        self.group = min(ROW_GROUP, shard_rows)
+        self.held: list[pa.RecordBatch] = []
+        self.held_rows = 0
+        self.shards: list[Shard] = []
+        self.writer: pq.ParquetWriter | None = None
+
+    def add(self, rows: pa.RecordBatch) -> None:
+        self.held.append(rows)
+        self.held_rows += rows.num_rows
+        while self.held_rows >= self.group:
+            self._write(self.group)
+
+    def _write(self, count: int) -> None:
+        table = pa.Table.from_batches(self.held)
+        room = self.shard_rows - (self.rows if self.writer is not None else 0)
+        count = min(count, room)
+        rows, rest = table.slice(0, count), table.slice(count)
+        self.held = rest.to_batches()
+        self.held_rows = rest.num_rows
+        self._append(rows)
+        if self.rows >= self.shard_rows:
+            self._finish()
+
+    def _append(self, table: pa.Table) -> None:
+        times = table.column("wd_event_time")
+        examples = table.drop_columns(["wd_split", "wd_event_time"]).combine_chunks()
+        if self.writer is None:
+            self.file = f"{self.split}/part-{self.part:05d}-{len(self.shards):05d}.parquet"
+            (self.folder / self.split).mkdir(parents=True, exist_ok=True)
+            self.writer = pq.ParquetWriter(
+                self.folder / self.file, examples.schema, compression="snappy"
+            )
+            self.rows = 0
+            self.sums = {name: ExactSum() for name in (*self.labels, "weight")}
+            self.range: list[int] = []
+        self.writer.write_table(examples, row_group_size=ROW_GROUP)
+        self.rows += table.num_rows
+        for name, total in self.sums.items():
+            total.add(examples.column(name).to_numpy().astype(np.float64))
+        bounds = pc.min_max(times).as_py()
+        found = [*self.range, bounds["min"], bounds["max"]]
+        self.range = [min(found), max(found)]
+
+    def _finish(self) -> None:
+        assert self.writer is not None
+        self.writer.close()
+        self.writer = None
+        path = self.folder / self.file
+        self.shards.append(
+            Shard(
+                split=self.split,
+                file=self.file,
+                rows=self.rows,
+                labels={name: self.sums[name].value for name in self.labels},
+                weight=self.sums["weight"].value,
+                first_us=self.range[0],
+                last_us=self.range[1],
+                bytes=os.path.getsize(path),
+                sha256=file_sha256(path),
+            )
+        )
+
+    def close(self) -> list[Shard]:
+        """Write what is held and return the shards."""
+        while self.held_rows:
+            self._write(self.held_rows)
+        if self.writer is not None:
+            self._finish()
+        return self.shards
+
+
+def read_part(path: Path) -> tuple[list[Shard], dict[str, Any]] | None:
+    """Return a finished pass's shards and counts, or None if it is not finished or was changed."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    shards = [_shard(told) for told in record["shards"]]
+    for shard in shards:
+        file = path.with_suffix("") / shard.file
+        if not file.exists() or file_sha256(file) != shard.sha256:
+            return None
+    return shards, record["counts"]
+
+
+def record_part(path: Path, shards: Sequence[Shard], counts: dict[str, Any]) -> None:
+    """Write down that a pass is finished."""
+    record = {"shards": [dataclasses.asdict(shard) for shard in shards], "counts": counts}
+    temporary = path.with_suffix(".tmp")
+    # A sum is told as a fraction: rounded, its shards would not add up to the whole.
+    temporary.write_text(json.dumps(record, default=str), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _shard(told: dict[str, Any]) -> Shard:
+    labels = {name: Fraction(total) for name, total in told["labels"].items()}
+    return Shard(**{**told, "labels": labels, "weight": Fraction(told["weight"])})
+
+
+def split_rows(shards: Iterable[Shard]) -> Iterator[tuple[str, list[Shard]]]:
+    """Yield each split with its shards."""
+    listed = list(shards)
+    for split in SPLITS:
+        yield split, [shard for shard in listed if shard.split == split]
+
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinResult:
+    """A finished dataset.
+
+    Args:
+        output: Its folder, with ``train/``, ``valid/``, ``test/``, ``manifest.json``,
+            ``report.json`` and ``report.html``.
+        manifest: What the manifest says.
+    """
+
+    output: Path
+    manifest: dict[str, Any]
+
+    def paths(self, split: str) -> list[str]:
+        """Return the shards of a split, in order.
+
+        Args:
+            split: ``"train"``, ``"valid"`` or ``"test"``.
+        """
+        shards = self.manifest["splits"][split]["shards"]
+        return [str(self.output / shard["file"]) for shard in shards]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the logs and the examples."""
+        return tuple(self.manifest.get("notes", ()))
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """The number of examples of each split."""
+        return {name: split["rows"] for name, split in self.manifest["splits"].items()}
+
+
+def write_dataset(
+    resolved: Resolved,
+    *,
+    folder: Path,
+    shards: Sequence[Shard],
+    counts: Mapping[str, int],
+    inputs: Sequence[Mapping[str, Any]],
+    engine: Mapping[str, str],
+    logged: Mapping[str, int],
+    spill_dir: Path | None = None,
+) -> JoinResult:
+    """Put the shards of all passes, and the manifest into the output folder."""
+    output = Path(resolved.plan.config.output).absolute()
+    if not any(shard.split == "train" for shard in shards):
+        raise DataError(
+            "got no example for train; check [split] (boundaries, fractions) against the log's "
+            f"range, and the counts: {dict(counts)}"
+        )
+    # What a killed process leaves lies beside the parts, and goes with them.
+    with atomic_directory(output, within=folder.parent) as made:
+        schema = _link(folder, shards, made)
+        manifest = _manifest(resolved, shards, counts, inputs, engine, logged, schema)
+        _write_json(made / "manifest.json", manifest)
+        write_report(made, manifest, spill_dir=spill_dir)
+    return JoinResult(output=output, manifest=manifest)
+
+
+def _link(folder: Path, shards: Sequence[Shard], made: Path) -> pa.Schema:
+    """Link the shards into the dataset, so that a failure here loses nothing."""
+    for split in SPLITS:
+        (made / split).mkdir()
+    for shard in shards:
+        part = int(Path(shard.file).name.split("-")[1])
+        source = folder / str(part) / shard.file
+        try:
+            os.link(source, made / shard.file)
+        except OSError:
+            shutil.copyfile(source, made / shard.file)
+    return pq.read_schema(made / next(shard.file for shard in shards if shard.split == "train"))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _manifest(
+    resolved: Resolved,
+    shards: Sequence[Shard],
+    counts: Mapping[str, int],
+    inputs: Sequence[Mapping[str, Any]],
+    engine: Mapping[str, str],
+    logged: Mapping[str, int],
+    schema: pa.Schema,
+) -> dict[str, Any]:
+    plan = resolved.plan
+    splits = {name: _split(listed) for name, listed in split_rows(shards)}
+    sums = {name: {"rows": some["rows"], **some["labels"]} for name, some in splits.items()}
+    return {
+        "format": FORMAT,
+        "kind": "widedeep examples",
+        "version": widedeep.__version__,
+        "engine": dict(engine),
+        "config": plan.config.to_table(),
+        "inputs": [dict(entry) for entry in inputs],
+        "log_end_us": plan.log_end_us,
+        "reach_us": {name: list(ends) for name, ends in resolved.reach_us.items()},
+        "boundaries_us": list(plan.boundaries_us) if plan.boundaries_us else None,
+        "columns": _columns(plan, schema, logged),
+        "counts": _counts(resolved, shards, counts),
+        "notes": [*resolved.notes, *outcome_notes(plan.config, counts, sums)],
+        "splits": splits,
+    }
+
+
+def _columns(plan: JoinPlan, schema: pa.Schema, logged: Mapping[str, int]) -> list[dict[str, Any]]:
+    roles = _roles(plan)
+    history = {feature.name for feature in plan.config.history}
+    columns = []
+    for name in output_columns(plan):
+        entry: dict[str, Any] = {
+            "name": name,
+            "type": str(schema.field(name).type),
+            "role": roles[name],
+        }
+        if name in history:
+            # What the server logged wins; the rest was computed here.
+            entry["logged_rows"] = logged.get(name, 0)
+            entry["source"] = "logged, else computed" if name in logged else "computed"
+        columns.append(entry)
+    return columns
+
+
+def _roles(plan: JoinPlan) -> dict[str, str]:
+    names = output_columns(plan)
+    keys = ["request", "user", "item", *(["position"] if plan.has_position else []), "event time"]
+    roles = dict(zip(names, keys, strict=False))
+    roles |= {column.name: "context" for column in plan.context}
+    for role, source in (
+        ("user attribute", plan.user_attributes),
+        ("item attribute", plan.item_attributes),
+    ):
+        roles |= {column.name: role for column in source.carried} if source else {}
+    roles |= {feature.name: "history" for feature in plan.config.history}
+    roles |= {label.name: "label" for label in plan.config.labels}
+    return {**roles, "weight": "weight"}
+
+
+def _split(shards: Sequence[Shard]) -> dict[str, Any]:
+    filled = [shard for shard in shards if shard.first_us is not None]
+    labels = list(shards[0].labels) if shards else []
+    return {
+        "rows": sum(shard.rows for shard in shards),
+        "labels": {name: float(sum(shard.labels[name] for shard in shards)) for name in labels},
+        "weight": float(sum(shard.weight for shard in shards)),
+        "first_us": min((shard.first_us or 0 for shard in filled), default=None),
+        "last_us": max((shard.last_us or 0 for shard in filled), default=None),
+        "shards": [
+            {
+                "file": shard.file,
+                "rows": shard.rows,
+                "labels": {name: float(total) for name, total in shard.labels.items()},
+                "bytes": shard.bytes,
+                "sha256": shard.sha256,
+                "first_us": shard.first_us,
+                "last_us": shard.last_us,
+            }
+            for shard in shards
+        ],
+    }
+
+
+def _counts(
+    resolved: Resolved, shards: Sequence[Shard], counts: Mapping[str, int]
+) -> dict[str, Any]:
+    config = resolved.plan.config
+    written = sum(shard.rows for shard in shards)
+    left_out = counts["open_windows"] if config.open_windows == "drop" else 0
+    complete = resolved.counts["impressions"].complete if config.impressions else None
+    found: dict[str, Any] = {
+        "impressions": counts["impressions"],
+        "actions": counts["actions"],
+        "null_keys": {name: found.null_keys for name, found in resolved.counts.items()},
+        "duplicates_dropped": 0 if complete is None else complete - counts["impressions"],
+        "open_windows": counts["open_windows"],
+        "open_windows_left_out": left_out,
+        "sampled_or_split_out": counts["impressions"] - left_out - written,
+        "examples": written,
+        "labels": {},
+        "attributes": {
+            of: {"impressions": counts["impressions"], "found": counts[f"{of}_hits"]}
+            for of in ("user", "item")
+            if f"{of}_hits" in counts
+        },
+    }
+    for number, label in enumerate(config.labels):
+        found["labels"][label.name] = {
+            "actions": counts[f"relevant_{number}"],
+            "orphaned": counts[f"orphaned_{number}"],
+            "late": counts[f"late_{number}"],
+        }
+    return found
+
+
+def open_dataset(folder: str | os.PathLike[str]) -> JoinResult:
+    """Open a dataset that a join made, and check every shard against its checksum.
+
+    Args:
+        folder: The dataset.
+
+    Raises:
+        DataError: If it is no dataset, or a shard is missing or changed.
+    """
+    output = Path(folder)
+    try:
+        text = (output / "manifest.json").read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{output}: no manifest.json; this is no folder that a join made"
+        ) from error
+    manifest: dict[str, Any] = json.loads(text)
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            file = output / shard["file"]
+            if not file.exists() or file_sha256(file) != shard["sha256"]:
+                raise DataError(f"{file}: missing or changed since the join; run the join again")
+    return JoinResult(output=output, manifest=manifest)

@@ -1,0 +1,388 @@
+"""The SQL engines of a join: DuckDB, and Spark with the same SQL translated."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.util
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from widedeep.errors import ConfigError, DataError, WideDeepError, install_hint, nearest
+from widedeep.join.plan import literal, quoted
+from widedeep.join.times import TIME_TEXT
+
+MACROS = (
+    "CREATE OR REPLACE TEMP MACRO wd_md5_60(x) AS CAST('0x' || substr(md5(x), 1, 15) AS BIGINT)",
+    "CREATE OR REPLACE TEMP MACRO wd_micros(x) AS epoch_us(x)",
+    "CREATE OR REPLACE TEMP MACRO wd_nanos(x) AS epoch_ns(x)",
+    "CREATE OR REPLACE TEMP MACRO wd_floor_1000(x) AS (x - ((x % 1000) + 1000) % 1000) // 1000",
+    "CREATE OR REPLACE TEMP MACRO wd_text_micros(x) AS epoch_us(TRY_CAST(x AS TIMESTAMPTZ))",
+)
+"""What DuckDB runs for the functions of ours; :func:`for_spark` rewrites them for Spark."""
+
+_ALLOWED = {
+    *("Select", "From", "Join", "Where", "Group", "Order", "Ordered", "Having", "Distinct"),
+    *("Union", "Subquery", "With", "CTE", "Limit", "Table", "TableAlias", "Column", "Identifier"),
+    *("Alias", "Star", "Paren", "Literal", "Null", "Boolean", "Tuple", "And", "Or", "Not", "EQ"),
+    *("NEQ", "LT", "LTE", "GT", "GTE", "Is", "In", "Add", "Sub", "Mul", "Div", "Mod", "Neg"),
+    *("BitwiseAnd", "BitwiseRightShift", "Case", "If", "Coalesce", "Cast", "DataType"),
+    *("DataTypeParam", "Array", "DPipe", "Count", "Sum", "Min", "Max", "ArrayAgg", "RowNumber"),
+    *("Window", "WindowSpec", "Floor", "Anonymous", "RegexpLike"),
+}
+_FUNCTIONS = {"WD_MD5_60", "WD_MICROS", "WD_NANOS", "WD_FLOOR_1000", "WD_TEXT_MICROS"}
+
+
+def _sqlglot() -> Any:
+    """The package, which Spark alone needs."""
+    try:
+        import sqlglot
+    except ModuleNotFoundError as error:
+        raise DataError(install_hint("sqlglot", "spark")) from error
+    return sqlglot
+
+
+def _parsed(sql: str) -> Any:
+    return _sqlglot().parse_one(sql, read="duckdb")
+
+
+def check_constructs(sql: str) -> Any:
+    """Parse a statement and hold it to the allow-list."""
+    tree, exp = _parsed(sql), _sqlglot().exp
+    for node in tree.walk():
+        name = type(node).__name__
+        if name not in _ALLOWED:
+            raise ValueError(f"SQL construct {name} is not on the portable list: {node.sql()}")
+        if isinstance(node, exp.ArrayAgg) and isinstance(node.this, exp.Order):
+            raise ValueError(f"an order inside an aggregate is lost in translation: {node.sql()}")
+        if isinstance(node, exp.ArrayAgg) and not isinstance(node.parent, exp.Window):
+            raise ValueError(f"a grouped list has no order and does not spill: {node.sql()}")
+        if isinstance(node, exp.Anonymous) and node.name.upper() not in _FUNCTIONS:
+            raise ValueError(f"function {node.name} is not on the portable list")
+    return tree
+
+
+def for_spark(sql: str) -> str:
+    """Translate a statement of the portable subset into Spark's SQL."""
+    translated = check_constructs(sql).transform(_spark_functions)
+    return str(translated.sql(dialect="spark"))
+
+
+def _spark_functions(node: Any) -> Any:
+    if not isinstance(node, _sqlglot().exp.Anonymous):
+        return node
+    inner = node.expressions[0].transform(_spark_functions).sql(dialect="spark")
+    return _sqlglot().parse_one(_SPARK[node.name.upper()].replace("x!", inner), read="spark")
+
+
+_SIGN = "GREATEST(INSTR(SUBSTR(x!, 12), '+'), INSTR(SUBSTR(x!, 12), '-'))"
+_OFFSET = f"SUBSTR(x!, 11 + {_SIGN})"
+# The session's zone is UTC: TIMESTAMP_NTZ is read as UTC. Nanoseconds are refused before. Of a text
+# Spark reads the date and the time of day; the rest it would complete and round by its own rule.
+_SPARK = {
+    "WD_MD5_60": "CAST(CONV(SUBSTR(MD5(x!), 1, 15), 16, 10) AS BIGINT)",
+    "WD_MICROS": "UNIX_MICROS(CAST(x! AS TIMESTAMP))",
+    "WD_NANOS": "UNIX_MICROS(CAST(x! AS TIMESTAMP)) * 1000",
+    "WD_FLOOR_1000": "((x! - ((x! % 1000) + 1000) % 1000) DIV 1000)",
+    "WD_TEXT_MICROS": f"""CASE WHEN x! RLIKE '{TIME_TEXT}' THEN
+  UNIX_MICROS(TRY_CAST(CONCAT(SUBSTR(x!, 1, 10), 'T', CASE WHEN SUBSTR(x!, 17, 1) = ':'
+    THEN SUBSTR(x!, 12, 8) WHEN LENGTH(x!) > 10 THEN CONCAT(SUBSTR(x!, 12, 5), ':00')
+    ELSE '00:00:00' END) AS TIMESTAMP))
+  + CASE WHEN SUBSTR(x!, 20, 1) = '.' THEN CAST(SUBSTR(RPAD(
+    REGEXP_EXTRACT(SUBSTR(x!, 21), '^([0-9]+)', 1), 6, '0'), 1, 6) AS BIGINT) ELSE 0 END
+  - CASE WHEN {_SIGN} = 0 THEN 0 ELSE
+    (CAST(SUBSTR({_OFFSET}, 2, 2) AS BIGINT) * 60 + CAST(CONCAT('0',
+      CASE WHEN LENGTH({_OFFSET}) = 3 THEN '' ELSE RIGHT({_OFFSET}, 2) END) AS BIGINT))
+    * CASE WHEN SUBSTR({_OFFSET}, 1, 1) = '-' THEN -60000000 ELSE 60000000 END END END""",
+}
+
+
+BATCH_ROWS = 65_536
+
+
+class EngineError(DataError):
+    """What an engine itself complains of; a damaged file may be behind it."""
+
+
+class Engine(Protocol):
+    """Runs portable SQL over Parquet files."""
+
+    name: str
+    version: str
+    parallel: bool
+    """True if one statement takes all partitions, spread over many machines."""
+
+    def open_parquet(self, view: str, files: Sequence[Path]) -> None:
+        """Make Parquet files readable as the relation ``view``."""
+
+    def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
+        """Make a table of a DuckDB file readable; return its columns."""
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows of a small result."""
+
+    def stage(self, view: str, sql: str, folder: Path, partitioned: bool) -> None:
+        """Write a result into ``folder`` as Parquet and make it readable as ``view``."""
+
+    def open_staged(self, view: str, *folders: Path) -> None:
+        """Make what :meth:`stage` wrote readable again, as one relation."""
+
+    def stream(self, sql: str, folder: Path) -> Iterator[pa.RecordBatch]:
+        """Yield an ordered result in batches; ``folder`` may be used in between."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class DuckDBEngine:
+    """DuckDB in this process."""
+
+    name = "duckdb"
+    parallel = False
+
+    def __init__(
+        self, spill_folder: Path, *, memory_limit: str | None = None, threads: int | None = None
+    ) -> None:
+        try:
+            import duckdb
+        except ModuleNotFoundError as error:
+            raise DataError(install_hint("duckdb", "join")) from error
+        self._errors = duckdb.Error
+        self.version = duckdb.__version__
+        self._connection = duckdb.connect(":memory:")
+        self._spill_folder = spill_folder
+        spill_folder.mkdir(parents=True, exist_ok=True)
+        self._set("temp_directory", str(spill_folder))
+        if memory_limit is not None:
+            self._set("memory_limit", memory_limit)
+        if threads is not None:
+            self._connection.execute(f"SET threads = {threads}")
+        self._connection.execute("SET TimeZone = 'UTC'")
+        self._connection.execute("SET preserve_insertion_order = false")
+        # Rows wait for their partition's file, of each thread so many: half a million by default,
+        # which is more than a pass over a partition needs.
+        self._connection.execute("SET partitioned_write_flush_threshold = 16384")
+        self._connection.execute("SET partitioned_write_max_open_files = 64")
+        for macro in MACROS:
+            self._connection.execute(macro)
+
+    def _set(self, name: str, value: str) -> None:
+        try:
+            self._connection.execute(f"SET {name} = {literal(value)}")
+        except self._errors as error:
+            raise DataError(f"{name}: got {value!r}, which DuckDB refuses: {error}") from error
+
+    def open_parquet(self, view: str, files: Sequence[Path]) -> None:
+        """Make Parquet files readable as the relation ``view``."""
+        listed = ", ".join(literal(glob.escape(str(file))) for file in files)
+        self._create(view, f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false)")
+
+    def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
+        """Make a table of a DuckDB file readable; return its columns."""
+        attached = f"wd_file_{view}"
+        with self._translated(f"{database}, table {table!r}"):
+            self._connection.execute(f"ATTACH {literal(str(database))} AS {attached} (READ_ONLY)")
+            there = self._connection.execute(
+                f"SELECT table_name FROM information_schema.tables "
+                f"WHERE table_catalog = {literal(attached)} AND table_schema = 'main'"
+            ).fetchall()
+            if table not in [name for (name,) in there]:
+                raise DataError(
+                    f"{database}: table = {table!r}, but there is no such table; "
+                    f"{nearest(table, [name for (name,) in there])}"
+                )
+            self._create(view, f"SELECT * FROM {attached}.{quoted(table)}")
+            empty = self._connection.sql(f"SELECT * FROM {view} LIMIT 0")
+            return empty.to_arrow_table().schema
+
+    def _create(self, view: str, select: str) -> None:
+        with self._translated(f"opening {view}"):
+            self._connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {select}")
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows of a small result."""
+        with self._translated("reading the inputs"):
+            found: list[dict[str, Any]] = self._connection.sql(sql).to_arrow_table().to_pylist()
+            return found
+
+    def stage(self, view: str, sql: str, folder: Path, partitioned: bool) -> None:
+        """Write a result into ``folder`` as Parquet and make it readable as ``view``."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        options = "FORMAT parquet, COMPRESSION lz4_raw"
+        if partitioned:
+            options += ", PARTITION_BY (wd_part), WRITE_PARTITION_COLUMNS true"
+            target = folder
+        else:
+            target = folder / "all.parquet"
+        with self._translated(f"staging {view}"):
+            self._connection.execute(f"COPY ({sql}) TO {literal(str(target))} ({options})")
+        self.open_staged(view, folder)
+
+    def open_staged(self, view: str, *folders: Path) -> None:
+        """Make what :meth:`stage` wrote readable again."""
+        filled = [folder for folder in folders if any(folder.rglob("*.parquet"))]
+        if not filled:  # A partition without rows; another has some.
+            return
+        patterns = ", ".join(
+            literal(f"{glob.escape(str(folder))}/**/*.parquet") for folder in filled
+        )
+        # The partition stands in the folder names, so that a pass opens its own files only.
+        split = any(filled[0].glob("wd_part=*"))
+        options = "hive_partitioning = true, hive_types = {'wd_part': BIGINT}" if split else ""
+        listed = f"[{patterns}]{', ' if split else ''}{options}"
+        self._create(view, f"SELECT * FROM read_parquet({listed})")
+
+    def stream(self, sql: str, folder: Path) -> Iterator[pa.RecordBatch]:
+        """Yield an ordered result in batches; nothing is written to ``folder``."""
+        with self._translated("joining"):
+            yield from self._connection.sql(sql).to_arrow_reader(BATCH_ROWS)
+
+    @contextlib.contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        """Turn the engine's errors into ours."""
+        try:
+            yield
+        except WideDeepError:
+            raise
+        except self._errors as error:
+            raise EngineError(explained(doing, str(error))) from error
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, pa.ArrowException):
+                raise
+            raise EngineError(explained(doing, str(error))) from error
+
+    def close(self) -> None:
+        """Close the connection and delete what was spilled."""
+        self._connection.close()
+        shutil.rmtree(self._spill_folder, ignore_errors=True)
+
+
+def explained(doing: str, message: str) -> str:
+    """Return an engine's message with what to do about it."""
+    lowered = message.lower()
+    if "no space left" in lowered or "disk full" in lowered or "file too large" in lowered:
+        advice = "the disk is full: free some space, or name another spill_folder or output"
+    elif "out of memory" in lowered or "memory limit" in lowered:
+        advice = "raise memory_limit, or lower partition_rows so that a pass needs less"
+    elif "could not convert" in lowered or "conversion" in lowered or "cast_invalid" in lowered:
+        advice = "a value does not fit its column's type; correct the row"
+    else:
+        advice = "check the inputs ('widedeep check' samples them)"
+    # What follows a blank line is the engine's own advice, in the engine's own terms.
+    lines = message.strip().split("\n\n")[0].splitlines()
+    file = re.search(r"^  file = (.+)$", message, re.MULTILINE)
+    told = "; ".join([*lines, *([f"in {file[1]}"] if file else [])])
+    return f"{doing}: {told}; {advice}"
+
+
+_DEFAULTS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.ansi.enabled": "true",
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.parquet.compression.codec": "snappy",
+    # Staged results name their columns with care; files of one table share one schema.
+    "spark.sql.parquet.mergeSchema": "false",
+}
+
+
+def check_spark() -> None:
+    """Raise DataError if PySpark or Java is not installed here."""
+    if importlib.util.find_spec("pyspark") is None:
+        raise DataError(install_hint("pyspark", "spark"))
+    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+        raise DataError("Spark needs Java 17, and there is no 'java' here; install a JDK 17")
+
+
+class SparkEngine:
+    """Runs the join on Spark; workers must be able to read the files and the output's folder."""
+
+    name = "spark"
+    parallel = True
+
+    def __init__(self, master: str, options: Mapping[str, str]) -> None:
+        check_spark()
+        import pyspark
+        from py4j.protocol import Py4JJavaError
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+
+        self.version = pyspark.__version__
+        self._errors = (PySparkException, Py4JJavaError)
+        self._owned = SparkSession.getActiveSession() is None
+        builder = SparkSession.builder.master(master).appName("widedeep join")
+        for name, value in {**_DEFAULTS, **dict(options)}.items():
+            builder = builder.config(name, value)
+        # Workers run the same Python; nothing here does, but PySpark checks it.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._session = builder.getOrCreate()
+
+    def open_parquet(self, view: str, files: Sequence[Path]) -> None:
+        """Make Parquet files readable as the relation ``view``."""
+        for field in pq.read_schema(files[0]):
+            if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+                raise DataError(
+                    f"{files[0]}: column {field.name!r} has nanosecond timestamps, which Spark "
+                    "does not read; write microseconds"
+                )
+        frame = self._do("opening", lambda: self._session.read.parquet(*map(str, files)))
+        frame.createOrReplaceTempView(view)
+
+    def open_table(self, view: str, database: Path, table: str) -> pa.Schema:
+        """Refuse: Spark does not read DuckDB's files."""
+        raise ConfigError(
+            f"{database}: Spark does not read DuckDB files; write table {table!r} as Parquet, or "
+            "use engine = 'duckdb'"
+        )
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """Return the rows of a small result."""
+        found = self._do("reading the inputs", lambda: self._sql(sql).collect())
+        return [row.asDict(recursive=True) for row in found]
+
+    def _sql(self, sql: str) -> Any:
+        return self._session.sql(for_spark(sql))
+
+    def stage(self, view: str, sql: str, folder: Path, partitioned: bool) -> None:
+        """Write a result into ``folder`` as Parquet and make it readable as ``view``."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self._do(f"staging {view}", lambda: self._sql(sql).write.parquet(str(folder)))
+        self.open_staged(view, folder)
+
+    def open_staged(self, view: str, *folders: Path) -> None:
+        """Make what :meth:`stage` wrote readable again, as one relation."""
+        self._session.read.parquet(*map(str, folders)).createOrReplaceTempView(view)
+
+    def stream(self, sql: str, folder: Path) -> Iterator[pa.RecordBatch]:
+        """Yield an ordered result in batches, by way of Parquet files in ``folder``."""
+        shutil.rmtree(folder, ignore_errors=True)
+        self._do("joining", lambda: self._sql(sql).write.parquet(str(folder)))
+        # Spark names the files of a sorted result in its order.
+        for file in sorted(folder.glob("part-*.parquet")):
+            with pq.ParquetFile(file) as parquet:
+                yield from parquet.iter_batches(batch_size=BATCH_ROWS)
+        shutil.rmtree(folder)
+
+    def _do(self, doing: str, action: Any) -> Any:
+        try:
+            return action()
+        except self._errors as error:
+            lines = str(error).strip().splitlines()
+            raise EngineError(explained(doing, lines[0] if lines else str(error))) from error
+
+    def close(self) -> None:
+        """Stop the session if this engine started it."""
+        if self._owned:
+            self._session.stop()

@@ -1,0 +1,460 @@
+"""join_actions: from raw logs to a dataset of labelled examples, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+import widedeep
+from widedeep.errors import DataError, WideDeepError
+from widedeep.files import file_sha256
+from widedeep.join import sql
+from widedeep.join.config import JoinConfig
+from widedeep.join.dataset import (
+    JoinResult,
+    Shard,
+    match_notes,
+    read_part,
+    record_part,
+    write_dataset,
+    write_part,
+)
+from widedeep.join.engines import DuckDBEngine, Engine, explained
+from widedeep.join.inputs import Opened, damaged_files_named
+from widedeep.join.plan import JoinPlan, in_part
+from widedeep.join.resolve import Resolved, resolve
+from widedeep.join.sql import ITEM_SIDE, examples, item_side, part_counts
+
+_BITS = 12
+_WAYS = 1 << _BITS
+
+
+def time_boundaries(engine: Engine, plan: JoinPlan) -> tuple[int, int] | None:
+    """Return the times at which valid and test begin, or None where time does not split."""
+    split = plan.config.split
+    if split.by not in ("time", "both"):
+        return None
+    if split.boundaries_us is not None:
+        return split.boundaries_us
+    end = plan.log_end_us - plan.window_us if plan.config.open_windows == "drop" else None
+    closed = "" if end is None else f" WHERE wd_time <= {end}"
+    found = engine.rows(
+        f"SELECT COUNT(*) AS n, MIN(wd_time) AS low, MAX(wd_time) AS high "
+        f"FROM wd_impressions{closed}"
+    )[0]
+    if not found["n"]:
+        return (0, 0)
+    total, low, high = int(found["n"]), int(found["low"]), int(found["high"])
+    train, valid, _ = split.fractions
+    first = _quantile(engine, low, high, train * total)
+    second = _quantile(engine, low, high, (train + valid) * total)
+    return first, second
+
+
+def _quantile(engine: Engine, low: int, high: int, wanted: float) -> int:
+    """Return the first time before which at least ``wanted`` impressions lie, within 1e-6."""
+    before, span = 0, high - low + 1
+    shift = max(0, span.bit_length() - _BITS)
+    while True:
+        end = min(low + (_WAYS << shift), high + 1)
+        rows = engine.rows(
+            f"SELECT (wd_time - {low}) >> {shift} AS bucket, COUNT(*) AS n FROM wd_impressions "
+            f"WHERE wd_time >= {low} AND wd_time < {end} GROUP BY 1 ORDER BY 1"
+        )
+        bucket = 0
+        for row in rows:
+            bucket = int(row["bucket"])
+            if before + int(row["n"]) >= wanted - 1e-6:
+                break
+            before += int(row["n"])
+        else:
+            return end
+        low += bucket << shift
+        if shift == 0:
+            return low + 1
+        shift = max(0, shift - _BITS)
+
+
+_SHOWN = 3
+
+
+def check_staged(engine: Engine, plan: JoinPlan) -> None:
+    """Refuse duplicate impressions, requests of two users, and two versions at one time."""
+    if plan.impressions is not None:
+        _check_duplicates(engine, plan)
+        _check_requests(engine)
+    for of in ("user", "item"):
+        if (plan.user_attributes if of == "user" else plan.item_attributes) is not None:
+            _check_versions(engine, of)
+
+
+def _check_duplicates(engine: Engine, plan: JoinPlan) -> None:
+    keys = "wd_request, wd_item" + (", wd_position" if plan.has_position else "")
+    found: list[dict[str, Any]] = []
+    for part in plan.passes:
+        found += engine.rows(
+            f"SELECT {keys}, COUNT(*) AS n FROM wd_impressions WHERE {in_part(part)} "
+            f"GROUP BY {keys} HAVING COUNT(*) > 1 ORDER BY wd_request, wd_item LIMIT {_SHOWN}"
+        )
+    if found:
+        shown = "; ".join(
+            ", ".join(f"{name.removeprefix('wd_')} {row[name]!r}" for name in keys.split(", "))
+            + f" ({row['n']} times)"
+            for row in found[:_SHOWN]
+        )
+        raise DataError(
+            f"impressions: got duplicates with the same {keys.replace('wd_', '')}: {shown}; "
+            "correct the log, or set duplicates = 'drop' to keep the first of each"
+        )
+
+
+def _check_requests(engine: Engine) -> None:
+    found = engine.rows(
+        "SELECT wd_request FROM wd_impressions GROUP BY wd_request "
+        f"HAVING MIN(wd_user) <> MAX(wd_user) ORDER BY wd_request LIMIT {_SHOWN}"
+    )
+    if found:
+        shown = ", ".join(repr(row["wd_request"]) for row in found)
+        raise DataError(
+            f"impressions: got requests with more than one user: {shown}; a request belongs to one "
+            "user (leave 'request' out to make one of a user's impressions at one time)"
+        )
+
+
+def _check_versions(engine: Engine, of: str) -> None:
+    found = engine.rows(
+        f"SELECT wd_{of}, wd_time, COUNT(*) AS n FROM wd_{of}_versions GROUP BY wd_{of}, wd_time "
+        f"HAVING COUNT(*) > 1 ORDER BY wd_{of}, wd_time LIMIT {_SHOWN}"
+    )
+    if found:
+        shown = ", ".join(f"{row[f'wd_{of}']!r} ({row['n']} rows)" for row in found)
+        raise DataError(
+            f"{of}_attributes: got several versions that begin at one time: {shown}; keep one, or "
+            "name the column of their times with valid_from"
+        )
+
+
+class Steps:
+    """Names the running step and the time it has taken: live on a terminal, else a line a step."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._console = Console(stderr=True)
+        self._enabled = enabled
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        if self._enabled and self._console.is_terminal:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._live = Progress(*columns, console=self._console)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._end_task()
+            self._live.stop()
+
+    def start(self, name: str) -> None:
+        """Say that a step begins, and that the one before it is over."""
+        if self._live is not None:
+            self._end_task()
+            self._task = self._live.add_task(name, total=1)
+        elif self._enabled:
+            seconds = time.perf_counter() - self._started
+            self._console.print(f"[{seconds:7.1f} s] {name}", markup=False, highlight=False)
+
+    def _end_task(self) -> None:
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, completed=1)
+
+
+@contextlib.contextmanager
+def work_folder(work: Path, *, resume: bool) -> Iterator[None]:
+    """Hold a folder for the block, and delete it if the block ends well."""
+    work.mkdir(parents=True, exist_ok=True)
+    handle = os.open(work, os.O_RDONLY)
+    try:
+        _lock(handle, work)
+        if not resume:
+            _empty(work)
+        fresh = not any(work.iterdir())
+        try:
+            yield
+        except WideDeepError:
+            if fresh and not any((work / "parts").glob("*.json")):
+                shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, work: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(
+            f"{work}: another join is writing the same output; wait for it, or name another output"
+        ) from error
+
+
+def _empty(work: Path) -> None:
+    for entry in work.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False) -> JoinResult:
+    """Make the dataset that a configuration asks for.
+
+    Everything is written into a folder beside the output and renamed at the end. After a crash that
+    folder stays, and ``resume`` goes on with what is finished.
+
+    Args:
+        config: What to do.
+        resume: Skip finished parts of an earlier run over the same inputs.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        ConfigError: If the configuration does not fit the inputs.
+        DataError: If an input cannot be used as it is, the disk is full, or another process is
+            writing the same output.
+    """
+    output = Path(config.output).absolute()
+    check_output(output)
+    work = output.parent / f".{output.name}.join"
+    try:
+        with work_folder(work, resume=resume), Steps(enabled=progress) as steps:
+            with open_engine(config, work) as engine:
+                joined = JoinRun(engine, config, work, steps).run()
+            # The engine and its memory are gone before the examples are counted.
+            steps.start("writing the manifest and the report")
+            return joined.write(work)
+    except OSError as error:
+        raise DataError(
+            f"{explained(f'writing {output}', str(error))}; finished parts are kept in {work}, "
+            "go on with resume (--resume)"
+        ) from error
+
+
+def check_output(output: Path) -> None:
+    """Refuse to replace a folder that holds anything but a dataset of ours."""
+    if not output.exists():
+        return
+    if output.is_dir() and (not any(output.iterdir()) or (output / "manifest.json").exists()):
+        return
+    raise DataError(
+        f"output {output}: something else is there; name a new folder, or delete it first"
+    )
+
+
+@contextlib.contextmanager
+def open_engine(config: JoinConfig, work: Path) -> Iterator[Engine]:
+    """Start the engine that the configuration names; close it at the end."""
+    engine: Engine
+    if config.engine == "spark":
+        from widedeep.join.engines import SparkEngine
+
+        engine = SparkEngine(config.spark_master, config.spark_options)
+    else:
+        spill = Path(config.spill_folder) if config.spill_folder else work
+        engine = DuckDBEngine(
+            spill / "spill", memory_limit=config.memory_limit, threads=config.threads
+        )
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """Finished parts, and what the manifest tells of them; the engine is no longer needed."""
+
+    resolved: Resolved  # The plan and what the inputs hold
+    shards: Sequence[Shard]  # Of all passes
+    counts: Mapping[str, int]  # What became of the rows
+    inputs: Sequence[Mapping[str, Any]]  # Name, path, size and checksum of each input file
+    engine: Mapping[str, str]  # Its name and version
+    logged: Mapping[str, int]  # Rows of each history feature that the server had logged
+
+    def write(self, work: Path) -> JoinResult:
+        """Put the parts in ``work`` together as the dataset."""
+        spill = self.resolved.plan.config.spill_folder
+        return write_dataset(
+            self.resolved,
+            folder=work / "parts",
+            shards=self.shards,
+            counts=self.counts,
+            inputs=self.inputs,
+            engine=self.engine,
+            logged=self.logged,
+            spill_dir=work if spill is None else Path(spill),
+        )
+
+
+@dataclass
+class JoinRun:
+    """One run: its engine, its place, and the steps in their order."""
+
+    engine: Engine  # Runs the SQL
+    config: JoinConfig  # What to do
+    work: Path  # Folder for staged inputs and finished parts
+    steps: Steps  # Told which step begins
+
+    def run(self) -> Joined:
+        """Take every step that needs the engine."""
+        self.steps.start("checking the inputs")
+        resolved = resolve(self.engine, self.config, self.work / "spool")
+        inputs = _input_records(resolved.inputs)
+        self._claim(inputs)
+        with damaged_files_named(resolved.inputs):
+            resolved = self.stage(resolved)
+            shards, counts = self._parts(resolved)
+            notes = (*resolved.notes, *match_notes(self.engine, self.config, counts))
+            resolved = dataclasses.replace(resolved, notes=notes)
+        return Joined(
+            resolved=resolved,
+            shards=shards,
+            counts=counts,
+            inputs=inputs,
+            engine={"name": self.engine.name, "version": self.engine.version},
+            logged=self._logged(resolved),
+        )
+
+    def _claim(self, inputs: Sequence[Mapping[str, Any]]) -> None:
+        """Check that what is finished belongs to this configuration and these inputs."""
+        told = {
+            "config": self.config.to_table(),
+            "inputs": [{k: v for k, v in entry.items() if k != "path"} for entry in inputs],
+            "version": widedeep.__version__,
+            "engine": [self.engine.name, self.engine.version],
+        }
+        fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        place = self.work / "fingerprint"
+        if place.exists() and place.read_text() != fingerprint:
+            raise DataError(
+                f"{self.work}: its finished parts were made from other inputs, another "
+                "configuration or another version; run again without resume"
+            )
+        place.write_text(fingerprint)
+
+    def stage(self, resolved: Resolved) -> Resolved:
+        """Bring the inputs into one form; returns the plan with the boundaries of time."""
+        plan = resolved.plan
+        many = plan.partitions > 1
+        self._staged("wd_actions", sql.stage_actions(plan), many)
+        if plan.impressions is None:
+            self._staged("wd_impressions", sql.stage_positives(plan), many)
+        else:
+            self._staged("wd_impressions", sql.stage_impressions(plan), many)
+        if plan.user_attributes is not None:
+            self._staged("wd_user_versions", sql.stage_versions(plan, "user"), many)
+        if plan.item_attributes is not None:
+            self._staged("wd_item_versions", sql.stage_versions(plan, "item"), many)
+        self.steps.start("checking the impressions")
+        check_staged(self.engine, plan)
+        plan = dataclasses.replace(plan, boundaries_us=time_boundaries(self.engine, plan))
+        if item_side(plan, 0) is not None:
+            self._stage_items(plan)
+        return dataclasses.replace(resolved, plan=plan)
+
+    def _stage_items(self, plan: JoinPlan) -> None:
+        folders = []
+        for number, part in enumerate(plan.passes):
+            select = item_side(plan, part)
+            assert select is not None
+            view = f"{ITEM_SIDE}_{number}"
+            self._staged(view, select, plan.partitions > 1)
+            folders.append(self.work / "stage" / view)
+        self.engine.open_staged(ITEM_SIDE, *folders)
+
+    def _staged(self, view: str, sql: str, partitioned: bool) -> None:
+        folder = self.work / "stage" / view
+        done = self.work / "stage" / f"{view}.done"
+        self.steps.start(f"staging {view.removeprefix('wd_').replace('_', ' ')}")
+        if done.exists():
+            self.engine.open_staged(view, folder)
+            return
+        self.engine.stage(view, sql, folder, partitioned)
+        done.write_text("")
+
+    def _parts(self, resolved: Resolved) -> tuple[list[Shard], dict[str, int]]:
+        plan = resolved.plan
+        folder = self.work / "parts"
+        folder.mkdir(exist_ok=True)
+        shards: list[Shard] = []
+        totals: dict[str, int] = {}
+        for number, part in enumerate(plan.passes):
+            self.steps.start(f"joining part {number + 1} of {len(plan.passes)}")
+            finished = read_part(folder / f"{number}.json")
+            if finished is None:
+                finished = self._part(plan, part, folder)
+            shards += finished[0]
+            for name, count in finished[1].items():
+                totals[name] = totals.get(name, 0) + count
+        return shards, totals
+
+    def _part(
+        self, plan: JoinPlan, part: int | None, folder: Path
+    ) -> tuple[list[Shard], dict[str, int]]:
+        number = part or 0
+        place = folder / str(number)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        batches = self.engine.stream(examples(plan, part), self.work / "stage" / f"part_{number}")
+        labels = [label.name for label in plan.config.labels]
+        rows = self.config.shard_rows
+        shards = write_part(batches, place, number, labels=labels, shard_rows=rows)
+        counts = {
+            name: int(count or 0)
+            for name, count in self.engine.rows(part_counts(plan, part))[0].items()
+        }
+        record_part(folder / f"{number}.json", shards, counts)
+        return shards, counts
+
+    def _logged(self, resolved: Resolved) -> dict[str, int]:
+        """Return how many rows of each history feature were logged by the server."""
+        history = {feature.name for feature in self.config.history}
+        columns = [column for column in resolved.plan.context if column.name in history]
+        if not columns:
+            return {}
+        counts = ", ".join(f"COUNT({column.inner}) AS {column.inner}" for column in columns)
+        row = self.engine.rows(f"SELECT {counts} FROM wd_impressions")[0]
+        return {column.name: int(row[column.inner]) for column in columns}
+
+
+def _input_records(inputs: Sequence[Opened]) -> list[dict[str, Any]]:
+    return [
+        {
+            "input": opened.name,
+            "path": "(in memory)" if opened.spooled else str(file),
+            "bytes": os.path.getsize(file),
+            "sha256": file_sha256(file),
+        }
+        for opened in inputs
+        for file in opened.files
+    ]

@@ -1,0 +1,1 @@
+"""Models: towers, heads and the Wide & Deep model."""

@@ -1,0 +1,527 @@
+"""WideDeep: logits = wide + deep + bias, one loss over both (Cheng et al. 2016, equation 3)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import resource
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from widedeep.config import ModelConfig
+from widedeep.data.batch import Batch
+from widedeep.errors import ConfigError, SchemaError
+from widedeep.kernels.torch_random import seeded
+from widedeep.kernels.torch_twins import to_device
+from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
+from widedeep.models.mlp import MLP, Activation, DeepInput, DeepLayout, SequenceInput, make_layout
+from widedeep.schema import Schema
+from widedeep.tables.device import DeviceBatches
+from widedeep.tables.embedding_table import EmbeddingTable
+from widedeep.tables.storage import batch_rows
+
+
+def make_wide_table(
+    schema: Schema, n_logits: int, device: torch.device, batches: DeviceBatches | None = None
+) -> EmbeddingTable | None:
+    """Return the wide part's weights, or None if no feature is in it."""
+    slots = [slot for slot in schema.slots if slot.wide]
+    if not slots:
+        return None
+    return EmbeddingTable(
+        {slot.name: slot.size for slot in slots},
+        {slot.name: slot.name for slot in slots},
+        dim=n_logits,
+        seed=0,
+        std=0.0,
+        device=device,
+        batches=batches,
+    )
+
+
+_SCHEMA = "schema"  # in a state dict: the schema's fingerprint, as bytes
+
+Tower = nn.Module | Callable[[DeepLayout], nn.Module]
+
+
+class WideDeep(nn.Module):
+    """A wide linear model and a deep network that are trained jointly.
+
+    Either part alone is legal: ``FeatureSpec(wide=[])`` is deep only, ``FeatureSpec(deep=[])`` wide
+    only.
+
+    ``state_dict()`` holds the tables too, and the fingerprint of the schema; weights of another
+    schema are refused. ``parameters()`` gives the towers' and the bias, which any optimizer may
+    move: the rows of tables are moved by a trainer's sparse optimizers, and are no parameters.
+    The tables stay float32 where they were made: ``half()`` or ``to("cuda")`` is refused.
+
+    Args:
+        schema: From :func:`widedeep.fit_schema`.
+        hidden_units: Width of each hidden layer of the standard tower.
+        embedding_dim: Width of embeddings that declare none, or ``"auto"``.
+        activation: Of the hidden layers.
+        dropout: Probability to drop a hidden unit.
+        batch_norm: Normalise each hidden layer.
+        head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of
+            :mod:`widedeep.models.heads`, one by label, or None: by the label.
+        wide_combiner: How a feature's several values are combined in the wide part: ``"sum"``,
+            ``"mean"`` or ``"sqrtn"``. Numbers and vectors are summed as they are.
+        towers: Other towers by name: modules called with a
+            :class:`widedeep.models.mlp.DeepInput`, or functions that make one from a
+            :class:`widedeep.models.mlp.DeepLayout`, called with torch's,
+            NumPy's and Python's generators started from ``seed``. The standard tower is made if
+            ``hidden_units`` is given or ``towers`` is not.
+        embedding_std: Standard deviation of initial embeddings, at least 0.
+        seed: Of all initial values. Equal seeds give equal models; a tower that was made before
+            it is given here is as it is.
+        device: Where tables and towers live.
+
+    Shape:
+        Batch of B examples -> logits (B, C), C the sum of the heads' widths
+
+    Raises:
+        ConfigError: If an option is outside its range.
+
+    Example:
+        >>> import widedeep as wd
+        >>> rows = [{"age": 20 + i, "job": "ab"[i % 2], "y": i % 2} for i in range(8)]
+        >>> spec = wd.FeatureSpec(label="y", features=[wd.numeric("age"), wd.categorical("job")])
+        >>> model = wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[4], embedding_dim=2)
+        >>> model.n_logits
+        1
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        hidden_units: Sequence[int] | None = None,
+        embedding_dim: int | Literal["auto"] = ModelConfig().embedding_dim,
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        head: HeadChoice = None,
+        wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum",
+        towers: Mapping[str, Tower] | None = None,
+        embedding_std: float = ModelConfig().embedding_std,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        super().__init__()
+        if hidden_units is None:
+            hidden_units = () if towers else ModelConfig().hidden_units
+        _check_arguments(schema, hidden_units)
+        self.config = ModelConfig(
+            hidden_units=tuple(hidden_units),
+            embedding_dim=embedding_dim,
+            activation=activation,
+            dropout=dropout,
+            batch_norm=batch_norm,
+            wide_combiner=wide_combiner,
+            head=head.kind if isinstance(head, Head) else head if isinstance(head, str) else None,
+            embedding_std=embedding_std,
+            seed=seed,
+        )
+        self.schema = schema
+        self.device = _checked_device(device)
+        self.heads = make_heads(schema, head)
+        self.head_slices = head_slices(self.heads)
+        self.n_logits = sum(head.width for head in self.heads)
+        self.layout = make_layout(schema, embedding_dim)
+        self._check_size()
+        self.batches = DeviceBatches(self.device)
+        self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
+        self.deep_tables = self._make_deep_tables()
+        self._make_towers(towers or {})
+        biases = [
+            value for h in self.heads for value in h.initial_bias(schema.label_means.get(h.name))
+        ]
+        self.bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
+        self.loads = 0  # of state dicts, after which a trainer's optimizers start anew
+        self.to(self.device)
+
+    def __repr__(self) -> str:
+        """Return heads, parts, tables and the number of weights, one line each."""
+        heads = ", ".join(f"{head.name} {head.kind}".strip() for head in self.heads)
+        spec, size = self.schema.spec, {slot.name: slot.size for slot in self.schema.slots}
+        tables = ", ".join(
+            f"{name} {size[name]:,} x {dim}" for name, dim in self.layout.dims.items()
+        )
+        dense = sum(parameter.numel() for parameter in self.parameters())
+        wide = self.n_logits * sum(slot.size for slot in self.schema.slots if slot.wide)
+        embeddings = sum(table.weight.numel() for table in self.deep_tables.values())
+        return (
+            f"WideDeep ({heads}; {self.device})\n"
+            f"wide: {len(spec.wide_names)} features, {wide:,} weights\n"
+            f"deep: {len(spec.deep_names)} features, {self.layout.width:,} columns, "
+            f"towers {', '.join(self.towers) or 'none'}, hidden units "
+            f"{list(self.config.hidden_units)}, {dense:,} weights\n"
+            f"embeddings: {tables or 'none'}; {embeddings:,} weights\n"
+            f"schema: {self.schema.fingerprint[:12]}"
+        )
+
+    @classmethod
+    def from_config(
+        cls, schema: Schema, config: ModelConfig, device: str | torch.device = "cpu"
+    ) -> WideDeep:
+        """Make the model a :class:`widedeep.config.ModelConfig` describes.
+
+        Args:
+            schema: From :func:`widedeep.fit_schema`.
+            config: What it is like.
+            device: Where tables and towers live.
+        """
+        return cls(
+            schema,
+            hidden_units=config.hidden_units,
+            embedding_dim=config.embedding_dim,
+            activation=config.activation,
+            dropout=config.dropout,
+            batch_norm=config.batch_norm,
+            head=config.head,
+            wide_combiner=config.wide_combiner,
+            embedding_std=config.embedding_std,
+            seed=config.seed,
+            device=device,
+        )
+
+    def _check_size(self) -> None:
+        """Refuse a model that this machine cannot hold, before anything is allocated."""
+        tables = {
+            slot.table: slot.size * self.layout.dims[slot.name]
+            for slot in self.schema.slots
+            if slot.deep
+        }
+        widths = [self.layout.width, *self.config.hidden_units]
+        floats = {
+            "wide weights": self.n_logits * sum(s.size for s in self.schema.slots if s.wide),
+            "embeddings": sum(tables.values()),
+            "hidden layers": sum(a * b for a, b in itertools.pairwise(widths)),
+        }
+        limit = _memory_bytes(self.device)
+        if 4 * sum(floats.values()) > limit:
+            name = max(floats, key=lambda part: floats[part])
+            raise ConfigError(
+                f"the model would take {4 * sum(floats.values()) / 2**30:,.1f} GiB, most of it for "
+                f"{name}, and {limit / 2**30:,.1f} GiB are here; lower embedding_dim, hidden_units "
+                "or hash_buckets, or bound vocabularies (min_count, max_size)"
+            )
+
+    def _make_deep_tables(self) -> dict[int, EmbeddingTable]:
+        """One fused table a width."""
+        tables: dict[int, EmbeddingTable] = {}
+        for dim in sorted(set(self.layout.dims.values())):
+            slots = [slot for slot in self.schema.slots if self.layout.dims.get(slot.name) == dim]
+            tables[dim] = EmbeddingTable(
+                {slot.table: slot.size for slot in slots},
+                {slot.name: slot.table for slot in slots},
+                dim=dim,
+                seed=self.config.seed,
+                std=self.config.embedding_std,
+                device=self.device,
+                batches=self.batches,
+            )
+        return tables
+
+    def _make_towers(self, given: Mapping[str, Tower]) -> None:
+        generator = torch.Generator().manual_seed(self.config.seed)
+        towers: dict[str, nn.Module] = {}
+        has_input = self.layout.width > 0 or bool(self.layout.sequences) or bool(self.layout.extra)
+        if self.config.hidden_units and self.layout.width > 0:
+            with seeded(self.device, "mlp", self.config.seed):
+                towers["mlp"] = MLP(
+                    self.layout.width,
+                    self.config.hidden_units,
+                    activation=self.config.activation,
+                    dropout=self.config.dropout,
+                    batch_norm=self.config.batch_norm,
+                    generator=generator,
+                )
+        for name, tower in given.items():
+            if not has_input:
+                raise ConfigError(
+                    f"got tower {name!r}, but no feature is in the deep part; name some in "
+                    "deep=[...]"
+                )
+            with seeded(self.device, "tower", name, self.config.seed):
+                towers[name] = tower if isinstance(tower, nn.Module) else tower(self.layout)
+        self.towers = nn.ModuleDict(towers)
+        self.outputs = nn.ModuleDict()
+        for name, tower in self.towers.items():
+            with seeded(self.device, "forward", name, self.config.seed):
+                width = self._tower_width(name, tower)
+            output = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+                nn.Linear, width, self.n_logits, bias=False
+            )
+            nn.init.xavier_uniform_(output.weight, generator=generator)
+            self.outputs[name] = output
+
+    def _tower_width(self, name: str, tower: nn.Module) -> int:
+        if isinstance(tower, MLP) and tower.is_standard:
+            return tower.out_features
+        with torch.no_grad():
+            made = tower.training
+            out = tower.eval()(self._empty_input(2))
+            tower.train(made)
+        if out.ndim != 2 or len(out) != 2:
+            raise ConfigError(
+                f"tower {name!r}: got an output of shape {tuple(out.shape)} for 2 examples, "
+                "expected (2, width)"
+            )
+        return int(out.shape[1])
+
+    def _empty_input(self, rows: int) -> DeepInput:
+        concat = torch.zeros(rows, self.layout.width)
+        offsets = torch.arange(rows + 1)
+        return DeepInput(
+            concat_BX=concat,
+            layout=self.layout.columns,
+            dense_BK=concat[:, self.layout.dense],
+            sequences={
+                name: SequenceInput(torch.zeros(rows, self.layout.dims[name]), offsets)
+                for name in self.layout.sequences
+            },
+            extra={
+                name: torch.zeros(rows, s.stop - s.start) for name, s in self.layout.extra.items()
+            },
+        )
+
+    def check_batch(self, batch: Batch) -> None:
+        """Raise a :class:`SchemaError` if a batch was made with another schema's shape."""
+        slots = len(self.schema.slots)
+        if len(batch) and (
+            batch.n_slots != slots or batch.dense_BK.shape[1] != self.schema.n_dense
+        ):
+            raise SchemaError(
+                f"got a batch of {batch.n_slots} id features and {batch.dense_BK.shape[1]} dense "
+                "columns, the model's schema "
+                f"has {slots} and {self.schema.n_dense}; encode the rows with the model's own "
+                "schema"
+            )
+
+    def gather(self, batch: Batch, *, threads: int = 1, out: Tensor | None = None) -> DeepInput:
+        """Look up a batch's embeddings and lay out the deep input.
+
+        Args:
+            batch: B examples.
+            threads: Threads of the lookup.
+            out: Buffer of at least B rows to write ``concat_BX`` into.
+        """
+        rows, width = len(batch), self.layout.width
+        if out is None:
+            out = self.concat_buffer(rows)
+        concat = out[:rows, :width]
+        for table in self.deep_tables.values():
+            table.gather(batch, self.schema.slots, self.layout.columns, concat, threads=threads)
+        if self.layout.dense_columns:
+            if len(self.layout.dense_columns) == batch.dense_BK.shape[1]:
+                dense = self.batches.array(batch, "dense_BK")
+            else:
+                dense = to_device(batch.dense_BK[:, list(self.layout.dense_columns)], self.device)
+            concat[:, self.layout.dense] = dense
+        return DeepInput(
+            concat_BX=concat,
+            layout=self.layout.columns,
+            dense_BK=concat[:, self.layout.dense],
+            sequences=self._sequences(batch),
+            extra={
+                name: to_device(batch.dense_BK[:, s], self.device)
+                for name, s in self.layout.extra.items()
+            },
+        )
+
+    def concat_buffer(self, rows: int) -> Tensor:
+        """Return a new buffer for ``concat_BX``."""
+        return batch_rows(rows, self.layout.width, self.device)
+
+    def _sequences(self, batch: Batch) -> dict[str, SequenceInput]:
+        sequences = {}
+        for name in self.layout.sequences:
+            ids, offsets = cell_ids(batch, self.slot_index(name))
+            table = self.deep_tables[self.layout.dims[name]]
+            rows = to_device(table.rows(name, ids), self.device)
+            sequences[name] = SequenceInput(table.weight[rows], to_device(offsets, self.device))
+        return sequences
+
+    def slot_index(self, name: str) -> int:
+        """Position of a feature among the schema's slots."""
+        return next(i for i, slot in enumerate(self.schema.slots) if slot.name == name)
+
+    def wide_logits(self, batch: Batch, *, threads: int = 1, bias: bool = True) -> Tensor:
+        """Return bias, or zeros, plus the wide part, (B, C)."""
+        logits_BC = torch.zeros(len(batch), self.n_logits, device=self.device)
+        if bias:
+            logits_BC += self.bias.detach()
+        if self.wide_table is not None:
+            self.wide_table.add_wide(
+                batch, self.schema.slots, self.config.wide_combiner, logits_BC, threads=threads
+            )
+        return logits_BC
+
+    def deep_logits(self, inputs: DeepInput) -> Tensor | None:
+        """Return the towers' part of the logits, (B, C), or None without towers."""
+        total: Tensor | None = None
+        for name, tower in self.towers.items():
+            logits_BC: Tensor = self.outputs[name](tower(inputs))
+            total = logits_BC if total is None else total + logits_BC
+        return total
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, threads: int = 1) -> Tensor:
+        """Return a batch's logits (B, C), without a graph: :class:`widedeep.Trainer` trains."""
+        self.check_batch(batch)
+        logits_BC = self.wide_logits(batch, threads=threads)
+        if self.towers:
+            deep = self.deep_logits(self.gather(batch, threads=threads))
+            if deep is not None:
+                logits_BC += deep
+        return logits_BC
+
+    def recount(self) -> None:
+        """Count the wide part's non-zero weights anew, after they were changed from outside."""
+        if self.wide_table is not None:
+            self.wide_table.recount_nonzero()
+
+    @property
+    def tables(self) -> dict[str, EmbeddingTable]:
+        """The wide weights (``"wide"``) and the embeddings by width (``"deep/8"``)."""
+        tables = {f"deep/{dim}": table for dim, table in self.deep_tables.items()}
+        return tables if self.wide_table is None else {"wide": self.wide_table, **tables}
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers, tables and towers together; ``parameters()`` gives the towers'."""
+        in_tables = sum(int(table.weight.numel()) for table in self.tables.values())
+        return in_tables + sum(p.numel() for p in self.parameters())
+
+    # ---- what torch asks of a module ------------------------------------------------------------
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers that are no tables, as they are: every step moves all.
+
+        They have the names that ``state_dict()`` gives them.
+        """
+        state = self.state_dict(keep_vars=True)
+        in_tables = self._table_state().keys()
+        return {name: tensor for name, tensor in state.items() if name not in in_tables}
+
+    def _table_state(self) -> dict[str, Tensor]:
+        """The tables' weights by their names in a bundle, and the schema they belong to."""
+        state = {
+            f"{'wide' if name == 'wide' else 'table'}/{logical}": weight
+            for name, table in self.tables.items()
+            for logical, weight in table.named_weights().items()
+        }
+        digest = torch.frombuffer(bytearray.fromhex(self.schema.fingerprint), dtype=torch.uint8)
+        return {**state, _SCHEMA: digest.clone()}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self._table_state().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        own = self._table_state()
+        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        rest = {key: value for key, value in state_dict.items() if key[len(prefix) :] not in given}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        missing_keys += [prefix + name for name in own if name not in given]
+        for name, tensor in given.items():
+            if tuple(tensor.shape) != tuple(own[name].shape):
+                error_msgs.append(
+                    f"size mismatch for {prefix}{name}: got {tuple(tensor.shape)}, the model has "
+                    f"{tuple(own[name].shape)}; make the model with the schema of its run"
+                )
+        if _SCHEMA in given and not torch.equal(given[_SCHEMA].cpu(), own[_SCHEMA]):
+            stored = bytes(given[_SCHEMA].tolist()).hex()
+            error_msgs.append(
+                f"got the weights of the schema {stored[:12]}, the model's is "
+                f"{self.schema.fingerprint[:12]}: its ids stand for other values; make the model "
+                "with the schema of its run, or use Trainer.warm_start, which moves rows by value"
+            )
+        self.loads += 1
+        if not error_msgs:
+            for name, table in self.tables.items():
+                lead = "wide/" if name == "wide" else "table/"
+                table.load_weights(
+                    {n.removeprefix(lead): t for n, t in given.items() if n.startswith(lead)}
+                )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideDeep:
+        """Refuse what would move the towers and leave the tables behind."""
+        probe = torch.zeros(1, device=self.device)
+        moved = fn(probe)
+        shared = bool(moved.is_shared())  # type: ignore[no-untyped-call]
+        if moved.dtype != probe.dtype or moved.device != probe.device or shared:
+            change = "shared memory" if shared else f"{moved.dtype} on {moved.device}"
+            raise ConfigError(
+                f"got a change of the model to {change}, which its tables, float32 on "
+                f"{self.device}, do not make; give device= to WideDeep, precision= to Trainer, and "
+                "export for serving"
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def _checked_device(wanted: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"got device={wanted!r}, expected 'cpu' or 'cuda'") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"got device={str(wanted)!r}, expected 'cpu' or 'cuda'")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"got device={str(wanted)!r}, but PyTorch sees no GPU here; train with device='cpu', "
+            "or install PyTorch's CUDA build and the driver"
+        )
+    return device
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Memory of the device, or what this process may take of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path(path).read_text(encoding="ascii")))
+    return min(limits)
+
+
+def _check_arguments(schema: object, hidden_units: object) -> None:
+    if not isinstance(schema, Schema):
+        raise ConfigError(
+            f"got {type(schema).__name__} as the schema, expected what wd.fit_schema(spec, data) "
+            "or wd.Schema.load(path) returns"
+        )
+    if isinstance(hidden_units, str) or not isinstance(hidden_units, Iterable):
+        raise ConfigError(
+            f"got hidden_units={hidden_units!r}, expected a list of widths, such as [100, 50]"
+        )
+
+
+def cell_ids(batch: Batch, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return one feature's ids of all examples, and their offsets (B + 1)."""
+    slots = batch.n_slots
+    starts = batch.offsets_BF[slot : len(batch) * slots : slots]
+    stops = batch.offsets_BF[slot + 1 :: slots][: len(batch)]
+    lengths = stops - starts
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    picks = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    return batch.ids_N[picks], offsets

@@ -1,0 +1,287 @@
+"""LivePublisher: a model that goes on learning is published every so often, through the gate."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from traceback import format_exception
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from widedeep.config_gate import GateConfig
+from widedeep.data.fragments import column_stream
+from widedeep.data.sources import open_source
+from widedeep.errors import BundleError, ConfigError, WideDeepError
+from widedeep.files import write_text_whole
+from widedeep.gate.validation import validate
+from widedeep.gate.verdict import bundle_identity, verdict_path
+from widedeep.publish.publishing import publish
+from widedeep.publish.record import PublishRecord, stream_path
+from widedeep.publish.service import bundle_in_service
+from widedeep.publish.storage import open_place
+
+if TYPE_CHECKING:
+    from widedeep.training.stream import Shard
+    from widedeep.training.trainer import Trainer
+
+__all__ = ["Attempt", "LivePublisher"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """What became of one candidate.
+
+    Args:
+        rows: That the model had learned from the stream.
+        judged: Rows that the gate judged on.
+        bundle: SHA-256 of the candidate's manifest.
+        passed: Whether the gate let it pass; None where it could not judge.
+        version: As published; None if it was not.
+        reasons: Why not.
+        time: When, as ISO 8601 in UTC.
+    """
+
+    rows: int
+    judged: int
+    bundle: str
+    passed: bool | None
+    version: str | None
+    reasons: tuple[str, ...]
+    time: str
+
+    def __str__(self) -> str:
+        judged = f"{self.rows:,} rows learned, judged on {self.judged:,} newer ones"
+        if self.version is not None:
+            return f"{judged}: published as version {self.version}"
+        why = "".join(f"\n  {reason}" for reason in self.reasons)
+        return f"{judged}: not published, what serves stays{why}"
+
+
+class LivePublisher:
+    """Stands between a source of shards and :meth:`widedeep.Trainer.fit_stream`.
+
+    When it is time, the model is written as a bundle and judged on the newest shards, which it has
+    not learned yet: those that come next, as many as hold ``judge_rows``. What passes is published.
+    Then those shards are learned, whatever the verdict was; where it is no, what serves stays, and
+    the next candidate is judged when it is time again. The first one is judged at once if nothing
+    serves yet.
+
+    What a gate or a publisher cannot do for the moment (a full disk, a model in service that is
+    gone) is told, and stops no training.
+
+    Args:
+        trainer: Whose model it is.
+        models: The directory of versions, or its URL.
+        bundle: Where candidates are written; the verdict and a log of attempts lie beside it.
+        every_rows: Rows learned since the last attempt; None: not by rows.
+        every_minutes: Time since then; None: not by time.
+        judge_rows: That the gate judges on, at least.
+        gate: Its limits.
+        told: Called with a line or more on each attempt.
+
+    Raises:
+        ConfigError: If it is not said when, or the gate asks for more rows than ``judge_rows``.
+
+    Example:
+        >>> import widedeep as wd
+        >>> from widedeep.gate import GateConfig
+        >>> hours = [[{"job": "ab"[i % 2], "y": i % 3 % 2} for i in range(600)] for _ in range(4)]
+        >>> spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")], deep=[])
+        >>> trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, hours[0])), progress=False)
+        >>> live = LivePublisher(trainer, "live", bundle="candidate", every_rows=600,
+        ...                      judge_rows=600, gate=GateConfig(min_rows=600, slices=()))
+        >>> named = ((f"hour {i}", rows) for i, rows in enumerate(hours))
+        >>> _ = trainer.fit_stream(live.shards(named))
+        >>> [attempt.rows for attempt in live.attempts]
+        [600, 1200, 1800]
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        models: str | os.PathLike[str],
+        *,
+        bundle: str | os.PathLike[str],
+        every_rows: int | None = None,
+        every_minutes: float | None = None,
+        judge_rows: int = 10_000,
+        gate: GateConfig | None = None,
+        told: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if every_rows is None and every_minutes is None:
+            raise ConfigError("LivePublisher: got no time; give every_rows or every_minutes")
+        self.gate = gate or GateConfig()
+        if judge_rows < self.gate.min_rows:
+            raise ConfigError(
+                f"got judge_rows={judge_rows:,}, but the gate asks for at least "
+                f"{self.gate.min_rows:,} rows; raise it, or lower min_rows under [gate]"
+            )
+        self.place = open_place(models)
+        self.bundle = Path(bundle)
+        self.log = verdict_path(self.bundle).with_name(f"{self.bundle.name}.attempts.json")
+        self.attempts = _read(self.log)
+        self._trainer, self._told = trainer, told
+        self._every_rows, self._every_minutes = every_rows, every_minutes
+        self._judge_rows = judge_rows
+        # A checkpoint older than the last attempt was chosen on purpose: count from where it is.
+        rows = self.attempts[-1].rows if self.attempts else trainer.position.rows
+        self._rows = min(rows, trainer.position.rows)
+        self._time = time.monotonic()
+
+    def shards(self, shards: Iterable[Shard]) -> Iterator[Shard]:
+        """Yield the shards to be learned; between two of them the model may be published.
+
+        Args:
+            shards: As :meth:`widedeep.Trainer.fit_stream` takes them, data that can be read more
+                than once.
+        """
+        coming = iter(shards)
+        for shard in coming:
+            if shard[0] in self._trainer.shards or not self._is_time():
+                yield shard
+                continue
+            newest, rows = self._gather(shard, coming)
+            if rows >= self._judge_rows:
+                self._attempt(newest, rows)
+            yield from newest
+
+    def _is_time(self) -> bool:
+        position = self._trainer.position
+        if not self.attempts and position.updates and self._nothing_serves():
+            return True
+        learned = position.rows - self._rows
+        minutes = (time.monotonic() - self._time) / 60.0
+        by_rows = self._every_rows is not None and learned >= self._every_rows
+        by_time = self._every_minutes is not None and minutes >= self._every_minutes
+        return learned > 0 and (by_rows or by_time)
+
+    def _nothing_serves(self) -> bool:
+        try:
+            return self.place.served() is None
+        except Exception as error:  # it cannot be read for now: as good a reason to wait as any
+            self._told(f"{self.place.name}: cannot be read ({error}); the model is not published")
+            return False
+
+    def _gather(self, first: Shard, coming: Iterator[Shard]) -> tuple[list[Shard], int]:
+        """Take shards until they hold enough rows to judge by, or none are left."""
+        found, rows = [first], _rows(first[1])
+        while rows < self._judge_rows:
+            shard = next(coming, None)
+            if shard is None:
+                self._told(
+                    f"{rows:,} rows came after the last that were learned, too few to judge by "
+                    f"({self._judge_rows:,}); the model is not published"
+                )
+                break
+            found.append(shard)
+            rows += _rows(shard[1])
+        return found, rows
+
+    def _attempt(self, newest: Sequence[Shard], rows: int) -> None:
+        trainer, passed, version = self._trainer, None, None
+        reasons: tuple[str, ...] = ()
+        identity = ""
+        try:
+            trainer.export(self.bundle, metrics=trainer.history.live_metrics(), overwrite=True)
+            identity = bundle_identity(self.bundle)
+            version = self._already(identity)
+            if version is None:
+                passed, version, reasons = self._judge([data for _, data in newest])
+            else:  # stopped between publishing it and saying so
+                passed = True
+        except (WideDeepError, OSError) as error:
+            reasons = (str(error),)
+        except Exception as error:  # a bug: told with its place, and training goes on
+            reasons = (f"a bug of the publisher's: {''.join(format_exception(error)).strip()}",)
+        attempt = Attempt(
+            rows=trainer.position.rows,
+            judged=rows,
+            bundle=identity,
+            passed=passed,
+            version=version,
+            reasons=reasons,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self._rows, self._time = trainer.position.rows, time.monotonic()
+        self.attempts.append(attempt)
+        self._told(str(attempt))
+        self._write(self.log, [asdict(attempt) for attempt in self.attempts])
+
+    def _judge(self, newest: list[Any]) -> tuple[bool, str | None, tuple[str, ...]]:
+        with bundle_in_service(self.place) as serving:
+            verdict = validate(
+                self.bundle, serving, _together(newest), config=self.gate,
+                threads=self._trainer.threads,
+            )  # fmt: skip
+        verdict.save(verdict_path(self.bundle))
+        self._write(
+            stream_path(self.bundle),
+            {
+                "bundle": verdict.candidate["sha256"],
+                "rows": self._trainer.position.rows,
+                "shards": self._trainer.shards,
+            },
+        )
+        if not verdict.passed:
+            return False, None, verdict.reasons
+        return True, publish(self.bundle, self.place.name, verdict=verdict).version, ()
+
+    def _already(self, identity: str) -> str | None:
+        """The version in service, if it is this very bundle."""
+        text = self.place.records().get(self.place.served() or "")
+        if text is None:
+            return None
+        record = PublishRecord.from_text(text, origin=self.place.name)
+        return record.version if record.bundle == identity else None
+
+    def _write(self, path: Path, value: Any) -> None:
+        try:
+            write_text_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            self._told(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def _read(log: Path) -> list[Attempt]:
+    try:
+        found = json.loads(log.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
+            raise ValueError("it holds no list")
+        return [Attempt(**{**row, "reasons": tuple(row["reasons"])}) for row in found]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BundleError(
+            f"{log}: got a file that is no log of attempts ({error}); delete it to begin a new one"
+        ) from error
+
+
+def _rows(data: object) -> int:
+    """How many rows a shard holds; 0 of one that is gone, which training tells of."""
+    if _is_gone(data):
+        return 0
+    with open_source(data) as source:
+        return source.num_rows or 0
+
+
+def _is_gone(data: object) -> bool:
+    return isinstance(data, str | os.PathLike) and not Path(data).exists()
+
+
+def _together(newest: list[Any]) -> Any:
+    """Several shards as one: paths stay paths, what is in memory becomes one table."""
+    found = [data for data in newest if not _is_gone(data)]
+    if len(found) == 1:
+        return found[0]
+    if all(isinstance(data, str | os.PathLike) for data in found):
+        return found
+    tables = []
+    for data in found:
+        with open_source(data) as source:
+            tables += list(column_stream(source))
+    return pa.concat_tables(tables, promote_options="default")

@@ -1,0 +1,232 @@
+"""Where versions are published: a local directory, or any URL that fsspec opens."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from widedeep.bundle.manifest import MANIFEST
+from widedeep.errors import BundleError, ConfigError
+from widedeep.files import file_sha256, fsync_path, write_text_whole
+from widedeep.publish.record import RECORDS
+from widedeep.serving.versions import (
+    Latest,
+    find_versions,
+    make_plan,
+    read_state,
+    state_path,
+    version_key,
+)
+
+_LOCK = ".publish.lock"
+_MADE = ".publish-"
+_PENDING = ".pending"  # of a record whose version is not known to be there yet
+
+
+class Place(Protocol):
+    """A directory of versions, with their records."""
+
+    name: str
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other publishers out."""
+
+    def versions(self) -> list[str]:
+        """Return the versions that are there whole, oldest first."""
+
+    def served(self) -> str | None:
+        """Return the version that takes the traffic, as far as the directory tells."""
+
+    def records(self) -> dict[str, str]:
+        """Return the records' texts by version."""
+
+    def identity(self, version: str) -> str | None:
+        """Return the SHA-256 of a version's manifest; None if it is not there."""
+
+    def bundle(self, version: str) -> contextlib.AbstractContextManager[Path]:
+        """Give a version as a directory on this machine."""
+
+    def put(self, bundle: Path, version: str, record: str) -> None:
+        """Make a bundle and its record the version: whole, or not at all."""
+
+
+def open_place(models: str | os.PathLike[str]) -> Place:
+    """Return the directory that a path or a URL (``s3://bucket/models``) names."""
+    text = os.fspath(models)
+    if "://" in text:
+        return UrlPlace(text)
+    root = Path(text)
+    if (root / MANIFEST).is_file():
+        raise ConfigError(
+            f"{root}: is itself a bundle; name a directory in which each version has its own"
+        )
+    return LocalPlace(root)
+
+
+class LocalPlace:
+    """A directory on this machine: a version is copied beside its place, synced, and renamed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.name = str(root)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other publishers out; what one of them left half-made is deleted."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in self.root.glob(f"{_MADE}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            self._settle()
+            yield
+        finally:
+            os.close(lock)
+
+    def _settle(self) -> None:
+        """Keep the record of a version that came to be before its publisher died, drop others."""
+        for pending in (self.root / RECORDS).glob(f"*{_PENDING}"):
+            if (self.root / pending.stem).is_dir():
+                pending.replace(pending.with_suffix(".json"))
+            else:
+                pending.unlink()
+
+    def versions(self) -> list[str]:
+        """Return the versions that are there, oldest first."""
+        return list(find_versions(self.root)) if self.root.is_dir() else []
+
+    def served(self) -> str | None:
+        """Return the version that takes the traffic by the state and the directory."""
+        state = read_state(state_path(self.root))
+        return make_plan(self.versions(), Latest(), state, ()).default
+
+    def records(self) -> dict[str, str]:
+        """Return the records' texts by version."""
+        folder = self.root / RECORDS
+        found: dict[str, str] = {}
+        for pending in folder.glob(f"*{_PENDING}"):
+            if (self.root / pending.stem).is_dir():
+                with contextlib.suppress(FileNotFoundError):  # it has its final name by now
+                    found[pending.stem] = pending.read_text(encoding="utf-8")
+        for file in sorted(folder.glob("*.json")):
+            found[file.stem] = file.read_text(encoding="utf-8")
+        return found
+
+    def identity(self, version: str) -> str | None:
+        """Return the SHA-256 of a version's manifest; None if it is not there."""
+        manifest = self.root / version / MANIFEST
+        return file_sha256(manifest) if manifest.is_file() else None
+
+    @contextlib.contextmanager
+    def bundle(self, version: str) -> Iterator[Path]:
+        """Give a version's own directory."""
+        yield self.root / version
+
+    def put(self, bundle: Path, version: str, record: str) -> None:
+        """Copy, sync, rename: a reader sees the version whole or not at all."""
+        made = Path(tempfile.mkdtemp(prefix=_MADE, dir=self.root))
+        try:
+            for file in sorted(bundle.iterdir()):
+                shutil.copyfile(file, made / file.name)
+                fsync_path(made / file.name)
+            fsync_path(made)
+            made.chmod(0o755)
+            (self.root / RECORDS).mkdir(exist_ok=True)
+            pending = self.root / RECORDS / f"{version}{_PENDING}"
+            write_text_whole(pending, record)
+            fsync_path(self.root / RECORDS)
+            os.rename(made, self.root / version)
+            fsync_path(self.root)
+            os.replace(pending, pending.with_suffix(".json"))
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+class UrlPlace:
+    """A directory behind a URL. Object stores rename nothing: the manifest is written last."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import fsspec
+
+            self._fs, root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"{url}: cannot be opened ({error}); install fsspec (pip install "
+                "'widedeep[publish]') and the package of that protocol, or name a local directory"
+            ) from error
+        self.name, self._root = url, str(root).rstrip("/")
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            entries: list[Any] = self._fs.ls(folder, detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        return [str(entry).rstrip("/").rpartition("/")[2] for entry in entries]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nothing to lock: see :meth:`put`."""
+        self._fs.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
+        yield
+
+    def versions(self) -> list[str]:
+        """Return the versions whose manifest is there, oldest first."""
+        names = [name for name in self._names(self._root) if not name.startswith((".", "_"))]
+        whole = [n for n in names if self._fs.exists(f"{self._root}/{n}/{MANIFEST}")]
+        return sorted(whole, key=version_key)
+
+    def served(self) -> str | None:
+        """Return the newest version: what servers were told is kept where they are."""
+        versions = self.versions()
+        return versions[-1] if versions else None
+
+    def records(self) -> dict[str, str]:
+        """Return the records' texts by version."""
+        folder = f"{self._root}/{RECORDS}"
+        return {
+            name.removesuffix(".json"): self._fs.cat_file(f"{folder}/{name}").decode()
+            for name in sorted(self._names(folder))
+            if name.endswith(".json")
+        }
+
+    def identity(self, version: str) -> str | None:
+        """Return the SHA-256 of a version's manifest; None if it is not there."""
+        try:
+            return hashlib.sha256(
+                self._fs.cat_file(f"{self._root}/{version}/{MANIFEST}")
+            ).hexdigest()
+        except FileNotFoundError:
+            return None
+
+    @contextlib.contextmanager
+    def bundle(self, version: str) -> Iterator[Path]:
+        """Fetch a version; it is deleted when the block ends."""
+        folder = f"{self._root}/{version}"
+        with tempfile.TemporaryDirectory(prefix="widedeep-") as made:
+            try:
+                for name in self._names(folder):
+                    self._fs.get_file(f"{folder}/{name}", str(Path(made) / name))
+            except OSError as error:
+                raise BundleError(
+                    f"{self.name}/{version}: cannot be fetched ({error}); check the connection and "
+                    "the permissions"
+                ) from error
+            yield Path(made)
+
+    def put(self, bundle: Path, version: str, record: str) -> None:
+        """Claim the version by its record, then write the bundle, its manifest last."""
+        file = f"{self._root}/{RECORDS}/{version}.json"
+        self._fs.pipe_file(file, record.encode(), mode="create")
+        self._fs.makedirs(f"{self._root}/{version}", exist_ok=True)
+        names = sorted(path.name for path in bundle.iterdir())
+        for name in (*(n for n in names if n != MANIFEST), MANIFEST):
+            self._fs.put_file(str(bundle / name), f"{self._root}/{version}/{name}")

@@ -1,0 +1,427 @@
+"""make_report: everything a person wants to know of a model, on one page."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from widedeep import __version__
+from widedeep.bundle import Bundle
+from widedeep.bundle.plain_json import plain
+from widedeep.config_gate import GateConfig
+from widedeep.data.sources import Data
+from widedeep.errors import BundleError, SchemaError
+from widedeep.features import Crossed
+from widedeep.files import write_text_whole
+from widedeep.gate.labels import check_comparable
+from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
+from widedeep.publish.lineage import PublishedVersion, read_lineage
+from widedeep.report.hash_bucket_values import HashNames
+from widedeep.report.inputs import input_statistics
+from widedeep.report.inspection import (
+    WideWeight,
+    layer_sizes,
+    logit_name,
+    table_sizes,
+    top_wide_weights,
+    wide_zeros,
+)
+from widedeep.report.neighbours import embedded_features, nearest_values
+from widedeep.report.page import report_page
+from widedeep.report.quality import kept_metrics, measure_quality
+from widedeep.schema import FIRST_KNOWN_ID
+
+__all__ = ["Report", "RunRecord", "make_report", "previous_version"]
+
+_MOST_CLASSES = 4
+_MOST_EMBEDDINGS = 2
+_NO_ROWS = (
+    "No labelled rows were given: the metrics are those that were kept at export, and there is "
+    "nothing on calibration, slices, or how the inputs have moved."
+)
+_NO_COMPARISON = " Nor is there a comparison: what two models kept is of different rows."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run tells of how a model was trained.
+
+    Args:
+        history: A row of figures for each epoch or evaluation.
+        kept_step: The step whose parameters the model has; None: those of the last.
+        warm_start: What was taken over from an older model, as ``WarmStart.to_json`` tells it.
+    """
+
+    history: Sequence[Mapping[str, Any]] = ()
+    kept_step: int | None = None
+    warm_start: Mapping[str, Any] | None = None
+
+
+_REPR_METRICS = ("auc", "accuracy", "log_loss", "rmse", "mae", "calibration", "gauc")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Report:
+    """What is told of a model. Made by :func:`make_report`.
+
+    Args:
+        name: Of the model.
+        created: When the report was made, as ISO 8601 in UTC.
+        bundle: ``path``, ``sha256``, ``schema``, ``created_by``, ``bytes``.
+        against: The same of the model that it is compared with; None without.
+        data: ``rows``, ``unit`` and ``inputs`` of the rows it was judged on; None without.
+        heads: By head: ``kind``, ``metrics`` by model, ``changes``, ``curve``, ``gain`` and
+            ``classes``.
+        slices: One entry a slice of the data and head.
+        run: How it was trained; empty if it is not known.
+        verdict: Of the gate; None if there is none of these very bytes.
+        wide: By logit: the largest and smallest weights of crosses and of other features.
+        neighbours: By feature: frequent values and those nearest to them.
+        inputs: One entry a feature.
+        tables: Size of each table of weights.
+        zeros: By wide feature, how many weights of known values are zero, and of how many.
+        layers: Name, shape and size of each layer.
+        files: Bytes by file of the bundle.
+        lineage: The published versions, oldest first; empty without a folder of versions.
+        config: The run's configuration.
+        notes: What a person should know of the report.
+        fit_notes: What the schema's fit has to tell.
+        widedeep: The version that wrote the report.
+    """
+
+    name: str
+    created: str
+    bundle: Mapping[str, Any]
+    against: Mapping[str, Any] | None
+    data: Mapping[str, Any] | None
+    heads: Mapping[str, Mapping[str, Any]]
+    slices: Sequence[Mapping[str, Any]]
+    run: Mapping[str, Any]
+    verdict: Mapping[str, Any] | None
+    wide: Sequence[Mapping[str, Any]]
+    neighbours: Mapping[str, Sequence[Mapping[str, Any]]]
+    inputs: Sequence[Mapping[str, Any]]
+    tables: Sequence[Mapping[str, Any]]
+    zeros: Sequence[tuple[str, int, int]]
+    layers: Sequence[Mapping[str, Any]]
+    files: Mapping[str, int]
+    lineage: Sequence[Mapping[str, Any]]
+    config: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    fit_notes: Sequence[str] = ()
+    widedeep: str = field(default=__version__)
+
+    def __repr__(self) -> str:
+        """Return the measured quality, the parts' sizes and the notes, one line each."""
+        lines = [f"Report of {self.name} ({self.bundle['bytes'] / 1e6:.1f} MB)"]
+        for head, entry in self.heads.items():
+            for who, metrics in entry["metrics"].items():
+                values = ", ".join(
+                    f"{name} {metrics[name]:.4f}" for name in _REPR_METRICS if name in metrics
+                )
+                lines.append(f"{head or entry['kind']}, {who}: {values or 'no metrics'}")
+        rows = "no data" if self.data is None else f"{self.data['rows']:,} rows"
+        lines.append(f"judged on {rows}; {len(self.inputs)} features, {len(self.slices)} slices")
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, "save(path) writes the page"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values; NaN becomes None."""
+        found = plain(asdict(self), "report")
+        assert isinstance(found, dict)
+        return found
+
+    def to_html(self) -> str:
+        """Return the report as one page that needs nothing else: no script, no network."""
+        return report_page(self.to_json())
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the page; a name that ends in ``.json`` gets the figures instead.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".json":
+            text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        else:
+            text = self.to_html()
+        write_text_whole(file, text)
+        return file
+
+
+def make_report(
+    bundle: Bundle | str | os.PathLike[str],
+    data: Data | None = None,
+    *,
+    against: Bundle | str | os.PathLike[str] | None = None,
+    history: Iterable[Mapping[str, Any]] | RunRecord = (),
+    models: str | os.PathLike[str] | None = None,
+    config: GateConfig | None = None,
+    name: str | None = None,
+    top: int = 12,
+    threads: int = 1,
+) -> Report:
+    """Report on a model: quality, what it learned, its inputs, its sizes, where it comes from.
+
+    Args:
+        bundle: The model, or its bundle's folder.
+        data: Labelled rows that it was not trained on; None: what the bundle says of itself.
+        against: An older model to compare with; None: where ``models`` is given the version that
+            this one followed, or that is in service.
+        history: ``trainer.history``, or all that a run recorded.
+        models: The folder of published versions, or its URL.
+        config: Names the slices, and the unit that is resampled for intervals.
+        name: Of the model; None: that of its folder.
+        top: Weights of each sign, at least 1.
+        threads: Threads to score with; the report does not depend on it.
+
+    Raises:
+        BundleError: If a model does not load.
+        DataError: If the data has no rows or lacks a column.
+        SchemaError: If the models predict different labels.
+
+    Example:
+        >>> import widedeep as wd
+        >>> spec = wd.FeatureSpec(label="income", features=wd.categorical("education"))
+        >>> trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, "train.parquet")))
+        >>> _ = trainer.fit("train.parquet", valid="valid.parquet")
+        >>> bundle = trainer.export("bundle")
+        >>> report = make_report(bundle, "test.parquet", history=trainer.history)
+        >>> report.heads[""]["metrics"]["model"]["rows"]
+        4000.0
+        >>> report.save("report.html").name
+        'report.html'
+    """
+    mine = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    identity = bundle_identity(mine.path)
+    versions = [] if models is None else read_lineage(models)
+    notes: list[str] = []
+    if data is None:
+        notes.append(_NO_ROWS + ("" if against is None else _NO_COMPARISON))
+    elif against is None and models is not None:
+        against = _comparable(mine, previous_version(models, versions, identity), notes)
+    other = None
+    if data is not None and against is not None:
+        other = against if isinstance(against, Bundle) else Bundle.load(against)
+    wide = _wide(mine, top)
+    names = HashNames(mine.schema, _hashed(mine, wide))
+    measured = None
+    if data is not None:
+        measured = measure_quality(
+            mine, other, data, config or GateConfig(), threads=threads, names=names
+        )
+        notes += measured.notes
+    run = history if isinstance(history, RunRecord) else RunRecord(history=list(history))
+    return Report(
+        name=name or _name_of(mine.path),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        bundle=_described(mine),
+        against=None if other is None else _described(other),
+        data=None if measured is None else measured.data,
+        heads=_kept(mine) if measured is None else measured.heads,
+        slices=() if measured is None else measured.slices,
+        run=asdict(run),
+        verdict=_verdict(mine, identity, versions, notes),
+        wide=[_named(entry, names) for entry in wide],
+        neighbours={
+            feature: [asdict(one) for one in nearest_values(mine, feature)]
+            for feature in embedded_features(mine)[:_MOST_EMBEDDINGS]
+        },
+        inputs=input_statistics(mine.schema, measured.drift if measured else None),
+        tables=[asdict(size) for size in table_sizes(mine)],
+        zeros=wide_zeros(mine),
+        layers=[
+            {"name": layer, "shape": shape, "numbers": size}
+            for layer, shape, size in layer_sizes(mine)
+        ],
+        files={file: entry.size for file, entry in mine.manifest.files.items()},
+        lineage=[_version(one, identity) for one in versions],
+        config=mine.config,
+        notes=notes,
+        fit_notes=mine.schema.notes,
+    )
+
+
+def previous_version(
+    models: str | os.PathLike[str], versions: Sequence[PublishedVersion], identity: str
+) -> Path | None:
+    """Return the version that a model followed, or, if it is not published, that serves."""
+    if "://" in os.fspath(models):
+        return None
+    own = next((one for one in versions if one.record and one.record.bundle == identity), None)
+    if own is not None and own.record is not None:
+        wanted = own.record.parent
+    else:
+        wanted = next((one.version for one in versions if one.serves), None)
+    there = next((one for one in versions if one.version == wanted and one.there), None)
+    return None if there is None else Path(models) / there.version
+
+
+def _comparable(bundle: Bundle, previous: Path | None, notes: list[str]) -> Bundle | None:
+    """The version that a model followed, if both predict the same; else a note says why not."""
+    if previous is None:
+        return None
+    other = Bundle.load(previous)
+    try:
+        check_comparable(bundle, other)
+    except SchemaError as error:
+        notes.append(f"Not compared with version {previous.name}: {error}")
+        return None
+    return other
+
+
+def _name_of(path: Path) -> str:
+    """A run's bundle is called by the run, a number by the folder it is in too."""
+    whole = path.absolute()
+    if whole.name == "bundle":
+        whole = whole.parent
+    return f"{whole.parent.name}/{whole.name}" if whole.name.isdecimal() else whole.name
+
+
+def _described(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "name": _name_of(bundle.path),
+        "path": os.fspath(bundle.path),
+        "sha256": bundle_identity(bundle.path),
+        "schema": bundle.schema.fingerprint,
+        "created_by": bundle.manifest.created_by,
+        "bytes": sum(entry.size for entry in bundle.manifest.files.values()),
+        "rows": bundle.schema.rows,
+        "labels": dict(bundle.schema.spec.labels),
+    }
+
+
+def _kept(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """The heads of a model for which there are no rows to judge by."""
+    metrics = kept_metrics(bundle)
+    return {
+        head.name: {
+            "kind": head.kind,
+            "metrics": {"model": metrics[head.name]},
+            "changes": {},
+            "curve": {},
+            "gain": {},
+            "classes": [],
+        }
+        for head in bundle.model.heads
+    }
+
+
+def _verdict(
+    bundle: Bundle, identity: str, versions: Sequence[PublishedVersion], notes: list[str]
+) -> Mapping[str, Any] | None:
+    """The gate's word on these very bytes: beside the bundle, or kept when it was published."""
+    file = verdict_path(bundle.path)
+    if file.is_file():
+        try:
+            found = Verdict.load(file)
+        except BundleError as error:
+            notes.append(f"The verdict beside the bundle is left out: {error}")
+        else:
+            if found.candidate["sha256"] == identity:
+                return found.to_json()
+            notes.append("The verdict beside the bundle is of another bundle, and is left out.")
+    for one in versions:
+        if one.record and one.record.bundle == identity:
+            return one.record.verdict
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Strongest:
+    """A logit's strongest weights: by part (crosses or others) and sign."""
+
+    logit: str
+    parts: Mapping[str, Mapping[str, list[WideWeight]]]
+
+
+def _wide(bundle: Bundle, top: int) -> list[_Strongest]:
+    """The strongest weights of the first logits, those of crosses apart."""
+    by_name = bundle.schema.spec.by_name
+    crosses = {name for name in bundle.model.wide if isinstance(by_name[name], Crossed)}
+    features = {"crosses": crosses, "others": set(bundle.model.wide) - crosses}
+    found = []
+    for column in range(min(bundle.model.n_logits, _MOST_CLASSES)):
+        parts = {
+            part: dict(
+                zip(
+                    ("positive", "negative"),
+                    top_wide_weights(bundle, top=top, column=column, features=names),
+                    strict=True,
+                )
+            )
+            for part, names in features.items()
+        }
+        found.append(_Strongest(logit_name(bundle, column), parts))
+    return found if bundle.model.wide else []
+
+
+def _weights(entry: _Strongest) -> Iterable[WideWeight]:
+    for signs in entry.parts.values():
+        for weights in signs.values():
+            yield from weights
+
+
+def _hashed(bundle: Bundle, wide: Sequence[_Strongest]) -> dict[str, set[int]]:
+    """The buckets among the strongest weights, by feature; reserved ids have names."""
+    found: dict[str, set[int]] = {}
+    for weight in (weight for entry in wide for weight in _weights(entry)):
+        feature = bundle.schema.spec.by_name[weight.feature]
+        if getattr(feature, "hash_buckets", None) and weight.id >= FIRST_KNOWN_ID:
+            found.setdefault(weight.feature, set()).add(weight.id)
+    return found
+
+
+def _named(entry: _Strongest, names: HashNames) -> dict[str, Any]:
+    """A logit's strongest weights as plain values; buckets by what the rows had in them."""
+    return {
+        "logit": entry.logit,
+        **{
+            part: {
+                sign: [
+                    {**asdict(one), "value": names.name(one.feature, one.id) or one.value}
+                    for one in weights
+                ]
+                for sign, weights in signs.items()
+            }
+            for part, signs in entry.parts.items()
+        },
+    }
+
+
+def _version(one: PublishedVersion, identity: str) -> dict[str, Any]:
+    record = one.record
+    found: dict[str, Any] = {
+        "version": one.version,
+        "there": one.there,
+        "serves": one.serves,
+        "withdrawn": one.withdrawn,
+        "labels": list(one.labels),
+        "depth": one.depth,
+        "this": record is not None and record.bundle == identity,
+    }
+    if record is not None:
+        verdict = record.verdict or {}
+        found |= {
+            "parent": record.parent,
+            "published": record.published,
+            "bytes": record.size,
+            "rows": record.data.get("rows"),
+            "metrics": dict(record.metrics),
+            "passed": verdict.get("passed"),
+            "forced": record.forced,
+        }
+    return found

@@ -1,0 +1,473 @@
+"""EmbeddingTable: the only one that knows which row belongs to which feature's id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from widedeep import kernels
+from widedeep.errors import CheckpointError, DataError, SchemaError, nearest
+from widedeep.kernels import torch_device as device
+from widedeep.kernels import torch_twins as twins
+from widedeep.tables.batch_rows import (
+    BatchArrays,
+    Groups,
+    Placement,
+    SlotLike,
+    sequence_places,
+)
+from widedeep.tables.device import DeviceBatches, DevicePlaces
+from widedeep.tables.storage import RowStorage
+
+if TYPE_CHECKING:
+    from widedeep.optim import Optimizer
+
+_CHUNK_ROWS = 1 << 18  # rows filled or counted at a time, so that temporaries stay small
+
+
+class EmbeddingTable:
+    """One physical table of R rows and D columns that holds several logical tables."""
+
+    def __init__(
+        self,
+        tables: Mapping[str, int],
+        features: Mapping[str, str],
+        *,
+        dim: int,
+        seed: int = 0,
+        std: float = 0.0,
+        device: str | torch.device = "cpu",
+        batches: DeviceBatches | None = None,
+    ) -> None:
+        for feature, name in features.items():
+            if name not in tables:
+                raise SchemaError(
+                    f"feature {feature!r}: got table {name!r}; {nearest(name, tables)}"
+                )
+        if dim < 1 or min(tables.values(), default=1) < 1:
+            raise SchemaError(
+                f"got dim={dim} and table sizes {dict(tables)}, expected all of them to be >= 1"
+            )
+        self.sizes = dict(tables)
+        self.features = dict(features)
+        self.dim = dim
+        self.seed = seed
+        self.std = std
+        self.device = torch.device(device)
+        self._on_device = self.device.type != "cpu"
+        self._batches = batches or DeviceBatches(self.device)
+        self._optimizer: Optimizer | None = None
+        self._storage: RowStorage | None = None
+        self._nonzero: int | Tensor = 0
+        self._placements: dict[tuple[int, int, str | None], tuple[Any, Any, Placement]] = {}
+        self._number_rows()
+
+    def _number_rows(self) -> None:
+        sizes = np.array(list(self.sizes.values()), np.int64)
+        self._sizes, self._bases = sizes, np.cumsum(sizes) - sizes
+        for array in (self._sizes, self._bases):
+            array.flags.writeable = False
+        number = {name: i for i, name in enumerate(self.sizes)}
+        self._table_of = {feature: number[name] for feature, name in self.features.items()}
+        self._placements.clear()
+        self._held_places: DevicePlaces | None = None
+        self._shared: tuple[NDArray[np.int64], list[int] | None] | None = None
+
+    # ---- rows --------------------------------------------------------------------------------
+
+    @property
+    def n_rows(self) -> int:
+        """R, rows of all logical tables together."""
+        return sum(self.sizes.values())
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights, (R, D): a view, whose rows may lie further apart than D."""
+        return self._filled().part("weight")
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The attached optimizer's state by name, (R, D) each: views."""
+        storage = self._filled()
+        return {name: storage.part(name) for name in storage.names[1:]}
+
+    @property
+    def nonzero(self) -> int:
+        """Weights that are not zero: kept up to date where ``std`` is 0, else counted now."""
+        if self.std != 0.0:
+            return self._count_nonzero()
+        return int(self._nonzero)
+
+    def rows(self, feature: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the physical rows of a feature's ids."""
+        if feature not in self._table_of:
+            raise SchemaError(f"got feature {feature!r}; {nearest(feature, self._table_of)}")
+        number = self._table_of[feature]
+        size = int(self._sizes[number])
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+            bad = int(ids[(ids < 0) | (ids >= size)][0])
+            raise DataError(_outside(feature, bad, size))
+        found: NDArray[np.int64] = ids + self._bases[number]
+        return found
+
+    def _filled(self) -> RowStorage:
+        if self._storage is None:
+            self._storage = self._new_storage(self.sizes, None)
+        return self._storage
+
+    def _new_storage(self, sizes: Mapping[str, int], old: RowStorage | None) -> RowStorage:
+        """Make the rows of all logical tables: those there were as they are, the rest initial."""
+        optimizer = self._optimizer
+        names = ("weight", *(() if optimizer is None else optimizer.state_names))
+        made = RowStorage(sum(sizes.values()), self.dim, names, self.device)
+        kept = ("weight",) if old is None or old.names != names else names
+        to = 0
+        for (name, size), base in zip(sizes.items(), self._bases.tolist(), strict=True):
+            held = 0 if old is None else self.sizes[name]
+            if old is not None:
+                for part in kept:
+                    made.part(part)[to : to + held] = old.part(part)[base : base + held]
+            self._init_rows(made.part("weight")[to + held : to + size], name, held)
+            fresh = held if len(kept) == len(names) else 0
+            self._start_state(made, to + fresh, to + size)
+            to += size
+        return made
+
+    def _init_rows(self, weight: Tensor, table: str, first: int) -> None:
+        """Fill rows ``first``, ... of a logical table; they hold zeros."""
+        if self.std == 0.0:
+            return
+        threads = torch.get_num_threads()
+        if not self._on_device:
+            kernels.init_rows(weight.numpy(), self.seed, table, first, self.std, threads)
+            return
+        for at in range(0, len(weight), _CHUNK_ROWS):
+            rows = np.empty((min(_CHUNK_ROWS, len(weight) - at), self.dim), np.float32)
+            kernels.init_rows(rows, self.seed, table, first + at, self.std, threads)
+            weight[at : at + len(rows)] = torch.from_numpy(rows).to(self.device)
+
+    def _start_state(self, storage: RowStorage, first: int, stop: int) -> None:
+        if self._optimizer is None or not self._optimizer.state_names:
+            return
+        for at in range(first, stop, _CHUNK_ROWS):
+            part = slice(at, min(at + _CHUNK_ROWS, stop))
+            state = {name: storage.part(name)[part] for name in self._optimizer.state_names}
+            self._optimizer.start_state(storage.part("weight")[part], state)
+
+    def _count_nonzero(self) -> int:
+        starts = range(0, self.n_rows, _CHUNK_ROWS)
+        weight = self.weight
+        return sum(int(torch.count_nonzero(weight[at : at + _CHUNK_ROWS])) for at in starts)
+
+    def recount_nonzero(self) -> None:
+        """Count the non-zero weights, after they were written to from outside."""
+        if self.std == 0.0:
+            self._nonzero = self._count_nonzero()
+
+    # ---- batches -----------------------------------------------------------------------------
+
+    def gather(
+        self,
+        batch: BatchArrays,
+        slots: Sequence[SlotLike],
+        columns: Mapping[str, slice],
+        out_BX: Tensor,
+        *,
+        threads: int = 1,
+    ) -> None:
+        """Write the pooled embeddings of this table's features into their columns."""
+        placed = self._place(slots, columns, None)
+        with _naming(slots):
+            if self._on_device:
+                ids, on_device = self._places.place(batch, placed, check=True)
+                device.gather_pool(self.weight, ids, on_device, out_BX)
+                return
+            kernels.gather_pool(
+                self.weight.numpy(), batch.ids_N, batch.offsets_BF, batch.values_N,
+                placed.n_features, placed.slots, placed.bases, placed.sizes, placed.combiners,
+                out_BX.numpy(), placed.columns, threads,
+            )  # fmt: skip
+
+    def add_wide(
+        self,
+        batch: BatchArrays,
+        slots: Sequence[SlotLike],
+        combiner: str,
+        logits_BC: Tensor,
+        *,
+        threads: int = 1,
+    ) -> None:
+        """Add the combined weights of this table's features to the logits, slot after slot."""
+        placed = self._place(slots, None, combiner)
+        with _naming(slots):
+            if self._on_device:
+                ids, on_device = self._places.place(batch, placed, check=True)
+                device.wide_forward(self.weight, ids, on_device, logits_BC)
+                return
+            kernels.wide_forward(
+                self.weight.numpy(), batch.ids_N, batch.offsets_BF, batch.values_N,
+                placed.n_features, placed.slots, placed.bases, placed.sizes, placed.combiners,
+                logits_BC.numpy(), threads,
+            )  # fmt: skip
+
+    def group(self, batch: BatchArrays, slots: Sequence[SlotLike], *, threads: int = 1) -> Groups:
+        """Find the distinct rows that a batch touches, and where each occurs."""
+        placed = self._place(slots, None, "sum")
+        with _naming(slots):
+            if self._on_device:
+                return self._places.group(batch, placed)
+            found = kernels.group_ids(
+                batch.ids_N, batch.offsets_BF, placed.n_features, placed.slots, placed.tables,
+                self._bases, self._sizes, threads,
+            )  # fmt: skip
+        return Groups(torch.from_numpy(found.rows_U), found)
+
+    def regroup(self, other: EmbeddingTable, groups: Groups) -> Groups | None:
+        """Return this table's groups from those of a table that holds the same features too."""
+        # Kept from step to step; a table that grows gets other bases.
+        if self._shared is None or self._shared[0] is not other._bases:
+            self._shared = (other._bases, self._tables_in(other))
+        tables = self._shared[1]
+        if tables is None:
+            return None
+        shifts = self._bases - other._bases[tables]
+        if isinstance(groups.places, kernels.Groups):
+            found = groups.places.select(tables, shifts)
+            return Groups(torch.from_numpy(found.rows_U), found)
+        return self._places.regroup(groups.places, tables, shifts)
+
+    def _tables_in(self, other: EmbeddingTable) -> list[int] | None:
+        """Number this table's logical tables as ``other`` does, if they are the same there."""
+        mine, theirs = _features_by_table(self.features), _features_by_table(other.features)
+        if any(theirs.get(name) != mine.get(name) for name in self.sizes):
+            return None
+        number = {name: i for i, name in enumerate(other.sizes)}
+        return [number[name] for name in self.sizes]
+
+    def sum_deep(
+        self,
+        batch: BatchArrays,
+        groups: Groups,
+        slots: Sequence[SlotLike],
+        columns: Mapping[str, slice],
+        grad_BX: Tensor,
+        sequence_grads: Mapping[str, Tensor] | None = None,
+        *,
+        threads: int = 1,
+    ) -> Tensor:
+        """Sum the gradients of each touched row over its occurrences, in ascending order."""
+        placed = self._place(slots, columns, None)
+        sequences = [
+            i
+            for i, slot in enumerate(slots)
+            if slot.name in self._table_of and slot.combiner is None
+        ]
+        unpooled, places = None, None
+        if sequences:
+            found = sequence_grads or {}
+            unpooled = torch.cat([found[slots[i].name].detach() for i in sequences])
+            places = sequence_places(batch, len(slots), sequences)
+        if isinstance(groups.places, twins.TensorGroups):
+            ids, on_device = self._places.place(batch, placed, check=False)
+            where = None if places is None else twins.to_device(places, self.device)
+            return device.segment_sum(
+                grad_BX, groups.places, ids, on_device, self.dim, unpooled, where
+            )
+        sums = kernels.segment_sum_deep(
+            grad_BX.numpy(), groups.places, batch.ids_N, batch.offsets_BF, batch.values_N,
+            placed.n_features, placed.slots, placed.columns, placed.combiners, self.dim, threads,
+            sequence_grads_MD=None if unpooled is None else unpooled.numpy(),
+            sequence_place_N=places,
+        )  # fmt: skip
+        return torch.from_numpy(sums)
+
+    def sum_wide(
+        self,
+        batch: BatchArrays,
+        groups: Groups,
+        slots: Sequence[SlotLike],
+        combiner: str,
+        grad_BC: Tensor,
+        *,
+        threads: int = 1,
+    ) -> Tensor:
+        """Sum the logits' gradients of each touched row over its occurrences."""
+        placed = self._place(slots, None, combiner)
+        if isinstance(groups.places, twins.TensorGroups):
+            ids, on_device = self._places.place(batch, placed, check=False)
+            return device.segment_sum(grad_BC, groups.places, ids, on_device, self.dim)
+        sums = kernels.segment_sum_wide(
+            grad_BC.numpy(), groups.places, batch.ids_N, batch.offsets_BF, batch.values_N,
+            placed.n_features, placed.slots, placed.combiners, threads,
+        )  # fmt: skip
+        return torch.from_numpy(sums)
+
+    def _place(
+        self,
+        slots: Sequence[SlotLike],
+        columns: Mapping[str, slice] | None,
+        combiner: str | None,
+    ) -> Placement:
+        """Place this table's slots; the arrays are kept for the next call with the same ones."""
+        key = (id(slots), id(columns), combiner)
+        held = self._placements.get(key)
+        if held is not None and held[0] is slots and held[1] is columns:
+            return held[2]
+        chosen = [
+            i
+            for i, slot in enumerate(slots)
+            if slot.name in self._table_of and (combiner or slot.combiner)
+        ]
+        combiners = [
+            slots[i].wide_combiner(combiner) if combiner else slots[i].combiner or "sum"
+            for i in chosen
+        ]
+        placed = Placement.make(
+            slots, chosen, self._table_of, self._bases, self._sizes, combiners, columns
+        )
+        if len(self._placements) >= 8:
+            self._placements.clear()
+        self._placements[key] = (slots, columns, placed)
+        return placed
+
+    @property
+    def _places(self) -> DevicePlaces:
+        if self._held_places is None:
+            self._held_places = DevicePlaces(self._batches, self._bases, self.n_rows)
+        return self._held_places
+
+    # ---- updates -----------------------------------------------------------------------------
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Give every row the initial state of an optimizer, beside its weights."""
+        self._optimizer = optimizer
+        held = self._storage
+        if held is None:
+            return
+        if held.names != ("weight", *optimizer.state_names):
+            self._storage = self._new_storage(self.sizes, held)
+            return
+        for name in optimizer.state_names:
+            held.part(name).zero_()
+        self._start_state(held, 0, self.n_rows)
+
+    def apply(
+        self,
+        groups: Groups,
+        grads_UD: Tensor,
+        optimizer: Optimizer,
+        *,
+        lr: float | None = None,
+        grad_scale: float = 1.0,
+        step: int = 1,
+        threads: int = 1,
+        rates_U: Tensor | None = None,
+        products_U: Tensor | None = None,
+    ) -> None:
+        """Move each touched row once; the others keep their bits."""
+        if self._optimizer is None or self._optimizer.state_names != optimizer.state_names:
+            self.attach(optimizer)
+        weight = self.weight
+        count_here = self.std == 0.0 and not optimizer.counts_nonzero
+        before = torch.count_nonzero(weight[groups.rows]) if count_here else 0
+        change = optimizer.update_rows(
+            weight, self.state, groups.rows, grads_UD,
+            lr=lr, grad_scale=grad_scale, step=step, threads=threads, rates_U=rates_U,
+            products_U=products_U,
+        )  # fmt: skip
+        if count_here:
+            change = torch.count_nonzero(weight[groups.rows]) - before
+        self._nonzero = self._nonzero + change
+
+    def grow(self, table: str, size: int) -> None:
+        """Make room for more ids of a logical table; the present rows keep their bits."""
+        if table not in self.sizes:
+            raise SchemaError(f"got table {table!r}; {nearest(table, self.sizes)}")
+        if size < (held := self.sizes[table]):
+            message = f"table {table!r}: got size {size}, expected at least its present {held}"
+            raise SchemaError(message)
+        sizes = {**self.sizes, table: size}
+        if self._storage is not None:
+            self._storage = self._new_storage(sizes, self._storage)
+        self.sizes = sizes
+        self._number_rows()
+
+    # ---- named tensors -----------------------------------------------------------------------
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Return each logical table's weights, (size, D): views."""
+        return {name: self.weight[part] for name, part in self._parts()}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take some logical tables' weights; the optimizer's state starts anew from them."""
+        for name, weight in self.named_weights().items():
+            if name in weights:
+                weight.copy_(weights[name])
+        if self._optimizer is not None:
+            self.attach(self._optimizer)
+        self.recount_nonzero()
+
+    def named_state(self) -> dict[str, Tensor]:
+        """Return ``<table>.weight`` and ``<table>.<state>`` of each logical table: views."""
+        storage = self._filled()
+        return {
+            f"{name}.{part}": storage.part(part)[place]
+            for name, place in self._parts()
+            for part in storage.names
+        }
+
+    def load_named_state(self, tensors: Mapping[str, NDArray[Any] | Tensor]) -> None:
+        """Take the tensors that :meth:`named_state` returned."""
+        held = self.named_state()
+        for name in [*held, *tensors]:
+            if name not in tensors or name not in held:
+                what = "missing" if name in held else "unknown to this table and its optimizer"
+                raise CheckpointError(f"tensor {name!r} is {what}; use its model and optimizer")
+            if tuple(tensors[name].shape) != tuple(held[name].shape):
+                raise CheckpointError(
+                    f"tensor {name!r}: got shape {tuple(tensors[name].shape)}, expected "
+                    f"{tuple(held[name].shape)}; use the schema that the checkpoint was made with"
+                )
+        for name, tensor in held.items():
+            given = tensors[name]
+            if isinstance(given, Tensor):
+                tensor.copy_(given)
+            elif self._on_device:
+                tensor.copy_(torch.from_numpy(np.array(given, np.float32)))
+            else:
+                tensor.numpy()[...] = given
+        self.recount_nonzero()
+
+    def _parts(self) -> Iterator[tuple[str, slice]]:
+        for (name, size), base in zip(self.sizes.items(), self._bases.tolist(), strict=True):
+            yield name, slice(base, base + size)
+
+
+def _features_by_table(features: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for feature, table in features.items():
+        found.setdefault(table, []).append(feature)
+    return {table: sorted(names) for table, names in found.items()}
+
+
+@contextmanager
+def _naming(slots: Sequence[SlotLike]) -> Iterator[None]:
+    """Say which feature an id outside its table belongs to."""
+    try:
+        yield
+    except kernels.IdOutOfRangeError as error:
+        where = f"example {error.example} of the batch"
+        message = _outside(slots[error.slot].name, error.id, error.size, where)
+        raise DataError(message) from None
+
+
+def _outside(feature: str, id: int, size: int, where: str = "") -> str:
+    place = f" ({where})" if where else ""
+    advice = "encode the rows with the schema that the model was made with"
+    return f"feature {feature!r}{place}: got id {id}, expected 0 <= id < {size}; {advice}"

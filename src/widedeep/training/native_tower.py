@@ -1,0 +1,245 @@
+"""The fast paths of the standard ReLU tower: native kernels, fused layers, bfloat16 products."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from widedeep.kernels import TowerArrays, TowerGradients, tower_backward, tower_forward
+from widedeep.models.mlp import MLP
+from widedeep.tables.storage import batch_rows
+
+
+class FusedMLP:
+    """Computes a plain :class:`MLP` and its output layer without autograd."""
+
+    def __init__(self, tower: MLP, output: nn.Linear) -> None:
+        assert tower.is_plain
+        self.layers = [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
+        self.output = output
+        self._buffers: dict[str, Tensor] = {}
+        self._hidden: list[Tensor] = []
+
+    def _buffer(self, name: str, rows: int, width: int, like: Tensor) -> Tensor:
+        held = self._buffers.get(name)
+        if held is None or held.shape[0] < rows or held.shape[1] != width:
+            held = batch_rows(rows, width, like.device).to(like.dtype)
+            self._buffers[name] = held
+        return held[:rows]
+
+    @torch.no_grad()
+    def forward(self, concat_BX: Tensor) -> Tensor:
+        """Return the logits, (B, C), in a buffer that the next call overwrites."""
+        rows = len(concat_BX)
+        hidden = concat_BX
+        self._hidden = [hidden]
+        for i, layer in enumerate(self.layers):
+            out_BH = self._buffer(f"hidden.{i}", rows, layer.out_features, hidden)
+            torch.addmm(layer.bias, hidden, layer.weight.t(), out=out_BH)
+            hidden = out_BH.relu_()
+            self._hidden.append(hidden)
+        logits_BC = self._buffer("logits", rows, self.output.out_features, hidden)
+        return torch.mm(hidden, self.output.weight.t(), out=logits_BC)
+
+    @torch.no_grad()
+    def backward(self, grad_BC: Tensor) -> Tensor:
+        """Write the parameters' gradients into ``.grad``; return the gradient of ``concat_BX``."""
+        rows = len(grad_BC)
+        _grad_into(self.output.weight, grad_BC.t(), self._hidden[-1])
+        weight = self.output.weight
+        grad = grad_BC
+        for i in reversed(range(len(self.layers))):
+            layer, hidden = self.layers[i], self._hidden[i + 1]
+            below = self._buffer(f"grad.{i}", rows, layer.out_features, grad_BC)
+            torch.mm(grad, weight, out=below)
+            torch.ops.aten.threshold_backward.grad_input(below, hidden, 0.0, grad_input=below)
+            _grad_into(layer.weight, below.t(), self._hidden[i])
+            _sum_into(layer.bias, below)
+            grad, weight = below, layer.weight
+        grad_BX = self._buffer("grad.input", rows, weight.shape[1], grad_BC)
+        return torch.mm(grad, weight, out=grad_BX)
+
+    def finish(self) -> None:
+        """Do nothing: :meth:`backward` leaves nothing under way."""
+
+
+def _grad_into(parameter: Tensor, left: Tensor, right: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    torch.mm(left, right, out=parameter.grad)
+
+
+def _sum_into(parameter: Tensor, grad_BH: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    torch.sum(grad_BH, dim=0, out=parameter.grad)
+
+
+_LANES = 32  # bfloat16 numbers of a cache line
+
+
+class MixedMLP:
+    """Computes what :class:`FusedMLP` does with bfloat16 products."""
+
+    def __init__(self, tower: MLP, output: nn.Linear) -> None:
+        assert tower.is_plain
+        self.layers = [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
+        self.output = output
+        self._weights = [_rounded(layer.weight) for layer in self.layers]
+        self._biases = [_rounded(layer.bias) for layer in self.layers]
+        self._weight_grads = [_rounded(layer.weight) for layer in self.layers]
+        self._buffers: dict[str, Tensor] = {}
+        self._hidden: list[Tensor] = []
+        self._last = torch.empty(0)
+
+    def _buffer(self, name: str, rows: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        held = self._buffers.get(name)
+        if held is None or held.shape[0] < rows or held.shape[1] != width:
+            if dtype == torch.float32:
+                held = batch_rows(rows, width, like.device)
+            else:
+                lanes = -(-width // _LANES) * _LANES
+                held = torch.zeros(rows, lanes, dtype=dtype, device=like.device)[:, :width]
+            self._buffers[name] = held
+        return held[:rows]
+
+    def _half(self, name: str, like: Tensor, width: int) -> Tensor:
+        return self._buffer(name, len(like), width, like, torch.bfloat16)
+
+    @torch.no_grad()
+    def forward(self, concat_BX: Tensor) -> Tensor:
+        """Return the logits, (B, C), in a buffer that the next call overwrites."""
+        hidden = self._half("input", concat_BX, concat_BX.shape[1]).copy_(concat_BX)
+        self._hidden = [hidden]
+        for i, layer in enumerate(self.layers):
+            self._weights[i].copy_(layer.weight)
+            self._biases[i].copy_(layer.bias)
+            out_BH = self._half(f"hidden.{i}", hidden, layer.out_features)
+            torch.addmm(self._biases[i], hidden, self._weights[i].t(), out=out_BH)
+            hidden = out_BH.relu_()
+            self._hidden.append(hidden)
+        rows, width = hidden.shape
+        self._last = self._buffer("last", rows, width, hidden, torch.float32).copy_(hidden)
+        classes = self.output.out_features
+        logits_BC = self._buffer("logits", rows, classes, hidden, torch.float32)
+        return torch.mm(self._last, self.output.weight.t(), out=logits_BC)
+
+    @torch.no_grad()
+    def backward(self, grad_BC: Tensor) -> Tensor:
+        """Write the parameters' gradients into ``.grad``; return the gradient of ``concat_BX``."""
+        torch.mm(grad_BC.t(), self._last, out=_grad_of(self.output.weight))
+        rows, width = self._last.shape
+        wide = self._buffer("grad.last", rows, width, grad_BC, torch.float32)
+        below = self._half("grad.rounded", grad_BC, width)
+        below.copy_(torch.mm(grad_BC, self.output.weight, out=wide))
+        for i in reversed(range(len(self.layers))):
+            layer, hidden = self.layers[i], self._hidden[i + 1]
+            torch.ops.aten.threshold_backward.grad_input(below, hidden, 0.0, grad_input=below)
+            torch.mm(below.t(), self._hidden[i], out=self._weight_grads[i])
+            _grad_of(layer.weight).copy_(self._weight_grads[i])
+            torch.sum(below, dim=0, dtype=torch.float32, out=_grad_of(layer.bias))
+            under = self._half(f"grad.{i}", grad_BC, layer.in_features)
+            below = torch.mm(below, self._weights[i], out=under)
+        width = self.layers[0].in_features
+        return self._buffer("grad.input", rows, width, grad_BC, torch.float32).copy_(below)
+
+    def finish(self) -> None:
+        """Do nothing: :meth:`backward` leaves nothing under way."""
+
+
+def _rounded(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(torch.bfloat16, copy=True)
+
+
+def _grad_of(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    return parameter.grad
+
+
+Floats = NDArray[np.float32]
+_CPU = torch.device("cpu")
+
+
+class NativeMLP:
+    """Computes a plain :class:`MLP` and its output layer by the native tower."""
+
+    def __init__(
+        self, tower: MLP, output: nn.Linear, *, threads: int = 1, bf16: bool = False
+    ) -> None:
+        assert tower.is_plain
+        self.threads = threads
+        self.bf16 = bf16
+        hidden = [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
+        self._weights = [layer.weight for layer in (*hidden, output)]
+        self._biases = [layer.bias for layer in hidden]
+        self._inputs = self._weights[0].shape[1]
+        self._capacity = 0
+        self._arrays: TowerArrays | None = None
+        self._addresses: tuple[int, ...] = ()
+        self._under_way: TowerGradients | None = None
+        self._logits = self._grad_BX = torch.empty(0)
+
+    def _prepare(self, concat_BX: Tensor) -> TowerArrays:
+        """Return the arrays for a batch: those of the last one if everything lies where it did."""
+        parameters = (*self._weights, *self._biases)
+        addresses = (
+            len(concat_BX), concat_BX.data_ptr(), concat_BX.stride(0),
+            *(p.data_ptr() for p in parameters),
+            *(0 if p.grad is None else p.grad.data_ptr() for p in parameters),
+        )  # fmt: skip
+        if self._arrays is None or addresses != self._addresses:
+            self._addresses, self._arrays = addresses, self._make(concat_BX)
+        return self._arrays
+
+    def _make(self, concat_BX: Tensor) -> TowerArrays:
+        rows = len(concat_BX)
+        if rows > self._capacity:
+            self._capacity = rows
+            widths = [len(weight) for weight in self._weights]
+            self._outputs = [batch_rows(rows, width, _CPU) for width in widths]
+            self._grads = [batch_rows(rows, width, _CPU) for width in widths]
+            self._grad_input = batch_rows(rows, self._inputs, _CPU)
+        self._logits = self._outputs[-1][:rows]
+        self._grad_BX = self._grad_input[:rows]
+        grads = [grad[:rows].numpy() for grad in self._grads]
+        return TowerArrays(
+            input_BX=concat_BX.detach().numpy(),
+            weights=[weight.detach().numpy() for weight in self._weights],
+            biases=[bias.detach().numpy() for bias in self._biases],
+            outputs=[out[:rows].numpy() for out in self._outputs],
+            grad_logits_BC=grads[-1],
+            grads=grads[:-1],
+            grad_input_BX=self._grad_BX.numpy(),
+            weight_grads=[_numpy_grad(weight) for weight in self._weights],
+            bias_grads=[_numpy_grad(bias) for bias in self._biases],
+            bf16=self.bf16,
+        )
+
+    def forward(self, concat_BX: Tensor) -> Tensor:
+        """Return the logits, (B, C), in a buffer that the next call overwrites."""
+        self.finish()
+        tower_forward(self._prepare(concat_BX), self.threads)
+        return self._logits
+
+    def backward(self, grad_BC: Tensor) -> Tensor:
+        """Return the gradient of ``concat_BX``; ``finish`` leaves the parameters' in ``.grad``."""
+        assert self._arrays is not None
+        self._arrays.grad_logits_BC[:] = grad_BC.numpy()
+        self._under_way = tower_backward(self._arrays, self.threads)
+        return self._grad_BX
+
+    def finish(self) -> None:
+        """Wait for the gradients that :meth:`backward` left to other threads."""
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
+
+
+def _numpy_grad(parameter: Tensor) -> Floats:
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    grad: Floats = parameter.grad.numpy()
+    return grad

@@ -1,0 +1,300 @@
+"""PreviousModel: a checkpoint's or bundle's tensors by the names that a warm start uses."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle
+from widedeep.bundle.files import SCHEMA
+from widedeep.bundle.manifest import MANIFEST
+from widedeep.config import ModelConfig, RunConfig, config_from_tables
+from widedeep.errors import CheckpointError, ConfigError
+from widedeep.features import Crossed
+from widedeep.models.mlp import DeepLayout, make_layout
+from widedeep.schema import Schema
+from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
+
+# A rate or a penalty says how a state is used, not what it holds; FTRL's z is rebuilt for them.
+_HOW_USED = ("lr", "eps", "initial_accumulator")
+
+
+def source_columns(schema: Schema, name: str) -> Iterator[str]:
+    """Yield the columns that a feature reads, through the parts of a cross."""
+    feature = schema.spec.by_name.get(name)
+    if isinstance(feature, Crossed):
+        for part in feature.parts:
+            yield from source_columns(schema, part)
+    elif feature is None:
+        yield name
+    else:
+        yield feature.source
+
+
+def _is_several(schema: Schema, name: str) -> bool:
+    """Whether a feature may have several ids, or weights of them, in a row."""
+    feature = schema.spec.by_name.get(name)
+    columns = [schema.columns.get(column) for column in source_columns(schema, name)]
+    nested = any(column is not None and column.nested for column in columns)
+    return nested or getattr(feature, "weights", None) is not None or hasattr(feature, "transform")
+
+
+def pooling_change(
+    new: Schema, old: Schema, name: str, combiners: tuple[Any, Any] | None = None
+) -> str:
+    """Return why a feature's ids add up to something else than they did, or ""."""
+    for column in source_columns(new, name):
+        if new.history.get(column) != old.history.get(column):
+            return f"column {column!r} is computed from other events than it was"
+    mine, theirs = new.spec.by_name[name], old.spec.by_name[name]
+    weights = tuple(getattr(feature, "weights", None) for feature in (mine, theirs))
+    if weights[0] != weights[1]:
+        return f"weights {weights[1]!r} became {weights[0]!r}"
+    if combiners is None:
+        combiners = (getattr(mine, "combiner", "sum"), getattr(theirs, "combiner", "sum"))
+    several = _is_several(new, name) or _is_several(old, name) or None in combiners
+    if combiners[0] != combiners[1] and several:
+        return f"combiner {combiners[1]!r} became {combiners[0]!r}"
+    rules = [getattr(feature, "oov", "id") for feature in (mine, theirs)]
+    if several and rules[0] != rules[1]:
+        return f"unseen values of a list: {rules[1]!r} became {rules[0]!r}"
+    return ""
+
+
+def layer_change(new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
+    """Return why hidden layers of the same shapes compute something else, or ""."""
+    changes = [
+        f"{option} {old[option]!r} became {new[option]!r}"
+        for option in ("activation", "batch_norm")
+        if old[option] != new[option]
+    ]
+    return "; ".join(changes)
+
+
+def state_change(
+    part: str,
+    new: Mapping[str, Any],
+    old: Mapping[str, Any] | None,
+    scales: tuple[Mapping[str, Any], Mapping[str, Any]],
+) -> str:
+    """Return why an optimizer's state is no longer of use, or "" if it is."""
+    if old is None:
+        return "its state is not known"
+    if new["optimizer"] != old["optimizer"]:
+        return f"{old['optimizer']} became {new['optimizer']}"
+    if str(new["optimizer"]).startswith("torch:"):
+        return "the state of a torch optimizer starts anew"
+    scale = "loss_reduction" if part == "dense" else "grad_scale"
+    if scales[0].get(scale) != scales[1].get(scale):
+        return f"{scale} {scales[1].get(scale)!r} became {scales[0].get(scale)!r}"
+    if new["optimizer"] == "ftrl":
+        return ""
+    for option, value in new.items():
+        if option not in _HOW_USED and option in old and old[option] != value:
+            return f"{option} {old[option]!r} became {value!r}"
+    return ""
+
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class OldHead:
+    """What a head's logits mean."""
+
+    kind: str  # Of the head
+    name: str  # ``""`` for a model with one head
+    column: str | None  # The label's column
+    width: int  # Logit columns
+    classes: tuple[str, ...] = ()  # Names in order, if they have names
+
+    def __str__(self) -> str:
+        names = f" of {', '.join(map(repr, self.classes[:10]))}" if self.classes else ""
+        count = f" of {self.width} classes" if self.width > 1 and not names else names
+        return f"{self.kind} {self.column!r}{count}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldModel:
+    """An older model's parameters, and its optimizers' state where it is known."""
+
+    path: Path  # Where it was read
+    schema: Schema  # Its schema
+    columns: Mapping[str, slice]  # Feature to its columns of the deep input
+    # What else a tower reads: features that keep their sequence, and extra inputs
+    inputs: Mapping[str, Any]
+    # Options of the model that decide what its layers compute: ``activation``, ``batch_norm``,
+    # ``wide_combiner``
+    options: Mapping[str, Any]
+    # Of the gradients that the optimizers' state has seen: ``grad_scale`` and ``loss_reduction``;
+    # empty for a bundle
+    scales: Mapping[str, Any]
+    heads: tuple[OldHead, ...]  # Its heads, in order
+    # Of ``wide/FEATURE`` and ``table/TABLE``: ``weight`` and the optimizer's state by name
+    rows: Mapping[str, Tensors]
+    # Of ``mlp/0/weight``, ``head/weight``, ``bias``, ``tower/...``: the same
+    dense: Mapping[str, Tensors]
+    # Descriptions by part (``wide``, ``deep``, ``dense``); empty for a bundle, which holds weights
+    # alone
+    optimizers: Mapping[str, Mapping[str, Any] | None]
+    # Logarithm and evidence of each wide feature's rate: (2,) float64 by feature
+    rates: Mapping[str, NDArray[np.float64]]
+    updates: int = 0  # Steps done, which some optimizers count
+    mlp: str = ""  # Why the standard tower's layers cannot be taken; "" if they can
+
+
+def old_schema(path: str | os.PathLike[str]) -> Schema:
+    """Return the schema of a bundle, a run or a checkpoint."""
+    place = Path(path)
+    if (place / MANIFEST).exists():
+        return Schema.load(place / SCHEMA)
+    return Schema.load(find_checkpoint(place) / "schema.safetensors")
+
+
+def read_old_model(path: str | os.PathLike[str]) -> OldModel:
+    """Read a bundle, a checkpoint, or a run's folder (its best checkpoint, or the newest)."""
+    place = Path(path)
+    if (place / MANIFEST).exists():
+        return _of_bundle(place)
+    return _of_checkpoint(find_checkpoint(place))
+
+
+def name_of_module(key: str) -> str:
+    """Return the name under which a warm start speaks of a parameter."""
+    layer = re.fullmatch(r"towers\.mlp\.layers\.(\d+)\.(weight|bias)", key)
+    if layer:
+        return f"mlp/{layer[1]}/{layer[2]}"
+    if key == "outputs.mlp.weight":
+        return "head/weight"
+    return key if key == "bias" else f"tower/{key}"
+
+
+def _of_bundle(place: Path) -> OldModel:
+    bundle = Bundle.load(place)
+    rows = {
+        name: {"weight": array}
+        for name, array in bundle.weights.items()
+        if name.startswith(("wide/", "table/"))
+    }
+    dense = {n: {"weight": a} for n, a in bundle.weights.items() if n not in rows}
+    run = bundle.config.get("model", {}) if isinstance(bundle.config, Mapping) else {}
+    mlp = ""
+    if run.get("batch_norm"):
+        mlp = "a bundle folds batch norm into the layers: start from the checkpoint"
+    elif bundle.manifest.engine != "native":
+        mlp = "a bundle keeps towers of one's own in a graph: start from the checkpoint"
+    return OldModel(
+        path=place,
+        schema=bundle.schema,
+        columns={column.name: slice(column.start, column.stop) for column in bundle.model.deep},
+        inputs={"sequences": {}, "extra": {}},
+        options={
+            "activation": bundle.model.activation,
+            "batch_norm": bool(run.get("batch_norm")),
+            "wide_combiner": bundle.model.wide_combiner,
+        },
+        scales={},
+        heads=tuple(
+            OldHead(
+                head.kind,
+                head.name,
+                bundle.schema.spec.labels.get(head.name),
+                head.stop - head.start,
+                head.classes,
+            )
+            for head in bundle.model.heads
+        ),
+        rows=rows,
+        dense=dense,
+        optimizers={},
+        rates={},
+        mlp=mlp,
+    )
+
+
+def _of_checkpoint(place: Path) -> OldModel:
+    checkpoint = read_checkpoint(place)
+    try:
+        config = config_from_tables(checkpoint.state["config"], origin=str(place))
+    except ConfigError as error:
+        raise CheckpointError(f"{place}: its configuration cannot be read ({error})") from error
+    schema, tensors = checkpoint.schema, checkpoint.tensors
+    rows: dict[str, dict[str, NDArray[Any]]] = {}
+    dense: dict[str, dict[str, NDArray[Any]]] = {}
+    for key, value in tensors.items():
+        part, _, rest = key.partition("/")
+        if part in ("wide", "deep"):
+            table, _, slot = rest.rpartition(".")
+            if part == "deep":
+                table = table.partition("/")[2]
+            named = f"wide/{table}" if part == "wide" else f"table/{table}"
+            rows.setdefault(named, {})[slot] = value
+        elif part == "module":
+            dense.setdefault(name_of_module(rest), {})["weight"] = value
+        elif part == "optimizer":
+            parameter, _, slot = rest.rpartition("/")
+            dense.setdefault(name_of_module(parameter), {})[slot] = value
+    train, layout = config.train, make_layout(schema, config.model.embedding_dim)
+    return OldModel(
+        path=place,
+        schema=schema,
+        columns=layout.columns,
+        inputs=tower_inputs(layout),
+        options=model_options(config.model),
+        scales={"grad_scale": train.grad_scale, "loss_reduction": train.loss_reduction},
+        heads=_heads(schema, config, len(dense["bias"]["weight"])),
+        rows=rows,
+        dense=dense,
+        optimizers={"wide": train.wide, "deep": train.deep, "dense": train.dense},
+        rates=_rates(schema, tensors),
+        updates=checkpoint.step,
+    )
+
+
+def tower_inputs(layout: DeepLayout) -> dict[str, Any]:
+    """Return what a tower reads beside the concatenated columns, and how wide it is."""
+    return {
+        "sequences": {name: layout.dims[name] for name in layout.sequences},
+        "extra": {name: part.stop - part.start for name, part in layout.extra.items()},
+    }
+
+
+def model_options(config: ModelConfig) -> dict[str, Any]:
+    """Return the options that decide what layers and wide weights compute."""
+    return {name: getattr(config, name) for name in ("activation", "batch_norm", "wide_combiner")}
+
+
+def _heads(schema: Schema, config: RunConfig, n_logits: int) -> tuple[OldHead, ...]:
+    from widedeep.models.heads import make_heads
+
+    labels = schema.spec.labels or {"": "label"}
+    try:
+        heads = make_heads(schema, config.model.head)
+    except (
+        ConfigError
+    ):  # a head of one's own: its kind and width are known where it is the only one
+        name = next(iter(labels))
+        kind = config.model.head or "own"
+        return (OldHead(kind, name, schema.spec.labels.get(name), n_logits),)
+    return tuple(head_of(schema, head.kind, head.name, head.width) for head in heads)
+
+
+def head_of(schema: Schema, kind: str, name: str, width: int) -> OldHead:
+    """Return what a head's logits mean, by the schema's label and classes."""
+    classes = tuple(schema.classes.get(name, ()))
+    return OldHead(kind, name, schema.spec.labels.get(name), width, classes)
+
+
+def _rates(schema: Schema, tensors: Tensors) -> dict[str, NDArray[np.float64]]:
+    if "rates/log_rates" not in tensors:
+        return {}
+    names = [slot.name for slot in schema.slots if slot.wide]
+    pairs = np.stack([tensors["rates/log_rates"], tensors["rates/evidence"]], axis=1)
+    return dict(zip(names, pairs, strict=True))
