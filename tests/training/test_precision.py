@@ -8,8 +8,14 @@ import torch
 from torch import nn
 
 import widedeep as wd
-from tests.training.test_trainer import assert_same_bits, make_spec, make_table, make_trainer, state_of
 from tests.training.test_fused_mlp import make
+from tests.training.test_trainer import (
+    assert_same_bits,
+    make_spec,
+    make_table,
+    make_trainer,
+    state_of,
+)
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels import has_bf16_products
 from widedeep.models.mlp import MLP, DeepInput
