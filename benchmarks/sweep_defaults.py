@@ -26,7 +26,7 @@ from widedeep.config import ModelConfig
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.metrics import auc, log_loss
-from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.dense import DenseUpdate
 from widedeep.training.step import TrainStep
 
 DATA = Path(__file__).parent / "data"

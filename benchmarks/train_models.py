@@ -20,7 +20,7 @@ import widedeep as wd
 from widedeep.data.batch import Batch
 from widedeep.kernels.torch_twins import to_device
 from widedeep.schema import ColumnType, NumericFit
-from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.dense import DenseUpdate
 from widedeep.training.step import TrainStep
 
 CARDINALITIES = (

@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 
 import widedeep as wd
-from widedeep.config import DataConfig, ModelConfig, RunConfig, TrainConfig, load_config
-from widedeep.config_follow import FollowConfig, load_follow_config
-from widedeep.config_gate import GateConfig, load_gate_config
+from widedeep.config import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    load_config,
+    load_follow_config,
+)
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.features.kinds import Bucketized, Categorical, Crossed, Numeric
+from widedeep.gate.config import GateConfig, load_gate_config
 from widedeep.join import (
     ActionLog,
     Attributes,
@@ -30,6 +36,7 @@ from widedeep.join import (
 from widedeep.optim import FTRL, SGD, Adagrad, Adam, make_optimizer
 from widedeep.serving.http.settings import Settings
 from widedeep.simulate import StoreConfig
+from widedeep.training.config import FollowConfig
 from widedeep.training.early_stopping import EarlyStopping
 
 NASTY: list[Any] = [

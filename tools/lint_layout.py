@@ -28,10 +28,10 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "_native": (),
     "files": ("errors",),
     "page": ("errors",),
+    "options": ("errors",),
     "features": ("errors",),
-    "config": ("features",),
-    "kernels": ("config", "_native"),
-    "schema": ("kernels", "files"),
+    "kernels": ("errors", "_native"),
+    "schema": ("features", "options", "kernels", "files"),
     "data": ("schema", "page"),
     "join": ("data",),
     "bundle": ("data",),
@@ -43,9 +43,10 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "estimators": ("training",),
     "serving": ("metrics",),
     "gate": ("serving", "page"),
-    "publish": ("gate",),
+    "config": ("training", "gate"),
+    "publish": ("training", "gate"),
     "report": ("publish",),
-    "simulate": ("estimators", "publish", "join"),
+    "simulate": ("config", "estimators", "publish", "join"),
     "commands": ("report", "simulate"),
     "cli": ("commands",),
     "__main__": ("cli",),
@@ -54,7 +55,18 @@ BEFORE: dict[str, tuple[str, ...]] = {
 # Where `import torch` raises, a bundle loads, scores and is served. Kernels that are torch's own
 # twins of the native ones say so by name.
 WITHOUT_TORCH = {
-    *("__init__", "errors", "files", "features", "config", "kernels", "schema", "data", "join"),
+    *(
+        "__init__",
+        "errors",
+        "files",
+        "features",
+        "options",
+        "config",
+        "kernels",
+        "schema",
+        "data",
+        "join",
+    ),
     *("bundle", "metrics", "serving", "page", "gate", "publish", "report", "cli"),
 }
 TORCH_TWINS = "torch_"

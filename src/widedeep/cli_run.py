@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from widedeep.commands.follow import Followed
     from widedeep.commands.run_directory import RunDirectory
     from widedeep.commands.train import TrainedRun, WarmFrom
-    from widedeep.config import RunConfig
-    from widedeep.config_follow import FollowConfig
+    from widedeep.training.config import FollowConfig, RunConfig
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -350,7 +349,7 @@ def _follow(
     arguments: argparse.Namespace, config: RunConfig, directory: RunDirectory, follow: FollowConfig
 ) -> Followed | None:
     from widedeep.commands.follow import follow_run
-    from widedeep.config_gate import load_gate_config
+    from widedeep.gate.config import load_gate_config
 
     if arguments.follow is None:
         return None
@@ -371,7 +370,7 @@ _FOLLOWING = ("publish", "export_rows", "export_minutes", "judge_rows")
 
 def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
     """Read before the training, so that a mistake is told before it."""
-    from widedeep.config_follow import load_follow_config
+    from widedeep.config import load_follow_config
 
     options = {name: getattr(arguments, name) for name in _FOLLOWING}
     if arguments.follow is None:

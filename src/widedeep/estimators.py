@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,11 +35,11 @@ from widedeep.features import (
 )
 from widedeep.models.heads import Binary, Head, Multiclass, Regression
 from widedeep.optim import Adam, Optimizer
-from widedeep.training.schedule import auto_batch_size
-from widedeep.training.search import Judged, Setting, parts_of_rows, search
+from widedeep.training.config import auto_batch_size
 
 if TYPE_CHECKING:
     from widedeep.training.trainer import Trainer
+
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
@@ -561,3 +561,79 @@ def infer_features(table: pa.Table) -> list[object]:
         )
         features.append(numeric(column.name) if plain_number else categorical(column.name))
     return features
+
+
+FEW_ROWS = 5_000
+"""Rows up to which each of three parts is left out in turn; of more, one part is."""
+MOST_ROWS = 50_000
+"""Rows that settings are tried on; of more, as many are sampled."""
+_FOLDS = 3
+_LEAST_ROWS = 30
+_STEPS = 600
+# A setting so much worse on the first part is tried on no other.
+_HOPELESS = 1.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a model of a table is made and trained."""
+
+    bins: bool = True  # Numbers are also cut into bins
+    weight_decay: float = 1.0  # Of the dense parameters
+    steps: int = _STEPS  # Steps of a run, at least; one pass is never cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A setting and the mean of its losses on rows left out; of one part alone if hopeless."""
+
+    setting: Setting
+    loss: float
+
+
+def parts_of_rows(
+    strata: NDArray[np.int64], fraction: float, seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Split rows into those that are learned and those left out, alike in their strata."""
+    rows = len(strata)
+    if rows < _LEAST_ROWS:
+        return []
+    order = np.random.Generator(np.random.Philox(seed)).permutation(rows)[:MOST_ROWS]
+    # Rows in turn, stratum by stratum: each part gets its share of each.
+    order = order[np.argsort(strata[order], kind="stable")]
+    count = _FOLDS if rows <= FEW_ROWS else max(2, round(1 / fraction))
+    turns = range(_FOLDS if rows <= FEW_ROWS else 1)
+    part = np.arange(len(order)) % count
+    return [(np.sort(order[part != turn]), np.sort(order[part == turn])) for turn in turns]
+
+
+def search(
+    judge: Callable[[Setting, int], float], parts: int, *, bins: bool
+) -> tuple[Setting, list[Judged]]:
+    """Try settings from a plain one on, each beside the best before it."""
+    tried: list[Judged] = []
+    best: list[float] = []
+
+    def better(setting: Setting) -> bool:
+        nonlocal best
+        losses: list[float] = []
+        for part in range(parts):
+            losses.append(judge(setting, part))
+            if best and losses[0] > _HOPELESS * best[0]:
+                break
+        tried.append(Judged(setting=setting, loss=float(np.mean(losses))))
+        improved = not best or (len(losses) == parts and np.mean(losses) < np.mean(best))
+        best = losses if improved else best
+        return bool(improved)
+
+    setting = Setting(bins=False)
+    better(setting)
+    if bins and better(replace(setting, bins=True)):
+        setting = replace(setting, bins=True)
+    for decay in (3.0, 0.3):
+        if better(replace(setting, weight_decay=decay)):
+            setting = replace(setting, weight_decay=decay)
+            break
+    if parts == 1 and better(replace(setting, steps=3 * setting.steps)):
+        setting = replace(setting, steps=3 * setting.steps)
+    return setting, tried

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.config import check_types, check_value
 from widedeep.errors import ConfigError, FeatureError, SchemaError, nearest
 from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
 from widedeep.features.kinds import Combiner
 from widedeep.features.toml import spec_from_table, spec_to_table
 from widedeep.files import map_tensors, read_metadata, write_tensors
+from widedeep.options import check_types, check_value
 
 __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
 

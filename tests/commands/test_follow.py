@@ -19,9 +19,10 @@ from tests.ads import ads_table, write_ads
 from tests.command_line import Run
 from widedeep.bundle import Bundle
 from widedeep.cli import main
-from widedeep.config_follow import FollowConfig, load_follow_config
+from widedeep.config import load_follow_config
 from widedeep.errors import ConfigError
 from widedeep.publish import read_lineage
+from widedeep.training.config import FollowConfig
 
 FOLLOW = """
 [follow]

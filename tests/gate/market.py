@@ -10,7 +10,7 @@ import pyarrow as pa
 
 import widedeep as wd
 from widedeep.bundle import Bundle, write_bundle
-from widedeep.config_gate import GateConfig
+from widedeep.gate.config import GateConfig
 
 COUNTRIES = ["de", "fr", "jp", "us"]
 CONFIG = GateConfig(unit="user", slices=("country", "device"))

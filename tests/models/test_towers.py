@@ -13,7 +13,7 @@ import widedeep as wd
 from tests.dense_reference import DenseReference
 from widedeep.data.batch import Batch
 from widedeep.models.mlp import DeepInput, DeepLayout
-from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.dense import DenseUpdate
 from widedeep.training.step import TrainStep
 
 LR = 0.125

@@ -14,8 +14,8 @@ import widedeep as wd
 from tests.report.models import EVIL, rows_of, train
 from tests.report.pages import read_page
 from tests.serving.http.browser import CHROMIUM, Browser
-from widedeep.config_gate import GateConfig
 from widedeep.gate import validate
+from widedeep.gate.config import GateConfig
 from widedeep.publish import publish
 from widedeep.report import RunRecord
 from widedeep.report.format import bytes_text, figure, percent

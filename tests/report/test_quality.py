@@ -13,8 +13,8 @@ from sklearn import metrics as oracle
 import widedeep as wd
 from tests.report.models import EVIL, rows_of, train
 from tests.report.pages import read_page
-from widedeep.config_gate import GateConfig
 from widedeep.errors import DataError, SchemaError
+from widedeep.gate.config import GateConfig
 from widedeep.report.evaluation import evaluate_bundle
 from widedeep.report.quality import gain_curve, measure_quality
 

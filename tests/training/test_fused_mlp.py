@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from widedeep.models.mlp import MLP, DeepInput
-from widedeep.training.native_tower import FusedMLP, NativeMLP
+from widedeep.training.dense import FusedMLP, NativeMLP
 
 
 def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:

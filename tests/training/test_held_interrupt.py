@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from widedeep.training.held_interrupt import HeldInterrupt
+from widedeep.training.run import HeldInterrupt
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,7 @@ from tests.training.test_trainer import (
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels import has_bf16_products
 from widedeep.models.mlp import MLP, DeepInput
-from widedeep.training.native_tower import MixedMLP, NativeMLP
-from widedeep.training.precision import has_fast_bf16, resolve_precision
+from widedeep.training.dense import MixedMLP, NativeMLP, has_fast_bf16, resolve_precision
 
 ENGINES = [
     MixedMLP,

@@ -10,7 +10,7 @@ import pytest
 
 import widedeep as wd
 from widedeep.optim import Optimizer
-from widedeep.training.schedule import rate_factor
+from widedeep.training.config import rate_factor
 
 
 def test_constant_stays_at_one_after_the_warmup() -> None:

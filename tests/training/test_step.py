@@ -7,7 +7,7 @@ import widedeep as wd
 from tests.dense_reference import DenseReference
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
-from widedeep.training.dense_update import DenseUpdate
+from widedeep.training.dense import DenseUpdate
 from widedeep.training.step import TrainStep
 
 

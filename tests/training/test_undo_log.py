@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.training.undo_log import UndoLog
+from widedeep.training.step import UndoLog
 
 ROWS = 6
 updates = st.lists(st.sets(st.integers(0, ROWS - 1), min_size=1), max_size=6)

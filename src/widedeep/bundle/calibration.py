@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widedeep.config import check_value
 from widedeep.errors import BundleError, DataError
 from widedeep.kernels.sigmoid import sigmoid
+from widedeep.options import check_value
 
 __all__ = [
     "Calibration",

@@ -10,7 +10,7 @@ from typing import Any
 from widedeep.bundle.calibration import Calibration, calibration_from_json, calibration_to_json
 from widedeep.bundle.layout import BundleModel
 from widedeep.bundle.plain_json import read_json, write_json
-from widedeep.config import check_value
+from widedeep.options import check_value
 
 SCHEMA = "schema.safetensors"
 WEIGHTS = "weights.safetensors"

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.config import check_types
 from widedeep.errors import BundleError
 from widedeep.kernels.score import ACTIVATIONS
+from widedeep.options import check_types
 from widedeep.schema import Schema
 
 __all__ = ["BundleHead", "BundleModel", "DeepColumn", "Engine", "check_weights"]

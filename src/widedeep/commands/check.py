@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.targets import Targets, read_targets
-from widedeep.config import DataConfig, RunConfig, load_config
+from widedeep.config import load_config
 from widedeep.data.batch import count_values
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_columns, sample_rows
@@ -19,6 +19,7 @@ from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, WideDeepError, nearest
 from widedeep.features import Numeric
 from widedeep.schema import Schema
+from widedeep.training.config import DataConfig, RunConfig
 
 if TYPE_CHECKING:
     from widedeep.training.trainer import Trainer
@@ -78,7 +79,7 @@ def check_run(
 def _check_follow(
     path: str | os.PathLike[str], overrides: Sequence[str], report: CheckReport
 ) -> None:
-    from widedeep.config_follow import load_follow_config
+    from widedeep.config import load_follow_config
 
     try:
         load_follow_config(path, overrides)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from widedeep.config import read_tables
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.join.config import SPLITS, JoinConfig, is_join, load_join_config
 from widedeep.join.dataset import outcome_notes
 from widedeep.join.dry_run import DryRun, dry_run
+from widedeep.options import read_tables
 
 _MISSING_MUCH = 0.5
 

@@ -14,13 +14,12 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.commands.run_data import training_data
 from widedeep.commands.run_directory import RunDirectory
 from widedeep.commands.train import make_trainer
-from widedeep.config import RunConfig
-from widedeep.config_follow import FollowConfig
-from widedeep.config_gate import GateConfig
 from widedeep.data.follow import follow_folder
 from widedeep.errors import WideDeepError
+from widedeep.gate.config import GateConfig
 from widedeep.publish import Attempt, LivePublisher
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
+from widedeep.training.config import FollowConfig, RunConfig
 from widedeep.training.stream import Shard
 from widedeep.training.trainer import Trainer
 

@@ -13,9 +13,9 @@ from widedeep.bundle import Bundle
 from widedeep.commands.find_bundle import bundle_place, served_bundle
 from widedeep.commands.run_data import held_out_rows
 from widedeep.commands.run_directory import RunDirectory
-from widedeep.config_gate import GateConfig
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError
+from widedeep.gate.config import GateConfig
 from widedeep.publish.lineage import is_models_directory
 from widedeep.publish.record import RECORDS, PublishRecord
 from widedeep.report import Report, RunRecord, make_report

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.commands.run_directory import RunDirectory
-from widedeep.config import RunConfig, load_config
+from widedeep.config import load_config
 from widedeep.data.sources import RowShare, split_rows
 from widedeep.errors import ConfigError
+from widedeep.training.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)

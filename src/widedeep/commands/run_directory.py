@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from widedeep.bundle.plain_json import plain
-from widedeep.config import RunConfig, load_config
+from widedeep.config import load_config
 from widedeep.data.fragments import InputRecord
 from widedeep.errors import ConfigError
 from widedeep.files import write_text_whole
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory
+from widedeep.training.config import RunConfig
 
 RunState = Literal["new", "unfinished", "finished"]
 

@@ -15,7 +15,7 @@ from widedeep import __version__
 from widedeep.bundle import Bundle
 from widedeep.commands.run_data import training_data
 from widedeep.commands.run_directory import RunDirectory
-from widedeep.config import Auto, RunConfig, TrainConfig, config_from_tables
+from widedeep.config import config_from_tables
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.fragments import InputRecord
@@ -24,8 +24,10 @@ from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import make_optimizer
+from widedeep.options import Auto
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
+from widedeep.training.config import RunConfig, TrainConfig
 from widedeep.training.early_stopping import EarlyStopping
 from widedeep.training.previous_model import old_schema
 from widedeep.training.trainer import Trainer

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from widedeep.config import is_unicode
 from widedeep.data.arrow_types import plain_table
 from widedeep.data.csv_input import ColumnKind, CsvColumns, csv_batches, is_csv
 from widedeep.data.fragments import (
@@ -30,6 +29,7 @@ from widedeep.data.parquet_input import parquet_input, spooled_input
 from widedeep.data.paths import input_paths
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.kernels.transform import fingerprint64
+from widedeep.options import is_unicode
 
 
 @dataclass(frozen=True, kw_only=True)

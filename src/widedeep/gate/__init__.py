@@ -4,7 +4,7 @@
 data, and looks for drift; the :class:`Verdict` gives every reason. Nothing here imports torch.
 """
 
-from widedeep.config_gate import GateConfig, load_gate_config
+from widedeep.gate.config import GateConfig, load_gate_config
 from widedeep.gate.validation import validate
 from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
 

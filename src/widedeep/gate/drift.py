@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from widedeep.config_gate import GateConfig
 from widedeep.data.batch import Batch
 from widedeep.features import Categorical, Crossed, Numeric
+from widedeep.gate.config import GateConfig
 from widedeep.schema import FIRST_KNOWN_ID, Schema
 
 Floats = NDArray[np.float64]

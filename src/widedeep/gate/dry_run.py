@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from widedeep.bundle import Bundle
-from widedeep.config_gate import GateConfig
 from widedeep.errors import WideDeepError
+from widedeep.gate.config import GateConfig
 
 _REQUEST_ROWS = 100
 _REQUESTS = 30

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.config_gate import GateConfig
+from widedeep.gate.config import GateConfig
 from widedeep.gate.scored import HeadScores, Scored, SliceColumn
 from widedeep.gate.statistics import (
     bags_of,

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
-from widedeep.config_gate import GateConfig
 from widedeep.data.batch import Batch
 from widedeep.data.csv_input import ColumnKind
 from widedeep.data.fragments import Source, column_stream, origin_of
@@ -22,6 +21,7 @@ from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.features import Categorical
+from widedeep.gate.config import GateConfig
 from widedeep.gate.drift import DriftCounts
 from widedeep.gate.labels import LabelMatch, check_comparable, class_names
 

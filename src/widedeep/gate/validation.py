@@ -11,9 +11,9 @@ from typing import Any
 
 from widedeep import __version__
 from widedeep.bundle import Bundle
-from widedeep.config_gate import GateConfig
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, WideDeepError
+from widedeep.gate.config import GateConfig
 from widedeep.gate.drift import drift_reasons, score_psi
 from widedeep.gate.dry_run import dry_run, dry_run_reasons
 from widedeep.gate.quality import Quality, judge_quality

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from widedeep.config import check_table, check_types, read_section, read_tables
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.join.times import MICROSECONDS, duration_us, moment_us, offset_us
+from widedeep.options import check_table, check_types, read_section, read_tables
 
 Key = str | int
 HistoryValue = int | float | None | list[Key]

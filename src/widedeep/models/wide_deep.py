@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from widedeep.config import ModelConfig
 from widedeep.data.batch import Batch
 from widedeep.errors import ConfigError, SchemaError
 from widedeep.kernels.torch_random import seeded
 from widedeep.kernels.torch_twins import to_device
+from widedeep.models.config import ModelConfig
 from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
 from widedeep.models.mlp import MLP, Activation, DeepInput, DeepLayout, SequenceInput, make_layout
 from widedeep.schema import Schema

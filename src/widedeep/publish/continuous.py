@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from widedeep.config_gate import GateConfig
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import open_source
 from widedeep.errors import BundleError, ConfigError, WideDeepError
 from widedeep.files import write_text_whole
+from widedeep.gate.config import GateConfig
 from widedeep.gate.validation import validate
 from widedeep.gate.verdict import bundle_identity, verdict_path
 from widedeep.publish.publishing import publish

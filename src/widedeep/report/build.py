@@ -13,11 +13,11 @@ from typing import Any
 from widedeep import __version__
 from widedeep.bundle import Bundle
 from widedeep.bundle.plain_json import plain
-from widedeep.config_gate import GateConfig
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features import Crossed
 from widedeep.files import write_text_whole
+from widedeep.gate.config import GateConfig
 from widedeep.gate.labels import check_comparable
 from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
 from widedeep.publish.lineage import PublishedVersion, read_lineage

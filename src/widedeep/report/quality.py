@@ -12,9 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
-from widedeep.config_gate import GateConfig
 from widedeep.data.batch import Batch
 from widedeep.data.sources import Data
+from widedeep.gate.config import GateConfig
 from widedeep.gate.drift import DriftCounts
 from widedeep.gate.quality import calibration_curve, is_defined, judge_quality
 from widedeep.gate.scored import HeadScores, Scored, score_both

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from widedeep.config import check_types
 from widedeep.errors import ConfigError
 from widedeep.join.times import moment_us
+from widedeep.options import check_types
 
 __all__ = ["StoreConfig"]
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.config import RunConfig, config_from_tables
+from widedeep.config import config_from_tables
 from widedeep.errors import ConfigError
 from widedeep.features import Crossed, FeatureSpec
 from widedeep.join import JoinResult, Negatives, Split, load_join_config, run_join
@@ -28,6 +28,7 @@ from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
 from widedeep.simulate.model_policy import Model
 from widedeep.simulate.store import AppStore
+from widedeep.training.config import RunConfig
 
 ARMS: dict[str, Callable[[FeatureSpec], FeatureSpec]] = {
     "wide": lambda spec: spec.replace(deep=[]),

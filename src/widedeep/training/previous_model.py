@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle
 from widedeep.bundle.files import SCHEMA
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.config import ModelConfig, RunConfig, config_from_tables
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.features import Crossed
+from widedeep.models.config import ModelConfig
+from widedeep.models.heads import make_heads
 from widedeep.models.mlp import DeepLayout, make_layout
+from widedeep.options import read_section
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
+from widedeep.training.config import TrainConfig
 
 # A rate or a penalty says how a state is used, not what it holds; FTRL's z is rebuilt for them.
 _HOW_USED = ("lr", "eps", "initial_accumulator")
@@ -221,8 +224,10 @@ def _of_bundle(place: Path) -> OldModel:
 
 def _of_checkpoint(place: Path) -> OldModel:
     checkpoint = read_checkpoint(place)
+    tables = checkpoint.state["config"]
     try:
-        config = config_from_tables(checkpoint.state["config"], origin=str(place))
+        model = read_section(ModelConfig, tables["model"], f"{place}: [model]")
+        train = read_section(TrainConfig, tables["train"], f"{place}: [train]")
     except ConfigError as error:
         raise CheckpointError(f"{place}: its configuration cannot be read ({error})") from error
     schema, tensors = checkpoint.schema, checkpoint.tensors
@@ -241,15 +246,15 @@ def _of_checkpoint(place: Path) -> OldModel:
         elif part == "optimizer":
             parameter, _, slot = rest.rpartition("/")
             dense.setdefault(name_of_module(parameter), {})[slot] = value
-    train, layout = config.train, make_layout(schema, config.model.embedding_dim)
+    layout = make_layout(schema, model.embedding_dim)
     return OldModel(
         path=place,
         schema=schema,
         columns=layout.columns,
         inputs=tower_inputs(layout),
-        options=model_options(config.model),
+        options=model_options(model),
         scales={"grad_scale": train.grad_scale, "loss_reduction": train.loss_reduction},
-        heads=_heads(schema, config, len(dense["bias"]["weight"])),
+        heads=_heads(schema, model, len(dense["bias"]["weight"])),
         rows=rows,
         dense=dense,
         optimizers={"wide": train.wide, "deep": train.deep, "dense": train.dense},
@@ -271,17 +276,15 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ("activation", "batch_norm", "wide_combiner")}
 
 
-def _heads(schema: Schema, config: RunConfig, n_logits: int) -> tuple[OldHead, ...]:
-    from widedeep.models.heads import make_heads
-
+def _heads(schema: Schema, config: ModelConfig, n_logits: int) -> tuple[OldHead, ...]:
     labels = schema.spec.labels or {"": "label"}
     try:
-        heads = make_heads(schema, config.model.head)
+        heads = make_heads(schema, config.head)
     except (
         ConfigError
     ):  # a head of one's own: its kind and width are known where it is the only one
         name = next(iter(labels))
-        kind = config.model.head or "own"
+        kind = config.head or "own"
         return (OldHead(kind, name, schema.spec.labels.get(name), n_logits),)
     return tuple(head_of(schema, head.kind, head.name, head.width) for head in heads)
 

@@ -6,7 +6,10 @@ import contextlib
 import dataclasses
 import math
 import os
+import signal
+import threading
 import time
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,15 +20,15 @@ from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan, large_fragments
 from widedeep.errors import DataError
 from widedeep.kernels.torch_twins import to_device
+from widedeep.training.config import rate_factor
 from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting
-from widedeep.training.held_interrupt import HeldInterrupt
 from widedeep.training.progress import Callbacks, Progress, RecentScores
-from widedeep.training.schedule import rate_factor
 from widedeep.training.state import Position
 from widedeep.training.step import StepResult
 
 if TYPE_CHECKING:
     from widedeep.training.trainer import Trainer
+
 
 _NO_WEIGHT = (
     "weight {!r}: got 0 in every row of the training data, from which nothing is learned; give "
@@ -363,3 +366,45 @@ def _summary(row: dict[str, Any]) -> str:
     if "nonzero_wide" in row:
         parts.append(f"wide {row['nonzero_wide']:,}")
     return "  ".join(parts)
+
+
+class HeldInterrupt:
+    """Holds the first Ctrl-C back until :meth:`check`; a second one interrupts at once."""
+
+    def __init__(self, *, announce: bool = False) -> None:
+        self._announce = announce
+        self._pending = False
+        self._holds = False
+        self.forced = False
+        """True if a second Ctrl-C interrupted, perhaps in the middle of a step."""
+
+    def __enter__(self) -> HeldInterrupt:
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._hold)
+            self._holds = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._holds:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._holds = False
+
+    def _hold(self, number: int, frame: FrameType | None) -> Any:
+        if self._pending:
+            self.forced = True
+            raise KeyboardInterrupt
+        self._pending = True
+        if self._announce:
+            # print may be under way in the very thread that is interrupted here.
+            text = "\nfinishing this step, then saving (Ctrl-C again: stop at once, save nothing)\n"
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode())
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        if self._pending:
+            self._pending = False
+            raise KeyboardInterrupt

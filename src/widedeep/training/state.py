@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from widedeep.config import RunConfig
 from widedeep.data.reader import ORDER_VERSION
 from widedeep.errors import CheckpointError
 from widedeep.models.heads import describe_head
 from widedeep.models.wide_deep import WideDeep
 from widedeep.training.checkpoint import Checkpoint, as_tensors
+from widedeep.training.config import RunConfig
 
 if TYPE_CHECKING:
     from widedeep.training.early_stopping import EarlyStopping

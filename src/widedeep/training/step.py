@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep import kernels
 from widedeep.data.batch import Batch
-from widedeep.errors import ConfigError, DataError
+from widedeep.errors import CheckpointError, ConfigError, DataError
+from widedeep.kernels.torch_device import triton_kernels
 from widedeep.kernels.torch_random import seeded
 from widedeep.models.mlp import MLP, DeepInput, SequenceInput, has_hooks
 from widedeep.models.wide_deep import WideDeep
@@ -21,11 +24,7 @@ from widedeep.optim import FTRL, Optimizer
 from widedeep.tables.batch_rows import Groups
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.training.checkpoint import as_tensors
-from widedeep.training.dense_update import DenseUpdate
-from widedeep.training.feature_rates import FeatureRates
-from widedeep.training.native_tower import FusedMLP, MixedMLP, NativeMLP
-from widedeep.training.precision import has_bf16_tiles
-from widedeep.training.undo_log import UndoLog
+from widedeep.training.dense import DenseUpdate, FusedMLP, MixedMLP, NativeMLP, has_bf16_tiles
 
 
 @dataclass(slots=True)
@@ -352,3 +351,162 @@ def fast_mlp(
     if on_cpu and (not bf16 or (kernels.has_bf16_products() and not has_bf16_tiles())):
         return NativeMLP(tower, output, threads=threads, bf16=bf16)
     return MixedMLP(tower, output) if bf16 else FusedMLP(tower, output)
+
+
+LOWEST = 0.01
+HIGHEST = 5.0
+_RANGE = (LOWEST, HIGHEST)
+_PARTS = ("log_rates", "evidence")
+
+
+class FeatureRates:
+    """Factors of a wide table's learning rate, one per feature, moved by Adagrad on their log."""
+
+    def __init__(self, n_features: int, step: float, *, device: str | torch.device = "cpu") -> None:
+        self.step = step
+        self.frozen = False
+        self.log_rates = torch.zeros(n_features, dtype=torch.float64, device=device)
+        self.evidence = torch.zeros_like(self.log_rates)
+        self._told: Tensor | None = None
+
+    @property
+    def factors(self) -> NDArray[np.float32]:
+        """The present factor of each feature's rate."""
+        found: NDArray[np.float32] = np.exp(self.log_rates.cpu().numpy()).astype(np.float32)
+        return found
+
+    def of_rows(self, starts_T: NDArray[np.int64], there: Tensor | None = None) -> Tensor:
+        """Return each touched row's factor, float32 (U,)."""
+        if there is not None and there.device.type != "cpu":
+            factors, rows = self.log_rates.exp().float(), int(starts_T[-1])
+            kernels = triton_kernels(there.device)
+            if kernels is None:
+                return torch.repeat_interleave(factors, there.diff(), output_size=rows)
+            found: Tensor = kernels.expand(factors, there, rows)
+            return found
+        return torch.from_numpy(np.repeat(self.factors, np.diff(starts_T)))
+
+    def learn(
+        self, products_U: Tensor, starts_T: NDArray[np.int64], there: Tensor | None = None
+    ) -> None:
+        """Move the factors."""
+        touched = np.diff(starts_T) > 0
+        if self.frozen or not touched.any():
+            return
+        if there is not None and there.device.type != "cpu":
+            self._learn_there(products_U, there)
+            return
+        products = products_U.numpy().astype(np.float64)
+        starts = starts_T[:-1][touched]
+        log_rates, evidence = self.log_rates.numpy(), self.evidence.numpy()
+        sums = np.add.reduceat(products, starts)
+        evidence[touched] += np.add.reduceat(products * products, starts)
+        # A feature whose weights are all 0 so far has no evidence: its rate stays.
+        roots = np.sqrt(np.maximum(evidence[touched], np.finfo(np.float64).tiny))
+        moved = log_rates[touched] - self.step * sums / roots
+        log_rates[touched] = moved.clip(math.log(LOWEST), math.log(HIGHEST))
+
+    def _learn_there(self, products_U: Tensor, starts_T: Tensor) -> None:
+        """Do it on a device, without waiting for it; a feature without rows has sums of 0."""
+        kernels = triton_kernels(starts_T.device)
+        if kernels is not None:
+            if self._told is None:
+                told = [self.step, float(np.finfo(np.float64).tiny), *map(math.log, _RANGE)]
+                self._told = torch.tensor(told, dtype=torch.float64, device=starts_T.device)
+            kernels.learn_rates(products_U, starts_T, self.log_rates, self.evidence, self._told)
+            return
+
+        def sums(values_U: Tensor) -> Tensor:
+            return torch.segment_reduce(
+                values_U, "sum", lengths=starts_T.diff(), initial=0.0, unsafe=True
+            )
+
+        products = products_U.double()
+        self.evidence += sums(products * products)
+        roots = self.evidence.clamp(min=np.finfo(np.float64).tiny).sqrt()
+        self.log_rates -= self.step * sums(products) / roots
+        self.log_rates.clamp_(math.log(LOWEST), math.log(HIGHEST))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state: views."""
+        return {name: getattr(self, name) for name in _PARTS}
+
+    def load_tensors(self, tensors: Mapping[str, NDArray[np.float64]]) -> None:
+        """Take the state that :meth:`tensors` returned."""
+        for name, held in self.tensors().items():
+            if name not in tensors or tuple(tensors[name].shape) != tuple(held.shape):
+                raise CheckpointError(
+                    f"the wide features' rates ({name!r}) are missing or of another number; use "
+                    "the checkpoint's own features and wide optimizer"
+                )
+            held.copy_(torch.from_numpy(np.array(tensors[name])))
+
+
+@dataclass(slots=True)
+class _Journal:
+    """Old values of one group of row-aligned tensors."""
+
+    tensors: Mapping[str, Tensor]
+    epoch_R: Tensor
+    rows: list[Tensor] = field(default_factory=list)
+    values: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+class UndoLog:
+    """Remembers rows as they are first touched after a mark, so that :meth:`undo` restores them."""
+
+    def __init__(self) -> None:
+        self._journals: dict[str, _Journal] = {}
+        self._small: dict[str, Tensor] = {}
+        self._small_copy: dict[str, Tensor] = {}
+        self._epoch = 0
+
+    @property
+    def marked(self) -> bool:
+        """True once there is a state to go back to."""
+        return self._epoch > 0
+
+    def watch(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Add a group of tensors that have the same rows (weights and their optimizer state)."""
+        first = next(iter(tensors.values()))
+        epochs = torch.zeros(len(first), dtype=torch.int32, device=first.device)
+        self._journals[name] = _Journal(tensors, epochs)
+
+    def watch_small(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add tensors that every step changes as a whole; a mark copies them."""
+        self._small.update(tensors)
+
+    def mark(self) -> None:
+        """Make the present values those that :meth:`undo` brings back."""
+        self._epoch += 1
+        for journal in self._journals.values():
+            journal.rows.clear()
+            journal.values.clear()
+        self._small_copy = {name: tensor.detach().clone() for name, tensor in self._small.items()}
+
+    def before_update(self, name: str, rows_U: Tensor) -> None:
+        """Remember the rows about to be changed, unless they were remembered since the mark."""
+        if not self.marked:
+            return
+        journal = self._journals[name]
+        fresh = rows_U[journal.epoch_R[rows_U] != self._epoch]
+        if len(fresh) == 0:
+            return
+        journal.epoch_R[fresh] = self._epoch
+        journal.rows.append(fresh)
+        journal.values.append({key: tensor[fresh] for key, tensor in journal.tensors.items()})
+
+    def undo(self) -> None:
+        """Bring back the values of the last mark. Does nothing if there was none."""
+        if not self.marked:
+            return
+        for journal in self._journals.values():
+            for rows, values in zip(journal.rows, journal.values, strict=True):
+                for key, old in values.items():
+                    journal.tensors[key][rows] = old
+            journal.rows.clear()
+            journal.values.clear()
+        self._epoch += 1
+        with torch.no_grad():
+            for name, tensor in self._small.items():
+                tensor.copy_(self._small_copy[name])

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from widedeep.errors import CheckpointError, ConfigError, DataError
+from widedeep.training.config import auto_batch_size
 from widedeep.training.progress import Progress
-from widedeep.training.schedule import auto_batch_size
 from widedeep.training.state import History
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.config import Auto, Precision, TrainConfig
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import InputRecord, Source, check_same_inputs, origin_of
 from widedeep.data.reader import BatchReader, EpochPlan
@@ -26,8 +25,10 @@ from widedeep.errors import CheckpointError, ConfigError, DataError, show_value
 from widedeep.kernels.torch_openmp import limit_spinning
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
+from widedeep.options import Auto
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
-from widedeep.training.dense_update import DenseOptimizer, DenseUpdate
+from widedeep.training.config import Precision, TrainConfig, auto_batch_size, auto_epochs
+from widedeep.training.dense import DenseOptimizer, DenseUpdate, resolve_precision
 from widedeep.training.early_stopping import EarlyStopping, as_stopping
 from widedeep.training.evaluation import (
     EVALUATION_ROWS,
@@ -37,10 +38,8 @@ from widedeep.training.evaluation import (
     metric_names,
 )
 from widedeep.training.export import WarmupRows, export_bundle
-from widedeep.training.precision import resolve_precision
 from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
-from widedeep.training.schedule import auto_batch_size, auto_epochs
 from widedeep.training.state import History, Position, capture, check_same_order, restore
 from widedeep.training.step import TrainStep
 from widedeep.training.stream import Shard, fit_stream

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from widedeep.config import check_types
 from widedeep.errors import ConfigError
+from widedeep.options import check_types
 from widedeep.serving.candidates import MAX_VALUES
 
 RequestLog = Literal["all", "errors", "none"]

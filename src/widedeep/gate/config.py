@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from widedeep.config import _check_range, check_types, read_section, read_tables
 from widedeep.errors import ConfigError
+from widedeep.options import check_range, check_types, read_section, read_tables
 
 __all__ = ["GateConfig", "load_gate_config"]
 
@@ -104,16 +104,16 @@ class GateConfig:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         inside = 0.5 < self.confidence < 1
-        _check_range(owner, "confidence", self.confidence, inside, "0.5 < confidence < 1")
-        _check_range(owner, "bootstrap", self.bootstrap, self.bootstrap >= 200, "at least 200")
+        check_range(owner, "confidence", self.confidence, inside, "0.5 < confidence < 1")
+        check_range(owner, "bootstrap", self.bootstrap, self.bootstrap >= 200, "at least 200")
         for name in ("min_rows", "min_positives", "min_slice_rows", "min_slice_positives"):
             value = getattr(self, name)
-            _check_range(owner, name, value, value >= 1, "an integer of at least 1")
+            check_range(owner, name, value, value >= 1, "an integer of at least 1")
         for name in (*_POSITIVE, *_SLICES, *_LIMITS, "max_calibration_error"):
             value = getattr(self, name)
-            _check_range(owner, name, value, value is None or value >= 0, "a number >= 0")
+            check_range(owner, name, value, value is None or value >= 0, "a number >= 0")
         share = self.max_new_values
-        _check_range(owner, "max_new_values", share, 0 <= share <= 1, "a share, 0 to 1")
+        check_range(owner, "max_new_values", share, 0 <= share <= 1, "a share, 0 to 1")
 
 
 def load_gate_config(
@@ -140,6 +140,4 @@ def load_gate_config(
     table = tables.get("gate", {})
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: got gate = {table!r}, expected a section [gate]")
-    found = read_section(GateConfig, table, f"{path or 'the options'}: [gate]")
-    assert isinstance(found, GateConfig)
-    return found
+    return read_section(GateConfig, table, f"{path or 'the options'}: [gate]")

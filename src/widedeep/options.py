@@ -1,0 +1,357 @@
+"""Options as frozen dataclasses: their checks, and how TOML and ``--set`` are read into them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import math
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from widedeep.errors import ConfigError, WideDeepError, nearest, show_value
+
+__all__ = ["read_section", "read_tables"]
+
+Auto = Literal["auto"]
+Section = TypeVar("Section")
+_PLURALS = {float: "numbers", int: "integers", str: "texts"}
+_INT64 = range(-(2**63), 2**63)
+COUNT = "an integer of at least 1, at most 2,147,483,647"
+COUNTS = range(1, 2**31)
+_THREADS = range(1, 1025)
+_SEEDS = range(2**63)
+_HINTS: dict[type, dict[str, Any]] = {}
+# A key of TOML: bare, or in quotes, where dots and equals signs are part of it.
+_KEY = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'[^']*'|[^."'=\s][^.="']*?)\s*([.=])""")
+
+
+def check_range(owner: str, name: str, got: object, condition: bool, allowed: str) -> None:
+    """Raise ConfigError with the value and what is allowed, unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(f"{owner}: got {name}={show_value(got)}, expected {allowed}")
+
+
+def _type_hints(kind: type) -> dict[str, Any]:
+    """Evaluate a class's types once: that takes longer than all checks of its values."""
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)
+    return _HINTS[kind]
+
+
+def check_types(config: object, owner: str, raising: type[WideDeepError] = ConfigError) -> None:
+    """Refuse values of other types than a dataclass declares, and a text twice in a list."""
+    hints = _type_hints(type(config))
+    for entry in dataclasses.fields(config):  # type: ignore[arg-type]
+        name, hint = entry.name, hints[entry.name]
+        given = getattr(config, name)
+        value = _plain(given, hint)
+        if value is not given:
+            object.__setattr__(config, name, value)
+        if not _fits_field(entry, value, hint):
+            raise raising(f"{owner}: got {name} = {_typed(value)}, {_expected(value, hint)}")
+        texts = [item for item in value if isinstance(item, str)] if _is_tuple(value, hint) else []
+        if len(set(texts)) < len(texts):
+            twice = next(text for text in texts if texts.count(text) > 1)
+            raise raising(f"{owner}: got {name} with {twice!r} twice, expected it once")
+
+
+def _is_tuple(value: object, hint: Any) -> bool:
+    return isinstance(value, tuple) and _takes(hint, tuple)
+
+
+def _typed(value: object) -> str:
+    """A value with its type; the quotes of text say what it is."""
+    kind = "" if isinstance(value, str) else f" ({type(value).__name__})"
+    return f"{show_value(value)}{kind}"
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """The Python value that a NumPy number, a list or a path stands for."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike) and _takes(hint, str):
+        return os.fspath(value)
+    if isinstance(value, datetime.date) and _takes(hint, str):
+        return value.isoformat()
+    if isinstance(value, list) and _takes(hint, tuple):
+        value = tuple(value)
+    plain_items = (np.generic, os.PathLike, datetime.date)
+    if isinstance(value, (list, tuple)) and any(isinstance(v, plain_items) for v in value):
+        return type(value)(_plain(item, str) for item in value)
+    return value
+
+
+def _takes(hint: Any, kind: type) -> bool:
+    """Tell whether a type hint is of a kind, or a union with one of it."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_takes(arg, kind) for arg in typing.get_args(hint))
+    return hint is kind or typing.get_origin(hint) is kind
+
+
+def check_seed(owner: str, seed: int) -> None:
+    """Refuse a seed outside 0 <= seed < 2**63."""
+    check_range(owner, "seed", seed, seed in _SEEDS, "an integer, 0 <= seed < 2**63")
+
+
+def check_threads(owner: str, threads: int | None) -> None:
+    """Refuse a number of threads that no machine has."""
+    known = threads is None or threads in _THREADS
+    check_range(owner, "threads", threads, known, "an integer of at least 1, at most 1,024")
+
+
+def as_table(config: Any) -> dict[str, Any]:
+    """Return a dataclass's fields as TOML knows values: tuples become lists."""
+    table = dataclasses.asdict(config)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
+
+
+def check_table(table: object, name: str, origin: str) -> None:
+    """Refuse a value, or a list of tables, where a section is asked for."""
+    if not isinstance(table, Mapping):
+        raise ConfigError(
+            f"{origin}: got {name} = {show_value(table)}, expected a section [{name}]"
+        )
+
+
+def read_section(
+    kind: type[Section], table: Mapping[str, Any], origin: str, extra: tuple[str, ...] = ()
+) -> Section:
+    """Read a TOML table into a dataclass.
+
+    Args:
+        kind: The dataclass; its annotations say what is allowed.
+        table: The values.
+        origin: Named in errors, such as ``"run.toml: [train]"``.
+        extra: Further keys that the section may hold, read elsewhere.
+
+    Raises:
+        ConfigError: For an unknown key (with the nearest), a value of another type, or one that the
+            dataclass refuses.
+    """
+    hints = _type_hints(kind)
+    entries = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key, given in table.items():
+        if key not in hints:
+            raise ConfigError(
+                f"{origin}: got the unknown key {key!r}; {nearest(key, [*hints, *extra])}"
+            )
+        value = _plain(given, hints[key])
+        if not _fits_field(entries[key], value, hints[key]):
+            raise ConfigError(
+                f"{origin}: got {key} = {_typed(value)}, {_expected(value, hints[key])}"
+            )
+    try:
+        return kind(**{key: _plain(value, hints[key]) for key, value in table.items()})
+    except ConfigError as error:
+        # The section is in the error already.
+        raise ConfigError(f"{origin.rpartition(': [')[0]}: {error}") from error
+
+
+def _fits_field(entry: dataclasses.Field[Any], value: object, hint: Any) -> bool:
+    may_be_infinite = entry.metadata.get("may_be_infinite", False)
+    if may_be_infinite and isinstance(value, float) and value == math.inf:
+        return True
+    return _fits(value, hint)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(item, args[0]) for item in value)
+    if origin is not None:
+        return isinstance(value, Mapping) and all(
+            _fits(key, args[0]) and _fits(item, args[1]) for key, item in value.items()
+        )
+    if hint is float:
+        return _is_number(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and value in _INT64
+    if hint is str:
+        return isinstance(value, str) and is_unicode(value)
+    return hint is Any or isinstance(value, hint)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond 1.8e308
+        return False
+
+
+def is_unicode(text: str) -> bool:
+    """Tell whether text can be written: half a surrogate pair, or bytes of a name, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _expected(value: object, hint: Any) -> str:
+    """What is allowed instead of a value that does not fit; the nearest of some words."""
+    words = [arg for arg in typing.get_args(hint) if isinstance(arg, str)]
+    if isinstance(value, str) and len(words) > 1 and nearest(value, words).startswith("did"):
+        return f"expected {_say(hint)}; {nearest(value, words)}"
+    if isinstance(value, str) and not is_unicode(value):
+        return "expected text in Unicode; name it in UTF-8"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"expected {_say(hint)} that is finite"
+    if isinstance(value, int) and value not in _INT64:
+        return f"expected {_say(hint)} of 64 bits"
+    return f"expected {_say(hint)}"
+
+
+def _say(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_say(arg) for arg in args if arg is not type(None))
+    if origin is Literal:
+        return " or ".join(repr(arg) for arg in args)
+    if origin in (list, tuple):
+        return f"a list of {_PLURALS.get(args[0], 'values')}"
+    names = {float: "a number", int: "an integer", bool: "true or false", str: "text"}
+    names |= {datetime.date: "a date or time", datetime.timedelta: "a timedelta"}
+    return names.get(hint, "a table")
+
+
+def check_value(
+    value: object, hint: Any, where: str, raising: type[WideDeepError] = ConfigError
+) -> None:
+    """Refuse a plain value, read from JSON or TOML, of another type than a hint says."""
+    if not _fits(value, hint):
+        raise raising(f"{where}: got {value!r:.80}, {_expected(value, hint)}")
+
+
+def read_tables(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    places: Collection[str] = (),
+    missing: str = "check the path",
+) -> dict[str, Any]:
+    """Read a TOML file and put overrides into it.
+
+    Args:
+        path: The file.
+        overrides: ``"section.key=value"``; the value is read as TOML, or as text if it is none.
+        places: Dotted keys that are paths: in an override they are relative to the working folder,
+            as they were typed there.
+        missing: What to do where there is no such file.
+
+    Raises:
+        ConfigError: For a missing or broken file, or an override that is no assignment.
+    """
+    tables = _parse(_read_text(Path(path), missing), str(path))
+    for override in overrides:
+        _override(tables, override, places)
+    _check_sizes(tables, str(path))
+    return tables
+
+
+def _check_sizes(value: object, where: str) -> None:
+    """Refuse integers of thousands of digits, which no error could even show."""
+    if isinstance(value, int) and value.bit_length() > 4096:
+        raise ConfigError(f"{where}: got {show_value(value)}, expected an integer of 64 bits")
+    for key, item in value.items() if isinstance(value, dict) else ():
+        _check_sizes(item, f"{where}: {key}")
+    for item in value if isinstance(value, list) else ():
+        _check_sizes(item, where)
+
+
+def _read_text(path: Path, missing: str) -> str:
+    """A file's text in UTF-8; a byte order mark, as editors of Windows write it, is no text."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{show_path(path)}: no such file; {missing}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder, expected a TOML file") from error
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{show_path(path)}: cannot be read ({told}); check the path") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        told = "text in UTF-16" if utf16 else f"byte 0x{data[error.start]:02x}, which is no UTF-8"
+        raise ConfigError(f"{path} (line {line}): got {told}; save the file as UTF-8") from error
+
+
+def _parse(text: str, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:  # of numbers of thousands of digits, too
+        raise ConfigError(f"{origin}: got text that is no TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{origin}: got lists or tables nested too deeply") from error
+
+
+def show_path(path: object) -> str:
+    """Return a path as text that can be printed, whatever bytes the name holds."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def _override(tables: dict[str, Any], override: str, places: Collection[str]) -> None:
+    keys, text = _assignment(override)
+    value = _value(text)
+    if ".".join(keys) in places:
+        # Typed where the user is, not where the file lies.
+        value = resolve_paths(value, Path.cwd())
+    table = tables
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"got --set {show_value(override)}, but {key!r} is a value, not a table"
+            )
+    table[keys[-1]] = value
+
+
+def _assignment(override: str) -> tuple[list[str], str]:
+    """The keys of an override, and the text of its value."""
+    keys: list[str] = []
+    position = 0
+    while match := _KEY.match(override, position):
+        word, end = match.groups()
+        quoted = word[0] in "\"'"
+        keys.append(_parse(f"key = {word}", f"--set {override!r}")["key"] if quoted else word)
+        position = match.end()
+        if end == "=":
+            break
+    if len(keys) < 2 or override[position - 1] != "=":
+        raise ConfigError(
+            f"got --set {show_value(override)}, expected SECTION.KEY=VALUE such as train.epochs=3"
+        )
+    return keys, override[position:]
+
+
+def _value(text: str) -> Any:
+    """A value as TOML, or as the text it is."""
+    try:
+        tables = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return tables["value"] if len(tables) == 1 else text
+
+
+def resolve_paths(value: Any, folder: Path) -> Any:
+    """Return a path, or a list of paths, relative to a folder; other values as they are."""
+    if isinstance(value, str):
+        return value if os.path.isabs(value) else str(folder / value)
+    return [resolve_paths(item, folder) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,261 @@
+"""Options of a run of training: ``[data]``, ``[train]`` and ``[follow]`` in a TOML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from widedeep.errors import ConfigError
+from widedeep.features import FeatureSpec
+from widedeep.features.toml import spec_to_table, toml_text
+from widedeep.models.config import ModelConfig
+from widedeep.options import (
+    COUNT,
+    COUNTS,
+    Auto,
+    as_table,
+    check_range,
+    check_seed,
+    check_threads,
+    check_types,
+)
+
+__all__ = ["DataConfig", "FollowConfig", "RunConfig", "TrainConfig"]
+
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+LossReduction = Literal["mean", "sum"]
+Precision = Literal["fp32", "bf16", "auto"]
+DATA_PATHS = ("train", "valid", "test")
+_BATCH_SIZES = (16, 512)
+_BATCHES = 100  # in an epoch of a small table
+# Steps to learn a table in, and the most passes for them: with early stopping, and without.
+_STOPPED_STEPS, _STOPPED_EPOCHS = 4000, 100
+_FIXED_STEPS, _FIXED_EPOCHS = 1000, 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where the examples are.
+
+    Args:
+        train: Training data: a path, a glob or a list of paths.
+        valid: Validation data, for early stopping and the learning curve.
+        test: Test data, for ``widedeep evaluate``.
+        valid_fraction: Without ``valid``, the share of the training rows kept for validation, 0 <=
+            share < 1.
+        valid_by: Keep rows of one value of this column together: all rows of a request.
+        valid_latest: Take the last rows in the order of this column, as of a time.
+    """
+
+    train: str | list[str] | None = None
+    valid: str | list[str] | None = None
+    test: str | list[str] | None = None
+    valid_fraction: float = 0.0
+    valid_by: str | None = None
+    valid_latest: str | None = None
+
+    def __post_init__(self) -> None:
+        owner, share = "[data]", self.valid_fraction
+        check_types(self, owner)
+        check_range(owner, "valid_fraction", share, 0 <= share < 1, "0 <= share < 1")
+        if self.valid_by is not None and self.valid_latest is not None:
+            raise ConfigError(
+                f"{owner}: got both valid_by = {self.valid_by!r} and valid_latest = "
+                f"{self.valid_latest!r}, expected one of them"
+            )
+        for name in DATA_PATHS:
+            value = getattr(self, name)
+            paths = value if isinstance(value, list) else ["no data" if value is None else value]
+            named = bool(paths) and all(paths)
+            check_range(owner, name, value, named, "a path, a glob or a list of paths")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How a model is trained.
+
+    Args:
+        epochs: Passes over the data, at least 1, or ``"auto"``: by the number of rows (see
+            :meth:`widedeep.Trainer.fit`).
+        batch_size: Examples a step, or ``"auto"``: a hundredth of the rows, rounded to a power of
+            two from 16 to 512.
+        shuffle: Read in a new seeded order each epoch.
+        seed: Of the reading order and dropout.
+        grad_scale: Sparse optimizers get ``grad_scale`` times the sum of an id's example gradients.
+        loss_reduction: ``"mean"`` divides dense gradients and reported losses by the batch's rows,
+            ``"sum"`` does not.
+        clip_norm: Largest norm of the dense gradients; None does not clip.
+        schedule: Of all learning rates (FTRL's gradients): ``"constant"``, ``"linear"`` or
+            ``"cosine"`` decay to 0 at the last step, or ``"wsd"``: constant, then linear to 0.
+        decay_fraction: Share of the steps in which ``"wsd"`` decays, 0 < fraction < 1.
+        warmup_steps: Learning rates rise linearly over this many first steps.
+        early_stopping: Stop when the validation metric no longer improves, and go back to the best
+            model: ``"auto"``: where there are validation data and several evaluations.
+        patience: Evaluations without a better ``monitor`` before stopping; None: 2.
+        monitor: Validation metric that decides which model is best; None: the model's loss.
+        eval_every: Steps between evaluations on the validation data; None: once an epoch.
+        threads: Threads of kernels and matrix products; None: all the process may use.
+        precision: Of the towers' matrix products in training: ``"fp32"``, ``"bf16"`` (master
+            weights and optimizer state stay float32), or ``"auto"``: bf16 where the processor has
+            it at a higher rate.
+        device: Where tables and towers live and are trained: ``"cpu"`` or ``"cuda"``.
+        pool_rows: Rows that wait in memory while they are mixed with others from all over the
+            input.
+        wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
+        deep: The embeddings' optimizer; None: an Adagrad of their own (see
+            :class:`widedeep.Trainer`).
+        dense: The hidden layers' optimizer; None: as ``deep``, or :class:`widedeep.Adagrad`.
+    """
+
+    epochs: int | Auto = 1
+    batch_size: int | Auto = "auto"
+    shuffle: bool = True
+    seed: int = 0
+    grad_scale: float = 1.0
+    loss_reduction: LossReduction = "mean"
+    clip_norm: float | None = None
+    schedule: Schedule = "wsd"
+    decay_fraction: float = 0.2
+    warmup_steps: int = 0
+    early_stopping: bool | Auto = "auto"
+    patience: int | None = None
+    monitor: str | None = None
+    eval_every: int | None = None
+    threads: int | None = None
+    precision: Precision = "fp32"
+    device: str = "cpu"
+    pool_rows: int = 262_144
+    wide: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})
+    deep: Mapping[str, Any] | None = None
+    dense: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        owner = "[train]"
+        check_types(self, owner)
+        for name in ("pool_rows", "patience", "eval_every"):
+            value = getattr(self, name)
+            check_range(owner, name, value, value is None or value in COUNTS, COUNT)
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            known = value == "auto" or value in COUNTS
+            check_range(owner, name, value, known, f"{COUNT}, or 'auto'")
+        if self.early_stopping is False and self.patience is not None:
+            raise ConfigError(
+                f"{owner}: got patience = {self.patience} and early_stopping = false; drop one"
+            )
+        check_threads(owner, self.threads)
+        check_seed(owner, self.seed)
+        fraction = self.decay_fraction
+        check_range(owner, "decay_fraction", fraction, 0 < fraction < 1, "0 < fraction < 1")
+        steps = self.warmup_steps
+        check_range(owner, "warmup_steps", steps, steps >= 0, "an integer of at least 0")
+        for name in ("grad_scale", "clip_norm"):
+            value = getattr(self, name)
+            check_range(owner, name, value, value is None or value > 0, "a number > 0")
+        self._name_optimizers()
+
+    def _name_optimizers(self) -> None:
+        """A table without ``optimizer`` means the one that its part has by default."""
+        for part, name in (("wide", "ftrl"), ("deep", "adagrad"), ("dense", "adagrad")):
+            table = getattr(self, part)
+            if table is not None and "optimizer" not in table:
+                if part == "dense" and self.deep is not None:
+                    name = self.deep["optimizer"]
+                object.__setattr__(self, part, {"optimizer": name, **table})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run needs, as one value.
+
+    Args:
+        spec: The features.
+        data: Where the examples are.
+        model: The model's shape.
+        train: How it is trained.
+    """
+
+    spec: FeatureSpec
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_table(self) -> dict[str, dict[str, Any]]:
+        """Return the configuration as nested tables, defaults included."""
+        tables = spec_to_table(self.spec)
+        data = {
+            **{k: v for k, v in as_table(self.data).items() if v is not None},
+            **tables["data"],
+        }
+        return {
+            "data": data,
+            "features": tables["features"],
+            "model": as_table(self.model),
+            "train": as_table(self.train),
+        }
+
+    def to_toml(self) -> str:
+        """Return the configuration as TOML text; keys that are None are left out."""
+        tables = {
+            name: {key: value for key, value in table.items() if value is not None}
+            for name, table in self.to_table().items()
+        }
+        return toml_text(tables)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FollowConfig:
+    """When a run that follows a folder writes a bundle, and where it publishes what passes."""
+
+    publish: str | None = None  # The directory of versions, or its URL; None publishes nothing
+    export_rows: int | None = None  # Rows learned since the last bundle; None: not by rows
+    export_minutes: float | None = None  # Time since then; None: not by time
+    # The gate judges on the newest shards, before they are learned: so many that they hold at least
+    # this many rows
+    judge_rows: int = 10_000
+
+    def __post_init__(self) -> None:
+        owner = "[follow]"
+        check_types(self, owner)
+        for name in ("export_rows", "judge_rows"):
+            value = getattr(self, name)
+            inside = value is None or value >= 1
+            check_range(owner, name, value, inside, "an integer of at least 1")
+        minutes = self.export_minutes
+        inside = minutes is None or minutes > 0
+        check_range(owner, "export_minutes", minutes or 0.0, inside, "a number above 0")
+
+
+def auto_batch_size(rows: int) -> int:
+    """Return the batch size of a table: about a hundredth of its rows, a power of two."""
+    least, most = _BATCH_SIZES
+    nearest = 1 << max(0, round(math.log2(max(rows, 1) / _BATCHES)))
+    return min(max(nearest, least), most)
+
+
+def auto_epochs(rows: int, batch_size: int, *, early_stopping: bool) -> int:
+    """Return how many passes give a table enough steps."""
+    steps, most = (
+        (_STOPPED_STEPS, _STOPPED_EPOCHS) if early_stopping else (_FIXED_STEPS, _FIXED_EPOCHS)
+    )
+    return min(most, math.ceil(steps / math.ceil(rows / batch_size)))
+
+
+def rate_factor(
+    schedule: Literal["constant", "linear", "cosine", "wsd"],
+    step: int,
+    total_steps: int | None,
+    warmup_steps: int = 0,
+    decay_fraction: float = 0.2,
+) -> float:
+    """Return the factor of a step's learning rates."""
+    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    if schedule == "constant" or not total_steps:
+        return rise
+    done = min(1.0, step / total_steps)
+    if schedule == "cosine":
+        return rise * 0.5 * (1.0 + math.cos(math.pi * done))
+    fall = 1.0 - done
+    return rise * (min(1.0, fall / decay_fraction) if schedule == "wsd" else fall)
