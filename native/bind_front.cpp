@@ -71,13 +71,13 @@ class BoundRoute {
 };
 
 void bind_routes(nb::module_& m) {
-  nb::class_<Places>(m, "Places")
+  nb::class_<QueueSlots>(m, "QueueSlots")
       .def(nb::init<std::int64_t, double>(), "limit"_a, "max_wait_s"_a = 1.0)
-      .def("enter", &Places::enter)
-      .def("leave", &Places::leave)
-      .def_prop_ro("allowed", &Places::allowed)
-      .def_prop_ro("inside", &Places::inside)
-      .def_prop_ro("refused", &Places::refused);
+      .def("enter", &QueueSlots::enter)
+      .def("leave", &QueueSlots::leave)
+      .def_prop_ro("allowed", &QueueSlots::allowed)
+      .def_prop_ro("inside", &QueueSlots::inside)
+      .def_prop_ro("refused", &QueueSlots::refused);
   nb::class_<BoundRoute>(m, "RankRoute")
       .def(nb::init<nb::object, nb::object, nb::object, Array<float, 1>, nb::object, nb::dict>(),
            "sides"_a, "scorer"_a, "items"_a, "bias_C"_a, "ids"_a, "options"_a)
@@ -87,10 +87,10 @@ void bind_routes(nb::module_& m) {
 
 #ifdef __linux__
 
-class BoundFront {
+class BoundServer {
  public:
-  BoundFront(int listening, int told, nb::object places, nb::dict options)
-      : places_(places), front_(front_options(options)) {
+  BoundServer(int listening, int handoff_event, nb::object slots, nb::dict options)
+      : slots_(slots), front_(front_options(options)) {
     FrontOptions plain;
     plain.threads = front_.options().threads;
     plain.max_connections = nb::cast<std::int64_t>(options["max_connections"]);
@@ -102,10 +102,10 @@ class BoundFront {
     plain.late_head = text(options, "late_head");
     plain.late_body = text(options, "late_body");
     plain.full = text(options, "full");
-    loop_ = std::make_unique<FrontLoop>(listening, told, std::move(plain), front_,
-                                        nb::cast<Places&>(places));
+    loop_ = std::make_unique<FrontLoop>(listening, handoff_event, std::move(plain), front_,
+                                        nb::cast<QueueSlots&>(slots));
   }
-  ~BoundFront() { stop(); }
+  ~BoundServer() { stop(); }
 
   void set_routes(const std::string& path, nb::object stable, nb::object canary, double share,
                   bool records_all) {
@@ -217,38 +217,39 @@ class BoundFront {
     held_.swap(kept);
   }
 
-  nb::object places_;
+  nb::object slots_;
   RankFront front_;
   std::unique_ptr<FrontLoop> loop_;
   std::vector<nb::object> held_;
 };
 
 void bind_loop(nb::module_& m) {
-  nb::class_<BoundFront>(m, "Front")
-      .def(nb::init<int, int, nb::object, nb::dict>(), "listening"_a, "told"_a, "places"_a,
+  nb::class_<BoundServer>(m, "NativeServer")
+      .def(nb::init<int, int, nb::object, nb::dict>(), "listening"_a, "handoff_event"_a, "slots"_a,
            "options"_a)
-      .def("set_routes", &BoundFront::set_routes, "path"_a, "stable"_a.none(), "canary"_a.none(),
+      .def("set_routes", &BoundServer::set_routes, "path"_a, "stable"_a.none(), "canary"_a.none(),
            "share"_a, "records_all"_a)
-      .def("take_handed", &BoundFront::take_handed)
+      .def("pop_handoffs", &BoundServer::take_handed)
       .def(
-          "give_back", [](BoundFront& self, int socket) { self.loop().give_back(socket); },
+          "return_connection", [](BoundServer& self, int socket) { self.loop().give_back(socket); },
           "socket"_a)
       .def(
-          "adopt", [](BoundFront& self, int socket) { self.loop().adopt(socket); }, "socket"_a)
-      .def("closed_elsewhere", [](BoundFront& self) { self.loop().closed_elsewhere(); })
-      .def("take_records", &BoundFront::take_records)
-      .def("answers", &BoundFront::answers)
-      .def_prop_ro("dropped", &BoundFront::dropped)
-      .def_prop_ro("connections", [](BoundFront& self) { return self.loop().connections(); })
-      .def_prop_ro("under_way", [](BoundFront& self) { return self.loop().under_way(); })
-      .def("announce_end", [](BoundFront& self) { self.loop().announce_end(); })
+          "accept_handoff", [](BoundServer& self, int socket) { self.loop().adopt(socket); },
+          "socket"_a)
+      .def("closed_elsewhere", [](BoundServer& self) { self.loop().closed_elsewhere(); })
+      .def("take_records", &BoundServer::take_records)
+      .def("answers", &BoundServer::answers)
+      .def_prop_ro("dropped", &BoundServer::dropped)
+      .def_prop_ro("connections", [](BoundServer& self) { return self.loop().connections(); })
+      .def_prop_ro("in_flight", [](BoundServer& self) { return self.loop().under_way(); })
+      .def("announce_end", [](BoundServer& self) { self.loop().announce_end(); })
       .def_prop_ro("connections_before_drain",
-                   [](BoundFront& self) { return self.loop().connections_before_drain(); })
-      .def("endings", &BoundFront::endings)
-      .def_prop_ro("is_accepting", [](BoundFront& self) { return self.loop().is_accepting(); })
-      .def("stop_accepting", [](BoundFront& self) { self.loop().stop_accepting(); })
-      .def("drain", [](BoundFront& self) { self.loop().drain(); })
-      .def("stop", &BoundFront::stop);
+                   [](BoundServer& self) { return self.loop().connections_before_drain(); })
+      .def("endings", &BoundServer::endings)
+      .def_prop_ro("is_accepting", [](BoundServer& self) { return self.loop().is_accepting(); })
+      .def("stop_accepting", [](BoundServer& self) { self.loop().stop_accepting(); })
+      .def("drain", [](BoundServer& self) { self.loop().drain(); })
+      .def("stop", &BoundServer::stop);
 }
 
 #endif

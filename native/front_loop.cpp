@@ -4,7 +4,7 @@
 #include <cmath>
 
 namespace widedeep {
-bool Places::enter() noexcept {
+bool QueueSlots::enter() noexcept {
   const std::int64_t before = inside_.fetch_add(1);
   if (before == 0 && limit_ < 0) busy_since_ = FrontClock::now();
   if (before < kLeast && limit_ < 0) return true;
@@ -14,14 +14,14 @@ bool Places::enter() noexcept {
   return false;
 }
 
-std::int64_t Places::allowed() const noexcept {
+std::int64_t QueueSlots::allowed() const noexcept {
   if (limit_ >= 0) return limit_;
   // Where nothing gets done at all, the time that was measured says nothing.
   const bool is_stuck = FrontClock::now() - busy_since_.load() > max_wait_;
   return is_stuck ? kLeast : measured_.load();
 }
 
-void Places::leave() noexcept {
+void QueueSlots::leave() noexcept {
   if (limit_ < 0) {
     const std::lock_guard lock(mutex_);
     const FrontClock::time_point now = FrontClock::now();
@@ -29,9 +29,9 @@ void Places::leave() noexcept {
     const double kept = std::exp(-busy_s / kMemoryS);
     busy_s_ = busy_s_ * kept + busy_s;
     done_ = done_ * kept + 1;
-    const double places = std::chrono::duration<double>(max_wait_).count() * done_ / busy_s_;
+    const double slots = std::chrono::duration<double>(max_wait_).count() * done_ / busy_s_;
     measured_ =
-        std::clamp(static_cast<std::int64_t>(std::min(places, 1e6)), kLeast, std::int64_t{1} << 16);
+        std::clamp(static_cast<std::int64_t>(std::min(slots, 1e6)), kLeast, std::int64_t{1} << 16);
   }
   inside_.fetch_sub(1);
 }
@@ -104,12 +104,12 @@ bool has_unread(int socket) {
 }  // namespace
 
 FrontLoop::FrontLoop(int listening, int told, FrontOptions options, FrontHandler& handler,
-                     Places& places)
+                     QueueSlots& slots)
     : listening_(listening),
       told_(told),
       options_(std::move(options)),
       handler_(handler),
-      places_(places),
+      slots_(slots),
       next_sweep_(FrontClock::now()) {
   poll_ = checked(epoll_create1(EPOLL_CLOEXEC), "epoll_create1");
   wake_ = checked(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), "eventfd");
@@ -318,7 +318,7 @@ bool FrontLoop::add(int socket, bool fresh) {
 
 void FrontLoop::serve(int thread, Connection& connection) {
   const bool answered = handler_.answer(thread, connection.request, connection.out);
-  places_.leave();
+  slots_.leave();
   under_way_.fetch_sub(1);
   if (!answered) return hand_over(connection);
   finish_request(connection);
@@ -335,7 +335,7 @@ void FrontLoop::proceed(Connection& connection) {
       case Next::close:
         return close_connection(connection);
       case Next::serve:
-        if (places_.enter()) {
+        if (slots_.enter()) {
           under_way_.fetch_add(1);
           const std::lock_guard lock(mutex_);
           queue_.push_back(&connection);

@@ -28,9 +28,9 @@ using FrontClock = std::chrono::steady_clock;
 // Counts requests that have come whole and are not yet computed; refuses beyond a limit, or, with a
 // limit below 0, where one more would wait for longer than `max_wait_s` by the measured time
 // between two that are done.
-class Places {
+class QueueSlots {
  public:
-  explicit Places(std::int64_t limit, double max_wait_s = 1)
+  explicit QueueSlots(std::int64_t limit, double max_wait_s = 1)
       : limit_(limit),
         max_wait_(std::chrono::duration_cast<FrontClock::duration>(
             std::chrono::duration<double>(max_wait_s))) {}
@@ -111,7 +111,8 @@ class FrontLoop {
  public:
   // The sockets stay the caller's: one that listens, and an eventfd that is written to when a
   // connection is handed over.
-  FrontLoop(int listening, int told, FrontOptions options, FrontHandler& handler, Places& places);
+  FrontLoop(int listening, int told, FrontOptions options, FrontHandler& handler,
+            QueueSlots& slots);
   ~FrontLoop();
   FrontLoop(const FrontLoop&) = delete;
   FrontLoop& operator=(const FrontLoop&) = delete;
@@ -196,7 +197,7 @@ class FrontLoop {
   const int told_;
   const FrontOptions options_;
   FrontHandler& handler_;
-  Places& places_;
+  QueueSlots& slots_;
   int poll_ = -1;
   int wake_ = -1;
   int reserve_ = -1;  // a descriptor to refuse a connection with when there is no other

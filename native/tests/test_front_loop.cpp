@@ -61,8 +61,8 @@ struct Server {
   explicit Server(FrontOptions options, std::int64_t limit = 64)
       : listening(listen_on_loopback(at)),
         told(eventfd(0, EFD_NONBLOCK)),
-        places(limit),
-        loop(listening, told, std::move(options), echo, places) {}
+        slots(limit),
+        loop(listening, told, std::move(options), echo, slots) {}
   ~Server() {
     loop.stop();
     close(listening);
@@ -72,7 +72,7 @@ struct Server {
   sockaddr_in at;
   int listening;
   int told;
-  Places places;
+  QueueSlots slots;
   Echo echo;
   FrontLoop loop;
 };
@@ -158,7 +158,7 @@ TEST(many_callers_are_answered_by_several_threads) {
   }
   for (std::thread& caller : callers) caller.join();
   CHECK(server.echo.answered == 1600);
-  CHECK(server.places.inside() == 0 && server.loop.under_way() == 0);
+  CHECK(server.slots.inside() == 0 && server.loop.under_way() == 0);
 }
 
 TEST(what_is_not_plain_is_handed_over_with_its_bytes) {
@@ -186,7 +186,7 @@ TEST(beyond_the_limit_requests_are_refused) {
   const Caller caller(server);
   caller.say(request("a") + request("b"));
   CHECK(caller.hear(10) == "busy\nbusy\n");
-  CHECK(server.places.refused() == 2);
+  CHECK(server.slots.refused() == 2);
 }
 
 TEST(those_too_many_are_told) {

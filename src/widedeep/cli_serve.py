@@ -13,8 +13,7 @@ from widedeep.cli_output import next_line, print_json, say
 from widedeep.cli_parser import Verbs, add_verb, period, positive, real, seconds, share, threads
 
 if TYPE_CHECKING:
-    from widedeep.serving.http.settings import Settings
-    from widedeep.serving.http.worker import LogPlan, ServingPlan
+    from widedeep.serving.http.settings import LogConfig, ServeConfig, Settings
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -209,7 +208,7 @@ def _url(settings: Settings, port: int) -> str:
     return f"{scheme}://{host}:{port}"
 
 
-def _say_request(plan: ServingPlan, port: int) -> None:
+def _say_request(plan: ServeConfig, port: int) -> None:
     """Say a request that the server answers: the step after serving."""
     from widedeep.commands.serve import example_request
 
@@ -225,11 +224,9 @@ def _say_request(plan: ServingPlan, port: int) -> None:
         say(f"next: {shlex.join(words)}" + (f"  # with {note}" if note else ""))
 
 
-def _plan(arguments: argparse.Namespace) -> ServingPlan:
+def _plan(arguments: argparse.Namespace) -> ServeConfig:
     from widedeep.commands.serve import address
-    from widedeep.serving.http.service import find_models
-    from widedeep.serving.http.settings import Settings
-    from widedeep.serving.http.worker import ServingPlan
+    from widedeep.serving.http.settings import ServeConfig, Settings, find_models
 
     host, port = address(arguments.http)
     grpc = None if arguments.grpc is None else address(arguments.grpc)
@@ -257,7 +254,7 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
         tls_client_ca=arguments.tls_client_ca,
         request_log=arguments.log_requests,
     )
-    return ServingPlan(
+    return ServeConfig(
         models=find_models(arguments.models),
         settings=settings,
         items=arguments.items,
@@ -274,13 +271,13 @@ def _plan(arguments: argparse.Namespace) -> ServingPlan:
     )
 
 
-def _log(arguments: argparse.Namespace) -> LogPlan | None:
-    from widedeep.serving.http.worker import LogPlan
+def _log(arguments: argparse.Namespace) -> LogConfig | None:
+    from widedeep.serving.http.settings import LogConfig
 
     if arguments.log is None:
         return None
     columns = arguments.log_columns
-    return LogPlan(
+    return LogConfig(
         directory=arguments.log,
         user_id=arguments.log_user,
         sample=arguments.log_sample,

@@ -5,7 +5,7 @@
 
 A case takes one to three sound requests of any route, changes bytes, lines, headers, lengths or the
 body, cuts them into parts and sends them on one connection, whose sending side it then closes. The
-same bytes go to a server whose native front answers rankings and to one where Python answers all.
+same bytes go to a server whose native server answers rankings and to one where Python answers all.
 Findings: a server that ends, a 500, an answer that is not whole, answers that differ between the
 two, a connection that is left open, and memory that grows.
 """
@@ -302,7 +302,7 @@ def finding(servers: list[Running], number: int) -> str | None:
 
 @contextlib.contextmanager
 def two_servers() -> Iterator[list[Running]]:
-    """The native front, and the Python server alone: where callers need keys."""
+    """The native server, and the Python server alone: where callers need keys."""
     with tempfile.TemporaryDirectory(prefix="wd-fuzz-") as folder:
         place = Path(folder)
         publish(place / "apps", "1", seed=1)

@@ -26,8 +26,8 @@ OTHERS = ("pandas", "polars", "scipy", "pytest")
 SKLEARN = "The same through scikit-learn"
 """The tutorial's last section, which says that it needs an extra."""
 
-NEEDS_SERVE = ("serving.http", "serving.metrics", "serving.score_bins", "commands.serve")
-NEEDS_GRPC = ("serving.grpc", "serving.grpc_messages")
+NEEDS_SERVE = ("serving.http", "serving.metrics", "commands.serve")
+NEEDS_GRPC = ("serving.grpc",)
 WITH_TRITON = ("kernels.torch_triton", "kernels.torch_triton_programs")
 
 # A model with items, for the serving image, which cannot train one.

@@ -26,10 +26,9 @@ from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
 from widedeep.errors import ConfigError
 from widedeep.join import ImpressionLog as JoinedLog
 from widedeep.schema import ColumnType
-from widedeep.serving import impression_files, impression_rows, impressions
-from widedeep.serving.impression_files import Retention, Rotation
+from widedeep.serving import impression_rows, impressions
 from widedeep.serving.impression_rows import OWN_COLUMNS
-from widedeep.serving.impressions import ImpressionLog
+from widedeep.serving.impressions import ImpressionLog, Retention, Rotation
 from widedeep.serving.ranker import Ranker, Ranking
 
 ROOT = Path(__file__).parents[2]
@@ -427,7 +426,7 @@ def test_files_that_cannot_be_completed_are_tried_again(
             raise PermissionError(13, "Permission denied")
         rename(source, target)
 
-    monkeypatch.setattr(impression_files.os, "rename", failing)
+    monkeypatch.setattr(impressions.os, "rename", failing)
     with ImpressionLog(tmp_path, rotation=Rotation(seconds=0.01)) as log:
         log.offer(ranked(ranker, "kept", k=1))
         eventually(lambda: log.counts().errors >= 2)
@@ -448,7 +447,7 @@ from functools import partial
 from pathlib import Path
 from tests.serving.test_impressions import ranked
 from tests.serving.versions import write_items
-from widedeep.serving.impression_files import Rotation
+from widedeep.serving.impressions import Rotation
 from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.ranker import Ranker
 

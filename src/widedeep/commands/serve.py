@@ -13,8 +13,9 @@ from widedeep.commands.find_bundle import served_bundle
 from widedeep.errors import BundleError, ConfigError
 from widedeep.features.sides import item_columns
 from widedeep.schema import stored_spec
-from widedeep.serving.http.settings import Settings
-from widedeep.serving.http.worker import ServingPlan, serve_plan
+from widedeep.serving.http.auth import load_keys
+from widedeep.serving.http.server import run_worker
+from widedeep.serving.http.settings import ServeConfig, Settings
 from widedeep.serving.supervisor import Worker, bind_alone, run_workers
 
 _GRACE_S = 5.0
@@ -29,17 +30,17 @@ def address(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
 
-def run_plan(plan: ServingPlan, on_listening: Callable[[Settings, int, str | None], None]) -> int:
+def run_plan(plan: ServeConfig, on_listening: Callable[[Settings, int, str | None], None]) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     settings = plan.settings
-    plan.keys()  # a mistake in their file is told here, not by each worker
+    load_keys(plan.settings)  # a mistake in their file is told here, not by each worker
     if settings.workers == 1:
 
         def told(port: int, grpc_port: int | None) -> None:
             host = None if plan.grpc is None else plan.grpc.rpartition(":")[0]
             on_listening(settings, port, None if host is None else f"{host}:{grpc_port}")
 
-        serve_plan(Worker(0, 1), plan, told)
+        run_worker(Worker(0, 1), plan, told)
         return 0
     with ExitStack() as stack:
         # Bound, but not listening: it keeps the port while workers come and go.
@@ -53,10 +54,10 @@ def run_plan(plan: ServingPlan, on_listening: Callable[[Settings, int, str | Non
             plan = replace(plan, grpc=f"{named}:{of_grpc.getsockname()[1]}")
         on_listening(settings, port, plan.grpc)
         drain_s = settings.drain_delay_s + settings.drain_s + _GRACE_S
-        return run_workers(settings.workers, serve_plan, (plan,), drain_s=drain_s)
+        return run_workers(settings.workers, run_worker, (plan,), drain_s=drain_s)
 
 
-def example_request(plan: ServingPlan) -> dict[str, Any] | None:
+def example_request(plan: ServeConfig) -> dict[str, Any] | None:
     """Return a body for ``/v1/rank`` with values of the rows that the bundle keeps."""
     name, path = next(iter(plan.models.items()))
     try:

@@ -99,7 +99,7 @@ def test_java(apps: Path, bundle: Bundle, path: str) -> None:
 
 def test_grpc(apps: Path, bundle: Bundle) -> None:
     grpc = pytest.importorskip("grpc")
-    from widedeep.serving.grpc_messages import SERVICE, message
+    from widedeep.serving.grpc import SERVICE, message
 
     with running(apps, "--grpc", ":0") as server:
         server.wait_ready()

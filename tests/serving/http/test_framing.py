@@ -47,7 +47,7 @@ CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
 
 @pytest.fixture(scope="module")
 def servers(apps: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Running]]:
-    """The native front, and the Python server alone: where callers need keys."""
+    """The native server, and the Python server alone: where callers need keys."""
     keys = tmp_path_factory.mktemp("keys") / "keys.toml"
     keys.write_text(f'[keys.shop]\nsha256 = "{hashlib.sha256(KEY[11:]).hexdigest()}"\n')
     words = (apps, "--items", apps.parent / "items.parquet", "--item-id", "app")

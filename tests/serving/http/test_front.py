@@ -1,4 +1,4 @@
-"""The native front: the same answers as Python's, and nothing lost between the two."""
+"""The native server: the same answers as Python's, and nothing lost between the two."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from tests.serving.http.calls import Local, Running, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle import BundleHead
-from widedeep.kernels.front import has_front
+from widedeep.kernels.native_server import has_native_server
 from widedeep.serving.admin_actions import canary
 from widedeep.serving.versions import change_state, is_canary_request, state_path
 
-pytestmark = pytest.mark.skipif(not has_front(), reason="no native front here")
+pytestmark = pytest.mark.skipif(not has_native_server(), reason="no native server here")
 
 ASK: dict[str, Any] = {"user": USER, "candidates": ITEMS, "request_id": "r1"}
 

@@ -48,7 +48,7 @@ def write_keys(path: Path, **keys: str) -> Path:
 
 @pytest.fixture(params=["native", "python", "two workers"])
 def words(request: pytest.FixtureRequest, apps: Path, tmp_path: Path) -> tuple[object, ...]:
-    """How to start a server: with the native front, without, and with two processes."""
+    """How to start a server: with the native server, without, and with two processes."""
     more: dict[str, tuple[object, ...]] = {
         "native": (),
         "python": ("--keys", write_keys(tmp_path / "keys.toml", shop="a key")),

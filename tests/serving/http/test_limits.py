@@ -16,9 +16,9 @@ from tests.serving.http.calls import Local
 from tests.serving.versions import ITEMS, USER, publish
 from widedeep.errors import ConfigError
 from widedeep.serving.http import Keys, Settings
-from widedeep.serving.http.auth import Scheduler
 from widedeep.serving.http.errors import HttpError
-from widedeep.serving.http.service import find_models
+from widedeep.serving.http.service import Scheduler
+from widedeep.serving.http.settings import find_models
 from widedeep.serving.registry import Registry
 
 ASK = {"user": USER, "candidates": ITEMS}
@@ -41,15 +41,15 @@ def keys(tmp_path: Path) -> Path:
 
 def test_a_full_queue_refuses_and_recovers(registry: Registry) -> None:
     local = Local({"apps": registry}, settings=Settings(queue=2, request_log="none"))
-    door = local.service.admission
-    assert door.enter() and door.enter()
+    slots = local.service.slots
+    assert slots.enter() and slots.enter()
     answer = local.post("/v1/rank", ASK)
     assert (answer.status, answer.headers["retry-after"]) == (503, "1")
     assert local.get("/health/ready").status == 200  # probes do not wait in the queue
-    door.leave()
+    slots.leave()
     assert local.post("/v1/rank", ASK).status == 200
     assert local.post("/v1/rank", b"{").status == 400
-    assert door.inside == 1  # no outcome keeps its place
+    assert slots.inside == 1  # no outcome keeps its slot
 
 
 def test_deadlines(local: Local) -> None:

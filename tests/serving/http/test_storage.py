@@ -144,7 +144,7 @@ def test_tensors(server: Running, expected: list[float], float_type: str) -> Non
 
 def test_grpc(server: Running, expected: list[float]) -> None:
     grpc = pytest.importorskip("grpc")
-    from widedeep.serving.grpc_messages import SERVICE, message
+    from widedeep.serving.grpc import SERVICE, message
 
     field = {"FP64": "fp64_contents", "INT64": "int64_contents", "BYTES": "bytes_contents"}
     inputs = []

@@ -6,7 +6,7 @@ with extra_imports():
     from widedeep.serving.http.app import App
     from widedeep.serving.http.auth import Keys
     from widedeep.serving.http.server import serve
-    from widedeep.serving.http.service import Models, Ranked, Service, find_models
-    from widedeep.serving.http.settings import Settings
+    from widedeep.serving.http.service import Models, Ranked, Service
+    from widedeep.serving.http.settings import Settings, find_models
 
 __all__ = ["App", "Keys", "Models", "Ranked", "Service", "Settings", "find_models", "serve"]

@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from widedeep.errors import ConfigError, WideDeepError
-from widedeep.serving.http.call import Call, Reply, decode, json_reply
 from widedeep.serving.http.errors import HttpError
-from widedeep.serving.http.service import Service
+from widedeep.serving.http.service import Call, Reply, Service, decode, json_reply
 from widedeep.serving.http.settings import Settings
 from widedeep.serving.registry import NoVersion, Registry
 

@@ -17,9 +17,16 @@ from widedeep.serving.background import RequestLog
 from widedeep.serving.http import admin, health, open_inference, page, rank, tensorflow
 from widedeep.serving.http import rank as recommend
 from widedeep.serving.http.admin import check_operator
-from widedeep.serving.http.call import TICKET, Call, Disconnected, Reply, json_reply
 from widedeep.serving.http.errors import HttpError
-from widedeep.serving.http.service import Service
+from widedeep.serving.http.service import (
+    ADMITTED,
+    Call,
+    Disconnected,
+    Reply,
+    Service,
+    busy_error,
+    json_reply,
+)
 from widedeep.serving.http.settings import Settings
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
@@ -261,7 +268,10 @@ class App:
             reply, problem = self._bug(error, call, route), None
         finally:
             in_flight.dec()
-            self._give_back(scope)
+            if scope.get(ADMITTED):
+                self.service.slots.leave()
+            # A body whose end comes after the answer must not take a slot that nobody leaves.
+            scope[ADMITTED] = False
         await self._send(send, call, reply)
         self._finished(call, route, reply.status, problem)
 
@@ -291,23 +301,13 @@ class App:
         if not endpoint.scores:
             return await endpoint.run(service, call)
         call.read_deadline()
-        await call.body()  # a body that trickles in must not hold a place
-        ticket = call.scope.get(TICKET)
-        if ticket is False or (ticket is None and not self._take_place(call)):
-            raise service.admission.refusal()
+        await call.body()  # a body that trickles in must not hold a slot
+        admitted = call.scope.get(ADMITTED)
+        if admitted is None:  # a server that took no slot when the body came
+            admitted = call.scope[ADMITTED] = service.slots.enter()
+        if not admitted:
+            raise busy_error()
         return await endpoint.run(service, call)
-
-    def _take_place(self, call: Call) -> bool:
-        """Take a place in the queue here, for a server that did not do so when the body came."""
-        got = self.service.admission.enter()
-        call.scope[TICKET] = got
-        return got
-
-    def _give_back(self, scope: MutableMapping[str, Any]) -> None:
-        if scope.get(TICKET):
-            self.service.admission.leave()
-        # A body whose end comes after the answer must not take a place that nobody gives back.
-        scope[TICKET] = False
 
     def _bug(self, error: Exception, call: Call, route: str) -> Reply:
         self.service.metrics.bugs.inc()
@@ -331,7 +331,7 @@ class App:
 
     def _finished(self, call: Call, route: str, status: int, problem: HttpError | None) -> None:
         seconds = time.monotonic() - call.arrived
-        self.service.metrics.queue.set(self.service.admission.inside)
+        self.service.metrics.queue.set(self.service.slots.inside)
         self.service.metrics.answered(route, status, seconds)
         if self._log.wants(status):
             self._log.request(

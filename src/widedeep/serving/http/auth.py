@@ -1,8 +1,7 @@
-"""API keys, rates and limits."""
+"""API keys and their rates."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import math
@@ -10,51 +9,13 @@ import threading
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from widedeep.errors import ConfigError, nearest
-from widedeep.kernels.front import Places
 from widedeep.serving.http.errors import HttpError
-
-Result = TypeVar("Result")
-_RECENT = 0.2
-
-
-class Admission:
-    """Counts the requests that have come whole and are not yet computed; refuses beyond a limit."""
-
-    def __init__(self, limit: int | None, max_wait_s: float = 1.0) -> None:
-        self.places = Places(-1 if limit is None else limit, max_wait_s)
-
-    @property
-    def inside(self) -> int:
-        """Requests that have a place."""
-        return self.places.inside
-
-    @property
-    def refused(self) -> int:
-        """Requests that got none, so far."""
-        return self.places.refused
-
-    def enter(self) -> bool:
-        """Take a place, if there is one."""
-        return self.places.enter()
-
-    def leave(self) -> None:
-        """Give the place back."""
-        self.places.leave()
-
-    def refusal(self) -> HttpError:
-        """The answer to a request for which there is no place."""
-        return HttpError(
-            503,
-            "the server is busy with as many requests as it takes on; try again, with a growing "
-            "pause",
-            retry_after=1,
-        )
+from widedeep.serving.http.settings import Settings
 
 
 class TokenBucket:
@@ -78,63 +39,6 @@ class TokenBucket:
                 self._tokens -= 1.0
                 return 0.0
             return (1.0 - self._tokens) / self.rate
-
-
-class Scheduler:
-    """Runs short computations where they are, long ones in threads beside the event loop."""
-
-    def __init__(self, threads: int, inline_s: float) -> None:
-        self._inline_s = inline_s
-        self._seconds_a_row: dict[str, float] = {}
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="widedeep-rank")
-
-    async def run(
-        self, kind: str, rows: int, deadline: float, compute: Callable[[], Result]
-    ) -> Result:
-        """Compute, unless the deadline passes before its turn comes or before it is done."""
-        expected = self._seconds_a_row.get(kind, 1e-5) * rows
-        check_deadline(deadline)
-        if expected <= self._inline_s:
-            result = self._timed(kind, rows, compute)
-            check_deadline(deadline)
-            return result
-
-        def in_thread() -> Result:
-            check_deadline(deadline)
-            return self._timed(kind, rows, compute)
-
-        result = await asyncio.get_running_loop().run_in_executor(self._threads, in_thread)
-        check_deadline(deadline)
-        return result
-
-    def _timed(self, kind: str, rows: int, compute: Callable[[], Result]) -> Result:
-        start = time.perf_counter()
-        result = compute()
-        took = (time.perf_counter() - start) / max(rows, 1)
-        # A single candidate pays for the whole request: it says little of what a row takes.
-        if rows >= 8:
-            before = self._seconds_a_row.get(kind, took)
-            self._seconds_a_row[kind] = before + _RECENT * (took - before)
-        return result
-
-    def close(self) -> None:
-        """Let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def check_deadline(deadline: float) -> None:
-    """Raise the answer 504 if the deadline is over."""
-    if time.monotonic() > deadline:
-        raise late_error()
-
-
-def late_error() -> HttpError:
-    """The answer to a request whose deadline has passed."""
-    return HttpError(
-        504,
-        "the deadline passed before the answer was ready; send fewer candidates, or give the "
-        "header X-Request-Timeout-Ms a larger number",
-    )
 
 
 _KNOWN = ("sha256", "rate", "admin")
@@ -268,3 +172,13 @@ def _read(path: str | Path, name: str, table: Any, workers: int) -> ApiKey:
         raise ConfigError(f"{place}: got admin={admin!r}, expected true or false")
     bucket = None if rate is None else TokenBucket(rate / workers)
     return ApiKey(name=name, digest=digest, admin=admin, bucket=bucket)
+
+
+def load_keys(settings: Settings) -> Keys | None:
+    """Return the callers' keys; None if the server asks for none."""
+    if settings.keys is None:
+        return None
+    keys = Keys.load(settings.keys, workers=settings.workers)
+    if settings.admin and not keys.has_admin:
+        raise ConfigError(f"{settings.keys}: got no key with admin = true; write one")
+    return keys

@@ -13,8 +13,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from widedeep.serving.http.call import Call, Reply, json_reply
-from widedeep.serving.http.service import Models, Service
+from widedeep.serving.http.service import Call, Models, Reply, Service, json_reply
 from widedeep.serving.supervisor import METRICS_DIRECTORY
 
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"

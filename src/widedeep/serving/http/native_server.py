@@ -21,14 +21,23 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, Platt, PriorCorrection
 from widedeep.features.sides import item_columns
-from widedeep.kernels.front import RankRoute, has_front, new_front
+from widedeep.kernels.native_server import (
+    RankRoute,
+    has_native_server,
+    new_native_server,
+)
 from widedeep.serving.candidates import chosen_head
 from widedeep.serving.catalogue import Catalogue
-from widedeep.serving.http.auth import late_error
-from widedeep.serving.http.call import late_body
-from widedeep.serving.http.protocol import FULL, LATE_HEAD, last_words
+from widedeep.serving.http.protocol import FULL, HEADER_TIMEOUT, final_response
 from widedeep.serving.http.rank import RankRequest
-from widedeep.serving.http.service import LOOKED_AT, Ranked, Service
+from widedeep.serving.http.service import (
+    LOOKED_AT,
+    Ranked,
+    Service,
+    busy_error,
+    late_body,
+    late_error,
+)
 from widedeep.serving.metrics import REQUEST_SECONDS, SCORE_EDGES
 from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.scorers import FactoredForward
@@ -37,7 +46,7 @@ from widedeep.serving.version_watcher import Routes
 from widedeep.serving.versions import LoadedVersion
 
 if TYPE_CHECKING:
-    from widedeep.kernels.front import Front
+    from widedeep.kernels.native_server import NativeServer
 
 
 def new_route(ranker: Ranker, version: str) -> RankRoute | None:
@@ -105,11 +114,11 @@ class RouteAccount:
     held: LoadedVersion  # The version
     catalogue: Catalogue  # Whose items the route knows
     ranker: Ranker = field(init=False)
-    told: tuple[int, int, float, NDArray[int64]] = field(init=False)
+    last_seen: tuple[int, int, float, NDArray[int64]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.ranker = self.held.ranker
-        self.told = self._figures()
+        self.last_seen = self._figures()
 
     def _figures(self) -> tuple[int, int, float, NDArray[int64]]:
         requests, scores, total, bins = self.route.figures()
@@ -117,16 +126,16 @@ class RouteAccount:
 
     def take_new(self) -> tuple[int, int, float, NDArray[int64]]:
         """Return requests, scores, their sum, and scores by range since the last time."""
-        before, self.told = self.told, self._figures()
-        now = self.told
+        before, self.last_seen = self.last_seen, self._figures()
+        now = self.last_seen
         return now[0] - before[0], now[1] - before[1], now[2] - before[2], now[3] - before[3]
 
 
-class Accounts:
+class NativeStats:
     """Brings what native threads counted and kept to the metrics, the logs and the shadow."""
 
-    def __init__(self, service: Service, front: Front) -> None:
-        self._service, self._front = service, front
+    def __init__(self, service: Service, native: NativeServer) -> None:
+        self._service, self._native = service, native
         is_only = len(service.models.registries) == 1
         self._label = "/v1/rank" if is_only else "/v1/models/{model}:rank"
         self._lock = threading.Lock()
@@ -173,7 +182,7 @@ class Accounts:
         """Add what was counted since the last time to the server's figures."""
         metrics = self._service.metrics
         with self._lock:
-            for status, (n, seconds, bins) in self._front.answers().items():
+            for status, (n, seconds, bins) in self._native.answers().items():
                 before = self._answers.get(status, (0, 0.0, np.zeros(len(bins), np.int64)))
                 if n > before[0]:
                     counts = np.array(bins, np.int64)
@@ -182,15 +191,15 @@ class Accounts:
                     self._answers[status] = (n, seconds, counts)
             for account in list(self._routes.values()):
                 self._publish_route(account)
-            for why, n in self._front.endings().items():
+            for why, n in self._native.endings().items():
                 if n > self._endings.get(why, 0):
                     metrics.connections_ended.labels(why).inc(n - self._endings.get(why, 0))
                     self._endings[why] = n
-            in_flight = self._front.under_way
+            in_flight = self._native.in_flight
             if in_flight != self._in_flight:
                 metrics.in_flight.inc(in_flight - self._in_flight)
                 self._in_flight = in_flight
-                metrics.queue.set(self._service.admission.inside)
+                metrics.queue.set(self._service.slots.inside)
 
     def _publish_route(self, account: RouteAccount) -> None:
         is_over = not account.route.in_use
@@ -206,9 +215,9 @@ class Accounts:
 
     def _take_records(self) -> None:
         self._look_ups = 0
-        for record in self._front.take_records():
+        for record in self._native.take_records():
             self._safely(partial(self._take_record, *record))
-        dropped, self._dropped = self._dropped, self._front.dropped
+        dropped, self._dropped = self._dropped, self._native.dropped
         if self._dropped > dropped and self._service.on_dropped is not None:
             self._service.on_dropped(self._dropped - dropped)
 
@@ -306,9 +315,9 @@ _QUEUED = 2048
 
 
 def can_serve_natively(service: Service) -> bool:
-    """Tell whether a server may have a native front: not with TLS, nor where callers need keys."""
+    """Tell whether a server may have a native server: not with TLS, nor where callers need keys."""
     settings = service.settings
-    return has_front() and settings.tls_certificate is None and service.keys is None
+    return has_native_server() and settings.tls_certificate is None and service.keys is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,18 +328,19 @@ class _Prepared:
     account: RouteAccount | None
 
 
-class NativeFront:
+class NativeConnections:
     """The native threads of a server, and its connections with the Python server."""
 
     def __init__(self, service: Service, listening: socket.socket) -> None:
         self._service = service
-        self._told = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        places, options = service.admission.places, _options(service)
+        self._handoff_event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._end = 0.0
-        self._native: Front = new_front(listening.fileno(), self._told, places, options)
-        self._accounts = Accounts(service, self._native)
+        self._native: NativeServer = new_native_server(
+            listening.fileno(), self._handoff_event, service.slots, _options(service)
+        )
+        self._stats = NativeStats(service, self._native)
         self._adopting: set[asyncio.Task[None]] = set()
-        service.publishers.insert(0, self._accounts.publish)
+        service.publishers.insert(0, self._stats.publish)
         for name, registry in service.models.registries.items():
             registry.follow(self._prepare_for(name), self._route_for(name))
 
@@ -363,8 +373,8 @@ class NativeFront:
         can_answer = stable is not None and (chosen[1] is None or canary is not None)
         for account in (stable, canary) if can_answer else ():
             if account is not None:
-                self._accounts.follow(account)
-        self._accounts.set_shadow(model, routes.shadow)
+                self._stats.follow(account)
+        self._stats.set_shadow(model, routes.shadow)
         records_all = self._service.on_ranked is not None or routes.shadow is not None
         is_only = len(self._service.models.registries) == 1
         self._native.set_routes(
@@ -380,12 +390,12 @@ class NativeFront:
     def start(self, new_protocol: NewProtocol) -> None:
         """Begin to take over what the native threads hand over; in the event loop."""
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._told, self._take_handed, loop, new_protocol)
+        loop.add_reader(self._handoff_event, self._pop_handoffs, loop, new_protocol)
 
-    def _take_handed(self, loop: asyncio.AbstractEventLoop, new_protocol: NewProtocol) -> None:
+    def _pop_handoffs(self, loop: asyncio.AbstractEventLoop, new_protocol: NewProtocol) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._told)
-        for descriptor, read in self._native.take_handed():
+            os.eventfd_read(self._handoff_event)
+        for descriptor, read in self._native.pop_handoffs():
             lent = Lent(self._native)
             new = partial(new_protocol, lent, read)
             task = loop.create_task(self._adopt(loop, descriptor, lent, new))
@@ -430,9 +440,9 @@ class NativeFront:
         while self._native.is_accepting and time.monotonic() < end:
             await asyncio.sleep(0.002)
 
-    def adopt(self, descriptor: int) -> None:
+    def accept_handoff(self, descriptor: int) -> None:
         """Take a connection that came too late for the native threads to accept it."""
-        self._native.adopt(descriptor)
+        self._native.accept_handoff(descriptor)
 
     async def finish(self, give_up: Callable[[], bool]) -> None:
         """Wait until the last connections are closed, as long as :meth:`drain` may take."""
@@ -446,19 +456,19 @@ class NativeFront:
         for registry in self._service.models.registries.values():
             registry.follow(None, None)
         self._native.stop()
-        self._accounts.close()
+        self._stats.close()
         with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop().remove_reader(self._told)
-        os.close(self._told)
+            asyncio.get_running_loop().remove_reader(self._handoff_event)
+        os.close(self._handoff_event)
 
 
 class Lent:
     """One connection that the Python server has from the native one, which counts it until then."""
 
-    def __init__(self, native: Front) -> None:
+    def __init__(self, native: NativeServer) -> None:
         self._native, self._is_out = native, True
 
-    def give_back(self, transport: asyncio.Transport) -> bool:
+    def return_connection(self, transport: asyncio.Transport) -> bool:
         """Return it between two requests; its transport is closed, the socket lives."""
         try:
             descriptor = os.dup(transport.get_extra_info("socket").fileno())
@@ -467,7 +477,7 @@ class Lent:
         transport.pause_reading()
         transport.close()
         self._is_out = False
-        self._native.give_back(descriptor)
+        self._native.return_connection(descriptor)
         return True
 
     def lost(self) -> None:
@@ -499,10 +509,10 @@ def _options(service: Service) -> dict[str, object]:
         "records_all": wants(200),
         "records_errors": wants(503),
         "second_edges": list(REQUEST_SECONDS),
-        "busy": service.admission.refusal().body(),
+        "busy": busy_error().body(),
         "late": late_error().body(),
-        "late_head": LATE_HEAD,
-        "late_body": last_words("408 Request Timeout", late_body(settings.body_timeout_s)),
+        "late_head": HEADER_TIMEOUT,
+        "late_body": final_response("408 Request Timeout", late_body(settings.body_timeout_s)),
         "full": FULL,
         "max_connections": settings.max_connections,
         "longest_body": min(settings.max_body, _LONGEST_BODY),

@@ -11,9 +11,8 @@ from typing import Any
 import msgspec
 
 from widedeep.features.sides import item_columns
-from widedeep.serving.http.call import Call, Reply, json_reply
 from widedeep.serving.http.health import server_figures
-from widedeep.serving.http.service import Service
+from widedeep.serving.http.service import Call, Reply, Service, json_reply
 from widedeep.serving.metrics import SCORE_EDGES
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.registry import Registry

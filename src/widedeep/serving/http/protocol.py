@@ -11,9 +11,8 @@ from typing import Any, Protocol
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from widedeep.serving.http.call import ARRIVED, TICKET
 from widedeep.serving.http.errors import HttpError
-from widedeep.serving.http.service import Service
+from widedeep.serving.http.service import ADMITTED, ARRIVED, Service
 
 MAX_HEAD = 64 << 10
 """Bytes of a request's head, its trailers among them."""
@@ -24,7 +23,7 @@ _LINGER_S = 2.0
 _FIRST_REQUEST_S = 0.2
 
 
-def last_words(status: str, error: HttpError) -> bytes:
+def final_response(status: str, error: HttpError) -> bytes:
     """Return a whole answer after which the connection is closed."""
     body = error.body()
     lines = [f"HTTP/1.1 {status}", "content-type: application/json", "connection: close"]
@@ -35,10 +34,10 @@ def last_words(status: str, error: HttpError) -> bytes:
 
 
 def _refusal(status: str, message: str, retry_after: int | None = None) -> bytes:
-    return last_words(status, HttpError(int(status[:3]), message, retry_after=retry_after))
+    return final_response(status, HttpError(int(status[:3]), message, retry_after=retry_after))
 
 
-LATE_HEAD = _refusal(
+HEADER_TIMEOUT = _refusal(
     "408 Request Timeout", "the request's head did not come in time; send it at once"
 )
 FULL = _refusal("503 Service Unavailable", "too many connections; try again later", 1)
@@ -66,10 +65,10 @@ def connections_of(service: Service) -> Any:
     return partial(Connection, service)
 
 
-class Taker(Protocol):
+class ConnectionOwner(Protocol):
     """Takes one connection back that was handed over to this server; the native front's."""
 
-    def give_back(self, transport: asyncio.Transport) -> bool:
+    def return_connection(self, transport: asyncio.Transport) -> bool:
         """Take it, between two requests; False if it must stay."""
 
     def lost(self) -> None:
@@ -92,11 +91,16 @@ class Connection(HttpToolsProtocol):
     """A connection that must send its request in time, and asks for a place when it has."""
 
     def __init__(
-        self, service: Service, *, taker: Taker | None = None, read: bytes = b"", **arguments: Any
+        self,
+        service: Service,
+        *,
+        owner: ConnectionOwner | None = None,
+        read: bytes = b"",
+        **arguments: Any,
     ) -> None:
         super().__init__(**arguments)
         self._service = service
-        self._taker, self._held = taker, read
+        self._owner, self._held = owner, read
         self._reading, self._is_new = _Reading.between, True
         self._head_bytes = self._unfinished_bytes = self._headers_read = self._body_bytes = 0
         self._unanswered = 0  # requests whose heads are read
@@ -115,7 +119,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._outlet: Any = _Outlet(self)
         self._made_at = self.loop.time()
-        if self._taker is None and len(self.connections) > self._service.settings.max_connections:
+        if self._owner is None and len(self.connections) > self._service.settings.max_connections:
             self._ended("full")
             transport.write(FULL)
             transport.close()
@@ -128,8 +132,8 @@ class Connection(HttpToolsProtocol):
         self._got_head()
         self.resume_writing()
         super().connection_lost(exc)
-        if self._taker is not None:
-            self._taker.lost()
+        if self._owner is not None:
+            self._owner.lost()
 
     def data_received(self, data: bytes) -> None:
         """Read what has come, as far as it can be answered now."""
@@ -326,8 +330,8 @@ class Connection(HttpToolsProtocol):
         if self._upgrades:
             return
         scope: Any = self.scope
-        if scope["method"] == "POST" and TICKET not in scope and not self.pipeline:
-            scope[TICKET] = self._service.admission.enter()
+        if scope["method"] == "POST" and ADMITTED not in scope and not self.pipeline:
+            scope[ADMITTED] = self._service.slots.enter()
         self._reading = _Reading.between
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._may_persist
@@ -351,8 +355,8 @@ class Connection(HttpToolsProtocol):
             self._write_last()
         elif self._hung_up:
             self._close_after_answer()
-        elif self._taker and self._is_at_rest() and self._taker.give_back(self.transport):
-            self._taker = None
+        elif self._owner and self._is_at_rest() and self._owner.return_connection(self.transport):
+            self._owner = None
 
     def _is_at_rest(self) -> bool:
         return (
@@ -411,7 +415,7 @@ class Connection(HttpToolsProtocol):
         self._head_timer = None
         if not self.transport.is_closing():
             self._ended("late head")
-            self._refuse(LATE_HEAD)
+            self._refuse(HEADER_TIMEOUT)
 
 
 class _Outlet:

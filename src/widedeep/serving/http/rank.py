@@ -9,9 +9,8 @@ import msgspec
 
 from widedeep.bundle import Explanation
 from widedeep.errors import RequestError, WideDeepError
-from widedeep.serving.http.call import Call, Reply, json_reply
 from widedeep.serving.http.errors import HttpError, misfit
-from widedeep.serving.http.service import Ranked, Service
+from widedeep.serving.http.service import Call, Ranked, Reply, Service, json_reply
 from widedeep.serving.ranker import Ranking
 from widedeep.serving.versions import Served
 

@@ -4,22 +4,199 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from widedeep.errors import ConfigError
+from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.http.app import App
-from widedeep.serving.http.native_server import Lent, NativeFront, can_serve_natively
+from widedeep.serving.http.auth import load_keys
+from widedeep.serving.http.native_server import Lent, NativeConnections, can_serve_natively
 from widedeep.serving.http.protocol import connections_of
-from widedeep.serving.http.service import Service
+from widedeep.serving.http.service import Models, Ranked, Service
+from widedeep.serving.http.settings import LogConfig, ServeConfig, Settings
+from widedeep.serving.impressions import ImpressionLog, Retention
+from widedeep.serving.registry import Latest, Registry
+from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_alone, bind_port
+
+_OTHER_FILES = 256
+
+
+def open_registries(config: ServeConfig, monitor: ThreadMonitor) -> dict[str, Registry]:
+    """Return the registry of each model, not started."""
+    return {
+        name: Registry(
+            path,
+            items=config.items,
+            item_id=config.item_id,
+            policy=Latest(config.latest),
+            poll_s=config.poll_s,
+            unknown_items=config.unknown_items,
+            precision=config.precision,
+            threads=config.rank_threads,
+            max_values=config.settings.max_values,
+            cache=config.cache,
+            monitor=monitor,
+            name=name if len(config.models) > 1 else "",
+        )
+        for name, path in config.models.items()
+    }
+
+
+def open_impression_log(config: LogConfig, monitor: ThreadMonitor) -> ImpressionLog:
+    """Return the log, ready to be offered requests."""
+    key = None
+    if config.hash_key_file is not None:
+        try:
+            key = Path(config.hash_key_file).read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"{config.hash_key_file}: {error.strerror}; name a file of 16 to 64 random bytes"
+            ) from error
+    seconds = None if config.days is None else config.days * 86_400.0
+    return ImpressionLog(
+        config.directory,
+        user_id=config.user_id,
+        columns=config.columns,
+        sample=config.sample,
+        hash_users=key,
+        retention=Retention(seconds=seconds, nbytes=config.nbytes),
+        monitor=monitor,
+    )
+
+
+def run_worker(
+    worker: Worker,
+    config: ServeConfig,
+    on_listening: Callable[[int, int | None], None] | None = None,
+) -> None:
+    """Serve until SIGTERM: what every process of the server runs."""
+    settings, shared = _within_descriptors(config.settings), worker.count > 1
+    monitor = ThreadMonitor()
+    registries = open_registries(config, monitor)
+    service = Service(
+        models=Models(registries),
+        settings=settings,
+        keys=load_keys(settings),
+        threads=config.rank_threads,
+        monitor=monitor,
+    )
+    # Longer slices for other threads would hold up every request while a version loads.
+    sys.setswitchinterval(0.001)
+    with ExitStack() as stack:
+        listening = stack.enter_context(_bound(settings, shared))
+        # The first process of a server answers from its start, if only that it is not ready; those
+        # that join it, or take a dead one's place, share the port once all of them can answer.
+        joins = worker.index > 0 or worker.replaces
+        if not joins:
+            listening.listen()
+        for registry in registries.values():
+            stack.enter_context(registry)
+        if joins:
+            _wait_ready(worker, registries)
+        elif shared:
+            monitor.start("start", lambda: _wait_ready(worker, registries), stuck_s=float("inf"))
+        if config.on_ready is not None and not joins:
+            tell_ready = partial(_tell_ready, config, registries, listening.getsockname()[1])
+            monitor.start("ready", tell_ready, stuck_s=float("inf"))
+        if config.log is not None:
+            _log_impressions(service, stack.enter_context(open_impression_log(config.log, monitor)))
+        on_drain, grpc_port = _start_grpc(service, config, shared, stack)
+        if on_listening is not None:
+            on_listening(listening.getsockname()[1], grpc_port)
+        assert service.log is not None
+        service.log.event("started", worker=worker.index, models=list(registries))
+        serve(service, listening, on_drain=on_drain)
+        service.log.event("stopped", worker=worker.index)
+    service.scheduler.close()
+
+
+def _within_descriptors(settings: Settings) -> Settings:
+    """Raise the limit of open files, and keep some from connections: models are files, too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.max_connections + _OTHER_FILES
+    limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    most = max(1, limit - min(_OTHER_FILES, limit // 2))
+    return replace(settings, max_connections=min(settings.max_connections, most))
+
+
+def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> bool:
+    """Wait until every model is loaded, here and in the first process, which leaves a mark."""
+    for registry in registries.values():
+        registry.wait_ready()
+    first_is_ready = Path(os.environ[METRICS_DIRECTORY]) / "first-is-ready"
+    if worker.index == 0:
+        first_is_ready.touch()
+    while not first_is_ready.exists():
+        time.sleep(0.02)
+    return False
+
+
+def _tell_ready(config: ServeConfig, registries: Mapping[str, Registry], port: int) -> bool:
+    """Wait until every model is loaded, and say so; False: it is done once."""
+    for registry in registries.values():
+        registry.wait_ready()
+    assert config.on_ready is not None
+    config.on_ready(config, port)
+    return False
+
+
+def _log_impressions(service: Service, log: ImpressionLog) -> None:
+    def offer(ranked: Ranked) -> None:
+        log.offer(ranked, time_us=ranked.time_us, catalogue=ranked.catalogue)
+
+    log.on_counts(service.metrics.logged)
+    service.impressions = log
+    service.on_ranked, service.on_dropped = offer, log.missed
+
+
+def _bound(settings: Settings, shared: bool) -> socket.socket:
+    # Alone on its port: another server there is a mistake, which SO_REUSEPORT would hide.
+    return (bind_port if shared else bind_alone)(settings.host, settings.port)
+
+
+def _start_grpc(
+    service: Service, config: ServeConfig, shared: bool, stack: ExitStack
+) -> tuple[Callable[[], None] | None, int | None]:
+    if config.grpc is None:
+        return None, None
+    from widedeep.serving.grpc import GrpcServer
+
+    server = GrpcServer(service, config.grpc, shared=shared)
+    server.start()
+    grace_s = service.settings.drain_s
+    stopping: list[threading.Thread] = []
+
+    def stop() -> None:
+        thread = threading.Thread(target=server.stop, args=(grace_s,), name="widedeep-grpc-stop")
+        thread.start()
+        stopping.append(thread)
+
+    def wait() -> None:
+        if stopping:
+            stopping[0].join(grace_s + 1.0)
+        else:
+            server.stop(0.0)
+
+    stack.callback(wait)
+    return stop, server.port
+
 
 _BACKLOG = 2048
 _KEYS_EVERY = 10  # ticks of a tenth of a second
@@ -66,7 +243,7 @@ def _config(service: Service) -> uvicorn.Config:
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn's, behind the native front where there can be one."""
+    """uvicorn's, behind a native server where there can be one."""
 
     def __init__(
         self,
@@ -77,22 +254,22 @@ class _DrainingServer(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._service, self._listening, self._on_drain = service, listening, on_drain
-        self._front: NativeFront | None = None
+        self._native: NativeConnections | None = None
         self._stop_at = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen: the native front if there can be one, which hands connections over."""
+        """Listen: a native server if there can be one, which hands connections over."""
         if threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reread)
         if not can_serve_natively(self._service):
             await super().startup(sockets)
             return
         await super().startup([])
-        self._front = front = NativeFront(self._service, self._listening)
-        front.start(self._connection)
+        self._native = native = NativeConnections(self._service, self._listening)
+        native.start(self._connection)
 
     def _connection(self, lent: Lent, read: bytes) -> asyncio.Protocol:
-        return self._new_connection(taker=lent, read=read)
+        return self._new_connection(owner=lent, read=read)
 
     def _new_connection(self, **options: Any) -> asyncio.Protocol:
         protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -116,16 +293,16 @@ class _DrainingServer(uvicorn.Server):
             is_over = self.force_exit or time.monotonic() > end
             return not is_over and any(connection in there for connection in before)
 
-        front = self._front
-        if front is not None:
-            await front.drain(end, lambda: self.force_exit, is_waiting)
+        native = self._native
+        if native is not None:
+            await native.drain(end, lambda: self.force_exit, is_waiting)
         while is_waiting():
             await asyncio.sleep(0.02)
         await self._close_port()
         self.config.timeout_graceful_shutdown = max(1, int(end - time.monotonic()))
         await super().shutdown(sockets)
-        if front is not None:
-            front.stop()
+        if native is not None:
+            native.stop()
 
     async def _close_port(self) -> None:
         """Close the listening socket, and serve those who had connected until then."""
@@ -138,15 +315,15 @@ class _DrainingServer(uvicorn.Server):
             server.close()
         for connection in last:
             connection.setblocking(False)
-            if self._front is not None:
-                self._front.adopt(connection.detach())
+            if self._native is not None:
+                self._native.accept_handoff(connection.detach())
                 continue
             with contextlib.suppress(OSError):  # gone already
                 await asyncio.get_running_loop().connect_accepted_socket(
                     self._new_connection, connection
                 )
-        if self._front is not None:
-            await self._front.finish(lambda: self.force_exit)
+        if self._native is not None:
+            await self._native.finish(lambda: self.force_exit)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain; at the second signal, stop waiting."""
@@ -154,8 +331,8 @@ class _DrainingServer(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._service.draining = True
-        if self._front is not None:
-            self._front.announce_end()
+        if self._native is not None:
+            self._native.announce_end()
         delay_s = 0.0 if sig == signal.SIGINT else self._service.settings.drain_delay_s
         self._stop_at = time.monotonic() + delay_s
         if self._on_drain is not None:

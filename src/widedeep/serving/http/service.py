@@ -1,26 +1,30 @@
-"""The service: models, settings, statistics, what every route is handed."""
+"""What every handler is given: the call with its body and reply, and the service behind it."""
 
 from __future__ import annotations
 
-import os
+import asyncio
 import random
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
+import msgspec
 from prometheus_client import CollectorRegistry
 
-from widedeep.bundle.manifest import MANIFEST
 from widedeep.data.batch import count_values
 from widedeep.errors import ConfigError, nearest
+from widedeep.kernels.native_server import QueueSlots
 from widedeep.serving.background import RequestLog, ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
-from widedeep.serving.http.auth import Admission, Keys, Scheduler
-from widedeep.serving.http.errors import HttpError
+from widedeep.serving.http.auth import Keys
+from widedeep.serving.http.errors import HttpError, bad_json
 from widedeep.serving.http.settings import Settings
 from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.metrics import ServerMetrics
@@ -28,50 +32,222 @@ from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.registry import NoVersion, Registry, Served
 from widedeep.serving.retrievers import Retrievers
 
+Message: TypeAlias = MutableMapping[str, Any]
+Shape = TypeVar("Shape")
+Result = TypeVar("Result")
 
-def find_models(paths: list[str]) -> dict[str, Path]:
-    """Return the models that paths hold, by name: the name of their directory."""
-    found: dict[str, Path] = {}
-    for text in paths:
-        given, equals, rest = text.partition("=")
-        named = bool(equals) and not Path(text).exists()
-        for name, path in _models_in(Path(rest if named else text)):
-            name = given if named else name
-            if name in found:
-                raise ConfigError(
-                    f"got two models named {name!r}: {found[name]} and {path}; name one: NAME=PATH"
-                )
-            if not name or "/" in name or ":" in name:
-                raise ConfigError(f"got the model name {name!r}; it stands in paths: no / and no :")
-            found[name] = path
-    return found
+ARRIVED = "widedeep.arrived"
+ADMITTED = "widedeep.admitted"
+"""What the protocol knows before the application runs: when the request came, and whether it got a
+slot in the queue."""
+
+JSON = b"application/json"
+_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# Two readers of a request with two of them could each believe another one.
+_SINGLE = {
+    *(b"authorization", b"content-encoding", b"content-type", b"host", b"origin", b"x-api-key"),
+    *(b"inference-header-content-length", b"x-request-id", b"x-request-timeout-ms"),
+}
+_MOST_INFLATED = 64
+_FREELY_INFLATED = 64 << 10
+_encoder = msgspec.json.Encoder()
 
 
-def _models_in(path: Path) -> Iterator[tuple[str, Path]]:
-    name = path.resolve().name
-    if (path / MANIFEST).is_file() or not path.is_dir():
-        if not path.is_dir():
-            raise ConfigError(f"{path}: no such directory; name a bundle, or a directory of them")
-        yield name, path
-        return
-    if (path / "bundle" / MANIFEST).is_file() and (path / "config.toml").is_file():
-        yield name, path / "bundle"
-        return
-    inner = sorted(
-        Path(entry.path)
-        for entry in os.scandir(path)
-        if entry.is_dir() and entry.name[0] not in "._"
+class Disconnected(Exception):
+    """The caller is gone; nobody waits for an answer."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer."""
+
+    body: bytes  # Its bytes
+    status: int = 200  # The HTTP status
+    media_type: bytes = JSON  # Of the body
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # Beside those of every answer
+
+
+def json_reply(value: object, status: int = 200) -> Reply:
+    """Return an answer in JSON."""
+    try:
+        return Reply(_encoder.encode(value), status)
+    except UnicodeEncodeError as error:
+        raise bad_json(error) from error
+
+
+class Call:
+    """One request."""
+
+    __slots__ = (
+        *(
+            "_body",
+            "_receive",
+            "_settings",
+            "arrived",
+            "caller",
+            "deadline",
+            "headers",
+            "method",
+            "model",
+        ),
+        *("params", "path", "request_id", "rows", "scope", "version"),
     )
-    several = [
-        each
-        for each in inner
-        if not (each / MANIFEST).is_file() and any(each.glob(f"[!._]*/{MANIFEST}"))
-    ]
-    # A directory without versions yet is a model too: the first may be on its way.
-    if several:
-        yield from ((each.name, each) for each in several)
-    else:
-        yield name, path
+
+    def __init__(
+        self, scope: Message, receive: Callable[[], Awaitable[Message]], settings: Settings
+    ) -> None:
+        self.scope, self._receive, self._settings = scope, receive, settings
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers = {name: value for name, value in scope["headers"]}
+        self.params: dict[str, str] = {}
+        self.arrived: float = scope.get(ARRIVED) or time.monotonic()
+        given = self.header(b"x-request-id")
+        self.request_id = given if given and _ID.fullmatch(given) else uuid.uuid4().hex
+        self.deadline = self.arrived + settings.deadline_ms / 1e3
+        self.model: str | None = None
+        self.version: str | None = None
+        self.caller: str | None = None
+        self.rows = 0
+        self._body: bytes | None = None
+
+    def check_headers(self) -> None:
+        """Refuse a header twice of which there may be one."""
+        given = self.scope["headers"]
+        if len(self.headers) == len(given):
+            return
+        seen: set[bytes] = set()
+        for name, _ in given:
+            if name in seen and name in _SINGLE:
+                raise HttpError(400, f"got the header {name.decode()} twice; send it once")
+            seen.add(name)
+
+    def header(self, name: bytes) -> str | None:
+        """Return a header's value."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def read_deadline(self) -> None:
+        """Take the caller's word for how long it will wait."""
+        text = self.header(b"x-request-timeout-ms")
+        if text is None:
+            return
+        try:
+            wait_ms = float(text)
+        except ValueError:
+            wait_ms = 0.0
+        if not wait_ms > 0:
+            raise HttpError(
+                400, f"header X-Request-Timeout-Ms: got {text!r}, expected milliseconds above 0"
+            )
+        self.deadline = self.arrived + min(wait_ms, self._settings.longest_deadline_ms) / 1e3
+
+    async def body(self) -> bytes:
+        """Return the body, decompressed."""
+        if self._body is None:
+            self._body = await self._read()
+        return self._body
+
+    async def _read(self) -> bytes:
+        limit = self._settings.max_body
+        length = self.headers.get(b"content-length", b"0")
+        if len(length) > 15 or int(length) > limit:
+            raise self._too_large()
+        body = await self._whole()
+        if len(body) > limit:
+            raise self._too_large()
+        encoding = self.headers.get(b"content-encoding")
+        if encoding is None or encoding == b"identity":
+            return body
+        return self._decompressed(body, encoding.decode("latin-1"))
+
+    async def _whole(self) -> bytes:
+        if self.scope.get(ADMITTED) is None:
+            return await self._trickling()
+        message = await self._receive()  # it is all there
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        body: bytes = message.get("body", b"")
+        return body
+
+    async def _trickling(self) -> bytes:
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                more = True
+                while more:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise Disconnected
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > self._settings.max_body:
+                        raise self._too_large()
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise late_body(self._settings.body_timeout_s) from error
+        return b"".join(chunks)
+
+    def _too_large(self) -> HttpError:
+        return HttpError(
+            413,
+            f"got a body of more than {self._settings.max_body} bytes; send fewer candidates",
+            close=True,
+        )
+
+    def _decompressed(self, body: bytes, encoding: str) -> bytes:
+        # 15 + 32: zlib's or gzip's own header, whichever comes.
+        window = {"gzip": 15 + 32, "deflate": 15 + 32}.get(encoding.lower())
+        if window is None:
+            raise HttpError(
+                415, f"got Content-Encoding {encoding!r}, expected identity, gzip or deflate"
+            )
+        inflate = zlib.decompressobj(window)
+        limit = min(self._settings.max_body, _MOST_INFLATED * len(body) + _FREELY_INFLATED)
+        try:
+            found = inflate.decompress(body, limit + 1)
+        except zlib.error as error:
+            raise HttpError(400, f"got a body that is no {encoding} ({error})") from error
+        if len(found) > self._settings.max_body:
+            raise self._too_large()
+        if len(found) > limit:
+            raise HttpError(
+                413,
+                f"got {len(body)} bytes of {encoding} that become more than {limit}, "
+                f"{_MOST_INFLATED} times their size; send the body as it is",
+            )
+        if not inflate.eof:
+            raise HttpError(400, f"got a {encoding} body that ends too early; send all of it")
+        if inflate.unused_data:
+            raise HttpError(400, f"got bytes behind the end of a {encoding} body; send one stream")
+        return found
+
+    async def json(self, decoder: msgspec.json.Decoder[Shape]) -> Shape:
+        """Return the body as a decoder reads it."""
+        self.check_media_type(b"application/json")
+        return decode(await self.body(), decoder)
+
+    def check_media_type(self, *known: bytes) -> None:
+        """Raise the answer 415 for a body of another type."""
+        given = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if given and given not in known and given != b"application/x-www-form-urlencoded":
+            names = " or ".join(name.decode() for name in known)
+            got = given.decode("latin-1")
+            raise HttpError(415, f"got Content-Type {got!r}, expected {names}")
+
+
+def late_body(seconds: float) -> HttpError:
+    """The answer to a request whose body did not come in that time."""
+    message = f"the body did not come within {seconds:g} s; send it whole"
+    return HttpError(408, message, close=True)
+
+
+def decode(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
+    """Read a body."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise bad_json(error) from error
 
 
 class Models:
@@ -162,6 +338,75 @@ class Statistics:
             found.failed_seconds += seconds
 
 
+_RECENT = 0.2
+
+
+def busy_error() -> HttpError:
+    """Return the answer to a request for which the queue has no slot."""
+    return HttpError(
+        503,
+        "the server is busy with as many requests as it takes on; try again, with a growing pause",
+        retry_after=1,
+    )
+
+
+class Scheduler:
+    """Runs short computations where they are, long ones in threads beside the event loop."""
+
+    def __init__(self, threads: int, inline_s: float) -> None:
+        self._inline_s = inline_s
+        self._seconds_a_row: dict[str, float] = {}
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="widedeep-rank")
+
+    async def run(
+        self, kind: str, rows: int, deadline: float, compute: Callable[[], Result]
+    ) -> Result:
+        """Compute, unless the deadline passes before its turn comes or before it is done."""
+        expected = self._seconds_a_row.get(kind, 1e-5) * rows
+        check_deadline(deadline)
+        if expected <= self._inline_s:
+            result = self._timed(kind, rows, compute)
+            check_deadline(deadline)
+            return result
+
+        def in_thread() -> Result:
+            check_deadline(deadline)
+            return self._timed(kind, rows, compute)
+
+        result = await asyncio.get_running_loop().run_in_executor(self._threads, in_thread)
+        check_deadline(deadline)
+        return result
+
+    def _timed(self, kind: str, rows: int, compute: Callable[[], Result]) -> Result:
+        start = time.perf_counter()
+        result = compute()
+        took = (time.perf_counter() - start) / max(rows, 1)
+        # A single candidate pays for the whole request: it says little of what a row takes.
+        if rows >= 8:
+            before = self._seconds_a_row.get(kind, took)
+            self._seconds_a_row[kind] = before + _RECENT * (took - before)
+        return result
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def check_deadline(deadline: float) -> None:
+    """Raise the answer 504 if the deadline is over."""
+    if time.monotonic() > deadline:
+        raise late_error()
+
+
+def late_error() -> HttpError:
+    """The answer to a request whose deadline has passed."""
+    return HttpError(
+        504,
+        "the deadline passed before the answer was ready; send fewer candidates, or give the "
+        "header X-Request-Timeout-Ms a larger number",
+    )
+
+
 LOOKED_AT = 1 / 32
 """The share of the requests whose values are looked up for unseen ones."""
 
@@ -205,7 +450,8 @@ class Service:
         if self.log is None:
             self.log = RequestLog(self.settings.request_log)
         self.monitor.log, self.monitor.metrics = self.log, self.metrics
-        self.admission = Admission(self.settings.queue, self.settings.max_wait_ms / 1e3)
+        limit = -1 if self.settings.queue is None else self.settings.queue
+        self.slots = QueueSlots(limit, self.settings.max_wait_ms / 1e3)
         self.scheduler = Scheduler(self.settings.threads, self.settings.inline_ms / 1e3)
         self.statistics = Statistics()
         self.retrievers = Retrievers(self.settings.popularity, self.settings.category)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError
 from widedeep.options import check_types
 from widedeep.serving.candidates import MAX_VALUES
@@ -81,3 +85,97 @@ class Settings:
             )
         if (self.tls_key or self.tls_client_ca) and not self.tls_certificate:
             raise ConfigError("got a TLS key or client CA without a certificate; name one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where and how the server logs what it showed."""
+
+    directory: str  # Where the files go
+    user_id: str = "user_id"  # Of the user's values, the one that is the id
+    sample: float = 1.0  # Share of the requests
+    # The feature columns that may be written; None: all that the model reads
+    columns: tuple[str, ...] | None = None
+    hash_key_file: str | None = None  # Its bytes key the hash of users' ids; None writes the ids
+    days: float | None = None  # Files that are older are deleted; None keeps them
+    nbytes: int | None = None  # Beyond, the oldest files are deleted; None keeps them
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """All that a serving process must know."""
+
+    models: dict[str, Path]  # A bundle or a directory of versions, by the model's name
+    # Of the server; ``port`` is settled before workers start
+    settings: Settings = field(default_factory=Settings)
+    items: str | None = None  # The catalogue's Parquet file, for a server of one model
+    item_id: str | None = None  # Its column of item ids
+    # ``"score"`` or ``"refuse"`` ids that are not in it
+    unknown_items: Literal["score", "refuse"] = "score"
+    precision: Literal["float32", "bfloat16"] = "float32"  # ``"float32"`` or ``"bfloat16"``
+    latest: int = 1  # How many of the newest versions stay loaded
+    poll_s: float = 2.0  # Seconds between looks at the directories
+    rank_threads: int = 1  # Threads that one request may use
+    # ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out
+    grpc: str | None = None
+    log: LogConfig | None = None  # Where what was shown is logged; None: nowhere
+    # Where bundles are copied to before they are served; None: this user's cache
+    cache: str | None = None
+    # Called with the plan and the HTTP port, by the first process, once every model can answer
+    on_ready: Callable[[ServeConfig, int], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("got no model to serve; name a bundle, or a directory of versions")
+        if self.items is not None and len(self.models) > 1:
+            names = ", ".join(map(repr, self.models))
+            raise ConfigError(f"got one catalogue for the models {names}; serve one model with it")
+        if (self.items is None) != (self.item_id is None) and self.items is not None:
+            raise ConfigError(f"got items={self.items!r} without item_id; name the column of ids")
+        if self.items is None and (self.settings.popularity or self.settings.category):
+            raise ConfigError("got --popularity or --category without --items to recommend from")
+
+
+def find_models(paths: list[str]) -> dict[str, Path]:
+    """Return the models that paths hold, by name: the name of their directory."""
+    found: dict[str, Path] = {}
+    for text in paths:
+        given, equals, rest = text.partition("=")
+        named = bool(equals) and not Path(text).exists()
+        for name, path in _models_in(Path(rest if named else text)):
+            name = given if named else name
+            if name in found:
+                raise ConfigError(
+                    f"got two models named {name!r}: {found[name]} and {path}; name one: NAME=PATH"
+                )
+            if not name or "/" in name or ":" in name:
+                raise ConfigError(f"got the model name {name!r}; it stands in paths: no / and no :")
+            found[name] = path
+    return found
+
+
+def _models_in(path: Path) -> Iterator[tuple[str, Path]]:
+    name = path.resolve().name
+    if (path / MANIFEST).is_file() or not path.is_dir():
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such directory; name a bundle, or a directory of them")
+        yield name, path
+        return
+    if (path / "bundle" / MANIFEST).is_file() and (path / "config.toml").is_file():
+        yield name, path / "bundle"
+        return
+    inner = sorted(
+        Path(entry.path)
+        for entry in os.scandir(path)
+        if entry.is_dir() and entry.name[0] not in "._"
+    )
+    several = [
+        each
+        for each in inner
+        if not (each / MANIFEST).is_file() and any(each.glob(f"[!._]*/{MANIFEST}"))
+    ]
+    # A directory without versions yet is a model too: the first may be on its way.
+    if several:
+        yield from ((each.name, each) for each in several)
+    else:
+        yield name, path

@@ -12,7 +12,6 @@ import msgspec
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.errors import nearest
-from widedeep.serving.http.call import Call, Reply, json_reply
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.open_inference import (
     Row,
@@ -23,7 +22,7 @@ from widedeep.serving.http.open_inference import (
     rows_of_columns,
     score_rows,
 )
-from widedeep.serving.http.service import Service
+from widedeep.serving.http.service import Call, Reply, Service, json_reply
 
 _STATES = {"ready": "AVAILABLE", "loading": "LOADING", "unloading": "UNLOADING", "failed": "END"}
 
