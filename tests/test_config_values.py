@@ -20,7 +20,7 @@ from widedeep.config import (
     load_follow_config,
 )
 from widedeep.errors import ConfigError, WideDeepError
-from widedeep.features.kinds import Bucketized, Categorical, Crossed, Numeric
+from widedeep.features import Bucketized, Categorical, Crossed, Numeric
 from widedeep.gate.config import GateConfig, load_gate_config
 from widedeep.join import (
     ActionLog,

@@ -188,7 +188,7 @@ class TestLint:
     def test_a_good_tree_has_none(self, lint, tmp_path: Path) -> None:
         files = {
             "src/widedeep/schema.py": "from widedeep.features import FeatureSpec\n",
-            "src/widedeep/schema_table.py": "from widedeep import errors\n",
+            "src/widedeep/schema_part.py": "from widedeep import errors\n",
             "src/widedeep/trainer.py": "import torch\nfrom .model import WideDeep\n",
         }
         assert self.findings(lint, tmp_path, files) == []

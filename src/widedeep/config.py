@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.errors import ConfigError, FeatureError, nearest
-from widedeep.features.toml import spec_from_table
+from widedeep.features.spec import spec_from_table
 from widedeep.models.config import ModelConfig
 from widedeep.options import check_table, read_section, read_tables, resolve_paths
 from widedeep.training.config import DATA_PATHS, DataConfig, FollowConfig, RunConfig, TrainConfig

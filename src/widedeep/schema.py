@@ -16,9 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.errors import ConfigError, FeatureError, SchemaError, nearest
-from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
-from widedeep.features.kinds import Combiner
-from widedeep.features.toml import spec_from_table, spec_to_table
+from widedeep.features import Bucketized, Categorical, Crossed, Feature, FeatureSpec, Numeric
+from widedeep.features.kind import Combiner
+from widedeep.features.learned import FIRST_KNOWN_ID, NumericFit, Vocabulary, text_buffers
+from widedeep.features.spec import spec_from_table, spec_to_table
 from widedeep.files import map_tensors, read_metadata, write_tensors
 from widedeep.options import check_types, check_value
 
@@ -26,7 +27,6 @@ __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
 
 # Format 1 knew no storage of columns; a schema without any is still written so.
 SCHEMA_FORMAT = 2
-FIRST_KNOWN_ID = 2
 _COUNTS = "counts/"
 # Told of the training data and no part of what turns rows into numbers: not in the fingerprint.
 _TAIL = "tail/"
@@ -116,93 +116,6 @@ class ColumnType:
             with np.errstate(over="ignore"):
                 return values.astype(self.storage).astype(np.float64)
         return values
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Vocabulary:
-    """Known values in order of their ids, with how often each was seen.
-
-    Args:
-        values: An Arrow large_binary array (text), an int64 array (integers), or an int64 array of
-            shape (n, parts) with the part ids of each learned cross.
-        counts: int64, occurrences in the data the schema was fitted on; zeros for a given
-            vocabulary.
-        dropped: Distinct values left out by ``min_count`` and ``max_size``.
-        tail: The most frequent of those with their counts, which ``grow=`` adds to; None where they
-            were not kept. No part of what turns rows into ids.
-    """
-
-    values: pa.LargeBinaryArray | NDArray[np.int64]
-    counts: NDArray[np.int64]
-    dropped: int = 0
-    tail: Vocabulary | None = None
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def value(self, position: int) -> str | int | tuple[int, ...]:
-        """Return the value at a position (its id less the first known id), as Python sees it."""
-        if isinstance(self.values, np.ndarray):
-            entry = self.values[position]
-            return tuple(int(part) for part in entry) if entry.ndim else int(entry)
-        raw: bytes = self.values[position].as_py()
-        return raw.decode("utf-8", "replace")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class NumericFit:
-    """What was learned for a numeric feature; arrays have one entry a component.
-
-    A raw value x becomes, in float64 and then rounded to float32:
-
-    - ``"quantile"``: the share of the training values at or below x, linear between the m
-      boundaries, which are quantiles at equal distances with equal ones merged:
-      (k + (x - b[k]) / (b[k + 1] - b[k])) / (m - 1) where b[k] <= x < b[k + 1]; 0 up to the
-      smallest, 1 from the largest on, and 0 always if there are fewer than two.
-    - ``"log1p"``: (sign(x) log(1 + abs(x)) - shift) * scale.
-    - else: (x - shift) * scale.
-
-    NaN counts as a null and becomes ``fill``.
-
-    Args:
-        boundaries: One strictly increasing float64 array a component, perhaps of no entry
-            (``"quantile"`` only, else an empty tuple).
-        shift: Subtracted before scaling.
-        scale: Multiplied after shifting.
-        fill: float32 dense value of a null.
-        minimum: Smallest value seen.
-        maximum: Largest value seen.
-        mean: Mean of the values seen.
-        profile: How the values seen were spread: cut points, and how many lay below the first,
-            between each two, and from the last on; one pair a component, or none.
-    """
-
-    boundaries: tuple[NDArray[np.float64], ...]
-    shift: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    fill: NDArray[np.float32]
-    minimum: NDArray[np.float64]
-    maximum: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    profile: tuple[tuple[NDArray[np.float64], NDArray[np.int64]], ...] = ()
-
-    def profile_of(
-        self, component: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64] | NDArray[np.float64]]:
-        """Return cut points and the counts, or shares, of training data between them.
-
-        Without a profile, that nothing lay outside the smallest and largest value is all that is
-        known.
-
-        Args:
-            component: Which one.
-        """
-        if self.profile:
-            return self.profile[component]
-        low, high = float(self.minimum[component]), float(self.maximum[component])
-        if not low <= high:  # no value was seen
-            return np.empty(0), np.zeros(1)
-        return np.array([low, np.nextafter(high, np.inf)]), np.array([0.0, 1.0, 0.0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -561,8 +474,6 @@ class Schema:
         return schema
 
     def __repr__(self) -> str:
-        from widedeep.schema_table import schema_table
-
         return schema_table(self)
 
 
@@ -588,16 +499,6 @@ def _bucket_text(cuts: NDArray[np.float64], bucket: int) -> str:
     if bucket == len(cuts):
         return f">= {cuts[-1]:g}"
     return f"[{cuts[bucket - 1]:g}, {cuts[bucket]:g})"
-
-
-def text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return the offsets (from 0, one more than there are values) and the bytes of a vocabulary."""
-    _, offsets, data = values.buffers()
-    window = np.frombuffer(offsets, np.int64, len(values) + 1, values.offset * 8)
-    if data is None:
-        return window - window[0], np.empty(0, np.uint8)
-    raw = np.frombuffer(data, np.uint8)[window[0] : window[-1]]
-    return window - window[0], raw
 
 
 def stored_spec(path: str | os.PathLike[str]) -> FeatureSpec:
@@ -748,3 +649,94 @@ def _rising(tensors: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float6
     if np.isnan(cuts).any() or not (np.diff(cuts) > 0).all():
         raise ValueError(f"tensor {name!r}: got cut points that do not rise")
     return cuts
+
+
+_HEADINGS = ("feature", "kind", "size", "missing", "placement")
+
+
+def schema_table(schema: Schema) -> str:
+    """Return a schema as text: a row a feature with kind, size, share of nulls, placement."""
+    rows = [_row(schema, feature) for feature in schema.spec.all_features]
+    widths = [max(len(row[i]) for row in [_HEADINGS, *rows]) for i in range(len(_HEADINGS))]
+    quantiles = (
+        "exact"
+        if schema.quantile_rows >= schema.rows
+        else f"exact on a sample of {schema.quantile_rows:,} rows"
+    )
+    head = (
+        f"Schema of {len(rows)} features, fitted on {schema.rows:,} rows "
+        f"(quantiles {quantiles}), fingerprint {schema.fingerprint[:12]}"
+    )
+    lines = [head, *(_line(row, widths) for row in [_HEADINGS, *rows])]
+    lines += [f"label: {_label(schema)}"]
+    if schema.history:
+        lines.append(f"history, computed by the join: {', '.join(schema.history)}")
+    lines += [f"note: {note}" for note in schema.notes]
+    return "\n".join(lines)
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = [
+        cell.rjust(width) if heading in ("size", "missing") else cell.ljust(width)
+        for cell, width, heading in zip(row, widths, _HEADINGS, strict=True)
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def _row(schema: Schema, feature: Feature) -> tuple[str, ...]:
+    size = feature.width if isinstance(feature, Numeric) else schema.id_count(feature.name)
+    missing = (
+        "" if isinstance(feature, Crossed) else f"{schema.missing.get(feature.source, 0.0):.1%}"
+    )
+    return (
+        feature.name,
+        kind_text(feature),
+        f"{size:,}",
+        missing,
+        place_text(schema, feature),
+    )
+
+
+def place_text(schema: Schema, feature: Feature) -> str:
+    """Return which parts of the model a feature goes to, as text."""
+    places = [
+        place
+        for place, names in (
+            ("wide", schema.spec.wide_names),
+            ("deep", schema.spec.deep_names),
+            ("item", schema.spec.item),
+            ("extra", schema.spec.extra),
+            ("training only", tuple(schema.spec.training_only)),
+        )
+        if feature.name in names
+    ]
+    return " + ".join(places) or "part of crosses"
+
+
+def kind_text(feature: Feature) -> str:
+    """Return what kind of feature it is, as text."""
+    if isinstance(feature, Numeric):
+        return f"numeric, {feature.transform}"
+    if isinstance(feature, Bucketized):
+        if feature.boundaries is not None:
+            return "bucketized"
+        return "bucketized, " + ("quantiles" if feature.bins is None else "bins")
+    if isinstance(feature, Crossed):
+        return "crossed, hashed" if feature.hash_buckets else "crossed"
+    if isinstance(feature, Categorical) and feature.hash_buckets:
+        return "categorical, hashed"
+    if isinstance(feature, Categorical) and feature.num_buckets:
+        return "categorical, identity"
+    return "categorical"
+
+
+def _label(schema: Schema) -> str:
+    parts = []
+    for head, column in schema.spec.labels.items():
+        if head in schema.classes:
+            parts.append(f"{column} ({len(schema.classes[head])} classes)")
+        elif head in schema.label_means:
+            parts.append(f"{column} (mean {schema.label_means[head]:.4g})")
+        else:
+            parts.append(column)
+    return ", ".join(parts) or "none"

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from widedeep.errors import FeatureError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
-from widedeep.features.toml import spec_from_table, spec_to_table, toml_text
+from widedeep.features.spec import spec_from_table, spec_to_table
+from widedeep.features.toml import toml_text
 
 NAMES = st.text(min_size=1, max_size=8) | st.text("ab._- '\"\\", min_size=1, max_size=6)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**40), 2**40)

@@ -11,7 +11,7 @@ from widedeep.bundle.graph import TowerGraph
 from widedeep.bundle.layout import BundleModel, DeepColumn
 from widedeep.data.batch import Batch
 from widedeep.errors import SchemaError
-from widedeep.features.sides import feature_side
+from widedeep.features.spec import feature_side
 from widedeep.kernels.score import Scorer, new_scorer
 from widedeep.schema import Schema
 

@@ -11,7 +11,7 @@ from typing import Any
 from widedeep.bundle.files import SCHEMA, read_warmup
 from widedeep.commands.find_bundle import served_bundle
 from widedeep.errors import BundleError, ConfigError
-from widedeep.features.sides import item_columns
+from widedeep.features.spec import item_columns
 from widedeep.schema import stored_spec
 from widedeep.serving.http.auth import load_keys
 from widedeep.serving.http.server import run_worker

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from widedeep.data.counting import ValueCounter
 from widedeep.data.fit_plan import FitPlan
 from widedeep.features import Bucketized, Categorical, Crossed, Feature, FeatureSpec, Numeric
-from widedeep.schema import FIRST_KNOWN_ID, ColumnType, NumericFit, Schema, Vocabulary
+from widedeep.features.learned import FIRST_KNOWN_ID
+from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
 
 _EMPTY = 'missing: "" counts as null by now, or no longer does'
 

@@ -13,7 +13,8 @@ from widedeep.data.roles import InferredColumn, assign_roles, joined_roles, labe
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
-from widedeep.features.toml import spec_to_table, toml_key, toml_value
+from widedeep.features.spec import spec_to_table
+from widedeep.features.toml import toml_key, toml_value
 
 __all__ = ["InferredSpec", "data_lines", "features_block", "infer_spec"]
 

@@ -17,8 +17,9 @@ from widedeep.data.batch import Batch
 from widedeep.data.fragments import origin_of
 from widedeep.errors import DataError, FeatureError, SchemaError, nearest
 from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
+from widedeep.features.learned import text_buffers
 from widedeep.kernels.transform import TransformPlan, TransformProgram, make_program
-from widedeep.schema import Schema, Vocabulary, text_buffers
+from widedeep.schema import Schema, Vocabulary
 
 if TYPE_CHECKING:
     from widedeep.kernels.transform import Encoded

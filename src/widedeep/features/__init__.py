@@ -4,18 +4,12 @@ A :class:`FeatureSpec` lists features by name. It holds no data: vocabularies an
 learned from it by :func:`widedeep.fit_schema` and live in a :class:`widedeep.Schema`.
 """
 
-from widedeep.features.kinds import (
-    Bucketized,
-    Categorical,
-    Combiner,
-    Crossed,
-    Feature,
-    Numeric,
-    bucketized,
-    categorical,
-    crossed,
-    numeric,
-)
+from widedeep.features.bucketized import Bucketized, bucketized
+from widedeep.features.categorical import Categorical, categorical
+from widedeep.features.crossed import Crossed, crossed
+from widedeep.features.kind import Combiner
+from widedeep.features.kinds import Feature
+from widedeep.features.numeric import Numeric, numeric
 from widedeep.features.spec import FeatureSpec
 
 __all__ = [

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
 from widedeep.features import Categorical, Crossed, Numeric
+from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.gate.config import GateConfig
-from widedeep.schema import FIRST_KNOWN_ID, Schema
+from widedeep.schema import Schema
 
 Floats = NDArray[np.float64]
 

@@ -16,6 +16,7 @@ from widedeep.bundle.plain_json import plain
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features import Crossed
+from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
 from widedeep.gate.labels import check_comparable
@@ -34,7 +35,6 @@ from widedeep.report.inspection import (
 from widedeep.report.neighbours import embedded_features, nearest_values
 from widedeep.report.page import report_page
 from widedeep.report.quality import kept_metrics, measure_quality
-from widedeep.schema import FIRST_KNOWN_ID
 
 __all__ = ["Report", "RunRecord", "make_report", "previous_version"]
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
 from widedeep.features import Bucketized, Categorical, Crossed
-from widedeep.schema import FIRST_KNOWN_ID, Schema
+from widedeep.features.learned import FIRST_KNOWN_ID
+from widedeep.schema import Schema
 
 _ROWS_OF_A_CHUNK = 2_000
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
 from widedeep.gate.drift import DriftCounts
-from widedeep.schema import Schema
-from widedeep.schema_table import kind_text, place_text
+from widedeep.schema import Schema, kind_text, place_text
 
 _TOP_VALUES = 3
 

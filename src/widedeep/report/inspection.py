@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, Explanation
 from widedeep.errors import DataError
-from widedeep.schema import FIRST_KNOWN_ID, Schema
+from widedeep.features.learned import FIRST_KNOWN_ID
+from widedeep.schema import Schema
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

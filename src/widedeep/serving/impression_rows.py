@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from widedeep.data.transform import UNITS, Moment, plain_value
-from widedeep.features.sides import item_columns
+from widedeep.features.spec import item_columns
 from widedeep.schema import ColumnType
 from widedeep.serving.candidates import inline_items
 from widedeep.serving.catalogue import Catalogue

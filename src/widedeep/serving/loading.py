@@ -19,7 +19,7 @@ from typing import Literal
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.bundle.manifest import MANIFEST, check_files, read_manifest
 from widedeep.errors import BundleError, ConfigError
-from widedeep.features.sides import item_columns
+from widedeep.features.spec import item_columns
 from widedeep.files import file_sha256
 from widedeep.serving.candidates import MAX_VALUES
 from widedeep.serving.catalogue import Catalogue

@@ -22,7 +22,7 @@ from widedeep.errors import (
     RequestError,
     nearest,
 )
-from widedeep.features.sides import item_columns
+from widedeep.features.spec import item_columns
 from widedeep.serving.candidates import (
     Candidates,
     InlineItems,

@@ -16,7 +16,7 @@ from widedeep.bundle.forward import tower_layers
 from widedeep.data.batch import Batch
 from widedeep.data.transform import plain_value
 from widedeep.features import Categorical, Crossed, FeatureSpec, Numeric
-from widedeep.features.sides import feature_side, item_columns
+from widedeep.features.spec import feature_side, item_columns
 from widedeep.kernels.halves import to_bfloat16
 from widedeep.kernels.ranker import EncodedSide, Side, SideSums, TransformSides, new_rank_scorer
 from widedeep.serving.shared_rows import Arrays

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from widedeep.errors import ConfigError
 from widedeep.features import FeatureSpec
-from widedeep.features.toml import spec_to_table, toml_text
+from widedeep.features.spec import spec_to_table
+from widedeep.features.toml import toml_text
 from widedeep.models.config import ModelConfig
 from widedeep.options import (
     COUNT,

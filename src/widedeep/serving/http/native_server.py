@@ -20,7 +20,7 @@ from numpy import float64, int64
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, Platt, PriorCorrection
-from widedeep.features.sides import item_columns
+from widedeep.features.spec import item_columns
 from widedeep.kernels.native_server import (
     RankRoute,
     has_native_server,

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from widedeep.features.sides import item_columns
+from widedeep.features.spec import item_columns
 from widedeep.serving.http.health import server_figures
 from widedeep.serving.http.service import Call, Reply, Service, json_reply
 from widedeep.serving.metrics import SCORE_EDGES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import widedeep as wd
-from widedeep.features.sides import feature_side, item_columns
+from widedeep.features.spec import feature_side, item_columns
 
 SPEC = wd.FeatureSpec(
     features=[

@@ -1,0 +1,108 @@
+"""What is learned from data for features: vocabularies and number transforms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+FIRST_KNOWN_ID = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Vocabulary:
+    """Known values in order of their ids, with how often each was seen.
+
+    Args:
+        values: An Arrow large_binary array (text), an int64 array (integers), or an int64 array of
+            shape (n, parts) with the part ids of each learned cross.
+        counts: int64, occurrences in the data the schema was fitted on; zeros for a given
+            vocabulary.
+        dropped: Distinct values left out by ``min_count`` and ``max_size``.
+        tail: The most frequent of those with their counts, which ``grow=`` adds to; None where they
+            were not kept. No part of what turns rows into ids.
+    """
+
+    values: pa.LargeBinaryArray | NDArray[np.int64]
+    counts: NDArray[np.int64]
+    dropped: int = 0
+    tail: Vocabulary | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def value(self, position: int) -> str | int | tuple[int, ...]:
+        """Return the value at a position (its id less the first known id), as Python sees it."""
+        if isinstance(self.values, np.ndarray):
+            entry = self.values[position]
+            return tuple(int(part) for part in entry) if entry.ndim else int(entry)
+        raw: bytes = self.values[position].as_py()
+        return raw.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NumericFit:
+    """What was learned for a numeric feature; arrays have one entry a component.
+
+    A raw value x becomes, in float64 and then rounded to float32:
+
+    - ``"quantile"``: the share of the training values at or below x, linear between the m
+      boundaries, which are quantiles at equal distances with equal ones merged:
+      (k + (x - b[k]) / (b[k + 1] - b[k])) / (m - 1) where b[k] <= x < b[k + 1]; 0 up to the
+      smallest, 1 from the largest on, and 0 always if there are fewer than two.
+    - ``"log1p"``: (sign(x) log(1 + abs(x)) - shift) * scale.
+    - else: (x - shift) * scale.
+
+    NaN counts as a null and becomes ``fill``.
+
+    Args:
+        boundaries: One strictly increasing float64 array a component, perhaps of no entry
+            (``"quantile"`` only, else an empty tuple).
+        shift: Subtracted before scaling.
+        scale: Multiplied after shifting.
+        fill: float32 dense value of a null.
+        minimum: Smallest value seen.
+        maximum: Largest value seen.
+        mean: Mean of the values seen.
+        profile: How the values seen were spread: cut points, and how many lay below the first,
+            between each two, and from the last on; one pair a component, or none.
+    """
+
+    boundaries: tuple[NDArray[np.float64], ...]
+    shift: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    fill: NDArray[np.float32]
+    minimum: NDArray[np.float64]
+    maximum: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    profile: tuple[tuple[NDArray[np.float64], NDArray[np.int64]], ...] = ()
+
+    def profile_of(
+        self, component: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64] | NDArray[np.float64]]:
+        """Return cut points and the counts, or shares, of training data between them.
+
+        Without a profile, that nothing lay outside the smallest and largest value is all that is
+        known.
+
+        Args:
+            component: Which one.
+        """
+        if self.profile:
+            return self.profile[component]
+        low, high = float(self.minimum[component]), float(self.maximum[component])
+        if not low <= high:  # no value was seen
+            return np.empty(0), np.zeros(1)
+        return np.array([low, np.nextafter(high, np.inf)]), np.array([0.0, 1.0, 0.0])
+
+
+def text_buffers(values: pa.LargeBinaryArray) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return the offsets (from 0, one more than there are values) and the bytes of a vocabulary."""
+    _, offsets, data = values.buffers()
+    window = np.frombuffer(offsets, np.int64, len(values) + 1, values.offset * 8)
+    if data is None:
+        return window - window[0], np.empty(0, np.uint8)
+    raw = np.frombuffer(data, np.uint8)[window[0] : window[-1]]
+    return window - window[0], raw
