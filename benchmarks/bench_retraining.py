@@ -29,9 +29,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from results_file import machine, write_section
 
-from widedeep.commands.find_bundle import served_bundle
-from widedeep.commands.run_directory import RunDirectory
-from widedeep.commands.train import WarmFrom, train_run
+from widedeep.cli.run_training import train_run
+from widedeep.cli.runs import RunDirectory, WarmFrom, served_bundle
 from widedeep.config import config_from_tables
 from widedeep.data.sources import Data
 from widedeep.gate import GateConfig, Verdict, validate, verdict_path

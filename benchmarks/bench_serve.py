@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 import torch
 from results_file import machine, write_section
 
-from widedeep.commands.bench_serve import started
+from widedeep.cli.bench import started
 from widedeep.serving.load import LoadReport, Target, run_load
 
 PEERS = Path(__file__).resolve().parent / "peers" / "serving"

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from widedeep.commands.simulate import simulate_store
+from widedeep.cli.simulate import simulate_store
 from widedeep.simulate import Popularity, StoreConfig
 
 

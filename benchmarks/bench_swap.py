@@ -36,7 +36,7 @@ from results_file import machine, write_section
 
 import widedeep as wd
 from widedeep.bundle import BundleHead, BundleModel, DeepColumn, write_bundle
-from widedeep.commands.bench_serve import started
+from widedeep.cli.bench import started
 from widedeep.schema import ColumnType, NumericFit
 
 USERS, ITEM_FIELDS, NUMBERS, CROSSES, VALUES = 13, 13, 13, 8, 10_000

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from bench_swap import CANDIDATES, publish, user_of, write_items
 
-from widedeep.commands.bench_serve import started
+from widedeep.cli.bench import started
 from widedeep.serving.load import LoadReport, Target, run_load
 
 ITEMS, BUCKETS, CONNECTIONS, KEPT = 5_000, 200_000, 4, 3

@@ -14,19 +14,19 @@ from tests.join.small_log import actions, impressions
 VERBS = [
     "init",
     "check",
+    "simulate",
     "join",
     "prepare",
     "train",
     "evaluate",
     "export",
-    "score",
-    "inspect",
     "validate",
     "publish",
-    "report",
     "rollback",
     "serve",  # which runs until it is told to end
-    "simulate",
+    "score",
+    "inspect",
+    "report",
     "bench",
 ]
 

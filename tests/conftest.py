@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from tests.ads import write_ads
 from tests.command_line import Ran, Run
-from widedeep.cli import main
+from widedeep.cli.main import main
 
 settings.register_profile("widedeep", deadline=None, derandomize=True)
 settings.load_profile("widedeep")

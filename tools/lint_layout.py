@@ -47,8 +47,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "publish": ("training", "gate"),
     "report": ("publish",),
     "simulate": ("config", "estimators", "publish", "join"),
-    "commands": ("report", "simulate"),
-    "cli": ("commands",),
+    "cli": ("report", "simulate"),
     "__main__": ("cli",),
 }
 

@@ -15,8 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from widedeep.commands.bench_table1 import table1_config, table1_in, table1_text
-from widedeep.simulate.table1 import Table1Config
+from widedeep.simulate.table1 import Table1Config, table1_config, table1_in, table1_text
 
 README = Path(__file__).with_name("README.md")
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from widedeep.cli import main
+from widedeep.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

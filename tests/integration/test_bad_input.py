@@ -406,7 +406,7 @@ DISK_FULL = """
 import resource, signal, sys
 import widedeep as wd
 from tests.integration import test_bad_input as t
-from widedeep.commands.run_directory import RunDirectory
+from widedeep.cli.runs import RunDirectory
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
 try:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import widedeep as wd
 from tests.ads import write_ads
-from widedeep.commands.train import make_trainer
+from widedeep.cli.run_training import make_trainer
 from widedeep.config import load_config
 
 SCORE_A_BUNDLE = """

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import widedeep as wd
 from tests.join.oracle import log_end
-from widedeep.cli import main
+from widedeep.cli.main import main
 from widedeep.errors import ConfigError
 from widedeep.join import (
     ActionLog,

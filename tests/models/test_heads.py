@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import widedeep as wd
-from widedeep.commands.train import export_checkpoint
+from widedeep.cli.export import export_checkpoint
 from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError
 from widedeep.models.heads import Binary, Head, Link, Multiclass, Regression, head_slices
 

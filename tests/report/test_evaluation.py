@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from widedeep.commands.find_bundle import load_bundle
+from widedeep.cli.runs import load_bundle
 from widedeep.errors import BundleError, DataError
 from widedeep.report.evaluation import evaluate_bundle
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.serving.test_registry import registry_of, serving, status
 from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
-from widedeep.cli import main
+from widedeep.cli.main import main
 from widedeep.serving import version_watcher as following
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.registry import NoVersion, OrderPending, Registry

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving.versions import USER, eventually, publish
-from widedeep.cli import main
+from widedeep.cli.main import main
 from widedeep.errors import ConfigError
 from widedeep.serving import admin_actions as orders
 from widedeep.serving.registry import Registry

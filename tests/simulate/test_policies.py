@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from widedeep.commands.simulate import simulate_store
+from widedeep.cli.simulate import simulate_store
 from widedeep.errors import ConfigError, RequestError
 from widedeep.join import (
     ActionLog,

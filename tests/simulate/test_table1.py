@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.command_line import Run
-from widedeep.commands.bench_table1 import table1_config, table1_document, table1_text
 from widedeep.errors import ConfigError
 from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.table1 import (
@@ -22,6 +21,9 @@ from widedeep.simulate.table1 import (
     interval,
     lift,
     run_table1,
+    table1_config,
+    table1_document,
+    table1_text,
 )
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import widedeep as wd
-from widedeep.commands.train import export_checkpoint
+from widedeep.cli.export import export_checkpoint
 from widedeep.errors import BundleError
 
 ROWS: list[dict[str, Any]] = [

@@ -1,0 +1,270 @@
+"""The verb `bench`: measurements that anyone can repeat."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from widedeep.cli.output import print_json, print_table, print_text, say
+from widedeep.cli.parser import GOOD, NO, VerbParser, Verbs, add_verb, positive, real, threads
+from widedeep.errors import ConfigError
+from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.load import LoadReport, Target, run_load
+
+if TYPE_CHECKING:
+    pass
+
+
+_BODIES = 64
+
+
+_START_S = 300.0
+
+
+EXAMPLE = "  widedeep bench table1 --seeds 2\n  widedeep bench serve runs/ads"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be measured."""
+    targets = parser.add_subparsers(
+        title="targets", metavar="TARGET", required=True, parser_class=VerbParser
+    )
+    _add_table1(targets)
+    _add_serve(targets)
+
+
+def _add_table1(targets: Verbs) -> None:
+    parser = add_verb(
+        targets,
+        "table1",
+        "wide, deep, and both on the same logs: offline AUC, and installs in a live A/B test",
+        _table1,
+        example="  widedeep bench table1                       # five stores, some minutes\n"
+        "  widedeep bench table1 --memorisation 0      # the wide part has nothing to remember\n\n"
+        "Exit code 1 if Wide & Deep is not significantly ahead of both.",
+    )
+    parser.add_argument("--out", metavar="FOLDER", help="keep logs, examples and bundles there")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="stores, 2 to 10 (default: 5)")
+    parser.add_argument("--days", type=positive, metavar="N", help="logged for training")
+    parser.add_argument("--requests", type=positive, metavar="N", help="a day, logged for training")
+    parser.add_argument("--live", type=positive, metavar="N", help="requests a day of the A/B test")
+    parser.add_argument("--threads", type=threads, metavar="N", help="of training; default: all")
+    parser.add_argument(
+        "--apart", action="store_true", help="also try Wide & Deep without its cross"
+    )
+    for name in ("memorisation", "generalisation"):
+        parser.add_argument(f"--{name}", type=real, metavar="X", help="strength, default 1")
+
+
+def _table1(arguments: argparse.Namespace) -> int:
+    from widedeep.simulate.table1 import table1_config, table1_document, table1_in, table1_text
+
+    found = table1_in(
+        None if arguments.out is None else Path(arguments.out),
+        table1_config(
+            seeds=arguments.seeds,
+            days=arguments.days,
+            requests=arguments.requests,
+            live_requests=arguments.live,
+            threads=arguments.threads,
+            memorisation=arguments.memorisation,
+            generalisation=arguments.generalisation,
+            without_cross=arguments.apart,
+        ),
+        on_progress=say,
+    )
+    if arguments.json:
+        print_json(table1_document(found))
+    else:
+        print_text(table1_text(found))
+    ahead = all(found.lift("wide & deep", other).significant for other in ("wide", "deep"))
+    return GOOD if ahead else NO
+
+
+def _add_serve(targets: Verbs) -> None:
+    parser = add_verb(
+        targets,
+        "serve",
+        "start a server on loopback and load it: latency, requests a second, CPU a request",
+        _serve,
+        example="  widedeep bench serve models/ads --items items.parquet --item-id app\n"
+        "  widedeep bench serve runs/run --connections 1 8 --seconds 10\n\n"
+        "Exit code 1 if a request failed.",
+    )
+    parser.add_argument("models", metavar="MODELS", help="as widedeep serve takes it")
+    parser.add_argument("--items", metavar="PARQUET", help="the items' catalogue")
+    parser.add_argument("--item-id", metavar="COLUMN", help="its column of ids")
+    parser.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16")
+    parser.add_argument("--workers", type=threads, default=1, help="processes (default: 1)")
+    parser.add_argument("--threads", type=threads, default=1, help="of a request (default: 1)")
+    parser.add_argument(
+        "--candidates", type=positive, default=200, metavar="N", help="a request (default: 200)"
+    )
+    parser.add_argument(
+        "--connections",
+        type=positive,
+        nargs="+",
+        default=[1, 4, 16],
+        metavar="N",
+        help="with a request under way on each (default: 1 4 16, one run each)",
+    )
+    parser.add_argument(
+        "--seconds", type=positive, default=5, metavar="S", help="a run, 60 at most (default: 5)"
+    )
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.seconds > 60 or max(arguments.connections) > 256:
+        raise ConfigError("bench serve: at most 60 seconds a run, and 256 connections")
+    words = [
+        arguments.models,
+        *catalogue_words(arguments.items, arguments.item_id),
+        *("--workers", str(arguments.workers), "--threads", str(arguments.threads)),
+        # Every connection may wait: how the server refuses is another question.
+        *("--queue", "512"),
+        *(["--bfloat16"] if arguments.bfloat16 else []),
+    ]
+    found = bench_server(
+        words,
+        items=arguments.items,
+        item_id=arguments.item_id,
+        candidates=arguments.candidates,
+        connections=arguments.connections,
+        seconds=arguments.seconds,
+    )
+    if arguments.json:
+        print_json(load_document(found))
+    else:
+        headings = ["connections", "p50 ms", "p99 ms", "requests/s", "CPU ms/request", "failed"]
+        print_table(headings, load_rows(found), right=headings)
+    return NO if any(report.failures or not report.requests for report in found) else GOOD
+
+
+# ---- a server under load ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def started(words: Sequence[str]) -> Iterator[Target]:
+    """Run ``widedeep serve`` on a free port of loopback until the block ends."""
+    command = [sys.executable, "-m", "widedeep", "serve", *words, "--http", ":0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise ConfigError("the server ended before it listened; it said why above")
+        port = int(json.loads(line)["http"].rpartition(":")[2])
+        target = Target(port=port, process=process.pid)
+        _wait_ready(process, target)
+        yield target
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def _wait_ready(process: subprocess.Popen[str], target: Target) -> None:
+    end = time.monotonic() + _START_S
+    while process.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            if _get(target, "/health/ready")[0] == 200:
+                return
+        time.sleep(0.05)
+    raise ConfigError("the server was not ready; its log above, or its /v1/status, says why")
+
+
+def _get(target: Target, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(target.host, target.port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def rank_bodies(
+    stored: Sequence[dict[str, Any]], ids: Sequence[Any] | None, candidates: int
+) -> list[bytes]:
+    """Return bodies of POST /v1/rank: stored users, and candidates drawn at random."""
+    if not stored:
+        raise ConfigError("the bundle holds no stored requests to ask with; export it anew")
+    rng = np.random.default_rng(0)
+    bodies = []
+    for number in range(_BODIES):
+        body: dict[str, Any] = {"user": stored[number % len(stored)]["user"]}
+        if ids is not None:
+            body["candidates"] = [ids[at] for at in rng.integers(0, len(ids), candidates)]
+        else:
+            drawn = [stored[at]["item"] for at in rng.integers(0, len(stored), candidates)]
+            names = {name: None for item in drawn for name in item}
+            body["items"] = {name: [item.get(name) for item in drawn] for name in names}
+        bodies.append(json.dumps(body, separators=(",", ":")).encode())
+    return bodies
+
+
+def bench_server(
+    words: Sequence[str],
+    *,
+    items: str | None,
+    item_id: str | None,
+    candidates: int,
+    connections: Sequence[int],
+    seconds: float,
+) -> list[LoadReport]:
+    """Start a server and load it, with ever more connections."""
+    ids = None if items is None else Catalogue.read(items, id_column=str(item_id)).ids
+    with started(words) as target:
+        status, answer = _get(target, "/v1/page/choices")
+        if status != 200:
+            raise ConfigError(f"the server tells no stored requests: HTTP {status}")
+        model = json.loads(answer)["models"][0]
+        bodies = rank_bodies(model["stored"], ids, candidates)
+        return [
+            run_load(target, bodies, connections=count, seconds=seconds) for count in connections
+        ]
+
+
+def load_document(reports: Sequence[LoadReport]) -> dict[str, Any]:
+    """Return what --json prints."""
+    return {"runs": [dataclasses.asdict(report) for report in reports]}
+
+
+def load_rows(reports: Sequence[LoadReport]) -> list[list[str]]:
+    """Return the table's rows: connections, p50, p99, requests a second, CPU ms, failures."""
+    return [
+        [
+            str(each.connections),
+            f"{each.p50_ms:.2f}",
+            f"{each.p99_ms:.2f}",
+            f"{each.requests_per_s:,.0f}",
+            f"{each.cpu_ms:.3f}",
+            ", ".join(f"{count} x {status}" for status, count in each.failures.items()) or "0",
+        ]
+        for each in reports
+    ]
+
+
+def catalogue_words(items: str | None, item_id: str | None) -> list[str]:
+    """Return the options of ``widedeep serve`` for a catalogue."""
+    if items is None and item_id is None:
+        return []
+    if items is None or item_id is None:
+        raise ConfigError("--items PARQUET and --item-id COLUMN go together")
+    if not Path(items).exists():
+        raise ConfigError(f"got --items {items}: there is no such file")
+    return ["--items", items, "--item-id", item_id]

@@ -1,0 +1,559 @@
+"""The verb `check`: does a configuration fit its data? Answered from a sample, without training."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from widedeep.cli.join import check_join, is_join_file, join_check_document, print_join_check
+from widedeep.cli.output import count, print_json, print_next, print_table, print_text
+from widedeep.cli.parser import GOOD, NO, add_set, positive
+from widedeep.cli.runs import RunDirectory, train_command, training_data
+from widedeep.config import load_config, load_follow_config
+from widedeep.data.batch import count_values
+from widedeep.data.fit import declared_types, fit_schema
+from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_columns, sample_rows
+from widedeep.data.sources import open_source
+from widedeep.data.transform import Transform
+from widedeep.errors import ConfigError, DataError, WideDeepError, nearest
+from widedeep.features import FeatureSpec, Numeric
+from widedeep.schema import Schema
+from widedeep.training.config import DataConfig, RunConfig
+
+if TYPE_CHECKING:
+    from widedeep.training.trainer import Trainer
+
+EXAMPLE = (
+    "  widedeep check ads.toml\n"
+    "  widedeep check ads.toml --set data.train=other.parquet --rows 100000\n"
+    "  widedeep check join.toml       # of a join: a sample of its users is joined\n\n"
+    "Ends with 1 if training, or the join, could not succeed."
+)
+NEXT = "widedeep train ads.toml"
+
+
+_MISSING_MUCH = 0.5
+
+
+_UNSEEN_MUCH = 0.2
+
+
+_SHOWN = 10
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("config", metavar="CONFIG.toml", help="the configuration")
+    parser.add_argument(
+        "--rows",
+        type=positive,
+        default=50_000,
+        help="rows to look at in each file, or impressions to join (default: 50,000)",
+    )
+    add_set(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    if is_join_file(arguments.config):
+        return _check_join_file(arguments)
+    report = check_run(arguments.config, arguments.set, rows=arguments.rows)
+    if arguments.json:
+        print_json(_check_document(report))
+    else:
+        _print_check(report)
+        if report.problems:
+            print_text(f"\n{count(len(report.problems), 'problem')}; training would fail")
+        else:
+            print_text("\nno problems found")
+            print_next(*train_command(arguments))
+    return NO if report.problems else GOOD
+
+
+def _check_join_file(arguments: argparse.Namespace) -> int:
+    found = check_join(arguments.config, arguments.set, rows=arguments.rows)
+    if arguments.json:
+        print_json(join_check_document(found))
+    else:
+        print_join_check(found, arguments.config, arguments.set)
+    return NO if found.problems else GOOD
+
+
+def _check_document(report: CheckReport) -> dict[str, Any]:
+    inputs = {
+        found.role: {
+            "data": found.place,
+            "rows": found.rows,
+            "sampled": found.sampled,
+            "columns": {
+                c.name: {"type": str(c.arrow_type), "distinct": c.distinct, "missing": c.missing}
+                for c in found.columns
+            },
+        }
+        for found in report.inputs
+    }
+    return {
+        "ok": not report.problems,
+        "problems": report.problems,
+        "notes": report.notes,
+        "labels": report.labels,
+        "inputs": inputs,
+    }
+
+
+def _print_check(report: CheckReport) -> None:
+    for found in report.inputs:
+        rows = f"{found.rows:,} rows" if found.rows is not None else "not counted"
+        print_text(f"{found.role}: {found.place} ({rows}, {found.sampled:,} sampled)")
+        if found.role == "train":
+            cells = [[c.name, str(c.arrow_type), c.describe()] for c in found.columns]
+            print_table(["column", "type", "holds"], cells)
+            print_text()
+    for label, values in report.labels.items():
+        print_text(f"label {label}: {values}")
+    if report.schema is not None:
+        whole = report.inputs[0].rows == report.inputs[0].sampled
+        print_text("" if whole else "\nOf the sample alone:")
+        print_text(repr(report.schema))
+    if report.notes or report.problems:
+        print_text()
+    for note in report.notes:
+        print_text(f"note: {note}")
+    for problem in report.problems:
+        print_text(f"problem: {problem}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputReport:
+    """One data set of a run."""
+
+    role: str  # ``"train"``, ``"valid"`` or ``"test"``
+    place: str | list[str]  # Its path, glob or list of paths
+    rows: int | None  # Rows in all, or None where only its beginning was read
+    sampled: int  # Rows looked at
+    columns: list[ColumnProfile]  # What the columns hold that the run reads
+
+
+@dataclass(kw_only=True)
+class CheckReport:
+    """What a check found."""
+
+    # What must be put right before training can succeed
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # What a person should know
+    inputs: list[InputReport] = field(default_factory=list)  # The data sets that could be read
+    # By label column: its values with their shares, or its range
+    labels: dict[str, str] = field(default_factory=dict)
+    schema: Schema | None = None  # Fitted on the sample, or None if that failed
+
+
+def check_run(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, rows: int = SAMPLE_ROWS
+) -> CheckReport:
+    """Check a configuration and a sample of its data."""
+    report = CheckReport()
+    if not os.path.exists(path):
+        raise ConfigError(f"{path}: no such file; 'widedeep init DATA' writes one")
+    try:
+        config = load_config(path, overrides)
+    except WideDeepError as error:
+        report.problems.append(str(error))
+        return report
+    _check_optimizers(config, report)
+    _check_follow(path, overrides, report)
+    _check_place(RunDirectory.of_config(path), report)
+    samples = _check_inputs(config, report, rows)
+    if "train" in samples:
+        _check_labels(config, samples["train"], report)
+        _check_schema(config, samples, report)
+        if len(samples) == sum(place is not None for place in _places(config).values()):
+            _check_whole_columns(config, report.schema, report)
+    return report
+
+
+def _check_follow(
+    path: str | os.PathLike[str], overrides: Sequence[str], report: CheckReport
+) -> None:
+    try:
+        load_follow_config(path, overrides)
+    except WideDeepError as error:
+        report.problems.append(str(error))
+
+
+def _check_place(directory: RunDirectory, report: CheckReport) -> None:
+    """Say whether the run's folder can be written, and what is in it."""
+    folder = directory.path.absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        why = "may not be written" if existing.is_dir() else "is a file"
+        report.problems.append(
+            f"{directory.path}: the run cannot be written there: {existing} {why}; name another "
+            "folder with --out DIR"
+        )
+        return
+    try:
+        directory.check_free()
+    except WideDeepError as error:
+        report.notes.append(str(error))
+
+
+def _check_optimizers(config: RunConfig, report: CheckReport) -> None:
+    from widedeep.optim import make_optimizer
+
+    for part in ("wide", "deep", "dense"):
+        table = getattr(config.train, part)
+        try:
+            if table is not None:
+                make_optimizer(table)
+        except WideDeepError as error:
+            report.problems.append(f"[train] {part}: {error}")
+    if config.train.patience is not None and not _has_valid(config):
+        report.problems.append(
+            f"[train] patience = {config.train.patience} needs validation data; write "
+            "valid_fraction = 0.1 or valid = FILE under [data]"
+        )
+
+
+def _has_valid(config: RunConfig) -> bool:
+    return config.data.valid is not None or config.data.valid_fraction > 0
+
+
+def _check_split(data: DataConfig, report: CheckReport) -> None:
+    if data.train is None:
+        report.problems.append('[data] names no training data; write train = "FILE"')
+    if data.valid is not None and data.valid_fraction:
+        report.notes.append("[data] valid is given, so valid_fraction is not used")
+    if not data.valid_fraction and (data.valid_by or data.valid_latest):
+        report.notes.append("[data] without valid_fraction, valid_by and valid_latest say nothing")
+
+
+def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str, Sample]:
+    data, places = config.data, _places(config)
+    _check_split(data, report)
+    for role in ("valid", "test"):
+        if places[role] is not None and _same_place(places[role], data.train):
+            report.notes.append(f"[data] {role} is the training data: its metrics will flatter")
+    samples: dict[str, Sample] = {}
+    for role, place in places.items():
+        if place is None:
+            continue
+        try:
+            sample = sample_rows(place, rows=rows, column_types=declared_types(config.spec))
+        except WideDeepError as error:
+            report.problems.append(f"[data] {role}: {error}")
+            continue
+        if _check_columns(config, role, sample, report):
+            samples[role] = sample
+        wanted = [name for name in sample.table.column_names if name in _columns(config)]
+        profile = profile_columns(sample.table.select(wanted))
+        seen = sample.table.num_rows
+        report.inputs.append(
+            InputReport(role=role, place=place, rows=sample.total, sampled=seen, columns=profile)
+        )
+        if role == "train":
+            _note_columns(config, profile, report)
+    return samples
+
+
+def _places(config: RunConfig) -> dict[str, str | list[str] | None]:
+    return {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}
+
+
+def _same_place(one: str | list[str] | None, other: str | list[str] | None) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return os.path.realpath(one) == os.path.realpath(other)
+    return one == other
+
+
+def _columns(config: RunConfig) -> dict[str, str]:
+    """Return the columns a run reads, and what for."""
+    spec = config.spec
+    found = dict.fromkeys(spec.columns(), "a feature reads")
+    found.update(dict.fromkeys(spec.labels.values(), "is the label"))
+    for name, what in ((spec.weight, "is the weight"), (spec.group, "is the group")):
+        if name is not None:
+            found[name] = what
+    return found
+
+
+def _check_columns(config: RunConfig, role: str, sample: Sample, report: CheckReport) -> bool:
+    present = sample.table.column_names
+    absent = {n: what for n, what in _columns(config).items() if n not in present}
+    for name, what in absent.items():
+        hint = nearest(name, present)
+        report.problems.append(f"[data] {role}: has no column {name!r}, which {what}; {hint}")
+    return not absent
+
+
+def _note_columns(config: RunConfig, columns: Sequence[ColumnProfile], report: CheckReport) -> None:
+    features = set(config.spec.columns())
+    for column in columns:
+        if column.name not in features:
+            continue
+        if column.constant:
+            report.notes.append(
+                f"column {column.name!r} is constant in the sample: {_same(column)}"
+            )
+        elif column.missing > _MISSING_MUCH:
+            report.notes.append(f"column {column.name!r} is {column.missing:.0%} missing")
+        elif column.names_rows and not _is_number(config, column.name):
+            report.notes.append(
+                f"column {column.name!r} has {column.distinct:,} values in {column.rows:,} rows: "
+                "it names rows, and nothing can be learned from it"
+            )
+
+
+def _same(column: ColumnProfile) -> str:
+    return f"always {column.top[0][0]}" if column.top else "always null"
+
+
+def _is_number(config: RunConfig, name: str) -> bool:
+    return any(isinstance(f, Numeric) and f.source == name for f in config.spec.all_features)
+
+
+def _check_labels(config: RunConfig, sample: Sample, report: CheckReport) -> None:
+    if not config.spec.labels:
+        report.problems.append('[data] names no label; write label = "COLUMN"')
+    wanted = [*config.spec.labels.values(), config.spec.weight]
+    table = sample.table.select([name for name in wanted if name is not None])
+    for column in profile_columns(table):
+        if column.name != config.spec.weight:
+            report.labels[column.name] = _label_values(column)
+
+
+def _label_values(column: ColumnProfile) -> str:
+    if column.distinct > 10:
+        return column.describe()
+    return ", ".join(f"{text} {count / max(1, column.values):.1%}" for text, count in column.top)
+
+
+def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckReport) -> None:
+    """Fit and encode the sample, as training will do with all rows."""
+    try:
+        schema = fit_schema(config.spec, samples["train"].table)
+    except WideDeepError as error:
+        nulls = any(samples["train"].table[c].null_count for c in config.spec.labels.values())
+        if not nulls:  # told of all rows, below
+            report.problems.append(f"[data] train: {error}")
+        return
+    report.schema = schema
+    report.notes += list(schema.notes)
+    for role, sample in samples.items():
+        try:
+            _check_encoding(schema, role, sample.table, report)
+        except WideDeepError as error:
+            report.problems.append(f"[data] {role}: {error}")
+
+
+def _check_whole_columns(config: RunConfig, schema: Schema | None, report: CheckReport) -> None:
+    """Make what training makes, and hold every label and weight against it."""
+    try:
+        _, valid = training_data(config)
+        targets = {"train": read_targets(config.spec, config.data.train)}
+        for role, data in (("valid", valid), ("test", config.data.test)):
+            if data is not None:
+                targets[role] = read_targets(config.spec, data)
+    except WideDeepError as error:
+        report.problems.append(str(error))
+        return
+    report.problems += targets["train"].single_valued()
+    trainer = None if schema is None else _trial(config, schema, targets, report)
+    heads = () if trainer is None else trainer.model.heads
+    classes = {} if trainer is None else trainer.model.schema.classes
+    for role, found in targets.items():
+        stops = role == "valid" and config.train.early_stopping is not False
+        problems = found.problems(heads, classes, config.train.monitor if stops else None)
+        if role == "valid" and config.data.valid is None:  # a share of rows that train has told of
+            problems = [problem for problem in problems if "monitor" in problem]
+        report.problems += [f"[data] {role}: {problem}" for problem in problems]
+
+
+def _trial(
+    config: RunConfig, schema: Schema, targets: Mapping[str, Targets], report: CheckReport
+) -> Trainer | None:
+    """The trainer that training would make, with the classes of all rows."""
+    from widedeep.cli.run_training import early_stopping, make_trainer
+    from widedeep.training.early_stopping import EarlyStopping
+    from widedeep.training.evaluation import metric_names
+
+    # The sample's classes may be fewer than those of all rows.
+    labels = config.spec.labels
+    classes = {head: targets["train"].classes(labels[head]) for head in schema.classes}
+    try:
+        trainer = make_trainer(replace(schema, classes=classes), config, progress=False)
+        stopping = early_stopping(config.train, has_valid="valid" in targets)
+        if isinstance(stopping, EarlyStopping):
+            stopping.check_monitor(metric_names(trainer.model))
+    except WideDeepError as error:
+        if str(error) not in report.problems:
+            report.problems.append(str(error))
+        return None
+    return trainer
+
+
+def _check_encoding(schema: Schema, role: str, table: pa.Table, report: CheckReport) -> None:
+    batch = Transform(schema)(table, targets=bool(schema.spec.labels))
+    if role == "train":
+        return
+    for name, (unseen, total) in count_values(schema, batch).items():
+        if total and unseen / total > _UNSEEN_MUCH:
+            report.notes.append(
+                f"[data] {role}: {unseen / total:.0%} of the values of {name!r} are not in the "
+                "training sample"
+            )
+
+
+# ---- labels and weights, read whole -----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """Columns of labels, and of weights if the spec names one, of all rows."""
+
+    spec: FeatureSpec  # Says what the columns are
+    table: pa.Table  # The columns, text in full
+
+    def classes(self, column: str) -> tuple[str, ...]:
+        """Return the classes of a label that is text, sorted; none for numbers."""
+        if self.spec.label_vocabulary or not _is_text(self.table[column].type):
+            return tuple(self.spec.label_vocabulary or ())
+        return tuple(sorted(v for v in pc.unique(self.table[column]).to_pylist() if v is not None))
+
+    def problems(
+        self, heads: Sequence[Any], classes: Mapping[str, Sequence[str]], monitor: str | None
+    ) -> list[str]:
+        """Return what training or evaluation would refuse."""
+        weights, found = self._weights()
+        reasons: dict[str, str] = {}
+        for column in self.spec.labels.values():
+            found += self._nulls(column)
+        for head, column in zip(heads, self.spec.labels.values(), strict=False):
+            if self.table[column].null_count:
+                continue
+            try:
+                labels = self._labels(head, column, tuple(classes.get(head.name, ())))
+            except DataError as error:
+                found.append(str(error))
+                continue
+            if weights is None or (weights > 0).any():
+                prefix = f"{head.name}/" if len(heads) > 1 else ""
+                reasons |= {f"{prefix}{k}": v for k, v in _undefined(head, labels, weights).items()}
+        if monitor in reasons:
+            found.append(f"[train] monitor = {monitor!r} is not defined: {reasons[monitor]}")
+        return found
+
+    def single_valued(self) -> list[str]:
+        """Return what to say of labels that have one value alone."""
+        return [
+            f"label {column!r} is always {values[0].as_py()}, expected at least two values: "
+            "nothing can be learned"
+            for column in self.spec.labels.values()
+            if len(values := pc.unique(self.table[column].drop_null())) == 1
+        ]
+
+    def _nulls(self, column: str) -> list[str]:
+        values = self.table[column]
+        if not values.null_count:
+            return []
+        return [
+            f"label {column!r} is null in {values.null_count / len(values):.2%} of the rows (the "
+            f"first: row {_first(pc.is_null(values))}); drop them"
+        ]
+
+    def _labels(self, head: Any, column: str, known: tuple[str, ...]) -> np.ndarray[Any, Any]:
+        """A label's column as the numbers that a head learns."""
+        import torch
+
+        values = self.table[column]
+        name = f"label {column!r}"
+        if _is_text(values.type):
+            places = pc.index_in(values, pa.array(known, pa.string()))
+            if places.null_count:
+                row = _first(pc.is_null(places))
+                raise DataError(
+                    f"{name} (row {row}): got {values[row].as_py()!r}, expected one of "
+                    f"{list(known[:_SHOWN])}, the classes of the training data"
+                )
+            return np.asarray(places, np.float32)
+        try:
+            labels = np.asarray(values.cast(pa.float64()))
+        except pa.ArrowException as error:
+            raise DataError(f"{name}: got a column of {values.type}, expected numbers") from error
+        if not np.isfinite(labels).all():
+            row = int((~np.isfinite(labels)).argmax())
+            raise DataError(f"{name} (row {row}): got {labels[row]}, expected a finite number")
+        try:
+            head.check_labels(torch.from_numpy(labels.astype(np.float32)), column)
+        except DataError as error:
+            told = str(error).replace("(example", "(row").replace(" of a batch", "")
+            raise DataError(told) from error
+        return labels.astype(np.float32)
+
+    def _weights(self) -> tuple[np.ndarray[Any, Any] | None, list[str]]:
+        """The weights, and what is wrong with them."""
+        column = self.spec.weight
+        if column is None:
+            return None, []
+        values, name = self.table[column], f"weight {column!r}"
+        try:
+            weights = np.asarray(values.cast(pa.float64()))
+        except pa.ArrowException:
+            return None, [f"{name}: got a column of {values.type}, expected numbers >= 0"]
+        bad = ~(np.isfinite(weights) & (weights >= 0))
+        if bad.any():
+            row = int(bad.argmax())
+            got = f"{weights[row]:g}" if values[row].is_valid else "null"
+            return None, [f"{name}: got {got} in row {row}, expected numbers >= 0"]
+        if not weights.any():
+            return weights, [f"{name}: got 0 in every row; give some rows a weight above 0"]
+        return weights, []
+
+
+def read_targets(spec: FeatureSpec, data: Any) -> Targets:
+    """Read the labels and weights of all rows."""
+    names = [*spec.labels.values(), *([] if spec.weight is None else [spec.weight])]
+    with open_source(data, columns=names) as source:
+        if not source.num_rows:
+            raise DataError("got no rows; expected at least one example")
+        table = pa.concat_tables([source.read(part, names) for part in source.fragments])
+    columns = [_plain(column) for column in table.columns]
+    return Targets(spec=spec, table=pa.table(columns, names=table.column_names))
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()) if _is_text(column.type) else column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()) or (
+        pa.types.is_string_view(kind)
+    )
+
+
+def _first(flags: pa.ChunkedArray) -> int:
+    return int(np.asarray(flags).argmax())
+
+
+def _undefined(
+    head: Any, labels: np.ndarray[Any, Any], weights: np.ndarray[Any, Any] | None
+) -> dict[str, str]:
+    """Why metrics are not defined for these labels, whatever the model predicts."""
+    from widedeep.training.evaluation import HeadMetrics, make_metrics
+
+    metrics: HeadMetrics = make_metrics(head, groups=False)
+    scores = np.zeros((len(labels), head.width), np.float32)
+    if head.kind == "multiclass":
+        metrics.update(scores, labels.astype(np.int64), weights)
+    else:
+        metrics.update(scores[:, 0], labels, weights)
+    metrics.compute()
+    return {k: v for k, v in metrics.reasons.items() if k not in ("precision", "recall")}

@@ -1,0 +1,77 @@
+"""The verb `export`: a checkpoint as a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+from widedeep.bundle import Bundle
+from widedeep.cli.output import print_json, print_text, shown_path
+from widedeep.cli.parser import GOOD
+from widedeep.cli.runs import run_of
+from widedeep.cli.validate import print_validate
+from widedeep.config import config_from_tables
+from widedeep.errors import BundleError, CheckpointError, ConfigError
+from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
+
+EXAMPLE = (
+    "  widedeep export runs/ads -o bundles/ads-2\n"
+    "  widedeep export runs/ads/checkpoints/step-0000001500 -o bundles/ads-early"
+)
+NEXT = "widedeep validate bundles/ads-2 --data runs/ads"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("model", metavar="RUN_DIR|CHECKPOINT", help="a run, or a step-* folder")
+    parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--force", action="store_true", help="replace BUNDLE")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    bundle, checkpoint = export_checkpoint(
+        arguments.model, arguments.out, overwrite=arguments.force
+    )
+    if arguments.json:
+        print_json({"bundle": bundle.path, "checkpoint": checkpoint, "metrics": bundle.metrics})
+    else:
+        print_text(f"from {checkpoint}")
+        print_text(repr(bundle))
+        run = checkpoint.parent.parent
+        print_validate(Path(arguments.out), [] if run_of(run) is None else [shown_path(run)])
+    return GOOD
+
+
+def export_checkpoint(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
+) -> tuple[Bundle, Path]:
+    """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle."""
+    if Path(out).exists() and not overwrite:
+        raise BundleError(f"{out}: is there already; name another folder, or add --force")
+    from widedeep.cli.run_training import make_trainer
+
+    place = find_checkpoint(path)
+    checkpoint = read_checkpoint(place)
+    config = config_from_tables(checkpoint.state["config"], origin=str(place))
+    # What a GPU trained is exported anywhere.
+    here = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu"))
+    try:
+        trainer = make_trainer(checkpoint.schema, here, progress=False)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{place}: its trainer cannot be made from its configuration ({error}); export it "
+            "where it was made: trainer.export(...)"
+        ) from error
+    known = {f"module/{name}" for name in trainer.model.dense_state()}
+    unknown = {n for n in checkpoint.tensors if n.startswith("module/")} - known
+    if unknown:
+        raise CheckpointError(
+            f"{place}: holds {sorted(unknown)[0]!r}, part of a tower that the configuration does "
+            "not describe; export it where it was made: trainer.export(...)"
+        )
+    trainer.load_checkpoint(place)
+    trainer.config = dataclasses.replace(trainer.config, device=config.train.device)
+    return trainer.export(out, overwrite=overwrite), place

@@ -1,0 +1,161 @@
+"""The verb `init`: a first configuration for a table, guessed from a sample and explained."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from widedeep.cli.output import print_json, print_next, print_table, print_text
+from widedeep.cli.parser import GOOD
+from widedeep.config import config_from_tables
+from widedeep.data.infer import InferredSpec, data_lines, features_block, infer_spec
+from widedeep.data.roles import no_label
+from widedeep.errors import ConfigError
+from widedeep.features.toml import toml_value
+from widedeep.files import write_text_whole
+
+EXAMPLE = (
+    "  widedeep init train.parquet --label click -o ads.toml\n"
+    "  widedeep check ads.toml\n\n"
+    "Numbers become numeric features and bins, text, lists and integer keys categorical ones;\n"
+    "columns that name rows, times and constants are left out; crosses that gain on held rows\n"
+    "are suggested. Each line says what it was guessed from: read it through."
+)
+NEXT = "widedeep check ads.toml"
+
+
+_VALID_FRACTION = 0.1
+
+
+# Without a line on early stopping or optimizers, so that they follow the defaults.
+_TRAIN_BLOCK = """[train]
+epochs = "auto"  # by the number of rows; the best model on the validation data is kept
+batch_size = "auto"  # by the number of rows\
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("data", metavar="DATA", help="training data: Parquet, CSV, or a glob")
+    parser.add_argument("--label", metavar="NAME", help="the label's column (guessed if plain)")
+    parser.add_argument("-o", "--out", default="run.toml", metavar="FILE", help="default: run.toml")
+    parser.add_argument("--force", action="store_true", help="replace FILE")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    inferred = write_config(
+        arguments.data, arguments.out, label=arguments.label, overwrite=arguments.force
+    )
+    if arguments.json:
+        columns = [
+            {
+                "column": c.name,
+                "role": c.role,
+                "type": str(c.profile.arrow_type),
+                "distinct": c.profile.distinct,
+                "missing": c.profile.missing,
+                "options": c.options,
+                "reason": c.reason,
+            }
+            for c in inferred.columns
+        ]
+        crosses = [{"columns": c.columns, "gain": c.gain, "z": c.z} for c in inferred.crosses]
+        document = {"config": arguments.out, "columns": columns, "crosses": crosses}
+        print_json({**document, "warnings": inferred.warnings})
+        return GOOD
+    rows = [[c.name, c.role, c.describe()] for c in inferred.columns]
+    rows += [[" x ".join(c.columns), "cross", c.reason] for c in inferred.crosses]
+    print_table(["column", "taken for", "because it holds"], rows)
+    for warning in inferred.warnings:
+        print_text(f"look at {warning}")
+    print_text(f"\nwrote {arguments.out}; read it through")
+    print_next("check", arguments.out)
+    return GOOD
+
+
+def write_config(
+    data: str, path: str | os.PathLike[str], *, label: str | None = None, overwrite: bool = False
+) -> InferredSpec:
+    """Write a first configuration for a table beside it or elsewhere."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path}: is there already; name another file (-o), or add --force")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: no folder {path.parent}; make it first")
+    inferred = infer_spec(data, label=label)
+    if inferred.spec.label is None:
+        raise no_label([column.profile for column in inferred.columns])
+    text = config_text(inferred, data, path.parent)
+    _check_text(text, path)
+    try:
+        write_text_whole(path, text)
+    except OSError as error:
+        cause = error.strerror or error
+        raise ConfigError(f"{path}: cannot be written ({cause}); name another file (-o)") from error
+    return inferred
+
+
+def _check_text(text: str, path: Path) -> None:
+    """Fail here rather than in the user's next command."""
+    import tomllib
+
+    config_from_tables(tomllib.loads(text), folder=path.parent, origin=str(path))
+
+
+def config_text(inferred: InferredSpec, data: str, folder: str | os.PathLike[str]) -> str:
+    """Return a declaration as a configuration's TOML, with a comment on each guessed line."""
+    rows = f"{inferred.sampled:,} rows"
+    if inferred.sampled < inferred.total:
+        rows = f"{rows} of {inferred.total:,}"
+    warnings = "".join(f"\n# Look at {text}" for text in inferred.warnings)
+    blocks = [
+        f"# Written by: widedeep init {data}\n"
+        f"# Guessed from {rows}: read it through, change what you know better.{warnings}",
+        _data_block(inferred, data, Path(folder)),
+        features_block(inferred),
+        _model_block(inferred),
+        _TRAIN_BLOCK,
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _data_block(inferred: InferredSpec, data: str, folder: Path) -> str:
+    lines = ["[data]", f"train = {toml_value(_relative(data, folder))}"]
+    others = _siblings(data)
+    lines += [f"{role} = {toml_value(_relative(path, folder))}" for role, path in others.items()]
+    if "valid" not in others:
+        lines.append(
+            f"valid_fraction = {_VALID_FRACTION}  # of the training rows; or name a file: valid ="
+        )
+        if inferred.time is not None:
+            lines.append(f"valid_latest = {toml_value(inferred.time)}  # the last rows in time")
+        elif inferred.spec.group is not None:
+            lines.append(f"valid_by = {toml_value(inferred.spec.group)}  # whole requests")
+    return "\n".join([*lines, *data_lines(inferred)])
+
+
+def _siblings(data: str) -> dict[str, str]:
+    """Return test and validation data that lie beside training data and are named like it."""
+    path = Path(data)
+    found: dict[str, str] = {}
+    for role, names in (("valid", ("valid", "validation", "dev")), ("test", ("test",))):
+        for name in names:
+            other = path.with_name(path.name.replace("train", name))
+            if other != path and (other.is_file() or any(other.glob("*.parquet"))):
+                found.setdefault(role, str(other))
+    return found
+
+
+def _relative(path: str, folder: Path) -> str:
+    """Seen from the file's folder, or absolute where that would climb far up."""
+    found = os.path.relpath(path, folder)
+    return os.path.abspath(path) if os.path.isabs(path) or found.startswith("../../..") else found
+
+
+def _model_block(inferred: InferredSpec) -> str:
+    lines = ["[model]", "hidden_units = [256, 128]", "embedding_dim = 16"]
+    if inferred.head == "regression":
+        lines.append('head = "regression"  # the label is a number outside 0 to 1')
+    return "\n".join(lines)

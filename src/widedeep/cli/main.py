@@ -1,0 +1,186 @@
+"""The entry point of the command line: which verbs there are, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+
+from widedeep import __version__
+from widedeep.cli.output import say
+from widedeep.cli.parser import BUG, GOOD, INTERRUPTED, MISUSE, VerbParser, add_verb
+from widedeep.errors import WideDeepError, missing_package
+
+VERBS = {
+    "init": "write a first configuration from a table's columns",
+    "check": "check a configuration against a sample of its data; nothing is trained or written",
+    "simulate": "write the logs of a simulated app store, ranked by a policy",
+    "join": "join impressions and actions into labelled examples",
+    "prepare": "fit the schema (vocabularies, quantiles) on the training data and keep it",
+    "train": "fit the schema, train, evaluate and export a bundle",
+    "evaluate": "measure a run's or a bundle's quality on labelled data",
+    "export": "write a run's best checkpoint, or any checkpoint, as a bundle",
+    "validate": "judge a model before it serves: a dry run, its quality against the model in "
+    "service, drift",
+    "publish": "make a model that passed the gate the newest version of a folder that servers "
+    "follow",
+    "rollback": "have every server of a directory of versions go back to an older one",
+    "serve": "answer requests for rankings and scores over HTTP",
+    "score": "add a score to each row of a file or stream, in order",
+    "inspect": "show what a model learned: sizes, the strongest wide weights by name, one row "
+    "explained",
+    "report": "write one page about a model: quality, learning curves, calibration, slices, what "
+    "it learned, inputs, sizes, versions",
+    "bench": "measure: the paper's table 1 on a simulated store; a server under load",
+}
+"""The verbs in the order of the loop; ``widedeep.cli.VERB`` holds a verb's options and work."""
+
+BROKEN_PIPE = 141
+"""What a shell reports of a program that a closed pipe ended."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb."""
+    try:
+        with _printable():
+            code = _run(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return code
+    except WideDeepError as error:
+        return _failed(error, str(error))
+    except BrokenPipeError:
+        # Whoever read has enough.
+        _drop_output()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        say("widedeep: interrupted")
+        return INTERRUPTED
+    except OSError as error:
+        # A folder that may not be written, a full disk: the user's to put right, and not a bug.
+        _drop_output()
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _failed(error, f"{place}{error.strerror or error}; check the path and its disk")
+    except MemoryError as error:
+        return _failed(error, "out of memory; use fewer or narrower features, or smaller batches")
+    except Exception as error:
+        hint = missing_package(error) if isinstance(error, ImportError) else None
+        return _bug(error) if hint is None else _failed(error, hint)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """The exit code of one verb."""
+    for word in argv:
+        if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise WideDeepError(
+                f"got the argument {word!r}, which is no text in UTF-8; rename the file, or write "
+                "the value in UTF-8"
+            )
+    parser = make_parser(argv[:1])
+    if not argv:
+        parser.print_help()
+        return GOOD
+    try:
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:  # told by the verb's own parser, which knows its options
+            arguments.parser.unknown(unknown)
+        code: int = arguments.run(arguments)
+    except SystemExit as stop:  # argparse: help, version, misuse
+        return stop.code if isinstance(stop.code, int) else MISUSE
+    return code
+
+
+@contextlib.contextmanager
+def _printable() -> Iterator[None]:
+    """Let every text be printed: to a terminal that lacks a letter, and to no terminal at all."""
+    if sys.stdout is None:  # closed by the shell: >&-
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    errors = getattr(sys.stdout, "errors", None)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is None or errors not in ("strict", "surrogateescape"):
+        yield
+        return
+    reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            reconfigure(errors=errors)
+
+
+def _drop_output() -> None:
+    """What is still in the buffer must not raise again when the process ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _failed(error: Exception, message: str) -> int:
+    if os.environ.get("WIDEDEEP_DEBUG") == "1":
+        traceback.print_exception(error)
+    say(f"widedeep: error: {_one_line(message)}")
+    return MISUSE
+
+
+def _bug(error: Exception) -> int:
+    """Say that widedeep is at fault, and where the details are."""
+    said = _one_line(f"{type(error).__name__}: {error}")[:300]
+    if os.environ.get("WIDEDEEP_DEBUG") == "1":
+        traceback.print_exception(error)
+        details = "the traceback is above"
+    else:
+        try:
+            with tempfile.NamedTemporaryFile(
+                "w", prefix="widedeep-bug-", suffix=".log", delete=False, errors="backslashreplace"
+            ) as log:
+                log.write(f"widedeep {__version__}, Python {sys.version}\n{sys.argv}\n\n")
+                traceback.print_exception(error, file=log)
+            details = f"please report it with {log.name}"
+        except OSError:
+            details = "WIDEDEEP_DEBUG=1 shows the traceback"
+    say(f"widedeep: bug: {said}; this is a fault of widedeep itself: {details}")
+    return BUG
+
+
+def _one_line(message: str) -> str:
+    return " ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+def make_parser(named: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser; of the verbs, those that are named know their options."""
+    parser = VerbParser(
+        prog="widedeep",
+        description="Wide & Deep ranking: from a table of examples to a model that scores.",
+        epilog="a first run:\n"
+        "  widedeep init train.parquet --label click\n"
+        "  widedeep train run.toml\n"
+        "  widedeep score runs/run/bundle test.parquet -o scores.parquet\n\n"
+        "'widedeep VERB --help' shows a verb's options and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"widedeep {__version__}")
+    verbs = parser.add_subparsers(
+        title="verbs", metavar="VERB", required=True, parser_class=VerbParser
+    )
+    for verb, summary in VERBS.items():
+        if verb in named:
+            module = importlib.import_module(f"widedeep.cli.{verb}")
+            following = getattr(module, "NEXT", "")
+            module.add_options(
+                add_verb(
+                    verbs, verb, summary, module.run, example=module.EXAMPLE, following=following
+                )
+            )
+        else:
+            verbs.add_parser(verb, help=summary)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""How every verb of the command line is declared."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+from widedeep.cli.output import say
+from widedeep.errors import nearest
+
+GOOD, NO, MISUSE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+
+Verbs: TypeAlias = Any
+"""Where verbs are added; argparse does not name the type."""
+
+_CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)")
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser whose errors are one line that names the nearest verb or option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong on standard error and end with code 2."""
+        found = _CHOICE.fullmatch(message)
+        if found:
+            what, got, listed = found.groups()
+            known = [name.strip().strip("'") for name in listed.split(",")]
+            message = f"got {what} {got!r}; {nearest(got, known)}"
+        say(f"widedeep: error: {message} (see '{self.prog} --help')")
+        raise SystemExit(MISUSE)
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Say which words were not understood, and end with code 2."""
+        got = words[0].partition("=")[0]
+        if not got.startswith("-"):
+            self.error(f"got {got!r} in a place where nothing more is expected")
+        known = [name for action in self._actions for name in action.option_strings]
+        self.error(f"got the unknown option {got!r}; {nearest(got, known)}")
+
+
+def add_verb(
+    verbs: Verbs,
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    example: str,
+    following: str = "",
+) -> argparse.ArgumentParser:
+    """Add a verb, with ``--json``, and return its parser."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example:\n{example}" + (f"\n\nnext: {following}" if following else ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def whole(text: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """Read an option's value that is an integer of ``least`` to ``most``."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value <= most:
+        upper = "" if most == 2**63 - 1 and value < least else f", at most {most:,}"
+        raise argparse.ArgumentTypeError(
+            f"got {text[:40]!r}, expected an integer of at least {least}{upper}"
+        )
+    return value
+
+
+def positive(text: str) -> int:
+    """Read an option's value that is an integer of at least 1."""
+    return whole(text, 1)
+
+
+def threads(text: str) -> int:
+    """Read a number of threads or processes."""
+    return whole(text, 1, 1024)
+
+
+def seconds(text: str) -> float:
+    """Read a time that a process can wait for: at most about three years."""
+    return real(text, 0.0, 1e8)
+
+
+def period(text: str) -> float:
+    """Read a time between looks at something, of at least 10 milliseconds."""
+    return real(text, 0.01, 1e8)
+
+
+def share(text: str) -> float:
+    """Read a share of 0 to 1."""
+    return real(text, 0.0, 1.0)
+
+
+def real(text: str, least: float = 0.0, most: float = math.inf) -> float:
+    """Read an option's value that is a finite number of ``least`` to ``most``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and least <= value <= most):
+        upper = "" if most == math.inf else f", at most {most:g}"
+        raise argparse.ArgumentTypeError(
+            f"got {text[:40]!r}, expected a number of at least {least:g}{upper}"
+        )
+    return value
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add ``--set``, which overrides the configuration."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="override the configuration: --set train.epochs=3 (may be repeated)",
+    )

@@ -1,0 +1,125 @@
+"""The verb `prepare`: fit the schema before training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from widedeep.cli.output import print_json, print_next, print_text, say
+from widedeep.cli.parser import GOOD, add_set
+from widedeep.cli.runs import RunDirectory, train_command, training_data
+from widedeep.config import load_config
+from widedeep.data.encoded import EncodedRows, encoded_rows
+from widedeep.data.fit import declared_types, fit_schema
+from widedeep.data.fragments import InputRecord
+from widedeep.data.sources import open_source
+from widedeep.data.transform import Transform
+from widedeep.errors import DataError
+from widedeep.schema import Schema
+from widedeep.training.config import RunConfig
+
+EXAMPLE = (
+    "  widedeep prepare ads.toml\n"
+    "  widedeep prepare ads.toml --encode\n"
+    "  widedeep train ads.toml         # takes the schema that is there\n\n"
+    "'train' does this by itself; prepare shows the schema before hours of training. Encoded\n"
+    "rows spare every epoch, and every run on the same rows, the reading of raw ones."
+)
+NEXT = "widedeep train ads.toml"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("config", metavar="RUN.toml", help="the configuration")
+    parser.add_argument("-o", "--out", metavar="DIR", help="default: runs/RUN")
+    parser.add_argument(
+        "--encode", action="store_true", help="keep the encoded training rows too, in encoded/"
+    )
+    add_set(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    config = load_config(arguments.config, arguments.set)
+    directory = RunDirectory.of_config(arguments.config, arguments.out)
+    directory.check_free()
+    schema = prepare_schema(config, directory, progress=True)
+    encoded: dict[str, Any] = {}
+    if arguments.encode:
+        rows, new = encode_rows(config, directory, schema)
+        encoded = {"encoded": {"path": rows.path, "bytes": rows.nbytes, "new": new}}
+        told = "wrote" if new else "found, as they should be:"
+        say(f"{told} the encoded rows {rows.path} ({rows.nbytes >> 20:,} MiB)")
+    if arguments.json:
+        print_json(
+            {
+                "schema": directory.schema,
+                "fingerprint": schema.fingerprint,
+                "rows": schema.rows,
+                "features": _feature_sizes(schema),
+                "notes": schema.notes,
+                **encoded,
+            }
+        )
+    else:
+        print_text(repr(schema))
+        print_text(f"\nwrote {directory.schema}")
+        print_next(*train_command(arguments))
+    return GOOD
+
+
+def _feature_sizes(schema: Any) -> Mapping[str, int]:
+    return {feature.name: schema.id_count(feature.name) for feature in schema.spec.all_features}
+
+
+def prepare_schema(config: RunConfig, directory: RunDirectory, *, progress: bool = False) -> Schema:
+    """Fit the schema of a run and keep it in its folder."""
+    schema, inputs = fit_run_schema(config, progress)
+    directory.save_schema(schema, inputs)
+    return schema
+
+
+def encode_rows(
+    config: RunConfig, directory: RunDirectory, schema: Schema
+) -> tuple[EncodedRows, bool]:
+    """Encode the training rows into the run's folder, unless it holds them already."""
+    train, _ = training_data(config)
+    transform = Transform(schema)
+    types = schema.input_types()
+    with open_source(train, columns=transform.columns(), column_types=types) as source:
+        return encoded_rows(directory.encoded, transform, source)
+
+
+def fit_run_schema(
+    config: RunConfig, progress: bool, grow: Schema | None = None
+) -> tuple[Schema, list[InputRecord]]:
+    """Fit the schema of a run and return it with a record of its inputs."""
+    inputs = _inputs(config)
+    train, _ = training_data(config)
+    shown = progress and sys.stderr.isatty()
+    return fit_schema(config.spec, train, progress=shown, grow=grow), inputs
+
+
+def _inputs(config: RunConfig) -> list[InputRecord]:
+    train, _ = training_data(config)
+    types = declared_types(config.spec)
+    with open_source(train, columns=_needed_columns(config), column_types=types) as source:
+        if not source.num_rows:
+            raise DataError(f"{config.data.train}: got no training rows; give at least one example")
+        return source.describe()
+
+
+def prepared_schema(config: RunConfig, directory: RunDirectory) -> Schema | None:
+    """The schema in the folder, if it was fitted for these features on these inputs."""
+    if directory.fitted_inputs() != _inputs(config):
+        return None
+    schema = Schema.load(directory.schema)
+    return schema if schema.spec == config.spec else None
+
+
+def _needed_columns(config: RunConfig) -> list[str]:
+    spec = config.spec
+    more = [*spec.labels.values(), spec.weight, spec.group]
+    return [*spec.columns(), *(name for name in more if name is not None)]

@@ -1,0 +1,69 @@
+"""The verb `publish`: a model becomes the version that servers follow."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from widedeep.cli.output import print_json, print_next, print_text, say
+from widedeep.cli.parser import GOOD, NO
+from widedeep.cli.runs import bundle_place
+from widedeep.gate import Verdict, verdict_path
+from widedeep.publish import publish
+
+EXAMPLE = (
+    "  widedeep publish runs/ads models\n"
+    "  widedeep publish runs/ads s3://bucket/models --verdict verdict.json\n"
+    '  widedeep publish runs/ads models --force --reason "the first model"\n\n'
+    "It appears whole or not at all. 'widedeep inspect models' shows where each version came\n"
+    "from, 'widedeep rollback models' goes back."
+)
+NEXT = "widedeep serve models"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("model", metavar="CANDIDATE", help="a bundle, or a run's folder")
+    parser.add_argument("models", metavar="MODELS", help="the folder of versions, or its URL")
+    parser.add_argument(
+        "--verdict",
+        metavar="FILE",
+        help="that 'validate' wrote; default: the one beside the bundle",
+    )
+    parser.add_argument("--version", metavar="NAME", help="default: the next number")
+    parser.add_argument("--force", action="store_true", help="publish what has not passed")
+    parser.add_argument("--reason", metavar="TEXT", help="why, with --force; kept for good")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    candidate = bundle_place(arguments.model)
+    file = Path(arguments.verdict) if arguments.verdict else verdict_path(candidate)
+    if not arguments.force and file.is_file():
+        found = Verdict.load(file)
+        if not found.passed:
+            for reason in found.reasons:
+                say(f"stopped: {reason}")
+            say(f"widedeep: {candidate} did not pass the gate; nothing is published")
+            return NO
+    record = publish(
+        candidate,
+        arguments.models,
+        verdict=arguments.verdict,
+        version=arguments.version,
+        force=arguments.force,
+        reason=arguments.reason,
+    )
+    if arguments.json:
+        found_values = {"version": record.version, "parent": record.parent, "bundle": record.bundle}
+        print_json({"models": arguments.models, **found_values, "forced": record.forced})
+    else:
+        after = "" if record.parent is None else f", after version {record.parent}"
+        print_text(f"{arguments.models}: version {record.version}{after}")
+        if record.forced is not None:
+            print_text(f"published by force: {record.forced}")
+        if "://" in arguments.models:
+            print_next("inspect", arguments.models)
+        else:
+            print_next("serve", arguments.models)
+    return GOOD

@@ -1,0 +1,227 @@
+"""The verb `report`: everything about a model on one page."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from widedeep.bundle import Bundle
+from widedeep.cli.output import print_json, print_metrics, print_text
+from widedeep.cli.parser import GOOD, positive, threads
+from widedeep.cli.runs import (
+    RunDirectory,
+    bundle_place,
+    held_out_rows,
+    labelled_rows,
+    served_bundle,
+)
+from widedeep.data.sources import open_source
+from widedeep.errors import ConfigError, DataError
+from widedeep.gate.config import GateConfig
+from widedeep.publish.lineage import is_models_directory
+from widedeep.publish.record import RECORDS, PublishRecord
+from widedeep.report import Report, RunRecord, make_report
+
+EXAMPLE = (
+    "  widedeep report runs/ads                    # on the run's own test data\n"
+    "  widedeep report runs/ads --data recent.parquet --against models --models models\n"
+    "  widedeep report bundles/ads --data test.parquet -o ads.html\n"
+    "  widedeep report models --data recent.parquet    # the version that serves\n\n"
+    "The page needs nothing else: no script, no network. It can be mailed and printed."
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument(
+        "model", metavar="RUN_DIR|BUNDLE|MODELS", help="a run's folder, a bundle, or versions"
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="labelled rows: paths, globs, or a run's folder for the rows that it held out; "
+        "default: the test (or validation) data of the run",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="compare with: a bundle, a run's folder, or a folder of versions; default: with "
+        "--models, the version before it, or the one in service",
+    )
+    parser.add_argument("--models", metavar="MODELS", help="show the versions of this folder")
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="PAGE",
+        help="the page (a name in .json: its figures); default: report.html in the run's folder, "
+        "or here",
+    )
+    parser.add_argument(
+        "--slices",
+        metavar="COLUMNS",
+        help="columns to slice by: a,b; 'none'; default: categorical ones of few values",
+    )
+    parser.add_argument(
+        "--unit", metavar="COLUMN", help="resample its values whole: users, requests"
+    )
+    parser.add_argument(
+        "--top", type=positive, default=12, help="wide weights of each sign (default: 12)"
+    )
+    parser.add_argument("--threads", type=threads, help="threads to use (default: all)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    words, model = arguments.data, Path(arguments.model)
+    report = report_on(
+        arguments.model,
+        labelled_rows(words, model).data if words else None,
+        against=arguments.against,
+        models=arguments.models,
+        slices=_slices(arguments.slices),
+        unit=arguments.unit,
+        top=arguments.top,
+        threads=arguments.threads or len(os.sched_getaffinity(0)),
+    )
+    file = report.save(arguments.out or report_place(arguments.model))
+    if arguments.json:
+        print_json({"report": file, **report.to_json()})
+    else:
+        _print_report(report, file)
+    return GOOD
+
+
+def _slices(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return () if text == "none" else tuple(name.strip() for name in text.split(","))
+
+
+def _print_report(report: Report, file: Path) -> None:
+    columns: dict[str, dict[str, float]] = {report.name: {}}
+    if report.against is not None:
+        columns[report.against["name"]] = {}
+    for head, entry in report.heads.items():
+        for column, metrics in zip(columns.values(), entry["metrics"].values(), strict=False):
+            column.update({f"{head}/{name}" if head else name: v for name, v in metrics.items()})
+    print_metrics(columns)
+    for text in report.notes:
+        print_text(f"note: {text}")
+    print_text(f"\nreport: {file}; open it in a browser")
+
+
+def report_on(
+    model: str | os.PathLike[str],
+    data: Any | None = None,
+    *,
+    against: str | os.PathLike[str] | None = None,
+    models: str | os.PathLike[str] | None = None,
+    slices: tuple[str, ...] | None = None,
+    unit: str | None = None,
+    top: int = 12,
+    threads: int = 1,
+) -> Report:
+    """Report on a run, a bundle, or the version of a folder that serves."""
+    path = Path(model)
+    if is_models_directory(path):
+        bundle_path, models = served_bundle(path), models or path
+    else:
+        bundle_path = bundle_place(path)
+        if models is None and (bundle_path.absolute().parent / RECORDS).is_dir():
+            models = bundle_path.absolute().parent
+    bundle = Bundle.load(bundle_path)
+    run = _run_of(bundle)
+    other = None if against is None else served_bundle(against)
+
+    def made(rows: Any | None) -> Report:
+        return make_report(
+            bundle,
+            rows,
+            against=other,
+            history=RunRecord() if run is None else _record(run),
+            models=models,
+            config=GateConfig(slices=slices, unit=unit),
+            top=top,
+            threads=threads,
+        )
+
+    if data is None and run is None and models is not None and "://" not in str(models):
+        data = _judged_on(Path(models), bundle_path)
+    if data is not None or run is None:
+        return made(data)
+    found, why = _data_of(run)
+    if found is not None:
+        return made(found)
+    report = made(None)
+    return dataclasses.replace(report, notes=[*report.notes, why])
+
+
+def report_place(model: str | os.PathLike[str]) -> Path:
+    """Return where a report goes unless a place is named: a run's folder, or here."""
+    path = Path(model)
+    in_run = (path / "history.json").exists() and (path / "bundle").is_dir()
+    return path / "report.html" if in_run else Path("report.html")
+
+
+def _judged_on(models: Path, version: Path) -> list[str] | None:
+    """The files that the gate judged a version on, if they are all there."""
+    file = models / RECORDS / f"{version.name}.json"
+    if version.absolute().parent != models.absolute() or not file.is_file():
+        return None
+    record = PublishRecord.from_text(file.read_text(encoding="utf-8"), origin=str(file))
+    inputs = (record.verdict or {}).get("data", {}).get("inputs", ())
+    paths = [str(entry.get("path")) for entry in inputs]
+    return paths if paths and all(os.path.isfile(path) for path in paths) else None
+
+
+def _run_of(bundle: Bundle) -> RunDirectory | None:
+    """The run that wrote the bundle, if it lies in its folder."""
+    run = RunDirectory(bundle.path.absolute().parent)
+    same = run.read_metrics().get("schema") == bundle.schema.fingerprint
+    return run if bundle.path.name == run.bundle.name and same else None
+
+
+def _record(run: RunDirectory) -> RunRecord:
+    history = _read(run.history) or []
+    kept = _kept_step(history, run.read_metrics().get("valid", {}))
+    return RunRecord(history=history, kept_step=kept, warm_start=_read(run.warm_start))
+
+
+def _read(path: Path) -> Any | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: got a damaged file ({error}); delete it to report without it"
+        ) from error
+
+
+def _kept_step(history: list[dict[str, Any]], kept: Mapping[str, Any]) -> int | None:
+    """The step whose figures are those of the model that was kept, if it is not the last."""
+    for row in history[:-1]:
+        found = {k.removeprefix("valid/"): v for k, v in row.items() if k.startswith("valid/")}
+        if found and found == kept:
+            return int(row["step"])
+    return None
+
+
+def _data_of(run: RunDirectory) -> tuple[Any | None, str]:
+    """What the run was tested on, or else validated on; or why there is nothing."""
+    try:
+        rows = held_out_rows(run)
+    except ConfigError as error:
+        return None, f"There are no rows to measure on: {error}"
+    try:
+        with open_source(rows.data):
+            return rows.data, ""
+    except DataError as error:
+        return None, f"The data that the run's configuration names cannot be read: {error}"

@@ -1,0 +1,388 @@
+"""A run from its configuration to its bundle, and on with new shards; it imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from widedeep import __version__
+from widedeep.bundle.manifest import MANIFEST
+from widedeep.cli.prepare import fit_run_schema, prepared_schema
+from widedeep.cli.runs import RunDirectory, WarmFrom, training_data
+from widedeep.data.follow import follow_folder
+from widedeep.data.fragments import InputRecord
+from widedeep.errors import ConfigError, WideDeepError
+from widedeep.gate.config import GateConfig
+from widedeep.models.wide_deep import WideDeep
+from widedeep.optim import make_optimizer
+from widedeep.options import Auto
+from widedeep.publish import Attempt, LivePublisher
+from widedeep.schema import Schema
+from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
+from widedeep.training.config import FollowConfig, RunConfig, TrainConfig
+from widedeep.training.early_stopping import EarlyStopping
+from widedeep.training.previous_model import old_schema
+from widedeep.training.stream import Shard
+from widedeep.training.trainer import Trainer
+from widedeep.training.warm_start import WarmStart
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """What a run came to."""
+
+    directory: RunDirectory  # Where it is
+    schema: Schema  # What turns rows into ids
+    # By data set: ``"valid"`` and ``"test"``, those that were given
+    metrics: Mapping[str, Mapping[str, float]]
+    history: list[dict[str, Any]]  # A row of figures for each epoch or evaluation
+    steps: int  # Steps trained
+    rows: int  # Rows trained, over all epochs
+    seconds: float  # Spent in training, of this call alone
+    warm: WarmStart | None = None  # What a warm start took over
+
+
+def make_trainer(
+    schema: Schema,
+    config: RunConfig,
+    *,
+    checkpoints: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Trainer:
+    """Return a trainer, with its model, as a configuration describes them."""
+    train = config.train
+    optimizers = _optimizers(train)
+    trainer = Trainer(
+        WideDeep.from_config(schema, config.model, train.device),
+        wide=optimizers["wide"],
+        deep=optimizers["deep"],
+        dense=optimizers["dense"],
+        batch_size=train.batch_size,
+        grad_scale=train.grad_scale,
+        loss_reduction=train.loss_reduction,
+        clip_norm=train.clip_norm,
+        schedule=train.schedule,
+        decay_fraction=train.decay_fraction,
+        warmup_steps=train.warmup_steps,
+        shuffle=train.shuffle,
+        pool_rows=train.pool_rows,
+        seed=train.seed,
+        threads=train.threads,
+        precision=train.precision,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+    # A checkpoint and a bundle tell of the run, so they hold what only ``fit`` is told, too.
+    trainer.config = dataclasses.replace(
+        trainer.config,
+        epochs=train.epochs,
+        early_stopping=train.early_stopping,
+        patience=train.patience,
+        monitor=train.monitor,
+        eval_every=train.eval_every,
+    )
+    return trainer
+
+
+def _optimizers(train: TrainConfig) -> dict[str, Any]:
+    """Return the optimizer of each part; None for a dense part that follows the deep one."""
+    made: dict[str, Any] = {}
+    for part, table in (("wide", train.wide), ("deep", train.deep), ("dense", train.dense)):
+        try:
+            made[part] = None if table is None else make_optimizer(table)
+        except ConfigError as error:
+            raise ConfigError(f"[train] {part}: {error}") from error
+    return made
+
+
+def train_run(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = True,
+    warm: WarmFrom | None = None,
+) -> TrainedRun:
+    """Train as a configuration says, evaluate, and export a bundle."""
+    train, valid = training_data(config)
+    stopping = early_stopping(config.train, has_valid=valid is not None)
+    _optimizers(config.train)  # a mistake there is told before the long way through the data
+    if resume:
+        directory.check_same_config(config)
+    elif not force:
+        directory.check_free()
+    schema, inputs = _run_schema(config, directory, resume=resume, progress=progress, warm=warm)
+    trainer = make_trainer(schema, config, checkpoints=directory.checkpoints, progress=progress)
+    started_warm = None
+    if warm is not None and not (resume and CheckpointDirectory(directory.checkpoints).steps()):
+        started_warm = trainer.warm_start(warm.path, carry=warm.carry, widths=warm.widths)
+        if progress:
+            print(started_warm, file=sys.stderr)
+    if not resume:
+        # Only now: what is wrong with data or configuration costs no earlier run.
+        directory.clear()
+    if inputs is not None:
+        directory.save_schema(schema, inputs)
+    elif not directory.schema.exists():
+        schema.save(directory.schema)
+    directory.save_config(config)
+    if started_warm is not None:
+        directory.write_json(directory.warm_start, started_warm.to_json())
+    started = time.perf_counter()
+    trainer.fit(
+        train,
+        epochs=config.train.epochs,
+        valid=valid,
+        eval_every=config.train.eval_every,
+        early_stopping=stopping,
+        resume=resume,
+        cache=directory.encoded if directory.encoded.exists() else None,
+    )
+    seconds = time.perf_counter() - started
+    run = _finish(trainer, config, directory, seconds)
+    return dataclasses.replace(run, warm=started_warm)
+
+
+def _run_schema(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    resume: bool,
+    progress: bool,
+    warm: WarmFrom | None,
+) -> tuple[Schema, list[InputRecord] | None]:
+    """Return the schema to train with, and what it was fitted on if it was fitted just now."""
+    latest = CheckpointDirectory(directory.checkpoints).latest() if resume else None
+    if latest is not None:
+        # The run's own, whatever the data is now: that is compared when the run goes on.
+        schema, inputs, told = Schema.load(latest / "schema.safetensors"), None, "of the run"
+    else:
+        grow = None if warm is None else old_schema(warm.path)
+        found = prepared_schema(config, directory) if grow is None else None
+        if found is not None:
+            schema, inputs, told = found, None, "as prepared"
+        else:
+            schema, inputs = fit_run_schema(config, progress, grow)
+            told = f"fitted on {schema.rows:,} rows"
+    if progress:
+        if resume and latest is None:
+            print(f"nothing to resume in {directory.path}; starting anew", file=sys.stderr)
+        print(f"schema: {directory.schema} ({told})", file=sys.stderr)
+    return schema, inputs
+
+
+def early_stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | Auto | None:
+    """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it."""
+    if train.early_stopping is False:
+        return None
+    if train.patience is None and train.early_stopping == "auto":
+        return EarlyStopping(train.monitor) if has_valid and train.monitor else "auto"
+    if not has_valid:
+        option = (
+            "early_stopping = true" if train.patience is None else f"patience = {train.patience}"
+        )
+        raise ConfigError(
+            f"got {option} under [train] without validation data; write "
+            f"valid_fraction = 0.1 or valid = FILE under [data], or drop {option.split()[0]}"
+        )
+    if train.patience is None:
+        return EarlyStopping(train.monitor)
+    return EarlyStopping(train.monitor, patience=train.patience)
+
+
+def _finish(
+    trainer: Trainer,
+    config: RunConfig,
+    directory: RunDirectory,
+    seconds: float,
+) -> TrainedRun:
+    metrics = {"valid": trainer.valid_metrics} if trainer.valid_metrics else {}
+    if config.data.test is not None:
+        metrics["test"] = trainer.evaluate(config.data.test)
+    trainer.export(
+        directory.bundle,
+        metrics=metrics.get("test", metrics.get("valid", {})),
+        overwrite=True,
+    )
+    directory.write_json(directory.history, trainer.history.rows)
+    run = TrainedRun(
+        directory=directory,
+        schema=trainer.model.schema,
+        metrics=metrics,
+        history=trainer.history.rows,
+        steps=trainer.position.step,
+        rows=trainer.position.rows,
+        seconds=seconds,
+    )
+    # Last: a run with metrics is finished.
+    directory.write_json(
+        directory.metrics,
+        {
+            **metrics,
+            "steps": run.steps,
+            "rows": run.rows,
+            "schema": run.schema.fingerprint,
+            "widedeep": __version__,
+        },
+    )
+    return run
+
+
+# ---- on with new shards -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """What came of following."""
+
+    shards: list[dict[str, Any]]  # A row of figures for each shard, those of earlier calls too
+    attempts: list[Attempt]  # What the gate said of each candidate, those of earlier calls too
+    # Of the model in the run's bundle, by data set; see :class:`_Exporter`
+    metrics: Mapping[str, Mapping[str, float]]
+
+
+def follow_run(
+    config: RunConfig,
+    directory: RunDirectory,
+    folder: str | os.PathLike[str],
+    *,
+    follow: FollowConfig,
+    gate: GateConfig | None = None,
+    poll_s: float = 1.0,
+    idle_s: float | None = None,
+    progress: bool = True,
+) -> Followed:
+    """Learn a folder's Parquet files as they land, from where the run, or its stream, stopped."""
+
+    def say(line: str) -> None:
+        if progress:
+            print(line, file=sys.stderr, flush=True)
+
+    trainer = _trainer(config, directory, progress)
+    files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, told=say)
+    publisher = _publisher(trainer, directory, follow, gate, say)
+    exporter = _Exporter(trainer, config, directory, follow, say)
+    try:
+        trainer.fit_stream(exporter.shards(files) if publisher is None else publisher.shards(files))
+    finally:
+        directory.write_json(directory.history, trainer.history.rows)
+    if exporter.is_new:
+        exporter.export()
+    metrics = directory.read_metrics()
+    return Followed(
+        shards=trainer.history.rows,
+        attempts=[] if publisher is None else publisher.attempts,
+        metrics={name: metrics[name] for name in ("valid", "test") if name in metrics},
+    )
+
+
+def _trainer(config: RunConfig, directory: RunDirectory, progress: bool) -> Trainer:
+    stream = CheckpointDirectory(directory.stream).latest()
+    place = stream or find_checkpoint(directory.path)
+    checkpoint = read_checkpoint(place)
+    trainer = make_trainer(
+        checkpoint.schema, config, checkpoints=directory.stream, progress=progress
+    )
+    if stream is not None:
+        trainer.load_checkpoint(stream)
+    else:
+        trainer.load_parameters(place)
+        trainer.position.updates = checkpoint.step
+    return trainer
+
+
+def _publisher(
+    trainer: Trainer,
+    directory: RunDirectory,
+    follow: FollowConfig,
+    gate: GateConfig | None,
+    say: Callable[[str], None],
+) -> LivePublisher | None:
+    if follow.publish is None:
+        return None
+    return LivePublisher(
+        trainer,
+        follow.publish,
+        bundle=directory.candidate,
+        every_rows=follow.export_rows,
+        every_minutes=follow.export_minutes,
+        judge_rows=follow.judge_rows,
+        gate=gate,
+        told=say,
+    )
+
+
+class _Exporter:
+    """Writes the run's bundle: every so often where nothing is published, and at the end."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: RunConfig,
+        directory: RunDirectory,
+        follow: FollowConfig,
+        say: Callable[[str], None],
+    ) -> None:
+        self._trainer, self._directory, self._follow, self._say = trainer, directory, follow, say
+        self._config = config
+        self._rows = trainer.position.rows
+        self._time = time.monotonic()
+
+    def shards(self, shards: Iterable[Shard]) -> Iterator[Shard]:
+        """Yield the shards, and write the bundle between them if it is time."""
+        for shard in shards:
+            if self._is_time():
+                self.export()
+            yield shard
+
+    def _is_time(self) -> bool:
+        rows, minutes = self._follow.export_rows, self._follow.export_minutes
+        learned = self._trainer.position.rows - self._rows
+        since = (time.monotonic() - self._time) / 60.0
+        return learned > 0 and (
+            (rows is not None and learned >= rows) or (minutes is not None and since >= minutes)
+        )
+
+    def export(self) -> Path:
+        """Write what was learned as the run's bundle."""
+        bundle, trainer = self._directory.bundle, self._trainer
+        metrics = self._metrics()
+        live = trainer.history.live_metrics()
+        of_bundle = metrics.get("test") or metrics.get("valid") or live
+        trainer.export(bundle, metrics=of_bundle, overwrite=True)
+        before = self._directory.read_metrics().items()
+        others = {name: value for name, value in before if name not in ("valid", "test", "stream")}
+        stream = {"shards": len(trainer.shards), "rows": trainer.position.rows, "before": live}
+        self._directory.write_json(self._directory.metrics, {**metrics, **others, "stream": stream})
+        self._say(f"exported {bundle} after {trainer.position.rows:,} rows")
+        self._rows, self._time = trainer.position.rows, time.monotonic()
+        return bundle
+
+    def _metrics(self) -> dict[str, dict[str, float]]:
+        """Evaluate the model as it is on the configuration's validation and test data."""
+        metrics: dict[str, dict[str, float]] = {}
+        try:
+            sets = {"valid": training_data(self._config)[1], "test": self._config.data.test}
+            for name, data in sets.items():
+                if data is not None:
+                    metrics[name] = dict(self._trainer.evaluate(data))
+        except WideDeepError as error:  # a stream outlives files
+            self._say(f"not all metrics could be measured anew: {error}")
+        return metrics
+
+    @property
+    def is_new(self) -> bool:
+        """True if something was learned since the last bundle, by a run that was killed too."""
+        return self._trainer.position.rows > self._rows or self._is_bundle_older()
+
+    def _is_bundle_older(self) -> bool:
+        checkpoints = [path.stat().st_mtime_ns for path in self._directory.stream.glob("*")]
+        manifest = self._directory.bundle / MANIFEST
+        return not manifest.is_file() or manifest.stat().st_mtime_ns < max(checkpoints, default=0)

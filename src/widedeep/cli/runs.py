@@ -1,0 +1,334 @@
+"""A run's folder, the rows that its configuration names, and the bundle that a path names."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from widedeep.bundle import Bundle
+from widedeep.bundle.manifest import MANIFEST
+from widedeep.bundle.plain_json import plain
+from widedeep.cli.output import free_path
+from widedeep.config import load_config
+from widedeep.data.fragments import InputRecord
+from widedeep.data.sources import RowShare, split_rows
+from widedeep.errors import BundleError, ConfigError
+from widedeep.files import write_text_whole
+from widedeep.publish.storage import LocalPlace
+from widedeep.schema import Schema
+from widedeep.training.checkpoint import CheckpointDirectory
+from widedeep.training.config import RunConfig
+
+RunState = Literal["new", "unfinished", "finished"]
+
+
+# What may differ when a run goes on; all else would make it another run.
+_MAY_CHANGE = {
+    "data": {"test"},
+    "train": {"epochs", "early_stopping", "patience", "monitor", "eval_every", "threads"},
+}
+
+
+class RunDirectory:
+    """A run's folder and the places in it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.schema = self.path / "schema.safetensors"
+        self.inputs = self.path / "inputs.json"
+        self.encoded = self.path / "encoded"
+        self.checkpoints = self.path / "checkpoints"
+        self.stream = self.path / "stream"
+        self.history = self.path / "history.json"
+        self.metrics = self.path / "metrics.json"
+        self.warm_start = self.path / "warm_start.json"
+        self.bundle = self.path / "bundle"
+        self.candidate = self.path / "candidate"
+
+    @classmethod
+    def of_config(
+        cls, config: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
+    ) -> RunDirectory:
+        """Return the folder of a configuration file's run: ``runs/<its name>``, or ``out``."""
+        return cls(out or Path("runs") / Path(config).stem)
+
+    @property
+    def state(self) -> RunState:
+        """How far a run got here; a fitted schema alone is a new run."""
+        if self.metrics.exists():
+            return "finished"
+        return "unfinished" if CheckpointDirectory(self.checkpoints).steps() else "new"
+
+    def check_free(self) -> None:
+        """Raise a :class:`ConfigError` if a run is here that would be overwritten."""
+        if self.state == "finished":
+            raise ConfigError(
+                f"{self.path}: holds a finished run; --resume trains it on (with more epochs), "
+                "--force replaces it, --out DIR writes elsewhere"
+            )
+        if self.state == "unfinished":
+            step = CheckpointDirectory(self.checkpoints).steps()[-1]
+            raise ConfigError(
+                f"{self.path}: holds a run that stopped at step {step:,}; --resume goes on, "
+                "--force starts anew, --out DIR writes elsewhere"
+            )
+
+    def clear(self) -> None:
+        """Delete what a run left here, but for what was prepared; other files stay."""
+        for place in (self.metrics, self.history, self.config, self.warm_start):
+            place.unlink(missing_ok=True)
+        for place in self.path.glob(f"{self.candidate.name}.*"):
+            place.unlink()
+        for folder in (self.checkpoints, self.stream, self.bundle, self.candidate):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    def save_config(self, config: RunConfig) -> None:
+        """Write the resolved configuration, with absolute paths."""
+        self._make()
+        self._write(self.config, _with_absolute_paths(config).to_toml())
+
+    def check_same_config(self, config: RunConfig) -> None:
+        """Raise unless the run that stopped here can go on with this configuration."""
+        if not self.config.exists():
+            return
+        before = load_config(self.config).to_table()
+        for section, now in _with_absolute_paths(config).to_table().items():
+            free = _MAY_CHANGE.get(section, set())
+            for key in sorted({*now, *before[section]} - free):
+                old, new = before[section].get(key), now.get(key)
+                if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
+                    raise ConfigError(
+                        f"{self.path}: the run that stopped here had {section}.{key} = {old!r}, "
+                        f"now it is {new!r}; go on with the old value, or start anew (--force, or "
+                        "--out DIR)"
+                    )
+
+    def save_schema(self, schema: Schema, inputs: Sequence[InputRecord]) -> None:
+        """Write a fitted schema, and what it was fitted on."""
+        self._make()
+        self.inputs.unlink(missing_ok=True)
+        schema.save(self.schema)
+        record = {"fingerprint": schema.fingerprint, "inputs": list(inputs)}
+        self.write_json(self.inputs, record)
+
+    def fitted_inputs(self) -> list[InputRecord] | None:
+        """Return what the schema here was fitted on, or None if there is none."""
+        if not (self.schema.exists() and self.inputs.exists()):
+            return None
+        inputs: list[InputRecord] = json.loads(self.inputs.read_text(encoding="utf-8"))["inputs"]
+        return inputs
+
+    def read_metrics(self) -> Mapping[str, Any]:
+        """Return what :attr:`metrics` holds; nothing if the run is not finished."""
+        if not self.metrics.exists():
+            return {}
+        found: dict[str, Any] = json.loads(self.metrics.read_text(encoding="utf-8"))
+        return found
+
+    def write_json(self, path: Path, value: object) -> None:
+        """Write a value as JSON, whole or not at all; NaN becomes null."""
+        text = json.dumps(plain(value, path.name), indent=1, ensure_ascii=False, allow_nan=False)
+        self._write(path, text + "\n")
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            write_text_whole(path, text)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{path}: cannot be written ({error.strerror or error}); make room, or name another folder "
+        "with --out DIR"
+    )
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """A configuration means the same files wherever it is read."""
+    data = config.data
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            data,
+            train=_absolute(data.train),
+            valid=_absolute(data.valid),
+            test=_absolute(data.test),
+        ),
+    )
+
+
+def _absolute(place: str | list[str] | None) -> str | list[str] | None:
+    if isinstance(place, list):
+        return [os.path.abspath(item) for item in place]
+    return None if place is None else os.path.abspath(place)
+
+
+# ---- the rows that a configuration names --------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledRows:
+    """Rows that a model is measured on."""
+
+    data: Any  # What :func:`widedeep.data.sources.open_source` reads
+    note: str | None = None  # Whose rows they are, where they were not named one by one
+
+    @property
+    def place(self) -> str | list[str]:
+        """The paths, with the share of their rows that is meant, if it is a share."""
+        if isinstance(self.data, RowShare):
+            fraction = self.data.stop - self.data.start
+            order = "" if self.data.latest is None else f", the latest by {self.data.latest}"
+            return f"{_text(self.data.data)} ({fraction:.3g} of the rows{order})"
+        paths: str | list[str] = self.data
+        return paths
+
+    @property
+    def heading(self) -> str:
+        """A few letters for the head of a table."""
+        if isinstance(self.data, str):
+            return Path(self.data).name
+        return f"{len(self.data)} files" if isinstance(self.data, list) else "valid"
+
+
+def _text(place: str | list[str]) -> str:
+    return ", ".join(place) if isinstance(place, list) else place
+
+
+def training_data(config: RunConfig) -> tuple[Any, Any | None]:
+    """Return the training data and the validation data that a configuration names."""
+    data = config.data
+    if data.train is None:
+        raise ConfigError('got no training data; write train = "FILE" under [data]')
+    if data.valid is None and data.valid_fraction:
+        # One split for every seed: runs that differ in their seed are judged on the same rows.
+        return split_rows(
+            data.train, data.valid_fraction, by=data.valid_by, latest=data.valid_latest
+        )
+    return data.train, data.valid
+
+
+def held_out_rows(run: RunDirectory) -> LabelledRows:
+    """Return the test rows of a run, else its validation rows, and a note that says which."""
+    if not run.config.exists():
+        raise ConfigError(f"{run.path}: no {run.config.name} that would name test data")
+    config = load_config(run.config)
+    if config.data.test is not None:
+        rows = LabelledRows(data=config.data.test)
+        return replace(rows, note=f"the test data of {run.path} ({_text(rows.place)})")
+    valid = None if config.data.train is None else training_data(config)[1]
+    if valid is None:
+        raise ConfigError(f"{run.config}: names neither test nor validation data")
+    rows = LabelledRows(data=valid)
+    return replace(
+        rows,
+        note=f"the validation data of {run.path} ({_text(rows.place)}), which names no test data; "
+        "the model may have been chosen by them",
+    )
+
+
+def labelled_rows(words: Sequence[str], model: Path) -> LabelledRows:
+    """Return the rows that a command is told to measure a model on."""
+    run = run_of(Path(words[0]) if len(words) == 1 else model)
+    if words and (run is None or len(words) > 1):
+        return LabelledRows(data=words[0] if len(words) == 1 else list(words))
+    if run is None:
+        raise ConfigError(
+            f"{model}: got no labelled data, and no run's folder whose configuration names some; "
+            "name a file"
+        )
+    return held_out_rows(run)
+
+
+def run_of(path: Path) -> RunDirectory | None:
+    """Return the run that a path is the folder of, or the bundle in it; None if there is none."""
+    folders = (path, path.absolute().parent) if path.name == "bundle" else (path,)
+    runs = [RunDirectory(folder) for folder in folders]
+    return next((run for run in runs if run.config.is_file() and run.schema.is_file()), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmFrom:
+    """An older model to start from."""
+
+    path: str | os.PathLike[str]  # A bundle, a run's folder, or a checkpoint
+    carry: tuple[str, ...] = ("*",)  # Patterns of the names of tensors to take over
+    widths: Literal["fresh", "project"] = "fresh"  # What becomes of embeddings of another width
+
+
+# ---- the bundle that a path names ---------------------------------------------------------------
+
+
+def load_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Load a bundle from its folder or from that of a run."""
+    return Bundle.load(bundle_place(path))
+
+
+def bundle_place(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle, or of the one in a run's folder."""
+    path = Path(path)
+    inner = path / "bundle"
+    if not (path / MANIFEST).exists():
+        if inner.is_dir():
+            return inner
+        if (path / "checkpoints").is_dir() or (path / "state.json").exists():
+            raise BundleError(
+                f"{path}: got checkpoints without a bundle; write one: "
+                f"widedeep export {path} -o BUNDLE"
+            )
+    return path
+
+
+def served_bundle(path: str | os.PathLike[str]) -> Path:
+    """Return the bundle in service: of a folder of versions, the one that takes the traffic."""
+    place = Path(path)
+    if not place.is_dir():
+        raise BundleError(
+            f"{path}: the model in service is gone: there is no such folder; name where it is, or "
+            "leave --against out to judge a first model on its own"
+        )
+    if (place / MANIFEST).exists() or (place / "bundle").is_dir():
+        return bundle_place(place)
+    version = LocalPlace(place).served()
+    if version is None:
+        raise BundleError(
+            f"{path}: got a folder without a version that serves; leave --against out to judge a "
+            "first model on its own"
+        )
+    return place / version
+
+
+# ---- what to do next ----------------------------------------------------------------------------
+
+
+def train_command(arguments: argparse.Namespace) -> list[str]:
+    """The words that train what was checked or prepared, into a folder that is free."""
+    words = ["train", arguments.config, *set_words(arguments.set)]
+    named = getattr(arguments, "out", None)
+    run = RunDirectory.of_config(arguments.config, named)
+    if run.state == "unfinished":
+        return [*words, *(["--out", named] if named else []), "--resume"]
+    if run.state == "finished":
+        return [*words, "--out", str(free_path(run.path))]
+    return [*words, *(["--out", named] if named else [])]
+
+
+def set_words(overrides: Sequence[str]) -> list[str]:
+    """Return the words that repeat ``--set``."""
+    return [word for override in overrides for word in ("--set", override)]

@@ -1,0 +1,441 @@
+"""The verb `score`: rows in, rows with scores out, in the order they came, however many."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle
+from widedeep.bundle.scoring import Scores
+from widedeep.cli.output import count, print_json, say
+from widedeep.cli.parser import GOOD, threads
+from widedeep.cli.runs import load_bundle
+from widedeep.data.arrow_types import logical_type
+from widedeep.data.batch import Batch, count_values
+from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.sources import open_source
+from widedeep.data.transform import Transform
+from widedeep.errors import ConfigError, DataError, nearest
+
+EXAMPLE = (
+    "  widedeep score runs/ads/bundle test.parquet -o scores.parquet --keep user_id,ad_id\n"
+    '  echo \'{"age": 39, "job": "Sales"}\' | widedeep score runs/ads/bundle -\n\n'
+    "Rows are JSON lines (a file or '-'), Parquet, CSV or Arrow files; out come JSON lines or\n"
+    "Parquet. A key that a JSON row lacks is read as null, and counted."
+)
+
+
+_CHUNK_ROWS = 16_384
+
+
+Keep = Literal["all", "none"] | Sequence[str]
+
+
+Chunk = tuple[Any, Scores]
+
+
+STANDARD_STREAM = "-"
+
+
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+
+Kept: TypeAlias = "list[dict[str, Any]] | pa.Table"
+
+
+Writer: TypeAlias = Callable[[Kept, Scores], None]
+
+
+Columns: TypeAlias = "list[tuple[str, NDArray[np.float64]]]"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("model", metavar="BUNDLE", help="a bundle, or a run's folder")
+    parser.add_argument("data", metavar="INPUT", help="a file or glob, or '-': standard input")
+    parser.add_argument(
+        "-o",
+        "--out",
+        default="-",
+        metavar="OUTPUT",
+        help=".parquet or .jsonl; default: JSON lines on standard output",
+    )
+    parser.add_argument(
+        "--keep",
+        default="all",
+        metavar="COLUMNS",
+        help="columns of the input to write too: 'all' (default), 'none', or names: a,b",
+    )
+    parser.add_argument("--name", default="score", help="the score's column (default: score)")
+    parser.add_argument("--strict", action="store_true", help="refuse JSON rows that lack a key")
+    parser.add_argument("--threads", type=threads, default=1, help="threads to use (default: 1)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    if arguments.json and arguments.out == "-":
+        raise ConfigError(
+            "got --json without -o FILE: it prints a summary where the rows would go; the rows are "
+            "JSON lines without it"
+        )
+    keep = arguments.keep
+    bundle = load_bundle(arguments.model)
+    started = time.perf_counter()
+    report = score_rows(
+        bundle,
+        arguments.data,
+        arguments.out,
+        keep=keep if keep in ("all", "none") else [name.strip() for name in keep.split(",")],
+        name=arguments.name,
+        strict=arguments.strict,
+        threads=arguments.threads,
+    )
+    seconds = time.perf_counter() - started
+    if arguments.json:
+        print_json({"output": arguments.out, "seconds": seconds, **dataclasses.asdict(report)})
+    else:
+        _say_score(report, arguments.out, seconds)
+    return GOOD
+
+
+def _say_score(report: ScoreReport, out: str, seconds: float) -> None:
+    place = "" if out == "-" else f", written to {out}"
+    say(f"scored {count(report.rows, 'row')} in {seconds:.1f} s{place}")
+    for found, what in (
+        (report.absent, "keys that rows lack, read as null"),
+        (report.unseen, "values not in training"),
+    ):
+        if found:
+            say(f"note: {what}: " + ", ".join(f"{name} ({n:,})" for name, n in found.items()))
+    for key, column in report.misspelt.items():
+        say(f"note: the key {key!r} means nothing; did you mean {column!r}?")
+
+
+@dataclass(kw_only=True)
+class ScoreReport:
+    """What was scored, and what in the rows the model did not know."""
+
+    rows: int = 0  # Rows scored
+    # Rows given as JSON that lacked a column, by column; it was read as null
+    absent: dict[str, int] = field(default_factory=dict)
+    # Values that were not in training, by feature
+    unseen: dict[str, int] = field(default_factory=dict)
+    # Keys of JSON rows that look like a column that they lack, with it
+    misspelt: dict[str, str] = field(default_factory=dict)
+
+
+def score_rows(
+    bundle: Bundle,
+    data: str,
+    out: str,
+    *,
+    keep: Keep = "all",
+    name: str = "score",
+    strict: bool = False,
+    threads: int = 1,
+) -> ScoreReport:
+    """Score a file or a stream of rows and write each row with its score."""
+    report = ScoreReport()
+    transform = Transform(bundle.schema, threads=threads)
+
+    def score(batch: Batch) -> Scores:
+        report.rows += len(batch)
+        _count_unseen(bundle, batch, report.unseen)
+        return bundle.scores_of(bundle.logits(batch, threads=threads))
+
+    with contextlib.ExitStack() as stack:
+        chunks: Iterator[Chunk]
+        if data == STANDARD_STREAM or data.lower().endswith(JSON_SUFFIXES):
+            lines = stack.enter_context(_open_lines(data))
+            chunks = _score_lines(lines, _told(data), transform, score, keep, name, strict, report)
+        else:
+            chunks = _score_table(stack, bundle, data, transform, score, keep, name)
+        writer = stack.enter_context(scored_output(out, bundle, name))
+        for kept, scores in chunks:
+            writer(kept, scores)
+        if not report.rows:
+            raise DataError(f"{_told(data)}: got no rows to score; give at least one")
+    report.absent = dict(transform.absent)
+    return report
+
+
+def _told(data: str) -> str:
+    return "standard input" if data == STANDARD_STREAM else data
+
+
+def _count_unseen(bundle: Bundle, batch: Batch, unseen: dict[str, int]) -> None:
+    for name, (unseen_count, _) in count_values(bundle.schema, batch).items():
+        if unseen_count:
+            unseen[name] = unseen.get(name, 0) + unseen_count
+
+
+@contextlib.contextmanager
+def _open_lines(data: str) -> Iterator[IO[bytes]]:
+    if data == STANDARD_STREAM:
+        yield sys.stdin.buffer
+        return
+    try:
+        with open(data, "rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise DataError(f"{data}: no such file; check the path") from error
+
+
+def _score_lines(
+    lines: IO[bytes],
+    origin: str,
+    transform: Transform,
+    score: Callable[[Batch], Scores],
+    keep: Keep,
+    name: str,
+    strict: bool,
+    report: ScoreReport,
+) -> Iterator[Chunk]:
+    first_row = 0
+    for rows in _row_chunks(lines, origin):
+        batch = transform.rows(rows, strict=strict, origin=origin, first_row=first_row)
+        if transform.absent:
+            report.misspelt |= transform.misspelt(rows)
+        scores = score(batch)
+        first_row += len(rows)
+        if keep == "all":
+            for row in rows:
+                if name in row:
+                    raise _name_taken(origin, name)
+            yield rows, scores
+        else:
+            names = [] if keep == "none" else keep
+            yield [{key: row.get(key) for key in names} for row in rows], scores
+
+
+def _row_chunks(lines: IO[bytes], origin: str) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (RecursionError, ValueError) as error:
+            raise DataError(
+                f"{origin}, line {number}: got text that is no JSON ({error}), expected one object "
+                'a line such as {"age": 39}'
+            ) from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{origin}, line {number}: got {type(row).__name__}, expected one object a line "
+                'such as {"age": 39}'
+            )
+        rows.append(row)
+        if len(rows) == _CHUNK_ROWS:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _name_taken(origin: str, name: str) -> DataError:
+    return DataError(
+        f"{origin}: holds a column {name!r} already; give the score another name (--name), or "
+        "choose the columns to keep (--keep)"
+    )
+
+
+def _score_table(
+    stack: contextlib.ExitStack,
+    bundle: Bundle,
+    data: str,
+    transform: Transform,
+    score: Callable[[Batch], Scores],
+    keep: Keep,
+    name: str,
+) -> Iterator[Chunk]:
+    needed = transform.columns(targets=False)
+    types = bundle.schema.input_types()
+    columns = None if keep == "all" else [*needed, *(() if keep == "none" else keep)]
+    source = stack.enter_context(open_source(data, columns=columns, column_types=types))
+    present = source.arrow_schema.names
+    for column in needed:
+        if column not in present:
+            raise DataError(f"{data}: no column {column!r}; {nearest(column, present)}")
+    kept = present if keep == "all" else [] if keep == "none" else list(keep)
+    if name in kept:
+        raise _name_taken(data, name)
+    yield from _score_fragments(source, kept, transform, score)
+
+
+def _score_fragments(
+    source: Source,
+    kept: Sequence[str],
+    transform: Transform,
+    score: Callable[[Batch], Scores],
+) -> Iterator[Chunk]:
+    for table in column_stream(source):
+        origin, first_row = origin_of(table) or ("", 0)
+        for start in range(0, table.num_rows, _CHUNK_ROWS):
+            chunk = table.slice(start, _CHUNK_ROWS)
+            batch = transform(chunk, targets=False, origin=origin, first_row=first_row + start)
+            yield chunk.select(kept), score(batch)
+
+
+# ---- what is written ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
+    """Give a function that writes rows and their scores."""
+    heads = [head.name for head in bundle.model.heads]
+
+    def columns(scores: Scores) -> Columns:
+        if isinstance(scores, dict):
+            return [(f"{name}/{head}", scores[head]) for head in heads]
+        return [(name, scores)]
+
+    if out == STANDARD_STREAM:
+        yield lambda kept, scores: _write_lines(sys.stdout, kept, columns(scores))
+        sys.stdout.flush()
+        return
+    path = Path(out)
+    _check_place(path)
+    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix.lower() in JSON_SUFFIXES:
+            with open(made, "w", encoding="utf-8") as file:
+                yield lambda kept, scores: _write_lines(file, kept, columns(scores))
+        else:
+            types = {column: kind.arrow() for column, kind in bundle.schema.columns.items()}
+            with contextlib.closing(_ParquetOut(made, types)) as parquet:
+                yield lambda kept, scores: parquet.write(kept, columns(scores))
+        os.replace(made, path)
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be written ({error.strerror or error}); make room, or name another "
+            "file; nothing half-written is left"
+        ) from error
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def _check_place(path: Path) -> None:
+    if path.suffix.lower() not in (".parquet", *JSON_SUFFIXES):
+        raise DataError(f"{path}: got the suffix {path.suffix!r}, expected .parquet or .jsonl")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: no folder {path.parent}; make it first")
+
+
+def _write_lines(file: IO[str], kept: Kept, columns: Columns) -> None:
+    rows = kept if isinstance(kept, list) else kept.to_pylist()
+    if not rows:
+        rows = [{} for _ in columns[0][1]]
+    lists = [(name, scores.tolist()) for name, scores in columns]
+    for index, row in enumerate(rows):
+        scored = {**row, **{name: scores[index] for name, scores in lists}}
+        file.write(_line(scored))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text) + "\n"
+    except ValueError:  # JSON has no word for NaN and infinity
+        return json.dumps(_without_nan(row), ensure_ascii=False, default=_as_text) + "\n"
+
+
+def _as_text(value: Any) -> str:
+    """Text for what JSON has no word for: times, decimals, bytes."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _ParquetOut:
+    """A Parquet file whose columns are those of the first rows written."""
+
+    def __init__(self, path: Path, types: Mapping[str, pa.DataType]) -> None:
+        self._path = path
+        self._types = types
+        self._file: pq.ParquetWriter | None = None
+        self._schema: pa.Schema | None = None
+
+    def close(self) -> None:
+        """End the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, kept: Kept, columns: Columns) -> None:
+        """Write rows with their scores."""
+        arrays = self._rows_columns(kept) if isinstance(kept, list) else _plain_columns(kept)
+        for name, scores in columns:
+            arrays[name] = pa.array(scores.tolist() if scores.ndim > 1 else scores)
+        table = pa.table(arrays)
+        if self._file is None:
+            self._schema = table.schema
+            self._file = pq.ParquetWriter(self._path, table.schema)
+        try:
+            self._file.write_table(_like(table, self._schema))
+        except (KeyError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"rows hold other columns or types than those before them ({error}); write "
+                ".jsonl, or keep only columns that all rows have (--keep)"
+            ) from error
+
+    def _rows_columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        names = dict.fromkeys(key for row in rows for key in row)
+        return {name: self._column(name, [row.get(name) for row in rows]) for name in names}
+
+    def _column(self, name: str, values: list[Any]) -> pa.Array:
+        try:
+            array = pa.array(values)
+        except (pa.ArrowException, OverflowError) as error:
+            raise DataError(
+                f"column {name!r} holds values of several types ({error}), which Parquet cannot "
+                "hold; write .jsonl, or leave the column out (--keep)"
+            ) from error
+        if pa.types.is_null(array.type) and name in self._types:
+            return array.cast(self._types[name])
+        return array
+
+
+def _plain_columns(table: pa.Table) -> dict[str, Any]:
+    """Dictionaries differ from fragment to fragment; plain columns do not."""
+    types = [logical_type(column.type) for column in table.columns]
+    return {
+        name: column if column.type == plain else column.cast(plain)
+        for name, column, plain in zip(table.column_names, table.columns, types, strict=True)
+    }
+
+
+def _like(table: pa.Table, schema: pa.Schema | None) -> pa.Table:
+    assert schema is not None
+    for name in table.column_names:
+        if name not in schema.names:
+            raise KeyError(f"{name} is new")
+    rows = table.num_rows
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,371 @@
+"""The verb `serve`: one process, or several that share the port."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from widedeep.bundle.files import SCHEMA, read_warmup
+from widedeep.cli.output import next_line, print_json, say
+from widedeep.cli.parser import period, positive, real, seconds, share, threads
+from widedeep.cli.runs import served_bundle
+from widedeep.errors import BundleError, ConfigError
+from widedeep.features.spec import item_columns
+from widedeep.schema import stored_spec
+
+if TYPE_CHECKING:
+    from widedeep.serving.http.settings import LogConfig, ServeConfig, Settings
+
+EXAMPLE = (
+    "  widedeep serve models/ads --http :8080 --items items.parquet --item-id app\n"
+    "  curl localhost:8080/v1/rank -d "
+    '\'{"user": {"country": "de"}, "candidates": ["maps", "mail"]}\''
+)
+NEXT = "the request that it prints; after Ctrl-C: widedeep report models/ads"
+
+
+_GRACE_S = 5.0
+
+
+_EXAMPLE_ITEMS = 2
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODELS",
+        help="a bundle, a run's folder, a folder of versions, or several of these; NAME=PATH",
+    )
+    _add_doors(parser)
+    _add_items(parser)
+    _add_limits(parser)
+    _add_log(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    plan = _plan(arguments)
+
+    def listening(settings: Settings, port: int, grpc: str | None) -> None:
+        url = _url(settings, port)
+        if arguments.json:
+            found = {name: str(path) for name, path in plan.models.items()}
+            print_json({"http": url, "grpc": grpc, "models": found}, indent=None)
+            sys.stdout.flush()  # whoever reads waits for it, and the server goes on
+        names = ", ".join(plan.models)
+        with contextlib.suppress(OSError):  # a full disk under the log ends no server
+            say(f"widedeep: serving {names} on {url}" + (f" and gRPC on {grpc}" if grpc else ""))
+
+    code = run_plan(plan, listening)
+    if not arguments.json and len(arguments.models) == 1:
+        say(next_line("report", next(iter(plan.models.values()))))
+    return code
+
+
+def _add_doors(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--http", default=":8080", metavar="[HOST]:PORT", help="default: :8080, loopback alone"
+    )
+    parser.add_argument(
+        "--grpc", metavar="[HOST]:PORT", help="speak the Open Inference Protocol over gRPC too"
+    )
+    parser.add_argument("--keys", metavar="FILE", help="a TOML file of API keys; asks for one")
+    parser.add_argument(
+        "--admin", action="store_true", help="let holders of an admin key load and roll back"
+    )
+    parser.add_argument(
+        "--admin-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which operators reach the server, beside its address; again for another",
+    )
+    parser.add_argument(
+        "--no-page", action="store_true", help="leave out the page at / to try requests on"
+    )
+    parser.add_argument("--tls-certificate", metavar="PEM", help="speak HTTPS")
+    parser.add_argument("--tls-key", metavar="PEM", help="the certificate's key")
+    parser.add_argument("--tls-client-ca", metavar="PEM", help="ask callers for a certificate")
+
+
+def _add_items(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--items", metavar="PARQUET", help="the items' catalogue; followed")
+    parser.add_argument("--item-id", metavar="COLUMN", help="its column of ids")
+    parser.add_argument(
+        "--popularity", metavar="COLUMN", help="recommend popular items by it (default: row order)"
+    )
+    parser.add_argument(
+        "--category", metavar="COLUMN", help="recommendations may ask for so many of each"
+    )
+    parser.add_argument(
+        "--unknown-items",
+        choices=("score", "refuse"),
+        default="score",
+        help="what to do with ids that are not in it (default: score)",
+    )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="multiply in bfloat16, the items' part in half the memory: faster, slightly off",
+    )
+    parser.add_argument(
+        "--latest", type=positive, default=1, metavar="N", help="versions kept loaded (default: 1)"
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="where bundles are copied to before they are served (default: the user's cache)",
+    )
+    parser.add_argument(
+        "--poll", type=period, default=2.0, metavar="S", help="look for versions every S seconds"
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=threads, default=1, help="processes that share the port (default: 1)"
+    )
+    parser.add_argument(
+        "--threads", type=threads, default=1, help="threads of one long request (default: 1)"
+    )
+    parser.add_argument(
+        "--queue",
+        type=positive,
+        metavar="N",
+        help="requests waiting or computed at once (default: what is done in --max-wait-ms)",
+    )
+    parser.add_argument(
+        "--max-wait-ms",
+        type=real,
+        default=1000.0,
+        metavar="MS",
+        help="refuse requests that would wait longer (default: 1000)",
+    )
+    parser.add_argument(
+        "--deadline-ms", type=real, default=5000.0, metavar="MS", help="default: 5000"
+    )
+    parser.add_argument(
+        "--max-body", type=positive, default=16 << 20, metavar="BYTES", help="default: 16 MiB"
+    )
+    parser.add_argument(
+        "--max-candidates", type=positive, default=100_000, metavar="N", help="default: 100000"
+    )
+    parser.add_argument(
+        "--max-request-values",
+        type=positive,
+        default=4_000_000,
+        metavar="N",
+        help="ids and numbers of all rows or candidates of a request (default: 4000000)",
+    )
+    parser.add_argument(
+        "--drain", type=seconds, default=25.0, metavar="S", help="time to finish after SIGTERM"
+    )
+    parser.add_argument(
+        "--drain-delay",
+        type=seconds,
+        default=2.0,
+        metavar="S",
+        help="after SIGTERM go on that long, not ready (default: 2)",
+    )
+    parser.add_argument(
+        "--log-requests",
+        choices=("all", "errors", "none"),
+        default="errors",
+        help="as lines of JSON on standard error (default: errors)",
+    )
+
+
+def _add_log(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log", metavar="DIR", help="log what was shown, as Parquet that 'widedeep join' reads"
+    )
+    parser.add_argument(
+        "--log-user", default="user_id", metavar="COLUMN", help="the user's id (default: user_id)"
+    )
+    parser.add_argument(
+        "--log-sample",
+        type=share,
+        default=1.0,
+        metavar="SHARE",
+        help="of the requests (default: 1)",
+    )
+    parser.add_argument(
+        "--log-columns", metavar="NAMES", help="feature columns to log, by commas (default: all)"
+    )
+    parser.add_argument(
+        "--log-hash-key", metavar="FILE", help="log a hash of the user's id, keyed by its bytes"
+    )
+    parser.add_argument(
+        "--log-days", type=real, metavar="N", help="delete files that are older (default: never)"
+    )
+    parser.add_argument(
+        "--log-bytes", type=positive, metavar="N", help="delete the oldest beyond (default: never)"
+    )
+
+
+def _url(settings: Settings, port: int) -> str:
+    scheme = "https" if settings.tls_certificate else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{scheme}://{host}:{port}"
+
+
+def _say_request(plan: ServeConfig, port: int) -> None:
+    """Say a request that the server answers: the step after serving."""
+    body, settings = example_request(plan), plan.settings
+    if body is None:
+        return
+    words = ["curl", "-s", f"{_url(settings, port)}/v1/rank", "-d", json.dumps(body)]
+    if settings.keys is not None:
+        words += ["-H", "X-API-Key: KEY"]
+    needs = {"your KEY": settings.keys, "your certificates": settings.tls_certificate}
+    note = ", ".join(name for name, setting in needs.items() if setting is not None)
+    with contextlib.suppress(OSError):
+        say(f"next: {shlex.join(words)}" + (f"  # with {note}" if note else ""))
+
+
+def _plan(arguments: argparse.Namespace) -> ServeConfig:
+    from widedeep.serving.http.settings import ServeConfig, Settings, find_models
+
+    host, port = address(arguments.http)
+    grpc = None if arguments.grpc is None else address(arguments.grpc)
+    settings = Settings(
+        host=host,
+        port=port,
+        workers=arguments.workers,
+        queue=arguments.queue,
+        max_wait_ms=arguments.max_wait_ms,
+        deadline_ms=arguments.deadline_ms,
+        longest_deadline_ms=max(60_000.0, arguments.deadline_ms),
+        max_body=arguments.max_body,
+        max_candidates=arguments.max_candidates,
+        max_values=arguments.max_request_values,
+        drain_s=arguments.drain,
+        drain_delay_s=arguments.drain_delay,
+        keys=arguments.keys,
+        admin=arguments.admin,
+        admin_hosts=tuple(arguments.admin_host),
+        page=not arguments.no_page,
+        popularity=arguments.popularity,
+        category=arguments.category,
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+        tls_client_ca=arguments.tls_client_ca,
+        request_log=arguments.log_requests,
+    )
+    return ServeConfig(
+        models=find_models(arguments.models),
+        settings=settings,
+        items=arguments.items,
+        item_id=arguments.item_id,
+        unknown_items=arguments.unknown_items,
+        precision="bfloat16" if arguments.bfloat16 else "float32",
+        latest=arguments.latest,
+        poll_s=arguments.poll,
+        rank_threads=arguments.threads,
+        grpc=None if grpc is None else _joined(*grpc),
+        log=_log(arguments),
+        cache=arguments.cache,
+        on_ready=None if arguments.json else _say_request,
+    )
+
+
+def _log(arguments: argparse.Namespace) -> LogConfig | None:
+    from widedeep.serving.http.settings import LogConfig
+
+    if arguments.log is None:
+        return None
+    columns = arguments.log_columns
+    return LogConfig(
+        directory=arguments.log,
+        user_id=arguments.log_user,
+        sample=arguments.log_sample,
+        columns=None if columns is None else tuple(columns.split(",")),
+        hash_key_file=arguments.log_hash_key,
+        days=arguments.log_days,
+        nbytes=arguments.log_bytes,
+    )
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def address(text: str) -> tuple[str, int]:
+    """Read ``HOST:PORT``; without a host it is this machine alone."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ConfigError(f"got the address {text!r}, expected HOST:PORT or :PORT")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def run_plan(plan: ServeConfig, on_listening: Callable[[Settings, int, str | None], None]) -> int:
+    """Serve until SIGTERM or Ctrl-C."""
+    from widedeep.serving.http.auth import load_keys
+    from widedeep.serving.http.server import run_worker
+    from widedeep.serving.supervisor import Worker, bind_alone, run_workers
+
+    settings = plan.settings
+    load_keys(settings)  # a mistake in their file is told here, not by each worker
+    if settings.workers == 1:
+
+        def told(port: int, grpc_port: int | None) -> None:
+            host = None if plan.grpc is None else plan.grpc.rpartition(":")[0]
+            on_listening(settings, port, None if host is None else f"{host}:{grpc_port}")
+
+        run_worker(Worker(0, 1), plan, told)
+        return 0
+    with ExitStack() as stack:
+        # Bound, but not listening: it keeps the port while workers come and go.
+        kept = stack.enter_context(bind_alone(settings.host, settings.port))
+        port = kept.getsockname()[1]
+        plan = replace(plan, settings=replace(settings, port=port))
+        if plan.grpc is not None:
+            host, grpc_port = address(plan.grpc)
+            of_grpc = stack.enter_context(bind_alone(host, grpc_port))
+            named = plan.grpc.rpartition(":")[0]
+            plan = replace(plan, grpc=f"{named}:{of_grpc.getsockname()[1]}")
+        on_listening(settings, port, plan.grpc)
+        drain_s = settings.drain_delay_s + settings.drain_s + _GRACE_S
+        return run_workers(settings.workers, run_worker, (plan,), drain_s=drain_s)
+
+
+def example_request(plan: ServeConfig) -> dict[str, Any] | None:
+    """Return a body for ``/v1/rank`` with values of the rows that the bundle keeps."""
+    name, path = next(iter(plan.models.items()))
+    try:
+        bundle = served_bundle(path)
+    except BundleError:
+        return None  # the first version is on its way
+    rows = read_warmup(bundle).rows[:_EXAMPLE_ITEMS]
+    if not rows:
+        return None
+    # Where no feature is declared to be the item's, those that come with an item are.
+    of_item = item_columns(stored_spec(bundle / SCHEMA)) or set(rows[0])
+    user = {column: value for column, value in rows[0].items() if column not in of_item}
+    body: dict[str, Any] = {"model": name} if len(plan.models) > 1 else {}
+    if user:
+        body["user"] = user
+    if plan.items is None:
+        columns = [column for column in rows[0] if column in of_item]
+        return body | {"items": {c: [row.get(c) for row in rows] for c in columns}}
+    assert plan.item_id is not None
+    return body | {"candidates": _some_ids(Path(plan.items), plan.item_id)}
+
+
+def _some_ids(items: Path, column: str) -> list[Any]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(items) as file:
+        batches = file.iter_batches(batch_size=_EXAMPLE_ITEMS, columns=[column])
+        first = next(batches, None)
+    return [] if first is None else first.column(0).to_pylist()

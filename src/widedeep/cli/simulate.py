@@ -1,0 +1,275 @@
+"""The verb `simulate`: days in the simulated app store, and their logs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from widedeep.cli.output import number, print_json, print_next, print_table, print_text, say
+from widedeep.cli.parser import GOOD, positive, real, share, whole
+from widedeep.errors import ConfigError
+from widedeep.simulate import (
+    AppStore,
+    Explore,
+    Model,
+    Oracle,
+    Policy,
+    Popularity,
+    Random,
+    Server,
+    Split,
+    StoreConfig,
+)
+from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
+from widedeep.simulate.saved import load_store, save_store
+from widedeep.simulate.traffic import Traffic, attribute_tables, midnight
+
+EXAMPLE = (
+    "  widedeep simulate week1                        # by popularity: there is no model yet\n"
+    "  widedeep join week1/join.toml && widedeep train week1/app_store.toml\n"
+    "  widedeep simulate week2 --resume week1 --policy old=popularity "
+    "--policy new=runs/app_store/bundle"
+)
+NEXT = "widedeep join week1/join.toml"
+
+
+_PLAIN: dict[str, Callable[[], Policy]] = {
+    "popularity": Popularity,
+    "random": Random,
+    "oracle": Oracle,
+}
+
+
+STATE = "store.npz"
+
+
+CATALOGUE = "catalogue.parquet"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("folder", metavar="FOLDER", help="where the logs go")
+    parser.add_argument("--days", type=positive, default=7, metavar="N", help="default: 7")
+    parser.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="[ARM=]POLICY",
+        help="who ranks: popularity (default), random, oracle, the folder of a bundle, or the URL "
+        "of a server; several share the users in equal parts",
+    )
+    parser.add_argument(
+        "--explore", type=share, default=0.0, metavar="SHARE", help="of requests, in random order"
+    )
+    parser.add_argument(
+        "--resume", metavar="FOLDER", help="an earlier stretch, whose store lives on"
+    )
+    parser.add_argument(
+        "--catalogue", metavar="FILE", help="the apps' file that the server reads: kept up to date"
+    )
+    _add_store(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    found = simulate_store(
+        Path(arguments.folder),
+        arms_policy(
+            arguments.policy or ["popularity"],
+            explore=arguments.explore,
+            catalogue=None if arguments.catalogue is None else Path(arguments.catalogue),
+        ),
+        config=_store(arguments),
+        resume=None if arguments.resume is None else Path(arguments.resume),
+        days=arguments.days,
+        on_day=lambda done: say(f"day {done} of {arguments.days}"),
+    )
+    if arguments.json:
+        print_json({**dataclasses.asdict(found), "folder": str(found.folder)})
+    else:
+        _print(found)
+    return GOOD
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    store = parser.add_argument_group("a new store")
+    for name, kind, told in (
+        ("seed", whole, "of everything"),
+        ("users", positive, "at the start"),
+        ("apps", positive, "at the start"),
+        ("requests", positive, "a day"),
+        ("memorisation", real, "strength of particular pairs of apps; 0: none"),
+        ("generalisation", real, "strength of general tastes; 0: none"),
+        ("drift", real, "of tastes, a day"),
+    ):
+        store.add_argument(f"--{name}", type=kind, metavar="X" if kind is real else "N", help=told)
+
+
+def _store(arguments: argparse.Namespace) -> StoreConfig:
+    names = ("seed", "users", "apps", "memorisation", "generalisation", "drift")
+    given = {name: getattr(arguments, name) for name in names}
+    given["requests_per_day"] = arguments.requests
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and arguments.resume is not None:
+        words = ", ".join(f"--{name.partition('_')[0]}" for name in given)
+        raise ConfigError(f"got {words} with --resume: the store there has been made; leave it out")
+    return StoreConfig(**given)
+
+
+def _print(found: Simulated) -> None:
+    rows = [
+        [
+            arm,
+            f"{int(figures['requests']):,}",
+            number(figures["installs_a_request"]),
+            f"{figures['of_the_best']:.1%}",
+        ]
+        for arm, figures in found.arms.items()
+    ]
+    headings = ["arm", "requests", "installs a request", "of the best policy's"]
+    print_table(headings, rows, right=headings[1:])
+    rate = found.installs / max(1, found.impressions)
+    print_text(
+        f"\n{found.impressions:,} impressions, {found.installs:,} installs ({rate:.2%}) in "
+        f"{found.days} days; ten apps hold {found.top_share:.0%} of the installs"
+    )
+    print_text(
+        f"wrote {found.folder}; once joined, 'widedeep train' takes its own declaration too, "
+        f"{found.folder / 'app_store.toml'}"
+    )
+    print_next("join", found.folder / "join.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated:
+    """What a stretch of days came to."""
+
+    folder: Path  # Where the logs are
+    first_day: int  # From 0
+    days: int  # How many
+    impressions: int  # Apps shown
+    installs: int  # Of them
+    top_share: float  # Share of the installs that the ten most installed apps hold
+    # For each arm its requests, installs a request, and the share of the best policy's expected
+    # installs that it got
+    arms: dict[str, dict[str, float]]
+    seconds: float  # Taken
+
+
+def named_policy(text: str, *, catalogue: Path | None = None) -> Policy:
+    """Return the policy that a word stands for."""
+    if text in _PLAIN:
+        return _PLAIN[text]()
+    if text.startswith(("http://", "https://")):
+        return Server(text, catalogue=catalogue)
+    if Path(text).is_dir():
+        return Model(text, name=Path(text).name)
+    raise ConfigError(
+        f"got the policy {text!r}, expected {', '.join(_PLAIN)}, the URL of a server, or the "
+        "folder of a bundle"
+    )
+
+
+def arms_policy(texts: list[str], *, explore: float = 0.0, catalogue: Path | None = None) -> Policy:
+    """Return one policy, or an A/B test of several, each ``[ARM=]POLICY``."""
+    arms: dict[str, Policy] = {}
+    for text in texts:
+        name, named, rest = text.partition("=")
+        if not named or "/" in name:
+            name, rest = "", text
+        policy = named_policy(rest, catalogue=catalogue)
+        if explore:
+            policy = Explore(policy, explore)
+        arm = name or policy.name
+        if arm in arms:
+            raise ConfigError(f"got two arms named {arm!r}; name them apart: --policy ARM=POLICY")
+        arms[arm] = policy
+    # A split of one arm names it in the logs.
+    return Split(arms)
+
+
+def simulate_store(
+    folder: Path,
+    policy: Policy,
+    *,
+    config: StoreConfig | None = None,
+    resume: Path | None = None,
+    days: int = 7,
+    on_day: Callable[[int], None] | None = None,
+) -> Simulated:
+    """Live some days, and write logs, catalogue, configurations and the store's state."""
+    started = time.perf_counter()
+    store = AppStore(config) if resume is None else load_store(resume / STATE)
+    if resume is None and (folder / STATE).exists():
+        raise ConfigError(
+            f"{folder}: holds the logs of a store already; name another folder, or let that store "
+            f"live on: --resume {folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    first = store.world.day
+    parts = []
+    for done in range(1, days + 1):
+        name = f"day{store.world.day:04d}"
+        _write_attributes(store, folder, name)  # as they are at midnight, before the day
+        parts.append(store.run(policy, 1))
+        parts[-1].write(folder, name)
+        if on_day is not None:
+            on_day(done)
+    pq.write_table(store.catalogue(), folder / CATALOGUE)
+    (folder / "join.toml").write_text(_join_text(store, parts), encoding="utf-8")
+    (folder / "app_store.toml").write_text(APP_STORE_TOML, encoding="utf-8")
+    save_store(store, folder / STATE)
+    return _told(folder, first, parts, time.perf_counter() - started)
+
+
+def _join_text(store: AppStore, parts: list[Traffic]) -> str:
+    """Return the join's configuration; by a server's clock no window closes before the end."""
+    last = pc.max(parts[-1].impressions["event_time"].cast(pa.int64())).as_py()
+    if store.config.start_us <= last < midnight(store.world):
+        return JOIN_TOML
+    return JOIN_TOML.replace("[join]\n", '[join]\nopen_windows = "keep"\n')
+
+
+def _write_attributes(store: AppStore, folder: Path, name: str) -> None:
+    for kind, table in attribute_tables(store.world).items():
+        (folder / kind).mkdir(exist_ok=True)
+        pq.write_table(table, folder / kind / f"{name}.parquet")
+
+
+def _told(folder: Path, first: int, parts: list[Traffic], seconds: float) -> Simulated:
+    installed = pa.concat_tables([part.actions.select(["item_id"]) for part in parts])
+    counts = np.sort(pc.value_counts(installed["item_id"]).field("counts").to_numpy())
+    requests = pa.concat_tables([part.requests for part in parts])
+    return Simulated(
+        folder=folder,
+        first_day=first,
+        days=len(parts),
+        impressions=sum(part.impressions.num_rows for part in parts),
+        installs=installed.num_rows,
+        top_share=float(counts[-10:].sum() / max(1, counts.sum())),
+        arms=_arms(requests),
+        seconds=seconds,
+    )
+
+
+def _arms(requests: pa.Table) -> dict[str, dict[str, float]]:
+    sums = requests.group_by("arm").aggregate(
+        [("installs", "sum"), ("expected", "sum"), ("best", "sum"), ("installs", "count")]
+    )
+    return {
+        row["arm"]: {
+            "requests": row["installs_count"],
+            "installs_a_request": row["installs_sum"] / row["installs_count"],
+            "of_the_best": row["expected_sum"] / row["best_sum"],
+        }
+        for row in sorted(sums.to_pylist(), key=lambda row: str(row["arm"]))
+    }

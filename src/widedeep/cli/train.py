@@ -1,0 +1,224 @@
+"""The verb `train`: from a configuration to a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from widedeep.cli.output import (
+    count,
+    number,
+    print_json,
+    print_metrics,
+    print_next,
+    print_text,
+    say,
+)
+from widedeep.cli.parser import GOOD, INTERRUPTED, add_set, period, positive, real, seconds
+from widedeep.cli.runs import RunDirectory, WarmFrom
+from widedeep.config import load_config, load_follow_config
+from widedeep.errors import ConfigError
+from widedeep.gate.config import load_gate_config
+from widedeep.training.config import FollowConfig, RunConfig
+
+if TYPE_CHECKING:
+    from widedeep.cli.run_training import Followed, TrainedRun
+
+EXAMPLE = (
+    "  widedeep train ads.toml --set train.epochs=3 --set train.wide.lr=0.05\n"
+    "  widedeep train ads.toml --resume     # after Ctrl-C, a crash, or for more epochs\n"
+    "  widedeep train today.toml --warm-start runs/yesterday\n"
+    "  widedeep train ads.toml --follow examples/ --publish models --export-rows 1000000\n\n"
+    "The run's folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
+    "metrics.json and bundle/."
+)
+NEXT = "widedeep evaluate runs/ads"
+
+
+_FOLLOWING = ("publish", "export_rows", "export_minutes", "judge_rows")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("config", metavar="RUN.toml", help="the configuration")
+    parser.add_argument("--out", metavar="RUN_DIR", help="the run's folder; default: runs/RUN")
+    going_on = parser.add_mutually_exclusive_group()
+    going_on.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    going_on.add_argument("--force", action="store_true", help="replace the run that is there")
+    parser.add_argument(
+        "--warm-start", metavar="MODEL", help="start from a run, a checkpoint or a bundle"
+    )
+    parser.add_argument(
+        "--carry",
+        action="append",
+        metavar="PATTERN",
+        help="tensors to take over, such as 'wide/*'; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--project", action="store_true", help="project embeddings to another width"
+    )
+    _add_following(parser)
+    add_set(parser)
+
+
+def _add_following(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--follow", metavar="DIR", help="then learn the folder's Parquet files as they land"
+    )
+    parser.add_argument(
+        "--poll", type=period, default=1.0, metavar="S", help="look every S seconds (default: 1)"
+    )
+    parser.add_argument(
+        "--idle", type=seconds, metavar="S", help="end after S seconds without a new file"
+    )
+    parser.add_argument(
+        "--export-rows", type=positive, metavar="N", help="write a bundle every N rows"
+    )
+    parser.add_argument(
+        "--export-minutes", type=real, metavar="M", help="write a bundle every M minutes"
+    )
+    parser.add_argument(
+        "--publish",
+        metavar="MODELS",
+        help="judge each such bundle on the newest shards, and publish what passes the gate there",
+    )
+    parser.add_argument(
+        "--judge-rows", type=positive, metavar="N", help="rows to judge on (default: 10,000)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    from widedeep.cli.run_training import train_run
+
+    config = load_config(arguments.config, arguments.set)
+    directory = RunDirectory.of_config(arguments.config, arguments.out)
+    warm = _warm_from(arguments)
+    follow = _follow_config(arguments)
+    run, followed = None, None
+    try:
+        if not (arguments.follow and arguments.resume and directory.state == "finished"):
+            run = train_run(
+                config, directory, resume=arguments.resume, force=arguments.force, warm=warm
+            )
+        followed = _follow(arguments, config, directory, follow)
+        if run is not None and followed is not None:
+            run = dataclasses.replace(run, metrics=followed.metrics)
+    except KeyboardInterrupt:
+        if directory.state != "new":
+            say(f"widedeep: interrupted; go on with: {_resume_command(arguments)}")
+        else:
+            say("widedeep: interrupted before the first step; nothing to resume")
+        return INTERRUPTED
+    if arguments.json:
+        print_json(_train_document(directory, run, followed))
+        return GOOD
+    if followed is not None:
+        _print_followed(followed, directory, follow)
+    if run is not None:
+        _print_run(run, directory)
+    elif followed is not None and followed.metrics:
+        print_metrics(followed.metrics)
+    data = config.data
+    can_judge = data.test is not None or data.valid is not None or data.valid_fraction > 0
+    print_next("evaluate" if can_judge else "inspect", directory.path)
+    return GOOD
+
+
+def _follow(
+    arguments: argparse.Namespace, config: RunConfig, directory: RunDirectory, follow: FollowConfig
+) -> Followed | None:
+    if arguments.follow is None:
+        return None
+    of_gate = [text for text in arguments.set if text.strip().startswith("gate.")]
+    from widedeep.cli.run_training import follow_run
+
+    return follow_run(
+        config,
+        directory,
+        arguments.follow,
+        follow=follow,
+        gate=load_gate_config(arguments.config, of_gate),
+        poll_s=arguments.poll,
+        idle_s=arguments.idle,
+    )
+
+
+def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
+    """Read before the training, so that a mistake is told before it."""
+    options = {name: getattr(arguments, name) for name in _FOLLOWING}
+    if arguments.follow is None:
+        for name, value in {**options, "idle": arguments.idle}.items():
+            if value is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"got {option} without a folder to follow; add --follow DIR")
+    return load_follow_config(arguments.config, arguments.set, options=options)
+
+
+def _warm_from(arguments: argparse.Namespace) -> WarmFrom | None:
+    if arguments.warm_start is None:
+        if arguments.carry or arguments.project:
+            raise ConfigError("--carry and --project say how to start warm; add --warm-start MODEL")
+        return None
+    return WarmFrom(
+        path=arguments.warm_start,
+        carry=tuple(arguments.carry or ("*",)),
+        widths="project" if arguments.project else "fresh",
+    )
+
+
+def _print_followed(followed: Followed, directory: RunDirectory, follow: FollowConfig) -> None:
+    told = count(len(followed.shards), "shard")
+    print_text(f"\nlearned {told}; bundle: {directory.bundle}")
+    if follow.publish is not None:
+        published = sum(attempt.version is not None for attempt in followed.attempts)
+        of = count(len(followed.attempts), "candidate")
+        print_text(f"published {published} of {of} in {follow.publish}")
+
+
+def _train_document(
+    directory: RunDirectory, run: TrainedRun | None, followed: Followed | None
+) -> dict[str, Any]:
+    document: dict[str, Any] = {"run": directory.path, "bundle": directory.bundle}
+    if run is not None:
+        document |= {
+            "steps": run.steps,
+            "rows": run.rows,
+            "seconds": run.seconds,
+            "metrics": run.metrics,
+            "history": run.history,
+            "warm_start": None if run.warm is None else run.warm.to_json(),
+        }
+    if followed is not None:
+        attempts = [dataclasses.asdict(attempt) for attempt in followed.attempts]
+        document |= {"shards": followed.shards, "attempts": attempts}
+        document["metrics"] = followed.metrics  # of the bundle, not of the model before the stream
+    return document
+
+
+def _print_run(run: TrainedRun, directory: RunDirectory) -> None:
+    if run.metrics:
+        print_metrics(run.metrics)
+    told = f"{run.steps:,} steps, {run.rows:,} rows, {number(run.seconds)} s"
+    print_text(f"\nrun: {directory.path} ({told})\nbundle: {directory.bundle}")
+
+
+def _resume_command(arguments: argparse.Namespace) -> str:
+    """The command that goes on: all that was typed, but for ``--force``."""
+    options = [("set", text) for text in arguments.set]
+    options += [("carry", pattern) for pattern in arguments.carry or ()]
+    names = ("out", "warm_start", "follow", "idle", *_FOLLOWING)
+    options += [(name, getattr(arguments, name)) for name in names]
+    if arguments.follow is not None:
+        options.append(("poll", arguments.poll))
+    words = ["widedeep", "train", arguments.config, "--resume"]
+    words += ["--project"] if arguments.project else []
+    words += ["--json"] if arguments.json else []
+    for name, value in options:
+        if value is not None:
+            option, text = f"--{name.replace('_', '-')}", str(value)
+            # A value that begins with a dash would be taken for an option.
+            words += [f"{option}={text}"] if text.startswith("-") else [option, text]
+    return shlex.join(words)

@@ -1,0 +1,157 @@
+"""The verb `validate`: may a model serve?"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text
+from widedeep.cli.parser import GOOD, NO, add_set, threads
+from widedeep.cli.runs import bundle_place, labelled_rows, run_of, served_bundle
+from widedeep.errors import BundleError
+from widedeep.gate import Verdict, load_gate_config, validate, verdict_path
+from widedeep.publish import bundle_in_service
+from widedeep.publish.lineage import is_models_directory
+
+EXAMPLE = (
+    "  widedeep validate runs/ads --against models --data recent.parquet\n"
+    "  widedeep validate runs/ads --data recent.parquet    # the first: nothing is in service\n"
+    "  widedeep validate runs/ads --data recent.parquet --set gate.unit=\"'user_id'\"\n\n"
+    "Exit code 0: it may serve; 1: it may not, for the reasons given. The limits are in the\n"
+    "section [gate] of --config."
+)
+NEXT = "widedeep publish runs/ads models"
+
+
+MODELS = "models"
+"""The folder of versions that a next step names where nobody named one."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument("model", metavar="CANDIDATE", help="a bundle, or a run's folder")
+    parser.add_argument(
+        "--against",
+        metavar="SERVING",
+        help="the model in service: a bundle, a run's folder, or a folder of versions (or its URL)",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="DATA",
+        help="recent labelled rows: paths, globs, or a run's folder for the rows that it held out; "
+        "default: those of CANDIDATE's run",
+    )
+    parser.add_argument("--config", metavar="TOML", help="a file with a section [gate]")
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="VERDICT",
+        help="the verdict's file; default: beside the bundle, BUNDLE.verdict.json; a page .html "
+        "is written with it",
+    )
+    parser.add_argument("--threads", type=threads, help="threads to use (default: all)")
+    add_set(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the verb and return its exit code."""
+    config = load_gate_config(arguments.config, arguments.set)
+    candidate = bundle_place(arguments.model)
+    rows = labelled_rows(arguments.data, Path(arguments.model))
+    threads = arguments.threads or len(os.sched_getaffinity(0))
+    with _against(arguments.against) as serving:
+        verdict = validate(candidate, serving, rows.data, config=config, threads=threads)
+    if rows.note is not None:
+        verdict = dataclasses.replace(verdict, notes=(f"judged on {rows.note}", *verdict.notes))
+    file = verdict_path(candidate) if arguments.out is None else Path(arguments.out)
+    try:
+        page = verdict.save(file)
+    except OSError as error:
+        raise BundleError(
+            f"{file}: the verdict cannot be written ({error.strerror or error}); name another "
+            "place with --out"
+        ) from error
+    if arguments.json:
+        print_json({"verdict": file, "page": page, **verdict.to_json()})
+    else:
+        _print_verdict(verdict, file, page)
+        _print_after_verdict(arguments, passed=verdict.passed)
+    return GOOD if verdict.passed else NO
+
+
+def print_validate(model: Path, data: Sequence[str]) -> None:
+    """Print the command that judges a model, against what the folder ``models`` serves."""
+    against = ["--against", MODELS] if is_models_directory(Path(MODELS)) else []
+    words = ["validate", str(model), *against, *(["--data", *data] if data else [])]
+    if data or run_of(model) is not None:
+        print_next(*words)
+    else:
+        print_next(*words, "--data", "recent.parquet", note="your newest labelled rows")
+
+
+def _print_after_verdict(arguments: argparse.Namespace, *, passed: bool) -> None:
+    against, verdict = arguments.against, arguments.out
+    if not passed:
+        data = ["--data", *arguments.data] if arguments.data else []
+        print_next("report", arguments.model, *data, *(["--against", against] if against else []))
+        return
+    models = MODELS
+    if against is not None and ("://" in against or is_models_directory(Path(against))):
+        models = against
+    words = [] if verdict is None else ["--verdict", verdict]
+    print_next(
+        *("publish", arguments.model, models, *words),
+        note="" if against else f"{models}: the folder that servers follow",
+    )
+
+
+@contextlib.contextmanager
+def _against(named: str | None) -> Iterator[Path | None]:
+    """Give the model in service; that of a URL is fetched."""
+    if named is None or "://" not in named:
+        yield None if named is None else served_bundle(named)
+        return
+    with bundle_in_service(named) as serving:
+        if serving is None:
+            raise BundleError(
+                f"{named}: nothing was published there yet; leave --against out to judge a first "
+                "model on its own"
+            )
+        yield serving
+
+
+def _print_verdict(verdict: Verdict, file: Path, page: Path) -> None:
+    names = ("log_loss", "squared_error", "auc", "gauc", "calibration")
+    for head, entry in verdict.quality.items():
+        rows = []
+        for name in names:
+            if name in entry["candidate"]:
+                change = entry["changes"].get(name)
+                rows.append(
+                    [
+                        name if head == "score" else f"{head}/{name}",
+                        number(entry["candidate"][name]),
+                        number(entry.get("serving", {}).get(name)),
+                        "" if change is None else f"{change['worse']:+.4f}",
+                        "" if change is None else f"{change['low']:+.4f} to {change['high']:+.4f}",
+                    ]
+                )
+        heads = ["metric", "candidate", "in service", "worse by", "95 % interval"]
+        print_table(heads, rows, right=heads[1:])
+    for text in verdict.notes:
+        print_text(f"note: {text}")
+    for reason in verdict.reasons:
+        print_text(f"stopped: {reason}")
+    told = "it may serve" if verdict.passed else f"it may not serve: {_reasons(verdict)}"
+    print_text(f"\n{verdict.candidate['path']}: {told}")
+    print_text(f"verdict: {file}; look at {page}")
+
+
+def _reasons(verdict: Verdict) -> str:
+    return count(len(verdict.reasons), "reason")

@@ -1,0 +1,225 @@
+"""`check` finds what would make training fail, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from tests.ads import ads_table, write_ads
+from tests.command_line import Run
+from widedeep.cli.check import CheckReport, check_run
+from widedeep.errors import ConfigError
+
+
+@pytest.fixture
+def ads(tmp_path: Path) -> Path:
+    return write_ads(tmp_path)
+
+
+def check(folder: Path, *overrides: str) -> CheckReport:
+    return check_run(folder / "ads.toml", overrides)
+
+
+def replace(folder: Path, name: str, column: str, values: pa.Array | None) -> None:
+    table = pq.read_table(folder / name)
+    place = table.column_names.index(column)
+    table = table.remove_column(place)
+    if values is not None:
+        table = table.add_column(place, column, values)
+    pq.write_table(table, folder / name)
+
+
+def test_a_good_configuration(ads: Path) -> None:
+    report = check(ads)
+    assert report.problems == []
+    assert [(found.role, found.rows, found.sampled) for found in report.inputs] == [
+        ("train", 600, 600),
+        ("test", 200, 200),
+    ]
+    assert report.schema is not None
+    assert report.schema.rows == 600
+    clicks = pc.mean(ads_table(600, 1)["click"]).as_py()
+    assert report.labels == {"click": f"0 {1 - clicks:.1%}, 1 {clicks:.1%}"}
+
+
+def test_the_sample_is_as_small_as_asked(ads: Path) -> None:
+    report = check_run(ads / "ads.toml", rows=90)
+    assert [found.sampled for found in report.inputs] == [90, 90]
+    assert report.schema is not None
+    assert report.schema.rows == 90
+
+
+def test_a_missing_configuration_is_an_error_and_no_finding(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such file; 'widedeep init DATA' writes one"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("train.epoch=3", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("train.wide.optimizer='ftlr'", "[train] wide: got optimizer='ftlr'; did you mean 'ftrl'?"),
+        ("train.deep.lrr=1", "[train] deep: optimizer 'adagrad': got the unknown key 'lrr'"),
+        ("train.wide.lr=-1.0", "lr"),
+        ("data.train='nowhere.parquet'", "nowhere.parquet: no such file"),
+        ("data.label='clikc'", "no column 'clikc', which is the label; did you mean 'click'?"),
+        ("data.weight='w'", "has no column 'w', which is the weight"),
+        ("features.numeric=['age','jop']", "no column 'jop', which a feature reads; did you mean"),
+        ("features.numeric=['age','tags']", "tags"),
+        ("model.head='multiclass'", "its classes are not known"),
+    ],
+)
+def test_what_training_would_stumble_over(ads: Path, override: str, problem: str) -> None:
+    problems = check(ads, override).problems
+    assert any(problem in found for found in problems), problems
+
+
+def test_every_problem_is_told_at_once(ads: Path) -> None:
+    replace(ads, "test.parquet", "job", None)
+    report = check(ads, "train.wide.lrr=1", "data.label='clikc'")
+    assert len(report.problems) == 4  # the optimizer, the label twice, the test column
+
+
+def test_patience_needs_validation_data(ads: Path) -> None:
+    report = check(ads, "train.patience=2", "data.valid_fraction=0.0")
+    assert "[train] patience = 2 needs validation data" in report.problems[0]
+
+
+def test_a_label_of_one_class(ads: Path) -> None:
+    replace(ads, "train.parquet", "click", pa.array([0] * 600))
+    assert "label 'click' is always 0, expected at least two values" in check(ads).problems[0]
+
+
+def test_a_label_that_is_null(ads: Path) -> None:
+    clicks = [None, *([0, 1] * 299), 1]
+    replace(ads, "train.parquet", "click", pa.array(clicks))
+    assert "label 'click' is null in 0.17% of the rows" in check(ads).problems[0]
+
+
+def test_a_negative_weight(ads: Path) -> None:
+    for name, rows in (("train.parquet", 600), ("test.parquet", 200)):
+        weight = pa.array([-1.0] + [1.0] * (rows - 1))
+        pq.write_table(pq.read_table(ads / name).append_column("w", weight), ads / name)
+    assert any("weight 'w': got -1" in found for found in check(ads, "data.weight='w'").problems)
+
+
+def test_a_column_of_another_type_in_the_test_data(ads: Path) -> None:
+    replace(ads, "test.parquet", "age", pa.array(["old"] * 200))
+    assert any("[data] test: " in found and "age" in found for found in check(ads).problems)
+
+
+def test_notes_are_no_problems(ads: Path) -> None:
+    replace(ads, "train.parquet", "job", pa.array(["cook"] * 600))
+    replace(ads, "train.parquet", "price", pa.array([None] * 400 + [1.0, 2.0] * 100))
+    report = check(ads, "features.categorical=['job','ad','tags','row_id']")
+    assert report.problems == []
+    notes = "\n".join(report.notes)
+    assert "column 'job' is constant in the sample: always cook" in notes
+    assert "column 'price' is 67% missing" in notes
+    assert "column 'row_id' has 600 values in 600 rows: it names rows" in notes
+    assert "100% of the values of 'row_id' are not in the training sample" in notes
+
+
+def test_testing_on_the_training_data_is_noted(ads: Path) -> None:
+    assert "test is the training data" in check(ads, f"data.test='{ads}/train.parquet'").notes[0]
+
+
+# ---- what training refuses, check refuses -------------------------------------------------------
+
+
+def with_column(folder: Path, name: str, column: str, values: list[object]) -> None:
+    table = pq.read_table(folder / name)
+    pq.write_table(table.append_column(column, pa.array(values)), folder / name)
+
+
+def labels(folder: Path, values: list[object], name: str = "train.parquet") -> None:
+    count = pq.read_metadata(folder / name).num_rows
+    replace(folder, name, "click", pa.array((values * count)[:count]))
+
+
+def last_row(folder: Path, value: object) -> None:
+    labels(folder, [0.0, 1.0])
+    values = pq.read_table(folder / "train.parquet")["click"].to_pylist()
+    replace(folder, "train.parquet", "click", pa.array([*values[:-1], value], pa.float64()))
+
+
+def weights(folder: Path, values: list[object]) -> None:
+    for name in ("train.parquet", "test.parquet"):
+        count = pq.read_metadata(folder / name).num_rows
+        with_column(folder, name, "w", (values * count)[:count])
+
+
+BROKEN: list[tuple[Callable[[Path], object], list[str], str]] = [
+    (lambda ads: labels(ads, [-1.1, 0.5, 2.0]), [], "expected 0 to 1 for a binary head"),
+    (lambda ads: last_row(ads, 1.5), [], "label 'click' (row 599): got 1.5, expected 0 to 1"),
+    (lambda ads: last_row(ads, float("inf")), [], "row 599 of the Table): got inf"),
+    (lambda ads: last_row(ads, None), [], "label 'click' is null in 0.17% of the rows"),
+    (lambda ads: labels(ads, ["a", "b", "c"]), ["model.head=binary"], "head='binary' for 3"),
+    (lambda ads: labels(ads, ["a", "b"]), ["model.head=regression"], "head='regression' for a lab"),
+    (lambda ads: labels(ads, [0, 1, 2]), ["model.head=multiclass"], "its classes are not known"),
+    (lambda ads: labels(ads, ["a", "b"]), [], "label 'click'"),  # the test data has numbers
+    (lambda ads: labels(ads, [1]), [], "label 'click' is always 1"),
+    (lambda ads: labels(ads, [3], "test.parquet"), [], "[data] test: label 'click' (row 0): got 3"),
+    (lambda ads: weights(ads, [1.0, -2.0]), ["data.weight=w"], "weight 'w': got -2"),
+    (lambda ads: weights(ads, [1.0, None]), ["data.weight=w"], "weight 'w': got null in row 1"),
+    (lambda ads: weights(ads, [float("nan")]), ["data.weight=w"], "weight 'w': got nan"),
+    (lambda ads: weights(ads, [0.0]), ["data.weight=w"], "weight 'w': got 0 in every row"),
+    (lambda ads: weights(ads, ["x"]), ["data.weight=w"], "weight 'w'"),
+    (lambda ads: None, ["train.monitor=aucc", "train.patience=1"], "did you mean 'auc'"),
+    (lambda ads: None, ["train.monitor=gauc", "train.patience=1"], "got monitor='gauc'"),
+    (lambda ads: None, ["train.monitor=rows", "train.patience=1"], "is no measure of quality"),
+    (lambda ads: None, ["train.patience=1", "data.valid_fraction=0.0"], "validation data"),
+    (lambda ads: None, ["train.device=cudda"], "got device='cudda'"),
+    (lambda ads: None, ["train.device=meta"], "got device='meta'"),
+    (lambda ads: None, ["model.hidden_units=[2000000000, 2000000000]"], "the model would take"),
+    (lambda ads: None, ["train.wide.lr=nan"], "lr=nan"),
+    (lambda ads: None, ["train.dense={ optimizer = 'adam', betas = [1, 2] }"], "betas"),
+    (lambda ads: None, ["data.weight=click"], "got weight='click', which is the label"),
+    (lambda ads: None, ["data.train='train.parquet'", "data.valid='none.parquet'"], "none.parquet"),
+    (lambda ads: None, ["follow.publish='models'"], "but not when"),
+    (lambda ads: None, ["follow.export_rows=0"], "export_rows=0"),
+    (lambda ads: None, ["gate.max_auc_drop=-1"], "max_auc_drop=-1"),
+    (lambda ads: None, ["gate.max_auc_dorp=1"], "did you mean 'max_auc_drop'"),
+    (lambda ads: (ads / "runs").write_text("a file"), [], "is a file"),
+    (lambda ads: labels(ads, [1], "test.parquet"),
+     ["data.valid='test.parquet'", "train.patience=1", "train.monitor=auc"], "monitor = 'auc' is"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "sets", "said"), BROKEN, ids=[said for *_, said in BROKEN])
+def test_check_refuses_what_train_refuses(
+    run: Run, ads: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, sets: list[str], said: str
+) -> None:
+    monkeypatch.chdir(ads)
+    spoil(ads)
+    words = [word for text in sets for word in ("--set", text)]
+    code, out, err = run("check", "ads.toml", *words)
+    problems = [line for line in out.splitlines() if line.startswith("problem: ")]
+    assert code == 1, out
+    assert any(said in line for line in problems), problems
+    assert "Traceback" not in err
+    told = run("train", "ads.toml", "--set", "train.epochs=1", *words)
+    if said != "label 'click' is always 1":  # that training notes alone
+        assert told.code == 2, told
+
+
+def test_the_whole_label_is_read_whatever_the_sample_is(ads: Path) -> None:
+    last_row(ads, 7.0)
+    problems = check_run(ads / "ads.toml", rows=20).problems
+    assert len(problems) == 1
+    assert "label 'click' (row 599): got 7, expected 0 to 1" in problems[0]
+
+
+def test_a_finished_run_is_a_note(ads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ads)
+    (ads / "runs" / "ads").mkdir(parents=True)
+    (ads / "runs" / "ads" / "metrics.json").write_text("{}")
+    report = check(ads)
+    assert report.problems == []
+    assert any("holds a finished run; --resume" in note for note in report.notes)
