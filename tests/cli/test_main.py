@@ -372,7 +372,7 @@ def test_ctrl_c_before_the_first_step(run: Run, ads: Path, monkeypatch: pytest.M
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("widedeep.cli.run_training.fit_schema", interrupted)
+    monkeypatch.setattr("widedeep.cli.prepare.fit_schema", interrupted)
     code, out, err = run("train", "ads.toml")
     assert (code, out) == (130, "")
     assert err == "widedeep: interrupted before the first step; nothing to resume\n"

@@ -33,7 +33,11 @@ _BODIES = 64
 _START_S = 300.0
 
 
-EXAMPLE = "  widedeep bench table1 --seeds 2\n  widedeep bench serve runs/ads"
+EXAMPLE = (
+    "  widedeep bench table1 --seeds 2\n"
+    "  widedeep bench serve runs/ads\n\n"
+    "A target's --help shows its options; --json prints one JSON document."
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -171,12 +171,11 @@ def make_parser(named: Sequence[str]) -> argparse.ArgumentParser:
     for verb, summary in VERBS.items():
         if verb in named:
             module = importlib.import_module(f"widedeep.cli.{verb}")
-            following = getattr(module, "NEXT", "")
-            module.add_options(
-                add_verb(
-                    verbs, verb, summary, module.run, example=module.EXAMPLE, following=following
-                )
+            work, following = getattr(module, "run", None), getattr(module, "NEXT", "")
+            options = add_verb(
+                verbs, verb, summary, work, example=module.EXAMPLE, following=following
             )
+            module.add_options(options)
         else:
             verbs.add_parser(verb, help=summary)
     return parser

@@ -45,12 +45,12 @@ def add_verb(
     verbs: Verbs,
     name: str,
     summary: str,
-    run: Callable[[argparse.Namespace], int],
+    run: Callable[[argparse.Namespace], int] | None,
     *,
     example: str,
     following: str = "",
 ) -> argparse.ArgumentParser:
-    """Add a verb, with ``--json``, and return its parser."""
+    """Add a verb and return its parser; ``--json`` goes with what runs, not with mere targets."""
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,
@@ -59,8 +59,9 @@ def add_verb(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.set_defaults(run=run, parser=parser)
+    if run is not None:
+        parser.add_argument("--json", action="store_true", help="print one JSON document")
+        parser.set_defaults(run=run, parser=parser)
     return parser
 
 
