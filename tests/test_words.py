@@ -23,7 +23,8 @@ def findings(lint, folder: Path, text: str) -> tuple[list[str], list[str], int]:
 
 
 def test_fillers_as_names(lint, tmp_path: Path) -> None:
-    text = "def f(given, rows):\n    _found = rows\n    return [at for at in _found]\n\ndef g(): pass\n"
+    text = "def f(given, rows):\n    _found = rows\n    return [at for at in _found]\n"
+    text += "\ndef g(): pass\n"
     fillers, stumps, n_functions = findings(lint, tmp_path, text)
     assert fillers == [
         f"src/widedeep/a.py:1: f names a value {name!r}" for name in ("at", "found", "given")

@@ -17,34 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-FILLERS = frozenset(
-    [
-        "asked",
-        "at",
-        "chosen",
-        "figures",
-        "found",
-        "given",
-        "held",
-        "kept",
-        "known",
-        "left",
-        "made",
-        "mine",
-        "part",
-        "place",
-        "placed",
-        "rest",
-        "share",
-        "shown",
-        "taken",
-        "theirs",
-        "there",
-        "told",
-        "wanted",
-        "who",
-    ]
-)
+FILLERS = {
+    *("asked", "at", "chosen", "figures", "found", "given", "held", "kept", "known", "left"),
+    *("made", "mine", "part", "place", "placed", "rest", "share", "shown", "taken", "theirs"),
+    *("there", "told", "wanted", "who"),
+}
 STUMP = re.compile(r"(?:Of|That|Which|Whose)\b")
 ARGUMENT = re.compile(r"\s{4,}\w+(?: \([^)]*\))?: (.*)")
 FIELD = re.compile(r"\w+: .*# (.*)")
