@@ -209,14 +209,14 @@ class Bench:
 
 def arithmetic_of(ranker: wd.Ranker, query: dict[str, Any], ids: list[str]) -> Callable[[], Any]:
     """The ranker's arithmetic and cross look-ups alone: no dict of the query, no sorting."""
-    engine, catalogue = ranker._engine, ranker.catalogue
-    assert catalogue is not None and ranker._loaded is not None
-    items, positions = ranker._loaded.items, catalogue.positions(ids)
-    encoded, _ = engine._transform.encode_rows(False, [query], lambda value: value, "")
+    scorer, prepared = ranker.scorer, ranker.prepared
+    assert prepared is not None
+    items, rows = prepared.items, prepared.catalogue.positions(ids)
+    encoded, _ = scorer.transform.encode_rows(False, [query], lambda value: value, "")
 
     def run() -> Any:
-        sums = engine._scorer.sums_of("query", encoded, threads=1)
-        return engine.logits(QuerySums(sums, ()), items, positions)
+        sums = scorer.kernel.sums_of("query", encoded, threads=1)
+        return scorer.logits(QuerySums(sums, ()), items, rows)
 
     return run
 

@@ -193,7 +193,8 @@ LOAD = """
 import sys
 from pathlib import Path
 from widedeep.serving.catalogue import Catalogue
-from widedeep.serving.loading import RankerOptions, load_ranker, lower_thread_priority
+from widedeep.serving.ranker import RankerOptions
+from widedeep.serving.loading import load_ranker, lower_thread_priority
 bundle, items = sys.argv[1:]
 lower_thread_priority()
 print("loading", flush=True)

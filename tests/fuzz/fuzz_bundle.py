@@ -39,7 +39,7 @@ import widedeep.schema
 from tests.serving.random_models import random_bundle, random_items, random_query
 from widedeep.bundle import Bundle, write_bundle
 from widedeep.bundle.calibration import Isotonic, Platt
-from widedeep.bundle.files import CALIBRATION, CONFIG, METRICS, SCHEMA, WARMUP, WEIGHTS
+from widedeep.bundle.layout import CALIBRATION, CONFIG, METRICS, SCHEMA, WARMUP, WEIGHTS
 from widedeep.bundle.manifest import MANIFEST, Manifest, file_entries
 from widedeep.errors import WideDeepError
 from widedeep.schema import Schema

@@ -15,7 +15,7 @@ import pytest
 from tests.fuzz import fuzz_bundle
 from tests.fuzz.fuzz_bundle import SignedByAnyone, read_tensors, sign, use, write_tensors
 from widedeep.bundle import Bundle
-from widedeep.bundle.files import CALIBRATION, CONFIG, METRICS, SCHEMA, WARMUP
+from widedeep.bundle.layout import CALIBRATION, CONFIG, METRICS, SCHEMA, WARMUP
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError, WideDeepError
 

@@ -9,7 +9,8 @@ import pytest
 from tests.bundle import models
 from widedeep.bundle import Bundle, BundleHead, write_bundle
 from widedeep.errors import BundleError
-from widedeep.serving.loading import RankerOptions, load_ranker
+from widedeep.serving.loading import load_ranker
+from widedeep.serving.ranker import RankerOptions
 
 REGRESSION = (BundleHead(name="", kind="regression", start=0, stop=1),)
 

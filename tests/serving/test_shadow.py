@@ -14,8 +14,8 @@ import widedeep as wd
 from tests.serving.versions import eventually
 from widedeep.bundle import Bundle
 from widedeep.errors import WideDeepError
-from widedeep.serving.loading import RankerOptions, load_ranker
-from widedeep.serving.ranker import Ranker
+from widedeep.serving.loading import load_ranker
+from widedeep.serving.ranker import Ranker, RankerOptions
 from widedeep.serving.shadow import AnsweredRequest, ShadowReport, ShadowScoring
 
 ROWS = [
@@ -116,4 +116,4 @@ def test_a_version_of_the_other_positive_class_is_not_loaded(tmp_path: Path) -> 
     serving = Ranker(made(tmp_path / "1"))
     made(tmp_path / "2", order=["yes", "no"])
     with pytest.raises(WideDeepError, match=r"score \(binary of yes no\).* \(binary of no yes\)"):
-        load_ranker(tmp_path / "2", RankerOptions(), like=serving)
+        load_ranker(tmp_path / "2", RankerOptions(), serving=serving)

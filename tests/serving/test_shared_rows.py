@@ -13,11 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.serving.versions import ITEMS, USER, publish, write_items
-from widedeep.serving import shared_rows
-from widedeep.serving.catalogue import Catalogue
+from widedeep.serving import catalogue as shared_rows
+from widedeep.serving.catalogue import Catalogue, SharedRows
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.registry import Registry
-from widedeep.serving.shared_rows import SharedRows
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -33,9 +32,9 @@ def test_rankers_that_share_rows_give_the_same_bits(tmp_path: Path, precision: s
     for ranker in (first, second):
         assert ranker.rank(USER, candidates=ITEMS).scores.tolist() == want
     # The second one computed nothing: it maps what the first one wrote.
-    assert second._loaded is not None
+    assert second.prepared is not None
     (place,) = (tmp_path / "rows").glob("*.safetensors")
-    assert mapped_file(second._loaded.items.sums.wide) == str(place)
+    assert mapped_file(second.prepared.items.sums.wide) == str(place)
 
 
 def mapped_file(array: NDArray[Any]) -> str | None:
@@ -100,7 +99,7 @@ def test_old_files_are_deleted_and_stay_readable_where_they_are_mapped(tmp_path:
     rows = SharedRows(tmp_path)
     old = rows.arrays(["old"], lambda: {"wide": np.arange(9.0)})["wide"]
     (file,) = tmp_path.glob("*.safetensors")
-    os.utime(file, (0, time.time() - 2 * shared_rows._KEPT_S))
+    os.utime(file, (0, time.time() - 2 * shared_rows._MAX_AGE_S))
     rows.arrays(["new"], lambda: {"wide": np.zeros(1)})
     assert not file.exists()
     assert old.tolist() == list(range(9))

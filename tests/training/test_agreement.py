@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import widedeep as wd
 from widedeep.bundle import Bundle
-from widedeep.bundle.forward import Forward
+from widedeep.bundle.graph import Forward
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError
 from widedeep.models.mlp import MLP, DeepInput, DeepLayout

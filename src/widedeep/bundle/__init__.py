@@ -4,12 +4,12 @@
 pickle. Nothing here imports torch.
 """
 
+from widedeep.bundle.bundle import Bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.explain import Explanation, WideTerm
-from widedeep.bundle.layout import BundleHead, BundleModel, DeepColumn, Engine
-from widedeep.bundle.manifest import FORMAT_VERSION, FileEntry, Manifest
-from widedeep.bundle.scoring import Bundle
-from widedeep.bundle.writing import write_bundle
+from widedeep.bundle.layout import BundleHead, BundleModel, DeepColumn
+from widedeep.bundle.manifest import FORMAT_VERSION, Engine, FileEntry, Manifest
+from widedeep.bundle.write import write_bundle
 
 __all__ = [
     "FORMAT_VERSION",

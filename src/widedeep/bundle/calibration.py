@@ -315,9 +315,9 @@ def fit_isotonic(
     logits, labels, weights = _labelled(logits_B, labels_B, weight_B)
     logits, labels, weights = (values[weights > 0] for values in (logits, labels, weights))
     weights = weights / weights.mean()
-    points, place = np.unique(logits, return_inverse=True)
-    mass = np.bincount(place, weights)
-    sums = [points * mass, np.bincount(place, weights * labels), mass]
+    points, point_index = np.unique(logits, return_inverse=True)
+    mass = np.bincount(point_index, weights)
+    sums = [points * mass, np.bincount(point_index, weights * labels), mass]
     levels = [_Level(*row) for row in np.stack(sums, axis=1).tolist()]
     levels = _pool(levels, lambda a, b: a.positive * b.mass >= b.positive * a.mass)
     levels = _pool(levels, _is_flat)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from widedeep.bundle.layout import BundleHead, BundleModel
 from widedeep.data.batch import Batch
@@ -16,7 +17,7 @@ from widedeep.schema import Schema
 
 __all__ = ["Explanation", "WideTerm", "name_ids"]
 
-_SHOWN = 20
+_LARGEST_TERMS = 20
 _MOST_COMBINATIONS = 1000
 
 
@@ -74,20 +75,73 @@ class Explanation:
         terms = sorted(self.wide, key=lambda term: -abs(term.weights[column]))
         terms = [term for term in terms if term.weights[column]]
         rows = [(str(term), term.weights[column]) for term in terms]
-        rest = len(rows) - _SHOWN
-        rows, hidden = rows[:_SHOWN], rows[_SHOWN:]
-        if rest > 0:
-            rows.append((f"{rest} more wide terms", sum(weight for _, weight in hidden)))
+        rows, further = rows[:_LARGEST_TERMS], rows[_LARGEST_TERMS:]
+        if further:
+            total = sum(weight for _, weight in further)
+            rows.append((f"{len(further)} more wide terms", total))
         rows += [("deep part", self.deep[column]), ("bias", self.bias[column])]
         rows.append(("logit", self.logits[column]))
         score = self.score[head.name]
-        shown = score if isinstance(score, float) else score[column - head.start]
-        rows.append(("value" if head.kind == "regression" else "probability", shown))
+        number = score if isinstance(score, float) else score[column - head.start]
+        rows.append(("value" if head.kind == "regression" else "probability", number))
         width = max(len(name) for name, _ in rows)
         lines = [f"{name.ljust(width)}  {value:+.4f}" for name, value in rows[:-1]]
         lines.append(f"{rows[-1][0].ljust(width)}   {rows[-1][1]:.4f}")
         title = _title(self.model, head, column)
         return "\n".join([title, *lines] if title else lines)
+
+
+def explain_row(
+    row: Mapping[str, Any],
+    batch: Batch,
+    *,
+    schema: Schema,
+    model: BundleModel,
+    weights: Mapping[str, NDArray[np.float32]],
+    encode: Callable[[Sequence[Mapping[str, Any]]], Batch],
+    deep_C: NDArray[np.float32],
+    logits_C: NDArray[np.float32],
+    scores: Mapping[str, NDArray[np.float64]],
+) -> Explanation:
+    """Take the logits of a row apart, which ``batch`` holds encoded."""
+    terms: list[WideTerm] = []
+    for index, slot in enumerate(schema.slots):
+        if slot.name not in model.wide:
+            continue
+        cell = slice(*batch.offsets_BF[index : index + 2].tolist())  # the slot's ids
+        ids = batch.ids_N[cell]
+        values = np.ones(len(ids)) if batch.values_N is None else batch.values_N[cell]
+        scale = _combiner_scale(values, slot.wide_combiner(model.wide_combiner))
+        names = name_ids(schema, encode, slot.name, row, ids.tolist())
+        for id_, value, (text, row_value) in zip(ids, values.tolist(), names, strict=True):
+            added_C = weights[f"wide/{slot.name}"][id_].astype(np.float64) * value * scale
+            terms.append(
+                WideTerm(
+                    feature=slot.name,
+                    value=text,
+                    row_value=row_value,
+                    weights=tuple(added_C.tolist()),
+                )
+            )
+    return Explanation(
+        model=model,
+        wide=tuple(terms),
+        deep=tuple(deep_C.tolist()),
+        bias=tuple(weights["bias"].tolist()),
+        logits=tuple(logits_C.tolist()),
+        score={head: _plain_score(rows[0]) for head, rows in scores.items()},
+    )
+
+
+def _combiner_scale(values: NDArray[Any], combiner: str) -> float:
+    if combiner == "sum":
+        return 1.0
+    divisor = float(np.sqrt((values**2).sum()) if combiner == "sqrtn" else values.sum())
+    return 1.0 / divisor if divisor else 0.0
+
+
+def _plain_score(score: Any) -> float | tuple[float, ...]:
+    return tuple(score.tolist()) if np.ndim(score) else float(score)
 
 
 def _title(model: BundleModel, head: BundleHead, column: int) -> str:
@@ -112,7 +166,7 @@ def name_ids(
     alone = list(itertools.islice(_single_values(schema, feature, row), _MOST_COMBINATIONS))
     texts: dict[int, list[str]] = {}
     if alone:
-        batch = encode([part for part, _ in alone])
+        batch = encode([single for single, _ in alone])
         index = next(i for i, slot in enumerate(schema.slots) if slot.name == feature)
         starts = batch.offsets_BF[index :: len(schema.slots)]
         stops = batch.offsets_BF[index + 1 :: len(schema.slots)]

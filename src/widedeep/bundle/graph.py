@@ -1,25 +1,31 @@
-"""TowerGraph: towers of one's own, exported to ONNX and run by ONNX Runtime."""
+"""From batches to logits: native layers, or towers exported to ONNX and run by ONNX Runtime."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.errors import BundleError
+from widedeep.bundle.layout import BundleModel, DeepColumn
+from widedeep.data.batch import Batch
+from widedeep.errors import BundleError, SchemaError
+from widedeep.features.spec import feature_side
+from widedeep.kernels.score import Scorer, new_scorer
+from widedeep.schema import Schema
 
 _OUTPUT = "logits_BC"
+_SIDES = ("query", "item", "both")
 
 
 class TowerGraph:
     """A graph from the gathered deep input to the towers' part of the logits."""
 
     def __init__(self, path: Path, *, width: int, n_logits: int, extra: Mapping[str, int]) -> None:
-        # Kept: the file may be replaced before another number of threads asks for a session.
+        # In memory: the file may be replaced before another number of threads needs a session.
         self._graph = path.read_bytes()
         self._runtime = _runtime()
         self._sessions: dict[int, Any] = {}
@@ -65,11 +71,11 @@ class TowerGraph:
         threads: int = 1,
     ) -> NDArray[np.float32]:
         """Return the towers' part of the logits, (B, C)."""
-        given = {"concat_BX": concat_BX}
-        given |= {f"extra/{name}": np.ascontiguousarray(part) for name, part in extra.items()}
+        inputs = {"concat_BX": concat_BX}
+        inputs |= {f"extra/{name}": np.ascontiguousarray(x_BK) for name, x_BK in extra.items()}
         session = self._session(threads)
-        (found,) = session.run([_OUTPUT], {name: given[name] for name in self._inputs})
-        logits_BC: NDArray[np.float32] = found
+        logits_BC: NDArray[np.float32]
+        (logits_BC,) = session.run([_OUTPUT], {name: inputs[name] for name in self._inputs})
         return logits_BC
 
 
@@ -82,3 +88,145 @@ def _runtime() -> Any:
             "installed; run: pip install 'widedeep[onnx]'"
         ) from error
     return onnxruntime
+
+
+_SIDES = ("query", "item", "both")
+
+
+class Forward:
+    """Computes logits, float32, with the sums in the fixed order of the kernels' scorer."""
+
+    def __init__(
+        self,
+        schema: Schema,
+        model: BundleModel,
+        weights: Mapping[str, NDArray[np.float32]],
+        graph: TowerGraph | None = None,
+        new_scorer: Callable[[int, int, int], Scorer] = new_scorer,
+    ) -> None:
+        self._graph = graph
+        self._bias_C = weights["bias"]
+        self._extra = {name: schema.dense_layout[name] for name in schema.spec.extra}
+        slots = [slot.name for slot in schema.slots]
+        self._scorer = scorer = new_scorer(len(slots), schema.n_dense, model.n_logits)
+        for name in _query_first(schema, sorted(model.wide, key=slots.index)):
+            is_item = feature_side(schema.spec, name) != "query"
+            slot = slots.index(name)
+            combiner = schema.slots[slot].wide_combiner(model.wide_combiner)
+            scorer.add_wide(slot, weights[f"wide/{name}"], combiner, item=is_item)
+
+        def add(columns: Iterable[DeepColumn]) -> None:
+            add_inputs(scorer.add_dense, scorer.add_embedding, schema, columns, weights, slots)
+
+        if graph is not None:
+            add(model.deep)
+        elif model.deep:
+            _add_tower(scorer, add, schema, model, weights)
+
+    def parts(
+        self, batch: Batch, *, threads: int = 1
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the wide and the deep part of the logits, each (B, C)."""
+        arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
+        try:
+            wide_BC, deep_BC = self._scorer.forward(*arrays, threads=threads)
+            if self._graph is not None:
+                concat_BX = self._scorer.concat(*arrays, threads=threads)
+                extra = {name: batch.dense_BK[:, columns] for name, columns in self._extra.items()}
+                deep_BC = self._graph.run(concat_BX, extra, threads=threads)
+        except ValueError as error:
+            raise SchemaError(
+                f"the batch does not fit the model ({error}); encode rows with the bundle's schema"
+            ) from error
+        return wide_BC, np.zeros_like(wide_BC) if deep_BC is None else deep_BC
+
+    def logits(self, batch: Batch, *, threads: int = 1) -> NDArray[np.float32]:
+        """Return the logits, (B, C)."""
+        wide_BC, deep_BC = self.parts(batch, threads=threads)
+        wide_BC += deep_BC
+        wide_BC += self._bias_C
+        return wide_BC
+
+
+class TowerForward:
+    """Computes the standard tower from its concatenated input, bit for bit as :class:`Forward`."""
+
+    def __init__(
+        self, schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        self._scorer = scorer = new_scorer(0, model.width, model.n_logits)
+
+        def add(columns: Iterable[DeepColumn]) -> None:
+            for column in columns:
+                scorer.add_dense(column.start, column.stop - column.start)
+
+        _add_tower(scorer, add, schema, model, weights)
+
+    def logits(self, concat_BX: NDArray[np.float32], *, threads: int = 1) -> NDArray[np.float32]:
+        """Return the deep part of the logits, (B, C)."""
+        no_ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
+        _, deep_BC = self._scorer.forward(
+            no_ids, offsets, None, np.ascontiguousarray(concat_BX), threads=threads
+        )
+        assert deep_BC is not None
+        return deep_BC
+
+
+def _add_tower(
+    scorer: Scorer,
+    add_columns: Callable[[Iterable[DeepColumn]], None],
+    schema: Schema,
+    model: BundleModel,
+    weights: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Add the standard tower: the query's inputs, the item's, and the layers over both."""
+    by_name = {column.name: column for column in model.deep}
+    ordered = [by_name[name] for name in _query_first(schema, by_name)]
+    query = [c for c in ordered if feature_side(schema.spec, c.name) == "query"]
+    item = ordered[len(query) :]
+    add_columns(query)
+    if item:
+        scorer.start_item_inputs()
+        add_columns(item)
+    for layer in tower_layers(model, weights, ordered):
+        scorer.add_layer(*layer)
+
+
+def add_inputs(
+    add_dense: Callable[[int, int], None],
+    add_embedding: Callable[[int, NDArray[np.float32], str], None],
+    schema: Schema,
+    columns: Iterable[DeepColumn],
+    weights: Mapping[str, NDArray[np.float32]],
+    slots: Sequence[str],
+) -> None:
+    """Add columns of the deep input to a scorer whose slots are these features."""
+    tables = {slot.name: slot.table for slot in schema.slots}
+    for column in columns:
+        if column.source == "dense":
+            add_dense(schema.dense_layout[column.name].start, column.stop - column.start)
+        else:
+            table = weights[f"table/{tables[column.name]}"]
+            add_embedding(slots.index(column.name), table, column.combiner or "sum")
+
+
+def tower_layers(
+    model: BundleModel,
+    weights: Mapping[str, NDArray[np.float32]],
+    ordered: Sequence[DeepColumn],
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]]:
+    """Return weights, bias and activation of each layer, the head last."""
+    layers: list[tuple[NDArray[np.float32], NDArray[np.float32] | None, str]] = [
+        (weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"], model.activation)
+        for i in range(len(model.hidden_units))
+    ]
+    layers.append((weights["head/weight"], None, "none"))
+    # (X,) column of the model's input for each input of the first layer, as they are summed
+    inputs = np.concatenate([np.arange(column.start, column.stop) for column in ordered])
+    weight_HX, bias_H, activation = layers[0]
+    layers[0] = np.ascontiguousarray(weight_HX[:, inputs]), bias_H, activation
+    return layers
+
+
+def _query_first(schema: Schema, names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: _SIDES.index(feature_side(schema.spec, name)))

@@ -1,32 +1,42 @@
-"""BundleModel: what scoring must know of a model beside its schema and weights."""
+"""A bundle's directory: what each file holds, and the description of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from widedeep.bundle.calibration import Calibration, calibration_from_json, calibration_to_json
+from widedeep.bundle.manifest import Engine, Manifest
+from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.errors import BundleError
+from widedeep.files import map_tensors, write_tensors
 from widedeep.kernels.score import ACTIVATIONS
-from widedeep.options import check_types
+from widedeep.options import check_types, check_value
 from widedeep.schema import Schema
 
-__all__ = ["BundleHead", "BundleModel", "DeepColumn", "Engine", "check_weights"]
+SCHEMA = "schema.safetensors"
+WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
+METRICS = "metrics.json"
+WARMUP = "warmup.json"
+CALIBRATION = "calibration.json"
+GRAPH = "graph.onnx"
 
-Engine = Literal["native", "onnx"]
 HeadKind = Literal["binary", "multiclass", "regression"]
 Link = Literal["identity", "sigmoid", "softmax", "exp"]
-# The first is that of a head that names none.
+# The default link of each kind comes first.
 LINKS: Mapping[str, tuple[Link, ...]] = {
     "binary": ("sigmoid",),
     "multiclass": ("softmax",),
     "regression": ("identity", "exp", "sigmoid"),
 }
 WideCombiner = Literal["sum", "mean", "sqrtn"]
-_ROWS_AT_ONCE = 1 << 16
+_ROWS_PER_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +49,8 @@ class BundleHead:
         start: First column.
         stop: One past the last column.
         classes: Names of the classes in order, if they have names.
-        own_link: From logits to scores, where it is not the kind's: ``"exp"`` or ``"sigmoid"`` for
-            a regression.
+        own_link: Link from logits to scores, where it is not the kind's default: ``"exp"`` or
+            ``"sigmoid"`` for a regression.
     """
 
     name: str
@@ -66,7 +76,7 @@ class BundleHead:
 
     @property
     def link(self) -> Link:
-        """From logits to scores: the kind's first of :data:`LINKS`, or another of them."""
+        """Link from logits to scores."""
         return self.own_link or LINKS[self.kind][0]
 
 
@@ -97,8 +107,8 @@ class BundleModel:
     """A model's shape: heads, hidden layers, and which feature goes where.
 
     Args:
-        heads: They share out the logits' columns in order.
-        activation: Of the hidden layers: ``"relu"``, ``"gelu"``, ``"tanh"``, ``"elu"``,
+        heads: Heads; their columns follow each other without a gap.
+        activation: Activation of the hidden layers: ``"relu"``, ``"gelu"``, ``"tanh"``, ``"elu"``,
             ``"leaky_relu"``, ``"silu"`` or ``"none"``.
         hidden_units: Width of each hidden layer of the standard tower; empty without one.
         wide: Features of the wide part.
@@ -170,14 +180,14 @@ class BundleModel:
 
 
 def _check_contiguous(what: str, ranges: tuple[BundleHead, ...] | tuple[DeepColumn, ...]) -> None:
-    at = 0
+    column = 0
     for entry in ranges:
-        if entry.start != at or entry.stop <= entry.start:
+        if entry.start != column or entry.stop <= entry.start:
             raise BundleError(
                 f"{what} {entry.name!r}: got columns {entry.start} to {entry.stop}, "
-                f"expected one or more from {at} on"
+                f"expected one or more from {column} on"
             )
-        at = entry.stop
+        column = entry.stop
 
 
 def check_weights(
@@ -201,8 +211,8 @@ def check_weights(
 def check_finite(weights: Mapping[str, NDArray[Any]]) -> None:
     """Raise a :class:`BundleError` that names the first tensor with a NaN or an infinity."""
     for name, array in weights.items():
-        for start in range(0, len(array), _ROWS_AT_ONCE):
-            rows = array[start : start + _ROWS_AT_ONCE]
+        for start in range(0, len(array), _ROWS_PER_BLOCK):
+            rows = array[start : start + _ROWS_PER_BLOCK]
             finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
             if not finite.all():
                 raise BundleError(
@@ -242,3 +252,89 @@ def _expected_shapes(
 def _of_width(schema: Schema, column: DeepColumn) -> slice:
     start = schema.dense_layout[column.name].start if column.name in schema.dense_layout else 0
     return slice(start, start + column.stop - column.start)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Warmup:
+    """Rows with the scores that they had when the bundle was written."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)  # Raw rows, as a request gives them
+    # By head, one score (or one list of class scores) per row
+    scores: Mapping[str, list[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BundleContents:
+    """What a bundle's files hold."""
+
+    schema: Schema
+    model: BundleModel
+    weights: Mapping[str, NDArray[np.float32]]
+    config: Mapping[str, Any]  # Resolved configuration of the run
+    metrics: Mapping[str, Any]
+    calibration: Mapping[str, Calibration]  # By head
+    warmup: Warmup = field(default_factory=Warmup)
+
+
+def write_contents(path: Path, contents: BundleContents) -> None:
+    """Write the files into a directory, but for the warm-up rows."""
+    # A served model has no use for values that its vocabularies leave out.
+    contents.schema.without_tails().write(path / SCHEMA)
+    write_tensors(path / WEIGHTS, contents.weights)
+    config = {"run": contents.config, "model": contents.model.to_json()}
+    write_json(path / CONFIG, config, "config")
+    write_json(path / METRICS, contents.metrics, "metrics")
+    if contents.calibration:
+        curves = {head: calibration_to_json(c) for head, c in contents.calibration.items()}
+        write_json(path / CALIBRATION, curves, "calibration")
+
+
+def write_warmup(path: Path, warmup: Warmup) -> None:
+    """Write the warm-up rows and their scores."""
+    write_json(path / WARMUP, {"rows": warmup.rows, "scores": warmup.scores}, "warmup")
+
+
+def read_contents(path: Path, manifest: Manifest) -> BundleContents:
+    """Read the files of a bundle, in the format that its manifest names."""
+    schema = Schema.load(path / SCHEMA)
+    if schema.fingerprint != manifest.schema_fingerprint:
+        raise BundleError(
+            f"{path / SCHEMA}: got the schema {schema.fingerprint[:12]}, the manifest "
+            f"names {manifest.schema_fingerprint[:12]}: it is another model's; export again"
+        )
+    config = read_json(path / CONFIG)
+    check_value(config, Mapping[str, Mapping[str, Any]], CONFIG)
+    metrics = read_json(path / METRICS)
+    check_value(metrics, Mapping[str, Any], METRICS)
+    contents = BundleContents(
+        schema=schema,
+        model=BundleModel.from_json(config["model"]),
+        weights=map_tensors(path / WEIGHTS),
+        config=config["run"],
+        metrics=metrics,
+        calibration=_read_calibration(path / CALIBRATION),
+        warmup=read_warmup(path),
+    )
+    check_weights(schema, contents.model, contents.weights, manifest.engine)
+    return contents
+
+
+def _read_calibration(file: Path) -> dict[str, Calibration]:
+    if not file.exists():
+        return {}
+    curves = read_json(file)
+    check_value(curves, Mapping[str, Any], CALIBRATION)
+    return {head: calibration_from_json(curve) for head, curve in curves.items()}
+
+
+def read_warmup(path: Path) -> Warmup:
+    """Return the warm-up rows; none while the bundle is being written."""
+    file = path / WARMUP
+    if not file.exists():
+        return Warmup()
+    value = read_json(file)
+    check_value(value, Mapping[str, Any], WARMUP)
+    check_value(value["rows"], list[Mapping[str, Any]], f"{WARMUP}: rows")
+    scores = Mapping[str, list[float] | list[list[float]]]
+    check_value(value["scores"], scores, f"{WARMUP}: scores")
+    return Warmup(rows=value["rows"], scores=value["scores"])

@@ -7,15 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from widedeep.bundle.layout import Engine
 from widedeep.errors import BundleError
 from widedeep.files import file_sha256
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files", "read_manifest"]
 
+Engine = Literal["native", "onnx"]
 FORMAT_VERSION = 1
+READABLE_FORMATS = (1,)
 MANIFEST = "manifest.json"
 _AGAIN = "copy the bundle again, or export it again"
 
@@ -84,10 +85,11 @@ def read_manifest(path: Path) -> Manifest:
         version = body["format_version"]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise BundleError(f"{file}: got a damaged manifest ({error!r}); {_AGAIN}") from error
-    if sealed and version != FORMAT_VERSION:
+    if sealed and version not in READABLE_FORMATS:
+        formats = " and ".join(map(str, READABLE_FORMATS))
         raise BundleError(
             f"{file}: got bundle format {version}, this version of widedeep reads format "
-            f"{FORMAT_VERSION}; export the model with this version, or install the one that wrote "
+            f"{formats}; export the model with this version, or install the one that wrote "
             f"it ({body.get('created_by')})"
         )
     try:

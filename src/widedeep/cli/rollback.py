@@ -8,9 +8,8 @@ from pathlib import Path
 from widedeep.cli.output import print_json, print_next, print_text, say
 from widedeep.cli.parser import GOOD, NO
 from widedeep.errors import ConfigError
-from widedeep.serving.admin_actions import check_loads, roll_back
 from widedeep.serving.loading import PrivateCopies, default_cache
-from widedeep.serving.versions import NoVersion, read_state, state_path
+from widedeep.serving.versions import NoVersion, check_loads, read_state, roll_back, state_path
 
 EXAMPLE = (
     "  widedeep rollback models            # the version before the one that serves\n"

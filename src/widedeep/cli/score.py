@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.bundle.scoring import Scores
+from widedeep.bundle.bundle import Scores
 from widedeep.cli.output import count, print_json, say
 from widedeep.cli.parser import GOOD, threads
 from widedeep.cli.runs import load_bundle

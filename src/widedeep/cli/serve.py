@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from widedeep.bundle.files import SCHEMA, read_warmup
+from widedeep.bundle.layout import SCHEMA, read_warmup
 from widedeep.cli.output import next_line, print_json, say
 from widedeep.cli.parser import period, positive, real, seconds, share, threads
 from widedeep.cli.runs import served_bundle

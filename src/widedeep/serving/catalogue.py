@@ -1,12 +1,17 @@
-"""Catalogue: the items that can be ranked, with their features, apart from the model."""
+"""Catalogue: the items that can be ranked, with their features, and the rows built from them."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +22,10 @@ from widedeep.data.arrow_types import logical_type
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError, nearest
+from widedeep.files import map_tensors, write_tensors
 from widedeep.kernels.ranker import ItemIds
 
-__all__ = ["Catalogue"]
-
-# As an integer of 64 bits is written: "07" is not the integer 7.
+# Decimal form of an integer of 64 bits: "07" is not the integer 7.
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -29,14 +33,15 @@ class Catalogue:
     """An immutable table of items: a column of ids, and the columns of the items' features.
 
     Args:
-        table: One row an item. Columns that no model reads may stand in it.
+        table: One row per item. It may have columns that no model reads.
         id_column: The column of ids: text or integers, each once, no nulls.
         version: A name for this state of the items; default: a checksum of the content.
 
     Attributes:
-        table: The rows, in the order in which they were given.
+        table: The rows, in the given order.
         id_column: The column of ids.
-        version: Stands in rankings, replies and logs.
+        index: Row of each id.
+        version: Version name in rankings, replies and logs.
 
     Raises:
         DataError: If the id column is missing, not of text or integers, or holds a null or an id
@@ -53,7 +58,7 @@ class Catalogue:
     def __init__(self, table: pa.Table, *, id_column: str, version: str | None = None) -> None:
         self.id_column = id_column
         self.table = table
-        self._places = _places(_id_values(table, id_column), id_column)
+        self.index = _index(_id_values(table, id_column), id_column)
         self.version = _checksum(table, id_column) if version is None else version
 
     @classmethod
@@ -111,14 +116,13 @@ class Catalogue:
             >>> rows.tolist(), all_found
             ([1, 0], True)
         """
-        given = ids if isinstance(ids, list) else list(ids)
-        found, all_found = self._places.find(given)
-        if all_found:
-            return found, True
-        strange = np.flatnonzero(found < 0)
-        converted, all_found = self._places.find([_converted(given[at]) for at in strange])
-        found[strange] = converted
-        return found, all_found
+        ids = ids if isinstance(ids, list) else list(ids)
+        rows, all_found = self.index.find(ids)  # (B,), -1 where the id is not found
+        if not all_found:
+            missing = np.flatnonzero(rows < 0)
+            converted: list[object] = [_converted(ids[position]) for position in missing]
+            rows[missing], all_found = self.index.find(converted)
+        return rows, all_found
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -154,19 +158,19 @@ def _converted(id_: object) -> str | int | None:
     return str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else None
 
 
-def _places(ids: pa.ChunkedArray, id_column: str) -> ItemIds:
+def _index(ids: pa.ChunkedArray, id_column: str) -> ItemIds:
     values = ids.to_pylist()
     if ids.null_count:
         raise DataError(
             f"the catalogue's column {id_column!r} holds {ids.null_count} nulls, the first in row "
             f"{values.index(None)}; give every item an id"
         )
-    found = dict(zip(values, range(len(values)), strict=True))
-    if len(found) < len(values):
-        row, twice = next((i, id_) for i, id_ in enumerate(values) if found[id_] != i)
+    last_row = dict(zip(values, range(len(values)), strict=True))
+    if len(last_row) < len(values):
+        row, id_ = next((i, id_) for i, id_ in enumerate(values) if last_row[id_] != i)
         raise DataError(
-            f"the catalogue's column {id_column!r} holds {twice!r} more than once (rows {row} and "
-            f"{found[twice]}); keep one row an item"
+            f"the catalogue's column {id_column!r} holds {id_!r} more than once (rows {row} and "
+            f"{last_row[id_]}); keep one row an item"
         )
     try:
         return ItemIds(values)
@@ -177,11 +181,11 @@ def _places(ids: pa.ChunkedArray, id_column: str) -> ItemIds:
 
 
 def _checksum(table: pa.Table, id_column: str) -> str:
-    """Every value counts: a price that changed in one row makes another version."""
+    """Return a checksum of every value: a changed price in one row makes another version."""
     digest = hashlib.blake2b(id_column.encode(), digest_size=16)
     rows = pa.array(np.arange(table.num_rows))
     for name, column in zip(table.column_names, table.columns, strict=True):
-        # Rows that were taken lie without an offset, and with zeros under their nulls.
+        # The copy that `take` makes has no offset, and zeros under its nulls.
         array = column.combine_chunks().take(rows)
         sink = pa.BufferOutputStream()
         batch = pa.record_batch([array], names=[name])
@@ -189,3 +193,51 @@ def _checksum(table: pa.Table, id_column: str) -> str:
             writer.write_batch(batch)
         digest.update(sink.getvalue())
     return digest.hexdigest()
+
+
+ROWS_DIRECTORY = "WIDEDEEP_ROWS_DIRECTORY"
+"""Environment variable in which a supervisor names the directory to its workers."""
+
+_MAX_AGE_S = 600.0
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+class SharedRows:
+    """Arrays computed by one process of a machine, which others map from the same file."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+
+    def arrays(self, key: Sequence[str], compute: Callable[[], Arrays]) -> Arrays:
+        """Return the arrays of a key, mapped from their file."""
+        name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]
+        file = self._directory / f"{name}.safetensors"
+        with self._locked(name):
+            if not file.exists():
+                self._delete_old()
+                arrays = compute()
+                try:
+                    write_tensors(file, arrays)
+                except OSError:  # no room: better a copy of its own than none
+                    return arrays
+            return map_tensors(file)
+
+    def _delete_old(self) -> None:
+        """Delete files of earlier versions; processes that have them mapped keep them."""
+        oldest = time.time() - _MAX_AGE_S
+        for file in self._directory.glob("*.safetensors"):
+            with contextlib.suppress(FileNotFoundError):
+                if file.stat().st_mtime < oldest:
+                    file.unlink()
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        self._directory.mkdir(parents=True, exist_ok=True)  # cleaners of temporary files take it
+        lock = os.open(self._directory / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)

@@ -18,9 +18,8 @@ import pyarrow as pa
 from widedeep.data.transform import UNITS, Moment, plain_value
 from widedeep.features.spec import item_columns
 from widedeep.schema import ColumnType
-from widedeep.serving.candidates import inline_items
 from widedeep.serving.catalogue import Catalogue
-from widedeep.serving.ranker import Ranker, Ranking
+from widedeep.serving.ranker import Ranker, Ranking, inline_items
 
 OWN_COLUMNS = (
     *("request_id", "user_id", "item_id", "position", "event_time"),
@@ -125,7 +124,7 @@ def as_text(
     inline = request.candidates if isinstance(request.candidates, Mapping) else {}
     columns = [
         name
-        for name in request.ranker.bundle._encoder.columns(targets=False)
+        for name in request.ranker.bundle.encoder.columns(targets=False)
         if users.may_write(name, allowed)
     ]
     line = {
@@ -223,7 +222,7 @@ class _Rows:
         bundle = self.ranker.bundle
         declared = item_columns(bundle.schema.spec)
         found: dict[str, pa.Array] = {}
-        for name in bundle._encoder.columns(targets=False):
+        for name in bundle.encoder.columns(targets=False):
             if not self.users.may_write(name, self.allowed):
                 continue
             kind = bundle.schema.columns[name]
@@ -241,7 +240,7 @@ class _Rows:
         """Return the items' values, or None if items have no such column."""
         if not self.by_id:
             return self._of_inline_items(name, kind)
-        id_column = self.ranker._item_id if self.catalogue is None else self.catalogue.id_column
+        id_column = self.ranker.item_id if self.catalogue is None else self.catalogue.id_column
         if name == id_column:
             return _typed(self.items, kind)
         if self.catalogue is None or name not in self.catalogue.table.column_names:
@@ -259,7 +258,7 @@ class _Rows:
         values: list[Any] = []
         known = False
         for request in self.requests:
-            columns = inline_items(request.candidates, None).columns
+            _, columns = inline_items(request.candidates, None)
             known = known or name in columns
             column = columns.get(name)
             places = request.ranking.positions.tolist()

@@ -1,4 +1,4 @@
-"""Loads a ranker from a private copy of a version."""
+"""Private copies of bundles, and rankers loaded from them and checked before they serve."""
 
 from __future__ import annotations
 
@@ -12,51 +12,47 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.bundle.manifest import MANIFEST, check_files, read_manifest
 from widedeep.errors import BundleError, ConfigError
 from widedeep.features.spec import item_columns
 from widedeep.files import file_sha256
-from widedeep.serving.candidates import MAX_VALUES
-from widedeep.serving.catalogue import Catalogue
-from widedeep.serving.ranker import Ranker
-from widedeep.serving.shared_rows import SharedRows
+from widedeep.serving.catalogue import Catalogue, SharedRows
+from widedeep.serving.ranker import Ranker, RankerOptions
 
 _NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
-_LOCK, _MAKING, _MADE = ".lock", ".making", ".made"
+_LOCK, _COPYING, _PARTIAL = ".lock", ".making", ".made"
 
 
 def default_cache() -> Path:
     """Return the default folder of copies: in the user's cache, else beside temporary files."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    places = [Path(home) / "widedeep" / "serving"]
-    places.append(Path(tempfile.gettempdir()) / f"widedeep-{os.getuid()}" / "serving")
-    for place in places:
+    candidates = [Path(home) / "widedeep" / "serving"]
+    candidates.append(Path(tempfile.gettempdir()) / f"widedeep-{os.getuid()}" / "serving")
+    for directory in candidates:
         with contextlib.suppress(OSError):
-            place.mkdir(parents=True, exist_ok=True, mode=0o700)
-            about = place.stat()
-            # Whoever else may write there could change what is served.
-            if about.st_uid == os.getuid() and os.access(place, os.W_OK):
-                place.chmod(0o700)
-                return place
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Another user who may write there could change what is served.
+            if directory.stat().st_uid == os.getuid() and os.access(directory, os.W_OK):
+                directory.chmod(0o700)
+                return directory
     raise ConfigError(
-        f"got no place for private copies of bundles: {' and '.join(map(str, places))} cannot be "
-        "written; name a directory of this user's with --cache"
+        "got no directory for private copies of bundles: "
+        f"{' and '.join(map(str, candidates))} cannot be written; name a directory of this "
+        "user's with --cache"
     )
 
 
 class PrivateCopy:
-    """A bundle's files in a directory of this server's; :meth:`close` lets go of them."""
+    """A copy of a bundle's files that only this user writes; :meth:`close` releases it."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path, self._lock = path, lock
 
     def close(self) -> None:
-        """Let go of the copy; the last process that does deletes it. What is mapped stays."""
+        """Release the copy; the last process that does deletes it. What is mapped stays."""
         lock, self._lock = self._lock, -1
         if lock >= 0:
             try:
@@ -66,7 +62,7 @@ class PrivateCopy:
 
 
 class PrivateCopies:
-    """Copies of bundles in one directory, each kept as long as a process holds it."""
+    """Copies of bundles in one directory, each kept as long as a process uses it."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
@@ -80,34 +76,34 @@ class PrivateCopies:
             ) from error
 
     def take(self, bundle: str | os.PathLike[str]) -> PrivateCopy:
-        """Copy a bundle, or share the copy that another process has made of it."""
+        """Copy a bundle, or share another process's copy of it."""
         source = Path(bundle)
         manifest = read_manifest(source)
         check_files(source, manifest, verify=False)
         name = file_sha256(source / MANIFEST)
-        copy, lock = self.directory / name, self._hold(name)
+        copy, lock = self.directory / name, self._lock_copy(name)
         try:
-            with self._alone(name):
+            with self._lock_copying(name):
                 if not copy.is_dir():
-                    self._make(source, [MANIFEST, *manifest.files], copy)
+                    self._copy(source, [MANIFEST, *manifest.files], copy)
         except BaseException:
             PrivateCopy(copy, lock).close()
             raise
         return PrivateCopy(copy, lock)
 
-    def _hold(self, name: str) -> int:
-        """Return a lock that keeps the copy of this name, which may not be made yet."""
+    def _lock_copy(self, name: str) -> int:
+        """Return a shared lock that keeps the copy of this name, which may not exist yet."""
         while True:
             lock = self._open(f"{name}{_LOCK}")
             fcntl.flock(lock, fcntl.LOCK_SH)
             if not _is_gone(lock):
                 return lock
-            os.close(lock)  # deleted by whoever held it last, just now
+            os.close(lock)  # its last user has just deleted it
 
     @contextlib.contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        """Keep out who would make the same copy."""
-        lock = self._open(f"{name}{_MAKING}")
+    def _lock_copying(self, name: str) -> Iterator[None]:
+        """Keep others from making the same copy."""
+        lock = self._open(f"{name}{_COPYING}")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -118,17 +114,17 @@ class PrivateCopies:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # cleaners of caches take it
         return os.open(self.directory / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
-    def _make(self, source: Path, names: list[str], copy: Path) -> None:
-        made = copy.with_name(f"{copy.name}{_MADE}")
-        shutil.rmtree(made, ignore_errors=True)
+    def _copy(self, source: Path, names: list[str], copy: Path) -> None:
+        partial = copy.with_name(f"{copy.name}{_PARTIAL}")
+        shutil.rmtree(partial, ignore_errors=True)
         try:
-            made.mkdir(mode=0o700)
+            partial.mkdir(mode=0o700)
             for name in names:
-                _copy_file(source / name, made / name)
-            check_files(made, read_manifest(made), verify=True)
-            made.rename(copy)
+                _copy_file(source / name, partial / name)
+            check_files(partial, read_manifest(partial), verify=True)
+            partial.rename(copy)
         except BundleError as error:
-            raise BundleError(str(error).replace(str(made), str(source))) from error
+            raise BundleError(str(error).replace(str(partial), str(source))) from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
@@ -137,10 +133,10 @@ class PrivateCopies:
                 "make room there, or name another directory with --cache"
             ) from error
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _sweep(self) -> None:
-        """Delete what no process holds."""
+        """Delete the copies that no process uses."""
         for path in self.directory.glob(f"*{_LOCK}"):
             with contextlib.suppress(OSError):
                 lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -161,61 +157,44 @@ def _delete_if_unused(copy: Path, lock: int) -> None:
         return
     if not _is_gone(lock):
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.rmtree(copy.with_name(f"{copy.name}{_MADE}"), ignore_errors=True)
-        for ending in (_MAKING, _LOCK):
+        shutil.rmtree(copy.with_name(f"{copy.name}{_PARTIAL}"), ignore_errors=True)
+        for ending in (_COPYING, _LOCK):
             copy.with_name(f"{copy.name}{ending}").unlink(missing_ok=True)
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    """Copy a file: by sharing its blocks, inside the kernel, or as bytes, as far as it can."""
-    given = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    """Copy a file: by sharing its blocks or inside the kernel where possible, else as bytes."""
+    descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if not stat.S_ISREG(os.fstat(given).st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise BundleError(f"{source}: got no regular file; export the bundle again")
-        with open(target, "wb", buffering=0) as made:
-            if not _copy_range(given, made.fileno()):
-                with open(given, "rb", closefd=False) as file:
-                    shutil.copyfileobj(file, made, 1 << 20)
+        with open(target, "wb", buffering=0) as output:
+            if not _copy_in_kernel(descriptor, output.fileno()):
+                with open(descriptor, "rb", closefd=False) as file:
+                    shutil.copyfileobj(file, output, 1 << 20)
     finally:
-        os.close(given)
+        os.close(descriptor)
 
 
-def _copy_range(given: int, made: int) -> bool:
+def _copy_in_kernel(source: int, target: int) -> bool:
     """Let the kernel copy; False, with nothing copied, where it cannot."""
     if not hasattr(os, "copy_file_range"):
         return False
     copied = 0
     while True:
         try:
-            count = os.copy_file_range(given, made, 1 << 30)
+            count = os.copy_file_range(source, target, 1 << 30)
         except OSError as error:
             if copied or error.errno not in _NO_RANGE:
                 raise
             return False
         if count == 0:
-            return copied > 0 or os.fstat(given).st_size == 0
+            return copied > 0 or os.fstat(source).st_size == 0
         copied += count
 
 
+# Largest difference between a stored request's score and the one it is ranked with.
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-3}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RankerOptions:
-    """How a version's :class:`~widedeep.serving.ranker.Ranker` is made."""
-
-    # The catalogue's Parquet file; None: candidates are given inline
-    items: str | os.PathLike[str] | None = None
-    item_id: str | None = None  # The catalogue's column of item ids
-    # Items that are not in the catalogue are scored as never seen, or refused
-    unknown_items: Literal["score", "refuse"] = "score"
-    # Of the catalogue's prebuilt rows and of the hidden layers' products
-    precision: Literal["float32", "bfloat16"] = "float32"
-    max_values: int = MAX_VALUES  # Most ids and numbers that a request may come to
-    threads: int = 1  # Threads that a long request is split over
-    # Where several processes keep one copy of the catalogue's rows
-    shared_rows: SharedRows | None = None
-    copies: PrivateCopies | None = None  # Where bundles are copied to before they are served
 
 
 def load_ranker(
@@ -223,49 +202,40 @@ def load_ranker(
     options: RankerOptions,
     catalogue: Catalogue | None = None,
     *,
-    like: Ranker | None = None,
-    files: Path | None = None,
+    serving: Ranker | None = None,
+    copy: Path | None = None,
+    shared_rows: SharedRows | None = None,
 ) -> Ranker:
-    """Load a version and have it answer the requests stored in its bundle."""
-    bundle = _load_bundle(path, files)
+    """Load a version, from its private copy if there is one, and check what it answers."""
+    bundle = Bundle.load(path) if copy is None else _load_copy(path, copy)
     bundle.limit_values(options.max_values)
-    if like is not None:
-        _check_heads(bundle, like.bundle)
-    ranker = Ranker(
-        bundle,
-        items=catalogue,
-        item_id=options.item_id,
-        unknown_items=options.unknown_items,
-        precision=options.precision,
-        threads=options.threads,
-        shared_rows=options.shared_rows,
-    )
+    if serving is not None:
+        _check_heads(bundle, serving.bundle)
+    ranker = Ranker(bundle, items=catalogue, shared_rows=shared_rows, options=options)
     _answer_stored_requests(bundle, ranker)
     return ranker
 
 
-def _load_bundle(path: Path, files: Path | None) -> Bundle:
-    if files is None:
-        return Bundle.load(path)
+def _load_copy(path: Path, copy: Path) -> Bundle:
     try:
-        bundle = Bundle.load(files, verify=False)
-        bundle._check_warmup()
-    except BundleError as error:  # operators know the bundle by where it was published
-        raise BundleError(str(error).replace(str(files), str(path))) from error
+        bundle = Bundle.load(copy, verify=False)  # the files' checksums were compared by the copy
+        bundle.check_warmup()
+    except BundleError as error:  # operators know the bundle by its published path
+        raise BundleError(str(error).replace(str(copy), str(path))) from error
     bundle.path = path
     return bundle
 
 
 def _check_heads(bundle: Bundle, serving: Bundle) -> None:
-    got, want = _told(bundle), _told(serving)
-    if got != want:
+    got, expected = _heads_text(bundle), _heads_text(serving)
+    if got != expected:
         raise BundleError(
-            f"{bundle.path}: got a model with the heads {got}, the version that serves has {want}: "
-            "it is another model; publish it in a directory of its own"
+            f"{bundle.path}: got a model with the heads {got}, the version that serves has "
+            f"{expected}: it is another model; publish it in a directory of its own"
         )
 
 
-def _told(bundle: Bundle) -> str:
+def _heads_text(bundle: Bundle) -> str:
     def classes(head: BundleHead) -> str:
         names = "".join(f" {name}" for name in head.classes)
         if head.kind != "multiclass":  # its score is the probability of the second class
@@ -287,13 +257,13 @@ def _answer_stored_requests(bundle: Bundle, ranker: Ranker) -> None:
         user = {name: value for name, value in row.items() if name not in item}
         for head in heads if item else []:
             got = float(ranker.rank(user, candidates=item, head=head).scores[0])
-            want = float(bundle.warmup.scores[head][index])
-            if not abs(got - want) <= _TOLERANCE[ranker.precision] * max(1.0, abs(want)):
-                half = ranker.precision == "bfloat16"
-                cure = "serve it in float32, or export it" if half else "export it"
+            expected = float(bundle.warmup.scores[head][index])
+            if not abs(got - expected) <= _TOLERANCE[ranker.precision] * max(1.0, abs(expected)):
+                in_bfloat16 = ranker.precision == "bfloat16"
+                remedy = "serve it in float32, or export it" if in_bfloat16 else "export it"
                 raise BundleError(
-                    f"{bundle.path}: stored request {index} is ranked with {got}, it scored {want} "
-                    f"when the bundle was written; {cure} with this version"
+                    f"{bundle.path}: stored request {index} is ranked with {got}, it scored "
+                    f"{expected} when the bundle was written; {remedy} with this version"
                 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.bundle import Bundle, Explanation
+from widedeep.bundle import Bundle, BundleHead, Explanation
 from widedeep.data.transform import misspelt_keys
 from widedeep.errors import (
     BundleError,
@@ -23,24 +24,52 @@ from widedeep.errors import (
     nearest,
 )
 from widedeep.features.spec import item_columns
-from widedeep.serving.candidates import (
-    Candidates,
-    InlineItems,
-    candidate_ids,
-    check_id,
-    check_names,
-    chosen_head,
-    inline_items,
-    plain_message,
-)
-from widedeep.serving.catalogue import Catalogue
-from widedeep.serving.scorers import FactoredForward, RowByRow, can_factor
-from widedeep.serving.shared_rows import SharedRows
+from widedeep.serving.catalogue import Catalogue, SharedRows
+from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
 
-__all__ = ["Ranker", "Ranking"]
+__all__ = ["Ranker", "RankerOptions", "Ranking"]
 
-# What a term of an explanation costs, in ids.
-_VALUES_A_TERM = 96
+Candidates: TypeAlias = Sequence[Any] | Mapping[str, Sequence[Any]] | NDArray[Any] | pa.Table
+"""Ids, or the items themselves as columns."""
+
+MAX_VALUES = 4_000_000
+"""Default limit of ids and numbers per request, over all its rows or candidates."""
+
+# Work of one explained term, as a number of values.
+_VALUES_PER_TERM = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerOptions:
+    """How a ranker scores candidates; the fields' metadata hold their help."""
+
+    item_id: str | None = field(
+        default=None, metadata={"help": "the catalogue's column of item ids"}
+    )
+    unknown_items: Literal["score", "refuse"] = field(
+        default="score", metadata={"help": "what to do with ids that are not in the catalogue"}
+    )
+    precision: Literal["float32", "bfloat16"] = field(
+        default="float32",
+        metadata={
+            "help": "of the items' precomputed sums and of the products in hidden layers; "
+            "bfloat16 halves the memory and is faster, with scores slightly off"
+        },
+    )
+    threads: int = field(default=1, metadata={"help": "threads that one long request may use"})
+    max_values: int = field(
+        default=MAX_VALUES,
+        metadata={"help": "most ids and numbers per request, over all its rows or candidates"},
+    )
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"got {name}={value!r}; {nearest(str(value), allowed)}")
+
+
+_CHOICES = {"unknown_items": ("score", "refuse"), "precision": ("float32", "bfloat16")}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,16 +77,16 @@ class Ranking:
     """Candidates, best first; those of equal scores in the order of the request.
 
     Args:
-        items: Their ids; for items given inline without ids, their positions.
+        items: Item ids; for items given inline without ids, their positions.
         scores: What :meth:`widedeep.Bundle.score` gives for the rows: calibrated probabilities, or
             the values of a regression.
-        positions: Their places among the request's candidates.
+        positions: Positions among the request's candidates.
         unknown: Whether the id was not in the catalogue, so that the model knew nothing of the
             item but its id.
         explanations: On request, why each item got its score.
-        catalogue_version: Of the catalogue that was used.
+        catalogue_version: Version of the catalogue that was used.
         absent: For each column the request should have brought and did not, how many values were
-            taken for null: one for a column of the user or context, one an item for an item's.
+            taken for null: one for a column of the user or context, one per item for an item's.
         misspelt: Keys of the request that mean nothing and look like an absent column, with it.
     """
 
@@ -74,53 +103,50 @@ class Ranking:
         return len(self.items)
 
 
-Engine: TypeAlias = FactoredForward | RowByRow
-
-
 @dataclass(frozen=True, slots=True)
 class ScoreMeaning:
     """What the scores of a ranking are."""
 
-    head: str  # Whose they are
-    kind: str  # Of the head
-    label: str | None  # The label's column, where the schema names it
-    classes: tuple[str, ...]  # Names of its classes; a score is the probability of the second
+    head: str  # Name of the head
+    kind: str  # Kind of the head
+    label: str | None  # Label column, where the schema names it
+    classes: tuple[str, ...]  # Class names; a score is the probability of the second
 
     def __str__(self) -> str:
         if self.kind == "regression":
             return f"the value of {self.label!r}"
-        of = repr(self.classes[1]) if len(self.classes) == 2 else "1"
-        return f"the probability that {self.label!r} is {of}"
+        event = repr(self.classes[1]) if len(self.classes) == 2 else "1"
+        return f"the probability that {self.label!r} is {event}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A catalogue and what was made of it; replaced as one."""
+class PreparedCatalogue:
+    """A catalogue with what the scorer computed of its items; replaced as one."""
 
     catalogue: Catalogue
-    items: Any
-    columns: frozenset[str]
+    items: Any  # Prepared items of the scorer
+    columns: frozenset[str]  # Columns that the model reads of an item
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Candidates whose items lie together."""
+class _CandidateGroup:
+    """Candidates whose prepared items lie together."""
 
-    items: Any
-    rows: NDArray[np.int64]
-    places: NDArray[np.int64] | None
+    items: Any  # Prepared items of the scorer
+    rows: NDArray[np.int64]  # (G,) row among the items
+    positions: NDArray[np.int64] | None  # (G,) position among the candidates; None: all, in order
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A request's candidates. ``columns`` came with the items, ``values`` gives one's by place."""
+class _Resolved:
+    """A request's candidates, resolved to items."""
 
     ids: list[Any]
-    groups: list[_Group]
-    unknown: NDArray[np.bool_]
-    columns: frozenset[str]
-    absent: dict[str, int]
-    values: Callable[[int], dict[str, Any]]
+    groups: list[_CandidateGroup]
+    unknown: NDArray[np.bool_]  # (B,) whether the catalogue lacks the id
+    columns: frozenset[str]  # Columns that came with the items
+    absent: dict[str, int]  # Number of items that lack a column, where any does
+    values_at: Callable[[int], dict[str, Any]]  # Values of the item at a position, by column
 
 
 class Ranker:
@@ -139,12 +165,13 @@ class Ranker:
             the instruction (AVX-512 BF16), and the same scores, more slowly, where it has not.
         threads: Threads that one request may use; its scores do not depend on it.
         shared_rows: Where several processes keep one copy of the catalogue's part of the sums.
+        options: ``item_id``, ``unknown_items``, ``precision`` and ``threads`` as one value, instead
+            of these keywords.
 
     Attributes:
         bundle: The model.
-        unknown_items: As given.
-        precision: As given.
-        threads: As given.
+        options: How candidates are scored.
+        scorer: Computes the candidates' logits.
 
     Raises:
         BundleError: If the bundle cannot be loaded.
@@ -177,52 +204,70 @@ class Ranker:
         precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
         shared_rows: SharedRows | None = None,
+        options: RankerOptions | None = None,
     ) -> None:
+        keywords = RankerOptions(
+            item_id=item_id, unknown_items=unknown_items, precision=precision, threads=threads
+        )
+        if options is not None and keywords != RankerOptions():
+            raise ConfigError("Ranker: got options and further keywords; set them in options=")
+        self.options = options = keywords if options is None else options
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        _check_choice("unknown_items", unknown_items, ("score", "refuse"))
-        _check_choice("precision", precision, ("float32", "bfloat16"))
-        self.unknown_items = unknown_items
-        self.precision = precision
-        self.threads = threads
         self._shared_rows = shared_rows
-        self._read = frozenset(self.bundle.encoder.columns(targets=False))
-        self._item_columns = item_columns(self.bundle.schema.spec) & self._read
-        self._heads = {head.name: head.kind for head in self.bundle.model.heads}
-        self._engine: Any = self._new_engine(precision, threads)
-        self._item_id = items.id_column if isinstance(items, Catalogue) else item_id
-        self._loaded: _Loaded | None = None
+        self._columns = frozenset(self.bundle.encoder.columns(targets=False))
+        self._item_columns = item_columns(self.bundle.schema.spec) & self._columns
+        self._heads = {head.name: head for head in self.bundle.model.heads}
+        self.scorer: Any = self._new_scorer()
+        self.item_id = items.id_column if isinstance(items, Catalogue) else options.item_id
+        self.prepared: PreparedCatalogue | None = None
         if items is not None:
             self.replace_catalogue(items)
 
-    def _new_engine(self, precision: Literal["float32", "bfloat16"], threads: int) -> Engine:
-        if can_factor(self.bundle):
-            return FactoredForward(self.bundle, precision=precision, threads=threads)
+    def _new_scorer(self) -> FactorizedScorer | RowScorer:
+        precision, threads = self.options.precision, self.options.threads
+        if can_factorize(self.bundle):
+            return FactorizedScorer(self.bundle, precision=precision, threads=threads)
         if precision != "float32":
             raise BundleError(
                 f"got precision={precision!r}, but this model's item part cannot be kept "
                 "apart (it has towers of its own, or no features of the item); use 'float32'"
             )
         columns = self._item_columns or None
-        return RowByRow(self.bundle, item_columns=columns, threads=threads)
+        return RowScorer(self.bundle, item_columns=columns, threads=threads)
+
+    @property
+    def unknown_items(self) -> Literal["score", "refuse"]:
+        """What is done with an id that is not in the catalogue."""
+        return self.options.unknown_items
+
+    @property
+    def precision(self) -> Literal["float32", "bfloat16"]:
+        """Precision of the items' sums and of the products in hidden layers."""
+        return self.options.precision
+
+    @property
+    def threads(self) -> int:
+        """Threads that one request may use."""
+        return self.options.threads
 
     @property
     def engine(self) -> Literal["factored", "row by row"]:
         """How candidates are scored.
 
-        ``"factored"``: the user's part of the first layer once a request, the item's once a
+        ``"factored"``: the user's part of the first layer once per request, the item's once per
         catalogue. ``"row by row"``: each candidate through the whole model, for bundles with towers
         of their own (an exported graph) and for models that name no features of the item.
         """
-        return "factored" if isinstance(self._engine, FactoredForward) else "row by row"
+        return "factored" if isinstance(self.scorer, FactorizedScorer) else "row by row"
 
     @property
     def catalogue(self) -> Catalogue | None:
         """The catalogue in use."""
-        loaded = self._loaded
-        return None if loaded is None else loaded.catalogue
+        prepared = self.prepared
+        return None if prepared is None else prepared.catalogue
 
     def replace_catalogue(self, items: Any) -> None:
-        """Take another catalogue: made ready beside the old one, then put in its place at once.
+        """Prepare another catalogue beside the old one, then replace the old one in one step.
 
         Requests that have begun end with the old one. If this raises, the old one stays.
 
@@ -234,31 +279,30 @@ class Ranker:
             FeatureError: If a value does not fit its feature.
         """
         if not isinstance(items, Catalogue):
-            if self._item_id is None:
+            if self.item_id is None:
                 raise DataError(
                     "got items without item_id; name the column of their ids: item_id=..."
                 )
-            items = Catalogue.read(items, id_column=self._item_id)
+            items = Catalogue.read(items, id_column=self.item_id)
         names = items.table.column_names
         for column in sorted(self._item_columns - set(names)):
             raise DataError(
                 f"the catalogue: got no column {column!r}, which the model reads of an item; "
                 f"{nearest(column, names)}"
             )
-        own = self._own_columns(items.table.column_names)
-        self._loaded = _Loaded(items, self._items_of(items), own)
+        self.prepared = PreparedCatalogue(items, self._prepare(items), self._columns_of_item(names))
 
-    def _items_of(self, items: Catalogue) -> Any:
-        if not isinstance(self._engine, FactoredForward) or self._shared_rows is None:
-            return self._engine.items(items.table)
-        # All that the rows are made of.
-        files = [file.sha256 for file in self.bundle.manifest.files.values()]
-        key = [*files, items.version, self.precision]
-        return self._engine.items(items.table, partial(self._shared_rows.arrays, key))
+    def _prepare(self, items: Catalogue) -> Any:
+        if not isinstance(self.scorer, FactorizedScorer) or self._shared_rows is None:
+            return self.scorer.items(items.table)
+        # Everything that the sums are computed from.
+        checksums = [file.sha256 for file in self.bundle.manifest.files.values()]
+        key = [*checksums, items.version, self.options.precision]
+        return self.scorer.items(items.table, partial(self._shared_rows.arrays, key))
 
-    def _own_columns(self, given: Iterable[str]) -> frozenset[str]:
-        """Without a declaration of the item's features, what comes with an item is the item's."""
-        return self._item_columns or self._read & frozenset(given)
+    def _columns_of_item(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the item's columns; if no feature is declared the item's, those that came."""
+        return self._item_columns or self._columns & frozenset(names)
 
     def rank(
         self,
@@ -300,24 +344,25 @@ class Ranker:
             >>> len(ranking), ranking.scores.shape
             (1, (1,))
         """
-        by_head = chosen_head(self._heads, head)
+        by_head = choose_head(self._heads, head)
         if k is not None and (not isinstance(k, int) or k < 0):
             raise RequestError("k", f"got {k!r}, expected a whole number of at least 0, or none")
         row = self._query_row(user, context)
-        loaded = self._loaded
-        found = self._found(candidates, loaded, row)
+        prepared = self.prepared
+        resolved = self._resolve(candidates, prepared, row)
         query = self._query(row, user)
-        scores = self._scores(query, found, by_head)
-        order = np.argsort(-scores, kind="stable")[:k]
-        places = order.tolist()
-        absent = self._absent(query, found)
+        scores = self._scores(query, resolved, by_head)
+        order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first
+        positions = order.tolist()
+        absent = {name: 1 for name in query.absent if name not in resolved.columns}
+        absent |= resolved.absent
         return Ranking(
-            items=[found.ids[at] for at in places],
+            items=[resolved.ids[position] for position in positions],
             scores=scores[order],
             positions=order,
-            unknown=found.unknown[order],
-            explanations=self._explanations(row, found, places) if explain else None,
-            catalogue_version=None if loaded is None else loaded.catalogue.version,
+            unknown=resolved.unknown[order],
+            explanations=self._explanations(row, resolved, positions) if explain else None,
+            catalogue_version=None if prepared is None else prepared.catalogue.version,
             absent=absent,
             misspelt=self._misspelt(row, candidates, absent) if absent else {},
         )
@@ -331,146 +376,139 @@ class Ranker:
         Raises:
             RequestError: If there is no such head, or it gives no number to rank by.
         """
-        name = chosen_head(self._heads, head)
-        schema, entry = (
-            self.bundle.schema,
-            next(each for each in self.bundle.model.heads if each.name == name),
-        )
-        classes = tuple(schema.classes.get(name, ()) or entry.classes)
-        return ScoreMeaning(name, entry.kind, schema.spec.labels.get(name), classes)
+        entry = choose_head(self._heads, head)
+        schema = self.bundle.schema
+        classes = tuple(schema.classes.get(entry.name, ()) or entry.classes)
+        return ScoreMeaning(entry.name, entry.kind, schema.spec.labels.get(entry.name), classes)
 
     def _query_row(
         self, user: Mapping[str, Any], context: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        for where, given in (("user", user), ("context", context or {})):
-            if not isinstance(given, Mapping):
+        for where, values in (("user", user), ("context", context or {})):
+            if not isinstance(values, Mapping):
                 raise RequestError(
-                    where, f"got {given!r} ({type(given).__name__}), expected an object of values"
+                    where, f"got {values!r} ({type(values).__name__}), expected an object of values"
                 )
-            check_names(where, given, self._item_columns, "the item's", "candidates")
+            _check_side(where, values, self._item_columns, "the item's", "candidates")
         if not context:
             return dict(user)
-        check_names("context", context, user.keys(), "given in user too", "one of them")
+        _check_side("context", context, user.keys(), "given in user too", "one of them")
         return {**user, **context}
 
     def _query(self, row: dict[str, Any], user: Mapping[str, Any]) -> Any:
         try:
-            return self._engine.query(row)
+            return self.scorer.query(row)
         except FeatureError as error:
-            for name in self._read & row.keys():
+            for name in self._columns & row.keys():
                 where = "user" if name in user else "context"
-                self._blame(f"{where}.{name}", self._engine.query, {name: row[name]})
-            raise RequestError("user", plain_message(error)) from error
+                _raise_at(f"{where}.{name}", self.scorer.query, {name: row[name]})
+            raise RequestError("user", _without_row(error)) from error
 
-    def _found(self, candidates: Candidates, loaded: _Loaded | None, row: dict[str, Any]) -> _Found:
+    def _resolve(
+        self, candidates: Candidates, prepared: PreparedCatalogue | None, row: dict[str, Any]
+    ) -> _Resolved:
         if isinstance(candidates, Mapping | pa.Table):
-            found = self._inline(inline_items(candidates, self._item_id))
+            resolved = self._resolve_inline(*inline_items(candidates, self.item_id))
         else:
-            ids = candidate_ids(candidates)
-            found = self._without_catalogue(ids) if loaded is None else self._by_id(ids, loaded)
+            ids = _candidate_ids(candidates)
+            if prepared is None:
+                resolved = self._resolve_without_catalogue(ids)
+            else:
+                resolved = self._resolve_ids(ids, prepared)
         if not self._item_columns:
-            check_names("user", row, found.columns, "given with the items", "one of them")
-        return found
+            _check_side("user", row, resolved.columns, "given with the items", "one of them")
+        return resolved
 
-    def _without_catalogue(self, ids: list[Any]) -> _Found:
-        if self._item_id is None and ids:
+    def _resolve_without_catalogue(self, ids: list[Any]) -> _Resolved:
+        if self.item_id is None and ids:
             raise RequestError(
                 "candidates",
                 "got ids, but this ranker has no catalogue; give the items as columns",
             )
-        for at, id_ in enumerate(ids):
-            check_id(at, id_)
-        return self._inline(InlineItems(ids, {str(self._item_id): ids} if ids else {}))
+        for position, id_ in enumerate(ids):
+            _check_id(position, id_)
+        return self._resolve_inline(ids, {str(self.item_id): ids} if ids else {})
 
-    def _inline(self, inline: InlineItems) -> _Found:
+    def _resolve_inline(self, ids: list[Any], columns: dict[str, list[Any]]) -> _Resolved:
         if self._item_columns:
-            of_query = self._read - self._item_columns
-            check_names("candidates", inline.columns, of_query, "the query's", "user or context")
-        own = self._own_columns(inline.columns)
-        rows = inline.rows([name for name in inline.columns if name in own])
+            of_query = self._columns - self._item_columns
+            _check_side("candidates", columns, of_query, "the query's", "user or context")
+        of_item = self._columns_of_item(columns)
+        rows = _as_rows({name: columns[name] for name in columns if name in of_item}, len(ids))
         try:
-            items = self._engine.item_rows(rows)
+            items = self.scorer.item_rows(rows)
         except FeatureError as error:
-            self._blame_item(rows)
-            raise RequestError("candidates", plain_message(error)) from error
-        group = _Group(items, np.arange(len(rows)), None)
+            index = _first_failure(rows, self.scorer.item_rows)
+            for name, value in rows[index].items():
+                where = f"candidates.{name}[{index}]"
+                _raise_at(where, self.scorer.item_rows, [{name: value}])
+            raise RequestError("candidates", _without_row(error)) from error
+        group = _CandidateGroup(items, np.arange(len(rows)), None)
         unknown = np.zeros(len(rows), bool)
-        return _Found(inline.ids, [group], unknown, own, items.absent, rows.__getitem__)
+        return _Resolved(ids, [group], unknown, of_item, items.absent, rows.__getitem__)
 
-    def _by_id(self, ids: list[Any], loaded: _Loaded) -> _Found:
-        catalogue = loaded.catalogue
-        rows, all_known = catalogue.find(ids)
+    def _resolve_ids(self, ids: list[Any], prepared: PreparedCatalogue) -> _Resolved:
+        catalogue = prepared.catalogue
+        rows, all_known = catalogue.find(ids)  # (B,) row in the catalogue, -1 if unknown
         unknown = np.zeros(len(rows), bool) if all_known else rows < 0
-        groups = [_Group(loaded.items, rows, None)]
+        groups = [_CandidateGroup(prepared.items, rows, None)]
         if not all_known:
-            (known_places,), (places,) = np.nonzero(~unknown), np.nonzero(unknown)
+            # The positions of both groups are those of all candidates, each ascending.
+            (known_at,), (unknown_at,) = np.nonzero(~unknown), np.nonzero(unknown)
+            unknown_items = self._unknown_items(ids, unknown_at.tolist(), catalogue)
             groups = [
-                _Group(loaded.items, rows[known_places], known_places),
-                _Group(
-                    self._unknown(ids, places.tolist(), catalogue), np.arange(len(places)), places
-                ),
+                _CandidateGroup(prepared.items, rows[known_at], known_at),
+                _CandidateGroup(unknown_items, np.arange(len(unknown_at)), unknown_at),
             ]
 
-        def values(at: int) -> dict[str, Any]:
-            if rows[at] < 0:
-                return self._row_of_unknown(ids[at])
-            columns = [name for name in catalogue.table.column_names if name in loaded.columns]
-            row: dict[str, Any] = catalogue.table.select(columns).slice(rows[at], 1).to_pylist()[0]
-            return row
+        def values_at(position: int) -> dict[str, Any]:
+            if rows[position] < 0:
+                return {str(self.item_id): ids[position]}
+            columns = [name for name in catalogue.table.column_names if name in prepared.columns]
+            item = catalogue.table.select(columns).slice(rows[position], 1)
+            values: dict[str, Any] = item.to_pylist()[0]
+            return values
 
-        return _Found(ids, groups, unknown, loaded.columns, {}, values)
+        return _Resolved(ids, groups, unknown, prepared.columns, {}, values_at)
 
-    def _unknown(self, ids: list[Any], places: list[int], catalogue: Catalogue) -> Any:
-        for at in places:
-            check_id(at, ids[at])
-            if self.unknown_items == "refuse":
+    def _unknown_items(self, ids: list[Any], positions: list[int], catalogue: Catalogue) -> Any:
+        """Prepare items of which only the id is known."""
+        for position in positions:
+            _check_id(position, ids[position])
+            if self.options.unknown_items == "refuse":
                 raise RequestError(
-                    f"candidates[{at}]",
-                    f"got the id {ids[at]!r}, which is not in the catalogue {catalogue.version!r}; "
-                    "remove it, or add the item",
+                    f"candidates[{position}]",
+                    f"got the id {ids[position]!r}, which is not in the catalogue "
+                    f"{catalogue.version!r}; remove it, or add the item",
                 )
-        rows = [self._row_of_unknown(ids[at]) for at in places]
+        rows = [{str(self.item_id): ids[position]} for position in positions]
         try:
-            return self._engine.item_rows(rows)
+            return self.scorer.item_rows(rows)
         except FeatureError as error:
-            row = _first_failure(rows, self._engine.item_rows)
-            self._blame(f"candidates[{places[row]}]", self._engine.item_rows, [rows[row]])
-            raise RequestError("candidates", plain_message(error)) from error
+            index = _first_failure(rows, self.scorer.item_rows)
+            _raise_at(f"candidates[{positions[index]}]", self.scorer.item_rows, [rows[index]])
+            raise RequestError("candidates", _without_row(error)) from error
 
-    def _row_of_unknown(self, id_: object) -> dict[str, Any]:
-        return {str(self._item_id): id_}
-
-    def _blame_item(self, rows: list[dict[str, Any]]) -> None:
-        at = _first_failure(rows, self._engine.item_rows)
-        for name, value in rows[at].items():
-            self._blame(f"candidates.{name}[{at}]", self._engine.item_rows, [{name: value}])
-
-    def _blame(self, where: str, encode: Callable[[Any], object], value: object) -> None:
-        try:
-            encode(value)
-        except FeatureError as error:
-            raise RequestError(where, plain_message(error)) from error
-
-    def _scores(self, query: Any, found: _Found, head: str) -> NDArray[np.float64]:
-        if not found.ids:
+    def _scores(self, query: Any, resolved: _Resolved, head: BundleHead) -> NDArray[np.float64]:
+        if not resolved.ids:
             return np.zeros(0)
-        parts = [self._engine.logits(query, group.items, group.rows) for group in found.groups]
-        logits_BC = parts[0]
-        if len(parts) > 1:
-            logits_BC = np.empty((len(found.ids), parts[0].shape[1]), np.float32)
-            for group, part in zip(found.groups, parts, strict=True):
-                logits_BC[group.places] = part
-        scores = self.bundle.scores_of(logits_BC)
-        return scores[head] if isinstance(scores, dict) else scores
+        groups = resolved.groups
+        logits = [self.scorer.logits(query, group.items, group.rows) for group in groups]
+        logits_BC = logits[0]
+        if len(groups) > 1:
+            logits_BC = np.empty((len(resolved.ids), logits[0].shape[1]), np.float32)
+            for group, logits_GC in zip(groups, logits, strict=True):
+                logits_BC[group.positions] = logits_GC
+        return self.bundle.head_scores(head, logits_BC)
 
     def _explanations(
-        self, row: dict[str, Any], found: _Found, places: list[int]
+        self, row: dict[str, Any], resolved: _Resolved, positions: list[int]
     ) -> tuple[Explanation, ...]:
-        explanations, total = [], 0
-        for at in places:
-            explanations.append(self.bundle.explain({**row, **found.values(at)}))
-            total += _VALUES_A_TERM * len(explanations[-1].wide)
-            self.bundle.encoder.check_values(total)
+        explanations, n_values = [], 0
+        for position in positions:
+            explanations.append(self.bundle.explain({**row, **resolved.values_at(position)}))
+            n_values += _VALUES_PER_TERM * len(explanations[-1].wide)
+            self.bundle.encoder.check_values(n_values)
         return tuple(explanations)
 
     def _misspelt(
@@ -481,16 +519,12 @@ class Ranker:
             names += candidates.column_names
         elif isinstance(candidates, Mapping):
             names += map(str, candidates)
-        known = self._read if self._item_id is None else self._read | {self._item_id}
-        return misspelt_keys(names, absent, known)
-
-    def _absent(self, query: Any, found: _Found) -> dict[str, int]:
-        absent = {name: 1 for name in query.absent if name not in found.columns}
-        return {**absent, **found.absent} if found.absent else absent
+        expected = self._columns if self.item_id is None else self._columns | {self.item_id}
+        return misspelt_keys(names, absent, expected)
 
 
 def _first_failure(rows: list[dict[str, Any]], encode: Callable[[Any], object]) -> int:
-    """Return the first of the rows that does not encode; one of them does not."""
+    """Return the index of the first row that does not encode, by bisection; there is one."""
     start, stop = 0, len(rows)
     while stop - start > 1:
         middle = (start + stop) // 2
@@ -503,6 +537,102 @@ def _first_failure(rows: list[dict[str, Any]], encode: Callable[[Any], object]) 
     return start
 
 
-def _check_choice(option: str, got: str, allowed: tuple[str, ...]) -> None:
-    if got not in allowed:
-        raise ConfigError(f"got {option}={got!r}; {nearest(str(got), allowed)}")
+def _raise_at(where: str, encode: Callable[[Any], object], value: object) -> None:
+    """Raise the error of a value that does not encode as an error of its request field."""
+    try:
+        encode(value)
+    except FeatureError as error:
+        raise RequestError(where, _without_row(error)) from error
+
+
+def _without_row(error: Exception) -> str:
+    """Return an encoder's message without its row: the request's field says it."""
+    return re.sub(r" \(row \d+\)", "", str(error))
+
+
+def inline_items(
+    candidates: Mapping[str, Any] | pa.Table, id_column: str | None
+) -> tuple[list[Any], dict[str, list[Any]]]:
+    """Return the ids (positions where there is no id column) and the columns of inline items."""
+    if isinstance(candidates, pa.Table):
+        columns = {name: candidates[name].to_pylist() for name in candidates.column_names}
+    else:
+        columns = {name: _column_values(name, column) for name, column in candidates.items()}
+    length = len(next(iter(columns.values()))) if columns else 0
+    for name, values in columns.items():
+        if len(values) != length:
+            raise RequestError(
+                f"candidates.{name}",
+                f"got {len(values)} values, but {length} in {next(iter(columns))!r}; "
+                "give one value an item in every column",
+            )
+    ids = columns.get(id_column) if id_column is not None else None
+    return list(range(length)) if ids is None else ids, columns
+
+
+def _column_values(name: object, column: object) -> list[Any]:
+    if not isinstance(name, str):
+        raise RequestError("candidates", f"got the column name {name!r}; expected text")
+    if isinstance(column, list):
+        return column
+    if isinstance(column, np.ndarray) and column.ndim:
+        return list(column.tolist())
+    if isinstance(column, Sequence) and not isinstance(column, str | bytes):
+        return list(column)
+    raise RequestError(
+        f"candidates.{name}",
+        f"got {column!r} ({type(column).__name__}), expected a list with one value an item",
+    )
+
+
+def _as_rows(columns: Mapping[str, list[Any]], n_rows: int) -> list[dict[str, Any]]:
+    if not columns:
+        return [{} for _ in range(n_rows)]
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _candidate_ids(candidates: object) -> list[Any]:
+    if isinstance(candidates, np.ndarray) and candidates.ndim == 1:
+        return list(candidates.tolist())
+    if not isinstance(candidates, Sequence) or isinstance(candidates, str | bytes):
+        raise RequestError(
+            "candidates",
+            f"got {candidates!r} ({type(candidates).__name__}); expected a list of ids, or the "
+            "items as columns: a dict of lists or an Arrow table",
+        )
+    return list(candidates)
+
+
+def _check_side(
+    where: str, values: Mapping[str, Any], other_side: Set[str], owner: str, remedy: str
+) -> None:
+    """Raise if a column's value is given on the wrong side of a request."""
+    for name in values.keys() & other_side:
+        raise RequestError(
+            f"{where}.{name}", f"got a value, but this column is {owner}; give it in {remedy}"
+        )
+
+
+def _check_id(position: int, id_: object) -> None:
+    if not isinstance(id_, str | int) or isinstance(id_, bool):
+        raise RequestError(
+            f"candidates[{position}]",
+            f"got {id_!r} ({type(id_).__name__}), expected an id: text or an integer",
+        )
+
+
+def choose_head(heads: Mapping[str, BundleHead], name: str | None) -> BundleHead:
+    """Return the head to rank by: the named one, or the first that gives one number per item."""
+    usable = [head for head in heads.values() if head.kind != "multiclass"]
+    if name is None and usable:
+        return usable[0]
+    if name is not None and name not in heads:
+        raise RequestError("head", f"got {name!r}, which is no head; {nearest(name, heads)}")
+    if name is None or heads[name] not in usable:
+        raise RequestError(
+            "head",
+            f"got {name!r}, which gives a probability a class; expected one that gives a number an "
+            f"item to rank by: {[head.name for head in usable]}",
+        )
+    return heads[name]

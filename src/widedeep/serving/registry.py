@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal, Self
 
 from widedeep.errors import ConfigError, nearest
-from widedeep.serving import admin_actions as orders
 from widedeep.serving.background import ThreadMonitor
-from widedeep.serving.candidates import MAX_VALUES
-from widedeep.serving.loading import PrivateCopies, RankerOptions, default_cache
-from widedeep.serving.shadow import ShadowReport
-from widedeep.serving.shared_rows import ROWS_DIRECTORY, SharedRows
-from widedeep.serving.version_watcher import Following, Routes
+from widedeep.serving.catalogue import ROWS_DIRECTORY, SharedRows
+from widedeep.serving.loading import PrivateCopies, default_cache
+from widedeep.serving.ranker import MAX_VALUES, Ranker, Ranking
+from widedeep.serving.shadow import AnsweredRequest, ShadowReport, ShadowScoring
+from widedeep.serving.version_watcher import Routes, VersionWatcher
 from widedeep.serving.versions import (
     Latest,
-    Lease,
     LoadedVersion,
     NoVersion,
     OrderPending,
     Policy,
-    Served,
+    RegistryOptions,
     ServingState,
     Specific,
     VersionState,
     VersionStatus,
     change_state,
+    check_loads,
+    check_version,
     is_canary_request,
+    roll_back,
     state_path,
 )
 
@@ -38,11 +40,69 @@ __all__ = [
     "NoVersion",
     "OrderPending",
     "Registry",
+    "RegistryOptions",
     "Served",
     "ShadowReport",
     "Specific",
     "VersionStatus",
 ]
+
+
+class Served:
+    """The version that answers one request; valid until its lease ends."""
+
+    __slots__ = ("_shadow", "label", "ranker", "version")
+
+    def __init__(
+        self, version: str, ranker: Ranker, label: str | None, shadow: ShadowScoring | None
+    ) -> None:
+        self.version, self.ranker, self.label = version, ranker, label
+        self._shadow = shadow
+
+    def rank(
+        self,
+        user: Mapping[str, Any],
+        context: Mapping[str, Any] | None = None,
+        candidates: Any = (),
+        *,
+        k: int | None = None,
+        explain: bool = False,
+        head: str | None = None,
+    ) -> Ranking:
+        """Rank as :meth:`widedeep.serving.ranker.Ranker.rank` does; the shadow follows later."""
+        ranking = self.ranker.rank(user, context, candidates, k=k, explain=explain, head=head)
+        if self._shadow is not None:
+            request = AnsweredRequest(user, context, candidates, head, ranking, self.ranker)
+            self._shadow.offer(request)
+        return ranking
+
+
+class Lease:
+    """Keeps a version in memory for one request; made by :meth:`Registry.lease`."""
+
+    __slots__ = ("_acquire", "_release", "_version")
+
+    def __init__(
+        self,
+        acquire: Callable[[], tuple[LoadedVersion, Served]],
+        release: Callable[[LoadedVersion], None],
+    ) -> None:
+        self._acquire, self._release = acquire, release
+        self._version: LoadedVersion | None = None
+
+    def __enter__(self) -> Served:
+        self._version, served = self._acquire()
+        return served
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        version, self._version = self._version, None
+        if version is not None:
+            self._release(version)
 
 
 class Registry:
@@ -56,7 +116,7 @@ class Registry:
 
     What an operator asks for (:meth:`load`, :meth:`rollback`, labels, canary, shadow) is kept in
     one file, ``serving.json`` in the directory, which every registry of the directory reads
-    ``poll_s`` seconds later at most. The registry that was told follows at once.
+    ``poll_s`` seconds later at most. The registry that was called follows at once.
 
     Args:
         root: The directory of versions; or one bundle.
@@ -77,7 +137,9 @@ class Registry:
             ``root`` can change what serves; None: this user's cache
             (:func:`widedeep.serving.loading.default_cache`).
         monitor: Watches the background threads; None: a monitor of its own.
-        name: Of the model, where one process serves several.
+        name: Name of the model, where one process serves several.
+        options: ``items``, ``item_id``, ``policy``, ``poll_s``, ``unknown_items``, ``precision``,
+            ``threads``, ``max_values`` and ``cache`` as one value, instead of these keywords.
 
     Example:
         >>> import widedeep as wd
@@ -115,29 +177,34 @@ class Registry:
         cache: str | os.PathLike[str] | None = None,
         monitor: ThreadMonitor | None = None,
         name: str = "",
+        options: RegistryOptions | None = None,
     ) -> None:
-        if items is not None and item_id is None:
-            raise ConfigError("Registry: got items without item_id; name the column of their ids")
-        if poll_s <= 0:
-            raise ConfigError(f"Registry: got poll_s={poll_s!r}, expected seconds > 0")
-        self.root = Path(root)
-        self.policy: Policy = Latest(1) if policy is None else policy
-        self.poll_s = poll_s
-        rows = os.environ.get(ROWS_DIRECTORY) if rows is None else rows
-        self._state_file = state_path(self.root) if state is None else Path(state)
-        self._copies = PrivateCopies(default_cache() if cache is None else cache)
-        options = RankerOptions(
+        keywords = RegistryOptions(
             items=items,
             item_id=item_id,
+            policy=Latest(1) if policy is None else policy,
+            poll_s=poll_s,
             unknown_items=unknown_items,
             precision=precision,
             threads=threads,
             max_values=max_values,
-            shared_rows=None if rows is None else SharedRows(rows),
-            copies=self._copies,
+            cache=cache,
         )
-        self._at = Following(
-            self.root, self._state_file, self.policy, poll_s, options, monitor, name
+        if options is not None and keywords != RegistryOptions():
+            raise ConfigError("Registry: got options and further keywords; set them in options=")
+        self.root = Path(root)
+        self.options = options = keywords if options is None else options
+        rows = os.environ.get(ROWS_DIRECTORY) if rows is None else rows
+        self._state_file = state_path(self.root) if state is None else Path(state)
+        self._copies = PrivateCopies(default_cache() if options.cache is None else options.cache)
+        self._watcher = VersionWatcher(
+            self.root,
+            self._state_file,
+            options,
+            self._copies,
+            shared_rows=None if rows is None else SharedRows(rows),
+            monitor=monitor,
+            name=name,
         )
 
     # ---- what a server calls --------------------------------------------------------------------
@@ -148,11 +215,11 @@ class Registry:
         Raises:
             ConfigError: If there is no such directory, or the state cannot be read.
         """
-        self._at.start()
+        self._watcher.start()
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Stop following, and free the versions once their requests have ended."""
-        self._at.close(timeout_s)
+        self._watcher.close(timeout_s)
 
     def __enter__(self) -> Self:
         self.start()
@@ -175,78 +242,81 @@ class Registry:
         Raises:
             NoVersion: On entry, if none is ready, or not the one asked for.
         """
-        return Lease(lambda: self._take(request_id, version, label), self._give_back)
+        return Lease(lambda: self._acquire(request_id, version, label), self._release)
 
     def ready(self) -> bool:
         """Tell whether a version takes the traffic."""
-        return self._at.routes.default is not None
+        return self._watcher.routes.default is not None
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
         """Wait until a version takes the traffic; return False if none does in time."""
-        with self._at.changed:
-            return self._at.changed.wait_for(self.ready, timeout_s)
+        with self._watcher.changed:
+            return self._watcher.changed.wait_for(self.ready, timeout_s)
 
     def status(self) -> list[VersionStatus]:
         """Return how each version in the directory stands, oldest first."""
-        at = self._at
-        with at.lock:
-            gone = [name for name in at.loaded if name not in at.found]
-            found = [self._status_of(name, at.loaded.get(name)) for name in (*gone, *at.found)]
-            leaving = [self._status_of(old.name, old) for old in at.leaving]
-        return found + [replace(each, state="unloading", labels=(), error=None) for each in leaving]
+        watcher = self._watcher
+        with watcher.lock:
+            deleted = [name for name in watcher.loaded if name not in watcher.versions]
+            names = [*deleted, *watcher.versions]
+            statuses = [self._status_of(name, watcher.loaded.get(name)) for name in names]
+            retiring = [self._status_of(version.name, version) for version in watcher.retiring]
+        return statuses + [
+            replace(status, state="unloading", labels=(), error=None) for status in retiring
+        ]
 
-    def _status_of(self, name: str, held: LoadedVersion | None) -> VersionStatus:
-        at, failure = self._at, self._at.failed.get(name)
-        error = None if failure is None else failure.why
-        labels = tuple(label for label, of in at.routes.labels.items() if of is held)
-        if held is None:
-            state: VersionState = "loading" if at.loading == name else "available"
+    def _status_of(self, name: str, loaded: LoadedVersion | None) -> VersionStatus:
+        watcher = self._watcher
+        failure = watcher.failures.get(name)
+        error = None if failure is None else failure.reason
+        if loaded is None:
+            state: VersionState = "loading" if watcher.loading == name else "available"
             return VersionStatus(version=name, state="failed" if error else state, error=error)
-        catalogue = held.ranker.catalogue
+        catalogue = loaded.ranker.catalogue
         return VersionStatus(
             version=name,
             state="ready",
             error=error,
-            labels=labels,
+            labels=tuple(label for label, v in watcher.routes.labels.items() if v is loaded),
             catalogue_version=None if catalogue is None else catalogue.version,
-            catalogue_error=held.catalogue_error,
-            loaded_at=held.loaded_at,
-            load_s=held.load_s,
-            requests=held.requests + held.native_requests,
-            in_use=held.in_use,
+            catalogue_error=loaded.catalogue_error,
+            loaded_at=loaded.loaded_at,
+            load_s=loaded.load_s,
+            requests=loaded.requests + loaded.native_requests,
+            in_use=loaded.in_use,
         )
 
     @property
     def problem(self) -> str | None:
         """Why the directory or the state could not be read at the last look; None: they could."""
-        return self._at.problem
+        return self._watcher.problem
 
     @property
     def problems(self) -> int:
-        """How many looks at the directory or the state have failed."""
-        return self._at.problems
+        """Number of failed looks at the directory or the state."""
+        return self._watcher.problems
 
     @property
     def state(self) -> ServingState:
-        """What operators have asked for, as of the last look."""
-        return self._at.state
+        """What operators have set, as of the last look."""
+        return self._watcher.state
 
-    def follow(
+    def subscribe(
         self,
         prepare: Callable[[LoadedVersion], None] | None,
-        routed: Callable[[Routes], None] | None,
+        on_routes: Callable[[Routes], None] | None,
     ) -> None:
-        """Tell somebody who answers what; see :meth:`Following.follow`.
+        """Receive the loaded versions and the routes, now and whenever they change.
 
         Args:
-            prepare: Called with a version before it answers.
-            routed: Called with the routes.
+            prepare: Called with a version before it answers; None: no longer.
+            on_routes: Called with the routes; None: no longer.
         """
-        self._at.follow(prepare, routed)
+        self._watcher.subscribe(prepare, on_routes)
 
     def shadow_report(self) -> ShadowReport | None:
         """Return how far the shadow's scores are from those answered; None without a shadow."""
-        shadow = self._at.routes.shadow
+        shadow = self._watcher.routes.shadow
         return None if shadow is None else shadow.report()
 
     # ---- what an operator asks for --------------------------------------------------------------
@@ -255,13 +325,13 @@ class Registry:
         """Keep a version loaded, and let it be served again if it was withdrawn.
 
         Args:
-            version: Its name.
+            version: Version name.
             wait_s: Wait this long until it is ready.
 
         Raises:
             NoVersion: If there is no such version, or it is not ready within ``wait_s``.
         """
-        self._order(orders.load, version)
+        self._change(version, lambda state: state.load(version))
         if wait_s > 0:
             self._wait_loaded(version, wait_s)
 
@@ -271,10 +341,10 @@ class Registry:
         Raises:
             NoVersion: If there is no such version.
         """
-        self._order(orders.withdraw, version)
+        self._change(version, lambda state: state.withdraw(version))
 
     def rollback(self, to: str | None = None, *, wait_s: float = 0.0) -> str:
-        """Go back to an older version; see :func:`widedeep.serving.admin_actions.roll_back`.
+        """Go back to an older version; see :func:`widedeep.serving.versions.roll_back`.
 
         Args:
             to: The version; None: the one before the version that serves.
@@ -285,40 +355,38 @@ class Registry:
 
         Raises:
             NoVersion: If there is no older version or it does not load, which changes nothing; or
-                if it does not serve within ``wait_s``, and the order stands.
-            OrderPending: If the order is written and this registry cannot read it.
+                if it does not serve within ``wait_s``, and the change stands.
+            OrderPending: If the change is written and this registry cannot read it.
         """
-        with self._at.lock:
-            loaded = list(self._at.loaded)
-            failed = [name for name in self._at.failed if name not in loaded]
-            default = self._at.routes.default
+        watcher = self._watcher
+        with watcher.lock:
+            loaded = list(watcher.loaded)
+            failed = [name for name in watcher.failures if name not in loaded]
 
         def check(version: str) -> None:
             if version not in loaded:
-                orders.check_loads(self.root, version, self._copies)
+                check_loads(self.root, version, self._copies)
 
-        target = orders.roll_back(
+        target = roll_back(
             self.root,
             to=to,
             state_file=self._state_file,
-            serving=None if default is None else default.name,
+            serving=self.serving(),
             failed=failed,
             check=check,
         )
-        self._look_for_order()
+        self._look()
         if wait_s > 0:
             self._wait_loaded(target, wait_s)
             self._wait_serving(target, wait_s)
         return target
 
     def _wait_serving(self, version: str, wait_s: float) -> None:
-        at = self._at
-
-        def serves() -> bool:
-            return at.closing or (at.routes.default is not None and self.serving() == version)
-
-        with at.changed:
-            in_time = at.changed.wait_for(serves, wait_s)
+        watcher = self._watcher
+        with watcher.changed:
+            in_time = watcher.changed.wait_for(
+                lambda: watcher.closing or self.serving() == version, wait_s
+            )
         if not in_time:
             raise NoVersion(
                 f"version {version!r} is asked for, and {self.serving()!r} serves after {wait_s:g} "
@@ -327,7 +395,7 @@ class Registry:
 
     def serving(self) -> str | None:
         """Return the version that takes the traffic in this process; None: none does."""
-        default = self._at.routes.default
+        default = self._watcher.routes.default
         return None if default is None else default.name
 
     def set_label(self, label: str, version: str | None) -> None:
@@ -335,112 +403,116 @@ class Registry:
 
         Args:
             label: ``"stable"`` makes it the version that takes the traffic.
-            version: Its name; None takes the label away.
+            version: Version name; None removes the label.
 
         Raises:
             NoVersion: If there is no such version.
         """
-        self._order(lambda state, name: orders.label(state, label, name), version)
+        self._change(version, lambda state: state.set_label(label, version))
 
     def set_canary(self, version: str | None, share: float = 0.0) -> None:
-        """Have a version answer a share of the requests, told by their ids.
+        """Let a version answer a fraction of the requests, chosen by their ids.
 
         Args:
-            version: Its name; None ends the trial.
-            share: Of the request ids, 0 to 1; 0 ends the trial.
+            version: Version name; None ends the trial.
+            share: Fraction of the request ids, 0 to 1; 0 ends the trial.
 
         Raises:
             NoVersion: If there is no such version.
             ConfigError: If the share is not between 0 and 1.
         """
-        self._order(lambda state, name: orders.canary(state, name, share), version)
+        self._change(version, lambda state: state.set_canary(version, share))
 
     def set_shadow(self, version: str | None) -> None:
-        """Have a version score what others answer, to compare the scores; None ends that.
+        """Let a version score answered requests again, to compare the scores; None ends that.
 
         Raises:
             NoVersion: If there is no such version.
         """
-        self._order(orders.shadow, version)
+        self._change(version, lambda state: state.set_shadow(version))
 
-    def _order(
-        self, order: Callable[[ServingState, Any], ServingState], version: str | None
-    ) -> None:
+    def _change(self, version: str | None, change: Callable[[ServingState], ServingState]) -> None:
         if version is not None:
-            orders.check_known(self.root, version)
-            with self._at.lock:
+            check_version(self.root, version)
+            with self._watcher.lock:
                 # Asked for again: worth another try.
-                self._at.failed.pop(version, None)
-        change_state(self._state_file, lambda state: order(state, version))
-        self._look_for_order()
+                self._watcher.failures.pop(version, None)
+        change_state(self._state_file, change)
+        self._look()
 
-    def _look_for_order(self) -> None:
-        """Follow an order at once."""
-        self._at.look()
-        if self._at.problem is not None:
+    def _look(self) -> None:
+        """Follow a changed state at once."""
+        self._watcher.look()
+        if self._watcher.problem is not None:
             raise OrderPending(
-                f"the order is written, and will be followed when this can be read: "
-                f"{self._at.problem}"
+                "the order is written, and will be followed when this can be read: "
+                f"{self._watcher.problem}"
             )
 
     def _wait_loaded(self, version: str, wait_s: float) -> None:
-        at = self._at
+        watcher = self._watcher
 
-        def settled() -> bool:
-            held, found = at.loaded.get(version), at.found.get(version)
-            current = held is not None and found is not None and held.files == found[1]
-            return current or version in at.failed or at.closing
+        def is_settled() -> bool:
+            loaded, in_directory = watcher.loaded.get(version), watcher.versions.get(version)
+            current = (
+                loaded is not None and in_directory is not None and loaded.files == in_directory[1]
+            )
+            return current or version in watcher.failures or watcher.closing
 
-        with at.changed:
-            in_time = at.changed.wait_for(settled, wait_s)
-            failure = at.failed.get(version)
+        with watcher.changed:
+            in_time = watcher.changed.wait_for(is_settled, wait_s)
+            failure = watcher.failures.get(version)
         if failure is not None:
-            raise NoVersion(f"version {version!r} does not load: {failure.why}")
+            raise NoVersion(f"version {version!r} does not load: {failure.reason}")
         if not in_time:
             raise NoVersion(f"version {version!r} is not loaded after {wait_s:g} s; ask again")
 
     # ---- a request ------------------------------------------------------------------------------
 
-    def _take(
+    def _acquire(
         self, request_id: str, version: str | None, label: str | None
     ) -> tuple[LoadedVersion, Served]:
-        at, plain = self._at, version is None and label is None
+        watcher = self._watcher
         # Before the lock: a hash takes longer than all that the lock is for.
-        share = at.routes.share if plain else 0.0
-        trial = share > 0 and is_canary_request(request_id, share)
-        with at.lock:
-            routes = at.routes
+        fraction = watcher.routes.canary_fraction if version is None and label is None else 0.0
+        on_trial = fraction > 0 and is_canary_request(request_id, fraction)
+        with watcher.lock:
+            routes = watcher.routes
             if version is not None:
-                held, by = at.loaded.get(version), None
+                loaded, role = watcher.loaded.get(version), None
             elif label is not None:
-                held, by = routes.labels.get(label), label
-            elif trial and routes.canary is not None:
-                held, by = routes.canary, "canary"
+                loaded, role = routes.labels.get(label), label
+            elif on_trial and routes.canary is not None:
+                loaded, role = routes.canary, "canary"
             else:
-                held, by = routes.default, "stable"
-            if held is None:
+                loaded, role = routes.default, "stable"
+            if loaded is None:
                 raise self._no_version(version, label)
-            held.requests += 1
-            held.in_use += 1
+            loaded.requests += 1
+            loaded.in_use += 1
         shadow = routes.shadow
-        if shadow is not None and shadow.version == held.name:
+        if shadow is not None and shadow.version == loaded.name:
             shadow = None
-        return held, Served(held.name, held.ranker, by, shadow)
+        return loaded, Served(loaded.name, loaded.ranker, role, shadow)
 
-    def _give_back(self, held: LoadedVersion) -> None:
-        with self._at.changed:
-            held.in_use -= 1
-            if not held.in_use and held in self._at.leaving:
-                self._at.changed.notify_all()
+    def _release(self, version: LoadedVersion) -> None:
+        with self._watcher.changed:
+            version.in_use -= 1
+            if not version.in_use and version in self._watcher.retiring:
+                self._watcher.changed.notify_all()
 
     def _no_version(self, version: str | None, label: str | None) -> NoVersion:
-        at = self._at
+        watcher = self._watcher
         if version is not None:
-            failure = at.failed.get(version)
-            told = f"it did not load: {failure.why}" if failure else nearest(version, at.loaded)
-            return NoVersion(f"got version {version!r}; {told}")
+            failure = watcher.failures.get(version)
+            reason = (
+                f"it did not load: {failure.reason}"
+                if failure
+                else nearest(version, watcher.loaded)
+            )
+            return NoVersion(f"got version {version!r}; {reason}")
         if label is not None:
-            return NoVersion(f"got label {label!r}; {nearest(label, at.routes.labels)}")
-        failures = "; ".join(failure.why for failure in at.failed.values())
-        why = failures or ("one is loading" if at.loading else "there is none to be served")
-        return NoVersion(f"{self.root}: no version is ready: {why}")
+            return NoVersion(f"got label {label!r}; {nearest(label, watcher.routes.labels)}")
+        failures = "; ".join(failure.reason for failure in watcher.failures.values())
+        reason = failures or ("one is loading" if watcher.loading else "there is none to be served")
+        return NoVersion(f"{self.root}: no version is ready: {reason}")

@@ -6,6 +6,8 @@ embeddings. Rules hold for both: filters on columns, ids left out, at most so ma
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.errors import DataError, RequestError, nearest
-
-__all__ = ["EmbeddingIndex", "Retriever", "item_vectors"]
+from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.ranker import Ranker
 
 EXHAUSTIVE_ITEMS = 200_000
 """Beyond, not every item is compared: the index is split into cells, and a few are searched."""
@@ -82,10 +84,10 @@ class EmbeddingIndex:
             index = faiss.index_factory(self.width, f"IVF{cells},SQ8", inner)
             index.nprobe = _PROBED
             # Cells are found from a sample: more points make the training longer, not better.
-            chosen = np.random.default_rng(0).choice(
+            sample = np.random.default_rng(0).choice(
                 self._count, min(self._count, _TRAINING_POINTS * cells), replace=False
             )
-            training_ND = vectors_ND[np.sort(chosen)]
+            training_ND = vectors_ND[np.sort(sample)]
         index.train(training_ND)
         index.add(vectors_ND)
         return index
@@ -114,29 +116,29 @@ class EmbeddingIndex:
         if self._faiss is None:
             return self._compared(query_D, k, allowed_N)
         options = self._faiss.SearchParametersIVF if self._count > EXHAUSTIVE_ITEMS else None
-        given: dict[str, Any] = {}
+        parameters: dict[str, Any] = {}
         if allowed_N is not None:
             bits = np.packbits(allowed_N, bitorder="little")
-            chosen = self._faiss.IDSelectorBitmap(bits)
+            selector = self._faiss.IDSelectorBitmap(bits)
             if options is None:
-                given = {"params": self._faiss.SearchParameters(sel=chosen)}
+                parameters = {"params": self._faiss.SearchParameters(sel=selector)}
             else:
-                given = {"params": options(sel=chosen, nprobe=_PROBED)}
-        _, found_1K = self._index.search(query_D[None], k, **given)
-        found: NDArray[np.int64] = found_1K[0][found_1K[0] >= 0]
-        return found
+                parameters = {"params": options(sel=selector, nprobe=_PROBED)}
+        _, neighbours_1K = self._index.search(query_D[None], k, **parameters)
+        neighbours_K: NDArray[np.int64] = neighbours_1K[0][neighbours_1K[0] >= 0]
+        return neighbours_K
 
     def _compared(
         self, query_D: NDArray[np.float32], k: int, allowed_N: NDArray[np.bool_] | None
     ) -> NDArray[np.int64]:
         products_N = self._vectors_ND @ query_D
-        places = np.arange(self._count) if allowed_N is None else allowed_N.nonzero()[0]
-        products_N = products_N[places]
-        k = min(k, len(places))
+        rows = np.arange(self._count) if allowed_N is None else allowed_N.nonzero()[0]
+        products_N = products_N[rows]
+        k = min(k, len(rows))
         if not k:
             return np.empty(0, np.int64)
         best = np.argpartition(-products_N, k - 1)[:k]
-        ordered: NDArray[np.int64] = places[best[np.argsort(-products_N[best], kind="stable")]]
+        ordered: NDArray[np.int64] = rows[best[np.argsort(-products_N[best], kind="stable")]]
         return ordered
 
 
@@ -164,23 +166,23 @@ def item_vectors(bundle: Bundle, column: str, ids: Sequence[Any]) -> NDArray[np.
         (N, D), a row an item, each of length 1 or 0.
     """
     schema = bundle.schema
-    found = [
-        (at, slot)
-        for at, slot in enumerate(schema.slots)
+    features = [
+        (index, slot)
+        for index, slot in enumerate(schema.slots)
         if slot.kind == "categorical"
         and slot.deep
         and schema.spec.by_name[slot.name].source == column  # type: ignore[union-attr]
         and f"table/{slot.table}" in bundle.weights
     ]
-    if not found or not len(ids):
+    if not features or not len(ids):
         return None
-    at, slot = found[0]
+    index, slot = features[0]
     table = np.asarray(bundle.weights[f"table/{slot.table}"])
     vectors_ND = np.empty((len(ids), table.shape[1]), np.float32)
     for start in range(0, len(ids), _BLOCK):
         rows = [{column: id_} for id_ in ids[start : start + _BLOCK]]
         batch = bundle.encode(rows)
-        firsts = batch.offsets_BF[at : -1 : len(schema.slots)]
+        firsts = batch.offsets_BF[index : -1 : len(schema.slots)]
         vectors_ND[start : start + len(rows)] = table[batch.ids_N[firsts]]
     lengths = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     vectors_ND /= np.maximum(lengths, 1e-12)
@@ -259,7 +261,7 @@ class Retriever:
             categories=codes,
             index=None if vectors_ND is None else EmbeddingIndex(vectors_ND, engine=engine),
             vectors_ND=vectors_ND,
-            places={id_: at for at, id_ in enumerate(ids)},
+            places={id_: row for row, id_ in enumerate(ids)},
         )
 
     def retrieve(
@@ -293,12 +295,12 @@ class Retriever:
         popular = self.by_popularity
         if allowed_N is not None:
             popular = popular[allowed_N[popular]]
-        taken = np.zeros(len(self.ids), bool)
-        taken[near] = True
-        places = np.concatenate([near, popular[~taken[popular]]])
+        is_near = np.zeros(len(self.ids), bool)
+        is_near[near] = True
+        rows = np.concatenate([near, popular[~is_near[popular]]])
         if most_of_each is not None:
-            places = self._limited(places, most_of_each)
-        return [self.ids[place] for place in places[:n]]
+            rows = self._limited(rows, most_of_each)
+        return [self.ids[row] for row in rows[:n]]
 
     def _allowed(
         self, where: Mapping[str, Any], exclude: Sequence[Any]
@@ -306,37 +308,37 @@ class Retriever:
         if not where and not exclude:
             return None
         allowed_N = np.ones(len(self.ids), bool)
-        for column, wanted in where.items():
-            allowed_N &= self._matches(column, wanted)
-        places = [self.places[id_] for id_ in exclude if id_ in self.places]
-        allowed_N[places] = False
+        for column, condition in where.items():
+            allowed_N &= self._matches(column, condition)
+        rows = [self.places[id_] for id_ in exclude if id_ in self.places]
+        allowed_N[rows] = False
         return allowed_N
 
-    def _matches(self, column: str, wanted: Any) -> NDArray[np.bool_]:
+    def _matches(self, column: str, condition: Any) -> NDArray[np.bool_]:
         if column not in self.items.column_names:
             raise RequestError(
                 f"where.{column}", f"got no such column; {nearest(column, self.items.column_names)}"
             )
         values = self.items.column(column)
         try:
-            if isinstance(wanted, Mapping):
-                if not wanted or not set(wanted) <= {"min", "max"}:
+            if isinstance(condition, Mapping):
+                if not condition or not set(condition) <= {"min", "max"}:
                     raise RequestError(
-                        f"where.{column}", f"got {dict(wanted)!r}, expected min, max or both"
+                        f"where.{column}", f"got {dict(condition)!r}, expected min, max or both"
                     )
                 mask = pc.and_(
-                    pc.greater_equal(values, wanted["min"]) if "min" in wanted else True,
-                    pc.less_equal(values, wanted["max"]) if "max" in wanted else True,
+                    pc.greater_equal(values, condition["min"]) if "min" in condition else True,
+                    pc.less_equal(values, condition["max"]) if "max" in condition else True,
                 )
             else:
-                chosen = wanted if isinstance(wanted, list) else [wanted]
-                mask = pc.is_in(values, value_set=pa.array(chosen, values.type))
+                accepted = condition if isinstance(condition, list) else [condition]
+                mask = pc.is_in(values, value_set=pa.array(accepted, values.type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RequestError(
-                f"where.{column}", f"got {wanted!r} for a column of {values.type}: {error}"
+                f"where.{column}", f"got {condition!r} for a column of {values.type}: {error}"
             ) from error
-        found: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy()
-        return found
+        mask_N: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy()
+        return mask_N
 
     def _near(
         self,
@@ -352,24 +354,24 @@ class Retriever:
             return none
         if vector is not None:
             return self.index.search(_numbers(vector), k, allowed_N)
-        places = [self.places[id_] for id_ in like if id_ in self.places]
-        if not places or self.vectors_ND is None:
+        rows = [self.places[id_] for id_ in like if id_ in self.places]
+        if not rows or self.vectors_ND is None:
             return none
-        return self.index.search(self.vectors_ND[places].mean(axis=0), k, allowed_N)
+        return self.index.search(self.vectors_ND[rows].mean(axis=0), k, allowed_N)
 
-    def _limited(self, places: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    def _limited(self, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
         """Keep the first few of each category; the order stays."""
         if self.categories is None:
             raise RequestError(
                 "most_of_each", "got a limit, but no column of categories; name one when it starts"
             )
-        codes = self.categories[places]
+        codes = self.categories[rows]
         order = np.argsort(codes, kind="stable")
         ordered = codes[order]
         starts = np.searchsorted(ordered, ordered)
-        kept = np.zeros(len(places), bool)
-        kept[order] = np.arange(len(places)) - starts < most
-        return places[kept]
+        keep = np.zeros(len(rows), bool)
+        keep[order] = np.arange(len(rows)) - starts < most
+        return rows[keep]
 
 
 def _numbers(vector: Sequence[float]) -> NDArray[np.float32]:
@@ -397,3 +399,35 @@ def _popular_first(items: pa.Table, column: str | None) -> NDArray[np.int64]:
     )
     order: NDArray[np.int64] = np.argsort(-numbers, kind="stable")
     return order
+
+
+class Retrievers:
+    """Makes a retriever when a ranker, or its new catalogue, is first asked for one."""
+
+    def __init__(self, popularity: str | None = None, category: str | None = None) -> None:
+        self._popularity, self._category = popularity, category
+        self._made: weakref.WeakKeyDictionary[Ranker, tuple[Catalogue, Retriever]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lock = threading.Lock()
+
+    def of(self, ranker: Ranker) -> Retriever:
+        """Return the retriever of a ranker's catalogue and embeddings."""
+        catalogue = ranker.catalogue
+        if catalogue is None:
+            raise RequestError("n", "got no catalogue to find candidates in; serve with --items")
+        with self._lock:
+            entry = self._made.get(ranker)
+            if entry is None or entry[0] is not catalogue:
+                entry = catalogue, self._retriever(ranker, catalogue)
+                self._made[ranker] = entry
+        return entry[1]
+
+    def _retriever(self, ranker: Ranker, catalogue: Catalogue) -> Retriever:
+        return Retriever.of(
+            catalogue.table,
+            id_column=catalogue.id_column,
+            popularity=self._popularity,
+            category=self._category,
+            vectors_ND=item_vectors(ranker.bundle, catalogue.id_column, catalogue.ids),
+        )

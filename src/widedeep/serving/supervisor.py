@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from widedeep.errors import ConfigError, WideDeepError
-from widedeep.serving.shared_rows import ROWS_DIRECTORY
+from widedeep.serving.catalogue import ROWS_DIRECTORY
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 """Where the Prometheus client keeps the numbers of several processes: its own variable."""

@@ -1,4 +1,4 @@
-"""Versions of a model: which are loaded, which answer, which retire, and their counts."""
+"""Versions of a model: names, policy, the operators' state file, the plan, and loaded copies."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
+from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.errors import ConfigError, WideDeepError
+from widedeep.errors import ConfigError, WideDeepError, nearest
 from widedeep.files import fsync_path
-from widedeep.serving.loading import PrivateCopy
-from widedeep.serving.ranker import Ranker, Ranking
-from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
+from widedeep.serving.loading import PrivateCopies, PrivateCopy
+from widedeep.serving.ranker import Ranker, RankerOptions
+
+# ---- which versions there are --------------------------------------------------------------------
 
 Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]
-"""Name, size, time and inode of every file of a version: another one, another version."""
+"""Name, size, modification time and inode of each file; a changed file changes it."""
 
-_PARTS = re.compile(r"(\d+)")
+_DIGITS = re.compile(r"(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Latest:
 class Specific:
     """Serve these versions and no other; the newest of them takes the traffic."""
 
-    versions: Sequence[str]  # Their names, at least one
+    versions: Sequence[str]  # Names, at least one
 
     def __post_init__(self) -> None:
         if isinstance(self.versions, str) or not self.versions:
@@ -58,10 +59,50 @@ class Specific:
 Policy: TypeAlias = Latest | Specific
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegistryOptions(RankerOptions):
+    """Which versions a registry serves, and how; the fields' metadata hold their help."""
+
+    items: str | os.PathLike[str] | None = field(
+        default=None, metadata={"help": "the items' catalogue, a Parquet file; followed"}
+    )
+    policy: Policy = field(
+        default=Latest(1), metadata={"help": "the versions to keep loaded and to serve"}
+    )
+    poll_s: float = field(
+        default=2.0,
+        metadata={"help": "seconds between looks at the directory, the state and the catalogue"},
+    )
+    cache: str | os.PathLike[str] | None = field(
+        default=None,
+        metadata={
+            "help": "where bundles are copied to before they are served, so that nobody who writes "
+            "to the directory can change what serves; None: the user's cache"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        RankerOptions.__post_init__(self)
+        if self.items is not None and self.item_id is None:
+            raise ConfigError(
+                f"got items={os.fspath(self.items)!r} without item_id; name the column of ids"
+            )
+        if self.poll_s <= 0:
+            raise ConfigError(f"got poll_s={self.poll_s!r}, expected seconds > 0")
+
+
+class NoVersion(WideDeepError):
+    """No version can answer: none is loaded, or not the requested one."""
+
+
+class OrderPending(WideDeepError):
+    """An operator's change is written, and this registry cannot read it yet."""
+
+
 def version_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return what versions are ordered by: numbers inside a name count as numbers."""
-    parts = [part for part in _PARTS.split(name) if part]
-    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts)
+    """Return the sort key of a version's name: digits inside it compare as numbers."""
+    pieces = [piece for piece in _DIGITS.split(name) if piece]
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in pieces)
 
 
 def find_versions(root: Path) -> dict[str, Path]:
@@ -70,36 +111,42 @@ def find_versions(root: Path) -> dict[str, Path]:
         if (root / MANIFEST).is_file():
             return {root.resolve().name: root}
         with os.scandir(root) as entries:
-            found = [entry.name for entry in entries if entry.is_dir()]
+            directories = [entry.name for entry in entries if entry.is_dir()]
     except (OSError, RuntimeError) as error:  # the latter is a loop of links
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{root}: got no readable directory ({reason}), expected one with a bundle for "
             "each version; check the path"
         ) from error
-    names = sorted((n for n in found if not n.startswith((".", "_"))), key=version_key)
+    names = sorted((n for n in directories if not n.startswith((".", "_"))), key=version_key)
     return {name: root / name for name in names}
 
 
-def signature(path: Path) -> Signature:
-    """Return what tells a version's files from those of another copy."""
-    found = []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            about = entry.stat()
-            found.append((entry.name, about.st_size, about.st_mtime_ns, about.st_ino))
-    return tuple(sorted(found))
+def check_version(root: Path, version: str) -> None:
+    """Raise :class:`NoVersion` for a version that is not in the directory."""
+    versions = find_versions(root)
+    if version not in versions:
+        raise NoVersion(f"{root}: got version {version!r}; {nearest(version, versions)}")
 
+
+def signature(path: Path) -> Signature:
+    """Return the signature of a version's files."""
+    with os.scandir(path) as entries:
+        stats = [(entry.name, entry.stat()) for entry in entries]
+    return tuple(sorted((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats))
+
+
+# ---- the state that operators set ----------------------------------------------------------------
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Canary:
-    """A version that answers a share of the requests."""
+    """A version that answers a fraction of the requests."""
 
-    version: str  # Its name
-    share: float  # Of the request ids, 0 < share <= 1
+    version: str  # Version name
+    share: float  # Fraction of the request ids, 0 < share <= 1
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -108,26 +155,84 @@ class Canary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingState:
-    """What an operator has asked for, beyond the policy that the servers were started with."""
+    """What operators have set, beyond the policy that the servers were started with.
 
-    changes: int = 0  # How often the state was changed
-    # Versions that are not to be served, by a rollback or an unload
-    withdrawn: tuple[str, ...] = ()
-    loaded: tuple[str, ...] = ()  # Versions to keep loaded besides those that the policy wants
+    Methods return a changed state. One that puts a version to use also ends its withdrawal.
+    """
+
+    changes: int = 0  # Number of changes so far
+    withdrawn: tuple[str, ...] = ()  # Versions not to be served, after a rollback or an unload
+    loaded: tuple[str, ...] = ()  # Versions to keep loaded beside those of the policy
     labels: Mapping[str, str] = field(default_factory=dict)  # Version by label
-    canary: Canary | None = None  # A version that answers a share of the requests
-    shadow: str | None = None  # A version that scores what another one answers, to be compared
+    canary: Canary | None = None  # Version that answers a fraction of the requests
+    shadow: str | None = None  # Version that scores answered requests again, for comparison
 
     def to_text(self) -> str:
-        """Return the state as the file holds it."""
+        """Return the contents of the state's file."""
         return json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ServingState:
+        """Read the file's JSON, without its format."""
+        canary = value["canary"]
+        return cls(
+            **{
+                **value,
+                "withdrawn": tuple(map(str, value["withdrawn"])),
+                "loaded": tuple(map(str, value["loaded"])),
+                "labels": {str(label): str(name) for label, name in value["labels"].items()},
+                "canary": None if canary is None else Canary(**canary),
+            }
+        )
+
+    def load(self, version: str) -> ServingState:
+        """Keep a version loaded."""
+        state = self.restore(version)
+        return replace(state, loaded=(*_without(state.loaded, version), version))
+
+    def withdraw(self, *versions: str) -> ServingState:
+        """Stop serving these versions, under any name."""
+        canary = self.canary
+        return replace(
+            self,
+            withdrawn=tuple(sorted({*self.withdrawn, *versions}, key=version_key)),
+            loaded=_without(self.loaded, *versions),
+            labels={name: v for name, v in self.labels.items() if v not in versions},
+            canary=None if canary is not None and canary.version in versions else canary,
+            shadow=None if self.shadow in versions else self.shadow,
+        )
+
+    def set_label(self, label: str, version: str | None) -> ServingState:
+        """Give a version a label; None removes the label."""
+        labels = {name: v for name, v in self.labels.items() if name != label}
+        if version is None:
+            return replace(self, labels=labels)
+        return replace(self.restore(version), labels={**labels, label: version})
+
+    def set_canary(self, version: str | None, fraction: float) -> ServingState:
+        """Let a version answer a fraction of the requests; None or 0 ends the trial."""
+        if version is None or fraction == 0:
+            return replace(self, canary=None)
+        return replace(self.restore(version), canary=Canary(version=version, share=fraction))
+
+    def set_shadow(self, version: str | None) -> ServingState:
+        """Let a version score answered requests again; None ends that."""
+        return replace(self if version is None else self.restore(version), shadow=version)
+
+    def restore(self, version: str) -> ServingState:
+        """End a version's withdrawal."""
+        return replace(self, withdrawn=_without(self.withdrawn, version))
+
+
+def _without(names: Sequence[str], *removed: str) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in removed)
 
 
 def state_path(root: Path) -> Path:
-    """Return where a directory's state is kept: in it, or beside it if it is itself a bundle."""
+    """Return the state's file: in the directory, or beside it if it is itself a bundle."""
     if (root / MANIFEST).is_file():
-        whole = root.resolve()
-        return whole.parent / f".{whole.name}.serving.json"
+        bundle = root.resolve()
+        return bundle.parent / f".{bundle.name}.serving.json"
     return root / "serving.json"
 
 
@@ -146,7 +251,7 @@ def read_state(path: Path) -> ServingState:
         value = json.loads(raw)
         if value.pop("format") != _FORMAT:
             raise ValueError(f"its format is not {_FORMAT}")
-        return _state_of(value)
+        return ServingState.from_json(value)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
         raise ConfigError(
             f"{path}: got a state that cannot be read ({error}); correct it, or delete the file to "
@@ -154,25 +259,12 @@ def read_state(path: Path) -> ServingState:
         ) from error
 
 
-def _state_of(value: Mapping[str, Any]) -> ServingState:
-    canary = value["canary"]
-    return ServingState(
-        **{
-            **value,
-            "withdrawn": tuple(map(str, value["withdrawn"])),
-            "loaded": tuple(map(str, value["loaded"])),
-            "labels": {str(label): str(name) for label, name in value["labels"].items()},
-            "canary": None if canary is None else Canary(**canary),
-        }
-    )
-
-
 def change_state(path: Path, change: Callable[[ServingState], ServingState]) -> ServingState:
-    """Change the state: read, changed and renamed into place under a lock, so that none is lost."""
+    """Read, change and replace the state under a lock, so that no change is lost."""
     try:
         with _locked(path):
             before = read_state(path)
-            after = dataclasses.replace(change(before), changes=before.changes + 1)
+            after = replace(change(before), changes=before.changes + 1)
             _replace_text(path, after.to_text())
     except OSError as error:
         raise ConfigError(
@@ -194,85 +286,152 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    descriptor, made = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)
-        os.replace(made, path)
+        os.replace(temporary, path)
         fsync_path(path.parent)
     except BaseException:
-        Path(made).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise
+
+
+# ---- which versions are to be loaded -------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be loaded, and which version is to take the traffic."""
+    """The versions to load, and the one that takes the traffic."""
 
-    keep: tuple[str, ...]  # The versions to be loaded, the one that takes the traffic first
-    default: str | None  # The version that takes the traffic; None: there is none
+    keep: tuple[str, ...]  # Versions to load, the one that takes the traffic first
+    default: str | None  # Version that takes the traffic; None: there is none
 
 
 def make_plan(
     versions: Sequence[str], policy: Policy, state: ServingState, failed: Collection[str] = ()
 ) -> Plan:
-    """Decide which versions are served."""
+    """Choose the versions to load, by policy and state."""
     usable = [name for name in versions if name not in state.withdrawn and name not in failed]
     stable = state.labels.get("stable")
     canary = None if state.canary is None else state.canary.version
     # A version under trial does not take all the traffic by being the newest.
     on_trial = {canary, state.shadow} - {stable}
     if isinstance(policy, Latest):
-        wanted = [name for name in usable if name not in on_trial][-policy.n :]
-        wanted = wanted or usable[-policy.n :]
+        by_policy = [name for name in usable if name not in on_trial][-policy.n :]
+        by_policy = by_policy or usable[-policy.n :]
     else:
-        wanted = [name for name in usable if name in policy.versions]
-    tried = [name for name in wanted if name not in on_trial] or wanted
-    default = stable if stable in usable else (tried[-1] if tried else None)
-    asked = [*state.labels.values(), canary, state.shadow, *state.loaded]
-    order = [default, *reversed(wanted), *asked]
+        by_policy = [name for name in usable if name in policy.versions]
+    proven = [name for name in by_policy if name not in on_trial] or by_policy
+    default = stable if stable in usable else (proven[-1] if proven else None)
+    by_state = [*state.labels.values(), canary, state.shadow, *state.loaded]
+    order = [default, *reversed(by_policy), *by_state]
     keep = dict.fromkeys(name for name in order if name is not None and name in usable)
     return Plan(keep=tuple(keep), default=default)
 
 
-def is_canary_request(request_id: str, share: float) -> bool:
-    """Tell whether a request belongs to the canary's share; every process tells the same."""
+def is_canary_request(request_id: str, fraction: float) -> bool:
+    """Tell whether the canary answers a request: the same in every process."""
     digest = hashlib.blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < share * 2.0**64
+    return int.from_bytes(digest, "big") < fraction * 2.0**64
 
+
+def roll_back(
+    root: Path,
+    *,
+    to: str | None = None,
+    state_file: Path | None = None,
+    serving: str | None = None,
+    failed: Collection[str] = (),
+    check: Callable[[str], None] | None = None,
+) -> str:
+    """Withdraw the version that serves and all newer ones, so that an older one serves."""
+    versions = list(find_versions(root))
+    target = ""
+
+    def change(state: ServingState) -> ServingState:
+        nonlocal target
+        current = serving or make_plan(versions, Latest(), state, failed).default
+        unusable = {*state.withdrawn, *failed}
+        target = to if to is not None else _version_before(root, versions, current, unusable)
+        if check is not None:
+            check(target)
+        newer = [name for name in versions if version_key(name) > version_key(target)]
+        # The stable label, if set, would keep the traffic on the version that it names.
+        state = state.set_label("stable", target) if "stable" in state.labels else state
+        return state.restore(target).withdraw(*newer)
+
+    if to is not None:
+        check_version(root, to)
+    change_state(state_path(root) if state_file is None else state_file, change)
+    return target
+
+
+def _version_before(
+    root: Path, versions: Sequence[str], current: str | None, unusable: Collection[str]
+) -> str:
+    index = versions.index(current) if current in versions else 0
+    older = [name for name in versions[:index] if name not in unusable]
+    if not older:
+        raise NoVersion(
+            f"{root}: there is no version before {current!r} to go back to; the versions are "
+            f"{', '.join(versions) or 'none'}"
+        )
+    return older[-1]
+
+
+def check_loads(root: Path, version: str, copies: PrivateCopies) -> None:
+    """Raise :class:`NoVersion` for a version that does not load."""
+    try:
+        copy = copies.take(find_versions(root)[version])
+        try:
+            Bundle.load(copy.path)
+        finally:
+            copy.close()
+    except (WideDeepError, OSError) as error:
+        raise NoVersion(
+            f"version {version!r} does not load, nothing is rolled back: {error}"
+        ) from error
+
+
+# ---- which versions are loaded -------------------------------------------------------------------
 
 VersionState: TypeAlias = Literal["available", "loading", "ready", "failed", "unloading"]
 
 
-class NoVersion(WideDeepError):
-    """No version can answer: none is loaded, or not the one that was asked for."""
-
-
-class OrderPending(WideDeepError):
-    """An operator's order is written, and not followed yet."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VersionStatus:
-    """A version, as the status endpoint tells it."""
+    """The status of a version."""
 
-    version: str  # Its name
-    state: VersionState  # ``"available"`` stands for: it is there, and nobody wants it loaded
+    version: str  # Version name
+    state: VersionState  # ``"available"``: in the directory, and not to be loaded
     error: str | None = None  # Why it, or the newer copy of it in its directory, did not load
-    labels: tuple[str, ...] = ()  # That it bears; ``"stable"`` where it takes the traffic
-    catalogue_version: str | None = None  # Of the items it serves
+    labels: tuple[str, ...] = ()  # Labels; ``"stable"`` where it takes the traffic
+    catalogue_version: str | None = None  # Version of the catalogue it serves
     catalogue_error: str | None = None  # Why the newest catalogue did not load
-    loaded_at: float | None = None  # Seconds since 1970
-    load_s: float | None = None  # How long loading took
-    requests: int = 0  # That it has answered since it was loaded
-    in_use: int = 0  # Leases not yet given back
+    loaded_at: float | None = None  # Time of loading, in seconds since 1970
+    load_s: float | None = None  # Duration of loading
+    requests: int = 0  # Requests answered since it was loaded
+    in_use: int = 0  # Requests that it is answering
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """Why a version did not load."""
+
+    files: Signature  # Signature of the version's files
+    items: Signature  # Signature of the catalogue; if either changes, loading is tried again
+    reason: str  # Message for the operator
+    # Monotonic time at which loading is tried again without a change; None: never, because the
+    # reason lies in the files
+    retry_at: float | None = None
 
 
 class LoadedVersion:
-    """A loaded copy of a version, and how many requests use it."""
+    """A loaded version with the number of requests that use it."""
 
     def __init__(
         self,
@@ -286,74 +445,17 @@ class LoadedVersion:
         self.name, self.ranker, self.files, self.items = name, ranker, files, items
         self.loaded_at, self.load_s = time.time(), load_s
         self.catalogue_error: str | None = None
-        # When its catalogue is read again though the file has not changed, by the monotonic clock.
-        self.items_again_at = float("inf")
+        # Monotonic time at which an unchanged catalogue is read again.
+        self.catalogue_retry_at = float("inf")
         self.requests = self.in_use = 0
         self._copy = copy
-        # What the native server made of it, and the requests that it answered without a lease.
+        # The native server's route, and the number of requests that it answered without a lease.
         self.native: object = None
         self.native_requests = 0
 
     def free(self) -> None:
-        """Let go of the ranker; nobody may use this version any more."""
+        """Release the ranker; no request may use this version any more."""
         self.native = None
         del self.ranker
         if self._copy is not None:
             self._copy.close()
-
-
-class Served:
-    """The version that answers one request, as long as its lease is held."""
-
-    __slots__ = ("_shadow", "label", "ranker", "version")
-
-    def __init__(
-        self, version: str, ranker: Ranker, label: str | None, shadow: ShadowScoring | None
-    ) -> None:
-        self.version, self.ranker, self.label = version, ranker, label
-        self._shadow = shadow
-
-    def rank(
-        self,
-        user: Mapping[str, Any],
-        context: Mapping[str, Any] | None = None,
-        candidates: Any = (),
-        *,
-        k: int | None = None,
-        explain: bool = False,
-        head: str | None = None,
-    ) -> Ranking:
-        """Rank as :meth:`widedeep.serving.ranker.Ranker.rank` does; the shadow follows later."""
-        ranking = self.ranker.rank(user, context, candidates, k=k, explain=explain, head=head)
-        if self._shadow is not None:
-            request = AnsweredRequest(user, context, candidates, head, ranking, self.ranker)
-            self._shadow.offer(request)
-        return ranking
-
-
-class Lease:
-    """Keeps a version alive for one request; made by :meth:`widedeep.serving.Registry.lease`."""
-
-    __slots__ = ("_give_back", "_held", "_take")
-
-    def __init__(
-        self,
-        take: Callable[[], tuple[LoadedVersion, Served]],
-        give_back: Callable[[LoadedVersion], None],
-    ) -> None:
-        self._take, self._give_back = take, give_back
-        self._held: LoadedVersion | None = None
-
-    def __enter__(self) -> Served:
-        self._held, served = self._take()
-        return served
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            self._give_back(held)

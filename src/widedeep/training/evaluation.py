@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from widedeep.bundle import BundleHead, BundleModel, DeepColumn
-from widedeep.bundle.forward import TowerForward
+from widedeep.bundle.graph import TowerForward
 from widedeep.data.batch import Batch
 from widedeep.errors import DataError
 from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics

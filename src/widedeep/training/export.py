@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from widedeep.bundle import Bundle, write_bundle
+from widedeep.bundle.bundle import head_scores
 from widedeep.bundle.calibration import Calibration, PriorCorrection, fit_isotonic, fit_platt
-from widedeep.bundle.forward import Forward
+from widedeep.bundle.graph import Forward
 from widedeep.bundle.plain_json import plain
-from widedeep.bundle.scoring import head_scores
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
 from widedeep.data.reader import EpochPlan

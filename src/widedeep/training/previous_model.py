@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.bundle.files import SCHEMA
+from widedeep.bundle.layout import SCHEMA
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.features import Crossed

@@ -22,7 +22,6 @@ from tests.serving.http.calls import Local, Running, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle import BundleHead
 from widedeep.kernels.native_server import has_native_server
-from widedeep.serving.admin_actions import canary
 from widedeep.serving.versions import change_state, is_canary_request, state_path
 
 pytestmark = pytest.mark.skipif(not has_native_server(), reason="no native server here")
@@ -233,7 +232,7 @@ def test_versions_canaries_and_catalogues_reach_the_front(tmp_path: Path) -> Non
         assert first["model_version"] == "1"
         publish(root, "2", seed=2)
         eventually(lambda: server.call("POST", "/v1/rank", ASK).json["model_version"] == "2")
-        change_state(state_path(root), lambda state: canary(state, "1", 0.5))
+        change_state(state_path(root), lambda state: state.set_canary("1", 0.5))
         trial = [f"trial {n}" for n in range(40)]
         eventually(lambda: versions(server, trial) == {"1", "2"})
         for name in trial:

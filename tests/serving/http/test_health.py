@@ -66,12 +66,12 @@ def test_errors_and_heartbeats_stand_in_the_figures(own: Local) -> None:
 def test_warnings_say_what_to_mend_and_leave_the_server_ready(
     own: Local, registry: Registry
 ) -> None:
-    registry._at.problem = "models: got no readable directory"
+    registry._watcher.problem = "models: got no readable directory"
     try:
         told = own.get("/health/ready")
         assert told.status == 200
         assert told.json["warnings"] == ["model 'apps': models: got no readable directory"]
         assert own.get("/v1/status").json["warnings"] == told.json["warnings"]
     finally:
-        registry._at.look()
+        registry._watcher.look()
     eventually(lambda: own.get("/health/ready").json == {"ready": True}, 10)

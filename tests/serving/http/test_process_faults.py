@@ -28,7 +28,6 @@ import pytest
 from tests.serving.http.calls import Running, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle import Bundle
-from widedeep.serving import admin_actions as orders
 from widedeep.serving.versions import change_state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, mounts tmpfs")
@@ -306,7 +305,7 @@ def test_following_outlives_descriptors_that_run_out(models: Path) -> None:
 
 def test_a_shadow_outlives_requests_for_no_items(models: Path) -> None:
     publish(models, "2", seed=2)
-    change_state(models / "serving.json", lambda state: orders.shadow(state, "1"))
+    change_state(models / "serving.json", lambda state: state.set_shadow("1"))
     right = [best_first(models / "2")]
     with serve(models, "--latest", 2) as server:
         server.wait_ready()

@@ -26,7 +26,6 @@ from widedeep.kernels.native_server import (
     has_native_server,
     new_native_server,
 )
-from widedeep.serving.candidates import chosen_head
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.http.protocol import FULL, HEADER_TIMEOUT, final_response
 from widedeep.serving.http.rank import RankRequest
@@ -39,8 +38,8 @@ from widedeep.serving.http.service import (
     late_error,
 )
 from widedeep.serving.metrics import REQUEST_SECONDS, SCORE_EDGES
-from widedeep.serving.ranker import Ranker, Ranking
-from widedeep.serving.scorers import FactoredForward
+from widedeep.serving.ranker import Ranker, Ranking, choose_head
+from widedeep.serving.scorers import FactorizedScorer
 from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 from widedeep.serving.version_watcher import Routes
 from widedeep.serving.versions import LoadedVersion
@@ -51,26 +50,26 @@ if TYPE_CHECKING:
 
 def new_route(ranker: Ranker, version: str) -> RankRoute | None:
     """Return what answers plain requests natively, with the very scores of the ranker."""
-    loaded, engine = ranker._loaded, ranker._engine
-    if loaded is None or not isinstance(engine, FactoredForward):
+    prepared, scorer = ranker.prepared, ranker.scorer
+    if prepared is None or not isinstance(scorer, FactorizedScorer):
         return None
     curve = _curve(ranker.bundle)
-    if curve is None or len(loaded.catalogue) == 0:
+    if curve is None or len(prepared.catalogue) == 0:
         return None
     options = {
         "version": version,
-        "catalogue_version": loaded.catalogue.version,
+        "catalogue_version": prepared.catalogue.version,
         "foreign_names": sorted(item_columns(ranker.bundle.schema.spec)),
         "score_edges": list(SCORE_EDGES),
         "threads": ranker.threads,
         **curve,
     }
     return RankRoute(
-        engine._transform,
-        engine._scorer,  # type: ignore[arg-type]  # the protocol's native class
-        loaded.items.sums,
-        engine._bias_C,
-        loaded.catalogue._places,
+        scorer.transform,
+        scorer.kernel,  # type: ignore[arg-type]  # the protocol's native class
+        prepared.items.sums,
+        scorer.bias_C,
+        prepared.catalogue.index,
         options,
     )
 
@@ -78,10 +77,9 @@ def new_route(ranker: Ranker, version: str) -> RankRoute | None:
 def _curve(bundle: Bundle) -> dict[str, object] | None:
     """Return how the logits of the head that is ranked by become scores."""
     heads = {head.name: head for head in bundle.model.heads}
-    kinds = {name: head.kind for name, head in heads.items()}
-    if all(kind == "multiclass" for kind in kinds.values()):
+    if all(head.kind == "multiclass" for head in heads.values()):
         return None
-    head = heads[chosen_head(kinds, None)]
+    head = choose_head(heads, None)
     if head.link not in ("identity", "sigmoid"):
         return None
     slope, intercept = 1.0, 0.0
@@ -287,7 +285,7 @@ def _ranked(
     request: RankRequest = _decoder.decode(body)
     candidates = request.candidates or []
     given = request.user.keys() | request.context.keys()
-    names = account.ranker._engine._query_columns
+    names = account.ranker.scorer.query_columns
     ranking = Ranking(
         items=[candidates[at] for at in order.tolist()],
         scores=scores,
@@ -342,7 +340,7 @@ class NativeConnections:
         self._adopting: set[asyncio.Task[None]] = set()
         service.publishers.insert(0, self._stats.publish)
         for name, registry in service.models.registries.items():
-            registry.follow(self._prepare_for(name), self._route_for(name))
+            registry.subscribe(self._prepare_for(name), self._route_for(name))
 
     # ---- routes ---------------------------------------------------------------------------------
 
@@ -368,7 +366,7 @@ class NativeConnections:
         return account
 
     def _route(self, model: str, routes: Routes) -> None:
-        chosen = [routes.default, routes.canary if routes.share > 0 else None]
+        chosen = [routes.default, routes.canary if routes.canary_fraction > 0 else None]
         stable, canary = (None if held is None else self._prepare(model, held) for held in chosen)
         can_answer = stable is not None and (chosen[1] is None or canary is not None)
         for account in (stable, canary) if can_answer else ():
@@ -381,7 +379,7 @@ class NativeConnections:
             "/v1/rank" if is_only else f"/v1/models/{model}:rank",
             _route_of(stable) if can_answer else None,
             _route_of(canary) if can_answer else None,
-            routes.share,
+            routes.canary_fraction,
             records_all,
         )
 
@@ -454,7 +452,7 @@ class NativeConnections:
     def stop(self) -> None:
         """End the threads; what is still connected is cut off."""
         for registry in self._service.models.registries.values():
-            registry.follow(None, None)
+            registry.subscribe(None, None)
         self._native.stop()
         self._stats.close()
         with contextlib.suppress(RuntimeError):

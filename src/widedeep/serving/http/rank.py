@@ -12,7 +12,7 @@ from widedeep.errors import RequestError, WideDeepError
 from widedeep.serving.http.errors import HttpError, misfit
 from widedeep.serving.http.service import Call, Ranked, Reply, Service, json_reply
 from widedeep.serving.ranker import Ranking
-from widedeep.serving.versions import Served
+from widedeep.serving.registry import Served
 
 _WHERE = re.compile(r"[^.\[\]]+")
 _MOST_EXPLAINED = 1_000

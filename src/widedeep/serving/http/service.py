@@ -30,7 +30,7 @@ from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.metrics import ServerMetrics
 from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.registry import NoVersion, Registry, Served
-from widedeep.serving.retrievers import Retrievers
+from widedeep.serving.retrieval import Retrievers
 
 Message: TypeAlias = MutableMapping[str, Any]
 Shape = TypeVar("Shape")

@@ -11,7 +11,7 @@ from typing import Literal
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError
 from widedeep.options import check_types
-from widedeep.serving.candidates import MAX_VALUES
+from widedeep.serving.ranker import MAX_VALUES
 
 RequestLog = Literal["all", "errors", "none"]
 

@@ -18,7 +18,7 @@ import pytest
 from tests.serving.test_registry import registry_of, serving, status
 from tests.serving.versions import ITEMS, USER, eventually, publish, write_items
 from widedeep.cli.main import main
-from widedeep.serving import version_watcher as following
+from widedeep.serving import version_watcher
 from widedeep.serving.ranker import Ranker
 from widedeep.serving.registry import NoVersion, OrderPending, Registry
 from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
@@ -149,7 +149,7 @@ def test_a_load_that_raises_is_remembered_until_the_files_change(
     root: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     calls: list[float] = []
-    load = following.load_ranker
+    load = version_watcher.load_ranker
 
     def failing(path: Path, *given: Any, **named: Any) -> Ranker:
         if path.name == "3":
@@ -157,13 +157,13 @@ def test_a_load_that_raises_is_remembered_until_the_files_change(
             raise kind("nobody foresaw this")
         return load(path, *given, **named)
 
-    monkeypatch.setattr(following, "load_ranker", failing)
+    monkeypatch.setattr(version_watcher, "load_ranker", failing)
     publish(root, "3", seed=3)
     eventually(lambda: [each.state for each in registry.status()][2:] == ["failed"])
     assert "nobody foresaw this" in str(status(registry, "3").error)
     time.sleep(0.4)
     assert len(calls) == 1 and serving(registry) == "2"
-    monkeypatch.setattr(following, "load_ranker", load)
+    monkeypatch.setattr(version_watcher, "load_ranker", load)
     publish(root, "3", seed=4)
     eventually(lambda: serving(registry) == "3")
     assert status(registry, "3").error is None
@@ -173,7 +173,7 @@ def test_a_load_that_lacks_what_the_machine_has_later_is_tried_again_with_pauses
     root: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[float] = []
-    load = following.load_ranker
+    load = version_watcher.load_ranker
 
     def failing(path: Path, *given: Any, **named: Any) -> Ranker:
         calls.append(time.monotonic())
@@ -181,8 +181,8 @@ def test_a_load_that_lacks_what_the_machine_has_later_is_tried_again_with_pauses
             raise OSError(24, "Too many open files")
         return load(path, *given, **named)
 
-    monkeypatch.setattr(following, "load_ranker", failing)
-    monkeypatch.setattr(following, "_RETRY_S", (0.1, 0.3))
+    monkeypatch.setattr(version_watcher, "load_ranker", failing)
+    monkeypatch.setattr(version_watcher, "_RETRY_S", (0.1, 0.3))
     publish(root, "3", seed=3)
     eventually(lambda: serving(registry) == "3")
     pauses = np.diff(calls)
@@ -233,7 +233,7 @@ def test_an_order_that_cannot_be_followed_is_not_said_to_be(
     def fails(root: Path) -> dict[str, Path]:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(following, "find_versions", fails)
+    monkeypatch.setattr(version_watcher, "find_versions", fails)
     with pytest.raises(OrderPending, match="Too many open files"):
         registry.rollback()
     assert serving(registry) == "2"

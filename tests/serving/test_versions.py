@@ -10,7 +10,6 @@ import pytest
 from tests.serving.versions import USER, eventually, publish
 from widedeep.cli.main import main
 from widedeep.errors import ConfigError
-from widedeep.serving import admin_actions as orders
 from widedeep.serving.registry import Registry
 from widedeep.serving.versions import (
     Canary,
@@ -24,6 +23,7 @@ from widedeep.serving.versions import (
     is_canary_request,
     make_plan,
     read_state,
+    roll_back,
     state_path,
     version_key,
 )
@@ -90,22 +90,22 @@ def test_withdrawing_a_version_takes_it_from_every_place() -> None:
         canary=Canary(version="4", share=0.5),
         shadow="4",
     )
-    found = orders.withdraw(state, "4")
+    found = state.withdraw("4")
     assert found == ServingState(withdrawn=("4",), loaded=("3",), labels={"blue": "3"})
-    assert orders.load(found, "4").withdrawn == ()
-    assert orders.label(found, "stable", "4").withdrawn == ()
-    assert orders.canary(found, "4", 0.1).withdrawn == ()
-    assert orders.shadow(found, "4").withdrawn == ()
+    assert found.load("4").withdrawn == ()
+    assert found.set_label("stable", "4").withdrawn == ()
+    assert found.set_canary("4", 0.1).withdrawn == ()
+    assert found.set_shadow("4").withdrawn == ()
 
 
 def test_the_state_is_kept_and_a_refused_change_changes_nothing(tmp_path: Path) -> None:
     path = state_path(tmp_path)
     assert read_state(path) == ServingState()
-    state = change_state(path, lambda state: orders.canary(state, "2", 0.25))
+    state = change_state(path, lambda state: state.set_canary("2", 0.25))
     assert read_state(path) == state
     assert (state.changes, state.canary) == (1, Canary(version="2", share=0.25))
     with pytest.raises(ConfigError, match="share=2"):
-        change_state(path, lambda state: orders.canary(state, "2", 2))
+        change_state(path, lambda state: state.set_canary("2", 2))
     assert read_state(path) == state
     for damaged in ("", "[]", '{"format": 2}', path.read_text().replace("0.25", '"x"')):
         path.write_text(damaged)
@@ -116,10 +116,10 @@ def test_the_state_is_kept_and_a_refused_change_changes_nothing(tmp_path: Path) 
 def test_rollback_goes_back_one_version_at_a_time(tmp_path: Path) -> None:
     for name in VERSIONS:
         (tmp_path / name).mkdir()
-    assert [orders.roll_back(tmp_path) for _ in range(3)] == ["3", "2", "1"]
+    assert [roll_back(tmp_path) for _ in range(3)] == ["3", "2", "1"]
     with pytest.raises(NoVersion, match="no version before '1'"):
-        orders.roll_back(tmp_path)
-    assert orders.roll_back(tmp_path, to="3") == "3"
+        roll_back(tmp_path)
+    assert roll_back(tmp_path, to="3") == "3"
     assert read_state(state_path(tmp_path)).withdrawn == ("2", "4")
 
 

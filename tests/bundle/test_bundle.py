@@ -149,7 +149,7 @@ def test_every_kind_of_input_scores_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_large_tables_are_scored_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from widedeep.bundle import scoring
+    from widedeep.bundle import bundle as scoring
 
     bundle = bundle_of(tmp_path)
     expected = bundle.score(ROWS)

@@ -1,4 +1,4 @@
-"""write_bundle: a bundle's directory, there whole or not at all."""
+"""write_bundle: writes a bundle's directory in one step (temporary name, fsync, rename)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep import __version__
-from widedeep.bundle import files
+from widedeep.bundle.bundle import Bundle, by_head, open_bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
-from widedeep.bundle.layout import BundleModel, Engine, check_finite, check_weights
-from widedeep.bundle.manifest import FORMAT_VERSION, MANIFEST, Manifest, file_entries
-from widedeep.bundle.plain_json import plain, write_json
-from widedeep.bundle.scoring import Bundle
+from widedeep.bundle.layout import (
+    GRAPH,
+    BundleContents,
+    BundleModel,
+    Warmup,
+    check_finite,
+    check_weights,
+    write_contents,
+    write_warmup,
+)
+from widedeep.bundle.manifest import FORMAT_VERSION, MANIFEST, Engine, Manifest, file_entries
+from widedeep.bundle.plain_json import plain
 from widedeep.errors import BundleError
-from widedeep.files import atomic_directory, write_tensors
+from widedeep.files import atomic_directory
 from widedeep.schema import Schema
 
 __all__ = ["write_bundle"]
@@ -42,7 +50,7 @@ def write_bundle(
     overwrite: bool = False,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
-    """Write a model as a bundle, beside its place first; it is renamed when all of it is on disk.
+    """Write a model as a bundle: under a temporary name first, renamed when all is on disk.
 
     Args:
         path: The bundle's directory.
@@ -52,22 +60,22 @@ def write_bundle(
             ``head/weight`` (C, H) unless ``onnx`` computes the deep part. Without ``head/weight``
             the deep part is left out, its tables with it.
         model: The model's shape.
-        metrics: Kept for the reader.
+        metrics: Metrics to store.
         warmup_rows: Raw rows to be stored with their scores.
         config: The run's resolved configuration.
-        calibration: Of the one binary head, or by head.
+        calibration: Calibration of the one binary head, or by head.
         engine: What computes the deep part.
         onnx: The towers as an ONNX graph, for ``engine="onnx"``.
-        overwrite: Replace a bundle that is already there, in one step.
-        check: Called with the bundle as it reads from disk, before it takes its place; what it
-            raises leaves that as it was.
+        overwrite: Replace an existing bundle, in one step.
+        check: Called with the bundle as it reads from disk, before it is renamed to ``path``; an
+            exception leaves ``path`` as it was.
 
     Returns:
         The bundle, loaded from ``path``.
 
     Raises:
-        BundleError: If something is there already, the weights do not fit, a value cannot be
-            stored, or the disk is full; whatever was at ``path`` is then as it was.
+        BundleError: If ``path`` exists, the weights do not fit, a value cannot be stored, or the
+            disk is full; ``path`` is then as it was.
 
     Example:
         >>> import numpy as np
@@ -89,63 +97,65 @@ def write_bundle(
         >>> bundle.score([{"job": "cook"}, {"job": "nurse"}]).round(3).tolist()
         [0.269, 0.731]
     """
-    place = Path(path)
-    _check_place(place, overwrite)
+    path = Path(path)
+    _check_path(path, overwrite)
     if engine == "native" and "head/weight" not in weights:
-        model, weights = _wide_only(model, weights)
+        model, weights = _without_deep(model, weights)
     check_weights(schema, model, weights, engine)
     check_finite(weights)
     if (engine == "onnx") != (onnx is not None):
         raise BundleError(f"got engine={engine!r} {'without' if onnx is None else 'with'} a graph")
-    by_head = _by_head(model, calibration)
-    was_there = place.exists()
+    contents = BundleContents(
+        schema=schema,
+        model=model,
+        weights=weights,
+        config=config,
+        metrics=metrics,
+        calibration=_calibration_by_head(model, calibration),
+    )
+    existed = path.exists()
     try:
-        with atomic_directory(place) as made:
-            # A served model has no use for values that its vocabularies leave out.
-            schema.without_tails().write(made / files.SCHEMA)
-            write_tensors(made / files.WEIGHTS, weights)
-            files.write_config(made, config, model)
-            write_json(made / files.METRICS, metrics, "metrics")
-            files.write_calibration(made, by_head)
+        with atomic_directory(path) as directory:
+            write_contents(directory, contents)
             if onnx is not None:
-                (made / files.GRAPH).write_bytes(onnx)
-            _write_warmup(made, schema, engine, warmup_rows)
-            _write_manifest(made, schema, engine)
-            check(Bundle.load(made, verify=False))
+                (directory / GRAPH).write_bytes(onnx)
+            _write_warmup(directory, schema, engine, warmup_rows)
+            manifest = _manifest(directory, schema, engine)
+            (directory / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
+            check(Bundle.load(directory, verify=False))
     except OSError as error:
-        stays = "the bundle that was there is unchanged" if was_there else "nothing was left there"
+        state = "the bundle that was there is unchanged" if existed else "nothing was left there"
         raise BundleError(
-            f"{place}: the bundle could not be written ({error}); {stays}; make room or name "
+            f"{path}: the bundle could not be written ({error}); {state}; make room or name "
             "another place, and export again"
         ) from error
-    return Bundle.load(place, verify=False)
+    return Bundle.load(path, verify=False)
 
 
-def _check_place(place: Path, overwrite: bool) -> None:
-    if not place.exists() and not place.is_symlink():
+def _check_path(path: Path, overwrite: bool) -> None:
+    if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
         raise BundleError(
-            f"{place}: something is there already; name another place, or pass overwrite=True to "
-            "replace it"
+            f"{path}: already exists; choose another path, or pass overwrite=True to replace it"
         )
-    if place.is_symlink() or not place.is_dir():
-        raise BundleError(f"{place}: got a file or a link, expected a bundle; name another place")
-    if any(place.iterdir()) and not (place / MANIFEST).exists():
+    if path.is_symlink() or not path.is_dir():
+        raise BundleError(f"{path}: got a file or a link, expected a bundle; choose another path")
+    if any(path.iterdir()) and not (path / MANIFEST).exists():
         raise BundleError(
-            f"{place}: got a directory that is no bundle (it has no {MANIFEST}); overwrite=True "
-            "replaces bundles only: name another place"
+            f"{path}: got a directory that is no bundle (it has no {MANIFEST}); overwrite=True "
+            "replaces bundles only: choose another path"
         )
 
 
-def _wide_only(model: BundleModel, weights: Weights) -> tuple[BundleModel, Weights]:
+def _without_deep(model: BundleModel, weights: Weights) -> tuple[BundleModel, Weights]:
     if model.hidden_units:
         raise BundleError("tensor 'head/weight' is missing from the weights; export again")
-    kept = {name: array for name, array in weights.items() if not name.startswith("table/")}
-    return replace(model, deep=()), kept
+    wide = {name: array for name, array in weights.items() if not name.startswith("table/")}
+    return replace(model, deep=()), wide
 
 
-def _by_head(
+def _calibration_by_head(
     model: BundleModel, calibration: Calibration | Mapping[str, Calibration] | None
 ) -> dict[str, Calibration]:
     if calibration is None:
@@ -167,36 +177,31 @@ def _by_head(
 
 
 def _write_warmup(
-    made: Path, schema: Schema, engine: Engine, rows: Sequence[Mapping[str, Any]]
+    path: Path, schema: Schema, engine: Engine, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Score the rows with what has been written so far: the bundle's own dry run."""
+    """Score the rows with the files written so far: the bundle's own dry run."""
     stored = [plain(dict(row), f"warmup_rows[{index}]") for index, row in enumerate(rows)]
     scores: dict[str, Any] = {}
     if stored:
-        bundle = Bundle._open(made, _manifest(made, schema, engine))
-        scores = bundle._by_head(bundle.score(stored))
-        for head, found in scores.items():
-            if not np.isfinite(found).all():
-                row = int(
-                    np.flatnonzero(~np.isfinite(found.reshape(len(found), -1)).all(axis=1))[0]
-                )
-                raise BundleError(
-                    f"warmup_rows[{row}]: scores {found[row]} {f'(head {head})' if head else ''}, "
-                    "expected a finite number; the model cannot be served"
-                )
-    files.write_warmup(made, files.Warmup(rows=stored, scores=scores))
+        bundle = open_bundle(path, _manifest(path, schema, engine))
+        scores = by_head(bundle.model, bundle.score(stored))
+    for head, values in scores.items():
+        finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)  # (B,)
+        if not finite.all():
+            row = int(finite.argmin())
+            raise BundleError(
+                f"warmup_rows[{row}]: scores {values[row]} {f'(head {head})' if head else ''}, "
+                "expected a finite number; the model cannot be served"
+            )
+    write_warmup(path, Warmup(rows=stored, scores=scores))
 
 
-def _manifest(made: Path, schema: Schema, engine: Engine) -> Manifest:
+def _manifest(path: Path, schema: Schema, engine: Engine) -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
         engine=engine,
         created_by=__version__,
         schema_fingerprint=schema.fingerprint,
-        files=file_entries(made),
+        files=file_entries(path),
         history=tuple(schema.history),
     )
-
-
-def _write_manifest(made: Path, schema: Schema, engine: Engine) -> None:
-    (made / MANIFEST).write_text(_manifest(made, schema, engine).to_text(), encoding="utf-8")

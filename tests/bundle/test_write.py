@@ -105,7 +105,7 @@ def test_weights_are_mapped_and_cannot_be_changed(tmp_path: Path) -> None:
 def test_a_bundle_in_the_way_stays(tmp_path: Path) -> None:
     write(tmp_path / "b")
     before = (tmp_path / "b" / "manifest.json").read_bytes()
-    with pytest.raises(BundleError, match=r"something is there already; .*overwrite=True"):
+    with pytest.raises(BundleError, match=r"already exists; .*overwrite=True"):
         write(tmp_path / "b", weights=models.random_weights(SCHEMA, MODEL, seed=1))
     assert (tmp_path / "b" / "manifest.json").read_bytes() == before
 
@@ -141,7 +141,7 @@ def test_only_bundles_are_overwritten(tmp_path: Path) -> None:
 DISK_FULL = """
 import resource, signal, sys
 from pathlib import Path
-from tests.bundle import test_writing as t
+from tests.bundle import test_write as t
 from widedeep.errors import BundleError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))

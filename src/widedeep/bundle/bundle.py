@@ -11,22 +11,26 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.bundle import files
 from widedeep.bundle.calibration import Calibration
-from widedeep.bundle.explain import Explanation, WideTerm, name_ids
-from widedeep.bundle.files import Warmup
-from widedeep.bundle.forward import Forward
-from widedeep.bundle.graph import TowerGraph
-from widedeep.bundle.layout import BundleHead, BundleModel, check_weights
+from widedeep.bundle.explain import Explanation, explain_row
+from widedeep.bundle.graph import Forward, TowerGraph
+from widedeep.bundle.layout import (
+    GRAPH,
+    SCHEMA,
+    WARMUP,
+    BundleContents,
+    BundleHead,
+    BundleModel,
+    read_contents,
+)
 from widedeep.bundle.manifest import Manifest, check_files, read_manifest
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, DataError, WideDeepError
-from widedeep.files import map_tensors
 from widedeep.kernels.sigmoid import sigmoid
-from widedeep.schema import ColumnType, Schema
+from widedeep.schema import ColumnType
 
 __all__ = ["Bundle", "Scores"]
 
@@ -34,7 +38,7 @@ Scores: TypeAlias = NDArray[np.float64] | dict[str, NDArray[np.float64]]
 
 _CHUNK_ROWS = 16_384
 _WARMUP_TOLERANCE = 1e-4
-# What reading values of a wrong kind raises, where no check of its own names them.
+# Exceptions of values of a wrong kind that no check of ours names.
 _DAMAGED = (
     AttributeError,
     IndexError,
@@ -83,31 +87,30 @@ class Bundle:
         probability            ...
     """
 
-    def __init__(
-        self,
-        *,
-        path: Path,
-        manifest: Manifest,
-        schema: Schema,
-        model: BundleModel,
-        weights: Mapping[str, NDArray[np.float32]],
-        config: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        calibration: Mapping[str, Calibration],
-        warmup: Warmup,
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, contents: BundleContents) -> None:
         self.path = path
         self.manifest = manifest
-        self.schema = schema
-        self.model = model
-        self.config = config
-        self.metrics = metrics
-        self.calibration = calibration
-        self.warmup = warmup
+        self.schema = contents.schema
+        self.model = contents.model
+        self.weights = contents.weights
+        self.config = contents.config
+        self.metrics = contents.metrics
+        self.calibration = contents.calibration
+        self.warmup = contents.warmup
         self._misspelt: dict[str, str] = {}
-        self.weights = weights
-        self._encoder = Transform(schema)
-        self._forward = Forward(schema, model, weights, _tower_graph(path, manifest, schema, model))
+        self._encoder = Transform(self.schema)
+        graph = None if manifest.engine != "onnx" else self._read_graph()
+        self._forward = Forward(self.schema, self.model, self.weights, graph)
+
+    def _read_graph(self) -> TowerGraph:
+        layout = self.schema.dense_layout
+        widths = {name: layout[name].stop - layout[name].start for name in self.schema.spec.extra}
+        return TowerGraph(
+            self.path / GRAPH,
+            width=self.model.width,
+            n_logits=self.model.n_logits,
+            extra=widths,
+        )
 
     @property
     def history(self) -> Mapping[str, Mapping[str, Any]]:
@@ -133,76 +136,36 @@ class Bundle:
         path = Path(path)
         manifest = read_manifest(path)
         check_files(path, manifest, verify=verify)
-        bundle = cls._open(path, manifest)
+        bundle = open_bundle(path, manifest)
         if verify:
-            bundle._check_warmup()
+            bundle.check_warmup()
         return bundle
 
-    @classmethod
-    def _open(cls, path: Path, manifest: Manifest) -> Bundle:
-        """Read the files; whoever wrote them, what they hold is refused by name or scores."""
-        try:
-            return cls._read(path, manifest)
-        except BundleError:
-            raise
-        except (WideDeepError, OSError, *_DAMAGED) as error:
-            reason = error if isinstance(error, WideDeepError) else repr(error)
-            raise BundleError(
-                f"{path}: {reason}; copy the bundle again, or export it again"
-            ) from error
+    def check_warmup(self) -> None:
+        """Score the warm-up rows again.
 
-    @classmethod
-    def _read(cls, path: Path, manifest: Manifest) -> Bundle:
-        schema = Schema.load(path / files.SCHEMA)
-        config, model = files.read_config(path)
-        weights = map_tensors(path / files.WEIGHTS)
-        metrics = files.read_metrics(path)
-        calibration = files.read_calibration(path)
-        warmup = files.read_warmup(path)
-        if schema.fingerprint != manifest.schema_fingerprint:
-            raise BundleError(
-                f"{path / files.SCHEMA}: got the schema {schema.fingerprint[:12]}, the manifest "
-                f"names {manifest.schema_fingerprint[:12]}: it is another model's; export again"
-            )
-        check_weights(schema, model, weights, manifest.engine)
-        bundle = cls(
-            path=path,
-            manifest=manifest,
-            schema=schema,
-            model=model,
-            weights=weights,
-            config=config,
-            metrics=metrics,
-            calibration=calibration,
-            warmup=warmup,
-        )
-        for column in bundle.encoder.columns(targets=False):
-            if column not in schema.columns:
-                raise BundleError(
-                    f"{path / files.SCHEMA}: no type for the column {column!r}, which a feature "
-                    "reads; export again"
-                )
-        return bundle
-
-    def _check_warmup(self) -> None:
+        Raises:
+            BundleError: If they get other scores than they had at export.
+        """
         if not self.warmup.rows:
             return
-        found = self._by_head(self.score(self.warmup.rows))
-        for head, expected in self.warmup.scores.items():
-            got = found.get(head, np.empty(0))
-            lengths = {np.size(score) for score in expected}
-            want = np.array(expected, np.float64) if len(lengths) == 1 else np.empty(0)
-            if want.shape != got.shape or head not in found:
+        scores = by_head(self.model, self.score(self.warmup.rows))
+        for head, stored in self.warmup.scores.items():
+            got = scores.get(head, np.empty(0))
+            lengths = {np.size(score) for score in stored}
+            expected = np.array(stored, np.float64) if len(lengths) == 1 else np.empty(0)
+            if expected.shape != got.shape or head not in scores:
                 raise BundleError(
-                    f"{self.path / files.WARMUP}: got {len(expected)} stored scores of head "
-                    f"{head!r}, expected {got.shape} of one of {list(found)}; export it again"
+                    f"{self.path / WARMUP}: got {len(stored)} stored scores of head "
+                    f"{head!r}, expected {got.shape} of one of {list(scores)}; export it again"
                 )
-            worst = np.abs(got - want) / np.maximum(1.0, np.abs(want))
-            if not (worst <= _WARMUP_TOLERANCE).all():
-                at = np.unravel_index(int(np.nan_to_num(worst, nan=np.inf).argmax()), worst.shape)
+            errors = np.abs(got - expected) / np.maximum(1.0, np.abs(expected))
+            if not (errors <= _WARMUP_TOLERANCE).all():
+                worst = int(np.nan_to_num(errors, nan=np.inf).argmax())
+                index = np.unravel_index(worst, errors.shape)
                 raise BundleError(
-                    f"{self.path / files.WARMUP}: warm-up row {at[0]} scores {got[at]}, it scored "
-                    f"{want[at]} when the bundle was written; export it with this version"
+                    f"{self.path / WARMUP}: warm-up row {index[0]} scores {got[index]}, it scored "
+                    f"{expected[index]} when the bundle was written; export it with this version"
                 )
 
     def score(self, rows: object, *, threads: int = 1, strict: bool = False) -> Scores:
@@ -213,7 +176,7 @@ class Bundle:
                 reads: a path, a glob, a data frame, an Arrow table. Tables are read in chunks.
             threads: Threads to use; the scores do not depend on it.
             strict: Refuse a dict that lacks a column. Otherwise an absent key is a null, and
-                counted in :attr:`absent`; one that looks misspelt is told in :attr:`misspelt`.
+                counted in :attr:`absent`; one that looks misspelt stands in :attr:`misspelt`.
 
         Returns:
             float64: the probability of each row (B,) for a binary head, of each class (B, C) for a
@@ -224,12 +187,9 @@ class Bundle:
             DataError: If a table lacks a column, or a dict does and ``strict`` is set.
             FeatureError: If a value does not fit its feature.
         """
-        found = [
-            self._by_head(self.scores_of(self.logits(batch, threads=threads)))
-            for batch in self.batches(rows, threads=threads, strict=strict)
-        ]
-        heads = {head: np.concatenate([part[head] for part in found]) for head in found[0]}
-        return next(iter(heads.values())) if len(heads) == 1 else heads
+        batches = self.batches(rows, threads=threads, strict=strict)
+        logits = [self.logits(batch, threads=threads) for batch in batches]
+        return self.scores_of(np.concatenate(logits))
 
     def limit_values(self, most: int) -> None:
         """Refuse requests of more values from now on, as a server does.
@@ -276,15 +236,19 @@ class Bundle:
         Args:
             logits_BC: From :meth:`logits`.
         """
-        scores = {
-            head.name: head_scores(
-                head,
-                np.ascontiguousarray(logits_BC[:, head.start : head.stop], dtype=np.float64),
-                self.calibration.get(head.name),
-            )
-            for head in self.model.heads
-        }
+        scores = {head.name: self.head_scores(head, logits_BC) for head in self.model.heads}
         return next(iter(scores.values())) if len(scores) == 1 else scores
+
+    def head_scores(self, head: BundleHead, logits_BC: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return one head's scores for logits: (B,), or (B, classes) for a multi-class head.
+
+        Args:
+            head: One of the model's heads.
+            logits_BC: From :meth:`logits`.
+        """
+        columns = logits_BC[:, head.start : head.stop]
+        logits = np.ascontiguousarray(columns, dtype=np.float64)
+        return head_scores(head, logits, self.calibration.get(head.name))
 
     def explain(self, row: Mapping[str, Any]) -> Explanation:
         """Take one row's logits apart: its wide terms by name, the deep part, the bias.
@@ -298,36 +262,17 @@ class Bundle:
         batch = self._encode_rows([row])
         _, deep_BC = self._forward.parts(batch)
         logits_BC = self.logits(batch)
-        scores = self._by_head(self.scores_of(logits_BC))
-        return Explanation(
+        return explain_row(
+            row,
+            batch,
+            schema=self.schema,
             model=self.model,
-            wide=tuple(self._wide_terms(row, batch)),
-            deep=tuple(deep_BC[0].tolist()),
-            bias=tuple(self.weights["bias"].tolist()),
-            logits=tuple(logits_BC[0].tolist()),
-            score={head: _plain_score(found[0]) for head, found in scores.items()},
+            weights=self.weights,
+            encode=self.encode,
+            deep_C=deep_BC[0],
+            logits_C=logits_BC[0],
+            scores=by_head(self.model, self.scores_of(logits_BC)),
         )
-
-    def _wide_terms(self, row: Mapping[str, Any], batch: Batch) -> Iterator[WideTerm]:
-        for index, slot in enumerate(self.schema.slots):
-            if slot.name not in self.model.wide:
-                continue
-            cell = slice(*batch.offsets_BF[index : index + 2].tolist())
-            ids = batch.ids_N[cell]
-            values = np.ones(len(ids)) if batch.values_N is None else batch.values_N[cell]
-            scale = _combiner_scale(values, slot.wide_combiner(self.model.wide_combiner))
-            names = name_ids(self.schema, self.encode, slot.name, row, ids.tolist())
-            for id_, value, (text, row_value) in zip(ids, values.tolist(), names, strict=True):
-                weights = self.weights[f"wide/{slot.name}"][id_].astype(np.float64) * value * scale
-                yield WideTerm(
-                    feature=slot.name,
-                    value=text,
-                    row_value=row_value,
-                    weights=tuple(weights.tolist()),
-                )
-
-    def _by_head(self, scores: Scores) -> dict[str, NDArray[np.float64]]:
-        return scores if isinstance(scores, dict) else {self.model.heads[0].name: scores}
 
     def batches(self, rows: object, *, threads: int = 1, strict: bool = False) -> Iterator[Batch]:
         """Encode what :meth:`score` takes, chunk by chunk."""
@@ -420,18 +365,27 @@ class Bundle:
         return "\n".join([*lines, f"metrics: {metrics}"] if metrics else lines)
 
 
-def _tower_graph(
-    path: Path, manifest: Manifest, schema: Schema, model: BundleModel
-) -> TowerGraph | None:
-    if manifest.engine != "onnx":
-        return None
-    extra = {name: schema.dense_layout[name] for name in schema.spec.extra}
-    return TowerGraph(
-        path / files.GRAPH,
-        width=model.width,
-        n_logits=model.n_logits,
-        extra={name: at.stop - at.start for name, at in extra.items()},
-    )
+def open_bundle(path: Path, manifest: Manifest) -> Bundle:
+    """Read the files of a bundle; whatever they hold, errors name the bundle."""
+    try:
+        bundle = Bundle(path, manifest, read_contents(path, manifest))
+        for column in bundle.encoder.columns(targets=False):
+            if column not in bundle.schema.columns:
+                raise BundleError(
+                    f"{path / SCHEMA}: no type for the column {column!r}, which a feature "
+                    "reads; export again"
+                )
+        return bundle
+    except BundleError:
+        raise
+    except (WideDeepError, OSError, *_DAMAGED) as error:
+        reason = error if isinstance(error, WideDeepError) else repr(error)
+        raise BundleError(f"{path}: {reason}; copy the bundle again, or export it again") from error
+
+
+def by_head(model: BundleModel, scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """Return scores by head, for a model of one head too."""
+    return scores if isinstance(scores, dict) else {model.heads[0].name: scores}
 
 
 def head_scores(
@@ -453,14 +407,3 @@ def head_scores(
         total += column
     probabilities: NDArray[np.float64] = powers / total[:, None]
     return probabilities
-
-
-def _combiner_scale(values: NDArray[Any], combiner: str) -> float:
-    if combiner == "sum":
-        return 1.0
-    divisor = float(np.sqrt((values**2).sum()) if combiner == "sqrtn" else values.sum())
-    return 1.0 / divisor if divisor else 0.0
-
-
-def _plain_score(score: Any) -> float | tuple[float, ...]:
-    return tuple(score.tolist()) if np.ndim(score) else float(score)
