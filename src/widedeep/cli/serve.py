@@ -235,6 +235,7 @@ def _say_request(plan: ServeConfig, port: int) -> None:
 
 def _plan(arguments: argparse.Namespace) -> ServeConfig:
     from widedeep.serving.http.settings import ServeConfig, Settings, find_models
+    from widedeep.serving.versions import Latest, RegistryOptions
 
     host, port = address(arguments.http)
     grpc = None if arguments.grpc is None else address(arguments.grpc)
@@ -248,7 +249,6 @@ def _plan(arguments: argparse.Namespace) -> ServeConfig:
         longest_deadline_ms=max(60_000.0, arguments.deadline_ms),
         max_body=arguments.max_body,
         max_candidates=arguments.max_candidates,
-        max_values=arguments.max_request_values,
         drain_s=arguments.drain,
         drain_delay_s=arguments.drain_delay,
         keys=arguments.keys,
@@ -265,16 +265,19 @@ def _plan(arguments: argparse.Namespace) -> ServeConfig:
     return ServeConfig(
         models=find_models(arguments.models),
         settings=settings,
-        items=arguments.items,
-        item_id=arguments.item_id,
-        unknown_items=arguments.unknown_items,
-        precision="bfloat16" if arguments.bfloat16 else "float32",
-        latest=arguments.latest,
-        poll_s=arguments.poll,
-        rank_threads=arguments.threads,
+        registry=RegistryOptions(
+            items=arguments.items,
+            item_id=arguments.item_id,
+            policy=Latest(arguments.latest),
+            poll_s=arguments.poll,
+            unknown_items=arguments.unknown_items,
+            precision="bfloat16" if arguments.bfloat16 else "float32",
+            threads=arguments.threads,
+            max_values=arguments.max_request_values,
+            cache=arguments.cache,
+        ),
         grpc=None if grpc is None else _joined(*grpc),
         log=_log(arguments),
-        cache=arguments.cache,
         on_ready=None if arguments.json else _say_request,
     )
 
@@ -355,11 +358,12 @@ def example_request(plan: ServeConfig) -> dict[str, Any] | None:
     body: dict[str, Any] = {"model": name} if len(plan.models) > 1 else {}
     if user:
         body["user"] = user
-    if plan.items is None:
+    if plan.registry.items is None:
         columns = [column for column in rows[0] if column in of_item]
         return body | {"items": {c: [row.get(c) for row in rows] for c in columns}}
-    assert plan.item_id is not None
-    return body | {"candidates": _some_ids(Path(plan.items), plan.item_id)}
+    assert plan.registry.item_id is not None
+    items = Path(plan.registry.items)
+    return body | {"candidates": _some_ids(items, plan.registry.item_id)}
 
 
 def _some_ids(items: Path, column: str) -> list[Any]:

@@ -67,6 +67,9 @@ class RankerOptions:
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(f"got {name}={value!r}; {nearest(str(value), allowed)}")
+        for name, number in (("threads", self.threads), ("max_values", self.max_values)):
+            if number < 1:
+                raise ConfigError(f"got {name}={number!r}, expected at least 1")
 
 
 _CHOICES = {"unknown_items": ("score", "refuse"), "precision": ("float32", "bfloat16")}

@@ -31,7 +31,7 @@ from widedeep.serving.http.protocol import connections_of
 from widedeep.serving.http.service import Models, Ranked, Service
 from widedeep.serving.http.settings import LogConfig, ServeConfig, Settings
 from widedeep.serving.impressions import ImpressionLog, Retention
-from widedeep.serving.registry import Latest, Registry
+from widedeep.serving.registry import Registry
 from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_alone, bind_port
 
 _OTHER_FILES = 256
@@ -42,15 +42,7 @@ def open_registries(config: ServeConfig, monitor: ThreadMonitor) -> dict[str, Re
     return {
         name: Registry(
             path,
-            items=config.items,
-            item_id=config.item_id,
-            policy=Latest(config.latest),
-            poll_s=config.poll_s,
-            unknown_items=config.unknown_items,
-            precision=config.precision,
-            threads=config.rank_threads,
-            max_values=config.settings.max_values,
-            cache=config.cache,
+            options=config.registry,
             monitor=monitor,
             name=name if len(config.models) > 1 else "",
         )
@@ -93,7 +85,7 @@ def run_worker(
         models=Models(registries),
         settings=settings,
         keys=load_keys(settings),
-        threads=config.rank_threads,
+        threads=config.registry.threads,
         monitor=monitor,
     )
     # Longer slices for other threads would hold up every request while a version loads.

@@ -11,7 +11,7 @@ from typing import Literal
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError
 from widedeep.options import check_types
-from widedeep.serving.ranker import MAX_VALUES
+from widedeep.serving.versions import RegistryOptions
 
 RequestLog = Literal["all", "errors", "none"]
 
@@ -33,9 +33,6 @@ class Settings:
     longest_deadline_ms: float = 60_000.0  # The most that a caller may ask for
     max_body: int = 16 << 20  # Largest body in bytes, after decompression; larger ones get 413
     max_candidates: int = 100_000  # Most rows or candidates in a request; more get 413
-    # Most values that a request may come to, over all its rows or candidates: ids, combinations of
-    # crosses, numbers; more get 413
-    max_values: int = MAX_VALUES
     max_connections: int = 4_096  # Open connections; further ones are closed at once
     head_timeout_s: float = 10.0  # Seconds in which a request's head must have come
     body_timeout_s: float = 10.0  # Seconds in which its body must have come, else 408
@@ -66,7 +63,7 @@ class Settings:
         check_types(self, "the server")
         for name in (
             *("workers", "queue", "threads", "deadline_ms", "longest_deadline_ms", "max_body"),
-            *("max_candidates", "max_values", "max_connections"),
+            *("max_candidates", "max_connections"),
             *("head_timeout_s", "body_timeout_s"),
             *("max_wait_ms",),
             *("write_timeout_s", "idle_timeout_s", "drain_s"),
@@ -108,31 +105,22 @@ class ServeConfig:
     models: dict[str, Path]  # A bundle or a directory of versions, by the model's name
     # Of the server; ``port`` is settled before workers start
     settings: Settings = field(default_factory=Settings)
-    items: str | None = None  # The catalogue's Parquet file, for a server of one model
-    item_id: str | None = None  # Its column of item ids
-    # ``"score"`` or ``"refuse"`` ids that are not in it
-    unknown_items: Literal["score", "refuse"] = "score"
-    precision: Literal["float32", "bfloat16"] = "float32"  # ``"float32"`` or ``"bfloat16"``
-    latest: int = 1  # How many of the newest versions stay loaded
-    poll_s: float = 2.0  # Seconds between looks at the directories
-    rank_threads: int = 1  # Threads that one request may use
+    # Which versions are served, and how
+    registry: RegistryOptions = field(default_factory=RegistryOptions)
     # ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out
     grpc: str | None = None
     log: LogConfig | None = None  # Where what was shown is logged; None: nowhere
-    # Where bundles are copied to before they are served; None: this user's cache
-    cache: str | None = None
     # Called with the plan and the HTTP port, by the first process, once every model can answer
     on_ready: Callable[[ServeConfig, int], None] | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
             raise ConfigError("got no model to serve; name a bundle, or a directory of versions")
-        if self.items is not None and len(self.models) > 1:
+        items = self.registry.items
+        if items is not None and len(self.models) > 1:
             names = ", ".join(map(repr, self.models))
             raise ConfigError(f"got one catalogue for the models {names}; serve one model with it")
-        if (self.items is None) != (self.item_id is None) and self.items is not None:
-            raise ConfigError(f"got items={self.items!r} without item_id; name the column of ids")
-        if self.items is None and (self.settings.popularity or self.settings.category):
+        if items is None and (self.settings.popularity or self.settings.category):
             raise ConfigError("got --popularity or --category without --items to recommend from")
 
 
