@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.publish.record import RECORDS, PublishRecord
-from widedeep.publish.storage import LocalPlace, open_place
+from widedeep.publish.record import PublishRecord
+from widedeep.publish.storage import RECORDS, LocalPlace, open_place
 from widedeep.serving.versions import read_state, state_path, version_key
 
 __all__ = ["PublishedVersion", "is_models_directory", "read_lineage"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from widedeep.bundle import Bundle
 from widedeep.errors import BundleError, ConfigError
 from widedeep.gate.verdict import Verdict, bundle_identity
-from widedeep.publish.record import RECORDS, PublishRecord, checked_verdict, make_record
-from widedeep.publish.storage import Place, open_place
+from widedeep.publish.record import PublishRecord, checked_verdict, make_record
+from widedeep.publish.storage import RECORDS, Place, open_place
 from widedeep.serving.versions import version_key
 
 __all__ = ["publish"]

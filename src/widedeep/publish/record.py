@@ -15,10 +15,7 @@ from widedeep.bundle.plain_json import plain
 from widedeep.errors import BundleError, ConfigError
 from widedeep.gate.verdict import Verdict, bundle_identity, undefined_figures, verdict_path
 
-__all__ = ["RECORDS", "PublishRecord", "checked_verdict", "make_record", "stream_path"]
-
-RECORDS = "_published"
-"""The folder of records beside the versions; servers pass over names that begin so."""
+__all__ = ["PublishRecord", "checked_verdict", "make_record", "stream_path"]
 
 _FORMAT = 1
 

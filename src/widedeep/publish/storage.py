@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError, ConfigError
 from widedeep.files import file_sha256, fsync_path, write_text_whole
-from widedeep.publish.record import RECORDS
 from widedeep.serving.versions import (
     Latest,
     find_versions,
@@ -24,6 +23,9 @@ from widedeep.serving.versions import (
     state_path,
     version_key,
 )
+
+RECORDS = "_published"
+"""The folder of records beside the versions; servers pass over names that begin so."""
 
 _LOCK = ".publish.lock"
 _MADE = ".publish-"
