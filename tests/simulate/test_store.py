@@ -18,7 +18,7 @@ from widedeep.simulate import AppStore, Explore, Oracle, Popularity, Random, Spl
 from widedeep.simulate.click_model import attention
 from widedeep.simulate.config import MOST_INSTALLED
 from widedeep.simulate.declaration import JOIN_TOML
-from widedeep.simulate.saved import load_store, save_store
+from widedeep.simulate.store import load_store, save_store
 from widedeep.simulate.traffic import Traffic
 
 SMALL = StoreConfig(users=3000, apps=200, requests_per_day=1500, new_users_per_day=40)

@@ -24,7 +24,7 @@ from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.gate.config import GateConfig
 from widedeep.publish.lineage import is_models_directory
-from widedeep.publish.record import PublishRecord
+from widedeep.publish.publishing import PublishRecord
 from widedeep.publish.storage import RECORDS
 from widedeep.report import Report, RunRecord, make_report
 

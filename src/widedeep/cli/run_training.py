@@ -22,7 +22,7 @@ from widedeep.gate.config import GateConfig
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import make_optimizer
 from widedeep.options import Auto
-from widedeep.publish import Attempt, LivePublisher
+from widedeep.publish import Candidate, ContinuousPublisher
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.training.config import FollowConfig, RunConfig, TrainConfig
@@ -243,7 +243,7 @@ class Followed:
     """What came of following."""
 
     shards: list[dict[str, Any]]  # A row of figures for each shard, those of earlier calls too
-    attempts: list[Attempt]  # What the gate said of each candidate, those of earlier calls too
+    candidates: list[Candidate]  # What the gate said of each candidate, those of earlier calls too
     # Of the model in the run's bundle, by data set; see :class:`_Exporter`
     metrics: Mapping[str, Mapping[str, float]]
 
@@ -278,7 +278,7 @@ def follow_run(
     metrics = directory.read_metrics()
     return Followed(
         shards=trainer.history.rows,
-        attempts=[] if publisher is None else publisher.attempts,
+        candidates=[] if publisher is None else publisher.candidates,
         metrics={name: metrics[name] for name in ("valid", "test") if name in metrics},
     )
 
@@ -304,10 +304,10 @@ def _publisher(
     follow: FollowConfig,
     gate: GateConfig | None,
     say: Callable[[str], None],
-) -> LivePublisher | None:
+) -> ContinuousPublisher | None:
     if follow.publish is None:
         return None
-    return LivePublisher(
+    return ContinuousPublisher(
         trainer,
         follow.publish,
         bundle=directory.candidate,

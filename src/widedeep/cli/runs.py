@@ -21,7 +21,7 @@ from widedeep.data.fragments import InputRecord
 from widedeep.data.sources import RowShare, split_rows
 from widedeep.errors import BundleError, ConfigError
 from widedeep.files import write_text_whole
-from widedeep.publish.storage import LocalPlace
+from widedeep.publish.storage import LocalStore
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.config import RunConfig
@@ -305,7 +305,7 @@ def served_bundle(path: str | os.PathLike[str]) -> Path:
         )
     if (place / MANIFEST).exists() or (place / "bundle").is_dir():
         return bundle_place(place)
-    version = LocalPlace(place).served()
+    version = LocalStore(place).served()
     if version is None:
         raise BundleError(
             f"{path}: got a folder without a version that serves; leave --against out to judge a "

@@ -30,7 +30,7 @@ from widedeep.simulate import (
     StoreConfig,
 )
 from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
-from widedeep.simulate.saved import load_store, save_store
+from widedeep.simulate.store import load_store, save_store
 from widedeep.simulate.traffic import Traffic, attribute_tables, midnight
 
 EXAMPLE = (

@@ -173,8 +173,8 @@ def _print_followed(followed: Followed, directory: RunDirectory, follow: FollowC
     told = count(len(followed.shards), "shard")
     print_text(f"\nlearned {told}; bundle: {directory.bundle}")
     if follow.publish is not None:
-        published = sum(attempt.version is not None for attempt in followed.attempts)
-        of = count(len(followed.attempts), "candidate")
+        published = sum(candidate.version is not None for candidate in followed.candidates)
+        of = count(len(followed.candidates), "candidate")
         print_text(f"published {published} of {of} in {follow.publish}")
 
 
@@ -192,8 +192,8 @@ def _train_document(
             "warm_start": None if run.warm is None else run.warm.to_json(),
         }
     if followed is not None:
-        attempts = [dataclasses.asdict(attempt) for attempt in followed.attempts]
-        document |= {"shards": followed.shards, "attempts": attempts}
+        candidates = [dataclasses.asdict(candidate) for candidate in followed.candidates]
+        document |= {"shards": followed.shards, "attempts": candidates}
         document["metrics"] = followed.metrics  # of the bundle, not of the model before the stream
     return document
 

@@ -1,14 +1,13 @@
 """Publishing: what passed the gate becomes the next version in a directory that servers follow."""
 
-from widedeep.publish.continuous import Attempt, LivePublisher
+from widedeep.publish.continuous import Candidate, ContinuousPublisher
 from widedeep.publish.lineage import PublishedVersion, read_lineage
-from widedeep.publish.publishing import publish
-from widedeep.publish.record import PublishRecord
-from widedeep.publish.service import bundle_in_service
+from widedeep.publish.publishing import PublishRecord, publish
+from widedeep.publish.storage import bundle_in_service
 
 __all__ = [
-    "Attempt",
-    "LivePublisher",
+    "Candidate",
+    "ContinuousPublisher",
     "PublishRecord",
     "PublishedVersion",
     "bundle_in_service",

@@ -1,4 +1,4 @@
-"""LivePublisher: a model that goes on learning is published every so often, through the gate."""
+"""ContinuousPublisher: publishes a model that keeps learning, through the gate, at intervals."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
 from widedeep.gate.validation import validate
 from widedeep.gate.verdict import bundle_identity, verdict_path
-from widedeep.publish.publishing import publish
-from widedeep.publish.record import PublishRecord, stream_path
-from widedeep.publish.service import bundle_in_service
-from widedeep.publish.storage import open_place
+from widedeep.publish.publishing import PublishRecord, publish, stream_path
+from widedeep.publish.storage import bundle_in_service, open_store
 
 if TYPE_CHECKING:
     from widedeep.training.stream import Shard
     from widedeep.training.trainer import Trainer
 
-__all__ = ["Attempt", "LivePublisher"]
+__all__ = ["Candidate", "ContinuousPublisher"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Attempt:
+class Candidate:
     """What became of one candidate.
 
     Args:
@@ -63,7 +61,7 @@ class Attempt:
         return f"{judged}: not published, what serves stays{why}"
 
 
-class LivePublisher:
+class ContinuousPublisher:
     """Stands between a source of shards and :meth:`widedeep.Trainer.fit_stream`.
 
     When it is time, the model is written as a bundle and judged on the newest shards, which it has
@@ -78,12 +76,12 @@ class LivePublisher:
     Args:
         trainer: Whose model it is.
         models: The directory of versions, or its URL.
-        bundle: Where candidates are written; the verdict and a log of attempts lie beside it.
-        every_rows: Rows learned since the last attempt; None: not by rows.
+        bundle: Where candidates are written; the verdict and a log of candidates lie beside it.
+        every_rows: Rows learned since the last candidate; None: not by rows.
         every_minutes: Time since then; None: not by time.
         judge_rows: That the gate judges on, at least.
         gate: Its limits.
-        told: Called with a line or more on each attempt.
+        told: Called with a line or more on each candidate.
 
     Raises:
         ConfigError: If it is not said when, or the gate asks for more rows than ``judge_rows``.
@@ -94,11 +92,11 @@ class LivePublisher:
         >>> hours = [[{"job": "ab"[i % 2], "y": i % 3 % 2} for i in range(600)] for _ in range(4)]
         >>> spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")], deep=[])
         >>> trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, hours[0])), progress=False)
-        >>> live = LivePublisher(trainer, "live", bundle="candidate", every_rows=600,
+        >>> live = ContinuousPublisher(trainer, "live", bundle="candidate", every_rows=600,
         ...                      judge_rows=600, gate=GateConfig(min_rows=600, slices=()))
         >>> named = ((f"hour {i}", rows) for i, rows in enumerate(hours))
         >>> _ = trainer.fit_stream(live.shards(named))
-        >>> [attempt.rows for attempt in live.attempts]
+        >>> [candidate.rows for candidate in live.candidates]
         [600, 1200, 1800]
     """
 
@@ -115,22 +113,22 @@ class LivePublisher:
         told: Callable[[str], None] = lambda line: None,
     ) -> None:
         if every_rows is None and every_minutes is None:
-            raise ConfigError("LivePublisher: got no time; give every_rows or every_minutes")
+            raise ConfigError("ContinuousPublisher: got no time; give every_rows or every_minutes")
         self.gate = gate or GateConfig()
         if judge_rows < self.gate.min_rows:
             raise ConfigError(
                 f"got judge_rows={judge_rows:,}, but the gate asks for at least "
                 f"{self.gate.min_rows:,} rows; raise it, or lower min_rows under [gate]"
             )
-        self.place = open_place(models)
+        self.store = open_store(models)
         self.bundle = Path(bundle)
         self.log = verdict_path(self.bundle).with_name(f"{self.bundle.name}.attempts.json")
-        self.attempts = _read(self.log)
+        self.candidates = _read(self.log)
         self._trainer, self._told = trainer, told
         self._every_rows, self._every_minutes = every_rows, every_minutes
         self._judge_rows = judge_rows
-        # A checkpoint older than the last attempt was chosen on purpose: count from where it is.
-        rows = self.attempts[-1].rows if self.attempts else trainer.position.rows
+        # A checkpoint older than the last candidate was chosen on purpose: count from where it is.
+        rows = self.candidates[-1].rows if self.candidates else trainer.position.rows
         self._rows = min(rows, trainer.position.rows)
         self._time = time.monotonic()
 
@@ -153,7 +151,7 @@ class LivePublisher:
 
     def _is_time(self) -> bool:
         position = self._trainer.position
-        if not self.attempts and position.updates and self._nothing_serves():
+        if not self.candidates and position.updates and self._nothing_serves():
             return True
         learned = position.rows - self._rows
         minutes = (time.monotonic() - self._time) / 60.0
@@ -163,9 +161,9 @@ class LivePublisher:
 
     def _nothing_serves(self) -> bool:
         try:
-            return self.place.served() is None
+            return self.store.served() is None
         except Exception as error:  # it cannot be read for now: as good a reason to wait as any
-            self._told(f"{self.place.name}: cannot be read ({error}); the model is not published")
+            self._told(f"{self.store.name}: cannot be read ({error}); the model is not published")
             return False
 
     def _gather(self, first: Shard, coming: Iterator[Shard]) -> tuple[list[Shard], int]:
@@ -199,7 +197,7 @@ class LivePublisher:
             reasons = (str(error),)
         except Exception as error:  # a bug: told with its place, and training goes on
             reasons = (f"a bug of the publisher's: {''.join(format_exception(error)).strip()}",)
-        attempt = Attempt(
+        candidate = Candidate(
             rows=trainer.position.rows,
             judged=rows,
             bundle=identity,
@@ -209,12 +207,12 @@ class LivePublisher:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self._rows, self._time = trainer.position.rows, time.monotonic()
-        self.attempts.append(attempt)
-        self._told(str(attempt))
-        self._write(self.log, [asdict(attempt) for attempt in self.attempts])
+        self.candidates.append(candidate)
+        self._told(str(candidate))
+        self._write(self.log, [asdict(candidate) for candidate in self.candidates])
 
     def _judge(self, newest: list[Any]) -> tuple[bool, str | None, tuple[str, ...]]:
-        with bundle_in_service(self.place) as serving:
+        with bundle_in_service(self.store) as serving:
             verdict = validate(
                 self.bundle, serving, _together(newest), config=self.gate,
                 threads=self._trainer.threads,
@@ -230,14 +228,14 @@ class LivePublisher:
         )
         if not verdict.passed:
             return False, None, verdict.reasons
-        return True, publish(self.bundle, self.place.name, verdict=verdict).version, ()
+        return True, publish(self.bundle, self.store.name, verdict=verdict).version, ()
 
     def _already(self, identity: str) -> str | None:
         """The version in service, if it is this very bundle."""
-        text = self.place.records().get(self.place.served() or "")
+        text = self.store.records().get(self.store.served() or "")
         if text is None:
             return None
-        record = PublishRecord.from_text(text, origin=self.place.name)
+        record = PublishRecord.from_text(text, origin=self.store.name)
         return record.version if record.bundle == identity else None
 
     def _write(self, path: Path, value: Any) -> None:
@@ -247,17 +245,17 @@ class LivePublisher:
             self._told(f"{path}: cannot be written ({error.strerror or error})")
 
 
-def _read(log: Path) -> list[Attempt]:
+def _read(log: Path) -> list[Candidate]:
     try:
         found = json.loads(log.read_text(encoding="utf-8"))
         if not isinstance(found, list):
             raise ValueError("it holds no list")
-        return [Attempt(**{**row, "reasons": tuple(row["reasons"])}) for row in found]
+        return [Candidate(**{**row, "reasons": tuple(row["reasons"])}) for row in found]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BundleError(
-            f"{log}: got a file that is no log of attempts ({error}); delete it to begin a new one"
+            f"{log}: expected a log of candidates ({error}); delete it to begin a new one"
         ) from error
 
 

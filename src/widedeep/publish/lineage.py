@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from widedeep.bundle.manifest import MANIFEST
-from widedeep.publish.record import PublishRecord
-from widedeep.publish.storage import RECORDS, LocalPlace, open_place
+from widedeep.publish.publishing import PublishRecord
+from widedeep.publish.storage import RECORDS, LocalStore, open_store
 from widedeep.serving.versions import read_state, state_path, version_key
 
 __all__ = ["PublishedVersion", "is_models_directory", "read_lineage"]
@@ -55,14 +55,14 @@ def read_lineage(models: str | os.PathLike[str]) -> list[PublishedVersion]:
     Raises:
         ConfigError: If a record or the servers' state cannot be read.
     """
-    place = open_place(models)
-    there = place.versions()
+    store = open_store(models)
+    there = store.versions()
     records = {
-        name: PublishRecord.from_text(text, origin=f"{place.name}/{RECORDS}/{name}.json")
-        for name, text in place.records().items()
+        name: PublishRecord.from_text(text, origin=f"{store.name}/{RECORDS}/{name}.json")
+        for name, text in store.records().items()
     }
-    served = place.served()
-    state = read_state(state_path(place.root)) if isinstance(place, LocalPlace) else None
+    served = store.served()
+    state = read_state(state_path(store.root)) if isinstance(store, LocalStore) else None
     names = sorted({*there, *records}, key=version_key)
     depths: dict[str, int] = {}
     found = []

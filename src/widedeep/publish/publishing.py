@@ -2,18 +2,175 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from widedeep import __version__
 from widedeep.bundle import Bundle
+from widedeep.bundle.plain_json import plain
 from widedeep.errors import BundleError, ConfigError
-from widedeep.gate.verdict import Verdict, bundle_identity
-from widedeep.publish.record import PublishRecord, checked_verdict, make_record
-from widedeep.publish.storage import RECORDS, Place, open_place
+from widedeep.gate.verdict import Verdict, bundle_identity, undefined_figures, verdict_path
+from widedeep.publish.storage import RECORDS, ModelStore, open_store
 from widedeep.serving.versions import version_key
 
-__all__ = ["publish"]
+__all__ = ["PublishRecord", "publish"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishRecord:
+    """What is kept of a published version.
+
+    Args:
+        version: Its name.
+        bundle: SHA-256 of the bundle's manifest.
+        parent: The version that took the traffic before; None for the first.
+        published: When, as ISO 8601 in UTC.
+        code: The version of widedeep that wrote the bundle, and the one that published it.
+        config: The run's configuration.
+        metrics: As kept in the bundle.
+        data: What it was trained on: files with sizes and checksums, and the manifest of the join
+            that made them, where there was one; the shards of a stream that it learned.
+        size: In bytes.
+        verdict: Of the gate; None if there was none.
+        forced: Why it was published without having passed; None if it passed.
+    """
+
+    version: str
+    bundle: str
+    parent: str | None
+    published: str
+    code: Mapping[str, str]
+    config: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    data: Mapping[str, Any]
+    size: int
+    verdict: Mapping[str, Any] | None = None
+    forced: str | None = None
+
+    def to_text(self) -> str:
+        """Return the record as its file holds it."""
+        value = plain({"format": _FORMAT, **asdict(self)}, "record")
+        return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str, *, origin: str) -> PublishRecord:
+        """Read what :meth:`to_text` gave.
+
+        Raises:
+            ConfigError: If it is no record.
+        """
+        try:
+            value = json.loads(text)
+            if value.pop("format") != _FORMAT:
+                raise ValueError("another format")
+            return cls(**value)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{origin}: got a file that is no record of a version ({error}); restore it, or "
+                "delete it to forget where the version came from"
+            ) from error
+
+
+def checked_verdict(
+    bundle: Path, verdict: Verdict | Path | None, *, force: bool, reason: str | None
+) -> Verdict | None:
+    """Return the verdict that lets a bundle pass; with ``force`` whatever verdict there is."""
+    if force and not (reason and reason.strip()):
+        raise ConfigError(
+            "got force without a reason; say why it is published all the same (--reason TEXT): it "
+            "is kept with the version"
+        )
+    if reason is not None and not force:
+        raise ConfigError("got a reason without force; add --force, or leave --reason out")
+    place = verdict_path(bundle) if verdict is None else verdict
+    if force and verdict is None and isinstance(place, Path) and not place.is_file():
+        return None
+    found = Verdict.load(place) if isinstance(place, Path) else place
+    identity = bundle_identity(bundle)
+    if found.candidate["sha256"] != identity:
+        raise BundleError(
+            f"{bundle}: the verdict is of another bundle ({str(found.candidate['sha256'])[:12]} at "
+            f"{found.candidate.get('path')}), this one is {identity[:12]}; validate this one"
+        )
+    if not force and (missing := undefined_figures(asdict(found))) and found.passed:
+        raise BundleError(
+            f"{bundle}: the verdict lacks what it should rest on: {'; '.join(missing)}; validate "
+            "the bundle again"
+        )
+    if not found.passed and not force:
+        why = "; ".join(found.reasons)
+        raise BundleError(
+            f"{bundle}: the gate stopped it: {why}; train a better one, or publish it all the same "
+            "with --force and --reason"
+        )
+    return found
+
+
+def make_record(
+    bundle: Bundle,
+    *,
+    version: str,
+    parent: str | None,
+    verdict: Verdict | None,
+    forced: str | None,
+) -> PublishRecord:
+    """Return the record of a bundle that is about to be published."""
+    return PublishRecord(
+        version=version,
+        bundle=bundle_identity(bundle.path),
+        parent=parent,
+        published=datetime.now(UTC).isoformat(timespec="seconds"),
+        code={"trained": bundle.manifest.created_by, "published": __version__},
+        config=bundle.config,
+        metrics=bundle.metrics,
+        data=_data(bundle),
+        size=sum(entry.size for entry in bundle.manifest.files.values()),
+        verdict=None if verdict is None else verdict.to_json(),
+        forced=forced,
+    )
+
+
+def _data(bundle: Bundle) -> dict[str, Any]:
+    """What the run beside the bundle says it was trained on, if it was this schema's run."""
+    found: dict[str, Any] = {"rows": bundle.schema.rows, "schema": bundle.schema.fingerprint}
+    stream = _read(stream_path(bundle.path))
+    if stream is not None and stream.get("bundle") == bundle_identity(bundle.path):
+        found["stream"] = {"rows": stream["rows"], "shards": stream["shards"]}
+    told = _read(bundle.path.absolute().parent / "inputs.json")
+    if told is None or told.get("fingerprint") != bundle.schema.fingerprint:
+        return found
+    found["inputs"] = told["inputs"]
+    manifests = {}
+    for entry in told["inputs"]:
+        path = Path(str(entry.get("path", entry.get("name", ""))))
+        manifest = path.parent.parent / "manifest.json"
+        text = _read(manifest)
+        if text is not None and text.get("kind") == "widedeep examples":
+            manifests[str(manifest)] = text
+    if manifests:
+        found["manifests"] = manifests
+    return found
+
+
+def stream_path(bundle: Path) -> Path:
+    """Return where it is kept, beside a bundle, which shards of a stream its model has learned."""
+    return bundle.absolute().with_name(f"{bundle.name}.stream.json")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
 
 _ATTEMPTS = 20
 
@@ -62,28 +219,32 @@ def publish(
     given = verdict if verdict is None or isinstance(verdict, Verdict) else Path(verdict)
     loaded = Bundle.load(path)
     passed = checked_verdict(path, given, force=force, reason=reason)
-    place = open_place(models)
+    store = open_store(models)
     try:
-        with place.locked():
-            return _put(place, loaded, passed, version, reason if force else None)
+        with store.locked():
+            return _put(store, loaded, passed, version, reason if force else None)
     except OSError as error:
         raise BundleError(
-            f"{place.name}: the version could not be written ({error.strerror or error}); the "
+            f"{store.name}: the version could not be written ({error.strerror or error}); the "
             "versions that were there are as they were: make room, or check the directory, and "
             "publish again"
         ) from error
 
 
 def _put(
-    place: Place, bundle: Bundle, verdict: Verdict | None, version: str | None, reason: str | None
+    store: ModelStore,
+    bundle: Bundle,
+    verdict: Verdict | None,
+    version: str | None,
+    reason: str | None,
 ) -> PublishRecord:
     for _ in range(_ATTEMPTS):
-        there = place.versions()
-        name = _next(there, place.records()) if version is None else version
-        _check_name(place, name, there)
-        parent = place.served()
-        stale = _stale(place, parent, verdict)
-        again = _again(place, there, bundle_identity(bundle.path))
+        there = store.versions()
+        name = _next(there, store.records()) if version is None else version
+        _check_name(store, name, there)
+        parent = store.served()
+        stale = _stale(store, parent, verdict)
+        again = _again(store, there, bundle_identity(bundle.path))
         for refusal in (stale, again):
             if refusal is not None and reason is None:
                 raise BundleError(refusal)
@@ -91,46 +252,46 @@ def _put(
         forced = None if passed else reason
         record = make_record(bundle, version=name, parent=parent, verdict=verdict, forced=forced)
         try:
-            place.put(bundle.path, name, record.to_text())
+            store.put(bundle.path, name, record.to_text())
         except FileExistsError:
             if version is None:
                 continue  # another publisher was faster: the next number
             raise
         return record
     raise BundleError(
-        f"{place.name}: other publishers took {_ATTEMPTS} numbers in a row; try again"
+        f"{store.name}: other publishers took {_ATTEMPTS} numbers in a row; try again"
     )
 
 
-def _stale(place: Place, parent: str | None, verdict: Verdict | None) -> str | None:
+def _stale(store: ModelStore, parent: str | None, verdict: Verdict | None) -> str | None:
     """Tell of a comparison with a model that serves no longer, or with none where one serves."""
     compared = None if verdict is None or verdict.serving is None else verdict.serving["sha256"]
-    if parent is None or place.identity(parent) == compared is not None:
+    if parent is None or store.identity(parent) == compared is not None:
         return None
     if compared is None:
         return (
-            f"{place.name}: version {parent} serves there, and the gate compared the bundle with "
-            f"nothing; validate it against what serves: --against {place.name}"
+            f"{store.name}: version {parent} serves there, and the gate compared the bundle with "
+            f"nothing; validate it against what serves: --against {store.name}"
         )
     return (
-        f"{place.name}: the gate compared the bundle with another model ({str(compared)[:12]}) "
+        f"{store.name}: the gate compared the bundle with another model ({str(compared)[:12]}) "
         f"than the one in service, version {parent}, which was published or rolled back to since; "
         "validate it again, against what serves now"
     )
 
 
-def _again(place: Place, versions: Collection[str], identity: str) -> str | None:
+def _again(store: ModelStore, versions: Collection[str], identity: str) -> str | None:
     """Tell of a version that is this very bundle."""
-    records = place.records()
+    records = store.records()
     for name in sorted({*versions, *records}, key=version_key):
         if name in records:
-            origin = f"{place.name}/{RECORDS}/{name}.json"
+            origin = f"{store.name}/{RECORDS}/{name}.json"
             held = PublishRecord.from_text(records[name], origin=origin).bundle
         else:
-            held = place.identity(name) or ""
+            held = store.identity(name) or ""
         if held == identity:
             return (
-                f"{place.name}: this very bundle ({identity[:12]}) was published as version "
+                f"{store.name}: this very bundle ({identity[:12]}) was published as version "
                 f"{name}; nothing is published. To serve an older version go back to it "
                 "(rollback), or publish it once more by force (--force --reason TEXT)"
             )
@@ -150,7 +311,7 @@ def _next(versions: Collection[str], records: Collection[str]) -> str:
     return name
 
 
-def _check_name(place: Place, name: str, there: Collection[str]) -> None:
+def _check_name(store: ModelStore, name: str, there: Collection[str]) -> None:
     if not name or name.startswith((".", "_")) or "/" in name or name != name.strip():
         raise ConfigError(
             f"got version {name!r}, expected a name without '/', that begins with neither '.' "
@@ -158,12 +319,12 @@ def _check_name(place: Place, name: str, there: Collection[str]) -> None:
         )
     if name in there:
         raise ConfigError(
-            f"{place.name}: version {name!r} is there already; a version is never replaced: name "
+            f"{store.name}: version {name!r} is there already; a version is never replaced: name "
             "another"
         )
     newest = max(there, key=version_key, default=None)
     if newest is not None and version_key(name) < version_key(newest):
         raise ConfigError(
-            f"{place.name}: version {name!r} comes before {newest!r} and would not be served; "
+            f"{store.name}: version {name!r} comes before {newest!r} and would not be served; "
             "name a later one"
         )

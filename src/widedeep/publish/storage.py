@@ -24,6 +24,8 @@ from widedeep.serving.versions import (
     version_key,
 )
 
+__all__ = ["bundle_in_service"]
+
 RECORDS = "_published"
 """The folder of records beside the versions; servers pass over names that begin so."""
 
@@ -32,7 +34,7 @@ _MADE = ".publish-"
 _PENDING = ".pending"  # of a record whose version is not known to be there yet
 
 
-class Place(Protocol):
+class ModelStore(Protocol):
     """A directory of versions, with their records."""
 
     name: str
@@ -59,20 +61,20 @@ class Place(Protocol):
         """Make a bundle and its record the version: whole, or not at all."""
 
 
-def open_place(models: str | os.PathLike[str]) -> Place:
+def open_store(models: str | os.PathLike[str]) -> ModelStore:
     """Return the directory that a path or a URL (``s3://bucket/models``) names."""
     text = os.fspath(models)
     if "://" in text:
-        return UrlPlace(text)
+        return FsspecStore(text)
     root = Path(text)
     if (root / MANIFEST).is_file():
         raise ConfigError(
             f"{root}: is itself a bundle; name a directory in which each version has its own"
         )
-    return LocalPlace(root)
+    return LocalStore(root)
 
 
-class LocalPlace:
+class LocalStore:
     """A directory on this machine: a version is copied beside its place, synced, and renamed."""
 
     def __init__(self, root: Path) -> None:
@@ -152,7 +154,7 @@ class LocalPlace:
             shutil.rmtree(made, ignore_errors=True)
 
 
-class UrlPlace:
+class FsspecStore:
     """A directory behind a URL. Object stores rename nothing: the manifest is written last."""
 
     def __init__(self, url: str) -> None:
@@ -232,3 +234,36 @@ class UrlPlace:
         names = sorted(path.name for path in bundle.iterdir())
         for name in (*(n for n in names if n != MANIFEST), MANIFEST):
             self._fs.put_file(str(bundle / name), f"{self._root}/{version}/{name}")
+
+
+@contextlib.contextmanager
+def bundle_in_service(models: ModelStore | str | os.PathLike[str]) -> Iterator[Path | None]:
+    """Give the bundle that takes the traffic; None where nothing was ever published.
+
+    One behind a URL is fetched, and is gone again afterwards.
+
+    Args:
+        models: The directory of versions, or its URL.
+
+    Raises:
+        BundleError: If versions were published and none of them serves, or it cannot be fetched.
+
+    Example:
+        >>> with bundle_in_service("no such folder yet") as serving:
+        ...     print(serving)
+        None
+    """
+    store = open_store(models) if isinstance(models, str | os.PathLike) else models
+    version = store.served()
+    if version is None:
+        known = sorted({*store.versions(), *store.records()})
+        if known:
+            raise BundleError(
+                f"{store.name}: the model in service is gone: versions {', '.join(known)} were "
+                "published, and none of them is there and in service; restore one, or publish "
+                "another by force (--force --reason TEXT)"
+            )
+        yield None
+        return
+    with store.bundle(version) as path:
+        yield path

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from widedeep.simulate.config import StoreConfig
-from widedeep.simulate.model_policy import Model, Server
-from widedeep.simulate.policies import Explore, Oracle, Policy, Popularity, Random, Ranked, Split
+from widedeep.simulate.policies import (
+    Explore,
+    Model,
+    Oracle,
+    Policy,
+    Popularity,
+    Random,
+    Ranked,
+    Server,
+    Split,
+)
 from widedeep.simulate.requests import Requests
 from widedeep.simulate.store import AppStore
 from widedeep.simulate.traffic import Traffic

@@ -69,8 +69,8 @@ def _tastes(
     block_R = np.asarray(hour_R) // constants.HOURS_A_BLOCK
     found: NDArray[np.float64] = (
         constants.AFFINITY * np.take_along_axis(affinity_RA, app_RC, axis=1)
-        + constants.HOUR_EFFECT * world.culture.hour_category[block_R[:, None], category_RC]
+        + constants.HOUR_EFFECT * world.group_tastes.hour_category[block_R[:, None], category_RC]
         + constants.DEVICE_EFFECT
-        * world.culture.device_category[np.asarray(device_R)[:, None], category_RC]
+        * world.group_tastes.device_category[np.asarray(device_R)[:, None], category_RC]
     )
     return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from widedeep.simulate import config as constants
 from widedeep.simulate.click_model import install_probability
-from widedeep.simulate.world import World, first_of_race
+from widedeep.simulate.world import World, gumbel_top_k
 
 __all__ = ["DAY_US", "Requests", "app_ids", "app_table", "new_round"]
 
@@ -161,7 +161,7 @@ def new_round(world: World, catalogue: pa.Table, number: int, rounds: int) -> Re
     edges = np.linspace(0, config.requests_per_day, rounds + 1).astype(int)
     n = min(int(edges[number + 1] - edges[number]), len(world.users))
     activity = np.log(world.users.activity_U)[None, :]
-    user_R = np.sort(first_of_race(rng, activity, n)[0])
+    user_R = np.sort(gumbel_top_k(rng, activity, n)[0])
     device_R = world.users.device_U[user_R].copy()
     borrowed_R = rng.random(n) < 0.1
     device_R[borrowed_R] = rng.integers(0, len(constants.DEVICES), int(borrowed_R.sum()))
@@ -204,4 +204,4 @@ def _retrieve(rng: np.random.Generator, world: World, user_R: NDArray[Any]) -> N
     likes_RK = np.log1p(constants.RETRIEVAL_CATEGORY * had_RK)
     weight_RA = weight_A + likes_RK[:, apps.category_A]
     weight_RA[row_N, app_N] = -np.inf
-    return first_of_race(rng, weight_RA, world.config.candidates)
+    return gumbel_top_k(rng, weight_RA, world.config.candidates)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
 import pyarrow as pa
 
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, DataError
 from widedeep.simulate import config as constants
 from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.policies import Policy
 from widedeep.simulate.requests import app_table, new_round
 from widedeep.simulate.traffic import Traffic, joined_traffic, observe
-from widedeep.simulate.world import World
+from widedeep.simulate.world import Apps, GroupTastes, Users, World
 
 __all__ = ["AppStore"]
 
@@ -117,3 +124,54 @@ class AppStore:
             parts.append(observe(world, requests, ranked, rng))
         world.night()
         return joined_traffic(parts)
+
+
+# The names of the arrays in the file, by the attribute of the world.
+_PARTS: dict[str, tuple[str, type[Any]]] = {
+    "users": ("users", Users),
+    "apps": ("apps", Apps),
+    "group_tastes": ("culture", GroupTastes),
+}
+_FORMAT = 1
+
+
+def save_store(store: AppStore, path: str | os.PathLike[str]) -> None:
+    """Write a store's state: arrays, and no code."""
+    world = store.world
+    about = {"format": _FORMAT, "day": world.day, "config": dataclasses.asdict(store.config)}
+    arrays = {
+        f"{saved}.{entry.name}": getattr(getattr(world, part), entry.name)
+        for part, (saved, kind) in _PARTS.items()
+        for entry in dataclasses.fields(kind)
+    }
+    beside = Path(path).with_name(f".{Path(path).name}.part")
+    with beside.open("wb") as file:
+        np.savez_compressed(file, about=json.dumps(about), pairs=world.pairs_AA, **arrays)
+    beside.replace(path)
+
+
+def load_store(path: str | os.PathLike[str]) -> AppStore:
+    """Read a store that :func:`save_store` wrote."""
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            if about["format"] != _FORMAT:
+                raise DataError(
+                    f"{os.fspath(path)}: got format {about['format']!r}, expected {_FORMAT}"
+                )
+            parts = {part: _part(arrays, saved, kind) for part, (saved, kind) in _PARTS.items()}
+            world = World.restored(
+                StoreConfig(**about["config"]), about["day"], pairs_AA=arrays["pairs"], **parts
+            )
+            return AppStore(world.config, world=world)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{os.fspath(path)}: no such file; 'widedeep simulate' writes it into its folder"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        raise DataError(f"{os.fspath(path)}: is no whole state of a store ({error})") from error
+
+
+def _part(arrays: Any, saved: str, kind: type[Any]) -> Any:
+    names = [entry.name for entry in dataclasses.fields(kind)]
+    return kind(**{name: arrays[f"{saved}.{name}"] for name in names})

@@ -28,7 +28,7 @@ from widedeep.join import JoinResult, Negatives, Split, load_join_config, run_jo
 from widedeep.simulate import policies
 from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
-from widedeep.simulate.model_policy import Model
+from widedeep.simulate.policies import Model
 from widedeep.simulate.store import AppStore
 from widedeep.training.config import RunConfig
 

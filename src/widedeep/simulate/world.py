@@ -57,7 +57,7 @@ class Apps:
 
 
 @dataclass(slots=True)
-class Culture:
+class GroupTastes:
     """What groups of users like, and what groups of apps are about."""
 
     country_Z: Floats
@@ -84,7 +84,7 @@ class World:
         self.config = config
         self.day = 0
         rng = self.rng("world")
-        self.culture = self._new_culture(rng)
+        self.group_tastes = self._new_group_tastes(rng)
         self.apps = self._new_apps(rng, config.apps, first=True)
         self.pairs_AA = self._pairs(rng, np.zeros((1, 0), np.float32))
         self.users = self._new_users(rng, config.users)
@@ -97,13 +97,13 @@ class World:
         *,
         users: Users,
         apps: Apps,
-        culture: Culture,
+        group_tastes: GroupTastes,
         pairs_AA: Floats,
     ) -> World:
         """Return a world in a state that another one was in."""
         world = cls.__new__(cls)
         world.config, world.day, world.users, world.apps = config, day, users, apps
-        world.culture, world.pairs_AA = culture, pairs_AA
+        world.group_tastes, world.pairs_AA = group_tastes, pairs_AA
         return world
 
     def rng(self, *purpose: str | int) -> np.random.Generator:
@@ -113,10 +113,10 @@ class World:
 
     def tastes(self, users: Users) -> Floats:
         """Return the tastes of users (U, Z)."""
-        share, culture = constants.TASTE_SHARES, self.culture
+        share, group_tastes = constants.TASTE_SHARES, self.group_tastes
         found: Floats = (
-            np.sqrt(share["country"]) * culture.country_Z[users.country_U]
-            + np.sqrt(share["age"]) * culture.age_Z[users.age_U]
+            np.sqrt(share["country"]) * group_tastes.country_Z[users.country_U]
+            + np.sqrt(share["age"]) * group_tastes.age_Z[users.age_U]
             + np.sqrt(share["own"]) * users.own_UZ
         ).astype(np.float32)
         return found
@@ -124,10 +124,10 @@ class World:
     @property
     def topic_AZ(self) -> Floats:
         """What the apps are about."""
-        share, apps, culture = constants.TOPIC_SHARES, self.apps, self.culture
+        share, apps, group_tastes = constants.TOPIC_SHARES, self.apps, self.group_tastes
         found: Floats = (
-            np.sqrt(share["category"]) * culture.category_Z[apps.category_A]
-            + np.sqrt(share["developer"]) * culture.developer_Z[apps.developer_A]
+            np.sqrt(share["category"]) * group_tastes.category_Z[apps.category_A]
+            + np.sqrt(share["developer"]) * group_tastes.developer_Z[apps.developer_A]
             + np.sqrt(share["own"]) * apps.own_AZ
         ).astype(np.float32)
         return found
@@ -156,12 +156,12 @@ class World:
 
     # ---- how it is made -------------------------------------------------------------------------
 
-    def _new_culture(self, rng: np.random.Generator) -> Culture:
+    def _new_group_tastes(self, rng: np.random.Generator) -> GroupTastes:
         def normal(rows: int, columns: int = constants.TASTES) -> Floats:
             return rng.standard_normal((rows, columns), dtype=np.float32)
 
         categories = len(constants.CATEGORIES)
-        return Culture(
+        return GroupTastes(
             country_Z=normal(len(constants.COUNTRIES)),
             age_Z=normal(len(constants.AGES)),
             category_Z=normal(categories),
@@ -180,7 +180,7 @@ class World:
         old_A = rng.integers(1, 900, n) if first else np.zeros(n)
         return Apps(
             category_A=rng.integers(0, len(constants.CATEGORIES), n, dtype=np.int32),
-            developer_A=rng.integers(0, len(self.culture.developer_Z), n, dtype=np.int32),
+            developer_A=rng.integers(0, len(self.group_tastes.developer_Z), n, dtype=np.int32),
             own_AZ=rng.standard_normal((n, constants.TASTES), dtype=np.float32),
             quality_A=quality_A,
             rating_A=np.round(rating_A, 1).astype(np.float32),
@@ -234,7 +234,7 @@ class World:
             weight_UA = self.apps.weight_A + np.float32(
                 constants.AFFINITY * self.config.generalisation
             ) * np.clip(affinity_UA, -2, 2)
-            picked_UL = first_of_race(rng, weight_UA, most)
+            picked_UL = gumbel_top_k(rng, weight_UA, most)
             picked_UL[np.arange(most) >= wanted_U[part, None]] = -1
             users.installed_UL[part, :most] = picked_UL
         users.count_U[:] = wanted_U
@@ -243,14 +243,14 @@ class World:
     def _drift(self, rng: np.random.Generator) -> None:
         share = self.config.drift
         keep = np.float32(np.sqrt(1 - share**2))
-        for table in (self.users.own_UZ, self.culture.country_Z, self.culture.age_Z):
+        for table in (self.users.own_UZ, self.group_tastes.country_Z, self.group_tastes.age_Z):
             table *= keep
             table += np.float32(share) * rng.standard_normal(table.shape, dtype=np.float32)
         noise_A = rng.standard_normal(len(self.apps), dtype=np.float32)
         self.apps.weight_A += np.float32(constants.WEIGHT_DRIFT) * noise_A
 
 
-def first_of_race(rng: np.random.Generator, weight_RA: Floats, k: int) -> Ints:
+def gumbel_top_k(rng: np.random.Generator, weight_RA: Floats, k: int) -> Ints:
     """Draw k different columns of each row, one after the other by exp(weight)."""
     spent_RA = rng.standard_exponential(weight_RA.shape, dtype=np.float32) + _TINY
     clock_RA = np.log(spent_RA) - weight_RA

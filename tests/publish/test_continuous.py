@@ -19,7 +19,7 @@ from tests.gate.market import market, with_column
 from widedeep.bundle import Bundle
 from widedeep.errors import BundleError, ConfigError
 from widedeep.gate import GateConfig, Verdict, verdict_path
-from widedeep.publish import LivePublisher, publish, read_lineage
+from widedeep.publish import ContinuousPublisher, publish, read_lineage
 
 ROWS = 2000
 GATE = GateConfig(unit="user", slices=(), max_latency_ms=10_000.0, max_calibration_rise=1.0)
@@ -59,7 +59,7 @@ class Live:
         self.told: list[str] = []
         self.trainer = make_trainer()
         options = {"every_rows": ROWS, "judge_rows": ROWS, "gate": GATE, **options}
-        self.publisher = LivePublisher(
+        self.publisher = ContinuousPublisher(
             self.trainer,
             self.models,
             bundle=folder / "candidate",
@@ -85,7 +85,7 @@ def live(tmp_path: Path) -> Live:
 def test_what_passes_is_published_by_itself(live: Live) -> None:
     """The first at once, as nothing serves; then as often as was asked for."""
     assert live.learn(shards(4)) == [f"hour {i}" for i in range(4)]
-    assert [attempt.rows for attempt in live.publisher.attempts] == [0, 2000, 4000, 6000]
+    assert [candidate.rows for candidate in live.publisher.candidates] == [0, 2000, 4000, 6000]
     assert live.versions == ["1", "2", "3", "4"]
     assert "2,000 rows learned, judged on 2,000 newer ones: published as version 2" in live.told
     record = read_lineage(live.models)[2].record
@@ -106,7 +106,7 @@ def test_what_passes_is_published_by_itself(live: Live) -> None:
 def test_it_waits_for_enough_rows_to_judge_by(tmp_path: Path) -> None:
     live = Live(tmp_path, judge_rows=3 * ROWS, every_rows=2 * ROWS)
     assert len(live.learn(shards(9))) == 9
-    assert [(a.rows, a.judged) for a in live.publisher.attempts] == [
+    assert [(a.rows, a.judged) for a in live.publisher.candidates] == [
         (0, 6000),
         (6000, 6000),
         (12000, 6000),
@@ -128,7 +128,7 @@ def test_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             yield shard
 
     live.learn(minutes())
-    assert [attempt.rows for attempt in live.publisher.attempts] == [0, 3 * ROWS]
+    assert [candidate.rows for candidate in live.publisher.candidates] == [0, 3 * ROWS]
 
 
 def test_a_no_keeps_what_serves_and_training_goes_on(live: Live) -> None:
@@ -136,10 +136,10 @@ def test_a_no_keeps_what_serves_and_training_goes_on(live: Live) -> None:
     bad = [(name, shuffled(table)) for name, table in shards(3, start=1)]
     names = live.learn([*bad, *shards(3, start=4)])
     assert names == [f"hour {i}" for i in range(7)]
-    passed = [attempt.passed for attempt in live.publisher.attempts]
+    passed = [candidate.passed for candidate in live.publisher.candidates]
     assert passed[:2] == [True, True]
     assert False in passed[2:5], "what was learned of shuffled labels is stopped"
-    stopped = next(a for a in live.publisher.attempts if not a.passed)
+    stopped = next(a for a in live.publisher.candidates if not a.passed)
     assert stopped.version is None
     assert stopped.reasons
     (line,) = [line for line in live.told if line.startswith(f"{stopped.rows:,} rows learned")]
@@ -156,7 +156,7 @@ def test_one_class_in_the_newest_rows(live: Live) -> None:
     table = market(ROWS, 50)
     ones = with_column(table, "click", np.ones(ROWS, np.int8))
     live.learn([("ones", ones), *shards(2, start=2)])
-    assert live.publisher.attempts[1].reasons[0].startswith("every label of the data is 1")
+    assert live.publisher.candidates[1].reasons[0].startswith("every label of the data is 1")
     assert live.trainer.shards == ["hour 0", "ones", "hour 2", "hour 3"]
 
 
@@ -170,15 +170,15 @@ def test_the_model_in_service_is_gone(live: Live, how: str) -> None:
         (live.models / "1/weights.safetensors").unlink()
         why = "weights.safetensors"
     assert len(live.learn(shards(2, start=1))) == 3
-    attempts = live.publisher.attempts[1:]
-    assert [attempt.passed for attempt in attempts] == [None, None]
-    assert why in attempts[0].reasons[0]
+    candidates = live.publisher.candidates[1:]
+    assert [candidate.passed for candidate in candidates] == [None, None]
+    assert why in candidates[0].reasons[0]
     assert not (live.models / "2").exists()
     # An operator restores it, and the next candidate is judged against it.
     shutil.rmtree(live.models / "1", ignore_errors=True)
     shutil.copytree(live.publisher.bundle, live.models / "1")
     live.learn(shards(1, start=3))
-    assert live.publisher.attempts[-1].version == "2"
+    assert live.publisher.candidates[-1].version == "2"
 
 
 def test_shards_that_vanish(live: Live, tmp_path: Path) -> None:
@@ -197,12 +197,12 @@ def test_shards_that_vanish(live: Live, tmp_path: Path) -> None:
 
     live.publisher._told = told
     assert live.learn(files) == ["hour 0", "hour 3", "hour 4"]
-    assert [(a.rows, a.judged) for a in live.publisher.attempts] == [
+    assert [(a.rows, a.judged) for a in live.publisher.candidates] == [
         (0, 2000),
         (2000, 2000),
         (4000, 2000),
     ]
-    assert live.publisher.attempts[1].version == "2"
+    assert live.publisher.candidates[1].version == "2"
 
 
 def test_a_full_disk(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,8 +214,8 @@ def test_a_full_disk(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("widedeep.publish.storage.shutil.copyfile", full)
         live.learn(shards(1, start=1))
-    assert live.publisher.attempts[-1].passed is None
-    assert "No space left on device" in live.publisher.attempts[-1].reasons[0]
+    assert live.publisher.candidates[-1].passed is None
+    assert "No space left on device" in live.publisher.candidates[-1].reasons[0]
     assert live.versions == ["1"]
     live.learn(shards(1, start=2))
     assert live.versions == ["1", "2"]
@@ -242,37 +242,37 @@ def test_two_publishers_of_one_place(tmp_path: Path) -> None:
 
 
 def test_stopped_between_publishing_and_saying_so(live: Live) -> None:
-    """The log of attempts is behind: the same model is not published twice."""
+    """The log of candidates is behind: the same model is not published twice."""
     coming = shards(3)
     live.learn(coming[:1])
     live.publisher.log.unlink()
     again = Live(live.models.parent)
-    again.publisher._is_time = lambda: not again.publisher.attempts  # type: ignore[method-assign]
+    again.publisher._is_time = lambda: not again.publisher.candidates  # type: ignore[method-assign]
     again.learn(coming[:1])
-    assert [(a.rows, a.version) for a in again.publisher.attempts] == [(0, "1")]
+    assert [(a.rows, a.version) for a in again.publisher.candidates] == [(0, "1")]
     assert again.versions == ["1"]
 
 
 def test_it_counts_on_from_its_log(live: Live) -> None:
     live.learn(shards(2))
-    again = LivePublisher(
+    again = ContinuousPublisher(
         live.trainer, live.models, bundle=live.publisher.bundle, every_rows=ROWS, judge_rows=ROWS,
         gate=GATE,
     )  # fmt: skip
-    assert again.attempts == live.publisher.attempts
+    assert again.candidates == live.publisher.candidates
     live.publisher.log.write_text("{}")
-    with pytest.raises(BundleError, match="no log of attempts"):
-        LivePublisher(live.trainer, live.models, bundle=live.publisher.bundle, every_rows=1)
+    with pytest.raises(BundleError, match="expected a log of candidates"):
+        ContinuousPublisher(live.trainer, live.models, bundle=live.publisher.bundle, every_rows=1)
 
 
 def test_behind_a_url(tmp_path: Path) -> None:
     trainer = make_trainer()
-    live = LivePublisher(
+    live = ContinuousPublisher(
         trainer, f"memory://{tmp_path.name}/live", bundle=tmp_path / "candidate", every_rows=ROWS,
         judge_rows=ROWS, gate=GATE,
     )  # fmt: skip
     trainer.fit_stream(live.shards(shards(3)))
-    assert [attempt.version for attempt in live.attempts] == ["1", "2", "3"]
+    assert [candidate.version for candidate in live.candidates] == ["1", "2", "3"]
     parents = [entry.record.parent for entry in read_lineage(live.place.name) if entry.record]
     assert parents == [None, "1", "2"]
 
@@ -280,12 +280,14 @@ def test_behind_a_url(tmp_path: Path) -> None:
 def test_mistakes(live: Live, tmp_path: Path) -> None:
     trainer = live.trainer
     with pytest.raises(ConfigError, match="give every_rows or every_minutes"):
-        LivePublisher(trainer, tmp_path / "m", bundle=tmp_path / "b")
+        ContinuousPublisher(trainer, tmp_path / "m", bundle=tmp_path / "b")
     with pytest.raises(ConfigError, match=r"judge_rows=10, .* at least 1,000 rows"):
-        LivePublisher(trainer, tmp_path / "m", bundle=tmp_path / "b", every_rows=1, judge_rows=10)
+        ContinuousPublisher(
+            trainer, tmp_path / "m", bundle=tmp_path / "b", every_rows=1, judge_rows=10
+        )
     trainer.export(tmp_path / "bundle")
     with pytest.raises(ConfigError, match="is itself a bundle"):
-        LivePublisher(trainer, tmp_path / "bundle", bundle=tmp_path / "b", every_rows=1)
+        ContinuousPublisher(trainer, tmp_path / "bundle", bundle=tmp_path / "b", every_rows=1)
 
 
 def test_what_nobody_foresaw_stops_no_training(
