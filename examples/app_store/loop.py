@@ -69,8 +69,8 @@ class Loop:
         place: Everything is written below it.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.started = time.monotonic()
         self.step = 0
 
@@ -86,7 +86,7 @@ class Loop:
         command = [str(word) for word in words]
         print(f"$ widedeep {shlex.join(command)}", flush=True)
         ran = subprocess.run(
-            [sys.executable, "-m", "widedeep", *command], cwd=self.place, check=False
+            [sys.executable, "-m", "widedeep", *command], cwd=self.folder, check=False
         )
         if ran.returncode and not (may_say_no and ran.returncode == 1):
             sys.exit(f"stopped: 'widedeep {command[0]}' ended with exit code {ran.returncode}")
@@ -100,7 +100,7 @@ class Loop:
         print(f"$ widedeep {shlex.join(words)} &", flush=True)
         with subprocess.Popen(
             [sys.executable, "-m", "widedeep", *words, "--json"],
-            cwd=self.place,
+            cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -126,10 +126,10 @@ def wait_ready(url: str) -> None:
     sys.exit("stopped: the server has not become ready within a minute")
 
 
-def show_ranking(url: str, place: Path) -> None:
+def show_ranking(url: str, folder: Path) -> None:
     """Rank for one user of the first week, and print the list with its reasons."""
-    row = pq.read_table(place / "week1/impressions").slice(0, 1).to_pylist()[0]
-    apps = pq.read_table(place / "apps.parquet")["app"].to_pylist()
+    row = pq.read_table(folder / "week1/impressions").slice(0, 1).to_pylist()[0]
+    apps = pq.read_table(folder / "apps.parquet")["app"].to_pylist()
     columns = ("user_days", "user_installed", "user_country", "user_age")
     body = {
         "user": {name: row[name] for name in columns},
@@ -143,15 +143,22 @@ def show_ranking(url: str, place: Path) -> None:
     )
     started = time.perf_counter()
     with urllib.request.urlopen(request, timeout=30) as answer:
-        found = json.load(answer)
-    taken = 1000 * (time.perf_counter() - started)
-    shown = {**body, "candidates": [*body["candidates"][:2], f"... {len(body['candidates'])} apps"]}
-    print(f"\nPOST {url}/v1/rank\n{json.dumps(shown, default=str)}")
-    print(f"\nanswered in {taken:.1f} ms, best first, with the strongest reasons of the wide part:")
-    for app, score, why in zip(found["items"], found["scores"], found["explanations"], strict=True):
+        ranking = json.load(answer)
+    elapsed_ms = 1000 * (time.perf_counter() - started)
+    abridged = {
+        **body,
+        "candidates": [*body["candidates"][:2], f"... {len(body['candidates'])} apps"],
+    }
+    print(f"\nPOST {url}/v1/rank\n{json.dumps(abridged, default=str)}")
+    print(
+        f"\nanswered in {elapsed_ms:.1f} ms, best first, with the strongest reasons of the wide part:"
+    )
+    for app, score, why in zip(
+        ranking["items"], ranking["scores"], ranking["explanations"], strict=True
+    ):
         terms = sorted(why["wide"], key=lambda term: -abs(term["weights"][0]))[:2]
-        told = ", ".join(f"{t['feature']} = {t['value']} {t['weights'][0]:+.2f}" for t in terms)
-        print(f"  {app}  P(install) = {score:.3f}   deep {why['deep'][0]:+.2f}; {told}")
+        reasons = ", ".join(f"{t['feature']} = {t['value']} {t['weights'][0]:+.2f}" for t in terms)
+        print(f"  {app}  P(install) = {score:.3f}   deep {why['deep'][0]:+.2f}; {reasons}")
 
 
 def first_week(loop: Loop, requests: int) -> None:
@@ -166,22 +173,22 @@ def first_week(loop: Loop, requests: int) -> None:
     loop.run("validate", "runs/1", "--data", "week1/examples/test", *GATE)
     loop.tell("Publish: only what has passed, whole or not at all")
     loop.run("publish", "runs/1", "models")
-    shutil.copy(loop.place / "week1/catalogue.parquet", loop.place / "apps.parquet")
+    shutil.copy(loop.folder / "week1/catalogue.parquet", loop.folder / "apps.parquet")
 
 
 def second_week(loop: Loop) -> None:
     """Serve, learn from what was served, and put the next model in the first one's place."""
     loop.tell("Serve it; the second week begins")
     with loop.serving("log") as url:
-        show_ranking(url, loop.place)
+        show_ranking(url, loop.folder)
         print()
         policy = ("--policy", f"served={url}", "--explore", 0.05, "--catalogue", "apps.parquet")
         loop.run("simulate", "week2", "--resume", "week1", *policy, "--days", 5)
     loop.tell("Join what the server itself logged: the very values that it scored")
-    (loop.place / "served").mkdir()
-    text = SERVED_JOIN.format(log=loop.place / "log", actions=loop.place / "week2/actions")
-    (loop.place / "served/join.toml").write_text(text)
-    shutil.copy(loop.place / "week1/app_store.toml", loop.place / "served/app_store.toml")
+    (loop.folder / "served").mkdir()
+    text = SERVED_JOIN.format(log=loop.folder / "log", actions=loop.folder / "week2/actions")
+    (loop.folder / "served/join.toml").write_text(text)
+    shutil.copy(loop.folder / "week1/app_store.toml", loop.folder / "served/app_store.toml")
     loop.run("join", "served/join.toml")
     loop.tell("Train the next model, from where the first one stopped")
     words = ("--warm-start", "runs/1", "--out", "runs/2")
@@ -207,8 +214,8 @@ def wait_version(url: str, version: str) -> None:
     """Wait until a version takes the traffic."""
     for _ in range(600):
         with urllib.request.urlopen(f"{url}/v1/status", timeout=5) as answer:
-            found = json.load(answer)["models"]["apps"]
-        if any(each["version"] == version and each["state"] == "ready" for each in found):
+            versions = json.load(answer)["models"]["apps"]
+        if any(entry["version"] == version and entry["state"] == "ready" for entry in versions):
             return
         time.sleep(0.1)
     sys.exit(f"stopped: the server has not taken version {version} within a minute")
@@ -217,10 +224,13 @@ def wait_version(url: str, version: str) -> None:
 def acquisitions(loop: Loop) -> None:
     """Print installs a request, before and after, with 95 % intervals from users."""
     loop.tell("What it brought: installs a request, and their 95 % interval")
-    told = {"popularity": "week 1, no model", "served": "week 2, the first model"}
-    told |= {"frozen": "then: the first model still", "retrained": "then: the second, warm-started"}
-    for week in sorted(place.name for place in loop.place.glob("week*")):
-        table = pq.read_table(loop.place / week / "requests")
+    titles = {"popularity": "week 1, no model", "served": "week 2, the first model"}
+    titles |= {
+        "frozen": "then: the first model still",
+        "retrained": "then: the second, warm-started",
+    }
+    for week in sorted(folder.name for folder in loop.folder.glob("week*")):
+        table = pq.read_table(loop.folder / week / "requests")
         users = table.group_by(["arm", "user_id"]).aggregate(
             [("installs", "sum"), ("installs", "count")]
         )
@@ -232,7 +242,7 @@ def acquisitions(loop: Loop) -> None:
             rate = installs_U.sum() / requests
             # Users are what was drawn, and they differ in how often they come.
             half = 1.96 * (installs_U - rate * requests_U).std() * len(of_arm) ** 0.5 / requests
-            print(f"  {told.get(arm, arm):32}  {rate:.4f} ± {half:.4f}   {requests:,} requests")
+            print(f"  {titles.get(arm, arm):32}  {rate:.4f} ± {half:.4f}   {requests:,} requests")
 
 
 def main() -> None:
@@ -243,14 +253,14 @@ def main() -> None:
     parser.add_argument("--out", default="loop", help="the folder; what is there is replaced")
     parser.add_argument("--requests", type=int, default=6000, help="a day")
     arguments = parser.parse_args()
-    place = Path(arguments.out).resolve()
-    if place.exists() and not (place / ".loop").exists() and any(place.iterdir()):
-        sys.exit(f"{place}: is not empty and no earlier loop; name another folder with --out")
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    (place / ".loop").touch()
+    folder = Path(arguments.out).resolve()
+    if folder.exists() and not (folder / ".loop").exists() and any(folder.iterdir()):
+        sys.exit(f"{folder}: is not empty and no earlier loop; name another folder with --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / ".loop").touch()
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    loop = Loop(place)
+    loop = Loop(folder)
     first_week(loop, arguments.requests)
     second_week(loop)
     acquisitions(loop)
@@ -260,9 +270,9 @@ def main() -> None:
         "One page about the newest model: what it learned, how good it is, where it comes from"
     )
     loop.run("report", "runs/2", "--models", "models", "--out", "report.html")
-    print(f"\nall of it is in {place}; look at")
+    print(f"\nall of it is in {folder}; look at")
     for page in ("report.html", "served/examples/report.html", "runs/2/bundle.verdict.html"):
-        print(f"  {place / page}")
+        print(f"  {folder / page}")
 
 
 if __name__ == "__main__":

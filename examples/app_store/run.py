@@ -24,8 +24,8 @@ def write_section(name: str, text: str) -> None:
     """Replace the part of the README between the marks of a name."""
     before = README.read_text(encoding="utf-8")
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-    after, found = marked.subn(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", before)
-    if not found:
+    after, replacements = marked.subn(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", before)
+    if not replacements:
         raise SystemExit(f"{README}: the marks <!-- {name} --> and <!-- end of {name} --> are gone")
     README.write_text(after, encoding="utf-8")
 
@@ -33,12 +33,12 @@ def write_section(name: str, text: str) -> None:
 def measure(name: str, folder: Path | None, config: Table1Config) -> None:
     """Do the experiment in one kind of store, and write down what came of it."""
     started = time.perf_counter()
-    found = table1_in(
+    result = table1_in(
         folder and folder / name.replace(" ", "_"),
         config,
         on_progress=lambda told: print(told, file=sys.stderr, flush=True),
     )
-    text = table1_text(found)
+    text = table1_text(result)
     print(f"{text}\n\n{time.perf_counter() - started:.0f} s", flush=True)
     write_section(name, text)
 

@@ -44,8 +44,8 @@ def main() -> None:
     train, valid = train_and_valid()
     print(f"| {'model':11} | test AUC | log loss | accuracy | calibration |")
     print("|---|---|---|---|---|")
-    for name, part in PARTS.items():
-        spec = part(census_spec())
+    for name, make_spec in PARTS.items():
+        spec = make_spec(census_spec())
         results = [
             trained(spec, train, valid, seed).evaluate(DATA / "test.parquet") for seed in seeds
         ]

@@ -49,27 +49,27 @@ def columns(folder: Path, values: dict[str, pa.Array]) -> tuple[Any, Any, Any]:
     """Return features (B, columns), labels and customers of a split."""
     names = [*NUMBERS, *CATEGORIES, "last_items", "customer", "label"]
     table = pq.read_table(folder, columns=names)
-    found = [table[name].to_numpy().astype(np.float32) for name in NUMBERS]
-    found.append(place_in_list(table))
+    arrays = [table[name].to_numpy().astype(np.float32) for name in NUMBERS]
+    arrays.append(place_in_list(table))
     for name in CATEGORIES:
-        known = pc.index_in(table[name].combine_chunks(), values[name])
-        found.append(known.fill_null(-1).to_numpy().astype(np.float32))
-    return np.stack(found, axis=1), table["label"].to_numpy(), table["customer"].to_numpy()
+        codes = pc.index_in(table[name].combine_chunks(), values[name])
+        arrays.append(codes.fill_null(-1).to_numpy().astype(np.float32))
+    return np.stack(arrays, axis=1), table["label"].to_numpy(), table["customer"].to_numpy()
 
 
 def report(
     name: str, score_B: Any, label_B: Any, customer_B: Any, seconds: float
 ) -> dict[str, Any]:
     """Print and return the metrics of one model on the test period."""
-    figures = {
+    metrics = {
         "auc": auc(label_B, score_B),
         "gauc": grouped_auc(label_B, score_B, customer_B),
         "log_loss": log_loss(label_B, score_B),
         "calibration": calibration(label_B, score_B),
     }
-    told = ", ".join(f"{key} {value:.4f}" for key, value in figures.items())
-    print(f"{name}: {told} ({seconds:.0f} s)", flush=True)
-    return figures
+    text = ", ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+    print(f"{name}: {text} ({seconds:.0f} s)", flush=True)
+    return metrics
 
 
 def table(out: Path, peers: dict[str, dict[str, Any]]) -> str:
@@ -78,8 +78,8 @@ def table(out: Path, peers: dict[str, dict[str, Any]]) -> str:
     set_right = {key: ours[f"calibrated {key}"] for key in ("log_loss", "calibration")}
     models = {**peers, "**Wide & Deep**": ours, "**Wide & Deep, calibrated**": ours | set_right}
     rows = ["| model | AUC | grouped AUC | log loss | calibration |", "|---|---|---|---|---|"]
-    for name, figures in models.items():
-        cells = [f"{figures[key]:.4f}" for key in ("auc", "gauc", "log_loss", "calibration")]
+    for name, metrics in models.items():
+        cells = [f"{metrics[key]:.4f}" for key in ("auc", "gauc", "log_loss", "calibration")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -102,7 +102,7 @@ def main() -> None:
     linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
     linear.fit(np.nan_to_num(train_X[:, :numbers], nan=0.0), train_y)
     score = linear.predict_proba(np.nan_to_num(test_X[:, :numbers], nan=0.0))[:, 1]
-    found = {"logistic regression": report(
+    metrics = {"logistic regression": report(
         "logistic regression", score, test_y, customers, time.perf_counter() - started
     )}  # fmt: skip
 
@@ -125,15 +125,15 @@ def main() -> None:
         valid_sets=[lgb.Dataset(valid_X, valid_y, reference=data)],
         callbacks=[lgb.early_stopping(20, verbose=False)],
     )
-    found["LightGBM"] = report(
+    metrics["LightGBM"] = report(
         f"LightGBM, {model.best_iteration} trees",
         model.predict(test_X),
         test_y,
         customers,
         time.perf_counter() - started,
     )
-    (arguments.out / "peers.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(f"\n{table(arguments.out, found)}")
+    (arguments.out / "peers.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    print(f"\n{table(arguments.out, metrics)}")
 
 
 if __name__ == "__main__":

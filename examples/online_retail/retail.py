@@ -39,18 +39,18 @@ HISTORY = (
 )
 
 
-def find_file(given: str | None) -> Path | None:
+def find_file(argument: str | None) -> Path | None:
     """Return the data's path from an argument or the environment, or None if it is not there."""
-    place = given or os.environ.get(VARIABLE)
-    return Path(place) if place and Path(place).is_file() else None
+    folder = argument or os.environ.get(VARIABLE)
+    return Path(folder) if folder and Path(folder).is_file() else None
 
 
 def sales(path: Path) -> pa.Table:
     """Return the lines that sold something to a known customer: who, what, when, for how much."""
     lines = pq.read_table(path)
     sold = pc.and_(pc.greater(lines["Quantity"], 0), pc.greater(lines["UnitPrice"], 0))
-    known = pc.and_(pc.is_valid(lines["CustomerID"]), pc.is_valid(lines["Description"]))
-    lines = lines.filter(pc.and_(sold, known))
+    complete = pc.and_(pc.is_valid(lines["CustomerID"]), pc.is_valid(lines["Description"]))
+    lines = lines.filter(pc.and_(sold, complete))
     return pa.table(
         {
             "customer": lines["CustomerID"].cast(pa.int64()),

@@ -26,7 +26,7 @@ REPORTED = ("auc", "gauc", "log_loss", "calibration", "label_mean", "rows")
 
 
 def train(
-    examples: Path, place: Path, *, epochs: int, threads: int | None
+    examples: Path, folder: Path, *, epochs: int, threads: int | None
 ) -> tuple[dict[str, float], wd.Bundle]:
     """Fit the schema on train alone, train, and report on the test period."""
     schema = wd.fit_schema(retail_spec(), examples / "train")
@@ -34,10 +34,10 @@ def train(
     trainer = wd.Trainer(wd.WideDeep(schema), batch_size=1024, threads=threads)
     trainer.fit(examples / "train", epochs=epochs, valid=examples / "valid", early_stopping=1)
     bundle = trainer.export(
-        place, calibration="platt", calibrate_on=examples / "valid", overwrite=True
+        folder, calibration="platt", calibrate_on=examples / "valid", overwrite=True
     )
-    found = trainer.evaluate(examples / "test")
-    metrics = {name: float(found[name]) for name in REPORTED}
+    test_metrics = trainer.evaluate(examples / "test")
+    metrics = {name: float(test_metrics[name]) for name in REPORTED}
     return metrics | _calibrated(bundle, examples / "test"), bundle
 
 

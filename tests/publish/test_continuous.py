@@ -273,7 +273,7 @@ def test_behind_a_url(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit_stream(live.shards(shards(3)))
     assert [candidate.version for candidate in live.candidates] == ["1", "2", "3"]
-    parents = [entry.record.parent for entry in read_lineage(live.place.name) if entry.record]
+    parents = [entry.record.parent for entry in read_lineage(live.store.name) if entry.record]
     assert parents == [None, "1", "2"]
 
 

@@ -75,7 +75,7 @@ def _add_table1(targets: Verbs) -> None:
 def _table1(arguments: argparse.Namespace) -> int:
     from widedeep.simulate.table1 import table1_config, table1_document, table1_in, table1_text
 
-    found = table1_in(
+    result = table1_in(
         None if arguments.out is None else Path(arguments.out),
         table1_config(
             seeds=arguments.seeds,
@@ -90,10 +90,10 @@ def _table1(arguments: argparse.Namespace) -> int:
         on_progress=say,
     )
     if arguments.json:
-        print_json(table1_document(found))
+        print_json(table1_document(result))
     else:
-        print_text(table1_text(found))
-    ahead = all(found.lift("wide & deep", other).significant for other in ("wide", "deep"))
+        print_text(table1_text(result))
+    ahead = all(result.lift("wide & deep", other).significant for other in ("wide", "deep"))
     return GOOD if ahead else NO
 
 
@@ -140,7 +140,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         *("--queue", "512"),
         *(["--bfloat16"] if arguments.bfloat16 else []),
     ]
-    found = bench_server(
+    reports = bench_server(
         words,
         items=arguments.items,
         item_id=arguments.item_id,
@@ -149,11 +149,11 @@ def _serve(arguments: argparse.Namespace) -> int:
         seconds=arguments.seconds,
     )
     if arguments.json:
-        print_json(load_document(found))
+        print_json(load_document(reports))
     else:
         headings = ["connections", "p50 ms", "p99 ms", "requests/s", "CPU ms/request", "failed"]
-        print_table(headings, load_rows(found), right=headings)
-    return NO if any(report.failures or not report.requests for report in found) else GOOD
+        print_table(headings, load_rows(reports), right=headings)
+    return NO if any(report.failures or not report.requests for report in reports) else GOOD
 
 
 # ---- a server under load ------------------------------------------------------------------------
@@ -212,9 +212,9 @@ def rank_bodies(
     for number in range(_BODIES):
         body: dict[str, Any] = {"user": stored[number % len(stored)]["user"]}
         if ids is not None:
-            body["candidates"] = [ids[at] for at in rng.integers(0, len(ids), candidates)]
+            body["candidates"] = [ids[index] for index in rng.integers(0, len(ids), candidates)]
         else:
-            drawn = [stored[at]["item"] for at in rng.integers(0, len(stored), candidates)]
+            drawn = [stored[index]["item"] for index in rng.integers(0, len(stored), candidates)]
             names = {name: None for item in drawn for name in item}
             body["items"] = {name: [item.get(name) for item in drawn] for name in names}
         bodies.append(json.dumps(body, separators=(",", ":")).encode())

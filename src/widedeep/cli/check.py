@@ -78,26 +78,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_join_file(arguments: argparse.Namespace) -> int:
-    found = check_join(arguments.config, arguments.set, rows=arguments.rows)
+    check = check_join(arguments.config, arguments.set, rows=arguments.rows)
     if arguments.json:
-        print_json(join_check_document(found))
+        print_json(join_check_document(check))
     else:
-        print_join_check(found, arguments.config, arguments.set)
-    return NO if found.problems else GOOD
+        print_join_check(check, arguments.config, arguments.set)
+    return NO if check.problems else GOOD
 
 
 def _check_document(report: CheckReport) -> dict[str, Any]:
     inputs = {
-        found.role: {
-            "data": found.place,
-            "rows": found.rows,
-            "sampled": found.sampled,
+        data.role: {
+            "data": data.place,
+            "rows": data.rows,
+            "sampled": data.sampled,
             "columns": {
                 c.name: {"type": str(c.arrow_type), "distinct": c.distinct, "missing": c.missing}
-                for c in found.columns
+                for c in data.columns
             },
         }
-        for found in report.inputs
+        for data in report.inputs
     }
     return {
         "ok": not report.problems,
@@ -109,11 +109,11 @@ def _check_document(report: CheckReport) -> dict[str, Any]:
 
 
 def _print_check(report: CheckReport) -> None:
-    for found in report.inputs:
-        rows = f"{found.rows:,} rows" if found.rows is not None else "not counted"
-        print_text(f"{found.role}: {found.place} ({rows}, {found.sampled:,} sampled)")
-        if found.role == "train":
-            cells = [[c.name, str(c.arrow_type), c.describe()] for c in found.columns]
+    for data in report.inputs:
+        rows = f"{data.rows:,} rows" if data.rows is not None else "not counted"
+        print_text(f"{data.role}: {data.place} ({rows}, {data.sampled:,} sampled)")
+        if data.role == "train":
+            cells = [[c.name, str(c.arrow_type), c.describe()] for c in data.columns]
             print_table(["column", "type", "holds"], cells)
             print_text()
     for label, values in report.labels.items():
@@ -173,7 +173,7 @@ def check_run(
     if "train" in samples:
         _check_labels(config, samples["train"], report)
         _check_schema(config, samples, report)
-        if len(samples) == sum(place is not None for place in _places(config).values()):
+        if len(samples) == sum(path is not None for path in _places(config).values()):
             _check_whole_columns(config, report.schema, report)
     return report
 
@@ -190,7 +190,7 @@ def _check_follow(
 def _check_place(directory: RunDirectory, report: CheckReport) -> None:
     """Say whether the run's folder can be written, and what is in it."""
     folder = directory.path.absolute()
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         why = "may not be written" if existing.is_dir() else "is a file"
         report.problems.append(
@@ -207,13 +207,13 @@ def _check_place(directory: RunDirectory, report: CheckReport) -> None:
 def _check_optimizers(config: RunConfig, report: CheckReport) -> None:
     from widedeep.optim import make_optimizer
 
-    for part in ("wide", "deep", "dense"):
-        table = getattr(config.train, part)
+    for group in ("wide", "deep", "dense"):
+        table = getattr(config.train, group)
         try:
             if table is not None:
                 make_optimizer(table)
         except WideDeepError as error:
-            report.problems.append(f"[train] {part}: {error}")
+            report.problems.append(f"[train] {group}: {error}")
     if config.train.patience is not None and not _has_valid(config):
         report.problems.append(
             f"[train] patience = {config.train.patience} needs validation data; write "
@@ -241,21 +241,21 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
         if places[role] is not None and _same_place(places[role], data.train):
             report.notes.append(f"[data] {role} is the training data: its metrics will flatter")
     samples: dict[str, Sample] = {}
-    for role, place in places.items():
-        if place is None:
+    for role, path in places.items():
+        if path is None:
             continue
         try:
-            sample = sample_rows(place, rows=rows, column_types=declared_types(config.spec))
+            sample = sample_rows(path, rows=rows, column_types=declared_types(config.spec))
         except WideDeepError as error:
             report.problems.append(f"[data] {role}: {error}")
             continue
         if _check_columns(config, role, sample, report):
             samples[role] = sample
-        wanted = [name for name in sample.table.column_names if name in _columns(config)]
-        profile = profile_columns(sample.table.select(wanted))
+        names = [name for name in sample.table.column_names if name in _columns(config)]
+        profile = profile_columns(sample.table.select(names))
         seen = sample.table.num_rows
         report.inputs.append(
-            InputReport(role=role, place=place, rows=sample.total, sampled=seen, columns=profile)
+            InputReport(role=role, place=path, rows=sample.total, sampled=seen, columns=profile)
         )
         if role == "train":
             _note_columns(config, profile, report)
@@ -275,12 +275,12 @@ def _same_place(one: str | list[str] | None, other: str | list[str] | None) -> b
 def _columns(config: RunConfig) -> dict[str, str]:
     """Return the columns a run reads, and what for."""
     spec = config.spec
-    found = dict.fromkeys(spec.columns(), "a feature reads")
-    found.update(dict.fromkeys(spec.labels.values(), "is the label"))
+    uses = dict.fromkeys(spec.columns(), "a feature reads")
+    uses.update(dict.fromkeys(spec.labels.values(), "is the label"))
     for name, what in ((spec.weight, "is the weight"), (spec.group, "is the group")):
         if name is not None:
-            found[name] = what
-    return found
+            uses[name] = what
+    return uses
 
 
 def _check_columns(config: RunConfig, role: str, sample: Sample, report: CheckReport) -> bool:
@@ -321,8 +321,8 @@ def _is_number(config: RunConfig, name: str) -> bool:
 def _check_labels(config: RunConfig, sample: Sample, report: CheckReport) -> None:
     if not config.spec.labels:
         report.problems.append('[data] names no label; write label = "COLUMN"')
-    wanted = [*config.spec.labels.values(), config.spec.weight]
-    table = sample.table.select([name for name in wanted if name is not None])
+    names = [*config.spec.labels.values(), config.spec.weight]
+    table = sample.table.select([name for name in names if name is not None])
     for column in profile_columns(table):
         if column.name != config.spec.weight:
             report.labels[column.name] = _label_values(column)
@@ -367,9 +367,9 @@ def _check_whole_columns(config: RunConfig, schema: Schema | None, report: Check
     trainer = None if schema is None else _trial(config, schema, targets, report)
     heads = () if trainer is None else trainer.model.heads
     classes = {} if trainer is None else trainer.model.schema.classes
-    for role, found in targets.items():
+    for role, role_targets in targets.items():
         stops = role == "valid" and config.train.early_stopping is not False
-        problems = found.problems(heads, classes, config.train.monitor if stops else None)
+        problems = role_targets.problems(heads, classes, config.train.monitor if stops else None)
         if role == "valid" and config.data.valid is None:  # a share of rows that train has told of
             problems = [problem for problem in problems if "monitor" in problem]
         report.problems += [f"[data] {role}: {problem}" for problem in problems]
@@ -430,24 +430,24 @@ class Targets:
         self, heads: Sequence[Any], classes: Mapping[str, Sequence[str]], monitor: str | None
     ) -> list[str]:
         """Return what training or evaluation would refuse."""
-        weights, found = self._weights()
+        weights, problems = self._weights()
         reasons: dict[str, str] = {}
         for column in self.spec.labels.values():
-            found += self._nulls(column)
+            problems += self._nulls(column)
         for head, column in zip(heads, self.spec.labels.values(), strict=False):
             if self.table[column].null_count:
                 continue
             try:
                 labels = self._labels(head, column, tuple(classes.get(head.name, ())))
             except DataError as error:
-                found.append(str(error))
+                problems.append(str(error))
                 continue
             if weights is None or (weights > 0).any():
                 prefix = f"{head.name}/" if len(heads) > 1 else ""
                 reasons |= {f"{prefix}{k}": v for k, v in _undefined(head, labels, weights).items()}
         if monitor in reasons:
-            found.append(f"[train] monitor = {monitor!r} is not defined: {reasons[monitor]}")
-        return found
+            problems.append(f"[train] monitor = {monitor!r} is not defined: {reasons[monitor]}")
+        return problems
 
     def single_valued(self) -> list[str]:
         """Return what to say of labels that have one value alone."""
@@ -467,19 +467,19 @@ class Targets:
             f"first: row {_first(pc.is_null(values))}); drop them"
         ]
 
-    def _labels(self, head: Any, column: str, known: tuple[str, ...]) -> np.ndarray[Any, Any]:
+    def _labels(self, head: Any, column: str, classes: tuple[str, ...]) -> np.ndarray[Any, Any]:
         """A label's column as the numbers that a head learns."""
         import torch
 
         values = self.table[column]
         name = f"label {column!r}"
         if _is_text(values.type):
-            places = pc.index_in(values, pa.array(known, pa.string()))
+            places = pc.index_in(values, pa.array(classes, pa.string()))
             if places.null_count:
                 row = _first(pc.is_null(places))
                 raise DataError(
                     f"{name} (row {row}): got {values[row].as_py()!r}, expected one of "
-                    f"{list(known[:_SHOWN])}, the classes of the training data"
+                    f"{list(classes[:_SHOWN])}, the classes of the training data"
                 )
             return np.asarray(places, np.float32)
         try:
@@ -492,8 +492,8 @@ class Targets:
         try:
             head.check_labels(torch.from_numpy(labels.astype(np.float32)), column)
         except DataError as error:
-            told = str(error).replace("(example", "(row").replace(" of a batch", "")
-            raise DataError(told) from error
+            message = str(error).replace("(example", "(row").replace(" of a batch", "")
+            raise DataError(message) from error
         return labels.astype(np.float32)
 
     def _weights(self) -> tuple[np.ndarray[Any, Any] | None, list[str]]:
@@ -522,7 +522,7 @@ def read_targets(spec: FeatureSpec, data: Any) -> Targets:
     with open_source(data, columns=names) as source:
         if not source.num_rows:
             raise DataError("got no rows; expected at least one example")
-        table = pa.concat_tables([source.read(part, names) for part in source.fragments])
+        table = pa.concat_tables([source.read(fragment, names) for fragment in source.fragments])
     columns = [_plain(column) for column in table.columns]
     return Targets(spec=spec, table=pa.table(columns, names=table.column_names))
 

@@ -53,25 +53,25 @@ def export_checkpoint(
         raise BundleError(f"{out}: is there already; name another folder, or add --force")
     from widedeep.cli.run_training import make_trainer
 
-    place = find_checkpoint(path)
-    checkpoint = read_checkpoint(place)
-    config = config_from_tables(checkpoint.state["config"], origin=str(place))
+    folder = find_checkpoint(path)
+    checkpoint = read_checkpoint(folder)
+    config = config_from_tables(checkpoint.state["config"], origin=str(folder))
     # What a GPU trained is exported anywhere.
     here = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu"))
     try:
         trainer = make_trainer(checkpoint.schema, here, progress=False)
     except ConfigError as error:
         raise CheckpointError(
-            f"{place}: its trainer cannot be made from its configuration ({error}); export it "
+            f"{folder}: its trainer cannot be made from its configuration ({error}); export it "
             "where it was made: trainer.export(...)"
         ) from error
-    known = {f"module/{name}" for name in trainer.model.dense_state()}
-    unknown = {n for n in checkpoint.tensors if n.startswith("module/")} - known
+    described = {f"module/{name}" for name in trainer.model.dense_state()}
+    unknown = {n for n in checkpoint.tensors if n.startswith("module/")} - described
     if unknown:
         raise CheckpointError(
-            f"{place}: holds {sorted(unknown)[0]!r}, part of a tower that the configuration does "
+            f"{folder}: holds {sorted(unknown)[0]!r}, part of a tower that the configuration does "
             "not describe; export it where it was made: trainer.export(...)"
         )
-    trainer.load_checkpoint(place)
+    trainer.load_checkpoint(folder)
     trainer.config = dataclasses.replace(trainer.config, device=config.train.device)
-    return trainer.export(out, overwrite=overwrite), place
+    return trainer.export(out, overwrite=overwrite), folder

@@ -139,19 +139,23 @@ def _data_block(inferred: InferredSpec, data: str, folder: Path) -> str:
 def _siblings(data: str) -> dict[str, str]:
     """Return test and validation data that lie beside training data and are named like it."""
     path = Path(data)
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for role, names in (("valid", ("valid", "validation", "dev")), ("test", ("test",))):
         for name in names:
             other = path.with_name(path.name.replace("train", name))
             if other != path and (other.is_file() or any(other.glob("*.parquet"))):
-                found.setdefault(role, str(other))
-    return found
+                paths.setdefault(role, str(other))
+    return paths
 
 
 def _relative(path: str, folder: Path) -> str:
     """Seen from the file's folder, or absolute where that would climb far up."""
-    found = os.path.relpath(path, folder)
-    return os.path.abspath(path) if os.path.isabs(path) or found.startswith("../../..") else found
+    relative = os.path.relpath(path, folder)
+    return (
+        os.path.abspath(path)
+        if os.path.isabs(path) or relative.startswith("../../..")
+        else relative
+    )
 
 
 def _model_block(inferred: InferredSpec) -> str:

@@ -78,12 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _inspect_schema(schema: Schema, arguments: argparse.Namespace, top: int) -> None:
     if arguments.row is not None:
         raise ConfigError(f"{arguments.model}: a schema scores no row; give --row with a bundle")
-    found = vocabulary_table(schema, top=top)
+    tables = vocabulary_table(schema, top=top)
     if arguments.json:
-        print_json({"fingerprint": schema.fingerprint, "rows": schema.rows, "values": found})
+        print_json({"fingerprint": schema.fingerprint, "rows": schema.rows, "values": tables})
         return
     print_text(repr(schema))
-    for name, values in found.items():
+    for name, values in tables.items():
         print_text(f"\n{name}: the most frequent of {len(schema.vocabularies[name]):,} values")
         print_table(["value", "seen"], [[text, f"{n:,}"] for text, n in values], right=["seen"])
 
@@ -140,11 +140,11 @@ def _print_history(bundle: Bundle) -> None:
     cells = [
         [
             name,
-            f"{told['feature']} of {' or '.join(told['kinds']) or told['of']}",
-            str(told["by"]),
-            str(told["window"] or ""),
+            f"{column['feature']} of {' or '.join(column['kinds']) or column['of']}",
+            str(column["by"]),
+            str(column["window"] or ""),
         ]
-        for name, told in bundle.history.items()
+        for name, column in bundle.history.items()
     ]
     print_table(["column", "holds", "by", "window"], cells)
 

@@ -94,18 +94,18 @@ def _print_result(result: JoinResult) -> None:
     }
     _print_splits(splits)
     counts = manifest["counts"]
-    told = [
+    reasons = [
         (counts["open_windows_left_out"], "with a window still open"),
         (counts["sampled_or_split_out"], "sampled out or in no split"),
         (counts["duplicates_dropped"], "there twice"),
     ]
-    left_out = ", ".join(f"{n:,} {why}" for n, why in told if n)
+    left_out = ", ".join(f"{n:,} {why}" for n, why in reasons if n)
     if left_out:
         print_text(f"\nimpressions left out: {left_out}")
-    for name, found in counts["labels"].items():
+    for name, sums in counts["labels"].items():
         print_text(
-            f"actions of label {name}: {found['actions']:,}; {found['orphaned']:,} without an "
-            f"impression before them, {found['late']:,} after the window"
+            f"actions of label {name}: {sums['actions']:,}; {sums['orphaned']:,} without an "
+            f"impression before them, {sums['late']:,} after the window"
         )
     for note in result.notes:
         print_text(f"note: {note}")
@@ -202,22 +202,26 @@ def _note_times(tried: DryRun, check: JoinCheck) -> None:
     counts = tried.resolved.counts
     if "impressions" not in counts:
         return
-    shown, taken = counts["impressions"], counts["actions"]
-    before = taken.last_us < shown.first_us
-    if before or taken.first_us > shown.last_us + tried.resolved.plan.window_us:
+    impressions, actions = counts["impressions"], counts["actions"]
+    before = actions.last_us < impressions.first_us
+    if before or actions.first_us > impressions.last_us + tried.resolved.plan.window_us:
         when = "before the first impression" if before else "after the last impression's window"
         check.notes.append(f"all actions lie {when}: check the times of both logs")
 
 
 def _note_splits(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
     empty = [name for name, sums in tried.splits.items() if not sums["rows"]]
-    wanted = zip(SPLITS, config.split.fractions, strict=True)
-    asked = ["train"] if config.split.by == "none" else [name for name, share in wanted if share]
+    fractions = zip(SPLITS, config.split.fractions, strict=True)
+    expected = (
+        ["train"]
+        if config.split.by == "none"
+        else [name for name, fraction in fractions if fraction]
+    )
     for name in empty:
-        if name in asked:
-            told = f"no example of the sample falls in {name}: check [split]"
+        if name in expected:
+            text = f"no example of the sample falls in {name}: check [split]"
             certain = name == "train" and tried.one_in == 1
-            (check.problems if certain else check.notes).append(told)
+            (check.problems if certain else check.notes).append(text)
 
 
 def _note_columns(config: JoinConfig, check: JoinCheck) -> None:

@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         # A folder that may not be written, a full disk: the user's to put right, and not a bug.
         _drop_output()
-        place = "" if error.filename is None else f"{error.filename}: "
-        return _failed(error, f"{place}{error.strerror or error}; check the path and its disk")
+        prefix = "" if error.filename is None else f"{error.filename}: "
+        return _failed(error, f"{prefix}{error.strerror or error}; check the path and its disk")
     except MemoryError as error:
         return _failed(error, "out of memory; use fewer or narrower features, or smaller batches")
     except Exception as error:

@@ -110,10 +110,12 @@ def _console() -> Console:
 
 def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Print the metrics of one or more data sets, side by side."""
-    names = list(dict.fromkeys(name for found in metrics.values() for name in found))
-    shown = [name for name in names if name.rpartition("/")[2].partition("@")[0] in _SHOWN_METRICS]
-    shown.sort(key=lambda name: _order(name, names))
-    rows = [[name, *(number(found.get(name)) for found in metrics.values())] for name in shown]
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    printed = [
+        name for name in names if name.rpartition("/")[2].partition("@")[0] in _SHOWN_METRICS
+    ]
+    printed.sort(key=lambda name: _order(name, names))
+    rows = [[name, *(number(values.get(name)) for values in metrics.values())] for name in printed]
     print_table(["metric", *metrics], rows, right=list(metrics))
 
 

@@ -24,11 +24,11 @@ class VerbParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong on standard error and end with code 2."""
-        found = _CHOICE.fullmatch(message)
-        if found:
-            what, got, listed = found.groups()
-            known = [name.strip().strip("'") for name in listed.split(",")]
-            message = f"got {what} {got!r}; {nearest(got, known)}"
+        match = _CHOICE.fullmatch(message)
+        if match:
+            what, got, listed = match.groups()
+            choices = [name.strip().strip("'") for name in listed.split(",")]
+            message = f"got {what} {got!r}; {nearest(got, choices)}"
         say(f"widedeep: error: {message} (see '{self.prog} --help')")
         raise SystemExit(MISUSE)
 
@@ -37,8 +37,8 @@ class VerbParser(argparse.ArgumentParser):
         got = words[0].partition("=")[0]
         if not got.startswith("-"):
             self.error(f"got {got!r} in a place where nothing more is expected")
-        known = [name for action in self._actions for name in action.option_strings]
-        self.error(f"got the unknown option {got!r}; {nearest(got, known)}")
+        options = [name for action in self._actions for name in action.option_strings]
+        self.error(f"got the unknown option {got!r}; {nearest(got, options)}")
 
 
 def add_verb(

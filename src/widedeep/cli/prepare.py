@@ -50,8 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.encode:
         rows, new = encode_rows(config, directory, schema)
         encoded = {"encoded": {"path": rows.path, "bytes": rows.nbytes, "new": new}}
-        told = "wrote" if new else "found, as they should be:"
-        say(f"{told} the encoded rows {rows.path} ({rows.nbytes >> 20:,} MiB)")
+        verb = "wrote" if new else "found, as they should be:"
+        say(f"{verb} the encoded rows {rows.path} ({rows.nbytes >> 20:,} MiB)")
     if arguments.json:
         print_json(
             {
@@ -98,8 +98,8 @@ def fit_run_schema(
     """Fit the schema of a run and return it with a record of its inputs."""
     inputs = _inputs(config)
     train, _ = training_data(config)
-    shown = progress and sys.stderr.isatty()
-    return fit_schema(config.spec, train, progress=shown, grow=grow), inputs
+    show_bar = progress and sys.stderr.isatty()
+    return fit_schema(config.spec, train, progress=show_bar, grow=grow), inputs
 
 
 def _inputs(config: RunConfig) -> list[InputRecord]:

@@ -40,9 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     candidate = bundle_place(arguments.model)
     file = Path(arguments.verdict) if arguments.verdict else verdict_path(candidate)
     if not arguments.force and file.is_file():
-        found = Verdict.load(file)
-        if not found.passed:
-            for reason in found.reasons:
+        gate_verdict = Verdict.load(file)
+        if not gate_verdict.passed:
+            for reason in gate_verdict.reasons:
                 say(f"stopped: {reason}")
             say(f"widedeep: {candidate} did not pass the gate; nothing is published")
             return NO

@@ -157,9 +157,9 @@ def report_on(
         data = _judged_on(Path(models), bundle_path)
     if data is not None or run is None:
         return made(data)
-    found, why = _data_of(run)
-    if found is not None:
-        return made(found)
+    test_rows, why = _data_of(run)
+    if test_rows is not None:
+        return made(test_rows)
     report = made(None)
     return dataclasses.replace(report, notes=[*report.notes, why])
 
@@ -191,8 +191,8 @@ def _run_of(bundle: Bundle) -> RunDirectory | None:
 
 def _record(run: RunDirectory) -> RunRecord:
     history = _read(run.history) or []
-    kept = _kept_step(history, run.read_metrics().get("valid", {}))
-    return RunRecord(history=history, kept_step=kept, warm_start=_read(run.warm_start))
+    best_step = _kept_step(history, run.read_metrics().get("valid", {}))
+    return RunRecord(history=history, kept_step=best_step, warm_start=_read(run.warm_start))
 
 
 def _read(path: Path) -> Any | None:
@@ -206,11 +206,11 @@ def _read(path: Path) -> Any | None:
         ) from error
 
 
-def _kept_step(history: list[dict[str, Any]], kept: Mapping[str, Any]) -> int | None:
+def _kept_step(history: list[dict[str, Any]], best_metrics: Mapping[str, Any]) -> int | None:
     """The step whose figures are those of the model that was kept, if it is not the last."""
     for row in history[:-1]:
-        found = {k.removeprefix("valid/"): v for k, v in row.items() if k.startswith("valid/")}
-        if found and found == kept:
+        metrics = {k.removeprefix("valid/"): v for k, v in row.items() if k.startswith("valid/")}
+        if metrics and metrics == best_metrics:
             return int(row["step"])
     return None
 

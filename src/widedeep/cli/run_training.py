@@ -92,13 +92,13 @@ def make_trainer(
 
 def _optimizers(train: TrainConfig) -> dict[str, Any]:
     """Return the optimizer of each part; None for a dense part that follows the deep one."""
-    made: dict[str, Any] = {}
-    for part, table in (("wide", train.wide), ("deep", train.deep), ("dense", train.dense)):
+    optimizers: dict[str, Any] = {}
+    for group, table in (("wide", train.wide), ("deep", train.deep), ("dense", train.dense)):
         try:
-            made[part] = None if table is None else make_optimizer(table)
+            optimizers[group] = None if table is None else make_optimizer(table)
         except ConfigError as error:
-            raise ConfigError(f"[train] {part}: {error}") from error
-    return made
+            raise ConfigError(f"[train] {group}: {error}") from error
+    return optimizers
 
 
 def train_run(
@@ -162,19 +162,19 @@ def _run_schema(
     latest = CheckpointDirectory(directory.checkpoints).latest() if resume else None
     if latest is not None:
         # The run's own, whatever the data is now: that is compared when the run goes on.
-        schema, inputs, told = Schema.load(latest / "schema.safetensors"), None, "of the run"
+        schema, inputs, origin = Schema.load(latest / "schema.safetensors"), None, "of the run"
     else:
         grow = None if warm is None else old_schema(warm.path)
-        found = prepared_schema(config, directory) if grow is None else None
-        if found is not None:
-            schema, inputs, told = found, None, "as prepared"
+        prepared = prepared_schema(config, directory) if grow is None else None
+        if prepared is not None:
+            schema, inputs, origin = prepared, None, "as prepared"
         else:
             schema, inputs = fit_run_schema(config, progress, grow)
-            told = f"fitted on {schema.rows:,} rows"
+            origin = f"fitted on {schema.rows:,} rows"
     if progress:
         if resume and latest is None:
             print(f"nothing to resume in {directory.path}; starting anew", file=sys.stderr)
-        print(f"schema: {directory.schema} ({told})", file=sys.stderr)
+        print(f"schema: {directory.schema} ({origin})", file=sys.stderr)
     return schema, inputs
 
 
@@ -285,15 +285,15 @@ def follow_run(
 
 def _trainer(config: RunConfig, directory: RunDirectory, progress: bool) -> Trainer:
     stream = CheckpointDirectory(directory.stream).latest()
-    place = stream or find_checkpoint(directory.path)
-    checkpoint = read_checkpoint(place)
+    folder = stream or find_checkpoint(directory.path)
+    checkpoint = read_checkpoint(folder)
     trainer = make_trainer(
         checkpoint.schema, config, checkpoints=directory.stream, progress=progress
     )
     if stream is not None:
         trainer.load_checkpoint(stream)
     else:
-        trainer.load_parameters(place)
+        trainer.load_parameters(folder)
         trainer.position.updates = checkpoint.step
     return trainer
 

@@ -83,10 +83,10 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Delete what a run left here, but for what was prepared; other files stay."""
-        for place in (self.metrics, self.history, self.config, self.warm_start):
-            place.unlink(missing_ok=True)
-        for place in self.path.glob(f"{self.candidate.name}.*"):
-            place.unlink()
+        for file in (self.metrics, self.history, self.config, self.warm_start):
+            file.unlink(missing_ok=True)
+        for file in self.path.glob(f"{self.candidate.name}.*"):
+            file.unlink()
         for folder in (self.checkpoints, self.stream, self.bundle, self.candidate):
             if folder.exists():
                 shutil.rmtree(folder)
@@ -131,8 +131,8 @@ class RunDirectory:
         """Return what :attr:`metrics` holds; nothing if the run is not finished."""
         if not self.metrics.exists():
             return {}
-        found: dict[str, Any] = json.loads(self.metrics.read_text(encoding="utf-8"))
-        return found
+        metrics: dict[str, Any] = json.loads(self.metrics.read_text(encoding="utf-8"))
+        return metrics
 
     def write_json(self, path: Path, value: object) -> None:
         """Write a value as JSON, whole or not at all; NaN becomes null."""
@@ -173,10 +173,10 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-def _absolute(place: str | list[str] | None) -> str | list[str] | None:
-    if isinstance(place, list):
-        return [os.path.abspath(item) for item in place]
-    return None if place is None else os.path.abspath(place)
+def _absolute(paths: str | list[str] | None) -> str | list[str] | None:
+    if isinstance(paths, list):
+        return [os.path.abspath(item) for item in paths]
+    return None if paths is None else os.path.abspath(paths)
 
 
 # ---- the rows that a configuration names --------------------------------------------------------
@@ -207,8 +207,8 @@ class LabelledRows:
         return f"{len(self.data)} files" if isinstance(self.data, list) else "valid"
 
 
-def _text(place: str | list[str]) -> str:
-    return ", ".join(place) if isinstance(place, list) else place
+def _text(paths: str | list[str]) -> str:
+    return ", ".join(paths) if isinstance(paths, list) else paths
 
 
 def training_data(config: RunConfig) -> tuple[Any, Any | None]:
@@ -297,21 +297,21 @@ def bundle_place(path: str | os.PathLike[str]) -> Path:
 
 def served_bundle(path: str | os.PathLike[str]) -> Path:
     """Return the bundle in service: of a folder of versions, the one that takes the traffic."""
-    place = Path(path)
-    if not place.is_dir():
+    folder = Path(path)
+    if not folder.is_dir():
         raise BundleError(
             f"{path}: the model in service is gone: there is no such folder; name where it is, or "
             "leave --against out to judge a first model on its own"
         )
-    if (place / MANIFEST).exists() or (place / "bundle").is_dir():
-        return bundle_place(place)
-    version = LocalStore(place).served()
+    if (folder / MANIFEST).exists() or (folder / "bundle").is_dir():
+        return bundle_place(folder)
+    version = LocalStore(folder).served()
     if version is None:
         raise BundleError(
             f"{path}: got a folder without a version that serves; leave --against out to judge a "
             "first model on its own"
         )
-    return place / version
+    return folder / version
 
 
 # ---- what to do next ----------------------------------------------------------------------------

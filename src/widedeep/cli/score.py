@@ -114,14 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _say_score(report: ScoreReport, out: str, seconds: float) -> None:
-    place = "" if out == "-" else f", written to {out}"
-    say(f"scored {count(report.rows, 'row')} in {seconds:.1f} s{place}")
-    for found, what in (
+    destination = "" if out == "-" else f", written to {out}"
+    say(f"scored {count(report.rows, 'row')} in {seconds:.1f} s{destination}")
+    for counts, what in (
         (report.absent, "keys that rows lack, read as null"),
         (report.unseen, "values not in training"),
     ):
-        if found:
-            say(f"note: {what}: " + ", ".join(f"{name} ({n:,})" for name, n in found.items()))
+        if counts:
+            say(f"note: {what}: " + ", ".join(f"{name} ({n:,})" for name, n in counts.items()))
     for key, column in report.misspelt.items():
         say(f"note: the key {key!r} means nothing; did you mean {column!r}?")
 
@@ -166,8 +166,8 @@ def score_rows(
         else:
             chunks = _score_table(stack, bundle, data, transform, score, keep, name)
         writer = stack.enter_context(scored_output(out, bundle, name))
-        for kept, scores in chunks:
-            writer(kept, scores)
+        for rows, scores in chunks:
+            writer(rows, scores)
         if not report.rows:
             raise DataError(f"{_told(data)}: got no rows to score; give at least one")
     report.absent = dict(transform.absent)
@@ -272,15 +272,15 @@ def _score_table(
     for column in needed:
         if column not in present:
             raise DataError(f"{data}: no column {column!r}; {nearest(column, present)}")
-    kept = present if keep == "all" else [] if keep == "none" else list(keep)
-    if name in kept:
+    columns_kept = present if keep == "all" else [] if keep == "none" else list(keep)
+    if name in columns_kept:
         raise _name_taken(data, name)
-    yield from _score_fragments(source, kept, transform, score)
+    yield from _score_fragments(source, columns_kept, transform, score)
 
 
 def _score_fragments(
     source: Source,
-    kept: Sequence[str],
+    names: Sequence[str],
     transform: Transform,
     score: Callable[[Batch], Scores],
 ) -> Iterator[Chunk]:
@@ -289,7 +289,7 @@ def _score_fragments(
         for start in range(0, table.num_rows, _CHUNK_ROWS):
             chunk = table.slice(start, _CHUNK_ROWS)
             batch = transform(chunk, targets=False, origin=origin, first_row=first_row + start)
-            yield chunk.select(kept), score(batch)
+            yield chunk.select(names), score(batch)
 
 
 # ---- what is written ----------------------------------------------------------------------------
@@ -306,28 +306,28 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
         return [(name, scores)]
 
     if out == STANDARD_STREAM:
-        yield lambda kept, scores: _write_lines(sys.stdout, kept, columns(scores))
+        yield lambda rows, scores: _write_lines(sys.stdout, rows, columns(scores))
         sys.stdout.flush()
         return
     path = Path(out)
     _check_place(path)
-    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.suffix.lower() in JSON_SUFFIXES:
-            with open(made, "w", encoding="utf-8") as file:
-                yield lambda kept, scores: _write_lines(file, kept, columns(scores))
+            with open(temporary, "w", encoding="utf-8") as file:
+                yield lambda rows, scores: _write_lines(file, rows, columns(scores))
         else:
             types = {column: kind.arrow() for column, kind in bundle.schema.columns.items()}
-            with contextlib.closing(_ParquetOut(made, types)) as parquet:
-                yield lambda kept, scores: parquet.write(kept, columns(scores))
-        os.replace(made, path)
+            with contextlib.closing(_ParquetOut(temporary, types)) as parquet:
+                yield lambda rows, scores: parquet.write(rows, columns(scores))
+        os.replace(temporary, path)
     except OSError as error:
         raise DataError(
             f"{out}: cannot be written ({error.strerror or error}); make room, or name another "
             "file; nothing half-written is left"
         ) from error
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _check_place(path: Path) -> None:
@@ -337,8 +337,8 @@ def _check_place(path: Path) -> None:
         raise DataError(f"{path}: no folder {path.parent}; make it first")
 
 
-def _write_lines(file: IO[str], kept: Kept, columns: Columns) -> None:
-    rows = kept if isinstance(kept, list) else kept.to_pylist()
+def _write_lines(file: IO[str], chunk: Kept, columns: Columns) -> None:
+    rows = chunk if isinstance(chunk, list) else chunk.to_pylist()
     if not rows:
         rows = [{} for _ in columns[0][1]]
     lists = [(name, scores.tolist()) for name, scores in columns]
@@ -383,9 +383,9 @@ class _ParquetOut:
         if self._file is not None:
             self._file.close()
 
-    def write(self, kept: Kept, columns: Columns) -> None:
+    def write(self, chunk: Kept, columns: Columns) -> None:
         """Write rows with their scores."""
-        arrays = self._rows_columns(kept) if isinstance(kept, list) else _plain_columns(kept)
+        arrays = self._rows_columns(chunk) if isinstance(chunk, list) else _plain_columns(chunk)
         for name, scores in columns:
             arrays[name] = pa.array(scores.tolist() if scores.ndim > 1 else scores)
         table = pa.table(arrays)

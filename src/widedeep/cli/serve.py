@@ -59,8 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     def listening(settings: Settings, port: int, grpc: str | None) -> None:
         url = _url(settings, port)
         if arguments.json:
-            found = {name: str(path) for name, path in plan.models.items()}
-            print_json({"http": url, "grpc": grpc, "models": found}, indent=None)
+            models = {name: str(path) for name, path in plan.models.items()}
+            print_json({"http": url, "grpc": grpc, "models": models}, indent=None)
             sys.stdout.flush()  # whoever reads waits for it, and the server goes on
         names = ", ".join(plan.models)
         with contextlib.suppress(OSError):  # a full disk under the log ends no server
@@ -329,8 +329,8 @@ def run_plan(plan: ServeConfig, on_listening: Callable[[Settings, int, str | Non
         return 0
     with ExitStack() as stack:
         # Bound, but not listening: it keeps the port while workers come and go.
-        kept = stack.enter_context(bind_alone(settings.host, settings.port))
-        port = kept.getsockname()[1]
+        socket = stack.enter_context(bind_alone(settings.host, settings.port))
+        port = socket.getsockname()[1]
         plan = replace(plan, settings=replace(settings, port=port))
         if plan.grpc is not None:
             host, grpc_port = address(plan.grpc)

@@ -81,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    found = simulate_store(
+    result = simulate_store(
         Path(arguments.folder),
         arms_policy(
             arguments.policy or ["popularity"],
@@ -94,9 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
         on_day=lambda done: say(f"day {done} of {arguments.days}"),
     )
     if arguments.json:
-        print_json({**dataclasses.asdict(found), "folder": str(found.folder)})
+        print_json({**dataclasses.asdict(result), "folder": str(result.folder)})
     else:
-        _print(found)
+        _print(result)
     return GOOD
 
 
@@ -125,28 +125,28 @@ def _store(arguments: argparse.Namespace) -> StoreConfig:
     return StoreConfig(**given)
 
 
-def _print(found: Simulated) -> None:
+def _print(result: Simulated) -> None:
     rows = [
         [
             arm,
-            f"{int(figures['requests']):,}",
-            number(figures["installs_a_request"]),
-            f"{figures['of_the_best']:.1%}",
+            f"{int(metrics['requests']):,}",
+            number(metrics["installs_a_request"]),
+            f"{metrics['of_the_best']:.1%}",
         ]
-        for arm, figures in found.arms.items()
+        for arm, metrics in result.arms.items()
     ]
     headings = ["arm", "requests", "installs a request", "of the best policy's"]
     print_table(headings, rows, right=headings[1:])
-    rate = found.installs / max(1, found.impressions)
+    rate = result.installs / max(1, result.impressions)
     print_text(
-        f"\n{found.impressions:,} impressions, {found.installs:,} installs ({rate:.2%}) in "
-        f"{found.days} days; ten apps hold {found.top_share:.0%} of the installs"
+        f"\n{result.impressions:,} impressions, {result.installs:,} installs ({rate:.2%}) in "
+        f"{result.days} days; ten apps hold {result.top_share:.0%} of the installs"
     )
     print_text(
-        f"wrote {found.folder}; once joined, 'widedeep train' takes its own declaration too, "
-        f"{found.folder / 'app_store.toml'}"
+        f"wrote {result.folder}; once joined, 'widedeep train' takes its own declaration too, "
+        f"{result.folder / 'app_store.toml'}"
     )
-    print_next("join", found.folder / "join.toml")
+    print_next("join", result.folder / "join.toml")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +183,10 @@ def arms_policy(texts: list[str], *, explore: float = 0.0, catalogue: Path | Non
     """Return one policy, or an A/B test of several, each ``[ARM=]POLICY``."""
     arms: dict[str, Policy] = {}
     for text in texts:
-        name, named, rest = text.partition("=")
+        name, named, policy_text = text.partition("=")
         if not named or "/" in name:
-            name, rest = "", text
-        policy = named_policy(rest, catalogue=catalogue)
+            name, policy_text = "", text
+        policy = named_policy(policy_text, catalogue=catalogue)
         if explore:
             policy = Explore(policy, explore)
         arm = name or policy.name
@@ -246,14 +246,14 @@ def _write_attributes(store: AppStore, folder: Path, name: str) -> None:
 
 
 def _told(folder: Path, first: int, parts: list[Traffic], seconds: float) -> Simulated:
-    installed = pa.concat_tables([part.actions.select(["item_id"]) for part in parts])
+    installed = pa.concat_tables([traffic.actions.select(["item_id"]) for traffic in parts])
     counts = np.sort(pc.value_counts(installed["item_id"]).field("counts").to_numpy())
-    requests = pa.concat_tables([part.requests for part in parts])
+    requests = pa.concat_tables([traffic.requests for traffic in parts])
     return Simulated(
         folder=folder,
         first_day=first,
         days=len(parts),
-        impressions=sum(part.impressions.num_rows for part in parts),
+        impressions=sum(traffic.impressions.num_rows for traffic in parts),
         installs=installed.num_rows,
         top_share=float(counts[-10:].sum() / max(1, counts.sum())),
         arms=_arms(requests),

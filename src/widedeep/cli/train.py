@@ -170,8 +170,8 @@ def _warm_from(arguments: argparse.Namespace) -> WarmFrom | None:
 
 
 def _print_followed(followed: Followed, directory: RunDirectory, follow: FollowConfig) -> None:
-    told = count(len(followed.shards), "shard")
-    print_text(f"\nlearned {told}; bundle: {directory.bundle}")
+    shards = count(len(followed.shards), "shard")
+    print_text(f"\nlearned {shards}; bundle: {directory.bundle}")
     if follow.publish is not None:
         published = sum(candidate.version is not None for candidate in followed.candidates)
         of = count(len(followed.candidates), "candidate")
@@ -201,8 +201,8 @@ def _train_document(
 def _print_run(run: TrainedRun, directory: RunDirectory) -> None:
     if run.metrics:
         print_metrics(run.metrics)
-    told = f"{run.steps:,} steps, {run.rows:,} rows, {number(run.seconds)} s"
-    print_text(f"\nrun: {directory.path} ({told})\nbundle: {directory.bundle}")
+    summary = f"{run.steps:,} steps, {run.rows:,} rows, {number(run.seconds)} s"
+    print_text(f"\nrun: {directory.path} ({summary})\nbundle: {directory.bundle}")
 
 
 def _resume_command(arguments: argparse.Namespace) -> str:

@@ -148,8 +148,8 @@ def _print_verdict(verdict: Verdict, file: Path, page: Path) -> None:
         print_text(f"note: {text}")
     for reason in verdict.reasons:
         print_text(f"stopped: {reason}")
-    told = "it may serve" if verdict.passed else f"it may not serve: {_reasons(verdict)}"
-    print_text(f"\n{verdict.candidate['path']}: {told}")
+    outcome = "it may serve" if verdict.passed else f"it may not serve: {_reasons(verdict)}"
+    print_text(f"\n{verdict.candidate['path']}: {outcome}")
     print_text(f"verdict: {file}; look at {page}")
 
 

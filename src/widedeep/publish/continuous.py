@@ -168,7 +168,7 @@ class ContinuousPublisher:
 
     def _gather(self, first: Shard, coming: Iterator[Shard]) -> tuple[list[Shard], int]:
         """Take shards until they hold enough rows to judge by, or none are left."""
-        found, rows = [first], _rows(first[1])
+        shards, rows = [first], _rows(first[1])
         while rows < self._judge_rows:
             shard = next(coming, None)
             if shard is None:
@@ -177,9 +177,9 @@ class ContinuousPublisher:
                     f"({self._judge_rows:,}); the model is not published"
                 )
                 break
-            found.append(shard)
+            shards.append(shard)
             rows += _rows(shard[1])
-        return found, rows
+        return shards, rows
 
     def _attempt(self, newest: Sequence[Shard], rows: int) -> None:
         trainer, passed, version = self._trainer, None, None
@@ -247,10 +247,10 @@ class ContinuousPublisher:
 
 def _read(log: Path) -> list[Candidate]:
     try:
-        found = json.loads(log.read_text(encoding="utf-8"))
-        if not isinstance(found, list):
+        rows = json.loads(log.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
             raise ValueError("it holds no list")
-        return [Candidate(**{**row, "reasons": tuple(row["reasons"])}) for row in found]
+        return [Candidate(**{**row, "reasons": tuple(row["reasons"])}) for row in rows]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -273,13 +273,13 @@ def _is_gone(data: object) -> bool:
 
 def _together(newest: list[Any]) -> Any:
     """Several shards as one: paths stay paths, what is in memory becomes one table."""
-    found = [data for data in newest if not _is_gone(data)]
-    if len(found) == 1:
-        return found[0]
-    if all(isinstance(data, str | os.PathLike) for data in found):
-        return found
+    present = [data for data in newest if not _is_gone(data)]
+    if len(present) == 1:
+        return present[0]
+    if all(isinstance(data, str | os.PathLike) for data in present):
+        return present
     tables = []
-    for data in found:
+    for data in present:
         with open_source(data) as source:
             tables += list(column_stream(source))
     return pa.concat_tables(tables, promote_options="default")

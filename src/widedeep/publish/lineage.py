@@ -56,30 +56,30 @@ def read_lineage(models: str | os.PathLike[str]) -> list[PublishedVersion]:
         ConfigError: If a record or the servers' state cannot be read.
     """
     store = open_store(models)
-    there = store.versions()
+    present = store.versions()
     records = {
         name: PublishRecord.from_text(text, origin=f"{store.name}/{RECORDS}/{name}.json")
         for name, text in store.records().items()
     }
     served = store.served()
     state = read_state(state_path(store.root)) if isinstance(store, LocalStore) else None
-    names = sorted({*there, *records}, key=version_key)
+    names = sorted({*present, *records}, key=version_key)
     depths: dict[str, int] = {}
-    found = []
+    lineage = []
     for name in names:
         record = records.get(name)
         parent = None if record is None else record.parent
         depths[name] = depths[parent] + 1 if parent in depths else 0
         labels = () if state is None else tuple(k for k, v in state.labels.items() if v == name)
-        found.append(
+        lineage.append(
             PublishedVersion(
                 version=name,
                 record=record,
-                there=name in there,
+                there=name in present,
                 serves=name == served,
                 withdrawn=state is not None and name in state.withdrawn,
                 labels=labels,
                 depth=depths[name],
             )
         )
-    return found
+    return lineage

@@ -89,28 +89,29 @@ def checked_verdict(
         )
     if reason is not None and not force:
         raise ConfigError("got a reason without force; add --force, or leave --reason out")
-    place = verdict_path(bundle) if verdict is None else verdict
-    if force and verdict is None and isinstance(place, Path) and not place.is_file():
+    source = verdict_path(bundle) if verdict is None else verdict
+    if force and verdict is None and isinstance(source, Path) and not source.is_file():
         return None
-    found = Verdict.load(place) if isinstance(place, Path) else place
+    accepted = Verdict.load(source) if isinstance(source, Path) else source
     identity = bundle_identity(bundle)
-    if found.candidate["sha256"] != identity:
+    judged = accepted.candidate
+    if judged["sha256"] != identity:
         raise BundleError(
-            f"{bundle}: the verdict is of another bundle ({str(found.candidate['sha256'])[:12]} at "
-            f"{found.candidate.get('path')}), this one is {identity[:12]}; validate this one"
+            f"{bundle}: the verdict is of another bundle ({str(judged['sha256'])[:12]} at "
+            f"{judged.get('path')}), this one is {identity[:12]}; validate this one"
         )
-    if not force and (missing := undefined_figures(asdict(found))) and found.passed:
+    if not force and (missing := undefined_figures(asdict(accepted))) and accepted.passed:
         raise BundleError(
             f"{bundle}: the verdict lacks what it should rest on: {'; '.join(missing)}; validate "
             "the bundle again"
         )
-    if not found.passed and not force:
-        why = "; ".join(found.reasons)
+    if not accepted.passed and not force:
+        why = "; ".join(accepted.reasons)
         raise BundleError(
             f"{bundle}: the gate stopped it: {why}; train a better one, or publish it all the same "
             "with --force and --reason"
         )
-    return found
+    return accepted
 
 
 def make_record(
@@ -139,24 +140,24 @@ def make_record(
 
 def _data(bundle: Bundle) -> dict[str, Any]:
     """What the run beside the bundle says it was trained on, if it was this schema's run."""
-    found: dict[str, Any] = {"rows": bundle.schema.rows, "schema": bundle.schema.fingerprint}
+    data: dict[str, Any] = {"rows": bundle.schema.rows, "schema": bundle.schema.fingerprint}
     stream = _read(stream_path(bundle.path))
     if stream is not None and stream.get("bundle") == bundle_identity(bundle.path):
-        found["stream"] = {"rows": stream["rows"], "shards": stream["shards"]}
-    told = _read(bundle.path.absolute().parent / "inputs.json")
-    if told is None or told.get("fingerprint") != bundle.schema.fingerprint:
-        return found
-    found["inputs"] = told["inputs"]
+        data["stream"] = {"rows": stream["rows"], "shards": stream["shards"]}
+    fitted = _read(bundle.path.absolute().parent / "inputs.json")
+    if fitted is None or fitted.get("fingerprint") != bundle.schema.fingerprint:
+        return data
+    data["inputs"] = fitted["inputs"]
     manifests = {}
-    for entry in told["inputs"]:
+    for entry in fitted["inputs"]:
         path = Path(str(entry.get("path", entry.get("name", ""))))
         manifest = path.parent.parent / "manifest.json"
         text = _read(manifest)
         if text is not None and text.get("kind") == "widedeep examples":
             manifests[str(manifest)] = text
     if manifests:
-        found["manifests"] = manifests
-    return found
+        data["manifests"] = manifests
+    return data
 
 
 def stream_path(bundle: Path) -> Path:
@@ -216,9 +217,9 @@ def publish(
         '1'
     """
     path = Path(bundle)
-    given = verdict if verdict is None or isinstance(verdict, Verdict) else Path(verdict)
+    gate_verdict = verdict if verdict is None or isinstance(verdict, Verdict) else Path(verdict)
     loaded = Bundle.load(path)
-    passed = checked_verdict(path, given, force=force, reason=reason)
+    passed = checked_verdict(path, gate_verdict, force=force, reason=reason)
     store = open_store(models)
     try:
         with store.locked():
@@ -239,12 +240,12 @@ def _put(
     reason: str | None,
 ) -> PublishRecord:
     for _ in range(_ATTEMPTS):
-        there = store.versions()
-        name = _next(there, store.records()) if version is None else version
-        _check_name(store, name, there)
+        versions = store.versions()
+        name = _next(versions, store.records()) if version is None else version
+        _check_name(store, name, versions)
         parent = store.served()
         stale = _stale(store, parent, verdict)
-        again = _again(store, there, bundle_identity(bundle.path))
+        again = _again(store, versions, bundle_identity(bundle.path))
         for refusal in (stale, again):
             if refusal is not None and reason is None:
                 raise BundleError(refusal)
@@ -286,10 +287,10 @@ def _again(store: ModelStore, versions: Collection[str], identity: str) -> str |
     for name in sorted({*versions, *records}, key=version_key):
         if name in records:
             origin = f"{store.name}/{RECORDS}/{name}.json"
-            held = PublishRecord.from_text(records[name], origin=origin).bundle
+            stored = PublishRecord.from_text(records[name], origin=origin).bundle
         else:
-            held = store.identity(name) or ""
-        if held == identity:
+            stored = store.identity(name) or ""
+        if stored == identity:
             return (
                 f"{store.name}: this very bundle ({identity[:12]}) was published as version "
                 f"{name}; nothing is published. To serve an older version go back to it "
@@ -311,18 +312,18 @@ def _next(versions: Collection[str], records: Collection[str]) -> str:
     return name
 
 
-def _check_name(store: ModelStore, name: str, there: Collection[str]) -> None:
+def _check_name(store: ModelStore, name: str, versions: Collection[str]) -> None:
     if not name or name.startswith((".", "_")) or "/" in name or name != name.strip():
         raise ConfigError(
             f"got version {name!r}, expected a name without '/', that begins with neither '.' "
             "nor '_'"
         )
-    if name in there:
+    if name in versions:
         raise ConfigError(
             f"{store.name}: version {name!r} is there already; a version is never replaced: name "
             "another"
         )
-    newest = max(there, key=version_key, default=None)
+    newest = max(versions, key=version_key, default=None)
     if newest is not None and version_key(name) < version_key(newest):
         raise ConfigError(
             f"{store.name}: version {name!r} comes before {newest!r} and would not be served; "

@@ -88,8 +88,8 @@ class LocalStore:
         lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in self.root.glob(f"{_MADE}*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in self.root.glob(f"{_MADE}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             self._settle()
             yield
         finally:
@@ -115,14 +115,14 @@ class LocalStore:
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
         folder = self.root / RECORDS
-        found: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for pending in folder.glob(f"*{_PENDING}"):
             if (self.root / pending.stem).is_dir():
                 with contextlib.suppress(FileNotFoundError):  # it has its final name by now
-                    found[pending.stem] = pending.read_text(encoding="utf-8")
+                    texts[pending.stem] = pending.read_text(encoding="utf-8")
         for file in sorted(folder.glob("*.json")):
-            found[file.stem] = file.read_text(encoding="utf-8")
-        return found
+            texts[file.stem] = file.read_text(encoding="utf-8")
+        return texts
 
     def identity(self, version: str) -> str | None:
         """Return the SHA-256 of a version's manifest; None if it is not there."""
@@ -136,22 +136,22 @@ class LocalStore:
 
     def put(self, bundle: Path, version: str, record: str) -> None:
         """Copy, sync, rename: a reader sees the version whole or not at all."""
-        made = Path(tempfile.mkdtemp(prefix=_MADE, dir=self.root))
+        temporary = Path(tempfile.mkdtemp(prefix=_MADE, dir=self.root))
         try:
             for file in sorted(bundle.iterdir()):
-                shutil.copyfile(file, made / file.name)
-                fsync_path(made / file.name)
-            fsync_path(made)
-            made.chmod(0o755)
+                shutil.copyfile(file, temporary / file.name)
+                fsync_path(temporary / file.name)
+            fsync_path(temporary)
+            temporary.chmod(0o755)
             (self.root / RECORDS).mkdir(exist_ok=True)
             pending = self.root / RECORDS / f"{version}{_PENDING}"
             write_text_whole(pending, record)
             fsync_path(self.root / RECORDS)
-            os.rename(made, self.root / version)
+            os.rename(temporary, self.root / version)
             fsync_path(self.root)
             os.replace(pending, pending.with_suffix(".json"))
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 class FsspecStore:
@@ -215,16 +215,16 @@ class FsspecStore:
     def bundle(self, version: str) -> Iterator[Path]:
         """Fetch a version; it is deleted when the block ends."""
         folder = f"{self._root}/{version}"
-        with tempfile.TemporaryDirectory(prefix="widedeep-") as made:
+        with tempfile.TemporaryDirectory(prefix="widedeep-") as temporary:
             try:
                 for name in self._names(folder):
-                    self._fs.get_file(f"{folder}/{name}", str(Path(made) / name))
+                    self._fs.get_file(f"{folder}/{name}", str(Path(temporary) / name))
             except OSError as error:
                 raise BundleError(
                     f"{self.name}/{version}: cannot be fetched ({error}); check the connection and "
                     "the permissions"
                 ) from error
-            yield Path(made)
+            yield Path(temporary)
 
     def put(self, bundle: Path, version: str, record: str) -> None:
         """Claim the version by its record, then write the bundle, its manifest last."""
@@ -256,10 +256,10 @@ def bundle_in_service(models: ModelStore | str | os.PathLike[str]) -> Iterator[P
     store = open_store(models) if isinstance(models, str | os.PathLike) else models
     version = store.served()
     if version is None:
-        known = sorted({*store.versions(), *store.records()})
-        if known:
+        names = sorted({*store.versions(), *store.records()})
+        if names:
             raise BundleError(
-                f"{store.name}: the model in service is gone: versions {', '.join(known)} were "
+                f"{store.name}: the model in service is gone: versions {', '.join(names)} were "
                 "published, and none of them is there and in service; restore one, or publish "
                 "another by force (--force --reason TEXT)"
             )

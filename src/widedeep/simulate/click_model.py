@@ -11,9 +11,9 @@ from widedeep.simulate import config as constants
 from widedeep.simulate.world import World
 
 
-def attention(shown: int) -> NDArray[np.float64]:
+def attention(n_shown: int) -> NDArray[np.float64]:
     """Return the probability that each place of a list is looked at: the bias of position."""
-    return 1 / (1 + constants.POSITION_DECAY * np.arange(shown))
+    return 1 / (1 + constants.POSITION_DECAY * np.arange(n_shown))
 
 
 def install_probability(
@@ -31,11 +31,13 @@ def install_probability(
     if config.memorisation:
         installed_RL = world.users.installed_UL[user_R]
         # A place without an app is -1: the last row, which is zero.
-        pairs_RC = sum(world.pairs_AA[installed_RL[:, [at]], app_RC] for at in _used(installed_RL))
+        pairs_RC = sum(
+            world.pairs_AA[installed_RL[:, [slot]], app_RC] for slot in _used(installed_RL)
+        )
         limit = constants.PAIR_LIMIT
         logit_RC += config.memorisation * np.clip(pairs_RC, -limit, limit)
-    found: NDArray[np.float64] = 1 / (1 + np.exp(-logit_RC))
-    return found
+    probability_RC: NDArray[np.float64] = 1 / (1 + np.exp(-logit_RC))
+    return probability_RC
 
 
 def _used(installed_RL: NDArray[Any]) -> list[int]:
@@ -67,10 +69,10 @@ def _tastes(
     affinity_RA = taste_RZ @ topic_AZ.T / np.float32(np.sqrt(constants.TASTES))
     category_RC = world.apps.category_A[app_RC]
     block_R = np.asarray(hour_R) // constants.HOURS_A_BLOCK
-    found: NDArray[np.float64] = (
+    logit_RC: NDArray[np.float64] = (
         constants.AFFINITY * np.take_along_axis(affinity_RA, app_RC, axis=1)
         + constants.HOUR_EFFECT * world.group_tastes.hour_category[block_R[:, None], category_RC]
         + constants.DEVICE_EFFECT
         * world.group_tastes.device_category[np.asarray(device_R)[:, None], category_RC]
     )
-    return found
+    return logit_RC

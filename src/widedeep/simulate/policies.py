@@ -58,9 +58,9 @@ class Policy(Protocol):
         """Choose what is shown."""
 
 
-def best_first(score_RC: NDArray[Any], shown: int) -> NDArray[np.intp]:
+def best_first(score_RC: NDArray[Any], n_shown: int) -> NDArray[np.intp]:
     """Return the places of the highest scores; the earlier of equal ones first."""
-    return np.argsort(-score_RC, axis=1, kind="stable")[:, :shown]
+    return np.argsort(-score_RC, axis=1, kind="stable")[:, :n_shown]
 
 
 def _ranked(name: str, order_RS: NDArray[np.intp], time_R: Any = None) -> Ranked:
@@ -190,7 +190,9 @@ class Split:
     def rank(self, requests: Requests) -> Ranked:
         """Rank each request by the policy of its user's arm."""
         arm_R = self.arm_of(requests.user_R)
-        parts = [(np.flatnonzero(arm_R == at), arm) for at, arm in enumerate(self.arms.values())]
+        parts = [
+            (np.flatnonzero(arm_R == number), arm) for number, arm in enumerate(self.arms.values())
+        ]
         ranked = _together(requests, parts)
         return Ranked(
             order_RS=ranked.order_RS,
@@ -205,13 +207,13 @@ def _together(requests: Requests, parts: Sequence[tuple[NDArray[np.intp], Policy
     order_RS = np.zeros((len(requests), requests.shown), np.intp)
     policy_R = np.full(len(requests), "", object)
     time_R, timed = np.zeros(len(requests), np.int64), False
-    for at, policy in parts:
-        if not len(at):
+    for rows, policy in parts:
+        if not len(rows):
             continue
-        found = policy.rank(requests.take(at))
-        order_RS[at], policy_R[at] = found.order_RS, found.policy_R
-        timed = timed or found.time_R is not None
-        time_R[at] = int(time.time() * 1e6) if found.time_R is None else found.time_R
+        ranked = policy.rank(requests.take(rows))
+        order_RS[rows], policy_R[rows] = ranked.order_RS, ranked.policy_R
+        timed = timed or ranked.time_R is not None
+        time_R[rows] = int(time.time() * 1e6) if ranked.time_R is None else ranked.time_R
     return Ranked(
         order_RS=order_RS, policy_R=policy_R, arm_R=policy_R, time_R=time_R if timed else None
     )
@@ -250,11 +252,14 @@ class Model:
             self._ranker.replace_catalogue(Catalogue(requests.catalogue, id_column="app"))
             self._catalogue = requests.catalogue
         order_RS = np.zeros((len(requests), requests.shown), np.intp)
-        for at in range(len(requests)):
+        for row in range(len(requests)):
             ranking = self._ranker.rank(
-                requests.user(at), requests.context(at), requests.candidates(at), k=requests.shown
+                requests.user(row),
+                requests.context(row),
+                requests.candidates(row),
+                k=requests.shown,
             )
-            order_RS[at] = ranking.positions
+            order_RS[row] = ranking.positions
         names = np.full(len(requests), self.name, object)
         return Ranked(order_RS=order_RS, policy_R=names, arm_R=names)
 
@@ -295,7 +300,7 @@ class Server:
             raise ConfigError(f"the server: got {url!r}, expected http://HOST:PORT")
         self.name = name
         self._parts, self._model, self._api_key = parts, model, api_key
-        self._place = None if catalogue is None else Path(catalogue)
+        self._catalogue_path = None if catalogue is None else Path(catalogue)
         self._connections, self._wall_clock, self._timeout_s = connections, wall_clock, timeout_s
         self._catalogue: pa.Table | None = None
 
@@ -316,25 +321,25 @@ class Server:
 
     def _publish(self, catalogue: pa.Table) -> None:
         """Replace the server's catalogue; it takes a moment to notice, as in life."""
-        if self._place is not None and self._catalogue is not catalogue:
-            beside = self._place.with_name(f".{self._place.name}.part")
+        if self._catalogue_path is not None and self._catalogue is not catalogue:
+            beside = self._catalogue_path.with_name(f".{self._catalogue_path.name}.part")
             pq.write_table(catalogue, beside)
-            beside.replace(self._place)
+            beside.replace(self._catalogue_path)
         self._catalogue = catalogue
 
     def _ask_all(
-        self, requests: Requests, at: NDArray[np.intp]
+        self, requests: Requests, request_rows: NDArray[np.intp]
     ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-        order_RS = np.zeros((len(at), requests.shown), np.intp)
-        time_R = np.zeros(len(at), np.int64)
+        order_RS = np.zeros((len(request_rows), requests.shown), np.intp)
+        time_R = np.zeros(len(request_rows), np.int64)
         connection = self._connect()
         try:
-            for row, number in enumerate(at.tolist()):
+            for row, number in enumerate(request_rows.tolist()):
                 names = requests.candidates(number)
                 answer = self._ask(connection, self._body(requests, number, names))
-                places = {name: place for place, name in enumerate(names)}
-                # Items that came along without ids come back as their places.
-                order_RS[row] = [places.get(item, item) for item in answer["items"]]
+                positions = {name: index for index, name in enumerate(names)}
+                # Items that came along without ids come back as their positions.
+                order_RS[row] = [positions.get(item, item) for item in answer["items"]]
                 time_R[row] = int(time.time() * 1_000_000)
         finally:
             connection.close()
@@ -355,7 +360,7 @@ class Server:
         }
         if self._model is not None:
             body["model"] = self._model
-        if self._place is not None:
+        if self._catalogue_path is not None:
             body["candidates"] = names
         else:
             body["items"] = requests.catalogue.take(requests.app_RC[number]).to_pydict()
@@ -366,10 +371,10 @@ class Server:
         if self._api_key is not None:
             headers["Authorization"] = f"Bearer {self._api_key}"
         until = time.monotonic() + self._timeout_s
-        place = self._parts.path.rstrip("/") + "/v1/rank"
+        path = self._parts.path.rstrip("/") + "/v1/rank"
         while True:
             try:
-                connection.request("POST", place, body, headers)
+                connection.request("POST", path, body, headers)
                 reply = connection.getresponse()
                 text = reply.read()
             except (OSError, http.client.HTTPException) as error:
@@ -377,11 +382,11 @@ class Server:
                     self._parts.netloc, f"got no answer ({error}); check that the server runs"
                 ) from error
             if reply.status == 200:
-                found: dict[str, Any] = json.loads(text)
-                return found
+                document: dict[str, Any] = json.loads(text)
+                return document
             if reply.status != 503 or time.monotonic() > until:
                 raise RequestError(
                     self._parts.netloc,
-                    f"got status {reply.status} for {place}: {text.decode(errors='replace')[:500]}",
+                    f"got status {reply.status} for {path}: {text.decode(errors='replace')[:500]}",
                 )
             time.sleep(0.05)  # the model is being loaded, or the queue is full

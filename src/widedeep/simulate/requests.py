@@ -65,28 +65,28 @@ class Requests:
         """The true probability that each candidate is installed if it is looked at."""
         return install_probability(self.world, self.user_R, self.device_R, self.hour_R, self.app_RC)
 
-    def take(self, at: NDArray[np.intp]) -> Requests:
+    def take(self, rows: NDArray[np.intp]) -> Requests:
         """Return some of the requests."""
         return Requests(
             world=self.world,
             catalogue=self.catalogue,
-            ids=[self.ids[i] for i in at.tolist()],
-            user_R=self.user_R[at],
-            device_R=self.device_R[at],
-            time_R=self.time_R[at],
-            app_RC=self.app_RC[at],
+            ids=[self.ids[i] for i in rows.tolist()],
+            user_R=self.user_R[rows],
+            device_R=self.device_R[rows],
+            time_R=self.time_R[rows],
+            app_RC=self.app_RC[rows],
             rng=self.rng,
         )
 
     @cached_property
     def columns(self) -> dict[str, pa.Array]:
         """What the store knows of users and contexts, a value a request."""
-        users, at = self.world.users, self.user_R
+        users, user_R = self.world.users, self.user_R
         return {
-            "user_id": pa.array(at, pa.int64()),
-            "user_country": _words(constants.COUNTRIES, users.country_U[at]),
-            "user_age": _words(constants.AGES, users.age_U[at]),
-            "user_days": pa.array(self.world.day - users.joined_U[at], pa.int64()),
+            "user_id": pa.array(user_R, pa.int64()),
+            "user_country": _words(constants.COUNTRIES, users.country_U[user_R]),
+            "user_age": _words(constants.AGES, users.age_U[user_R]),
+            "user_days": pa.array(self.world.day - users.joined_U[user_R], pa.int64()),
             "user_installed": self._installed(),
             "device": _words(constants.DEVICES, self.device_R),
             "hour": pa.array(self.hour_R, pa.int64()),
@@ -94,26 +94,26 @@ class Requests:
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = pa.table(self.columns).to_pylist()
-        return found
+        rows: list[dict[str, Any]] = pa.table(self.columns).to_pylist()
+        return rows
 
-    def user(self, at: int) -> dict[str, Any]:
+    def user(self, row: int) -> dict[str, Any]:
         """Return what is known of the user of one request."""
-        return {name: value for name, value in self._rows[at].items() if name not in _CONTEXT}
+        return {name: value for name, value in self._rows[row].items() if name not in _CONTEXT}
 
-    def context(self, at: int) -> dict[str, Any]:
+    def context(self, row: int) -> dict[str, Any]:
         """Return the context of one request."""
-        return {name: self._rows[at][name] for name in _CONTEXT}
+        return {name: self._rows[row][name] for name in _CONTEXT}
 
     @cached_property
     def _names(self) -> list[list[str]]:
         names = np.array(app_ids(len(self.world.apps)), object)
-        found: list[list[str]] = names[self.app_RC].tolist()
-        return found
+        ids_RC: list[list[str]] = names[self.app_RC].tolist()
+        return ids_RC
 
-    def candidates(self, at: int) -> list[str]:
+    def candidates(self, row: int) -> list[str]:
         """Return the ids of the apps proposed for one request."""
-        return self._names[at]
+        return self._names[row]
 
     def _installed(self) -> pa.Array:
         installed_RL = self.world.users.installed_UL[self.user_R]
@@ -128,8 +128,8 @@ class Requests:
 _CONTEXT = ("device", "hour")
 
 
-def _words(words: tuple[str, ...], at: NDArray[Any]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(at, pa.int32()), pa.array(words))
+def _words(words: tuple[str, ...], index: NDArray[Any]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(index, pa.int32()), pa.array(words))
 
 
 def app_ids(n: int) -> list[str]:
@@ -144,7 +144,7 @@ def app_table(world: World) -> pa.Table:
     return pa.table(
         {
             "app": app_ids(len(apps)),
-            "app_category": [constants.CATEGORIES[at] for at in apps.category_A.tolist()],
+            "app_category": [constants.CATEGORIES[index] for index in apps.category_A.tolist()],
             "app_developer": developers,
             "app_price": pa.array(apps.price_A.astype(np.float64).round(2)),
             "app_rating": pa.array(apps.rating_A.astype(np.float64).round(1)),
@@ -169,7 +169,7 @@ def new_round(world: World, catalogue: pa.Table, number: int, rounds: int) -> Re
     return Requests(
         world=world,
         catalogue=catalogue,
-        ids=[f"d{world.day}r{number}-{at}" for at in range(n)],
+        ids=[f"d{world.day}r{number}-{row}" for row in range(n)],
         user_R=user_R,
         device_R=device_R.astype(np.int32),
         time_R=time_R,

@@ -69,9 +69,9 @@ class AppStore:
         Args:
             requests_per_day: At least 1.
         """
-        found = self.copy()
-        found.config = found.world.config = replace(self.config, requests_per_day=requests_per_day)
-        return found
+        store = self.copy()
+        store.config = store.world.config = replace(self.config, requests_per_day=requests_per_day)
+        return store
 
     def run(
         self, policy: Policy, days: int, *, on_day: Callable[[int], None] | None = None
@@ -89,12 +89,12 @@ class AppStore:
         Raises:
             ConfigError: If ``days`` is below 1.
         """
-        found = []
-        for done, part in enumerate(self.days(policy, days), 1):
-            found.append(part)
+        days_traffic = []
+        for done, traffic in enumerate(self.days(policy, days), 1):
+            days_traffic.append(traffic)
             if on_day is not None:
                 on_day(done)
-        return joined_traffic(found)
+        return joined_traffic(days_traffic)
 
     def days(self, policy: Policy, days: int) -> Iterator[Traffic]:
         """Live some days, and yield the logs of each.
@@ -140,8 +140,8 @@ def save_store(store: AppStore, path: str | os.PathLike[str]) -> None:
     world = store.world
     about = {"format": _FORMAT, "day": world.day, "config": dataclasses.asdict(store.config)}
     arrays = {
-        f"{saved}.{entry.name}": getattr(getattr(world, part), entry.name)
-        for part, (saved, kind) in _PARTS.items()
+        f"{saved}.{entry.name}": getattr(getattr(world, attribute), entry.name)
+        for attribute, (saved, kind) in _PARTS.items()
         for entry in dataclasses.fields(kind)
     }
     beside = Path(path).with_name(f".{Path(path).name}.part")
@@ -159,7 +159,9 @@ def load_store(path: str | os.PathLike[str]) -> AppStore:
                 raise DataError(
                     f"{os.fspath(path)}: got format {about['format']!r}, expected {_FORMAT}"
                 )
-            parts = {part: _part(arrays, saved, kind) for part, (saved, kind) in _PARTS.items()}
+            parts = {
+                attribute: _part(arrays, saved, kind) for attribute, (saved, kind) in _PARTS.items()
+            }
             world = World.restored(
                 StoreConfig(**about["config"]), about["day"], pairs_AA=arrays["pairs"], **parts
             )

@@ -161,29 +161,29 @@ def run_table1(
     folder: Path,
     config: Table1Config | None = None,
     *,
-    on_progress: Callable[[str], None] = lambda told: None,
+    on_progress: Callable[[str], None] = lambda message: None,
 ) -> Table1:
     """Do the experiment."""
     config = config or Table1Config()
-    found = []
+    outcomes = []
     for number in range(config.seeds):
         seed = config.store.seed + number
-        place = folder / f"seed{seed}"
-        if place.exists():
-            raise ConfigError(f"{place}: is there already; name another folder, or remove it")
-        place.mkdir(parents=True)
-        found.append(_one_seed(place, config, seed, on_progress))
-    return Table1(config=config, seeds=found)
+        seed_folder = folder / f"seed{seed}"
+        if seed_folder.exists():
+            raise ConfigError(f"{seed_folder}: is there already; name another folder, or remove it")
+        seed_folder.mkdir(parents=True)
+        outcomes.append(_one_seed(seed_folder, config, seed, on_progress))
+    return Table1(config=config, seeds=outcomes)
 
 
 def _one_seed(
-    place: Path, config: Table1Config, seed: int, tell: Callable[[str], None]
+    folder: Path, config: Table1Config, seed: int, tell: Callable[[str], None]
 ) -> dict[str, Arm]:
     store = AppStore(replace(config.store, seed=seed))
     for day, logged in enumerate(store.days(policies.Popularity(), config.days)):
-        logged.write(place, f"day{day:04d}")
-    (place / "join.toml").write_text(JOIN_TOML, encoding="utf-8")
-    join = load_join_config(place / "join.toml")
+        logged.write(folder, f"day{day:04d}")
+    (folder / "join.toml").write_text(JOIN_TOML, encoding="utf-8")
+    join = load_join_config(folder / "join.toml")
     examples = run_join(
         replace(
             join,
@@ -194,17 +194,19 @@ def _one_seed(
     tell(f"seed {seed}: {sum(examples.rows.values()):,} examples")
     offline = {}
     bundles = {}
-    for name, part in config.arms.items():
-        bundles[name], offline[name] = _trained(place / _folder(name), part, examples, config, seed)
+    for name, make_spec in config.arms.items():
+        bundles[name], offline[name] = _trained(
+            folder / _folder(name), make_spec, examples, config, seed
+        )
         tell(f"seed {seed}: {name}: AUC {offline[name]['auc']:.4f}")
     live = _live(store, bundles, config)
-    for name, figures in live.items():
+    for name, sums in live.items():
         tell(
-            f"seed {seed}: {name}: {figures['installs'] / figures['requests']:.4f} installs a "
-            f"request, {figures['expected'] / figures['best']:.1%} of the best policy's"
+            f"seed {seed}: {name}: {sums['installs'] / sums['requests']:.4f} installs a "
+            f"request, {sums['expected'] / sums['best']:.1%} of the best policy's"
         )
     none = {"auc": math.nan, "log_loss": math.nan}
-    return {name: _arm(offline.get(name, none), figures) for name, figures in live.items()}
+    return {name: _arm(offline.get(name, none), sums) for name, sums in live.items()}
 
 
 def _arm(offline: Mapping[str, float], live: Mapping[str, float]) -> Arm:
@@ -230,8 +232,8 @@ def _run_config() -> RunConfig:
 
 
 def _trained(
-    place: Path,
-    part: Callable[[FeatureSpec], FeatureSpec],
+    folder: Path,
+    make_spec: Callable[[FeatureSpec], FeatureSpec],
     examples: JoinResult,
     config: Table1Config,
     seed: int,
@@ -240,7 +242,7 @@ def _trained(
     from widedeep.optim import make_optimizer
 
     run = _run_config()
-    spec = part(run.spec)
+    spec = make_spec(run.spec)
     train, valid, test = (examples.output / name for name in ("train", "valid", "test"))
     model = wd.WideDeep(
         wd.fit_schema(spec.replace(weight="weight"), train),
@@ -258,7 +260,7 @@ def _trained(
         progress=False,
     )
     trainer.fit(train, epochs=config.epochs, valid=valid, early_stopping=1)
-    return trainer.export(place), trainer.evaluate(test)
+    return trainer.export(folder), trainer.evaluate(test)
 
 
 def _live(
@@ -276,16 +278,16 @@ def _live(
 
 
 def _figures(requests: pa.Table, arm: str) -> dict[str, float]:
-    mine = requests.filter(np.array(requests["arm"].to_pylist(), object) == arm)
-    users_R = np.unique(mine["user_id"].to_numpy(), return_inverse=True)[1]
-    installs_U = np.bincount(users_R, mine["installs"].to_numpy())
+    requests_of_arm = requests.filter(np.array(requests["arm"].to_pylist(), object) == arm)
+    users_R = np.unique(requests_of_arm["user_id"].to_numpy(), return_inverse=True)[1]
+    installs_U = np.bincount(users_R, requests_of_arm["installs"].to_numpy())
     requests_U = np.bincount(users_R)
     return {
-        "requests": mine.num_rows,
+        "requests": requests_of_arm.num_rows,
         "installs": float(installs_U.sum()),
         "deviation": _ratio_deviation(installs_U, requests_U),
-        "expected": float(mine["expected"].to_numpy().sum()),
-        "best": float(mine["best"].to_numpy().sum()),
+        "expected": float(requests_of_arm["expected"].to_numpy().sum()),
+        "best": float(requests_of_arm["best"].to_numpy().sum()),
     }
 
 
@@ -310,11 +312,11 @@ def table1_in(
     """Do the experiment in a folder, or in one that is gone afterwards."""
     if folder is not None:
         return run_table1(folder, config, on_progress=on_progress)
-    with tempfile.TemporaryDirectory(prefix="widedeep-table1-") as place:
-        return run_table1(Path(place), config, on_progress=on_progress)
+    with tempfile.TemporaryDirectory(prefix="widedeep-table1-") as temporary:
+        return run_table1(Path(temporary), config, on_progress=on_progress)
 
 
-def table1_text(found: Table1) -> str:
+def table1_text(result: Table1) -> str:
     """Return the outcome as a Markdown table and the sentences that read it."""
     head = [
         "| model | offline AUC | live installs, counted | live installs, true | of the best | "
@@ -322,16 +324,16 @@ def table1_text(found: Table1) -> str:
         "|---|---|---|---|---|---|",
     ]
     return "\n".join(
-        [*head, *(_row(found, name) for name in found.config.arms), "", *_sentences(found)]
+        [*head, *(_row(result, name) for name in result.config.arms), "", *_sentences(result)]
     )
 
 
-def _row(found: Table1, name: str) -> str:
-    arms = found.arms(name)
+def _row(result: Table1, name: str) -> str:
+    arms = result.arms(name)
     auc = [arm.auc for arm in arms]
     counted = true = "0 %"
     if name != _FIRST:
-        lift = found.lift(name, _FIRST)
+        lift = result.lift(name, _FIRST)
         counted, true = _percent(lift.counted, lift.counted_95), _percent(lift.true, lift.true_95)
     paper = "{:.3f}, {:+.1%}".format(*_PAPER[name]) if name in _PAPER else ""
     best = fmean(arm.of_the_best for arm in arms)
@@ -345,17 +347,17 @@ def _percent(value: float, half: float) -> str:
     return f"{100 * value:+.1f} ± {100 * half:.1f} %"
 
 
-def _sentences(found: Table1) -> list[str]:
+def _sentences(result: Table1) -> list[str]:
     both = list(ARMS)[-1]
     lines = []
-    for other in (name for name in found.config.arms if name != both):
-        lift = found.lift(both, other)
+    for other in (name for name in result.config.arms if name != both):
+        lift = result.lift(both, other)
         verdict = "significant" if lift.significant else "not significant"
         lines.append(
             f"{both} over {other}: {_percent(lift.counted, lift.counted_95)} installs counted, "
             f"{_percent(lift.true, lift.true_95)} by the true probabilities ({verdict})."
         )
-    first, plain = found.arms(both), found.arms("popularity")
+    first, plain = result.arms(both), result.arms("popularity")
     requests = sum(arm.requests for arm in first)
     installs = sum(arm.installs for arm in first)
     lines.append(
@@ -366,15 +368,15 @@ def _sentences(found: Table1) -> list[str]:
     return lines
 
 
-def table1_document(found: Table1) -> dict[str, Any]:
+def table1_document(result: Table1) -> dict[str, Any]:
     """Return the outcome as plain values."""
-    names = [*found.config.arms, "popularity"]
-    pairs = [("wide & deep", name) for name in found.config.arms if name != "wide & deep"]
+    names = [*result.config.arms, "popularity"]
+    pairs = [("wide & deep", name) for name in result.config.arms if name != "wide & deep"]
     return {
-        "config": dataclasses.asdict(found.config),
-        "arms": {name: _arm_document(found.arms(name)) for name in names},
+        "config": dataclasses.asdict(result.config),
+        "arms": {name: _arm_document(result.arms(name)) for name in names},
         "lifts": {
-            f"{name} over {other}": _lift_document(found.lift(name, other))
+            f"{name} over {other}": _lift_document(result.lift(name, other))
             for name, other in (("deep", "wide"), *pairs)
         },
     }

@@ -53,18 +53,18 @@ class Traffic:
             name: Of the files.
         """
         for entry in fields(self):
-            place = Path(folder) / entry.name
-            place.mkdir(parents=True, exist_ok=True)
-            beside = place / f".{name}.part"
+            subfolder = Path(folder) / entry.name
+            subfolder.mkdir(parents=True, exist_ok=True)
+            beside = subfolder / f".{name}.part"
             pq.write_table(getattr(self, entry.name), beside)
-            beside.replace(place / f"{name}.parquet")
+            beside.replace(subfolder / f"{name}.parquet")
 
 
 def joined_traffic(parts: Sequence[Traffic]) -> Traffic:
     """Return stretches that follow each other as one."""
     return Traffic(
         **{
-            entry.name: pa.concat_tables([getattr(part, entry.name) for part in parts])
+            entry.name: pa.concat_tables([getattr(traffic, entry.name) for traffic in parts])
             for entry in fields(Traffic)
         }
     )
@@ -110,15 +110,15 @@ def observe(world: World, requests: Requests, ranked: Ranked, rng: np.random.Gen
 def _impressions(
     requests: Requests, ranked: Ranked, app_RS: NDArray[np.int32], time_R: NDArray[np.int64]
 ) -> pa.Table:
-    n, shown = app_RS.shape
-    of_request = pa.array(np.repeat(np.arange(n), shown))
+    n, n_shown = app_RS.shape
+    of_request = pa.array(np.repeat(np.arange(n), n_shown))
     of_app = pa.array(app_RS.ravel())
     query = dict(requests.columns)
     columns: dict[str, Any] = {
         "request_id": pa.array(requests.ids).take(of_request),
         "user_id": query.pop("user_id").take(of_request),
         "item_id": requests.catalogue["app"].combine_chunks().take(of_app),
-        "position": pa.array(np.tile(np.arange(1, shown + 1), n), pa.int64()),
+        "position": pa.array(np.tile(np.arange(1, n_shown + 1), n), pa.int64()),
         "event_time": pa.array(time_R, _TIME).take(of_request),
         "policy": pa.array(ranked.policy_R.tolist(), pa.string()).take(of_request),
         "arm": pa.array(ranked.arm_R.tolist(), pa.string()).take(of_request),
@@ -186,15 +186,15 @@ def attribute_tables(world: World) -> dict[str, pa.Table]:
             {
                 "user_id": pa.array(np.arange(len(users)), pa.int64()),
                 "valid_from": pa.repeat(valid_from, len(users)),
-                "user_country": [constants.COUNTRIES[at] for at in users.country_U.tolist()],
-                "user_age": [constants.AGES[at] for at in users.age_U.tolist()],
+                "user_country": [constants.COUNTRIES[index] for index in users.country_U.tolist()],
+                "user_age": [constants.AGES[index] for index in users.age_U.tolist()],
             }
         ),
         "items": pa.table(
             {
                 "item_id": app_ids(len(apps)),
                 "valid_from": pa.repeat(valid_from, len(apps)),
-                "app_category": [constants.CATEGORIES[at] for at in apps.category_A.tolist()],
+                "app_category": [constants.CATEGORIES[index] for index in apps.category_A.tolist()],
                 "app_rating": pa.array(apps.rating_A.astype(np.float64).round(1)),
             }
         ),

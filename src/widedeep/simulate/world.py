@@ -113,24 +113,24 @@ class World:
 
     def tastes(self, users: Users) -> Floats:
         """Return the tastes of users (U, Z)."""
-        share, group_tastes = constants.TASTE_SHARES, self.group_tastes
-        found: Floats = (
-            np.sqrt(share["country"]) * group_tastes.country_Z[users.country_U]
-            + np.sqrt(share["age"]) * group_tastes.age_Z[users.age_U]
-            + np.sqrt(share["own"]) * users.own_UZ
+        variance, group_tastes = constants.TASTE_SHARES, self.group_tastes
+        taste_UZ: Floats = (
+            np.sqrt(variance["country"]) * group_tastes.country_Z[users.country_U]
+            + np.sqrt(variance["age"]) * group_tastes.age_Z[users.age_U]
+            + np.sqrt(variance["own"]) * users.own_UZ
         ).astype(np.float32)
-        return found
+        return taste_UZ
 
     @property
     def topic_AZ(self) -> Floats:
         """What the apps are about."""
-        share, apps, group_tastes = constants.TOPIC_SHARES, self.apps, self.group_tastes
-        found: Floats = (
-            np.sqrt(share["category"]) * group_tastes.category_Z[apps.category_A]
-            + np.sqrt(share["developer"]) * group_tastes.developer_Z[apps.developer_A]
-            + np.sqrt(share["own"]) * apps.own_AZ
+        variance, apps, group_tastes = constants.TOPIC_SHARES, self.apps, self.group_tastes
+        topic_AZ: Floats = (
+            np.sqrt(variance["category"]) * group_tastes.category_Z[apps.category_A]
+            + np.sqrt(variance["developer"]) * group_tastes.developer_Z[apps.developer_A]
+            + np.sqrt(variance["own"]) * apps.own_AZ
         ).astype(np.float32)
-        return found
+        return topic_AZ
 
     def night(self) -> None:
         """Let tastes and popularity drift, and users and apps arrive."""
@@ -193,16 +193,16 @@ class World:
     def _pairs(self, rng: np.random.Generator, old: Floats) -> Floats:
         """Return the effects of pairs: those of ``old``, and fresh ones with each new app."""
         n, before = len(self.apps), old.shape[1]
-        found = np.zeros((n + 1, n), np.float32)
+        effect_AA = np.zeros((n + 1, n), np.float32)
         popular_A = np.exp(0.35 * self.apps.weight_A)
         share_AA = np.outer(popular_A, popular_A)
         share_AA *= constants.PAIR_SHARE / share_AA.mean()
         chosen_AA = rng.random((n, n)) < share_AA
         sign_AA = np.where(rng.random((n, n)) < constants.LIFT_SHARE, 1, -1)
-        found[:n] = constants.PAIR_EFFECT * chosen_AA * sign_AA
-        found[np.arange(n), np.arange(n)] = 0
-        found[:before, :before] = old[:before]
-        return found
+        effect_AA[:n] = constants.PAIR_EFFECT * chosen_AA * sign_AA
+        effect_AA[np.arange(n), np.arange(n)] = 0
+        effect_AA[:before, :before] = old[:before]
+        return effect_AA
 
     def _new_users(self, rng: np.random.Generator, n: int) -> Users:
         country_U = rng.choice(len(constants.COUNTRIES), n, p=_falling(len(constants.COUNTRIES)))
@@ -229,23 +229,23 @@ class World:
         wanted_U = np.clip(rng.poisson(constants.INSTALLED_AT_FIRST, len(users)), 1, most)
         taste_UZ, topic_AZ = self.tastes(users), self.topic_AZ
         for begin in range(0, len(users), constants.REQUESTS_AT_ONCE):
-            part = slice(begin, begin + constants.REQUESTS_AT_ONCE)
-            affinity_UA = taste_UZ[part] @ topic_AZ.T / np.float32(np.sqrt(constants.TASTES))
+            rows = slice(begin, begin + constants.REQUESTS_AT_ONCE)
+            affinity_UA = taste_UZ[rows] @ topic_AZ.T / np.float32(np.sqrt(constants.TASTES))
             weight_UA = self.apps.weight_A + np.float32(
                 constants.AFFINITY * self.config.generalisation
             ) * np.clip(affinity_UA, -2, 2)
             picked_UL = gumbel_top_k(rng, weight_UA, most)
-            picked_UL[np.arange(most) >= wanted_U[part, None]] = -1
-            users.installed_UL[part, :most] = picked_UL
+            picked_UL[np.arange(most) >= wanted_U[rows, None]] = -1
+            users.installed_UL[rows, :most] = picked_UL
         users.count_U[:] = wanted_U
         np.add.at(self.apps.installs_A, users.installed_UL[users.installed_UL >= 0], 1)
 
     def _drift(self, rng: np.random.Generator) -> None:
-        share = self.config.drift
-        keep = np.float32(np.sqrt(1 - share**2))
+        fraction = self.config.drift
+        keep = np.float32(np.sqrt(1 - fraction**2))
         for table in (self.users.own_UZ, self.group_tastes.country_Z, self.group_tastes.age_Z):
             table *= keep
-            table += np.float32(share) * rng.standard_normal(table.shape, dtype=np.float32)
+            table += np.float32(fraction) * rng.standard_normal(table.shape, dtype=np.float32)
         noise_A = rng.standard_normal(len(self.apps), dtype=np.float32)
         self.apps.weight_A += np.float32(constants.WEIGHT_DRIFT) * noise_A
 
@@ -254,15 +254,15 @@ def gumbel_top_k(rng: np.random.Generator, weight_RA: Floats, k: int) -> Ints:
     """Draw k different columns of each row, one after the other by exp(weight)."""
     spent_RA = rng.standard_exponential(weight_RA.shape, dtype=np.float32) + _TINY
     clock_RA = np.log(spent_RA) - weight_RA
-    found = np.argpartition(clock_RA, k - 1, axis=1)[:, :k]
-    order = np.argsort(np.take_along_axis(clock_RA, found, axis=1), axis=1)
-    return np.take_along_axis(found, order, axis=1).astype(np.int32)
+    top_RK = np.argpartition(clock_RA, k - 1, axis=1)[:, :k]
+    order = np.argsort(np.take_along_axis(clock_RA, top_RK, axis=1), axis=1)
+    return np.take_along_axis(top_RK, order, axis=1).astype(np.int32)
 
 
 def _falling(n: int) -> NDArray[np.float64]:
-    share = 1 / np.sqrt(np.arange(1, n + 1))
-    found: NDArray[np.float64] = share / share.sum()
-    return found
+    probabilities = 1 / np.sqrt(np.arange(1, n + 1))
+    powers: NDArray[np.float64] = probabilities / probabilities.sum()
+    return powers
 
 
 def _number(word: str) -> int:
