@@ -150,9 +150,7 @@ def show_ranking(url: str, folder: Path) -> None:
         "candidates": [*body["candidates"][:2], f"... {len(body['candidates'])} apps"],
     }
     print(f"\nPOST {url}/v1/rank\n{json.dumps(abridged, default=str)}")
-    print(
-        f"\nanswered in {elapsed_ms:.1f} ms, best first, with the strongest reasons of the wide part:"
-    )
+    print(f"\nanswered in {elapsed_ms:.1f} ms, best first, with the strongest wide weights:")
     for app, score, why in zip(
         ranking["items"], ranking["scores"], ranking["explanations"], strict=True
     ):
