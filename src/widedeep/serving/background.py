@@ -16,13 +16,9 @@ class RequestLog:
     """Writes one JSON object a line: to standard error, where a service's log belongs."""
 
     def __init__(self, which: str = "errors", stream: IO[str] | None = None) -> None:
-        self._least = {"all": 0, "errors": 500}.get(which, 1000)
+        self.min_status = {"all": 0, "errors": 500}.get(which, 1000)  # of a logged request
         self._stream = stream
         self.lost = 0
-
-    def wants(self, status: int) -> bool:
-        """Tell whether a request with this status is logged."""
-        return status >= self._least
 
     def request(self, **fields: Any) -> None:
         """Log a request; fields that are None are left out."""
@@ -30,14 +26,14 @@ class RequestLog:
 
     def bug(self, error: BaseException, **fields: Any) -> None:
         """Log what ought not to happen, with where it happened."""
-        told = "".join(traceback.format_exception(error))
-        self.event("bug", **fields, traceback=told)
+        text = "".join(traceback.format_exception(error))
+        self.event("bug", **fields, traceback=text)
 
     def event(self, event: str, **fields: Any) -> None:
         """Log that something happened to the server."""
         now = time.time()
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-        line = {"time": f"{at}.{int(now % 1 * 1e3):03d}Z", "event": event, **fields}
+        second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+        line = {"time": f"{second}.{int(now % 1 * 1e3):03d}Z", "event": event, **fields}
         text = json.dumps(line, separators=(",", ":"), default=str)
         try:
             print(text, file=self._stream or sys.stderr, flush=True)

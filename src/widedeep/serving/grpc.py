@@ -138,20 +138,20 @@ def _file() -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto(
         name="widedeep/open_inference.proto", package=PACKAGE, syntax="proto3"
     )
-    made: dict[str, descriptor_pb2.DescriptorProto] = {}
+    messages: dict[str, descriptor_pb2.DescriptorProto] = {}
     for name in sorted(_MESSAGES):  # an outer message before its inner ones
         outer, _, inner = name.partition(".")
-        made[name] = made[outer].nested_type.add() if inner else file.message_type.add()
-        made[name].name = inner or outer
+        messages[name] = messages[outer].nested_type.add() if inner else file.message_type.add()
+        messages[name].name = inner or outer
     for name, fields in _MESSAGES.items():
         for field in filter(None, fields.split(", ")):
-            _add_field(made[name], name, field)
+            _add_field(messages[name], name, field)
     return file
 
 
 def _add_field(owner: descriptor_pb2.DescriptorProto, path: str, text: str) -> None:
-    place, kind = text.split(" ")
-    name, number = place.split("=")
+    name_and_number, kind = text.split(" ")
+    name, number = name_and_number.split("=")
     field = owner.field.add(name=name, number=int(number), label=_Field.LABEL_OPTIONAL)
     if kind[0] == "|":
         if not owner.oneof_decl:
@@ -287,8 +287,7 @@ class GrpcServer:
             except Exception as error:  # a bug: told to the operator, not to the caller
                 status = 500
                 service.metrics.bugs.inc()
-                if service.log is not None:
-                    service.log.bug(error, route=route)
+                service.log.bug(error, route=route)
                 context.set_code(grpc.StatusCode.INTERNAL)
                 context.set_details("the server failed; its log tells more")
             finally:
@@ -328,8 +327,8 @@ class GrpcServer:
         return message("ModelMetadataResponse")(**about)
 
     def _RepositoryIndex(self, request: Any, context: Any) -> Any:
-        found = repository_index(self._service, ready=request.ready)
-        return message("RepositoryIndexResponse")(models=found)
+        versions = repository_index(self._service, ready=request.ready)
+        return message("RepositoryIndexResponse")(models=versions)
 
     def _RepositoryModelLoad(self, request: Any, context: Any) -> Any:
         registry = self._service.models.registry(request.model_name)
@@ -347,10 +346,10 @@ class GrpcServer:
         return message("RepositoryModelUnloadResponse")()
 
     def _ModelStatistics(self, request: Any, context: Any) -> Any:
-        found = model_statistics(self._service, request.name or None, request.version or None)
-        for each in found:
+        statistics = model_statistics(self._service, request.name or None, request.version or None)
+        for each in statistics:
             del each["batch_stats"]
-        return message("ModelStatisticsResponse")(model_stats=found)
+        return message("ModelStatisticsResponse")(model_stats=statistics)
 
     def _ModelInfer(self, request: Any, context: Any) -> Any:
         service = self._service
@@ -375,19 +374,19 @@ class GrpcServer:
             raise HttpError(413, f"got {rows} rows, expected at most {most}")
         tensors = _tensors(request, inputs)
         identity = request.id or uuid.uuid4().hex
-        found = score_rows(
+        scored = score_rows(
             self._service,
             model=request.model_name,
             request_id=identity,
             rows=lambda bundle: rows_of_inputs(bundle, inputs, tensors),
-            place=lambda column, row: None,
+            pointer_of=lambda column, row: None,
             version=request.model_version or None,
         )
-        wanted = [InferOutput(name=each.name) for each in request.outputs]
-        outputs = chosen_outputs(InferRequest(inputs=inputs, outputs=wanted), found)
+        requested = [InferOutput(name=each.name) for each in request.outputs]
+        outputs = chosen_outputs(InferRequest(inputs=inputs, outputs=requested), scored)
         return message("ModelInferResponse")(
             model_name=request.model_name,
-            model_version=found.version,
+            model_version=scored.version,
             id=request.id,
             outputs=[
                 {"name": name, "datatype": "FP64", "shape": scores.shape}
@@ -401,20 +400,20 @@ def _tensors(request: Any, inputs: list[InferInput]) -> list[list[Any]]:
     raw = request.raw_input_contents
     if raw and len(raw) != len(inputs):
         raise HttpError(400, f"got {len(raw)} raw contents for {len(inputs)} inputs")
-    found = []
+    tensors = []
     for position, each in enumerate(inputs):
         try:
             if raw:
                 data = memoryview(raw[position])
-                found.append(from_bytes(each.name, each.datatype, each.shape, data))
+                tensors.append(from_bytes(each.name, each.datatype, each.shape, data))
                 continue
             field = _CONTENTS.get(each.datatype)
             contents = request.inputs[position].contents
             values = list(getattr(contents, field)) if field else []
-            found.append(from_json(each.name, each.datatype, each.shape, values))
+            tensors.append(from_json(each.name, each.datatype, each.shape, values))
         except RequestError as error:
             raise HttpError(400, f"inputs[{position}].{error}") from error
-    return found
+    return tensors
 
 
 def _bytes_of(path: str) -> bytes:

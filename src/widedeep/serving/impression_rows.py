@@ -79,12 +79,12 @@ class UserIds:
 
     def of(self, request: RankedRequest) -> str | int | None:
         """Return the id to be written; None if the request has none."""
-        found = request.user.get(self.column)
-        if found is None or isinstance(found, bool) or not isinstance(found, str | int):
+        user_id = request.user.get(self.column)
+        if user_id is None or isinstance(user_id, bool) or not isinstance(user_id, str | int):
             return None
         if self.key is None:
-            return found
-        text = found if isinstance(found, str) else _digits(found)
+            return user_id
+        text = user_id if isinstance(user_id, str) else _digits(user_id)
         return hashlib.blake2b(
             text.encode("utf-8", "surrogatepass"), key=self.key, digest_size=16
         ).hexdigest()
@@ -221,14 +221,14 @@ class _Rows:
     def _features(self) -> dict[str, pa.Array]:
         bundle = self.ranker.bundle
         declared = item_columns(bundle.schema.spec)
-        found: dict[str, pa.Array] = {}
+        arrays: dict[str, pa.Array] = {}
         for name in bundle.encoder.columns(targets=False):
             if not self.users.may_write(name, self.allowed):
                 continue
             kind = bundle.schema.columns[name]
             array = None if declared and name not in declared else self._of_items(name, kind)
-            found[name] = self._of_query(name, kind) if array is None else array
-        return found
+            arrays[name] = self._of_query(name, kind) if array is None else array
+        return arrays
 
     def _of_query(self, name: str, kind: ColumnType) -> pa.Array:
         values = [
@@ -256,14 +256,18 @@ class _Rows:
 
     def _of_inline_items(self, name: str, kind: ColumnType) -> pa.Array | None:
         values: list[Any] = []
-        known = False
+        is_present = False
         for request in self.requests:
             _, columns = inline_items(request.candidates, None)
-            known = known or name in columns
+            is_present = is_present or name in columns
             column = columns.get(name)
             places = request.ranking.positions.tolist()
-            values += [None] * len(places) if column is None else [column[at] for at in places]
-        return _typed(values, kind) if known else None
+            values += (
+                [None] * len(places)
+                if column is None
+                else [column[position] for position in places]
+            )
+        return _typed(values, kind) if is_present else None
 
 
 def _ids(items: Sequence[Any]) -> pa.Array:
@@ -311,7 +315,7 @@ def _plain(value: Any, kind: ColumnType, convert: Callable[[Any], Any]) -> Any:
         if isinstance(value, np.ndarray):
             value = value.tolist()
         parts = value if isinstance(value, list | tuple) else [value]
-        return [_plain(part, ColumnType(kind=kind.kind), convert) for part in parts]
+        return [_plain(item, ColumnType(kind=kind.kind), convert) for item in parts]
     plain = plain_value(value)
     return convert(value if plain is NotImplemented else plain)
 

@@ -189,9 +189,11 @@ class ImpressionLog:
         Returns:
             Whether it will be.
         """
-        wanted = self._sample >= 1 or _in_sample(record.request_id, self._sample)
-        user = self._users.of(record) if wanted else None
-        self._count(offered=1, left_out=int(not wanted), without_user=int(wanted and user is None))
+        is_sampled = self._sample >= 1 or _in_sample(record.request_id, self._sample)
+        user = self._users.of(record) if is_sampled else None
+        self._count(
+            offered=1, left_out=int(not is_sampled), without_user=int(is_sampled and user is None)
+        )
         if user is None or self._closing.is_set():
             return False
         answered = Answered(
@@ -261,9 +263,9 @@ class ImpressionLog:
     def _take(self) -> None:
         """Make rows of what was offered."""
         answered = self._taken()
-        shown = [each for each in answered if len(each.request.ranking)]
-        self._count(requests=len(answered) - len(shown))
-        for group in impression_groups(shown):
+        with_items = [each for each in answered if len(each.request.ranking)]
+        self._count(requests=len(answered) - len(with_items))
+        for group in impression_groups(with_items):
             self._hold(group)
 
     def _write_all(self, ending: bool) -> None:
@@ -273,12 +275,12 @@ class ImpressionLog:
             self._files.rotate(all_of_them=ending)
 
     def _taken(self) -> list[Answered]:
-        found: list[Answered] = []
+        answered: list[Answered] = []
         while True:
             try:
-                found.append(self._queue.get_nowait())
+                answered.append(self._queue.get_nowait())
             except queue.Empty:
-                return found
+                return answered
 
     def _hold(self, answered: Sequence[Answered]) -> None:
         """Make rows of requests; one of which no rows can be made does not take others with it."""
@@ -306,15 +308,15 @@ class ImpressionLog:
             pending = self._pending[0]
             try:
                 self._write(pending.content)
-                taken = {"requests": pending.requests, "rows": pending.rows}
+                counts = {"requests": pending.requests, "rows": pending.rows}
             except OSError:
                 raise
             except Exception as error:  # a bug: those behind it need not wait for it
                 self._thread.failed(error)
-                taken = {"failed": pending.requests, "lost_rows": pending.rows}
+                counts = {"failed": pending.requests, "lost_rows": pending.rows}
             self._pending.popleft()
             self._pending_bytes -= pending.nbytes
-            self._count(waiting=-pending.rows, **taken)
+            self._count(waiting=-pending.rows, **counts)
 
     def _write(self, content: pa.Table | str) -> None:
         if isinstance(content, str):
@@ -329,8 +331,8 @@ class ImpressionLog:
             work()
         except OSError as error:
             self._count(errors=1)
-            told, self._pause_s = self._pause_s, min(2 * self._pause_s, _RETRY_S[1])
-            self._next_try = time.monotonic() + told
+            pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, _RETRY_S[1])
+            self._next_try = time.monotonic() + pause_s
             self._tell(str(error))
         else:
             self._pause_s = _RETRY_S[0]
@@ -377,12 +379,12 @@ class _Pending:
         return len(self.content) if isinstance(self.content, str) else int(self.content.nbytes)
 
 
-def _in_sample(request_id: str, share: float) -> bool:
+def _in_sample(request_id: str, sample: float) -> bool:
     # Another hash than the canary's: a sample must not be the canary's requests alone.
     digest = hashlib.blake2b(
         request_id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"impressions"
     ).digest()
-    return int.from_bytes(digest, "big") < share * 2.0**64
+    return int.from_bytes(digest, "big") < sample * 2.0**64
 
 
 _PREFIX = "impressions-"
@@ -499,10 +501,10 @@ class RotatedFiles:
 
     def thin_out(self) -> None:
         """Delete the complete files that are not to be kept."""
-        found = sorted(_complete_files(self._directory), key=lambda file: file[1:])
-        total = sum(size for _, _, size in found)
+        files = sorted(_complete_files(self._directory), key=lambda file: file[1:])
+        total = sum(size for _, _, size in files)
         oldest = time.time() - (self._retention.seconds or float("inf"))
-        for path, modified, size in found:
+        for path, modified, size in files:
             too_much = self._retention.nbytes is not None and total > self._retention.nbytes
             if modified >= oldest and not too_much:
                 break
@@ -587,12 +589,12 @@ def _append(file: IO[bytes], data: Any, end: int) -> int:
 def _write_parquet(spool: Path, file: IO[bytes], between: Callable[[], None] = lambda: None) -> int:
     """Make the Parquet file of a spool, whole or not at all; return its rows."""
     final = spool.with_name(spool.name.removeprefix(".").removesuffix(_SPOOL) + ".parquet")
-    made = final.with_name(f".{final.name}.tmp")
+    temporary = final.with_name(f".{final.name}.tmp")
     final.parent.mkdir(parents=True, exist_ok=True)
     rows = 0
     writer = None
     try:
-        with open(made, "wb") as target:
+        with open(temporary, "wb") as target:
             fcntl.flock(target, fcntl.LOCK_EX)
             for group in _groups(file):
                 if writer is None:
@@ -601,15 +603,15 @@ def _write_parquet(spool: Path, file: IO[bytes], between: Callable[[], None] = l
                 rows += group.num_rows
                 between()
             if writer is None:
-                made.unlink()
+                temporary.unlink()
                 return 0
             writer.close()
             target.flush()
             os.fsync(target.fileno())
-            os.rename(made, final)
+            os.rename(temporary, final)
     except BaseException:
         with contextlib.suppress(OSError):
-            made.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
     fsync_path(final.parent)
     return rows

@@ -119,13 +119,15 @@ class _Caller:
 
     def _connect(self) -> socket.socket:
         try:
-            made = socket.create_connection((self._target.host, self._target.port), timeout=10)
+            connection = socket.create_connection(
+                (self._target.host, self._target.port), timeout=10
+            )
         except OSError as error:
             raise ConfigError(
                 f"no server answers on {self._target.host}:{self._target.port}: {error}"
             ) from error
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return made
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
     def send(self) -> None:
         self._answer = b""
@@ -168,10 +170,10 @@ def _drive(callers: Sequence[_Caller], seconds: float) -> None:
             ready.register(caller.socket, selectors.EVENT_READ, caller)
         end = time.perf_counter() + seconds
         while ready.get_map():
-            found = ready.select(_SILENCE_S)
-            if not found:
+            events = ready.select(_SILENCE_S)
+            if not events:
                 raise ConfigError(f"the server has said nothing for {_SILENCE_S:.0f} s")
-            for key, _ in found:
+            for key, _ in events:
                 caller = key.data
                 if not caller.receive():
                     continue
@@ -187,15 +189,15 @@ def cpu_seconds(process: int | None) -> float:
         return float("nan")
     tick = os.sysconf("SC_CLK_TCK")
     total, parents = {}, {}
-    for place in Path("/proc").glob("[0-9]*/stat"):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = place.read_text().rpartition(")")[2].split()
+            fields = stat.read_text().rpartition(")")[2].split()
         except OSError:  # it has ended meanwhile
             continue
-        number = int(place.parent.name)
+        number = int(stat.parent.name)
         parents[number] = int(fields[1])
         total[number] = (int(fields[11]) + int(fields[12])) / tick
-    wanted = {process}
-    while more := {n for n, parent in parents.items() if parent in wanted} - wanted:
-        wanted |= more
-    return sum(total.get(number, 0.0) for number in wanted)
+    tree = {process}
+    while more := {n for n, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    return sum(total.get(number, 0.0) for number in tree)

@@ -63,9 +63,9 @@ class ScoreBins:
             self._next = self._now() + _EVERY_S
             pending, self._pending = self._pending, {}
         for (model, version), counts in pending.items():
-            for place in counts.nonzero()[0].tolist():
-                up_to = f"{_EDGES[place]:g}" if place < len(_EDGES) else "+Inf"
-                self._counter.labels(model, version, up_to).inc(int(counts[place]))
+            for index in counts.nonzero()[0].tolist():
+                up_to = f"{_EDGES[index]:g}" if index < len(_EDGES) else "+Inf"
+                self._counter.labels(model, version, up_to).inc(int(counts[index]))
 
 
 with extra_imports():
@@ -190,8 +190,8 @@ class ServerMetrics:
         requests.inc(int(counts.sum()))
         # The client library observes one value at a time; these are the sums that it keeps.
         histogram._sum.inc(seconds)
-        for place in counts.nonzero()[0].tolist():
-            histogram._buckets[place].inc(int(counts[place]))
+        for index in counts.nonzero()[0].tolist():
+            histogram._buckets[index].inc(int(counts[index]))
 
     def _add_background(self, registry: CollectorRegistry) -> None:
         """Make the figures of the background threads and of the impression log."""
@@ -239,17 +239,17 @@ class ServerMetrics:
         self._log_failing.set(counts.error is not None)
 
     def _of_route(self, route: str, status: int) -> tuple[Counter, Histogram]:
-        found = self._by_route.get((route, status))
-        if found is None:
-            found = (self._requests.labels(route, str(status)), self._seconds.labels(route))
-            self._by_route[route, status] = found
-        return found
+        metrics = self._by_route.get((route, status))
+        if metrics is None:
+            metrics = (self._requests.labels(route, str(status)), self._seconds.labels(route))
+            self._by_route[route, status] = metrics
+        return metrics
 
     def scored(self, model: str, version: str, scores: NDArray[float64], unknown: int = 0) -> None:
         """Count a request's scores."""
-        answers, given, total = self._of_version(model, version)
+        answers, score_count, total = self._of_version(model, version)
         answers.inc()
-        given.inc(scores.size)
+        score_count.inc(scores.size)
         total.inc(float(scores.sum()))
         self.score_bins.add(model, version, scores)
         if unknown:
@@ -265,22 +265,22 @@ class ServerMetrics:
         bins: NDArray[int64],
     ) -> None:
         """Count the scores of requests that were counted elsewhere already."""
-        answers, given, added = self._of_version(model, version)
+        answers, score_count, added = self._of_version(model, version)
         answers.inc(requests)
-        given.inc(scores)
+        score_count.inc(scores)
         added.inc(total)
         self.score_bins.add_counts(model, version, bins)
 
     def _of_version(self, model: str, version: str) -> tuple[Counter, Counter, Gauge]:
-        found = self._by_version.get((model, version))
-        if found is None:
-            found = (
+        metrics = self._by_version.get((model, version))
+        if metrics is None:
+            metrics = (
                 self._answers.labels(model, version),
                 self._scores.labels(model, version),
                 self._score_sum.labels(model, version),
             )
-            self._by_version[model, version] = found
-        return found
+            self._by_version[model, version] = metrics
+        return metrics
 
     def looked_up(self, model: str, counts: Mapping[str, tuple[int, int]]) -> None:
         """Count a sampled request's values."""

@@ -50,18 +50,18 @@ def bind_port(host: str, port: int) -> socket.socket:
 
 def _bind(host: str, port: int, *options: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         for option in options:
-            made.setsockopt(socket.SOL_SOCKET, option, 1)
-        made.bind((host, port))
+            bound.setsockopt(socket.SOL_SOCKET, option, 1)
+        bound.bind((host, port))
     except OSError as error:
-        made.close()
+        bound.close()
         raise ConfigError(
             f"{host}:{port}: the port cannot be bound ({error.strerror}); name another one, or "
             "stop the program that has it"
         ) from error
-    return made
+    return bound
 
 
 def bind_alone(host: str, port: int) -> socket.socket:
@@ -218,7 +218,7 @@ class _Process:
     def _start(self) -> None:
         self._started = time.monotonic()
         self._metrics.mkdir(parents=True, exist_ok=True)  # cleaners of temporary files take it
-        path = os.pathsep.join(os.path.abspath(place) for place in sys.path)
+        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         self._running = subprocess.Popen(
             [sys.executable, "-c", _START],
             stdin=subprocess.PIPE,

@@ -51,8 +51,8 @@ def check_operator(call: Call, settings: Settings) -> None:
     host = call.header(b"host") or ""
     name = _HOST.fullmatch(host)
     bound = (call.scope.get("server") or ("",))[0]
-    known = {"localhost", settings.host, bound, *settings.admin_hosts}
-    if name is None or not (name[1].lower().strip("[]") in known or _is_loopback(name[1])):
+    allowed_hosts = {"localhost", settings.host, bound, *settings.admin_hosts}
+    if name is None or not (name[1].lower().strip("[]") in allowed_hosts or _is_loopback(name[1])):
         raise HttpError(
             403,
             f"got the host {host!r}; call an admin path by the server's own address, or start it "
@@ -155,10 +155,10 @@ async def load_all(service: Service, call: Call) -> Reply:
     """The Open Inference Protocol's load: the newest version there is."""
     registry = _registry(service, call)
     await call.body()
-    known = [status.version for status in registry.status()]
-    if not known:
+    versions = [status.version for status in registry.status()]
+    if not versions:
         raise HttpError(404, f"{call.params['model']}: there is no version to load")
-    await _ordered(lambda: registry.load(known[-1], wait_s=_LOAD_S))
+    await _ordered(lambda: registry.load(versions[-1], wait_s=_LOAD_S))
     return Reply(b"")
 
 

@@ -1,4 +1,4 @@
-"""Every path of the server, its OpenAPI description, and the ASGI application."""
+"""The server's routes, their OpenAPI document, and the ASGI application."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from starlette.routing import Match, Route
 
 from widedeep import __version__
-from widedeep.serving.background import RequestLog
 from widedeep.serving.http import admin, health, open_inference, page, rank, tensorflow
-from widedeep.serving.http import rank as recommend
 from widedeep.serving.http.admin import check_operator
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import (
@@ -34,21 +32,21 @@ _REF = "#/components/schemas/{name}"
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What is answered in place of what was asked for."""
+    """The body of an error reply."""
 
     error: str
     pointer: str | None = None
 
 
 def openapi_document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
-    """Return the document of a server."""
-    found = [endpoint for endpoint in endpoints if endpoint.listed]
+    """Return the OpenAPI document of these routes."""
+    documented = [endpoint for endpoint in endpoints if endpoint.documented]
     types: list[Any] = [Problem]
-    for endpoint in found:
-        types += [each for each in (endpoint.takes, endpoint.gives) if each not in (None, *types)]
+    for endpoint in documented:
+        types += [each for each in (endpoint.request, endpoint.reply) if each not in (None, *types)]
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
-    for endpoint in found:
+    for endpoint in documented:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
     return {
         "openapi": "3.1.0",
@@ -70,13 +68,13 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     verb = re.sub(r"\W+", "_", endpoint.path).strip("_")
     operation: dict[str, Any] = {
         "operationId": f"{endpoint.method.lower()}_{verb}",
-        "summary": (endpoint.run.__doc__ or "").partition("\n")[0],
+        "summary": (endpoint.handler.__doc__ or "").partition("\n")[0],
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
             for name in names
         ],
         "responses": {
-            "200": {"description": "The answer.", "content": _content(endpoint.gives)},
+            "200": {"description": "The answer.", "content": _content(endpoint.reply)},
             "4XX": {"description": "What is wrong with the request.", "content": problem},
             "5XX": {"description": "Why the server cannot answer now.", "content": problem},
         },
@@ -86,10 +84,10 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             "description": "Not ready.",
             "content": {"application/json": {"schema": {"type": "object"}}},
         }
-    if endpoint.gives is None and endpoint.path == "/metrics":
+    if endpoint.reply is None and endpoint.path == "/metrics":
         operation["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
-    if endpoint.takes is not None:
-        operation["requestBody"] = {"required": True, "content": _content(endpoint.takes)}
+    if endpoint.request is not None:
+        operation["requestBody"] = {"required": True, "content": _content(endpoint.request)}
     if endpoint.scores:
         operation["parameters"].append(
             {
@@ -104,124 +102,92 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     return operation
 
 
-def _content(kind: Any) -> dict[str, Any]:
-    if kind is None:
+def _content(body_type: Any) -> dict[str, Any]:
+    if body_type is None:
         return {"application/json": {"schema": {}}}
-    (schema,), _ = msgspec.json.schema_components([kind], ref_template=_REF)
+    (schema,), _ = msgspec.json.schema_components([body_type], ref_template=_REF)
     return {"application/json": {"schema": schema}}
 
 
 Access: TypeAlias = Literal["open", "key", "admin"]
-Run: TypeAlias = Callable[[Service, Call], Awaitable[Reply]]
+Handler: TypeAlias = Callable[[Service, Call], Awaitable[Reply]]
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A path of the server."""
+    """One route: a method and a path, the handler, and what OpenAPI says about it."""
 
-    method: str  # ``"GET"`` or ``"POST"``
-    path: str  # With its parameters in braces
-    run: Run  # Answers
-    # Who may call it where keys are asked for: anyone, callers, or operators
+    method: Literal["GET", "POST"]
+    path: str  # Parameters stand in braces
+    handler: Handler
+    # Who may call it on a server with keys: anyone, callers, or operators
     access: Access = "key"
-    scores: bool = False  # Whether it computes, and so waits in the queue
-    takes: Any = None  # The type of its body
-    gives: Any = None  # The type of its answer
-    # Whether the OpenAPI document tells of it; not what only the server's page asks for
-    listed: bool = True
+    scores: bool = False  # Whether it computes scores, and so takes a slot of the queue
+    request: Any = None  # Type of the request's body
+    reply: Any = None  # Type of the reply's body
+    documented: bool = True  # Whether it stands in the OpenAPI document
 
 
 def endpoints(settings: Settings) -> Iterator[Endpoint]:
-    """Yield the paths that a server with these settings has."""
-    yield _rank("/v1/rank")
-    yield _recommend()
-    yield from _health()
-    yield from _open_inference()
-    yield from _tensorflow()
-    if settings.page:
-        yield from _page(settings)
-    if settings.admin:
-        yield from _admin()
-
-
-def _rank(path: str) -> Endpoint:
-    takes, gives = rank.RankRequest, rank.RankReply
-    return Endpoint("POST", path, rank.rank, scores=True, takes=takes, gives=gives)
-
-
-def _recommend() -> Endpoint:
-    takes, gives = recommend.RecommendRequest, rank.RankReply
-    run = recommend.recommend
-    return Endpoint("POST", "/v1/recommend", run, scores=True, takes=takes, gives=gives)
-
-
-def _health() -> Iterator[Endpoint]:
-    async def openapi(service: Service, call: Call) -> Reply:
-        """Describe the server's paths in OpenAPI's words."""
-        return json_reply(openapi_document(endpoints(service.settings)))
-
+    """Yield every route of a server; a new one is a handler and a line here."""
+    ranking, rows = (rank.RankRequest, rank.RankReply), tensorflow.ExamplesRequest
+    yield Endpoint("POST", "/v1/rank", rank.rank, "key", True, *ranking)
+    recommended = (rank.RecommendRequest, rank.RankReply)
+    yield Endpoint("POST", "/v1/recommend", rank.recommend, "key", True, *recommended)
     yield Endpoint("GET", "/openapi.json", openapi, "open")
     yield Endpoint("GET", "/metrics", health.metrics, "open")
-    for path in ("/health/live", "/v2/health/live"):
-        yield Endpoint("GET", path, health.live, "open")
-    for path in ("/health/ready", "/v2/health/ready"):
-        yield Endpoint("GET", path, health.ready, "open")
+    for path in ("/health", "/v2/health"):
+        yield Endpoint("GET", path + "/live", health.live, "open")
+        yield Endpoint("GET", path + "/ready", health.ready, "open")
     yield Endpoint("GET", "/v1/status", health.status)
-
-
-def _page(settings: Settings) -> Iterator[Endpoint]:
-    async def live(service: Service, call: Call) -> Reply:
-        """Return the figures that the page draws."""
-        return await page.live(service, call, scoring)
-
-    for path in page.FILES:
-        yield Endpoint("GET", path, page.file, "open", listed=False)
-    yield Endpoint("GET", "/v1/page/choices", page.choices, listed=False)
-    yield Endpoint("GET", "/v1/page/live", live, listed=False)
-    others = endpoints(replace(settings, page=False))
-    scoring = frozenset(endpoint.path for endpoint in others if endpoint.scores)
-
-
-def _open_inference() -> Iterator[Endpoint]:
     yield Endpoint("GET", "/v2", open_inference.server)
     yield Endpoint("GET", "/v2/models/stats", open_inference.statistics)
     yield Endpoint("POST", "/v2/repository/index", open_inference.index)
     model = "/v2/models/{model}"
-    for at in (model, model + "/versions/{version}"):
-        yield Endpoint("GET", at, open_inference.metadata)
-        yield Endpoint("GET", at + "/ready", open_inference.model_ready)
-        yield Endpoint("GET", at + "/stats", open_inference.statistics)
-        infer = open_inference.infer
-        takes = open_inference.InferRequest
-        yield Endpoint("POST", at + "/infer", infer, scores=True, takes=takes)
-
-
-def _tensorflow() -> Iterator[Endpoint]:
+    for path in (model, model + "/versions/{version}"):
+        yield Endpoint("GET", path, open_inference.metadata)
+        yield Endpoint("GET", path + "/ready", open_inference.model_ready)
+        yield Endpoint("GET", path + "/stats", open_inference.statistics)
+        tensors = open_inference.InferRequest
+        yield Endpoint("POST", path + "/infer", open_inference.infer, "key", True, tensors)
     model = "/v1/models/{model}"
-    for at in (model, model + "/versions/{version}", model + "/labels/{label}"):
-        yield _rank(at + ":rank")
-        for verb, run, takes in (
-            ("predict", tensorflow.predict, tensorflow.PredictRequest),
-            ("classify", tensorflow.classify, tensorflow.ExamplesRequest),
-            ("regress", tensorflow.regress, tensorflow.ExamplesRequest),
-        ):
-            yield Endpoint("POST", f"{at}:{verb}", run, scores=True, takes=takes)
-        yield Endpoint("GET", at + "/metadata", tensorflow.metadata)
-        yield Endpoint("GET", at, tensorflow.status)
+    for path in (model, model + "/versions/{version}", model + "/labels/{label}"):
+        yield Endpoint("POST", path + ":rank", rank.rank, "key", True, *ranking)
+        instances = tensorflow.PredictRequest
+        yield Endpoint("POST", path + ":predict", tensorflow.predict, "key", True, instances)
+        yield Endpoint("POST", path + ":classify", tensorflow.classify, "key", True, rows)
+        yield Endpoint("POST", path + ":regress", tensorflow.regress, "key", True, rows)
+        yield Endpoint("GET", path + "/metadata", tensorflow.metadata)
+        yield Endpoint("GET", path, tensorflow.status)
+    if settings.page:
+        for path in page.FILES:
+            yield Endpoint("GET", path, page.file, "open", documented=False)
+        yield Endpoint("GET", "/v1/page/choices", page.choices, documented=False)
+        yield Endpoint("GET", "/v1/page/live", live_page, documented=False)
+    if settings.admin:
+        for verb, (handler, order) in admin.VERBS.items():
+            path = "/admin/models/{model}/" + verb
+            yield Endpoint("POST", path, handler, "admin", request=order)
+        for verb, handler in admin.REPOSITORY.items():
+            yield Endpoint("POST", "/v2/repository/models/{model}/" + verb, handler, "admin")
 
 
-def _admin() -> Iterator[Endpoint]:
-    for verb, (run, takes) in admin.VERBS.items():
-        yield Endpoint("POST", "/admin/models/{model}/" + verb, run, "admin", takes=takes)
-    for verb, run in admin.REPOSITORY.items():
-        yield Endpoint("POST", "/v2/repository/models/{model}/" + verb, run, "admin")
+async def openapi(service: Service, call: Call) -> Reply:
+    """Describe the server's paths in OpenAPI's words."""
+    return json_reply(openapi_document(endpoints(service.settings)))
+
+
+async def live_page(service: Service, call: Call) -> Reply:
+    """Return the metrics that the page draws."""
+    scoring = {endpoint.path for endpoint in endpoints(service.settings) if endpoint.scores}
+    return await page.live(service, call, scoring)
 
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_GONE = 499
-_LINE_BREAKS = re.compile(rb"[^\x20-\x7e]")
+_CLIENT_CLOSED = 499
+_UNPRINTABLE = re.compile(rb"[^\x20-\x7e]")
 
 
 class App:
@@ -229,14 +195,13 @@ class App:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self._log: RequestLog = service.log or RequestLog("none")
         self._fixed: dict[tuple[str, str], Endpoint] = {}
         self._patterns: list[tuple[Route, Endpoint]] = []
         for endpoint in endpoints(service.settings):
             if "{" not in endpoint.path:
                 self._fixed[endpoint.method, endpoint.path] = endpoint
-            # Starlette's patterns say what a path means; its calls are passed by.
-            route = Route(endpoint.path, endpoint.run, methods=[endpoint.method])
+            # Starlette's route matches the path; the handler is called without it.
+            route = Route(endpoint.path, endpoint.handler, methods=[endpoint.method])
             self._patterns.append((route, endpoint))
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -261,10 +226,10 @@ class App:
             if error.status == 408:
                 self.service.metrics.connections_ended.labels("late body").inc()
         except (Disconnected, asyncio.CancelledError):
-            self._finished(call, route, _GONE, None)
-            raise_if_cancelled()
+            self._finished(call, route, _CLIENT_CLOSED, None)
+            _raise_if_cancelled()
             return
-        except Exception as error:  # a bug: told to the operator, not to the caller
+        except Exception as error:  # a bug: logged for the operator, not shown to the caller
             reply, problem = self._bug(error, call, route), None
         finally:
             in_flight.dec()
@@ -276,9 +241,9 @@ class App:
         self._finished(call, route, reply.status, problem)
 
     def _find(self, call: Call) -> Endpoint:
-        found = self._fixed.get((call.method, call.path))
-        if found is not None:
-            return found
+        fixed = self._fixed.get((call.method, call.path))
+        if fixed is not None:
+            return fixed
         allowed = set()
         for route, endpoint in self._patterns:
             match, child = route.matches(call.scope)
@@ -289,17 +254,16 @@ class App:
                 allowed.add(endpoint.method)
         if allowed:
             raise MethodError(call, sorted(allowed))
-        raise HttpError(404, f"got the path {call.path!r}; see /openapi.json for those there are")
+        raise HttpError(404, f"unknown path {call.path!r}; /openapi.json lists the paths")
 
     async def _answer(self, endpoint: Endpoint, call: Call) -> Reply:
         service = self.service
         if service.keys is not None and endpoint.access != "open":
-            offered = _key(call)
-            call.caller = service.keys.check(offered, admin=endpoint.access == "admin").name
+            call.caller = service.keys.check(_api_key(call), admin=endpoint.access == "admin").name
         if endpoint.access == "admin":
             check_operator(call, service.settings)
         if not endpoint.scores:
-            return await endpoint.run(service, call)
+            return await endpoint.handler(service, call)
         call.read_deadline()
         await call.body()  # a body that trickles in must not hold a slot
         admitted = call.scope.get(ADMITTED)
@@ -307,16 +271,16 @@ class App:
             admitted = call.scope[ADMITTED] = service.slots.enter()
         if not admitted:
             raise busy_error()
-        return await endpoint.run(service, call)
+        return await endpoint.handler(service, call)
 
     def _bug(self, error: Exception, call: Call, route: str) -> Reply:
         self.service.metrics.bugs.inc()
-        self._log.bug(error, request_id=call.request_id, path=call.path, route=route)
-        message = f"the server failed; its log tells more under the request id {call.request_id}"
+        self.service.log.bug(error, request_id=call.request_id, path=call.path, route=route)
+        message = f"the server failed; see its log under the request id {call.request_id}"
         return Reply(HttpError(500, message).body(), 500)
 
     async def _send(self, send: Send, call: Call, reply: Reply) -> None:
-        identity = _LINE_BREAKS.sub(b"?", call.request_id.encode("utf-8", "replace"))
+        identity = _UNPRINTABLE.sub(b"?", call.request_id.encode("utf-8", "replace"))
         headers = [
             (b"content-type", reply.media_type),
             (b"content-length", str(len(reply.body)).encode()),
@@ -333,8 +297,8 @@ class App:
         seconds = time.monotonic() - call.arrived
         self.service.metrics.queue.set(self.service.slots.inside)
         self.service.metrics.answered(route, status, seconds)
-        if self._log.wants(status):
-            self._log.request(
+        if status >= self.service.log.min_status:
+            self.service.log.request(
                 request_id=call.request_id,
                 method=call.method,
                 path=call.path,
@@ -349,7 +313,7 @@ class App:
 
 
 class MethodError(HttpError):
-    """405, with the methods that a path does have."""
+    """405, with the methods of the path."""
 
     def __init__(self, call: Call, allowed: list[str]) -> None:
         names = " or ".join(allowed)
@@ -357,19 +321,19 @@ class MethodError(HttpError):
         self._allowed = ", ".join(allowed).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers beside those of every answer."""
+        """Return the headers beside those of every answer."""
         return [*super().headers(), (b"allow", self._allowed)]
 
 
-def _key(call: Call) -> str | None:
+def _api_key(call: Call) -> str | None:
     bearer = call.header(b"authorization")
     if bearer is not None and bearer[:7].lower() == "bearer ":
         return bearer[7:].strip()
     return call.header(b"x-api-key")
 
 
-def raise_if_cancelled() -> None:
-    """Let a cancelled task end as cancelled: the server waits for that."""
+def _raise_if_cancelled() -> None:
+    """Raise CancelledError in a cancelled task: the server waits for it."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError

@@ -32,9 +32,9 @@ class TokenBucket:
     def take(self) -> float:
         """Take a token; return 0, or the seconds until there is one."""
         with self._lock:
-            at = self._now()
-            self._tokens = min(self._most, self._tokens + (at - self._at) * self.rate)
-            self._at = at
+            now = self._now()
+            self._tokens = min(self._most, self._tokens + (now - self._at) * self.rate)
+            self._at = now
             if self._tokens >= 1.0:
                 self._tokens -= 1.0
                 return 0.0
@@ -89,24 +89,24 @@ class Keys:
                 401, "got no API key; send one as Authorization: Bearer KEY, or as X-API-Key: KEY"
             )
         digest = hashlib.sha256(offered.encode("utf-8", "surrogateescape")).digest()
-        found = None
+        caller = None
         for key in self._keys:  # all of them: the time must not tell which one is close
             if hmac.compare_digest(digest, key.digest):
-                found = key
-        if found is None:
+                caller = key
+        if caller is None:
             raise HttpError(401, "got an API key that is not known; check the key")
-        if admin != found.admin:
-            wanted = "an admin key" if admin else "a caller's key, not an admin key"
-            raise HttpError(403, f"got the key of {found.name!r}, expected {wanted}")
-        wait = found.bucket.take() if found.bucket else 0.0
-        if found.bucket and wait:
+        if admin != caller.admin:
+            expected = "an admin key" if admin else "a caller's key, not an admin key"
+            raise HttpError(403, f"got the key of {caller.name!r}, expected {expected}")
+        wait = caller.bucket.take() if caller.bucket else 0.0
+        if caller.bucket and wait:
             raise HttpError(
                 429,
-                f"got more than {found.bucket.rate:g} requests a second with the key of "
-                f"{found.name!r}; slow down",
+                f"got more than {caller.bucket.rate:g} requests a second with the key of "
+                f"{caller.name!r}; slow down",
                 retry_after=math.ceil(wait),
             )
-        return found
+        return caller
 
 
 class _KeyFile:
@@ -118,10 +118,10 @@ class _KeyFile:
 
     def _looks(self) -> tuple[int, ...]:
         try:
-            found = self._path.stat()
+            stat = self._path.stat()
         except OSError:
             return ()
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def has_changed(self) -> bool:
         """Tell whether it looks other than when it was read, or tried to be."""
@@ -151,25 +151,25 @@ def _with_bucket_of(before: ApiKey | None, key: ApiKey) -> ApiKey:
 
 
 def _read(path: str | Path, name: str, table: Any, workers: int) -> ApiKey:
-    place = f"{path}, [keys.{name}]"
+    table_name = f"{path}, [keys.{name}]"
     if not isinstance(table, Mapping):
-        raise ConfigError(f"{place}: got {table!r}, expected a table with the key sha256")
+        raise ConfigError(f"{table_name}: got {table!r}, expected a table with the key sha256")
     for entry in table:
         if entry not in _KNOWN:
-            raise ConfigError(f"{place}: got {entry!r}; {nearest(entry, _KNOWN)}")
+            raise ConfigError(f"{table_name}: got {entry!r}; {nearest(entry, _KNOWN)}")
     try:
         digest = bytes.fromhex(table["sha256"])
     except (KeyError, TypeError, ValueError):
         digest = b""
     if len(digest) != hashlib.sha256().digest_size:
         raise ConfigError(
-            f'{place}: expected sha256 = "64 hexadecimal digits": printf %s "$KEY" | sha256sum'
+            f'{table_name}: expected sha256 = "64 hexadecimal digits": printf %s "$KEY" | sha256sum'
         )
     rate, admin = table.get("rate"), table.get("admin", False)
     if rate is not None and not (type(rate) in (int, float) and 0 < rate < math.inf):
-        raise ConfigError(f"{place}: got rate={rate!r}, expected requests a second above 0")
+        raise ConfigError(f"{table_name}: got rate={rate!r}, expected requests a second above 0")
     if not isinstance(admin, bool):
-        raise ConfigError(f"{place}: got admin={admin!r}, expected true or false")
+        raise ConfigError(f"{table_name}: got admin={admin!r}, expected true or false")
     bucket = None if rate is None else TokenBucket(rate / workers)
     return ApiKey(name=name, digest=digest, admin=admin, bucket=bucket)
 

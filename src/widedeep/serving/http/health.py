@@ -27,8 +27,8 @@ async def live(service: Service, call: Call) -> Reply:
 async def ready(service: Service, call: Call) -> Reply:
     """Say whether requests should come here: models are loaded, threads work, no stop is due."""
     reasons = service.unready()
-    told = {"ready": not reasons, "reasons": reasons, "warnings": service.warnings()}
-    body = {key: value for key, value in told.items() if value != []}
+    readiness = {"ready": not reasons, "reasons": reasons, "warnings": service.warnings()}
+    body = {key: value for key, value in readiness.items() if value != []}
     return json_reply(body, 503 if reasons else 200)
 
 
@@ -42,7 +42,7 @@ async def status(service: Service, call: Call) -> Reply:
             "reasons": service.unready(),
             "warnings": service.warnings(),
             "threads": [asdict(thread) for thread in service.monitor.status()],
-            "log_lines_lost": 0 if service.log is None else service.log.lost,
+            "log_lines_lost": service.log.lost,
             "impression_log": None if log is None else asdict(log.counts()),
             "models": {
                 name: [asdict(version) for version in registry.status()]
@@ -54,11 +54,11 @@ async def status(service: Service, call: Call) -> Reply:
 
 async def metrics(service: Service, call: Call) -> Reply:
     """Return the figures of this server, of all its processes together."""
-    found = server_figures(service)
+    registry = server_figures(service)
     versions = CollectorRegistry()
     versions.register(_Versions(service.models))
-    versions.register(_Heartbeats(found))
-    return Reply(generate_latest(found) + generate_latest(versions), media_type=_TEXT)
+    versions.register(_Heartbeats(registry))
+    return Reply(generate_latest(registry) + generate_latest(versions), media_type=_TEXT)
 
 
 def server_figures(service: Service) -> CollectorRegistry:
@@ -67,9 +67,9 @@ def server_figures(service: Service) -> CollectorRegistry:
     if METRICS_DIRECTORY not in os.environ:
         return service.metrics.registry
     os.makedirs(os.environ[METRICS_DIRECTORY], exist_ok=True)  # cleaners of temporary files take it
-    found = CollectorRegistry()
-    MultiProcessCollector(found)  # type: ignore[no-untyped-call]
-    return found
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry
 
 
 class _Versions(Collector):
@@ -111,8 +111,8 @@ class _Versions(Collector):
 class _Heartbeats(Collector):
     """How long each background thread has been silent, in the process where it is longest."""
 
-    def __init__(self, figures: CollectorRegistry) -> None:
-        self._figures = figures
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._figures = registry
 
     def collect(self) -> Iterator[Metric]:
         """Return the age of each heartbeat; a thread that has ended as it should has none."""

@@ -1,4 +1,4 @@
-"""The native server in front of the Python one, its routes and its statistics."""
+"""Adapter of the native server: its routes, options, statistics and connection hand-offs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.http.protocol import FULL, HEADER_TIMEOUT, final_response
 from widedeep.serving.http.rank import RankRequest
 from widedeep.serving.http.service import (
-    LOOKED_AT,
+    UNSEEN_SAMPLE,
     Ranked,
     Service,
     busy_error,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def new_route(ranker: Ranker, version: str) -> RankRoute | None:
-    """Return what answers plain requests natively, with the very scores of the ranker."""
+    """Return a native route with the ranker's very scores; None if Python must answer."""
     prepared, scorer = ranker.prepared, ranker.scorer
     if prepared is None or not isinstance(scorer, FactorizedScorer):
         return None
@@ -75,7 +75,7 @@ def new_route(ranker: Ranker, version: str) -> RankRoute | None:
 
 
 def _curve(bundle: Bundle) -> dict[str, object] | None:
-    """Return how the logits of the head that is ranked by become scores."""
+    """Return the map from the ranking head's logits to scores; None if it has no native form."""
     heads = {head.name: head for head in bundle.model.heads}
     if all(head.kind == "multiclass" for head in heads.values()):
         return None
@@ -99,68 +99,68 @@ def _curve(bundle: Bundle) -> dict[str, object] | None:
 
 
 _decoder = msgspec.json.Decoder(RankRequest)
-_EVERY_S = 0.05
-_LOOK_UPS = 2  # each time at most: a sample need not grow with the load
+_PERIOD_S = 0.05
+_MAX_SAMPLED = 2  # requests per period: a sample need not grow with the load
 
 
 @dataclass(kw_only=True, eq=False)
-class RouteAccount:
-    """A native route, and whom its requests are counted for."""
+class NativeVersion:
+    """A version that is served natively, and the counts of its route that were read last."""
 
-    route: RankRoute  # Answers
-    model: str  # Its name
-    held: LoadedVersion  # The version
-    catalogue: Catalogue  # Whose items the route knows
+    route: RankRoute
+    model: str  # The model's name
+    version: LoadedVersion
+    catalogue: Catalogue  # The catalogue that the route was made with
     ranker: Ranker = field(init=False)
     last_seen: tuple[int, int, float, NDArray[int64]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ranker = self.held.ranker
-        self.last_seen = self._figures()
+        self.ranker = self.version.ranker
+        self.last_seen = self._counts()
 
-    def _figures(self) -> tuple[int, int, float, NDArray[int64]]:
+    def _counts(self) -> tuple[int, int, float, NDArray[int64]]:
         requests, scores, total, bins = self.route.figures()
         return requests, scores, total, np.array(bins, np.int64)
 
-    def take_new(self) -> tuple[int, int, float, NDArray[int64]]:
-        """Return requests, scores, their sum, and scores by range since the last time."""
-        before, self.last_seen = self.last_seen, self._figures()
+    def new_counts(self) -> tuple[int, int, float, NDArray[int64]]:
+        """Return requests, scores, their sum, and scores per bin since the last call."""
+        before, self.last_seen = self.last_seen, self._counts()
         now = self.last_seen
         return now[0] - before[0], now[1] - before[1], now[2] - before[2], now[3] - before[3]
 
 
 class NativeStats:
-    """Brings what native threads counted and kept to the metrics, the logs and the shadow."""
+    """Passes the counts and records of native threads to the metrics, the logs and the shadow."""
 
     def __init__(self, service: Service, native: NativeServer) -> None:
         self._service, self._native = service, native
         is_only = len(service.models.registries) == 1
         self._label = "/v1/rank" if is_only else "/v1/models/{model}:rank"
         self._lock = threading.Lock()
-        self._routes: dict[RankRoute, RouteAccount] = {}
+        self._versions: dict[RankRoute, NativeVersion] = {}
         self._shadows: dict[str, ShadowScoring | None] = {}
         self._answers: dict[int, tuple[int, float, NDArray[int64]]] = {}
         self._endings: dict[str, int] = {}
-        self._in_flight = self._dropped = self._look_ups = 0
+        self._in_flight = self._dropped = self._sampled = 0
         self._closing = threading.Event()
         self._thread = service.monitor.start("accounts", self._turn)
 
-    def follow(self, account: RouteAccount) -> None:
-        """Count for this route, too."""
+    def follow(self, native: NativeVersion) -> None:
+        """Count the requests of this version."""
         with self._lock:
-            self._routes.setdefault(account.route, account)
+            self._versions.setdefault(native.route, native)
 
     def set_shadow(self, model: str, shadow: ShadowScoring | None) -> None:
-        """Have a model's answers scored again, or no longer."""
+        """Set the shadow that scores a model's answers again; None: there is none."""
         self._shadows[model] = shadow
 
     def close(self) -> None:
-        """Hand on what is left, and stop."""
+        """Pass on the last counts and records, and stop."""
         self._closing.set()
         self._thread.join(10.0)
 
     def _turn(self) -> bool:
-        ending = self._closing.wait(_EVERY_S)
+        ending = self._closing.wait(_PERIOD_S)
         try:
             self._take_records()
         finally:
@@ -168,16 +168,16 @@ class NativeStats:
         return not ending
 
     def _safely(self, work: Callable[[], None]) -> None:
-        """Do what one record asks for; one that fails must not take the others with it."""
+        """Log the failure of one record, so that the others are still handled."""
         try:
             work()
-        except Exception as error:  # a bug: told to the operator; serving goes on
+        except Exception as error:  # a bug: logged; serving goes on
             self._thread.failed(error)
 
-    # ---- figures --------------------------------------------------------------------------------
+    # ---- counts ---------------------------------------------------------------------------------
 
     def publish(self) -> None:
-        """Add what was counted since the last time to the server's figures."""
+        """Add the counts since the last call to the server's metrics."""
         metrics = self._service.metrics
         with self._lock:
             for status, (n, seconds, bins) in self._native.answers().items():
@@ -187,8 +187,8 @@ class NativeStats:
                     new_seconds, new_counts = seconds - before[1], counts - before[2]
                     metrics.answered_many(self._label, status, new_seconds, new_counts)
                     self._answers[status] = (n, seconds, counts)
-            for account in list(self._routes.values()):
-                self._publish_route(account)
+            for native in list(self._versions.values()):
+                self._publish_version(native)
             for why, n in self._native.endings().items():
                 if n > self._endings.get(why, 0):
                     metrics.connections_ended.labels(why).inc(n - self._endings.get(why, 0))
@@ -199,20 +199,20 @@ class NativeStats:
                 self._in_flight = in_flight
                 metrics.queue.set(self._service.slots.inside)
 
-    def _publish_route(self, account: RouteAccount) -> None:
-        is_over = not account.route.in_use
-        requests, scores, total, bins = account.take_new()
+    def _publish_version(self, native: NativeVersion) -> None:
+        is_over = not native.route.in_use  # before the counts are read: they are then final
+        requests, scores, total, bins = native.new_counts()
         if requests:
-            account.held.native_requests += requests
-            version = account.held.name
-            self._service.metrics.scored_many(account.model, version, requests, scores, total, bins)
+            native.version.native_requests += requests
+            name = native.version.name
+            self._service.metrics.scored_many(native.model, name, requests, scores, total, bins)
         if is_over:
-            del self._routes[account.route]
+            del self._versions[native.route]
 
     # ---- records --------------------------------------------------------------------------------
 
     def _take_records(self) -> None:
-        self._look_ups = 0
+        self._sampled = 0
         for record in self._native.take_records():
             self._safely(partial(self._take_record, *record))
         dropped, self._dropped = self._dropped, self._native.dropped
@@ -232,50 +232,43 @@ class NativeStats:
         order: NDArray[int64],
         scores: NDArray[float64],
     ) -> None:
-        log = self._service.log
-        account = None if route is None else self._routes.get(route)
-        self._look_ups += sampled
-        looks_up = sampled and self._look_ups <= _LOOK_UPS
-        if account is not None and (self._keeps_all(account.model) or looks_up):
-            ranked = _ranked(account, request_id, body, order, scores, time_us)
-            self._safely(partial(self._hand_on, ranked, looks_up))
-        if log is not None and log.wants(status):
-            log.request(
+        native = None if route is None else self._versions.get(route)
+        self._sampled += sampled
+        counts_unseen = sampled and self._sampled <= _MAX_SAMPLED
+        if native is not None and (self._keeps_all(native.model) or counts_unseen):
+            ranked = _ranked(native, request_id, body, order, scores, time_us)
+            self._safely(partial(self._pass_on, ranked, counts_unseen))
+        if status >= self._service.log.min_status:
+            self._service.log.request(
                 request_id=request_id,
                 method="POST",
                 path=path,
                 status=status,
                 ms=round(seconds * 1e3, 3),
-                model=None if account is None else account.model,
-                version=None if account is None else account.held.name,
+                model=None if native is None else native.model,
+                version=None if native is None else native.version.name,
                 rows=len(order) or None,
             )
 
     def _keeps_all(self, model: str) -> bool:
         return self._service.on_ranked is not None or self._shadows.get(model) is not None
 
-    def _hand_on(self, ranked: Ranked, sampled: bool) -> None:
+    def _pass_on(self, ranked: Ranked, counts_unseen: bool) -> None:
         service = self._service
         if service.on_ranked is not None:
             service.on_ranked(ranked)
-        if sampled:
-            service.look_up(ranked.model, ranked.ranker, {**ranked.user, **ranked.context})
+        if counts_unseen:
+            service.count_unseen_values(
+                ranked.model, ranked.ranker, {**ranked.user, **ranked.context}
+            )
         shadow = self._shadows.get(ranked.model)
         if shadow is not None and shadow.version != ranked.version:
-            shadow.offer(
-                AnsweredRequest(
-                    ranked.user,
-                    ranked.context,
-                    ranked.candidates,
-                    None,
-                    ranked.ranking,
-                    ranked.ranker,
-                )
-            )
+            query = (ranked.user, ranked.context, ranked.candidates)
+            shadow.offer(AnsweredRequest(*query, None, ranked.ranking, ranked.ranker))
 
 
 def _ranked(
-    account: RouteAccount,
+    native: NativeVersion,
     request_id: str,
     body: bytes,
     order: NDArray[int64],
@@ -284,50 +277,50 @@ def _ranked(
 ) -> Ranked:
     request: RankRequest = _decoder.decode(body)
     candidates = request.candidates or []
-    given = request.user.keys() | request.context.keys()
-    names = account.ranker.scorer.query_columns
+    columns = request.user.keys() | request.context.keys()
+    names = native.ranker.scorer.query_columns
     ranking = Ranking(
-        items=[candidates[at] for at in order.tolist()],
+        items=[candidates[position] for position in order.tolist()],
         scores=scores,
         positions=order,
         unknown=np.zeros(len(order), bool),
-        catalogue_version=account.catalogue.version,
-        absent={name: 1 for name in names if name not in given},
+        catalogue_version=native.catalogue.version,
+        absent={name: 1 for name in names if name not in columns},
     )
     return Ranked(
         request_id=request_id,
-        model=account.model,
-        version=account.held.name,
+        model=native.model,
+        version=native.version.name,
         user=request.user,
         context=request.context,
         candidates=candidates,
         ranking=ranking,
-        ranker=account.ranker,
+        ranker=native.ranker,
         time_us=time_us,
-        catalogue=account.catalogue,
+        catalogue=native.catalogue,
     )
 
 
-_LONGEST_BODY = 1 << 20
-_QUEUED = 2048
+_MAX_BODY = 1 << 20  # longer bodies go to Python
+_MAX_QUEUED_RECORDS = 2048
 
 
 def can_serve_natively(service: Service) -> bool:
-    """Tell whether a server may have a native server: not with TLS, nor where callers need keys."""
+    """Tell whether requests can be answered natively: without TLS and without keys."""
     settings = service.settings
     return has_native_server() and settings.tls_certificate is None and service.keys is None
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A version with the catalogue that it had; without an account Python must answer."""
+    """The native form of a version with one catalogue; None: Python must answer."""
 
     catalogue: Catalogue | None
-    account: RouteAccount | None
+    native: NativeVersion | None
 
 
 class NativeConnections:
-    """The native threads of a server, and its connections with the Python server."""
+    """The native threads of a server, and the hand-off of connections to the Python server."""
 
     def __init__(self, service: Service, listening: socket.socket) -> None:
         self._service = service
@@ -337,56 +330,54 @@ class NativeConnections:
             listening.fileno(), self._handoff_event, service.slots, _options(service)
         )
         self._stats = NativeStats(service, self._native)
-        self._adopting: set[asyncio.Task[None]] = set()
+        self._accepting: set[asyncio.Task[None]] = set()
         service.publishers.insert(0, self._stats.publish)
         for name, registry in service.models.registries.items():
-            registry.subscribe(self._prepare_for(name), self._route_for(name))
+            registry.subscribe(partial(self._prepare, name), partial(self._set_routes, name))
 
     # ---- routes ---------------------------------------------------------------------------------
 
-    def _prepare_for(self, model: str) -> Callable[[LoadedVersion], None]:
-        def prepare(held: LoadedVersion) -> None:
-            self._prepare(model, held)
+    def _prepare(self, model: str, version: LoadedVersion) -> None:
+        """Make the native form of a version before it answers."""
+        self._native_version(model, version)
 
-        return prepare
-
-    def _route_for(self, model: str) -> Callable[[Routes], None]:
-        return lambda routes: self._route(model, routes)
-
-    def _prepare(self, model: str, held: LoadedVersion) -> RouteAccount | None:
-        """Return the version's route with its catalogue of now; None if Python must answer."""
-        before = held.native
-        if isinstance(before, _Prepared) and before.catalogue is held.ranker.catalogue:
-            return before.account
-        catalogue, route = held.ranker.catalogue, new_route(held.ranker, held.name)
-        account = None
+    def _native_version(self, model: str, version: LoadedVersion) -> NativeVersion | None:
+        """Return the version's native form with its present catalogue; None: Python must answer."""
+        catalogue = version.ranker.catalogue
+        if isinstance(version.native, _Prepared) and version.native.catalogue is catalogue:
+            return version.native.native
+        route, native = new_route(version.ranker, version.name), None
         if route is not None and catalogue is not None:
-            account = RouteAccount(route=route, model=model, held=held, catalogue=catalogue)
-        held.native = _Prepared(catalogue, account)
-        return account
+            native = NativeVersion(route=route, model=model, version=version, catalogue=catalogue)
+        version.native = _Prepared(catalogue, native)
+        return native
 
-    def _route(self, model: str, routes: Routes) -> None:
-        chosen = [routes.default, routes.canary if routes.canary_fraction > 0 else None]
-        stable, canary = (None if held is None else self._prepare(model, held) for held in chosen)
-        can_answer = stable is not None and (chosen[1] is None or canary is not None)
-        for account in (stable, canary) if can_answer else ():
-            if account is not None:
-                self._stats.follow(account)
+    def _set_routes(self, model: str, routes: Routes) -> None:
+        stable = canary = None
+        if routes.default is not None:
+            stable = self._native_version(model, routes.default)
+        has_canary = routes.canary is not None and routes.canary_fraction > 0
+        if routes.canary is not None and has_canary:
+            canary = self._native_version(model, routes.canary)
+        if stable is None or (has_canary and canary is None):
+            stable = canary = None  # Python answers for both
+        for native in (stable, canary):
+            if native is not None:
+                self._stats.follow(native)
         self._stats.set_shadow(model, routes.shadow)
-        records_all = self._service.on_ranked is not None or routes.shadow is not None
         is_only = len(self._service.models.registries) == 1
         self._native.set_routes(
             "/v1/rank" if is_only else f"/v1/models/{model}:rank",
-            _route_of(stable) if can_answer else None,
-            _route_of(canary) if can_answer else None,
+            None if stable is None else stable.route,
+            None if canary is None else canary.route,
             routes.canary_fraction,
-            records_all,
+            self._service.on_ranked is not None or routes.shadow is not None,
         )
 
     # ---- connections ----------------------------------------------------------------------------
 
     def start(self, new_protocol: NewProtocol) -> None:
-        """Begin to take over what the native threads hand over; in the event loop."""
+        """Begin to accept connections that the native threads hand over; on the event loop."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._handoff_event, self._pop_handoffs, loop, new_protocol)
 
@@ -394,29 +385,28 @@ class NativeConnections:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._handoff_event)
         for descriptor, read in self._native.pop_handoffs():
-            lent = Lent(self._native)
-            new = partial(new_protocol, lent, read)
-            task = loop.create_task(self._adopt(loop, descriptor, lent, new))
-            self._adopting.add(task)
-            task.add_done_callback(self._adopting.discard)
+            owner = NativeOwner(self._native)
+            new = partial(new_protocol, owner, read)
+            task = loop.create_task(self._accept(loop, descriptor, owner, new))
+            self._accepting.add(task)
+            task.add_done_callback(self._accepting.discard)
 
-    async def _adopt(
+    async def _accept(
         self,
         loop: asyncio.AbstractEventLoop,
         descriptor: int,
-        lent: Lent,
+        owner: NativeOwner,
         new_protocol: Callable[[], asyncio.Protocol],
     ) -> None:
         connection = socket.socket(fileno=descriptor)
         try:
             await loop.connect_accepted_socket(new_protocol, connection)
-        except Exception as error:  # gone already, or there is no descriptor left
+        except Exception as error:  # closed by the caller, or no descriptor is free
             connection.close()
-            lent.lost()
+            owner.lost()
             if not isinstance(error, OSError):
                 self._service.metrics.bugs.inc()
-                if self._service.log is not None:
-                    self._service.log.bug(error)
+                self._service.log.bug(error)
 
     # ---- the end --------------------------------------------------------------------------------
 
@@ -427,9 +417,9 @@ class NativeConnections:
     async def drain(
         self, end: float, give_up: Callable[[], bool], is_waiting: Callable[[], bool]
     ) -> None:
-        """Wait for the connections that are there, and accept no more."""
+        """Wait for the open connections, then accept no more."""
         self._native.drain()
-        while self._native.connections_before_drain or self._adopting or is_waiting():
+        while self._native.connections_before_drain or self._accepting or is_waiting():
             if time.monotonic() > end or give_up():
                 break
             await asyncio.sleep(0.02)
@@ -439,18 +429,18 @@ class NativeConnections:
             await asyncio.sleep(0.002)
 
     def accept_handoff(self, descriptor: int) -> None:
-        """Take a connection that came too late for the native threads to accept it."""
+        """Serve a connection that came too late for the native threads to accept it."""
         self._native.accept_handoff(descriptor)
 
     async def finish(self, give_up: Callable[[], bool]) -> None:
-        """Wait until the last connections are closed, as long as :meth:`drain` may take."""
-        while self._native.connections or self._adopting:
+        """Wait until the last connections are closed, no longer than :meth:`drain` may."""
+        while self._native.connections or self._accepting:
             if time.monotonic() > self._end or give_up():
                 break
             await asyncio.sleep(0.02)
 
     def stop(self) -> None:
-        """End the threads; what is still connected is cut off."""
+        """Stop the threads, and cut off the connections that are still open."""
         for registry in self._service.models.registries.values():
             registry.subscribe(None, None)
         self._native.stop()
@@ -460,52 +450,47 @@ class NativeConnections:
         os.close(self._handoff_event)
 
 
-class Lent:
-    """One connection that the Python server has from the native one, which counts it until then."""
+class NativeOwner:
+    """The native server as the owner of one connection that it handed to the Python server."""
 
     def __init__(self, native: NativeServer) -> None:
-        self._native, self._is_out = native, True
+        self._native, self._is_handed_over = native, True
 
     def return_connection(self, transport: asyncio.Transport) -> bool:
-        """Return it between two requests; its transport is closed, the socket lives."""
+        """Return the connection between two requests: the transport is closed, the socket is not."""
         try:
             descriptor = os.dup(transport.get_extra_info("socket").fileno())
         except OSError:
             return False
         transport.pause_reading()
         transport.close()
-        self._is_out = False
+        self._is_handed_over = False
         self._native.return_connection(descriptor)
         return True
 
     def lost(self) -> None:
-        """Note that the Python server has closed it."""
-        if self._is_out:
-            self._is_out = False
+        """Note that the Python server has closed the connection."""
+        if self._is_handed_over:
+            self._is_handed_over = False
             self._native.closed_elsewhere()
 
 
-NewProtocol: TypeAlias = Callable[[Lent, bytes], asyncio.Protocol]
-
-
-def _route_of(account: RouteAccount | None) -> RankRoute | None:
-    return None if account is None else account.route
+NewProtocol: TypeAlias = Callable[[NativeOwner, bytes], asyncio.Protocol]
 
 
 def _options(service: Service) -> dict[str, object]:
     settings, log = service.settings, service.log
     processors = len(os.sched_getaffinity(0))
-    wants = (lambda status: False) if log is None else log.wants
     return {
         "threads": max(1, min(settings.threads, processors // settings.workers)),
         "most_candidates": settings.max_candidates,
         "inline_s": settings.inline_ms / 1e3,
         "deadline_s": settings.deadline_ms / 1e3,
         "longest_deadline_s": settings.longest_deadline_ms / 1e3,
-        "queued_records": _QUEUED,
-        "sampled": LOOKED_AT,
-        "records_all": wants(200),
-        "records_errors": wants(503),
+        "queued_records": _MAX_QUEUED_RECORDS,
+        "sampled": UNSEEN_SAMPLE,
+        "records_all": log.min_status <= 200,
+        "records_errors": log.min_status <= 503,
         "second_edges": list(REQUEST_SECONDS),
         "busy": busy_error().body(),
         "late": late_error().body(),
@@ -513,7 +498,7 @@ def _options(service: Service) -> dict[str, object]:
         "late_body": final_response("408 Request Timeout", late_body(settings.body_timeout_s)),
         "full": FULL,
         "max_connections": settings.max_connections,
-        "longest_body": min(settings.max_body, _LONGEST_BODY),
+        "longest_body": min(settings.max_body, _MAX_BODY),
         "head_s": settings.head_timeout_s,
         "body_s": settings.body_timeout_s,
         "write_s": settings.write_timeout_s,

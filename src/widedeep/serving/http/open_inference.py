@@ -18,7 +18,7 @@ from widedeep import __version__
 from widedeep.bundle import Bundle
 from widedeep.errors import RequestError, WideDeepError, nearest
 from widedeep.schema import ColumnType
-from widedeep.serving.http.errors import HttpError, misfit
+from widedeep.serving.http.errors import HttpError, feature_error
 from widedeep.serving.http.service import Call, Reply, Service, decode, json_reply
 
 DATATYPES: dict[str, str] = {
@@ -74,17 +74,18 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: memoryview) 
 
 
 def _texts(name: str, raw: memoryview, most: int) -> Iterator[bytes]:
-    at = 0
-    while at < len(raw):
-        start = at + _LENGTH_PREFIX.size
+    offset = 0
+    while offset < len(raw):
+        start = offset + _LENGTH_PREFIX.size
         if start > len(raw):
-            raise RequestError("data", f"input {name!r}: got a length cut off at byte {at}")
-        at = start + _LENGTH_PREFIX.unpack_from(raw, at)[0]
-        if at > len(raw):
+            raise RequestError("data", f"input {name!r}: got a length cut off at byte {offset}")
+        offset = start + _LENGTH_PREFIX.unpack_from(raw, offset)[0]
+        if offset > len(raw):
             raise RequestError(
-                "data", f"input {name!r}: got a text of {at - start} bytes that ends after the data"
+                "data",
+                f"input {name!r}: got a text of {offset - start} bytes that ends after the data",
             )
-        yield bytes(raw[start:at])
+        yield bytes(raw[start:offset])
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> list[Any]:
@@ -98,33 +99,33 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> l
     allowed: tuple[type, ...] = {"BOOL": (bool,), "BYTES": (str, bytes)}.get(datatype, (int, float))
     if datatype.startswith(("INT", "UINT")):
         allowed = (int,)
-    for at, value in enumerate(values):
+    for index, value in enumerate(values):
         plain = type(value) is not bool or datatype == "BOOL"
         if value is not None and not (isinstance(value, allowed) and plain):
             raise RequestError(
-                f"data[{at}]",
+                f"data[{index}]",
                 f"input {name!r}: got {str(value)[:80]!r} ({type(value).__name__}), expected "
                 f"{datatype} or null",
             )
         if isinstance(value, int | float) and datatype != "BOOL":
-            values[at] = _in_range(name, datatype, at, value)
+            values[index] = _in_range(name, datatype, index, value)
     return values
 
 
-def _in_range(name: str, datatype: str, at: int, value: float) -> float:
+def _in_range(name: str, datatype: str, index: int, value: float) -> float:
     """Return a number as its tensor's bytes would hold it; one beyond the type is refused."""
-    dtype, held = np.dtype(DATATYPES[datatype]), math.inf
+    dtype, number = np.dtype(DATATYPES[datatype]), math.inf
     if dtype.kind == "f":
         with np.errstate(over="ignore"), suppress(OverflowError):
-            held = float(dtype.type(value))
+            number = float(dtype.type(value))
     elif np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
-        held = value
-    if math.isinf(held) and not (isinstance(value, float) and math.isinf(value)):
+        number = value
+    if math.isinf(number) and not (isinstance(value, float) and math.isinf(value)):
         raise RequestError(
-            f"data[{at}]",
+            f"data[{index}]",
             f"input {name!r}: got {str(value)[:80]}, expected a number within {datatype} or null",
         )
-    return held
+    return number
 
 
 def _flat(data: object) -> Iterator[Any]:
@@ -146,7 +147,7 @@ def column_of(
     """Return a value, or a list of values, for each row."""
     width = math.prod(shape[1:])
     if kind is not None and kind.nested:
-        return [values[at * width : (at + 1) * width] for at in range(shape[0])]
+        return [values[row * width : (row + 1) * width] for row in range(shape[0])]
     if width != 1:
         raise RequestError(
             "shape",
@@ -180,9 +181,9 @@ def output_name(head: str) -> str:
 
 def check_columns(bundle: Bundle, names: Sequence[str], pointer: Callable[[str], str]) -> None:
     """Refuse columns that the model does not have: a misspelt one would be null without a word."""
-    known = bundle.schema.columns
+    columns = bundle.schema.columns
     for name in names:
-        if name not in known:
+        if name not in columns:
             hint = nearest(name, bundle.input_columns)
             raise HttpError(400, f"got the column {name!r}; {hint}", pointer=pointer(name))
 
@@ -193,7 +194,7 @@ def score_rows(
     model: str,
     request_id: str,
     rows: Callable[[Bundle], list[Row]],
-    place: Place,
+    pointer_of: Place,
     version: str | None = None,
     label: str | None = None,
 ) -> Scored:
@@ -201,23 +202,23 @@ def score_rows(
     start = time.perf_counter()
     with service.models.lease(model, request_id, version, label) as served:
         bundle = served.ranker.bundle
-        found: list[Row] = []
+        request_rows: list[Row] = []
         try:
-            found = rows(bundle)
-            scores = _scores(bundle, found, service.threads)
+            request_rows = rows(bundle)
+            scores = _scores(bundle, request_rows, service.threads)
         except (HttpError, WideDeepError, UnicodeError) as error:
             service.statistics.failed(model, served.version, time.perf_counter() - start)
             if isinstance(error, WideDeepError):
-                raise misfit(error, bundle.schema, place) from error
+                raise feature_error(error, bundle.schema, pointer_of) from error
             if isinstance(error, UnicodeError):
                 raise HttpError(400, f"got text that is no Unicode: {error}") from error
             raise
         first = next(iter(scores.values()))
         service.metrics.scored(model, served.version, first)
-        if found:
-            service.look_up_some(model, served.ranker, found[0])
+        if request_rows:
+            service.sample_unseen_values(model, served.ranker, request_rows[0], {})
         took = time.perf_counter() - start
-        service.statistics.answered(model, served.version, len(found), took)
+        service.statistics.answered(model, served.version, len(request_rows), took)
         return Scored(version=served.version, bundle=bundle, scores=scores)
 
 
@@ -288,7 +289,7 @@ async def infer(service: Service, call: Call) -> Reply:
         raise HttpError(413, f"got {n_rows} rows, expected at most {most}", pointer="/inputs")
     call.model, call.rows = call.params["model"], n_rows
     tensors = _tensors(request.inputs, binary)
-    found = await service.scheduler.run(
+    scored = await service.scheduler.run(
         f"score/{call.model}",
         n_rows,
         call.deadline,
@@ -297,12 +298,12 @@ async def infer(service: Service, call: Call) -> Reply:
             model=call.params["model"],
             request_id=call.request_id,
             rows=lambda bundle: rows_of_inputs(bundle, request.inputs, tensors),
-            place=lambda column, row: _pointer(request.inputs, column, row),
+            pointer_of=lambda column, row: _pointer(request.inputs, column, row),
             version=call.params.get("version"),
         ),
     )
-    call.version = found.version
-    return _reply(call, request, found)
+    call.version = scored.version
+    return _reply(call, request, scored)
 
 
 def split_body(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
@@ -321,29 +322,29 @@ def split_body(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
 
 def _tensors(inputs: Sequence[InferInput], binary: memoryview) -> list[list[Any]]:
     """Return each input's values; those that come as bytes follow each other in order."""
-    found, at = [], 0
+    tensors, offset = [], 0
     for position, each in enumerate(inputs):
         size = each.parameters.get("binary_data_size")
         try:
             if size is None:
-                found.append(from_json(each.name, each.datatype, each.shape, each.data or []))
+                tensors.append(from_json(each.name, each.datatype, each.shape, each.data or []))
                 continue
-            if type(size) is not int or not 0 <= size <= len(binary) - at:
+            if type(size) is not int or not 0 <= size <= len(binary) - offset:
                 raise RequestError(
                     "parameters.binary_data_size",
-                    f"got {size!r}, but {len(binary) - at} bytes follow the JSON",
+                    f"got {size!r}, but {len(binary) - offset} bytes follow the JSON",
                 )
-            raw = binary[at : at + size]
-            found.append(from_bytes(each.name, each.datatype, each.shape, raw))
-            at += size
+            raw = binary[offset : offset + size]
+            tensors.append(from_bytes(each.name, each.datatype, each.shape, raw))
+            offset += size
         except RequestError as error:
-            raise _misfit(error, position) from error
-    if at != len(binary):
-        raise HttpError(400, f"got {len(binary) - at} bytes behind the last binary input")
-    return found
+            raise _tensor_error(error, position) from error
+    if offset != len(binary):
+        raise HttpError(400, f"got {len(binary) - offset} bytes behind the last binary input")
+    return tensors
 
 
-def _misfit(error: RequestError, position: int) -> HttpError:
+def _tensor_error(error: RequestError, position: int) -> HttpError:
     where = error.where.replace("[", "/").replace("]", "").replace(".", "/")
     return HttpError(400, str(error), pointer=f"/inputs/{position}/{where}")
 
@@ -372,7 +373,7 @@ def rows_of_inputs(
         try:
             columns[each.name] = column_of(each.name, kinds.get(each.name), each.shape, values)
         except RequestError as error:
-            raise _misfit(error, position) from error
+            raise _tensor_error(error, position) from error
     return rows_of_columns(columns)
 
 
@@ -385,9 +386,9 @@ def _pointer(inputs: Sequence[InferInput], column: str, row: int | None) -> str:
     return "/inputs"
 
 
-def _reply(call: Call, request: InferRequest, found: Scored) -> Reply:
+def _reply(call: Call, request: InferRequest, scored: Scored) -> Reply:
     described, blobs = [], []
-    for name, scores, binary in chosen_outputs(request, found):
+    for name, scores, binary in chosen_outputs(request, scored):
         about: dict[str, Any] = {"name": name, "datatype": "FP64", "shape": list(scores.shape)}
         if binary:
             blobs.append(to_bytes(scores))
@@ -395,7 +396,7 @@ def _reply(call: Call, request: InferRequest, found: Scored) -> Reply:
         else:
             about["data"] = scores.ravel().tolist()
         described.append(about)
-    answer: dict[str, Any] = {"model_name": call.model, "model_version": found.version}
+    answer: dict[str, Any] = {"model_name": call.model, "model_version": scored.version}
     if request.id is not None:
         answer["id"] = request.id
     reply = json_reply({**answer, "outputs": described})
@@ -409,23 +410,23 @@ def _reply(call: Call, request: InferRequest, found: Scored) -> Reply:
     )
 
 
-def chosen_outputs(request: InferRequest, found: Scored) -> Outputs:
+def chosen_outputs(request: InferRequest, scored: Scored) -> Outputs:
     """Return the heads that a request wants: name, scores, and whether as bytes."""
-    heads = {output_name(head): scores for head, scores in found.scores.items()}
+    heads = {output_name(head): scores for head, scores in scored.scores.items()}
     everything = request.parameters.get("binary_data_output") is True
     if not request.outputs:
         return [(name, scores, everything) for name, scores in heads.items()]
-    chosen = []
-    for position, wanted in enumerate(request.outputs):
-        if wanted.name not in heads:
+    outputs = []
+    for position, output in enumerate(request.outputs):
+        if output.name not in heads:
             raise HttpError(
                 400,
-                f"got the output {wanted.name!r}; {nearest(wanted.name, heads)}",
+                f"got the output {output.name!r}; {nearest(output.name, heads)}",
                 pointer=f"/outputs/{position}/name",
             )
-        binary = wanted.parameters.get("binary_data", everything) is True
-        chosen.append((wanted.name, heads[wanted.name], binary))
-    return chosen
+        binary = output.parameters.get("binary_data", everything) is True
+        outputs.append((output.name, heads[output.name], binary))
+    return outputs
 
 
 # ---- what there is ------------------------------------------------------------------------------
@@ -485,21 +486,21 @@ async def model_ready(service: Service, call: Call) -> Reply:
 async def index(service: Service, call: Call) -> Reply:
     """List every version of every model, with its state and why it did not load."""
     body = await call.body()
-    wanted = decode(body, msgspec.json.Decoder(dict[str, Any])) if body.strip() else {}
-    return json_reply(repository_index(service, ready=wanted.get("ready") is True))
+    options = decode(body, msgspec.json.Decoder(dict[str, Any])) if body.strip() else {}
+    return json_reply(repository_index(service, ready=options.get("ready") is True))
 
 
 def repository_index(service: Service, *, ready: bool) -> list[dict[str, str]]:
     """Return the versions there are; only those that are ready if asked so."""
     states = {"ready": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
-    found = []
+    versions = []
     for name, registry in service.models.registries.items():
         for each in registry.status():
             state = states.get(each.state, "UNAVAILABLE")
             if state == "READY" or not ready:
                 about = {"name": name, "version": each.version, "state": state}
-                found.append({**about, "reason": each.error or ""})
-    return found
+                versions.append({**about, "reason": each.error or ""})
+    return versions
 
 
 async def statistics(service: Service, call: Call) -> Reply:
@@ -514,26 +515,26 @@ def model_statistics(
     """Return what Triton's statistics extension tells of each version."""
     if model is not None:
         service.models.registry(model)
-    found = []
-    for (name, at), each in list(service.statistics.by_version.items()):
-        if (model or name) != name or (version or at) != at:
+    reports = []
+    for (name, number), each in list(service.statistics.by_version.items()):
+        if (model or name) != name or (version or number) != number:
             continue
         success = {"count": each.answered, "ns": int(each.seconds * 1e9)}
         none = {"count": 0, "ns": 0}
-        found.append(
+        reports.append(
             {
                 "name": name,
-                "version": at,
+                "version": number,
                 "last_inference": int(each.last * 1e3),
                 "inference_count": each.rows,
                 "execution_count": each.answered,
                 "inference_stats": {
                     "success": success,
                     "fail": {"count": each.failed, "ns": int(each.failed_seconds * 1e9)},
-                    **{part: none for part in ("queue", "compute_input", "compute_output")},
+                    **{stage: none for stage in ("queue", "compute_input", "compute_output")},
                     "compute_infer": success,
                 },
                 "batch_stats": [],
             }
         )
-    return found
+    return reports

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Set
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -139,10 +140,10 @@ def _offer(ranker: Ranker) -> dict[str, Any]:
 def _some(ids: list[Any]) -> list[Any]:
     """Return a few, from all over."""
     count = min(len(ids), _OFFERED_IDS)
-    return [ids[at * len(ids) // count] for at in range(count)]
+    return [ids[position * len(ids) // count] for position in range(count)]
 
 
-async def live(service: Service, call: Call, routes: frozenset[str]) -> Reply:
+async def live(service: Service, call: Call, routes: Set[str]) -> Reply:
     """Return the figures that the page draws."""
     requests: Counter[str] = Counter()
     latency: Counter[float] = Counter()

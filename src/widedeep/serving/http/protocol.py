@@ -166,22 +166,22 @@ class Connection(HttpToolsProtocol):
         """Read on, while no request waits for the answer to another one."""
         if self._reading is _Reading.head and self._head_timer is None:
             self._await_head()
-        data, at = self._held, 0
-        while at < len(data) and not self.pipeline and self._last_answer is None:
-            part = data[at : at + _SLICE] if len(data) > _SLICE else data
-            at += len(part)
-            self._read(part)
-        self._held = b"" if self._last_answer is not None else data[at:]
+        data, offset = self._held, 0
+        while offset < len(data) and not self.pipeline and self._last_answer is None:
+            chunk = data[offset : offset + _SLICE] if len(data) > _SLICE else data
+            offset += len(chunk)
+            self._read(chunk)
+        self._held = b"" if self._last_answer is not None else data[offset:]
         if self.pipeline:
             self._got_head()  # it is this server that does not read
         elif self._hung_up and not self._held and self._last_answer is None:
             self._end_input()
 
-    def _read(self, part: bytes) -> None:
-        before, nbytes = self._reading, len(part)
+    def _read(self, chunk: bytes) -> None:
+        before, nbytes = self._reading, len(chunk)
         try:
-            while part:
-                part = self._parse(part)
+            while chunk:
+                chunk = self._parse(chunk)
             if before is self._reading is _Reading.head:
                 self._unfinished_bytes += nbytes
                 self._check_head()
@@ -195,16 +195,16 @@ class Connection(HttpToolsProtocol):
         except _Refused as refused:
             self._refuse(refused.args[0])
 
-    def _parse(self, part: bytes) -> bytes:
+    def _parse(self, chunk: bytes) -> bytes:
         """Feed the parser; return the bytes behind a head that asked for another protocol."""
         try:
-            self.parser.feed_data(part)
+            self.parser.feed_data(chunk)
         except httptools.HttpParserUpgrade as upgrade:
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self._upgrades = False
             self.parser.feed_data(self._plain_head())
-            return part[upgrade.args[0] :]
+            return chunk[upgrade.args[0] :]
         return b""
 
     def _plain_head(self) -> bytes:

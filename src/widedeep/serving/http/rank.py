@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from widedeep.bundle import Explanation
 from widedeep.errors import RequestError, WideDeepError
-from widedeep.serving.http.errors import HttpError, misfit
+from widedeep.serving.http.errors import HttpError, feature_error
 from widedeep.serving.http.service import Call, Ranked, Reply, Service, json_reply
 from widedeep.serving.ranker import Ranking
-from widedeep.serving.registry import Served
 
-_WHERE = re.compile(r"[^.\[\]]+")
-_MOST_EXPLAINED = 1_000
+_FIELD_STEP = re.compile(r"[^.\[\]]+")
+_MAX_EXPLAINED = 1_000
 
 
 class RankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -35,7 +35,7 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """The body of an answer; the columns have an entry for each item, best first."""
+    """The body of an answer; lists hold one entry per item, best first."""
 
     items: list[Any]
     scores: list[float]
@@ -57,7 +57,7 @@ async def rank(service: Service, call: Call) -> Reply:
     _check(request, service.settings.max_candidates)
     if request.request_id is not None:
         call.request_id = request.request_id
-    name = _asked(call, "model", request.model)
+    name = _param(call, "model", request.model)
     call.rows = _count(request)
     call.model = service.models.name_of(name)
     kind = f"rank/{call.model}" if not request.explain else f"explain/{call.model}"
@@ -68,9 +68,9 @@ async def rank(service: Service, call: Call) -> Reply:
 
 
 def ranked(service: Service, call: Call, name: str | None, request: RankRequest) -> RankReply:
-    """Rank, count and log: all but the waiting."""
-    version = _asked(call, "version", request.version)
-    label = _asked(call, "label", request.label)
+    """Rank, count and log, without waiting in the queue."""
+    version = _param(call, "version", request.version)
+    label = _param(call, "label", request.label)
     if version is not None and label is not None:
         raise HttpError(400, "got both a version and a label; give one", pointer="/label")
     if request.explain:
@@ -78,20 +78,29 @@ def ranked(service: Service, call: Call, name: str | None, request: RankRequest)
     with service.models.lease(name, call.request_id, version, label) as served:
         call.version = served.version
         candidates = request.items if request.candidates is None else request.candidates
+        # The shadow ranks by the default head alone, so it gets no request for another one.
+        rank_candidates = served.rank if request.head is None else served.ranker.rank
         try:
-            ranking = _rank(served, request, candidates)
+            ranking = rank_candidates(
+                request.user,
+                request.context,
+                candidates,
+                k=request.k,
+                explain=request.explain,
+                head=request.head,
+            )
         except RequestError as error:
-            raise _unusable(error, request) from error
+            raise _request_error(error, request) from error
         except UnicodeError as error:
             raise HttpError(400, f"got text that is no Unicode: {error}") from error
         except WideDeepError as error:
-            place = _place(request)
-            raise misfit(error, served.ranker.bundle.schema, place) from error
+            schema = served.ranker.bundle.schema
+            raise feature_error(error, schema, _pointer_to(request)) from error
         model = call.model or ""
         service.metrics.scored(model, served.version, ranking.scores, int(ranking.unknown.sum()))
         if ranking.misspelt:
             service.metrics.misspelt(model, ranking.misspelt.values())
-        service.look_up_some(model, served.ranker, {**request.user, **request.context})
+        service.sample_unseen_values(model, served.ranker, request.user, request.context)
         if service.on_ranked is not None:
             service.on_ranked(
                 Ranked(
@@ -108,41 +117,25 @@ def ranked(service: Service, call: Call, name: str | None, request: RankRequest)
     return _reply(ranking, call)
 
 
-def _asked(call: Call, field: str, given: str | None) -> str | None:
-    """Return what the path asks for, or the body; they may not disagree."""
+def _param(call: Call, field: str, in_body: str | None) -> str | None:
+    """Return a parameter of the path or the body; they may not disagree."""
     in_path = call.params.get(field)
-    if in_path is not None and given is not None and in_path != given:
+    if in_path is not None and in_body is not None and in_path != in_body:
         raise HttpError(
-            400, f"got {given!r}, but {in_path!r} in the path; give one", pointer=f"/{field}"
+            400, f"got {in_body!r}, but {in_path!r} in the path; give one", pointer=f"/{field}"
         )
-    return given if in_path is None else in_path
+    return in_body if in_path is None else in_path
 
 
 def _check_explained(request: RankRequest) -> None:
     n = _count(request)
     n = n if request.k is None else min(n, request.k)
-    if n > _MOST_EXPLAINED:
+    if n > _MAX_EXPLAINED:
         raise HttpError(
             413,
-            f"got {n} items to explain, expected at most {_MOST_EXPLAINED}; give a smaller k",
+            f"got {n} items to explain, expected at most {_MAX_EXPLAINED}; give a smaller k",
             pointer="/k",
         )
-
-
-def _rank(served: Served, request: RankRequest, candidates: Any) -> Ranking:
-    if request.head is not None:
-        # By another head than the version's own: the shadow would compare what is not the same.
-        return served.ranker.rank(
-            request.user,
-            request.context,
-            candidates,
-            k=request.k,
-            explain=request.explain,
-            head=request.head,
-        )
-    return served.rank(
-        request.user, request.context, candidates, k=request.k, explain=request.explain
-    )
 
 
 def _count(request: RankRequest) -> int:
@@ -151,7 +144,7 @@ def _count(request: RankRequest) -> int:
     return max(map(len, (request.items or {}).values()), default=0)
 
 
-def _check(request: RankRequest, most: int) -> None:
+def _check(request: RankRequest, max_candidates: int) -> None:
     if (request.candidates is None) == (request.items is None):
         both = "both" if request.items is not None else "neither"
         raise HttpError(
@@ -161,35 +154,32 @@ def _check(request: RankRequest, most: int) -> None:
             pointer="",
         )
     n = _count(request)
-    if n > most:
+    if n > max_candidates:
         pointer = "/items" if request.candidates is None else "/candidates"
-        raise HttpError(413, f"got {n} candidates, expected at most {most}", pointer=pointer)
+        raise HttpError(
+            413, f"got {n} candidates, expected at most {max_candidates}", pointer=pointer
+        )
     if request.k is not None and request.k < 0:
         raise HttpError(400, f"got {request.k}, expected k of at least 0", pointer="/k")
     if request.request_id is not None and not 0 < len(request.request_id) <= 128:
         raise HttpError(400, "expected a text of 1 to 128 characters", pointer="/request_id")
 
 
-def _unusable(error: RequestError, request: RankRequest) -> HttpError:
-    """Point to the field; what the ranker calls candidates may have come as items."""
-    steps = _WHERE.findall(error.where)
+def _request_error(error: RequestError, request: RankRequest) -> HttpError:
+    """Point to the field at fault; the ranker's candidates may be the request's items."""
+    steps = _FIELD_STEP.findall(error.where)
     if steps and steps[0] == "candidates" and request.candidates is None:
         steps[0] = "items"
     pointer = "".join(f"/{step}" for step in steps)
     if len(steps) == 1 and steps[0] in ("items", "candidates"):
-        column, row = _named(str(error))
-        if column is not None:
-            pointer = _place(request)(column, row) or pointer
+        match = re.search(r"(?:feature|column) '(.*?)' \(row (\d+)", str(error)[:2000])
+        if match:
+            pointer = _pointer_to(request)(match[1], int(match[2])) or pointer
     return HttpError(400, str(error), pointer=pointer)
 
 
-def _named(message: str) -> tuple[str | None, int]:
-    found = re.search(r"(?:feature|column) '(.*?)' \(row (\d+)", message[:2000])
-    return (found[1], int(found[2])) if found else (None, 0)
-
-
-def _place(request: RankRequest) -> Any:
-    def place(column: str, row: int) -> str | None:
+def _pointer_to(request: RankRequest) -> Callable[[str, int], str | None]:
+    def pointer_to(column: str, row: int) -> str | None:
         escaped = column.replace("~", "~0").replace("/", "~1")
         if column in request.user:
             return f"/user/{escaped}"
@@ -199,7 +189,7 @@ def _place(request: RankRequest) -> Any:
             return f"/items/{escaped}/{row}"
         return None if request.candidates is None else f"/candidates/{row}"
 
-    return place
+    return pointer_to
 
 
 def _reply(ranking: Ranking, call: Call) -> RankReply:
@@ -214,20 +204,22 @@ def _reply(ranking: Ranking, call: Call) -> RankReply:
         absent=ranking.absent or None,
         misspelt=ranking.misspelt or None,
         catalogue_version=ranking.catalogue_version,
-        explanations=None if explanations is None else [_explained(each) for each in explanations],
+        explanations=None
+        if explanations is None
+        else [_explanation_fields(each) for each in explanations],
     )
 
 
-def _explained(found: Explanation) -> dict[str, Any]:
+def _explanation_fields(explanation: Explanation) -> dict[str, Any]:
     return {
         "wide": [
             {"feature": term.feature, "value": term.value, "weights": term.weights}
-            for term in found.wide
+            for term in explanation.wide
         ],
-        "deep": found.deep,
-        "bias": found.bias,
-        "logits": found.logits,
-        "score": found.score,
+        "deep": explanation.deep,
+        "bias": explanation.bias,
+        "logits": explanation.logits,
+        "score": explanation.score,
     }
 
 
@@ -263,13 +255,16 @@ async def recommend(service: Service, call: Call) -> Reply:
     call.rows = request.n
     call.model = service.models.name_of(request.model)
     reply = await service.scheduler.run(
-        f"recommend/{call.model}", call.rows, call.deadline, lambda: _found(service, call, request)
+        f"recommend/{call.model}",
+        call.rows,
+        call.deadline,
+        lambda: _recommended(service, call, request),
     )
     return json_reply(reply)
 
 
-def _found(service: Service, call: Call, request: RecommendRequest) -> RankReply:
-    # One version finds and ranks: a swap in between must not mix two.
+def _recommended(service: Service, call: Call, request: RecommendRequest) -> RankReply:
+    # One lease for retrieval and ranking: a swap in between must not mix two versions.
     with service.models.lease(
         request.model, call.request_id, request.version, request.label
     ) as served:
@@ -286,7 +281,7 @@ def _found(service: Service, call: Call, request: RecommendRequest) -> RankReply
             raise HttpError(400, str(error), pointer=_pointer(error.where)) from error
         except WideDeepError as error:
             raise HttpError(503, str(error)) from error
-        asked = RankRequest(
+        rank_request = RankRequest(
             user=request.user,
             context=request.context,
             candidates=candidates,
@@ -295,7 +290,7 @@ def _found(service: Service, call: Call, request: RecommendRequest) -> RankReply
             head=request.head,
             version=served.version,
         )
-        return ranked(service, call, request.model, asked)
+        return ranked(service, call, request.model, rank_request)
 
 
 def _pointer(where: str) -> str:
@@ -304,9 +299,10 @@ def _pointer(where: str) -> str:
     return f"/{field}/{escaped}" if column else f"/{field}"
 
 
-def _check_recommend(request: RecommendRequest, most: int) -> None:
-    if request.n > most:
-        raise HttpError(413, f"got {request.n}, expected at most {most} candidates", pointer="/n")
+def _check_recommend(request: RecommendRequest, max_candidates: int) -> None:
+    if request.n > max_candidates:
+        message = f"got {request.n}, expected at most {max_candidates} candidates"
+        raise HttpError(413, message, pointer="/n")
     for name in ("n", "k", "most_of_each"):
         value = getattr(request, name)
         if value is not None and value < 0:

@@ -26,7 +26,7 @@ from widedeep.errors import ConfigError
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.http.app import App
 from widedeep.serving.http.auth import load_keys
-from widedeep.serving.http.native_server import Lent, NativeConnections, can_serve_natively
+from widedeep.serving.http.native_server import NativeConnections, NativeOwner, can_serve_natively
 from widedeep.serving.http.protocol import connections_of
 from widedeep.serving.http.service import Models, Ranked, Service
 from widedeep.serving.http.settings import LogConfig, ServeConfig, Settings
@@ -111,7 +111,6 @@ def run_worker(
         on_drain, grpc_port = _start_grpc(service, config, shared, stack)
         if on_listening is not None:
             on_listening(listening.getsockname()[1], grpc_port)
-        assert service.log is not None
         service.log.event("started", worker=worker.index, models=list(registries))
         serve(service, listening, on_drain=on_drain)
         service.log.event("stopped", worker=worker.index)
@@ -121,8 +120,8 @@ def run_worker(
 def _within_descriptors(settings: Settings) -> Settings:
     """Raise the limit of open files, and keep some from connections: models are files, too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.max_connections + _OTHER_FILES
-    limit = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    descriptors = settings.max_connections + _OTHER_FILES
+    limit = max(soft, descriptors if hard == resource.RLIM_INFINITY else min(descriptors, hard))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     most = max(1, limit - min(_OTHER_FILES, limit // 2))
     return replace(settings, max_connections=min(settings.max_connections, most))
@@ -260,8 +259,8 @@ class _DrainingServer(uvicorn.Server):
         self._native = native = NativeConnections(self._service, self._listening)
         native.start(self._connection)
 
-    def _connection(self, lent: Lent, read: bytes) -> asyncio.Protocol:
-        return self._new_connection(owner=lent, read=read)
+    def _connection(self, owner: NativeOwner, read: bytes) -> asyncio.Protocol:
+        return self._new_connection(owner=owner, read=read)
 
     def _new_connection(self, **options: Any) -> asyncio.Protocol:
         protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
@@ -281,9 +280,9 @@ class _DrainingServer(uvicorn.Server):
             connection.shutdown()
 
         def is_waiting() -> bool:
-            there = self.server_state.connections
+            connections = self.server_state.connections
             is_over = self.force_exit or time.monotonic() > end
-            return not is_over and any(connection in there for connection in before)
+            return not is_over and any(connection in connections for connection in before)
 
         native = self._native
         if native is not None:
@@ -346,5 +345,4 @@ class _DrainingServer(uvicorn.Server):
             try:
                 self.config.ssl.load_cert_chain(settings.tls_certificate, settings.tls_key)
             except (OSError, ssl.SSLError) as error:
-                assert log is not None
                 log.event("TLS certificate not read", error=str(error))

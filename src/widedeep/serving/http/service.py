@@ -38,32 +38,32 @@ Result = TypeVar("Result")
 
 ARRIVED = "widedeep.arrived"
 ADMITTED = "widedeep.admitted"
-"""What the protocol knows before the application runs: when the request came, and whether it got a
-slot in the queue."""
+"""Keys of the ASGI scope that the protocol sets: the request's arrival time, and whether it was
+admitted to the queue."""
 
 JSON = b"application/json"
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
-# Two readers of a request with two of them could each believe another one.
+# Must be unique: two readers of a repeated header could each believe another value.
 _SINGLE = {
     *(b"authorization", b"content-encoding", b"content-type", b"host", b"origin", b"x-api-key"),
     *(b"inference-header-content-length", b"x-request-id", b"x-request-timeout-ms"),
 }
-_MOST_INFLATED = 64
-_FREELY_INFLATED = 64 << 10
+_MAX_INFLATION = 64  # times the size of a compressed body
+_MIN_INFLATED = 64 << 10  # bytes that any compressed body may become
 _encoder = msgspec.json.Encoder()
 
 
 class Disconnected(Exception):
-    """The caller is gone; nobody waits for an answer."""
+    """The caller has closed the connection; nobody waits for an answer."""
 
 
 @dataclass(slots=True)
 class Reply:
-    """An answer."""
+    """The answer to a call."""
 
-    body: bytes  # Its bytes
-    status: int = 200  # The HTTP status
-    media_type: bytes = JSON  # Of the body
+    body: bytes
+    status: int = 200
+    media_type: bytes = JSON
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)  # Beside those of every answer
 
 
@@ -76,22 +76,7 @@ def json_reply(value: object, status: int = 200) -> Reply:
 
 
 class Call:
-    """One request."""
-
-    __slots__ = (
-        *(
-            "_body",
-            "_receive",
-            "_settings",
-            "arrived",
-            "caller",
-            "deadline",
-            "headers",
-            "method",
-            "model",
-        ),
-        *("params", "path", "request_id", "rows", "scope", "version"),
-    )
+    """One HTTP request: its headers, path parameters, body, deadline, and fields for the log."""
 
     def __init__(
         self, scope: Message, receive: Callable[[], Awaitable[Message]], settings: Settings
@@ -99,11 +84,11 @@ class Call:
         self.scope, self._receive, self._settings = scope, receive, settings
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers = {name: value for name, value in scope["headers"]}
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.params: dict[str, str] = {}
         self.arrived: float = scope.get(ARRIVED) or time.monotonic()
-        given = self.header(b"x-request-id")
-        self.request_id = given if given and _ID.fullmatch(given) else uuid.uuid4().hex
+        text = self.header(b"x-request-id")
+        self.request_id = text if text and _ID.fullmatch(text) else uuid.uuid4().hex
         self.deadline = self.arrived + settings.deadline_ms / 1e3
         self.model: str | None = None
         self.version: str | None = None
@@ -112,12 +97,12 @@ class Call:
         self._body: bytes | None = None
 
     def check_headers(self) -> None:
-        """Refuse a header twice of which there may be one."""
-        given = self.scope["headers"]
-        if len(self.headers) == len(given):
+        """Refuse a repeated header that must be unique."""
+        headers = self.scope["headers"]
+        if len(self.headers) == len(headers):
             return
         seen: set[bytes] = set()
-        for name, _ in given:
+        for name, _ in headers:
             if name in seen and name in _SINGLE:
                 raise HttpError(400, f"got the header {name.decode()} twice; send it once")
             seen.add(name)
@@ -128,7 +113,7 @@ class Call:
         return None if value is None else value.decode("latin-1")
 
     def read_deadline(self) -> None:
-        """Take the caller's word for how long it will wait."""
+        """Take the deadline from the header X-Request-Timeout-Ms, if there is one."""
         text = self.header(b"x-request-timeout-ms")
         if text is None:
             return
@@ -153,24 +138,21 @@ class Call:
         length = self.headers.get(b"content-length", b"0")
         if len(length) > 15 or int(length) > limit:
             raise self._too_large()
-        body = await self._whole()
+        if self.scope.get(ADMITTED) is None:
+            body = await self._read_chunks()
+        else:  # the protocol has all of it
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            body = message.get("body", b"")
         if len(body) > limit:
             raise self._too_large()
         encoding = self.headers.get(b"content-encoding")
         if encoding is None or encoding == b"identity":
             return body
-        return self._decompressed(body, encoding.decode("latin-1"))
+        return self._decompress(body, encoding.decode("latin-1"))
 
-    async def _whole(self) -> bytes:
-        if self.scope.get(ADMITTED) is None:
-            return await self._trickling()
-        message = await self._receive()  # it is all there
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        body: bytes = message.get("body", b"")
-        return body
-
-    async def _trickling(self) -> bytes:
+    async def _read_chunks(self) -> bytes:
         chunks, size = [], 0
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
@@ -195,7 +177,7 @@ class Call:
             close=True,
         )
 
-    def _decompressed(self, body: bytes, encoding: str) -> bytes:
+    def _decompress(self, body: bytes, encoding: str) -> bytes:
         # 15 + 32: zlib's or gzip's own header, whichever comes.
         window = {"gzip": 15 + 32, "deflate": 15 + 32}.get(encoding.lower())
         if window is None:
@@ -203,47 +185,47 @@ class Call:
                 415, f"got Content-Encoding {encoding!r}, expected identity, gzip or deflate"
             )
         inflate = zlib.decompressobj(window)
-        limit = min(self._settings.max_body, _MOST_INFLATED * len(body) + _FREELY_INFLATED)
+        limit = min(self._settings.max_body, _MAX_INFLATION * len(body) + _MIN_INFLATED)
         try:
-            found = inflate.decompress(body, limit + 1)
+            inflated = inflate.decompress(body, limit + 1)
         except zlib.error as error:
             raise HttpError(400, f"got a body that is no {encoding} ({error})") from error
-        if len(found) > self._settings.max_body:
+        if len(inflated) > self._settings.max_body:
             raise self._too_large()
-        if len(found) > limit:
+        if len(inflated) > limit:
             raise HttpError(
                 413,
                 f"got {len(body)} bytes of {encoding} that become more than {limit}, "
-                f"{_MOST_INFLATED} times their size; send the body as it is",
+                f"{_MAX_INFLATION} times their size; send the body as it is",
             )
         if not inflate.eof:
             raise HttpError(400, f"got a {encoding} body that ends too early; send all of it")
         if inflate.unused_data:
             raise HttpError(400, f"got bytes behind the end of a {encoding} body; send one stream")
-        return found
+        return inflated
 
     async def json(self, decoder: msgspec.json.Decoder[Shape]) -> Shape:
         """Return the body as a decoder reads it."""
         self.check_media_type(b"application/json")
         return decode(await self.body(), decoder)
 
-    def check_media_type(self, *known: bytes) -> None:
-        """Raise the answer 415 for a body of another type."""
-        given = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-        if given and given not in known and given != b"application/x-www-form-urlencoded":
-            names = " or ".join(name.decode() for name in known)
-            got = given.decode("latin-1")
+    def check_media_type(self, *allowed: bytes) -> None:
+        """Raise the answer 415 for a body of another type; that of plain `curl -d` is JSON."""
+        media_type = self.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if media_type and media_type not in (*allowed, b"application/x-www-form-urlencoded"):
+            names = " or ".join(name.decode() for name in allowed)
+            got = media_type.decode("latin-1")
             raise HttpError(415, f"got Content-Type {got!r}, expected {names}")
 
 
 def late_body(seconds: float) -> HttpError:
-    """The answer to a request whose body did not come in that time."""
-    message = f"the body did not come within {seconds:g} s; send it whole"
+    """Return the answer to a request whose body did not arrive in time."""
+    message = f"the body did not arrive within {seconds:g} s; send all of it at once"
     return HttpError(408, message, close=True)
 
 
 def decode(body: bytes, decoder: msgspec.json.Decoder[Shape]) -> Shape:
-    """Read a body."""
+    """Decode JSON; raise the answer 400 for what does not fit."""
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
@@ -256,9 +238,6 @@ class Models:
     def __init__(self, registries: Mapping[str, Registry]) -> None:
         self.registries = dict(registries)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.registries)
-
     def ready(self) -> bool:
         """Tell whether every model can answer."""
         return all(registry.ready() for registry in self.registries.values())
@@ -267,16 +246,16 @@ class Models:
         """Return a model's registry."""
         if name is None:
             if len(self.registries) > 1:
-                known = ", ".join(map(repr, self.registries))
-                raise HttpError(400, f"got no model; name one of {known}", pointer="/model")
+                names = ", ".join(map(repr, self.registries))
+                raise HttpError(400, f"got no model; name one of {names}", pointer="/model")
             return next(iter(self.registries.values()))
-        found = self.registries.get(name)
-        if found is None:
+        registry = self.registries.get(name)
+        if registry is None:
             raise HttpError(404, f"got model {name!r}; {nearest(name, self.registries)}")
-        return found
+        return registry
 
     def name_of(self, name: str | None) -> str:
-        """Return the name of the only model for None."""
+        """Return a model's name; None stands for the only model."""
         return next(iter(self.registries)) if name is None else name
 
     @contextmanager
@@ -287,7 +266,7 @@ class Models:
         version: str | None = None,
         label: str | None = None,
     ) -> Iterator[Served]:
-        """Hold a version for one request."""
+        """Lease a version for one request; raise the answer 404 or 503 if there is none."""
         registry = self.registry(name)
         lease = registry.lease(request_id, version=version, label=label)
         try:
@@ -304,65 +283,65 @@ class Models:
 
 @dataclass(slots=True)
 class VersionStatistics:
-    """The requests of one version, in this process."""
+    """Counts of one version's requests in this process."""
 
-    answered: int = 0  # Requests that were scored
-    rows: int = 0  # Of them
-    seconds: float = 0.0  # That scoring took
+    answered: int = 0  # Scored requests
+    rows: int = 0  # Scored rows
+    seconds: float = 0.0  # Time spent on scoring
     failed: int = 0  # Requests that did not fit the model
-    failed_seconds: float = 0.0  # That finding out took
-    last: float = 0.0  # When the last one was scored, in seconds since 1970
+    failed_seconds: float = 0.0  # Time spent on requests that did not fit
+    last: float = 0.0  # Time of the last scored request, seconds since 1970
 
 
 class Statistics:
-    """Adds up the requests of each version."""
+    """Request counts of each version."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.by_version: dict[tuple[str, str], VersionStatistics] = {}
 
     def answered(self, model: str, version: str, rows: int, seconds: float) -> None:
-        """Add a request that was scored."""
+        """Count a scored request."""
         with self._lock:
-            found = self.by_version.setdefault((model, version), VersionStatistics())
-            found.answered += 1
-            found.rows += rows
-            found.seconds += seconds
-            found.last = time.time()
+            statistics = self.by_version.setdefault((model, version), VersionStatistics())
+            statistics.answered += 1
+            statistics.rows += rows
+            statistics.seconds += seconds
+            statistics.last = time.time()
 
     def failed(self, model: str, version: str, seconds: float) -> None:
-        """Add a request that did not fit."""
+        """Count a request that did not fit the model."""
         with self._lock:
-            found = self.by_version.setdefault((model, version), VersionStatistics())
-            found.failed += 1
-            found.failed_seconds += seconds
-
-
-_RECENT = 0.2
+            statistics = self.by_version.setdefault((model, version), VersionStatistics())
+            statistics.failed += 1
+            statistics.failed_seconds += seconds
 
 
 def busy_error() -> HttpError:
     """Return the answer to a request for which the queue has no slot."""
     return HttpError(
         503,
-        "the server is busy with as many requests as it takes on; try again, with a growing pause",
+        "the server's queue is full; try again after a pause, and lengthen it each time",
         retry_after=1,
     )
 
 
+_NEW_TIME_WEIGHT = 0.2  # of the latest request in the moving average of seconds per row
+
+
 class Scheduler:
-    """Runs short computations where they are, long ones in threads beside the event loop."""
+    """Runs short computations on the event loop, long ones in threads beside it."""
 
     def __init__(self, threads: int, inline_s: float) -> None:
         self._inline_s = inline_s
-        self._seconds_a_row: dict[str, float] = {}
+        self._seconds_per_row: dict[str, float] = {}
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="widedeep-rank")
 
     async def run(
         self, kind: str, rows: int, deadline: float, compute: Callable[[], Result]
     ) -> Result:
-        """Compute, unless the deadline passes before its turn comes or before it is done."""
-        expected = self._seconds_a_row.get(kind, 1e-5) * rows
+        """Compute; raise the answer 504 if the deadline passes before or meanwhile."""
+        expected = self._seconds_per_row.get(kind, 1e-5) * rows
         check_deadline(deadline)
         if expected <= self._inline_s:
             result = self._timed(kind, rows, compute)
@@ -381,25 +360,25 @@ class Scheduler:
         start = time.perf_counter()
         result = compute()
         took = (time.perf_counter() - start) / max(rows, 1)
-        # A single candidate pays for the whole request: it says little of what a row takes.
+        # In a short request the fixed cost dominates: it says little about the cost per row.
         if rows >= 8:
-            before = self._seconds_a_row.get(kind, took)
-            self._seconds_a_row[kind] = before + _RECENT * (took - before)
+            before = self._seconds_per_row.get(kind, took)
+            self._seconds_per_row[kind] = before + _NEW_TIME_WEIGHT * (took - before)
         return result
 
     def close(self) -> None:
-        """Let the threads end."""
+        """Stop the threads; drop what waits for them."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def check_deadline(deadline: float) -> None:
-    """Raise the answer 504 if the deadline is over."""
+    """Raise the answer 504 if the deadline has passed."""
     if time.monotonic() > deadline:
         raise late_error()
 
 
 def late_error() -> HttpError:
-    """The answer to a request whose deadline has passed."""
+    """Return the answer to a request whose deadline has passed."""
     return HttpError(
         504,
         "the deadline passed before the answer was ready; send fewer candidates, or give the "
@@ -407,54 +386,52 @@ def late_error() -> HttpError:
     )
 
 
-LOOKED_AT = 1 / 32
-"""The share of the requests whose values are looked up for unseen ones."""
+UNSEEN_SAMPLE = 1 / 32
+"""Fraction of the requests whose values are checked for ones unseen in training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranked:
-    """A request that was ranked, for those who keep a log of it."""
+    """A ranked request, as the impression log receives it."""
 
-    request_id: str  # Of the request
-    model: str  # That answered
-    version: str  # Of it
-    user: Mapping[str, Any]  # As given
-    context: Mapping[str, Any]  # As given
+    request_id: str
+    model: str
+    version: str  # The model version that answered
+    user: Mapping[str, Any]
+    context: Mapping[str, Any]
     candidates: Any  # Ids, or columns
-    ranking: Ranking  # The answer
-    ranker: Ranker  # That gave it
-    time_us: int | None = None  # When, in microseconds since 1970; None: now
-    catalogue: Catalogue | None = None  # That the items were taken from; None: the ranker's of now
+    ranking: Ranking
+    ranker: Ranker
+    time_us: int | None = None  # Answer time, microseconds since 1970; None: now
+    catalogue: Catalogue | None = None  # The items' catalogue; None: the ranker's present one
 
 
 @dataclass(kw_only=True)
 class Service:
-    """What the endpoints share: models, limits, figures."""
+    """What the handlers share: models, limits, metrics, logs."""
 
-    models: Models  # That answer
-    settings: Settings = field(default_factory=Settings)  # As the operator chose them
-    # Figures of this process; None makes them
+    models: Models
+    settings: Settings = field(default_factory=Settings)
     metrics: ServerMetrics = field(default_factory=lambda: ServerMetrics(CollectorRegistry()))
-    log: RequestLog | None = None  # Of requests; None makes it by the settings
-    keys: Keys | None = None  # Callers; None asks for no key
-    # Called after each ranking, off no one's path but the caller's: it must not block
+    keys: Keys | None = None  # The callers' keys; None: no key is needed
+    # Called after each ranking, on the request's path: it must not block
     on_ranked: Callable[[Ranked], None] | None = None
-    # Called with a number of rankings that could not be handed on
+    # Called with the number of rankings that could not be passed to `on_ranked`
     on_dropped: Callable[[int], None] | None = None
-    threads: int = 1  # That one request of rows may use
-    draining: bool = False  # Whether it has been told to end
-    monitor: ThreadMonitor = field(default_factory=ThreadMonitor)  # Watches the background threads
-    impressions: ImpressionLog | None = None  # The log of what was shown; None: there is none
+    threads: int = 1  # Threads that scoring one request may use
+    draining: bool = False  # Whether the server has been told to stop
+    monitor: ThreadMonitor = field(default_factory=ThreadMonitor)
+    impressions: ImpressionLog | None = None
 
     def __post_init__(self) -> None:
-        if self.log is None:
-            self.log = RequestLog(self.settings.request_log)
+        settings = self.settings
+        self.log = RequestLog(settings.request_log)
         self.monitor.log, self.monitor.metrics = self.log, self.metrics
-        limit = -1 if self.settings.queue is None else self.settings.queue
-        self.slots = QueueSlots(limit, self.settings.max_wait_ms / 1e3)
-        self.scheduler = Scheduler(self.settings.threads, self.settings.inline_ms / 1e3)
+        limit = -1 if settings.queue is None else settings.queue
+        self.slots = QueueSlots(limit, settings.max_wait_ms / 1e3)
+        self.scheduler = Scheduler(settings.threads, settings.inline_ms / 1e3)
         self.statistics = Statistics()
-        self.retrievers = Retrievers(self.settings.popularity, self.settings.category)
+        self.retrievers = Retrievers(settings.popularity, settings.category)
         self.publishers: list[Callable[[], None]] = [self.metrics.score_bins.publish]
 
     def ready(self) -> bool:
@@ -462,7 +439,7 @@ class Service:
         return not self.unready()
 
     def unready(self) -> list[str]:
-        """Return why load balancers should send no requests here; empty: they should."""
+        """Return the reasons for which load balancers should send no requests here."""
         reasons = ["the server is draining"] if self.draining else []
         reasons += [
             f"model {name!r}: no version is loaded"
@@ -472,40 +449,41 @@ class Service:
         return reasons + self.monitor.problems()
 
     def warnings(self) -> list[str]:
-        """Return what an operator should mend, though requests are answered."""
-        found = [
+        """Return faults that need an operator although requests are answered."""
+        warnings = [
             f"model {name!r}: {registry.problem}"
             for name, registry in self.models.registries.items()
             if registry.problem is not None
         ]
         counts = None if self.impressions is None else self.impressions.counts()
         if counts is not None and counts.error is not None:
-            found.append(
+            warnings.append(
                 f"impression log: {counts.error}; {counts.waiting} rows wait, "
                 f"{counts.lost_rows} are lost"
             )
-        return found
+        return warnings
 
-    def look_up_some(self, model: str, ranker: Ranker, row: Mapping[str, Any]) -> None:
-        """Of one request in 32, count which values of user and context training had not seen."""
-        if random.random() < LOOKED_AT:
-            self.look_up(model, ranker, row)
+    def sample_unseen_values(
+        self, model: str, ranker: Ranker, user: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> None:
+        """Count the unseen values of one request in 32."""
+        if random.random() < UNSEEN_SAMPLE:
+            self.count_unseen_values(model, ranker, {**user, **context})
 
-    def look_up(self, model: str, ranker: Ranker, row: Mapping[str, Any]) -> None:
-        """Count which values of user and context training had not seen."""
+    def count_unseen_values(self, model: str, ranker: Ranker, row: Mapping[str, Any]) -> None:
+        """Count the values of user and context, and those unseen in training."""
         bundle = ranker.bundle
         batch = bundle.encode([dict(row)])
-        given = frozenset(row)
+        columns = frozenset(row)
         counts = {
-            name: found
-            for name, found in count_values(bundle.schema, batch).items()
-            if getattr(bundle.schema.spec.by_name[name], "source", None) in given
+            name: value_counts
+            for name, value_counts in count_values(bundle.schema, batch).items()
+            if getattr(bundle.schema.spec.by_name[name], "source", None) in columns
         }
         self.metrics.looked_up(model, counts)
 
     def reload_keys(self, *, force: bool = False) -> None:
-        """Read the callers' keys again if their file has changed; a mistake in it is logged."""
-        assert self.log is not None
+        """Read the callers' keys again if their file has changed; log a mistake in it."""
         try:
             if self.keys is not None and self.keys.reload(force=force):
                 self.log.event("keys read")
@@ -513,6 +491,6 @@ class Service:
             self.log.event("keys not read", error=str(error))
 
     def publish(self) -> None:
-        """Bring what was counted beside the figures into them."""
+        """Add counts that are kept elsewhere to the metrics."""
         for publish in self.publishers:
             publish()

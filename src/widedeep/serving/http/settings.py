@@ -126,20 +126,20 @@ class ServeConfig:
 
 def find_models(paths: list[str]) -> dict[str, Path]:
     """Return the models that paths hold, by name: the name of their directory."""
-    found: dict[str, Path] = {}
+    models: dict[str, Path] = {}
     for text in paths:
-        given, equals, rest = text.partition("=")
+        name_text, equals, path_text = text.partition("=")
         named = bool(equals) and not Path(text).exists()
-        for name, path in _models_in(Path(rest if named else text)):
-            name = given if named else name
-            if name in found:
+        for name, path in _models_in(Path(path_text if named else text)):
+            name = name_text if named else name
+            if name in models:
                 raise ConfigError(
-                    f"got two models named {name!r}: {found[name]} and {path}; name one: NAME=PATH"
+                    f"got two models named {name!r}: {models[name]} and {path}; name one: NAME=PATH"
                 )
             if not name or "/" in name or ":" in name:
                 raise ConfigError(f"got the model name {name!r}; it stands in paths: no / and no :")
-            found[name] = path
-    return found
+            models[name] = path
+    return models
 
 
 def _models_in(path: Path) -> Iterator[tuple[str, Path]]:

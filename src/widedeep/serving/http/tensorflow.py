@@ -55,32 +55,32 @@ async def predict(service: Service, call: Call) -> Reply:
     request = await call.json(_predict)
     if (request.instances is None) == (request.inputs is None):
         raise HttpError(400, "expected either instances (rows) or inputs (columns)", pointer="")
-    given = request.instances if request.instances is not None else request.inputs
-    if isinstance(given, dict):
-        n_rows = max(map(len, given.values()), default=0)
+    values = request.instances if request.instances is not None else request.inputs
+    if isinstance(values, dict):
+        n_rows = max(map(len, values.values()), default=0)
     else:
-        n_rows = len(given or [])
+        n_rows = len(values or [])
     if request.instances is not None:
-        found = await _score(
+        scored = await _score(
             *(service, call, n_rows, lambda bundle: _instances(bundle, request.instances or [])),
             lambda column, row: f"/instances/{row}/{column}",
         )
-        return json_reply({"predictions": _by_row(found)})
-    found = await _score(
+        return json_reply({"predictions": _by_row(scored)})
+    scored = await _score(
         *(service, call, n_rows, lambda bundle: _inputs(bundle, request.inputs or {})),
         lambda column, row: f"/inputs/{column}/{row}",
     )
-    scores = {output_name(head): each.tolist() for head, each in found.scores.items()}
+    scores = {output_name(head): each.tolist() for head, each in scored.scores.items()}
     outputs = next(iter(scores.values())) if len(scores) == 1 else scores
     return json_reply({"outputs": outputs})
 
 
 def _instances(bundle: Bundle, instances: list[Any]) -> list[Row]:
     rows = []
-    for at, instance in enumerate(instances):
-        row = instance if isinstance(instance, dict) else {_only(bundle, at): instance}
-        check_columns(bundle, list(row), partial(_at, f"/instances/{at}"))
-        rows.append(_plain_row(bundle, row, f"/instances/{at}"))
+    for index, instance in enumerate(instances):
+        row = instance if isinstance(instance, dict) else {_only(bundle, index): instance}
+        check_columns(bundle, list(row), partial(_at, f"/instances/{index}"))
+        rows.append(_plain_row(bundle, row, f"/instances/{index}"))
     return rows
 
 
@@ -88,13 +88,13 @@ def _at(row: str, name: str) -> str:
     return f"{row}/{name}"
 
 
-def _only(bundle: Bundle, at: int) -> str:
+def _only(bundle: Bundle, index: int) -> str:
     names = list(bundle.input_columns)
     if len(names) != 1:
         raise HttpError(
             400,
             f"got a value, expected an object: the model has {len(names)} columns",
-            pointer=f"/instances/{at}",
+            pointer=f"/instances/{index}",
         )
     return names[0]
 
@@ -117,7 +117,7 @@ def _inputs(bundle: Bundle, inputs: dict[str, list[Any]] | list[Any]) -> list[Ro
 def _plain_row(bundle: Bundle, row: Mapping[str, Any], pointer: str) -> Row:
     """Return a row with TensorFlow's ways of writing a value undone: [39] and {"b64": ...}."""
     kinds = bundle.schema.columns
-    found = {}
+    plain = {}
     for name, value in row.items():
         if isinstance(value, list):
             kind = kinds.get(name)
@@ -126,8 +126,8 @@ def _plain_row(bundle: Bundle, row: Mapping[str, Any], pointer: str) -> Row:
                 value = value[0]
             if isinstance(value, list):
                 value = [_plain(each, pointer) for each in value]
-        found[name] = _plain(value, pointer)
-    return found
+        plain[name] = _plain(value, pointer)
+    return plain
 
 
 def _plain(value: Any, pointer: str) -> Any:
@@ -141,8 +141,8 @@ def _plain(value: Any, pointer: str) -> Any:
         ) from error
 
 
-def _by_row(found: Scored) -> list[Any]:
-    scores = {output_name(head): each.tolist() for head, each in found.scores.items()}
+def _by_row(scored: Scored) -> list[Any]:
+    scores = {output_name(head): each.tolist() for head, each in scored.scores.items()}
     if len(scores) == 1:
         return next(iter(scores.values()))
     return [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)]
@@ -153,9 +153,9 @@ def _by_row(found: Scored) -> list[Any]:
 
 async def classify(service: Service, call: Call) -> Reply:
     """Give each example its classes with their probabilities."""
-    found = await _score_examples(service, call)
-    head = _head(found, ("binary", "multiclass"), call)
-    scores = found.scores[head.name]
+    scored = await _score_examples(service, call)
+    head = _head(scored, ("binary", "multiclass"), call)
+    scores = scored.scores[head.name]
     if head.kind == "binary":
         names = head.classes or ("0", "1")
         pairs = [[[names[0], 1.0 - p], [names[1], p]] for p in scores.tolist()]
@@ -167,9 +167,9 @@ async def classify(service: Service, call: Call) -> Reply:
 
 async def regress(service: Service, call: Call) -> Reply:
     """Give each example one number: a probability, or a regression's value."""
-    found = await _score_examples(service, call)
-    head = _head(found, ("regression", "binary"), call)
-    return json_reply({"results": found.scores[head.name].tolist()})
+    scored = await _score_examples(service, call)
+    head = _head(scored, ("regression", "binary"), call)
+    return json_reply({"results": scored.scores[head.name].tolist()})
 
 
 async def _score_examples(service: Service, call: Call) -> Scored:
@@ -178,11 +178,11 @@ async def _score_examples(service: Service, call: Call) -> Scored:
     def rows(bundle: Bundle) -> list[Row]:
         check_columns(bundle, list(request.context), lambda name: f"/context/{name}")
         shared = _plain_row(bundle, request.context, "/context")
-        found = []
-        for at, example in enumerate(request.examples):
-            check_columns(bundle, list(example), partial(_at, f"/examples/{at}"))
-            found.append({**shared, **_plain_row(bundle, example, f"/examples/{at}")})
-        return found
+        example_rows = []
+        for index, example in enumerate(request.examples):
+            check_columns(bundle, list(example), partial(_at, f"/examples/{index}"))
+            example_rows.append({**shared, **_plain_row(bundle, example, f"/examples/{index}")})
+        return example_rows
 
     def place(column: str, row: int) -> str:
         if row < len(request.examples) and column in request.examples[row]:
@@ -192,12 +192,12 @@ async def _score_examples(service: Service, call: Call) -> Scored:
     return await _score(service, call, len(request.examples), rows, place)
 
 
-def _head(found: Scored, kinds: tuple[str, ...], call: Call) -> BundleHead:
+def _head(scored: Scored, kinds: tuple[str, ...], call: Call) -> BundleHead:
     for kind in kinds:
-        for head in found.bundle.model.heads:
+        for head in scored.bundle.model.heads:
             if head.kind == kind:
                 return head
-    have = ", ".join(head.kind for head in found.bundle.model.heads)
+    have = ", ".join(head.kind for head in scored.bundle.model.heads)
     raise HttpError(
         400, f"{call.path}: got a model with a {have} head, expected {' or '.join(kinds)}"
     )
@@ -208,14 +208,14 @@ async def _score(
     call: Call,
     n_rows: int,
     rows: Callable[[Bundle], list[Row]],
-    place: Callable[[str, int], str | None],
+    pointer_of: Callable[[str, int], str | None],
 ) -> Scored:
     if n_rows > service.settings.max_candidates:
         raise HttpError(
             413, f"got {n_rows} rows, expected at most {service.settings.max_candidates}"
         )
     call.model, call.rows = call.params["model"], n_rows
-    found = await service.scheduler.run(
+    scored = await service.scheduler.run(
         f"score/{call.model}",
         n_rows,
         call.deadline,
@@ -224,13 +224,13 @@ async def _score(
             model=call.params["model"],
             request_id=call.request_id,
             rows=rows,
-            place=place,
+            pointer_of=pointer_of,
             version=call.params.get("version"),
             label=call.params.get("label"),
         ),
     )
-    call.version = found.version
-    return found
+    call.version = scored.version
+    return scored
 
 
 # ---- what there is ------------------------------------------------------------------------------
@@ -239,15 +239,15 @@ async def _score(
 async def status(service: Service, call: Call) -> Reply:
     """Say how each version of a model stands."""
     versions = service.models.registry(call.params["model"]).status()
-    for param, wanted in call.params.items():
+    for param, name in call.params.items():
         if param == "version":
-            versions = [each for each in versions if each.version == wanted]
+            versions = [each for each in versions if each.version == name]
         if param == "label":
-            versions = [each for each in versions if wanted in each.labels]
+            versions = [each for each in versions if name in each.labels]
     if not versions and len(call.params) > 1:
-        known = (each.version for each in service.models.registry(call.params["model"]).status())
-        wanted = call.params.get("version") or call.params["label"]
-        raise HttpError(404, f"got {wanted!r}; {nearest(wanted, known)}")
+        names = (each.version for each in service.models.registry(call.params["model"]).status())
+        name = call.params.get("version") or call.params["label"]
+        raise HttpError(404, f"got {name!r}; {nearest(name, names)}")
     return json_reply(
         {
             "model_version_status": [
