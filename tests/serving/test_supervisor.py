@@ -123,7 +123,7 @@ SIGNALLED = """
 import signal, sys
 from widedeep.serving import supervisor
 
-supervisor._LOOK_S = 0.001
+supervisor._POLL_S = 0.001
 
 def sends(number, lines):
     def trace(frame, event, argument):
@@ -137,11 +137,11 @@ def sends(number, lines):
 
 for lines in range(1, 60):
     for number in (signal.SIGTERM, signal.SIGINT):
-        with supervisor._orders_by_signals() as orders:
+        with supervisor._signals_received() as signals:
             sys.settrace(sends(number, lines))
-            code = supervisor._watch([], orders)
+            code = supervisor._watch([], signals)
             sys.settrace(None)
-        assert (code, orders.stop, orders.soon) == (0, True, number == signal.SIGINT)
+        assert (code, signals.stop, signals.soon) == (0, True, number == signal.SIGINT)
 """
 
 

@@ -1,4 +1,4 @@
-"""Threads in the background, and the log of requests."""
+"""Supervised background threads, and the log of requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any, Protocol
 
 
 class RequestLog:
-    """Writes one JSON object a line: to standard error, where a service's log belongs."""
+    """Writes one JSON object per line to standard error."""
 
     def __init__(self, which: str = "errors", stream: IO[str] | None = None) -> None:
         self.min_status = {"all": 0, "errors": 500}.get(which, 1000)  # of a logged request
@@ -25,12 +25,12 @@ class RequestLog:
         self.event("request", **{k: v for k, v in fields.items() if v is not None})
 
     def bug(self, error: BaseException, **fields: Any) -> None:
-        """Log what ought not to happen, with where it happened."""
+        """Log an unexpected error with its traceback."""
         text = "".join(traceback.format_exception(error))
         self.event("bug", **fields, traceback=text)
 
     def event(self, event: str, **fields: Any) -> None:
-        """Log that something happened to the server."""
+        """Log an event of the server."""
         now = time.time()
         second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
         line = {"time": f"{second}.{int(now % 1 * 1e3):03d}Z", "event": event, **fields}
@@ -43,35 +43,35 @@ class RequestLog:
 
 _BACKOFF_S = (0.1, 30.0)
 _STUCK_S = 60.0
-_LOG_EVERY_S = 60.0
-_MOST_KINDS = 100
-_BEAT_EVERY_S = 0.5
+_LOG_PERIOD_S = 60.0
+_MAX_KINDS = 100
+_BEAT_PERIOD_S = 0.5
 
 
 class ThreadMetrics(Protocol):
-    """Where errors and heartbeats are counted, by the name of the thread."""
+    """Counts errors and heartbeats by the name of the thread."""
 
     def thread_error(self, thread: str) -> None:
-        """Count an error that nobody foresaw."""
+        """Count an unexpected error."""
 
     def thread_beat(self, thread: str, timestamp: float) -> None:
-        """Note when the thread last worked; infinity: it has ended, as it should."""
+        """Set the time of the last heartbeat; infinity: the thread has ended normally."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThreadStatus:
-    """A background thread, as the status endpoint tells it."""
+    """The state of a background thread, for the status endpoint."""
 
-    thread: str  # Its name
-    # ``"running"``, ``"stuck"`` (no turn ended well for longer than its limit) or ``"dead"``
+    thread: str
+    # ``"running"``, ``"stuck"`` (no turn succeeded within its limit) or ``"dead"``
     state: str
-    heartbeat_s: float  # Seconds since it last did its work
-    errors: int = 0  # That nobody foresaw, since it started
-    error: str | None = None  # The last of them
+    heartbeat_s: float  # Seconds since the last successful turn
+    errors: int = 0  # Unexpected errors since it started
+    error: str | None = None  # The last one
 
 
 class BackgroundThread:
-    """A thread that calls ``turn`` again and again, until it returns False."""
+    """A thread that calls ``turn`` until it returns False; an error is followed by a pause."""
 
     def __init__(
         self,
@@ -84,41 +84,41 @@ class BackgroundThread:
         self.name, self.stuck_s = name, stuck_s
         self._turn, self._monitor, self._on_start = turn, monitor, on_start
         self._beat = time.monotonic()
-        self._told_beat = 0.0
+        self._reported_beat = 0.0
         self._errors, self._error = 0, ""
         self._hurry, self._ended = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=f"widedeep-{name}", daemon=True)
         self._thread.start()
 
     def hurry(self) -> None:
-        """End the pause after an error, now and from now on: the thread is asked to end."""
+        """End the pauses after errors: the thread is asked to end."""
         self._hurry.set()
 
     def join(self, timeout_s: float) -> None:
-        """Wait until the last turn has ended, for ``timeout_s`` at most."""
+        """Wait for the end of the last turn, at most ``timeout_s`` seconds."""
         self._hurry.set()
         self._thread.join(timeout_s)
 
     def beat(self) -> None:
-        """Tell that the thread works; a long turn calls it between its pieces."""
+        """Record a heartbeat; a long turn calls this between its steps."""
         self._beat = now = time.monotonic()
-        if now - self._told_beat >= _BEAT_EVERY_S:
-            self._told_beat = now
+        if now - self._reported_beat >= _BEAT_PERIOD_S:
+            self._reported_beat = now
             self._monitor.on_beat(self.name, time.time())
 
     def failed(self, error: BaseException) -> None:
-        """Count and log an error that a turn has caught: a bug, but no reason to end."""
+        """Count and log an error that a turn has caught: a bug that does not end the thread."""
         self._errors += 1
         self._error = f"{type(error).__name__}: {error}"[:500]
         self._monitor.on_error(self.name, error)
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the thread has ended because its last turn said so."""
+        """Whether the thread has ended normally."""
         return self._ended and not self._thread.is_alive()
 
     def status(self) -> ThreadStatus:
-        """Return how the thread stands."""
+        """Return the state of the thread."""
         silence = time.monotonic() - self._beat
         state = "running"
         if not self._thread.is_alive() and not self._ended:
@@ -143,17 +143,17 @@ class BackgroundThread:
                 goes_on = self._turn()
                 self.beat()
                 pause = _BACKOFF_S[0]
-            except Exception as error:  # whatever it is: the next turn may do better
+            except Exception as error:  # any error: the next turn may succeed
                 self.failed(error)
                 if self._hurry.wait(pause) and pause > _BACKOFF_S[1] / 2:
-                    break  # asked to end, and it cannot even do that
+                    break  # asked to end, and its last turn keeps failing
                 pause = min(2 * pause, _BACKOFF_S[1])
         self._ended = True
         self._monitor.on_beat(self.name, float("inf"))
 
 
 class ThreadMonitor:
-    """The background threads of a process: which run, since when each is silent, what failed."""
+    """The background threads of a process: their states, heartbeats and errors."""
 
     def __init__(self, log: RequestLog | None = None) -> None:
         self.log = log or RequestLog()
@@ -177,12 +177,12 @@ class ThreadMonitor:
         return thread
 
     def status(self) -> list[ThreadStatus]:
-        """Return how each thread stands that has not ended as it should."""
+        """Return the state of each thread that has not ended normally."""
         with self._lock:
             return [thread.status() for thread in self._threads if not thread.is_over]
 
     def problems(self) -> list[str]:
-        """Return why this process is not fit to serve: the threads that are dead or stuck."""
+        """Return the dead and stuck threads, for which this process is unfit to serve."""
         return [
             f"thread {each.thread} is {each.state}: no work done for {each.heartbeat_s:.0f} s"
             + (f" ({each.error})" if each.error else "")
@@ -191,12 +191,12 @@ class ThreadMonitor:
         ]
 
     def on_beat(self, thread: str, timestamp: float) -> None:
-        """Note that a thread works."""
+        """Record a thread's heartbeat."""
         if self.metrics is not None:
             self.metrics.thread_beat(thread, timestamp)
 
     def on_error(self, thread: str, error: BaseException) -> None:
-        """Count an error, and log it unless one of its kind was logged a moment ago."""
+        """Count an error, and log it unless one from the same line was logged recently."""
         if self.metrics is not None:
             self.metrics.thread_error(thread)
         frames = traceback.extract_tb(error.__traceback__)
@@ -204,10 +204,10 @@ class ThreadMonitor:
         with self._lock:
             now = time.monotonic()
             last, silent = self._kinds.get(kind, (0.0, 0))
-            if last and now - last < _LOG_EVERY_S:
+            if last and now - last < _LOG_PERIOD_S:
                 self._kinds[kind] = (last, silent + 1)
                 return
-            if len(self._kinds) >= _MOST_KINDS:
+            if len(self._kinds) >= _MAX_KINDS:
                 self._kinds.clear()
             self._kinds[kind] = (now, 0)
         self.log.bug(error, thread=thread, not_logged=silent)

@@ -1,6 +1,8 @@
-"""The Open Inference Protocol v2 over gRPC: for callers that speak it already.
+"""The Open Inference Protocol v2 over gRPC, for compatibility.
 
-A call in Python's gRPC costs some 0.3 ms beside the scoring; REST is the faster door.
+A call in Python's gRPC costs about 0.3 ms beside the scoring; REST is faster. The protocol's
+messages are few, so they stand here as a table with the protocol's field numbers: no generated code
+binds this package to one version of protobuf's compiler.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from widedeep.serving.http.open_inference import (
     InferInput,
     InferOutput,
     InferRequest,
-    chosen_outputs,
+    check_row_count,
     from_bytes,
     from_json,
     is_model_ready,
     model_metadata,
     model_statistics,
     repository_index,
+    requested_outputs,
     rows_of_inputs,
     score_rows,
     to_bytes,
@@ -126,11 +129,11 @@ METHODS = (
     *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
     *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelStatistics"),
 )
-"""Each takes the message ``NAMERequest`` and gives ``NAMEResponse``."""
+"""Each receives the message ``NAMERequest`` and returns ``NAMEResponse``."""
 
 
 def message(name: str) -> Any:
-    """Return the class of a message."""
+    """Return the class of a protobuf message."""
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
@@ -166,7 +169,7 @@ def _add_field(owner: descriptor_pb2.DescriptorProto, path: str, text: str) -> N
 
 
 def _add_entry(owner: descriptor_pb2.DescriptorProto, name: str, kind: str) -> str:
-    """Add the pair that protobuf keeps a map's entries in, and return its name."""
+    """Add the message of a map's entries, and return its name."""
     entry = owner.nested_type.add(name=f"{name.title().replace('_', '')}Entry")
     entry.options.map_entry = True
     for number, (key, of) in enumerate((("key", "string"), ("value", kind)), start=1):
@@ -208,14 +211,14 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-_OPEN = ("ServerLive", "ServerReady")
+_WITHOUT_KEY = ("ServerLive", "ServerReady")
 _ADMIN = ("RepositoryModelLoad", "RepositoryModelUnload")
 _LOAD_S = 60.0
-_MOST_CALLS = 1_024
+_MAX_CALLS = 1_024
 
 
 class GrpcServer:
-    """Answers the protocol's calls in threads of its own."""
+    """A gRPC server with threads of its own."""
 
     def __init__(self, service: Service, address: str, *, shared: bool = False) -> None:
         self._service = service
@@ -237,7 +240,7 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", settings.max_body),
                 ("grpc.max_send_message_length", -1),
             ],
-            maximum_concurrent_rpcs=settings.queue or _MOST_CALLS,
+            maximum_concurrent_rpcs=settings.queue or _MAX_CALLS,
         )
         try:
             self.port = self._bind(address)
@@ -261,11 +264,11 @@ class GrpcServer:
         return int(self._server.add_secure_port(address, credentials))
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer calls."""
         self._server.start()
 
     def stop(self, grace_s: float) -> None:
-        """Take no more calls, and give those that run ``grace_s`` seconds."""
+        """Accept no more calls, and give the running ones ``grace_s`` seconds."""
         self._server.stop(grace_s).wait()
 
     # ---- every call -----------------------------------------------------------------------------
@@ -284,12 +287,12 @@ class GrpcServer:
                 status = error.status if isinstance(error, HttpError) else 400
                 context.set_code(_CODES.get(status, grpc.StatusCode.UNKNOWN))
                 context.set_details(str(error))
-            except Exception as error:  # a bug: told to the operator, not to the caller
+            except Exception as error:  # a bug: logged for the operator, not shown to the caller
                 status = 500
                 service.metrics.bugs.inc()
                 service.log.bug(error, route=route)
                 context.set_code(grpc.StatusCode.INTERNAL)
-                context.set_details("the server failed; its log tells more")
+                context.set_details("the server failed; see its log")
             finally:
                 service.metrics.answered(route, status, time.monotonic() - start)
             return message(f"{name}Response")()
@@ -298,7 +301,7 @@ class GrpcServer:
 
     def _check_key(self, name: str, context: Any) -> None:
         keys = self._service.keys
-        if keys is None or name in _OPEN:
+        if keys is None or name in _WITHOUT_KEY:
             return
         sent = dict(context.invocation_metadata())
         bearer = str(sent.get("authorization", ""))
@@ -369,9 +372,7 @@ class GrpcServer:
             for each in request.inputs
         ]
         rows = max((each.shape[0] for each in inputs if each.shape), default=0)
-        most = self._service.settings.max_candidates
-        if rows > most:
-            raise HttpError(413, f"got {rows} rows, expected at most {most}")
+        check_row_count(self._service, rows)
         tensors = _tensors(request, inputs)
         identity = request.id or uuid.uuid4().hex
         scored = score_rows(
@@ -383,7 +384,7 @@ class GrpcServer:
             version=request.model_version or None,
         )
         requested = [InferOutput(name=each.name) for each in request.outputs]
-        outputs = chosen_outputs(InferRequest(inputs=inputs, outputs=requested), scored)
+        outputs = requested_outputs(InferRequest(inputs=inputs, outputs=requested), scored)
         return message("ModelInferResponse")(
             model_name=request.model_name,
             model_version=scored.version,

@@ -1,4 +1,4 @@
-"""From ranked requests to the rows of a log: what was shown, where, and what was known of it."""
+"""Rows of the impression log: Arrow tables and JSON lines of ranked requests."""
 
 from __future__ import annotations
 
@@ -25,60 +25,47 @@ OWN_COLUMNS = (
     *("request_id", "user_id", "item_id", "position", "event_time"),
     *("model_version", "catalogue_version", "score"),
 )
-"""The columns that every log has, before those of the features."""
+"""The columns of every log, before those of the features."""
 
 
 class RankedRequest(Protocol):
-    """A request and its answer, as a server hands it on."""
+    """A ranked request, as the server's `Ranked` and other callers' records hold it."""
 
     @property
-    def request_id(self) -> str:
-        """Its id."""
-
+    def request_id(self) -> str: ...  # noqa: D102
     @property
-    def version(self) -> str:
-        """Which version answered."""
-
+    def version(self) -> str: ...  # noqa: D102
     @property
-    def user(self) -> Mapping[str, Any]:
-        """The user's values, as given."""
-
+    def user(self) -> Mapping[str, Any]: ...  # noqa: D102
     @property
-    def context(self) -> Mapping[str, Any] | None:
-        """The context's values, as given."""
-
+    def context(self) -> Mapping[str, Any] | None: ...  # noqa: D102
     @property
-    def candidates(self) -> Any:
-        """As given: ids, or columns."""
-
+    def candidates(self) -> Any: ...  # noqa: D102
     @property
-    def ranking(self) -> Ranking:
-        """The answer."""
-
+    def ranking(self) -> Ranking: ...  # noqa: D102
     @property
-    def ranker(self) -> Ranker:
-        """That gave the answer."""
+    def ranker(self) -> Ranker: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answered:
-    """A request that is to be logged."""
+    """A request that waits to be logged."""
 
-    request: RankedRequest  # The request and its answer
-    user_id: str | int  # Of its user
-    time_us: int  # When it was answered, microseconds since 1970
-    catalogue: Catalogue | None  # That its items were taken from
+    request: RankedRequest
+    user_id: str | int
+    time_us: int  # Answer time, microseconds since 1970
+    catalogue: Catalogue | None  # The catalogue of its items
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserIds:
-    """Where a user's id is found, and how it is written."""
+    """The column of users' ids, and the key of their hash."""
 
-    column: str  # Of the user's values
-    key: bytes | None = None  # Hash the ids with this key; None writes them as they are
+    column: str  # The user's column that holds the id
+    key: bytes | None = None  # Key of the hash; None: ids are not hashed
 
     def of(self, request: RankedRequest) -> str | int | None:
-        """Return the id to be written; None if the request has none."""
+        """Return the id as it is written; None if the request has none."""
         user_id = request.user.get(self.column)
         if user_id is None or isinstance(user_id, bool) or not isinstance(user_id, str | int):
             return None
@@ -90,7 +77,7 @@ class UserIds:
         ).hexdigest()
 
     def may_write(self, column: str, allowed: frozenset[str] | None) -> bool:
-        """Tell whether a feature's column is logged."""
+        """Return whether a feature's column may be logged."""
         if column in OWN_COLUMNS:
             return False
         # A hashed id beside the id itself would hide nothing.
@@ -99,7 +86,7 @@ class UserIds:
 
 
 def impression_groups(answered: Sequence[Answered]) -> list[list[Answered]]:
-    """Return requests by what has one set of columns: model, catalogue, type of the user's id."""
+    """Group requests that have the same columns: by schema, catalogue and type of the user's id."""
     groups: dict[tuple[int, int, bool, bool], list[Answered]] = {}
     for each in answered:
         inline = isinstance(each.request.candidates, Mapping | pa.Table)
@@ -112,14 +99,14 @@ def impression_groups(answered: Sequence[Answered]) -> list[list[Answered]]:
 def impression_table(
     answered: Sequence[Answered], users: UserIds, allowed: frozenset[str] | None
 ) -> pa.Table:
-    """Return the rows of requests, one an item of each answer."""
+    """Return the rows of requests of one group, one per ranked item."""
     return _Rows(answered, users, allowed).table()
 
 
 def as_text(
     answered: Answered, users: UserIds, allowed: frozenset[str] | None, error: Exception
 ) -> str:
-    """Return a request as a line of JSON: one that holds what no column takes."""
+    """Return a request as a line of JSON, for values that fit no column."""
     request = answered.request
     inline = request.candidates if isinstance(request.candidates, Mapping) else {}
     columns = [
@@ -146,7 +133,7 @@ def as_text(
 
 
 def _json_value(value: Any) -> Any:
-    """Return a value as strict JSON holds it; what it does not hold becomes text."""
+    """Return a value as strict JSON; values that JSON lacks become text."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int):
@@ -168,12 +155,12 @@ def _is_int64(value: int) -> bool:
 
 
 def _digits(value: int) -> str:
-    # Python writes no integer of thousands of digits in decimal; its bits it does.
+    # Python refuses thousands of decimal digits, but not hexadecimal ones.
     return str(value) if value.bit_length() < 4096 else hex(value)
 
 
 class _Rows:
-    """The rows of requests to one model, with one catalogue."""
+    """Builds the table of requests with one schema and one catalogue."""
 
     def __init__(
         self, answered: Sequence[Answered], users: UserIds, allowed: frozenset[str] | None
@@ -182,6 +169,7 @@ class _Rows:
         self.users, self.allowed = users, allowed
         self.ranker, self.catalogue = self.requests[0].ranker, answered[0].catalogue
         self.lengths = [len(request.ranking) for request in self.requests]
+        # (rows,) index of the request of each row
         self.of_request = pa.array(np.repeat(np.arange(len(answered)), self.lengths))
         self.items = [item for request in self.requests for item in request.ranking.items]
         self.by_id = not isinstance(self.requests[0].candidates, Mapping | pa.Table)
@@ -192,13 +180,13 @@ class _Rows:
 
     def _own_columns(self) -> dict[str, pa.Array]:
         answered, requests = self.answered, self.requests
-        places = [np.arange(1, length + 1) for length in self.lengths]
+        positions = [np.arange(1, length + 1) for length in self.lengths]
         scores = [request.ranking.scores for request in requests]
         return {
             "request_id": self._spread([r.request_id for r in requests], pa.string()),
             "user_id": self._spread([each.user_id for each in answered], None),
             "item_id": _ids(self.items),
-            "position": pa.array(np.concatenate(places).astype(np.int64)),
+            "position": pa.array(np.concatenate(positions).astype(np.int64)),
             "event_time": self._spread([a.time_us for a in answered], pa.timestamp("us", "UTC")),
             "model_version": self._spread([r.version for r in requests], pa.string()),
             "catalogue_version": self._spread(
@@ -208,14 +196,14 @@ class _Rows:
         }
 
     def _spread(self, values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
-        """Give each row its request's value."""
+        """Repeat each request's value for its rows."""
         return self._repeat(pa.array(values, kind) if kind is not None else pa.array(values))
 
     def _repeat(self, array: pa.Array) -> pa.Array:
         is_plain = pa.types.is_integer(array.type) or pa.types.is_floating(array.type)
         if array.null_count or not is_plain:
             return array.take(self.of_request)
-        # Plain numbers are repeated several times faster than they are taken.
+        # np.repeat of plain numbers is several times faster than Arrow's take.
         return pa.array(np.repeat(array.to_numpy(), self.lengths), array.type)
 
     def _features(self) -> dict[str, pa.Array]:
@@ -271,7 +259,7 @@ class _Rows:
 
 
 def _ids(items: Sequence[Any]) -> pa.Array:
-    """Integers where all are, of 64 bits, else text."""
+    """Return ids as int64 if all are such integers, else as text."""
     if all(type(item) is int and _is_int64(item) for item in items):
         return pa.array(items, pa.int64())
     return pa.array([_digits(i) if type(i) is int else str(i) for i in items], pa.string())
@@ -285,8 +273,8 @@ def _typed_arrow(values: pa.ChunkedArray, kind: ColumnType) -> pa.Array:
 
 
 def _typed(values: Sequence[Any], kind: ColumnType) -> pa.Array:
-    """Return values in a column's type, read as the transform reads a request's."""
-    # Arrow cuts 1.5 to 1 without a word.
+    """Return values in a column's type, converted as the transform converts a request's."""
+    # Arrow silently truncates 1.5 to 1.
     is_count = kind.kind == "int" and kind.storage not in UNITS
     exact = not is_count or all(isinstance(value, int | None) for value in values)
     array = None
@@ -321,7 +309,7 @@ def _plain(value: Any, kind: ColumnType, convert: Callable[[Any], Any]) -> Any:
 
 
 def _time(unit: str, value: Any) -> int:
-    """A time's microseconds: text of ISO 8601, a moment, or a number of the column's units."""
+    """Return microseconds of ISO 8601 text, a moment, or a number of the column's units."""
     if isinstance(value, str | bytes):
         text = value if isinstance(value, str) else value.decode()
         is_count = text.lstrip("-").isdigit()

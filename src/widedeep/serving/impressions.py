@@ -1,4 +1,4 @@
-"""ImpressionLog: what was shown, with the features it was scored by, for the next training."""
+"""ImpressionLog: shown items with the features they were scored by, in rotated Parquet files."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ from widedeep.serving.impression_rows import (
 )
 from widedeep.serving.loading import lower_thread_priority
 
-_PAUSE_S = 0.1
-# Behind the requests, but not so far that a busy server keeps no log.
+_POLL_S = 0.1
+# Lower than the requests' threads, but not so low that a busy server logs nothing.
 _NICENESS = 5
-_KEPT_CATALOGUES = 3
-_MOST_PENDING_BYTES = 64 << 20
+_MAX_CATALOGUES = 3
+_MAX_PENDING_BYTES = 64 << 20
 _RETRY_S = (0.5, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImpressionCounts:
-    """What became of the requests offered so far.
+    """Counts of the requests offered so far, by outcome.
 
     Args:
-        offered: All of them.
-        left_out: Not in the sample.
-        without_user: Without a user's id: a join could not use them.
-        dropped: The queue was full.
-        failed: Could not be written: the disk took no more, and those that wait for it are as
-            many as may wait.
-        requests: Written, though perhaps to a file that is not complete yet.
-        rows: Written: the items of those requests.
-        as_text: Of the requests, those that hold what no column takes: written as JSON text in the
-            folder ``_as_text``.
-        waiting: Rows that wait for the disk to take them.
-        lost_rows: Rows of requests that failed, or that the disk has not given back.
-        errors: Attempts to write that failed.
-        error: Why the last one failed; None: the last one did not.
+        offered: Offered requests.
+        left_out: Requests outside the sample.
+        without_user: Requests without a user id, which a join could not use.
+        dropped: Requests that found the queue full.
+        failed: Requests that could not be written while the rows that wait for the disk were at
+            their limit.
+        requests: Written requests, some perhaps in an incomplete file.
+        rows: Written rows: the items of those requests.
+        as_text: Written requests with values that fit no column: JSON lines in the folder
+            ``_as_text``.
+        waiting: Rows that wait for the disk.
+        lost_rows: Rows of failed requests, and rows that could not be read back from disk.
+        errors: Failed attempts to write.
+        error: Reason of the last attempt's failure; None: it succeeded.
     """
 
     offered: int = 0
@@ -77,29 +77,29 @@ class ImpressionCounts:
 
 
 class ImpressionLog:
-    """Writes what a server answered, as :func:`widedeep.join_actions` reads impressions.
+    """Logs ranked requests as impressions for :func:`widedeep.join_actions`.
 
-    A row is an item that was shown: ``request_id``, ``user_id``, ``item_id``, ``position`` (1 for
-    the first), ``event_time``, ``model_version``, ``catalogue_version``, ``score``, and the raw
-    value of each column that the model read. The files are Parquet, in one folder for each set of
-    columns; a file bears its name when it is complete, and a killed process leaves no other.
+    A row is a shown item: ``request_id``, ``user_id``, ``item_id``, ``position`` (1 for the first),
+    ``event_time``, ``model_version``, ``catalogue_version``, ``score``, and the raw value of each
+    column that the model read. The files are Parquet, in one folder per set of columns; a file gets
+    its name when it is complete, also after its process was killed.
 
-    Offering never blocks: a thread of low priority does the rest, and what it cannot keep up with
-    is dropped and counted. While the disk takes nothing, 64 MiB of rows wait for it; what comes
-    beyond is counted as failed. A request that holds what no column takes (an integer beyond 64
-    bits, text that is no text) is written as a line of JSON in the folder ``_as_text``.
+    Offering never blocks: a thread of low priority writes, and requests that find its queue full
+    are dropped and counted. While the disk fails, up to 64 MiB of rows wait for it; requests beyond
+    are counted as failed. A request with a value that fits no column (an integer beyond 64 bits,
+    text that is not Unicode) is written as a line of JSON in the folder ``_as_text``.
 
     Args:
-        directory: Where the files go. Several processes may write to one.
-        user_id: Of the user's values, the one that is the id.
-        columns: The feature columns that may be written; None: all that the model reads.
-        sample: Share of the requests, told by their ids, 0 < sample <= 1.
-        hash_users: Write a keyed hash of each user's id; the column ``user_id`` itself is then not
-            written unless ``columns`` names it. At least 16 bytes.
-        rotation: When a file is complete.
-        retention: Which complete files are deleted.
+        directory: Directory of the files. Several processes may write to one.
+        user_id: The user's column that holds the id.
+        columns: Feature columns that may be written; None: all that the model reads.
+        sample: Fraction of the requests to log, chosen by their ids, 0 < sample <= 1.
+        hash_users: Key of at least 16 bytes: a keyed hash of each user's id is written, and the
+            column ``user_id`` only if ``columns`` names it. None: ids are not hashed.
+        rotation: Limits at which a file is complete.
+        retention: Limits beyond which complete files are deleted.
         queued: Requests that may wait to be written, at least 1.
-        monitor: Watches the thread; None: nobody does, and its errors go to standard error.
+        monitor: Monitor of the thread; None: its errors go to standard error alone.
 
     Example:
         >>> import widedeep as wd
@@ -151,7 +151,9 @@ class ImpressionLog:
         self._columns = None if columns is None else frozenset(columns)
         self._sample = sample
         rotation = rotation or Rotation()
-        self._files = RotatedFiles(Path(directory), rotation, retention or Retention(), self._take)
+        self._files = RotatedFiles(
+            Path(directory), rotation, retention or Retention(), self._convert_queue
+        )
         self._queue: queue.Queue[Answered] = queue.Queue(queued)
         self._lock = threading.Lock()
         self._numbers = {each.name: 0 for each in fields(ImpressionCounts) if each.name != "error"}
@@ -159,7 +161,7 @@ class ImpressionLog:
         self._pending: deque[_Pending] = deque()
         self._pending_bytes = 0
         self._pause_s, self._next_try = _RETRY_S[0], 0.0
-        self._counted: Callable[[ImpressionCounts], None] | None = None
+        self._on_counts: Callable[[ImpressionCounts], None] | None = None
         self._catalogues: dict[str, Catalogue] = {}
         self._closing = threading.Event()
         self._monitor = monitor or ThreadMonitor()
@@ -168,9 +170,9 @@ class ImpressionLog:
             "impression-log", self._turn, on_start=lambda: lower_thread_priority(_NICENESS)
         )
 
-    def on_counts(self, counted: Callable[[ImpressionCounts], None]) -> None:
-        """Have the counts told whenever the writer has looked for work, from its thread."""
-        self._counted = counted
+    def on_counts(self, callback: Callable[[ImpressionCounts], None]) -> None:
+        """Set a function that the writer's thread calls with the counts after each turn."""
+        self._on_counts = callback
 
     def offer(
         self,
@@ -179,15 +181,15 @@ class ImpressionLog:
         time_us: int | None = None,
         catalogue: Catalogue | None = None,
     ) -> bool:
-        """Have a request written; never blocks. Nothing in it may be changed afterwards.
+        """Queue a request to be written; never blocks. It must not be changed afterwards.
 
         Args:
             record: The request and its answer.
-            time_us: When it was answered, microseconds since 1970; None: now.
-            catalogue: That its items were taken from; None: as the ranker tells.
+            time_us: Answer time, microseconds since 1970; None: now.
+            catalogue: The catalogue of its items; None: the ranker's.
 
         Returns:
-            Whether it will be.
+            Whether it was queued.
         """
         is_sampled = self._sample >= 1 or _in_sample(record.request_id, self._sample)
         user = self._users.of(record) if is_sampled else None
@@ -210,23 +212,23 @@ class ImpressionLog:
         return True
 
     def missed(self, requests: int) -> None:
-        """Count requests that could not be offered: whoever answers them was too far ahead."""
+        """Count requests that were dropped before they could be offered."""
         self._count(offered=requests, dropped=requests)
 
     def _catalogue(self, record: RankedRequest) -> Catalogue | None:
-        """Return the catalogue that was used, though another one may have come since."""
+        """Return the catalogue of a ranking, which the ranker may have replaced since."""
         now, used = record.ranker.catalogue, record.ranking.catalogue_version
         if now is None or used is None or now.version == used:
             if now is not None and now.version not in self._catalogues:
                 with self._lock:
                     self._catalogues[now.version] = now
-                    for old in list(self._catalogues)[:-_KEPT_CATALOGUES]:
+                    for old in list(self._catalogues)[:-_MAX_CATALOGUES]:
                         del self._catalogues[old]
             return now
         return self._catalogues.get(used, now)
 
     def counts(self) -> ImpressionCounts:
-        """Return what became of the requests offered so far."""
+        """Return the counts of the requests offered so far."""
         with self._lock:
             return ImpressionCounts(**self._numbers, error=self._error)
 
@@ -236,7 +238,7 @@ class ImpressionLog:
                 self._numbers[name] += number
 
     def close(self, timeout_s: float = 30.0) -> None:
-        """Write what is queued, and complete the open files."""
+        """Write the queued requests, and complete the open files."""
         self._closing.set()
         self._thread.join(timeout_s)
 
@@ -249,24 +251,24 @@ class ImpressionLog:
     # ---- the writer's thread --------------------------------------------------------------------
 
     def _turn(self) -> bool:
-        # Asked before the queue is emptied: what came before the close is written.
-        ending = self._closing.wait(min(_PAUSE_S, self._files.next_rotation() or _PAUSE_S))
-        self._take()
+        # Read before the queue is emptied: requests offered before the close are written.
+        ending = self._closing.wait(min(_POLL_S, self._files.next_rotation() or _POLL_S))
+        self._convert_queue()
         if ending or time.monotonic() >= self._next_try:
             self._try(lambda: self._write_all(ending))
         if ending:
             self._end()
-        if self._counted is not None:
-            self._counted(self.counts())
+        if self._on_counts is not None:
+            self._on_counts(self.counts())
         return not ending
 
-    def _take(self) -> None:
-        """Make rows of what was offered."""
-        answered = self._taken()
+    def _convert_queue(self) -> None:
+        """Convert the queued requests to rows."""
+        answered = self._pop_queue()
         with_items = [each for each in answered if len(each.request.ranking)]
         self._count(requests=len(answered) - len(with_items))
         for group in impression_groups(with_items):
-            self._hold(group)
+            self._convert(group)
 
     def _write_all(self, ending: bool) -> None:
         try:
@@ -274,7 +276,7 @@ class ImpressionLog:
         finally:
             self._files.rotate(all_of_them=ending)
 
-    def _taken(self) -> list[Answered]:
+    def _pop_queue(self) -> list[Answered]:
         answered: list[Answered] = []
         while True:
             try:
@@ -282,21 +284,21 @@ class ImpressionLog:
             except queue.Empty:
                 return answered
 
-    def _hold(self, answered: Sequence[Answered]) -> None:
-        """Make rows of requests; one of which no rows can be made does not take others with it."""
+    def _convert(self, answered: Sequence[Answered]) -> None:
+        """Convert requests to rows; one that fails does so alone, and is kept as text."""
         try:
             table = impression_table(answered, self._users, self._columns)
-        except Exception as error:  # whatever callers may send: it is kept as text
+        except Exception as error:  # whatever callers may send
             if len(answered) > 1:
                 for each in answered:
-                    self._hold([each])
+                    self._convert([each])
                 return
             self._add(_Pending(as_text(answered[0], self._users, self._columns, error), 1, 0))
             return
         self._add(_Pending(table, len(answered), table.num_rows))
 
     def _add(self, pending: _Pending) -> None:
-        if self._pending_bytes + pending.nbytes > _MOST_PENDING_BYTES:
+        if self._pending_bytes + pending.nbytes > _MAX_PENDING_BYTES:
             self._count(failed=pending.requests, lost_rows=pending.rows)
             return
         self._pending.append(pending)
@@ -311,7 +313,7 @@ class ImpressionLog:
                 counts = {"requests": pending.requests, "rows": pending.rows}
             except OSError:
                 raise
-            except Exception as error:  # a bug: those behind it need not wait for it
+            except Exception as error:  # a bug: the rows behind it need not wait
                 self._thread.failed(error)
                 counts = {"failed": pending.requests, "lost_rows": pending.rows}
             self._pending.popleft()
@@ -326,20 +328,20 @@ class ImpressionLog:
             self._files.write(content)
 
     def _try(self, work: Callable[[], None]) -> None:
-        """Do what the disk may not take; then it is tried again after a pause that doubles."""
+        """Write to disk; after a failure the next attempt follows a pause that doubles."""
         try:
             work()
         except OSError as error:
             self._count(errors=1)
             pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, _RETRY_S[1])
             self._next_try = time.monotonic() + pause_s
-            self._tell(str(error))
+            self._set_error(str(error))
         else:
             self._pause_s = _RETRY_S[0]
-            self._tell(None)
+            self._set_error(None)
 
-    def _tell(self, error: str | None) -> None:
-        """Log that writing fails, or that it goes on: once each."""
+    def _set_error(self, error: str | None) -> None:
+        """Keep the error; log an event when writing begins to fail or succeeds again."""
         before, self._error = self._error, error
         lost, self._lost_in_files = self._lost_in_files, self._files.lost_rows
         self._count(lost_rows=self._lost_in_files - lost)
@@ -351,7 +353,7 @@ class ImpressionLog:
             )
 
     def _end(self) -> None:
-        """Count what could not be written until the end."""
+        """Count the rows that could not be written in the end."""
         requests = sum(pending.requests for pending in self._pending)
         rows = sum(pending.rows for pending in self._pending)
         self._pending.clear()
@@ -368,7 +370,7 @@ class ImpressionLog:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """Rows, or a line of text, that the disk has not taken yet."""
+    """Rows, or a line of text, that wait for the disk."""
 
     content: pa.Table | str
     requests: int
@@ -380,7 +382,7 @@ class _Pending:
 
 
 def _in_sample(request_id: str, sample: float) -> bool:
-    # Another hash than the canary's: a sample must not be the canary's requests alone.
+    # Not the hash of the canary: a sample must not hold the canary's requests alone.
     digest = hashlib.blake2b(
         request_id.encode("utf-8", "surrogatepass"), digest_size=8, person=b"impressions"
     ).digest()
@@ -396,11 +398,11 @@ _GROUP_BYTES = 32 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rotation:
-    """When a file is complete: at the first of these."""
+    """Limits of a file; it is complete at the first one."""
 
-    rows: int = 1_000_000  # It holds, at least 1
-    nbytes: int = 128 << 20  # Of its size on disk, at least 1
-    seconds: float = 60.0  # Since its first row, more than 0
+    rows: int = 1_000_000  # Rows of a file, at least 1
+    nbytes: int = 128 << 20  # Bytes on disk, at least 1
+    seconds: float = 60.0  # Age of its first row, more than 0
 
     def __post_init__(self) -> None:
         for name in ("rows", "nbytes", "seconds"):
@@ -411,10 +413,10 @@ class Rotation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retention:
-    """Which complete files are deleted: all until both hold."""
+    """Limits of the complete files; older ones are deleted until both hold."""
 
-    seconds: float | None = None  # None is older; None keeps them for ever
-    nbytes: int | None = None  # Together they are no larger; the oldest go first
+    seconds: float | None = None  # Age of a file; None: unlimited
+    nbytes: int | None = None  # Total size; None: unlimited
 
     def __post_init__(self) -> None:
         for name in ("seconds", "nbytes"):
@@ -424,17 +426,17 @@ class Retention:
 
 
 class RotatedFiles:
-    """Writes tables to a directory; each set of columns has a folder of its own there."""
+    """Writes tables to files that are rotated; each set of columns has its own folder."""
 
     def __init__(
         self,
         directory: Path,
         rotation: Rotation,
         retention: Retention,
-        between: Callable[[], None] = lambda: None,
+        while_writing: Callable[[], None] = lambda: None,
     ) -> None:
         self._directory, self._rotation, self._retention = directory, rotation, retention
-        self._between, self.lost_rows = between, 0
+        self._while_writing, self.lost_rows = while_writing, 0
         self._open: dict[pa.Schema, _OpenFile] = {}
         self._full: list[_OpenFile] = []
         self._text: Path | None = None
@@ -449,14 +451,14 @@ class RotatedFiles:
             ) from error
 
     def write(self, table: pa.Table) -> None:
-        """Add rows to the file with their columns."""
+        """Add rows to the open file of their columns."""
         file = self._open.get(table.schema)
         if file is None:
             file = self._open[table.schema] = _OpenFile(self._directory, table.schema)
         file.write(table)
 
     def write_text(self, line: str) -> None:
-        """Add a line to the file of what no set of columns holds."""
+        """Add a line to the open JSON file."""
         folder = self._directory / _AS_TEXT
         folder.mkdir(parents=True, exist_ok=True)
         if self._text is None or _size(self._text) >= self._rotation.nbytes:
@@ -466,14 +468,14 @@ class RotatedFiles:
             _append(file, data, os.fstat(file.fileno()).st_size)
 
     def rotate(self, *, all_of_them: bool = False) -> None:
-        """Complete the files that have all the rows they may have, or all of them."""
+        """Complete the files that are at a limit, or all of them."""
         for file in list(self._open.values()):
             if all_of_them or self._is_complete(file):
                 self._full.append(self._open.pop(file.schema))
         failure: OSError | None = None
         for file in list(self._full):
             try:
-                self.lost_rows += file.complete(self._between)
+                self.lost_rows += file.complete(self._while_writing)
             except OSError as error:
                 failure = error
                 continue
@@ -488,34 +490,34 @@ class RotatedFiles:
         return by_size or time.monotonic() - file.begun >= rotation.seconds
 
     def next_rotation(self) -> float:
-        """Return how many seconds it is until the next file's time is over."""
+        """Return the seconds until the next file reaches its age limit."""
         begun = min((file.begun for file in self._open.values()), default=time.monotonic())
         return max(0.0, begun + self._rotation.seconds - time.monotonic())
 
     def close(self) -> int:
-        """Let go of the spools that are no files yet, and return how many rows are in them."""
+        """Close the spools of incomplete files, and return how many rows they hold."""
         files = [*self._open.values(), *self._full]
         for file in files:
             file.close()
         return sum(file.rows for file in files)
 
     def thin_out(self) -> None:
-        """Delete the complete files that are not to be kept."""
+        """Delete complete files beyond the retention's limits."""
         files = sorted(_complete_files(self._directory), key=lambda file: file[1:])
         total = sum(size for _, _, size in files)
         oldest = time.time() - (self._retention.seconds or float("inf"))
         for path, modified, size in files:
-            too_much = self._retention.nbytes is not None and total > self._retention.nbytes
-            if modified >= oldest and not too_much:
+            too_large = self._retention.nbytes is not None and total > self._retention.nbytes
+            if modified >= oldest and not too_large:
                 break
             path.unlink(missing_ok=True)
             total -= size
 
     def _recover(self) -> None:
-        """Make files of what processes that were killed left, and delete what they half-wrote."""
+        """Complete the spools of killed processes, and delete their temporary files."""
         for path in sorted(self._directory.glob(f"*/.{_PREFIX}*")):
             with contextlib.suppress(OSError, pa.ArrowException), open(path, "r+b") as file:
-                # Whoever writes it holds the lock, until it ends, however it ends.
+                # A living writer holds the lock.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.name.endswith(_SPOOL) and _size(path):
                     _write_parquet(path, file)
@@ -525,7 +527,7 @@ class RotatedFiles:
 def _complete_files(directory: Path) -> Iterator[tuple[Path, float, int]]:
     for pattern in (f"*/{_PREFIX}*.parquet", f"{_AS_TEXT}/{_PREFIX}*.jsonl"):
         for path in directory.glob(pattern):
-            with contextlib.suppress(FileNotFoundError):  # another process deletes too
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it
                 about = path.stat()
                 yield path, about.st_mtime, about.st_size
 
@@ -542,11 +544,11 @@ def _now() -> str:
 
 
 class _OpenFile:
-    """The rows of a file that is not complete yet, as streams of Arrow's, one after another."""
+    """The spool of an incomplete file: Arrow streams, one after another."""
 
     def __init__(self, directory: Path, schema: pa.Schema) -> None:
         self.schema, self.rows, self.nbytes, self.begun = schema, 0, 0, time.monotonic()
-        folder = directory / f"columns-{_told(schema)}"
+        folder = directory / f"columns-{_columns_digest(schema)}"
         folder.mkdir(parents=True, exist_ok=True)
         self._spool = folder / f".{_PREFIX}{_now()}-{os.getpid()}{_SPOOL}"
         self._file: IO[bytes] = open(self._spool, "w+b", buffering=0)  # noqa: SIM115
@@ -559,11 +561,11 @@ class _OpenFile:
         self.nbytes = _append(self._file, stream.getvalue(), self.nbytes)
         self.rows += table.num_rows
 
-    def complete(self, between: Callable[[], None]) -> int:
-        """Make the Parquet file, and return how many rows of the spool could not be read back."""
-        rows = _write_parquet(self._spool, self._file, between)
+    def complete(self, while_writing: Callable[[], None]) -> int:
+        """Write the Parquet file, and return how many rows of the spool were unreadable."""
+        rows = _write_parquet(self._spool, self._file, while_writing)
         self.close()
-        with contextlib.suppress(OSError):  # taken away, or made a file anew when next opened
+        with contextlib.suppress(OSError):  # removed, or recovered when the log is next opened
             self._spool.unlink(missing_ok=True)
         return self.rows - rows
 
@@ -573,7 +575,7 @@ class _OpenFile:
 
 
 def _append(file: IO[bytes], data: Any, end: int) -> int:
-    """Write at ``end`` and return the new end; the file is cut back if not all of it fits."""
+    """Write at ``end`` and return the new end; a failed write is cut off again."""
     view = memoryview(data).cast("B")
     try:
         file.seek(end)
@@ -586,8 +588,10 @@ def _append(file: IO[bytes], data: Any, end: int) -> int:
     return file.tell()
 
 
-def _write_parquet(spool: Path, file: IO[bytes], between: Callable[[], None] = lambda: None) -> int:
-    """Make the Parquet file of a spool, whole or not at all; return its rows."""
+def _write_parquet(
+    spool: Path, file: IO[bytes], while_writing: Callable[[], None] = lambda: None
+) -> int:
+    """Write a spool to its Parquet file atomically; return the number of rows."""
     final = spool.with_name(spool.name.removeprefix(".").removesuffix(_SPOOL) + ".parquet")
     temporary = final.with_name(f".{final.name}.tmp")
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -601,7 +605,7 @@ def _write_parquet(spool: Path, file: IO[bytes], between: Callable[[], None] = l
                     writer = pq.ParquetWriter(target, group.schema, compression="zstd")
                 writer.write_table(group)
                 rows += group.num_rows
-                between()
+                while_writing()
             if writer is None:
                 temporary.unlink()
                 return 0
@@ -618,7 +622,7 @@ def _write_parquet(spool: Path, file: IO[bytes], between: Callable[[], None] = l
 
 
 def _groups(file: IO[bytes]) -> Iterator[pa.Table]:
-    """Gather a spool's batches in tables of a row group each; a torn end is left out."""
+    """Gather a spool's batches into tables of a row group each."""
     batches: list[pa.RecordBatch] = []
     rows = nbytes = 0
     for batch in _batches(file):
@@ -639,7 +643,7 @@ def _batches(file: IO[bytes]) -> Iterator[pa.RecordBatch]:
             yield from pa.ipc.open_stream(file)
 
 
-def _told(schema: pa.Schema) -> str:
-    """Eight digits that name a set of columns and their types."""
+def _columns_digest(schema: pa.Schema) -> str:
+    """Return eight hexadecimal digits that identify columns and their types."""
     text = "\n".join(f"{field.name}: {field.type}" for field in schema)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Load on a server of this machine: requests over kept connections, each timed."""
+"""Load generator for a server on this machine: timed requests over kept connections."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SILENCE_S = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What requests are sent to."""
+    """The server and path that requests are sent to."""
 
-    port: int  # On this machine; load goes nowhere else
-    path: str = "/v1/rank"  # Of every request
+    port: int  # TCP port on this machine
+    path: str = "/v1/rank"
     host: str = "127.0.0.1"  # One of loopback's names
-    # The server's, whose processor time is counted with its children's; None does not
+    # Process id whose processor time is measured, with its children's; None: not measured
     process: int | None = None
 
     def __post_init__(self) -> None:
@@ -40,16 +40,16 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What a server did under load."""
+    """Rates and latencies of a server under load."""
 
-    connections: int  # That each had one request under way at all times
-    requests: int  # Answered with 200
-    failures: dict[int, int]  # Answered otherwise, by status; 0 is a connection that broke
+    connections: int  # Connections, each with one request in flight at all times
+    requests: int  # Requests answered with 200
+    failures: dict[int, int]  # Other answers by status; 0 is a broken connection
     seconds: float  # From the first request to the last answer
-    p50_ms: float  # Median of the time from a request to its answer
-    p99_ms: float  # The 99th percentile
-    requests_per_s: float  # Answered with 200
-    cpu_ms: float  # Of the server's processors, for one request; NaN where nobody can tell
+    p50_ms: float  # Median latency
+    p99_ms: float  # 99th percentile of the latency
+    requests_per_s: float  # Requests answered with 200 per second
+    cpu_ms: float  # The server's processor time per request; NaN if unknown
 
 
 def run_load(
@@ -60,7 +60,7 @@ def run_load(
     seconds: float = 5.0,
     warm_up_s: float = 0.5,
 ) -> LoadReport:
-    """Send requests for a while, on each connection the next when the last is answered."""
+    """Send requests for some seconds; each connection sends the next when the last is answered."""
     requests = [_request(target, body) for body in bodies]
     callers = [_Caller(target, requests, start) for start in range(connections)]
     try:
@@ -104,7 +104,7 @@ def _request(target: Target, body: bytes) -> bytes:
 
 
 class _Caller:
-    """One connection with one request under way."""
+    """One connection with one request in flight."""
 
     def __init__(self, target: Target, requests: Sequence[bytes], start: int) -> None:
         self._target, self._requests, self._next = target, requests, start
@@ -136,7 +136,7 @@ class _Caller:
         self._next += 1
 
     def receive(self) -> bool:
-        """Take in what came; say whether the answer is complete."""
+        """Read from the socket; return whether the answer is complete."""
         try:
             chunk = self.socket.recv(1 << 18)
         except OSError:
@@ -163,7 +163,7 @@ class _Caller:
 
 
 def _drive(callers: Sequence[_Caller], seconds: float) -> None:
-    """Keep every caller asking for that long, and wait for the last answers."""
+    """Keep every connection busy for some seconds, and wait for the last answers."""
     with selectors.DefaultSelector() as ready:
         for caller in callers:
             caller.send()
@@ -172,7 +172,7 @@ def _drive(callers: Sequence[_Caller], seconds: float) -> None:
         while ready.get_map():
             events = ready.select(_SILENCE_S)
             if not events:
-                raise ConfigError(f"the server has said nothing for {_SILENCE_S:.0f} s")
+                raise ConfigError(f"the server has not answered for {_SILENCE_S:.0f} s")
             for key, _ in events:
                 caller = key.data
                 if not caller.receive():
@@ -184,7 +184,7 @@ def _drive(callers: Sequence[_Caller], seconds: float) -> None:
 
 
 def cpu_seconds(process: int | None) -> float:
-    """Return the processor time of a process and its living children; NaN if none can be told."""
+    """Return the processor time of a process and its live children; NaN if unknown."""
     if process is None or not Path("/proc/self/stat").exists():
         return float("nan")
     tick = os.sysconf("SC_CLK_TCK")

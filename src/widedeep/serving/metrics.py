@@ -21,14 +21,14 @@ SCORE_EDGES = (
     *(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4),
     *(0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0),
 )
-"""The upper end of each range but the last, which is open: fine where rates of clicks lie."""
+"""Upper edges of the score bins, fine where click rates lie; a last bin is open."""
 
 _EDGES = np.array(SCORE_EDGES)
-_EVERY_S = 1.0
+_PUBLISH_PERIOD_S = 1.0
 
 
 class ScoreBins:
-    """Counts scores by model, version and range, for Prometheus."""
+    """Histograms of scores by model and version, published to Prometheus once a second."""
 
     def __init__(
         self, registry: CollectorRegistry, now: Callable[[], float] = time.monotonic
@@ -46,11 +46,11 @@ class ScoreBins:
 
     def add(self, model: str, version: str, scores: NDArray[float64]) -> None:
         """Count a request's scores."""
-        places = np.searchsorted(_EDGES, scores)
-        self.add_counts(model, version, np.bincount(places.ravel(), minlength=len(_EDGES) + 1))
+        bins = np.searchsorted(_EDGES, scores)
+        self.add_counts(model, version, np.bincount(bins.ravel(), minlength=len(_EDGES) + 1))
 
     def add_counts(self, model: str, version: str, counts: NDArray[int64]) -> None:
-        """Count scores that were sorted into the ranges already."""
+        """Add scores that are already counted per bin."""
         with self._lock:
             before = self._pending.get((model, version))
             self._pending[model, version] = counts if before is None else before + counts
@@ -58,9 +58,9 @@ class ScoreBins:
             self.publish()
 
     def publish(self) -> None:
-        """Hand on what was counted since the last time."""
+        """Add the pending counts to the Prometheus counter."""
         with self._lock:
-            self._next = self._now() + _EVERY_S
+            self._next = self._now() + _PUBLISH_PERIOD_S
             pending, self._pending = self._pending, {}
         for (model, version), counts in pending.items():
             for index in counts.nonzero()[0].tolist():
@@ -81,9 +81,9 @@ REQUEST_SECONDS = (
     *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
 )
-"""The upper end of each range of seconds that answers are counted in, but the last."""
+"""Upper edges of the histogram of seconds; a last bin is open."""
 
-_LOG_FIGURES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
+_LOG_GAUGES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
     ("dropped", "Requests that the impression log could not keep up with.", "sum"),
     ("failed", "Requests that the disk did not take while it could be waited for.", "sum"),
     ("lost_rows", "Rows of failed requests, or that the disk has not given back.", "sum"),
@@ -96,7 +96,7 @@ _LOG_FIGURES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
 
 
 class ServerMetrics:
-    """The figures of one process."""
+    """The metrics of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -185,7 +185,7 @@ class ServerMetrics:
     def answered_many(
         self, route: str, status: int, seconds: float, counts: NDArray[int64]
     ) -> None:
-        """Count answers that were counted elsewhere already."""
+        """Add answers that are already counted per bin."""
         requests, histogram = self._of_route(route, status)
         requests.inc(int(counts.sum()))
         # The client library observes one value at a time; these are the sums that it keeps.
@@ -194,7 +194,7 @@ class ServerMetrics:
             histogram._buckets[index].inc(int(counts[index]))
 
     def _add_background(self, registry: CollectorRegistry) -> None:
-        """Make the figures of the background threads and of the impression log."""
+        """Create the metrics of the background threads and of the impression log."""
         self._thread_errors = Counter(
             "widedeep_thread_errors",
             "Errors of background threads that nobody foresaw: bugs; the threads go on.",
@@ -210,7 +210,7 @@ class ServerMetrics:
         )
         self._log = {
             name: Gauge(f"widedeep_log_{name}", text, registry=registry, multiprocess_mode=mode)
-            for name, text, mode in _LOG_FIGURES
+            for name, text, mode in _LOG_GAUGES
         }
         self._log_failing = Gauge(
             "widedeep_log_failing",
@@ -225,15 +225,15 @@ class ServerMetrics:
             self._misspelt.labels(model, column).inc()
 
     def thread_error(self, thread: str) -> None:
-        """Count an error of a background thread that nobody foresaw."""
+        """Count an unexpected error of a background thread."""
         self._thread_errors.labels(thread).inc()
 
     def thread_beat(self, thread: str, timestamp: float) -> None:
-        """Note when a background thread last did its work; infinity: it has ended."""
+        """Set the time of a thread's last heartbeat; infinity: it has ended."""
         self._thread_beats.labels(thread).set(timestamp)
 
     def logged(self, counts: ImpressionCounts) -> None:
-        """Note what became of the requests offered to this process's impression log."""
+        """Set the counts of this process's impression log."""
         for name, gauge in self._log.items():
             gauge.set(getattr(counts, name))
         self._log_failing.set(counts.error is not None)
@@ -264,7 +264,7 @@ class ServerMetrics:
         total: float,
         bins: NDArray[int64],
     ) -> None:
-        """Count the scores of requests that were counted elsewhere already."""
+        """Add scores of requests that are already counted per bin."""
         answers, score_count, added = self._of_version(model, version)
         answers.inc(requests)
         score_count.inc(scores)
@@ -283,7 +283,7 @@ class ServerMetrics:
         return metrics
 
     def looked_up(self, model: str, counts: Mapping[str, tuple[int, int]]) -> None:
-        """Count a sampled request's values."""
+        """Count a sampled request's values, and the unseen ones."""
         for feature, (unseen, values) in counts.items():
             self._values.labels(model, feature).inc(values)
             if unseen:

@@ -46,7 +46,7 @@ def infer(**change: Any) -> dict[str, Any]:
         (INFER, infer(shape=[3]), 400, "/inputs/0/data", "got 2 values"),
         (INFER, infer(shape=[]), 400, "/inputs/0/shape", "expected [rows]"),
         (INFER, infer(shape=[-2]), 400, "/inputs/0/shape", "expected [rows]"),
-        (INFER, infer(shape=[1, 2]), 400, "/inputs/0/shape", "one value a row"),
+        (INFER, infer(shape=[1, 2]), 400, "/inputs/0/shape", "one value per row"),
         (INFER, infer(data=[1, "x"]), 400, "/inputs/0/data/1", "expected FP64"),
         (INFER, infer(datatype="INT64", data=[1, 1.5]), 400, "/inputs/0/data/1", "INT64"),
         (
@@ -73,7 +73,7 @@ def infer(**change: Any) -> dict[str, Any]:
         ),
         (
             *("/v1/models/apps:regress", {"examples": [{"app": {"b64": "?"}}]}, 400),
-            *("/examples/0", "no base64"),
+            *("/examples/0", "base64"),
         ),
         ("/v1/models/none:predict", {"instances": []}, 404, None, "got model 'none'"),
         ("/v1/nothing", {}, 404, None, "/openapi.json"),

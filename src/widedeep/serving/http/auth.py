@@ -19,43 +19,43 @@ from widedeep.serving.http.settings import Settings
 
 
 class TokenBucket:
-    """Lets ``rate`` requests a second pass, and up to a second's worth at once."""
+    """A token bucket: ``rate`` requests per second, with bursts of one second's worth."""
 
     def __init__(self, rate: float, now: Callable[[], float] = time.monotonic) -> None:
         self.rate = rate
         self._now = now
-        self._most = max(1.0, rate)
-        self._tokens = self._most
-        self._at = now()
+        self._capacity = max(1.0, rate)
+        self._tokens = self._capacity
+        self._updated_at = now()
         self._lock = threading.Lock()
 
     def take(self) -> float:
-        """Take a token; return 0, or the seconds until there is one."""
+        """Take a token; return 0, or the seconds until the next one."""
         with self._lock:
             now = self._now()
-            self._tokens = min(self._most, self._tokens + (now - self._at) * self.rate)
-            self._at = now
+            self._tokens = min(self._capacity, self._tokens + (now - self._updated_at) * self.rate)
+            self._updated_at = now
             if self._tokens >= 1.0:
                 self._tokens -= 1.0
                 return 0.0
             return (1.0 - self._tokens) / self.rate
 
 
-_KNOWN = ("sha256", "rate", "admin")
+_KEY_FIELDS = ("sha256", "rate", "admin")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiKey:
-    """One caller."""
+    """The key of one caller."""
 
-    name: str  # Stands in logs in place of the key
+    name: str  # Name of the caller for logs
     digest: bytes  # SHA-256 of the key; the key itself is stored nowhere
-    admin: bool = False  # May load, unload and roll back, and nothing else
-    bucket: TokenBucket | None = None  # Its rate; None for no limit
+    admin: bool = False  # Whether it opens the admin endpoints, and only these
+    bucket: TokenBucket | None = None  # Rate limit; None: no limit
 
 
 class Keys:
-    """The keys that open the server."""
+    """The API keys of the server's callers."""
 
     def __init__(self, keys: list[ApiKey]) -> None:
         self._keys = keys
@@ -63,7 +63,7 @@ class Keys:
 
     @property
     def has_admin(self) -> bool:
-        """Whether any key may administer."""
+        """Whether any key is an admin key."""
         return any(key.admin for key in self._keys)
 
     @classmethod
@@ -75,7 +75,7 @@ class Keys:
         return keys
 
     def reload(self, *, force: bool = False) -> bool:
-        """Read the file again if it has changed; callers that stay keep their rate's remainder."""
+        """Read the file again if it has changed; unchanged callers keep their token buckets."""
         if self._file is None or not (self._file.has_changed() or force):
             return False
         before = {key.name: key for key in self._keys}
@@ -83,18 +83,18 @@ class Keys:
         return True
 
     def check(self, offered: str | None, *, admin: bool = False) -> ApiKey:
-        """Return whose key it is, and count the request against its rate."""
+        """Return the key that was offered, and count the request against its rate."""
         if offered is None:
             raise HttpError(
                 401, "got no API key; send one as Authorization: Bearer KEY, or as X-API-Key: KEY"
             )
         digest = hashlib.sha256(offered.encode("utf-8", "surrogateescape")).digest()
         caller = None
-        for key in self._keys:  # all of them: the time must not tell which one is close
+        for key in self._keys:  # compare all of them: the time must not reveal a match
             if hmac.compare_digest(digest, key.digest):
                 caller = key
         if caller is None:
-            raise HttpError(401, "got an API key that is not known; check the key")
+            raise HttpError(401, "got an unknown API key; check the key")
         if admin != caller.admin:
             expected = "an admin key" if admin else "a caller's key, not an admin key"
             raise HttpError(403, f"got the key of {caller.name!r}, expected {expected}")
@@ -110,13 +110,13 @@ class Keys:
 
 
 class _KeyFile:
-    """A file of keys, and how it looked when it was read."""
+    """A file of keys, and its state when it was last read."""
 
     def __init__(self, path: Path, workers: int) -> None:
         self._path, self._workers = path, workers
-        self._read: tuple[int, ...] = ()
+        self._read_signature: tuple[int, ...] = ()
 
-    def _looks(self) -> tuple[int, ...]:
+    def _signature(self) -> tuple[int, ...]:
         try:
             stat = self._path.stat()
         except OSError:
@@ -124,12 +124,12 @@ class _KeyFile:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def has_changed(self) -> bool:
-        """Tell whether it looks other than when it was read, or tried to be."""
-        return self._looks() != self._read
+        """Tell whether the file has changed since the last attempt to read it."""
+        return self._signature() != self._read_signature
 
     def read(self) -> list[ApiKey]:
-        """Return the callers it names."""
-        path, self._read = self._path, self._looks()
+        """Return the keys of the file."""
+        path, self._read_signature = self._path, self._signature()
         try:
             document = tomllib.loads(path.read_text("utf-8"))
         except FileNotFoundError as error:
@@ -155,8 +155,8 @@ def _read(path: str | Path, name: str, table: Any, workers: int) -> ApiKey:
     if not isinstance(table, Mapping):
         raise ConfigError(f"{table_name}: got {table!r}, expected a table with the key sha256")
     for entry in table:
-        if entry not in _KNOWN:
-            raise ConfigError(f"{table_name}: got {entry!r}; {nearest(entry, _KNOWN)}")
+        if entry not in _KEY_FIELDS:
+            raise ConfigError(f"{table_name}: got {entry!r}; {nearest(entry, _KEY_FIELDS)}")
     try:
         digest = bytes.fromhex(table["sha256"])
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Health, status and figures: what probes, operators and Prometheus ask for."""
+"""Health, status and metrics, for probes, operators and Prometheus."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 async def live(service: Service, call: Call) -> Reply:
-    """Say that the process answers; a server that does not must be restarted."""
+    """Answer a liveness probe; a server that does not answer must be restarted."""
     return json_reply({"live": True})
 
 
 async def ready(service: Service, call: Call) -> Reply:
-    """Say whether requests should come here: models are loaded, threads work, no stop is due."""
+    """Return whether requests should be sent here: models loaded, threads running, not draining."""
     reasons = service.unready()
     readiness = {"ready": not reasons, "reasons": reasons, "warnings": service.warnings()}
     body = {key: value for key, value in readiness.items() if value != []}
@@ -33,7 +33,7 @@ async def ready(service: Service, call: Call) -> Reply:
 
 
 async def status(service: Service, call: Call) -> Reply:
-    """Say how each version of each model, each thread and the log stand, and what is wrong."""
+    """Return the state of each version, each background thread and the impression log."""
     log = service.impressions
     return json_reply(
         {
@@ -53,20 +53,21 @@ async def status(service: Service, call: Call) -> Reply:
 
 
 async def metrics(service: Service, call: Call) -> Reply:
-    """Return the figures of this server, of all its processes together."""
-    registry = server_figures(service)
+    """Return the metrics of all processes of this server."""
+    registry = server_metrics(service)
     versions = CollectorRegistry()
     versions.register(_Versions(service.models))
     versions.register(_Heartbeats(registry))
     return Reply(generate_latest(registry) + generate_latest(versions), media_type=_TEXT)
 
 
-def server_figures(service: Service) -> CollectorRegistry:
-    """Return where the figures of all processes of this server are collected."""
+def server_metrics(service: Service) -> CollectorRegistry:
+    """Return a registry that collects the metrics of all processes of this server."""
     service.publish()
     if METRICS_DIRECTORY not in os.environ:
         return service.metrics.registry
-    os.makedirs(os.environ[METRICS_DIRECTORY], exist_ok=True)  # cleaners of temporary files take it
+    # A cleaner of temporary files may have removed the directory.
+    os.makedirs(os.environ[METRICS_DIRECTORY], exist_ok=True)
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return registry
@@ -79,7 +80,7 @@ class _Versions(Collector):
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        """Return how each version stands, when it was loaded and how long that took."""
+        """Return each version's state, load time and load duration."""
         labels = ("model", "version")
         state = GaugeMetricFamily(
             "widedeep_version_state", "1 for the state a version is in.", labels=(*labels, "state")
@@ -109,13 +110,13 @@ class _Versions(Collector):
 
 
 class _Heartbeats(Collector):
-    """How long each background thread has been silent, in the process where it is longest."""
+    """Seconds since the last heartbeat of each background thread, the longest of all processes."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._figures = registry
 
     def collect(self) -> Iterator[Metric]:
-        """Return the age of each heartbeat; a thread that has ended as it should has none."""
+        """Return the age of each heartbeat; a thread that has ended normally has none."""
         age = GaugeMetricFamily(
             "widedeep_thread_heartbeat_seconds",
             "Since each background thread last did its work, in the process longest silent.",

@@ -457,7 +457,7 @@ class NativeOwner:
         self._native, self._is_handed_over = native, True
 
     def return_connection(self, transport: asyncio.Transport) -> bool:
-        """Return the connection between two requests: the transport is closed, the socket is not."""
+        """Return the connection between two requests: its transport is closed, not its socket."""
         try:
             descriptor = os.dup(transport.get_extra_info("socket").fileno())
         except OSError:

@@ -35,28 +35,29 @@ _LENGTH_PREFIX = struct.Struct("<I")
 
 
 def datatype_of(kind: ColumnType) -> str:
-    """Return the protocol's type that holds a column."""
+    """Return the protocol's datatype of a column."""
     if kind.storage in ("float16", "float32"):
         return f"FP{kind.storage[5:]}"
     return _BY_KIND[kind.kind]
 
 
 def check_tensor(name: str, datatype: str, shape: Sequence[int]) -> int:
-    """Return how many values a tensor has."""
+    """Check a tensor's datatype and shape, and return its number of values."""
     if datatype not in DATATYPES:
         raise RequestError("datatype", f"got {datatype!r}; {nearest(datatype, DATATYPES)}")
     if not shape or any(size < 0 for size in shape):
         raise RequestError(
-            "shape", f"input {name!r}: got {list(shape)}, expected [rows], or [rows, values a row]"
+            "shape",
+            f"input {name!r}: got {list(shape)}, expected [rows], or [rows, values per row]",
         )
     return math.prod(shape)
 
 
 def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> list[Any]:
-    r"""Return the values of a tensor that came as bytes, one after the other."""
+    r"""Return the values of a binary tensor in a flat list."""
     n = check_tensor(name, datatype, shape)
     if datatype == "BYTES":
-        values = list(_texts(name, raw, n))
+        values = list(_texts(name, raw))
         if len(values) != n:
             raise RequestError(
                 "data", f"input {name!r}: got {len(values)} values, the shape says {n}"
@@ -69,11 +70,11 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: memoryview) 
             f"input {name!r}: got {len(raw)} bytes, expected {n * dtype.itemsize}: "
             f"{n} values of {datatype}",
         )
-    found: list[Any] = np.frombuffer(raw, dtype).tolist()
-    return found
+    flat: list[Any] = np.frombuffer(raw, dtype).tolist()
+    return flat
 
 
-def _texts(name: str, raw: memoryview, most: int) -> Iterator[bytes]:
+def _texts(name: str, raw: memoryview) -> Iterator[bytes]:
     offset = 0
     while offset < len(raw):
         start = offset + _LENGTH_PREFIX.size
@@ -89,7 +90,7 @@ def _texts(name: str, raw: memoryview, most: int) -> Iterator[bytes]:
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> list[Any]:
-    """Return the values of a tensor that came as JSON, one after the other."""
+    """Return the values of a JSON tensor in a flat list."""
     n = check_tensor(name, datatype, shape)
     values = list(_flat(data))
     if len(values) != n:
@@ -113,7 +114,7 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: object) -> l
 
 
 def _in_range(name: str, datatype: str, index: int, value: float) -> float:
-    """Return a number as its tensor's bytes would hold it; one beyond the type is refused."""
+    """Round a number to its datatype; refuse one out of range."""
     dtype, number = np.dtype(DATATYPES[datatype]), math.inf
     if dtype.kind == "f":
         with np.errstate(over="ignore"), suppress(OverflowError):
@@ -129,7 +130,7 @@ def _in_range(name: str, datatype: str, index: int, value: float) -> float:
 
 
 def _flat(data: object) -> Iterator[Any]:
-    # Without recursion: a body may nest as deep as the decoder lets it.
+    # Without recursion: a body may nest as deeply as the decoder allows.
     stack = [iter([data])]
     while stack:
         value = next(stack[-1], stack)
@@ -144,14 +145,14 @@ def _flat(data: object) -> Iterator[Any]:
 def column_of(
     name: str, kind: ColumnType | None, shape: Sequence[int], values: list[Any]
 ) -> list[Any]:
-    """Return a value, or a list of values, for each row."""
+    """Return one value, or one list of values, per row."""
     width = math.prod(shape[1:])
     if kind is not None and kind.nested:
         return [values[row * width : (row + 1) * width] for row in range(shape[0])]
     if width != 1:
         raise RequestError(
             "shape",
-            f"input {name!r}: got {list(shape)}, expected [rows] or [rows, 1]: one value a row",
+            f"input {name!r}: got {list(shape)}, expected [rows] or [rows, 1]: one value per row",
         )
     return values
 
@@ -162,30 +163,64 @@ def to_bytes(values: NDArray[Any]) -> bytes:
 
 
 Row = dict[str, Any]
-Place = Callable[[str, int], str | None]
+PointerOf = Callable[[str, int], str | None]  # of a column's value in a row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """The scores of a request's rows."""
+    """The scores of a request's rows, and the version that gave them."""
 
-    version: str  # That gave them
-    bundle: Bundle  # Its model
+    version: str
+    bundle: Bundle
     scores: dict[str, NDArray[np.float64]]  # By head, (B,) or (B, C)
 
 
 def output_name(head: str) -> str:
-    """Return what protocols call a head's scores: ``"score"`` where there is one head."""
+    """Return the output's name of a head: ``"score"`` for an only head without a name."""
     return head or "score"
 
 
 def check_columns(bundle: Bundle, names: Sequence[str], pointer: Callable[[str], str]) -> None:
-    """Refuse columns that the model does not have: a misspelt one would be null without a word."""
+    """Refuse columns that the model does not have: a misspelt one would silently be null."""
     columns = bundle.schema.columns
     for name in names:
         if name not in columns:
             hint = nearest(name, bundle.input_columns)
             raise HttpError(400, f"got the column {name!r}; {hint}", pointer=pointer(name))
+
+
+def check_row_count(service: Service, n_rows: int, pointer: str | None = None) -> None:
+    """Raise the answer 413 for more rows than a request may have."""
+    limit = service.settings.max_candidates
+    if n_rows > limit:
+        raise HttpError(413, f"got {n_rows} rows, expected at most {limit}", pointer=pointer)
+
+
+async def score_call(
+    service: Service,
+    call: Call,
+    n_rows: int,
+    rows: Callable[[Bundle], list[Row]],
+    pointer_of: PointerOf,
+) -> Scored:
+    """Score the rows of a call with the version that its path names, when its turn has come."""
+    call.model, call.rows = call.params["model"], n_rows
+    scored = await service.scheduler.run(
+        f"score/{call.model}",
+        n_rows,
+        call.deadline,
+        lambda: score_rows(
+            service,
+            model=call.params["model"],
+            request_id=call.request_id,
+            rows=rows,
+            pointer_of=pointer_of,
+            version=call.params.get("version"),
+            label=call.params.get("label"),
+        ),
+    )
+    call.version = scored.version
+    return scored
 
 
 def score_rows(
@@ -194,11 +229,11 @@ def score_rows(
     model: str,
     request_id: str,
     rows: Callable[[Bundle], list[Row]],
-    pointer_of: Place,
+    pointer_of: PointerOf,
     version: str | None = None,
     label: str | None = None,
 ) -> Scored:
-    """Score rows with the version that is to answer."""
+    """Score rows with a version, and count the request."""
     start = time.perf_counter()
     with service.models.lease(model, request_id, version, label) as served:
         bundle = served.ranker.bundle
@@ -235,7 +270,7 @@ def _shape(kind: str, width: int) -> tuple[int, ...]:
 
 
 def rows_of_columns(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
-    """Return columns of one length as rows."""
+    """Return columns of equal length as rows."""
     names = list(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -284,25 +319,15 @@ async def infer(service: Service, call: Call) -> Reply:
     if request.id:
         call.request_id = request.id[:128]
     n_rows = max((each.shape[0] for each in request.inputs if each.shape), default=0)
-    if n_rows > service.settings.max_candidates:
-        most = service.settings.max_candidates
-        raise HttpError(413, f"got {n_rows} rows, expected at most {most}", pointer="/inputs")
-    call.model, call.rows = call.params["model"], n_rows
+    check_row_count(service, n_rows, "/inputs")
     tensors = _tensors(request.inputs, binary)
-    scored = await service.scheduler.run(
-        f"score/{call.model}",
+    scored = await score_call(
+        service,
+        call,
         n_rows,
-        call.deadline,
-        lambda: score_rows(
-            service,
-            model=call.params["model"],
-            request_id=call.request_id,
-            rows=lambda bundle: rows_of_inputs(bundle, request.inputs, tensors),
-            pointer_of=lambda column, row: _pointer(request.inputs, column, row),
-            version=call.params.get("version"),
-        ),
+        lambda bundle: rows_of_inputs(bundle, request.inputs, tensors),
+        lambda column, row: _pointer(request.inputs, column, row),
     )
-    call.version = scored.version
     return _reply(call, request, scored)
 
 
@@ -321,7 +346,7 @@ def split_body(body: bytes, length: str | None) -> tuple[bytes, memoryview]:
 
 
 def _tensors(inputs: Sequence[InferInput], binary: memoryview) -> list[list[Any]]:
-    """Return each input's values; those that come as bytes follow each other in order."""
+    """Return the values of each input; binary ones follow each other in the inputs' order."""
     tensors, offset = [], 0
     for position, each in enumerate(inputs):
         size = each.parameters.get("binary_data_size")
@@ -352,7 +377,7 @@ def _tensor_error(error: RequestError, position: int) -> HttpError:
 def rows_of_inputs(
     bundle: Bundle, inputs: Sequence[InferInput], tensors: Sequence[list[Any]]
 ) -> list[Row]:
-    """Return the rows that inputs hold."""
+    """Return the rows of tensors."""
     if not inputs:
         raise HttpError(400, "got no inputs, expected at least one column", pointer="/inputs")
     check_columns(bundle, [each.name for each in inputs], lambda name: _pointer(inputs, name, None))
@@ -388,7 +413,7 @@ def _pointer(inputs: Sequence[InferInput], column: str, row: int | None) -> str:
 
 def _reply(call: Call, request: InferRequest, scored: Scored) -> Reply:
     described, blobs = [], []
-    for name, scores, binary in chosen_outputs(request, scored):
+    for name, scores, binary in requested_outputs(request, scored):
         about: dict[str, Any] = {"name": name, "datatype": "FP64", "shape": list(scores.shape)}
         if binary:
             blobs.append(to_bytes(scores))
@@ -410,8 +435,8 @@ def _reply(call: Call, request: InferRequest, scored: Scored) -> Reply:
     )
 
 
-def chosen_outputs(request: InferRequest, scored: Scored) -> Outputs:
-    """Return the heads that a request wants: name, scores, and whether as bytes."""
+def requested_outputs(request: InferRequest, scored: Scored) -> Outputs:
+    """Return the requested heads: name, scores, and whether as bytes."""
     heads = {output_name(head): scores for head, scores in scored.scores.items()}
     everything = request.parameters.get("binary_data_output") is True
     if not request.outputs:
@@ -429,16 +454,16 @@ def chosen_outputs(request: InferRequest, scored: Scored) -> Outputs:
     return outputs
 
 
-# ---- what there is ------------------------------------------------------------------------------
+# ---- models and versions ------------------------------------------------------------------------
 
 
 async def server(service: Service, call: Call) -> Reply:
-    """Say which server this is."""
+    """Return the server's name, version and extensions."""
     return json_reply({"name": "widedeep", "version": __version__, "extensions": EXTENSIONS})
 
 
 async def metadata(service: Service, call: Call) -> Reply:
-    """Say which inputs and outputs a model has."""
+    """Return the inputs and outputs of a model."""
     return json_reply(
         model_metadata(service, call.params["model"], call.params.get("version"), call.request_id)
     )
@@ -477,7 +502,7 @@ def is_model_ready(service: Service, model: str, version: str | None) -> bool:
 
 
 async def model_ready(service: Service, call: Call) -> Reply:
-    """Say whether a model, or one version of it, can answer."""
+    """Return whether a model, or one version of it, can answer."""
     model = call.params["model"]
     ready = is_model_ready(service, model, call.params.get("version"))
     return json_reply({"name": model, "ready": ready}, 200 if ready else 503)
@@ -491,7 +516,7 @@ async def index(service: Service, call: Call) -> Reply:
 
 
 def repository_index(service: Service, *, ready: bool) -> list[dict[str, str]]:
-    """Return the versions there are; only those that are ready if asked so."""
+    """Return every version, or those that are ready."""
     states = {"ready": "READY", "loading": "LOADING", "unloading": "UNLOADING"}
     versions = []
     for name, registry in service.models.registries.items():
@@ -504,7 +529,7 @@ def repository_index(service: Service, *, ready: bool) -> list[dict[str, str]]:
 
 
 async def statistics(service: Service, call: Call) -> Reply:
-    """Say how many requests each version scored in this process, and in what time."""
+    """Return how many requests each version scored in this process, and in what time."""
     name, version = call.params.get("model"), call.params.get("version")
     return json_reply({"model_stats": model_statistics(service, name, version)})
 
@@ -512,7 +537,7 @@ async def statistics(service: Service, call: Call) -> Reply:
 def model_statistics(
     service: Service, model: str | None, version: str | None
 ) -> list[dict[str, Any]]:
-    """Return what Triton's statistics extension tells of each version."""
+    """Return the counts of each version as Triton's statistics extension reports them."""
     if model is not None:
         service.models.registry(model)
     reports = []

@@ -1,4 +1,4 @@
-"""The page at /: its files, what it lets a person pick from, and the figures it draws."""
+"""The page at /: its files, the choices of its form, and the metrics that it draws."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from importlib import resources
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from widedeep.features.spec import item_columns
-from widedeep.serving.http.health import server_figures
+from widedeep.serving.http.health import server_metrics
 from widedeep.serving.http.service import Call, Reply, Service, json_reply
 from widedeep.serving.metrics import SCORE_EDGES
 from widedeep.serving.ranker import Ranker
@@ -32,8 +33,8 @@ _TYPES = {
     "css": b"text/css; charset=utf-8",
     "js": b"text/javascript; charset=utf-8",
 }
-# Whatever a model's data say, the page runs and loads nothing but its own files, and talks to
-# nobody but its own server.
+# Whatever a model's data contain, the page loads its own files alone and connects to its own server
+# alone.
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -45,11 +46,11 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-cache"),
 ]
-_OFFERED_IDS = 50
+_MAX_IDS = 50
 
 
 class LiveReply(msgspec.Struct, kw_only=True):
-    """What the page draws: totals since the server started, of all its processes."""
+    """The metrics that the page draws: totals of all processes since the server started."""
 
     time: float
     requests: dict[str, int]
@@ -73,7 +74,7 @@ def _content(name: str) -> bytes:
 
 
 async def choices(service: Service, call: Call) -> Reply:
-    """Say which models, versions, columns, stored requests and items there are to pick from."""
+    """Return the models, versions, columns, stored requests and items for the page's form."""
     return json_reply(
         {
             "ready": service.ready(),
@@ -91,7 +92,7 @@ def _model(service: Service, name: str, request_id: str) -> dict[str, Any]:
     if not registry.ready():
         return {**about, "heads": [], "columns": [], "stored": [], "catalogue": None}
     with service.models.lease(name, request_id) as served:
-        return {**about, **_offer(served.ranker)}
+        return {**about, **_choices(served.ranker)}
 
 
 def _versions(registry: Registry) -> list[dict[str, Any]]:
@@ -101,10 +102,10 @@ def _versions(registry: Registry) -> list[dict[str, Any]]:
     ]
 
 
-def _offer(ranker: Ranker) -> dict[str, Any]:
+def _choices(ranker: Ranker) -> dict[str, Any]:
     bundle, catalogue = ranker.bundle, ranker.catalogue
     kinds = bundle.input_columns
-    # Where no feature is declared to be the item's, those that come with an item are.
+    # Where no feature is declared as the item's, every column may come with an item.
     of_item = item_columns(bundle.schema.spec) & set(kinds) or set(kinds)
     return {
         "heads": [
@@ -132,46 +133,46 @@ def _offer(ranker: Ranker) -> dict[str, Any]:
             "version": catalogue.version,
             "items": len(catalogue),
             "id_column": catalogue.id_column,
-            "ids": _some(catalogue.ids),
+            "ids": _sample_ids(catalogue.ids),
         },
     }
 
 
-def _some(ids: list[Any]) -> list[Any]:
-    """Return a few, from all over."""
-    count = min(len(ids), _OFFERED_IDS)
+def _sample_ids(ids: list[Any]) -> list[Any]:
+    """Return up to 50 ids, evenly spread."""
+    count = min(len(ids), _MAX_IDS)
     return [ids[position * len(ids) // count] for position in range(count)]
 
 
 async def live(service: Service, call: Call, routes: Set[str]) -> Reply:
-    """Return the figures that the page draws."""
+    """Return the metrics that the page draws."""
     requests: Counter[str] = Counter()
     latency: Counter[float] = Counter()
     scores: dict[str, dict[str, list[int]]] = {}
     in_flight = 0
-    for family in server_figures(service).collect():
+    for family in server_metrics(service).collect():
         for sample in family.samples:
-            of = sample.labels
+            labels = sample.labels
             if sample.name == "widedeep_in_flight":
                 in_flight = max(0, int(sample.value) - 1)
             elif sample.name == "widedeep_scores_binned_total":
-                versions = scores.setdefault(of["model"], {})
-                counts = versions.setdefault(of["version"], [0] * (len(SCORE_EDGES) + 1))
-                counts[_PLACES[of["up_to"]]] += int(sample.value)
-            elif of.get("route") not in routes:
+                versions = scores.setdefault(labels["model"], {})
+                counts = versions.setdefault(labels["version"], [0] * (len(SCORE_EDGES) + 1))
+                counts[_BIN_OF_EDGE[labels["up_to"]]] += int(sample.value)
+            elif labels.get("route") not in routes:
                 continue
             elif sample.name == "widedeep_requests_total":
-                requests[of["status"]] += int(sample.value)
+                requests[labels["status"]] += int(sample.value)
             elif sample.name == "widedeep_request_seconds_bucket":
-                latency[float(of["le"])] += int(sample.value)
+                latency[float(labels["le"])] += int(sample.value)
     edges = sorted(latency)
-    upward = [latency[edge] for edge in edges]  # each holds those before it
+    cumulative = [latency[edge] for edge in edges]
     return json_reply(
         LiveReply(
             time=time.time(),
             requests=dict(requests),
             latency_edges=edges[:-1],
-            latency=[upto - before for upto, before in zip(upward, [0, *upward], strict=False)],
+            latency=np.diff(cumulative, prepend=0).tolist(),
             score_edges=SCORE_EDGES,
             scores=scores,
             in_flight=in_flight,
@@ -179,5 +180,5 @@ async def live(service: Service, call: Call, routes: Set[str]) -> Reply:
     )
 
 
-_PLACES = {**{f"{edge:g}": place for place, edge in enumerate(SCORE_EDGES)}}
-_PLACES["+Inf"] = len(SCORE_EDGES)
+_BIN_OF_EDGE = {f"{edge:g}": index for index, edge in enumerate(SCORE_EDGES)}
+_BIN_OF_EDGE["+Inf"] = len(SCORE_EDGES)

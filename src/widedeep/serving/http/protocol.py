@@ -1,4 +1,4 @@
-"""Connections: uvicorn's, with strict heads, bounded costs, and answers in order."""
+"""HTTP/1.1 connections: uvicorn's, with strict heads, bounded costs, and answers in order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import ADMITTED, ARRIVED, Service
 
 MAX_HEAD = 64 << 10
-"""Bytes of a request's head, its trailers among them."""
+"""Bytes of a request's head, including its trailers."""
 MAX_HEADERS = 128
 MAX_TARGET = 16 << 10
-_SLICE = 4096  # so many requests at most are read before those ahead of them are answered
+_SLICE = 4096  # bytes read at a time: no more requests than these hold wait unanswered
 _LINGER_S = 2.0
 _FIRST_REQUEST_S = 0.2
 
 
 def final_response(status: str, error: HttpError) -> bytes:
-    """Return a whole answer after which the connection is closed."""
+    """Return a complete answer that closes the connection."""
     body = error.body()
     lines = [f"HTTP/1.1 {status}", "content-type: application/json", "connection: close"]
     if error.retry_after is not None:
@@ -38,12 +38,10 @@ def _refusal(status: str, message: str, retry_after: int | None = None) -> bytes
 
 
 HEADER_TIMEOUT = _refusal(
-    "408 Request Timeout", "the request's head did not come in time; send it at once"
+    "408 Request Timeout", "the request's head did not arrive in time; send it at once"
 )
 FULL = _refusal("503 Service Unavailable", "too many connections; try again later", 1)
-_BAD = _refusal(
-    "400 Bad Request", "got bytes that are no HTTP/1.1 request; send one as RFC 9112 has it"
-)
+_BAD = _refusal("400 Bad Request", "got bytes that are not an HTTP/1.1 request (RFC 9112)")
 _LONG_TARGET = _refusal(
     "414 URI Too Long", f"got a target of more than {MAX_TARGET} bytes; send a shorter one"
 )
@@ -54,29 +52,29 @@ _LONG_HEAD = _refusal(
 _OTHER_VERSION = _refusal(
     "505 HTTP Version Not Supported", "got another version, expected HTTP/1.1 or HTTP/1.0"
 )
-_TUNNEL = _refusal("501 Not Implemented", "got CONNECT; this server is no proxy")
+_TUNNEL = _refusal("501 Not Implemented", "got CONNECT; this server is not a proxy")
 _LONG_CHUNKS = _refusal(
-    "413 Content Too Large", "got a chunked body that is mostly frames; send larger chunks"
+    "413 Content Too Large", "got a chunked body that is mostly chunk headers; send larger chunks"
 )
 
 
 def connections_of(service: Service) -> Any:
-    """Return what makes a connection of a server; uvicorn's ``http`` option."""
+    """Return the factory of a server's connections, for uvicorn's option ``http``."""
     return partial(Connection, service)
 
 
 class ConnectionOwner(Protocol):
-    """Takes one connection back that was handed over to this server; the native front's."""
+    """Who handed a connection to this server, and takes it back between two requests."""
 
     def return_connection(self, transport: asyncio.Transport) -> bool:
-        """Take it, between two requests; False if it must stay."""
+        """Take the connection back; return False if it must stay."""
 
     def lost(self) -> None:
-        """Note that it was closed."""
+        """Note that the connection was closed."""
 
 
-class _Reading(Enum):
-    """Where in a request the next byte belongs."""
+class _Position(Enum):
+    """The part of a request that the next byte belongs to."""
 
     between = auto()
     head = auto()
@@ -84,11 +82,11 @@ class _Reading(Enum):
 
 
 class _Refused(Exception):
-    """Raised in a callback of the parser: the request is answered with these words."""
+    """Raised in a callback of the parser; its argument is the complete answer."""
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that must send its request in time, and asks for a place when it has."""
+    """A connection with time limits; a request enters the queue when its body is complete."""
 
     def __init__(
         self,
@@ -100,22 +98,22 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(**arguments)
         self._service = service
-        self._owner, self._held = owner, read
-        self._reading, self._is_new = _Reading.between, True
+        self._owner, self._unread = owner, read
+        self._position, self._is_new = _Position.between, True
         self._head_bytes = self._unfinished_bytes = self._headers_read = self._body_bytes = 0
         self._unanswered = 0  # requests whose heads are read
         self._may_persist = True
-        self._upgrades = False  # the head asks for another protocol, which is ignored
-        self._hung_up = False  # the caller sends no more
+        self._upgrades = False  # the head asks for another protocol: ignored
+        self._at_eof = False  # the caller sends no more
         self._last_answer: bytes | None = None  # a refusal; nothing more is read
-        self._lingers = False
+        self._is_lingering = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
     # ---- the connection's life ------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request, unless there are too many connections."""
+        """Start to wait for a request, unless there are too many connections."""
         super().connection_made(transport)
         self._outlet: Any = _Outlet(self)
         self._made_at = self.loop.time()
@@ -125,10 +123,10 @@ class Connection(HttpToolsProtocol):
             transport.close()
             return
         self._await_head()
-        self._read_held()
+        self._read_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing more."""
+        """Cancel the timers, and tell the owner."""
         self._got_head()
         self.resume_writing()
         super().connection_lost(exc)
@@ -136,56 +134,56 @@ class Connection(HttpToolsProtocol):
             self._owner.lost()
 
     def data_received(self, data: bytes) -> None:
-        """Read what has come, as far as it can be answered now."""
-        if self._lingers or self._last_answer is not None:
+        """Read as many requests as can be answered now."""
+        if self._is_lingering or self._last_answer is not None:
             return
         self._unset_keepalive_if_required()
-        self._held = self._held + data if self._held else data
-        self._read_held()
+        self._unread = self._unread + data if self._unread else data
+        self._read_on()
         if self._head_timer is None and not self._unanswered:
             self._await_head()  # empty lines are no request
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection until the requests that came whole are answered."""
-        self._hung_up = True
-        if self._lingers or self.scheme == "https":  # TLS has no half-closed connections
+        """Keep the connection until its complete requests are answered."""
+        self._at_eof = True
+        if self._is_lingering or self.scheme == "https":  # TLS has no half-closed connections
             return False
-        if not self._held and self._last_answer is None:
+        if not self._unread and self._last_answer is None:
             self._end_input()
         return not self.transport.is_closing()
 
     def shutdown(self) -> None:
-        """Close, if nothing is asked and nobody is about to ask; else after the answer."""
+        """Close an idle connection now, another one after its answer."""
         since = self.loop.time() - self._made_at
         if self._is_new and since < _FIRST_REQUEST_S:
             self.loop.call_later(_FIRST_REQUEST_S - since, self.shutdown)
-        elif self._reading is _Reading.between and not self._held:
+        elif self._position is _Position.between and not self._unread:
             super().shutdown()
 
-    def _read_held(self) -> None:
-        """Read on, while no request waits for the answer to another one."""
-        if self._reading is _Reading.head and self._head_timer is None:
+    def _read_on(self) -> None:
+        """Read on while no request waits for the answer to another one."""
+        if self._position is _Position.head and self._head_timer is None:
             self._await_head()
-        data, offset = self._held, 0
+        data, offset = self._unread, 0
         while offset < len(data) and not self.pipeline and self._last_answer is None:
             chunk = data[offset : offset + _SLICE] if len(data) > _SLICE else data
             offset += len(chunk)
             self._read(chunk)
-        self._held = b"" if self._last_answer is not None else data[offset:]
+        self._unread = b"" if self._last_answer is not None else data[offset:]
         if self.pipeline:
-            self._got_head()  # it is this server that does not read
-        elif self._hung_up and not self._held and self._last_answer is None:
+            self._got_head()  # this server does not read, so the caller is not late
+        elif self._at_eof and not self._unread and self._last_answer is None:
             self._end_input()
 
     def _read(self, chunk: bytes) -> None:
-        before, nbytes = self._reading, len(chunk)
+        before, nbytes = self._position, len(chunk)
         try:
             while chunk:
                 chunk = self._parse(chunk)
-            if before is self._reading is _Reading.head:
+            if before is self._position is _Position.head:
                 self._unfinished_bytes += nbytes
                 self._check_head()
-            if before is self._reading is _Reading.body:
+            if before is self._position is _Position.body:
                 self._body_bytes += nbytes
                 if self._body_bytes > 4 * self._service.settings.max_body + MAX_HEAD:
                     raise _Refused(_LONG_CHUNKS)
@@ -220,19 +218,19 @@ class Connection(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def _end_input(self) -> None:
-        """Nothing more comes: drop the request that is cut off, and close after the last answer."""
+        """Drop the request that the end of input cut off, and close after the last answer."""
         self._got_head()
-        if self._reading is _Reading.body:
+        if self._position is _Position.body:
             self._give_up_newest()
-        self._reading = _Reading.between
+        self._position = _Position.between
         if not self._unanswered:
             self.transport.close()
 
-    def _refuse(self, words: bytes) -> None:
+    def _refuse(self, answer: bytes) -> None:
         """End the connection with a refusal, after the answers to the requests before."""
         self._got_head()
-        self._last_answer, self._held = words, b""
-        if self._reading is _Reading.body:
+        self._last_answer, self._unread = answer, b""
+        if self._position is _Position.body:
             if self.cycle.response_started:
                 return  # that answer is the last
             self._give_up_newest()
@@ -240,7 +238,7 @@ class Connection(HttpToolsProtocol):
             self._write_last()
 
     def _give_up_newest(self) -> None:
-        """Let the request whose body is missing or broken go without an answer."""
+        """Drop the request whose body is missing or broken, without an answer."""
         broken = self.cycle
         if broken.response_started:
             return
@@ -253,21 +251,21 @@ class Connection(HttpToolsProtocol):
     def _write_last(self) -> None:
         if self._last_answer is not None and not self.transport.is_closing():
             self.transport.write(self._last_answer)
-            self._close_after_answer()
+            self.close_after_answer()
 
-    def _close_after_answer(self) -> None:
-        """Close; but where the caller still sends, give it time to read the answer first."""
+    def close_after_answer(self) -> None:
+        """Close; a caller that still sends gets time to read the answer first."""
         self._got_head()
-        has_all = self._reading is _Reading.between and not self._held and not self.pipeline
-        can_linger = not self._hung_up and self.transport.can_write_eof()
-        self._held = b""
+        has_all = self._position is _Position.between and not self._unread and not self.pipeline
+        can_linger = not self._at_eof and self.transport.can_write_eof()
+        self._unread = b""
         self.pipeline.clear()
         if self.transport.get_write_buffer_size():
             self._await_reader()
         if (has_all and self._last_answer is None) or not can_linger:
             self.transport.close()
             return
-        self._lingers = True
+        self._is_lingering = True
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
         self.transport.write_eof()
@@ -276,26 +274,26 @@ class Connection(HttpToolsProtocol):
     # ---- the parser's callbacks -----------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Begin to wait for a request's head."""
+        """Start to wait for a request's head."""
         super().on_message_begin()
-        self._reading, self._is_new = _Reading.head, False
+        self._position, self._is_new = _Position.head, False
         self._head_bytes = self._unfinished_bytes = self._headers_read = self._body_bytes = 0
         if self._head_timer is None:
             self._await_head()
 
     def on_url(self, url: bytes) -> None:
-        """Take the target, if it is not too long."""
+        """Add to the target; refuse one that is too long."""
         super().on_url(url)
         if len(self.url) > MAX_TARGET:
             raise _Refused(_LONG_TARGET)
         self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; those behind a body say nothing to this server."""
+        """Add a header; those behind a body are ignored."""
         self._headers_read += 1
         self._head_bytes += len(name) + len(value) + 4
         self._check_head()
-        if self._reading is _Reading.head:
+        if self._position is _Position.head:
             super().on_header(name, value)
 
     def _check_head(self) -> None:
@@ -304,7 +302,7 @@ class Connection(HttpToolsProtocol):
             raise _Refused(_LONG_HEAD)
 
     def on_headers_complete(self) -> None:
-        """Note when the request came, and begin to answer it."""
+        """Note the arrival time, and start to answer."""
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             raise _Refused(_OTHER_VERSION)
         scope: Any = self.scope
@@ -316,23 +314,23 @@ class Connection(HttpToolsProtocol):
             self._upgrades = True
             return
         self._got_head()
-        self._reading = _Reading.body
+        self._position = _Position.body
         scope[ARRIVED] = time.monotonic()
         super().on_headers_complete()
         self._unanswered += 1
         cycle = self.cycle
         cycle.transport = self._outlet
-        # Until its body is read, an answer is the last: the bytes that follow are no request.
+        # Before the body is read, an answer is the last: the bytes that follow are not a request.
         self._may_persist, cycle.keep_alive = cycle.keep_alive, False
 
     def on_message_complete(self) -> None:
-        """Take a place in the queue, unless the request has been answered already."""
+        """Take a slot in the queue, unless the request is already answered."""
         if self._upgrades:
             return
         scope: Any = self.scope
         if scope["method"] == "POST" and ADMITTED not in scope and not self.pipeline:
             scope[ADMITTED] = self._service.slots.enter()
-        self._reading = _Reading.between
+        self._position = _Position.between
         if not self.cycle.response_started:
             self.cycle.keep_alive = self._may_persist
         super().on_message_complete()
@@ -340,43 +338,43 @@ class Connection(HttpToolsProtocol):
     # ---- answers --------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """Go on to the next request, or to the end."""
+        """Go on with the next request, or close."""
         self._unanswered -= 1
-        if self._lingers:
+        if self._is_lingering:
             self.server_state.total_requests += 1
             return
         super().on_response_complete()
         if self.transport.is_closing():
             return
-        self._read_held()
+        self._read_on()
         if self._unanswered or self.transport.is_closing():
             return
         if self._last_answer is not None:
             self._write_last()
-        elif self._hung_up:
-            self._close_after_answer()
+        elif self._at_eof:
+            self.close_after_answer()
         elif self._owner and self._is_at_rest() and self._owner.return_connection(self.transport):
             self._owner = None
 
     def _is_at_rest(self) -> bool:
         return (
-            self._reading is _Reading.between
-            and not self._held
+            self._position is _Position.between
+            and not self._unread
             and self.cycle.keep_alive
             and not self._service.draining
             and not self.transport.is_closing()
             and not self.transport.get_write_buffer_size()
         )
 
-    # ---- callers that take their time -----------------------------------------------------------
+    # ---- timeouts -------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
-        """Begin to wait for a caller that does not take its answers."""
+        """Start the timer of a caller that does not read its answers."""
         super().pause_writing()
         self._await_reader()
 
     def resume_writing(self) -> None:
-        """Wait no longer."""
+        """Cancel the timer of a caller that reads again."""
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
@@ -395,7 +393,7 @@ class Connection(HttpToolsProtocol):
         self._service.metrics.connections_ended.labels(why).inc()
 
     def timeout_keep_alive_handler(self) -> None:
-        """End a connection that has been idle; one that does not even read is cut off."""
+        """Close an idle connection; cut off one whose caller does not read."""
         if self.transport.get_write_buffer_size():
             self._cut_off()
         else:
@@ -419,7 +417,7 @@ class Connection(HttpToolsProtocol):
 
 
 class _Outlet:
-    """What an answer is written to: as the transport, but for how it closes."""
+    """The transport that an answer is written to; closing it lets the caller read the answer."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -430,4 +428,4 @@ class _Outlet:
             self._connection.transport.write(data)
 
     def close(self) -> None:
-        self._connection._close_after_answer()
+        self._connection.close_after_answer()

@@ -1,4 +1,4 @@
-"""The server of one process: its socket, its loop, and how it ends."""
+"""One serving process: registries, service, socket and event loop; readiness and draining."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from widedeep.serving.impressions import ImpressionLog, Retention
 from widedeep.serving.registry import Registry
 from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_alone, bind_port
 
-_OTHER_FILES = 256
+_RESERVED_DESCRIPTORS = 256  # for models, logs and other files
 
 
 def open_registries(config: ServeConfig, monitor: ThreadMonitor) -> dict[str, Registry]:
@@ -77,7 +77,7 @@ def run_worker(
     config: ServeConfig,
     on_listening: Callable[[int, int | None], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM: what every process of the server runs."""
+    """Serve until SIGTERM; every process of a server runs this."""
     settings, shared = _within_descriptors(config.settings), worker.count > 1
     monitor = ThreadMonitor()
     registries = open_registries(config, monitor)
@@ -92,8 +92,8 @@ def run_worker(
     sys.setswitchinterval(0.001)
     with ExitStack() as stack:
         listening = stack.enter_context(_bound(settings, shared))
-        # The first process of a server answers from its start, if only that it is not ready; those
-        # that join it, or take a dead one's place, share the port once all of them can answer.
+        # The first process listens from its start, if only to answer that it is not ready. Others,
+        # and replacements of dead ones, join the port once every model is loaded.
         joins = worker.index > 0 or worker.replaces
         if not joins:
             listening.listen()
@@ -104,8 +104,8 @@ def run_worker(
         elif shared:
             monitor.start("start", lambda: _wait_ready(worker, registries), stuck_s=float("inf"))
         if config.on_ready is not None and not joins:
-            tell_ready = partial(_tell_ready, config, registries, listening.getsockname()[1])
-            monitor.start("ready", tell_ready, stuck_s=float("inf"))
+            report_ready = partial(_report_ready, config, registries, listening.getsockname()[1])
+            monitor.start("ready", report_ready, stuck_s=float("inf"))
         if config.log is not None:
             _log_impressions(service, stack.enter_context(open_impression_log(config.log, monitor)))
         on_drain, grpc_port = _start_grpc(service, config, shared, stack)
@@ -118,17 +118,17 @@ def run_worker(
 
 
 def _within_descriptors(settings: Settings) -> Settings:
-    """Raise the limit of open files, and keep some from connections: models are files, too."""
+    """Raise the limit of open files, and reserve some of them: models are files, too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    descriptors = settings.max_connections + _OTHER_FILES
+    descriptors = settings.max_connections + _RESERVED_DESCRIPTORS
     limit = max(soft, descriptors if hard == resource.RLIM_INFINITY else min(descriptors, hard))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    most = max(1, limit - min(_OTHER_FILES, limit // 2))
-    return replace(settings, max_connections=min(settings.max_connections, most))
+    max_connections = max(1, limit - min(_RESERVED_DESCRIPTORS, limit // 2))
+    return replace(settings, max_connections=min(settings.max_connections, max_connections))
 
 
 def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> bool:
-    """Wait until every model is loaded, here and in the first process, which leaves a mark."""
+    """Wait until every model is loaded, here and in the first process, which writes a mark."""
     for registry in registries.values():
         registry.wait_ready()
     first_is_ready = Path(os.environ[METRICS_DIRECTORY]) / "first-is-ready"
@@ -139,8 +139,8 @@ def _wait_ready(worker: Worker, registries: Mapping[str, Registry]) -> bool:
     return False
 
 
-def _tell_ready(config: ServeConfig, registries: Mapping[str, Registry], port: int) -> bool:
-    """Wait until every model is loaded, and say so; False: it is done once."""
+def _report_ready(config: ServeConfig, registries: Mapping[str, Registry], port: int) -> bool:
+    """Call `on_ready` once every model is loaded; return False to end the thread."""
     for registry in registries.values():
         registry.wait_ready()
     assert config.on_ready is not None
@@ -158,7 +158,7 @@ def _log_impressions(service: Service, log: ImpressionLog) -> None:
 
 
 def _bound(settings: Settings, shared: bool) -> socket.socket:
-    # Alone on its port: another server there is a mistake, which SO_REUSEPORT would hide.
+    # SO_REUSEPORT would hide that another server has the port.
     return (bind_port if shared else bind_alone)(settings.host, settings.port)
 
 
@@ -190,13 +190,13 @@ def _start_grpc(
 
 
 _BACKLOG = 2048
-_KEYS_EVERY = 10  # ticks of a tenth of a second
+_TICKS_PER_KEY_CHECK = 10  # of a tenth of a second
 
 
 def serve(
     service: Service, listening: socket.socket, *, on_drain: Callable[[], None] | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then let requests finish."""
+    """Serve until SIGTERM or SIGINT, then drain."""
     config = _config(service)
     listening.listen(_BACKLOG)
     listening.setblocking(False)
@@ -234,7 +234,7 @@ def _config(service: Service) -> uvicorn.Config:
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn's, behind a native server where there can be one."""
+    """uvicorn's server, behind a native server where there can be one."""
 
     def __init__(
         self,
@@ -249,9 +249,9 @@ class _DrainingServer(uvicorn.Server):
         self._stop_at = float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen: a native server if there can be one, which hands connections over."""
+        """Start to accept connections, through a native server if there can be one."""
         if threading.current_thread() is threading.main_thread():
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reread)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_files)
         if not can_serve_natively(self._service):
             await super().startup(sockets)
             return
@@ -273,7 +273,7 @@ class _DrainingServer(uvicorn.Server):
         return protocol
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let requests finish, and only then close the port: who connects meanwhile is served."""
+        """Let requests finish before the port is closed; new connections are served meanwhile."""
         end = time.monotonic() + float(self._service.settings.drain_s)
         before = list(self.server_state.connections)
         for connection in before:
@@ -296,9 +296,9 @@ class _DrainingServer(uvicorn.Server):
             native.stop()
 
     async def _close_port(self) -> None:
-        """Close the listening socket, and serve those who had connected until then."""
+        """Close the listening socket, and serve the connections that it has queued."""
         last = []
-        with contextlib.suppress(OSError):  # there is none left
+        with contextlib.suppress(OSError):  # none is queued any more
             while True:
                 last.append(self._listening.accept()[0])
         self._listening.close()
@@ -309,7 +309,7 @@ class _DrainingServer(uvicorn.Server):
             if self._native is not None:
                 self._native.accept_handoff(connection.detach())
                 continue
-            with contextlib.suppress(OSError):  # gone already
+            with contextlib.suppress(OSError):  # closed by the caller
                 await asyncio.get_running_loop().connect_accepted_socket(
                     self._new_connection, connection
                 )
@@ -317,7 +317,7 @@ class _DrainingServer(uvicorn.Server):
             await self._native.finish(lambda: self.force_exit)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; at the second signal, stop waiting."""
+        """Start to drain; at a second signal, stop waiting."""
         if self._service.draining:
             self.should_exit = self.force_exit = True
             return
@@ -330,15 +330,15 @@ class _DrainingServer(uvicorn.Server):
             self._on_drain()
 
     async def on_tick(self, counter: int) -> bool:
-        """Look after the keys' file, and stop once load balancers have had their time."""
+        """Check the file of keys; stop when the drain delay is over."""
         if time.monotonic() >= self._stop_at:
             self.should_exit = True
-        if counter % _KEYS_EVERY == 0:
+        if counter % _TICKS_PER_KEY_CHECK == 0:
             self._service.reload_keys()
         return await super().on_tick(counter)
 
-    def _reread(self) -> None:
-        """Read again what an operator may have changed; new connections see it."""
+    def _reload_files(self) -> None:
+        """Read the keys and the TLS certificate again; new connections use them."""
         settings, log = self._service.settings, self._service.log
         self._service.reload_keys(force=True)
         if self.config.ssl is not None and settings.tls_certificate is not None:

@@ -1,4 +1,4 @@
-"""Settings: what an operator may choose about the server."""
+"""What a server is started with: limits, times, network options, models, the impression log."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ RequestLog = Literal["all", "errors", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits, times and doors of the server; the defaults suit a ranker behind a load balancer."""
+    """Limits, times and network options; the defaults suit a ranker behind a load balancer."""
 
-    host: str = "127.0.0.1"  # The address to bind; loopback unless told otherwise
-    port: int = 8080  # The port; 0 takes a free one
-    workers: int = 1  # Processes that share the port; rates of keys are divided by it
-    queue: int | None = None  # Requests that may be waiting or computed at once; more get 503
-    # How long a request may be expected to wait in the queue, in milliseconds
+    host: str = "127.0.0.1"  # Address to bind
+    port: int = 8080  # TCP port; 0 chooses a free one
+    workers: int = 1  # Processes that share the port; the rates of keys are divided by it
+    # Requests that may wait or compute at once; more get 503. None: as `max_wait_ms` allows
+    queue: int | None = None
+    # Longest expected wait in the queue, milliseconds
     max_wait_ms: float = 1_000.0
-    threads: int = 2  # Threads for long computations; short ones run where they were read
-    inline_ms: float = 2.0  # What counts as short, in milliseconds
-    # How long a caller is taken to wait when it does not say, in milliseconds
+    threads: int = 2  # Threads for long computations; short ones run on the event loop
+    inline_ms: float = 2.0  # Expected time of a short computation at most, milliseconds
+    # Deadline of a request that names none, milliseconds
     deadline_ms: float = 5_000.0
-    longest_deadline_ms: float = 60_000.0  # The most that a caller may ask for
-    max_body: int = 16 << 20  # Largest body in bytes, after decompression; larger ones get 413
-    max_candidates: int = 100_000  # Most rows or candidates in a request; more get 413
-    max_connections: int = 4_096  # Open connections; further ones are closed at once
-    head_timeout_s: float = 10.0  # Seconds in which a request's head must have come
-    body_timeout_s: float = 10.0  # Seconds in which its body must have come, else 408
-    write_timeout_s: float = 30.0  # Seconds in which the caller must have taken the answer
+    longest_deadline_ms: float = 60_000.0  # Longest deadline that a request may name, milliseconds
+    max_body: int = 16 << 20  # Bytes of a body, decompressed; larger ones get 413
+    max_candidates: int = 100_000  # Rows or candidates of a request; more get 413
+    max_connections: int = 4_096  # Open connections; further ones get 503 and are closed
+    head_timeout_s: float = 10.0  # Seconds for a request's head to arrive, else 408
+    body_timeout_s: float = 10.0  # Seconds for a request's body to arrive, else 408
+    write_timeout_s: float = 30.0  # Seconds for the caller to read the answer
     idle_timeout_s: float = 75.0  # Seconds that a connection stays open without a request
-    drain_s: float = 25.0  # Seconds that requests have to finish after SIGTERM
-    # Seconds after SIGTERM in which the server goes on while it is not ready, so that load
-    # balancers turn away first
+    drain_s: float = 25.0  # Seconds for requests to finish after SIGTERM
+    # Seconds after SIGTERM in which the server serves on, not ready, so that load balancers turn
+    # away first
     drain_delay_s: float = 2.0
-    keys: str | None = None  # A TOML file of API keys; None asks for no key
-    admin: bool = False  # Open the endpoints that load, unload and roll back; needs an admin key
-    # Names by which operators may reach those endpoints, beside the address that is bound and
-    # loopback's names
+    keys: str | None = None  # A TOML file of API keys; None: no key is needed
+    admin: bool = False  # Serve the admin endpoints; needs an admin key
+    # Host names for the admin endpoints, besides the bound address and loopback's names
     admin_hosts: tuple[str, ...] = ()
-    # Show a page at ``/`` to try requests on; it shows the requests stored in the bundles
+    # Serve a page at ``/`` to try requests; it shows the requests stored in the bundles
     page: bool = True
-    # The catalogue's column that recommendations take the most popular items by; None takes the
-    # order of its rows
+    # The catalogue's column of popularity, for recommendations; None: the order of its rows
     popularity: str | None = None
-    # The catalogue's column that ``most_of_each`` of a recommendation is about
+    # The catalogue's column that ``most_of_each`` of a recommendation limits
     category: str | None = None
-    tls_certificate: str | None = None  # A PEM file; None speaks plain HTTP
-    tls_key: str | None = None  # Its key
-    tls_client_ca: str | None = None  # Certificates that callers must be signed by
+    tls_certificate: str | None = None  # A PEM file; None: plain HTTP
+    tls_key: str | None = None  # The PEM file of its key
+    # PEM file of the authorities of callers' certificates; None: callers need no certificate
+    tls_client_ca: str | None = None
     request_log: RequestLog = "errors"  # Which requests are logged
 
     def __post_init__(self) -> None:
@@ -86,31 +86,30 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Where and how the server logs what it showed."""
+    """Options of the impression log; see ImpressionLog."""
 
     directory: str  # Where the files go
-    user_id: str = "user_id"  # Of the user's values, the one that is the id
-    sample: float = 1.0  # Share of the requests
+    user_id: str = "user_id"  # The user's column that holds the id
+    sample: float = 1.0  # Fraction of the requests to log
     # The feature columns that may be written; None: all that the model reads
     columns: tuple[str, ...] | None = None
-    hash_key_file: str | None = None  # Its bytes key the hash of users' ids; None writes the ids
-    days: float | None = None  # Files that are older are deleted; None keeps them
-    nbytes: int | None = None  # Beyond, the oldest files are deleted; None keeps them
+    hash_key_file: str | None = None  # Key of the hash of users' ids; None: ids are not hashed
+    days: float | None = None  # Age at which files are deleted; None: never
+    nbytes: int | None = None  # Total size beyond which the oldest files are deleted; None: never
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """All that a serving process must know."""
+    """The options of a server: all that its processes are started with; can be pickled."""
 
     models: dict[str, Path]  # A bundle or a directory of versions, by the model's name
-    # Of the server; ``port`` is settled before workers start
     settings: Settings = field(default_factory=Settings)
     # Which versions are served, and how
     registry: RegistryOptions = field(default_factory=RegistryOptions)
-    # ``"host:port"`` of the Open Inference Protocol over gRPC; None leaves it out
+    # ``"host:port"`` of the gRPC server; None: there is none
     grpc: str | None = None
-    log: LogConfig | None = None  # Where what was shown is logged; None: nowhere
-    # Called with the plan and the HTTP port, by the first process, once every model can answer
+    log: LogConfig | None = None  # None: impressions are not logged
+    # Called by the first process with these options and the HTTP port, when every model is loaded
     on_ready: Callable[[ServeConfig, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -125,7 +124,7 @@ class ServeConfig:
 
 
 def find_models(paths: list[str]) -> dict[str, Path]:
-    """Return the models that paths hold, by name: the name of their directory."""
+    """Return the models of paths by name; `NAME=PATH` names one, else its directory does."""
     models: dict[str, Path] = {}
     for text in paths:
         name_text, equals, path_text = text.partition("=")
@@ -162,7 +161,7 @@ def _models_in(path: Path) -> Iterator[tuple[str, Path]]:
         for each in inner
         if not (each / MANIFEST).is_file() and any(each.glob(f"[!._]*/{MANIFEST}"))
     ]
-    # A directory without versions yet is a model too: the first may be on its way.
+    # A directory without versions is a model too: the first may be published later.
     if several:
         yield from ((each.name, each) for each in several)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,11 @@ from widedeep.serving.http.open_inference import (
     Row,
     Scored,
     check_columns,
+    check_row_count,
     model_metadata,
     output_name,
     rows_of_columns,
-    score_rows,
+    score_call,
 )
 from widedeep.serving.http.service import Call, Reply, Service, json_reply
 
@@ -60,14 +61,22 @@ async def predict(service: Service, call: Call) -> Reply:
         n_rows = max(map(len, values.values()), default=0)
     else:
         n_rows = len(values or [])
+    check_row_count(service, n_rows)
     if request.instances is not None:
-        scored = await _score(
-            *(service, call, n_rows, lambda bundle: _instances(bundle, request.instances or [])),
+        instances = request.instances
+        scored = await score_call(
+            service,
+            call,
+            n_rows,
+            lambda bundle: _instances(bundle, instances),
             lambda column, row: f"/instances/{row}/{column}",
         )
         return json_reply({"predictions": _by_row(scored)})
-    scored = await _score(
-        *(service, call, n_rows, lambda bundle: _inputs(bundle, request.inputs or {})),
+    scored = await score_call(
+        service,
+        call,
+        n_rows,
+        lambda bundle: _inputs(bundle, request.inputs or {}),
         lambda column, row: f"/inputs/{column}/{row}",
     )
     scores = {output_name(head): each.tolist() for head, each in scored.scores.items()}
@@ -115,7 +124,7 @@ def _inputs(bundle: Bundle, inputs: dict[str, list[Any]] | list[Any]) -> list[Ro
 
 
 def _plain_row(bundle: Bundle, row: Mapping[str, Any], pointer: str) -> Row:
-    """Return a row with TensorFlow's ways of writing a value undone: [39] and {"b64": ...}."""
+    """Return a row with TensorFlow's notation of values resolved: [39] and {"b64": ...}."""
     kinds = bundle.schema.columns
     plain = {}
     for name, value in row.items():
@@ -136,9 +145,7 @@ def _plain(value: Any, pointer: str) -> Any:
     try:
         return base64.b64decode(value["b64"], validate=True)
     except (binascii.Error, TypeError, ValueError) as error:
-        raise HttpError(
-            400, f"got b64 that is no base64 text ({error})", pointer=pointer
-        ) from error
+        raise HttpError(400, f"got b64 that is not base64 ({error})", pointer=pointer) from error
 
 
 def _by_row(scored: Scored) -> list[Any]:
@@ -152,7 +159,7 @@ def _by_row(scored: Scored) -> list[Any]:
 
 
 async def classify(service: Service, call: Call) -> Reply:
-    """Give each example its classes with their probabilities."""
+    """Return the probabilities of the classes for each example."""
     scored = await _score_examples(service, call)
     head = _head(scored, ("binary", "multiclass"), call)
     scores = scored.scores[head.name]
@@ -166,7 +173,7 @@ async def classify(service: Service, call: Call) -> Reply:
 
 
 async def regress(service: Service, call: Call) -> Reply:
-    """Give each example one number: a probability, or a regression's value."""
+    """Return one number per example: a probability, or a regression's value."""
     scored = await _score_examples(service, call)
     head = _head(scored, ("regression", "binary"), call)
     return json_reply({"results": scored.scores[head.name].tolist()})
@@ -184,12 +191,13 @@ async def _score_examples(service: Service, call: Call) -> Scored:
             example_rows.append({**shared, **_plain_row(bundle, example, f"/examples/{index}")})
         return example_rows
 
-    def place(column: str, row: int) -> str:
+    def pointer_of(column: str, row: int) -> str:
         if row < len(request.examples) and column in request.examples[row]:
             return f"/examples/{row}/{column}"
         return f"/context/{column}"
 
-    return await _score(service, call, len(request.examples), rows, place)
+    check_row_count(service, len(request.examples))
+    return await score_call(service, call, len(request.examples), rows, pointer_of)
 
 
 def _head(scored: Scored, kinds: tuple[str, ...], call: Call) -> BundleHead:
@@ -203,41 +211,11 @@ def _head(scored: Scored, kinds: tuple[str, ...], call: Call) -> BundleHead:
     )
 
 
-async def _score(
-    service: Service,
-    call: Call,
-    n_rows: int,
-    rows: Callable[[Bundle], list[Row]],
-    pointer_of: Callable[[str, int], str | None],
-) -> Scored:
-    if n_rows > service.settings.max_candidates:
-        raise HttpError(
-            413, f"got {n_rows} rows, expected at most {service.settings.max_candidates}"
-        )
-    call.model, call.rows = call.params["model"], n_rows
-    scored = await service.scheduler.run(
-        f"score/{call.model}",
-        n_rows,
-        call.deadline,
-        lambda: score_rows(
-            service,
-            model=call.params["model"],
-            request_id=call.request_id,
-            rows=rows,
-            pointer_of=pointer_of,
-            version=call.params.get("version"),
-            label=call.params.get("label"),
-        ),
-    )
-    call.version = scored.version
-    return scored
-
-
-# ---- what there is ------------------------------------------------------------------------------
+# ---- models and versions ------------------------------------------------------------------------
 
 
 async def status(service: Service, call: Call) -> Reply:
-    """Say how each version of a model stands."""
+    """Return the state of each version of a model."""
     versions = service.models.registry(call.params["model"]).status()
     for param, name in call.params.items():
         if param == "version":
@@ -266,7 +244,7 @@ async def status(service: Service, call: Call) -> Reply:
 
 
 async def metadata(service: Service, call: Call) -> Reply:
-    """Say which columns a model reads and what it gives."""
+    """Return the signature of a model: its columns and outputs."""
     model, version, label = (call.params.get(each) for each in ("model", "version", "label"))
     with service.models.lease(model, call.request_id, version, label) as served:
         version = served.version
