@@ -29,7 +29,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "files": ("errors",),
     "page": ("errors",),
     "options": ("errors",),
-    "features": ("errors",),
+    "features": ("options",),
     "kernels": ("errors", "_native"),
     "schema": ("features", "options", "kernels", "files"),
     "data": ("schema", "page"),

@@ -25,11 +25,8 @@ from widedeep.errors import (
     show_value,
 )
 from widedeep.features import (
-    Bucketized,
-    Crossed,
     Feature,
     FeatureSpec,
-    Numeric,
     categorical,
     numeric,
 )
@@ -174,17 +171,15 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         """Return the features in the form of a setting: numbers standardised, with bins or not."""
         if self.features is not None:
             return spec
-        in_crosses = {p for f in spec.all_features if isinstance(f, Crossed) for p in f.parts}
+        in_crosses = {part for f in spec.all_features for part in f.part_names}
         features: list[Feature] = []
         deep: list[str] = []
         for feature in spec.all_features:
-            only_in_crosses = isinstance(feature, Bucketized) and feature.name in in_crosses
-            if isinstance(feature, Bucketized) and not (setting.bins or only_in_crosses):
+            only_in_crosses = feature.is_bucketed and feature.name in in_crosses
+            if feature.is_bucketed and not (setting.bins or only_in_crosses):
                 continue
-            if isinstance(feature, Numeric):
-                feature = replace(feature, transform="standard")
-            features.append(feature)
-            if not isinstance(feature, Crossed) and not only_in_crosses:
+            features.append(feature.standardised())
+            if not feature.part_names and not only_in_crosses:
                 deep.append(feature.name)
         return FeatureSpec(features=features, label=spec.label, weight=spec.weight, deep=deep)
 
@@ -211,7 +206,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             trainer = self._trained(formed, learned, head, setting, seed, False)
             return trainer.evaluate(left_out)[metric]
 
-        bins = self.features is None and any(isinstance(f, Bucketized) for f in spec.all_features)
+        bins = self.features is None and any(f.is_bucketed for f in spec.all_features)
         best, self.candidates_ = search(judge, len(parts), bins=bins)
         if self.verbose:
             for judged in self.candidates_:

@@ -5,38 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.errors import ConfigError, FeatureError, SchemaError, nearest
-from widedeep.features import Bucketized, Categorical, Crossed, Feature, FeatureSpec, Numeric
+from widedeep.features import Feature, FeatureSpec
 from widedeep.features.kind import Combiner
-from widedeep.features.learned import FIRST_KNOWN_ID, NumericFit, Vocabulary, text_buffers
+from widedeep.features.learned import (
+    FIRST_KNOWN_ID,
+    ColumnType,
+    NumericFit,
+    Vocabulary,
+    text_buffers,
+)
 from widedeep.features.spec import spec_from_table, spec_to_table
 from widedeep.files import map_tensors, read_metadata, write_tensors
-from widedeep.options import check_types, check_value
+from widedeep.options import check_value
 
 __all__ = ["ColumnType", "NumericFit", "Schema", "Slot", "Vocabulary"]
 
 # Format 1 knew no storage of columns; a schema without any is still written so.
 SCHEMA_FORMAT = 2
 _COUNTS = "counts/"
-# Told of the training data and no part of what turns rows into numbers: not in the fingerprint.
+# Statistics of the training data, which turn no row into numbers.
 _TAIL = "tail/"
-_TOLD = (_COUNTS, "profile_cuts/", "profile_counts/", _TAIL)
-LogicalKind = Literal["string", "int", "float", "bool"]
-_TIMES: dict[str, pa.DataType] = {
-    **{unit: pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")},
-    "day": pa.date32(),
-}
-_FLOATS = {"float16": pa.float16(), "float32": pa.float32()}
+_NOT_FINGERPRINTED = (_COUNTS, "profile_cuts/", "profile_counts/", _TAIL)
 _DAMAGED = (AttributeError, ConfigError, FeatureError, KeyError, TypeError, ValueError)
 # What a schema file says beside its tensors.
 _FACTS: Mapping[str, Any] = {
@@ -50,105 +49,41 @@ _FACTS: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ColumnType:
-    """The logical type of an input column; requests are converted by it, never by inference.
-
-    Args:
-        kind: ``"string"`` (text or bytes), ``"int"``, ``"float"`` or ``"bool"``.
-        nested: True for a column of lists.
-        storage: How the column was stored where the schema was fitted, as far as it decides what a
-            value means: ``"float16"``, ``"float32"``, ``"float64"``, ``"decimal:2"`` (digits behind
-            the point), or the unit of a time: ``"s"``, ``"ms"``, ``"us"``, ``"ns"``, ``"day"``.
-            A value that comes in another form is rounded to it, and a number for a time counts its
-            units since 1970. None for text, whole numbers and booleans, and in schemas that older
-            versions wrote: values are taken as they come.
-    """
-
-    kind: LogicalKind
-    nested: bool = False
-    storage: str | None = None
-
-    def __post_init__(self) -> None:
-        check_types(self, "column type")
-        storage = self.storage or "float64"
-        if not (storage in {"float64", *_FLOATS, *_TIMES} or re.fullmatch(r"decimal:\d+", storage)):
-            raise SchemaError(
-                f"column type: got storage={storage!r}, which this version cannot read"
-            )
-
-    @property
-    def is_time(self) -> bool:
-        """Whether the column holds points in time."""
-        return self.storage in _TIMES
-
-    def arrow(self, *, narrow: bool = False) -> pa.DataType:
-        """Return the Arrow type that holds such a column.
-
-        Args:
-            narrow: Of the column's own width; otherwise numbers are of 64 bits.
-        """
-        plain = {
-            "string": pa.large_string(),
-            "int": pa.int64(),
-            "float": pa.float64(),
-            "bool": pa.bool_(),
-        }
-        item = _TIMES.get(self.storage or "", plain[self.kind])
-        if narrow and self.storage in _FLOATS:
-            item = _FLOATS[self.storage]
-        return pa.list_(item) if self.nested else item
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain values; a storage that is unknown is left out."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-    def round(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return numbers as the column could have held them.
-
-        Args:
-            values: Any numbers; NaN stays.
-
-        Example:
-            >>> ColumnType(kind="float", storage="float32").round(np.array([0.1])).tolist()
-            [0.10000000149011612]
-        """
-        if self.storage in _FLOATS:
-            with np.errstate(over="ignore"):
-                return values.astype(self.storage).astype(np.float64)
-        return values
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Slot:
     """One feature's place among the ids of a Batch.
 
     Args:
         name: The feature's name.
-        kind: ``"categorical"``, ``"bucketized"``, ``"crossed"`` or ``"numeric"`` (a number in the
-            wide part: id 2 + component, with the transformed value as its weight).
+        kind: The feature's kind: ``"categorical"``, ``"bucketized"``, ``"crossed"``, ``"numeric"``
+            or one's own.
         size: Ids run from 0 to ``size - 1``.
         table: Logical embedding table; the feature's name unless shared.
         combiner: In the deep part; None keeps the sequence.
         embedding_dim: Declared width, or None for the model's default.
         wide: True if in the wide part.
         deep: True if embedded in the deep part.
+        is_number: True for a number in the wide part: id 2 + component, with the transformed value
+            as its weight.
+        is_value: True for a feature that reads a column of categories.
     """
 
     name: str
-    kind: Literal["categorical", "bucketized", "crossed", "numeric"]
+    kind: str
     size: int
     table: str
     combiner: Combiner | None
     embedding_dim: int | None
     wide: bool
     deep: bool
+    is_number: bool = False
+    is_value: bool = False
 
     def wide_combiner(self, combiner: str) -> str:
         """Return how its wide weights are combined where a model says ``combiner``.
 
         A combiner counts sparse values; divided by itself, a number would be 1 whatever it is.
         """
-        return "sum" if self.kind == "numeric" else combiner
+        return "sum" if self.is_number else combiner
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,30 +126,26 @@ class Schema:
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
         """The features that have ids, in the order of a Batch's cells."""
-        placed = []
+        slots = []
         for feature in self.spec.all_features:
             wide = feature.name in self.spec.wide_names
-            deep = feature.name in self.spec.deep_names
-            if isinstance(feature, Numeric):
-                deep = False
-            if not wide and not deep:
-                continue
-            placed.append(
-                Slot(
-                    name=feature.name,
-                    kind=type(feature).__name__.lower(),  # type: ignore[arg-type]
-                    size=self.id_count(feature.name),
-                    table=(feature.table if isinstance(feature, Categorical) else None)
-                    or feature.name,
-                    combiner=feature.combiner
-                    if isinstance(feature, (Categorical, Crossed))
-                    else "sum",
-                    embedding_dim=None if isinstance(feature, Numeric) else feature.embedding_dim,
-                    wide=wide,
-                    deep=deep,
+            deep = feature.name in self.spec.deep_names and not feature.dense_width
+            if wide or deep:
+                slots.append(
+                    Slot(
+                        name=feature.name,
+                        kind=feature.kind,
+                        size=self.id_count(feature.name),
+                        table=feature.table_name,
+                        combiner=feature.deep_combiner,
+                        embedding_dim=feature.deep_width,
+                        wide=wide,
+                        deep=deep,
+                        is_number=feature.dense_width > 0,
+                        is_value=feature.value_input is not None,
+                    )
                 )
-            )
-        return tuple(placed)
+        return tuple(slots)
 
     @cached_property
     def dense_layout(self) -> dict[str, slice]:
@@ -222,41 +153,37 @@ class Schema:
 
         An indicator feature of size s fills 2 s columns: s values, then s null flags.
         """
-        layout, at = {}, 0
+        layout, start = {}, 0
         for feature in self.spec.all_features:
-            if isinstance(feature, Numeric):
-                layout[feature.name] = slice(at, at + feature.width)
-                at += feature.width
+            if feature.dense_width:
+                layout[feature.name] = slice(start, start + feature.dense_width)
+                start += feature.dense_width
         return layout
 
     @property
     def n_dense(self) -> int:
         """K, the number of dense columns of a Batch."""
-        return sum(f.width for f in self.spec.all_features if isinstance(f, Numeric))
+        return sum(feature.dense_width for feature in self.spec.all_features)
 
     def input_types(self) -> dict[str, pa.DataType]:
         """Return the type of each column, for files that do not say it (CSV).
 
-        A column that numeric and bucketized features alone read holds numbers, whole ones or not.
+        A column that is read as numbers alone holds numbers, whole ones or not.
         """
-        types = {name: kind.arrow() for name, kind in self.columns.items()}
-        values = {
-            name
-            for feature in self.spec.all_features
-            if not isinstance(feature, Numeric | Bucketized)
-            for name in (getattr(feature, "source", None), *getattr(feature, "parts", ()))
-        }
-        for feature in self.spec.all_features:
-            if not isinstance(feature, Numeric | Bucketized) or feature.source in values:
-                continue
-            if types.get(feature.source) == pa.int64():
-                types[feature.source] = pa.float64()
+        types = {name: column.arrow() for name, column in self.columns.items()}
+        features = self.spec.all_features
+        numbers = {f.number_input.column for f in features if f.number_input is not None}
+        values = {f.value_input.column for f in features if f.value_input is not None}
+        values.update(part for feature in features for part in feature.part_names)
+        for column in numbers - values:
+            if types.get(column) == pa.int64():
+                types[column] = pa.float64()
         return types
 
     def vocabulary_key(self, name: str) -> str:
         """Return the key in :attr:`vocabularies` of a feature or of a cross's raw column."""
         feature = self.spec.by_name.get(name)
-        return (feature.table or name) if isinstance(feature, Categorical) else name
+        return name if feature is None else feature.table_name
 
     def id_count(self, name: str) -> int:
         """Return how many ids a feature has: the two reserved ones, OOV buckets, and known values.
@@ -268,22 +195,14 @@ class Schema:
             SchemaError: If there is no such feature.
         """
         feature = self.spec.by_name.get(name)
-        if isinstance(feature, Numeric):
-            return FIRST_KNOWN_ID + feature.width
-        if isinstance(feature, Bucketized):
-            return FIRST_KNOWN_ID + len(self.boundaries[name]) + 1
-        if isinstance(feature, (Categorical, Crossed)) and feature.hash_buckets:
-            return FIRST_KNOWN_ID + feature.hash_buckets
-        if isinstance(feature, Categorical) and feature.num_buckets:
-            return FIRST_KNOWN_ID + feature.num_buckets
-        key = self.vocabulary_key(name)
-        if key not in self.vocabularies:
-            known = [f.name for f in self.spec.all_features]
+        try:
+            known = len(self.vocabularies[name]) if feature is None else feature.known_ids(self)
+        except KeyError:
+            names = [f.name for f in self.spec.all_features]
             raise SchemaError(
-                f"got {name!r}, which is no feature of the schema; {nearest(name, known)}"
-            )
-        oov = feature.oov_buckets if isinstance(feature, Categorical) else 0
-        return FIRST_KNOWN_ID + oov + len(self.vocabularies[key])
+                f"got {name!r}, which is no feature of the schema; {nearest(name, names)}"
+            ) from None
+        return FIRST_KNOWN_ID + known
 
     def describe_id(self, name: str, id_: int) -> str:
         """Return what an id of a feature stands for: a value, a bucket, the parts of a cross.
@@ -303,27 +222,10 @@ class Schema:
             return "<unseen>"
         if id_ == 1:
             return "<missing>"
-        return self._describe_known(name, id_ - FIRST_KNOWN_ID)
-
-    def _describe_known(self, name: str, position: int) -> str:
         feature = self.spec.by_name.get(name)
-        if isinstance(feature, Bucketized):
-            return _bucket_text(self.boundaries[name], position)
-        if isinstance(feature, Numeric):
-            return name if feature.size == 1 and not position else f"component {position}"
-        if getattr(feature, "hash_buckets", None):
-            return f"<hash bucket {position}>"
-        if isinstance(feature, Categorical) and feature.num_buckets:
-            return str(position)
-        if isinstance(feature, Categorical) and feature.oov_buckets:
-            if position < feature.oov_buckets:
-                return f"<unseen, bucket {position}>"
-            position -= feature.oov_buckets
-        value = self.vocabularies[self.vocabulary_key(name)].value(position)
-        if isinstance(feature, Crossed) and isinstance(value, tuple):
-            parts = zip(feature.parts, value, strict=True)
-            return " & ".join(f"{part}={self.describe_id(part, int(i))}" for part, i in parts)
-        return str(value)
+        if feature is None:
+            return str(self.vocabularies[name].value(id_ - FIRST_KNOWN_ID))
+        return feature.describe(self, id_ - FIRST_KNOWN_ID)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -331,7 +233,7 @@ class Schema:
         digest = hashlib.sha256()
         digest.update(json.dumps(self._identity(), sort_keys=True).encode())
         for name, tensor in sorted(self._tensors().items()):
-            if not name.startswith(_TOLD):
+            if not name.startswith(_NOT_FINGERPRINTED):
                 _update(digest, name, tensor)
         return digest.hexdigest()
 
@@ -486,19 +388,9 @@ def _facts_digest(facts: str, tensors: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 of what the fingerprint leaves out, so that a damaged file is told."""
     digest = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
-        if name.startswith(_TOLD):
+        if name.startswith(_NOT_FINGERPRINTED):
             _update(digest, name, tensor)
     return digest.hexdigest()
-
-
-def _bucket_text(cuts: NDArray[np.float64], bucket: int) -> str:
-    if not len(cuts):
-        return "any number"
-    if bucket == 0:
-        return f"< {cuts[0]:g}"
-    if bucket == len(cuts):
-        return f">= {cuts[-1]:g}"
-    return f"[{cuts[bucket - 1]:g}, {cuts[bucket]:g})"
 
 
 def stored_spec(path: str | os.PathLike[str]) -> FeatureSpec:
@@ -529,14 +421,14 @@ def _assemble(
             vocabulary = replace(vocabulary, tail=tail)
         vocabularies[key] = vocabulary
     numerics = {
-        feature.name: _numeric_fit(tensors, feature)
+        feature.name: _numeric_fit(tensors, feature.name, feature.number_input.size)
         for feature in spec.all_features
-        if isinstance(feature, Numeric)
+        if feature.dense_width and feature.number_input is not None
     }
     boundaries = {
         feature.name: _rising(tensors, f"boundaries/{feature.name}")
         for feature in spec.all_features
-        if isinstance(feature, Bucketized)
+        if feature.is_bucketed
     }
     return Schema(
         spec=spec,
@@ -610,9 +502,7 @@ def _vocabulary_values(
     )
 
 
-def _numeric_fit(tensors: Mapping[str, NDArray[Any]], feature: Numeric) -> NumericFit:
-    name, size = feature.name, feature.size
-
+def _numeric_fit(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NumericFit:
     def per_component(part: str, dtype: type = np.float64) -> NDArray[Any]:
         return _tensor(tensors, f"{part}/{name}", dtype, (size,))
 
@@ -684,15 +574,12 @@ def _line(row: tuple[str, ...], widths: list[int]) -> str:
 
 
 def _row(schema: Schema, feature: Feature) -> tuple[str, ...]:
-    size = feature.width if isinstance(feature, Numeric) else schema.id_count(feature.name)
-    missing = (
-        "" if isinstance(feature, Crossed) else f"{schema.missing.get(feature.source, 0.0):.1%}"
-    )
+    column = feature.main_column
     return (
         feature.name,
-        kind_text(feature),
-        f"{size:,}",
-        missing,
+        feature.kind_text,
+        f"{feature.dense_width or schema.id_count(feature.name):,}",
+        "" if column is None else f"{schema.missing.get(column, 0.0):.1%}",
         place_text(schema, feature),
     )
 
@@ -711,23 +598,6 @@ def place_text(schema: Schema, feature: Feature) -> str:
         if feature.name in names
     ]
     return " + ".join(places) or "part of crosses"
-
-
-def kind_text(feature: Feature) -> str:
-    """Return what kind of feature it is, as text."""
-    if isinstance(feature, Numeric):
-        return f"numeric, {feature.transform}"
-    if isinstance(feature, Bucketized):
-        if feature.boundaries is not None:
-            return "bucketized"
-        return "bucketized, " + ("quantiles" if feature.bins is None else "bins")
-    if isinstance(feature, Crossed):
-        return "crossed, hashed" if feature.hash_buckets else "crossed"
-    if isinstance(feature, Categorical) and feature.hash_buckets:
-        return "categorical, hashed"
-    if isinstance(feature, Categorical) and feature.num_buckets:
-        return "categorical, identity"
-    return "categorical"
 
 
 def _label(schema: Schema) -> str:

@@ -69,7 +69,7 @@ def test_grown_vocabularies_keep_their_order(
         assert (np.diff(kept) > 0).all(), "old values stand in their order"
         if slot.name != "n" or max_size is None:
             np.testing.assert_array_equal(kept, np.arange(old.id_count(slot.name)))
-            assert map_ids(grown, alone, slot.name).found == alone.id_count(slot.name)
+            assert map_ids(grown, alone, slot.name).matched == alone.id_count(slot.name)
     if max_size is not None:
         assert len(grown.vocabularies["n"]) <= max_size
         total: dict[int, int] = {}
@@ -95,7 +95,7 @@ def test_why_nothing_is_found(mine: dict[str, Any], theirs: dict[str, Any], why:
     rows = make_rows(["a", "b"], ["c"])
     new, old = (wd.fit_schema(make_spec(**options), rows) for options in (mine, theirs))
     found = map_ids(new, old, "n")
-    assert (found.found, found.why) == (0, why)
+    assert (found.matched, found.why) == (0, why)
 
 
 def test_identity_integers_that_became_more() -> None:

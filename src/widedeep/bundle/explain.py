@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle.layout import BundleHead, BundleModel
 from widedeep.data.batch import Batch
-from widedeep.features import Bucketized, Categorical, Crossed, Numeric
+from widedeep.features import NumberInput
 from widedeep.schema import Schema
 
 __all__ = ["Explanation", "WideTerm", "name_ids"]
@@ -161,8 +161,9 @@ def name_ids(
 ) -> list[tuple[str, str]]:
     """Return what each of a feature's ids stands for, and the row's value that it came from."""
     kind = schema.spec.by_name[feature]
-    if isinstance(kind, Numeric):
-        return [_name_number(schema, kind, row, id_) for id_ in ids]
+    numbers = kind.number_input
+    if kind.dense_width and numbers is not None:
+        return [_name_number(schema, feature, numbers, row, id_) for id_ in ids]
     alone = list(itertools.islice(_single_values(schema, feature, row), _MOST_COMBINATIONS))
     texts: dict[int, list[str]] = {}
     if alone:
@@ -185,15 +186,15 @@ _NULL = "null"
 
 
 def _name_number(
-    schema: Schema, feature: Numeric, row: Mapping[str, Any], id_: int
+    schema: Schema, feature: str, numbers: NumberInput, row: Mapping[str, Any], id_: int
 ) -> tuple[str, str]:
-    raw: Any = schema.spec.training_only.get(feature.name, row.get(feature.source))
-    component = id_ - 2
-    lead = f"component {component % feature.size}: " if feature.size > 1 else ""
-    values: Sequence[Any] = [raw] if feature.size == 1 else [] if raw is None else list(raw)
-    value = values[component % feature.size] if len(values) == feature.size else None
+    raw: Any = schema.spec.training_only.get(feature, row.get(numbers.column))
+    component, size = id_ - 2, numbers.size
+    lead = f"component {component % size}: " if size > 1 else ""
+    values: Sequence[Any] = [raw] if size == 1 else [] if raw is None else list(raw)
+    value = values[component % size] if len(values) == size else None
     missing = value is None or value != value
-    if component >= feature.size:  # an indicator feature's flags follow its values
+    if component >= size:  # an indicator feature's flags follow its values
         return f"{lead}<missing>", ""
     return f"{lead}{'<missing>' if missing else _plain_text(value)}", ""
 
@@ -203,22 +204,23 @@ def _single_values(
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield rows that hold one of the feature's values or combinations each, and its text."""
     kind = schema.spec.by_name.get(feature)
-    if isinstance(kind, Crossed):
-        for parts in itertools.product(*(_single_values(schema, p, row) for p in kind.parts)):
+    if kind is not None and kind.part_names:
+        names = kind.part_names
+        for parts in itertools.product(*(_single_values(schema, part, row) for part in names)):
             columns: dict[str, Any] = {}
             for single, _ in parts:
                 columns = single | columns
             # Two values of one column, which two parts read, cannot be encoded alone.
             if all(columns[name] is single[name] for single, _ in parts for name in single):
-                named = zip(kind.parts, parts, strict=True)
+                named = zip(names, parts, strict=True)
                 yield columns, " & ".join(f"{part}={text}" for part, (_, text) in named)
         return
-    source = kind.source if isinstance(kind, (Categorical, Bucketized)) else feature
+    source = feature if kind is None else kind.input_columns[0]
     raw: Any = schema.spec.training_only.get(feature, row.get(source))
     nested = schema.columns[source].nested
     several = isinstance(raw, (list, tuple, np.ndarray))
     values = [v for v in raw if v is not None] if several and raw is not None else [raw]
-    weights = kind.weights if isinstance(kind, Categorical) else None
+    weights = None if kind is None else kind.weight_column
     for value in values:
         columns = {source: [value] if nested and value is not None else value}
         if weights is not None:

@@ -23,7 +23,7 @@ from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_co
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, WideDeepError, nearest
-from widedeep.features import FeatureSpec, Numeric
+from widedeep.features import FeatureSpec
 from widedeep.schema import Schema
 from widedeep.training.config import DataConfig, RunConfig
 
@@ -315,7 +315,7 @@ def _same(column: ColumnProfile) -> str:
 
 
 def _is_number(config: RunConfig, name: str) -> bool:
-    return any(isinstance(f, Numeric) and f.source == name for f in config.spec.all_features)
+    return any(f.dense_width and f.main_column == name for f in config.spec.all_features)
 
 
 def _check_labels(config: RunConfig, sample: Sample, report: CheckReport) -> None:

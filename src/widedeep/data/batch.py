@@ -137,5 +137,5 @@ def count_values(schema: Schema, batch: Batch) -> dict[str, tuple[int, int]]:
     return {
         slot.name: (int(unseen), int(total))
         for slot, unseen, total in zip(slots, unseen_F, totals_F, strict=True)
-        if slot.kind == "categorical"
+        if slot.is_value
     }

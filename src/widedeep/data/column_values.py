@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.errors import FeatureError
-from widedeep.schema import ColumnType, LogicalKind
+from widedeep.features.learned import ColumnType, LogicalKind
 
 _INT64 = 2**63
 

@@ -33,12 +33,13 @@ from widedeep.data.fit_scans import (
     scan_vocabulary,
     scan_weight,
 )
-from widedeep.data.numbers import NumberSummary
 from widedeep.data.paths import input_paths
 from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.errors import ConfigError, DataError, FeatureError
-from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
-from widedeep.schema import ColumnType, Schema
+from widedeep.features import Feature, FeatureSpec
+from widedeep.features.learned import ColumnType
+from widedeep.features.numbers import NumberSummary
+from widedeep.schema import Schema
 
 _KIND = "widedeep examples"
 _DELAYS = {"action_delay": "actions", "impression_delay": "impressions"}
@@ -277,7 +278,7 @@ def fit_schema(
             if grow is not None:
                 found.classes = grown_classes(found.classes, spec, grow, found.notes)
                 grow_numbers(
-                    found.numerics, found.boundaries, spec, plan, grow, history, found.notes
+                    found.numerics, found.boundaries, spec, plan.types, grow, history, found.notes
                 )
                 found.notes.append(f"grown from a schema of {grow.rows:,} rows")
             _run(_cross_passes(spec, plan, found, grow), scan, workers, found)
@@ -349,13 +350,12 @@ def declared_types(spec: FeatureSpec) -> dict[str, ColumnKind]:
         {'age': DataType(double), 'zip': 'category'}
     """
     types: dict[str, ColumnKind] = {}
-    for feature in spec.all_features:
-        if isinstance(feature, Numeric | Bucketized):
-            types[feature.source] = pa.float64()
+    features = spec.all_features
+    numbers = [f.number_input.column for f in features if f.number_input is not None]
+    types.update(dict.fromkeys(numbers, pa.float64()))
     types.update(dict.fromkeys(_category_columns(spec), "category"))
-    for feature in spec.all_features:
-        if isinstance(feature, Categorical) and isinstance((feature.vocabulary or [0])[0], str):
-            types[feature.source] = pa.string()
+    texts = [f.value_input for f in features if f.value_input is not None and f.value_input.is_text]
+    types.update({values.column: pa.string() for values in texts})
     if spec.weight is not None:
         types[spec.weight] = pa.float64()
     if spec.group is not None:
@@ -367,10 +367,9 @@ def declared_types(spec: FeatureSpec) -> dict[str, ColumnKind]:
 
 def _category_columns(spec: FeatureSpec) -> Iterator[str]:
     for feature in spec.all_features:
-        if isinstance(feature, Categorical):
-            yield feature.source
-        elif isinstance(feature, Crossed):
-            yield from (part for part in feature.parts if part not in spec.by_name)
+        if feature.value_input is not None:
+            yield feature.value_input.column
+        yield from (part for part in feature.part_names if part not in spec.by_name)
 
 
 def _first_passes(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list[_Pass]:
@@ -394,7 +393,7 @@ def _first_passes(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list
     seen = {spec.weight, *spec.labels.values(), *(numbers.column for numbers in plan.numbers)}
     seen.update(column.column for vocabulary in plan.learned for column in vocabulary.columns)
     seen.update(column.column for column in plan.checked)
-    weights = {f.weights: f.name for f in spec.all_features if isinstance(f, Categorical)}
+    weights = {f.weight_column: f.name for f in spec.all_features}
     for column, kind in plan.types.items():
         if column in seen:
             continue
@@ -421,12 +420,11 @@ def _cross_passes(
     ]
 
 
-def _parts_schema(spec: FeatureSpec, plan: FitPlan, found: Found, cross: Crossed) -> Schema:
+def _parts_schema(spec: FeatureSpec, plan: FitPlan, found: Found, cross: Feature) -> Schema:
     """What is known of a cross's parts, and no more: other vocabularies need not be indexed."""
-    parts = [spec.by_name[part] for part in cross.parts if part in spec.by_name]
+    parts = [spec.by_name[part] for part in cross.part_names if part in spec.by_name]
     part_spec = FeatureSpec(features=[*parts, cross], wide=[cross.name], deep=[])
-    keys = {feature.table for feature in parts if isinstance(feature, Categorical)}
-    keys.update(cross.parts)
+    keys = {feature.table_name for feature in parts} | set(cross.part_names)
     return Schema(
         spec=part_spec,
         columns={column: plan.types[column] for column in part_spec.columns()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from widedeep.data.column_values import logical_kind, storage_of
 from widedeep.errors import FeatureError
-from widedeep.features import Bucketized, Categorical, Crossed, FeatureSpec, Numeric
-from widedeep.schema import ColumnType, LogicalKind, Vocabulary
+from widedeep.features import Feature, FeatureSpec, NumberInput
+from widedeep.features.learned import ColumnType, LogicalKind, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,8 @@ class NumberColumn:
 
     column: str  # Its name
     reader: str  # What reads it, for messages: ``"feature 'age'"``
-    features: tuple[Numeric | Bucketized, ...]  # Numeric and bucketized features
+    features: tuple[Feature, ...]  # Features that are fitted to its numbers
+    inputs: tuple[NumberInput, ...]  # What each of them needs
     size: int  # Length of its vectors, 1 for plain numbers
     type: ColumnType  # Its logical type
 
@@ -56,7 +57,7 @@ class FitPlan:
     learned: tuple[VocabularyPlan, ...]  # Vocabularies to learn
     given: dict[str, Vocabulary]  # Vocabularies that the spec gives, by key
     checked: tuple[ValueColumn, ...]  # Columns of values that need no counting
-    crosses: tuple[Crossed, ...]  # Learned crosses
+    crosses: tuple[Feature, ...]  # Crosses whose combinations are counted
 
 
 def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
@@ -67,7 +68,7 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
     _check_label_vocabulary(spec, types)
     values = list(_value_columns(spec, types))
     learned, given, checked = [], {}, []
-    by_key: dict[str, list[tuple[Categorical | None, ValueColumn]]] = {}
+    by_key: dict[str, list[tuple[Feature | None, ValueColumn]]] = {}
     for key, feature, column in values:
         if key is None:
             checked.append(column)
@@ -78,7 +79,7 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
     for key, uses in by_key.items():
         # Features that read one column into one table count its values once.
         feature, columns = uses[0][0], tuple({use.column: use for _, use in uses}.values())
-        vocabulary = None if feature is None else given_vocabulary(feature, columns[0].type.kind)
+        vocabulary = None if feature is None else given_vocabulary(feature, columns[0].type)
         if vocabulary is not None:
             given[key] = vocabulary
             checked.extend(columns)
@@ -90,9 +91,7 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
         learned=tuple(learned),
         given=given,
         checked=tuple(checked),
-        crosses=tuple(
-            f for f in spec.all_features if isinstance(f, Crossed) and not f.hash_buckets
-        ),
+        crosses=tuple(f for f in spec.all_features if f.part_names and not f.is_hashed),
     )
 
 
@@ -136,13 +135,14 @@ def _reader_of(spec: FeatureSpec, column: str) -> tuple[str, LogicalKind]:
     """What reads a column, and what it holds if it is all null; values come before numbers."""
     numbers: tuple[str, LogicalKind] | None = None
     for feature in spec.all_features:
-        if isinstance(feature, Crossed):
-            if column in feature.parts and column not in spec.by_name:
-                return f"feature {feature.name!r}", "string"
-        elif isinstance(feature, Categorical) and feature.source == column:
-            return f"feature {feature.name!r}", "int" if feature.num_buckets else "string"
-        elif column in (feature.source, getattr(feature, "weights", None)):
-            numbers = (f"feature {feature.name!r}", "float")
+        reader = f"feature {feature.name!r}"
+        values = feature.value_input
+        if column in feature.part_names and column not in spec.by_name:
+            return reader, "string"
+        if values is not None and values.column == column:
+            return reader, "int" if values.num_buckets else "string"
+        if column in feature.input_columns:
+            numbers = (reader, "float")
     if numbers is not None:
         return numbers
     if column == spec.group:
@@ -153,35 +153,30 @@ def _reader_of(spec: FeatureSpec, column: str) -> tuple[str, LogicalKind]:
 
 def _value_columns(
     spec: FeatureSpec, types: dict[str, ColumnType]
-) -> Iterator[tuple[str | None, Categorical | None, ValueColumn]]:
+) -> Iterator[tuple[str | None, Feature | None, ValueColumn]]:
     """Yield the key of the vocabulary (None for none), the feature (None for a raw column)."""
     for feature in spec.all_features:
-        if not isinstance(feature, Categorical):
-            continue
-        hashed = feature.hash_buckets or feature.num_buckets
-        key = None if hashed else feature.table or feature.name
-        reader = f"feature {feature.name!r}"
-        yield (
-            key,
-            feature,
-            ValueColumn(
-                column=feature.source,
-                reader=reader,
-                type=types[feature.source],
-                empty_as_null=feature.empty_as_null,
-                num_buckets=feature.num_buckets,
-            ),
-        )
-    raw: dict[str, tuple[str, bool]] = {}
+        values = feature.value_input
+        if values is not None:
+            column = ValueColumn(
+                column=values.column,
+                reader=f"feature {feature.name!r}",
+                type=types[values.column],
+                empty_as_null=values.empty_as_null,
+                num_buckets=values.num_buckets,
+            )
+            yield values.vocabulary, feature, column
+    readers: dict[str, str] = {}  # by raw column, the first cross that reads it
+    learned: set[str] = set()  # raw columns that a cross reads by the ids of their values
     for feature in spec.all_features:
-        if isinstance(feature, Crossed):
-            for part in feature.parts:
-                if part not in spec.by_name:
-                    reader, learned = raw.get(part, (f"feature {feature.name!r}", False))
-                    raw[part] = (reader, learned or not feature.hash_buckets)
-    for part, (reader, learned) in raw.items():
+        for part in feature.part_names:
+            if part not in spec.by_name:
+                readers.setdefault(part, f"feature {feature.name!r}")
+                if not feature.is_hashed:
+                    learned.add(part)
+    for part, reader in readers.items():
         column = ValueColumn(column=part, reader=reader, type=types[part])
-        yield part if learned else None, None, column
+        yield part if part in learned else None, None, column
 
 
 def _group_column(column: str, kind: ColumnType) -> ValueColumn:
@@ -192,7 +187,7 @@ def _group_column(column: str, kind: ColumnType) -> ValueColumn:
 
 
 def _vocabulary_plan(
-    key: str, feature: Categorical | None, columns: tuple[ValueColumn, ...]
+    key: str, feature: Feature | None, columns: tuple[ValueColumn, ...]
 ) -> VocabularyPlan:
     kinds = {column.type.kind == "string" for column in columns}
     if len(kinds) > 1:
@@ -202,24 +197,27 @@ def _vocabulary_plan(
             f"{other.reader}: column {other.column!r} is {other.type.kind}, but {one.column!r}, "
             f"which shares table {key!r}, is text; cast one of them"
         )
+    values = None if feature is None else feature.value_input
     return VocabularyPlan(
         key=key,
         columns=columns,
         is_text=kinds.pop(),
-        min_count=1 if feature is None else feature.min_count,
-        max_size=None if feature is None else feature.max_size,
+        min_count=1 if values is None else values.min_count,
+        max_size=None if values is None else values.max_size,
     )
 
 
 def _number_columns(
     spec: FeatureSpec, types: dict[str, ColumnType], schema: pa.Schema
 ) -> Iterator[NumberColumn]:
-    by_column: dict[str, list[Numeric | Bucketized]] = {}
+    by_column: dict[str, list[tuple[Feature, NumberInput]]] = {}
     for feature in spec.all_features:
-        if isinstance(feature, Numeric | Bucketized):
-            by_column.setdefault(feature.source, []).append(feature)
-    for column, features in by_column.items():
-        sizes = {f.size if isinstance(f, Numeric) else 1 for f in features}
+        if feature.number_input is not None:
+            uses = by_column.setdefault(feature.number_input.column, [])
+            uses.append((feature, feature.number_input))
+    for column, uses in by_column.items():
+        features, inputs = zip(*uses, strict=True)
+        sizes = {numbers.size for numbers in inputs}
         size, reader = sizes.pop(), f"feature {features[0].name!r}"
         if sizes:
             raise FeatureError(
@@ -243,71 +241,20 @@ def _number_columns(
         yield NumberColumn(
             column=column,
             reader=reader,
-            features=tuple(features),
+            features=features,
+            inputs=inputs,
             size=size,
             type=types[column],
         )
 
 
-def given_vocabulary(feature: Categorical, kind: LogicalKind) -> Vocabulary | None:
-    """Return the vocabulary that a feature gives as a list or in a file, None if it gives none."""
-    values: Sequence[str | int]
-    if feature.vocabulary is not None:
-        values = feature.vocabulary
-    elif feature.vocabulary_file is not None:
-        values = _file_values(feature, feature.vocabulary_file, kind)
-    else:
+def given_vocabulary(feature: Feature, column: ColumnType) -> Vocabulary | None:
+    """Return the vocabulary that a feature's declaration gives, None if it gives none."""
+    values = feature.given_values(column)
+    if values is None:
         return None
     counts = np.zeros(len(values), np.int64)
     if isinstance(values[0], int):
         return Vocabulary(values=np.array(values, np.int64), counts=counts)
     texts = [str(value).encode() for value in values]
     return Vocabulary(values=pa.array(texts, pa.large_binary()), counts=counts)
-
-
-def _file_values(feature: Categorical, path: str, kind: LogicalKind) -> Sequence[str | int]:
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            lines = [line.rstrip("\r\n") for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise FeatureError(
-            f"feature {feature.name!r}: got vocabulary_file={path!r}, which cannot be read "
-            f"({error}); expected a UTF-8 file with one value a line"
-        ) from error
-    values: Sequence[str | int] = lines if kind == "string" else _integers(feature, path, lines)
-    seen: dict[str | int, int] = {}
-    for number, value in enumerate(values, 1):
-        if value == "":
-            raise _line_error(feature, path, number, "an empty line", "remove the line")
-        if value in seen:
-            raise _line_error(
-                feature, path, number, f"{value!r}, as on line {seen[value]}", "remove one of them"
-            )
-        seen[value] = number
-    if not seen:
-        raise _line_error(feature, path, 1, "an empty file", "add at least one value")
-    return values
-
-
-def _integers(feature: Categorical, path: str, lines: list[str]) -> list[int]:
-    integers = []
-    for number, line in enumerate(lines, 1):
-        try:
-            value = int(line)
-        except ValueError:
-            value = None
-        if value is None or str(value) != line or not -(2**63) <= value < 2**63:
-            raise _line_error(
-                feature,
-                path,
-                number,
-                repr(line),
-                f"expected integers of 64 bits without leading zeros or signs, as column "
-                f"{feature.source!r} holds",
-            )
-        integers.append(value)
-    return integers
-
-
-def _line_error(feature: Categorical, path: str, line: int, got: str, advice: str) -> FeatureError:
-    return FeatureError(f"feature {feature.name!r} (line {line} of {path}): got {got}; {advice}")

@@ -27,11 +27,12 @@ from widedeep.data.counting import ValueCounter
 from widedeep.data.extend_schema import carried_cross, carried_vocabulary, counted_vocabulary
 from widedeep.data.fit_plan import NumberColumn, ValueColumn, VocabularyPlan
 from widedeep.data.fragments import Source, column_stream, origin_of
-from widedeep.data.numbers import NumberSummary, bucket_boundaries, summarised_fit
 from widedeep.data.transform import PartIds, Transform
 from widedeep.errors import ConfigError, DataError, LimitError
-from widedeep.features import Bucketized, Crossed, Numeric
-from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
+from widedeep.features import Combinations, Feature
+from widedeep.features.learned import ColumnType, NumericFit, Vocabulary
+from widedeep.features.numbers import NumberSummary
+from widedeep.schema import Schema
 
 
 class RowSample:
@@ -157,9 +158,10 @@ class Found:
 
 def scan_numbers(scan: Scan, plan: NumberColumn) -> Found:
     """Learn what numeric and bucketized features need from their column."""
-    transforms = [f.transform for f in plan.features if isinstance(f, Numeric)]
-    summaries = [NumberSummary(transforms) for _ in range(plan.size)]
-    samples = RowSample(scan.seed, scan.sample_rows) if _needs_sample(plan) else None
+    moments = [scale for numbers in plan.inputs for scale in numbers.moments]
+    summaries = [NumberSummary(moments) for _ in range(plan.size)]
+    needs_sample = any(numbers.sample for numbers in plan.inputs)
+    samples = RowSample(scan.seed, scan.sample_rows) if needs_sample else None
     nulls = nans = 0
     for chunk in scan.chunks(plan.column):
         if plan.size == 1:
@@ -177,20 +179,11 @@ def scan_numbers(scan: Scan, plan: NumberColumn) -> Found:
             summary.keep_sample(values.to_numpy())
     found = Found(nulls={plan.column: nulls}, notes=_number_notes(plan, summaries, nans))
     for feature in plan.features:
-        if isinstance(feature, Bucketized):
-            found.boundaries[feature.name] = bucket_boundaries(feature, summaries[0], plan.type)
+        if feature.dense_width:
+            found.numerics[feature.name] = feature.fit_numbers(summaries, plan.type)
         else:
-            found.numerics[feature.name] = summarised_fit(feature, summaries, plan.type)
+            found.boundaries[feature.name] = feature.fit_boundaries(summaries[0], plan.type)
     return found
-
-
-def _needs_sample(plan: NumberColumn) -> bool:
-    return any(
-        feature.boundaries is None
-        if isinstance(feature, Bucketized)
-        else feature.transform == "quantile"
-        for feature in plan.features
-    )
 
 
 def _number_notes(plan: NumberColumn, summaries: Sequence[NumberSummary], nans: int) -> list[str]:
@@ -346,27 +339,29 @@ def scan_value_weights(scan: Scan, column: str, kind: ColumnType, feature: str) 
     return found
 
 
-def scan_cross(scan: Scan, cross: Crossed, parts: Schema, previous: Schema | None = None) -> Found:
+def scan_cross(scan: Scan, cross: Feature, parts: Schema, previous: Schema | None = None) -> Found:
     """Count the combinations of part ids, all of a row's where parts are multi-valued."""
     notes: list[str] = []
+    limits = cross.combinations()
+    assert limits is not None
     grown = None if previous is None else carried_cross(previous, cross, parts, notes)
     transform = Transform(parts)
     columns = transform.schema.spec.columns()
     with ValueCounter("tuple", memory_limit_bytes=scan.counter_bytes) as counter:
         for table in column_stream(scan.source, columns):
             origin, first_row = origin_of(table) or ("", 0)
-            encoded = transform.part_ids(table, cross.parts, origin=origin, first_row=first_row)
-            _check_combinations(encoded, cross, origin, first_row)
+            encoded = transform.part_ids(table, limits.parts, origin=origin, first_row=first_row)
+            _check_combinations(encoded, cross.name, limits, origin, first_row)
             for tuples in _combinations(encoded):
                 counter.add(tuples)
             scan.advance(table.num_rows)
         if grown is not None:
             grown.count_into(counter)
-        counter.tuples_of(len(cross.parts))
-        vocabulary = counted_vocabulary(counter, cross.min_count, cross.max_size, grown)
+        counter.tuples_of(len(limits.parts))
+        vocabulary = counted_vocabulary(counter, limits.min_count, limits.max_size, grown)
     notes += _tail_notes(f"cross {cross.name!r}", vocabulary)
     if not len(vocabulary):
-        notes.append(f"cross {cross.name!r}: no combination was seen {cross.min_count:,} times")
+        notes.append(f"cross {cross.name!r}: no combination was seen {limits.min_count:,} times")
     return Found(vocabularies={cross.name: vocabulary}, notes=notes)
 
 
@@ -384,19 +379,19 @@ def _lengths(encoded: Sequence[PartIds]) -> list[NDArray[np.int64]]:
 
 
 def _check_combinations(
-    encoded: Sequence[PartIds], cross: Crossed, origin: str, first_row: int
+    encoded: Sequence[PartIds], name: str, limits: Combinations, origin: str, first_row: int
 ) -> None:
     """Refuse a row that makes too many combinations, as the transform does."""
     lengths = _lengths(encoded)
     made = np.prod(lengths, axis=0, dtype=np.float64)
-    if not (made > cross.max_combinations).any():
+    if not (made > limits.max_combinations).any():
         return
-    row = int((made > cross.max_combinations).argmax())
+    row = int((made > limits.max_combinations).argmax())
     place = f"row {first_row + row}" + (f" of {origin}" if origin else "")
     raise LimitError(
-        f"feature {cross.name!r} ({place}): got {' x '.join(str(n[row]) for n in lengths)} values "
+        f"feature {name!r} ({place}): got {' x '.join(str(n[row]) for n in lengths)} values "
         f"of its parts, which make {made[row]:,.0f} combinations, expected at most "
-        f"max_combinations={cross.max_combinations:,} in a row; shorten the lists, or declare the "
+        f"max_combinations={limits.max_combinations:,} in a row; shorten the lists, or declare the "
         "cross with a larger max_combinations"
     )
 

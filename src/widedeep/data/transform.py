@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import itertools
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import origin_of
 from widedeep.errors import DataError, FeatureError, SchemaError, nearest
-from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
-from widedeep.features.learned import text_buffers
+from widedeep.features import BucketEncoding, CrossEncoding, Encoding, NumberEncoding, ValueEncoding
+from widedeep.features.learned import Vocabulary, text_buffers
 from widedeep.kernels.transform import TransformPlan, TransformProgram, make_program
-from widedeep.schema import Schema, Vocabulary
+from widedeep.schema import Schema
 
 if TYPE_CHECKING:
     from widedeep.kernels.transform import Encoded
@@ -127,21 +127,19 @@ class _Compiler:
         self.unlearned: list[str] = []
         self.vocabularies: dict[str, int] = {}
         self.hashed_parts = {
-            part
-            for feature in schema.spec.all_features
-            if isinstance(feature, Crossed) and feature.hash_buckets
-            for part in feature.parts
+            part for f in schema.spec.all_features if f.is_hashed for part in f.part_names
         }
 
     def compile(self) -> CompiledPlan:
         for feature in self.schema.spec.all_features:
+            for part in feature.part_names:
+                if part not in self.places:
+                    self.add(part, self.raw_encoding(part))
             try:
-                self.places.update(self.placed(feature))
-            except ValueError as error:
-                raise SchemaError(
-                    f"feature {feature.name!r}: its statistics do not fit ({error}); "
-                    "fit the schema again"
-                ) from error
+                encoding = feature.encoding(self.schema)
+            except KeyError:
+                raise self.lacks(feature.name, "statistics") from None
+            self.add(feature.name, encoding)
         for column, kind in self.schema.columns.items():
             if kind.storage is not None:
                 self.native.set_storage(column, *_native_storage(kind.storage))
@@ -149,90 +147,78 @@ class _Compiler:
         self.fix_training_only()
         return CompiledPlan(self.native, self.places, tuple(self.unlearned))
 
-    def placed(self, feature: Feature) -> Iterator[tuple[str, tuple[str, int]]]:
-        if isinstance(feature, Numeric):
-            yield feature.name, ("number", self.add_number(feature))
-        elif isinstance(feature, Bucketized):
-            yield feature.name, ("part", self.add_bucketized(feature))
-        elif isinstance(feature, Categorical):
-            yield feature.name, ("part", self.add_categorical(feature))
-        else:
-            for part in feature.parts:
-                if part not in self.places:
-                    yield part, ("part", self.add_raw_column(part))
-            index = self.add_cross(feature)
-            if index is not None:
-                yield feature.name, ("cross", index)
+    def raw_encoding(self, column: str) -> Encoding:
+        """A column that only hashed crosses read needs no ids of its own."""
+        if column not in self.schema.vocabularies and column in self.hashed_parts:
+            return ValueEncoding(column=column, hash_buckets=1)
+        return ValueEncoding(column=column, vocabulary=column)
 
-    def add_number(self, feature: Numeric) -> int:
-        fit = self.schema.numerics.get(feature.name)
-        if fit is None:
-            raise self.lacks(feature.name, "statistics")
+    def add(self, name: str, encoding: Encoding) -> None:
+        try:
+            if isinstance(encoding, NumberEncoding):
+                self.places[name] = ("number", self.add_number(name, encoding))
+            elif isinstance(encoding, BucketEncoding):
+                self.places[name] = ("part", self.add_buckets(name, encoding))
+            elif isinstance(encoding, ValueEncoding):
+                self.places[name] = ("part", self.add_values(name, encoding))
+            else:
+                index = self.add_cross(name, encoding)
+                if index is not None:
+                    self.places[name] = ("cross", index)
+        except ValueError as error:
+            raise SchemaError(
+                f"feature {name!r}: its statistics do not fit ({error}); fit the schema again"
+            ) from error
+
+    def add_number(self, name: str, encoding: NumberEncoding) -> int:
+        fit = encoding.fit
         return self.native.add_number(
-            feature.name,
-            feature.source,
-            transform=feature.transform,
-            indicator=feature.missing == "indicator",
+            name,
+            encoding.column,
+            transform=encoding.transform,
+            indicator=encoding.indicator,
             boundaries=[_contiguous(cuts, np.float64) for cuts in fit.boundaries],
             shift=_contiguous(fit.shift, np.float64),
             scale=_contiguous(fit.scale, np.float64),
             fill=_contiguous(fit.fill, np.float32),
         )
 
-    def add_bucketized(self, feature: Bucketized) -> int:
-        if feature.name not in self.schema.boundaries:
-            raise self.lacks(feature.name, "boundaries")
+    def add_buckets(self, name: str, encoding: BucketEncoding) -> int:
         return self.native.add_bucketized(
-            feature.name,
-            feature.source,
-            _contiguous(self.schema.boundaries[feature.name], np.float64),
-            wants_keys=feature.name in self.hashed_parts,
+            name,
+            encoding.column,
+            _contiguous(encoding.boundaries, np.float64),
+            wants_keys=name in self.hashed_parts,
         )
 
-    def add_categorical(self, feature: Categorical) -> int:
-        way, vocabulary = self.way(feature.name, feature.source, feature)
+    def add_values(self, name: str, encoding: ValueEncoding) -> int:
+        way, vocabulary = self.way(name, encoding)
         return self.native.add_categorical(
-            feature.name,
-            feature.source,
+            name,
+            encoding.column,
             way=way,
             vocabulary=vocabulary,
-            buckets=feature.hash_buckets or feature.num_buckets or 0,
-            oov_buckets=feature.oov_buckets,
-            drop_unseen=feature.oov == "drop",
-            empty_as_null=feature.empty_as_null,
+            buckets=encoding.hash_buckets or encoding.num_buckets or 0,
+            oov_buckets=encoding.oov_buckets,
+            drop_unseen=encoding.drop_unseen,
+            empty_as_null=encoding.empty_as_null,
             # TensorFlow crosses vocabulary columns by their ids, string columns by their hash.
-            key_is_place=feature.vocabulary is not None or feature.vocabulary_file is not None,
-            weights=feature.weights,
-            wants_keys=feature.name in self.hashed_parts,
+            key_is_place=encoding.crossed_by_position,
+            weights=encoding.weights,
+            wants_keys=name in self.hashed_parts,
         )
 
-    def add_raw_column(self, column: str) -> int:
-        way, vocabulary = self.way(column, column, None)
-        return self.native.add_categorical(
-            column,
-            column,
-            way=way,
-            vocabulary=vocabulary,
-            # A column that only hashed crosses read needs no ids of its own.
-            buckets=1 if way.startswith("hash") else 0,
-            oov_buckets=0,
-            drop_unseen=False,
-            empty_as_null=False,
-            key_is_place=False,
-            weights=None,
-            wants_keys=column in self.hashed_parts,
-        )
-
-    def way(self, name: str, column: str, feature: Categorical | None) -> tuple[str, int]:
+    def way(self, name: str, encoding: ValueEncoding) -> tuple[str, int]:
         """How values become ids, and the vocabulary's index (-1 for none)."""
-        if feature is not None and feature.num_buckets:
+        if encoding.num_buckets:
             return "identity", -1
-        key = self.schema.vocabulary_key(name)
-        if feature is not None and feature.hash_buckets:
-            return self.hash_way(name, column), -1
-        if key not in self.schema.vocabularies:
-            if feature is None and name in self.hashed_parts:
-                return self.hash_way(name, column), -1
+        if encoding.hash_buckets:
+            if encoding.column not in self.schema.columns:
+                raise self.lacks(name, f"type of column {encoding.column!r}")
+            is_text = self.schema.columns[encoding.column].kind == "string"
+            return "hash_text" if is_text else "hash_integer", -1
+        key = encoding.vocabulary
+        if key is None or key not in self.schema.vocabularies:
             raise self.lacks(name, "vocabulary")
         vocabulary = self.schema.vocabularies[key]
         if key not in self.vocabularies:
@@ -240,34 +226,24 @@ class _Compiler:
         kind = "integer" if isinstance(vocabulary.values, np.ndarray) else "text"
         return f"{kind}_vocabulary", self.vocabularies[key]
 
-    def hash_way(self, name: str, column: str) -> str:
-        if column not in self.schema.columns:
-            raise self.lacks(name, f"type of column {column!r}")
-        return "hash_text" if self.schema.columns[column].kind == "string" else "hash_integer"
-
     def add_vocabulary(self, vocabulary: Vocabulary) -> int:
         if isinstance(vocabulary.values, np.ndarray):
             return self.native.add_integer_vocabulary(_contiguous(vocabulary.values, np.int64))
         return self.native.add_text_vocabulary(*text_buffers(vocabulary.values))
 
-    def add_cross(self, feature: Crossed) -> int | None:
-        parts = [self.part_index(part) for part in feature.parts]
-        if feature.hash_buckets:
-            return self.native.add_hashed_cross(
-                feature.name, parts, feature.hash_buckets, feature.max_combinations
-            )
-        if feature.name not in self.schema.vocabularies:
-            self.unlearned.append(feature.name)
+    def add_cross(self, name: str, encoding: CrossEncoding) -> int | None:
+        parts = [self.places[part][1] for part in encoding.parts]
+        most = encoding.max_combinations
+        if encoding.hash_buckets:
+            return self.native.add_hashed_cross(name, parts, encoding.hash_buckets, most)
+        key = encoding.vocabulary
+        if key is None or key not in self.schema.vocabularies:
+            self.unlearned.append(name)
             return None
-        values = self.schema.vocabularies[feature.name].values
+        values = self.schema.vocabularies[key].values
         if not isinstance(values, np.ndarray) or values.ndim != 2:
-            raise self.lacks(feature.name, "combinations of part ids")
-        return self.native.add_learned_cross(
-            feature.name, parts, _contiguous(values, np.int64), feature.max_combinations
-        )
-
-    def part_index(self, name: str) -> int:
-        return self.places[name][1]
+            raise self.lacks(name, "combinations of part ids")
+        return self.native.add_learned_cross(name, parts, _contiguous(values, np.int64), most)
 
     def add_targets(self) -> None:
         spec = self.schema.spec

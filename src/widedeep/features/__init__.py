@@ -7,21 +7,51 @@ learned from it by :func:`widedeep.fit_schema` and live in a :class:`widedeep.Sc
 from widedeep.features.bucketized import Bucketized, bucketized
 from widedeep.features.categorical import Categorical, categorical
 from widedeep.features.crossed import Crossed, crossed
-from widedeep.features.kind import Combiner
-from widedeep.features.kinds import Feature
+from widedeep.features.id_map import IdMap
+from widedeep.features.kind import (
+    BucketEncoding,
+    Combinations,
+    Combiner,
+    CrossEncoding,
+    Encoding,
+    Feature,
+    Learned,
+    NumberEncoding,
+    NumberInput,
+    SchemaChange,
+    ValueEncoding,
+    ValueInput,
+    WeightInput,
+    register_kind,
+)
+from widedeep.features.numbers import NumberSummary
 from widedeep.features.numeric import Numeric, numeric
 from widedeep.features.spec import FeatureSpec
 
 __all__ = [
+    "BucketEncoding",
     "Bucketized",
     "Categorical",
+    "Combinations",
     "Combiner",
+    "CrossEncoding",
     "Crossed",
+    "Encoding",
     "Feature",
     "FeatureSpec",
+    "IdMap",
+    "Learned",
+    "NumberEncoding",
+    "NumberInput",
+    "NumberSummary",
     "Numeric",
+    "SchemaChange",
+    "ValueEncoding",
+    "ValueInput",
+    "WeightInput",
     "bucketized",
     "categorical",
     "crossed",
     "numeric",
+    "register_kind",
 ]

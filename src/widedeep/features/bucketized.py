@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, show_value
+from widedeep.features.id_map import IdMap, reserved_ids
 from widedeep.features.kind import (
     MAX_COLUMNS,
+    BucketEncoding,
+    Encoding,
+    Feature,
+    Input,
+    Learned,
+    NumberInput,
+    SchemaChange,
     check,
     check_at_least,
     check_feature_names,
     check_name_and_source,
     finite_number,
+    register_kind,
 )
+from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
+from widedeep.features.numbers import NumberSummary, bin_cuts, quantile_cuts
 
 
+@register_kind
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bucketized:
+class Bucketized(Feature):
     """A number cut into buckets. Use :func:`bucketized` to make one.
 
     Buckets are closed on the left: boundaries ``[18, 25]`` make ``(-inf, 18)``, ``[18, 25)``,
@@ -35,12 +52,14 @@ class Bucketized:
         embedding_dim: Width of the embedding if the feature is placed in the deep part.
     """
 
-    name: str
     source: str
     boundaries: tuple[float, ...] | None = None
     quantiles: int | None = None
     bins: int | None = None
     embedding_dim: int | None = None
+
+    kind: ClassVar[str] = "bucketized"
+    order: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_name_and_source(self.name, self.source)
@@ -65,6 +84,78 @@ class Bucketized:
                 f"got boundaries={show_value(self.boundaries)}, "
                 "expected strictly increasing finite numbers",
             )
+
+    @property
+    def deep_width(self) -> int | None:
+        """Declared width of the embedding."""
+        return self.embedding_dim
+
+    @property
+    def kind_text(self) -> str:
+        """The kind, and how boundaries are learned."""
+        if self.boundaries is not None:
+            return "bucketized"
+        return "bucketized, " + ("quantiles" if self.bins is None else "bins")
+
+    def inputs(self) -> tuple[Input, ...]:
+        """Return the column of numbers, with a sample if boundaries are learned."""
+        return (NumberInput(column=self.source, sample=self.boundaries is None),)
+
+    def fit_boundaries(self, summary: NumberSummary, column: ColumnType) -> NDArray[np.float64]:
+        """Return the boundaries, given or learned."""
+        if self.boundaries is not None:
+            return column.round(np.array(self.boundaries, np.float64))
+        if self.bins is not None:
+            return bin_cuts(summary.sample, self.bins)
+        assert self.quantiles is not None
+        return quantile_cuts(summary.sample, self.quantiles)
+
+    def encoding(self, schema: Learned) -> Encoding:
+        """Return the look-up among the boundaries."""
+        return BucketEncoding(column=self.source, boundaries=schema.boundaries[self.name])
+
+    def known_ids(self, schema: Learned) -> int:
+        """Return one id per bucket."""
+        return len(schema.boundaries[self.name]) + 1
+
+    def describe(self, schema: Learned, position: int) -> str:
+        """Return the bounds of a bucket."""
+        cuts = schema.boundaries[self.name]
+        if not len(cuts):
+            return "any number"
+        if position == 0:
+            return f"< {cuts[0]:g}"
+        if position == len(cuts):
+            return f">= {cuts[-1]:g}"
+        return f"[{cuts[position - 1]:g}, {cuts[position]:g})"
+
+    def example_values(self, schema: Learned) -> Iterator[float]:
+        """Yield numbers at both ends of the boundaries."""
+        cuts = schema.boundaries[self.name]
+        yield from (*cuts[:1], *(cuts[-1:] + 1))
+
+    def map_ids(self, older: Bucketized, change: SchemaChange) -> IdMap:
+        """Match buckets of equal bounds."""
+        cuts, old_cuts = (schema.boundaries[self.name] for schema in (change.new, change.old))
+        old_id = {bounds: 2 + bucket for bucket, bounds in enumerate(_bounds(old_cuts))}
+        old_of_N = reserved_ids(change.new.id_count(self.name))
+        old_of_N[FIRST_KNOWN_ID:] = [old_id.get(bounds, -1) for bounds in _bounds(cuts)]
+        return IdMap(old_of_N=old_of_N)
+
+    def key_change(self, older: Bucketized, change: SchemaChange) -> str:
+        """Return that the boundaries differ, or ""."""
+        cuts, old_cuts = (schema.boundaries[self.name] for schema in (change.new, change.old))
+        return "" if np.array_equal(cuts, old_cuts) else "other boundaries"
+
+    @classmethod
+    def declare(cls, name: str, options: Mapping[str, Any]) -> Bucketized:
+        """Return the feature that TOML declares."""
+        return bucketized(name, **options)
+
+
+def _bounds(cuts: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """Return the lower and upper bound of each bucket."""
+    return list(itertools.pairwise([-np.inf, *cuts.tolist(), np.inf]))
 
 
 def bucketized(

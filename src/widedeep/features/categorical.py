@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from widedeep.errors import show_value
+import numpy as np
+
+from widedeep.errors import FeatureError, show_value
+from widedeep.features.id_map import IdMap, match_vocabulary, no_ids, same_ids
 from widedeep.features.kind import (
     Combiner,
+    DriftForm,
+    Encoding,
+    Feature,
+    Input,
+    Learned,
+    SchemaChange,
+    ValueEncoding,
+    ValueInput,
+    WeightInput,
     check,
     check_at_least,
     check_combiner,
@@ -17,16 +29,20 @@ from widedeep.features.kind import (
     check_text,
     is_name,
     is_word,
+    register_kind,
 )
+from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
 
 OOV_POLICIES = ("id", "drop")
 
 
+_EMPTY_RULE = 'missing: "" counts as null by now, or no longer does'
 _INT64 = range(-(2**63), 2**63)
 
 
+@register_kind
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Categorical:
+class Categorical(Feature):
     """A value of a set, or a list of such values. Use :func:`categorical` to make one.
 
     Exactly one way to turn values into ids is used: a vocabulary (learned, given or in a file),
@@ -53,7 +69,6 @@ class Categorical:
             vocabulary.
     """
 
-    name: str
     source: str
     vocabulary: tuple[str, ...] | tuple[int, ...] | None = None
     vocabulary_file: str | None = None
@@ -68,6 +83,22 @@ class Categorical:
     embedding_dim: int | None = None
     combiner: Combiner | None = "mean"
     table: str | None = None
+
+    kind: ClassVar[str] = "categorical"
+    order: ClassVar[int] = 2
+    deep_by_default: ClassVar[bool] = True
+    in_list: ClassVar[bool] = True
+    listed: ClassVar[bool] = True
+    table_options: ClassVar[tuple[str, ...]] = (
+        "vocabulary",
+        "vocabulary_file",
+        "min_count",
+        "max_size",
+        "hash_buckets",
+        "num_buckets",
+        "oov_buckets",
+        "embedding_dim",
+    )
 
     def __post_init__(self) -> None:
         check_name_and_source(self.name, self.source)
@@ -103,6 +134,218 @@ class Categorical:
             f"got empty_as_null={show_value(self.empty_as_null)}, expected true or false",
         )
         _check_vocabulary(self.name, self.vocabulary)
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether values are hashed."""
+        return self.hash_buckets is not None
+
+    @property
+    def vocabulary_key(self) -> str | None:
+        """Key of the vocabulary; None for hashed values and for integers as they are."""
+        return None if self.hash_buckets or self.num_buckets else self.table_name
+
+    @property
+    def table_name(self) -> str:
+        """Name of the embedding table, shared or its own."""
+        return self.table or self.name
+
+    @property
+    def shares_table(self) -> bool:
+        """Whether the embedding table has a name of its own."""
+        return self.table is not None
+
+    @property
+    def deep_combiner(self) -> Combiner | None:
+        """How several values become one vector."""
+        return self.combiner
+
+    @property
+    def deep_width(self) -> int | None:
+        """Declared width of the embedding."""
+        return self.embedding_dim
+
+    @property
+    def unseen_rule(self) -> Literal["id", "drop"]:
+        """What becomes of an unseen value."""
+        return self.oov
+
+    @property
+    def forgets_to_unseen(self) -> bool:
+        """Whether a value that leaves the vocabulary is id 0 from then on."""
+        buckets = self.oov_buckets or self.hash_buckets or self.num_buckets
+        return self.oov == "id" and not buckets
+
+    @property
+    def kind_text(self) -> str:
+        """The kind, and how values become ids if not by vocabulary."""
+        if self.hash_buckets:
+            return "categorical, hashed"
+        return "categorical, identity" if self.num_buckets else "categorical"
+
+    @property
+    def drift_form(self) -> DriftForm:
+        """Values are compared with the vocabulary's counts."""
+        return "values"
+
+    def inputs(self) -> tuple[Input, ...]:
+        """Return the column of values, and that of their weights."""
+        values = ValueInput(
+            column=self.source,
+            vocabulary=self.vocabulary_key,
+            min_count=self.min_count,
+            max_size=self.max_size,
+            empty_as_null=self.empty_as_null,
+            num_buckets=self.num_buckets,
+            is_text=isinstance((self.vocabulary or [0])[0], str),
+        )
+        return (values,) if self.weights is None else (values, WeightInput(column=self.weights))
+
+    def given_values(self, column: ColumnType) -> Sequence[str | int] | None:
+        """Return the values of ``vocabulary`` or ``vocabulary_file``."""
+        if self.vocabulary_file is not None:
+            return self._file_values(self.vocabulary_file, column)
+        return self.vocabulary
+
+    @property
+    def _is_given(self) -> bool:
+        return self.vocabulary is not None or self.vocabulary_file is not None
+
+    def _file_values(self, path: str, column: ColumnType) -> Sequence[str | int]:
+        try:
+            with open(path, encoding="utf-8-sig", newline="\n") as file:
+                lines = [line.rstrip("\r\n") for line in file]
+        except (OSError, UnicodeDecodeError) as error:
+            raise FeatureError(
+                f"feature {self.name!r}: got vocabulary_file={path!r}, which cannot be read "
+                f"({error}); expected a UTF-8 file with one value a line"
+            ) from error
+        values: Sequence[str | int] = lines
+        if column.kind != "string":
+            values = self._file_integers(path, lines)
+        first_line: dict[str | int, int] = {}
+        for line, value in enumerate(values, 1):
+            if value == "":
+                raise self._line_error(path, line, "an empty line", "remove the line")
+            if value in first_line:
+                got = f"{value!r}, as on line {first_line[value]}"
+                raise self._line_error(path, line, got, "remove one of them")
+            first_line[value] = line
+        if not first_line:
+            raise self._line_error(path, 1, "an empty file", "add at least one value")
+        return values
+
+    def _file_integers(self, path: str, lines: list[str]) -> list[int]:
+        integers = []
+        for number, line in enumerate(lines, 1):
+            try:
+                value = int(line)
+            except ValueError:
+                value = None
+            if value is None or str(value) != line or value not in _INT64:
+                raise self._line_error(
+                    path,
+                    number,
+                    repr(line),
+                    "expected integers of 64 bits without leading zeros or signs, as column "
+                    f"{self.source!r} holds",
+                )
+            integers.append(value)
+        return integers
+
+    def _line_error(self, path: str, line: int, got: str, advice: str) -> FeatureError:
+        return FeatureError(f"feature {self.name!r} (line {line} of {path}): got {got}; {advice}")
+
+    def encoding(self, schema: Learned) -> Encoding:
+        """Return the look-up, the hash, or the integers as they are."""
+        return ValueEncoding(
+            column=self.source,
+            vocabulary=self.vocabulary_key,
+            hash_buckets=self.hash_buckets,
+            num_buckets=self.num_buckets,
+            oov_buckets=self.oov_buckets,
+            drop_unseen=self.oov == "drop",
+            empty_as_null=self.empty_as_null,
+            crossed_by_position=self._is_given,
+            weights=self.weights,
+        )
+
+    def known_ids(self, schema: Learned) -> int:
+        """Return one id per hash bucket, integer, OOV bucket and value of the vocabulary."""
+        buckets = self.hash_buckets or self.num_buckets
+        return buckets or self.oov_buckets + len(schema.vocabularies[self.table_name])
+
+    def describe(self, schema: Learned, position: int) -> str:
+        """Return the value, or the bucket."""
+        if self.hash_buckets:
+            return f"<hash bucket {position}>"
+        if self.num_buckets:
+            return str(position)
+        if position < self.oov_buckets:
+            return f"<unseen, bucket {position}>"
+        return str(schema.vocabularies[self.table_name].value(position - self.oov_buckets))
+
+    def example_values(self, schema: Learned) -> Iterator[str | int]:
+        """Yield the first and the last known value."""
+        if self.num_buckets:
+            yield from (0, self.num_buckets - 1)
+        elif self.vocabulary_key is not None:
+            yield from schema.vocabularies[self.vocabulary_key].ends()
+
+    def map_ids(self, older: Categorical, change: SchemaChange) -> IdMap:
+        """Match values; buckets only if their number is the same."""
+        size = change.new.id_count(self.name)
+        if self.hash_buckets or older.hash_buckets:
+            if self.hash_buckets != older.hash_buckets:
+                return no_ids(size, f"{older.hash_buckets} hash buckets became {self.hash_buckets}")
+            if self.empty_as_null != older.empty_as_null:
+                return no_ids(size, _EMPTY_RULE)
+            return same_ids(size)
+        if self.num_buckets or older.num_buckets:
+            if not (self.num_buckets and older.num_buckets):
+                return no_ids(size, "integers are no longer ids by themselves, or are now")
+            ids = np.arange(size)
+            return IdMap(old_of_N=np.where(ids < change.old.id_count(self.name), ids, -1))
+        ids_by_value = match_vocabulary(
+            change.new.vocabularies[self.table_name],
+            change.old.vocabularies[older.table_name],
+            (FIRST_KNOWN_ID + self.oov_buckets, FIRST_KNOWN_ID + older.oov_buckets),
+        )
+        return ids_by_value if ids_by_value.why else self._with_rules(ids_by_value, older)
+
+    def _with_rules(self, ids: IdMap, older: Categorical) -> IdMap:
+        """Return the map with the ids of what is no known value: unseen, OOV buckets, missing."""
+        old_of_N, why = ids.old_of_N.copy(), []
+        unseen = np.array([0, *range(FIRST_KNOWN_ID, FIRST_KNOWN_ID + self.oov_buckets)])
+        if (self.oov_buckets, self.oov) == (older.oov_buckets, older.oov):
+            old_of_N[unseen] = unseen  # as many buckets: the same hash
+        else:
+            old_of_N[unseen] = -1
+            rules = [
+                f"{f.oov_buckets} buckets" if f.oov_buckets else repr(f.oov) for f in (older, self)
+            ]
+            why.append(f"unseen: {rules[0]} became {rules[1]}")
+        if self.empty_as_null != older.empty_as_null:
+            old_of_N[1] = -1
+            why.append(_EMPTY_RULE)
+        return IdMap(old_of_N=old_of_N, why="; ".join(why))
+
+    def key_change(self, older: Categorical, change: SchemaChange) -> str:
+        """Return the option or vocabulary that changed, or ""."""
+        for option in ("hash_buckets", "num_buckets", "oov", "oov_buckets", "empty_as_null"):
+            if getattr(self, option) != getattr(older, option):
+                return f"{option} {getattr(older, option)!r} became {getattr(self, option)!r}"
+        # The values of a given vocabulary are hashed by their position, those of others as text.
+        if self._is_given != older._is_given:
+            return "another vocabulary"
+        if self._is_given and not change.map_ids(self.name).is_identity:
+            return "another vocabulary"
+        return ""
+
+    @classmethod
+    def declare(cls, name: str, options: Mapping[str, Any]) -> Categorical:
+        """Return the feature that TOML declares."""
+        return categorical(name, **options)[0]
 
 
 def categorical(

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from widedeep.errors import show_value
+import numpy as np
+
+from widedeep.errors import FeatureError, show_value
+from widedeep.features.id_map import (
+    IdMap,
+    match_values,
+    no_ids,
+    reserved_ids,
+    same_ids,
+    tuples_as_bytes,
+)
 from widedeep.features.kind import (
+    Combinations,
     Combiner,
+    CrossEncoding,
+    DriftForm,
+    Encoding,
+    Feature,
+    Input,
+    Learned,
+    SchemaChange,
     check,
     check_at_least,
     check_combiner,
     check_feature_names,
     is_name,
+    register_kind,
+    toml_list,
 )
+from widedeep.features.learned import FIRST_KNOWN_ID
 
 MAX_COMBINATIONS = 65_536
 """Combinations that the lists of one row may make in a cross."""
 
 
+@register_kind
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Crossed:
+class Crossed(Feature):
     """The cross-product of two or more features. Use :func:`crossed` to make one.
 
     It is 1 where all its parts are 1 (Cheng et al. 2016, equation 1).
@@ -36,7 +60,6 @@ class Crossed:
         max_combinations: A row whose lists make more is refused, in training and serving alike.
     """
 
-    name: str
     parts: tuple[str, ...]
     min_count: int = 1
     max_size: int | None = None
@@ -44,6 +67,10 @@ class Crossed:
     embedding_dim: int | None = None
     combiner: Combiner = "mean"
     max_combinations: int = MAX_COMBINATIONS
+
+    kind: ClassVar[str] = "crossed"
+    order: ClassVar[int] = 3
+    in_list: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check(is_name(self.name), show_value(self.name), "expected a name: a non-empty string")
@@ -69,6 +96,134 @@ class Crossed:
             self.name,
             "got combiner=None, and a cross cannot keep a sequence",
         )
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether combinations are hashed."""
+        return self.hash_buckets is not None
+
+    @property
+    def vocabulary_key(self) -> str | None:
+        """Key of the learned combinations."""
+        return None if self.hash_buckets else self.name
+
+    @property
+    def deep_combiner(self) -> Combiner:
+        """How several combinations become one vector."""
+        return self.combiner
+
+    @property
+    def deep_width(self) -> int | None:
+        """Declared width of the embedding."""
+        return self.embedding_dim
+
+    @property
+    def kind_text(self) -> str:
+        """The kind, and whether combinations are hashed."""
+        return "crossed, hashed" if self.hash_buckets else "crossed"
+
+    @property
+    def drift_form(self) -> DriftForm | None:
+        """Learned combinations are compared by how many are new."""
+        return None if self.hash_buckets else "combinations"
+
+    def inputs(self) -> tuple[Input, ...]:
+        """Return no column: parts are features or raw columns."""
+        return ()
+
+    def combinations(self) -> Combinations:
+        """Return the parts, and the limits of their combinations."""
+        return Combinations(
+            parts=self.parts,
+            hashed=self.is_hashed,
+            min_count=self.min_count,
+            max_size=self.max_size,
+            max_combinations=self.max_combinations,
+        )
+
+    def refusal_as_part(self) -> str:
+        """Return why a cross cannot combine a cross."""
+        return "is itself a cross; name that cross's parts instead"
+
+    def encoding(self, schema: Learned) -> Encoding:
+        """Return the look-up or hash of combinations."""
+        return CrossEncoding(
+            parts=self.parts,
+            vocabulary=self.vocabulary_key,
+            hash_buckets=self.hash_buckets,
+            max_combinations=self.max_combinations,
+        )
+
+    def known_ids(self, schema: Learned) -> int:
+        """Return one id per hash bucket or learned combination."""
+        return self.hash_buckets or len(schema.vocabularies[self.name])
+
+    def describe(self, schema: Learned, position: int) -> str:
+        """Return each part's value, or the hash bucket."""
+        if self.hash_buckets:
+            return f"<hash bucket {position}>"
+        value = schema.vocabularies[self.name].value(position)
+        if not isinstance(value, tuple):
+            return str(value)
+        parts = zip(self.parts, value, strict=True)
+        return " & ".join(f"{part}={schema.describe_id(part, id_)}" for part, id_ in parts)
+
+    def map_ids(self, older: Crossed, change: SchemaChange) -> IdMap:
+        """Match combinations by their parts' ids; hashed ones only if nothing changed."""
+        size = change.new.id_count(self.name)
+        if self.parts != older.parts:
+            return no_ids(size, "crossed from other parts")
+        if self.hash_buckets or older.hash_buckets:
+            if self.hash_buckets != older.hash_buckets:
+                return no_ids(size, f"{older.hash_buckets} hash buckets became {self.hash_buckets}")
+            for part in self.parts:
+                why = change.key_change(part)
+                if why:
+                    return no_ids(size, f"its part {part!r}: {why}")
+            return same_ids(size)
+        tuples = change.new.vocabularies[self.name].values  # (N - 2, parts) part ids
+        known = change.old.vocabularies[self.name].values
+        assert isinstance(tuples, np.ndarray) and isinstance(known, np.ndarray)
+        maps = {part: change.map_ids(part) for part in self.parts}
+        # The part ids as the older schema numbers them; -1 for new values, which match none.
+        old_ids = [maps[part].old_of_N[tuples[:, i]] for i, part in enumerate(self.parts)]
+        old_of_N = reserved_ids(size)
+        old_of_N[FIRST_KNOWN_ID:] = match_values(
+            tuples_as_bytes(np.stack(old_ids, axis=1)), tuples_as_bytes(known), FIRST_KNOWN_ID
+        )
+        why = "; ".join(f"its part {part!r}: {ids.why}" for part, ids in maps.items() if ids.why)
+        if why:  # which combinations count as unseen follows from the parts' rules
+            old_of_N[0] = -1
+        return IdMap(old_of_N=old_of_N, why=why)
+
+    @classmethod
+    def to_toml(cls, features: Sequence[Crossed]) -> list[object]:
+        """Return a list of parts per cross, or a table where options differ from their defaults."""
+        return [cross._toml_entry() for cross in features]
+
+    def _toml_entry(self) -> object:
+        changed = self.changed_options()
+        if self.name != "_x_".join(self.parts):
+            changed["name"] = self.name
+        return {"parts": list(self.parts), **changed} if changed else list(self.parts)
+
+    @classmethod
+    def from_toml(cls, entries: object, options: dict[str, Any]) -> list[Feature]:
+        """Return the crosses of a list of parts or tables."""
+        return [cls._from_entry(entry) for entry in toml_list(entries, cls.kind)]
+
+    @classmethod
+    def _from_entry(cls, entry: object) -> Crossed:
+        if isinstance(entry, list):
+            return crossed(*entry)
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("parts"), (list, tuple)):
+            raise FeatureError(
+                f"got crossed = [{entry!r}], expected a list of parts or a table like "
+                '{ parts = ["a", "b"], hash_buckets = 1000 }'
+            )
+        label = str(entry.get("name", "_x_".join(map(str, entry["parts"]))))
+        options = {key: value for key, value in entry.items() if key not in ("parts", "name")}
+        return crossed(*entry["parts"], name=entry.get("name"), **cls.read_options(label, options))
 
 
 def crossed(

@@ -1,23 +1,520 @@
-"""What all kinds of features share: their contract and the checks of their options."""
+"""The contract of a kind of feature, and the checks of options that kinds share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
-from widedeep.errors import FeatureError, show_value
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.errors import FeatureError, nearest, show_value
+from widedeep.features.id_map import IdMap, no_ids
+from widedeep.features.learned import ColumnType, NumericFit, Vocabulary
+from widedeep.features.numbers import NumberSummary
 
 Combiner = Literal["sum", "mean", "sqrtn"]
-
-
+DriftForm = Literal["numbers", "values", "combinations"]
 COMBINERS = ("sum", "mean", "sqrtn")
-
-
 MAX_IDS = 2**48
-
-
 MAX_COLUMNS = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumberInput:
+    """A column of numbers. ``fit_schema`` summarises each component and hands the summary over.
+
+    Args:
+        column: The column's name.
+        size: Length of its vectors, 1 for plain numbers.
+        moments: Scales on which mean and standard deviation are needed: ``"standard"``,
+            ``"log1p"``.
+        sample: Whether a sorted sample of the values is needed, for quantiles.
+    """
+
+    column: str
+    size: int = 1
+    moments: tuple[str, ...] = ()
+    sample: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueInput:
+    """A column of categories, or of lists of them. ``fit_schema`` counts its values.
+
+    Args:
+        column: The column's name.
+        vocabulary: Key of the vocabulary that the values are counted into; None if they need no
+            counting.
+        min_count: Least number of times that a value of the vocabulary was seen.
+        max_size: Most values of the vocabulary.
+        empty_as_null: Whether ``""`` is a null.
+        num_buckets: Values are integers below this number; others are reported.
+        is_text: Whether a file without types (CSV) holds text here even where all look like
+            numbers.
+    """
+
+    column: str
+    vocabulary: str | None = None
+    min_count: int = 1
+    max_size: int | None = None
+    empty_as_null: bool = False
+    num_buckets: int | None = None
+    is_text: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightInput:
+    """A column with one weight per value of the feature."""
+
+    column: str
+
+
+Input = NumberInput | ValueInput | WeightInput
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Combinations:
+    """What a cross combines, and which combinations ``fit_schema`` gives ids.
+
+    Args:
+        parts: Names of features, or of raw columns.
+        hashed: Whether combinations are hashed, so that none are counted.
+        min_count: Least number of times that a combination was seen.
+        max_size: Most combinations.
+        max_combinations: A row whose lists make more is refused.
+    """
+
+    parts: tuple[str, ...]
+    hashed: bool = False
+    min_count: int = 1
+    max_size: int | None = None
+    max_combinations: int = 65_536
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumberEncoding:
+    """Native operation: a number (or vector) as dense columns, by what was learned of it."""
+
+    column: str
+    fit: NumericFit
+    transform: str = "none"
+    indicator: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BucketEncoding:
+    """Native operation: the bucket of a number, closed on the left, as id 2 + bucket."""
+
+    column: str
+    boundaries: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValueEncoding:
+    """Native operation: the id of a value by vocabulary, by hash or as it is.
+
+    Args:
+        column: The column's name.
+        vocabulary: Key of the vocabulary; None to hash, or to take integers as they are.
+        hash_buckets: Hash values into this many ids.
+        num_buckets: Take integers below this number as they are.
+        oov_buckets: Ids that unseen values are hashed into; 0 for id 0.
+        drop_unseen: Whether an unseen value has no id.
+        empty_as_null: Whether ``""`` is a null.
+        crossed_by_position: Whether hashed crosses combine the values' positions in the vocabulary
+            rather than their text, as TensorFlow does for given vocabularies.
+        weights: Column with one weight per value.
+    """
+
+    column: str
+    vocabulary: str | None = None
+    hash_buckets: int | None = None
+    num_buckets: int | None = None
+    oov_buckets: int = 0
+    drop_unseen: bool = False
+    empty_as_null: bool = False
+    crossed_by_position: bool = False
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossEncoding:
+    """Native operation: the id of each combination of part ids.
+
+    Args:
+        parts: Names of features, or of raw columns.
+        vocabulary: Key of the learned combinations; None to hash.
+        hash_buckets: Hash combinations into this many ids.
+        max_combinations: A row whose lists make more is refused.
+    """
+
+    parts: tuple[str, ...]
+    vocabulary: str | None = None
+    hash_buckets: int | None = None
+    max_combinations: int = 65_536
+
+
+Encoding = NumberEncoding | BucketEncoding | ValueEncoding | CrossEncoding
+
+
+class Learned(Protocol):
+    """What a kind may ask of a fitted :class:`widedeep.Schema`."""
+
+    @property
+    def columns(self) -> Mapping[str, ColumnType]:
+        """Logical type of every input column."""
+
+    @property
+    def vocabularies(self) -> Mapping[str, Vocabulary]:
+        """Vocabularies and learned combinations by key."""
+
+    @property
+    def boundaries(self) -> Mapping[str, NDArray[np.float64]]:
+        """Cut points by feature."""
+
+    @property
+    def numerics(self) -> Mapping[str, NumericFit]:
+        """What was learned of dense features."""
+
+    def id_count(self, name: str) -> int:
+        """Return how many ids a feature has."""
+
+    def describe_id(self, name: str, id_: int) -> str:
+        """Return what an id of a feature stands for."""
+
+
+class SchemaChange(Protocol):
+    """Two schemas that a warm start compares."""
+
+    @property
+    def new(self) -> Learned:
+        """The schema of the model to be trained."""
+
+    @property
+    def old(self) -> Learned:
+        """The schema of the model that it starts from."""
+
+    def map_ids(self, name: str) -> IdMap:
+        """Return where the ids of a feature or raw column stood in the old schema."""
+
+    def key_change(self, name: str) -> str:
+        """Return why hashed crosses read other values of a feature or raw column, or ""."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Feature:
+    """A feature of a model: what all kinds have in common, and what a kind of one's own overrides.
+
+    A kind is a frozen dataclass with a ``kind`` of its own, registered by :func:`register_kind`. It
+    says which columns it reads, what is learned from them, and by which native operation they
+    become ids or numbers; fitting, training, serving and reports ask it and know no kind by name.
+    The documentation's page "Write a feature kind" shows one.
+
+    Args:
+        name: The feature's name.
+    """
+
+    name: str
+
+    kind: ClassVar[str] = ""
+    """The kind's name in TOML, in :attr:`widedeep.schema.Slot.kind` and in tables."""
+    order: ClassVar[int] = 2
+    """Place of the kind among a spec's features: 0 numbers, 1 buckets, 2 values, 3 crosses."""
+    wide_by_default: ClassVar[bool] = True
+    """Whether the feature is in the wide part where the spec does not say."""
+    deep_by_default: ClassVar[bool] = False
+    """Whether the feature is in the deep part where the spec does not say."""
+    in_list: ClassVar[bool] = False
+    """Whether the kind's key in TOML holds a list; else a table with one entry per feature."""
+    listed: ClassVar[bool] = False
+    """Whether TOML lists the kind's names, with options apart (``[features] numeric = [...]``)."""
+    table_options: ClassVar[tuple[str, ...]] = ()
+    """Options on which features that share an embedding table agree; none: no table is shared."""
+
+    # ---- inputs ----
+
+    def inputs(self) -> tuple[Input, ...]:
+        """Return the columns that the feature reads, the main one first; () for a cross."""
+        raise NotImplementedError
+
+    def combinations(self) -> Combinations | None:
+        """Return what a cross combines; None for other kinds."""
+        return None
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the features and raw columns that a cross combines."""
+        combinations = self.combinations()
+        return () if combinations is None else combinations.parts
+
+    @property
+    def input_columns(self) -> tuple[str, ...]:
+        """Names of the columns that it reads itself; a cross's parts are not among them."""
+        return tuple(entry.column for entry in self.inputs())
+
+    @property
+    def main_column(self) -> str | None:
+        """The column that its values come from; None for a cross."""
+        columns = self.input_columns
+        return columns[0] if columns else None
+
+    @property
+    def weight_column(self) -> str | None:
+        """The column with one weight per value, if there is one."""
+        return next((i.column for i in self.inputs() if isinstance(i, WeightInput)), None)
+
+    @property
+    def number_input(self) -> NumberInput | None:
+        """The column of numbers that it reads, if it reads one."""
+        return next((i for i in self.inputs() if isinstance(i, NumberInput)), None)
+
+    @property
+    def value_input(self) -> ValueInput | None:
+        """The column of categories that it reads, if it reads one."""
+        return next((i for i in self.inputs() if isinstance(i, ValueInput)), None)
+
+    def refusal_as_part(self) -> str:
+        """Return why a cross cannot combine the feature, or "" if it can."""
+        return ""
+
+    # ---- learning ----
+
+    def fit_boundaries(self, summary: NumberSummary, column: ColumnType) -> NDArray[np.float64]:
+        """Return the cut points of a number that becomes ids, strictly increasing."""
+        raise NotImplementedError
+
+    def fit_numbers(self, summaries: Sequence[NumberSummary], column: ColumnType) -> NumericFit:
+        """Return what turns a number into dense columns; one summary per component."""
+        raise NotImplementedError
+
+    def given_values(self, column: ColumnType) -> Sequence[str | int] | None:
+        """Return the values of the vocabulary if the declaration gives them, else None."""
+        return None
+
+    # ---- ids, dense columns and their native encoding ----
+
+    def encoding(self, schema: Learned) -> Encoding:
+        """Return the native operation that turns columns into ids or numbers.
+
+        Raises:
+            KeyError: If the schema lacks what was learned.
+        """
+        raise NotImplementedError
+
+    @property
+    def dense_width(self) -> int:
+        """Number of dense columns that it fills; 0 for a feature of ids."""
+        return 0
+
+    @property
+    def is_bucketed(self) -> bool:
+        """Whether it is a number that becomes the id of a bucket."""
+        return self.number_input is not None and not self.dense_width
+
+    @property
+    def vocabulary_key(self) -> str | None:
+        """Key of the vocabulary whose values are the last ids; None if ids have no vocabulary."""
+        return None
+
+    def known_ids(self, schema: Learned) -> int:
+        """Return how many ids follow the two reserved ones (unseen and missing)."""
+        raise NotImplementedError
+
+    def describe(self, schema: Learned, position: int) -> str:
+        """Return what the id ``2 + position`` stands for."""
+        raise NotImplementedError
+
+    @property
+    def is_hashed(self) -> bool:
+        """Whether ids are hash buckets, whose values only rows can tell."""
+        return False
+
+    @property
+    def table_name(self) -> str:
+        """Name of its embedding table, its own unless shared."""
+        return self.name
+
+    @property
+    def shares_table(self) -> bool:
+        """Whether its embedding table has a name that other features may share."""
+        return False
+
+    @property
+    def deep_combiner(self) -> Combiner | None:
+        """How several ids become one vector in the deep part; None keeps the sequence."""
+        return "sum"
+
+    @property
+    def deep_width(self) -> int | None:
+        """Declared width of the embedding; None for the model's default."""
+        return None
+
+    @property
+    def unseen_rule(self) -> Literal["id", "drop"]:
+        """What becomes of an unseen value: ``"id"``, or ``"drop"``."""
+        return "id"
+
+    @property
+    def forgets_to_unseen(self) -> bool:
+        """Whether a value that leaves the vocabulary is id 0 from then on."""
+        return False
+
+    def example_values(self, schema: Learned) -> Iterator[Any]:
+        """Yield raw values that test an exported model: ends of ranges, known values."""
+        return iter(())
+
+    def standardised(self) -> Feature:
+        """Return the feature with numbers to mean 0 and deviation 1, as estimators take them."""
+        return self
+
+    # ---- warm start ----
+
+    def map_ids(self, older: Any, change: SchemaChange) -> IdMap:
+        """Return where each id stood in an older schema, whose feature of this kind is ``older``.
+
+        The main column is the same and holds the same type of values.
+        """
+        size = change.new.id_count(self.name)
+        return no_ids(size, f"features of kind {self.kind!r} are not carried over")
+
+    def key_change(self, older: Any, change: SchemaChange) -> str:
+        """Return why hashed crosses of the feature combine other values than before, or ""."""
+        return ""
+
+    # ---- tables and reports ----
+
+    @property
+    def kind_text(self) -> str:
+        """What kind it is, as tables and reports show it."""
+        return self.kind
+
+    @property
+    def drift_form(self) -> DriftForm | None:
+        """What the gate compares with training: numbers, values, combinations; None for nothing."""
+        return None
+
+    # ---- TOML ----
+
+    @classmethod
+    def declare(cls: type[_Kind], name: str, options: Mapping[str, Any]) -> _Kind:
+        """Return the feature that TOML declares; lists come as tuples."""
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+        return cls(name=name, **plain)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names of the options, as TOML writes them."""
+        return [entry.name for entry in fields(cls) if entry.name not in ("name", "parts")]
+
+    def changed_options(self) -> dict[str, object]:
+        """Return the options that differ from their defaults."""
+        options: dict[str, object] = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name not in self.option_names():
+                continue
+            if value == (None if entry.default is MISSING else entry.default):
+                continue
+            if entry.name == "source" and value == self.name:
+                continue
+            # TOML has no null: a combiner of None (keep the sequence) is written as "none".
+            options[entry.name] = "none" if value is None else value
+        return options
+
+    @classmethod
+    def read_options(cls, name: str, entry: object) -> dict[str, Any]:
+        """Check the options of a feature that TOML gives, and return them."""
+        if not isinstance(entry, Mapping):
+            raise FeatureError(
+                f"feature {name!r}: got {entry!r}, expected a table of options like "
+                "{ min_count = 2 }"
+            )
+        for key in entry:
+            if key not in cls.option_names():
+                raise FeatureError(
+                    f"feature {name!r}: got the unknown option {key!r}; "
+                    f"{nearest(key, cls.option_names())}"
+                )
+        options = dict(entry)
+        if options.get("combiner") == "none":
+            options["combiner"] = None
+        return options
+
+    @classmethod
+    def to_toml(cls, features: Sequence[Any]) -> object:
+        """Return what stands under the kind's key: names, or a table with one entry per feature."""
+        if cls.listed:
+            return [feature.name for feature in features]
+        has_source = "source" in cls.option_names()
+        return {
+            f.name: {**({"source": f.source} if has_source else {}), **f.changed_options()}
+            for f in features
+        }
+
+    @classmethod
+    def from_toml(cls, entries: object, options: dict[str, Any]) -> list[Feature]:
+        """Return the features that stand under the kind's key; takes theirs out of ``options``."""
+        if cls.listed:
+            names = toml_list(entries, cls.kind)
+            if not all(isinstance(name, str) for name in names):
+                raise FeatureError(
+                    f"got {cls.kind} = {names!r} in [features], expected a list of names"
+                )
+            return [
+                cls.declare(name, cls.read_options(name, options.pop(name, {}))) for name in names
+            ]
+        source = {"source"} & set(cls.option_names())
+        return [
+            cls.declare(name, {**dict.fromkeys(source, name), **cls.read_options(name, entry)})
+            for name, entry in toml_table(entries, cls.kind).items()
+        ]
+
+
+_Kind = TypeVar("_Kind", bound=Feature)
+_AnyKind = TypeVar("_AnyKind", bound=type[Feature])
+KINDS: dict[str, type[Feature]] = {}
+
+
+def register_kind(kind: _AnyKind) -> _AnyKind:
+    """Make a kind of feature known under its name, for specs, TOML, checkpoints and bundles.
+
+    A class decorator, above ``@dataclass``. What reads a checkpoint or bundle with such a feature
+    imports the kind's module first.
+
+    Args:
+        kind: A subclass of :class:`Feature` with a ``kind`` of its own.
+
+    Raises:
+        FeatureError: If it has no name, or another class has it.
+    """
+    check(is_name(kind.kind), kind.__name__, "expected a kind of its own: kind = 'NAME'")
+    other = KINDS.get(kind.kind)
+    same = other is None or (other.__module__, other.__qualname__) == (
+        kind.__module__,
+        kind.__qualname__,
+    )
+    check(same, kind.__name__, f"got kind={kind.kind!r}, which {other} has; choose another")
+    KINDS[kind.kind] = kind
+    return kind
+
+
+def toml_table(entries: object, key: str) -> Mapping[str, Any]:
+    """Return a table of ``[features]``."""
+    if not isinstance(entries, Mapping):
+        raise FeatureError(
+            f"got {key} = {entries!r} in [features], expected a table with one entry a feature"
+        )
+    return entries
+
+
+def toml_list(entries: object, key: str) -> list[Any]:
+    """Return a list of ``[features]``."""
+    if not isinstance(entries, (list, tuple)):
+        raise FeatureError(f"got {key} = {entries!r} in [features], expected a list")
+    return list(entries)
 
 
 def check(condition: bool, name: str, message: str) -> None:

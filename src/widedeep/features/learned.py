@@ -1,14 +1,94 @@
-"""What is learned from data for features: vocabularies and number transforms."""
+"""What is learned from data of columns and features: types, vocabularies, number transforms."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from widedeep.errors import SchemaError
+from widedeep.options import check_types
+
 FIRST_KNOWN_ID = 2
+LogicalKind = Literal["string", "int", "float", "bool"]
+_TIMES: dict[str, pa.DataType] = {
+    **{unit: pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")},
+    "day": pa.date32(),
+}
+_FLOATS = {"float16": pa.float16(), "float32": pa.float32()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ColumnType:
+    """The logical type of an input column; requests are converted by it, never by inference.
+
+    Args:
+        kind: ``"string"`` (text or bytes), ``"int"``, ``"float"`` or ``"bool"``.
+        nested: True for a column of lists.
+        storage: How the column was stored where the schema was fitted, as far as it decides what a
+            value means: ``"float16"``, ``"float32"``, ``"float64"``, ``"decimal:2"`` (digits behind
+            the point), or the unit of a time: ``"s"``, ``"ms"``, ``"us"``, ``"ns"``, ``"day"``.
+            A value that comes in another form is rounded to it, and a number for a time counts its
+            units since 1970. None for text, whole numbers and booleans, and in schemas that older
+            versions wrote: values are taken as they come.
+    """
+
+    kind: LogicalKind
+    nested: bool = False
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self, "column type")
+        storage = self.storage or "float64"
+        if not (storage in {"float64", *_FLOATS, *_TIMES} or re.fullmatch(r"decimal:\d+", storage)):
+            raise SchemaError(
+                f"column type: got storage={storage!r}, which this version cannot read"
+            )
+
+    @property
+    def is_time(self) -> bool:
+        """Whether the column holds points in time."""
+        return self.storage in _TIMES
+
+    def arrow(self, *, narrow: bool = False) -> pa.DataType:
+        """Return the Arrow type that holds such a column.
+
+        Args:
+            narrow: Of the column's own width; otherwise numbers are of 64 bits.
+        """
+        plain = {
+            "string": pa.large_string(),
+            "int": pa.int64(),
+            "float": pa.float64(),
+            "bool": pa.bool_(),
+        }
+        item = _TIMES.get(self.storage or "", plain[self.kind])
+        if narrow and self.storage in _FLOATS:
+            item = _FLOATS[self.storage]
+        return pa.list_(item) if self.nested else item
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values; a storage that is unknown is left out."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    def round(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return numbers as the column could have held them.
+
+        Args:
+            values: Any numbers; NaN stays.
+
+        Example:
+            >>> ColumnType(kind="float", storage="float32").round(np.array([0.1])).tolist()
+            [0.10000000149011612]
+        """
+        if self.storage in _FLOATS:
+            with np.errstate(over="ignore"):
+                return values.astype(self.storage).astype(np.float64)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -40,6 +120,10 @@ class Vocabulary:
             return tuple(int(part) for part in entry) if entry.ndim else int(entry)
         raw: bytes = self.values[position].as_py()
         return raw.decode("utf-8", "replace")
+
+    def ends(self) -> list[Any]:
+        """Return the first and the last value, as far as there are any."""
+        return [self.value(i) for i in sorted({0, len(self) - 1}) if i >= 0 and len(self)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

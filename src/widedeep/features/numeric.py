@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
-from widedeep.errors import nearest, show_value
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.errors import FeatureError, nearest, show_value
+from widedeep.features.id_map import IdMap, no_ids, same_ids
 from widedeep.features.kind import (
     MAX_COLUMNS,
+    DriftForm,
+    Encoding,
+    Feature,
+    Input,
+    Learned,
+    NumberEncoding,
+    NumberInput,
+    SchemaChange,
     check,
     check_at_least,
     check_feature_names,
     check_name_and_source,
     finite_number,
     is_word,
+    register_kind,
+)
+from widedeep.features.learned import ColumnType, NumericFit
+from widedeep.features.numbers import (
+    LARGEST_SCALED,
+    ExactSum,
+    NumberSummary,
+    quantile_cuts,
+    quantiles,
+    signed_log,
 )
 
 NumericTransform = Literal["quantile", "standard", "minmax", "log1p", "none"]
 
 
+_PROFILE_BUCKETS = 10
+_SMALLEST_SPREAD = 1e-300  # inverses of smaller numbers leave float64
 NUMERIC_TRANSFORMS = ("quantile", "standard", "minmax", "log1p", "none")
 
 
+@register_kind
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Numeric:
+class Numeric(Feature):
     """A number, or a vector of fixed length. Use :func:`numeric` to make one.
 
     Args:
@@ -39,12 +67,18 @@ class Numeric:
         size: Length of the vector, 1 for a plain number.
     """
 
-    name: str
     source: str
     transform: NumericTransform = "quantile"
     quantiles: int = 256
     missing: Literal["mean", "indicator"] | float = "mean"
     size: int = 1
+
+    kind: ClassVar[str] = "numeric"
+    order: ClassVar[int] = 0
+    wide_by_default: ClassVar[bool] = False
+    deep_by_default: ClassVar[bool] = True
+    in_list: ClassVar[bool] = True
+    listed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_name_and_source(self.name, self.source)
@@ -76,6 +110,171 @@ class Numeric:
     def width(self) -> int:
         """Number of dense columns the feature fills."""
         return self.size * (2 if self.missing == "indicator" else 1)
+
+    @property
+    def dense_width(self) -> int:
+        """Number of dense columns the feature fills."""
+        return self.width
+
+    @property
+    def kind_text(self) -> str:
+        """The kind with its transform."""
+        return f"numeric, {self.transform}"
+
+    @property
+    def drift_form(self) -> DriftForm:
+        """Numbers are compared by where they lie among training's."""
+        return "numbers"
+
+    def inputs(self) -> tuple[Input, ...]:
+        """Return the column of numbers, with what the transform needs of it."""
+        return (
+            NumberInput(
+                column=self.source,
+                size=self.size,
+                moments=(self.transform,) if self.transform in ("standard", "log1p") else (),
+                sample=self.transform == "quantile",
+            ),
+        )
+
+    def refusal_as_part(self) -> str:
+        """Return why a cross cannot combine numbers."""
+        return f"is numeric; cross a bucketized(..., source={self.name!r}) instead"
+
+    def fit_numbers(self, summaries: Sequence[NumberSummary], column: ColumnType) -> NumericFit:
+        """Return quantiles, or shift and scale, and what a null becomes."""
+        boundaries: list[NDArray[np.float64]] = []
+        scaling, fills = [], []
+        for summary in summaries:
+            ordered = summary.sample if self.transform == "quantile" else np.empty(0)
+            cuts = quantiles(ordered, self.quantiles)
+            shift, scale = self._shift_and_scale(summary)
+            fills.append(self._fill(summary, ordered, cuts, (shift, scale), column))
+            scaling.append((shift, scale))
+            boundaries.append(cuts)
+        ranges = [(s.minimum, s.maximum) if s.count else (math.nan, math.nan) for s in summaries]
+        has_quantiles = self.transform == "quantile"
+        return NumericFit(
+            boundaries=tuple(boundaries) if has_quantiles else (),
+            shift=np.array([shift for shift, _ in scaling]),
+            scale=np.array([scale for _, scale in scaling]),
+            fill=np.array(fills, np.float32),
+            minimum=np.array([low for low, _ in ranges]),
+            maximum=np.array([high for _, high in ranges]),
+            mean=np.array([summary.mean for summary in summaries]),
+            profile=tuple(_profile(s.sample) for s in summaries) if has_quantiles else (),
+        )
+
+    def _shift_and_scale(self, summary: NumberSummary) -> tuple[float, float]:
+        if self.transform in ("quantile", "none") or not summary.count:
+            return 0.0, 1.0
+        largest = max(-summary.minimum, summary.maximum)
+        if self.transform != "log1p" and largest > LARGEST_SCALED:
+            raise FeatureError(
+                f"feature {self.name!r}: got {largest:g}, expected numbers of at most "
+                f'{LARGEST_SCALED:g} for transform={self.transform!r}; use "quantile" or "log1p"'
+            )
+        if self.transform == "minmax":
+            shift, spread = summary.minimum, summary.maximum - summary.minimum
+        else:
+            shift, spread = summary.moments(self.transform)
+        # A constant becomes 0 whatever the scale.
+        return shift, 1.0 / spread if spread > _SMALLEST_SPREAD else 1.0
+
+    def _fill(
+        self,
+        summary: NumberSummary,
+        ordered: NDArray[np.float64],
+        cuts: NDArray[np.float64],
+        scaling: tuple[float, float],
+        column: ColumnType,
+    ) -> float:
+        """Return the dense value of a null."""
+        shift, scale = scaling
+        is_mean = isinstance(self.missing, str)
+        raw = np.empty(0) if is_mean else column.round(np.array([self.missing], np.float64))
+        if is_mean and not summary.count:
+            return 0.0
+        if self.transform == "quantile":
+            return _mean_rank(ordered if is_mean else raw, cuts)
+        if not is_mean:
+            value = float((signed_log(raw) if self.transform == "log1p" else raw)[0])
+            return (value - shift) * scale
+        if self.transform in ("standard", "log1p"):
+            return 0.0
+        return (summary.mean - shift) * scale
+
+    def encoding(self, schema: Learned) -> Encoding:
+        """Return the dense columns' transform."""
+        return NumberEncoding(
+            column=self.source,
+            fit=schema.numerics[self.name],
+            transform=self.transform,
+            indicator=self.missing == "indicator",
+        )
+
+    def known_ids(self, schema: Learned) -> int:
+        """Return one id per dense column: in the wide part its value is the id's weight."""
+        return self.width
+
+    def describe(self, schema: Learned, position: int) -> str:
+        """Return the name of a dense column."""
+        return self.name if self.size == 1 and not position else f"component {position}"
+
+    def example_values(self, schema: Learned) -> Iterator[float | list[float]]:
+        """Yield the smallest, mean and largest number or vector."""
+        fit = schema.numerics[self.name]
+        for ends in (fit.minimum, fit.mean, fit.maximum):
+            numbers = [float(value) if np.isfinite(value) else 0.0 for value in ends]
+            yield numbers if self.size > 1 else numbers[0]
+
+    def standardised(self) -> Numeric:
+        """Return the feature with ``transform="standard"``."""
+        return replace(self, transform="standard")
+
+    def map_ids(self, older: Numeric, change: SchemaChange) -> IdMap:
+        """Return the same ids where the transform is the same, else none."""
+        size = change.new.id_count(self.name)
+        why = self._transform_change(older, change)
+        return no_ids(size, why) if why else same_ids(size)
+
+    def _transform_change(self, older: Numeric, change: SchemaChange) -> str:
+        """Return why a number becomes another input than it did, or "" if it does not."""
+        for option in ("size", "transform", "missing"):
+            new_option, old_option = getattr(self, option), getattr(older, option)
+            if new_option != old_option:
+                return f"{option} {old_option!r} became {new_option!r}"
+        fit, old_fit = change.new.numerics.get(self.name), change.old.numerics.get(self.name)
+        if fit is None or old_fit is None:
+            return ""
+        pairs = [
+            (fit.shift, old_fit.shift),
+            (fit.scale, old_fit.scale),
+            *itertools.zip_longest(fit.boundaries, old_fit.boundaries),
+        ]
+        if all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs):
+            return ""
+        return f"the {self.transform} transform was learned anew (grow= keeps the older one)"
+
+    @classmethod
+    def declare(cls, name: str, options: Mapping[str, Any]) -> Numeric:
+        """Return the feature that TOML declares."""
+        return numeric(name, **options)[0]
+
+
+def _profile(ordered: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Cut points into tenths, equal ones merged, and how many values lie between them."""
+    cuts = quantile_cuts(ordered, _PROFILE_BUCKETS)
+    below = np.searchsorted(ordered, cuts, side="left")
+    return cuts, np.diff(np.concatenate([[0], below, [len(ordered)]])).astype(np.int64)
+
+
+def _mean_rank(values: NDArray[np.float64], cuts: NDArray[np.float64]) -> float:
+    if len(cuts) < 2:
+        return 0.0
+    total = ExactSum()
+    total.add(np.interp(values, cuts, np.linspace(0.0, 1.0, len(cuts))))
+    return float(total.value / len(values))
 
 
 def numeric(

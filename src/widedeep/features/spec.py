@@ -5,51 +5,23 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from widedeep.errors import FeatureError, nearest, show_value
-from widedeep.features.bucketized import Bucketized, bucketized
-from widedeep.features.categorical import Categorical, categorical
-from widedeep.features.crossed import Crossed, crossed
-from widedeep.features.kind import check, is_name
-from widedeep.features.kinds import Feature
-from widedeep.features.numeric import Numeric, numeric
+from widedeep.features.kind import KINDS, Feature, check, is_name, toml_table
 from widedeep.features.toml import toml_text
 
 __all__ = ["FeatureSpec"]
 
-# In the order they are written: what may become a table of its own comes last.
-_FEATURE_KEYS = (
-    "numeric",
-    "categorical",
-    "crossed",
-    "wide",
-    "deep",
-    "item",
-    "extra",
-    "training_only",
-    "bucketized",
-    "options",
-)
+_PLACEMENT_KEYS = ("wide", "deep", "item", "extra", "training_only")
 _DATA_KEYS = ("label", "weight", "group", "label_vocabulary")
-# What features that share an embedding table must agree on.
-_TABLE_OPTIONS = (
-    "vocabulary",
-    "vocabulary_file",
-    "min_count",
-    "max_size",
-    "hash_buckets",
-    "num_buckets",
-    "oov_buckets",
-    "embedding_dim",
-)
-_KIND_ORDER: tuple[type, ...] = (Numeric, Bucketized, Categorical, Crossed)
 
 
 def _flatten(features: object) -> list[Feature]:
     """One feature, or features in any nesting of lists, in their order."""
-    if isinstance(features, (Numeric, Categorical, Bucketized, Crossed)):
+    if isinstance(features, Feature):
         return [features]
     # A set has no order, and one of text would be another model in every process.
     ordered = isinstance(features, Iterable) and not isinstance(
@@ -170,7 +142,7 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         flat = _flatten(self.features)
-        ordered = sorted(flat, key=lambda feature: _KIND_ORDER.index(type(feature)))
+        ordered = sorted(flat, key=lambda feature: (feature.order, feature.kind))
         set_field = object.__setattr__
         set_field(self, "features", tuple(ordered))
         set_field(self, "training_only", _fixed_values(self.training_only))
@@ -225,11 +197,8 @@ class FeatureSpec:
                 )
 
     def _columns_of(self, feature: Feature) -> list[str]:
-        if isinstance(feature, Crossed):
-            return [part for part in feature.parts if part not in self.by_name]
-        if isinstance(feature, Categorical) and feature.weights is not None:
-            return [feature.source, feature.weights]
-        return [feature.source]
+        raw_parts = (part for part in feature.part_names if part not in self.by_name)
+        return [*feature.input_columns, *raw_parts]
 
     def _check_known(self, name: str, option: str) -> None:
         if name not in self.by_name:
@@ -240,49 +209,34 @@ class FeatureSpec:
 
     def _check_placement(self) -> None:
         for feature in self.all_features:
-            if isinstance(feature, Crossed):
-                self._check_parts(feature)
+            for part in feature.part_names:
+                refusal = self.by_name[part].refusal_as_part() if part in self.by_name else ""
+                check(not refusal, feature.name, f"its part {part!r} {refusal}")
         for name in self.extra:
-            check(
-                isinstance(self.by_name[name], Numeric), name, "only numeric features can be extra"
-            )
+            is_dense = self.by_name[name].dense_width > 0
+            check(is_dense, name, "only numeric features can be extra")
         if not self.wide_names and not self.deep_names:
             raise FeatureError("got no feature in the wide or the deep part, expected at least one")
 
-    def _check_parts(self, cross: Crossed) -> None:
-        for part in cross.parts:
-            feature = self.by_name.get(part)
-            check(
-                not isinstance(feature, Crossed),
-                cross.name,
-                f"its part {part!r} is itself a cross; name that cross's parts instead",
-            )
-            check(
-                not isinstance(feature, Numeric),
-                cross.name,
-                f"its part {part!r} is numeric; cross a bucketized(..., source={part!r}) instead",
-            )
-
     def _check_tables(self) -> None:
-        taken = {f.name for f in self.all_features if not isinstance(f, Categorical)}
+        """Refuse tables of two meanings, and features that share a table but not its options."""
+        names = {f.name for f in self.all_features if not f.table_options}
+        names |= {part for f in self.all_features for part in f.part_names} - set(self.by_name)
+        first: dict[str, Feature] = {}
         for feature in self.all_features:
-            if isinstance(feature, Crossed):
-                taken.update(self._columns_of(feature))
-        first: dict[str, Categorical] = {}
-        for feature in self.all_features:
-            if not isinstance(feature, Categorical):
+            if not feature.table_options:
                 continue
-            table = feature.table or feature.name
+            table = feature.table_name
             check(
-                table not in taken or feature.table is None,
+                table not in names or table == feature.name,
                 feature.name,
                 f"got table={table!r}, which already names another feature or a column that a "
                 "cross reads; choose another name",
             )
             other = first.setdefault(table, feature)
-            for option in _TABLE_OPTIONS:
+            for option in feature.table_options:
                 check(
-                    getattr(other, option) == getattr(feature, option),
+                    getattr(other, option, None) == getattr(feature, option),
                     feature.name,
                     f"shares table {table!r} with {other.name!r} but has another {option}; "
                     "make them equal",
@@ -293,7 +247,7 @@ class FeatureSpec:
         """The features in canonical order, typed."""
         return self.features  # type: ignore[return-value]
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, Feature]:
         """The features by name."""
         return {feature.name: feature for feature in self.all_features}
@@ -314,7 +268,7 @@ class FeatureSpec:
         """Names of the features in the wide part."""
         if self.wide is not None:
             return tuple(self.wide)
-        return tuple(f.name for f in self.all_features if not isinstance(f, Numeric))
+        return tuple(f.name for f in self.all_features if f.wide_by_default)
 
     @property
     def deep_names(self) -> tuple[str, ...]:
@@ -322,9 +276,7 @@ class FeatureSpec:
         if self.deep is not None:
             return tuple(self.deep)
         return tuple(
-            f.name
-            for f in self.all_features
-            if isinstance(f, (Numeric, Categorical)) and f.name not in self.extra
+            f.name for f in self.all_features if f.deep_by_default and f.name not in self.extra
         )
 
     def columns(self) -> list[str]:
@@ -364,171 +316,86 @@ Side = Literal["query", "item", "both"]
 
 def item_columns(spec: FeatureSpec) -> frozenset[str]:
     """Return the input columns that belong to the item: those that its features read."""
-    named = [spec.by_name[name] for name in spec.item]
-    return frozenset(
-        column
-        for feature in named
-        if not isinstance(feature, Crossed)
-        for column in _columns_through_parts(spec, feature)
-    )
+    return frozenset(column for name in spec.item for column in spec.by_name[name].input_columns)
 
 
 def feature_side(spec: FeatureSpec, name: str) -> Side:
     """Return whose the feature is: the query's, the item's, or both's (a cross that spans them)."""
     of_item = item_columns(spec)
-    read = _columns_through_parts(spec, spec.by_name[name])
-    if read <= of_item:
+    columns = all_columns(spec, name)
+    if columns <= of_item:
         return "item"
-    return "both" if read & of_item or name in spec.item else "query"
+    return "both" if columns & of_item or name in spec.item else "query"
 
 
-def _columns_through_parts(spec: FeatureSpec, feature: Feature) -> frozenset[str]:
-    if isinstance(feature, Crossed):
-        parts = (spec.by_name.get(part) for part in feature.parts)
-        found = [
-            frozenset([name]) if part is None else _columns_through_parts(spec, part)
-            for name, part in zip(feature.parts, parts, strict=True)
-        ]
-        return frozenset().union(*found)
-    weights = feature.weights if isinstance(feature, Categorical) else None
-    return frozenset([feature.source]) | (frozenset() if weights is None else {weights})
+def all_columns(spec: FeatureSpec, name: str) -> frozenset[str]:
+    """Return the columns that a feature or raw column reads, through the parts of a cross."""
+    feature = spec.by_name.get(name)
+    if feature is None:
+        return frozenset([name])
+    return frozenset(feature.input_columns).union(
+        *(all_columns(spec, part) for part in feature.part_names)
+    )
 
 
-def _options_of(kind: type) -> list[str]:
-    return [f.name for f in fields(kind) if f.name not in ("name", "parts")]
+def _kinds() -> list[type[Feature]]:
+    """Return all kinds in the order of their features in a spec."""
+    return sorted(KINDS.values(), key=lambda kind: (kind.order, kind.kind))
 
 
-def _default(entry: Field[Any]) -> object:
-    return None if entry.default is MISSING else entry.default
-
-
-def _changed(feature: Feature, *, skip: tuple[str, ...] = ("name",)) -> dict[str, object]:
-    """The options of a feature that differ from their defaults."""
-    options: dict[str, object] = {}
-    for entry in fields(feature):
-        value = getattr(feature, entry.name)
-        if entry.name in skip or value == _default(entry):
-            continue
-        if entry.name == "source" and value == feature.name:
-            continue
-        # TOML has no null: a combiner of None (keep the sequence) is written as "none".
-        options[entry.name] = "none" if value is None else value
-    return options
+def _feature_keys() -> list[str]:
+    """Return the keys of ``[features]`` as written: what may become a table of its own is last."""
+    lists, tables = (
+        [kind.kind for kind in _kinds() if kind.in_list == in_list] for in_list in (True, False)
+    )
+    return [*lists, *_PLACEMENT_KEYS, *tables, "options"]
 
 
 def spec_to_table(spec: FeatureSpec) -> dict[str, dict[str, object]]:
     """Return the ``[data]`` and ``[features]`` tables of a spec."""
-    listed = [f for f in spec.all_features if isinstance(f, (Numeric, Categorical))]
-    buckets = [f for f in spec.all_features if isinstance(f, Bucketized)]
     features: dict[str, object] = {
-        "numeric": [f.name for f in listed if isinstance(f, Numeric)],
-        "categorical": [f.name for f in listed if isinstance(f, Categorical)],
-        "crossed": [_cross_entry(f) for f in spec.all_features if isinstance(f, Crossed)],
         "item": list(spec.item),
         "extra": list(spec.extra),
         "training_only": dict(spec.training_only),
-        "bucketized": {f.name: {"source": f.source, **_changed(f)} for f in buckets},
-        "options": {f.name: _changed(f) for f in listed if _changed(f)},
+        "options": {
+            f.name: f.changed_options()
+            for f in spec.all_features
+            if f.listed and f.changed_options()
+        },
     }
+    for kind in _kinds():
+        features[kind.kind] = kind.to_toml([f for f in spec.all_features if type(f) is kind])
     features = {key: value for key, value in features.items() if value}
     # An empty placement is not the default one, and is written.
     for key, names in (("wide", spec.wide), ("deep", spec.deep)):
         if names is not None:
             features[key] = list(names)
     data = {key: getattr(spec, key) for key in _DATA_KEYS if getattr(spec, key) is not None}
-    return {"data": data, "features": {k: features[k] for k in _FEATURE_KEYS if k in features}}
-
-
-def _cross_entry(cross: Crossed) -> object:
-    changed = _changed(cross, skip=("name", "parts"))
-    if cross.name != "_x_".join(cross.parts):
-        changed["name"] = cross.name
-    return {"parts": list(cross.parts), **changed} if changed else list(cross.parts)
+    return {"data": data, "features": {k: features[k] for k in _feature_keys() if k in features}}
 
 
 def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> FeatureSpec:
     """Build a spec from the ``[data]`` keys it owns and the ``[features]`` table."""
+    keys = _feature_keys()
     for key in features:
-        if key not in _FEATURE_KEYS:
-            raise FeatureError(
-                f"got the unknown key {key!r} in [features]; {nearest(key, _FEATURE_KEYS)}"
-            )
-    options = dict(_table(features, "options"))
+        if key not in keys:
+            raise FeatureError(f"got the unknown key {key!r} in [features]; {nearest(key, keys)}")
+    options = dict(toml_table(features.get("options", {}), "options"))
     declared: list[Feature] = []
-    for name in _names(features, "numeric"):
-        declared += numeric(name, **_known(name, options.pop(name, {}), Numeric))
-    for name in _names(features, "categorical"):
-        declared += categorical(name, **_known(name, options.pop(name, {}), Categorical))
-    for name, entry in _table(features, "bucketized").items():
-        declared.append(bucketized(name, **{"source": name, **_known(name, entry, Bucketized)}))
-    declared += [_cross_from(entry) for entry in _list(features, "crossed")]
+    for kind in _kinds():
+        if kind.kind in features:
+            declared += kind.from_toml(features[kind.kind], options)
     if options:
         name = next(iter(options))
-        known = [*_names(features, "numeric"), *_names(features, "categorical")]
+        listed = [kind.kind for kind in _kinds() if kind.listed]
+        known = [feature.name for feature in declared if feature.listed]
         raise FeatureError(
-            f"got options for {name!r}, which is no numeric or categorical feature; "
+            f"got options for {name!r}, which is no {' or '.join(listed)} feature; "
             f"{nearest(name, known)}"
         )
-    placement = {
-        key: features[key]
-        for key in ("wide", "deep", "item", "training_only", "extra")
-        if key in features
-    }
+    placement = {key: features[key] for key in _PLACEMENT_KEYS if key in features}
     owned = {key: data[key] for key in _DATA_KEYS if key in data}
     return FeatureSpec(features=declared, **owned, **placement)
-
-
-def _table(features: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    entries = features.get(key, {})
-    if not isinstance(entries, Mapping):
-        raise FeatureError(
-            f"got {key} = {entries!r} in [features], expected a table with one entry a feature"
-        )
-    return entries
-
-
-def _list(features: Mapping[str, Any], key: str) -> list[Any]:
-    entries = features.get(key, [])
-    if not isinstance(entries, (list, tuple)):
-        raise FeatureError(f"got {key} = {entries!r} in [features], expected a list")
-    return list(entries)
-
-
-def _names(features: Mapping[str, Any], key: str) -> list[str]:
-    names = _list(features, key)
-    if not all(isinstance(name, str) for name in names):
-        raise FeatureError(f"got {key} = {names!r} in [features], expected a list of names")
-    return names
-
-
-def _known(name: str, entry: object, kind: type) -> dict[str, Any]:
-    if not isinstance(entry, Mapping):
-        raise FeatureError(
-            f"feature {name!r}: got {entry!r}, expected a table of options like {{ min_count = 2 }}"
-        )
-    for key in entry:
-        if key not in _options_of(kind):
-            raise FeatureError(
-                f"feature {name!r}: got the unknown option {key!r}; "
-                f"{nearest(key, _options_of(kind))}"
-            )
-    options = dict(entry)
-    if options.get("combiner") == "none":
-        options["combiner"] = None
-    return options
-
-
-def _cross_from(entry: object) -> Crossed:
-    if isinstance(entry, list):
-        return crossed(*entry)
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("parts"), (list, tuple)):
-        raise FeatureError(
-            f"got crossed = [{entry!r}], expected a list of parts or a table like "
-            '{ parts = ["a", "b"], hash_buckets = 1000 }'
-        )
-    label = str(entry.get("name", "_x_".join(map(str, entry["parts"]))))
-    rest = {key: value for key, value in entry.items() if key not in ("parts", "name")}
-    return crossed(*entry["parts"], name=entry.get("name"), **_known(label, rest, Crossed))
 
 
 def spec_to_toml(spec: FeatureSpec) -> str:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
-from widedeep.features import Categorical, Crossed, Numeric
+from widedeep.features import Feature, NumberInput
 from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.gate.config import GateConfig
 from widedeep.schema import Schema
@@ -87,12 +87,16 @@ class DriftCounts:
         sizes = [slot.size for slot in schema.slots]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self._ids = np.zeros(int(self._starts[-1]), np.int64)
-        self._numbers = {
-            (feature.name, component): (cuts, trained, np.zeros(len(cuts) + 1, np.int64))
+        self._inputs = {
+            feature.name: feature.number_input
             for feature in schema.spec.all_features
-            if isinstance(feature, Numeric)
-            for component in range(feature.size)
-            for cuts, trained in [schema.numerics[feature.name].profile_of(component)]
+            if feature.drift_form == "numbers" and feature.number_input is not None
+        }
+        self._numbers = {
+            (name, component): (cuts, trained, np.zeros(len(cuts) + 1, np.int64))
+            for name, numbers in self._inputs.items()
+            for component in range(numbers.size)
+            for cuts, trained in [schema.numerics[name].profile_of(component)]
         }
         self._outside = dict.fromkeys(self._numbers, 0)
 
@@ -106,33 +110,32 @@ class DriftCounts:
         if slots:
             slot_N = np.repeat(np.tile(self._starts[:-1], len(batch)), np.diff(batch.offsets_BF))
             self._ids += np.bincount(batch.ids_N + slot_N, minlength=len(self._ids))
-        for feature in self._schema.spec.all_features:
-            if isinstance(feature, Numeric):
-                self._add_numbers(feature, table.column(feature.source))
+        for name, numbers in self._inputs.items():
+            self._add_numbers(name, numbers, table.column(numbers.column))
 
-    def _add_numbers(self, feature: Numeric, column: pa.ChunkedArray) -> None:
-        numbers = _components(column, feature.size)
+    def _add_numbers(self, name: str, source: NumberInput, column: pa.ChunkedArray) -> None:
+        numbers = _components(column, source.size)
         if numbers is None:
-            self._unreadable.add(feature.name)
-        for component in range(feature.size if numbers is not None else 0):
+            self._unreadable.add(name)
+        for component in range(source.size if numbers is not None else 0):
             assert numbers is not None
-            cuts, _, counts = self._numbers[feature.name, component]
+            cuts, _, counts = self._numbers[name, component]
             known = numbers[:, component]
-            known = self._schema.columns[feature.source].round(known[~np.isnan(known)])
+            known = self._schema.columns[source.column].round(known[~np.isnan(known)])
             found = np.searchsorted(cuts, known, side="right")
             counts += np.bincount(found, minlength=len(counts))
-            fit = self._schema.numerics[feature.name]
+            fit = self._schema.numerics[name]
             low, high = fit.minimum[component], fit.maximum[component]
             outside = int(np.count_nonzero((known < low) | (known > high)))
-            self._outside[feature.name, component] += outside
+            self._outside[name, component] += outside
 
     def features(self) -> list[FeatureDrift]:
         """Return how far each feature has moved, those that moved most first."""
-        found = [self._number(f) for f in self._schema.spec.all_features if isinstance(f, Numeric)]
+        found = [self._number(name, numbers) for name, numbers in self._inputs.items()]
         for index, slot in enumerate(self._schema.slots):
             feature = self._schema.spec.by_name[slot.name]
-            if isinstance(feature, Categorical):
-                found.append(self._categorical(feature, index))
+            if feature.drift_form == "values":
+                found.append(self._values(feature, index))
         return sorted(found, key=lambda one: -max(one.psi or 0.0, one.missing_psi))
 
     def missing(self, column: str) -> float:
@@ -144,7 +147,7 @@ class DriftCounts:
         found = {}
         for index, slot in enumerate(self._schema.slots):
             feature = self._schema.spec.by_name[slot.name]
-            if isinstance(feature, Crossed) and not feature.hash_buckets:
+            if feature.drift_form == "combinations":
                 ids = self._ids[self._starts[index] : self._starts[index + 1]]
                 found[slot.name] = int(ids[0]) / max(1, int(ids.sum()))
         return found
@@ -155,10 +158,10 @@ class DriftCounts:
         moved = psi(both[0], both[1]) if self._schema.rows else 0.0
         return {"missing_training": then, "missing_now": now, "missing_psi": moved}
 
-    def _number(self, feature: Numeric) -> FeatureDrift:
+    def _number(self, name: str, source: NumberInput) -> FeatureDrift:
         worst, told, values, few, new, stuck = None, None, 0, None, None, None
-        for component in range(feature.size):
-            cuts, then, now = self._numbers[feature.name, component]
+        for component in range(source.size):
+            cuts, then, now = self._numbers[name, component]
             values += int(now.sum())
             if then.sum() and now.sum() < _FEWEST_ROWS:
                 few = _too_few(int(now.sum()))
@@ -167,33 +170,31 @@ class DriftCounts:
                 moved = _moved_most(then, now, lambda at, c=cuts: _range(c, at))
                 if worst is None or found > worst:
                     worst, told = found, moved
-                new = max(new or 0.0, self._outside[feature.name, component] / int(now.sum()))
+                new = max(new or 0.0, self._outside[name, component] / int(now.sum()))
                 stuck = moved if _is_stuck(then, now) else stuck
-        if feature.name in self._unreadable:
+        if name in self._unreadable:
             worst, told = math.nan, "its column holds no plain numbers"
         return FeatureDrift(
-            feature=feature.name,
+            feature=name,
             psi=worst,
             new_values=new,
             values=values,
             moved_most=told,
             too_little=few,
             stuck=stuck,
-            **self._missing(feature.source),
+            **self._missing(source.column),
         )
 
-    def _categorical(self, feature: Categorical, index: int) -> FeatureDrift:
+    def _values(self, feature: Feature, index: int) -> FeatureDrift:
         ids = self._ids[self._starts[index] : self._starts[index + 1]]
-        oov = 0 if feature.oov_buckets is None else feature.oov_buckets
-        first = FIRST_KNOWN_ID + oov
         moved, told, new, few, stuck = None, None, None, None, None
-        vocabulary = None
-        if not feature.hash_buckets and not feature.num_buckets:
-            vocabulary = self._schema.vocabularies[self._schema.vocabulary_key(feature.name)]
+        if feature.vocabulary_key is not None:
+            vocabulary = self._schema.vocabularies[feature.vocabulary_key]
+            first = len(ids) - len(vocabulary)  # OOV buckets stand before the known values
             known, unseen = ids[first:], int(ids[0] + ids[FIRST_KNOWN_ID:first].sum())
             new = unseen / max(1, unseen + int(known.sum()))
             then = np.asarray(vocabulary.counts, np.float64)
-            kept = bool(then.sum()) and feature.table is None
+            kept = bool(then.sum()) and not feature.shares_table
             # Where nothing is known any more, that says so by itself: see ``new_values``.
             if kept and known.sum() < _FEWEST_ROWS and unseen < _FEWEST_ROWS:
                 few = _too_few(int(known.sum()))
@@ -211,10 +212,10 @@ class DriftCounts:
             moved_most=told,
             too_little=few,
             stuck=stuck,
-            **self._missing(feature.source),
+            **self._missing(feature.input_columns[0]),
         )
 
-    def _value(self, feature: Categorical, top: NDArray[np.int64], at: int) -> str:
+    def _value(self, feature: Feature, top: NDArray[np.int64], at: int) -> str:
         if at == len(top):
             return "the rarer values"
         return str(self._schema.vocabularies[feature.name].value(int(top[at])))

@@ -20,7 +20,6 @@ from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
-from widedeep.features import Categorical
 from widedeep.gate.config import GateConfig
 from widedeep.gate.drift import DriftCounts
 from widedeep.gate.labels import LabelMatch, check_comparable, class_names
@@ -165,11 +164,12 @@ def _slice_columns(bundle: Bundle) -> list[str]:
     schema = bundle.schema
     found = []
     for feature in schema.spec.all_features:
-        if not isinstance(feature, Categorical) or feature.hash_buckets or feature.num_buckets:
+        column, key = feature.main_column, feature.vocabulary_key
+        if column is None or key is None:
             continue
-        known = len(schema.vocabularies[schema.vocabulary_key(feature.name)])
-        if not schema.columns[feature.source].nested and 2 <= known <= _AUTOMATIC_VALUES:
-            found.append((known, feature.source))
+        known = len(schema.vocabularies[key])
+        if not schema.columns[column].nested and 2 <= known <= _AUTOMATIC_VALUES:
+            found.append((known, column))
     return list(dict.fromkeys(name for _, name in sorted(found)))[:_AUTOMATIC_COLUMNS]
 
 

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import widedeep
-from widedeep.data.numbers import ExactSum
 from widedeep.errors import DataError
+from widedeep.features.numbers import ExactSum
 from widedeep.files import atomic_directory, file_sha256
 from widedeep.join.config import SPLITS, JoinConfig
 from widedeep.join.engines import Engine

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from widedeep.data.counting import ValueCounter
-from widedeep.data.numbers import ExactSums
+from widedeep.features.numbers import ExactSums
 from widedeep.join.config import SPLITS
 from widedeep.join.times import moment_text
 from widedeep.page import column_chart, document, note, section, table

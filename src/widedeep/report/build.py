@@ -15,7 +15,6 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.plain_json import plain
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, SchemaError
-from widedeep.features import Crossed
 from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
@@ -351,7 +350,7 @@ class _Strongest:
 def _wide(bundle: Bundle, top: int) -> list[_Strongest]:
     """The strongest weights of the first logits, those of crosses apart."""
     by_name = bundle.schema.spec.by_name
-    crosses = {name for name in bundle.model.wide if isinstance(by_name[name], Crossed)}
+    crosses = {name for name in bundle.model.wide if by_name[name].part_names}
     features = {"crosses": crosses, "others": set(bundle.model.wide) - crosses}
     found = []
     for column in range(min(bundle.model.n_logits, _MOST_CLASSES)):
@@ -380,7 +379,7 @@ def _hashed(bundle: Bundle, wide: Sequence[_Strongest]) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for weight in (weight for entry in wide for weight in _weights(entry)):
         feature = bundle.schema.spec.by_name[weight.feature]
-        if getattr(feature, "hash_buckets", None) and weight.id >= FIRST_KNOWN_ID:
+        if feature.is_hashed and weight.id >= FIRST_KNOWN_ID:
             found.setdefault(weight.feature, set()).add(weight.id)
     return found
 

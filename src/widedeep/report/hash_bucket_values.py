@@ -10,7 +10,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
-from widedeep.features import Bucketized, Categorical, Crossed
 from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.schema import Schema
 
@@ -51,20 +50,21 @@ class HashNames:
 
     def _texts(self, feature: str, chunk: pa.Table, rows: NDArray[np.int64]) -> list[str]:
         declared = self._schema.spec.by_name[feature]
-        if not isinstance(declared, Crossed):
+        if not declared.part_names:
             return self._values(feature, chunk, rows)
-        parts = [self._values(part, chunk, rows) for part in declared.parts]
+        names = declared.part_names
+        parts = [self._values(part, chunk, rows) for part in names]
         return [
-            " & ".join(f"{part}={value}" for part, value in zip(declared.parts, row, strict=True))
+            " & ".join(f"{part}={value}" for part, value in zip(names, row, strict=True))
             for row in zip(*parts, strict=True)
         ]
 
     def _values(self, name: str, chunk: pa.Table, rows: NDArray[np.int64]) -> list[str]:
         """Of a feature, or of a column that a cross reads; a bucket by its bounds."""
         feature = self._schema.spec.by_name.get(name)
-        source = feature.source if isinstance(feature, (Bucketized, Categorical)) else name
+        source = name if feature is None else feature.input_columns[0]
         values = [_only(value) for value in chunk.column(source).take(pa.array(rows)).to_pylist()]
-        if not isinstance(feature, Bucketized):
+        if name not in self._schema.boundaries:
             return [str(value) for value in values]
         numbers = self._schema.columns[source].round(np.array(values, float))
         places = np.searchsorted(self._schema.boundaries[name], numbers, "right")

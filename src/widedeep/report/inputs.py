@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from widedeep.features import Bucketized, Categorical, Crossed, Feature, Numeric
+from widedeep.features import Feature
+from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.gate.drift import DriftCounts
-from widedeep.schema import Schema, kind_text, place_text
+from widedeep.schema import Schema, place_text
 
 _TOP_VALUES = 3
 
@@ -22,8 +23,8 @@ def input_statistics(schema: Schema, drift: DriftCounts | None = None) -> list[d
         entry = _of_training(schema, feature)
         now = moved.get(feature.name)
         entry |= {
-            "missing_now": drift.missing(feature.source)
-            if drift and not isinstance(feature, Crossed)
+            "missing_now": drift.missing(feature.main_column)
+            if drift and feature.main_column is not None
             else None,
             "unseen": now.new_values if now else crosses.get(feature.name),
             "psi": now.psi if now else None,
@@ -36,7 +37,7 @@ def input_statistics(schema: Schema, drift: DriftCounts | None = None) -> list[d
 def _of_training(schema: Schema, feature: Feature) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "feature": feature.name,
-        "kind": kind_text(feature),
+        "kind": feature.kind_text,
         "place": place_text(schema, feature),
         "values": None,
         "left_out": 0,
@@ -44,38 +45,34 @@ def _of_training(schema: Schema, feature: Feature) -> dict[str, Any]:
         "range": None,
         "top": [],
     }
-    if not isinstance(feature, Crossed):
-        entry["missing"] = schema.missing.get(feature.source)
-    if isinstance(feature, Numeric):
+    if feature.main_column is not None:
+        entry["missing"] = schema.missing.get(feature.main_column)
+    if feature.dense_width:
         entry["range"] = _range(schema, feature)
         return entry
-    hashed = getattr(feature, "hash_buckets", None) or getattr(feature, "num_buckets", None)
-    if isinstance(feature, Bucketized):
-        entry["values"] = len(schema.boundaries[feature.name]) + 1
-    elif hashed:
-        entry["values"] = hashed
+    if feature.vocabulary_key is None:
+        entry["values"] = schema.id_count(feature.name) - FIRST_KNOWN_ID
     else:
-        entry |= _of_vocabulary(schema, feature)
+        entry |= _of_vocabulary(schema, feature.name, feature.vocabulary_key)
     return entry
 
 
-def _range(schema: Schema, feature: Numeric) -> dict[str, float] | None:
+def _range(schema: Schema, feature: Feature) -> dict[str, float] | None:
     """Smallest, mean and largest value; None for several components, or if none was seen."""
     fit = schema.numerics[feature.name]
-    if feature.size > 1 or not fit.minimum[0] <= fit.maximum[0]:
+    if len(fit.minimum) > 1 or not fit.minimum[0] <= fit.maximum[0]:
         return None
     return {key: float(getattr(fit, key)[0]) for key in ("minimum", "mean", "maximum")}
 
 
-def _of_vocabulary(schema: Schema, feature: Categorical | Crossed) -> dict[str, Any]:
-    vocabulary = schema.vocabularies[schema.vocabulary_key(feature.name)]
+def _of_vocabulary(schema: Schema, name: str, key: str) -> dict[str, Any]:
+    vocabulary = schema.vocabularies[key]
     counts = np.asarray(vocabulary.counts)
     found: dict[str, Any] = {"values": len(vocabulary), "left_out": vocabulary.dropped}
     if counts.any():
-        first, total = schema.id_count(feature.name) - len(vocabulary), int(counts.sum())
+        first, total = schema.id_count(name) - len(vocabulary), int(counts.sum())
         often = np.argsort(-counts, kind="stable")[:_TOP_VALUES]
         found["top"] = [
-            [schema.describe_id(feature.name, first + int(at)), int(counts[at]) / total]
-            for at in often
+            [schema.describe_id(name, first + int(at)), int(counts[at]) / total] for at in often
         ]
     return found

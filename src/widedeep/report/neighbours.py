@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.features import Categorical
 from widedeep.schema import Schema, Slot
 
 _FEWEST_VALUES = 4
@@ -32,10 +31,10 @@ def embedded_features(bundle: Bundle) -> list[str]:
     found: list[tuple[bool, bool, int, str]] = []
     for column in bundle.model.deep:
         feature = schema.spec.by_name[column.name]
-        if column.source != "table" or not isinstance(feature, Categorical):
+        if column.source != "table" or feature.part_names or feature.vocabulary_key is None:
             continue
-        known = len(schema.vocabularies.get(schema.vocabulary_key(column.name), ()))
-        if feature.hash_buckets or feature.num_buckets or known < _FEWEST_VALUES:
+        known = len(schema.vocabularies[feature.vocabulary_key])
+        if known < _FEWEST_VALUES:
             continue
         owner = slots[column.name].table == column.name
         found.append((column.name not in schema.spec.item, not owner, -known, column.name))

@@ -169,9 +169,9 @@ def item_vectors(bundle: Bundle, column: str, ids: Sequence[Any]) -> NDArray[np.
     features = [
         (index, slot)
         for index, slot in enumerate(schema.slots)
-        if slot.kind == "categorical"
+        if slot.is_value
         and slot.deep
-        and schema.spec.by_name[slot.name].source == column  # type: ignore[union-attr]
+        and schema.spec.by_name[slot.name].main_column == column
         and f"table/{slot.table}" in bundle.weights
     ]
     if not features or not len(ids):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle
 from widedeep.bundle.graph import add_inputs, tower_layers
 from widedeep.data.transform import plain_value
-from widedeep.features import Categorical, Crossed, FeatureSpec, Numeric
+from widedeep.features import FeatureSpec
 from widedeep.features.spec import feature_side, item_columns
 from widedeep.kernels.halves import to_bfloat16
 from widedeep.kernels.ranker import EncodedSide, Side, SideSums, TransformSides, new_rank_scorer
@@ -120,16 +120,9 @@ def can_factorize(bundle: Bundle) -> bool:
     of_item = item_columns(spec)
     if bundle.manifest.engine == "onnx" or not of_item:
         return False
-    crosses = (feature for feature in spec.all_features if isinstance(feature, Crossed))
-    raw = (name for cross in crosses for name in cross.parts if name not in spec.by_name)
-    readers = [f for f in spec.all_features if not isinstance(f, Crossed)]
-    mixed = [f for f in readers if len({c in of_item for c in _columns(f)}) > 1]
+    raw = (name for f in spec.all_features for name in f.part_names if name not in spec.by_name)
+    mixed = [f for f in spec.all_features if len({c in of_item for c in f.input_columns}) > 1]
     return not mixed and not any(name in spec.training_only for name in raw)
-
-
-def _columns(feature: Any) -> list[str]:
-    weights = feature.weights if isinstance(feature, Categorical) else None
-    return [feature.source] if weights is None else [feature.source, weights]
 
 
 class FactorizedScorer:
@@ -164,14 +157,14 @@ class FactorizedScorer:
         plan = self._bundle.encoder.plan
         spec = self._bundle.schema.spec
         of_item = item_columns(spec)
-        numbers = [f.name for f in spec.all_features if isinstance(f, Numeric)]
+        numbers = [f.name for f in spec.all_features if f.dense_width]
 
         def indices(names: Iterable[str]) -> list[int]:
             return [plan.places[name][1] for name in names]
 
         def is_item_part(name: str) -> bool:
             feature = spec.by_name.get(name)
-            return (name if feature is None else _columns(feature)[0]) in of_item
+            return (name if feature is None else feature.main_column) in of_item
 
         parts = [name for name, (kind, _) in plan.places.items() if kind == "part"]
         return TransformSides(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle
 from widedeep.config import config_from_tables
 from widedeep.errors import ConfigError
-from widedeep.features import Crossed, FeatureSpec
+from widedeep.features import FeatureSpec
 from widedeep.join import JoinResult, Negatives, Split, load_join_config, run_join
 from widedeep.simulate import policies
 from widedeep.simulate.config import StoreConfig
@@ -71,7 +71,7 @@ class Table1Config:
 
 
 def _without_cross(spec: FeatureSpec) -> FeatureSpec:
-    crosses = {feature.name for feature in spec.all_features if isinstance(feature, Crossed)}
+    crosses = {feature.name for feature in spec.all_features if feature.part_names}
     return spec.replace(wide=[name for name in spec.wide_names if name not in crosses])
 
 

@@ -27,7 +27,6 @@ from widedeep.data.fragments import Source, origin_of
 from widedeep.data.reader import EpochPlan
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
-from widedeep.features import Bucketized, Categorical, Numeric
 from widedeep.kernels import reference_score
 from widedeep.models.mlp import DeepInput
 from widedeep.models.wide_deep import WideDeep
@@ -109,8 +108,8 @@ def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
     values = {name: list(_column_values(schema, name)) for name in columns}
     weighed: dict[str, str] = {}
     for feature in schema.spec.all_features:
-        if isinstance(feature, Categorical) and feature.weights is not None:
-            weighed[feature.weights] = feature.source
+        if feature.weight_column is not None:
+            weighed[feature.weight_column] = feature.input_columns[0]
     orders = {
         name: np.random.default_rng(at).permutation(len(values[name]) + 1).tolist()
         for at, name in enumerate(columns)
@@ -142,36 +141,20 @@ def _pick(schema: Schema, name: str, values: list[Any], at: int) -> Any:
     return values[at]
 
 
-def _ends(schema: Schema, name: str) -> list[Any]:
-    """Return the first and the last value of a vocabulary, if there is one."""
-    vocabulary = schema.vocabularies.get(schema.vocabulary_key(name))
-    count = 0 if vocabulary is None else len(vocabulary)
-    return [vocabulary.value(i) for i in sorted({0, count - 1})] if vocabulary and count else []
-
-
 def _column_values(schema: Schema, name: str) -> Iterator[Any]:
     """Yield values of one column for each feature that reads it; at least one."""
     plain: dict[str, type] = {"string": str, "int": int, "float": float, "bool": bool}
     kind = plain[schema.columns[name].kind]
     for feature in schema.spec.all_features:
-        if getattr(feature, "source", None) != name:
+        if feature.main_column != name:
             continue
-        if isinstance(feature, Numeric):
-            fit = schema.numerics[feature.name]
-            for ends in (fit.minimum, fit.mean, fit.maximum):
-                numbers = [kind(value) if np.isfinite(value) else kind(0) for value in ends]
-                yield numbers if feature.size > 1 else numbers[0]
-            if feature.size > 1:
-                return
-        elif isinstance(feature, Bucketized):
-            cuts = schema.boundaries[feature.name]
-            yield from (kind(cut) for cut in (*cuts[:1], *(cuts[-1:] + 1)))
-        elif isinstance(feature, Categorical) and feature.num_buckets:
-            yield from (kind(0), kind(feature.num_buckets - 1))
-        elif isinstance(feature, Categorical):
-            yield from map(kind, _ends(schema, feature.name))
+        for value in feature.example_values(schema):
+            yield [kind(number) for number in value] if isinstance(value, list) else kind(value)
+        if feature.number_input is not None and feature.number_input.size > 1:
+            return
     if name not in schema.spec.by_name:  # a raw column that a cross may read
-        yield from map(kind, _ends(schema, name))
+        vocabulary = schema.vocabularies.get(name)
+        yield from map(kind, () if vocabulary is None else vocabulary.ends())
     yield "an unseen value" if kind is str else kind(1)
 
 

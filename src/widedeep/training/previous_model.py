@@ -16,7 +16,6 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.layout import SCHEMA
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import CheckpointError, ConfigError
-from widedeep.features import Crossed
 from widedeep.models.config import ModelConfig
 from widedeep.models.heads import make_heads
 from widedeep.models.mlp import DeepLayout, make_layout
@@ -32,13 +31,12 @@ _HOW_USED = ("lr", "eps", "initial_accumulator")
 def source_columns(schema: Schema, name: str) -> Iterator[str]:
     """Yield the columns that a feature reads, through the parts of a cross."""
     feature = schema.spec.by_name.get(name)
-    if isinstance(feature, Crossed):
-        for part in feature.parts:
-            yield from source_columns(schema, part)
-    elif feature is None:
+    if feature is None:
         yield name
-    else:
-        yield feature.source
+        return
+    yield from feature.input_columns[:1]
+    for part in feature.part_names:
+        yield from source_columns(schema, part)
 
 
 def _is_several(schema: Schema, name: str) -> bool:
@@ -46,7 +44,9 @@ def _is_several(schema: Schema, name: str) -> bool:
     feature = schema.spec.by_name.get(name)
     columns = [schema.columns.get(column) for column in source_columns(schema, name)]
     nested = any(column is not None and column.nested for column in columns)
-    return nested or getattr(feature, "weights", None) is not None or hasattr(feature, "transform")
+    if nested or feature is None:
+        return nested
+    return feature.weight_column is not None or feature.dense_width > 0
 
 
 def pooling_change(
@@ -57,15 +57,15 @@ def pooling_change(
         if new.history.get(column) != old.history.get(column):
             return f"column {column!r} is computed from other events than it was"
     mine, theirs = new.spec.by_name[name], old.spec.by_name[name]
-    weights = tuple(getattr(feature, "weights", None) for feature in (mine, theirs))
+    weights = tuple(feature.weight_column for feature in (mine, theirs))
     if weights[0] != weights[1]:
         return f"weights {weights[1]!r} became {weights[0]!r}"
     if combiners is None:
-        combiners = (getattr(mine, "combiner", "sum"), getattr(theirs, "combiner", "sum"))
+        combiners = (mine.deep_combiner, theirs.deep_combiner)
     several = _is_several(new, name) or _is_several(old, name) or None in combiners
     if combiners[0] != combiners[1] and several:
         return f"combiner {combiners[1]!r} became {combiners[0]!r}"
-    rules = [getattr(feature, "oov", "id") for feature in (mine, theirs)]
+    rules = [feature.unseen_rule for feature in (mine, theirs)]
     if several and rules[0] != rules[1]:
         return f"unseen values of a list: {rules[1]!r} became {rules[0]!r}"
     return ""

@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep.data.extend_schema import IdMap, map_ids
+from widedeep.data.extend_schema import map_ids
 from widedeep.errors import ConfigError, SchemaError
+from widedeep.features import IdMap
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adam, describe_optimizer
 from widedeep.tables.embedding_table import EmbeddingTable
@@ -190,7 +191,7 @@ class _Mover:
             self._fresh(name, size, why)
         else:
             ids = self._ids(feature)
-            factor = self._rate(feature) if ids.found else 1.0
+            factor = self._rate(feature) if ids.matched else 1.0
             self._rows(table, feature, name, ids, self.old.rows[name], "wide", factor=factor)
 
     def _wide_change(self, feature: str) -> str:
@@ -217,7 +218,7 @@ class _Mover:
                 self._fresh(name, size, why)
             return
         ids, width = self._ids(self._known(features)), held["weight"].shape[1]
-        if not ids.found:
+        if not ids.matched:
             self.inputs_anew.update(dict.fromkeys(features, ids.why or "none of its values"))
         if width == dim:
             self._rows(table, logical, name, ids, held, "deep")
@@ -239,7 +240,7 @@ class _Mover:
         for feature in features:
             if feature in old.spec.by_name:
                 ids = self._ids(feature)
-                why = pooling_change(new, old, feature) or ("" if ids.found else ids.why)
+                why = pooling_change(new, old, feature) or ("" if ids.matched else ids.why)
                 if why:
                     return why if len(features) == 1 else f"{feature}: {why}"
         return ""
@@ -266,17 +267,17 @@ class _Mover:
         for slot in slots:
             _copy_rows(mine[slot], held[slot], ids)
         told: Literal["carried", "rebuilt", "fresh"] = "carried" if slots else "fresh"
-        if change and before and ids.found:
+        if change and before and ids.matched:
             why = "; ".join(filter(None, (why, ids.why, f"optimizer: {change}")))
         if isinstance(optimizer, FTRL):
             told = self._ftrl_state(optimizer, mine, before, name, told, factor)
         self.moved.append(
             Moved(
                 name=name,
-                state="fresh" if not ids.found else "carried" if ids.is_identity else "remapped",
-                found=ids.found,
+                state="fresh" if not ids.matched else "carried" if ids.is_identity else "remapped",
+                found=ids.matched,
                 of=len(ids.old_of_N),
-                optimizer=told if ids.found else "fresh",
+                optimizer=told if ids.matched else "fresh",
                 why=why or ids.why,
             )
         )

@@ -1,4 +1,4 @@
-"""Exact sums, and what is fitted to a column of numbers: boundaries, shift, scale, null value."""
+"""Exact sums, the summary of a column of numbers, and cut points by its sorted sample."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
-
-from widedeep.errors import FeatureError
-from widedeep.features import Bucketized, Numeric
-from widedeep.schema import ColumnType, NumericFit
 
 _MANTISSA_BITS = 53
 _HALF_BITS = 26
@@ -89,11 +85,9 @@ def _parts(
         yield group, whole << shift if shift >= 0 else whole >> -shift
 
 
-# Squares of larger numbers leave float64, and so do inverses of smaller ones.
-_LARGEST_SCALED = 1e150
-_SMALLEST_SPREAD = 1e-300
+# Squares of larger numbers leave float64.
+LARGEST_SCALED = 1e150
 _SPLITTER = 2.0**27 + 1.0
-_PROFILE_BUCKETS = 10
 _LEAST_BIN_ROWS = 3
 
 
@@ -124,7 +118,7 @@ class NumberSummary:
         for transform, (first, second) in self._moments.items():
             if transform == "standard" and not self._is_scalable:
                 continue
-            scaled = _signed_log(values) if transform == "log1p" else values
+            scaled = signed_log(values) if transform == "log1p" else values
             first.add(scaled)
             squares, errors = _exact_squares(scaled)
             second.add(squares)
@@ -132,7 +126,7 @@ class NumberSummary:
 
     @property
     def _is_scalable(self) -> bool:
-        return max(-self.minimum, self.maximum) <= _LARGEST_SCALED
+        return max(-self.minimum, self.maximum) <= LARGEST_SCALED
 
     @property
     def mean(self) -> float:
@@ -156,7 +150,8 @@ def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values[~np.isnan(values)] + 0.0
 
 
-def _signed_log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def signed_log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return sign(x) log(1 + |x|)."""
     return np.copysign(np.log1p(np.abs(values)), values)
 
 
@@ -240,98 +235,3 @@ def quantiles(ordered: NDArray[np.float64], count: int) -> NDArray[np.float64]:
         return np.empty(0)
     places = np.arange(count) * (len(ordered) - 1) // (count - 1)
     return np.unique(ordered[places])
-
-
-def bucket_boundaries(
-    feature: Bucketized, summary: NumberSummary, kind: ColumnType
-) -> NDArray[np.float64]:
-    """Return the boundaries of a bucketized feature, given or learned."""
-    if feature.boundaries is not None:
-        return kind.round(np.array(feature.boundaries, np.float64))
-    if feature.bins is not None:
-        return bin_cuts(summary.sample, feature.bins)
-    assert feature.quantiles is not None
-    return quantile_cuts(summary.sample, feature.quantiles)
-
-
-def summarised_fit(
-    feature: Numeric, summaries: Sequence[NumberSummary], kind: ColumnType
-) -> NumericFit:
-    """Return what was learned for a numeric feature."""
-    boundaries: list[NDArray[np.float64]] = []
-    scaling, fills = [], []
-    for summary in summaries:
-        ordered = summary.sample if feature.transform == "quantile" else np.empty(0)
-        cuts = quantiles(ordered, feature.quantiles)
-        shift, scale = _shift_and_scale(feature, summary)
-        fills.append(_fill(feature, summary, ordered, cuts, (shift, scale), kind))
-        scaling.append((shift, scale))
-        boundaries.append(cuts)
-    ranges = [(s.minimum, s.maximum) if s.count else (math.nan, math.nan) for s in summaries]
-    return NumericFit(
-        boundaries=tuple(boundaries) if feature.transform == "quantile" else (),
-        shift=np.array([shift for shift, _ in scaling]),
-        scale=np.array([scale for _, scale in scaling]),
-        fill=np.array(fills, np.float32),
-        minimum=np.array([low for low, _ in ranges]),
-        maximum=np.array([high for _, high in ranges]),
-        mean=np.array([summary.mean for summary in summaries]),
-        profile=tuple(_profile(summary.sample) for summary in summaries)
-        if feature.transform == "quantile"
-        else (),
-    )
-
-
-def _profile(ordered: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Cut points into tenths, equal ones merged, and how many values lie between them."""
-    cuts = quantile_cuts(ordered, _PROFILE_BUCKETS)
-    below = np.searchsorted(ordered, cuts, side="left")
-    return cuts, np.diff(np.concatenate([[0], below, [len(ordered)]])).astype(np.int64)
-
-
-def _shift_and_scale(feature: Numeric, summary: NumberSummary) -> tuple[float, float]:
-    if feature.transform in ("quantile", "none") or not summary.count:
-        return 0.0, 1.0
-    largest = max(-summary.minimum, summary.maximum)
-    if feature.transform != "log1p" and largest > _LARGEST_SCALED:
-        raise FeatureError(
-            f"feature {feature.name!r}: got {largest:g}, expected numbers of at most "
-            f'{_LARGEST_SCALED:g} for transform={feature.transform!r}; use "quantile" or "log1p"'
-        )
-    if feature.transform == "minmax":
-        shift, spread = summary.minimum, summary.maximum - summary.minimum
-    else:
-        shift, spread = summary.moments(feature.transform)
-    # A constant becomes 0 whatever the scale.
-    return shift, 1.0 / spread if spread > _SMALLEST_SPREAD else 1.0
-
-
-def _mean_rank(values: NDArray[np.float64], cuts: NDArray[np.float64]) -> float:
-    if len(cuts) < 2:
-        return 0.0
-    total = ExactSum()
-    total.add(np.interp(values, cuts, np.linspace(0.0, 1.0, len(cuts))))
-    return float(total.value / len(values))
-
-
-def _fill(
-    feature: Numeric,
-    summary: NumberSummary,
-    ordered: NDArray[np.float64],
-    cuts: NDArray[np.float64],
-    scaling: tuple[float, float],
-    kind: ColumnType,
-) -> float:
-    shift, scale = scaling
-    is_mean = isinstance(feature.missing, str)
-    raw = np.empty(0) if is_mean else kind.round(np.array([feature.missing], np.float64))
-    if is_mean and not summary.count:
-        return 0.0
-    if feature.transform == "quantile":
-        return _mean_rank(ordered if is_mean else raw, cuts)
-    if not is_mean:
-        value = float((_signed_log(raw) if feature.transform == "log1p" else raw)[0])
-        return (value - shift) * scale
-    if feature.transform in ("standard", "log1p"):
-        return 0.0
-    return (summary.mean - shift) * scale

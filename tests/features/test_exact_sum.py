@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.data.numbers import ExactSum, ExactSums
+from widedeep.features.numbers import ExactSum, ExactSums
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 

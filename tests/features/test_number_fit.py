@@ -11,16 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.data.numbers import (
-    NumberSummary,
-    bin_cuts,
-    bucket_boundaries,
-    quantile_cuts,
-    quantiles,
-    summarised_fit,
-)
 from widedeep.errors import FeatureError
 from widedeep.features import bucketized, numeric
+from widedeep.features.numbers import NumberSummary, bin_cuts, quantile_cuts, quantiles
 from widedeep.schema import ColumnType, NumericFit
 
 FLOAT = ColumnType(kind="float", storage="float64")
@@ -37,7 +30,7 @@ def summary_of(values: list[float], *transforms: str) -> NumberSummary:
 
 def fit(values: list[float], **options: Any) -> NumericFit:
     feature = numeric("x", **options)[0]
-    return summarised_fit(feature, [summary_of(values, feature.transform)], FLOAT)
+    return feature.fit_numbers([summary_of(values, feature.transform)], FLOAT)
 
 
 @given(st.lists(MODEST, min_size=1))
@@ -86,14 +79,14 @@ def test_a_zero_inflated_column_keeps_its_resolution() -> None:
 
 def test_given_boundaries_are_used_as_they_are() -> None:
     feature = bucketized("b", source="x", boundaries=[1, 2])
-    assert bucket_boundaries(feature, summary_of([5.0]), FLOAT).tolist() == [1.0, 2.0]
+    assert feature.fit_boundaries(summary_of([5.0]), FLOAT).tolist() == [1.0, 2.0]
 
 
 def test_learned_buckets_merge_equal_boundaries() -> None:
     feature = bucketized("b", source="x", quantiles=4)
-    assert bucket_boundaries(feature, summary_of([1, 1, 1, 1, 1, 1, 2, 3]), FLOAT).tolist() == [2.0]
-    assert bucket_boundaries(feature, summary_of([7, 7]), FLOAT).tolist() == []
-    assert bucket_boundaries(feature, summary_of([math.nan]), FLOAT).tolist() == []
+    assert feature.fit_boundaries(summary_of([1, 1, 1, 1, 1, 1, 2, 3]), FLOAT).tolist() == [2.0]
+    assert feature.fit_boundaries(summary_of([7, 7]), FLOAT).tolist() == []
+    assert feature.fit_boundaries(summary_of([math.nan]), FLOAT).tolist() == []
 
 
 def greedy_bins(values: list[float], bins: int) -> list[list[float]]:
@@ -155,7 +148,7 @@ def test_few_values_have_bins_of_three_rows() -> None:
     feature = bucketized("b", source="x", bins=255)
 
     def cuts(values: list[float]) -> list[float]:
-        return bucket_boundaries(feature, summary_of(values), FLOAT).tolist()
+        return feature.fit_boundaries(summary_of(values), FLOAT).tolist()
 
     assert cuts([1, 1, 1, 2, 2, 2, 4, 4, 4]) == [1.5, 3.0]
     assert cuts([1, 1, 2, 3, 3, 3, 4, 4]) == [2.5]
