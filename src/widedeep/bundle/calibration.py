@@ -1,4 +1,4 @@
-"""From logits to probabilities that come true: calibration fitted on data kept from training."""
+"""Probability calibration (Platt, isotonic, prior correction), fitted on held-out data."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _LEAST_SLOPE = 0.01
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriorCorrection:
-    """Undoes the keeping of only a share of the negative examples.
+    """Corrects probabilities for training on a sample of the negative examples.
 
     With negatives kept at rate w, p becomes p / (p + (1 - p) / w): log(w) is added to the logit
     (He et al. 2014, *Practical Lessons from Predicting Clicks on Ads at Facebook*, section 6.3).
 
     Args:
-        rate: The share of the negatives that training saw, 0 < rate <= 1.
+        rate: Fraction of the negatives that training saw, 0 < rate <= 1.
 
     Raises:
         BundleError: If the rate is outside its range.
@@ -67,7 +67,7 @@ class Platt:
 
     Args:
         slope: Above 0 for a model that ranks better than chance.
-        intercept: Of the line.
+        intercept: Calibrated log odds at logit 0.
     """
 
     kind: ClassVar[str] = "platt"
@@ -92,9 +92,9 @@ class Isotonic:
     Args:
         logits: Strictly increasing.
         values: The probability at each of them, strictly increasing, within (0, 1).
-        slope: Of the log odds before the first point and after the last, > 0. Bundles of older
-            versions have none: their curve is straight between probabilities, flat before the first
-            point and after the last, and may reach 0 and 1.
+        slope: Slope of the log odds before the first point and after the last, > 0. Bundles of
+            older versions have none: their curve is straight between probabilities, flat before
+            the first point and after the last, and may reach 0 and 1.
     """
 
     kind: ClassVar[str] = "isotonic"
@@ -189,7 +189,7 @@ def fit_platt(logits_B: ArrayLike, labels_B: ArrayLike, weight_B: ArrayLike | No
 
     Args:
         logits_B: Logits of labelled rows that training has not seen.
-        labels_B: Their labels, 0 or 1 (shares between are taken as they are).
+        labels_B: Their labels, 0 or 1, or fractions between.
         weight_B: Their weights; 1 each if not given.
 
     Raises:
@@ -283,7 +283,7 @@ class _Level(NamedTuple):
 
     @property
     def log_odds(self) -> float:
-        """Of the probability."""
+        """Log odds of the probability."""
         return math.log(self.probability / (1 - self.probability))
 
 

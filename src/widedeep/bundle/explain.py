@@ -52,9 +52,9 @@ class Explanation:
         model: Says what each logit column is.
         wide: The wide terms, in feature order.
         deep: The deep part of each logit column.
-        bias: Of each logit column.
-        logits: Their sums.
-        score: What :meth:`Bundle.score` gives for the row, by head.
+        bias: The bias of each logit column.
+        logits: Sums of the three.
+        score: Score of :meth:`Bundle.score` for the row, by head.
     """
 
     model: BundleModel

@@ -1,4 +1,4 @@
-"""The manifest: which files a bundle has, and that every byte of them is what was written."""
+"""The manifest: a bundle's files with their checksums, and the format that they have."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class FileEntry:
     """A file of a bundle.
 
     Args:
-        size: In bytes.
-        sha256: Of its contents, 64 hex digits.
+        size: Size in bytes.
+        sha256: SHA-256 of the contents, 64 hex digits.
     """
 
     size: int
@@ -36,14 +36,14 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What a bundle is and what it consists of.
+    """Format, origin and files of a bundle.
 
     Args:
-        format_version: Of the directory's layout.
+        format_version: Version of the directory's layout.
         engine: What computes the deep part: ``"native"`` or ``"onnx"``.
         created_by: Version of widedeep that wrote it.
-        schema_fingerprint: Of the schema the model was trained with.
-        files: Every file but the manifest itself.
+        schema_fingerprint: Fingerprint of the training schema.
+        files: All files but the manifest itself.
         history: The columns that a request must bring, computed from the user's and the items'
             earlier events as :attr:`Schema.history` says.
     """
@@ -98,7 +98,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest(**{**body, "files": files, "history": history})
     except (KeyError, AttributeError, TypeError) as error:
         raise BundleError(f"{file}: got a damaged manifest ({error!r}); {_AGAIN}") from error
-    # Its one text, so that a changed space or escape is told too.
+    # Compared as text, so that a changed space or escape is an error too.
     if raw != manifest.to_text().encode():
         raise BundleError(f"{file}: its contents do not match its own checksum; {_AGAIN}")
     if manifest.engine not in get_args(Engine):

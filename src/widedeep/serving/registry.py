@@ -122,7 +122,7 @@ class Registry:
         root: The directory of versions; or one bundle.
         items: The catalogue's Parquet file. When it is replaced, it is loaded anew.
         item_id: The catalogue's column of item ids.
-        policy: Which versions are served.
+        policy: Policy of the versions to serve.
         poll_s: Seconds between looks at the directory, the state and the catalogue.
         unknown_items: As for :class:`~widedeep.serving.ranker.Ranker`.
         precision: As for :class:`~widedeep.serving.ranker.Ranker`.

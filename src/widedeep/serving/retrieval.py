@@ -25,9 +25,9 @@ from widedeep.serving.ranker import Ranker
 EXHAUSTIVE_ITEMS = 200_000
 """Beyond, not every item is compared: the index is split into cells, and a few are searched."""
 
-_PROBED = 32
-_TRAINING_POINTS = 40  # for each cell, as faiss asks for at least
-_BLOCK = 4096
+_CELLS_SEARCHED = 32
+_TRAINING_POINTS = 40  # per cell; the least that faiss recommends
+_ITEMS_PER_BLOCK = 4096
 
 
 class EmbeddingIndex:
@@ -38,7 +38,7 @@ class EmbeddingIndex:
     Without it NumPy compares all, in float32.
 
     Args:
-        vectors_ND: One row an item; normalise them for the cosine.
+        vectors_ND: One row per item; normalise them for the cosine.
         engine: ``"faiss"``, ``"numpy"``, or ``"auto"``: faiss where it is installed.
 
     Raises:
@@ -63,7 +63,7 @@ class EmbeddingIndex:
         self._faiss = None if engine == "numpy" else _faiss(required=engine == "faiss")
         self._vectors_ND = vectors_ND
         if self._faiss is not None:
-            self._index = self._built(vectors_ND)
+            self._index = self._build(vectors_ND)
             self._vectors_ND = vectors_ND[:0]
 
     @property
@@ -73,7 +73,7 @@ class EmbeddingIndex:
             return "numpy"
         return "faiss SQfp16" if self._count <= EXHAUSTIVE_ITEMS else "faiss IVF,SQ8"
 
-    def _built(self, vectors_ND: NDArray[np.float32]) -> Any:
+    def _build(self, vectors_ND: NDArray[np.float32]) -> Any:
         faiss: Any = self._faiss
         inner = faiss.METRIC_INNER_PRODUCT
         training_ND = vectors_ND
@@ -82,8 +82,8 @@ class EmbeddingIndex:
         else:
             cells = int(np.sqrt(self._count))
             index = faiss.index_factory(self.width, f"IVF{cells},SQ8", inner)
-            index.nprobe = _PROBED
-            # Cells are found from a sample: more points make the training longer, not better.
+            index.nprobe = _CELLS_SEARCHED
+            # A sample is enough to find the cells: more points take longer and improve nothing.
             sample = np.random.default_rng(0).choice(
                 self._count, min(self._count, _TRAINING_POINTS * cells), replace=False
             )
@@ -95,12 +95,12 @@ class EmbeddingIndex:
     def search(
         self, query_D: NDArray[Any], k: int, allowed_N: NDArray[np.bool_] | None = None
     ) -> NDArray[np.int64]:
-        """Return the positions of the best, best first; fewer than k if fewer are allowed or found.
+        """Return the positions of the k best, best first; fewer if fewer are allowed or found.
 
         Args:
             query_D: The query's vector.
-            k: How many.
-            allowed_N: For each item whether it may be found; None allows all.
+            k: Number of items.
+            allowed_N: Whether each item may be returned; None allows all.
 
         Raises:
             RequestError: If the query's vector has another width, or is not finite.
@@ -114,7 +114,7 @@ class EmbeddingIndex:
         if k <= 0:
             return np.empty(0, np.int64)
         if self._faiss is None:
-            return self._compared(query_D, k, allowed_N)
+            return self._search_all(query_D, k, allowed_N)
         options = self._faiss.SearchParametersIVF if self._count > EXHAUSTIVE_ITEMS else None
         parameters: dict[str, Any] = {}
         if allowed_N is not None:
@@ -123,12 +123,12 @@ class EmbeddingIndex:
             if options is None:
                 parameters = {"params": self._faiss.SearchParameters(sel=selector)}
             else:
-                parameters = {"params": options(sel=selector, nprobe=_PROBED)}
-        _, neighbours_1K = self._index.search(query_D[None], k, **parameters)
-        neighbours_K: NDArray[np.int64] = neighbours_1K[0][neighbours_1K[0] >= 0]
-        return neighbours_K
+                parameters = {"params": options(sel=selector, nprobe=_CELLS_SEARCHED)}
+        _, rows_1K = self._index.search(query_D[None], k, **parameters)
+        rows: NDArray[np.int64] = rows_1K[0][rows_1K[0] >= 0]  # -1: fewer than k were found
+        return rows
 
-    def _compared(
+    def _search_all(
         self, query_D: NDArray[np.float32], k: int, allowed_N: NDArray[np.bool_] | None
     ) -> NDArray[np.int64]:
         products_N = self._vectors_ND @ query_D
@@ -137,9 +137,10 @@ class EmbeddingIndex:
         k = min(k, len(rows))
         if not k:
             return np.empty(0, np.int64)
-        best = np.argpartition(-products_N, k - 1)[:k]
-        ordered: NDArray[np.int64] = rows[best[np.argsort(-products_N[best], kind="stable")]]
-        return ordered
+        best = np.argpartition(-products_N, k - 1)[:k]  # (k,) indices into rows, in any order
+        best = best[np.argsort(-products_N[best], kind="stable")]
+        best_rows: NDArray[np.int64] = rows[best]
+        return best_rows
 
 
 def _faiss(*, required: bool) -> Any:
@@ -159,11 +160,11 @@ def item_vectors(bundle: Bundle, column: str, ids: Sequence[Any]) -> NDArray[np.
 
     Args:
         bundle: The model.
-        column: That its feature of the item's id reads.
-        ids: Of the items; those that training had not seen share a vector.
+        column: Column of the item ids.
+        ids: Item ids; those that training had not seen share a vector.
 
     Shape:
-        (N, D), a row an item, each of length 1 or 0.
+        (N, D), one row per item, each of length 1 or 0.
     """
     schema = bundle.schema
     features = [
@@ -179,10 +180,10 @@ def item_vectors(bundle: Bundle, column: str, ids: Sequence[Any]) -> NDArray[np.
     index, slot = features[0]
     table = np.asarray(bundle.weights[f"table/{slot.table}"])
     vectors_ND = np.empty((len(ids), table.shape[1]), np.float32)
-    for start in range(0, len(ids), _BLOCK):
-        rows = [{column: id_} for id_ in ids[start : start + _BLOCK]]
+    for start in range(0, len(ids), _ITEMS_PER_BLOCK):
+        rows = [{column: id_} for id_ in ids[start : start + _ITEMS_PER_BLOCK]]
         batch = bundle.encode(rows)
-        firsts = batch.offsets_BF[index : -1 : len(schema.slots)]
+        firsts = batch.offsets_BF[index : -1 : len(schema.slots)]  # (B,) index of the row's id
         vectors_ND[start : start + len(rows)] = table[batch.ids_N[firsts]]
     lengths = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     vectors_ND /= np.maximum(lengths, 1e-12)
@@ -194,15 +195,14 @@ class Retriever:
     """Candidates from a table of items.
 
     Args:
-        items: One row an item.
-        id_column: Of its ids.
-        ids: The values of that column.
-        popularity: A numeric column, the larger the more popular; None: the order of the rows.
-        category: The column that limits of a category are about; None knows none.
-        index: Of the items' vectors, in the order of the rows; None has none.
-
-    Raises:
-        DataError: If a column is not there or not of its kind.
+        items: One row per item.
+        id_column: Column of the item ids.
+        ids: Values of that column.
+        by_popularity: Rows of the items, the most popular first.
+        categories: Category of each row, as a code; None: there is no column of categories.
+        index: Index of the items' vectors; None: there are none.
+        vectors_ND: The items' vectors; None: there are none.
+        row_of: Row of each id.
 
     Example:
         >>> items = pa.table({"app": ["maps", "mail", "chess"], "kind": ["tool", "tool", "game"]})
@@ -220,7 +220,7 @@ class Retriever:
     categories: NDArray[np.int64] | None = None
     index: EmbeddingIndex | None = None
     vectors_ND: NDArray[np.float32] | None = None
-    places: Mapping[Any, int]
+    row_of: Mapping[Any, int]
 
     @classmethod
     def of(
@@ -236,15 +236,15 @@ class Retriever:
         """Make a retriever.
 
         Args:
-            items: One row an item.
-            id_column: Of its ids.
+            items: One row per item.
+            id_column: Column of the item ids.
             popularity: A numeric column, larger is more popular; None: the order of the rows.
-            category: The column that ``most_of_each`` is about.
-            vectors_ND: A row an item, for the items near a query; None finds by popularity alone.
+            category: The column that ``most_of_each`` limits.
+            vectors_ND: One row per item, for items near a query; None: popularity alone.
             engine: As for :class:`EmbeddingIndex`.
 
         Raises:
-            DataError: If a column is not there or not of its kind.
+            DataError: If a column is missing or of another kind.
         """
         ids = _column(items, id_column).to_pylist()
         if vectors_ND is not None and len(vectors_ND) != len(ids):
@@ -261,7 +261,7 @@ class Retriever:
             categories=codes,
             index=None if vectors_ND is None else EmbeddingIndex(vectors_ND, engine=engine),
             vectors_ND=vectors_ND,
-            places={id_: row for row, id_ in enumerate(ids)},
+            row_of={id_: row for row, id_ in enumerate(ids)},
         )
 
     def retrieve(
@@ -277,13 +277,13 @@ class Retriever:
         """Return ids of candidates: those near the query first, then the popular ones.
 
         Args:
-            n: How many at most. Half of them come from the embeddings if ``like`` or ``vector`` is
-                given.
+            n: Largest number of candidates. Half of them come from the embeddings if ``like`` or
+                ``vector`` is given.
             where: For each column a value, a list of values, or ``{"min": ..., "max": ...}``.
-            exclude: Ids left out: what is installed or bought already.
-            most_of_each: Of each category at most so many.
+            exclude: Ids to leave out, such as items that are installed already.
+            most_of_each: Largest number of candidates per category.
             like: Ids of items, such as the user's last; the query is the mean of their vectors.
-            vector: The query's own, as from a two-tower model.
+            vector: The query's vector, as from a two-tower model.
 
         Raises:
             RequestError: If a column or a value cannot be used.
@@ -299,7 +299,7 @@ class Retriever:
         is_near[near] = True
         rows = np.concatenate([near, popular[~is_near[popular]]])
         if most_of_each is not None:
-            rows = self._limited(rows, most_of_each)
+            rows = self._limit_categories(rows, most_of_each)
         return [self.ids[row] for row in rows[:n]]
 
     def _allowed(
@@ -310,7 +310,7 @@ class Retriever:
         allowed_N = np.ones(len(self.ids), bool)
         for column, condition in where.items():
             allowed_N &= self._matches(column, condition)
-        rows = [self.places[id_] for id_ in exclude if id_ in self.places]
+        rows = [self.row_of[id_] for id_ in exclude if id_ in self.row_of]
         allowed_N[rows] = False
         return allowed_N
 
@@ -354,29 +354,29 @@ class Retriever:
             return none
         if vector is not None:
             return self.index.search(_numbers(vector), k, allowed_N)
-        rows = [self.places[id_] for id_ in like if id_ in self.places]
+        rows = [self.row_of[id_] for id_ in like if id_ in self.row_of]
         if not rows or self.vectors_ND is None:
             return none
         return self.index.search(self.vectors_ND[rows].mean(axis=0), k, allowed_N)
 
-    def _limited(self, rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    def _limit_categories(self, rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
         """Keep the first few of each category; the order stays."""
         if self.categories is None:
             raise RequestError(
                 "most_of_each", "got a limit, but no column of categories; name one when it starts"
             )
         codes = self.categories[rows]
-        order = np.argsort(codes, kind="stable")
+        order = np.argsort(codes, kind="stable")  # rows of one category together, in their order
         ordered = codes[order]
-        starts = np.searchsorted(ordered, ordered)
+        starts = np.searchsorted(ordered, ordered)  # index of the category's first row
         keep = np.zeros(len(rows), bool)
-        keep[order] = np.arange(len(rows)) - starts < most
+        keep[order] = np.arange(len(rows)) - starts < limit
         return rows[keep]
 
 
 def _numbers(vector: Sequence[float]) -> NDArray[np.float32]:
     try:
-        with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
+        with np.errstate(over="ignore"):  # a too large number becomes infinite, and is refused
             return np.asarray(vector, np.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError("vector", f"got {vector!r}, expected numbers") from error
@@ -402,11 +402,11 @@ def _popular_first(items: pa.Table, column: str | None) -> NDArray[np.int64]:
 
 
 class Retrievers:
-    """Makes a retriever when a ranker, or its new catalogue, is first asked for one."""
+    """One retriever per ranker and catalogue, made on first use."""
 
     def __init__(self, popularity: str | None = None, category: str | None = None) -> None:
         self._popularity, self._category = popularity, category
-        self._made: weakref.WeakKeyDictionary[Ranker, tuple[Catalogue, Retriever]] = (
+        self._cache: weakref.WeakKeyDictionary[Ranker, tuple[Catalogue, Retriever]] = (
             weakref.WeakKeyDictionary()
         )
         self._lock = threading.Lock()
@@ -417,10 +417,10 @@ class Retrievers:
         if catalogue is None:
             raise RequestError("n", "got no catalogue to find candidates in; serve with --items")
         with self._lock:
-            entry = self._made.get(ranker)
+            entry = self._cache.get(ranker)
             if entry is None or entry[0] is not catalogue:
                 entry = catalogue, self._retriever(ranker, catalogue)
-                self._made[ranker] = entry
+                self._cache[ranker] = entry
         return entry[1]
 
     def _retriever(self, ranker: Ranker, catalogue: Catalogue) -> Retriever:

@@ -91,7 +91,7 @@ class RowScorer:
         return [name for name in names if name in allowed]
 
 
-ShareArrays: TypeAlias = Callable[[Callable[[], Arrays]], Arrays]
+ArrayCache: TypeAlias = Callable[[Callable[[], Arrays]], Arrays]
 """Returns the arrays that its argument computes, or the same computed by another process."""
 
 _SIDES: tuple[Side, ...] = ("query", "item", "pair")
@@ -211,13 +211,13 @@ class FactorizedScorer:
         counts = zip(self.query_columns, absent, strict=True)
         return QuerySums(sums, tuple(name for name, n in counts if n))
 
-    def items(self, table: pa.Table, share: ShareArrays | None = None) -> ItemSums:
+    def items(self, table: pa.Table, cache: ArrayCache | None = None) -> ItemSums:
         """Return each item's part of the sums, for a table with a row per item."""
         batches = table.select(self._item_columns).combine_chunks().to_batches()
         if not self._item_columns or not batches:
             return self.item_rows([{}] * table.num_rows)
         capsules = [batch.__arrow_c_array__() for batch in batches]
-        return self._item_sums(self.transform.encode_items(capsules, "the catalogue"), {}, share)
+        return self._item_sums(self.transform.encode_items(capsules, "the catalogue"), {}, cache)
 
     def item_rows(self, rows: Sequence[Mapping[str, Any]]) -> ItemSums:
         """Return each item's part of the sums, for items as mappings; an absent key is a null."""
@@ -227,7 +227,7 @@ class FactorizedScorer:
         return self._item_sums(encoded, counts)
 
     def _item_sums(
-        self, rows: EncodedSide, absent: dict[str, int], share: ShareArrays | None = None
+        self, rows: EncodedSide, absent: dict[str, int], cache: ArrayCache | None = None
     ) -> ItemSums:
         def compute() -> Arrays:
             # wide (items, C), hidden (items, H)
@@ -240,7 +240,7 @@ class FactorizedScorer:
                 rounded[block] = to_bfloat16(hidden[block])
             return {"wide": wide, "hidden_bfloat16": rounded}
 
-        arrays = compute() if share is None else share(compute)
+        arrays = compute() if cache is None else cache(compute)
         hidden, rounded = arrays.get("hidden"), arrays.get("hidden_bfloat16")
         return ItemSums(SideSums(rows.parts, arrays["wide"], hidden, rounded), absent)
 

@@ -1,4 +1,4 @@
-"""Shadow scoring: another version scores what was answered, off the reply's path."""
+"""Shadow scoring: another version scores answered requests again, after the reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from widedeep.serving.loading import lower_thread_priority
 if TYPE_CHECKING:
     from widedeep.serving.ranker import Ranker, Ranking
 
-# Upper ends of |difference|: three a decade from 1e-7 to 1, and all above.
+# Upper ends of bins of |difference|: three per decade from 1e-7 to 1; a last bin has none.
 _EDGES = np.array([0.0, *(m * 10.0**e for e in range(-7, 0) for m in (1, 2, 5)), 1.0])
 _QUEUED = 256
 _IDLE_S = 1.0
@@ -27,24 +27,24 @@ _IDLE_S = 1.0
 class ShadowReport:
     """How far a shadow's scores are from those that were answered."""
 
-    version: str  # The shadow
-    requests: int  # Compared
-    scores: int  # Compared
-    dropped: int  # Requests that were not compared, because the shadow could not keep up
+    version: str  # Version name of the shadow
+    requests: int  # Requests compared
+    scores: int  # Scores compared
+    dropped: int  # Requests not compared, because the shadow could not keep up
     failed: int  # Requests that the shadow could not score
-    error: str | None  # The last reason
-    mean: float  # Of shadow minus answered
-    mean_absolute: float  # Of the difference
-    largest: float  # Absolute difference
-    same_first: float  # Share of the requests whose first item would have been the same
-    # Upper ends of the histogram's bins of the absolute difference; the last bin has none
+    error: str | None  # Reason of the last failure
+    mean: float  # Mean difference, shadow minus answer
+    mean_absolute: float  # Mean absolute difference
+    largest: float  # Largest absolute difference
+    same_first: float  # Fraction of the requests whose first item would have been the same
+    # Upper ends of the bins of the absolute difference; the last bin has none
     edges: tuple[float, ...]
-    counts: tuple[int, ...]  # Scores in each bin, one more than ``edges``
+    counts: tuple[int, ...]  # Scores per bin, one more than ``edges``
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRequest:
-    """A request and what ``ranker`` answered."""
+    """A request and the answer of ``ranker``."""
 
     user: Any
     context: Any
@@ -55,7 +55,7 @@ class AnsweredRequest:
 
 
 class ShadowScoring:
-    """Scores requests a second time in a thread of low priority; drops what it cannot score."""
+    """Scores requests again in a thread of low priority; drops those that come too fast."""
 
     def __init__(self, version: str, ranker: Ranker, monitor: ThreadMonitor | None = None) -> None:
         self.version, self.ranker = version, ranker
@@ -67,7 +67,7 @@ class ShadowScoring:
         self._sum = self._sum_absolute = self._largest = 0.0
         self._error: str | None = None
         self._thread = (monitor or ThreadMonitor()).start(
-            "shadow", self._turn, on_start=lower_thread_priority
+            "shadow", self._compare_next, on_start=lower_thread_priority
         )
 
     def offer(self, request: AnsweredRequest) -> None:
@@ -79,9 +79,9 @@ class ShadowScoring:
                 self._dropped += 1
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Stop; what is still queued is dropped."""
+        """Stop; queued requests are dropped."""
         self._closing = True
-        with contextlib.suppress(queue.Full):  # then it wakes by itself
+        with contextlib.suppress(queue.Full):  # then the thread wakes by itself
             self._queue.put_nowait(None)
         self._thread.hurry()
         if timeout_s > 0:
@@ -106,7 +106,7 @@ class ShadowScoring:
                 counts=tuple(self._counts.tolist()),
             )
 
-    def _turn(self) -> bool:
+    def _compare_next(self) -> bool:
         try:
             request = self._queue.get(timeout=_IDLE_S)
         except queue.Empty:
@@ -115,7 +115,7 @@ class ShadowScoring:
             return False
         try:
             self._compare(request)
-        except Exception as error:  # whatever the request holds: the next one may be compared
+        except Exception as error:  # whatever the request holds, the next one is compared
             with self._lock:
                 self._failed += 1
                 self._error = str(error) if isinstance(error, WideDeepError) else repr(error)
@@ -124,21 +124,20 @@ class ShadowScoring:
         return True
 
     def _compare(self, request: AnsweredRequest) -> None:
-        answered = request.ranking
-        meant = request.ranker.score_meaning(request.head)
-        meaning = self.ranker.score_meaning(meant.head)
-        if meaning != meant:
+        answer = request.ranking
+        expected = request.ranker.score_meaning(request.head)
+        meaning = self.ranker.score_meaning(expected.head)
+        if meaning != expected:
             raise DataError(
-                f"version {self.version}: its score is {meaning}, the answer's was {meant}; they "
-                "are not compared"
+                f"version {self.version}: its score is {meaning}, the answer's was {expected}; "
+                "they are not compared"
             )
         ranking = self.ranker.rank(
-            request.user, request.context, request.candidates, head=meant.head
+            request.user, request.context, request.candidates, head=expected.head
         )
         scores = np.empty_like(ranking.scores)
-        scores[ranking.positions] = ranking.scores  # in the order of the request
-        got = scores[answered.positions]
-        differences = (got - answered.scores).reshape(-1)
+        scores[ranking.positions] = ranking.scores  # (B,) in the order of the request
+        differences = (scores[answer.positions] - answer.scores).reshape(-1)
         undefined = int(np.count_nonzero(~np.isfinite(differences)))
         if undefined:
             raise DataError(
@@ -154,5 +153,5 @@ class ShadowScoring:
             self._sum += float(differences.sum())
             self._sum_absolute += float(sizes.sum())
             self._largest = max(self._largest, float(sizes.max(initial=0.0)))
-            if len(ranking.positions) and len(answered.positions):
-                self._same_first += int(ranking.positions[0] == answered.positions[0])
+            if len(ranking.positions) and len(answer.positions):
+                self._same_first += int(ranking.positions[0] == answer.positions[0])
