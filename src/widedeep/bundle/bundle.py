@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.bundle.calibration import Calibration
 from widedeep.bundle.explain import Explanation, explain_row
 from widedeep.bundle.graph import Forward, TowerGraph
 from widedeep.bundle.layout import (
@@ -19,7 +18,6 @@ from widedeep.bundle.layout import (
     SCHEMA,
     WARMUP,
     BundleContents,
-    BundleHead,
     BundleModel,
     read_contents,
 )
@@ -29,7 +27,6 @@ from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, DataError, WideDeepError
-from widedeep.kernels.sigmoid import sigmoid
 from widedeep.schema import ColumnType
 
 __all__ = ["Bundle", "Scores"]
@@ -236,19 +233,11 @@ class Bundle:
         Args:
             logits_BC: From :meth:`logits`.
         """
-        scores = {head.name: self.head_scores(head, logits_BC) for head in self.model.heads}
+        scores = {
+            head.name: head.scores(logits_BC, self.calibration.get(head.name))
+            for head in self.model.heads
+        }
         return next(iter(scores.values())) if len(scores) == 1 else scores
-
-    def head_scores(self, head: BundleHead, logits_BC: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return one head's scores for logits: (B,), or (B, classes) for a multi-class head.
-
-        Args:
-            head: One of the model's heads.
-            logits_BC: From :meth:`logits`.
-        """
-        columns = logits_BC[:, head.start : head.stop]
-        logits = np.ascontiguousarray(columns, dtype=np.float64)
-        return head_scores(head, logits, self.calibration.get(head.name))
 
     def explain(self, row: Mapping[str, Any]) -> Explanation:
         """Take one row's logits apart: its wide terms by name, the deep part, the bias.
@@ -386,24 +375,3 @@ def open_bundle(path: Path, manifest: Manifest) -> Bundle:
 def by_head(model: BundleModel, scores: Scores) -> dict[str, NDArray[np.float64]]:
     """Return scores by head, for a model of one head too."""
     return scores if isinstance(scores, dict) else {model.heads[0].name: scores}
-
-
-def head_scores(
-    head: BundleHead, logits: NDArray[np.float64], calibration: Calibration | None
-) -> NDArray[np.float64]:
-    """Return a head's scores: its link of its logits (B, c), or its calibration of them."""
-    if calibration is not None:
-        return calibration.probabilities(logits[:, 0])
-    if head.link == "identity":
-        return logits[:, 0]
-    if head.link == "exp":
-        return np.exp(logits[:, 0])
-    if head.link == "sigmoid":
-        return sigmoid(logits[:, 0])
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    # Class after class: an order that does not depend on the number of rows.
-    total = np.zeros(len(powers))
-    for column in powers.T:
-        total += column
-    probabilities: NDArray[np.float64] = powers / total[:, None]
-    return probabilities

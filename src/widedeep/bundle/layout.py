@@ -16,6 +16,7 @@ from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.errors import BundleError
 from widedeep.files import map_tensors, write_tensors
 from widedeep.kernels.score import ACTIVATIONS
+from widedeep.kernels.sigmoid import sigmoid
 from widedeep.options import check_types, check_value
 from widedeep.schema import Schema
 
@@ -78,6 +79,34 @@ class BundleHead:
     def link(self) -> Link:
         """Link from logits to scores."""
         return self.own_link or LINKS[self.kind][0]
+
+    def scores(
+        self, logits_BC: NDArray[np.float32], calibration: Calibration | None = None
+    ) -> NDArray[np.float64]:
+        """Return the scores of a model's logits: (B,), or (B, classes) for a multi-class head.
+
+        Args:
+            logits_BC: Logits of all heads.
+            calibration: Calibration of the head, instead of its link.
+        """
+        columns = logits_BC[:, self.start : self.stop]
+        logits = np.ascontiguousarray(columns, dtype=np.float64)
+        if calibration is not None:
+            return calibration.probabilities(logits[:, 0])
+        link = self.link
+        if link == "identity":
+            return logits[:, 0]
+        if link == "exp":
+            return np.exp(logits[:, 0])
+        if link == "sigmoid":
+            return sigmoid(logits[:, 0])
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        # Class after class: an order that does not depend on the number of rows.
+        total = np.zeros(len(powers))
+        for column in powers.T:
+            total += column
+        probabilities: NDArray[np.float64] = powers / total[:, None]
+        return probabilities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

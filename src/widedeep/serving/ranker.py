@@ -502,7 +502,7 @@ class Ranker:
             logits_BC = np.empty((len(resolved.ids), logits[0].shape[1]), np.float32)
             for group, logits_GC in zip(groups, logits, strict=True):
                 logits_BC[group.positions] = logits_GC
-        return self.bundle.head_scores(head, logits_BC)
+        return head.scores(logits_BC, self.bundle.calibration.get(head.name))
 
     def _explanations(
         self, row: dict[str, Any], resolved: _Resolved, positions: list[int]

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from widedeep.bundle import Bundle, write_bundle
-from widedeep.bundle.bundle import head_scores
 from widedeep.bundle.calibration import Calibration, PriorCorrection, fit_isotonic, fit_platt
 from widedeep.bundle.graph import Forward
 from widedeep.bundle.plain_json import plain
@@ -220,7 +219,7 @@ def _check_heads(
     ):
         logits = np.ascontiguousarray(logits_BC[:, columns], dtype=np.float64)
         predicted = own.predictions(torch.from_numpy(logits)).numpy()
-        scores = head_scores(head, logits, None)
+        scores = head.scores(logits_BC)
         name = f"head {head.name!r} ({type(own).__name__})".replace("head ''", "the head")
         if predicted.shape != scores.shape or (row := _first(predicted, scores, _PROMISE)) >= 0:
             got = "another shape" if predicted.shape != scores.shape else f"{predicted[row]}"
@@ -235,7 +234,7 @@ def _check_heads(
         expected[head.name] = scores
         if head.name in calibration:
             expected[head.name] = calibration[head.name].probabilities(logits[:, 0])
-            read = head_scores(head, logits, bundle.calibration.get(head.name))
+            read = head.scores(logits_BC, bundle.calibration.get(head.name))
             if (row := _first(expected[head.name], read, 0.0)) >= 0:
                 raise BundleError(
                     f"{place}: not written: {name} is calibrated to "
