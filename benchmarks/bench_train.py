@@ -263,7 +263,7 @@ def bench_epoch(report: Report, arguments: argparse.Namespace) -> None:
         wd.WideDeep(schema), batch_size=2048, threads=threads, progress=False, pool_rows=65_536
     )
     with trainer.open(str(path), "the log") as source, tempfile.TemporaryDirectory() as folder:
-        encoded = EncodedRows.write(f"{folder}/encoded", trainer.transform, source)
+        encoded = EncodedRows.write(f"{folder}/encoded", trainer.evaluator.transform, source)
         plan = EpochPlan(source, batch_size=2048, seed=0, epoch=0, pool_rows=65_536)
         held = list(BatchReader(source, trainer.encoder(), plan))
 

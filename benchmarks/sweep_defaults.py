@@ -26,7 +26,7 @@ from widedeep.config import ModelConfig
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.metrics import auc, log_loss
-from widedeep.training.dense import DenseUpdate
+from widedeep.training.config import TrainConfig
 from widedeep.training.step import TrainStep
 
 DATA = Path(__file__).parent / "data"
@@ -113,6 +113,7 @@ def run(
     dense = wd.Adagrad(lr=setting.dense_lr, initial_accumulator=setting.dense_acc)
     step = TrainStep(
         model,
+        TrainConfig(grad_scale=setting.scale),
         wide=wd.FTRL(
             lr=setting.wide_lr, l1=setting.wide_l1, l2=setting.wide_l2, beta=setting.wide_beta,
             initial_accumulator=setting.wide_acc,
@@ -120,8 +121,7 @@ def run(
         deep=wd.Adagrad(
             lr=setting.deep_lr, initial_accumulator=setting.deep_acc, l2=setting.deep_l2
         ),
-        dense=DenseUpdate(dict(model.named_parameters()), dense),
-        grad_scale=setting.scale,
+        dense=dense,
         threads=1,
     )  # fmt: skip
     if setting.seed:

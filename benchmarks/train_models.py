@@ -20,7 +20,7 @@ import widedeep as wd
 from widedeep.data.batch import Batch
 from widedeep.kernels.torch_twins import to_device
 from widedeep.schema import ColumnType, NumericFit
-from widedeep.training.dense import DenseUpdate
+from widedeep.training.config import TrainConfig
 from widedeep.training.step import TrainStep
 
 CARDINALITIES = (
@@ -169,11 +169,11 @@ def our_step(
     adagrad = wd.Adagrad()
     return TrainStep(
         model,
+        TrainConfig(precision=precision),
         wide=wd.FTRL(),
         deep=adagrad,
-        dense=DenseUpdate(dict(model.named_parameters()), adagrad),
+        dense=adagrad,
         threads=threads,
-        precision=precision,
     )
 
 

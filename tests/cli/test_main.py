@@ -650,7 +650,7 @@ def test_the_command_that_goes_on_works(
 
     def interrupt_at_3(self: TrainingRun, batch: Any) -> None:
         step(self, batch)
-        if self.trainer.position.step == 3:
+        if self.state.position.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(TrainingRun, "_step", interrupt_at_3)

@@ -13,7 +13,7 @@ import widedeep as wd
 from tests.dense_reference import DenseReference
 from widedeep.data.batch import Batch
 from widedeep.models.mlp import DeepInput, DeepLayout
-from widedeep.training.dense import DenseUpdate
+from widedeep.training.config import TrainConfig
 from widedeep.training.step import TrainStep
 
 LR = 0.125
@@ -95,8 +95,8 @@ def make_schema(label: object = "click") -> wd.Schema:
 
 def sgd_step(model: wd.WideDeep) -> TrainStep:
     sgd = wd.SGD(lr=LR)
-    dense = DenseUpdate(dict(model.named_parameters()), sgd)
-    return TrainStep(model, wide=sgd, deep=sgd, dense=dense, loss_reduction="sum", threads=2)
+    config = TrainConfig(loss_reduction="sum")
+    return TrainStep(model, config, wide=sgd, deep=sgd, dense=sgd, threads=2)
 
 
 def encode(model: wd.WideDeep, count: int, seed: int) -> Batch:

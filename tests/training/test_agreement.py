@@ -106,7 +106,7 @@ def test_a_wide_combiner_leaves_numbers_as_they_are(combiner: Any, tmp_path: Pat
             weights[name][:] = value
         model.bias.zero_()
     row = {**ROWS[9], "age": -4.0, "pair": [1.0, 2.0]}
-    batch = trainer.transform.rows([row])
+    batch = trainer.evaluator.transform.rows([row])
     dense = {name: batch.dense_BK[0, s] for name, s in model.schema.dense_layout.items()}
     expected = 2 * -4.0 + 3 * dense["pair"].sum() + 5 * dense["flagged"].sum()
     bundle = trainer.export(tmp_path / "b")

@@ -15,7 +15,7 @@ from torch import nn
 import widedeep as wd
 from widedeep.models.heads import Multiclass
 from widedeep.training.checkpoint import CheckpointDirectory
-from widedeep.training.warm_start import Moved, WarmStart
+from widedeep.training.warm_start import TransferredTensor, WarmStart
 
 Rows = list[dict[str, Any]]
 
@@ -114,9 +114,9 @@ def old(tmp_path_factory: pytest.TempPathFactory, schema: wd.Schema) -> Path:
     return trained(tmp_path_factory.mktemp("old") / "checkpoints", schema)
 
 
-def started(trainer: wd.Trainer, path: Path) -> tuple[WarmStart, dict[str, Moved]]:
+def started(trainer: wd.Trainer, path: Path) -> tuple[WarmStart, dict[str, TransferredTensor]]:
     found = trainer.warm_start(path)
-    return found, {entry.name: entry for entry in found.moved}
+    return found, {entry.name: entry for entry in found.tensors}
 
 
 def grown(schema: wd.Schema, rows: Rows = ROWS, **changes: Mapping[str, Any]) -> wd.Schema:
@@ -127,7 +127,7 @@ def test_nothing_changed(old: Path, schema: wd.Schema) -> None:
     _, entries = started(trainer_of(grown(schema)), old)
     assert {entry.state for entry in entries.values()} == {"carried"}
     assert {entry.optimizer for entry in entries.values()} == {"carried"}
-    assert {entry.why for entry in entries.values()} == {""}
+    assert {entry.reason for entry in entries.values()} == {""}
 
 
 @pytest.mark.parametrize(
@@ -150,15 +150,15 @@ def test_a_number_read_otherwise(
     _, entries = started(trainer, old)
     first = entries["mlp/0/weight"]
     assert first.state == "remapped"
-    assert f"{name} ({why}" in first.why
+    assert f"{name} ({why}" in first.reason
     columns = trainer.model.layout.columns[name]
     after = trainer.model.state_dict()["towers.mlp.layers.0.weight"]
     torch.testing.assert_close(after[:, columns], before[:, columns], rtol=0, atol=0)
     others = [at for at in range(after.shape[1]) if not columns.start <= at < columns.stop]
     assert not torch.equal(after[:, others], before[:, others])
     wide = entries["wide/wide_age"]
-    assert (wide.state, wide.found, wide.optimizer) == ("fresh", 0, "fresh")
-    assert why in wide.why
+    assert (wide.state, wide.transferred, wide.optimizer) == ("fresh", 0, "fresh")
+    assert why in wide.reason
     assert trainer.model.wide_table is not None
     assert not trainer.model.wide_table.named_weights()["wide_age"].any()
 
@@ -167,7 +167,7 @@ def test_quantiles_learned_anew_are_others(old: Path, schema: wd.Schema) -> None
     """Without grow= the same declaration reads another day's ranks."""
     apart = wd.fit_schema(spec_of(), rows_of(seed=7))
     _, entries = started(trainer_of(apart), old)
-    assert "learned anew (grow= keeps the older one)" in entries["mlp/0/weight"].why
+    assert "learned anew (grow= keeps the older one)" in entries["mlp/0/weight"].reason
     assert entries["wide/wide_age"].state == "fresh"
     assert entries["wide/job"].state in ("carried", "remapped")
 
@@ -197,9 +197,9 @@ def test_ids_that_mean_something_else(
     _, entries = started(trainer, old)
     for part in ("wide", "table"):
         entry = entries[f"{part}/{name}"]
-        assert (entry.state, entry.found, entry.optimizer) == ("fresh", 0, "fresh")
-        assert why in entry.why
-    assert f"{name} ({why}" in entries["mlp/0/weight"].why
+        assert (entry.state, entry.transferred, entry.optimizer) == ("fresh", 0, "fresh")
+        assert why in entry.reason
+    assert f"{name} ({why}" in entries["mlp/0/weight"].reason
     columns = trainer.model.layout.columns[name]
     after = trainer.model.state_dict()["towers.mlp.layers.0.weight"]
     torch.testing.assert_close(after[:, columns], before[:, columns], rtol=0, atol=0)
@@ -225,8 +225,8 @@ def test_a_part_of_a_cross_changed(
         for where in ("wide", "table"):
             entry = entries[f"{where}/{name}"]
             # Id 1 of a cross has no row; of what was learned none is left but that.
-            assert entry.found <= known + 1, (name, entry)
-            assert f"its part {part!r}" in entry.why
+            assert entry.transferred <= known + 1, (name, entry)
+            assert f"its part {part!r}" in entry.reason
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_ids_of_unseen_and_missing(
     assert trained_table.model.wide_table is not None
     theirs = trained_table.model.wide_table.named_weights()["job"]
     _, entries = started(trainer, old)
-    assert why in entries["wide/job"].why and why in entries["table/job"].why
+    assert why in entries["wide/job"].reason and why in entries["table/job"].reason
     mine = table.named_weights()["job"]
     assert not mine[gone].any()
     shift = 2 + change.get("oov_buckets", 0)
@@ -266,7 +266,7 @@ def test_ids_of_unseen_and_missing(
 def test_buckets_keep_those_of_the_same_ends(old: Path, schema: wd.Schema) -> None:
     _, entries = started(trainer_of(grown(schema, bucket={"boundaries": [-0.5, 0.0, 0.5]})), old)
     for part in ("wide", "table"):
-        assert (entries[f"{part}/bucket"].found, entries[f"{part}/bucket"].of) == (4, 6)
+        assert (entries[f"{part}/bucket"].transferred, entries[f"{part}/bucket"].total) == (4, 6)
 
 
 @pytest.mark.parametrize("source", ["checkpoint", "bundle"])
@@ -289,8 +289,8 @@ def test_lists_that_add_up_otherwise(
         path = tmp_path / "bundle"
         whole.export(path)
     _, entries = started(trainer_of(grown(schema, tags=change)), path)
-    assert (entries["table/tags"].state, entries["table/tags"].why) == ("fresh", why)
-    assert f"tags ({why})" in entries["mlp/0/weight"].why
+    assert (entries["table/tags"].state, entries["table/tags"].reason) == ("fresh", why)
+    assert f"tags ({why})" in entries["mlp/0/weight"].reason
     # The wide part sums ids whatever the embeddings' combiner is; weights and drops it feels.
     assert entries["wide/tags"].state == ("carried" if "combiner" in change else "fresh")
     # Of one value a row every combiner gives that value.
@@ -301,7 +301,7 @@ def test_lists_that_add_up_otherwise(
 def test_the_wide_combiner(old: Path, schema: wd.Schema) -> None:
     _, entries = started(trainer_of(grown(schema), wide_combiner="mean"), old)
     for name in ("tags", "hash_cross", "wide_age"):
-        assert entries[f"wide/{name}"].why == "combiner 'sum' became 'mean'"
+        assert entries[f"wide/{name}"].reason == "combiner 'sum' became 'mean'"
     for name in ("job", "code", "bucket", "learned"):
         assert entries[f"wide/{name}"].state == "carried"
 
@@ -316,8 +316,8 @@ def test_text_that_became_numbers(tmp_path: Path) -> None:
     _, entries = started(trainer_of(wd.fit_schema(spec, numbers)), path)
     for name in ("c", "h"):
         for part in ("wide", "table"):
-            assert entries[f"{part}/{name}"].found == 0
-            assert "held string and holds int" in entries[f"{part}/{name}"].why
+            assert entries[f"{part}/{name}"].transferred == 0
+            assert "held string and holds int" in entries[f"{part}/{name}"].reason
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_layers_that_compute_something_else(
     _, entries = started(trainer_of(grown(schema), **option), old)
     layers = [e for n, e in entries.items() if n.startswith(("mlp/", "head/", "tower/"))]
     assert len(layers) >= 5
-    assert {(entry.state, entry.why) for entry in layers} == {("fresh", why)}
+    assert {(entry.state, entry.reason) for entry in layers} == {("fresh", why)}
     assert entries["wide/job"].state == entries["table/job"].state == "carried"
 
 
@@ -352,7 +352,7 @@ def test_statistics_of_batch_norm(tmp_path: Path, schema: wd.Schema) -> None:
     assert states["tower/towers.mlp.norms.1.running_mean"] == states["mlp/1/weight"] == "fresh"
     path = trained(tmp_path / "plain", schema)
     _, entries = started(trainer_of(grown(schema), batch_norm=True), path)
-    assert entries["mlp/0/weight"].why == "batch_norm False became True"
+    assert entries["mlp/0/weight"].reason == "batch_norm False became True"
 
 
 class Own(nn.Module):
@@ -383,7 +383,7 @@ def test_a_tower_of_ones_own(tmp_path: Path, schema: wd.Schema) -> None:
         _, entries = started(trainer_of(grown(schema, **change), **options), path)
         for name in names:
             assert entries[name].state == "fresh"
-            assert why in entries[name].why
+            assert why in entries[name].reason
     # The same columns in another order are of the same shape, and read other features.
     order = list(reversed(features()))
     made = [*order, wd.numeric("wide_age", source="age", **AGE)]
@@ -419,8 +419,8 @@ def test_other_classes(tmp_path: Path, before: str, after: str) -> None:
     _, entries = started(trainer_of(made(after)), path)
     for name in ("wide/job", "head/weight", "bias"):
         assert entries[name].state == "fresh"
-        assert f"of {', '.join(map(repr, before))} became" in entries[name].why
-        assert f"of {', '.join(map(repr, after))}" in entries[name].why
+        assert f"of {', '.join(map(repr, before))} became" in entries[name].reason
+        assert f"of {', '.join(map(repr, after))}" in entries[name].reason
     assert entries["table/job"].state == entries["mlp/1/weight"].state == "carried"
 
 
@@ -432,7 +432,7 @@ def test_numbered_classes_and_other_labels(tmp_path: Path) -> None:
     path = trained(tmp_path / "three", fitted, rows, head=Multiclass(classes=3))
     _, entries = started(trainer_of(fitted, head=Multiclass(classes=4)), path)
     assert entries["wide/job"].state == entries["bias"].state == "fresh"
-    assert "of 3 classes became multiclass 'y' of 4 classes" in entries["bias"].why
+    assert "of 3 classes became multiclass 'y' of 4 classes" in entries["bias"].reason
     _, entries = started(trainer_of(fitted, head=Multiclass(classes=3)), path)
     assert entries["wide/job"].state == entries["bias"].state == "carried"
     other = wd.fit_schema(wd.FeatureSpec(label="z", features=wd.categorical("job")), rows)
@@ -440,7 +440,7 @@ def test_numbered_classes_and_other_labels(tmp_path: Path) -> None:
     again = [{**row, "clicked": row["z"]} for row in rows]
     renamed = wd.fit_schema(wd.FeatureSpec(label="clicked", features=wd.categorical("job")), again)
     _, entries = started(trainer_of(renamed), binary)
-    assert "binary 'z' became binary 'clicked'" in entries["wide/job"].why
+    assert "binary 'z' became binary 'clicked'" in entries["wide/job"].reason
     assert entries["table/job"].state == "carried"
 
 
@@ -485,7 +485,7 @@ def test_states_of_optimizers(
     for name, state in optimizer.items():
         assert (entries[name].state, entries[name].optimizer) == ("carried", state)
         if state == "fresh":
-            assert "optimizer: " in entries[name].why
+            assert "optimizer: " in entries[name].reason
     # What was carried stays when the first step moves it: no state forgets the weights.
     before = trainer.predict(ROWS)
     trainer.fit(ROWS[:32], steps=1)
@@ -508,7 +508,7 @@ def test_torch_optimizers(tmp_path: Path, schema: wd.Schema, name: str, deeper: 
     _, entries = started(trainer, path)
     assert entries["mlp/1/weight"].state == "carried"
     assert entries["mlp/1/weight"].optimizer == "fresh"
-    assert "the state of a torch optimizer starts anew" in entries["mlp/1/weight"].why
+    assert "the state of a torch optimizer starts anew" in entries["mlp/1/weight"].reason
     trainer.fit(ROWS)
 
 
@@ -540,15 +540,15 @@ def test_columns_computed_otherwise(tmp_path: Path, schema: wd.Schema) -> None:
     _, entries = started(trainer_of(with_days(14)), path)
     for name in ("wide/tags", "table/tags", "wide/hash_cross", "wide/wide_age", "wide/bucket"):
         assert entries[name].state == "fresh"
-        assert "is computed from other events than it was" in entries[name].why
-    assert "age (column 'age' is computed" in entries["mlp/0/weight"].why
+        assert "is computed from other events than it was" in entries[name].reason
+    assert "age (column 'age' is computed" in entries["mlp/0/weight"].reason
     assert entries["wide/code"].state == "carried"
 
 
 def test_a_layer_whose_table_is_not_asked_for(old: Path, schema: wd.Schema) -> None:
     trainer = trainer_of(grown(schema))
-    found = trainer.warm_start(old, carry=["mlp/*", "table/job"])
-    entries = {entry.name: entry for entry in found.moved}
-    assert "code (not asked for)" in entries["mlp/0/weight"].why
-    assert entries["mlp/0/weight"].found == 3 + 1  # job's columns, and age itself
+    found = trainer.warm_start(old, transfer=["mlp/*", "table/job"])
+    entries = {entry.name: entry for entry in found.tensors}
+    assert "code (not asked for)" in entries["mlp/0/weight"].reason
+    assert entries["mlp/0/weight"].transferred == 3 + 1  # job's columns, and age itself
     assert entries["mlp/1/weight"].state == "carried"

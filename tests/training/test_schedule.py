@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 import widedeep as wd
 from widedeep.optim import Optimizer
-from widedeep.training.config import rate_factor
+from widedeep.training.config import TrainConfig
+
+
+def rate_factor(
+    schedule: Any, step: int, total: int | None, warmup_steps: int = 0, decay_fraction: float = 0.2
+) -> float:
+    config = TrainConfig(
+        schedule=schedule, warmup_steps=warmup_steps, decay_fraction=decay_fraction
+    )
+    return config.rate_factor(step, total)
 
 
 def test_constant_stays_at_one_after_the_warmup() -> None:

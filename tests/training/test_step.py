@@ -7,7 +7,7 @@ import widedeep as wd
 from tests.dense_reference import DenseReference
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
-from widedeep.training.dense import DenseUpdate
+from widedeep.training.config import TrainConfig
 from widedeep.training.step import TrainStep
 
 
@@ -38,8 +38,8 @@ def make_step(deep: list[str] | None = None) -> tuple[TrainStep, wd.Schema]:
     schema = wd.fit_schema(spec, make_rows(120))
     sgd = wd.SGD(lr=0.25)
     model = wd.WideDeep(schema, hidden_units=[6])
-    dense = DenseUpdate(dict(model.named_parameters()), sgd)
-    return TrainStep(model, wide=sgd, deep=sgd, dense=dense, loss_reduction="sum"), schema
+    config = TrainConfig(loss_reduction="sum")
+    return TrainStep(model, config, wide=sgd, deep=sgd, dense=sgd), schema
 
 
 @pytest.mark.parametrize("deep", [None, ["a", "c"], ["b"]])

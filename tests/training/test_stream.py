@@ -15,7 +15,9 @@ import pytest
 
 import widedeep as wd
 from widedeep.data.follow import follow_folder
+from widedeep.data.fragments import Source
 from widedeep.errors import ConfigError, DataError, WideDeepError
+from widedeep.training.evaluation import Metrics
 
 
 def make_rows(seed: int, count: int = 96) -> list[dict[str, Any]]:
@@ -37,9 +39,7 @@ def make_trainer(checkpoints: Path | None = None, **options: Any) -> wd.Trainer:
 
 
 def tensors(trainer: wd.Trainer) -> dict[str, np.ndarray[Any, Any]]:
-    from widedeep.training.state import capture
-
-    return {k: np.array(v) for k, v in capture(trainer).tensors.items()}
+    return {k: np.array(v) for k, v in trainer.state.checkpoint().tensors.items()}
 
 
 def test_a_shard_is_scored_before_it_is_learned() -> None:
@@ -117,14 +117,16 @@ def test_a_shard_that_vanishes_is_passed_over(
     if when == "before it is scored":
         place.unlink()
     else:
-        evaluate = trainer.evaluate
+        evaluate = trainer.evaluator.evaluate
+        calls = itertools.count()
 
-        def last_look(data: object) -> dict[str, float]:
-            found = evaluate(data)
-            place.unlink(missing_ok=True)
-            return found
+        def last_look(source: Source) -> Metrics:
+            metrics = evaluate(source)
+            if next(calls) == 1:  # of the shard that vanishes
+                place.unlink()
+            return metrics
 
-        monkeypatch.setattr(trainer, "evaluate", last_look)
+        monkeypatch.setattr(trainer.evaluator, "evaluate", last_look)
     history = trainer.fit_stream([SHARDS[0], ("gone.parquet", place), SHARDS[2]])
     assert [row["shard"] for row in history] == ["0.parquet", "2.parquet"]
     by_hand.fit_stream([SHARDS[0], SHARDS[2]])

@@ -19,9 +19,9 @@ import torch
 import widedeep as wd
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, DataError, WideDeepError
-from widedeep.training.checkpoint import as_tensors
+from widedeep.models.heads import Binary, Regression
+from widedeep.training.checkpoint import as_arrays
 from widedeep.training.early_stopping import EarlyStopping
-from widedeep.training.state import capture
 
 ROWS = 600
 
@@ -63,7 +63,9 @@ def make_trainer(schema: wd.Schema, **options: Any) -> wd.Trainer:
 
 
 def state_of(trainer: wd.Trainer) -> dict[str, np.ndarray]:
-    return {name: value.copy() for name, value in as_tensors(capture(trainer).tensors).items()}
+    return {
+        name: value.copy() for name, value in as_arrays(trainer.state.checkpoint().tensors).items()
+    }
 
 
 def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
@@ -272,8 +274,8 @@ def test_several_heads_are_stopped_by_the_sum_of_their_losses() -> None:
     table = table.append_column("spent", pa.array(np.arange(ROWS) % 3, pa.float64()))
     spec = make_spec().replace(label={"click": "y", "spent": "spent"})
     heads = {
-        "click": wd.heads.Binary(name="click"),
-        "spent": wd.heads.Regression(name="spent", loss_weight=0.5),
+        "click": Binary(name="click"),
+        "spent": Regression(name="spent", loss_weight=0.5),
     }
     model = wd.WideDeep(wd.fit_schema(spec, table), hidden_units=[4], head=heads)
     trainer = wd.Trainer(model, batch_size=64, progress=False)
@@ -388,25 +390,25 @@ def test_a_checkpoint_keeps_its_optimizers_where_none_are_given(
         del state["state"]["config"]["train"][part]["l2"]
     (checkpoint / "state.json").write_text(json.dumps(state))
     again = make_trainer(schema, checkpoints=tmp_path, progress=True)
-    assert again.deep != old
+    assert again.step.deep != old
     again.fit(make_table(), epochs=2, resume=True)
-    assert again.deep == again.dense_optimizer == old
+    assert again.step.deep == again.step.dense.optimizer == old
     assert again.config.deep == whole.config.deep
     assert "optimizers of the checkpoint: deep: Adagrad(lr=0.02" in capsys.readouterr().err
     assert_same_bits(state_of(again), state_of(whole))
     own = make_trainer(schema, checkpoints=tmp_path, deep=wd.Adagrad(lr=0.5))
     own.fit(make_table(), epochs=2, resume=True)
-    assert own.deep == wd.Adagrad(lr=0.5)
+    assert own.step.deep == wd.Adagrad(lr=0.5)
 
 
 def test_embeddings_have_an_optimizer_of_their_own(schema: wd.Schema) -> None:
     trainer = make_trainer(schema)
-    assert trainer.deep == wd.Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)
-    assert trainer.dense_optimizer == wd.Adagrad(lr=0.02, initial_accumulator=1e-6)
+    assert trainer.step.deep == wd.Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)
+    assert trainer.step.dense.optimizer == wd.Adagrad(lr=0.02, initial_accumulator=1e-6)
     both = make_trainer(schema, deep=wd.SGD(lr=0.5))
-    assert both.deep == both.dense_optimizer == wd.SGD(lr=0.5)
+    assert both.step.deep == both.step.dense.optimizer == wd.SGD(lr=0.5)
     dense = make_trainer(schema, dense=wd.Adam())
-    assert (dense.deep, dense.dense_optimizer) == (trainer.deep, wd.Adam())
+    assert (dense.step.deep, dense.step.dense.optimizer) == (trainer.step.deep, wd.Adam())
 
 
 def test_a_resumed_run_counts_the_evaluation_it_begins_with(
@@ -596,7 +598,7 @@ def test_encoded_rows_change_no_bit(schema: wd.Schema, tmp_path: Path) -> None:
         kept = make_trainer(schema)
         kept.fit(path, epochs=3, cache=cache)
         assert_same_bits(state_of(kept), state_of(plain))
-        assert kept.warmup.rows == plain.warmup.rows != []
+        assert kept.state.warmup.rows == plain.state.warmup.rows != []
     stopped = make_trainer(schema, checkpoints=tmp_path / "run")
     stopped.fit(path, epochs=3, steps=13, cache=cache)
     resumed = make_trainer(schema, checkpoints=tmp_path / "run")

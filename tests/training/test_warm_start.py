@@ -80,7 +80,9 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> tuple[wd.Trainer, Path, Pat
 
 
 def state_of(found: WarmStart) -> dict[str, tuple[str, int, str]]:
-    return {entry.name: (entry.state, entry.found, entry.optimizer) for entry in found.moved}
+    return {
+        entry.name: (entry.state, entry.transferred, entry.optimizer) for entry in found.tensors
+    }
 
 
 @pytest.mark.parametrize("source", ["checkpoint", "bundle"])
@@ -98,7 +100,7 @@ def test_shared_values_score_as_they_did(old: tuple[wd.Trainer, Path, Path], sou
     assert states["table/job"] == ("remapped", 6, deep)
     assert states["mlp/0/weight"] == ("carried", 9, deep)
     assert states["bias"][0] == "carried"
-    assert not found.left
+    assert not found.unused
     assert "wide/job" in repr(found)
 
 
@@ -107,7 +109,7 @@ def test_the_next_steps_are_the_old_models(old: tuple[wd.Trainer, Path, Path]) -
     trainer, checkpoint, _ = old
     started = make_trainer(trainer.model.schema, seed=9)
     found = started.warm_start(checkpoint)
-    assert {entry.state for entry in found.moved} == {"carried"}
+    assert {entry.state for entry in found.tensors} == {"carried"}
     on = make_trainer(trainer.model.schema)
     on.load_checkpoint(checkpoint)
     for one in (started, on):
@@ -176,7 +178,7 @@ def test_features_come_and_go(old: tuple[wd.Trainer, Path, Path]) -> None:
     # Of the first layer's inputs those of job (4) and age came, at other columns.
     assert states["mlp/0/weight"] == ("remapped", 5, "carried")
     assert states["mlp/1/weight"][0] == "carried"
-    assert set(found.left) == {"wide/towns", "wide/job_x_towns", "table/towns"}
+    assert set(found.unused) == {"wide/towns", "wide/job_x_towns", "table/towns"}
 
 
 def test_layers_that_fit(old: tuple[wd.Trainer, Path, Path]) -> None:
@@ -188,7 +190,7 @@ def test_layers_that_fit(old: tuple[wd.Trainer, Path, Path]) -> None:
     assert states["head/weight"][0] == "fresh"
     wider = make_trainer(trainer.model.schema, hidden=(16, 4))
     found = wider.warm_start(checkpoint)
-    why = {entry.name: entry.why for entry in found.moved}
+    why = {entry.name: entry.reason for entry in found.tensors}
     assert why["mlp/0/weight"] == "8 units became 16"
     assert why["mlp/1/weight"] == "mlp/0/weight before it is fresh"
     assert state_of(found)["table/job"][0] == "carried"
@@ -213,7 +215,7 @@ def test_only_what_is_asked_for(old: tuple[wd.Trainer, Path, Path]) -> None:
     trainer, checkpoint, _ = old
     started = make_trainer(trainer.model.schema)
     before = started.model.bias.detach().clone()
-    states = state_of(started.warm_start(checkpoint, carry=["table/*"]))
+    states = state_of(started.warm_start(checkpoint, transfer=["table/*"]))
     assert {name for name, (state, *_) in states.items() if state == "carried"} == {
         "table/job",
         "table/towns",
@@ -245,7 +247,7 @@ def test_mistakes(old: tuple[wd.Trainer, Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="widths='wide'"):
         make_trainer(other).warm_start(checkpoint, widths="wide")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="expected a list"):
-        make_trainer(other).warm_start(checkpoint, carry="wide/*")
+        make_trainer(other).warm_start(checkpoint, transfer="wide/*")
     busy = make_trainer(trainer.model.schema)
     busy.fit(OLD)
     with pytest.raises(ConfigError, match="has done 13 steps"):

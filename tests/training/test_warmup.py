@@ -41,18 +41,18 @@ def test_a_bundle_keeps_storable_training_rows_with_their_scores(tmp_path: Path)
 
 
 def test_the_rows_are_those_of_the_seed() -> None:
-    assert trained(seed=1).warmup.rows == trained(seed=1).warmup.rows
-    assert trained(seed=1).warmup.rows != trained(seed=2).warmup.rows
+    assert trained(seed=1).state.warmup.rows == trained(seed=1).state.warmup.rows
+    assert trained(seed=1).state.warmup.rows != trained(seed=2).state.warmup.rows
 
 
 def test_validation_and_scoring_leave_the_rows_alone() -> None:
     trainer = trained()
-    before = trainer.warmup.rows
+    before = trainer.state.warmup.rows
     trainer.evaluate(ROWS[50:])
     trainer.predict(ROWS[50:])
-    assert trainer.warmup.rows is before
+    assert trainer.state.warmup.rows is before
     trainer.fit(ROWS[:4])
-    assert {row["age"] for row in trainer.warmup.rows} == {0.0, 1.0, 2.0, 3.0}
+    assert {row["age"] for row in trainer.state.warmup.rows} == {0.0, 1.0, 2.0, 3.0}
 
 
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
@@ -63,7 +63,7 @@ def test_rows_of_any_arrow_type_are_kept(kind: pa.DataType) -> None:
     table = table.set_column(0, "job", jobs).append_column("w", pa.array([1.0, 1.0]))
     trainer = wd.Trainer(wd.WideDeep(SCHEMA, hidden_units=[4]), progress=False)
     trainer.fit(table)
-    assert trainer.warmup.rows == table.select(["job", "age", "code"]).to_pylist()
+    assert trainer.state.warmup.rows == table.select(["job", "age", "code"]).to_pylist()
 
 
 def test_none_is_stored_where_none_is_wanted_and_the_given_ones_where_they_are(
@@ -81,7 +81,7 @@ def test_none_is_stored_where_none_is_wanted_and_the_given_ones_where_they_are(
 def test_a_checkpoint_keeps_the_rows(tmp_path: Path) -> None:
     trainer = trained(checkpoints=tmp_path / "run")
     bundle, _ = export_checkpoint(tmp_path / "run", tmp_path / "b")
-    assert bundle.warmup.rows == trainer.warmup.rows
+    assert bundle.warmup.rows == trainer.state.warmup.rows
     resumed = wd.Trainer(
         wd.WideDeep(SCHEMA, hidden_units=[4], embedding_dim=2),
         batch_size=16,
@@ -89,4 +89,4 @@ def test_a_checkpoint_keeps_the_rows(tmp_path: Path) -> None:
         progress=False,
     )
     resumed.fit(ROWS, epochs=3, resume=True)
-    assert resumed.warmup.rows == trainer.warmup.rows
+    assert resumed.state.warmup.rows == trainer.state.warmup.rows

@@ -379,8 +379,8 @@ def _trial(
     config: RunConfig, schema: Schema, targets: Mapping[str, Targets], report: CheckReport
 ) -> Trainer | None:
     """The trainer that training would make, with the classes of all rows."""
-    from widedeep.cli.run_training import early_stopping, make_trainer
-    from widedeep.training.early_stopping import EarlyStopping
+    from widedeep.cli.run_training import make_trainer
+    from widedeep.training.early_stopping import EarlyStopping, configured_stopping
     from widedeep.training.evaluation import metric_names
 
     # The sample's classes may be fewer than those of all rows.
@@ -388,7 +388,7 @@ def _trial(
     classes = {head: targets["train"].classes(labels[head]) for head in schema.classes}
     try:
         trainer = make_trainer(replace(schema, classes=classes), config, progress=False)
-        stopping = early_stopping(config.train, has_valid="valid" in targets)
+        stopping = configured_stopping(config.train, has_valid="valid" in targets)
         if isinstance(stopping, EarlyStopping):
             stopping.check_monitor(metric_names(trainer.model))
     except WideDeepError as error:

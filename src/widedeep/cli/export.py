@@ -73,5 +73,5 @@ def export_checkpoint(
             "not describe; export it where it was made: trainer.export(...)"
         )
     trainer.load_checkpoint(folder)
-    trainer.config = dataclasses.replace(trainer.config, device=config.train.device)
+    trainer.state.config = dataclasses.replace(trainer.config, device=config.train.device)
     return trainer.export(out, overwrite=overwrite), folder

@@ -14,22 +14,20 @@ from typing import Any
 from widedeep import __version__
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli.prepare import fit_run_schema, prepared_schema
-from widedeep.cli.runs import RunDirectory, WarmFrom, training_data
+from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.data.follow import follow_folder
 from widedeep.data.fragments import InputRecord
-from widedeep.errors import ConfigError, WideDeepError
+from widedeep.errors import WideDeepError
 from widedeep.gate.config import GateConfig
 from widedeep.models.wide_deep import WideDeep
-from widedeep.optim import make_optimizer
-from widedeep.options import Auto
 from widedeep.publish import Candidate, ContinuousPublisher
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
-from widedeep.training.config import FollowConfig, RunConfig, TrainConfig
-from widedeep.training.early_stopping import EarlyStopping
-from widedeep.training.previous_model import old_schema
+from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
+from widedeep.training.early_stopping import configured_stopping
+from widedeep.training.previous_model import previous_schema
 from widedeep.training.stream import Shard
-from widedeep.training.trainer import Trainer
+from widedeep.training.trainer import Trainer, make_optimizers
 from widedeep.training.warm_start import WarmStart
 
 
@@ -56,49 +54,12 @@ def make_trainer(
     progress: bool = True,
 ) -> Trainer:
     """Return a trainer, with its model, as a configuration describes them."""
-    train = config.train
-    optimizers = _optimizers(train)
-    trainer = Trainer(
-        WideDeep.from_config(schema, config.model, train.device),
-        wide=optimizers["wide"],
-        deep=optimizers["deep"],
-        dense=optimizers["dense"],
-        batch_size=train.batch_size,
-        grad_scale=train.grad_scale,
-        loss_reduction=train.loss_reduction,
-        clip_norm=train.clip_norm,
-        schedule=train.schedule,
-        decay_fraction=train.decay_fraction,
-        warmup_steps=train.warmup_steps,
-        shuffle=train.shuffle,
-        pool_rows=train.pool_rows,
-        seed=train.seed,
-        threads=train.threads,
-        precision=train.precision,
+    return Trainer(
+        WideDeep.from_config(schema, config.model, config.train.device),
+        config.train,
         checkpoints=checkpoints,
         progress=progress,
     )
-    # A checkpoint and a bundle tell of the run, so they hold what only ``fit`` is told, too.
-    trainer.config = dataclasses.replace(
-        trainer.config,
-        epochs=train.epochs,
-        early_stopping=train.early_stopping,
-        patience=train.patience,
-        monitor=train.monitor,
-        eval_every=train.eval_every,
-    )
-    return trainer
-
-
-def _optimizers(train: TrainConfig) -> dict[str, Any]:
-    """Return the optimizer of each part; None for a dense part that follows the deep one."""
-    optimizers: dict[str, Any] = {}
-    for group, table in (("wide", train.wide), ("deep", train.deep), ("dense", train.dense)):
-        try:
-            optimizers[group] = None if table is None else make_optimizer(table)
-        except ConfigError as error:
-            raise ConfigError(f"[train] {group}: {error}") from error
-    return optimizers
 
 
 def train_run(
@@ -108,12 +69,13 @@ def train_run(
     resume: bool = False,
     force: bool = False,
     progress: bool = True,
-    warm: WarmFrom | None = None,
+    warm: WarmStartConfig | None = None,
 ) -> TrainedRun:
     """Train as a configuration says, evaluate, and export a bundle."""
     train, valid = training_data(config)
-    stopping = early_stopping(config.train, has_valid=valid is not None)
-    _optimizers(config.train)  # a mistake there is told before the long way through the data
+    # A mistake there is reported before the long way through the data.
+    configured_stopping(config.train, has_valid=valid is not None)
+    make_optimizers(config.train)
     if resume:
         directory.check_same_config(config)
     elif not force:
@@ -122,7 +84,7 @@ def train_run(
     trainer = make_trainer(schema, config, checkpoints=directory.checkpoints, progress=progress)
     started_warm = None
     if warm is not None and not (resume and CheckpointDirectory(directory.checkpoints).steps()):
-        started_warm = trainer.warm_start(warm.path, carry=warm.carry, widths=warm.widths)
+        started_warm = trainer.warm_start(warm.path, transfer=warm.transfer, widths=warm.widths)
         if progress:
             print(started_warm, file=sys.stderr)
     if not resume:
@@ -138,10 +100,7 @@ def train_run(
     started = time.perf_counter()
     trainer.fit(
         train,
-        epochs=config.train.epochs,
         valid=valid,
-        eval_every=config.train.eval_every,
-        early_stopping=stopping,
         resume=resume,
         cache=directory.encoded if directory.encoded.exists() else None,
     )
@@ -156,7 +115,7 @@ def _run_schema(
     *,
     resume: bool,
     progress: bool,
-    warm: WarmFrom | None,
+    warm: WarmStartConfig | None,
 ) -> tuple[Schema, list[InputRecord] | None]:
     """Return the schema to train with, and what it was fitted on if it was fitted just now."""
     latest = CheckpointDirectory(directory.checkpoints).latest() if resume else None
@@ -164,7 +123,7 @@ def _run_schema(
         # The run's own, whatever the data is now: that is compared when the run goes on.
         schema, inputs, origin = Schema.load(latest / "schema.safetensors"), None, "of the run"
     else:
-        grow = None if warm is None else old_schema(warm.path)
+        grow = None if warm is None else previous_schema(warm.path)
         prepared = prepared_schema(config, directory) if grow is None else None
         if prepared is not None:
             schema, inputs, origin = prepared, None, "as prepared"
@@ -176,25 +135,6 @@ def _run_schema(
             print(f"nothing to resume in {directory.path}; starting anew", file=sys.stderr)
         print(f"schema: {directory.schema} ({origin})", file=sys.stderr)
     return schema, inputs
-
-
-def early_stopping(train: TrainConfig, *, has_valid: bool) -> EarlyStopping | Auto | None:
-    """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it."""
-    if train.early_stopping is False:
-        return None
-    if train.patience is None and train.early_stopping == "auto":
-        return EarlyStopping(train.monitor) if has_valid and train.monitor else "auto"
-    if not has_valid:
-        option = (
-            "early_stopping = true" if train.patience is None else f"patience = {train.patience}"
-        )
-        raise ConfigError(
-            f"got {option} under [train] without validation data; write "
-            f"valid_fraction = 0.1 or valid = FILE under [data], or drop {option.split()[0]}"
-        )
-    if train.patience is None:
-        return EarlyStopping(train.monitor)
-    return EarlyStopping(train.monitor, patience=train.patience)
 
 
 def _finish(

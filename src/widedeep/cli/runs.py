@@ -263,15 +263,6 @@ def run_of(path: Path) -> RunDirectory | None:
     return next((run for run in runs if run.config.is_file() and run.schema.is_file()), None)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WarmFrom:
-    """An older model to start from."""
-
-    path: str | os.PathLike[str]  # A bundle, a run's folder, or a checkpoint
-    carry: tuple[str, ...] = ("*",)  # Patterns of the names of tensors to take over
-    widths: Literal["fresh", "project"] = "fresh"  # What becomes of embeddings of another width
-
-
 # ---- the bundle that a path names ---------------------------------------------------------------
 
 

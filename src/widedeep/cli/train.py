@@ -17,11 +17,11 @@ from widedeep.cli.output import (
     say,
 )
 from widedeep.cli.parser import GOOD, INTERRUPTED, add_set, period, positive, real, seconds
-from widedeep.cli.runs import RunDirectory, WarmFrom
+from widedeep.cli.runs import RunDirectory
 from widedeep.config import load_config, load_follow_config
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
-from widedeep.training.config import FollowConfig, RunConfig
+from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
 
 if TYPE_CHECKING:
     from widedeep.cli.run_training import Followed, TrainedRun
@@ -157,14 +157,14 @@ def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
     return load_follow_config(arguments.config, arguments.set, options=options)
 
 
-def _warm_from(arguments: argparse.Namespace) -> WarmFrom | None:
+def _warm_from(arguments: argparse.Namespace) -> WarmStartConfig | None:
     if arguments.warm_start is None:
         if arguments.carry or arguments.project:
             raise ConfigError("--carry and --project say how to start warm; add --warm-start MODEL")
         return None
-    return WarmFrom(
+    return WarmStartConfig(
         path=arguments.warm_start,
-        carry=tuple(arguments.carry or ("*",)),
+        transfer=tuple(arguments.carry or ("*",)),
         widths="project" if arguments.project else "fresh",
     )
 

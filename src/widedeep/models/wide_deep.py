@@ -322,7 +322,7 @@ class WideDeep(nn.Module):
             table.gather(batch, self.schema.slots, self.layout.columns, concat, threads=threads)
         if self.layout.dense_columns:
             if len(self.layout.dense_columns) == batch.dense_BK.shape[1]:
-                dense = self.batches.array(batch, "dense_BK")
+                dense = self.batch_tensor(batch, "dense_BK")
             else:
                 dense = to_device(batch.dense_BK[:, list(self.layout.dense_columns)], self.device)
             concat[:, self.layout.dense] = dense
@@ -336,6 +336,12 @@ class WideDeep(nn.Module):
                 for name, s in self.layout.extra.items()
             },
         )
+
+    def batch_tensor(self, batch: Batch, name: str) -> Tensor:
+        """Return one of a batch's arrays where the tables are."""
+        if self.device.type == "cpu":
+            return torch.from_numpy(getattr(batch, name))
+        return self.batches.array(batch, name)
 
     def concat_buffer(self, rows: int) -> Tensor:
         """Return a new buffer for ``concat_BX``."""

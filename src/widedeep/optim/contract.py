@@ -57,7 +57,7 @@ class Optimizer(ABC):
     counts_nonzero: ClassVar[bool] = False
     """True if :meth:`update_rows` returns the change of the weights' non-zero count."""
 
-    weights_follow_rate: ClassVar[bool] = False
+    scales_with_lr: ClassVar[bool] = False
     """True if weights are made of the state and the present rate, as FTRL's are."""
 
     by_kernels: ClassVar[bool] = False
@@ -75,7 +75,7 @@ class Optimizer(ABC):
         if updates < definer("counts_nonzero"):
             cls.counts_nonzero = False
 
-    def scheduled(self, factor: float) -> tuple[float, float]:
+    def apply_schedule(self, factor: float) -> tuple[float, float]:
         """Return the learning rate and the factor of the gradients where a schedule has ``factor``.
 
         Where the weights follow the rate, a rate that decays would take back what was learned;
@@ -83,10 +83,10 @@ class Optimizer(ABC):
 
         Example:
             >>> from widedeep.optim import FTRL, SGD
-            >>> SGD(lr=0.5).scheduled(0.1), FTRL(lr=0.5).scheduled(0.1)
+            >>> SGD(lr=0.5).apply_schedule(0.1), FTRL(lr=0.5).apply_schedule(0.1)
             ((0.05, 1.0), (0.5, 0.1))
         """
-        return (self.lr, factor) if self.weights_follow_rate else (self.lr * factor, 1.0)
+        return (self.lr, factor) if self.scales_with_lr else (self.lr * factor, 1.0)
 
     @abstractmethod
     def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:

@@ -82,7 +82,7 @@ class FTRL(Optimizer):
 
     state_names: ClassVar[tuple[str, ...]] = ("z", "n")
     counts_nonzero: ClassVar[bool] = True
-    weights_follow_rate: ClassVar[bool] = True
+    scales_with_lr: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range("FTRL", "lr", self.lr, lambda x: x > 0, "a number > 0")

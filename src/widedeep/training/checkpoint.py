@@ -127,15 +127,19 @@ class CheckpointDirectory:
     """A run's checkpoints: the last few, and the best.
 
     Args:
-        path: The directory, made if it is not there.
+        path: The directory; created if it does not exist.
         keep_last: How many of the latest to keep, at least 1.
+        every: Steps between checkpoints; None: one per epoch.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, keep_last: int = 3) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, keep_last: int = 3, every: int | None = None
+    ) -> None:
         if keep_last < 1:
             raise CheckpointError(f"got keep_last={keep_last}, expected at least 1")
         self.path = Path(path)
         self.keep_last = keep_last
+        self.every = every
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
@@ -215,7 +219,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     )
 
 
-def as_tensors(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def as_arrays(arrays: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     """Return torch tensors or arrays as NumPy arrays, by the same names."""
     return {
         name: value if isinstance(value, np.ndarray) else value.detach().cpu().numpy()

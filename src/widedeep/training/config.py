@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,11 +24,12 @@ from widedeep.options import (
     check_types,
 )
 
-__all__ = ["DataConfig", "FollowConfig", "RunConfig", "TrainConfig"]
+__all__ = ["DataConfig", "FollowConfig", "RunConfig", "TrainConfig", "WarmStartConfig"]
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
+Widths = Literal["fresh", "project"]
 DATA_PATHS = ("train", "valid", "test")
 _BATCH_SIZES = (16, 512)
 _BATCHES = 100  # in an epoch of a small table
@@ -77,20 +79,27 @@ class DataConfig:
 class TrainConfig:
     """How a model is trained.
 
+    :class:`widedeep.Trainer` takes it, or its fields by keyword; ``[train]`` of a TOML file and
+    ``--set train.KEY=VALUE`` are read into it; checkpoints and bundles record it.
+
     Args:
-        epochs: Passes over the data, at least 1, or ``"auto"``: by the number of rows (see
-            :meth:`widedeep.Trainer.fit`).
+        epochs: Passes over the data, at least 1, or ``"auto"``: as many as give 4,000 steps, at
+            most 100, with early stopping; as many as give 1,000, at most 20, without.
         batch_size: Examples a step, or ``"auto"``: a hundredth of the rows, rounded to a power of
             two from 16 to 512.
         shuffle: Read in a new seeded order each epoch.
-        seed: Of the reading order and dropout.
+        seed: Seed of the reading order and of dropout.
         grad_scale: Sparse optimizers get ``grad_scale`` times the sum of an id's example gradients.
         loss_reduction: ``"mean"`` divides dense gradients and reported losses by the batch's rows,
             ``"sum"`` does not.
         clip_norm: Largest norm of the dense gradients; None does not clip.
-        schedule: Of all learning rates (FTRL's gradients): ``"constant"``, ``"linear"`` or
-            ``"cosine"`` decay to 0 at the last step, or ``"wsd"``: constant, then linear to 0.
-        decay_fraction: Share of the steps in which ``"wsd"`` decays, 0 < fraction < 1.
+        schedule: Schedule of all learning rates (of FTRL's gradients: see
+            :class:`widedeep.FTRL`): ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0 at the
+            last step, or ``"wsd"``: constant, and linear to 0 over the last ``decay_fraction`` of
+            the steps. Where training stops early, ``"wsd"`` then decays from the best model: the
+            run goes on for as many steps as would have followed it, and keeps the result if
+            validation is better.
+        decay_fraction: Fraction of the steps in which ``"wsd"`` decays, 0 < fraction < 1.
         warmup_steps: Learning rates rise linearly over this many first steps.
         early_stopping: Stop when the validation metric no longer improves, and go back to the best
             model: ``"auto"``: where there are validation data and several evaluations.
@@ -98,12 +107,13 @@ class TrainConfig:
         monitor: Validation metric that decides which model is best; None: the model's loss.
         eval_every: Steps between evaluations on the validation data; None: once an epoch.
         threads: Threads of kernels and matrix products; None: all the process may use.
-        precision: Of the towers' matrix products in training: ``"fp32"``, ``"bf16"`` (master
-            weights and optimizer state stay float32), or ``"auto"``: bf16 where the processor has
-            it at a higher rate.
+        precision: Precision of the towers' matrix products in training: ``"fp32"``, ``"bf16"``
+            (master weights and optimizer state stay float32), or ``"auto"``: bf16 where the
+            processor computes it faster. Evaluation is float32.
         device: Where tables and towers live and are trained: ``"cpu"`` or ``"cuda"``.
         pool_rows: Rows that wait in memory while they are mixed with others from all over the
-            input.
+            input; at any time those of 6 to 16 row groups are mixed. More take more memory, and
+            mix better where row groups are large.
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
         deep: The embeddings' optimizer; None: an Adagrad of their own (see
             :class:`widedeep.Trainer`).
@@ -165,6 +175,17 @@ class TrainConfig:
                 if part == "dense" and self.deep is not None:
                     name = self.deep["optimizer"]
                 object.__setattr__(self, part, {"optimizer": name, **table})
+
+    def rate_factor(self, step: int, total_steps: int | None) -> float:
+        """Return the schedule's factor of all learning rates at a step, counted from 0."""
+        rise = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.schedule == "constant" or not total_steps:
+            return rise
+        progress = min(1.0, step / total_steps)
+        if self.schedule == "cosine":
+            return rise * 0.5 * (1.0 + math.cos(math.pi * progress))
+        fall = 1.0 - progress
+        return rise * (min(1.0, fall / self.decay_fraction) if self.schedule == "wsd" else fall)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +250,26 @@ class FollowConfig:
         check_range(owner, "export_minutes", minutes or 0.0, inside, "a number above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class WarmStartConfig:
+    """An older model to start from."""
+
+    path: str | os.PathLike[str]  # A bundle, a run's folder, or a checkpoint
+    transfer: tuple[str, ...] = ("*",)  # Patterns of the names of tensors to take over
+    widths: Widths = "fresh"  # What becomes of embeddings of another width
+
+    def __post_init__(self) -> None:
+        if self.widths not in ("fresh", "project"):
+            raise ConfigError(
+                f"warm start: got widths={self.widths!r}, expected 'fresh' or 'project'"
+            )
+        if isinstance(self.transfer, str):  # type: ignore[unreachable]
+            raise ConfigError(
+                f"warm start: got transfer={self.transfer!r}, expected a list such as "
+                f"[{self.transfer!r}]"
+            )
+
+
 def auto_batch_size(rows: int) -> int:
     """Return the batch size of a table: about a hundredth of its rows, a power of two."""
     least, most = _BATCH_SIZES
@@ -242,21 +283,3 @@ def auto_epochs(rows: int, batch_size: int, *, early_stopping: bool) -> int:
         (_STOPPED_STEPS, _STOPPED_EPOCHS) if early_stopping else (_FIXED_STEPS, _FIXED_EPOCHS)
     )
     return min(most, math.ceil(steps / math.ceil(rows / batch_size)))
-
-
-def rate_factor(
-    schedule: Literal["constant", "linear", "cosine", "wsd"],
-    step: int,
-    total_steps: int | None,
-    warmup_steps: int = 0,
-    decay_fraction: float = 0.2,
-) -> float:
-    """Return the factor of a step's learning rates."""
-    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    if schedule == "constant" or not total_steps:
-        return rise
-    done = min(1.0, step / total_steps)
-    if schedule == "cosine":
-        return rise * 0.5 * (1.0 + math.cos(math.pi * done))
-    fall = 1.0 - done
-    return rise * (min(1.0, fall / decay_fraction) if schedule == "wsd" else fall)

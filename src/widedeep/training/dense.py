@@ -1,4 +1,4 @@
-"""Updates of the dense parameters: by our optimizers, or by any of torch's."""
+"""Dense parameters: the fast forward and backward of the standard tower, and the updates."""
 
 from __future__ import annotations
 
@@ -13,21 +13,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from widedeep.errors import CheckpointError, ConfigError
-from widedeep.kernels import TowerArrays, TowerGradients, tower_backward, tower_forward
-from widedeep.models.mlp import MLP
+from widedeep.kernels import (
+    TowerArrays,
+    TowerGradients,
+    has_bf16_products,
+    tower_backward,
+    tower_forward,
+)
+from widedeep.models.mlp import MLP, has_hooks
+from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import Optimizer
 from widedeep.tables.storage import batch_rows
 from widedeep.training.config import Precision
 
 _LARGE = 1 << 15  # numbers from which an update is worth waking another thread
-_WIDTH = 256  # of the flat tensors' rows, which threads share out
+_WIDTH = 256  # of the flat tensors' rows, which are divided among threads
 _LINE = 16  # floats of a cache line
 
 DenseOptimizer = Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class DenseUpdate:
-    """Applies gradients to a model's dense parameters."""
+    """Applies gradients to a model's dense parameters, by our optimizers or any of torch's."""
 
     def __init__(
         self,
@@ -37,15 +44,17 @@ class DenseUpdate:
         clip_norm: float | None = None,
     ) -> None:
         self.parameters = dict(parameters)
+        self.optimizer = optimizer
         self.clip_norm = clip_norm
         self._ours: Optimizer | None = None
         self._torch: torch.optim.Optimizer | None = None
         self._base_rates: list[float] = []
         self.state: dict[str, dict[str, Tensor]] = {}
+        # By name: the parameter, its address, its gradient's slice of the flat gradients
         self._views: dict[str, tuple[nn.Parameter, int, Tensor]] = {}
         self._flat: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
         # One of one's own may look at a parameter as a whole, at its norm for one.
-        self._at_once = (
+        self._update_flat = (
             clip_norm is None
             and isinstance(optimizer, Optimizer)
             and optimizer.by_kernels
@@ -55,37 +64,41 @@ class DenseUpdate:
             self._ours = optimizer
             self._flatten(optimizer)
         else:
-            made = optimizer(list(self.parameters.values()))
-            if not isinstance(made, torch.optim.Optimizer):
+            torch_optimizer = optimizer(list(self.parameters.values()))
+            if not isinstance(torch_optimizer, torch.optim.Optimizer):
                 raise ConfigError(
-                    f"got {made!r} from dense=..., expected a torch.optim.Optimizer; pass a "
-                    "function of the parameters"
+                    f"got {torch_optimizer!r} from dense=..., expected a torch.optim.Optimizer; "
+                    "pass a function of the parameters"
                 )
-            self._torch = made
-            self._base_rates = [group["lr"] for group in made.param_groups]
+            self._torch = torch_optimizer
+            self._base_rates = [group["lr"] for group in torch_optimizer.param_groups]
 
     @torch.no_grad()
     def _flatten(self, optimizer: Optimizer) -> None:
-        """Lay the parameters, their gradients and their state side by side."""
+        """Lay the parameters, their gradients and their state side by side.
+
+        Each parameter becomes a view of one (R, 256) tensor, from the next cache line on; its
+        gradient and state are the same numbers of tensors of that shape, so that one update of
+        rows moves all parameters.
+        """
         sizes = [-(-p.numel() // _LINE) * _LINE for p in self.parameters.values()]
         rows = max(1, -(-sum(sizes) // _WIDTH))
         like = next(iter(self.parameters.values()), torch.empty(0))
         flat = torch.zeros(rows, _WIDTH, device=like.device)
         grads = torch.zeros_like(flat)
         state = optimizer.initial_state(flat)
-        at = 0
+        start = 0
         for (name, parameter), size in zip(self.parameters.items(), sizes, strict=True):
-
-            def part(whole: Tensor, at: int = at, parameter: nn.Parameter = parameter) -> Tensor:
-                return whole.view(-1)[at : at + parameter.numel()].view(parameter.shape)
-
-            part(flat).copy_(parameter)
-            parameter.data = part(flat)
-            self._views[name] = (parameter, parameter.data_ptr(), part(grads))
-            parameter.grad = part(grads)
-            self.state[name] = {slot: part(values) for slot, values in state.items()}
-            at += size
+            numbers, shape = slice(start, start + parameter.numel()), parameter.shape
+            view = flat.view(-1)[numbers].view(shape)
+            view.copy_(parameter)
+            parameter.data = view
+            grad = grads.view(-1)[numbers].view(shape)
+            parameter.grad = grad
+            self._views[name] = (parameter, parameter.data_ptr(), grad)
+            self.state[name] = {k: v.view(-1)[numbers].view(shape) for k, v in state.items()}
             optimizer.start_state(parameter.data, self.state[name])
+            start += size
         self._flat = (flat, grads, state)
 
     @property
@@ -94,41 +107,41 @@ class DenseUpdate:
         return self._ours is not None
 
     def _collect(self) -> bool:
-        """Bring every gradient to its place; False where one is missing, or a parameter moved."""
-        for parameter, address, place in self._views.values():
+        """Copy gradients into the flat ones; False where one is missing, or a parameter moved."""
+        for parameter, address, flat_grad in self._views.values():
             grad = parameter.grad
             if grad is None or parameter.data_ptr() != address:
                 return False
-            if grad.data_ptr() != place.data_ptr():
-                place.copy_(grad)
+            if grad.data_ptr() != flat_grad.data_ptr():
+                flat_grad.copy_(grad)
         return True
 
     @torch.no_grad()
     def apply(self, *, scale: float, rate: float, step: int, threads: int = 1) -> None:
         """Move every parameter along its ``.grad`` and clear nothing."""
-        if self._flat is not None and self._ours is not None and self._at_once:
-            flat, grads_of_all, state = self._flat
+        if self._flat is not None and self._ours is not None and self._update_flat:
+            flat, flat_grads, state = self._flat
             if self._collect():
-                lr, share = self._ours.scheduled(rate)
+                lr, grad_factor = self._ours.apply_schedule(rate)
                 self._ours.update_rows(
-                    flat, state, None, grads_of_all,
-                    lr=lr, grad_scale=scale * share, step=step,
+                    flat, state, None, flat_grads,
+                    lr=lr, grad_scale=scale * grad_factor, step=step,
                     threads=threads if flat.numel() >= _LARGE else 1,
                 )  # fmt: skip
                 return
-        moved = {name: p for name, p in self.parameters.items() if p.grad is not None}
-        grads = [p.grad for p in moved.values() if p.grad is not None]
+        parameters = {name: p for name, p in self.parameters.items() if p.grad is not None}
+        grads = [p.grad for p in parameters.values() if p.grad is not None]
         if scale != 1.0 and grads and (self._ours is None or self.clip_norm is not None):
             torch._foreach_mul_(grads, scale)
             scale = 1.0
         if self.clip_norm is not None:
-            nn.utils.clip_grad_norm_(list(moved.values()), self.clip_norm)
+            nn.utils.clip_grad_norm_(list(parameters.values()), self.clip_norm)
         if self._ours is not None:
-            lr, share = self._ours.scheduled(rate)
-            for (name, parameter), grad in zip(moved.items(), grads, strict=True):
+            lr, grad_factor = self._ours.apply_schedule(rate)
+            for (name, parameter), grad in zip(parameters.items(), grads, strict=True):
                 self._ours.update_dense(
                     parameter.detach(), grad, self.state[name], lr=lr,
-                    grad_scale=scale * share, step=step,
+                    grad_scale=scale * grad_factor, step=step,
                     threads=threads if grad.numel() >= _LARGE else 1,
                 )  # fmt: skip
         elif self._torch is not None:
@@ -156,22 +169,22 @@ class DenseUpdate:
             }
         assert self._torch is not None
         names = list(self.parameters)
-        found: dict[str, Tensor] = {}
-        for index, slots in self._torch.state_dict()["state"].items():
-            for slot, value in slots.items():
-                found[f"{names[index]}/{slot}"] = torch.as_tensor(value)
-        return found
+        return {
+            f"{names[index]}/{slot}": torch.as_tensor(value)
+            for index, slots in self._torch.state_dict()["state"].items()
+            for slot, value in slots.items()
+        }
 
     def load_tensors(self, tensors: Mapping[str, Any]) -> None:
         """Take the state :meth:`tensors` returned."""
         if self._ours is not None:
-            for key, held in self.tensors().items():
-                if key not in tensors or tuple(tensors[key].shape) != tuple(held.shape):
+            for key, tensor in self.tensors().items():
+                if key not in tensors or tuple(tensors[key].shape) != tuple(tensor.shape):
                     raise CheckpointError(
                         f"optimizer state {key!r} is missing or has another shape; use the same "
                         "optimizer"
                     )
-                held.copy_(torch.from_numpy(np.array(tensors[key])))
+                tensor.copy_(torch.from_numpy(np.array(tensors[key])))
             return
         assert self._torch is not None
         names = list(self.parameters)
@@ -182,22 +195,53 @@ class DenseUpdate:
         self._torch.load_state_dict({**self._torch.state_dict(), "state": state})
 
 
+# ---- the standard ReLU tower without autograd ----------------------------------------------------
+
+
+def fast_mlp(
+    model: WideDeep, precision: Precision, threads: int
+) -> NativeMLP | FusedMLP | MixedMLP | None:
+    """Return the fast path if the standard tower is the only one, else None."""
+    tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
+    if not isinstance(tower, MLP) or not tower.is_plain:
+        return None
+    output = model.outputs["mlp"]
+    trainable = [name for name, p in output.named_parameters() if p.requires_grad]
+    if type(output) is not nn.Linear or has_hooks(output) or trainable != ["weight"]:
+        return None
+    bf16 = precision == "bf16"
+    on_cpu = output.weight.device.type == "cpu"
+    if on_cpu and (not bf16 or (has_bf16_products() and not has_bf16_tiles())):
+        return NativeMLP(tower, output, threads=threads, bf16=bf16)
+    return MixedMLP(tower, output) if bf16 else FusedMLP(tower, output)
+
+
+def _hidden_layers(tower: MLP) -> list[nn.Linear]:
+    assert tower.is_plain
+    return [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
+
+
+def _grad_of(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.empty_like(parameter)
+    return parameter.grad
+
+
 class FusedMLP:
     """Computes a plain :class:`MLP` and its output layer without autograd."""
 
     def __init__(self, tower: MLP, output: nn.Linear) -> None:
-        assert tower.is_plain
-        self.layers = [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
+        self.layers = _hidden_layers(tower)
         self.output = output
         self._buffers: dict[str, Tensor] = {}
         self._hidden: list[Tensor] = []
 
     def _buffer(self, name: str, rows: int, width: int, like: Tensor) -> Tensor:
-        held = self._buffers.get(name)
-        if held is None or held.shape[0] < rows or held.shape[1] != width:
-            held = batch_rows(rows, width, like.device).to(like.dtype)
-            self._buffers[name] = held
-        return held[:rows]
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape[0] < rows or buffer.shape[1] != width:
+            buffer = batch_rows(rows, width, like.device).to(like.dtype)
+            self._buffers[name] = buffer
+        return buffer[:rows]
 
     @torch.no_grad()
     def forward(self, concat_BX: Tensor) -> Tensor:
@@ -217,34 +261,21 @@ class FusedMLP:
     def backward(self, grad_BC: Tensor) -> Tensor:
         """Write the parameters' gradients into ``.grad``; return the gradient of ``concat_BX``."""
         rows = len(grad_BC)
-        _grad_into(self.output.weight, grad_BC.t(), self._hidden[-1])
-        weight = self.output.weight
-        grad = grad_BC
+        torch.mm(grad_BC.t(), self._hidden[-1], out=_grad_of(self.output.weight))
+        grad, weight = grad_BC, self.output.weight
         for i in reversed(range(len(self.layers))):
             layer, hidden = self.layers[i], self._hidden[i + 1]
-            below = self._buffer(f"grad.{i}", rows, layer.out_features, grad_BC)
-            torch.mm(grad, weight, out=below)
-            torch.ops.aten.threshold_backward.grad_input(below, hidden, 0.0, grad_input=below)
-            _grad_into(layer.weight, below.t(), self._hidden[i])
-            _sum_into(layer.bias, below)
-            grad, weight = below, layer.weight
+            below_BH = self._buffer(f"grad.{i}", rows, layer.out_features, grad_BC)
+            torch.mm(grad, weight, out=below_BH)
+            torch.ops.aten.threshold_backward.grad_input(below_BH, hidden, 0.0, grad_input=below_BH)
+            torch.mm(below_BH.t(), self._hidden[i], out=_grad_of(layer.weight))
+            torch.sum(below_BH, dim=0, out=_grad_of(layer.bias))
+            grad, weight = below_BH, layer.weight
         grad_BX = self._buffer("grad.input", rows, weight.shape[1], grad_BC)
         return torch.mm(grad, weight, out=grad_BX)
 
     def finish(self) -> None:
         """Do nothing: :meth:`backward` leaves nothing under way."""
-
-
-def _grad_into(parameter: Tensor, left: Tensor, right: Tensor) -> None:
-    if parameter.grad is None:
-        parameter.grad = torch.empty_like(parameter)
-    torch.mm(left, right, out=parameter.grad)
-
-
-def _sum_into(parameter: Tensor, grad_BH: Tensor) -> None:
-    if parameter.grad is None:
-        parameter.grad = torch.empty_like(parameter)
-    torch.sum(grad_BH, dim=0, out=parameter.grad)
 
 
 _LANES = 32  # bfloat16 numbers of a cache line
@@ -254,8 +285,7 @@ class MixedMLP:
     """Computes what :class:`FusedMLP` does with bfloat16 products."""
 
     def __init__(self, tower: MLP, output: nn.Linear) -> None:
-        assert tower.is_plain
-        self.layers = [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
+        self.layers = _hidden_layers(tower)
         self.output = output
         self._weights = [_rounded(layer.weight) for layer in self.layers]
         self._biases = [_rounded(layer.bias) for layer in self.layers]
@@ -265,15 +295,15 @@ class MixedMLP:
         self._last = torch.empty(0)
 
     def _buffer(self, name: str, rows: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        held = self._buffers.get(name)
-        if held is None or held.shape[0] < rows or held.shape[1] != width:
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape[0] < rows or buffer.shape[1] != width:
             if dtype == torch.float32:
-                held = batch_rows(rows, width, like.device)
+                buffer = batch_rows(rows, width, like.device)
             else:
                 lanes = -(-width // _LANES) * _LANES
-                held = torch.zeros(rows, lanes, dtype=dtype, device=like.device)[:, :width]
-            self._buffers[name] = held
-        return held[:rows]
+                buffer = torch.zeros(rows, lanes, dtype=dtype, device=like.device)[:, :width]
+            self._buffers[name] = buffer
+        return buffer[:rows]
 
     def _half(self, name: str, like: Tensor, width: int) -> Tensor:
         return self._buffer(name, len(like), width, like, torch.bfloat16)
@@ -301,19 +331,19 @@ class MixedMLP:
         """Write the parameters' gradients into ``.grad``; return the gradient of ``concat_BX``."""
         torch.mm(grad_BC.t(), self._last, out=_grad_of(self.output.weight))
         rows, width = self._last.shape
-        wide = self._buffer("grad.last", rows, width, grad_BC, torch.float32)
-        below = self._half("grad.rounded", grad_BC, width)
-        below.copy_(torch.mm(grad_BC, self.output.weight, out=wide))
+        last_BH = self._buffer("grad.last", rows, width, grad_BC, torch.float32)
+        below_BH = self._half("grad.rounded", grad_BC, width)
+        below_BH.copy_(torch.mm(grad_BC, self.output.weight, out=last_BH))
         for i in reversed(range(len(self.layers))):
             layer, hidden = self.layers[i], self._hidden[i + 1]
-            torch.ops.aten.threshold_backward.grad_input(below, hidden, 0.0, grad_input=below)
-            torch.mm(below.t(), self._hidden[i], out=self._weight_grads[i])
+            torch.ops.aten.threshold_backward.grad_input(below_BH, hidden, 0.0, grad_input=below_BH)
+            torch.mm(below_BH.t(), self._hidden[i], out=self._weight_grads[i])
             _grad_of(layer.weight).copy_(self._weight_grads[i])
-            torch.sum(below, dim=0, dtype=torch.float32, out=_grad_of(layer.bias))
-            under = self._half(f"grad.{i}", grad_BC, layer.in_features)
-            below = torch.mm(below, self._weights[i], out=under)
+            torch.sum(below_BH, dim=0, dtype=torch.float32, out=_grad_of(layer.bias))
+            inputs_BH = self._half(f"grad.{i}", grad_BC, layer.in_features)
+            below_BH = torch.mm(below_BH, self._weights[i], out=inputs_BH)
         width = self.layers[0].in_features
-        return self._buffer("grad.input", rows, width, grad_BC, torch.float32).copy_(below)
+        return self._buffer("grad.input", rows, width, grad_BC, torch.float32).copy_(below_BH)
 
     def finish(self) -> None:
         """Do nothing: :meth:`backward` leaves nothing under way."""
@@ -321,12 +351,6 @@ class MixedMLP:
 
 def _rounded(parameter: Tensor) -> Tensor:
     return parameter.detach().to(torch.bfloat16, copy=True)
-
-
-def _grad_of(parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.empty_like(parameter)
-    return parameter.grad
 
 
 Floats = NDArray[np.float32]
@@ -339,21 +363,20 @@ class NativeMLP:
     def __init__(
         self, tower: MLP, output: nn.Linear, *, threads: int = 1, bf16: bool = False
     ) -> None:
-        assert tower.is_plain
         self.threads = threads
         self.bf16 = bf16
-        hidden = [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
+        hidden = _hidden_layers(tower)
         self._weights = [layer.weight for layer in (*hidden, output)]
         self._biases = [layer.bias for layer in hidden]
         self._inputs = self._weights[0].shape[1]
         self._capacity = 0
         self._arrays: TowerArrays | None = None
         self._addresses: tuple[int, ...] = ()
-        self._under_way: TowerGradients | None = None
+        self._running: TowerGradients | None = None
         self._logits = self._grad_BX = torch.empty(0)
 
     def _prepare(self, concat_BX: Tensor) -> TowerArrays:
-        """Return the arrays for a batch: those of the last one if everything lies where it did."""
+        """Return the arrays for a batch: those of the last one if nothing changed its address."""
         parameters = (*self._weights, *self._biases)
         addresses = (
             len(concat_BX), concat_BX.data_ptr(), concat_BX.stride(0),
@@ -361,10 +384,10 @@ class NativeMLP:
             *(0 if p.grad is None else p.grad.data_ptr() for p in parameters),
         )  # fmt: skip
         if self._arrays is None or addresses != self._addresses:
-            self._addresses, self._arrays = addresses, self._make(concat_BX)
+            self._addresses, self._arrays = addresses, self._make_arrays(concat_BX)
         return self._arrays
 
-    def _make(self, concat_BX: Tensor) -> TowerArrays:
+    def _make_arrays(self, concat_BX: Tensor) -> TowerArrays:
         rows = len(concat_BX)
         if rows > self._capacity:
             self._capacity = rows
@@ -383,8 +406,8 @@ class NativeMLP:
             grad_logits_BC=grads[-1],
             grads=grads[:-1],
             grad_input_BX=self._grad_BX.numpy(),
-            weight_grads=[_numpy_grad(weight) for weight in self._weights],
-            bias_grads=[_numpy_grad(bias) for bias in self._biases],
+            weight_grads=[_grad_of(weight).numpy() for weight in self._weights],
+            bias_grads=[_grad_of(bias).numpy() for bias in self._biases],
             bf16=self.bf16,
         )
 
@@ -398,30 +421,25 @@ class NativeMLP:
         """Return the gradient of ``concat_BX``; ``finish`` leaves the parameters' in ``.grad``."""
         assert self._arrays is not None
         self._arrays.grad_logits_BC[:] = grad_BC.numpy()
-        self._under_way = tower_backward(self._arrays, self.threads)
+        self._running = tower_backward(self._arrays, self.threads)
         return self._grad_BX
 
     def finish(self) -> None:
         """Wait for the gradients that :meth:`backward` left to other threads."""
-        if self._under_way is not None:
-            self._under_way.wait()
-            self._under_way = None
+        if self._running is not None:
+            self._running.wait()
+            self._running = None
 
 
-def _numpy_grad(parameter: Tensor) -> Floats:
-    if parameter.grad is None:
-        parameter.grad = torch.empty_like(parameter)
-    grad: Floats = parameter.grad.numpy()
-    return grad
-
+# ---- precision -----------------------------------------------------------------------------------
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
-def resolve_precision(wanted: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
     """Turn ``"auto"`` into what suits the processor: the same on every run on it."""
-    if wanted != "auto":
-        return wanted
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device.type == "cpu" and has_fast_bf16(_read_cpu_info()) else "fp32"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from widedeep.errors import ConfigError, DataError, nearest, show_value
+from widedeep.options import Auto
+from widedeep.training.config import TrainConfig
 
-__all__ = ["EarlyStopping", "as_stopping", "loss_metric", "overfitting"]
+__all__ = ["EarlyStopping", "as_stopping", "configured_stopping", "loss_metric", "overfitting"]
 
 _PATIENCE = 2  # evaluations; a first rise may be noise, a second one seldom is
 _HIGHER_IS_BETTER = (
@@ -158,8 +160,35 @@ class EarlyStopping:
         )
 
 
+def configured_stopping(config: TrainConfig, *, has_valid: bool) -> EarlyStopping | Auto | None:
+    """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it.
+
+    Args:
+        config: Its ``early_stopping``, ``patience`` and ``monitor``.
+        has_valid: Whether there is validation data.
+
+    Raises:
+        ConfigError: If it asks for early stopping, and there is none.
+    """
+    if config.early_stopping is False:
+        return None
+    if config.patience is None and config.early_stopping == "auto":
+        return EarlyStopping(config.monitor) if has_valid and config.monitor else "auto"
+    if not has_valid:
+        option = (
+            "early_stopping = true" if config.patience is None else f"patience = {config.patience}"
+        )
+        raise ConfigError(
+            f"got {option} under [train] without validation data; write "
+            f"valid_fraction = 0.1 or valid = FILE under [data], or drop {option.split()[0]}"
+        )
+    if config.patience is None:
+        return EarlyStopping(config.monitor)
+    return EarlyStopping(config.monitor, patience=config.patience)
+
+
 def as_stopping(
-    choice: EarlyStopping | int | Literal["auto"] | None, *, has_valid: bool
+    choice: EarlyStopping | int | Auto | None, *, has_valid: bool
 ) -> EarlyStopping | None:
     """Return the early stopping of an argument of :meth:`widedeep.Trainer.fit`, or None.
 

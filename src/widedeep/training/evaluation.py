@@ -1,4 +1,4 @@
-"""Metrics of a model over a dataset, and the parts that it lends to a bundle."""
+"""Scores and metrics of a model over a dataset, and the parts that it lends to a bundle."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -14,6 +15,10 @@ from torch import nn
 from widedeep.bundle import BundleHead, BundleModel, DeepColumn
 from widedeep.bundle.graph import TowerForward
 from widedeep.data.batch import Batch
+from widedeep.data.fragments import Source, origin_of
+from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.sources import open_source
+from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
 from widedeep.models.heads import Head
@@ -28,22 +33,22 @@ def bundle_model(model: WideDeep) -> BundleModel:
         DeepColumn(
             name=name,
             source="table" if name in slots else "dense",
-            start=places.start,
-            stop=places.stop,
+            start=part.start,
+            stop=part.stop,
             combiner=slots[name].combiner if name in slots else None,
         )
-        for name, places in layout.columns.items()
+        for name, part in layout.columns.items()
     ]
     heads = [
         BundleHead(
             name=head.name,
             kind=head.kind,
-            start=places.start,
-            stop=places.stop,
+            start=part.start,
+            stop=part.stop,
             classes=tuple(model.schema.classes.get(head.name, ())),
             own_link=head.link,
         )
-        for head, places in zip(model.heads, model.head_slices, strict=True)
+        for head, part in zip(model.heads, model.head_slices, strict=True)
     ]
     tower = standard_tower(model)
     return BundleModel(
@@ -88,7 +93,7 @@ def standard_tower(model: WideDeep) -> MLP | None:
 
 def mlp_weights(tower: MLP, output: nn.Linear, bias_C: NDArray[Any]) -> dict[str, NDArray[Any]]:
     """Fold each layer's norm, a * h + c, into the layer that reads h: W (a * h + c) + b."""
-    found: dict[str, NDArray[Any]] = {}
+    weights: dict[str, NDArray[Any]] = {}
     scale: NDArray[np.float64] | None = None
     shift: NDArray[np.float64] | None = None
     for i, layer in enumerate(tower.layers):
@@ -99,7 +104,7 @@ def mlp_weights(tower: MLP, output: nn.Linear, bias_C: NDArray[Any]) -> dict[str
         )
         if scale is not None and shift is not None:
             weight, bias = weight * scale, bias + weight @ shift
-        found[f"mlp/{i}/weight"], found[f"mlp/{i}/bias"] = (
+        weights[f"mlp/{i}/weight"], weights[f"mlp/{i}/bias"] = (
             weight.astype(np.float32),
             bias.astype(np.float32),
         )
@@ -113,10 +118,10 @@ def mlp_weights(tower: MLP, output: nn.Linear, bias_C: NDArray[Any]) -> dict[str
             shift = _array(norm.bias) - _array(norm.running_mean) * scale
     head = _array(output.weight).astype(np.float64)
     if scale is not None and shift is not None:
-        found["bias"] = (bias_C + head @ shift).astype(np.float32)
+        weights["bias"] = (bias_C + head @ shift).astype(np.float32)
         head = head * scale
-    found["head/weight"] = head.astype(np.float32)
-    return found
+    weights["head/weight"] = head.astype(np.float32)
+    return weights
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
@@ -231,8 +236,8 @@ def _scores(head: Head, logits_BC: NDArray[np.float32]) -> NDArray[Any]:
     """Return what the head's metrics read: logits, values, or predictions of its own making."""
     if head.follows_link and (head.kind != "regression" or head.link_in_use == "identity"):
         return logits_BC
-    found = head.predictions(torch.from_numpy(logits_BC).double()).numpy()
-    return found if found.ndim == 2 else found[:, None]
+    values = head.predictions(torch.from_numpy(logits_BC).double()).numpy()
+    return values if values.ndim == 2 else values[:, None]
 
 
 def _update(collection: HeadMetrics, scores_BC: NDArray[Any], batch: Batch, index: int) -> None:
@@ -244,3 +249,79 @@ def _update(collection: HeadMetrics, scores_BC: NDArray[Any], batch: Batch, inde
         collection.update(scores_BC[:, 0], labels_B, batch.weight_B)
     else:
         collection.update(scores_BC[:, 0], labels_B, batch.weight_B, batch.group_B)
+
+
+class Evaluator:
+    """Opens, encodes, scores and evaluates data for one model."""
+
+    def __init__(
+        self,
+        model: WideDeep,
+        *,
+        threads: int = 1,
+        observe: Callable[[pa.Table], None] = lambda table: None,
+    ) -> None:
+        self.model = model
+        self.threads = threads
+        self.transform = Transform(model.schema)
+        self._observe = observe  # Called with each table before it is encoded
+
+    def open(self, data: object, role: str, *, targets: bool = True) -> Source:
+        """Open data with the columns this model needs; ``role`` names it in an error."""
+        source = open_source(
+            data,
+            columns=self.transform.columns(targets=targets),
+            column_types=self.model.schema.input_types(),
+        )
+        if source.num_rows == 0:
+            source.close()
+            raise DataError(f"got {role} without rows; give at least one example")
+        return source
+
+    def encoder(self, *, targets: bool = True) -> Callable[..., Batch]:
+        """Return the function that turns a table into a Batch."""
+
+        def encode(table: pa.Table) -> Batch:
+            self._observe(table)
+            origin, first_row = origin_of(table) or ("the data", 0)
+            return self.transform(table, targets=targets, origin=origin, first_row=first_row)
+
+        return encode
+
+    def batches(
+        self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS
+    ) -> Iterator[Batch]:
+        """Encode an open source in its own order, batch by batch."""
+        plan = EpochPlan(source, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
+        with contextlib.closing(BatchReader(source, self.encoder(targets=targets), plan)) as reader:
+            yield from reader
+
+    def logits(self, data: object, *, by_modules: bool = False) -> NDArray[np.float32]:
+        """Return the logits of every row, (rows, C), in the data's order."""
+        forward = evaluating(self.model, threads=self.threads, by_modules=by_modules)
+        with self.open(data, "data to score", targets=False) as source, forward as logits:
+            return np.concatenate([logits(b) for b in self.batches(source, targets=False)])
+
+    def labelled_logits(
+        self, data: object
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the first logit, the first label and the weight of every row."""
+        forward = evaluating(self.model, threads=self.threads)
+        with self.open(data, "labelled data") as source, forward as logits:
+            columns = [
+                (logits(batch)[:, 0], batch.labels_BL, batch.weight_B)
+                for batch in self.batches(source, targets=True)
+            ]
+        weights = [weight_B for _, _, weight_B in columns if weight_B is not None]
+        return (
+            np.concatenate([logits_B for logits_B, _, _ in columns]),
+            np.concatenate(
+                [labels_BL[:, 0] for _, labels_BL, _ in columns if labels_BL is not None]
+            ),
+            np.concatenate(weights) if weights else None,
+        )
+
+    def evaluate(self, source: Source) -> Metrics:
+        """Return metrics on an open source, which stays open."""
+        with evaluating(self.model, threads=self.threads) as logits:
+            return evaluate_batches(self.model, logits, self.batches(source, targets=True))

@@ -1,4 +1,4 @@
-"""From a trainer to a bundle: warm-up rows, custom towers as ONNX, agreement of the scores."""
+"""From a trained model to a bundle: towers of one's own as ONNX, agreement of the scores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,84 +19,23 @@ from torch import Tensor, nn
 from widedeep.bundle import Bundle, write_bundle
 from widedeep.bundle.calibration import Calibration, PriorCorrection, fit_isotonic, fit_platt
 from widedeep.bundle.graph import Forward
-from widedeep.bundle.plain_json import plain
 from widedeep.data.batch import Batch
-from widedeep.data.fragments import Source, origin_of
-from widedeep.data.reader import EpochPlan
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
 from widedeep.kernels import reference_score
 from widedeep.models.mlp import DeepInput
 from widedeep.models.wide_deep import WideDeep
-from widedeep.schema import ColumnType, Schema
-from widedeep.training.evaluation import bundle_model, bundle_weights, evaluating, standard_tower
-from widedeep.training.state import run_tables
+from widedeep.schema import Schema
+from widedeep.training.evaluation import (
+    Evaluator,
+    bundle_model,
+    bundle_weights,
+    evaluating,
+    standard_tower,
+)
+from widedeep.training.state import TrainState
 
-if TYPE_CHECKING:
-    from widedeep.training.trainer import Trainer
-
-
-WARMUP_ROWS = 8
-_SAMPLE_ROWS = 256  # on which an export compares the bundle with the trainer
 _MADE_UP_ROWS = 32
-
-
-class WarmupRows:
-    """Rows kept from a fragment that training reads anyway: keeping them costs no reading."""
-
-    def __init__(self, columns: Mapping[str, ColumnType], seed: int) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.sample: pa.Table | None = None
-        """More of them, as they were read; never written anywhere."""
-        self._types = columns
-        self._columns = list(columns)
-        self._seed = seed
-        self._wanted: tuple[str, int] | None = None
-
-    def choose(self, plan: EpochPlan) -> None:
-        """Wait for the first fragment of an epoch, unless rows are kept already."""
-        if not self.rows:
-            fragment = plan.pools[0].shares[0].fragment
-            self._wanted = (fragment.origin, fragment.first_row)
-
-    def read(self, source: Source) -> None:
-        """Read the fragment waited for, which nobody else will."""
-        if self._wanted is None:
-            return
-        for fragment in source.fragments:
-            if (fragment.origin, fragment.first_row) == self._wanted:
-                self.see(source.read(fragment, self._columns))
-
-    def see(self, table: pa.Table) -> None:
-        """Keep rows of a table if it is the fragment waited for."""
-        if self._wanted is None or origin_of(table) != self._wanted:
-            return
-        self._wanted = None
-        picked = np.random.default_rng(self._seed).permutation(table.num_rows)[:_SAMPLE_ROWS]
-        # Slices, for Arrow cannot take rows of every type (of string views, for one).
-        columns = table.select(self._columns)
-        self.sample = pa.concat_tables([columns.slice(row, 1) for row in picked.tolist()])
-        columns = pa.table({name: self._column(table, name) for name in self._columns})
-        first = np.sort(picked[:WARMUP_ROWS]).tolist()
-        rows = [columns.slice(row, 1).to_pylist()[0] for row in first]
-        self.rows = [kept for kept in map(_storable, rows) if kept is not None]
-
-    def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
-        """Where the schema knows no unit of its times, they are microseconds and no text."""
-        column = table.column(name)
-        is_time = pa.types.is_temporal(column.type)
-        if is_time and self._types[name].storage is None:
-            return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        return column
-
-
-def _storable(row: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the row as JSON holds it, or None where it cannot."""
-    try:
-        kept: dict[str, Any] = plain(row, "row")
-    except BundleError:
-        return None
-    return kept
 
 
 def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
@@ -157,88 +95,90 @@ def _column_values(schema: Schema, name: str) -> Iterator[Any]:
     yield "an unseen value" if kind is str else kind(1)
 
 
-_PROMISE = 1e-6  # of max(1, |score|)
-_OF_ONNX = 1e-4  # whose products are summed in an order of their own
+_TOLERANCE = 1e-6  # of max(1, |score|)
+_ONNX_TOLERANCE = 1e-4  # its products are summed in an order of their own
 _ROUNDING = 16.0  # times the bundle's own against float64: what float32 may explain
 Floats = NDArray[Any]
 ByHead = Mapping[str, Floats]
 
 
 def check_agreement(
-    trainer: Trainer,
+    state: TrainState,
+    evaluator: Evaluator,
     bundle: Bundle,
     calibration: Mapping[str, Calibration],
     rows: Sequence[Mapping[str, Any]],
-    place: Path,
+    path: Path,
 ) -> None:
     """Score rows by a bundle that was just read from disk and by its trainer, and compare."""
-    for what, data in _rows(trainer, rows):
-        logits_BC = _trainer_logits(trainer, data)
-        scores = _check_heads(trainer, bundle, logits_BC, calibration, place)
+    for title, data in _comparison_data(state, evaluator.transform, rows):
+        logits_BC = _exact_logits(evaluator, data)
+        scores = _check_heads(state.model, bundle, logits_BC, calibration, path)
         batches = list(bundle.batches(data))
-        _check_logits(bundle, batches, logits_BC, scores, f"{place}: of {what}")
+        _check_logits(bundle, batches, logits_BC, scores, f"{path}: of {title}")
 
 
-def _rows(trainer: Trainer, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    columns = trainer.transform.columns(targets=False)
-    if trainer.warmup.sample is not None:
-        yield "a sample of the training data", trainer.warmup.sample
+def _comparison_data(
+    state: TrainState, transform: Transform, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    sample = state.warmup.sample
+    if sample is not None:
+        yield "a sample of the training data", sample
     if rows:
-        filled = [{name: row.get(name) for name in columns} for row in rows]
-        yield "the warm-up rows", filled
-    made_up = made_up_rows(trainer.transform)
+        columns = transform.columns(targets=False)
+        yield "the warm-up rows", [{name: row.get(name) for name in columns} for row in rows]
+    made_up = made_up_rows(transform)
     if made_up:
         yield "the rows made up from the schema", made_up
-    elif trainer.warmup.sample is None and not rows:
+    elif sample is None and not rows:
         raise BundleError(
             "got no rows to compare the bundle with its trainer on; give warmup=[...] a few"
         )
 
 
-def _trainer_logits(trainer: Trainer, data: object) -> NDArray[np.float32]:
-    """Return the trainer's logits, in full float32 on any device."""
+def _exact_logits(evaluator: Evaluator, data: object) -> NDArray[np.float32]:
+    """Return the model's logits, in full float32 on any device."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        return trainer.logits(data, by_modules=True)
+        return evaluator.logits(data, by_modules=True)
     finally:
         torch.set_float32_matmul_precision(before)
 
 
 def _check_heads(
-    trainer: Trainer,
+    model: WideDeep,
     bundle: Bundle,
     logits_BC: NDArray[np.float32],
     calibration: Mapping[str, Calibration],
-    place: Path,
+    path: Path,
 ) -> ByHead:
     """Hold each head's predictions against the bundle's scores of the same logits."""
     expected: dict[str, Floats] = {}
-    for own, columns, head in zip(
-        trainer.model.heads, trainer.model.head_slices, bundle.model.heads, strict=True
-    ):
+    for own, columns, head in zip(model.heads, model.head_slices, bundle.model.heads, strict=True):
         logits = np.ascontiguousarray(logits_BC[:, columns], dtype=np.float64)
-        predicted = own.predictions(torch.from_numpy(logits)).numpy()
+        predictions = own.predictions(torch.from_numpy(logits)).numpy()
         scores = head.scores(logits_BC)
         name = f"head {head.name!r} ({type(own).__name__})".replace("head ''", "the head")
-        if predicted.shape != scores.shape or (row := _first(predicted, scores, _PROMISE)) >= 0:
-            got = "another shape" if predicted.shape != scores.shape else f"{predicted[row]}"
+        other_shape = predictions.shape != scores.shape
+        row = 0 if other_shape else _worst_row(predictions, scores, _TOLERANCE)
+        if row >= 0:
+            got = "another shape" if other_shape else f"{predictions[row]}"
             raise BundleError(
-                f"{place}: not written: {name} predicts {got} where the bundle would score "
-                f"{scores[0] if predicted.shape != scores.shape else scores[row]} (row 0 of these "
-                f"logits: {logits[0].tolist()}), for a bundle knows its link "
-                f"{head.link!r} alone; give the head the link that its predictions() are "
+                f"{path}: not written: {name} predicts {got} where the bundle would score "
+                f"{scores[row]} (row 0 of these logits: {logits[0].tolist()}), for a bundle knows "
+                f"its link {head.link!r} alone; give the head the link that its predictions() are "
                 "('identity', 'exp' or 'sigmoid' of a regression's logit), or serve the model "
                 "from its checkpoint"
             )
         expected[head.name] = scores
         if head.name in calibration:
             expected[head.name] = calibration[head.name].probabilities(logits[:, 0])
-            read = head.scores(logits_BC, bundle.calibration.get(head.name))
-            if (row := _first(expected[head.name], read, 0.0)) >= 0:
+            stored = head.scores(logits_BC, bundle.calibration.get(head.name))
+            if (row := _worst_row(expected[head.name], stored, 0.0)) >= 0:
                 raise BundleError(
-                    f"{place}: not written: {name} is calibrated to "
-                    f"{expected[head.name][row]}, as read from disk to {read[row]} (row {row})"
+                    f"{path}: not written: {name} is calibrated to "
+                    f"{expected[head.name][row]}, as read from disk to {stored[row]} (row {row})"
                 )
     return expected
 
@@ -248,42 +188,42 @@ def _check_logits(
     batches: Sequence[Batch],
     logits_BC: NDArray[np.float32],
     scores: ByHead,
-    what: str,
+    where: str,
 ) -> None:
-    found_BC = np.concatenate([bundle.logits(batch) for batch in batches])
-    limit = _OF_ONNX
+    bundle_BC = np.concatenate([bundle.logits(batch) for batch in batches])
+    limit = _ONNX_TOLERANCE
     rounding = 0.0
     if bundle.manifest.engine == "native":
-        limit = _PROMISE
+        limit = _TOLERANCE
         scorer = functools.partial(reference_score.Scorer, dtype=np.float64)
         exact = Forward(bundle.schema, bundle.model, bundle.weights, new_scorer=scorer)
         exact_BC = np.concatenate([exact.logits(batch) for batch in batches])
-        rounding = _ROUNDING * float(np.abs(found_BC - exact_BC).max(initial=0.0))
-    row = _first(logits_BC, found_BC, limit, rounding)
+        rounding = _ROUNDING * float(np.abs(bundle_BC - exact_BC).max(initial=0.0))
+    row = _worst_row(logits_BC, bundle_BC, limit, rounding)
     if row < 0:
         return
-    heads = bundle.scores_of(found_BC)
+    heads = bundle.scores_of(bundle_BC)
     by_head = heads if isinstance(heads, dict) else {bundle.model.heads[0].name: heads}
-    apart = np.abs(logits_BC - found_BC).max(axis=1) > limit
-    told = "; ".join(
+    differs_B = np.abs(logits_BC - bundle_BC).max(axis=1) > limit
+    comparison = "; ".join(
         f"{name + ': ' if name else ''}the trainer predicts {scores[name][row]}, the bundle scores "
         f"{column[row]}"
         for name, column in by_head.items()
     )
     raise BundleError(
-        f"{what}, row {row} and {int(apart.sum()) - 1} more of {len(apart)} score otherwise than "
-        f"the trainer predicts: {told} (logits {logits_BC[row].tolist()} and "
-        f"{found_BC[row].tolist()}); the bundle was not written. A part of the model that a bundle "
-        "does not carry, such as a tower that draws numbers or was changed by hand, makes such a "
-        "difference"
+        f"{where}, row {row} and {int(differs_B.sum()) - 1} more of {len(differs_B)} score "
+        f"otherwise than the trainer predicts: {comparison} (logits {logits_BC[row].tolist()} and "
+        f"{bundle_BC[row].tolist()}); the bundle was not written. A part of the model that a "
+        "bundle does not carry, such as a tower that draws numbers or was changed by hand, makes "
+        "such a difference"
     )
 
 
-def _first(expected: Floats, found: Floats, limit: float, rounding: float = 0.0) -> int:
+def _worst_row(expected: Floats, actual: Floats, limit: float, rounding: float = 0.0) -> int:
     """Return the row that differs most beyond the limit, or -1; what is not finite differs."""
     allowed = np.maximum(limit * np.maximum(1.0, np.abs(expected)), rounding)
     with np.errstate(invalid="ignore"):
-        excess = np.abs(np.float64(expected) - found) - allowed
+        excess = np.abs(np.float64(expected) - actual) - allowed
     excess = np.nan_to_num(excess, nan=np.inf).reshape(len(excess), -1).max(axis=1)
     row = int(excess.argmax())
     return row if excess[row] > 0 else -1
@@ -347,7 +287,8 @@ def tower_graph(model: WideDeep) -> bytes:
 
 
 def export_bundle(
-    trainer: Trainer,
+    state: TrainState,
+    evaluator: Evaluator,
     path: str | os.PathLike[str],
     *,
     metrics: Mapping[str, float] | None,
@@ -357,17 +298,17 @@ def export_bundle(
     negative_rate: float | None,
     overwrite: bool,
 ) -> Bundle:
-    """Write a trainer's model as a bundle; see :meth:`widedeep.Trainer.export`."""
-    model = trainer.model
+    """Write a trained model as a bundle; see :meth:`widedeep.Trainer.export`."""
+    model = state.model
     custom = len(model.towers) > 0 and standard_tower(model) is None
     onnx = None
     if custom:
         with evaluating(model):
             onnx = tower_graph(model)
     if metrics is None:
-        metrics = trainer.valid_metrics if trainer.step.is_current else {}
-    rows = _warmup_rows(trainer, warmup)
-    curve = _calibration(trainer, calibration, calibrate_on, negative_rate)
+        metrics = state.valid_metrics if state.step.is_current else {}
+    rows = _warmup_rows(state, warmup)
+    curve = _calibration(evaluator, calibration, calibrate_on, negative_rate)
     curves = {} if curve is None else {model.heads[0].name: curve}
     return write_bundle(
         path,
@@ -376,20 +317,20 @@ def export_bundle(
         model=bundle_model(model),
         metrics=dict(metrics),
         warmup_rows=rows,
-        config=run_tables(trainer),
+        config=state.config_tables(),
         calibration=curves,
         engine="onnx" if custom else "native",
         onnx=onnx,
         overwrite=overwrite,
-        check=lambda bundle: check_agreement(trainer, bundle, curves, rows, Path(path)),
+        check=lambda bundle: check_agreement(state, evaluator, bundle, curves, rows, Path(path)),
     )
 
 
 def _warmup_rows(
-    trainer: Trainer, warmup: Sequence[Mapping[str, Any]] | bool
+    state: TrainState, warmup: Sequence[Mapping[str, Any]] | bool
 ) -> Sequence[Mapping[str, Any]]:
     if isinstance(warmup, bool):
-        return trainer.warmup.rows if warmup else []
+        return state.warmup.rows if warmup else []
     rows = list(warmup) if isinstance(warmup, Sequence) else [None]
     if not all(isinstance(row, Mapping) for row in rows):
         raise BundleError(
@@ -400,11 +341,12 @@ def _warmup_rows(
 
 
 def _calibration(
-    trainer: Trainer, kind: str | None, data: object | None, negative_rate: float | None
+    evaluator: Evaluator, kind: str | None, data: object | None, negative_rate: float | None
 ) -> Any:
     if kind is None and negative_rate is None:
         return None
-    if len(trainer.model.heads) != 1 or trainer.model.heads[0].kind != "binary":
+    heads = evaluator.model.heads
+    if len(heads) != 1 or heads[0].kind != "binary":
         raise BundleError(
             "calibration and negative_rate are for a model with one binary head; leave them out"
         )
@@ -420,7 +362,7 @@ def _calibration(
             f"got calibration={kind!r} without calibrate_on=...; give labelled data kept from "
             "training"
         )
-    logits_B, labels_B, weight_B = trainer.labelled_logits(data)
+    logits_B, labels_B, weight_B = evaluator.labelled_logits(data)
     if kind == "platt":
         return fit_platt(logits_B, labels_B, weight_B)
     if kind == "isotonic":

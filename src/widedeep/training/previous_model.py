@@ -25,7 +25,7 @@ from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
 from widedeep.training.config import TrainConfig
 
 # A rate or a penalty says how a state is used, not what it holds; FTRL's z is rebuilt for them.
-_HOW_USED = ("lr", "eps", "initial_accumulator")
+_USE_OPTIONS = ("lr", "eps", "initial_accumulator")
 
 
 def source_columns(schema: Schema, name: str) -> Iterator[str]:
@@ -100,7 +100,7 @@ def state_change(
     if new["optimizer"] == "ftrl":
         return ""
     for option, value in new.items():
-        if option not in _HOW_USED and option in old and old[option] != value:
+        if option not in _USE_OPTIONS and option in old and old[option] != value:
             return f"{option} {old[option]!r} became {value!r}"
     return ""
 
@@ -109,7 +109,7 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class OldHead:
+class HeadMeaning:
     """What a head's logits mean."""
 
     kind: str  # Of the head
@@ -125,7 +125,7 @@ class OldHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OldModel:
+class PreviousModel:
     """An older model's parameters, and its optimizers' state where it is known."""
 
     path: Path  # Where it was read
@@ -139,7 +139,7 @@ class OldModel:
     # Of the gradients that the optimizers' state has seen: ``grad_scale`` and ``loss_reduction``;
     # empty for a bundle
     scales: Mapping[str, Any]
-    heads: tuple[OldHead, ...]  # Its heads, in order
+    heads: tuple[HeadMeaning, ...]  # Its heads, in order
     # Of ``wide/FEATURE`` and ``table/TABLE``: ``weight`` and the optimizer's state by name
     rows: Mapping[str, Tensors]
     # Of ``mlp/0/weight``, ``head/weight``, ``bias``, ``tower/...``: the same
@@ -153,7 +153,7 @@ class OldModel:
     mlp: str = ""  # Why the standard tower's layers cannot be taken; "" if they can
 
 
-def old_schema(path: str | os.PathLike[str]) -> Schema:
+def previous_schema(path: str | os.PathLike[str]) -> Schema:
     """Return the schema of a bundle, a run or a checkpoint."""
     place = Path(path)
     if (place / MANIFEST).exists():
@@ -161,12 +161,12 @@ def old_schema(path: str | os.PathLike[str]) -> Schema:
     return Schema.load(find_checkpoint(place) / "schema.safetensors")
 
 
-def read_old_model(path: str | os.PathLike[str]) -> OldModel:
+def read_previous_model(path: str | os.PathLike[str]) -> PreviousModel:
     """Read a bundle, a checkpoint, or a run's folder (its best checkpoint, or the newest)."""
     place = Path(path)
     if (place / MANIFEST).exists():
-        return _of_bundle(place)
-    return _of_checkpoint(find_checkpoint(place))
+        return _from_bundle(place)
+    return _from_checkpoint(find_checkpoint(place))
 
 
 def name_of_module(key: str) -> str:
@@ -179,7 +179,7 @@ def name_of_module(key: str) -> str:
     return key if key == "bias" else f"tower/{key}"
 
 
-def _of_bundle(place: Path) -> OldModel:
+def _from_bundle(place: Path) -> PreviousModel:
     bundle = Bundle.load(place)
     rows = {
         name: {"weight": array}
@@ -193,7 +193,7 @@ def _of_bundle(place: Path) -> OldModel:
         mlp = "a bundle folds batch norm into the layers: start from the checkpoint"
     elif bundle.manifest.engine != "native":
         mlp = "a bundle keeps towers of one's own in a graph: start from the checkpoint"
-    return OldModel(
+    return PreviousModel(
         path=place,
         schema=bundle.schema,
         columns={column.name: slice(column.start, column.stop) for column in bundle.model.deep},
@@ -205,7 +205,7 @@ def _of_bundle(place: Path) -> OldModel:
         },
         scales={},
         heads=tuple(
-            OldHead(
+            HeadMeaning(
                 head.kind,
                 head.name,
                 bundle.schema.spec.labels.get(head.name),
@@ -222,7 +222,7 @@ def _of_bundle(place: Path) -> OldModel:
     )
 
 
-def _of_checkpoint(place: Path) -> OldModel:
+def _from_checkpoint(place: Path) -> PreviousModel:
     checkpoint = read_checkpoint(place)
     tables = checkpoint.state["config"]
     try:
@@ -247,7 +247,7 @@ def _of_checkpoint(place: Path) -> OldModel:
             parameter, _, slot = rest.rpartition("/")
             dense.setdefault(name_of_module(parameter), {})[slot] = value
     layout = make_layout(schema, model.embedding_dim)
-    return OldModel(
+    return PreviousModel(
         path=place,
         schema=schema,
         columns=layout.columns,
@@ -276,7 +276,7 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in ("activation", "batch_norm", "wide_combiner")}
 
 
-def _heads(schema: Schema, config: ModelConfig, n_logits: int) -> tuple[OldHead, ...]:
+def _heads(schema: Schema, config: ModelConfig, n_logits: int) -> tuple[HeadMeaning, ...]:
     labels = schema.spec.labels or {"": "label"}
     try:
         heads = make_heads(schema, config.head)
@@ -285,14 +285,14 @@ def _heads(schema: Schema, config: ModelConfig, n_logits: int) -> tuple[OldHead,
     ):  # a head of one's own: its kind and width are known where it is the only one
         name = next(iter(labels))
         kind = config.head or "own"
-        return (OldHead(kind, name, schema.spec.labels.get(name), n_logits),)
-    return tuple(head_of(schema, head.kind, head.name, head.width) for head in heads)
+        return (HeadMeaning(kind, name, schema.spec.labels.get(name), n_logits),)
+    return tuple(head_meaning(schema, head.kind, head.name, head.width) for head in heads)
 
 
-def head_of(schema: Schema, kind: str, name: str, width: int) -> OldHead:
+def head_meaning(schema: Schema, kind: str, name: str, width: int) -> HeadMeaning:
     """Return what a head's logits mean, by the schema's label and classes."""
     classes = tuple(schema.classes.get(name, ()))
-    return OldHead(kind, name, schema.spec.labels.get(name), width, classes)
+    return HeadMeaning(kind, name, schema.spec.labels.get(name), width, classes)
 
 
 def _rates(schema: Schema, tensors: Tensors) -> dict[str, NDArray[np.float64]]:

@@ -25,13 +25,13 @@ _WINDOW = 65_536
 class Callback(Protocol):
     """Called by :class:`widedeep.Trainer` while it trains."""
 
-    def on_step(self, figures: dict[str, Any]) -> None:
+    def on_step(self, metrics: dict[str, Any]) -> None:
         """After a step: ``step``, ``epoch``, ``rows``, ``loss`` (mean of the step)."""
 
-    def on_evaluate(self, figures: dict[str, Any]) -> None:
+    def on_evaluate(self, metrics: dict[str, Any]) -> None:
         """After an evaluation, with the row added to the history."""
 
-    def on_end(self, figures: dict[str, Any]) -> None:
+    def on_end(self, metrics: dict[str, Any]) -> None:
         """After training, with the last row of the history."""
 
 
@@ -59,12 +59,12 @@ class Callbacks:
         """True if one is told of every step, whose loss is then waited for."""
         return bool(self._calls["on_step"])
 
-    def tell(
-        self, moment: Literal["on_step", "on_evaluate", "on_end"], figures: dict[str, Any]
+    def call(
+        self, moment: Literal["on_step", "on_evaluate", "on_end"], metrics: dict[str, Any]
     ) -> None:
         """Call the method of each that has it."""
         for call in self._calls[moment]:
-            call(figures)
+            call(metrics)
 
 
 def _check_callback(callback: object) -> None:
@@ -133,12 +133,12 @@ class Progress:
         wait = _REFRESH_S if self._live else _PLAIN_EVERY_S
         return self._enabled and time.perf_counter() - self._shown >= wait
 
-    def show(self, figures: dict[str, Any]) -> None:
+    def show(self, metrics: dict[str, Any]) -> None:
         """Show ``epoch``, ``step``, ``rows``, ``loss``, ``auc`` and ``nonzero_wide`` in a line."""
         if not self._enabled:
             return
         self._shown = time.perf_counter()
-        line = self._line(figures)
+        line = self._line(metrics)
         if self._live:
             # A line that wraps cannot be written over.
             line = line[: shutil.get_terminal_size().columns - 1]
@@ -154,12 +154,12 @@ class Progress:
             self._width = 0
             print(f"{lead}{text}", file=sys.stderr, flush=True)
 
-    def _line(self, figures: dict[str, Any]) -> str:
-        step, rows = figures["step"], figures["rows"]
+    def _line(self, metrics: dict[str, Any]) -> str:
+        step, rows = metrics["step"], metrics["rows"]
         seconds = self._shown - self._started
         rate = rows / seconds if seconds > 0 else 0.0
         parts = [
-            f"epoch {figures['epoch']}",
+            f"epoch {metrics['epoch']}",
             f"step {step:,}" + (f"/{self._total:,}" if self._total else ""),
         ]
         parts.append(f"{rate:,.0f} rows/s")
@@ -168,8 +168,8 @@ class Progress:
             ("auc", "auc", ".4f"),
             ("nonzero_wide", "wide", ","),
         ):
-            if figures.get(name) is not None and figures[name] == figures[name]:
-                parts.append(f"{label} {figures[name]:{style}}")
+            if metrics.get(name) is not None and metrics[name] == metrics[name]:
+                parts.append(f"{label} {metrics[name]:{style}}")
         done = step - self._done
         if self._total and done > 0:
             parts.append(f"left {_clock((self._total - step) * seconds / done)}")

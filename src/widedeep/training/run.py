@@ -9,8 +9,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,16 +20,12 @@ from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan, large_fragments
 from widedeep.errors import DataError
-from widedeep.kernels.torch_twins import to_device
-from widedeep.training.config import rate_factor
+from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting
+from widedeep.training.evaluation import Evaluator
 from widedeep.training.progress import Callbacks, Progress, RecentScores
-from widedeep.training.state import Position
+from widedeep.training.state import Position, TrainState
 from widedeep.training.step import StepResult
-
-if TYPE_CHECKING:
-    from widedeep.training.trainer import Trainer
-
 
 _NO_WEIGHT = (
     "weight {!r}: got 0 in every row of the training data, from which nothing is learned; give "
@@ -41,68 +38,73 @@ class TrainingRun:
 
     def __init__(
         self,
-        trainer: Trainer,
+        state: TrainState,
+        evaluator: Evaluator,
         source: Source,
-        valid: Source | None,
-        stopping: EarlyStopping | None,
         *,
         epochs: int,
-        steps: int | None,
-        eval_every: int | None,
-        cache: str | os.PathLike[str] | None,
+        steps: int | None = None,
+        valid: Source | None = None,
+        stopping: EarlyStopping | None = None,
+        eval_every: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        directory: CheckpointDirectory | None = None,
+        callbacks: Callbacks | None = None,
+        show_progress: bool = False,
     ) -> None:
-        self.trainer = trainer
-        self.source = source
-        self.valid = valid
+        self.state, self.evaluator = state, evaluator
+        self.source, self.valid = source, valid
         self.stopping = stopping
         self.epochs = epochs
         self.eval_every = eval_every
-        batch_size = trainer.config.batch_size
+        self.directory = directory
+        self.callbacks = callbacks or Callbacks([])
+        self.show_progress = show_progress
+        position, batch_size = state.position, state.config.batch_size
         assert batch_size != "auto"
         self.batch_size = batch_size
         per_epoch = math.ceil(source.num_rows / batch_size)
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
-        if trainer.position.tail_total and trainer.position.tail_total < self.total_steps:
-            trainer.position.tail_steps = 0  # resumed with more epochs: the tail was not the end
+        if position.tail_total and position.tail_total < self.total_steps:
+            position.tail_steps = 0  # resumed with more epochs: the tail was not the end
         self.evaluates_again = self.total_steps > min(per_epoch, eval_every or per_epoch)
-        self.progress = Progress(
-            self._last_step, done_steps=trainer.position.step, enabled=trainer.show_progress
-        )
-        self.interrupt = HeldInterrupt(announce=trainer.show_progress)
+        self.progress = self._new_progress()
+        self.interrupt = DeferredInterrupt(announce=show_progress)
         self.recent = RecentScores()
-        self.callbacks = Callbacks(trainer.callbacks)
         self.encoded = None if cache is None else self._encoded_rows(cache)
-        # A tensor, read when a figure is asked for: a device is not waited for in every step.
-        self._losses = torch.zeros((), dtype=torch.float64, device=trainer.model.device)
-        self._rows = self._weight = 0.0
+        # A tensor, read when the loss is asked for: a device is not waited for in every step.
+        self._losses = torch.zeros((), dtype=torch.float64, device=state.model.device)
+        self._rows = self._epoch_weight = 0.0
         self._started = time.perf_counter()
-        self._rows_before = trainer.position.rows
+        self._rows_before = position.rows
         # Rows of earlier calls of fit are those of other runs; a resumed run goes on with its own.
-        self._first_row = 0 if trainer.position.step else len(trainer.history)
-        self._best_position = trainer.position
+        self._first_row = 0 if position.step else len(state.history)
+        self._best_position = position
+
+    def _new_progress(self) -> Progress:
+        return Progress(
+            self._last_step, done_steps=self.state.position.step, enabled=self.show_progress
+        )
 
     def _encoded_rows(self, cache: str | os.PathLike[str]) -> EncodedRows:
-        found, new = encoded_rows(cache, self.trainer.transform, self.source)
-        told = f"written, {self.source.num_rows:,} rows" if new else "as they were"
-        self.progress.message(f"encoded rows: {found.path} ({told}; {found.nbytes >> 20:,} MiB)")
-        return found
-
-    def _tell_large_fragments(self) -> None:
-        config = self.trainer.config
-        note = large_fragments(self.source, config.pool_rows) if config.shuffle else None
-        if note is not None:
-            self.progress.message(f"note: {note}")
+        encoded, is_new = encoded_rows(cache, self.evaluator.transform, self.source)
+        status = f"written, {self.source.num_rows:,} rows" if is_new else "as they were"
+        size = f"{encoded.nbytes >> 20:,} MiB"
+        self.progress.message(f"encoded rows: {encoded.path} ({status}; {size})")
+        return encoded
 
     def train(self) -> None:
         """Train to the end, to an early stop, or to Ctrl-C (which saves a checkpoint first)."""
-        trainer = self.trainer
+        state, config = self.state, self.state.config
         if self.stopping is not None:
-            trainer.step.keep_best()
-            self._keep_resumed()
-        self._tell_large_fragments()
-        trainer.model.train()
+            state.step.keep_best()
+            self._count_resumed_evaluation(self.stopping)
+        note = large_fragments(self.source, config.pool_rows) if config.shuffle else None
+        if note is not None:
+            self.progress.message(f"note: {note}")
+        state.model.train()
         try:
-            with self.interrupt:
+            with _numerics(state.step.threads), self.interrupt:
                 while not self._done() or self._start_tail():
                     self._epoch()
         except KeyboardInterrupt:
@@ -111,32 +113,35 @@ class TrainingRun:
             raise
         self._finish()
 
-    def _keep_resumed(self) -> None:
+    def _count_resumed_evaluation(self, stopping: EarlyStopping) -> None:
         """Count the last evaluation of a run that is resumed, which had no early stopping."""
-        trainer, stopping = self.trainer, self.stopping
-        if stopping is None or stopping.best is not None or not trainer.valid_metrics:
+        state = self.state
+        if stopping.best is not None or not state.valid_metrics or not state.position.step:
             return
-        if trainer.position.step and stopping.update(trainer.valid_metrics, trainer.position.step):
+        if stopping.update(state.valid_metrics, state.position.step):
             self._mark_best()
-            if trainer.directory is not None:
-                trainer.save_checkpoint(stopping, best=True)
+            if self.directory is not None:
+                self._save(self.directory, best=True)
+
+    def _save(self, directory: CheckpointDirectory, *, best: bool = False) -> str:
+        return str(directory.save(self.state.checkpoint(self.stopping), best=best))
 
     @property
     def _last_step(self) -> int:
-        position = self.trainer.position
+        position = self.state.position
         return position.tail_start + position.tail_steps or self.total_steps
 
     def _done(self) -> bool:
-        position = self.trainer.position
+        position = self.state.position
         stopped = self.stopping is not None and self.stopping.should_stop
         return (stopped and not position.tail_steps) or position.step >= self._last_step
 
     def _start_tail(self) -> bool:
         """Go back to the best model, if its rates had not decayed, and decay them from there."""
-        trainer, position, stopping = self.trainer, self.trainer.position, self.stopping
-        if trainer.config.schedule != "wsd" or stopping is None or position.tail_steps:
+        position, config, stopping = self.state.position, self.state.config, self.stopping
+        if config.schedule != "wsd" or stopping is None or position.tail_steps:
             return False
-        fraction = trainer.config.decay_fraction
+        fraction = config.decay_fraction
         stable = self.total_steps * (1 - fraction)
         if not 0 < stopping.best_step <= stable or stopping.best_step == position.step:
             return False
@@ -148,48 +153,33 @@ class TrainingRun:
             f"{stopping.monitor} improves no more; the rates decay over {position.tail_steps:,} "
             f"steps from the best model (step {stopping.best_step:,})"
         )
-        self.progress = Progress(
-            self._last_step, done_steps=position.step, enabled=trainer.show_progress
-        )
+        self.progress = self._new_progress()
         return True
 
     def _mark_best(self) -> None:
-        self.trainer.step.mark_best()
-        self._best_position = dataclasses.replace(self.trainer.position)
-
-    def _rate(self) -> float:
-        """The factor of the present step's learning rates."""
-        position, config = self.trainer.position, self.trainer.config
-        if position.tail_steps:
-            return 1.0 - (position.step - position.tail_start) / position.tail_steps
-        return rate_factor(
-            config.schedule,
-            position.step,
-            self.total_steps,
-            config.warmup_steps,
-            config.decay_fraction,
-        )
+        self.state.step.mark_best()
+        self._best_position = dataclasses.replace(self.state.position)
 
     def _epoch(self) -> None:
-        trainer, position = self.trainer, self.trainer.position
+        state, config, position = self.state, self.state.config, self.state.position
         plan = EpochPlan(
             self.source,
             batch_size=self.batch_size,
-            seed=trainer.config.seed,
+            seed=config.seed,
             epoch=position.epoch,
-            shuffle=trainer.config.shuffle,
-            pool_rows=trainer.config.pool_rows,
+            shuffle=config.shuffle,
+            pool_rows=config.pool_rows,
         )
-        trainer.warmup.choose(plan)
+        state.warmup.select(plan)
         if self.encoded is not None:
-            trainer.warmup.read(self.source)
-        if trainer.step.feature_rates is not None:
-            trainer.step.feature_rates.frozen = position.epoch > 0
+            state.warmup.read(self.source)
+        if state.step.feature_rates is not None:
+            state.step.feature_rates.frozen = position.epoch > 0
         # An epoch that is resumed has weight of its own before this.
-        self._weight = 0.0 if position.batch == 0 else math.inf
+        self._epoch_weight = 0.0 if position.batch == 0 else math.inf
         reader = BatchReader(
             self.source,
-            trainer.encoder(),
+            self.evaluator.encoder(),
             plan,
             start_batch=position.batch,
             encoded=None if self.encoded is None else self.encoded.read,
@@ -198,8 +188,8 @@ class TrainingRun:
             for batch in reader:
                 self._step(batch)
                 last = position.batch == plan.num_batches
-                if self._weight == 0 and (last or position.step >= self._last_step):
-                    raise DataError(_NO_WEIGHT.format(trainer.model.schema.spec.weight))
+                if self._epoch_weight == 0 and (last or position.step >= self._last_step):
+                    raise DataError(_NO_WEIGHT.format(state.model.schema.spec.weight))
                 if last:
                     position.epoch, position.batch = position.epoch + 1, 0
                 self._after_step(epoch_done=last)
@@ -208,9 +198,13 @@ class TrainingRun:
                     return
 
     def _step(self, batch: Batch) -> None:
-        trainer, position = self.trainer, self.trainer.position
-        result = trainer.step(batch, rate=self._rate(), step=position.updates + 1)
-        trainer.valid_metrics = {}
+        state, position = self.state, self.state.position
+        if position.tail_steps:
+            rate = 1.0 - (position.step - position.tail_start) / position.tail_steps
+        else:
+            rate = state.config.rate_factor(position.step, self.total_steps)
+        result = state.step(batch, rate=rate, step=position.updates + 1)
+        state.valid_metrics = {}
         position.step += 1
         position.updates += 1
         position.batch += 1
@@ -218,35 +212,35 @@ class TrainingRun:
         self._count(batch, result)
 
     def _count(self, batch: Batch, result: StepResult) -> None:
-        losses = result.losses_B
+        state, losses_B = self.state, result.losses_B
         if batch.weight_B is None:
-            total, weight = losses.sum(), float(len(batch))
+            total, weight = losses_B.sum(), float(len(batch))
         else:
             weight = float(torch.from_numpy(batch.weight_B).sum())
-            total = (losses * to_device(batch.weight_B, losses.device)).sum()
+            total = (losses_B * state.model.batch_tensor(batch, "weight_B")).sum()
         self._losses += total
         self._rows += weight
-        self._weight += weight
-        (head, *others) = self.trainer.model.heads
+        self._epoch_weight += weight
+        (head, *others) = state.model.heads
         if not others and head.kind == "binary" and head.follows_link:
             assert batch.labels_BL is not None
             self.recent.add(result.logits_BC[:, 0].clone(), batch.labels_BL[:, 0].copy())
         if self.callbacks.see_steps:
-            figures = {
-                "step": self.trainer.position.step,
-                "epoch": self.trainer.position.epoch + 1,
-                "rows": self.trainer.position.rows,
+            metrics = {
+                "step": state.position.step,
+                "epoch": state.position.epoch + 1,
+                "rows": state.position.rows,
                 "loss": float(total) / weight if weight else 0.0,
             }
-            self.callbacks.tell("on_step", figures)
+            self.callbacks.call("on_step", metrics)
         if self.progress.due():
-            self.progress.show(self._figures())
+            self.progress.show(self._progress_row())
 
     def _loss(self) -> float:
         return float(self._losses) / self._rows if self._rows else float("nan")
 
-    def _figures(self) -> dict[str, Any]:
-        position, wide = self.trainer.position, self.trainer.model.wide_table
+    def _progress_row(self) -> dict[str, Any]:
+        position, wide = self.state.position, self.state.model.wide_table
         return {
             "epoch": position.epoch + 1,
             "step": position.step,
@@ -257,55 +251,53 @@ class TrainingRun:
         }
 
     def _after_step(self, *, epoch_done: bool) -> None:
-        trainer, step = self.trainer, self.trainer.position.step
+        step = self.state.position.step
         evaluate = step % self.eval_every == 0 if self.eval_every else epoch_done
         last = step >= self._last_step
         improved = self._evaluate() if evaluate or last or epoch_done else False
-        every = trainer.checkpoint_every
-        if trainer.directory is not None and (
-            improved or last or (step % every == 0 if every else epoch_done)
-        ):
-            trainer.save_checkpoint(self.stopping, best=improved)
+        directory = self.directory
+        if directory is None:
+            return
+        if improved or last or (step % directory.every == 0 if directory.every else epoch_done):
+            self._save(directory, best=improved)
 
     def _evaluate(self) -> bool:
         """Add a row to the history; return True if the model is the best so far."""
-        trainer = self.trainer
+        state, position = self.state, self.state.position
         seconds = time.perf_counter() - self._started
         row: dict[str, Any] = {
-            "epoch": trainer.position.epoch
-            if trainer.position.batch == 0
-            else trainer.position.epoch + 1,
-            "step": trainer.position.step,
-            "rows": trainer.position.rows,
+            "epoch": position.epoch if position.batch == 0 else position.epoch + 1,
+            "step": position.step,
+            "rows": position.rows,
             "loss": self._loss(),
-            "rows_per_s": (trainer.position.rows - self._rows_before) / seconds,
+            "rows_per_s": (position.rows - self._rows_before) / seconds,
         }
-        if trainer.model.wide_table is not None:
-            row["nonzero_wide"] = trainer.model.wide_table.nonzero
+        if state.model.wide_table is not None:
+            row["nonzero_wide"] = state.model.wide_table.nonzero
         self._losses.zero_()
         self._rows = 0.0
         improved = False
         if self.valid is not None:
-            metrics = trainer.evaluate_source(self.valid)
-            trainer.valid_metrics = dict(metrics)
+            metrics = self.evaluator.evaluate(self.valid)
+            state.valid_metrics = dict(metrics)
             row.update({f"valid/{name}": value for name, value in metrics.items()})
             if self.stopping is not None:
-                improved = self.stopping.update(metrics, trainer.position.step, metrics.reasons)
+                improved = self.stopping.update(metrics, position.step, metrics.reasons)
                 if self.stopping.undefined is not None:
                     self.progress.message(
                         f"note: {self.stopping.undefined}; it counts as no improvement"
                     )
                 if improved:
                     self._mark_best()
-        trainer.history.add(row)
+        state.history.add(row)
         self.progress.message(_summary(row))
-        if self.valid is not None and not trainer.history.warnings:
-            self._warn_of_overfitting(loss_metric(trainer.valid_metrics))
-        self.callbacks.tell("on_evaluate", row)
+        if self.valid is not None and not state.history.warnings:
+            self._warn_of_overfitting(loss_metric(state.valid_metrics))
+        self.callbacks.call("on_evaluate", row)
         return improved
 
     def _warn_of_overfitting(self, loss: str) -> None:
-        history = self.trainer.history
+        history = self.state.history
         warning = overfitting(history.rows[self._first_row :], loss)
         if warning is None:
             return
@@ -315,41 +307,39 @@ class TrainingRun:
         self.progress.message(f"warning: {warning}")
 
     def _interrupted(self) -> None:
-        trainer = self.trainer
-        if trainer.directory is None:
+        if self.directory is None:
             self.progress.message(
                 "interrupted; nothing was saved (give checkpoints='DIR' to be able to resume)"
             )
             return
-        place = trainer.save_checkpoint(self.stopping)
+        path = self._save(self.directory)
         self.progress.message(
-            f"interrupted; saved {place}; fit(..., resume=True) goes on from there"
+            f"interrupted; saved {path}; fit(..., resume=True) goes on from there"
         )
 
     def _finish(self) -> None:
-        trainer = self.trainer
-        if self.stopping is not None and self.stopping.best is not None:
-            if self.stopping.best_step != trainer.position.step:
+        stopping, history = self.stopping, self.state.history
+        if stopping is not None and stopping.best is not None:
+            if stopping.best_step != self.state.position.step:
                 self._restore_best()
             self.progress.message(
-                f"best {self.stopping.monitor} {self.stopping.best:.5f} at step "
-                f"{self.stopping.best_step:,}"
+                f"best {stopping.monitor} {stopping.best:.5f} at step {stopping.best_step:,}"
             )
-        row = trainer.history[-1] if len(trainer.history) else {}
-        self.callbacks.tell("on_end", row)
+        self.callbacks.call("on_end", history[-1] if len(history) else {})
 
     def _restore_best(self) -> None:
-        trainer = self.trainer
-        if trainer.step.undo.marked:
-            trainer.step.restore_best()
-        elif trainer.directory is not None:
-            best = trainer.directory.best()
+        state = self.state
+        if state.step.has_best:
+            state.step.restore_best()
+        elif self.directory is not None:
+            best = self.directory.best()
             if best is not None:
-                state = trainer.load_parameters(best)
-                self._best_position = Position(**state["position"])
-                trainer.step.mark_best()
+                checkpoint = read_checkpoint(best)
+                state.restore(checkpoint, position=False)
+                self._best_position = Position(**checkpoint.state["position"])
+                state.step.mark_best()
         assert self.stopping is not None
-        trainer.valid_metrics = trainer.history.valid_metrics(self.stopping.best_step)
+        state.valid_metrics = state.history.valid_metrics(self.stopping.best_step)
 
 
 def _summary(row: dict[str, Any]) -> str:
@@ -359,8 +349,12 @@ def _summary(row: dict[str, Any]) -> str:
         f"{row['rows_per_s']:,.0f} rows/s",
         f"loss {row['loss']:.4f}",
     ]
-    shown = {"log_loss": "loss", "rmse": "rmse", "auc": "auc", "accuracy": "accuracy"}
-    valid = [f"{said} {row[f'valid/{n}']:.4f}" for n, said in shown.items() if f"valid/{n}" in row]
+    titles = {"log_loss": "loss", "rmse": "rmse", "auc": "auc", "accuracy": "accuracy"}
+    valid = [
+        f"{title} {row[f'valid/{name}']:.4f}"
+        for name, title in titles.items()
+        if f"valid/{name}" in row
+    ]
     if valid:
         parts.append(f"valid {' '.join(valid[:2])}")
     if "nonzero_wide" in row:
@@ -368,31 +362,44 @@ def _summary(row: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-class HeldInterrupt:
-    """Holds the first Ctrl-C back until :meth:`check`; a second one interrupts at once."""
+@contextlib.contextmanager
+def _numerics(threads: int) -> Iterator[None]:
+    """Run with this many torch threads and without denormal numbers, which are far slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
+
+
+class DeferredInterrupt:
+    """Defers the first Ctrl-C until :meth:`check`; a second one interrupts at once."""
 
     def __init__(self, *, announce: bool = False) -> None:
         self._announce = announce
         self._pending = False
-        self._holds = False
+        self._installed = False
         self.forced = False
         """True if a second Ctrl-C interrupted, perhaps in the middle of a step."""
 
-    def __enter__(self) -> HeldInterrupt:
+    def __enter__(self) -> DeferredInterrupt:
         if (
             threading.current_thread() is threading.main_thread()
             and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         ):
-            signal.signal(signal.SIGINT, self._hold)
-            self._holds = True
+            signal.signal(signal.SIGINT, self._defer)
+            self._installed = True
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._holds:
+        if self._installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._holds = False
+            self._installed = False
 
-    def _hold(self, number: int, frame: FrameType | None) -> Any:
+    def _defer(self, number: int, frame: FrameType | None) -> Any:
         if self._pending:
             self.forced = True
             raise KeyboardInterrupt

@@ -1,29 +1,30 @@
-"""State of a run: its history, and what a checkpoint keeps of it."""
+"""State of a run: its position, history and model, and what a checkpoint keeps of them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from widedeep.data.reader import ORDER_VERSION
-from widedeep.errors import CheckpointError
+from widedeep.bundle.plain_json import plain
+from widedeep.data.fragments import InputRecord, Source, origin_of
+from widedeep.data.reader import ORDER_VERSION, EpochPlan
+from widedeep.errors import BundleError, CheckpointError
 from widedeep.models.heads import describe_head
 from widedeep.models.wide_deep import WideDeep
-from widedeep.training.checkpoint import Checkpoint, as_tensors
-from widedeep.training.config import RunConfig
+from widedeep.schema import ColumnType
+from widedeep.training.checkpoint import Checkpoint, as_arrays
+from widedeep.training.config import RunConfig, TrainConfig
+from widedeep.training.early_stopping import EarlyStopping
+from widedeep.training.step import TrainStep
 
-if TYPE_CHECKING:
-    from widedeep.training.early_stopping import EarlyStopping
-    from widedeep.training.trainer import Trainer
-
-
-_SHOWN = (
+_COLUMNS = (
     "epoch",
     "step",
     "rows",
@@ -74,7 +75,7 @@ class History:
         return self.rows[index]
 
     def __repr__(self) -> str:
-        names = [name for name in _SHOWN if any(name in row for row in self.rows)]
+        names = [name for name in _COLUMNS if any(name in row for row in self.rows)]
         if not names:
             return "History (empty)"
         cells = [names, *([_text(row.get(name)) for name in names] for row in self.rows)]
@@ -109,112 +110,186 @@ class Position:
     tail_total: int = 0  # Steps that the run would have had without the tail
 
 
-def run_tables(trainer: Trainer) -> dict[str, Any]:
-    """Return the resolved configuration of a run as nested tables, for checkpoints and bundles."""
-    config = RunConfig(
-        spec=trainer.model.schema.spec, model=trainer.model.config, train=trainer.config
-    )
-    return config.to_table()
+WARMUP_ROWS = 8
+SAMPLE_ROWS = 256  # on which an export compares the bundle with the trained model
 
 
-def capture(trainer: Trainer, stopping: EarlyStopping | None = None) -> Checkpoint:
-    """Return a checkpoint of a trainer's state, of views: write it before the next step."""
-    model = trainer.model
-    tensors: dict[str, NDArray[Any]] = {}
-    for name, table in model.tables.items():
-        tensors.update(
-            {f"{name}/{key}": value for key, value in as_tensors(table.named_state()).items()}
+class WarmupSample:
+    """Rows kept from a fragment that training reads anyway: keeping them costs no reading."""
+
+    def __init__(self, columns: Mapping[str, ColumnType], seed: int) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.sample: pa.Table | None = None
+        """More of them, as they were read; never written anywhere."""
+        self._types = columns
+        self._columns = list(columns)
+        self._seed = seed
+        self._fragment: tuple[str, int] | None = None  # Origin and first row of the one to keep
+
+    def select(self, plan: EpochPlan) -> None:
+        """Wait for the first fragment of an epoch, unless rows are kept already."""
+        if not self.rows:
+            fragment = plan.pools[0].shares[0].fragment
+            self._fragment = (fragment.origin, fragment.first_row)
+
+    def read(self, source: Source) -> None:
+        """Read the fragment waited for, which nobody else will."""
+        if self._fragment is None:
+            return
+        for fragment in source.fragments:
+            if (fragment.origin, fragment.first_row) == self._fragment:
+                self.update(source.read(fragment, self._columns))
+
+    def update(self, table: pa.Table) -> None:
+        """Keep rows of a table if it is the fragment waited for."""
+        if self._fragment is None or origin_of(table) != self._fragment:
+            return
+        self._fragment = None
+        picks = np.random.default_rng(self._seed).permutation(table.num_rows)[:SAMPLE_ROWS]
+        # Slices, for Arrow cannot take rows of every type (of string views, for one).
+        columns = table.select(self._columns)
+        self.sample = pa.concat_tables([columns.slice(row, 1) for row in picks.tolist()])
+        columns = pa.table({name: self._column(table, name) for name in self._columns})
+        first = np.sort(picks[:WARMUP_ROWS]).tolist()
+        rows = [columns.slice(row, 1).to_pylist()[0] for row in first]
+        self.rows = [row for row in map(_storable, rows) if row is not None]
+
+    def _column(self, table: pa.Table, name: str) -> pa.ChunkedArray:
+        """Where the schema knows no unit of its times, they are microseconds and no text."""
+        column = table.column(name)
+        is_time = pa.types.is_temporal(column.type)
+        if is_time and self._types[name].storage is None:
+            return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        return column
+
+
+def _storable(row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the row as JSON holds it, or None where it cannot."""
+    try:
+        storable: dict[str, Any] = plain(row, "row")
+    except BundleError:
+        return None
+    return storable
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """A run at one step: all that a checkpoint keeps, and all that a step changes."""
+
+    model: WideDeep
+    step: TrainStep  # Moves the model; holds the optimizers and the state of the dense ones
+    config: TrainConfig  # With numbers where ``"auto"`` was given
+    warmup: WarmupSample
+    position: Position = field(default_factory=Position)
+    history: History = field(default_factory=History)
+    inputs: list[InputRecord] = field(default_factory=list)  # Training files and their sizes
+    shards: list[str] = field(default_factory=list)  # Shards of a stream that were learned
+    # Validation metrics of the model as it is; none once it moved
+    valid_metrics: dict[str, float] = field(default_factory=dict)
+
+    def config_tables(self) -> dict[str, Any]:
+        """Return the resolved configuration as nested tables, for checkpoints and bundles."""
+        model = self.model
+        return RunConfig(spec=model.schema.spec, model=model.config, train=self.config).to_table()
+
+    def checkpoint(self, stopping: EarlyStopping | None = None) -> Checkpoint:
+        """Return a checkpoint whose tensors are views: write it before the next step."""
+        groups: dict[str, Mapping[str, Any]] = {
+            **{name: table.named_state() for name, table in self.model.tables.items()},
+            "module": self.model.dense_state(),
+            "optimizer": self.step.dense.tensors(),
+        }
+        if self.step.feature_rates is not None:
+            groups["rates"] = self.step.feature_rates.tensors()
+        tensors = {
+            f"{prefix}/{name}": array
+            for prefix, group in groups.items()
+            for name, array in as_arrays(group).items()
+        }
+        state = {
+            "position": dataclasses.asdict(self.position),
+            "order": ORDER_VERSION,
+            "inputs": self.inputs,
+            "shards": self.shards,
+            "history": self.history.rows,
+            "warnings": self.history.warnings,
+            "config": self.config_tables(),
+            "warmup": self.warmup.rows,
+            "stopping": None if stopping is None else stopping.dump(),
+            "heads": [describe_head(head) for head in self.model.heads],
+        }
+        return Checkpoint(
+            step=self.position.updates, state=state, tensors=tensors, schema=self.model.schema
         )
-    tensors.update({f"module/{k}": v for k, v in as_tensors(model.dense_state()).items()})
-    tensors.update(
-        {f"optimizer/{k}": v for k, v in as_tensors(trainer.step.dense.tensors()).items()}
-    )
-    if trainer.step.feature_rates is not None:
-        rates = as_tensors(trainer.step.feature_rates.tensors())
-        tensors.update({f"rates/{k}": v for k, v in rates.items()})
-    state = {
-        "position": dataclasses.asdict(trainer.position),
-        "order": ORDER_VERSION,
-        "inputs": trainer.inputs,
-        "shards": trainer.shards,
-        "history": trainer.history.rows,
-        "warnings": trainer.history.warnings,
-        "config": run_tables(trainer),
-        "warmup": trainer.warmup.rows,
-        "stopping": None if stopping is None else stopping.dump(),
-        "heads": [describe_head(head) for head in model.heads],
-    }
-    return Checkpoint(
-        step=trainer.position.updates, state=state, tensors=tensors, schema=model.schema
-    )
 
+    def restore(self, checkpoint: Checkpoint, *, position: bool = True) -> None:
+        """Take a checkpoint's tensors, and its position and history unless told not to."""
+        tensors = checkpoint.tensors
+        self.valid_metrics = {}
+        _check_heads(self.model, checkpoint)
+        for name, table in self.model.tables.items():
+            table.load_named_state(_with_prefix(tensors, name))
+        _restore_modules(self.model, _with_prefix(tensors, "module"))
+        self.step.dense.load_tensors(_with_prefix(tensors, "optimizer"))
+        self.warmup.rows = list(checkpoint.state.get("warmup", []))
+        if self.step.feature_rates is not None:
+            self.step.feature_rates.load_tensors(_with_prefix(tensors, "rates"))
+        if position:
+            self.position = Position(**checkpoint.state["position"])
+            warnings = checkpoint.state.get("warnings", [])
+            self.history = History(list(checkpoint.state["history"]), warnings)
+            self.shards = list(checkpoint.state.get("shards", []))
+            self.valid_metrics = self.history.valid_metrics(self.position.step)
 
-def check_same_order(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Refuse to go on within an epoch whose rows would now come in another order."""
-    if not state["position"]["batch"]:
-        return
-    where = f"the checkpoint of step {state['position']['step']:,} lies within an epoch"
-    remedy = "start a new run, or go on from a checkpoint at the end of an epoch"
-    if state.get("order", 1) != ORDER_VERSION:
-        raise CheckpointError(
-            f"{where} of a release of widedeep that read rows in another order: rows would be "
-            f"learned twice or not at all; {remedy}, or finish the epoch with that release"
-        )
-    old, new = state["config"]["train"], run_tables(trainer)["train"]
-    for name in ("batch_size", "seed", "shuffle", "pool_rows"):
-        if name in old and new[name] not in (old[name], "auto"):
+    def check_same_order(self, state: Mapping[str, Any]) -> None:
+        """Refuse to go on within an epoch whose rows would now come in another order."""
+        if not state["position"]["batch"]:
+            return
+        where = f"the checkpoint of step {state['position']['step']:,} lies within an epoch"
+        remedy = "start a new run, or go on from a checkpoint at the end of an epoch"
+        if state.get("order", 1) != ORDER_VERSION:
             raise CheckpointError(
-                f"{where} with {name} = {old[name]!r}, got {new[name]!r}: rows would be learned "
-                f"twice or not at all; give {name} = {old[name]!r}, {remedy}"
+                f"{where} of a release of widedeep that read rows in another order: rows would be "
+                f"learned twice or not at all; {remedy}, or finish the epoch with that release"
             )
+        old, new = state["config"]["train"], self.config_tables()["train"]
+        for name in ("batch_size", "seed", "shuffle", "pool_rows"):
+            if name in old and new[name] not in (old[name], "auto"):
+                raise CheckpointError(
+                    f"{where} with {name} = {old[name]!r}, got {new[name]!r}: rows would be "
+                    f"learned twice or not at all; give {name} = {old[name]!r}, {remedy}"
+                )
 
 
-def restore(trainer: Trainer, checkpoint: Checkpoint, *, position: bool = True) -> None:
-    """Put a checkpoint's state into a trainer."""
-    model, tensors = trainer.model, checkpoint.tensors
-    trainer.valid_metrics = {}
-    _check_heads(model, checkpoint)
-    for name, table in model.tables.items():
-        table.load_named_state(_part(tensors, name))
-    held = {name: value.detach() for name, value in model.dense_state().items()}
-    stored = _part(tensors, "module")
-    unknown = stored.keys() - held.keys()
+def _restore_modules(model: WideDeep, tensors: Mapping[str, NDArray[Any]]) -> None:
+    parameters = {name: value.detach() for name, value in model.dense_state().items()}
+    unknown = tensors.keys() - parameters.keys()
     if unknown:
         raise CheckpointError(
             f"got a checkpoint with {min(unknown)!r}, which the model does not have; make the "
             "model with the checkpoint's towers"
         )
-    for key, value in held.items():
-        if key not in stored or tuple(stored[key].shape) != tuple(value.shape):
+    for name, value in parameters.items():
+        if name not in tensors or tuple(tensors[name].shape) != tuple(value.shape):
             raise CheckpointError(
-                f"the checkpoint's {key!r} is missing or has another shape than the model's "
-                f"{tuple(value.shape)}; "
-                "make the model with the checkpoint's configuration"
+                f"the checkpoint's {name!r} is missing or has another shape than the model's "
+                f"{tuple(value.shape)}; make the model with the checkpoint's configuration"
             )
-        value.copy_(torch.from_numpy(np.array(stored[key])))
-    trainer.step.dense.load_tensors(_part(tensors, "optimizer"))
-    trainer.warmup.rows = list(checkpoint.state.get("warmup", []))
-    if trainer.step.feature_rates is not None:
-        trainer.step.feature_rates.load_tensors(_part(tensors, "rates"))
-    if position:
-        trainer.position = Position(**checkpoint.state["position"])
-        warnings = checkpoint.state.get("warnings", [])
-        trainer.history = History(list(checkpoint.state["history"]), warnings)
-        trainer.shards = list(checkpoint.state.get("shards", []))
-        trainer.valid_metrics = trainer.history.valid_metrics(trainer.position.step)
+        value.copy_(torch.from_numpy(np.array(tensors[name])))
 
 
 def _check_heads(model: WideDeep, checkpoint: Checkpoint) -> None:
     """Raise a CheckpointError unless the model's heads are those that made the checkpoint."""
-    held = [describe_head(head) for head in model.heads]
-    stored = checkpoint.state.get("heads", held)  # earlier checkpoints do not say
-    if stored != held:
+    heads = [describe_head(head) for head in model.heads]
+    stored = checkpoint.state.get("heads", heads)  # earlier checkpoints do not say
+    if stored != heads:
         raise CheckpointError(
             f"got a checkpoint of the heads {', '.join(stored)}, the model's are "
-            f"{', '.join(held)}; make the model with the heads of its run"
+            f"{', '.join(heads)}; make the model with the heads of its run"
         )
 
 
-def _part(tensors: Any, name: str) -> dict[str, NDArray[Any]]:
-    lead = f"{name}/"
-    return {key[len(lead) :]: value for key, value in tensors.items() if key.startswith(lead)}
+def _with_prefix(tensors: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Return the tensors named ``prefix/...`` by the names that follow."""
+    start = len(prefix) + 1
+    return {k[start:]: value for k, value in tensors.items() if k.startswith(f"{prefix}/")}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from widedeep.data.batch import Batch
 from widedeep.errors import CheckpointError, ConfigError, DataError
 from widedeep.kernels.torch_device import triton_kernels
 from widedeep.kernels.torch_random import seeded
-from widedeep.models.mlp import MLP, DeepInput, SequenceInput, has_hooks
+from widedeep.models.mlp import MLP, DeepInput, SequenceInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
 from widedeep.tables.batch_rows import Groups
 from widedeep.tables.embedding_table import EmbeddingTable
-from widedeep.training.checkpoint import as_tensors
-from widedeep.training.dense import DenseUpdate, FusedMLP, MixedMLP, NativeMLP, has_bf16_tiles
+from widedeep.training.checkpoint import as_arrays
+from widedeep.training.config import TrainConfig
+from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
 
 
 @dataclass(slots=True)
@@ -32,24 +33,24 @@ class Gathered:
     """A batch's ids, grouped by row, and the deep input."""
 
     wide_groups: Groups | None
-    deep_groups: Mapping[int, Groups]
+    deep_groups: Mapping[int, Groups]  # By embedding width
     inputs: DeepInput | None
 
 
 @dataclass(slots=True)
 class DenseResult:
-    """What the forward and backward pass of the dense part gives."""
+    """The forward and backward pass of the dense part; gradients are sums over examples."""
 
     logits_BC: Tensor
     losses_B: Tensor
     grad_BC: Tensor
-    grad_BX: Tensor | None
-    sequence_grads: Mapping[str, Tensor]
+    grad_BX: Tensor | None = None  # Of the deep input, None without towers
+    sequence_grads: Mapping[str, Tensor] = field(default_factory=dict)  # (N, D) by feature
 
 
 @dataclass(slots=True)
 class RowGradients:
-    """The summed example gradients of the rows a batch touched."""
+    """The summed example gradients of the U rows of a table that a batch touched."""
 
     name: str
     table: EmbeddingTable
@@ -72,43 +73,33 @@ class TrainStep:
     def __init__(
         self,
         model: WideDeep,
+        config: TrainConfig | None = None,
         *,
         wide: Optimizer,
         deep: Optimizer,
-        dense: DenseUpdate,
-        grad_scale: float = 1.0,
-        loss_reduction: str = "mean",
+        dense: DenseOptimizer,
         threads: int = 1,
-        precision: Literal["fp32", "bf16"] = "fp32",
-        seed: int = 0,
     ) -> None:
         self.model = model
-        self.seed = seed
-        self.precision = precision
-        self.dense = dense
-        self.grad_scale = grad_scale
-        self.loss_reduction = loss_reduction
+        self.config = config or TrainConfig()
         self.threads = threads
-        self.undo = UndoLog()
-        self._best_dense: dict[str, NDArray[Any]] = {}
-        self._loads = model.loads
-        self._wide, self._deep = wide, deep
-        self._concat: Tensor | None = None
-        self.fused = fast_mlp(model, precision, threads)
+        self.wide, self.deep = wide, deep
+        self.dense = DenseUpdate(
+            dict(model.named_parameters()), dense, clip_norm=self.config.clip_norm
+        )
         self.feature_rates: FeatureRates | None = None
         if model.wide_table is not None:
             model.wide_table.attach(wide)
-            if isinstance(wide, FTRL) and wide.adapt:
-                if not wide.by_kernels:
-                    raise ConfigError(
-                        f"got wide={type(wide).__name__}, which updates by itself, so that no rate "
-                        "of a feature is learned on the way; make it with adapt=0"
-                    )
-                self.feature_rates = FeatureRates(
-                    len(model.wide_table.sizes), wide.adapt, device=model.device
-                )
+            self.feature_rates = _feature_rates(model, model.wide_table, wide)
         for table in model.deep_tables.values():
             table.attach(deep)
+        self.fused = fast_mlp(model, self.config.precision, threads)
+        self.rollback = RollbackLog()
+        self._best_dense: dict[str, NDArray[Any]] = {}
+        self._label_columns = list(model.schema.spec.labels.values())
+        self._standard_towers = all(type(tower) is MLP for tower in model.towers.values())
+        self._concat: Tensor | None = None
+        self._loads = model.loads
 
     @property
     def is_current(self) -> bool:
@@ -116,13 +107,9 @@ class TrainStep:
         return self._loads == self.model.loads
 
     def __call__(self, batch: Batch, *, rate: float = 1.0, step: int = 1) -> StepResult:
-        """Learn one batch."""
+        """Learn one batch of B examples; ``rate`` is the schedule's factor of this step."""
         if not self.is_current:
-            self._loads = self.model.loads
-            self.dense.restart()
-            if self.feature_rates is not None:
-                for tensor in self.feature_rates.tensors().values():
-                    tensor.zero_()
+            self._restart()
         with kernels.awake() if self.model.device.type == "cpu" else nullcontext():
             gathered = self.group_and_gather(batch)
             result = self.dense_pass(batch, gathered, step=step)
@@ -132,288 +119,280 @@ class TrainStep:
 
     def group_and_gather(self, batch: Batch) -> Gathered:
         """Group duplicate ids and look their rows up."""
-        model = self.model
-        wide_groups = None
-        # First the groups, which check the ids: a device is then asked once, not by every lookup.
+        model, slots, threads = self.model, self.model.schema.slots, self.threads
+        wide_groups, deep_groups, inputs = None, {}, None
+        # Groups first: they check the ids, so that a device is asked once, not by every lookup.
         if model.wide_table is not None:
-            wide_groups = model.wide_table.group(batch, model.schema.slots, threads=self.threads)
-        deep_groups = {
-            dim: self._group_deep(table, batch, wide_groups)
-            for dim, table in model.deep_tables.items()
-            if model.towers
-        }
-        inputs = None
+            wide_groups = model.wide_table.group(batch, slots, threads=threads)
         if model.towers:
+            for dim, table in model.deep_tables.items():
+                groups = None
+                if model.wide_table is not None and wide_groups is not None:
+                    groups = table.regroup(model.wide_table, wide_groups)  # ids grouped once
+                if groups is None:
+                    groups = table.group(batch, slots, threads=threads)
+                deep_groups[dim] = groups
             if self._concat is None or len(self._concat) < len(batch):
                 self._concat = model.concat_buffer(len(batch))
-            inputs = model.gather(batch, threads=self.threads, out=self._concat)
-        return Gathered(wide_groups=wide_groups, deep_groups=deep_groups, inputs=inputs)
-
-    def _group_deep(
-        self, table: EmbeddingTable, batch: Batch, wide_groups: Groups | None
-    ) -> Groups:
-        """Take the wide part's groups where they serve, so that ids are grouped once."""
-        wide = self.model.wide_table
-        found = None
-        if wide is not None and wide_groups is not None:
-            found = table.regroup(wide, wide_groups)
-        if found is None:
-            found = table.group(batch, self.model.schema.slots, threads=self.threads)
-        return found
+            inputs = model.gather(batch, threads=threads, out=self._concat)  # concat_BX
+        return Gathered(wide_groups, deep_groups, inputs)
 
     def dense_pass(self, batch: Batch, gathered: Gathered, *, step: int = 1) -> DenseResult:
         """Compute the logits, the losses and every dense gradient (sums over examples)."""
-        logits_BC = self.model.wide_logits(batch, threads=self.threads)
+        logits_BC = self.model.wide_logits(batch, threads=self.threads)  # with the bias
         inputs = gathered.inputs
         if inputs is None:
             losses_B, grad_BC = self._losses(logits_BC, batch)
-            self._bias_grad(grad_BC)
-            return DenseResult(logits_BC, losses_B, grad_BC, None, {})
+            return DenseResult(logits_BC, losses_B, grad_BC)
         if self.fused is not None:
-            logits_BC += self.fused.forward(inputs.concat_BX)
+            logits_BC += self.fused.forward(inputs.concat_BX)  # (B, X) -> (B, C)
             losses_B, grad_BC = self._losses(logits_BC, batch)
-            self._bias_grad(grad_BC)
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
-            grad_BX = self.fused.backward(grad_BC)
+            grad_BX = self.fused.backward(grad_BC)  # (B, C) -> (B, X), and the layers' .grad
             return DenseResult(logits_BC, losses_B, grad_BC, grad_BX, unread)
-        standard = all(type(tower) is MLP for tower in self.model.towers.values())
-        with seeded(self.model.device, "step", self.seed, step, torch_alone=standard):
+        names = ("step", self.config.seed, step)
+        with seeded(self.model.device, *names, torch_alone=self._standard_towers):
             return self._autograd_pass(batch, logits_BC, inputs)
 
     def _autograd_pass(self, batch: Batch, logits_BC: Tensor, inputs: DeepInput) -> DenseResult:
-        concat = inputs.concat_BX.detach().requires_grad_()
+        concat_BX = inputs.concat_BX.detach().requires_grad_()
         sequences = {
             name: SequenceInput(s.values_ND.detach().requires_grad_(), s.offsets)
             for name, s in inputs.sequences.items()
         }
         leaf = DeepInput(
-            concat_BX=concat,
+            concat_BX=concat_BX,
             layout=inputs.layout,
-            dense_BK=concat[:, self.model.layout.dense],
+            dense_BK=concat_BX[:, self.model.layout.dense],
             sequences=sequences,
             extra=inputs.extra,
         )
         self.model.zero_grad(set_to_none=True)
         in_bf16 = torch.autocast(
-            concat.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+            concat_BX.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
         with torch.enable_grad(), in_bf16:
-            deep_BC = self.model.deep_logits(leaf)
+            deep_BC = self.model.deep_logits(leaf)  # (B, X) and sequences -> (B, C)
         assert deep_BC is not None
         deep_BC = deep_BC.float()
         logits_BC += deep_BC.detach()
         losses_B, grad_BC = self._losses(logits_BC, batch)
         deep_BC.backward(grad_BC)  # type: ignore[no-untyped-call]
-        self._bias_grad(grad_BC)
         return DenseResult(
             logits_BC,
             losses_B,
             grad_BC,
-            torch.zeros_like(concat) if concat.grad is None else concat.grad,
-            {
-                name: torch.zeros_like(s.values_ND)
-                if s.values_ND.grad is None
-                else s.values_ND.grad
-                for name, s in sequences.items()
-            },
+            _grad_or_zeros(concat_BX),
+            {name: _grad_or_zeros(s.values_ND) for name, s in sequences.items()},
         )
 
     def _losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each example's loss, and the gradient of the weighted sum by the logits."""
         if batch.labels_BL is None:
             raise DataError("got a batch without labels; give the spec a label column")
-        columns_of_labels = list(self.model.schema.spec.labels.values())
-        given_BL = torch.from_numpy(batch.labels_BL)
-        bring = self.model.batches.array
-        labels_BL = bring(batch, "labels_BL")
-        heads = self.model.heads
+        model, heads = self.model, self.model.heads
+        host_BL = torch.from_numpy(batch.labels_BL)
         for index, head in enumerate(heads):
-            # Where they came from: a look at the device's copy would wait for it.
-            head.check_labels(given_BL[:, index].contiguous(), columns_of_labels[index])
+            # On the host: reading the device's copy would wait for it.
+            head.check_labels(host_BL[:, index].contiguous(), self._label_columns[index])
+        labels_BL = model.batch_tensor(batch, "labels_BL")
         if len(heads) == 1 and heads[0].loss_weight == 1.0 and batch.weight_B is None:
-            return heads[0].losses_and_gradient(logits_BC, labels_BL[:, 0].contiguous())
-        losses_B = torch.zeros(len(batch), device=logits_BC.device)
-        grad_BC = torch.empty_like(logits_BC)
-        for index, (head, columns) in enumerate(zip(heads, self.model.head_slices, strict=True)):
-            labels_B = labels_BL[:, index].contiguous()
-            losses, gradient = head.losses_and_gradient(logits_BC[:, columns], labels_B)
-            losses_B += head.loss_weight * losses
-            grad_BC[:, columns] = head.loss_weight * gradient
-        if batch.weight_B is not None:
-            grad_BC *= bring(batch, "weight_B")[:, None]
+            labels_B = labels_BL[:, 0].contiguous()
+            losses_B, grad_BC = heads[0].losses_and_gradient(logits_BC, labels_B)
+        else:
+            losses_B = torch.zeros(len(batch), device=logits_BC.device)
+            grad_BC = torch.empty_like(logits_BC)
+            for index, (head, columns) in enumerate(zip(heads, model.head_slices, strict=True)):
+                labels_B = labels_BL[:, index].contiguous()
+                losses, grad_Bc = head.losses_and_gradient(logits_BC[:, columns], labels_B)
+                losses_B += head.loss_weight * losses
+                grad_BC[:, columns] = head.loss_weight * grad_Bc
+            if batch.weight_B is not None:
+                grad_BC *= model.batch_tensor(batch, "weight_B")[:, None]
+        if model.bias.grad is None:
+            model.bias.grad = torch.empty_like(model.bias)
+        torch.sum(grad_BC, dim=0, out=model.bias.grad)  # (C,)
         return losses_B, grad_BC
-
-    def _bias_grad(self, grad_BC: Tensor) -> None:
-        bias = self.model.bias
-        if bias.grad is None:
-            bias.grad = torch.empty_like(bias)
-        torch.sum(grad_BC, dim=0, out=bias.grad)
 
     def reduce(self, batch: Batch, gathered: Gathered, result: DenseResult) -> list[RowGradients]:
         """Sum the examples' gradients by row."""
-        model, found = self.model, []
+        model, slots, threads = self.model, self.model.schema.slots, self.threads
+        gradients = []
         if model.wide_table is not None and gathered.wide_groups is not None:
-            grads = model.wide_table.sum_wide(
-                batch,
-                gathered.wide_groups,
-                model.schema.slots,
-                model.config.wide_combiner,
-                result.grad_BC,
-                threads=self.threads,
+            groups = gathered.wide_groups
+            grads_UC = model.wide_table.sum_wide(
+                batch, groups, slots, model.config.wide_combiner, result.grad_BC, threads=threads
             )
-            found.append(
-                RowGradients("wide", model.wide_table, self._wide, gathered.wide_groups, grads)
-            )
+            gradients.append(RowGradients("wide", model.wide_table, self.wide, groups, grads_UC))
         for dim, groups in gathered.deep_groups.items():
             assert result.grad_BX is not None
-            table = model.deep_tables[dim]
-            grads = table.sum_deep(
-                batch,
-                groups,
-                model.schema.slots,
-                model.layout.columns,
-                result.grad_BX,
-                result.sequence_grads,
-                threads=self.threads,
-            )
-            found.append(RowGradients(f"deep/{dim}", table, self._deep, groups, grads))
-        return found
+            table, columns = model.deep_tables[dim], model.layout.columns
+            grads_UD = table.sum_deep(
+                batch, groups, slots, columns, result.grad_BX, result.sequence_grads,
+                threads=threads,
+            )  # fmt: skip
+            gradients.append(RowGradients(f"deep/{dim}", table, self.deep, groups, grads_UD))
+        return gradients
 
     def apply(self, gradients: list[RowGradients], rows: int, *, rate: float, step: int) -> None:
         """Move each touched row, and the dense parameters, once."""
-        for found in gradients:
-            self.undo.before_update(found.name, found.groups.rows)
-            rates = self.feature_rates if found.name == "wide" else None
+        for gradient in gradients:
+            groups = gradient.groups
+            self.rollback.before_update(gradient.name, groups.rows)
+            rates = self.feature_rates if gradient.name == "wide" else None
             rates_U = products_U = None
-            starts, there = found.groups.table_starts
+            starts_T, device_starts_T = groups.table_starts
             if rates is not None:
-                rates_U = rates.of_rows(starts, there)
+                rates_U = rates.of_rows(starts_T, device_starts_T)
                 products_U = torch.empty_like(rates_U)
-            lr, share = found.optimizer.scheduled(rate)
-            found.table.apply(
-                found.groups,
-                found.grads_UD,
-                found.optimizer,
-                lr=lr,
-                grad_scale=self.grad_scale * share,
-                step=step,
-                threads=self.threads,
-                rates_U=rates_U,
-                products_U=products_U,
-            )
+            lr, grad_factor = gradient.optimizer.apply_schedule(rate)
+            gradient.table.apply(
+                groups, gradient.grads_UD, gradient.optimizer,
+                lr=lr, grad_scale=self.config.grad_scale * grad_factor, step=step,
+                threads=self.threads, rates_U=rates_U, products_U=products_U,
+            )  # fmt: skip
             if rates is not None and products_U is not None:
-                rates.learn(products_U, starts, there)
+                rates.learn(products_U, starts_T, device_starts_T)
         if self.fused is not None:
             self.fused.finish()  # its weights' gradients, summed while rows moved
-        scale = 1.0 / rows if self.loss_reduction == "mean" else 1.0
+        scale = 1.0 / rows if self.config.loss_reduction == "mean" else 1.0
         self.dense.apply(scale=scale, rate=rate, step=step, threads=self.threads)
 
+    def _restart(self) -> None:
+        """Start the optimizers of the dense parameters anew: a state dict was loaded."""
+        self._loads = self.model.loads
+        self.dense.restart()
+        if self.feature_rates is not None:
+            for tensor in self.feature_rates.tensors().values():
+                tensor.zero_()
+
+    # ---- the best model so far ------------------------------------------------------------------
+
     def keep_best(self) -> None:
-        """Remember from now on what :meth:`UndoLog.undo` needs; called once, before training."""
-        model = self.model
-        for name, table in model.tables.items():
-            self.undo.watch(name, {"weight": table.weight, **table.state})
-        small = {f"module/{name}": tensor for name, tensor in model.dense_state().items()}
+        """Track from now on what :meth:`restore_best` needs; called once, before training."""
+        for name, table in self.model.tables.items():
+            self.rollback.track(name, {"weight": table.weight, **table.state})
+        small = {f"module/{name}": tensor for name, tensor in self.model.dense_state().items()}
         if self.feature_rates is not None:
             small |= {f"rates/{k}": v for k, v in self.feature_rates.tensors().items()}
         if self.dense.is_ours:
             small |= {f"optimizer/{k}": v for k, v in self.dense.tensors().items()}
-        self.undo.watch_small(small)
+        self.rollback.track_small(small)
+
+    @property
+    def has_best(self) -> bool:
+        """True once a model was marked as the best."""
+        return self.rollback.marked
 
     def mark_best(self) -> None:
         """Make the present model, and the optimizers' state, those that come back."""
-        self.undo.mark()
+        self.rollback.mark()
         if not self.dense.is_ours:  # torch makes its state, and replaces it, as it goes
-            state = as_tensors(self.dense.tensors())
+            state = as_arrays(self.dense.tensors())
             self._best_dense = {name: array.copy() for name, array in state.items()}
 
     def restore_best(self) -> None:
         """Go back to the last mark; what is learned from there can be undone again."""
-        self.undo.undo()
+        self.rollback.restore()
         if not self.dense.is_ours:
             self.dense.load_tensors(self._best_dense)
         self.model.recount()
 
 
-def fast_mlp(
-    model: WideDeep, precision: str, threads: int
-) -> NativeMLP | FusedMLP | MixedMLP | None:
-    """Return the fast path if the standard tower is the only one, else None."""
-    tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
-    if not isinstance(tower, MLP) or not tower.is_plain:
-        return None
-    output = model.outputs["mlp"]
-    learned = [name for name, p in output.named_parameters() if p.requires_grad]
-    if type(output) is not torch.nn.Linear or has_hooks(output) or learned != ["weight"]:
-        return None
-    bf16 = precision == "bf16"
-    on_cpu = output.weight.device.type == "cpu"
-    if on_cpu and (not bf16 or (kernels.has_bf16_products() and not has_bf16_tiles())):
-        return NativeMLP(tower, output, threads=threads, bf16=bf16)
-    return MixedMLP(tower, output) if bf16 else FusedMLP(tower, output)
+def _grad_or_zeros(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 LOWEST = 0.01
 HIGHEST = 5.0
 _RANGE = (LOWEST, HIGHEST)
-_PARTS = ("log_rates", "evidence")
+
+
+def _feature_rates(model: WideDeep, table: EmbeddingTable, wide: Optimizer) -> FeatureRates | None:
+    """Return the rates that a wide optimizer adapts, or None where it adapts none."""
+    if not isinstance(wide, FTRL) or not wide.adapt:
+        return None
+    if not wide.by_kernels:
+        raise ConfigError(
+            f"got wide={type(wide).__name__}, which updates by itself, so that no rate of a "
+            "feature is learned on the way; make it with adapt=0"
+        )
+    return FeatureRates(len(table.sizes), wide.adapt, device=model.device)
 
 
 class FeatureRates:
-    """Factors of a wide table's learning rate, one per feature, moved by Adagrad on their log."""
+    """Factors of a wide table's learning rate, one per feature, moved by Adagrad on their log.
+
+    Most features of a wide model say nothing, some say much, and one learning rate for all makes
+    the weights of the first kind noise and those of the second kind timid. FTRL's closed form makes
+    a weight proportional to its rate, w ~ α, so the loss's derivative by log α is w times the
+    gradient that w is about to see. A weight was made by earlier examples: on examples it has not
+    seen yet, this product says whether the feature's weights, as they stand, help or harm.
+    Descending along it is IDBD's idea (Sutton 1992, *Adapting Bias by Gradient Descent*) with one
+    rate per feature.
+    """
 
     def __init__(self, n_features: int, step: float, *, device: str | torch.device = "cpu") -> None:
         self.step = step
         self.frozen = False
         self.log_rates = torch.zeros(n_features, dtype=torch.float64, device=device)
         self.evidence = torch.zeros_like(self.log_rates)
-        self._told: Tensor | None = None
+        self._constants: Tensor | None = None  # Step and limits, on a device
 
     @property
     def factors(self) -> NDArray[np.float32]:
         """The present factor of each feature's rate."""
-        found: NDArray[np.float32] = np.exp(self.log_rates.cpu().numpy()).astype(np.float32)
-        return found
+        factors: NDArray[np.float32] = np.exp(self.log_rates.cpu().numpy()).astype(np.float32)
+        return factors
 
-    def of_rows(self, starts_T: NDArray[np.int64], there: Tensor | None = None) -> Tensor:
-        """Return each touched row's factor, float32 (U,)."""
-        if there is not None and there.device.type != "cpu":
+    def of_rows(self, starts_T: NDArray[np.int64], device_starts_T: Tensor | None = None) -> Tensor:
+        """Return each touched row's factor, float32 (U,).
+
+        ``starts_T[t]`` is the first of the U rows that belongs to feature t; the last is U.
+        """
+        if device_starts_T is not None and device_starts_T.device.type != "cpu":
             factors, rows = self.log_rates.exp().float(), int(starts_T[-1])
-            kernels = triton_kernels(there.device)
-            if kernels is None:
-                return torch.repeat_interleave(factors, there.diff(), output_size=rows)
-            found: Tensor = kernels.expand(factors, there, rows)
-            return found
+            programs = triton_kernels(device_starts_T.device)
+            if programs is None:
+                lengths_T = device_starts_T.diff()
+                return torch.repeat_interleave(factors, lengths_T, output_size=rows)
+            rates_U: Tensor = programs.expand(factors, device_starts_T, rows)
+            return rates_U
         return torch.from_numpy(np.repeat(self.factors, np.diff(starts_T)))
 
     def learn(
-        self, products_U: Tensor, starts_T: NDArray[np.int64], there: Tensor | None = None
+        self,
+        products_U: Tensor,
+        starts_T: NDArray[np.int64],
+        device_starts_T: Tensor | None = None,
     ) -> None:
-        """Move the factors."""
-        touched = np.diff(starts_T) > 0
-        if self.frozen or not touched.any():
+        """Move the factors by each row's gradient times its weight."""
+        touched_T = np.diff(starts_T) > 0
+        if self.frozen or not touched_T.any():
             return
-        if there is not None and there.device.type != "cpu":
-            self._learn_there(products_U, there)
+        if device_starts_T is not None and device_starts_T.device.type != "cpu":
+            self._learn_on_device(products_U, device_starts_T)
             return
         products = products_U.numpy().astype(np.float64)
-        starts = starts_T[:-1][touched]
+        starts = starts_T[:-1][touched_T]  # first row of each touched feature, ascending
         log_rates, evidence = self.log_rates.numpy(), self.evidence.numpy()
         sums = np.add.reduceat(products, starts)
-        evidence[touched] += np.add.reduceat(products * products, starts)
+        evidence[touched_T] += np.add.reduceat(products * products, starts)
         # A feature whose weights are all 0 so far has no evidence: its rate stays.
-        roots = np.sqrt(np.maximum(evidence[touched], np.finfo(np.float64).tiny))
-        moved = log_rates[touched] - self.step * sums / roots
-        log_rates[touched] = moved.clip(math.log(LOWEST), math.log(HIGHEST))
+        roots = np.sqrt(np.maximum(evidence[touched_T], np.finfo(np.float64).tiny))
+        updated = log_rates[touched_T] - self.step * sums / roots
+        log_rates[touched_T] = updated.clip(math.log(LOWEST), math.log(HIGHEST))
 
-    def _learn_there(self, products_U: Tensor, starts_T: Tensor) -> None:
-        """Do it on a device, without waiting for it; a feature without rows has sums of 0."""
-        kernels = triton_kernels(starts_T.device)
-        if kernels is not None:
-            if self._told is None:
-                told = [self.step, float(np.finfo(np.float64).tiny), *map(math.log, _RANGE)]
-                self._told = torch.tensor(told, dtype=torch.float64, device=starts_T.device)
-            kernels.learn_rates(products_U, starts_T, self.log_rates, self.evidence, self._told)
+    def _learn_on_device(self, products_U: Tensor, starts_T: Tensor) -> None:
+        """Do it without waiting for the device; a feature without rows has sums of 0."""
+        programs = triton_kernels(starts_T.device)
+        if programs is not None:
+            if self._constants is None:
+                values = [self.step, float(np.finfo(np.float64).tiny), *map(math.log, _RANGE)]
+                self._constants = torch.tensor(values, dtype=torch.float64, device=starts_T.device)
+            programs.learn_rates(
+                products_U, starts_T, self.log_rates, self.evidence, self._constants
+            )
             return
 
         def sums(values_U: Tensor) -> Tensor:
@@ -429,17 +408,17 @@ class FeatureRates:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state: views."""
-        return {name: getattr(self, name) for name in _PARTS}
+        return {"log_rates": self.log_rates, "evidence": self.evidence}
 
     def load_tensors(self, tensors: Mapping[str, NDArray[np.float64]]) -> None:
         """Take the state that :meth:`tensors` returned."""
-        for name, held in self.tensors().items():
-            if name not in tensors or tuple(tensors[name].shape) != tuple(held.shape):
+        for name, tensor in self.tensors().items():
+            if name not in tensors or tuple(tensors[name].shape) != tuple(tensor.shape):
                 raise CheckpointError(
                     f"the wide features' rates ({name!r}) are missing or of another number; use "
                     "the checkpoint's own features and wide optimizer"
                 )
-            held.copy_(torch.from_numpy(np.array(tensors[name])))
+            tensor.copy_(torch.from_numpy(np.array(tensors[name])))
 
 
 @dataclass(slots=True)
@@ -447,13 +426,13 @@ class _Journal:
     """Old values of one group of row-aligned tensors."""
 
     tensors: Mapping[str, Tensor]
-    epoch_R: Tensor
+    epoch_R: Tensor  # The mark since which each row is in the journal
     rows: list[Tensor] = field(default_factory=list)
     values: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-class UndoLog:
-    """Remembers rows as they are first touched after a mark, so that :meth:`undo` restores them."""
+class RollbackLog:
+    """Keeps rows as they are first touched after a mark: going back costs those rows alone."""
 
     def __init__(self) -> None:
         self._journals: dict[str, _Journal] = {}
@@ -466,18 +445,18 @@ class UndoLog:
         """True once there is a state to go back to."""
         return self._epoch > 0
 
-    def watch(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def track(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Add a group of tensors that have the same rows (weights and their optimizer state)."""
         first = next(iter(tensors.values()))
-        epochs = torch.zeros(len(first), dtype=torch.int32, device=first.device)
-        self._journals[name] = _Journal(tensors, epochs)
+        epoch_R = torch.zeros(len(first), dtype=torch.int32, device=first.device)
+        self._journals[name] = _Journal(tensors, epoch_R)
 
-    def watch_small(self, tensors: Mapping[str, Tensor]) -> None:
+    def track_small(self, tensors: Mapping[str, Tensor]) -> None:
         """Add tensors that every step changes as a whole; a mark copies them."""
         self._small.update(tensors)
 
     def mark(self) -> None:
-        """Make the present values those that :meth:`undo` brings back."""
+        """Make the present values those that :meth:`restore` brings back."""
         self._epoch += 1
         for journal in self._journals.values():
             journal.rows.clear()
@@ -485,18 +464,18 @@ class UndoLog:
         self._small_copy = {name: tensor.detach().clone() for name, tensor in self._small.items()}
 
     def before_update(self, name: str, rows_U: Tensor) -> None:
-        """Remember the rows about to be changed, unless they were remembered since the mark."""
+        """Keep the rows about to be changed, unless they were kept since the mark."""
         if not self.marked:
             return
         journal = self._journals[name]
-        fresh = rows_U[journal.epoch_R[rows_U] != self._epoch]
-        if len(fresh) == 0:
+        new_rows = rows_U[journal.epoch_R[rows_U] != self._epoch]
+        if len(new_rows) == 0:
             return
-        journal.epoch_R[fresh] = self._epoch
-        journal.rows.append(fresh)
-        journal.values.append({key: tensor[fresh] for key, tensor in journal.tensors.items()})
+        journal.epoch_R[new_rows] = self._epoch
+        journal.rows.append(new_rows)
+        journal.values.append({key: tensor[new_rows] for key, tensor in journal.tensors.items()})
 
-    def undo(self) -> None:
+    def restore(self) -> None:
         """Bring back the values of the last mark. Does nothing if there was none."""
         if not self.marked:
             return

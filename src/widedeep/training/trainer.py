@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.data.batch import Batch
-from widedeep.data.fragments import InputRecord, Source, check_same_inputs, origin_of
-from widedeep.data.reader import BatchReader, EpochPlan
-from widedeep.data.sources import open_source
+from widedeep.data.fragments import InputRecord, Source, check_same_inputs
 from widedeep.data.transform import Transform
-from widedeep.errors import CheckpointError, ConfigError, DataError, show_value
+from widedeep.errors import CheckpointError, ConfigError, nearest, show_value
 from widedeep.kernels.torch_openmp import limit_spinning
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
 from widedeep.options import Auto
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
-from widedeep.training.config import Precision, TrainConfig, auto_batch_size, auto_epochs
-from widedeep.training.dense import DenseOptimizer, DenseUpdate, resolve_precision
-from widedeep.training.early_stopping import EarlyStopping, as_stopping
-from widedeep.training.evaluation import (
-    EVALUATION_ROWS,
-    Metrics,
-    evaluate_batches,
-    evaluating,
-    metric_names,
+from widedeep.training.config import (
+    TrainConfig,
+    WarmStartConfig,
+    Widths,
+    auto_batch_size,
+    auto_epochs,
 )
-from widedeep.training.export import WarmupRows, export_bundle
+from widedeep.training.dense import DenseOptimizer, resolve_precision
+from widedeep.training.early_stopping import EarlyStopping, as_stopping, configured_stopping
+from widedeep.training.evaluation import EVALUATION_ROWS, Evaluator, metric_names
+from widedeep.training.export import export_bundle
 from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
-from widedeep.training.state import History, Position, capture, check_same_order, restore
+from widedeep.training.state import History, Position, TrainState, WarmupSample
 from widedeep.training.step import TrainStep
 from widedeep.training.stream import Shard, fit_stream
 from widedeep.training.warm_start import WarmStart, warm_start
@@ -49,6 +47,36 @@ __all__ = ["Trainer"]
 
 # Rare ids start slowly, then learn ten times as fast as hidden layers, and their rows decay.
 _EMBEDDINGS = Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)
+_PARTS = ("wide", "deep", "dense")
+
+
+class Optimizers(NamedTuple):
+    """The optimizer of each part of a model."""
+
+    wide: Optimizer
+    deep: Optimizer
+    dense: DenseOptimizer
+
+
+def make_optimizers(config: TrainConfig, **objects: Any) -> Optimizers:
+    """Return the optimizers of a configuration; ``objects`` by part come before its tables.
+
+    Raises:
+        ConfigError: If a table names no optimizer, or an object is none.
+    """
+    optimizers: dict[str, Any] = {}
+    for part in _PARTS:
+        optimizer, table = objects.get(part), getattr(config, part)
+        if optimizer is None and table is not None:
+            try:
+                optimizer = make_optimizer(table)
+            except ConfigError as error:
+                raise ConfigError(f"[train] {part}: {error}") from error
+        elif optimizer is not None and not (part == "dense" and callable(optimizer)):
+            _check_optimizer(part, optimizer)
+        optimizers[part] = optimizer
+    wide, deep, dense = (optimizers[part] for part in _PARTS)
+    return Optimizers(wide or FTRL(), deep or _EMBEDDINGS, dense or deep or Adagrad())
 
 
 class Trainer:
@@ -56,42 +84,24 @@ class Trainer:
 
     Args:
         model: The model; it is changed in place.
-        wide: Optimizer of the wide weights; None: ``FTRL()``.
+        config: How it is trained; None: :class:`widedeep.training.config.TrainConfig` with its
+            defaults.
+        wide: Optimizer of the wide weights; None: the configuration's, ``FTRL()`` by default.
         deep: Optimizer of the embeddings, and of the dense parameters unless ``dense`` is given.
-            None: ``Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)`` for the embeddings and
+            None: the configuration's, or else
+            ``Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)`` for the embeddings and
             ``Adagrad()`` for the dense parameters.
         dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that
             returns a torch optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters,
             lr=1e-3)``.
-        batch_size: Examples a step, or ``"auto"``: a hundredth of the rows that are learned first,
-            rounded to a power of two from 16 to 512. :attr:`config` holds the number from then on.
-        grad_scale: Sparse optimizers get this times the sum of an id's example gradients over the
-            batch.
-        loss_reduction: ``"mean"`` divides dense gradients by the rows of the batch; ``"sum"`` does
-            not.
-        clip_norm: Largest norm of the dense gradients; None does not clip.
-        schedule: Of all learning rates (of FTRL's gradients: see :class:`widedeep.FTRL`):
-            ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0 at the last step, or ``"wsd"``:
-            constant, and linear to 0 over the last ``decay_fraction`` of the steps. Where training
-            stops early, ``"wsd"`` then decays from the best model: the run goes on for as many
-            steps as would have followed it, and keeps what they bring if validation is better.
-        decay_fraction: Share of the steps in which ``"wsd"`` decays, 0 < fraction < 1.
-        warmup_steps: Learning rates rise linearly over this many first steps.
-        shuffle: Read in a new seeded order each epoch.
-        pool_rows: Rows that wait in memory while they are mixed with others from all over the
-            input; at any time those of 6 to 16 row groups are mixed. More take more memory, and
-            mix better where row groups are large.
-        seed: Of the reading order and dropout.
-        threads: Threads of kernels and matrix products; None: all the process may use.
-        precision: Of the towers' matrix products in training: ``"fp32"``, ``"bf16"`` (master
-            weights and optimizer state stay float32), or ``"auto"``: bf16 where the processor
-            computes it faster. :attr:`config` holds what was chosen. Evaluation is float32.
         checkpoints: Directory for checkpoints; None writes none.
-        checkpoint_every: Steps between checkpoints; None: one an epoch.
+        checkpoint_every: Steps between checkpoints; None: one per epoch.
         keep_last: Checkpoints kept besides the best.
         callbacks: Objects with some of the methods of
             :class:`widedeep.training.progress.Callback`.
         progress: False shows nothing.
+        options: Fields of :class:`widedeep.training.config.TrainConfig` by keyword, such as
+            ``batch_size=64``; they come before those of ``config``.
 
     Example:
         >>> import widedeep as wd
@@ -107,92 +117,91 @@ class Trainer:
     def __init__(
         self,
         model: WideDeep,
+        config: TrainConfig | None = None,
         *,
         wide: Optimizer | None = None,
         deep: Optimizer | None = None,
         dense: DenseOptimizer | None = None,
-        batch_size: int | Auto = "auto",
-        grad_scale: float = TrainConfig().grad_scale,
-        loss_reduction: Literal["mean", "sum"] = "mean",
-        clip_norm: float | None = None,
-        schedule: Literal["constant", "linear", "cosine", "wsd"] = "wsd",
-        decay_fraction: float = 0.2,
-        warmup_steps: int = 0,
-        shuffle: bool = True,
-        pool_rows: int = TrainConfig().pool_rows,
-        seed: int = 0,
-        threads: int | None = None,
-        precision: Precision = "fp32",
         checkpoints: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         keep_last: int = 3,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
+        **options: Any,
     ) -> None:
         _check_model(model)
-        self.model = model
-        self.wide = wide or FTRL()
-        self.deep = deep or _EMBEDDINGS
-        self.dense_optimizer = dense or deep or Adagrad()
-        self._by_default = {"deep": deep is None, "dense": dense is None and deep is None}
-        for name, optimizer in (("wide", self.wide), ("deep", self.deep)):
-            _check_optimizer(name, optimizer)
-        if not callable(self.dense_optimizer):
-            _check_optimizer("dense", self.dense_optimizer)
+        self.options = _with_options(config or TrainConfig(), options)
+        optimizers = make_optimizers(self.options, wide=wide, deep=deep, dense=dense)
+        has_deep = deep is not None or self.options.deep is not None
+        has_dense = has_deep or dense is not None or self.options.dense is not None
+        self._by_default = {"deep": not has_deep, "dense": not has_dense}
         _check_count("checkpoint_every", checkpoint_every)
-        self._precision = resolve_precision(precision, model.device)
-        self.config = TrainConfig(
-            batch_size=batch_size,
-            grad_scale=grad_scale,
-            loss_reduction=loss_reduction,
-            clip_norm=clip_norm,
-            schedule=schedule,
-            decay_fraction=decay_fraction,
-            warmup_steps=warmup_steps,
-            shuffle=shuffle,
-            pool_rows=pool_rows,
-            seed=seed,
-            threads=threads,
-            precision=self._precision,
-            device=model.device.type,
-            wide=describe_optimizer(self.wide),
-            deep=describe_optimizer(self.deep),
-            dense=describe_optimizer(self.dense_optimizer),
-        )
-        self.threads = threads or usable_cores()
+        self.threads = self.options.threads or usable_cores()
         limit_spinning(self.threads, usable_cores())
-        self.history = History()
-        self.valid_metrics: dict[str, float] = {}  # of the model as it is; none once it moved
-        self.position = Position()
-        self.inputs: list[InputRecord] = []
-        self.shards: list[str] = []
-        self.directory = (
-            None if checkpoints is None else CheckpointDirectory(checkpoints, keep_last=keep_last)
-        )
-        self.checkpoint_every = checkpoint_every
+        self.directory: CheckpointDirectory | None = None
+        if checkpoints is not None:
+            self.directory = CheckpointDirectory(
+                checkpoints, keep_last=keep_last, every=checkpoint_every
+            )
         self.callbacks = Callbacks(callbacks).objects
         self.show_progress = progress
-        self.transform = Transform(model.schema)
-        columns = self.transform.columns(targets=False)
-        self.warmup = WarmupRows({name: model.schema.columns[name] for name in columns}, seed)
-        self.step = self._make_step()
+        resolved = dataclasses.replace(
+            self.options,
+            precision=resolve_precision(self.options.precision, model.device),
+            device=model.device.type,
+        )
+        columns = Transform(model.schema).columns(targets=False)
+        self.state = TrainState(
+            model=model,
+            step=TrainStep(model, resolved, **optimizers._asdict(), threads=self.threads),
+            config=_with_descriptions(resolved, optimizers),
+            warmup=WarmupSample(
+                {name: model.schema.columns[name] for name in columns}, resolved.seed
+            ),
+        )
+        self.evaluator = Evaluator(model, threads=self.threads, observe=self.state.warmup.update)
 
-    def _make_step(self) -> TrainStep:
-        model, config = self.model, self.config
-        dense = DenseUpdate(
-            dict(model.named_parameters()), self.dense_optimizer, clip_norm=config.clip_norm
-        )
-        return TrainStep(
-            model,
-            wide=self.wide,
-            deep=self.deep,
-            dense=dense,
-            grad_scale=config.grad_scale,
-            loss_reduction=config.loss_reduction,
-            threads=self.threads,
-            precision=self._precision,
-            seed=config.seed,
-        )
+    # ---- the state of training ------------------------------------------------------------------
+
+    @property
+    def model(self) -> WideDeep:
+        """The model that is trained."""
+        return self.state.model
+
+    @property
+    def step(self) -> TrainStep:
+        """The step, which holds the optimizers."""
+        return self.state.step
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration as checkpoints record it, with numbers where ``"auto"`` was given."""
+        return self.state.config
+
+    @property
+    def position(self) -> Position:
+        """Epochs, batches, steps and rows learned."""
+        return self.state.position
+
+    @property
+    def history(self) -> History:
+        """One row per evaluation or epoch."""
+        return self.state.history
+
+    @property
+    def inputs(self) -> list[InputRecord]:
+        """The training files and their sizes."""
+        return self.state.inputs
+
+    @property
+    def shards(self) -> list[str]:
+        """The shards of a stream that were learned."""
+        return self.state.shards
+
+    @property
+    def valid_metrics(self) -> dict[str, float]:
+        """Validation metrics of the model as it is; none once it moved."""
+        return self.state.valid_metrics
 
     # ---- training -------------------------------------------------------------------------------
 
@@ -200,7 +209,7 @@ class Trainer:
         self,
         data: object,
         *,
-        epochs: int | Auto = 1,
+        epochs: int | Auto | None = None,
         steps: int | None = None,
         valid: object | None = None,
         eval_every: int | None = None,
@@ -214,14 +223,16 @@ class Trainer:
             data: A path, a glob, a list of paths, a DataFrame, an Arrow table or reader, or a list
                 of dicts.
             epochs: Passes over the data, or ``"auto"``: as many as give 4,000 steps, at most 100,
-                with early stopping; as many as give 1,000, at most 20, without.
+                with early stopping; as many as give 1,000, at most 20, without. None: the
+                configuration's, 1 by default.
             steps: Stop after this many steps, whatever ``epochs`` says.
             valid: Data to evaluate on while training.
-            eval_every: Steps between evaluations; None: after each epoch.
+            eval_every: Steps between evaluations; None: the configuration's, by default after each
+                epoch.
             early_stopping: Stop when the validation metric no longer improves and go back to the
                 best model: :class:`widedeep.EarlyStopping`, or a patience in evaluations.
-                ``"auto"`` does it with the defaults where there is ``valid`` and more than one
-                evaluation to come; False or None trains to the end.
+                ``"auto"`` does as the configuration says: by default it stops where there is
+                ``valid`` and more than one evaluation to come; False or None trains to the end.
             resume: Go on from the newest checkpoint of ``checkpoints``, if there is one.
             cache: A folder for the encoded training data, which must be in files: encoded there
                 first, unless it holds them already, and read from there in every epoch. It is
@@ -239,39 +250,55 @@ class Trainer:
             CheckpointError: If ``resume`` finds other inputs than the interrupted run had.
             ConfigError: If a number is outside its range, or early stopping lacks ``valid``.
         """
+        options = self.options
+        epochs = options.epochs if epochs is None else epochs
+        eval_every = options.eval_every if eval_every is None else eval_every
         if epochs != "auto":
             _check_count("epochs", epochs)
         _check_count("steps", steps)
         _check_count("eval_every", eval_every)
+        if early_stopping == "auto":
+            early_stopping = configured_stopping(options, has_valid=valid is not None)
         stopping = as_stopping(early_stopping, has_valid=valid is not None)
         if stopping is not None:
             stopping.check_monitor(metric_names(self.model))
+        state = self.state
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(self.open(data, "training data"))
             valid_source = None
             if valid is not None:
                 valid_source = stack.enter_context(self.open(valid, "validation data"))
-            self.inputs = source.describe()
-            self.position = Position(updates=self.position.updates)
-            self.warmup.rows = []
+            state.inputs = source.describe()
+            state.position = Position(updates=state.position.updates)
+            state.warmup.rows = []
             recorded = self._resume(stopping) if resume else {}
             passes = self._resolve(source.num_rows, epochs, recorded, stops=stopping is not None)
             run = TrainingRun(
-                self,
+                state,
+                self.evaluator,
                 source,
-                valid_source,
-                stopping,
                 epochs=passes,
                 steps=steps,
+                valid=valid_source,
+                stopping=stopping,
                 eval_every=eval_every,
                 cache=cache,
+                directory=self.directory,
+                callbacks=Callbacks(self.callbacks),
+                show_progress=self.show_progress,
             )
             if early_stopping == "auto" and not run.evaluates_again:
                 run.stopping = stopping = None
-            self._record(passes, eval_every, stopping)
-            stack.enter_context(_numerics(self.threads))
+            state.config = dataclasses.replace(
+                state.config,
+                epochs=passes,
+                eval_every=eval_every,
+                early_stopping=stopping is not None,
+                patience=None if stopping is None else stopping.patience,
+                monitor=None if stopping is None else stopping.monitor,
+            )
             run.train()
-        return self.history
+        return state.history
 
     def fit_stream(
         self,
@@ -313,18 +340,31 @@ class Trainer:
             >>> spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")], deep=[])
             >>> model = wd.WideDeep(wd.fit_schema(spec, hours[0]))
             >>> trainer = wd.Trainer(model, batch_size=8, progress=False)
-            >>> found = trainer.fit_stream((f"hour {i}", rows) for i, rows in enumerate(hours))
-            >>> found[-1]["shard"], found[-1]["before/auc"]
+            >>> history = trainer.fit_stream((f"hour {i}", rows) for i, rows in enumerate(hours))
+            >>> history[-1]["shard"], history[-1]["before/auc"]
             ('hour 8', 1.0)
         """
-        return fit_stream(self, shards, resume=resume, on_shard=on_shard)
+        if resume:
+            latest = self._latest_checkpoint()
+            if latest is not None:
+                self.state.inputs = []
+                self.load_checkpoint(latest)
+        return fit_stream(
+            self.state,
+            self.evaluator,
+            shards,
+            directory=self.directory,
+            callbacks=Callbacks(self.callbacks),
+            on_shard=on_shard,
+            show_progress=self.show_progress,
+        )
 
     def warm_start(
         self,
         path: str | os.PathLike[str],
         *,
-        carry: Sequence[str] = ("*",),
-        widths: Literal["fresh", "project"] = "fresh",
+        transfer: Sequence[str] = ("*",),
+        widths: Widths = "fresh",
     ) -> WarmStart:
         """Take over what an older model learned, before :meth:`fit`.
 
@@ -337,10 +377,12 @@ class Trainer:
         Args:
             path: A bundle, a run's folder (its best checkpoint, or else the newest), or a
                 checkpoint.
-            carry: Patterns of names, such as ``["wide/*", "table/*"]``, matched as in
-                :class:`widedeep.training.warm_start.Moved`; all if not given.
-            widths: What becomes of embeddings of another width: ``"fresh"``, or ``"project"``:
-                on the leading singular vectors, or with new columns beside the old ones.
+            transfer: Patterns of the names of tensors to take over, such as
+                ``["wide/*", "table/*"]``; see
+                :class:`widedeep.training.warm_start.TransferredTensor`. Default: all.
+            widths: Embeddings of another width are initialised (``"fresh"``), or projected
+                (``"project"``): on the leading singular vectors, or with new columns beside the
+                old ones.
 
         Returns:
             What became of each tensor; prints as a table.
@@ -362,7 +404,7 @@ class Trainer:
             >>> _ = yesterday.fit(rows, epochs=5)
             >>> _ = yesterday.export("yesterday")
             >>> today, _ = trainer("smith", "nurse", "cook")
-            >>> today.warm_start("yesterday").moved[0].found
+            >>> today.warm_start("yesterday").tensors[0].transferred
             4
             >>> bool(today.predict([{"job": "cook"}]) == yesterday.predict([{"job": "cook"}]))
             True
@@ -372,8 +414,10 @@ class Trainer:
                 f"warm start: got a trainer that has done {self.position.step:,} steps; start a "
                 "new one"
             )
-        self.valid_metrics = {}
-        return warm_start(self, path, carry=carry, widths=widths)
+        self.state.valid_metrics = {}
+        patterns = transfer if isinstance(transfer, str) else tuple(transfer)
+        config = WarmStartConfig(path=path, transfer=patterns, widths=widths)  # type: ignore[arg-type]
+        return warm_start(self.state, config)
 
     def open(self, data: object, role: str, *, targets: bool = True) -> Source:
         """Open data with the columns this model needs.
@@ -386,26 +430,18 @@ class Trainer:
         Raises:
             DataError: If it has no rows or lacks a column.
         """
-        source = open_source(
-            data, columns=self.transform.columns(targets=targets), column_types=self._column_types()
-        )
-        if source.num_rows == 0:
-            source.close()
-            raise DataError(f"got {role} without rows; give at least one example")
-        return source
-
-    def _column_types(self) -> dict[str, Any]:
-        return self.model.schema.input_types()
+        return self.evaluator.open(data, role, targets=targets)
 
     def _resolve(
         self, rows: int, epochs: int | Auto, recorded: Mapping[str, Any], *, stops: bool
     ) -> int:
         """Put numbers where ``"auto"`` was given: those of the run that is resumed, or new ones."""
         resolved = []
-        batch_size = self.config.batch_size
+        state = self.state
+        batch_size = state.config.batch_size
         if batch_size == "auto":
             batch_size = recorded.get("batch_size", auto_batch_size(rows))
-            self.config = dataclasses.replace(self.config, batch_size=batch_size)
+            state.config = dataclasses.replace(state.config, batch_size=batch_size)
             resolved.append(f"batches of {batch_size:,} rows")
         if epochs == "auto":
             new = auto_epochs(rows, batch_size, early_stopping=stops)
@@ -415,30 +451,22 @@ class Trainer:
             print(f"auto: {' and '.join(resolved)} for {rows:,} rows", file=sys.stderr)
         return epochs
 
-    def _record(self, epochs: int, eval_every: int | None, stopping: EarlyStopping | None) -> None:
-        """Keep what ``fit`` was told beside the options: checkpoints and bundles tell of it."""
-        self.config = dataclasses.replace(
-            self.config,
-            epochs=epochs,
-            eval_every=eval_every,
-            early_stopping=stopping is not None,
-            patience=None if stopping is None else stopping.patience,
-            monitor=None if stopping is None else stopping.monitor,
-        )
-
-    def _resume(self, stopping: EarlyStopping | None) -> Mapping[str, Any]:
-        """Go back to the newest checkpoint, if there is one; return the options of its run."""
+    def _latest_checkpoint(self) -> Path | None:
         if self.directory is None:
             raise CheckpointError(
                 "got resume=True without checkpoints=...; name the directory of the interrupted run"
             )
-        latest = self.directory.latest()
+        return self.directory.latest()
+
+    def _resume(self, stopping: EarlyStopping | None) -> Mapping[str, Any]:
+        """Go back to the newest checkpoint, if there is one; return the options of its run."""
+        latest = self._latest_checkpoint()
         if latest is None:
             return {}
-        state = self.load_checkpoint(latest)
-        if stopping is not None and state.get("stopping"):
-            stopping.load(state["stopping"])
-        recorded: Mapping[str, Any] = state["config"]["train"]
+        stored = self.load_checkpoint(latest)
+        if stopping is not None and stored.get("stopping"):
+            stopping.load(stored["stopping"])
+        recorded: Mapping[str, Any] = stored["config"]["train"]
         return recorded
 
     def load_checkpoint(self, path: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -461,44 +489,41 @@ class Trainer:
                 f"{path}: got a checkpoint of another schema; make the model with the checkpoint's "
                 "schema"
             )
-        self._check_precision(path, checkpoint.state["config"])
+        stored = checkpoint.state["config"]["train"]
+        precision = stored.get("precision", "fp32")
+        if precision != self.config.precision:
+            raise CheckpointError(
+                f"{path}: got a checkpoint of a run in {precision}, but this trainer computes in "
+                f"{self.config.precision}; make it with precision={precision!r}"
+            )
         if self.inputs:
             check_same_inputs(checkpoint.state["inputs"], self.inputs)
-            check_same_order(self, checkpoint.state)
-        self._adopt_optimizers(checkpoint.state["config"]["train"])
-        restore(self, checkpoint)
+            self.state.check_same_order(checkpoint.state)
+        self._adopt_optimizers(stored)
+        self.state.restore(checkpoint)
         return checkpoint.state
 
     def _adopt_optimizers(self, recorded: Mapping[str, Any]) -> None:
         """Go on with the optimizers of a checkpoint where none were given: defaults change."""
+        state, step = self.state, self.state.step
+        present: dict[str, Any] = {"deep": step.deep, "dense": step.dense.optimizer}
         adopted = {}
-        for part, present in (("deep", self.deep), ("dense", self.dense_optimizer)):
+        for part, optimizer in present.items():
             if self._by_default[part] and recorded.get(part):
                 with contextlib.suppress(ConfigError):  # a torch optimizer, which has no table
-                    optimizer = make_optimizer(recorded[part])
-                    if optimizer != present:
-                        adopted[part] = optimizer
+                    stored = make_optimizer(recorded[part])
+                    if stored != optimizer:
+                        adopted[part] = stored
         if not adopted:
             return
-        self.deep = adopted.get("deep", self.deep)
-        self.dense_optimizer = adopted.get("dense", self.dense_optimizer)
-        self.config = dataclasses.replace(
-            self.config,
-            deep=describe_optimizer(self.deep),
-            dense=describe_optimizer(self.dense_optimizer),
+        optimizers = Optimizers(step.wide, **{**present, **adopted})
+        state.config = _with_descriptions(state.config, optimizers)
+        state.step = TrainStep(
+            state.model, step.config, **optimizers._asdict(), threads=self.threads
         )
-        self.step = self._make_step()
         if self.show_progress:
-            named = ", ".join(f"{part}: {optimizer}" for part, optimizer in adopted.items())
-            print(f"optimizers of the checkpoint: {named}", file=sys.stderr)
-
-    def _check_precision(self, path: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-        held = config["train"].get("precision", "fp32")
-        if held != self.config.precision:
-            raise CheckpointError(
-                f"{path}: got a checkpoint of a run in {held}, but this trainer computes in "
-                f"{self.config.precision}; make it with precision={held!r}"
-            )
+            names = ", ".join(f"{part}: {optimizer}" for part, optimizer in adopted.items())
+            print(f"optimizers of the checkpoint: {names}", file=sys.stderr)
 
     def save_checkpoint(self, stopping: EarlyStopping | None = None, *, best: bool = False) -> Path:
         """Write a checkpoint of the present state into :attr:`directory`.
@@ -508,7 +533,7 @@ class Trainer:
         """
         if self.directory is None:
             raise CheckpointError("got no directory; make the trainer with checkpoints='DIR'")
-        return self.directory.save(capture(self, stopping), best=best)
+        return self.directory.save(self.state.checkpoint(stopping), best=best)
 
     # ---- using the model ------------------------------------------------------------------------
 
@@ -516,19 +541,11 @@ class Trainer:
         self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS
     ) -> Iterator[Batch]:
         """Encode an open source in its own order, batch by batch."""
-        plan = EpochPlan(source, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
-        with contextlib.closing(BatchReader(source, self.encoder(targets=targets), plan)) as reader:
-            yield from reader
+        return self.evaluator.batches(source, targets=targets, batch_size=batch_size)
 
     def encoder(self, *, targets: bool = True) -> Callable[..., Batch]:
         """Return the function that turns a table into a Batch."""
-
-        def encode(table: pa.Table) -> Batch:
-            self.warmup.see(table)
-            origin, first_row = origin_of(table) or ("the data", 0)
-            return self.transform(table, targets=targets, origin=origin, first_row=first_row)
-
-        return encode
+        return self.evaluator.encoder(targets=targets)
 
     def logits(self, data: object, *, by_modules: bool = False) -> NDArray[np.float32]:
         """Return the logits of every row, (rows, C), in the data's order.
@@ -538,9 +555,7 @@ class Trainer:
             by_modules: Compute a standard tower by its modules, as in training, and not in the
                 order in which a bundle does.
         """
-        forward = evaluating(self.model, threads=self.threads, by_modules=by_modules)
-        with self.open(data, "data to score", targets=False) as source, forward as logits:
-            return np.concatenate([logits(b) for b in self.batches(source, targets=False)])
+        return self.evaluator.logits(data, by_modules=by_modules)
 
     def predict(self, data: object) -> NDArray[np.float64] | dict[str, NDArray[np.float64]]:
         """Return predictions for every row, in the data's order.
@@ -553,28 +568,11 @@ class Trainer:
             (rows,) for a regression; a dict by head name for several heads.
         """
         logits = torch.from_numpy(self.logits(data)).double()
-        found = {
+        predictions = {
             head.name: head.predictions(logits[:, columns]).numpy()
             for head, columns in zip(self.model.heads, self.model.head_slices, strict=True)
         }
-        return next(iter(found.values())) if len(found) == 1 else found
-
-    def labelled_logits(
-        self, data: object
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the first logit, the first label and the weight of every row."""
-        forward = evaluating(self.model, threads=self.threads)
-        with self.open(data, "labelled data") as source, forward as logits:
-            found = [
-                (logits(batch)[:, 0], batch.labels_BL, batch.weight_B)
-                for batch in self.batches(source, targets=True)
-            ]
-        weights = [weight for _, _, weight in found if weight is not None]
-        return (
-            np.concatenate([logits for logits, _, _ in found]),
-            np.concatenate([labels[:, 0] for _, labels, _ in found if labels is not None]),
-            np.concatenate(weights) if weights else None,
-        )
+        return next(iter(predictions.values())) if len(predictions) == 1 else predictions
 
     def load_parameters(self, path: str | os.PathLike[str]) -> Mapping[str, Any]:
         """Take parameters and optimizer state from a checkpoint, but keep the position.
@@ -586,7 +584,7 @@ class Trainer:
             CheckpointError: If it is damaged or of another model.
         """
         checkpoint = read_checkpoint(path)
-        restore(self, checkpoint, position=False)
+        self.state.restore(checkpoint, position=False)
         return checkpoint.state
 
     def evaluate(self, data: object) -> dict[str, float]:
@@ -603,12 +601,7 @@ class Trainer:
             DataError: If the data has no rows or lacks a column.
         """
         with self.open(data, "data to evaluate") as source:
-            return self.evaluate_source(source)
-
-    def evaluate_source(self, source: Source) -> Metrics:
-        """Return metrics on an open source, which stays open."""
-        with evaluating(self.model, threads=self.threads) as logits:
-            return evaluate_batches(self.model, logits, self.batches(source, targets=True))
+            return self.evaluator.evaluate(source)
 
     def export(
         self,
@@ -643,10 +636,11 @@ class Trainer:
             The bundle, loaded from ``path``.
 
         Raises:
-            BundleError: If it cannot be written, or something is there already.
+            BundleError: If it cannot be written, or something already exists.
         """
         return export_bundle(
-            self,
+            self.state,
+            self.evaluator,
             path,
             metrics=metrics,
             warmup=warmup,
@@ -655,6 +649,37 @@ class Trainer:
             negative_rate=negative_rate,
             overwrite=overwrite,
         )
+
+
+def _with_options(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+    """Return a configuration with some of its fields replaced, those that are fields."""
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    for name in options:
+        if name not in names:
+            raise TypeError(
+                f"Trainer() got an unexpected argument {name!r}; {nearest(name, names)}"
+            )
+    return dataclasses.replace(config, **options)
+
+
+def _with_descriptions(config: TrainConfig, optimizers: Optimizers) -> TrainConfig:
+    """Return a configuration that names the optimizers in use."""
+    return dataclasses.replace(
+        config,
+        wide=describe_optimizer(optimizers.wide),
+        deep=describe_optimizer(optimizers.deep),
+        dense=describe_optimizer(optimizers.dense),
+    )
+
+
+def _signature() -> inspect.Signature:
+    """Return the signature of Trainer with the fields of TrainConfig spelled out, for help()."""
+    own = inspect.signature(Trainer.__init__).parameters
+    parameters = [p for name, p in own.items() if name not in ("self", "options")]
+    parameters += [
+        p for name, p in inspect.signature(TrainConfig).parameters.items() if name not in own
+    ]
+    return inspect.Signature(parameters)
 
 
 def _check_model(model: object) -> None:
@@ -671,11 +696,11 @@ def _check_model(model: object) -> None:
 
 def _check_optimizer(name: str, optimizer: object) -> None:
     if not isinstance(optimizer, Optimizer):
-        torchs = ", or lambda parameters: torch.optim.AdamW(parameters)" if name == "dense" else ""
+        hint = ", or lambda parameters: torch.optim.AdamW(parameters)" if name == "dense" else ""
         got = repr(optimizer) if isinstance(optimizer, str | type) else "an object"
         raise ConfigError(
             f"got {name}={got} ({type(optimizer).__name__}), expected an optimizer of "
-            f"widedeep.optim such as wd.Adagrad(lr=0.05){torchs}"
+            f"widedeep.optim such as wd.Adagrad(lr=0.05){hint}"
         )
 
 
@@ -692,14 +717,4 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-@contextlib.contextmanager
-def _numerics(threads: int) -> Iterator[None]:
-    """Run with this many torch threads and without denormal numbers, which are far slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.set_flush_denormal(False)
+Trainer.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.training.step import UndoLog
+from widedeep.training.step import RollbackLog
 
 ROWS = 6
 updates = st.lists(st.sets(st.integers(0, ROWS - 1), min_size=1), max_size=6)
@@ -13,9 +13,9 @@ def test_undo_brings_back_the_mark(
     before: list[set[int]], after: list[set[int]], later: list[set[int]]
 ) -> None:
     weights, state, bias = torch.zeros(ROWS, 2), torch.ones(ROWS, 3), torch.zeros(2)
-    log = UndoLog()
-    log.watch("table", {"weight": weights, "state": state})
-    log.watch_small({"bias": bias})
+    log = RollbackLog()
+    log.track("table", {"weight": weights, "state": state})
+    log.track_small({"bias": bias})
 
     def run(steps: list[set[int]]) -> None:
         for rows in steps:
@@ -26,23 +26,23 @@ def test_undo_brings_back_the_mark(
             bias.add_(1)
 
     run(before)
-    log.undo()  # nothing was marked yet: nothing moves
+    log.restore()  # nothing was marked yet: nothing moves
     log.mark()
     held = weights.clone(), state.clone(), bias.clone()
     run(after)
-    log.undo()
+    log.restore()
     assert torch.equal(weights, held[0])
     assert torch.equal(state, held[1])
     assert torch.equal(bias, held[2])
     run(later)
-    log.undo()
+    log.restore()
     assert torch.equal(weights, held[0])
 
 
 def test_remembers_only_touched_rows() -> None:
     weights = torch.zeros(1000, 2)
-    log = UndoLog()
-    log.watch("table", {"weight": weights})
+    log = RollbackLog()
+    log.track("table", {"weight": weights})
     log.mark()
     for _ in range(5):
         log.before_update("table", torch.tensor([3, 5]))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from widedeep.training.run import HeldInterrupt
+from widedeep.training.run import DeferredInterrupt
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def press_ctrl_c() -> None:
 
 
 def test_the_first_waits_for_the_check() -> None:
-    with HeldInterrupt() as held:
+    with DeferredInterrupt() as held:
         held.check()
         press_ctrl_c()
         with pytest.raises(KeyboardInterrupt):
@@ -34,7 +34,7 @@ def test_the_first_waits_for_the_check() -> None:
 
 
 def test_the_second_interrupts_at_once() -> None:
-    with HeldInterrupt() as held:
+    with DeferredInterrupt() as held:
         press_ctrl_c()
         with pytest.raises(KeyboardInterrupt):
             press_ctrl_c()
@@ -42,7 +42,7 @@ def test_the_second_interrupts_at_once() -> None:
 
 
 def test_afterwards_ctrl_c_means_what_it_meant() -> None:
-    with pytest.raises(ZeroDivisionError), HeldInterrupt():
+    with pytest.raises(ZeroDivisionError), DeferredInterrupt():
         raise ZeroDivisionError
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with pytest.raises(KeyboardInterrupt):
@@ -53,7 +53,7 @@ def test_a_handler_of_the_application_stays() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
-        with HeldInterrupt() as held:
+        with DeferredInterrupt() as held:
             press_ctrl_c()
             held.check()
     finally:
@@ -66,7 +66,7 @@ def test_other_threads_are_left_alone() -> None:
 
     def work() -> None:
         try:
-            with HeldInterrupt() as held:
+            with DeferredInterrupt() as held:
                 held.check()
         except BaseException as error:
             failed.append(error)
@@ -78,6 +78,6 @@ def test_other_threads_are_left_alone() -> None:
 
 
 def test_it_says_what_happens(capfd: pytest.CaptureFixture[str]) -> None:
-    with HeldInterrupt(announce=True):
+    with DeferredInterrupt(announce=True):
         press_ctrl_c()
     assert "finishing this step, then saving" in capfd.readouterr().err
