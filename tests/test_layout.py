@@ -107,7 +107,7 @@ def test_import_is_light_and_silent() -> None:
     seen = json.loads(done.stdout)
     assert seen == {
         "torch": False,
-        "widedeep": ["widedeep"],
+        "widedeep": ["widedeep", "widedeep._version"],
         "third_party": [],
         "sockets": 0,
         "threads": 1,

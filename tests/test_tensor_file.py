@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         pytest.skip("needs /dev/full")
     path = write(tmp_path / "t.safetensors")
     # The temporary file's name is taken by a link to a device that is always full.
-    (tmp_path / f"t.safetensors.{os.getpid()}.tmp").symlink_to("/dev/full")
+    (tmp_path / f".t.safetensors.{os.getpid()}.{threading.get_ident()}.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         write(path, {"a": np.zeros(99)})
     assert map_tensors(path)["a"].tolist() == [0, 1, 2]

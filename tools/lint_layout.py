@@ -26,7 +26,8 @@ MAX_PUBLIC_NAMES = 40
 BEFORE: dict[str, tuple[str, ...]] = {
     "errors": (),
     "_native": (),
-    "files": ("errors",),
+    "_version": (),
+    "files": ("errors", "_version"),
     "page": ("errors",),
     "options": ("errors",),
     "features": ("options",),

@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from widedeep._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from widedeep.bundle import Bundle
     from widedeep.config import load_config
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from widedeep.serving.ranker import Ranker
     from widedeep.training.early_stopping import EarlyStopping
     from widedeep.training.trainer import Trainer
-
-__version__ = "0.1.0"
 
 __all__ = [
     "FTRL",

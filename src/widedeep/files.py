@@ -11,7 +11,8 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,24 @@ def fsync_path(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a small file beside its place, force it to the disk and rename it."""
-    place = Path(path)
-    made = place.with_name(f".{place.name}.tmp")
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; its file gets that name if the block ends well."""
+    final = Path(path)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with open(made, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(made, place)
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, final)
+        fsync_path(final.parent)
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_whole(path: str | os.PathLike[str], text: str) -> None:
+    """Write a small file: whole, or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -155,24 +162,12 @@ def write_tensors(
         at += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _PAGE)
-    _write_file(Path(path), [struct.pack("<Q", len(text)), text, *map(_bytes_of, parts)])
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        file.writelines([struct.pack("<Q", len(text)), text, *map(_bytes_of, parts)])
 
 
 def _bytes_of(array: NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
-
-
-def _write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _entry(array: NDArray[Any], at: int) -> dict[str, Any]:

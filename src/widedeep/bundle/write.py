@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.bundle.bundle import Bundle, by_head, open_bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.layout import (

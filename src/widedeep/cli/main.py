@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.cli.output import say
 from widedeep.cli.parser import BUG, GOOD, INTERRUPTED, MISUSE, VerbParser, add_verb
 from widedeep.errors import WideDeepError, missing_package

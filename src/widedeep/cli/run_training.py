@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli.prepare import fit_run_schema, prepared_schema
 from widedeep.cli.runs import RunDirectory, training_data

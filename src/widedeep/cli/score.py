@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, nearest
+from widedeep.files import atomic_file
 
 EXAMPLE = (
     "  widedeep score runs/ads/bundle test.parquet -o scores.parquet --keep user_id,ad_id\n"
@@ -311,23 +311,20 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
         return
     path = Path(out)
     _check_place(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.suffix.lower() in JSON_SUFFIXES:
-            with open(temporary, "w", encoding="utf-8") as file:
-                yield lambda rows, scores: _write_lines(file, rows, columns(scores))
-        else:
-            types = {column: kind.arrow() for column, kind in bundle.schema.columns.items()}
-            with contextlib.closing(_ParquetOut(temporary, types)) as parquet:
-                yield lambda rows, scores: parquet.write(rows, columns(scores))
-        os.replace(temporary, path)
+        with atomic_file(path) as temporary:
+            if path.suffix.lower() in JSON_SUFFIXES:
+                with open(temporary, "w", encoding="utf-8") as file:
+                    yield lambda rows, scores: _write_lines(file, rows, columns(scores))
+            else:
+                types = {column: kind.arrow() for column, kind in bundle.schema.columns.items()}
+                with contextlib.closing(_ParquetOut(temporary, types)) as parquet:
+                    yield lambda rows, scores: parquet.write(rows, columns(scores))
     except OSError as error:
         raise DataError(
             f"{out}: cannot be written ({error.strerror or error}); make room, or name another "
             "file; nothing half-written is left"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_place(path: Path) -> None:

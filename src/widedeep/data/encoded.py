@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Fragment, Source
 from widedeep.data.transform import Transform

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.bundle import Bundle
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, WideDeepError

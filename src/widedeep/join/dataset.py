@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-import widedeep
 from widedeep.errors import DataError
 from widedeep.features.numbers import ExactSum
-from widedeep.files import atomic_directory, file_sha256
+from widedeep.files import atomic_directory, file_sha256, write_text_whole
 from widedeep.join.config import SPLITS, JoinConfig
 from widedeep.join.engines import Engine
 from widedeep.join.plan import JoinPlan
@@ -237,10 +236,8 @@ def read_part(path: Path) -> tuple[list[Shard], dict[str, Any]] | None:
 def record_part(path: Path, shards: Sequence[Shard], counts: dict[str, Any]) -> None:
     """Write down that a pass is finished."""
     record = {"shards": [dataclasses.asdict(shard) for shard in shards], "counts": counts}
-    temporary = path.with_suffix(".tmp")
     # A sum is told as a fraction: rounded, its shards would not add up to the whole.
-    temporary.write_text(json.dumps(record, default=str), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text_whole(path, json.dumps(record, default=str))
 
 
 def _shard(told: dict[str, Any]) -> Shard:
@@ -351,7 +348,7 @@ def _manifest(
     return {
         "format": FORMAT,
         "kind": "widedeep examples",
-        "version": widedeep.__version__,
+        "version": __version__,
         "engine": dict(engine),
         "config": plan.config.to_table(),
         "inputs": [dict(entry) for entry in inputs],

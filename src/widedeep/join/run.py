@@ -19,7 +19,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-import widedeep
+from widedeep._version import __version__
 from widedeep.errors import DataError, WideDeepError
 from widedeep.files import file_sha256
 from widedeep.join import sql
@@ -350,7 +350,7 @@ class JoinRun:
         told = {
             "config": self.config.to_table(),
             "inputs": [{k: v for k, v in entry.items() if k != "path"} for entry in inputs],
-            "version": widedeep.__version__,
+            "version": __version__,
             "engine": [self.engine.name, self.engine.version],
         }
         fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

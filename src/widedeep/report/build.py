@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.bundle import Bundle
 from widedeep.bundle.plain_json import plain
 from widedeep.data.sources import Data

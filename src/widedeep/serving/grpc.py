@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.errors import ConfigError, RequestError, WideDeepError, extra_imports
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.open_inference import (

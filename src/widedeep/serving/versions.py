@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError, WideDeepError, nearest
-from widedeep.files import fsync_path
+from widedeep.files import write_text_whole
 from widedeep.serving.loading import PrivateCopies, PrivateCopy
 from widedeep.serving.ranker import Ranker, RankerOptions
 
@@ -265,7 +264,7 @@ def change_state(path: Path, change: Callable[[ServingState], ServingState]) -> 
         with _locked(path):
             before = read_state(path)
             after = replace(change(before), changes=before.changes + 1)
-            _replace_text(path, after.to_text())
+            write_text_whole(path, after.to_text())
     except OSError as error:
         raise ConfigError(
             f"{path}: the state cannot be written ({error.strerror}); make its directory writable "
@@ -283,21 +282,6 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _replace_text(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(temporary, path)
-        fsync_path(path.parent)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 # ---- which versions are to be loaded -------------------------------------------------------------

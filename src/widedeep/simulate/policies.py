@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.errors import ConfigError, RequestError
+from widedeep.files import atomic_file
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.ranker import Ranker
 from widedeep.simulate.requests import Requests
@@ -322,9 +323,8 @@ class Server:
     def _publish(self, catalogue: pa.Table) -> None:
         """Replace the server's catalogue; it takes a moment to notice, as in life."""
         if self._catalogue_path is not None and self._catalogue is not catalogue:
-            beside = self._catalogue_path.with_name(f".{self._catalogue_path.name}.part")
-            pq.write_table(catalogue, beside)
-            beside.replace(self._catalogue_path)
+            with atomic_file(self._catalogue_path) as temporary:
+                pq.write_table(catalogue, temporary)
         self._catalogue = catalogue
 
     def _ask_all(

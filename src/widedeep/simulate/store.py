@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from widedeep.errors import ConfigError, DataError
+from widedeep.files import atomic_file
 from widedeep.simulate import config as constants
 from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.policies import Policy
@@ -144,10 +145,8 @@ def save_store(store: AppStore, path: str | os.PathLike[str]) -> None:
         for attribute, (saved, kind) in _PARTS.items()
         for entry in dataclasses.fields(kind)
     }
-    beside = Path(path).with_name(f".{Path(path).name}.part")
-    with beside.open("wb") as file:
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, about=json.dumps(about), pairs=world.pairs_AA, **arrays)
-    beside.replace(path)
 
 
 def load_store(path: str | os.PathLike[str]) -> AppStore:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from widedeep.files import atomic_file
 from widedeep.simulate import config as constants
 from widedeep.simulate.click_model import attention
 from widedeep.simulate.policies import Ranked
@@ -55,9 +56,8 @@ class Traffic:
         for entry in fields(self):
             subfolder = Path(folder) / entry.name
             subfolder.mkdir(parents=True, exist_ok=True)
-            beside = subfolder / f".{name}.part"
-            pq.write_table(getattr(self, entry.name), beside)
-            beside.replace(subfolder / f"{name}.parquet")
+            with atomic_file(subfolder / f"{name}.parquet") as temporary:
+                pq.write_table(getattr(self, entry.name), temporary)
 
 
 def joined_traffic(parts: Sequence[Traffic]) -> Traffic:

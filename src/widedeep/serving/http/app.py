@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from starlette.routing import Match, Route
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.serving.http import admin, health, open_inference, page, rank, tensorflow
 from widedeep.serving.http.admin import check_operator
 from widedeep.serving.http.errors import HttpError

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep import __version__
+from widedeep._version import __version__
 from widedeep.bundle import Bundle
 from widedeep.errors import RequestError, WideDeepError, nearest
 from widedeep.schema import ColumnType
