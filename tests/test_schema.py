@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -333,6 +334,19 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SchemaError, match="got schema format 3, expected 1 to 2; fit the schema again"
     ):
+        Schema.load(path)
+
+
+def test_a_column_without_a_type_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "schema.safetensors"
+    make_schema().save(path)
+    metadata = read_metadata(path)
+    facts = json.loads(metadata["schema"])
+    column = next(iter(facts["columns"]))
+    del facts["columns"][column]
+    tensors = {name: np.array(tensor) for name, tensor in map_tensors(path).items()}
+    write_tensors(path, tensors, {**metadata, "schema": json.dumps(facts)})
+    with pytest.raises(SchemaError, match=f"column '{column}': got no type"):
         Schema.load(path)
 
 

@@ -411,6 +411,8 @@ def _assemble(
     check_value(history, Mapping[str, Mapping[str, Any]], "history")
     check_value(identity["classes"], Mapping[str, list[Any]], "classes")
     spec = spec_from_table(identity["spec"]["data"], identity["spec"]["features"])
+    if untyped := [name for name in spec.columns() if name not in identity["columns"]]:
+        raise ValueError(f"column {untyped[0]!r}: got no type of a column that features read")
     vocabularies = {}
     tails = facts.get("tails", {})
     check_value(tails, Mapping[str, int], "tails")
