@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from widedeep._version import __version__
 from widedeep.errors import DataError
 from widedeep.features.numbers import ExactSum
 from widedeep.files import atomic_directory, file_sha256, write_text_whole
