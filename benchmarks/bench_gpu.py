@@ -75,15 +75,15 @@ def speed_lines(shape: models.Shape, schema: wd.Schema, rows: int) -> list[list[
     for precision, step in steps.items():
         run = functools.partial(train_all, step, batches)
         engines[precision] = waited(run)
-        engines[f"{precision} twins"] = waited(without_triton(run))
+        engines[f"{precision} torch"] = waited(without_triton(run))
     times = take_turns(engines, SECONDS)
     return [
         [
             shape.name, f"{rows:,}", precision,
             f"{examples / median(times[precision]):,.0f}",
             f"{median(times[precision]) / len(batches) * 1e3:.2f}",
-            f"{examples / median(times[f'{precision} twins']):,.0f}",
-            f"{ratio(times, f'{precision} twins', precision):.2f}",
+            f"{examples / median(times[f'{precision} torch']):,.0f}",
+            f"{ratio(times, f'{precision} torch', precision):.2f}",
             f"{examples / median(times['torch']):,.0f}",
             f"{ratio(times, 'torch', precision):.2f}",
         ]

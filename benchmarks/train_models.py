@@ -18,7 +18,7 @@ from torch import nn
 
 import widedeep as wd
 from widedeep.data.batch import Batch
-from widedeep.kernels.torch_twins import to_device
+from widedeep.kernels.torch_ops import to_device
 from widedeep.schema import ColumnType, NumericFit
 from widedeep.training.config import TrainConfig
 from widedeep.training.step import TrainStep

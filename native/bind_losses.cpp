@@ -1,4 +1,4 @@
-// The losses for Python; widedeep.kernels.losses checks the arrays.
+// The losses for Python; widedeep.kernels.tower checks the arrays.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 

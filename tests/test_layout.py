@@ -278,7 +278,7 @@ def test_every_list_of_public_names_can_be_read_without_running_it() -> None:
 SPIN = """
 {imports}
 import threading
-from widedeep.kernels.torch_openmp import limit_spinning
+from widedeep.kernels.threads import limit_spinning
 torch.rand(300, 300) @ torch.rand(300, 300)
 done = [limit_spinning(2, 2), limit_spinning(2, 2), limit_spinning(2, 3)]
 print(*done, sum(thread.name == "widedeep-openmp" for thread in threading.enumerate()))

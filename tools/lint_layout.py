@@ -52,8 +52,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "__main__": ("cli",),
 }
 
-# Where `import torch` raises, a bundle loads, scores and is served. Kernels that are torch's own
-# twins of the native ones say so by name.
+# Where `import torch` raises, a bundle loads, scores and is served. Kernels that run
+# by torch say so by name.
 WITHOUT_TORCH = {
     *(
         "__init__",
@@ -69,7 +69,7 @@ WITHOUT_TORCH = {
     ),
     *("bundle", "metrics", "serving", "page", "gate", "publish", "report", "cli"),
 }
-TORCH_TWINS = "torch_"
+TORCH_MODULES = "torch_"
 
 # Only kernels speak to the native module: everything else gets typed functions.
 NATIVE_USERS = {"kernels"}
@@ -164,7 +164,7 @@ def check_imports(path: Path, tree: ast.Module, package_root: Path) -> Iterator[
     if room != "__init__" and room not in BEFORE:
         yield f"{path}:1: no place in the import order; add {room!r} to BEFORE"
         return
-    if room in WITHOUT_TORCH and not path.name.startswith(TORCH_TWINS):
+    if room in WITHOUT_TORCH and not path.name.startswith(TORCH_MODULES):
         line = imports_torch(tree)
         if line:
             yield f"{path}:{line}: imports torch; {room!r} must work where torch does not exist"

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.bundle import models
+from tests.reference.score import Scorer
 from widedeep.bundle import (
     Bundle,
     BundleHead,
@@ -27,7 +28,6 @@ from widedeep.bundle import (
 )
 from widedeep.errors import DataError, SchemaError
 from widedeep.features import FeatureSpec
-from widedeep.kernels.reference_score import Scorer
 from widedeep.schema import Schema
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -285,7 +285,9 @@ def test_a_process_without_torch_scores_the_same_bits(tmp_path: Path) -> None:
 def test_the_reference_kernels_score_the_same(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path)
     place = tmp_path / "scores.npy"
-    in_a_process(TORCH_FREE, bundle.path, place, WIDEDEEP_KERNELS="reference")
+    in_a_process(
+        "from tests import reference; reference.install()\n" + TORCH_FREE, bundle.path, place
+    )
     found, expected = np.load(place), bundle.score(models.rows(100))
     assert 0 < np.abs(found - expected).max() <= 1e-6
 

@@ -222,14 +222,12 @@ np.save(sys.argv[1], t.trained(["click", "spent"], head={"click": "binary", "spe
 
 def test_the_reference_kernels_train_the_same_model(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    for kernels in ("native", "reference"):
-        environment = {**os.environ, "PYTHONPATH": paths}
-        environment.pop("WIDEDEEP_KERNELS", None)
-        if kernels == "reference":
-            environment["WIDEDEEP_KERNELS"] = kernels
+    on_the_reference = "from tests import reference; reference.install()\n"
+    for name, script in (("native", TRAIN), ("reference", on_the_reference + TRAIN)):
         subprocess.run(
-            [sys.executable, "-c", TRAIN, str(tmp_path / kernels)], env=environment, check=True
-        )
+            [sys.executable, "-c", script, str(tmp_path / name)],
+            env={**os.environ, "PYTHONPATH": paths}, check=True,
+        )  # fmt: skip
     native, reference = (np.load(tmp_path / f"{name}.npy") for name in ("native", "reference"))
     np.testing.assert_allclose(native, reference, rtol=1e-4, atol=1e-4)
     assert np.ptp(native) > 1

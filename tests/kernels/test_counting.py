@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from widedeep.kernels import CountTable, reference
+from tests import reference
+from widedeep.kernels import CountTable
 
 KEYS = st.lists(st.binary(max_size=40) | st.sampled_from([b"", b"a", b"aa", b"\0", b"\0\0"]))
 
@@ -36,7 +37,7 @@ def held(table: CountTable, bits: int = 0, shift: int = 0) -> Iterator[dict[byte
 @pytest.fixture(params=["native", "reference"])
 def in_use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "reference":
-        monkeypatch.setattr("widedeep.kernels.counting.backend", reference)
+        monkeypatch.setattr("widedeep.kernels.counting._native", reference)
     return str(request.param)
 
 
@@ -54,7 +55,7 @@ def test_both_count_as_a_dict_does_up_to_the_same_limit(
     for module in (None, reference):
         with pytest.MonkeyPatch.context() as patch:
             if module is not None:
-                patch.setattr("widedeep.kernels.counting.backend", module)
+                patch.setattr("widedeep.kernels.counting._native", module)
             table = CountTable(limit)
             ends.append(table.add(*packed(keys), given_counts, first))
             contents.append(next(held(table)))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from tests import reference
 from tests.kernels.random_batches import RandomBatch, batches, make_batch
-from widedeep.kernels import Groups, IdOutOfRangeError, group_ids, reference
+from widedeep.kernels import Groups, IdOutOfRangeError, group_ids
 
 FIELDS = ("rows_U", "table_starts", "starts_U", "order", "cells")
 
@@ -30,7 +31,7 @@ def test_equals_the_reference_with_any_number_of_threads(batch: RandomBatch) -> 
     native = group(batch)
     assert same(native, group(batch, threads=3))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("widedeep.kernels.groups.backend", reference)
+        patch.setattr("widedeep.kernels.sparse._native", reference)
         assert same(native, group(batch))
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from widedeep.kernels import logistic_loss, reference
+from tests import reference
+from widedeep.kernels import logistic_loss
 
 LOGITS = st.lists(st.floats(-1e4, 1e4, width=32), max_size=40)
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests import reference
 from tests.kernels.random_batches import RandomBatch, batches, make_batch
 from tests.kernels.test_groups import group
 from widedeep.kernels import (
     COMBINERS,
     IdOutOfRangeError,
     gather_pool,
-    reference,
     segment_sum_deep,
     segment_sum_wide,
     wide_forward,
@@ -29,7 +29,7 @@ Floats = NDArray[np.float32]
 
 def with_reference(call: Callable[[], Any]) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("widedeep.kernels.pooling.backend", reference)
+        patch.setattr("widedeep.kernels.sparse._native", reference)
         return call()
 
 

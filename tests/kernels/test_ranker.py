@@ -13,10 +13,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.reference import ranker as reference_ranker
 from widedeep import _native
-from widedeep.kernels import reference_ranker
-from widedeep.kernels.halves import from_bfloat16, to_bfloat16
-from widedeep.kernels.score import ACTIVATIONS
+from widedeep.kernels.score import ACTIVATIONS, from_bfloat16, to_bfloat16
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = ("query", "item", "pair")

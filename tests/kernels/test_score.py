@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.kernels.score_cases import Case, build, random_case
+from tests.reference import score as reference_score
 from widedeep import _native
-from widedeep.kernels import reference_score
-from widedeep.kernels.score import ACTIVATIONS, new_scorer
+from widedeep.kernels.score import ACTIVATIONS, Scorer
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (1, 2, 7, 200, 1000)
@@ -235,7 +235,7 @@ def test_offsets_that_fall_or_reach_outside_are_refused() -> None:
 
 
 def test_layers_must_fit_one_another() -> None:
-    scorer = new_scorer(1, 2, 1)
+    scorer = Scorer(1, 2, 1)
     scorer.add_dense(0, 2)
     with pytest.raises(ValueError, match="one column of the layer's weight an input"):
         scorer.add_layer(np.zeros((4, 3), np.float32), None, "relu")

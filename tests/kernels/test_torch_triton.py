@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.random_batches import RandomBatch, batches, make_batch
-from widedeep.kernels import IdOutOfRangeError
-from widedeep.kernels import torch_twins as twins
+from widedeep.kernels import IdOutOfRangeError, torch_ops
 from widedeep.optim import FTRL, Adagrad
 from widedeep.optim.contract import Step
 
@@ -40,12 +39,12 @@ class OnDevice:
     def __init__(self, batch: RandomBatch, width: int) -> None:
         cells = len(batch.offsets) - 1
         single = cells == len(batch.ids) and bool((np.diff(batch.offsets) == 1).all())
-        self.ids = twins.TensorBatch(
+        self.ids = torch_ops.TensorBatch(
             there(batch.ids), None if single else there(batch.offsets),
             None if batch.values is None else there(batch.values), batch.n_features, cells,
         )  # fmt: skip
         columns = 3 + width * np.arange(len(batch.slots))[::-1]
-        self.slots = twins.TensorSlots(
+        self.slots = torch_ops.TensorSlots(
             features=tuple(batch.slots.tolist()),
             columns=tuple(columns.tolist()),
             base_F=self.spread(batch, batch.bases[batch.tables], -1),
@@ -71,11 +70,11 @@ class OnDevice:
 
 @few
 @given(batch=batches(), width=WIDTHS)
-def test_gather_and_wide_sum_equal_the_twins_bit_for_bit(batch: RandomBatch, width: int) -> None:
+def test_gather_and_wide_sum_equal_torch_bit_for_bit(batch: RandomBatch, width: int) -> None:
     case = OnDevice(batch, width)
     pooled = [torch.full((batch.n_examples, case.n_columns), 7.0, device=DEVICE) for _ in "ab"]
     logits = [torch.full((batch.n_examples, width), 0.25, device=DEVICE) for _ in "ab"]
-    for module, out, sums in zip((triton_kernels, twins), pooled, logits, strict=True):
+    for module, out, sums in zip((triton_kernels, torch_ops), pooled, logits, strict=True):
         module.gather_pool(case.weights, case.ids, case.slots, out)
         module.wide_forward(case.weights, case.ids, case.slots, sums)
     assert torch.equal(*pooled)
@@ -84,19 +83,19 @@ def test_gather_and_wide_sum_equal_the_twins_bit_for_bit(batch: RandomBatch, wid
 
 @few
 @given(batch=batches(), short=st.booleans())
-def test_groups_equal_the_twins(batch: RandomBatch, short: bool) -> None:
+def test_groups_equal_torch_operations(batch: RandomBatch, short: bool) -> None:
     case = OnDevice(batch, 1)
     n_rows = case.n_rows if short else 1 << 40  # which are sorted as int64
     case.bounds[-1] = n_rows
-    by_triton, by_twins = (
+    by_triton, by_torch = (
         module.find_rows(module.sort_ids(case.ids, case.slots, case.bounds, n_rows))
-        for module in (triton_kernels, twins)
+        for module in (triton_kernels, torch_ops)
     )
     for name in ("rows_U", "starts_U", "pieces_U", "first_Q", "table_starts_there"):
-        assert torch.equal(getattr(by_triton, name), getattr(by_twins, name)), name
-    np.testing.assert_array_equal(by_triton.bounds, by_twins.bounds)
-    places = slice(*by_twins.bounds[0, [0, -1]].tolist())
-    assert torch.equal(by_triton.order[places], by_twins.order[places])
+        assert torch.equal(getattr(by_triton, name), getattr(by_torch, name)), name
+    np.testing.assert_array_equal(by_triton.bounds, by_torch.bounds)
+    places = slice(*by_torch.bounds[0, [0, -1]].tolist())
+    assert torch.equal(by_triton.order[places], by_torch.order[places])
     rows = batch.bases[batch.tables]
     of_feature = dict(zip(batch.slots.tolist(), rows.tolist(), strict=True))
     features = np.repeat(
@@ -121,7 +120,7 @@ def test_an_id_outside_is_told(bad: int) -> None:
 
 @given(counts=st.lists(st.integers(0, 1_500), min_size=1, max_size=40))
 @settings(max_examples=20)
-def test_rates_are_learned_as_by_the_twins(counts: list[int]) -> None:
+def test_rates_are_learned_as_by_torch_operations(counts: list[int]) -> None:
     rng = np.random.default_rng(len(counts))
     starts = there(np.cumsum([0, *counts]))
     factors = there(rng.uniform(0.01, 5, len(counts)).astype(np.float32))
@@ -141,26 +140,26 @@ def test_rates_are_learned_as_by_the_twins(counts: list[int]) -> None:
 
 @few
 @given(batch=batches(), width=WIDTHS)
-def test_segment_sums_equal_the_twins_bit_for_bit(batch: RandomBatch, width: int) -> None:
+def test_segment_sums_equal_torch_operations_bit_for_bit(batch: RandomBatch, width: int) -> None:
     case = OnDevice(batch, width)
-    groups = twins.group_ids(case.ids, case.slots, case.bounds, case.n_rows)
+    groups = torch_ops.group_ids(case.ids, case.slots, case.bounds, case.n_rows)
     given = (case.grad, groups, case.ids, case.slots, width)
-    assert torch.equal(triton_kernels.segment_sum(*given), twins.segment_sum(*given))
+    assert torch.equal(triton_kernels.segment_sum(*given), torch_ops.segment_sum(*given))
 
 
 @pytest.mark.parametrize("with_values", [False, True])
 def test_frequent_rows_are_summed_in_pieces(with_values: bool) -> None:
     batch = make_batch(
-        3, n_examples=3 * twins.PIECE, n_features=2, longest=3, with_values=with_values,
+        3, n_examples=3 * torch_ops.PIECE, n_features=2, longest=3, with_values=with_values,
         largest_table=2,
     )  # fmt: skip
     case = OnDevice(batch, 8)
-    groups = twins.group_ids(case.ids, case.slots, case.bounds, case.n_rows)
-    assert int(groups.starts_U.diff().max()) > twins.PIECE
+    groups = torch_ops.group_ids(case.ids, case.slots, case.bounds, case.n_rows)
+    assert int(groups.starts_U.diff().max()) > torch_ops.PIECE
     given = (case.grad, groups, case.ids, case.slots, 8)
     found = triton_kernels.segment_sum(*given)
-    assert torch.equal(found, twins.segment_sum(*given))
-    exact = twins.segment_sum(case.grad.double(), *given[1:])
+    assert torch.equal(found, torch_ops.segment_sum(*given))
+    exact = torch_ops.segment_sum(case.grad.double(), *given[1:])
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
 
 
@@ -187,7 +186,7 @@ def records(seed: int, n_rows: int, width: int, parts: int) -> list[torch.Tensor
         ]
     ),
 )
-def test_updates_equal_the_twins_bit_for_bit(
+def test_updates_equal_torch_operations_bit_for_bit(
     seed: int, n_rows: int, width: int, every: bool, rated: bool, kind: Adagrad | FTRL
 ) -> None:
     rng = np.random.default_rng(seed)

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests import reference
 from widedeep.kernels import (
     TowerArrays,
     has_bf16_products,
-    reference,
     tower_backward,
     tower_forward,
 )

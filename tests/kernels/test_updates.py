@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests import reference
 from widedeep import _native
 from widedeep.kernels import (
     adagrad_rows,
     adam_rows,
     ftrl_rows,
     init_rows,
-    reference,
     sgd_rows,
 )
 from widedeep.optim import FTRL
@@ -85,7 +85,7 @@ def test_updates_equal_the_reference_bit_for_bit(
         rows = Rows(seed, n_rows, width, interleaved=interleaved)
         with pytest.MonkeyPatch.context() as patch:
             if backend is not None:
-                patch.setattr("widedeep.kernels.updates.backend", backend)
+                patch.setattr("widedeep.kernels.updates._native", backend)
             change = updates(rows, power, threads)[kind]()
         results.append((rows.parts, change))
     before = Rows(seed, n_rows, width, interleaved=interleaved)
@@ -138,7 +138,7 @@ def test_initial_rows_equal_the_reference_and_their_shards(
     init_rows(native, seed, "genre", first, 0.1, 3)
     plain = np.empty((n, width), np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("widedeep.kernels.updates.backend", reference)
+        patch.setattr("widedeep.kernels.updates._native", reference)
         init_rows(plain, seed, "genre", first, 0.1)
     assert np.array_equal(native, plain)
     shards = np.empty((n, width), np.float32)
@@ -182,7 +182,7 @@ def test_ftrl_tells_gradients_times_weights_from_before_the_update(width: int, k
     found = np.empty(len(rows.rows), np.float32)
     with pytest.MonkeyPatch.context() as patch:
         if kernel == "reference":
-            patch.setattr("widedeep.kernels.updates.backend", reference)
+            patch.setattr("widedeep.kernels.updates._native", reference)
         if kernel == "torch":
             FTRL().update_tensors(
                 torch.from_numpy(weights),

@@ -38,7 +38,7 @@ def update_as_tensors(
     return int(change)
 
 
-def use_twins(patch: pytest.MonkeyPatch) -> None:
+def use_torch_operations(patch: pytest.MonkeyPatch) -> None:
     """Make tables and optimizers treat the CPU as a device without kernels of ours."""
     made = EmbeddingTable.__init__
 
@@ -51,13 +51,13 @@ def use_twins(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(optimizer, "_update_arrays", update_as_tensors)
 
 
-@pytest.fixture(params=["twins", "cuda"])
+@pytest.fixture(params=["torch", "cuda"])
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "twins":
-            use_twins(patch)
+        if request.param == "torch":
+            use_torch_operations(patch)
         yield "cuda" if request.param == "cuda" else "cpu"
 
 

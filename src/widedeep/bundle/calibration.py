@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widedeep.errors import BundleError, DataError
-from widedeep.kernels.sigmoid import sigmoid
+from widedeep.kernels.score import sigmoid
 from widedeep.options import check_value
 
 __all__ = [

@@ -14,7 +14,7 @@ from widedeep.bundle.layout import BundleModel, DeepColumn
 from widedeep.data.batch import Batch
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features.spec import feature_side
-from widedeep.kernels.score import Scorer, new_scorer
+from widedeep.kernels.score import Scorer
 from widedeep.schema import Schema
 
 _OUTPUT = "logits_BC"
@@ -102,7 +102,7 @@ class Forward:
         model: BundleModel,
         weights: Mapping[str, NDArray[np.float32]],
         graph: TowerGraph | None = None,
-        new_scorer: Callable[[int, int, int], Scorer] = new_scorer,
+        new_scorer: Callable[[int, int, int], Scorer] = Scorer,
     ) -> None:
         self._graph = graph
         self._bias_C = weights["bias"]
@@ -154,7 +154,7 @@ class TowerForward:
     def __init__(
         self, schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[np.float32]]
     ) -> None:
-        self._scorer = scorer = new_scorer(0, model.width, model.n_logits)
+        self._scorer = scorer = Scorer(0, model.width, model.n_logits)
 
         def add(columns: Iterable[DeepColumn]) -> None:
             for column in columns:

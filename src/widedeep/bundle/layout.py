@@ -15,8 +15,7 @@ from widedeep.bundle.manifest import Engine, Manifest
 from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.errors import BundleError
 from widedeep.files import map_tensors, write_tensors
-from widedeep.kernels.score import ACTIVATIONS
-from widedeep.kernels.sigmoid import sigmoid
+from widedeep.kernels.score import ACTIVATIONS, sigmoid
 from widedeep.options import check_types, check_value
 from widedeep.schema import Schema
 

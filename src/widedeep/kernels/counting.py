@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.kernels.backend import backend
+from widedeep import _native
 from widedeep.kernels.checks import check_vector
 
 __all__ = ["CountTable"]
@@ -33,7 +33,7 @@ class CountTable:
     def __init__(self, limit_bytes: int) -> None:
         if limit_bytes < 1:
             raise ValueError(f"limit_bytes: got {limit_bytes}, expected at least 1")
-        self._table = backend.CountTable(limit_bytes)
+        self._table = _native.CountTable(limit_bytes)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -121,7 +121,7 @@ def _check_offsets(offsets: NDArray[np.int64], n_bytes: int) -> None:
         return
     if offsets[0] < 0 or offsets[-1] > n_bytes or int(lengths.min()) < 0:
         raise ValueError(f"offsets: not ascending within [0, {n_bytes}]")
-    longest = int(backend.CountTable.MAX_KEY_BYTES)
+    longest = int(_native.CountTable.MAX_KEY_BYTES)
     if int(lengths.max()) > longest:
         raise ValueError(
             f"offsets: key {int(lengths.argmax())} has {int(lengths.max())} bytes, "

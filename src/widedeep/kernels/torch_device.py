@@ -7,103 +7,116 @@ index operations everywhere.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from hashlib import blake2b
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from widedeep.kernels import torch_twins as twins
-
-__all__ = [
-    "find_rows",
-    "gather_pool",
-    "index_operations_alone",
-    "segment_sum",
-    "sort_ids",
-    "triton_kernels",
-    "wide_forward",
-]
+from widedeep.kernels import torch_ops
 
 
 @functools.cache
 def _triton() -> ModuleType | None:
     """Return the Triton kernels where Triton is installed, as it is beside torch's CUDA builds."""
-    wanted = os.environ.get("WIDEDEEP_KERNELS", "") != "reference"
-    if not wanted or importlib.util.find_spec("triton") is None:
+    if (
+        os.environ.get("WIDEDEEP_KERNELS") == "reference"
+        or importlib.util.find_spec("triton") is None
+    ):
         return None
     return importlib.import_module("widedeep.kernels.torch_triton")
 
 
-_twins_alone: ContextVar[bool] = ContextVar("twins_alone", default=False)
+_torch_ops_only: ContextVar[bool] = ContextVar("torch_ops_only", default=False)
 
 
 @contextmanager
 def index_operations_alone() -> Iterator[None]:
     """Take the index operations for a while, to compare."""
-    before = _twins_alone.set(True)
+    before = _torch_ops_only.set(True)
     try:
         yield
     finally:
-        _twins_alone.reset(before)
+        _torch_ops_only.reset(before)
 
 
 def triton_kernels(device: torch.device) -> ModuleType | None:
     """Return the Triton kernels if they run on this device, else None."""
-    return _triton() if device.type == "cuda" and not _twins_alone.get() else None
+    return _triton() if device.type == "cuda" and not _torch_ops_only.get() else None
 
 
-def sort_ids(
-    batch: twins.TensorBatch, slots: twins.TensorSlots, bounds_T: Tensor, n_rows: int
-) -> twins.SortedIds:
-    """Do what :func:`widedeep.kernels.torch_twins.sort_ids` does."""
-    chosen = triton_kernels(batch.ids_N.device) or twins
-    found: twins.SortedIds = chosen.sort_ids(batch, slots, bounds_T, n_rows)
-    return found
-
-
-def find_rows(found: twins.SortedIds) -> twins.TensorGroups:
-    """Do what :func:`widedeep.kernels.torch_twins.find_rows` does."""
-    groups: twins.TensorGroups = (triton_kernels(found.rows_N.device) or twins).find_rows(found)
-    return groups
-
-
-def gather_pool(
-    weights_RD: Tensor, batch: twins.TensorBatch, slots: twins.TensorSlots, out_BX: Tensor
-) -> None:
-    """Do what :func:`widedeep.kernels.torch_twins.gather_pool` does."""
-    found = triton_kernels(weights_RD.device) or twins
-    found.gather_pool(weights_RD, batch, slots, out_BX)
-
-
-def wide_forward(
-    weights_RC: Tensor, batch: twins.TensorBatch, slots: twins.TensorSlots, logits_BC: Tensor
-) -> None:
-    """Do what :func:`widedeep.kernels.torch_twins.wide_forward` does."""
-    found = triton_kernels(weights_RC.device) or twins
-    found.wide_forward(weights_RC, batch, slots, logits_BC)
+def kernels_on(device: torch.device) -> ModuleType:
+    """Return what runs the sparse kernels on this device: Triton's module, or torch operations."""
+    return triton_kernels(device) or torch_ops
 
 
 def segment_sum(
     grad_BX: Tensor,
-    groups: twins.TensorGroups,
-    batch: twins.TensorBatch,
-    slots: twins.TensorSlots,
+    groups: torch_ops.TensorGroups,
+    batch: torch_ops.TensorBatch,
+    slots: torch_ops.TensorSlots,
     width: int,
     sequence_grads_MD: Tensor | None = None,
     sequence_place_N: Tensor | None = None,
 ) -> Tensor:
-    """Do what :func:`widedeep.kernels.torch_twins.segment_sum` does."""
+    """Do what :func:`widedeep.kernels.torch_ops.segment_sum` does."""
     found = triton_kernels(grad_BX.device)
     if found is None or sequence_grads_MD is not None:
-        return twins.segment_sum(
+        return torch_ops.segment_sum(
             grad_BX, groups, batch, slots, width, sequence_grads_MD, sequence_place_N
         )
     sums: Tensor = found.segment_sum(grad_BX, groups, batch, slots, width)
     return sums
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, *key: object, torch_alone: bool = False) -> Iterator[None]:
+    """Run with torch's, NumPy's and Python's global generators started from a key.
+
+    Afterwards they are as they were: nothing here depends on who drew from them before, and
+    nobody's numbers change because a model was made or trained in between.
+
+    Args:
+        device: Its generator takes part, beside the CPU's.
+        *key: What the numbers are a function of, such as a seed and a step.
+        torch_alone: Leave NumPy's and Python's out, which take 0.1 ms, for modules that read
+            torch's alone.
+
+    Example:
+        >>> with seeded(torch.device("cpu"), "dropout", 7):
+        ...     first = torch.rand(2)
+        >>> with seeded(torch.device("cpu"), "dropout", 7):
+        ...     bool((torch.rand(2) == first).all())
+        True
+    """
+    start = int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    others = None if torch_alone else (np.random.get_state(), random.getstate())
+    try:
+        for generator in generators:
+            generator.manual_seed(start)
+        if others is not None:
+            np.random.seed(start % 2**32)
+            random.seed(start)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        if others is not None:
+            np.random.set_state(others[0])
+            random.setstate(others[1])

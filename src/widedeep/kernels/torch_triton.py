@@ -1,8 +1,8 @@
-"""The sparse kernels in Triton: one launch where the twins take many, and the twins' bits.
+"""The sparse kernels in Triton: one launch where torch takes many, with the same bits.
 
 Products and sums are not contracted, roots and quotients are rounded as IEEE 754 has it, and sums
-run in the twins' order, so every result equals :mod:`widedeep.kernels.torch_twins`' bit for bit
-(but :func:`ftrl_rows`'s products, whose sum over more than one column has another order).
+run in the order of the torch operations, so every result equals theirs bit for bit (except
+:func:`ftrl_rows`'s products, whose sum over more than one column has another order).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from widedeep.kernels import torch_triton_programs as programs
-from widedeep.kernels.torch_twins import (
+from widedeep.kernels.torch_ops import (
     PIECE,
     SortedIds,
     TensorBatch,
@@ -49,7 +49,7 @@ def _block(width: int, lanes: int = _LANES) -> int:
 
 
 def sort_ids(batch: TensorBatch, slots: TensorSlots, bounds_T: Tensor, n_rows: int) -> SortedIds:
-    """Sort a batch's ids by row, and wait for the number of rows (see the twin)."""
+    """Sort a batch's ids by row, and wait for the number of rows (see torch_ops)."""
     n, n_bounds, device = len(batch.ids_N), len(bounds_T), batch.ids_N.device
     single = batch.offsets_BF is None
     keys = torch.empty(n, dtype=key_type(n_rows), device=device)

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.kernels.backend import backend
+from widedeep import _native
 from widedeep.kernels.checks import check_matrix, check_vector
-
-__all__ = ["TowerArrays", "TowerGradients", "has_bf16_products", "tower_backward", "tower_forward"]
 
 Floats = NDArray[np.float32]
 
@@ -122,7 +120,7 @@ class TowerArrays:
 
 def has_bf16_products() -> bool:
     """Tell whether towers can be computed in bfloat16 here (AVX512_BF16, and it is in use)."""
-    return bool(backend.has_bf16_products())
+    return bool(_native.has_bf16_products())
 
 
 def tower_forward(tower: TowerArrays, threads: int = 1) -> None:
@@ -143,7 +141,7 @@ def tower_forward(tower: TowerArrays, threads: int = 1) -> None:
         >>> [output.tolist() for output in tower.outputs]
         [[[3.5, 0.0]], [[7.0]]]
     """
-    backend.tower_forward(
+    _native.tower_forward(
         tower.bf16, tower.input_BX, tower.weights, tower.biases, tower.outputs, threads
     )
 
@@ -178,8 +176,38 @@ def tower_backward(tower: TowerArrays, threads: int = 1) -> TowerGradients:
     Returns:
         What to wait for before the gradients are read or anything here is changed.
     """
-    under_way = backend.tower_backward(
+    under_way = _native.tower_backward(
         tower.bf16, tower.input_BX, tower.weights, tower.outputs, tower.grad_logits_BC, tower.grads,
         tower.grad_input_BX, tower.weight_grads, tower.bias_grads, threads,
     )  # fmt: skip
     return TowerGradients(tower, under_way)
+
+
+def logistic_loss(
+    logits_B: NDArray[np.float32],
+    labels_B: NDArray[np.float32],
+    losses_B: NDArray[np.float32],
+    grads_B: NDArray[np.float32],
+) -> None:
+    """Cross-entropy of a logit z and a label y, and its derivative sigmoid(z) - y.
+
+    Args:
+        logits_B: float32 logits.
+        labels_B: float32 labels in [0, 1].
+        losses_B: float32, filled with max(z, 0) - z y + log(1 + exp(-abs(z))).
+        grads_B: float32, filled.
+
+    Raises:
+        ValueError: If an array has another type or length.
+
+    Example:
+        >>> import numpy as np
+        >>> losses, grads = np.empty(2, np.float32), np.empty(2, np.float32)
+        >>> logistic_loss(np.float32([0, 100]), np.float32([1, 0]), losses, grads)
+        >>> losses.round(3).tolist(), grads.tolist()
+        ([0.6930000185966492, 100.0], [-0.5, 1.0])
+    """
+    check_vector("logits_B", logits_B, np.float32)
+    for name, array in (("labels_B", labels_B), ("losses_B", losses_B), ("grads_B", grads_B)):
+        check_vector(name, array, np.float32, len(logits_B))
+    _native.logistic_loss(logits_B, labels_B, losses_B, grads_B)

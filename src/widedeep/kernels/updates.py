@@ -14,7 +14,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.kernels.backend import backend
+from widedeep import _native
 from widedeep.kernels.checks import check_matrix, check_same_shape, check_vector
 
 __all__ = ["adagrad_rows", "adam_rows", "ftrl_rows", "init_rows", "sgd_rows"]
@@ -62,7 +62,7 @@ def init_rows(
         raise ValueError(f"std: got {std}, expected a finite number >= 0")
     digest = hashlib.blake2b(f"{seed}:{table_name}".encode(), digest_size=8).digest()
     key = int.from_bytes(digest, "little")
-    backend.init_rows(out_nD, key, first_row, std / _SUM_STD, threads)
+    _native.init_rows(out_nD, key, first_row, std / _SUM_STD, threads)
 
 
 def sgd_rows(
@@ -95,7 +95,7 @@ def sgd_rows(
         array([1. , 0.5], dtype=float32)
     """
     _check_update(weights, {}, rows_U, grads_UD)
-    backend.sgd_rows(weights, rows_U, grads_UD, lr, grad_scale, threads)
+    _native.sgd_rows(weights, rows_U, grads_UD, lr, grad_scale, threads)
 
 
 def adagrad_rows(
@@ -127,7 +127,7 @@ def adagrad_rows(
         ValueError: If an array has another type or shape, or a row lies outside.
     """
     _check_update(weights, {"accumulator": accumulator}, rows_U, grads_UD)
-    backend.adagrad_rows(weights, accumulator, rows_U, grads_UD, lr, eps, l2, grad_scale, threads)
+    _native.adagrad_rows(weights, accumulator, rows_U, grads_UD, lr, eps, l2, grad_scale, threads)
 
 
 def adam_rows(
@@ -173,7 +173,7 @@ def adam_rows(
     """
     _check_update(weights, {"mean": mean, "square": square}, rows_U, grads_UD)
     step_size = lr * math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
-    backend.adam_rows(
+    _native.adam_rows(
         weights, mean, square, rows_U, grads_UD, step_size, beta1, beta2, eps,
         1.0 - lr * weight_decay, grad_scale, threads,
     )  # fmt: skip
@@ -230,7 +230,7 @@ def ftrl_rows(
     for name, array in (("rates_U", rates_U), ("products_U", products_U)):
         if array is not None:
             check_vector(name, array, np.float32, len(grads_UD))
-    change = backend.ftrl_rows(
+    change = _native.ftrl_rows(
         weights, z, n, rows_U, grads_UD, lr, l1, l2, beta, lr_power, shrinkage, grad_scale,
         rates_U, products_U, threads,
     )  # fmt: skip

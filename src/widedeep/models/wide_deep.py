@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from widedeep.data.batch import Batch
 from widedeep.errors import ConfigError, SchemaError
-from widedeep.kernels.torch_random import seeded
-from widedeep.kernels.torch_twins import to_device
+from widedeep.kernels.torch_device import seeded
+from widedeep.kernels.torch_ops import to_device
 from widedeep.models.config import ModelConfig
 from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
 from widedeep.models.mlp import MLP, Activation, DeepInput, DeepLayout, SequenceInput, make_layout

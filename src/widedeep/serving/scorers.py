@@ -16,8 +16,14 @@ from widedeep.bundle.graph import add_inputs, tower_layers
 from widedeep.data.transform import plain_value
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import feature_side, item_columns
-from widedeep.kernels.halves import to_bfloat16
-from widedeep.kernels.ranker import EncodedSide, Side, SideSums, TransformSides, new_rank_scorer
+from widedeep.kernels.score import (
+    EncodedSide,
+    RankScorer,
+    Side,
+    SideSums,
+    TransformSides,
+    to_bfloat16,
+)
 from widedeep.serving.catalogue import Arrays
 
 _ROWS_PER_BLOCK = 1024
@@ -144,7 +150,7 @@ class FactorizedScorer:
         self.transform = self._new_transform()
         self.query_columns = self.transform.query_columns
         self._item_columns = self.transform.item_columns
-        self.kernel = new_rank_scorer(
+        self.kernel = RankScorer(
             (len(self._slots["query"]), len(self._slots["item"]), len(self._slots["pair"])),
             bundle.schema.n_dense,
             bundle.model.n_logits,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from widedeep import kernels
-from widedeep.kernels import torch_twins as twins
+from widedeep.kernels import torch_ops
 
 
 class BatchArrays(Protocol):
@@ -43,7 +43,7 @@ class Groups:
     """The distinct rows of a table that a batch touches."""
 
     rows: Tensor  # int64 physical rows, on the table's device
-    places: kernels.Groups | twins.TensorGroups  # Where each of them occurs
+    places: kernels.Groups | torch_ops.TensorGroups  # Where each of them occurs
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,7 +97,7 @@ class Placement:
             array.flags.writeable = False
         return placed
 
-    def to_device(self, device: torch.device) -> twins.TensorSlots:
+    def to_device(self, device: torch.device) -> torch_ops.TensorSlots:
         """Return the placement as tensors over all features."""
 
         def spread(values: NDArray[Any], rest: int) -> Tensor:
@@ -105,7 +105,7 @@ class Placement:
             full[self.slots] = values
             return torch.from_numpy(full).to(device)
 
-        return twins.TensorSlots(
+        return torch_ops.TensorSlots(
             features=tuple(self.slots.tolist()),
             columns=tuple(self.columns.tolist()),
             base_F=spread(self.bases, -1),

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep.kernels import torch_device as device
-from widedeep.kernels import torch_twins as twins
-from widedeep.kernels.torch_twins import to_device
+from widedeep.kernels import torch_device, torch_ops
+from widedeep.kernels.torch_ops import SortedIds, TensorBatch, TensorGroups, TensorSlots, to_device
 from widedeep.tables.batch_rows import BatchArrays, Groups, Placement
 
 _OTHERS = ("dense_BK", "labels_BL", "weight_B")
@@ -30,13 +29,13 @@ class DeviceBatches:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._held: tuple[BatchArrays, twins.TensorBatch] | None = None
+        self._held: tuple[BatchArrays, TensorBatch] | None = None
         self._checked: set[object] = set()
         self._stream: torch.cuda.Stream | None = None
         self._marks: deque[torch.cuda.Event] = deque()
         self._places = np.zeros(0, np.int64)
 
-    def bring(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
+    def bring(self, batch: BatchArrays, n_features: int) -> TensorBatch:
         """Return a batch's ids on the device; its arrays must not change between calls."""
         if self._held is None or self._held[0] is not batch:
             self._bound_lead()
@@ -50,13 +49,13 @@ class DeviceBatches:
             return self._held[1].others[name]
         return to_device(getattr(batch, name), self.device)
 
-    def _copy(self, batch: BatchArrays, n_features: int) -> twins.TensorBatch:
+    def _copy(self, batch: BatchArrays, n_features: int) -> TensorBatch:
         cells = len(batch.offsets_BF) - 1
         single = cells == len(batch.ids_N) and self._counts_up(batch.offsets_BF)
         names = ("ids_N", *(() if single else ("offsets_BF",)), "values_N", *_OTHERS)
         given = {name: getattr(batch, name, None) for name in names}
         found, memory = self._pack({k: v for k, v in given.items() if v is not None})
-        return twins.TensorBatch(
+        return TensorBatch(
             found["ids_N"],
             found.get("offsets_BF"),
             found.get("values_N"),
@@ -98,26 +97,28 @@ class DeviceBatches:
             parts[name] = part if array.ndim == 1 else part.view(array.shape)
         return parts, memory
 
-    def check(self, table: object, batch: twins.TensorBatch, slots: twins.TensorSlots) -> None:
+    def check(self, table: object, batch: TensorBatch, slots: TensorSlots) -> None:
         """Raise IdOutOfRangeError if an id lies outside its table; once a batch and table."""
         if table not in self._checked:
-            self._beside(lambda: twins.check_ids(batch, slots), batch)
+            self._beside(lambda: torch_ops.check_ids(batch, slots), batch)
             self._checked.add(table)
 
     def group(
-        self, table: object, batch: twins.TensorBatch, slots: twins.TensorSlots,
+        self, table: object, batch: TensorBatch, slots: TensorSlots,
         bounds_T: Tensor, n_rows: int,
-    ) -> twins.TensorGroups:  # fmt: skip
+    ) -> TensorGroups:  # fmt: skip
         """Group a batch's ids, which checks them as well."""
-        found = self._beside(lambda: device.sort_ids(batch, slots, bounds_T, n_rows), batch)
+        sparse = torch_device.kernels_on(self.device)
+        ordered = self._beside(lambda: sparse.sort_ids(batch, slots, bounds_T, n_rows), batch)
         self._checked.add(table)
-        return device.find_rows(found)
+        groups: TensorGroups = sparse.find_rows(ordered)
+        return groups
 
     def was_checked(self, table: object) -> None:
         """Tell that a table's ids of the present batch are known to be inside."""
         self._checked.add(table)
 
-    def _beside(self, work: Callable[[], Found], batch: twins.TensorBatch | None = None) -> Found:
+    def _beside(self, work: Callable[[], Found], batch: TensorBatch | None = None) -> Found:
         """Do work that reads ids alone beside the rest; what comes after waits for it."""
         if self.device.type != "cuda":
             return work()
@@ -149,11 +150,11 @@ class DevicePlaces:
         self.batches = batches
         self.n_rows = n_rows
         self.bounds_T = torch.from_numpy(np.append(bases, n_rows)).to(batches.device)
-        self._slots: dict[int, tuple[Placement, twins.TensorSlots]] = {}
+        self._slots: dict[int, tuple[Placement, TensorSlots]] = {}
 
     def place(
         self, batch: BatchArrays, placed: Placement, *, check: bool
-    ) -> tuple[twins.TensorBatch, twins.TensorSlots]:
+    ) -> tuple[TensorBatch, TensorSlots]:
         """Return a batch and a placement on the device."""
         held = self._slots.get(id(placed))
         if held is None or held[0] is not placed:
@@ -171,19 +172,17 @@ class DevicePlaces:
         found = self.batches.group(self, ids, slots, self.bounds_T, self.n_rows)
         return Groups(found.rows_U, found)
 
-    def regroup(
-        self, groups: twins.TensorGroups, tables: list[int], shifts: NDArray[np.int64]
-    ) -> Groups:
+    def regroup(self, groups: TensorGroups, tables: list[int], shifts: NDArray[np.int64]) -> Groups:
         """Take the groups of a table that holds the same logical tables, ``shifts`` rows away."""
         self.batches.was_checked(self)
-        found = twins.select_tables(groups, tables, shifts)
+        found = torch_ops.select_tables(groups, tables, shifts)
         return Groups(found.rows_U, found)
 
 
 def _tensors(found: object) -> Iterator[Tensor]:
-    if isinstance(found, twins.SortedIds):
+    if isinstance(found, SortedIds):
         yield from (found.rows_N, found.order_N, found.numbers_N, found.bounds)
-    elif isinstance(found, twins.TensorBatch):
+    elif isinstance(found, TensorBatch):
         if found.memory is not None:
             yield found.memory
         yield from (value for name, value in vars(found).items() if name in _DERIVED)

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from widedeep import kernels
 from widedeep.errors import CheckpointError, DataError, SchemaError, nearest
-from widedeep.kernels import torch_device as device
-from widedeep.kernels import torch_twins as twins
+from widedeep.kernels import torch_device, torch_ops
 from widedeep.tables.batch_rows import (
     BatchArrays,
     Groups,
@@ -186,7 +185,9 @@ class EmbeddingTable:
         with _naming(slots):
             if self._on_device:
                 ids, on_device = self._places.place(batch, placed, check=True)
-                device.gather_pool(self.weight, ids, on_device, out_BX)
+                torch_device.kernels_on(self.device).gather_pool(
+                    self.weight, ids, on_device, out_BX
+                )
                 return
             kernels.gather_pool(
                 self.weight.numpy(), batch.ids_N, batch.offsets_BF, batch.values_N,
@@ -208,7 +209,9 @@ class EmbeddingTable:
         with _naming(slots):
             if self._on_device:
                 ids, on_device = self._places.place(batch, placed, check=True)
-                device.wide_forward(self.weight, ids, on_device, logits_BC)
+                torch_device.kernels_on(self.device).wide_forward(
+                    self.weight, ids, on_device, logits_BC
+                )
                 return
             kernels.wide_forward(
                 self.weight.numpy(), batch.ids_N, batch.offsets_BF, batch.values_N,
@@ -273,10 +276,10 @@ class EmbeddingTable:
             found = sequence_grads or {}
             unpooled = torch.cat([found[slots[i].name].detach() for i in sequences])
             places = sequence_places(batch, len(slots), sequences)
-        if isinstance(groups.places, twins.TensorGroups):
+        if isinstance(groups.places, torch_ops.TensorGroups):
             ids, on_device = self._places.place(batch, placed, check=False)
-            where = None if places is None else twins.to_device(places, self.device)
-            return device.segment_sum(
+            where = None if places is None else torch_ops.to_device(places, self.device)
+            return torch_device.segment_sum(
                 grad_BX, groups.places, ids, on_device, self.dim, unpooled, where
             )
         sums = kernels.segment_sum_deep(
@@ -299,9 +302,9 @@ class EmbeddingTable:
     ) -> Tensor:
         """Sum the logits' gradients of each touched row over its occurrences."""
         placed = self._place(slots, None, combiner)
-        if isinstance(groups.places, twins.TensorGroups):
+        if isinstance(groups.places, torch_ops.TensorGroups):
             ids, on_device = self._places.place(batch, placed, check=False)
-            return device.segment_sum(grad_BC, groups.places, ids, on_device, self.dim)
+            return torch_device.segment_sum(grad_BC, groups.places, ids, on_device, self.dim)
         sums = kernels.segment_sum_wide(
             grad_BC.numpy(), groups.places, batch.ids_N, batch.offsets_BF, batch.values_N,
             placed.n_features, placed.slots, placed.combiners, threads,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from widedeep.bundle.graph import Forward
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
-from widedeep.kernels import reference_score
+from widedeep.kernels.score import Scorer
+from widedeep.kernels.torch_ops import Float64Scorer
 from widedeep.models.mlp import DeepInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.schema import Schema
@@ -195,8 +195,8 @@ def _check_logits(
     rounding = 0.0
     if bundle.manifest.engine == "native":
         limit = _TOLERANCE
-        scorer = functools.partial(reference_score.Scorer, dtype=np.float64)
-        exact = Forward(bundle.schema, bundle.model, bundle.weights, new_scorer=scorer)
+        new_scorer = cast("type[Scorer]", Float64Scorer)
+        exact = Forward(bundle.schema, bundle.model, bundle.weights, new_scorer=new_scorer)
         exact_BC = np.concatenate([exact.logits(batch) for batch in batches])
         rounding = _ROUNDING * float(np.abs(bundle_BC - exact_BC).max(initial=0.0))
     row = _worst_row(logits_BC, bundle_BC, limit, rounding)

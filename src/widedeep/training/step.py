@@ -16,8 +16,7 @@ from torch import Tensor
 from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.errors import CheckpointError, ConfigError, DataError
-from widedeep.kernels.torch_device import triton_kernels
-from widedeep.kernels.torch_random import seeded
+from widedeep.kernels.torch_device import seeded, triton_kernels
 from widedeep.models.mlp import MLP, DeepInput, SequenceInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
@@ -110,7 +109,7 @@ class TrainStep:
         """Learn one batch of B examples; ``rate`` is the schedule's factor of this step."""
         if not self.is_current:
             self._restart()
-        with kernels.awake() if self.model.device.type == "cpu" else nullcontext():
+        with kernels.spin_wait() if self.model.device.type == "cpu" else nullcontext():
             gathered = self.group_and_gather(batch)
             result = self.dense_pass(batch, gathered, step=step)
             gradients = self.reduce(batch, gathered, result)

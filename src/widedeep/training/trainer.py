@@ -20,7 +20,7 @@ from widedeep.data.batch import Batch
 from widedeep.data.fragments import InputRecord, Source, check_same_inputs
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, ConfigError, nearest, show_value
-from widedeep.kernels.torch_openmp import limit_spinning
+from widedeep.kernels.threads import limit_spinning
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
 from widedeep.options import Auto

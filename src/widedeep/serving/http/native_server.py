@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle, Platt, PriorCorrection
 from widedeep.features.spec import item_columns
 from widedeep.kernels.native_server import (
+    NativeServer,
     RankRoute,
     has_native_server,
-    new_native_server,
 )
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.http.protocol import FULL, HEADER_TIMEOUT, final_response
@@ -43,9 +43,6 @@ from widedeep.serving.scorers import FactorizedScorer
 from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 from widedeep.serving.version_watcher import Routes
 from widedeep.serving.versions import LoadedVersion
-
-if TYPE_CHECKING:
-    from widedeep.kernels.native_server import NativeServer
 
 
 def new_route(ranker: Ranker, version: str) -> RankRoute | None:
@@ -66,7 +63,7 @@ def new_route(ranker: Ranker, version: str) -> RankRoute | None:
     }
     return RankRoute(
         scorer.transform,
-        scorer.kernel,  # type: ignore[arg-type]  # the protocol's native class
+        scorer.kernel,
         prepared.items.sums,
         scorer.bias_C,
         prepared.catalogue.index,
@@ -326,7 +323,7 @@ class NativeConnections:
         self._service = service
         self._handoff_event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._end = 0.0
-        self._native: NativeServer = new_native_server(
+        self._native: NativeServer = NativeServer(
             listening.fileno(), self._handoff_event, service.slots, _options(service)
         )
         self._stats = NativeStats(service, self._native)

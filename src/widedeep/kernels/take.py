@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.kernels.backend import backend
+from widedeep import _native
 from widedeep.kernels.checks import check_batch, check_vector
 
 __all__ = ["take_dense", "take_rows"]
@@ -44,14 +44,14 @@ def take_rows(
     n_examples = check_batch(ids_N, offsets_BF, values_N, n_features)
     _check_positions(rows_B, n_examples)
     offsets = np.empty(len(rows_B) * n_features + 1, np.int64)
-    n_ids = int(backend.take_offsets(ids_N, offsets_BF, n_features, rows_B, offsets))
+    n_ids = int(_native.take_offsets(ids_N, offsets_BF, n_features, rows_B, offsets))
     if n_ids < 0:
         raise ValueError(
             f"offsets_BF: not ascending within [0, {len(ids_N)}] at one of the positions"
         )
     ids = np.empty(n_ids, np.int64)
     values = None if values_N is None else np.empty(n_ids, np.float32)
-    backend.take_ids(ids_N, offsets_BF, values_N, n_features, rows_B, offsets, ids, values, threads)
+    _native.take_ids(ids_N, offsets_BF, values_N, n_features, rows_B, offsets, ids, values, threads)
     return ids, offsets, values
 
 
@@ -82,7 +82,7 @@ def take_dense(array_BK: NDArray[Any], rows_B: NDArray[np.int64], threads: int =
     out = np.empty((len(rows_B), *array_BK.shape[1:]), array_BK.dtype)
     row_bytes = array_BK.dtype.itemsize * int(np.prod(array_BK.shape[1:]))
     if out.nbytes:
-        backend.take_dense(_bytes(array_BK), rows_B, row_bytes, _bytes(out), threads)
+        _native.take_dense(_bytes(array_BK), rows_B, row_bytes, _bytes(out), threads)
     return out
 
 

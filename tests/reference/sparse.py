@@ -11,14 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.kernels.reference_counting import CountTable as CountTable
-from widedeep.kernels.reference_losses import logistic_loss as logistic_loss
-from widedeep.kernels.reference_ranker import RankScorer as RankScorer
-from widedeep.kernels.reference_score import Scorer as Scorer
-from widedeep.kernels.reference_tower import has_bf16_products as has_bf16_products
-from widedeep.kernels.reference_tower import tower_backward as tower_backward
-from widedeep.kernels.reference_tower import tower_forward as tower_forward
-
 _NO_FAULT, _SINGLE = -1, -2
 _SUM, _MEAN = 0, 1
 
@@ -412,7 +404,14 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def sigmoid(logits_B: NDArray[np.float64]) -> NDArray[np.float64]:
-    """See widedeep.kernels.sigmoid."""
+    """See widedeep.kernels.score."""
     small = np.exp(-np.abs(logits_B))
     found: NDArray[np.float64] = np.where(logits_B >= 0, 1.0, small) / (1.0 + small)
     return found
+
+
+def logistic_loss(logits: Floats, labels: Floats, losses: Floats, grads: Floats) -> None:
+    """Fill the losses and their derivatives."""
+    small = np.exp(-np.abs(logits))
+    losses[:] = np.maximum(logits, 0.0) - logits * labels + np.log1p(small)
+    grads[:] = np.where(logits >= 0.0, 1.0, small) / (1.0 + small) - labels

@@ -437,3 +437,84 @@ def cell_scales(batch: TensorBatch, slots: TensorSlots) -> Tensor | None:
     divisor = torch.where(combiner == 1, mean_total, total.sqrt())
     scale = torch.where(divisor == 0, torch.zeros_like(divisor), torch.ones_like(divisor) / divisor)
     return torch.where(combiner == 0, torch.ones_like(scale), scale)
+
+
+class Float64Scorer:
+    """A bundle's forward pass in float64, by the native scorer's methods: what rounding moved."""
+
+    def __init__(self, n_slots: int, n_dense: int, n_classes: int) -> None:
+        self._n_slots = n_slots
+        self._n_classes = n_classes
+        self._wide: list[tuple[int, NDArray[np.float32], str]] = []
+        # Inputs of the first layer: a slot's pooled rows, or dense numbers (a slice).
+        self._inputs: list[tuple[int, NDArray[np.float32], str] | slice] = []
+        self._layers: list[tuple[Tensor, Tensor | None, str]] = []
+
+    def add_wide(
+        self, slot: int, weights: NDArray[np.float32], combiner: str, *, item: bool
+    ) -> None:
+        """Add a slot of the wide part."""
+        self._wide.append((slot, weights, combiner))
+
+    def add_embedding(self, slot: int, table: NDArray[np.float32], combiner: str) -> None:
+        """Add a slot's pooled embedding as the next inputs."""
+        self._inputs.append((slot, table, combiner))
+
+    def add_dense(self, column: int, width: int) -> None:
+        """Add dense numbers as the next inputs."""
+        self._inputs.append(slice(column, column + width))
+
+    def start_item_inputs(self) -> None:
+        """Do nothing: in float64 the order of the sums does not matter."""
+
+    def add_layer(
+        self, weight: NDArray[np.float32], bias: NDArray[np.float32] | None, activation: str
+    ) -> None:
+        """Add a dense layer."""
+        bias_H = None if bias is None else torch.from_numpy(bias.astype(np.float64))
+        self._layers.append((torch.from_numpy(weight.astype(np.float64)), bias_H, activation))
+
+    def forward(
+        self,
+        ids_N: NDArray[np.int64],
+        offsets_BF: NDArray[np.int64],
+        values_N: NDArray[np.float32] | None,
+        dense_BK: NDArray[np.float32],
+        *,
+        threads: int,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Return the wide part and, if there are layers, the deep part, each (B, C)."""
+        weights_N = np.ones(len(ids_N)) if values_N is None else values_N.astype(np.float64)
+
+        def pooled(slot: int, table: NDArray[np.float32], combiner: str) -> NDArray[np.float64]:
+            starts_B = offsets_BF[slot : -1 : self._n_slots]
+            lengths_B = offsets_BF[slot + 1 :: self._n_slots] - starts_B
+            example_n = np.repeat(np.arange(len(lengths_B)), lengths_B)  # of each id in the slot
+            first_B = np.cumsum(lengths_B) - lengths_B
+            at_n = np.arange(len(example_n)) + (starts_B - first_B)[example_n]  # place in ids_N
+            weight_n = weights_N[at_n]
+            sums_BD = np.zeros((len(dense_BK), table.shape[1]))
+            np.add.at(sums_BD, example_n, table[ids_N[at_n]] * weight_n[:, None])
+            if combiner == "sum":
+                return sums_BD
+            power = 2 if combiner == "sqrtn" else 1
+            divisor_B = np.bincount(example_n, weight_n**power, len(dense_BK)) ** (1 / power)
+            scale_B = np.divide(1, divisor_B, out=np.zeros(len(dense_BK)), where=divisor_B != 0)
+            sums_BD *= scale_B[:, None]
+            return sums_BD
+
+        wide_BC = np.zeros((len(dense_BK), self._n_classes))
+        for source in self._wide:
+            wide_BC += pooled(*source)
+        if not self._layers:
+            return wide_BC, None
+        inputs = [
+            dense_BK[:, source].astype(np.float64) if isinstance(source, slice) else pooled(*source)
+            for source in self._inputs
+        ]
+        hidden = torch.from_numpy(np.concatenate(inputs, axis=1))
+        for weight, bias, activation in self._layers:
+            hidden = torch.nn.functional.linear(hidden, weight, bias)
+            if activation != "none":
+                hidden = getattr(torch.nn.functional, activation)(hidden)
+        return wide_BC, hidden.numpy()

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from tests.reference.score import Scorer
 from widedeep._native import EncodedSide, SideSums, TransformSides
-from widedeep.kernels.halves import from_bfloat16, to_bfloat16
-from widedeep.kernels.reference_score import Scorer
+from widedeep.kernels.score import from_bfloat16, to_bfloat16
 
 __all__ = ["RankScorer"]
 
@@ -20,7 +20,7 @@ _SIDES = ("query", "item", "pair")
 
 
 class RankScorer:
-    """A scorer with the methods of :class:`widedeep.kernels.ranker.RankScorer`.
+    """A scorer with the methods of :class:`widedeep.kernels.score.RankScorer`.
 
     Each side is a scorer without layers; those after the first make another.
 
