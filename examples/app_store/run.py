@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from widedeep.simulate.table1 import Table1Config, table1_config, table1_in, table1_text
+from widedeep.simulate.table1 import Table1Config, table1_in, table1_text
 
 README = Path(__file__).with_name("README.md")
 
@@ -36,7 +36,7 @@ def measure(name: str, folder: Path | None, config: Table1Config) -> None:
     result = table1_in(
         folder and folder / name.replace(" ", "_"),
         config,
-        on_progress=lambda told: print(told, file=sys.stderr, flush=True),
+        on_progress=lambda message: print(message, file=sys.stderr, flush=True),
     )
     text = table1_text(result)
     print(f"{text}\n\n{time.perf_counter() - started:.0f} s", flush=True)
@@ -54,9 +54,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, help="keep logs, examples and bundles there")
     arguments = parser.parse_args()
-    measure("table1", arguments.out, table1_config(seeds=arguments.seeds))
+    measure("table1", arguments.out, Table1Config(seeds=arguments.seeds))
     if arguments.without:
-        few = table1_config(seeds=3, live_requests=12_000, without_cross=True)
+        few = Table1Config(seeds=3, live_requests=12_000, without_cross=True)
         for strength in ("none", "memorisation", "generalisation"):
             store = few.store if strength == "none" else replace(few.store, **{strength: 0.0})
             measure(f"without {strength}", arguments.out, replace(few, store=store))

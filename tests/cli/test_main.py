@@ -78,7 +78,7 @@ def test_without_a_verb_there_is_help(run: Run) -> None:
             ["train", "a.toml", "--resum"],
             "got the unknown option '--resum'; did you mean '--resume'",
         ),
-        (["train", "a.toml", "b.toml"], "got 'b.toml' in a place where nothing more is expected"),
+        (["train", "a.toml", "b.toml"], "unexpected argument 'b.toml'"),
         (["train", "a.toml", "--resume", "--force"], "--force: not allowed with argument --resume"),
         (
             ["inspect", "x", "--top", "many"],

@@ -25,7 +25,10 @@ def finished(ads_run: Path, tmp_path: Path) -> Path:
 def test_a_run_is_judged_on_its_test_data(finished: Path, ads_run: Path, run: Run) -> None:
     ran = run("report", finished)
     assert ran.code == 0, ran.err
-    assert ran.out.splitlines()[-1] == f"report: {finished / 'report.html'}; open it in a browser"
+    assert ran.out.splitlines()[-2:] == [
+        f"report: {finished / 'report.html'}; open it in a browser",
+        f"next: widedeep validate {finished}",
+    ]
     page = read_page((finished / "report.html").read_text())
     metrics = json.loads((finished / "metrics.json").read_text())["test"]
     rows = {row[0]: row[1] for row in page.table("metric", "this model")}

@@ -21,7 +21,6 @@ from widedeep.simulate.table1 import (
     interval,
     lift,
     run_table1,
-    table1_config,
     table1_document,
     table1_text,
 )
@@ -130,8 +129,9 @@ def test_what_the_wide_part_is_ahead_by_is_gone_where_there_are_no_pairs(tmp_pat
 @pytest.mark.timeout(3000)
 def test_each_part_is_ahead_by_its_own_regularity_and_by_nothing_else(tmp_path: Path) -> None:
     def found(name: str, **strengths: float) -> Table1:
-        config = table1_config(seeds=3, live_requests=12_000, without_cross=True, **strengths)  # type: ignore[arg-type]
-        return run_table1(tmp_path / name, config)
+        config = Table1Config(seeds=3, live_requests=12_000, without_cross=True)
+        store = replace(config.store, **strengths)  # type: ignore[arg-type]
+        return run_table1(tmp_path / name, replace(config, store=store))
 
     both = found("both")
     pairs, tastes = found("pairs", generalisation=0.0), found("tastes", memorisation=0.0)

@@ -17,11 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from widedeep.cli.output import print_json, print_table, print_text, say
-from widedeep.cli.parser import GOOD, NO, VerbParser, Verbs, add_verb, positive, real, threads
+from widedeep.cli.options import add_fields, field_values
+from widedeep.cli.output import print_json, print_next, print_table, print_text, say
+from widedeep.cli.parser import (
+    EXIT_FAILED,
+    EXIT_OK,
+    VerbParser,
+    Verbs,
+    add_verb,
+    positive,
+    threads,
+    typed_options,
+)
 from widedeep.errors import ConfigError
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.load import LoadReport, Target, run_load
+from widedeep.simulate.table1 import Table1Config, table1_document, table1_in, table1_text
 
 if TYPE_CHECKING:
     pass
@@ -32,6 +43,19 @@ _BODIES = 64
 
 _START_S = 300.0
 
+
+_TABLE1 = {
+    "seeds": "--seeds N",
+    "days": "--days N",
+    "live_requests": "--live N",
+    "threads": "--threads N",
+    "without_cross": "--apart",
+}
+_TABLE1_STORE = {
+    "requests_per_day": "--requests N",
+    "memorisation": "--memorisation X",
+    "generalisation": "--generalisation X",
+}
 
 EXAMPLE = (
     "  widedeep bench table1 --seeds 2\n"
@@ -60,41 +84,26 @@ def _add_table1(targets: Verbs) -> None:
         "Exit code 1 if Wide & Deep is not significantly ahead of both.",
     )
     parser.add_argument("--out", metavar="FOLDER", help="keep logs, examples and bundles there")
-    parser.add_argument("--seeds", type=positive, metavar="N", help="stores, 2 to 10 (default: 5)")
-    parser.add_argument("--days", type=positive, metavar="N", help="logged for training")
-    parser.add_argument("--requests", type=positive, metavar="N", help="a day, logged for training")
-    parser.add_argument("--live", type=positive, metavar="N", help="requests a day of the A/B test")
-    parser.add_argument("--threads", type=threads, metavar="N", help="of training; default: all")
-    parser.add_argument(
-        "--apart", action="store_true", help="also try Wide & Deep without its cross"
-    )
-    for name in ("memorisation", "generalisation"):
-        parser.add_argument(f"--{name}", type=real, metavar="X", help="strength, default 1")
+    config = Table1Config()
+    add_fields(parser, config, _TABLE1, {"threads": threads})
+    add_fields(parser, config.store, _TABLE1_STORE)
 
 
 def _table1(arguments: argparse.Namespace) -> int:
-    from widedeep.simulate.table1 import table1_config, table1_document, table1_in, table1_text
-
+    config = Table1Config()
+    store = dataclasses.replace(config.store, **field_values(arguments, _TABLE1_STORE))
     result = table1_in(
         None if arguments.out is None else Path(arguments.out),
-        table1_config(
-            seeds=arguments.seeds,
-            days=arguments.days,
-            requests=arguments.requests,
-            live_requests=arguments.live,
-            threads=arguments.threads,
-            memorisation=arguments.memorisation,
-            generalisation=arguments.generalisation,
-            without_cross=arguments.apart,
-        ),
+        dataclasses.replace(config, store=store, **field_values(arguments, _TABLE1)),
         on_progress=say,
     )
     if arguments.json:
         print_json(table1_document(result))
     else:
-        print_text(table1_text(result))
+        print_text(f"{table1_text(result)}\n")
+        print_next("simulate", "week1", note="the same store, a week of it")
     ahead = all(result.lift("wide & deep", other).significant for other in ("wide", "deep"))
-    return GOOD if ahead else NO
+    return EXIT_OK if ahead else EXIT_FAILED
 
 
 def _add_serve(targets: Verbs) -> None:
@@ -153,7 +162,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     else:
         headings = ["connections", "p50 ms", "p99 ms", "requests/s", "CPU ms/request", "failed"]
         print_table(headings, load_rows(reports), right=headings)
-    return NO if any(report.failures or not report.requests for report in reports) else GOOD
+        print_text()
+        shared = ("--items", "--item-id", "--workers", "--threads", "--bfloat16")
+        print_next("serve", arguments.models, *typed_options(arguments, *shared))
+    return (
+        EXIT_FAILED
+        if any(report.failures or not report.requests for report in reports)
+        else EXIT_OK
+    )
 
 
 # ---- a server under load ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from widedeep.cli.join import check_join, is_join_file, join_check_document, print_join_check
 from widedeep.cli.output import count, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import GOOD, NO, add_set, positive
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, positive
 from widedeep.cli.runs import RunDirectory, train_command, training_data
 from widedeep.config import load_config, load_follow_config
 from widedeep.data.batch import count_values
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print_text("\nno problems found")
             print_next(*train_command(arguments))
-    return NO if report.problems else GOOD
+    return EXIT_FAILED if report.problems else EXIT_OK
 
 
 def _check_join_file(arguments: argparse.Namespace) -> int:
@@ -82,8 +82,8 @@ def _check_join_file(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(join_check_document(check))
     else:
-        print_join_check(check, arguments.config, arguments.set)
-    return NO if check.problems else GOOD
+        print_join_check(check, arguments)
+    return EXIT_FAILED if check.problems else EXIT_OK
 
 
 def _check_document(report: CheckReport) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from widedeep.cli.output import free_path, print_json, print_metrics, print_next, print_text
-from widedeep.cli.parser import GOOD, threads
+from widedeep.cli.parser import EXIT_OK, threads
 from widedeep.cli.runs import labelled_rows, load_bundle
 from widedeep.cli.validate import print_validate
 from widedeep.report.evaluation import evaluate_bundle
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         document = {"bundle": bundle.path, "data": rows.place, "note": rows.note}
         print_json({**document, "metrics": metrics})
-        return GOOD
+        return EXIT_OK
     print_metrics({rows.heading: metrics})
     if rows.note is not None:
         print_text(f"note: measured on {rows.note}")
@@ -49,4 +49,4 @@ def run(arguments: argparse.Namespace) -> int:
         print_validate(model, words)
     else:
         print_next("export", model, "-o", free_path(Path("bundles") / model.name))
-    return GOOD
+    return EXIT_OK

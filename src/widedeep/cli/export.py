@@ -9,7 +9,7 @@ from pathlib import Path
 
 from widedeep.bundle import Bundle
 from widedeep.cli.output import print_json, print_text, shown_path
-from widedeep.cli.parser import GOOD
+from widedeep.cli.parser import EXIT_OK
 from widedeep.cli.runs import run_of
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_text(repr(bundle))
         run = checkpoint.parent.parent
         print_validate(Path(arguments.out), [] if run_of(run) is None else [shown_path(run)])
-    return GOOD
+    return EXIT_OK
 
 
 def export_checkpoint(

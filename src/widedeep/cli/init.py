@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_table, print_text
-from widedeep.cli.parser import GOOD
+from widedeep.cli.parser import EXIT_OK
 from widedeep.config import config_from_tables
 from widedeep.data.infer import InferredSpec, data_lines, features_block, infer_spec
 from widedeep.data.roles import no_label
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         crosses = [{"columns": c.columns, "gain": c.gain, "z": c.z} for c in inferred.crosses]
         document = {"config": arguments.out, "columns": columns, "crosses": crosses}
         print_json({**document, "warnings": inferred.warnings})
-        return GOOD
+        return EXIT_OK
     rows = [[c.name, c.role, c.describe()] for c in inferred.columns]
     rows += [[" x ".join(c.columns), "cross", c.reason] for c in inferred.crosses]
     print_table(["column", "taken for", "because it holds"], rows)
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_text(f"look at {warning}")
     print_text(f"\nwrote {arguments.out}; read it through")
     print_next("check", arguments.out)
-    return GOOD
+    return EXIT_OK
 
 
 def write_config(

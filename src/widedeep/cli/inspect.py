@@ -9,7 +9,7 @@ from typing import Any
 
 from widedeep.bundle import Bundle
 from widedeep.cli.output import number, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import GOOD, positive, whole
+from widedeep.cli.parser import EXIT_OK, positive, whole
 from widedeep.cli.runs import load_bundle
 from widedeep.errors import ConfigError, DataError
 from widedeep.publish import PublishedVersion
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     top = arguments.top
     if Path(arguments.model).is_file():
         _inspect_schema(Schema.load(arguments.model), arguments, top)
-        return GOOD
+        return EXIT_OK
 
     if "://" in arguments.model or is_models_directory(Path(arguments.model)):
         versions = read_lineage(arguments.model)
@@ -65,14 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
             print_lineage(versions)
             if "://" not in arguments.model:
                 print_next("report", arguments.model)
-        return GOOD
+        return EXIT_OK
 
     bundle = load_bundle(arguments.model)
     if arguments.row is not None:
         _inspect_row(bundle, arguments)
     else:
         _inspect_bundle(bundle, arguments, top)
-    return GOOD
+    return EXIT_OK
 
 
 def _inspect_schema(schema: Schema, arguments: argparse.Namespace, top: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from widedeep.cli.output import (
     say,
     shown_path,
 )
-from widedeep.cli.parser import GOOD, INTERRUPTED, add_set
+from widedeep.cli.parser import EXIT_INTERRUPTED, EXIT_OK, add_set, resume_command, typed_options
 from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.join.config import SPLITS, JoinConfig, is_join, load_join_config
@@ -61,15 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
             progress=True,
         )
     except KeyboardInterrupt:
-        words = ["widedeep", "join", arguments.config, "--resume"]
-        words += [word for override in arguments.set for word in ("--set", override)]
-        say(f"widedeep: interrupted; go on with: {shlex.join(words)}")
-        return INTERRUPTED
+        say(f"widedeep: interrupted; go on with: {resume_command(arguments)}")
+        return EXIT_INTERRUPTED
     if arguments.json:
         print_json({"output": str(result.output), **_result_document(result)})
     else:
         _print_result(result)
-    return GOOD
+    return EXIT_OK
 
 
 def _result_document(result: JoinResult) -> dict[str, Any]:
@@ -265,7 +262,7 @@ def join_check_document(check: JoinCheck) -> dict[str, Any]:
     return document
 
 
-def print_join_check(check: JoinCheck, config: str, overrides: Sequence[str]) -> None:
+def print_join_check(check: JoinCheck, arguments: argparse.Namespace) -> None:
     """Print a check of a join, and the command that does it."""
     if check.tried is not None:
         _print_tried(check.tried, check)
@@ -279,7 +276,7 @@ def print_join_check(check: JoinCheck, config: str, overrides: Sequence[str]) ->
         print_text(f"\n{count(len(check.problems), 'problem')}; the join would fail")
     else:
         print_text("\nno problems found, nothing written")
-        print_next("join", config, *(word for text in overrides for word in ("--set", text)))
+        print_next("join", arguments.config, *typed_options(arguments, "--set"))
 
 
 def _print_tried(tried: DryRun, check: JoinCheck) -> None:

@@ -13,7 +13,14 @@ from collections.abc import Iterator, Sequence
 
 from widedeep._version import __version__
 from widedeep.cli.output import say
-from widedeep.cli.parser import BUG, GOOD, INTERRUPTED, MISUSE, VerbParser, add_verb
+from widedeep.cli.parser import (
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    VerbParser,
+    add_verb,
+)
 from widedeep.errors import WideDeepError, missing_package
 
 VERBS = {
@@ -40,7 +47,7 @@ VERBS = {
 }
 """The verbs in the order of the loop; ``widedeep.cli.VERB`` holds a verb's options and work."""
 
-BROKEN_PIPE = 141
+EXIT_BROKEN_PIPE = 141
 """What a shell reports of a program that a closed pipe ended."""
 
 
@@ -56,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read has enough.
         _drop_output()
-        return BROKEN_PIPE
+        return EXIT_BROKEN_PIPE
     except KeyboardInterrupt:
         say("widedeep: interrupted")
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except OSError as error:
         # A folder that may not be written, a full disk: the user's to put right, and not a bug.
         _drop_output()
@@ -83,14 +90,14 @@ def _run(argv: Sequence[str]) -> int:
     parser = make_parser(argv[:1])
     if not argv:
         parser.print_help()
-        return GOOD
+        return EXIT_OK
     try:
         arguments, unknown = parser.parse_known_args(argv)
         if unknown:  # told by the verb's own parser, which knows its options
             arguments.parser.unknown(unknown)
         code: int = arguments.run(arguments)
     except SystemExit as stop:  # argparse: help, version, misuse
-        return stop.code if isinstance(stop.code, int) else MISUSE
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     return code
 
 
@@ -124,7 +131,7 @@ def _failed(error: Exception, message: str) -> int:
     if os.environ.get("WIDEDEEP_DEBUG") == "1":
         traceback.print_exception(error)
     say(f"widedeep: error: {_one_line(message)}")
-    return MISUSE
+    return EXIT_USAGE
 
 
 def _bug(error: Exception) -> int:
@@ -144,7 +151,7 @@ def _bug(error: Exception) -> int:
         except OSError:
             details = "WIDEDEEP_DEBUG=1 shows the traceback"
     say(f"widedeep: bug: {said}; this is a fault of widedeep itself: {details}")
-    return BUG
+    return EXIT_BUG
 
 
 def _one_line(message: str) -> str:

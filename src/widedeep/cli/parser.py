@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from widedeep.cli.output import say
 from widedeep.errors import nearest
 
-GOOD, NO, MISUSE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
 
 Verbs: TypeAlias = Any
 """Where verbs are added; argparse does not name the type."""
@@ -30,13 +31,13 @@ class VerbParser(argparse.ArgumentParser):
             choices = [name.strip().strip("'") for name in listed.split(",")]
             message = f"got {what} {got!r}; {nearest(got, choices)}"
         say(f"widedeep: error: {message} (see '{self.prog} --help')")
-        raise SystemExit(MISUSE)
+        raise SystemExit(EXIT_USAGE)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Say which words were not understood, and end with code 2."""
         got = words[0].partition("=")[0]
         if not got.startswith("-"):
-            self.error(f"got {got!r} in a place where nothing more is expected")
+            self.error(f"unexpected argument {got!r}")
         options = [name for action in self._actions for name in action.option_strings]
         self.error(f"got the unknown option {got!r}; {nearest(got, options)}")
 
@@ -63,6 +64,36 @@ def add_verb(
         parser.add_argument("--json", action="store_true", help="print one JSON document")
         parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def typed_options(arguments: argparse.Namespace, *names: str) -> list[str]:
+    """Return the options that were typed, as words; of ``names`` alone, if there are any."""
+    words: list[str] = []
+    for action in arguments.parser._actions:
+        option = action.option_strings[-1] if action.option_strings else ""
+        value = getattr(arguments, action.dest, None)
+        if not option or (names and option not in names) or value in (None, action.default):
+            continue
+        if value is True:
+            words.append(option)
+        elif action.nargs == "+":
+            words += [option, *(str(item) for item in value or ())]
+        else:
+            values: list[Any] = value if isinstance(value, list) else [value]
+            for text in map(str, values):
+                # A value that begins with a dash would be taken for an option.
+                words += [f"{option}={text}"] if text.startswith("-") else [option, text]
+    return words
+
+
+def resume_command(arguments: argparse.Namespace) -> str:
+    """Return the command that continues an interrupted one: as typed, with ``--resume``."""
+    arguments.resume = arguments.force = False
+    positional = [a.dest for a in arguments.parser._actions if not a.option_strings]
+    words = [str(getattr(arguments, name)) for name in positional]
+    return shlex.join(
+        [*arguments.parser.prog.split(), *words, "--resume", *typed_options(arguments)]
+    )
 
 
 def whole(text: str, least: int = 0, most: int = 2**63 - 1) -> int:

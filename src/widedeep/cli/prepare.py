@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import GOOD, add_set
+from widedeep.cli.parser import EXIT_OK, add_set
 from widedeep.cli.runs import RunDirectory, train_command, training_data
 from widedeep.config import load_config
 from widedeep.data.encoded import EncodedRows, encoded_rows
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_text(repr(schema))
         print_text(f"\nwrote {directory.schema}")
         print_next(*train_command(arguments))
-    return GOOD
+    return EXIT_OK
 
 
 def _feature_sizes(schema: Any) -> Mapping[str, int]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import GOOD, NO
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK
 from widedeep.cli.runs import bundle_place
 from widedeep.gate import Verdict, verdict_path
 from widedeep.publish import publish
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
             for reason in gate_verdict.reasons:
                 say(f"stopped: {reason}")
             say(f"widedeep: {candidate} did not pass the gate; nothing is published")
-            return NO
+            return EXIT_FAILED
     record = publish(
         candidate,
         arguments.models,
@@ -66,4 +66,4 @@ def run(arguments: argparse.Namespace) -> int:
             print_next("inspect", arguments.models)
         else:
             print_next("serve", arguments.models)
-    return GOOD
+    return EXIT_OK

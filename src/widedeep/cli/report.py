@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.bundle import Bundle
-from widedeep.cli.output import print_json, print_metrics, print_text
-from widedeep.cli.parser import GOOD, positive, threads
+from widedeep.cli.output import print_json, print_metrics, print_next, print_text
+from widedeep.cli.parser import EXIT_OK, positive, threads
 from widedeep.cli.runs import (
     RunDirectory,
     bundle_place,
@@ -20,6 +20,7 @@ from widedeep.cli.runs import (
     labelled_rows,
     served_bundle,
 )
+from widedeep.cli.validate import print_validate
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.gate.config import GateConfig
@@ -96,7 +97,11 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"report": file, **report.to_json()})
     else:
         _print_report(report, file)
-    return GOOD
+        if is_models_directory(model):
+            print_next("serve", model)
+        else:
+            print_validate(model, words)
+    return EXIT_OK
 
 
 def _slices(text: str | None) -> tuple[str, ...] | None:

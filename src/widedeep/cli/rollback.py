@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_text, say
-from widedeep.cli.parser import GOOD, NO
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK
 from widedeep.errors import ConfigError
 from widedeep.serving.loading import PrivateCopies, default_cache
 from widedeep.serving.versions import NoVersion, check_loads, read_state, roll_back, state_path
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         target = roll_back(root, to=arguments.to, check=check)
     except NoVersion as error:
         say(f"widedeep: {error}")
-        return NO
+        return EXIT_FAILED
     withdrawn = read_state(state_path(root)).withdrawn
     if arguments.json:
         print_json({"version": target, "withdrawn": list(withdrawn), "state": "requested"})
@@ -54,4 +54,4 @@ def run(arguments: argparse.Namespace) -> int:
             f"version serves; withdrawn: {', '.join(withdrawn)}"
         )
         print_next("inspect", root)
-    return GOOD
+    return EXIT_OK

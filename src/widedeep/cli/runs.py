@@ -16,6 +16,7 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.bundle.plain_json import plain
 from widedeep.cli.output import free_path
+from widedeep.cli.parser import typed_options
 from widedeep.config import load_config
 from widedeep.data.fragments import InputRecord
 from widedeep.data.sources import RowShare, split_rows
@@ -310,16 +311,9 @@ def served_bundle(path: str | os.PathLike[str]) -> Path:
 
 def train_command(arguments: argparse.Namespace) -> list[str]:
     """The words that train what was checked or prepared, into a folder that is free."""
-    words = ["train", arguments.config, *set_words(arguments.set)]
-    named = getattr(arguments, "out", None)
-    run = RunDirectory.of_config(arguments.config, named)
-    if run.state == "unfinished":
-        return [*words, *(["--out", named] if named else []), "--resume"]
+    words = ["train", arguments.config, *typed_options(arguments, "--set")]
+    run = RunDirectory.of_config(arguments.config, getattr(arguments, "out", None))
     if run.state == "finished":
         return [*words, "--out", str(free_path(run.path))]
-    return [*words, *(["--out", named] if named else [])]
-
-
-def set_words(overrides: Sequence[str]) -> list[str]:
-    """Return the words that repeat ``--set``."""
-    return [word for override in overrides for word in ("--set", override)]
+    words += typed_options(arguments, "--out")
+    return [*words, "--resume"] if run.state == "unfinished" else words

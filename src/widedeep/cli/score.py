@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
 from widedeep.bundle.bundle import Scores
-from widedeep.cli.output import count, print_json, say
-from widedeep.cli.parser import GOOD, threads
+from widedeep.cli.output import count, next_line, print_json, say
+from widedeep.cli.parser import EXIT_OK, threads
 from widedeep.cli.runs import load_bundle
 from widedeep.data.arrow_types import logical_type
 from widedeep.data.batch import Batch, count_values
@@ -110,7 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"output": arguments.out, "seconds": seconds, **dataclasses.asdict(report)})
     else:
         _say_score(report, arguments.out, seconds)
-    return GOOD
+        if arguments.out != "-":
+            say(next_line("serve", arguments.model))
+    return EXIT_OK
 
 
 def _say_score(report: ScoreReport, out: str, seconds: float) -> None:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import number, print_json, print_next, print_table, print_text, say
-from widedeep.cli.parser import GOOD, positive, real, share, whole
+from widedeep.cli.parser import EXIT_OK, positive, share
 from widedeep.errors import ConfigError
 from widedeep.simulate import (
     AppStore,
@@ -49,6 +50,15 @@ _PLAIN: dict[str, Callable[[], Policy]] = {
 }
 
 
+_STORE = {
+    "seed": "--seed N",
+    "users": "--users N",
+    "apps": "--apps N",
+    "requests_per_day": "--requests N",
+    "memorisation": "--memorisation X",
+    "generalisation": "--generalisation X",
+    "drift": "--drift X",
+}
 STATE = "store.npz"
 
 
@@ -76,7 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--catalogue", metavar="FILE", help="the apps' file that the server reads: kept up to date"
     )
-    _add_store(parser)
+    add_fields(parser.add_argument_group("a new store"), StoreConfig(), _STORE)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -97,32 +107,15 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({**dataclasses.asdict(result), "folder": str(result.folder)})
     else:
         _print(result)
-    return GOOD
-
-
-def _add_store(parser: argparse.ArgumentParser) -> None:
-    store = parser.add_argument_group("a new store")
-    for name, kind, told in (
-        ("seed", whole, "of everything"),
-        ("users", positive, "at the start"),
-        ("apps", positive, "at the start"),
-        ("requests", positive, "a day"),
-        ("memorisation", real, "strength of particular pairs of apps; 0: none"),
-        ("generalisation", real, "strength of general tastes; 0: none"),
-        ("drift", real, "of tastes, a day"),
-    ):
-        store.add_argument(f"--{name}", type=kind, metavar="X" if kind is real else "N", help=told)
+    return EXIT_OK
 
 
 def _store(arguments: argparse.Namespace) -> StoreConfig:
-    names = ("seed", "users", "apps", "memorisation", "generalisation", "drift")
-    given = {name: getattr(arguments, name) for name in names}
-    given["requests_per_day"] = arguments.requests
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and arguments.resume is not None:
-        words = ", ".join(f"--{name.partition('_')[0]}" for name in given)
-        raise ConfigError(f"got {words} with --resume: the store there has been made; leave it out")
-    return StoreConfig(**given)
+    options = field_values(arguments, _STORE)
+    if options and arguments.resume is not None:
+        names = ", ".join(_STORE[name].split()[0] for name in options)
+        raise ConfigError(f"got {names} with --resume: the store there has been made; leave it out")
+    return StoreConfig(**options)
 
 
 def _print(result: Simulated) -> None:

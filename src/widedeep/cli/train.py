@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shlex
 from typing import TYPE_CHECKING, Any
 
+from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import (
     count,
     number,
@@ -16,7 +16,15 @@ from widedeep.cli.output import (
     print_text,
     say,
 )
-from widedeep.cli.parser import GOOD, INTERRUPTED, add_set, period, positive, real, seconds
+from widedeep.cli.parser import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    add_set,
+    period,
+    resume_command,
+    seconds,
+    typed_options,
+)
 from widedeep.cli.runs import RunDirectory
 from widedeep.config import load_config, load_follow_config
 from widedeep.errors import ConfigError
@@ -37,7 +45,12 @@ EXAMPLE = (
 NEXT = "widedeep evaluate runs/ads"
 
 
-_FOLLOWING = ("publish", "export_rows", "export_minutes", "judge_rows")
+_FOLLOW = {
+    "publish": "--publish MODELS",
+    "export_rows": "--export-rows N",
+    "export_minutes": "--export-minutes M",
+    "judge_rows": "--judge-rows N",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -73,20 +86,7 @@ def _add_following(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--idle", type=seconds, metavar="S", help="end after S seconds without a new file"
     )
-    parser.add_argument(
-        "--export-rows", type=positive, metavar="N", help="write a bundle every N rows"
-    )
-    parser.add_argument(
-        "--export-minutes", type=real, metavar="M", help="write a bundle every M minutes"
-    )
-    parser.add_argument(
-        "--publish",
-        metavar="MODELS",
-        help="judge each such bundle on the newest shards, and publish what passes the gate there",
-    )
-    parser.add_argument(
-        "--judge-rows", type=positive, metavar="N", help="rows to judge on (default: 10,000)"
-    )
+    add_fields(parser, FollowConfig(), _FOLLOW)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -108,13 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
             run = dataclasses.replace(run, metrics=followed.metrics)
     except KeyboardInterrupt:
         if directory.state != "new":
-            say(f"widedeep: interrupted; go on with: {_resume_command(arguments)}")
+            say(f"widedeep: interrupted; go on with: {resume_command(arguments)}")
         else:
             say("widedeep: interrupted before the first step; nothing to resume")
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     if arguments.json:
         print_json(_train_document(directory, run, followed))
-        return GOOD
+        return EXIT_OK
     if followed is not None:
         _print_followed(followed, directory, follow)
     if run is not None:
@@ -124,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
     data = config.data
     can_judge = data.test is not None or data.valid is not None or data.valid_fraction > 0
     print_next("evaluate" if can_judge else "inspect", directory.path)
-    return GOOD
+    return EXIT_OK
 
 
 def _follow(
@@ -148,13 +148,12 @@ def _follow(
 
 def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
     """Read before the training, so that a mistake is told before it."""
-    options = {name: getattr(arguments, name) for name in _FOLLOWING}
-    if arguments.follow is None:
-        for name, value in {**options, "idle": arguments.idle}.items():
-            if value is not None:
-                option = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"got {option} without a folder to follow; add --follow DIR")
-    return load_follow_config(arguments.config, arguments.set, options=options)
+    names = [flag.split()[0] for flag in _FOLLOW.values()]
+    options = typed_options(arguments, *names, "--idle")
+    if options and arguments.follow is None:
+        raise ConfigError(f"got {options[0]} without a folder to follow; add --follow DIR")
+    values = field_values(arguments, _FOLLOW)
+    return load_follow_config(arguments.config, arguments.set, options=values)
 
 
 def _warm_from(arguments: argparse.Namespace) -> WarmStartConfig | None:
@@ -203,22 +202,3 @@ def _print_run(run: TrainedRun, directory: RunDirectory) -> None:
         print_metrics(run.metrics)
     summary = f"{run.steps:,} steps, {run.rows:,} rows, {number(run.seconds)} s"
     print_text(f"\nrun: {directory.path} ({summary})\nbundle: {directory.bundle}")
-
-
-def _resume_command(arguments: argparse.Namespace) -> str:
-    """The command that goes on: all that was typed, but for ``--force``."""
-    options = [("set", text) for text in arguments.set]
-    options += [("carry", pattern) for pattern in arguments.carry or ()]
-    names = ("out", "warm_start", "follow", "idle", *_FOLLOWING)
-    options += [(name, getattr(arguments, name)) for name in names]
-    if arguments.follow is not None:
-        options.append(("poll", arguments.poll))
-    words = ["widedeep", "train", arguments.config, "--resume"]
-    words += ["--project"] if arguments.project else []
-    words += ["--json"] if arguments.json else []
-    for name, value in options:
-        if value is not None:
-            option, text = f"--{name.replace('_', '-')}", str(value)
-            # A value that begins with a dash would be taken for an option.
-            words += [f"{option}={text}"] if text.startswith("-") else [option, text]
-    return shlex.join(words)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text
-from widedeep.cli.parser import GOOD, NO, add_set, threads
+from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, threads, typed_options
 from widedeep.cli.runs import bundle_place, labelled_rows, run_of, served_bundle
 from widedeep.errors import BundleError
 from widedeep.gate import Verdict, load_gate_config, validate, verdict_path
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_verdict(verdict, file, page)
         _print_after_verdict(arguments, passed=verdict.passed)
-    return GOOD if verdict.passed else NO
+    return EXIT_OK if verdict.passed else EXIT_FAILED
 
 
 def print_validate(model: Path, data: Sequence[str]) -> None:
@@ -96,15 +96,14 @@ def print_validate(model: Path, data: Sequence[str]) -> None:
 
 
 def _print_after_verdict(arguments: argparse.Namespace, *, passed: bool) -> None:
-    against, verdict = arguments.against, arguments.out
+    against = arguments.against
     if not passed:
-        data = ["--data", *arguments.data] if arguments.data else []
-        print_next("report", arguments.model, *data, *(["--against", against] if against else []))
+        print_next("report", arguments.model, *typed_options(arguments, "--data", "--against"))
         return
     models = MODELS
     if against is not None and ("://" in against or is_models_directory(Path(against))):
         models = against
-    words = [] if verdict is None else ["--verdict", verdict]
+    words = [] if arguments.out is None else ["--verdict", arguments.out]
     print_next(
         *("publish", arguments.model, models, *words),
         note="" if against else f"{models}: the folder that servers follow",

@@ -1,4 +1,4 @@
-"""What a simulated app store is told, and the constants that make it what it is."""
+"""The configuration of a simulated app store, and the constants of its world."""
 
 from __future__ import annotations
 
@@ -63,19 +63,20 @@ class StoreConfig:
     Everything else is a constant of :mod:`widedeep.simulate.config`.
 
     Args:
-        seed: Of everything: same configuration, same store, same logs under the same policy.
-        users: At the start, at least 10.
-        apps: At the start, 50 to 5,000: each pair of them has an effect that is kept.
-        requests_per_day: At least 1.
-        candidates: That retrieval proposes for a request, at least ``shown``.
-        shown: Apps of a list, at least 1.
-        new_users_per_day: Who arrive, with a few apps installed.
-        new_apps_per_day: That appear in the store.
-        memorisation: Strength of particular pairs (who has app A installs app B), which no
-            attribute tells; 0 switches them off.
-        generalisation: Strength of tastes (of countries, ages, devices and hours for topics); 0
-            switches them off.
-        drift: Of tastes: the share of their standard deviation that is new each day, 0 <= d <= 1.
+        seed: Random seed. The same configuration gives the same store, and the same logs under the
+            same policy.
+        users: Users at the start, at least 10.
+        apps: Apps at the start, 50 to 5,000. The effect of each pair of them is kept in memory.
+        requests_per_day: Requests per day, at least 1.
+        candidates: Candidates that retrieval proposes per request, at least ``shown``.
+        shown: Apps per list, at least 1.
+        new_users_per_day: Users who arrive per day, with a few apps installed.
+        new_apps_per_day: Apps that appear in the store per day.
+        memorisation: Strength of the effects of particular pairs of apps (who has app A installs
+            app B), 0 for none. No attribute tells of them.
+        generalisation: Strength of the general tastes of countries, ages, devices and hours for
+            kinds of apps, 0 for none.
+        drift: Fraction of the tastes' standard deviation that is new each day, 0 to 1.
         start: The first day's midnight, ISO 8601.
 
     Raises:

@@ -48,17 +48,29 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table1Config:
-    """How the experiment is done."""
+    """How the experiment is done.
+
+    Args:
+        store: The simulated store; seed after seed from its own.
+        seeds: Simulated stores, each with three models, 2 to 10.
+        days: Days that are logged for training.
+        live_days: Days of the A/B test.
+        live_requests: Requests per day of the A/B test.
+        negatives: Fraction of the negatives that is trained on.
+        epochs: Most passes; the best by the log loss of the validation days is kept.
+        without_cross: Also train and try Wide & Deep without its cross.
+        threads: Threads of training; None: all.
+    """
 
     store: StoreConfig = StoreConfig(seed=1, requests_per_day=8000)  # noqa: RUF009 - it is frozen
-    seeds: int = 5  # How many stores, each with three models; at least 2, at most 10
-    days: int = 14  # That are logged for training
-    live_days: int = 3  # Of the A/B test
-    live_requests: int = 25_000  # A day of the A/B test
-    negatives: float = 0.15  # Share of the negatives that is trained on
-    epochs: int = 3  # At most; the best by the log loss of the validation days is kept
-    without_cross: bool = False  # Also train and try Wide & Deep without its cross
-    threads: int | None = None  # Of training; None: all
+    seeds: int = 5
+    days: int = 14
+    live_days: int = 3
+    live_requests: int = 25_000
+    negatives: float = 0.15
+    epochs: int = 3
+    without_cross: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= 10:
@@ -388,34 +400,3 @@ def _arm_document(arms: Sequence[Arm]) -> list[Mapping[str, Any]]:
 
 def _lift_document(lift: Lift) -> dict[str, Any]:
     return {**dataclasses.asdict(lift), "significant": lift.significant}
-
-
-def table1_config(
-    *,
-    seeds: int | None = None,
-    days: int | None = None,
-    requests: int | None = None,
-    live_requests: int | None = None,
-    threads: int | None = None,
-    memorisation: float | None = None,
-    generalisation: float | None = None,
-    without_cross: bool = False,
-) -> Table1Config:
-    """Return the experiment with some settings changed; None leaves the default."""
-    store = {
-        "requests_per_day": requests,
-        "memorisation": memorisation,
-        "generalisation": generalisation,
-    }
-    settings = {"seeds": seeds, "days": days, "live_requests": live_requests, "threads": threads}
-    config = Table1Config()
-    return dataclasses.replace(
-        config,
-        store=dataclasses.replace(config.store, **_given(store)),
-        without_cross=without_cross,
-        **_given(settings),
-    )
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}

@@ -229,13 +229,20 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FollowConfig:
-    """When a run that follows a folder writes a bundle, and where it publishes what passes."""
+    """When a run that follows a folder writes a bundle, and where it publishes what passes.
 
-    publish: str | None = None  # The directory of versions, or its URL; None publishes nothing
-    export_rows: int | None = None  # Rows learned since the last bundle; None: not by rows
-    export_minutes: float | None = None  # Time since then; None: not by time
-    # The gate judges on the newest shards, before they are learned: so many that they hold at least
-    # this many rows
+    Args:
+        publish: Directory of versions, or its URL, in which to publish each bundle that passes the
+            gate on the newest shards; None publishes nothing.
+        export_rows: Rows to learn between two bundles; None: not by rows.
+        export_minutes: Minutes between two bundles; None: not by time.
+        judge_rows: Rows of the newest shards, at least, that the gate judges on before they are
+            learned.
+    """
+
+    publish: str | None = None
+    export_rows: int | None = None
+    export_minutes: float | None = None
     judge_rows: int = 10_000
 
     def __post_init__(self) -> None:
