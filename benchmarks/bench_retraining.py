@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from results_file import machine, write_section
 
 from widedeep.cli.run_training import train_run
-from widedeep.cli.runs import RunDirectory, WarmFrom, served_bundle
+from widedeep.cli.runs import RunDirectory, served_bundle
 from widedeep.config import config_from_tables
 from widedeep.data.sources import Data
 from widedeep.gate import GateConfig, Verdict, validate, verdict_path
@@ -41,6 +41,7 @@ from widedeep.simulate import Split as Arms
 from widedeep.simulate.declaration import APP_STORE_TOML, app_store_spec
 from widedeep.simulate.table1 import interval
 from widedeep.simulate.traffic import Traffic
+from widedeep.training.config import WarmStartConfig
 
 FROZEN, RETRAINED = "frozen", "retrained"
 EXPLORE = 0.05
@@ -138,7 +139,7 @@ class Loop:
         tables = tomllib.loads(APP_STORE_TOML)
         tables["data"] = {"train": rows, "label": "label", "group": "request_id"}
         tables["train"] |= {"epochs": epochs, "seed": self.seed, "schedule": "linear"}
-        warm = None if self._last is None else WarmFrom(path=self._last.path)
+        warm = None if self._last is None else WarmStartConfig(path=self._last.path)
         train_run(config_from_tables(tables), directory, warm=warm, progress=False)
 
     def _judge(self, bundle: Path, newest: Data) -> Verdict:
