@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, show_value
-from widedeep.features.id_map import IdMap, reserved_ids
+from widedeep.features.id_map import IdMap, match_buckets
 from widedeep.features.kind import (
     MAX_COLUMNS,
     BucketEncoding,
@@ -28,7 +27,7 @@ from widedeep.features.kind import (
     finite_number,
     register_kind,
 )
-from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
+from widedeep.features.learned import ColumnType
 from widedeep.features.numbers import NumberSummary, bin_cuts, quantile_cuts
 
 
@@ -136,11 +135,7 @@ class Bucketized(Feature):
 
     def map_ids(self, older: Bucketized, change: SchemaChange) -> IdMap:
         """Match buckets of equal bounds."""
-        cuts, old_cuts = (schema.boundaries[self.name] for schema in (change.new, change.old))
-        old_id = {bounds: 2 + bucket for bucket, bounds in enumerate(_bounds(old_cuts))}
-        old_of_N = reserved_ids(change.new.id_count(self.name))
-        old_of_N[FIRST_KNOWN_ID:] = [old_id.get(bounds, -1) for bounds in _bounds(cuts)]
-        return IdMap(old_of_N=old_of_N)
+        return match_buckets(*(s.boundaries[self.name] for s in (change.new, change.old)))
 
     def key_change(self, older: Bucketized, change: SchemaChange) -> str:
         """Return that the boundaries differ, or ""."""
@@ -151,11 +146,6 @@ class Bucketized(Feature):
     def declare(cls, name: str, options: Mapping[str, Any]) -> Bucketized:
         """Return the feature that TOML declares."""
         return bucketized(name, **options)
-
-
-def _bounds(cuts: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Return the lower and upper bound of each bucket."""
-    return list(itertools.pairwise([-np.inf, *cuts.tolist(), np.inf]))
 
 
 def bucketized(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,3 +72,15 @@ def match_vocabulary(new: Vocabulary, old: Vocabulary, first_ids: tuple[int, int
     old_of_N = reserved_ids(size)
     old_of_N[first:] = match_values(pa.array(new.values), pa.array(old.values), old_first)
     return IdMap(old_of_N=old_of_N)
+
+
+def match_buckets(cuts: NDArray[np.float64], old_cuts: NDArray[np.float64]) -> IdMap:
+    """Match the buckets between cut points by their bounds."""
+    old_id = {bounds: FIRST_KNOWN_ID + i for i, bounds in enumerate(_bounds(old_cuts))}
+    old_of_N = reserved_ids(FIRST_KNOWN_ID + len(cuts) + 1)
+    old_of_N[FIRST_KNOWN_ID:] = [old_id.get(bounds, -1) for bounds in _bounds(cuts)]
+    return IdMap(old_of_N=old_of_N)
+
+
+def _bounds(cuts: NDArray[np.float64]) -> list[tuple[float, float]]:
+    return list(itertools.pairwise([-np.inf, *cuts.tolist(), np.inf]))

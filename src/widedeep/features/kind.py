@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -11,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, nearest, show_value
-from widedeep.features.id_map import IdMap, no_ids
+from widedeep.features.id_map import (
+    IdMap,
+    match_buckets,
+    match_vocabulary,
+    no_ids,
+    same_ids,
+)
 from widedeep.features.learned import ColumnType, NumericFit, Vocabulary
 from widedeep.features.numbers import NumberSummary
 
@@ -96,7 +103,15 @@ class Combinations:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NumberEncoding:
-    """Native operation: a number (or vector) as dense columns, by what was learned of it."""
+    """Native operation: a number (or vector) as dense columns, by what was learned of it.
+
+    Args:
+        column: The column's name.
+        fit: What was learned.
+        transform: ``"quantile"``, ``"standard"``, ``"minmax"`` or ``"log1p"``, as
+            :class:`widedeep.schema.NumericFit` defines them; ``"none"`` keeps the number.
+        indicator: Whether null flags follow the values.
+    """
 
     column: str
     fit: NumericFit
@@ -375,10 +390,21 @@ class Feature:
     def map_ids(self, older: Any, change: SchemaChange) -> IdMap:
         """Return where each id stood in an older schema, whose feature of this kind is ``older``.
 
-        The main column is the same and holds the same type of values.
+        The main column is the same and holds the same type of values. Where both are declared
+        alike, values, buckets and dense columns are matched by what was learned.
         """
-        size = change.new.id_count(self.name)
-        return no_ids(size, f"features of kind {self.kind!r} are not carried over")
+        new, old, key = change.new, change.old, self.vocabulary_key
+        size = new.id_count(self.name)
+        if self != older:
+            return no_ids(size, f"{self.kind} with other options")
+        if key is not None:
+            vocabularies = new.vocabularies[key], old.vocabularies[key]
+            return match_vocabulary(*vocabularies, (size - len(vocabularies[0]),) * 2)
+        if self.is_bucketed:
+            return match_buckets(new.boundaries[self.name], old.boundaries[self.name])
+        if self.dense_width and not new.numerics[self.name].maps_as(old.numerics[self.name]):
+            return no_ids(size, f"the {self.kind} transform was learned anew")
+        return same_ids(size)
 
     def key_change(self, older: Any, change: SchemaChange) -> str:
         """Return why hashed crosses of the feature combine other values than before, or ""."""
@@ -482,7 +508,8 @@ def register_kind(kind: _AnyKind) -> _AnyKind:
     """Make a kind of feature known under its name, for specs, TOML, checkpoints and bundles.
 
     A class decorator, above ``@dataclass``. What reads a checkpoint or bundle with such a feature
-    imports the kind's module first.
+    imports the kind's module first, or finds it as an entry point of an installed package, in the
+    group ``widedeep.feature_kinds``.
 
     Args:
         kind: A subclass of :class:`Feature` with a ``kind`` of its own.
@@ -499,6 +526,12 @@ def register_kind(kind: _AnyKind) -> _AnyKind:
     check(same, kind.__name__, f"got kind={kind.kind!r}, which {other} has; choose another")
     KINDS[kind.kind] = kind
     return kind
+
+
+def load_installed_kinds() -> None:
+    """Import the kinds that installed packages offer as entry points ``widedeep.feature_kinds``."""
+    for entry_point in importlib.metadata.entry_points(group="widedeep.feature_kinds"):
+        entry_point.load()
 
 
 def toml_table(entries: object, key: str) -> Mapping[str, Any]:

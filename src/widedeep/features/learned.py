@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -162,6 +163,15 @@ class NumericFit:
     maximum: NDArray[np.float64]
     mean: NDArray[np.float64]
     profile: tuple[tuple[NDArray[np.float64], NDArray[np.int64]], ...] = ()
+
+    def maps_as(self, other: NumericFit) -> bool:
+        """Whether both turn numbers into the same dense values."""
+        pairs = [
+            (self.shift, other.shift),
+            (self.scale, other.scale),
+            *itertools.zip_longest(self.boundaries, other.boundaries),
+        ]
+        return all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
 
     def profile_of(
         self, component: int

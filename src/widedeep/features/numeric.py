@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -247,12 +246,7 @@ class Numeric(Feature):
         fit, old_fit = change.new.numerics.get(self.name), change.old.numerics.get(self.name)
         if fit is None or old_fit is None:
             return ""
-        pairs = [
-            (fit.shift, old_fit.shift),
-            (fit.scale, old_fit.scale),
-            *itertools.zip_longest(fit.boundaries, old_fit.boundaries),
-        ]
-        if all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs):
+        if fit.maps_as(old_fit):
             return ""
         return f"the {self.transform} transform was learned anew (grow= keeps the older one)"
 

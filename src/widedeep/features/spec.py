@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from widedeep.errors import FeatureError, nearest, show_value
-from widedeep.features.kind import KINDS, Feature, check, is_name, toml_table
+from widedeep.features.kind import KINDS, Feature, check, is_name, load_installed_kinds, toml_table
 from widedeep.features.toml import toml_text
 
 __all__ = ["FeatureSpec"]
@@ -376,6 +376,8 @@ def spec_to_table(spec: FeatureSpec) -> dict[str, dict[str, object]]:
 
 def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> FeatureSpec:
     """Build a spec from the ``[data]`` keys it owns and the ``[features]`` table."""
+    if not set(features) <= set(_feature_keys()):
+        load_installed_kinds()
     keys = _feature_keys()
     for key in features:
         if key not in keys:
