@@ -21,10 +21,11 @@ from widedeep.data.column_values import Chunk, read_numbers
 from widedeep.data.counting import ValueCounter
 from widedeep.data.csv_input import ColumnKind
 from widedeep.data.extend_schema import grow_numbers, grown_classes
-from widedeep.data.fit_plan import FitPlan, plan_fit
 from widedeep.data.fit_scans import (
+    FitPlan,
     Found,
     Scan,
+    plan_fit,
     scan_cross,
     scan_numbers,
     scan_plain,
