@@ -174,7 +174,7 @@ class Schema:
         features = self.spec.all_features
         numbers = {f.number_input.column for f in features if f.number_input is not None}
         values = {f.value_input.column for f in features if f.value_input is not None}
-        values.update(part for feature in features for part in feature.part_names)
+        values.update(part_name for feature in features for part_name in feature.part_names)
         for column in numbers - values:
             if types.get(column) == pa.int64():
                 types[column] = pa.float64()
@@ -196,13 +196,13 @@ class Schema:
         """
         feature = self.spec.by_name.get(name)
         try:
-            known = len(self.vocabularies[name]) if feature is None else feature.known_ids(self)
+            n_known = len(self.vocabularies[name]) if feature is None else feature.known_ids(self)
         except KeyError:
             names = [f.name for f in self.spec.all_features]
             raise SchemaError(
                 f"got {name!r}, which is no feature of the schema; {nearest(name, names)}"
             ) from None
-        return FIRST_KNOWN_ID + known
+        return FIRST_KNOWN_ID + n_known
 
     def describe_id(self, name: str, id_: int) -> str:
         """Return what an id of a feature stands for: a value, a bucket, the parts of a cross.
@@ -247,7 +247,7 @@ class Schema:
         return hash(self.fingerprint)
 
     def _identity(self) -> dict[str, Any]:
-        history = {"history": {name: dict(told) for name, told in self.history.items()}}
+        history = {"history": {name: dict(definition) for name, definition in self.history.items()}}
         return {
             **(history if self.history else {}),
             "format": SCHEMA_FORMAT if any(kind.storage for kind in self.columns.values()) else 1,
@@ -271,8 +271,8 @@ class Schema:
             for component, (cuts, counts) in enumerate(fit.profile):
                 tensors[f"profile_cuts/{component}/{name}"] = cuts
                 tensors[f"profile_counts/{component}/{name}"] = counts
-            for part in ("shift", "scale", "fill", "minimum", "maximum", "mean"):
-                tensors[f"{part}/{name}"] = getattr(fit, part)
+            for statistic in ("shift", "scale", "fill", "minimum", "maximum", "mean"):
+                tensors[f"{statistic}/{name}"] = getattr(fit, statistic)
         return tensors
 
     def without_tails(self) -> Schema:
@@ -301,7 +301,7 @@ class Schema:
             ) from error
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Do as :meth:`save`, and leave an ``OSError`` to a caller who writes more than this.
+        """Write the schema as :meth:`save` does, but raise ``OSError`` as it is.
 
         Args:
             path: The file.
@@ -385,7 +385,7 @@ def _update(digest: Any, name: str, tensor: NDArray[Any]) -> None:
 
 
 def _facts_digest(facts: str, tensors: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of what the fingerprint leaves out, so that a damaged file is told."""
+    """SHA-256 of what the fingerprint leaves out, to detect a damaged file."""
     digest = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
         if name.startswith(_NOT_FINGERPRINTED):
@@ -505,8 +505,8 @@ def _vocabulary_values(
 
 
 def _numeric_fit(tensors: Mapping[str, NDArray[Any]], name: str, size: int) -> NumericFit:
-    def per_component(part: str, dtype: type = np.float64) -> NDArray[Any]:
-        return _tensor(tensors, f"{part}/{name}", dtype, (size,))
+    def per_component(statistic: str, dtype: type = np.float64) -> NDArray[Any]:
+        return _tensor(tensors, f"{statistic}/{name}", dtype, (size,))
 
     shift = per_component("shift")  # First: it refuses a size that the file does not have.
 
@@ -589,8 +589,8 @@ def _row(schema: Schema, feature: Feature) -> tuple[str, ...]:
 def place_text(schema: Schema, feature: Feature) -> str:
     """Return which parts of the model a feature goes to, as text."""
     places = [
-        place
-        for place, names in (
+        placement
+        for placement, names in (
             ("wide", schema.spec.wide_names),
             ("deep", schema.spec.deep_names),
             ("item", schema.spec.item),

@@ -89,11 +89,11 @@ class ValueCounter:
         self._distinct = distinct
         values, counts = leaders.ordered()
         rare_values, rare_counts = rare.ordered()
-        kept = len(counts) if max_size is None else min(max_size, len(counts))
-        tail = pa.concat_arrays([values[kept:], rare_values])[:tail_size]
-        tail_counts = np.concatenate([counts[kept:], rare_counts])[:tail_size]
+        n_leaders = len(counts) if max_size is None else min(max_size, len(counts))
+        tail = pa.concat_arrays([values[n_leaders:], rare_values])[:tail_size]
+        tail_counts = np.concatenate([counts[n_leaders:], rare_counts])[:tail_size]
         return (
-            (self._typed(values[:kept]), counts[:kept]),
+            (self._typed(values[:n_leaders]), counts[:n_leaders]),
             (self._typed(tail), tail_counts),
         )
 
@@ -124,8 +124,8 @@ class ValueCounter:
         if isinstance(values, pa.ChunkedArray):
             start = 0
             for chunk in values.chunks:
-                part = None if counts is None else counts[start : start + len(chunk)]
-                yield from self._keys(chunk, part)
+                chunk_counts = None if counts is None else counts[start : start + len(chunk)]
+                yield from self._keys(chunk, chunk_counts)
                 start += len(chunk)
         elif isinstance(values, pa.Array):
             yield self._arrow_keys(values, counts)
@@ -180,8 +180,8 @@ def _per_entry(
     weights = None if counts is None else counts[np.asarray(valid)].astype(np.float64)
     indices = np.asarray(values.indices.filter(valid).cast(pa.int64()))
     # float64 sums of counts are exact below 2**53, and a chunk holds far fewer values.
-    found = np.bincount(indices, weights, minlength=len(values.dictionary))
-    return values.dictionary, found.astype(np.int64)
+    entry_counts = np.bincount(indices, weights, minlength=len(values.dictionary))
+    return values.dictionary, entry_counts.astype(np.int64)
 
 
 def _bytes_of(values: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -239,15 +239,15 @@ class _SpillingTable:
         if len(self._table):
             self._spill()
         for partition in range(1 << PARTITION_BITS):
-            part = _SpillingTable(self._limit_bytes, self._spill_dir, self._level + 1)
+            table = _SpillingTable(self._limit_bytes, self._spill_dir, self._level + 1)
             try:
                 for run in self._runs:
                     block = _Block(*run[partition].tolist())
                     if block.n_keys:
-                        part.add(self._read(block))
-                yield from part.merged()
+                        table.add(self._read(block))
+                yield from table.merged()
             finally:
-                part.close()
+                table.close()
 
     def close(self) -> None:
         self._table.clear()
@@ -263,9 +263,9 @@ class _SpillingTable:
                 self._file = tempfile.TemporaryFile(dir=self._spill_dir)  # noqa: SIM115
             self._runs.append(self._write_run(self._file))
         except OSError as error:
-            place = self._spill_dir or tempfile.gettempdir()
+            folder = self._spill_dir or tempfile.gettempdir()
             raise DataError(
-                f"{place}: counts cannot be written ({error}); free some space, raise the memory "
+                f"{folder}: counts cannot be written ({error}); free some space, raise the memory "
                 "limit or name another place"
             ) from error
         self._table.clear()
@@ -277,14 +277,14 @@ class _SpillingTable:
         for partition in np.flatnonzero(np.diff(starts)).tolist():
             keys = order[starts[partition] : starts[partition + 1]]
             data, offsets, counts = self._table.take(keys)
-            run[partition] = _Block(at=file.tell(), n_keys=len(counts), n_bytes=len(data))
+            run[partition] = _Block(offset=file.tell(), n_keys=len(counts), n_bytes=len(data))
             for array in (offsets, counts, data):
                 file.write(array.data)
         return run
 
     def _read(self, block: _Block) -> _Keys:
         assert self._file is not None
-        self._file.seek(block.at)
+        self._file.seek(block.offset)
         n_words = 2 * block.n_keys + 1
         content = self._file.read(8 * n_words + block.n_bytes)
         words = np.frombuffer(content, np.int64, n_words)
@@ -293,9 +293,9 @@ class _SpillingTable:
 
 
 class _Block(NamedTuple):
-    """One partition of one run: where it lies in the file, its keys and their bytes."""
+    """One partition of one run: its offset in the file, its keys and their bytes."""
 
-    at: int
+    offset: int
     n_keys: int
     n_bytes: int
 
@@ -373,13 +373,13 @@ class _Leaders:
         if len(counts) > size:
             last = counts.size - size
             self._floor = int(np.partition(counts, last)[last]) if size else self._floor
-            kept = np.flatnonzero(counts > self._floor)[:size]
+            leaders = np.flatnonzero(counts > self._floor)[:size]
             ties = np.flatnonzero(counts == self._floor)
             by_value = np.asarray(pc.sort_indices(values.take(pa.array(ties))))
-            ties = ties[by_value[: size - len(kept)]]
+            ties = ties[by_value[: size - len(leaders)]]
             self._last = values[int(ties[-1])] if len(ties) else None
-            kept = np.concatenate([kept, ties])
-            values, counts = values.take(pa.array(kept)), counts[kept]
+            leaders = np.concatenate([leaders, ties])
+            values, counts = values.take(pa.array(leaders)), counts[leaders]
         self._values, self._counts, self._n_held = [values], [counts], len(counts)
         self._bytes_after_prune = self._n_bytes = _n_bytes(values)
 

@@ -26,7 +26,7 @@ _KEY = "key.json"
 
 
 class EncodedRows:
-    """A folder with one Arrow file for each fragment of a source, and what they were made from."""
+    """A folder with one Arrow file per fragment of a source, and the key of their origin."""
 
     def __init__(self, path: Path, files: list[tuple[str, int]], n_slots: int) -> None:
         self.path = path
@@ -37,38 +37,40 @@ class EncodedRows:
     def open(
         cls, path: str | os.PathLike[str], transform: Transform, source: Source
     ) -> EncodedRows | None:
-        """Return what a folder holds, or None if that is not these rows encoded by this schema."""
-        place = Path(path)
+        """Return a folder's encoded rows, or None if they are other rows or of another schema."""
+        folder = Path(path)
         try:
-            held = json.loads((place / _KEY).read_text(encoding="utf-8"))
-            files = [(str(name), int(size)) for name, size in held["files"]]
-            whole = all((place / name).stat().st_size == size for name, size in files)
+            key = json.loads((folder / _KEY).read_text(encoding="utf-8"))
+            files = [(str(name), int(size)) for name, size in key["files"]]
+            whole = all((folder / name).stat().st_size == size for name, size in files)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if not whole or held.get("key") != _key(transform, source):
+        if not whole or key.get("key") != _key(transform, source):
             return None
-        return cls(place, files, len(transform.schema.slots))
+        return cls(folder, files, len(transform.schema.slots))
 
     @classmethod
     def write(
         cls, path: str | os.PathLike[str], transform: Transform, source: Source
     ) -> EncodedRows:
-        """Encode a source's rows into a folder, which is there whole or not at all."""
-        place = Path(path)
+        """Encode a source's rows into a folder, written atomically."""
+        folder = Path(path)
         key, files = _key(transform, source), []
         try:
-            with atomic_directory(place) as made:
+            with atomic_directory(folder) as temporary:
                 for fragment, batch in _encoded(transform, source):
-                    file = made / f"rows-{fragment.index:06d}.arrow"
+                    file = temporary / f"rows-{fragment.index:06d}.arrow"
                     _write_batch(file, batch)
                     files.append((file.name, file.stat().st_size))
-                write_text_whole(made / _KEY, json.dumps({"key": key, "files": files}, indent=1))
+                write_text_whole(
+                    temporary / _KEY, json.dumps({"key": key, "files": files}, indent=1)
+                )
         except OSError as error:
             raise DataError(
-                f"{place}: the encoded rows cannot be written ({error.strerror or error}); make "
+                f"{folder}: the encoded rows cannot be written ({error.strerror or error}); make "
                 "room there (an id takes 16 bytes, a number 4), or train without them"
             ) from error
-        return cls(place, files, len(transform.schema.slots))
+        return cls(folder, files, len(transform.schema.slots))
 
     @property
     def nbytes(self) -> int:
@@ -100,9 +102,9 @@ def encoded_rows(
             "that they changed since they were encoded; write the data to a Parquet file first, "
             "or train without encoded rows"
         )
-    found = EncodedRows.open(path, transform, source)
-    if found is not None:
-        return found, False
+    rows = EncodedRows.open(path, transform, source)
+    if rows is not None:
+        return rows, False
     return EncodedRows.write(path, transform, source), True
 
 

@@ -76,38 +76,38 @@ def map_ids(new: Schema, old: Schema, name: str) -> IdMap:
 
 TAIL_VALUES = 1 << 18
 TAIL_BYTES = 16 << 20
-"""So much is kept of what a vocabulary's limits leave out, the most frequent values first."""
+"""Limits of a tail: the most frequent values that ``min_count`` and ``max_size`` drop."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grown:
+class EarlierCounts:
     """What an older schema counted of one vocabulary."""
 
-    # Its values in order, with their counts; those of a given vocabulary have none
-    known: Vocabulary
+    # Values in order with their counts; 0 for values that the spec gives
+    vocabulary: Vocabulary
     tail: Vocabulary | None  # What its limits left out
-    lost: int  # Values whose counts it did not keep, at most
+    lost: int  # Most values whose counts are lost
 
     def count_into(self, counter: ValueCounter) -> None:
         """Add the counts to those of the new data."""
-        for part in (self.known, self.tail):
-            if part is not None and len(part):
-                counter.add(part.values, np.ascontiguousarray(part.counts))
+        for vocabulary in (self.vocabulary, self.tail):
+            if vocabulary is not None and len(vocabulary):
+                counter.add(vocabulary.values, np.ascontiguousarray(vocabulary.counts))
 
 
 def counted_vocabulary(
-    counter: ValueCounter, min_count: int, max_size: int | None, grown: Grown | None
+    counter: ValueCounter, min_count: int, max_size: int | None, earlier: EarlierCounts | None
 ) -> Vocabulary:
     """Return the counted vocabulary, older values first, and what the limits leave out."""
     (values, counts), (rare, rare_counts) = counter.split(
         min_count, max_size, TAIL_VALUES, TAIL_BYTES
     )
-    if grown is not None:
-        values, counts = _older_first(grown.known, values, counts, max_size)
-    lost = 0 if grown is None else grown.lost
+    if earlier is not None:
+        values, counts = _older_first(earlier.vocabulary, values, counts, max_size)
+    lost = 0 if earlier is None else earlier.lost
     dropped = max(0, counter.distinct - len(counts)) + lost
-    kept = _within_bytes(rare)
-    tail = Vocabulary(values=rare[:kept], counts=rare_counts[:kept], dropped=dropped - kept)
+    n_tail = _within_bytes(rare)
+    tail = Vocabulary(values=rare[:n_tail], counts=rare_counts[:n_tail], dropped=dropped - n_tail)
     return Vocabulary(values=values, counts=counts, dropped=dropped, tail=tail if dropped else None)
 
 
@@ -126,15 +126,15 @@ def _older_first(
     max_size: int | None,
 ) -> tuple[pa.LargeBinaryArray | NDArray[np.int64], NDArray[np.int64]]:
     """Put the values that an older vocabulary knew first, in its order."""
-    at = pc.index_in(_keys(old.values), value_set=_keys(values))
-    gone = at.is_null().to_numpy(zero_copy_only=False) & (np.asarray(old.counts) == 0)
-    if gone.any():  # of a given vocabulary, which was never counted: it stays as it was given
-        kept = pa.array(gone)
-        more = old.values[gone] if isinstance(old.values, np.ndarray) else old.values.filter(kept)
+    positions = pc.index_in(_keys(old.values), value_set=_keys(values))
+    gone = positions.is_null().to_numpy(zero_copy_only=False) & (np.asarray(old.counts) == 0)
+    if gone.any():  # values that the spec gave were never counted: they stay
+        mask = pa.array(gone)
+        more = old.values[gone] if isinstance(old.values, np.ndarray) else old.values.filter(mask)
         values = _joined(values, more)
         counts = np.concatenate([counts, np.zeros(int(gone.sum()), np.int64)])
-        at = pc.index_in(_keys(old.values), value_set=_keys(values))
-    places = at.drop_null().to_numpy().astype(np.int64)
+        positions = pc.index_in(_keys(old.values), value_set=_keys(values))
+    places = positions.drop_null().to_numpy().astype(np.int64)
     _, first = np.unique(places, return_index=True)
     places = places[np.sort(first)]
     others = np.ones(len(counts), np.bool_)
@@ -160,9 +160,9 @@ def _keys(values: pa.LargeBinaryArray | NDArray[np.int64]) -> pa.Array:
     return values
 
 
-def carried_vocabulary(
+def earlier_vocabulary(
     previous: Schema, key: str, *, is_text: bool, notes: list[str]
-) -> Grown | None:
+) -> EarlierCounts | None:
     """Return what an older schema counted of a vocabulary's values; None where it knew none."""
     old = previous.vocabularies.get(key)
     if old is None:
@@ -176,29 +176,29 @@ def carried_vocabulary(
     return _grown(old, old.tail, f"vocabulary {key!r}", notes)
 
 
-def _grown(old: Vocabulary, tail: Vocabulary | None, name: str, notes: list[str]) -> Grown:
+def _grown(old: Vocabulary, tail: Vocabulary | None, name: str, notes: list[str]) -> EarlierCounts:
     lost = old.dropped - (0 if old.tail is None else len(old.tail))
     if lost > 0:
         notes.append(
             f"{name}: the older schema keeps no counts of {lost:,} values below its limits; they "
             "are counted from 0"
         )
-    return Grown(known=old, tail=tail, lost=max(0, lost))
+    return EarlierCounts(vocabulary=old, tail=tail, lost=max(0, lost))
 
 
-def carried_cross(
+def earlier_cross(
     previous: Schema, cross: Feature, parts: Schema, notes: list[str]
-) -> Grown | None:
-    """Return an older schema's combinations in the grown parts' ids; None where it has none."""
+) -> EarlierCounts | None:
+    """Return an older schema's combinations in the new parts' ids; None where it has none."""
     older = previous.spec.by_name.get(cross.name)
     if older is None or not older.part_names or older.is_hashed:
         return None
     if older.part_names != cross.part_names:
         notes.append(f"cross {cross.name!r}: crossed from other parts; it begins anew")
         return None
-    new_of_old = [_new_ids(parts, previous, part) for part in cross.part_names]
+    new_of_old = [_new_ids(parts, previous, part_name) for part_name in cross.part_names]
     old = previous.vocabularies[cross.name]
-    known, gone = _renumbered(old, new_of_old)
+    vocabulary, gone = _renumbered(old, new_of_old)
     tail, more = (None, 0) if old.tail is None else _renumbered(old.tail, new_of_old)
     if gone + more:
         notes.append(
@@ -206,18 +206,18 @@ def carried_cross(
             "that mean something else by now; they are forgotten"
         )
     lost = _grown(old, tail, f"cross {cross.name!r}", notes).lost
-    return Grown(known=known, tail=tail, lost=lost)
+    return EarlierCounts(vocabulary=vocabulary, tail=tail, lost=lost)
 
 
-def _new_ids(parts: Schema, previous: Schema, part: str) -> NDArray[np.int64]:
+def _new_ids(parts: Schema, previous: Schema, name: str) -> NDArray[np.int64]:
     """Return the new id of each old one of a part; -1 where it has none."""
-    ids = map_ids(parts, previous, part)
-    feature = parts.spec.by_name.get(part)
-    forgets = part in parts.vocabularies if feature is None else feature.forgets_to_unseen
+    ids = map_ids(parts, previous, name)
+    feature = parts.spec.by_name.get(name)
+    forgets = name in parts.vocabularies if feature is None else feature.forgets_to_unseen
     unseen = 0 if forgets and not ids.why else -1
-    new_of_old = np.full(previous.id_count(part), unseen, np.int64)
-    known = ids.old_of_N >= 0
-    new_of_old[ids.old_of_N[known]] = np.flatnonzero(known)
+    new_of_old = np.full(previous.id_count(name), unseen, np.int64)
+    matched = ids.old_of_N >= 0
+    new_of_old[ids.old_of_N[matched]] = np.flatnonzero(matched)
     return new_of_old
 
 
@@ -225,34 +225,34 @@ def _renumbered(
     vocabulary: Vocabulary, new_of_old: list[NDArray[np.int64]]
 ) -> tuple[Vocabulary, int]:
     assert isinstance(vocabulary.values, np.ndarray)
-    columns = [ids[vocabulary.values[:, at]] for at, ids in enumerate(new_of_old)]
+    columns = [ids[vocabulary.values[:, i]] for i, ids in enumerate(new_of_old)]
     tuples = np.stack(columns, axis=1)
-    kept = (tuples >= 0).all(axis=1)
-    found = Vocabulary(values=tuples[kept], counts=np.asarray(vocabulary.counts)[kept])
-    return found, int(np.count_nonzero(~kept))
+    has_ids = (tuples >= 0).all(axis=1)
+    renumbered = Vocabulary(values=tuples[has_ids], counts=np.asarray(vocabulary.counts)[has_ids])
+    return renumbered, int(np.count_nonzero(~has_ids))
 
 
-def grown_classes(
+def extend_classes(
     classes: Mapping[str, tuple[str, ...]], spec: FeatureSpec, previous: Schema, notes: list[str]
 ) -> dict[str, tuple[str, ...]]:
     """Return the classes of each label: the older schema's in its order, then new ones."""
-    grown = dict(classes)
+    earlier = dict(classes)
     for head, names in classes.items():
         older = previous.classes.get(head, ())
         same = previous.spec.labels.get(head) == spec.labels[head]
         if spec.label_vocabulary is not None or not same or not older:
             continue
-        grown[head] = (*older, *(name for name in names if name not in set(older)))
+        earlier[head] = (*older, *(name for name in names if name not in set(older)))
         absent = [name for name in older if name not in set(names)]
         if absent:
             notes.append(
                 f"label {spec.labels[head]!r}: no row has {', '.join(map(repr, absent[:10]))}, "
                 "which the older schema knows; the class keeps its place"
             )
-    return grown
+    return earlier
 
 
-def grow_numbers(
+def keep_numbers(
     numerics: dict[str, NumericFit],
     boundaries: dict[str, NDArray[np.float64]],
     spec: FeatureSpec,
@@ -261,7 +261,7 @@ def grow_numbers(
     history: Mapping[str, Mapping[str, Any]],
     notes: list[str],
 ) -> None:
-    """Keep an older schema's quantiles and boundaries of numbers declared as before, in place."""
+    """Replace quantiles and boundaries by an older schema's where numbers are declared alike."""
     for feature in spec.all_features:
         numbers = feature.number_input
         if numbers is None or previous.spec.by_name.get(feature.name) != feature:
@@ -286,5 +286,5 @@ def grow_numbers(
 def _same_numbers(before: ColumnType, now: ColumnType) -> bool:
     """Whether a number means the same in both; what an older version did not write is trusted."""
     narrow = {"float16", "float32"}
-    known = before.storage is not None and before.storage != now.storage
-    return not (known and narrow & {before.storage, now.storage})
+    is_other = before.storage is not None and before.storage != now.storage
+    return not (is_other and narrow & {before.storage, now.storage})

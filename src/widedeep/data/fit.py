@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from widedeep.data.column_values import Chunk, read_numbers
 from widedeep.data.counting import ValueCounter
 from widedeep.data.csv_input import ColumnKind
-from widedeep.data.extend_schema import grow_numbers, grown_classes
+from widedeep.data.extend_schema import extend_classes, keep_numbers
 from widedeep.data.fit_scans import (
     FitPlan,
-    Found,
-    Scan,
+    FitResult,
+    ScanContext,
     plan_fit,
     scan_cross,
     scan_numbers,
@@ -50,28 +50,28 @@ def history_columns(data: Data, columns: Collection[str]) -> dict[str, dict[str,
     """Return the definition of each history column among ``columns``."""
     rows = data.data if isinstance(data, RowShare) else data
     manifests = {path.parent.parent / "manifest.json" for path in input_paths(rows) or ()}
-    found: dict[str, dict[str, Any]] = {}
+    definitions: dict[str, dict[str, Any]] = {}
     for manifest in sorted(manifests):
         for name, definition in _definitions(manifest).items():
             if name not in columns:
                 continue
-            if found.setdefault(name, definition) != definition:
+            if definitions.setdefault(name, definition) != definition:
                 raise DataError(
                     f"column {name!r}: {manifest} defines it as {definition}, another dataset of "
-                    f"the same data as {found[name]}; train on datasets of one definition"
+                    f"the same data as {definitions[name]}; train on datasets of one definition"
                 )
-    return found
+    return definitions
 
 
 def _definitions(manifest: Path) -> dict[str, dict[str, Any]]:
     try:
-        told = json.loads(manifest.read_text(encoding="utf-8"))
+        content = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # none, or some other program's file of that name
-    if not isinstance(told, Mapping) or told.get("kind") != _KIND:
+    if not isinstance(content, Mapping) or content.get("kind") != _KIND:
         return {}
     try:
-        config = told["config"]
+        config = content["config"]
         delays = {
             key: (config[log] or {}).get("availability_delay", 0) for key, log in _DELAYS.items()
         }
@@ -90,8 +90,8 @@ LARGEST_LABEL = 1e17
 
 
 def scan_label(
-    scan: Scan, head: str, column: str, kind: ColumnType, vocabulary: Sequence[str] | None
-) -> Found:
+    scan: ScanContext, head: str, column: str, kind: ColumnType, vocabulary: Sequence[str] | None
+) -> FitResult:
     """Learn the classes of a text label, the mean of any other."""
     name = f"label {column!r}"
     if kind.nested:
@@ -104,7 +104,7 @@ def scan_label(
     return _scan_mean(scan, head, column, name)
 
 
-def _scan_mean(scan: Scan, head: str, column: str, name: str) -> Found:
+def _scan_mean(scan: ScanContext, head: str, column: str, name: str) -> FitResult:
     summary = NumberSummary(())
     for chunk in scan.chunks(column):
         values = read_numbers(chunk, name)
@@ -124,19 +124,19 @@ def _scan_mean(scan: Scan, head: str, column: str, name: str) -> Found:
     notes = []
     if summary.minimum == summary.maximum:
         notes.append(f"{name}: {summary.minimum:g} in every row, so there is nothing to tell apart")
-    return Found(nulls={column: 0}, label_means={head: summary.mean}, notes=notes)
+    return FitResult(nulls={column: 0}, label_means={head: summary.mean}, notes=notes)
 
 
 def _missing_label(chunk: Chunk, name: str, row: int) -> FeatureError:
     got = chunk.array[row].as_py()
-    shown = "null" if got is None else repr(got)
-    return chunk.refuse(name, row, f"got {shown}, expected a label in every row; drop the row")
+    text = "null" if got is None else repr(got)
+    return chunk.refuse(name, row, f"got {text}, expected a label in every row; drop the row")
 
 
 def _scan_classes(
-    scan: Scan, head: str, column: str, name: str, vocabulary: Sequence[str] | None
-) -> Found:
-    known = pa.array(vocabulary, pa.string()) if vocabulary else None
+    scan: ScanContext, head: str, column: str, name: str, vocabulary: Sequence[str] | None
+) -> FitResult:
+    allowed = pa.array(vocabulary, pa.string()) if vocabulary else None
     with ValueCounter("bytes", memory_limit_bytes=scan.counter_bytes) as counter:
         for chunk in scan.chunks(column):
             texts = chunk.array
@@ -144,23 +144,21 @@ def _scan_classes(
                 texts = texts.dictionary_decode()
             if texts.null_count:
                 raise _missing_label(chunk, name, int(np.asarray(texts.is_null()).argmax()))
-            if known is not None:
-                _check_known(chunk, texts, known, name)
+            if allowed is not None:
+                _check_classes(chunk, texts, allowed, name)
             counter.add(texts)
         values, _ = counter.result()
     seen = sorted(value.as_py() for value in values)
     classes = tuple(value.decode("utf-8", "replace") for value in seen)
     if vocabulary is None:
         _check_no_numbers(classes, name)
-    found = Found(nulls={column: 0}, classes={head: tuple(vocabulary or classes)})
+    fit = FitResult(nulls={column: 0}, classes={head: tuple(vocabulary or classes)})
     if len(classes) == 1:
-        found.notes.append(
-            f"{name}: {classes[0]!r} in every row, so there is nothing to tell apart"
-        )
+        fit.notes.append(f"{name}: {classes[0]!r} in every row, so there is nothing to tell apart")
     absent = sorted(set(vocabulary or ()) - set(classes))
     if absent:
-        found.notes.append(f"{name}: no row has {', '.join(map(repr, absent[:_SHOWN_CLASSES]))}")
-    return found
+        fit.notes.append(f"{name}: no row has {', '.join(map(repr, absent[:_SHOWN_CLASSES]))}")
+    return fit
 
 
 def _check_no_numbers(classes: Sequence[str], name: str) -> None:
@@ -175,11 +173,11 @@ def _check_no_numbers(classes: Sequence[str], name: str) -> None:
         )
 
 
-def _check_known(chunk: Chunk, texts: pa.Array, known: pa.Array, name: str) -> None:
-    unknown = ~np.asarray(pc.is_in(texts.cast(pa.string()), known))
+def _check_classes(chunk: Chunk, texts: pa.Array, classes: pa.Array, name: str) -> None:
+    unknown = ~np.asarray(pc.is_in(texts.cast(pa.string()), classes))
     if unknown.any():
         row = int(unknown.argmax())
-        allowed = known.to_pylist()[:_SHOWN_CLASSES]
+        allowed = classes.to_pylist()[:_SHOWN_CLASSES]
         raise chunk.refuse(
             name,
             row,
@@ -190,10 +188,10 @@ def _check_known(chunk: Chunk, texts: pa.Array, known: pa.Array, name: str) -> N
 
 DEFAULT_MEMORY = 1 << 30
 LEAST_MEMORY = 16 << 20
-# A pass holds two fragments of one column beside its counts.
-_MEMORY_A_PASS = 256 << 20
+# A scan holds two fragments of one column beside its counts.
+_MEMORY_PER_SCAN = 256 << 20
 
-_Pass = Callable[[Scan], Found]
+_Scan = Callable[[ScanContext], FitResult]
 
 
 def fit_schema(
@@ -225,7 +223,7 @@ def fit_schema(
             takes; 1 GiB if not given.
         sample_rows: Quantiles and bins are exact on all rows up to this number, and exact on a
             seeded sample of so many rows beyond it. They count rows, whatever their weights.
-        seed: Of that sample, 0 <= seed < 2**64.
+        seed: Seed of that sample, 0 <= seed < 2**64.
         threads: Columns read at the same time, at least 1, fewer where the memory limit is small;
             the number of processors, up to 8, if not given.
         progress: Show a progress bar on standard error.
@@ -255,18 +253,18 @@ def fit_schema(
     """
     limit = DEFAULT_MEMORY if memory_limit is None else memory_limit
     _check_options(spec, limit, sample_rows, threads, grow)
-    workers = min(threads or _processors(), max(1, limit // _MEMORY_A_PASS))
+    workers = min(threads or _processors(), max(1, limit // _MEMORY_PER_SCAN))
     columns = _columns(spec)
     with open_source(data, columns=columns, column_types=declared_types(spec)) as source:
         if not source.num_rows:
             raise DataError("data: got no rows, expected at least one; check the path or the query")
         plan = plan_fit(spec, source.arrow_schema)
         history = history_columns(data, columns)
-        passes = _first_passes(spec, plan, grow)
+        scans = _first_scans(spec, plan, grow)
         shared = sum(len(vocabulary.columns) - 1 for vocabulary in plan.learned)
-        n_reads = len(passes) + shared + len(plan.crosses)
+        n_reads = len(scans) + shared + len(plan.crosses)
         with _progress(progress, source.num_rows * n_reads) as on_rows:
-            scan = Scan(
+            scan = ScanContext(
                 source=source,
                 counter_bytes=limit // (2 * workers),
                 sample_rows=sample_rows,
@@ -274,38 +272,38 @@ def fit_schema(
                 on_rows=on_rows,
                 stop=threading.Event(),
             )
-            found = Found(vocabularies=dict(plan.given))
-            _run(passes, scan, workers, found)
+            fit = FitResult(vocabularies=dict(plan.vocabularies))
+            _run(scans, scan, workers, fit)
             if grow is not None:
-                found.classes = grown_classes(found.classes, spec, grow, found.notes)
-                grow_numbers(
-                    found.numerics, found.boundaries, spec, plan.types, grow, history, found.notes
+                fit.classes = extend_classes(fit.classes, spec, grow, fit.notes)
+                keep_numbers(
+                    fit.numerics, fit.boundaries, spec, plan.types, grow, history, fit.notes
                 )
-                found.notes.append(f"grown from a schema of {grow.rows:,} rows")
-            _run(_cross_passes(spec, plan, found, grow), scan, workers, found)
-            return _schema(spec, plan, scan, found, history)
+                fit.notes.append(f"grown from a schema of {grow.rows:,} rows")
+            _run(_cross_scans(spec, plan, fit, grow), scan, workers, fit)
+            return _schema(spec, plan, scan, fit, history)
 
 
 def _schema(
     spec: FeatureSpec,
     plan: FitPlan,
-    scan: Scan,
-    found: Found,
+    scan: ScanContext,
+    fit: FitResult,
     history: Mapping[str, Mapping[str, Any]],
 ) -> Schema:
     rows = scan.source.num_rows
     return Schema(
         spec=spec,
         columns=plan.types,
-        vocabularies=found.vocabularies,
-        boundaries=found.boundaries,
-        numerics=found.numerics,
-        classes=found.classes,
+        vocabularies=fit.vocabularies,
+        boundaries=fit.boundaries,
+        numerics=fit.numerics,
+        classes=fit.classes,
         rows=rows,
-        missing={column: found.nulls[column] / rows for column in plan.types},
-        label_means=found.label_means,
+        missing={column: fit.nulls[column] / rows for column in plan.types},
+        label_means=fit.label_means,
         quantile_rows=min(rows, scan.sample_rows),
-        notes=tuple(found.notes),
+        notes=tuple(fit.notes),
         history=history,
     )
 
@@ -370,11 +368,11 @@ def _category_columns(spec: FeatureSpec) -> Iterator[str]:
     for feature in spec.all_features:
         if feature.value_input is not None:
             yield feature.value_input.column
-        yield from (part for part in feature.part_names if part not in spec.by_name)
+        yield from (part_name for part_name in feature.part_names if part_name not in spec.by_name)
 
 
-def _first_passes(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list[_Pass]:
-    passes: list[_Pass] = [
+def _first_scans(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list[_Scan]:
+    scans: list[_Scan] = [
         partial(
             scan_label,
             head=head,
@@ -385,12 +383,12 @@ def _first_passes(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list
         for head, column in spec.labels.items()
     ]
     if spec.weight is not None:
-        passes.append(partial(scan_weight, column=spec.weight, kind=plan.types[spec.weight]))
-    passes += [partial(scan_numbers, plan=numbers) for numbers in plan.numbers]
-    passes += [
+        scans.append(partial(scan_weight, column=spec.weight, kind=plan.types[spec.weight]))
+    scans += [partial(scan_numbers, plan=numbers) for numbers in plan.numbers]
+    scans += [
         partial(scan_vocabulary, plan=vocabulary, previous=grow) for vocabulary in plan.learned
     ]
-    passes += [partial(scan_values, column=column) for column in plan.checked]
+    scans += [partial(scan_values, column=column) for column in plan.checked]
     seen = {spec.weight, *spec.labels.values(), *(numbers.column for numbers in plan.numbers)}
     seen.update(column.column for vocabulary in plan.learned for column in vocabulary.columns)
     seen.update(column.column for column in plan.checked)
@@ -399,49 +397,49 @@ def _first_passes(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list
         if column in seen:
             continue
         feature = weights.get(column)
-        passes.append(
+        scans.append(
             partial(scan_plain, column=column)
             if feature is None
             else partial(scan_value_weights, column=column, kind=kind, feature=feature)
         )
-    return passes
+    return scans
 
 
-def _cross_passes(
-    spec: FeatureSpec, plan: FitPlan, found: Found, grow: Schema | None
-) -> list[_Pass]:
+def _cross_scans(
+    spec: FeatureSpec, plan: FitPlan, fit: FitResult, grow: Schema | None
+) -> list[_Scan]:
     return [
         partial(
             scan_cross,
             cross=cross,
-            parts=_parts_schema(spec, plan, found, cross),
+            parts=_parts_schema(spec, plan, fit, cross),
             previous=grow,
         )
         for cross in plan.crosses
     ]
 
 
-def _parts_schema(spec: FeatureSpec, plan: FitPlan, found: Found, cross: Feature) -> Schema:
-    """What is known of a cross's parts, and no more: other vocabularies need not be indexed."""
-    parts = [spec.by_name[part] for part in cross.part_names if part in spec.by_name]
+def _parts_schema(spec: FeatureSpec, plan: FitPlan, fit: FitResult, cross: Feature) -> Schema:
+    """Return a schema of a cross's parts alone, so that other vocabularies are not indexed."""
+    parts = [spec.by_name[part_name] for part_name in cross.part_names if part_name in spec.by_name]
     part_spec = FeatureSpec(features=[*parts, cross], wide=[cross.name], deep=[])
     keys = {feature.table_name for feature in parts} | set(cross.part_names)
     return Schema(
         spec=part_spec,
         columns={column: plan.types[column] for column in part_spec.columns()},
-        vocabularies={key: found.vocabularies[key] for key in keys if key in found.vocabularies},
-        boundaries=found.boundaries,
+        vocabularies={key: fit.vocabularies[key] for key in keys if key in fit.vocabularies},
+        boundaries=fit.boundaries,
         numerics={},
     )
 
 
-def _run(passes: Sequence[_Pass], scan: Scan, workers: int, found: Found) -> None:
-    """Run passes side by side and add up what they find, in their order."""
+def _run(scans: Sequence[_Scan], scan: ScanContext, workers: int, fit: FitResult) -> None:
+    """Run scans side by side and add up what they find, in their order."""
     with ThreadPoolExecutor(workers, thread_name_prefix="widedeep-fit") as pool:
-        futures = [pool.submit(one, scan) for one in passes]
+        futures = [pool.submit(one, scan) for one in scans]
         try:
             for future in futures:
-                found.include(future.result())
+                fit.include(future.result())
         except BaseException:
             scan.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -449,8 +447,8 @@ def _run(passes: Sequence[_Pass], scan: Scan, workers: int, found: Found) -> Non
 
 
 @contextmanager
-def _progress(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
-    if not shown:
+def _progress(enabled: bool, total: int) -> Iterator[Callable[[int], None]]:
+    if not enabled:
         yield lambda rows: None
         return
     from rich.console import Console

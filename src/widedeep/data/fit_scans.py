@@ -1,4 +1,4 @@
-"""The passes of ``fit_schema``: each reads one column, or the parts of one cross, and no more."""
+"""The scans of ``fit_schema``: each reads one column, or the parts of one cross, and no more."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from widedeep.data.column_values import (
     storage_of,
 )
 from widedeep.data.counting import ValueCounter
-from widedeep.data.extend_schema import carried_cross, carried_vocabulary, counted_vocabulary
+from widedeep.data.extend_schema import counted_vocabulary, earlier_cross, earlier_vocabulary
 from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.transform import PartIds, Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, LimitError
@@ -77,7 +77,7 @@ class FitPlan:
     types: dict[str, ColumnType]  # Logical type of every column read
     numbers: tuple[NumberColumn, ...]  # Columns of numbers
     learned: tuple[VocabularyPlan, ...]  # Vocabularies to learn
-    given: dict[str, Vocabulary]  # Vocabularies that the spec gives, by key
+    vocabularies: dict[str, Vocabulary]  # Those that the spec gives, by key
     checked: tuple[ValueColumn, ...]  # Columns of values that need no counting
     crosses: tuple[Feature, ...]  # Crosses whose combinations are counted
 
@@ -89,7 +89,7 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
     }
     _check_label_vocabulary(spec, types)
     values = list(_value_columns(spec, types))
-    learned, given, checked = [], {}, []
+    learned, vocabularies, checked = [], {}, []
     by_key: dict[str, list[tuple[Feature | None, ValueColumn]]] = {}
     for key, feature, column in values:
         if key is None:
@@ -103,7 +103,7 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
         feature, columns = uses[0][0], tuple({use.column: use for _, use in uses}.values())
         vocabulary = None if feature is None else given_vocabulary(feature, columns[0].type)
         if vocabulary is not None:
-            given[key] = vocabulary
+            vocabularies[key] = vocabulary
             checked.extend(columns)
         else:
             learned.append(_vocabulary_plan(key, feature, columns))
@@ -111,7 +111,7 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
         types=types,
         numbers=tuple(_number_columns(spec, types, schema)),
         learned=tuple(learned),
-        given=given,
+        vocabularies=vocabularies,
         checked=tuple(checked),
         crosses=tuple(f for f in spec.all_features if f.part_names and not f.is_hashed),
     )
@@ -191,14 +191,14 @@ def _value_columns(
     readers: dict[str, str] = {}  # by raw column, the first cross that reads it
     learned: set[str] = set()  # raw columns that a cross reads by the ids of their values
     for feature in spec.all_features:
-        for part in feature.part_names:
-            if part not in spec.by_name:
-                readers.setdefault(part, f"feature {feature.name!r}")
+        for part_name in feature.part_names:
+            if part_name not in spec.by_name:
+                readers.setdefault(part_name, f"feature {feature.name!r}")
                 if not feature.is_hashed:
-                    learned.add(part)
-    for part, reader in readers.items():
-        column = ValueColumn(column=part, reader=reader, type=types[part])
-        yield part if part in learned else None, None, column
+                    learned.add(part_name)
+    for part_name, reader in readers.items():
+        column = ValueColumn(column=part_name, reader=reader, type=types[part_name])
+        yield part_name if part_name in learned else None, None, column
 
 
 def _group_column(column: str, kind: ColumnType) -> ValueColumn:
@@ -346,7 +346,7 @@ def _split_mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 _MISSING_ID = 1
-# Of a row, or of a value of a list: sums of weights and of their squares stay within float32.
+# Largest weight of a row or list value: sums of weights and their squares stay within float32.
 LARGEST_WEIGHT = 1e15
 # Combinations that multi-valued parts make are counted so many at a time.
 _TUPLES_AT_ONCE = 1 << 17
@@ -355,19 +355,19 @@ _KEY_VALUES = 1000
 
 
 class ScanStopped(Exception):
-    """Another pass failed, so this one ends; never leaves ``fit_schema``."""
+    """Another scan failed, so this one ends; never leaves ``fit_schema``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scan:
-    """What every pass needs."""
+class ScanContext:
+    """What every scan needs."""
 
-    source: Source  # Where the rows are
-    counter_bytes: int  # Memory of one pass's table of counts
+    source: Source  # The rows
+    counter_bytes: int  # Memory of one scan's table of counts
     sample_rows: int  # Rows that quantiles are learned from
-    seed: int  # Of the sample
+    seed: int  # Seed of the sample
     on_rows: Callable[[int], None]  # Called with a number of rows after they were read
-    stop: threading.Event  # Set when another pass failed
+    stop: threading.Event  # Set when another scan failed
 
     def chunks(self, column: str) -> Iterator[Chunk]:
         """Yield a column in order."""
@@ -381,8 +381,8 @@ class Scan:
 
 
 @dataclass(kw_only=True, slots=True)
-class Found:
-    """What passes found; the fields of a schema."""
+class FitResult:
+    """What scans learned, by the fields of a schema."""
 
     vocabularies: dict[str, Vocabulary] = field(default_factory=dict)
     boundaries: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -392,8 +392,8 @@ class Found:
     nulls: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def include(self, other: Found) -> None:
-        """Add what another pass found."""
+    def include(self, other: FitResult) -> None:
+        """Add the result of another scan."""
         self.vocabularies.update(other.vocabularies)
         self.boundaries.update(other.boundaries)
         self.numerics.update(other.numerics)
@@ -403,7 +403,7 @@ class Found:
         self.notes.extend(note for note in other.notes if note not in self.notes)
 
 
-def scan_numbers(scan: Scan, plan: NumberColumn) -> Found:
+def scan_numbers(scan: ScanContext, plan: NumberColumn) -> FitResult:
     """Learn what numeric and bucketized features need from their column."""
     moments = [scale for numbers in plan.inputs for scale in numbers.moments]
     summaries = [NumberSummary(moments) for _ in range(plan.size)]
@@ -424,13 +424,13 @@ def scan_numbers(scan: Scan, plan: NumberColumn) -> Found:
     if samples is not None:
         for summary, values in zip(summaries, samples.table().columns, strict=True):
             summary.keep_sample(values.to_numpy())
-    found = Found(nulls={plan.column: nulls}, notes=_number_notes(plan, summaries, nans))
+    fit = FitResult(nulls={plan.column: nulls}, notes=_number_notes(plan, summaries, nans))
     for feature in plan.features:
         if feature.dense_width:
-            found.numerics[feature.name] = feature.fit_numbers(summaries, plan.type)
+            fit.numerics[feature.name] = feature.fit_numbers(summaries, plan.type)
         else:
-            found.boundaries[feature.name] = feature.fit_boundaries(summaries[0], plan.type)
-    return found
+            fit.boundaries[feature.name] = feature.fit_boundaries(summaries[0], plan.type)
+    return fit
 
 
 def _number_notes(plan: NumberColumn, summaries: Sequence[NumberSummary], nans: int) -> list[str]:
@@ -448,12 +448,14 @@ def _number_notes(plan: NumberColumn, summaries: Sequence[NumberSummary], nans: 
     return notes
 
 
-def scan_vocabulary(scan: Scan, plan: VocabularyPlan, previous: Schema | None = None) -> Found:
+def scan_vocabulary(
+    scan: ScanContext, plan: VocabularyPlan, previous: Schema | None = None
+) -> FitResult:
     """Count the values of one or more columns and keep those that are frequent enough."""
-    found = Found()
-    grown = None
+    fit = FitResult()
+    earlier = None
     if previous is not None:
-        grown = carried_vocabulary(previous, plan.key, is_text=plan.is_text, notes=found.notes)
+        earlier = earlier_vocabulary(previous, plan.key, is_text=plan.is_text, notes=fit.notes)
     with ValueCounter(
         "bytes" if plan.is_text else "int64", memory_limit_bytes=scan.counter_bytes
     ) as counter:
@@ -461,19 +463,19 @@ def scan_vocabulary(scan: Scan, plan: VocabularyPlan, previous: Schema | None = 
             before = counter.total
             for chunk in scan.chunks(column.column):
                 _count(counter, _values(chunk, column), column)
-                _add_nulls(found, chunk, column)
+                _add_nulls(fit, chunk, column)
             if counter.total == before:
-                found.notes.append(
+                fit.notes.append(
                     f"column {column.column!r}: no value in any row, so nothing is learned from it"
                 )
-        if grown is not None:
-            grown.count_into(counter)
-        vocabulary = counted_vocabulary(counter, plan.min_count, plan.max_size, grown)
+        if earlier is not None:
+            earlier.count_into(counter)
+        vocabulary = counted_vocabulary(counter, plan.min_count, plan.max_size, earlier)
         distinct, total = counter.distinct, counter.total
-    found.vocabularies[plan.key] = vocabulary
-    found.notes += _vocabulary_notes(plan, distinct, total, len(vocabulary))
-    found.notes += _tail_notes(f"vocabulary {plan.key!r}", vocabulary)
-    return found
+    fit.vocabularies[plan.key] = vocabulary
+    fit.notes += _vocabulary_notes(plan, distinct, total, len(vocabulary))
+    fit.notes += _tail_notes(f"vocabulary {plan.key!r}", vocabulary)
+    return fit
 
 
 def _tail_notes(name: str, vocabulary: Vocabulary) -> list[str]:
@@ -503,14 +505,14 @@ def _values(chunk: Chunk, column: ValueColumn) -> pa.Array:
     return texts.cast(pa.string()) if pa.types.is_null(texts.type) else texts
 
 
-def _add_nulls(found: Found, chunk: Chunk, column: ValueColumn) -> None:
-    found.nulls[column.column] = found.nulls.get(column.column, 0) + null_count(chunk)
+def _add_nulls(fit: FitResult, chunk: Chunk, column: ValueColumn) -> None:
+    fit.nulls[column.column] = fit.nulls.get(column.column, 0) + null_count(chunk)
 
 
-def _vocabulary_notes(plan: VocabularyPlan, distinct: int, total: int, kept: int) -> list[str]:
+def _vocabulary_notes(plan: VocabularyPlan, distinct: int, total: int, n_values: int) -> list[str]:
     if not distinct:
         return []
-    if not kept:
+    if not n_values:
         return [
             f"vocabulary {plan.key!r}: no value was seen {plan.min_count:,} times, "
             "so all count as unseen"
@@ -523,31 +525,31 @@ def _vocabulary_notes(plan: VocabularyPlan, distinct: int, total: int, kept: int
     return []
 
 
-def scan_values(scan: Scan, column: ValueColumn) -> Found:
+def scan_values(scan: ScanContext, column: ValueColumn) -> FitResult:
     """Check a column whose values need no counting."""
-    found = Found(nulls={column.column: 0})
+    fit = FitResult(nulls={column.column: 0})
     outside = 0
     for chunk in scan.chunks(column.column):
-        _add_nulls(found, chunk, column)
+        _add_nulls(fit, chunk, column)
         if column.type.kind == "string":
             continue
         values = np.asarray(read_integers(chunk, column.reader, column.type))
         if column.num_buckets is not None:
             outside += int(np.count_nonzero((values < 0) | (values >= column.num_buckets)))
     if outside:
-        found.notes.append(
+        fit.notes.append(
             f"{column.reader}: {outside:,} values outside 0 <= v < num_buckets = "
             f"{column.num_buckets:,} count as unseen"
         )
-    return found
+    return fit
 
 
-def scan_plain(scan: Scan, column: str) -> Found:
+def scan_plain(scan: ScanContext, column: str) -> FitResult:
     """Count the nulls of a column."""
-    return Found(nulls={column: sum(null_count(chunk) for chunk in scan.chunks(column))})
+    return FitResult(nulls={column: sum(null_count(chunk) for chunk in scan.chunks(column))})
 
 
-def scan_weight(scan: Scan, column: str, kind: ColumnType) -> Found:
+def scan_weight(scan: ScanContext, column: str, kind: ColumnType) -> FitResult:
     """Check the example weights."""
     name = f"weight {column!r}"
     if kind.nested or kind.kind == "string":
@@ -565,14 +567,14 @@ def scan_weight(scan: Scan, column: str, kind: ColumnType) -> Found:
             )
         total += float(weights.astype(np.float32).sum(dtype=np.float64))
     notes = [] if total > 0 else [f"{name}: 0 in every row, so nothing is learned"]
-    return Found(nulls={column: 0}, notes=notes)
+    return FitResult(nulls={column: 0}, notes=notes)
 
 
-def scan_value_weights(scan: Scan, column: str, kind: ColumnType, feature: str) -> Found:
+def scan_value_weights(scan: ScanContext, column: str, kind: ColumnType, feature: str) -> FitResult:
     """Check the weights of a feature's values; how many there are is checked with the values."""
-    found = Found(nulls={column: 0})
+    fit = FitResult(nulls={column: 0})
     for chunk in scan.chunks(column):
-        found.nulls[column] += null_count(chunk)
+        fit.nulls[column] += null_count(chunk)
         weights = read_elements(chunk, f"feature {feature!r}", kind)
         wrong = ~(np.isnan(weights) | ((weights >= 0) & (weights <= LARGEST_WEIGHT)))
         if wrong.any():
@@ -583,15 +585,17 @@ def scan_value_weights(scan: Scan, column: str, kind: ColumnType, feature: str) 
                 f"got {weights[element]:g} (float) as a weight in column {column!r}, expected a "
                 "number from 0 to 1e15; correct it or drop the row",
             )
-    return found
+    return fit
 
 
-def scan_cross(scan: Scan, cross: Feature, parts: Schema, previous: Schema | None = None) -> Found:
+def scan_cross(
+    scan: ScanContext, cross: Feature, parts: Schema, previous: Schema | None = None
+) -> FitResult:
     """Count the combinations of part ids, all of a row's where parts are multi-valued."""
     notes: list[str] = []
     limits = cross.combinations()
     assert limits is not None
-    grown = None if previous is None else carried_cross(previous, cross, parts, notes)
+    earlier = None if previous is None else earlier_cross(previous, cross, parts, notes)
     transform = Transform(parts)
     columns = transform.schema.spec.columns()
     with ValueCounter("tuple", memory_limit_bytes=scan.counter_bytes) as counter:
@@ -602,14 +606,14 @@ def scan_cross(scan: Scan, cross: Feature, parts: Schema, previous: Schema | Non
             for tuples in _combinations(encoded):
                 counter.add(tuples)
             scan.advance(table.num_rows)
-        if grown is not None:
-            grown.count_into(counter)
+        if earlier is not None:
+            earlier.count_into(counter)
         counter.tuples_of(len(limits.parts))
-        vocabulary = counted_vocabulary(counter, limits.min_count, limits.max_size, grown)
+        vocabulary = counted_vocabulary(counter, limits.min_count, limits.max_size, earlier)
     notes += _tail_notes(f"cross {cross.name!r}", vocabulary)
     if not len(vocabulary):
         notes.append(f"cross {cross.name!r}: no combination was seen {limits.min_count:,} times")
-    return Found(vocabularies={cross.name: vocabulary}, notes=notes)
+    return FitResult(vocabularies={cross.name: vocabulary}, notes=notes)
 
 
 def _lengths(encoded: Sequence[PartIds]) -> list[NDArray[np.int64]]:
@@ -630,14 +634,14 @@ def _check_combinations(
 ) -> None:
     """Refuse a row that makes too many combinations, as the transform does."""
     lengths = _lengths(encoded)
-    made = np.prod(lengths, axis=0, dtype=np.float64)
-    if not (made > limits.max_combinations).any():
+    n_combinations = np.prod(lengths, axis=0, dtype=np.float64)
+    if not (n_combinations > limits.max_combinations).any():
         return
-    row = int((made > limits.max_combinations).argmax())
-    place = f"row {first_row + row}" + (f" of {origin}" if origin else "")
+    row = int((n_combinations > limits.max_combinations).argmax())
+    location = f"row {first_row + row}" + (f" of {origin}" if origin else "")
     raise LimitError(
-        f"feature {name!r} ({place}): got {' x '.join(str(n[row]) for n in lengths)} values "
-        f"of its parts, which make {made[row]:,.0f} combinations, expected at most "
+        f"feature {name!r} ({location}): got {' x '.join(str(n[row]) for n in lengths)} values "
+        f"of its parts, which make {n_combinations[row]:,.0f} combinations, expected at most "
         f"max_combinations={limits.max_combinations:,} in a row; shorten the lists, or declare the "
         "cross with a larger max_combinations"
     )
@@ -646,21 +650,21 @@ def _check_combinations(
 def _combinations(encoded: Sequence[PartIds]) -> Iterator[NDArray[np.int64]]:
     """Yield rows of part ids: the Cartesian product of each example's ids."""
     starts, lengths = [offsets[:-1] for _, offsets in encoded], _lengths(encoded)
-    made = np.prod(lengths, axis=0)
-    ends = np.cumsum(made)
+    n_combinations = np.prod(lengths, axis=0)
+    ends = np.cumsum(n_combinations)
     row = 0
-    while row < len(made):
+    while row < len(n_combinations):
         done = int(ends[row - 1]) if row else 0
         stop = max(row + 1, int(np.searchsorted(ends, done + _TUPLES_AT_ONCE, "right")))
-        rows = np.repeat(np.arange(row, stop), made[row:stop])
-        place = np.arange(len(rows)) - np.repeat(
-            ends[row:stop] - made[row:stop] - done, made[row:stop]
+        rows = np.repeat(np.arange(row, stop), n_combinations[row:stop])
+        index = np.arange(len(rows)) - np.repeat(
+            ends[row:stop] - n_combinations[row:stop] - done, n_combinations[row:stop]
         )
         tuples = np.empty((len(rows), len(encoded)), np.int64)
-        for part in reversed(range(len(encoded))):
-            n_ids = lengths[part][rows]
-            tuples[:, part] = encoded[part][0][starts[part][rows] + place % n_ids]
-            place //= n_ids
+        for column in reversed(range(len(encoded))):
+            n_ids = lengths[column][rows]
+            tuples[:, column] = encoded[column][0][starts[column][rows] + index % n_ids]
+            index //= n_ids
         if len(tuples):
             yield tuples
         row = stop

@@ -38,13 +38,13 @@ _SPACERS = b"_-. "
 
 
 def misspelt_keys(
-    keys: Iterable[str], absent: Iterable[str], known: Container[str]
+    keys: Iterable[str], absent: Iterable[str], column_names: Container[str]
 ) -> dict[str, str]:
-    """Return the keys that look like columns that were not given, with that column."""
+    """Return the keys that look like an absent column, with that column."""
     columns = list(itertools.islice(absent, MOST_COLUMNS))
     if not columns:
         return {}
-    unknown = itertools.islice((key for key in keys if key not in known), MOST_KEYS)
+    unknown = itertools.islice((key for key in keys if key not in column_names), MOST_KEYS)
     pairs = ((key, next((c for c in columns if is_misspelt(key, c)), None)) for key in unknown)
     return {key: column for key, column in pairs if column is not None}
 
@@ -110,8 +110,8 @@ class CompiledPlan:
 
     native: TransformPlan  # The plan
     # ``("part" | "cross" | "number", index)`` by name of a feature or raw column
-    places: dict[str, tuple[str, int]]
-    unlearned: tuple[str, ...]  # Crosses whose combinations the schema does not hold yet
+    operations: dict[str, tuple[str, int]]
+    unlearned: tuple[str, ...]  # Crosses without combinations in the schema
 
 
 def compile_plan(schema: Schema) -> CompiledPlan:
@@ -123,18 +123,18 @@ class _Compiler:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self.native = TransformPlan()
-        self.places: dict[str, tuple[str, int]] = {}
+        self.operations: dict[str, tuple[str, int]] = {}
         self.unlearned: list[str] = []
         self.vocabularies: dict[str, int] = {}
         self.hashed_parts = {
-            part for f in schema.spec.all_features if f.is_hashed for part in f.part_names
+            part_name for f in schema.spec.all_features if f.is_hashed for part_name in f.part_names
         }
 
     def compile(self) -> CompiledPlan:
         for feature in self.schema.spec.all_features:
-            for part in feature.part_names:
-                if part not in self.places:
-                    self.add(part, self.raw_encoding(part))
+            for part_name in feature.part_names:
+                if part_name not in self.operations:
+                    self.add(part_name, self.raw_encoding(part_name))
             try:
                 encoding = feature.encoding(self.schema)
             except KeyError:
@@ -145,7 +145,7 @@ class _Compiler:
                 self.native.set_storage(column, *_native_storage(kind.storage))
         self.add_targets()
         self.fix_training_only()
-        return CompiledPlan(self.native, self.places, tuple(self.unlearned))
+        return CompiledPlan(self.native, self.operations, tuple(self.unlearned))
 
     def raw_encoding(self, column: str) -> Encoding:
         """A column that only hashed crosses read needs no ids of its own."""
@@ -156,15 +156,15 @@ class _Compiler:
     def add(self, name: str, encoding: Encoding) -> None:
         try:
             if isinstance(encoding, NumberEncoding):
-                self.places[name] = ("number", self.add_number(name, encoding))
+                self.operations[name] = ("number", self.add_number(name, encoding))
             elif isinstance(encoding, BucketEncoding):
-                self.places[name] = ("part", self.add_buckets(name, encoding))
+                self.operations[name] = ("part", self.add_buckets(name, encoding))
             elif isinstance(encoding, ValueEncoding):
-                self.places[name] = ("part", self.add_values(name, encoding))
+                self.operations[name] = ("part", self.add_values(name, encoding))
             else:
                 index = self.add_cross(name, encoding)
                 if index is not None:
-                    self.places[name] = ("cross", index)
+                    self.operations[name] = ("cross", index)
         except ValueError as error:
             raise SchemaError(
                 f"feature {name!r}: its statistics do not fit ({error}); fit the schema again"
@@ -232,7 +232,7 @@ class _Compiler:
         return self.native.add_text_vocabulary(*text_buffers(vocabulary.values))
 
     def add_cross(self, name: str, encoding: CrossEncoding) -> int | None:
-        parts = [self.places[part][1] for part in encoding.parts]
+        parts = [self.operations[part_name][1] for part_name in encoding.parts]
         most = encoding.max_combinations
         if encoding.hash_buckets:
             return self.native.add_hashed_cross(name, parts, encoding.hash_buckets, most)
@@ -257,12 +257,12 @@ class _Compiler:
 
     def fix_training_only(self) -> None:
         for name, value in self.schema.spec.training_only.items():
-            if name not in self.places or self.places[name][0] == "cross":
+            if name not in self.operations or self.operations[name][0] == "cross":
                 raise FeatureError(
                     f"feature {name!r}: got a cross in training_only, expected a feature with a "
                     "column; name the cross's parts instead"
                 )
-            kind, index = self.places[name]
+            kind, index = self.operations[name]
             fix = self.native.fix_number if kind == "number" else self.native.fix_part
             fix(index, value, plain_value)
 
@@ -321,7 +321,7 @@ class Transform:
         self._plan = compile_plan(schema)
         self._part_programs: dict[str, TransformProgram] = {}
         if not self._plan.unlearned:
-            slots = [self._plan.places[slot.name] for slot in schema.slots]
+            slots = [self._plan.operations[slot.name] for slot in schema.slots]
             self._training = make_program(
                 self._plan.native, slots, dense=True, targets=True, fixed=False
             )
@@ -335,9 +335,9 @@ class Transform:
 
     def __copy__(self) -> Transform:
         """Share the look-up tables, which nobody changes: making them again takes milliseconds."""
-        made = object.__new__(Transform)
-        made.__dict__.update(self.__dict__)
-        return made
+        copy = object.__new__(Transform)
+        copy.__dict__.update(self.__dict__)
+        return copy
 
     @property
     def plan(self) -> CompiledPlan:
@@ -387,10 +387,10 @@ class Transform:
     def misspelt(self, rows: Sequence[Mapping[str, object]]) -> dict[str, str]:
         """Return keys of rows that look like a column that their row lacks, with it."""
         columns = self._program(False).columns
-        known, result = frozenset(columns), {}
+        column_set, result = frozenset(columns), {}
         for row in rows[:_ROWS_WITH_KEYS]:
             absent = (column for column in columns if column not in row)
-            result.update(misspelt_keys(map(str, row), absent, known))
+            result.update(misspelt_keys(map(str, row), absent, column_set))
         return result
 
     def part_ids(
@@ -416,14 +416,18 @@ class Transform:
 
     def _part_program(self, name: str) -> TransformProgram:
         if name not in self._part_programs:
-            place = self._plan.places.get(name)
-            if place is None or place[0] != "part":
-                known = [part for part, (kind, _) in self._plan.places.items() if kind == "part"]
+            slot = self._plan.operations.get(name)
+            if slot is None or slot[0] != "part":
+                names = [
+                    part_name
+                    for part_name, (kind, _) in self._plan.operations.items()
+                    if kind == "part"
+                ]
                 raise SchemaError(
-                    f"got {name!r}, which is no part of a cross; {nearest(name, known)}"
+                    f"got {name!r}, which is no part of a cross; {nearest(name, names)}"
                 )
             self._part_programs[name] = make_program(
-                self._plan.native, [place], dense=False, targets=False, fixed=False
+                self._plan.native, [slot], dense=False, targets=False, fixed=False
             )
         return self._part_programs[name]
 
@@ -438,8 +442,8 @@ class Transform:
         if not origin:
             origin, first_row = origin_of(table) or ("", first_row)
         _check_columns(table.schema.names, columns, origin)
-        chosen = table.select(columns)
-        batches = [chosen] if isinstance(chosen, pa.RecordBatch) else chosen.to_batches()
+        selection = table.select(columns)
+        batches = [selection] if isinstance(selection, pa.RecordBatch) else selection.to_batches()
         capsules = [batch.__arrow_c_array__() for batch in batches]
         return program.encode(capsules, origin, first_row, self.threads)
 
@@ -456,19 +460,19 @@ class Transform:
         )
 
 
-def _check_columns(names: list[str], wanted: list[str], origin: str) -> None:
-    place = origin or "the table"
-    found = set(names)
-    for column in wanted:
-        if column not in found:
-            raise DataError(f"{place}: got no column {column!r}; {nearest(column, names)}")
-    if len(found) == len(names):
+def _check_columns(names: list[str], columns: list[str], origin: str) -> None:
+    location = origin or "the table"
+    present = set(names)
+    for column in columns:
+        if column not in present:
+            raise DataError(f"{location}: got no column {column!r}; {nearest(column, names)}")
+    if len(present) == len(names):
         return
-    for column in wanted:
+    for column in columns:
         count = names.count(column)
         if count > 1:
             raise DataError(
-                f"{place}: got {count} columns named {column!r}, expected one; rename the others"
+                f"{location}: got {count} columns named {column!r}, expected one; rename the others"
             )
 
 
@@ -484,8 +488,8 @@ def _absent_key(
     rows: list[dict[str, object]], column: str, origin: str, first_row: int
 ) -> DataError:
     position, row = next((i, row) for i, row in enumerate(rows) if column not in row)
-    place = f"row {first_row + position}" + (f" of {origin}" if origin else "")
+    where = f"row {first_row + position}" + (f" of {origin}" if origin else "")
     return DataError(
-        f"{place}: got no key {column!r}, expected it since strict=True (give None for a missing "
+        f"{where}: got no key {column!r}, expected it since strict=True (give None for a missing "
         f"value); {nearest(column, map(str, row))}"
     )

@@ -63,11 +63,11 @@ class Bucketized(Feature):
     def __post_init__(self) -> None:
         check_name_and_source(self.name, self.source)
         ways = {"boundaries": self.boundaries, "quantiles": self.quantiles, "bins": self.bins}
-        given = [way for way, value in ways.items() if value is not None]
+        options = [way for way, value in ways.items() if value is not None]
         check(
-            len(given) == 1,
+            len(options) == 1,
             self.name,
-            f"got {' and '.join(given) or 'no way to cut it'}, expected one of boundaries=[...], "
+            f"got {' and '.join(options) or 'no way to cut it'}, expected one of boundaries=[...], "
             "quantiles=n and bins=n",
         )
         for option in ("quantiles", "bins"):

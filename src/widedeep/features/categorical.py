@@ -110,8 +110,10 @@ class Categorical(Feature):
             "hash_buckets": self.hash_buckets,
             "num_buckets": self.num_buckets,
         }
-        given = [way for way, value in ways.items() if value is not None]
-        check(len(given) <= 1, self.name, f"got {' and '.join(given)}; give at most one of them")
+        options = [way for way, value in ways.items() if value is not None]
+        check(
+            len(options) <= 1, self.name, f"got {' and '.join(options)}; give at most one of them"
+        )
         for option, least in (("min_count", 1), ("oov_buckets", 0)):
             check_at_least(self.name, option, getattr(self, option), least)
         for option in ("max_size", "hash_buckets", "num_buckets"):
@@ -314,7 +316,7 @@ class Categorical(Feature):
         return ids_by_value if ids_by_value.why else self._with_rules(ids_by_value, older)
 
     def _with_rules(self, ids: IdMap, older: Categorical) -> IdMap:
-        """Return the map with the ids of what is no known value: unseen, OOV buckets, missing."""
+        """Return the map with the ids of unseen values, OOV buckets and missing values."""
         old_of_N, why = ids.old_of_N.copy(), []
         unseen = np.array([0, *range(FIRST_KNOWN_ID, FIRST_KNOWN_ID + self.oov_buckets)])
         if (self.oov_buckets, self.oov) == (older.oov_buckets, older.oov):

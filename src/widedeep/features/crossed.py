@@ -75,7 +75,7 @@ class Crossed(Feature):
     def __post_init__(self) -> None:
         check(is_name(self.name), show_value(self.name), "expected a name: a non-empty string")
         check(
-            isinstance(self.parts, tuple) and all(is_name(part) for part in self.parts),
+            isinstance(self.parts, tuple) and all(is_name(part_name) for part_name in self.parts),
             self.name,
             f"got parts={show_value(self.parts)}, expected names of features or columns",
         )
@@ -166,7 +166,9 @@ class Crossed(Feature):
         if not isinstance(value, tuple):
             return str(value)
         parts = zip(self.parts, value, strict=True)
-        return " & ".join(f"{part}={schema.describe_id(part, id_)}" for part, id_ in parts)
+        return " & ".join(
+            f"{part_name}={schema.describe_id(part_name, id_)}" for part_name, id_ in parts
+        )
 
     def map_ids(self, older: Crossed, change: SchemaChange) -> IdMap:
         """Match combinations by their parts' ids; hashed ones only if nothing changed."""
@@ -176,22 +178,24 @@ class Crossed(Feature):
         if self.hash_buckets or older.hash_buckets:
             if self.hash_buckets != older.hash_buckets:
                 return no_ids(size, f"{older.hash_buckets} hash buckets became {self.hash_buckets}")
-            for part in self.parts:
-                why = change.key_change(part)
+            for part_name in self.parts:
+                why = change.key_change(part_name)
                 if why:
-                    return no_ids(size, f"its part {part!r}: {why}")
+                    return no_ids(size, f"its part {part_name!r}: {why}")
             return same_ids(size)
         tuples = change.new.vocabularies[self.name].values  # (N - 2, parts) part ids
-        known = change.old.vocabularies[self.name].values
-        assert isinstance(tuples, np.ndarray) and isinstance(known, np.ndarray)
-        maps = {part: change.map_ids(part) for part in self.parts}
+        old_tuples = change.old.vocabularies[self.name].values
+        assert isinstance(tuples, np.ndarray) and isinstance(old_tuples, np.ndarray)
+        maps = {part_name: change.map_ids(part_name) for part_name in self.parts}
         # The part ids as the older schema numbers them; -1 for new values, which match none.
-        old_ids = [maps[part].old_of_N[tuples[:, i]] for i, part in enumerate(self.parts)]
+        old_ids = [maps[part_name].old_of_N[tuples[:, i]] for i, part_name in enumerate(self.parts)]
         old_of_N = reserved_ids(size)
         old_of_N[FIRST_KNOWN_ID:] = match_values(
-            tuples_as_bytes(np.stack(old_ids, axis=1)), tuples_as_bytes(known), FIRST_KNOWN_ID
+            tuples_as_bytes(np.stack(old_ids, axis=1)), tuples_as_bytes(old_tuples), FIRST_KNOWN_ID
         )
-        why = "; ".join(f"its part {part!r}: {ids.why}" for part, ids in maps.items() if ids.why)
+        why = "; ".join(
+            f"its part {part_name!r}: {ids.why}" for part_name, ids in maps.items() if ids.why
+        )
         if why:  # which combinations count as unseen follows from the parts' rules
             old_of_N[0] = -1
         return IdMap(old_of_N=old_of_N, why=why)

@@ -59,7 +59,7 @@ class ColumnType:
         """Return the Arrow type that holds such a column.
 
         Args:
-            narrow: Of the column's own width; otherwise numbers are of 64 bits.
+            narrow: Return the column's own width; otherwise numbers have 64 bits.
         """
         plain = {
             "string": pa.large_string(),
@@ -77,7 +77,7 @@ class ColumnType:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     def round(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return numbers as the column could have held them.
+        """Return numbers rounded to the column's storage.
 
         Args:
             values: Any numbers; NaN stays.
@@ -118,7 +118,7 @@ class Vocabulary:
         """Return the value at a position (its id less the first known id), as Python sees it."""
         if isinstance(self.values, np.ndarray):
             entry = self.values[position]
-            return tuple(int(part) for part in entry) if entry.ndim else int(entry)
+            return tuple(int(part_id) for part_id in entry) if entry.ndim else int(entry)
         raw: bytes = self.values[position].as_py()
         return raw.decode("utf-8", "replace")
 

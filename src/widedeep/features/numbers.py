@@ -25,7 +25,7 @@ class ExactSum:
     def add(self, values: NDArray[np.float64]) -> None:
         """Add finite numbers, fewer than 2**26 at a time."""
         if len(values):
-            self._scaled += sum(part for _, part in _parts(values, None))
+            self._scaled += sum(addend for _, addend in _parts(values, None))
 
     @property
     def value(self) -> Fraction:
@@ -45,9 +45,9 @@ class ExactSums:
         """Add finite numbers, fewer than 2**26 at a time."""
         if not len(values_B):
             return
-        for group, part in _parts(values_B, group_B):
+        for group, addend in _parts(values_B, group_B):
             key = keys[group]
-            self._scaled[key] = self._scaled.get(key, 0) + part
+            self._scaled[key] = self._scaled.get(key, 0) + addend
 
     def value(self, key: int) -> Fraction:
         """Return a group's sum, 0 of one without numbers."""
@@ -78,10 +78,10 @@ def _parts(
     low = mantissas - (high << _HALF_BITS)
     # Sums of up to 2**26 numbers of 27 bits are exact in float64.
     high_sums, low_sums = np.bincount(cells, high), np.bincount(cells, low)
-    for at in np.flatnonzero((high_sums != 0) | (low_sums != 0)).tolist():
-        group, place = divmod(at if occupied is None else int(occupied[at]), span)
-        whole = (int(high_sums[at]) << _HALF_BITS) + int(low_sums[at])
-        shift = lowest + place - _MANTISSA_BITS + _SHIFT
+    for cell in np.flatnonzero((high_sums != 0) | (low_sums != 0)).tolist():
+        group, exponent = divmod(cell if occupied is None else int(occupied[cell]), span)
+        whole = (int(high_sums[cell]) << _HALF_BITS) + int(low_sums[cell])
+        shift = lowest + exponent - _MANTISSA_BITS + _SHIFT
         yield group, whole << shift if shift >= 0 else whole >> -shift
 
 

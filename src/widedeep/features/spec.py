@@ -171,7 +171,7 @@ class FeatureSpec:
             self._check_known(name, "training_only")
 
     def _check_columns(self) -> None:
-        """A label that is the weight or the group too would be told apart by itself."""
+        """Refuse a label that is the weight or the group too: it would predict itself."""
         labels = [*self.labels.values()]
         for option in ("weight", "group"):
             column = getattr(self, option)
@@ -197,7 +197,7 @@ class FeatureSpec:
                 )
 
     def _columns_of(self, feature: Feature) -> list[str]:
-        raw_parts = (part for part in feature.part_names if part not in self.by_name)
+        raw_parts = (part_name for part_name in feature.part_names if part_name not in self.by_name)
         return [*feature.input_columns, *raw_parts]
 
     def _check_known(self, name: str, option: str) -> None:
@@ -209,9 +209,11 @@ class FeatureSpec:
 
     def _check_placement(self) -> None:
         for feature in self.all_features:
-            for part in feature.part_names:
-                refusal = self.by_name[part].refusal_as_part() if part in self.by_name else ""
-                check(not refusal, feature.name, f"its part {part!r} {refusal}")
+            for part_name in feature.part_names:
+                refusal = (
+                    self.by_name[part_name].refusal_as_part() if part_name in self.by_name else ""
+                )
+                check(not refusal, feature.name, f"its part {part_name!r} {refusal}")
         for name in self.extra:
             is_dense = self.by_name[name].dense_width > 0
             check(is_dense, name, "only numeric features can be extra")
@@ -221,7 +223,9 @@ class FeatureSpec:
     def _check_tables(self) -> None:
         """Refuse tables of two meanings, and features that share a table but not its options."""
         names = {f.name for f in self.all_features if not f.table_options}
-        names |= {part for f in self.all_features for part in f.part_names} - set(self.by_name)
+        names |= {part_name for f in self.all_features for part_name in f.part_names} - set(
+            self.by_name
+        )
         first: dict[str, Feature] = {}
         for feature in self.all_features:
             if not feature.table_options:
@@ -320,7 +324,7 @@ def item_columns(spec: FeatureSpec) -> frozenset[str]:
 
 
 def feature_side(spec: FeatureSpec, name: str) -> Side:
-    """Return whose the feature is: the query's, the item's, or both's (a cross that spans them)."""
+    """Return the side that a feature belongs to; ``"both"`` for a cross that spans them."""
     of_item = item_columns(spec)
     columns = all_columns(spec, name)
     if columns <= of_item:
@@ -334,7 +338,7 @@ def all_columns(spec: FeatureSpec, name: str) -> frozenset[str]:
     if feature is None:
         return frozenset([name])
     return frozenset(feature.input_columns).union(
-        *(all_columns(spec, part) for part in feature.part_names)
+        *(all_columns(spec, part_name) for part_name in feature.part_names)
     )
 
 
@@ -390,10 +394,10 @@ def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> Fea
     if options:
         name = next(iter(options))
         listed = [kind.kind for kind in _kinds() if kind.listed]
-        known = [feature.name for feature in declared if feature.listed]
+        names = [feature.name for feature in declared if feature.listed]
         raise FeatureError(
             f"got options for {name!r}, which is no {' or '.join(listed)} feature; "
-            f"{nearest(name, known)}"
+            f"{nearest(name, names)}"
         )
     placement = {key: features[key] for key in _PLACEMENT_KEYS if key in features}
     owned = {key: data[key] for key in _DATA_KEYS if key in data}

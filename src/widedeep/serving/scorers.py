@@ -166,17 +166,17 @@ class FactorizedScorer:
         numbers = [f.name for f in spec.all_features if f.dense_width]
 
         def indices(names: Iterable[str]) -> list[int]:
-            return [plan.places[name][1] for name in names]
+            return [plan.operations[name][1] for name in names]
 
         def is_item_part(name: str) -> bool:
             feature = spec.by_name.get(name)
             return (name if feature is None else feature.main_column) in of_item
 
-        parts = [name for name, (kind, _) in plan.places.items() if kind == "part"]
+        parts = [name for name, (kind, _) in plan.operations.items() if kind == "part"]
         return TransformSides(
             plan.native,
-            query=[plan.places[name] for name in self._slots["query"]],
-            item=[plan.places[name] for name in self._slots["item"]],
+            query=[plan.operations[name] for name in self._slots["query"]],
+            item=[plan.operations[name] for name in self._slots["item"]],
             query_numbers=indices(name for name in numbers if self._side[name] == "query"),
             item_numbers=indices(name for name in numbers if self._side[name] == "item"),
             crosses=indices(self._slots["pair"]),
