@@ -11,7 +11,8 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from widedeep._version import __version__
 from widedeep.errors import ConfigError, RequestError, WideDeepError, extra_imports
@@ -214,6 +215,7 @@ _CONTENTS = {
 _WITHOUT_KEY = ("ServerLive", "ServerReady")
 _ADMIN = ("RepositoryModelLoad", "RepositoryModelUnload")
 _LOAD_S = 60.0
+Fields: TypeAlias = dict[str, Any]  # of a reply
 _MAX_CALLS = 1_024
 
 
@@ -274,15 +276,15 @@ class GrpcServer:
     # ---- every call -----------------------------------------------------------------------------
 
     def _handler(self, name: str) -> Callable[[Any, Any], Any]:
-        answer = getattr(self, f"_{name}")
-        service, route = self._service, f"grpc/{name}"
+        answer: Callable[[Any, Any], Fields] = getattr(self, f"_{name}")
+        reply, service, route = message(f"{name}Response"), self._service, f"grpc/{name}"
 
         def handle(request: Any, context: Any) -> Any:
             start = time.monotonic()
             status = 200
             try:
                 self._check_key(name, context)
-                return answer(request, context)
+                return reply(**answer(request, context))
             except (HttpError, WideDeepError) as error:
                 status = error.status if isinstance(error, HttpError) else 400
                 context.set_code(_CODES.get(status, grpc.StatusCode.UNKNOWN))
@@ -295,7 +297,7 @@ class GrpcServer:
                 context.set_details("the server failed; see its log")
             finally:
                 service.metrics.answered(route, status, time.monotonic() - start)
-            return message(f"{name}Response")()
+            return reply()
 
         return handle
 
@@ -310,51 +312,47 @@ class GrpcServer:
 
     # ---- the protocol's calls, under their own names --------------------------------------------
 
-    def _ServerLive(self, request: Any, context: Any) -> Any:
-        return message("ServerLiveResponse")(live=True)
+    def _ServerLive(self, request: Any, context: Any) -> Fields:
+        return {"live": True}
 
-    def _ServerReady(self, request: Any, context: Any) -> Any:
-        return message("ServerReadyResponse")(ready=self._service.ready())
+    def _ServerReady(self, request: Any, context: Any) -> Fields:
+        return {"ready": self._service.ready()}
 
-    def _ModelReady(self, request: Any, context: Any) -> Any:
-        ready = is_model_ready(self._service, request.name, request.version)
-        return message("ModelReadyResponse")(ready=ready)
+    def _ModelReady(self, request: Any, context: Any) -> Fields:
+        return {"ready": is_model_ready(self._service, request.name, request.version)}
 
-    def _ServerMetadata(self, request: Any, context: Any) -> Any:
-        about = {"name": "widedeep", "version": __version__}
-        return message("ServerMetadataResponse")(**about, extensions=EXTENSIONS[1:])
+    def _ServerMetadata(self, request: Any, context: Any) -> Fields:
+        return {"name": "widedeep", "version": __version__, "extensions": EXTENSIONS[1:]}
 
-    def _ModelMetadata(self, request: Any, context: Any) -> Any:
+    def _ModelMetadata(self, request: Any, context: Any) -> Fields:
         version = request.version or None
-        about = model_metadata(self._service, request.name, version, uuid.uuid4().hex)
-        return message("ModelMetadataResponse")(**about)
+        return model_metadata(self._service, request.name, version, uuid.uuid4().hex)
 
-    def _RepositoryIndex(self, request: Any, context: Any) -> Any:
-        versions = repository_index(self._service, ready=request.ready)
-        return message("RepositoryIndexResponse")(models=versions)
+    def _RepositoryIndex(self, request: Any, context: Any) -> Fields:
+        return {"models": repository_index(self._service, ready=request.ready)}
 
-    def _RepositoryModelLoad(self, request: Any, context: Any) -> Any:
+    def _RepositoryModelLoad(self, request: Any, context: Any) -> Fields:
         registry = self._service.models.registry(request.model_name)
         versions = [each.version for each in registry.status()]
         if not versions:
             raise HttpError(404, f"{request.model_name}: there is no version to load")
         registry.load(versions[-1], wait_s=_LOAD_S)
-        return message("RepositoryModelLoadResponse")()
+        return {}
 
-    def _RepositoryModelUnload(self, request: Any, context: Any) -> Any:
+    def _RepositoryModelUnload(self, request: Any, context: Any) -> Fields:
         registry = self._service.models.registry(request.model_name)
         for each in registry.status():
             if each.state != "unloading":
                 registry.unload(each.version)
-        return message("RepositoryModelUnloadResponse")()
+        return {}
 
-    def _ModelStatistics(self, request: Any, context: Any) -> Any:
+    def _ModelStatistics(self, request: Any, context: Any) -> Fields:
         statistics = model_statistics(self._service, request.name or None, request.version or None)
         for each in statistics:
             del each["batch_stats"]
-        return message("ModelStatisticsResponse")(model_stats=statistics)
+        return {"model_stats": statistics}
 
-    def _ModelInfer(self, request: Any, context: Any) -> Any:
+    def _ModelInfer(self, request: Any, context: Any) -> Fields:
         service = self._service
         if not service.slots.enter():
             raise busy_error()
@@ -366,7 +364,7 @@ class GrpcServer:
         finally:
             service.slots.leave()
 
-    def _infer(self, request: Any) -> Any:
+    def _infer(self, request: Any) -> Fields:
         inputs = [
             InferInput(name=each.name, shape=list(each.shape), datatype=each.datatype)
             for each in request.inputs
@@ -385,16 +383,16 @@ class GrpcServer:
         )
         requested = [InferOutput(name=each.name) for each in request.outputs]
         outputs = requested_outputs(InferRequest(inputs=inputs, outputs=requested), scored)
-        return message("ModelInferResponse")(
-            model_name=request.model_name,
-            model_version=scored.version,
-            id=request.id,
-            outputs=[
+        return {
+            "model_name": request.model_name,
+            "model_version": scored.version,
+            "id": request.id,
+            "outputs": [
                 {"name": name, "datatype": "FP64", "shape": scores.shape}
                 for name, scores, _ in outputs
             ],
-            raw_output_contents=[to_bytes(scores) for _, scores, _ in outputs],
-        )
+            "raw_output_contents": [to_bytes(scores) for _, scores, _ in outputs],
+        }
 
 
 def _tensors(request: Any, inputs: list[InferInput]) -> list[list[Any]]:
@@ -419,7 +417,6 @@ def _tensors(request: Any, inputs: list[InferInput]) -> list[list[Any]]:
 
 def _bytes_of(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"TLS: {path}: {error.strerror}; check the path") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,13 @@ from widedeep.errors import extra_imports
 from widedeep.serving.impressions import ImpressionCounts
 
 with extra_imports():
-    from prometheus_client import CollectorRegistry, Counter
+    from prometheus_client import (
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        disable_created_metrics,
+    )
 
 SCORE_EDGES = (
     *(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4),
@@ -35,7 +42,7 @@ class ScoreBins:
     ) -> None:
         self._counter = Counter(
             "widedeep_scores_binned",
-            "Scores given, by version and range: each from the range before to up_to.",
+            "Scores by version and bin, each from the previous bin to up_to.",
             ("model", "version", "up_to"),
             registry=registry,
         )
@@ -68,15 +75,6 @@ class ScoreBins:
                 self._counter.labels(model, version, up_to).inc(int(counts[index]))
 
 
-with extra_imports():
-    from prometheus_client import (
-        CollectorRegistry,
-        Counter,
-        Gauge,
-        Histogram,
-        disable_created_metrics,
-    )
-
 REQUEST_SECONDS = (
     *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05),
     *(0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
@@ -84,14 +82,14 @@ REQUEST_SECONDS = (
 """Upper edges of the histogram of seconds; a last bin is open."""
 
 _LOG_GAUGES: tuple[tuple[str, str, Literal["sum", "livesum"]], ...] = (
-    ("dropped", "Requests that the impression log could not keep up with.", "sum"),
-    ("failed", "Requests that the disk did not take while it could be waited for.", "sum"),
-    ("lost_rows", "Rows of failed requests, or that the disk has not given back.", "sum"),
-    ("as_text", "Requests logged as text, for they hold what no column takes.", "sum"),
+    ("dropped", "Requests that found the impression log's queue full.", "sum"),
+    ("failed", "Requests that the disk refused, beyond those that may wait for it.", "sum"),
+    ("lost_rows", "Rows of failed requests, and rows that could not be read back.", "sum"),
+    ("as_text", "Requests logged as text, with values that fit no column.", "sum"),
     ("without_user", "Requests without a user's id, which are not logged.", "sum"),
-    ("rows", "Rows written, though perhaps to a file that is not complete yet.", "sum"),
-    ("errors", "Attempts to write the impression log that failed.", "sum"),
-    ("waiting", "Rows that wait for the disk to take them.", "livesum"),
+    ("rows", "Rows written, some perhaps to an incomplete file.", "sum"),
+    ("errors", "Failed attempts to write the impression log.", "sum"),
+    ("waiting", "Rows that wait for the disk.", "livesum"),
 )
 
 
@@ -101,9 +99,10 @@ class ServerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._requests = Counter(
-            *("widedeep_requests", "Requests answered.", ("route", "status")), registry=registry
-        )
+        counter = partial(Counter, registry=registry)
+        live = partial(Gauge, registry=registry, multiprocess_mode="livesum")
+        version, feature = ("model", "version"), ("model", "feature")
+        self._requests = counter("widedeep_requests", "Requests answered.", ("route", "status"))
         self._seconds = Histogram(
             "widedeep_request_seconds",
             "From a request's arrival to its answer.",
@@ -111,67 +110,56 @@ class ServerMetrics:
             buckets=REQUEST_SECONDS,
             registry=registry,
         )
-        self.queue = Gauge(
-            "widedeep_queue",
-            "Requests that have come whole and are not computed yet.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.in_flight = Gauge(
-            "widedeep_in_flight",
-            "Requests begun and not answered yet.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
-        self.bugs = Counter(
-            "widedeep_bugs", "Requests answered 500: a bug of the server.", registry=registry
-        )
-        self._add_background(registry)
-        self.connections_ended = Counter(
+        self.queue = live("widedeep_queue", "Requests that wait or compute.")
+        self.in_flight = live("widedeep_in_flight", "Requests that are not answered yet.")
+        self.bugs = counter("widedeep_bugs", "Requests answered 500: a bug of the server.")
+        self.connections_ended = counter(
             "widedeep_connections_ended",
-            "Connections that the server refused or ended for want of room or patience.",
+            "Connections that the server refused or ended, by reason.",
             ("why",),
-            registry=registry,
         )
-        version = ("model", "version")
-        self._answers = Counter(
-            *("widedeep_answers", "Requests scored, by version.", version), registry=registry
-        )
-        self._scores = Counter(
-            *("widedeep_scores", "Scores given, by version.", version), registry=registry
-        )
+        self._answers = counter("widedeep_answers", "Requests scored, by version.", version)
+        self._scores = counter("widedeep_scores", "Scores given, by version.", version)
         self._score_sum = Gauge(
             "widedeep_scores_sum",
-            "Sum of the scores given: divided by widedeep_scores_total, their mean.",
+            "Sum of the scores; divided by widedeep_scores_total, their mean.",
             version,
             registry=registry,
             multiprocess_mode="sum",
         )
         self.score_bins = ScoreBins(registry)
-        self._unknown = Counter(
-            "widedeep_unknown_items",
-            "Candidates that the catalogue does not hold.",
-            ("model",),
-            registry=registry,
+        self._unknown = counter(
+            "widedeep_unknown_items", "Candidates that are not in the catalogue.", ("model",)
         )
-        feature = ("model", "feature")
-        self._values = Counter(
+        self._values = counter(
             "widedeep_sampled_values",
-            "Values of user and context looked at for unseen ones (a sample of requests).",
+            "Values of user and context in a sample of the requests.",
             feature,
-            registry=registry,
         )
-        self._unseen = Counter(
-            "widedeep_sampled_unseen",
-            "Those of them that training had not seen.",
-            feature,
-            registry=registry,
+        self._unseen = counter(
+            "widedeep_sampled_unseen", "Sampled values that are unseen in training.", feature
         )
-        self._misspelt = Counter(
+        self._misspelt = counter(
             "widedeep_misspelt",
-            "Requests that lacked a column and held a key that looks like it.",
+            "Requests that lack a column and have a key that resembles it.",
             feature,
+        )
+        self._thread_errors = counter(
+            "widedeep_thread_errors", "Unexpected errors of background threads: bugs.", ("thread",)
+        )
+        self._thread_beats = Gauge(
+            "widedeep_thread_heartbeat_timestamp_seconds",
+            "Last heartbeat of each background thread, the earliest of all processes.",
+            ("thread",),
             registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._log = {
+            name: Gauge(f"widedeep_log_{name}", text, registry=registry, multiprocess_mode=mode)
+            for name, text, mode in _LOG_GAUGES
+        }
+        self._log_failing = live(
+            "widedeep_log_failing", "Processes whose impression log cannot be written at present."
         )
         self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._by_version: dict[tuple[str, str], tuple[Counter, Counter, Gauge]] = {}
@@ -188,36 +176,10 @@ class ServerMetrics:
         """Add answers that are already counted per bin."""
         requests, histogram = self._of_route(route, status)
         requests.inc(int(counts.sum()))
-        # The client library observes one value at a time; these are the sums that it keeps.
+        # The client library observes single values alone, so its sums are increased directly.
         histogram._sum.inc(seconds)
         for index in counts.nonzero()[0].tolist():
             histogram._buckets[index].inc(int(counts[index]))
-
-    def _add_background(self, registry: CollectorRegistry) -> None:
-        """Create the metrics of the background threads and of the impression log."""
-        self._thread_errors = Counter(
-            "widedeep_thread_errors",
-            "Errors of background threads that nobody foresaw: bugs; the threads go on.",
-            ("thread",),
-            registry=registry,
-        )
-        self._thread_beats = Gauge(
-            "widedeep_thread_heartbeat_timestamp_seconds",
-            "When each background thread last did its work: the process longest silent.",
-            ("thread",),
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
-        self._log = {
-            name: Gauge(f"widedeep_log_{name}", text, registry=registry, multiprocess_mode=mode)
-            for name, text, mode in _LOG_GAUGES
-        }
-        self._log_failing = Gauge(
-            "widedeep_log_failing",
-            "Processes whose impression log cannot be written at present.",
-            registry=registry,
-            multiprocess_mode="livesum",
-        )
 
     def misspelt(self, model: str, columns: Iterable[str]) -> None:
         """Count a request with misspelt keys."""

@@ -1,6 +1,6 @@
-// Call a server with java.net.http as it comes: it wishes for HTTP/2 with each request, and keeps connections.
+// Call a server with java.net.http's defaults: it asks for HTTP/2 with each request, and keeps connections.
 //
-// Run by test_clients.py: java CallRank.java PORT PATH BODY COUNT. Prints the answers, one a line.
+// Run by test_clients.py: java CallRank.java PORT COUNT PATH BODY [PATH BODY ...]. Prints one answer per line.
 
 import java.net.URI;
 import java.net.http.HttpClient;
@@ -11,14 +11,18 @@ import java.util.concurrent.CompletableFuture;
 
 public class CallRank {
   public static void main(String[] words) throws Exception {
-    URI uri = URI.create("http://127.0.0.1:" + words[0] + words[1]);
+    for (int i = 2; i < words.length; i += 2) {
+      call(URI.create("http://127.0.0.1:" + words[0] + words[i]), words[i + 1], Integer.parseInt(words[1]));
+    }
+  }
+
+  private static void call(URI uri, String body, int count) throws Exception {
     HttpClient client = HttpClient.newHttpClient();
     HttpRequest request =
         HttpRequest.newBuilder(uri)
             .header("Content-Type", "application/json")
-            .POST(HttpRequest.BodyPublishers.ofString(words[2]))
+            .POST(HttpRequest.BodyPublishers.ofString(body))
             .build();
-    int count = Integer.parseInt(words[3]);
     for (int i = 0; i < count; ++i) {
       print(client.send(request, HttpResponse.BodyHandlers.ofString()));
     }

@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.serving.http.calls import running
+from tests.serving.http.calls import Running, running
 from widedeep.bundle import Bundle
 
 CLIENTS = Path(__file__).parent.parent / "clients"
@@ -42,6 +44,14 @@ def call(*command: object) -> list[float]:
     return found
 
 
+@pytest.fixture(scope="module")
+def server(apps: Path) -> Iterator[Running]:
+    items = apps.parent / "items.parquet"
+    with running(apps, "--items", items, "--item-id", "app", "--grpc", ":0") as server:
+        server.wait_ready()
+        yield server
+
+
 @pytest.mark.slow
 def test_tritonclient(apps: Path, bundle: Bundle, tmp_path: Path) -> None:
     python = environment(tmp_path / "v", "TRITON_PYTHON", "tritonclient[http,grpc]==2.73.0")
@@ -61,70 +71,65 @@ def test_kserve(apps: Path, bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
-def test_curl(apps: Path, bundle: Bundle) -> None:
-    with running(apps) as server:
-        server.wait_ready()
-        url = f"http://127.0.0.1:{server.port}/v1/models/apps:predict"
-        ran = subprocess.run(
-            ["curl", "-sS", "--fail", url, "-d", json.dumps({"instances": ROWS})],
-            capture_output=True,
-            check=True,
-        )
+def test_curl(server: Running, bundle: Bundle) -> None:
+    url = f"http://127.0.0.1:{server.port}/v1/models/apps:predict"
+    ran = subprocess.run(
+        ["curl", "-sS", "--fail", url, "-d", json.dumps({"instances": ROWS})],
+        capture_output=True,
+        check=True,
+    )
     assert json.loads(ran.stdout) == {"predictions": list(bundle.score(ROWS))}
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="no Java")
-@pytest.mark.parametrize("path", ["/v1/models/apps:predict", "/v1/rank"])
-def test_java(apps: Path, bundle: Bundle, path: str) -> None:
+def test_java(server: Running, bundle: Bundle) -> None:
     """Its default client sends `Upgrade: h2c` with every request, on both servers' routes."""
     count = 8
-    body: dict[str, object] = {"instances": ROWS}
-    if path == "/v1/rank":
-        body = {"user": {"age": 20.5}, "candidates": ["maps", "игра"]}
-    client = CLIENTS / "CallRank.java"
-    items = apps.parent / "items.parquet"
-    with running(apps, "--items", items, "--item-id", "app") as server:
-        server.wait_ready()
-        words = ["java", "-Xint", client, server.port, path, json.dumps(body), count]
-        ran = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
-        own = server.call("POST", path, body).json
+    bodies: dict[str, Any] = {
+        "/v1/models/apps:predict": {"instances": ROWS},
+        "/v1/rank": {"user": {"age": 20.5}, "candidates": ["maps", "игра"]},
+    }
+    words = ["java", "-Xint", CLIENTS / "CallRank.java", server.port, count]
+    for path, body in bodies.items():
+        words += [path, json.dumps(body)]
+    ran = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     answers = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert len(answers) == 2 * count
-    key = "predictions" if "instances" in body else "scores"
-    assert all(answer[key] == own[key] for answer in answers)
-    if key == "predictions":
-        assert own[key] == list(bundle.score(ROWS))
+    assert len(answers) == 2 * 2 * count
+    for key, (path, body) in zip(("predictions", "scores"), bodies.items(), strict=True):
+        of_path, answers = answers[: 2 * count], answers[2 * count :]
+        own = server.call("POST", path, body).json[key]
+        assert all(answer[key] == own for answer in of_path)
+        if key == "predictions":
+            assert own == list(bundle.score(ROWS))
 
 
-def test_grpc(apps: Path, bundle: Bundle) -> None:
+def test_grpc(server: Running, bundle: Bundle) -> None:
     grpc = pytest.importorskip("grpc")
     from widedeep.serving.grpc import SERVICE, message
 
-    with running(apps, "--grpc", ":0") as server:
-        server.wait_ready()
-        with grpc.insecure_channel(server.grpc) as channel:
-            infer = channel.unary_unary(
-                f"/{SERVICE}/ModelInfer",
-                request_serializer=lambda request: request.SerializeToString(),
-                response_deserializer=message("ModelInferResponse").FromString,
-            )
-            age = {"name": "age", "datatype": "FP64", "shape": [3]}
-            app = {"name": "app", "datatype": "BYTES", "shape": [3, 1]}
-            age["contents"] = {"fp64_contents": [row["age"] for row in ROWS]}
-            app["contents"] = {"bytes_contents": [str(row["app"]).encode() for row in ROWS]}
-            request = message("ModelInferRequest")(model_name="apps", id="r", inputs=[age, app])
-            answer = infer(request, timeout=30)
-            scores = memoryview(answer.raw_output_contents[0]).cast("d").tolist()
-            assert (answer.id, answer.model_version) == ("r", "1")
-            assert scores == list(bundle.score(ROWS))
-            for change, code in (
-                ({"model_name": "none"}, grpc.StatusCode.NOT_FOUND),
-                ({"inputs": [age | {"shape": [4]}]}, grpc.StatusCode.INVALID_ARGUMENT),
-                ({"inputs": [age | {"name": "agee"}]}, grpc.StatusCode.INVALID_ARGUMENT),
-                ({"raw_input_contents": [b""]}, grpc.StatusCode.INVALID_ARGUMENT),
-            ):
-                wrong = {"model_name": "apps", "inputs": [age, app], **change}
-                with pytest.raises(grpc.RpcError) as told:
-                    infer(message("ModelInferRequest")(**wrong), timeout=30)
-                assert told.value.code() == code
+    with grpc.insecure_channel(server.grpc) as channel:
+        infer = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=message("ModelInferResponse").FromString,
+        )
+        age = {"name": "age", "datatype": "FP64", "shape": [3]}
+        app = {"name": "app", "datatype": "BYTES", "shape": [3, 1]}
+        age["contents"] = {"fp64_contents": [row["age"] for row in ROWS]}
+        app["contents"] = {"bytes_contents": [str(row["app"]).encode() for row in ROWS]}
+        request = message("ModelInferRequest")(model_name="apps", id="r", inputs=[age, app])
+        answer = infer(request, timeout=30)
+        scores = memoryview(answer.raw_output_contents[0]).cast("d").tolist()
+        assert (answer.id, answer.model_version) == ("r", "1")
+        assert scores == list(bundle.score(ROWS))
+        for change, code in (
+            ({"model_name": "none"}, grpc.StatusCode.NOT_FOUND),
+            ({"inputs": [age | {"shape": [4]}]}, grpc.StatusCode.INVALID_ARGUMENT),
+            ({"inputs": [age | {"name": "agee"}]}, grpc.StatusCode.INVALID_ARGUMENT),
+            ({"raw_input_contents": [b""]}, grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            wrong = {"model_name": "apps", "inputs": [age, app], **change}
+            with pytest.raises(grpc.RpcError) as told:
+                infer(message("ModelInferRequest")(**wrong), timeout=30)
+            assert told.value.code() == code

@@ -18,20 +18,37 @@ _FIELD_STEP = re.compile(r"[^.\[\]]+")
 _MAX_EXPLAINED = 1_000
 
 
-class RankRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of a request."""
+class Query(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The fields of every request for a ranking."""
 
     user: dict[str, Any] = {}
     context: dict[str, Any] = {}
-    candidates: list[int | str] | None = None
-    items: dict[str, list[Any]] | None = None
-    k: int | None = None
     explain: bool = False
     head: str | None = None
     model: str | None = None
     version: str | None = None
     label: str | None = None
     request_id: str | None = None
+
+
+class RankRequest(Query):
+    """The body of a request to rank candidates."""
+
+    candidates: list[int | str] | None = None
+    items: dict[str, list[Any]] | None = None
+    k: int | None = None
+
+
+class RecommendRequest(Query):
+    """The body of a request to retrieve candidates and rank them."""
+
+    n: int = 200
+    k: int = 20
+    where: dict[str, Any] = {}
+    exclude: list[int | str] = []
+    like: list[int | str] = []
+    vector: list[float] | None = None
+    most_of_each: int | None = None
 
 
 class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -159,8 +176,14 @@ def _check(request: RankRequest, max_candidates: int) -> None:
         raise HttpError(
             413, f"got {n} candidates, expected at most {max_candidates}", pointer=pointer
         )
-    if request.k is not None and request.k < 0:
-        raise HttpError(400, f"got {request.k}, expected k of at least 0", pointer="/k")
+    _check_query(request, ("k",))
+
+
+def _check_query(request: Query, counts: tuple[str, ...]) -> None:
+    for name in counts:
+        value = getattr(request, name)
+        if value is not None and value < 0:
+            raise HttpError(400, f"got {value}, expected at least 0", pointer=f"/{name}")
     if request.request_id is not None and not 0 < len(request.request_id) <= 128:
         raise HttpError(400, "expected a text of 1 to 128 characters", pointer="/request_id")
 
@@ -223,26 +246,6 @@ def _explanation_fields(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The body of a request."""
-
-    user: dict[str, Any] = {}
-    context: dict[str, Any] = {}
-    n: int = 200
-    k: int = 20
-    where: dict[str, Any] = {}
-    exclude: list[int | str] = []
-    like: list[int | str] = []
-    vector: list[float] | None = None
-    most_of_each: int | None = None
-    explain: bool = False
-    head: str | None = None
-    model: str | None = None
-    version: str | None = None
-    label: str | None = None
-    request_id: str | None = None
-
-
 _recommend_decoder = msgspec.json.Decoder(RecommendRequest)
 
 
@@ -303,9 +306,4 @@ def _check_recommend(request: RecommendRequest, max_candidates: int) -> None:
     if request.n > max_candidates:
         message = f"got {request.n}, expected at most {max_candidates} candidates"
         raise HttpError(413, message, pointer="/n")
-    for name in ("n", "k", "most_of_each"):
-        value = getattr(request, name)
-        if value is not None and value < 0:
-            raise HttpError(400, f"got {value}, expected at least 0", pointer=f"/{name}")
-    if request.request_id is not None and not 0 < len(request.request_id) <= 128:
-        raise HttpError(400, "expected a text of 1 to 128 characters", pointer="/request_id")
+    _check_query(request, ("n", "k", "most_of_each"))
