@@ -116,11 +116,11 @@ def load_follow_config(
 ) -> FollowConfig:
     """Read the ``[follow]`` section of a run's TOML file."""
     table = _section(read_tables(path), str(path))
-    place = table.get("publish")
-    if isinstance(place, str) and "://" not in place:
-        table["publish"] = str(Path(path).parent / place)
-    mine = [text for text in overrides if text.strip().startswith("follow.")]
-    table |= _section(read_tables(os.devnull, mine), "--set")
+    directory = table.get("publish")
+    if isinstance(directory, str) and "://" not in directory:
+        table["publish"] = str(Path(path).parent / directory)
+    follow_overrides = [text for text in overrides if text.strip().startswith("follow.")]
+    table |= _section(read_tables(os.devnull, follow_overrides), "--set")
     table |= {key: value for key, value in (options or {}).items() if value is not None}
     config = read_section(FollowConfig, table, f"{path}: [follow]")
     if config.publish is not None and config.export_rows is None and config.export_minutes is None:

@@ -171,7 +171,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         """Return the features in the form of a setting: numbers standardised, with bins or not."""
         if self.features is not None:
             return spec
-        in_crosses = {part for f in spec.all_features for part in f.part_names}
+        in_crosses = {component for f in spec.all_features for component in f.part_names}
         features: list[Feature] = []
         deep: list[str] = []
         for feature in spec.all_features:
@@ -200,8 +200,8 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             return Setting()
         metric = "rmse" if head.kind == "regression" else "log_loss"
 
-        def judge(setting: Setting, part: int) -> float:
-            learned, left_out = (table.take(rows[taken]) for taken in parts[part])
+        def judge(setting: Setting, fold: int) -> float:
+            learned, left_out = (table.take(rows[n_train]) for n_train in parts[fold])
             formed = self._formed(spec, setting)
             trainer = self._trained(formed, learned, head, setting, seed, False)
             return trainer.evaluate(left_out)[metric]
@@ -273,9 +273,9 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
                     f"{self.n_features_in_} features as input: an array's columns have no names, "
                     "so they must be those of fit, in its order"
                 )
-            found = self.trainer_.predict(table)
-        assert isinstance(found, np.ndarray)
-        return found
+            predictions = self.trainer_.predict(table)
+        assert isinstance(predictions, np.ndarray)
+        return predictions
 
 
 class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[misc]
@@ -343,14 +343,18 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
 
     def predict_proba(self, X: object) -> NDArray[np.float64]:
         """Return the probability of each class, (rows, classes)."""
-        found = self._predictions(X)
-        return np.stack([1.0 - found, found], axis=1) if found.ndim == 1 else found
+        predictions = self._predictions(X)
+        return (
+            np.stack([1.0 - predictions, predictions], axis=1)
+            if predictions.ndim == 1
+            else predictions
+        )
 
     def predict(self, X: object) -> NDArray[Any]:
         """Return the most probable class of each row, (rows,)."""
         most_probable = self.predict_proba(X).argmax(axis=1)
-        chosen: NDArray[Any] = self.classes_[most_probable]
-        return chosen
+        labels: NDArray[Any] = self.classes_[most_probable]
+        return labels
 
 
 class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[misc]
@@ -506,8 +510,8 @@ def _labels(y: object) -> NDArray[Any]:
             float if isinstance(label, int | float | np.number) and kind is not bool else kind, row
         )
     if len(kinds) > 1 or not set(kinds) <= {bool, float, str, bytes}:
-        shown = ", ".join(f"{show_value(labels[row])} in row {row}" for row in kinds.values())
-        raise DataError(f"y: got {shown}; expected numbers alone, text alone or booleans alone")
+        examples = ", ".join(f"{show_value(labels[row])} in row {row}" for row in kinds.values())
+        raise DataError(f"y: got {examples}; expected numbers alone, text alone or booleans alone")
     # An object array of one plain kind stays what scikit-learn makes of it.
     return labels.astype(bool) if set(kinds) == {bool} else labels
 
@@ -574,7 +578,7 @@ class Setting:
     """How a model of a table is made and trained."""
 
     bins: bool = True  # Numbers are also cut into bins
-    weight_decay: float = 1.0  # Of the dense parameters
+    weight_decay: float = 1.0  # Weight decay of the dense parameters
     steps: int = _STEPS  # Steps of a run, at least; one pass is never cut
 
 
@@ -598,8 +602,8 @@ def parts_of_rows(
     order = order[np.argsort(strata[order], kind="stable")]
     count = _FOLDS if rows <= FEW_ROWS else max(2, round(1 / fraction))
     turns = range(_FOLDS if rows <= FEW_ROWS else 1)
-    part = np.arange(len(order)) % count
-    return [(np.sort(order[part != turn]), np.sort(order[part == turn])) for turn in turns]
+    fold = np.arange(len(order)) % count
+    return [(np.sort(order[fold != turn]), np.sort(order[fold == turn])) for turn in turns]
 
 
 def search(
@@ -612,8 +616,8 @@ def search(
     def better(setting: Setting) -> bool:
         nonlocal best
         losses: list[float] = []
-        for part in range(parts):
-            losses.append(judge(setting, part))
+        for fold in range(parts):
+            losses.append(judge(setting, fold))
             if best and losses[0] > _HOPELESS * best[0]:
                 break
         tried.append(Judged(setting=setting, loss=float(np.mean(losses))))

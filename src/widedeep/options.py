@@ -51,9 +51,9 @@ def check_types(config: object, owner: str, raising: type[WideDeepError] = Confi
     hints = _type_hints(type(config))
     for entry in dataclasses.fields(config):  # type: ignore[arg-type]
         name, hint = entry.name, hints[entry.name]
-        given = getattr(config, name)
-        value = _plain(given, hint)
-        if value is not given:
+        raw = getattr(config, name)
+        value = _plain(raw, hint)
+        if value is not raw:
             object.__setattr__(config, name, value)
         if not _fits_field(entry, value, hint):
             raise raising(f"{owner}: got {name} = {_typed(value)}, {_expected(value, hint)}")
@@ -103,8 +103,8 @@ def check_seed(owner: str, seed: int) -> None:
 
 def check_threads(owner: str, threads: int | None) -> None:
     """Refuse a number of threads that no machine has."""
-    known = threads is None or threads in _THREADS
-    check_range(owner, "threads", threads, known, "an integer of at least 1, at most 1,024")
+    in_range = threads is None or threads in _THREADS
+    check_range(owner, "threads", threads, in_range, "an integer of at least 1, at most 1,024")
 
 
 def as_table(config: Any) -> dict[str, Any]:
@@ -138,12 +138,12 @@ def read_section(
     """
     hints = _type_hints(kind)
     entries = {entry.name: entry for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key, given in table.items():
+    for key, raw in table.items():
         if key not in hints:
             raise ConfigError(
                 f"{origin}: got the unknown key {key!r}; {nearest(key, [*hints, *extra])}"
             )
-        value = _plain(given, hints[key])
+        value = _plain(raw, hints[key])
         if not _fits_field(entries[key], value, hints[key]):
             raise ConfigError(
                 f"{origin}: got {key} = {_typed(value)}, {_expected(value, hints[key])}"
@@ -282,15 +282,17 @@ def _read_text(path: Path, missing: str) -> str:
     except IsADirectoryError as error:
         raise ConfigError(f"{path}: is a folder, expected a TOML file") from error
     except (OSError, ValueError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{show_path(path)}: cannot be read ({told}); check the path") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{show_path(path)}: cannot be read ({reason}); check the path"
+        ) from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        told = "text in UTF-16" if utf16 else f"byte 0x{data[error.start]:02x}, which is no UTF-8"
-        raise ConfigError(f"{path} (line {line}): got {told}; save the file as UTF-8") from error
+        reason = "text in UTF-16" if utf16 else f"byte 0x{data[error.start]:02x}, which is no UTF-8"
+        raise ConfigError(f"{path} (line {line}): got {reason}; save the file as UTF-8") from error
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:

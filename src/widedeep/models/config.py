@@ -18,14 +18,14 @@ class ModelConfig:
         hidden_units: Width of each hidden layer; empty for a wide-only model.
         embedding_dim: Width of embeddings that declare none, or ``"auto"``: 1.6 x size^0.56, at
             most 64.
-        activation: Of the hidden layers.
+        activation: Activation of the hidden layers.
         dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
         batch_norm: Normalise each hidden layer.
         wide_combiner: How a feature's several values are combined in the wide part: ``"sum"``,
             ``"mean"`` or ``"sqrtn"``. Numbers and vectors are summed as they are.
         head: ``"binary"``, ``"multiclass"``, ``"regression"``, or None: by the label.
         embedding_std: Standard deviation of initial embeddings, at least 0.
-        seed: Of all initial values.
+        seed: Seed of all initial values.
     """
 
     hidden_units: tuple[int, ...] = (256, 128)
@@ -43,8 +43,8 @@ class ModelConfig:
         check_types(self, owner)
         check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
         dim = self.embedding_dim
-        known = dim == "auto" or dim in COUNTS
-        check_range(owner, "embedding_dim", dim, known, f"{COUNT}, or 'auto'")
+        in_range = dim == "auto" or dim in COUNTS
+        check_range(owner, "embedding_dim", dim, in_range, f"{COUNT}, or 'auto'")
         for width in self.hidden_units:
             check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
         std = self.embedding_std

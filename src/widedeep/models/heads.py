@@ -289,28 +289,28 @@ def make_heads(schema: Schema, choice: HeadChoice) -> tuple[Head, ...]:
                 )
     heads = []
     for name in labels:
-        wanted = choice.get(name) if isinstance(choice, Mapping) else choice
-        heads.append(_make_head(schema, name, wanted))
+        head_choice = choice.get(name) if isinstance(choice, Mapping) else choice
+        heads.append(_make_head(schema, name, head_choice))
     return tuple(heads)
 
 
-def _make_head(schema: Schema, name: str, wanted: HeadKind | Head | None) -> Head:
+def _make_head(schema: Schema, name: str, choice: HeadKind | Head | None) -> Head:
     classes = schema.classes.get(name, ())
-    if isinstance(wanted, Head):
-        head = replace(wanted, name=name)
+    if isinstance(choice, Head):
+        head = replace(choice, name=name)
         if type(head) not in (Binary, Multiclass, Regression):
             _check_own(head, schema.label_means.get(name))
         return head
-    if wanted is None:
-        wanted = "multiclass" if len(classes) > 2 else "binary"
-    if wanted == "binary":
+    if choice is None:
+        choice = "multiclass" if len(classes) > 2 else "binary"
+    if choice == "binary":
         if len(classes) > 2:
             raise ConfigError(
                 f"label {name or schema.spec.label!r}: got head='binary' for {len(classes)} "
                 "classes; use head='multiclass'"
             )
         return Binary(name=name)
-    if wanted == "multiclass":
+    if choice == "multiclass":
         if not classes:
             raise ConfigError(
                 f"label {name or schema.spec.label!r}: its classes are not known (numeric label); "
@@ -318,14 +318,14 @@ def _make_head(schema: Schema, name: str, wanted: HeadKind | Head | None) -> Hea
                 "or make the label a string column"
             )
         return Multiclass(name=name, classes=len(classes))
-    if wanted == "regression":
+    if choice == "regression":
         if classes:
             raise ConfigError(
                 f"label {name or schema.spec.label!r}: got head='regression' for a label of "
                 f"{len(classes)} classes; make the label a column of numbers, or leave head out"
             )
         return Regression(name=name)
-    raise ConfigError(f"got head={wanted!r}; {nearest(str(wanted), HEAD_KINDS)}")
+    raise ConfigError(f"got head={choice!r}; {nearest(str(choice), HEAD_KINDS)}")
 
 
 def _check_own(head: Head, label_mean: float | None) -> None:
@@ -385,8 +385,8 @@ def describe_head(head: Head) -> str:
 
 def head_slices(heads: Sequence[Head]) -> tuple[slice, ...]:
     """Return each head's columns among the C logits."""
-    slices, at = [], 0
+    slices, start = [], 0
     for head in heads:
-        slices.append(slice(at, at + head.width))
-        at += head.width
+        slices.append(slice(start, start + head.width))
+        start += head.width
     return tuple(slices)

@@ -46,23 +46,23 @@ def make_layout(schema: Schema, embedding_dim: int | Literal["auto"]) -> DeepLay
     deep = [slot for slot in schema.slots if slot.deep]
     dims = {slot.name: _dim(slot, embedding_dim) for slot in deep}
     columns: dict[str, slice] = {}
-    at = 0
+    column = 0
     for slot in deep:
         if slot.combiner is not None:
-            columns[slot.name] = slice(at, at + dims[slot.name])
-            at += dims[slot.name]
-    start = at
-    chosen: list[int] = []
+            columns[slot.name] = slice(column, column + dims[slot.name])
+            column += dims[slot.name]
+    start = column
+    dense_columns: list[int] = []
     for name, places in schema.dense_layout.items():
         if name in schema.spec.deep_names and name not in schema.spec.extra:
-            columns[name] = slice(at, at + places.stop - places.start)
-            chosen += range(places.start, places.stop)
-            at += places.stop - places.start
+            columns[name] = slice(column, column + places.stop - places.start)
+            dense_columns += range(places.start, places.stop)
+            column += places.stop - places.start
     return DeepLayout(
-        width=at,
+        width=column,
         columns=columns,
-        dense=slice(start, at),
-        dense_columns=tuple(chosen),
+        dense=slice(start, column),
+        dense_columns=tuple(dense_columns),
         dims=dims,
         sequences=tuple(slot.name for slot in deep if slot.combiner is None),
         extra={name: schema.dense_layout[name] for name in schema.spec.extra},

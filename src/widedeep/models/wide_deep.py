@@ -66,7 +66,7 @@ class WideDeep(nn.Module):
         schema: From :func:`widedeep.fit_schema`.
         hidden_units: Width of each hidden layer of the standard tower.
         embedding_dim: Width of embeddings that declare none, or ``"auto"``.
-        activation: Of the hidden layers.
+        activation: Activation of the hidden layers.
         dropout: Probability to drop a hidden unit.
         batch_norm: Normalise each hidden layer.
         head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of
@@ -79,7 +79,7 @@ class WideDeep(nn.Module):
             NumPy's and Python's generators started from ``seed``. The standard tower is made if
             ``hidden_units`` is given or ``towers`` is not.
         embedding_std: Standard deviation of initial embeddings, at least 0.
-        seed: Of all initial values. Equal seeds give equal models; a tower that was made before
+        seed: Seed of all initial values. Equal seeds give equal models; a tower that was made before
             it is given here is as it is.
         device: Where tables and towers live.
 
@@ -230,7 +230,7 @@ class WideDeep(nn.Module):
             )
         return tables
 
-    def _make_towers(self, given: Mapping[str, Tower]) -> None:
+    def _make_towers(self, custom: Mapping[str, Tower]) -> None:
         generator = torch.Generator().manual_seed(self.config.seed)
         towers: dict[str, nn.Module] = {}
         has_input = self.layout.width > 0 or bool(self.layout.sequences) or bool(self.layout.extra)
@@ -244,7 +244,7 @@ class WideDeep(nn.Module):
                     batch_norm=self.config.batch_norm,
                     generator=generator,
                 )
-        for name, tower in given.items():
+        for name, tower in custom.items():
             if not has_input:
                 raise ConfigError(
                     f"got tower {name!r}, but no feature is in the deep part; name some in "
@@ -267,9 +267,9 @@ class WideDeep(nn.Module):
         if isinstance(tower, MLP) and tower.is_standard:
             return tower.out_features
         with torch.no_grad():
-            made = tower.training
+            was_training = tower.training
             out = tower.eval()(self._empty_input(2))
-            tower.train(made)
+            tower.train(was_training)
         if out.ndim != 2 or len(out) != 2:
             raise ConfigError(
                 f"tower {name!r}: got an output of shape {tuple(out.shape)} for 2 examples, "
@@ -438,20 +438,22 @@ class WideDeep(nn.Module):
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
         own = self._table_state()
-        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
-        rest = {key: value for key, value in state_dict.items() if key[len(prefix) :] not in given}
+        tables = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        others = {
+            key: value for key, value in state_dict.items() if key[len(prefix) :] not in tables
+        }
         super()._load_from_state_dict(
-            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            others, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        missing_keys += [prefix + name for name in own if name not in given]
-        for name, tensor in given.items():
+        missing_keys += [prefix + name for name in own if name not in tables]
+        for name, tensor in tables.items():
             if tuple(tensor.shape) != tuple(own[name].shape):
                 error_msgs.append(
                     f"size mismatch for {prefix}{name}: got {tuple(tensor.shape)}, the model has "
                     f"{tuple(own[name].shape)}; make the model with the schema of its run"
                 )
-        if _SCHEMA in given and not torch.equal(given[_SCHEMA].cpu(), own[_SCHEMA]):
-            stored = bytes(given[_SCHEMA].tolist()).hex()
+        if _SCHEMA in tables and not torch.equal(tables[_SCHEMA].cpu(), own[_SCHEMA]):
+            stored = bytes(tables[_SCHEMA].tolist()).hex()
             error_msgs.append(
                 f"got the weights of the schema {stored[:12]}, the model's is "
                 f"{self.schema.fingerprint[:12]}: its ids stand for other values; make the model "
@@ -462,7 +464,7 @@ class WideDeep(nn.Module):
             for name, table in self.tables.items():
                 lead = "wide/" if name == "wide" else "table/"
                 table.load_weights(
-                    {n.removeprefix(lead): t for n, t in given.items() if n.startswith(lead)}
+                    {n.removeprefix(lead): t for n, t in tables.items() if n.startswith(lead)}
                 )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WideDeep:
@@ -481,16 +483,16 @@ class WideDeep(nn.Module):
         return self
 
 
-def _checked_device(wanted: str | torch.device) -> torch.device:
+def _checked_device(name: str | torch.device) -> torch.device:
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"got device={wanted!r}, expected 'cpu' or 'cuda'") from None
+        raise ConfigError(f"got device={name!r}, expected 'cpu' or 'cuda'") from None
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"got device={str(wanted)!r}, expected 'cpu' or 'cuda'")
+        raise ConfigError(f"got device={str(name)!r}, expected 'cpu' or 'cuda'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            f"got device={str(wanted)!r}, but PyTorch sees no GPU here; train with device='cpu', "
+            f"got device={str(name)!r}, but PyTorch sees no GPU here; train with device='cpu', "
             "or install PyTorch's CUDA build and the driver"
         )
     return device

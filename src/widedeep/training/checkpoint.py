@@ -61,11 +61,11 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
             is left.
     """
     try:
-        with atomic_directory(path) as made:
-            write_tensors(made / "tensors.safetensors", checkpoint.tensors)
-            checkpoint.schema.write(made / "schema.safetensors")
+        with atomic_directory(path) as folder:
+            write_tensors(folder / "tensors.safetensors", checkpoint.tensors)
+            checkpoint.schema.write(folder / "schema.safetensors")
             sums = {
-                name: file_sha256(made / name)
+                name: file_sha256(folder / name)
                 for name in ("tensors.safetensors", "schema.safetensors")
             }
             state = {
@@ -74,7 +74,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> No
                 "sha256": sums,
                 "state": checkpoint.state,
             }
-            (made / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+            (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot write the checkpoint ({error.strerror or error}); free some space or "
@@ -145,25 +145,25 @@ class CheckpointDirectory:
         """Steps that have a checkpoint, ascending."""
         if not self.path.is_dir():
             return []
-        found = [_STEP.fullmatch(entry.name) for entry in self.path.iterdir()]
-        return sorted(int(match.group(1)) for match in found if match)
+        matches = [_STEP.fullmatch(entry.name) for entry in self.path.iterdir()]
+        return sorted(int(match.group(1)) for match in matches if match)
 
-    def place(self, step: int) -> Path:
-        """The directory of a step's checkpoint."""
+    def path_of(self, step: int) -> Path:
+        """Return the directory of a step's checkpoint."""
         return self.path / f"step-{step:010d}"
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
         steps = self.steps()
-        return self.place(steps[-1]) if steps else None
+        return self.path_of(steps[-1]) if steps else None
 
     def best(self) -> Path | None:
         """The checkpoint with the best validation metric, or None."""
         marker = self.path / "best.json"
         if not marker.exists():
             return None
-        place = self.place(int(json.loads(marker.read_text())["step"]))
-        return place if place.is_dir() else None
+        path = self.path_of(int(json.loads(marker.read_text())["step"]))
+        return path if path.is_dir() else None
 
     def save(self, checkpoint: Checkpoint, *, best: bool = False) -> Path:
         """Write a checkpoint, mark it best if it is, and delete those no longer kept.
@@ -171,12 +171,12 @@ class CheckpointDirectory:
         Raises:
             CheckpointError: If it cannot be written.
         """
-        place = self.place(checkpoint.step)
-        write_checkpoint(place, checkpoint)
+        path = self.path_of(checkpoint.step)
+        write_checkpoint(path, checkpoint)
         if best:
             self._mark_best(checkpoint.step)
         self._prune()
-        return place
+        return path
 
     def _mark_best(self, step: int) -> None:
         marker = self.path / "best.json"
@@ -191,8 +191,8 @@ class CheckpointDirectory:
     def _prune(self) -> None:
         best = self.best()
         for step in self.steps()[: -self.keep_last]:
-            if self.place(step) != best:
-                shutil.rmtree(self.place(step), ignore_errors=True)
+            if self.path_of(step) != best:
+                shutil.rmtree(self.path_of(step), ignore_errors=True)
         for entry in self.path.glob(".step-*.tmp"):
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -211,9 +211,9 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         return path
     for folder in (path / "checkpoints", path):
         checkpoints = CheckpointDirectory(folder)
-        found = checkpoints.best() or checkpoints.latest()
-        if found is not None:
-            return found
+        checkpoint = checkpoints.best() or checkpoints.latest()
+        if checkpoint is not None:
+            return checkpoint
     raise CheckpointError(
         f"{path}: got no checkpoint, expected a run's folder, or a step-* folder of its checkpoints"
     )

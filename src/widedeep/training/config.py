@@ -60,9 +60,9 @@ class DataConfig:
     valid_latest: str | None = None
 
     def __post_init__(self) -> None:
-        owner, share = "[data]", self.valid_fraction
+        owner, fraction = "[data]", self.valid_fraction
         check_types(self, owner)
-        check_range(owner, "valid_fraction", share, 0 <= share < 1, "0 <= share < 1")
+        check_range(owner, "valid_fraction", fraction, 0 <= fraction < 1, "0 <= share < 1")
         if self.valid_by is not None and self.valid_latest is not None:
             raise ConfigError(
                 f"{owner}: got both valid_by = {self.valid_by!r} and valid_latest = "
@@ -150,8 +150,8 @@ class TrainConfig:
             check_range(owner, name, value, value is None or value in COUNTS, COUNT)
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
-            known = value == "auto" or value in COUNTS
-            check_range(owner, name, value, known, f"{COUNT}, or 'auto'")
+            in_range = value == "auto" or value in COUNTS
+            check_range(owner, name, value, in_range, f"{COUNT}, or 'auto'")
         if self.early_stopping is False and self.patience is not None:
             raise ConfigError(
                 f"{owner}: got patience = {self.patience} and early_stopping = false; drop one"
@@ -169,12 +169,12 @@ class TrainConfig:
 
     def _name_optimizers(self) -> None:
         """A table without ``optimizer`` means the one that its part has by default."""
-        for part, name in (("wide", "ftrl"), ("deep", "adagrad"), ("dense", "adagrad")):
-            table = getattr(self, part)
+        for group, name in (("wide", "ftrl"), ("deep", "adagrad"), ("dense", "adagrad")):
+            table = getattr(self, group)
             if table is not None and "optimizer" not in table:
-                if part == "dense" and self.deep is not None:
+                if group == "dense" and self.deep is not None:
                     name = self.deep["optimizer"]
-                object.__setattr__(self, part, {"optimizer": name, **table})
+                object.__setattr__(self, group, {"optimizer": name, **table})
 
     def rate_factor(self, step: int, total_steps: int | None) -> float:
         """Return the schedule's factor of all learning rates at a step, counted from 0."""

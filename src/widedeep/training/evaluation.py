@@ -33,22 +33,22 @@ def bundle_model(model: WideDeep) -> BundleModel:
         DeepColumn(
             name=name,
             source="table" if name in slots else "dense",
-            start=part.start,
-            stop=part.stop,
+            start=span.start,
+            stop=span.stop,
             combiner=slots[name].combiner if name in slots else None,
         )
-        for name, part in layout.columns.items()
+        for name, span in layout.columns.items()
     ]
     heads = [
         BundleHead(
             name=head.name,
             kind=head.kind,
-            start=part.start,
-            stop=part.stop,
+            start=span.start,
+            stop=span.stop,
             classes=tuple(model.schema.classes.get(head.name, ())),
             own_link=head.link,
         )
-        for head, part in zip(model.heads, model.head_slices, strict=True)
+        for head, span in zip(model.heads, model.head_slices, strict=True)
     ]
     tower = standard_tower(model)
     return BundleModel(

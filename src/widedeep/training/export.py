@@ -48,8 +48,8 @@ def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
         if feature.weight_column is not None:
             weighed[feature.weight_column] = feature.input_columns[0]
     orders = {
-        name: np.random.default_rng(at).permutation(len(values[name]) + 1).tolist()
-        for at, name in enumerate(columns)
+        name: np.random.default_rng(seed).permutation(len(values[name]) + 1).tolist()
+        for seed, name in enumerate(columns)
     }
     rows = []
     for number in range(_MADE_UP_ROWS):
@@ -60,22 +60,22 @@ def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
         }
         for name, source in weighed.items():
             if name in columns and source in row:
-                held, nested = row[source], schema.columns[name].nested
-                weights = [1.0 + 0.5 * i for i in range(len(held))] if nested and held else held
-                row[name] = weights if nested else None if held is None else 0.5
+                value, nested = row[source], schema.columns[name].nested
+                weights = [1.0 + 0.5 * i for i in range(len(value))] if nested and value else value
+                row[name] = weights if nested else None if value is None else 0.5
         with contextlib.suppress(WideDeepError):
             transform.rows([row])
             rows.append(row)
     return rows
 
 
-def _pick(schema: Schema, name: str, values: list[Any], at: int) -> Any:
+def _pick(schema: Schema, name: str, values: list[Any], index: int) -> Any:
     """Return one of a column's values, or a list of up to three, or the null that follows them."""
-    if at == len(values):
+    if index == len(values):
         return None
-    if schema.columns[name].nested and not isinstance(values[at], list):
-        return [values[(at + i) % len(values)] for i in range(at % 4)]
-    return values[at]
+    if schema.columns[name].nested and not isinstance(values[index], list):
+        return [values[(index + i) % len(values)] for i in range(index % 4)]
+    return values[index]
 
 
 def _column_values(schema: Schema, name: str) -> Iterator[Any]:

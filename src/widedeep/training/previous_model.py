@@ -35,8 +35,8 @@ def source_columns(schema: Schema, name: str) -> Iterator[str]:
         yield name
         return
     yield from feature.input_columns[:1]
-    for part in feature.part_names:
-        yield from source_columns(schema, part)
+    for component in feature.part_names:
+        yield from source_columns(schema, component)
 
 
 def _is_several(schema: Schema, name: str) -> bool:
@@ -56,16 +56,16 @@ def pooling_change(
     for column in source_columns(new, name):
         if new.history.get(column) != old.history.get(column):
             return f"column {column!r} is computed from other events than it was"
-    mine, theirs = new.spec.by_name[name], old.spec.by_name[name]
-    weights = tuple(feature.weight_column for feature in (mine, theirs))
+    new_feature, old_feature = new.spec.by_name[name], old.spec.by_name[name]
+    weights = tuple(feature.weight_column for feature in (new_feature, old_feature))
     if weights[0] != weights[1]:
         return f"weights {weights[1]!r} became {weights[0]!r}"
     if combiners is None:
-        combiners = (mine.deep_combiner, theirs.deep_combiner)
+        combiners = (new_feature.deep_combiner, old_feature.deep_combiner)
     several = _is_several(new, name) or _is_several(old, name) or None in combiners
     if combiners[0] != combiners[1] and several:
         return f"combiner {combiners[1]!r} became {combiners[0]!r}"
-    rules = [feature.unseen_rule for feature in (mine, theirs)]
+    rules = [feature.unseen_rule for feature in (new_feature, old_feature)]
     if several and rules[0] != rules[1]:
         return f"unseen values of a list: {rules[1]!r} became {rules[0]!r}"
     return ""
@@ -82,7 +82,7 @@ def layer_change(new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
 
 
 def state_change(
-    part: str,
+    group: str,
     new: Mapping[str, Any],
     old: Mapping[str, Any] | None,
     scales: tuple[Mapping[str, Any], Mapping[str, Any]],
@@ -94,7 +94,7 @@ def state_change(
         return f"{old['optimizer']} became {new['optimizer']}"
     if str(new["optimizer"]).startswith("torch:"):
         return "the state of a torch optimizer starts anew"
-    scale = "loss_reduction" if part == "dense" else "grad_scale"
+    scale = "loss_reduction" if group == "dense" else "grad_scale"
     if scales[0].get(scale) != scales[1].get(scale):
         return f"{scale} {scales[1].get(scale)!r} became {scales[0].get(scale)!r}"
     if new["optimizer"] == "ftrl":
@@ -112,7 +112,7 @@ Tensors = Mapping[str, NDArray[Any]]
 class HeadMeaning:
     """What a head's logits mean."""
 
-    kind: str  # Of the head
+    kind: str  # ``"binary"``, ``"multiclass"`` or ``"regression"``
     name: str  # ``""`` for a model with one head
     column: str | None  # The label's column
     width: int  # Logit columns
@@ -155,18 +155,18 @@ class PreviousModel:
 
 def previous_schema(path: str | os.PathLike[str]) -> Schema:
     """Return the schema of a bundle, a run or a checkpoint."""
-    place = Path(path)
-    if (place / MANIFEST).exists():
-        return Schema.load(place / SCHEMA)
-    return Schema.load(find_checkpoint(place) / "schema.safetensors")
+    folder = Path(path)
+    if (folder / MANIFEST).exists():
+        return Schema.load(folder / SCHEMA)
+    return Schema.load(find_checkpoint(folder) / "schema.safetensors")
 
 
 def read_previous_model(path: str | os.PathLike[str]) -> PreviousModel:
     """Read a bundle, a checkpoint, or a run's folder (its best checkpoint, or the newest)."""
-    place = Path(path)
-    if (place / MANIFEST).exists():
-        return _from_bundle(place)
-    return _from_checkpoint(find_checkpoint(place))
+    folder = Path(path)
+    if (folder / MANIFEST).exists():
+        return _from_bundle(folder)
+    return _from_checkpoint(find_checkpoint(folder))
 
 
 def name_of_module(key: str) -> str:
@@ -179,8 +179,8 @@ def name_of_module(key: str) -> str:
     return key if key == "bias" else f"tower/{key}"
 
 
-def _from_bundle(place: Path) -> PreviousModel:
-    bundle = Bundle.load(place)
+def _from_bundle(folder: Path) -> PreviousModel:
+    bundle = Bundle.load(folder)
     rows = {
         name: {"weight": array}
         for name, array in bundle.weights.items()
@@ -194,7 +194,7 @@ def _from_bundle(place: Path) -> PreviousModel:
     elif bundle.manifest.engine != "native":
         mlp = "a bundle keeps towers of one's own in a graph: start from the checkpoint"
     return PreviousModel(
-        path=place,
+        path=folder,
         schema=bundle.schema,
         columns={column.name: slice(column.start, column.stop) for column in bundle.model.deep},
         inputs={"sequences": {}, "extra": {}},
@@ -222,33 +222,33 @@ def _from_bundle(place: Path) -> PreviousModel:
     )
 
 
-def _from_checkpoint(place: Path) -> PreviousModel:
-    checkpoint = read_checkpoint(place)
+def _from_checkpoint(folder: Path) -> PreviousModel:
+    checkpoint = read_checkpoint(folder)
     tables = checkpoint.state["config"]
     try:
-        model = read_section(ModelConfig, tables["model"], f"{place}: [model]")
-        train = read_section(TrainConfig, tables["train"], f"{place}: [train]")
+        model = read_section(ModelConfig, tables["model"], f"{folder}: [model]")
+        train = read_section(TrainConfig, tables["train"], f"{folder}: [train]")
     except ConfigError as error:
-        raise CheckpointError(f"{place}: its configuration cannot be read ({error})") from error
+        raise CheckpointError(f"{folder}: its configuration cannot be read ({error})") from error
     schema, tensors = checkpoint.schema, checkpoint.tensors
     rows: dict[str, dict[str, NDArray[Any]]] = {}
     dense: dict[str, dict[str, NDArray[Any]]] = {}
     for key, value in tensors.items():
-        part, _, rest = key.partition("/")
-        if part in ("wide", "deep"):
-            table, _, slot = rest.rpartition(".")
-            if part == "deep":
+        group, _, key_in_group = key.partition("/")
+        if group in ("wide", "deep"):
+            table, _, slot = key_in_group.rpartition(".")
+            if group == "deep":
                 table = table.partition("/")[2]
-            named = f"wide/{table}" if part == "wide" else f"table/{table}"
+            named = f"wide/{table}" if group == "wide" else f"table/{table}"
             rows.setdefault(named, {})[slot] = value
-        elif part == "module":
-            dense.setdefault(name_of_module(rest), {})["weight"] = value
-        elif part == "optimizer":
-            parameter, _, slot = rest.rpartition("/")
+        elif group == "module":
+            dense.setdefault(name_of_module(key_in_group), {})["weight"] = value
+        elif group == "optimizer":
+            parameter, _, slot = key_in_group.rpartition("/")
             dense.setdefault(name_of_module(parameter), {})[slot] = value
     layout = make_layout(schema, model.embedding_dim)
     return PreviousModel(
-        path=place,
+        path=folder,
         schema=schema,
         columns=layout.columns,
         inputs=tower_inputs(layout),
@@ -267,7 +267,7 @@ def tower_inputs(layout: DeepLayout) -> dict[str, Any]:
     """Return what a tower reads beside the concatenated columns, and how wide it is."""
     return {
         "sequences": {name: layout.dims[name] for name in layout.sequences},
-        "extra": {name: part.stop - part.start for name, part in layout.extra.items()},
+        "extra": {name: columns.stop - columns.start for name, columns in layout.extra.items()},
     }
 
 

@@ -102,8 +102,8 @@ class RecentScores:
         """AUC over the window; nan if it holds one class only."""
         if not self._held:
             return float("nan")
-        logits = torch.cat([held[0] for held in self._held]).cpu().numpy()
-        labels = np.concatenate([held[1] for held in self._held]) > 0.5
+        logits = torch.cat([batch[0] for batch in self._held]).cpu().numpy()
+        labels = np.concatenate([batch[1] for batch in self._held]) > 0.5
         if labels.all() or not labels.any():
             return float("nan")
         return auc(labels, logits)
@@ -177,6 +177,6 @@ class Progress:
 
 
 def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, seconds_left = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"

@@ -43,7 +43,7 @@ class DenseResult:
     logits_BC: Tensor
     losses_B: Tensor
     grad_BC: Tensor
-    grad_BX: Tensor | None = None  # Of the deep input, None without towers
+    grad_BX: Tensor | None = None  # Gradient of the deep input, None without towers
     sequence_grads: Mapping[str, Tensor] = field(default_factory=dict)  # (N, D) by feature
 
 

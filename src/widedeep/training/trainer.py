@@ -65,17 +65,17 @@ def make_optimizers(config: TrainConfig, **objects: Any) -> Optimizers:
         ConfigError: If a table names no optimizer, or an object is none.
     """
     optimizers: dict[str, Any] = {}
-    for part in _PARTS:
-        optimizer, table = objects.get(part), getattr(config, part)
+    for group in _PARTS:
+        optimizer, table = objects.get(group), getattr(config, group)
         if optimizer is None and table is not None:
             try:
                 optimizer = make_optimizer(table)
             except ConfigError as error:
-                raise ConfigError(f"[train] {part}: {error}") from error
-        elif optimizer is not None and not (part == "dense" and callable(optimizer)):
-            _check_optimizer(part, optimizer)
-        optimizers[part] = optimizer
-    wide, deep, dense = (optimizers[part] for part in _PARTS)
+                raise ConfigError(f"[train] {group}: {error}") from error
+        elif optimizer is not None and not (group == "dense" and callable(optimizer)):
+            _check_optimizer(group, optimizer)
+        optimizers[group] = optimizer
+    wide, deep, dense = (optimizers[group] for group in _PARTS)
     return Optimizers(wide or FTRL(), deep or _EMBEDDINGS, dense or deep or Adagrad())
 
 
@@ -508,12 +508,12 @@ class Trainer:
         state, step = self.state, self.state.step
         present: dict[str, Any] = {"deep": step.deep, "dense": step.dense.optimizer}
         adopted = {}
-        for part, optimizer in present.items():
-            if self._by_default[part] and recorded.get(part):
+        for group, optimizer in present.items():
+            if self._by_default[group] and recorded.get(group):
                 with contextlib.suppress(ConfigError):  # a torch optimizer, which has no table
-                    stored = make_optimizer(recorded[part])
+                    stored = make_optimizer(recorded[group])
                     if stored != optimizer:
-                        adopted[part] = stored
+                        adopted[group] = stored
         if not adopted:
             return
         optimizers = Optimizers(step.wide, **{**present, **adopted})
@@ -522,7 +522,7 @@ class Trainer:
             state.model, step.config, **optimizers._asdict(), threads=self.threads
         )
         if self.show_progress:
-            names = ", ".join(f"{part}: {optimizer}" for part, optimizer in adopted.items())
+            names = ", ".join(f"{group}: {optimizer}" for group, optimizer in adopted.items())
             print(f"optimizers of the checkpoint: {names}", file=sys.stderr)
 
     def save_checkpoint(self, stopping: EarlyStopping | None = None, *, best: bool = False) -> Path:

@@ -150,11 +150,11 @@ class _Transfer:
         by_part: dict[str, list[str]] = {}
         for tensor in self.tensors:
             prefix = tensor.name.partition("/")[0]
-            part = {"wide": "wide", "table": "deep"}.get(prefix, "dense")
-            by_part.setdefault(part, []).append(tensor.optimizer)
+            group = {"wide": "wide", "table": "deep"}.get(prefix, "dense")
+            by_part.setdefault(group, []).append(tensor.optimizer)
         anew = any(
-            isinstance(self.optimizers[part], Adam) and "carried" not in states
-            for part, states in by_part.items()
+            isinstance(self.optimizers[group], Adam) and "carried" not in states
+            for group, states in by_part.items()
         )
         return not anew and any("carried" in states for states in by_part.values())
 
@@ -229,8 +229,8 @@ class _Transfer:
 
     def _known(self, features: Sequence[str]) -> str:
         """The first of the features of a table that the old model has too, else the first."""
-        known = self.previous.schema.spec.by_name
-        return next((feature for feature in features if feature in known), features[0])
+        previous_features = self.previous.schema.spec.by_name
+        return next((feature for feature in features if feature in previous_features), features[0])
 
     def _table_change(self, features: Sequence[str]) -> str:
         """Why a table's rows mean something else, by any of the features that share it."""
@@ -250,18 +250,18 @@ class _Transfer:
         name: str,
         ids: IdMap,
         stored: Mapping[str, NDArray[Any]],
-        part: Literal["wide", "deep"],
+        group: Literal["wide", "deep"],
         *,
         factor: float = 1.0,
         reason: str = "",
     ) -> None:
-        optimizer = self.optimizers[part]
+        optimizer = self.optimizers[group]
         views = table.named_state()
         table_state = {
             slot: views[f"{logical}.{slot}"] for slot in ("weight", *optimizer.state_names)
         }
-        before, after = self.previous.optimizers.get(part), describe_optimizer(optimizer)
-        change = state_change(part, after, before or None, self.scales)
+        before, after = self.previous.optimizers.get(group), describe_optimizer(optimizer)
+        change = state_change(group, after, before or None, self.scales)
         copied = [slot for slot in optimizer.state_names if not change and slot in stored]
         for slot in ("weight", *copied):
             _copy_rows(table_state[slot], stored[slot], ids)
@@ -309,9 +309,9 @@ class _Transfer:
         rates, table = self.state.step.feature_rates, self.model.wide_table
         if rates is None or table is None or feature not in self.previous.rates:
             return 1.0
-        at = list(table.sizes).index(feature)
-        rates.log_rates[at], rates.evidence[at] = self.previous.rates[feature].tolist()
-        return float(np.exp(rates.log_rates[at].item()))
+        index = list(table.sizes).index(feature)
+        rates.log_rates[index], rates.evidence[index] = self.previous.rates[feature].tolist()
+        return float(np.exp(rates.log_rates[index].item()))
 
     # ---- layers ------------------------------------------------------------------------------
 
@@ -481,11 +481,11 @@ def _tower_and_layer(key: str) -> tuple[str, int]:
 
 def _copy_rows(table_rows: Tensor, stored: NDArray[Any], ids: IdMap) -> None:
     """Copy known rows to their new ids; in parts, so that temporaries stay small."""
-    for part in _parts(len(ids.old_of_N)):
-        old = ids.old_of_N[part]
+    for chunk in _parts(len(ids.old_of_N)):
+        old = ids.old_of_N[chunk]
         new = np.flatnonzero(old >= 0)
         rows = torch.from_numpy(np.ascontiguousarray(stored[old[new]], np.float32))
-        table_rows[part][torch.from_numpy(new).to(table_rows.device), : rows.shape[1]] = rows.to(
+        table_rows[chunk][torch.from_numpy(new).to(table_rows.device), : rows.shape[1]] = rows.to(
             table_rows.device
         )
 
@@ -509,8 +509,8 @@ def _basis(weight: NDArray[Any], dim: int) -> NDArray[np.float32]:
     if dim > width:
         return np.eye(width, dtype=np.float32)
     gram = np.zeros((width, width))
-    for part in _parts(len(weight)):
-        rows = np.asarray(weight[part], np.float64)
+    for chunk in _parts(len(weight)):
+        rows = np.asarray(weight[chunk], np.float64)
         gram += rows.T @ rows
     _, vectors = np.linalg.eigh(gram)
     return np.ascontiguousarray(vectors[:, ::-1][:, :dim], np.float32)
