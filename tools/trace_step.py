@@ -83,14 +83,15 @@ def trace_training_step() -> Calls:
         path = Path(folder, "train.parquet")
         example_data(path)
         trainer = example_trainer(path)
+        step = trainer.step
         with trainer.open(str(path), "training data") as source:
             batches = trainer.batches(source, targets=True, batch_size=BATCH_SIZE)
             for number in range(WARM_STEPS):
-                trainer.step(next(batches), step=number + 1)
+                step(next(batches), step=number + 1)
             batch = next(batches)
             batches.close()
         with traced_calls() as calls:
-            trainer.step(batch, step=WARM_STEPS + 1)
+            step(batch, step=WARM_STEPS + 1)
     return calls
 
 

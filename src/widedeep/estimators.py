@@ -32,7 +32,7 @@ from widedeep.features import (
 )
 from widedeep.models.heads import Binary, Head, Multiclass, Regression
 from widedeep.optim import Adam, Optimizer
-from widedeep.training.config import auto_batch_size
+from widedeep.training.config import TrainConfig, auto_batch_size
 
 if TYPE_CHECKING:
     from widedeep.training.trainer import Trainer
@@ -201,7 +201,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         metric = "rmse" if head.kind == "regression" else "log_loss"
 
         def judge(setting: Setting, fold: int) -> float:
-            learned, left_out = (table.take(rows[n_train]) for n_train in parts[fold])
+            learned, left_out = (table.take(rows[indices]) for indices in parts[fold])
             formed = self._formed(spec, setting)
             trainer = self._trained(formed, learned, head, setting, seed, False)
             return trainer.evaluate(left_out)[metric]
@@ -242,18 +242,22 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         if epochs == "auto":
             epochs = max(1, round(setting.steps / math.ceil(rows / batch_size)))
         dense = Adam(lr=0.003, weight_decay=setting.weight_decay)
-        trainer = Trainer(
-            model,
-            wide=self.wide,
-            deep=self.deep,
-            dense=None if self.deep else dense,
+        config = TrainConfig(
+            epochs=epochs,
             batch_size=batch_size,
             schedule="linear",
             seed=seed,
             threads=self.threads,
+        )
+        trainer = Trainer(
+            model,
+            config,
+            wide=self.wide,
+            deep=self.deep,
+            dense=None if self.deep else dense,
             progress=progress,
         )
-        trainer.fit(table, epochs=epochs)
+        trainer.fit(table)
         return trainer
 
     def _seed(self) -> int:

@@ -82,8 +82,8 @@ def test_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     for step in range(1, 6):
         directory.save(make(step), best=step == 2)
     assert directory.steps() == [2, 4, 5]
-    assert directory.latest() == directory.place(5)
-    assert directory.best() == directory.place(2)
+    assert directory.latest() == directory.path_of(5)
+    assert directory.best() == directory.path_of(2)
 
 
 def test_leftovers_of_a_killed_writer_are_not_checkpoints(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_leftovers_of_a_killed_writer_are_not_checkpoints(tmp_path: Path) -> Non
     leftover = tmp_path / "run" / ".step-0000000002.abc.tmp"
     leftover.mkdir()
     (leftover / "tensors.safetensors").write_bytes(b"half")
-    assert directory.latest() == directory.place(1)
+    assert directory.latest() == directory.path_of(1)
     directory.save(make(3))
     assert not leftover.exists()
 
@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
         directory.save(make(2))
     monkeypatch.undo()
     assert directory.steps() == [1]
-    assert read_checkpoint(directory.place(1)).step == 1
+    assert read_checkpoint(directory.path_of(1)).step == 1
     assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["step-0000000001"]
 
 
@@ -127,5 +127,5 @@ def test_a_best_mark_that_cannot_be_written_is_told(
     monkeypatch.setattr("widedeep.training.checkpoint.write_text_whole", full)
     with pytest.raises(CheckpointError, match=r"best\.json: .*No space left.* step 2 is there"):
         directory.save(make(2), best=True)
-    assert directory.best() == directory.place(1)
+    assert directory.best() == directory.path_of(1)
     assert directory.steps() == [1, 2]

@@ -1,4 +1,6 @@
 import contextlib
+import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, DataError, WideDeepError
 from widedeep.models.heads import Binary, Regression
 from widedeep.training.checkpoint import as_arrays
+from widedeep.training.config import TrainConfig
 from widedeep.training.early_stopping import EarlyStopping
 
 ROWS = 600
@@ -649,3 +652,45 @@ def test_a_bundle_keeps_the_metrics_of_its_own_model(schema: wd.Schema, tmp_path
     assert kept("checkpoint", other) == pytest.approx(stored.evaluate(valid)["log_loss"])
     other.load_parameters(latest)
     assert kept("parameters", other) is None
+
+
+def test_a_configuration_and_its_fields_by_keyword_are_the_same(schema: wd.Schema) -> None:
+    options: dict[str, Any] = {
+        "batch_size": 32,
+        "grad_scale": 0.5,
+        "loss_reduction": "sum",
+        "clip_norm": 1.0,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "seed": 5,
+        "pool_rows": 200,
+        "threads": 1,
+    }
+    trainers = []
+    for config, keywords in (
+        (TrainConfig(**options, epochs=2, wide={"optimizer": "ftrl", "lr": 0.05}), {}),
+        (None, options | {"epochs": 2, "wide": wd.FTRL(lr=0.05)}),
+        (TrainConfig(epochs=9, seed=7), options | {"epochs": 2, "wide": wd.FTRL(lr=0.05)}),
+    ):
+        model = wd.WideDeep(schema, hidden_units=[8, 4], seed=3)
+        trainer = wd.Trainer(model, config, progress=False, **keywords)
+        trainer.fit(make_table())
+        trainers.append(trainer)
+    first, *others = trainers
+    assert first.position.epoch == 2
+    for trainer in others:
+        assert trainer.config == first.config
+        assert_same_bits(state_of(trainer), state_of(first))
+
+
+def test_an_unknown_option_is_refused_with_the_nearest(schema: wd.Schema) -> None:
+    with pytest.raises(TypeError, match=r"'bach_size'; did you mean 'batch_size'"):
+        wd.Trainer(wd.WideDeep(schema), bach_size=3)
+
+
+def test_the_signature_tells_every_field_of_the_configuration() -> None:
+    parameters = inspect.signature(wd.Trainer).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    assert fields.keys() <= parameters.keys()
+    assert parameters["pool_rows"].default == fields["pool_rows"]
+    assert parameters["model"].default is inspect.Parameter.empty

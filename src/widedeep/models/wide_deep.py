@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import resource
@@ -79,8 +80,8 @@ class WideDeep(nn.Module):
             NumPy's and Python's generators started from ``seed``. The standard tower is made if
             ``hidden_units`` is given or ``towers`` is not.
         embedding_std: Standard deviation of initial embeddings, at least 0.
-        seed: Seed of all initial values. Equal seeds give equal models; a tower that was made before
-            it is given here is as it is.
+        seed: Seed of all initial values. Equal seeds give equal models; a tower that was made
+            before it is given here is as it is.
         device: Where tables and towers live.
 
     Shape:
@@ -178,19 +179,7 @@ class WideDeep(nn.Module):
             config: What it is like.
             device: Where tables and towers live.
         """
-        return cls(
-            schema,
-            hidden_units=config.hidden_units,
-            embedding_dim=config.embedding_dim,
-            activation=config.activation,
-            dropout=config.dropout,
-            batch_norm=config.batch_norm,
-            head=config.head,
-            wide_combiner=config.wide_combiner,
-            embedding_std=config.embedding_std,
-            seed=config.seed,
-            device=device,
-        )
+        return cls(schema, device=device, **dataclasses.asdict(config))
 
     def _check_size(self) -> None:
         """Refuse a model that this machine cannot hold, before anything is allocated."""
