@@ -34,7 +34,7 @@ from widedeep.join import (
     load_join_config,
 )
 from widedeep.optim import FTRL, SGD, Adagrad, Adam, make_optimizer
-from widedeep.serving.http.settings import Settings
+from widedeep.serving.config import Settings
 from widedeep.simulate import StoreConfig
 from widedeep.training.config import FollowConfig
 from widedeep.training.early_stopping import EarlyStopping

@@ -46,6 +46,13 @@ def _type_hints(kind: type) -> dict[str, Any]:
     return _HINTS[kind]
 
 
+def field_help(config: type) -> dict[str, str]:
+    """Return the help of a dataclass's fields: the text in ``Annotated[type, text]``."""
+    hints = typing.get_type_hints(config, include_extras=True)
+    annotated = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: str(texts[0]) for name, texts in annotated.items() if texts}
+
+
 def check_types(config: object, owner: str, raising: type[WideDeepError] = ConfigError) -> None:
     """Refuse values of other types than a dataclass declares, and a text twice in a list."""
     hints = _type_hints(type(config))

@@ -11,18 +11,27 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from widedeep.bundle.layout import SCHEMA, read_warmup
 from widedeep.cli.output import next_line, print_json, say
-from widedeep.cli.parser import period, positive, real, seconds, share, threads
+from widedeep.cli.parser import (
+    Flag,
+    add_flags,
+    flag_values,
+    period,
+    positive,
+    real,
+    seconds,
+    share,
+    threads,
+)
 from widedeep.cli.runs import served_bundle
 from widedeep.errors import BundleError, ConfigError
 from widedeep.features.spec import item_columns
 from widedeep.schema import stored_spec
-
-if TYPE_CHECKING:
-    from widedeep.serving.http.settings import LogConfig, ServeConfig, Settings
+from widedeep.serving.config import LogConfig, ServeConfig, Settings, find_models
+from widedeep.serving.versions import Latest, RegistryOptions
 
 EXAMPLE = (
     "  widedeep serve models/ads --http :8080 --items items.parquet --item-id app\n"
@@ -33,9 +42,45 @@ NEXT = "the request that it prints; after Ctrl-C: widedeep report models/ads"
 
 
 _GRACE_S = 5.0
-
-
 _EXAMPLE_ITEMS = 2
+
+_SETTINGS: dict[str, Flag] = {
+    "keys": ("--keys", str, "FILE"),
+    "admin": ("--admin", str, None),
+    "admin_hosts": ("--admin-host", str, "NAME"),
+    "tls_certificate": ("--tls-certificate", str, "PEM"),
+    "tls_key": ("--tls-key", str, "PEM"),
+    "tls_client_ca": ("--tls-client-ca", str, "PEM"),
+    "popularity": ("--popularity", str, "COLUMN"),
+    "category": ("--category", str, "COLUMN"),
+    "workers": ("--workers", threads, "N"),
+    "queue": ("--queue", positive, "N"),
+    "max_wait_ms": ("--max-wait-ms", real, "MS"),
+    "deadline_ms": ("--deadline-ms", real, "MS"),
+    "max_body": ("--max-body", positive, "BYTES"),
+    "max_candidates": ("--max-candidates", positive, "N"),
+    "drain_s": ("--drain", seconds, "S"),
+    "drain_delay_s": ("--drain-delay", seconds, "S"),
+    "request_log": ("--log-requests", str, None),
+}
+_REGISTRY: dict[str, Flag] = {
+    "items": ("--items", str, "PARQUET"),
+    "item_id": ("--item-id", str, "COLUMN"),
+    "unknown_items": ("--unknown-items", str, None),
+    "cache": ("--cache", str, "DIR"),
+    "poll_s": ("--poll", period, "S"),
+    "threads": ("--threads", threads, "N"),
+    "max_values": ("--max-request-values", positive, "N"),
+}
+_LOG: dict[str, Flag] = {
+    "directory": ("--log", str, "DIR"),
+    "user_id": ("--log-user", str, "COLUMN"),
+    "sample": ("--log-sample", share, "FRACTION"),
+    "columns": ("--log-columns", str, "NAMES"),
+    "hash_key_file": ("--log-hash-key", str, "FILE"),
+    "days": ("--log-days", real, "N"),
+    "nbytes": ("--log-bytes", positive, "N"),
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,10 +91,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODELS",
         help="a bundle, a run's folder, a folder of versions, or several of these; NAME=PATH",
     )
-    _add_doors(parser)
-    _add_items(parser)
-    _add_limits(parser)
-    _add_log(parser)
+    parser.add_argument(
+        "--http", default=":8080", metavar="[HOST]:PORT", help="default: :8080, loopback alone"
+    )
+    parser.add_argument(
+        "--grpc", metavar="[HOST]:PORT", help="speak the Open Inference Protocol over gRPC too"
+    )
+    parser.add_argument(
+        "--no-page", action="store_true", help="leave out the page at / to try requests on"
+    )
+    parser.add_argument(
+        "--latest", type=positive, default=1, metavar="N", help="versions kept loaded (default: 1)"
+    )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="multiply in bfloat16, the items' part in half the memory: faster, slightly off",
+    )
+    add_flags(parser, Settings, _SETTINGS)
+    add_flags(parser, RegistryOptions, _REGISTRY)
+    add_flags(parser, LogConfig, _LOG)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -234,68 +295,29 @@ def _say_request(plan: ServeConfig, port: int) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> ServeConfig:
-    from widedeep.serving.http.settings import ServeConfig, Settings, find_models
-    from widedeep.serving.versions import Latest, RegistryOptions
-
     host, port = address(arguments.http)
     grpc = None if arguments.grpc is None else address(arguments.grpc)
-    settings = Settings(
-        host=host,
-        port=port,
-        workers=arguments.workers,
-        queue=arguments.queue,
-        max_wait_ms=arguments.max_wait_ms,
-        deadline_ms=arguments.deadline_ms,
-        longest_deadline_ms=max(60_000.0, arguments.deadline_ms),
-        max_body=arguments.max_body,
-        max_candidates=arguments.max_candidates,
-        drain_s=arguments.drain,
-        drain_delay_s=arguments.drain_delay,
-        keys=arguments.keys,
-        admin=arguments.admin,
-        admin_hosts=tuple(arguments.admin_host),
-        page=not arguments.no_page,
-        popularity=arguments.popularity,
-        category=arguments.category,
-        tls_certificate=arguments.tls_certificate,
-        tls_key=arguments.tls_key,
-        tls_client_ca=arguments.tls_client_ca,
-        request_log=arguments.log_requests,
-    )
+    settings = flag_values(arguments, _SETTINGS)
+    log = flag_values(arguments, _LOG)
+    if log["columns"] is not None:
+        log["columns"] = tuple(log["columns"].split(","))
     return ServeConfig(
         models=find_models(arguments.models),
-        settings=settings,
+        settings=Settings(
+            host=host,
+            port=port,
+            longest_deadline_ms=max(Settings.longest_deadline_ms, arguments.deadline_ms),
+            page=not arguments.no_page,
+            **settings | {"admin_hosts": tuple(arguments.admin_host)},
+        ),
         registry=RegistryOptions(
-            items=arguments.items,
-            item_id=arguments.item_id,
             policy=Latest(arguments.latest),
-            poll_s=arguments.poll,
-            unknown_items=arguments.unknown_items,
             precision="bfloat16" if arguments.bfloat16 else "float32",
-            threads=arguments.threads,
-            max_values=arguments.max_request_values,
-            cache=arguments.cache,
+            **flag_values(arguments, _REGISTRY),
         ),
         grpc=None if grpc is None else _joined(*grpc),
-        log=_log(arguments),
+        log=None if arguments.log is None else LogConfig(**log),
         on_ready=None if arguments.json else _say_request,
-    )
-
-
-def _log(arguments: argparse.Namespace) -> LogConfig | None:
-    from widedeep.serving.http.settings import LogConfig
-
-    if arguments.log is None:
-        return None
-    columns = arguments.log_columns
-    return LogConfig(
-        directory=arguments.log,
-        user_id=arguments.log_user,
-        sample=arguments.log_sample,
-        columns=None if columns is None else tuple(columns.split(",")),
-        hash_key_file=arguments.log_hash_key,
-        days=arguments.log_days,
-        nbytes=arguments.log_bytes,
     )
 
 

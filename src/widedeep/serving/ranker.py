@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -41,26 +41,21 @@ _VALUES_PER_TERM = 96
 
 @dataclass(frozen=True, kw_only=True)
 class RankerOptions:
-    """How a ranker scores candidates; the fields' metadata hold their help."""
+    """How a ranker scores candidates."""
 
-    item_id: str | None = field(
-        default=None, metadata={"help": "the catalogue's column of item ids"}
-    )
-    unknown_items: Literal["score", "refuse"] = field(
-        default="score", metadata={"help": "what to do with ids that are not in the catalogue"}
-    )
-    precision: Literal["float32", "bfloat16"] = field(
-        default="float32",
-        metadata={
-            "help": "of the items' precomputed sums and of the products in hidden layers; "
-            "bfloat16 halves the memory and is faster, with scores slightly off"
-        },
-    )
-    threads: int = field(default=1, metadata={"help": "threads that one long request may use"})
-    max_values: int = field(
-        default=MAX_VALUES,
-        metadata={"help": "most ids and numbers per request, over all its rows or candidates"},
-    )
+    item_id: Annotated[str | None, "the catalogue's column of item ids"] = None
+    unknown_items: Annotated[
+        Literal["score", "refuse"], "what to do with ids that are not in the catalogue"
+    ] = "score"
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        "of the items' sums and of the products in hidden layers; bfloat16 takes half the memory "
+        "and is faster, with scores slightly off",
+    ] = "float32"
+    threads: Annotated[int, "threads that one long request may use"] = 1
+    max_values: Annotated[
+        int, "ids and numbers of a request, over all its rows or candidates; more are refused"
+    ] = MAX_VALUES
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
@@ -60,25 +60,20 @@ Policy: TypeAlias = Latest | Specific
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryOptions(RankerOptions):
-    """Which versions a registry serves, and how; the fields' metadata hold their help."""
+    """Which versions a registry serves, and how."""
 
-    items: str | os.PathLike[str] | None = field(
-        default=None, metadata={"help": "the items' catalogue, a Parquet file; followed"}
-    )
-    policy: Policy = field(
-        default=Latest(1), metadata={"help": "the versions to keep loaded and to serve"}
-    )
-    poll_s: float = field(
-        default=2.0,
-        metadata={"help": "seconds between looks at the directory, the state and the catalogue"},
-    )
-    cache: str | os.PathLike[str] | None = field(
-        default=None,
-        metadata={
-            "help": "where bundles are copied to before they are served, so that nobody who writes "
-            "to the directory can change what serves; None: the user's cache"
-        },
-    )
+    items: Annotated[
+        str | os.PathLike[str] | None, "the items' catalogue, a Parquet file; followed"
+    ] = None
+    policy: Annotated[Policy, "the versions to keep loaded and to serve"] = Latest(1)
+    poll_s: Annotated[
+        float, "seconds between looks at the directory, the state and the catalogue"
+    ] = 2.0
+    cache: Annotated[
+        str | os.PathLike[str] | None,
+        "where bundles are copied to before they are served, so that nobody who writes to the "
+        "directory can change what serves (default: the user's cache)",
+    ] = None
 
     def __post_init__(self) -> None:
         RankerOptions.__post_init__(self)

@@ -18,8 +18,8 @@ import pytest
 
 from tests.serving.http.calls import Running, running
 from tests.serving.versions import ITEMS, USER
+from widedeep.serving.config import Settings
 from widedeep.serving.http.app import endpoints
-from widedeep.serving.http.settings import Settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

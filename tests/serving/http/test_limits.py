@@ -15,10 +15,10 @@ import pytest
 from tests.serving.http.calls import Local
 from tests.serving.versions import ITEMS, USER, publish
 from widedeep.errors import ConfigError
+from widedeep.serving.config import find_models
 from widedeep.serving.http import Keys, Settings
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import Scheduler
-from widedeep.serving.http.settings import find_models
 from widedeep.serving.registry import Registry
 
 ASK = {"user": USER, "candidates": ITEMS}

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from widedeep.errors import ConfigError, WideDeepError
+from widedeep.serving.config import Settings
 from widedeep.serving.http.errors import HttpError
 from widedeep.serving.http.service import Call, Reply, Service, decode, json_reply
-from widedeep.serving.http.settings import Settings
 from widedeep.serving.registry import NoVersion, Registry
 
 Result = TypeVar("Result")

@@ -13,6 +13,7 @@ import msgspec
 from starlette.routing import Match, Route
 
 from widedeep._version import __version__
+from widedeep.serving.config import Settings
 from widedeep.serving.http import admin, health, open_inference, page, rank, tensorflow
 from widedeep.serving.http.admin import check_operator
 from widedeep.serving.http.errors import HttpError
@@ -25,7 +26,6 @@ from widedeep.serving.http.service import (
     busy_error,
     json_reply,
 )
-from widedeep.serving.http.settings import Settings
 
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _REF = "#/components/schemas/{name}"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.errors import ConfigError, nearest
+from widedeep.serving.config import Settings
 from widedeep.serving.http.errors import HttpError
-from widedeep.serving.http.settings import Settings
 
 
 class TokenBucket:

@@ -24,12 +24,12 @@ import uvicorn
 
 from widedeep.errors import ConfigError
 from widedeep.serving.background import ThreadMonitor
+from widedeep.serving.config import LogConfig, ServeConfig, Settings
 from widedeep.serving.http.app import App
 from widedeep.serving.http.auth import load_keys
 from widedeep.serving.http.native_server import NativeConnections, NativeOwner, can_serve_natively
 from widedeep.serving.http.protocol import connections_of
 from widedeep.serving.http.service import Models, Ranked, Service
-from widedeep.serving.http.settings import LogConfig, ServeConfig, Settings
 from widedeep.serving.impressions import ImpressionLog, Retention
 from widedeep.serving.registry import Registry
 from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_alone, bind_port

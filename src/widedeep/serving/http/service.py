@@ -23,9 +23,9 @@ from widedeep.errors import ConfigError, nearest
 from widedeep.kernels.native_server import QueueSlots
 from widedeep.serving.background import RequestLog, ThreadMonitor
 from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.config import Settings
 from widedeep.serving.http.auth import Keys
 from widedeep.serving.http.errors import HttpError, bad_json
-from widedeep.serving.http.settings import Settings
 from widedeep.serving.impressions import ImpressionLog
 from widedeep.serving.metrics import ServerMetrics
 from widedeep.serving.ranker import Ranker, Ranking

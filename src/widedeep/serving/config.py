@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError
@@ -20,44 +20,62 @@ RequestLog = Literal["all", "errors", "none"]
 class Settings:
     """Limits, times and network options; the defaults suit a ranker behind a load balancer."""
 
-    host: str = "127.0.0.1"  # Address to bind
-    port: int = 8080  # TCP port; 0 chooses a free one
-    workers: int = 1  # Processes that share the port; the rates of keys are divided by it
-    # Requests that may wait or compute at once; more get 503. None: as `max_wait_ms` allows
-    queue: int | None = None
-    # Longest expected wait in the queue, milliseconds
-    max_wait_ms: float = 1_000.0
-    threads: int = 2  # Threads for long computations; short ones run on the event loop
-    inline_ms: float = 2.0  # Expected time of a short computation at most, milliseconds
-    # Deadline of a request that names none, milliseconds
-    deadline_ms: float = 5_000.0
-    longest_deadline_ms: float = 60_000.0  # Longest deadline that a request may name, milliseconds
-    max_body: int = 16 << 20  # Bytes of a body, decompressed; larger ones get 413
-    max_candidates: int = 100_000  # Rows or candidates of a request; more get 413
-    max_connections: int = 4_096  # Open connections; further ones get 503 and are closed
-    head_timeout_s: float = 10.0  # Seconds for a request's head to arrive, else 408
-    body_timeout_s: float = 10.0  # Seconds for a request's body to arrive, else 408
-    write_timeout_s: float = 30.0  # Seconds for the caller to read the answer
-    idle_timeout_s: float = 75.0  # Seconds that a connection stays open without a request
-    drain_s: float = 25.0  # Seconds for requests to finish after SIGTERM
-    # Seconds after SIGTERM in which the server serves on, not ready, so that load balancers turn
-    # away first
-    drain_delay_s: float = 2.0
-    keys: str | None = None  # A TOML file of API keys; None: no key is needed
-    admin: bool = False  # Serve the admin endpoints; needs an admin key
-    # Host names for the admin endpoints, besides the bound address and loopback's names
-    admin_hosts: tuple[str, ...] = ()
-    # Serve a page at ``/`` to try requests; it shows the requests stored in the bundles
-    page: bool = True
-    # The catalogue's column of popularity, for recommendations; None: the order of its rows
-    popularity: str | None = None
-    # The catalogue's column that ``most_of_each`` of a recommendation limits
-    category: str | None = None
-    tls_certificate: str | None = None  # A PEM file; None: plain HTTP
-    tls_key: str | None = None  # The PEM file of its key
-    # PEM file of the authorities of callers' certificates; None: callers need no certificate
-    tls_client_ca: str | None = None
-    request_log: RequestLog = "errors"  # Which requests are logged
+    host: Annotated[str, "address to bind"] = "127.0.0.1"
+    port: Annotated[int, "TCP port; 0 chooses a free one"] = 8080
+    workers: Annotated[int, "processes that share the port and the keys' rates"] = 1
+    queue: Annotated[
+        int | None,
+        "requests that may wait or compute at once; more get 503 (default: as the longest wait "
+        "allows)",
+    ] = None
+    max_wait_ms: Annotated[
+        float, "refuse requests that are expected to wait longer in the queue, milliseconds"
+    ] = 1_000.0
+    threads: Annotated[int, "threads for long computations; short ones run on the event loop"] = 2
+    inline_ms: Annotated[float, "expected time of a short computation, milliseconds"] = 2.0
+    deadline_ms: Annotated[float, "deadline of a request that names none, milliseconds"] = 5_000.0
+    longest_deadline_ms: Annotated[
+        float, "longest deadline that a request may name, milliseconds"
+    ] = 60_000.0
+    max_body: Annotated[int, "bytes of a body, decompressed; larger ones get 413"] = 16 << 20
+    max_candidates: Annotated[int, "rows or candidates of a request; more get 413"] = 100_000
+    max_connections: Annotated[int, "open connections; further ones get 503 and are closed"] = 4_096
+    head_timeout_s: Annotated[float, "seconds for a request's head to arrive, else 408"] = 10.0
+    body_timeout_s: Annotated[float, "seconds for a request's body to arrive, else 408"] = 10.0
+    write_timeout_s: Annotated[float, "seconds for the caller to read the answer"] = 30.0
+    idle_timeout_s: Annotated[float, "seconds that a connection stays open without a request"] = (
+        75.0
+    )
+    drain_s: Annotated[float, "seconds for requests to finish after SIGTERM"] = 25.0
+    drain_delay_s: Annotated[
+        float,
+        "seconds after SIGTERM in which the server serves on, not ready, so that load balancers "
+        "turn away first",
+    ] = 2.0
+    keys: Annotated[str | None, "a TOML file of API keys; requests need one of them"] = None
+    admin: Annotated[bool, "let holders of an admin key load, unload and roll back"] = False
+    admin_hosts: Annotated[
+        tuple[str, ...],
+        "a host name for the admin endpoints, besides the bound address and loopback's names; "
+        "again for another",
+    ] = ()
+    page: Annotated[bool, "serve a page at / to try requests, with those stored in the bundles"] = (
+        True
+    )
+    popularity: Annotated[
+        str | None, "the catalogue's column by which items are popular (default: row order)"
+    ] = None
+    category: Annotated[
+        str | None, "the catalogue's column that `most_of_each` of a recommendation limits"
+    ] = None
+    tls_certificate: Annotated[str | None, "the certificate's PEM file; speak HTTPS"] = None
+    tls_key: Annotated[str | None, "the PEM file of the certificate's key"] = None
+    tls_client_ca: Annotated[
+        str | None, "PEM file of authorities; callers need a certificate of one of them"
+    ] = None
+    request_log: Annotated[RequestLog, "requests to log, as lines of JSON on standard error"] = (
+        "errors"
+    )
 
     def __post_init__(self) -> None:
         check_types(self, "the server")
@@ -88,14 +106,21 @@ class Settings:
 class LogConfig:
     """Options of the impression log; see ImpressionLog."""
 
-    directory: str  # Where the files go
-    user_id: str = "user_id"  # The user's column that holds the id
-    sample: float = 1.0  # Fraction of the requests to log
-    # The feature columns that may be written; None: all that the model reads
-    columns: tuple[str, ...] | None = None
-    hash_key_file: str | None = None  # Key of the hash of users' ids; None: ids are not hashed
-    days: float | None = None  # Age at which files are deleted; None: never
-    nbytes: int | None = None  # Total size beyond which the oldest files are deleted; None: never
+    directory: Annotated[
+        str, "log what was shown to this folder, as Parquet that 'widedeep join' reads"
+    ]
+    user_id: Annotated[str, "the user's column that holds the id"] = "user_id"
+    sample: Annotated[float, "fraction of the requests to log"] = 1.0
+    columns: Annotated[
+        tuple[str, ...] | None, "feature columns that may be written, by commas (default: all)"
+    ] = None
+    hash_key_file: Annotated[
+        str | None, "log a hash of the users' ids, keyed by the bytes of this file"
+    ] = None
+    days: Annotated[float | None, "age at which files are deleted (default: never)"] = None
+    nbytes: Annotated[
+        int | None, "total size beyond which the oldest files are deleted (default: never)"
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
