@@ -151,8 +151,8 @@ def real(text: str, least: float = 0.0, most: float = math.inf) -> float:
     return value
 
 
-Flag: TypeAlias = tuple[str, Callable[[str], Any], str | None]
-"""An option's flag, the reading of its text, and its metavar."""
+Flag: TypeAlias = tuple[str, Callable[[str], Any] | None, str | None]
+"""An option's flag, the reading of its text (None: as it is), and its metavar."""
 
 
 def add_flags(parser: argparse.ArgumentParser, config: type, flags: Mapping[str, Flag]) -> None:
