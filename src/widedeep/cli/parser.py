@@ -174,7 +174,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type, flags: Mapping[str,
         elif default == ():
             parser.add_argument(flag, action="append", default=[], metavar=metavar, help=text)
         else:
-            parser.add_argument(flag, type=read, default=default, metavar=metavar, help=text)
+            reading: dict[str, Any] = {} if read is None else {"type": read}
+            parser.add_argument(flag, default=default, metavar=metavar, help=text, **reading)
 
 
 def flag_values(arguments: argparse.Namespace, flags: Mapping[str, Flag]) -> dict[str, Any]:
