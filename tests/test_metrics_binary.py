@@ -14,7 +14,7 @@ from sklearn import metrics as oracle
 
 from widedeep import metrics as wm
 from widedeep.errors import ConfigError
-from widedeep.metrics.sums import BLOCK_ROWS, CompensatedSum
+from widedeep.metrics.accumulate import BLOCK_ROWS, CompensatedSum
 
 Floats = NDArray[np.float64]
 
@@ -260,7 +260,7 @@ def test_only_the_metrics_named_are_computed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": ["aux"]}, "names: got 'aux', no metric; did you mean 'auc'?"),
+        ({"names": ["aux"]}, "names: got 'aux', not a metric; did you mean 'auc'?"),
         ({"names": ["ndcg"]}, "did you mean 'ndcg@10'?"),
         ({"names": ["ndcg@0"]}, "k: got 0, expected 1 to 1000000"),
         ({"k": [5, -1]}, "k: got -1"),
@@ -282,7 +282,7 @@ def test_every_single_metric_is_a_metric() -> None:
         wm.MulticlassMetric("accuracy", 2),
         wm.RegressionMetric("mse"),
     ):
-        assert isinstance(metric, wm.Metric)
+        assert isinstance(metric, wm.StreamingMetric)
         scores = [[0.0, 1.0], [3.0, 2.0]] if metric.name == "accuracy" else [0.0, 1.0]
         metric.update(scores, [0, 1], [1.0, 3.0], ["a", "b"])
         assert metric.compute() == {"auc": 1.0, "accuracy": 0.0, "mse": 0.0}[metric.name]

@@ -43,7 +43,12 @@ nan, inf = float("nan"), float("inf")
         ),
         ([1.0, 2.0], ["no", "yes"], None, "labels: got an array of <U3, expected numbers"),
         ([1.0, 2.0], [0, 1, 1], None, "labels: got 3 rows, expected 2, one for each score"),
-        ([[1.0, 2.0]], [0], None, "scores: got shape (1, 2), expected one value a row, shape (B,)"),
+        (
+            [[1.0, 2.0]],
+            [0],
+            None,
+            "scores: got shape (1, 2), expected one value per row",
+        ),
         ([1.0, 2.0], [0, 1], [1.0, -1.0], "weights (row 4 "),
         ([1.0, 2.0], [0, 1], [nan, 1.0], "weights (row 3 "),
         ([1.0, 2.0], [0, 1], [1.0], "weights: got 1 rows, expected 2"),
@@ -64,8 +69,8 @@ def test_a_bad_row_is_named_and_nothing_is_counted(
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (None, "groups: got None, expected one group id a row"),
-        ([1], "groups: got shape (1,), expected (2,), one id a score"),
+        (None, "groups: got None, expected one group id per row"),
+        ([1], "groups: got shape (1,), expected (2,), one id per score"),
         ([1.0, 2.0], "groups: got an array of float64, expected integers or strings"),
         (
             np.array(["a", None], dtype=object),

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from widedeep.errors import DataError
+from widedeep.metrics.accumulate import SortedRows
 from widedeep.metrics.rows import GROUPED_ROW
-from widedeep.metrics.spill import SortedRows
 
 
 @settings(max_examples=150)

@@ -547,9 +547,9 @@ def _undefined(
     head: Any, labels: np.ndarray[Any, Any], weights: np.ndarray[Any, Any] | None
 ) -> dict[str, str]:
     """Why metrics are not defined for these labels, whatever the model predicts."""
-    from widedeep.training.evaluation import HeadMetrics, make_metrics
+    from widedeep.training.evaluation import make_metrics
 
-    metrics: HeadMetrics = make_metrics(head, groups=False)
+    metrics = make_metrics(head, groups=False)
     scores = np.zeros((len(labels), head.width), np.float32)
     if head.kind == "multiclass":
         metrics.update(scores, labels.astype(np.int64), weights)

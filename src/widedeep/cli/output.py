@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-# The metrics that matter most, first; the rest follow under --json alone.
-_SHOWN_METRICS = (
-    *("auc", "gauc", "pr_auc", "log_loss", "normalized_entropy", "accuracy", "accuracy_baseline"),
-    *("calibration", "ece", "rmse", "mae", "r2", "label_mean", "prediction_mean", "rows"),
-)
+
+_UNLISTED = 1_000  # table order of metrics that are printed under --json alone
 
 
 def print_json(value: object, *, indent: int | None = 1) -> None:
@@ -111,17 +108,19 @@ def _console() -> Console:
 def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
     """Print the metrics of one or more data sets, side by side."""
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    printed = [
-        name for name in names if name.rpartition("/")[2].partition("@")[0] in _SHOWN_METRICS
-    ]
-    printed.sort(key=lambda name: _order(name, names))
+    orders = [(*_table_order(name), index, name) for index, name in enumerate(names)]
+    printed = [name for _, order, _, name in sorted(orders) if order < _UNLISTED]
     rows = [[name, *(number(values.get(name)) for values in metrics.values())] for name in printed]
     print_table(["metric", *metrics], rows, right=list(metrics))
 
 
-def _order(name: str, names: Sequence[str]) -> tuple[str, int, int]:
-    head, _, metric = name.rpartition("/")
-    return head, _SHOWN_METRICS.index(metric.partition("@")[0]), names.index(name)
+def _table_order(name: str) -> tuple[str, int]:
+    """Return a metric's head and its place among the metrics of the head."""
+    from widedeep.metrics import find_metric
+
+    metric = find_metric(name)
+    order = None if metric is None else metric.table_order
+    return name.rpartition("/")[0], _UNLISTED if order is None else order
 
 
 def number(value: float | None) -> str:

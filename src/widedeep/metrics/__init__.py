@@ -1,8 +1,8 @@
 """Exact metrics over streams of any length, in bounded memory, with sample weights.
 
 ``BinaryMetrics``, ``MulticlassMetrics`` and ``RegressionMetrics`` compute everything in one pass;
-``BinaryMetric`` and its kin are one number behind the ``Metric`` protocol; the plain functions
-take arrays.
+``BinaryMetric`` and its kin are one number each; the plain functions take arrays. ``register`` adds
+a metric of your own to evaluation, early stopping and reports.
 
 Example:
     >>> import numpy as np
@@ -15,7 +15,8 @@ Example:
     (0.875, 0.75, 0.75)
 """
 
-from widedeep.metrics.binary import BinaryMetrics
+from widedeep.metrics.binary import BinaryMetric, BinaryMetrics
+from widedeep.metrics.collection import MetricCollection
 from widedeep.metrics.functions import (
     auc,
     calibration,
@@ -29,27 +30,71 @@ from widedeep.metrics.functions import (
     normalized_entropy,
     pr_auc,
 )
-from widedeep.metrics.multiclass import MulticlassMetrics
-from widedeep.metrics.regression import RegressionMetrics
-from widedeep.metrics.single import BinaryMetric, Metric, MulticlassMetric, RegressionMetric
+from widedeep.metrics.multiclass import MulticlassMetric, MulticlassMetrics
+from widedeep.metrics.registry import (
+    LabelKind,
+    Metric,
+    StreamingMetric,
+    Undefined,
+    find_metric,
+    import_metrics,
+    register,
+    registered,
+    unregister,
+)
+from widedeep.metrics.regression import RegressionMetric, RegressionMetrics
+from widedeep.metrics.rows import ScoreKind
 
 __all__ = [
     "BinaryMetric",
     "BinaryMetrics",
     "Metric",
+    "MetricCollection",
     "MulticlassMetric",
     "MulticlassMetrics",
     "RegressionMetric",
     "RegressionMetrics",
+    "StreamingMetric",
+    "Undefined",
     "auc",
     "calibration",
     "expected_calibration_error",
+    "find_metric",
     "grouped_auc",
     "hit_rate_at_k",
+    "import_metrics",
     "log_loss",
     "map_at_k",
+    "metrics_of",
     "mrr",
     "ndcg_at_k",
     "normalized_entropy",
     "pr_auc",
+    "register",
+    "registered",
+    "unregister",
 ]
+
+
+def metrics_of(
+    kind: LabelKind, *, classes: int = 1, score_kind: ScoreKind = "logit", groups: bool = False
+) -> MetricCollection:
+    """Return the collection of all metrics for a kind of labels.
+
+    Args:
+        kind: ``"binary"``, ``"multiclass"`` or ``"regression"``.
+        classes: Number of classes of a multiclass label.
+        score_kind: ``"logit"`` or ``"probability"``; of no meaning for a regression.
+        groups: Whether updates bring group ids.
+
+    Example:
+        >>> errors = metrics_of("regression")
+        >>> errors.update([1.0, 2.0], [1.0, 3.0])
+        >>> errors.compute()["mae"]
+        0.5
+    """
+    if kind == "multiclass":
+        return MulticlassMetrics(classes, score_kind=score_kind, groups=groups)
+    if kind == "regression":
+        return RegressionMetrics(groups=groups)
+    return BinaryMetrics(score_kind=score_kind, groups=groups)

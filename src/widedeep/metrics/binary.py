@@ -1,47 +1,41 @@
-"""All metrics of a binary label, in one pass over a stream of any length."""
+"""Metrics of a binary label, in one pass over a stream of any length."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from widedeep.errors import ConfigError, nearest
-from widedeep.metrics.curve import CURVE_NAMES, curve_numbers, one_class, sigmoid
-from widedeep.metrics.ranking import GROUP_COUNTS, LARGEST_K, ranking_numbers
+from widedeep.errors import ConfigError
+from widedeep.metrics.accumulate import (
+    DEFAULT_MAX_ROWS,
+    BlockedStream,
+    CompensatedSum,
+    SortedRows,
+    tie_runs,
+)
+from widedeep.metrics.collection import MetricCollection, checked_cuts
+from widedeep.metrics.ranking import rank_groups
+from widedeep.metrics.registry import Metric, Undefined, ratio, register
 from widedeep.metrics.rows import (
     BINARY_ROW,
     GROUPED_ROW,
-    GroupKeys,
     Rows,
     ScoreKind,
     binary_rows,
     checked_score_kind,
 )
-from widedeep.metrics.spill import DEFAULT_MAX_ROWS, SortedRows
-from widedeep.metrics.sums import CompensatedSum, FixedBlocks, Numbers
 
-__all__ = ["BinaryMetrics"]
+__all__ = ["BinaryMetric", "BinaryMetrics"]
 
-_MEANS = (
-    "log_loss",
-    "normalized_entropy",
-    "accuracy",
-    "accuracy_baseline",
-    "precision",
-    "recall",
-    "calibration",
-    "label_mean",
-    "prediction_mean",
-    "rows",
-)
-_PER_GROUP = ("gauc", "mrr", *GROUP_COUNTS)
-_CUT = ("ndcg", "map", "hit_rate")
+_RUN = np.dtype([("key", np.float64), ("positive", np.float64), ("negative", np.float64)])
 
 
-class BinaryMetrics:
+class BinaryMetrics(MetricCollection):
     """Exact metrics of a binary label, whatever the number of rows, in bounded memory.
 
     The result depends neither on how the rows were cut into updates nor on the memory bound. What
@@ -55,7 +49,7 @@ class BinaryMetrics:
       float64's ε.
     - ``normalized_entropy``: log loss over the entropy of the label's mean (He et al. 2014,
       "Practical Lessons from Predicting Clicks on Ads at Facebook").
-    - ``accuracy``: share of rows on the right side of 0.5; exactly 0.5 predicts 0.
+    - ``accuracy``: fraction of rows on the right side of 0.5; exactly 0.5 predicts 0.
     - ``accuracy_baseline``: accuracy of always predicting the more frequent class.
     - ``precision``, ``recall``: positives are called at a probability above 0.5.
     - ``calibration``: Σ predictions / Σ labels.
@@ -64,12 +58,13 @@ class BinaryMetrics:
     - ``gauc``: AUC within each group, weighted by impressions.
     - ``ndcg@k``, ``map@k``, ``hit_rate@k``, ``mrr``: means over groups; a row is relevant where its
       label is at least 0.5, and a tie counts with its expected value over all orders of the tied.
-    - ``groups``, ``groups_one_class``, ``groups_without_positive``: how many there are, and how
-      many are left out of ``gauc`` and of the four means.
+    - ``groups``, ``groups_one_class``, ``groups_without_positive``: number of groups, and of those
+      left out of ``gauc`` and of the four means.
+    - metrics of your own, once they are registered (:func:`widedeep.metrics.register`).
 
     Args:
-        names: The metrics wanted (keys of ``compute``, such as ``"auc"`` or ``"ndcg@5"``), so that
-            nothing is sorted which is not needed; None for all.
+        names: Metrics to compute (keys of ``compute``, such as ``"auc"`` or ``"ndcg@5"``);
+            sorting is skipped where none needs it; None for all.
         score_kind: ``"logit"`` or ``"probability"``. Any score whose order counts alone may pass
             as a logit.
         k: One or more cuts for the ``@k`` metrics, each 1 to 1,000,000.
@@ -92,6 +87,8 @@ class BinaryMetrics:
         {'auc': 0.75, 'log_loss': 0.5569, 'rows': 4.0}
     """
 
+    kind = "binary"
+
     def __init__(
         self,
         *,
@@ -105,35 +102,20 @@ class BinaryMetrics:
     ) -> None:
         if ece_bins < 1:
             raise ConfigError(f"ece_bins: got {ece_bins}, expected 1 or more")
-        self._kind = checked_score_kind(score_kind)
+        self._score_kind = checked_score_kind(score_kind)
         self._bins = ece_bins
-        self._cuts = _checked_cuts([k] if isinstance(k, int) else list(k))
+        self._cuts = checked_cuts([k] if isinstance(k, int) else list(k))
         if names is not None:
-            self._cuts = _checked_cuts(_named_cuts(names))
-        everything = [*CURVE_NAMES, *_MEANS, *_group_names(self._cuts)]
-        self._names = _checked_names(names, everything, groups=groups)
-        grouped = groups or any(name in _group_names(self._cuts) for name in self._names)
-        sorts = grouped + any(name in CURVE_NAMES for name in self._names)
-        held = max(1, max_rows_in_memory // max(1, sorts)) if max_rows_in_memory > 0 else 0
+            self._cuts = checked_cuts(_named_cuts(names))
+        super().__init__(names=names, cuts=self._cuts, groups=groups)
+        sorts = self.grouped + self.needs("curve")
+        max_rows = max(1, max_rows_in_memory // max(1, sorts)) if max_rows_in_memory > 0 else 0
         self._by_score = self._by_group = None
-        if any(name in CURVE_NAMES for name in self._names):
-            self._by_score = SortedRows(BINARY_ROW, ("key",), held, spill_directory)
-        if grouped:
-            self._by_group = SortedRows(GROUPED_ROW, ("group", "key"), held, spill_directory)
-        self._group_keys = GroupKeys() if grouped else None
-        self._totals = FixedBlocks(_BinaryTotals(self._kind), BINARY_ROW)
-        self._rows = 0
-        self._reasons: dict[str, str] = {}
-
-    @property
-    def reasons(self) -> dict[str, str]:
-        """Why a number of the last ``compute`` is NaN, by name."""
-        return dict(self._reasons)
-
-    @property
-    def grouped(self) -> bool:
-        """Whether updates must bring group ids."""
-        return self._group_keys is not None
+        if self.needs("curve"):
+            self._by_score = SortedRows(BINARY_ROW, ("key",), max_rows, spill_directory)
+        if self.grouped:
+            self._by_group = SortedRows(GROUPED_ROW, ("group", "key"), max_rows, spill_directory)
+        self._totals = BlockedStream(BinaryTotals(self._score_kind), BINARY_ROW)
 
     def update(
         self,
@@ -142,7 +124,7 @@ class BinaryMetrics:
         weights_B: ArrayLike | None = None,
         groups_B: ArrayLike | None = None,
     ) -> None:
-        """Take rows into account.
+        """Add scored rows.
 
         Args:
             scores_B: Logits or probabilities, as ``score_kind`` says.
@@ -167,11 +149,16 @@ class BinaryMetrics:
             scores_B,
             labels_B,
             weights_B,
-            seen=self._rows,
-            kind=self._kind,
+            start=self._rows,
+            kind=self._score_kind,
             groups=groups_B,
             group_keys=self._group_keys,
         )
+        if self._functions:
+            scores = -rows["key"]
+            predictions_B = sigmoid(scores) if self._score_kind == "logit" else scores
+            keys: NDArray[np.int64] | Literal[0] = rows["group"] if self.grouped else 0
+            self._append_to_functions(rows["label"], predictions_B, rows["weight"], keys)
         self._rows += len(rows)
         if self._by_group is not None:
             self._by_group.append(rows)
@@ -180,32 +167,88 @@ class BinaryMetrics:
         if self._by_score is not None:
             self._by_score.append(rows)
 
-    def compute(self) -> dict[str, float]:
-        """Return the metrics of all rows so far; more updates may follow."""
+    def _inputs(self) -> Mapping[str, Any]:
         totals = self._totals.totals()
-        numbers = totals.numbers(self._rows)
+        inputs: dict[str, Any] = {"sums": totals}
         if self._by_score is not None:
             blocks = self._by_score.blocks()
-            numbers.merge(curve_numbers(blocks, totals.weight, self._kind, self._bins))
+            inputs["curve"] = score_curve(blocks, totals.weight, self._score_kind, self._bins)
         if self._by_group is not None:
-            numbers.merge(ranking_numbers(self._by_group.blocks(), self._cuts))
-        self._reasons = {
-            name: reason for name, reason in numbers.reasons.items() if name in self._names
-        }
-        return {name: numbers.values[name] for name in self._names}
+            inputs["ranking"] = rank_groups(self._by_group.blocks(), self._cuts)
+        return inputs
+
+    def _merge(self, other: Self) -> None:
+        self._totals.merge(other._totals)
+        if self._by_score is not None and other._by_score is not None:
+            self._by_score.extend(other._by_score)
+        if self._by_group is not None and other._by_group is not None:
+            self._by_group.extend(other._by_group)
 
 
-class _BinaryTotals:
+class BinaryTotals:
     """Sums that need no order."""
 
     def __init__(self, kind: ScoreKind) -> None:
         self._kind = kind
         self._sums = CompensatedSum(8)
+        self.rows = 0
 
     @property
     def weight(self) -> float:
         """Sum of the weights."""
         return float(self._sums.values()[0])
+
+    @property
+    def positive(self) -> float:
+        """Weight of the positives: Σ w y."""
+        return float(self._sums.values()[1])
+
+    @property
+    def negative(self) -> float:
+        """Weight of the negatives: Σ w (1 - y)."""
+        return float(self._sums.values()[2])
+
+    @property
+    def predictions(self) -> float:
+        """Σ w p."""
+        return float(self._sums.values()[3])
+
+    @property
+    def loss(self) -> float:
+        """Σ w times the log loss."""
+        return float(self._sums.values()[4])
+
+    @property
+    def correct(self) -> float:
+        """Weight of the rows on the right side of 0.5."""
+        return float(self._sums.values()[5])
+
+    @property
+    def true_positive(self) -> float:
+        """Weight of the positives with a probability above 0.5."""
+        return float(self._sums.values()[6])
+
+    @property
+    def predicted_positive(self) -> float:
+        """Weight of the rows with a probability above 0.5."""
+        return float(self._sums.values()[7])
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the labels' mean in nats, 0 for one class."""
+        if not (self.positive and self.negative):
+            return 0.0
+        rates = np.array([self.positive, self.negative]) / self.weight
+        return -float(np.sum(rates * np.log(rates)))
+
+    @property
+    def missing_class(self) -> str:
+        """Which class is missing, in words."""
+        return missing_class(self.positive, self.negative)
+
+    def merge(self, other: BinaryTotals) -> None:
+        self._sums.merge(other._sums)
+        self.rows += other.rows
 
     def add(self, block: Rows) -> None:
         score, label, weight = -block["key"], block["label"].copy(), block["weight"].copy()
@@ -230,37 +273,105 @@ class _BinaryTotals:
             weight * label * predicted,
             weight * predicted,
         )
+        self.rows += len(block)
         self._sums.add(np.array([np.sum(column) for column in columns]))
 
-    def numbers(self, rows: int) -> Numbers:
-        weight, positive, negative, predictions, loss, right, hits, called = (
-            self._sums.values().tolist()
-        )
-        numbers = Numbers()
-        numbers.put("rows", rows)
-        reason = one_class(positive, negative)
-        if weight == 0:
-            numbers.undefined([name for name in _MEANS if name != "rows"], reason)
-            return numbers
-        numbers.put("log_loss", loss / weight)
-        numbers.put("accuracy", right / weight)
-        numbers.put("accuracy_baseline", max(positive, negative) / weight)
-        numbers.put("label_mean", positive / weight)
-        numbers.put("prediction_mean", predictions / weight)
-        entropy = 0.0
-        if positive and negative:
-            rates = np.array([positive, negative]) / weight
-            entropy = -float(np.sum(rates * np.log(rates)))
-        numbers.ratio("normalized_entropy", loss / weight, entropy, reason)
-        numbers.ratio("calibration", predictions, positive, reason)
-        numbers.ratio("recall", hits, positive, reason)
-        nothing_called = "no row of positive weight has a probability above 0.5"
-        numbers.ratio("precision", hits, called, nothing_called)
-        return numbers
+
+def sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return 1 / (1 + exp(-logits)) without overflow, exact to rounding at both ends."""
+    small = np.exp(-np.abs(logits))
+    top: NDArray[np.float64] = np.where(logits >= 0, 1.0, small) / (1.0 + small)
+    return top
 
 
-def _group_names(cuts: tuple[int, ...]) -> list[str]:
-    return [*_PER_GROUP, *(f"{name}@{k}" for k in cuts for name in _CUT)]
+def score_curve(blocks: Iterable[Rows], weight: float, kind: ScoreKind, bins: int) -> ScoreCurve:
+    """Return the curve sums of rows that are sorted from the best score to the worst."""
+    curve = ScoreCurve(weight, kind, bins)
+    for runs in tie_runs(blocks, _as_runs, ("key",)):
+        curve.add(runs)
+    return curve
+
+
+def _as_runs(rows: Rows) -> Rows:
+    runs: Rows = np.empty(len(rows), dtype=_RUN)
+    runs["key"] = rows["key"]
+    runs["positive"] = rows["weight"] * rows["label"]
+    runs["negative"] = rows["weight"] * (1.0 - rows["label"])
+    return runs
+
+
+class ScoreCurve:
+    """Walks down the order of scores with the weight of positives and negatives above."""
+
+    def __init__(self, weight: float, kind: ScoreKind, bins: int) -> None:
+        self._weight = weight
+        self._kind = kind
+        self._positive = 0.0
+        self._negative = 0.0
+        self._wins: list[float] = []
+        self._precision: list[float] = []
+        self._gaps = np.zeros(bins)
+
+    def add(self, runs: Rows) -> None:
+        positive, negative = runs["positive"].copy(), runs["negative"].copy()
+        positives = np.cumsum(np.concatenate([[self._positive], positive]))
+        negatives = np.cumsum(np.concatenate([[self._negative], negative]))
+        self._wins.append(float(np.sum(negative * (positives[:-1] + 0.5 * positive))))
+        has = positive > 0
+        precision = positives[1:][has] / (positives[1:][has] + negatives[1:][has])
+        self._precision.append(float(np.sum(positive[has] * precision)))
+        # above: (R,) weight of the rows before each run.
+        self._add_gaps(runs["key"], positive, positive + negative, positives[:-1] + negatives[:-1])
+        self._positive, self._negative = float(positives[-1]), float(negatives[-1])
+
+    def _add_gaps(
+        self,
+        key: NDArray[np.float64],
+        positive: NDArray[np.float64],
+        mass: NDArray[np.float64],
+        above: NDArray[np.float64],
+    ) -> None:
+        """Add expected less observed positives to the bin of each run."""
+        if self._weight == 0:
+            return
+        count = len(self._gaps)
+        middle = (above + 0.5 * mass) / self._weight
+        place = np.minimum((middle * count).astype(np.int64), count - 1)
+        probability = sigmoid(-key) if self._kind == "logit" else -key
+        self._gaps += np.bincount(place, probability * mass - positive, minlength=count)
+
+    @property
+    def auc(self) -> float:
+        """Area under the ROC curve: Σ over negatives of the positives above, of all pairs."""
+        if self._positive == 0 or self._negative == 0:
+            return Undefined(missing_class(self._positive, self._negative))
+        # Rounding of weighted sums may pass 1 by a unit in the last place.
+        return min(1.0, math.fsum(self._wins) / self._positive / self._negative)
+
+    @property
+    def average_precision(self) -> float:
+        """Σ of the precision at each run times its positives, of all positives."""
+        reason = missing_class(self._positive, self._negative)
+        return ratio(math.fsum(self._precision), self._positive, reason)
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error over bins of equal mass."""
+        gap = math.fsum(np.abs(self._gaps))
+        return ratio(gap, self._weight, missing_class(self._positive, self._negative))
+
+
+def missing_class(positive: float, negative: float) -> str:
+    """Say what is missing where there are no positives or no negatives."""
+    if positive == 0 and negative == 0:
+        return "there are no rows of positive weight"
+    present, missing = ("negative", "positive") if positive == 0 else ("positive", "negative")
+    return f"only one class: every row of positive weight is {present}, none is {missing}"
+
+
+def _of_weighted_rows(value: Callable[[BinaryTotals], float]) -> Callable[[BinaryTotals], float]:
+    """Wrap a metric's value: undefined where no row has weight."""
+    return lambda totals: value(totals) if totals.weight else Undefined(totals.missing_class)
 
 
 def _named_cuts(names: Sequence[str]) -> list[int]:
@@ -269,20 +380,176 @@ def _named_cuts(names: Sequence[str]) -> list[int]:
     return [int(end) for end in ends if end.isdecimal()]
 
 
-def _checked_cuts(cuts: list[int]) -> tuple[int, ...]:
-    for k in cuts:
-        if not 1 <= k <= LARGEST_K:
-            raise ConfigError(f"k: got {k}, expected 1 to {LARGEST_K}")
-    return tuple(sorted(set(cuts)))
+_NOTHING_PREDICTED = "no row of positive weight has a probability above 0.5"
+
+for _metric in (
+    Metric(
+        name="auc",
+        title="AUC",
+        direction="higher",
+        input="curve",
+        value=lambda curve: curve.auc,
+        table_order=0,
+        headline=True,
+    ),
+    Metric(
+        name="pr_auc",
+        title="average precision",
+        direction="higher",
+        input="curve",
+        value=lambda curve: curve.average_precision,
+        table_order=2,
+    ),
+    Metric(
+        name="ece",
+        title="expected calibration error",
+        input="curve",
+        value=lambda curve: curve.calibration_error,
+        table_order=8,
+    ),
+    Metric(
+        name="log_loss",
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.loss / sums.weight),
+        table_order=3,
+        headline=True,
+    ),
+    Metric(
+        name="normalized_entropy",
+        title="normalised entropy",
+        input="sums",
+        value=_of_weighted_rows(
+            lambda sums: ratio(sums.loss / sums.weight, sums.entropy, sums.missing_class)
+        ),
+        table_order=4,
+    ),
+    Metric(
+        name="accuracy",
+        direction="higher",
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.correct / sums.weight),
+        table_order=5,
+    ),
+    Metric(
+        name="accuracy_baseline",
+        title="accuracy of one answer for all",
+        direction=None,
+        input="sums",
+        value=_of_weighted_rows(lambda sums: max(sums.positive, sums.negative) / sums.weight),
+        table_order=6,
+    ),
+    Metric(
+        name="precision",
+        direction="higher",
+        input="sums",
+        value=_of_weighted_rows(
+            lambda sums: ratio(sums.true_positive, sums.predicted_positive, _NOTHING_PREDICTED)
+        ),
+        table_order=None,
+    ),
+    Metric(
+        name="recall",
+        direction="higher",
+        input="sums",
+        value=_of_weighted_rows(
+            lambda sums: ratio(sums.true_positive, sums.positive, sums.missing_class)
+        ),
+        table_order=None,
+    ),
+    Metric(
+        name="calibration",
+        title="calibration (predicted / observed)",
+        short="calibration",
+        direction="nearest_1",
+        input="sums",
+        value=_of_weighted_rows(
+            lambda sums: ratio(sums.predictions, sums.positive, sums.missing_class)
+        ),
+        table_order=7,
+        headline=True,
+    ),
+    Metric(
+        name="label_mean",
+        title="mean label",
+        direction=None,
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.positive / sums.weight),
+        table_order=90,
+    ),
+    Metric(
+        name="prediction_mean",
+        title="mean prediction",
+        direction=None,
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.predictions / sums.weight),
+        table_order=91,
+    ),
+    Metric(
+        name="rows",
+        direction=None,
+        input="sums",
+        value=lambda sums: sums.rows,
+        table_order=92,
+    ),
+):
+    register(_metric)
 
 
-def _checked_names(names: Sequence[str] | None, known: list[str], *, groups: bool) -> list[str]:
-    """Return the metrics to compute, or raise ConfigError for one that does not exist."""
-    if names is None:
-        ungrouped = [*CURVE_NAMES, *_MEANS]
-        return known if groups else ungrouped
-    for name in names:
-        if name not in known:
-            shown = [*known, *(f"{cut}@10" for cut in _CUT)]
-            raise ConfigError(f"names: got {name!r}, no metric; {nearest(name, shown)}")
-    return list(names)
+class BinaryMetric:
+    """One of the ``BinaryMetrics``, holding no more than that number needs.
+
+    Args:
+        name: A key of ``BinaryMetrics.compute``, such as ``"auc"``, ``"gauc"`` or ``"ndcg@5"``.
+        score_kind: ``"logit"`` or ``"probability"``.
+        ece_bins: Bins of ``"ece"``.
+        max_rows_in_memory: Rows held before sorted runs are written to disk.
+        spill_directory: Where the runs go; None for the system's temporary directory.
+
+    Raises:
+        ConfigError: On an unknown name or a value out of range.
+
+    Example:
+        >>> ndcg = BinaryMetric("ndcg@2")
+        >>> ndcg.update([0.9, 0.5, 0.1], [0, 1, 0], groups=["ann", "ann", "ann"])
+        >>> round(ndcg.compute(), 4)
+        0.6309
+        >>> auc = BinaryMetric("auc")
+        >>> auc.update([0.9, 0.5], [1, 1])
+        >>> auc.compute(), auc.reason
+        (nan, 'only one class: every row of positive weight is positive, none is negative')
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        score_kind: ScoreKind = "logit",
+        ece_bins: int = 15,
+        max_rows_in_memory: int = DEFAULT_MAX_ROWS,
+        spill_directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.reason: str | None = None
+        self._metrics = BinaryMetrics(
+            names=[name],
+            score_kind=score_kind,
+            ece_bins=ece_bins,
+            max_rows_in_memory=max_rows_in_memory,
+            spill_directory=spill_directory,
+        )
+
+    def update(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        weights: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> None:
+        """Add scored rows; see ``BinaryMetrics.update``. Unneeded groups are ignored."""
+        self._metrics.update(scores, labels, weights, groups if self._metrics.grouped else None)
+
+    def compute(self) -> float:
+        """Return the number; where it is NaN, ``reason`` says why."""
+        value = self._metrics.compute()[self.name]
+        self.reason = self._metrics.reasons.get(self.name)
+        return value

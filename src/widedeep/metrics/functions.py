@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
+from widedeep.metrics.binary import BinaryMetric
 from widedeep.metrics.rows import ScoreKind
-from widedeep.metrics.single import BinaryMetric
 
 __all__ = [
     "auc",
@@ -40,7 +40,7 @@ def auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) 
         >>> auc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8])
         0.875
     """
-    return _number("auc", labels, scores, weights)
+    return _measure("auc", labels, scores, weights)
 
 
 def pr_auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -61,7 +61,7 @@ def pr_auc(labels: ArrayLike, scores: ArrayLike, weights: ArrayLike | None = Non
         >>> round(pr_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
         0.8333
     """
-    return _number("pr_auc", labels, scores, weights)
+    return _measure("pr_auc", labels, scores, weights)
 
 
 def log_loss(
@@ -92,7 +92,7 @@ def log_loss(
         >>> log_loss([0], [800.0], score_kind="logit")
         800.0
     """
-    return _number("log_loss", labels, scores, weights, score_kind=score_kind)
+    return _measure("log_loss", labels, scores, weights, score_kind=score_kind)
 
 
 def normalized_entropy(
@@ -123,7 +123,7 @@ def normalized_entropy(
         >>> normalized_entropy([1, 0], [0.5, 0.5])
         1.0
     """
-    return _number("normalized_entropy", labels, scores, weights, score_kind=score_kind)
+    return _measure("normalized_entropy", labels, scores, weights, score_kind=score_kind)
 
 
 def calibration(
@@ -151,7 +151,7 @@ def calibration(
         >>> calibration([1, 0], [0.75, 0.5])
         1.25
     """
-    return _number("calibration", labels, scores, weights, score_kind=score_kind)
+    return _measure("calibration", labels, scores, weights, score_kind=score_kind)
 
 
 def expected_calibration_error(
@@ -210,7 +210,7 @@ def grouped_auc(
         >>> grouped_auc([1, 0, 1, 0, 1], [0.9, 0.1, 0.2, 0.3, 0.5], ["a", "a", "b", "b", "c"])
         0.5
     """
-    return _number("gauc", labels, scores, weights, groups)
+    return _measure("gauc", labels, scores, weights, groups)
 
 
 def ndcg_at_k(
@@ -240,7 +240,7 @@ def ndcg_at_k(
         >>> round(ndcg_at_k([0, 1, 0], [0.9, 0.5, 0.1], [7, 7, 7], k=2), 4)
         0.6309
     """
-    return _number(f"ndcg@{k}", labels, scores, weights, groups)
+    return _measure(f"ndcg@{k}", labels, scores, weights, groups)
 
 
 def map_at_k(
@@ -270,7 +270,7 @@ def map_at_k(
         >>> map_at_k([0, 1, 0], [0.9, 0.5, 0.1], [7, 7, 7], k=2)
         0.5
     """
-    return _number(f"map@{k}", labels, scores, weights, groups)
+    return _measure(f"map@{k}", labels, scores, weights, groups)
 
 
 def hit_rate_at_k(
@@ -280,7 +280,7 @@ def hit_rate_at_k(
     k: int,
     weights: ArrayLike | None = None,
 ) -> float:
-    """Return the share of groups (of those with a relevant row) that have one among their first k.
+    """Return the fraction of groups with a relevant row that have one among their first k.
 
     Args:
         labels: Relevant where at least 0.5.
@@ -300,7 +300,7 @@ def hit_rate_at_k(
         >>> hit_rate_at_k([0, 1, 1, 0], [0.9, 0.5, 0.8, 0.1], [7, 7, 8, 8], k=1)
         0.5
     """
-    return _number(f"hit_rate@{k}", labels, scores, weights, groups)
+    return _measure(f"hit_rate@{k}", labels, scores, weights, groups)
 
 
 def mrr(
@@ -324,10 +324,10 @@ def mrr(
         >>> mrr([0, 1, 1, 0], [0.9, 0.5, 0.8, 0.1], [7, 7, 8, 8])
         0.75
     """
-    return _number("mrr", labels, scores, weights, groups)
+    return _measure("mrr", labels, scores, weights, groups)
 
 
-def _number(
+def _measure(
     name: str,
     labels: ArrayLike,
     scores: ArrayLike,

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from widedeep.errors import ConfigError, nearest
-from widedeep.metrics.curve import curve_numbers
+from widedeep.errors import ConfigError
+from widedeep.metrics.accumulate import (
+    BLOCK_ROWS,
+    DEFAULT_MAX_ROWS,
+    BlockedStream,
+    CompensatedSum,
+    SortedRows,
+)
+from widedeep.metrics.binary import score_curve
+from widedeep.metrics.collection import MetricCollection
+from widedeep.metrics.registry import Metric, ReasonedValue, Undefined, ratio, register
 from widedeep.metrics.rows import (
     BINARY_ROW,
     Rows,
@@ -21,21 +31,19 @@ from widedeep.metrics.rows import (
     unit_interval,
     weight_column,
 )
-from widedeep.metrics.spill import DEFAULT_MAX_ROWS, SortedRows
-from widedeep.metrics.sums import BLOCK_ROWS, CompensatedSum, FixedBlocks, Numbers
 
-__all__ = ["MulticlassMetrics"]
+__all__ = ["MulticlassMetric", "MulticlassMetrics"]
 
 _SUM_TO_ONE = 1e-4
 
 
-class MulticlassMetrics:
+class MulticlassMetrics(MetricCollection):
     """Exact metrics of a label with C classes, whatever the number of rows, in bounded memory.
 
-    - ``accuracy``: share of rows whose class has the highest score; ties go to the lower class, as
-      with argmax.
+    - ``accuracy``: fraction of rows whose class has the highest score; ties go to the lower class,
+      as with argmax.
     - ``accuracy_baseline``: accuracy of always predicting the most frequent class.
-    - ``top_k_accuracy``: share of rows whose class is among the k highest (the key holds the
+    - ``top_k_accuracy``: fraction of rows whose class is among the k highest (the key holds the
       number: ``top_5_accuracy``); ties go to the lower class.
     - ``log_loss``: from logits without clipping.
     - ``normalized_entropy``: log loss over the entropy of the label's distribution.
@@ -46,11 +54,12 @@ class MulticlassMetrics:
 
     Args:
         classes: Number of classes C, 2 or more.
-        names: The metrics wanted, so that nothing is sorted which is not needed; None for all.
+        names: Metrics to compute; sorting is skipped where none needs it; None for all.
         score_kind: ``"logit"`` (softmax follows) or ``"probability"`` (each row sums to 1).
         top_k: The k of the top-k accuracy, 1 or more.
+        groups: Whether updates bring group ids, for metrics of your own.
         max_rows_in_memory: Rows held, shared by the classes' sorts, before sorted runs go to disk.
-            The AUC stores each row once a class: 24·C bytes.
+            The AUC stores each row once per class: 24·C bytes.
         spill_directory: Where the runs go; None for the system's temporary directory.
 
     Raises:
@@ -66,6 +75,8 @@ class MulticlassMetrics:
         'mean of 2 of 3 classes; no row of positive weight has class 2'
     """
 
+    kind = "multiclass"
+
     def __init__(
         self,
         classes: int,
@@ -73,6 +84,7 @@ class MulticlassMetrics:
         names: Sequence[str] | None = None,
         score_kind: ScoreKind = "logit",
         top_k: int = 5,
+        groups: bool = False,
         max_rows_in_memory: int = DEFAULT_MAX_ROWS,
         spill_directory: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -80,43 +92,38 @@ class MulticlassMetrics:
             raise ConfigError(f"classes: got {classes}, expected 2 or more")
         if top_k < 1:
             raise ConfigError(f"top_k: got {top_k}, expected 1 or more")
-        self._kind = checked_score_kind(score_kind)
+        self._score_kind = checked_score_kind(score_kind)
         self._classes = classes
-        self._names = _checked_names(names, top_k)
+        super().__init__(names=names, cuts=[top_k], groups=groups, prediction_shape=(classes,))
         self._sorted: list[SortedRows] = []
-        if {"auc", "auc_classes"} & set(self._names):
-            held = max(1, max_rows_in_memory // classes) if max_rows_in_memory > 0 else 0
+        if self.needs("curve"):
+            max_rows = max(1, max_rows_in_memory // classes) if max_rows_in_memory > 0 else 0
             self._sorted = [
-                SortedRows(BINARY_ROW, ("key",), held, spill_directory) for _ in range(classes)
+                SortedRows(BINARY_ROW, ("key",), max_rows, spill_directory) for _ in range(classes)
             ]
         self._dtype = np.dtype(
             [("scores", np.float64, (classes,)), ("label", np.int64), ("weight", np.float64)]
         )
-        totals = _MulticlassTotals(classes, top_k, self._kind)
-        self._totals = FixedBlocks(totals, self._dtype, max(1, BLOCK_ROWS // classes))
-        self._rows = 0
-        self._reasons: dict[str, str] = {}
-
-    @property
-    def reasons(self) -> dict[str, str]:
-        """Why a number of the last ``compute`` is NaN or leaves classes out, by name."""
-        return dict(self._reasons)
+        totals = MulticlassTotals(classes, top_k, self._score_kind)
+        self._totals = BlockedStream(totals, self._dtype, max(1, BLOCK_ROWS // classes))
 
     def update(
         self,
         scores_BC: ArrayLike,
         labels_B: ArrayLike,
         weights_B: ArrayLike | None = None,
+        groups_B: ArrayLike | None = None,
     ) -> None:
-        """Take rows into account.
+        """Add scored rows.
 
         Args:
             scores_BC: Logits or probabilities, as ``score_kind`` says.
             labels_B: Class numbers, 0 to C - 1.
             weights_B: Sample weights of 0 or more; None for ones.
+            groups_B: Group ids; read with ``groups=True`` alone.
 
         Shape:
-            scores_BC: (B, C); labels_B, weights_B: (B,) or (B, 1).
+            scores_BC: (B, C); labels_B, weights_B, groups_B: (B,) or (B, 1).
 
         Raises:
             DataError: On a NaN or infinite value, a label that is no class, a negative weight,
@@ -124,7 +131,7 @@ class MulticlassMetrics:
                 such an update is counted.
         """
         matrix = finite_matrix(scores_BC, "scores", self._rows, self._classes)
-        if self._kind == "probability":
+        if self._score_kind == "probability":
             unit_interval(matrix, "scores", self._rows, "pass score_kind='logit' for logits")
             sums = matrix.sum(axis=1)
             off = np.abs(sums - 1.0) > _SUM_TO_ONE
@@ -136,14 +143,18 @@ class MulticlassMetrics:
         rows["scores"] = matrix
         rows["label"] = label_B
         rows["weight"] = weight_column(weights_B, self._rows, len(matrix))
+        groups = self._keys_of_groups(groups_B, len(rows))
         self._rows += len(rows)
         self._totals.append(rows)
-        if self._sorted:
-            self._sort(rows)
+        if self._sorted or self._functions:
+            self._append_probabilities(rows, groups)
 
-    def _sort(self, rows: Rows) -> None:
+    def _append_probabilities(self, rows: Rows, groups: NDArray[np.int64] | Literal[0]) -> None:
         matrix = rows["scores"]
-        probability_BC = np.exp(_log_softmax(matrix)) if self._kind == "logit" else matrix
+        probability_BC = np.exp(_log_softmax(matrix)) if self._score_kind == "logit" else matrix
+        if self._functions:
+            labels_B = rows["label"].astype(np.float64)
+            self._append_to_functions(labels_B, probability_BC, rows["weight"], groups)
         for class_, by_score in enumerate(self._sorted):
             binary: Rows = np.empty(len(rows), dtype=BINARY_ROW)
             binary["key"] = -probability_BC[:, class_]
@@ -151,54 +162,94 @@ class MulticlassMetrics:
             binary["weight"] = rows["weight"]
             by_score.append(binary)
 
-    def compute(self) -> dict[str, float]:
-        """Return the metrics of all rows so far; more updates may follow."""
+    def _inputs(self) -> Mapping[str, Any]:
         totals = self._totals.totals()
-        numbers = totals.numbers(self._rows)
-        if self._sorted:
-            numbers.merge(self._auc(totals.class_weights))
-        self._reasons = {
-            name: reason for name, reason in numbers.reasons.items() if name in self._names
-        }
-        return {name: numbers.values[name] for name in self._names}
+        curves = [score_curve(one.blocks(), 0.0, "probability", 1) for one in self._sorted]
+        aucs = [curve.auc for curve in curves]
+        return {"sums": totals, "curve": _ClassAucs(aucs, totals.class_weights)}
 
-    def _auc(self, class_weights: NDArray[np.float64]) -> Numbers:
-        numbers = Numbers()
-        aucs = []
-        for by_score in self._sorted:
-            one = curve_numbers(by_score.blocks(), 0.0, "probability", 1)
-            if "auc" not in one.reasons:
-                aucs.append(one.values["auc"])
-        absent = np.flatnonzero(class_weights == 0)
-        shown = ", ".join(str(class_) for class_ in absent[:10]) + ", ..." * (len(absent) > 10)
-        numbers.put("auc_classes", len(aucs))
-        if not aucs:
-            numbers.undefined(
-                ["auc"], f"at most one class has rows of positive weight; none: {shown}"
-            )
-            return numbers
-        numbers.put("auc", float(np.mean(aucs)))
-        if len(aucs) < self._classes:
-            numbers.reasons["auc"] = (
-                f"mean of {len(aucs)} of {self._classes} classes; "
-                f"no row of positive weight has class {shown}"
-            )
-        return numbers
+    def _merge(self, other: Self) -> None:
+        self._totals.merge(other._totals)
+        for by_score, others in zip(self._sorted, other._sorted, strict=True):
+            by_score.extend(others)
 
 
-class _MulticlassTotals:
-    """Sums that need no order: weight a class, then loss, right, in the top k."""
+class _ClassAucs:
+    """AUC of each class against the other classes."""
+
+    def __init__(self, aucs: Sequence[float], class_weights: NDArray[np.float64]) -> None:
+        self._classes = len(aucs)
+        self._class_weights = class_weights
+        self.defined = [auc for auc in aucs if not isinstance(auc, Undefined)]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the classes that have an AUC, with a remark on those that have none."""
+        absent = np.flatnonzero(self._class_weights == 0)
+        text = ", ".join(str(class_) for class_ in absent[:10]) + ", ..." * (len(absent) > 10)
+        if not self.defined:
+            return Undefined(f"at most one class has rows of positive weight; none: {text}")
+        mean = float(np.mean(self.defined))
+        if len(self.defined) == self._classes:
+            return mean
+        return ReasonedValue(
+            mean,
+            f"mean of {len(self.defined)} of {self._classes} classes; "
+            f"no row of positive weight has class {text}",
+        )
+
+
+class MulticlassTotals:
+    """Sums that need no order: weight per class, then loss, correct, within the top k."""
 
     def __init__(self, classes: int, top_k: int, kind: ScoreKind) -> None:
         self._classes = classes
         self._top_k = top_k
         self._kind = kind
         self._sums = CompensatedSum(classes + 3)
+        self.rows = 0
 
     @property
     def class_weights(self) -> NDArray[np.float64]:
         """Sum of the weights of each class."""
         return self._sums.values()[: self._classes]
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights."""
+        return float(np.sum(self.class_weights))
+
+    @property
+    def rates(self) -> NDArray[np.float64]:
+        """Fraction of the weight of each class that has any."""
+        weights = self.class_weights
+        rates: NDArray[np.float64] = weights[weights > 0] / self.weight
+        return rates
+
+    @property
+    def loss(self) -> float:
+        """Σ w times the log loss."""
+        return float(self._sums.values()[self._classes])
+
+    @property
+    def correct(self) -> float:
+        """Weight of the rows whose class has the highest score."""
+        return float(self._sums.values()[self._classes + 1])
+
+    @property
+    def within_top(self) -> float:
+        """Weight of the rows whose class is among the k highest."""
+        return float(self._sums.values()[self._classes + 2])
+
+    @property
+    def entropy(self) -> float:
+        """Entropy of the classes in nats, 0 for one class."""
+        rates = self.rates
+        return -float(np.sum(rates * np.log(rates))) if len(rates) > 1 else 0.0
+
+    def merge(self, other: MulticlassTotals) -> None:
+        self._sums.merge(other._sums)
+        self.rows += other.rows
 
     def add(self, block: Rows) -> None:
         matrix, label, weight = block["scores"], block["label"], block["weight"]
@@ -209,32 +260,14 @@ class _MulticlassTotals:
         else:
             tiny = np.finfo(np.float64).eps
             loss = -np.log(np.clip(own, tiny, 1.0 - tiny))
+        # (B, C) classes ahead of the row's own: a higher score, or an equal one of a lower class.
         ahead = matrix > own[:, None]
         ahead |= (matrix == own[:, None]) & (np.arange(self._classes) < label[:, None])
-        place = ahead.sum(axis=1)
-        sums = [weight * loss, weight * (place == 0), weight * (place < self._top_k)]
+        position = ahead.sum(axis=1)
+        sums = [weight * loss, weight * (position == 0), weight * (position < self._top_k)]
         per_class = np.bincount(label, weight, minlength=self._classes)
+        self.rows += len(block)
         self._sums.add(np.concatenate([per_class, [np.sum(column) for column in sums]]))
-
-    def numbers(self, rows: int) -> Numbers:
-        numbers = Numbers()
-        loss, right, in_top = self._sums.values()[self._classes :].tolist()
-        weight = float(np.sum(self.class_weights))
-        numbers.put("rows", rows)
-        top = f"top_{self._top_k}_accuracy"
-        if weight == 0:
-            means = ["log_loss", "accuracy", "accuracy_baseline", "normalized_entropy", top]
-            numbers.undefined(means, "there are no rows of positive weight")
-            return numbers
-        rates = self.class_weights[self.class_weights > 0] / weight
-        numbers.put("log_loss", loss / weight)
-        numbers.put("accuracy", right / weight)
-        numbers.put("accuracy_baseline", float(rates.max()))
-        numbers.put(top, in_top / weight)
-        entropy = -float(np.sum(rates * np.log(rates))) if len(rates) > 1 else 0.0
-        only = "only one class: every row of positive weight has the same label"
-        numbers.ratio("normalized_entropy", loss / weight, entropy, only)
-        return numbers
 
 
 def _log_softmax(logits_BC: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -243,18 +276,147 @@ def _log_softmax(logits_BC: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted - np.log(total)
 
 
-def _checked_names(names: Sequence[str] | None, top_k: int) -> list[str]:
-    known = [
-        "accuracy",
-        "accuracy_baseline",
-        f"top_{top_k}_accuracy",
-        "log_loss",
-        "normalized_entropy",
-        "auc",
-        "auc_classes",
-        "rows",
-    ]
-    for name in names or ():
-        if name not in known:
-            raise ConfigError(f"names: got {name!r}, no metric; {nearest(name, known)}")
-    return known if names is None else list(names)
+def _of_weighted_rows(
+    value: Callable[[MulticlassTotals], float],
+) -> Callable[..., float]:
+    """Wrap a metric's value: undefined where no row has weight."""
+    reason = "there are no rows of positive weight"
+    return lambda totals, k=0: value(totals) if totals.weight else Undefined(reason)
+
+
+_ONE_CLASS = "only one class: every row of positive weight has the same label"
+
+for _metric in (
+    Metric(
+        name="accuracy",
+        kinds=["multiclass"],
+        direction="higher",
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.correct / sums.weight),
+        table_order=5,
+        headline=True,
+    ),
+    Metric(
+        name="accuracy_baseline",
+        kinds=["multiclass"],
+        title="accuracy of one answer for all",
+        direction=None,
+        input="sums",
+        value=_of_weighted_rows(lambda sums: float(sums.rates.max())),
+        table_order=6,
+    ),
+    Metric(
+        name="top_{k}_accuracy",
+        title="top-k accuracy",
+        kinds=["multiclass"],
+        direction="higher",
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.within_top / sums.weight),
+        table_order=None,
+    ),
+    Metric(
+        name="log_loss",
+        kinds=["multiclass"],
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.loss / sums.weight),
+        table_order=3,
+        headline=True,
+    ),
+    Metric(
+        name="normalized_entropy",
+        title="normalised entropy",
+        kinds=["multiclass"],
+        input="sums",
+        value=_of_weighted_rows(
+            lambda sums: ratio(sums.loss / sums.weight, sums.entropy, _ONE_CLASS)
+        ),
+        table_order=4,
+    ),
+    Metric(
+        name="auc",
+        title="AUC",
+        kinds=["multiclass"],
+        direction="higher",
+        input="curve",
+        value=lambda aucs: aucs.mean,
+        table_order=0,
+        headline=True,
+    ),
+    Metric(
+        name="auc_classes",
+        title="classes with an AUC",
+        kinds=["multiclass"],
+        direction=None,
+        input="curve",
+        value=lambda aucs: len(aucs.defined),
+        table_order=None,
+    ),
+    Metric(
+        name="rows",
+        kinds=["multiclass"],
+        direction=None,
+        input="sums",
+        value=lambda sums: sums.rows,
+        table_order=92,
+    ),
+):
+    register(_metric)
+
+
+class MulticlassMetric:
+    """One of the ``MulticlassMetrics``, holding no more than that number needs.
+
+    Args:
+        name: A key of ``MulticlassMetrics.compute``, such as ``"auc"``.
+        classes: Number of classes, 2 or more.
+        score_kind: ``"logit"`` or ``"probability"``.
+        top_k: The k of the top-k accuracy.
+        max_rows_in_memory: Rows held before sorted runs are written to disk.
+        spill_directory: Where the runs go; None for the system's temporary directory.
+
+    Raises:
+        ConfigError: On an unknown name or a value out of range.
+
+    Example:
+        >>> accuracy = MulticlassMetric("accuracy", 3)
+        >>> accuracy.update([[2.0, 1.0, 0.0], [0.0, 0.5, 1.0]], [0, 1])
+        >>> accuracy.compute()
+        0.5
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: int,
+        *,
+        score_kind: ScoreKind = "logit",
+        top_k: int = 5,
+        max_rows_in_memory: int = DEFAULT_MAX_ROWS,
+        spill_directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.reason: str | None = None
+        self._metrics = MulticlassMetrics(
+            classes,
+            names=[name],
+            score_kind=score_kind,
+            top_k=top_k,
+            max_rows_in_memory=max_rows_in_memory,
+            spill_directory=spill_directory,
+        )
+
+    def update(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        weights: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> None:
+        """Add scored rows; see ``MulticlassMetrics.update``. Groups are ignored."""
+        self._metrics.update(scores, labels, weights)
+
+    def compute(self) -> float:
+        """Return the number; where it is NaN or leaves classes out, ``reason`` says why."""
+        value = self._metrics.compute()[self.name]
+        self.reason = self._metrics.reasons.get(self.name)
+        return value

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from widedeep.errors import ConfigError, nearest
+from widedeep.metrics.accumulate import BlockedStream, CompensatedSum
+from widedeep.metrics.collection import MetricCollection
+from widedeep.metrics.registry import Metric, Undefined, register
 from widedeep.metrics.rows import Rows, finite_column, weight_column
-from widedeep.metrics.sums import CompensatedSum, FixedBlocks, Numbers
 
-__all__ = ["RegressionMetrics"]
+__all__ = ["RegressionMetric", "RegressionMetrics"]
 
-_NAMES = ("mse", "rmse", "mae", "r2", "mean_bias", "label_mean", "prediction_mean", "rows")
 _ROW = np.dtype([(name, np.float64) for name in ("prediction", "label", "weight")])
 
 
-class RegressionMetrics:
+class RegressionMetrics(MetricCollection):
     """Metrics of a regression, whatever the number of rows, in constant memory.
 
     ``mse``, ``rmse`` and ``mae`` are means of squared and absolute errors; ``r2`` is 1 - Σ w (p -
@@ -27,7 +28,8 @@ class RegressionMetrics:
     they are NaN, and ``reasons`` says so.
 
     Args:
-        names: The metrics wanted; None for all.
+        names: Metrics to compute; None for all.
+        groups: Whether updates bring group ids, for metrics of your own.
 
     Raises:
         ConfigError: On an unknown name.
@@ -40,35 +42,29 @@ class RegressionMetrics:
         {'rmse': 0.5774, 'r2': 0.7857}
     """
 
-    def __init__(self, *, names: Sequence[str] | None = None) -> None:
-        for name in names or ():
-            if name not in _NAMES:
-                raise ConfigError(f"names: got {name!r}, no metric; {nearest(name, _NAMES)}")
-        self._names = list(_NAMES if names is None else names)
-        self._totals = FixedBlocks(_RegressionTotals(), _ROW)
-        self._rows = 0
-        self._reasons: dict[str, str] = {}
+    kind = "regression"
 
-    @property
-    def reasons(self) -> dict[str, str]:
-        """Why a number of the last ``compute`` is NaN, by name."""
-        return dict(self._reasons)
+    def __init__(self, *, names: Sequence[str] | None = None, groups: bool = False) -> None:
+        super().__init__(names=names, cuts=(), groups=groups)
+        self._totals = BlockedStream(RegressionTotals(), _ROW)
 
     def update(
         self,
         predictions_B: ArrayLike,
         labels_B: ArrayLike,
         weights_B: ArrayLike | None = None,
+        groups_B: ArrayLike | None = None,
     ) -> None:
-        """Take rows into account.
+        """Add scored rows.
 
         Args:
             predictions_B: Predicted values.
             labels_B: Observed values.
             weights_B: Sample weights of 0 or more; None for ones.
+            groups_B: Group ids; read with ``groups=True`` alone.
 
         Shape:
-            predictions_B, labels_B, weights_B: (B,) or (B, 1).
+            predictions_B, labels_B, weights_B, groups_B: (B,) or (B, 1).
 
         Raises:
             DataError: On a NaN or infinite value, a negative weight or unequal lengths, with the
@@ -79,30 +75,33 @@ class RegressionMetrics:
         rows["prediction"] = prediction_B
         rows["label"] = finite_column(labels_B, "labels", self._rows, len(rows))
         rows["weight"] = weight_column(weights_B, self._rows, len(rows))
+        groups = self._keys_of_groups(groups_B, len(rows))
         self._rows += len(rows)
         self._totals.append(rows)
+        if self._functions:
+            self._append_to_functions(rows["label"], prediction_B, rows["weight"], groups)
 
-    def compute(self) -> dict[str, float]:
-        """Return the metrics of all rows so far; more updates may follow."""
-        numbers = self._totals.totals().numbers(self._rows)
-        self._reasons = {
-            name: reason for name, reason in numbers.reasons.items() if name in self._names
-        }
-        return {name: numbers.values[name] for name in self._names}
+    def _inputs(self) -> Mapping[str, Any]:
+        return {"sums": self._totals.totals()}
+
+    def _merge(self, other: Self) -> None:
+        self._totals.merge(other._totals)
 
 
-class _RegressionTotals:
+class RegressionTotals:
     """Sums of errors, and the spread of the labels around their running mean."""
 
     def __init__(self) -> None:
         self._sums = CompensatedSum(4)
-        self._weight = 0.0
-        self._mean = 0.0
         self._spread = CompensatedSum(1)
-        self._least = math.inf
-        self._most = -math.inf
+        self._min_label = math.inf
+        self._max_label = -math.inf
+        self.weight = 0.0
+        self.label_mean = 0.0
+        self.rows = 0
 
     def add(self, block: Rows) -> None:
+        self.rows += len(block)
         prediction, label, weight = (
             block[name].copy() for name in ("prediction", "label", "weight")
         )
@@ -113,33 +112,159 @@ class _RegressionTotals:
         sums = (weight * error, weight * error**2, weight * np.abs(error), weight * prediction)
         self._sums.add(np.array([np.sum(column) for column in sums]))
         mean = float(np.sum(weight * label)) / mass
-        around = float(np.sum(weight * (label - mean) ** 2))
-        apart = mean - self._mean
-        total = self._weight + mass
-        self._spread.add(np.array([around + apart**2 * (self._weight * mass / total)]))
-        self._mean += apart * (mass / total)
-        self._weight = total
-        counted = label[weight > 0]
-        self._least = min(self._least, float(counted.min()))
-        self._most = max(self._most, float(counted.max()))
+        spread = float(np.sum(weight * (label - mean) ** 2))
+        self._add_labels(mass, mean, np.array([spread]))
+        weighted = label[weight > 0]
+        self._min_label = min(self._min_label, float(weighted.min()))
+        self._max_label = max(self._max_label, float(weighted.max()))
 
-    def numbers(self, rows: int) -> Numbers:
-        numbers = Numbers()
-        numbers.put("rows", rows)
-        if self._weight == 0:
-            means = [name for name in _NAMES if name != "rows"]
-            numbers.undefined(means, "there are no rows of positive weight")
-            return numbers
-        bias, squared, absolute, prediction = (self._sums.values() / self._weight).tolist()
-        numbers.put("mse", squared)
-        numbers.put("rmse", math.sqrt(squared))
-        numbers.put("mae", absolute)
-        numbers.put("mean_bias", bias)
-        numbers.put("label_mean", self._mean)
-        numbers.put("prediction_mean", prediction)
-        spread = float(self._spread.values()[0]) / self._weight
-        if self._least == self._most or spread == 0:
-            numbers.undefined(["r2"], f"all labels of positive weight are equal: {self._least:g}")
-        else:
-            numbers.put("r2", 1.0 - squared / spread)
-        return numbers
+    def merge(self, other: RegressionTotals) -> None:
+        self.rows += other.rows
+        if not other.weight:
+            return
+        self._sums.merge(other._sums)
+        self._add_labels(other.weight, other.label_mean, other._spread.values())
+        self._min_label = min(self._min_label, other._min_label)
+        self._max_label = max(self._max_label, other._max_label)
+
+    def _add_labels(self, weight: float, mean: float, spread: NDArray[np.float64]) -> None:
+        """Merge the mean and the spread of labels (Chan et al. 1979, pairwise update)."""
+        shift = mean - self.label_mean
+        total = self.weight + weight
+        self._spread.add(spread + shift**2 * (self.weight * weight / total))
+        self.label_mean += shift * (weight / total)
+        self.weight = total
+
+    def mean(self, index: int) -> float:
+        """Mean of the error (0), squared error (1), absolute error (2) or prediction (3)."""
+        return float(self._sums.values()[index] / self.weight)
+
+    @property
+    def r2(self) -> float:
+        """1 - Σ w (p - y)² / Σ w (y - ȳ)²."""
+        spread = float(self._spread.values()[0]) / self.weight
+        if self._min_label == self._max_label or spread == 0:
+            return Undefined(f"all labels of positive weight are equal: {self._min_label:g}")
+        return 1.0 - self.mean(1) / spread
+
+
+def _of_weighted_rows(
+    value: Callable[[RegressionTotals], float],
+) -> Callable[[RegressionTotals], float]:
+    """Wrap a metric's value: undefined where no row has weight."""
+    reason = "there are no rows of positive weight"
+    return lambda totals: value(totals) if totals.weight else Undefined(reason)
+
+
+for _metric in (
+    Metric(
+        name="mse",
+        title="mean squared error",
+        kinds=["regression"],
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.mean(1)),
+        table_order=None,
+    ),
+    Metric(
+        name="rmse",
+        title="root mean squared error",
+        short="RMSE",
+        kinds=["regression"],
+        input="sums",
+        value=_of_weighted_rows(lambda sums: math.sqrt(sums.mean(1))),
+        table_order=10,
+        headline=True,
+    ),
+    Metric(
+        name="mae",
+        title="mean absolute error",
+        kinds=["regression"],
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.mean(2)),
+        table_order=11,
+        headline=True,
+    ),
+    Metric(
+        name="r2",
+        title="R²",
+        kinds=["regression"],
+        direction="higher",
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.r2),
+        table_order=12,
+        headline=True,
+    ),
+    Metric(
+        name="mean_bias",
+        kinds=["regression"],
+        direction="nearest_0",
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.mean(0)),
+        table_order=None,
+    ),
+    Metric(
+        name="label_mean",
+        title="mean label",
+        kinds=["regression"],
+        direction=None,
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.label_mean),
+        table_order=90,
+    ),
+    Metric(
+        name="prediction_mean",
+        title="mean prediction",
+        kinds=["regression"],
+        direction=None,
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.mean(3)),
+        table_order=91,
+    ),
+    Metric(
+        name="rows",
+        kinds=["regression"],
+        direction=None,
+        input="sums",
+        value=lambda sums: sums.rows,
+        table_order=92,
+    ),
+):
+    register(_metric)
+
+
+class RegressionMetric:
+    """One of the ``RegressionMetrics``.
+
+    Args:
+        name: A key of ``RegressionMetrics.compute``, such as ``"rmse"``.
+
+    Raises:
+        ConfigError: On an unknown name.
+
+    Example:
+        >>> error = RegressionMetric("mae")
+        >>> error.update([1.0, 4.0], [2.0, 2.0])
+        >>> error.compute()
+        1.5
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.reason: str | None = None
+        self._metrics = RegressionMetrics(names=[name])
+
+    def update(
+        self,
+        scores: ArrayLike,
+        labels: ArrayLike,
+        weights: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> None:
+        """Add scored rows; see ``RegressionMetrics.update``. Groups are ignored."""
+        self._metrics.update(scores, labels, weights)
+
+    def compute(self) -> float:
+        """Return the number; where it is NaN, ``reason`` says why."""
+        value = self._metrics.compute()[self.name]
+        self.reason = self._metrics.reasons.get(self.name)
+        return value

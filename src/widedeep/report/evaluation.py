@@ -13,10 +13,9 @@ from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
-from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
+from widedeep.metrics import MetricCollection, metrics_of
 
 _CHUNK_ROWS = 16_384
-HeadMetrics = BinaryMetrics | MulticlassMetrics | RegressionMetrics
 
 
 def evaluate_bundle(bundle: Bundle, data: Data, *, threads: int = 1) -> dict[str, float]:
@@ -39,7 +38,9 @@ class BundleMetrics:
     def update(self, by_head: Mapping[str, NDArray[np.float64]], batch: Batch) -> None:
         """Add rows."""
         for index, (head, metrics) in enumerate(self._heads):
-            _update(metrics, by_head[head.name], batch, index)
+            assert batch.labels_BL is not None
+            labels_B = batch.labels_BL[:, index]
+            metrics.update(by_head[head.name], labels_B, batch.weight_B, batch.group_B)
 
     def by_head(self) -> dict[str, dict[str, float]]:
         """Return each head's metrics."""
@@ -55,12 +56,9 @@ class BundleMetrics:
         }
 
 
-def _head_metrics(head: BundleHead, *, grouped: bool) -> HeadMetrics:
-    if head.kind == "regression":
-        return RegressionMetrics()
-    if head.kind == "multiclass":
-        return MulticlassMetrics(head.stop - head.start, score_kind="probability")
-    return BinaryMetrics(score_kind="probability", groups=grouped)
+def _head_metrics(head: BundleHead, *, grouped: bool) -> MetricCollection:
+    classes = head.stop - head.start
+    return metrics_of(head.kind, classes=classes, score_kind="probability", groups=grouped)
 
 
 def _labelled_batches(bundle: Bundle, data: Data, threads: int) -> Iterator[Batch]:
@@ -76,14 +74,3 @@ def _labelled_batches(bundle: Bundle, data: Data, threads: int) -> Iterator[Batc
             for start in range(0, table.num_rows, _CHUNK_ROWS):
                 chunk = table.slice(start, _CHUNK_ROWS)
                 yield transform(chunk, targets=True, origin=origin, first_row=first_row + start)
-
-
-def _update(metrics: HeadMetrics, scores: NDArray[np.float64], batch: Batch, index: int) -> None:
-    assert batch.labels_BL is not None
-    labels_B = batch.labels_BL[:, index]
-    if isinstance(metrics, MulticlassMetrics):
-        metrics.update(scores, labels_B.astype(np.int64), batch.weight_B)
-    elif isinstance(metrics, RegressionMetrics):
-        metrics.update(scores, labels_B, batch.weight_B)
-    else:
-        metrics.update(scores, labels_B, batch.weight_B, batch.group_B)

@@ -7,32 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from widedeep.errors import ConfigError, DataError, nearest, show_value
+from widedeep.metrics import find_metric
 from widedeep.options import Auto
 from widedeep.training.config import TrainConfig
 
 __all__ = ["EarlyStopping", "as_stopping", "configured_stopping", "loss_metric", "overfitting"]
 
 _PATIENCE = 2  # evaluations; a first rise may be noise, a second one seldom is
-_HIGHER_IS_BETTER = (
-    "auc",
-    "pr_auc",
-    "accuracy",
-    "precision",
-    "recall",
-    "gauc",
-    "r2",
-    "ndcg",
-    "map",
-    "hit_rate",
-    "mrr",
-    "top",
-)
-
-
-_NO_QUALITY = (
-    *("rows", "label_mean", "prediction_mean", "accuracy_baseline", "auc_classes"),
-    *("groups", "groups_one_class", "groups_without_positive"),
-)
 
 
 class EarlyStopping:
@@ -94,7 +75,7 @@ class EarlyStopping:
         """
         if self.monitor is None:
             self.monitor = loss_metric(names)
-        useful = [name for name in names if name.rpartition("/")[2] not in _NO_QUALITY]
+        useful = [name for name in names if _is_quality(name)]
         if self.monitor not in useful:
             why = "is no measure of quality" if self.monitor in names else "was not evaluated"
             raise ConfigError(
@@ -138,14 +119,10 @@ class EarlyStopping:
             return False
         if self.best is None:
             return True
-        name = (self.monitor or "").rpartition("/")[2]
-        if name.startswith(_HIGHER_IS_BETTER):
-            return value > self.best + self.min_delta
-        if name == "mean_bias":
-            return abs(value) < abs(self.best) - self.min_delta
-        if name == "calibration":
-            return abs(value - 1) < abs(self.best - 1) - self.min_delta
-        return value < self.best - self.min_delta
+        metric = find_metric(self.monitor or "")
+        if metric is None:  # "loss", the sum over heads
+            return value < self.best - self.min_delta
+        return metric.better(value, self.best, self.min_delta)
 
     def dump(self) -> dict[str, Any]:
         """Return the state, for a checkpoint."""
@@ -214,6 +191,11 @@ def as_stopping(
             "evaluations, or EarlyStopping(...)"
         )
     return EarlyStopping(patience=choice)
+
+
+def _is_quality(name: str) -> bool:
+    metric = find_metric(name)
+    return metric is None or metric.direction is not None
 
 
 def loss_metric(names: Collection[str]) -> str:

@@ -20,7 +20,7 @@ from widedeep.data.reader import BatchReader, EpochPlan
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
-from widedeep.metrics import BinaryMetrics, MulticlassMetrics, RegressionMetrics
+from widedeep.metrics import MetricCollection, metrics_of
 from widedeep.models.heads import Head
 from widedeep.models.mlp import MLP, has_hooks
 from widedeep.models.wide_deep import WideDeep
@@ -138,9 +138,6 @@ class Metrics(dict[str, float]):
     reasons: dict[str, str]
 
 
-HeadMetrics = BinaryMetrics | MulticlassMetrics | RegressionMetrics
-
-
 Logits = Callable[[Batch], NDArray[np.float32]]
 
 
@@ -179,14 +176,10 @@ def _as_served(model: WideDeep, tower: MLP, threads: int) -> Logits:
     return logits
 
 
-def make_metrics(head: Head, *, groups: bool) -> HeadMetrics:
+def make_metrics(head: Head, *, groups: bool) -> MetricCollection:
     """Return the collection of metrics for a head."""
     score_kind: Literal["logit", "probability"] = "logit" if head.follows_link else "probability"
-    if head.kind == "multiclass":
-        return MulticlassMetrics(head.width, score_kind=score_kind)
-    if head.kind == "regression":
-        return RegressionMetrics()
-    return BinaryMetrics(groups=groups, score_kind=score_kind)
+    return metrics_of(head.kind, classes=head.width, score_kind=score_kind, groups=groups)
 
 
 def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) -> Metrics:
@@ -201,7 +194,9 @@ def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) 
             zip(collections, model.head_slices, strict=True)
         ):
             scores_BC = _scores(model.heads[index], logits_BC[:, columns])
-            _update(collection, scores_BC, batch, index)
+            assert batch.labels_BL is not None
+            labels_B = batch.labels_BL[:, index]
+            collection.update(scores_BC, labels_B, batch.weight_B, batch.group_B)
     if not weighed:
         raise DataError(
             f"weight {model.schema.spec.weight!r}: got 0 in every row of the data to evaluate, so "
@@ -210,7 +205,7 @@ def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) 
     return _named(model, collections)
 
 
-def _named(model: WideDeep, collections: Sequence[HeadMetrics]) -> Metrics:
+def _named(model: WideDeep, collections: Sequence[MetricCollection]) -> Metrics:
     """The metrics of all heads, prefixed where there are several."""
     metrics = Metrics()
     metrics.reasons = {}
@@ -238,17 +233,6 @@ def _scores(head: Head, logits_BC: NDArray[np.float32]) -> NDArray[Any]:
         return logits_BC
     values = head.predictions(torch.from_numpy(logits_BC).double()).numpy()
     return values if values.ndim == 2 else values[:, None]
-
-
-def _update(collection: HeadMetrics, scores_BC: NDArray[Any], batch: Batch, index: int) -> None:
-    assert batch.labels_BL is not None
-    labels_B = batch.labels_BL[:, index]
-    if isinstance(collection, MulticlassMetrics):
-        collection.update(scores_BC, labels_B.astype(np.int64), batch.weight_B)
-    elif isinstance(collection, RegressionMetrics):
-        collection.update(scores_BC[:, 0], labels_B, batch.weight_B)
-    else:
-        collection.update(scores_BC[:, 0], labels_B, batch.weight_B, batch.group_B)
 
 
 class Evaluator:
