@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 
 from tests.data.reading_order import reading_order
 from widedeep.data.fragments import table_input
-from widedeep.data.reader import EpochPlan, large_fragments, rank_rows
+from widedeep.data.reader import EpochPlan, large_fragments
 from widedeep.data.sources import Source, open_source
 from widedeep.errors import ConfigError
 
@@ -193,16 +191,6 @@ def test_position_is_in_the_pool_that_holds_the_row(many_fragments: str) -> None
         assert plan.pools[position.pool].first_row + position.row == 7 * batch
     with pytest.raises(ConfigError, match="batch 15: this epoch has batches 0 to 13"):
         plan.position(15)
-
-
-@given(st.integers(0, 50), st.integers(1, 9))
-def test_rank_slices_cover_a_batch_once(n_rows: int, world_size: int) -> None:
-    slices = [rank_rows(n_rows, rank, world_size) for rank in range(world_size)]
-    assert slices[0][0] == 0
-    assert slices[-1][1] == n_rows
-    assert all(one[1] == other[0] for one, other in pairwise(slices))
-    sizes = [stop - start for start, stop in slices]
-    assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize(

@@ -183,21 +183,6 @@ def test_delays_threads_and_prefetch_change_nothing(source: Source, shuffle: boo
             assert seen == expected
 
 
-def test_ranks_share_every_global_batch(source: Source) -> None:
-    plan = plan_for(source)
-    expected = expected_batches(source, plan)
-    for world_size in (2, 3, 7):
-        ranks = [
-            [
-                rows_in(batch)
-                for batch in BatchReader(source, encode, plan, rank=rank, world_size=world_size)
-            ]
-            for rank in range(world_size)
-        ]
-        joined = [list(chain(*slices)) for slices in zip(*ranks, strict=True)]
-        assert joined == expected
-
-
 def test_a_reader_can_be_read_twice(source: Source) -> None:
     reader = BatchReader(source, encode, plan_for(source))
     assert [rows_in(b) for b in reader] == [rows_in(b) for b in reader]
@@ -290,7 +275,6 @@ def test_no_rows_make_no_batch() -> None:
     [
         ({"threads": 0}, "threads: got 0"),
         ({"prefetch": 0}, "prefetch: got 0"),
-        ({"rank": 2, "world_size": 2}, "rank: got 2, expected 0 <= rank < world_size = 2"),
         ({"start_batch": 14}, "batch 14: this epoch has batches 0 to 12"),
     ],
 )

@@ -371,9 +371,9 @@ KILLED_LATE = """
 import os, signal, sys
 from pathlib import Path
 from tests.join.small_log import config
-from widedeep.join import manifest, run_join
+from widedeep.join import dataset, run_join
 
-manifest.write_report = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+dataset.write_report = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 run_join(config(Path(sys.argv[1]), partition_rows=100))
 """
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.join.small_log import actions, config, impressions
-from widedeep.join import ActionLog, Label, Negatives, column_counts, run_join
+from widedeep.join import ActionLog, Label, Negatives, report, run_join
 from widedeep.join.report import RateSums, column_statistics, drift
 
 
@@ -58,7 +58,7 @@ def test_numbers_count_as_numbers() -> None:
 def test_values_beyond_the_memory_are_counted_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(column_counts, "_COUNTER_BYTES", 10_000)
+    monkeypatch.setattr(report, "_COUNTER_BYTES", 10_000)
     values = list(range(5_000)) + list(range(0, 5_000, 100))
     batches = [pa.array(values[at : at + 700]) for at in range(0, len(values), 700)]
     found = column_statistics(batches, spill_dir=tmp_path)

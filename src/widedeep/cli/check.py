@@ -17,6 +17,7 @@ from widedeep.cli.output import count, print_json, print_next, print_table, prin
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, positive
 from widedeep.cli.runs import RunDirectory, train_command, training_data
 from widedeep.config import load_config, load_follow_config
+from widedeep.data.arrow_types import is_text, logical_type
 from widedeep.data.batch import count_values
 from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.profile import SAMPLE_ROWS, ColumnProfile, Sample, profile_columns, sample_rows
@@ -422,7 +423,7 @@ class Targets:
 
     def classes(self, column: str) -> tuple[str, ...]:
         """Return the classes of a label that is text, sorted; none for numbers."""
-        if self.spec.label_vocabulary or not _is_text(self.table[column].type):
+        if self.spec.label_vocabulary or not is_text(self.table[column].type):
             return tuple(self.spec.label_vocabulary or ())
         return tuple(sorted(v for v in pc.unique(self.table[column]).to_pylist() if v is not None))
 
@@ -473,7 +474,7 @@ class Targets:
 
         values = self.table[column]
         name = f"label {column!r}"
-        if _is_text(values.type):
+        if is_text(values.type):
             places = pc.index_in(values, pa.array(classes, pa.string()))
             if places.null_count:
                 row = _first(pc.is_null(places))
@@ -528,15 +529,10 @@ def read_targets(spec: FeatureSpec, data: Any) -> Targets:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    is_text = logical_type(column.type) in (pa.string(), pa.binary())
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return column.cast(pa.string()) if _is_text(column.type) else column
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()) or (
-        pa.types.is_string_view(kind)
-    )
+    return column.cast(pa.string()) if is_text else column
 
 
 def _first(flags: pa.ChunkedArray) -> int:

@@ -25,8 +25,7 @@ from widedeep.data.profile import ColumnProfile, profile_columns
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.join.config import SPLITS, JoinConfig, is_join, load_join_config
 from widedeep.join.dataset import JoinResult, outcome_notes
-from widedeep.join.dry_run import DryRun, dry_run
-from widedeep.join.run import run_join
+from widedeep.join.run import DryRun, dry_run, run_join
 from widedeep.join.times import moment_text
 from widedeep.options import read_tables
 

@@ -18,7 +18,7 @@ def logical_type(arrow_type: pa.DataType) -> pa.DataType:
         return logical_type(arrow_type.value_type)
     if isinstance(arrow_type, pa.BaseExtensionType):
         return logical_type(arrow_type.storage_type)
-    if _is_text(arrow_type):
+    if is_text(arrow_type):
         return pa.string()
     if _is_bytes(arrow_type):
         return pa.binary()
@@ -29,7 +29,10 @@ def logical_type(arrow_type: pa.DataType) -> pa.DataType:
     return arrow_type
 
 
-def _is_text(arrow_type: pa.DataType) -> bool:
+def is_text(arrow_type: pa.DataType) -> bool:
+    """Tell whether a type is one of text: large and view strings and dictionaries of them too."""
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(kind(arrow_type) for kind in kinds)
 

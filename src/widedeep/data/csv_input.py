@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import IO, Literal, TypeAlias
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,9 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import logical_type
+from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, cast_parts
+from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError, nearest
-
-ColumnKind: TypeAlias = pa.DataType | Literal["category"]
-"""The type of a CSV column; ``"category"`` is text, unless each value is a canonical integer."""
 
 _EXACT = float(2**53)
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
@@ -39,18 +38,12 @@ class ValueFault(Exception):
         self.row, self.text, self.advice = row, text, advice
 
 
-class CsvColumns:
+class _CsvColumns:
     """Types of the columns of one table, which may lie in several CSV files."""
 
     def __init__(self, declared: Mapping[str, ColumnKind]) -> None:
         self._declared = dict(declared)
         self._observed: dict[str, _Observed] = {}
-
-    def declare(self, schema: pa.Schema) -> None:
-        """Take the types of another input's columns, those that are declared aside."""
-        for field in schema:
-            if isinstance(self._declared.get(field.name, ""), str):
-                self._declared[field.name] = field.type
 
     def spooled_type(self, path: Path, name: str) -> pa.DataType:
         """Return the type in which a column's values are kept until all are seen."""
@@ -301,13 +294,25 @@ _BEFORE_OPENING = np.isin(np.arange(256), (_NEWLINE, _COMMA, _QUOTE))
 _AFTER_CLOSING = np.isin(np.arange(256), (_NEWLINE, _RETURN, _COMMA, _QUOTE))
 
 
-def is_csv(path: Path) -> bool:
-    """Tell whether a file's name says that it is CSV."""
-    return path.name.lower().endswith((".csv", ".csv.gz"))
+def _open(
+    paths: Sequence[Path],
+    columns: Sequence[str] | None,
+    spool: Spool,
+    declared: Mapping[str, ColumnKind],
+) -> list[Input]:
+    """Open CSV files whose columns take the types that the rows of all of them allow."""
+    types = _CsvColumns(declared)
+    inputs = []
+    for path in paths:
+        schema, batches = _csv_batches(path, columns, types)
+        reader = pa.RecordBatchReader.from_batches(schema, batches)
+        inputs.append(spooled_input(reader, str(path), spool, path=path))
+    decided = types.decided()
+    return [cast_parts(opened, decided) for opened in inputs]
 
 
-def csv_batches(
-    path: Path, columns: Sequence[str] | None, types: CsvColumns
+def _csv_batches(
+    path: Path, columns: Sequence[str] | None, types: _CsvColumns
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """Return the columns of a CSV file as they are spooled, and its rows."""
     blocks = _blocks(path)
@@ -320,14 +325,13 @@ def csv_batches(
     return schema, _batches(path, header, schema, types, first, blocks)
 
 
-def line_of_value(path: Path, column: str, text: str) -> int | None:
-    """Return the first line on which a column of a CSV file holds a text, None if there is none."""
+def _locate(path: Path, column: str, value: object) -> str | None:
     blocks = _blocks(path)
     header, first = _header(path, next(blocks, None))
     for block in chain([first] if first.text else [], blocks):
-        row = pc.index(_parsed(path, block, header, [column]).column(0), text).as_py()
+        row = pc.index(_parsed(path, block, header, [column]).column(0), str(value)).as_py()
         if row >= 0:
-            return block.line_of_row(row, len(header))
+            return f"line {block.line_of_row(row, len(header)):,}"
     return None
 
 
@@ -343,7 +347,7 @@ def _batches(
     path: Path,
     header: Sequence[str],
     schema: pa.Schema,
-    types: CsvColumns,
+    types: _CsvColumns,
     first: _Block,
     others: Iterator[_Block],
 ) -> Iterator[pa.RecordBatch]:
@@ -624,3 +628,6 @@ def _records_end(text: bytes) -> int:
     if ends is None:
         return text.rfind(b"\n") + 1
     return int(ends[-1]) + 1 if len(ends) else 0
+
+
+CSV = InputFormat(suffixes=(".csv", ".csv.gz"), open=_open, typed=False, locate=_locate)

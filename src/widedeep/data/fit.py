@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 
 from widedeep.data.column_values import Chunk, read_numbers
 from widedeep.data.counting import ValueCounter
-from widedeep.data.csv_input import ColumnKind
 from widedeep.data.extend_schema import extend_classes, keep_numbers
 from widedeep.data.fit_scans import (
     FitPlan,
@@ -34,6 +33,7 @@ from widedeep.data.fit_scans import (
     scan_vocabulary,
     scan_weight,
 )
+from widedeep.data.fragments import ColumnKind
 from widedeep.data.paths import input_paths
 from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.errors import ConfigError, DataError, FeatureError

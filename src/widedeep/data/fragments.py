@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Literal, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -291,6 +291,25 @@ class Input:
     """Works out the record's checksum; only a run that can be resumed needs it."""
 
 
+ColumnKind: TypeAlias = pa.DataType | Literal["category"]
+"""A column's declared type; ``"category"`` is text, unless each value is a canonical integer."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InputFormat:
+    """How files of one kind are read; its entry in :mod:`widedeep.data.formats` makes it known."""
+
+    suffixes: tuple[str, ...]  # Ends of file names, in lower case and with their dots
+    # Opens all files of one input: paths, columns to read (None: all), spool, declared types
+    open: Callable[
+        [Sequence[Path], Sequence[str] | None, Spool, Mapping[str, ColumnKind]], list[Input]
+    ]
+    # True if files state their columns' types; else columns take declared and other files' types
+    typed: bool = True
+    # Says where a column first holds a value, such as ``"row 7"``; None if nowhere
+    locate: Callable[[Path, str, object], str | None] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class TablePart:
     """A slice of a table in memory."""
@@ -534,3 +553,25 @@ def column_stream(source: Source, columns: Sequence[str] | None = None) -> Itera
                 del ready
         if waiting is not None:
             yield waiting.result()
+
+
+def selected_columns(
+    reader: pa.RecordBatchReader, columns: Sequence[str] | None, origin: str
+) -> pa.RecordBatchReader:
+    """Drop the columns that are not needed, so that they are not copied to the spool."""
+    if columns is None:
+        return reader
+    check_columns(columns, reader.schema.names, origin)
+    schema = pa.schema([reader.schema.field(name) for name in columns])
+    return pa.RecordBatchReader.from_batches(
+        schema, (batch.select(list(columns)) for batch in reader)
+    )
+
+
+def check_columns(columns: Sequence[str], present: Sequence[str], origin: str) -> None:
+    """Refuse columns that are absent, or named twice."""
+    for name in columns:
+        if name not in present:
+            raise DataError(f"{origin}: no column {name!r}; {nearest(name, present)}")
+        if list(present).count(name) > 1:
+            raise DataError(f"{origin}: two columns are named {name!r}; rename or drop one of them")

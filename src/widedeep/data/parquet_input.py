@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from widedeep.data.arrow_types import logical_schema
-from widedeep.data.fragments import Input, InputRecord, Spool
+from widedeep.data.fragments import ColumnKind, Input, InputFormat, InputRecord, Spool
 from widedeep.errors import DataError
 
 MAX_ROW_GROUP_ROWS = 1 << 20
@@ -86,7 +87,16 @@ def _dictionary_paths(
     ]
 
 
-def parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> Input:
+def _open(
+    paths: Sequence[Path],
+    columns: Sequence[str] | None,
+    spool: Spool,
+    declared: Mapping[str, ColumnKind],
+) -> list[Input]:
+    return [_parquet_input(path, spool, columns) for path in paths]
+
+
+def _parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> Input:
     """Open a Parquet file; row groups too large to hold are first written again as smaller ones."""
     version, metadata, logical = _opened(path)
     record = InputRecord(
@@ -172,3 +182,17 @@ def spooled_input(
     )
     schema = logical_schema(metadata.schema.to_arrow_schema(), origin)
     return Input(record=record, schema=schema, parts=_parts(version, metadata))
+
+
+def _locate(path: Path, column: str, value: object) -> str | None:
+    first_row = 1
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[column]):
+            index = pc.index(batch.column(0), value).as_py()
+            if index >= 0:
+                return f"row {first_row + index:,}"
+            first_row += batch.num_rows
+    return None
+
+
+PARQUET = InputFormat(suffixes=(".parquet", ".pq"), open=_open, locate=_locate)

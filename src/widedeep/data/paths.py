@@ -8,11 +8,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from widedeep.data.formats import find_format
+from widedeep.data.parquet_input import PARQUET
 from widedeep.errors import DataError
 
 _GLOB_CHARACTERS = frozenset("*?[")
-_PARQUET = (".parquet", ".pq")
-_OTHER_ROWS = (".csv", ".csv.gz", ".feather", ".arrow", ".ipc")
 _UNFINISHED = (".tmp", ".crc", ".inprogress", "._COPYING_")
 _TABLE_FORMATS = (
     ("_delta_log", "Delta Lake", "deltalake.DeltaTable(PATH).to_pyarrow_dataset()"),
@@ -38,7 +38,7 @@ def input_paths(data: Any) -> list[Path] | None:
 
 def folder_files(folder: Path) -> list[Path]:
     """Return the Parquet files of a folder and those below it, in the order of their names."""
-    return [file for file in _walk(folder) if file.name.lower().endswith(_PARQUET)]
+    return [file for file in _walk(folder) if find_format(file) is PARQUET]
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -76,9 +76,9 @@ def _expanded(text: str) -> list[Path]:
 
 
 def _whole_folder(folder: Path) -> list[Path]:
-    found = _walk(folder)
-    files = [file for file in found if file.name.lower().endswith(_PARQUET)]
-    others = [file for file in found if file.name.lower().endswith(_OTHER_ROWS)]
+    formats = {file: find_format(file) for file in _walk(folder)}
+    files = [file for file, known in formats.items() if known is PARQUET]
+    others = [file for file, known in formats.items() if known not in (None, PARQUET)]
     if not files:
         raise DataError(
             f"{folder}: a folder without .parquet files; "

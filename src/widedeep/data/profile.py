@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from widedeep.data.arrow_types import plain_table
-from widedeep.data.csv_input import ColumnKind
-from widedeep.data.fragments import Source
+from widedeep.data.fragments import ColumnKind, Source
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError
 

@@ -189,11 +189,6 @@ def large_fragments(source: Source, pool_rows: int) -> str | None:
     )
 
 
-def rank_rows(num_rows: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return the slice of a global batch that one rank takes; the ranks' slices cover it once."""
-    return num_rows * rank // world_size, num_rows * (rank + 1) // world_size
-
-
 def _check_at_least(lowest: int, **numbers: int) -> None:
     for name, number in numbers.items():
         if not lowest <= number <= _MASK_64:
@@ -259,18 +254,12 @@ class BatchReader:
         prefetch: int = 2,
         threads: int = 1,
         encoded: Callable[[Fragment], Batch] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         for name, number in (("prefetch", prefetch), ("threads", threads)):
             if number < 1:
                 raise ConfigError(f"{name}: got {number}, expected at least 1")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank: got {rank}, expected 0 <= rank < world_size = {world_size}")
         plan.position(start_batch)
-        self._read_batches = _BatchCutter(
-            source, encode, encoded, plan, start_batch, threads, (rank, world_size)
-        )
+        self._read_batches = _BatchCutter(source, encode, encoded, plan, start_batch, threads)
         self._prefetch = prefetch
         self._open: list[tuple[_Channel, threading.Thread]] = []
 
@@ -365,7 +354,6 @@ class _BatchCutter:
     plan: EpochPlan
     start_batch: int
     threads: int
-    share: tuple[int, int]
 
     def run(self, channel: _Channel) -> None:
         error: BaseException | None = None
@@ -432,14 +420,9 @@ class _BatchCutter:
         return parts
 
     def _batches(self, pieces: Iterator[Batch]) -> Iterator[Batch]:
-        """Cut at the plan's boundaries and take this rank's share."""
+        """Cut at the plan's boundaries."""
         limits = map(self.plan.batch_rows, range(self.start_batch, self.plan.num_batches))
-        rank, world_size = self.share
-        for batch in _cut(pieces, (last - first for first, last in limits)):
-            if world_size == 1:
-                yield batch
-            else:
-                yield batch.slice(*rank_rows(len(batch), rank, world_size))
+        return _cut(pieces, (last - first for first, last in limits))
 
 
 class _Fragments:

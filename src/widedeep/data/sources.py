@@ -15,17 +15,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import plain_table
-from widedeep.data.csv_input import ColumnKind, CsvColumns, csv_batches, is_csv
+from widedeep.data.formats import format_of, known_suffixes
 from widedeep.data.fragments import (
+    ColumnKind,
     Input,
+    InputFormat,
     Part,
     Source,
     Spool,
     batches_reader,
-    cast_parts,
+    check_columns,
+    selected_columns,
     table_input,
 )
-from widedeep.data.parquet_input import parquet_input, spooled_input
+from widedeep.data.parquet_input import spooled_input
 from widedeep.data.paths import input_paths
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.kernels.transform import fingerprint64
@@ -204,9 +207,8 @@ def _share_after(values: pa.ChunkedArray, column: str) -> NDArray[np.float64]:
 Data: TypeAlias = Any
 """A path, glob or list of them; a data frame; Arrow data; a list of dicts; a dict of columns."""
 
-_Opener: TypeAlias = Callable[[Path, Sequence[str] | None, Spool], Input]
 _ALLOWED = (
-    "expected a path or glob of .parquet, .csv or .feather files, a list of them, a pandas or "
+    f"expected a path or glob of files ({known_suffixes()}), a list of them, a pandas or "
     "Polars DataFrame, an Arrow table or record-batch reader, a list of dicts or a dict of columns"
 )
 
@@ -242,79 +244,20 @@ def _inputs(
     paths = input_paths(data)
     if paths is None:
         return [_object_input(data, columns, spool)]
-    inputs = {
-        place: _opener(path)(path, columns, spool)
-        for place, path in enumerate(paths)
-        if not is_csv(path)
-    }
-    csv_columns = CsvColumns(types)
-    for opened in inputs.values():
-        csv_columns.declare(opened.schema)
-    csv = [place for place in range(len(paths)) if place not in inputs]
-    for place in csv:
-        schema, batches = csv_batches(paths[place], columns, csv_columns)
-        reader = pa.RecordBatchReader.from_batches(schema, batches)
-        path = paths[place]
-        inputs[place] = spooled_input(reader, str(path), spool, path=path)
-    decided = csv_columns.decided()
-    for place in csv:
-        inputs[place] = cast_parts(inputs[place], decided)
-    return [inputs[place] for place in range(len(paths))]
-
-
-def _opener(path: Path) -> _Opener:
-    name = path.name.lower()
-    if name.endswith((".parquet", ".pq")):
-        return lambda path, columns, spool: parquet_input(path, spool, columns)
-    if name.endswith((".feather", ".arrow", ".ipc")):
-        return _arrow_file_input
-    raise DataError(
-        f"{path}: unknown kind of file {path.suffix!r}; "
-        "allowed: .parquet, .pq, .csv, .csv.gz, .feather, .arrow, .ipc"
-    )
-
-
-def _arrow_file_input(path: Path, columns: Sequence[str] | None, spool: Spool) -> Input:
-    try:
-        with pa.memory_map(str(path)) as file:
-            reader = _arrow_reader(file)
-            return spooled_input(_selected(reader, columns, str(path)), str(path), spool, path=path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path}: not a complete Arrow file ({error}); it is truncated or of another format: "
-            "write it again, or name the right file"
-        ) from error
-
-
-def _arrow_reader(file: pa.NativeFile) -> pa.RecordBatchReader:
-    is_file_format = file.read(6) == b"ARROW1"
-    file.seek(0)
-    if not is_file_format:
-        return pa.ipc.open_stream(file)
-    opened = pa.ipc.open_file(file)
-    batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
-    return pa.RecordBatchReader.from_batches(opened.schema, batches)
-
-
-def _selected(
-    reader: pa.RecordBatchReader, columns: Sequence[str] | None, origin: str
-) -> pa.RecordBatchReader:
-    """Drop the columns that are not needed, so that they are not copied to the spool."""
-    if columns is None:
-        return reader
-    _check_columns(columns, reader.schema.names, origin)
-    schema = pa.schema([reader.schema.field(name) for name in columns])
-    return pa.RecordBatchReader.from_batches(
-        schema, (batch.select(list(columns)) for batch in reader)
-    )
-
-
-def _check_columns(columns: Sequence[str], present: Sequence[str], origin: str) -> None:
-    for name in columns:
-        if name not in present:
-            raise DataError(f"{origin}: no column {name!r}; {nearest(name, present)}")
-        if list(present).count(name) > 1:
-            raise DataError(f"{origin}: two columns are named {name!r}; rename or drop one of them")
+    indices_of: dict[InputFormat, list[int]] = {}
+    for index, path in enumerate(paths):
+        indices_of.setdefault(format_of(path), []).append(index)
+    inputs: dict[int, Input] = {}
+    types = dict(types)
+    # Files that state their types come first: columns of the others take these.
+    for file_format in sorted(indices_of, key=lambda file_format: not file_format.typed):
+        indices = indices_of[file_format]
+        opened = file_format.open([paths[index] for index in indices], columns, spool, types)
+        inputs |= zip(indices, opened, strict=True)
+        for field in (field for one in opened for field in one.schema if file_format.typed):
+            if isinstance(types.get(field.name, ""), str):
+                types[field.name] = field.type
+    return [inputs[index] for index in range(len(paths))]
 
 
 def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
@@ -332,12 +275,12 @@ def _object_input(data: Data, columns: list[str] | None, spool: Spool) -> Input:
         return table_input(_arrow_table(data, origin), origin, columns)
     if hasattr(data, "__arrow_c_stream__"):
         reader = _stream_reader(data, origin)
-        return spooled_input(_selected(reader, columns, origin), origin, spool)
+        return spooled_input(selected_columns(reader, columns, origin), origin, spool)
     if library == "numpy" or isinstance(data, bytes):
         raise DataError(f"data: got {origin[4:]}, whose columns have no names; {_ALLOWED}")
     if isinstance(data, Iterable):
         reader = batches_reader(data, origin)
-        return spooled_input(_selected(reader, columns, origin), origin, spool)
+        return spooled_input(selected_columns(reader, columns, origin), origin, spool)
     raise DataError(f"data: got {origin[4:]}; {_ALLOWED}")
 
 
@@ -366,7 +309,7 @@ def pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Table
         raise DataError(f"{origin}: two columns are named {doubled!r}; rename or drop one of them")
     _names(present, origin)
     if columns is not None:
-        _check_columns(columns, present, origin)
+        check_columns(columns, present, origin)
     wanted = present if columns is None else columns
     # NaN in a data frame is how pandas writes a missing value.
     arrays = [
@@ -430,7 +373,7 @@ def _check_zones(values: Any, name: str, origin: str) -> None:
 def _mapping_table(mapping: Mapping[Any, Any], columns: list[str] | None, origin: str) -> pa.Table:
     keys = _names(mapping, origin)
     if columns is not None:
-        _check_columns(columns, list(keys), origin)
+        check_columns(columns, list(keys), origin)
     arrays = {name: _converted(mapping[key], name, origin, _column) for name, key in keys.items()}
     lengths = {name: len(values) for name, values in arrays.items()}
     if len(set(lengths.values())) > 1:

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
-from widedeep.data.csv_input import ColumnKind
-from widedeep.data.fragments import Source, column_stream, origin_of
+from widedeep.data.fragments import ColumnKind, Source, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from widedeep.data.arrow_types import unified_schema
-from widedeep.data.csv_input import ColumnKind, is_csv, line_of_value
-from widedeep.data.fragments import Source, column_stream
-from widedeep.data.parquet_input import parquet_schema
+from widedeep.data.arrow_types import is_text, unified_schema
+from widedeep.data.formats import find_format, format_of
+from widedeep.data.fragments import ColumnKind, Source, column_stream
+from widedeep.data.parquet_input import PARQUET, parquet_schema
 from widedeep.data.paths import input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
@@ -32,7 +31,6 @@ from widedeep.join.times import (
 )
 
 AnySource = ImpressionLog | ActionLog | Attributes
-_PARQUET = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class Opened:
     schema: Mapping[str, pa.DataType]  # Arrow type of each column
     files: tuple[Path, ...]  # Where the rows are
     spooled: bool = False  # True if ``files`` is a copy of a table that was in memory
-    is_csv: bool = False  # True if all rows are in CSV files
+    untyped: bool = False  # True if all rows are in files without types, such as CSV
 
     def type_of(self, column: str, role: str) -> pa.DataType:
         """Return a column's type, or say which column was meant."""
@@ -64,7 +62,7 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
     try:
         files = [file.absolute() for file in input_paths(source.path) or ()]
         copies = _Copies(spool / name)
-        if files and all(file.suffix.lower() in _PARQUET for file in files):
+        if files and all(find_format(file) is PARQUET for file in files):
             schema, readable = _parquet_files(files, copies)
         else:
             schema, readable = copies.write(source.path, _column_kinds(source))
@@ -78,7 +76,7 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
         schema={field.name: field.type for field in schema},
         files=tuple(files or readable),
         spooled=not files,
-        is_csv=bool(files) and all(map(is_csv, files)),
+        untyped=bool(files) and not any(format_of(file).typed for file in files),
     )
 
 
@@ -191,14 +189,6 @@ def _coarser(kind: pa.DataType) -> pa.DataType:
     return pa.timestamp("us", kind.tz) if ns else kind
 
 
-def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a type holds text, dictionaries of it included."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(is_kind(kind) for is_kind in kinds)
-
-
 def id_column(opened: Opened, column: str, role: str) -> tuple[str, bool]:
     """Return an id as SQL, and whether it is text."""
     kind = opened.type_of(column, role)
@@ -277,7 +267,7 @@ def _damaged_file(inputs: Sequence[Opened]) -> str | None:
     """Read every Parquet file of the inputs; return what is wrong with the first damaged one."""
     for opened in inputs:
         for file in opened.files:
-            if file.suffix.lower() not in _PARQUET:
+            if find_format(file) is not PARQUET:
                 continue
             try:
                 with open_source(file) as source:
@@ -291,26 +281,13 @@ def _damaged_file(inputs: Sequence[Opened]) -> str | None:
 def located(opened: Opened, column: str, value: Any) -> str:
     """Return a value with the file and row that hold it first: ``'soon' in row 7 of shown.csv``."""
     for file in opened.files:
-        row = _row_of(file, column, value)
+        file_format = find_format(file)
+        locate = None if file_format is None else file_format.locate
+        row = None if locate is None else locate(file, column, value)
         if row is not None:
             what = "the table" if opened.spooled else str(file)
             return f"{value!r} in {row} of {what}"
     return repr(value)
-
-
-def _row_of(file: Path, column: str, value: Any) -> str | None:
-    if file.suffix.lower() in _PARQUET:
-        before = 0
-        with pq.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches(columns=[column]):
-                index = pc.index(batch.column(0), value).as_py()
-                if index >= 0:
-                    return f"row {before + index + 1:,}"
-                before += batch.num_rows
-    elif is_csv(file):
-        line = line_of_value(file, column, str(value))
-        return None if line is None else f"line {line:,}"
-    return None
 
 
 _TO_MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from widedeep.data.arrow_types import is_text
 from widedeep.data.counting import ValueCounter
 from widedeep.features.numbers import ExactSums
 from widedeep.join.config import SPLITS
@@ -46,7 +47,7 @@ def column_statistics(
                 continue
             if counter is None:
                 counter = ValueCounter(
-                    "bytes" if _is_text(values.type) else "int64",
+                    "bytes" if is_text(values.type) else "int64",
                     memory_limit_bytes=_COUNTER_BYTES,
                     spill_dir=spill_dir,
                 )
@@ -71,10 +72,6 @@ def _flat(values: pa.Array) -> pa.Array:
     return values.flatten() if nested else values
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
 def _wider(bounds: list[Any], values: pa.Array) -> list[Any]:
     """Return the least and the greatest number so far; of text and booleans there are none."""
     if pa.types.is_floating(values.type):
@@ -90,7 +87,7 @@ def _wider(bounds: list[Any], values: pa.Array) -> list[Any]:
 
 def _countable(values: pa.Array) -> pa.Array:
     """Return text as it is, and all else as integers in the order of the values."""
-    if _is_text(values.type):
+    if is_text(values.type):
         longest = pc.max(pc.binary_length(values)).as_py()
         return pc.utf8_slice_codeunits(values, 0, _TEXT_CHARACTERS) if longest > 65_536 else values
     if pa.types.is_boolean(values.type):
@@ -108,7 +105,7 @@ def _ordered_bits(values_B: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def _shown(kind: pa.DataType) -> Callable[[Any], str]:
     """Return what makes text of what was counted of a type."""
-    if _is_text(kind):
+    if is_text(kind):
         return bytes.decode
     if pa.types.is_boolean(kind):
         return lambda key: str(bool(key))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from widedeep.data.arrow_types import is_text
 from widedeep.errors import ConfigError, DataError
 from widedeep.join.config import Attributes, JoinConfig, check_delays
 from widedeep.join.coverage import Coverage, log_coverage
@@ -20,7 +21,6 @@ from widedeep.join.inputs import (
     carried_columns,
     damaged_files_named,
     id_column,
-    is_text,
     located,
     note_finer,
     open_input,
@@ -254,7 +254,7 @@ class _Sources:
 
     def _id(self, opened: Opened, column: str, of: str) -> str:
         sql, text = id_column(opened, column, of)
-        if opened.is_csv and not text and of in self.text_ids:
+        if opened.untyped and not text and of in self.text_ids:
             # Integers of CSV are written as integers are: their text is the file's.
             sql, text = f"CAST({quoted(column)} AS VARCHAR)", True
         before = self.text.setdefault(of, text)

@@ -1,0 +1,34 @@
+"""The file formats of inputs: one entry each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from widedeep.data.arrow_input import ARROW_FILE
+from widedeep.data.csv_input import CSV
+from widedeep.data.fragments import InputFormat
+from widedeep.data.parquet_input import PARQUET
+from widedeep.errors import DataError
+
+FORMATS: tuple[InputFormat, ...] = (PARQUET, CSV, ARROW_FILE)
+
+
+def find_format(path: Path) -> InputFormat | None:
+    """Return the format that a file's name states, None for any other file."""
+    name = path.name.lower()
+    return next((known for known in FORMATS if name.endswith(known.suffixes)), None)
+
+
+def format_of(path: Path) -> InputFormat:
+    """Return the format that a file's name states."""
+    file_format = find_format(path)
+    if file_format is None:
+        raise DataError(
+            f"{path}: unknown kind of file {path.suffix!r}; allowed: {known_suffixes()}"
+        )
+    return file_format
+
+
+def known_suffixes() -> str:
+    """Return the suffixes of all formats as text."""
+    return ", ".join(suffix for known in FORMATS for suffix in known.suffixes)
