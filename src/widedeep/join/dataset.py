@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import pyarrow.parquet as pq
 
 from widedeep._version import __version__
 from widedeep.errors import DataError
-from widedeep.features.numbers import ExactSum
 from widedeep.files import atomic_directory, file_sha256, write_text_whole
 from widedeep.join.config import SPLITS, JoinConfig
 from widedeep.join.engines import Engine
@@ -112,8 +110,8 @@ class Shard:
     split: str  # ``"train"``, ``"valid"`` or ``"test"``
     file: str  # Its path in the dataset
     rows: int  # Number of examples
-    labels: dict[str, Fraction]  # Sum of each label, without rounding
-    weight: Fraction  # Sum of the weights, likewise
+    labels: dict[str, float]  # Sum of each label
+    weight: float  # Sum of the weights
     first_us: int | None  # The first event time; None if it has no row
     last_us: int | None  # The last event time
     bytes: int  # Its size
@@ -182,12 +180,12 @@ class _SplitWriter:
                 self.folder / self.file, examples.schema, compression="snappy"
             )
             self.rows = 0
-            self.sums = {name: ExactSum() for name in (*self.labels, "weight")}
+            self.sums = dict.fromkeys((*self.labels, "weight"), 0.0)
             self.range: list[int] = []
         self.writer.write_table(examples, row_group_size=ROW_GROUP)
         self.rows += table.num_rows
-        for name, total in self.sums.items():
-            total.add(examples.column(name).to_numpy().astype(np.float64))
+        for name in self.sums:
+            self.sums[name] += float(examples.column(name).to_numpy().sum(dtype=np.float64))
         bounds = pc.min_max(times).as_py()
         found = [*self.range, bounds["min"], bounds["max"]]
         self.range = [min(found), max(found)]
@@ -202,8 +200,8 @@ class _SplitWriter:
                 split=self.split,
                 file=self.file,
                 rows=self.rows,
-                labels={name: self.sums[name].value for name in self.labels},
-                weight=self.sums["weight"].value,
+                labels={name: self.sums[name] for name in self.labels},
+                weight=self.sums["weight"],
                 first_us=self.range[0],
                 last_us=self.range[1],
                 bytes=os.path.getsize(path),
@@ -226,7 +224,7 @@ def read_part(path: Path) -> tuple[list[Shard], dict[str, Any]] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    shards = [_shard(told) for told in record["shards"]]
+    shards = [Shard(**shard) for shard in record["shards"]]
     for shard in shards:
         file = path.with_suffix("") / shard.file
         if not file.exists() or file_sha256(file) != shard.sha256:
@@ -239,11 +237,6 @@ def record_part(path: Path, shards: Sequence[Shard], counts: dict[str, Any]) -> 
     record = {"shards": [dataclasses.asdict(shard) for shard in shards], "counts": counts}
     # A sum is told as a fraction: rounded, its shards would not add up to the whole.
     write_text_whole(path, json.dumps(record, default=str))
-
-
-def _shard(told: dict[str, Any]) -> Shard:
-    labels = {name: Fraction(total) for name, total in told["labels"].items()}
-    return Shard(**{**told, "labels": labels, "weight": Fraction(told["weight"])})
 
 
 def split_rows(shards: Iterable[Shard]) -> Iterator[tuple[str, list[Shard]]]:
@@ -401,15 +394,15 @@ def _split(shards: Sequence[Shard]) -> dict[str, Any]:
     labels = list(shards[0].labels) if shards else []
     return {
         "rows": sum(shard.rows for shard in shards),
-        "labels": {name: float(sum(shard.labels[name] for shard in shards)) for name in labels},
-        "weight": float(sum(shard.weight for shard in shards)),
+        "labels": {name: sum(shard.labels[name] for shard in shards) for name in labels},
+        "weight": sum((shard.weight for shard in shards), 0.0),
         "first_us": min((shard.first_us or 0 for shard in filled), default=None),
         "last_us": max((shard.last_us or 0 for shard in filled), default=None),
         "shards": [
             {
                 "file": shard.file,
                 "rows": shard.rows,
-                "labels": {name: float(total) for name, total in shard.labels.items()},
+                "labels": shard.labels,
                 "bytes": shard.bytes,
                 "sha256": shard.sha256,
                 "first_us": shard.first_us,

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import is_text
 from widedeep.data.counting import ValueCounter
-from widedeep.features.numbers import ExactSums
 from widedeep.join.config import SPLITS
 from widedeep.join.times import moment_text
 from widedeep.page import column_chart, document, note, section, table
@@ -143,8 +142,8 @@ class RateSums:
     def __init__(self, low: int = 0, span: int = 1) -> None:
         self._low, self._span = low, span
         self._rows: dict[int, int] = {}
-        self._weights = ExactSums()
-        self._labels: dict[str, ExactSums] = {}
+        self._weights: dict[int, float] = {}
+        self._labels: dict[str, dict[int, float]] = {}
 
     def add(
         self,
@@ -156,34 +155,34 @@ class RateSums:
         present_B = np.asarray(keys.is_valid())
         key_B = keys.drop_null().to_numpy().astype(np.int64)
         weight_B = weight_B[present_B]
-        found, group_B = np.unique((key_B - self._low) // self._span, return_inverse=True)
-        groups = found.tolist()
-        for group, rows in zip(groups, np.bincount(group_B).tolist(), strict=True):
-            self._rows[group] = self._rows.get(group, 0) + rows
-        self._weights.add(groups, group_B, weight_B)
+        # (G,) groups of these rows, ascending; (B,) which of them each row belongs to
+        groups_G, group_B = np.unique((key_B - self._low) // self._span, return_inverse=True)
+        groups = groups_G.tolist()
+        _add(self._rows, groups, np.bincount(group_B).tolist())
+        _add(self._weights, groups, np.bincount(group_B, weight_B).tolist())
         for name, label_B in labels.items():
-            sums = self._labels.setdefault(name, ExactSums())
-            sums.add(groups, group_B, weight_B * label_B[present_B])
+            sums = self._labels.setdefault(name, {})
+            _add(sums, groups, np.bincount(group_B, weight_B * label_B[present_B]).tolist())
         for group in sorted(self._rows)[_MOST_GROUPS:]:
-            self._forget(group)
-
-    def _forget(self, group: int) -> None:
-        """Drop a group: 200 lie before it, so it will not be told."""
-        del self._rows[group]
-        for sums in (self._weights, *self._labels.values()):
-            sums.drop(group)
+            del self._rows[group], self._weights[group]
+            for sums in self._labels.values():
+                del sums[group]
 
     def rates(self, label: str) -> list[dict[str, Any]]:
         """Return of each group where it begins, its rows, and the weighted mean of a label."""
-        sums = self._labels.get(label, ExactSums())
         return [
             {
                 "from": self._low + group * self._span,
                 "rows": self._rows[group],
-                "rate": float(sums.value(group) / self._weights.value(group)),
+                "rate": self._labels[label][group] / self._weights[group],
             }
             for group in sorted(self._rows)
         ]
+
+
+def _add(totals: dict[int, Any], groups: Sequence[int], values: Sequence[float]) -> None:
+    for group, value in zip(groups, values, strict=True):
+        totals[group] = totals.get(group, 0) + value
 
 
 _BUCKETS = 24
