@@ -185,7 +185,7 @@ def test_the_command_that_goes_on(run: Run, copy: Path, monkeypatch: pytest.Monk
         patched.setattr(follow.time, "sleep", pressed)
         code, _, err = run("train", "ads.toml", "--resume", *WORDS, *words)
     assert code == 130
-    on = "--follow new --idle 0.3 --export-rows 1000000 --judge-rows 5000"
+    on = "--follow new --poll 0.05 --idle 0.3 --export-rows 1000000 --judge-rows 5000"
     assert on in err
     for i in (2, 3, 4):
         pq.write_table(ads_table(1000, 20 + i), copy / f"new/{i}.parquet")

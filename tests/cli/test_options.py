@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import pytest
 
@@ -25,11 +25,12 @@ class Config:
     """
 
     rows: int = 10_000
-    fraction: float = field(default=0.5, metadata={"help": "fraction, 100 % at most"})
+    fraction: Annotated[float, "fraction, 100 % at most"] = 0.5
     mode: Literal["fast", "slow"] = "fast"
-    path: str | None = field(default=None, metadata={"help": "a file"})
+    path: Annotated[str | None, "a file"] = None
     loud: bool = False
-    page: bool = field(default=True, metadata={"help": "leave out the page"})
+    page: Annotated[bool, "serve a page"] = True
+    names: Annotated[tuple[str, ...], "a name"] = ()
 
 
 FLAGS = {
@@ -39,6 +40,7 @@ FLAGS = {
     "path": "--file FILE",
     "loud": "--loud",
     "page": "--no-page",
+    "names": "--name NAME",
 }
 
 
@@ -60,7 +62,10 @@ def test_help_and_default_are_those_of_the_field(parser: argparse.ArgumentParser
     assert "--rows N rows to read, at least 1 (default: 20,000)" in text
     assert "--fraction F fraction, 100 % at most (default: 0.5)" in text
     assert "--mode {fast,slow} how to read (default: fast)" in text
-    assert "--file FILE a file --loud say more --no-page leave out the page" in text
+    assert (
+        "--file FILE a file --loud say more --no-page do not serve a page --name NAME a name"
+        in text
+    )
     assert "second sentence" not in text
 
 
@@ -71,6 +76,7 @@ def test_help_and_default_are_those_of_the_field(parser: argparse.ArgumentParser
         (["--rows", "3", "--fraction", "0"], {"rows": 3, "fraction": 0.0}),
         (["--mode", "slow", "--file", "x"], {"mode": "slow", "path": "x"}),
         (["--loud", "--no-page"], {"loud": True, "page": False}),
+        (["--name", "a", "--name", "b"], {"names": ["a", "b"]}),
     ],
 )
 def test_values_of_typed_options(

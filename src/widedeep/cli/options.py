@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
 import re
 import types
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from widedeep.cli.parser import real, whole
+from widedeep.options import field_help
 
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -32,24 +32,22 @@ def add_fields(
     """
     kind = type(config)
     hints = typing.get_type_hints(kind)
-    texts = _described(kind)
-    for entry in dataclasses.fields(kind):
-        if entry.name not in flags:
-            continue
-        flag, _, metavar = flags[entry.name].partition(" ")
-        hint, default = _without_none(hints[entry.name]), getattr(config, entry.name)
-        text = entry.metadata.get("help") or texts[entry.name]
+    texts = {**_described(kind), **field_help(kind)}
+    for name, words in flags.items():
+        flag, _, metavar = words.partition(" ")
+        hint, default = _without_none(hints[name]), getattr(config, name)
         if hint is bool:
+            text = f"do not {texts[name]}" if default else texts[name]
             parser.add_argument(flag, action="store_const", const=not default, help=text)
             continue
-        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else None
-        reader = (readers or {}).get(entry.name, _READERS.get(hint))
+        reader: Any = (readers or {}).get(name, _READERS.get(hint))
         parser.add_argument(
             flag,
-            type=reader or str,
-            choices=choices,
+            action="append" if default == () else "store",
+            type=reader,
+            choices=typing.get_args(hint) if typing.get_origin(hint) is Literal else None,
             metavar=metavar or None,
-            help=_with_default(text, default).replace("%", "%%"),
+            help=_with_default(texts[name], default).replace("%", "%%"),
         )
 
 
@@ -67,7 +65,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _with_default(text: str, default: object) -> str:
-    if default is None:
+    if default in (None, (), "") or "(default" in text:
         return text
     if isinstance(default, int | float):
         return f"{text} (default: {default:,})".replace(".0)", ")")
@@ -79,6 +77,8 @@ def _described(kind: type) -> dict[str, str]:
     _, _, args = (inspect.getdoc(kind) or "").partition("Args:\n")
     texts = {}
     for name, text in _ENTRY.findall(args):
-        sentence = re.split(r"(?<=\w)[.;] ", " ".join(text.split()))[0].removesuffix(".")
-        texts[name] = sentence[:1].lower() + sentence[1:]
+        sentence = re.split(r"(?<=[\w)])[.;] ", " ".join(text.split()))[0].removesuffix(".")
+        sentence = sentence.replace("``", "")
+        acronym = sentence[1:2].isupper()
+        texts[name] = sentence if acronym else sentence[:1].lower() + sentence[1:]
     return texts

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 from widedeep.cli.output import say
 from widedeep.errors import nearest
-from widedeep.options import field_help
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -149,41 +147,6 @@ def real(text: str, least: float = 0.0, most: float = math.inf) -> float:
             f"got {text[:40]!r}, expected a number of at least {least:g}{upper}"
         )
     return value
-
-
-Flag: TypeAlias = tuple[str, Callable[[str], Any] | None, str | None]
-"""An option's flag, the reading of its text (None: as it is), and its metavar."""
-
-
-def add_flags(parser: argparse.ArgumentParser, config: type, flags: Mapping[str, Flag]) -> None:
-    """Add an option for each field; help, default and choices are those of the dataclass."""
-    texts, hints = field_help(config), get_type_hints(config)
-    for field in dataclasses.fields(config):
-        if field.name not in flags:
-            continue
-        flag, read, metavar = flags[field.name]
-        default = None if field.default is dataclasses.MISSING else field.default
-        shows = default is not None and default is not False and default != ()
-        number = f"{default:g}" if isinstance(default, float) else default
-        text = texts[field.name] + (f" (default: {number})" if shows else "")
-        if hints[field.name] is bool:
-            parser.add_argument(flag, action="store_true", help=text)
-        elif get_origin(hints[field.name]) is Literal:
-            choices = get_args(hints[field.name])
-            parser.add_argument(flag, choices=choices, default=default, help=text)
-        elif default == ():
-            parser.add_argument(flag, action="append", default=[], metavar=metavar, help=text)
-        else:
-            reading: dict[str, Any] = {} if read is None else {"type": read}
-            parser.add_argument(flag, default=default, metavar=metavar, help=text, **reading)
-
-
-def flag_values(arguments: argparse.Namespace, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """Return the fields that :func:`add_flags` added options for."""
-    return {
-        name: getattr(arguments, flag.removeprefix("--").replace("-", "_"))
-        for name, (flag, _, _) in flags.items()
-    }
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:

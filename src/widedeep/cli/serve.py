@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.bundle.layout import SCHEMA, read_warmup
+from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import next_line, print_json, say
 from widedeep.cli.parser import (
-    Flag,
-    add_flags,
-    flag_values,
     period,
     positive,
-    real,
     seconds,
     share,
     threads,
@@ -44,73 +41,91 @@ NEXT = "the request that it prints; after Ctrl-C: widedeep report models/ads"
 _GRACE_S = 5.0
 _EXAMPLE_ITEMS = 2
 
-_SETTINGS: dict[str, Flag] = {
-    "keys": ("--keys", None, "FILE"),
-    "admin": ("--admin", None, None),
-    "admin_hosts": ("--admin-host", None, "NAME"),
-    "tls_certificate": ("--tls-certificate", None, "PEM"),
-    "tls_key": ("--tls-key", None, "PEM"),
-    "tls_client_ca": ("--tls-client-ca", None, "PEM"),
-    "popularity": ("--popularity", None, "COLUMN"),
-    "category": ("--category", None, "COLUMN"),
-    "workers": ("--workers", threads, "N"),
-    "queue": ("--queue", positive, "N"),
-    "max_wait_ms": ("--max-wait-ms", real, "MS"),
-    "deadline_ms": ("--deadline-ms", real, "MS"),
-    "max_body": ("--max-body", positive, "BYTES"),
-    "max_candidates": ("--max-candidates", positive, "N"),
-    "drain_s": ("--drain", seconds, "S"),
-    "drain_delay_s": ("--drain-delay", seconds, "S"),
-    "request_log": ("--log-requests", None, None),
+_NETWORK = {
+    "workers": "--workers N",
+    "keys": "--keys FILE",
+    "admin": "--admin",
+    "admin_hosts": "--admin-host NAME",
+    "page": "--no-page",
+    "tls_certificate": "--tls-certificate PEM",
+    "tls_key": "--tls-key PEM",
+    "tls_client_ca": "--tls-client-ca PEM",
 }
-_REGISTRY: dict[str, Flag] = {
-    "items": ("--items", None, "PARQUET"),
-    "item_id": ("--item-id", None, "COLUMN"),
-    "unknown_items": ("--unknown-items", None, None),
-    "cache": ("--cache", None, "DIR"),
-    "poll_s": ("--poll", period, "S"),
-    "threads": ("--threads", threads, "N"),
-    "max_values": ("--max-request-values", positive, "N"),
+_REGISTRY = {
+    "items": "--items PARQUET",
+    "item_id": "--item-id COLUMN",
+    "unknown_items": "--unknown-items",
+    "poll_s": "--poll S",
+    "cache": "--cache DIR",
+    "threads": "--threads N",
+    "max_values": "--max-request-values N",
 }
-_LOG: dict[str, Flag] = {
-    "directory": ("--log", None, "DIR"),
-    "user_id": ("--log-user", None, "COLUMN"),
-    "sample": ("--log-sample", share, "FRACTION"),
-    "columns": ("--log-columns", None, "NAMES"),
-    "hash_key_file": ("--log-hash-key", None, "FILE"),
-    "days": ("--log-days", real, "N"),
-    "nbytes": ("--log-bytes", positive, "N"),
+_CATALOGUE = {"popularity": "--popularity COLUMN", "category": "--category COLUMN"}
+_LIMITS = {
+    "queue": "--queue N",
+    "max_wait_ms": "--max-wait-ms MS",
+    "deadline_ms": "--deadline-ms MS",
+    "max_body": "--max-body BYTES",
+    "max_candidates": "--max-candidates N",
+    "drain_s": "--drain S",
+    "drain_delay_s": "--drain-delay S",
+    "request_log": "--log-requests",
+}
+_LOG = {
+    "directory": "--log DIR",
+    "user_id": "--log-user COLUMN",
+    "sample": "--log-sample FRACTION",
+    "columns": "--log-columns NAMES",
+    "hash_key_file": "--log-hash-key FILE",
+    "days": "--log-days N",
+    "nbytes": "--log-bytes N",
+}
+_READERS = {
+    **{"workers": threads, "threads": threads, "poll_s": period, "sample": share},
+    **{"drain_s": seconds, "drain_delay_s": seconds},
 }
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
+    settings = Settings()
     parser.add_argument(
         "models",
         nargs="+",
         metavar="MODELS",
-        help="a bundle, a run's folder, a folder of versions, or several of these; NAME=PATH",
+        help="a bundle, a run's folder, a folder of versions, or several of these; NAME=PATH names "
+        "a model",
     )
-    parser.add_argument(
-        "--http", default=":8080", metavar="[HOST]:PORT", help="default: :8080, loopback alone"
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--http",
+        default=f":{settings.port}",
+        metavar="[HOST]:PORT",
+        help=f"HTTP address (default: :{settings.port}, on loopback)",
     )
-    parser.add_argument(
-        "--grpc", metavar="[HOST]:PORT", help="speak the Open Inference Protocol over gRPC too"
+    network.add_argument(
+        "--grpc", metavar="[HOST]:PORT", help="gRPC address, for the Open Inference Protocol"
     )
-    parser.add_argument(
-        "--no-page", action="store_true", help="leave out the page at / to try requests on"
+    add_fields(network, settings, _NETWORK, _READERS)
+    models = parser.add_argument_group("models and items")
+    models.add_argument(
+        "--latest",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="newest versions to keep loaded (default: 1)",
     )
-    parser.add_argument(
-        "--latest", type=positive, default=1, metavar="N", help="versions kept loaded (default: 1)"
-    )
-    parser.add_argument(
+    models.add_argument(
         "--bfloat16",
         action="store_true",
-        help="multiply in bfloat16, the items' part in half the memory: faster, slightly off",
+        help="multiply in bfloat16: half the memory for the items' part, faster, slightly "
+        "different scores",
     )
-    add_flags(parser, Settings, _SETTINGS)
-    add_flags(parser, RegistryOptions, _REGISTRY)
-    add_flags(parser, LogConfig, _LOG)
+    add_fields(models, RegistryOptions(), _REGISTRY, _READERS)
+    add_fields(models, settings, _CATALOGUE)
+    add_fields(parser.add_argument_group("limits"), settings, _LIMITS, _READERS)
+    log = LogConfig(directory="")
+    add_fields(parser.add_argument_group("impression log"), log, _LOG, _READERS)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -155,27 +170,22 @@ def _say_request(plan: ServeConfig, port: int) -> None:
 
 def _plan(arguments: argparse.Namespace) -> ServeConfig:
     host, port = address(arguments.http)
-    grpc = None if arguments.grpc is None else address(arguments.grpc)
-    settings = flag_values(arguments, _SETTINGS)
-    log = flag_values(arguments, _LOG)
-    if log["columns"] is not None:
+    options = field_values(arguments, {**_NETWORK, **_CATALOGUE, **_LIMITS})
+    settings = Settings(host=host, port=port, **options)
+    longest_ms = max(settings.longest_deadline_ms, settings.deadline_ms)
+    log = field_values(arguments, _LOG)
+    if "columns" in log:
         log["columns"] = tuple(log["columns"].split(","))
     return ServeConfig(
         models=find_models(arguments.models),
-        settings=Settings(
-            host=host,
-            port=port,
-            longest_deadline_ms=max(Settings.longest_deadline_ms, arguments.deadline_ms),
-            page=not arguments.no_page,
-            **settings | {"admin_hosts": tuple(arguments.admin_host)},
-        ),
+        settings=replace(settings, longest_deadline_ms=longest_ms),
         registry=RegistryOptions(
             policy=Latest(arguments.latest),
             precision="bfloat16" if arguments.bfloat16 else "float32",
-            **flag_values(arguments, _REGISTRY),
+            **field_values(arguments, _REGISTRY),
         ),
-        grpc=None if grpc is None else _joined(*grpc),
-        log=None if arguments.log is None else LogConfig(**log),
+        grpc=None if arguments.grpc is None else _joined(*address(arguments.grpc)),
+        log=LogConfig(**log) if "directory" in log else None,
         on_ready=None if arguments.json else _say_request,
     )
 
@@ -202,11 +212,11 @@ def run_plan(plan: ServeConfig, on_listening: Callable[[Settings, int, str | Non
     load_keys(settings)  # a mistake in their file is told here, not by each worker
     if settings.workers == 1:
 
-        def told(port: int, grpc_port: int | None) -> None:
+        def listening(port: int, grpc_port: int | None) -> None:
             host = None if plan.grpc is None else plan.grpc.rpartition(":")[0]
             on_listening(settings, port, None if host is None else f"{host}:{grpc_port}")
 
-        run_worker(Worker(0, 1), plan, told)
+        run_worker(Worker(0, 1), plan, listening)
         return 0
     with ExitStack() as stack:
         # Bound, but not listening: it keeps the port while workers come and go.

@@ -117,9 +117,9 @@ class LogConfig:
     hash_key_file: Annotated[
         str | None, "log a hash of the users' ids, keyed by the bytes of this file"
     ] = None
-    days: Annotated[float | None, "age at which files are deleted (default: never)"] = None
+    days: Annotated[float | None, "age in days at which files are deleted (default: never)"] = None
     nbytes: Annotated[
-        int | None, "total size beyond which the oldest files are deleted (default: never)"
+        int | None, "total size in bytes beyond which the oldest files are deleted (default: never)"
     ] = None
 
 

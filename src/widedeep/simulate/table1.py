@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,29 +48,17 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table1Config:
-    """How the experiment is done.
-
-    Args:
-        store: The simulated store; seed after seed from its own.
-        seeds: Simulated stores, each with three models, 2 to 10.
-        days: Days that are logged for training.
-        live_days: Days of the A/B test.
-        live_requests: Requests per day of the A/B test.
-        negatives: Fraction of the negatives that is trained on.
-        epochs: Most passes; the best by the log loss of the validation days is kept.
-        without_cross: Also train and try Wide & Deep without its cross.
-        threads: Threads of training; None: all.
-    """
+    """How the experiment is done."""
 
     store: StoreConfig = StoreConfig(seed=1, requests_per_day=8000)  # noqa: RUF009 - it is frozen
-    seeds: int = 5
-    days: int = 14
-    live_days: int = 3
-    live_requests: int = 25_000
-    negatives: float = 0.15
-    epochs: int = 3
-    without_cross: bool = False
-    threads: int | None = None
+    seeds: Annotated[int, "simulated stores, each with three models, 2 to 10"] = 5
+    days: Annotated[int, "days that are logged for training"] = 14
+    live_days: Annotated[int, "days of the A/B test"] = 3
+    live_requests: Annotated[int, "requests per day of the A/B test"] = 25_000
+    negatives: Annotated[float, "fraction of the negatives that is trained on"] = 0.15
+    epochs: Annotated[int, "most passes; the best by validation log loss is kept"] = 3
+    without_cross: Annotated[bool, "also train and try Wide & Deep without its cross"] = False
+    threads: Annotated[int | None, "threads of training (default: all)"] = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= 10:

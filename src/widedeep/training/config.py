@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from widedeep.errors import ConfigError
 from widedeep.features import FeatureSpec
@@ -229,21 +229,18 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FollowConfig:
-    """When a run that follows a folder writes a bundle, and where it publishes what passes.
+    """When a run that follows a folder writes a bundle, and where it publishes what passes."""
 
-    Args:
-        publish: Directory of versions, or its URL, in which to publish each bundle that passes the
-            gate on the newest shards; None publishes nothing.
-        export_rows: Rows to learn between two bundles; None: not by rows.
-        export_minutes: Minutes between two bundles; None: not by time.
-        judge_rows: Rows of the newest shards, at least, that the gate judges on before they are
-            learned.
-    """
-
-    publish: str | None = None
-    export_rows: int | None = None
-    export_minutes: float | None = None
-    judge_rows: int = 10_000
+    publish: Annotated[
+        str | None,
+        "directory of versions, or its URL, in which to publish each bundle that passes the gate "
+        "on the newest shards",
+    ] = None
+    export_rows: Annotated[int | None, "rows to learn between two bundles"] = None
+    export_minutes: Annotated[float | None, "minutes between two bundles"] = None
+    judge_rows: Annotated[
+        int, "rows of the newest shards, at least, that the gate judges on before they are learned"
+    ] = 10_000
 
     def __post_init__(self) -> None:
         owner = "[follow]"
