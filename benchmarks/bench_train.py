@@ -262,25 +262,29 @@ def bench_epoch(report: Report, arguments: argparse.Namespace) -> None:
     trainer = wd.Trainer(
         wd.WideDeep(schema), batch_size=2048, threads=threads, progress=False, pool_rows=65_536
     )
-    with trainer.open(str(path), "the log") as source, tempfile.TemporaryDirectory() as folder:
-        encoded = EncodedRows.write(f"{folder}/encoded", trainer.evaluator.transform, source)
+    reader = trainer.evaluator
+    with (
+        reader.open(str(path), "the log") as source,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        encoded = EncodedRows.write(f"{folder}/encoded", reader.transform, source)
         plan = EpochPlan(source, batch_size=2048, seed=0, epoch=0, pool_rows=65_536)
-        held = list(BatchReader(source, trainer.encoder(), plan))
+        held = list(BatchReader(source, reader.encoder(), plan))
 
         def in_memory() -> None:
             for batch in held:
                 trainer.step(batch)
 
         def from_file() -> None:
-            for batch in BatchReader(source, trainer.encoder(), plan):
+            for batch in BatchReader(source, reader.encoder(), plan):
                 trainer.step(batch)
 
         def from_encoded() -> None:
-            for batch in BatchReader(source, trainer.encoder(), plan, encoded=encoded.read):
+            for batch in BatchReader(source, reader.encoder(), plan, encoded=encoded.read):
                 trainer.step(batch)
 
         def input_alone() -> None:
-            for _ in BatchReader(source, trainer.encoder(), plan):
+            for _ in BatchReader(source, reader.encoder(), plan):
                 pass
 
         engines = {

@@ -15,8 +15,15 @@ from mkdocs.structure.files import File, Files
 # What a user meets, in the order of the data path; every other module is shown as the inside.
 FRONT = (
     *("features", "data.infer", "join", "schema", "data.fit", "config", "models.wide_deep"),
-    *("models.mlp", "models.heads", "optim", "training.trainer", "training.early_stopping"),
-    *("training.checkpoint", "metrics", "bundle", "estimators", "serving.ranker"),
+    *("models.mlp", "models.heads", "optim", "training.trainer", "training.config"),
+    *(
+        "training.early_stopping",
+        "training.checkpoint",
+        "metrics",
+        "bundle",
+        "estimators",
+        "serving.ranker",
+    ),
     *("serving.catalogue", "serving.registry", "serving.impressions", "serving.retrieval"),
     *("gate", "publish", "report", "simulate", "errors"),
 )

@@ -84,8 +84,8 @@ def trace_training_step() -> Calls:
         example_data(path)
         trainer = example_trainer(path)
         step = trainer.step
-        with trainer.open(str(path), "training data") as source:
-            batches = trainer.batches(source, targets=True, batch_size=BATCH_SIZE)
+        with trainer.evaluator.open(str(path), "training data") as source:
+            batches = trainer.evaluator.batches(source, targets=True, batch_size=BATCH_SIZE)
             for number in range(WARM_STEPS):
                 step(next(batches), step=number + 1)
             batch = next(batches)

@@ -25,7 +25,7 @@ from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfit
 from widedeep.training.evaluation import Evaluator
 from widedeep.training.progress import Callbacks, Progress, RecentScores
 from widedeep.training.state import Position, TrainState
-from widedeep.training.step import StepResult
+from widedeep.training.step import DenseResult
 
 _NO_WEIGHT = (
     "weight {!r}: got 0 in every row of the training data, from which nothing is learned; give "
@@ -211,7 +211,7 @@ class TrainingRun:
         position.rows += len(batch)
         self._count(batch, result)
 
-    def _count(self, batch: Batch, result: StepResult) -> None:
+    def _count(self, batch: Batch, result: DenseResult) -> None:
         state, losses_B = self.state, result.losses_B
         if batch.weight_B is None:
             total, weight = losses_B.sum(), float(len(batch))

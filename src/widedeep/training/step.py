@@ -41,7 +41,7 @@ class DenseResult:
     """The forward and backward pass of the dense part; gradients are sums over examples."""
 
     logits_BC: Tensor
-    losses_B: Tensor
+    losses_B: Tensor  # Loss of each example, heads summed, before its weight
     grad_BC: Tensor
     grad_BX: Tensor | None = None  # Gradient of the deep input, None without towers
     sequence_grads: Mapping[str, Tensor] = field(default_factory=dict)  # (N, D) by feature
@@ -56,14 +56,6 @@ class RowGradients:
     optimizer: Optimizer
     groups: Groups
     grads_UD: Tensor
-
-
-@dataclass(slots=True)
-class StepResult:
-    """What a step reports."""
-
-    logits_BC: Tensor  # Logits of the batch before it was learned
-    losses_B: Tensor  # Loss of each example, heads summed, before its weight
 
 
 class TrainStep:
@@ -105,8 +97,11 @@ class TrainStep:
         """False if a state dict was loaded into the model since the last step."""
         return self._loads == self.model.loads
 
-    def __call__(self, batch: Batch, *, rate: float = 1.0, step: int = 1) -> StepResult:
-        """Learn one batch of B examples; ``rate`` is the schedule's factor of this step."""
+    def __call__(self, batch: Batch, *, rate: float = 1.0, step: int = 1) -> DenseResult:
+        """Learn one batch of B examples; ``rate`` is the schedule's factor of this step.
+
+        The result holds the logits of the batch before it was learned.
+        """
         if not self.is_current:
             self._restart()
         with kernels.spin_wait() if self.model.device.type == "cpu" else nullcontext():
@@ -114,7 +109,7 @@ class TrainStep:
             result = self.dense_pass(batch, gathered, step=step)
             gradients = self.reduce(batch, gathered, result)
             self.apply(gradients, len(batch), rate=rate, step=step)
-        return StepResult(result.logits_BC, result.losses_B)
+        return result
 
     def group_and_gather(self, batch: Batch) -> Gathered:
         """Group duplicate ids and look their rows up."""

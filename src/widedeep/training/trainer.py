@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.data.batch import Batch
-from widedeep.data.fragments import InputRecord, Source, check_same_inputs
+from widedeep.data.fragments import InputRecord, check_same_inputs
 from widedeep.data.transform import Transform
 from widedeep.errors import CheckpointError, ConfigError, nearest, show_value
 from widedeep.kernels.threads import limit_spinning
@@ -34,7 +33,7 @@ from widedeep.training.config import (
 )
 from widedeep.training.dense import DenseOptimizer, resolve_precision
 from widedeep.training.early_stopping import EarlyStopping, as_stopping, configured_stopping
-from widedeep.training.evaluation import EVALUATION_ROWS, Evaluator, metric_names
+from widedeep.training.evaluation import Evaluator, metric_names
 from widedeep.training.export import export_bundle
 from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
@@ -264,10 +263,10 @@ class Trainer:
             stopping.check_monitor(metric_names(self.model))
         state = self.state
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(self.open(data, "training data"))
+            source = stack.enter_context(self.evaluator.open(data, "training data"))
             valid_source = None
             if valid is not None:
-                valid_source = stack.enter_context(self.open(valid, "validation data"))
+                valid_source = stack.enter_context(self.evaluator.open(valid, "validation data"))
             state.inputs = source.describe()
             state.position = Position(updates=state.position.updates)
             state.warmup.rows = []
@@ -419,19 +418,6 @@ class Trainer:
         config = WarmStartConfig(path=path, transfer=patterns, widths=widths)  # type: ignore[arg-type]
         return warm_start(self.state, config)
 
-    def open(self, data: object, role: str, *, targets: bool = True) -> Source:
-        """Open data with the columns this model needs.
-
-        Args:
-            data: As for :meth:`fit`.
-            role: What it is, for the error.
-            targets: Labels, weights and groups are needed too.
-
-        Raises:
-            DataError: If it has no rows or lacks a column.
-        """
-        return self.evaluator.open(data, role, targets=targets)
-
     def _resolve(
         self, rows: int, epochs: int | Auto, recorded: Mapping[str, Any], *, stops: bool
     ) -> int:
@@ -537,16 +523,6 @@ class Trainer:
 
     # ---- using the model ------------------------------------------------------------------------
 
-    def batches(
-        self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS
-    ) -> Iterator[Batch]:
-        """Encode an open source in its own order, batch by batch."""
-        return self.evaluator.batches(source, targets=targets, batch_size=batch_size)
-
-    def encoder(self, *, targets: bool = True) -> Callable[..., Batch]:
-        """Return the function that turns a table into a Batch."""
-        return self.evaluator.encoder(targets=targets)
-
     def logits(self, data: object, *, by_modules: bool = False) -> NDArray[np.float32]:
         """Return the logits of every row, (rows, C), in the data's order.
 
@@ -600,7 +576,7 @@ class Trainer:
         Raises:
             DataError: If the data has no rows or lacks a column.
         """
-        with self.open(data, "data to evaluate") as source:
+        with self.evaluator.open(data, "data to evaluate") as source:
             return self.evaluator.evaluate(source)
 
     def export(
