@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
@@ -161,8 +161,19 @@ class ServerMetrics:
         self._log_failing = live(
             "widedeep_log_failing", "Processes whose impression log cannot be written at present."
         )
-        self._by_route: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._by_version: dict[tuple[str, str], tuple[Counter, Counter, Gauge]] = {}
+        self._of_route = cache(
+            lambda route, status: (
+                self._requests.labels(route, str(status)),
+                self._seconds.labels(route),
+            )
+        )
+        self._of_version = cache(
+            lambda model, version: (
+                self._answers.labels(model, version),
+                self._scores.labels(model, version),
+                self._score_sum.labels(model, version),
+            )
+        )
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
@@ -200,13 +211,6 @@ class ServerMetrics:
             gauge.set(getattr(counts, name))
         self._log_failing.set(counts.error is not None)
 
-    def _of_route(self, route: str, status: int) -> tuple[Counter, Histogram]:
-        metrics = self._by_route.get((route, status))
-        if metrics is None:
-            metrics = (self._requests.labels(route, str(status)), self._seconds.labels(route))
-            self._by_route[route, status] = metrics
-        return metrics
-
     def scored(self, model: str, version: str, scores: NDArray[float64], unknown: int = 0) -> None:
         """Count a request's scores."""
         answers, score_count, total = self._of_version(model, version)
@@ -232,17 +236,6 @@ class ServerMetrics:
         score_count.inc(scores)
         added.inc(total)
         self.score_bins.add_counts(model, version, bins)
-
-    def _of_version(self, model: str, version: str) -> tuple[Counter, Counter, Gauge]:
-        metrics = self._by_version.get((model, version))
-        if metrics is None:
-            metrics = (
-                self._answers.labels(model, version),
-                self._scores.labels(model, version),
-                self._score_sum.labels(model, version),
-            )
-            self._by_version[model, version] = metrics
-        return metrics
 
     def looked_up(self, model: str, counts: Mapping[str, tuple[int, int]]) -> None:
         """Count a sampled request's values, and the unseen ones."""

@@ -447,7 +447,9 @@ class Ranker:
 
     def _resolve_ids(self, ids: list[Any], prepared: PreparedCatalogue) -> _Resolved:
         catalogue = prepared.catalogue
-        rows, all_known = catalogue.find(ids)  # (B,) row in the catalogue, -1 if unknown
+        rows, all_known = catalogue.index.find(ids)  # (B,) row in the catalogue, -1 if unknown
+        if not all_known:
+            rows, all_known = catalogue.find(ids)  # also ids of another type: '7' for 7
         unknown = np.zeros(len(rows), bool) if all_known else rows < 0
         groups = [_CandidateGroup(prepared.items, rows, None)]
         if not all_known:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from widedeep.errors import ConfigError, nearest
@@ -75,34 +75,6 @@ class Served:
             request = AnsweredRequest(user, context, candidates, head, ranking, self.ranker)
             self._shadow.offer(request)
         return ranking
-
-
-class Lease:
-    """Keeps a version in memory for one request; made by :meth:`Registry.lease`."""
-
-    __slots__ = ("_acquire", "_release", "_version")
-
-    def __init__(
-        self,
-        acquire: Callable[[], tuple[LoadedVersion, Served]],
-        release: Callable[[LoadedVersion], None],
-    ) -> None:
-        self._acquire, self._release = acquire, release
-        self._version: LoadedVersion | None = None
-
-    def __enter__(self) -> Served:
-        self._version, served = self._acquire()
-        return served
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        version, self._version = self._version, None
-        if version is not None:
-            self._release(version)
 
 
 class Registry:
@@ -228,9 +200,10 @@ class Registry:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @contextmanager
     def lease(
         self, request_id: str, *, version: str | None = None, label: str | None = None
-    ) -> Lease:
+    ) -> Iterator[Served]:
         """Return the version for a request; it stays in memory while the ``with`` block runs.
 
         Args:
@@ -242,7 +215,11 @@ class Registry:
         Raises:
             NoVersion: On entry, if none is ready, or not the one asked for.
         """
-        return Lease(lambda: self._acquire(request_id, version, label), self._release)
+        loaded, served = self._acquire(request_id, version, label)
+        try:
+            yield served
+        finally:
+            self._release(loaded)
 
     def ready(self) -> bool:
         """Tell whether a version takes the traffic."""

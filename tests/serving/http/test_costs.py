@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
-from tests.serving.http.calls import Running, running
+import widedeep
+from tests.serving.http.calls import Local, Running, running
 from tests.serving.versions import ITEMS, USER
 from widedeep.serving.config import Settings
 from widedeep.serving.http.app import endpoints
@@ -286,3 +288,24 @@ def test_a_body_is_not_read_before_its_key(apps: Path, tmp_path: Path) -> None:
             assert (status, ms < 100, nbytes < 4 << 20) == (401, True, True), (path, ms, nbytes)
         for path in ("/v1/status", "/nowhere"):
             assert cost(server, path, body)[1] < 100
+
+
+def test_a_ranking_enters_few_files(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files to open to follow `POST /v1/rank` from the ASGI application to the scores."""
+    monkeypatch.setattr("random.random", lambda: 1.0)  # no request of the sample of unseen values
+    package, files = Path(widedeep.__file__).parent, set()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and package in file.parents:
+            files.add(file.relative_to(package).as_posix())
+
+    body = {"user": USER, "candidates": ITEMS}
+    for _ in range(3):
+        assert local.post("/v1/rank", body).status == 200
+    sys.setprofile(note)
+    try:
+        assert local.post("/v1/rank", body).status == 200
+    finally:
+        sys.setprofile(None)
+    assert len(files) <= 8, sorted(files)  # and that of the connection

@@ -217,7 +217,8 @@ class App:
         in_flight = self.service.metrics.in_flight
         in_flight.inc()
         try:
-            call.check_headers()
+            if len(call.headers) < len(scope["headers"]):
+                call.check_headers()
             endpoint = self._find(call)
             route = endpoint.path
             reply = await self._answer(endpoint, call)
@@ -264,7 +265,8 @@ class App:
             check_operator(call, service.settings)
         if not endpoint.scores:
             return await endpoint.handler(service, call)
-        call.read_deadline()
+        if (timeout_ms := call.header(b"x-request-timeout-ms")) is not None:
+            call.set_deadline(timeout_ms)
         await call.body()  # a body that trickles in must not hold a slot
         admitted = call.scope.get(ADMITTED)
         if admitted is None:  # a server that took no slot when the body came

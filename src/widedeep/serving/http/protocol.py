@@ -182,7 +182,8 @@ class Connection(HttpToolsProtocol):
                 chunk = self._parse(chunk)
             if before is self._position is _Position.head:
                 self._unfinished_bytes += nbytes
-                self._check_head()
+                if self._unfinished_bytes - _SLICE > MAX_HEAD:
+                    raise _Refused(_LONG_HEAD)
             if before is self._position is _Position.body:
                 self._body_bytes += nbytes
                 if self._body_bytes > 4 * self._service.settings.max_body + MAX_HEAD:
@@ -292,14 +293,10 @@ class Connection(HttpToolsProtocol):
         """Add a header; those behind a body are ignored."""
         self._headers_read += 1
         self._head_bytes += len(name) + len(value) + 4
-        self._check_head()
+        if self._headers_read > MAX_HEADERS or self._head_bytes > MAX_HEAD:
+            raise _Refused(_LONG_HEAD)
         if self._position is _Position.head:
             super().on_header(name, value)
-
-    def _check_head(self) -> None:
-        is_long = max(self._head_bytes, self._unfinished_bytes - _SLICE) > MAX_HEAD
-        if is_long or self._headers_read > MAX_HEADERS:
-            raise _Refused(_LONG_HEAD)
 
     def on_headers_complete(self) -> None:
         """Note the arrival time, and start to answer."""

@@ -71,11 +71,10 @@ _decoder = msgspec.json.Decoder(RankRequest)
 async def rank(service: Service, call: Call) -> Reply:
     """Answer a request for a ranking."""
     request = await call.json(_decoder)
-    _check(request, service.settings.max_candidates)
+    call.rows = _check(request, service.settings.max_candidates)
     if request.request_id is not None:
         call.request_id = request.request_id
     name = _param(call, "model", request.model)
-    call.rows = _count(request)
     call.model = service.models.name_of(name)
     kind = f"rank/{call.model}" if not request.explain else f"explain/{call.model}"
     reply = await service.scheduler.run(
@@ -161,7 +160,7 @@ def _count(request: RankRequest) -> int:
     return max(map(len, (request.items or {}).values()), default=0)
 
 
-def _check(request: RankRequest, max_candidates: int) -> None:
+def _check(request: RankRequest, max_candidates: int) -> int:
     if (request.candidates is None) == (request.items is None):
         both = "both" if request.items is not None else "neither"
         raise HttpError(
@@ -177,6 +176,7 @@ def _check(request: RankRequest, max_candidates: int) -> None:
             413, f"got {n} candidates, expected at most {max_candidates}", pointer=pointer
         )
     _check_query(request, ("k",))
+    return n
 
 
 def _check_query(request: Query, counts: tuple[str, ...]) -> None:

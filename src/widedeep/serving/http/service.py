@@ -42,7 +42,7 @@ ADMITTED = "widedeep.admitted"
 admitted to the queue."""
 
 JSON = b"application/json"
-_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 # Must be unique: two readers of a repeated header could each believe another value.
 _SINGLE = {
     *(b"authorization", b"content-encoding", b"content-type", b"host", b"origin", b"x-api-key"),
@@ -87,8 +87,9 @@ class Call:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.params: dict[str, str] = {}
         self.arrived: float = scope.get(ARRIVED) or time.monotonic()
-        text = self.header(b"x-request-id")
-        self.request_id = text if text and _ID.fullmatch(text) else uuid.uuid4().hex
+        request_id = self.headers.get(b"x-request-id")
+        has_id = request_id is not None and _ID.fullmatch(request_id)
+        self.request_id = request_id.decode() if request_id and has_id else uuid.uuid4().hex
         self.deadline = self.arrived + settings.deadline_ms / 1e3
         self.model: str | None = None
         self.version: str | None = None
@@ -98,11 +99,8 @@ class Call:
 
     def check_headers(self) -> None:
         """Refuse a repeated header that must be unique."""
-        headers = self.scope["headers"]
-        if len(self.headers) == len(headers):
-            return
         seen: set[bytes] = set()
-        for name, _ in headers:
+        for name, _ in self.scope["headers"]:
             if name in seen and name in _SINGLE:
                 raise HttpError(400, f"got the header {name.decode()} twice; send it once")
             seen.add(name)
@@ -112,11 +110,8 @@ class Call:
         value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")
 
-    def read_deadline(self) -> None:
-        """Take the deadline from the header X-Request-Timeout-Ms, if there is one."""
-        text = self.header(b"x-request-timeout-ms")
-        if text is None:
-            return
+    def set_deadline(self, text: str) -> None:
+        """Set the deadline by the header X-Request-Timeout-Ms."""
         try:
             wait_ms = float(text)
         except ValueError:
@@ -129,11 +124,8 @@ class Call:
 
     async def body(self) -> bytes:
         """Return the body, decompressed."""
-        if self._body is None:
-            self._body = await self._read()
-        return self._body
-
-    async def _read(self) -> bytes:
+        if self._body is not None:
+            return self._body
         limit = self._settings.max_body
         length = self.headers.get(b"content-length", b"0")
         if len(length) > 15 or int(length) > limit:
@@ -148,9 +140,10 @@ class Call:
         if len(body) > limit:
             raise self._too_large()
         encoding = self.headers.get(b"content-encoding")
-        if encoding is None or encoding == b"identity":
-            return body
-        return self._decompress(body, encoding.decode("latin-1"))
+        if encoding is not None and encoding != b"identity":
+            body = self._decompress(body, encoding.decode("latin-1"))
+        self._body = body
+        return body
 
     async def _read_chunks(self) -> bytes:
         chunks, size = [], 0
