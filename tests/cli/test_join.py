@@ -58,7 +58,7 @@ def test_a_sample_of_the_users_is_checked(run: Run, ads: Path) -> None:
         ("actions.kind=kinds", "kind = 'kinds', but there is no such column"),
         ("split.by=usr", "got by = 'usr'"),
         ("impressions.path=no.parquet", "no.parquet: no such file"),
-        ("join.output=runs.txt", "something else is there"),
+        ("join.output=runs.txt", "already exists"),
     ],
 )
 def test_a_check_of_a_join_that_could_not_succeed(

@@ -10,11 +10,11 @@ def reading_order(plan: EpochPlan) -> list[tuple[int, int]]:
     order: list[tuple[int, int]] = []
     for pool in plan.pools:
         waiting = []
-        for share in pool.shares:
+        for share in pool.segments:
             rows = list(range(share.fragment.num_rows))
             if plan.shuffle:
                 rows = plan.fragment_order(share.fragment).tolist()
             waiting.append(iter(rows[share.start : share.stop]))
-        for number in plan.share_order(pool).tolist():
-            order.append((pool.shares[number].fragment.index, next(waiting[number])))
+        for number in plan.segment_order(pool).tolist():
+            order.append((pool.segments[number].fragment.index, next(waiting[number])))
     return order

@@ -137,7 +137,7 @@ def test_few_rows_wait_in_memory(size: int, most_rows: int) -> None:
     waiting = 0
     opened: set[int] = set()
     for pool in plan.pools:
-        new = {share.fragment.index for share in pool.shares} - opened
+        new = {share.fragment.index for share in pool.segments} - opened
         opened |= new
         waiting += sum(sizes[index] for index in new)
         assert waiting <= most_rows

@@ -152,7 +152,7 @@ def test_resume_does_not_read_what_came_before(source: Source) -> None:
     start = plan.num_batches - 1
     list(BatchReader(source, watched, plan, start_batch=start))
     pools = plan.pools[plan.position(start).pool :]
-    needed = {share.fragment.index: share.fragment for pool in pools for share in pool.shares}
+    needed = {share.fragment.index: share.fragment for pool in pools for share in pool.segments}
     assert len(read) == sum(fragment.num_rows for fragment in needed.values()) < N_ROWS * 0.7
 
 

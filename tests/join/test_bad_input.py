@@ -32,7 +32,7 @@ from widedeep.join import (
     open_dataset,
     run_join,
 )
-from widedeep.join.run import work_folder
+from widedeep.join.run import locked_workdir
 
 
 def shown(rows: Any, **changes: Any) -> ImpressionLog:
@@ -261,7 +261,7 @@ def test_two_columns_of_one_name(tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="something else is there"):
+    with pytest.raises(DataError, match="already exists"):
         run_join(config(tmp_path))
     assert (tmp_path / "thesis.txt").exists()
 
@@ -392,7 +392,7 @@ def test_a_kill_while_the_dataset_is_put_together_leaves_nothing(
 
 
 def test_two_joins_to_one_output(tmp_path: Path) -> None:
-    with work_folder(tmp_path / ".out.join", resume=False):
+    with locked_workdir(tmp_path / ".out.join", resume=False):
         with pytest.raises(DataError, match="another join is writing the same output"):
             run_join(config(tmp_path / "out"))
         with pytest.raises(DataError, match="another join"):

@@ -196,7 +196,7 @@ def test_half_written_and_vanished_files(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=go_on)
     writer.start()
-    found = [name for name, _ in follow_folder(folder, poll_s=0.02, idle_s=1.0, told=told.append)]
+    found = [name for name, _ in follow_folder(folder, poll_s=0.02, idle_s=1.0, notify=told.append)]
     writer.join()
     assert found == ["half.parquet", "next.parquet"]
     assert [line.partition(": ")[2].partition(" (")[0] for line in told] == [

@@ -206,7 +206,7 @@ def follow_run(
             print(line, file=sys.stderr, flush=True)
 
     trainer = _trainer(config, directory, progress)
-    files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, told=say)
+    files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, notify=say)
     publisher = _publisher(trainer, directory, follow, gate, say)
     exporter = _Exporter(trainer, config, directory, follow, say)
     try:

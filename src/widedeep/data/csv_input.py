@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import logical_type
-from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, cast_parts
+from widedeep.data.fragments import ColumnKind, Input, InputFormat, Spool, cast_blocks
 from widedeep.data.parquet_input import spooled_input
 from widedeep.errors import DataError, nearest
 
@@ -308,7 +308,7 @@ def _open(
         reader = pa.RecordBatchReader.from_batches(schema, batches)
         inputs.append(spooled_input(reader, str(path), spool, path=path))
     decided = types.decided()
-    return [cast_parts(opened, decided) for opened in inputs]
+    return [cast_blocks(opened, decided) for opened in inputs]
 
 
 def _csv_batches(
@@ -358,9 +358,9 @@ def _batches(
             try:
                 arrays.append(types.convert(name, column))
             except ValueFault as fault:
-                place = f"{path}, line {block.line_of_row(fault.row, len(header))}"
+                position = f"{path}, line {block.line_of_row(fault.row, len(header))}"
                 got = f"got {_shown(fault.text)}, {fault.advice}"
-                raise DataError(f"{place}, column {name!r}: {got}") from None
+                raise DataError(f"{position}, column {name!r}: {got}") from None
         yield from pa.Table.from_arrays(arrays, schema=schema).to_batches()
 
 
@@ -371,7 +371,7 @@ def _shown(text: str) -> str:
 def _parsed(path: Path, block: _Block, header: Sequence[str], names: Sequence[str]) -> pa.Table:
     """Return the named columns of a block as text."""
     # Positions stand for names: Arrow would match the names of a header that says one twice.
-    places = [str(header.index(name)) for name in names]
+    positions = [str(header.index(name)) for name in names]
     try:
         return pacsv.read_csv(
             pa.BufferReader(block.text),
@@ -383,8 +383,8 @@ def _parsed(path: Path, block: _Block, header: Sequence[str], names: Sequence[st
                 newlines_in_values=True, ignore_empty_lines=len(header) > 1
             ),
             convert_options=pacsv.ConvertOptions(
-                column_types=dict.fromkeys(places, pa.string()),
-                include_columns=places,
+                column_types=dict.fromkeys(positions, pa.string()),
+                include_columns=positions,
                 null_values=[""],
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=False,
@@ -399,7 +399,7 @@ def _fault(path: Path, block: _Block, header: Sequence[str], message: str) -> Da
     try:
         block.text.decode()
     except UnicodeDecodeError as error:
-        line, field = block.place_of(error.start)
+        line, field = block.position_of(error.start)
         column = f", column {header[field]!r}" if field < len(header) else ""
         byte = block.text[error.start]
         return DataError(
@@ -454,8 +454,8 @@ class _Block:
 
     def _outside(self, mark: int) -> NDArray[np.int64]:
         """Return where a character stands outside quotes."""
-        places: NDArray[np.int64] = np.flatnonzero(self._bytes == mark)
-        outside: NDArray[np.int64] = places[np.searchsorted(self._quotes, places) % 2 == 0]
+        positions: NDArray[np.int64] = np.flatnonzero(self._bytes == mark)
+        outside: NDArray[np.int64] = positions[np.searchsorted(self._quotes, positions) % 2 == 0]
         return outside
 
     @cached_property
@@ -472,7 +472,7 @@ class _Block:
     def _start(self, record: int) -> int:
         return int(self._ends[record - 1]) + 1 if record else 0
 
-    def place_of(self, offset: int) -> tuple[int, int]:
+    def position_of(self, offset: int) -> tuple[int, int]:
         """Return the line of a byte, and the position of its field in its record."""
         record = int(np.searchsorted(self._ends, offset))
         commas = self._outside(_COMMA)
@@ -565,11 +565,11 @@ class _Block:
 
 def _blocks(path: Path) -> Iterator[_Block]:
     """Cut a file where records end, about every 4 MiB."""
-    line, rest, first = 1, b"", True
+    line, remainder, first = 1, b"", True
     with _opened(path) as file:
         while True:
             chunk = _read(path, file)
-            text = rest + chunk
+            text = remainder + chunk
             if first:
                 text = _checked_start(path, text)
                 line += text.count(b"\n", 0, len(text) - len(text.lstrip(b"\r\n")))
@@ -588,7 +588,7 @@ def _blocks(path: Path) -> Iterator[_Block]:
                 block.check(path)
                 yield block
                 line += block.text.count(b"\n")
-            rest = text[end:]
+            remainder = text[end:]
 
 
 def _opened(path: Path) -> IO[bytes]:

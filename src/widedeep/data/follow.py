@@ -20,41 +20,41 @@ def follow_folder(
     done: Collection[str] = (),
     poll_s: float = 1.0,
     idle_s: float | None = None,
-    told: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[tuple[str, Path]]:
     """Yield each new Parquet file of a folder and those below it, as soon as it is whole."""
-    place, seen = Path(folder), set(done)
-    if place.is_file():
-        raise DataError(f"{place}: got a file, expected the folder that new files come to")
+    directory, seen = Path(folder), set(done)
+    if directory.is_file():
+        raise DataError(f"{directory}: got a file, expected the folder that new files come to")
     broken: dict[str, tuple[int, int]] = {}
     last = time.monotonic()
     while True:
-        names = _names(place)
+        names = _names(directory)
         for name in sorted(broken.keys() - set(names)):
-            told(f"{place / name}: vanished before it could be read")
+            notify(f"{directory / name}: vanished before it could be read")
             del broken[name]
         for name in names:
-            if name in seen or not _whole(place, name, broken, told):
+            if name in seen or not _whole(directory, name, broken, notify):
                 continue
             seen.add(name)
-            yield name, place / name
+            yield name, directory / name
             last = time.monotonic()
         if idle_s is not None and time.monotonic() - last >= idle_s:
             return
         time.sleep(poll_s)
 
 
-def _names(place: Path) -> list[str]:
-    return ["/".join(file.relative_to(place).parts) for file in folder_files(place)]
+def _names(directory: Path) -> list[str]:
+    return ["/".join(file.relative_to(directory).parts) for file in folder_files(directory)]
 
 
 def _whole(
-    place: Path,
+    directory: Path,
     name: str,
     broken: dict[str, tuple[int, int]],
-    told: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> bool:
-    file, now = place / name, (-1, -1)
+    file, now = directory / name, (-1, -1)
     try:
         status = file.stat()
         now = (status.st_size, status.st_mtime_ns)
@@ -65,7 +65,7 @@ def _whole(
         return False  # told of at the next look, if it was there before
     except (OSError, pa.ArrowException) as error:
         if name not in broken:
-            told(f"{file}: cannot be read yet ({_brief(error)}); waiting for it to change")
+            notify(f"{file}: cannot be read yet ({_brief(error)}); waiting for it to change")
         broken[name] = now
         return False
     broken.pop(name, None)

@@ -16,7 +16,9 @@ FORMATS: tuple[InputFormat, ...] = (PARQUET, CSV, ARROW_FILE)
 def find_format(path: Path) -> InputFormat | None:
     """Return the format that a file's name states, None for any other file."""
     name = path.name.lower()
-    return next((known for known in FORMATS if name.endswith(known.suffixes)), None)
+    return next(
+        (file_format for file_format in FORMATS if name.endswith(file_format.suffixes)), None
+    )
 
 
 def format_of(path: Path) -> InputFormat:
@@ -31,4 +33,4 @@ def format_of(path: Path) -> InputFormat:
 
 def known_suffixes() -> str:
     """Return the suffixes of all formats as text."""
-    return ", ".join(suffix for known in FORMATS for suffix in known.suffixes)
+    return ", ".join(suffix for file_format in FORMATS for suffix in file_format.suffixes)

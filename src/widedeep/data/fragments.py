@@ -269,7 +269,7 @@ class Fragment:
     first_row: int  # The position of its first row in that input
 
 
-class Part(Protocol):
+class RowBlock(Protocol):
     """Where a fragment's rows are."""
 
     @property
@@ -282,11 +282,11 @@ class Part(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One file or table: what it is called, what it holds, and its parts in order."""
+    """One file or table: what it is called, what it holds, and its blocks in order."""
 
     record: InputRecord
     schema: pa.Schema
-    parts: Sequence[Part]
+    blocks: Sequence[RowBlock]
     checksum: Callable[[], str] | None = None
     """Works out the record's checksum; only a run that can be resumed needs it."""
 
@@ -311,7 +311,7 @@ class InputFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class TablePart:
+class TableBlock:
     """A slice of a table in memory."""
 
     table: pa.Table
@@ -327,34 +327,34 @@ class TablePart:
 
 
 @dataclass(frozen=True, slots=True)
-class _CastPart:
-    """A part whose text columns hold values of other types."""
+class _CastBlock:
+    """A block whose text columns hold values of other types."""
 
-    part: Part
+    block: RowBlock
     types: Mapping[str, pa.DataType]
 
     @property
     def num_rows(self) -> int:
         """Rows it holds."""
-        return self.part.num_rows
+        return self.block.num_rows
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns, converted."""
-        table = self.part.read(columns)
-        for place, name in enumerate(columns):
+        table = self.block.read(columns)
+        for index, name in enumerate(columns):
             if name in self.types:
-                kind, column = self.types[name], table.column(place)
+                kind, column = self.types[name], table.column(index)
                 if pa.types.is_null(kind):
                     cast = pa.chunked_array([pa.nulls(len(column))])
                 elif pa.types.is_dictionary(column.type):
                     cast = column.cast(column.type.value_type).cast(kind)
                 else:
                     cast = column.cast(kind)
-                table = table.set_column(place, name, cast)
+                table = table.set_column(index, name, cast)
         return table
 
 
-def cast_parts(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
+def cast_blocks(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
     """Return an input whose text columns are read as other types."""
     changed = {
         name: kind
@@ -362,8 +362,8 @@ def cast_parts(opened: Input, types: Mapping[str, pa.DataType]) -> Input:
         if name in opened.schema.names and kind != pa.string()
     }
     schema = pa.schema([(f.name, changed.get(f.name, f.type)) for f in opened.schema])
-    parts = [_CastPart(part, changed) for part in opened.parts] if changed else opened.parts
-    return replace(opened, schema=schema, parts=parts)
+    blocks = [_CastBlock(block, changed) for block in opened.blocks] if changed else opened.blocks
+    return replace(opened, schema=schema, blocks=blocks)
 
 
 def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = None) -> Input:
@@ -372,10 +372,10 @@ def table_input(table: pa.Table, origin: str, columns: Sequence[str] | None = No
     if columns is not None:
         table = table.select([name for name in schema.names if name in columns])
     starts = range(0, table.num_rows, TABLE_FRAGMENT_ROWS)
-    parts = [TablePart(table.slice(start, TABLE_FRAGMENT_ROWS)) for start in starts]
+    blocks = [TableBlock(table.slice(start, TABLE_FRAGMENT_ROWS)) for start in starts]
     record = InputRecord(name=origin, path=origin, rows=table.num_rows, bytes=-1, checksum="")
     return Input(
-        record=record, schema=schema, parts=parts, checksum=partial(_table_checksum, table)
+        record=record, schema=schema, blocks=blocks, checksum=partial(_table_checksum, table)
     )
 
 
@@ -400,7 +400,7 @@ class Source:
         self._spool = spool
         self.files = tuple(files)
         self._records = [(item.record, item.checksum) for item in inputs]
-        self._parts = [part for item in inputs for part in item.parts if part.num_rows]
+        self._blocks = [block for item in inputs for block in item.blocks if block.num_rows]
         self.fragments: tuple[Fragment, ...] = tuple(_fragments(inputs))
         self.num_rows = sum(fragment.num_rows for fragment in self.fragments)
         self.arrow_schema = _agreed_schema(inputs, columns)
@@ -415,15 +415,15 @@ class Source:
             if name not in self.arrow_schema.names:
                 raise DataError(f"no column {name!r}; {nearest(name, self.arrow_schema.names)}")
         schema = pa.schema([self.arrow_schema.field(name) for name in names])
-        table = self._parts[fragment.index].read(names)
+        table = self._blocks[fragment.index].read(names)
         if table.num_rows != fragment.num_rows:
             raise DataError(
                 f"{fragment.origin}: changed while being read; leave input files alone during a run"
             )
         table = conform(table, schema)
         self._check_text(fragment, table)
-        place = {ORIGIN_KEY: fragment.origin.encode(), FIRST_ROW_KEY: str(fragment.first_row)}
-        return table.replace_schema_metadata(place)
+        metadata = {ORIGIN_KEY: fragment.origin.encode(), FIRST_ROW_KEY: str(fragment.first_row)}
+        return table.replace_schema_metadata(metadata)
 
     def _check_text(self, fragment: Fragment, table: pa.Table) -> None:
         """Refuse text that is no UTF-8, the first time that a fragment's column is read."""
@@ -510,16 +510,16 @@ def _fragments(inputs: Sequence[Input]) -> Iterator[Fragment]:
     index = 0
     for item in inputs:
         first_row = 0
-        for part in item.parts:
-            if part.num_rows:
+        for block in item.blocks:
+            if block.num_rows:
                 yield Fragment(
                     index=index,
-                    num_rows=part.num_rows,
+                    num_rows=block.num_rows,
                     origin=item.record["path"],
                     first_row=first_row,
                 )
                 index += 1
-                first_row += part.num_rows
+                first_row += block.num_rows
 
 
 def _agreed_schema(inputs: Sequence[Input], columns: Sequence[str] | None) -> pa.Schema:

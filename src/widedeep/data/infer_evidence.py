@@ -337,8 +337,8 @@ def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[
     """Leave out columns that say the same as another, in all rows looked at."""
     first: dict[tuple[str, bytes], str] = {}
     result = list(columns)
-    for at in sorted(range(len(columns)), key=lambda at: columns[at].joined_by):
-        column = columns[at]
+    for index in sorted(range(len(columns)), key=lambda index: columns[index].joined_by):
+        column = columns[index]
         if column.is_feature and not column.profile.nested and table.num_rows >= _LEAST_ROWS:
             values = table.column(column.name)
             numeric = column.role == "numeric"
@@ -347,7 +347,9 @@ def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[
             twin = first.setdefault(key, column.name)
             if twin != column.name:
                 reason = f"says the same as {twin} in each row"
-                result[at] = InferredColumn(profile=column.profile, role="left out", reason=reason)
+                result[index] = InferredColumn(
+                    profile=column.profile, role="left out", reason=reason
+                )
     return result
 
 
@@ -381,7 +383,7 @@ def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Values that can be counted: of lists, their text."""
     if not pa.types.is_nested(column.type):
         return column
-    texts = [pc.binary_join(part.cast(pa.list_(pa.string())), "\x1f") for part in column.chunks]
+    texts = [pc.binary_join(chunk.cast(pa.list_(pa.string())), "\x1f") for chunk in column.chunks]
     return pa.chunked_array(texts, pa.string())
 
 

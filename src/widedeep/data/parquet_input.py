@@ -1,4 +1,4 @@
-"""Parquet files as inputs: one part a row group, dictionaries kept."""
+"""Parquet files as inputs: one block a row group, dictionaries kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _metadata(version: _FileVersion) -> pq.FileMetaData:
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetPart:
+class RowGroup:
     """A row group of a Parquet file."""
 
     version: _FileVersion
@@ -75,7 +75,7 @@ def _dictionary_paths(
     metadata: pq.FileMetaData, row_group: int, columns: Sequence[str]
 ) -> list[str]:
     """Name the text columns stored as dictionaries; reading others so would hash each value."""
-    wanted = set(columns)
+    names = set(columns)
     group = metadata.row_group(row_group)
     chunks = (group.column(number) for number in range(group.num_columns))
     return [
@@ -83,7 +83,7 @@ def _dictionary_paths(
         for chunk in chunks
         if chunk.physical_type == "BYTE_ARRAY"
         and chunk.has_dictionary_page
-        and (chunk.path_in_schema in wanted or chunk.path_in_schema.split(".")[0] in wanted)
+        and (chunk.path_in_schema in names or chunk.path_in_schema.split(".")[0] in names)
     ]
 
 
@@ -103,10 +103,10 @@ def _parquet_input(path: Path, spool: Spool, columns: Sequence[str] | None) -> I
         name=path.name, path=str(path), rows=metadata.num_rows, bytes=version.size, checksum=""
     )
     if _too_large(metadata, columns):
-        parts = _rewritten(path, spool, columns, logical)
+        blocks = _rewritten(path, spool, columns, logical)
     else:
-        parts = _parts(version, metadata)
-    return Input(record=record, schema=logical, parts=parts)
+        blocks = _blocks(version, metadata)
+    return Input(record=record, schema=logical, blocks=blocks)
 
 
 def parquet_schema(path: Path) -> pa.Schema:
@@ -129,9 +129,9 @@ def _opened(path: Path) -> tuple[_FileVersion, pq.FileMetaData, pa.Schema]:
     return version, metadata, logical_schema(schema, str(path))
 
 
-def _parts(version: _FileVersion, metadata: pq.FileMetaData) -> Sequence[ParquetPart]:
+def _blocks(version: _FileVersion, metadata: pq.FileMetaData) -> Sequence[RowGroup]:
     groups = range(metadata.num_row_groups)
-    return [ParquetPart(version, group, metadata.row_group(group).num_rows) for group in groups]
+    return [RowGroup(version, group, metadata.row_group(group).num_rows) for group in groups]
 
 
 def _too_large(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> bool:
@@ -152,7 +152,7 @@ def _too_large(metadata: pq.FileMetaData, columns: Sequence[str] | None) -> bool
 
 def _rewritten(
     path: Path, spool: Spool, columns: Sequence[str] | None, schema: pa.Schema
-) -> Sequence[ParquetPart]:
+) -> Sequence[RowGroup]:
     names = [name for name in schema.names if columns is None or name in columns]
     with pq.ParquetFile(path, pre_buffer=False) as file:
         physical = pa.schema([file.schema_arrow.field(name) for name in names])
@@ -163,7 +163,7 @@ def _rewritten(
         reader = pa.RecordBatchReader.from_batches(physical, batches)
         rewritten, _ = spool.write(str(path), reader)
     version = _FileVersion.now(str(rewritten))
-    return _parts(version, _metadata(version))
+    return _blocks(version, _metadata(version))
 
 
 def spooled_input(
@@ -181,7 +181,7 @@ def spooled_input(
         checksum="" if path else checksum,
     )
     schema = logical_schema(metadata.schema.to_arrow_schema(), origin)
-    return Input(record=record, schema=schema, parts=_parts(version, metadata))
+    return Input(record=record, schema=schema, blocks=_blocks(version, metadata))
 
 
 def _locate(path: Path, column: str, value: object) -> str | None:

@@ -46,14 +46,14 @@ def _walk(folder: Path) -> list[Path]:
     files: list[Path] = []
     seen: set[str] = set()
     for name, below, names in os.walk(folder, followlinks=True):
-        place = Path(name)
-        _refuse_table_format(place)
+        directory = Path(name)
+        _refuse_table_format(directory)
         below[:] = [one for one in below if not _is_hidden(one)]
-        if os.path.realpath(place) in seen:  # a link to a folder above
+        if os.path.realpath(directory) in seen:  # a link to a folder above
             below.clear()
             continue
-        seen.add(os.path.realpath(place))
-        files += [place / one for one in names if not _is_hidden(one)]
+        seen.add(os.path.realpath(directory))
+        files += [directory / one for one in names if not _is_hidden(one)]
     for parent in folder.absolute().parents:
         _refuse_table_format(parent)
     return sorted(file for file in files if not file.name.endswith(_UNFINISHED))
@@ -77,8 +77,8 @@ def _expanded(text: str) -> list[Path]:
 
 def _whole_folder(folder: Path) -> list[Path]:
     formats = {file: find_format(file) for file in _walk(folder)}
-    files = [file for file, known in formats.items() if known is PARQUET]
-    others = [file for file, known in formats.items() if known not in (None, PARQUET)]
+    files = [file for file, file_format in formats.items() if file_format is PARQUET]
+    others = [file for file, file_format in formats.items() if file_format not in (None, PARQUET)]
     if not files:
         raise DataError(
             f"{folder}: a folder without .parquet files; "
@@ -96,17 +96,17 @@ def _matches(text: str) -> list[Path]:
     path = Path(text)
     anchor = Path(path.anchor)
     pattern = str(path.relative_to(anchor)) if path.anchor else text
-    found = sorted(set(anchor.glob(pattern)))
-    wanted = [file for file in found if not _is_left_out(file, path.parts)]
-    files = [file for file in wanted if file.is_file()]
+    matches = sorted(set(anchor.glob(pattern)))
+    visible = [file for file in matches if not _is_left_out(file, path.parts)]
+    files = [file for file in visible if file.is_file()]
     # A folder that is matched stands for its files, unless they are matched themselves.
     holders = {parent for file in files for parent in file.parents}
-    folders = [folder for folder in wanted if folder.is_dir() and folder not in holders]
-    for place in {place for file in files for place in file.absolute().parents}:
-        _refuse_table_format(place)
+    folders = [folder for folder in visible if folder.is_dir() and folder not in holders]
+    for directory in {directory for file in files for directory in file.absolute().parents}:
+        _refuse_table_format(directory)
     files = sorted({*files, *(file for folder in folders for file in folder_files(folder))})
     if not files:
-        left_out = len(found) - len(wanted)
+        left_out = len(matches) - len(visible)
         hint = f" ({left_out} hidden or unfinished are left out)" if left_out else ""
         raise DataError(f"{text}: no file matches{hint}; check the pattern")
     return files
@@ -118,9 +118,9 @@ def _is_hidden(name: str) -> bool:
 
 def _is_left_out(file: Path, pattern: Sequence[str]) -> bool:
     """Tell whether a match is hidden or unfinished, and the pattern does not spell it so."""
-    spelt = [part for part in pattern if _is_hidden(part)]
-    hidden = [part for part in file.parts if _is_hidden(part)]
-    if any(not any(fnmatch(part, one) for one in spelt) for part in hidden):
+    spelt = [component for component in pattern if _is_hidden(component)]
+    hidden = [component for component in file.parts if _is_hidden(component)]
+    if any(not any(fnmatch(component, one) for one in spelt) for component in hidden):
         return True
     return file.name.endswith(_UNFINISHED) and not pattern[-1].endswith(_UNFINISHED)
 

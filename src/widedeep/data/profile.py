@@ -66,27 +66,27 @@ def _pieces(source: Source, rows: int, names: Sequence[str]) -> Iterator[pa.Tabl
     n_all = len(source.fragments)
     n_read = min(n_all, max(_MOST_FRAGMENTS, -(-rows * n_all // max(1, source.num_rows))))
     places = [number * (n_all - 1) // max(1, n_read - 1) for number in range(n_read)]
-    fragments = [source.fragments[place] for place in places]
+    fragments = [source.fragments[index] for index in places]
     quotas = _quotas([fragment.num_rows for fragment in fragments], rows)
     for fragment, quota in zip(fragments, quotas, strict=True):
         table = source.read(fragment, names)
         # Sorted rows are the rule: a fragment gives runs from its beginning to its end.
         n_runs = min(_RUNS, quota)
         sizes = [quota // n_runs + (run < quota % n_runs) for run in range(n_runs)]
-        at = 0
+        offset = 0
         for run, size in enumerate(sizes):
             gap = (fragment.num_rows - quota) * run // max(1, n_runs - 1)
-            yield table.slice(at + gap, size)
-            at += size
+            yield table.slice(offset + gap, size)
+            offset += size
 
 
 def _quotas(sizes: Sequence[int], rows: int) -> list[int]:
     """Share rows out evenly; what a short fragment cannot give, the longer ones do."""
     quotas = [0] * len(sizes)
-    left = rows
-    for number, place in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
-        quotas[place] = min(sizes[place], -(-left // (len(sizes) - number)))
-        left -= quotas[place]
+    remaining = rows
+    for number, index in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
+        quotas[index] = min(sizes[index], -(-remaining // (len(sizes) - number)))
+        remaining -= quotas[index]
     return quotas
 
 
@@ -171,7 +171,7 @@ def confirm_columns(
         lists = column.kind == "float" and column.list_size is not None and not fixed
         telling = column.constant or column.names_rows or lists or column.name in also
         if telling and source.num_rows <= _MOST_WHOLE_ROWS:
-            pieces = [source.read(part, [column.name]) for part in source.fragments]
+            pieces = [source.read(fragment, [column.name]) for fragment in source.fragments]
             confirmed += profile_columns(plain_table(pa.concat_tables(pieces)))
         else:
             confirmed.append(replace(column, complete=False))
@@ -231,8 +231,8 @@ def _are_times(seen: pa.ChunkedArray) -> bool:
 
 def _counts(seen: pa.ChunkedArray) -> tuple[int, tuple[tuple[str, int], ...]]:
     """Return how many values differ, and the most frequent as text with their counts."""
-    found = pc.value_counts(seen)
-    table = pa.table({"value": found.field("values"), "count": found.field("counts")})
+    counts = pc.value_counts(seen)
+    table = pa.table({"value": counts.field("values"), "count": counts.field("counts")})
     table = table.sort_by([("count", "descending"), ("value", "ascending")])
     texts = [_text(value) for value in table["value"].slice(0, _KEPT_VALUES).to_pylist()]
     return table.num_rows, tuple(zip(texts, table["count"].to_pylist(), strict=False))
@@ -263,6 +263,6 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _percent(share: float) -> str:
-    percent = 100 * share
+def _percent(fraction: float) -> str:
+    percent = 100 * fraction
     return f"{percent:.0f}%" if percent >= 10 else f"{percent:.2g}%"

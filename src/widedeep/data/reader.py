@@ -30,13 +30,13 @@ POOLS, HANDS = 16, 64
 
 _MASK_64 = (1 << 64) - 1
 _MOST_POOL_ROWS = 1 << 40
-_FRAGMENT_STREAM, _ROW_STREAM, _SHARE_STREAM, _PHASE_STREAM, _HAND_STREAM = range(1, 6)
+_FRAGMENT_STREAM, _ROW_STREAM, _SEGMENT_STREAM, _PHASE_STREAM, _HAND_STREAM = range(1, 6)
 _GOLDEN_RATIO = 0.6180339887498949
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What one pool takes of a fragment: places ``start`` to ``stop`` of its own random order."""
+class Segment:
+    """What one pool takes of a fragment: rows ``start`` to ``stop`` of its own random order."""
 
     fragment: Fragment
     start: int
@@ -52,12 +52,12 @@ class Pool:
 
     index: int  # Its place in the epoch
     first_row: int  # The position of its first row in the epoch's order
-    shares: tuple[Share, ...]  # In the order in which their rows are numbered within the pool
+    segments: tuple[Segment, ...]  # In the order in which their rows are numbered within the pool
 
     @property
     def num_rows(self) -> int:
-        """Rows of all its shares."""
-        return sum(len(share) for share in self.shares)
+        """Rows of all its segments."""
+        return sum(len(segment) for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class EpochPlan:
         if shuffle and fragments:
             pools = self._dealt_pools(fragments, min(pool_rows, _MOST_POOL_ROWS))
         else:
-            pools = [[Share(fragment, 0, fragment.num_rows)] for fragment in fragments]
+            pools = [[Segment(fragment, 0, fragment.num_rows)] for fragment in fragments]
         self.pools: tuple[Pool, ...] = tuple(_numbered(pools))
         self.num_rows = source.num_rows
         if drop_last:
@@ -100,7 +100,7 @@ class EpochPlan:
         self.num_batches = -(-self.num_rows // batch_size)
         self._first_rows = [pool.first_row for pool in self.pools]
 
-    def _dealt_pools(self, fragments: Sequence[Fragment], pool_rows: int) -> list[list[Share]]:
+    def _dealt_pools(self, fragments: Sequence[Fragment], pool_rows: int) -> list[list[Segment]]:
         """Let each fragment deal its rows, a hand at a time, over its stretch of the epoch."""
         sizes = np.array([fragment.num_rows for fragment in fragments], np.int64)
         largest = int(sizes.max())
@@ -113,32 +113,38 @@ class EpochPlan:
         first, last = _stretches(sizes, stretch)
         hands = np.minimum(-(-sizes * HANDS // step), sizes)
         offsets = self._fractions(_HAND_STREAM, len(sizes))
-        # One item a hand from here on; consecutive ones of a fragment in one pool are a share.
-        place = np.repeat(np.arange(len(sizes)), hands)
-        turn = np.arange(len(place)) - np.repeat(np.cumsum(hands) - hands, hands)
-        width = (last - first)[place]
-        rows = ((turn + offsets[place]) / hands[place] * width).astype(np.int64)
-        pool = (first[place] + np.minimum(rows, width - 1)) // step
-        new = np.flatnonzero(np.diff(place, prepend=-1) | np.diff(pool, prepend=-1))
-        place, start = place[new], (turn * sizes[place] // hands[place])[new]
+        # One item per hand from here on; consecutive ones of a fragment in one pool are a segment.
+        dealer = np.repeat(np.arange(len(sizes)), hands)  # (H,) the fragment that deals the hand
+        turn = np.arange(len(dealer)) - np.repeat(np.cumsum(hands) - hands, hands)  # 0, 1, ... each
+        width = (last - first)[dealer]
+        # (H,) where in its fragment's stretch the hand is dealt, and the pool that lies there
+        rows = ((turn + offsets[dealer]) / hands[dealer] * width).astype(np.int64)
+        pool = (first[dealer] + np.minimum(rows, width - 1)) // step
+        # (S,) the first hand of each segment
+        new = np.flatnonzero(np.diff(dealer, prepend=-1) | np.diff(pool, prepend=-1))
+        dealer, start = dealer[new], (turn * sizes[dealer] // hands[dealer])[new]
+        # A segment ends where the fragment's next one starts; its last one at the fragment's end.
         stop = np.append(start[1:], 0)
-        stop = np.where(stop == 0, sizes[place], stop)
-        pools: list[list[Share]] = [[] for _ in range(0, int(sizes.sum()), step)]
-        columns = (order[place], pool[new], start, stop)
+        stop = np.where(stop == 0, sizes[dealer], stop)
+        pools: list[list[Segment]] = [[] for _ in range(0, int(sizes.sum()), step)]
+        columns = (order[dealer], pool[new], start, stop)
         for number, index, begin, end in zip(*(c.tolist() for c in columns), strict=True):
-            pools[index].append(Share(fragments[number], begin, end))
+            pools[index].append(Segment(fragments[number], begin, end))
         return pools
 
     def _fragment_order(self, sizes: NDArray[np.int64], stretch: int) -> NDArray[np.int64]:
         """Permute fragments so that those of any stretch of an epoch come from all the input."""
         random = _permutation(len(sizes), self.seed, self.epoch, _FRAGMENT_STREAM, 0)
         ends = np.cumsum(sizes)
+        # (F,) stratum of each fragment: equal runs of rows of the input, as many as a stretch holds
         n_strata = -(-stretch * int(ends[-1]) // int((sizes * sizes).sum()))
         strata = (ends - sizes // 2 - 1) * n_strata // ends[-1]
         by_stratum = random[np.argsort(strata[random], kind="stable")]
         strata, sizes = strata[by_stratum], sizes[by_stratum]
-        rows = np.bincount(strata, weights=sizes)
+        rows = np.bincount(strata, weights=sizes)  # rows per stratum
+        # (F,) rows of its stratum that come before a fragment
         before = np.cumsum(sizes) - sizes - (np.cumsum(rows) - rows)[strata]
+        # Strata that mirror each other share a phase, so that their fragments come in turn.
         pairs = np.minimum(strata, n_strata - 1 - strata)
         turns = self._fractions(_PHASE_STREAM, n_strata)
         second = (strata != pairs) ^ (turns[pairs] < 0.5)
@@ -168,17 +174,19 @@ class EpochPlan:
         """Return the order in which a fragment deals its rows."""
         return _permutation(fragment.num_rows, self.seed, self.epoch, _ROW_STREAM, fragment.index)
 
-    def share_order(self, pool: Pool) -> NDArray[np.unsignedinteger[Any]]:
-        """Return which of a pool's shares gives the next row, for each row of the pool."""
-        numbers = np.arange(len(pool.shares), dtype=np.min_scalar_type(len(pool.shares)))
-        shares = np.repeat(numbers, [len(share) for share in pool.shares])
+    def segment_order(self, pool: Pool) -> NDArray[np.unsignedinteger[Any]]:
+        """Return which of a pool's segments gives the next row, for each row of the pool."""
+        numbers = np.arange(len(pool.segments), dtype=np.min_scalar_type(len(pool.segments)))
+        segments = np.repeat(numbers, [len(segment) for segment in pool.segments])
         if len(numbers) == 1:
-            return shares
-        return shares[_permutation(len(shares), self.seed, self.epoch, _SHARE_STREAM, pool.index)]
+            return segments
+        return segments[
+            _permutation(len(segments), self.seed, self.epoch, _SEGMENT_STREAM, pool.index)
+        ]
 
 
 def large_fragments(source: Source, pool_rows: int) -> str | None:
-    """Say that few fragments are mixed at a time, if these are too large for more."""
+    """Return a warning if fragments are so large that few of them are mixed at a time."""
     largest = max((fragment.num_rows for fragment in source.fragments), default=0)
     if largest <= pool_rows // 2 or source.num_rows <= FEWEST_OPEN * largest:
         return None
@@ -206,11 +214,11 @@ def _stretches(
     return np.maximum(starts - margin, 0), last
 
 
-def _numbered(pools: Iterable[Sequence[Share]]) -> Iterator[Pool]:
+def _numbered(pools: Iterable[Sequence[Segment]]) -> Iterator[Pool]:
     index = first_row = 0
-    for shares in pools:
-        if shares:
-            pool = Pool(index, first_row, tuple(shares))
+    for segments in pools:
+        if segments:
+            pool = Pool(index, first_row, tuple(segments))
             yield pool
             index, first_row = index + 1, first_row + pool.num_rows
 
@@ -309,7 +317,7 @@ class _Channel:
         self.closed = False
 
     def put(self, batch: Batch) -> bool:
-        """Wait for room; False means that nobody listens any more."""
+        """Wait for room; return False if the reader is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self.closed or len(self._items) < self._capacity)
             self._items.append(batch)
@@ -317,7 +325,7 @@ class _Channel:
             return not self.closed
 
     def finish(self, error: BaseException | None) -> None:
-        """Say that nothing follows, or why."""
+        """End the stream, or pass on the error that ended it."""
         with self._changed:
             self._finished, self._error = True, error
             self._changed.notify_all()
@@ -337,7 +345,7 @@ class _Channel:
             return None
 
     def close(self) -> None:
-        """Wake both sides and drop what waits."""
+        """Wake both sides and drop the waiting batches."""
         with self._changed:
             self.closed = True
             self._items.clear()
@@ -374,8 +382,8 @@ class _BatchCutter:
         first = self.plan.position(self.start_batch)
         pools = self.plan.pools[first.pool :]
 
-        def load(fragment: Fragment, shares: Sequence[Share]) -> Future[deque[Batch]]:
-            return workers.submit(self._shares, fragment, shares, channel)
+        def load(fragment: Fragment, segments: Sequence[Segment]) -> Future[deque[Batch]]:
+            return workers.submit(self._segments, fragment, segments, channel)
 
         fragments = _Fragments(pools, load)
         # In order a pool is one fragment, so that more of them keep several threads busy.
@@ -388,7 +396,7 @@ class _BatchCutter:
             ):
                 fragments.start(pools[n_started])
                 n_started += 1
-            yield from _pool_rows(fragments.parts(pool), self.plan.share_order(pool), start)
+            yield from _pool_rows(fragments.take(pool), self.plan.segment_order(pool), start)
             start = 0
 
     def _encoded(self, fragment: Fragment, channel: _Channel) -> Batch:
@@ -404,19 +412,19 @@ class _BatchCutter:
             )
         return batch
 
-    def _shares(
-        self, fragment: Fragment, shares: Sequence[Share], channel: _Channel
+    def _segments(
+        self, fragment: Fragment, segments: Sequence[Segment], channel: _Channel
     ) -> deque[Batch]:
-        """Read a fragment and cut it in shares of its own random order."""
+        """Read a fragment and cut it in segments of its own random order."""
         batch = self._encoded(fragment, channel)
         if not self.plan.shuffle:
             return deque([batch])
         order = self.plan.fragment_order(fragment)
         parts: deque[Batch] = deque()
-        for copied in _copied_at_once(shares):
+        for copied in _copied_at_once(segments):
             first, last = copied[0].start, copied[-1].stop
             rows = batch.take(order[first:last])
-            parts += [rows.slice(share.start - first, share.stop - first) for share in copied]
+            parts += [rows.slice(segment.start - first, segment.stop - first) for segment in copied]
         return parts
 
     def _batches(self, pieces: Iterator[Batch]) -> Iterator[Batch]:
@@ -426,43 +434,43 @@ class _BatchCutter:
 
 
 class _Fragments:
-    """The fragments that are open: each is read once, and freed share by share."""
+    """The fragments that are open: each is read once, and freed segment by segment."""
 
     def __init__(
         self,
         pools: Sequence[Pool],
-        load: Callable[[Fragment, Sequence[Share]], Future[deque[Batch]]],
+        load: Callable[[Fragment, Sequence[Segment]], Future[deque[Batch]]],
     ) -> None:
         self._load = load
-        self._shares: dict[int, list[Share]] = {}
+        self._segments: dict[int, list[Segment]] = {}
         for pool in pools:
-            for share in pool.shares:
-                self._shares.setdefault(share.fragment.index, []).append(share)
+            for segment in pool.segments:
+                self._segments.setdefault(segment.fragment.index, []).append(segment)
         self._open: dict[int, Future[deque[Batch]]] = {}
         self._waiting: set[int] = set()
 
     @property
     def any_waits(self) -> bool:
-        """True if a fragment was started of which no pool has taken anything."""
+        """True if a fragment was started from which no pool has taken rows yet."""
         return bool(self._waiting)
 
     def start(self, pool: Pool) -> None:
         """Start to read what a pool needs."""
-        for share in pool.shares:
-            index = share.fragment.index
-            if index in self._shares:
+        for segment in pool.segments:
+            index = segment.fragment.index
+            if index in self._segments:
                 self._waiting.add(index)
-                self._open[index] = self._load(share.fragment, self._shares.pop(index))
+                self._open[index] = self._load(segment.fragment, self._segments.pop(index))
 
-    def parts(self, pool: Pool) -> list[Batch]:
-        """Wait for a pool's shares and hand them over."""
+    def take(self, pool: Pool) -> list[Batch]:
+        """Wait for a pool's segments and hand them over."""
         parts = []
-        for share in pool.shares:
-            index = share.fragment.index
+        for segment in pool.segments:
+            index = segment.fragment.index
             self._waiting.discard(index)
-            shares = self._open[index].result()
-            parts.append(shares.popleft())
-            if not shares:
+            segments = self._open[index].result()
+            parts.append(segments.popleft())
+            if not segments:
                 del self._open[index]
         # Freed pages go back to the system now, before the next fragments take as many again.
         pa.default_memory_pool().release_unused()
@@ -470,11 +478,11 @@ class _Fragments:
 
 
 class _ClosedError(Exception):
-    """Ends work that nobody waits for."""
+    """Stops work for a reader that was closed."""
 
 
 def _cut(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
-    """Cut consecutive pieces at other places: ``sizes[0]`` rows, then ``sizes[1]``, ..."""
+    """Cut consecutive pieces anew: ``sizes[0]`` rows, then ``sizes[1]``, ..."""
     piece: Batch | None = None
     used = 0
     for size in sizes:
@@ -490,28 +498,30 @@ def _cut(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
         yield Batch.concat(head)
 
 
-def _copied_at_once(shares: Sequence[Share]) -> Iterator[Sequence[Share]]:
-    """Group the shares of a fragment whose memory is freed together: small ones are dear."""
+def _copied_at_once(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
+    """Group the segments of a fragment whose memory is freed together; small ones cost too much."""
     first = 0
-    for last, share in enumerate(shares, 1):
-        if share.stop - shares[first].start >= BLOCK_ROWS or last == len(shares):
-            yield shares[first:last]
+    for last, segment in enumerate(segments, 1):
+        if segment.stop - segments[first].start >= BLOCK_ROWS or last == len(segments):
+            yield segments[first:last]
             first = last
 
 
 def _pool_rows(
-    parts: Sequence[Batch], order: NDArray[np.unsignedinteger[Any]], start: int
+    batches: Sequence[Batch], order: NDArray[np.unsignedinteger[Any]], start: int
 ) -> Iterator[Batch]:
-    """Yield a pool's rows as ``order`` takes them from its shares, each in its own order."""
-    if len(parts) == 1:
-        yield parts[0].slice(start, len(parts[0]))
+    """Yield a pool's rows as ``order`` takes them from its segments, each in its own order."""
+    if len(batches) == 1:
+        yield batches[0].slice(start, len(batches[0]))
         return
-    used_S = np.bincount(order[:start], minlength=len(parts))  # rows taken of each share
+    used_S = np.bincount(order[:start], minlength=len(batches))  # (S,) rows taken per segment
     for first in range(start, len(order), BLOCK_ROWS):
-        shares_B = order[first : first + BLOCK_ROWS]
-        before_S, used_S = used_S, used_S + np.bincount(shares_B, minlength=len(parts))
-        limits = zip(parts, before_S.tolist(), used_S.tolist(), strict=True)
-        rows = Batch.concat([part.slice(begin, end) for part, begin, end in limits if begin < end])
-        place_B = np.empty(len(shares_B), np.int64)
-        place_B[np.argsort(shares_B, kind="stable")] = np.arange(len(shares_B))
-        yield rows.take(place_B)
+        segment_B = order[first : first + BLOCK_ROWS]  # (B,) the segment of each row
+        before_S, used_S = used_S, used_S + np.bincount(segment_B, minlength=len(batches))
+        limits = zip(batches, before_S.tolist(), used_S.tolist(), strict=True)
+        # The block's rows, segment after segment.
+        rows = Batch.concat([batch.slice(low, high) for batch, low, high in limits if low < high])
+        # (B,) where each of the block's rows stands among them: the inverse of a stable sort
+        position_B = np.empty(len(segment_B), np.int64)
+        position_B[np.argsort(segment_B, kind="stable")] = np.arange(len(segment_B))
+        yield rows.take(position_B)

@@ -102,8 +102,8 @@ def two_valued(columns: Sequence[ColumnProfile]) -> list[str]:
 def no_label(columns: Sequence[ColumnProfile]) -> ConfigError:
     """Return the error about a table of which no column looks like the label."""
     names = two_valued(columns)
-    told = f"columns with two values: {', '.join(names)}" if names else "none has two values"
-    return ConfigError(f"cannot tell which column is the label ({told}); give --label NAME")
+    hint = f"columns with two values: {', '.join(names)}" if names else "none has two values"
+    return ConfigError(f"cannot tell which column is the label ({hint}); give --label NAME")
 
 
 def joined_roles(data: Any) -> dict[str, str]:

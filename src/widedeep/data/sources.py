@@ -20,7 +20,7 @@ from widedeep.data.fragments import (
     ColumnKind,
     Input,
     InputFormat,
-    Part,
+    RowBlock,
     Source,
     Spool,
     batches_reader,
@@ -60,7 +60,7 @@ class RowShare:
 
     @property
     def column(self) -> str | None:
-        """The column that places are taken from; None: from positions."""
+        """The column whose values decide; None: the rows' numbers do."""
         return self.latest if self.by is None else self.by
 
     @property
@@ -72,9 +72,9 @@ class RowShare:
             order = f"seed {self.seed}" + ("" if self.by is None else f", by {self.by}")
         return f" (share {self.start:g} to {self.stop:g} of its rows, {order})"
 
-    def holds(self, place_B: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Tell which places lie in the share."""
-        inside_B: NDArray[np.bool_] = (place_B >= self.start) & (place_B < self.stop)
+    def holds(self, position_B: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which positions lie in the share."""
+        inside_B: NDArray[np.bool_] = (position_B >= self.start) & (position_B < self.stop)
         return inside_B
 
 
@@ -114,80 +114,87 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 @dataclass(frozen=True, slots=True)
-class _SharedPart:
-    """The rows of a part that belong to a share."""
+class _SelectedBlock:
+    """The rows of a block that belong to a share."""
 
-    part: Part
+    block: RowBlock
     bits: NDArray[np.uint8]
     num_rows: int
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Return these columns of the rows that belong."""
-        mask_B = np.unpackbits(self.bits, count=self.part.num_rows).astype(bool)
-        return self.part.read(columns).filter(pa.array(mask_B))
+        mask_B = np.unpackbits(self.bits, count=self.block.num_rows).astype(bool)
+        return self.block.read(columns).filter(pa.array(mask_B))
 
 
-def share_of_inputs(inputs: Sequence[Input], share: RowShare) -> list[Input]:
+def select_rows(inputs: Sequence[Input], row_share: RowShare) -> list[Input]:
     """Return inputs that hold only the rows of a share."""
-    parts = [part for item in inputs for part in item.parts]
-    if share.column is None:
-        ends = np.cumsum([0, *(part.num_rows for part in parts)]).tolist()
-        places = [
-            row_hashes(first, part.num_rows, share.seed)
-            for first, part in zip(ends, parts, strict=False)
+    blocks = [block for item in inputs for block in item.blocks]
+    if row_share.column is None:
+        ends = np.cumsum([0, *(block.num_rows for block in blocks)]).tolist()
+        positions = [
+            row_hashes(first, block.num_rows, row_share.seed)
+            for first, block in zip(ends, blocks, strict=False)
         ]
     else:
-        places = _column_places(inputs, parts, share, share.column)
-    shared = iter(
-        [_shared(part, share.holds(place_B)) for part, place_B in zip(parts, places, strict=True)]
+        positions = _column_positions(inputs, blocks, row_share, row_share.column)
+    selected = iter(
+        [
+            _selected_block(block, row_share.holds(position_B))
+            for block, position_B in zip(blocks, positions, strict=True)
+        ]
     )
-    return [_shared_input(item, share, [next(shared) for _ in item.parts]) for item in inputs]
+    return [
+        _selected_input(item, row_share, [next(selected) for _ in item.blocks]) for item in inputs
+    ]
 
 
-def _shared(part: Part, mask_B: NDArray[np.bool_]) -> _SharedPart:
-    return _SharedPart(part, np.packbits(mask_B), int(mask_B.sum()))
+def _selected_block(block: RowBlock, mask_B: NDArray[np.bool_]) -> _SelectedBlock:
+    return _SelectedBlock(block, np.packbits(mask_B), int(mask_B.sum()))
 
 
-def _shared_input(item: Input, share: RowShare, parts: Sequence[Part]) -> Input:
+def _selected_input(item: Input, row_share: RowShare, blocks: Sequence[RowBlock]) -> Input:
     record = dict(item.record)
-    record["name"] = f"{item.record['name']}{share.description}"
-    record["path"] = f"{item.record['path']}{share.description}"
-    record["rows"] = sum(part.num_rows for part in parts)
-    return replace(item, record=record, parts=parts)  # type: ignore[arg-type]
+    record["name"] = f"{item.record['name']}{row_share.description}"
+    record["path"] = f"{item.record['path']}{row_share.description}"
+    record["rows"] = sum(block.num_rows for block in blocks)
+    return replace(item, record=record, blocks=blocks)  # type: ignore[arg-type]
 
 
-def _column_places(
-    inputs: Sequence[Input], parts: Sequence[Part], share: RowShare, column: str
+def _column_positions(
+    inputs: Sequence[Input], blocks: Sequence[RowBlock], row_share: RowShare, column: str
 ) -> list[NDArray[np.float64]]:
-    """Return the place of each row, part by part, from a column's values."""
+    """Return the position of each row in [0, 1), block by block, from a column's values."""
     for item in inputs:
         if column not in item.schema.names:
             raise DataError(
                 f"{item.record['path']}: no column {column!r} to split by; "
                 f"{nearest(column, item.schema.names)}"
             )
-    values = [plain_table(part.read([column])).column(0) for part in parts]
-    if share.latest is None:
-        return [_value_places(array, share.seed) for array in values]
+    values = [plain_table(block.read([column])).column(0) for block in blocks]
+    if row_share.latest is None:
+        return [_value_positions(array, row_share.seed) for array in values]
     if not values:
         return []
-    later_B = _share_after(pa.chunked_array([c for array in values for c in array.chunks]), column)
+    later_B = _fraction_after(
+        pa.chunked_array([c for array in values for c in array.chunks]), column
+    )
     ends = np.cumsum([len(array) for array in values])
     return np.split(later_B, ends[:-1])
 
 
-def _value_places(values: pa.ChunkedArray, seed: int) -> NDArray[np.float64]:
+def _value_positions(values: pa.ChunkedArray, seed: int) -> NDArray[np.float64]:
     """Return a hash in [0, 1) of each row's value; null has one too."""
     encoded = pc.dictionary_encode(values.combine_chunks(), null_encoding="encode")
     texts = ["" if v is None else str(v) for v in encoded.dictionary.to_pylist()]
     hashes = np.array([fingerprint64(text) for text in texts], np.uint64)
     mixed = _mix(hashes + _mix(np.full(1, seed, np.uint64)))
-    places: NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    place_B: NDArray[np.float64] = places[encoded.indices.to_numpy(zero_copy_only=False)]
-    return place_B
+    positions: NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    position_B: NDArray[np.float64] = positions[encoded.indices.to_numpy(zero_copy_only=False)]
+    return position_B
 
 
-def _share_after(values: pa.ChunkedArray, column: str) -> NDArray[np.float64]:
+def _fraction_after(values: pa.ChunkedArray, column: str) -> NDArray[np.float64]:
     """Return for each row which share of all rows comes after it, (B,); equal values share it."""
     try:
         rank_B = pc.rank(
@@ -223,15 +230,15 @@ def open_source(
     """Open rows wherever they are, so that they can be read in any order and more than once."""
     names = None if columns is None else list(dict.fromkeys(columns))
     spool = Spool(spool_folder)
-    share = data if isinstance(data, RowShare) else None
+    row_share = data if isinstance(data, RowShare) else None
     try:
-        rows = data if share is None else share.data
+        rows = data if row_share is None else row_share.data
         needed = names
-        if names is not None and share is not None and share.column is not None:
-            needed = [*dict.fromkeys([*names, share.column])]
+        if names is not None and row_share is not None and row_share.column is not None:
+            needed = [*dict.fromkeys([*names, row_share.column])]
         inputs = _inputs(rows, needed, column_types or {}, spool)
-        if share is not None:
-            inputs = share_of_inputs(inputs, share)
+        if row_share is not None:
+            inputs = select_rows(inputs, row_share)
         return Source(inputs, columns=names, spool=spool, files=input_paths(rows) or ())
     except BaseException:
         spool.close()
@@ -310,7 +317,7 @@ def pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Table
     _names(present, origin)
     if columns is not None:
         check_columns(columns, present, origin)
-    wanted = present if columns is None else columns
+    names = present if columns is None else columns
     # NaN in a data frame is how pandas writes a missing value.
     arrays = [
         _converted(
@@ -319,9 +326,9 @@ def pandas_table(frame: Any, columns: list[str] | None, origin: str) -> pa.Table
             origin,
             partial(pa.array, from_pandas=True),
         )
-        for name in wanted
+        for name in names
     ]
-    return pa.Table.from_arrays(arrays, names=wanted)
+    return pa.Table.from_arrays(arrays, names=names)
 
 
 def _dense(series: Any) -> Any:

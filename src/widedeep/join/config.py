@@ -152,10 +152,10 @@ class HistoryState:
         delays = {(d["action_delay"], d["impression_delay"]) for d in definitions.values()}
         if len(delays) > 1:
             raise ConfigError(f"history: got several delays of the logs: {sorted(delays)}")
-        known = {entry.name for entry in fields(History)}
+        field_names = {entry.name for entry in fields(History)}
         history = [
-            History(**{key: told[key] for key in told if key in known})
-            for told in definitions.values()
+            History(**{key: definition[key] for key in definition if key in field_names})
+            for definition in definitions.values()
         ]
         action_delay, impression_delay = delays.pop() if delays else (0, 0)
         return cls(history, action_delay=action_delay, impression_delay=impression_delay)
@@ -203,13 +203,13 @@ class HistoryState:
         streams = _streams(feature)
         if feature.feature == "last":
             return self._last(feature, streams[0], user, time_us)
-        found = [self._seen(stream, _key(stream.by, user, item)) for stream in streams]
+        event_times = [self._seen(stream, _key(stream.by, user, item)) for stream in streams]
         ends = [time_us - self._delay_us[stream.of] for stream in streams]
         start = None if feature.window_us is None else time_us - feature.window_us
         if feature.feature == "since":
-            last = found[0].last_before(ends[0], start)
+            last = event_times[0].last_before(ends[0], start)
             return None if last is None else (time_us - last) / MICROSECONDS
-        counts = [times.count(start, end) for times, end in zip(found, ends, strict=True)]
+        counts = [times.count(start, end) for times, end in zip(event_times, ends, strict=True)]
         if feature.feature == "count":
             return counts[0]
         weight = feature.strength
@@ -259,8 +259,8 @@ class _Times:
 
     def last_before(self, end: int, start: int | None) -> int | None:
         """Return the time of the last event in [start, end)."""
-        at = bisect_left(self.kept, end)
-        last = self.kept[at - 1] if at else self.last_forgotten
+        index = bisect_left(self.kept, end)
+        last = self.kept[index - 1] if index else self.last_forgotten
         return None if last is None or (start is not None and last < start) else last
 
     def forget(self, cut: int) -> None:
@@ -465,7 +465,7 @@ class Split:
         check_types(self, "[split]")
         _check(
             len(self.fractions) == 3
-            and all(share >= 0 for share in self.fractions)
+            and all(fraction >= 0 for fraction in self.fractions)
             and abs(sum(self.fractions) - 1) < 1e-9
             and self.fractions[0] > 0,
             f"[split]: got fractions = {list(self.fractions)!r}, expected three shares (train > 0, "
@@ -609,9 +609,9 @@ class JoinConfig:
         """Without a column of kinds every action is an ``"action"``, and no other kind occurs."""
         if self.actions.kind is not None:
             return
-        wanted = [(label.name, label.kinds) for label in self.labels]
-        wanted += [(feature.name, feature.kinds) for feature in self.history]
-        for name, kinds in wanted:
+        kinds_by_name = [(label.name, label.kinds) for label in self.labels]
+        kinds_by_name += [(feature.name, feature.kinds) for feature in self.history]
+        for name, kinds in kinds_by_name:
             if kinds and "action" not in kinds:
                 raise ConfigError(
                     f"{name!r} asks for kinds = {list(kinds)}, but [actions] names no column of "
@@ -723,9 +723,12 @@ def join_config_from_tables(
     tables: Mapping[str, Any], *, folder: Path | None = None, origin: str = "config"
 ) -> JoinConfig:
     """Build a join's configuration from nested tables, as :func:`load_join_config` reads them."""
-    known = ("join", *_SECTIONS, *_LISTS)
+    sections = ("join", *_SECTIONS, *_LISTS)
     for name in tables:
-        _check(name in known, f"{origin}: got the unknown section [{name}]; {nearest(name, known)}")
+        _check(
+            name in sections,
+            f"{origin}: got the unknown section [{name}]; {nearest(name, sections)}",
+        )
         if name not in _LISTS:
             check_table(tables[name], name, origin)
     values: dict[str, Any] = dict(tables.get("join", {}))

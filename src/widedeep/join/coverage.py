@@ -10,7 +10,7 @@ from typing import NamedTuple
 from widedeep.errors import nearest
 from widedeep.join.config import JoinConfig
 from widedeep.join.engines import Engine
-from widedeep.join.plan import Source, literal
+from widedeep.join.plan import SqlInput, literal
 from widedeep.join.sql import all_keys, selected
 from widedeep.join.times import PLAUSIBLE_US, moment_text, moment_us, names_zone
 
@@ -136,38 +136,40 @@ class Silence:
     last: int  # Of its last
     begins: bool  # True if nothing comes before it
     ends: bool  # True if nothing comes after it
-    shown: int  # Events of the other log in it
+    other_count: int  # Events of the other log in it
     count: int  # Events of this log in it
     expected: int  # Events of this log that the other one's would bring elsewhere
 
 
-def silences(of: Sequence[Bin], beside: Sequence[Bin]) -> list[Silence]:
+def silences(of: Sequence[Bin], other: Sequence[Bin]) -> list[Silence]:
     """Return where a log is silent within another's range, in order of time."""
-    first, last = beside[0].number, beside[-1].number
-    taken: Mapping[int, int] = {b.number: b.events for b in of if first <= b.number <= last}
-    shown: Mapping[int, int] = {b.number: b.events for b in beside}
-    numbers = sorted({*taken, *shown})
-    if not taken:
+    first, last = other[0].number, other[-1].number
+    own_events: Mapping[int, int] = {b.number: b.events for b in of if first <= b.number <= last}
+    other_events: Mapping[int, int] = {b.number: b.events for b in other}
+    numbers = sorted({*own_events, *other_events})
+    if not own_events:
         return []
-    rate = sum(taken.values()) / sum(shown.values())
+    rate = sum(own_events.values()) / sum(other_events.values())
     # Evidence is counted in events of the rarer log: one action may bring a hundred impressions.
     scale = min(1.0, 1 / rate)
-    missing = [scale * (rate * shown.get(n, 0) - _THINNER * taken.get(n, 0)) for n in numbers]
-    found = []
+    missing = [
+        scale * (rate * other_events.get(n, 0) - _THINNER * own_events.get(n, 0)) for n in numbers
+    ]
+    silent = []
     for low, high in _worst(missing, 0, len(numbers)):
         inside = numbers[low:high]
-        found.append(
+        silent.append(
             Silence(
                 first=inside[0],
                 last=inside[-1],
-                begins=not any(taken.get(n) for n in numbers[:low]),
-                ends=not any(taken.get(n) for n in numbers[high:]),
-                shown=sum(shown.get(n, 0) for n in inside),
-                count=sum(taken.get(n, 0) for n in inside),
-                expected=round(rate * sum(shown.get(n, 0) for n in inside)),
+                begins=not any(own_events.get(n) for n in numbers[:low]),
+                ends=not any(own_events.get(n) for n in numbers[high:]),
+                other_count=sum(other_events.get(n, 0) for n in inside),
+                count=sum(own_events.get(n, 0) for n in inside),
+                expected=round(rate * sum(other_events.get(n, 0) for n in inside)),
             )
         )
-    return found
+    return silent
 
 
 def _worst(missing: Sequence[float], low: int, high: int) -> list[tuple[int, int]]:
@@ -214,7 +216,7 @@ class Coverage:
 def log_coverage(
     engine: Engine,
     config: JoinConfig,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, SqlInput],
     ranges: Mapping[str, tuple[int, int]],
 ) -> Coverage:
     """Return where the log ends: where both logs reach, unless the configuration says when."""
@@ -225,7 +227,7 @@ def log_coverage(
 class _Coverage:
     engine: Engine
     config: JoinConfig
-    sources: Mapping[str, Source]
+    sources: Mapping[str, SqlInput]
     ranges: Mapping[str, tuple[int, int]]
     notes: list[str] = field(default_factory=list)
 
@@ -244,21 +246,21 @@ class _Coverage:
                 strict=True,
             )
         )
-        found = {name: reach(bins[name]) for name in logs}
+        reaches = {name: reach(bins[name]) for name in logs}
         for name in logs:
-            self._note_strays(name, found[name])
-            self._note_implausible(name, found[name])
+            self._note_strays(name, reaches[name])
+            self._note_implausible(name, reaches[name])
             bins[name] = [
                 some
                 for some in bins[name]
-                if some.last_us >= found[name].first_us and some.first_us <= found[name].last_us
+                if some.last_us >= reaches[name].first_us and some.first_us <= reaches[name].last_us
             ]
-        last = {name: found[name].last_us for name in logs}
+        last = {name: reaches[name].last_us for name in logs}
         if "impressions" in bins:
             last |= self._note_silences(bins, kinds)
         self._note_attributes(last[logs[0]])
         return Coverage(
-            log_end_us=self._log_end(last), reach=found, notes=tuple(dict.fromkeys(self.notes))
+            log_end_us=self._log_end(last), reach=reaches, notes=tuple(dict.fromkeys(self.notes))
         )
 
     def _kinds(self) -> list[str]:
@@ -310,7 +312,7 @@ class _Coverage:
             *([some for name, some in by_kind if name == kind] for kind in kinds),
         ]
 
-    def _bins(self, source: Source, grid: Grid, kind: str) -> list[tuple[str | None, Bin]]:
+    def _bins(self, source: SqlInput, grid: Grid, kind: str) -> list[tuple[str | None, Bin]]:
         rows = self.engine.rows(
             f"SELECT wd_of, wd_bin, COUNT(*) AS n, MIN(wd_time) AS low, MAX(wd_time) AS high FROM "
             f"(SELECT wd_time, CAST({kind} AS VARCHAR) AS wd_of, "
@@ -324,15 +326,15 @@ class _Coverage:
             for row in rows
         ]
 
-    def _note_strays(self, name: str, found: Reach) -> None:
+    def _note_strays(self, name: str, log_reach: Reach) -> None:
         first, last = self.ranges[name]
         for side, outside, end in (
-            ("last", last > found.last_us, last),
-            ("first", first < found.first_us, first),
+            ("last", last > log_reach.last_us, last),
+            ("first", first < log_reach.first_us, first),
         ):
             if not outside:
                 continue
-            bound = found.last_us if side == "last" else found.first_us
+            bound = log_reach.last_us if side == "last" else log_reach.first_us
             count = self._count(name, f"wd_time {'>' if side == 'last' else '<'} {bound}")
             self.notes.append(
                 f"{name}: {count:,} of the events lie far from all others, the {side} one at "
@@ -341,14 +343,14 @@ class _Coverage:
                 "times, or set log_end if they are right"
             )
 
-    def _note_implausible(self, name: str, found: Reach) -> None:
+    def _note_implausible(self, name: str, log_reach: Reach) -> None:
         log = self.config.impressions if name == "impressions" else self.config.actions
         assert log is not None
         low, high = PLAUSIBLE_US
-        if log.time_unit == "auto" and not low <= found.first_us <= found.last_us < high:
+        if log.time_unit == "auto" and not low <= log_reach.first_us <= log_reach.last_us < high:
             self.notes.append(
-                f"{name}: column {log.time!r} has times from {moment_text(found.first_us)} to "
-                f"{moment_text(found.last_us)}: were they written in another unit?"
+                f"{name}: column {log.time!r} has times from {moment_text(log_reach.first_us)} to "
+                f"{moment_text(log_reach.last_us)}: were they written in another unit?"
             )
 
     def _count(self, name: str, condition: str) -> int:
@@ -412,17 +414,17 @@ class _Coverage:
         elif name == "impressions":
             effect = "actions there find no impression"
         elif some.ends and name == "actions":
-            kept = self.config.open_windows == "keep" or self.config.log_end is not None
+            includes_open = self.config.open_windows == "keep" or self.config.log_end is not None
             effect = (
                 "labels there are 0 because nothing was observed"
-                if kept
+                if includes_open
                 else "impressions whose windows reach beyond are left out"
             )
         else:
             effect = "labels are 0 and histories empty there because nothing was observed"
         return (
             f"{name}: {count} {when}, where about {some.expected:,} would belong to the "
-            f"{some.shown:,} {other} of that time; is a part of the log missing? {effect}"
+            f"{some.other_count:,} {other} of that time; is a part of the log missing? {effect}"
         )
 
     def _note_attributes(self, end_us: int) -> None:
@@ -453,14 +455,14 @@ class _Coverage:
                 self.notes.append(f"{where}: {str(moment)!r} names no zone and is read as UTC")
         if end is None:
             return min(last.values())
-        told = moment_us(end, "log_end")
+        end_us = moment_us(end, "log_end")
         for name, reached in last.items():
-            if told > reached:
+            if end_us > reached:
                 self.notes.append(
-                    f"log_end: {moment_text(told)} is later than the {name} reach "
+                    f"log_end: {moment_text(end_us)} is later than the {name} reach "
                     f"({moment_text(reached)}); windows after that were not observed"
                 )
-        return told
+        return end_us
 
 
 def _merged(bins: Sequence[tuple[str | None, Bin]]) -> list[Bin]:

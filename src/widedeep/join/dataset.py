@@ -23,7 +23,7 @@ from widedeep.join.config import SPLITS, JoinConfig
 from widedeep.join.engines import Engine
 from widedeep.join.plan import JoinPlan
 from widedeep.join.report import write_report
-from widedeep.join.resolve import Resolved
+from widedeep.join.resolve import ResolvedJoin
 from widedeep.join.sql import output_columns
 
 _LOST_MUCH = 0.5
@@ -44,13 +44,13 @@ def outcome_notes(
         else:
             notes += _empty_splits(label.name, splits)
         actions = max(1, counts[f"relevant_{number}"])
-        for kind, told in (
+        for kind, description in (
             ("orphaned", "had no impression of the item before them"),
             ("late", "came after the window"),
         ):
             fraction = counts[f"{kind}_{number}"] / actions
             if fraction > _LOST_MUCH:
-                notes.append(f"label {label.name!r}: {fraction:.0%} of its actions {told}")
+                notes.append(f"label {label.name!r}: {fraction:.0%} of its actions {description}")
     for of in ("user", "item"):
         if f"{of}_hits" in counts:
             fraction = counts[f"{of}_hits"] / max(1, counts["impressions"])
@@ -82,14 +82,14 @@ def match_notes(engine: Engine, config: JoinConfig, counts: Mapping[str, int]) -
     ]
     if not labels:
         return []
-    shown = "; ".join(
+    examples = "; ".join(
         f"{of} ids such as {_ids(engine, of, 'wd_impressions')} in the impressions and "
         f"{_ids(engine, of, 'wd_actions')} in the actions"
         for of in ("user", "item")
     )
     return [
         f"no action of label {', '.join(map(repr, labels))} follows an impression of its user and "
-        f"item ({shown}): check that both logs write ids and times alike"
+        f"item ({examples}): check that both logs write ids and times alike"
     ]
 
 
@@ -121,7 +121,7 @@ class Shard:
 def write_part(
     batches: Iterable[pa.RecordBatch],
     folder: Path,
-    part: int,
+    partition: int,
     *,
     labels: Sequence[str],
     shard_rows: int,
@@ -133,7 +133,7 @@ def write_part(
         for code in np.unique(split_B).tolist():
             name = SPLITS[code]
             if name not in writers:
-                writers[name] = _SplitWriter(name, folder, part, labels, shard_rows)
+                writers[name] = _SplitWriter(name, folder, partition, labels, shard_rows)
             rows = batch if (split_B == code).all() else batch.filter(pa.array(split_B == code))
             writers[name].add(rows)
     return [shard for name in SPLITS if name in writers for shard in writers[name].close()]
@@ -143,29 +143,29 @@ class _SplitWriter:
     """Collects a split's rows and writes them as row groups of a fixed size."""
 
     def __init__(
-        self, split: str, folder: Path, part: int, labels: Sequence[str], shard_rows: int
+        self, split: str, folder: Path, partition: int, labels: Sequence[str], shard_rows: int
     ) -> None:
-        self.split, self.folder, self.part = split, folder, part
+        self.split, self.folder, self.partition = split, folder, partition
         self.labels, self.shard_rows = labels, shard_rows
         self.group = min(ROW_GROUP, shard_rows)
-        self.held: list[pa.RecordBatch] = []
-        self.held_rows = 0
+        self.pending: list[pa.RecordBatch] = []
+        self.pending_rows = 0
         self.shards: list[Shard] = []
         self.writer: pq.ParquetWriter | None = None
 
     def add(self, rows: pa.RecordBatch) -> None:
-        self.held.append(rows)
-        self.held_rows += rows.num_rows
-        while self.held_rows >= self.group:
+        self.pending.append(rows)
+        self.pending_rows += rows.num_rows
+        while self.pending_rows >= self.group:
             self._write(self.group)
 
     def _write(self, count: int) -> None:
-        table = pa.Table.from_batches(self.held)
+        table = pa.Table.from_batches(self.pending)
         room = self.shard_rows - (self.rows if self.writer is not None else 0)
         count = min(count, room)
-        rows, rest = table.slice(0, count), table.slice(count)
-        self.held = rest.to_batches()
-        self.held_rows = rest.num_rows
+        rows, remaining = table.slice(0, count), table.slice(count)
+        self.pending = remaining.to_batches()
+        self.pending_rows = remaining.num_rows
         self._append(rows)
         if self.rows >= self.shard_rows:
             self._finish()
@@ -174,7 +174,7 @@ class _SplitWriter:
         times = table.column("wd_event_time")
         examples = table.drop_columns(["wd_split", "wd_event_time"]).combine_chunks()
         if self.writer is None:
-            self.file = f"{self.split}/part-{self.part:05d}-{len(self.shards):05d}.parquet"
+            self.file = f"{self.split}/part-{self.partition:05d}-{len(self.shards):05d}.parquet"
             (self.folder / self.split).mkdir(parents=True, exist_ok=True)
             self.writer = pq.ParquetWriter(
                 self.folder / self.file, examples.schema, compression="snappy"
@@ -187,8 +187,8 @@ class _SplitWriter:
         for name in self.sums:
             self.sums[name] += float(examples.column(name).to_numpy().sum(dtype=np.float64))
         bounds = pc.min_max(times).as_py()
-        found = [*self.range, bounds["min"], bounds["max"]]
-        self.range = [min(found), max(found)]
+        ends = [*self.range, bounds["min"], bounds["max"]]
+        self.range = [min(ends), max(ends)]
 
     def _finish(self) -> None:
         assert self.writer is not None
@@ -211,8 +211,8 @@ class _SplitWriter:
 
     def close(self) -> list[Shard]:
         """Write what is held and return the shards."""
-        while self.held_rows:
-            self._write(self.held_rows)
+        while self.pending_rows:
+            self._write(self.pending_rows)
         if self.writer is not None:
             self._finish()
         return self.shards
@@ -283,7 +283,7 @@ class JoinResult:
 
 
 def write_dataset(
-    resolved: Resolved,
+    resolved: ResolvedJoin,
     *,
     folder: Path,
     shards: Sequence[Shard],
@@ -301,26 +301,26 @@ def write_dataset(
             f"range, and the counts: {dict(counts)}"
         )
     # What a killed process leaves lies beside the parts, and goes with them.
-    with atomic_directory(output, within=folder.parent) as made:
-        schema = _link(folder, shards, made)
+    with atomic_directory(output, within=folder.parent) as target:
+        schema = _link(folder, shards, target)
         manifest = _manifest(resolved, shards, counts, inputs, engine, logged, schema)
-        _write_json(made / "manifest.json", manifest)
-        write_report(made, manifest, spill_dir=spill_dir)
+        _write_json(target / "manifest.json", manifest)
+        write_report(target, manifest, spill_dir=spill_dir)
     return JoinResult(output=output, manifest=manifest)
 
 
-def _link(folder: Path, shards: Sequence[Shard], made: Path) -> pa.Schema:
+def _link(folder: Path, shards: Sequence[Shard], target: Path) -> pa.Schema:
     """Link the shards into the dataset, so that a failure here loses nothing."""
     for split in SPLITS:
-        (made / split).mkdir()
+        (target / split).mkdir()
     for shard in shards:
-        part = int(Path(shard.file).name.split("-")[1])
-        source = folder / str(part) / shard.file
+        partition = int(Path(shard.file).name.split("-")[1])
+        source = folder / str(partition) / shard.file
         try:
-            os.link(source, made / shard.file)
+            os.link(source, target / shard.file)
         except OSError:
-            shutil.copyfile(source, made / shard.file)
-    return pq.read_schema(made / next(shard.file for shard in shards if shard.split == "train"))
+            shutil.copyfile(source, target / shard.file)
+    return pq.read_schema(target / next(shard.file for shard in shards if shard.split == "train"))
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -328,7 +328,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _manifest(
-    resolved: Resolved,
+    resolved: ResolvedJoin,
     shards: Sequence[Shard],
     counts: Mapping[str, int],
     inputs: Sequence[Mapping[str, Any]],
@@ -383,7 +383,7 @@ def _roles(plan: JoinPlan) -> dict[str, str]:
         ("user attribute", plan.user_attributes),
         ("item attribute", plan.item_attributes),
     ):
-        roles |= {column.name: role for column in source.carried} if source else {}
+        roles |= {column.name: role for column in source.pass_through} if source else {}
     roles |= {feature.name: "history" for feature in plan.config.history}
     roles |= {label.name: "label" for label in plan.config.labels}
     return {**roles, "weight": "weight"}
@@ -414,16 +414,16 @@ def _split(shards: Sequence[Shard]) -> dict[str, Any]:
 
 
 def _counts(
-    resolved: Resolved, shards: Sequence[Shard], counts: Mapping[str, int]
+    resolved: ResolvedJoin, shards: Sequence[Shard], counts: Mapping[str, int]
 ) -> dict[str, Any]:
     config = resolved.plan.config
     written = sum(shard.rows for shard in shards)
     left_out = counts["open_windows"] if config.open_windows == "drop" else 0
     complete = resolved.counts["impressions"].complete if config.impressions else None
-    found: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "impressions": counts["impressions"],
         "actions": counts["actions"],
-        "null_keys": {name: found.null_keys for name, found in resolved.counts.items()},
+        "null_keys": {name: count.null_keys for name, count in resolved.counts.items()},
         "duplicates_dropped": 0 if complete is None else complete - counts["impressions"],
         "open_windows": counts["open_windows"],
         "open_windows_left_out": left_out,
@@ -437,12 +437,12 @@ def _counts(
         },
     }
     for number, label in enumerate(config.labels):
-        found["labels"][label.name] = {
+        entries["labels"][label.name] = {
             "actions": counts[f"relevant_{number}"],
             "orphaned": counts[f"orphaned_{number}"],
             "late": counts[f"late_{number}"],
         }
-    return found
+    return entries
 
 
 def open_dataset(folder: str | os.PathLike[str]) -> JoinResult:

@@ -191,14 +191,14 @@ class DuckDBEngine:
         attached = f"wd_file_{view}"
         with self._translated(f"{database}, table {table!r}"):
             self._connection.execute(f"ATTACH {literal(str(database))} AS {attached} (READ_ONLY)")
-            there = self._connection.execute(
+            tables = self._connection.execute(
                 f"SELECT table_name FROM information_schema.tables "
                 f"WHERE table_catalog = {literal(attached)} AND table_schema = 'main'"
             ).fetchall()
-            if table not in [name for (name,) in there]:
+            if table not in [name for (name,) in tables]:
                 raise DataError(
                     f"{database}: table = {table!r}, but there is no such table; "
-                    f"{nearest(table, [name for (name,) in there])}"
+                    f"{nearest(table, [name for (name,) in tables])}"
                 )
             self._create(view, f"SELECT * FROM {attached}.{quoted(table)}")
             empty = self._connection.sql(f"SELECT * FROM {view} LIMIT 0")
@@ -211,8 +211,8 @@ class DuckDBEngine:
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Return the rows of a small result."""
         with self._translated("reading the inputs"):
-            found: list[dict[str, Any]] = self._connection.sql(sql).to_arrow_table().to_pylist()
-            return found
+            records: list[dict[str, Any]] = self._connection.sql(sql).to_arrow_table().to_pylist()
+            return records
 
     def stage(self, view: str, sql: str, folder: Path, partitioned: bool) -> None:
         """Write a result into ``folder`` as Parquet and make it readable as ``view``."""
@@ -281,8 +281,8 @@ def explained(doing: str, message: str) -> str:
     # What follows a blank line is the engine's own advice, in the engine's own terms.
     lines = message.strip().split("\n\n")[0].splitlines()
     file = re.search(r"^  file = (.+)$", message, re.MULTILINE)
-    told = "; ".join([*lines, *([f"in {file[1]}"] if file else [])])
-    return f"{doing}: {told}; {advice}"
+    text = "; ".join([*lines, *([f"in {file[1]}"] if file else [])])
+    return f"{doing}: {text}; {advice}"
 
 
 _DEFAULTS = {
@@ -349,8 +349,8 @@ class SparkEngine:
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Return the rows of a small result."""
-        found = self._do("reading the inputs", lambda: self._sql(sql).collect())
-        return [row.asDict(recursive=True) for row in found]
+        records = self._do("reading the inputs", lambda: self._sql(sql).collect())
+        return [row.asDict(recursive=True) for row in records]
 
     def _sql(self, sql: str) -> Any:
         return self._session.sql(for_spark(sql))

@@ -20,7 +20,7 @@ from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError, nearest
 from widedeep.join.config import ActionLog, Attributes, ImpressionLog
 from widedeep.join.engines import Engine, EngineError
-from widedeep.join.plan import Carried, quoted
+from widedeep.join.plan import PassThroughColumn, quoted
 from widedeep.join.times import (
     FINER_TEXT,
     TIME_TEXT,
@@ -34,7 +34,7 @@ AnySource = ImpressionLog | ActionLog | Attributes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class OpenedInput:
     """An input that the engine can read."""
 
     name: str  # Such as ``"impressions"``
@@ -54,7 +54,7 @@ class Opened:
         return self.schema[column]
 
 
-def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Opened:
+def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> OpenedInput:
     """Open an input in the engine."""
     view = f"wd_in_{name}"
     if source.table is not None:
@@ -70,7 +70,7 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
         raise DataError(f"{name}: {error}") from error
     _check_names(name, schema.names)
     engine.open_parquet(view, readable)
-    return Opened(
+    return OpenedInput(
         name=name,
         view=view,
         schema={field.name: field.type for field in schema},
@@ -80,13 +80,15 @@ def open_input(engine: Engine, name: str, source: AnySource, spool: Path) -> Ope
     )
 
 
-def _open_table(engine: Engine, name: str, view: str, source: AnySource) -> Opened:
+def _open_table(engine: Engine, name: str, view: str, source: AnySource) -> OpenedInput:
     files = [file.absolute() for file in input_paths(source.path) or ()]
     if len(files) != 1:
         raise ConfigError(f"{name}: table = {source.table!r} needs one DuckDB file as its path")
     schema = engine.open_table(view, files[0], str(source.table))
     _check_names(name, schema.names)
-    return Opened(name=name, view=view, schema={f.name: f.type for f in schema}, files=tuple(files))
+    return OpenedInput(
+        name=name, view=view, schema={f.name: f.type for f in schema}, files=tuple(files)
+    )
 
 
 def _check_names(name: str, columns: Sequence[str]) -> None:
@@ -189,7 +191,7 @@ def _coarser(kind: pa.DataType) -> pa.DataType:
     return pa.timestamp("us", kind.tz) if ns else kind
 
 
-def id_column(opened: Opened, column: str, role: str) -> tuple[str, bool]:
+def id_column(opened: OpenedInput, column: str, role: str) -> tuple[str, bool]:
     """Return an id as SQL, and whether it is text."""
     kind = opened.type_of(column, role)
     if is_text(kind):
@@ -202,20 +204,24 @@ def id_column(opened: Opened, column: str, role: str) -> tuple[str, bool]:
     )
 
 
-def carried_columns(
-    opened: Opened, wanted: Sequence[str] | None, taken: set[str], prefix: str
-) -> tuple[Carried, ...]:
+def pass_through_columns(
+    opened: OpenedInput, columns: Sequence[str] | None, key_columns: set[str], prefix: str
+) -> tuple[PassThroughColumn, ...]:
     """Return the columns of an input that pass through the join."""
-    names = [name for name in opened.schema if name not in taken] if wanted is None else wanted
-    carried = []
+    names = (
+        [name for name in opened.schema if name not in key_columns] if columns is None else columns
+    )
+    pass_through = []
     for number, name in enumerate(names):
         kind = opened.type_of(name, "columns")
-        sql, sql_type = _carried_sql(opened, name, kind)
-        carried.append(Carried(name=name, inner=f"{prefix}{number}", sql=sql, type=sql_type))
-    return tuple(carried)
+        sql, sql_type = _pass_through_sql(opened, name, kind)
+        pass_through.append(
+            PassThroughColumn(name=name, inner=f"{prefix}{number}", sql=sql, type=sql_type)
+        )
+    return tuple(pass_through)
 
 
-def _carried_sql(opened: Opened, name: str, kind: pa.DataType) -> tuple[str, str]:
+def _pass_through_sql(opened: OpenedInput, name: str, kind: pa.DataType) -> tuple[str, str]:
     column = quoted(name)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return micros_sql(kind, column), "BIGINT"
@@ -252,7 +258,7 @@ def _sql_type(kind: pa.DataType) -> str | None:
 
 
 @contextlib.contextmanager
-def damaged_files_named(inputs: Sequence[Opened]) -> Iterator[None]:
+def damaged_files_named(inputs: Sequence[OpenedInput]) -> Iterator[None]:
     """Turn an engine's complaint into one that names the damaged Parquet file, if there is one."""
     try:
         yield
@@ -263,7 +269,7 @@ def damaged_files_named(inputs: Sequence[Opened]) -> Iterator[None]:
         raise DataError(damaged) from error
 
 
-def _damaged_file(inputs: Sequence[Opened]) -> str | None:
+def _damaged_file(inputs: Sequence[OpenedInput]) -> str | None:
     """Read every Parquet file of the inputs; return what is wrong with the first damaged one."""
     for opened in inputs:
         for file in opened.files:
@@ -278,7 +284,7 @@ def _damaged_file(inputs: Sequence[Opened]) -> str | None:
     return None
 
 
-def located(opened: Opened, column: str, value: Any) -> str:
+def located(opened: OpenedInput, column: str, value: Any) -> str:
     """Return a value with the file and row that hold it first: ``'soon' in row 7 of shown.csv``."""
     for file in opened.files:
         file_format = find_format(file)
@@ -304,7 +310,7 @@ class TimeColumn:
 
 
 def time_column(
-    engine: Engine, opened: Opened, column: str, source: ImpressionLog | ActionLog | Attributes
+    engine: Engine, opened: OpenedInput, column: str, source: ImpressionLog | ActionLog | Attributes
 ) -> TimeColumn:
     """Return how a column's times are read."""
     kind = opened.type_of(column, "valid_from" if isinstance(source, Attributes) else "time")
@@ -342,7 +348,7 @@ def time_column(
 
 
 def _epochs(
-    engine: Engine, opened: Opened, column: str, number: str, unit: str
+    engine: Engine, opened: OpenedInput, column: str, number: str, unit: str
 ) -> tuple[str, tuple[str, ...]]:
     """Return epoch numbers in microseconds, and a note where digits are cut off."""
     where = f"{opened.name}: column {column!r}"
@@ -366,7 +372,7 @@ def _epochs(
     return f"CAST({number} AS BIGINT) * {_TO_MICROSECONDS[unit]}", ()
 
 
-def _text_counts(engine: Engine, opened: Opened, name: str) -> dict[str, Any]:
+def _text_counts(engine: Engine, opened: OpenedInput, name: str) -> dict[str, Any]:
     conditions = {
         "wd_digits": f"REGEXP_MATCHES({name}, '^[0-9]+$')",
         "wd_zoned": f"REGEXP_MATCHES({name}, '{ZONED_TEXT}')",
@@ -384,7 +390,7 @@ def _unread(name: str) -> str:
 
 
 def _checked_text(
-    engine: Engine, opened: Opened, column: str, row: dict[str, Any]
+    engine: Engine, opened: OpenedInput, column: str, row: dict[str, Any]
 ) -> tuple[bool, tuple[str, ...]]:
     """Return whether the texts name zones, and notes; refuse what cannot be read."""
     where = f"{opened.name}: column {column!r}"
@@ -401,9 +407,9 @@ def _checked_text(
             f"SELECT DISTINCT {name} AS wd_text FROM {opened.view} WHERE {name} IS NOT NULL AND "
             f"{wrong} ORDER BY wd_text LIMIT {_SHOWN}"
         )
-        shown = "; ".join(located(opened, column, text["wd_text"]) for text in texts)
+        examples = "; ".join(located(opened, column, text["wd_text"]) for text in texts)
         raise DataError(
-            f"{where}: got {count:,} values that are no times ({shown}), expected "
+            f"{where}: got {count:,} values that are no times ({examples}), expected "
             f"{expected}, or null; correct the rows"
         )
     if 0 < row["wd_zoned"] < row["wd_present"]:
@@ -414,7 +420,7 @@ def _checked_text(
     return row["wd_zoned"] > 0, _finer(where, int(row["wd_finer"]))
 
 
-def note_finer(engine: Engine, opened: Opened, column: str) -> tuple[str, ...]:
+def note_finer(engine: Engine, opened: OpenedInput, column: str) -> tuple[str, ...]:
     """Return a note if timestamps of nanoseconds have digits that microseconds do not hold."""
     kind = opened.schema[column]
     if not (pa.types.is_timestamp(kind) and kind.unit == "ns"):

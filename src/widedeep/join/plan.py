@@ -12,7 +12,7 @@ PRIME = 2**31 - 1
 _FACTOR = 1_103_515_245
 
 
-def text_or_integer(column: str, is_text: bool) -> str:
+def id_as_integer(column: str, is_text: bool) -> str:
     """Return SQL for an id as an integer: itself, or 60 bits of the MD5 of its text."""
     return f"WD_MD5_60({column})" if is_text else column
 
@@ -27,15 +27,15 @@ def _steps(names: list[str], salt: int) -> list[tuple[str, str]]:
     # A small literal would be 32 bits wide, and so would its products.
     previous = f"CAST({(salt * 2_654_435_761 + 12_345) % PRIME} AS BIGINT)"
     for name in names:
-        for half, part in enumerate((f"{name} & {PRIME}", f"({name} >> 31) & {PRIME}")):
-            total = f"({previous} * {_FACTOR} + (({part}) % {PRIME}) + 1) % {PRIME}"
+        for half, bits in enumerate((f"{name} & {PRIME}", f"({name} >> 31) & {PRIME}")):
+            total = f"({previous} * {_FACTOR} + (({bits}) % {PRIME}) + 1) % {PRIME}"
             steps.append((f"{name}_s{half}", total))
             steps.append((f"{name}_m{half}", _fifth_power(f"{name}_s{half}")))
             previous = f"{name}_m{half}"
     return steps
 
 
-def mixed(table: str, integers: list[str], salt: int, name: str) -> str:
+def sql_hash(table: str, integers: list[str], salt: int, name: str) -> str:
     """Return SQL that selects everything of ``table`` and the hash of ``integers`` as ``name``."""
     ids = [f"wd_i{salt}_{number}" for number in range(len(integers))]
     parts = ", ".join(
@@ -64,13 +64,13 @@ def double(value: float) -> str:
     return f"CAST({value:.17e} AS DOUBLE)"
 
 
-def in_part(part: int | None, column: str = "wd_part") -> str:
+def in_partition(partition: int | None, column: str = "wd_part") -> str:
     """Return the condition that a row is of a partition; of any if ``part`` is None."""
-    return "TRUE" if part is None else f"{column} = {part}"
+    return "TRUE" if partition is None else f"{column} = {partition}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Carried:
+class PassThroughColumn:
     """A column that passes through the join under a name of ours."""
 
     name: str  # In the input and the output
@@ -80,13 +80,13 @@ class Carried:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SqlInput:
     """An input's columns as SQL expressions over its view."""
 
     view: str  # The relation in the engine
     # SQL of each key by its inner name (``wd_user``, ``wd_item``, ``wd_time``, ...)
     key: dict[str, str]
-    carried: tuple[Carried, ...] = ()  # The columns that pass through
+    pass_through: tuple[PassThroughColumn, ...] = ()  # The columns that pass through
     rows: int = 0  # Rows in the input
 
 
@@ -116,10 +116,10 @@ class JoinPlan:
     """A join with nothing left to find out."""
 
     config: JoinConfig  # What was asked for
-    actions: Source  # The actions log
-    impressions: Source | None  # The impressions log, or None
-    user_attributes: Source | None  # Versions of users' attributes, or None
-    item_attributes: Source | None  # Versions of items' attributes, or None
+    actions: SqlInput  # The actions log
+    impressions: SqlInput | None  # The impressions log, or None
+    user_attributes: SqlInput | None  # Versions of users' attributes, or None
+    item_attributes: SqlInput | None  # Versions of items' attributes, or None
     text: dict[str, bool]  # For ``"user"``, ``"item"`` and ``"request"``, whether the id is text
     log_end_us: int  # When the log ends
     value_scale: ValueScale | None = None  # How values are added up, if a label has values
@@ -130,14 +130,14 @@ class JoinPlan:
     boundaries_us: tuple[int, int] | None = None
 
     @property
-    def passes(self) -> Sequence[int | None]:
+    def scans(self) -> Sequence[int | None]:
         """The partition of each pass; None is all of them."""
         return (None,) if self.at_once else range(self.partitions)
 
     @property
-    def context(self) -> tuple[Carried, ...]:
+    def context(self) -> tuple[PassThroughColumn, ...]:
         """The columns of the impressions log that pass through."""
-        return self.impressions.carried if self.impressions else ()
+        return self.impressions.pass_through if self.impressions else ()
 
     @property
     def delay_us(self) -> dict[str, int]:
@@ -164,7 +164,7 @@ class JoinPlan:
 
     def id_integer(self, of: str) -> str:
         """Return SQL for the id in the column ``wd_<of>`` as an integer."""
-        return text_or_integer(f"wd_{of}", self.text[of])
+        return id_as_integer(f"wd_{of}", self.text[of])
 
     def history_by(self, scope: str) -> Sequence[tuple[str, History]]:
         """Return (inner name, definition) of the history features of a scope."""

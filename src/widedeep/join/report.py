@@ -33,14 +33,14 @@ def column_statistics(
     batches: Iterable[pa.Array], *, spill_dir: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
     """Return how many values are missing and different, the most frequent ones, and the range."""
-    found: dict[str, Any] = {"rows": 0, "missing": 0, "different": 0, "top": []}
+    summary: dict[str, Any] = {"rows": 0, "missing": 0, "different": 0, "top": []}
     counter: ValueCounter | None = None
     bounds: list[Any] = []
-    shown: Callable[[Any], str] = str
+    as_text: Callable[[Any], str] = str
     try:
         for batch in batches:
-            found["rows"] += len(batch)
-            found["missing"] += batch.null_count
+            summary["rows"] += len(batch)
+            summary["missing"] += batch.null_count
             values = _flat(batch).drop_null()
             if not len(values):
                 continue
@@ -50,20 +50,20 @@ def column_statistics(
                     memory_limit_bytes=_COUNTER_BYTES,
                     spill_dir=spill_dir,
                 )
-                shown = _shown(values.type)
+                as_text = _shown(values.type)
             bounds = _wider(bounds, values)
             counts = pc.value_counts(_countable(values))
             counter.add(counts.field("values"), counts.field("counts").to_numpy())
         if counter is not None:
             keys, count_V = counter.result(max_size=TOP)
             listed = keys.to_pylist() if isinstance(keys, pa.Array) else keys.tolist()
-            told = zip(map(shown, listed), count_V.tolist(), strict=True)
-            found["top"] = [list(pair) for pair in told]
-            found["different"] = counter.distinct
+            pairs = zip(map(as_text, listed), count_V.tolist(), strict=True)
+            summary["top"] = [list(pair) for pair in pairs]
+            summary["different"] = counter.distinct
     finally:
         if counter is not None:
             counter.close()
-    return {**found, "range": bounds} if bounds else found
+    return {**summary, "range": bounds} if bounds else summary
 
 
 def _flat(values: pa.Array) -> pa.Array:
@@ -79,8 +79,8 @@ def _wider(bounds: list[Any], values: pa.Array) -> list[Any]:
         return bounds
     if not len(values):
         return bounds
-    found = pc.min_max(values).as_py()
-    both = [*bounds, found["min"], found["max"]]
+    ends = pc.min_max(values).as_py()
+    both = [*bounds, ends["min"], ends["max"]]
     return [min(both), max(both)]
 
 
@@ -128,9 +128,9 @@ def drift(one: dict[str, Any], other: dict[str, Any]) -> float:
     # In order: a sum of floats is not the same in every order.
     both = sorted(set(shares[0]) & set(shares[1]))
     gap = sum(abs(shares[0][name] - shares[1][name]) for name in both)
-    rest = abs(sum(shares[0][n] for n in both) - sum(shares[1][n] for n in both))
+    remainder = abs(sum(shares[0][n] for n in both) - sum(shares[1][n] for n in both))
     missing = abs(one["missing"] / one["rows"] - other["missing"] / other["rows"])
-    return min(1.0, float(max((gap + rest) / 2, missing)))
+    return min(1.0, float(max((gap + remainder) / 2, missing)))
 
 
 _MOST_GROUPS = 200
@@ -209,13 +209,15 @@ def statistics(
 
     def of_column(column: tuple[str, str]) -> dict[str, Any]:
         name, role = column
-        found = {}
+        by_split = {}
         for split in filled:
             values = (batch.column(0) for batch in _batches(folder, manifest, split, [name]))
-            found[split] = column_statistics(values, spill_dir=spill_dir)
-        entry: dict[str, Any] = {"role": role, "splits": found}
+            by_split[split] = column_statistics(values, spill_dir=spill_dir)
+        entry: dict[str, Any] = {"role": role, "splits": by_split}
         if role not in ("request", "event time", "weight") and len(filled) > 1:
-            entry["drift"] = {split: drift(found[filled[0]], found[split]) for split in filled[1:]}
+            entry["drift"] = {
+                split: drift(by_split[filled[0]], by_split[split]) for split in filled[1:]
+            }
         return entry
 
     # Reading and counting run outside Python's lock; two columns at a time bound the memory.
@@ -251,9 +253,9 @@ def _rates(
     for name, role in columns:
         if role == "position":
             sums["by_position"], keys["by_position"] = RateSums(), name
-    wanted = [*dict.fromkeys([*keys.values(), "weight", *labels])]
+    read_columns = [*dict.fromkeys([*keys.values(), "weight", *labels])]
     for split in filled:
-        for batch in _batches(folder, manifest, split, wanted):
+        for batch in _batches(folder, manifest, split, read_columns):
             weight_B = batch.column("weight").to_numpy()
             label_columns = {
                 name: batch.column(name).to_numpy().astype("float64") for name in labels
@@ -270,24 +272,24 @@ def write_report(
     folder: Path, manifest: Mapping[str, Any], *, spill_dir: Path | None = None
 ) -> None:
     """Write ``report.json`` and ``report.html`` beside the shards."""
-    figures = statistics(folder, manifest, spill_dir=spill_dir)
-    text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
+    summary = statistics(folder, manifest, spill_dir=spill_dir)
+    text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
     (folder / "report.json").write_text(text, encoding="utf-8")
-    (folder / "report.html").write_text(page(figures), encoding="utf-8")
+    (folder / "report.html").write_text(page(summary), encoding="utf-8")
 
 
-def page(figures: Mapping[str, Any]) -> str:
+def page(summary: Mapping[str, Any]) -> str:
     """Return the figures as an HTML page without scripts or links."""
     parts = [
-        section("What became of the log", _counts(figures["counts"])),
-        *(note(text) for text in figures.get("notes", ())),
-        section("Splits", _splits(figures["splits"])),
+        section("What became of the log", _counts(summary["counts"])),
+        *(note(text) for text in summary.get("notes", ())),
+        section("Splits", _splits(summary["splits"])),
     ]
-    for label, rates in figures["rates"].items():
-        for key, told in (("by_time", "over time"), ("by_position", "by position")):
+    for label, rates in summary["rates"].items():
+        for key, title in (("by_time", "over time"), ("by_position", "by position")):
             if rates.get(key):
-                parts.append(section(f"{label} {told}", _bars(rates[key], key)))
-    parts.append(section("Columns", _columns(figures["columns"])))
+                parts.append(section(f"{label} {title}", _bars(rates[key], key)))
+    parts.append(section("Columns", _columns(summary["columns"])))
     return document("Training examples", parts)
 
 
@@ -300,19 +302,19 @@ def _counts(counts: Mapping[str, Any]) -> str:
         ("examples", "Examples written"),
         ("actions", "Actions"),
     )
-    rows = [[told, f"{counts[name]:,}"] for name, told in names]
-    for label, found in counts["labels"].items():
-        total = max(1, found["actions"])
-        rows.append([f"Actions of label {label}", f"{found['actions']:,}"])
-        for kind, told in (
+    rows = [[title, f"{counts[name]:,}"] for name, title in names]
+    for label, entry in counts["labels"].items():
+        total = max(1, entry["actions"])
+        rows.append([f"Actions of label {label}", f"{entry['actions']:,}"])
+        for kind, title in (
             ("orphaned", "no impression before them"),
             ("late", "after the window"),
         ):
-            share = f"{found[kind]:,} ({found[kind] / total:.1%})"
-            rows.append([f"\N{EM SPACE}of these {told}", share])
-    for of, found in counts["attributes"].items():
-        share = f"{found['found']:,} ({found['found'] / max(1, found['impressions']):.1%})"
-        rows.append([f"Impressions whose {of} had attributes by then", share])
+            fraction = f"{entry[kind]:,} ({entry[kind] / total:.1%})"
+            rows.append([f"\N{EM SPACE}of these {title}", fraction])
+    for of, entry in counts["attributes"].items():
+        fraction = f"{entry['found']:,} ({entry['found'] / max(1, entry['impressions']):.1%})"
+        rows.append([f"Impressions whose {of} had attributes by then", fraction])
     return table(["what", "rows"], rows, numbers=["rows"])
 
 
@@ -346,26 +348,26 @@ def _columns(columns: Mapping[str, Any]) -> str:
     rows: list[list[str]] = []
     bad: list[int] = []
     for name, column in columns.items():
-        for split, found in column["splits"].items():
-            top = ", ".join(f"{value[:30]} ({count:,})" for value, count in found["top"])
-            share = column.get("drift", {}).get(split)
-            if share is not None and share > _HIGH_DRIFT:
+        for split, summary in column["splits"].items():
+            top = ", ".join(f"{value[:30]} ({count:,})" for value, count in summary["top"])
+            distance = column.get("drift", {}).get(split)
+            if distance is not None and distance > _HIGH_DRIFT:
                 bad.append(len(rows))
-            missing = found["missing"] / max(1, found["rows"])
+            missing = summary["missing"] / max(1, summary["rows"])
             first = split == next(iter(column["splits"]))
             rows.append(
                 [
                     *([name, column["role"]] if first else ["", ""]),
                     split,
                     f"{missing:.1%}",
-                    f"{found['different']:,}",
-                    "" if share is None else f"{share:.3f}",
+                    f"{summary['different']:,}",
+                    "" if distance is None else f"{distance:.3f}",
                     top,
                 ]
             )
     heads = ["column", "role", "split", "missing", "different", "drift", "most frequent"]
-    told = note(
+    legend = note(
         "Drift: total variation distance from the first split over the most frequent values and "
         f"the rest; 0 is none, 1 is all, more than {_HIGH_DRIFT} is red."
     )
-    return table(heads, rows, numbers=heads[3:6], bad=bad) + told
+    return table(heads, rows, numbers=heads[3:6], bad=bad) + legend

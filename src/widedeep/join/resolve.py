@@ -17,20 +17,20 @@ from widedeep.join.coverage import Coverage, log_coverage
 from widedeep.join.engines import Engine
 from widedeep.join.inputs import (
     AnySource,
-    Opened,
-    carried_columns,
+    OpenedInput,
     damaged_files_named,
     id_column,
     located,
     note_finer,
     open_input,
+    pass_through_columns,
     time_column,
 )
 from widedeep.join.plan import (
     LIMB_BITS,
-    Carried,
     JoinPlan,
-    Source,
+    PassThroughColumn,
+    SqlInput,
     ValueScale,
     double,
     literal,
@@ -58,19 +58,19 @@ class InputCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resolved:
+class ResolvedJoin:
     """A plan and what was learned on the way."""
 
     plan: JoinPlan  # What to do
-    inputs: tuple[Opened, ...]  # The inputs, opened
+    inputs: tuple[OpenedInput, ...]  # The inputs, opened
     counts: dict[str, InputCounts]  # What each holds, by its name
     reach_us: Mapping[str, tuple[int, int]]  # Where each log begins and ends, but for strays
     notes: tuple[str, ...] = ()  # What a person should know
 
 
-def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
+def resolve(engine: Engine, config: JoinConfig, spool: Path) -> ResolvedJoin:
     """Open every input, check it, and return the plan."""
-    sources = _Sources(engine, config, spool)
+    sources = _InputResolver(engine, config, spool)
     with damaged_files_named(sources.inputs):
         sources.open_inputs()
         actions = sources.actions()
@@ -97,7 +97,7 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> Resolved:
     check_delays(config.history, plan.delay_us)
     _check_window(plan, coverage)
     _check_outputs(plan)
-    return Resolved(
+    return ResolvedJoin(
         plan=plan,
         inputs=tuple(sources.inputs),
         counts=sources.counts,
@@ -112,19 +112,19 @@ def _id_columns(name: str, source: AnySource) -> list[tuple[str, str]]:
     return [("user", source.user), ("item", source.item)]
 
 
-class _Sources:
+class _InputResolver:
     """Opens one input after the other and remembers what they must agree on."""
 
     def __init__(self, engine: Engine, config: JoinConfig, spool: Path) -> None:
         self.engine, self.config, self.spool = engine, config, spool
-        self.inputs: list[Opened] = []
+        self.inputs: list[OpenedInput] = []
         self.counts: dict[str, InputCounts] = {}
         self.text: dict[str, bool] = {}
         self.text_ids: set[str] = set()
         self.zones: list[tuple[str, bool]] = []
         self.notes: list[str] = []
 
-    def impressions(self) -> Source | None:
+    def impressions(self) -> SqlInput | None:
         log = self.config.impressions
         if log is None:
             return None
@@ -152,16 +152,16 @@ class _Sources:
                     f"impressions: position = {log.position!r} is of type {kind}, expected integers"
                 )
             key["wd_position"] = f"CAST({quoted(log.position)} AS BIGINT)"
-        taken = {name for name in columns.values() if name is not None}
+        key_columns = {name for name in columns.values() if name is not None}
         never_null = [
             name
             for name in ("wd_request", "wd_user", "wd_item", "wd_time")
             if columns[name] is not None
         ]
-        carried = self._carried(opened, log.columns, taken, "c")
-        return self._counted(opened, key, carried, never_null, columns)
+        pass_through = self._pass_through(opened, log.columns, key_columns, "c")
+        return self._counted(opened, key, pass_through, never_null, columns)
 
-    def actions(self) -> Source:
+    def actions(self) -> SqlInput:
         log = self.config.actions
         opened = self._opened("actions")
         key = {
@@ -191,7 +191,7 @@ class _Sources:
             key["wd_value"] = _value_sql(self.config, quoted(log.value), kind, key)
         return self._counted(opened, key, (), ["wd_user", "wd_item", "wd_time"], columns)
 
-    def value_scale(self, source: Source) -> ValueScale | None:
+    def value_scale(self, source: SqlInput) -> ValueScale | None:
         """Return how the values are added up, or None if no label has any."""
         labels = [label for label in self.config.labels if label.value]
         if not labels:
@@ -214,7 +214,7 @@ class _Sources:
             )
         return scale_of(float(row["low"] or 1), float(row["high"] or 1), column)
 
-    def attributes(self, of: str, source: Attributes | None) -> Source | None:
+    def attributes(self, of: str, source: Attributes | None) -> SqlInput | None:
         if source is None:
             return None
         opened = self._opened(f"{of}_attributes")
@@ -226,10 +226,10 @@ class _Sources:
         else:
             key["wd_time"] = self._time(opened, source.valid_from, source)
             columns["wd_time"] = source.valid_from
-        taken = {name for name in columns.values() if name is not None}
+        key_columns = {name for name in columns.values() if name is not None}
         prefix = "ua" if of == "user" else "xa"
-        carried = self._carried(opened, source.columns, taken, prefix)
-        return self._counted(opened, key, carried, list(columns), columns)
+        pass_through = self._pass_through(opened, source.columns, key_columns, prefix)
+        return self._counted(opened, key, pass_through, list(columns), columns)
 
     def open_inputs(self) -> None:
         """Open every input, and see which ids are text in one of them."""
@@ -249,10 +249,10 @@ class _Sources:
                     if is_text(opened.schema.get(column, pa.null()))
                 }
 
-    def _opened(self, name: str) -> Opened:
+    def _opened(self, name: str) -> OpenedInput:
         return next(opened for opened in self.inputs if opened.name == name)
 
-    def _id(self, opened: Opened, column: str, of: str) -> str:
+    def _id(self, opened: OpenedInput, column: str, of: str) -> str:
         sql, text = id_column(opened, column, of)
         if opened.untyped and not text and of in self.text_ids:
             # Integers of CSV are written as integers are: their text is the file's.
@@ -266,17 +266,17 @@ class _Sources:
             )
         return sql
 
-    def _time(self, opened: Opened, column: str, source: AnySource) -> str:
+    def _time(self, opened: OpenedInput, column: str, source: AnySource) -> str:
         time = time_column(self.engine, opened, column, source)
         self.zones.append((f"{opened.name}: column {column!r}", time.zoned))
         self.notes += time.notes
         return time.sql
 
-    def _carried(
-        self, opened: Opened, columns: Sequence[str] | None, taken: set[str], prefix: str
-    ) -> tuple[Carried, ...]:
-        carried = carried_columns(opened, columns, taken, prefix)
-        for column in carried:
+    def _pass_through(
+        self, opened: OpenedInput, columns: Sequence[str] | None, key_columns: set[str], prefix: str
+    ) -> tuple[PassThroughColumn, ...]:
+        pass_through = pass_through_columns(opened, columns, key_columns, prefix)
+        for column in pass_through:
             self.notes += note_finer(self.engine, opened, column.name)
             kind = opened.schema[column.name]
             if pa.types.is_decimal(kind) and kind.precision > _EXACT_DIGITS:
@@ -285,9 +285,9 @@ class _Sources:
                     f"float, which rounds numbers of more than {_EXACT_DIGITS} digits; make it "
                     "text to keep them all"
                 )
-        return carried
+        return pass_through
 
-    def coverage(self, **inputs: Source | None) -> Coverage:
+    def coverage(self, **inputs: SqlInput | None) -> Coverage:
         """Return how far the logs reach."""
         sources = {name: source for name, source in inputs.items() if source is not None}
         ranges = {name: (self.counts[name].first_us, self.counts[name].last_us) for name in sources}
@@ -306,22 +306,22 @@ class _Sources:
 
     def _counted(
         self,
-        opened: Opened,
+        opened: OpenedInput,
         key: dict[str, str],
-        carried: tuple[Carried, ...],
+        pass_through: tuple[PassThroughColumn, ...],
         never_null: Sequence[str],
         columns: dict[str, str | None],
-    ) -> Source:
+    ) -> SqlInput:
         names = [name for name in columns.values() if name is not None]
-        _check_wide(self.engine, opened, [*names, *(column.name for column in carried)])
+        _check_wide(self.engine, opened, [*names, *(column.name for column in pass_through)])
         counts = _counts(self.engine, opened, key, never_null, columns)
         self.counts[opened.name] = counts
         missing = {name: n for name, n in counts.null_keys.items() if n}
         if missing and self.config.null_keys == "error":
-            told = ", ".join(f"{n} in {name!r}" for name, n in missing.items())
+            description = ", ".join(f"{n} in {name!r}" for name, n in missing.items())
             raise DataError(
-                f"{opened.name}: got null keys ({told}) among {counts.rows} rows; correct them, or "
-                "set null_keys = 'drop' to leave such rows out and count them"
+                f"{opened.name}: got null keys ({description}) among {counts.rows} rows; correct "
+                "them, or set null_keys = 'drop' to leave such rows out and count them"
             )
         if counts.complete == 0:
             raise DataError(
@@ -334,10 +334,10 @@ class _Sources:
                 f"{moment_text(counts.first_us)} to {moment_text(counts.last_us)}, which lie "
                 "beyond all times that can be reckoned with; correct the rows"
             )
-        return Source(view=opened.view, key=key, carried=carried, rows=counts.rows)
+        return SqlInput(view=opened.view, key=key, pass_through=pass_through, rows=counts.rows)
 
 
-def _check_wide(engine: Engine, opened: Opened, columns: Sequence[str]) -> None:
+def _check_wide(engine: Engine, opened: OpenedInput, columns: Sequence[str]) -> None:
     """Refuse unsigned integers that 64 bits with a sign do not hold."""
     wide = [name for name in columns if pa.types.is_uint64(opened.schema[name])]
     if not wide:
@@ -373,7 +373,7 @@ def _value_sql(config: JoinConfig, column: str, kind: pa.DataType, key: Mapping[
     return f"CASE WHEN {condition} THEN {value} END"
 
 
-def _check_finite(engine: Engine, source: Source, column: str) -> None:
+def _check_finite(engine: Engine, source: SqlInput, column: str) -> None:
     """Refuse values that are NaN, infinite, or too large."""
     most = double(_LARGEST_VALUE)
     condition = (
@@ -388,15 +388,15 @@ def _check_finite(engine: Engine, source: Source, column: str) -> None:
     if not rows:
         return
     count = engine.rows(f"SELECT COUNT(*) AS n FROM {view} WHERE {condition}")[0]["n"]
-    shown = "; ".join(
+    examples = "; ".join(
         f"{row['wd_value']} of user {row['wd_user']!r} and item {row['wd_item']!r} at "
         f"{moment_text(int(row['wd_time']))}"
         for row in rows
     )
     raise DataError(
-        f"{column}: got {count} values that cannot be added up ({shown}), expected finite numbers "
-        f"below {_LARGEST_VALUE:g} in magnitude, or null; correct the rows, make them null, or "
-        "scale the column"
+        f"{column}: got {count} values that cannot be added up ({examples}), expected finite "
+        f"numbers below {_LARGEST_VALUE:g} in magnitude, or null; correct the rows, make them "
+        "null, or scale the column"
     )
 
 
@@ -414,7 +414,7 @@ def scale_of(low: float, high: float, column: str) -> ValueScale:
 
 def _counts(
     engine: Engine,
-    opened: Opened,
+    opened: OpenedInput,
     key: dict[str, str],
     never_null: Sequence[str],
     columns: dict[str, str | None],

@@ -36,9 +36,9 @@ from widedeep.join.dataset import (
     write_part,
 )
 from widedeep.join.engines import DuckDBEngine, Engine, explained
-from widedeep.join.inputs import Opened, damaged_files_named
-from widedeep.join.plan import JoinPlan, Source, in_part, mixed, text_or_integer
-from widedeep.join.resolve import Resolved, resolve
+from widedeep.join.inputs import OpenedInput, damaged_files_named
+from widedeep.join.plan import JoinPlan, SqlInput, id_as_integer, in_partition, sql_hash
+from widedeep.join.resolve import ResolvedJoin, resolve
 from widedeep.join.sql import ITEM_SIDE, examples, item_side, part_counts
 
 _BITS = 12
@@ -54,20 +54,20 @@ def time_boundaries(engine: Engine, plan: JoinPlan) -> tuple[int, int] | None:
         return split.boundaries_us
     end = plan.log_end_us - plan.window_us if plan.config.open_windows == "drop" else None
     closed = "" if end is None else f" WHERE wd_time <= {end}"
-    found = engine.rows(
+    row = engine.rows(
         f"SELECT COUNT(*) AS n, MIN(wd_time) AS low, MAX(wd_time) AS high "
         f"FROM wd_impressions{closed}"
     )[0]
-    if not found["n"]:
+    if not row["n"]:
         return (0, 0)
-    total, low, high = int(found["n"]), int(found["low"]), int(found["high"])
+    total, low, high = int(row["n"]), int(row["low"]), int(row["high"])
     train, valid, _ = split.fractions
     first = _quantile(engine, low, high, train * total)
     second = _quantile(engine, low, high, (train + valid) * total)
     return first, second
 
 
-def _quantile(engine: Engine, low: int, high: int, wanted: float) -> int:
+def _quantile(engine: Engine, low: int, high: int, target: float) -> int:
     """Return the first time before which at least ``wanted`` impressions lie, within 1e-6."""
     before, span = 0, high - low + 1
     shift = max(0, span.bit_length() - _BITS)
@@ -80,7 +80,7 @@ def _quantile(engine: Engine, low: int, high: int, wanted: float) -> int:
         bucket = 0
         for row in rows:
             bucket = int(row["bucket"])
-            if before + int(row["n"]) >= wanted - 1e-6:
+            if before + int(row["n"]) >= target - 1e-6:
                 break
             before += int(row["n"])
         else:
@@ -106,51 +106,51 @@ def check_staged(engine: Engine, plan: JoinPlan) -> None:
 
 def _check_duplicates(engine: Engine, plan: JoinPlan) -> None:
     keys = "wd_request, wd_item" + (", wd_position" if plan.has_position else "")
-    found: list[dict[str, Any]] = []
-    for part in plan.passes:
-        found += engine.rows(
-            f"SELECT {keys}, COUNT(*) AS n FROM wd_impressions WHERE {in_part(part)} "
+    duplicates: list[dict[str, Any]] = []
+    for partition in plan.scans:
+        duplicates += engine.rows(
+            f"SELECT {keys}, COUNT(*) AS n FROM wd_impressions WHERE {in_partition(partition)} "
             f"GROUP BY {keys} HAVING COUNT(*) > 1 ORDER BY wd_request, wd_item LIMIT {_SHOWN}"
         )
-    if found:
-        shown = "; ".join(
+    if duplicates:
+        listed = "; ".join(
             ", ".join(f"{name.removeprefix('wd_')} {row[name]!r}" for name in keys.split(", "))
             + f" ({row['n']} times)"
-            for row in found[:_SHOWN]
+            for row in duplicates[:_SHOWN]
         )
         raise DataError(
-            f"impressions: got duplicates with the same {keys.replace('wd_', '')}: {shown}; "
+            f"impressions: got duplicates with the same {keys.replace('wd_', '')}: {listed}; "
             "correct the log, or set duplicates = 'drop' to keep the first of each"
         )
 
 
 def _check_requests(engine: Engine) -> None:
-    found = engine.rows(
+    requests = engine.rows(
         "SELECT wd_request FROM wd_impressions GROUP BY wd_request "
         f"HAVING MIN(wd_user) <> MAX(wd_user) ORDER BY wd_request LIMIT {_SHOWN}"
     )
-    if found:
-        shown = ", ".join(repr(row["wd_request"]) for row in found)
+    if requests:
+        listed = ", ".join(repr(row["wd_request"]) for row in requests)
         raise DataError(
-            f"impressions: got requests with more than one user: {shown}; a request belongs to one "
-            "user (leave 'request' out to make one of a user's impressions at one time)"
+            f"impressions: got requests with more than one user: {listed}; a request belongs to "
+            "one user (leave 'request' out to make one of a user's impressions at one time)"
         )
 
 
 def _check_versions(engine: Engine, of: str) -> None:
-    found = engine.rows(
+    versions = engine.rows(
         f"SELECT wd_{of}, wd_time, COUNT(*) AS n FROM wd_{of}_versions GROUP BY wd_{of}, wd_time "
         f"HAVING COUNT(*) > 1 ORDER BY wd_{of}, wd_time LIMIT {_SHOWN}"
     )
-    if found:
-        shown = ", ".join(f"{row[f'wd_{of}']!r} ({row['n']} rows)" for row in found)
+    if versions:
+        listed = ", ".join(f"{row[f'wd_{of}']!r} ({row['n']} rows)" for row in versions)
         raise DataError(
-            f"{of}_attributes: got several versions that begin at one time: {shown}; keep one, or "
+            f"{of}_attributes: got several versions that begin at one time: {listed}; keep one, or "
             "name the column of their times with valid_from"
         )
 
 
-class Steps:
+class ProgressDisplay:
     """Names the running step and the time it has taken: live on a terminal, else a line a step."""
 
     def __init__(self, *, enabled: bool) -> None:
@@ -192,37 +192,38 @@ class Steps:
 
 
 @contextlib.contextmanager
-def work_folder(work: Path, *, resume: bool) -> Iterator[None]:
+def locked_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
     """Hold a folder for the block, and delete it if the block ends well."""
-    work.mkdir(parents=True, exist_ok=True)
-    handle = os.open(work, os.O_RDONLY)
+    workdir.mkdir(parents=True, exist_ok=True)
+    handle = os.open(workdir, os.O_RDONLY)
     try:
-        _lock(handle, work)
+        _lock(handle, workdir)
         if not resume:
-            _empty(work)
-        fresh = not any(work.iterdir())
+            _empty(workdir)
+        fresh = not any(workdir.iterdir())
         try:
             yield
         except WideDeepError:
-            if fresh and not any((work / "parts").glob("*.json")):
-                shutil.rmtree(work, ignore_errors=True)
+            if fresh and not any((workdir / "parts").glob("*.json")):
+                shutil.rmtree(workdir, ignore_errors=True)
             raise
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(workdir, ignore_errors=True)
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, work: Path) -> None:
+def _lock(handle: int, workdir: Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise DataError(
-            f"{work}: another join is writing the same output; wait for it, or name another output"
+            f"{workdir}: another join is writing the same output; wait for it, or choose another "
+            "output"
         ) from error
 
 
-def _empty(work: Path) -> None:
-    for entry in work.iterdir():
+def _empty(workdir: Path) -> None:
+    for entry in workdir.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
         else:
@@ -247,17 +248,17 @@ def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False
     """
     output = Path(config.output).absolute()
     check_output(output)
-    work = output.parent / f".{output.name}.join"
+    workdir = output.parent / f".{output.name}.join"
     try:
-        with work_folder(work, resume=resume), Steps(enabled=progress) as steps:
-            with open_engine(config, work) as engine:
-                joined = JoinRun(engine, config, work, steps).run()
+        with locked_workdir(workdir, resume=resume), ProgressDisplay(enabled=progress) as display:
+            with open_engine(config, workdir) as engine:
+                joined = JoinRun(engine, config, workdir, display).run()
             # The engine and its memory are gone before the examples are counted.
-            steps.start("writing the manifest and the report")
-            return joined.write(work)
+            display.start("writing the manifest and the report")
+            return joined.write(workdir)
     except OSError as error:
         raise DataError(
-            f"{explained(f'writing {output}', str(error))}; finished parts are kept in {work}, "
+            f"{explained(f'writing {output}', str(error))}; finished parts are kept in {workdir}, "
             "go on with resume (--resume)"
         ) from error
 
@@ -269,12 +270,12 @@ def check_output(output: Path) -> None:
     if output.is_dir() and (not any(output.iterdir()) or (output / "manifest.json").exists()):
         return
     raise DataError(
-        f"output {output}: something else is there; name a new folder, or delete it first"
+        f"output {output}: already exists and is no dataset; choose another folder or delete it"
     )
 
 
 @contextlib.contextmanager
-def open_engine(config: JoinConfig, work: Path) -> Iterator[Engine]:
+def open_engine(config: JoinConfig, workdir: Path) -> Iterator[Engine]:
     """Start the engine that the configuration names; close it at the end."""
     engine: Engine
     if config.engine == "spark":
@@ -282,7 +283,7 @@ def open_engine(config: JoinConfig, work: Path) -> Iterator[Engine]:
 
         engine = SparkEngine(config.spark_master, config.spark_options)
     else:
-        spill = Path(config.spill_folder) if config.spill_folder else work
+        spill = Path(config.spill_folder) if config.spill_folder else workdir
         engine = DuckDBEngine(
             spill / "spill", memory_limit=config.memory_limit, threads=config.threads
         )
@@ -294,43 +295,43 @@ def open_engine(config: JoinConfig, work: Path) -> Iterator[Engine]:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """Finished parts, and what the manifest tells of them; the engine is no longer needed."""
+    """The finished parts and what the manifest says of them; no engine is needed from here on."""
 
-    resolved: Resolved  # The plan and what the inputs hold
-    shards: Sequence[Shard]  # Of all passes
+    resolved: ResolvedJoin  # The plan and what the inputs hold
+    shards: Sequence[Shard]  # Of all scans
     counts: Mapping[str, int]  # What became of the rows
     inputs: Sequence[Mapping[str, Any]]  # Name, path, size and checksum of each input file
     engine: Mapping[str, str]  # Its name and version
     logged: Mapping[str, int]  # Rows of each history feature that the server had logged
 
-    def write(self, work: Path) -> JoinResult:
-        """Put the parts in ``work`` together as the dataset."""
+    def write(self, workdir: Path) -> JoinResult:
+        """Put the finished parts together as the dataset."""
         spill = self.resolved.plan.config.spill_folder
         return write_dataset(
             self.resolved,
-            folder=work / "parts",
+            folder=workdir / "parts",
             shards=self.shards,
             counts=self.counts,
             inputs=self.inputs,
             engine=self.engine,
             logged=self.logged,
-            spill_dir=work if spill is None else Path(spill),
+            spill_dir=workdir if spill is None else Path(spill),
         )
 
 
 @dataclass
 class JoinRun:
-    """One run: its engine, its place, and the steps in their order."""
+    """One run of a join, step by step."""
 
     engine: Engine  # Runs the SQL
     config: JoinConfig  # What to do
-    work: Path  # Folder for staged inputs and finished parts
-    steps: Steps  # Told which step begins
+    workdir: Path  # Folder for staged inputs and finished parts
+    display: ProgressDisplay  # Shows the running step
 
     def run(self) -> Joined:
         """Take every step that needs the engine."""
-        self.steps.start("checking the inputs")
-        resolved = resolve(self.engine, self.config, self.work / "spool")
+        self.display.start("checking the inputs")
+        resolved = resolve(self.engine, self.config, self.workdir / "spool")
         inputs = _input_records(resolved.inputs)
         self._claim(inputs)
         with damaged_files_named(resolved.inputs):
@@ -349,22 +350,22 @@ class JoinRun:
 
     def _claim(self, inputs: Sequence[Mapping[str, Any]]) -> None:
         """Check that what is finished belongs to this configuration and these inputs."""
-        told = {
+        identity = {
             "config": self.config.to_table(),
             "inputs": [{k: v for k, v in entry.items() if k != "path"} for entry in inputs],
             "version": __version__,
             "engine": [self.engine.name, self.engine.version],
         }
-        fingerprint = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-        place = self.work / "fingerprint"
-        if place.exists() and place.read_text() != fingerprint:
+        fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        path = self.workdir / "fingerprint"
+        if path.exists() and path.read_text() != fingerprint:
             raise DataError(
-                f"{self.work}: its finished parts were made from other inputs, another "
+                f"{self.workdir}: its finished parts were made from other inputs, another "
                 "configuration or another version; run again without resume"
             )
-        place.write_text(fingerprint)
+        path.write_text(fingerprint)
 
-    def stage(self, resolved: Resolved) -> Resolved:
+    def stage(self, resolved: ResolvedJoin) -> ResolvedJoin:
         """Bring the inputs into one form; returns the plan with the boundaries of time."""
         plan = resolved.plan
         many = plan.partitions > 1
@@ -377,7 +378,7 @@ class JoinRun:
             self._staged("wd_user_versions", sql.stage_versions(plan, "user"), many)
         if plan.item_attributes is not None:
             self._staged("wd_item_versions", sql.stage_versions(plan, "item"), many)
-        self.steps.start("checking the impressions")
+        self.display.start("checking the impressions")
         check_staged(self.engine, plan)
         plan = dataclasses.replace(plan, boundaries_us=time_boundaries(self.engine, plan))
         if item_side(plan, 0) is not None:
@@ -386,59 +387,61 @@ class JoinRun:
 
     def _stage_items(self, plan: JoinPlan) -> None:
         folders = []
-        for number, part in enumerate(plan.passes):
-            select = item_side(plan, part)
+        for number, partition in enumerate(plan.scans):
+            select = item_side(plan, partition)
             assert select is not None
             view = f"{ITEM_SIDE}_{number}"
             self._staged(view, select, plan.partitions > 1)
-            folders.append(self.work / "stage" / view)
+            folders.append(self.workdir / "stage" / view)
         self.engine.open_staged(ITEM_SIDE, *folders)
 
     def _staged(self, view: str, sql: str, partitioned: bool) -> None:
-        folder = self.work / "stage" / view
-        done = self.work / "stage" / f"{view}.done"
-        self.steps.start(f"staging {view.removeprefix('wd_').replace('_', ' ')}")
+        folder = self.workdir / "stage" / view
+        done = self.workdir / "stage" / f"{view}.done"
+        self.display.start(f"staging {view.removeprefix('wd_').replace('_', ' ')}")
         if done.exists():
             self.engine.open_staged(view, folder)
             return
         self.engine.stage(view, sql, folder, partitioned)
         done.write_text("")
 
-    def _parts(self, resolved: Resolved) -> tuple[list[Shard], dict[str, int]]:
+    def _parts(self, resolved: ResolvedJoin) -> tuple[list[Shard], dict[str, int]]:
         plan = resolved.plan
-        folder = self.work / "parts"
+        folder = self.workdir / "parts"
         folder.mkdir(exist_ok=True)
         shards: list[Shard] = []
         totals: dict[str, int] = {}
-        for number, part in enumerate(plan.passes):
-            self.steps.start(f"joining part {number + 1} of {len(plan.passes)}")
+        for number, partition in enumerate(plan.scans):
+            self.display.start(f"joining part {number + 1} of {len(plan.scans)}")
             finished = read_part(folder / f"{number}.json")
             if finished is None:
-                finished = self._part(plan, part, folder)
+                finished = self._part(plan, partition, folder)
             shards += finished[0]
             for name, count in finished[1].items():
                 totals[name] = totals.get(name, 0) + count
         return shards, totals
 
     def _part(
-        self, plan: JoinPlan, part: int | None, folder: Path
+        self, plan: JoinPlan, partition: int | None, folder: Path
     ) -> tuple[list[Shard], dict[str, int]]:
-        number = part or 0
-        place = folder / str(number)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        batches = self.engine.stream(examples(plan, part), self.work / "stage" / f"part_{number}")
+        number = partition or 0
+        part_folder = folder / str(number)
+        shutil.rmtree(part_folder, ignore_errors=True)
+        part_folder.mkdir()
+        batches = self.engine.stream(
+            examples(plan, partition), self.workdir / "stage" / f"part_{number}"
+        )
         labels = [label.name for label in plan.config.labels]
         rows = self.config.shard_rows
-        shards = write_part(batches, place, number, labels=labels, shard_rows=rows)
+        shards = write_part(batches, part_folder, number, labels=labels, shard_rows=rows)
         counts = {
             name: int(count or 0)
-            for name, count in self.engine.rows(part_counts(plan, part))[0].items()
+            for name, count in self.engine.rows(part_counts(plan, partition))[0].items()
         }
         record_part(folder / f"{number}.json", shards, counts)
         return shards, counts
 
-    def _logged(self, resolved: Resolved) -> dict[str, int]:
+    def _logged(self, resolved: ResolvedJoin) -> dict[str, int]:
         """Return how many rows of each history feature were logged by the server."""
         history = {feature.name for feature in self.config.history}
         columns = [column for column in resolved.plan.context if column.name in history]
@@ -449,7 +452,7 @@ class JoinRun:
         return {column.name: int(row[column.inner]) for column in columns}
 
 
-def _input_records(inputs: Sequence[Opened]) -> list[dict[str, Any]]:
+def _input_records(inputs: Sequence[OpenedInput]) -> list[dict[str, Any]]:
     return [
         {
             "input": opened.name,
@@ -465,14 +468,14 @@ def _input_records(inputs: Sequence[Opened]) -> list[dict[str, Any]]:
 SAMPLE_IMPRESSIONS = 50_000
 _SALT_SAMPLE = 9
 _MOST = 4
-"""A sample of users may hold more impressions than were asked for; so many times more are read."""
+"""Sampled users may have more impressions than were asked for: up to so many times more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DryRun:
-    """What a join would make, told by a sample of its users."""
+    """What a join would make, estimated from a sample of its users."""
 
-    resolved: Resolved  # The plan, and what the inputs hold: counted over all of their rows
+    resolved: ResolvedJoin  # The plan, and what the inputs hold: counted over all of their rows
     one_in: int  # One of so many users was looked at
     # Of each split the sample's rows, and the sum of each label
     splits: Mapping[str, Mapping[str, float]]
@@ -484,15 +487,15 @@ def dry_run(config: JoinConfig, *, rows: int = SAMPLE_IMPRESSIONS) -> DryRun:
     """Check a join against its inputs, and join a sample of the users, in DuckDB."""
     check_output(Path(config.output).absolute())
     with tempfile.TemporaryDirectory(prefix="widedeep-check-") as folder:
-        work = Path(folder)
+        workdir = Path(folder)
         config = dataclasses.replace(config, engine="duckdb")
-        with Steps(enabled=False) as steps, open_engine(config, work) as engine:
-            resolved = resolve(engine, config, work / "spool")
+        with ProgressDisplay(enabled=False) as display, open_engine(config, workdir) as engine:
+            resolved = resolve(engine, config, workdir / "spool")
             one_in = _one_in(engine, resolved.plan, rows)
             with damaged_files_named(resolved.inputs):
                 sample = dataclasses.replace(resolved, plan=_sample(resolved.plan, one_in))
-                plan = JoinRun(engine, config, work, steps).stage(sample).plan
-                table = _first_rows(engine.stream(examples(plan, 0), work), _MOST * rows)
+                plan = JoinRun(engine, config, workdir, display).stage(sample).plan
+                table = _first_rows(engine.stream(examples(plan, 0), workdir), _MOST * rows)
                 row = engine.rows(part_counts(plan, 0))[0]
                 counts = {name: int(count or 0) for name, count in row.items()}
                 notes = (*resolved.notes, *match_notes(engine, config, counts))
@@ -506,12 +509,12 @@ def dry_run(config: JoinConfig, *, rows: int = SAMPLE_IMPRESSIONS) -> DryRun:
 
 
 def _one_in(engine: Engine, plan: JoinPlan, rows: int) -> int:
-    """Return the share of the users that holds about so many impressions, and one at least."""
+    """Return n, where one of n users have about ``rows`` impressions, and at least one."""
     log = plan.impressions or plan.actions
     each = 1 if plan.impressions else 1 + plan.config.negatives.per_positive
     one_in = max(1, -(-log.rows * each // rows))
     while one_in > 1:
-        view = _thinned(log, plan.text["user"], one_in).view
+        view = _sampled_users(log, plan.text["user"], one_in).view
         if engine.rows(f"SELECT COUNT(*) AS n FROM {view}")[0]["n"]:
             break
         one_in //= 2
@@ -526,42 +529,42 @@ def _sample(plan: JoinPlan, one_in: int) -> JoinPlan:
     inputs = {"actions": plan.actions, "impressions": plan.impressions}
     inputs["user_attributes"] = plan.user_attributes
     thinned = {
-        name: _thinned(source, plan.text["user"], one_in)
+        name: _sampled_users(source, plan.text["user"], one_in)
         for name, source in inputs.items()
         if source is not None
     }
     return dataclasses.replace(plan, **thinned)  # type: ignore[arg-type]
 
 
-def _thinned(source: Source, is_text: bool, one_in: int) -> Source:
-    user = text_or_integer(source.key["wd_user"], is_text)
-    hashed = mixed(source.view, [user], _SALT_SAMPLE, "wd_thin")
+def _sampled_users(source: SqlInput, is_text: bool, one_in: int) -> SqlInput:
+    user = id_as_integer(source.key["wd_user"], is_text)
+    hashed = sql_hash(source.view, [user], _SALT_SAMPLE, "wd_thin")
     view = f"(SELECT * FROM ({hashed}) AS wd_thin_h WHERE wd_thin % {one_in} = 0) AS wd_thin_v"
     return dataclasses.replace(source, view=view)
 
 
 def _first_rows(batches: Any, most: int) -> pa.Table:
-    held: list[pa.RecordBatch] = []
+    collected: list[pa.RecordBatch] = []
     for batch in batches:
-        held.append(batch)
-        if sum(some.num_rows for some in held) >= most:
+        collected.append(batch)
+        if sum(batch.num_rows for batch in collected) >= most:
             break
-    if not held:
+    if not collected:
         raise DataError(
             "got no example from the sample of users; look at more rows, or check open_windows and "
             "[split] against the log's range"
         )
-    return pa.Table.from_batches(held)
+    return pa.Table.from_batches(collected)
 
 
 def _split_sums(table: pa.Table, labels: list[str]) -> dict[str, dict[str, float]]:
-    found = {name: dict.fromkeys(["rows", *labels], 0.0) for name in SPLITS}
+    by_split = {name: dict.fromkeys(["rows", *labels], 0.0) for name in SPLITS}
     grouped = table.group_by("wd_split").aggregate(
         [("wd_split", "count"), *((label, "sum") for label in labels)]
     )
     for row in grouped.to_pylist():
-        sums = found[SPLITS[row["wd_split"]]]
+        sums = by_split[SPLITS[row["wd_split"]]]
         sums["rows"] = row["wd_split_count"]
         for label in labels:
             sums[label] = row[f"{label}_sum"]
-    return found
+    return by_split

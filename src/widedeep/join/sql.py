@@ -8,15 +8,15 @@ from widedeep.join.config import History, Label
 from widedeep.join.plan import (
     LIMB_BITS,
     PRIME,
-    Carried,
     JoinPlan,
-    Source,
+    PassThroughColumn,
+    SqlInput,
     ValueScale,
     double,
-    in_part,
+    in_partition,
     literal,
-    mixed,
     quoted,
+    sql_hash,
 )
 from widedeep.join.times import duration_us
 
@@ -29,23 +29,23 @@ _POSITIVES = 1 << 40
 """More than there are positives: try * this + positive orders by try, then by positive."""
 
 
-def selected(source: Source) -> str:
+def selected(source: SqlInput) -> str:
     """Return SQL of an input's keys and columns under their inner names."""
     columns = [f"{sql} AS {name}" for name, sql in source.key.items()]
-    columns += [f"{column.sql} AS {column.inner}" for column in source.carried]
+    columns += [f"{column.sql} AS {column.inner}" for column in source.pass_through]
     return f"SELECT {', '.join(columns)} FROM {source.view}"
 
 
-def _names(source: Source) -> str:
-    return ", ".join([*source.key, *(column.inner for column in source.carried)])
+def _names(source: SqlInput) -> str:
+    return ", ".join([*source.key, *(column.inner for column in source.pass_through)])
 
 
-def _partitioned(plan: JoinPlan, select: str, names: str, of: str, part: str) -> str:
+def _partitioned(plan: JoinPlan, select: str, names: str, of: str, column: str) -> str:
     """Add the column ``part``: the partition of the id ``of``."""
     if plan.partitions == 1:
-        return f"SELECT {names}, CAST(0 AS BIGINT) AS {part} FROM ({select}) AS wd_p"
-    hashed = mixed(f"({select}) AS wd_p", [plan.id_integer(of)], SALT_PARTITION, "wd_h")
-    return f"SELECT {names}, wd_h % {plan.partitions} AS {part} FROM ({hashed}) AS wd_q"
+        return f"SELECT {names}, CAST(0 AS BIGINT) AS {column} FROM ({select}) AS wd_p"
+    hashed = sql_hash(f"({select}) AS wd_p", [plan.id_integer(of)], SALT_PARTITION, "wd_h")
+    return f"SELECT {names}, wd_h % {plan.partitions} AS {column} FROM ({hashed}) AS wd_q"
 
 
 def stage_impressions(plan: JoinPlan) -> str:
@@ -53,16 +53,16 @@ def stage_impressions(plan: JoinPlan) -> str:
     source = plan.impressions
     assert source is not None
     names = _names(source)
-    kept = f"{selected(source)} WHERE {all_keys(source)}"
+    select = f"{selected(source)} WHERE {all_keys(source)}"
     if plan.config.duplicates == "drop":
         position = ", wd_position" if plan.has_position else ""
-        order = ", ".join(["wd_time", "wd_user", *(column.inner for column in source.carried)])
-        kept = (
+        order = ", ".join(["wd_time", "wd_user", *(column.inner for column in source.pass_through)])
+        select = (
             f"SELECT {names} FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY wd_request, wd_item"
-            f"{position} ORDER BY {order}) AS wd_copy FROM ({kept}) AS wd_c) AS wd_d "
+            f"{position} ORDER BY {order}) AS wd_copy FROM ({select}) AS wd_c) AS wd_d "
             "WHERE wd_copy = 1"
         )
-    return _both_partitions(plan, kept, names)
+    return _both_partitions(plan, select, names)
 
 
 def _both_partitions(plan: JoinPlan, select: str, names: str) -> str:
@@ -70,7 +70,7 @@ def _both_partitions(plan: JoinPlan, select: str, names: str) -> str:
     return _partitioned(plan, by_user, f"{names}, wd_part", "item", "wd_item_part")
 
 
-def all_keys(source: Source) -> str:
+def all_keys(source: SqlInput) -> str:
     """Return the condition that a row has all keys."""
     keys = [sql for name, sql in source.key.items() if name in _NEVER_NULL]
     return " AND ".join(f"({sql}) IS NOT NULL" for sql in keys)
@@ -82,12 +82,12 @@ _NEVER_NULL = ("wd_request", "wd_user", "wd_item", "wd_time", "wd_key")
 def stage_actions(plan: JoinPlan) -> str:
     """Return SQL of the actions with all keys, with user and item partitions."""
     source = plan.actions
-    kept = f"{selected(source)} WHERE {all_keys(source)}"
+    select = f"{selected(source)} WHERE {all_keys(source)}"
     names = [name for name in source.key if name != "wd_value"]
     if plan.value_scale is not None:
-        kept = _limbs(plan.value_scale, kept)
+        select = _limbs(plan.value_scale, select)
         names += plan.value_scale.columns
-    return _both_partitions(plan, kept, ", ".join(names))
+    return _both_partitions(plan, select, ", ".join(names))
 
 
 def _limbs(scale: ValueScale, select: str) -> str:
@@ -97,11 +97,11 @@ def _limbs(scale: ValueScale, select: str) -> str:
         f"FROM ({select}) AS wd_v"
     )
     for index, limb in enumerate(scale.columns):
-        rest = f"wd_r{index}"
-        whole = f"CASE WHEN {rest} < 0 THEN -FLOOR(-{rest}) ELSE FLOOR({rest}) END"
+        remainder = f"wd_r{index}"
+        whole = f"CASE WHEN {remainder} < 0 THEN -FLOOR(-{remainder}) ELSE FLOOR({remainder}) END"
         select = (
             f"SELECT *, CAST({whole} AS BIGINT) AS {limb}, "
-            f"({rest} - {whole}) * {double(2.0**LIMB_BITS)} AS wd_r{index + 1} "
+            f"({remainder} - {whole}) * {double(2.0**LIMB_BITS)} AS wd_r{index + 1} "
             f"FROM ({select}) AS wd_v"
         )
     return select
@@ -126,13 +126,13 @@ def stage_positives(plan: JoinPlan) -> str:
         f"SELECT CAST({number} AS BIGINT) AS wd_try" for number in range(draws + SPARE_TRIES)
     )
     ids = [plan.id_integer("user"), plan.id_integer("item"), "wd_time"]
-    hashed = mixed("positives", ids, SALT_POSITIVE + plan.config.seed * 31, "wd_s")
+    hashed = sql_hash("positives", ids, SALT_POSITIVE + plan.config.seed * 31, "wd_s")
     tried = (
         "SELECT p.wd_user, p.wd_time, p.wd_p, p.wd_before, p.wd_s, t.wd_try "
         f"FROM ({hashed}) AS p CROSS JOIN tries AS t WHERE p.wd_before > 0"
     )
-    high = mixed(f"({tried}) AS wd_d", ["wd_s", "wd_try"], SALT_DRAW, "wd_h")
-    both = mixed(f"({high}) AS wd_d", ["wd_s", "wd_try"], SALT_DRAW + 7_919, "wd_g")
+    high = sql_hash(f"({tried}) AS wd_d", ["wd_s", "wd_try"], SALT_DRAW, "wd_h")
+    both = sql_hash(f"({high}) AS wd_d", ["wd_s", "wd_try"], SALT_DRAW + 7_919, "wd_g")
     log = f"wd_actions{_where_kinds(plan)}"
     select = f"""
 WITH taken AS (
@@ -209,7 +209,12 @@ def of_kinds(plan: JoinPlan, kinds: Sequence[str]) -> str:
 
 
 def side(
-    plan: JoinPlan, scope: str, imp: str, act: str, versions: str | None, beside: str | None = None
+    plan: JoinPlan,
+    scope: str,
+    imp: str,
+    act: str,
+    versions: str | None,
+    partition_column: str | None = None,
 ) -> str | None:
     """Return SQL of a scope's features at each moment of its impressions."""
     features = plan.history_by(scope)
@@ -217,7 +222,7 @@ def side(
         return None
     kinds = _kinds_of(features)
     keys = ", ".join(KEYS[scope])
-    told = ", ".join([*KEYS[scope], *([beside] if beside else [])])
+    key_columns = ", ".join([*KEYS[scope], *([partition_column] if partition_column else [])])
     over = f"PARTITION BY {keys} ORDER BY wd_time RANGE BETWEEN"
     windows = [
         f"{sql} AS {name}"
@@ -233,10 +238,10 @@ def side(
         dated = attributes.valid_from is not None
         # Without times there is one version, and it is always valid.
         windows.append(f"{valid if dated else 'CAST(1 AS BIGINT)'} AS wd_version")
-    stream = _stream(plan, scope, imp, act, versions if dated else None, kinds, beside)
+    stream = _stream(plan, scope, imp, act, versions if dated else None, kinds, partition_column)
     names = ", ".join([*(name for name, _ in features), *(["wd_version"] if versions else [])])
     return (
-        f"SELECT {told}, wd_time, {names} FROM (SELECT {told}, wd_time, wd_asked, "
+        f"SELECT {key_columns}, wd_time, {names} FROM (SELECT {key_columns}, wd_time, wd_asked, "
         f"{', '.join(windows)} FROM ({stream}) AS wd_s) AS wd_w WHERE wd_asked = 1"
     )
 
@@ -254,20 +259,20 @@ def _stream(
     act: str,
     versions: str | None,
     kinds: dict[tuple[str, ...], str],
-    beside: str | None,
+    partition_column: str | None,
 ) -> str:
     keys = ", ".join(KEYS[scope])
     null = "CAST(NULL AS BIGINT)"
 
-    def row(asked: int, shown: str, events: list[str], version: str) -> str:
-        columns = [f"CAST({asked} AS BIGINT) AS wd_asked", f"{shown} AS wd_shown"]
+    def row(requested: int, impressions: str, events: list[str], version: str) -> str:
+        columns = [f"CAST({requested} AS BIGINT) AS wd_asked", f"{impressions} AS wd_shown"]
         columns += [f"{sql} AS {name}" for sql, name in zip(events, kinds.values(), strict=True)]
-        if beside:
-            columns.append(beside if asked else f"{null} AS {beside}")
+        if partition_column:
+            columns.append(partition_column if requested else f"{null} AS {partition_column}")
         return f"SELECT {keys}, wd_time, {', '.join(columns)}, {version} AS wd_v"
 
     nothing = [null] * len(kinds)
-    moments = f"{keys}, wd_time{f', {beside}' if beside else ''}"
+    moments = f"{keys}, wd_time{f', {partition_column}' if partition_column else ''}"
     parts = [f"{row(1, 'COUNT(*)', nothing, null)} FROM {imp} GROUP BY {moments}"]
     if kinds:
         events = [
@@ -290,18 +295,18 @@ def _feature(plan: JoinPlan, feature: History, kinds: dict[tuple[str, ...], str]
     def frame(of: str) -> str:
         return f"OVER ({over} {start} PRECEDING AND {plan.delay_us[of] + 1} PRECEDING)"
 
-    shown = f"COALESCE(CAST(SUM(wd_shown) {frame('impressions')} AS BIGINT), 0)"
+    impressions = f"COALESCE(CAST(SUM(wd_shown) {frame('impressions')} AS BIGINT), 0)"
     event = kinds[feature.kinds] if feature.of == "actions" else "wd_shown"
     if feature.feature == "since":
         last = f"MAX(CASE WHEN {event} IS NOT NULL THEN wd_time END) {frame(feature.of)}"
         return f"CAST(wd_time - {last} AS DOUBLE) / CAST(1000000 AS DOUBLE)"
-    count = shown if feature.of == "impressions" else f"COUNT({event}) {frame('actions')}"
+    count = impressions if feature.of == "impressions" else f"COUNT({event}) {frame('actions')}"
     if feature.feature != "rate":
         return count
     weight, prior = repr(float(feature.strength)), repr(feature.prior * feature.strength)
     return (
         f"(CAST({count} AS DOUBLE) + CAST({prior} AS DOUBLE)) / "
-        f"(CAST({shown} AS DOUBLE) + CAST({weight} AS DOUBLE))"
+        f"(CAST({impressions} AS DOUBLE) + CAST({weight} AS DOUBLE))"
     )
 
 
@@ -323,38 +328,40 @@ SALT_USER_SPLIT = 3
 _SPLIT_CODES = {"train": 0, "valid": 1, "test": 2}
 
 
-def item_side(plan: JoinPlan, part: int | None) -> str | None:
+def item_side(plan: JoinPlan, partition: int | None) -> str | None:
     """Return SQL of what belongs to the items of an item partition or of all, at their moments."""
     has_versions = plan.item_attributes is not None
     features = side(plan, "item", "imp", "act", "ver" if has_versions else None, "wd_part")
     if features is None:
         return None
     versions = (
-        f", ver AS (SELECT * FROM wd_item_versions WHERE {in_part(part)})" if has_versions else ""
+        f", ver AS (SELECT * FROM wd_item_versions WHERE {in_partition(partition)})"
+        if has_versions
+        else ""
     )
     columns = [f"f.{name}" for name, _ in plan.history_by("item")]
     join = ""
     if plan.item_attributes is not None:
-        columns += [f"v.{column.inner}" for column in plan.item_attributes.carried]
+        columns += [f"v.{column.inner}" for column in plan.item_attributes.pass_through]
         columns.append("f.wd_version")
         join = " LEFT JOIN ver AS v ON v.wd_item = f.wd_item AND v.wd_version = f.wd_version"
-    mine = in_part(part, "wd_item_part")
+    condition = in_partition(partition, "wd_item_part")
     return f"""
-WITH imp AS (SELECT wd_item, wd_time, wd_part FROM wd_impressions WHERE {mine}),
-act AS (SELECT * FROM wd_actions WHERE {mine}){versions},
+WITH imp AS (SELECT wd_item, wd_time, wd_part FROM wd_impressions WHERE {condition}),
+act AS (SELECT * FROM wd_actions WHERE {condition}){versions},
 f AS ({features})
 SELECT f.wd_item, f.wd_time, f.wd_part, {", ".join(columns)} FROM f{join}"""
 
 
-def examples(plan: JoinPlan, part: int | None) -> str:
+def examples(plan: JoinPlan, partition: int | None) -> str:
     """Return SQL of the examples of a user partition, or of all, in their final order."""
     tables = {
-        "imp": f"SELECT * FROM wd_impressions WHERE {in_part(part)}",
-        "act": f"SELECT * FROM wd_actions WHERE {in_part(part)}",
+        "imp": f"SELECT * FROM wd_impressions WHERE {in_partition(partition)}",
+        "act": f"SELECT * FROM wd_actions WHERE {in_partition(partition)}",
         "numbered": _numbered(plan),
     }
     if plan.user_attributes is not None:
-        tables["uver"] = f"SELECT * FROM wd_user_versions WHERE {in_part(part)}"
+        tables["uver"] = f"SELECT * FROM wd_user_versions WHERE {in_partition(partition)}"
     versions = "uver" if plan.user_attributes is not None else None
     for scope, of in (("user", versions), ("pair", None)):
         select = side(plan, scope, "imp", "act", of)
@@ -364,7 +371,7 @@ def examples(plan: JoinPlan, part: int | None) -> str:
         if feature.feature == "last":
             tables[f"list_{name}"] = last_items(plan, feature, "imp", "act")
     if plan.history_by("item") or plan.item_attributes is not None:
-        tables["item_side"] = f"SELECT * FROM {ITEM_SIDE} WHERE {in_part(part)}"
+        tables["item_side"] = f"SELECT * FROM {ITEM_SIDE} WHERE {in_partition(partition)}"
     tables["kept"] = _kept(plan)
     for number, label in enumerate(plan.config.labels):
         tables[f"label_{number}"] = _label(plan, label)
@@ -377,7 +384,7 @@ def examples(plan: JoinPlan, part: int | None) -> str:
     ctes = ",\n".join(f"{name} AS ({select})" for name, select in tables.items())
     columns = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in _outputs(plan))
     # One pass after the other makes the same order.
-    order = "wd_part, " if part is None else ""
+    order = "wd_part, " if partition is None else ""
     return (
         f"WITH {ctes}\nSELECT CAST(wd_split AS INTEGER) AS wd_split, wd_time AS wd_event_time, "
         f"{columns} FROM joined{_where_sampled(plan)} "
@@ -423,7 +430,7 @@ def _kept(plan: JoinPlan) -> str:
         )
     if split.by in ("user", "both"):
         ids = [plan.id_integer("user")]
-        hashed = mixed(source, ids, SALT_USER_SPLIT + plan.config.seed * 31, "wd_uh")
+        hashed = sql_hash(source, ids, SALT_USER_SPLIT + plan.config.seed * 31, "wd_uh")
         source = f"({hashed}) AS wd_us"
     source = f"(SELECT *, {split_code(plan)} AS wd_split FROM {source}) AS wd_k"
     conditions = ["wd_split >= 0"]
@@ -437,7 +444,7 @@ def _kept(plan: JoinPlan) -> str:
         ids.append(plan.id_integer("item"))
         if plan.has_position:
             ids.append("COALESCE(wd_position, -1)")
-    return mixed(f"({selected}) AS wd_x", ids, SALT_SAMPLE + plan.config.seed * 31, "wd_draw")
+    return sql_hash(f"({selected}) AS wd_x", ids, SALT_SAMPLE + plan.config.seed * 31, "wd_draw")
 
 
 def split_code(plan: JoinPlan) -> str:
@@ -480,12 +487,12 @@ def _label(plan: JoinPlan, label: Label) -> str:
         return (
             f"SELECT wd_user, wd_n, COUNT(wd_act) {frame} AS wd_acts{sums} FROM ({stream}) AS wd_s"
         )
-    chosen = "MAX" if plan.config.touch == "last" else "MIN"
+    aggregate = "MAX" if plan.config.touch == "last" else "MIN"
     frame = f"{over} {window} PRECEDING AND CURRENT ROW)"
     sums = "".join(f", CAST(SUM({name}) AS BIGINT) AS {name}" for name in limbs)
     return (
         f"SELECT wd_user, wd_to AS wd_n, COUNT(*) AS wd_acts{sums} "
-        f"FROM (SELECT wd_user, wd_act{values}, {chosen}(wd_n) {frame} AS wd_to "
+        f"FROM (SELECT wd_user, wd_act{values}, {aggregate}(wd_n) {frame} AS wd_to "
         f"FROM ({stream}) AS wd_s) AS wd_a WHERE wd_act = 1 AND wd_to IS NOT NULL "
         "GROUP BY wd_user, wd_to"
     )
@@ -524,9 +531,9 @@ def _joined(plan: JoinPlan, tables: dict[str, str]) -> str:
                 columns.append(f"{alias}.{name} AS {name}")
     if plan.user_attributes is not None:
         joins.append("uver AS uv ON uv.wd_user = k.wd_user AND uv.wd_version = us.wd_version")
-        columns += [f"uv.{column.inner}" for column in plan.user_attributes.carried]
+        columns += [f"uv.{column.inner}" for column in plan.user_attributes.pass_through]
     if plan.item_attributes is not None:
-        columns += [f"xs.{column.inner}" for column in plan.item_attributes.carried]
+        columns += [f"xs.{column.inner}" for column in plan.item_attributes.pass_through]
     joins.append(f"credit AS y ON {_same_impression(plan)}")
     acts = []
     for number, label in enumerate(plan.config.labels):
@@ -600,14 +607,14 @@ def _outputs(plan: JoinPlan) -> list[tuple[str, str]]:
     for column in plan.context:
         outputs.append((column.name, _logged_wins(column, history.pop(column.name, None))))
     for source in (plan.user_attributes, plan.item_attributes):
-        outputs += [(column.name, column.inner) for column in source.carried] if source else []
+        outputs += [(column.name, column.inner) for column in source.pass_through] if source else []
     outputs += [(name, inner) for name, (inner, _) in history.items()]
     outputs += [(label.name, f"label_{n}") for n, label in enumerate(plan.config.labels)]
     outputs.append(("weight", _weight(plan)))
     return outputs
 
 
-def _logged_wins(column: Carried, computed: tuple[str, str] | None) -> str:
+def _logged_wins(column: PassThroughColumn, computed: tuple[str, str] | None) -> str:
     if computed is None:
         return column.inner
     inner, type_name = computed
@@ -629,25 +636,25 @@ def output_columns(plan: JoinPlan) -> list[str]:
     return [name for name, _ in _outputs(plan)]
 
 
-def part_counts(plan: JoinPlan, part: int | None) -> str:
+def part_counts(plan: JoinPlan, partition: int | None) -> str:
     """Return SQL of one row of counts for a partition of the users, or for all."""
     closed = plan.log_end_us - plan.window_us
-    shown = (
+    impressions = (
         f"SELECT COUNT(*) AS impressions, COUNT(CASE WHEN wd_time > {closed} THEN 1 END) "
-        f"AS open_windows FROM wd_impressions WHERE {in_part(part)}"
+        f"AS open_windows FROM wd_impressions WHERE {in_partition(partition)}"
     )
-    taken = f"SELECT COUNT(*) AS actions FROM wd_actions WHERE {in_part(part)}"
-    tables = [f"({shown}) AS s", f"({taken}) AS t"]
+    actions = f"SELECT COUNT(*) AS actions FROM wd_actions WHERE {in_partition(partition)}"
+    tables = [f"({impressions}) AS s", f"({actions}) AS t"]
     for number, label in enumerate(plan.config.labels):
         kinds = of_kinds(plan, label.kinds)
         over = "OVER (PARTITION BY wd_user, wd_item ORDER BY wd_time RANGE BETWEEN"
         stream = (
             "SELECT i.wd_user, i.wd_item, i.wd_time, CAST(1 AS BIGINT) AS wd_imp "
             f"FROM wd_impressions AS i SEMI JOIN (SELECT wd_user, wd_item FROM wd_actions "
-            f"WHERE {in_part(part)} AND {kinds}) AS a ON i.wd_user = a.wd_user "
-            f"AND i.wd_item = a.wd_item WHERE {in_part(part, 'i.wd_part')} UNION ALL "
+            f"WHERE {in_partition(partition)} AND {kinds}) AS a ON i.wd_user = a.wd_user "
+            f"AND i.wd_item = a.wd_item WHERE {in_partition(partition, 'i.wd_part')} UNION ALL "
             "SELECT wd_user, wd_item, wd_time, CAST(NULL AS BIGINT) AS wd_imp FROM wd_actions "
-            f"WHERE {in_part(part)} AND {kinds}"
+            f"WHERE {in_partition(partition)} AND {kinds}"
         )
         windows = (
             f"COUNT(wd_imp) {over} UNBOUNDED PRECEDING AND CURRENT ROW) AS wd_before, "
@@ -666,16 +673,16 @@ def part_counts(plan: JoinPlan, part: int | None) -> str:
     ):
         if source is not None and attributes is not None:
             delay = duration_us(attributes.availability_delay)
-            tables.append(f"({_attribute_hits(of, part, delay)}) AS {of[0]}h")
+            tables.append(f"({_attribute_hits(of, partition, delay)}) AS {of[0]}h")
     return f"SELECT * FROM {' CROSS JOIN '.join(tables)}"
 
 
-def _attribute_hits(of: str, part: int | None, delay_us: int) -> str:
+def _attribute_hits(of: str, partition: int | None, delay_us: int) -> str:
     """Return SQL that counts the impressions at which a user or item had attributes."""
-    own = f" WHERE {in_part(part)}" if of == "user" else ""
+    own = f" WHERE {in_partition(partition)}" if of == "user" else ""
     return (
         f"SELECT COUNT(CASE WHEN v.wd_first + {delay_us} <= i.wd_time THEN 1 END) AS {of}_hits "
         f"FROM wd_impressions AS i LEFT JOIN (SELECT wd_{of}, MIN(wd_time) AS wd_first "
         f"FROM wd_{of}_versions{own} GROUP BY wd_{of}) AS v ON i.wd_{of} = v.wd_{of} "
-        f"WHERE {in_part(part, 'i.wd_part')}"
+        f"WHERE {in_partition(partition, 'i.wd_part')}"
     )

@@ -141,14 +141,14 @@ def offset_us(timezone: str, name: str = "timezone") -> int:
     """Return how far a fixed zone is ahead of UTC, in microseconds."""
     if timezone.upper() in ("UTC", "Z"):
         return 0
-    found = _OFFSET.fullmatch(timezone)
-    if found is None or int(found[2]) > 14 or int(found[3]) > 59:
+    match = _OFFSET.fullmatch(timezone)
+    if match is None or int(match[2]) > 14 or int(match[3]) > 59:
         raise ConfigError(
             f"{name}: got {timezone!r}, expected 'UTC' or a fixed offset such as '+02:00'; convert "
             "local times with daylight saving to UTC first"
         )
-    minutes = int(found[2]) * 60 + int(found[3])
-    return (minutes if found[1] == "+" else -minutes) * _UNITS_US["m"]
+    minutes = int(match[2]) * 60 + int(match[3])
+    return (minutes if match[1] == "+" else -minutes) * _UNITS_US["m"]
 
 
 def unit_of_epochs(smallest: int, largest: int, where: str) -> str:

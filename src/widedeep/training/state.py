@@ -129,7 +129,7 @@ class WarmupSample:
     def select(self, plan: EpochPlan) -> None:
         """Wait for the first fragment of an epoch, unless rows are kept already."""
         if not self.rows:
-            fragment = plan.pools[0].shares[0].fragment
+            fragment = plan.pools[0].segments[0].fragment
             self._fragment = (fragment.origin, fragment.first_row)
 
     def read(self, source: Source) -> None:
