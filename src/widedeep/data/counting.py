@@ -266,11 +266,12 @@ class _SpillingTable:
             folder = self._spill_dir or tempfile.gettempdir()
             raise DataError(
                 f"{folder}: counts cannot be written ({error}); free some space, raise the memory "
-                "limit or name another place"
+                "limit or name another folder"
             ) from error
         self._table.clear()
 
     def _write_run(self, file: IO[bytes]) -> NDArray[np.int64]:
+        # (keys,) keys by partition; (partitions + 1,) where each partition begins
         order, starts = self._table.partitions(PARTITION_BITS * self._level, PARTITION_BITS)
         run = np.zeros((1 << PARTITION_BITS, len(_Block._fields)), np.int64)
         file.seek(0, os.SEEK_END)
@@ -301,7 +302,7 @@ class _Block(NamedTuple):
 
 
 class _Leaders:
-    """The most frequent keys so far; holds about twice as many as are wanted."""
+    """The most frequent keys so far; holds up to about twice ``max_size``."""
 
     def __init__(
         self,
@@ -321,7 +322,7 @@ class _Leaders:
         self._bytes_after_prune = self._n_bytes = 0
         self._values: list[pa.Array] = [pa.array([], pa.large_binary())]
         self._counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-        self._n_held = 0
+        self._n_keys = 0
 
     def add(self, keys: _Keys) -> None:
         assert keys.counts is not None
@@ -335,17 +336,17 @@ class _Leaders:
             frequent &= (keys.counts > self._floor) | leads
         self._values.append(values.filter(pa.array(frequent)))
         self._counts.append(keys.counts[frequent])
-        self._n_held += len(self._counts[-1])
+        self._n_keys += len(self._counts[-1])
         if self._max_size is None:
             return
         self._n_bytes += _n_bytes(self._values[-1])
-        if self._n_held > 2 * self._max_size + TAKEN_KEYS:
+        if self._n_keys > 2 * self._max_size + TAKEN_KEYS:
             self._prune(self._max_size)
         elif self._tail_bytes and self._n_bytes > self._bytes_after_prune + self._tail_bytes:
-            self._prune(self._wanted())
+            self._prune(self._size_within_bytes())
 
-    def _wanted(self) -> int:
-        """How many keys have, in their order, no more bytes behind the first than are wanted."""
+    def _size_within_bytes(self) -> int:
+        """Return how many leading keys fit into ``tail_bytes`` behind the first ``max_size``."""
         values, _ = self._sorted()
         sizes = np.cumsum(np.asarray(pc.binary_length(values[self._first :]), np.int64))
         fitting = int(np.searchsorted(sizes, self._tail_bytes, side="right"))
@@ -373,6 +374,7 @@ class _Leaders:
         if len(counts) > size:
             last = counts.size - size
             self._floor = int(np.partition(counts, last)[last]) if size else self._floor
+            # Indices of keys above the floor, then of those at it, the smaller values first.
             leaders = np.flatnonzero(counts > self._floor)[:size]
             ties = np.flatnonzero(counts == self._floor)
             by_value = np.asarray(pc.sort_indices(values.take(pa.array(ties))))
@@ -380,7 +382,7 @@ class _Leaders:
             self._last = values[int(ties[-1])] if len(ties) else None
             leaders = np.concatenate([leaders, ties])
             values, counts = values.take(pa.array(leaders)), counts[leaders]
-        self._values, self._counts, self._n_held = [values], [counts], len(counts)
+        self._values, self._counts, self._n_keys = [values], [counts], len(counts)
         self._bytes_after_prune = self._n_bytes = _n_bytes(values)
 
 

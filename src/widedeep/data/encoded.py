@@ -40,12 +40,12 @@ class EncodedRows:
         """Return a folder's encoded rows, or None if they are other rows or of another schema."""
         folder = Path(path)
         try:
-            key = json.loads((folder / _KEY).read_text(encoding="utf-8"))
-            files = [(str(name), int(size)) for name, size in key["files"]]
+            stored = json.loads((folder / _KEY).read_text(encoding="utf-8"))
+            files = [(str(name), int(size)) for name, size in stored["files"]]
             whole = all((folder / name).stat().st_size == size for name, size in files)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if not whole or key.get("key") != _key(transform, source):
+        if not whole or stored.get("key") != _key(transform, source):
             return None
         return cls(folder, files, len(transform.schema.slots))
 
@@ -95,11 +95,11 @@ class EncodedRows:
 def encoded_rows(
     path: str | os.PathLike[str], transform: Transform, source: Source
 ) -> tuple[EncodedRows, bool]:
-    """Return the encoded rows in a folder, written if need be, and whether they were."""
+    """Return the encoded rows in a folder, and whether they had to be written."""
     if not source.files:
         raise DataError(
-            f"{path}: got data in memory, expected files: only of those it can be told cheaply "
-            "that they changed since they were encoded; write the data to a Parquet file first, "
+            f"{path}: got data in memory, expected files, whose changes since the encoding are cheap to "
+            "detect; write the data to a Parquet file first, "
             "or train without encoded rows"
         )
     rows = EncodedRows.open(path, transform, source)
@@ -109,7 +109,7 @@ def encoded_rows(
 
 
 def _key(transform: Transform, source: Source) -> dict[str, Any]:
-    """Whatever the encoded rows depend on, as JSON holds it."""
+    """Return everything that the encoded rows depend on, as JSON values."""
     return {
         "format": ENCODED_FORMAT,
         "widedeep": __version__,

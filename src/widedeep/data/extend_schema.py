@@ -81,11 +81,11 @@ TAIL_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EarlierCounts:
-    """What an older schema counted of one vocabulary."""
+    """The counts of an older schema for one vocabulary."""
 
     # Values in order with their counts; 0 for values that the spec gives
     vocabulary: Vocabulary
-    tail: Vocabulary | None  # What its limits left out
+    tail: Vocabulary | None  # Values that its limits left out
     lost: int  # Most values whose counts are lost
 
     def count_into(self, counter: ValueCounter) -> None:
@@ -126,6 +126,7 @@ def _older_first(
     max_size: int | None,
 ) -> tuple[pa.LargeBinaryArray | NDArray[np.int64], NDArray[np.int64]]:
     """Put the values that an older vocabulary knew first, in its order."""
+    # (old values,) position of each among the new ones, null for those that are gone
     positions = pc.index_in(_keys(old.values), value_set=_keys(values))
     gone = positions.is_null().to_numpy(zero_copy_only=False) & (np.asarray(old.counts) == 0)
     if gone.any():  # values that the spec gave were never counted: they stay
@@ -134,13 +135,14 @@ def _older_first(
         values = _joined(values, more)
         counts = np.concatenate([counts, np.zeros(int(gone.sum()), np.int64)])
         positions = pc.index_in(_keys(old.values), value_set=_keys(values))
-    places = positions.drop_null().to_numpy().astype(np.int64)
-    _, first = np.unique(places, return_index=True)
-    places = places[np.sort(first)]
-    others = np.ones(len(counts), np.bool_)
-    others[places] = False
-    order = np.concatenate([places, np.flatnonzero(others)])
+    older = positions.drop_null().to_numpy().astype(np.int64)
+    _, first = np.unique(older, return_index=True)
+    older = older[np.sort(first)]  # positions of older values in their old order, each once
+    is_new = np.ones(len(counts), np.bool_)
+    is_new[older] = False
+    order = np.concatenate([older, np.flatnonzero(is_new)])
     if max_size is not None and len(order) > max_size:
+        # The most frequent stay, in this order.
         order = order[np.sort(np.argsort(-counts[order], kind="stable")[:max_size])]
     ordered = values[order] if isinstance(values, np.ndarray) else values.take(pa.array(order))
     return ordered, counts[order]
@@ -173,10 +175,12 @@ def earlier_vocabulary(
             f"vocabulary {key!r}: its values were {kinds[0]} and are {kinds[1]}; it begins anew"
         )
         return None
-    return _grown(old, old.tail, f"vocabulary {key!r}", notes)
+    return _earlier_counts(old, old.tail, f"vocabulary {key!r}", notes)
 
 
-def _grown(old: Vocabulary, tail: Vocabulary | None, name: str, notes: list[str]) -> EarlierCounts:
+def _earlier_counts(
+    old: Vocabulary, tail: Vocabulary | None, name: str, notes: list[str]
+) -> EarlierCounts:
     lost = old.dropped - (0 if old.tail is None else len(old.tail))
     if lost > 0:
         notes.append(
@@ -205,12 +209,12 @@ def earlier_cross(
             f"cross {cross.name!r}: {gone + more:,} combinations of the older schema have parts "
             "that mean something else by now; they are forgotten"
         )
-    lost = _grown(old, tail, f"cross {cross.name!r}", notes).lost
+    lost = _earlier_counts(old, tail, f"cross {cross.name!r}", notes).lost
     return EarlierCounts(vocabulary=vocabulary, tail=tail, lost=lost)
 
 
 def _new_ids(parts: Schema, previous: Schema, name: str) -> NDArray[np.int64]:
-    """Return the new id of each old one of a part; -1 where it has none."""
+    """Return the new id of each old id of a part, (old ids,); -1 where it has none."""
     ids = map_ids(parts, previous, name)
     feature = parts.spec.by_name.get(name)
     forgets = name in parts.vocabularies if feature is None else feature.forgets_to_unseen
@@ -224,7 +228,8 @@ def _new_ids(parts: Schema, previous: Schema, name: str) -> NDArray[np.int64]:
 def _renumbered(
     vocabulary: Vocabulary, new_of_old: list[NDArray[np.int64]]
 ) -> tuple[Vocabulary, int]:
-    assert isinstance(vocabulary.values, np.ndarray)
+    """Return combinations in new part ids, without those that have none, and how many these are."""
+    assert isinstance(vocabulary.values, np.ndarray)  # (n, parts)
     columns = [ids[vocabulary.values[:, i]] for i, ids in enumerate(new_of_old)]
     tuples = np.stack(columns, axis=1)
     has_ids = (tuples >= 0).all(axis=1)

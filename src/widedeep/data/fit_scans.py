@@ -30,7 +30,7 @@ from widedeep.data.extend_schema import counted_vocabulary, earlier_cross, earli
 from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.transform import PartIds, Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, LimitError
-from widedeep.features import Combinations, Feature, FeatureSpec, NumberInput
+from widedeep.features import CrossEncoding, Feature, FeatureSpec, NumberInput
 from widedeep.features.learned import ColumnType, LogicalKind, NumericFit, Vocabulary
 from widedeep.features.numbers import NumberSummary
 from widedeep.schema import Schema
@@ -296,11 +296,6 @@ class RowSample:
         self._hashes: list[NDArray[np.uint64]] = []
         self._tables: list[pa.Table] = []
         self._bound = np.uint64((1 << 64) - 1)
-
-    @property
-    def is_complete(self) -> bool:
-        """True while the sample is all rows there are."""
-        return self.num_rows <= self.size
 
     def add(self, table: pa.Table) -> None:
         """Let the next rows take part."""
@@ -617,10 +612,10 @@ def scan_cross(
 
 
 def _lengths(encoded: Sequence[PartIds]) -> list[NDArray[np.int64]]:
-    """Return how many ids of each part an example crosses: none of a missing one."""
+    """Return how many ids of each part an example crosses, (B,) per part: none if missing."""
     lengths = []
     for ids, offsets in encoded:
-        n_ids = np.diff(offsets)
+        n_ids = np.diff(offsets)  # (B,)
         # A missing part stands alone in its row, and yields no cross.
         first = np.minimum(offsets[:-1], max(len(ids) - 1, 0))
         if len(ids):
@@ -630,7 +625,7 @@ def _lengths(encoded: Sequence[PartIds]) -> list[NDArray[np.int64]]:
 
 
 def _check_combinations(
-    encoded: Sequence[PartIds], name: str, limits: Combinations, origin: str, first_row: int
+    encoded: Sequence[PartIds], name: str, limits: CrossEncoding, origin: str, first_row: int
 ) -> None:
     """Refuse a row that makes too many combinations, as the transform does."""
     lengths = _lengths(encoded)
@@ -648,14 +643,16 @@ def _check_combinations(
 
 
 def _combinations(encoded: Sequence[PartIds]) -> Iterator[NDArray[np.int64]]:
-    """Yield rows of part ids: the Cartesian product of each example's ids."""
+    """Yield part ids (n, parts): the Cartesian product of each example's ids, rows in order."""
     starts, lengths = [offsets[:-1] for _, offsets in encoded], _lengths(encoded)
-    n_combinations = np.prod(lengths, axis=0)
-    ends = np.cumsum(n_combinations)
+    n_combinations = np.prod(lengths, axis=0)  # (B,)
+    ends = np.cumsum(n_combinations)  # (B,) combinations up to and with each row
     row = 0
     while row < len(n_combinations):
         done = int(ends[row - 1]) if row else 0
         stop = max(row + 1, int(np.searchsorted(ends, done + _TUPLES_AT_ONCE, "right")))
+        # (n,) the row of each combination, and its index within the row. The index counts in a
+        # mixed base whose digits are the positions of the parts' ids, the last part's first.
         rows = np.repeat(np.arange(row, stop), n_combinations[row:stop])
         index = np.arange(len(rows)) - np.repeat(
             ends[row:stop] - n_combinations[row:stop] - done, n_combinations[row:stop]

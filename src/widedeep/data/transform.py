@@ -236,11 +236,10 @@ class _Compiler:
         most = encoding.max_combinations
         if encoding.hash_buckets:
             return self.native.add_hashed_cross(name, parts, encoding.hash_buckets, most)
-        key = encoding.vocabulary
-        if key is None or key not in self.schema.vocabularies:
+        if name not in self.schema.vocabularies:
             self.unlearned.append(name)
             return None
-        values = self.schema.vocabularies[key].values
+        values = self.schema.vocabularies[name].values
         if not isinstance(values, np.ndarray) or values.ndim != 2:
             raise self.lacks(name, "combinations of part ids")
         return self.native.add_learned_cross(name, parts, _contiguous(values, np.int64), most)

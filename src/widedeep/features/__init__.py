@@ -10,7 +10,6 @@ from widedeep.features.crossed import Crossed, crossed
 from widedeep.features.id_map import IdMap
 from widedeep.features.kind import (
     BucketEncoding,
-    Combinations,
     Combiner,
     CrossEncoding,
     Encoding,
@@ -32,7 +31,6 @@ __all__ = [
     "BucketEncoding",
     "Bucketized",
     "Categorical",
-    "Combinations",
     "Combiner",
     "CrossEncoding",
     "Crossed",

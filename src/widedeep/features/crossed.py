@@ -18,7 +18,6 @@ from widedeep.features.id_map import (
     tuples_as_bytes,
 )
 from widedeep.features.kind import (
-    Combinations,
     Combiner,
     CrossEncoding,
     DriftForm,
@@ -131,11 +130,11 @@ class Crossed(Feature):
         """Return no column: parts are features or raw columns."""
         return ()
 
-    def combinations(self) -> Combinations:
+    def combinations(self) -> CrossEncoding:
         """Return the parts, and the limits of their combinations."""
-        return Combinations(
+        return CrossEncoding(
             parts=self.parts,
-            hashed=self.is_hashed,
+            hash_buckets=self.hash_buckets,
             min_count=self.min_count,
             max_size=self.max_size,
             max_combinations=self.max_combinations,
@@ -147,12 +146,7 @@ class Crossed(Feature):
 
     def encoding(self, schema: Learned) -> Encoding:
         """Return the look-up or hash of combinations."""
-        return CrossEncoding(
-            parts=self.parts,
-            vocabulary=self.vocabulary_key,
-            hash_buckets=self.hash_buckets,
-            max_combinations=self.max_combinations,
-        )
+        return self.combinations()
 
     def known_ids(self, schema: Learned) -> int:
         """Return one id per hash bucket or learned combination."""

@@ -83,25 +83,6 @@ Input = NumberInput | ValueInput | WeightInput
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Combinations:
-    """What a cross combines, and which combinations ``fit_schema`` gives ids.
-
-    Args:
-        parts: Names of features, or of raw columns.
-        hashed: Whether combinations are hashed, so that none are counted.
-        min_count: Least number of times that a combination was seen.
-        max_size: Most combinations.
-        max_combinations: A row whose lists make more is refused.
-    """
-
-    parts: tuple[str, ...]
-    hashed: bool = False
-    min_count: int = 1
-    max_size: int | None = None
-    max_combinations: int = 65_536
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class NumberEncoding:
     """Native operation: a number (or vector) as dense columns, by what was learned of it.
 
@@ -157,18 +138,21 @@ class ValueEncoding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossEncoding:
-    """Native operation: the id of each combination of part ids.
+    """Native operation: the id of each combination of part ids, learned or hashed.
 
     Args:
         parts: Names of features, or of raw columns.
-        vocabulary: Key of the learned combinations; None to hash.
-        hash_buckets: Hash combinations into this many ids.
+        hash_buckets: Hash combinations into this many ids; None to give ids to those that
+            ``fit_schema`` counts, under the feature's name in the vocabularies.
+        min_count: Least number of times that a combination was seen.
+        max_size: Most combinations.
         max_combinations: A row whose lists make more is refused.
     """
 
     parts: tuple[str, ...]
-    vocabulary: str | None = None
     hash_buckets: int | None = None
+    min_count: int = 1
+    max_size: int | None = None
     max_combinations: int = 65_536
 
 
@@ -255,7 +239,7 @@ class Feature:
         """Return the columns that the feature reads, the main one first; () for a cross."""
         raise NotImplementedError
 
-    def combinations(self) -> Combinations | None:
+    def combinations(self) -> CrossEncoding | None:
         """Return what a cross combines; None for other kinds."""
         return None
 

@@ -296,7 +296,7 @@ class FeatureSpec:
 
     def to_toml(self) -> str:
         """Return the declaration as TOML, which :meth:`from_toml` reads to an equal spec."""
-        return spec_to_toml(self)
+        return toml_text(spec_to_table(self))
 
     @classmethod
     def from_toml(cls, text: str) -> FeatureSpec:
@@ -312,7 +312,13 @@ class FeatureSpec:
             >>> FeatureSpec.from_toml('[data]\nlabel = "y"\n[features]\nnumeric = ["age"]').labels
             {'': 'y'}
         """
-        return spec_from_toml(text)
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise FeatureError(f"got text that is no TOML: {error}") from error
+        if "features" not in table:
+            raise FeatureError("got TOML without a [features] table; add one")
+        return spec_from_table(table.get("data", {}), table["features"])
 
 
 Side = Literal["query", "item", "both"]
@@ -402,19 +408,3 @@ def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> Fea
     placement = {key: features[key] for key in _PLACEMENT_KEYS if key in features}
     owned = {key: data[key] for key in _DATA_KEYS if key in data}
     return FeatureSpec(features=declared, **owned, **placement)
-
-
-def spec_to_toml(spec: FeatureSpec) -> str:
-    """Return the spec as TOML text."""
-    return toml_text(spec_to_table(spec))
-
-
-def spec_from_toml(text: str) -> FeatureSpec:
-    """Read a spec from TOML text."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FeatureError(f"got text that is no TOML: {error}") from error
-    if "features" not in table:
-        raise FeatureError("got TOML without a [features] table; add one")
-    return spec_from_table(table.get("data", {}), table["features"])
