@@ -18,14 +18,10 @@ from widedeep.data.fit import declared_types
 from widedeep.data.transform import Transform
 from widedeep.errors import FeatureError
 from widedeep.features import (
-    BucketEncoding,
-    Encoding,
     Feature,
     Learned,
-    NumberEncoding,
     NumberInput,
     NumberSummary,
-    ValueEncoding,
     ValueInput,
     register_kind,
 )
@@ -47,10 +43,6 @@ class Stepped(Feature):
     order: ClassVar[int] = 1
 
     @property
-    def deep_width(self) -> int | None:
-        return self.embedding_dim
-
-    @property
     def kind_text(self) -> str:
         return f"stepped by {self.step:g}"
 
@@ -60,12 +52,6 @@ class Stepped(Feature):
     def fit_boundaries(self, summary: NumberSummary, column: ColumnType) -> NDArray[np.float64]:
         low, high = np.round(np.array([summary.minimum, summary.maximum]) / self.step)
         return (np.arange(low, high) + 0.5) * self.step
-
-    def encoding(self, schema: Learned) -> Encoding:
-        return BucketEncoding(column=self.source, boundaries=schema.boundaries[self.name])
-
-    def known_ids(self, schema: Learned) -> int:
-        return len(schema.boundaries[self.name]) + 1
 
     def describe(self, schema: Learned, position: int) -> str:
         return f"{schema.boundaries[self.name][0] + (position - 0.5) * self.step:g}"
@@ -79,23 +65,9 @@ class Frequent(Feature):
     most: int = 3
 
     kind: ClassVar[str] = "frequent"
-    drift_form: ClassVar[Any] = "values"
-
-    @property
-    def vocabulary_key(self) -> str:
-        return self.name
 
     def inputs(self) -> tuple[ValueInput, ...]:
         return (ValueInput(column=self.source, vocabulary=self.name, max_size=self.most),)
-
-    def encoding(self, schema: Learned) -> Encoding:
-        return ValueEncoding(column=self.source, vocabulary=self.name)
-
-    def known_ids(self, schema: Learned) -> int:
-        return len(schema.vocabularies[self.name])
-
-    def describe(self, schema: Learned, position: int) -> str:
-        return str(schema.vocabularies[self.name].value(position))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,17 +96,6 @@ class Halved(Feature):
             maximum=np.array([summary.maximum]),
             mean=np.array([summary.mean]),
         )
-
-    def encoding(self, schema: Learned) -> Encoding:
-        return NumberEncoding(
-            column=self.source, fit=schema.numerics[self.name], transform="standard"
-        )
-
-    def known_ids(self, schema: Learned) -> int:
-        return 1
-
-    def describe(self, schema: Learned, position: int) -> str:
-        return self.name
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -250,7 +211,7 @@ def test_it_is_trained_exported_scored_and_reported(schema: Schema, tmp_path: Pa
 
 def test_drift_compares_what_the_kind_says(schema: Schema) -> None:
     counts = DriftCounts(schema)
-    assert [one.feature for one in counts.features()] == ["color", "shop_top"]
+    assert [one.feature for one in counts.features()] == ["age_half", "color", "shop_top"]
 
 
 def test_an_unregistered_kind_and_a_taken_name_are_refused() -> None:

@@ -98,9 +98,8 @@ def encoded_rows(
     """Return the encoded rows in a folder, and whether they had to be written."""
     if not source.files:
         raise DataError(
-            f"{path}: got data in memory, expected files, whose changes since the encoding are cheap to "
-            "detect; write the data to a Parquet file first, "
-            "or train without encoded rows"
+            f"{path}: got data in memory, expected files, whose changes since the encoding are "
+            "cheap to detect; write the data to a Parquet file first, or train without encoded rows"
         )
     rows = EncodedRows.open(path, transform, source)
     if rows is not None:

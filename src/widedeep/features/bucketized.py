@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,11 +13,8 @@ from widedeep.errors import FeatureError, show_value
 from widedeep.features.id_map import IdMap, match_buckets
 from widedeep.features.kind import (
     MAX_COLUMNS,
-    BucketEncoding,
-    Encoding,
     Feature,
     Input,
-    Learned,
     NumberInput,
     SchemaChange,
     check,
@@ -85,11 +82,6 @@ class Bucketized(Feature):
             )
 
     @property
-    def deep_width(self) -> int | None:
-        """Declared width of the embedding."""
-        return self.embedding_dim
-
-    @property
     def kind_text(self) -> str:
         """The kind, and how boundaries are learned."""
         if self.boundaries is not None:
@@ -109,38 +101,9 @@ class Bucketized(Feature):
         assert self.quantiles is not None
         return quantile_cuts(summary.sample, self.quantiles)
 
-    def encoding(self, schema: Learned) -> Encoding:
-        """Return the look-up among the boundaries."""
-        return BucketEncoding(column=self.source, boundaries=schema.boundaries[self.name])
-
-    def known_ids(self, schema: Learned) -> int:
-        """Return one id per bucket."""
-        return len(schema.boundaries[self.name]) + 1
-
-    def describe(self, schema: Learned, position: int) -> str:
-        """Return the bounds of a bucket."""
-        cuts = schema.boundaries[self.name]
-        if not len(cuts):
-            return "any number"
-        if position == 0:
-            return f"< {cuts[0]:g}"
-        if position == len(cuts):
-            return f">= {cuts[-1]:g}"
-        return f"[{cuts[position - 1]:g}, {cuts[position]:g})"
-
-    def example_values(self, schema: Learned) -> Iterator[float]:
-        """Yield numbers at both ends of the boundaries."""
-        cuts = schema.boundaries[self.name]
-        yield from (*cuts[:1], *(cuts[-1:] + 1))
-
     def map_ids(self, older: Bucketized, change: SchemaChange) -> IdMap:
         """Match buckets of equal bounds."""
         return match_buckets(*(s.boundaries[self.name] for s in (change.new, change.old)))
-
-    def key_change(self, older: Bucketized, change: SchemaChange) -> str:
-        """Return that the boundaries differ, or ""."""
-        cuts, old_cuts = (schema.boundaries[self.name] for schema in (change.new, change.old))
-        return "" if np.array_equal(cuts, old_cuts) else "other boundaries"
 
     @classmethod
     def declare(cls, name: str, options: Mapping[str, Any]) -> Bucketized:

@@ -12,7 +12,6 @@ from widedeep.errors import FeatureError, show_value
 from widedeep.features.id_map import IdMap, match_vocabulary, no_ids, same_ids
 from widedeep.features.kind import (
     Combiner,
-    DriftForm,
     Encoding,
     Feature,
     Input,
@@ -158,16 +157,6 @@ class Categorical(Feature):
         return self.table is not None
 
     @property
-    def deep_combiner(self) -> Combiner | None:
-        """How several values become one vector."""
-        return self.combiner
-
-    @property
-    def deep_width(self) -> int | None:
-        """Declared width of the embedding."""
-        return self.embedding_dim
-
-    @property
     def unseen_rule(self) -> Literal["id", "drop"]:
         """What becomes of an unseen value."""
         return self.oov
@@ -184,11 +173,6 @@ class Categorical(Feature):
         if self.hash_buckets:
             return "categorical, hashed"
         return "categorical, identity" if self.num_buckets else "categorical"
-
-    @property
-    def drift_form(self) -> DriftForm:
-        """Values are compared with the vocabulary's counts."""
-        return "values"
 
     def inputs(self) -> tuple[Input, ...]:
         """Return the column of values, and that of their weights."""
@@ -290,9 +274,8 @@ class Categorical(Feature):
     def example_values(self, schema: Learned) -> Iterator[str | int]:
         """Yield the first and the last known value."""
         if self.num_buckets:
-            yield from (0, self.num_buckets - 1)
-        elif self.vocabulary_key is not None:
-            yield from schema.vocabularies[self.vocabulary_key].ends()
+            return iter((0, self.num_buckets - 1))
+        return Feature.example_values(self, schema)
 
     def map_ids(self, older: Categorical, change: SchemaChange) -> IdMap:
         """Match values; buckets only if their number is the same."""

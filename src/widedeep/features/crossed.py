@@ -20,8 +20,6 @@ from widedeep.features.id_map import (
 from widedeep.features.kind import (
     Combiner,
     CrossEncoding,
-    DriftForm,
-    Encoding,
     Feature,
     Input,
     Learned,
@@ -107,24 +105,9 @@ class Crossed(Feature):
         return None if self.hash_buckets else self.name
 
     @property
-    def deep_combiner(self) -> Combiner:
-        """How several combinations become one vector."""
-        return self.combiner
-
-    @property
-    def deep_width(self) -> int | None:
-        """Declared width of the embedding."""
-        return self.embedding_dim
-
-    @property
     def kind_text(self) -> str:
         """The kind, and whether combinations are hashed."""
         return "crossed, hashed" if self.hash_buckets else "crossed"
-
-    @property
-    def drift_form(self) -> DriftForm | None:
-        """Learned combinations are compared by how many are new."""
-        return None if self.hash_buckets else "combinations"
 
     def inputs(self) -> tuple[Input, ...]:
         """Return no column: parts are features or raw columns."""
@@ -143,10 +126,6 @@ class Crossed(Feature):
     def refusal_as_part(self) -> str:
         """Return why a cross cannot combine a cross."""
         return "is itself a cross; name that cross's parts instead"
-
-    def encoding(self, schema: Learned) -> Encoding:
-        """Return the look-up or hash of combinations."""
-        return self.combinations()
 
     def known_ids(self, schema: Learned) -> int:
         """Return one id per hash bucket or learned combination."""

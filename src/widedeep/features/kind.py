@@ -298,10 +298,25 @@ class Feature:
     def encoding(self, schema: Learned) -> Encoding:
         """Return the native operation that turns columns into ids or numbers.
 
+        By default buckets between learned boundaries, the ids of a learned vocabulary, or dense
+        columns by quantiles or shift and scale: what was learned decides.
+
         Raises:
             KeyError: If the schema lacks what was learned.
         """
-        raise NotImplementedError
+        combinations, column = self.combinations(), self.main_column
+        if combinations is not None:
+            return combinations
+        assert column is not None
+        if self.dense_width:
+            fit = schema.numerics[self.name]
+            transform = "quantile" if fit.boundaries else "standard"
+            return NumberEncoding(column=column, fit=fit, transform=transform)
+        if self.is_bucketed:
+            return BucketEncoding(column=column, boundaries=schema.boundaries[self.name])
+        return ValueEncoding(
+            column=column, vocabulary=self.vocabulary_key, weights=self.weight_column
+        )
 
     @property
     def dense_width(self) -> int:
@@ -316,15 +331,26 @@ class Feature:
     @property
     def vocabulary_key(self) -> str | None:
         """Key of the vocabulary whose values are the last ids; None if ids have no vocabulary."""
-        return None
+        return None if self.value_input is None else self.value_input.vocabulary
 
     def known_ids(self, schema: Learned) -> int:
-        """Return how many ids follow the two reserved ones (unseen and missing)."""
-        raise NotImplementedError
+        """Return how many ids follow the two reserved ones (unseen and missing).
+
+        By default one per dense column, bucket or value of the vocabulary.
+        """
+        if self.is_bucketed:
+            return len(schema.boundaries[self.name]) + 1
+        key = self.vocabulary_key
+        return self.dense_width if key is None else len(schema.vocabularies[key])
 
     def describe(self, schema: Learned, position: int) -> str:
         """Return what the id ``2 + position`` stands for."""
-        raise NotImplementedError
+        if self.is_bucketed:
+            return bucket_text(schema.boundaries[self.name], position)
+        key = self.vocabulary_key
+        if key is None:
+            return self.name if self.dense_width == 1 else f"component {position}"
+        return str(schema.vocabularies[key].value(position))
 
     @property
     def is_hashed(self) -> bool:
@@ -343,13 +369,18 @@ class Feature:
 
     @property
     def deep_combiner(self) -> Combiner | None:
-        """How several ids become one vector in the deep part; None keeps the sequence."""
-        return "sum"
+        """How several ids become one vector in the deep part; None keeps the sequence.
+
+        An option of the name ``combiner`` says it; ``"sum"`` without one.
+        """
+        combiner: Combiner | None = getattr(self, "combiner", "sum")
+        return combiner
 
     @property
     def deep_width(self) -> int | None:
-        """Declared width of the embedding; None for the model's default."""
-        return None
+        """Declared width of the embedding (option ``embedding_dim``); None for the default."""
+        width: int | None = getattr(self, "embedding_dim", None)
+        return width
 
     @property
     def unseen_rule(self) -> Literal["id", "drop"]:
@@ -363,7 +394,16 @@ class Feature:
 
     def example_values(self, schema: Learned) -> Iterator[Any]:
         """Yield raw values that test an exported model: ends of ranges, known values."""
-        return iter(())
+        if self.dense_width:
+            fit = schema.numerics[self.name]
+            for ends in (fit.minimum, fit.mean, fit.maximum):  # (size,) each
+                numbers = [float(value) if np.isfinite(value) else 0.0 for value in ends]
+                yield numbers if len(numbers) > 1 else numbers[0]
+        elif self.is_bucketed:
+            cuts = schema.boundaries[self.name]
+            yield from (*cuts[:1], *(cuts[-1:] + 1))
+        elif self.vocabulary_key is not None:
+            yield from schema.vocabularies[self.vocabulary_key].ends()
 
     def standardised(self) -> Feature:
         """Return the feature with numbers to mean 0 and deviation 1, as estimators take them."""
@@ -392,7 +432,10 @@ class Feature:
 
     def key_change(self, older: Any, change: SchemaChange) -> str:
         """Return why hashed crosses of the feature combine other values than before, or ""."""
-        return ""
+        if not self.is_bucketed:
+            return "" if self == older else f"{self.kind} with other options"
+        cuts, old_cuts = (schema.boundaries[self.name] for schema in (change.new, change.old))
+        return "" if np.array_equal(cuts, old_cuts) else "other boundaries"
 
     # ---- tables and reports ----
 
@@ -404,7 +447,11 @@ class Feature:
     @property
     def drift_form(self) -> DriftForm | None:
         """What the gate compares with training: numbers, values, combinations; None for nothing."""
-        return None
+        if self.dense_width:
+            return "numbers"
+        if self.value_input is not None:
+            return "values"
+        return "combinations" if self.part_names and not self.is_hashed else None
 
     # ---- TOML ----
 
@@ -532,6 +579,17 @@ def toml_list(entries: object, key: str) -> list[Any]:
     if not isinstance(entries, (list, tuple)):
         raise FeatureError(f"got {key} = {entries!r} in [features], expected a list")
     return list(entries)
+
+
+def bucket_text(cuts: NDArray[np.float64], bucket: int) -> str:
+    """Return the bounds of a bucket between cut points."""
+    if not len(cuts):
+        return "any number"
+    if bucket == 0:
+        return f"< {cuts[0]:g}"
+    if bucket == len(cuts):
+        return f">= {cuts[-1]:g}"
+    return f"[{cuts[bucket - 1]:g}, {cuts[bucket]:g})"
 
 
 def check(condition: bool, name: str, message: str) -> None:

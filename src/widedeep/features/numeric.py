@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,6 @@ from widedeep.errors import FeatureError, nearest, show_value
 from widedeep.features.id_map import IdMap, no_ids, same_ids
 from widedeep.features.kind import (
     MAX_COLUMNS,
-    DriftForm,
     Encoding,
     Feature,
     Input,
@@ -120,11 +119,6 @@ class Numeric(Feature):
         """The kind with its transform."""
         return f"numeric, {self.transform}"
 
-    @property
-    def drift_form(self) -> DriftForm:
-        """Numbers are compared by where they lie among training's."""
-        return "numbers"
-
     def inputs(self) -> tuple[Input, ...]:
         """Return the column of numbers, with what the transform needs of it."""
         return (
@@ -212,20 +206,9 @@ class Numeric(Feature):
             indicator=self.missing == "indicator",
         )
 
-    def known_ids(self, schema: Learned) -> int:
-        """Return one id per dense column: in the wide part its value is the id's weight."""
-        return self.width
-
     def describe(self, schema: Learned, position: int) -> str:
         """Return the name of a dense column."""
         return self.name if self.size == 1 and not position else f"component {position}"
-
-    def example_values(self, schema: Learned) -> Iterator[float | list[float]]:
-        """Yield the smallest, mean and largest number or vector."""
-        fit = schema.numerics[self.name]
-        for ends in (fit.minimum, fit.mean, fit.maximum):
-            numbers = [float(value) if np.isfinite(value) else 0.0 for value in ends]
-            yield numbers if self.size > 1 else numbers[0]
 
     def standardised(self) -> Numeric:
         """Return the feature with ``transform="standard"``."""
