@@ -86,8 +86,7 @@ class Categorical(Feature):
     kind: ClassVar[str] = "categorical"
     order: ClassVar[int] = 2
     deep_by_default: ClassVar[bool] = True
-    in_list: ClassVar[bool] = True
-    listed: ClassVar[bool] = True
+    toml_form: ClassVar[Literal["table", "names", "list"]] = "names"
     table_options: ClassVar[tuple[str, ...]] = (
         "vocabulary",
         "vocabulary_file",

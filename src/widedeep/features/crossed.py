@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Crossed(Feature):
 
     kind: ClassVar[str] = "crossed"
     order: ClassVar[int] = 3
-    in_list: ClassVar[bool] = True
+    toml_form: ClassVar[Literal["table", "names", "list"]] = "list"
 
     def __post_init__(self) -> None:
         check(is_name(self.name), show_value(self.name), "expected a name: a non-empty string")

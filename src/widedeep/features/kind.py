@@ -226,10 +226,9 @@ class Feature:
     """Whether the feature is in the wide part where the spec does not say."""
     deep_by_default: ClassVar[bool] = False
     """Whether the feature is in the deep part where the spec does not say."""
-    in_list: ClassVar[bool] = False
-    """Whether the kind's key in TOML holds a list; else a table with one entry per feature."""
-    listed: ClassVar[bool] = False
-    """Whether TOML lists the kind's names, with options apart (``[features] numeric = [...]``)."""
+    toml_form: ClassVar[Literal["table", "names", "list"]] = "table"
+    """What the kind's key in TOML holds: a table with one entry per feature; a list of names, with
+    the options apart; or a list of what the kind reads itself."""
     table_options: ClassVar[tuple[str, ...]] = ()
     """Options on which features that share an embedding table agree; none: no table is shared."""
 
@@ -503,7 +502,7 @@ class Feature:
     @classmethod
     def to_toml(cls, features: Sequence[Any]) -> object:
         """Return what stands under the kind's key: names, or a table with one entry per feature."""
-        if cls.listed:
+        if cls.toml_form == "names":
             return [feature.name for feature in features]
         has_source = "source" in cls.option_names()
         return {
@@ -514,7 +513,7 @@ class Feature:
     @classmethod
     def from_toml(cls, entries: object, options: dict[str, Any]) -> list[Feature]:
         """Return the features that stand under the kind's key; takes theirs out of ``options``."""
-        if cls.listed:
+        if cls.toml_form == "names":
             names = toml_list(entries, cls.kind)
             if not all(isinstance(name, str) for name in names):
                 raise FeatureError(

@@ -75,8 +75,7 @@ class Numeric(Feature):
     order: ClassVar[int] = 0
     wide_by_default: ClassVar[bool] = False
     deep_by_default: ClassVar[bool] = True
-    in_list: ClassVar[bool] = True
-    listed: ClassVar[bool] = True
+    toml_form: ClassVar[Literal["table", "names", "list"]] = "names"
 
     def __post_init__(self) -> None:
         check_name_and_source(self.name, self.source)

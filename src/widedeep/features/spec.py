@@ -355,9 +355,8 @@ def _kinds() -> list[type[Feature]]:
 
 def _feature_keys() -> list[str]:
     """Return the keys of ``[features]`` as written: what may become a table of its own is last."""
-    lists, tables = (
-        [kind.kind for kind in _kinds() if kind.in_list == in_list] for in_list in (True, False)
-    )
+    lists = [kind.kind for kind in _kinds() if kind.toml_form != "table"]
+    tables = [kind.kind for kind in _kinds() if kind.toml_form == "table"]
     return [*lists, *_PLACEMENT_KEYS, *tables, "options"]
 
 
@@ -370,7 +369,7 @@ def spec_to_table(spec: FeatureSpec) -> dict[str, dict[str, object]]:
         "options": {
             f.name: f.changed_options()
             for f in spec.all_features
-            if f.listed and f.changed_options()
+            if f.toml_form == "names" and f.changed_options()
         },
     }
     for kind in _kinds():
@@ -399,8 +398,8 @@ def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> Fea
             declared += kind.from_toml(features[kind.kind], options)
     if options:
         name = next(iter(options))
-        listed = [kind.kind for kind in _kinds() if kind.listed]
-        names = [feature.name for feature in declared if feature.listed]
+        listed = [kind.kind for kind in _kinds() if kind.toml_form == "names"]
+        names = [feature.name for feature in declared if feature.toml_form == "names"]
         raise FeatureError(
             f"got options for {name!r}, which is no {' or '.join(listed)} feature; "
             f"{nearest(name, names)}"
