@@ -254,7 +254,9 @@ class App:
             if match is Match.PARTIAL:
                 allowed.add(endpoint.method)
         if allowed:
-            raise MethodError(call, sorted(allowed))
+            names = " or ".join(sorted(allowed))
+            message = f"got {call.method} for {call.path!r}, expected {names}"
+            raise HttpError(405, message, allow=", ".join(sorted(allowed)))
         raise HttpError(404, f"unknown path {call.path!r}; /openapi.json lists the paths")
 
     async def _answer(self, endpoint: Endpoint, call: Call) -> Reply:
@@ -312,19 +314,6 @@ class App:
                 caller=call.caller,
                 error=problem.message if problem else None,
             )
-
-
-class MethodError(HttpError):
-    """405, with the methods of the path."""
-
-    def __init__(self, call: Call, allowed: list[str]) -> None:
-        names = " or ".join(allowed)
-        super().__init__(405, f"got {call.method} for {call.path!r}, expected {names}")
-        self._allowed = ", ".join(allowed).encode()
-
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers beside those of every answer."""
-        return [*super().headers(), (b"allow", self._allowed)]
 
 
 def _api_key(call: Call) -> str | None:

@@ -57,9 +57,10 @@ class ApiKey:
 class Keys:
     """The API keys of the server's callers."""
 
-    def __init__(self, keys: list[ApiKey]) -> None:
-        self._keys = keys
-        self._file: _KeyFile | None = None
+    def __init__(self, path: Path, workers: int) -> None:
+        self._path, self._workers = path, workers
+        self._signature = _file_signature(path)
+        self._keys = _read_keys(path, workers)
 
     @property
     def has_admin(self) -> bool:
@@ -69,17 +70,17 @@ class Keys:
     @classmethod
     def load(cls, path: str | Path, *, workers: int = 1) -> Keys:
         """Read a file of keys."""
-        file = _KeyFile(Path(path), workers)
-        keys = cls(file.read())
-        keys._file = file
-        return keys
+        return cls(Path(path), workers)
 
     def reload(self, *, force: bool = False) -> bool:
         """Read the file again if it has changed; unchanged callers keep their token buckets."""
-        if self._file is None or not (self._file.has_changed() or force):
+        signature = _file_signature(self._path)
+        if signature == self._signature and not force:
             return False
+        self._signature = signature  # also of a file with a mistake: it is not read twice
         before = {key.name: key for key in self._keys}
-        self._keys = [_with_bucket_of(before.get(key.name), key) for key in self._file.read()]
+        keys = _read_keys(self._path, self._workers)
+        self._keys = [_with_bucket_of(before.get(key.name), key) for key in keys]
         return True
 
     def check(self, offered: str | None, *, admin: bool = False) -> ApiKey:
@@ -109,39 +110,27 @@ class Keys:
         return caller
 
 
-class _KeyFile:
-    """A file of keys, and its state when it was last read."""
+def _file_signature(path: Path) -> tuple[int, ...]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def __init__(self, path: Path, workers: int) -> None:
-        self._path, self._workers = path, workers
-        self._read_signature: tuple[int, ...] = ()
 
-    def _signature(self) -> tuple[int, ...]:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return ()
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-    def has_changed(self) -> bool:
-        """Tell whether the file has changed since the last attempt to read it."""
-        return self._signature() != self._read_signature
-
-    def read(self) -> list[ApiKey]:
-        """Return the keys of the file."""
-        path, self._read_signature = self._path, self._signature()
-        try:
-            document = tomllib.loads(path.read_text("utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path}: no such file; name the file of API keys") from error
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}; name a file of API keys") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {error}; write it as TOML") from error
-        tables = document.get("keys")
-        if not isinstance(tables, dict) or not tables:
-            raise ConfigError(f"{path}: got no table [keys.NAME]; write one for each caller")
-        return [_read(path, name, table, self._workers) for name, table in tables.items()]
+def _read_keys(path: Path, workers: int) -> list[ApiKey]:
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; name the file of API keys") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a file of API keys") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}; write it as TOML") from error
+    tables = document.get("keys")
+    if not isinstance(tables, dict) or not tables:
+        raise ConfigError(f"{path}: got no table [keys.NAME]; write one for each caller")
+    return [_read(path, name, table, workers) for name, table in tables.items()]
 
 
 def _with_bucket_of(before: ApiKey | None, key: ApiKey) -> ApiKey:

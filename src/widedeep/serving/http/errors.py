@@ -30,13 +30,14 @@ class HttpError(Exception):
         pointer: str | None = None,
         retry_after: int | None = None,
         close: bool = False,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = _shortened(message)
         self.pointer = pointer if pointer is None or len(pointer) <= _MAX_MESSAGE else None
         self.retry_after = retry_after
-        self.close = close
+        self.close, self.allow = close, allow
 
     def body(self) -> bytes:
         """Return the body of the answer."""
@@ -52,6 +53,8 @@ class HttpError(Exception):
             headers.append((b"retry-after", str(self.retry_after).encode()))
         if self.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        if self.allow is not None:
+            headers.append((b"allow", self.allow.encode()))
         if self.close:
             headers.append((b"connection", b"close"))
         return headers

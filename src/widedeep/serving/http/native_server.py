@@ -308,14 +308,6 @@ def can_serve_natively(service: Service) -> bool:
     return has_native_server() and settings.tls_certificate is None and service.keys is None
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """The native form of a version with one catalogue; None: Python must answer."""
-
-    catalogue: Catalogue | None
-    native: NativeVersion | None
-
-
 class NativeConnections:
     """The native threads of a server, and the hand-off of connections to the Python server."""
 
@@ -341,12 +333,13 @@ class NativeConnections:
     def _native_version(self, model: str, version: LoadedVersion) -> NativeVersion | None:
         """Return the version's native form with its present catalogue; None: Python must answer."""
         catalogue = version.ranker.catalogue
-        if isinstance(version.native, _Prepared) and version.native.catalogue is catalogue:
-            return version.native.native
+        if isinstance(version.native, tuple) and version.native[0] is catalogue:
+            before: NativeVersion | None = version.native[1]
+            return before
         route, native = new_route(version.ranker, version.name), None
         if route is not None and catalogue is not None:
             native = NativeVersion(route=route, model=model, version=version, catalogue=catalogue)
-        version.native = _Prepared(catalogue, native)
+        version.native = (catalogue, native)
         return native
 
     def _set_routes(self, model: str, routes: Routes) -> None:
