@@ -260,13 +260,10 @@ def score_rows(
 def _scores(bundle: Bundle, rows: list[Row], threads: int) -> dict[str, NDArray[np.float64]]:
     heads = bundle.model.heads
     if not rows:
-        return {head.name: np.zeros(_shape(head.kind, head.stop - head.start)) for head in heads}
+        logits_BC = np.zeros((0, heads[-1].stop), np.float32)
+        return {head.name: head.scores(logits_BC) for head in heads}
     scores = bundle.score(rows, threads=threads)
     return scores if isinstance(scores, dict) else {heads[0].name: scores}
-
-
-def _shape(kind: str, width: int) -> tuple[int, ...]:
-    return (0, width) if kind == "multiclass" else (0,)
 
 
 def rows_of_columns(columns: Mapping[str, Sequence[Any]]) -> list[Row]:

@@ -37,19 +37,6 @@ from widedeep.serving.supervisor import METRICS_DIRECTORY, Worker, bind_alone, b
 _RESERVED_DESCRIPTORS = 256  # for models, logs and other files
 
 
-def open_registries(config: ServeConfig, monitor: ThreadMonitor) -> dict[str, Registry]:
-    """Return the registry of each model, not started."""
-    return {
-        name: Registry(
-            path,
-            options=config.registry,
-            monitor=monitor,
-            name=name if len(config.models) > 1 else "",
-        )
-        for name, path in config.models.items()
-    }
-
-
 def open_impression_log(config: LogConfig, monitor: ThreadMonitor) -> ImpressionLog:
     """Return the log, ready to be offered requests."""
     key = None
@@ -80,7 +67,11 @@ def run_worker(
     """Serve until SIGTERM; every process of a server runs this."""
     settings, shared = _within_descriptors(config.settings), worker.count > 1
     monitor = ThreadMonitor()
-    registries = open_registries(config, monitor)
+    several = len(config.models) > 1
+    registries = {
+        name: Registry(path, options=config.registry, monitor=monitor, name=name if several else "")
+        for name, path in config.models.items()
+    }
     service = Service(
         models=Models(registries),
         settings=settings,
@@ -91,7 +82,9 @@ def run_worker(
     # Longer slices for other threads would hold up every request while a version loads.
     sys.setswitchinterval(0.001)
     with ExitStack() as stack:
-        listening = stack.enter_context(_bound(settings, shared))
+        # SO_REUSEPORT would hide that another server has the port.
+        bind = bind_port if shared else bind_alone
+        listening = stack.enter_context(bind(settings.host, settings.port))
         # The first process listens from its start, if only to answer that it is not ready. Others,
         # and replacements of dead ones, join the port once every model is loaded.
         joins = worker.index > 0 or worker.replaces
@@ -155,11 +148,6 @@ def _log_impressions(service: Service, log: ImpressionLog) -> None:
     log.on_counts(service.metrics.logged)
     service.impressions = log
     service.on_ranked, service.on_dropped = offer, log.missed
-
-
-def _bound(settings: Settings, shared: bool) -> socket.socket:
-    # SO_REUSEPORT would hide that another server has the port.
-    return (bind_port if shared else bind_alone)(settings.host, settings.port)
 
 
 def _start_grpc(
