@@ -175,13 +175,13 @@ class BoundSides {
 };
 
 // What one side brings to requests: the query's one row, or the rows of items.
-struct SideSums {
+struct PartialSums {
   using Floats = Array<float, 2>;
   using Halves = Array<std::uint16_t, 2>;
 
   // Keeps hold of arrays.
-  SideSums(std::shared_ptr<SideParts> of_parts, const Floats& of_wide,
-           const std::optional<Floats>& of_hidden, const std::optional<Halves>& of_halves)
+  PartialSums(std::shared_ptr<SideParts> of_parts, const Floats& of_wide,
+              const std::optional<Floats>& of_hidden, const std::optional<Halves>& of_halves)
       : parts(std::move(of_parts)), wide(of_wide.data()), n_classes(size(of_wide, 1)) {
     expect(of_hidden.has_value() != of_halves.has_value(), "expected sums in one precision");
     floats.push_back(of_wide);
@@ -203,7 +203,7 @@ struct SideSums {
     model.n_items = parts->n_rows;
   }
 
-  SideSums(std::shared_ptr<SideParts> of_parts, std::int64_t classes, std::int64_t units)
+  PartialSums(std::shared_ptr<SideParts> of_parts, std::int64_t classes, std::int64_t units)
       : parts(std::move(of_parts)),
         made(static_cast<std::size_t>(parts->n_rows * (classes + units))),
         wide(made.data()),
@@ -292,8 +292,8 @@ class BoundRankScorer {
   }
 
   // The same of rows as they were encoded.
-  std::unique_ptr<SideSums> sums_of(const std::string& side, const EncodedSide& encoded,
-                                    int threads) const {
+  std::unique_ptr<PartialSums> sums_of(const std::string& side, const EncodedSide& encoded,
+                                       int threads) const {
     const Side of = side_named(side);
     expect(of != Side::pair, "expected the query's or the items' sums");
     const SideRows& rows = encoded.rows;
@@ -307,7 +307,8 @@ class BoundRankScorer {
                           static_cast<std::int64_t>(rows.ids.size()),
                           n,
                           scorer_.n_slots(of)};
-    auto sums = std::make_unique<SideSums>(encoded.parts, scorer_.n_classes(), scorer_.n_hidden());
+    auto sums =
+        std::make_unique<PartialSums>(encoded.parts, scorer_.n_classes(), scorer_.n_hidden());
     {
       nb::gil_scoped_release release;
       float* const wide = sums->made.data();
@@ -356,10 +357,10 @@ class BoundRankScorer {
     return {std::move(wide), std::move(deep)};
   }
 
-  Result logits(const BoundSides& sides, const SideSums& query, const SideSums& items,
+  Result logits(const BoundSides& sides, const PartialSums& query, const PartialSums& items,
                 const Ids& positions, const Array<float, 1>& bias, int threads) const {
     const auto n = static_cast<std::int64_t>(positions.shape(0));
-    for (const SideSums* side : {&query, &items}) {
+    for (const PartialSums* side : {&query, &items}) {
       expect(side->n_classes == scorer_.n_classes() && side->n_hidden == scorer_.n_hidden(),
              "expected sums of this model");
     }
@@ -416,7 +417,7 @@ RankModel lent_model(nb::handle sides, nb::handle scorer, nb::handle items) {
   RankModel model;
   nb::cast<const BoundSides&>(sides).lend(model);
   nb::cast<const BoundRankScorer&>(scorer).lend(model);
-  const auto& sums = nb::cast<const SideSums&>(items);
+  const auto& sums = nb::cast<const PartialSums&>(items);
   expect(sums.n_classes == model.scorer->n_classes() && sums.n_hidden == model.scorer->n_hidden(),
          "expected items of this model");
   sums.lend(model);
@@ -442,26 +443,26 @@ void bind_ranker(nb::module_& m) {
       .def_ro("parts", &EncodedSide::parts)
       .def_prop_ro("arrays",
                    [](nb::handle self) { return nb::cast<const EncodedSide&>(self).arrays(self); });
-  nb::class_<SideSums>(m, "SideSums")
-      .def(nb::init<std::shared_ptr<SideParts>, const SideSums::Floats&,
-                    const std::optional<SideSums::Floats>&,
-                    const std::optional<SideSums::Halves>&>(),
+  nb::class_<PartialSums>(m, "PartialSums")
+      .def(nb::init<std::shared_ptr<SideParts>, const PartialSums::Floats&,
+                    const std::optional<PartialSums::Floats>&,
+                    const std::optional<PartialSums::Halves>&>(),
            "parts"_a, "wide"_a, "hidden"_a.none(), "hidden_bfloat16"_a.none() = nb::none())
-      .def_ro("parts", &SideSums::parts)
+      .def_ro("parts", &PartialSums::parts)
       .def_prop_ro("wide",
                    [](nb::handle self) {
-                     const auto& sums = nb::cast<const SideSums&>(self);
+                     const auto& sums = nb::cast<const PartialSums&>(self);
                      return view_of(sums.wide, self, sums.parts->n_rows, sums.n_classes);
                    })
       .def_prop_ro("hidden",
                    [](nb::handle self) {
-                     const auto& sums = nb::cast<const SideSums&>(self);
+                     const auto& sums = nb::cast<const PartialSums&>(self);
                      return sums.hidden == nullptr
                                 ? nb::none()
                                 : view_of(sums.hidden, self, sums.parts->n_rows, sums.n_hidden);
                    })
       .def_prop_ro("hidden_bfloat16", [](nb::handle self) {
-        const auto& sums = nb::cast<const SideSums&>(self);
+        const auto& sums = nb::cast<const PartialSums&>(self);
         return sums.hidden_bfloat16 == nullptr
                    ? nb::none()
                    : view_of(sums.hidden_bfloat16, self, sums.parts->n_rows, sums.n_hidden);

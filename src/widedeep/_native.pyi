@@ -378,7 +378,7 @@ class TransformSides:
         self, query: SideParts, items: SideParts, positions: _Ints
     ) -> tuple[_Ints, _Ints]: ...
 
-class SideSums:
+class PartialSums:
     """What the query's one row, or the rows of items, bring to requests."""
 
     def __init__(
@@ -422,7 +422,7 @@ class RankScorer:
         *,
         threads: int,
     ) -> tuple[_Floats, _Floats]: ...
-    def sums_of(self, side: str, rows: EncodedSide, *, threads: int) -> SideSums: ...
+    def sums_of(self, side: str, rows: EncodedSide, *, threads: int) -> PartialSums: ...
     def rank(
         self,
         query_wide: _Floats,
@@ -439,8 +439,8 @@ class RankScorer:
     def logits(
         self,
         sides: TransformSides,
-        query: SideSums,
-        items: SideSums,
+        query: PartialSums,
+        items: PartialSums,
         positions_B: _Ints,
         bias_C: _Floats,
         *,
@@ -470,7 +470,7 @@ class RankRoute:
         self,
         sides: TransformSides,
         scorer: RankScorer,
-        items: SideSums,
+        items: PartialSums,
         bias_C: _Floats,
         ids: ItemIds,
         options: dict[str, object],

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tests.reference.score import Scorer
-from widedeep._native import EncodedSide, SideSums, TransformSides
+from widedeep._native import EncodedSide, PartialSums, TransformSides
 from widedeep.kernels.score import from_bfloat16, to_bfloat16
 
 __all__ = ["RankScorer"]
@@ -98,10 +98,10 @@ class RankScorer:
             return wide, np.zeros((len(wide), 0), self._dtype)
         return wide, self._sides[side].concat(*arrays, threads=threads) @ self._first[side].T
 
-    def sums_of(self, side: str, rows: EncodedSide, *, threads: int) -> SideSums:
+    def sums_of(self, side: str, rows: EncodedSide, *, threads: int) -> PartialSums:
         """Return the sums of rows as they were encoded."""
         wide, hidden = self.sums(side, *rows.arrays, threads=threads)
-        return SideSums(rows.parts, wide, hidden)
+        return PartialSums(rows.parts, wide, hidden)
 
     def rank(
         self,
@@ -136,8 +136,8 @@ class RankScorer:
     def logits(
         self,
         sides: TransformSides,
-        query: SideSums,
-        items: SideSums,
+        query: PartialSums,
+        items: PartialSums,
         positions_B: Ints,
         bias_C: Floats,
         *,

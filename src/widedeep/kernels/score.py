@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from widedeep._native import EncodedSide as EncodedSide
 from widedeep._native import ItemIds as ItemIds
+from widedeep._native import PartialSums as PartialSums
 from widedeep._native import RankScorer as RankScorer
 from widedeep._native import Scorer as Scorer
 from widedeep._native import SideParts as SideParts
-from widedeep._native import SideSums as SideSums
 from widedeep._native import TransformSides as TransformSides
 from widedeep._native import sigmoid as sigmoid
 

@@ -18,9 +18,9 @@ from widedeep.features import FeatureSpec
 from widedeep.features.spec import feature_side, item_columns
 from widedeep.kernels.score import (
     EncodedSide,
+    PartialSums,
     RankScorer,
     Side,
-    SideSums,
     TransformSides,
     to_bfloat16,
 )
@@ -108,7 +108,7 @@ _ITEMS_PER_BLOCK = 16_384
 class QuerySums:
     """A query's part of every candidate's sums."""
 
-    sums: SideSums  # Sums of one row
+    sums: PartialSums  # Sums of one row
     absent: tuple[str, ...]  # Columns that the query lacks
 
 
@@ -116,7 +116,7 @@ class QuerySums:
 class ItemSums:
     """Each item's part of every request's sums."""
 
-    sums: SideSums  # Sums of the items' rows
+    sums: PartialSums  # Sums of the items' rows
     absent: dict[str, int]  # Number of items that lack a column, where any does
 
 
@@ -248,7 +248,7 @@ class FactorizedScorer:
 
         arrays = compute() if cache is None else cache(compute)
         hidden, rounded = arrays.get("hidden"), arrays.get("hidden_bfloat16")
-        return ItemSums(SideSums(rows.parts, arrays["wide"], hidden, rounded), absent)
+        return ItemSums(PartialSums(rows.parts, arrays["wide"], hidden, rounded), absent)
 
     def logits(
         self, query: QuerySums, items: ItemSums, rows_B: NDArray[np.int64]
