@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.bundle.test_write import write
 from widedeep.bundle import Bundle, manifest
+from widedeep.bundle import write as bundle_write
 from widedeep.errors import BundleError
 
 FILES = [
@@ -111,6 +114,19 @@ def test_another_format_version_says_what_to_do(copied: Path) -> None:
         BundleError, match=r"bundle format 2, .* reads format 1; export .*or install .*\(9\.0\)"
     ):
         Bundle.load(copied)
+
+
+def test_a_newer_version_writes_its_format_and_reads_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = write(tmp_path / "before")
+    monkeypatch.setattr(manifest, "READABLE_FORMATS", (1, 2))
+    monkeypatch.setattr(bundle_write, "FORMAT_VERSION", 2)
+    after = write(tmp_path / "after")
+    bundles = [Bundle.load(bundle.path) for bundle in (before, after)]
+    assert [bundle.manifest.format_version for bundle in bundles] == [1, 2]
+    scores = [bundle.score(bundle.warmup.rows) for bundle in bundles]
+    assert np.array_equal(*scores)
 
 
 def test_the_schema_of_another_model_is_refused(copied: Path) -> None:

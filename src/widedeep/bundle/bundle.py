@@ -60,7 +60,7 @@ class Bundle:
         schema: Turns rows into ids; its fingerprint is the manifest's.
         model: Heads, layers, and which feature goes where.
         config: The run's configuration.
-        metrics: As given at export.
+        metrics: Metrics stored at export.
         calibration: By head.
         warmup: Rows to score before the first request, with the scores they had at export.
         weights: By name, as :func:`widedeep.bundle.write_bundle` takes them; mapped, not copied.
@@ -178,7 +178,7 @@ class Bundle:
         Returns:
             float64: the probability of each row (B,) for a binary head, of each class (B, C) for a
             multi-class head, the value (B,) for a regression; a dict by head for several heads.
-            Calibrated if the bundle holds a calibration.
+            Calibrated if the bundle has a calibration.
 
         Raises:
             DataError: If a table lacks a column, or a dict does and ``strict`` is set.
@@ -240,7 +240,7 @@ class Bundle:
         return next(iter(scores.values())) if len(scores) == 1 else scores
 
     def explain(self, row: Mapping[str, Any]) -> Explanation:
-        """Take one row's logits apart: its wide terms by name, the deep part, the bias.
+        """Explain one row's logits: its wide terms by name, the deep part, the bias.
 
         Args:
             row: Raw values by column.

@@ -1,4 +1,4 @@
-"""Explanation: one row's logits taken apart, by the names a person knows."""
+"""Explanation: one row's logits as a sum of wide terms, deep part and bias."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def explain_row(
     logits_C: NDArray[np.float32],
     scores: Mapping[str, NDArray[np.float64]],
 ) -> Explanation:
-    """Take the logits of a row apart, which ``batch`` holds encoded."""
+    """Explain the logits of a row; ``batch`` is the encoded row."""
     terms: list[WideTerm] = []
     for index, slot in enumerate(schema.slots):
         if slot.name not in model.wide:
@@ -159,26 +159,27 @@ def name_ids(
     row: Mapping[str, Any],
     ids: Sequence[int],
 ) -> list[tuple[str, str]]:
-    """Return what each of a feature's ids stands for, and the row's value that it came from."""
+    """Return the name of each id of a feature, and the row's value that it encodes."""
     kind = schema.spec.by_name[feature]
     numbers = kind.number_input
     if kind.dense_width and numbers is not None:
         return [_name_number(schema, feature, numbers, row, id_) for id_ in ids]
-    alone = list(itertools.islice(_single_values(schema, feature, row), _MOST_COMBINATIONS))
+    # Each value or combination is encoded as a row of its own, so that its ids are known.
+    singles = list(itertools.islice(_single_values(schema, feature, row), _MOST_COMBINATIONS))
     texts: dict[int, list[str]] = {}
-    if alone:
-        batch = encode([single for single, _ in alone])
+    if singles:
+        batch = encode([single for single, _ in singles])
         index = next(i for i, slot in enumerate(schema.slots) if slot.name == feature)
-        starts = batch.offsets_BF[index :: len(schema.slots)]
-        stops = batch.offsets_BF[index + 1 :: len(schema.slots)]
-        for (_, text), start, stop in zip(alone, starts[: len(alone)], stops, strict=True):
+        starts = batch.offsets_BF[index :: len(schema.slots)]  # (B,) first id of the feature
+        stops = batch.offsets_BF[index + 1 :: len(schema.slots)]  # (B,) one past the last
+        for (_, text), start, stop in zip(singles, starts[: len(singles)], stops, strict=True):
             for id_ in batch.ids_N[start:stop].tolist():
                 texts.setdefault(id_, []).append(text)
     names = []
     for id_ in ids:
-        value, own = schema.describe_id(feature, id_), texts.get(id_) or [""]
-        given = own.pop(0) if len(own) > 1 else own[0]
-        names.append((value, "" if given in (value, _NULL) else given))
+        name, of_id = schema.describe_id(feature, id_), texts.get(id_) or [""]
+        text = of_id.pop(0) if len(of_id) > 1 else of_id[0]
+        names.append((name, "" if text in (name, _NULL) else text))
     return names
 
 
@@ -206,14 +207,14 @@ def _single_values(
     kind = schema.spec.by_name.get(feature)
     if kind is not None and kind.part_names:
         names = kind.part_names
-        for parts in itertools.product(*(_single_values(schema, part, row) for part in names)):
+        for parts in itertools.product(*(_single_values(schema, name, row) for name in names)):
             columns: dict[str, Any] = {}
             for single, _ in parts:
                 columns = single | columns
             # Two values of one column, which two parts read, cannot be encoded alone.
-            if all(columns[name] is single[name] for single, _ in parts for name in single):
+            if all(columns[column] is single[column] for single, _ in parts for column in single):
                 named = zip(names, parts, strict=True)
-                yield columns, " & ".join(f"{part}={text}" for part, (_, text) in named)
+                yield columns, " & ".join(f"{name}={text}" for name, (_, text) in named)
         return
     source = feature if kind is None else kind.input_columns[0]
     raw: Any = schema.spec.training_only.get(feature, row.get(source))

@@ -177,7 +177,7 @@ class BundleModel:
         return self.deep[-1].stop if self.deep else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the model as plain lists and dicts."""
+        """Return the model as lists and dicts."""
         value = asdict(self)
         for head in value["heads"]:
             if head["own_link"] is None:  # as earlier versions wrote it
@@ -221,7 +221,7 @@ def _check_contiguous(what: str, ranges: tuple[BundleHead, ...] | tuple[DeepColu
 def check_weights(
     schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[Any]], engine: Engine
 ) -> None:
-    """Raise a :class:`BundleError` unless all weights are there, finite, and of their shapes."""
+    """Raise a :class:`BundleError` unless the weights have the model's names and shapes."""
     expected = _expected_shapes(schema, model, weights, engine)
     for name in expected.keys() - weights.keys():
         raise BundleError(f"tensor {name!r} is missing from the weights; export the model again")

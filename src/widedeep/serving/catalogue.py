@@ -152,7 +152,7 @@ def _id_values(table: pa.Table, id_column: str) -> pa.ChunkedArray:
 
 
 def _converted(id_: object) -> str | int | None:
-    """An integer that is given as text, or the other way round; None for anything else."""
+    """Return a text of an integer as the integer, an integer as text, anything else as None."""
     if isinstance(id_, str) and _INTEGER.fullmatch(id_):
         return int(id_)
     return str(id_) if isinstance(id_, int) and not isinstance(id_, bool) else None

@@ -151,7 +151,7 @@ class Ranker:
     """Ranks candidates with a bundle. Any number of threads may use one.
 
     Args:
-        bundle: The model, or the directory that holds it.
+        bundle: The model, or its directory.
         items: The catalogue: a :class:`Catalogue`, or what :meth:`Catalogue.read` reads. Without
             one, requests bring their items inline.
         item_id: The column of item ids. Needed with ``items`` unless it is a :class:`Catalogue`.
@@ -538,7 +538,7 @@ def _first_failure(rows: list[dict[str, Any]], encode: Callable[[Any], object]) 
 
 
 def _raise_at(where: str, encode: Callable[[Any], object], value: object) -> None:
-    """Raise the error of a value that does not encode as an error of its request field."""
+    """Encode a value; raise its error as one of the request's field ``where``."""
     try:
         encode(value)
     except FeatureError as error:
@@ -588,8 +588,8 @@ def _column_values(name: object, column: object) -> list[Any]:
 def _as_rows(columns: Mapping[str, list[Any]], n_rows: int) -> list[dict[str, Any]]:
     if not columns:
         return [{} for _ in range(n_rows)]
-    rows = zip(*columns.values(), strict=True)
-    return [dict(zip(columns, row, strict=True)) for row in rows]
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _candidate_ids(candidates: object) -> list[Any]:

@@ -86,7 +86,7 @@ class Registry:
     step. The old one is freed after its last request. A version that does not load changes nothing;
     :meth:`status` says why.
 
-    What an operator asks for (:meth:`load`, :meth:`rollback`, labels, canary, shadow) is kept in
+    What operators set (:meth:`load`, :meth:`rollback`, labels, canary, shadow) is stored in
     one file, ``serving.json`` in the directory, which every registry of the directory reads
     ``poll_s`` seconds later at most. The registry that was called follows at once.
 
@@ -376,7 +376,7 @@ class Registry:
         return None if default is None else default.name
 
     def set_label(self, label: str, version: str | None) -> None:
-        """Give a version a label, so that it stays loaded and can be asked for by it.
+        """Give a version a label: it stays loaded, and requests may ask for the label.
 
         Args:
             label: ``"stable"`` makes it the version that takes the traffic.

@@ -393,7 +393,7 @@ class VersionWatcher:
 
 
 def _is_transient(error: BaseException | None) -> bool:
-    """Tell whether the machine lacked something that it may have the next time."""
+    """Tell whether loading may succeed the next time: memory or a file system was lacking."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True
