@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import inspect
 import math
 import os
 import re
@@ -118,6 +119,23 @@ def as_table(config: Any) -> dict[str, Any]:
     """Return a dataclass's fields as TOML knows values: tuples become lists."""
     table = dataclasses.asdict(config)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
+
+
+def with_options(config: Section, options: Mapping[str, Any], owner: str) -> Section:
+    """Return a configuration with fields replaced by keyword arguments of ``owner``."""
+    names = [entry.name for entry in dataclasses.fields(config)]  # type: ignore[arg-type]
+    for name in options:
+        if name not in names:
+            raise TypeError(f"{owner}: got the unknown option {name!r}; {nearest(name, names)}")
+    return dataclasses.replace(config, **options)  # type: ignore[type-var]
+
+
+def keyword_signature(owner: type, config_class: type) -> inspect.Signature:
+    """Return the signature of a class whose ``**options`` are a configuration's fields."""
+    own = inspect.signature(owner.__init__).parameters  # type: ignore[misc]
+    fields = inspect.signature(config_class).parameters
+    parameters = [own[name] for name in own if name not in ("self", "options")]
+    return inspect.Signature([*parameters, *(fields[name] for name in fields if name not in own)])
 
 
 def check_table(table: object, name: str, origin: str) -> None:

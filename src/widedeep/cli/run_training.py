@@ -55,7 +55,7 @@ def make_trainer(
 ) -> Trainer:
     """Return a trainer, with its model, as a configuration describes them."""
     return Trainer(
-        WideDeep.from_config(schema, config.model, config.train.device),
+        WideDeep(schema, config.model, device=config.train.device),
         config.train,
         checkpoints=checkpoints,
         progress=progress,

@@ -133,6 +133,16 @@ class Head:
         return type(self).predictions is Head.predictions
 
 
+def _check_all(is_valid_B: Tensor, labels_B: Tensor, column: str, allowed: str) -> None:
+    """Raise a DataError for the first label of a batch that is not valid."""
+    if not bool(is_valid_B.all()):
+        row = int((~is_valid_B).nonzero()[0])
+        raise DataError(
+            f"label {column!r} (example {row} of a batch): got {labels_B[row].item():g}, expected "
+            f"{allowed}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Binary(Head):
     """Logistic regression on one logit; labels in [0, 1] (soft labels too).
@@ -159,15 +169,11 @@ class Binary(Head):
             lowest, highest = torch.aminmax(labels_B)  # NaN if there is one
             if lowest >= 0 and highest <= 1:
                 return
-        bad = ~((labels_B >= 0) & (labels_B <= 1))
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise DataError(
-                f"label {column!r} (example {row} of a batch): got "
-                f"{labels_B[row].item():g}, expected 0 to 1 "
-                "for a binary head; use head='multiclass' for classes or head='regression' for "
-                "numbers"
-            )
+        _check_all(
+            (labels_B >= 0) & (labels_B <= 1), labels_B, column,
+            "0 to 1 for a binary head; use head='multiclass' for classes or head='regression' for "
+            "numbers",
+        )  # fmt: skip
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """Cross-entropy of each example."""
@@ -217,14 +223,8 @@ class Multiclass(Head):
 
     def check_labels(self, labels_B: Tensor, column: str = "label") -> None:
         """Raise a :class:`DataError` for a label that is no class index."""
-        bad = ~((labels_B >= 0) & (labels_B < self.classes) & (labels_B == labels_B.round()))
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise DataError(
-                f"label {column!r} (example {row} of a batch): got "
-                f"{labels_B[row].item():g}, expected a class "
-                f"0 to {self.classes - 1}"
-            )
+        is_class = (labels_B >= 0) & (labels_B < self.classes) & (labels_B == labels_B.round())
+        _check_all(is_class, labels_B, column, f"a class 0 to {self.classes - 1}")
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """Cross-entropy of each example."""
@@ -249,13 +249,7 @@ class Regression(Head):
 
     def check_labels(self, labels_B: Tensor, column: str = "label") -> None:
         """Raise a :class:`DataError` for a label that is not finite."""
-        if not bool(torch.isfinite(labels_B).all()):
-            row = int((~torch.isfinite(labels_B)).nonzero()[0])
-            raise DataError(
-                f"label {column!r} (example {row} of a batch): got "
-                f"{labels_B[row].item()}, "
-                "expected a finite number"
-            )
+        _check_all(torch.isfinite(labels_B), labels_B, column, "a finite number")
 
     def losses(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """(logit - y)^2."""

@@ -7,9 +7,9 @@ import dataclasses
 import itertools
 import os
 import resource
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from widedeep.kernels.torch_device import seeded
 from widedeep.kernels.torch_ops import to_device
 from widedeep.models.config import ModelConfig
 from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
-from widedeep.models.mlp import MLP, Activation, DeepInput, DeepLayout, SequenceInput, make_layout
+from widedeep.models.mlp import MLP, DeepInput, DeepLayout, SequenceInput, make_layout
+from widedeep.options import keyword_signature, with_options
 from widedeep.schema import Schema
 from widedeep.tables.device import DeviceBatches
 from widedeep.tables.embedding_table import EmbeddingTable
@@ -65,24 +66,19 @@ class WideDeep(nn.Module):
 
     Args:
         schema: From :func:`widedeep.fit_schema`.
-        hidden_units: Width of each hidden layer of the standard tower.
-        embedding_dim: Width of embeddings that declare none, or ``"auto"``.
-        activation: Activation of the hidden layers.
-        dropout: Probability to drop a hidden unit.
-        batch_norm: Normalise each hidden layer.
+        config: Its shape; None: :class:`widedeep.models.config.ModelConfig` with its defaults.
         head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of
-            :mod:`widedeep.models.heads`, one by label, or None: by the label.
-        wide_combiner: How a feature's several values are combined in the wide part: ``"sum"``,
-            ``"mean"`` or ``"sqrtn"``. Numbers and vectors are summed as they are.
+            :mod:`widedeep.models.heads`, one by label, or None: the configuration's, or else by the
+            label.
         towers: Other towers by name: modules called with a
             :class:`widedeep.models.mlp.DeepInput`, or functions that make one from a
             :class:`widedeep.models.mlp.DeepLayout`, called with torch's,
             NumPy's and Python's generators started from ``seed``. The standard tower is made if
             ``hidden_units`` is given or ``towers`` is not.
-        embedding_std: Standard deviation of initial embeddings, at least 0.
-        seed: Seed of all initial values. Equal seeds give equal models; a tower that was made
-            before it is given here is as it is.
         device: Where tables and towers live.
+        options: Fields of :class:`widedeep.models.config.ModelConfig` by keyword, such as
+            ``hidden_units=[100, 50]``; they come before those of ``config``. Equal seeds give equal
+            models; a tower that was made before it is given here is as it is.
 
     Shape:
         Batch of B examples -> logits (B, C), C the sum of the heads' widths
@@ -102,40 +98,31 @@ class WideDeep(nn.Module):
     def __init__(
         self,
         schema: Schema,
+        config: ModelConfig | None = None,
         *,
-        hidden_units: Sequence[int] | None = None,
-        embedding_dim: int | Literal["auto"] = ModelConfig().embedding_dim,
-        activation: Activation = "relu",
-        dropout: float = 0.0,
-        batch_norm: bool = False,
         head: HeadChoice = None,
-        wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum",
         towers: Mapping[str, Tower] | None = None,
-        embedding_std: float = ModelConfig().embedding_std,
-        seed: int = 0,
         device: str | torch.device = "cpu",
+        **options: Any,
     ) -> None:
         super().__init__()
-        if hidden_units is None:
-            hidden_units = () if towers else ModelConfig().hidden_units
-        _check_arguments(schema, hidden_units)
-        self.config = ModelConfig(
-            hidden_units=tuple(hidden_units),
-            embedding_dim=embedding_dim,
-            activation=activation,
-            dropout=dropout,
-            batch_norm=batch_norm,
-            wide_combiner=wide_combiner,
-            head=head.kind if isinstance(head, Head) else head if isinstance(head, str) else None,
-            embedding_std=embedding_std,
-            seed=seed,
-        )
+        if options.get("hidden_units") is None:
+            options.pop("hidden_units", None)
+            if towers and config is None:
+                options["hidden_units"] = ()
+        _check_arguments(schema, options.get("hidden_units", ()))
+        if "hidden_units" in options:
+            options["hidden_units"] = tuple(options["hidden_units"])
+        kind = head.kind if isinstance(head, Head) else head if isinstance(head, str) else None
+        self.config = with_options(config or ModelConfig(), options, "WideDeep")
+        if head is not None:
+            self.config = dataclasses.replace(self.config, head=kind)
         self.schema = schema
         self.device = _checked_device(device)
-        self.heads = make_heads(schema, head)
+        self.heads = make_heads(schema, self.config.head if head is None else head)
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
-        self.layout = make_layout(schema, embedding_dim)
+        self.layout = make_layout(schema, self.config.embedding_dim)
         self._check_size()
         self.batches = DeviceBatches(self.device)
         self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
@@ -167,19 +154,6 @@ class WideDeep(nn.Module):
             f"embeddings: {tables or 'none'}; {embeddings:,} weights\n"
             f"schema: {self.schema.fingerprint[:12]}"
         )
-
-    @classmethod
-    def from_config(
-        cls, schema: Schema, config: ModelConfig, device: str | torch.device = "cpu"
-    ) -> WideDeep:
-        """Make the model a :class:`widedeep.config.ModelConfig` describes.
-
-        Args:
-            schema: From :func:`widedeep.fit_schema`.
-            config: What it is like.
-            device: Where tables and towers live.
-        """
-        return cls(schema, device=device, **dataclasses.asdict(config))
 
     def _check_size(self) -> None:
         """Refuse a model that this machine cannot hold, before anything is allocated."""
@@ -470,6 +444,9 @@ class WideDeep(nn.Module):
             )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+WideDeep.__signature__ = keyword_signature(WideDeep, ModelConfig)  # type: ignore[attr-defined]
 
 
 def _checked_device(name: str | torch.device) -> torch.device:

@@ -11,7 +11,7 @@ from widedeep.metrics import find_metric
 from widedeep.options import Auto
 from widedeep.training.config import TrainConfig
 
-__all__ = ["EarlyStopping", "as_stopping", "configured_stopping", "loss_metric", "overfitting"]
+__all__ = ["EarlyStopping"]
 
 _PATIENCE = 2  # evaluations; a first rise may be noise, a second one seldom is
 
@@ -138,15 +138,7 @@ class EarlyStopping:
 
 
 def configured_stopping(config: TrainConfig, *, has_valid: bool) -> EarlyStopping | Auto | None:
-    """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it.
-
-    Args:
-        config: Its ``early_stopping``, ``patience`` and ``monitor``.
-        has_valid: Whether there is validation data.
-
-    Raises:
-        ConfigError: If it asks for early stopping, and there is none.
-    """
+    """Return the early stopping that a configuration asks for, as ``Trainer.fit`` takes it."""
     if config.early_stopping is False:
         return None
     if config.patience is None and config.early_stopping == "auto":
@@ -167,16 +159,7 @@ def configured_stopping(config: TrainConfig, *, has_valid: bool) -> EarlyStoppin
 def as_stopping(
     choice: EarlyStopping | int | Auto | None, *, has_valid: bool
 ) -> EarlyStopping | None:
-    """Return the early stopping of an argument of :meth:`widedeep.Trainer.fit`, or None.
-
-    Args:
-        choice: An early stopping; its patience; True or ``"auto"``: one with the defaults; False or
-            None: none.
-        has_valid: Whether there is validation data; without it, ``"auto"`` is none.
-
-    Raises:
-        ConfigError: If there is no validation data to decide on, or it is another value.
-    """
+    """Return the early stopping of an argument of :meth:`widedeep.Trainer.fit`, or None."""
     if choice is None or choice is False or (choice == "auto" and not has_valid):
         return None
     if not has_valid:
@@ -204,12 +187,7 @@ def loss_metric(names: Collection[str]) -> str:
 
 
 def overfitting(history: Sequence[Mapping[str, Any]], loss: str) -> str | None:
-    """Return a sentence if validation got worse, again and again, while training got better.
-
-    Args:
-        history: Rows of figures of one run, the latest last.
-        loss: Name of the validation loss, without ``valid/``.
-    """
+    """Return a sentence if validation got worse, again and again, while training got better."""
     name = f"valid/{loss}"
     rows = [row for row in history if math.isfinite(row.get(name, math.nan))]
     best = min(rows, key=lambda row: row[name], default=None)

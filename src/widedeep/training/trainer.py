@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle
-from widedeep.data.fragments import InputRecord, check_same_inputs
+from widedeep.data.fragments import check_same_inputs
 from widedeep.data.transform import Transform
-from widedeep.errors import CheckpointError, ConfigError, nearest, show_value
+from widedeep.errors import CheckpointError, ConfigError, show_value
 from widedeep.kernels.threads import limit_spinning
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
-from widedeep.options import Auto
+from widedeep.options import Auto, keyword_signature, with_options
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.config import (
     TrainConfig,
@@ -129,7 +128,7 @@ class Trainer:
         **options: Any,
     ) -> None:
         _check_model(model)
-        self.options = _with_options(config or TrainConfig(), options)
+        self.options = with_options(config or TrainConfig(), options, "Trainer")
         optimizers = make_optimizers(self.options, wide=wide, deep=deep, dense=dense)
         has_deep = deep is not None or self.options.deep is not None
         has_dense = has_deep or dense is not None or self.options.dense is not None
@@ -186,11 +185,6 @@ class Trainer:
     def history(self) -> History:
         """One row per evaluation or epoch."""
         return self.state.history
-
-    @property
-    def inputs(self) -> list[InputRecord]:
-        """The training files and their sizes."""
-        return self.state.inputs
 
     @property
     def shards(self) -> list[str]:
@@ -482,8 +476,8 @@ class Trainer:
                 f"{path}: got a checkpoint of a run in {precision}, but this trainer computes in "
                 f"{self.config.precision}; make it with precision={precision!r}"
             )
-        if self.inputs:
-            check_same_inputs(checkpoint.state["inputs"], self.inputs)
+        if self.state.inputs:
+            check_same_inputs(checkpoint.state["inputs"], self.state.inputs)
             self.state.check_same_order(checkpoint.state)
         self._adopt_optimizers(stored)
         self.state.restore(checkpoint)
@@ -627,17 +621,6 @@ class Trainer:
         )
 
 
-def _with_options(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
-    """Return a configuration with some of its fields replaced, those that are fields."""
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
-    for name in options:
-        if name not in names:
-            raise TypeError(
-                f"Trainer() got an unexpected argument {name!r}; {nearest(name, names)}"
-            )
-    return dataclasses.replace(config, **options)
-
-
 def _with_descriptions(config: TrainConfig, optimizers: Optimizers) -> TrainConfig:
     """Return a configuration that names the optimizers in use."""
     return dataclasses.replace(
@@ -646,16 +629,6 @@ def _with_descriptions(config: TrainConfig, optimizers: Optimizers) -> TrainConf
         deep=describe_optimizer(optimizers.deep),
         dense=describe_optimizer(optimizers.dense),
     )
-
-
-def _signature() -> inspect.Signature:
-    """Return the signature of Trainer with the fields of TrainConfig spelled out, for help()."""
-    own = inspect.signature(Trainer.__init__).parameters
-    parameters = [p for name, p in own.items() if name not in ("self", "options")]
-    parameters += [
-        p for name, p in inspect.signature(TrainConfig).parameters.items() if name not in own
-    ]
-    return inspect.Signature(parameters)
 
 
 def _check_model(model: object) -> None:
@@ -693,4 +666,4 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-Trainer.__signature__ = _signature()  # type: ignore[attr-defined]
+Trainer.__signature__ = keyword_signature(Trainer, TrainConfig)  # type: ignore[attr-defined]
