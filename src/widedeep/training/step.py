@@ -88,7 +88,6 @@ class TrainStep:
         self.rollback = RollbackLog()
         self._best_dense: dict[str, NDArray[Any]] = {}
         self._label_columns = list(model.schema.spec.labels.values())
-        self._standard_towers = all(type(tower) is MLP for tower in model.towers.values())
         self._concat: Tensor | None = None
         self._loads = model.loads
 
@@ -144,8 +143,8 @@ class TrainStep:
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
             grad_BX = self.fused.backward(grad_BC)  # (B, C) -> (B, X), and the layers' .grad
             return DenseResult(logits_BC, losses_B, grad_BC, grad_BX, unread)
-        names = ("step", self.config.seed, step)
-        with seeded(self.model.device, *names, torch_alone=self._standard_towers):
+        standard = all(type(tower) is MLP for tower in self.model.towers.values())
+        with seeded(self.model.device, "step", self.config.seed, step, torch_alone=standard):
             return self._autograd_pass(batch, logits_BC, inputs)
 
     def _autograd_pass(self, batch: Batch, logits_BC: Tensor, inputs: DeepInput) -> DenseResult:
