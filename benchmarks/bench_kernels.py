@@ -21,7 +21,7 @@ import torch
 
 from widedeep import _native
 from widedeep.optim import FTRL, Adagrad
-from widedeep.optim.contract import Step
+from widedeep.optim.base import Step
 from widedeep.tables.embedding_table import EmbeddingTable
 
 CARDINALITIES = [

@@ -1,57 +1,109 @@
-// The count table for Python. Types and lengths are checked in widedeep.kernels.
+// The count table for Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
+#include <memory>
 #include <optional>
+#include <string>
 
+#include "bind_arrays.hpp"
 #include "count_table.hpp"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace widedeep {
 namespace {
 
-template <class T>
-using Array = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
-
-std::size_t bind_add(CountTable& table, const Array<const std::uint8_t>& data,
-                     const Array<const std::int64_t>& offsets,
-                     const std::optional<Array<const std::int64_t>>& counts, std::size_t first) {
-  const CountedKeys keys = {data.data(), offsets.data(), counts ? counts->data() : nullptr,
-                            offsets.shape(0) - 1};
-  return table.add(keys, first);
+void check_keys(const CountedKeys& keys, std::int64_t n_bytes) {
+  std::int64_t longest = 0, longest_key = 0;
+  bool ascends = keys.n == 0 || (keys.offsets[0] >= 0 && keys.offsets[keys.n] <= n_bytes);
+  for (std::size_t i = 0; i < keys.n; ++i) {
+    const std::int64_t size = keys.offsets[i + 1] - keys.offsets[i];
+    ascends = ascends && size >= 0;
+    if (size > longest) {
+      longest = size;
+      longest_key = static_cast<std::int64_t>(i);
+    }
+  }
+  if (!ascends) refuse("offsets: not ascending within [0, " + std::to_string(n_bytes) + "]");
+  if (longest > static_cast<std::int64_t>(CountTable::kMaxKeyBytes)) {
+    refuse("offsets: key " + std::to_string(longest_key) + " has " + std::to_string(longest) +
+           " bytes, expected at most " + std::to_string(CountTable::kMaxKeyBytes));
+  }
 }
 
-void bind_partition(const CountTable& table, unsigned shift, unsigned bits,
-                    const Array<std::uint32_t>& order, const Array<std::int64_t>& starts) {
-  table.partition(shift, bits, order.data(), starts.data());
+std::size_t bind_add(CountTable& table, const Input& data, const Input& offsets,
+                     const std::optional<Input>& counts, std::int64_t first) {
+  const auto* const offset = vector_data<std::int64_t>("offsets", offsets);
+  const std::int64_t n_keys = length(offsets) - 1;
+  if (first < 0 || first > n_keys) {
+    refuse("first: got " + std::to_string(first) + ", expected it in [0, " +
+           std::to_string(n_keys) + "]");
+  }
+  const CountedKeys keys = {vector_data<std::uint8_t>("data", data), offset,
+                            vector_data<std::int64_t>("counts", counts, n_keys),
+                            static_cast<std::size_t>(n_keys)};
+  const nb::gil_scoped_release release;
+  check_keys(keys, length(data));
+  for (std::int64_t i = 0; keys.counts != nullptr && i < n_keys; ++i) {
+    if (keys.counts[i] < 0) {
+      refuse("counts: got " + std::to_string(keys.counts[i]) + ", expected at least 0");
+    }
+  }
+  return table.add(keys, static_cast<std::size_t>(first));
 }
 
-std::int64_t bind_key_bytes(const CountTable& table, const Array<const std::uint32_t>& order) {
-  return table.key_bytes(order.data(), order.shape(0));
+nb::tuple bind_partitions(const CountTable& table, std::int64_t shift, std::int64_t bits) {
+  if (bits < 0 || bits > 16 || shift < 0 || shift >= 64 || shift + bits > 64) {
+    refuse("bits: got " + std::to_string(bits) + " below " + std::to_string(shift) +
+           ", expected them within 64, at most 16");
+  }
+  const std::size_t n_starts = (std::size_t{1} << bits) + 1;
+  std::unique_ptr<std::uint32_t[]> order(new std::uint32_t[table.size()]);
+  std::unique_ptr<std::int64_t[]> starts(new std::int64_t[n_starts]());
+  {
+    const nb::gil_scoped_release release;
+    table.partition(static_cast<unsigned>(shift), static_cast<unsigned>(bits), order.get(),
+                    starts.get());
+  }
+  return nb::make_tuple(new_array(std::move(order), table.size()),
+                        new_array(std::move(starts), n_starts));
 }
 
-void bind_take(const CountTable& table, const Array<const std::uint32_t>& order,
-               const Array<std::uint8_t>& data, const Array<std::int64_t>& offsets,
-               const Array<std::int64_t>& counts) {
-  table.take(order.data(), order.shape(0), data.data(), offsets.data(), counts.data());
+nb::tuple bind_take(const CountTable& table, const Input& order) {
+  const auto* const keys = vector_data<std::uint32_t>("order", order);
+  const auto n_keys = static_cast<std::size_t>(length(order));
+  const auto n_bytes = static_cast<std::size_t>(table.key_bytes(keys, n_keys));
+  std::unique_ptr<std::uint8_t[]> data(new std::uint8_t[n_bytes]);
+  std::unique_ptr<std::int64_t[]> offsets(new std::int64_t[n_keys + 1]);
+  std::unique_ptr<std::int64_t[]> counts(new std::int64_t[n_keys]);
+  {
+    const nb::gil_scoped_release release;
+    table.take(keys, n_keys, data.get(), offsets.get(), counts.get());
+  }
+  return nb::make_tuple(new_array(std::move(data), n_bytes),
+                        new_array(std::move(offsets), n_keys + 1),
+                        new_array(std::move(counts), n_keys));
 }
 
 }  // namespace
 
 void bind_counts(nb::module_& m) {
-  auto table = nb::class_<CountTable>(m, "CountTable");
-  table.attr("MAX_KEY_BYTES") = CountTable::kMaxKeyBytes;
-  table.def(nb::init<std::size_t>(), nb::arg("limit_bytes"))
-      .def("add", &bind_add, nb::arg("data"), nb::arg("offsets"), nb::arg("counts").none(),
-           nb::arg("first"), ReleaseGil())
-      .def("partition", &bind_partition, nb::arg("shift"), nb::arg("bits"), nb::arg("order"),
-           nb::arg("starts"), ReleaseGil())
-      .def("key_bytes", &bind_key_bytes, nb::arg("order"), ReleaseGil())
-      .def("take", &bind_take, nb::arg("order"), nb::arg("data"), nb::arg("offsets"),
-           nb::arg("counts"), ReleaseGil())
+  nb::class_<CountTable>(m, "CountTable")
+      .def(
+          "__init__",
+          [](CountTable* self, std::int64_t limit_bytes) {
+            if (limit_bytes < 1) {
+              refuse("limit_bytes: got " + std::to_string(limit_bytes) + ", expected at least 1");
+            }
+            new (self) CountTable(static_cast<std::size_t>(limit_bytes));
+          },
+          "limit_bytes"_a)
+      .def("add", &bind_add, "data"_a, "offsets"_a, "counts"_a = nb::none(), "first"_a = 0)
+      .def("partitions", &bind_partitions, "shift"_a, "bits"_a)
+      .def("take", &bind_take, "order"_a)
       .def("clear", &CountTable::clear)
       .def("__len__", &CountTable::size)
       .def_prop_ro("nbytes", &CountTable::nbytes);

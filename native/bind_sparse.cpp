@@ -1,212 +1,518 @@
-// The sparse kernels for Python: pointers out of arrays, nothing else. Types, shapes and lengths
-// are checked in widedeep.kernels, whose functions are the public ones.
+// The sparse kernels for Python: a batch, the slots of a table and the groups of its rows as
+// values that are checked when they are made, and the functions over them.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <limits>
+#include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
+#include "bind_arrays.hpp"
 #include "sparse.hpp"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace widedeep {
+
+std::string dtype_name(nb::dlpack::dtype type) {
+  const char* const kinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+  const std::string kind = type.code < 7 ? kinds[type.code] : "other";
+  return kind == "bool" ? kind : kind + std::to_string(type.bits);
+}
+
+void check_positions(const char* name, const std::int64_t* positions, std::int64_t n,
+                     std::int64_t size, const char* what) {
+  if (n == 0) return;
+  const auto [low, high] = std::minmax_element(positions, positions + n);
+  if (*low < 0 || *high >= size) {
+    refuse(std::string(name) + ": got " + what + " " + std::to_string(*low) + " to " +
+           std::to_string(*high) + ", expected them in [0, " + std::to_string(size) + ")");
+  }
+}
+
 namespace {
 
-template <class T>
-using Array = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Matrix = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
-using ConstMatrix = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
-template <class T>
-using Maybe = std::optional<Array<T>>;
-using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
+constexpr std::int64_t kMostCells = std::int64_t{1} << 31;  // groups number them in 32 bits
 
 template <class T>
-T* pointer(const Maybe<T>& array) {
-  return array ? array->data() : nullptr;
+std::string listed(const std::vector<T>& numbers) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(numbers[i]);
+  }
+  return text + "]";
 }
 
-int64_t length(const auto& array) { return static_cast<int64_t>(array.shape(0)); }
+struct BoundBatch {
+  Input ids, offsets;
+  std::optional<Input> values;
+  CsrBatch csr;
 
-Rows rows_of(const Matrix& array) {
-  return {array.data(), array.stride(0), static_cast<int64_t>(array.shape(1))};
+  BoundBatch(Input ids_N, Input offsets_BF, std::optional<Input> values_N, std::int64_t n_features)
+      : ids(std::move(ids_N)), offsets(std::move(offsets_BF)), values(std::move(values_N)) {
+    const auto* const id = vector_data<std::int64_t>("ids_N", ids);
+    const auto* const offset = vector_data<std::int64_t>("offsets_BF", offsets);
+    const std::int64_t n_ids = length(ids), n_cells = length(offsets) - 1;
+    if (n_features < 1 || n_cells < 0 || n_cells % n_features != 0) {
+      refuse("offsets_BF: got length " + std::to_string(n_cells + 1) + " for " +
+             std::to_string(n_features) + " features, expected examples * features + 1");
+    }
+    if (n_ids >= kMostCells || n_cells + 1 >= kMostCells) {
+      refuse("ids_N: got " + std::to_string(n_ids) + " ids in " + std::to_string(n_cells) +
+             " cells, expected fewer than 2**31 of each; use smaller batches");
+    }
+    csr = {id,
+           offset,
+           vector_data<float>("values_N", values, n_ids),
+           n_ids,
+           n_cells / n_features,
+           n_features};
+  }
+
+  std::int64_t n_cells() const { return csr.n_examples * csr.n_features; }
+};
+
+// The features that take part in a table, and where each lies.
+struct BoundSlots {
+  std::int64_t n_features;
+  std::vector<std::int32_t> features, tables;          // by slot
+  std::vector<std::int64_t> bases, sizes, columns;     // by slot
+  std::vector<std::int8_t> combiners;                  // by slot
+  std::vector<std::int64_t> table_bases, table_sizes;  // by logical table
+  std::vector<std::int64_t> column_of_feature;
+  std::int64_t n_rows = 0;  // what the tables need
+  std::int64_t last_column = 0;
+  bool sums_only = true;
+
+  BoundSlots(std::int64_t n, std::vector<std::int32_t> slots, std::vector<std::int32_t> table_of,
+             std::vector<std::int64_t> first_rows, std::vector<std::int64_t> row_counts,
+             const std::vector<std::string>& combiner_names,
+             std::vector<std::int64_t> first_columns)
+      : n_features(n),
+        features(std::move(slots)),
+        tables(std::move(table_of)),
+        columns(std::move(first_columns)),
+        table_bases(std::move(first_rows)),
+        table_sizes(std::move(row_counts)),
+        column_of_feature(static_cast<std::size_t>(std::max<std::int64_t>(n, 0)), 0) {
+    if (columns.empty()) columns.assign(features.size(), 0);
+    check_lengths(combiner_names);
+    check_features();
+    for (const std::string& name : combiner_names) combiners.push_back(combiner_named(name));
+    for (std::size_t s = 0; s < features.size(); ++s) {
+      const auto table = static_cast<std::size_t>(tables[s]);
+      bases.push_back(table_bases[table]);
+      sizes.push_back(table_sizes[table]);
+      n_rows = std::max(n_rows, bases[s] + sizes[s]);
+      last_column = std::max(last_column, columns[s]);
+      column_of_feature[static_cast<std::size_t>(features[s])] = columns[s];
+    }
+  }
+
+  std::int64_t n() const { return static_cast<std::int64_t>(features.size()); }
+
+  SlotList list() const {
+    return {features.data(), bases.data(), sizes.data(), combiners.data(), columns.data(), n()};
+  }
+
+  // Raises ValueError unless the batch, the weights and the columns of a buffer fit the slots.
+  void check(const BoundBatch& batch, std::int64_t rows, std::int64_t width,
+             std::int64_t buffer_width) const {
+    check_batch(batch);
+    if (n_rows > rows) {
+      refuse("weights: got " + std::to_string(rows) + " rows, but the slots' tables end at row " +
+             std::to_string(n_rows));
+    }
+    check_columns(width, buffer_width);
+  }
+
+  void check_batch(const BoundBatch& batch) const {
+    if (batch.csr.n_features != n_features) {
+      refuse("batch: got " + std::to_string(batch.csr.n_features) + " features, the slots have " +
+             std::to_string(n_features));
+    }
+  }
+
+  void check_columns(std::int64_t width, std::int64_t buffer_width) const {
+    if (n() > 0 && last_column + width > buffer_width) {
+      refuse("columns: got " + listed(columns) + " for embeddings of " + std::to_string(width) +
+             " in " + std::to_string(buffer_width) + " columns; every embedding must fit");
+    }
+  }
+
+ private:
+  std::int8_t combiner_named(const std::string& name) {
+    const char* const names[] = {"sum", "mean", "sqrtn"};
+    const auto* const match = std::find(std::begin(names), std::end(names), name);
+    if (match == std::end(names)) {
+      refuse("combiners: got '" + name + "', expected 'sum', 'mean' or 'sqrtn'");
+    }
+    sums_only = sums_only && match == std::begin(names);
+    return static_cast<std::int8_t>(match - std::begin(names));
+  }
+
+  void check_lengths(const std::vector<std::string>& combiner_names) const {
+    if (tables.size() != features.size() || columns.size() != features.size() ||
+        combiner_names.size() != features.size() || table_sizes.size() != table_bases.size()) {
+      refuse("slots: got " + std::to_string(features.size()) + " features, " +
+             std::to_string(tables.size()) + " tables, " + std::to_string(combiner_names.size()) +
+             " combiners and " + std::to_string(columns.size()) + " columns; " +
+             std::to_string(table_bases.size()) + " bases and " +
+             std::to_string(table_sizes.size()) + " sizes; expected as many of each");
+    }
+  }
+
+  void check_features() const {
+    for (std::size_t s = 0; s < features.size(); ++s) {
+      if (features[s] < (s == 0 ? 0 : features[s - 1] + 1) || features[s] >= n_features) {
+        refuse("features: got " + listed(features) + ", expected ascending numbers in [0, " +
+               std::to_string(n_features) + ")");
+      }
+      if (tables[s] < 0 || tables[s] >= static_cast<std::int64_t>(table_bases.size())) {
+        refuse("tables: got " + listed(tables) + ", expected numbers in [0, " +
+               std::to_string(table_bases.size()) + ")");
+      }
+      if (columns[s] < 0) refuse("columns: got " + listed(columns) + ", expected >= 0");
+    }
+    for (std::size_t t = 0; t < table_bases.size(); ++t) {
+      if (table_bases[t] < 0 || table_sizes[t] < 0) {
+        refuse("bases: got " + listed(table_bases) + ", sizes " + listed(table_sizes) +
+               ", expected >= 0");
+      }
+    }
+  }
+};
+
+// Says what a kernel stumbled over: offsets that go back, or an id outside its table.
+[[noreturn]] void raise_fault(const CsrBatch& batch, const BoundSlots& slots) {
+  const std::int64_t n_cells = batch.n_examples * batch.n_features;
+  const auto where = [&](std::int64_t cell) {
+    return "slot " + std::to_string(cell % batch.n_features) + " of example " +
+           std::to_string(cell / batch.n_features);
+  };
+  for (std::int64_t cell = 0; cell < n_cells; ++cell) {
+    const std::int64_t first = batch.offsets[cell], last = batch.offsets[cell + 1];
+    if (first < 0 || last < first || last > batch.n_ids) {
+      refuse("offsets_BF: " + where(cell) + " spans " + std::to_string(first) + " to " +
+             std::to_string(last) + ", expected an ascending span within [0, " +
+             std::to_string(batch.n_ids) + "]");
+    }
+  }
+  std::vector<std::int64_t> limits(static_cast<std::size_t>(batch.n_features), -1);
+  for (std::size_t s = 0; s < slots.features.size(); ++s) {
+    limits[static_cast<std::size_t>(slots.features[s])] = slots.sizes[s];
+  }
+  for (std::int64_t cell = 0; cell < n_cells; ++cell) {
+    const std::int64_t limit = limits[static_cast<std::size_t>(cell % batch.n_features)];
+    for (std::int64_t i = batch.offsets[cell]; limit >= 0 && i < batch.offsets[cell + 1]; ++i) {
+      const std::int64_t id = batch.ids[i];
+      if (id >= 0 && id < limit) continue;
+      const nb::object kind =
+          nb::module_::import_("widedeep.kernels.sparse").attr("IdOutOfRangeError");
+      const nb::object error = kind(cell % batch.n_features, cell / batch.n_features, id, limit);
+      PyErr_SetObject(kind.ptr(), error.ptr());
+      throw nb::python_error();
+    }
+  }
+  refuse("batch: its arrays changed while a kernel read them");
 }
 
-ConstRows rows_of(const ConstMatrix& array) {
-  return {array.data(), array.stride(0), static_cast<int64_t>(array.shape(1))};
+// ---- groups -------------------------------------------------------------------------------------
+
+template <class T>
+struct Block {
+  std::shared_ptr<T[]> memory;
+  std::int64_t first = 0, n = 0;
+
+  static Block make(std::int64_t n) {
+    return {std::make_shared_for_overwrite<T[]>(static_cast<std::size_t>(n)), 0, n};
+  }
+  T* data() const { return memory.get() + first; }
+  Block part(std::int64_t begin, std::int64_t end) const {
+    return {memory, first + begin, end - begin};
+  }
+};
+
+struct BoundGroups {
+  Block<std::int64_t> rows;                // (U,) physical rows, by logical table
+  std::vector<std::int64_t> table_starts;  // (T + 1,) first of each table's rows
+  Block<std::int32_t> starts;              // (U + 1,) into order and cells
+  Block<std::int32_t> order, cells;        // (occurrences,)
+  std::int64_t n_ids, n_cells;
+  bool is_single;
+
+  std::int64_t size() const { return rows.n; }
+  BoundGroups select(const std::vector<std::int64_t>& tables,
+                     const std::vector<std::int64_t>& shifts) const;
+};
+
+// The rows of some logical tables, `shifts` further. Neighbours share their occurrences.
+BoundGroups BoundGroups::select(const std::vector<std::int64_t>& tables,
+                                const std::vector<std::int64_t>& shifts) const {
+  BoundGroups chosen{{}, {0}, {}, {}, {}, n_ids, n_cells, is_single};
+  std::vector<std::pair<std::int64_t, std::int64_t>> runs;  // of rows
+  std::int64_t n_used = 0;
+  for (const std::int64_t table : tables) {
+    if (table < 0 || table + 1 >= static_cast<std::int64_t>(table_starts.size())) {
+      refuse("tables: got " + listed(tables) + ", expected numbers in [0, " +
+             std::to_string(table_starts.size() - 1) + ")");
+    }
+    const std::int64_t begin = table_starts[static_cast<std::size_t>(table)];
+    const std::int64_t end = table_starts[static_cast<std::size_t>(table) + 1];
+    chosen.table_starts.push_back(chosen.table_starts.back() + end - begin);
+    n_used += starts.data()[end] - starts.data()[begin];
+    if (!runs.empty() && runs.back().second == begin) {
+      runs.back().second = end;
+    } else {
+      runs.emplace_back(begin, end);
+    }
+  }
+  if (shifts.size() != tables.size()) refuse("shifts: expected one for each of the tables");
+  chosen.rows = Block<std::int64_t>::make(chosen.table_starts.back());
+  std::int64_t u = 0;
+  for (std::size_t t = 0; t < tables.size(); ++t) {
+    const std::int64_t* const row = rows.data() + table_starts[static_cast<std::size_t>(tables[t])];
+    for (std::int64_t i = 0; u < chosen.table_starts[t + 1]; ++i, ++u) {
+      chosen.rows.data()[u] = row[i] + shifts[t];
+    }
+  }
+  if (runs.size() == 1) {
+    chosen.starts = starts.part(runs[0].first, runs[0].second + 1);
+    chosen.order = order;
+    chosen.cells = cells;
+    return chosen;
+  }
+  chosen.starts = Block<std::int32_t>::make(chosen.size() + 1);
+  chosen.order = Block<std::int32_t>::make(n_used);
+  chosen.cells = Block<std::int32_t>::make(n_used);
+  std::int32_t* start = chosen.starts.data();
+  std::int32_t used = 0;
+  for (const auto& [begin, end] : runs) {
+    const std::int32_t first = starts.data()[begin], last = starts.data()[end];
+    for (std::int64_t i = begin; i < end; ++i) *start++ = starts.data()[i] - first + used;
+    std::copy(order.data() + first, order.data() + last, chosen.order.data() + used);
+    std::copy(cells.data() + first, cells.data() + last, chosen.cells.data() + used);
+    used += last - first;
+  }
+  *start = used;
+  return chosen;
 }
 
-CsrBatch batch_of(const Array<const int64_t>& ids, const Array<const int64_t>& offsets,
-                  const Maybe<const float>& values, int64_t n_features) {
-  return {ids.data(),
-          offsets.data(),
-          pointer(values),
-          length(ids),
-          n_features == 0 ? 0 : (length(offsets) - 1) / n_features,
-          n_features};
+template <class T>
+nb::ndarray<nb::numpy, T> view(const BoundGroups& self, const Block<T>& block) {
+  return nb::ndarray<nb::numpy, T>(block.data(), {static_cast<std::size_t>(block.n)},
+                                   nb::find(self));
 }
 
-int64_t bind_group_ids(const Array<const int64_t>& ids, const Array<const int64_t>& offsets,
-                       int64_t n_features, const Array<const int32_t>& slots,
-                       const Array<const int32_t>& tables, const Array<const int64_t>& bases,
-                       const Array<const int64_t>& sizes, const Array<int64_t>& rows,
-                       const Array<int64_t>& table_starts, const Array<int32_t>& starts,
-                       const Array<int32_t>& order, const Array<int32_t>& cells, int threads) {
-  const GroupRequest request = {batch_of(ids, offsets, std::nullopt, n_features),
-                                slots.data(),
-                                tables.data(),
-                                length(slots),
-                                bases.data(),
-                                sizes.data(),
-                                length(bases)};
-  return group_ids(request,
-                   {rows.data(), table_starts.data(), starts.data(), order.data(), cells.data()},
-                   threads);
+BoundGroups bind_group_ids(const BoundBatch& batch, const BoundSlots& slots, int threads) {
+  slots.check_batch(batch);
+  const std::int64_t n_ids = batch.csr.n_ids;
+  BoundGroups groups{Block<std::int64_t>::make(n_ids),
+                     std::vector<std::int64_t>(slots.table_bases.size() + 1),
+                     Block<std::int32_t>::make(n_ids + 1),
+                     Block<std::int32_t>::make(n_ids),
+                     Block<std::int32_t>::make(n_ids),
+                     n_ids,
+                     batch.n_cells(),
+                     false};
+  const GroupRequest request = {batch.csr,
+                                slots.features.data(),
+                                slots.tables.data(),
+                                slots.n(),
+                                slots.table_bases.data(),
+                                slots.table_sizes.data(),
+                                static_cast<std::int64_t>(slots.table_bases.size())};
+  std::int64_t fault = kNoFault;
+  {
+    const nb::gil_scoped_release release;
+    fault = group_ids(request,
+                      {groups.rows.data(), groups.table_starts.data(), groups.starts.data(),
+                       groups.order.data(), groups.cells.data()},
+                      threads);
+  }
+  if (fault >= 0) raise_fault(batch.csr, slots);
+  groups.is_single = fault == kSingle;
+  groups.rows.n = groups.table_starts.back();
+  groups.starts.n = groups.rows.n + 1;
+  groups.order.n = groups.cells.n = groups.starts.data()[groups.rows.n];
+  return groups;
 }
 
-int64_t bind_gather_pool(const ConstMatrix& weights, const Array<const int64_t>& ids,
-                         const Array<const int64_t>& offsets, const Maybe<const float>& values,
-                         int64_t n_features, const Array<const int32_t>& slots,
-                         const Array<const int64_t>& bases, const Array<const int64_t>& sizes,
-                         const Array<const int8_t>& combiners, const Matrix& out,
-                         const Array<const int64_t>& columns, int threads) {
-  return gather_pool(
-      {batch_of(ids, offsets, values, n_features),
-       {slots.data(), bases.data(), sizes.data(), combiners.data(), columns.data(), length(slots)},
-       rows_of(weights),
-       rows_of(out)},
-      threads);
+// ---- forward and backward -----------------------------------------------------------------------
+
+void bind_gather_pool(const Input& weights_RD, const BoundBatch& batch, const BoundSlots& slots,
+                      const Output& out_BX, int threads) {
+  const GatherRequest request = {batch.csr, slots.list(), matrix_rows("weights_RD", weights_RD),
+                                 matrix_rows("out_BX", out_BX, batch.csr.n_examples)};
+  slots.check(batch, length(weights_RD), request.weights.width, request.out.width);
+  std::int64_t fault = kNoFault;
+  {
+    const nb::gil_scoped_release release;
+    fault = gather_pool(request, threads);
+  }
+  if (fault >= 0) raise_fault(batch.csr, slots);
 }
 
-int64_t bind_wide_forward(const ConstMatrix& weights, const Array<const int64_t>& ids,
-                          const Array<const int64_t>& offsets, const Maybe<const float>& values,
-                          int64_t n_features, const Array<const int32_t>& slots,
-                          const Array<const int64_t>& bases, const Array<const int64_t>& sizes,
-                          const Array<const int8_t>& combiners, const Matrix& logits, int threads) {
-  return wide_forward(
-      {batch_of(ids, offsets, values, n_features),
-       {slots.data(), bases.data(), sizes.data(), combiners.data(), nullptr, length(slots)},
-       rows_of(weights),
-       rows_of(logits)},
-      threads);
+void bind_wide_forward(const Input& weights_RC, const BoundBatch& batch, const BoundSlots& slots,
+                       const Output& logits_BC, int threads) {
+  const ConstRows weights = matrix_rows("weights_RC", weights_RC);
+  const GatherRequest request = {
+      batch.csr, slots.list(), weights,
+      matrix_rows("logits_BC", logits_BC, batch.csr.n_examples, weights.width)};
+  slots.check(batch, length(weights_RC), 0, weights.width);
+  std::int64_t fault = kNoFault;
+  {
+    const nb::gil_scoped_release release;
+    fault = wide_forward(request, threads);
+  }
+  if (fault >= 0) raise_fault(batch.csr, slots);
 }
 
-int64_t bind_cell_scales(const Array<const int64_t>& ids, const Array<const int64_t>& offsets,
-                         const Maybe<const float>& values, int64_t n_features,
-                         const Array<const int32_t>& slots, const Array<const int8_t>& combiners,
-                         const Array<float>& scale, int threads) {
-  return cell_scales(batch_of(ids, offsets, values, n_features),
-                     {slots.data(), nullptr, nullptr, combiners.data(), nullptr, length(slots)},
-                     scale.data(), threads);
+void check_groups(const BoundGroups& groups, const BoundBatch& batch) {
+  if (groups.n_ids == batch.csr.n_ids && groups.n_cells == batch.n_cells()) return;
+  refuse("groups: made from " + std::to_string(groups.n_ids) + " ids in " +
+         std::to_string(groups.n_cells) + " cells, but the batch has " +
+         std::to_string(batch.csr.n_ids) + " in " + std::to_string(batch.n_cells()) +
+         "; pass the groups of this very batch");
 }
 
-void bind_segment_sum(const ConstMatrix& grad, const Array<const int32_t>& starts,
-                      const Array<const int32_t>& order, const Array<const int32_t>& cells,
-                      int64_t n_features, const Array<const int64_t>& column_of_feature,
-                      const Maybe<const float>& scale_of_cell, const Maybe<const float>& values,
-                      const Maybe<const int64_t>& sequence_place, const ConstMatrix& sequence_grad,
-                      const Matrix& out, int threads) {
-  segment_sum({starts.data(), order.data(), cells.data(), length(starts) - 1, n_features,
-               column_of_feature.data(), pointer(scale_of_cell), pointer(values), rows_of(grad),
-               pointer(sequence_place), rows_of(sequence_grad), rows_of(out)},
-              threads);
+nb::ndarray<nb::numpy, float> bind_segment_sum(const Input& grad_BX, const BoundGroups& groups,
+                                               const BoundBatch& batch, const BoundSlots& slots,
+                                               std::int64_t width, int threads,
+                                               const std::optional<Input>& sequence_grads_MD,
+                                               const std::optional<Input>& sequence_rows_N) {
+  slots.check_batch(batch);
+  const ConstRows grad = matrix_rows("grad_BX", grad_BX, batch.csr.n_examples);
+  slots.check_columns(width, grad.width);
+  check_groups(groups, batch);
+  const auto* const sequence_rows =
+      vector_data<std::int64_t>("sequence_rows_N", sequence_rows_N, batch.csr.n_ids);
+  ConstRows sequence{nullptr, 0, width};
+  if (sequence_rows != nullptr && sequence_grads_MD) {
+    sequence = matrix_rows("sequence_grads_MD", *sequence_grads_MD, -1, width);
+    const std::int64_t last =
+        batch.csr.n_ids == 0 ? -1
+                             : *std::max_element(sequence_rows, sequence_rows + batch.csr.n_ids);
+    if (last >= length(*sequence_grads_MD)) {
+      refuse("sequence_rows_N: got row " + std::to_string(last) + ", but sequence_grads_MD has " +
+             std::to_string(length(*sequence_grads_MD)));
+    }
+  } else if (sequence_rows != nullptr || sequence_grads_MD) {
+    refuse("sequence_grads_MD and sequence_rows_N: got one, expected both or neither");
+  }
+  std::unique_ptr<float[]> sums(new float[static_cast<std::size_t>(groups.size() * width)]);
+  std::vector<float> scales;  // by cell: what its combiner multiplies by
+  std::int64_t fault = kNoFault;
+  {
+    const nb::gil_scoped_release release;
+    if (!slots.sums_only && !(groups.is_single && batch.csr.values == nullptr)) {
+      scales.assign(static_cast<std::size_t>(batch.n_cells()), 1.0F);
+      SlotList list = slots.list();
+      list.sizes = nullptr;
+      fault = cell_scales(batch.csr, list, scales.data(), threads);
+    }
+    if (fault == kNoFault) {
+      segment_sum({groups.starts.data(),
+                   groups.order.data(),
+                   groups.cells.data(),
+                   groups.size(),
+                   batch.csr.n_features,
+                   slots.column_of_feature.data(),
+                   scales.empty() ? nullptr : scales.data(),
+                   batch.csr.values,
+                   grad,
+                   sequence_rows,
+                   sequence,
+                   {sums.get(), width, width}},
+                  threads);
+    }
+  }
+  if (fault >= 0) raise_fault(batch.csr, slots);
+  return new_array(std::move(sums), groups.size(), width);
 }
 
-RowGradients gradients_of(const Maybe<const int64_t>& rows, const ConstMatrix& grads,
-                          double grad_scale) {
-  return {pointer(rows), length(grads), rows_of(grads), static_cast<float>(grad_scale)};
-}
+// ---- copying ------------------------------------------------------------------------------------
 
-void bind_sgd_rows(const Matrix& weights, const Maybe<const int64_t>& rows,
-                   const ConstMatrix& grads, double lr, double grad_scale, int threads) {
-  sgd_rows({gradients_of(rows, grads, grad_scale), rows_of(weights), static_cast<float>(lr)},
-           threads);
-}
-
-void bind_adagrad_rows(const Matrix& weights, const Matrix& accumulator,
-                       const Maybe<const int64_t>& rows, const ConstMatrix& grads, double lr,
-                       double eps, double l2, double grad_scale, int threads) {
-  adagrad_rows({gradients_of(rows, grads, grad_scale), rows_of(weights), rows_of(accumulator),
-                static_cast<float>(lr), static_cast<float>(eps), static_cast<float>(l2)},
-               threads);
-}
-
-void bind_adam_rows(const Matrix& weights, const Matrix& mean, const Matrix& square,
-                    const Maybe<const int64_t>& rows, const ConstMatrix& grads, double step_size,
-                    double beta1, double beta2, double eps, double decay, double grad_scale,
-                    int threads) {
-  adam_rows({gradients_of(rows, grads, grad_scale), rows_of(weights), rows_of(mean),
-             rows_of(square), static_cast<float>(step_size), static_cast<float>(beta1),
-             static_cast<float>(1.0 - beta1), static_cast<float>(beta2),
-             static_cast<float>(1.0 - beta2), static_cast<float>(eps), static_cast<float>(decay)},
-            threads);
-}
-
-int64_t bind_ftrl_rows(const Matrix& weights, const Matrix& z, const Matrix& n,
-                       const Maybe<const int64_t>& rows, const ConstMatrix& grads, double lr,
-                       double l1, double l2, double beta, double lr_power, double shrinkage,
-                       double grad_scale, const Maybe<const float>& rates,
-                       const Maybe<float>& products, int threads) {
-  return ftrl_rows({gradients_of(rows, grads, grad_scale), rows_of(weights), rows_of(z), rows_of(n),
-                    static_cast<float>(1.0 / lr), static_cast<float>(l1), static_cast<float>(l2),
-                    static_cast<float>(beta), static_cast<float>(lr_power),
-                    static_cast<float>(shrinkage), pointer(rates), pointer(products)},
-                   threads);
-}
-
-void bind_init_rows(const Matrix& out, uint64_t key, int64_t first_row, double scale, int threads) {
-  init_rows({rows_of(out), key, first_row, static_cast<float>(scale)}, length(out), threads);
-}
-
-int64_t bind_take_offsets(const Array<const int64_t>& ids, const Array<const int64_t>& offsets,
-                          int64_t n_features, const Array<const int64_t>& rows,
-                          const Array<int64_t>& out_offsets) {
-  return take_offsets(batch_of(ids, offsets, std::nullopt, n_features), rows.data(), length(rows),
-                      out_offsets.data());
-}
-
-void bind_take_ids(const Array<const int64_t>& ids, const Array<const int64_t>& offsets,
-                   const Maybe<const float>& values, int64_t n_features,
-                   const Array<const int64_t>& rows, const Array<const int64_t>& out_offsets,
-                   const Array<int64_t>& out_ids, const Maybe<float>& out_values, int threads) {
-  take_ids(batch_of(ids, offsets, values, n_features), rows.data(), length(rows),
-           out_offsets.data(), out_ids.data(), pointer(out_values), threads);
-}
-
-void bind_take_dense(const Array<const uint8_t>& in, const Array<const int64_t>& rows,
-                     int64_t row_bytes, const Array<uint8_t>& out, int threads) {
-  take_dense(reinterpret_cast<const char*>(in.data()), rows.data(), length(rows), row_bytes,
-             reinterpret_cast<char*>(out.data()), threads);
+nb::tuple bind_take_rows(const BoundBatch& batch, const Input& rows_B, int threads) {
+  const auto* const rows = vector_data<std::int64_t>("rows_B", rows_B);
+  const std::int64_t n = length(rows_B);
+  check_positions("rows_B", rows, n, batch.csr.n_examples, "positions");
+  const std::int64_t n_offsets = n * batch.csr.n_features + 1;
+  std::unique_ptr<std::int64_t[]> offsets(new std::int64_t[static_cast<std::size_t>(n_offsets)]);
+  const std::int64_t n_ids = take_offsets(batch.csr, rows, n, offsets.get());
+  if (n_ids < 0) {
+    refuse("offsets_BF: not ascending within [0, " + std::to_string(batch.csr.n_ids) +
+           "] at one of the positions");
+  }
+  std::unique_ptr<std::int64_t[]> ids(new std::int64_t[static_cast<std::size_t>(n_ids)]);
+  std::unique_ptr<float[]> values;
+  if (batch.csr.values != nullptr) values.reset(new float[static_cast<std::size_t>(n_ids)]);
+  {
+    const nb::gil_scoped_release release;
+    take_ids(batch.csr, rows, n, offsets.get(), ids.get(), values.get(), threads);
+  }
+  const nb::object values_N =
+      values ? nb::cast(new_array(std::move(values), n_ids)) : nb::object(nb::none());
+  return nb::make_tuple(new_array(std::move(ids), n_ids), new_array(std::move(offsets), n_offsets),
+                        values_N);
 }
 
 }  // namespace
 
 void bind_sparse(nb::module_& m) {
-  m.def("group_ids", &bind_group_ids, ReleaseGil());
-  m.def("gather_pool", &bind_gather_pool, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        ReleaseGil());
-  m.def("wide_forward", &bind_wide_forward, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
-  m.def("cell_scales", &bind_cell_scales, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
-  m.def("segment_sum", &bind_segment_sum, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
-        nb::arg(), ReleaseGil());
-  m.def("sgd_rows", &bind_sgd_rows, nb::arg(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(),
-        nb::arg(), ReleaseGil());
-  m.def("adagrad_rows", &bind_adagrad_rows, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
-  m.def("adam_rows", &bind_adam_rows, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), ReleaseGil());
-  m.def("ftrl_rows", &bind_ftrl_rows, nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-        nb::arg().none(), nb::arg().none(), nb::arg(), ReleaseGil());
-  m.def("init_rows", &bind_init_rows, ReleaseGil());
-  m.def("take_offsets", &bind_take_offsets, ReleaseGil());
-  m.def("take_ids", &bind_take_ids, nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg().none(), nb::arg(), ReleaseGil());
-  m.def("take_dense", &bind_take_dense, ReleaseGil());
+  nb::class_<BoundBatch>(m, "CsrBatch")
+      .def(nb::init<Input, Input, std::optional<Input>, std::int64_t>(), "ids_N"_a, "offsets_BF"_a,
+           "values_N"_a.none(), "n_features"_a)
+      .def_ro("ids_N", &BoundBatch::ids)
+      .def_ro("offsets_BF", &BoundBatch::offsets)
+      .def_ro("values_N", &BoundBatch::values)
+      .def_prop_ro("n_features", [](const BoundBatch& self) { return self.csr.n_features; });
+  nb::class_<BoundSlots>(m, "Slots")
+      .def(nb::init<std::int64_t, std::vector<std::int32_t>, std::vector<std::int32_t>,
+                    std::vector<std::int64_t>, std::vector<std::int64_t>,
+                    const std::vector<std::string>&, std::vector<std::int64_t>>(),
+           nb::kw_only(), "n_features"_a, "features"_a, "tables"_a, "table_bases"_a,
+           "table_sizes"_a, "combiners"_a, "columns"_a = std::vector<std::int64_t>())
+      .def_ro("n_features", &BoundSlots::n_features)
+      .def_ro("features", &BoundSlots::features)
+      .def_ro("tables", &BoundSlots::tables)
+      .def_ro("bases", &BoundSlots::bases)
+      .def_ro("sizes", &BoundSlots::sizes)
+      .def_ro("columns", &BoundSlots::columns)
+      .def_prop_ro("combiners",
+                   [](const BoundSlots& self) {
+                     return std::vector<std::int64_t>(self.combiners.begin(), self.combiners.end());
+                   })
+      .def_ro("table_bases", &BoundSlots::table_bases)
+      .def_ro("table_sizes", &BoundSlots::table_sizes);
+  nb::class_<BoundGroups>(m, "Groups")
+      .def("__len__", &BoundGroups::size)
+      .def_prop_ro("rows_U", [](const BoundGroups& self) { return view(self, self.rows); })
+      .def_prop_ro("table_starts",
+                   [](BoundGroups& self) {
+                     return nb::ndarray<nb::numpy, std::int64_t>(
+                         self.table_starts.data(), {self.table_starts.size()}, nb::find(self));
+                   })
+      .def_prop_ro("starts_U", [](const BoundGroups& self) { return view(self, self.starts); })
+      .def_prop_ro("order", [](const BoundGroups& self) { return view(self, self.order); })
+      .def_prop_ro("cells", [](const BoundGroups& self) { return view(self, self.cells); })
+      .def_ro("is_single", &BoundGroups::is_single)
+      .def("select", &BoundGroups::select, "tables"_a, "shifts"_a);
+  m.def("group_ids", &bind_group_ids, "batch"_a, "slots"_a, "threads"_a = 1);
+  m.def("gather_pool", &bind_gather_pool, "weights_RD"_a, "batch"_a, "slots"_a, "out_BX"_a,
+        "threads"_a = 1);
+  m.def("wide_forward", &bind_wide_forward, "weights_RC"_a, "batch"_a, "slots"_a, "logits_BC"_a,
+        "threads"_a = 1);
+  m.def("segment_sum", &bind_segment_sum, "grad_BX"_a, "groups"_a, "batch"_a, "slots"_a, "width"_a,
+        "threads"_a = 1, "sequence_grads_MD"_a = nb::none(), "sequence_rows_N"_a = nb::none());
+  m.def("take_rows", &bind_take_rows, "batch"_a, "rows_B"_a, "threads"_a = 1);
 }
 
 }  // namespace widedeep

@@ -10,12 +10,12 @@ namespace widedeep {
 void bind_counts(nb::module_& m);
 void bind_front(nb::module_& m);
 void bind_item_ids(nb::module_& m);
-void bind_losses(nb::module_& m);
 void bind_ranker(nb::module_& m);
 void bind_score(nb::module_& m);
 void bind_sparse(nb::module_& m);
 void bind_tower(nb::module_& m);
 void bind_transform(nb::module_& m);
+void bind_updates(nb::module_& m);
 }  // namespace widedeep
 
 NB_MODULE(_native, m) {
@@ -31,10 +31,10 @@ NB_MODULE(_native, m) {
   widedeep::bind_counts(m);
   widedeep::bind_front(m);
   widedeep::bind_item_ids(m);
-  widedeep::bind_losses(m);
   widedeep::bind_ranker(m);
   widedeep::bind_score(m);
   widedeep::bind_sparse(m);
   widedeep::bind_tower(m);
   widedeep::bind_transform(m);
+  widedeep::bind_updates(m);
 }

@@ -179,10 +179,6 @@ void init_rows(const InitRequest& request, int64_t n, int threads);
 
 // ---- copying ------------------------------------------------------------------------------------
 
-// Copies row rows[i] of `in` (row_bytes each) to row i of `out`.
-void take_dense(const char* in, const int64_t* rows, int64_t n, int64_t row_bytes, char* out,
-                int threads);
-
 // Fills out_offsets (n * F + 1) for the examples `rows`; returns the number of ids, or -1
 // where offsets go back or point outside.
 int64_t take_offsets(const CsrBatch& batch, const int64_t* rows, int64_t n, int64_t* out_offsets);

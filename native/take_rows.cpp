@@ -16,17 +16,6 @@ inline void prefetch(const void* data, int64_t bytes) {
 
 }  // namespace
 
-void take_dense(const char* in, const int64_t* rows, int64_t n, int64_t row_bytes, char* out,
-                int threads) {
-  const auto bytes = static_cast<size_t>(row_bytes);
-  parallel_for(n, threads, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) {
-      if (i + kAhead < end) prefetch(in + rows[i + kAhead] * row_bytes, row_bytes);
-      memcpy(out + i * row_bytes, in + rows[i] * row_bytes, bytes);
-    }
-  });
-}
-
 int64_t take_offsets(const CsrBatch& batch, const int64_t* rows, int64_t n, int64_t* out_offsets) {
   const int64_t cells = batch.n_features;
   int64_t at = 0;

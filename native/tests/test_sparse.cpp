@@ -189,10 +189,6 @@ TEST(rows_are_copied_whole) {
   take_ids(f.batch(true), picks.data(), 5, offsets.data(), ids.data(), values.data(), 3);
   CHECK(std::memcmp(ids.data(), f.ids.data() + f.offsets[36 * kFeatures],
                     static_cast<size_t>(offsets[3]) * sizeof(int64_t)) == 0);
-  std::vector<float> taken(5 * kWidth);
-  take_dense(reinterpret_cast<const char*>(f.weights.data()), picks.data(), 5, kWidth * 4,
-             reinterpret_cast<char*>(taken.data()), 2);
-  CHECK(taken[4 * kWidth] == f.weights[17 * kWidth]);
   f.offsets[4] = 1 << 20;
   CHECK(take_offsets(f.batch(true), picks.data(), 5, offsets.data()) == n);
   const std::vector<int64_t> bad = {1};

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 _Ints: TypeAlias = NDArray[np.int64]
 _Ints32: TypeAlias = NDArray[np.int32]
-_Codes: TypeAlias = NDArray[np.int8]
 _Bytes: TypeAlias = NDArray[np.uint8]
 _Floats: TypeAlias = NDArray[np.float32]
 
@@ -21,181 +20,263 @@ def isa() -> Literal["baseline", "avx2", "avx512"]:
 def add_wakefulness(change: int, /) -> None:
     """Let threads without work look for more before they sleep (1), or no longer (-1)."""
 
-# The sparse kernels. Arguments are positional and trusted: call them through widedeep.kernels.
-# Those that read ids return the first faulty cell, or -1 (group_ids: or -2, one id a cell).
-def group_ids(
-    ids: _Ints,
-    offsets: _Ints,
-    n_features: int,
-    slots: _Ints32,
-    tables: _Ints32,
-    bases: _Ints,
-    sizes: _Ints,
-    rows: _Ints,
-    table_starts: _Ints,
-    starts: _Ints32,
-    order: _Ints32,
-    cells: _Ints32,
-    threads: int,
-    /,
-) -> int: ...
+# ---- the sparse kernels --------------------------------------------------------------------------
+
+class CsrBatch:
+    """The ids of a batch, example-major: cell ``b * F + f`` holds feature f's ids of example b.
+
+    Raises ValueError unless there are fewer than 2**31 int64 ids, ``offsets_BF`` int64 of length
+    B * F + 1, and as many float32 ``values_N`` as ids (None: each weighs 1). The kernels check the
+    values of the offsets where they read them.
+    """
+
+    def __init__(
+        self, ids_N: _Ints, offsets_BF: _Ints, values_N: _Floats | None, n_features: int
+    ) -> None: ...
+    @property
+    def ids_N(self) -> _Ints: ...
+    @property
+    def offsets_BF(self) -> _Ints: ...
+    @property
+    def values_N(self) -> _Floats | None: ...
+    @property
+    def n_features(self) -> int: ...
+
+class Slots:
+    """The feature slots that take part in a physical table of logical tables, ascending.
+
+    Raises ValueError unless ``features`` ascend within [0, n_features), each has a number of a
+    logical table, a combiner ("sum", "mean", "sqrtn") and a first column (default 0) in the buffer
+    that embeddings are written to, and each table a first row and a number of rows.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_features: int,
+        features: Sequence[int],
+        tables: Sequence[int],
+        table_bases: Sequence[int],
+        table_sizes: Sequence[int],
+        combiners: Sequence[str],
+        columns: Sequence[int] = (),
+    ) -> None: ...
+    @property
+    def n_features(self) -> int: ...
+    @property
+    def features(self) -> list[int]: ...
+    @property
+    def tables(self) -> list[int]: ...
+    @property
+    def bases(self) -> list[int]:
+        """First physical row of each slot's table."""
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of each slot's table."""
+    @property
+    def columns(self) -> list[int]: ...
+    @property
+    def combiners(self) -> list[int]:
+        """Combiner of each slot: 0 sum, 1 mean, 2 sqrtn."""
+    @property
+    def table_bases(self) -> list[int]: ...
+    @property
+    def table_sizes(self) -> list[int]: ...
+
+class Groups:
+    """The U distinct rows that a batch touches, and where each of them occurs.
+
+    Rows are ordered by logical table, within a table by their first occurrence in the batch. Row
+    ``u`` occurs at ``order[starts_U[u] : starts_U[u + 1]]``, ascending, in the same ``cells``.
+    """
+
+    def __len__(self) -> int: ...
+    @property
+    def rows_U(self) -> _Ints:
+        """Physical row of each."""
+    @property
+    def table_starts(self) -> _Ints:
+        """(T + 1,) first entry of each logical table in ``rows_U``, and their number."""
+    @property
+    def starts_U(self) -> _Ints32:
+        """(U + 1,) into ``order`` and ``cells``; not from 0 in a selection from other groups."""
+    @property
+    def order(self) -> _Ints32:
+        """Occurrences by row: indices into the batch's ids."""
+    @property
+    def cells(self) -> _Ints32:
+        """Cell ``b * F + f`` of each entry of ``order``."""
+    @property
+    def is_single(self) -> bool:
+        """Whether every cell of the batch holds exactly one id."""
+    def select(self, tables: Sequence[int], shifts: Sequence[int]) -> Groups:
+        """Return the groups of some logical tables, in this order, their rows shifted.
+
+        So ids are grouped once for two physical tables that share logical tables. Neighbours share
+        their occurrences; others are copied together.
+        """
+
+# Functions that read ids raise ValueError where offsets do not ascend, and IdOutOfRangeError, a
+# ValueError with slot, example and id, where an id lies outside its table; outputs are then partly
+# written. Matrices are float32; their rows may lie further apart than their width.
+def group_ids(batch: CsrBatch, slots: Slots, threads: int = 1) -> Groups:
+    """Find the distinct rows of a batch and the occurrences of each."""
+
 def gather_pool(
-    weights: _Floats,
-    ids: _Ints,
-    offsets: _Ints,
-    values: _Floats | None,
-    n_features: int,
-    slots: _Ints32,
-    bases: _Ints,
-    sizes: _Ints,
-    combiners: _Codes,
-    out: _Floats,
-    columns: _Ints,
-    threads: int,
-    /,
-) -> int: ...
+    weights_RD: _Floats, batch: CsrBatch, slots: Slots, out_BX: _Floats, threads: int = 1
+) -> None:
+    """Write the pooled embedding of every slot into its columns of ``out_BX``.
+
+    A bag is summed in the order of its ids, each row times its value, then multiplied by the
+    combiner's factor: 1 for sum, 1 / sum of values for mean, 1 / root of the sum of their squares
+    for sqrtn. An empty bag (or one whose divisor is 0) gives zeros. Other columns stay.
+    """
+
 def wide_forward(
-    weights: _Floats,
-    ids: _Ints,
-    offsets: _Ints,
-    values: _Floats | None,
-    n_features: int,
-    slots: _Ints32,
-    bases: _Ints,
-    sizes: _Ints,
-    combiners: _Codes,
-    logits: _Floats,
-    threads: int,
-    /,
-) -> int: ...
-def cell_scales(
-    ids: _Ints,
-    offsets: _Ints,
-    values: _Floats | None,
-    n_features: int,
-    slots: _Ints32,
-    combiners: _Codes,
-    scale: _Floats,
-    threads: int,
-    /,
-) -> int: ...
+    weights_RC: _Floats, batch: CsrBatch, slots: Slots, logits_BC: _Floats, threads: int = 1
+) -> None:
+    """Add every slot's combined weights to the logits, one slot after the other."""
+
 def segment_sum(
-    grad: _Floats,
-    starts: _Ints32,
-    order: _Ints32,
-    cells: _Ints32,
-    n_features: int,
-    column_of_feature: _Ints,
-    scale_of_cell: _Floats | None,
-    values: _Floats | None,
-    sequence_place: _Ints | None,
-    sequence_grad: _Floats,
-    out: _Floats,
-    threads: int,
-    /,
-) -> None: ...
+    grad_BX: _Floats,
+    groups: Groups,
+    batch: CsrBatch,
+    slots: Slots,
+    width: int,
+    threads: int = 1,
+    sequence_grads_MD: _Floats | None = None,
+    sequence_rows_N: _Ints | None = None,
+) -> _Floats:
+    """Sum the gradient of every touched row over its occurrences, (U, width): the transposes.
+
+    An occurrence in slot s of example b adds (combiner's factor * value) *
+    ``grad_BX[b, columns[s] : columns[s] + width]``. Sums are float32 in ascending order of
+    occurrence, so threads and instruction sets give the same bits. Occurrences n with
+    ``sequence_rows_N[n]`` >= 0 were taken unpooled: they add that row of ``sequence_grads_MD``.
+    """
+
+def take_rows(
+    batch: CsrBatch, rows_B: _Ints, threads: int = 1
+) -> tuple[_Ints, _Ints, _Floats | None]:
+    """Return ids, offsets and values of the examples at some positions; repeats are allowed."""
+
+# ---- updates: rows_U are distinct rows (None: every row); g = grad_scale * grads_UD --------------
+
 def sgd_rows(
     weights: _Floats,
-    rows: _Ints | None,
-    grads: _Floats,
+    rows_U: _Ints | None,
+    grads_UD: _Floats,
+    *,
     lr: float,
-    grad_scale: float,
-    threads: int,
-    /,
-) -> None: ...
+    grad_scale: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Move each row once: w -= lr * g."""
+
 def adagrad_rows(
     weights: _Floats,
     accumulator: _Floats,
-    rows: _Ints | None,
-    grads: _Floats,
+    rows_U: _Ints | None,
+    grads_UD: _Floats,
+    *,
     lr: float,
     eps: float,
-    l2: float,
-    grad_scale: float,
-    threads: int,
-    /,
-) -> None: ...
+    l2: float = 0.0,
+    grad_scale: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Move each row once: g += l2 * w; acc += g**2; w -= lr * g / (sqrt(acc) + eps)."""
+
 def adam_rows(
     weights: _Floats,
     mean: _Floats,
     square: _Floats,
-    rows: _Ints | None,
-    grads: _Floats,
-    step_size: float,
+    rows_U: _Ints | None,
+    grads_UD: _Floats,
+    *,
+    rate: float,
     beta1: float,
     beta2: float,
     eps: float,
-    decay: float,
-    grad_scale: float,
-    threads: int,
-    /,
-) -> None: ...
+    decay: float = 1.0,
+    grad_scale: float = 1.0,
+    threads: int = 1,
+) -> None:
+    """Move each row once: w = decay * w - rate * m / (sqrt(v) + eps), after both moments."""
+
 def ftrl_rows(
     weights: _Floats,
     z: _Floats,
     n: _Floats,
-    rows: _Ints | None,
-    grads: _Floats,
+    rows_U: _Ints | None,
+    grads_UD: _Floats,
+    *,
     lr: float,
-    l1: float,
-    l2: float,
-    beta: float,
-    lr_power: float,
-    shrinkage: float,
-    grad_scale: float,
-    rates: _Floats | None,
-    products: _Floats | None,
-    threads: int,
-    /,
-) -> int: ...
-def logistic_loss(logits: _Floats, labels: _Floats, losses: _Floats, grads: _Floats, /) -> None: ...
-def has_bf16_products() -> bool: ...
-def tower_forward(
-    bf16: bool,
-    input: _Floats,
-    weights: list[_Floats],
-    biases: list[_Floats],
-    outputs: list[_Floats],
-    threads: int,
-    /,
-) -> None: ...
-def tower_backward(
-    bf16: bool,
-    input: _Floats,
-    weights: list[_Floats],
-    outputs: list[_Floats],
-    grad_logits: _Floats,
-    grads: list[_Floats],
-    grad_input: _Floats,
-    weight_grads: list[_Floats],
-    bias_grads: list[_Floats],
-    threads: int,
-    /,
-) -> TowerGradients: ...
+    l1: float = 0.0,
+    l2: float = 0.0,
+    beta: float = 0.0,
+    lr_power: float = -0.5,
+    shrinkage: float = 0.0,
+    grad_scale: float = 1.0,
+    rates_U: _Floats | None = None,
+    products_U: _Floats | None = None,
+    threads: int = 1,
+) -> int:
+    """Move each row once by FTRL-Proximal; return the change of the number of non-zero weights.
+
+    With p = -lr_power: sigma = ((n + g**2)**p - n**p) / lr; z += g + shrinkage * w - sigma * w;
+    n += g**2; w = 0 where abs(z) <= l1, else -(z - sign(z) l1) / ((beta + n**p) / lr + l2).
+    ``rates_U`` are factors of each row's lr; ``products_U`` is filled with sums of g * w (before).
+    """
+
+def init_rows(out_nD: _Floats, key: int, first_row: int, scale: float, threads: int) -> None: ...
+
+# ---- losses and the tower ------------------------------------------------------------------------
+
+def logistic_loss(
+    logits_B: _Floats, labels_B: _Floats, losses_B: _Floats, grads_B: _Floats
+) -> None:
+    """Fill the cross-entropies max(z, 0) - z y + log(1 + exp(-abs(z))) and sigmoid(z) - y."""
+
+def has_bf16_products() -> bool:
+    """Tell whether towers can be computed in bfloat16 here (AVX512_BF16, and it is in use)."""
+
+class Tower:
+    """A tower of dense layers in training: its arrays over one batch, checked once.
+
+    Layer i computes ``max(0, in @ weights[i].T + biases[i])`` from the layer below it, the last one
+    ``in @ weights[-1].T`` alone: the logits. Layers but the last have ``biases``, ``grads`` (before
+    the rectifier) and ``bias_grads``. ``bf16`` rounds the factors of products; sums stay float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_BX: _Floats,
+        weights: Sequence[_Floats],
+        biases: Sequence[_Floats],
+        outputs: Sequence[_Floats],
+        grad_logits_BC: _Floats,
+        grads: Sequence[_Floats],
+        grad_input_BX: _Floats,
+        weight_grads: Sequence[_Floats],
+        bias_grads: Sequence[_Floats],
+        bf16: bool = False,
+    ) -> None: ...
+    def forward(self, threads: int = 1) -> None:
+        """Fill the outputs of every layer."""
+    def backward(self, threads: int = 1) -> TowerGradients:
+        """Fill the gradient of the input, and begin with those of the weights and biases.
+
+        Nothing below the tower needs the latter: other threads sum them over the batch while the
+        caller goes on, for instance with the rows of the embeddings.
+        """
 
 class TowerGradients:
-    """What tower_backward left to other threads; its arrays must be kept until wait returns."""
-    def wait(self) -> None: ...
+    """The weights' and biases' gradients of a tower, which other threads are computing."""
 
-def init_rows(out: _Floats, key: int, first_row: int, scale: float, threads: int, /) -> None: ...
-def take_offsets(
-    ids: _Ints, offsets: _Ints, n_features: int, rows: _Ints, out_offsets: _Ints, /
-) -> int: ...
-def take_ids(
-    ids: _Ints,
-    offsets: _Ints,
-    values: _Floats | None,
-    n_features: int,
-    rows: _Ints,
-    out_offsets: _Ints,
-    out_ids: _Ints,
-    out_values: _Floats | None,
-    threads: int,
-    /,
-) -> None: ...
-def take_dense(
-    array: _Bytes, rows: _Ints, row_bytes: int, out: _Bytes, threads: int, /
-) -> None: ...
+    def wait(self) -> None:
+        """Help with what is left; return when all gradients are complete."""
 
 # The transform. Call it through widedeep.data.transform.
 Encoded: TypeAlias = tuple[
@@ -287,22 +368,33 @@ def make_program(
     fixed: bool,
 ) -> TransformProgram: ...
 
-# The count table; trusted arguments: use it through widedeep.kernels.CountTable.
 class CountTable:
-    MAX_KEY_BYTES: int
+    """Counts of byte strings, compared byte by byte, in a bounded amount of memory.
+
+    ``limit_bytes`` bounds keys, counts and the hash table. A full table refuses further keys; an
+    empty one takes at least one.
+    """
+
     def __init__(self, limit_bytes: int) -> None: ...
-    def add(self, data: _Bytes, offsets: _Ints, counts: _Ints | None, first: int) -> int: ...
-    def partition(
-        self, shift: int, bits: int, order: NDArray[np.uint32], starts: _Ints
-    ) -> None: ...
-    def key_bytes(self, order: NDArray[np.uint32]) -> int: ...
-    def take(
-        self, order: NDArray[np.uint32], data: _Bytes, offsets: _Ints, counts: _Ints
-    ) -> None: ...
+    def add(self, data: _Bytes, offsets: _Ints, counts: _Ints | None = None, first: int = 0) -> int:
+        """Count keys ``data[offsets[i] : offsets[i + 1]]`` from ``first`` until the table is full.
+
+        A key counts ``counts[i]`` times (None: once; 0: passed over). Returns the first key that is
+        not in, or the number of keys.
+        """
+    def partitions(self, shift: int, bits: int) -> tuple[NDArray[np.uint32], _Ints]:
+        """Group the keys by ``bits`` bits of their hashes, those below the top ``shift``.
+
+        Returns a reference to each key, valid until the table changes, and where each partition
+        starts in these.
+        """
+    def take(self, order: NDArray[np.uint32]) -> tuple[_Bytes, _Ints, _Ints]:
+        """Return bytes, offsets and counts of the keys at these references."""
     def clear(self) -> None: ...
     def __len__(self) -> int: ...
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes in use, without what is reserved ahead (at most 1 MiB)."""
 
 # The forward pass; widedeep.kernels.score documents it.
 class Scorer:

@@ -9,6 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from widedeep.kernels import CsrBatch, Slots
+
 
 @dataclass
 class RandomBatch:
@@ -33,13 +35,20 @@ class RandomBatch:
         return int((self.bases + self.sizes).max())
 
     @property
-    def csr(self) -> tuple[Any, ...]:
-        return self.ids, self.offsets, self.values, self.n_features
+    def csr(self) -> CsrBatch:
+        return CsrBatch(self.ids, self.offsets, self.values, self.n_features)
 
-    @property
-    def placed(self) -> tuple[Any, ...]:
-        """Slots, bases and sizes a slot, combiners."""
-        return self.slots, self.bases[self.tables], self.sizes[self.tables], self.combiners
+    def slots_at(self, columns: NDArray[Any] | None = None) -> Slots:
+        """The slots, their embeddings in these columns."""
+        return Slots(
+            n_features=self.n_features,
+            features=self.slots.tolist(),
+            tables=self.tables.tolist(),
+            table_bases=self.bases.tolist(),
+            table_sizes=self.sizes.tolist(),
+            combiners=[("sum", "mean", "sqrtn")[code] for code in self.combiners],
+            columns=[] if columns is None else columns.tolist(),
+        )
 
 
 def make_batch(

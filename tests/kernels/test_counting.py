@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests import reference
+from widedeep import kernels
 from widedeep.kernels import CountTable
 
 KEYS = st.lists(st.binary(max_size=40) | st.sampled_from([b"", b"a", b"aa", b"\0", b"\0\0"]))
@@ -34,11 +36,9 @@ def held(table: CountTable, bits: int = 0, shift: int = 0) -> Iterator[dict[byte
         }
 
 
-@pytest.fixture(params=["native", "reference"])
-def in_use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "reference":
-        monkeypatch.setattr("widedeep.kernels.counting._native", reference)
-    return str(request.param)
+@pytest.fixture(params=[kernels, reference], ids=["native", "reference"])
+def new_table(request: pytest.FixtureRequest) -> Any:
+    return request.param.CountTable
 
 
 @given(keys=KEYS, data=st.data())
@@ -52,14 +52,11 @@ def test_both_count_as_a_dict_does_up_to_the_same_limit(
     first = data.draw(st.integers(0, len(keys)))
     given_counts = None if counts is None else np.array(counts, np.int64)
     ends, contents, sizes = [], [], []
-    for module in (None, reference):
-        with pytest.MonkeyPatch.context() as patch:
-            if module is not None:
-                patch.setattr("widedeep.kernels.counting._native", module)
-            table = CountTable(limit)
-            ends.append(table.add(*packed(keys), given_counts, first))
-            contents.append(next(held(table)))
-            sizes.append((len(table), table.nbytes))
+    for module in (kernels, reference):
+        table: Any = module.CountTable(limit)
+        ends.append(table.add(*packed(keys), given_counts, first))
+        contents.append(next(held(table)))
+        sizes.append((len(table), table.nbytes))
     expected: Counter[bytes] = Counter()
     for i in range(first, ends[0]):
         expected[keys[i]] += 1 if counts is None else counts[i]
@@ -69,9 +66,9 @@ def test_both_count_as_a_dict_does_up_to_the_same_limit(
     assert sizes[0][1] <= max(limit, 64 * 8 + 24 + 40) or len(expected) == 1
 
 
-def test_partitions_split_by_hash_and_hold_everything_once(in_use: str) -> None:
+def test_partitions_split_by_hash_and_hold_everything_once(new_table: Any) -> None:
     keys = [str(number).encode() for number in range(2000)]
-    table = CountTable(1 << 20)
+    table = new_table(1 << 20)
     assert table.add(*packed(keys * 2)) == 4000
     parts = list(held(table, bits=4))
     assert sum(map(len, parts)) == len(table) == 2000
@@ -99,11 +96,12 @@ def test_many_keys_survive_growth_and_blocks() -> None:
     assert (len(table), table.nbytes) == (0, 64 * 8)
 
 
-def test_longest_key_fits_and_a_longer_one_is_refused(in_use: str) -> None:
-    table = CountTable(1)
+def test_longest_key_fits_and_a_longer_one_is_refused(new_table: Any) -> None:
+    table = new_table(1)
     longest = b"x" * (1 << 19)
     assert table.add(*packed([longest])) == 1
     assert next(held(table)) == {longest: 1}
+    table = CountTable(1)
     with pytest.raises(ValueError, match="key 1 has 524289 bytes, expected at most 524288"):
         table.add(*packed([b"", longest + b"x"]))
 

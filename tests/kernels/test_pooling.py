@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,23 +13,18 @@ from numpy.typing import NDArray
 from tests import reference
 from tests.kernels.random_batches import RandomBatch, batches, make_batch
 from tests.kernels.test_groups import group
+from widedeep import kernels
 from widedeep.kernels import (
-    COMBINERS,
+    CsrBatch,
     IdOutOfRangeError,
+    Slots,
     gather_pool,
-    segment_sum_deep,
-    segment_sum_wide,
+    segment_sum,
     wide_forward,
 )
 
 WIDTHS = st.sampled_from([1, 2, 4, 7, 8, 16, 19, 32, 64])
 Floats = NDArray[np.float32]
-
-
-def with_reference(call: Callable[[], Any]) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("widedeep.kernels.sparse._native", reference)
-        return call()
 
 
 def table(batch: RandomBatch, width: int, stride: int | None = None) -> Floats:
@@ -39,11 +33,11 @@ def table(batch: RandomBatch, width: int, stride: int | None = None) -> Floats:
     return rows[:, :width]
 
 
-def gather(batch: RandomBatch, weights: Floats, threads: int = 1) -> Floats:
+def gather(batch: RandomBatch, weights: Floats, threads: int = 1, module: Any = kernels) -> Floats:
     width = weights.shape[1]
     columns = np.arange(len(batch.slots))[::-1] * width + 3
     out = np.full((batch.n_examples, len(batch.slots) * width + 5), 7.0, np.float32)
-    gather_pool(weights, *batch.csr, *batch.placed, out, columns.astype(np.int64), threads)
+    module.gather_pool(weights, batch.csr, batch.slots_at(columns), out, threads)
     return out
 
 
@@ -52,7 +46,7 @@ def test_gather_equals_the_reference_bit_for_bit(batch: RandomBatch, width: int)
     weights = table(batch, width, stride=width + 3)
     native = gather(batch, weights)
     assert np.array_equal(native, gather(batch, weights, threads=3))
-    assert np.array_equal(native, with_reference(lambda: gather(batch, weights)))
+    assert np.array_equal(native, gather(batch, weights, module=reference))
     assert (native[:, :3] == 7).all() and (native[:, -2:] == 7).all()
 
 
@@ -60,14 +54,14 @@ def test_gather_equals_the_reference_bit_for_bit(batch: RandomBatch, width: int)
 def test_wide_equals_the_reference_bit_for_bit(batch: RandomBatch, width: int) -> None:
     weights = table(batch, width)
 
-    def run(threads: int) -> Floats:
+    def run(threads: int, module: Any = kernels) -> Floats:
         logits = np.full((batch.n_examples, width), 0.25, np.float32)
-        wide_forward(weights, *batch.csr, *batch.placed, logits, threads)
+        module.wide_forward(weights, batch.csr, batch.slots_at(), logits, threads)
         return logits
 
     native = run(1)
     assert np.array_equal(native, run(3))
-    assert np.array_equal(native, with_reference(lambda: run(1)))
+    assert np.array_equal(native, run(1, reference))
 
 
 @given(batch=batches(), width=WIDTHS)
@@ -78,16 +72,13 @@ def test_segment_sums_equal_the_reference_bit_for_bit(batch: RandomBatch, width:
     columns = np.arange(len(batch.slots), dtype=np.int64) * width + 1
     wide_grad = np.ascontiguousarray(grad[:, :width])
 
-    def run(threads: int) -> tuple[Floats, Floats]:
-        deep = segment_sum_deep(
-            grad, groups, *batch.csr, batch.slots, columns, batch.combiners, width, threads
-        )
-        return deep, segment_sum_wide(
-            wide_grad, groups, *batch.csr, batch.slots, batch.combiners, threads
-        )
+    def run(threads: int, module: Any = kernels) -> tuple[Floats, Floats]:
+        arrays = (groups, batch.csr)
+        deep = module.segment_sum(grad, *arrays, batch.slots_at(columns), width, threads)
+        return deep, module.segment_sum(wide_grad, *arrays, batch.slots_at(), width, threads)
 
     native = run(1)
-    for other in (run(3), with_reference(lambda: run(1))):
+    for other in (run(3), run(1, reference)):
         assert np.array_equal(native[0], other[0])
         assert np.array_equal(native[1], other[1])
 
@@ -100,15 +91,13 @@ def test_unpooled_gradients_are_added_as_they_are(batch: RandomBatch, width: int
     places = np.where(rng.random(len(batch.ids)) < 0.5, np.arange(len(batch.ids)), -1)
     unpooled = rng.normal(size=(len(batch.ids), width)).astype(np.float32)
 
-    def run(threads: int) -> Floats:
-        return segment_sum_deep(
-            grad, groups, *batch.csr, batch.slots, np.zeros(len(batch.slots), np.int64),
-            batch.combiners, width, threads, sequence_grads_MD=unpooled, sequence_place_N=places,
-        )  # fmt: skip
+    def run(threads: int, module: Any = kernels) -> Floats:
+        slots = batch.slots_at()
+        return module.segment_sum(grad, groups, batch.csr, slots, width, threads, unpooled, places)
 
     native = run(1)
     assert np.array_equal(native, run(3))
-    assert np.array_equal(native, with_reference(lambda: run(1)))
+    assert np.array_equal(native, run(1, reference))
     for u in range(len(groups)):
         taken = groups.order[groups.starts_U[u] : groups.starts_U[u + 1]]
         if (places[taken] >= 0).all():
@@ -124,9 +113,10 @@ def test_backward_is_the_transpose_of_forward(batch: RandomBatch) -> None:
     groups = group(batch)
     columns = np.arange(len(batch.slots), dtype=np.int64) * width
     out = np.zeros((batch.n_examples, len(batch.slots) * width), np.float32)
-    gather_pool(weights, *batch.csr, *batch.placed, out, columns)
+    slots = batch.slots_at(columns)
+    gather_pool(weights, batch.csr, slots, out)
     grad = np.random.default_rng(3).normal(size=out.shape).astype(np.float32)
-    sums = segment_sum_deep(grad, groups, *batch.csr, batch.slots, columns, batch.combiners, width)
+    sums = segment_sum(grad, groups, batch.csr, slots, width)
     forward = (out.astype(np.float64) * grad).sum()
     backward = (weights[groups.rows_U].astype(np.float64) * sums).sum()
     size = np.abs(out.astype(np.float64) * grad).sum() + 1
@@ -136,15 +126,16 @@ def test_backward_is_the_transpose_of_forward(batch: RandomBatch) -> None:
 def test_combiners_divide_as_documented() -> None:
     weights = np.array([[1.0], [10.0]], np.float32)
     values = np.array([3.0, 4.0], np.float32)
-    zero = np.zeros(1, np.int64)
     found = {}
-    for name, code in COMBINERS.items():
+    for name in ("sum", "mean", "sqrtn"):
         for weight in (None, values):
             out = np.zeros((1, 1), np.float32)
-            gather_pool(
-                weights, np.array([0, 1]), np.array([0, 2]), weight, 1, zero.astype(np.int32),
-                zero, zero + 2, np.array([code], np.int8), out, zero,
+            batch = CsrBatch(np.array([0, 1]), np.array([0, 2]), weight, 1)
+            slots = Slots(
+                n_features=1, features=[0], tables=[0], table_bases=[0], table_sizes=[2],
+                combiners=[name],
             )  # fmt: skip
+            gather_pool(weights, batch, slots, out)
             found[name, weight is not None] = float(out[0, 0])
     assert found == pytest.approx(
         {
@@ -170,19 +161,19 @@ def test_no_memory_is_touched_for_a_bad_id(bad: int) -> None:
     with pytest.raises(IdOutOfRangeError, match=f"slot {cell % 3} of example {cell // 3}"):
         gather(batch, weights, threads=2)
     with pytest.raises(IdOutOfRangeError, match=f"holds id {bad}, outside"):
-        wide_forward(weights, *batch.csr, *batch.placed, np.zeros((20, 16), np.float32))
+        wide_forward(weights, batch.csr, batch.slots_at(), np.zeros((20, 16), np.float32))
 
 
 def test_embeddings_must_fit_the_buffer() -> None:
     batch = make_batch(6, n_examples=2, n_features=1, longest=0, with_values=False)
     weights, out = table(batch, 4), np.zeros((2, 6), np.float32)
     with pytest.raises(ValueError, match=r"columns: got \[3\] for embeddings of 4 in 6 columns"):
-        gather_pool(weights, *batch.csr, *batch.placed, out, np.array([3]))
-    with pytest.raises(ValueError, match="bases: table at 0 ends at row"):
-        gather_pool(weights[:1], *batch.csr, *batch.placed, out, np.array([0]))
+        gather_pool(weights, batch.csr, batch.slots_at(np.array([3])), out)
+    with pytest.raises(ValueError, match="weights: got 1 rows, but the slots' tables end at row"):
+        gather_pool(weights[:1], batch.csr, batch.slots_at(), out)
     with pytest.raises(ValueError, match="out_BX: got 2 rows, expected 3"):
         batch = make_batch(6, n_examples=3, n_features=1, longest=0, with_values=False)
-        gather_pool(weights, *batch.csr, *batch.placed, out, np.array([0]))
+        gather_pool(weights, batch.csr, batch.slots_at(), out)
 
 
 def test_groups_of_another_batch_are_refused() -> None:
@@ -190,4 +181,4 @@ def test_groups_of_another_batch_are_refused() -> None:
     other = make_batch(8, n_examples=5, n_features=2, longest=3, with_values=False)
     grad = np.zeros((4, 1), np.float32)
     with pytest.raises(ValueError, match="pass the groups of this very batch"):
-        segment_sum_wide(grad, group(other), *batch.csr, batch.slots, batch.combiners)
+        segment_sum(grad, group(other), batch.csr, batch.slots_at(), 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests import reference
 from tests.kernels.random_batches import RandomBatch, batches, make_batch
-from widedeep.kernels import take_dense, take_rows
+from widedeep.kernels import CsrBatch, take_rows
 
 
 @given(batch=batches(), data=st.data())
@@ -21,11 +21,9 @@ def test_taken_rows_hold_the_ids_and_values_of_their_examples(
     n = batch.n_examples
     rows = data.draw(st.lists(st.integers(0, n - 1), max_size=30)) if n else []
     picked = np.array(rows, np.int64)
-    native = take_rows(*batch.csr, picked, 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("widedeep.kernels.take._native", reference)
-        plain = take_rows(*batch.csr, picked)
-    for other in (plain, take_rows(*batch.csr, picked, 3)):
+    native = take_rows(batch.csr, picked, 1)
+    plain = reference.take_rows(batch.csr, picked)
+    for other in (plain, take_rows(batch.csr, picked, 3)):
         for one, two in zip(native, other, strict=True):
             assert one is two is None or np.array_equal(one, two)
     ids, offsets, values = native
@@ -39,23 +37,14 @@ def test_taken_rows_hold_the_ids_and_values_of_their_examples(
                 assert np.array_equal(values[target], batch.values[source])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
-@pytest.mark.parametrize("shape", [(50,), (50, 3), (50, 2, 5), (50, 0)])
-def test_dense_rows_equal_indexing(dtype: Any, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    array = rng.integers(0, 100, shape).astype(dtype)
-    rows = rng.integers(0, 50, 80)
-    assert np.array_equal(take_dense(array, rows, 3), array[rows])
-
-
 def test_positions_outside_are_refused() -> None:
     batch = make_batch(0, n_examples=4, n_features=2, longest=2, with_values=False)
     with pytest.raises(ValueError, match=r"rows_B: got positions -1 to 2, expected .* \[0, 4\)"):
-        take_rows(*batch.csr, np.array([-1, 2]))
+        take_rows(batch.csr, np.array([-1, 2]))
     with pytest.raises(ValueError, match="rows_B: got positions 0 to 4"):
-        take_dense(np.zeros((4, 1)), np.array([0, 4]))
+        take_rows(batch.csr, np.array([0, 4]))
 
 
 def test_offsets_that_go_back_are_refused() -> None:
     with pytest.raises(ValueError, match="offsets_BF: not ascending"):
-        take_rows(np.arange(3), np.array([0, 3, 1, 3]), None, 1, np.array([1]))
+        take_rows(CsrBatch(np.arange(3), np.array([0, 3, 1, 3]), None, 1), np.array([1]))

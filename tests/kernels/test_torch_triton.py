@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.kernels.random_batches import RandomBatch, batches, make_batch
 from widedeep.kernels import IdOutOfRangeError, torch_ops
 from widedeep.optim import FTRL, Adagrad
-from widedeep.optim.contract import Step
+from widedeep.optim.base import Step
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (torch.cuda.is_available() or INTERPRETED):
@@ -91,7 +91,7 @@ def test_groups_equal_torch_operations(batch: RandomBatch, short: bool) -> None:
         module.find_rows(module.sort_ids(case.ids, case.slots, case.bounds, n_rows))
         for module in (triton_kernels, torch_ops)
     )
-    for name in ("rows_U", "starts_U", "pieces_U", "first_Q", "table_starts_there"):
+    for name in ("rows_U", "starts_U", "pieces_U", "first_Q", "device_table_starts"):
         assert torch.equal(getattr(by_triton, name), getattr(by_torch, name)), name
     np.testing.assert_array_equal(by_triton.bounds, by_torch.bounds)
     places = slice(*by_torch.bounds[0, [0, -1]].tolist())
@@ -203,7 +203,7 @@ def test_updates_equal_torch_operations_bit_for_bit(
         )
         named = dict(zip(kind.state_names, state, strict=True))
         if by_triton:
-            change = kind._update_triton(triton_kernels, weights, named, rows, grads, step)
+            change = kind._run_kernel(triton_kernels, weights, named, rows, grads, step)
         else:
             change = kind.update_tensors(weights, named, rows, grads, step)
         found.append((int(change), products, weights, *state))
@@ -221,6 +221,6 @@ def test_ftrl_of_another_power_has_no_kernel() -> None:
     step = Step(lr=0.1, grad_scale=1.0, number=1, threads=1)
     grads = torch.ones(3, 1, device=DEVICE)
     state = {"z": z, "n": n}
-    assert FTRL(lr_power=-0.7)._update_triton(
+    assert FTRL(lr_power=-0.7)._run_kernel(
         triton_kernels, weights, state, None, grads, step
     ) is None  # fmt: skip

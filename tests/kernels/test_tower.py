@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,12 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests import reference
-from widedeep.kernels import (
-    TowerArrays,
-    has_bf16_products,
-    tower_backward,
-    tower_forward,
-)
+from widedeep import kernels
+from widedeep.kernels import has_bf16_products
 
 Floats = NDArray[np.float32]
 WIDTHS = st.lists(st.sampled_from([1, 2, 5, 15, 16, 17, 33, 70, 129]), min_size=2, max_size=4)
@@ -49,9 +47,9 @@ class Tower:
         self.weight_grads = [np.full_like(w, np.nan) for w in self.weights]
         self.bias_grads = [np.full_like(b, np.nan) for b in self.biases]
 
-    def run(self, threads: int = 1, bf16: bool = False) -> list[Floats]:
+    def run(self, threads: int = 1, bf16: bool = False, module: Any = kernels) -> list[Floats]:
         self.clear()
-        arrays = TowerArrays(
+        arrays = module.Tower(
             input_BX=self.input,
             weights=self.weights,
             biases=self.biases,
@@ -63,18 +61,12 @@ class Tower:
             bias_grads=self.bias_grads,
             bf16=bf16,
         )
-        tower_forward(arrays, threads)
-        tower_backward(arrays, threads).wait()
+        arrays.forward(threads)
+        arrays.backward(threads).wait()
         return self.computed()
 
     def run_reference(self, bf16: bool = False) -> list[Floats]:
-        self.clear()
-        reference.tower_forward(bf16, self.input, self.weights, self.biases, self.outputs, 1)
-        reference.tower_backward(
-            bf16, self.input, self.weights, self.outputs, self.grad_logits, self.grads,
-            self.grad_input, self.weight_grads, self.bias_grads, 1,
-        )  # fmt: skip
-        return self.computed()
+        return self.run(bf16=bf16, module=reference)
 
     def computed(self) -> list[Floats]:
         return [*self.outputs, *self.grads, self.grad_input, *self.weight_grads, *self.bias_grads]

@@ -185,7 +185,7 @@ class OptimizerContract:
 
 
 def _step(optimizer: Optimizer, number: int) -> Any:
-    from widedeep.optim.contract import Step
+    from widedeep.optim.base import Step
 
     return Step(lr=optimizer.lr, grad_scale=0.5, number=number, threads=1)
 

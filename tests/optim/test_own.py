@@ -15,7 +15,7 @@ from torch import Tensor
 import widedeep as wd
 from widedeep.errors import ConfigError
 from widedeep.optim import FTRL, SGD, Adagrad, Adam, Optimizer
-from widedeep.optim.contract import Step
+from widedeep.optim.base import Step
 
 ROWS = [{"job": "abc"[i % 3], "x": i / 64, "y": i % 2} for i in range(64)]
 

@@ -12,9 +12,9 @@ from tests.reference.counting import CountTable as CountTable
 from tests.reference.ranker import RankScorer as RankScorer
 from tests.reference.score import Scorer as Scorer
 from tests.reference.sparse import *  # noqa: F403
+from tests.reference.tower import Tower as Tower
+from tests.reference.tower import TowerGradients as TowerGradients
 from tests.reference.tower import has_bf16_products as has_bf16_products
-from tests.reference.tower import tower_backward as tower_backward
-from tests.reference.tower import tower_forward as tower_forward
 from widedeep import _native
 
 

@@ -40,8 +40,8 @@ class CountTable:
         self,
         data: NDArray[np.uint8],
         offsets: NDArray[np.int64],
-        counts: NDArray[np.int64] | None,
-        first: int,
+        counts: NDArray[np.int64] | None = None,
+        first: int = 0,
     ) -> int:
         """Count keys from ``first`` on; return the first that is not in."""
         for i in range(first, len(offsets) - 1):
@@ -63,35 +63,24 @@ class CountTable:
         self._key_bytes += key_bytes
         return True
 
-    def partition(
-        self, shift: int, bits: int, order: NDArray[np.uint32], starts: NDArray[np.int64]
-    ) -> None:
-        """Fill ``order`` with the keys' numbers, grouped by hash, and ``starts``."""
+    def partitions(self, shift: int, bits: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Return the keys' numbers, grouped by hash, and where each partition starts."""
         mask = (1 << bits) - 1
         parts = np.array(
             [_hash(key) >> (64 - shift - bits) & mask for key in self._counts], np.int64
         )
-        order[:] = np.argsort(parts, kind="stable")
-        starts[1:] = np.cumsum(np.bincount(parts, minlength=1 << bits))
-
-    def key_bytes(self, order: NDArray[np.uint32]) -> int:
-        """Count the bytes of the keys at these numbers."""
-        keys = list(self._counts)
-        return sum(len(keys[i]) for i in order)
+        starts = np.concatenate([[0], np.cumsum(np.bincount(parts, minlength=1 << bits))])
+        return np.argsort(parts, kind="stable").astype(np.uint32), starts.astype(np.int64)
 
     def take(
-        self,
-        order: NDArray[np.uint32],
-        data: NDArray[np.uint8],
-        offsets: NDArray[np.int64],
-        counts: NDArray[np.int64],
-    ) -> None:
-        """Copy the keys and counts at these numbers."""
+        self, order: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+        """Return bytes, offsets and counts of the keys at these numbers."""
         items = list(self._counts.items())
         picked = [items[i] for i in order]
-        data[:] = np.frombuffer(b"".join(key for key, _ in picked), np.uint8)
-        offsets[:] = np.cumsum([0, *(len(key) for key, _ in picked)])
-        counts[:] = [count for _, count in picked]
+        data = np.frombuffer(b"".join(key for key, _ in picked), np.uint8)
+        offsets = np.cumsum([0, *(len(key) for key, _ in picked)]).astype(np.int64)
+        return data, offsets, np.array([count for _, count in picked], np.int64)
 
 
 def _hash(key: bytes) -> int:

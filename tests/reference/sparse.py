@@ -6,10 +6,14 @@ same float32 bits, except that C++ flushes denormal numbers to zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from widedeep.kernels import CsrBatch, Slots
 
 _NO_FAULT, _SINGLE = -1, -2
 _SUM, _MEAN = 0, 1
@@ -19,11 +23,122 @@ Ints32 = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 
-def add_wakefulness(change: int) -> None:
-    """Do nothing: NumPy has no threads that wait."""
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The fields of the native groups."""
+
+    rows_U: Ints
+    table_starts: Ints
+    starts_U: Ints32
+    order: Ints32
+    cells: Ints32
+    is_single: bool
+
+    def __len__(self) -> int:
+        return len(self.rows_U)
+
+    def select(self, tables: Sequence[int], shifts: Sequence[int]) -> Groups:
+        """Return the groups of some logical tables, copied."""
+        rows, starts, order, cells, table_starts = [], [0], [], [], [0]
+        for table, shift in zip(tables, shifts, strict=True):
+            for u in range(self.table_starts[table], self.table_starts[table + 1]):
+                occurrences = slice(self.starts_U[u], self.starts_U[u + 1])
+                rows.append(self.rows_U[u] + shift)
+                order += self.order[occurrences].tolist()
+                cells += self.cells[occurrences].tolist()
+                starts.append(len(order))
+            table_starts.append(len(rows))
+        return Groups(
+            np.array(rows, np.int64), np.array(table_starts, np.int64),
+            np.array(starts, np.int32), np.array(order, np.int32), np.array(cells, np.int32),
+            self.is_single,
+        )  # fmt: skip
 
 
-def group_ids(
+def _arrays(slots: Slots) -> tuple[Ints32, Ints, Ints, NDArray[np.int8]]:
+    return (
+        np.array(slots.features, np.int32), np.array(slots.bases, np.int64),
+        np.array(slots.sizes, np.int64), np.array(slots.combiners, np.int8),
+    )  # fmt: skip
+
+
+def _csr(batch: CsrBatch) -> tuple[Ints, Ints, Floats | None, int]:
+    return batch.ids_N, batch.offsets_BF, batch.values_N, batch.n_features
+
+
+def group_ids(batch: CsrBatch, slots: Slots, threads: int = 1) -> Groups:
+    """Find the distinct rows and the occurrences of each."""
+    n, n_tables = len(batch.ids_N), len(slots.table_bases)
+    rows, table_starts = np.empty(n, np.int64), np.empty(n_tables + 1, np.int64)
+    starts, order, cells = (np.empty(m, np.int32) for m in (n + 1, n, n))
+    fault = _group_ids(
+        batch.ids_N, batch.offsets_BF, batch.n_features, np.array(slots.features, np.int32),
+        np.array(slots.tables, np.int32), np.array(slots.table_bases, np.int64),
+        np.array(slots.table_sizes, np.int64), rows, table_starts, starts, order, cells, threads,
+    )  # fmt: skip
+    assert fault < 0
+    n_rows = int(table_starts[-1])
+    n_used = int(starts[n_rows])
+    return Groups(
+        rows[:n_rows], table_starts, starts[: n_rows + 1], order[:n_used], cells[:n_used],
+        fault == _SINGLE,
+    )  # fmt: skip
+
+
+def gather_pool(
+    weights_RD: Floats, batch: CsrBatch, slots: Slots, out_BX: Floats, threads: int = 1
+) -> None:
+    """Write each slot's pooled rows into its columns."""
+    columns = np.array(slots.columns, np.int64)
+    _gather_pool(weights_RD, *_csr(batch), *_arrays(slots), out_BX, columns, threads)
+
+
+def wide_forward(
+    weights_RC: Floats, batch: CsrBatch, slots: Slots, logits_BC: Floats, threads: int = 1
+) -> None:
+    """Add each slot's combined weights to the logits, slot after slot."""
+    _wide_forward(weights_RC, *_csr(batch), *_arrays(slots), logits_BC, threads)
+
+
+def segment_sum(
+    grad_BX: Floats,
+    groups: Groups,
+    batch: CsrBatch,
+    slots: Slots,
+    width: int,
+    threads: int = 1,
+    sequence_grads_MD: Floats | None = None,
+    sequence_rows_N: Ints | None = None,
+) -> Floats:
+    """Sum the gradients of each row's occurrences, in ascending order."""
+    features, _, _, combiners = _arrays(slots)
+    column_of_feature = np.zeros(batch.n_features, np.int64)
+    column_of_feature[features] = slots.columns
+    scale = None
+    if combiners.any() and not (groups.is_single and batch.values_N is None):
+        scale = np.ones(len(batch.offsets_BF) - 1, np.float32)
+        _cell_scales(*_csr(batch), features, combiners, scale, threads)
+    unpooled = np.empty((0, width), np.float32) if sequence_grads_MD is None else sequence_grads_MD
+    out = np.empty((len(groups), width), np.float32)
+    _segment_sum(
+        grad_BX, groups.starts_U, groups.order, groups.cells, batch.n_features, column_of_feature,
+        scale, batch.values_N, sequence_rows_N, unpooled, out, threads,
+    )  # fmt: skip
+    return out
+
+
+def take_rows(batch: CsrBatch, rows_B: Ints, threads: int = 1) -> tuple[Ints, Ints, Floats | None]:
+    """Return ids, offsets and values of the examples at some positions."""
+    ids_N, offsets_BF, values_N, n_features = _csr(batch)
+    offsets = np.empty(len(rows_B) * n_features + 1, np.int64)
+    n_ids = _take_offsets(ids_N, offsets_BF, n_features, rows_B, offsets)
+    ids = np.empty(n_ids, np.int64)
+    values = None if values_N is None else np.empty(n_ids, np.float32)
+    _take_ids(ids_N, offsets_BF, values_N, n_features, rows_B, offsets, ids, values, threads)
+    return ids, offsets, values
+
+
+def _group_ids(
     ids: Ints,
     offsets: Ints,
     n_features: int,
@@ -64,7 +179,7 @@ def group_ids(
     return _SINGLE if bool((offsets == np.arange(len(offsets))).all()) else _NO_FAULT
 
 
-def gather_pool(
+def _gather_pool(
     weights: Floats,
     ids: Ints,
     offsets: Ints,
@@ -90,7 +205,7 @@ def gather_pool(
     return _NO_FAULT
 
 
-def wide_forward(
+def _wide_forward(
     weights: Floats,
     ids: Ints,
     offsets: Ints,
@@ -114,7 +229,7 @@ def wide_forward(
     return _NO_FAULT
 
 
-def cell_scales(
+def _cell_scales(
     ids: Ints,
     offsets: Ints,
     values: Floats | None,
@@ -134,7 +249,7 @@ def cell_scales(
     return _NO_FAULT
 
 
-def segment_sum(
+def _segment_sum(
     grad: Floats,
     starts: Ints32,
     order: Ints32,
@@ -170,7 +285,13 @@ def segment_sum(
 
 
 def sgd_rows(
-    weights: Floats, rows: Ints | None, grads: Floats, lr: float, grad_scale: float, threads: int
+    weights: Floats,
+    rows: Ints | None,
+    grads: Floats,
+    *,
+    lr: float,
+    grad_scale: float = 1.0,
+    threads: int = 1,
 ) -> None:
     """Move rows down their gradients."""
     at = slice(None) if rows is None else rows
@@ -182,11 +303,12 @@ def adagrad_rows(
     accumulator: Floats,
     rows: Ints | None,
     grads: Floats,
+    *,
     lr: float,
     eps: float,
-    l2: float,
-    grad_scale: float,
-    threads: int,
+    l2: float = 0.0,
+    grad_scale: float = 1.0,
+    threads: int = 1,
 ) -> None:
     """Apply Adagrad."""
     at = slice(None) if rows is None else rows
@@ -202,13 +324,14 @@ def adam_rows(
     square: Floats,
     rows: Ints | None,
     grads: Floats,
-    step_size: float,
+    *,
+    rate: float,
     beta1: float,
     beta2: float,
     eps: float,
-    decay: float,
-    grad_scale: float,
-    threads: int,
+    decay: float = 1.0,
+    grad_scale: float = 1.0,
+    threads: int = 1,
 ) -> None:
     """Apply lazy Adam."""
     at = slice(None) if rows is None else rows
@@ -217,7 +340,7 @@ def adam_rows(
     v = np.float32(beta2) * square[at] + np.float32(1.0 - beta2) * (g * g)
     mean[at] = m
     square[at] = v
-    change = np.float32(step_size) * m / (np.sqrt(v) + np.float32(eps))
+    change = np.float32(rate) * m / (np.sqrt(v) + np.float32(eps))
     weights[at] = np.float32(decay) * weights[at] - change
 
 
@@ -227,27 +350,28 @@ def ftrl_rows(
     n: Floats,
     rows: Ints | None,
     grads: Floats,
+    *,
     lr: float,
-    l1: float,
-    l2: float,
-    beta: float,
-    lr_power: float,
-    shrinkage: float,
-    grad_scale: float,
-    rates: Floats | None,
-    products: Floats | None,
-    threads: int,
+    l1: float = 0.0,
+    l2: float = 0.0,
+    beta: float = 0.0,
+    lr_power: float = -0.5,
+    shrinkage: float = 0.0,
+    grad_scale: float = 1.0,
+    rates_U: Floats | None = None,
+    products_U: Floats | None = None,
+    threads: int = 1,
 ) -> int:
     """Apply FTRL-Proximal; return the change of the non-zero count."""
     at = slice(None) if rows is None else rows
     inverse_lr: Any = np.float32(1.0 / lr)
-    if rates is not None:
-        inverse_lr = (inverse_lr / rates)[:, None]
+    if rates_U is not None:
+        inverse_lr = (inverse_lr / rates_U)[:, None]
     l1_f = np.float32(l1)
     g = grads * np.float32(grad_scale)
     old, old_n = weights[at], n[at]
-    if products is not None:
-        products[:] = (g * old).sum(axis=1)
+    if products_U is not None:
+        products_U[:] = (g * old).sum(axis=1)
     total = old_n + g * g
     root, old_root = _power(total, lr_power), _power(old_n, lr_power)
     sigma = (root - old_root) * inverse_lr
@@ -273,7 +397,7 @@ def init_rows(out: Floats, key: int, first_row: int, scale: float, threads: int)
     out[:] = (total - 131070).astype(np.float32) * np.float32(scale)
 
 
-def take_offsets(ids: Ints, offsets: Ints, n_features: int, rows: Ints, out_offsets: Ints) -> int:
+def _take_offsets(ids: Ints, offsets: Ints, n_features: int, rows: Ints, out_offsets: Ints) -> int:
     """Fill the offsets of the examples ``rows``; return the number of ids, or -1."""
     lengths = _lengths(offsets, n_features)[rows]
     spans = offsets[rows[:, None] * n_features + np.arange(n_features + 1)]
@@ -284,7 +408,7 @@ def take_offsets(ids: Ints, offsets: Ints, n_features: int, rows: Ints, out_offs
     return int(out_offsets[-1])
 
 
-def take_ids(
+def _take_ids(
     ids: Ints,
     offsets: Ints,
     values: Floats | None,
@@ -302,17 +426,6 @@ def take_ids(
     out_ids[:] = ids[source]
     if values is not None and out_values is not None:
         out_values[:] = values[source]
-
-
-def take_dense(
-    array: NDArray[np.uint8],
-    rows: Ints,
-    row_bytes: int,
-    out: NDArray[np.uint8],
-    threads: int,
-) -> None:
-    """Copy rows of ``row_bytes`` bytes."""
-    out.reshape(-1, row_bytes)[:] = array.reshape(-1, row_bytes)[rows]
 
 
 def _lengths(offsets: Ints, n_features: int) -> NDArray[Any]:

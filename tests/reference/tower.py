@@ -1,13 +1,12 @@
-"""The tower's kernels in plain NumPy; see `widedeep.kernels.tower`."""
+"""The tower in plain NumPy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-__all__ = ["tower_backward", "tower_forward"]
 
 Floats = NDArray[np.float32]
 
@@ -31,52 +30,50 @@ def _product(bf16: bool, left: Floats, right: Floats, out: Floats) -> None:
     np.matmul(left, right, out=out)
 
 
-def tower_forward(
-    bf16: bool,
-    input_BX: Floats,
-    weights: Sequence[Floats],
-    biases: Sequence[Floats],
-    outputs: Sequence[Floats],
-    threads: int,
-) -> None:
-    """Fill the outputs of every layer."""
-    below = input_BX
-    for weight, output, bias in zip(weights, outputs, [*biases, None], strict=True):
-        _product(bf16, below, weight.T, output)
-        if bias is not None:
-            output += bias
-            np.maximum(output, 0.0, out=output)
-        below = output
-
-
-def tower_backward(
-    bf16: bool,
-    input_BX: Floats,
-    weights: Sequence[Floats],
-    outputs: Sequence[Floats],
-    grad_logits_BC: Floats,
-    grads: Sequence[Floats],
-    grad_input_BX: Floats,
-    weight_grads: Sequence[Floats],
-    bias_grads: Sequence[Floats],
-    threads: int,
-) -> TowerGradients:
-    """Fill the gradients, from the last layer to the first."""
-    grad = grad_logits_BC
-    for i in reversed(range(len(weights))):
-        _product(bf16, grad.T, outputs[i - 1] if i else input_BX, weight_grads[i])
-        if i < len(bias_grads):
-            np.sum(grad, axis=0, out=bias_grads[i])
-        under = grads[i - 1] if i else grad_input_BX
-        _product(bf16, grad, weights[i], under)
-        if i:
-            under *= outputs[i - 1] > 0.0
-        grad = under
-    return TowerGradients()
-
-
 class TowerGradients:
-    """Nothing is under way: NumPy has computed them all."""
+    """NumPy has computed them all."""
 
     def wait(self) -> None:
         """Do nothing."""
+
+
+@dataclass(kw_only=True)
+class Tower:
+    """The native tower's arrays and passes."""
+
+    input_BX: Floats
+    weights: Sequence[Floats]
+    biases: Sequence[Floats]
+    outputs: Sequence[Floats]
+    grad_logits_BC: Floats
+    grads: Sequence[Floats]
+    grad_input_BX: Floats
+    weight_grads: Sequence[Floats]
+    bias_grads: Sequence[Floats]
+    bf16: bool = False
+
+    def forward(self, threads: int = 1) -> None:
+        """Fill the outputs of every layer."""
+        below = self.input_BX
+        biases = [*self.biases, None]
+        for weight, output, bias in zip(self.weights, self.outputs, biases, strict=True):
+            _product(self.bf16, below, weight.T, output)
+            if bias is not None:
+                output += bias
+                np.maximum(output, 0.0, out=output)
+            below = output
+
+    def backward(self, threads: int = 1) -> TowerGradients:
+        """Fill the gradients, from the last layer to the first."""
+        grad = self.grad_logits_BC
+        for i in reversed(range(len(self.weights))):
+            below = self.outputs[i - 1] if i else self.input_BX
+            _product(self.bf16, grad.T, below, self.weight_grads[i])
+            if i < len(self.bias_grads):
+                np.sum(grad, axis=0, out=self.bias_grads[i])
+            under = self.grads[i - 1] if i else self.grad_input_BX
+            _product(self.bf16, grad, self.weights[i], under)
+            if i:
+                under *= self.outputs[i - 1] > 0.0
+            grad = under
+        return TowerGradients()

@@ -1,7 +1,7 @@
 """Training through torch's index operations: on a GPU where there is one, and forced on the CPU."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,33 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 import widedeep as wd
 from tests.training.test_trainer import assert_same_bits, make_spec, make_table, state_of
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError
 from widedeep.kernels import torch_device
-from widedeep.optim.contract import Optimizer, Step
 from widedeep.tables.embedding_table import EmbeddingTable, Groups
 
 OPTIMIZERS = (wd.FTRL, wd.Adagrad)
-
-
-def update_as_tensors(
-    self: Optimizer,
-    weights: NDArray[Any],
-    state: Mapping[str, NDArray[Any]],
-    rows_U: NDArray[Any] | None,
-    grads_UD: NDArray[Any],
-    step: Step,
-) -> int:
-    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
-    rows = None if rows_U is None else torch.from_numpy(rows_U)
-    change = self.update_tensors(
-        torch.from_numpy(weights), tensors, rows, torch.from_numpy(grads_UD), step
-    )
-    return int(change)
 
 
 def use_torch_operations(patch: pytest.MonkeyPatch) -> None:
@@ -48,7 +30,7 @@ def use_torch_operations(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(EmbeddingTable, "__init__", init)
     for optimizer in OPTIMIZERS:
-        patch.setattr(optimizer, "_update_arrays", update_as_tensors)
+        patch.setattr(optimizer, "_run_kernel", lambda *_: None)
 
 
 @pytest.fixture(params=["torch", "cuda"])
@@ -140,8 +122,8 @@ def test_stops_early_and_goes_back_to_the_best(schema: wd.Schema, device: str) -
 
 
 def occurrences(groups: Groups) -> torch.Tensor:
-    first, last = groups.places.bounds[0, [0, -1]]
-    return groups.places.order[first:last]
+    first, last = groups.occurrences.bounds[0, [0, -1]]
+    return groups.occurrences.order[first:last]
 
 
 def test_the_wide_groups_serve_the_embeddings(schema: wd.Schema, device: str) -> None:
@@ -153,9 +135,9 @@ def test_the_wide_groups_serve_the_embeddings(schema: wd.Schema, device: str) ->
         shared, own = table.regroup(model.wide_table, groups), table.group(batch, schema.slots)
         assert shared is not None
         assert torch.equal(shared.rows, own.rows)
-        assert torch.equal(shared.places.starts_U.diff(), own.places.starts_U.diff())
+        assert torch.equal(shared.occurrences.starts_U.diff(), own.occurrences.starts_U.diff())
         assert torch.equal(occurrences(shared), occurrences(own))
-        np.testing.assert_array_equal(shared.places.table_starts, own.places.table_starts)
+        np.testing.assert_array_equal(shared.occurrences.table_starts, own.occurrences.table_starts)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -98,11 +98,11 @@ def test_rows_of_a_device_find_their_feature() -> None:
     table, schema = trainer.model.wide_table, trainer.model.schema
     assert table is not None
     batch = Transform(schema)(make_log(4).slice(0, 64))
-    starts = table.group(batch, schema.slots).places.table_starts
+    starts = table.group(batch, schema.slots).occurrences.table_starts
     table._on_device = True
     ascending = table.group(batch, schema.slots)
     rows = ascending.rows
-    np.testing.assert_array_equal(ascending.places.table_starts, starts)
+    np.testing.assert_array_equal(ascending.occurrences.table_starts, starts)
     features = np.searchsorted(np.cumsum(list(table.sizes.values())), rows.numpy(), side="right")
     np.testing.assert_array_equal(np.repeat(np.arange(3), np.diff(starts)), features)
 

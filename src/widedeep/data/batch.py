@@ -75,9 +75,8 @@ class Batch:
         """Return the examples at the given positions, in that order."""
         ids, offsets, values = self.ids_N, self.offsets_BF, self.values_N
         if self.n_slots:
-            ids, offsets, values = kernels.take_rows(
-                ids, offsets, values, self.n_slots, rows_B, threads
-            )
+            batch = kernels.CsrBatch(ids, offsets, values, self.n_slots)
+            ids, offsets, values = kernels.take_rows(batch, rows_B, threads)
         return Batch(
             ids_N=ids,
             offsets_BF=offsets,

@@ -1,41 +1,55 @@
-"""Native code behind thin typed functions over contiguous NumPy arrays.
+"""Native kernels: free functions over a few typed structs of contiguous arrays.
 
-Every function checks its arrays, releases the interpreter's lock and takes a number of threads; its
-result does not depend on it.
+A signature stands in the stub (``_native.pyi``) and in C++, and nowhere else. Every function checks
+its arrays, releases the interpreter's lock and takes a number of threads, on which its result does
+not depend.
 
 Shapes: B examples, F feature slots, N ids, S slots that take part, T logical tables, R physical
 rows, U distinct rows, D embedding width, C logits, X columns of the deep network's input.
+
+Example:
+    >>> import numpy as np
+    >>> batch = CsrBatch(np.array([5, 3, 5]), np.array([0, 1, 3]), None, 1)
+    >>> slots = Slots(n_features=1, features=[0], tables=[0], table_bases=[100], table_sizes=[10],
+    ...               combiners=["sum"])
+    >>> groups = group_ids(batch, slots)
+    >>> groups.rows_U.tolist(), groups.starts_U.tolist(), groups.order.tolist()
+    ([105, 103], [0, 2, 3], [0, 2, 1])
+    >>> grad_BD = np.array([[1, 2], [10, 20]], np.float32)
+    >>> segment_sum(grad_BD, groups, batch, slots, 2)
+    array([[11., 22.],
+           [10., 20.]], dtype=float32)
 """
 
-from widedeep.kernels.checks import IdOutOfRangeError
-from widedeep.kernels.counting import CountTable
-from widedeep.kernels.sparse import (
-    COMBINERS,
+from widedeep._native import (
+    CountTable,
+    CsrBatch,
     Groups,
+    Slots,
+    Tower,
+    TowerGradients,
+    adagrad_rows,
+    adam_rows,
+    ftrl_rows,
     gather_pool,
     group_ids,
-    segment_sum_deep,
-    segment_sum_wide,
-    wide_forward,
-)
-from widedeep.kernels.take import take_dense, take_rows
-from widedeep.kernels.threads import spin_wait
-from widedeep.kernels.tower import (
-    TowerArrays,
-    TowerGradients,
     has_bf16_products,
     logistic_loss,
-    tower_backward,
-    tower_forward,
+    segment_sum,
+    sgd_rows,
+    take_rows,
+    wide_forward,
 )
-from widedeep.kernels.updates import adagrad_rows, adam_rows, ftrl_rows, init_rows, sgd_rows
+from widedeep.kernels.sparse import IdOutOfRangeError, init_rows
+from widedeep.kernels.threads import spin_wait
 
 __all__ = [
-    "COMBINERS",
     "CountTable",
+    "CsrBatch",
     "Groups",
     "IdOutOfRangeError",
-    "TowerArrays",
+    "Slots",
+    "Tower",
     "TowerGradients",
     "adagrad_rows",
     "adam_rows",
@@ -45,13 +59,9 @@ __all__ = [
     "has_bf16_products",
     "init_rows",
     "logistic_loss",
-    "segment_sum_deep",
-    "segment_sum_wide",
+    "segment_sum",
     "sgd_rows",
     "spin_wait",
-    "take_dense",
     "take_rows",
-    "tower_backward",
-    "tower_forward",
     "wide_forward",
 ]

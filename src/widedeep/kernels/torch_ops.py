@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep.kernels.checks import IdOutOfRangeError
+from widedeep.kernels.sparse import IdOutOfRangeError
 
 __all__ = [
     "PIECE",
@@ -165,7 +165,7 @@ class TensorGroups:
         first_piece: Number of the first piece.
         table_starts: First row of each logical table in ``rows_U``, and their number (T + 1).
         bounds: int64 (3, T + 1): first place, row and piece of each logical table.
-        table_starts_there: ``table_starts`` on the device, if it has them.
+        device_table_starts: ``table_starts`` on the device, if it has them.
     """
 
     rows_U: Tensor
@@ -176,7 +176,7 @@ class TensorGroups:
     first_piece: int
     table_starts: NDArray[np.int64]
     bounds: NDArray[np.int64]
-    table_starts_there: Tensor | None = None
+    device_table_starts: Tensor | None = None
 
 
 def check_ids(batch: TensorBatch, slots: TensorSlots) -> None:

@@ -228,11 +228,12 @@ def ftrl_rows(
     l1: float,
     l2: float,
     beta: float,
+    lr_power: float,
     shrinkage: float,
     grad_scale: float,
     rates_U: Tensor | None,
     products_U: Tensor | None,
-) -> Tensor:
+) -> Tensor | None:
     """FTRL of the power -0.5 in one pass over the touched records (see `widedeep.optim.FTRL`).
 
     Args:
@@ -245,14 +246,17 @@ def ftrl_rows(
         l1: Threshold.
         l2: Curvature added.
         beta: Added to the root.
+        lr_power: -0.5; others are not computed here.
         shrinkage: Factor of the weight in z.
         grad_scale: What gradients are multiplied by.
         rates_U: Factor of each row's rate, or None.
         products_U: Filled with each row's sum of gradient times weight, or None.
 
     Returns:
-        Change of the non-zero count, int64.
+        Change of the non-zero count, int64; None for another power.
     """
+    if lr_power != -0.5:
+        return None
     change = torch.zeros((), dtype=torch.int64, device=weights.device)
     count, width = grads_UD.shape
     if not count:

@@ -8,8 +8,7 @@ Example:
 
 from widedeep.optim.adagrad import Adagrad
 from widedeep.optim.adam import Adam
-from widedeep.optim.contract import Optimizer
-from widedeep.optim.description import describe_optimizer, make_optimizer
+from widedeep.optim.base import Optimizer, describe_optimizer, make_optimizer
 from widedeep.optim.ftrl import FTRL
 from widedeep.optim.sgd import SGD
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar
 
-from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep import kernels
-from widedeep.optim.contract import Optimizer, Step, check_range
+from widedeep.optim.base import Optimizer, Step, check_range
 
 __all__ = ["Adagrad"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adagrad(Optimizer):
+class Adagrad(Optimizer, name="adagrad"):
     """Adagrad (Duchi et al. 2011), per coordinate: acc = acc + g²; w = w - lr·g / (√acc + eps).
 
     The defaults are the best of a sweep over one pass of a click log (``benchmarks/``). A small
@@ -52,6 +49,7 @@ class Adagrad(Optimizer):
     l2: float = 0.0
 
     state_names: ClassVar[tuple[str, ...]] = ("accumulator",)
+    kernel: ClassVar[str] = "adagrad_rows"
 
     def __post_init__(self) -> None:
         check_range("Adagrad", "lr", self.lr, lambda x: x > 0, "a number > 0")
@@ -76,45 +74,13 @@ class Adagrad(Optimizer):
         step: Step,
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
-        at = slice(None) if rows_U is None else rows_U
-        g = grads_UD * step.grad_scale + self.l2 * weights[at]
-        total = state["accumulator"][at] + g * g
-        state["accumulator"][at] = total
-        weights[at] = weights[at] - step.lr * g / (total.sqrt() + self.eps)
+        rows = slice(None) if rows_U is None else rows_U
+        g = grads_UD * step.grad_scale + self.l2 * weights[rows]
+        total = state["accumulator"][rows] + g * g
+        state["accumulator"][rows] = total
+        weights[rows] = weights[rows] - step.lr * g / (total.sqrt() + self.eps)
         return 0
 
-    def _update_triton(
-        self,
-        kernels: ModuleType,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
-    ) -> int | Tensor | None:
-        kernels.adagrad_rows(
-            weights, state["accumulator"], rows_U, grads_UD, lr=step.lr, eps=self.eps,
-            l2=self.l2, grad_scale=step.grad_scale,
-        )  # fmt: skip
-        return 0
-
-    def _update_arrays(
-        self,
-        weights: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        rows_U: NDArray[Any] | None,
-        grads_UD: NDArray[Any],
-        step: Step,
-    ) -> int:
-        kernels.adagrad_rows(
-            weights,
-            state["accumulator"],
-            rows_U,
-            grads_UD,
-            lr=step.lr,
-            eps=self.eps,
-            l2=self.l2,
-            grad_scale=step.grad_scale,
-            threads=step.threads,
-        )
-        return 0
+    def kernel_options(self, step: Step) -> dict[str, Any]:
+        """Return the rate, eps and l2."""
+        return {"lr": step.lr, "eps": self.eps, "l2": self.l2}

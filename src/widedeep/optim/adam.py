@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep import kernels
 from widedeep.errors import ConfigError, show_value
-from widedeep.optim.contract import Optimizer, Step, check_range
+from widedeep.optim.base import Optimizer, Step, check_range
 
 __all__ = ["Adam"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Optimizer):
+class Adam(Optimizer, name="adam"):
     """Adam (Kingma & Ba 2015, the form before section 2.1), lazy: untouched moments do not decay.
 
     With t the number of the update, over the whole table or parameter, whenever a row was first
@@ -55,6 +53,7 @@ class Adam(Optimizer):
     weight_decay: float = 0.0
 
     state_names: ClassVar[tuple[str, ...]] = ("mean", "square")
+    kernel: ClassVar[str] = "adam_rows"
 
     def __post_init__(self) -> None:
         check_range("Adam", "lr", self.lr, lambda x: x > 0, "a number > 0")
@@ -67,9 +66,6 @@ class Adam(Optimizer):
         for beta in self.betas:
             check_range("Adam", "betas", beta, lambda x: 0 <= x < 1, "two numbers, 0 <= beta < 1")
 
-    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
-        """Leave both moments at 0."""
-
     def update_tensors(
         self,
         weights: Tensor,
@@ -79,38 +75,23 @@ class Adam(Optimizer):
         step: Step,
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
-        at = slice(None) if rows_U is None else rows_U
+        rows = slice(None) if rows_U is None else rows_U
         beta1, beta2 = self.betas
         g = grads_UD * step.grad_scale
-        mean = beta1 * state["mean"][at] + (1 - beta1) * g
-        square = beta2 * state["square"][at] + (1 - beta2) * (g * g)
-        state["mean"][at], state["square"][at] = mean, square
-        rate = step.lr * math.sqrt(1 - beta2**step.number) / (1 - beta1**step.number)
-        decay = 1 - step.lr * self.weight_decay
-        weights[at] = decay * weights[at] - rate * mean / (square.sqrt() + self.eps)
+        mean = beta1 * state["mean"][rows] + (1 - beta1) * g
+        square = beta2 * state["square"][rows] + (1 - beta2) * (g * g)
+        state["mean"][rows], state["square"][rows] = mean, square
+        rate, decay = self._rate_and_decay(step)
+        weights[rows] = decay * weights[rows] - rate * mean / (square.sqrt() + self.eps)
         return 0
 
-    def _update_arrays(
-        self,
-        weights: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        rows_U: NDArray[Any] | None,
-        grads_UD: NDArray[Any],
-        step: Step,
-    ) -> int:
-        kernels.adam_rows(
-            weights,
-            state["mean"],
-            state["square"],
-            rows_U,
-            grads_UD,
-            lr=step.lr,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
-            step=step.number,
-            weight_decay=self.weight_decay,
-            grad_scale=step.grad_scale,
-            threads=step.threads,
-        )
-        return 0
+    def kernel_options(self, step: Step) -> dict[str, Any]:
+        """Return the rate with its corrections, both betas, eps and the weights' decay."""
+        rate, decay = self._rate_and_decay(step)
+        beta1, beta2 = self.betas
+        return {"rate": rate, "beta1": beta1, "beta2": beta2, "eps": self.eps, "decay": decay}
+
+    def _rate_and_decay(self, step: Step) -> tuple[float, float]:
+        beta1, beta2 = self.betas
+        rate = step.lr * math.sqrt(1 - beta2**step.number) / (1 - beta1**step.number)
+        return rate, 1 - step.lr * self.weight_decay

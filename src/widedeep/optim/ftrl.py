@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep import kernels
 from widedeep.errors import ConfigError, show_value
-from widedeep.optim.contract import Optimizer, Step, check_range
+from widedeep.optim.base import Optimizer, Step, check_range
 
 __all__ = ["FTRL"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FTRL(Optimizer):
+class FTRL(Optimizer, name="ftrl"):
     """FTRL-Proximal (McMahan et al. 2013, *Ad Click Prediction*, Algorithm 1), per coordinate.
 
     With the rate α, p = -lr_power, λ1 = l1 and the summed gradient g::
@@ -81,6 +78,7 @@ class FTRL(Optimizer):
     adapt: float = 0.2
 
     state_names: ClassVar[tuple[str, ...]] = ("z", "n")
+    kernel: ClassVar[str] = "ftrl_rows"
     counts_nonzero: ClassVar[bool] = True
     scales_with_lr: ClassVar[bool] = True
 
@@ -131,8 +129,8 @@ class FTRL(Optimizer):
         step: Step,
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
-        at = slice(None) if rows_U is None else rows_U
-        w, z, n = weights[at], state["z"][at], state["n"][at]
+        rows = slice(None) if rows_U is None else rows_U
+        w, z, n = weights[rows], state["z"][rows], state["n"][rows]
         g = grads_UD * step.grad_scale
         # A tensor: CUDA would multiply by the reciprocal of a number.
         lr = torch.full((1, 1), step.lr, device=g.device)
@@ -149,51 +147,15 @@ class FTRL(Optimizer):
         linear = z + (g + 2.0 * self.l2_shrinkage * w - sigma * w)
         curvature = (self.beta + root) / lr + self.penalty_factor * self.l2
         moved = -(linear - linear.sign() * self.l1) / curvature
-        fresh = torch.where(linear.abs() <= self.l1, torch.zeros_like(moved), moved)
-        change = torch.count_nonzero(fresh) - torch.count_nonzero(w)
-        weights[at], state["z"][at], state["n"][at] = fresh, linear, total
+        updated = torch.where(linear.abs() <= self.l1, torch.zeros_like(moved), moved)
+        change = torch.count_nonzero(updated) - torch.count_nonzero(w)
+        weights[rows], state["z"][rows], state["n"][rows] = updated, linear, total
         return change
 
-    def _update_triton(
-        self,
-        kernels: ModuleType,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
-    ) -> int | Tensor | None:
-        if self.lr_power != -0.5:
-            return None
-        change: Tensor = kernels.ftrl_rows(
-            weights, state["z"], state["n"], rows_U, grads_UD, lr=step.lr, l1=self.l1,
-            l2=self.penalty_factor * self.l2, beta=self.beta, shrinkage=2.0 * self.l2_shrinkage,
-            grad_scale=step.grad_scale, rates_U=step.rates_U, products_U=step.products_U,
-        )  # fmt: skip
-        return change
-
-    def _update_arrays(
-        self,
-        weights: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        rows_U: NDArray[Any] | None,
-        grads_UD: NDArray[Any],
-        step: Step,
-    ) -> int:
-        return kernels.ftrl_rows(
-            weights,
-            state["z"],
-            state["n"],
-            rows_U,
-            grads_UD,
-            lr=step.lr,
-            l1=self.l1,
-            l2=self.penalty_factor * self.l2,
-            beta=self.beta,
-            lr_power=self.lr_power,
-            shrinkage=2.0 * self.l2_shrinkage,
-            grad_scale=step.grad_scale,
-            rates_U=None if step.rates_U is None else step.rates_U.numpy(),
-            products_U=None if step.products_U is None else step.products_U.numpy(),
-            threads=step.threads,
-        )
+    def kernel_options(self, step: Step) -> dict[str, Any]:
+        """Return the hyper-parameters as Algorithm 1 has them, and what a step adds to each row."""
+        return {
+            "lr": step.lr, "l1": self.l1, "l2": self.penalty_factor * self.l2, "beta": self.beta,
+            "lr_power": self.lr_power, "shrinkage": 2.0 * self.l2_shrinkage,
+            "rates_U": step.rates_U, "products_U": step.products_U,
+        }  # fmt: skip

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep import kernels
-from widedeep.optim.contract import Optimizer, Step, check_range
+from widedeep.optim.base import Optimizer, Step, check_range
 
 __all__ = ["SGD"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD(Optimizer):
+class SGD(Optimizer, name="sgd"):
     """Stochastic gradient descent: w = w - lr·g. It keeps no state.
 
     Args:
@@ -37,12 +35,10 @@ class SGD(Optimizer):
     lr: float = 0.05
 
     state_names: ClassVar[tuple[str, ...]] = ()
+    kernel: ClassVar[str] = "sgd_rows"
 
     def __post_init__(self) -> None:
         check_range("SGD", "lr", self.lr, lambda x: x > 0, "a number > 0")
-
-    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
-        """Fill nothing."""
 
     def update_tensors(
         self,
@@ -53,24 +49,6 @@ class SGD(Optimizer):
         step: Step,
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
-        at = slice(None) if rows_U is None else rows_U
-        weights[at] = weights[at] - step.lr * (grads_UD * step.grad_scale)
-        return 0
-
-    def _update_arrays(
-        self,
-        weights: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        rows_U: NDArray[Any] | None,
-        grads_UD: NDArray[Any],
-        step: Step,
-    ) -> int:
-        kernels.sgd_rows(
-            weights,
-            rows_U,
-            grads_UD,
-            lr=step.lr,
-            grad_scale=step.grad_scale,
-            threads=step.threads,
-        )
+        rows = slice(None) if rows_U is None else rows_U
+        weights[rows] = weights[rows] - step.lr * (grads_UD * step.grad_scale)
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from widedeep import kernels
 from widedeep.errors import CheckpointError, DataError, SchemaError, nearest
-from widedeep.kernels import torch_device, torch_ops
-from widedeep.tables.batch_rows import (
+from widedeep.kernels import torch_device
+from widedeep.kernels.torch_ops import TensorBatch, TensorGroups, TensorSlots, to_device
+from widedeep.tables.device import (
     BatchArrays,
+    DeviceBatches,
+    DeviceSlots,
     Groups,
-    Placement,
     SlotLike,
-    sequence_places,
+    csr_batch,
+    sequence_rows,
 )
-from widedeep.tables.device import DeviceBatches, DevicePlaces
 from widedeep.tables.storage import RowStorage
 
 if TYPE_CHECKING:
@@ -64,7 +67,7 @@ class EmbeddingTable:
         self._optimizer: Optimizer | None = None
         self._storage: RowStorage | None = None
         self._nonzero: int | Tensor = 0
-        self._placements: dict[tuple[int, int, str | None], tuple[Any, Any, Placement]] = {}
+        self._slots: dict[tuple[int, int, str | None], tuple[Any, Any, kernels.Slots]] = {}
         self._number_rows()
 
     def _number_rows(self) -> None:
@@ -74,8 +77,8 @@ class EmbeddingTable:
             array.flags.writeable = False
         number = {name: i for i, name in enumerate(self.sizes)}
         self._table_of = {feature: number[name] for feature, name in self.features.items()}
-        self._placements.clear()
-        self._held_places: DevicePlaces | None = None
+        self._slots.clear()
+        self._device_slots: DeviceSlots | None = None
         self._shared: tuple[NDArray[np.int64], list[int] | None] | None = None
 
     # ---- rows --------------------------------------------------------------------------------
@@ -181,19 +184,14 @@ class EmbeddingTable:
         threads: int = 1,
     ) -> None:
         """Write the pooled embeddings of this table's features into their columns."""
-        placed = self._place(slots, columns, None)
-        with _naming(slots):
+        own = self._own_slots(slots, columns, None)
+        with _named_features(slots):
             if self._on_device:
-                ids, on_device = self._places.place(batch, placed, check=True)
-                torch_device.kernels_on(self.device).gather_pool(
-                    self.weight, ids, on_device, out_BX
-                )
+                sparse, arguments = self._device_call(batch, own)
+                sparse.gather_pool(self.weight, *arguments, out_BX)
                 return
-            kernels.gather_pool(
-                self.weight.numpy(), batch.ids_N, batch.offsets_BF, batch.values_N,
-                placed.n_features, placed.slots, placed.bases, placed.sizes, placed.combiners,
-                out_BX.numpy(), placed.columns, threads,
-            )  # fmt: skip
+            csr = csr_batch(batch, len(slots))
+            kernels.gather_pool(self.weight.numpy(), csr, own, out_BX.numpy(), threads)
 
     def add_wide(
         self,
@@ -205,31 +203,30 @@ class EmbeddingTable:
         threads: int = 1,
     ) -> None:
         """Add the combined weights of this table's features to the logits, slot after slot."""
-        placed = self._place(slots, None, combiner)
-        with _naming(slots):
+        own = self._own_slots(slots, None, combiner)
+        with _named_features(slots):
             if self._on_device:
-                ids, on_device = self._places.place(batch, placed, check=True)
-                torch_device.kernels_on(self.device).wide_forward(
-                    self.weight, ids, on_device, logits_BC
-                )
+                sparse, arguments = self._device_call(batch, own)
+                sparse.wide_forward(self.weight, *arguments, logits_BC)
                 return
-            kernels.wide_forward(
-                self.weight.numpy(), batch.ids_N, batch.offsets_BF, batch.values_N,
-                placed.n_features, placed.slots, placed.bases, placed.sizes, placed.combiners,
-                logits_BC.numpy(), threads,
-            )  # fmt: skip
+            csr = csr_batch(batch, len(slots))
+            kernels.wide_forward(self.weight.numpy(), csr, own, logits_BC.numpy(), threads)
+
+    def _device_call(
+        self, batch: BatchArrays, own: kernels.Slots
+    ) -> tuple[ModuleType, tuple[TensorBatch, TensorSlots]]:
+        return torch_device.kernels_on(self.device), self._on_its_device.tensors(
+            batch, own, check=True
+        )
 
     def group(self, batch: BatchArrays, slots: Sequence[SlotLike], *, threads: int = 1) -> Groups:
         """Find the distinct rows that a batch touches, and where each occurs."""
-        placed = self._place(slots, None, "sum")
-        with _naming(slots):
+        own = self._own_slots(slots, None, "sum")
+        with _named_features(slots):
             if self._on_device:
-                return self._places.group(batch, placed)
-            found = kernels.group_ids(
-                batch.ids_N, batch.offsets_BF, placed.n_features, placed.slots, placed.tables,
-                self._bases, self._sizes, threads,
-            )  # fmt: skip
-        return Groups(torch.from_numpy(found.rows_U), found)
+                return self._on_its_device.group(batch, own)
+            groups = kernels.group_ids(csr_batch(batch, len(slots)), own, threads)
+        return Groups(torch.from_numpy(groups.rows_U), groups)
 
     def regroup(self, other: EmbeddingTable, groups: Groups) -> Groups | None:
         """Return this table's groups from those of a table that holds the same features too."""
@@ -239,16 +236,16 @@ class EmbeddingTable:
         tables = self._shared[1]
         if tables is None:
             return None
-        shifts = self._bases - other._bases[tables]
-        if isinstance(groups.places, kernels.Groups):
-            found = groups.places.select(tables, shifts)
-            return Groups(torch.from_numpy(found.rows_U), found)
-        return self._places.regroup(groups.places, tables, shifts)
+        shifts_T = self._bases - other._bases[tables]  # of each table's rows, from there to here
+        if isinstance(groups.occurrences, TensorGroups):
+            return self._on_its_device.regroup(groups.occurrences, tables, shifts_T)
+        selected = groups.occurrences.select(tables, shifts_T.tolist())
+        return Groups(torch.from_numpy(selected.rows_U), selected)
 
     def _tables_in(self, other: EmbeddingTable) -> list[int] | None:
         """Number this table's logical tables as ``other`` does, if they are the same there."""
-        mine, theirs = _features_by_table(self.features), _features_by_table(other.features)
-        if any(theirs.get(name) != mine.get(name) for name in self.sizes):
+        own, others = _features_by_table(self.features), _features_by_table(other.features)
+        if any(others.get(name) != own.get(name) for name in self.sizes):
             return None
         number = {name: i for i, name in enumerate(other.sizes)}
         return [number[name] for name in self.sizes]
@@ -265,30 +262,18 @@ class EmbeddingTable:
         threads: int = 1,
     ) -> Tensor:
         """Sum the gradients of each touched row over its occurrences, in ascending order."""
-        placed = self._place(slots, columns, None)
+        own = self._own_slots(slots, columns, None)
         sequences = [
             i
             for i, slot in enumerate(slots)
             if slot.name in self._table_of and slot.combiner is None
         ]
-        unpooled, places = None, None
-        if sequences:
-            found = sequence_grads or {}
-            unpooled = torch.cat([found[slots[i].name].detach() for i in sequences])
-            places = sequence_places(batch, len(slots), sequences)
-        if isinstance(groups.places, torch_ops.TensorGroups):
-            ids, on_device = self._places.place(batch, placed, check=False)
-            where = None if places is None else torch_ops.to_device(places, self.device)
-            return torch_device.segment_sum(
-                grad_BX, groups.places, ids, on_device, self.dim, unpooled, where
-            )
-        sums = kernels.segment_sum_deep(
-            grad_BX.numpy(), groups.places, batch.ids_N, batch.offsets_BF, batch.values_N,
-            placed.n_features, placed.slots, placed.columns, placed.combiners, self.dim, threads,
-            sequence_grads_MD=None if unpooled is None else unpooled.numpy(),
-            sequence_place_N=places,
-        )  # fmt: skip
-        return torch.from_numpy(sums)
+        if not sequences:
+            return self._segment_sum(batch, groups, own, grad_BX, threads)
+        by_name = sequence_grads or {}
+        unpooled_MD = torch.cat([by_name[slots[i].name].detach() for i in sequences])
+        rows_N = sequence_rows(batch, len(slots), sequences)
+        return self._segment_sum(batch, groups, own, grad_BX, threads, unpooled_MD, rows_N)
 
     def sum_wide(
         self,
@@ -301,49 +286,70 @@ class EmbeddingTable:
         threads: int = 1,
     ) -> Tensor:
         """Sum the logits' gradients of each touched row over its occurrences."""
-        placed = self._place(slots, None, combiner)
-        if isinstance(groups.places, torch_ops.TensorGroups):
-            ids, on_device = self._places.place(batch, placed, check=False)
-            return torch_device.segment_sum(grad_BC, groups.places, ids, on_device, self.dim)
-        sums = kernels.segment_sum_wide(
-            grad_BC.numpy(), groups.places, batch.ids_N, batch.offsets_BF, batch.values_N,
-            placed.n_features, placed.slots, placed.combiners, threads,
-        )  # fmt: skip
-        return torch.from_numpy(sums)
+        own = self._own_slots(slots, None, combiner)
+        return self._segment_sum(batch, groups, own, grad_BC, threads)
 
-    def _place(
+    def _segment_sum(
+        self,
+        batch: BatchArrays,
+        groups: Groups,
+        own: kernels.Slots,
+        grad_BX: Tensor,
+        threads: int,
+        unpooled_MD: Tensor | None = None,
+        rows_N: NDArray[np.int64] | None = None,
+    ) -> Tensor:
+        """Sum by occurrence; ``rows_N`` are rows of ``unpooled_MD`` (-1: a pooled id's)."""
+        if isinstance(groups.occurrences, TensorGroups):
+            ids, on_device = self._on_its_device.tensors(batch, own, check=False)
+            where = None if rows_N is None else to_device(rows_N, self.device)
+            return torch_device.segment_sum(
+                grad_BX, groups.occurrences, ids, on_device, self.dim, unpooled_MD, where
+            )
+        sums_UD = kernels.segment_sum(
+            grad_BX.numpy(), groups.occurrences, csr_batch(batch, own.n_features), own, self.dim,
+            threads, None if unpooled_MD is None else unpooled_MD.numpy(), rows_N,
+        )  # fmt: skip
+        return torch.from_numpy(sums_UD)
+
+    def _own_slots(
         self,
         slots: Sequence[SlotLike],
         columns: Mapping[str, slice] | None,
         combiner: str | None,
-    ) -> Placement:
-        """Place this table's slots; the arrays are kept for the next call with the same ones."""
+    ) -> kernels.Slots:
+        """Return this table's slots; they are kept for the next call with the same arguments."""
         key = (id(slots), id(columns), combiner)
-        held = self._placements.get(key)
-        if held is not None and held[0] is slots and held[1] is columns:
-            return held[2]
-        chosen = [
+        entry = self._slots.get(key)
+        if entry is not None and entry[0] is slots and entry[1] is columns:
+            return entry[2]
+        features = [
             i
             for i, slot in enumerate(slots)
             if slot.name in self._table_of and (combiner or slot.combiner)
         ]
-        combiners = [
-            slots[i].wide_combiner(combiner) if combiner else slots[i].combiner or "sum"
-            for i in chosen
-        ]
-        placed = Placement.make(
-            slots, chosen, self._table_of, self._bases, self._sizes, combiners, columns
+        own = kernels.Slots(
+            n_features=len(slots),
+            features=features,
+            tables=[self._table_of[slots[i].name] for i in features],
+            table_bases=self._bases.tolist(),
+            table_sizes=self._sizes.tolist(),
+            combiners=[
+                slots[i].wide_combiner(combiner) if combiner else slots[i].combiner or "sum"
+                for i in features
+            ],
+            columns=[0 if columns is None else columns[slots[i].name].start for i in features],
         )
-        if len(self._placements) >= 8:
-            self._placements.clear()
-        self._placements[key] = (slots, columns, placed)
-        return placed
+        if len(self._slots) >= 8:
+            self._slots.clear()
+        self._slots[key] = (slots, columns, own)
+        return own
 
     @property
-    def _places(self) -> DevicePlaces:
-        if self._held_places is None:
-            self._held_places = DevicePlaces(self._batches, self._bases, self.n_rows)
-        return self._held_places
+    def _on_its_device(self) -> DeviceSlots:
+        if self._device_slots is None:
+            self._device_slots = DeviceSlots(self._batches, self._bases, self.n_rows)
+        return self._device_slots
 
     # ---- updates -----------------------------------------------------------------------------
 
@@ -460,7 +466,7 @@ def _features_by_table(features: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 @contextmanager
-def _naming(slots: Sequence[SlotLike]) -> Iterator[None]:
+def _named_features(slots: Sequence[SlotLike]) -> Iterator[None]:
     """Say which feature an id outside its table belongs to."""
     try:
         yield

@@ -13,13 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from widedeep.errors import CheckpointError, ConfigError
-from widedeep.kernels import (
-    TowerArrays,
-    TowerGradients,
-    has_bf16_products,
-    tower_backward,
-    tower_forward,
-)
+from widedeep.kernels import Tower, TowerGradients, has_bf16_products
 from widedeep.models.mlp import MLP, has_hooks
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import Optimizer
@@ -370,12 +364,12 @@ class NativeMLP:
         self._biases = [layer.bias for layer in hidden]
         self._inputs = self._weights[0].shape[1]
         self._capacity = 0
-        self._arrays: TowerArrays | None = None
+        self._native_tower: Tower | None = None
         self._addresses: tuple[int, ...] = ()
         self._running: TowerGradients | None = None
-        self._logits = self._grad_BX = torch.empty(0)
+        self._logits = self._grad_logits = self._grad_BX = torch.empty(0)
 
-    def _prepare(self, concat_BX: Tensor) -> TowerArrays:
+    def _prepare(self, concat_BX: Tensor) -> Tower:
         """Return the arrays for a batch: those of the last one if nothing changed its address."""
         parameters = (*self._weights, *self._biases)
         addresses = (
@@ -383,11 +377,11 @@ class NativeMLP:
             *(p.data_ptr() for p in parameters),
             *(0 if p.grad is None else p.grad.data_ptr() for p in parameters),
         )  # fmt: skip
-        if self._arrays is None or addresses != self._addresses:
-            self._addresses, self._arrays = addresses, self._make_arrays(concat_BX)
-        return self._arrays
+        if self._native_tower is None or addresses != self._addresses:
+            self._addresses, self._native_tower = addresses, self._make_arrays(concat_BX)
+        return self._native_tower
 
-    def _make_arrays(self, concat_BX: Tensor) -> TowerArrays:
+    def _make_arrays(self, concat_BX: Tensor) -> Tower:
         rows = len(concat_BX)
         if rows > self._capacity:
             self._capacity = rows
@@ -397,8 +391,9 @@ class NativeMLP:
             self._grad_input = batch_rows(rows, self._inputs, _CPU)
         self._logits = self._outputs[-1][:rows]
         self._grad_BX = self._grad_input[:rows]
+        self._grad_logits = self._grads[-1][:rows]
         grads = [grad[:rows].numpy() for grad in self._grads]
-        return TowerArrays(
+        return Tower(
             input_BX=concat_BX.detach().numpy(),
             weights=[weight.detach().numpy() for weight in self._weights],
             biases=[bias.detach().numpy() for bias in self._biases],
@@ -414,14 +409,14 @@ class NativeMLP:
     def forward(self, concat_BX: Tensor) -> Tensor:
         """Return the logits, (B, C), in a buffer that the next call overwrites."""
         self.finish()
-        tower_forward(self._prepare(concat_BX), self.threads)
+        self._prepare(concat_BX).forward(self.threads)
         return self._logits
 
     def backward(self, grad_BC: Tensor) -> Tensor:
         """Return the gradient of ``concat_BX``; ``finish`` leaves the parameters' in ``.grad``."""
-        assert self._arrays is not None
-        self._arrays.grad_logits_BC[:] = grad_BC.numpy()
-        self._running = tower_backward(self._arrays, self.threads)
+        assert self._native_tower is not None
+        self._grad_logits.copy_(grad_BC)
+        self._running = self._native_tower.backward(self.threads)
         return self._grad_BX
 
     def finish(self) -> None:

@@ -20,7 +20,7 @@ from widedeep.kernels.torch_device import seeded, triton_kernels
 from widedeep.models.mlp import MLP, DeepInput, SequenceInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
-from widedeep.tables.batch_rows import Groups
+from widedeep.tables.device import Groups
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.training.checkpoint import as_arrays
 from widedeep.training.config import TrainConfig

@@ -1,4 +1,4 @@
-"""The one contract of the optimizers: rows of sparse tables and whole dense parameters.
+"""The contract of the optimizers: rows of sparse tables and whole dense parameters.
 
 An optimizer is a frozen value: hyper-parameters and equations. Its state lives beside the weights
 it belongs to, as tensors of the same shape, so tables can keep a row's weights and state together.
@@ -10,6 +10,7 @@ untouched rows keep their bits.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,21 +19,23 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from widedeep.errors import ConfigError, show_value
+from widedeep import kernels
+from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.kernels.torch_device import triton_kernels
 
-__all__ = ["Optimizer", "Step", "check_range"]
+__all__ = ["Optimizer", "Step", "check_range", "describe_optimizer", "make_optimizer"]
+
+_CLASSES: dict[str, type[Optimizer]] = {}  # by the name that tables give them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What a single update is told beside its arrays."""
+    """Numbers of a single update."""
 
     lr: float  # Learning rate of this update
-    grad_scale: float  # What gradients are multiplied by
+    grad_scale: float  # Factor of the gradients
     number: int  # Number of this update, from 1
     threads: int  # Threads of the kernels
     rates_U: Tensor | None = None  # Factor of the rate of each row, or None
@@ -44,8 +47,10 @@ class Optimizer(ABC):
     """Hyper-parameters and equations of one optimizer.
 
     Subclasses are frozen keyword-only dataclasses with a field ``lr``. They name their state, fill
-    it, and update by torch operations (:meth:`update_tensors`, on any device). Ours have kernels
-    beside that; a subclass that updates otherwise is not updated by a kernel of its base.
+    it, and update by torch operations (:meth:`update_tensors`, on any device); that is all an
+    optimizer needs to train, resume and warm-start. ``class Lion(Optimizer, name="lion")`` can be
+    named in tables (TOML, checkpoints) as well. Ours have a kernel beside that; a subclass that
+    updates otherwise is not updated by a kernel of its base.
     """
 
     lr: float
@@ -60,25 +65,30 @@ class Optimizer(ABC):
     scales_with_lr: ClassVar[bool] = False
     """True if weights are made of the state and the present rate, as FTRL's are."""
 
+    kernel: ClassVar[str | None] = None
+    """Name of the function in `widedeep.kernels` (and Triton's, if there) that updates rows."""
+
     by_kernels: ClassVar[bool] = False
-    """True if kernels compute what :meth:`update_tensors` does."""
+    """True if :attr:`kernel` computes what :meth:`update_tensors` does."""
 
-    def __init_subclass__(cls, **options: object) -> None:
-        """Let no kernel or count of a base class stand in for an update of one's own."""
+    def __init_subclass__(cls, *, name: str | None = None, **options: object) -> None:
+        """Register a name; let no kernel or count of a base replace an update of one's own."""
         super().__init_subclass__(**options)
+        if name is not None:
+            _CLASSES[name] = cls
 
-        def definer(name: str) -> int:
-            return next(i for i, base in enumerate(cls.__mro__) if name in base.__dict__)
+        def definer(attribute: str) -> int:
+            return next(i for i, base in enumerate(cls.__mro__) if attribute in base.__dict__)
 
         updates = min(definer("update_tensors"), definer("update_rows"))
-        cls.by_kernels = definer("_update_arrays") <= updates
+        cls.by_kernels = cls.kernel is not None and definer("kernel") <= updates
         if updates < definer("counts_nonzero"):
             cls.counts_nonzero = False
 
     def apply_schedule(self, factor: float) -> tuple[float, float]:
-        """Return the learning rate and the factor of the gradients where a schedule has ``factor``.
+        """Return the learning rate and the gradients' factor where a schedule has ``factor``.
 
-        Where the weights follow the rate, a rate that decays would take back what was learned;
+        Where the weights scale with the rate, a rate that decays would take back what was learned;
         there the gradients fall in its place, and the steps with them.
 
         Example:
@@ -88,8 +98,7 @@ class Optimizer(ABC):
         """
         return (self.lr, factor) if self.scales_with_lr else (self.lr * factor, 1.0)
 
-    @abstractmethod
-    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
+    def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Fill ``state``, which holds zeros, for weights that were not updated yet.
 
         Args:
@@ -129,7 +138,7 @@ class Optimizer(ABC):
             rows_U: int64 distinct rows, or None for every row.
             grads_UD: float32 summed gradient of each of them.
             lr: Learning rate of this update; None: the optimizer's own.
-            grad_scale: What gradients are multiplied by.
+            grad_scale: Factor of the gradients.
             step: Number of this update, from 1.
             threads: Threads of the kernels; the result does not depend on it.
             rates_U: float32 factor of each row's rate; only :class:`FTRL` reads it.
@@ -139,7 +148,7 @@ class Optimizer(ABC):
         Returns:
             Change of the non-zero count, 0 unless :attr:`counts_nonzero`.
         """
-        told = Step(
+        numbers = Step(
             lr=self.lr if lr is None else lr,
             grad_scale=grad_scale,
             number=step,
@@ -147,20 +156,39 @@ class Optimizer(ABC):
             rates_U=rates_U,
             products_U=products_U,
         )
-        if weights.device.type != "cpu" or not self.by_kernels:
-            found = triton_kernels(weights.device) if self.by_kernels else None
-            if found is not None:
-                change = self._update_triton(found, weights, state, rows_U, grads_UD, told)
+        if self.by_kernels:
+            on_cpu = weights.device.type == "cpu"
+            module = kernels if on_cpu else triton_kernels(weights.device)
+            if module is not None and hasattr(module, self.kernel or ""):
+                change = self._run_kernel(module, weights, state, rows_U, grads_UD, numbers)
                 if change is not None:
                     return change
-            return self.update_tensors(weights, state, rows_U, grads_UD, told)
-        return self._update_arrays(
-            weights.numpy(),
-            {name: tensor.numpy() for name, tensor in state.items()},
-            None if rows_U is None else rows_U.numpy(),
-            grads_UD.numpy(),
-            told,
-        )
+        return self.update_tensors(weights, state, rows_U, grads_UD, numbers)
+
+    def _run_kernel(
+        self,
+        module: ModuleType,
+        weights: Tensor,
+        state: Mapping[str, Tensor],
+        rows_U: Tensor | None,
+        grads_UD: Tensor,
+        step: Step,
+    ) -> int | Tensor | None:
+        """Run the native kernel over the same memory, or Triton's; None: it cannot."""
+        run = getattr(module, self.kernel or "")
+        tensors = (weights, *(state[name] for name in self.state_names), rows_U, grads_UD)
+        options = {"grad_scale": step.grad_scale, **self.kernel_options(step)}
+        if module is not kernels:
+            change: int | Tensor | None = run(*tensors, **options)
+            return change
+        arrays = (None if tensor is None else tensor.numpy() for tensor in tensors)
+        options = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in options.items()}
+        count: int | None = run(*arrays, **options, threads=step.threads)
+        return count or 0
+
+    def kernel_options(self, step: Step) -> dict[str, Any]:
+        """Return the hyper-parameters that :attr:`kernel` takes by keyword."""
+        return {"lr": step.lr}
 
     def update_dense(
         self,
@@ -180,7 +208,7 @@ class Optimizer(ABC):
             grad: float32 gradient of its shape.
             state: From :meth:`initial_state`, changed in place.
             lr: Learning rate of this update; None: the optimizer's own.
-            grad_scale: What the gradient is multiplied by.
+            grad_scale: Factor of the gradient.
             step: Number of this update, from 1.
             threads: Threads of the kernels; the result does not depend on it.
         """
@@ -207,28 +235,62 @@ class Optimizer(ABC):
     ) -> int | Tensor:
         """Do what :meth:`update_rows` does by torch operations, on any device."""
 
-    def _update_triton(
-        self,
-        kernels: ModuleType,
-        weights: Tensor,
-        state: Mapping[str, Tensor],
-        rows_U: Tensor | None,
-        grads_UD: Tensor,
-        step: Step,
-    ) -> int | Tensor | None:
-        """Do it by :mod:`widedeep.kernels.torch_triton`, or return None where it cannot."""
-        return None
 
-    def _update_arrays(
-        self,
-        weights: NDArray[Any],
-        state: Mapping[str, NDArray[Any]],
-        rows_U: NDArray[Any] | None,
-        grads_UD: NDArray[Any],
-        step: Step,
-    ) -> int:
-        """Do it by a kernel."""
-        raise NotImplementedError
+def describe_optimizer(optimizer: object) -> dict[str, Any]:
+    """Return an optimizer's name and hyper-parameters.
+
+    Args:
+        optimizer: A registered one; another of one's own, or a function that makes a torch
+            optimizer, is described by its name alone and cannot be made again by
+            :func:`make_optimizer`.
+
+    Example:
+        >>> from widedeep.optim import SGD
+        >>> describe_optimizer(SGD(lr=0.5))
+        {'optimizer': 'sgd', 'lr': 0.5}
+    """
+    for name, kind in _CLASSES.items():
+        if type(optimizer) is kind:
+            values = {field: getattr(optimizer, field) for field in _field_names(kind)}
+            plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+            return {"optimizer": name, **plain}
+    if isinstance(optimizer, Optimizer):
+        return {"optimizer": type(optimizer).__qualname__}
+    return {"optimizer": f"torch: {getattr(optimizer, '__qualname__', type(optimizer).__name__)}"}
+
+
+def make_optimizer(table: Mapping[str, Any]) -> Optimizer:
+    """Make the optimizer that a table describes.
+
+    Args:
+        table: ``optimizer`` (``"ftrl"``, ``"adagrad"``, ``"sgd"``, ``"adam"`` or another registered
+            name) and hyper-parameters; those not named keep their defaults.
+
+    Raises:
+        ConfigError: If the name or a key is unknown, or a value is outside its range.
+
+    Example:
+        >>> make_optimizer({"optimizer": "sgd", "lr": 0.5})
+        SGD(lr=0.5)
+    """
+    name = table.get("optimizer")
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise ConfigError(
+            f"got optimizer={show_value(name)}; {nearest(show_value(name), _CLASSES)}"
+        )
+    kind = _CLASSES[name]
+    fields = _field_names(kind)
+    for key in table:
+        if key != "optimizer" and key not in fields:
+            raise ConfigError(
+                f"optimizer {name!r}: got the unknown key {show_value(key)}; "
+                f"{nearest(str(key), fields)}"
+            )
+    return kind(**{key: value for key, value in table.items() if key != "optimizer"})
+
+
+def _field_names(kind: type[Optimizer]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
 
 
 def check_range(

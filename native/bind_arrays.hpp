@@ -1,0 +1,113 @@
+// Arrays of Python as the kernels' pointers. What a function takes is checked here, once: messages
+// name the array, what was got, what is expected and what to do.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "sparse.hpp"
+
+namespace widedeep {
+
+using Input = nanobind::ndarray<nanobind::numpy, nanobind::ro, nanobind::device::cpu>;
+using Output = nanobind::ndarray<nanobind::numpy, nanobind::device::cpu>;
+
+[[noreturn]] inline void refuse(const std::string& message) {
+  throw nanobind::value_error(message.c_str());
+}
+
+std::string dtype_name(nanobind::dlpack::dtype type);
+
+// "int32 of shape (3,)"
+template <class Array>
+std::string described(const Array& array) {
+  std::string shape = "(";
+  for (std::size_t axis = 0; axis < array.ndim(); ++axis) {
+    shape += (axis > 0 ? ", " : "") + std::to_string(array.shape(axis));
+  }
+  return dtype_name(array.dtype()) + " of shape " + shape + (array.ndim() == 1 ? ",)" : ")");
+}
+
+template <class Array>
+std::int64_t length(const Array& array) {
+  return static_cast<std::int64_t>(array.shape(0));
+}
+
+// The data of a contiguous vector of T; a length of -1 allows any.
+template <class T, class Array>
+auto vector_data(const char* name, const Array& array, std::int64_t expected = -1) {
+  if (array.ndim() != 1 || array.dtype() != nanobind::dtype<T>()) {
+    refuse(std::string(name) + ": got " + described(array) + ", expected a vector of " +
+           dtype_name(nanobind::dtype<T>()));
+  }
+  if (length(array) > 1 && array.stride(0) != 1) {
+    refuse(std::string(name) + ": not contiguous; pass np.ascontiguousarray(" + name + ")");
+  }
+  if (expected >= 0 && length(array) != expected) {
+    refuse(std::string(name) + ": got length " + std::to_string(length(array)) + ", expected " +
+           std::to_string(expected));
+  }
+  if constexpr (std::is_same_v<Array, Input>) {
+    return static_cast<const T*>(array.data());
+  } else {
+    return static_cast<T*>(array.data());
+  }
+}
+
+template <class T>
+const T* vector_data(const char* name, const std::optional<Input>& array, std::int64_t expected) {
+  return array ? vector_data<T>(name, *array, expected) : nullptr;
+}
+
+// Rows of a float32 matrix, each contiguous; -1 allows any number of rows, or any width.
+template <class Array>
+void check_matrix(const char* name, const Array& array, std::int64_t rows, std::int64_t width) {
+  if (array.ndim() != 2 || array.dtype() != nanobind::dtype<float>()) {
+    refuse(std::string(name) + ": got " + described(array) + ", expected a matrix of float32");
+  }
+  if (array.size() > 0 && ((array.shape(1) > 1 && array.stride(1) != 1) || array.stride(0) < 0)) {
+    refuse(std::string(name) + ": rows are not contiguous; pass np.ascontiguousarray(" + name +
+           ")");
+  }
+  if (rows >= 0 && length(array) != rows) {
+    refuse(std::string(name) + ": got " + std::to_string(length(array)) + " rows, expected " +
+           std::to_string(rows));
+  }
+  if (width >= 0 && static_cast<std::int64_t>(array.shape(1)) != width) {
+    refuse(std::string(name) + ": got width " + std::to_string(array.shape(1)) + ", expected " +
+           std::to_string(width));
+  }
+}
+
+inline ConstRows matrix_rows(const char* name, const Input& array, std::int64_t rows = -1,
+                             std::int64_t width = -1) {
+  check_matrix(name, array, rows, width);
+  return {static_cast<const float*>(array.data()), array.stride(0),
+          static_cast<std::int64_t>(array.shape(1))};
+}
+
+inline Rows matrix_rows(const char* name, const Output& array, std::int64_t rows = -1,
+                        std::int64_t width = -1) {
+  check_matrix(name, array, rows, width);
+  return {static_cast<float*>(array.data()), array.stride(0),
+          static_cast<std::int64_t>(array.shape(1))};
+}
+
+// Raises ValueError unless every number lies in [0, size).
+void check_positions(const char* name, const std::int64_t* positions, std::int64_t n,
+                     std::int64_t size, const char* what);
+
+// A new NumPy array that owns what the vector or block held.
+template <class T, class... Shape>
+nanobind::ndarray<nanobind::numpy, T> new_array(std::unique_ptr<T[]> data, Shape... shape) {
+  T* const first = data.release();
+  nanobind::capsule owner(first, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nanobind::ndarray<nanobind::numpy, T>(first, {static_cast<std::size_t>(shape)...}, owner);
+}
+
+}  // namespace widedeep

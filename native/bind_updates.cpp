@@ -1,0 +1,131 @@
+// The optimizers' updates and initial rows for Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "bind_arrays.hpp"
+#include "sparse.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace widedeep {
+namespace {
+
+using Rows_U = std::optional<Input>;
+
+Rows state_rows(const char* name, const Output& state, const Output& weights) {
+  const Rows rows = matrix_rows(name, state);
+  if (state.shape(0) != weights.shape(0) || state.shape(1) != weights.shape(1)) {
+    refuse(std::string(name) + ": got " + described(state) + ", expected the shape of weights, " +
+           described(weights));
+  }
+  return rows;
+}
+
+// The touched rows and their gradients, checked against the weights.
+RowGradients gradients_of(const Output& weights, const Rows_U& rows_U, const Input& grads_UD,
+                          double grad_scale) {
+  const Rows all = matrix_rows("weights", weights);
+  const std::int64_t n = rows_U ? length(*rows_U) : length(weights);
+  const ConstRows grads = matrix_rows("grads_UD", grads_UD, n, all.width);
+  const auto* const rows = vector_data<std::int64_t>("rows_U", rows_U, n);
+  if (rows != nullptr) check_positions("rows_U", rows, n, length(weights), "rows");
+  return {rows, n, grads, static_cast<float>(grad_scale)};
+}
+
+void bind_sgd(const Output& weights, const Rows_U& rows_U, const Input& grads_UD, double lr,
+              double grad_scale, int threads) {
+  const SgdRequest request = {gradients_of(weights, rows_U, grads_UD, grad_scale),
+                              matrix_rows("weights", weights), static_cast<float>(lr)};
+  const nb::gil_scoped_release release;
+  sgd_rows(request, threads);
+}
+
+void bind_adagrad(const Output& weights, const Output& accumulator, const Rows_U& rows_U,
+                  const Input& grads_UD, double lr, double eps, double l2, double grad_scale,
+                  int threads) {
+  const AdagradRequest request = {gradients_of(weights, rows_U, grads_UD, grad_scale),
+                                  matrix_rows("weights", weights),
+                                  state_rows("accumulator", accumulator, weights),
+                                  static_cast<float>(lr),
+                                  static_cast<float>(eps),
+                                  static_cast<float>(l2)};
+  const nb::gil_scoped_release release;
+  adagrad_rows(request, threads);
+}
+
+void bind_adam(const Output& weights, const Output& mean, const Output& square,
+               const Rows_U& rows_U, const Input& grads_UD, double rate, double beta1, double beta2,
+               double eps, double decay, double grad_scale, int threads) {
+  const AdamRequest request = {gradients_of(weights, rows_U, grads_UD, grad_scale),
+                               matrix_rows("weights", weights),
+                               state_rows("mean", mean, weights),
+                               state_rows("square", square, weights),
+                               static_cast<float>(rate),
+                               static_cast<float>(beta1),
+                               static_cast<float>(1.0 - beta1),
+                               static_cast<float>(beta2),
+                               static_cast<float>(1.0 - beta2),
+                               static_cast<float>(eps),
+                               static_cast<float>(decay)};
+  const nb::gil_scoped_release release;
+  adam_rows(request, threads);
+}
+
+std::int64_t bind_ftrl(const Output& weights, const Output& z, const Output& n,
+                       const Rows_U& rows_U, const Input& grads_UD, double lr, double l1, double l2,
+                       double beta, double lr_power, double shrinkage, double grad_scale,
+                       const std::optional<Input>& rates_U, const std::optional<Output>& products_U,
+                       int threads) {
+  const RowGradients gradients = gradients_of(weights, rows_U, grads_UD, grad_scale);
+  const FtrlRequest request = {
+      gradients,
+      matrix_rows("weights", weights),
+      state_rows("z", z, weights),
+      state_rows("n", n, weights),
+      static_cast<float>(1.0 / lr),
+      static_cast<float>(l1),
+      static_cast<float>(l2),
+      static_cast<float>(beta),
+      static_cast<float>(lr_power),
+      static_cast<float>(shrinkage),
+      vector_data<float>("rates_U", rates_U, gradients.n),
+      products_U ? vector_data<float>("products_U", *products_U, gradients.n) : nullptr};
+  const nb::gil_scoped_release release;
+  return ftrl_rows(request, threads);
+}
+
+void bind_init(const Output& out_nD, std::uint64_t key, std::int64_t first_row, double scale,
+               int threads) {
+  const InitRequest request = {matrix_rows("out_nD", out_nD), key, first_row,
+                               static_cast<float>(scale)};
+  const std::int64_t n = length(out_nD);
+  const nb::gil_scoped_release release;
+  init_rows(request, n, threads);
+}
+
+}  // namespace
+
+void bind_updates(nb::module_& m) {
+  m.def("sgd_rows", &bind_sgd, "weights"_a, "rows_U"_a.none(), "grads_UD"_a, nb::kw_only(), "lr"_a,
+        "grad_scale"_a = 1.0, "threads"_a = 1);
+  m.def("adagrad_rows", &bind_adagrad, "weights"_a, "accumulator"_a, "rows_U"_a.none(),
+        "grads_UD"_a, nb::kw_only(), "lr"_a, "eps"_a, "l2"_a = 0.0, "grad_scale"_a = 1.0,
+        "threads"_a = 1);
+  m.def("adam_rows", &bind_adam, "weights"_a, "mean"_a, "square"_a, "rows_U"_a.none(), "grads_UD"_a,
+        nb::kw_only(), "rate"_a, "beta1"_a, "beta2"_a, "eps"_a, "decay"_a = 1.0,
+        "grad_scale"_a = 1.0, "threads"_a = 1);
+  m.def("ftrl_rows", &bind_ftrl, "weights"_a, "z"_a, "n"_a, "rows_U"_a.none(), "grads_UD"_a,
+        nb::kw_only(), "lr"_a, "l1"_a = 0.0, "l2"_a = 0.0, "beta"_a = 0.0, "lr_power"_a = -0.5,
+        "shrinkage"_a = 0.0, "grad_scale"_a = 1.0, "rates_U"_a = nb::none(),
+        "products_U"_a = nb::none(), "threads"_a = 1);
+  m.def("init_rows", &bind_init, "out_nD"_a, "key"_a, "first_row"_a, "scale"_a, "threads"_a);
+}
+
+}  // namespace widedeep
