@@ -117,7 +117,9 @@ def test_rows_outside_are_refused() -> None:
             sgd_rows(weights, np.array(bad), grads, lr=0.1)
     with pytest.raises(ValueError, match="grads_UD: got width 2, expected 3"):
         sgd_rows(np.zeros((4, 3), np.float32), np.array([0, 1]), grads, lr=0.1)
-    with pytest.raises(ValueError, match=r"accumulator: got float32 of shape \(3, 2\), expected .*\(4, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"accumulator: got float32 of shape \(3, 2\), expected .*\(4, 2\)"
+    ):
         adagrad_rows(weights, weights[:3], np.array([0, 1]), grads, lr=0.1, eps=0.0)
     with pytest.raises(ValueError, match="weights: rows are not contiguous"):
         sgd_rows(np.zeros((2, 4), np.float32).T, np.array([0, 1]), grads, lr=0.1)
