@@ -261,8 +261,9 @@ def fit_schema(
         plan = plan_fit(spec, source.arrow_schema)
         history = history_columns(data, columns)
         scans = _first_scans(spec, plan, grow)
-        shared = sum(len(vocabulary.columns) - 1 for vocabulary in plan.learned)
-        n_reads = len(scans) + shared + len(plan.crosses)
+        crosses = [f for f in spec.all_features if f.part_names and not f.is_hashed]
+        shared = sum(len(columns) - 1 for columns in plan.learned)
+        n_reads = len(scans) + shared + len(crosses)
         with _progress(progress, source.num_rows * n_reads) as on_rows:
             scan = ScanContext(
                 source=source,
@@ -280,7 +281,16 @@ def fit_schema(
                     fit.numerics, fit.boundaries, spec, plan.types, grow, history, fit.notes
                 )
                 fit.notes.append(f"grown from a schema of {grow.rows:,} rows")
-            _run(_cross_scans(spec, plan, fit, grow), scan, workers, fit)
+            cross_scans: list[_Scan] = [
+                partial(
+                    scan_cross,
+                    cross=cross,
+                    parts=_parts_schema(spec, plan, fit, cross),
+                    previous=grow,
+                )
+                for cross in crosses
+            ]
+            _run(cross_scans, scan, workers, fit)
             return _schema(spec, plan, scan, fit, history)
 
 
@@ -384,14 +394,17 @@ def _first_scans(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list[
     ]
     if spec.weight is not None:
         scans.append(partial(scan_weight, column=spec.weight, kind=plan.types[spec.weight]))
-    scans += [partial(scan_numbers, plan=numbers) for numbers in plan.numbers]
-    scans += [
-        partial(scan_vocabulary, plan=vocabulary, previous=grow) for vocabulary in plan.learned
-    ]
-    scans += [partial(scan_values, column=column) for column in plan.checked]
-    seen = {spec.weight, *spec.labels.values(), *(numbers.column for numbers in plan.numbers)}
-    seen.update(column.column for vocabulary in plan.learned for column in vocabulary.columns)
-    seen.update(column.column for column in plan.checked)
+    seen = {spec.weight, *spec.labels.values()}
+    for features in plan.numbers:
+        column = features[0].input_columns[0]
+        scans.append(partial(scan_numbers, features=features, type=plan.types[column]))
+        seen.add(column)
+    for columns in plan.learned:
+        scans.append(partial(scan_vocabulary, columns=columns, previous=grow))
+        seen.update(use.name for use in columns)
+    for use in plan.checked:
+        scans.append(partial(scan_values, column=use))
+        seen.add(use.name)
     weights = {f.weight_column: f.name for f in spec.all_features}
     for column, kind in plan.types.items():
         if column in seen:
@@ -403,20 +416,6 @@ def _first_scans(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list[
             else partial(scan_value_weights, column=column, kind=kind, feature=feature)
         )
     return scans
-
-
-def _cross_scans(
-    spec: FeatureSpec, plan: FitPlan, fit: FitResult, grow: Schema | None
-) -> list[_Scan]:
-    return [
-        partial(
-            scan_cross,
-            cross=cross,
-            parts=_parts_schema(spec, plan, fit, cross),
-            previous=grow,
-        )
-        for cross in plan.crosses
-    ]
 
 
 def _parts_schema(spec: FeatureSpec, plan: FitPlan, fit: FitResult, cross: Feature) -> Schema:

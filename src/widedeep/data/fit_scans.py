@@ -25,49 +25,34 @@ from widedeep.data.column_values import (
     row_of,
     storage_of,
 )
-from widedeep.data.counting import ValueCounter
+from widedeep.data.counting import CounterKind, ValueCounter
 from widedeep.data.extend_schema import counted_vocabulary, earlier_cross, earlier_vocabulary
 from widedeep.data.fragments import Source, column_stream, origin_of
 from widedeep.data.transform import PartIds, Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, LimitError
-from widedeep.features import CrossEncoding, Feature, FeatureSpec, NumberInput
+from widedeep.features import CrossEncoding, Feature, FeatureSpec, NumberInput, ValueInput
 from widedeep.features.learned import ColumnType, LogicalKind, NumericFit, Vocabulary
 from widedeep.features.numbers import NumberSummary
 from widedeep.schema import Schema
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ValueColumn:
     """A column whose values are categories."""
 
-    column: str  # Its name
+    values: ValueInput  # What a feature needs of it
     reader: str  # What reads it, for messages: ``"feature 'job'"``
     type: ColumnType  # Its logical type
-    empty_as_null: bool = False  # The feature's option
-    num_buckets: int | None = None  # The feature's option
 
+    @property
+    def name(self) -> str:
+        """The column's name."""
+        return self.values.column
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NumberColumn:
-    """A column of numbers and the features that read it."""
-
-    column: str  # Its name
-    reader: str  # What reads it, for messages: ``"feature 'age'"``
-    features: tuple[Feature, ...]  # Features that are fitted to its numbers
-    inputs: tuple[NumberInput, ...]  # What each of them needs
-    size: int  # Length of its vectors, 1 for plain numbers
-    type: ColumnType  # Its logical type
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VocabularyPlan:
-    """A vocabulary to be learned from one or more columns."""
-
-    key: str  # Its key in the schema
-    columns: tuple[ValueColumn, ...]  # Where its values are; they are counted together
-    is_text: bool  # True for text, False for integers
-    min_count: int = 1  # Least number of times a value was seen
-    max_size: int | None = None  # Most values
+    @property
+    def is_text(self) -> bool:
+        """Whether values are text; else integers."""
+        return self.type.kind == "string"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,11 +60,10 @@ class FitPlan:
     """What to learn."""
 
     types: dict[str, ColumnType]  # Logical type of every column read
-    numbers: tuple[NumberColumn, ...]  # Columns of numbers
-    learned: tuple[VocabularyPlan, ...]  # Vocabularies to learn
+    numbers: list[list[Feature]]  # Features of numbers, those of one column together
+    learned: list[list[ValueColumn]]  # Columns whose values are counted into one vocabulary
     vocabularies: dict[str, Vocabulary]  # Those that the spec gives, by key
-    checked: tuple[ValueColumn, ...]  # Columns of values that need no counting
-    crosses: tuple[Feature, ...]  # Crosses whose combinations are counted
+    checked: list[ValueColumn]  # Columns of values that need no counting
 
 
 def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
@@ -88,33 +72,25 @@ def plan_fit(spec: FeatureSpec, schema: pa.Schema) -> FitPlan:
         column: _column_type(spec, column, schema.field(column).type) for column in schema.names
     }
     _check_label_vocabulary(spec, types)
-    values = list(_value_columns(spec, types))
-    learned, vocabularies, checked = [], {}, []
+    plan = FitPlan(types=types, numbers=[], learned=[], vocabularies={}, checked=[])
     by_key: dict[str, list[tuple[Feature | None, ValueColumn]]] = {}
-    for key, feature, column in values:
-        if key is None:
-            checked.append(column)
+    for feature, column in _value_columns(spec, types):
+        if column.values.vocabulary is None:
+            plan.checked.append(column)
         else:
-            by_key.setdefault(key, []).append((feature, column))
-    if spec.group is not None:
-        checked.append(_group_column(spec.group, types[spec.group]))
+            by_key.setdefault(column.values.vocabulary, []).append((feature, column))
     for key, uses in by_key.items():
         # Features that read one column into one table count its values once.
-        feature, columns = uses[0][0], tuple({use.column: use for _, use in uses}.values())
+        feature, columns = uses[0][0], list({use.name: use for _, use in uses}.values())
         vocabulary = None if feature is None else given_vocabulary(feature, columns[0].type)
         if vocabulary is not None:
-            vocabularies[key] = vocabulary
-            checked.extend(columns)
+            plan.vocabularies[key] = vocabulary
+            plan.checked.extend(columns)
         else:
-            learned.append(_vocabulary_plan(key, feature, columns))
-    return FitPlan(
-        types=types,
-        numbers=tuple(_number_columns(spec, types, schema)),
-        learned=tuple(learned),
-        vocabularies=vocabularies,
-        checked=tuple(checked),
-        crosses=tuple(f for f in spec.all_features if f.part_names and not f.is_hashed),
-    )
+            _check_one_kind(key, columns)
+            plan.learned.append(columns)
+    plan.numbers.extend(_number_columns(spec, types, schema))
+    return plan
 
 
 def _column_type(spec: FeatureSpec, column: str, arrow_type: pa.DataType) -> ColumnType:
@@ -175,71 +151,51 @@ def _reader_of(spec: FeatureSpec, column: str) -> tuple[str, LogicalKind]:
 
 def _value_columns(
     spec: FeatureSpec, types: dict[str, ColumnType]
-) -> Iterator[tuple[str | None, Feature | None, ValueColumn]]:
-    """Yield the key of the vocabulary (None for none), the feature (None for a raw column)."""
+) -> Iterator[tuple[Feature | None, ValueColumn]]:
+    """Yield columns of categories with their feature; None for raw columns and the group."""
     for feature in spec.all_features:
-        values = feature.value_input
-        if values is not None:
-            column = ValueColumn(
-                column=values.column,
-                reader=f"feature {feature.name!r}",
-                type=types[values.column],
-                empty_as_null=values.empty_as_null,
-                num_buckets=values.num_buckets,
-            )
-            yield values.vocabulary, feature, column
+        if (values := feature.value_input) is not None:
+            reader = f"feature {feature.name!r}"
+            yield feature, ValueColumn(values, reader, types[values.column])
     readers: dict[str, str] = {}  # by raw column, the first cross that reads it
     learned: set[str] = set()  # raw columns that a cross reads by the ids of their values
     for feature in spec.all_features:
-        for part_name in feature.part_names:
-            if part_name not in spec.by_name:
-                readers.setdefault(part_name, f"feature {feature.name!r}")
+        for name in feature.part_names:
+            if name not in spec.by_name:
+                readers.setdefault(name, f"feature {feature.name!r}")
                 if not feature.is_hashed:
-                    learned.add(part_name)
-    for part_name, reader in readers.items():
-        column = ValueColumn(column=part_name, reader=reader, type=types[part_name])
-        yield part_name if part_name in learned else None, None, column
+                    learned.add(name)
+    for name, reader in readers.items():
+        values = ValueInput(column=name, vocabulary=name if name in learned else None)
+        yield None, ValueColumn(values, reader, types[name])
+    if spec.group is not None:
+        reader = f"group {spec.group!r}"
+        if types[spec.group].nested:
+            raise FeatureError(f"{reader}: got a column of lists, expected one value a row")
+        yield None, ValueColumn(ValueInput(column=spec.group), reader, types[spec.group])
 
 
-def _group_column(column: str, kind: ColumnType) -> ValueColumn:
-    reader = f"group {column!r}"
-    if kind.nested:
-        raise FeatureError(f"{reader}: got a column of lists, expected one value a row")
-    return ValueColumn(column=column, reader=reader, type=kind)
-
-
-def _vocabulary_plan(
-    key: str, feature: Feature | None, columns: tuple[ValueColumn, ...]
-) -> VocabularyPlan:
-    kinds = {column.type.kind == "string" for column in columns}
-    if len(kinds) > 1:
-        one = next(column for column in columns if column.type.kind == "string")
-        other = next(column for column in columns if column.type.kind != "string")
+def _check_one_kind(key: str, columns: Sequence[ValueColumn]) -> None:
+    """Refuse a vocabulary of text and numbers."""
+    texts = [column for column in columns if column.is_text]
+    others = [column for column in columns if not column.is_text]
+    if texts and others:
         raise FeatureError(
-            f"{other.reader}: column {other.column!r} is {other.type.kind}, but {one.column!r}, "
-            f"which shares table {key!r}, is text; cast one of them"
+            f"{others[0].reader}: column {others[0].name!r} is {others[0].type.kind}, but "
+            f"{texts[0].name!r}, which shares table {key!r}, is text; cast one of them"
         )
-    values = None if feature is None else feature.value_input
-    return VocabularyPlan(
-        key=key,
-        columns=columns,
-        is_text=kinds.pop(),
-        min_count=1 if values is None else values.min_count,
-        max_size=None if values is None else values.max_size,
-    )
 
 
 def _number_columns(
     spec: FeatureSpec, types: dict[str, ColumnType], schema: pa.Schema
-) -> Iterator[NumberColumn]:
-    by_column: dict[str, list[tuple[Feature, NumberInput]]] = {}
+) -> Iterator[list[Feature]]:
+    """Yield the features of numbers by column."""
+    by_column: dict[str, list[Feature]] = {}
     for feature in spec.all_features:
         if feature.number_input is not None:
-            uses = by_column.setdefault(feature.number_input.column, [])
-            uses.append((feature, feature.number_input))
-    for column, uses in by_column.items():
-        features, inputs = zip(*uses, strict=True)
-        sizes = {numbers.size for numbers in inputs}
+            by_column.setdefault(feature.number_input.column, []).append(feature)
+    for column, features in by_column.items():
+        sizes = {numbers.size for numbers in _number_inputs(features)}
         size, reader = sizes.pop(), f"feature {features[0].name!r}"
         if sizes:
             raise FeatureError(
@@ -260,14 +216,11 @@ def _number_columns(
                 "(hour, weekday, days since an event), or cast it to an integer if you mean the "
                 "time since 1970"
             )
-        yield NumberColumn(
-            column=column,
-            reader=reader,
-            features=features,
-            inputs=inputs,
-            size=size,
-            type=types[column],
-        )
+        yield features
+
+
+def _number_inputs(features: Sequence[Feature]) -> list[NumberInput]:
+    return [f.number_input for f in features if f.number_input is not None]
 
 
 def given_vocabulary(feature: Feature, column: ColumnType) -> Vocabulary | None:
@@ -389,52 +342,48 @@ class FitResult:
 
     def include(self, other: FitResult) -> None:
         """Add the result of another scan."""
-        self.vocabularies.update(other.vocabularies)
-        self.boundaries.update(other.boundaries)
-        self.numerics.update(other.numerics)
-        self.classes.update(other.classes)
-        self.label_means.update(other.label_means)
-        self.nulls.update(other.nulls)
+        for name in ("vocabularies", "boundaries", "numerics", "classes", "label_means", "nulls"):
+            getattr(self, name).update(getattr(other, name))
         self.notes.extend(note for note in other.notes if note not in self.notes)
 
 
-def scan_numbers(scan: ScanContext, plan: NumberColumn) -> FitResult:
-    """Learn what numeric and bucketized features need from their column."""
-    moments = [scale for numbers in plan.inputs for scale in numbers.moments]
-    summaries = [NumberSummary(moments) for _ in range(plan.size)]
-    needs_sample = any(numbers.sample for numbers in plan.inputs)
+def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnType) -> FitResult:
+    """Learn what features of numbers need from their column."""
+    inputs, reader = _number_inputs(features), f"feature {features[0].name!r}"
+    column, size = inputs[0].column, inputs[0].size
+    moments = [scale for numbers in inputs for scale in numbers.moments]
+    summaries = [NumberSummary(moments) for _ in range(size)]
+    needs_sample = any(numbers.sample for numbers in inputs)
     samples = RowSample(scan.seed, scan.sample_rows) if needs_sample else None
     nulls = nans = 0
-    for chunk in scan.chunks(plan.column):
-        if plan.size == 1:
-            columns = [read_numbers(chunk, plan.reader)]
+    for chunk in scan.chunks(column):
+        if size == 1:
+            components = [read_numbers(chunk, reader)]
         else:
-            columns = list(read_vectors(chunk, plan.reader, plan.size).T)
-        for summary, values in zip(summaries, columns, strict=True):
+            components = list(read_vectors(chunk, reader, size).T)
+        for summary, values in zip(summaries, components, strict=True):
             summary.add(values)
         if samples is not None:
-            samples.add(pa.table({str(i): values for i, values in enumerate(columns)}))
+            samples.add(pa.table({str(i): values for i, values in enumerate(components)}))
         nulls += null_count(chunk)
-        nans += nan_count(chunk, plan.size > 1)
+        nans += nan_count(chunk, size > 1)
     if samples is not None:
         for summary, values in zip(summaries, samples.table().columns, strict=True):
             summary.keep_sample(values.to_numpy())
-    fit = FitResult(nulls={plan.column: nulls}, notes=_number_notes(plan, summaries, nans))
-    for feature in plan.features:
+    fit = FitResult(nulls={column: nulls}, notes=_number_notes(column, summaries, nans))
+    for feature in features:
         if feature.dense_width:
-            fit.numerics[feature.name] = feature.fit_numbers(summaries, plan.type)
+            fit.numerics[feature.name] = feature.fit_numbers(summaries, type)
         else:
-            fit.boundaries[feature.name] = feature.fit_boundaries(summaries[0], plan.type)
+            fit.boundaries[feature.name] = feature.fit_boundaries(summaries[0], type)
     return fit
 
 
-def _number_notes(plan: NumberColumn, summaries: Sequence[NumberSummary], nans: int) -> list[str]:
-    notes = []
-    if nans:
-        notes.append(f"column {plan.column!r}: {nans:,} NaN counted as missing")
+def _number_notes(column: str, summaries: Sequence[NumberSummary], nans: int) -> list[str]:
+    notes = [f"column {column!r}: {nans:,} NaN counted as missing"] if nans else []
     for component, summary in enumerate(summaries):
-        name = f"column {plan.column!r}"
-        if plan.size > 1:
+        name = f"column {column!r}"
+        if len(summaries) > 1:
             name += f", component {component}"
         if not summary.count:
             notes.append(f"{name}: null in every row, so nothing is learned from it")
@@ -444,32 +393,33 @@ def _number_notes(plan: NumberColumn, summaries: Sequence[NumberSummary], nans: 
 
 
 def scan_vocabulary(
-    scan: ScanContext, plan: VocabularyPlan, previous: Schema | None = None
+    scan: ScanContext, columns: Sequence[ValueColumn], previous: Schema | None = None
 ) -> FitResult:
     """Count the values of one or more columns and keep those that are frequent enough."""
     fit = FitResult()
-    earlier = None
+    limits, is_text = columns[0].values, columns[0].is_text
+    assert limits.vocabulary is not None
+    key, earlier = limits.vocabulary, None
     if previous is not None:
-        earlier = earlier_vocabulary(previous, plan.key, is_text=plan.is_text, notes=fit.notes)
-    with ValueCounter(
-        "bytes" if plan.is_text else "int64", memory_limit_bytes=scan.counter_bytes
-    ) as counter:
-        for column in plan.columns:
+        earlier = earlier_vocabulary(previous, key, is_text=is_text, notes=fit.notes)
+    kind: CounterKind = "bytes" if is_text else "int64"
+    with ValueCounter(kind, memory_limit_bytes=scan.counter_bytes) as counter:
+        for column in columns:
             before = counter.total
-            for chunk in scan.chunks(column.column):
+            for chunk in scan.chunks(column.name):
                 _count(counter, _values(chunk, column), column)
                 _add_nulls(fit, chunk, column)
             if counter.total == before:
                 fit.notes.append(
-                    f"column {column.column!r}: no value in any row, so nothing is learned from it"
+                    f"column {column.name!r}: no value in any row, so nothing is learned from it"
                 )
         if earlier is not None:
             earlier.count_into(counter)
-        vocabulary = counted_vocabulary(counter, plan.min_count, plan.max_size, earlier)
+        vocabulary = counted_vocabulary(counter, limits.min_count, limits.max_size, earlier)
         distinct, total = counter.distinct, counter.total
-    fit.vocabularies[plan.key] = vocabulary
-    fit.notes += _vocabulary_notes(plan, distinct, total, len(vocabulary))
-    fit.notes += _tail_notes(f"vocabulary {plan.key!r}", vocabulary)
+    fit.vocabularies[key] = vocabulary
+    fit.notes += _vocabulary_notes(limits, distinct, total, len(vocabulary))
+    fit.notes += _tail_notes(f"vocabulary {key!r}", vocabulary)
     return fit
 
 
@@ -486,14 +436,14 @@ def _count(counter: ValueCounter, values: pa.Array, column: ValueColumn) -> None
     try:
         counter.add(values)
     except DataError as error:
-        raise DataError(f"{column.reader}, column {column.column!r}: {error}") from error
+        raise DataError(f"{column.reader}, column {column.name!r}: {error}") from error
 
 
 def _values(chunk: Chunk, column: ValueColumn) -> pa.Array:
-    if column.type.kind != "string":
+    if not column.is_text:
         return read_integers(chunk, column.reader, column.type)
     texts = read_text(chunk, column.type)
-    if column.empty_as_null:
+    if column.values.empty_as_null:
         texts = texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
         texts = texts.filter(pc.greater(pc.binary_length(texts), 0))
     # A column that is null throughout may have no type of its own.
@@ -501,20 +451,20 @@ def _values(chunk: Chunk, column: ValueColumn) -> pa.Array:
 
 
 def _add_nulls(fit: FitResult, chunk: Chunk, column: ValueColumn) -> None:
-    fit.nulls[column.column] = fit.nulls.get(column.column, 0) + null_count(chunk)
+    fit.nulls[column.name] = fit.nulls.get(column.name, 0) + null_count(chunk)
 
 
-def _vocabulary_notes(plan: VocabularyPlan, distinct: int, total: int, n_values: int) -> list[str]:
+def _vocabulary_notes(limits: ValueInput, distinct: int, total: int, n_values: int) -> list[str]:
     if not distinct:
         return []
     if not n_values:
         return [
-            f"vocabulary {plan.key!r}: no value was seen {plan.min_count:,} times, "
+            f"vocabulary {limits.vocabulary!r}: no value was seen {limits.min_count:,} times, "
             "so all count as unseen"
         ]
     if distinct == total >= _KEY_VALUES:
         return [
-            f"vocabulary {plan.key!r}: all {total:,} values differ, as those of a key do; "
+            f"vocabulary {limits.vocabulary!r}: all {total:,} values differ, as those of a key do; "
             "nothing general is learned from them"
         ]
     return []
@@ -522,19 +472,19 @@ def _vocabulary_notes(plan: VocabularyPlan, distinct: int, total: int, n_values:
 
 def scan_values(scan: ScanContext, column: ValueColumn) -> FitResult:
     """Check a column whose values need no counting."""
-    fit = FitResult(nulls={column.column: 0})
+    fit = FitResult(nulls={column.name: 0})
     outside = 0
-    for chunk in scan.chunks(column.column):
+    for chunk in scan.chunks(column.name):
         _add_nulls(fit, chunk, column)
-        if column.type.kind == "string":
+        if column.is_text:
             continue
         values = np.asarray(read_integers(chunk, column.reader, column.type))
-        if column.num_buckets is not None:
-            outside += int(np.count_nonzero((values < 0) | (values >= column.num_buckets)))
+        if column.values.num_buckets is not None:
+            outside += int(np.count_nonzero((values < 0) | (values >= column.values.num_buckets)))
     if outside:
         fit.notes.append(
             f"{column.reader}: {outside:,} values outside 0 <= v < num_buckets = "
-            f"{column.num_buckets:,} count as unseen"
+            f"{column.values.num_buckets:,} count as unseen"
         )
     return fit
 

@@ -114,11 +114,6 @@ class CompiledPlan:
     unlearned: tuple[str, ...]  # Crosses without combinations in the schema
 
 
-def compile_plan(schema: Schema) -> CompiledPlan:
-    """Build the native plan of a schema."""
-    return _Compiler(schema).compile()
-
-
 class _Compiler:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -317,7 +312,7 @@ class Transform:
         self.schema = schema
         self.threads = threads
         self.absent: dict[str, int] = {}
-        self._plan = compile_plan(schema)
+        self._plan = _Compiler(schema).compile()
         self._part_programs: dict[str, TransformProgram] = {}
         if not self._plan.unlearned:
             slots = [self._plan.operations[slot.name] for slot in schema.slots]

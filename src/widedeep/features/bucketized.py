@@ -83,17 +83,14 @@ class Bucketized(Feature):
 
     @property
     def kind_text(self) -> str:
-        """The kind, and how boundaries are learned."""
         if self.boundaries is not None:
             return "bucketized"
         return "bucketized, " + ("quantiles" if self.bins is None else "bins")
 
     def inputs(self) -> tuple[Input, ...]:
-        """Return the column of numbers, with a sample if boundaries are learned."""
         return (NumberInput(column=self.source, sample=self.boundaries is None),)
 
     def fit_boundaries(self, summary: NumberSummary, column: ColumnType) -> NDArray[np.float64]:
-        """Return the boundaries, given or learned."""
         if self.boundaries is not None:
             return column.round(np.array(self.boundaries, np.float64))
         if self.bins is not None:
@@ -102,12 +99,10 @@ class Bucketized(Feature):
         return quantile_cuts(summary.sample, self.quantiles)
 
     def map_ids(self, older: Bucketized, change: SchemaChange) -> IdMap:
-        """Match buckets of equal bounds."""
         return match_buckets(*(s.boundaries[self.name] for s in (change.new, change.old)))
 
     @classmethod
     def declare(cls, name: str, options: Mapping[str, Any]) -> Bucketized:
-        """Return the feature that TOML declares."""
         return bucketized(name, **options)
 
 

@@ -136,45 +136,21 @@ class Categorical(Feature):
         _check_vocabulary(self.name, self.vocabulary)
 
     @property
-    def is_hashed(self) -> bool:
-        """Whether values are hashed."""
-        return self.hash_buckets is not None
-
-    @property
     def vocabulary_key(self) -> str | None:
-        """Key of the vocabulary; None for hashed values and for integers as they are."""
         return None if self.hash_buckets or self.num_buckets else self.table_name
 
     @property
-    def table_name(self) -> str:
-        """Name of the embedding table, shared or its own."""
-        return self.table or self.name
-
-    @property
-    def shares_table(self) -> bool:
-        """Whether the embedding table has a name of its own."""
-        return self.table is not None
-
-    @property
-    def unseen_rule(self) -> Literal["id", "drop"]:
-        """What becomes of an unseen value."""
-        return self.oov
-
-    @property
     def forgets_to_unseen(self) -> bool:
-        """Whether a value that leaves the vocabulary is id 0 from then on."""
         buckets = self.oov_buckets or self.hash_buckets or self.num_buckets
         return self.oov == "id" and not buckets
 
     @property
     def kind_text(self) -> str:
-        """The kind, and how values become ids if not by vocabulary."""
         if self.hash_buckets:
             return "categorical, hashed"
         return "categorical, identity" if self.num_buckets else "categorical"
 
     def inputs(self) -> tuple[Input, ...]:
-        """Return the column of values, and that of their weights."""
         values = ValueInput(
             column=self.source,
             vocabulary=self.vocabulary_key,
@@ -187,7 +163,6 @@ class Categorical(Feature):
         return (values,) if self.weights is None else (values, WeightInput(column=self.weights))
 
     def given_values(self, column: ColumnType) -> Sequence[str | int] | None:
-        """Return the values of ``vocabulary`` or ``vocabulary_file``."""
         if self.vocabulary_file is not None:
             return self._file_values(self.vocabulary_file, column)
         return self.vocabulary
@@ -242,7 +217,6 @@ class Categorical(Feature):
         return FeatureError(f"feature {self.name!r} (line {line} of {path}): got {got}; {advice}")
 
     def encoding(self, schema: Learned) -> Encoding:
-        """Return the look-up, the hash, or the integers as they are."""
         return ValueEncoding(
             column=self.source,
             vocabulary=self.vocabulary_key,
@@ -256,12 +230,10 @@ class Categorical(Feature):
         )
 
     def known_ids(self, schema: Learned) -> int:
-        """Return one id per hash bucket, integer, OOV bucket and value of the vocabulary."""
         buckets = self.hash_buckets or self.num_buckets
         return buckets or self.oov_buckets + len(schema.vocabularies[self.table_name])
 
     def describe(self, schema: Learned, position: int) -> str:
-        """Return the value, or the bucket."""
         if self.hash_buckets:
             return f"<hash bucket {position}>"
         if self.num_buckets:
@@ -271,13 +243,11 @@ class Categorical(Feature):
         return str(schema.vocabularies[self.table_name].value(position - self.oov_buckets))
 
     def example_values(self, schema: Learned) -> Iterator[str | int]:
-        """Yield the first and the last known value."""
         if self.num_buckets:
             return iter((0, self.num_buckets - 1))
         return Feature.example_values(self, schema)
 
     def map_ids(self, older: Categorical, change: SchemaChange) -> IdMap:
-        """Match values; buckets only if their number is the same."""
         size = change.new.id_count(self.name)
         if self.hash_buckets or older.hash_buckets:
             if self.hash_buckets != older.hash_buckets:
@@ -315,7 +285,6 @@ class Categorical(Feature):
         return IdMap(old_of_N=old_of_N, why="; ".join(why))
 
     def key_change(self, older: Categorical, change: SchemaChange) -> str:
-        """Return the option or vocabulary that changed, or ""."""
         for option in ("hash_buckets", "num_buckets", "oov", "oov_buckets", "empty_as_null"):
             if getattr(self, option) != getattr(older, option):
                 return f"{option} {getattr(older, option)!r} became {getattr(self, option)!r}"
@@ -328,7 +297,6 @@ class Categorical(Feature):
 
     @classmethod
     def declare(cls, name: str, options: Mapping[str, Any]) -> Categorical:
-        """Return the feature that TOML declares."""
         return categorical(name, **options)[0]
 
 

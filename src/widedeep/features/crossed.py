@@ -95,26 +95,17 @@ class Crossed(Feature):
         )
 
     @property
-    def is_hashed(self) -> bool:
-        """Whether combinations are hashed."""
-        return self.hash_buckets is not None
-
-    @property
     def vocabulary_key(self) -> str | None:
-        """Key of the learned combinations."""
         return None if self.hash_buckets else self.name
 
     @property
     def kind_text(self) -> str:
-        """The kind, and whether combinations are hashed."""
         return "crossed, hashed" if self.hash_buckets else "crossed"
 
     def inputs(self) -> tuple[Input, ...]:
-        """Return no column: parts are features or raw columns."""
         return ()
 
     def combinations(self) -> CrossEncoding:
-        """Return the parts, and the limits of their combinations."""
         return CrossEncoding(
             parts=self.parts,
             hash_buckets=self.hash_buckets,
@@ -124,15 +115,12 @@ class Crossed(Feature):
         )
 
     def refusal_as_part(self) -> str:
-        """Return why a cross cannot combine a cross."""
         return "is itself a cross; name that cross's parts instead"
 
     def known_ids(self, schema: Learned) -> int:
-        """Return one id per hash bucket or learned combination."""
         return self.hash_buckets or len(schema.vocabularies[self.name])
 
     def describe(self, schema: Learned, position: int) -> str:
-        """Return each part's value, or the hash bucket."""
         if self.hash_buckets:
             return f"<hash bucket {position}>"
         value = schema.vocabularies[self.name].value(position)
@@ -144,7 +132,6 @@ class Crossed(Feature):
         )
 
     def map_ids(self, older: Crossed, change: SchemaChange) -> IdMap:
-        """Match combinations by their parts' ids; hashed ones only if nothing changed."""
         size = change.new.id_count(self.name)
         if self.parts != older.parts:
             return no_ids(size, "crossed from other parts")
@@ -175,7 +162,6 @@ class Crossed(Feature):
 
     @classmethod
     def to_toml(cls, features: Sequence[Crossed]) -> list[object]:
-        """Return a list of parts per cross, or a table where options differ from their defaults."""
         return [cross._toml_entry() for cross in features]
 
     def _toml_entry(self) -> object:
@@ -186,7 +172,6 @@ class Crossed(Feature):
 
     @classmethod
     def from_toml(cls, entries: object, options: dict[str, Any]) -> list[Feature]:
-        """Return the crosses of a list of parts or tables."""
         return [cls._from_entry(entry) for entry in toml_list(entries, cls.kind)]
 
     @classmethod

@@ -353,25 +353,22 @@ class Feature:
 
     @property
     def is_hashed(self) -> bool:
-        """Whether ids are hash buckets, whose values only rows can tell."""
-        return False
+        """Whether ids are hash buckets (option ``hash_buckets``), whose values only rows tell."""
+        return getattr(self, "hash_buckets", None) is not None
 
     @property
     def table_name(self) -> str:
-        """Name of its embedding table, its own unless shared."""
-        return self.name
+        """Name of its embedding table, its own unless shared (option ``table``)."""
+        return getattr(self, "table", None) or self.name
 
     @property
     def shares_table(self) -> bool:
         """Whether its embedding table has a name that other features may share."""
-        return False
+        return getattr(self, "table", None) is not None
 
     @property
     def deep_combiner(self) -> Combiner | None:
-        """How several ids become one vector in the deep part; None keeps the sequence.
-
-        An option of the name ``combiner`` says it; ``"sum"`` without one.
-        """
+        """How several ids become one vector (option ``combiner``); None keeps the sequence."""
         combiner: Combiner | None = getattr(self, "combiner", "sum")
         return combiner
 
@@ -383,8 +380,9 @@ class Feature:
 
     @property
     def unseen_rule(self) -> Literal["id", "drop"]:
-        """What becomes of an unseen value: ``"id"``, or ``"drop"``."""
-        return "id"
+        """What becomes of an unseen value (option ``oov``): ``"id"``, or ``"drop"``."""
+        rule: Literal["id", "drop"] = getattr(self, "oov", "id")
+        return rule
 
     @property
     def forgets_to_unseen(self) -> bool:
@@ -519,13 +517,13 @@ class Feature:
                 raise FeatureError(
                     f"got {cls.kind} = {names!r} in [features], expected a list of names"
                 )
-            return [
-                cls.declare(name, cls.read_options(name, options.pop(name, {}))) for name in names
-            ]
+            pairs = [(name, options.pop(name, {})) for name in names]
+        else:
+            pairs = list(toml_table(entries, cls.kind).items())
         source = {"source"} & set(cls.option_names())
         return [
             cls.declare(name, {**dict.fromkeys(source, name), **cls.read_options(name, entry)})
-            for name, entry in toml_table(entries, cls.kind).items()
+            for name, entry in pairs
         ]
 
 

@@ -182,7 +182,7 @@ class NumericFit:
         known.
 
         Args:
-            component: Which one.
+            component: Index of the component, from 0.
         """
         if self.profile:
             return self.profile[component]

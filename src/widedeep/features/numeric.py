@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,16 +110,13 @@ class Numeric(Feature):
 
     @property
     def dense_width(self) -> int:
-        """Number of dense columns the feature fills."""
         return self.width
 
     @property
     def kind_text(self) -> str:
-        """The kind with its transform."""
         return f"numeric, {self.transform}"
 
     def inputs(self) -> tuple[Input, ...]:
-        """Return the column of numbers, with what the transform needs of it."""
         return (
             NumberInput(
                 column=self.source,
@@ -130,11 +127,9 @@ class Numeric(Feature):
         )
 
     def refusal_as_part(self) -> str:
-        """Return why a cross cannot combine numbers."""
         return f"is numeric; cross a bucketized(..., source={self.name!r}) instead"
 
     def fit_numbers(self, summaries: Sequence[NumberSummary], column: ColumnType) -> NumericFit:
-        """Return quantiles, or shift and scale, and what a null becomes."""
         boundaries: list[NDArray[np.float64]] = []
         scaling, fills = [], []
         for summary in summaries:
@@ -197,7 +192,6 @@ class Numeric(Feature):
         return (summary.mean - shift) * scale
 
     def encoding(self, schema: Learned) -> Encoding:
-        """Return the dense columns' transform."""
         return NumberEncoding(
             column=self.source,
             fit=schema.numerics[self.name],
@@ -206,15 +200,12 @@ class Numeric(Feature):
         )
 
     def describe(self, schema: Learned, position: int) -> str:
-        """Return the name of a dense column."""
         return self.name if self.size == 1 and not position else f"component {position}"
 
     def standardised(self) -> Numeric:
-        """Return the feature with ``transform="standard"``."""
         return replace(self, transform="standard")
 
     def map_ids(self, older: Numeric, change: SchemaChange) -> IdMap:
-        """Return the same ids where the transform is the same, else none."""
         size = change.new.id_count(self.name)
         why = self._transform_change(older, change)
         return no_ids(size, why) if why else same_ids(size)
@@ -231,11 +222,6 @@ class Numeric(Feature):
         if fit.maps_as(old_fit):
             return ""
         return f"the {self.transform} transform was learned anew (grow= keeps the older one)"
-
-    @classmethod
-    def declare(cls, name: str, options: Mapping[str, Any]) -> Numeric:
-        """Return the feature that TOML declares."""
-        return numeric(name, **options)[0]
 
 
 def _profile(ordered: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
