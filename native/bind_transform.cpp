@@ -13,6 +13,7 @@
 #include "bind_plan.hpp"
 #include "bind_rows.hpp"
 #include "fingerprint.hpp"
+#include "rank_request.hpp"
 #include "transform.hpp"
 
 namespace nb = nanobind;
@@ -303,6 +304,10 @@ nb::tuple encode_rows(const OwnedProgram& self, nb::sequence rows, nb::callable 
 
 std::uint64_t fingerprint64_of(nb::bytes text) { return fingerprint64(text.c_str(), text.size()); }
 
+bool is_misspelt_name(nb::bytes key, nb::bytes column) {
+  return is_misspelt({key.c_str(), key.size()}, {column.c_str(), column.size()});
+}
+
 void raise_input_error(const std::exception_ptr& error, void*) {
   try {
     std::rethrow_exception(error);
@@ -319,6 +324,7 @@ void raise_input_error(const std::exception_ptr& error, void*) {
 void bind_transform(nb::module_& m) {
   nb::register_exception_translator(raise_input_error);
   m.def("fingerprint64", &fingerprint64_of, "text"_a);
+  m.def("is_misspelt", &is_misspelt_name, "key"_a, "column"_a);
   nb::class_<OwnedPlan>(m, "TransformPlan")
       .def(nb::init<>())
       .def_prop_rw(

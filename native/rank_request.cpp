@@ -11,7 +11,7 @@ namespace {
 // Members that a body may have once each.
 constexpr unsigned kUser = 1, kContext = 2, kCandidates = 4, kCount = 8, kRequestId = 16;
 
-// As in widedeep/data/misspelt.py.
+// The number of keys and columns as in widedeep/data/transform.py.
 constexpr std::size_t kMostKeys = 8, kMostColumns = 64, kLongestName = 40;
 constexpr std::size_t kFewestLetters = 4, kLeastSuffix = 5, kLettersAnError = 5;
 

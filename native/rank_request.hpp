@@ -38,7 +38,7 @@ struct CandidateId {
   bool is_text = false;
 };
 
-// Whether a key looks like the name of a column, as is_misspelt of widedeep/data/misspelt.py tells.
+// Whether a key looks like the name of a column.
 bool is_misspelt(std::string_view key, std::string_view column);
 
 // A request, ready to be encoded; used again and again by one thread.

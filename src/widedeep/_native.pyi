@@ -290,6 +290,7 @@ Encoded: TypeAlias = tuple[
 ]
 
 def fingerprint64(text: bytes) -> int: ...
+def is_misspelt(key: bytes, column: bytes) -> bool: ...
 
 class TransformPlan:
     """What a schema says about turning columns into ids; each method returns a place in it."""

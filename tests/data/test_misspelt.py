@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from widedeep.data.transform import MOST_KEYS, is_misspelt, misspelt_keys
+from widedeep.data.transform import MOST_KEYS, misspelt_keys
+from widedeep.kernels.transform import is_misspelt
 
 
 @pytest.mark.parametrize(

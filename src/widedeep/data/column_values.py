@@ -22,7 +22,6 @@ class Chunk:
     """Consecutive rows of one column."""
 
     array: pa.Array  # The values, not chunked
-    row: int  # Place of the first row among all rows of the source
     origin: str  # The file or table they come from
     origin_row: int  # Place of the first row there
 
@@ -44,7 +43,7 @@ def column_chunks(
         origin, origin_row = origin_of(table) or ("the data", row)
         for array in table.column(0).chunks:
             if len(array):
-                yield Chunk(array, row, origin, origin_row)
+                yield Chunk(array, origin, origin_row)
             row += len(array)
             origin_row += len(array)
         if on_rows is not None:

@@ -15,7 +15,7 @@ from widedeep._native import TransformPlan, TransformProgram, make_program
 if TYPE_CHECKING:
     from widedeep._native import Encoded as Encoded
 
-__all__ = ["TransformPlan", "TransformProgram", "fingerprint64", "make_program"]
+__all__ = ["TransformPlan", "TransformProgram", "fingerprint64", "is_misspelt", "make_program"]
 
 
 def fingerprint64(text: str | bytes) -> int:
@@ -29,3 +29,17 @@ def fingerprint64(text: str | bytes) -> int:
         16203445660475879456
     """
     return _native.fingerprint64(text.encode() if isinstance(text, str) else text)
+
+
+def is_misspelt(key: str, column: str) -> bool:
+    """Tell whether a key looks like the name of a column.
+
+    Args:
+        key: A key of a request.
+        column: A column that the request lacks.
+
+    Example:
+        >>> is_misspelt("ctiy", "city")
+        True
+    """
+    return _native.is_misspelt(*(name.encode("utf-8", "surrogatepass") for name in (key, column)))
