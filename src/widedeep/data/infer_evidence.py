@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from widedeep import metrics
 from widedeep.data.roles import InferredColumn, id_like
 
 Floats = NDArray[np.float64]
@@ -306,9 +307,9 @@ def _leak(column: InferredColumn, scores_BC: NDArray[np.float64], targets: Targe
         covariance = float((scores_BC * values_BC).mean() - scores_BC.mean() * values_BC.mean())
         measure, name = (covariance / spread) ** 2 if spread else 0.0, "r2"
     else:
-        measure = min(
-            _auc(scores_BC[:, c], values_BC[:, c] > 0.5) for c in range(values_BC.shape[1])
-        )
+        classes = range(values_BC.shape[1])
+        aucs = [metrics.auc(values_BC[:, c] > 0.5, scores_BC[:, c]) for c in classes]
+        measure = np.nan_to_num(aucs, nan=0.5).min()
         name = "AUC"
     if measure < _LEAK:
         return []
@@ -316,18 +317,6 @@ def _leak(column: InferredColumn, scores_BC: NDArray[np.float64], targets: Targe
         f"{column.name}: tells the label alone ({name} {measure:.4f} on held rows); leave it out "
         "if it is not known when a row is scored"
     ]
-
-
-def _auc(scores_B: NDArray[np.float64], positive_B: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve, ties counted half (Mann and Whitney 1947)."""
-    positives = int(positive_B.sum())
-    negatives = len(positive_B) - positives
-    if not positives or not negatives:
-        return 0.5
-    _, ties_B, counts = np.unique(scores_B, return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum() - (counts - 1) / 2)[ties_B]
-    above = ranks[positive_B].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
 
 
 # ---- copies -------------------------------------------------------------------------------------

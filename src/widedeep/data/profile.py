@@ -52,14 +52,11 @@ def sample_source(
     source: Source, *, rows: int = SAMPLE_ROWS, columns: Collection[str] | None = None
 ) -> Sample:
     """Read some rows of an open source, as :func:`sample_rows` does."""
-    return Sample(table=_spread_rows(source, rows, columns), total=source.num_rows)
-
-
-def _spread_rows(source: Source, rows: int, columns: Collection[str] | None) -> pa.Table:
     names = [n for n in source.arrow_schema.names if columns is None or n in columns]
     pieces = [source.arrow_schema.empty_table().select(names)]
     pieces += _pieces(source, min(rows, source.num_rows), names)
-    return pa.concat_tables([plain_table(piece) for piece in pieces])
+    table = pa.concat_tables([plain_table(piece) for piece in pieces])
+    return Sample(table=table, total=source.num_rows)
 
 
 def _pieces(source: Source, rows: int, names: Sequence[str]) -> Iterator[pa.Table]:

@@ -138,19 +138,16 @@ def select_rows(inputs: Sequence[Input], row_share: RowShare) -> list[Input]:
         ]
     else:
         positions = _column_positions(inputs, blocks, row_share, row_share.column)
+    masks = [row_share.holds(position_B) for position_B in positions]
     selected = iter(
         [
-            _selected_block(block, row_share.holds(position_B))
-            for block, position_B in zip(blocks, positions, strict=True)
+            _SelectedBlock(block, np.packbits(mask_B), int(mask_B.sum()))
+            for block, mask_B in zip(blocks, masks, strict=True)
         ]
     )
     return [
         _selected_input(item, row_share, [next(selected) for _ in item.blocks]) for item in inputs
     ]
-
-
-def _selected_block(block: RowBlock, mask_B: NDArray[np.bool_]) -> _SelectedBlock:
-    return _SelectedBlock(block, np.packbits(mask_B), int(mask_B.sum()))
 
 
 def _selected_input(item: Input, row_share: RowShare, blocks: Sequence[RowBlock]) -> Input:

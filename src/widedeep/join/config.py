@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from widedeep.errors import ConfigError, nearest, show_value
 from widedeep.join.times import MICROSECONDS, duration_us, moment_us, offset_us
-from widedeep.options import check_table, check_types, read_section, read_tables
+from widedeep.options import check_table, check_types, read_section, read_tables, resolve_paths
 
 Key = str | int
 HistoryValue = int | float | None | list[Key]
@@ -734,7 +734,9 @@ def join_config_from_tables(
     values: dict[str, Any] = dict(tables.get("join", {}))
     for name, kind in _SECTIONS.items():
         if name in tables:
-            table = _located(tables[name], folder)
+            table = dict(tables[name])
+            if folder is not None and "path" in table:
+                table["path"] = resolve_paths(table["path"], folder)
             _need(table, kind, f"{origin}: [{name}]")
             values[name] = read_section(kind, table, f"{origin}: [{name}]")
     for name, kind in _LISTS.items():
@@ -742,9 +744,8 @@ def join_config_from_tables(
             values[name] = _entries(tables[name], kind, f"{origin}: [[{name}]]")
     _need(values, JoinConfig, f"{origin}: [join]")
     if folder is not None:
-        for key in ("output", "spill_folder"):
-            if isinstance(values.get(key), str):
-                values[key] = str(folder / values[key])
+        for key in values.keys() & {"output", "spill_folder"}:
+            values[key] = resolve_paths(values[key], folder)
     config: JoinConfig = read_section(JoinConfig, values, f"{origin}: [join]")
     return config
 
@@ -753,17 +754,6 @@ def _entries(entries: Any, kind: type[Any], where: str) -> list[Any]:
     listed = isinstance(entries, list) and all(isinstance(entry, Mapping) for entry in entries)
     _check(listed, f"{where}: got {show_value(entries)}, expected a list of tables")
     return [read_section(kind, _need(entry, kind, where), where) for entry in entries]
-
-
-def _located(table: Any, folder: Path | None) -> Any:
-    if folder is None or not isinstance(table, Mapping) or "path" not in table:
-        return table
-    path = table["path"]
-    if isinstance(path, str):
-        return {**table, "path": str(folder / path)}
-    if isinstance(path, list):
-        return {**table, "path": [str(folder / str(item)) for item in path]}
-    return table
 
 
 def _need(table: Any, kind: type[Any], origin: str) -> Any:

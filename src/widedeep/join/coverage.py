@@ -213,18 +213,10 @@ class Coverage:
     notes: tuple[str, ...]  # What a person should know
 
 
-def log_coverage(
-    engine: Engine,
-    config: JoinConfig,
-    sources: Mapping[str, SqlInput],
-    ranges: Mapping[str, tuple[int, int]],
-) -> Coverage:
-    """Return where the log ends: where both logs reach, unless the configuration says when."""
-    return _Coverage(engine, config, sources, ranges).result()
-
-
 @dataclass
-class _Coverage:
+class LogCoverage:
+    """Finds where the log ends: where both logs reach, unless the configuration says when."""
+
     engine: Engine
     config: JoinConfig
     sources: Mapping[str, SqlInput]
@@ -232,6 +224,7 @@ class _Coverage:
     notes: list[str] = field(default_factory=list)
 
     def result(self) -> Coverage:
+        """Return how far the logs reach, and what a person should know of them."""
         logs = [name for name in ("impressions", "actions") if name in self.sources]
         kinds = self._kinds()
         ends = [self.ranges[name] for name in logs]

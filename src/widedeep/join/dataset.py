@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,13 +239,6 @@ def record_part(path: Path, shards: Sequence[Shard], counts: dict[str, Any]) -> 
     write_text_whole(path, json.dumps(record, default=str))
 
 
-def split_rows(shards: Iterable[Shard]) -> Iterator[tuple[str, list[Shard]]]:
-    """Yield each split with its shards."""
-    listed = list(shards)
-    for split in SPLITS:
-        yield split, [shard for shard in listed if shard.split == split]
-
-
 FORMAT = 1
 
 
@@ -282,29 +275,34 @@ class JoinResult:
         return {name: split["rows"] for name, split in self.manifest["splits"].items()}
 
 
-def write_dataset(
-    resolved: ResolvedJoin,
-    *,
-    folder: Path,
-    shards: Sequence[Shard],
-    counts: Mapping[str, int],
-    inputs: Sequence[Mapping[str, Any]],
-    engine: Mapping[str, str],
-    logged: Mapping[str, int],
-    spill_dir: Path | None = None,
-) -> JoinResult:
-    """Put the shards of all passes, and the manifest into the output folder."""
-    output = Path(resolved.plan.config.output).absolute()
-    if not any(shard.split == "train" for shard in shards):
+@dataclass(frozen=True, kw_only=True)
+class FinishedJoin:
+    """The finished parts and what the manifest says of them; no engine is needed from here on."""
+
+    resolved: ResolvedJoin  # The plan and what the inputs hold
+    shards: Sequence[Shard]  # The shards of all scans
+    counts: Mapping[str, int]  # What became of the rows
+    inputs: Sequence[Mapping[str, Any]]  # Name, path, size and checksum of each input file
+    engine: Mapping[str, str]  # Its name and version
+    logged: Mapping[str, int]  # Rows of each history feature that the server had logged
+
+
+def write_dataset(finished: FinishedJoin, workdir: Path) -> JoinResult:
+    """Put the finished parts together as the dataset, with its manifest and its report."""
+    config = finished.resolved.plan.config
+    output = Path(config.output).absolute()
+    if not any(shard.split == "train" for shard in finished.shards):
         raise DataError(
             "got no example for train; check [split] (boundaries, fractions) against the log's "
-            f"range, and the counts: {dict(counts)}"
+            f"range, and the counts: {dict(finished.counts)}"
         )
     # What a killed process leaves lies beside the parts, and goes with them.
-    with atomic_directory(output, within=folder.parent) as target:
-        schema = _link(folder, shards, target)
-        manifest = _manifest(resolved, shards, counts, inputs, engine, logged, schema)
-        _write_json(target / "manifest.json", manifest)
+    with atomic_directory(output, within=workdir) as target:
+        schema = _link(workdir / "parts", finished.shards, target)
+        manifest = _manifest(finished, schema)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        (target / "manifest.json").write_text(text, encoding="utf-8")
+        spill_dir = workdir if config.spill_folder is None else Path(config.spill_folder)
         write_report(target, manifest, spill_dir=spill_dir)
     return JoinResult(output=output, manifest=manifest)
 
@@ -323,34 +321,25 @@ def _link(folder: Path, shards: Sequence[Shard], target: Path) -> pa.Schema:
     return pq.read_schema(target / next(shard.file for shard in shards if shard.split == "train"))
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _manifest(
-    resolved: ResolvedJoin,
-    shards: Sequence[Shard],
-    counts: Mapping[str, int],
-    inputs: Sequence[Mapping[str, Any]],
-    engine: Mapping[str, str],
-    logged: Mapping[str, int],
-    schema: pa.Schema,
-) -> dict[str, Any]:
+def _manifest(finished: FinishedJoin, schema: pa.Schema) -> dict[str, Any]:
+    resolved, counts = finished.resolved, finished.counts
     plan = resolved.plan
-    splits = {name: _split(listed) for name, listed in split_rows(shards)}
-    sums = {name: {"rows": some["rows"], **some["labels"]} for name, some in splits.items()}
+    splits = {
+        name: _split([shard for shard in finished.shards if shard.split == name]) for name in SPLITS
+    }
+    sums = {name: {"rows": split["rows"], **split["labels"]} for name, split in splits.items()}
     return {
         "format": FORMAT,
         "kind": "widedeep examples",
         "version": __version__,
-        "engine": dict(engine),
+        "engine": dict(finished.engine),
         "config": plan.config.to_table(),
-        "inputs": [dict(entry) for entry in inputs],
+        "inputs": [dict(entry) for entry in finished.inputs],
         "log_end_us": plan.log_end_us,
         "reach_us": {name: list(ends) for name, ends in resolved.reach_us.items()},
         "boundaries_us": list(plan.boundaries_us) if plan.boundaries_us else None,
-        "columns": _columns(plan, schema, logged),
-        "counts": _counts(resolved, shards, counts),
+        "columns": _columns(plan, schema, finished.logged),
+        "counts": _counts(resolved, sum(shard.rows for shard in finished.shards), counts),
         "notes": [*resolved.notes, *outcome_notes(plan.config, counts, sums)],
         "splits": splits,
     }
@@ -413,11 +402,8 @@ def _split(shards: Sequence[Shard]) -> dict[str, Any]:
     }
 
 
-def _counts(
-    resolved: ResolvedJoin, shards: Sequence[Shard], counts: Mapping[str, int]
-) -> dict[str, Any]:
+def _counts(resolved: ResolvedJoin, written: int, counts: Mapping[str, int]) -> dict[str, Any]:
     config = resolved.plan.config
-    written = sum(shard.rows for shard in shards)
     left_out = counts["open_windows"] if config.open_windows == "drop" else 0
     complete = resolved.counts["impressions"].complete if config.impressions else None
     entries: dict[str, Any] = {

@@ -13,7 +13,7 @@ import pyarrow as pa
 from widedeep.data.arrow_types import is_text
 from widedeep.errors import ConfigError, DataError
 from widedeep.join.config import Attributes, JoinConfig, check_delays
-from widedeep.join.coverage import Coverage, log_coverage
+from widedeep.join.coverage import Coverage, LogCoverage
 from widedeep.join.engines import Engine
 from widedeep.join.inputs import (
     AnySource,
@@ -36,7 +36,7 @@ from widedeep.join.plan import (
     literal,
     quoted,
 )
-from widedeep.join.sql import all_keys, selected
+from widedeep.join.sql import NEVER_NULL, all_keys, output_columns, selected
 from widedeep.join.times import LARGEST_US, moment_text
 
 _EXACT_DIGITS = 15
@@ -79,15 +79,21 @@ def resolve(engine: Engine, config: JoinConfig, spool: Path) -> ResolvedJoin:
         items = sources.attributes("item", config.item_attributes)
         value_scale = sources.value_scale(actions)
         sources.check_zones()
-        coverage = sources.coverage(
-            actions=actions, impressions=impressions, user_attributes=users, item_attributes=items
-        )
+        inputs = {
+            "actions": actions,
+            "impressions": impressions,
+            "user_attributes": users,
+            "item_attributes": items,
+        }
+        coverage = LogCoverage(
+            engine,
+            config,
+            {name: source for name, source in inputs.items() if source is not None},
+            {name: (counts.first_us, counts.last_us) for name, counts in sources.counts.items()},
+        ).result()
     plan = JoinPlan(
         config=config,
-        actions=actions,
-        impressions=impressions,
-        user_attributes=users,
-        item_attributes=items,
+        **inputs,  # type: ignore[arg-type]
         text={"request": True, **sources.text},
         log_end_us=coverage.log_end_us,
         value_scale=value_scale,
@@ -138,13 +144,9 @@ class _InputResolver:
             key["wd_request"] = f"{user} || '@' || CAST({time} AS VARCHAR)"
         else:
             key["wd_request"], self.text["request"] = id_column(opened, log.request, "request")
-        columns = {
-            "wd_user": log.user,
-            "wd_item": log.item,
-            "wd_time": log.time,
-            "wd_request": log.request,
-            "wd_position": log.position,
-        }
+        columns = {"wd_user": log.user, "wd_item": log.item, "wd_time": log.time}
+        if log.request is not None:
+            columns = {"wd_request": log.request, **columns}
         if log.position is not None:
             if not pa.types.is_integer(opened.type_of(log.position, "position")):
                 kind = opened.schema[log.position]
@@ -152,14 +154,9 @@ class _InputResolver:
                     f"impressions: position = {log.position!r} is of type {kind}, expected integers"
                 )
             key["wd_position"] = f"CAST({quoted(log.position)} AS BIGINT)"
-        key_columns = {name for name in columns.values() if name is not None}
-        never_null = [
-            name
-            for name in ("wd_request", "wd_user", "wd_item", "wd_time")
-            if columns[name] is not None
-        ]
-        pass_through = self._pass_through(opened, log.columns, key_columns, "c")
-        return self._counted(opened, key, pass_through, never_null, columns)
+            columns["wd_position"] = log.position
+        pass_through = self._pass_through(opened, log.columns, set(columns.values()), "c")
+        return self._counted(opened, key, pass_through, columns)
 
     def actions(self) -> SqlInput:
         log = self.config.actions
@@ -169,11 +166,7 @@ class _InputResolver:
             "wd_item": self._id(opened, log.item, "item"),
             "wd_time": self._time(opened, log.time, log),
         }
-        columns: dict[str, str | None] = {
-            "wd_user": log.user,
-            "wd_item": log.item,
-            "wd_time": log.time,
-        }
+        columns = {"wd_user": log.user, "wd_item": log.item, "wd_time": log.time}
         if log.kind is not None:
             if not is_text(opened.type_of(log.kind, "kind")):
                 raise DataError(
@@ -189,7 +182,7 @@ class _InputResolver:
                     f"actions: value = {log.value!r} is of type {kind}, expected numbers"
                 )
             key["wd_value"] = _value_sql(self.config, quoted(log.value), kind, key)
-        return self._counted(opened, key, (), ["wd_user", "wd_item", "wd_time"], columns)
+        return self._counted(opened, key, (), columns)
 
     def value_scale(self, source: SqlInput) -> ValueScale | None:
         """Return how the values are added up, or None if no label has any."""
@@ -219,17 +212,16 @@ class _InputResolver:
             return None
         opened = self._opened(f"{of}_attributes")
         key = {f"wd_{of}": self._id(opened, source.key, of)}
-        columns: dict[str, str | None] = {f"wd_{of}": source.key}
+        columns = {f"wd_{of}": source.key}
         if source.valid_from is None:
             # Before every event, far enough from the end of int64 for frames to reach back.
             key["wd_time"] = "CAST(-1000000000000000000 AS BIGINT)"
         else:
             key["wd_time"] = self._time(opened, source.valid_from, source)
             columns["wd_time"] = source.valid_from
-        key_columns = {name for name in columns.values() if name is not None}
         prefix = "ua" if of == "user" else "xa"
-        pass_through = self._pass_through(opened, source.columns, key_columns, prefix)
-        return self._counted(opened, key, pass_through, list(columns), columns)
+        pass_through = self._pass_through(opened, source.columns, set(columns.values()), prefix)
+        return self._counted(opened, key, pass_through, columns)
 
     def open_inputs(self) -> None:
         """Open every input, and see which ids are text in one of them."""
@@ -287,12 +279,6 @@ class _InputResolver:
                 )
         return pass_through
 
-    def coverage(self, **inputs: SqlInput | None) -> Coverage:
-        """Return how far the logs reach."""
-        sources = {name: source for name, source in inputs.items() if source is not None}
-        ranges = {name: (self.counts[name].first_us, self.counts[name].last_us) for name in sources}
-        return log_coverage(self.engine, self.config, sources, ranges)
-
     def check_zones(self) -> None:
         """Refuse times without a zone beside times with one."""
         naive = [where for where, zoned in self.zones if not zoned]
@@ -309,12 +295,11 @@ class _InputResolver:
         opened: OpenedInput,
         key: dict[str, str],
         pass_through: tuple[PassThroughColumn, ...],
-        never_null: Sequence[str],
-        columns: dict[str, str | None],
+        columns: dict[str, str],
     ) -> SqlInput:
-        names = [name for name in columns.values() if name is not None]
-        _check_wide(self.engine, opened, [*names, *(column.name for column in pass_through)])
-        counts = _counts(self.engine, opened, key, never_null, columns)
+        names = [*columns.values(), *(column.name for column in pass_through)]
+        _check_wide(self.engine, opened, names)
+        counts = _counts(self.engine, opened, key, columns)
         self.counts[opened.name] = counts
         missing = {name: n for name, n in counts.null_keys.items() if n}
         if missing and self.config.null_keys == "error":
@@ -416,9 +401,9 @@ def _counts(
     engine: Engine,
     opened: OpenedInput,
     key: dict[str, str],
-    never_null: Sequence[str],
-    columns: dict[str, str | None],
+    columns: dict[str, str],
 ) -> InputCounts:
+    never_null = [name for name in columns if name in NEVER_NULL]
     parts = [f"COUNT({key[name]}) AS {name}" for name in never_null]
     every = " AND ".join(f"({key[name]}) IS NOT NULL" for name in never_null)
     parts.append(f"COUNT(CASE WHEN {every} THEN 1 END) AS wd_complete")
@@ -427,7 +412,7 @@ def _counts(
     total = int(row["wd_rows"])
     return InputCounts(
         rows=total,
-        null_keys={str(columns[name]): total - int(row[name]) for name in never_null},
+        null_keys={columns[name]: total - int(row[name]) for name in never_null},
         complete=int(row["wd_complete"]),
         first_us=int(row["wd_first"] or 0),
         last_us=int(row["wd_last"] or 0),
@@ -461,8 +446,6 @@ def _check_window(plan: JoinPlan, coverage: Coverage) -> None:
 
 
 def _check_outputs(plan: JoinPlan) -> None:
-    from widedeep.join.sql import output_columns
-
     names = output_columns(plan)
     for name in names:
         if names.count(name) > 1:

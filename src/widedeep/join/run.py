@@ -27,6 +27,7 @@ from widedeep.files import file_sha256
 from widedeep.join import sql
 from widedeep.join.config import SPLITS, JoinConfig
 from widedeep.join.dataset import (
+    FinishedJoin,
     JoinResult,
     Shard,
     match_notes,
@@ -255,7 +256,7 @@ def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False
                 joined = JoinRun(engine, config, workdir, display).run()
             # The engine and its memory are gone before the examples are counted.
             display.start("writing the manifest and the report")
-            return joined.write(workdir)
+            return write_dataset(joined, workdir)
     except OSError as error:
         raise DataError(
             f"{explained(f'writing {output}', str(error))}; finished parts are kept in {workdir}, "
@@ -293,32 +294,6 @@ def open_engine(config: JoinConfig, workdir: Path) -> Iterator[Engine]:
         engine.close()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """The finished parts and what the manifest says of them; no engine is needed from here on."""
-
-    resolved: ResolvedJoin  # The plan and what the inputs hold
-    shards: Sequence[Shard]  # Of all scans
-    counts: Mapping[str, int]  # What became of the rows
-    inputs: Sequence[Mapping[str, Any]]  # Name, path, size and checksum of each input file
-    engine: Mapping[str, str]  # Its name and version
-    logged: Mapping[str, int]  # Rows of each history feature that the server had logged
-
-    def write(self, workdir: Path) -> JoinResult:
-        """Put the finished parts together as the dataset."""
-        spill = self.resolved.plan.config.spill_folder
-        return write_dataset(
-            self.resolved,
-            folder=workdir / "parts",
-            shards=self.shards,
-            counts=self.counts,
-            inputs=self.inputs,
-            engine=self.engine,
-            logged=self.logged,
-            spill_dir=workdir if spill is None else Path(spill),
-        )
-
-
 @dataclass
 class JoinRun:
     """One run of a join, step by step."""
@@ -328,7 +303,7 @@ class JoinRun:
     workdir: Path  # Folder for staged inputs and finished parts
     display: ProgressDisplay  # Shows the running step
 
-    def run(self) -> Joined:
+    def run(self) -> FinishedJoin:
         """Take every step that needs the engine."""
         self.display.start("checking the inputs")
         resolved = resolve(self.engine, self.config, self.workdir / "spool")
@@ -339,7 +314,7 @@ class JoinRun:
             shards, counts = self._parts(resolved)
             notes = (*resolved.notes, *match_notes(self.engine, self.config, counts))
             resolved = dataclasses.replace(resolved, notes=notes)
-        return Joined(
+        return FinishedJoin(
             resolved=resolved,
             shards=shards,
             counts=counts,

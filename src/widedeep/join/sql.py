@@ -72,11 +72,11 @@ def _both_partitions(plan: JoinPlan, select: str, names: str) -> str:
 
 def all_keys(source: SqlInput) -> str:
     """Return the condition that a row has all keys."""
-    keys = [sql for name, sql in source.key.items() if name in _NEVER_NULL]
+    keys = [sql for name, sql in source.key.items() if name in NEVER_NULL]
     return " AND ".join(f"({sql}) IS NOT NULL" for sql in keys)
 
 
-_NEVER_NULL = ("wd_request", "wd_user", "wd_item", "wd_time", "wd_key")
+NEVER_NULL = ("wd_request", "wd_user", "wd_item", "wd_time")
 
 
 def stage_actions(plan: JoinPlan) -> str:
