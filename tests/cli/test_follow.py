@@ -175,7 +175,7 @@ def test_the_section(copy: Path) -> None:
 
 def test_the_command_that_goes_on(run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while it waits for enough rows to judge by: nothing is lost."""
-    from widedeep.data import follow
+    from widedeep.data import paths as follow
 
     def pressed(seconds: float) -> None:
         raise KeyboardInterrupt

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.join.small_log import actions, config, impressions
-from widedeep.data.follow import follow_folder
-from widedeep.data.paths import input_paths
+from widedeep.data.paths import follow_folder, input_paths
 from widedeep.data.sources import open_source
 from widedeep.errors import DataError
 from widedeep.join import ActionLog, ImpressionLog, run_join

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from widedeep.data.follow import follow_folder
 from widedeep.data.fragments import Source
+from widedeep.data.paths import follow_folder
 from widedeep.errors import ConfigError, DataError, WideDeepError
 from widedeep.training.evaluation import Metrics
 

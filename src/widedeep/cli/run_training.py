@@ -15,8 +15,8 @@ from widedeep._version import __version__
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.cli.prepare import fit_run_schema, prepared_schema
 from widedeep.cli.runs import RunDirectory, training_data
-from widedeep.data.follow import follow_folder
 from widedeep.data.fragments import InputRecord
+from widedeep.data.paths import follow_folder
 from widedeep.errors import WideDeepError
 from widedeep.gate.config import GateConfig
 from widedeep.models.wide_deep import WideDeep

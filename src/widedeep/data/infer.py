@@ -1,15 +1,25 @@
-"""infer_spec: a first declaration of features for a table, explained column by column."""
+"""infer_spec: a first declaration of features for a table, explained column by column.
+
+Gains on held-out rows tell keys from counts, find leaks, and suggest crosses.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Literal
 
-from widedeep.data.infer_evidence import SuggestedCross, item_columns, measure
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from widedeep import metrics
 from widedeep.data.profile import ColumnProfile, confirm_columns, profile_columns, sample_source
-from widedeep.data.roles import InferredColumn, assign_roles, joined_roles, label_of
+from widedeep.data.roles import InferredColumn, assign_roles, id_like, joined_roles, label_of
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
@@ -18,10 +28,426 @@ from widedeep.features.toml import toml_key, toml_value
 
 __all__ = ["InferredSpec", "data_lines", "features_block", "infer_spec"]
 
+Floats = NDArray[np.float64]
+Codes = NDArray[np.int64]
+
+# Hessian units: the weight of a cell has a prior standard deviation of about .3.
+_SHRINKAGE = 10.0
+_BASE_SHRINKAGE = 1.0
+_BASE_PASSES = 4
+# Cells beyond this many share by a hash: most hold one row then, and one row teaches nothing.
+_MOST_CELLS = 1 << 18
+_LARGEST_LOGIT = 30.0
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cell that each row falls into."""
+
+    codes_B: Codes  # 0 <= code < ``size``; 0 holds nulls
+    size: int  # Number of cells
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What cells add to the fit of rows that they were not learned from."""
+
+    # Log likelihood (or half the squared error, in variances of the label) of all rows
+    total: float
+    z: float  # The mean gain of a row in standard errors
+
+
+@dataclass(frozen=True)
+class Targets:
+    """A label as numbers."""
+
+    values_BC: Floats  # One column for a binary label or a number, one for each class otherwise
+    loss: Literal["log", "squared"]  # Squared error for numbers, else log loss
+
+
+def value_cells(column: pa.ChunkedArray) -> Cells:
+    """Return a cell for each value of a column, in the order of their first rows."""
+    encoded = column.combine_chunks().dictionary_encode()
+    codes_B = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+    return Cells(codes_B, len(encoded.dictionary) + 1)
+
+
+def bin_cells(values_B: Floats, bins: int) -> Cells:
+    """Return a cell for each value while they are few, else quantile bins."""
+    seen = values_B[~np.isnan(values_B)]
+    cuts = np.unique(seen)
+    if len(cuts) > bins:
+        cuts = np.unique(np.quantile(seen, np.arange(bins) / bins, method="higher"))
+    codes_B = np.searchsorted(cuts, values_B, side="right").astype(np.int64)
+    codes_B[np.isnan(values_B)] = 0
+    return Cells(codes_B, len(cuts) + 1)
+
+
+def pair_cells(one: Cells, other: Cells) -> Cells:
+    """Return a cell for each pair of cells; very many share some by a hash."""
+    size = one.size * other.size
+    codes_B = one.codes_B * other.size + other.codes_B
+    if size <= _MOST_CELLS:
+        return Cells(codes_B, size)
+    # Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4).
+    mixed = (codes_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - 18)
+    return Cells(mixed.astype(np.int64), _MOST_CELLS)
+
+
+class HeldOutGains:
+    """Measures gains by one Newton step for each cell, learned on one half, held to the other."""
+
+    def __init__(self, targets: Targets, seed: int = 0) -> None:
+        n, classes = targets.values_BC.shape
+        order = np.random.Generator(np.random.Philox(seed)).permutation(n)
+        self._half_B: Codes = (order % 2).astype(np.int64)
+        self._targets = targets
+        # (2, B, C): row b as seen by the model that learned from half 0, and from half 1
+        self._scores_HBC = np.zeros((2, n, classes))
+        for half in (0, 1):
+            mean_C = targets.values_BC[self._half_B == half].mean(axis=0)
+            if targets.loss == "log":
+                mean_C = mean_C.clip(1e-6, 1 - 1e-6)
+                mean_C = np.log(mean_C / (1 - mean_C))
+            self._scores_HBC[half] = mean_C
+        self._update()
+
+    def _update(self) -> None:
+        """Derive gradients and second derivatives of the rows learned from, and those held out."""
+        rows = np.arange(len(self._half_B))
+        self._learned_BC = self._derivatives(self._scores_HBC[self._half_B, rows])
+        self._held_BC = self._derivatives(self._scores_HBC[1 - self._half_B, rows])
+
+    def _derivatives(self, scores_BC: Floats) -> tuple[Floats, Floats]:
+        if self._targets.loss == "squared":
+            return scores_BC - self._targets.values_BC, np.ones_like(scores_BC)
+        p_BC = 1 / (1 + np.exp(-scores_BC.clip(-_LARGEST_LOGIT, _LARGEST_LOGIT)))
+        return p_BC - self._targets.values_BC, p_BC * (1 - p_BC)
+
+    @property
+    def loss(self) -> float:
+        """Log loss of the held rows, or half their squared error, summed."""
+        rows = np.arange(len(self._half_B))
+        scores_BC = self._scores_HBC[1 - self._half_B, rows]
+        values_BC = self._targets.values_BC
+        if self._targets.loss == "squared":
+            return float(0.5 * ((scores_BC - values_BC) ** 2).sum())
+        return float((np.logaddexp(0, scores_BC) - values_BC * scores_BC).sum())
+
+    def _steps(
+        self, cells: Cells, shrinkage: float = _SHRINKAGE, weights_HNC: Floats | float = 0.0
+    ) -> Floats:
+        """Return the step of each cell, (2, cells, C), learned on each half."""
+        codes_B = cells.codes_B + self._half_B * cells.size
+        gradients_BC, seconds_BC = self._learned_BC
+        steps = np.empty((2, cells.size, gradients_BC.shape[1]))
+        curves = np.empty_like(steps)
+        for c in range(gradients_BC.shape[1]):
+            sums = np.bincount(codes_B, gradients_BC[:, c], 2 * cells.size)
+            seconds = np.bincount(codes_B, seconds_BC[:, c], 2 * cells.size)
+            steps[:, :, c] = (-sums).reshape(2, -1)
+            curves[:, :, c] = seconds.reshape(2, -1)
+        stepped: Floats = (steps - shrinkage * weights_HNC) / (curves + shrinkage)
+        return stepped
+
+    def row_gains(self, cells: Cells) -> Floats:
+        """Return the gain of each row from steps that the other half taught, (B,)."""
+        steps_BC = self._steps(cells)[1 - self._half_B, cells.codes_B]
+        gradients_BC, seconds_BC = self._held_BC
+        gains_BC = -steps_BC * (gradients_BC + 0.5 * seconds_BC * steps_BC)
+        gains_B: Floats = gains_BC.sum(axis=1)
+        return gains_B
+
+    def gain(self, cells: Cells) -> Gain:
+        """Return the gain of cells, beside what was learned before."""
+        return as_gain(self.row_gains(cells))
+
+    def scores(self, cells: Cells) -> Floats:
+        """Return what the cells alone say of each row held out, (B, C)."""
+        scores_BC: Floats = self._steps(cells)[1 - self._half_B, cells.codes_B]
+        return scores_BC
+
+    def learn(self, columns: Iterable[Cells]) -> None:
+        """Learn columns, so that later gains are beside them."""
+        for cells in columns:
+            self._scores_HBC += self._steps(cells)[:, cells.codes_B]
+            self._update()
+
+    def learn_all(self, columns: Sequence[Cells]) -> None:
+        """Learn columns together: pass by pass, each beside the others."""
+        weights: list[Floats | float] = [0.0 for _ in columns]
+        for _ in range(_BASE_PASSES):
+            for number, cells in enumerate(columns):
+                steps = self._steps(cells, _BASE_SHRINKAGE, weights[number])
+                weights[number] = weights[number] + steps
+                self._scores_HBC += steps[:, cells.codes_B]
+                self._update()
+
+
+def as_gain(gains_B: Floats) -> Gain:
+    """Sum the gains of rows."""
+    spread = float(np.sqrt((gains_B**2).sum()))
+    total = float(gains_B.sum())
+    return Gain(total, total / spread if spread else 0.0)
+
+
+_LEAST_ROWS = 100
+_LEAST_ROWS_OF_CROSSES = 5_000
+# Rows times pairs: about twenty seconds of one core.
+_PAIR_ROWS = 300_000_000
+_LEAST_PAIR_ROWS = 50_000
+_MOST_CLASSES = 5
+_BINS, _PAIR_BINS = 255, 32
+_SURE = 4.0
+# Gain of a row that is worth a table of weights, in units of log likelihood.
+_LEAST_GAIN = 1e-4
+# Share of the label's entropy (of its variance, for numbers) that keys say beyond ordered bins.
+_LEAST_KEY_GAIN = 0.01
+_LEAK = 0.99
+_SIDE_ROWS = 100_000
+# Share of the requests in which an item's column differs; a clock may tick within a request.
+_LEAST_DIFFERING = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuggestedCross:
+    """Two columns that predict more together than apart."""
+
+    columns: tuple[str, str]  # Their names
+    # Log likelihood that a row held out gains (for numbers: half the squared error, in variances of
+    # the label)
+    gain: float
+    z: float  # The gain in standard errors
+
+    @property
+    def reason(self) -> str:
+        """The gain in words."""
+        return f"gains {self.gain:.2g} a held row, {self.z:.0f} standard errors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """The columns with corrected roles, and what held-out rows suggest."""
+
+    columns: tuple[InferredColumn, ...]  # Roles corrected
+    crosses: tuple[SuggestedCross, ...] = ()  # By descending gain
+    warnings: tuple[str, ...] = ()  # To be looked at by a person
+
+
+def measure(
+    table: pa.Table,
+    columns: Sequence[InferredColumn],
+    label: str | None,
+    head: str,
+    *,
+    crosses: int,
+    seed: int,
+) -> Evidence:
+    """Correct the roles of columns by what held rows say, and suggest crosses."""
+    if label is not None:
+        table = _labelled(table, label)
+    columns = _without_copies(table, columns)
+    if label is None or table.num_rows < _LEAST_ROWS:
+        return Evidence(columns=tuple(columns))
+    targets = _targets(table.column(label), head)
+    gains = HeldOutGains(targets, seed)
+    warnings = []
+    measured = []
+    for column in columns:
+        if column.is_feature and not column.profile.nested:
+            column = _told_by_gain(table, column, gains)
+            warnings += _leak(column, gains.scores(_cells(table, column, _PAIR_BINS)), targets)
+        measured.append(column)
+    suggested, notes = _suggest(table, measured, label, head, crosses, seed)
+    return Evidence(columns=tuple(measured), crosses=tuple(suggested), warnings=(*warnings, *notes))
+
+
+def _labelled(table: pa.Table, label: str) -> pa.Table:
+    """Return the rows that have a label."""
+    labels = table.column(label)
+    if pa.types.is_floating(labels.type):
+        labels = pc.if_else(pc.is_finite(labels), labels, None)
+    return table.filter(pc.is_valid(labels))
+
+
+def _targets(column: pa.ChunkedArray, head: str) -> Targets:
+    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    numbers = numbers or pa.types.is_decimal(column.type)
+    if head == "regression" or (head == "binary" and numbers):
+        values_B = _numbers(column)
+        if head == "binary" and values_B.min() >= 0 and values_B.max() <= 1:
+            return Targets(values_B[:, None], "log")
+        scale = float(values_B.std()) or 1.0
+        return Targets(((values_B - values_B.mean()) / scale)[:, None], "squared")
+    codes_B = value_cells(column).codes_B
+    counts = np.bincount(codes_B)
+    classes = np.argsort(-counts, kind="stable")[:_MOST_CLASSES]
+    if np.count_nonzero(counts) == 2:
+        classes = classes[1:]
+    return Targets((codes_B[:, None] == classes).astype(np.float64), "log")
+
+
+def _numbers(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    values = column.cast(pa.float64(), safe=False).to_numpy().astype(np.float64)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _cells(table: pa.Table, column: InferredColumn, bins: int) -> Cells:
+    values = table.column(column.name)
+    if column.role == "numeric":
+        return bin_cells(_numbers(values), bins)
+    return value_cells(values)
+
+
+def _told_by_gain(table: pa.Table, column: InferredColumn, gains: HeldOutGains) -> InferredColumn:
+    """Tell a key from a count: the values of a key say more one by one than in their order."""
+    if column.role != "numeric" or column.profile.kind != "int" or column.profile.distinct <= _BINS:
+        return column
+    values = table.column(column.name)
+    one_by_one = gains.row_gains(value_cells(values))
+    in_order = gains.row_gains(bin_cells(_numbers(values), _BINS))
+    more = as_gain(one_by_one - in_order)
+    if more.z < _SURE or more.total < _LEAST_KEY_GAIN * gains.loss:
+        return column
+    return id_like(column.profile, "its values say more one by one than in order, as ids do")
+
+
+def _leak(column: InferredColumn, scores_BC: NDArray[np.float64], targets: Targets) -> list[str]:
+    values_BC = targets.values_BC
+    if targets.loss == "squared":
+        spread = float(scores_BC.std() * values_BC.std())
+        covariance = float((scores_BC * values_BC).mean() - scores_BC.mean() * values_BC.mean())
+        measure, name = (covariance / spread) ** 2 if spread else 0.0, "r2"
+    else:
+        classes = range(values_BC.shape[1])
+        aucs = [metrics.auc(values_BC[:, c] > 0.5, scores_BC[:, c]) for c in classes]
+        measure = np.nan_to_num(aucs, nan=0.5).min()
+        name = "AUC"
+    if measure < _LEAK:
+        return []
+    return [
+        f"{column.name}: tells the label alone ({name} {measure:.4f} on held rows); leave it out "
+        "if it is not known when a row is scored"
+    ]
+
+
+# ---- copies -------------------------------------------------------------------------------------
+
+
+def _without_copies(table: pa.Table, columns: Sequence[InferredColumn]) -> list[InferredColumn]:
+    """Leave out columns that say the same as another, in all rows looked at."""
+    first: dict[tuple[str, bytes], str] = {}
+    result = list(columns)
+    for index in sorted(range(len(columns)), key=lambda index: columns[index].joined_by):
+        column = columns[index]
+        if column.is_feature and not column.profile.nested and table.num_rows >= _LEAST_ROWS:
+            values = table.column(column.name)
+            numeric = column.role == "numeric"
+            same = _numbers(values) if numeric else value_cells(values).codes_B
+            key = (column.role, hashlib.blake2b(same.tobytes()).digest())
+            twin = first.setdefault(key, column.name)
+            if twin != column.name:
+                reason = f"says the same as {twin} in each row"
+                result[index] = InferredColumn(
+                    profile=column.profile, role="left out", reason=reason
+                )
+    return result
+
+
+# ---- sides --------------------------------------------------------------------------------------
+
+
+def item_columns(table: pa.Table, columns: Sequence[InferredColumn]) -> list[str]:
+    """Return the features that differ between the rows of one request: what belongs to an item."""
+    group = next((column.name for column in columns if column.role == "group"), None)
+    names = [column.name for column in columns if column.is_feature and not column.position]
+    if group is None or not names:
+        return []
+    rows = table.slice(0, _SIDE_ROWS)
+    values = {name: _comparable(rows.column(name)) for name in names}
+    count = pc.CountOptions(mode="all")
+    counts = (
+        pa.table({group: rows.column(group), **values})
+        .group_by(group)
+        .aggregate([([], "count_all"), *((name, "count_distinct", count) for name in names)])
+    )
+    several = pc.greater(counts["count_all"], 1)
+    requests = pc.sum(several).as_py() or 0
+    differing = {
+        name: pc.sum(pc.and_(several, pc.greater(counts[f"{name}_count_distinct"], 1))).as_py() or 0
+        for name in names
+    }
+    return [name for name in names if differing[name] > _LEAST_DIFFERING * requests]
+
+
+def _comparable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values that can be counted: of lists, their text."""
+    if not pa.types.is_nested(column.type):
+        return column
+    texts = [pc.binary_join(chunk.cast(pa.list_(pa.string())), "\x1f") for chunk in column.chunks]
+    return pa.chunked_array(texts, pa.string())
+
+
+# ---- crosses ------------------------------------------------------------------------------------
+
+
+def _suggest(
+    table: pa.Table,
+    columns: Sequence[InferredColumn],
+    label: str,
+    head: str,
+    most: int,
+    seed: int,
+) -> tuple[list[SuggestedCross], list[str]]:
+    """Return the crosses worth having, the largest gain first, and what was not looked at."""
+    parts = [c for c in columns if c.is_feature and not c.profile.nested and not c.position]
+    if not most or len(parts) < 2 or table.num_rows < _LEAST_ROWS_OF_CROSSES:
+        return [], []
+    targets = _targets(table.column(label), head)
+    budget = _PAIR_ROWS // targets.values_BC.shape[1]
+    rows = max(_LEAST_PAIR_ROWS, budget // (len(parts) * (len(parts) - 1) // 2))
+    if rows < table.num_rows:
+        order = np.random.Generator(np.random.Philox(seed)).permutation(table.num_rows)
+        sample = np.sort(order[:rows])
+        table = table.take(pa.array(sample))
+        targets = replace(targets, values_BC=targets.values_BC[sample])
+    gains = HeldOutGains(targets, seed)
+    cells = {c.name: _cells(table, c, _BINS) for c in parts}
+    limit = max(2, int((2 * budget / _LEAST_PAIR_ROWS) ** 0.5))
+    warnings = []
+    if len(parts) > limit:
+        names = sorted(cells, key=lambda name: -gains.gain(cells[name]).total)[:limit]
+        parts = [c for c in parts if c.name in names]
+        warnings.append(f"crosses were looked for among the {limit} columns that say most alone")
+    coarse = {c.name: _cells(table, c, _PAIR_BINS) for c in parts}
+    # What a pair's own margins say is no cross: coarse bins are learned beside the fine ones.
+    gains.learn_all([*(coarse[c.name] for c in parts if c.role == "numeric"), *cells.values()])
+    return _pairs_by_gain(gains, coarse, most, table.num_rows), warnings
+
+
+def _pairs_by_gain(
+    gains: HeldOutGains, cells: Mapping[str, Cells], most: int, rows: int
+) -> list[SuggestedCross]:
+    """Return pairs, each measured beside those before it, until none is sure to gain."""
+    names = [*combinations(cells, 2)]
+    crosses: list[SuggestedCross] = []
+    while len(crosses) < most:
+        sure = []
+        for one, other in names:
+            gain = gains.gain(pair_cells(cells[one], cells[other]))
+            if gain.z >= _SURE and gain.total >= _LEAST_GAIN * rows:
+                sure.append((gain, (one, other)))
+        if not sure:
+            break
+        gain, best = max(sure, key=lambda pair: pair[0].total)
+        crosses.append(SuggestedCross(columns=best, gain=gain.total / rows, z=gain.z))
+        gains.learn([pair_cells(cells[best[0]], cells[best[1]])])
+        names = [pair for _, pair in sure if pair != best]
+    return crosses
+
+
 HeadKind = Literal["binary", "multiclass", "regression"]
 
-_BINS = 255
-_CROSS_BINS = 32
 _SAMPLE_ROWS = 400_000
 _SAMPLE_VALUES = 40_000_000
 _USER_NAMES = ("user_id", "user")
@@ -99,7 +525,7 @@ def infer_spec(
         head: What the label asks for; None: by its values.
         crosses: Most crosses to suggest; 0 measures none.
         rows: Most rows to sample, at least 1.
-        seed: Of the halves that gains are measured on.
+        seed: Seed of the two halves of the rows that gains are measured on.
 
     Returns:
         The declaration, a reason for each column, and warnings.
@@ -214,8 +640,8 @@ def _spec(
     parts = {c.name: c.name for c in columns}
     for name in dict.fromkeys(name for cross in crosses for name in cross.columns):
         if next(c for c in columns if c.name == name).role == "numeric":
-            parts[name] = _free_name(f"{name}_{_CROSS_BINS}", names)
-            features.append(bucketized(parts[name], source=name, bins=_CROSS_BINS))
+            parts[name] = _free_name(f"{name}_{_PAIR_BINS}", names)
+            features.append(bucketized(parts[name], source=name, bins=_PAIR_BINS))
     for cross in crosses:
         features.append(crossed(*(parts[name] for name in cross.columns), min_count=2))
     roles = {column.role: column.name for column in columns}

@@ -79,19 +79,19 @@ def join_actions(
         window: How long after an impression an action still counts.
         kinds: Kinds of actions that make the label; empty: all.
         labels: Several labels, in place of ``window`` and ``kinds``.
-        touch: Which of several impressions before an action gets the credit.
-        user_attributes: Versions of users' attributes.
-        item_attributes: Versions of items' attributes.
+        touch: The impression that gets the credit where several precede an action.
+        user_attributes: Users' attributes, versioned.
+        item_attributes: Items' attributes, versioned.
         history: Features computed from earlier events.
-        split: Into train, valid and test; by time, 80/10/10, unless told otherwise.
-        negatives: Thinned out or drawn.
+        split: How examples are split; default: by time, 80/10/10.
+        negatives: How negatives are sampled or drawn.
         open_windows: Leave out or keep impressions whose window had not closed: the log ends where
             both logs reach. What else a person should know is in the result's ``notes``.
-        duplicates: What to do about an impression that is there twice.
+        duplicates: What to do about duplicate impressions.
         null_keys: What to do about rows without a user, item, time or request.
-        seed: Of all draws.
+        seed: Seed of all random draws.
         engine: ``"duckdb"`` or ``"spark"``; a cluster is named in a :class:`JoinConfig`.
-        memory_limit: Of DuckDB, such as ``"1GB"``; it spills beyond.
+        memory_limit: DuckDB's memory limit, such as ``"1GB"``; beyond it DuckDB spills to disk.
         partition_rows: Impressions a pass over a part of the users, about. Examples come one part
             after the other, in order of time within a part: at least as many as there are
             impressions keeps all in order of time, and needs the memory.

@@ -29,18 +29,18 @@ class History:
     the impression itself, nor an action on it, nor anything at the same microsecond can enter.
 
     Args:
-        name: Of the column.
+        name: Name of the column.
         feature: ``"last"``: the user's last ``k`` items, newest first (of several at one time the
             greatest item id first). ``"count"``: of events. ``"since"``: seconds since the last
             event, null if there is none. ``"rate"``: (actions + prior * strength) / (impressions +
             strength).
-        by: Whose events: of the impression's ``"user"``, its ``"item"``, or the ``"pair"``.
+        by: The impression's ``"user"``, its ``"item"`` or the ``"pair"``, whose events count.
         of: What is listed, counted or timed: ``"actions"`` or ``"impressions"``.
         kinds: Kinds of actions that count; empty: all.
         window: How far back events count; None: without end.
         k: Items in the list of ``"last"``.
-        prior: Of ``"rate"``: its value where nothing was seen.
-        strength: Of ``"rate"``: the impressions that the prior weighs.
+        prior: Value of ``"rate"`` where nothing was seen.
+        strength: Impressions that the prior of ``"rate"`` weighs.
 
     Example:
         >>> History(name="item_ctr", feature="rate", by="item", window="7d", prior=0.02).window
@@ -322,8 +322,8 @@ class ImpressionLog:
         position: Column with the place in the list, if it was logged.
         time: Column with the event time: a timestamp, a date, ISO 8601 text, or seconds,
             milliseconds, microseconds or nanoseconds since 1970.
-        time_unit: Of integer times; ``"auto"`` tells it from their range.
-        timezone: Of times without a zone: ``"UTC"`` or an offset such as ``"+02:00"``; None: UTC,
+        time_unit: Unit of integer times; ``"auto"`` infers it from their range.
+        timezone: Zone of times without one: ``"UTC"`` or an offset such as ``"+02:00"``; None: UTC,
             with a note.
         columns: The context and served feature columns to keep; None keeps all.
         availability_delay: How long after its time an impression may first enter a history.
@@ -418,7 +418,7 @@ class Label:
     """A column told by the actions that follow an impression.
 
     Args:
-        name: Of the column.
+        name: Name of the column.
         kinds: Kinds of actions that count; empty: all.
         window: How long after the impression an action still counts, its end included.
         value: False: 1 if there is such an action, else 0. True: the sum of the actions' values,
@@ -536,8 +536,8 @@ class JoinConfig:
         item_attributes: Versions of items' attributes.
         labels: At least one.
         history: The features computed from earlier events.
-        split: Into train, valid and test.
-        negatives: Thinned out or drawn.
+        split: How examples are split into train, valid and test.
+        negatives: How negatives are sampled or drawn.
         touch: The impression that gets the credit where several precede an action: the ``"last"``,
             the ``"first"`` within the window, or ``"all"`` of them.
         open_windows: Impressions so young that their window had not closed when the log ended are
@@ -548,11 +548,11 @@ class JoinConfig:
             first is kept (``"drop"``).
         null_keys: Rows without a user, item, time or request are an ``"error"`` or left out
             (``"drop"``), and counted.
-        seed: Of all draws.
+        seed: Seed of all random draws.
         engine: ``"duckdb"`` (in this process) or ``"spark"``.
-        memory_limit: Of DuckDB, such as ``"1GB"``; it spills beyond. None: 80 % of the machine's.
-        spill_folder: Where it spills; None: beside the output.
-        threads: Of DuckDB; None: all.
+        memory_limit: DuckDB's memory limit, such as ``"1GB"``; it spills beyond. None: 80 % of RAM.
+        spill_folder: Folder that DuckDB spills to; None: beside the output.
+        threads: DuckDB's threads; None: one per core.
         spark_master: Where Spark runs: ``"local[2]"`` or a cluster's URL.
         spark_options: Further settings of the Spark session.
         partition_rows: Impressions a pass over a partition of the users, about. Examples are in the

@@ -133,7 +133,7 @@ class Silence:
     """A stretch of time in which a log has next to no events, although the other one has."""
 
     first: int  # Number of its first bin
-    last: int  # Of its last
+    last: int  # Number of its last bin
     begins: bool  # True if nothing comes before it
     ends: bool  # True if nothing comes after it
     other_count: int  # Events of the other log in it
@@ -209,7 +209,7 @@ class Coverage:
     """How far the logs reach."""
 
     log_end_us: int  # When both have ended
-    reach: Mapping[str, Reach]  # Of each log, by its name
+    reach: Mapping[str, Reach]  # Reach of each log by its name
     notes: tuple[str, ...]  # What a person should know
 
 

@@ -115,7 +115,7 @@ class Shard:
     first_us: int | None  # The first event time; None if it has no row
     last_us: int | None  # The last event time
     bytes: int  # Its size
-    sha256: str  # Of its contents
+    sha256: str  # Checksum of its contents
 
 
 def write_part(

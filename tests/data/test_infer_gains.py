@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from widedeep.data.infer_evidence import (
+from widedeep.data.infer import (
     Cells,
     HeldOutGains,
     Targets,
