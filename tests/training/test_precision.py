@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import widedeep as wd
-from tests.training.test_fused_mlp import make
+from tests.training.test_dense import make
 from tests.training.test_trainer import (
     assert_same_bits,
     make_spec,
@@ -19,10 +19,10 @@ from tests.training.test_trainer import (
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels import has_bf16_products
 from widedeep.models.mlp import MLP, DeepInput
-from widedeep.training.dense import MixedMLP, NativeMLP, has_fast_bf16, resolve_precision
+from widedeep.training.dense import NativeMLP, TorchMLP, has_fast_bf16, resolve_precision
 
 ENGINES = [
-    MixedMLP,
+    partial(TorchMLP, bf16=True),
     pytest.param(
         partial(NativeMLP, bf16=True),
         marks=pytest.mark.skipif(not has_bf16_products(), reason="no AVX512_BF16 here"),
@@ -39,7 +39,7 @@ def schema() -> wd.Schema:
 @pytest.mark.parametrize("logits", [1, 3])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bf16_is_near_the_float64_oracle(
-    hidden: list[int], logits: int, engine: Callable[[MLP, nn.Linear], NativeMLP | MixedMLP]
+    hidden: list[int], logits: int, engine: Callable[[MLP, nn.Linear], NativeMLP | TorchMLP]
 ) -> None:
     tower, output = make(13, hidden, logits)
     mixed = engine(tower, output)

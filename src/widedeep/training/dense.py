@@ -192,9 +192,7 @@ class DenseUpdate:
 # ---- the standard ReLU tower without autograd ----------------------------------------------------
 
 
-def fast_mlp(
-    model: WideDeep, precision: Precision, threads: int
-) -> NativeMLP | FusedMLP | MixedMLP | None:
+def fast_mlp(model: WideDeep, precision: Precision, threads: int) -> NativeMLP | TorchMLP | None:
     """Return the fast path if the standard tower is the only one, else None."""
     tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
     if not isinstance(tower, MLP) or not tower.is_plain:
@@ -207,7 +205,7 @@ def fast_mlp(
     on_cpu = output.weight.device.type == "cpu"
     if on_cpu and (not bf16 or (has_bf16_products() and not has_bf16_tiles())):
         return NativeMLP(tower, output, threads=threads, bf16=bf16)
-    return MixedMLP(tower, output) if bf16 else FusedMLP(tower, output)
+    return TorchMLP(tower, output, bf16=bf16)
 
 
 def _hidden_layers(tower: MLP) -> list[nn.Linear]:
@@ -221,130 +219,91 @@ def _grad_of(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-class FusedMLP:
-    """Computes a plain :class:`MLP` and its output layer without autograd."""
-
-    def __init__(self, tower: MLP, output: nn.Linear) -> None:
-        self.layers = _hidden_layers(tower)
-        self.output = output
-        self._buffers: dict[str, Tensor] = {}
-        self._hidden: list[Tensor] = []
-
-    def _buffer(self, name: str, rows: int, width: int, like: Tensor) -> Tensor:
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape[0] < rows or buffer.shape[1] != width:
-            buffer = batch_rows(rows, width, like.device).to(like.dtype)
-            self._buffers[name] = buffer
-        return buffer[:rows]
-
-    @torch.no_grad()
-    def forward(self, concat_BX: Tensor) -> Tensor:
-        """Return the logits, (B, C), in a buffer that the next call overwrites."""
-        rows = len(concat_BX)
-        hidden = concat_BX
-        self._hidden = [hidden]
-        for i, layer in enumerate(self.layers):
-            out_BH = self._buffer(f"hidden.{i}", rows, layer.out_features, hidden)
-            torch.addmm(layer.bias, hidden, layer.weight.t(), out=out_BH)
-            hidden = out_BH.relu_()
-            self._hidden.append(hidden)
-        logits_BC = self._buffer("logits", rows, self.output.out_features, hidden)
-        return torch.mm(hidden, self.output.weight.t(), out=logits_BC)
-
-    @torch.no_grad()
-    def backward(self, grad_BC: Tensor) -> Tensor:
-        """Write the parameters' gradients into ``.grad``; return the gradient of ``concat_BX``."""
-        rows = len(grad_BC)
-        torch.mm(grad_BC.t(), self._hidden[-1], out=_grad_of(self.output.weight))
-        grad, weight = grad_BC, self.output.weight
-        for i in reversed(range(len(self.layers))):
-            layer, hidden = self.layers[i], self._hidden[i + 1]
-            below_BH = self._buffer(f"grad.{i}", rows, layer.out_features, grad_BC)
-            torch.mm(grad, weight, out=below_BH)
-            torch.ops.aten.threshold_backward.grad_input(below_BH, hidden, 0.0, grad_input=below_BH)
-            torch.mm(below_BH.t(), self._hidden[i], out=_grad_of(layer.weight))
-            torch.sum(below_BH, dim=0, out=_grad_of(layer.bias))
-            grad, weight = below_BH, layer.weight
-        grad_BX = self._buffer("grad.input", rows, weight.shape[1], grad_BC)
-        return torch.mm(grad, weight, out=grad_BX)
-
-    def finish(self) -> None:
-        """Do nothing: :meth:`backward` leaves nothing under way."""
-
-
 _LANES = 32  # bfloat16 numbers of a cache line
 
 
-class MixedMLP:
-    """Computes what :class:`FusedMLP` does with bfloat16 products."""
+class TorchMLP:
+    """Computes a plain :class:`MLP` and its output layer by torch, in bfloat16 if asked.
 
-    def __init__(self, tower: MLP, output: nn.Linear) -> None:
+    The output layer and the sums of biases' gradients are float32 in both.
+    """
+
+    def __init__(self, tower: MLP, output: nn.Linear, *, bf16: bool = False) -> None:
         self.layers = _hidden_layers(tower)
         self.output = output
-        self._weights = [_rounded(layer.weight) for layer in self.layers]
-        self._biases = [_rounded(layer.bias) for layer in self.layers]
-        self._weight_grads = [_rounded(layer.weight) for layer in self.layers]
+        self.bf16 = bf16
+        # Each layer's weight and bias in bfloat16, filled by every forward pass.
+        self._copies = [
+            [torch.empty_like(p, dtype=torch.bfloat16) for p in (layer.weight, layer.bias)]
+            for layer in (self.layers if bf16 else ())
+        ]
+        self._weight_grads = [torch.empty_like(weight) for weight, _ in self._copies]
         self._buffers: dict[str, Tensor] = {}
-        self._hidden: list[Tensor] = []
-        self._last = torch.empty(0)
+        self._hidden: list[Tensor] = []  # The input of each layer, then the last output
+        self._last = torch.empty(0)  # The last output in float32
 
-    def _buffer(self, name: str, rows: int, width: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        buffer = self._buffers.get(name)
+    def _buffer(self, name: str, like: Tensor, width: int, *, bf16: bool = False) -> Tensor:
+        rows, buffer = len(like), self._buffers.get(name)
         if buffer is None or buffer.shape[0] < rows or buffer.shape[1] != width:
-            if dtype == torch.float32:
-                buffer = batch_rows(rows, width, like.device)
-            else:
+            if bf16:
                 lanes = -(-width // _LANES) * _LANES
-                buffer = torch.zeros(rows, lanes, dtype=dtype, device=like.device)[:, :width]
+                buffer = torch.zeros(rows, lanes, dtype=torch.bfloat16, device=like.device)
+                buffer = buffer[:, :width]
+            else:
+                buffer = batch_rows(rows, width, like.device)
             self._buffers[name] = buffer
         return buffer[:rows]
 
-    def _half(self, name: str, like: Tensor, width: int) -> Tensor:
-        return self._buffer(name, len(like), width, like, torch.bfloat16)
+    def _converted(self, name: str, tensor: Tensor, *, bf16: bool) -> Tensor:
+        """Return a tensor in the other precision, or as it is where all is float32."""
+        if not self.bf16:
+            return tensor
+        return self._buffer(name, tensor, tensor.shape[1], bf16=bf16).copy_(tensor)
 
     @torch.no_grad()
     def forward(self, concat_BX: Tensor) -> Tensor:
         """Return the logits, (B, C), in a buffer that the next call overwrites."""
-        hidden = self._half("input", concat_BX, concat_BX.shape[1]).copy_(concat_BX)
+        hidden = self._converted("input", concat_BX, bf16=True)
         self._hidden = [hidden]
         for i, layer in enumerate(self.layers):
-            self._weights[i].copy_(layer.weight)
-            self._biases[i].copy_(layer.bias)
-            out_BH = self._half(f"hidden.{i}", hidden, layer.out_features)
-            torch.addmm(self._biases[i], hidden, self._weights[i].t(), out=out_BH)
+            parameters: list[Tensor] = [layer.weight, layer.bias]
+            if self.bf16:
+                for copy, parameter in zip(self._copies[i], parameters, strict=True):
+                    copy.copy_(parameter)
+                parameters = self._copies[i]
+            weight, bias = parameters
+            out_BH = self._buffer(f"hidden.{i}", hidden, layer.out_features, bf16=self.bf16)
+            torch.addmm(bias, hidden, weight.t(), out=out_BH)
             hidden = out_BH.relu_()
             self._hidden.append(hidden)
-        rows, width = hidden.shape
-        self._last = self._buffer("last", rows, width, hidden, torch.float32).copy_(hidden)
-        classes = self.output.out_features
-        logits_BC = self._buffer("logits", rows, classes, hidden, torch.float32)
+        self._last = self._converted("last", hidden, bf16=False)
+        logits_BC = self._buffer("logits", hidden, self.output.out_features)
         return torch.mm(self._last, self.output.weight.t(), out=logits_BC)
 
     @torch.no_grad()
     def backward(self, grad_BC: Tensor) -> Tensor:
         """Write the parameters' gradients into ``.grad``; return the gradient of ``concat_BX``."""
         torch.mm(grad_BC.t(), self._last, out=_grad_of(self.output.weight))
-        rows, width = self._last.shape
-        last_BH = self._buffer("grad.last", rows, width, grad_BC, torch.float32)
-        below_BH = self._half("grad.rounded", grad_BC, width)
-        below_BH.copy_(torch.mm(grad_BC, self.output.weight, out=last_BH))
+        grad_BH = self._buffer("grad.last", grad_BC, self._last.shape[1])
+        torch.mm(grad_BC, self.output.weight, out=grad_BH)
+        grad_BH = self._converted("grad.rounded", grad_BH, bf16=True)
         for i in reversed(range(len(self.layers))):
             layer, hidden = self.layers[i], self._hidden[i + 1]
-            torch.ops.aten.threshold_backward.grad_input(below_BH, hidden, 0.0, grad_input=below_BH)
-            torch.mm(below_BH.t(), self._hidden[i], out=self._weight_grads[i])
-            _grad_of(layer.weight).copy_(self._weight_grads[i])
-            torch.sum(below_BH, dim=0, dtype=torch.float32, out=_grad_of(layer.bias))
-            inputs_BH = self._half(f"grad.{i}", grad_BC, layer.in_features)
-            below_BH = torch.mm(below_BH, self._weights[i], out=inputs_BH)
-        width = self.layers[0].in_features
-        return self._buffer("grad.input", rows, width, grad_BC, torch.float32).copy_(below_BH)
+            torch.ops.aten.threshold_backward.grad_input(grad_BH, hidden, 0.0, grad_input=grad_BH)
+            weight: Tensor = layer.weight
+            weight_grad = _grad_of(layer.weight)
+            if self.bf16:
+                weight, weight_grad = self._copies[i][0], self._weight_grads[i]
+            torch.mm(grad_BH.t(), self._hidden[i], out=weight_grad)
+            if self.bf16:
+                _grad_of(layer.weight).copy_(weight_grad)
+            torch.sum(grad_BH, dim=0, dtype=torch.float32, out=_grad_of(layer.bias))
+            inputs_BH = self._buffer(f"grad.{i}", grad_BC, layer.in_features, bf16=self.bf16)
+            grad_BH = torch.mm(grad_BH, weight, out=inputs_BH)
+        return self._converted("grad.input", grad_BH, bf16=False)
 
     def finish(self) -> None:
         """Do nothing: :meth:`backward` leaves nothing under way."""
-
-
-def _rounded(parameter: Tensor) -> Tensor:
-    return parameter.detach().to(torch.bfloat16, copy=True)
 
 
 Floats = NDArray[np.float32]

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from widedeep.models.mlp import MLP, DeepInput
-from widedeep.training.dense import FusedMLP, NativeMLP
+from widedeep.training.dense import NativeMLP, TorchMLP
 
 
 def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:
@@ -16,14 +16,14 @@ def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:
     return tower, output
 
 
-ENGINES = pytest.mark.parametrize("engine", [FusedMLP, NativeMLP])
+ENGINES = pytest.mark.parametrize("engine", [TorchMLP, NativeMLP])
 
 
 @ENGINES
 @pytest.mark.parametrize("hidden", [[8], [16, 8], [5, 7, 3]])
 @pytest.mark.parametrize("logits", [1, 3])
 def test_equals_autograd(
-    hidden: list[int], logits: int, engine: type[FusedMLP] | type[NativeMLP]
+    hidden: list[int], logits: int, engine: type[TorchMLP] | type[NativeMLP]
 ) -> None:
     tower, output = make(10, hidden, logits)
     fused = engine(tower, output)
@@ -46,7 +46,7 @@ def test_equals_autograd(
 
 
 @ENGINES
-def test_reads_a_buffer_with_a_stride(engine: type[FusedMLP] | type[NativeMLP]) -> None:
+def test_reads_a_buffer_with_a_stride(engine: type[TorchMLP] | type[NativeMLP]) -> None:
     tower, output = make(10, [4], 1)
     buffer = torch.randn(5, 16)
     inside = buffer[:, :10]
