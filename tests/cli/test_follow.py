@@ -117,7 +117,7 @@ def copy(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def published(place: Path) -> dict[str, str]:
-    lineage = [entry for entry in read_lineage(place / "models") if entry.there]
+    lineage = [entry for entry in read_lineage(place / "models") if entry.exists]
     return {entry.version: entry.record.bundle for entry in lineage if entry.record}
 
 

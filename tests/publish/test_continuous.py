@@ -74,7 +74,7 @@ class Live:
 
     @property
     def versions(self) -> list[str]:
-        return [entry.version for entry in read_lineage(self.models) if entry.there]
+        return [entry.version for entry in read_lineage(self.models) if entry.exists]
 
 
 @pytest.fixture

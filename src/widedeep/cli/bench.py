@@ -1,4 +1,4 @@
-"""The verb `bench`: measurements that anyone can repeat."""
+"""The verb `bench`: benchmarks that anyone can repeat."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ EXAMPLE = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add what can be measured."""
+    """Add the benchmarks."""
     targets = parser.add_subparsers(
         title="targets", metavar="TARGET", required=True, parser_class=VerbParser
     )
@@ -77,13 +77,15 @@ def _add_table1(targets: Verbs) -> None:
     parser = add_verb(
         targets,
         "table1",
-        "wide, deep, and both on the same logs: offline AUC, and installs in a live A/B test",
+        "compare wide, deep, and both on the same logs: offline AUC, and installs in an A/B test",
         _table1,
         example="  widedeep bench table1                       # five stores, some minutes\n"
         "  widedeep bench table1 --memorisation 0      # the wide part has nothing to remember\n\n"
         "Exit code 1 if Wide & Deep is not significantly ahead of both.",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="keep logs, examples and bundles there")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="folder for logs, examples and bundles (default: temporary)"
+    )
     config = Table1Config()
     add_fields(parser, config, _TABLE1, {"threads": threads})
     add_fields(parser, config.store, _TABLE1_STORE)
@@ -110,20 +112,30 @@ def _add_serve(targets: Verbs) -> None:
     parser = add_verb(
         targets,
         "serve",
-        "start a server on loopback and load it: latency, requests a second, CPU a request",
+        "load a server on loopback: latency, requests per second, CPU time per request",
         _serve,
         example="  widedeep bench serve models/ads --items items.parquet --item-id app\n"
         "  widedeep bench serve runs/run --connections 1 8 --seconds 10\n\n"
         "Exit code 1 if a request failed.",
     )
-    parser.add_argument("models", metavar="MODELS", help="as widedeep serve takes it")
-    parser.add_argument("--items", metavar="PARQUET", help="the items' catalogue")
-    parser.add_argument("--item-id", metavar="COLUMN", help="its column of ids")
-    parser.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16")
-    parser.add_argument("--workers", type=threads, default=1, help="processes (default: 1)")
-    parser.add_argument("--threads", type=threads, default=1, help="of a request (default: 1)")
     parser.add_argument(
-        "--candidates", type=positive, default=200, metavar="N", help="a request (default: 200)"
+        "models", metavar="MODELS", help="bundle or run folder, as 'widedeep serve' takes it"
+    )
+    parser.add_argument("--items", metavar="PARQUET", help="catalogue of items")
+    parser.add_argument("--item-id", metavar="COLUMN", help="column of item ids in the catalogue")
+    parser.add_argument("--bfloat16", action="store_true", help="multiply in bfloat16")
+    parser.add_argument(
+        "--workers", type=threads, default=1, metavar="N", help="processes (default: 1)"
+    )
+    parser.add_argument(
+        "--threads", type=threads, default=1, metavar="N", help="threads per request (default: 1)"
+    )
+    parser.add_argument(
+        "--candidates",
+        type=positive,
+        default=200,
+        metavar="N",
+        help="candidates per request (default: 200)",
     )
     parser.add_argument(
         "--connections",
@@ -131,10 +143,14 @@ def _add_serve(targets: Verbs) -> None:
         nargs="+",
         default=[1, 4, 16],
         metavar="N",
-        help="with a request under way on each (default: 1 4 16, one run each)",
+        help="concurrent connections, one run for each number (default: 1 4 16)",
     )
     parser.add_argument(
-        "--seconds", type=positive, default=5, metavar="S", help="a run, 60 at most (default: 5)"
+        "--seconds",
+        type=positive,
+        default=5,
+        metavar="S",
+        help="seconds per run, at most 60 (default: 5)",
     )
 
 
@@ -222,7 +238,7 @@ def rank_bodies(
 ) -> list[bytes]:
     """Return bodies of POST /v1/rank: stored users, and candidates drawn at random."""
     if not stored:
-        raise ConfigError("the bundle holds no stored requests to ask with; export it anew")
+        raise ConfigError("the bundle holds no stored requests to send; export it again")
     rng = np.random.default_rng(0)
     bodies = []
     for number in range(_BODIES):
@@ -260,12 +276,12 @@ def bench_server(
 
 
 def load_document(reports: Sequence[LoadReport]) -> dict[str, Any]:
-    """Return what --json prints."""
+    """Return the reports as plain values."""
     return {"runs": [dataclasses.asdict(report) for report in reports]}
 
 
 def load_rows(reports: Sequence[LoadReport]) -> list[list[str]]:
-    """Return the table's rows: connections, p50, p99, requests a second, CPU ms, failures."""
+    """Return the table's rows: connections, p50, p99, requests per second, CPU ms, failures."""
     return [
         [
             str(each.connections),
@@ -286,5 +302,5 @@ def catalogue_words(items: str | None, item_id: str | None) -> list[str]:
     if items is None or item_id is None:
         raise ConfigError("--items PARQUET and --item-id COLUMN go together")
     if not Path(items).exists():
-        raise ConfigError(f"got --items {items}: there is no such file")
+        raise ConfigError(f"got --items {items}: no such file; check the path")
     return ["--items", items, "--item-id", item_id]

@@ -1,4 +1,4 @@
-"""The verb `check`: does a configuration fit its data? Answered from a sample, without training."""
+"""The verb `check`: tests a configuration against a sample of its data, without training."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 EXAMPLE = (
     "  widedeep check ads.toml\n"
     "  widedeep check ads.toml --set data.train=other.parquet --rows 100000\n"
-    "  widedeep check join.toml       # of a join: a sample of its users is joined\n\n"
-    "Ends with 1 if training, or the join, could not succeed."
+    "  widedeep check join.toml       # a join: joins a sample of the users\n\n"
+    "Exit code 1 if training, or the join, would fail."
 )
 NEXT = "widedeep train ads.toml"
 
@@ -51,12 +51,13 @@ _SHOWN = 10
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="CONFIG.toml", help="the configuration")
+    parser.add_argument("config", metavar="CONFIG.toml", help="configuration of a run or a join")
     parser.add_argument(
         "--rows",
         type=positive,
         default=50_000,
-        help="rows to look at in each file, or impressions to join (default: 50,000)",
+        metavar="N",
+        help="rows to sample from each data set, or impressions to join (default: 50,000)",
     )
     add_set(parser)
 
@@ -136,23 +137,22 @@ class InputReport:
     """One data set of a run."""
 
     role: str  # ``"train"``, ``"valid"`` or ``"test"``
-    place: str | list[str]  # Its path, glob or list of paths
-    rows: int | None  # Rows in all, or None where only its beginning was read
-    sampled: int  # Rows looked at
-    columns: list[ColumnProfile]  # What the columns hold that the run reads
+    place: str | list[str]  # Path, glob or list of paths
+    rows: int | None  # All rows; None where only the first ones were read
+    sampled: int  # Sampled rows
+    columns: list[ColumnProfile]  # Profiles of the columns that the run reads
 
 
 @dataclass(kw_only=True)
 class CheckReport:
-    """What a check found."""
+    """Problems and notes of a check, and the inputs it read."""
 
-    # What must be put right before training can succeed
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # What a person should know
-    inputs: list[InputReport] = field(default_factory=list)  # The data sets that could be read
-    # By label column: its values with their shares, or its range
+    problems: list[str] = field(default_factory=list)  # Reasons for which training would fail
+    notes: list[str] = field(default_factory=list)  # Remarks, such as constant columns
+    inputs: list[InputReport] = field(default_factory=list)  # Readable data sets
+    # Label column: its values with their fractions, or its range
     labels: dict[str, str] = field(default_factory=dict)
-    schema: Schema | None = None  # Fitted on the sample, or None if that failed
+    schema: Schema | None = None  # Fitted on the sample; None if that failed
 
 
 def check_run(
@@ -189,13 +189,13 @@ def _check_follow(
 
 
 def _check_place(directory: RunDirectory, report: CheckReport) -> None:
-    """Say whether the run's folder can be written, and what is in it."""
+    """Check that the run folder can be written, and note an earlier run in it."""
     folder = directory.path.absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         why = "may not be written" if existing.is_dir() else "is a file"
         report.problems.append(
-            f"{directory.path}: the run cannot be written there: {existing} {why}; name another "
+            f"{directory.path}: the run cannot be written: {existing} {why}; choose another "
             "folder with --out DIR"
         )
         return
@@ -232,7 +232,9 @@ def _check_split(data: DataConfig, report: CheckReport) -> None:
     if data.valid is not None and data.valid_fraction:
         report.notes.append("[data] valid is given, so valid_fraction is not used")
     if not data.valid_fraction and (data.valid_by or data.valid_latest):
-        report.notes.append("[data] without valid_fraction, valid_by and valid_latest say nothing")
+        report.notes.append(
+            "[data] without valid_fraction, valid_by and valid_latest have no effect"
+        )
 
 
 def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str, Sample]:
@@ -240,7 +242,7 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
     _check_split(data, report)
     for role in ("valid", "test"):
         if places[role] is not None and _same_place(places[role], data.train):
-            report.notes.append(f"[data] {role} is the training data: its metrics will flatter")
+            report.notes.append(f"[data] {role} is the training data: its metrics will be too good")
     samples: dict[str, Sample] = {}
     for role, path in places.items():
         if path is None:
@@ -274,7 +276,7 @@ def _same_place(one: str | list[str] | None, other: str | list[str] | None) -> b
 
 
 def _columns(config: RunConfig) -> dict[str, str]:
-    """Return the columns a run reads, and what for."""
+    """Return the columns that a run reads, with their use as a phrase."""
     spec = config.spec
     uses = dict.fromkeys(spec.columns(), "a feature reads")
     uses.update(dict.fromkeys(spec.labels.values(), "is the label"))
@@ -307,7 +309,7 @@ def _note_columns(config: RunConfig, columns: Sequence[ColumnProfile], report: C
         elif column.names_rows and not _is_number(config, column.name):
             report.notes.append(
                 f"column {column.name!r} has {column.distinct:,} values in {column.rows:,} rows: "
-                "it names rows, and nothing can be learned from it"
+                "it identifies rows, so nothing can be learned from it"
             )
 
 
@@ -354,7 +356,7 @@ def _check_schema(config: RunConfig, samples: dict[str, Sample], report: CheckRe
 
 
 def _check_whole_columns(config: RunConfig, schema: Schema | None, report: CheckReport) -> None:
-    """Make what training makes, and hold every label and weight against it."""
+    """Check the labels and weights of all rows against the heads that training would build."""
     try:
         _, valid = training_data(config)
         targets = {"train": read_targets(config.spec, config.data.train)}
@@ -430,7 +432,7 @@ class Targets:
     def problems(
         self, heads: Sequence[Any], classes: Mapping[str, Sequence[str]], monitor: str | None
     ) -> list[str]:
-        """Return what training or evaluation would refuse."""
+        """Return the problems for which training or evaluation would fail."""
         weights, problems = self._weights()
         reasons: dict[str, str] = {}
         for column in self.spec.labels.values():
@@ -451,7 +453,7 @@ class Targets:
         return problems
 
     def single_valued(self) -> list[str]:
-        """Return what to say of labels that have one value alone."""
+        """Return a problem for each label column with a single value."""
         return [
             f"label {column!r} is always {values[0].as_py()}, expected at least two values: "
             "nothing can be learned"
@@ -498,7 +500,7 @@ class Targets:
         return labels.astype(np.float32)
 
     def _weights(self) -> tuple[np.ndarray[Any, Any] | None, list[str]]:
-        """The weights, and what is wrong with them."""
+        """Return the weights and their problems."""
         column = self.spec.weight
         if column is None:
             return None, []

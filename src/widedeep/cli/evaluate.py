@@ -13,22 +13,24 @@ from widedeep.report.evaluation import evaluate_bundle
 
 EXAMPLE = (
     "  widedeep evaluate runs/ads test.parquet\n"
-    "  widedeep evaluate runs/ads          # on the test data its configuration names"
+    "  widedeep evaluate runs/ads          # on the test data of its configuration"
 )
 NEXT = "widedeep export runs/ads -o bundles/ads"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="a run's folder, or a bundle")
+    parser.add_argument("model", metavar="RUN_DIR|BUNDLE", help="run folder or bundle")
     parser.add_argument(
         "data",
         metavar="DATA",
         nargs="?",
-        help="labelled data: a path, a glob, or a run's folder; default: the run's test data, else "
-        "its validation data",
+        help="labelled data: a path, a glob, or a run folder (default: the run's test data, else "
+        "its validation data)",
     )
-    parser.add_argument("--threads", type=threads, default=1, help="threads to use (default: 1)")
+    parser.add_argument(
+        "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

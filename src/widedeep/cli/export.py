@@ -25,9 +25,11 @@ NEXT = "widedeep validate bundles/ads-2 --data runs/ads"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="RUN_DIR|CHECKPOINT", help="a run, or a step-* folder")
-    parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="the bundle's folder")
-    parser.add_argument("--force", action="store_true", help="replace BUNDLE")
+    parser.add_argument(
+        "model", metavar="RUN_DIR|CHECKPOINT", help="run folder, or a step-* folder in it"
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="folder to write")
+    parser.add_argument("--force", action="store_true", help="replace an existing BUNDLE")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,7 +52,9 @@ def export_checkpoint(
 ) -> tuple[Bundle, Path]:
     """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle."""
     if Path(out).exists() and not overwrite:
-        raise BundleError(f"{out}: is there already; name another folder, or add --force")
+        raise BundleError(
+            f"{out}: already exists; choose another folder, or replace it with --force"
+        )
     from widedeep.cli.run_training import make_trainer
 
     folder = find_checkpoint(path)

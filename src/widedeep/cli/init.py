@@ -1,4 +1,4 @@
-"""The verb `init`: a first configuration for a table, guessed from a sample and explained."""
+"""The verb `init`: writes a first, commented configuration for a table, from a sample of it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from widedeep.files import write_text_whole
 EXAMPLE = (
     "  widedeep init train.parquet --label click -o ads.toml\n"
     "  widedeep check ads.toml\n\n"
-    "Numbers become numeric features and bins, text, lists and integer keys categorical ones;\n"
-    "columns that name rows, times and constants are left out; crosses that gain on held rows\n"
-    "are suggested. Each line says what it was guessed from: read it through."
+    "Numbers become numeric features and bins; text, lists and integer keys become categorical\n"
+    "features. Row ids, times and constants are left out. Crosses that help on held-out rows\n"
+    "are added. Each line has a comment with its evidence: read it through."
 )
 NEXT = "widedeep check ads.toml"
 
@@ -37,10 +37,20 @@ batch_size = "auto"  # by the number of rows\
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("data", metavar="DATA", help="training data: Parquet, CSV, or a glob")
-    parser.add_argument("--label", metavar="NAME", help="the label's column (guessed if plain)")
-    parser.add_argument("-o", "--out", default="run.toml", metavar="FILE", help="default: run.toml")
-    parser.add_argument("--force", action="store_true", help="replace FILE")
+    parser.add_argument(
+        "data", metavar="DATA", help="training data: a Parquet or CSV file, or a glob"
+    )
+    parser.add_argument(
+        "--label", metavar="NAME", help="label column (default: guessed if it is obvious)"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        default="run.toml",
+        metavar="FILE",
+        help="configuration to write (default: run.toml)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,7 +91,9 @@ def write_config(
     """Write a first configuration for a table beside it or elsewhere."""
     path = Path(path)
     if path.exists() and not overwrite:
-        raise ConfigError(f"{path}: is there already; name another file (-o), or add --force")
+        raise ConfigError(
+            f"{path}: already exists; choose another file (-o), or replace it with --force"
+        )
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: no folder {path.parent}; make it first")
     inferred = infer_spec(data, label=label)
@@ -93,7 +105,9 @@ def write_config(
         write_text_whole(path, text)
     except OSError as error:
         cause = error.strerror or error
-        raise ConfigError(f"{path}: cannot be written ({cause}); name another file (-o)") from error
+        raise ConfigError(
+            f"{path}: cannot be written ({cause}); choose another file (-o)"
+        ) from error
     return inferred
 
 

@@ -1,4 +1,4 @@
-"""The verb `inspect`: what a model learned, and where its versions came from."""
+"""The verb `inspect`: a model's sizes and weights, a row explained, the lineage of versions."""
 
 from __future__ import annotations
 
@@ -29,24 +29,32 @@ EXAMPLE = (
     "  widedeep inspect runs/ads --top 10\n"
     '  widedeep inspect runs/ads --row \'{"age": 39, "job": "Sales"}\'\n'
     "  widedeep inspect runs/ads/schema.safetensors\n"
-    "  widedeep inspect models             # which version came from which, and how"
+    "  widedeep inspect models             # versions and their origin"
 )
 NEXT = "widedeep report runs/ads"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="BUNDLE|SCHEMA|RUN_DIR|MODELS", help="what to look at")
     parser.add_argument(
-        "--top", type=positive, default=20, help="weights of each sign (default: 20)"
+        "model",
+        metavar="BUNDLE|SCHEMA|RUN_DIR|MODELS",
+        help="bundle, schema file, run folder, or folder of versions",
     )
-    parser.add_argument("--row", metavar="JSON", help="explain the score of this row")
+    parser.add_argument(
+        "--top",
+        type=positive,
+        default=20,
+        metavar="N",
+        help="wide weights to show of each sign (default: 20)",
+    )
+    parser.add_argument("--row", metavar="JSON", help="row to explain the score of, a JSON object")
     parser.add_argument(
         "--logit",
         type=whole,
         default=0,
         metavar="N",
-        help="which logit's weights, of several",
+        help="logit to show the weights of, where there are several (default: 0)",
     )
 
 
@@ -198,7 +206,7 @@ def lineage_document(versions: list[PublishedVersion]) -> list[dict[str, Any]]:
     return [
         {
             "version": one.version,
-            "there": one.there,
+            "there": one.exists,
             "serves": one.serves,
             "withdrawn": one.withdrawn,
             "labels": list(one.labels),
@@ -213,7 +221,7 @@ def print_lineage(versions: list[PublishedVersion]) -> None:
     """Print a lineage as a table, a version under the one it came from."""
     rows = []
     if not versions:
-        print_text("no version was published here yet; 'widedeep publish CANDIDATE MODELS' does")
+        print_text("no version is published here; publish one: widedeep publish CANDIDATE MODELS")
         return
     for one in versions:
         record = one.record
@@ -244,7 +252,7 @@ def _gate_word(one: PublishedVersion) -> str:
 
 def _state_word(one: PublishedVersion) -> str:
     words = [*one.labels]
-    if not one.there:
+    if not one.exists:
         words.append("deleted")
     if one.serves:
         words.insert(0, "serves")

@@ -1,4 +1,4 @@
-"""The verb `join`: logs into labelled examples; and what `check` says of a join."""
+"""The verb `join`: joins logs into labelled examples; and the check of a join configuration."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from widedeep.join.times import moment_text
 from widedeep.options import read_tables
 
 EXAMPLE = (
-    "  widedeep check join.toml      # a sample of the users, nothing is written\n"
+    "  widedeep check join.toml      # joins a sample of the users, writes nothing\n"
     "  widedeep join join.toml --set split.by=user --set join.memory_limit=2GB\n"
     "  widedeep join join.toml --resume     # after Ctrl-C or a crash\n\n"
-    "The output's folder holds train/, valid/, test/, manifest.json and report.html."
+    "The output folder holds train/, valid/, test/, manifest.json and report.html."
 )
 NEXT = "widedeep init examples/train --label click"
 
@@ -43,11 +43,11 @@ _MISSING_MUCH = 0.5
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="JOIN.toml", help="the configuration")
+    parser.add_argument("config", metavar="JOIN.toml", help="configuration of the join")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what an interrupted run has finished"
+        "--resume", action="store_true", help="continue an interrupted join from its finished parts"
     )
-    add_set(parser)
+    add_set(parser, "split.by=user")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def _print_result(result: JoinResult) -> None:
     reasons = [
         (counts["open_windows_left_out"], "with a window still open"),
         (counts["sampled_or_split_out"], "sampled out or in no split"),
-        (counts["duplicates_dropped"], "there twice"),
+        (counts["duplicates_dropped"], "duplicates"),
     ]
     left_out = ", ".join(f"{n:,} {why}" for n, why in reasons if n)
     if left_out:
@@ -131,18 +131,17 @@ def _print_splits(splits: Any) -> None:
 
 @dataclass(kw_only=True)
 class JoinCheck:
-    """What a check of a join found."""
+    """Problems and notes of a join's check, and the join of a sample."""
 
-    # What must be put right before the join can succeed
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # What a person should know
-    tried: DryRun | None = None  # The join of a sample, or None if that failed
-    columns: list[ColumnProfile] = field(default_factory=list)  # What the sample's examples hold
-    time_column: str = ""  # Their event time, in microseconds since 1970
+    problems: list[str] = field(default_factory=list)  # Reasons for which the join would fail
+    notes: list[str] = field(default_factory=list)  # Remarks, such as rows that are left out
+    tried: DryRun | None = None  # Join of a sample; None if that failed
+    columns: list[ColumnProfile] = field(default_factory=list)  # Profiles of the sample's examples
+    time_column: str = ""  # Column of event times, microseconds since 1970
 
 
 def is_join_file(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a TOML file configures a join; False for one that cannot be read."""
+    """Return whether a TOML file configures a join; False for one that cannot be read."""
     try:
         return is_join(read_tables(path))
     except ConfigError:
@@ -173,7 +172,7 @@ def check_join(
 
 
 def _check_engine(config: JoinConfig, check: JoinCheck) -> None:
-    """Say what Spark would miss; the sample itself is joined by DuckDB."""
+    """Check Spark's packages; the sample itself is joined by DuckDB."""
     if config.engine != "spark":
         return
     from widedeep.join.engines import check_spark
@@ -312,7 +311,7 @@ def _times(column: ColumnProfile) -> str:
 
 
 def _timeless(name: str, tried: DryRun) -> bool:
-    """Tell whether an input is of attributes without times."""
+    """Return whether an input holds attributes without times."""
     attributes = {
         "user_attributes": tried.resolved.plan.config.user_attributes,
         "item_attributes": tried.resolved.plan.config.item_attributes,

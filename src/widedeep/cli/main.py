@@ -1,4 +1,4 @@
-"""The entry point of the command line: which verbs there are, and what becomes of their errors."""
+"""Entry point of the command line: the verbs, and the exit codes of errors."""
 
 from __future__ import annotations
 
@@ -25,30 +25,29 @@ from widedeep.errors import WideDeepError, missing_package
 
 VERBS = {
     "init": "write a first configuration from a table's columns",
-    "check": "check a configuration against a sample of its data; nothing is trained or written",
-    "simulate": "write the logs of a simulated app store, ranked by a policy",
-    "join": "join impressions and actions into labelled examples",
-    "prepare": "fit the schema (vocabularies, quantiles) on the training data and keep it",
-    "train": "fit the schema, train, evaluate and export a bundle",
+    "check": "check a configuration against a sample of its data, without training or writing",
+    "simulate": "simulate days of an app store, ranked by a policy, and write their logs",
+    "join": "join impression and action logs into labelled examples",
+    "prepare": "fit the schema (vocabularies, quantiles) on the training data and save it",
+    "train": "train a model: fit the schema, train, evaluate, export a bundle",
     "evaluate": "measure a run's or a bundle's quality on labelled data",
     "export": "write a run's best checkpoint, or any checkpoint, as a bundle",
-    "validate": "judge a model before it serves: a dry run, its quality against the model in "
-    "service, drift",
-    "publish": "make a model that passed the gate the newest version of a folder that servers "
-    "follow",
-    "rollback": "have every server of a directory of versions go back to an older one",
-    "serve": "answer requests for rankings and scores over HTTP",
-    "score": "add a score to each row of a file or stream, in order",
-    "inspect": "show what a model learned: sizes, the strongest wide weights by name, one row "
-    "explained",
-    "report": "write one page about a model: quality, learning curves, calibration, slices, what "
-    "it learned, inputs, sizes, versions",
-    "bench": "measure: the paper's table 1 on a simulated store; a server under load",
+    "validate": "test whether a model may serve: a dry run, quality against the serving model, "
+    "drift",
+    "publish": "publish a validated model as the newest version in a folder that servers follow",
+    "rollback": "make all servers of a folder of versions return to an older version",
+    "serve": "serve rankings and scores over HTTP",
+    "score": "score the rows of a file or stream, in order",
+    "inspect": "show a model's sizes and strongest wide weights, explain a row's score, or list "
+    "versions",
+    "report": "write a page about a model: quality, learning curves, calibration, slices, weights, "
+    "inputs, sizes, versions",
+    "bench": "run a benchmark: the paper's table 1 on a simulated store, or a server under load",
 }
 """The verbs in the order of the loop; ``widedeep.cli.VERB`` holds a verb's options and work."""
 
 EXIT_BROKEN_PIPE = 141
-"""What a shell reports of a program that a closed pipe ended."""
+"""The exit code that shells give to a program that a closed pipe ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,7 +121,7 @@ def _printable() -> Iterator[None]:
 
 
 def _drop_output() -> None:
-    """What is still in the buffer must not raise again when the process ends."""
+    """Discard buffered output, so that it does not raise again when the process ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -162,7 +161,7 @@ def make_parser(named: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser; of the verbs, those that are named know their options."""
     parser = VerbParser(
         prog="widedeep",
-        description="Wide & Deep ranking: from a table of examples to a model that scores.",
+        description="Wide & Deep ranking: from logs and tables to models that serve.",
         epilog="a first run:\n"
         "  widedeep init train.parquet --label click\n"
         "  widedeep train run.toml\n"

@@ -1,4 +1,4 @@
-"""What the command line prints: tables for a person, or one JSON document for a program."""
+"""Output of the command line: text and tables for people, one JSON document for programs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def print_text(text: str = "") -> None:
 
 
 def next_line(*words: object, note: str = "") -> str:
-    """Return the line that says what to do next, as a command that runs as it stands."""
+    """Return the line with the next command, ready to be pasted into a shell."""
     command = shlex.join(["widedeep", *map(str, words)])
     return f"next: {command}" + (f"  # {note}" if note else "")
 
@@ -54,7 +54,7 @@ def shown_path(path: str | os.PathLike[str]) -> str:
 
 
 def free_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path at which nothing lies: this one, or with a number behind its stem."""
+    """Return a path that does not exist: this one, or with a number after its stem."""
     first, number = Path(path), 2
     free = first
     while free.exists():

@@ -1,4 +1,4 @@
-"""How every verb of the command line is declared."""
+"""Parsers of the verbs: errors, values of options, hints made from the typed command."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CHOICE = re.compile(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*
 
 
 class VerbParser(argparse.ArgumentParser):
-    """A parser whose errors are one line that names the nearest verb or option."""
+    """An argument parser whose errors are one line and name the nearest verb or option."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong on standard error and end with code 2."""
+        """Print the error as one line and exit with code 2."""
         match = _CHOICE.fullmatch(message)
         if match:
             what, got, listed = match.groups()
@@ -34,7 +34,7 @@ class VerbParser(argparse.ArgumentParser):
         raise SystemExit(EXIT_USAGE)
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
-        """Say which words were not understood, and end with code 2."""
+        """Report the arguments that are not understood, and exit with code 2."""
         got = words[0].partition("=")[0]
         if not got.startswith("-"):
             self.error(f"unexpected argument {got!r}")
@@ -149,12 +149,12 @@ def real(text: str, least: float = 0.0, most: float = math.inf) -> float:
     return value
 
 
-def add_set(parser: argparse.ArgumentParser) -> None:
+def add_set(parser: argparse.ArgumentParser, example: str = "train.epochs=3") -> None:
     """Add ``--set``, which overrides the configuration."""
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="SECTION.KEY=VALUE",
-        help="override the configuration: --set train.epochs=3 (may be repeated)",
+        help=f"override a value of the configuration, such as --set {example}; may be repeated",
     )

@@ -23,19 +23,21 @@ from widedeep.training.config import RunConfig
 EXAMPLE = (
     "  widedeep prepare ads.toml\n"
     "  widedeep prepare ads.toml --encode\n"
-    "  widedeep train ads.toml         # takes the schema that is there\n\n"
-    "'train' does this by itself; prepare shows the schema before hours of training. Encoded\n"
-    "rows spare every epoch, and every run on the same rows, the reading of raw ones."
+    "  widedeep train ads.toml         # uses the saved schema\n\n"
+    "'train' fits the schema by itself; 'prepare' shows it before hours of training. With\n"
+    "encoded rows, no epoch reads and encodes the raw rows again."
 )
 NEXT = "widedeep train ads.toml"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="RUN.toml", help="the configuration")
-    parser.add_argument("-o", "--out", metavar="DIR", help="default: runs/RUN")
+    parser.add_argument("config", metavar="RUN.toml", help="configuration of the run")
     parser.add_argument(
-        "--encode", action="store_true", help="keep the encoded training rows too, in encoded/"
+        "-o", "--out", metavar="RUN_DIR", help="folder of the run (default: runs/RUN)"
+    )
+    parser.add_argument(
+        "--encode", action="store_true", help="save the encoded training rows too, in encoded/"
     )
     add_set(parser)
 

@@ -15,24 +15,28 @@ EXAMPLE = (
     "  widedeep publish runs/ads models\n"
     "  widedeep publish runs/ads s3://bucket/models --verdict verdict.json\n"
     '  widedeep publish runs/ads models --force --reason "the first model"\n\n'
-    "It appears whole or not at all. 'widedeep inspect models' shows where each version came\n"
-    "from, 'widedeep rollback models' goes back."
+    "The version appears atomically. 'widedeep inspect models' shows the origin of each\n"
+    "version; 'widedeep rollback models' returns to an older one."
 )
 NEXT = "widedeep serve models"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="CANDIDATE", help="a bundle, or a run's folder")
-    parser.add_argument("models", metavar="MODELS", help="the folder of versions, or its URL")
+    parser.add_argument("model", metavar="CANDIDATE", help="bundle or run folder")
+    parser.add_argument("models", metavar="MODELS", help="folder of versions, or its URL")
     parser.add_argument(
         "--verdict",
         metavar="FILE",
-        help="that 'validate' wrote; default: the one beside the bundle",
+        help="verdict of 'validate' (default: the one beside the bundle)",
     )
-    parser.add_argument("--version", metavar="NAME", help="default: the next number")
-    parser.add_argument("--force", action="store_true", help="publish what has not passed")
-    parser.add_argument("--reason", metavar="TEXT", help="why, with --force; kept for good")
+    parser.add_argument(
+        "--version", metavar="NAME", help="name of the version (default: the next number)"
+    )
+    parser.add_argument("--force", action="store_true", help="publish a model that has not passed")
+    parser.add_argument(
+        "--reason", metavar="TEXT", help="reason for --force; kept with the version"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -33,50 +33,55 @@ EXAMPLE = (
     "  widedeep report runs/ads                    # on the run's own test data\n"
     "  widedeep report runs/ads --data recent.parquet --against models --models models\n"
     "  widedeep report bundles/ads --data test.parquet -o ads.html\n"
-    "  widedeep report models --data recent.parquet    # the version that serves\n\n"
-    "The page needs nothing else: no script, no network. It can be mailed and printed."
+    "  widedeep report models --data recent.parquet    # the serving version\n\n"
+    "The page is self-contained: no scripts, no network. It can be mailed and printed."
 )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument(
-        "model", metavar="RUN_DIR|BUNDLE|MODELS", help="a run's folder, a bundle, or versions"
+        "model", metavar="RUN_DIR|BUNDLE|MODELS", help="run folder, bundle, or folder of versions"
     )
     parser.add_argument(
         "--data",
         nargs="+",
         default=[],
         metavar="DATA",
-        help="labelled rows: paths, globs, or a run's folder for the rows that it held out; "
-        "default: the test (or validation) data of the run",
+        help="labelled rows: paths, globs, or a run folder for its held-out rows (default: the "
+        "test or validation data of the run)",
     )
     parser.add_argument(
         "--against",
         metavar="MODEL",
-        help="compare with: a bundle, a run's folder, or a folder of versions; default: with "
-        "--models, the version before it, or the one in service",
+        help="model to compare with: a bundle, a run folder, or a folder of versions (default: "
+        "with --models, the version before, or the serving one)",
     )
-    parser.add_argument("--models", metavar="MODELS", help="show the versions of this folder")
+    parser.add_argument("--models", metavar="MODELS", help="folder of versions to show")
     parser.add_argument(
         "-o",
         "--out",
         metavar="PAGE",
-        help="the page (a name in .json: its figures); default: report.html in the run's folder, "
-        "or here",
+        help="HTML page to write, or a .json file of its values (default: report.html in the run "
+        "folder, or here)",
     )
     parser.add_argument(
         "--slices",
         metavar="COLUMNS",
-        help="columns to slice by: a,b; 'none'; default: categorical ones of few values",
+        help="columns to slice by, separated by commas, or 'none' (default: categorical columns "
+        "of few values)",
     )
     parser.add_argument(
-        "--unit", metavar="COLUMN", help="resample its values whole: users, requests"
+        "--unit", metavar="COLUMN", help="column of users or requests, to resample as wholes"
     )
     parser.add_argument(
-        "--top", type=positive, default=12, help="wide weights of each sign (default: 12)"
+        "--top",
+        type=positive,
+        default=12,
+        metavar="N",
+        help="wide weights to show of each sign (default: 12)",
     )
-    parser.add_argument("--threads", type=threads, help="threads to use (default: all)")
+    parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -177,7 +182,7 @@ def report_place(model: str | os.PathLike[str]) -> Path:
 
 
 def _judged_on(models: Path, version: Path) -> list[str] | None:
-    """The files that the gate judged a version on, if they are all there."""
+    """Return the files that the gate judged a version on, if all of them exist."""
     file = models / RECORDS / f"{version.name}.json"
     if version.absolute().parent != models.absolute() or not file.is_file():
         return None
@@ -212,7 +217,7 @@ def _read(path: Path) -> Any | None:
 
 
 def _kept_step(history: list[dict[str, Any]], best_metrics: Mapping[str, Any]) -> int | None:
-    """The step whose figures are those of the model that was kept, if it is not the last."""
+    """Return the step of the best checkpoint, if it is not the last."""
     for row in history[:-1]:
         metrics = {k.removeprefix("valid/"): v for k, v in row.items() if k.startswith("valid/")}
         if metrics and metrics == best_metrics:
@@ -221,7 +226,7 @@ def _kept_step(history: list[dict[str, Any]], best_metrics: Mapping[str, Any]) -
 
 
 def _data_of(run: RunDirectory) -> tuple[Any | None, str]:
-    """What the run was tested on, or else validated on; or why there is nothing."""
+    """Return the run's test data, else its validation data; or the reason that there is none."""
     try:
         rows = held_out_rows(run)
     except ConfigError as error:

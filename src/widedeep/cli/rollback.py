@@ -12,18 +12,20 @@ from widedeep.serving.loading import PrivateCopies, default_cache
 from widedeep.serving.versions import NoVersion, check_loads, read_state, roll_back, state_path
 
 EXAMPLE = (
-    "  widedeep rollback models            # the version before the one that serves\n"
+    "  widedeep rollback models            # the version before the serving one\n"
     "  widedeep rollback models --to 41\n\n"
-    "The order is kept in MODELS/serving.json, which the servers read every few seconds. It\n"
-    "withdraws the newer versions; one that is published later is served again."
+    "Servers read the request from MODELS/serving.json every few seconds. The newer versions\n"
+    "are withdrawn; a version that is published later is served again."
 )
 NEXT = "widedeep inspect models"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("models", metavar="MODELS", help="the directory that is served")
-    parser.add_argument("--to", metavar="VERSION", help="the version to go back to")
+    parser.add_argument("models", metavar="MODELS", help="folder of versions that is served")
+    parser.add_argument(
+        "--to", metavar="VERSION", help="version to serve (default: the one before the serving one)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

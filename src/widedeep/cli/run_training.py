@@ -33,7 +33,7 @@ from widedeep.training.warm_start import WarmStart
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedRun:
-    """What a run came to."""
+    """Results of a finished run."""
 
     directory: RunDirectory  # Where it is
     schema: Schema  # What turns rows into ids
@@ -117,7 +117,7 @@ def _run_schema(
     progress: bool,
     warm: WarmStartConfig | None,
 ) -> tuple[Schema, list[InputRecord] | None]:
-    """Return the schema to train with, and what it was fitted on if it was fitted just now."""
+    """Return the schema to train with, and the record of its inputs if it was just fitted."""
     latest = CheckpointDirectory(directory.checkpoints).latest() if resume else None
     if latest is not None:
         # The run's own, whatever the data is now: that is compared when the run goes on.
@@ -180,7 +180,7 @@ def _finish(
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """What came of following."""
+    """Results of following a folder."""
 
     shards: list[dict[str, Any]]  # A row of figures for each shard, those of earlier calls too
     candidates: list[Candidate]  # What the gate said of each candidate, those of earlier calls too
@@ -255,7 +255,7 @@ def _publisher(
         every_minutes=follow.export_minutes,
         judge_rows=follow.judge_rows,
         gate=gate,
-        told=say,
+        on_message=say,
     )
 
 
@@ -291,7 +291,7 @@ class _Exporter:
         )
 
     def export(self) -> Path:
-        """Write what was learned as the run's bundle."""
+        """Export the model as the run's bundle."""
         bundle, trainer = self._directory.bundle, self._trainer
         metrics = self._metrics()
         live = trainer.history.live_metrics()

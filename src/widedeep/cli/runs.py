@@ -38,7 +38,7 @@ _MAY_CHANGE = {
 
 
 class RunDirectory:
-    """A run's folder and the places in it."""
+    """A run folder and its files."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -63,7 +63,7 @@ class RunDirectory:
 
     @property
     def state(self) -> RunState:
-        """How far a run got here; a fitted schema alone is a new run."""
+        """Progress of the run; with a fitted schema alone it is new."""
         if self.metrics.exists():
             return "finished"
         return "unfinished" if CheckpointDirectory(self.checkpoints).steps() else "new"
@@ -83,7 +83,7 @@ class RunDirectory:
             )
 
     def clear(self) -> None:
-        """Delete what a run left here, but for what was prepared; other files stay."""
+        """Delete the files of a run, except for the prepared schema; other files stay."""
         for file in (self.metrics, self.history, self.config, self.warm_start):
             file.unlink(missing_ok=True)
         for file in self.path.glob(f"{self.candidate.name}.*"):
@@ -114,7 +114,7 @@ class RunDirectory:
                     )
 
     def save_schema(self, schema: Schema, inputs: Sequence[InputRecord]) -> None:
-        """Write a fitted schema, and what it was fitted on."""
+        """Write a fitted schema and the record of its inputs."""
         self._make()
         self.inputs.unlink(missing_ok=True)
         schema.save(self.schema)
@@ -122,14 +122,14 @@ class RunDirectory:
         self.write_json(self.inputs, record)
 
     def fitted_inputs(self) -> list[InputRecord] | None:
-        """Return what the schema here was fitted on, or None if there is none."""
+        """Return the record of the schema's inputs, or None if there is no schema."""
         if not (self.schema.exists() and self.inputs.exists()):
             return None
         inputs: list[InputRecord] = json.loads(self.inputs.read_text(encoding="utf-8"))["inputs"]
         return inputs
 
     def read_metrics(self) -> Mapping[str, Any]:
-        """Return what :attr:`metrics` holds; nothing if the run is not finished."""
+        """Return the run's metrics; empty if the run is not finished."""
         if not self.metrics.exists():
             return {}
         metrics: dict[str, Any] = json.loads(self.metrics.read_text(encoding="utf-8"))
@@ -155,8 +155,8 @@ class RunDirectory:
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"{path}: cannot be written ({error.strerror or error}); make room, or name another folder "
-        "with --out DIR"
+        f"{path}: cannot be written ({error.strerror or error}); make room, or choose another "
+        "folder with --out DIR"
     )
 
 
@@ -185,10 +185,10 @@ def _absolute(paths: str | list[str] | None) -> str | list[str] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledRows:
-    """Rows that a model is measured on."""
+    """Labelled rows to evaluate a model on."""
 
-    data: Any  # What :func:`widedeep.data.sources.open_source` reads
-    note: str | None = None  # Whose rows they are, where they were not named one by one
+    data: Any  # As :func:`widedeep.data.sources.open_source` takes it
+    note: str | None = None  # Origin of the rows, where the command did not name them
 
     @property
     def place(self) -> str | list[str]:
@@ -245,7 +245,7 @@ def held_out_rows(run: RunDirectory) -> LabelledRows:
 
 
 def labelled_rows(words: Sequence[str], model: Path) -> LabelledRows:
-    """Return the rows that a command is told to measure a model on."""
+    """Return the labelled rows that a command names, or those of the model's run."""
     run = run_of(Path(words[0]) if len(words) == 1 else model)
     if words and (run is None or len(words) > 1):
         return LabelledRows(data=words[0] if len(words) == 1 else list(words))
@@ -258,7 +258,7 @@ def labelled_rows(words: Sequence[str], model: Path) -> LabelledRows:
 
 
 def run_of(path: Path) -> RunDirectory | None:
-    """Return the run that a path is the folder of, or the bundle in it; None if there is none."""
+    """Return the run whose folder, or whose bundle, a path is; None if there is none."""
     folders = (path, path.absolute().parent) if path.name == "bundle" else (path,)
     runs = [RunDirectory(folder) for folder in folders]
     return next((run for run in runs if run.config.is_file() and run.schema.is_file()), None)
@@ -292,16 +292,16 @@ def served_bundle(path: str | os.PathLike[str]) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise BundleError(
-            f"{path}: the model in service is gone: there is no such folder; name where it is, or "
-            "leave --against out to judge a first model on its own"
+            f"{path}: no such folder, expected the serving model; check the path, or leave "
+            "--against out to validate a first model by itself"
         )
     if (folder / MANIFEST).exists() or (folder / "bundle").is_dir():
         return bundle_place(folder)
     version = LocalStore(folder).served()
     if version is None:
         raise BundleError(
-            f"{path}: got a folder without a version that serves; leave --against out to judge a "
-            "first model on its own"
+            f"{path}: got a folder without a serving version; leave --against out to validate a "
+            "first model by itself"
         )
     return folder / version
 
@@ -310,7 +310,7 @@ def served_bundle(path: str | os.PathLike[str]) -> Path:
 
 
 def train_command(arguments: argparse.Namespace) -> list[str]:
-    """The words that train what was checked or prepared, into a folder that is free."""
+    """Return the command that trains a checked or prepared configuration, into a free folder."""
     words = ["train", arguments.config, *typed_options(arguments, "--set")]
     run = RunDirectory.of_config(arguments.config, getattr(arguments, "out", None))
     if run.state == "finished":

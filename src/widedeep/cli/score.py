@@ -1,4 +1,4 @@
-"""The verb `score`: rows in, rows with scores out, in the order they came, however many."""
+"""The verb `score`: reads rows and writes them with their scores, in bounded memory."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from widedeep.files import atomic_file
 EXAMPLE = (
     "  widedeep score runs/ads/bundle test.parquet -o scores.parquet --keep user_id,ad_id\n"
     '  echo \'{"age": 39, "job": "Sales"}\' | widedeep score runs/ads/bundle -\n\n'
-    "Rows are JSON lines (a file or '-'), Parquet, CSV or Arrow files; out come JSON lines or\n"
-    "Parquet. A key that a JSON row lacks is read as null, and counted."
+    "The input is JSON lines (a file or '-'), Parquet, CSV or Arrow files; the output is JSON\n"
+    "lines or Parquet. Absent keys and values that training has not seen are counted."
 )
 
 
@@ -66,24 +66,30 @@ Columns: TypeAlias = "list[tuple[str, NDArray[np.float64]]]"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="BUNDLE", help="a bundle, or a run's folder")
-    parser.add_argument("data", metavar="INPUT", help="a file or glob, or '-': standard input")
+    parser.add_argument("model", metavar="BUNDLE", help="bundle or run folder")
+    parser.add_argument("data", metavar="INPUT", help="file or glob, or '-' for standard input")
     parser.add_argument(
         "-o",
         "--out",
         default="-",
         metavar="OUTPUT",
-        help=".parquet or .jsonl; default: JSON lines on standard output",
+        help=".parquet or .jsonl file (default: JSON lines on standard output)",
     )
     parser.add_argument(
         "--keep",
         default="all",
         metavar="COLUMNS",
-        help="columns of the input to write too: 'all' (default), 'none', or names: a,b",
+        help="input columns to write: 'all' (default), 'none', or names separated by commas",
     )
-    parser.add_argument("--name", default="score", help="the score's column (default: score)")
-    parser.add_argument("--strict", action="store_true", help="refuse JSON rows that lack a key")
-    parser.add_argument("--threads", type=threads, default=1, help="threads to use (default: 1)")
+    parser.add_argument("--name", default="score", help="name of the score column (default: score)")
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse JSON rows that lack a key (default: read it as null)",
+    )
+    parser.add_argument(
+        "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -125,12 +131,12 @@ def _say_score(report: ScoreReport, out: str, seconds: float) -> None:
         if counts:
             say(f"note: {what}: " + ", ".join(f"{name} ({n:,})" for name, n in counts.items()))
     for key, column in report.misspelt.items():
-        say(f"note: the key {key!r} means nothing; did you mean {column!r}?")
+        say(f"note: the key {key!r} is unknown; did you mean {column!r}?")
 
 
 @dataclass(kw_only=True)
 class ScoreReport:
-    """What was scored, and what in the rows the model did not know."""
+    """Counts of scored rows, absent keys and unseen values."""
 
     rows: int = 0  # Rows scored
     # Rows given as JSON that lacked a column, by column; it was read as null
@@ -324,8 +330,8 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
                     yield lambda rows, scores: parquet.write(rows, columns(scores))
     except OSError as error:
         raise DataError(
-            f"{out}: cannot be written ({error.strerror or error}); make room, or name another "
-            "file; nothing half-written is left"
+            f"{out}: cannot be written ({error.strerror or error}); make room, or choose another "
+            "file; no partial file is left"
         ) from error
 
 
@@ -349,12 +355,12 @@ def _write_lines(file: IO[str], chunk: Kept, columns: Columns) -> None:
 def _line(row: Mapping[str, Any]) -> str:
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_as_text) + "\n"
-    except ValueError:  # JSON has no word for NaN and infinity
+    except ValueError:  # JSON lacks NaN and infinity
         return json.dumps(_without_nan(row), ensure_ascii=False, default=_as_text) + "\n"
 
 
 def _as_text(value: Any) -> str:
-    """Text for what JSON has no word for: times, decimals, bytes."""
+    """Return text for values that JSON lacks: times, decimals, bytes."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -1,4 +1,4 @@
-"""The verb `simulate`: days in the simulated app store, and their logs."""
+"""The verb `simulate`: simulates days of an app store and writes their logs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from widedeep.simulate.store import load_store, save_store
 from widedeep.simulate.traffic import Traffic, attribute_tables, midnight
 
 EXAMPLE = (
-    "  widedeep simulate week1                        # by popularity: there is no model yet\n"
+    "  widedeep simulate week1                        # ranked by popularity: no model yet\n"
     "  widedeep join week1/join.toml && widedeep train week1/app_store.toml\n"
     "  widedeep simulate week2 --resume week1 --policy old=popularity "
     "--policy new=runs/app_store/bundle"
@@ -67,24 +67,30 @@ CATALOGUE = "catalogue.parquet"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("folder", metavar="FOLDER", help="where the logs go")
-    parser.add_argument("--days", type=positive, default=7, metavar="N", help="default: 7")
+    parser.add_argument("folder", metavar="FOLDER", help="folder for the logs")
+    parser.add_argument(
+        "--days", type=positive, default=7, metavar="N", help="days to simulate (default: 7)"
+    )
     parser.add_argument(
         "--policy",
         action="append",
         default=[],
         metavar="[ARM=]POLICY",
-        help="who ranks: popularity (default), random, oracle, the folder of a bundle, or the URL "
-        "of a server; several share the users in equal parts",
+        help="ranking policy: popularity (default), random, oracle, the folder of a bundle, or the "
+        "URL of a server; may be repeated, to split the users equally",
     )
     parser.add_argument(
-        "--explore", type=share, default=0.0, metavar="SHARE", help="of requests, in random order"
+        "--explore",
+        type=share,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of requests to rank in random order (default: 0)",
     )
     parser.add_argument(
-        "--resume", metavar="FOLDER", help="an earlier stretch, whose store lives on"
+        "--resume", metavar="FOLDER", help="folder of an earlier simulation to continue"
     )
     parser.add_argument(
-        "--catalogue", metavar="FILE", help="the apps' file that the server reads: kept up to date"
+        "--catalogue", metavar="FILE", help="catalogue file of a server, to update every night"
     )
     add_fields(parser.add_argument_group("a new store"), StoreConfig(), _STORE)
 
@@ -114,7 +120,9 @@ def _store(arguments: argparse.Namespace) -> StoreConfig:
     options = field_values(arguments, _STORE)
     if options and arguments.resume is not None:
         names = ", ".join(_STORE[name].split()[0] for name in options)
-        raise ConfigError(f"got {names} with --resume: the store there has been made; leave it out")
+        raise ConfigError(
+            f"got {names} with --resume, which continues an existing store; leave it out"
+        )
     return StoreConfig(**options)
 
 
@@ -144,18 +152,17 @@ def _print(result: Simulated) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What a stretch of days came to."""
+    """Totals of the simulated days."""
 
-    folder: Path  # Where the logs are
-    first_day: int  # From 0
-    days: int  # How many
-    impressions: int  # Apps shown
-    installs: int  # Of them
-    top_share: float  # Share of the installs that the ten most installed apps hold
-    # For each arm its requests, installs a request, and the share of the best policy's expected
-    # installs that it got
+    folder: Path  # Folder of the logs
+    first_day: int  # Number of the first day, from 0
+    days: int  # Number of days
+    impressions: int  # Shown apps
+    installs: int  # Installed apps
+    top_share: float  # Fraction of the installs of the ten most installed apps
+    # By arm: requests, installs per request, fraction of the best policy's expected installs
     arms: dict[str, dict[str, float]]
-    seconds: float  # Taken
+    seconds: float  # Elapsed time
 
 
 def named_policy(text: str, *, catalogue: Path | None = None) -> Policy:
@@ -204,8 +211,8 @@ def simulate_store(
     store = AppStore(config) if resume is None else load_store(resume / STATE)
     if resume is None and (folder / STATE).exists():
         raise ConfigError(
-            f"{folder}: holds the logs of a store already; name another folder, or let that store "
-            f"live on: --resume {folder}"
+            f"{folder}: already holds the logs of a store; choose another folder, or continue that "
+            f"store with --resume {folder}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     first = store.world.day

@@ -39,7 +39,7 @@ EXAMPLE = (
     "  widedeep train ads.toml --resume     # after Ctrl-C, a crash, or for more epochs\n"
     "  widedeep train today.toml --warm-start runs/yesterday\n"
     "  widedeep train ads.toml --follow examples/ --publish models --export-rows 1000000\n\n"
-    "The run's folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
+    "The run folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
     "metrics.json and bundle/."
 )
 NEXT = "widedeep evaluate runs/ads"
@@ -55,22 +55,24 @@ _FOLLOW = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("config", metavar="RUN.toml", help="the configuration")
-    parser.add_argument("--out", metavar="RUN_DIR", help="the run's folder; default: runs/RUN")
+    parser.add_argument("config", metavar="RUN.toml", help="configuration of the run")
+    parser.add_argument("--out", metavar="RUN_DIR", help="folder of the run (default: runs/RUN)")
     going_on = parser.add_mutually_exclusive_group()
-    going_on.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    going_on.add_argument("--force", action="store_true", help="replace the run that is there")
+    going_on.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    going_on.add_argument("--force", action="store_true", help="replace an existing run")
     parser.add_argument(
-        "--warm-start", metavar="MODEL", help="start from a run, a checkpoint or a bundle"
+        "--warm-start",
+        metavar="MODEL",
+        help="start from the parameters of a run, a checkpoint or a bundle",
     )
     parser.add_argument(
         "--carry",
         action="append",
         metavar="PATTERN",
-        help="tensors to take over, such as 'wide/*'; may be repeated (default: all)",
+        help="tensors to transfer, such as 'wide/*'; may be repeated (default: all)",
     )
     parser.add_argument(
-        "--project", action="store_true", help="project embeddings to another width"
+        "--project", action="store_true", help="project embeddings of another width"
     )
     _add_following(parser)
     add_set(parser)
@@ -78,13 +80,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_following(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--follow", metavar="DIR", help="then learn the folder's Parquet files as they land"
+        "--follow", metavar="DIR", help="then train on the Parquet files that arrive in DIR"
     )
     parser.add_argument(
-        "--poll", type=period, default=1.0, metavar="S", help="look every S seconds (default: 1)"
+        "--poll",
+        type=period,
+        default=1.0,
+        metavar="S",
+        help="seconds between looks at DIR (default: 1)",
     )
     parser.add_argument(
-        "--idle", type=seconds, metavar="S", help="end after S seconds without a new file"
+        "--idle",
+        type=seconds,
+        metavar="S",
+        help="stop after S seconds without a new file (default: never)",
     )
     add_fields(parser, FollowConfig(), _FOLLOW)
 
@@ -147,7 +156,7 @@ def _follow(
 
 
 def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
-    """Read before the training, so that a mistake is told before it."""
+    """Read the options of following, before training starts."""
     names = [flag.split()[0] for flag in _FOLLOW.values()]
     options = typed_options(arguments, *names, "--idle")
     if options and arguments.follow is None:
@@ -159,7 +168,9 @@ def _follow_config(arguments: argparse.Namespace) -> FollowConfig:
 def _warm_from(arguments: argparse.Namespace) -> WarmStartConfig | None:
     if arguments.warm_start is None:
         if arguments.carry or arguments.project:
-            raise ConfigError("--carry and --project say how to start warm; add --warm-start MODEL")
+            raise ConfigError(
+                "got --carry or --project without a model to start from; add --warm-start MODEL"
+            )
         return None
     return WarmStartConfig(
         path=arguments.warm_start,

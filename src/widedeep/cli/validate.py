@@ -1,4 +1,4 @@
-"""The verb `validate`: may a model serve?"""
+"""The verb `validate`: tests whether a model may serve."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from widedeep.publish.lineage import is_models_directory
 
 EXAMPLE = (
     "  widedeep validate runs/ads --against models --data recent.parquet\n"
-    "  widedeep validate runs/ads --data recent.parquet    # the first: nothing is in service\n"
+    "  widedeep validate runs/ads --data recent.parquet    # a first model\n"
     "  widedeep validate runs/ads --data recent.parquet --set gate.unit=\"'user_id'\"\n\n"
-    "Exit code 0: it may serve; 1: it may not, for the reasons given. The limits are in the\n"
-    "section [gate] of --config."
+    "Exit code 0 if the model may serve, 1 if it may not; the reasons are printed. The limits\n"
+    "are in the section [gate] of --config."
 )
 NEXT = "widedeep publish runs/ads models"
 
@@ -33,30 +33,31 @@ MODELS = "models"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("model", metavar="CANDIDATE", help="a bundle, or a run's folder")
+    parser.add_argument("model", metavar="CANDIDATE", help="bundle or run folder")
     parser.add_argument(
         "--against",
         metavar="SERVING",
-        help="the model in service: a bundle, a run's folder, or a folder of versions (or its URL)",
+        help="serving model to compare with: a bundle, a run folder, or a folder of versions (or "
+        "its URL)",
     )
     parser.add_argument(
         "--data",
         nargs="+",
         default=[],
         metavar="DATA",
-        help="recent labelled rows: paths, globs, or a run's folder for the rows that it held out; "
-        "default: those of CANDIDATE's run",
+        help="recent labelled rows: paths, globs, or a run folder for its held-out rows (default: "
+        "those of CANDIDATE's run)",
     )
-    parser.add_argument("--config", metavar="TOML", help="a file with a section [gate]")
+    parser.add_argument("--config", metavar="TOML", help="file with a section [gate]")
     parser.add_argument(
         "-o",
         "--out",
         metavar="VERDICT",
-        help="the verdict's file; default: beside the bundle, BUNDLE.verdict.json; a page .html "
-        "is written with it",
+        help="JSON file for the verdict, and an .html page beside it (default: BUNDLE.verdict.json "
+        "beside the bundle)",
     )
-    parser.add_argument("--threads", type=threads, help="threads to use (default: all)")
-    add_set(parser)
+    parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
+    add_set(parser, "gate.max_auc_drop=0.01")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -74,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         page = verdict.save(file)
     except OSError as error:
         raise BundleError(
-            f"{file}: the verdict cannot be written ({error.strerror or error}); name another "
-            "place with --out"
+            f"{file}: the verdict cannot be written ({error.strerror or error}); choose another "
+            "file with --out"
         ) from error
     if arguments.json:
         print_json({"verdict": file, "page": page, **verdict.to_json()})
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def print_validate(model: Path, data: Sequence[str]) -> None:
-    """Print the command that judges a model, against what the folder ``models`` serves."""
+    """Print the command that validates a model against what the folder ``models`` serves."""
     against = ["--against", MODELS] if is_models_directory(Path(MODELS)) else []
     words = ["validate", str(model), *against, *(["--data", *data] if data else [])]
     if data or run_of(model) is not None:
@@ -112,7 +113,7 @@ def _print_after_verdict(arguments: argparse.Namespace, *, passed: bool) -> None
 
 @contextlib.contextmanager
 def _against(named: str | None) -> Iterator[Path | None]:
-    """Give the model in service; that of a URL is fetched."""
+    """Yield the serving model's bundle; one behind a URL is fetched."""
     if named is None or "://" not in named:
         yield None if named is None else served_bundle(named)
         return

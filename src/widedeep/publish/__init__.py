@@ -1,4 +1,4 @@
-"""Publishing: what passed the gate becomes the next version in a directory that servers follow."""
+"""Publishing: adds models that passed the gate to a directory of versions that servers follow."""
 
 from widedeep.publish.continuous import Candidate, ContinuousPublisher
 from widedeep.publish.lineage import PublishedVersion, read_lineage

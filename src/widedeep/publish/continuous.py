@@ -33,16 +33,16 @@ __all__ = ["Candidate", "ContinuousPublisher"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """What became of one candidate.
+    """A bundle that the gate has judged, and its verdict.
 
     Args:
-        rows: That the model had learned from the stream.
+        rows: Rows of the stream that the model had learned.
         judged: Rows that the gate judged on.
-        bundle: SHA-256 of the candidate's manifest.
-        passed: Whether the gate let it pass; None where it could not judge.
-        version: As published; None if it was not.
-        reasons: Why not.
-        time: When, as ISO 8601 in UTC.
+        bundle: SHA-256 of the bundle's manifest.
+        passed: True if the gate passed it; None if the gate could not judge.
+        version: Published version; None if it was not published.
+        reasons: Reasons for not publishing it.
+        time: Time of the verdict, ISO 8601 in UTC.
     """
 
     rows: int
@@ -58,33 +58,31 @@ class Candidate:
         if self.version is not None:
             return f"{judged}: published as version {self.version}"
         why = "".join(f"\n  {reason}" for reason in self.reasons)
-        return f"{judged}: not published, what serves stays{why}"
+        return f"{judged}: not published; the serving version stays{why}"
 
 
 class ContinuousPublisher:
-    """Stands between a source of shards and :meth:`widedeep.Trainer.fit_stream`.
+    """Publishes the model of :meth:`widedeep.Trainer.fit_stream` at intervals, through the gate.
 
-    When it is time, the model is written as a bundle and judged on the newest shards, which it has
-    not learned yet: those that come next, as many as hold ``judge_rows``. What passes is published.
-    Then those shards are learned, whatever the verdict was; where it is no, what serves stays, and
-    the next candidate is judged when it is time again. The first one is judged at once if nothing
-    serves yet.
+    At each interval the model is exported and judged on the shards that come next, which it has not
+    learned yet, as many as hold ``judge_rows`` rows. A model that passes is published. The shards
+    are learned in either case. Without a serving version, the first model is judged at once.
 
-    What a gate or a publisher cannot do for the moment (a full disk, a model in service that is
-    gone) is told, and stops no training.
+    An error of the gate or the storage (a full disk, a serving model that cannot be read) is
+    reported and does not stop training.
 
     Args:
-        trainer: Whose model it is.
-        models: The directory of versions, or its URL.
-        bundle: Where candidates are written; the verdict and a log of candidates lie beside it.
-        every_rows: Rows learned since the last candidate; None: not by rows.
-        every_minutes: Time since then; None: not by time.
-        judge_rows: That the gate judges on, at least.
-        gate: Its limits.
-        told: Called with a line or more on each candidate.
+        trainer: Trainer of the model.
+        models: Directory of versions, or its URL.
+        bundle: Folder for candidates; the verdict and a log of candidates are written beside it.
+        every_rows: Rows to learn between two candidates; None: not by rows.
+        every_minutes: Minutes between two candidates; None: not by time.
+        judge_rows: Rows to judge on, at least.
+        gate: Limits of the gate; None: the defaults.
+        on_message: Called with a message for each candidate.
 
     Raises:
-        ConfigError: If it is not said when, or the gate asks for more rows than ``judge_rows``.
+        ConfigError: If neither interval is given, or the gate needs more rows than ``judge_rows``.
 
     Example:
         >>> import widedeep as wd
@@ -110,10 +108,12 @@ class ContinuousPublisher:
         every_minutes: float | None = None,
         judge_rows: int = 10_000,
         gate: GateConfig | None = None,
-        told: Callable[[str], None] = lambda line: None,
+        on_message: Callable[[str], None] = lambda line: None,
     ) -> None:
         if every_rows is None and every_minutes is None:
-            raise ConfigError("ContinuousPublisher: got no time; give every_rows or every_minutes")
+            raise ConfigError(
+                "ContinuousPublisher: got no interval; give every_rows or every_minutes"
+            )
         self.gate = gate or GateConfig()
         if judge_rows < self.gate.min_rows:
             raise ConfigError(
@@ -124,16 +124,16 @@ class ContinuousPublisher:
         self.bundle = Path(bundle)
         self.log = verdict_path(self.bundle).with_name(f"{self.bundle.name}.attempts.json")
         self.candidates = _read(self.log)
-        self._trainer, self._told = trainer, told
+        self._trainer, self._on_message = trainer, on_message
         self._every_rows, self._every_minutes = every_rows, every_minutes
         self._judge_rows = judge_rows
-        # A checkpoint older than the last candidate was chosen on purpose: count from where it is.
+        # From a checkpoint older than the last candidate, count from the checkpoint.
         rows = self.candidates[-1].rows if self.candidates else trainer.position.rows
         self._rows = min(rows, trainer.position.rows)
         self._time = time.monotonic()
 
     def shards(self, shards: Iterable[Shard]) -> Iterator[Shard]:
-        """Yield the shards to be learned; between two of them the model may be published.
+        """Yield the shards to learn; the model may be published between two of them.
 
         Args:
             shards: As :meth:`widedeep.Trainer.fit_stream` takes them, data that can be read more
@@ -162,19 +162,21 @@ class ContinuousPublisher:
     def _nothing_serves(self) -> bool:
         try:
             return self.store.served() is None
-        except Exception as error:  # it cannot be read for now: as good a reason to wait as any
-            self._told(f"{self.store.name}: cannot be read ({error}); the model is not published")
+        except Exception as error:  # unreadable for now: wait
+            self._on_message(
+                f"{self.store.name}: cannot be read ({error}); the model is not published"
+            )
             return False
 
     def _gather(self, first: Shard, coming: Iterator[Shard]) -> tuple[list[Shard], int]:
-        """Take shards until they hold enough rows to judge by, or none are left."""
+        """Take shards until they hold enough rows to judge on, or the stream ends."""
         shards, rows = [first], _rows(first[1])
         while rows < self._judge_rows:
             shard = next(coming, None)
             if shard is None:
-                self._told(
-                    f"{rows:,} rows came after the last that were learned, too few to judge by "
-                    f"({self._judge_rows:,}); the model is not published"
+                self._on_message(
+                    f"got {rows:,} new rows, too few to judge on ({self._judge_rows:,}); the model "
+                    "is not published"
                 )
                 break
             shards.append(shard)
@@ -191,12 +193,12 @@ class ContinuousPublisher:
             version = self._already(identity)
             if version is None:
                 passed, version, reasons = self._judge([data for _, data in newest])
-            else:  # stopped between publishing it and saying so
+            else:  # interrupted between publishing and logging it
                 passed = True
         except (WideDeepError, OSError) as error:
             reasons = (str(error),)
-        except Exception as error:  # a bug: told with its place, and training goes on
-            reasons = (f"a bug of the publisher's: {''.join(format_exception(error)).strip()}",)
+        except Exception as error:  # a bug: reported with its traceback; training continues
+            reasons = (f"bug in the publisher: {''.join(format_exception(error)).strip()}",)
         candidate = Candidate(
             rows=trainer.position.rows,
             judged=rows,
@@ -208,7 +210,7 @@ class ContinuousPublisher:
         )
         self._rows, self._time = trainer.position.rows, time.monotonic()
         self.candidates.append(candidate)
-        self._told(str(candidate))
+        self._on_message(str(candidate))
         self._write(self.log, [asdict(candidate) for candidate in self.candidates])
 
     def _judge(self, newest: list[Any]) -> tuple[bool, str | None, tuple[str, ...]]:
@@ -231,7 +233,7 @@ class ContinuousPublisher:
         return True, publish(self.bundle, self.store.name, verdict=verdict).version, ()
 
     def _already(self, identity: str) -> str | None:
-        """The version in service, if it is this very bundle."""
+        """Return the serving version if it is this bundle."""
         text = self.store.records().get(self.store.served() or "")
         if text is None:
             return None
@@ -242,7 +244,7 @@ class ContinuousPublisher:
         try:
             write_text_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
-            self._told(f"{path}: cannot be written ({error.strerror or error})")
+            self._on_message(f"{path}: cannot be written ({error.strerror or error})")
 
 
 def _read(log: Path) -> list[Candidate]:
@@ -260,7 +262,7 @@ def _read(log: Path) -> list[Candidate]:
 
 
 def _rows(data: object) -> int:
-    """How many rows a shard holds; 0 of one that is gone, which training tells of."""
+    """Return the rows of a shard; 0 for a deleted one, which training reports."""
     if _is_gone(data):
         return 0
     with open_source(data) as source:
@@ -272,7 +274,7 @@ def _is_gone(data: object) -> bool:
 
 
 def _together(newest: list[Any]) -> Any:
-    """Several shards as one: paths stay paths, what is in memory becomes one table."""
+    """Return several shards as one source: a list of paths, or one table."""
     present = [data for data in newest if not _is_gone(data)]
     if len(present) == 1:
         return present[0]

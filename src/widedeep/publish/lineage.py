@@ -1,4 +1,4 @@
-"""The lineage of a directory of versions: which came from which, and how each got there."""
+"""The lineage of a directory of versions: their parents, records and states."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["PublishedVersion", "is_models_directory", "read_lineage"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PublishedVersion:
-    """A version, and what is known of it.
+    """A version, its record and its state.
 
     Args:
-        version: Its name.
-        record: As published; None for one that was copied there.
-        there: False if the bundle was deleted and its record is left.
+        version: Name of the version.
+        record: Record of its publication; None if it was copied there by hand.
+        exists: False if the bundle was deleted and only its record remains.
         serves: True if it takes the traffic.
         withdrawn: True after a rollback.
-        labels: That operators gave it.
-        depth: How many versions stand between it and the first one it came from.
+        labels: Labels that operators gave the version.
+        depth: Number of ancestors.
     """
 
     version: str
     record: PublishRecord | None
-    there: bool
+    exists: bool
     serves: bool
     withdrawn: bool
     labels: tuple[str, ...]
@@ -38,7 +38,7 @@ class PublishedVersion:
 
 
 def is_models_directory(path: Path) -> bool:
-    """Tell whether a directory holds versions, and is neither a bundle nor a run."""
+    """Return whether a directory holds versions, and is neither a bundle nor a run."""
     if not path.is_dir() or (path / MANIFEST).exists() or (path / "bundle").is_dir():
         return False
     if (path / RECORDS).is_dir():
@@ -75,7 +75,7 @@ def read_lineage(models: str | os.PathLike[str]) -> list[PublishedVersion]:
             PublishedVersion(
                 version=name,
                 record=record,
-                there=name in present,
+                exists=name in present,
                 serves=name == served,
                 withdrawn=state is not None and name in state.withdrawn,
                 labels=labels,

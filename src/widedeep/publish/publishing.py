@@ -1,4 +1,4 @@
-"""publish: a bundle that passed the gate becomes the newest version of a directory."""
+"""publish: adds a bundle that passed the gate to a directory of versions."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class PublishRecord:
-    """What is kept of a published version.
+    """The record of a published version.
 
     Args:
-        version: Its name.
+        version: Name of the version.
         bundle: SHA-256 of the bundle's manifest.
         parent: The version that took the traffic before; None for the first.
-        published: When, as ISO 8601 in UTC.
-        code: The version of widedeep that wrote the bundle, and the one that published it.
-        config: The run's configuration.
-        metrics: As kept in the bundle.
-        data: What it was trained on: files with sizes and checksums, and the manifest of the join
-            that made them, where there was one; the shards of a stream that it learned.
-        size: In bytes.
-        verdict: Of the gate; None if there was none.
-        forced: Why it was published without having passed; None if it passed.
+        published: Time of publication, ISO 8601 in UTC.
+        code: Versions of widedeep that wrote the bundle and that published it.
+        config: Configuration of the run.
+        metrics: Metrics of the bundle.
+        data: Training data: files with sizes and checksums, the manifest of the join that wrote
+            them, and the shards of a stream.
+        size: Size in bytes.
+        verdict: Verdict of the gate; None if there was none.
+        forced: Reason for publishing it without having passed; None if it passed.
     """
 
     version: str
@@ -55,13 +55,13 @@ class PublishRecord:
     forced: str | None = None
 
     def to_text(self) -> str:
-        """Return the record as its file holds it."""
+        """Return the text of the record's file."""
         value = plain({"format": _FORMAT, **asdict(self)}, "record")
         return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_text(cls, text: str, *, origin: str) -> PublishRecord:
-        """Read what :meth:`to_text` gave.
+        """Read the text of a record's file.
 
         Raises:
             ConfigError: If it is no record.
@@ -81,7 +81,7 @@ class PublishRecord:
 def checked_verdict(
     bundle: Path, verdict: Verdict | Path | None, *, force: bool, reason: str | None
 ) -> Verdict | None:
-    """Return the verdict that lets a bundle pass; with ``force`` whatever verdict there is."""
+    """Return the verdict that passes a bundle; with ``force``, any verdict or None."""
     if force and not (reason and reason.strip()):
         raise ConfigError(
             "got force without a reason; say why it is published all the same (--reason TEXT): it "
@@ -122,7 +122,7 @@ def make_record(
     verdict: Verdict | None,
     forced: str | None,
 ) -> PublishRecord:
-    """Return the record of a bundle that is about to be published."""
+    """Return the record of a bundle to publish."""
     return PublishRecord(
         version=version,
         bundle=bundle_identity(bundle.path),
@@ -139,7 +139,7 @@ def make_record(
 
 
 def _data(bundle: Bundle) -> dict[str, Any]:
-    """What the run beside the bundle says it was trained on, if it was this schema's run."""
+    """Return the training data that the run beside the bundle recorded, if it has this schema."""
     data: dict[str, Any] = {"rows": bundle.schema.rows, "schema": bundle.schema.fingerprint}
     stream = _read(stream_path(bundle.path))
     if stream is not None and stream.get("bundle") == bundle_identity(bundle.path):
@@ -161,7 +161,7 @@ def _data(bundle: Bundle) -> dict[str, Any]:
 
 
 def stream_path(bundle: Path) -> Path:
-    """Return where it is kept, beside a bundle, which shards of a stream its model has learned."""
+    """Return the file beside a bundle that lists the shards of a stream it has learned."""
     return bundle.absolute().with_name(f"{bundle.name}.stream.json")
 
 
@@ -187,26 +187,26 @@ def publish(
 ) -> PublishRecord:
     """Publish a bundle that passed the gate.
 
-    The version appears whole or not at all: whenever the publisher is killed, servers find the old
-    versions, or those and the new one. Publishers wait for each other.
+    The version appears atomically: whenever the publisher is killed, servers see the old versions,
+    or those and the new one. Concurrent publishers wait for each other.
 
     Args:
-        bundle: The candidate's directory.
-        models: The directory of versions, or its URL.
-        verdict: That let it pass, or its file; None: the file that the gate left beside it. It is
-            bound to the bundle's bytes.
-        version: The version's name; None: one more than the largest number there is.
-        force: Publish what has not passed, or is a version already.
-        reason: Why, with ``force``; kept with the version.
+        bundle: Directory of the candidate.
+        models: Directory of versions, or its URL.
+        verdict: Verdict of the gate on this very bundle, or its file; None: the file beside the
+            bundle.
+        version: Name of the version; None: one more than the largest number.
+        force: Publish a bundle that has not passed, or is a version already.
+        reason: Reason for ``force``; kept with the version.
 
     Returns:
-        What is kept of the version.
+        The record of the version.
 
     Raises:
         BundleError: If the bundle is damaged, has not passed, was compared with another model than
-            the one in service or with none, was published before, or cannot be written.
-        ConfigError: If the version's name is taken or would not be the newest, or ``force`` comes
-            without a reason.
+            the serving one or with none, was published before, or cannot be written.
+        ConfigError: If the version exists or would not be the newest, or ``force`` comes without a
+            reason.
 
     Example:
         >>> import widedeep as wd
@@ -227,8 +227,7 @@ def publish(
     except OSError as error:
         raise BundleError(
             f"{store.name}: the version could not be written ({error.strerror or error}); the "
-            "versions that were there are as they were: make room, or check the directory, and "
-            "publish again"
+            "existing versions are unchanged: make room, or check the directory, and publish again"
         ) from error
 
 
@@ -265,7 +264,7 @@ def _put(
 
 
 def _stale(store: ModelStore, parent: str | None, verdict: Verdict | None) -> str | None:
-    """Tell of a comparison with a model that serves no longer, or with none where one serves."""
+    """Refuse a verdict that compared the bundle with another model than the serving one."""
     compared = None if verdict is None or verdict.serving is None else verdict.serving["sha256"]
     if parent is None or store.identity(parent) == compared is not None:
         return None
@@ -282,7 +281,7 @@ def _stale(store: ModelStore, parent: str | None, verdict: Verdict | None) -> st
 
 
 def _again(store: ModelStore, versions: Collection[str], identity: str) -> str | None:
-    """Tell of a version that is this very bundle."""
+    """Refuse a bundle that is a version already."""
     records = store.records()
     for name in sorted({*versions, *records}, key=version_key):
         if name in records:
@@ -320,7 +319,7 @@ def _check_name(store: ModelStore, name: str, versions: Collection[str]) -> None
         )
     if name in versions:
         raise ConfigError(
-            f"{store.name}: version {name!r} is there already; a version is never replaced: name "
+            f"{store.name}: version {name!r} already exists, and a version is never replaced: name "
             "another"
         )
     newest = max(versions, key=version_key, default=None)

@@ -1,4 +1,4 @@
-"""Where versions are published: a local directory, or any URL that fsspec opens."""
+"""Storage of published versions: a local directory, or a URL that fsspec opens."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from widedeep.serving.versions import (
 __all__ = ["bundle_in_service"]
 
 RECORDS = "_published"
-"""The folder of records beside the versions; servers pass over names that begin so."""
+"""Folder of records beside the versions; servers ignore names with a leading underscore."""
 
 _LOCK = ".publish.lock"
 _MADE = ".publish-"
-_PENDING = ".pending"  # of a record whose version is not known to be there yet
+_PENDING = ".pending"  # suffix of a record whose version may not exist yet
 
 
 class ModelStore(Protocol):
@@ -40,29 +40,29 @@ class ModelStore(Protocol):
     name: str
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other publishers out."""
+        """Exclude other publishers."""
 
     def versions(self) -> list[str]:
-        """Return the versions that are there whole, oldest first."""
+        """Return the complete versions, oldest first."""
 
     def served(self) -> str | None:
-        """Return the version that takes the traffic, as far as the directory tells."""
+        """Return the version that takes the traffic, by the state of the directory."""
 
     def records(self) -> dict[str, str]:
         """Return the records' texts by version."""
 
     def identity(self, version: str) -> str | None:
-        """Return the SHA-256 of a version's manifest; None if it is not there."""
+        """Return the SHA-256 of a version's manifest; None if it does not exist."""
 
     def bundle(self, version: str) -> contextlib.AbstractContextManager[Path]:
-        """Give a version as a directory on this machine."""
+        """Yield a version as a local directory."""
 
     def put(self, bundle: Path, version: str, record: str) -> None:
-        """Make a bundle and its record the version: whole, or not at all."""
+        """Write a bundle and its record as a version, atomically."""
 
 
 def open_store(models: str | os.PathLike[str]) -> ModelStore:
-    """Return the directory that a path or a URL (``s3://bucket/models``) names."""
+    """Return the store of a path or a URL (``s3://bucket/models``)."""
     text = os.fspath(models)
     if "://" in text:
         return FsspecStore(text)
@@ -75,7 +75,7 @@ def open_store(models: str | os.PathLike[str]) -> ModelStore:
 
 
 class LocalStore:
-    """A directory on this machine: a version is copied beside its place, synced, and renamed."""
+    """A local directory: a version is copied to a temporary name, synced, and renamed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -83,7 +83,7 @@ class LocalStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other publishers out; what one of them left half-made is deleted."""
+        """Exclude other publishers; delete leftovers of interrupted ones."""
         self.root.mkdir(parents=True, exist_ok=True)
         lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         try:
@@ -96,7 +96,7 @@ class LocalStore:
             os.close(lock)
 
     def _settle(self) -> None:
-        """Keep the record of a version that came to be before its publisher died, drop others."""
+        """Settle the pending records of interrupted publishers: keep those whose version exists."""
         for pending in (self.root / RECORDS).glob(f"*{_PENDING}"):
             if (self.root / pending.stem).is_dir():
                 pending.replace(pending.with_suffix(".json"))
@@ -104,7 +104,7 @@ class LocalStore:
                 pending.unlink()
 
     def versions(self) -> list[str]:
-        """Return the versions that are there, oldest first."""
+        """Return the versions, oldest first."""
         return list(find_versions(self.root)) if self.root.is_dir() else []
 
     def served(self) -> str | None:
@@ -125,17 +125,17 @@ class LocalStore:
         return texts
 
     def identity(self, version: str) -> str | None:
-        """Return the SHA-256 of a version's manifest; None if it is not there."""
+        """Return the SHA-256 of a version's manifest; None if it does not exist."""
         manifest = self.root / version / MANIFEST
         return file_sha256(manifest) if manifest.is_file() else None
 
     @contextlib.contextmanager
     def bundle(self, version: str) -> Iterator[Path]:
-        """Give a version's own directory."""
+        """Yield the directory of a version."""
         yield self.root / version
 
     def put(self, bundle: Path, version: str, record: str) -> None:
-        """Copy, sync, rename: a reader sees the version whole or not at all."""
+        """Copy, sync and rename the bundle."""
         temporary = Path(tempfile.mkdtemp(prefix=_MADE, dir=self.root))
         try:
             for file in sorted(bundle.iterdir()):
@@ -155,7 +155,7 @@ class LocalStore:
 
 
 class FsspecStore:
-    """A directory behind a URL. Object stores rename nothing: the manifest is written last."""
+    """A directory behind a URL. Object stores cannot rename, so the manifest is written last."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -178,7 +178,7 @@ class FsspecStore:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nothing to lock: see :meth:`put`."""
+        """Lock nothing: :meth:`put` claims a version by its record."""
         self._fs.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
         yield
 
@@ -189,7 +189,7 @@ class FsspecStore:
         return sorted(whole, key=version_key)
 
     def served(self) -> str | None:
-        """Return the newest version: what servers were told is kept where they are."""
+        """Return the newest version: the servers' state is not stored here."""
         versions = self.versions()
         return versions[-1] if versions else None
 
@@ -203,7 +203,7 @@ class FsspecStore:
         }
 
     def identity(self, version: str) -> str | None:
-        """Return the SHA-256 of a version's manifest; None if it is not there."""
+        """Return the SHA-256 of a version's manifest; None if it does not exist."""
         try:
             return hashlib.sha256(
                 self._fs.cat_file(f"{self._root}/{version}/{MANIFEST}")
@@ -238,7 +238,7 @@ class FsspecStore:
 
 @contextlib.contextmanager
 def bundle_in_service(models: ModelStore | str | os.PathLike[str]) -> Iterator[Path | None]:
-    """Give the bundle that takes the traffic; None where nothing was ever published.
+    """Yield the bundle that takes the traffic; None where nothing was ever published.
 
     One behind a URL is fetched, and is gone again afterwards.
 

@@ -265,7 +265,7 @@ def previous_version(
         wanted = own.record.parent
     else:
         wanted = next((one.version for one in versions if one.serves), None)
-    there = next((one for one in versions if one.version == wanted and one.there), None)
+    there = next((one for one in versions if one.version == wanted and one.exists), None)
     return None if there is None else Path(models) / there.version
 
 
@@ -405,7 +405,7 @@ def _version(one: PublishedVersion, identity: str) -> dict[str, Any]:
     record = one.record
     found: dict[str, Any] = {
         "version": one.version,
-        "there": one.there,
+        "there": one.exists,
         "serves": one.serves,
         "withdrawn": one.withdrawn,
         "labels": list(one.labels),

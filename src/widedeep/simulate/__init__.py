@@ -1,4 +1,4 @@
-"""A simulated app store: logs whose truth is known, and a place to try policies live."""
+"""A simulated app store: logs with known probabilities, and live tests of ranking policies."""
 
 from __future__ import annotations
 

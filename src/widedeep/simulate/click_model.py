@@ -1,4 +1,4 @@
-"""The true probability that a user installs an app that is looked at."""
+"""Click model: the true probability that a user installs an app that is looked at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from widedeep.simulate.world import World
 
 
 def attention(n_shown: int) -> NDArray[np.float64]:
-    """Return the probability that each place of a list is looked at: the bias of position."""
+    """Return the probability that each position of a list is looked at (S,)."""
     return 1 / (1 + constants.POSITION_DECAY * np.arange(n_shown))
 
 
@@ -30,7 +30,7 @@ def install_probability(
         logit_RC += config.generalisation * _tastes(world, user_R, device_R, hour_R, app_RC)
     if config.memorisation:
         installed_RL = world.users.installed_UL[user_R]
-        # A place without an app is -1: the last row, which is zero.
+        # An empty slot is -1 and reads the last row, which is zero.
         pairs_RC = sum(
             world.pairs_AA[installed_RL[:, [slot]], app_RC] for slot in _used(installed_RL)
         )
@@ -41,7 +41,7 @@ def install_probability(
 
 
 def _used(installed_RL: NDArray[Any]) -> list[int]:
-    """The places that hold an app for anyone; always one, so that there is a sum."""
+    """Return the slots that hold an app for any user; at least one, so that there is a sum."""
     return [0, *(np.flatnonzero((installed_RL[:, 1:] >= 0).any(axis=0)) + 1).tolist()]
 
 

@@ -1,4 +1,4 @@
-"""Policies: which of a request's candidates are shown, and in which order."""
+"""Ranking policies: which of a request's candidates are shown, and in which order."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranked:
-    """What a policy shows.
+    """Ranked lists of the requests of a round.
 
     Args:
-        order_RS: Places among the candidates, best first, as many as a list shows.
-        policy_R: The name of the policy that ranked each request.
-        arm_R: The arm of the experiment that each request is in.
-        time_R: When each was answered, for a policy that has a clock of its own: microseconds
+        order_RS: Positions among the candidates, best first, as many as a list shows.
+        policy_R: Name of the policy that ranked each request.
+        arm_R: Arm of the experiment that each request is in.
+        time_R: Time of each answer, for a policy with a clock of its own: microseconds
             since 1970.
     """
 
@@ -53,14 +53,14 @@ class Policy(Protocol):
 
     @property
     def name(self) -> str:
-        """Stands in the logs."""
+        """Name in the logs."""
 
     def rank(self, requests: Requests) -> Ranked:
-        """Choose what is shown."""
+        """Rank the candidates of each request."""
 
 
 def best_first(score_RC: NDArray[Any], n_shown: int) -> NDArray[np.intp]:
-    """Return the places of the highest scores; the earlier of equal ones first."""
+    """Return the positions of the highest scores; of equal ones the earlier first."""
     return np.argsort(-score_RC, axis=1, kind="stable")[:, :n_shown]
 
 
@@ -71,19 +71,19 @@ def _ranked(name: str, order_RS: NDArray[np.intp], time_R: Any = None) -> Ranked
 
 @dataclass(frozen=True)
 class Random:
-    """Shows candidates in any order."""
+    """Ranks candidates at random."""
 
     name: str = "random"
 
     def rank(self, requests: Requests) -> Ranked:
-        """Draw an order."""
+        """Draw a random order."""
         score_RC = requests.rng.random(requests.app_RC.shape)
         return _ranked(self.name, best_first(score_RC, requests.shown))
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """Shows what is popular, with noise: the list of a store that has no model yet.
+    """Ranks by popularity with noise, like a store that has no model yet.
 
     Args:
         noise: Scale of the Gumbel noise on the logarithm of popularity; 0 shows the same list to
@@ -102,22 +102,22 @@ class Popularity:
 
 @dataclass(frozen=True)
 class Oracle:
-    """Shows what has the highest true probability: no policy can do better in one request."""
+    """Ranks by the true probability: no policy can do better in one request."""
 
     name: str = "oracle"
 
     def rank(self, requests: Requests) -> Ranked:
-        """Rank by the truth."""
+        """Rank by the true probabilities."""
         return _ranked(self.name, best_first(requests.truth_RC, requests.shown))
 
 
 @dataclass(frozen=True)
 class Explore:
-    """A policy that draws the order of some requests, so that logs hold what it would not show.
+    """Ranks a fraction of the requests at random, so that the logs hold what a policy never shows.
 
     Args:
-        policy: For the others.
-        rate: Share of the requests, 0 <= rate <= 1.
+        policy: Policy of the other requests.
+        rate: Fraction of the requests to rank at random, 0 <= rate <= 1.
     """
 
     policy: Policy
@@ -129,7 +129,7 @@ class Explore:
 
     @property
     def name(self) -> str:
-        """The policy's."""
+        """Name of the policy."""
         return self.policy.name
 
     def rank(self, requests: Requests) -> Ranked:
@@ -146,12 +146,12 @@ class Explore:
 
 
 class Split:
-    """An A/B test: each user belongs to one arm, whichever day it is.
+    """An A/B test: each user belongs to one arm, every day.
 
     Args:
         arms: Policies by the name of their arm.
-        shares: Of the users; equal unless given.
-        salt: Another one divides users anew.
+        shares: Fraction of the users of each arm; None: equal.
+        salt: Seed of the split; another one divides the users anew.
 
     Raises:
         ConfigError: If there is no arm, or the shares do not fit.
@@ -204,7 +204,7 @@ class Split:
 
 
 def _together(requests: Requests, parts: Sequence[tuple[NDArray[np.intp], Policy]]) -> Ranked:
-    """Rank parts of the requests by a policy each."""
+    """Rank each part of the requests by its policy."""
     order_RS = np.zeros((len(requests), requests.shown), np.intp)
     policy_R = np.full(len(requests), "", object)
     time_R, timed = np.zeros(len(requests), np.int64), False
@@ -229,12 +229,12 @@ def _hashed(values: NDArray[np.uint64], salt: int) -> NDArray[np.uint64]:
 
 
 class Model:
-    """Ranks by a bundle in this process, with the catalogue of the day.
+    """Ranks by a bundle in this process, with the day's catalogue.
 
     Args:
-        bundle: The model, or the directory that holds it.
-        name: Stands in the logs.
-        threads: That one request may use.
+        bundle: The model, or its directory.
+        name: Name in the logs.
+        threads: Threads per request.
 
     Raises:
         BundleError: If the bundle cannot be loaded.
@@ -266,22 +266,22 @@ class Model:
 
 
 class Server:
-    """Asks a running server, over HTTP: ``POST /v1/rank``.
+    """Ranks by a running server: ``POST /v1/rank``.
 
-    The server reads the apps from a catalogue of its own, which this policy can keep up to date
-    (``catalogue=``), or gets them with each request (``catalogue=None``).
+    The server reads the apps from its own catalogue, which this policy updates (``catalogue=``), or
+    gets them with each request (``catalogue=None``).
 
     Args:
-        url: Of the server, such as ``"http://127.0.0.1:8080"``.
-        model: Which one, where the server has several.
-        name: Stands in the logs.
-        catalogue: The Parquet file that the server was told to read (``--items``): replaced each
-            night. None sends the candidates' columns along.
-        api_key: Sent as a bearer's token.
-        connections: Requests at once.
-        wall_clock: Say when the answer came, so that the logs of the store have the time of day
-            that the server's own log has. False leaves the store's own time.
-        timeout_s: Of one request; one that gets 503 is asked again until then.
+        url: Address of the server, such as ``"http://127.0.0.1:8080"``.
+        model: Name of the model, where the server has several.
+        name: Name in the logs.
+        catalogue: Parquet file that the server reads (``--items``), replaced every night. None
+            sends the candidates' columns with each request.
+        api_key: API key, sent as a bearer token.
+        connections: Concurrent requests.
+        wall_clock: Log the time of each answer, as the server's own log does. False logs the
+            simulated time.
+        timeout_s: Seconds to wait for an answer; a request that gets 503 is repeated until then.
     """
 
     def __init__(
@@ -306,7 +306,7 @@ class Server:
         self._catalogue: pa.Table | None = None
 
     def rank(self, requests: Requests) -> Ranked:
-        """Ask for each request, several at once."""
+        """Send each request, several concurrently."""
         self._publish(requests.catalogue)
         parts = np.array_split(np.arange(len(requests)), self._connections)
         with ThreadPoolExecutor(self._connections) as pool:
@@ -321,7 +321,7 @@ class Server:
         )
 
     def _publish(self, catalogue: pa.Table) -> None:
-        """Replace the server's catalogue; it takes a moment to notice, as in life."""
+        """Replace the server's catalogue; it takes a moment to notice."""
         if self._catalogue_path is not None and self._catalogue is not catalogue:
             with atomic_file(self._catalogue_path) as temporary:
                 pq.write_table(catalogue, temporary)

@@ -1,4 +1,4 @@
-"""A round of requests: who asks, where and when, and what retrieval proposes."""
+"""A round of requests: users, contexts, times, and the candidates of retrieval."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Requests:
     """The requests of a round; a user sends one at most.
 
     Args:
-        world: The store as it is when they come. Only the oracle may look at more of it than
+        world: The state of the store. Only the oracle may read more of it than
             :meth:`user`, :meth:`context` and :meth:`candidates` tell.
-        catalogue: What the store knew of its apps at midnight.
-        ids: Of the requests.
-        user_R: Users' numbers, which are their ids.
-        device_R: Devices' numbers.
-        time_R: When each came, microseconds since 1970.
-        app_RC: What retrieval proposes, apps' numbers.
-        rng: For policies that draw.
+        catalogue: The store's catalogue of apps at midnight.
+        ids: Ids of the requests.
+        user_R: Indices of the users, which are their ids.
+        device_R: Indices of the devices.
+        time_R: Times of the requests, microseconds since 1970.
+        app_RC: Indices of the candidate apps.
+        rng: Random numbers for policies.
     """
 
     world: World
@@ -52,7 +52,7 @@ class Requests:
 
     @property
     def shown(self) -> int:
-        """How many apps a list shows."""
+        """Number of apps per list."""
         return self.world.config.shown
 
     @property
@@ -80,7 +80,7 @@ class Requests:
 
     @cached_property
     def columns(self) -> dict[str, pa.Array]:
-        """What the store knows of users and contexts, a value a request."""
+        """Columns of users and contexts, one value per request."""
         users, user_R = self.world.users, self.user_R
         return {
             "user_id": pa.array(user_R, pa.int64()),
@@ -98,7 +98,7 @@ class Requests:
         return rows
 
     def user(self, row: int) -> dict[str, Any]:
-        """Return what is known of the user of one request."""
+        """Return the user's columns of one request."""
         return {name: value for name, value in self._rows[row].items() if name not in _CONTEXT}
 
     def context(self, row: int) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def app_ids(n: int) -> list[str]:
 
 
 def app_table(world: World) -> pa.Table:
-    """Return what the store knows of its apps today: the catalogue that a server reads."""
+    """Return today's catalogue of apps, as a server reads it."""
     apps = world.apps
     developers = [f"dev{number:03d}" for number in apps.developer_A.tolist()]
     return pa.table(
@@ -190,7 +190,7 @@ def _times(rng: np.random.Generator, n: int, number: int, rounds: int) -> NDArra
 
 
 def _retrieve(rng: np.random.Generator, world: World, user_R: NDArray[Any]) -> NDArray[np.int32]:
-    """Propose apps that the user does not have: popular ones, new ones, ones of categories had."""
+    """Draw candidates that the user lacks: popular apps, new ones, apps of installed categories."""
     apps = world.apps
     installed_RL = world.users.installed_UL[user_R]
     row_N, place_N = np.nonzero(installed_RL >= 0)

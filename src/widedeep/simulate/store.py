@@ -1,4 +1,4 @@
-"""AppStore: days of requests under a policy, and the store that they change."""
+"""AppStore: simulates days of requests under a policy; and its state as a file."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class AppStore:
     Each night users and apps arrive, and tastes drift.
 
     Args:
-        config: Its size and strengths.
-        world: A state to go on from; default: a new store.
+        config: Size of the store and strength of its effects; None: the defaults.
+        world: State to continue from; None: a new store.
 
     Attributes:
-        config: As given.
-        world: Its state.
+        config: Configuration of the store.
+        world: State of the store.
 
     Example:
         >>> from widedeep.simulate import AppStore, Popularity, StoreConfig
@@ -57,18 +57,18 @@ class AppStore:
         self.world = World(self.config) if world is None else world
 
     def catalogue(self) -> pa.Table:
-        """Return what is known of the apps today, as ``widedeep serve --items`` reads it."""
+        """Return today's catalogue of apps, as ``widedeep serve --items`` reads it."""
         return app_table(self.world)
 
     def copy(self) -> AppStore:
-        """Return another store in the same state, whose life goes on apart."""
+        """Return an independent store in the same state."""
         return copy.deepcopy(self)
 
     def with_requests(self, requests_per_day: int) -> AppStore:
         """Return a copy with more or fewer requests from now on.
 
         Args:
-            requests_per_day: At least 1.
+            requests_per_day: Requests per day, at least 1.
         """
         store = self.copy()
         store.config = store.world.config = replace(self.config, requests_per_day=requests_per_day)
@@ -77,12 +77,12 @@ class AppStore:
     def run(
         self, policy: Policy, days: int, *, on_day: Callable[[int], None] | None = None
     ) -> Traffic:
-        """Live some days under a policy.
+        """Simulate some days under a policy.
 
         Args:
-            policy: Who ranks.
-            days: At least 1.
-            on_day: Called after each day with how many are done.
+            policy: Ranking policy.
+            days: Number of days, at least 1.
+            on_day: Called after each day with the number of finished days.
 
         Returns:
             The logs of these days. Running on later follows them without a gap.
@@ -98,11 +98,11 @@ class AppStore:
         return joined_traffic(days_traffic)
 
     def days(self, policy: Policy, days: int) -> Iterator[Traffic]:
-        """Live some days, and yield the logs of each.
+        """Simulate some days, and yield the logs of each.
 
         Args:
-            policy: Who ranks.
-            days: At least 1.
+            policy: Ranking policy.
+            days: Number of days, at least 1.
 
         Raises:
             ConfigError: If ``days`` is below 1.

@@ -48,7 +48,7 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table1Config:
-    """How the experiment is done."""
+    """Configuration of the experiment."""
 
     store: StoreConfig = StoreConfig(seed=1, requests_per_day=8000)  # noqa: RUF009 - it is frozen
     seeds: Annotated[int, "simulated stores, each with three models, 2 to 10"] = 5
@@ -66,7 +66,7 @@ class Table1Config:
 
     @property
     def arms(self) -> dict[str, Callable[[FeatureSpec], FeatureSpec]]:
-        """What makes each model's features of those of the store."""
+        """The function that makes each arm's features from those of the store."""
         return {**ARMS, NO_CROSS: _without_cross} if self.without_cross else dict(ARMS)
 
 
@@ -77,30 +77,30 @@ def _without_cross(spec: FeatureSpec) -> FeatureSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
-    """What one model did in one store."""
+    """Results of one model in one store."""
 
-    auc: float  # Offline, on the last days of the log
-    log_loss: float  # Likewise
-    requests: int  # Live, in its arm
-    installs: int  # Counted there
-    deviation: float  # Standard error of the installs a request: users are what was drawn
-    expected: float  # Installs that its lists were to bring, by the true probabilities
-    best: float  # Those of the best lists of the same candidates
+    auc: float  # AUC on the last days of the log
+    log_loss: float  # Log loss on the same days
+    requests: int  # Live requests of the arm
+    installs: int  # Counted installs of the arm
+    deviation: float  # Standard error of the installs per request, over users
+    expected: float  # Expected installs of its lists, by the true probabilities
+    best: float  # Expected installs of the best lists of the same candidates
 
     @property
     def rate(self) -> float:
-        """Installs a request."""
+        """Installs per request."""
         return self.installs / self.requests
 
     @property
     def of_the_best(self) -> float:
-        """The share of the best policy's installs that the arm was to get: 1 less the regret."""
+        """Expected fraction of the best policy's installs: 1 minus the regret."""
         return self.expected / self.best
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lift:
-    """How much more one model brings than another, as a share: 0.03 is 3 %."""
+    """Relative gain in installs of one model over another: 0.03 is 3 %."""
 
     counted: float  # By the installs that were counted, all seeds together
     counted_95: float  # Half of its 95 % interval, from users
@@ -115,18 +115,18 @@ class Lift:
 
 @dataclass(frozen=True, kw_only=True)
 class Table1:
-    """The outcome: for each seed, each arm."""
+    """Results of the experiment: each arm for each seed."""
 
-    config: Table1Config  # Of the experiment
+    config: Table1Config  # Configuration of the experiment
     # Arms by name, one mapping a seed; ``popularity`` among them has no model
     seeds: Sequence[Mapping[str, Arm]]
 
     def arms(self, name: str) -> list[Arm]:
-        """Return one arm, a value a seed."""
+        """Return the results of one arm, one per seed."""
         return [arms[name] for arms in self.seeds]
 
     def lift(self, name: str, over: str) -> Lift:
-        """Return how much more one arm brings than another."""
+        """Return the relative gain of one arm over another."""
         return lift(self.arms(name), self.arms(over))
 
 
@@ -163,14 +163,14 @@ def run_table1(
     *,
     on_progress: Callable[[str], None] = lambda message: None,
 ) -> Table1:
-    """Do the experiment."""
+    """Run the experiment."""
     config = config or Table1Config()
     outcomes = []
     for number in range(config.seeds):
         seed = config.store.seed + number
         seed_folder = folder / f"seed{seed}"
         if seed_folder.exists():
-            raise ConfigError(f"{seed_folder}: is there already; name another folder, or remove it")
+            raise ConfigError(f"{seed_folder}: already exists; choose another folder or delete it")
         seed_folder.mkdir(parents=True)
         outcomes.append(_one_seed(seed_folder, config, seed, on_progress))
     return Table1(config=config, seeds=outcomes)
@@ -202,7 +202,7 @@ def _one_seed(
     live = _live(store, bundles, config)
     for name, sums in live.items():
         tell(
-            f"seed {seed}: {name}: {sums['installs'] / sums['requests']:.4f} installs a "
+            f"seed {seed}: {name}: {sums['installs'] / sums['requests']:.4f} installs per "
             f"request, {sums['expected'] / sums['best']:.1%} of the best policy's"
         )
     none = {"auc": math.nan, "log_loss": math.nan}
@@ -309,7 +309,7 @@ _FIRST = next(iter(ARMS))
 def table1_in(
     folder: Path | None, config: Table1Config, *, on_progress: Callable[[str], None]
 ) -> Table1:
-    """Do the experiment in a folder, or in one that is gone afterwards."""
+    """Run the experiment in a folder, or in a temporary one."""
     if folder is not None:
         return run_table1(folder, config, on_progress=on_progress)
     with tempfile.TemporaryDirectory(prefix="widedeep-table1-") as temporary:
@@ -317,7 +317,7 @@ def table1_in(
 
 
 def table1_text(result: Table1) -> str:
-    """Return the outcome as a Markdown table and the sentences that read it."""
+    """Return the results as a Markdown table with a summary in sentences."""
     head = [
         "| model | offline AUC | live installs, counted | live installs, true | of the best | "
         "paper: AUC, live |",
@@ -369,7 +369,7 @@ def _sentences(result: Table1) -> list[str]:
 
 
 def table1_document(result: Table1) -> dict[str, Any]:
-    """Return the outcome as plain values."""
+    """Return the results as plain values."""
     names = [*result.config.arms, "popularity"]
     pairs = [("wide & deep", name) for name in result.config.arms if name != "wide & deep"]
     return {

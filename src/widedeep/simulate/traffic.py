@@ -1,4 +1,4 @@
-"""What happened in the store: the logs that a join reads, and the truth that it must not."""
+"""The logs of the store, which a join reads, and the true probabilities, which it must not."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _TIME = pa.timestamp("us", "UTC")
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """A stretch of the store's life.
+    """The logs of some days.
 
     Args:
-        impressions: What was shown: ``request_id``, ``user_id``, ``item_id``, ``position`` (from
+        impressions: Shown apps: ``request_id``, ``user_id``, ``item_id``, ``position`` (from
             1), ``event_time``, ``policy``, ``arm``, and the columns of users, contexts and apps as
             they were served.
         actions: Installs: ``user_id``, ``item_id``, ``event_time``, ``kind``, ``price``.
@@ -50,8 +50,8 @@ class Traffic:
         """Write the tables, each as a file in a folder of its own: ``impressions/part.parquet``.
 
         Args:
-            folder: Where to; made if it is not there.
-            name: Of the files.
+            folder: Folder to write to; created if it does not exist.
+            name: Name of the files.
         """
         for entry in fields(self):
             subfolder = Path(folder) / entry.name
@@ -61,7 +61,7 @@ class Traffic:
 
 
 def joined_traffic(parts: Sequence[Traffic]) -> Traffic:
-    """Return stretches that follow each other as one."""
+    """Return the logs of consecutive days as one."""
     return Traffic(
         **{
             entry.name: pa.concat_tables([getattr(traffic, entry.name) for traffic in parts])
@@ -71,7 +71,7 @@ def joined_traffic(parts: Sequence[Traffic]) -> Traffic:
 
 
 def observe(world: World, requests: Requests, ranked: Ranked, rng: np.random.Generator) -> Traffic:
-    """Let users look at what is shown, and install: the store changes, and is logged."""
+    """Let users look at the lists and install apps; update the store and return its logs."""
     order_RS = ranked.order_RS
     seen_S = attention(requests.shown)
     truth_RS = np.take_along_axis(requests.truth_RC, order_RS, axis=1)
@@ -130,7 +130,7 @@ def _impressions(
 
 
 def _plain(values: pa.Array) -> pa.Array:
-    """Return text that was kept as a dictionary as text: dictionaries differ from day to day."""
+    """Return a dictionary column as text: dictionaries differ from day to day."""
     if pa.types.is_dictionary(values.type):
         return values.cast(pa.string())
     if pa.types.is_list(values.type) and pa.types.is_dictionary(values.type.value_type):
@@ -177,7 +177,7 @@ def midnight(world: World) -> int:
 
 
 def attribute_tables(world: World) -> dict[str, pa.Table]:
-    """Return today's version of what is known of users and apps, for joins that look it up."""
+    """Return today's attributes of users and apps, for joins that look them up."""
     users = world.users
     valid_from = pa.scalar(midnight(world), _TIME)
     apps = world.apps

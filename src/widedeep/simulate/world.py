@@ -1,4 +1,4 @@
-"""The store's people and apps: who they are, who arrives, how tastes drift.
+"""The state of the store: users, apps, tastes, and how they change every night.
 
 Axes of arrays here and in the neighbours: U users, A apps, Z taste dimensions, L places for
 installed apps, R requests of a round, C candidates of a request, S places of the list shown.
@@ -23,7 +23,7 @@ Ints = NDArray[np.int32]
 
 @dataclass(slots=True)
 class Users:
-    """The users, a row each. ``installed_UL`` holds apps' numbers, -1 where there is none."""
+    """The users, one row each; ``installed_UL`` holds app indices, -1 in empty slots."""
 
     country_U: Ints
     age_U: Ints
@@ -40,7 +40,7 @@ class Users:
 
 @dataclass(slots=True)
 class Apps:
-    """The apps, a row each; ``weight_A`` is the logarithm of popularity."""
+    """The apps, one row each; ``weight_A`` is the logarithm of popularity."""
 
     category_A: Ints
     developer_A: Ints
@@ -58,7 +58,7 @@ class Apps:
 
 @dataclass(slots=True)
 class GroupTastes:
-    """What groups of users like, and what groups of apps are about."""
+    """Tastes of groups of users, and topics of groups of apps."""
 
     country_Z: Floats
     age_Z: Floats
@@ -69,7 +69,7 @@ class GroupTastes:
 
 
 def _grown(old: Any, new: Any) -> Any:
-    """Return a table with another one's rows behind its own."""
+    """Return the rows of two tables."""
     columns = {
         entry.name: np.concatenate([getattr(old, entry.name), getattr(new, entry.name)])
         for entry in fields(old)
@@ -78,7 +78,7 @@ def _grown(old: Any, new: Any) -> Any:
 
 
 class World:
-    """The state of the store, and how a night changes it."""
+    """The state of the store."""
 
     def __init__(self, config: StoreConfig) -> None:
         self.config = config
@@ -100,14 +100,14 @@ class World:
         group_tastes: GroupTastes,
         pairs_AA: Floats,
     ) -> World:
-        """Return a world in a state that another one was in."""
+        """Return a world in a saved state."""
         world = cls.__new__(cls)
         world.config, world.day, world.users, world.apps = config, day, users, apps
         world.group_tastes, world.pairs_AA = group_tastes, pairs_AA
         return world
 
     def rng(self, *purpose: str | int) -> np.random.Generator:
-        """Return the generator of one purpose: what is drawn for one never shifts another."""
+        """Return the random generator of one purpose; purposes do not disturb each other."""
         words = [word if isinstance(word, int) else _number(word) for word in purpose]
         return np.random.default_rng([self.config.seed, *words])
 
@@ -123,7 +123,7 @@ class World:
 
     @property
     def topic_AZ(self) -> Floats:
-        """What the apps are about."""
+        """Topics of the apps (A, Z)."""
         variance, apps, group_tastes = constants.TOPIC_SHARES, self.apps, self.group_tastes
         topic_AZ: Floats = (
             np.sqrt(variance["category"]) * group_tastes.category_Z[apps.category_A]
@@ -133,7 +133,7 @@ class World:
         return topic_AZ
 
     def night(self) -> None:
-        """Let tastes and popularity drift, and users and apps arrive."""
+        """Let tastes and popularity drift, and add new users and apps."""
         self.day += 1
         rng = self.rng("night", self.day)
         self._drift(rng)
@@ -146,7 +146,7 @@ class World:
             self.users = _grown(self.users, new_users)
 
     def install(self, user_N: NDArray[Any], app_N: NDArray[Any]) -> None:
-        """Put apps on users' devices; where there is no room, the oldest goes."""
+        """Install apps for users; a full device loses its oldest app."""
         users = self.users
         first_N = np.searchsorted(user_N, user_N)
         place_N = users.count_U[user_N] + np.arange(len(user_N)) - first_N
@@ -154,7 +154,7 @@ class World:
         np.add.at(users.count_U, user_N, 1)
         np.add.at(self.apps.installs_A, app_N, 1)
 
-    # ---- how it is made -------------------------------------------------------------------------
+    # ---- creation -------------------------------------------------------------------------------
 
     def _new_group_tastes(self, rng: np.random.Generator) -> GroupTastes:
         def normal(rows: int, columns: int = constants.TASTES) -> Floats:
@@ -191,7 +191,7 @@ class World:
         )
 
     def _pairs(self, rng: np.random.Generator, old: Floats) -> Floats:
-        """Return the effects of pairs: those of ``old``, and fresh ones with each new app."""
+        """Return the effects of pairs of apps: those of ``old``, and new ones for the new apps."""
         n, before = len(self.apps), old.shape[1]
         effect_AA = np.zeros((n + 1, n), np.float32)
         popular_A = np.exp(0.35 * self.apps.weight_A)
@@ -224,7 +224,7 @@ class World:
         return users
 
     def _first_installs(self, rng: np.random.Generator, users: Users) -> None:
-        """Give users the apps that they bring: popular ones, and to their taste."""
+        """Draw the first apps of users: popular ones, to their taste."""
         most = constants.MOST_INSTALLED // 2
         wanted_U = np.clip(rng.poisson(constants.INSTALLED_AT_FIRST, len(users)), 1, most)
         taste_UZ, topic_AZ = self.tastes(users), self.topic_AZ
@@ -251,7 +251,7 @@ class World:
 
 
 def gumbel_top_k(rng: np.random.Generator, weight_RA: Floats, k: int) -> Ints:
-    """Draw k different columns of each row, one after the other by exp(weight)."""
+    """Draw k distinct columns per row with probabilities exp(weight) (Gumbel top-k)."""
     spent_RA = rng.standard_exponential(weight_RA.shape, dtype=np.float32) + _TINY
     clock_RA = np.log(spent_RA) - weight_RA
     top_RK = np.argpartition(clock_RA, k - 1, axis=1)[:, :k]
