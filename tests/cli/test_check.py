@@ -122,7 +122,7 @@ def test_notes_are_no_problems(ads: Path) -> None:
     notes = "\n".join(report.notes)
     assert "column 'job' is constant in the sample: always cook" in notes
     assert "column 'price' is 67% missing" in notes
-    assert "column 'row_id' has 600 values in 600 rows: it names rows" in notes
+    assert "column 'row_id' has 600 values in 600 rows: it identifies rows" in notes
     assert "100% of the values of 'row_id' are not in the training sample" in notes
 
 

@@ -91,7 +91,9 @@ def test_paths_are_seen_from_the_folder_of_the_file(
 
 def test_a_file_is_not_replaced_unasked(ads: Path) -> None:
     (ads / "ads.toml").write_text("mine")
-    with pytest.raises(ConfigError, match=r"is there already; name another file .-o., or add --f"):
+    with pytest.raises(
+        ConfigError, match=r"already exists; choose another file .-o., or .* --force"
+    ):
         write_config(str(ads / "train.parquet"), ads / "ads.toml")
     assert (ads / "ads.toml").read_text() == "mine"
     write_config(str(ads / "train.parquet"), ads / "ads.toml", overwrite=True)

@@ -108,7 +108,7 @@ def test_misuse_is_one_line(run: Run, words: list[str], message: str) -> None:
         (["train", "ads.toml", "--set", "train.epoch=3"], "did you mean 'epochs'?"),
         (["train", "ads.toml", "--set", "epochs"], "expected SECTION.KEY=VALUE"),
         (["init", "no.parquet"], "no.parquet: no such file"),
-        (["init", "train.parquet", "-o", "ads.toml"], "ads.toml: is there already"),
+        (["init", "train.parquet", "-o", "ads.toml"], "ads.toml: already exists"),
         (["evaluate", "nothing", "test.parquet"], "nothing: got no directory, expected a bundle"),
         (
             ["evaluate", "nothing"],

@@ -104,7 +104,7 @@ def test_versions(finished: Path, ads_run: Path, tmp_path: Path, run: Run) -> No
 def test_misuse(finished: Path, tmp_path: Path, run: Run) -> None:
     assert run("report", tmp_path / "nowhere").code == 2
     ran = run("report", finished, "--against", tmp_path / "nowhere")
-    assert (ran.code, "is gone" in ran.err) == (2, True)
+    assert (ran.code, "nowhere: no such folder" in ran.err) == (2, True)
     ran = run("report", finished, "--slices", "nowhere")
     assert (ran.code, "nowhere" in ran.err, "Traceback" in ran.err) == (2, True, False)
     (tmp_path / "file").write_text("")

@@ -52,18 +52,18 @@ def make_trainer(checkpoints: Path | None = None) -> wd.Trainer:
 
 
 class Live:
-    """A trainer with its publisher, and what it told."""
+    """A trainer with its publisher, and its messages."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.models = folder / "models"
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self.trainer = make_trainer()
         options = {"every_rows": ROWS, "judge_rows": ROWS, "gate": GATE, **options}
         self.publisher = ContinuousPublisher(
             self.trainer,
             self.models,
             bundle=folder / "candidate",
-            told=self.told.append,
+            on_message=self.messages.append,
             **options,
         )
 
@@ -87,7 +87,7 @@ def test_what_passes_is_published_by_itself(live: Live) -> None:
     assert live.learn(shards(4)) == [f"hour {i}" for i in range(4)]
     assert [candidate.rows for candidate in live.publisher.candidates] == [0, 2000, 4000, 6000]
     assert live.versions == ["1", "2", "3", "4"]
-    assert "2,000 rows learned, judged on 2,000 newer ones: published as version 2" in live.told
+    assert "2,000 rows learned, judged on 2,000 newer ones: published as version 2" in live.messages
     record = read_lineage(live.models)[2].record
     assert record is not None and record.verdict is not None
     assert record.parent == "2"
@@ -112,7 +112,7 @@ def test_it_waits_for_enough_rows_to_judge_by(tmp_path: Path) -> None:
         (12000, 6000),
     ]
     live.learn(shards(2, start=9))
-    assert "4,000 rows came after the last that were learned, too few to judge by" in live.told[-1]
+    assert "got 4,000 new rows, too few to judge on" in live.messages[-1]
     assert len(live.trainer.shards) == 11
     assert live.versions == ["1", "2", "3"]
 
@@ -142,8 +142,8 @@ def test_a_no_keeps_what_serves_and_training_goes_on(live: Live) -> None:
     stopped = next(a for a in live.publisher.candidates if not a.passed)
     assert stopped.version is None
     assert stopped.reasons
-    (line,) = [line for line in live.told if line.startswith(f"{stopped.rows:,} rows learned")]
-    assert "not published, what serves stays\n" in line
+    (line,) = [line for line in live.messages if line.startswith(f"{stopped.rows:,} rows learned")]
+    assert "not published; the serving version stays\n" in line
     assert all(reason in line for reason in stopped.reasons)
     versions = live.versions
     assert len(versions) == passed.count(True)
@@ -188,14 +188,14 @@ def test_shards_that_vanish(live: Live, tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / f"{name}.parquet")
         files.append((name, tmp_path / f"{name}.parquet"))
     files[1][1].unlink()
-    tell = live.publisher._told
+    tell = live.publisher._on_message
 
-    def told(line: str) -> None:
+    def vanish(line: str) -> None:
         tell(line)
         if "2,000 rows learned" in line:
             files[2][1].unlink()
 
-    live.publisher._told = told
+    live.publisher._on_message = vanish
     assert live.learn(files) == ["hour 0", "hour 3", "hour 4"]
     assert [(a.rows, a.judged) for a in live.publisher.candidates] == [
         (0, 2000),
@@ -298,7 +298,7 @@ def test_what_nobody_foresaw_stops_no_training(
     state = tmp_path / "models" / "serving.json"
     state.write_text("{")
     assert live.learn(shards(1)) == ["hour 0"]
-    assert "cannot be read" in live.told[0]
+    assert "cannot be read" in live.messages[0]
     state.unlink()
     assert live.versions == []
 
@@ -308,6 +308,6 @@ def test_what_nobody_foresaw_stops_no_training(
     with monkeypatch.context() as patched:
         patched.setattr("widedeep.publish.continuous.validate", bug)
         assert len(live.learn(shards(2, start=1))) == 3
-    assert "ZeroDivisionError: a bug" in live.told[-1] and live.versions == []
+    assert "ZeroDivisionError: a bug" in live.messages[-1] and live.versions == []
     assert len(live.learn(shards(2, start=3))) == 5
     assert live.versions != []

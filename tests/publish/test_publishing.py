@@ -192,7 +192,7 @@ def test_a_full_disk(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(BundleError, match=r"No space left on device.*are as they were"):
+    with pytest.raises(BundleError, match=r"No space left on device.*are unchanged"):
         publish(made["good"], models, **AGAIN)
     assert versions(models) == ["1"]
     assert not [p for p in models.iterdir() if p.is_dir() and p.name.startswith(".")]

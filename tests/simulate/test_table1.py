@@ -80,7 +80,7 @@ def test_the_table_names_each_model_and_says_what_is_significant() -> None:
 
 def test_a_folder_in_use_and_a_single_store_are_refused(tmp_path: Path, run: Run) -> None:
     (tmp_path / "seed1").mkdir()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         run_table1(tmp_path)
     found = run("bench", "table1", "--seeds", "1")
     assert found.code == 2
