@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,15 @@ from torch import Tensor
 
 import widedeep as wd
 from widedeep.errors import ConfigError
-from widedeep.optim import FTRL, SGD, Adagrad, Adam, Optimizer
+from widedeep.optim import (
+    FTRL,
+    SGD,
+    Adagrad,
+    Adam,
+    Optimizer,
+    describe_optimizer,
+    make_optimizer,
+)
 from widedeep.optim.base import Step
 
 ROWS = [{"job": "abc"[i % 3], "x": i / 64, "y": i % 2} for i in range(64)]
@@ -39,6 +47,25 @@ class Sign(Optimizer):
         grads_UD: Tensor, step: Step,
     ) -> int:  # fmt: skip
         moved(weights, rows_U, grads_UD, step)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(Optimizer, name="test-momentum"):
+    """One equation in torch operations and a state that starts from zeros, nothing else."""
+
+    lr: float = 0.125
+    decay: float = 0.5
+    state_names: ClassVar[tuple[str, ...]] = ("velocity",)
+
+    def update_tensors(
+        self, weights: Tensor, state: Mapping[str, Tensor], rows_U: Tensor | None,
+        grads_UD: Tensor, step: Step,
+    ) -> int:  # fmt: skip
+        rows = slice(None) if rows_U is None else rows_U
+        velocity = self.decay * state["velocity"][rows] + grads_UD * step.grad_scale
+        state["velocity"][rows] = velocity
+        weights[rows] -= step.lr * velocity
         return 0
 
 
@@ -132,3 +159,29 @@ def test_it_resumes_and_exports(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.logits(ROWS), made.logits(ROWS))
     scores = made.export(tmp_path / "b").score(ROWS)
     np.testing.assert_allclose(scores, made.predict(ROWS), atol=1e-6)
+
+
+def test_one_of_torch_operations_alone_trains_resumes_and_warm_starts(tmp_path: Path) -> None:
+    parts = {"wide": Momentum(), "deep": Momentum(decay=0.25), "dense": Momentum()}
+    whole = trainer(**parts)
+    whole.fit(ROWS, epochs=4)
+    half = trainer(**parts, checkpoints=tmp_path / "c")
+    half.fit(ROWS, epochs=2)
+    tables = {name: t.named_state() for name, t in half.model.tables.items()}
+    assert all(bool(state.any()) for t in tables.values() for state in t.values())
+    again = trainer(**parts, checkpoints=tmp_path / "c")
+    again.fit(ROWS, epochs=4, resume=True)
+    np.testing.assert_array_equal(again.logits(ROWS), whole.logits(ROWS))
+    warm = trainer(**parts)
+    report = warm.warm_start(tmp_path / "c")
+    assert {tensor.optimizer for tensor in report.tensors} == {"carried"}
+    for name, table in warm.model.tables.items():
+        for key, tensor in table.named_state().items():
+            assert torch.equal(tensor, again.model.tables[name].named_state()[key]), key
+    np.testing.assert_array_equal(warm.logits(ROWS), again.logits(ROWS))
+
+
+def test_a_registered_one_is_described_and_made_by_name() -> None:
+    table = {"optimizer": "test-momentum", "lr": 0.125, "decay": 0.25}
+    assert make_optimizer(table) == Momentum(decay=0.25)
+    assert describe_optimizer(Momentum(decay=0.25)) == table

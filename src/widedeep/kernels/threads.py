@@ -53,7 +53,7 @@ def limit_spinning(threads: int, processors: int) -> bool:
 
     Args:
         threads: Threads that torch computes with.
-        processors: That this process may run on.
+        processors: Processors that this process may run on.
 
     Example:
         >>> limit_spinning(1, 4)  # one thread waits for nobody

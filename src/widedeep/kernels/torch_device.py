@@ -70,12 +70,12 @@ def segment_sum(
     sequence_place_N: Tensor | None = None,
 ) -> Tensor:
     """Do what :func:`widedeep.kernels.torch_ops.segment_sum` does."""
-    found = triton_kernels(grad_BX.device)
-    if found is None or sequence_grads_MD is not None:
+    triton = triton_kernels(grad_BX.device)
+    if triton is None or sequence_grads_MD is not None:
         return torch_ops.segment_sum(
             grad_BX, groups, batch, slots, width, sequence_grads_MD, sequence_place_N
         )
-    sums: Tensor = found.segment_sum(grad_BX, groups, batch, slots, width)
+    sums: Tensor = triton.segment_sum(grad_BX, groups, batch, slots, width)
     return sums
 
 

@@ -142,14 +142,14 @@ class SortedIds:
         numbers_N: int64 (N + 1) rows begun up to each place in the upper half, pieces begun in the
             lower; the place behind the last begins both.
         bounds: int64 on the device: place, row and piece that begin each logical table (3, T + 1).
-        told: The same on the host.
+        host_bounds: The same on the host.
     """
 
     rows_N: Tensor
     order_N: Tensor
     numbers_N: Tensor
     bounds: Tensor
-    told: NDArray[np.int64]
+    host_bounds: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,41 +230,44 @@ def sort_ids(batch: TensorBatch, slots: TensorSlots, bounds_T: Tensor, n_rows: i
     row_N = torch.where(base_N >= 0, base_N + batch.ids_N, n_rows)
     # Ids outside come first, where they are seen.
     row_N = torch.where(_outside(batch, slots), -1, row_N)
-    rows, order = torch.sort(row_N.to(key_type(n_rows)), stable=True)
-    place = torch.arange(len(rows) + 1, device=rows.device)
-    fresh = torch.ones_like(place, dtype=torch.bool)
-    torch.ne(rows[1:], rows[:-1], out=fresh[1:-1])
-    numbers = ((fresh.long() << 32) + (fresh | (place % PIECE == 0))).cumsum(0)
-    places = torch.searchsorted(rows, bounds_T.to(rows.dtype))
-    at = numbers[places]
-    bounds = torch.stack([places, (at >> 32) - 1, (at & _LOWER) - 1])
+    rows, order = torch.sort(row_N.to(key_type(n_rows)), stable=True)  # (N,) ascending rows
+    index = torch.arange(len(rows) + 1, device=rows.device)  # (N + 1,) the last is the end
+    begins_row = torch.ones_like(index, dtype=torch.bool)
+    torch.ne(rows[1:], rows[:-1], out=begins_row[1:-1])
+    begins_piece = begins_row | (index % PIECE == 0)
+    # (N + 1,) rows begun so far in the upper half, pieces begun so far in the lower
+    numbers = ((begins_row.long() << 32) + begins_piece).cumsum(0)
+    firsts = torch.searchsorted(rows, bounds_T.to(rows.dtype))  # (T + 1,) first id of each table
+    counts = numbers[firsts]
+    # (3, T + 1) first id, row and piece of each logical table, and the ends
+    bounds = torch.stack([firsts, (counts >> 32) - 1, (counts & _LOWER) - 1])
     return checked(SortedIds(rows, order, numbers, bounds, bounds.cpu().numpy()), batch, slots)
 
 
-def checked(found: SortedIds, batch: TensorBatch, slots: TensorSlots) -> SortedIds:
+def checked(ids: SortedIds, batch: TensorBatch, slots: TensorSlots) -> SortedIds:
     """Return it, or raise IdOutOfRangeError if an id stands before the first row."""
-    if found.told[0, 0] > 0:
+    if ids.host_bounds[0, 0] > 0:
         check_ids(batch, slots)
-    return found
+    return ids
 
 
-def find_rows(found: SortedIds) -> TensorGroups:
+def find_rows(ids: SortedIds) -> TensorGroups:
     """Find the distinct rows among sorted ids."""
-    n_rows, n_pieces = int(found.told[1, -1]), int(found.told[2, -1])
-    rows = torch.arange(n_rows + 1, device=found.rows_N.device)
-    starts = torch.searchsorted((found.numbers_N >> 32) - 1, rows)
-    piece_N = (found.numbers_N & _LOWER) - 1
+    n_rows, n_pieces = int(ids.host_bounds[1, -1]), int(ids.host_bounds[2, -1])
+    rows = torch.arange(n_rows + 1, device=ids.rows_N.device)
+    starts = torch.searchsorted((ids.numbers_N >> 32) - 1, rows)  # (U + 1,) first id of each row
+    piece_N = (ids.numbers_N & _LOWER) - 1  # (N + 1,) piece of each sorted id
     pieces = torch.arange(n_pieces + 1, device=rows.device)
     return TensorGroups(
-        found.rows_N[starts[:-1]].to(torch.int64),
+        ids.rows_N[starts[:-1]].to(torch.int64),
         starts,
-        found.order_N,
+        ids.order_N,
         piece_N[starts],
         torch.searchsorted(piece_N, pieces),
         0,
-        found.told[1],
-        found.told,
-        found.bounds[1],
+        ids.host_bounds[1],
+        ids.host_bounds,
+        ids.bounds[1],
     )
 
 
@@ -274,16 +277,17 @@ def select_tables(
     """Return the groups of another physical table that holds some of the same logical tables.
 
     Args:
-        groups: Of the table that holds them all.
+        groups: Groups of the table that holds them all.
         tables: Distinct logical tables there, in the order they shall have.
         shifts: int64 for each of them: what to add to its rows.
     """
-    chosen = np.asarray(tables, np.int64)
-    counts = groups.bounds[:, chosen + 1] - groups.bounds[:, chosen]
-    bounds = np.zeros((3, len(chosen) + 1), np.int64)
+    numbers = np.asarray(tables, np.int64)
+    counts = groups.bounds[:, numbers + 1] - groups.bounds[:, numbers]  # (3, T) ids, rows, pieces
+    bounds = np.zeros((3, len(numbers) + 1), np.int64)
     np.cumsum(counts, axis=1, out=bounds[:, 1:])
     rows, starts, order, pieces, firsts = [], [], [], [], []
-    runs = _runs(groups.bounds, chosen, shifts)
+    runs = _runs(groups.bounds, numbers, shifts)
+    # Each run is cut out: ids p to q, rows a to b, pieces x to y of the other table's groups.
     for (p, a, x), (q, b, y), shift in runs:
         rows.append(groups.rows_U[a:b] + shift if shift else groups.rows_U[a:b])
         starts.append(groups.starts_U[a : b + 1])
@@ -296,12 +300,13 @@ def select_tables(
         return TensorGroups(
             rows[0], starts[0], groups.order, pieces[0], firsts[0], x, bounds[1], bounds
         )
-    at = np.cumsum([[0, 0, 0], *(np.subtract(end, begin) for begin, end, _ in runs)], axis=0)
+    # (runs + 1, 3) ids, rows and pieces before each run in the result
+    ends = np.cumsum([[0, 0, 0], *(np.subtract(end, begin) for begin, end, _ in runs)], axis=0)
     for i, ((p, _, x), _, _) in enumerate(runs):
         last = i + 1 == len(runs)  # the end of one is the beginning of the next
-        starts[i] = (starts[i] if last else starts[i][:-1]) + int(at[i, 0] - p)
-        firsts[i] = (firsts[i] if last else firsts[i][:-1]) + int(at[i, 0] - p)
-        pieces[i] = (pieces[i] if last else pieces[i][:-1]) + int(at[i, 2] - x)
+        starts[i] = (starts[i] if last else starts[i][:-1]) + int(ends[i, 0] - p)
+        firsts[i] = (firsts[i] if last else firsts[i][:-1]) + int(ends[i, 0] - p)
+        pieces[i] = (pieces[i] if last else pieces[i][:-1]) + int(ends[i, 2] - x)
     return TensorGroups(
         torch.cat(rows), torch.cat(starts), torch.cat(order), torch.cat(pieces),
         torch.cat(firsts), 0, bounds[1], bounds,
@@ -312,11 +317,11 @@ _Ends = tuple[int, int, int]
 
 
 def _runs(
-    bounds: NDArray[np.int64], chosen: NDArray[np.int64], shifts: NDArray[np.int64]
+    bounds: NDArray[np.int64], numbers: NDArray[np.int64], shifts: NDArray[np.int64]
 ) -> list[tuple[_Ends, _Ends, int]]:
     """Join neighbours of one shift, so that a model of thirty tables is cut in a few places."""
     runs: list[tuple[_Ends, _Ends, int]] = []
-    for table, shift in zip(chosen.tolist(), shifts.tolist(), strict=True):
+    for table, shift in zip(numbers.tolist(), shifts.tolist(), strict=True):
         begin: _Ends = tuple(bounds[:, table].tolist())
         end: _Ends = tuple(bounds[:, table + 1].tolist())
         if runs and runs[-1][1] == begin and runs[-1][2] == shift:
@@ -331,8 +336,8 @@ def gather_pool(weights_RD: Tensor, batch: TensorBatch, slots: TensorSlots, out_
     width = weights_RD.shape[1]
     bags = _bags(weights_RD, batch, slots).view(-1, batch.n_features, width)
     for feature, column, count in _column_runs(slots, width):
-        part = bags[:, feature : feature + count].flatten(1)
-        out_BX[:, column : column + count * width] = part
+        pooled = bags[:, feature : feature + count].flatten(1)
+        out_BX[:, column : column + count * width] = pooled
 
 
 def _column_runs(slots: TensorSlots, width: int) -> list[tuple[int, int, int]]:
@@ -340,9 +345,9 @@ def _column_runs(slots: TensorSlots, width: int) -> list[tuple[int, int, int]]:
     runs: list[tuple[int, int, int]] = []
     for feature, column in zip(slots.features, slots.columns, strict=True):
         if runs:
-            start, at, count = runs[-1]
-            if feature == start + count and column == at + count * width:
-                runs[-1] = (start, at, count + 1)
+            start, first_column, count = runs[-1]
+            if feature == start + count and column == first_column + count * width:
+                runs[-1] = (start, first_column, count + 1)
                 continue
         runs.append((feature, column, 1))
     return runs
@@ -372,7 +377,7 @@ def segment_sum(
 
     Args:
         grad_BX: Gradient of the pooled buffer, or of the logits.
-        groups: Of this batch and these slots.
+        groups: Groups of this batch and these slots.
         batch: The batch.
         slots: The slots.
         width: D.
@@ -410,14 +415,14 @@ def _segments(rows: Tensor, lengths: Tensor) -> Tensor:
 def _bags(weights_RD: Tensor, batch: TensorBatch, slots: TensorSlots) -> Tensor:
     """Return every cell's combined rows, zeros for cells of other slots."""
     base_N = slots.base_F[batch.feature_N]
-    taken = base_N >= 0
+    is_own = base_N >= 0
     every = len(slots.features) == batch.n_features
     # Ids of other slots read row 0 and count for nothing.
-    rows = weights_RD[base_N + batch.ids_N if every else (base_N + batch.ids_N) * taken]
+    rows = weights_RD[base_N + batch.ids_N if every else (base_N + batch.ids_N) * is_own]
     if batch.values_N is not None:
         rows = batch.values_N[:, None] * rows
     if not every:
-        rows = torch.where(taken[:, None], rows, torch.zeros((), device=rows.device))
+        rows = torch.where(is_own[:, None], rows, torch.zeros((), device=rows.device))
     bags = rows if batch.offsets_BF is None else _segments(rows, batch.lengths_BF)
     scale = cell_scales(batch, slots)
     return bags if scale is None else bags * scale[:, None]

@@ -70,18 +70,26 @@ def sort_ids(batch: TensorBatch, slots: TensorSlots, bounds_T: Tensor, n_rows: i
     return checked(SortedIds(rows, order, numbers, bounds, bounds.cpu().numpy()), batch, slots)
 
 
-def find_rows(found: SortedIds) -> TensorGroups:
+def find_rows(ids: SortedIds) -> TensorGroups:
     """Find the distinct rows among sorted ids."""
-    n_rows, n_pieces, n = int(found.told[1, -1]), int(found.told[2, -1]), len(found.rows_N)
-    made = torch.empty(3 * n_rows + n_pieces + 3, dtype=torch.int64, device=found.rows_N.device)
+    n_rows, n_pieces, n = int(ids.host_bounds[1, -1]), int(ids.host_bounds[2, -1]), len(ids.rows_N)
+    memory = torch.empty(3 * n_rows + n_pieces + 3, dtype=torch.int64, device=ids.rows_N.device)
     sizes = [n_rows, n_rows + 1, n_rows + 1, n_pieces + 1]
-    rows, starts, pieces, firsts = torch.split(made, sizes)
+    rows, starts, pieces, firsts = torch.split(memory, sizes)
     programs.rows_kernel[(triton.cdiv(n + 1, _PLACES),)](
-        found.rows_N, found.numbers_N, rows, starts, pieces, firsts, n, n_rows, n_pieces,
+        ids.rows_N, ids.numbers_N, rows, starts, pieces, firsts, n, n_rows, n_pieces,
         IDS=_PLACES,
     )  # fmt: skip
     return TensorGroups(
-        rows, starts, found.order_N, pieces, firsts, 0, found.told[1], found.told, found.bounds[1]
+        rows,
+        starts,
+        ids.order_N,
+        pieces,
+        firsts,
+        0,
+        ids.host_bounds[1],
+        ids.host_bounds,
+        ids.bounds[1],
     )
 
 
@@ -124,7 +132,7 @@ def segment_sum(
 
     Args:
         grad_BX: Gradient of the pooled buffer, or of the logits.
-        groups: Of this batch and these slots.
+        groups: Groups of this batch and these slots.
         batch: The batch.
         slots: The slots.
         width: D.
@@ -167,7 +175,7 @@ def expand(values_T: Tensor, starts_T: Tensor, rows: int) -> Tensor:
 
 
 def learn_rates(
-    products_U: Tensor, starts_T: Tensor, log_rates: Tensor, evidence: Tensor, told: Tensor
+    products_U: Tensor, starts_T: Tensor, log_rates: Tensor, evidence: Tensor, options: Tensor
 ) -> None:
     """Move each feature's rate; sums are float64 and have a fixed order.
 
@@ -176,11 +184,11 @@ def learn_rates(
         starts_T: int64 first touched row of each feature, and their number (T + 1).
         log_rates: float64, changed in place.
         evidence: float64, changed in place.
-        told: float64: the step, what stands for no evidence, the lowest and the highest rate.
+        options: float64: the step, what stands for no evidence, the lowest and the highest rate.
     """
     programs.learn_kernel[(len(log_rates),)](
-        products_U, starts_T, log_rates, evidence, told[0:], told[1:], told[2:], told[3:],
-        ROWS=_LANES,
+        products_U, starts_T, log_rates, evidence, options[0:], options[1:], options[2:],
+        options[3:], ROWS=_LANES,
     )  # fmt: skip
 
 
@@ -265,7 +273,7 @@ def ftrl_rows(
     programs.ftrl_kernel[(triton.cdiv(count, block),)](
         weights, z, n, weights.stride(0), rows_U, grads_UD.contiguous(), rates_U, products_U,
         change, count, width, lr, l1, l2, beta, shrinkage, grad_scale, EVERY=rows_U is None,
-        RATED=rates_U is not None, TOLD=products_U is not None, ROWS=block, WIDTH=_width(width),
+        RATED=rates_U is not None, TRACKED=products_U is not None, ROWS=block, WIDTH=_width(width),
         **_EXACT,
     )  # fmt: skip
     return change

@@ -31,28 +31,28 @@ def keys_kernel(
     IDS: tl.constexpr,
 ):  # fmt: skip
     """Write the row of a block of ids: -1 where it is outside, n_rows where it takes no part."""
-    place = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
-    live = place < n_ids
-    cell = place
+    index = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
+    live = index < n_ids
+    cell = index
     if not SINGLE:
-        cell = tl.load(cells + place, live, 0)
+        cell = tl.load(cells + index, live, 0)
     feature = cell % n_features
     base = tl.load(base_F + feature, live, -1)
-    id = tl.load(ids + place, live, 0)
+    id = tl.load(ids + index, live, 0)
     outside = (id < 0) | (id >= tl.load(size_F + feature, live, 0))
     row = tl.where(base >= 0, tl.where(outside, -1, base + id), n_rows)
-    tl.store(keys + place, row.to(keys.dtype.element_ty), live)
+    tl.store(keys + index, row.to(keys.dtype.element_ty), live)
 
 
 @triton.jit(do_not_specialize=["n_ids"])
 def starts_kernel(rows, marks, n_ids, PIECE: tl.constexpr, IDS: tl.constexpr):
     """Mark a block of places that begin a row (upper half) and a piece (lower half)."""
-    place = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
-    row = tl.load(rows + place, place < n_ids, 0)
-    before = tl.load(rows + place - 1, (place > 0) & (place < n_ids), 0)
-    fresh = (place == 0) | (place == n_ids) | (row != before)
-    piece = fresh | (place % PIECE == 0)
-    tl.store(marks + place, (fresh.to(tl.int64) << 32) + piece.to(tl.int64), place <= n_ids)
+    index = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
+    row = tl.load(rows + index, index < n_ids, 0)
+    before = tl.load(rows + index - 1, (index > 0) & (index < n_ids), 0)
+    fresh = (index == 0) | (index == n_ids) | (row != before)
+    piece = fresh | (index % PIECE == 0)
+    tl.store(marks + index, (fresh.to(tl.int64) << 32) + piece.to(tl.int64), index <= n_ids)
 
 
 @triton.jit(do_not_specialize=["n_ids"])
@@ -83,19 +83,19 @@ def rows_kernel(
     IDS: tl.constexpr,
 ):  # fmt: skip
     """Gather what a block of places begins: rows, their places and pieces, the pieces' places."""
-    place = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
-    live = place <= n_ids
-    number = tl.load(numbers + place, live, 0)
-    before = tl.load(numbers + place - 1, live & (place > 0), 0)
+    index = tl.program_id(0).to(tl.int64) * IDS + tl.arange(0, IDS)
+    live = index <= n_ids
+    number = tl.load(numbers + index, live, 0)
+    before = tl.load(numbers + index - 1, live & (index > 0), 0)
     row = (number >> 32) - 1
     piece = (number & 0xFFFFFFFF) - 1
     new_row = live & ((number >> 32) != (before >> 32))
     new_piece = live & ((number & 0xFFFFFFFF) != (before & 0xFFFFFFFF))
-    id = tl.load(sorted_N + place, place < n_ids, 0).to(tl.int64)
+    id = tl.load(sorted_N + index, index < n_ids, 0).to(tl.int64)
     tl.store(rows_U + row, id, new_row & (row < n_rows))
-    tl.store(starts_U + row, place, new_row & (row <= n_rows))
+    tl.store(starts_U + row, index, new_row & (row <= n_rows))
     tl.store(pieces_U + row, piece, new_row & (row <= n_rows))
-    tl.store(first_Q + piece, place, new_piece & (piece <= n_pieces))
+    tl.store(first_Q + piece, index, new_piece & (piece <= n_pieces))
 
 
 @triton.jit(do_not_specialize=["n_rows"])
@@ -122,11 +122,11 @@ def learn_kernel(
         product = tl.load(products_U + first + lane, first + lane < last, 0.0).to(tl.float64)
         total += product
         squares += product * product
-    held = tl.load(evidence + table) + tl.sum(squares, 0)
-    root = tl.sqrt(tl.maximum(held, tl.load(tiny)))
+    evidence_sum = tl.load(evidence + table) + tl.sum(squares, 0)
+    root = tl.sqrt(tl.maximum(evidence_sum, tl.load(tiny)))
     rate = tl.load(log_rates + table) - tl.load(step) * tl.sum(total, 0) / root
     rate = tl.minimum(tl.maximum(rate, tl.load(lowest)), tl.load(highest))
-    tl.store(evidence + table, held)
+    tl.store(evidence + table, evidence_sum)
     tl.store(log_rates + table, rate)
 
 
@@ -138,11 +138,11 @@ def _bag(
     """Sum the rows of a block of cells, each in ascending order."""
     if SINGLE:
         row = base + tl.load(ids + cell, live, 0)
-        at = row[:, None] * stride + column[None, :]
-        found = tl.load(weights + at, live[:, None] & inside[None, :], 0.0)
+        address = row[:, None] * stride + column[None, :]
+        rows = tl.load(weights + address, live[:, None] & inside[None, :], 0.0)
         if WEIGHED:
-            found = tl.load(values + cell, live, 0.0)[:, None] * found
-        total = found + 0.0
+            rows = tl.load(values + cell, live, 0.0)[:, None] * rows
+        total = rows + 0.0
     else:
         start = tl.load(offsets + cell, live, 0)
         length = tl.load(offsets + cell + 1, live, 0) - start
@@ -150,11 +150,11 @@ def _bag(
         for k in range(tl.max(length, 0)):
             here = live & (k < length)
             row = base + tl.load(ids + start + k, here, 0)
-            at = row[:, None] * stride + column[None, :]
-            found = tl.load(weights + at, here[:, None] & inside[None, :], 0.0)
+            address = row[:, None] * stride + column[None, :]
+            rows = tl.load(weights + address, here[:, None] & inside[None, :], 0.0)
             if WEIGHED:
-                found = tl.load(values + start + k, here, 0.0)[:, None] * found
-            total += found
+                rows = tl.load(values + start + k, here, 0.0)[:, None] * rows
+            total += rows
     return total
 
 
@@ -190,9 +190,9 @@ def wide_kernel(
     example = tl.program_id(0).to(tl.int64) * EXAMPLES + tl.arange(0, EXAMPLES)
     column = tl.arange(0, WIDTH)
     live = example < n_examples
-    place = logits + example[:, None] * logits_stride + column[None, :]
+    target = logits + example[:, None] * logits_stride + column[None, :]
     inside = live[:, None] & (column < width)[None, :]
-    total = tl.load(place, inside, 0.0)
+    total = tl.load(target, inside, 0.0)
     for feature in range(n_features):
         base = tl.load(base_F + feature)
         if base >= 0:
@@ -204,7 +204,7 @@ def wide_kernel(
             if SCALED:
                 bag = bag * tl.load(scales + cell, live, 0.0)[:, None]
             total += bag
-    tl.store(place, total, inside)
+    tl.store(target, total, inside)
 
 
 @triton.jit(do_not_specialize=["n_pieces"])
@@ -224,23 +224,23 @@ def piece_kernel(
         # Unrolled, so that the next rows are under way while one is added.
         for j in tl.static_range(AHEAD):
             here = k + j < length
-            place = tl.load(order + first + k + j, here, 0)
-            cell = place
+            index = tl.load(order + first + k + j, here, 0)
+            cell = index
             if not SINGLE:
-                cell = tl.load(cells + place, here, 0)
-            at = (cell // n_features) * grad_stride
-            at += tl.load(column_F + cell % n_features, here, 0)
-            part = tl.load(
-                grad + at[:, None] + column[None, :], here[:, None] & inside[None, :], 0.0
+                cell = tl.load(cells + index, here, 0)
+            offset = (cell // n_features) * grad_stride
+            offset += tl.load(column_F + cell % n_features, here, 0)
+            gradient = tl.load(
+                grad + offset[:, None] + column[None, :], here[:, None] & inside[None, :], 0.0
             )
             if SCALED and WEIGHED:
-                factor = tl.load(scales + cell, here, 0.0) * tl.load(values + place, here, 0.0)
-                part = factor[:, None] * part
+                factor = tl.load(scales + cell, here, 0.0) * tl.load(values + index, here, 0.0)
+                gradient = factor[:, None] * gradient
             elif SCALED:
-                part = tl.load(scales + cell, here, 0.0)[:, None] * part
+                gradient = tl.load(scales + cell, here, 0.0)[:, None] * gradient
             elif WEIGHED:
-                part = tl.load(values + place, here, 0.0)[:, None] * part
-            total += part
+                gradient = tl.load(values + index, here, 0.0)[:, None] * gradient
+            total += gradient
     to = piece[:, None] * width + column[None, :]
     tl.store(sums + to, total, (piece < n_pieces)[:, None] & inside[None, :])
 
@@ -276,21 +276,21 @@ def adagrad_kernel(
     if not EVERY:
         row = tl.load(rows + number, number < n_rows, 0)
     inside = (number < n_rows)[:, None] & (column < width)[None, :]
-    at = row[:, None] * stride + column[None, :]
-    w = tl.load(weights + at, inside, 0.0)
-    total = tl.load(accumulator + at, inside, 1.0)
+    address = row[:, None] * stride + column[None, :]
+    w = tl.load(weights + address, inside, 0.0)
+    total = tl.load(accumulator + address, inside, 1.0)
     g = tl.load(grads + number[:, None] * width + column[None, :], inside, 0.0) * grad_scale
     g = g + l2 * w
     total = total + g * g
-    tl.store(accumulator + at, total, inside)
-    tl.store(weights + at, w - tl.div_rn(lr * g, tl.sqrt_rn(total) + eps), inside)
+    tl.store(accumulator + address, total, inside)
+    tl.store(weights + address, w - tl.div_rn(lr * g, tl.sqrt_rn(total) + eps), inside)
 
 
 @triton.jit(do_not_specialize=["n_rows"])
 def ftrl_kernel(
     weights, z, n, stride, rows, grads, rates, products, change, n_rows, width,
     lr, l1, l2, beta, shrinkage, grad_scale,
-    EVERY: tl.constexpr, RATED: tl.constexpr, TOLD: tl.constexpr,
+    EVERY: tl.constexpr, RATED: tl.constexpr, TRACKED: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Move a block of records: weights, z and n, read and written once; count what becomes 0."""
@@ -300,25 +300,25 @@ def ftrl_kernel(
     if not EVERY:
         row = tl.load(rows + number, number < n_rows, 0)
     inside = (number < n_rows)[:, None] & (column < width)[None, :]
-    at = row[:, None] * stride + column[None, :]
-    w = tl.load(weights + at, inside, 0.0)
-    held = tl.load(n + at, inside, 1.0)
+    address = row[:, None] * stride + column[None, :]
+    w = tl.load(weights + address, inside, 0.0)
+    old_n = tl.load(n + address, inside, 1.0)
     g = tl.load(grads + number[:, None] * width + column[None, :], inside, 0.0) * grad_scale
     rate = tl.zeros([ROWS, 1], tl.float32) + lr
     if RATED:
         rate = lr * tl.load(rates + number, number < n_rows, 1.0)[:, None]
-    if TOLD:
+    if TRACKED:
         tl.store(products + number, tl.sum(g * w, 1), number < n_rows)
-    total = held + g * g
+    total = old_n + g * g
     root = tl.sqrt_rn(total)
-    sigma = tl.div_rn(root - tl.sqrt_rn(held), rate + tl.zeros_like(root))
-    linear = tl.load(z + at, inside, 0.0) + (g + shrinkage * w - sigma * w)
+    sigma = tl.div_rn(root - tl.sqrt_rn(old_n), rate + tl.zeros_like(root))
+    linear = tl.load(z + address, inside, 0.0) + (g + shrinkage * w - sigma * w)
     curvature = tl.div_rn(beta + root, rate + tl.zeros_like(root)) + l2
     sign = tl.where(linear > 0, 1.0, tl.where(linear < 0, -1.0, 0.0))
     moved = -tl.div_rn(linear - sign * l1, curvature)
     fresh = tl.where(tl.abs(linear) <= l1, 0.0, moved)
-    tl.store(weights + at, fresh, inside)
-    tl.store(z + at, linear, inside)
-    tl.store(n + at, total, inside)
+    tl.store(weights + address, fresh, inside)
+    tl.store(z + address, linear, inside)
+    tl.store(n + address, total, inside)
     gained = ((fresh != 0) & inside).to(tl.int32) - ((w != 0) & inside).to(tl.int32)
     tl.atomic_add(change, tl.sum(tl.sum(gained, 1), 0).to(tl.int64), sem="relaxed")

@@ -2,7 +2,7 @@
 
 A :class:`TransformPlan` holds what a schema says about each column; a :class:`TransformProgram`
 computes some of it from record batches (through the Arrow C data interface) or from dicts. What
-they mean is told by :class:`widedeep.data.transform.Transform`, which builds and runs them.
+they mean is documented in :class:`widedeep.data.transform.Transform`, which builds and runs them.
 """
 
 from __future__ import annotations

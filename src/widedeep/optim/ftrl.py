@@ -88,10 +88,10 @@ class FTRL(Optimizer, name="ftrl"):
             value = getattr(self, name)
             check_range("FTRL", name, value, lambda x: x >= 0, "a number >= 0")
         check_range("FTRL", "lr_power", self.lr_power, lambda x: x <= 0, "a number <= 0")
-        known = isinstance(self.convention, str) and self.convention in ("mcmahan", "tensorflow")
-        if not known:
-            shown = show_value(self.convention)
-            raise ConfigError(f"FTRL: got convention={shown}, expected 'mcmahan' or 'tensorflow'")
+        is_valid = isinstance(self.convention, str) and self.convention in ("mcmahan", "tensorflow")
+        if not is_valid:
+            text = show_value(self.convention)
+            raise ConfigError(f"FTRL: got convention={text}, expected 'mcmahan' or 'tensorflow'")
 
     @property
     def penalty_factor(self) -> float:
@@ -114,7 +114,7 @@ class FTRL(Optimizer, name="ftrl"):
         Args:
             weights: Weights to keep.
             n: Their accumulators.
-            factor: Of α, where a feature has learned one.
+            factor: Factor of α, where a feature has learned one.
         """
         root = n.sqrt() if self.lr_power == -0.5 else n.pow(-self.lr_power)
         curvature = (self.beta + root) / (self.lr * factor) + self.penalty_factor * self.l2

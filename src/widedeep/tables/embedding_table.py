@@ -115,8 +115,8 @@ class EmbeddingTable:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
             bad = int(ids[(ids < 0) | (ids >= size)][0])
             raise DataError(_outside(feature, bad, size))
-        found: NDArray[np.int64] = ids + self._bases[number]
-        return found
+        rows: NDArray[np.int64] = ids + self._bases[number]
+        return rows
 
     def _filled(self) -> RowStorage:
         if self._storage is None:
@@ -127,19 +127,20 @@ class EmbeddingTable:
         """Make the rows of all logical tables: those there were as they are, the rest initial."""
         optimizer = self._optimizer
         names = ("weight", *(() if optimizer is None else optimizer.state_names))
-        made = RowStorage(sum(sizes.values()), self.dim, names, self.device)
-        kept = ("weight",) if old is None or old.names != names else names
+        storage = RowStorage(sum(sizes.values()), self.dim, names, self.device)
+        copied = ("weight",) if old is None or old.names != names else names
         to = 0
         for (name, size), base in zip(sizes.items(), self._bases.tolist(), strict=True):
-            held = 0 if old is None else self.sizes[name]
+            old_size = 0 if old is None else self.sizes[name]
             if old is not None:
-                for part in kept:
-                    made.part(part)[to : to + held] = old.part(part)[base : base + held]
-            self._init_rows(made.part("weight")[to + held : to + size], name, held)
-            fresh = held if len(kept) == len(names) else 0
-            self._start_state(made, to + fresh, to + size)
+                for slot in copied:
+                    present = old.part(slot)[base : base + old_size]
+                    storage.part(slot)[to : to + old_size] = present
+            self._init_rows(storage.part("weight")[to + old_size : to + size], name, old_size)
+            kept_state = old_size if len(copied) == len(names) else 0
+            self._start_state(storage, to + kept_state, to + size)
             to += size
-        return made
+        return storage
 
     def _init_rows(self, weight: Tensor, table: str, first: int) -> None:
         """Fill rows ``first``, ... of a logical table; they hold zeros."""
@@ -149,23 +150,25 @@ class EmbeddingTable:
         if not self._on_device:
             kernels.init_rows(weight.numpy(), self.seed, table, first, self.std, threads)
             return
-        for at in range(0, len(weight), _CHUNK_ROWS):
-            rows = np.empty((min(_CHUNK_ROWS, len(weight) - at), self.dim), np.float32)
-            kernels.init_rows(rows, self.seed, table, first + at, self.std, threads)
-            weight[at : at + len(rows)] = torch.from_numpy(rows).to(self.device)
+        for begin in range(0, len(weight), _CHUNK_ROWS):
+            rows = np.empty((min(_CHUNK_ROWS, len(weight) - begin), self.dim), np.float32)
+            kernels.init_rows(rows, self.seed, table, first + begin, self.std, threads)
+            weight[begin : begin + len(rows)] = torch.from_numpy(rows).to(self.device)
 
     def _start_state(self, storage: RowStorage, first: int, stop: int) -> None:
         if self._optimizer is None or not self._optimizer.state_names:
             return
-        for at in range(first, stop, _CHUNK_ROWS):
-            part = slice(at, min(at + _CHUNK_ROWS, stop))
-            state = {name: storage.part(name)[part] for name in self._optimizer.state_names}
-            self._optimizer.start_state(storage.part("weight")[part], state)
+        for begin in range(first, stop, _CHUNK_ROWS):
+            rows = slice(begin, min(begin + _CHUNK_ROWS, stop))
+            state = {name: storage.part(name)[rows] for name in self._optimizer.state_names}
+            self._optimizer.start_state(storage.part("weight")[rows], state)
 
     def _count_nonzero(self) -> int:
         starts = range(0, self.n_rows, _CHUNK_ROWS)
         weight = self.weight
-        return sum(int(torch.count_nonzero(weight[at : at + _CHUNK_ROWS])) for at in starts)
+        return sum(
+            int(torch.count_nonzero(weight[begin : begin + _CHUNK_ROWS])) for begin in starts
+        )
 
     def recount_nonzero(self) -> None:
         """Count the non-zero weights, after they were written to from outside."""
@@ -356,15 +359,15 @@ class EmbeddingTable:
     def attach(self, optimizer: Optimizer) -> None:
         """Give every row the initial state of an optimizer, beside its weights."""
         self._optimizer = optimizer
-        held = self._storage
-        if held is None:
+        storage = self._storage
+        if storage is None:
             return
-        if held.names != ("weight", *optimizer.state_names):
-            self._storage = self._new_storage(self.sizes, held)
+        if storage.names != ("weight", *optimizer.state_names):
+            self._storage = self._new_storage(self.sizes, storage)
             return
         for name in optimizer.state_names:
-            held.part(name).zero_()
-        self._start_state(held, 0, self.n_rows)
+            storage.part(name).zero_()
+        self._start_state(storage, 0, self.n_rows)
 
     def apply(
         self,
@@ -398,8 +401,8 @@ class EmbeddingTable:
         """Make room for more ids of a logical table; the present rows keep their bits."""
         if table not in self.sizes:
             raise SchemaError(f"got table {table!r}; {nearest(table, self.sizes)}")
-        if size < (held := self.sizes[table]):
-            message = f"table {table!r}: got size {size}, expected at least its present {held}"
+        if size < (present := self.sizes[table]):
+            message = f"table {table!r}: got size {size}, expected at least its present {present}"
             raise SchemaError(message)
         sizes = {**self.sizes, table: size}
         if self._storage is not None:
@@ -411,7 +414,7 @@ class EmbeddingTable:
 
     def named_weights(self) -> dict[str, Tensor]:
         """Return each logical table's weights, (size, D): views."""
-        return {name: self.weight[part] for name, part in self._parts()}
+        return {name: self.weight[rows] for name, rows in self._parts()}
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take some logical tables' weights; the optimizer's state starts anew from them."""
@@ -426,31 +429,31 @@ class EmbeddingTable:
         """Return ``<table>.weight`` and ``<table>.<state>`` of each logical table: views."""
         storage = self._filled()
         return {
-            f"{name}.{part}": storage.part(part)[place]
-            for name, place in self._parts()
-            for part in storage.names
+            f"{name}.{slot}": storage.part(slot)[rows]
+            for name, rows in self._parts()
+            for slot in storage.names
         }
 
     def load_named_state(self, tensors: Mapping[str, NDArray[Any] | Tensor]) -> None:
         """Take the tensors that :meth:`named_state` returned."""
-        held = self.named_state()
-        for name in [*held, *tensors]:
-            if name not in tensors or name not in held:
-                what = "missing" if name in held else "unknown to this table and its optimizer"
+        own = self.named_state()
+        for name in [*own, *tensors]:
+            if name not in tensors or name not in own:
+                what = "missing" if name in own else "unknown to this table and its optimizer"
                 raise CheckpointError(f"tensor {name!r} is {what}; use its model and optimizer")
-            if tuple(tensors[name].shape) != tuple(held[name].shape):
+            if tuple(tensors[name].shape) != tuple(own[name].shape):
                 raise CheckpointError(
                     f"tensor {name!r}: got shape {tuple(tensors[name].shape)}, expected "
-                    f"{tuple(held[name].shape)}; use the schema that the checkpoint was made with"
+                    f"{tuple(own[name].shape)}; use the schema that the checkpoint was made with"
                 )
-        for name, tensor in held.items():
-            given = tensors[name]
-            if isinstance(given, Tensor):
-                tensor.copy_(given)
+        for name, tensor in own.items():
+            source = tensors[name]
+            if isinstance(source, Tensor):
+                tensor.copy_(source)
             elif self._on_device:
-                tensor.copy_(torch.from_numpy(np.array(given, np.float32)))
+                tensor.copy_(torch.from_numpy(np.array(source, np.float32)))
             else:
-                tensor.numpy()[...] = given
+                tensor.numpy()[...] = source
         self.recount_nonzero()
 
     def _parts(self) -> Iterator[tuple[str, slice]]:
@@ -459,10 +462,10 @@ class EmbeddingTable:
 
 
 def _features_by_table(features: Mapping[str, str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    by_table: dict[str, list[str]] = {}
     for feature, table in features.items():
-        found.setdefault(table, []).append(feature)
-    return {table: sorted(names) for table, names in found.items()}
+        by_table.setdefault(table, []).append(feature)
+    return {table: sorted(names) for table, names in by_table.items()}
 
 
 @contextmanager
@@ -477,6 +480,6 @@ def _named_features(slots: Sequence[SlotLike]) -> Iterator[None]:
 
 
 def _outside(feature: str, id: int, size: int, where: str = "") -> str:
-    place = f" ({where})" if where else ""
+    location = f" ({where})" if where else ""
     advice = "encode the rows with the schema that the model was made with"
-    return f"feature {feature!r}{place}: got id {id}, expected 0 <= id < {size}; {advice}"
+    return f"feature {feature!r}{location}: got id {id}, expected 0 <= id < {size}; {advice}"
