@@ -118,11 +118,11 @@ class BoundServer {
     let_go();
   }
 
-  nb::list take_handed() {
+  nb::list pop_handoffs() {
     nb::list found;
-    for (const HandedConnection& handed : loop_->take_handed()) {
+    for (const Handoff& handoff : loop_->pop_handoffs()) {
       found.append(
-          nb::make_tuple(handed.socket, nb::bytes(handed.bytes.data(), handed.bytes.size())));
+          nb::make_tuple(handoff.socket, nb::bytes(handoff.bytes.data(), handoff.bytes.size())));
     }
     return found;
   }
@@ -229,19 +229,19 @@ void bind_loop(nb::module_& m) {
            "options"_a)
       .def("set_routes", &BoundServer::set_routes, "path"_a, "stable"_a.none(), "canary"_a.none(),
            "share"_a, "records_all"_a)
-      .def("pop_handoffs", &BoundServer::take_handed)
+      .def("pop_handoffs", &BoundServer::pop_handoffs)
       .def(
-          "return_connection", [](BoundServer& self, int socket) { self.loop().give_back(socket); },
-          "socket"_a)
+          "return_connection",
+          [](BoundServer& self, int socket) { self.loop().return_connection(socket); }, "socket"_a)
       .def(
-          "accept_handoff", [](BoundServer& self, int socket) { self.loop().adopt(socket); },
-          "socket"_a)
+          "accept_handoff",
+          [](BoundServer& self, int socket) { self.loop().accept_handoff(socket); }, "socket"_a)
       .def("closed_elsewhere", [](BoundServer& self) { self.loop().closed_elsewhere(); })
       .def("take_records", &BoundServer::take_records)
       .def("answers", &BoundServer::answers)
       .def_prop_ro("dropped", &BoundServer::dropped)
       .def_prop_ro("connections", [](BoundServer& self) { return self.loop().connections(); })
-      .def_prop_ro("in_flight", [](BoundServer& self) { return self.loop().under_way(); })
+      .def_prop_ro("in_flight", [](BoundServer& self) { return self.loop().in_flight(); })
       .def("announce_end", [](BoundServer& self) { self.loop().announce_end(); })
       .def_prop_ro("connections_before_drain",
                    [](BoundServer& self) { return self.loop().connections_before_drain(); })

@@ -82,7 +82,7 @@ int watch(int poll, int action, int fd, std::uint64_t id, std::uint32_t events) 
 }
 
 // Says something to a caller that is cut off; a full socket is no reason to wait.
-void last_words(int socket, const std::string& words) {
+void send_final_response(int socket, const std::string& words) {
   (void)!send(socket, words.data(), words.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
@@ -103,10 +103,10 @@ bool has_unread(int socket) {
 
 }  // namespace
 
-FrontLoop::FrontLoop(int listening, int told, FrontOptions options, FrontHandler& handler,
+FrontLoop::FrontLoop(int listening, int handoff_event, FrontOptions options, FrontHandler& handler,
                      QueueSlots& slots)
     : listening_(listening),
-      told_(told),
+      handoff_event_(handoff_event),
       options_(std::move(options)),
       handler_(handler),
       slots_(slots),
@@ -144,9 +144,9 @@ void FrontLoop::stop() {
   threads_.clear();
   const std::lock_guard lock(mutex_);
   for (const auto& [id, connection] : connections_) close(connection->socket);
-  for (const HandedConnection& handed : handed_) close(handed.socket);
+  for (const Handoff& handoff : handoffs_) close(handoff.socket);
   connections_.clear();
-  handed_.clear();
+  handoffs_.clear();
   queue_.clear();
 }
 
@@ -181,17 +181,17 @@ std::int64_t FrontLoop::connections() const {
   return static_cast<std::int64_t>(connections_.size());
 }
 
-std::vector<HandedConnection> FrontLoop::take_handed() {
+std::vector<Handoff> FrontLoop::pop_handoffs() {
   const std::lock_guard lock(mutex_);
-  return std::exchange(handed_, {});
+  return std::exchange(handoffs_, {});
 }
 
-void FrontLoop::give_back(int socket) {
+void FrontLoop::return_connection(int socket) {
   elsewhere_.fetch_sub(1);
   if (draining_ || !add(socket, false)) close(socket);
 }
 
-void FrontLoop::adopt(int socket) {
+void FrontLoop::accept_handoff(int socket) {
   if (!add(socket, true)) close(socket);
 }
 
@@ -297,7 +297,7 @@ bool FrontLoop::refuse_one() {
 }
 
 void FrontLoop::refuse(int socket) {
-  last_words(socket, options_.full);
+  send_final_response(socket, options_.full);
   close_politely(socket);
 }
 
@@ -319,7 +319,7 @@ bool FrontLoop::add(int socket, bool fresh) {
 void FrontLoop::serve(int thread, Connection& connection) {
   const bool answered = handler_.answer(thread, connection.request, connection.out);
   slots_.leave();
-  under_way_.fetch_sub(1);
+  in_flight_.fetch_sub(1);
   if (!answered) return hand_over(connection);
   finish_request(connection);
   proceed(connection);
@@ -336,7 +336,7 @@ void FrontLoop::proceed(Connection& connection) {
         return close_connection(connection);
       case Next::serve:
         if (slots_.enter()) {
-          under_way_.fetch_add(1);
+          in_flight_.fetch_add(1);
           const std::lock_guard lock(mutex_);
           queue_.push_back(&connection);
           return;
@@ -477,12 +477,12 @@ void FrontLoop::hand_over(Connection& connection) {
   watch(poll_, EPOLL_CTL_DEL, connection.socket, 0, 0);
   {
     const std::lock_guard lock(mutex_);
-    handed_.push_back({connection.socket, connection.in.substr(connection.done)});
+    handoffs_.push_back({connection.socket, connection.in.substr(connection.done)});
     connections_.erase(connection.id);
     elsewhere_.fetch_add(1);
   }
   const std::uint64_t one = 1;
-  (void)!write(told_, &one, sizeof one);
+  (void)!write(handoff_event_, &one, sizeof one);
 }
 
 void FrontLoop::close_connection(Connection& connection) {
@@ -531,11 +531,11 @@ void FrontLoop::end_late(Connection& connection) {
       break;
     case Phase::head:
       endings_.late_head.fetch_add(1);
-      last_words(connection.socket, options_.late_head);
+      send_final_response(connection.socket, options_.late_head);
       break;
     case Phase::body:
       endings_.late_body.fetch_add(1);
-      last_words(connection.socket, options_.late_body);
+      send_final_response(connection.socket, options_.late_body);
       break;
     case Phase::write:
       endings_.unread_answer.fetch_add(1);

@@ -102,7 +102,7 @@ struct FrontOptions {
 };
 
 // A connection for the full server, with what was read of it and not answered.
-struct HandedConnection {
+struct Handoff {
   int socket;
   std::string bytes;
 };
@@ -111,17 +111,17 @@ class FrontLoop {
  public:
   // The sockets stay the caller's: one that listens, and an eventfd that is written to when a
   // connection is handed over.
-  FrontLoop(int listening, int told, FrontOptions options, FrontHandler& handler,
+  FrontLoop(int listening, int handoff_event, FrontOptions options, FrontHandler& handler,
             QueueSlots& slots);
   ~FrontLoop();
   FrontLoop(const FrontLoop&) = delete;
   FrontLoop& operator=(const FrontLoop&) = delete;
 
-  std::vector<HandedConnection> take_handed();
+  std::vector<Handoff> pop_handoffs();
   // The full server has answered, and gives the connection back; the socket is the loop's again.
-  void give_back(int socket);
+  void return_connection(int socket);
   // One that the caller has accepted.
-  void adopt(int socket);
+  void accept_handoff(int socket);
   // The full server has closed a connection.
   void closed_elsewhere() noexcept { elsewhere_.fetch_sub(1); }
 
@@ -140,7 +140,7 @@ class FrontLoop {
 
   std::int64_t connections() const;
   // Requests in the queue or with a thread.
-  std::int64_t under_way() const noexcept { return under_way_.load(); }
+  std::int64_t in_flight() const noexcept { return in_flight_.load(); }
   const FrontEndings& endings() const noexcept { return endings_; }
 
  private:
@@ -194,7 +194,7 @@ class FrontLoop {
   void wake() const noexcept;
 
   const int listening_;
-  const int told_;
+  const int handoff_event_;
   const FrontOptions options_;
   FrontHandler& handler_;
   QueueSlots& slots_;
@@ -209,7 +209,7 @@ class FrontLoop {
   std::condition_variable work_;
   std::unordered_map<Id, std::unique_ptr<Connection>> connections_;
   std::deque<Connection*> queue_;
-  std::vector<HandedConnection> handed_;
+  std::vector<Handoff> handoffs_;
   Id next_id_ = 2;  // 0 and 1 stand for the listening socket and for waking
   bool collecting_ = false;
   int waiting_ = 0;
@@ -218,7 +218,7 @@ class FrontLoop {
   std::atomic<bool> ending_{false};
   std::atomic<bool> draining_{false};
   std::atomic<Id> drained_before_{0};
-  std::atomic<std::int64_t> under_way_{0};
+  std::atomic<std::int64_t> in_flight_{0};
   std::atomic<std::int64_t> elsewhere_{0};
   std::vector<std::thread> threads_;
 };

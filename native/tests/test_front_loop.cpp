@@ -60,18 +60,18 @@ FrontOptions patient(int threads) {
 struct Server {
   explicit Server(FrontOptions options, std::int64_t limit = 64)
       : listening(listen_on_loopback(at)),
-        told(eventfd(0, EFD_NONBLOCK)),
+        handoff_event(eventfd(0, EFD_NONBLOCK)),
         slots(limit),
-        loop(listening, told, std::move(options), echo, slots) {}
+        loop(listening, handoff_event, std::move(options), echo, slots) {}
   ~Server() {
     loop.stop();
     close(listening);
-    close(told);
+    close(handoff_event);
   }
 
   sockaddr_in at;
   int listening;
-  int told;
+  int handoff_event;
   QueueSlots slots;
   Echo echo;
   FrontLoop loop;
@@ -110,10 +110,10 @@ std::string request(const std::string& body, const std::string& more = "") {
          "\r\n\r\n" + body;
 }
 
-std::vector<HandedConnection> wait_for_handed(Server& server) {
+std::vector<Handoff> wait_for_handoffs(Server& server) {
   for (int tries = 0; tries < 1000; ++tries) {
-    std::vector<HandedConnection> handed = server.loop.take_handed();
-    if (!handed.empty()) return handed;
+    std::vector<Handoff> handoffs = server.loop.pop_handoffs();
+    if (!handoffs.empty()) return handoffs;
     usleep(10'000);
   }
   return {};
@@ -158,7 +158,7 @@ TEST(many_callers_are_answered_by_several_threads) {
   }
   for (std::thread& caller : callers) caller.join();
   CHECK(server.echo.answered == 1600);
-  CHECK(server.slots.inside() == 0 && server.loop.under_way() == 0);
+  CHECK(server.slots.inside() == 0 && server.loop.in_flight() == 0);
 }
 
 TEST(what_is_not_plain_is_handed_over_with_its_bytes) {
@@ -169,14 +169,14 @@ TEST(what_is_not_plain_is_handed_over_with_its_bytes) {
     const Caller caller(server);
     caller.say(request("a") + strange);
     CHECK(caller.hear(6) == "got:a\n");
-    const std::vector<HandedConnection> handed = wait_for_handed(server);
-    CHECK(handed.size() == 1 && handed[0].bytes == strange);
+    const std::vector<Handoff> handoffs = wait_for_handoffs(server);
+    CHECK(handoffs.size() == 1 && handoffs[0].bytes == strange);
     CHECK(server.loop.connections() == 0);
-    CHECK(send(handed[0].socket, "else\n", 5, 0) == 5);
+    CHECK(send(handoffs[0].socket, "else\n", 5, 0) == 5);
     CHECK(caller.hear(5) == "else\n");
     // Sent before it is given back: it must not be lost.
     caller.say(request("again"));
-    server.loop.give_back(handed[0].socket);
+    server.loop.return_connection(handoffs[0].socket);
     CHECK(caller.hear(10) == "got:again\n");
   }
 }
