@@ -343,14 +343,7 @@ class Schema:
             raise SchemaError(f"{path}: got a safetensors file that holds no schema")
         try:
             return cls._read(path, metadata)
-        except (
-            AttributeError,
-            ConfigError,
-            FeatureError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except _DAMAGED as error:
             raise SchemaError(
                 f"{path}: got contents that make no schema ({error}); the file is damaged"
             ) from error
@@ -366,10 +359,8 @@ class Schema:
         tensors = map_tensors(path)
         schema = _assemble(identity, json.loads(metadata["facts"]), tensors)
         facts_digest = _facts_digest(metadata["facts"], tensors)
-        if (schema.fingerprint, facts_digest) != (
-            metadata["fingerprint"],
-            metadata["facts_sha256"],
-        ):
+        digests = metadata["fingerprint"], metadata["facts_sha256"]
+        if (schema.fingerprint, facts_digest) != digests:
             raise SchemaError(
                 f"{path}: its contents do not match its fingerprint; the file is damaged"
             )
