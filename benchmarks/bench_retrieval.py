@@ -75,7 +75,7 @@ def whole(n: int, queries: int) -> list[str]:
             "price": rng.random(n),
         }
     )
-    apps = Retriever.of(
+    apps = Retriever(
         items,
         id_column="item",
         popularity="installs",

@@ -84,7 +84,7 @@ def items(n: int = 60) -> pa.Table:
 
 def test_popular_first_within_the_rules() -> None:
     table = items()
-    apps = Retriever.of(table, id_column="app", popularity="installs", category="kind")
+    apps = Retriever(table, id_column="app", popularity="installs", category="kind")
     rows = sorted(table.to_pylist(), key=lambda row: -row["installs"])
     assert apps.retrieve(10) == [row["app"] for row in rows[:10]]
     gone = [row["app"] for row in rows[:3]] + ["no such app"]
@@ -106,7 +106,7 @@ def test_popular_first_within_the_rules() -> None:
 
 def test_half_comes_from_the_embeddings_and_none_twice() -> None:
     vectors_ND = unit(60, 8)
-    apps = Retriever.of(
+    apps = Retriever(
         items(), id_column="app", popularity="installs", vectors_ND=vectors_ND, engine="numpy"
     )
     liked = ["app 3", "app 9", "unknown"]
@@ -136,18 +136,18 @@ def test_half_comes_from_the_embeddings_and_none_twice() -> None:
     ],
 )
 def test_what_cannot_be_asked(asked: dict[str, Any], said: str) -> None:
-    apps = Retriever.of(items(), id_column="app", vectors_ND=unit(60, 8), engine="numpy")
+    apps = Retriever(items(), id_column="app", vectors_ND=unit(60, 8), engine="numpy")
     with pytest.raises(RequestError, match=said):
         apps.retrieve(5, **asked)
 
 
 def test_what_no_retriever_is_made_of() -> None:
     with pytest.raises(DataError, match="got no column 'installed'"):
-        Retriever.of(items(), id_column="app", popularity="installed")
+        Retriever(items(), id_column="app", popularity="installed")
     with pytest.raises(DataError, match="expected numbers"):
-        Retriever.of(items(), id_column="app", popularity="kind")
+        Retriever(items(), id_column="app", popularity="kind")
     with pytest.raises(DataError, match="3 vectors of 60 items"):
-        Retriever.of(items(), id_column="app", vectors_ND=unit(3, 8))
+        Retriever(items(), id_column="app", vectors_ND=unit(3, 8))
     with pytest.raises(DataError, match="finite numbers"):
         EmbeddingIndex(np.full((3, 2), np.nan))
 

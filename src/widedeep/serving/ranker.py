@@ -24,6 +24,7 @@ from widedeep.errors import (
     nearest,
 )
 from widedeep.features.spec import item_columns
+from widedeep.options import check_range, check_types
 from widedeep.serving.catalogue import Catalogue, SharedRows
 from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
 
@@ -58,16 +59,9 @@ class RankerOptions:
     ] = MAX_VALUES
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(f"got {name}={value!r}; {nearest(str(value), allowed)}")
-        for name, number in (("threads", self.threads), ("max_values", self.max_values)):
-            if number < 1:
-                raise ConfigError(f"got {name}={number!r}, expected at least 1")
-
-
-_CHOICES = {"unknown_items": ("score", "refuse"), "precision": ("float32", "bfloat16")}
+        check_types(self, "the ranker")
+        check_range("the ranker", "threads", self.threads, self.threads >= 1, "at least 1")
+        check_range("the ranker", "max_values", self.max_values, self.max_values >= 1, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

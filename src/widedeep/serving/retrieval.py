@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -190,41 +189,31 @@ def item_vectors(bundle: Bundle, column: str, ids: Sequence[Any]) -> NDArray[np.
     return vectors_ND
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Retriever:
     """Candidates from a table of items.
 
     Args:
         items: One row per item.
         id_column: Column of the item ids.
-        ids: Values of that column.
-        by_popularity: Rows of the items, the most popular first.
-        categories: Category of each row, as a code; None: there is no column of categories.
-        index: Index of the items' vectors; None: there are none.
-        vectors_ND: The items' vectors; None: there are none.
-        row_of: Row of each id.
+        popularity: A numeric column, larger is more popular; None: the order of the rows.
+        category: The column that ``most_of_each`` limits.
+        vectors_ND: One row per item, for items near a query; None: popularity alone.
+        engine: As for :class:`EmbeddingIndex`.
+
+    Raises:
+        DataError: If a column is missing or of another kind.
 
     Example:
         >>> items = pa.table({"app": ["maps", "mail", "chess"], "kind": ["tool", "tool", "game"]})
-        >>> apps = Retriever.of(items, id_column="app", category="kind")
+        >>> apps = Retriever(items, id_column="app", category="kind")
         >>> apps.retrieve(2), apps.retrieve(2, most_of_each=1)
         (['maps', 'mail'], ['maps', 'chess'])
         >>> apps.retrieve(2, where={"kind": "tool"}, exclude=["maps"])
         ['mail']
     """
 
-    items: pa.Table
-    id_column: str
-    ids: Sequence[Any]
-    by_popularity: NDArray[np.int64]
-    categories: NDArray[np.int64] | None = None
-    index: EmbeddingIndex | None = None
-    vectors_ND: NDArray[np.float32] | None = None
-    row_of: Mapping[Any, int]
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         items: pa.Table,
         *,
         id_column: str,
@@ -232,37 +221,22 @@ class Retriever:
         category: str | None = None,
         vectors_ND: NDArray[np.float32] | None = None,
         engine: Literal["auto", "faiss", "numpy"] = "auto",
-    ) -> Retriever:
-        """Make a retriever.
-
-        Args:
-            items: One row per item.
-            id_column: Column of the item ids.
-            popularity: A numeric column, larger is more popular; None: the order of the rows.
-            category: The column that ``most_of_each`` limits.
-            vectors_ND: One row per item, for items near a query; None: popularity alone.
-            engine: As for :class:`EmbeddingIndex`.
-
-        Raises:
-            DataError: If a column is missing or of another kind.
-        """
-        ids = _column(items, id_column).to_pylist()
-        if vectors_ND is not None and len(vectors_ND) != len(ids):
-            raise DataError(f"got {len(vectors_ND)} vectors of {len(ids)} items; give one each")
-        codes = None
+    ) -> None:
+        self._items = items
+        self._ids = _column(items, id_column).to_pylist()
+        self._row_of = {id_: row for row, id_ in enumerate(self._ids)}
+        if vectors_ND is not None and len(vectors_ND) != len(self._ids):
+            raise DataError(
+                f"got {len(vectors_ND)} vectors of {len(self._ids)} items; give one each"
+            )
+        self._vectors_ND = vectors_ND
+        self._index = None if vectors_ND is None else EmbeddingIndex(vectors_ND, engine=engine)
+        self._by_popularity = _popular_first(items, popularity)  # (N,) rows
+        self._categories: NDArray[np.int64] | None = None  # (N,) codes, -1 for null
         if category is not None:
             encoded = _column(items, category).combine_chunks().dictionary_encode()
-            codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-        return cls(
-            items=items,
-            id_column=id_column,
-            ids=ids,
-            by_popularity=_popular_first(items, popularity),
-            categories=codes,
-            index=None if vectors_ND is None else EmbeddingIndex(vectors_ND, engine=engine),
-            vectors_ND=vectors_ND,
-            row_of={id_: row for row, id_ in enumerate(ids)},
-        )
+            codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            self._categories = codes.astype(np.int64)
 
     def retrieve(
         self,
@@ -292,34 +266,35 @@ class Retriever:
             raise RequestError("n", f"got {n}, expected at least 0")
         allowed_N = self._allowed(where or {}, exclude)
         near = self._near(n - n // 2, like, vector, allowed_N)
-        popular = self.by_popularity
+        popular = self._by_popularity
         if allowed_N is not None:
             popular = popular[allowed_N[popular]]
-        is_near = np.zeros(len(self.ids), bool)
+        is_near = np.zeros(len(self._ids), bool)
         is_near[near] = True
         rows = np.concatenate([near, popular[~is_near[popular]]])
         if most_of_each is not None:
             rows = self._limit_categories(rows, most_of_each)
-        return [self.ids[row] for row in rows[:n]]
+        return [self._ids[row] for row in rows[:n]]
 
     def _allowed(
         self, where: Mapping[str, Any], exclude: Sequence[Any]
     ) -> NDArray[np.bool_] | None:
         if not where and not exclude:
             return None
-        allowed_N = np.ones(len(self.ids), bool)
+        allowed_N = np.ones(len(self._ids), bool)
         for column, condition in where.items():
             allowed_N &= self._matches(column, condition)
-        rows = [self.row_of[id_] for id_ in exclude if id_ in self.row_of]
+        rows = [self._row_of[id_] for id_ in exclude if id_ in self._row_of]
         allowed_N[rows] = False
         return allowed_N
 
     def _matches(self, column: str, condition: Any) -> NDArray[np.bool_]:
-        if column not in self.items.column_names:
+        if column not in self._items.column_names:
             raise RequestError(
-                f"where.{column}", f"got no such column; {nearest(column, self.items.column_names)}"
+                f"where.{column}",
+                f"got no such column; {nearest(column, self._items.column_names)}",
             )
-        values = self.items.column(column)
+        values = self._items.column(column)
         try:
             if isinstance(condition, Mapping):
                 if not condition or not set(condition) <= {"min", "max"}:
@@ -348,24 +323,24 @@ class Retriever:
         allowed_N: NDArray[np.bool_] | None,
     ) -> NDArray[np.int64]:
         none = np.empty(0, np.int64)
-        if self.index is None:
+        if self._index is None:
             if vector is not None:
                 raise RequestError("vector", "got a vector, but the items have none; leave it out")
             return none
         if vector is not None:
-            return self.index.search(_numbers(vector), k, allowed_N)
-        rows = [self.row_of[id_] for id_ in like if id_ in self.row_of]
-        if not rows or self.vectors_ND is None:
+            return self._index.search(_numbers(vector), k, allowed_N)
+        rows = [self._row_of[id_] for id_ in like if id_ in self._row_of]
+        if not rows or self._vectors_ND is None:
             return none
-        return self.index.search(self.vectors_ND[rows].mean(axis=0), k, allowed_N)
+        return self._index.search(self._vectors_ND[rows].mean(axis=0), k, allowed_N)
 
     def _limit_categories(self, rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
         """Keep the first few of each category; the order stays."""
-        if self.categories is None:
+        if self._categories is None:
             raise RequestError(
                 "most_of_each", "got a limit, but no column of categories; name one when it starts"
             )
-        codes = self.categories[rows]
+        codes = self._categories[rows]
         order = np.argsort(codes, kind="stable")  # rows of one category together, in their order
         ordered = codes[order]
         starts = np.searchsorted(ordered, ordered)  # index of the category's first row
@@ -424,7 +399,7 @@ class Retrievers:
         return entry[1]
 
     def _retriever(self, ranker: Ranker, catalogue: Catalogue) -> Retriever:
-        return Retriever.of(
+        return Retriever(
             catalogue.table,
             id_column=catalogue.id_column,
             popularity=self._popularity,
