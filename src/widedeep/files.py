@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import json
 import math
@@ -83,6 +84,17 @@ def atomic_directory(path: str | os.PathLike[str], *, within: Path | None = None
     finally:
         # What failed, or what was replaced.
         shutil.rmtree(made, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], mode: int = 0o600) -> Iterator[None]:
+    """Hold an exclusive lock on a file that is for this alone: a replaced file locks nobody out."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, mode)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _put_in_place(made: Path, final: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import BundleError, ConfigError
-from widedeep.files import file_sha256, fsync_path, write_text_whole
+from widedeep.files import file_sha256, fsync_path, locked, write_text_whole
 from widedeep.serving.versions import (
     Latest,
     find_versions,
@@ -85,15 +84,11 @@ class LocalStore:
     def locked(self) -> Iterator[None]:
         """Exclude other publishers; delete leftovers of interrupted ones."""
         self.root.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.root / _LOCK, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.root / _LOCK, 0o644):
             for leftover in self.root.glob(f"{_MADE}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             self._settle()
             yield
-        finally:
-            os.close(lock)
 
     def _settle(self) -> None:
         """Settle the pending records of interrupted publishers: keep those whose version exists."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +21,7 @@ from widedeep.data.arrow_types import logical_type
 from widedeep.data.fragments import column_stream
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import DataError, nearest
-from widedeep.files import map_tensors, write_tensors
+from widedeep.files import locked, map_tensors, write_tensors
 from widedeep.kernels.score import ItemIds
 
 # Decimal form of an integer of 64 bits: "07" is not the integer 7.
@@ -214,7 +213,8 @@ class SharedRows:
         """Return the arrays of a key, mapped from their file."""
         name = hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]
         file = self._directory / f"{name}.safetensors"
-        with self._locked(name):
+        self._directory.mkdir(parents=True, exist_ok=True)  # cleaners of temporary files take it
+        with locked(self._directory / f"{name}.lock"):
             if not file.exists():
                 self._delete_old()
                 arrays = compute()
@@ -231,13 +231,3 @@ class SharedRows:
             with contextlib.suppress(FileNotFoundError):
                 if file.stat().st_mtime < oldest:
                     file.unlink()
-
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        self._directory.mkdir(parents=True, exist_ok=True)  # cleaners of temporary files take it
-        lock = os.open(self._directory / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)

@@ -11,14 +11,13 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.bundle.manifest import MANIFEST, check_files, read_manifest
 from widedeep.errors import BundleError, ConfigError
 from widedeep.features.spec import item_columns
-from widedeep.files import file_sha256
+from widedeep.files import file_sha256, locked
 from widedeep.serving.catalogue import Catalogue, SharedRows
 from widedeep.serving.ranker import Ranker, RankerOptions
 
@@ -83,7 +82,7 @@ class PrivateCopies:
         name = file_sha256(source / MANIFEST)
         copy, lock = self.directory / name, self._lock_copy(name)
         try:
-            with self._lock_copying(name):
+            with locked(self.directory / f"{name}{_COPYING}"):  # others may make the same copy
                 if not copy.is_dir():
                     self._copy(source, [MANIFEST, *manifest.files], copy)
         except BaseException:
@@ -94,25 +93,14 @@ class PrivateCopies:
     def _lock_copy(self, name: str) -> int:
         """Return a shared lock that keeps the copy of this name, which may not exist yet."""
         while True:
-            lock = self._open(f"{name}{_LOCK}")
+            # Cleaners of caches may delete the directory.
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = self.directory / f"{name}{_LOCK}"
+            lock = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_SH)
             if not _is_gone(lock):
                 return lock
             os.close(lock)  # its last user has just deleted it
-
-    @contextlib.contextmanager
-    def _lock_copying(self, name: str) -> Iterator[None]:
-        """Keep others from making the same copy."""
-        lock = self._open(f"{name}{_COPYING}")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
-
-    def _open(self, name: str) -> int:
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # cleaners of caches take it
-        return os.open(self.directory / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
     def _copy(self, source: Path, names: list[str], copy: Path) -> None:
         partial = copy.with_name(f"{copy.name}{_PARTIAL}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -18,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import ConfigError, WideDeepError, nearest
-from widedeep.files import write_text_whole
+from widedeep.files import locked, write_text_whole
 from widedeep.serving.loading import PrivateCopies, PrivateCopy
 from widedeep.serving.ranker import Ranker, RankerOptions
 
@@ -256,7 +254,7 @@ def read_state(path: Path) -> ServingState:
 def change_state(path: Path, change: Callable[[ServingState], ServingState]) -> ServingState:
     """Read, change and replace the state under a lock, so that no change is lost."""
     try:
-        with _locked(path):
+        with locked(path.with_name(f".{path.name.lstrip('.')}.lock"), 0o644):
             before = read_state(path)
             after = replace(change(before), changes=before.changes + 1)
             write_text_whole(path, after.to_text())
@@ -266,17 +264,6 @@ def change_state(path: Path, change: Callable[[ServingState], ServingState]) -> 
             "for this user"
         ) from error
     return after
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # A file of its own: the state's own is replaced, and a lock on the old one keeps nobody out.
-    lock = os.open(path.with_name(f".{path.name.lstrip('.')}.lock"), os.O_CREAT | os.O_RDWR, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 # ---- which versions are to be loaded -------------------------------------------------------------
