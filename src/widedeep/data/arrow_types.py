@@ -33,23 +33,16 @@ def is_text(arrow_type: pa.DataType) -> bool:
     """Tell whether a type is one of text: large and view strings and dictionaries of them too."""
     if pa.types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(kind(arrow_type) for kind in kinds)
+    return arrow_type in (pa.string(), pa.large_string(), pa.string_view())
 
 
 def _is_bytes(arrow_type: pa.DataType) -> bool:
-    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-    return any(kind(arrow_type) for kind in kinds)
+    return arrow_type in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _is_list(arrow_type: pa.DataType) -> bool:
-    kinds = (
-        pa.types.is_list,
-        pa.types.is_large_list,
-        pa.types.is_list_view,
-        pa.types.is_large_list_view,
-    )
-    return any(kind(arrow_type) for kind in kinds)
+    large = pa.types.is_large_list(arrow_type) or pa.types.is_large_list_view(arrow_type)
+    return bool(large or pa.types.is_list(arrow_type) or pa.types.is_list_view(arrow_type))
 
 
 def logical_schema(schema: pa.Schema, origin: str) -> pa.Schema:

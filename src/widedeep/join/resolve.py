@@ -33,10 +33,9 @@ from widedeep.join.plan import (
     SqlInput,
     ValueScale,
     double,
-    literal,
     quoted,
 )
-from widedeep.join.sql import NEVER_NULL, all_keys, output_columns, selected
+from widedeep.join.sql import NEVER_NULL, all_keys, labels_condition, output_columns, selected
 from widedeep.join.times import LARGEST_US, moment_text
 
 _EXACT_DIGITS = 15
@@ -192,7 +191,7 @@ class _InputResolver:
         column = f"actions: column {self.config.actions.value!r}"
         _check_finite(self.engine, source, column)
         row = self.engine.rows(
-            f"SELECT COUNT(CASE WHEN {_of_value_labels(self.config, source.key)} THEN 1 END) AS n, "
+            f"SELECT COUNT(CASE WHEN {labels_condition(labels, source.key)} THEN 1 END) AS n, "
             f"COUNT(wd_value) AS present, MIN(CASE WHEN wd_abs > 0 THEN wd_abs END) AS low, "
             f"MAX(wd_abs) AS high FROM (SELECT *, CASE WHEN wd_value < 0 THEN -wd_value ELSE "
             f"wd_value END AS wd_abs FROM ({selected(source)} WHERE {all_keys(source)}) AS wd_a) "
@@ -338,20 +337,12 @@ def _check_wide(engine: Engine, opened: OpenedInput, columns: Sequence[str]) -> 
             )
 
 
-def _of_value_labels(config: JoinConfig, key: Mapping[str, str]) -> str:
-    """Return the condition that an action is of a kind whose values a label adds up."""
-    labels = [label for label in config.labels if label.value]
-    if "wd_kind" not in key or any(not label.kinds for label in labels):
-        return "TRUE"
-    kinds = sorted({kind for label in labels for kind in label.kinds})
-    return f"wd_kind IN ({', '.join(literal(kind) for kind in kinds)})"
-
-
 def _value_sql(config: JoinConfig, column: str, kind: pa.DataType, key: Mapping[str, str]) -> str:
     """Return the value as a double; a wide decimal by way of its text, which rounds once."""
     wide = pa.types.is_decimal(kind) and kind.precision > _EXACT_DIGITS
     value = f"CAST({f'CAST({column} AS VARCHAR)' if wide else column} AS DOUBLE)"
-    condition = _of_value_labels(config, key)
+    labels = [label for label in config.labels if label.value]
+    condition = labels_condition(labels, key)
     if condition == "TRUE":
         return value
     condition = condition.replace("wd_kind", key["wd_kind"], 1)

@@ -409,12 +409,14 @@ class JoinRun:
         labels = [label.name for label in plan.config.labels]
         rows = self.config.shard_rows
         shards = write_part(batches, part_folder, number, labels=labels, shard_rows=rows)
-        counts = {
-            name: int(count or 0)
-            for name, count in self.engine.rows(part_counts(plan, partition))[0].items()
-        }
+        counts = self.counts(plan, partition)
         record_part(folder / f"{number}.json", shards, counts)
         return shards, counts
+
+    def counts(self, plan: JoinPlan, partition: int | None) -> dict[str, int]:
+        """Return what became of the impressions and actions of a partition."""
+        row = self.engine.rows(part_counts(plan, partition))[0]
+        return {name: int(count or 0) for name, count in row.items()}
 
     def _logged(self, resolved: ResolvedJoin) -> dict[str, int]:
         """Return how many rows of each history feature were logged by the server."""
@@ -469,10 +471,10 @@ def dry_run(config: JoinConfig, *, rows: int = SAMPLE_IMPRESSIONS) -> DryRun:
             one_in = _one_in(engine, resolved.plan, rows)
             with damaged_files_named(resolved.inputs):
                 sample = dataclasses.replace(resolved, plan=_sample(resolved.plan, one_in))
-                plan = JoinRun(engine, config, workdir, display).stage(sample).plan
+                run = JoinRun(engine, config, workdir, display)
+                plan = run.stage(sample).plan
                 table = _first_rows(engine.stream(examples(plan, 0), workdir), _MOST * rows)
-                row = engine.rows(part_counts(plan, 0))[0]
-                counts = {name: int(count or 0) for name, count in row.items()}
+                counts = run.counts(plan, 0)
                 notes = (*resolved.notes, *match_notes(engine, config, counts))
     return DryRun(
         resolved=dataclasses.replace(resolved, notes=notes),

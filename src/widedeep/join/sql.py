@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from widedeep.join.config import History, Label
 from widedeep.join.plan import (
@@ -133,7 +133,7 @@ def stage_positives(plan: JoinPlan) -> str:
     )
     high = sql_hash(f"({tried}) AS wd_d", ["wd_s", "wd_try"], SALT_DRAW, "wd_h")
     both = sql_hash(f"({high}) AS wd_d", ["wd_s", "wd_try"], SALT_DRAW + 7_919, "wd_g")
-    log = f"wd_actions{_where_kinds(plan)}"
+    log = f"wd_actions WHERE {labels_condition(plan.config.labels, plan.actions.key)}"
     select = f"""
 WITH taken AS (
   SELECT DISTINCT wd_user, wd_item, wd_time FROM {log}
@@ -175,17 +175,17 @@ SELECT DISTINCT {request} AS wd_request, wd_user, wd_item, wd_time FROM (
     return _both_partitions(plan, select, "wd_request, wd_user, wd_item, wd_time")
 
 
-def _where_kinds(plan: JoinPlan) -> str:
-    """Return the condition that an action is of a label's kind, where labels name kinds."""
-    if "wd_kind" not in plan.actions.key or any(not label.kinds for label in plan.config.labels):
-        return ""
-    kinds = sorted({kind for label in plan.config.labels for kind in label.kinds})
-    return f" WHERE wd_kind IN ({', '.join(literal(kind) for kind in kinds)})"
+def labels_condition(labels: Sequence[Label], key: Mapping[str, str]) -> str:
+    """Return the condition that an action is of a kind that one of the labels counts."""
+    if "wd_kind" not in key or any(not label.kinds for label in labels):
+        return "TRUE"
+    kinds = sorted({kind for label in labels for kind in label.kinds})
+    return f"wd_kind IN ({', '.join(literal(kind) for kind in kinds)})"
 
 
 def _pool(plan: JoinPlan) -> str:
     """Return SQL of the numbered items that are drawn from, in order of time."""
-    log = f"wd_actions{_where_kinds(plan)}"
+    log = f"wd_actions WHERE {labels_condition(plan.config.labels, plan.actions.key)}"
     if plan.config.negatives.draw == "popularity":
         source = log
     else:
