@@ -126,7 +126,13 @@ def both(settings: JoinConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     spark = dataclasses.replace(
         settings, output=settings.output + "-spark", engine="spark", spark_options=SMALL
     )
-    return checksums(duckdb), checksums(spark)
+    one, other = checksums(duckdb), checksums(spark)
+    # Sums of statistics are rounded in the order of the files, of which Spark writes fewer.
+    one["statistics"] = {
+        path: pytest.approx(leaf, rel=1e-12) if isinstance(leaf, float) else leaf
+        for path, leaf in one["statistics"].items()
+    }
+    return one, other
 
 
 def test_both_engines_read_the_same_texts_as_times(tmp_path: Path) -> None:
