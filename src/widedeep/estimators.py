@@ -131,13 +131,13 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             table = table.append_column(_WEIGHT, pa.array(weights))
         self._check_fraction()
         seed = self._seed()
-        spec = self._inferred(table, head).replace(weight=None if weights is None else _WEIGHT)
-        self.candidates_: list[Judged] = []
+        spec = self._infer(table, head).replace(weight=None if weights is None else _WEIGHT)
+        self.candidates_: list[ScoredSetting] = []
         setting = Setting()
         if self.early_stopping and self.epochs == "auto":
             setting = self._best_setting(spec, table, head, weights, seed)
-        self.spec_ = self._formed(spec, setting)
-        self.trainer_ = self._trained(self.spec_, table, head, setting, seed, self.verbose)
+        self.spec_ = self._with_setting(spec, setting)
+        self.trainer_ = self._train(self.spec_, table, head, setting, seed, self.verbose)
         self.model_ = self.trainer_.model
         self.schema_ = self.model_.schema
         self.n_iter_ = self.trainer_.position.epoch
@@ -151,7 +151,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
                 f"got validation_fraction={show_value(fraction)}, expected 0 < fraction <= 0.5"
             )
 
-    def _inferred(self, table: pa.Table, head: Head) -> FeatureSpec:
+    def _infer(self, table: pa.Table, head: Head) -> FeatureSpec:
         """Return the features asked for, or those that the table seems to hold."""
         if self.features is not None:
             return FeatureSpec(features=self.features, label=_LABEL)
@@ -167,7 +167,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         features = [*spec.features, *infer_features(columns.select(others))]
         return FeatureSpec(features=features, label=_LABEL)
 
-    def _formed(self, spec: FeatureSpec, setting: Setting) -> FeatureSpec:
+    def _with_setting(self, spec: FeatureSpec, setting: Setting) -> FeatureSpec:
         """Return the features in the form of a setting: numbers standardised, with bins or not."""
         if self.features is not None:
             return spec
@@ -195,26 +195,26 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         rows = np.arange(table.num_rows) if weights is None else np.flatnonzero(weights > 0)
         labels = table.column(_LABEL).to_numpy()[rows]
         strata = np.zeros(len(rows), np.int64) if head.kind == "regression" else labels
-        parts = parts_of_rows(strata, self.validation_fraction, seed)
+        parts = validation_splits(strata, self.validation_fraction, seed)
         if not parts:
             return Setting()
         metric = "rmse" if head.kind == "regression" else "log_loss"
 
         def judge(setting: Setting, fold: int) -> float:
             learned, left_out = (table.take(rows[indices]) for indices in parts[fold])
-            formed = self._formed(spec, setting)
-            trainer = self._trained(formed, learned, head, setting, seed, False)
+            features = self._with_setting(spec, setting)
+            trainer = self._train(features, learned, head, setting, seed, False)
             return trainer.evaluate(left_out)[metric]
 
         bins = self.features is None and any(f.is_bucketed for f in spec.all_features)
         best, self.candidates_ = search(judge, len(parts), bins=bins)
         if self.verbose:
-            for judged in self.candidates_:
-                mark = "  <- best" if judged.setting == best else ""
-                print(f"{metric} {judged.loss:.4f}  {judged.setting}{mark}", file=sys.stderr)
+            for scored in self.candidates_:
+                mark = "  <- best" if scored.setting == best else ""
+                print(f"{metric} {scored.loss:.4f}  {scored.setting}{mark}", file=sys.stderr)
         return best
 
-    def _trained(
+    def _train(
         self,
         spec: FeatureSpec,
         table: pa.Table,
@@ -587,14 +587,14 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ScoredSetting:
     """A setting and the mean of its losses on rows left out; of one part alone if hopeless."""
 
     setting: Setting
     loss: float
 
 
-def parts_of_rows(
+def validation_splits(
     strata: NDArray[np.int64], fraction: float, seed: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Split rows into those that are learned and those left out, alike in their strata."""
@@ -612,9 +612,9 @@ def parts_of_rows(
 
 def search(
     judge: Callable[[Setting, int], float], parts: int, *, bins: bool
-) -> tuple[Setting, list[Judged]]:
+) -> tuple[Setting, list[ScoredSetting]]:
     """Try settings from a plain one on, each beside the best before it."""
-    tried: list[Judged] = []
+    tried: list[ScoredSetting] = []
     best: list[float] = []
 
     def better(setting: Setting) -> bool:
@@ -624,7 +624,7 @@ def search(
             losses.append(judge(setting, fold))
             if best and losses[0] > _HOPELESS * best[0]:
                 break
-        tried.append(Judged(setting=setting, loss=float(np.mean(losses))))
+        tried.append(ScoredSetting(setting=setting, loss=float(np.mean(losses))))
         improved = not best or (len(losses) == parts and np.mean(losses) < np.mean(best))
         best = losses if improved else best
         return bool(improved)

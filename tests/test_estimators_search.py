@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from widedeep.estimators import FEW_ROWS, MOST_ROWS, Setting, parts_of_rows, search
+from widedeep.estimators import FEW_ROWS, MOST_ROWS, Setting, search, validation_splits
 
 
 def test_few_rows_are_left_out_once_each_with_their_share_of_each_class() -> None:
     classes = np.arange(300) // 100
-    parts = parts_of_rows(classes, 0.1, 0)
+    parts = validation_splits(classes, 0.1, 0)
     assert np.array_equal(np.sort(np.concatenate([left for _, left in parts])), np.arange(300))
     for learned, left in parts:
         assert not set(learned) & set(left)
@@ -17,14 +17,14 @@ def test_few_rows_are_left_out_once_each_with_their_share_of_each_class() -> Non
 
 
 def test_of_many_rows_a_share_is_left_out_and_of_too_few_none() -> None:
-    ((learned, left),) = parts_of_rows(np.zeros(FEW_ROWS + 1, np.int64), 0.1, 0)
+    ((learned, left),) = validation_splits(np.zeros(FEW_ROWS + 1, np.int64), 0.1, 0)
     assert (len(learned), len(left)) == (4_500, 501)
-    ((learned, left),) = parts_of_rows(np.zeros(3 * MOST_ROWS, np.int64), 0.25, 0)
+    ((learned, left),) = validation_splits(np.zeros(3 * MOST_ROWS, np.int64), 0.25, 0)
     assert len(learned) + len(left) == MOST_ROWS
     assert max(learned) > MOST_ROWS
-    assert parts_of_rows(np.zeros(29, np.int64), 0.1, 0) == []
-    again = parts_of_rows(np.zeros(100, np.int64), 0.1, 1)
-    assert not np.array_equal(again[0][1], parts_of_rows(np.zeros(100, np.int64), 0.1, 0)[0][1])
+    assert validation_splits(np.zeros(29, np.int64), 0.1, 0) == []
+    again = validation_splits(np.zeros(100, np.int64), 0.1, 1)
+    assert not np.array_equal(again[0][1], validation_splits(np.zeros(100, np.int64), 0.1, 0)[0][1])
 
 
 def test_each_direction_is_kept_where_it_is_better() -> None:
