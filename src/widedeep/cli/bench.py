@@ -156,36 +156,31 @@ def _add_serve(targets: Verbs) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     if arguments.seconds > 60 or max(arguments.connections) > 256:
-        raise ConfigError("bench serve: at most 60 seconds a run, and 256 connections")
-    words = [
-        arguments.models,
-        *catalogue_words(arguments.items, arguments.item_id),
-        *("--workers", str(arguments.workers), "--threads", str(arguments.threads)),
-        # Every connection may wait: how the server refuses is another question.
-        *("--queue", "512"),
-        *(["--bfloat16"] if arguments.bfloat16 else []),
-    ]
+        raise ConfigError("bench serve: expected at most 60 seconds per run, and 256 connections")
+    items, item_id = arguments.items, arguments.item_id
+    if (items is None) != (item_id is None):
+        raise ConfigError("--items PARQUET and --item-id COLUMN go together")
+    if items is not None and not Path(items).exists():
+        raise ConfigError(f"got --items {items}: no such file; check the path")
+    shared = ("--items", "--item-id", "--workers", "--threads", "--bfloat16")
+    words = [arguments.models, *typed_options(arguments, *shared)]
     reports = bench_server(
-        words,
-        items=arguments.items,
-        item_id=arguments.item_id,
+        [*words, "--queue", "512"],  # every connection may wait: refusals are not measured
+        items=items,
+        item_id=item_id,
         candidates=arguments.candidates,
         connections=arguments.connections,
         seconds=arguments.seconds,
     )
     if arguments.json:
-        print_json(load_document(reports))
+        print_json({"runs": [dataclasses.asdict(report) for report in reports]})
     else:
         headings = ["connections", "p50 ms", "p99 ms", "requests/s", "CPU ms/request", "failed"]
-        print_table(headings, load_rows(reports), right=headings)
+        print_table(headings, [_load_cells(report) for report in reports], right=headings)
         print_text()
-        shared = ("--items", "--item-id", "--workers", "--threads", "--bfloat16")
-        print_next("serve", arguments.models, *typed_options(arguments, *shared))
-    return (
-        EXIT_FAILED
-        if any(report.failures or not report.requests for report in reports)
-        else EXIT_OK
-    )
+        print_next("serve", *words)
+    failed = any(report.failures or not report.requests for report in reports)
+    return EXIT_FAILED if failed else EXIT_OK
 
 
 # ---- a server under load ------------------------------------------------------------------------
@@ -275,32 +270,12 @@ def bench_server(
         ]
 
 
-def load_document(reports: Sequence[LoadReport]) -> dict[str, Any]:
-    """Return the reports as plain values."""
-    return {"runs": [dataclasses.asdict(report) for report in reports]}
-
-
-def load_rows(reports: Sequence[LoadReport]) -> list[list[str]]:
-    """Return the table's rows: connections, p50, p99, requests per second, CPU ms, failures."""
+def _load_cells(report: LoadReport) -> list[str]:
     return [
-        [
-            str(each.connections),
-            f"{each.p50_ms:.2f}",
-            f"{each.p99_ms:.2f}",
-            f"{each.requests_per_s:,.0f}",
-            f"{each.cpu_ms:.3f}",
-            ", ".join(f"{count} x {status}" for status, count in each.failures.items()) or "0",
-        ]
-        for each in reports
+        str(report.connections),
+        f"{report.p50_ms:.2f}",
+        f"{report.p99_ms:.2f}",
+        f"{report.requests_per_s:,.0f}",
+        f"{report.cpu_ms:.3f}",
+        ", ".join(f"{count} x {status}" for status, count in report.failures.items()) or "0",
     ]
-
-
-def catalogue_words(items: str | None, item_id: str | None) -> list[str]:
-    """Return the options of ``widedeep serve`` for a catalogue."""
-    if items is None and item_id is None:
-        return []
-    if items is None or item_id is None:
-        raise ConfigError("--items PARQUET and --item-id COLUMN go together")
-    if not Path(items).exists():
-        raise ConfigError(f"got --items {items}: no such file; check the path")
-    return ["--items", items, "--item-id", item_id]

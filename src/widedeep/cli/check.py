@@ -12,7 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from widedeep.cli.join import check_join, is_join_file, join_check_document, print_join_check
+from widedeep.cli.join import (
+    check_join,
+    column_note,
+    is_join_file,
+    join_check_document,
+    print_join_check,
+)
 from widedeep.cli.output import count, print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, positive
 from widedeep.cli.runs import RunDirectory, train_command, training_data
@@ -38,9 +44,6 @@ EXAMPLE = (
     "Exit code 1 if training, or the join, would fail."
 )
 NEXT = "widedeep train ads.toml"
-
-
-_MISSING_MUCH = 0.5
 
 
 _UNSEEN_MUCH = 0.2
@@ -91,7 +94,7 @@ def _check_join_file(arguments: argparse.Namespace) -> int:
 def _check_document(report: CheckReport) -> dict[str, Any]:
     inputs = {
         data.role: {
-            "data": data.place,
+            "data": data.path,
             "rows": data.rows,
             "sampled": data.sampled,
             "columns": {
@@ -113,7 +116,7 @@ def _check_document(report: CheckReport) -> dict[str, Any]:
 def _print_check(report: CheckReport) -> None:
     for data in report.inputs:
         rows = f"{data.rows:,} rows" if data.rows is not None else "not counted"
-        print_text(f"{data.role}: {data.place} ({rows}, {data.sampled:,} sampled)")
+        print_text(f"{data.role}: {data.path} ({rows}, {data.sampled:,} sampled)")
         if data.role == "train":
             cells = [[c.name, str(c.arrow_type), c.describe()] for c in data.columns]
             print_table(["column", "type", "holds"], cells)
@@ -137,7 +140,7 @@ class InputReport:
     """One data set of a run."""
 
     role: str  # ``"train"``, ``"valid"`` or ``"test"``
-    place: str | list[str]  # Path, glob or list of paths
+    path: str | list[str]  # Path, glob or list of paths
     rows: int | None  # All rows; None where only the first ones were read
     sampled: int  # Sampled rows
     columns: list[ColumnProfile]  # Profiles of the columns that the run reads
@@ -169,12 +172,12 @@ def check_run(
         return report
     _check_optimizers(config, report)
     _check_follow(path, overrides, report)
-    _check_place(RunDirectory.of_config(path), report)
+    _check_folder(RunDirectory.of_config(path), report)
     samples = _check_inputs(config, report, rows)
     if "train" in samples:
         _check_labels(config, samples["train"], report)
         _check_schema(config, samples, report)
-        if len(samples) == sum(path is not None for path in _places(config).values()):
+        if len(samples) == sum(path is not None for path in _paths(config).values()):
             _check_whole_columns(config, report.schema, report)
     return report
 
@@ -188,7 +191,7 @@ def _check_follow(
         report.problems.append(str(error))
 
 
-def _check_place(directory: RunDirectory, report: CheckReport) -> None:
+def _check_folder(directory: RunDirectory, report: CheckReport) -> None:
     """Check that the run folder can be written, and note an earlier run in it."""
     folder = directory.path.absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -238,13 +241,13 @@ def _check_split(data: DataConfig, report: CheckReport) -> None:
 
 
 def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str, Sample]:
-    data, places = config.data, _places(config)
+    data, paths = config.data, _paths(config)
     _check_split(data, report)
     for role in ("valid", "test"):
-        if places[role] is not None and _same_place(places[role], data.train):
+        if paths[role] is not None and _same_path(paths[role], data.train):
             report.notes.append(f"[data] {role} is the training data: its metrics will be too good")
     samples: dict[str, Sample] = {}
-    for role, path in places.items():
+    for role, path in paths.items():
         if path is None:
             continue
         try:
@@ -258,18 +261,18 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
         profile = profile_columns(sample.table.select(names))
         seen = sample.table.num_rows
         report.inputs.append(
-            InputReport(role=role, place=path, rows=sample.total, sampled=seen, columns=profile)
+            InputReport(role=role, path=path, rows=sample.total, sampled=seen, columns=profile)
         )
         if role == "train":
             _note_columns(config, profile, report)
     return samples
 
 
-def _places(config: RunConfig) -> dict[str, str | list[str] | None]:
+def _paths(config: RunConfig) -> dict[str, str | list[str] | None]:
     return {"train": config.data.train, "valid": config.data.valid, "test": config.data.test}
 
 
-def _same_place(one: str | list[str] | None, other: str | list[str] | None) -> bool:
+def _same_path(one: str | list[str] | None, other: str | list[str] | None) -> bool:
     if isinstance(one, str) and isinstance(other, str):
         return os.path.realpath(one) == os.path.realpath(other)
     return one == other
@@ -298,23 +301,14 @@ def _check_columns(config: RunConfig, role: str, sample: Sample, report: CheckRe
 def _note_columns(config: RunConfig, columns: Sequence[ColumnProfile], report: CheckReport) -> None:
     features = set(config.spec.columns())
     for column in columns:
-        if column.name not in features:
-            continue
-        if column.constant:
-            report.notes.append(
-                f"column {column.name!r} is constant in the sample: {_same(column)}"
-            )
-        elif column.missing > _MISSING_MUCH:
-            report.notes.append(f"column {column.name!r} is {column.missing:.0%} missing")
-        elif column.names_rows and not _is_number(config, column.name):
+        note = column_note(column) if column.name in features else None
+        if note is not None:
+            report.notes.append(note)
+        elif column.name in features and column.names_rows and not _is_number(config, column.name):
             report.notes.append(
                 f"column {column.name!r} has {column.distinct:,} values in {column.rows:,} rows: "
                 "it identifies rows, so nothing can be learned from it"
             )
-
-
-def _same(column: ColumnProfile) -> str:
-    return f"always {column.top[0][0]}" if column.top else "always null"
 
 
 def _is_number(config: RunConfig, name: str) -> bool:
@@ -477,14 +471,14 @@ class Targets:
         values = self.table[column]
         name = f"label {column!r}"
         if is_text(values.type):
-            places = pc.index_in(values, pa.array(classes, pa.string()))
-            if places.null_count:
-                row = _first(pc.is_null(places))
+            indices = pc.index_in(values, pa.array(classes, pa.string()))
+            if indices.null_count:
+                row = _first(pc.is_null(indices))
                 raise DataError(
                     f"{name} (row {row}): got {values[row].as_py()!r}, expected one of "
                     f"{list(classes[:_SHOWN])}, the classes of the training data"
                 )
-            return np.asarray(places, np.float32)
+            return np.asarray(indices, np.float32)
         try:
             labels = np.asarray(values.cast(pa.float64()))
         except pa.ArrowException as error:

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = load_bundle(model)
     metrics = evaluate_bundle(bundle, rows.data, threads=arguments.threads)
     if arguments.json:
-        document = {"bundle": bundle.path, "data": rows.place, "note": rows.note}
+        document = {"bundle": bundle.path, "data": rows.origin, "note": rows.note}
         print_json({**document, "metrics": metrics})
         return EXIT_OK
     print_metrics({rows.heading: metrics})

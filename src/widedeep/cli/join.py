@@ -220,15 +220,19 @@ def _note_splits(config: JoinConfig, tried: DryRun, check: JoinCheck) -> None:
 
 
 def _note_columns(config: JoinConfig, check: JoinCheck) -> None:
-    labels = {label.name for label in config.labels}
-    for column in check.columns:
-        if column.name in labels or column.name == "weight":
-            continue
-        if column.constant:
-            same = f"always {column.top[0][0]}" if column.top else "always null"
-            check.notes.append(f"column {column.name!r} is constant in the sample: {same}")
-        elif column.missing > _MISSING_MUCH:
-            check.notes.append(f"column {column.name!r} is {column.missing:.0%} missing")
+    names = {*(label.name for label in config.labels), "weight"}
+    notes = [column_note(column) for column in check.columns if column.name not in names]
+    check.notes += [note for note in notes if note is not None]
+
+
+def column_note(column: ColumnProfile) -> str | None:
+    """Return a note on a column that is constant or mostly missing in a sample."""
+    if column.constant:
+        value = f"always {column.top[0][0]}" if column.top else "always null"
+        return f"column {column.name!r} is constant in the sample: {value}"
+    if column.missing > _MISSING_MUCH:
+        return f"column {column.name!r} is {column.missing:.0%} missing"
+    return None
 
 
 def join_check_document(check: JoinCheck) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def print_metrics(metrics: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def _table_order(name: str) -> tuple[str, int]:
-    """Return a metric's head and its place among the metrics of the head."""
+    """Return a metric's head and its position among the metrics of the head."""
     from widedeep.metrics import find_metric
 
     metric = find_metric(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from widedeep.cli.output import print_json, print_next, print_text, say
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK
-from widedeep.cli.runs import bundle_place
+from widedeep.cli.runs import bundle_path_of
 from widedeep.gate import Verdict, verdict_path
 from widedeep.publish import publish
 
@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
-    candidate = bundle_place(arguments.model)
+    candidate = bundle_path_of(arguments.model)
     file = Path(arguments.verdict) if arguments.verdict else verdict_path(candidate)
     if not arguments.force and file.is_file():
         gate_verdict = Verdict.load(file)

@@ -15,7 +15,7 @@ from widedeep.cli.output import print_json, print_metrics, print_next, print_tex
 from widedeep.cli.parser import EXIT_OK, positive, threads
 from widedeep.cli.runs import (
     RunDirectory,
-    bundle_place,
+    bundle_path_of,
     held_out_rows,
     labelled_rows,
     served_bundle,
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         top=arguments.top,
         threads=arguments.threads or len(os.sched_getaffinity(0)),
     )
-    file = report.save(arguments.out or report_place(arguments.model))
+    file = report.save(arguments.out or report_path(arguments.model))
     if arguments.json:
         print_json({"report": file, **report.to_json()})
     else:
@@ -144,7 +144,7 @@ def report_on(
     if is_models_directory(path):
         bundle_path, models = served_bundle(path), models or path
     else:
-        bundle_path = bundle_place(path)
+        bundle_path = bundle_path_of(path)
         if models is None and (bundle_path.absolute().parent / RECORDS).is_dir():
             models = bundle_path.absolute().parent
     bundle = Bundle.load(bundle_path)
@@ -174,8 +174,8 @@ def report_on(
     return dataclasses.replace(report, notes=[*report.notes, why])
 
 
-def report_place(model: str | os.PathLike[str]) -> Path:
-    """Return where a report goes unless a place is named: a run's folder, or here."""
+def report_path(model: str | os.PathLike[str]) -> Path:
+    """Return the default path of a report: in the run folder, or here."""
     path = Path(model)
     in_run = (path / "history.json").exists() and (path / "bundle").is_dir()
     return path / "report.html" if in_run else Path("report.html")

@@ -191,7 +191,7 @@ class LabelledRows:
     note: str | None = None  # Origin of the rows, where the command did not name them
 
     @property
-    def place(self) -> str | list[str]:
+    def origin(self) -> str | list[str]:
         """The paths, with the share of their rows that is meant, if it is a share."""
         if isinstance(self.data, RowShare):
             fraction = self.data.stop - self.data.start
@@ -232,14 +232,14 @@ def held_out_rows(run: RunDirectory) -> LabelledRows:
     config = load_config(run.config)
     if config.data.test is not None:
         rows = LabelledRows(data=config.data.test)
-        return replace(rows, note=f"the test data of {run.path} ({_text(rows.place)})")
+        return replace(rows, note=f"the test data of {run.path} ({_text(rows.origin)})")
     valid = None if config.data.train is None else training_data(config)[1]
     if valid is None:
         raise ConfigError(f"{run.config}: names neither test nor validation data")
     rows = LabelledRows(data=valid)
     return replace(
         rows,
-        note=f"the validation data of {run.path} ({_text(rows.place)}), which names no test data; "
+        note=f"the validation data of {run.path} ({_text(rows.origin)}), which names no test data; "
         "the model may have been chosen by them",
     )
 
@@ -269,10 +269,10 @@ def run_of(path: Path) -> RunDirectory | None:
 
 def load_bundle(path: str | os.PathLike[str]) -> Bundle:
     """Load a bundle from its folder or from that of a run."""
-    return Bundle.load(bundle_place(path))
+    return Bundle.load(bundle_path_of(path))
 
 
-def bundle_place(path: str | os.PathLike[str]) -> Path:
+def bundle_path_of(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a bundle, or of the one in a run's folder."""
     path = Path(path)
     inner = path / "bundle"
@@ -296,7 +296,7 @@ def served_bundle(path: str | os.PathLike[str]) -> Path:
             "--against out to validate a first model by itself"
         )
     if (folder / MANIFEST).exists() or (folder / "bundle").is_dir():
-        return bundle_place(folder)
+        return bundle_path_of(folder)
     version = LocalStore(folder).served()
     if version is None:
         raise BundleError(

@@ -170,19 +170,21 @@ def score_rows(
         chunks: Iterator[Chunk]
         if data == STANDARD_STREAM or data.lower().endswith(JSON_SUFFIXES):
             lines = stack.enter_context(_open_lines(data))
-            chunks = _score_lines(lines, _told(data), transform, score, keep, name, strict, report)
+            chunks = _score_lines(
+                lines, _source_name(data), transform, score, keep, name, strict, report
+            )
         else:
             chunks = _score_table(stack, bundle, data, transform, score, keep, name)
         writer = stack.enter_context(scored_output(out, bundle, name))
         for rows, scores in chunks:
             writer(rows, scores)
         if not report.rows:
-            raise DataError(f"{_told(data)}: got no rows to score; give at least one")
+            raise DataError(f"{_source_name(data)}: got no rows to score; give at least one")
     report.absent = dict(transform.absent)
     return report
 
 
-def _told(data: str) -> str:
+def _source_name(data: str) -> str:
     return "standard input" if data == STANDARD_STREAM else data
 
 
@@ -318,7 +320,7 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
         sys.stdout.flush()
         return
     path = Path(out)
-    _check_place(path)
+    _check_folder(path)
     try:
         with atomic_file(path) as temporary:
             if path.suffix.lower() in JSON_SUFFIXES:
@@ -335,7 +337,7 @@ def scored_output(out: str, bundle: Bundle, name: str) -> Iterator[Writer]:
         ) from error
 
 
-def _check_place(path: Path) -> None:
+def _check_folder(path: Path) -> None:
     if path.suffix.lower() not in (".parquet", *JSON_SUFFIXES):
         raise DataError(f"{path}: got the suffix {path.suffix!r}, expected .parquet or .jsonl")
     if not path.parent.is_dir():

@@ -228,7 +228,7 @@ def simulate_store(
     (folder / "join.toml").write_text(_join_text(store, parts), encoding="utf-8")
     (folder / "app_store.toml").write_text(APP_STORE_TOML, encoding="utf-8")
     save_store(store, folder / STATE)
-    return _told(folder, first, parts, time.perf_counter() - started)
+    return _totals(folder, first, parts, time.perf_counter() - started)
 
 
 def _join_text(store: AppStore, parts: list[Traffic]) -> str:
@@ -245,7 +245,7 @@ def _write_attributes(store: AppStore, folder: Path, name: str) -> None:
         pq.write_table(table, folder / kind / f"{name}.parquet")
 
 
-def _told(folder: Path, first: int, parts: list[Traffic], seconds: float) -> Simulated:
+def _totals(folder: Path, first: int, parts: list[Traffic], seconds: float) -> Simulated:
     installed = pa.concat_tables([traffic.actions.select(["item_id"]) for traffic in parts])
     counts = np.sort(pc.value_counts(installed["item_id"]).field("counts").to_numpy())
     requests = pa.concat_tables([traffic.requests for traffic in parts])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from widedeep.cli.output import count, number, print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, threads, typed_options
-from widedeep.cli.runs import bundle_place, labelled_rows, run_of, served_bundle
+from widedeep.cli.runs import bundle_path_of, labelled_rows, run_of, served_bundle
 from widedeep.errors import BundleError
 from widedeep.gate import Verdict, load_gate_config, validate, verdict_path
 from widedeep.publish import bundle_in_service
@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     config = load_gate_config(arguments.config, arguments.set)
-    candidate = bundle_place(arguments.model)
+    candidate = bundle_path_of(arguments.model)
     rows = labelled_rows(arguments.data, Path(arguments.model))
     threads = arguments.threads or len(os.sched_getaffinity(0))
     with _against(arguments.against) as serving:
