@@ -38,7 +38,7 @@ class Batch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the arrays."""
+        """Total size of the arrays in bytes."""
         arrays = (
             self.ids_N,
             self.offsets_BF,

@@ -95,7 +95,7 @@ def pair_cells(one: Cells, other: Cells) -> Cells:
 
 
 class HeldOutGains:
-    """Measures gains by one Newton step for each cell, learned on one half, held to the other."""
+    """Measures gains by one Newton step per cell, learned on one half, measured on the other."""
 
     def __init__(self, targets: Targets, seed: int = 0) -> None:
         n, classes = targets.values_BC.shape
@@ -243,7 +243,7 @@ def measure(
     crosses: int,
     seed: int,
 ) -> Evidence:
-    """Correct the roles of columns by what held rows say, and suggest crosses."""
+    """Correct the roles of columns by gains on held-out rows, and suggest crosses."""
     if label is not None:
         table = _labelled(table, label)
     columns = _without_copies(table, columns)

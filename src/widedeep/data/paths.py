@@ -188,7 +188,7 @@ def _whole(
             return False
         pq.read_metadata(file)
     except FileNotFoundError:
-        return False  # told of at the next look, if it was there before
+        return False  # reported at the next poll, if it was listed before
     except (OSError, pa.ArrowException) as error:
         if name not in broken:
             notify(f"{file}: cannot be read yet ({_brief(error)}); waiting for it to change")

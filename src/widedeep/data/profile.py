@@ -121,7 +121,7 @@ class ColumnProfile:
 
     @property
     def constant(self) -> bool:
-        """True if it tells nothing: no value, or one value and no null."""
+        """True if it carries no information: no value, or one value and no null."""
         alike = self.distinct == 1 and not self.missing and not self.nested
         return self.values == 0 or alike
 
@@ -154,7 +154,7 @@ class ColumnProfile:
 
 
 def profile_columns(table: pa.Table) -> list[ColumnProfile]:
-    """Describe every column of a table held in memory."""
+    """Describe every column of a table in memory."""
     return [_profile(field, table.column(field.name)) for field in table.schema]
 
 

@@ -415,7 +415,7 @@ def _check_source(source: ImpressionLog | ActionLog | Attributes, where: str) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """A column told by the actions that follow an impression.
+    """A column derived from the actions that follow an impression.
 
     Args:
         name: Name of the column.

@@ -126,7 +126,7 @@ def write_part(
     labels: Sequence[str],
     shard_rows: int,
 ) -> list[Shard]:
-    """Write the examples of a pass."""
+    """Write the examples of one part."""
     writers: dict[str, _SplitWriter] = {}
     for batch in batches:
         split_B = batch.column("wd_split").to_numpy(zero_copy_only=False)
@@ -210,7 +210,7 @@ class _SplitWriter:
         )
 
     def close(self) -> list[Shard]:
-        """Write what is held and return the shards."""
+        """Write the pending rows and return the shards."""
         while self.pending_rows:
             self._write(self.pending_rows)
         if self.writer is not None:
@@ -219,7 +219,7 @@ class _SplitWriter:
 
 
 def read_part(path: Path) -> tuple[list[Shard], dict[str, Any]] | None:
-    """Return a finished pass's shards and counts, or None if it is not finished or was changed."""
+    """Return a finished part's shards and counts, or None if it is unfinished or was changed."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -233,10 +233,9 @@ def read_part(path: Path) -> tuple[list[Shard], dict[str, Any]] | None:
 
 
 def record_part(path: Path, shards: Sequence[Shard], counts: dict[str, Any]) -> None:
-    """Write down that a pass is finished."""
+    """Record that a part is finished."""
     record = {"shards": [dataclasses.asdict(shard) for shard in shards], "counts": counts}
-    # A sum is told as a fraction: rounded, its shards would not add up to the whole.
-    write_text_whole(path, json.dumps(record, default=str))
+    write_text_whole(path, json.dumps(record))
 
 
 FORMAT = 1

@@ -28,7 +28,7 @@ MACROS = (
     "CREATE OR REPLACE TEMP MACRO wd_floor_1000(x) AS (x - ((x % 1000) + 1000) % 1000) // 1000",
     "CREATE OR REPLACE TEMP MACRO wd_text_micros(x) AS epoch_us(TRY_CAST(x AS TIMESTAMPTZ))",
 )
-"""What DuckDB runs for the functions of ours; :func:`for_spark` rewrites them for Spark."""
+"""DuckDB's definitions of the join's own functions; :func:`for_spark` rewrites them for Spark."""
 
 _ALLOWED = {
     *("Select", "From", "Join", "Where", "Group", "Order", "Ordered", "Having", "Distinct"),
@@ -110,7 +110,7 @@ BATCH_ROWS = 65_536
 
 
 class EngineError(DataError):
-    """What an engine itself complains of; a damaged file may be behind it."""
+    """An engine's own error; a damaged input file may be its cause."""
 
 
 class Engine(Protocol):
@@ -140,7 +140,7 @@ class Engine(Protocol):
         """Yield an ordered result in batches; ``folder`` may be used in between."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all resources."""
 
 
 class DuckDBEngine:

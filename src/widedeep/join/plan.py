@@ -71,7 +71,7 @@ def in_partition(partition: int | None, column: str = "wd_part") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PassThroughColumn:
-    """A column that passes through the join under a name of ours."""
+    """A column that passes through the join under an internal name."""
 
     name: str  # In the input and the output
     inner: str  # In between
@@ -115,7 +115,7 @@ class ValueScale:
 class JoinPlan:
     """A join with nothing left to find out."""
 
-    config: JoinConfig  # What was asked for
+    config: JoinConfig  # The configuration
     actions: SqlInput  # The actions log
     impressions: SqlInput | None  # The impressions log, or None
     user_attributes: SqlInput | None  # Versions of users' attributes, or None

@@ -25,7 +25,7 @@ from widedeep.page import column_chart, document, note, section, table
 TOP = 5
 _COUNTER_BYTES = 24 << 20
 _TEXT_CHARACTERS = 4_096
-"""Longer text is told apart by its beginning."""
+"""Characters by which longer texts are distinguished."""
 _MAGNITUDE = np.int64(2**63 - 1)
 
 
@@ -333,7 +333,7 @@ def _splits(splits: Mapping[str, Any]) -> str:
 
 
 def _bars(rates: Sequence[Mapping[str, float]], key: str) -> str:
-    """Return a bar chart; each bar tells its figures when pointed at."""
+    """Return a bar chart with a tooltip for each bar."""
     by_time = key == "by_time"
     starts = [int(row["from"]) for row in rates]
     names = [moment_text(start)[:16] if by_time else str(start) for start in starts]

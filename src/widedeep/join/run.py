@@ -265,7 +265,7 @@ def run_join(config: JoinConfig, *, resume: bool = False, progress: bool = False
 
 
 def check_output(output: Path) -> None:
-    """Refuse to replace a folder that holds anything but a dataset of ours."""
+    """Refuse to replace a folder that is neither empty nor a dataset of a join."""
     if not output.exists():
         return
     if output.is_dir() and (not any(output.iterdir()) or (output / "manifest.json").exists()):
@@ -341,7 +341,7 @@ class JoinRun:
         path.write_text(fingerprint)
 
     def stage(self, resolved: ResolvedJoin) -> ResolvedJoin:
-        """Bring the inputs into one form; returns the plan with the boundaries of time."""
+        """Stage the inputs; return the plan with the time boundaries of the splits."""
         plan = resolved.plan
         many = plan.partitions > 1
         self._staged("wd_actions", sql.stage_actions(plan), many)
