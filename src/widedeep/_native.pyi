@@ -399,6 +399,16 @@ class CountTable:
 
 # The forward pass; widedeep.kernels.score documents it.
 class Scorer:
+    """Turns ids, offsets and dense numbers into the wide and the deep part of the logits.
+
+    It is built from a model's arrays, then run. Sums run in a fixed order in float32, so a row's
+    logits depend neither on the rows beside it nor on ``threads``. Wide part: a slot's ids in
+    order, then its combiner; the query's slots one after the other, the item's likewise, then both
+    sums. First layer: the query's inputs in order, the item's likewise, the two sums, then the
+    bias. Later layers: the inputs in order, then the bias. Tables are read where they are, in a
+    mapped file for one; layers are copied.
+    """
+
     def __init__(self, n_slots: int, n_dense: int, n_classes: int) -> None: ...
     def add_wide(self, slot: int, weights: _Floats, combiner: str, *, item: bool) -> None: ...
     def add_embedding(self, slot: int, table: _Floats, combiner: str) -> None: ...
@@ -498,6 +508,13 @@ class ItemIds:
         """Return the place of each id, -1 for what is not there, and whether all are there."""
 
 class RankScorer:
+    """Computes logits of candidates from sums kept of the query and of the items.
+
+    Sums run in the order of :class:`Scorer`: the item's go on over the pair's, then the query's are
+    added, so the logits are the scorer's, bit for bit. Each side has slots of its own, numbered
+    from 0, and its batches hold these alone.
+    """
+
     def __init__(self, n_slots: tuple[int, int, int], n_dense: int, n_classes: int) -> None: ...
     def add_wide(self, side: str, slot: int, weights: _Floats, combiner: str) -> None: ...
     def add_embedding(self, side: str, slot: int, table: _Floats, combiner: str) -> None: ...

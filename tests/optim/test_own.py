@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -185,3 +186,15 @@ def test_a_registered_one_is_described_and_made_by_name() -> None:
     table = {"optimizer": "test-momentum", "lr": 0.125, "decay": 0.25}
     assert make_optimizer(table) == Momentum(decay=0.25)
     assert describe_optimizer(Momentum(decay=0.25)) == table
+
+
+@pytest.mark.parametrize("change", [None, NotImplemented])
+def test_rows_move_once_on_a_device(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device's kernel that returns nothing has moved them; NotImplemented: torch must."""
+    calls = []
+    module = SimpleNamespace(adagrad_rows=lambda *_, **__: calls.append("kernel") or change)
+    monkeypatch.setattr("widedeep.optim.base.triton_kernels", lambda device: module)
+    monkeypatch.setattr(Adagrad, "update_tensors", lambda *_: calls.append("torch") or 0)
+    weights = torch.zeros(2, 1, device="meta")
+    assert Adagrad().update_rows(weights, {"accumulator": weights}, None, weights) == 0
+    assert calls == (["kernel"] if change is None else ["kernel", "torch"])

@@ -7,6 +7,8 @@ run in the order of the torch operations, so every result equals theirs bit for 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -241,7 +243,7 @@ def ftrl_rows(
     grad_scale: float,
     rates_U: Tensor | None,
     products_U: Tensor | None,
-) -> Tensor | None:
+) -> Tensor | Any:
     """FTRL of the power -0.5 in one pass over the touched records (see `widedeep.optim.FTRL`).
 
     Args:
@@ -261,10 +263,10 @@ def ftrl_rows(
         products_U: Filled with each row's sum of gradient times weight, or None.
 
     Returns:
-        Change of the non-zero count, int64; None for another power.
+        Change of the non-zero count, int64; NotImplemented for another power.
     """
     if lr_power != -0.5:
-        return None
+        return NotImplemented
     change = torch.zeros((), dtype=torch.int64, device=weights.device)
     count, width = grads_UD.shape
     if not count:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -179,8 +179,10 @@ class Optimizer(ABC):
         tensors = (weights, *(state[name] for name in self.state_names), rows_U, grads_UD)
         options = {"grad_scale": step.grad_scale, **self.kernel_options(step)}
         if module is not kernels:
-            change: int | Tensor | None = run(*tensors, **options)
-            return change
+            change = run(*tensors, **options)
+            if change is NotImplemented:
+                return None
+            return 0 if change is None else cast("int | Tensor", change)
         arrays = (None if tensor is None else tensor.numpy() for tensor in tensors)
         options = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in options.items()}
         count: int | None = run(*arrays, **options, threads=step.threads)
