@@ -119,7 +119,7 @@ def _table_order(name: str) -> tuple[str, int]:
     from widedeep.metrics import find_metric
 
     metric = find_metric(name)
-    order = None if metric is None else metric.table_order
+    order = None if metric is None or metric.detail else metric.table_order
     return name.rpartition("/")[0], _UNLISTED if order is None else order
 
 

@@ -33,7 +33,15 @@ RunState = Literal["new", "unfinished", "finished"]
 # What may differ when a run goes on; all else would make it another run.
 _MAY_CHANGE = {
     "data": {"test"},
-    "train": {"epochs", "early_stopping", "patience", "monitor", "eval_every", "threads"},
+    "train": {
+        "epochs",
+        "early_stopping",
+        "patience",
+        "monitor",
+        "eval_every",
+        "metrics",
+        "threads",
+    },
 }
 
 

@@ -48,6 +48,7 @@ from widedeep.metrics.rows import ScoreKind
 __all__ = [
     "BinaryMetric",
     "BinaryMetrics",
+    "LabelKind",
     "Metric",
     "MetricCollection",
     "MulticlassMetric",

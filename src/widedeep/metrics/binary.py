@@ -390,7 +390,7 @@ for _metric in (
         input="curve",
         value=lambda curve: curve.auc,
         table_order=0,
-        headline=True,
+        headline=0,
     ),
     Metric(
         name="pr_auc",
@@ -412,7 +412,7 @@ for _metric in (
         input="sums",
         value=_of_weighted_rows(lambda sums: sums.loss / sums.weight),
         table_order=3,
-        headline=True,
+        headline=1,
     ),
     Metric(
         name="normalized_entropy",
@@ -445,7 +445,8 @@ for _metric in (
         value=_of_weighted_rows(
             lambda sums: ratio(sums.true_positive, sums.predicted_positive, _NOTHING_PREDICTED)
         ),
-        table_order=None,
+        table_order=20,
+        detail=True,
     ),
     Metric(
         name="recall",
@@ -454,7 +455,8 @@ for _metric in (
         value=_of_weighted_rows(
             lambda sums: ratio(sums.true_positive, sums.positive, sums.missing_class)
         ),
-        table_order=None,
+        table_order=21,
+        detail=True,
     ),
     Metric(
         name="calibration",
@@ -466,7 +468,7 @@ for _metric in (
             lambda sums: ratio(sums.predictions, sums.positive, sums.missing_class)
         ),
         table_order=7,
-        headline=True,
+        headline=2,
     ),
     Metric(
         name="label_mean",

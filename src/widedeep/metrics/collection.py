@@ -202,11 +202,11 @@ def select_metrics(
     if names is None:
         allowed = [metric for metric in metrics if groups or not metric.groups]
         allowed.sort(key=lambda metric: metric.groups)  # the metrics of whole datasets first
-        plain = [m for m in allowed if "{k}" not in m.name and m.input != "rows"]
-        cut = [m for m in allowed if "{k}" in m.name]
         own = [m for m in allowed if m.input == "rows"]
-        selected = {metric.name: metric for metric in plain}
-        selected |= {name: m for k in cuts for m in cut for name in m.names([k])}
+        plain = [m for m in allowed if m.input != "rows" and not (m.groups and "{k}" in m.name)]
+        per_cut = [m for m in allowed if m.groups and "{k}" in m.name]
+        selected = {name: metric for metric in plain for name in metric.names(cuts)}
+        selected |= {name: m for k in cuts for m in per_cut for name in m.names([k])}
         return selected | {metric.name: metric for metric in own}
     selected = {}
     for name in names:

@@ -294,7 +294,7 @@ for _metric in (
         input="sums",
         value=_of_weighted_rows(lambda sums: sums.correct / sums.weight),
         table_order=5,
-        headline=True,
+        headline=0,
     ),
     Metric(
         name="accuracy_baseline",
@@ -320,7 +320,7 @@ for _metric in (
         input="sums",
         value=_of_weighted_rows(lambda sums: sums.loss / sums.weight),
         table_order=3,
-        headline=True,
+        headline=1,
     ),
     Metric(
         name="normalized_entropy",
@@ -340,7 +340,7 @@ for _metric in (
         input="curve",
         value=lambda aucs: aucs.mean,
         table_order=0,
-        headline=True,
+        headline=2,
     ),
     Metric(
         name="auc_classes",

@@ -179,7 +179,7 @@ for _metric in (
         input="ranking",
         value=lambda ranking: ranking.gauc,
         table_order=1,
-        headline=True,
+        headline=3,
     ),
     Metric(
         name="mrr",
@@ -188,7 +188,8 @@ for _metric in (
         groups=True,
         input="ranking",
         value=lambda ranking: ranking.mean(6),
-        table_order=None,
+        table_order=24,
+        detail=True,
     ),
     Metric(
         name="groups",
@@ -196,7 +197,8 @@ for _metric in (
         groups=True,
         input="ranking",
         value=lambda ranking: ranking.count(0),
-        table_order=None,
+        table_order=93,
+        detail=True,
     ),
     Metric(
         name="groups_one_class",
@@ -221,7 +223,8 @@ for _metric in (
         groups=True,
         input="ranking",
         value=_at(0),
-        table_order=None,
+        table_order=22,
+        detail=True,
     ),
     Metric(
         name="map@{k}",
@@ -230,7 +233,8 @@ for _metric in (
         groups=True,
         input="ranking",
         value=_at(1),
-        table_order=None,
+        table_order=23,
+        detail=True,
     ),
     Metric(
         name="hit_rate@{k}",
@@ -239,7 +243,8 @@ for _metric in (
         groups=True,
         input="ranking",
         value=_at(2),
-        table_order=None,
+        table_order=25,
+        detail=True,
     ),
 ):
     register(_metric)

@@ -88,8 +88,10 @@ class Metric:
         value: Function of labels (B,), predictions (B,) or for several classes (B, C), and
             weights (B,) to the number; with ``sums``, function of the added sums. May return
             :class:`Undefined`.
-        table_order: Place in printed tables, lowest first; None: listed under ``--json`` alone.
-        headline: Whether it stands among the large numbers of a report.
+        table_order: Place in printed tables and reports, lowest first; None: listed under
+            ``--json`` alone.
+        detail: Whether it is left out of printed tables and stands in reports alone.
+        headline: Place among the large numbers of a report, lowest first; None: not among them.
         input: What ``value`` reads; metrics of your own: ``"rows"``.
 
     Example:
@@ -114,7 +116,8 @@ class Metric:
     sums: Callable[..., Any] | None = None
     value: Callable[..., float]
     table_order: int | None = 50
-    headline: bool = False
+    detail: bool = False
+    headline: int | None = None
     input: Input = "rows"
 
     def __post_init__(self) -> None:

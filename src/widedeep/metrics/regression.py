@@ -173,7 +173,7 @@ for _metric in (
         input="sums",
         value=_of_weighted_rows(lambda sums: math.sqrt(sums.mean(1))),
         table_order=10,
-        headline=True,
+        headline=0,
     ),
     Metric(
         name="mae",
@@ -182,7 +182,7 @@ for _metric in (
         input="sums",
         value=_of_weighted_rows(lambda sums: sums.mean(2)),
         table_order=11,
-        headline=True,
+        headline=1,
     ),
     Metric(
         name="r2",
@@ -192,7 +192,7 @@ for _metric in (
         input="sums",
         value=_of_weighted_rows(lambda sums: sums.r2),
         table_order=12,
-        headline=True,
+        headline=2,
     ),
     Metric(
         name="mean_bias",
@@ -200,7 +200,8 @@ for _metric in (
         direction="nearest_0",
         input="sums",
         value=_of_weighted_rows(lambda sums: sums.mean(0)),
-        table_order=None,
+        table_order=13,
+        detail=True,
     ),
     Metric(
         name="label_mean",

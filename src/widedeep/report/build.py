@@ -20,6 +20,7 @@ from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
 from widedeep.gate.labels import check_comparable
 from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
+from widedeep.metrics import registered
 from widedeep.publish.lineage import PublishedVersion, read_lineage
 from widedeep.report.hash_bucket_values import HashNames
 from widedeep.report.inputs import input_statistics
@@ -59,9 +60,6 @@ class RunRecord:
     history: Sequence[Mapping[str, Any]] = ()
     kept_step: int | None = None
     warm_start: Mapping[str, Any] | None = None
-
-
-_REPR_METRICS = ("auc", "accuracy", "log_loss", "rmse", "mae", "calibration", "gauc")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -121,7 +119,9 @@ class Report:
         for head, entry in self.heads.items():
             for who, metrics in entry["metrics"].items():
                 values = ", ".join(
-                    f"{name} {metrics[name]:.4f}" for name in _REPR_METRICS if name in metrics
+                    f"{metric.name} {metrics[metric.name]:.4f}"
+                    for metric in registered(entry["kind"])
+                    if metric.headline is not None and metric.name in metrics
                 )
                 lines.append(f"{head or entry['kind']}, {who}: {values or 'no metrics'}")
         rows = "no data" if self.data is None else f"{self.data['rows']:,} rows"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.gate.verdict_page import verdict_text
+from widedeep.metrics import registered
 from widedeep.page import (
     charts,
     contents,
@@ -181,7 +182,8 @@ def _versions(lineage: Sequence[Mapping[str, Any]]) -> str:
         ]
         for one in newest
     ]
-    numbers = [{"auc": "AUC", "log_loss": "log loss", "rmse": "RMSE"}[name] for name in names]
+    titles = {metric.name: metric.label(metric.name, short=True) for metric in registered()}
+    numbers = [titles[name] for name in names]
     heads = ["version", "after", "published", *numbers, "size", "gate", "state"]
     strong = [at for at, one in enumerate(newest) if one["this"]]
     older = len(lineage) - len(newest)

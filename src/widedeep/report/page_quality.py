@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from widedeep.metrics import find_metric, registered
 from widedeep.page import (
     DotRow,
     dot_list,
@@ -20,38 +21,6 @@ from widedeep.page import (
 from widedeep.report.format import bytes_text, count_text, figure, percent
 
 _SLICES_OF_A_COLUMN = 12
-_NAMES = {
-    "auc": "AUC",
-    "gauc": "AUC within groups",
-    "pr_auc": "average precision",
-    "log_loss": "log loss",
-    "normalized_entropy": "normalised entropy",
-    "calibration": "calibration (Σp / Σy)",
-    "ece": "expected calibration error",
-    "accuracy": "accuracy",
-    "accuracy_baseline": "accuracy of one answer for all",
-    "precision": "precision",
-    "recall": "recall",
-    "ndcg": "NDCG",
-    "map": "mean average precision",
-    "mrr": "mean reciprocal rank",
-    "hit_rate": "hit rate",
-    "rmse": "root mean squared error",
-    "mae": "mean absolute error",
-    "r2": "R²",
-    "mean_bias": "mean bias",
-    "label_mean": "mean label",
-    "prediction_mean": "mean prediction",
-    "rows": "rows",
-    "groups": "groups",
-}
-_HEADLINES = {
-    "binary": ("auc", "log_loss", "calibration", "gauc"),
-    "multiclass": ("accuracy", "log_loss", "auc"),
-    "regression": ("rmse", "mae", "r2"),
-}
-_SLICE_NAMES = {"auc": "AUC", "log_loss": "log loss", "rmse": "RMSE"}
-_LOWER_IS_BETTER = ("log_loss", "rmse")
 
 
 def headline(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -59,8 +28,9 @@ def headline(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for name, head in report["heads"].items():
         mine, theirs = head["metrics"]["model"], head["metrics"].get("against", {})
-        wanted = _HEADLINES[head["kind"]]
-        for metric in wanted if len(report["heads"]) == 1 else wanted[:2]:
+        headlines = [metric for metric in registered(head["kind"]) if metric.headline is not None]
+        headlines.sort(key=lambda metric: metric.headline or 0)
+        for metric in [one.name for one in headlines[: None if len(report["heads"]) == 1 else 2]]:
             if mine.get(metric) is None:
                 continue
             told = _metric_name(metric).partition(" (")[0]
@@ -100,7 +70,8 @@ def _metrics_table(head: Mapping[str, Any], other: str) -> str:
     mine, theirs = head["metrics"]["model"], head["metrics"].get("against")
     rows: list[list[str]] = []
     marks: dict[str, list[int]] = {"good": [], "bad": []}
-    for metric in sorted((m for m in mine if _base(m) in _NAMES), key=_order):
+    ordered = [(_table_order(metric), metric) for metric in mine]
+    for _, metric in sorted((order, metric) for order, metric in ordered if order is not None):
         row = [_metric_name(metric), figure(mine[metric])]
         if theirs is not None:
             change = head["changes"].get(metric)
@@ -119,17 +90,14 @@ def _metrics_table(head: Mapping[str, Any], other: str) -> str:
     return table(heads, rows, numbers=heads[1:], good=marks["good"], bad=marks["bad"]) + shown
 
 
-def _base(metric: str) -> str:
-    return metric.partition("@")[0]
-
-
-def _order(metric: str) -> tuple[int, str]:
-    return list(_NAMES).index(_base(metric)), metric
+def _table_order(name: str) -> int | None:
+    metric = find_metric(name)
+    return None if metric is None else metric.table_order
 
 
 def _metric_name(metric: str) -> str:
-    base, _, cut = metric.partition("@")
-    return _NAMES[base] + (f" at {cut}" if cut else "")
+    described = find_metric(metric)
+    return metric if described is None else described.label(metric)
 
 
 def _change(
@@ -215,14 +183,16 @@ def _slices(slices: Sequence[Mapping[str, Any]], head: str, other: str) -> str:
     if not columns:
         return ""
     metric = slices[0]["metric"]
-    better = "less is better" if metric in _LOWER_IS_BETTER else "more is better"
+    described = find_metric(metric)
+    title = metric if described is None else described.label(metric, short=True)
+    lower = described is not None and described.direction == "lower"
+    better = "less is better" if lower else "more is better"
     of = f" of {head}" if head else ""
     told = note(
-        f"{_SLICE_NAMES[metric]}{of} within each value of a column; {better}. Grey: too little "
-        "data to tell."
+        f"{title}{of} within each value of a column; {better}. Grey: too little data to tell."
     )
     who = [key for key in ("model", "against") if key in slices[0]]
-    series = ["this model", other][: len(who)] if len(who) > 1 else [_SLICE_NAMES[metric]]
+    series = ["this model", other][: len(who)] if len(who) > 1 else [title]
     scale = _scale(slices, who, metric)
     blocks = []
     for name, found in columns.items():

@@ -12,6 +12,7 @@ from widedeep.errors import ConfigError
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import toml_text
+from widedeep.metrics.registry import import_metrics
 from widedeep.models.config import ModelConfig
 from widedeep.options import (
     COUNT,
@@ -106,6 +107,8 @@ class TrainConfig:
         patience: Evaluations without a better ``monitor`` before stopping; None: 2.
         monitor: Validation metric that decides which model is best; None: the model's loss.
         eval_every: Steps between evaluations on the validation data; None: once an epoch.
+        metrics: Modules that register metrics of your own (:func:`widedeep.metrics.register`), as
+            import paths such as ``"my_project.metrics"``; the working directory is searched too.
         threads: Threads of kernels and matrix products; None: all the process may use.
         precision: Precision of the towers' matrix products in training: ``"fp32"``, ``"bf16"``
             (master weights and optimizer state stay float32), or ``"auto"``: bf16 where the
@@ -134,6 +137,7 @@ class TrainConfig:
     patience: int | None = None
     monitor: str | None = None
     eval_every: int | None = None
+    metrics: list[str] = field(default_factory=list)
     threads: int | None = None
     precision: Precision = "fp32"
     device: str = "cpu"
@@ -165,6 +169,7 @@ class TrainConfig:
         for name in ("grad_scale", "clip_norm"):
             value = getattr(self, name)
             check_range(owner, name, value, value is None or value > 0, "a number > 0")
+        import_metrics(self.metrics)
         self._name_optimizers()
 
     def _name_optimizers(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from widedeep.errors import ConfigError, DataError
+from widedeep.metrics import find_metric
 from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.config import auto_batch_size
 from widedeep.training.evaluation import Evaluator
@@ -96,10 +97,16 @@ def _learn(
         "loss": shard.history[-1]["loss"],
         "rows_per_s": rows / (time.perf_counter() - started),
     }
-    row |= {f"before/{m}": v for m, v in metrics.items() if m.rpartition("/")[2] in _METRICS}
+    row |= {f"before/{m}": v for m, v in metrics.items() if _is_tracked(m)}
     if state.model.wide_table is not None:
         row["nonzero_wide"] = state.model.wide_table.nonzero
     return row
+
+
+def _is_tracked(name: str) -> bool:
+    """Whether the history of a stream shows a metric: the usual ones, and those of one's own."""
+    metric = find_metric(name)
+    return name.rpartition("/")[2] in _METRICS or (metric is not None and metric.input == "rows")
 
 
 def _is_gone(data: object) -> bool:
