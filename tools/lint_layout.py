@@ -43,7 +43,8 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "training": ("models",),
     "estimators": ("training",),
     "serving": ("bundle",),
-    "gate": ("serving", "page"),
+    "evaluation": ("bundle",),
+    "gate": ("evaluation", "serving", "page"),
     "config": ("training", "gate"),
     "publish": ("training", "gate"),
     "report": ("publish",),
@@ -67,7 +68,7 @@ WITHOUT_TORCH = {
         "data",
         "join",
     ),
-    *("bundle", "metrics", "serving", "page", "gate", "publish", "report", "cli"),
+    *("bundle", "metrics", "serving", "page", "evaluation", "gate", "publish", "report", "cli"),
 }
 TORCH_MODULES = "torch_"
 

@@ -17,6 +17,7 @@ from widedeep.data.extend_schema import map_ids
 from widedeep.data.fit import declared_types
 from widedeep.data.transform import Transform
 from widedeep.errors import FeatureError
+from widedeep.evaluation.drift import DriftCounts
 from widedeep.features import (
     Feature,
     Learned,
@@ -27,7 +28,6 @@ from widedeep.features import (
 )
 from widedeep.features.kind import KINDS
 from widedeep.features.spec import feature_side
-from widedeep.gate.drift import DriftCounts
 from widedeep.schema import ColumnType, NumericFit, Schema
 
 

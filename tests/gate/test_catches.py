@@ -55,7 +55,7 @@ def test_shuffled_labels(judged, examples: pa.Table, tmp_path: Path) -> None:
 def test_a_feature_dropped_to_null(judged, examples: pa.Table, tmp_path: Path) -> None:
     nulls = pa.nulls(len(examples), pa.float64())
     verdict = judged(train(with_column(examples, "price", nulls), tmp_path / "b"))
-    assert because(verdict, "'price' is missing in 0.0% of the rows, in training it was in 100.0%")
+    assert because(verdict, "'price' is missing in 0.0% of the rows, 100.0% in training")
     assert because(verdict, "log loss")
 
 
@@ -85,7 +85,7 @@ def test_a_calibration_shift_of_three_percent(
     change = verdict.quality["score"]["candidate"]["calibration"]
     before = verdict.quality["score"]["serving"]["calibration"]
     assert change / before == pytest.approx(shift, abs=1e-3)
-    assert because(verdict, "times what was observed")
+    assert because(verdict, "times the observed labels")
 
 
 def test_a_stale_model(judged, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_stale_model(judged, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("table", "reason"),
-    [("table/item", "times what was observed"), ("wide/country_x_item", "log loss")],
+    [("table/item", "times the observed labels"), ("wide/country_x_item", "log loss")],
 )
 def test_a_corrupted_table(
     judged, serving: Bundle, tmp_path: Path, table: str, reason: str

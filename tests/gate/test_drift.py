@@ -14,8 +14,9 @@ import widedeep as wd
 from tests.gate.market import market, train, with_column
 from widedeep.bundle import Bundle
 from widedeep.data.transform import Transform
+from widedeep.evaluation.drift import DriftCounts
 from widedeep.gate import GateConfig, validate
-from widedeep.gate.drift import DriftCounts, drift_reasons
+from widedeep.gate.checks import drift_reasons
 from widedeep.schema import Schema
 
 ROWS = 3000
@@ -45,10 +46,10 @@ def test_an_evening_is_told_and_stops_nothing(schema: Schema) -> None:
     reasons, notes = judged(schema, evening)
     assert reasons == []
     (note,) = notes
-    assert "'hour' has moved since training (stability index " in note
-    assert "by itself stops no model" in note
+    assert "'hour' has moved since training (PSI " in note
+    assert "which stops no model" in note
     reasons, notes = judged(schema, evening, max_psi=0.25)
-    assert "allowed 0.25" in reasons[0]
+    assert "limit 0.25" in reasons[0]
     assert notes == []
     assert judged(schema, evening, warn_psi=math.inf) == ([], [])
     assert judged(schema, table()) == ([], [])
@@ -78,7 +79,7 @@ def test_a_number_that_no_longer_can_be_read_stops_the_model(schema: Schema) -> 
     counts = DriftCounts(schema)
     counts._unreadable.add("price")
     (reason, *_), _ = drift_reasons(counts.features(), GateConfig())
-    assert "'price' has moved since training (stability index nan" in reason
+    assert "'price' has moved since training (PSI nan" in reason
 
 
 @pytest.fixture(scope="module")

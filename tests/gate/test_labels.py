@@ -12,9 +12,9 @@ import pytest
 import widedeep as wd
 from widedeep.bundle import Bundle
 from widedeep.errors import DataError, SchemaError
+from widedeep.evaluation.compare import ComparedRows, score_both
 from widedeep.gate import GateConfig
 from widedeep.gate.quality import Quality, judge_quality
-from widedeep.gate.scored import Scored, score_both
 from widedeep.report.quality import measure_quality
 
 LIMITS = GateConfig(slices=("k",), bootstrap=200, min_rows=100, min_positives=10)
@@ -40,8 +40,10 @@ def train(
     return trainer.export(path)
 
 
-def both(candidate: Bundle, serving: Bundle | None, table: pa.Table) -> tuple[Scored, Quality]:
-    scored = score_both(candidate, serving, table, LIMITS)
+def both(
+    candidate: Bundle, serving: Bundle | None, table: pa.Table
+) -> tuple[ComparedRows, Quality]:
+    scored = score_both(candidate, serving, table, slices=LIMITS.slices, unit=LIMITS.unit)
     return scored, judge_quality(scored, LIMITS)
 
 

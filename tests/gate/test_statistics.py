@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from widedeep.gate.statistics import (
-    MOST_BAGS,
-    bags_of,
+from widedeep.evaluation.statistics import (
+    MAX_CLUSTERS,
     benjamini_hochberg,
+    bootstrap_clusters,
     holm,
-    p_above,
+    p_value_at_limit,
     placements,
     resample,
 )
@@ -51,8 +51,8 @@ def test_the_influence_of_rows_gives_the_aucs_standard_error() -> None:
 
 def test_bags_hold_whole_units_and_are_alike_in_size() -> None:
     units = np.repeat(np.arange(10_000), 3)
-    bags, count = bags_of(units, 10_000, 7)
-    assert count == MOST_BAGS
+    bags, count = bootstrap_clusters(units, 10_000, 7)
+    assert count == MAX_CLUSTERS
     assert (bags.reshape(-1, 3) == bags[::3, None]).all()
     assert set(np.bincount(bags)) == {15}
 
@@ -68,6 +68,6 @@ def test_correction_for_many_tests() -> None:
 
 
 def test_an_undefined_difference_proves_nothing() -> None:
-    assert p_above(float("nan"), 1.0, 0.0) == 0.0
-    assert p_above(1.0, 0.0, 0.5) == 0.0
-    assert p_above(0.4, 0.0, 0.5) == 1.0
+    assert p_value_at_limit(float("nan"), 1.0, 0.0) == 0.0
+    assert p_value_at_limit(1.0, 0.0, 0.5) == 0.0
+    assert p_value_at_limit(0.4, 0.0, 0.5) == 1.0

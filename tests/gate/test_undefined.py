@@ -17,11 +17,12 @@ from tests.gate.market import market, train, with_column
 from widedeep.bundle import Bundle, write_bundle
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
+from widedeep.evaluation.compare import score_both
+from widedeep.evaluation.drift import DriftCounts, psi, score_psi
 from widedeep.gate import GateConfig, load_gate_config, validate
-from widedeep.gate.drift import DriftCounts, drift_reasons, psi, score_psi
+from widedeep.gate.checks import drift_reasons
 from widedeep.gate.dry_run import dry_run_reasons
 from widedeep.gate.quality import Quality, judge_quality
-from widedeep.gate.scored import score_both
 from widedeep.gate.verdict import undefined_figures
 from widedeep.gate.verdict_page import verdict_page
 
@@ -118,7 +119,8 @@ def test_limits_that_may_be_infinite() -> None:
 
 def judged(bundle: Bundle, against: Bundle | None, data: pa.Table, **limits: Any) -> Quality:
     options = {"slices": (), "bootstrap": 200, **limits}
-    scored = score_both(bundle, against, data, GateConfig(**options))
+    config = GateConfig(**options)
+    scored = score_both(bundle, against, data, slices=config.slices, unit=config.unit)
     with np.errstate(all="ignore"):
         return judge_quality(scored, GateConfig(**options))
 
@@ -272,7 +274,7 @@ def test_a_regressions_loss_is_a_squared_error_everywhere(tmp_path: Path) -> Non
     assert undefined_figures(value) == []
     assert any("squared error" in reason for reason in verdict.reasons)
     assert any("squared_error" in entry["candidate"] for entry in verdict.slices)
-    page = verdict_page(verdict)
+    page = verdict_page(verdict.to_json())
     assert page.count('<th class="n">squared error</th>') == 1
     for text in (str(value["quality"]), str(value["slices"]), str(verdict.reasons), page):
         assert "log loss" not in text and "log_loss" not in text

@@ -14,7 +14,7 @@ import pytest
 import widedeep as wd
 from widedeep.cli.runs import load_bundle
 from widedeep.errors import BundleError, DataError
-from widedeep.report.evaluation import evaluate_bundle
+from widedeep.evaluation.bundle_metrics import evaluate_bundle
 
 
 def close(one: dict[str, float], other: dict[str, float]) -> None:

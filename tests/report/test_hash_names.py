@@ -11,7 +11,7 @@ import widedeep as wd
 from tests.report.models import rows_of
 from tests.report.pages import read_page
 from widedeep.data.transform import Transform
-from widedeep.report.hash_bucket_values import HashNames
+from widedeep.report.hash_bucket_values import HashBucketValues
 
 ROWS = rows_of(600, 4).append_column(
     "tags", pa.array([[["a"], ["b", None], ["a", "b"], [], None][at % 5] for at in range(600)])
@@ -37,7 +37,7 @@ def test_against_one_row_at_a_time() -> None:
     transform = Transform(schema)
     slots = [slot.name for slot in schema.slots]
     wanted = {name: range(2, 60) for name in ("shop", "city_x_x_bucket", "tags_x_city")}
-    names = HashNames(schema, wanted)
+    names = HashBucketValues(schema, wanted)
     for start in (0, 250):  # the second chunk is cut off another table
         chunk = ROWS.slice(start, 250 if not start else 350)
         names.add(chunk, transform(chunk, targets=True))

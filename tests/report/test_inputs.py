@@ -10,7 +10,7 @@ import pytest
 import widedeep as wd
 from tests.report.models import rows_of
 from widedeep.data.transform import Transform
-from widedeep.gate.drift import DriftCounts
+from widedeep.evaluation.drift import DriftCounts
 from widedeep.report.inputs import input_statistics
 from widedeep.schema import Schema
 

@@ -14,8 +14,8 @@ import widedeep as wd
 from tests.report.models import EVIL, rows_of, train
 from tests.report.pages import read_page
 from widedeep.errors import DataError, SchemaError
+from widedeep.evaluation.bundle_metrics import evaluate_bundle
 from widedeep.gate.config import GateConfig
-from widedeep.report.evaluation import evaluate_bundle
 from widedeep.report.quality import gain_curve, measure_quality
 
 TEST = rows_of(2000, seed=9)

@@ -9,7 +9,7 @@ from widedeep.cli.output import free_path, print_json, print_metrics, print_next
 from widedeep.cli.parser import EXIT_OK, threads
 from widedeep.cli.runs import labelled_rows, load_bundle
 from widedeep.cli.validate import print_validate
-from widedeep.report.evaluation import evaluate_bundle
+from widedeep.evaluation.bundle_metrics import evaluate_bundle
 
 EXAMPLE = (
     "  widedeep evaluate runs/ads test.parquet\n"

@@ -1,9 +1,8 @@
-"""A bundle tried in a process of its own: it loads, answers as it did at export, fast enough."""
+"""Dry run: a bundle is loaded in a fresh process, replays its warm-up rows, and is timed."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import subprocess
@@ -16,13 +15,12 @@ import numpy as np
 
 from widedeep.bundle import Bundle
 from widedeep.errors import WideDeepError
-from widedeep.gate.config import GateConfig
 
-_REQUEST_ROWS = 100
+REQUEST_ROWS = 100
 _REQUESTS = 30
 _TIMEOUT_S = 600
-_TOLERANCE = 1e-6
-_MARK = "widedeep dry run: "
+TOLERANCE = 1e-6
+_PREFIX = "widedeep dry run: "
 
 
 def dry_run(bundle: Path) -> dict[str, Any]:
@@ -30,7 +28,7 @@ def dry_run(bundle: Path) -> dict[str, Any]:
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "widedeep.gate.dry_run", str(bundle)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
@@ -39,47 +37,13 @@ def dry_run(bundle: Path) -> dict[str, Any]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"it did not end within {_TIMEOUT_S} s"}
-    for line in done.stdout.splitlines():
-        if line.startswith(_MARK):
-            found: dict[str, Any] = json.loads(line.removeprefix(_MARK))
-            return found
-    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    return {"error": f"its process ended with code {done.returncode}: {last}"}
-
-
-def dry_run_reasons(found: dict[str, Any], config: GateConfig) -> tuple[list[str], list[str]]:
-    """Return why a dry run is not good enough, in plain words, and what to know besides."""
-    if found["error"] is not None:
-        return [f"dry run: {found['error']}"], []
-    reasons, notes = [], []
-    if not found["rows"]:
-        told = "dry run: the bundle holds no rows to replay; it was only loaded"
-        if math.isfinite(config.max_latency_ms):
-            reasons.append(
-                f"{told}, so its scores and its latency cannot be judged: export it with rows "
-                "(warmup), or set max_latency_ms = inf"
-            )
-        else:
-            notes.append(told)
-    elif not found["finite"]:
-        reasons.append("dry run: a score is NaN or infinite")
-    elif not found["worst"] <= _TOLERANCE:
-        reasons.append(
-            f"dry run: scores differ by up to {found['worst']:.2g} from those stored at export, "
-            f"allowed {_TOLERANCE:g}; export the model with this version"
-        )
-    for key, told, unit in (
-        ("latency_ms", f"scoring {_REQUEST_ROWS} rows takes", "ms"),
-        ("memory_mb", "the process holds", "MB"),
-        ("load_s", "loading takes", "s"),
-    ):
-        limit = getattr(config, f"max_{key}")
-        if limit is not None and key in found and not found[key] <= limit:
-            reasons.append(
-                f"dry run: {told} {found[key]:.4g} {unit}, allowed {limit:g} (max_{key})"
-            )
-    return reasons, notes
+        return {"error": f"no result within {_TIMEOUT_S} s"}
+    for line in process.stdout.splitlines():
+        if line.startswith(_PREFIX):
+            measured: dict[str, Any] = json.loads(line.removeprefix(_PREFIX))
+            return measured
+    last = (process.stderr.strip().splitlines() or ["no output"])[-1]
+    return {"error": f"its process ended with code {process.returncode}: {last}"}
 
 
 def _measure(path: str) -> dict[str, Any]:
@@ -88,31 +52,33 @@ def _measure(path: str) -> dict[str, Any]:
         bundle = Bundle.load(path)
     except (WideDeepError, OSError) as error:
         return {"error": str(error)}
-    found: dict[str, Any] = {"error": None, "load_s": time.perf_counter() - started}
+    measured: dict[str, Any] = {"error": None, "load_s": time.perf_counter() - started}
     rows = bundle.warmup.rows
-    found["rows"] = len(rows)
+    measured["rows"] = len(rows)
     if rows:
         scores = bundle.score(rows)
         by_head = scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
         if by_head.keys() != bundle.warmup.scores.keys():
             return {"error": f"{path}: not every head's scores are stored with it; export it again"}
-        worst = [
+        differences = [
             np.abs(by_head[head] - np.asarray(stored, np.float64)) / np.maximum(1.0, np.abs(stored))
             for head, stored in bundle.warmup.scores.items()
         ]
-        found["finite"] = all(bool(np.isfinite(part).all()) for part in by_head.values())
-        found["worst"] = float(np.max([p.max() for p in worst])) if found["finite"] else None
-        request = [rows[at % len(rows)] for at in range(_REQUEST_ROWS)]
+        finite = all(bool(np.isfinite(scores_B).all()) for scores_B in by_head.values())
+        measured["finite"] = finite
+        measured["worst"] = float(np.max([d.max() for d in differences])) if finite else None
+        request = [rows[index % len(rows)] for index in range(REQUEST_ROWS)]
         times = []
         for _ in range(_REQUESTS):
             started = time.perf_counter()
             bundle.score(request)
             times.append(1000.0 * (time.perf_counter() - started))
-        found["latency_ms"], found["latency_p99_ms"] = np.quantile(times, [0.5, 0.99]).tolist()
+        median, p99 = np.quantile(times, [0.5, 0.99]).tolist()
+        measured |= {"latency_ms": median, "latency_p99_ms": p99}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found["memory_mb"] = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    return found
+    measured["memory_mb"] = peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return measured
 
 
 if __name__ == "__main__":
-    print(_MARK + json.dumps(_measure(sys.argv[1])))
+    print(_PREFIX + json.dumps(_measure(sys.argv[1])))

@@ -1,4 +1,4 @@
-"""validate: may this model serve? A dry run, its quality against the model in service, drift."""
+"""validate: a dry run, quality against the serving model, and drift decide if a model may serve."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from widedeep._version import __version__
 from widedeep.bundle import Bundle
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, WideDeepError
+from widedeep.evaluation.compare import score_both
+from widedeep.gate.checks import dry_run_reasons, run_checks
 from widedeep.gate.config import GateConfig
-from widedeep.gate.drift import drift_reasons, score_psi
-from widedeep.gate.dry_run import dry_run, dry_run_reasons
-from widedeep.gate.quality import Quality, judge_quality
-from widedeep.gate.scored import Scored, score_both
-from widedeep.gate.verdict import Verdict, bundle_identity, described, undefined_figures
+from widedeep.gate.dry_run import dry_run
+from widedeep.gate.verdict import Verdict, bundle_identity, describe_bundle, undefined_figures
 
 __all__ = ["validate"]
 
@@ -35,9 +34,9 @@ def validate(
 
     Args:
         candidate: The new bundle's directory.
-        serving: That of the model in service; None for a first one, which is judged on its own.
-        data: Recent labelled rows that neither model was trained on, as :func:`open_source` reads.
-        config: The limits.
+        serving: Directory of the serving bundle; None for a first model, judged on its own.
+        data: Recent labelled rows that neither model was trained on.
+        config: Limits.
         threads: Threads to score with; the verdict does not depend on it.
 
     Returns:
@@ -60,59 +59,58 @@ def validate(
     started, config = time.perf_counter(), config or GateConfig()
     path = Path(candidate)
     if not path.is_dir():
-        raise BundleError(f"{path}: got no directory, expected the candidate's bundle")
+        raise BundleError(f"{path}: not a directory, expected the candidate's bundle")
     served = None if serving is None else Bundle.load(serving)
     about: dict[str, Any] = {
         "config": asdict(config),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "widedeep": __version__,
-        "serving": None if served is None else described(served),
+        "serving": None if served is None else describe_bundle(served),
     }
-    tried = dry_run(path)
-    reasons, notes = dry_run_reasons(tried, config)
-    if tried["error"] is not None:
+    run = dry_run(path)
+    reasons, notes = dry_run_reasons(run, config)
+    if run["error"] is not None:
         return Verdict(
             passed=False,
             reasons=tuple(reasons),
             candidate={"path": os.fspath(path), "sha256": _identity(path), "schema": None},
-            dry_run=tried,
+            dry_run=run,
             seconds=time.perf_counter() - started,
             **about,
         )
     bundle = Bundle.load(path)
     try:
-        scored = score_both(bundle, served, data, config, threads=threads)
-        quality = judge_quality(scored, config)
-        drift, moved, told = _drift(scored, config)
+        rows = score_both(
+            bundle, served, data, slices=config.slices, unit=config.unit, threads=threads
+        )
+        findings = run_checks(rows, config)
     except WideDeepError:
         raise
     except Exception as error:
-        # A mistake of ours, or data that nobody thought of: what was not judged does not pass.
+        # An unforeseen error: what was not judged does not pass.
         return Verdict(
             passed=False,
             reasons=(*reasons, f"the gate could not judge ({error!r}): please report it"),
-            candidate=described(bundle),
-            dry_run=tried,
+            candidate=describe_bundle(bundle),
+            dry_run=run,
             seconds=time.perf_counter() - started,
             **about,
         )
     figures: dict[str, Any] = {
-        "data": {"rows": len(scored), "unit": scored.unit, "inputs": scored.inputs},
-        "dry_run": tried,
-        "quality": _heads(quality),
-        "slices": tuple(quality.slices),
-        "drift": drift,
+        "data": {"rows": len(rows), "unit": rows.unit, "inputs": rows.inputs},
+        "dry_run": run,
+        **findings.figures,
     }
-    reasons += [*quality.reasons, *moved]
+    reasons += findings.reasons
     reasons += undefined_figures({**figures, **about})
-    notes += [*quality.notes, *told]
+    notes += findings.notes
     if served is None:
-        notes.append("there is no model in service to compare with; it was judged on its own")
+        notes.append("there is no serving model; the candidate was judged on its own")
     return Verdict(
         passed=not reasons,
         reasons=tuple(reasons),
         notes=tuple(notes),
-        candidate=described(bundle),
+        candidate=describe_bundle(bundle),
         seconds=time.perf_counter() - started,
         **figures,
         **about,
@@ -124,28 +122,3 @@ def _identity(path: Path) -> str | None:
         return bundle_identity(path)
     except BundleError:
         return None
-
-
-def _heads(quality: Quality) -> dict[str, Any]:
-    return {name or "score": entry for name, entry in quality.heads.items()}
-
-
-def _drift(scored: Scored, config: GateConfig) -> tuple[dict[str, Any], list[str], list[str]]:
-    features = scored.drift.features()
-    reasons, told = drift_reasons(features, config)
-    scores: dict[str, float] = {}
-    for head in scored.heads:
-        if head.serving_B is None or any(head.undefined.values()):
-            continue
-        mine, theirs = head.common or (head.candidate_B, head.serving_B)
-        found = score_psi(theirs, mine)
-        scores[head.head.name or "score"] = found
-        if not found <= config.max_score_psi:
-            where = f"head {head.head.name}: " if head.head.name else ""
-            reasons.append(
-                f"drift: {where}the scores are spread otherwise than those of the model in service "
-                f"(stability index {found:.3g}, allowed {config.max_score_psi:g}); mean "
-                f"{head.candidate_B.mean():.4g} against {head.serving_B.mean():.4g}"
-            )
-    drift = {"features": [one.to_json() for one in features], "scores": scores}
-    return drift, reasons, told

@@ -1,4 +1,4 @@
-"""Verdict: whether a model may serve, with every reason, bound to that model's very bytes."""
+"""Verdict: whether a model may serve, with every reason, bound to the bytes of its bundle."""
 
 from __future__ import annotations
 
@@ -16,30 +16,12 @@ from widedeep.bundle.manifest import MANIFEST, read_manifest
 from widedeep.bundle.plain_json import plain
 from widedeep.errors import BundleError
 from widedeep.files import file_sha256, write_text_whole
+from widedeep.gate.measures import MEASURES
+from widedeep.gate.verdict_page import verdict_page
 
 __all__ = ["Verdict", "bundle_identity", "undefined_figures", "verdict_path"]
 
 _FORMAT = 2
-LOSSES = ("log_loss", "squared_error")
-"""The mean loss of a head: of a regression it is the squared error."""
-_OVERALL = {
-    "log_loss": ("max_log_loss_rise",),
-    "squared_error": ("max_log_loss_rise",),
-    "auc": ("max_auc_drop",),
-    "gauc": ("max_gauc_drop",),
-    "calibration": ("max_calibration_rise", "max_calibration_error"),
-}
-_SLICES = {
-    "log_loss": ("max_slice_log_loss_rise",),
-    "squared_error": ("max_slice_log_loss_rise",),
-    "auc": ("max_slice_auc_drop",),
-    "calibration": ("max_slice_calibration_rise",),
-}
-_BESIDE = {
-    "log_loss": ("normalized_loss",),
-    "squared_error": ("normalized_loss",),
-    "calibration": ("calibration_distance", "calibration_error"),
-}
 
 
 def bundle_identity(path: str | os.PathLike[str]) -> str:
@@ -56,30 +38,30 @@ def bundle_identity(path: str | os.PathLike[str]) -> str:
 
 
 def verdict_path(bundle: Path) -> Path:
-    """Return where a bundle's verdict is kept unless another place is named: beside it."""
-    whole = bundle.absolute()
-    return whole.with_name(f"{whole.name}.verdict.json")
+    """Return the default path of a bundle's verdict: beside it."""
+    path = bundle.absolute()
+    return path.with_name(f"{path.name}.verdict.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the gate decided.
+    """Decision of the gate.
 
     Args:
         passed: Whether the candidate may serve.
-        reasons: Why not, one sentence each; empty if it may.
-        notes: What a person should know besides.
+        reasons: Why it may not serve, one sentence each; empty if it may.
+        notes: Remarks that stop nothing.
         candidate: ``path``, ``sha256`` (see :func:`bundle_identity`) and ``schema``.
-        serving: The same of the model in service; None without one.
-        data: ``rows``, ``unit`` and ``inputs``: what it was judged on.
-        dry_run: What was measured in a fresh process.
-        quality: By head: both models' metrics, and how much worse the candidate is.
-        slices: The same of each slice.
+        serving: The same of the serving model; None without one.
+        data: ``rows``, ``unit`` and ``inputs`` of the rows it was judged on.
+        dry_run: Measurements in a fresh process.
+        quality: Both models' metrics by head, and by how much the candidate is worse.
+        slices: The same for each slice.
         drift: ``features`` and ``scores``.
-        config: The limits.
-        created: When, as ISO 8601 in UTC.
-        seconds: What it took.
-        widedeep: The version that judged.
+        config: Limits.
+        created: Time of the decision, ISO 8601 in UTC.
+        seconds: Duration.
+        widedeep: Version that decided.
     """
 
     passed: bool
@@ -99,9 +81,9 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return the verdict as plain values; NaN becomes None."""
-        found = plain({"format": _FORMAT, **asdict(self)}, "verdict")
-        assert isinstance(found, dict)
-        return {**found, "sha256": _digest(found)}
+        value = plain({"format": _FORMAT, **asdict(self)}, "verdict")
+        assert isinstance(value, dict)
+        return {**value, "sha256": _digest(value)}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the verdict as JSON, and as a page beside it (``.html``).
@@ -115,13 +97,11 @@ class Verdict:
         Raises:
             OSError: If it cannot be written.
         """
-        from widedeep.gate.verdict_page import verdict_page
-
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         page = file.with_suffix(".html")
-        write_text_whole(page, verdict_page(self))
+        write_text_whole(page, verdict_page(self.to_json()))
         write_text_whole(file, text)
         return page
 
@@ -130,17 +110,17 @@ class Verdict:
         """Read what :meth:`save` wrote.
 
         Raises:
-            BundleError: If it is no verdict.
+            BundleError: If it is not a verdict.
         """
         try:
             value = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise BundleError(
-                f"{path}: got no verdict there; 'widedeep validate' writes one"
+                f"{path}: there is no verdict; 'widedeep validate' writes one"
             ) from error
         except (ValueError, OSError) as error:
             raise BundleError(
-                f"{path}: got a file that is no verdict ({error}); validate the model again"
+                f"{path}: not a verdict ({error}); validate the model again"
             ) from error
         return cls.from_json(value, origin=str(path))
 
@@ -153,7 +133,7 @@ class Verdict:
             origin: Named in errors.
 
         Raises:
-            BundleError: If it is no verdict.
+            BundleError: If it is not a verdict.
         """
         try:
             if value["format"] != _FORMAT:
@@ -172,18 +152,18 @@ class Verdict:
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
-                f"{origin}: got a file that is no verdict ({error!r}); validate the model again"
+                f"{origin}: not a verdict ({error!r}); validate the model again"
             ) from error
 
 
 def _digest(value: Mapping[str, Any]) -> str:
-    """SHA-256 of a verdict's contents, so that one that was edited by hand is told."""
+    """Return the SHA-256 of a verdict's contents, which shows edits by hand."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def undefined_figures(verdict: Mapping[str, Any]) -> list[str]:
-    """Return why a verdict may not pass: each figure that was asked for and is no finite number."""
+    """Return why a verdict may not pass: each limited figure that is not a finite number."""
     limits, against = verdict["config"], verdict["serving"] is not None
     wrong = [] if _at_least_one(verdict["data"].get("rows")) else ["data: rows"]
     wrong += _undefined_run(verdict["dry_run"], limits)
@@ -191,11 +171,11 @@ def undefined_figures(verdict: Mapping[str, Any]) -> list[str]:
         wrong.append("quality: every head")
     for head, entry in verdict["quality"].items():
         if entry.get("judged") is not False:
-            wrong += _undefined_measures(f"quality of {head}", entry, limits, _OVERALL, against)
+            wrong += _undefined_measures(f"quality of {head}", entry, limits, against, slices=False)
     for entry in verdict["slices"]:
         if entry["too_little"] is None:
             where = f"slice {entry['column']} = {entry['value']}"
-            wrong += _undefined_measures(where, entry, limits, _SLICES, against)
+            wrong += _undefined_measures(where, entry, limits, against, slices=True)
     wrong += _undefined_drift(verdict, limits, against)
     return [
         f"{name} is not defined; what cannot be judged does not pass (an infinite limit under "
@@ -210,7 +190,7 @@ def _undefined_drift(
     drift, wrong = verdict["drift"], []
     for entry in drift.get("features", ()):
         for key in ("psi", "missing_training", "missing_now", "missing_psi", "new_values"):
-            # Of these two None is a value: training kept no counts, a number has no new values.
+            # None is a value of these two: no counts of training, no new values of a number.
             absent = key in ("psi", "new_values") and entry[key] is None
             if not absent and not _finite(entry[key]):
                 wrong.append(f"drift of feature {entry['feature']!r}: {key}")
@@ -221,18 +201,16 @@ def _undefined_drift(
     return wrong
 
 
-def _undefined_run(found: Mapping[str, Any], limits: Mapping[str, Any]) -> list[str]:
-    if "error" not in found or found["error"] is not None:
+def _undefined_run(run: Mapping[str, Any], limits: Mapping[str, Any]) -> list[str]:
+    if "error" not in run or run["error"] is not None:
         return ["dry run"]
     wrong = [
         f"dry run: {key}"
         for key in ("load_s", "memory_mb")
-        if _limited(limits, f"max_{key}") and not _finite(found.get(key))
+        if _limited(limits, f"max_{key}") and not _finite(run.get(key))
     ]
-    if found.get("rows"):
-        wrong += [
-            f"dry run: {key}" for key in ("latency_ms", "worst") if not _finite(found.get(key))
-        ]
+    if run.get("rows"):
+        wrong += [f"dry run: {key}" for key in ("latency_ms", "worst") if not _finite(run.get(key))]
     elif _limited(limits, "max_latency_ms"):
         wrong.append("dry run: latency_ms")
     return wrong
@@ -242,29 +220,27 @@ def _undefined_measures(
     where: str,
     entry: Mapping[str, Any],
     limits: Mapping[str, Any],
-    names: Mapping[str, tuple[str, ...]],
     against: bool,
+    *,
+    slices: bool,
 ) -> list[str]:
-    models = {
-        "candidate": "the candidate",
-        **({"serving": "the model in service"} if against else {}),
-    }
-    mine = entry.get("candidate", {})
-    loss = "squared_error" if "squared_error" in mine else "log_loss"
-    measures = [measure for measure in names if measure == loss or measure in mine]
+    models = {"candidate": "the candidate", **({"serving": "the serving model"} if against else {})}
+    candidate = entry.get("candidate", {})
+    loss = "squared_error" if "squared_error" in candidate else "log_loss"
     wrong = []
-    for measure in measures:
-        if not any(_limited(limits, limit) for limit in names[measure]):
+    for name, measure in MEASURES.items():
+        options = [measure.slice_limit] if slices else [measure.limit, measure.absolute_limit]
+        present = name == loss or name in candidate
+        if not present or not any(_limited(limits, option) for option in options if option):
             continue
-        for who, told in models.items():
-            for key in (measure, *_BESIDE.get(measure, ())):
-                if names is _SLICES and key == "normalized_loss":
-                    continue
-                if not _finite(entry.get(who, {}).get(key)):
-                    wrong.append(f"{where}: {key} of {told}")
-        change = entry.get("changes", {}).get(measure, {})
+        figures = measure.figures + (() if slices else measure.overall_figures)
+        for model, text in models.items():
+            for key in (name, *figures):
+                if not _finite(entry.get(model, {}).get(key)):
+                    wrong.append(f"{where}: {key} of {text}")
+        change = entry.get("changes", {}).get(name, {})
         if against and not all(_finite(change.get(k)) for k in ("worse", "error", "low", "high")):
-            wrong.append(f"{where}: how much worse {measure} is, with its interval,")
+            wrong.append(f"{where}: how much worse {name} is, with its interval,")
     return wrong
 
 
@@ -281,8 +257,8 @@ def _at_least_one(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def described(bundle: Bundle) -> dict[str, Any]:
-    """Return what tells one bundle from another."""
+def describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    """Return path, identity and schema of a bundle."""
     return {
         "path": os.fspath(bundle.path),
         "sha256": bundle_identity(bundle.path),

@@ -1,4 +1,4 @@
-"""make_report: everything a person wants to know of a model, on one page."""
+"""make_report: quality, contents, inputs, sizes and history of a model, on one page."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.plain_json import plain
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, SchemaError
+from widedeep.evaluation.compare import check_comparable
 from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
-from widedeep.gate.labels import check_comparable
 from widedeep.gate.verdict import Verdict, bundle_identity, verdict_path
 from widedeep.metrics import registered
 from widedeep.publish.lineage import PublishedVersion, read_lineage
-from widedeep.report.hash_bucket_values import HashNames
+from widedeep.report.hash_bucket_values import HashBucketValues
 from widedeep.report.inputs import input_statistics
 from widedeep.report.inspection import (
     WideWeight,
@@ -34,12 +34,12 @@ from widedeep.report.inspection import (
 )
 from widedeep.report.neighbours import embedded_features, nearest_values
 from widedeep.report.page import report_page
-from widedeep.report.quality import kept_metrics, measure_quality
+from widedeep.report.quality import exported_metrics, measure_quality
 
 __all__ = ["Report", "RunRecord", "make_report", "previous_version"]
 
-_MOST_CLASSES = 4
-_MOST_EMBEDDINGS = 2
+_MAX_CLASSES = 4
+_MAX_EMBEDDINGS = 2
 _NO_ROWS = (
     "No labelled rows were given: the metrics are those that were kept at export, and there is "
     "nothing on calibration, slices, or how the inputs have moved."
@@ -117,13 +117,13 @@ class Report:
         """Return the measured quality, the parts' sizes and the notes, one line each."""
         lines = [f"Report of {self.name} ({self.bundle['bytes'] / 1e6:.1f} MB)"]
         for head, entry in self.heads.items():
-            for who, metrics in entry["metrics"].items():
+            for model, metrics in entry["metrics"].items():
                 values = ", ".join(
                     f"{metric.name} {metrics[metric.name]:.4f}"
                     for metric in registered(entry["kind"])
                     if metric.headline is not None and metric.name in metrics
                 )
-                lines.append(f"{head or entry['kind']}, {who}: {values or 'no metrics'}")
+                lines.append(f"{head or entry['kind']}, {model}: {values or 'no metrics'}")
         rows = "no data" if self.data is None else f"{self.data['rows']:,} rows"
         lines.append(f"judged on {rows}; {len(self.inputs)} features, {len(self.slices)} slices")
         lines += [f"note: {note}" for note in self.notes]
@@ -131,9 +131,9 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values; NaN becomes None."""
-        found = plain(asdict(self), "report")
-        assert isinstance(found, dict)
-        return found
+        value = plain(asdict(self), "report")
+        assert isinstance(value, dict)
+        return value
 
     def to_html(self) -> str:
         """Return the report as one page that needs nothing else: no script, no network."""
@@ -204,53 +204,53 @@ def make_report(
         >>> report.save("report.html").name
         'report.html'
     """
-    mine = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    identity = bundle_identity(mine.path)
+    model = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    identity = bundle_identity(model.path)
     versions = [] if models is None else read_lineage(models)
     notes: list[str] = []
     if data is None:
         notes.append(_NO_ROWS + ("" if against is None else _NO_COMPARISON))
     elif against is None and models is not None:
-        against = _comparable(mine, previous_version(models, versions, identity), notes)
+        against = _comparable(model, previous_version(models, versions, identity), notes)
     other = None
     if data is not None and against is not None:
         other = against if isinstance(against, Bundle) else Bundle.load(against)
-    wide = _wide(mine, top)
-    names = HashNames(mine.schema, _hashed(mine, wide))
+    wide = _wide(model, top)
+    bucket_values = HashBucketValues(model.schema, _hashed(model, wide))
     measured = None
     if data is not None:
         measured = measure_quality(
-            mine, other, data, config or GateConfig(), threads=threads, names=names
+            model, other, data, config or GateConfig(), threads=threads, bucket_values=bucket_values
         )
         notes += measured.notes
     run = history if isinstance(history, RunRecord) else RunRecord(history=list(history))
     return Report(
-        name=name or _name_of(mine.path),
+        name=name or _name_of(model.path),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        bundle=_described(mine),
+        bundle=_described(model),
         against=None if other is None else _described(other),
         data=None if measured is None else measured.data,
-        heads=_kept(mine) if measured is None else measured.heads,
+        heads=_exported(model) if measured is None else measured.heads,
         slices=() if measured is None else measured.slices,
         run=asdict(run),
-        verdict=_verdict(mine, identity, versions, notes),
-        wide=[_named(entry, names) for entry in wide],
+        verdict=_verdict(model, identity, versions, notes),
+        wide=[_named(entry, bucket_values) for entry in wide],
         neighbours={
-            feature: [asdict(one) for one in nearest_values(mine, feature)]
-            for feature in embedded_features(mine)[:_MOST_EMBEDDINGS]
+            feature: [asdict(one) for one in nearest_values(model, feature)]
+            for feature in embedded_features(model)[:_MAX_EMBEDDINGS]
         },
-        inputs=input_statistics(mine.schema, measured.drift if measured else None),
-        tables=[asdict(size) for size in table_sizes(mine)],
-        zeros=wide_zeros(mine),
+        inputs=input_statistics(model.schema, measured.drift if measured else None),
+        tables=[asdict(size) for size in table_sizes(model)],
+        zeros=wide_zeros(model),
         layers=[
             {"name": layer, "shape": shape, "numbers": size}
-            for layer, shape, size in layer_sizes(mine)
+            for layer, shape, size in layer_sizes(model)
         ],
-        files={file: entry.size for file, entry in mine.manifest.files.items()},
+        files={file: entry.size for file, entry in model.manifest.files.items()},
         lineage=[_version(one, identity) for one in versions],
-        config=mine.config,
+        config=model.config,
         notes=notes,
-        fit_notes=mine.schema.notes,
+        fit_notes=model.schema.notes,
     )
 
 
@@ -262,15 +262,15 @@ def previous_version(
         return None
     own = next((one for one in versions if one.record and one.record.bundle == identity), None)
     if own is not None and own.record is not None:
-        wanted = own.record.parent
+        number = own.record.parent
     else:
-        wanted = next((one.version for one in versions if one.serves), None)
-    there = next((one for one in versions if one.version == wanted and one.exists), None)
-    return None if there is None else Path(models) / there.version
+        number = next((one.version for one in versions if one.serves), None)
+    previous = next((one for one in versions if one.version == number and one.exists), None)
+    return None if previous is None else Path(models) / previous.version
 
 
 def _comparable(bundle: Bundle, previous: Path | None, notes: list[str]) -> Bundle | None:
-    """The version that a model followed, if both predict the same; else a note says why not."""
+    """Load the previous version if both predict the same labels; else add a note."""
     if previous is None:
         return None
     other = Bundle.load(previous)
@@ -283,11 +283,11 @@ def _comparable(bundle: Bundle, previous: Path | None, notes: list[str]) -> Bund
 
 
 def _name_of(path: Path) -> str:
-    """A run's bundle is called by the run, a number by the folder it is in too."""
-    whole = path.absolute()
-    if whole.name == "bundle":
-        whole = whole.parent
-    return f"{whole.parent.name}/{whole.name}" if whole.name.isdecimal() else whole.name
+    """Return a bundle's name: of its run, or the number of a version with its folder."""
+    folder = path.absolute()
+    if folder.name == "bundle":
+        folder = folder.parent
+    return f"{folder.parent.name}/{folder.name}" if folder.name.isdecimal() else folder.name
 
 
 def _described(bundle: Bundle) -> dict[str, Any]:
@@ -303,9 +303,9 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _kept(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """The heads of a model for which there are no rows to judge by."""
-    metrics = kept_metrics(bundle)
+def _exported(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Return the heads with the metrics of the export, where there are no rows to judge by."""
+    metrics = exported_metrics(bundle)
     return {
         head.name: {
             "kind": head.kind,
@@ -322,16 +322,16 @@ def _kept(bundle: Bundle) -> dict[str, dict[str, Any]]:
 def _verdict(
     bundle: Bundle, identity: str, versions: Sequence[PublishedVersion], notes: list[str]
 ) -> Mapping[str, Any] | None:
-    """The gate's word on these very bytes: beside the bundle, or kept when it was published."""
+    """Return the verdict on this very bundle: beside it, or in its publishing record."""
     file = verdict_path(bundle.path)
     if file.is_file():
         try:
-            found = Verdict.load(file)
+            verdict = Verdict.load(file)
         except BundleError as error:
             notes.append(f"The verdict beside the bundle is left out: {error}")
         else:
-            if found.candidate["sha256"] == identity:
-                return found.to_json()
+            if verdict.candidate["sha256"] == identity:
+                return verdict.to_json()
             notes.append("The verdict beside the bundle is of another bundle, and is left out.")
     for one in versions:
         if one.record and one.record.bundle == identity:
@@ -340,20 +340,20 @@ def _verdict(
 
 
 @dataclass(frozen=True, slots=True)
-class _Strongest:
-    """A logit's strongest weights: by part (crosses or others) and sign."""
+class _TopWeights:
+    """Largest wide weights of a logit, by part (crosses or others) and sign."""
 
     logit: str
     parts: Mapping[str, Mapping[str, list[WideWeight]]]
 
 
-def _wide(bundle: Bundle, top: int) -> list[_Strongest]:
-    """The strongest weights of the first logits, those of crosses apart."""
+def _wide(bundle: Bundle, top: int) -> list[_TopWeights]:
+    """Return the largest weights of the first logits, those of crosses apart."""
     by_name = bundle.schema.spec.by_name
     crosses = {name for name in bundle.model.wide if by_name[name].part_names}
     features = {"crosses": crosses, "others": set(bundle.model.wide) - crosses}
-    found = []
-    for column in range(min(bundle.model.n_logits, _MOST_CLASSES)):
+    by_logit = []
+    for column in range(min(bundle.model.n_logits, _MAX_CLASSES)):
         parts = {
             part: dict(
                 zip(
@@ -364,34 +364,34 @@ def _wide(bundle: Bundle, top: int) -> list[_Strongest]:
             )
             for part, names in features.items()
         }
-        found.append(_Strongest(logit_name(bundle, column), parts))
-    return found if bundle.model.wide else []
+        by_logit.append(_TopWeights(logit_name(bundle, column), parts))
+    return by_logit if bundle.model.wide else []
 
 
-def _weights(entry: _Strongest) -> Iterable[WideWeight]:
+def _weights(entry: _TopWeights) -> Iterable[WideWeight]:
     for signs in entry.parts.values():
         for weights in signs.values():
             yield from weights
 
 
-def _hashed(bundle: Bundle, wide: Sequence[_Strongest]) -> dict[str, set[int]]:
-    """The buckets among the strongest weights, by feature; reserved ids have names."""
-    found: dict[str, set[int]] = {}
+def _hashed(bundle: Bundle, wide: Sequence[_TopWeights]) -> dict[str, set[int]]:
+    """Return the hash buckets among the largest weights, by feature."""
+    buckets: dict[str, set[int]] = {}
     for weight in (weight for entry in wide for weight in _weights(entry)):
         feature = bundle.schema.spec.by_name[weight.feature]
         if feature.is_hashed and weight.id >= FIRST_KNOWN_ID:
-            found.setdefault(weight.feature, set()).add(weight.id)
-    return found
+            buckets.setdefault(weight.feature, set()).add(weight.id)
+    return buckets
 
 
-def _named(entry: _Strongest, names: HashNames) -> dict[str, Any]:
-    """A logit's strongest weights as plain values; buckets by what the rows had in them."""
+def _named(entry: _TopWeights, bucket_values: HashBucketValues) -> dict[str, Any]:
+    """Return a logit's largest weights as plain values, hash buckets with the rows' values."""
     return {
         "logit": entry.logit,
         **{
             part: {
                 sign: [
-                    {**asdict(one), "value": names.name(one.feature, one.id) or one.value}
+                    {**asdict(one), "value": bucket_values.name(one.feature, one.id) or one.value}
                     for one in weights
                 ]
                 for sign, weights in signs.items()
@@ -403,7 +403,7 @@ def _named(entry: _Strongest, names: HashNames) -> dict[str, Any]:
 
 def _version(one: PublishedVersion, identity: str) -> dict[str, Any]:
     record = one.record
-    found: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "version": one.version,
         "there": one.exists,
         "serves": one.serves,
@@ -414,7 +414,7 @@ def _version(one: PublishedVersion, identity: str) -> dict[str, Any]:
     }
     if record is not None:
         verdict = record.verdict or {}
-        found |= {
+        entry |= {
             "parent": record.parent,
             "published": record.published,
             "bytes": record.size,
@@ -423,4 +423,4 @@ def _version(one: PublishedVersion, identity: str) -> dict[str, Any]:
             "passed": verdict.get("passed"),
             "forced": record.forced,
         }
-    return found
+    return entry

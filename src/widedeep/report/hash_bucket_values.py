@@ -16,7 +16,7 @@ from widedeep.schema import Schema
 _ROWS_OF_A_CHUNK = 2_000
 
 
-class HashNames:
+class HashBucketValues:
     """Counts the values that fall into a few buckets, so that these can be called by them."""
 
     def __init__(self, schema: Schema, wanted: Mapping[str, Collection[int]]) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from widedeep.evaluation.drift import DriftCounts
 from widedeep.features import Feature
 from widedeep.features.learned import FIRST_KNOWN_ID
-from widedeep.gate.drift import DriftCounts
 from widedeep.schema import Schema, place_text
 
 _TOP_VALUES = 3

@@ -23,8 +23,8 @@ def evaluate_bundle(bundle: Bundle, data: Data, *, threads: int = 1) -> dict[str
     metrics = BundleMetrics(bundle)
     for batch in _labelled_batches(bundle, data, threads):
         scores = bundle.scores_of(bundle.logits(batch, threads=threads))
-        only = bundle.model.heads[0].name
-        metrics.update(scores if isinstance(scores, dict) else {only: scores}, batch)
+        head = bundle.model.heads[0].name
+        metrics.update(scores if isinstance(scores, dict) else {head: scores}, batch)
     return metrics.compute()
 
 
@@ -48,11 +48,11 @@ class BundleMetrics:
 
     def compute(self) -> dict[str, float]:
         """Return the metrics by name, prefixed ``head/`` if there are several heads."""
-        found = self.by_head()
-        if len(found) == 1:
-            return next(iter(found.values()))
+        by_head = self.by_head()
+        if len(by_head) == 1:
+            return next(iter(by_head.values()))
         return {
-            f"{head}/{name}": v for head, metrics in found.items() for name, v in metrics.items()
+            f"{head}/{name}": v for head, metrics in by_head.items() for name, v in metrics.items()
         }
 
 
