@@ -20,8 +20,7 @@ from widedeep.errors import ConfigError, DataError
 from widedeep.evaluation.compare import score_both
 from widedeep.evaluation.drift import DriftCounts, psi, score_psi
 from widedeep.gate import GateConfig, load_gate_config, validate
-from widedeep.gate.checks import drift_reasons
-from widedeep.gate.dry_run import dry_run_reasons
+from widedeep.gate.checks import drift_reasons, dry_run_reasons
 from widedeep.gate.quality import Quality, judge_quality
 from widedeep.gate.verdict import undefined_figures
 from widedeep.gate.verdict_page import verdict_page
@@ -182,7 +181,7 @@ def test_rows_of_one_user(made: dict[str, Bundle]) -> None:
     table = with_column(market(ROWS, 2), "user", np.zeros(ROWS, np.int64))
     found = judged(made["candidate"], made["serving"], table, unit="user")
     assert found.reasons == [
-        "too little data to judge by: rows of 1 units alone, at least 30 are asked for"
+        "too little data to judge by: rows of 1 units alone, at least 30 expected"
     ]
 
 

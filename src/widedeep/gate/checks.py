@@ -1,4 +1,4 @@
-"""The checks of the gate: each gives reasons that stop a candidate, notes, and figures."""
+"""The checks of the gate: each gives reasons that stop a candidate, notes, and fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Findings:
 
     reasons: list[str] = field(default_factory=list)  # Why the candidate does not pass
     notes: list[str] = field(default_factory=list)  # Remarks that stop nothing
-    figures: dict[str, Any] = field(default_factory=dict)  # By field of the verdict
+    fields: dict[str, Any] = field(default_factory=dict)  # By field of the verdict
 
 
 Check: TypeAlias = Callable[[ComparedRows, GateConfig], Findings]
@@ -30,8 +30,8 @@ def check_quality(rows: ComparedRows, config: GateConfig) -> Findings:
     """Compare the quality of both models, overall and by slice."""
     quality = judge_quality(rows, config)
     heads = {name or "score": entry for name, entry in quality.heads.items()}
-    figures = {"quality": heads, "slices": tuple(quality.slices)}
-    return Findings(quality.reasons, quality.notes, figures)
+    fields = {"quality": heads, "slices": tuple(quality.slices)}
+    return Findings(quality.reasons, quality.notes, fields)
 
 
 def check_feature_drift(rows: ComparedRows, config: GateConfig) -> Findings:
@@ -65,15 +65,15 @@ CHECKS: tuple[Check, ...] = (check_quality, check_feature_drift, check_score_dri
 
 
 def run_checks(rows: ComparedRows, config: GateConfig) -> Findings:
-    """Run every check; their figures are merged."""
+    """Run every check; their fields are merged."""
     result = Findings()
     for check in CHECKS:
         findings = check(rows, config)
         result.reasons += findings.reasons
         result.notes += findings.notes
-        for name, value in findings.figures.items():
-            merged = {**result.figures.get(name, {}), **value} if isinstance(value, dict) else value
-            result.figures[name] = merged
+        for name, value in findings.fields.items():
+            merged = {**result.fields.get(name, {}), **value} if isinstance(value, dict) else value
+            result.fields[name] = merged
     return result
 
 

@@ -112,8 +112,8 @@ class GateConfig:
         for name in (*_POSITIVE, *_SLICES, *_LIMITS, "max_calibration_error"):
             value = getattr(self, name)
             check_range(owner, name, value, value is None or value >= 0, "a number >= 0")
-        share = self.max_new_values
-        check_range(owner, "max_new_values", share, 0 <= share <= 1, "a share, 0 to 1")
+        fraction = self.max_new_values
+        check_range(owner, "max_new_values", fraction, 0 <= fraction <= 1, "a share, 0 to 1")
 
 
 def load_gate_config(

@@ -14,20 +14,20 @@ class Measure:
     limit: str  # Option of the largest loss of quality over all rows
     slice_limit: str | None = None  # The same within a slice; None: not judged there
     absolute_limit: str | None = None  # Limit of the candidate's own value
-    figures: tuple[str, ...] = ()  # Other figures of an entry that must be defined
-    overall_figures: tuple[str, ...] = ()  # Those of all rows alone
+    other_values: tuple[str, ...] = ()  # Other values of an entry that must be defined
+    overall_values: tuple[str, ...] = ()  # Those of all rows alone
 
 
 MEASURES = {
     "log_loss": Measure(
         limit="max_log_loss_rise",
         slice_limit="max_slice_log_loss_rise",
-        overall_figures=("normalized_loss",),
+        overall_values=("normalized_loss",),
     ),
     "squared_error": Measure(
         limit="max_log_loss_rise",
         slice_limit="max_slice_log_loss_rise",
-        overall_figures=("normalized_loss",),
+        overall_values=("normalized_loss",),
     ),
     "auc": Measure(limit="max_auc_drop", slice_limit="max_slice_auc_drop"),
     "gauc": Measure(limit="max_gauc_drop"),
@@ -35,7 +35,7 @@ MEASURES = {
         limit="max_calibration_rise",
         slice_limit="max_slice_calibration_rise",
         absolute_limit="max_calibration_error",
-        figures=("calibration_distance", "calibration_error"),
+        other_values=("calibration_distance", "calibration_error"),
     ),
 }
 

@@ -96,13 +96,13 @@ def validate(
             seconds=time.perf_counter() - started,
             **about,
         )
-    figures: dict[str, Any] = {
+    results: dict[str, Any] = {
         "data": {"rows": len(rows), "unit": rows.unit, "inputs": rows.inputs},
         "dry_run": run,
-        **findings.figures,
+        **findings.fields,
     }
     reasons += findings.reasons
-    reasons += undefined_figures({**figures, **about})
+    reasons += undefined_figures({**results, **about})
     notes += findings.notes
     if served is None:
         notes.append("there is no serving model; the candidate was judged on its own")
@@ -112,7 +112,7 @@ def validate(
         notes=tuple(notes),
         candidate=describe_bundle(bundle),
         seconds=time.perf_counter() - started,
-        **figures,
+        **results,
         **about,
     )
 

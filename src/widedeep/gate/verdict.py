@@ -233,9 +233,9 @@ def _undefined_measures(
         present = name == loss or name in candidate
         if not present or not any(_limited(limits, option) for option in options if option):
             continue
-        figures = measure.figures + (() if slices else measure.overall_figures)
+        keys = measure.other_values + (() if slices else measure.overall_values)
         for model, text in models.items():
-            for key in (name, *figures):
+            for key in (name, *keys):
                 if not _finite(entry.get(model, {}).get(key)):
                     wrong.append(f"{where}: {key} of {text}")
         change = entry.get("changes", {}).get(name, {})

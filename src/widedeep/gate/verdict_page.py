@@ -148,13 +148,13 @@ def drift_table(drift: Mapping[str, Any]) -> str:
 def _dry_run(run: Mapping[str, Any]) -> str:
     if run.get("error") is not None or "load_s" not in run:
         return note(str(run.get("error", "")))
-    figures = [
+    entries = [
         ("to load", f"{run['load_s']:.2f} s"),
         ("resident memory", f"{run['memory_mb']:,.0f} MB"),
         ("rows replayed", f"{run['rows']}"),
     ]
     if run["rows"]:
-        figures += [
+        entries += [
             ("100 rows, median", f"{run['latency_ms']:.2f} ms"),
             ("100 rows, 99th percentile", f"{run['latency_p99_ms']:.2f} ms"),
             (
@@ -162,7 +162,7 @@ def _dry_run(run: Mapping[str, Any]) -> str:
                 "NaN" if run["worst"] is None else f"{run['worst']:.2g}",
             ),
         ]
-    return tiles(figures)
+    return tiles(entries)
 
 
 def _number(value: float | None) -> str:

@@ -336,9 +336,9 @@ class ScoreCurve:
             return
         count = len(self._gaps)
         middle = (above + 0.5 * mass) / self._weight
-        place = np.minimum((middle * count).astype(np.int64), count - 1)
+        bin_R = np.minimum((middle * count).astype(np.int64), count - 1)
         probability = sigmoid(-key) if self._kind == "logit" else -key
-        self._gaps += np.bincount(place, probability * mass - positive, minlength=count)
+        self._gaps += np.bincount(bin_R, probability * mass - positive, minlength=count)
 
     @property
     def auc(self) -> float:

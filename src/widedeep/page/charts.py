@@ -27,8 +27,8 @@ def line_chart(
     mark: tuple[float, str] | None = None,
 ) -> str:
     """Return lines with axes and a legend; a line without points is left out."""
-    shown = {name: points for name, points in lines.items() if points}
-    every = [point for points in shown.values() for point in points]
+    series = {name: points for name, points in lines.items() if points}
+    every = [point for points in series.values() for point in points]
     if not every:
         return ""
     xs, ys = [x for x, _ in every], [y for _, y in every]
@@ -36,7 +36,7 @@ def line_chart(
         xs = ys = [0.0, *xs, *ys]
     (x_low, x_high), (y_low, y_high) = _span(xs), _span(ys, margin=not diagonal)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def to_canvas(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
         up = min(max(up, 0.0), 1.0)  # what reaches beyond, an uncertainty, ends at the edge
         return (
@@ -44,20 +44,20 @@ def line_chart(
             _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM),
         )
 
-    parts = _axes((x_low, x_high), (y_low, y_high), x_label, place)
+    parts = _axes((x_low, x_high), (y_low, y_high), x_label, to_canvas)
     if diagonal:
-        ends = (place(x_low, x_low), place(x_high, x_high))
+        ends = (to_canvas(x_low, x_low), to_canvas(x_high, x_high))
         parts.append(_stroke(*ends, "var(--grey)", 'stroke-dasharray="5 4"'))
     if mark is not None:
-        parts += _marked(mark, x_low, x_high, place, (y_low, y_high))
-    for number, (name, points) in enumerate(shown.items()):
+        parts += _marked(mark, x_low, x_high, to_canvas, (y_low, y_high))
+    for number, (name, points) in enumerate(series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         reach = (errors or {}).get(name, ())
-        parts += _line(name, points, reach, colour, place, dots=dots)
-    told = escape(f"{', '.join(shown)}; across: {x_label}")
+        parts += _line(name, points, reach, colour, to_canvas, dots=dots)
+    label = escape(f"{', '.join(series)}; across: {x_label}")
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{told}">'
-        f"{''.join(parts)}</svg>{legend(list(shown))}"
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
+        f"{''.join(parts)}</svg>{legend(list(series))}"
     )
 
 
@@ -65,17 +65,17 @@ _Place = Callable[[float, float], tuple[float, float]]
 
 
 def _line(
-    name: str, points: Points, reach: Sequence[float], colour: str, place: _Place, *, dots: bool
+    name: str, points: Points, reach: Sequence[float], colour: str, to_canvas: _Place, *, dots: bool
 ) -> list[str]:
     parts = [
-        _stroke(place(x, y - error), place(x, y + error), colour, 'stroke-opacity=".45"')
+        _stroke(to_canvas(x, y - error), to_canvas(x, y + error), colour, 'stroke-opacity=".45"')
         for (x, y), error in zip(points, reach, strict=False)
         if error > 0
     ]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (to_canvas(*point) for point in points))
     parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
     for x, y in points if dots or len(points) == 1 else ():
-        across, down = place(x, y)
+        across, down = to_canvas(x, y)
         parts.append(
             f'<circle cx="{across:.1f}" cy="{down:.1f}" r="3.5" fill="{colour}">'
             f"<title>{escape(name)}: {_figure(x)}, {y:.4g}</title></circle>"
@@ -93,34 +93,36 @@ def _stroke(
 
 
 def _marked(
-    mark: tuple[float, str], low: float, high: float, place: _Place, ys: tuple[float, float]
+    mark: tuple[float, str], low: float, high: float, to_canvas: _Place, ys: tuple[float, float]
 ) -> list[str]:
-    x, told = mark
+    x, label = mark
     right = (x - low) / (high - low) > 0.5
-    foot, head = place(x, ys[0]), place(x, ys[1])
+    foot, head = to_canvas(x, ys[0]), to_canvas(x, ys[1])
     anchor, aside = ("end", -5) if right else ("start", 5)
     return [
         _stroke(foot, head, "var(--good)", 'stroke-dasharray="2 3"'),
         f'<text x="{head[0] + aside:.1f}" y="{head[1] + 11:.1f}" text-anchor="{anchor}">'
-        f"{escape(told)}</text>",
+        f"{escape(label)}</text>",
     ]
 
 
-def _axes(xs: tuple[float, float], ys: tuple[float, float], label: str, place: _Place) -> list[str]:
+def _axes(
+    xs: tuple[float, float], ys: tuple[float, float], label: str, to_canvas: _Place
+) -> list[str]:
     parts = []
     y_ticks, x_ticks = ticks(*ys), ticks(*xs)
-    for y, told in zip(y_ticks, tick_texts(y_ticks), strict=True):
-        down = place(xs[0], y)[1]
+    for y, text in zip(y_ticks, tick_texts(y_ticks), strict=True):
+        down = to_canvas(xs[0], y)[1]
         parts.append(
             f'<line x1="{_LEFT}" y1="{down:.1f}" x2="{_WIDTH - _RIGHT}" y2="{down:.1f}" '
             f'stroke="var(--line)"/><text x="{_LEFT - 6}" y="{down + 4:.1f}" '
-            f'text-anchor="end">{told}</text>'
+            f'text-anchor="end">{text}</text>'
         )
-    for x, told in zip(x_ticks, tick_texts(x_ticks), strict=True):
-        across = place(x, ys[0])[0]
-        anchor = "end" if across > _WIDTH - _RIGHT - 12 and len(told) > 3 else "middle"
+    for x, text in zip(x_ticks, tick_texts(x_ticks), strict=True):
+        across = to_canvas(x, ys[0])[0]
+        anchor = "end" if across > _WIDTH - _RIGHT - 12 and len(text) > 3 else "middle"
         parts.append(
-            f'<text x="{across:.1f}" y="{_HEIGHT - 20}" text-anchor="{anchor}">{told}</text>'
+            f'<text x="{across:.1f}" y="{_HEIGHT - 20}" text-anchor="{anchor}">{text}</text>'
         )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(
@@ -150,7 +152,7 @@ def _step(low: float, high: float) -> float:
 
 def _multiples(step: float, first: int, last: int) -> list[float]:
     digits = max(0, 1 - math.floor(math.log10(step)))
-    return [round(at * step, digits) + 0.0 for at in range(first, last + 1)]
+    return [round(index * step, digits) + 0.0 for index in range(first, last + 1)]
 
 
 def tick_texts(values: Sequence[float]) -> list[str]:
@@ -181,8 +183,8 @@ def legend(names: Sequence[str]) -> str:
     if len(names) < 2:
         return ""
     entries = "".join(
-        f'<span><i style="background:{_COLOURS[at % len(_COLOURS)]}"></i>{escape(name)}</span>'
-        for at, name in enumerate(names)
+        f'<span><i style="background:{_COLOURS[index % len(_COLOURS)]}"></i>{escape(name)}</span>'
+        for index, name in enumerate(names)
     )
     return f'<div class="legend">{entries}</div>'
 
@@ -198,21 +200,21 @@ def bar_list(
     if not rows:
         return ""
     whole = longest or max(abs(value) for _, value, *_ in rows) or 1.0
-    found = []
+    html = []
     if headings:
         name, *cells = headings
         heads = "".join(f'<th class="n">{escape(cell)}</th>' for cell in cells)
-        found.append(f"<tr><th>{escape(name)}</th><td></td>{heads}</tr>")
-    for name, value, *told in rows:
+        html.append(f"<tr><th>{escape(name)}</th><td></td>{heads}</tr>")
+    for name, value, *texts in rows:
         colour = "var(--bad)" if signed and value < 0 else "var(--blue)"
         wide = min(100.0, 100 * abs(value) / whole)
         bar = f'<rect width="{wide:.1f}%" height="100%" rx="2" fill="{colour}"/>'
-        cells = [f'<td class="n">{escape(cell)}</td>' for cell in told]
-        found.append(
+        cells = [f'<td class="n">{escape(cell)}</td>' for cell in texts]
+        html.append(
             f'<tr><td>{breakable(name)}</td><td class="bar">'
             f'<svg style="height:.7rem" aria-hidden="true">{bar}</svg></td>{"".join(cells)}</tr>'
         )
-    return framed("".join(found), headings or ("name", "figure"))
+    return framed("".join(html), headings or ("name", "figure"))
 
 
 def column_chart(bars: Sequence[tuple[str, float, str]], *, ends: tuple[str, str]) -> str:
@@ -222,10 +224,11 @@ def column_chart(bars: Sequence[tuple[str, float, str]], *, ends: tuple[str, str
     highest = max(height for _, height, _ in bars) or 1.0
     step = 100 / len(bars)
     drawn = "".join(
-        f'<rect x="{at * step + step / 20:.2f}%" y="{98 - 96 * max(0.0, height) / highest:.1f}%" '
+        f'<rect x="{index * step + step / 20:.2f}%" '
+        f'y="{98 - 96 * max(0.0, height) / highest:.1f}%" '
         f'width="{step * 0.9:.2f}%" height="{2 + 96 * max(0.0, height) / highest:.1f}%" '
-        f'fill="var(--blue)"><title>{escape(told)}</title></rect>'
-        for at, (_, height, told) in enumerate(bars)
+        f'fill="var(--blue)"><title>{escape(label)}</title></rect>'
+        for index, (_, height, label) in enumerate(bars)
     )
     first, last = (escape(end) for end in ends)
     return (
@@ -258,34 +261,34 @@ def dot_list(
     scale = scale or outer_ticks(every or [0.0, 1.0])
 
     def across(value: float) -> str:
-        share = (value - scale[0]) / (scale[-1] - scale[0])
-        return f"{3 + 94 * min(max(share, 0.0), 1.0):.1f}%"
+        fraction = (value - scale[0]) / (scale[-1] - scale[0])
+        return f"{3 + 94 * min(max(fraction, 0.0), 1.0):.1f}%"
 
     marks = "".join(
         f'<line x1="{across(x)}" y1="0" x2="{across(x)}" y2="100%" stroke="var(--line)"/>'
         for x in scale
     )
     heads = "".join(f'<th class="n">{escape(name)}</th>' for name in series)
-    found = [
+    html = [
         f'<tr><th>{escape(headings[0])}</th><th class="n">{escape(headings[1])}</th>'
         f'<th class="bar">{_ends(scale)}</th>{heads}</tr>'
     ]
     for row in rows:
         dots = "".join(
-            f'<circle cx="{across(value)}" cy="50%" r="4" fill="{_COLOURS[at]}"/>'
-            for at, value in reversed(list(enumerate(row.values)))
+            f'<circle cx="{across(value)}" cy="50%" r="4" fill="{_COLOURS[index]}"/>'
+            for index, value in reversed(list(enumerate(row.values)))
             if value is not None
         )
         cells = "".join(
             f'<td class="n">{"" if value is None else f"{value:.4f}"}</td>' for value in row.values
         )
         kind = ' class="dim"' if row.dim else ""
-        found.append(
+        html.append(
             f'<tr{kind}><td>{breakable(row.name)}</td><td class="n">{escape(row.before)}</td>'
             f'<td class="bar"><svg style="height:1rem" aria-hidden="true">{marks}{dots}</svg></td>'
             f"{cells}</tr>"
         )
-    return framed("".join(found), (*headings, *series))
+    return framed("".join(html), (*headings, *series))
 
 
 def _ends(scale: Sequence[float]) -> str:
@@ -300,7 +303,8 @@ def chips(rows: Sequence[tuple[str, Sequence[tuple[str, str]]]], headings: tuple
     body = "".join(
         f'<tr><td>{breakable(name)}</td><td><div class="chips">'
         + "".join(
-            f"<span>{escape(other)} <small>{escape(told)}</small></span>" for other, told in others
+            f"<span>{escape(other)} <small>{escape(figure)}</small></span>"
+            for other, figure in others
         )
         + "</div></td></tr>"
         for name, others in rows

@@ -118,8 +118,8 @@ def charts(*parts: str) -> str:
 
 
 def _side_by_side(kind: str, parts: Sequence[str]) -> str:
-    shown = "".join(f"<div>{part}</div>" for part in parts if part)
-    return f'<div class="{kind}">{shown}</div>' if shown else ""
+    blocks = "".join(f"<div>{block}</div>" for block in parts if block)
+    return f'<div class="{kind}">{blocks}</div>' if blocks else ""
 
 
 def note(text: str) -> str:
@@ -146,19 +146,21 @@ def table(
         )
 
     marks = {
-        at: f' class="{kind}"'
+        index: f' class="{kind}"'
         for kind, marked in (("strong", strong), ("good", good), ("bad", bad))
-        for at in marked
+        for index in marked
     }
-    body = "".join(f"<tr{marks.get(at, '')}>{cells('td', row)}</tr>" for at, row in enumerate(rows))
+    body = "".join(
+        f"<tr{marks.get(index, '')}>{cells('td', row)}</tr>" for index, row in enumerate(rows)
+    )
     head = f"<tr>{cells('th', headings)}</tr>" if headings else ""
     return framed(head + body, headings or ("name", "value"))
 
 
 def framed(rows: str, headings: Sequence[str]) -> str:
     """Return rows (HTML) as a table that scrolls where it is too wide, named by its headings."""
-    told = escape(", ".join(heading for heading in headings if heading))
-    return f'<div class="scroll"><table aria-label="{told}">{rows}</table></div>'
+    label = escape(", ".join(heading for heading in headings if heading))
+    return f'<div class="scroll"><table aria-label="{label}">{rows}</table></div>'
 
 
 def breakable(text: str) -> str:
@@ -166,10 +168,10 @@ def breakable(text: str) -> str:
     return escape(text).replace("_", "_<wbr>")
 
 
-def tiles(figures: Sequence[tuple[str, ...]]) -> str:
+def tiles(entries: Sequence[tuple[str, ...]]) -> str:
     """Return figures side by side: what, how much, and what more there is to say; as text."""
-    found = ""
-    for what, figure, *more in figures:
-        told = "".join(f"<span>{escape(text)}</span>" for text in (what, *more))
-        found += f'<div class="tile"><b>{escape(figure)}</b>{told}</div>'
-    return f'<div class="tiles">{found}</div>' if found else ""
+    html = ""
+    for what, figure, *more in entries:
+        texts = "".join(f"<span>{escape(text)}</span>" for text in (what, *more))
+        html += f'<div class="tile"><b>{escape(figure)}</b>{texts}</div>'
+    return f'<div class="tiles">{html}</div>' if html else ""

@@ -355,14 +355,14 @@ def _wide(bundle: Bundle, top: int) -> list[_TopWeights]:
     by_logit = []
     for column in range(min(bundle.model.n_logits, _MAX_CLASSES)):
         parts = {
-            part: dict(
+            kind: dict(
                 zip(
                     ("positive", "negative"),
                     top_wide_weights(bundle, top=top, column=column, features=names),
                     strict=True,
                 )
             )
-            for part, names in features.items()
+            for kind, names in features.items()
         }
         by_logit.append(_TopWeights(logit_name(bundle, column), parts))
     return by_logit if bundle.model.wide else []
@@ -389,14 +389,14 @@ def _named(entry: _TopWeights, bucket_values: HashBucketValues) -> dict[str, Any
     return {
         "logit": entry.logit,
         **{
-            part: {
+            kind: {
                 sign: [
                     {**asdict(one), "value": bucket_values.name(one.feature, one.id) or one.value}
                     for one in weights
                 ]
                 for sign, weights in signs.items()
             }
-            for part, signs in entry.parts.items()
+            for kind, signs in entry.parts.items()
         },
     }
 

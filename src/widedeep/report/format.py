@@ -14,16 +14,16 @@ def figure(value: float | None) -> str:
     return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
+def percent(fraction: float | None, digits: int = 1) -> str:
     r"""Return a share in percent; a small one that is not 0 does not read as 0."""
-    if share is None:
+    if fraction is None:
         return ""
-    if share == 0:
+    if fraction == 0:
         return f"0{_SPACE}%"
     least = 10.0**-digits
     return (
-        f"{100 * share:.{digits}f}{_SPACE}%"
-        if 100 * abs(share) >= least
+        f"{100 * fraction:.{digits}f}{_SPACE}%"
+        if 100 * abs(fraction) >= least
         else f"<{_SPACE}{least:g}{_SPACE}%"
     )
 

@@ -19,24 +19,24 @@ _ROWS_OF_A_CHUNK = 2_000
 class HashBucketValues:
     """Counts the values that fall into a few buckets, so that these can be called by them."""
 
-    def __init__(self, schema: Schema, wanted: Mapping[str, Collection[int]]) -> None:
+    def __init__(self, schema: Schema, buckets: Mapping[str, Collection[int]]) -> None:
         self._schema = schema
         self._slots = {slot.name: index for index, slot in enumerate(schema.slots)}
-        self._wanted = {name: np.array(sorted(ids)) for name, ids in wanted.items() if ids}
+        self._wanted = {name: np.array(sorted(ids)) for name, ids in buckets.items() if ids}
         self._seen: dict[tuple[str, int], Counter[str]] = {}
 
     def add(self, chunk: pa.Table, batch: Batch) -> None:
         """Count rows."""
         offsets_BF = batch.offsets_BF
-        for feature, wanted in self._wanted.items():
+        for feature, buckets in self._wanted.items():
             slot = self._slots[feature]
             starts_B = offsets_BF[:-1].reshape(len(batch), -1)[:, slot]
             alone_B = offsets_BF[1:].reshape(len(batch), -1)[:, slot] - starts_B == 1
             rows = np.flatnonzero(alone_B)
             ids = batch.ids_N[starts_B[rows]]
-            found = np.flatnonzero(np.isin(ids, wanted))[:_ROWS_OF_A_CHUNK]
-            texts = self._texts(feature, chunk, rows[found])
-            for id_, text in zip(ids[found].tolist(), texts, strict=True):
+            matches = np.flatnonzero(np.isin(ids, buckets))[:_ROWS_OF_A_CHUNK]
+            texts = self._texts(feature, chunk, rows[matches])
+            for id_, text in zip(ids[matches].tolist(), texts, strict=True):
                 self._seen.setdefault((feature, id_), Counter())[text] += 1
 
     def name(self, feature: str, id_: int) -> str | None:
@@ -53,9 +53,9 @@ class HashBucketValues:
         if not declared.part_names:
             return self._values(feature, chunk, rows)
         names = declared.part_names
-        parts = [self._values(part, chunk, rows) for part in names]
+        parts = [self._values(column, chunk, rows) for column in names]
         return [
-            " & ".join(f"{part}={value}" for part, value in zip(names, row, strict=True))
+            " & ".join(f"{column}={value}" for column, value in zip(names, row, strict=True))
             for row in zip(*parts, strict=True)
         ]
 
@@ -68,7 +68,7 @@ class HashBucketValues:
             return [str(value) for value in values]
         numbers = self._schema.columns[source].round(np.array(values, float))
         places = np.searchsorted(self._schema.boundaries[name], numbers, "right")
-        return [self._schema.describe_id(name, FIRST_KNOWN_ID + int(at)) for at in places]
+        return [self._schema.describe_id(name, FIRST_KNOWN_ID + int(index)) for index in places]
 
 
 def _only(value: object) -> object:

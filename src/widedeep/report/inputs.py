@@ -18,7 +18,7 @@ def input_statistics(schema: Schema, drift: DriftCounts | None = None) -> list[d
     """Return what is known of each feature's values."""
     moved = {one.feature: one for one in drift.features()} if drift else {}
     crosses = drift.new_crosses() if drift else {}
-    found = []
+    entries = []
     for feature in schema.spec.all_features:
         entry = _of_training(schema, feature)
         now = moved.get(feature.name)
@@ -30,8 +30,8 @@ def input_statistics(schema: Schema, drift: DriftCounts | None = None) -> list[d
             "psi": now.psi if now else None,
             "moved_most": now.moved_most if now else None,
         }
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def _of_training(schema: Schema, feature: Feature) -> dict[str, Any]:
@@ -68,11 +68,12 @@ def _range(schema: Schema, feature: Feature) -> dict[str, float] | None:
 def _of_vocabulary(schema: Schema, name: str, key: str) -> dict[str, Any]:
     vocabulary = schema.vocabularies[key]
     counts = np.asarray(vocabulary.counts)
-    found: dict[str, Any] = {"values": len(vocabulary), "left_out": vocabulary.dropped}
+    entry: dict[str, Any] = {"values": len(vocabulary), "left_out": vocabulary.dropped}
     if counts.any():
         first, total = schema.id_count(name) - len(vocabulary), int(counts.sum())
         often = np.argsort(-counts, kind="stable")[:_TOP_VALUES]
-        found["top"] = [
-            [schema.describe_id(name, first + int(at)), int(counts[at]) / total] for at in often
+        entry["top"] = [
+            [schema.describe_id(name, first + int(index)), int(counts[index]) / total]
+            for index in often
         ]
-    return found
+    return entry

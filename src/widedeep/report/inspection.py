@@ -55,16 +55,16 @@ def top_wide_weights(
     """Return the largest positive and the largest negative wide weights, by name."""
     if not 0 <= column < bundle.model.n_logits:
         raise DataError(f"got logit {column}, expected 0 to {bundle.model.n_logits - 1}")
-    found: list[tuple[float, str, int]] = []
+    entries: list[tuple[float, str, int]] = []
     for name in bundle.model.wide:
         if features is not None and name not in features:
             continue
         weights = np.asarray(bundle.weights[f"wide/{name}"][:, column])
-        found += [(float(weights[id_]), name, id_) for id_ in _extremes(weights, top)]
-    found.sort(key=lambda entry: (-abs(entry[0]), entry[1], entry[2]))
+        entries += [(float(weights[id_]), name, id_) for id_ in _extremes(weights, top)]
+    entries.sort(key=lambda entry: (-abs(entry[0]), entry[1], entry[2]))
     schema = bundle.schema
-    positive = [_named(schema, *entry) for entry in found if entry[0] > 0][:top]
-    negative = [_named(schema, *entry) for entry in found if entry[0] < 0][:top]
+    positive = [_named(schema, *entry) for entry in entries if entry[0] > 0][:top]
+    negative = [_named(schema, *entry) for entry in entries if entry[0] < 0][:top]
     return positive, negative
 
 
@@ -116,11 +116,11 @@ def table_sizes(bundle: Bundle) -> list[TableSize]:
 
 def wide_zeros(bundle: Bundle) -> list[tuple[str, int, int]]:
     """Return feature, weights that are zero, and weights in all, the largest feature first."""
-    found = []
+    zeros = []
     for name in bundle.model.wide:
-        known = bundle.weights[f"wide/{name}"][FIRST_KNOWN_ID:]
-        found.append((name, known.size - int(np.count_nonzero(known)), known.size))
-    return sorted(found, key=lambda entry: (-entry[2], entry[0]))
+        weights = bundle.weights[f"wide/{name}"][FIRST_KNOWN_ID:]
+        zeros.append((name, weights.size - int(np.count_nonzero(weights)), weights.size))
+    return sorted(zeros, key=lambda entry: (-entry[2], entry[0]))
 
 
 def layer_sizes(bundle: Bundle) -> list[tuple[str, tuple[int, ...], int]]:
@@ -144,8 +144,8 @@ def logit_name(bundle: Bundle, column: int) -> str:
     if bundle.model.n_logits == 1:
         return ""
     head = next(head for head in bundle.model.heads if head.start <= column < head.stop)
-    place = column - head.start
-    label = f"class {head.classes[place] if head.classes else place}"
+    position = column - head.start
+    label = f"class {head.classes[position] if head.classes else position}"
     parts = [f"head {head.name}"] if head.name else []
     return " of ".join([label, *parts] if head.stop - head.start > 1 else parts)
 
@@ -179,14 +179,14 @@ def explanation_table(explanation: Explanation) -> list[dict[str, Any]]:
 
 def vocabulary_table(schema: Schema, *, top: int = 20) -> Mapping[str, list[tuple[str, int]]]:
     """Return the most frequent values of each vocabulary, with how often each was seen."""
-    found = {}
+    by_key = {}
     for key, vocabulary in schema.vocabularies.items():
         order = np.argsort(-np.asarray(vocabulary.counts), kind="stable")[:top]
         owner = next(
             (f.name for f in schema.spec.all_features if schema.vocabulary_key(f.name) == key), key
         )
         first = schema.id_count(owner) - len(vocabulary)
-        found[key] = [
+        by_key[key] = [
             (schema.describe_id(owner, first + int(i)), int(vocabulary.counts[i])) for i in order
         ]
-    return found
+    return by_key

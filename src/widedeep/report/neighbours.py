@@ -28,18 +28,18 @@ def embedded_features(bundle: Bundle) -> list[str]:
     """Return the features whose embeddings stand for known values, one a table."""
     schema = bundle.schema
     slots = {slot.name: slot for slot in schema.slots}
-    found: list[tuple[bool, bool, int, str]] = []
+    candidates: list[tuple[bool, bool, int, str]] = []
     for column in bundle.model.deep:
         feature = schema.spec.by_name[column.name]
         if column.source != "table" or feature.part_names or feature.vocabulary_key is None:
             continue
-        known = len(schema.vocabularies[feature.vocabulary_key])
-        if known < _FEWEST_VALUES:
+        size = len(schema.vocabularies[feature.vocabulary_key])
+        if size < _FEWEST_VALUES:
             continue
         owner = slots[column.name].table == column.name
-        found.append((column.name not in schema.spec.item, not owner, -known, column.name))
+        candidates.append((column.name not in schema.spec.item, not owner, -size, column.name))
     tables: dict[str, str] = {}
-    for *_, name in sorted(found):
+    for *_, name in sorted(candidates):
         tables.setdefault(slots[name].table, name)
     return list(tables.values())
 
@@ -53,19 +53,19 @@ def nearest_values(
     vocabulary = schema.vocabularies[schema.vocabulary_key(feature)]
     counts = np.asarray(vocabulary.counts)
     first = slot.size - len(vocabulary)
-    known = np.arange(len(vocabulary))
+    eligible = np.arange(len(vocabulary))
     if counts.any():
-        known = known[counts >= _FEWEST_SEEN]
-    asked = known[np.argsort(-counts[known], kind="stable")[:values]]
+        eligible = eligible[counts >= _FEWEST_SEEN]
+    frequent = eligible[np.argsort(-counts[eligible], kind="stable")[:values]]
     table = bundle.weights[f"table/{slot.table}"]
-    found = _cosines(table, first + asked, first + known, nearest)
+    neighbours = _cosines(table, first + frequent, first + eligible, nearest)
     return [
         Neighbours(
-            value=schema.describe_id(feature, int(first + at)),
-            count=int(counts[at]),
+            value=schema.describe_id(feature, int(first + position)),
+            count=int(counts[position]),
             nearest=[(_name(schema, slot, id_), cosine) for id_, cosine in row],
         )
-        for at, row in zip(asked.tolist(), found, strict=True)
+        for position, row in zip(frequent.tolist(), neighbours, strict=True)
     ]
 
 
@@ -75,29 +75,29 @@ def _name(schema: Schema, slot: Slot, id_: int) -> str:
 
 def _cosines(
     table: NDArray[np.float32],
-    asked: NDArray[np.int64],
-    known: NDArray[np.int64],
+    query_ids: NDArray[np.int64],
+    candidate_ids: NDArray[np.int64],
     nearest: int,
 ) -> list[list[tuple[int, float]]]:
     """Of each asked row the ids and cosines of the nearest known ones, itself left out."""
-    queries = _unit(table[asked])
-    best: list[list[tuple[int, float]]] = [[] for _ in asked]
-    for start in range(0, len(known), _ROWS_AT_ONCE):
-        ids = known[start : start + _ROWS_AT_ONCE]
+    queries = _unit(table[query_ids])
+    best: list[list[tuple[int, float]]] = [[] for _ in query_ids]
+    for start in range(0, len(candidate_ids), _ROWS_AT_ONCE):
+        ids = candidate_ids[start : start + _ROWS_AT_ONCE]
         cosines = queries @ _unit(table[ids]).T
-        cosines[asked[:, None] == ids[None, :]] = -np.inf
+        cosines[query_ids[:, None] == ids[None, :]] = -np.inf
         cosines[np.isnan(cosines)] = -np.inf  # an embedding of zeros points nowhere
-        kept = min(nearest, len(ids))
-        top = np.argpartition(-cosines, kept - 1, axis=1)[:, :kept]
-        for at, places in enumerate(top):
-            more = [(int(ids[p]), float(cosines[at, p])) for p in places]
-            every = sorted([*best[at], *more], key=lambda pair: (-pair[1], pair[0]))
-            best[at] = [pair for pair in every[:nearest] if pair[1] > -np.inf]
+        count = min(nearest, len(ids))
+        top = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+        for row, places in enumerate(top):
+            more = [(int(ids[p]), float(cosines[row, p])) for p in places]
+            every = sorted([*best[row], *more], key=lambda pair: (-pair[1], pair[0]))
+            best[row] = [pair for pair in every[:nearest] if pair[1] > -np.inf]
     return best
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     wide = rows.astype(np.float64)
     lengths = np.sqrt((wide**2).sum(axis=1, keepdims=True))
-    found: NDArray[np.float64] = wide / np.where(lengths > 0, lengths, np.nan)
-    return found
+    normalised: NDArray[np.float64] = wide / np.where(lengths > 0, lengths, np.nan)
+    return normalised

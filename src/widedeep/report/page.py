@@ -45,14 +45,14 @@ def report_page(report: Mapping[str, Any]) -> str:
         "Versions": _versions(report["lineage"]),
         "Configuration": _configuration(report),
     }
-    shown = {heading: body for heading, body in sections.items() if body}
+    bodies = {heading: body for heading, body in sections.items() if body}
     return document(
         report["name"],
         [
             tiles(headline(report)),
             *(note(text) for text in report["notes"]),
-            contents(list(shown)),
-            *(section(heading, body) for heading, body in shown.items()),
+            contents(list(bodies)),
+            *(section(heading, body) for heading, body in bodies.items()),
         ],
         subtitle=_subtitle(report),
     )
@@ -84,28 +84,28 @@ def _gate(verdict: Mapping[str, Any] | None) -> str:
 
 def _training(run: Mapping[str, Any]) -> str:
     history: Sequence[Mapping[str, Any]] = run["history"]
-    told = _warm(run["warm_start"])
+    intro = _warm(run["warm_start"])
     if not history:
-        return told
+        return intro
     speeds = [row["rows_per_s"] for row in history if row.get("rows_per_s")]
     if speeds:
         last = history[-1]
         steps = f"{last['step']:,} steps, " if last.get("step") else ""
-        told += note(
+        intro += note(
             f"{steps}{last.get('rows', 0):,} rows learned; "
             f"{sorted(speeds)[len(speeds) // 2]:,.0f} rows a second."
         )
     if len(history) < 2:
         row = history[0]
         cells = [[name, figure(value)] for name, value in row.items() if _is_number(value)]
-        return told + table(["the one evaluation", "figure"], cells, numbers=["figure"])
-    return told + charts(*_charts(history, run["kept_step"]))
+        return intro + table(["the one evaluation", "figure"], cells, numbers=["figure"])
+    return intro + charts(*_charts(history, run["kept_step"]))
 
 
 def _charts(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> list[str]:
     """Loss, the metric that ranks or fits, and how many wide weights are not zero."""
     stepped = all(_is_number(row.get("step")) for row in history)
-    xs = [float(row["step"]) if stepped else at + 1.0 for at, row in enumerate(history)]
+    xs = [float(row["step"]) if stepped else index + 1.0 for index, row in enumerate(history)]
 
     def points(column: str) -> list[tuple[float, float]]:
         return [
@@ -115,7 +115,7 @@ def _charts(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> list
         ]
 
     columns = list(dict.fromkeys(name for row in history for name in row))
-    wanted = {
+    columns_of = {
         "Loss": ["loss", *_measured(columns, "log_loss")],
         "AUC": _measured(columns, "auc"),
         "Root mean squared error": _measured(columns, "rmse"),
@@ -124,12 +124,12 @@ def _charts(history: Sequence[Mapping[str, Any]], kept_step: int | None) -> list
     }
     mark = None if kept_step is None else (float(kept_step), "kept")
     label = "step" if stepped else "evaluation"
-    found = []
-    for heading, names in wanted.items():
+    blocks = []
+    for heading, names in columns_of.items():
         lines = {_line_name(name): points(name) for name in names}
         chart = line_chart(lines, x_label=label, mark=mark if stepped else None)
-        found.append(subsection(heading, chart) if chart else "")
-    return found
+        blocks.append(subsection(heading, chart) if chart else "")
+    return blocks
 
 
 def _measured(columns: Sequence[str], metric: str) -> list[str]:
@@ -143,9 +143,9 @@ def _measured(columns: Sequence[str], metric: str) -> list[str]:
 
 def _line_name(column: str) -> str:
     names = {"loss": "training", "nonzero_wide": "not zero"}
-    kind, *rest = column.split("/")
-    told = {"valid": "validation", "before": "next shard"}.get(kind, names.get(kind, kind))
-    return " ".join([told, *rest[:-1]])
+    kind, *suffix = column.split("/")
+    name = {"valid": "validation", "before": "next shard"}.get(kind, names.get(kind, kind))
+    return " ".join([name, *suffix[:-1]])
 
 
 def _warm(warm: Mapping[str, Any] | None) -> str:
@@ -153,8 +153,8 @@ def _warm(warm: Mapping[str, Any] | None) -> str:
         return ""
     states = [moved["state"] for moved in warm["moved"]]
     counts = {state: states.count(state) for state in ("carried", "remapped", "fresh")}
-    told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
-    return note(f"Started warm from {warm['path']}: of its tensors {told}.")
+    summary = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    return note(f"Started warm from {warm['path']}: of its tensors {summary}.")
 
 
 def _is_number(value: object) -> bool:
@@ -185,7 +185,7 @@ def _versions(lineage: Sequence[Mapping[str, Any]]) -> str:
     titles = {metric.name: metric.label(metric.name, short=True) for metric in registered()}
     numbers = [titles[name] for name in names]
     heads = ["version", "after", "published", *numbers, "size", "gate", "state"]
-    strong = [at for at, one in enumerate(newest) if one["this"]]
+    strong = [index for index, one in enumerate(newest) if one["this"]]
     older = len(lineage) - len(newest)
     return table(heads, rows, numbers=[*numbers, "size"], strong=strong) + (
         note(f"{older:,} older versions are not shown.") if older else ""
@@ -214,21 +214,21 @@ def _state_word(one: Mapping[str, Any]) -> str:
 def _configuration(report: Mapping[str, Any]) -> str:
     config = report["config"]
     bundle = report["bundle"]
-    made = {
+    origin = {
         "bundle": bundle["path"],
         "identity": bundle["sha256"][:16],
         "schema": bundle["schema"][:16],
         "written by": f"widedeep {bundle['created_by']}",
     }
     if report["against"]:
-        made["compared with"] = report["against"]["path"]
+        origin["compared with"] = report["against"]["path"]
     for entry in (report["data"] or {"inputs": []})["inputs"][:5]:
-        made.setdefault("judged on", entry["path"] or entry["name"])
+        origin.setdefault("judged on", entry["path"] or entry["name"])
     model, train = (
         subsection(title, _settings(config[key])) if isinstance(config.get(key), Mapping) else ""
         for title, key in (("Model", "model"), ("Training", "train"))
     )
-    return pair(subsection("This model", _settings(made)) + model, train)
+    return pair(subsection("This model", _settings(origin)) + model, train)
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -14,19 +14,19 @@ _MOVED = 0.25
 
 def wide_section(report: Mapping[str, Any]) -> str:
     """Return the strongest wide weights by name, those of crosses first."""
-    found = ""
+    blocks = ""
     for entry in report["wide"]:
         of = f", {entry['logit']}" if entry["logit"] else ""
-        for part, told in (("crosses", "Crosses"), ("others", "Single features")):
-            found += pair(
-                _weights(f"{told} that raise the score{of}", entry[part]["positive"]),
-                _weights(f"{told} that lower it{of}", entry[part]["negative"]),
+        for kind, title in (("crosses", "Crosses"), ("others", "Single features")):
+            blocks += pair(
+                _weights(f"{title} that raise the score{of}", entry[kind]["positive"]),
+                _weights(f"{title} that lower it{of}", entry[kind]["negative"]),
             )
-    if not found:
+    if not blocks:
         return ""
     classes = max((head["kind"] == "multiclass" for head in report["heads"].values()), default=0)
     more = " The first classes are shown." if classes else ""
-    return note(f"What each value adds to the logit, and how often training saw it.{more}") + found
+    return note(f"What each value adds to the logit, and how often training saw it.{more}") + blocks
 
 
 def _weights(heading: str, weights: Sequence[Mapping[str, Any]]) -> str:
@@ -45,27 +45,27 @@ def _weights(heading: str, weights: Sequence[Mapping[str, Any]]) -> str:
 
 def _weight_name(one: Mapping[str, Any]) -> str:
     """A cross names its own parts; another value needs its feature."""
-    told = str(one["value"])
-    return told if " & " in told and "=" in told else f"{one['feature']} = {told}"
+    value = str(one["value"])
+    return value if " & " in value and "=" in value else f"{one['feature']} = {value}"
 
 
 def neighbours_section(report: Mapping[str, Any]) -> str:
     """Return frequent values with those whose embeddings are nearest."""
     blocks = []
     for feature, rows in report["neighbours"].items():
-        shown = [
+        chip_rows = [
             (
                 f"{one['value']}" + (f" ({one['count']:,})" if one["count"] else ""),
                 [(value, f"{cosine:.2f}") for value, cosine in one["nearest"]],
             )
             for one in rows
         ]
-        if shown:
-            blocks.append(subsection(feature, chips(shown, ("value", "nearest"))))
+        if chip_rows:
+            blocks.append(subsection(feature, chips(chip_rows, ("value", "nearest"))))
     if not blocks:
         return ""
-    told = "The most frequent values, how often training saw them, and those whose embeddings "
-    return note(told + "point most nearly the same way, with the cosine.") + pair(*blocks)
+    intro = "The most frequent values, how often training saw them, and those whose embeddings "
+    return note(intro + "point most nearly the same way, with the cosine.") + pair(*blocks)
 
 
 def inputs_section(report: Mapping[str, Any]) -> str:
@@ -87,16 +87,16 @@ def inputs_section(report: Mapping[str, Any]) -> str:
                 bad.append(len(rows))
         rows.append([*row, _typical(one)])
     numbers = [heading for heading in heads if heading not in ("feature", "kind", "values")]
-    told = "As training saw them."
+    intro = "As training saw them."
     if now:
-        told = (
+        intro = (
             "As training saw them; and of the rows that the model was judged on: now, the share "
             "of nulls; unseen, that of values which the model does not know; moved, the "
             f"population stability index of the known values, from {_MOVED} on in red."
         )
-    shown = table([*heads, "typical"], rows, numbers=numbers, bad=bad)
+    body = table([*heads, "typical"], rows, numbers=numbers, bad=bad)
     notes = "".join(note(f"{text[:1].upper()}{text[1:]}.") for text in report["fit_notes"])
-    return note(told) + shown + _moved_most(inputs) + notes
+    return note(intro) + body + _moved_most(inputs) + notes
 
 
 def _index(psi: float | None) -> str:
@@ -115,8 +115,8 @@ def _values(one: Mapping[str, Any]) -> str:
 def _typical(one: Mapping[str, Any]) -> str:
     if one["range"]:
         return f"mean {one['range']['mean']:,.4g}"
-    shown = one["top"] if one["kind"] != "crossed" else one["top"][:1]
-    return ", ".join(f"{value} {percent(share, 0)}" for value, share in shown)
+    frequent = one["top"] if one["kind"] != "crossed" else one["top"][:1]
+    return ", ".join(f"{value} {percent(fraction, 0)}" for value, fraction in frequent)
 
 
 def _moved_most(inputs: Sequence[Mapping[str, Any]]) -> str:
@@ -185,8 +185,8 @@ def _sparsity(zeros: Sequence[Sequence[Any]]) -> str:
     if not rows:
         return ""
     chart = bar_list(rows, longest=1.0, headings=("feature", "zero", "weights"))
-    told = (
+    intro = (
         "Of the values that a feature knows: weights that L1 holds at exactly 0, or that no "
         "example touched. Such a value tells nothing beyond the rest of the model."
     )
-    return subsection("Wide weights that are zero", note(told), chart)
+    return subsection("Wide weights that are zero", note(intro), chart)

@@ -25,26 +25,30 @@ _SLICES_OF_A_COLUMN = 12
 
 def headline(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the figures that stand on top of the page."""
-    found: list[tuple[str, ...]] = []
+    tiles: list[tuple[str, ...]] = []
     for name, head in report["heads"].items():
-        mine, theirs = head["metrics"]["model"], head["metrics"].get("against", {})
+        metrics, other_metrics = head["metrics"]["model"], head["metrics"].get("against", {})
         headlines = [metric for metric in registered(head["kind"]) if metric.headline is not None]
         headlines.sort(key=lambda metric: metric.headline or 0)
         for metric in [one.name for one in headlines[: None if len(report["heads"]) == 1 else 2]]:
-            if mine.get(metric) is None:
+            if metrics.get(metric) is None:
                 continue
-            told = _metric_name(metric).partition(" (")[0]
-            what = f"{told} of {name}" if name else told
-            more = [] if theirs.get(metric) is None else [f"{figure(theirs[metric])} before"]
-            found.append((what, figure(mine[metric]), *more))
+            title = _metric_name(metric).partition(" (")[0]
+            what = f"{title} of {name}" if name else title
+            more = (
+                []
+                if other_metrics.get(metric) is None
+                else [f"{figure(other_metrics[metric])} before"]
+            )
+            tiles.append((what, figure(metrics[metric]), *more))
     tables, layers = report["tables"], report["layers"]
     parameters = sum(t["rows"] * t["width"] for t in tables) + sum(x["numbers"] for x in layers)
-    found.append(("parameters", count_text(parameters), bytes_text(report["bundle"]["bytes"])))
+    tiles.append(("parameters", count_text(parameters), bytes_text(report["bundle"]["bytes"])))
     weights = sum(size for _, _, size in report["zeros"])
     if weights:
         zero = sum(zero for _, zero, _ in report["zeros"]) / weights
-        found.append(("wide weights at zero", percent(zero), f"of {count_text(weights)}"))
-    return found
+        tiles.append(("wide weights at zero", percent(zero), f"of {count_text(weights)}"))
+    return tiles
 
 
 def quality_sections(report: Mapping[str, Any]) -> dict[str, str]:
@@ -67,27 +71,30 @@ def quality_sections(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _metrics_table(head: Mapping[str, Any], other: str) -> str:
-    mine, theirs = head["metrics"]["model"], head["metrics"].get("against")
+    metrics, other_metrics = head["metrics"]["model"], head["metrics"].get("against")
     rows: list[list[str]] = []
     marks: dict[str, list[int]] = {"good": [], "bad": []}
-    ordered = [(_table_order(metric), metric) for metric in mine]
+    ordered = [(_table_order(metric), metric) for metric in metrics]
     for _, metric in sorted((order, metric) for order, metric in ordered if order is not None):
-        row = [_metric_name(metric), figure(mine[metric])]
-        if theirs is not None:
+        row = [_metric_name(metric), figure(metrics[metric])]
+        if other_metrics is not None:
             change = head["changes"].get(metric)
-            row += [figure(theirs.get(metric)), _change(metric, mine, theirs, change)]
+            row += [
+                figure(other_metrics.get(metric)),
+                _change(metric, metrics, other_metrics, change),
+            ]
             if change and (change["low"] > 0 or change["high"] < 0):
                 marks["bad" if change["low"] > 0 else "good"].append(len(rows))
         rows.append(row)
     if not rows:
         return ""
-    heads = ["metric", "this model"] + ([] if theirs is None else [other, "change"])
-    told = note(
+    heads = ["metric", "this model"] + ([] if other_metrics is None else [other, "change"])
+    explanation = note(
         "± is half a 95 % interval of the change, from resamples of the rows or of their units. "
         "Green is better and red is worse beyond it."
     )
-    shown = told if head["changes"] else ""
-    return table(heads, rows, numbers=heads[1:], good=marks["good"], bad=marks["bad"]) + shown
+    footnote = explanation if head["changes"] else ""
+    return table(heads, rows, numbers=heads[1:], good=marks["good"], bad=marks["bad"]) + footnote
 
 
 def _table_order(name: str) -> int | None:
@@ -102,14 +109,14 @@ def _metric_name(metric: str) -> str:
 
 def _change(
     metric: str,
-    mine: Mapping[str, Any],
-    theirs: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    other_metrics: Mapping[str, Any],
     change: Mapping[str, float] | None,
 ) -> str:
-    if mine.get(metric) is None or theirs.get(metric) is None:
+    if metrics.get(metric) is None or other_metrics.get(metric) is None:
         return ""
     if change is None or metric not in ("auc", "gauc", "log_loss", "calibration"):
-        moved = mine[metric] - theirs[metric]
+        moved = metrics[metric] - other_metrics[metric]
         return "" if metric in ("rows", "groups") and not moved else f"{moved:+.4f}"
     half = (change["high"] - change["low"]) / 2
     if metric == "log_loss":
@@ -133,7 +140,7 @@ def _calibration(head: Mapping[str, Any], other: str) -> str:
         "regression": ("mean prediction of a tenth of the rows", "upwards: the mean label"),
     }
     across, up = labels[head["kind"]]
-    lines = {_who(who, other): [(x, y) for x, y, _ in points] for who, points in curve.items()}
+    lines = {_who(model, other): [(x, y) for x, y, _ in points] for model, points in curve.items()}
     errors = {}
     if head["kind"] != "regression":
         errors["this model"] = [
@@ -141,22 +148,24 @@ def _calibration(head: Mapping[str, Any], other: str) -> str:
             for _, y, rows in curve["model"]
         ]
     chart = line_chart(lines, x_label=across, diagonal=True, errors=errors)
-    told = f"Tenths of the rows by score; {up}; on the dashed line they agree."
+    explanation = f"Tenths of the rows by score; {up}; on the dashed line they agree."
     whiskers = " Whiskers are 95 % intervals." if errors else ""
-    return subsection("Calibration", chart, note(told + whiskers))
+    return subsection("Calibration", chart, note(explanation + whiskers))
 
 
-def _who(who: str, other: str) -> str:
-    return "this model" if who == "model" else other
+def _who(model: str, other: str) -> str:
+    return "this model" if model == "model" else other
 
 
 def _gain(curves: Mapping[str, Sequence[Sequence[float]]], other: str) -> str:
-    lines = {_who(who, other): [(x, y) for x, y in points] for who, points in curves.items()}
+    lines = {_who(model, other): [(x, y) for x, y in points] for model, points in curves.items()}
     chart = line_chart(
         lines, x_label="share of the rows, the highest scores first", diagonal=True, dots=False
     )
-    told = "Upwards: the share of all positives among them; a random order is on the dashed line."
-    return subsection("Gain", chart, note(told)) if chart else ""
+    explanation = (
+        "Upwards: the share of all positives among them; a random order is on the dashed line."
+    )
+    return subsection("Gain", chart, note(explanation)) if chart else ""
 
 
 def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
@@ -188,32 +197,32 @@ def _slices(slices: Sequence[Mapping[str, Any]], head: str, other: str) -> str:
     lower = described is not None and described.direction == "lower"
     better = "less is better" if lower else "more is better"
     of = f" of {head}" if head else ""
-    told = note(
+    intro = note(
         f"{title}{of} within each value of a column; {better}. Grey: too little data to tell."
     )
-    who = [key for key in ("model", "against") if key in slices[0]]
-    series = ["this model", other][: len(who)] if len(who) > 1 else [title]
-    scale = _scale(slices, who, metric)
+    models = [key for key in ("model", "against") if key in slices[0]]
+    series = ["this model", other][: len(models)] if len(models) > 1 else [title]
+    scale = _scale(slices, models, metric)
     blocks = []
-    for name, found in columns.items():
+    for name, entries in columns.items():
         rows = [
             DotRow(
                 one["value"],
-                tuple(one[key].get(metric) for key in who),
+                tuple(one[key].get(metric) for key in models),
                 f"{one['rows']:,}",
                 one["too_little"] is not None,
             )
-            for one in found[:_SLICES_OF_A_COLUMN]
+            for one in entries[:_SLICES_OF_A_COLUMN]
         ]
-        rest = len(found) - len(rows)
+        omitted = len(entries) - len(rows)
         chart = dot_list(rows, series=series, headings=("value", "rows"), scale=scale)
-        more = note(f"{rest:,} rarer values are not shown.") if rest else ""
+        more = note(f"{omitted:,} rarer values are not shown.") if omitted else ""
         blocks.append(subsection(name, chart, more))
-    return told + legend(series) + pair(*blocks)
+    return intro + legend(series) + pair(*blocks)
 
 
-def _scale(slices: Sequence[Mapping[str, Any]], who: Sequence[str], metric: str) -> list[float]:
+def _scale(slices: Sequence[Mapping[str, Any]], models: Sequence[str], metric: str) -> list[float]:
     """One scale for all columns, of the slices that have data enough if there are any."""
     sure = [one for one in slices if one["too_little"] is None] or slices
-    values = [one[key].get(metric) for one in sure for key in who]
+    values = [one[key].get(metric) for one in sure for key in models]
     return outer_ticks([value for value in values if value is not None] or [0.0, 1.0])
