@@ -46,7 +46,7 @@ def test_too_little_of_one_class(made: dict[str, Path]) -> None:
     labels[:7] = 1
     recent = with_column(market(ROWS, 2), "click", labels)
     verdict = validate(made["candidate"], made["serving"], recent, config=CONFIG)
-    assert "7 positive and 2,993 negative rows, at least 50 of each" in verdict.reasons[0]
+    assert "7 positive and 2,993 negative rows, expected at least 50 of each" in verdict.reasons[0]
 
 
 def test_without_data(made: dict[str, Path], tmp_path: Path, run: Run) -> None:
@@ -58,7 +58,9 @@ def test_without_data(made: dict[str, Path], tmp_path: Path, run: Run) -> None:
         code, _, err = run("validate", made["candidate"], "--data", tmp_path / data)
         assert (code, told in err, "Traceback" in err) == (2, True, False)
     few = validate(made["candidate"], None, market(999, 2), config=CONFIG)
-    assert few.reasons[0].startswith("too little data to judge by: 999 rows, at least 1,000")
+    assert few.reasons[0].startswith(
+        "too little data to judge by: 999 rows, expected at least 1,000"
+    )
     with pytest.raises(DataError, match="no column 'user'"):
         validate(made["candidate"], None, market(ROWS, 2).drop_columns("user"), config=CONFIG)
 
@@ -105,7 +107,7 @@ def test_a_damaged_candidate(made: dict[str, Path], tmp_path: Path, how: str) ->
     told = "manifest.json" if how == "its manifest" else "weights.safetensors"
     assert verdict.reasons[0].startswith("dry run: ")
     assert told in verdict.reasons[0]
-    with pytest.raises(BundleError, match="no directory"):
+    with pytest.raises(BundleError, match="not a directory"):
         validate(tmp_path / "none", made["serving"], market(ROWS, 2), config=CONFIG)
 
 

@@ -140,7 +140,7 @@ def test_scores_that_are_no_numbers(
 
     monkeypatch.setattr(Bundle, "scores_of", spoiled)
     found = judged(made["candidate"], made["serving"], market(ROWS, 2), slices=("country",))
-    name = "the candidate" if who == "candidate" else "the model in service"
+    name = "the candidate" if who == "candidate" else "the serving model"
     assert found.reasons == [
         f"4 of 4,000 scores of {name} are NaN or infinite; a model cannot be judged by them"
     ]
@@ -161,8 +161,8 @@ def weighed(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize(
     ("weights", "told"),
     [
-        (np.zeros(ROWS), "0 rows of weight above 0 (of 4,000), at least 1,000"),
-        (np.arange(ROWS) < 900, "900 rows of weight above 0 (of 4,000), at least 1,000"),
+        (np.zeros(ROWS), "0 rows of weight above 0 (of 4,000), expected at least 1,000"),
+        (np.arange(ROWS) < 900, "900 rows of weight above 0 (of 4,000), expected at least 1,000"),
     ],
 )
 def test_rows_without_weight_are_no_data(weighed: Bundle, weights: np.ndarray, told: str) -> None:
@@ -180,9 +180,7 @@ def test_positives_without_weight_are_no_positives(weighed: Bundle) -> None:
 def test_rows_of_one_user(made: dict[str, Bundle]) -> None:
     table = with_column(market(ROWS, 2), "user", np.zeros(ROWS, np.int64))
     found = judged(made["candidate"], made["serving"], table, unit="user")
-    assert found.reasons == [
-        "too little data to judge by: rows of 1 units alone, at least 30 expected"
-    ]
+    assert found.reasons == ["too little data to judge by: rows of 1 units, expected at least 30"]
 
 
 def test_groups_without_both_classes(tmp_path: Path) -> None:
@@ -231,7 +229,7 @@ def test_the_level_of_a_constant(tmp_path: Path, kind: str) -> None:
     recent = market(4000, 4).append_column("y", pa.array(price if kind == "regression" else label))
     bad = other_head(kind, table, tmp_path / "bad", turned=True)
     reasons = judged(bad, None, recent).reasons
-    level = "the mean label" if kind == "regression" else "each class's share"
+    level = "the mean label" if kind == "regression" else "the fraction of each class"
     loss = "squared error" if kind == "regression" else "log loss"
     assert any(loss in r and f"of a constant, {level}" in r for r in reasons), reasons
     good = judged(other_head(kind, table, tmp_path / "good", turned=False), None, recent)
@@ -257,7 +255,10 @@ def test_one_class_or_one_value_alone(tmp_path: Path, kind: str) -> None:
     if kind == "multiclass":
         few = pa.array(["low"] * 20 + ["mid"] * 2980)
         reasons = judged(bundle, None, market(3000, 4).append_column("y", few)).reasons
-        assert "20 rows of another class than the most frequent one, at least 50" in reasons[0]
+        assert (
+            "20 rows of another class than the most frequent one, expected at least 50"
+            in reasons[0]
+        )
 
 
 def test_a_regressions_loss_is_a_squared_error_everywhere(tmp_path: Path) -> None:
@@ -297,14 +298,16 @@ def test_a_regression_of_both_signs(tmp_path: Path) -> None:
     assert "calibration" not in entry["candidate"]
 
 
-@pytest.mark.parametrize("step", ["score_both", "judge_quality", "score_psi"])
+@pytest.mark.parametrize(
+    "step", ["validation.score_both", "checks.judge_quality", "checks.score_psi"]
+)
 def test_the_gates_own_error_is_no_pass(
     made: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise IndexError("index 7 is out of bounds")
 
-    monkeypatch.setattr(f"widedeep.gate.validation.{step}", broken)
+    monkeypatch.setattr(f"widedeep.gate.{step}", broken)
     monkeypatch.setattr("widedeep.gate.validation.dry_run", lambda path: {"error": None, "rows": 0})
     verdict = validate(made["candidate"].path, made["serving"].path, market(ROWS, 2), config=CONFIG)
     assert not verdict.passed
