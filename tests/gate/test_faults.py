@@ -84,7 +84,7 @@ def test_the_model_in_service_is_gone(
     words = ("validate", made["candidate"], "--data", tmp_path / "recent.parquet")
     code, out, err = run(*words, "--against", models, "--set", "gate.max_latency_ms=10000")
     assert (code, out, "Traceback" in err) == (2, "", False)
-    told = "without a version that serves" if how == "the folder" else "weights.safetensors"
+    told = "without a serving version" if how == "the folder" else "weights.safetensors"
     assert told in err
     if how != "the folder":
         with pytest.raises(BundleError, match=r"weights\.safetensors"):
