@@ -81,6 +81,10 @@ class EmbeddingTable:
         self._device_slots: DeviceSlots | None = None
         self._shared: tuple[NDArray[np.int64], list[int] | None] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the native slots, which are made again."""
+        return {**self.__dict__, "_slots": {}}
+
     # ---- rows --------------------------------------------------------------------------------
 
     @property

@@ -328,6 +328,10 @@ class NativeMLP:
         self._running: TowerGradients | None = None
         self._logits = self._grad_logits = self._grad_BX = torch.empty(0)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the native tower, which is made again for the next batch."""
+        return {**self.__dict__, "_native_tower": None}
+
     def _prepare(self, concat_BX: Tensor) -> Tower:
         """Return the arrays for a batch: those of the last one if nothing changed its address."""
         parameters = (*self._weights, *self._biases)
