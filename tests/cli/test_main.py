@@ -409,7 +409,7 @@ def test_a_misspelt_key_is_told(run: Run, ads_run: Path, tmp_path: Path) -> None
     lines = tmp_path / "rows.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, _, err = run("score", ads_run / "run", lines, "-o", tmp_path / "s.jsonl")
-    assert "note: the key 'jobb' means nothing; did you mean 'job'?" in err
+    assert "the key 'jobb' is unknown; did you mean 'job'?" in err
     assert "when" not in err
     document = json.loads(run("score", ads_run / "run", lines, "-o", lines.with_name("t.jsonl"),
                               "--json").out)  # fmt: skip

@@ -26,7 +26,15 @@ from widedeep.serving.ranker import Ranker
 from widedeep.simulate.requests import Requests
 
 __all__ = [
-    *("Explore", "Model", "Oracle", "Policy", "Popularity", "Random", "Ranked", "Server", "Split"),
+    "Explore",
+    "Model",
+    "Oracle",
+    "Policy",
+    "Popularity",
+    "Random",
+    "Ranked",
+    "Server",
+    "Split",
 ]
 
 
