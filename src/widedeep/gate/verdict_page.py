@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from widedeep.gate.measures import measure_title
-from widedeep.page import document, line_chart, note, section, table, tiles
+from widedeep.page import line_chart, note, render, table, tiles
 
 _TITLES = {"normalized_loss": "loss / that of a constant"}
 _OVERALL = ("log_loss", "squared_error", "normalized_loss", "calibration", "auc", "gauc")
@@ -17,37 +16,30 @@ _BY_SLICE = ("auc", "log_loss", "squared_error", "calibration")
 
 def verdict_page(verdict: Mapping[str, Any]) -> str:
     """Return a verdict (:meth:`Verdict.to_json`) as a self-contained page."""
-    parts = [verdict_text(verdict)]
-    for head, entry in verdict["quality"].items():
-        title = "Quality" if head == "score" else f"Quality of {head}"
-        chart = curve_chart(entry.get("curve", {}))
-        parts.append(
-            section(title, f'<div class="pair"><div>{metrics_table(entry)}</div>{chart}</div>')
-        )
-    parts.append(section("Slices", slices_table(verdict["slices"])))
-    parts.append(section("Drift", drift_table(verdict["drift"])))
-    parts.append(section("Dry run", _dry_run(verdict["dry_run"])))
-    data = verdict["data"]
-    rows = f"{data['rows']:,} rows" if data else "no rows"
-    return document(
-        "The gate: passed" if verdict["passed"] else "The gate: stopped",
-        parts,
+    heads = [
+        {
+            "title": "Quality" if head == "score" else f"Quality of {head}",
+            "metrics": metrics_table(entry),
+            "chart": curve_chart(entry.get("curve", {})),
+        }
+        for head, entry in verdict["quality"].items()
+    ]
+    rows = f"{verdict['data']['rows']:,} rows" if verdict["data"] else "no rows"
+    return render(
+        "gate/verdict.html",
+        title="The gate: passed" if verdict["passed"] else "The gate: stopped",
         subtitle=f"{verdict['candidate']['path']}, judged on {rows}, {verdict['created']}",
+        verdict=verdict,
+        heads=heads,
+        slices=slices_table(verdict["slices"]),
+        drift=drift_table(verdict["drift"]),
+        dry_run=_dry_run(verdict["dry_run"]),
     )
 
 
 def verdict_text(verdict: Mapping[str, Any]) -> str:
     """Return the decision and its reasons as a block."""
-    kind = "good" if verdict["passed"] else "bad"
-    decision = "It may serve." if verdict["passed"] else "It may not serve."
-    items = "".join(f"<li>{escape(reason)}</li>" for reason in verdict["reasons"])
-    reasons = f"<ul>{items}</ul>" if items else ""
-    serving = verdict["serving"]
-    against = (
-        f"against {serving['path']}" if serving else "on its own: there is no model in service"
-    )
-    notes = "".join(note(f"Note: {text}") for text in verdict["notes"])
-    return f'<div class="verdict {kind}"><b>{decision}</b>{note(against)}{reasons}</div>{notes}'
+    return render("gate/decision.html", verdict=verdict)
 
 
 def metrics_table(entry: Mapping[str, Any]) -> str:
@@ -85,7 +77,7 @@ def curve_chart(curve: Mapping[str, Any]) -> str:
     names = {"candidate": "candidate", "serving": "in service"}
     lines = {names[model]: [(x, y) for x, y, _ in points] for model, points in curve.items()}
     chart = line_chart(lines, x_label="mean score of a tenth; up: mean label", diagonal=True)
-    return f"<div>{chart}</div>" if chart else ""
+    return chart
 
 
 def slices_table(slices: Any) -> str:

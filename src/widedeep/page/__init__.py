@@ -1,4 +1,4 @@
-"""Pages that need nothing else: tables and charts as HTML and inline SVG, no script, no network."""
+"""Self-contained pages from templates, with charts as inline SVG; no script, no network."""
 
 from widedeep.page.charts import (
     DotRow,
@@ -16,6 +16,7 @@ from widedeep.page.document import (
     document,
     note,
     pair,
+    render,
     section,
     subsection,
     table,
@@ -36,6 +37,7 @@ __all__ = [
     "note",
     "outer_ticks",
     "pair",
+    "render",
     "section",
     "subsection",
     "table",

@@ -10,15 +10,12 @@ from widedeep.gate.verdict_page import verdict_text
 from widedeep.metrics import registered
 from widedeep.page import (
     charts,
-    contents,
-    document,
     line_chart,
     note,
     pair,
-    section,
+    render,
     subsection,
     table,
-    tiles,
 )
 from widedeep.report.format import bytes_text, figure, moment, rows_text
 from widedeep.report.page_model import (
@@ -45,16 +42,13 @@ def report_page(report: Mapping[str, Any]) -> str:
         "Versions": _versions(report["lineage"]),
         "Configuration": _configuration(report),
     }
-    bodies = {heading: body for heading, body in sections.items() if body}
-    return document(
-        report["name"],
-        [
-            tiles(headline(report)),
-            *(note(text) for text in report["notes"]),
-            contents(list(bodies)),
-            *(section(heading, body) for heading, body in bodies.items()),
-        ],
+    return render(
+        "report/report.html",
+        title=report["name"],
         subtitle=_subtitle(report),
+        headline=headline(report),
+        notes=report["notes"],
+        sections={heading: body for heading, body in sections.items() if body},
     )
 
 
