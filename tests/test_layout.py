@@ -208,9 +208,33 @@ class TestLint:
         assert len(found) == 1
         assert "'serving' imports 'training', which does not stand before it" in found[0]
 
-    def test_an_import_for_type_checkers_is_free(self, lint, tmp_path: Path) -> None:
+    def test_an_import_for_type_checkers_counts(self, lint, tmp_path: Path) -> None:
         text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import widedeep.data.fit\n"
-        assert self.findings(lint, tmp_path, {"src/widedeep/schema.py": text}) == []
+        found = self.findings(lint, tmp_path, {"src/widedeep/schema.py": text})
+        assert found == [
+            "src/widedeep/schema.py:3: 'schema' imports 'data', which does not stand before it"
+        ]
+
+    @pytest.mark.parametrize(
+        "back",
+        ["from widedeep.data.a import A", "from .a import A", "from widedeep.data import a"],
+    )
+    def test_a_circle_within_a_room(self, lint, tmp_path: Path, back: str) -> None:
+        files = {
+            "src/widedeep/data/__init__.py": "",
+            "src/widedeep/data/a.py": "from widedeep.data import b\n",
+            "src/widedeep/data/b.py": "from widedeep.data import c\n",
+            "src/widedeep/data/c.py": f"def late():\n    {back}\n",
+        }
+        found = self.findings(lint, tmp_path, files)
+        assert found == [
+            "src/widedeep: modules import each other in a circle: data.a, data.b, data.c"
+        ]
+
+    def test_too_many_floors(self, lint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tower = {"errors": ()} | {f"r{n}": (f"r{n - 1}" if n else "errors",) for n in range(12)}
+        monkeypatch.setattr(lint, "BEFORE", tower)
+        assert self.findings(lint, tmp_path, {}) == ["src/widedeep: 13 floors of rooms, at most 12"]
 
     @pytest.mark.parametrize(
         ("text", "bad"),

@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_FILE_LINES = 800
 MAX_FUNCTION_LINES = 80
 MAX_PUBLIC_NAMES = 40
+MAX_FLOORS = 12
 
 # Each room of src/widedeep and the rooms directly before it. A room may import from any room
-# before it, however far back; a new module needs a place here. A module called `room_part` is a
-# part of `room`. Imports for type checkers alone are free: they do not run.
+# before it, however far back; a new room needs a place here. Every import counts, those inside
+# functions and for type checkers alone too: who reads the one file must read the other.
 BEFORE: dict[str, tuple[str, ...]] = {
     "errors": (),
     "_native": (),
@@ -31,15 +32,15 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "page": ("errors",),
     "metrics": ("errors",),
     "options": ("errors",),
-    "features": ("options",),
     "kernels": ("errors", "_native"),
+    "features": ("options",),
     "schema": ("features", "options", "kernels", "files"),
+    "optim": ("options", "kernels"),
     "data": ("schema", "page", "metrics"),
     "join": ("data",),
     "bundle": ("data",),
-    "tables": ("data",),
-    "optim": ("tables",),
-    "models": ("bundle", "optim"),
+    "tables": ("data", "optim"),
+    "models": ("bundle", "tables"),
     "training": ("models",),
     "estimators": ("training",),
     "serving": ("bundle",),
@@ -56,19 +57,9 @@ BEFORE: dict[str, tuple[str, ...]] = {
 # Where `import torch` raises, a bundle loads, scores and is served. Kernels that run
 # by torch say so by name.
 WITHOUT_TORCH = {
-    *(
-        "__init__",
-        "errors",
-        "files",
-        "features",
-        "options",
-        "config",
-        "kernels",
-        "schema",
-        "data",
-        "join",
-    ),
-    *("bundle", "metrics", "serving", "page", "evaluation", "gate", "publish", "report", "cli"),
+    *("__init__", "errors", "files", "features", "options", "config", "kernels", "schema", "data"),
+    *("join", "bundle", "metrics", "serving", "page", "evaluation", "gate", "publish", "report"),
+    "cli",
 }
 TORCH_MODULES = "torch_"
 
@@ -81,19 +72,14 @@ SIZED = ("src", "native", "tests", "benchmarks", "examples", "tools", "docs")
 
 def reachable(room: str) -> set[str]:
     """Return every room that stands before `room`."""
-    found: set[str] = set()
+    rooms: set[str] = set()
     open_rooms = list(BEFORE[room])
     while open_rooms:
         name = open_rooms.pop()
-        if name not in found:
-            found.add(name)
+        if name not in rooms:
+            rooms.add(name)
             open_rooms.extend(BEFORE[name])
-    return found
-
-
-def room_of(module: str) -> str:
-    """Return the room that a top-level module belongs to."""
-    return module if module in BEFORE else module.split("_")[0] or module
+    return rooms
 
 
 def is_for_type_checkers(node: ast.AST) -> bool:
@@ -101,21 +87,9 @@ def is_for_type_checkers(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
 
 
-def walk_running(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node but those that only a type checker reads."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and is_for_type_checkers(node):
-            for other in node.orelse:
-                yield other
-                yield from walk_running(other)
-        else:
-            yield node
-            yield from walk_running(node)
-
-
 def imported_modules(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
     """Yield (line, dotted module) of each import; `package` is where relative ones start."""
-    for node in walk_running(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -161,7 +135,7 @@ def imports_torch(tree: ast.Module) -> int | None:
 def check_imports(path: Path, tree: ast.Module, package_root: Path) -> Iterator[str]:
     """Yield the findings on one module's imports."""
     parts = list(path.relative_to(package_root).with_suffix("").parts)
-    room = room_of(parts[0])
+    room = parts[0]
     if room != "__init__" and room not in BEFORE:
         yield f"{path}:1: no place in the import order; add {room!r} to BEFORE"
         return
@@ -174,12 +148,74 @@ def check_imports(path: Path, tree: ast.Module, package_root: Path) -> Iterator[
     allowed = reachable(room) | {room}
     for line, module in imported_modules(tree, ["widedeep", *parts[:-1]]):
         names = module.split(".")
-        if names[0] != "widedeep" or len(names) < 2 or room_of(names[1]) not in BEFORE:
+        if names[0] != "widedeep" or len(names) < 2 or names[1] not in BEFORE:
             continue
-        if room_of(names[1]) not in allowed:
+        if names[1] not in allowed:
             yield f"{path}:{line}: {room!r} imports {names[1]!r}, which does not stand before it"
         elif names[1] == "_native" and room not in NATIVE_USERS:
             yield f"{path}:{line}: {room!r} imports '_native'; go through 'kernels'"
+
+
+def import_graph(package_root: Path) -> dict[str, set[str]]:
+    """Return each module of the package and the modules of it that it imports."""
+    paths = {}
+    for path in sorted(package_root.rglob("*.py")):
+        parts = path.relative_to(package_root).with_suffix("").parts
+        paths[".".join(part for part in parts if part != "__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        parent = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        package = ["widedeep", *parent.split(".")] if parent else ["widedeep"]
+        imports: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                alone = ast.Module(body=[node], type_ignores=[])
+                for _, module in imported_modules(alone, package):
+                    dotted = [f"{module}.{alias.name}" for alias in node.names]
+                    imports.update(dotted, (module,))
+            elif isinstance(node, ast.Import):
+                imports.update(alias.name for alias in node.names)
+        # `from widedeep.data import fit` names the module fit, not the package.
+        known = {module.removeprefix("widedeep.") for module in imports} & set(paths)
+        graph[name] = {m for m in known - {name} if not any(k.startswith(f"{m}.") for k in known)}
+    graph.pop("", None)
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or by way of others."""
+    reach: dict[str, set[str]] = {}
+    for name in graph:
+        pending, reached = [name], set()
+        while pending:
+            for module in graph.get(pending.pop(), ()):
+                if module not in reached:
+                    reached.add(module)
+                    pending.append(module)
+        reach[name] = reached
+    groups = {
+        tuple(sorted({name} | {m for m in reach[name] if name in reach.get(m, ())}))
+        for name in graph
+        if name in reach[name]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def floors() -> int:
+    """Return the longest chain of rooms that stand on one another."""
+
+    def height(room: str) -> int:
+        return 1 + max((height(below) for below in BEFORE[room]), default=0)
+
+    return max(height(room) for room in BEFORE)
+
+
+def check_graph(package_root: Path) -> Iterator[str]:
+    """Yield the findings on the imports as a whole."""
+    for group in circles(import_graph(package_root)):
+        yield f"{package_root}: modules import each other in a circle: {', '.join(group)}"
+    if floors() > MAX_FLOORS:
+        yield f"{package_root}: {floors()} floors of rooms, at most {MAX_FLOORS}"
 
 
 def check_sizes(path: Path, text: str) -> Iterator[str]:
@@ -233,22 +269,22 @@ def sized_files(root: Path) -> Iterator[Path]:
 def findings(root: Path) -> list[str]:
     """Return one line for each breach of the layout."""
     package = root / "src" / "widedeep"
-    found: list[str] = []
+    lines: list[str] = []
     for path in sized_files(root):
         text = path.read_text(encoding="utf-8")
-        found.extend(check_sizes(path, text))
+        lines.extend(check_sizes(path, text))
         if package in path.parents:
-            found.extend(check_imports(path, ast.parse(text), package))
-    found.extend(check_public_names(package / "__init__.py"))
-    return [line.removeprefix(f"{root}/") for line in found]
+            lines.extend(check_imports(path, ast.parse(text), package))
+    lines.extend(check_graph(package))
+    lines.extend(check_public_names(package / "__init__.py"))
+    return [line.removeprefix(f"{root}/") for line in lines]
 
 
 def main() -> int:
     """Print the findings; return the exit code."""
-    found = findings(ROOT)
-    for line in found:
-        print(line)
-    return 1 if found else 0
+    lines = findings(ROOT)
+    print("\n".join(lines), end="\n" if lines else "")
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

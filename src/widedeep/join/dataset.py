@@ -224,6 +224,8 @@ def read_part(path: Path) -> tuple[list[Shard], dict[str, Any]] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    if record.get("format") != _PART_FORMAT:
+        return None
     shards = [Shard(**shard) for shard in record["shards"]]
     for shard in shards:
         file = path.with_suffix("") / shard.file
@@ -234,11 +236,13 @@ def read_part(path: Path) -> tuple[list[Shard], dict[str, Any]] | None:
 
 def record_part(path: Path, shards: Sequence[Shard], counts: dict[str, Any]) -> None:
     """Record that a part is finished."""
-    record = {"shards": [dataclasses.asdict(shard) for shard in shards], "counts": counts}
+    listed = [dataclasses.asdict(shard) for shard in shards]
+    record = {"format": _PART_FORMAT, "shards": listed, "counts": counts}
     write_text_whole(path, json.dumps(record))
 
 
 FORMAT = 1
+_PART_FORMAT = 2  # of the record of a finished part; those of others are joined again
 
 
 @dataclass(frozen=True, kw_only=True)
