@@ -1,7 +1,8 @@
-"""Prints which files and functions of src/widedeep run in one steady training step.
+"""Prints which files and functions of src/widedeep run in one steady step, batch or request.
 
     python tools/trace_step.py            # a batch that is in memory -> updated weights
     python tools/trace_step.py batch      # from Parquet to updated weights
+    python tools/trace_step.py rank       # POST /v1/rank, from the ASGI application to the reply
     python tools/trace_step.py --functions
 
 A step is traced after a few others, so that what is made once does not count.
@@ -10,6 +11,8 @@ A step is traced after a few others, so that what is made once does not count.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import sys
 import tempfile
 import threading
@@ -119,6 +122,51 @@ def trace_batch() -> Calls:
     return after - before
 
 
+def trace_ranking() -> Calls:
+    """Trace one `POST /v1/rank` of candidates by id through the ASGI application."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    import widedeep as wd
+    from widedeep.serving.http.app import App
+    from widedeep.serving.http.service import Models, Service, Settings
+    from widedeep.serving.registry import Registry
+
+    body = json.dumps({"user": {"age": 40, "job": "job 1"}, "candidates": [1, 2, 3]}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/v1/rank", "query_string": b""}
+    scope["headers"] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        assert message.get("status", 200) == 200, message
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "train.parquet")
+        example_data(path)
+        spec = wd.FeatureSpec(
+            label="click",
+            features=[wd.numeric("age"), *wd.categorical("job", "city", "device")],
+            item=["city", "device"],
+        )
+        trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, path), hidden_units=[16]))
+        trainer.export(Path(folder, "models", "1"))
+        items = {"item": [1, 2, 3], "city": ["city 1"] * 3, "device": ["device 1"] * 3}
+        pq.write_table(pa.table(items), Path(folder, "items.parquet"))
+        with Registry(
+            Path(folder, "models"), items=Path(folder, "items.parquet"), item_id="item"
+        ) as registry:
+            assert registry.wait_ready(60)
+            models = Models({"apps": registry})
+            app = App(Service(models=models, settings=Settings(request_log="none")))
+            for _ in range(WARM_STEPS):
+                asyncio.run(app(dict(scope), receive, send))
+            with traced_calls() as calls:
+                asyncio.run(app(dict(scope), receive, send))
+    return calls
+
+
 def report(calls: Calls, *, functions: bool) -> str:
     """Return one line per file: its calls, and its functions if they are asked for."""
     by_file: dict[str, Counter[str]] = {}
@@ -135,7 +183,11 @@ def report(calls: Calls, *, functions: bool) -> str:
     return "\n".join(lines)
 
 
-TRACES: dict[str, Callable[[], Calls]] = {"step": trace_training_step, "batch": trace_batch}
+TRACES: dict[str, Callable[[], Calls]] = {
+    "step": trace_training_step,
+    "batch": trace_batch,
+    "rank": trace_ranking,
+}
 
 
 def main() -> None:
