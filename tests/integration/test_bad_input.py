@@ -23,6 +23,7 @@ import torch
 
 import widedeep as wd
 from widedeep.data.fragments import InputRecord
+from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, CheckpointError, DataError, FeatureError, WideDeepError
 
 ROWS = 96
@@ -96,7 +97,7 @@ def test_the_unseen_the_null_and_the_empty_have_their_ids(bundle: wd.Bundle) -> 
         {"age": 40.0, "job": None, "tags": ["x"], "user": 2**53},
         {"age": 40.0, "job": "", "tags": ["x"], "user": 2**53},
     ]
-    ids = TRAINED.transform.rows(rows)
+    ids = Transform(SCHEMA).rows(rows)
     at = [slot.name for slot in SCHEMA.slots].index("job")
     n_slots = len(SCHEMA.slots)
     found = [int(ids.ids_N[ids.offsets_BF[row * n_slots + at]]) for row in range(4)]
@@ -287,7 +288,7 @@ def test_a_frame_of_no_rows(bundle: wd.Bundle) -> None:
 
 def test_what_is_no_table_at_all(bundle: wd.Bundle) -> None:
     for door in doors(bundle, targets=False).values():
-        with pytest.raises(DataError, match=r"got NoneType; expected a path or glob of \.parquet"):
+        with pytest.raises(DataError, match=r"got NoneType; expected a path or glob of files"):
             door(None)
         with pytest.raises(DataError, match="got an empty list; expected a path or glob"):
             door([])
