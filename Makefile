@@ -33,7 +33,7 @@ help:
 	@echo "make test-slow     the slow tests"
 	@echo "make test-install  the wheel where nothing else is installed, and without torch; FULL=1 by pip alone"
 	@echo "make fuzz          crafted bundles and requests; CASES=10000 of each (minutes), FIRST=0 for others"
-	@echo "make check         ruff, mypy, codespell, clang-format, layout and symbol lints"
+	@echo "make check         ruff, mypy, codespell, clang-format, lints of layout, words and symbols"
 	@echo "make format        let ruff and clang-format rewrite the sources"
 	@echo "make bench         every benchmarks/bench_*.py (an hour); QUICK=1 runs them short (minutes)"
 	@echo "make bench-peers   other libraries on the same rows, each in its own environment, into"
@@ -120,6 +120,7 @@ check: native $(DEV_READY)
 	$(BIN)/codespell
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE_SOURCES)
 	$(BIN)/python tools/lint_layout.py
+	$(BIN)/python tools/lint_words.py
 	$(BIN)/python tools/lint_isa_symbols.py build/inplace
 
 format: $(DEV_READY)

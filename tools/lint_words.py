@@ -85,7 +85,8 @@ def main() -> int:
     """Print the findings; return the exit code."""
     fillers, stump_lines, n_functions = findings(ROOT)
     excess = len(fillers) * 100 > MAX_PER_HUNDRED * n_functions
-    print("\n".join([*(fillers if excess else ()), *stump_lines]))
+    for line in [*(fillers if excess else ()), *stump_lines]:
+        print(line)
     print(f"{len(fillers)} fillers as names in {n_functions} functions, {len(stump_lines)} stumps")
     return 1 if excess or stump_lines else 0
 

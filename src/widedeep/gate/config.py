@@ -34,9 +34,9 @@ class GateConfig:
     not defined stops the model.
 
     Args:
-        confidence: Of each decision, 0.5 < confidence < 1.
+        confidence: Confidence level of each decision, 0.5 < confidence < 1.
         bootstrap: Resamples, at least 200.
-        seed: Of the resamples.
+        seed: Bootstrap seed.
         unit: Column whose values are resampled whole: a user or a request. None: the schema's
             group, else the rows.
         slices: Columns whose values are judged each on its own; None: the categorical columns of
@@ -47,11 +47,11 @@ class GateConfig:
         min_positives: With a smaller sum of labels it does not pass; nor of ``1 - label``.
         min_slice_rows: Slices with fewer rows do not decide.
         min_slice_positives: Slices with a smaller sum of labels do not decide.
-        max_log_loss_rise: Of the mean loss, relative to the model in service.
-        max_auc_drop: Of the AUC.
-        max_gauc_drop: Of the mean AUC within groups.
-        max_calibration_rise: Of the distance of log(predicted / observed) from 0.
-        max_calibration_error: That distance itself, whatever the model in service does.
+        max_log_loss_rise: Rise of the mean loss, relative to the model in service.
+        max_auc_drop: Drop of the AUC.
+        max_gauc_drop: Drop of the mean AUC within groups.
+        max_calibration_rise: Rise of the distance of log(predicted / observed) from 0.
+        max_calibration_error: The distance itself, whatever the model in service does.
         max_slice_log_loss_rise: As above, of one slice.
         max_slice_auc_drop: As above, of one slice.
         max_slice_calibration_rise: As above, of one slice.
@@ -62,11 +62,11 @@ class GateConfig:
         max_missing_psi: The same index of being null or not, beyond which it stops the model.
         max_new_values: Share of a feature's values that training did not see, 0 to 1: categories
             that it did not know, numbers outside of its range.
-        max_score_psi: Of the scores against those of the model in service.
+        max_score_psi: Stability index of the scores against those of the model in service.
         ignore_drift: Features of which nothing of this decides: a date, an id.
         max_latency_ms: Median of scoring 100 rows on one thread in a fresh process.
         max_memory_mb: Largest resident memory of that process; None: any.
-        max_load_s: Of loading the bundle there; None: any.
+        max_load_s: Seconds to load the bundle there; None: any.
     """
 
     confidence: float = 0.95

@@ -78,7 +78,7 @@ class Metric:
         name: Key in the results. A cut-off stands as ``{k}``, as in ``"ndcg@{k}"``.
         title: Name in reports; None: the name in words.
         short: Name in narrow tables; None: the title.
-        direction: Which values are better: ``"higher"``, ``"lower"``, ``"nearest_1"``,
+        direction: Better values: ``"higher"``, ``"lower"``, ``"nearest_1"``,
             ``"nearest_0"``; None: it is no measure of quality, and nothing stops on it.
         kinds: Kinds of labels that it is for: ``"binary"``, ``"multiclass"``, ``"regression"``.
         groups: Whether it needs group ids. They are then ``value``'s fourth argument (or

@@ -25,9 +25,8 @@ from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
 from widedeep.models.mlp import MLP, DeepInput, DeepLayout, SequenceInput, make_layout
 from widedeep.options import keyword_signature, with_options
 from widedeep.schema import Schema
-from widedeep.tables.device import DeviceBatches
 from widedeep.tables.embedding_table import EmbeddingTable
-from widedeep.tables.storage import batch_rows
+from widedeep.tables.storage import DeviceBatches, batch_rows
 
 
 def make_wide_table(

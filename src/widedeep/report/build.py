@@ -64,10 +64,10 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
-    """What is told of a model. Made by :func:`make_report`.
+    """Quality, weights, inputs and lineage of a model. Made by :func:`make_report`.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         created: When the report was made, as ISO 8601 in UTC.
         bundle: ``path``, ``sha256``, ``schema``, ``created_by``, ``bytes``.
         against: The same of the model that it is compared with; None without.
@@ -76,7 +76,7 @@ class Report:
             ``classes``.
         slices: One entry a slice of the data and head.
         run: How it was trained; empty if it is not known.
-        verdict: Of the gate; None if there is none of these very bytes.
+        verdict: Verdict of the gate; None if there is none on these very bytes.
         wide: By logit: the largest and smallest weights of crosses and of other features.
         neighbours: By feature: frequent values and those nearest to them.
         inputs: One entry a feature.
@@ -183,7 +183,7 @@ def make_report(
         history: ``trainer.history``, or all that a run recorded.
         models: The folder of published versions, or its URL.
         config: Names the slices, and the unit that is resampled for intervals.
-        name: Of the model; None: that of its folder.
+        name: Name of the model; None: the name of its folder.
         top: Weights of each sign, at least 1.
         threads: Threads to score with; the report does not depend on it.
 

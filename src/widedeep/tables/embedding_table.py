@@ -16,16 +16,16 @@ from widedeep import kernels
 from widedeep.errors import CheckpointError, DataError, SchemaError, nearest
 from widedeep.kernels import torch_device
 from widedeep.kernels.torch_ops import TensorBatch, TensorGroups, TensorSlots, to_device
-from widedeep.tables.device import (
+from widedeep.tables.storage import (
     BatchArrays,
     DeviceBatches,
     DeviceSlots,
     Groups,
+    RowStorage,
     SlotLike,
     csr_batch,
     sequence_rows,
 )
-from widedeep.tables.storage import RowStorage
 
 if TYPE_CHECKING:
     from widedeep.optim import Optimizer

@@ -20,8 +20,8 @@ from widedeep.kernels.torch_device import seeded, triton_kernels
 from widedeep.models.mlp import MLP, DeepInput, SequenceInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
-from widedeep.tables.device import Groups
 from widedeep.tables.embedding_table import EmbeddingTable
+from widedeep.tables.storage import Groups
 from widedeep.training.checkpoint import as_arrays
 from widedeep.training.config import TrainConfig
 from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
