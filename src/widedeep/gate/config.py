@@ -34,39 +34,39 @@ class GateConfig:
     not defined stops the model.
 
     Args:
-        confidence: Confidence level of each decision, 0.5 < confidence < 1.
+        confidence: Confidence of each decision, 0.5 < confidence < 1.
         bootstrap: Resamples, at least 200.
         seed: Bootstrap seed.
         unit: Column whose values are resampled whole: a user or a request. None: the schema's
             group, else the rows.
-        slices: Columns whose values are judged each on its own; None: the categorical columns of
-            few values; empty: none.
+        slices: Columns that cut the rows into slices; None: the categorical columns of few values;
+            empty: none.
         correction: For many slices: ``"holm"`` keeps the chance of any false stop below
-            ``1 - confidence``, ``"bh"`` the expected share of false ones among those named.
+            ``1 - confidence``, ``"bh"`` the expected fraction of false ones among those named.
         min_rows: With fewer rows the gate does not pass.
         min_positives: With a smaller sum of labels it does not pass; nor of ``1 - label``.
         min_slice_rows: Slices with fewer rows do not decide.
         min_slice_positives: Slices with a smaller sum of labels do not decide.
-        max_log_loss_rise: Rise of the mean loss, relative to the model in service.
-        max_auc_drop: Drop of the AUC.
-        max_gauc_drop: Drop of the mean AUC within groups.
-        max_calibration_rise: Rise of the distance of log(predicted / observed) from 0.
-        max_calibration_error: The distance itself, whatever the model in service does.
-        max_slice_log_loss_rise: As above, of one slice.
-        max_slice_auc_drop: As above, of one slice.
-        max_slice_calibration_rise: As above, of one slice.
+        max_log_loss_rise: Largest rise of the mean loss, relative to the serving model.
+        max_auc_drop: Largest drop of the AUC.
+        max_gauc_drop: Largest drop of the mean AUC within groups.
+        max_calibration_rise: Largest rise of |log(predicted / observed)|.
+        max_calibration_error: Largest |log(predicted / observed)| of the candidate.
+        max_slice_log_loss_rise: Largest rise of the mean loss within a slice.
+        max_slice_auc_drop: Largest drop of the AUC within a slice.
+        max_slice_calibration_rise: Largest rise of |log(predicted / observed)| within a slice.
         warn_psi: Population stability index of a feature against its training data, beyond which
-            a note tells of it.
-        max_psi: Beyond which it stops the model; infinite by default: that a distribution shifts
-            stops no model that is good on the shifted rows.
-        max_missing_psi: The same index of being null or not, beyond which it stops the model.
-        max_new_values: Share of a feature's values that training did not see, 0 to 1: categories
+            a note warns.
+        max_psi: Index beyond which the model is stopped; infinite by default: a shifted
+            distribution stops no model that is good on the shifted rows.
+        max_missing_psi: Index of null and not null beyond which the model is stopped.
+        max_new_values: Fraction of a feature's values that training did not see, 0 to 1: categories
             that it did not know, numbers outside of its range.
-        max_score_psi: Stability index of the scores against those of the model in service.
-        ignore_drift: Features of which nothing of this decides: a date, an id.
+        max_score_psi: Largest index of the scores against the serving model's.
+        ignore_drift: Features whose drift decides nothing: a date, an id.
         max_latency_ms: Median of scoring 100 rows on one thread in a fresh process.
         max_memory_mb: Largest resident memory of that process; None: any.
-        max_load_s: Seconds to load the bundle there; None: any.
+        max_load_s: Largest time to load the bundle there; None: any.
     """
 
     confidence: float = 0.95

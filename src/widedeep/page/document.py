@@ -67,12 +67,12 @@ def subsection(heading: str, *parts: str) -> str:
 
 def pair(*parts: str) -> str:
     """Return blocks of HTML in two columns where there is room; empty ones are left out."""
-    return _block("columns", "pair", [part for part in parts if part])
+    return _block("columns", "pair", [block for block in parts if block])
 
 
 def charts(*parts: str) -> str:
     """Return blocks of HTML in up to three columns; empty ones are left out."""
-    return _block("columns", "charts", [part for part in parts if part])
+    return _block("columns", "charts", [block for block in parts if block])
 
 
 def note(text: str) -> str:

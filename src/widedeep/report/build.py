@@ -76,7 +76,7 @@ class Report:
             ``classes``.
         slices: One entry a slice of the data and head.
         run: How it was trained; empty if it is not known.
-        verdict: Verdict of the gate; None if there is none on these very bytes.
+        verdict: Verdict of the gate on this very bundle; None without one.
         wide: By logit: the largest and smallest weights of crosses and of other features.
         neighbours: By feature: frequent values and those nearest to them.
         inputs: One entry a feature.
@@ -183,7 +183,7 @@ def make_report(
         history: ``trainer.history``, or all that a run recorded.
         models: The folder of published versions, or its URL.
         config: Names the slices, and the unit that is resampled for intervals.
-        name: Name of the model; None: the name of its folder.
+        name: Name of the model; None: name of its folder.
         top: Weights of each sign, at least 1.
         threads: Threads to score with; the report does not depend on it.
 
