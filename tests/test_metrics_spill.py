@@ -84,7 +84,7 @@ def test_a_full_disk_is_an_error_that_names_the_directory(tmp_path: Path) -> Non
     """
     shown = run_python(script)
     assert f"spill_directory {str(tmp_path)!r}: File too large after" in shown
-    assert "free space there, or name another spill_directory" in shown
+    assert "choose another spill_directory" in shown
 
 
 def test_memory_stays_flat_from_one_to_four_million_rows(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_the_model_in_service_behind_a_url(made: dict[str, Path], tmp_path: Path
     words += ("--out", tmp_path / "verdict.json", "--set", "gate.max_latency_ms=10000")
     code, _, err = run(*words, "--against", models)
     assert (code, "nothing was published there yet" in err) == (2, True)
-    assert run("inspect", models).out.startswith("no version was published here yet")
+    assert run("inspect", models).out.startswith("no version is published here")
     publish(made["serving"], models, force=True, reason="the first")
     code, out, _ = run(*words, "--against", models)
     assert code in (0, 1)

@@ -320,7 +320,7 @@ def test_a_verdict_edited_by_hand(
         value = json.loads(verdict_path(made["good"]).read_text())
         del value[key]
         file.write_text(json.dumps(value))
-        with pytest.raises(BundleError, match="no verdict"):
+        with pytest.raises(BundleError, match="not a verdict"):
             publish(made["good"], tmp_path / "models", verdict=file)
 
 

@@ -152,7 +152,8 @@ class Verdict:
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
-                f"{origin}: not a verdict ({error!r}); validate the model again"
+                f"{origin}: not a verdict ({type(error).__name__}: {error}); "
+                "validate the model again"
             ) from error
 
 

@@ -270,7 +270,7 @@ def import_metrics(modules: Sequence[str]) -> None:
             importlib.import_module(module)
         except (ImportError, ValueError) as error:
             raise ConfigError(
-                f"metrics: module {module!r} cannot be imported ({error}); give an import path "
+                f"metrics: got {module!r}, which cannot be imported ({error}); give an import path "
                 f"that Python finds, or a module in {directory}"
             ) from error
         finally:
