@@ -111,7 +111,7 @@ def test_toml_names_the_module(rows: Path, monkeypatch: pytest.MonkeyPatch, run:
     assert test["brier_from_file"] == pytest.approx(test["brier"], abs=1e-12)
     assert run("report", "runs/own").code == 0
     assert "Brier of a file" in (rows / "runs/own/report.html").read_text()
-    with pytest.raises(ConfigError, match="'no_such_metrics' cannot be imported"):
+    with pytest.raises(ConfigError, match="'no_such_metrics', which cannot be imported"):
         wd.Trainer(trainer_of(rows).model, metrics=["no_such_metrics"])
 
 
