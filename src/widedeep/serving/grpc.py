@@ -16,8 +16,13 @@ from typing import Any, TypeAlias
 
 from widedeep._version import __version__
 from widedeep.errors import ConfigError, RequestError, WideDeepError, extra_imports
-from widedeep.serving.http.errors import HttpError
-from widedeep.serving.http.open_inference import (
+
+with extra_imports():
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+# After gRPC's own packages: where nothing is installed, their extra is named, which holds the rest.
+from widedeep.serving.http.errors import HttpError  # noqa: E402
+from widedeep.serving.http.open_inference import (  # noqa: E402
     EXTENSIONS,
     InferInput,
     InferOutput,
@@ -34,10 +39,7 @@ from widedeep.serving.http.open_inference import (
     score_rows,
     to_bytes,
 )
-from widedeep.serving.http.service import Service, busy_error
-
-with extra_imports():
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from widedeep.serving.http.service import Service, busy_error  # noqa: E402
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
