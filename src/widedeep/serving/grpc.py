@@ -21,8 +21,8 @@ with extra_imports():
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 # After gRPC's own packages: where nothing is installed, their extra is named, which holds the rest.
-from widedeep.serving.http.errors import HttpError  # noqa: E402
-from widedeep.serving.http.open_inference import (  # noqa: E402
+from widedeep.serving.http.errors import HttpError
+from widedeep.serving.http.open_inference import (
     EXTENSIONS,
     InferInput,
     InferOutput,
@@ -39,7 +39,7 @@ from widedeep.serving.http.open_inference import (  # noqa: E402
     score_rows,
     to_bytes,
 )
-from widedeep.serving.http.service import Service, busy_error  # noqa: E402
+from widedeep.serving.http.service import Service, busy_error
 
 PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
