@@ -21,7 +21,7 @@ from typing import Any
 
 from tests.install.commands import WIDEDEEP, process, python, run_lanes, widedeep
 
-TRAINS = ("train", "prepare", "export", "check")
+TRAINS = ("train", "export", "check")
 # Rooms that work without torch, as docs/architecture.md lists them, and the verbs on them.
 WITHOUT_TORCH = (
     *("errors", "files", "options", "features", "config", "schema", "page", "data", "join"),
@@ -88,6 +88,7 @@ def verbs() -> None:
     widedeep("report items/1 --data test.parquet --against runs/people/bundle -o image.html")
     widedeep("validate items/2 --data test.parquet --against items/1 --set gate.slices=[]")
     widedeep("init test.csv --label income -o image.toml")
+    widedeep("prepare people.toml --out runs/image")
     for verb in TRAINS:
         words = "runs/people -o again" if verb == "export" else "people.toml"
         widedeep(f"{verb} {words}", code=2, says="pip install torch")
