@@ -122,9 +122,9 @@ def moving(rows: int) -> str:
         place = old.save_checkpoint()
         new = wd.Trainer(wd.WideDeep(schemas[1], hidden_units=[16]), progress=False)
         started = time.perf_counter()
-        found = new.warm_start(place)
+        warm = new.warm_start(place)
         seconds = time.perf_counter() - started
-    moved = ", ".join(f"{entry.name} {entry.found:,} of {entry.of:,}" for entry in found.moved[:2])
+    moved = ", ".join(f"{t.name} {t.transferred:,} of {t.total:,}" for t in warm.tensors[:2])
     return (
         f"{rows:,} rows moved into another order, with their optimizers' state ({moved}): "
         f"{seconds:.1f} s, checksums of the checkpoint included."
