@@ -70,20 +70,20 @@ def atomic_directory(path: str | os.PathLike[str], *, within: Path | None = None
     """Give a temporary directory beside ``path``; rename it to ``path`` if the block ends well."""
     final = Path(path).absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(
+    temporary = Path(
         tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".tmp", dir=within or final.parent)
     )
     try:
-        yield made
-        for entry in made.rglob("*"):
+        yield temporary
+        for entry in temporary.rglob("*"):
             fsync_path(entry)
-        fsync_path(made)
-        made.chmod(0o755)
-        _put_in_place(made, final)
+        fsync_path(temporary)
+        temporary.chmod(0o755)
+        _put_in_place(temporary, final)
         fsync_path(final.parent)
     finally:
         # What failed, or what was replaced.
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -97,19 +97,19 @@ def locked(path: str | os.PathLike[str], mode: int = 0o600) -> Iterator[None]:
         os.close(lock)
 
 
-def _put_in_place(made: Path, final: Path) -> None:
-    """Rename ``made`` to ``final``; what was there, if anything, gets the name of ``made``."""
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename ``temporary`` to ``final``; what was at ``final`` gets the temporary name."""
     if not final.exists():
-        os.rename(made, final)
-    elif not _exchange(made, final):
-        aside = made.with_suffix(".old")
+        os.rename(temporary, final)
+    elif not _exchange(temporary, final):
+        aside = temporary.with_suffix(".old")
         os.rename(final, aside)
         try:
-            os.rename(made, final)
+            os.rename(temporary, final)
         except OSError:
             os.rename(aside, final)
             raise
-        os.rename(aside, made)
+        os.rename(aside, temporary)
 
 
 def _exchange(one: Path, other: Path) -> bool:
