@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.serving.versions import eventually
-from widedeep.serving import background
+from widedeep.cli.output import say
+from widedeep.serving import background, supervisor
 from widedeep.serving.background import RequestLog, ThreadMonitor
 
 
@@ -33,6 +38,14 @@ class Metrics:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_BACKOFF_S", (0.001, 0.004))
+
+
+@pytest.fixture
+def lowest_switch_interval() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
 
 
 def watched() -> tuple[ThreadMonitor, io.StringIO, Metrics]:
@@ -170,3 +183,29 @@ def test_each_kind_of_error_is_logged_though_another_was(quick: None) -> None:
     thread = monitor.start("worker", turn)
     eventually(lambda: thread.is_over, 10)
     assert metrics.errors["worker"] == 12 and len(stream.getvalue().splitlines()) == 2
+
+
+def test_lines_of_many_threads_stay_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lowest_switch_interval: None
+) -> None:
+    path = tmp_path / "stderr"
+    with open(path, "wb") as file:
+        stream = io.TextIOWrapper(file, "utf-8", line_buffering=True, write_through=True)
+        monkeypatch.setattr(sys, "stderr", stream)
+        log = RequestLog("all")
+        writers = [
+            lambda: log.event("a", text="x" * 40),
+            lambda: say("said: " + "y" * 40),
+            lambda: supervisor._say("z" * 40),
+        ]
+        threads = [
+            threading.Thread(target=lambda write=write: [write() for _ in range(5_000)])
+            for write in writers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        monkeypatch.undo()
+    kinds = Counter(line[:11] for line in path.read_text("utf-8").splitlines())
+    assert kinds == {'{"time":"20': 5_000, "said: yyyyy": 5_000, "widedeep: z": 5_000}

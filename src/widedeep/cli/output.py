@@ -28,7 +28,8 @@ def print_json(value: object, *, indent: int | None = 1) -> None:
 
 def say(text: str) -> None:
     """Print a line for a person on standard error."""
-    print(text, file=sys.stderr)
+    sys.stderr.write(f"{text}\n")  # in one piece: a server's threads write here at once
+    sys.stderr.flush()
 
 
 def print_text(text: str = "") -> None:

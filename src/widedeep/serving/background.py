@@ -36,7 +36,9 @@ class RequestLog:
         line = {"time": f"{second}.{int(now % 1 * 1e3):03d}Z", "event": event, **fields}
         text = json.dumps(line, separators=(",", ":"), default=str)
         try:
-            print(text, file=self._stream or sys.stderr, flush=True)
+            stream = self._stream or sys.stderr
+            stream.write(f"{text}\n")  # in one piece: threads and processes write here at once
+            stream.flush()
         except (OSError, ValueError):  # the latter is a closed stream
             self.lost += 1
 

@@ -327,7 +327,8 @@ def _allocate(filename: str) -> None:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # a full disk must not end workers
-        print(f"widedeep: {line}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"widedeep: {line}\n")  # in one piece: workers write here at once
+        sys.stderr.flush()
 
 
 def _forget_gauges(metrics: Path, index: int) -> None:
