@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from widedeep.data.batch import Batch
-from widedeep.models.mlp import DeepInput, SequenceInput
+from widedeep.models.tower import DeepInput, SequenceInput
 from widedeep.models.wide_deep import WideDeep
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib
 import inspect
 import math
 import os
 import re
+import sys
 import tomllib
 import types
 import typing
@@ -117,8 +119,13 @@ def check_threads(owner: str, threads: int | None) -> None:
 
 def as_table(config: Any) -> dict[str, Any]:
     """Return a dataclass's fields as TOML knows values: tuples become lists."""
-    table = dataclasses.asdict(config)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in table.items()}
+    return {key: _as_toml(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def _as_toml(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_toml(item) for key, item in value.items()}
+    return [_as_toml(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def with_options(config: Section, options: Mapping[str, Any], owner: str) -> Section:
@@ -136,6 +143,31 @@ def keyword_signature(owner: type, config_class: type) -> inspect.Signature:
     fields = inspect.signature(config_class).parameters
     parameters = [own[name] for name in own if name not in ("self", "options")]
     return inspect.Signature([*parameters, *(fields[name] for name in fields if name not in own)])
+
+
+def import_modules(modules: Sequence[str], owner: str) -> None:
+    """Import modules that register what is of one's own.
+
+    Args:
+        modules: Import paths, such as ``"my_project.metrics"``; the working directory is searched
+            too.
+        owner: The option that names them.
+
+    Raises:
+        ConfigError: If one cannot be imported.
+    """
+    for module in modules:
+        directory = os.getcwd()
+        sys.path.insert(0, directory)
+        try:
+            importlib.import_module(module)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"{owner}: got {module!r}, which cannot be imported ({error}); give an import path "
+                f"that Python finds, or a module in {directory}"
+            ) from error
+        finally:
+            sys.path.remove(directory)
 
 
 def check_table(table: object, name: str, origin: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import widedeep as wd
 from tests.dense_reference import DenseReference
 from widedeep.data.batch import Batch
-from widedeep.models.mlp import DeepInput, DeepLayout
+from widedeep.models.tower import DeepInput, DeepLayout
 from widedeep.training.config import TrainConfig
 from widedeep.training.step import TrainStep
 

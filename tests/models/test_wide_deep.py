@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import widedeep as wd
 from widedeep.errors import ConfigError
-from widedeep.models.mlp import DeepInput, DeepLayout
+from widedeep.models.tower import DeepInput, DeepLayout
 
 RNG = np.random.default_rng(2)
 ROWS = [

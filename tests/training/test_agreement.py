@@ -15,7 +15,8 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.graph import Forward
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError
-from widedeep.models.mlp import MLP, DeepInput, DeepLayout
+from widedeep.models.mlp import MLPTower
+from widedeep.models.tower import DeepInput, DeepLayout
 from widedeep.training import export
 from widedeep.training import export as agreement
 from widedeep.training.export import made_up_rows
@@ -194,13 +195,13 @@ def test_a_tower_that_a_graph_does_not_carry_is_refused(
 def test_a_standard_tower_changed_by_hand_trains_and_serves_as_it_is(
     change: str, tmp_path: Path
 ) -> None:
-    class Doubled(MLP):
+    class Doubled(MLPTower):
         def forward(self, inputs: DeepInput) -> Tensor:
             return 2 * super().forward(inputs)
 
     model = fitted(list(KINDS["job"]), fit=False).model
     tower = model.towers["mlp"]
-    assert isinstance(tower, MLP)
+    assert isinstance(tower, MLPTower)
     if change == "activation":
         tower.act = nn.Tanh()
     elif change == "hook":
@@ -325,7 +326,7 @@ def test_norms_that_multiply_rounding_keep_the_tolerance(
         spec={"item": item}, hidden_units=[32, 16], activation=activation, batch_norm=True,
     )  # fmt: skip
     tower = trainer.model.towers["mlp"]
-    assert isinstance(tower, MLP) and tower.norms is not None
+    assert isinstance(tower, MLPTower) and tower.norms is not None
     for norm in tower.norms:
         assert isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None
         norm.running_var /= 1e4

@@ -2,13 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from widedeep.models.mlp import MLP, DeepInput
+from widedeep.models.mlp import MLPTower
+from widedeep.models.tower import DeepInput
 from widedeep.training.dense import NativeMLP, TorchMLP
 
 
-def make(width: int, hidden: list[int], logits: int) -> tuple[MLP, nn.Linear]:
+def make(width: int, hidden: list[int], logits: int) -> tuple[MLPTower, nn.Linear]:
     generator = torch.Generator().manual_seed(3)
-    tower = MLP(width, hidden, generator=generator)
+    tower = MLPTower(width, hidden, generator=generator)
     output = nn.Linear(hidden[-1], logits, bias=False)
     with torch.no_grad():
         for layer in tower.layers:

@@ -17,7 +17,7 @@ from widedeep.bundle import write_bundle
 from widedeep.errors import BundleError
 from widedeep.features import FeatureSpec
 from widedeep.metrics import log_loss
-from widedeep.models.mlp import DeepInput, DeepLayout
+from widedeep.models.tower import DeepInput, DeepLayout
 from widedeep.schema import Schema
 from widedeep.training.export import bundle_model, bundle_weights
 

@@ -18,7 +18,8 @@ from tests.training.test_trainer import (
 )
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels import has_bf16_products
-from widedeep.models.mlp import MLP, DeepInput
+from widedeep.models.mlp import MLPTower
+from widedeep.models.tower import DeepInput
 from widedeep.training.dense import NativeMLP, TorchMLP, has_fast_bf16, resolve_precision
 
 ENGINES = [
@@ -39,7 +40,7 @@ def schema() -> wd.Schema:
 @pytest.mark.parametrize("logits", [1, 3])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bf16_is_near_the_float64_oracle(
-    hidden: list[int], logits: int, engine: Callable[[MLP, nn.Linear], NativeMLP | TorchMLP]
+    hidden: list[int], logits: int, engine: Callable[[MLPTower, nn.Linear], NativeMLP | TorchMLP]
 ) -> None:
     tower, output = make(13, hidden, logits)
     mixed = engine(tower, output)

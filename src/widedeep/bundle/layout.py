@@ -142,6 +142,8 @@ class BundleModel:
         wide: Features of the wide part.
         wide_combiner: How a feature's several weights are combined; numbers are summed.
         deep: Features of the concatenated deep input, in column order, without gaps.
+        towers: Number of weights of each tower beside the standard one, its output layer included;
+            ``join`` is what joins them.
 
     Example:
         >>> model = BundleModel(heads=(BundleHead(name="", kind="binary", start=0, stop=1),),
@@ -156,6 +158,7 @@ class BundleModel:
     wide: tuple[str, ...] = ()
     wide_combiner: WideCombiner = "sum"
     deep: tuple[DeepColumn, ...] = ()
+    towers: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self, "model", BundleError)
@@ -182,6 +185,8 @@ class BundleModel:
         for head in value["heads"]:
             if head["own_link"] is None:  # as earlier versions wrote it
                 del head["own_link"]
+        if not value["towers"]:
+            del value["towers"]
         return value
 
     @classmethod

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
@@ -20,7 +17,6 @@ __all__ = [
     "StreamingMetric",
     "Undefined",
     "find_metric",
-    "import_metrics",
     "register",
     "registered",
     "unregister",
@@ -251,27 +247,3 @@ def find_metric(name: str, kind: LabelKind | None = None) -> Metric | None:
     """
     name = name.rpartition("/")[2]
     return next((one for one in registered(kind) if one.match(name) is not None), None)
-
-
-def import_metrics(modules: Sequence[str]) -> None:
-    """Import the modules that register metrics of one's own.
-
-    Args:
-        modules: Import paths, such as ``"my_project.metrics"``; the working directory is searched
-            too.
-
-    Raises:
-        ConfigError: If one cannot be imported.
-    """
-    for module in modules:
-        directory = os.getcwd()
-        sys.path.insert(0, directory)
-        try:
-            importlib.import_module(module)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"metrics: got {module!r}, which cannot be imported ({error}); give an import path "
-                f"that Python finds, or a module in {directory}"
-            ) from error
-        finally:
-            sys.path.remove(directory)

@@ -1,1 +1,48 @@
-"""Models: towers, heads and the Wide & Deep model."""
+"""Models: the Wide & Deep model, its towers and its heads.
+
+A tower is named in Python by its configuration, ``WideDeep(schema, deep=models.DCNv2(layers=3))``,
+and in TOML by its name, ``deep = { name = "dcn_v2", layers = 3 }``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from widedeep.models.dcn_v2 import DCNv2
+    from widedeep.models.deep_fm import DeepFM
+    from widedeep.models.fm import FM
+    from widedeep.models.mlp import MLP
+    from widedeep.models.tower import (
+        DeepInput,
+        DeepLayout,
+        SequenceInput,
+        TowerConfig,
+        register_tower,
+        registered_towers,
+        unregister_tower,
+    )
+
+__all__ = [
+    "FM",
+    "MLP",
+    "DCNv2",
+    "DeepFM",
+    "DeepInput",
+    "DeepLayout",
+    "SequenceInput",
+    "TowerConfig",
+    "register_tower",
+    "registered_towers",
+    "unregister_tower",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use: a process that only scores never imports torch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'widedeep.models' has no attribute {name!r}")
+    tower = importlib.import_module("widedeep.models.tower")
+    towers = {config.__name__: config for config in tower.registered_towers().values()}
+    return towers.get(name) or getattr(tower, name)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from widedeep.options import COUNT, COUNTS, check_range, check_seed, check_types
+from widedeep.errors import ConfigError, show_value
+from widedeep.options import (
+    COUNT,
+    COUNTS,
+    check_range,
+    check_seed,
+    check_types,
+    import_modules,
+)
 
 __all__ = ["ModelConfig"]
+
+HIDDEN_UNITS = (256, 128)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,20 +27,31 @@ class ModelConfig:
     """The shape of a Wide & Deep model.
 
     Args:
-        hidden_units: Width of each hidden layer; empty for a wide-only model.
+        hidden_units: Width of each hidden layer of the standard tower, a multi-layer perceptron;
+            empty for none. None: (256, 128), or no standard tower if ``deep`` names others.
+        deep: Other towers, added up: a configuration of :mod:`widedeep.models` such as
+            ``models.DCNv2(layers=3)``, a name, a table ``{ name = "dcn_v2", layers = 3 }``, or a
+            list of these. Options that are left out have their defaults.
+        join: Instead of adding the towers' parts up, join what they return by a perceptron with
+            these options of :class:`widedeep.models.MLP`: ``{ hidden_units = [64] }``.
         embedding_dim: Width of embeddings that declare none, or ``"auto"``: 1.6 x size^0.56, at
             most 64.
-        activation: Activation of the hidden layers.
+        activation: Activation of the standard tower's hidden layers.
         dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
         batch_norm: Normalise each hidden layer.
         wide_combiner: How a feature's several values are combined in the wide part: ``"sum"``,
             ``"mean"`` or ``"sqrtn"``. Numbers and vectors are summed as they are.
         head: ``"binary"``, ``"multiclass"``, ``"regression"``, or None: by the label.
         embedding_std: Standard deviation of initial embeddings, at least 0.
+        imports: Modules that register towers of your own
+            (:func:`widedeep.models.register_tower`), as import paths; the working directory is
+            searched too.
         seed: Seed of all initial values.
     """
 
-    hidden_units: tuple[int, ...] = (256, 128)
+    hidden_units: tuple[int, ...] | None = None
+    deep: Any = ()
+    join: Mapping[str, Any] | None = None
     embedding_dim: int | Literal["auto"] = 16
     activation: Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"] = "relu"
     dropout: float = 0.0
@@ -36,6 +59,7 @@ class ModelConfig:
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
     head: Literal["binary", "multiclass", "regression"] | None = None
     embedding_std: float = 0.02
+    imports: list[str] = field(default_factory=list)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,8 +69,49 @@ class ModelConfig:
         dim = self.embedding_dim
         in_range = dim == "auto" or dim in COUNTS
         check_range(owner, "embedding_dim", dim, in_range, f"{COUNT}, or 'auto'")
-        for width in self.hidden_units:
+        import_modules(self.imports, f"{owner}: imports")
+        object.__setattr__(self, "deep", _tower_tables(self.deep))
+        if self.join is not None:
+            (joined,) = _checked(({"name": "mlp", **self.join},))
+            object.__setattr__(self, "join", {k: v for k, v in joined.items() if k != "name"})
+        if self.hidden_units is None:
+            object.__setattr__(self, "hidden_units", () if self.deep else HIDDEN_UNITS)
+        for width in self.hidden_units or ():
             check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
         std = self.embedding_std
         check_range(owner, "embedding_std", std, std >= 0, "a number >= 0")
         check_seed(owner, self.seed)
+
+
+Table = Mapping[str, Any]
+
+
+def _tower_tables(deep: object) -> tuple[Table, ...]:
+    """Return one table a tower, with its name and all of its options."""
+    entries = list(deep) if isinstance(deep, (list, tuple)) else [] if deep is None else [deep]
+    return _checked(tuple(_table(entry) for entry in entries))
+
+
+def _table(entry: object) -> Table:
+    if isinstance(entry, str):
+        return {"name": entry}
+    if isinstance(entry, Mapping):
+        return dict(entry)
+    if hasattr(entry, "make"):
+        from widedeep.models.tower import TowerConfig, tower_table
+
+        if isinstance(entry, TowerConfig):
+            return tower_table(entry)
+    raise ConfigError(
+        f"[model]: got deep={show_value(entry)}, expected a configuration of widedeep.models, the "
+        'name of one, or a table such as { name = "dcn_v2", layers = 3 }'
+    )
+
+
+def _checked(tables: tuple[Table, ...]) -> tuple[Table, ...]:
+    """Check options and fill defaults in, where there is torch: without it nothing is trained."""
+    if not tables or importlib.util.find_spec("torch") is None:
+        return tables
+    from widedeep.models.tower import tower_config, tower_table
+
+    return tuple(tower_table(tower_config(table)) for table in tables)

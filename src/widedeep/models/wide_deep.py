@@ -20,9 +20,19 @@ from widedeep.data.batch import Batch
 from widedeep.errors import ConfigError, SchemaError
 from widedeep.kernels.torch_device import seeded
 from widedeep.kernels.torch_ops import to_device
+from widedeep.models.blocks import HiddenLayers
 from widedeep.models.config import ModelConfig
 from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
-from widedeep.models.mlp import MLP, DeepInput, DeepLayout, SequenceInput, make_layout
+from widedeep.models.mlp import MLP, MLPTower
+from widedeep.models.tower import (
+    DeepInput,
+    DeepLayout,
+    SequenceInput,
+    TowerConfig,
+    make_layout,
+    shared_dim,
+    tower_configs,
+)
 from widedeep.options import keyword_signature, with_options
 from widedeep.schema import Schema
 from widedeep.tables.embedding_table import EmbeddingTable
@@ -48,6 +58,7 @@ def make_wide_table(
 
 
 _SCHEMA = "schema"  # in a state dict: the schema's fingerprint, as bytes
+JOIN = "join"  # the output layer over joined towers
 
 Tower = nn.Module | Callable[[DeepLayout], nn.Module]
 
@@ -69,15 +80,16 @@ class WideDeep(nn.Module):
         head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of
             :mod:`widedeep.models.heads`, one by label, or None: the configuration's, or else by the
             label.
-        towers: Other towers by name: modules called with a
-            :class:`widedeep.models.mlp.DeepInput`, or functions that make one from a
-            :class:`widedeep.models.mlp.DeepLayout`, called with torch's,
-            NumPy's and Python's generators started from ``seed``. The standard tower is made if
-            ``hidden_units`` is given or ``towers`` is not.
+        towers: Towers without a configuration, by name: modules called with a
+            :class:`widedeep.models.DeepInput`, or functions that make one from a
+            :class:`widedeep.models.DeepLayout`, called with torch's, NumPy's and Python's
+            generators started from ``seed``. The standard tower is made if ``hidden_units`` is
+            given, or neither ``deep`` nor ``towers`` is.
         device: Where tables and towers live.
         options: Fields of :class:`widedeep.models.config.ModelConfig` by keyword, such as
-            ``hidden_units=[100, 50]``; they come before those of ``config``. Equal seeds give equal
-            models; a tower that was made before it is given here is as it is.
+            ``hidden_units=[100, 50]`` or ``deep=models.DCNv2(layers=3)``; they come before those of
+            ``config``. Equal seeds give equal models; a tower that was made before it is given here
+            is as it is.
 
     Shape:
         Batch of B examples -> logits (B, C), C the sum of the heads' widths
@@ -107,7 +119,7 @@ class WideDeep(nn.Module):
         super().__init__()
         if options.get("hidden_units") is None:
             options.pop("hidden_units", None)
-            if towers and config is None:
+            if "deep" in options or (towers and config is None):
                 options["hidden_units"] = ()
         _check_arguments(schema, options.get("hidden_units", ()))
         if "hidden_units" in options:
@@ -121,12 +133,15 @@ class WideDeep(nn.Module):
         self.heads = make_heads(schema, self.config.head if head is None else head)
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
-        self.layout = make_layout(schema, self.config.embedding_dim)
+        configs = tower_configs(self.config.deep)
+        heads_columns = {h.name: span for h, span in zip(self.heads, self.head_slices, strict=True)}
+        dim = shared_dim(schema, self.config.embedding_dim, configs)
+        self.layout = make_layout(schema, dim, heads_columns)
         self._check_size()
         self.batches = DeviceBatches(self.device)
         self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
         self.deep_tables = self._make_deep_tables()
-        self._make_towers(towers or {})
+        self._make_towers(configs, towers or {})
         biases = [
             value for h in self.heads for value in h.initial_bias(schema.label_means.get(h.name))
         ]
@@ -149,7 +164,7 @@ class WideDeep(nn.Module):
             f"wide: {len(spec.wide_names)} features, {wide:,} weights\n"
             f"deep: {len(spec.deep_names)} features, {self.layout.width:,} columns, "
             f"towers {', '.join(self.towers) or 'none'}, hidden units "
-            f"{list(self.config.hidden_units)}, {dense:,} weights\n"
+            f"{list(self.config.hidden_units or ())}, {dense:,} weights\n"
             f"embeddings: {tables or 'none'}; {embeddings:,} weights\n"
             f"schema: {self.schema.fingerprint[:12]}"
         )
@@ -161,7 +176,7 @@ class WideDeep(nn.Module):
             for slot in self.schema.slots
             if slot.deep
         }
-        widths = [self.layout.width, *self.config.hidden_units]
+        widths = [self.layout.width, *(self.config.hidden_units or ())]
         floats = {
             "wide weights": self.n_logits * sum(s.size for s in self.schema.slots if s.wide),
             "embeddings": sum(tables.values()),
@@ -192,13 +207,12 @@ class WideDeep(nn.Module):
             )
         return tables
 
-    def _make_towers(self, custom: Mapping[str, Tower]) -> None:
+    def _make_towers(self, configs: Mapping[str, TowerConfig], custom: Mapping[str, Tower]) -> None:
         generator = torch.Generator().manual_seed(self.config.seed)
         towers: dict[str, nn.Module] = {}
-        has_input = self.layout.width > 0 or bool(self.layout.sequences) or bool(self.layout.extra)
         if self.config.hidden_units and self.layout.width > 0:
             with seeded(self.device, "mlp", self.config.seed):
-                towers["mlp"] = MLP(
+                towers["mlp"] = MLPTower(
                     self.layout.width,
                     self.config.hidden_units,
                     activation=self.config.activation,
@@ -206,19 +220,41 @@ class WideDeep(nn.Module):
                     batch_norm=self.config.batch_norm,
                     generator=generator,
                 )
-        for name, tower in custom.items():
-            if not has_input:
-                raise ConfigError(
-                    f"got tower {name!r}, but no feature is in the deep part; name some in "
-                    "deep=[...]"
-                )
+        for name, tower in {**{n: c.make for n, c in configs.items()}, **custom}.items():
+            self._check_tower(name, towers)
             with seeded(self.device, "tower", name, self.config.seed):
                 towers[name] = tower if isinstance(tower, nn.Module) else tower(self.layout)
         self.towers = nn.ModuleDict(towers)
-        self.outputs = nn.ModuleDict()
+        self._make_outputs(generator)
+
+    def _check_tower(self, name: str, towers: Mapping[str, nn.Module]) -> None:
+        if not (self.layout.width > 0 or self.layout.sequences or self.layout.extra):
+            raise ConfigError(
+                f"got tower {name!r}, but no feature is in the deep part; name some in deep=[...]"
+            )
+        if name in (*towers, JOIN):
+            raise ConfigError(f"got two towers of the name {name!r}; rename one")
+
+    def _make_outputs(self, generator: torch.Generator) -> None:
+        """Make the linear layers from what towers return to logits, and what joins the towers."""
+        widths: dict[str, int] = {}
         for name, tower in self.towers.items():
             with seeded(self.device, "forward", name, self.config.seed):
                 width = self._tower_width(name, tower)
+            if not gives_logits(tower):
+                widths[name] = width
+        self.join: HiddenLayers | None = None
+        if self.config.join is not None and len(widths) > 1:
+            with seeded(self.device, JOIN, self.config.seed):
+                self.join = MLP(**self.config.join).hidden_layers(sum(widths.values()))
+            widths = {JOIN: self.join.out_features}
+        elif self.config.join is not None:
+            raise ConfigError(
+                f"[model]: got join={dict(self.config.join)} and {len(widths)} tower(s) that "
+                "return features, expected at least two; name more in deep, or drop join"
+            )
+        self.outputs = nn.ModuleDict()
+        for name, width in widths.items():
             output = nn.utils.skip_init(  # type: ignore[no-untyped-call]
                 nn.Linear, width, self.n_logits, bias=False
             )
@@ -226,16 +262,18 @@ class WideDeep(nn.Module):
             self.outputs[name] = output
 
     def _tower_width(self, name: str, tower: nn.Module) -> int:
-        if isinstance(tower, MLP) and tower.is_standard:
+        if type(tower) is MLPTower and tower.is_standard:
             return tower.out_features
         with torch.no_grad():
             was_training = tower.training
             out = tower.eval()(self._empty_input(2))
             tower.train(was_training)
-        if out.ndim != 2 or len(out) != 2:
+        width = "C" if gives_logits(tower) else "width"
+        expected = (2, self.n_logits if gives_logits(tower) else out.shape[-1])
+        if tuple(out.shape) != expected:
             raise ConfigError(
                 f"tower {name!r}: got an output of shape {tuple(out.shape)} for 2 examples, "
-                "expected (2, width)"
+                f"expected (2, {width}){f' with C = {self.n_logits}' if width == 'C' else ''}"
             )
         return int(out.shape[1])
 
@@ -335,9 +373,20 @@ class WideDeep(nn.Module):
 
     def deep_logits(self, inputs: DeepInput) -> Tensor | None:
         """Return the towers' part of the logits, (B, C), or None without towers."""
-        total: Tensor | None = None
+        parts: list[Tensor] = []
+        joined: list[Tensor] = []
         for name, tower in self.towers.items():
-            logits_BC: Tensor = self.outputs[name](tower(inputs))
+            out: Tensor = tower(inputs)
+            if gives_logits(tower):
+                parts.append(out)
+            elif self.join is not None:
+                joined.append(out)
+            else:
+                parts.append(self.outputs[name](out))
+        if self.join is not None:
+            parts.append(self.outputs[JOIN](self.join(torch.cat(joined, dim=1))))
+        total = None
+        for logits_BC in parts:
             total = logits_BC if total is None else total + logits_BC
         return total
 
@@ -443,6 +492,11 @@ class WideDeep(nn.Module):
             )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def gives_logits(tower: nn.Module) -> bool:
+    """Tell whether a tower returns what it adds to the logits, rather than features."""
+    return getattr(tower, "returns", "features") == "logits"
 
 
 WideDeep.__signature__ = keyword_signature(WideDeep, ModelConfig)  # type: ignore[attr-defined]

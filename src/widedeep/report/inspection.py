@@ -132,11 +132,21 @@ def layer_sizes(bundle: Bundle) -> list[tuple[str, tuple[int, ...], int]]:
         if weights is not None:
             shape = (widths[i], widths[i + 1])
             sizes.append((f"hidden {i + 1}", shape, weights.size + widths[i + 1]))
+    for name, size in bundle.model.towers.items():
+        options = _tower_options(bundle, name)
+        sizes.append((f"tower {name}{options and f' ({options})'}", (), size))
     head = bundle.weights.get("head/weight")
     if head is not None:
         sizes.append(("output", (head.shape[1], head.shape[0]), head.size))
     sizes.append(("bias", tuple(bundle.weights["bias"].shape), bundle.weights["bias"].size))
     return sizes
+
+
+def _tower_options(bundle: Bundle, name: str) -> str:
+    """Return the options that a tower was made with, as text."""
+    deep = bundle.config.get("model", {}).get("deep", [])
+    table: Mapping[str, Any] = next((one for one in deep if one.get("name") == name), {})
+    return ", ".join(f"{key} {value}" for key, value in table.items() if key != "name")
 
 
 def logit_name(bundle: Bundle, column: int) -> str:

@@ -137,7 +137,9 @@ def size_section(report: Mapping[str, Any]) -> str:
         "wide weights": sum(_numbers(one) for one in tables if one["part"] == "wide"),
         "embeddings": sum(_numbers(one) for one in tables if one["part"] == "deep"),
         **{
-            f"{one['name']} ({' x '.join(map(str, one['shape']))})": one["numbers"]
+            f"{one['name']} ({' x '.join(map(str, one['shape']))})".removesuffix(" ()"): one[
+                "numbers"
+            ]
             for one in layers
         },
     }

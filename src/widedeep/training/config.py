@@ -12,7 +12,6 @@ from widedeep.errors import ConfigError
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import toml_text
-from widedeep.metrics.registry import import_metrics
 from widedeep.models.config import ModelConfig
 from widedeep.options import (
     COUNT,
@@ -23,6 +22,7 @@ from widedeep.options import (
     check_seed,
     check_threads,
     check_types,
+    import_modules,
 )
 
 __all__ = ["DataConfig", "FollowConfig", "RunConfig", "TrainConfig", "WarmStartConfig"]
@@ -169,7 +169,7 @@ class TrainConfig:
         for name in ("grad_scale", "clip_norm"):
             value = getattr(self, name)
             check_range(owner, name, value, value is None or value > 0, "a number > 0")
-        import_metrics(self.metrics)
+        import_modules(self.metrics, "metrics")
         self._name_optimizers()
 
     def _name_optimizers(self) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels import Tower, TowerGradients, has_bf16_products
-from widedeep.models.mlp import MLP, has_hooks
+from widedeep.models.blocks import has_hooks
+from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import Optimizer
 from widedeep.tables.storage import batch_rows
@@ -195,7 +196,7 @@ class DenseUpdate:
 def fast_mlp(model: WideDeep, precision: Precision, threads: int) -> NativeMLP | TorchMLP | None:
     """Return the fast path if the standard tower is the only one, else None."""
     tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
-    if not isinstance(tower, MLP) or not tower.is_plain:
+    if type(tower) is not MLPTower or not tower.is_plain:
         return None
     output = model.outputs["mlp"]
     trainable = [name for name, p in output.named_parameters() if p.requires_grad]
@@ -208,7 +209,7 @@ def fast_mlp(model: WideDeep, precision: Precision, threads: int) -> NativeMLP |
     return TorchMLP(tower, output, bf16=bf16)
 
 
-def _hidden_layers(tower: MLP) -> list[nn.Linear]:
+def _hidden_layers(tower: MLPTower) -> list[nn.Linear]:
     assert tower.is_plain
     return [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
 
@@ -223,12 +224,12 @@ _LANES = 32  # bfloat16 numbers of a cache line
 
 
 class TorchMLP:
-    """Computes a plain :class:`MLP` and its output layer by torch, in bfloat16 if asked.
+    """Computes a plain :class:`MLPTower` and its output layer by torch, in bfloat16 if asked.
 
     The output layer and the sums of biases' gradients are float32 in both.
     """
 
-    def __init__(self, tower: MLP, output: nn.Linear, *, bf16: bool = False) -> None:
+    def __init__(self, tower: MLPTower, output: nn.Linear, *, bf16: bool = False) -> None:
         self.layers = _hidden_layers(tower)
         self.output = output
         self.bf16 = bf16
@@ -311,10 +312,10 @@ _CPU = torch.device("cpu")
 
 
 class NativeMLP:
-    """Computes a plain :class:`MLP` and its output layer by the native tower."""
+    """Computes a plain :class:`MLPTower` and its output layer by the native tower."""
 
     def __init__(
-        self, tower: MLP, output: nn.Linear, *, threads: int = 1, bf16: bool = False
+        self, tower: MLPTower, output: nn.Linear, *, threads: int = 1, bf16: bool = False
     ) -> None:
         self.threads = threads
         self.bf16 = bf16

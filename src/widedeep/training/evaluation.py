@@ -21,9 +21,10 @@ from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.metrics import MetricCollection, metrics_of
+from widedeep.models.blocks import has_hooks
 from widedeep.models.heads import Head
-from widedeep.models.mlp import MLP, has_hooks
-from widedeep.models.wide_deep import WideDeep
+from widedeep.models.mlp import MLPTower
+from widedeep.models.wide_deep import JOIN, WideDeep
 
 
 def bundle_model(model: WideDeep) -> BundleModel:
@@ -58,7 +59,17 @@ def bundle_model(model: WideDeep) -> BundleModel:
         wide=tuple(slot.name for slot in model.schema.slots if slot.wide),
         wide_combiner=model.config.wide_combiner,
         deep=tuple(columns),
+        towers={} if tower is not None else _tower_sizes(model),
     )
+
+
+def _tower_sizes(model: WideDeep) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    modules = {**model.towers, **({} if model.join is None else {JOIN: model.join})}
+    for name, module in modules.items():
+        layers = [module, *([model.outputs[name]] if name in model.outputs else [])]
+        sizes[name] = sum(p.numel() for layer in layers for p in layer.parameters())
+    return sizes
 
 
 def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
@@ -83,15 +94,17 @@ def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
     return weights
 
 
-def standard_tower(model: WideDeep) -> MLP | None:
+def standard_tower(model: WideDeep) -> MLPTower | None:
     """Return the standard tower if it is the only one; other models keep theirs in a graph."""
     towers, outputs = list(model.towers.values()), list(model.outputs.values())
-    if len(towers) != 1 or not isinstance(towers[0], MLP) or not towers[0].is_standard:
+    if len(towers) != 1 or type(towers[0]) is not MLPTower or not towers[0].is_standard:
         return None
     return towers[0] if type(outputs[0]) is nn.Linear and not has_hooks(outputs[0]) else None
 
 
-def mlp_weights(tower: MLP, output: nn.Linear, bias_C: NDArray[Any]) -> dict[str, NDArray[Any]]:
+def mlp_weights(
+    tower: MLPTower, output: nn.Linear, bias_C: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
     """Fold each layer's norm, a * h + c, into the layer that reads h: W (a * h + c) + b."""
     weights: dict[str, NDArray[Any]] = {}
     scale: NDArray[np.float64] | None = None
@@ -156,7 +169,7 @@ def evaluating(model: WideDeep, *, threads: int = 1, by_modules: bool = False) -
         model.train(was_training)
 
 
-def _as_served(model: WideDeep, tower: MLP, threads: int) -> Logits:
+def _as_served(model: WideDeep, tower: MLPTower, threads: int) -> Logits:
     (output,) = model.outputs.values()
     assert isinstance(output, nn.Linear)
     bias_C = model.bias.detach().numpy()

@@ -23,7 +23,7 @@ from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
 from widedeep.kernels.score import Scorer
 from widedeep.kernels.torch_ops import Float64Scorer
-from widedeep.models.mlp import DeepInput
+from widedeep.models.tower import DeepInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.schema import Schema
 from widedeep.training.evaluation import (
@@ -236,6 +236,7 @@ class _Towers(nn.Module):
         super().__init__()
         self.towers = model.towers
         self.outputs = model.outputs
+        self.join = model.join
         self._model = [model]  # in a list: not a submodule
 
     def forward(self, concat_BX: Tensor, *extra: Tensor) -> Tensor:

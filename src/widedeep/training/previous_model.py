@@ -18,7 +18,7 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.models.config import ModelConfig
 from widedeep.models.heads import make_heads
-from widedeep.models.mlp import DeepLayout, make_layout
+from widedeep.models.tower import DeepLayout, make_layout, shared_dim, tower_configs, tower_table
 from widedeep.options import read_section
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
@@ -134,7 +134,7 @@ class PreviousModel:
     # What else a tower reads: features that keep their sequence, and extra inputs
     inputs: Mapping[str, Any]
     # Options of the model that decide what its layers compute: ``activation``, ``batch_norm``,
-    # ``wide_combiner``
+    # ``wide_combiner``, and by tower the table of its configuration
     options: Mapping[str, Any]
     # Of the gradients that the optimizers' state has seen: ``grad_scale`` and ``loss_reduction``;
     # empty for a bundle
@@ -246,7 +246,8 @@ def _from_checkpoint(folder: Path) -> PreviousModel:
         elif group == "optimizer":
             parameter, _, slot = key_in_group.rpartition("/")
             dense.setdefault(name_of_module(parameter), {})[slot] = value
-    layout = make_layout(schema, model.embedding_dim)
+    dim = shared_dim(schema, model.embedding_dim, tower_configs(model.deep))
+    layout = make_layout(schema, dim)
     return PreviousModel(
         path=folder,
         schema=schema,
@@ -273,7 +274,9 @@ def tower_inputs(layout: DeepLayout) -> dict[str, Any]:
 
 def model_options(config: ModelConfig) -> dict[str, Any]:
     """Return the options that decide what layers and wide weights compute."""
-    return {name: getattr(config, name) for name in ("activation", "batch_norm", "wide_combiner")}
+    names = ("activation", "batch_norm", "wide_combiner", "join")
+    towers = {name: tower_table(tower) for name, tower in tower_configs(config.deep).items()}
+    return {**{name: getattr(config, name) for name in names}, "towers": towers}
 
 
 def _heads(schema: Schema, config: ModelConfig, n_logits: int) -> tuple[HeadMeaning, ...]:

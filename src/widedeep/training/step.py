@@ -17,7 +17,8 @@ from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.errors import CheckpointError, ConfigError, DataError
 from widedeep.kernels.torch_device import seeded, triton_kernels
-from widedeep.models.mlp import MLP, DeepInput, SequenceInput
+from widedeep.models.mlp import MLPTower
+from widedeep.models.tower import DeepInput, SequenceInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
 from widedeep.tables.embedding_table import EmbeddingTable
@@ -143,7 +144,7 @@ class TrainStep:
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
             grad_BX = self.fused.backward(grad_BC)  # (B, C) -> (B, X), and the layers' .grad
             return DenseResult(logits_BC, losses_B, grad_BC, grad_BX, unread)
-        standard = all(type(tower) is MLP for tower in self.model.towers.values())
+        standard = all(type(tower) is MLPTower for tower in self.model.towers.values())
         with seeded(self.model.device, "step", self.config.seed, step, torch_alone=standard):
             return self._autograd_pass(batch, logits_BC, inputs)
 

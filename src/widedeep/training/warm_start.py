@@ -16,7 +16,7 @@ from torch import Tensor
 from widedeep.data.extend_schema import map_ids
 from widedeep.errors import SchemaError
 from widedeep.features import IdMap
-from widedeep.models.wide_deep import WideDeep
+from widedeep.models.wide_deep import JOIN, WideDeep
 from widedeep.optim import FTRL, Adam, describe_optimizer
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.training.config import WarmStartConfig
@@ -119,7 +119,8 @@ class _Transfer:
         }
         self.scales = {name: getattr(state.config, name) for name in scales}, previous.scales
         self.heads_change = _heads_change(state.model, previous)
-        self.layers_change = layer_change(model_options(state.model.config), previous.options)
+        self.options = model_options(state.model.config)
+        self.layers_change = layer_change(self.options, previous.options)
         # Feature to reason the columns that read it start anew.
         self.inputs_anew: dict[str, str] = {}
         # Feature to the matrix by which its embeddings came to their new width.
@@ -323,9 +324,12 @@ class _Transfer:
         ] = {}  # tower to its first layer that starts anew, and reason
         for tower in self.model.towers:
             reason = self.previous.mlp or (self.layers_change if tower == "mlp" else "")
+            reason = reason or self._options_change(tower)
             reason = reason or ("" if tower == "mlp" else self._tower_change(tower, parameters))
             if reason:
                 anew[tower] = -1, reason
+        if self.model.join is not None and (reason := self._join_change(anew)):
+            anew[JOIN] = -1, reason
         for key, value in parameters.items():
             name, inputs = name_of_module(key), value.shape[-1] if value.ndim else 1
             tower, layer = _tower_and_layer(key)
@@ -376,6 +380,21 @@ class _Transfer:
             ):
                 return f"{key} is not in the old model in this shape"
         return ""
+
+    def _options_change(self, tower: str) -> str:
+        """Why a tower's configuration makes it compute something else, or "" if it does not."""
+        new, old = (_tower_options(every, tower) for every in (self.options, self.previous.options))
+        for option in sorted(new.keys() | old.keys()) if new and old else ():
+            if new.get(option) != old.get(option):
+                return f"{option} {old.get(option)!r} became {new.get(option)!r}"
+        return ""
+
+    def _join_change(self, anew: Mapping[str, tuple[int, str]]) -> str:
+        """Why the layers over all towers would read, or be, something else."""
+        before, now = self.previous.options.get("join"), self.options["join"]
+        if before != now:
+            return f"join {before!r} became {now!r}"
+        return "".join(f"tower {tower} is fresh" for tower in list(anew)[:1])
 
     def _input_change(self, feature: str) -> str:
         """Why the deep input of a feature means something else, or "" if it does not."""
@@ -457,6 +476,12 @@ class _Transfer:
         return dict(self.model.layout.columns) == dict(self.previous.columns) and not self.projected
 
 
+def _tower_options(options: Mapping[str, Any], tower: str) -> dict[str, Any]:
+    """The options of a tower that decide what it computes; {} for one without a configuration."""
+    table = options.get("towers", {}).get(tower, {})
+    return {name: value for name, value in table.items() if name != "dropout"}
+
+
 def _heads_change(model: WideDeep, previous: PreviousModel) -> str:
     """Why the logits mean something else than they did, or "" if they do not."""
     new = tuple(head_meaning(model.schema, h.kind, h.name, h.width) for h in model.heads)
@@ -469,6 +494,8 @@ def _heads_change(model: WideDeep, previous: PreviousModel) -> str:
 def _tower_and_layer(key: str) -> tuple[str, int]:
     """Return the tower of a parameter and which of its layers it is of; "" for the bias."""
     owner, _, parameter = key.partition(".")
+    if owner == JOIN:
+        return JOIN, _NO_LAYER - 1
     if owner not in ("towers", "outputs"):
         return "", 0
     tower, _, inner = parameter.partition(".")

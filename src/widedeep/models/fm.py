@@ -1,0 +1,56 @@
+"""Factorization machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.models.blocks import pair_products
+from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
+
+__all__ = ["FM"]
+
+
+class FMTower(nn.Module):
+    """The sum of all pairs of fields' scalar products, weighted by dimension for further logits.
+
+    Shape:
+        DeepInput with ``fields_BFD`` (B, F, D) -> logits (B, C)
+    """
+
+    returns = "logits"
+
+    def __init__(self, dim: int, n_logits: int) -> None:
+        super().__init__()
+        self.dim = dim
+        # The paper's sum has no weights; several logits share the products, not the weights.
+        self.weight_CD = nn.Parameter(torch.ones(n_logits, dim)) if n_logits > 1 else None
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the logits, (B, C)."""
+        products_BD = pair_products(inputs.fields_BFD(self.dim))
+        if self.weight_CD is None:
+            return products_BD.sum(1, keepdim=True)
+        return products_BD @ self.weight_CD.t()
+
+
+@register_tower
+@dataclass(frozen=True, kw_only=True)
+class FM(TowerConfig):
+    """A factorization machine of second order (Rendle 2010, *Factorization Machines*, equation 1).
+
+    Equation: ``logit = sum_(i<j) <v_i, v_j>``, computed in linear time as
+    ``1/2 sum_d ((sum_i v_id)^2 - sum_i v_id^2)`` (its lemma 3.1). The terms of first order are the
+    wide part's. Of several logits, each learns a weight for each of the D dimensions.
+
+    Shape:
+        (B, F, D) -> logits (B, C); embeddings of one width D
+    """
+
+    name = "fm"
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower."""
+        return FMTower(layout.field_dim(self.name, least=2), layout.n_logits)

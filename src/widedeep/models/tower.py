@@ -1,0 +1,311 @@
+"""The contract of a tower: its input, its layout, its configuration and its name.
+
+A tower is a network over the deep part's input. Its configuration is a frozen dataclass with a
+name, so that Python, TOML, checkpoints and bundles build the same one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from widedeep.errors import ConfigError, nearest
+from widedeep.options import as_table, check_types, read_section
+from widedeep.schema import Schema, Slot
+
+__all__ = [
+    "DeepInput",
+    "DeepLayout",
+    "SequenceInput",
+    "TowerConfig",
+    "register_tower",
+    "registered_towers",
+    "unregister_tower",
+]
+
+Returns = Literal["features", "logits"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeepLayout:
+    """The deep part's input, known before any tower is made."""
+
+    width: int  # X, columns of ``concat_BX``
+    # Feature to its columns; pooled embeddings first, then the dense numbers
+    columns: Mapping[str, slice]
+    dense: slice  # The dense numbers' columns as one slice
+    dense_columns: tuple[int, ...]  # Column of ``Batch.dense_BK`` for each column of ``dense``
+    dims: Mapping[str, int]  # Feature to its embedding width, sequences too
+    sequences: tuple[str, ...]  # Features that keep their sequence
+    # Feature to its columns of ``Batch.dense_BK``, for :attr:`widedeep.FeatureSpec.extra`
+    extra: Mapping[str, slice]
+    # Head to its columns among the C logits
+    heads: Mapping[str, slice] = field(default_factory=lambda: {"": slice(0, 1)})
+
+    @property
+    def n_logits(self) -> int:
+        """C, the number of logit columns."""
+        stops: list[int] = [columns.stop for columns in self.heads.values()]
+        return max(stops)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Features whose pooled embeddings are the first columns of ``concat_BX``, in order."""
+        return tuple(name for name in self.dims if name in self.columns)
+
+    def field_dim(self, tower: str, *, least: int = 1) -> int:
+        """Return D, the width that the embeddings of all fields have.
+
+        Args:
+            tower: The tower that needs it, named in errors.
+            least: Least number of fields that the tower makes sense of.
+
+        Raises:
+            ConfigError: If widths differ, or there are fewer fields.
+        """
+        names = self.fields
+        if len(names) < least:
+            raise ConfigError(
+                f"tower {tower!r}: got {len(names)} embedded features ({', '.join(names)}), "
+                f"expected at least {least}; put categorical or bucketized features into the deep "
+                "part (deep=[...])"
+            )
+        by_width: dict[int, list[str]] = {}
+        for name in names:
+            by_width.setdefault(self.dims[name], []).append(name)
+        if len(by_width) > 1:
+            listed = ", ".join(f"{width} ({', '.join(by_width[width])})" for width in by_width)
+            raise ConfigError(
+                f"tower {tower!r}: got embeddings of the widths {listed}, expected one width; "
+                "give these features the same embedding_dim, or none"
+            )
+        return next(iter(by_width))
+
+
+def auto_dim(size: int) -> int:
+    """Return an embedding width for a vocabulary: 1.6 x size^0.56, at most 64, at least 2."""
+    return max(2, min(64, round(1.6 * math.pow(size, 0.56))))
+
+
+def _dim(slot: Slot, default: int | Literal["auto"]) -> int:
+    if slot.embedding_dim is not None:
+        return slot.embedding_dim
+    return auto_dim(slot.size) if default == "auto" else default
+
+
+def make_layout(
+    schema: Schema,
+    embedding_dim: int | Literal["auto"],
+    heads: Mapping[str, slice] = MappingProxyType({"": slice(0, 1)}),
+) -> DeepLayout:
+    """Lay out the deep input of a schema."""
+    deep = [slot for slot in schema.slots if slot.deep]
+    dims = {slot.name: _dim(slot, embedding_dim) for slot in deep}
+    columns: dict[str, slice] = {}
+    column = 0
+    for slot in deep:
+        if slot.combiner is not None:
+            columns[slot.name] = slice(column, column + dims[slot.name])
+            column += dims[slot.name]
+    start = column
+    dense_columns: list[int] = []
+    for name, places in schema.dense_layout.items():
+        if name in schema.spec.deep_names and name not in schema.spec.extra:
+            columns[name] = slice(column, column + places.stop - places.start)
+            dense_columns += range(places.start, places.stop)
+            column += places.stop - places.start
+    return DeepLayout(
+        width=column,
+        columns=columns,
+        dense=slice(start, column),
+        dense_columns=tuple(dense_columns),
+        dims=dims,
+        sequences=tuple(slot.name for slot in deep if slot.combiner is None),
+        extra={name: schema.dense_layout[name] for name in schema.spec.extra},
+        heads=heads,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceInput:
+    """The unpooled embeddings of a feature with ``combiner=None``.
+
+    Args:
+        values_ND: One row an id, of all examples one after the other.
+        offsets: int64 of length B + 1; example b's rows are ``values_ND[offsets[b]:offsets[b +
+            1]]``.
+    """
+
+    values_ND: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DeepInput:
+    """What a tower is called with.
+
+    Args:
+        concat_BX: Pooled embeddings and dense numbers in one buffer.
+        layout: Feature to its columns in ``concat_BX``.
+        sequences: Feature to its unpooled embeddings, for features with ``combiner=None``.
+        dense_BK: The dense columns of ``concat_BX``.
+        extra: Dense tensors of :attr:`widedeep.FeatureSpec.extra` by name, for encoders.
+    """
+
+    concat_BX: Tensor
+    layout: Mapping[str, slice]
+    dense_BK: Tensor
+    sequences: Mapping[str, SequenceInput] = field(default_factory=dict)
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def fields_BFD(self, dim: int) -> Tensor:
+        """Return the pooled embeddings as a view (B, F, D), where all have the width ``dim``."""
+        width = self.concat_BX.shape[1] - self.dense_BK.shape[1]
+        return self.concat_BX[:, :width].view(-1, width // dim, dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """The options of a tower, and how it is made of them.
+
+    A tower of one's own is a frozen dataclass with a ``name``, registered by
+    :func:`register_tower`: it may then be named in Python and TOML as those of
+    :mod:`widedeep.models` are, and is trained, resumed, warm-started and exported like them.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from torch import nn
+        >>> import widedeep as wd
+        >>> from widedeep.models import TowerConfig, register_tower, unregister_tower
+        >>> class Gated(nn.Module):
+        ...     def __init__(self, inputs: int, width: int) -> None:
+        ...         super().__init__()
+        ...         self.layer, self.gate = nn.Linear(inputs, width), nn.Linear(inputs, width)
+        ...     def forward(self, inputs):
+        ...         return self.layer(inputs.concat_BX) * self.gate(inputs.concat_BX).sigmoid()
+        >>> @register_tower
+        ... @dataclass(frozen=True, kw_only=True)
+        ... class GatedConfig(TowerConfig):
+        ...     name = "gated"
+        ...     width: int = 8
+        ...     def make(self, layout):
+        ...         return Gated(layout.width, self.width)
+        >>> rows = [{"job": "ab"[i % 2], "y": i % 2} for i in range(8)]
+        >>> spec = wd.FeatureSpec(label="y", features=wd.categorical("job"))
+        >>> model = wd.WideDeep(wd.fit_schema(spec, rows), deep={"name": "gated", "width": 4})
+        >>> list(model.towers)
+        ['gated']
+        >>> unregister_tower("gated")
+    """
+
+    name: ClassVar[str] = ""
+    """The tower's name in TOML, in checkpoints and among a model's towers."""
+
+    def __post_init__(self) -> None:
+        check_types(self, f"tower {self.name!r}")
+
+    def embedding_dim(self, fields: int) -> int | None:
+        """Return the width of embeddings that declare none, for F fields; None: the model's."""
+        return None
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower, with torch's generator started from the model's seed.
+
+        It is called with a :class:`DeepInput` of B examples and returns features (B, width), or,
+        if its attribute ``returns`` is ``"logits"``, what it adds to the logits, (B, C).
+
+        Raises:
+            ConfigError: If the tower cannot read such an input.
+        """
+        raise NotImplementedError
+
+
+Config = TypeVar("Config", bound=type[TowerConfig])
+_registered: dict[str, type[TowerConfig]] = {}
+
+
+def register_tower(config: Config) -> Config:
+    """Make a tower known by its name, as a decorator of its configuration.
+
+    Raises:
+        ConfigError: If the name is no identifier, or another tower's.
+    """
+    if not config.name.isidentifier():
+        raise ConfigError(
+            f"tower {config.__name__}: got name={config.name!r}, expected letters, digits and _"
+        )
+    known = _registered.get(config.name)
+    if known is not None and known.__qualname__ != config.__qualname__:
+        raise ConfigError(f"tower {config.name!r} is registered already, as {known.__qualname__}")
+    _registered[config.name] = config
+    return config
+
+
+def unregister_tower(name: str) -> None:
+    """Forget a tower, such as one that a test registered."""
+    _registered.pop(name, None)
+
+
+def registered_towers() -> dict[str, type[TowerConfig]]:
+    """Return the configurations of all towers by name.
+
+    Example:
+        >>> "deep_fm" in registered_towers()
+        True
+    """
+    for module in pkgutil.iter_modules([os.path.dirname(__file__)]):  # a file a tower
+        importlib.import_module(f"widedeep.models.{module.name}")
+    return dict(sorted(_registered.items()))
+
+
+def tower_config(table: Mapping[str, Any]) -> TowerConfig:
+    """Read a table with a ``name`` and options into the configuration of that tower."""
+    name, towers = table.get("name"), registered_towers()
+    if name not in towers:
+        raise ConfigError(
+            f"[model]: got a tower of the name {name!r}; {nearest(str(name), towers)}"
+        )
+    options = {key: value for key, value in table.items() if key != "name"}
+    return read_section(towers[str(name)], options, f"tower {name!r}")
+
+
+def tower_table(config: TowerConfig) -> dict[str, Any]:
+    """Return what :func:`tower_config` reads, defaults included."""
+    table = {key: value for key, value in as_table(config).items() if value is not None}
+    return {"name": config.name, **table}
+
+
+def tower_configs(deep: Sequence[Mapping[str, Any]]) -> dict[str, TowerConfig]:
+    """Return the towers by the name that each has in the model: ``fm``, then ``fm_2``."""
+    configs: dict[str, TowerConfig] = {}
+    for table in deep:
+        config = tower_config(table)
+        name, number = config.name, 1
+        while name in configs:
+            number += 1
+            name = f"{config.name}_{number}"
+        configs[name] = config
+    return configs
+
+
+def shared_dim(
+    schema: Schema, embedding_dim: int | Literal["auto"], towers: Mapping[str, TowerConfig]
+) -> int | Literal["auto"]:
+    """Return the width of embeddings that declare none: the towers', or the model's."""
+    fields = sum(slot.deep and slot.combiner is not None for slot in schema.slots)
+    widths = {name: config.embedding_dim(fields) for name, config in towers.items()}
+    demanded = {width for width in widths.values() if width is not None}
+    if len(demanded) > 1:
+        raise ConfigError(
+            f"got towers that need embeddings of the widths {widths}, expected one width; drop one "
+            "of them, or change its options"
+        )
+    return demanded.pop() if demanded else embedding_dim

@@ -1,0 +1,84 @@
+"""Every registered tower goes the whole way, from TOML to a bundle that ranks and explains."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import widedeep as wd
+from tests.ads import TOML, ads_table
+from tests.command_line import Run
+from widedeep.features.toml import toml_text
+from widedeep.models import registered_towers
+
+# Options that make a tower small, where it has them; further ones by tower.
+SMALL = {"hidden_units": [6, 4]}
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "dcn_v2": [{}, {"rank": 3, "structure": "stacked"}],
+}
+
+
+def cases() -> list[Any]:
+    marked = []
+    for name, config in registered_towers().items():
+        known = {field.name for field in fields(config)}
+        small = {key: value for key, value in SMALL.items() if key in known}
+        for index, options in enumerate(OPTIONS.get(name, [{}])):
+            table = {"name": name, **small, **options}
+            marked.append(pytest.param(table, id=name if index == 0 else f"{name}-{index}"))
+    return marked
+
+
+def write_run(folder: Path, tower: dict[str, Any]) -> Path:
+    pq.write_table(ads_table(300, 1), folder / "train.parquet", row_group_size=120)
+    pq.write_table(ads_table(120, 2), folder / "test.parquet")
+    deep = toml_text({"model": {"deep": tower}}).splitlines()[1]
+    text = TOML.replace("hidden_units = [8, 4]\n", f"{deep}\n")
+    text = text.replace("crossed = ", 'item = ["ad"]\ncrossed = ')
+    (folder / "run.toml").write_text(text)
+    return folder / "run.toml"
+
+
+@pytest.mark.parametrize("tower", cases())
+def test_a_tower_goes_the_whole_way(
+    tower: dict[str, Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toml = write_run(tmp_path, tower)
+    trained = run("train", toml, "--out", "whole")
+    assert trained.code == 0, trained.err
+    assert run("train", toml, "--out", "parts", "--set", "train.epochs=1").code == 0
+    assert run("train", toml, "--out", "parts", "--resume").code == 0
+    bundle, resumed = (wd.Bundle.load(tmp_path / name / "bundle") for name in ("whole", "parts"))
+    rows = ads_table(20, 3).to_pylist()
+    scores = np.asarray(bundle.score(rows))
+    np.testing.assert_array_equal(scores, resumed.score(rows))  # a resumed run is the whole one
+
+    warm = run("train", toml, "--out", "warm", "--warm-start", "whole", "--set", "train.epochs=1")
+    assert warm.code == 0, warm.err
+    assert " fresh " not in warm.err, warm.err
+
+    judged = run("validate", "whole", "--against", "parts", "--data", "test.parquet", "--json")
+    assert judged.code in (0, 1), judged.err
+    assert "auc" in judged.out
+
+    user = {name: rows[0][name] for name in ("age", "price", "job", "tags")}
+    items = {"ad": [row["ad"] for row in rows]}
+    ranking = wd.Ranker(bundle).rank(user, {}, items)
+    expected = bundle.score([{**user, "ad": ad} for ad in items["ad"]])
+    np.testing.assert_array_equal(ranking.scores, np.sort(expected)[::-1])
+
+    explained = bundle.explain(rows[0])
+    total = sum(term.weights[0] for term in explained.wide) + explained.deep[0] + explained.bias[0]
+    assert total == pytest.approx(explained.logits[0], abs=1e-5)
+    assert explained.deep[0] != 0
+
+    reported = run("report", "whole", "-o", "report.html")
+    assert reported.code == 0, reported.err
+    listed = run("inspect", "whole/bundle").out
+    assert f"tower {tower['name']}" in listed or tower["name"] == "mlp"
