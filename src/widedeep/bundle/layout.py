@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.bundle.calibration import Calibration, calibration_from_json, calibration_to_json
+from widedeep.bundle.formula import Formula
 from widedeep.bundle.manifest import Engine, Manifest
 from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.errors import BundleError
@@ -144,6 +145,8 @@ class BundleModel:
         deep: Features of the concatenated deep input, in column order, without gaps.
         towers: Number of weights of each tower beside the standard one, its output layer included;
             ``join`` is what joins them.
+        rank_by: Formula that a ranker ranks by (:class:`widedeep.bundle.formula.Formula`); None:
+            the score of one head.
 
     Example:
         >>> model = BundleModel(heads=(BundleHead(name="", kind="binary", start=0, stop=1),),
@@ -159,6 +162,7 @@ class BundleModel:
     wide_combiner: WideCombiner = "sum"
     deep: tuple[DeepColumn, ...] = ()
     towers: Mapping[str, int] = field(default_factory=dict)
+    rank_by: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self, "model", BundleError)
@@ -166,6 +170,8 @@ class BundleModel:
             raise BundleError(f"got activation={self.activation!r}, expected one of {ACTIVATIONS}")
         _check_contiguous("head", self.heads)
         _check_contiguous("deep column", self.deep)
+        if self.rank_by is not None:
+            Formula(self.rank_by)
         if not self.heads:
             raise BundleError("got a model without a head, expected at least one")
 
@@ -185,8 +191,9 @@ class BundleModel:
         for head in value["heads"]:
             if head["own_link"] is None:  # as earlier versions wrote it
                 del head["own_link"]
-        if not value["towers"]:
-            del value["towers"]
+        for name in ("towers", "rank_by"):  # as earlier versions wrote it
+            if not value[name]:
+                del value[name]
         return value
 
     @classmethod

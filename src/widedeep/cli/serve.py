@@ -55,6 +55,7 @@ _REGISTRY = {
     "items": "--items PARQUET",
     "item_id": "--item-id COLUMN",
     "unknown_items": "--unknown-items",
+    "rank_by": "--rank-by FORMULA",
     "poll_s": "--poll S",
     "cache": "--cache DIR",
     "threads": "--threads N",

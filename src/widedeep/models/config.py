@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from widedeep.bundle.formula import Formula
 from widedeep.errors import ConfigError, show_value
 from widedeep.options import (
     COUNT,
@@ -46,6 +47,9 @@ class ModelConfig:
         imports: Modules that register towers of your own
             (:func:`widedeep.models.register_tower`), as import paths; the working directory is
             searched too.
+        rank_by: Formula over heads and numbers of the items that a ranker ranks by, such as
+            ``"click * buy * price"`` (:class:`widedeep.bundle.formula.Formula`); None: the score of
+            one head.
         seed: Seed of all initial values.
     """
 
@@ -60,6 +64,7 @@ class ModelConfig:
     head: Literal["binary", "multiclass", "regression"] | None = None
     embedding_std: float = 0.02
     imports: list[str] = field(default_factory=list)
+    rank_by: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,6 +85,8 @@ class ModelConfig:
             check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
         std = self.embedding_std
         check_range(owner, "embedding_std", std, std >= 0, "a number >= 0")
+        if self.rank_by is not None:
+            Formula(self.rank_by)
         check_seed(owner, self.seed)
 
 

@@ -26,6 +26,8 @@ OWN_COLUMNS = (
     *("model_version", "catalogue_version", "score"),
 )
 """The columns of every log, before those of the features."""
+TERM = "rank_by/"
+"""Lead of the columns with the values of a formula's names, where one was ranked by."""
 
 
 class RankedRequest(Protocol):
@@ -87,11 +89,12 @@ class UserIds:
 
 def impression_groups(answered: Sequence[Answered]) -> list[list[Answered]]:
     """Group requests that have the same columns: by schema, catalogue and type of the user's id."""
-    groups: dict[tuple[int, int, bool, bool], list[Answered]] = {}
+    groups: dict[tuple[Any, ...], list[Answered]] = {}
     for each in answered:
         inline = isinstance(each.request.candidates, Mapping | pa.Table)
         schema = id(each.request.ranker.bundle.schema)
-        key = (schema, id(each.catalogue), inline, isinstance(each.user_id, str))
+        terms = tuple(each.request.ranking.terms)
+        key = (schema, id(each.catalogue), inline, isinstance(each.user_id, str), terms)
         groups.setdefault(key, []).append(each)
     return list(groups.values())
 
@@ -175,7 +178,7 @@ class _Rows:
         self.by_id = not isinstance(self.requests[0].candidates, Mapping | pa.Table)
 
     def table(self) -> pa.Table:
-        columns = {**self._own_columns(), **self._features()}
+        columns = {**self._own_columns(), **self._terms(), **self._features()}
         return pa.table(columns)
 
     def _own_columns(self) -> dict[str, pa.Array]:
@@ -194,6 +197,18 @@ class _Rows:
             ),
             "score": pa.array(np.concatenate(scores).astype(np.float64)),
         }
+
+    def _terms(self) -> dict[str, pa.Array]:
+        """Return the formula that was ranked by, and the values of its names."""
+        rankings = [request.ranking for request in self.requests]
+        if rankings[0].rank_by is None:
+            return {}
+        formulas = self._spread([ranking.rank_by for ranking in rankings], pa.string())
+        values = {
+            f"{TERM}{name}": pa.array(np.concatenate([ranking.terms[name] for ranking in rankings]))
+            for name in rankings[0].terms
+        }
+        return {"rank_by": formulas, **values}
 
     def _spread(self, values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
         """Repeat each request's value for its rows."""

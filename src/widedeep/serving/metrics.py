@@ -101,7 +101,7 @@ class ServerMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         counter = partial(Counter, registry=registry)
         live = partial(Gauge, registry=registry, multiprocess_mode="livesum")
-        version, feature = ("model", "version"), ("model", "feature")
+        version, feature, model = ("model", "version"), ("model", "feature"), ("model",)
         self._requests = counter("widedeep_requests", "Requests answered.", ("route", "status"))
         self._seconds = Histogram(
             "widedeep_request_seconds",
@@ -128,16 +128,17 @@ class ServerMetrics:
             multiprocess_mode="sum",
         )
         self.score_bins = ScoreBins(registry)
+        self._undefined = counter(
+            "widedeep_undefined_scores", "Candidates that the formula has no value for.", model
+        )
         self._unknown = counter(
-            "widedeep_unknown_items", "Candidates that are not in the catalogue.", ("model",)
+            "widedeep_unknown_items", "Candidates that are not in the catalogue.", model
         )
         self._values = counter(
-            "widedeep_sampled_values",
-            "Values of user and context in a sample of the requests.",
-            feature,
+            "widedeep_sampled_values", "Values of user and context in sampled requests.", feature
         )
         self._unseen = counter(
-            "widedeep_sampled_unseen", "Sampled values that are unseen in training.", feature
+            "widedeep_sampled_unseen", "Sampled values unseen in training.", feature
         )
         self._misspelt = counter(
             "widedeep_misspelt",
@@ -212,9 +213,13 @@ class ServerMetrics:
         self._log_failing.set(counts.error is not None)
 
     def scored(self, model: str, version: str, scores: NDArray[float64], unknown: int = 0) -> None:
-        """Count a request's scores."""
+        """Count a request's scores; NaN, of which no sum could recover, apart from the others."""
         answers, score_count, total = self._of_version(model, version)
         answers.inc()
+        undefined = int(np.isnan(scores).sum())
+        if undefined:
+            self._undefined.labels(model).inc(undefined)
+            scores = scores[~np.isnan(scores)]
         score_count.inc(scores.size)
         total.inc(float(scores.sum()))
         self.score_bins.add(model, version, scores)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead, Explanation
+from widedeep.bundle.formula import Formula
 from widedeep.data.transform import misspelt_keys
 from widedeep.errors import (
     BundleError,
@@ -26,6 +27,12 @@ from widedeep.errors import (
 from widedeep.features.spec import item_columns
 from widedeep.options import check_range, check_types
 from widedeep.serving.catalogue import Catalogue, SharedRows
+from widedeep.serving.rank_score import (
+    FormulaScores,
+    RankScores,
+    choose_head,
+    inline_numbers,
+)
 from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
 
 __all__ = ["Ranker", "RankerOptions", "Ranking"]
@@ -54,12 +61,18 @@ class RankerOptions:
         "and is faster, with scores slightly off",
     ] = "float32"
     threads: Annotated[int, "threads that one long request may use"] = 1
+    rank_by: Annotated[
+        str | None,
+        "formula over heads and numbers of the items, such as 'click * buy * price', to rank by",
+    ] = None
     max_values: Annotated[
         int, "ids and numbers of a request, over all its rows or candidates; more are refused"
     ] = MAX_VALUES
 
     def __post_init__(self) -> None:
         check_types(self, "the ranker")
+        if self.rank_by is not None:
+            Formula(self.rank_by)
         check_range("the ranker", "threads", self.threads, self.threads >= 1, "at least 1")
         check_range("the ranker", "max_values", self.max_values, self.max_values >= 1, "at least 1")
 
@@ -71,7 +84,8 @@ class Ranking:
     Args:
         items: Item ids; for items given inline without ids, their positions.
         scores: What :meth:`widedeep.Bundle.score` gives for the rows: calibrated probabilities, or
-            the values of a regression.
+            the values of a regression; or the value of the formula that was ranked by, NaN for an
+            item that has none (a division by zero, a null): it ranks last.
         positions: Positions among the request's candidates.
         unknown: Whether the id was not in the catalogue, so that the model knew nothing of the
             item but its id.
@@ -80,6 +94,8 @@ class Ranking:
         absent: For each column the request should have brought and did not, how many values were
             taken for null: one for a column of the user or context, one per item for an item's.
         misspelt: Keys of the request that mean nothing and look like an absent column, with it.
+        rank_by: The formula that was ranked by; None: one head's score.
+        terms: By name in the formula, its values in the order of ``items``.
     """
 
     items: list[Any]
@@ -90,21 +106,31 @@ class Ranking:
     catalogue_version: str | None = None
     absent: dict[str, int]
     misspelt: dict[str, str] = field(default_factory=dict)
+    rank_by: str | None = None
+    terms: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def undefined(self) -> NDArray[np.int64]:
+        """Places in the ranking of the items for which the formula has no value: the last ones."""
+        return np.flatnonzero(np.isnan(self.scores))
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreMeaning:
     """What the scores of a ranking are."""
 
-    head: str  # Name of the head
-    kind: str  # Kind of the head
+    head: str | None  # Name of the head; None for a formula
+    kind: str  # Kind of the head, or ``"formula"``
     label: str | None  # Label column, where the schema names it
     classes: tuple[str, ...]  # Class names; a score is the probability of the second
+    rank_by: str | None = None  # The formula
 
     def __str__(self) -> str:
+        if self.rank_by is not None:
+            return f"the value of {self.rank_by!r}"
         if self.kind == "regression":
             return f"the value of {self.label!r}"
         event = repr(self.classes[1]) if len(self.classes) == 2 else "1"
@@ -118,6 +144,7 @@ class PreparedCatalogue:
     catalogue: Catalogue
     items: Any  # Prepared items of the scorer
     columns: frozenset[str]  # Columns that the model reads of an item
+    numbers: Mapping[str, NDArray[np.float64]]  # (items,) by column that the formula reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +166,8 @@ class _Resolved:
     columns: frozenset[str]  # Columns that came with the items
     absent: dict[str, int]  # Number of items that lack a column, where any does
     values_at: Callable[[int], dict[str, Any]]  # Values of the item at a position, by column
+    # Values (B,) of a column that the formula reads
+    numbers: Callable[[str], NDArray[np.float64]]
 
 
 class Ranker:
@@ -156,9 +185,12 @@ class Ranker:
             after it in bfloat16, adding up in float32: about twice as fast where the processor has
             the instruction (AVX-512 BF16), and the same scores, more slowly, where it has not.
         threads: Threads that one request may use; its scores do not depend on it.
+        rank_by: A formula over heads and numbers of the items to rank by, such as
+            ``"click * buy * price"`` (:class:`widedeep.bundle.formula.Formula`); None: the
+            bundle's, or one head's score.
         shared_rows: Where several processes keep one copy of the catalogue's part of the sums.
-        options: ``item_id``, ``unknown_items``, ``precision`` and ``threads`` as one value, instead
-            of these keywords.
+        options: ``item_id``, ``unknown_items``, ``precision``, ``threads`` and ``rank_by`` as one
+            value, instead of these keywords.
 
     Attributes:
         bundle: The model.
@@ -195,11 +227,16 @@ class Ranker:
         unknown_items: Literal["score", "refuse"] = "score",
         precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
+        rank_by: str | None = None,
         shared_rows: SharedRows | None = None,
         options: RankerOptions | None = None,
     ) -> None:
         keywords = RankerOptions(
-            item_id=item_id, unknown_items=unknown_items, precision=precision, threads=threads
+            item_id=item_id,
+            unknown_items=unknown_items,
+            precision=precision,
+            threads=threads,
+            rank_by=rank_by,
         )
         if options is not None and keywords != RankerOptions():
             raise ConfigError("Ranker: got options and further keywords; set them in options=")
@@ -209,6 +246,8 @@ class Ranker:
         self._columns = frozenset(self.bundle.encoder.columns(targets=False))
         self._item_columns = item_columns(self.bundle.schema.spec) & self._columns
         self._heads = {head.name: head for head in self.bundle.model.heads}
+        rank_by = options.rank_by or self.bundle.model.rank_by
+        self._formula = None if rank_by is None else FormulaScores(Formula(rank_by), self.bundle)
         self.scorer: Any = self._new_scorer()
         self.item_id = items.id_column if isinstance(items, Catalogue) else options.item_id
         self.prepared: PreparedCatalogue | None = None
@@ -231,6 +270,11 @@ class Ranker:
     def unknown_items(self) -> Literal["score", "refuse"]:
         """What is done with an id that is not in the catalogue."""
         return self.options.unknown_items
+
+    @property
+    def rank_by(self) -> str | None:
+        """The formula that is ranked by where a request names no head."""
+        return None if self._formula is None else self._formula.formula.text
 
     @property
     def precision(self) -> Literal["float32", "bfloat16"]:
@@ -282,7 +326,9 @@ class Ranker:
                 f"the catalogue: got no column {column!r}, which the model reads of an item; "
                 f"{nearest(column, names)}"
             )
-        self.prepared = PreparedCatalogue(items, self._prepare(items), self._columns_of_item(names))
+        numbers = {} if self._formula is None else self._formula.catalogue_numbers(items)
+        columns = self._columns_of_item(names)
+        self.prepared = PreparedCatalogue(items, self._prepare(items), columns, numbers)
 
     def _prepare(self, items: Catalogue) -> Any:
         if not isinstance(self.scorer, FactorizedScorer) or self._shared_rows is None:
@@ -315,7 +361,8 @@ class Ranker:
             candidates: Ids of items, or the items themselves as columns. An id may come twice.
             k: Return the best k only.
             explain: Say of each item returned why it got its score.
-            head: Rank by this head; default: the first that gives one number an item.
+            head: Rank by this head; default: by the formula, or else the first head that gives one
+                number an item.
 
         Raises:
             RequestError: If a field cannot be used, naming it; for an id that is not in the
@@ -336,15 +383,17 @@ class Ranker:
             >>> len(ranking), ranking.scores.shape
             (1, (1,))
         """
-        by_head = choose_head(self._heads, head)
+        by_formula = self._formula if head is None else None
+        by_head = None if by_formula is not None else choose_head(self._heads, head)
         if k is not None and (not isinstance(k, int) or k < 0):
             raise RequestError("k", f"got {k!r}, expected a whole number of at least 0, or none")
         row = self._query_row(user, context)
         prepared = self.prepared
         resolved = self._resolve(candidates, prepared, row)
         query = self._query(row, user)
-        scores = self._scores(query, resolved, by_head)
-        order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first
+        ranked = self._scores(query, resolved, by_head)
+        scores = ranked.scores
+        order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first, NaN last
         positions = order.tolist()
         absent = {name: 1 for name in query.absent if name not in resolved.columns}
         absent |= resolved.absent
@@ -357,6 +406,8 @@ class Ranker:
             catalogue_version=None if prepared is None else prepared.catalogue.version,
             absent=absent,
             misspelt=self._misspelt(row, candidates, absent) if absent else {},
+            rank_by=None if by_formula is None else by_formula.formula.text,
+            terms={name: values[order] for name, values in ranked.terms.items()},
         )
 
     def score_meaning(self, head: str | None = None) -> ScoreMeaning:
@@ -368,8 +419,10 @@ class Ranker:
         Raises:
             RequestError: If there is no such head, or it gives no number to rank by.
         """
-        entry = choose_head(self._heads, head)
         schema = self.bundle.schema
+        if self._formula is not None and head is None:
+            return ScoreMeaning(None, "formula", None, (), self._formula.formula.text)
+        entry = choose_head(self._heads, head)
         classes = tuple(schema.classes.get(entry.name, ()) or entry.classes)
         return ScoreMeaning(entry.name, entry.kind, schema.spec.labels.get(entry.name), classes)
 
@@ -437,7 +490,8 @@ class Ranker:
             raise RequestError("candidates", _without_row(error)) from error
         group = _CandidateGroup(items, np.arange(len(rows)), None)
         unknown = np.zeros(len(rows), bool)
-        return _Resolved(ids, [group], unknown, of_item, items.absent, rows.__getitem__)
+        numbers = partial(inline_numbers, columns)
+        return _Resolved(ids, [group], unknown, of_item, items.absent, rows.__getitem__, numbers)
 
     def _resolve_ids(self, ids: list[Any], prepared: PreparedCatalogue) -> _Resolved:
         catalogue = prepared.catalogue
@@ -463,7 +517,11 @@ class Ranker:
             values: dict[str, Any] = item.to_pylist()[0]
             return values
 
-        return _Resolved(ids, groups, unknown, prepared.columns, {}, values_at)
+        def numbers(name: str) -> NDArray[np.float64]:
+            known = prepared.numbers[name]
+            return np.where(unknown, np.nan, known[np.maximum(rows, 0)] if len(known) else np.nan)
+
+        return _Resolved(ids, groups, unknown, prepared.columns, {}, values_at, numbers)
 
     def _unknown_items(self, ids: list[Any], positions: list[int], catalogue: Catalogue) -> Any:
         """Prepare items of which only the id is known."""
@@ -483,9 +541,10 @@ class Ranker:
             _raise_at(f"candidates[{positions[index]}]", self.scorer.item_rows, [rows[index]])
             raise RequestError("candidates", _without_row(error)) from error
 
-    def _scores(self, query: Any, resolved: _Resolved, head: BundleHead) -> NDArray[np.float64]:
+    def _scores(self, query: Any, resolved: _Resolved, head: BundleHead | None) -> RankScores:
+        """Return the scores by a head, or by the formula."""
         if not resolved.ids:
-            return np.zeros(0)
+            return RankScores(np.zeros(0))
         groups = resolved.groups
         logits = [self.scorer.logits(query, group.items, group.rows) for group in groups]
         logits_BC = logits[0]
@@ -493,7 +552,10 @@ class Ranker:
             logits_BC = np.empty((len(resolved.ids), logits[0].shape[1]), np.float32)
             for group, logits_GC in zip(groups, logits, strict=True):
                 logits_BC[group.positions] = logits_GC
-        return head.scores(logits_BC, self.bundle.calibration.get(head.name))
+        if head is not None:
+            return RankScores(head.scores(logits_BC, self.bundle.calibration.get(head.name)))
+        assert self._formula is not None
+        return self._formula.scores(logits_BC, resolved.numbers)
 
     def _explanations(
         self, row: dict[str, Any], resolved: _Resolved, positions: list[int]
@@ -614,19 +676,3 @@ def _check_id(position: int, id_: object) -> None:
             f"candidates[{position}]",
             f"got {id_!r} ({type(id_).__name__}), expected an id: text or an integer",
         )
-
-
-def choose_head(heads: Mapping[str, BundleHead], name: str | None) -> BundleHead:
-    """Return the head to rank by: the named one, or the first that gives one number per item."""
-    usable = [head for head in heads.values() if head.kind != "multiclass"]
-    if name is None and usable:
-        return usable[0]
-    if name is not None and name not in heads:
-        raise RequestError("head", f"got {name!r}, which is no head; {nearest(name, heads)}")
-    if name is None or heads[name] not in usable:
-        raise RequestError(
-            "head",
-            f"got {name!r}, which gives a probability a class; expected one that gives a number an "
-            f"item to rank by: {[head.name for head in usable]}",
-        )
-    return heads[name]

@@ -99,6 +99,7 @@ class Registry:
         unknown_items: As for :class:`~widedeep.serving.ranker.Ranker`.
         precision: As for :class:`~widedeep.serving.ranker.Ranker`.
         threads: As for :class:`~widedeep.serving.ranker.Ranker`.
+        rank_by: As for :class:`~widedeep.serving.ranker.Ranker`.
         max_values: Most ids and numbers that a request may come to, over all its candidates.
         state: The state's file, if it is not in ``root``.
         rows: A directory in which the processes that serve ``root`` on this machine keep one copy
@@ -143,6 +144,7 @@ class Registry:
         unknown_items: Literal["score", "refuse"] = "score",
         precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
+        rank_by: str | None = None,
         max_values: int = MAX_VALUES,
         state: str | os.PathLike[str] | None = None,
         rows: str | os.PathLike[str] | None = None,
@@ -159,6 +161,7 @@ class Registry:
             unknown_items=unknown_items,
             precision=precision,
             threads=threads,
+            rank_by=rank_by,
             max_values=max_values,
             cache=cache,
         )

@@ -60,6 +60,7 @@ def bundle_model(model: WideDeep) -> BundleModel:
         wide_combiner=model.config.wide_combiner,
         deep=tuple(columns),
         towers={} if tower is not None else _tower_sizes(model),
+        rank_by=model.config.rank_by,
     )
 
 

@@ -38,7 +38,8 @@ from widedeep.serving.http.service import (
     late_error,
 )
 from widedeep.serving.metrics import REQUEST_SECONDS, SCORE_EDGES
-from widedeep.serving.ranker import Ranker, Ranking, choose_head
+from widedeep.serving.rank_score import choose_head
+from widedeep.serving.ranker import Ranker, Ranking
 from widedeep.serving.scorers import FactorizedScorer
 from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 from widedeep.serving.version_watcher import Routes
@@ -50,7 +51,7 @@ def new_route(ranker: Ranker, version: str) -> RankRoute | None:
     prepared, scorer = ranker.prepared, ranker.scorer
     if prepared is None or not isinstance(scorer, FactorizedScorer):
         return None
-    curve = _curve(ranker.bundle)
+    curve = None if ranker.rank_by is not None else _curve(ranker.bundle)
     if curve is None or len(prepared.catalogue) == 0:
         return None
     options = {

@@ -59,6 +59,8 @@ class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     model_version: str
     request_id: str
     unknown: list[int] | None = None
+    undefined: list[int] | None = None
+    rank_by: str | None = None
     absent: dict[str, int] | None = None
     misspelt: dict[str, str] | None = None
     catalogue_version: str | None = None
@@ -224,13 +226,26 @@ def _reply(ranking: Ranking, call: Call) -> RankReply:
         model_version=call.version or "",
         request_id=call.request_id,
         unknown=unknown or None,
+        undefined=ranking.undefined.tolist() or None,
+        rank_by=ranking.rank_by,
         absent=ranking.absent or None,
         misspelt=ranking.misspelt or None,
         catalogue_version=ranking.catalogue_version,
         explanations=None
         if explanations is None
-        else [_explanation_fields(each) for each in explanations],
+        else [
+            _explanation_fields(each) | _terms_of(ranking, place)
+            for place, each in enumerate(explanations)
+        ],
     )
+
+
+def _terms_of(ranking: Ranking, place: int) -> dict[str, Any]:
+    """Return the values of a formula's names for an item; nothing without a formula."""
+    if ranking.rank_by is None:
+        return {}
+    terms = {name: float(values[place]) for name, values in ranking.terms.items()}
+    return {"rank_by": {"formula": ranking.rank_by, "terms": terms}}
 
 
 def _explanation_fields(explanation: Explanation) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""The number that candidates are ranked by: a head's score, or a formula over several heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from widedeep.bundle import Bundle, BundleHead
+from widedeep.bundle.formula import Formula
+from widedeep.errors import ConfigError, DataError, RequestError, nearest
+from widedeep.serving.catalogue import Catalogue
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class RankScores:
+    """Scores of candidates, and what a formula made them of."""
+
+    scores: Numbers  # (B,)
+    terms: dict[str, Numbers] = field(default_factory=dict)  # Values by name in the formula
+
+
+def choose_head(heads: Mapping[str, BundleHead], name: str | None) -> BundleHead:
+    """Return the head to rank by: the named one, or the first that gives one number per item."""
+    usable = [head for head in heads.values() if head.kind != "multiclass"]
+    if name is None and usable:
+        return usable[0]
+    if name is not None and name not in heads:
+        raise RequestError("head", f"got {name!r}, which is no head; {nearest(name, heads)}")
+    if name is None or heads[name] not in usable:
+        raise RequestError(
+            "head",
+            f"got {name!r}, which gives a probability a class; expected one that gives a number an "
+            f"item to rank by: {[head.name for head in usable]}",
+        )
+    return heads[name]
+
+
+class FormulaScores:
+    """Ranks by a formula: its names are heads, and columns of numbers of the items.
+
+    Args:
+        formula: The formula. The head of a model with one label goes by the label's name.
+        bundle: The model.
+
+    Raises:
+        ConfigError: If it names no head of the model, or a class that the head has not.
+    """
+
+    def __init__(self, formula: Formula, bundle: Bundle) -> None:
+        self.formula, self._bundle = formula, bundle
+        labels = bundle.schema.spec.labels
+        self._heads = {head.name or labels.get("", ""): head for head in bundle.model.heads}
+        self.columns = tuple(name for name in formula.names if name not in self._heads)
+        if len(self.columns) == len(formula.names):
+            raise ConfigError(
+                f"rank_by: got {formula.text!r}, which names no head of the model; "
+                f"{nearest(formula.names[0], self._heads)}"
+            )
+        for name in formula.names:
+            self._check_class(name)
+
+    def _check_class(self, name: str) -> None:
+        head, label = self._heads.get(name), self.formula.classes.get(name)
+        classes = () if head is None else head.classes
+        if label is not None and label not in classes:
+            raise ConfigError(
+                f"rank_by: got {name}[{label!r}], expected a class of a multi-class head; "
+                f"{nearest(label, classes)}"
+            )
+        if head is not None and head.kind == "multiclass" and label is None:
+            raise ConfigError(
+                f"rank_by: got {name!r}, which gives a probability a class; name one, such as "
+                f"{name}[{(classes or ('0',))[0]!r}]"
+            )
+
+    def catalogue_numbers(self, catalogue: Catalogue) -> dict[str, Numbers]:
+        """Return the formula's columns of all items; NaN for a null."""
+        numbers = {}
+        for name in self.columns:
+            if name not in catalogue.table.column_names:
+                known = [*self._heads, *catalogue.table.column_names]
+                raise DataError(
+                    f"rank_by: got {name!r} in {self.formula.text!r}, which is no head of the "
+                    f"model and no column of the catalogue; {nearest(name, known)}"
+                )
+            numbers[name] = _as_numbers(catalogue.table[name], name)
+        return numbers
+
+    def scores(
+        self, logits_BC: NDArray[np.float32], column: Callable[[str], Numbers]
+    ) -> RankScores:
+        """Return the formula's value of each candidate, NaN where it has none.
+
+        Args:
+            logits_BC: Logits of all heads.
+            column: Function from a column's name to the candidates' values (B,).
+        """
+        terms: dict[str, Numbers] = {}
+
+        def value_of(name: str, label: str | None) -> Numbers:
+            term = name if label is None else f"{name}[{label!r}]"
+            if term not in terms:
+                terms[term] = self._values(name, label, logits_BC, column)
+            return terms[term]
+
+        return RankScores(self.formula.values(value_of), terms)
+
+    def _values(
+        self,
+        name: str,
+        label: str | None,
+        logits_BC: NDArray[np.float32],
+        column: Callable[[str], Numbers],
+    ) -> Numbers:
+        head = self._heads.get(name)
+        if head is None:
+            return column(name)
+        values = head.scores(logits_BC, self._bundle.calibration.get(head.name))
+        return values if label is None else values[:, head.classes.index(label)]
+
+
+def inline_numbers(columns: Mapping[str, list[object]], name: str) -> Numbers:
+    """Return a column that came with the items; NaN for a null."""
+    if name not in columns:
+        raise RequestError(
+            "candidates", f"got no column {name!r}, which the ranking's formula reads; give it"
+        )
+    try:
+        return _as_numbers(pa.chunked_array([pa.array(columns[name])]), name)
+    except (pa.ArrowException, DataError, OverflowError) as error:
+        got = next((v for v in columns[name] if isinstance(v, bool | str | list | dict)), None)
+        raise RequestError(
+            f"candidates.{name}", f"got {got!r}, expected a number an item; {error}"
+        ) from error
+
+
+def _as_numbers(column: pa.ChunkedArray, name: str) -> Numbers:
+    kind = column.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    if not (is_number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise DataError(
+            f"rank_by: column {name!r} is {kind}, expected numbers; convert it, or name another"
+        )
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    return np.asarray(values, dtype=np.float64)
