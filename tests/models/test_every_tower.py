@@ -19,7 +19,13 @@ from widedeep.models import registered_towers
 # Options that make a tower small, where it has them; further ones by tower.
 SMALL = {"hidden_units": [6, 4]}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "ccpm": [{"kernel_widths": [3, 2], "filters": [2, 2]}],
     "dcn_v2": [{}, {"rank": 3, "structure": "stacked"}],
+    "deep_ffm": [{"dim": 2}],
+    "difm": [{"attention_units": 2, "heads": 2}],
+    "nfm": [{"activation": "tanh"}],
+    "onn": [{"dim": 2, "activation": "tanh"}],
+    "pnn": [{"product": "both"}],
 }
 
 

@@ -10,10 +10,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from widedeep.models.afm import AFM
+    from widedeep.models.ccpm import CCPM
     from widedeep.models.dcn_v2 import DCNv2
     from widedeep.models.deep_fm import DeepFM
+    from widedeep.models.difm import DIFM
+    from widedeep.models.ffm import FFM, DeepFFM
     from widedeep.models.fm import FM
+    from widedeep.models.ifm import IFM
+    from widedeep.models.lr import LR
     from widedeep.models.mlp import MLP
+    from widedeep.models.mlr import MLR
+    from widedeep.models.nfm import NFM
+    from widedeep.models.onn import ONN
+    from widedeep.models.pnn import PNN
     from widedeep.models.tower import (
         DeepInput,
         DeepLayout,
@@ -25,9 +35,20 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AFM",
+    "CCPM",
+    "DIFM",
+    "FFM",
     "FM",
+    "IFM",
+    "LR",
     "MLP",
+    "MLR",
+    "NFM",
+    "ONN",
+    "PNN",
     "DCNv2",
+    "DeepFFM",
     "DeepFM",
     "DeepInput",
     "DeepLayout",

@@ -132,3 +132,143 @@ def pair_products(fields_BFD: Tensor) -> Tensor:
         (B, F, D) -> (B, D)
     """
     return 0.5 * (fields_BFD.sum(1).square() - fields_BFD.square().sum(1))
+
+
+class PairSum(nn.Module):
+    """From the products of pairs, summed, to logits.
+
+    One logit is the plain sum over dimensions, as in the papers. Several logits share the products,
+    and each learns a weight for each dimension.
+
+    Shape:
+        (B, D) -> (B, C)
+    """
+
+    def __init__(self, dim: int, n_logits: int) -> None:
+        super().__init__()
+        self.weight_CD = nn.Parameter(torch.ones(n_logits, dim)) if n_logits > 1 else None
+
+    def forward(self, products_BD: Tensor) -> Tensor:
+        """Return the logits, (B, C)."""
+        if self.weight_CD is None:
+            return products_BD.sum(1, keepdim=True)
+        return products_BD @ self.weight_CD.t()
+
+
+def hadamard_pairs(fields_BFD: Tensor) -> Tensor:
+    """Return the elementwise product of each pair of fields, P = F (F - 1) / 2 of them.
+
+    Pairs (i, j) with i < j are in the order of ``itertools.combinations``. One field at a time is
+    multiplied with all that follow it: copies of both sides would be most of the work.
+
+    Shape:
+        (B, F, D) -> (B, P, D)
+    """
+    n_fields = fields_BFD.shape[1]
+    return torch.cat(
+        [fields_BFD[:, i : i + 1] * fields_BFD[:, i + 1 :] for i in range(n_fields - 1)], dim=1
+    )
+
+
+class InnerPairs(nn.Module):
+    """The scalar product of each pair of fields, P = F (F - 1) / 2 of them, by one product.
+
+    Shape:
+        (B, F, D) -> (B, P), pairs in the order of ``itertools.combinations``
+    """
+
+    upper_P: Tensor
+
+    def __init__(self, n_fields: int) -> None:
+        super().__init__()
+        rows, columns = torch.triu_indices(n_fields, n_fields, 1)
+        self.register_buffer("upper_P", rows * n_fields + columns, persistent=False)
+
+    def forward(self, fields_BFD: Tensor) -> Tensor:
+        """Return the products, (B, P)."""
+        gram_BFF = torch.bmm(fields_BFD, fields_BFD.transpose(1, 2))
+        return gram_BFF.flatten(1).index_select(1, self.upper_P)
+
+
+class FieldAwarePairs(nn.Module):
+    """The products ``v_(i,j) * v_(j,i)``: each field has an embedding for each other field.
+
+    Field i's embeddings stand in the order of the other fields: those for the fields before it,
+    then those for the fields after it. So both sides of all pairs are runs of neighbours.
+
+    Shape:
+        (B, F, F - 1, k) -> (B, P, k), pairs in the order of ``itertools.combinations``
+    """
+
+    by_row_P: Tensor
+
+    def __init__(self, n_fields: int) -> None:
+        super().__init__()
+        self.runs = [run for i in range(n_fields) for run in (i, n_fields - 1 - i)]
+        by_column = [(i, j) for j in range(n_fields) for i in range(j)]
+        position = {pair: index for index, pair in enumerate(by_column)}
+        by_row = [position[pair] for pair in itertools.combinations(range(n_fields), 2)]
+        self.register_buffer("by_row_P", torch.tensor(by_row), persistent=False)
+
+    def forward(self, aware_BFGK: Tensor) -> Tensor:
+        """Return the products, (B, P, k)."""
+        runs = torch.split(aware_BFGK.flatten(1, 2), self.runs, dim=1)
+        later_BPK = torch.cat(runs[1::2], dim=1)  # v_(i,j) with i < j, by i
+        earlier_BPK = torch.cat(runs[0::2], dim=1)  # v_(j,i) with i < j, by j
+        return later_BPK * earlier_BPK.index_select(1, self.by_row_P)
+
+
+class AttentionPooling(nn.Module):
+    """A weighted mean of vectors, by attention: ``softmax_p(h . relu(W v_p + b))``.
+
+    Args:
+        dim: D, the width of the vectors.
+        units: Width of the attention's hidden layer.
+
+    Shape:
+        (B, P, D) -> (B, D)
+    """
+
+    def __init__(self, dim: int, units: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(dim, units)
+        self.score = nn.Linear(units, 1, bias=False)
+
+    def forward(self, vectors_BPD: Tensor) -> Tensor:
+        """Return the weighted mean, (B, D)."""
+        scores_BP1 = self.score(torch.relu(self.hidden(vectors_BPD)))
+        weights_B1P = torch.softmax(scores_BP1, dim=1).transpose(1, 2)
+        return torch.bmm(weights_B1P, vectors_BPD).squeeze(1)
+
+
+class FieldAttention(nn.Module):
+    """Each field asks all fields: attention of several heads, plus a linear residual, then ReLU.
+
+    Scores are scalar products, not scaled (Song et al. 2019, *AutoInt*, equations 5 to 8).
+
+    Args:
+        dim: D, the width of the embeddings.
+        units: Width of each head.
+        heads: Number of heads.
+
+    Shape:
+        (B, F, D) -> (B, F, heads * units)
+    """
+
+    def __init__(self, dim: int, units: int, heads: int) -> None:
+        super().__init__()
+        self.units, self.heads = units, heads
+        self.query = nn.Linear(dim, heads * units, bias=False)
+        self.key = nn.Linear(dim, heads * units, bias=False)
+        self.value = nn.Linear(dim, heads * units, bias=False)
+        self.residual = nn.Linear(dim, heads * units, bias=False)
+
+    def forward(self, fields_BFD: Tensor) -> Tensor:
+        """Return one vector a field, (B, F, heads * units)."""
+        query, key, value = (
+            layer(fields_BFD).unflatten(2, (self.heads, self.units)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )  # (B, heads, F, units) each
+        weights_BHFF = torch.softmax(query @ key.transpose(2, 3), dim=3)
+        mixed = (weights_BHFF @ value).transpose(1, 2).flatten(2)
+        return torch.relu(mixed + self.residual(fields_BFD))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from widedeep.models.blocks import pair_products
+from widedeep.models.blocks import PairSum, pair_products
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 
 __all__ = ["FM"]
@@ -25,15 +24,12 @@ class FMTower(nn.Module):
     def __init__(self, dim: int, n_logits: int) -> None:
         super().__init__()
         self.dim = dim
-        # The paper's sum has no weights; several logits share the products, not the weights.
-        self.weight_CD = nn.Parameter(torch.ones(n_logits, dim)) if n_logits > 1 else None
+        self.output = PairSum(dim, n_logits)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the logits, (B, C)."""
-        products_BD = pair_products(inputs.fields_BFD(self.dim))
-        if self.weight_CD is None:
-            return products_BD.sum(1, keepdim=True)
-        return products_BD @ self.weight_CD.t()
+        logits_BC: Tensor = self.output(pair_products(inputs.fields_BFD(self.dim)))
+        return logits_BC
 
 
 @register_tower

@@ -1,0 +1,64 @@
+"""Attentional factorization machine: each pair's product has a weight by attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from widedeep.models.blocks import AttentionPooling, hadamard_pairs
+from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
+from widedeep.options import COUNT, COUNTS, check_range
+
+__all__ = ["AFM"]
+
+
+class AFMTower(nn.Module):
+    """All pairs' products, pooled by attention.
+
+    Shape:
+        DeepInput with ``fields_BFD`` (B, F, D) -> features (B, D)
+    """
+
+    def __init__(self, dim: int, config: AFM) -> None:
+        super().__init__()
+        self.dim = dim
+        self.pool = AttentionPooling(dim, config.attention_units)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the pooled products, (B, D)."""
+        pooled_BD: Tensor = self.drop(self.pool(hadamard_pairs(inputs.fields_BFD(self.dim))))
+        return pooled_BD
+
+
+@register_tower
+@dataclass(frozen=True, kw_only=True)
+class AFM(TowerConfig):
+    """An attentional factorization machine (Xiao et al. 2017, *Attentional FM*).
+
+    Equation: ``sum_(i<j) a_ij (v_i * v_j)`` with ``a = softmax(h . relu(W (v_i * v_j) + b))`` over
+    all pairs (its equations 4 to 6). The vector p that makes it a logit is the model's output
+    layer, the terms of first order are the wide part's; numbers are not read: bucketize them.
+
+    Args:
+        attention_units: Width of the attention's hidden layer.
+        dropout: Probability to drop a dimension of the pooled product, 0 <= dropout < 1.
+
+    Shape:
+        (B, F, D) -> (B, D); embeddings of one width D
+    """
+
+    name = "afm"
+    attention_units: int = 8
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner, units = f"tower {self.name!r}", self.attention_units
+        check_range(owner, "attention_units", units, units in COUNTS, COUNT)
+        check_range(owner, "dropout", self.dropout, 0 <= self.dropout < 1, "0 <= dropout < 1")
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower."""
+        return AFMTower(layout.field_dim(self.name, least=2), self)

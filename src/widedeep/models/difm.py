@@ -1,0 +1,80 @@
+"""Dual input-aware factorization machine: fields weighed bit by bit and vector by vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from widedeep.models.blocks import FieldAttention
+from widedeep.models.ifm import WeighedFM
+from widedeep.models.mlp import HiddenConfig
+from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.options import COUNT, COUNTS, check_range
+
+__all__ = ["DIFM"]
+
+
+class DIFMTower(nn.Module):
+    """A factorization machine, its fields weighed by attention and by hidden layers.
+
+    Shape:
+        DeepInput with ``fields_BFD`` (B, F, D) -> logits (B, C)
+    """
+
+    returns = "logits"
+
+    def __init__(self, layout: DeepLayout, config: DIFM) -> None:
+        super().__init__()
+        self.dim, n_fields = layout.field_dim(config.name, least=2), len(layout.fields)
+        self.attention = FieldAttention(self.dim, config.attention_units, config.heads)
+        attended = n_fields * config.attention_units * config.heads
+        self.by_vector = nn.Linear(attended, n_fields, bias=False)
+        self.hidden = config.hidden_layers(n_fields * self.dim)
+        self.by_bit = nn.Linear(self.hidden.out_features, n_fields, bias=False)
+        self.fm = WeighedFM(n_fields, self.dim, layout.n_logits)
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the logits, (B, C)."""
+        fields_BFD = inputs.fields_BFD(self.dim)
+        vector_BF = self.by_vector(self.attention(fields_BFD).flatten(1))
+        bit_BF = self.by_bit(self.hidden(fields_BFD.flatten(1)))
+        logits_BC: Tensor = self.fm(fields_BFD, vector_BF + bit_BF)
+        return logits_BC
+
+
+@register_tower
+@dataclass(frozen=True, kw_only=True)
+class DIFM(HiddenConfig):
+    """A dual input-aware factorization machine (Lu et al. 2020, *A Dual Input-aware FM*).
+
+    Equation: ``logit = sum_i m_i w_i + sum_(i<j) <m_i v_i, m_j v_j>`` with ``m = P_vec attention(v)
+    + P_bit MLP(v)`` (its equations 9 to 13). Attention is that of :class:`AutoInt`. The weight of
+    first order is a linear function of the embedding, as in :class:`IFM`. Numbers are not read:
+    bucketize them.
+
+    Args:
+        attention_units: Width of each head of the attention between fields.
+        heads: Number of heads.
+        hidden_units: Width of each hidden layer of the bit-wise network, at least one.
+        activation: Activation of the hidden layers, see :class:`MLP`.
+        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
+        batch_norm: Normalise each hidden layer.
+
+    Shape:
+        (B, F, D) -> logits (B, C); embeddings of one width D
+    """
+
+    name = "difm"
+    attention_units: int = 8
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner, units = f"tower {self.name!r}", self.attention_units
+        check_range(owner, "attention_units", units, units in COUNTS, COUNT)
+        check_range(owner, "heads", self.heads, self.heads in COUNTS, COUNT)
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower."""
+        return DIFMTower(layout, self)

@@ -1,0 +1,49 @@
+"""Logistic regression over the deep part's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
+
+__all__ = ["LR"]
+
+
+class LRTower(nn.Module):
+    """One linear layer.
+
+    Shape:
+        DeepInput with ``concat_BX`` (B, X) -> logits (B, C)
+    """
+
+    returns = "logits"
+
+    def __init__(self, layout: DeepLayout) -> None:
+        super().__init__()
+        self.output = nn.Linear(layout.width, layout.n_logits, bias=False)
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the logits, (B, C)."""
+        logits_BC: Tensor = self.output(inputs.concat_BX)
+        return logits_BC
+
+
+@register_tower
+@dataclass(frozen=True, kw_only=True)
+class LR(TowerConfig):
+    """A linear function of all embeddings and numbers (Richardson et al. 2007).
+
+    Equation: ``logit = w . x``; the bias is the model's. Beside the wide part it gives the deep
+    part's numbers, which are in no wide sum, a weight each.
+
+    Shape:
+        (B, X) -> logits (B, C)
+    """
+
+    name = "lr"
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower."""
+        return LRTower(layout)

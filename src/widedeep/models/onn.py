@@ -1,0 +1,78 @@
+"""Operation-aware neural network: embeddings for each operation that a value takes part in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.models.blocks import FieldAwarePairs
+from widedeep.models.ffm import check_aware_width
+from widedeep.models.mlp import HiddenConfig
+from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.options import COUNT, COUNTS, check_range
+
+__all__ = ["ONN"]
+
+
+class ONNTower(nn.Module):
+    """Hidden layers over copies of the fields and scalar products of operation-aware embeddings.
+
+    Shape:
+        DeepInput with F embeddings of width F k -> features (B, hidden_units[-1])
+    """
+
+    def __init__(self, n_fields: int, n_numbers: int, config: ONN) -> None:
+        super().__init__()
+        self.shape = (n_fields, n_fields, config.dim)
+        self.pairs = FieldAwarePairs(n_fields)
+        products = n_fields * (n_fields - 1) // 2
+        self.hidden = config.hidden_layers(n_fields * config.dim + products + n_numbers)
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the last hidden layer, (B, hidden_units[-1])."""
+        by_operation_BFFK = inputs.fields_BFD(self.shape[1] * self.shape[2]).view(-1, *self.shape)
+        copies_BFK = by_operation_BFFK[:, :, 0]
+        products_BP = self.pairs(by_operation_BFFK[:, :, 1:]).sum(2)
+        features = torch.cat([copies_BFK.flatten(1), products_BP, inputs.dense_BK], dim=1)
+        hidden_BH: Tensor = self.hidden(features)
+        return hidden_BH
+
+
+@register_tower
+@dataclass(frozen=True, kw_only=True)
+class ONN(HiddenConfig):
+    """An operation-aware network (Yang et al. 2019, *Operation-aware Neural Networks*).
+
+    Equation: ``h_0 = [v_(i,copy) for all i; <v_(i,j), v_(j,i)> for i < j; numbers]``, then hidden
+    layers (its section 3). A value has one embedding to be copied and one for the product with each
+    other feature, so embeddings are ``F dim`` wide. The paper normalises every layer
+    (``batch_norm=True``).
+
+    Args:
+        dim: k, the width of the embedding for one operation.
+        hidden_units: Width of each hidden layer, at least one.
+        activation: Activation of the hidden layers, see :class:`MLP`.
+        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
+        batch_norm: Normalise each hidden layer.
+
+    Shape:
+        (B, F, F k) and numbers -> (B, hidden_units[-1])
+    """
+
+    name = "onn"
+    dim: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(f"tower {self.name!r}", "dim", self.dim, self.dim in COUNTS, COUNT)
+
+    def embedding_dim(self, fields: int) -> int | None:
+        """Return the width of embeddings that declare none: k for each operation."""
+        return max(1, fields) * self.dim
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower."""
+        n_fields = check_aware_width(layout, self, self.dim)
+        return ONNTower(n_fields, layout.dense.stop - layout.dense.start, self)
