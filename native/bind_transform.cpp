@@ -117,6 +117,14 @@ int add_bucketized(OwnedPlan& self, const std::string& name, const std::string& 
   return static_cast<int>(plan.parts.size()) - 1;
 }
 
+int add_piecewise(OwnedPlan& self, const std::string& name, const std::string& column,
+                  const Vector<double>& cuts) {
+  Plan& plan = self.plan;
+  plan.parts.push_back(std::make_unique<transform::PiecewisePart>(name, to_vector(cuts)));
+  plan.parts.back()->column = plan.column_index(column);
+  return static_cast<int>(plan.parts.size()) - 1;
+}
+
 int add_learned_cross(OwnedPlan& self, const std::string& name, const std::vector<int>& parts,
                       const Matrix<std::int64_t>& combinations, std::int64_t max_combinations) {
   std::vector<std::int64_t> limits;
@@ -340,6 +348,7 @@ void bind_transform(nb::module_& m) {
            "key_is_place"_a, "weights"_a.none(), "wants_keys"_a)
       .def("set_storage", &set_storage, "column"_a, "kind"_a, "scale"_a, "unit"_a)
       .def("add_bucketized", &add_bucketized, "name"_a, "column"_a, "boundaries"_a, "wants_keys"_a)
+      .def("add_piecewise", &add_piecewise, "name"_a, "column"_a, "cuts"_a)
       .def("add_learned_cross", &add_learned_cross, "name"_a, "parts"_a, "combinations"_a,
            "max_combinations"_a)
       .def("add_hashed_cross", &add_hashed_cross, "name"_a, "parts"_a, "buckets"_a,

@@ -154,7 +154,7 @@ bool Run::has_lists(const InputBatch& batch) const {
 std::int64_t Run::most_ids_of_part(const InputBatch& batch, int index, std::int64_t row) const {
   const Part& part = *plan_.parts[as_size(index)];
   if (is_fixed(program_, part)) return static_cast<std::int64_t>(part.fixed->ids.ids.size());
-  return most_elements(*batch.columns[as_size(part.column)], row);
+  return most_elements(*batch.columns[as_size(part.column)], row) * part.ids_per_value();
 }
 
 std::int64_t Run::most_ids_of_slot(const InputBatch& batch, const Slot& slot,
@@ -393,7 +393,7 @@ void Run::allocate(Encoded& out) const {
   out.n_labels = program_.targets ? static_cast<std::int64_t>(plan_.labels.size()) : 0;
   out.has_values = std::any_of(program_.slots.begin(), program_.slots.end(), [&](const Slot& s) {
     return s.kind == Slot::Kind::number ||
-           (s.kind == Slot::Kind::part && plan_.parts[as_size(s.index)]->weights >= 0);
+           (s.kind == Slot::Kind::part && plan_.parts[as_size(s.index)]->has_values());
   });
   out.has_weight = program_.targets && plan_.weight_column >= 0;
   out.has_group = program_.targets && plan_.group_column >= 0;

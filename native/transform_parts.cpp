@@ -345,17 +345,16 @@ void CategoricalPart::encode(const PartInput& input, std::int64_t row_begin, std
   }
 }
 
-BucketizedPart::BucketizedPart(std::string name, std::vector<double> boundaries)
-    : Part(std::move(name)), boundaries_(std::move(boundaries)) {
-  for (const double boundary : boundaries_) {
-    as_float32_.push_back(round_to({Storage::Kind::float32, 0, 1}, boundary));
-    as_float16_.push_back(round_to({Storage::Kind::float16, 0, 1}, boundary));
+CutPoints::CutPoints(std::vector<double> cuts) : cuts_(std::move(cuts)) {
+  for (const double cut : cuts_) {
+    as_float32_.push_back(round_to({Storage::Kind::float32, 0, 1}, cut));
+    as_float16_.push_back(round_to({Storage::Kind::float16, 0, 1}, cut));
   }
 }
 
 // Numbers that come narrower than their column was stored are compared in their own width: 0.7
 // lies in the bucket from 0.7 on, in float32 too.
-const std::vector<double>& BucketizedPart::boundaries_for(const Column& column) const {
+const std::vector<double>& CutPoints::of(const Column& column, const Storage& storage) const {
   const Physical type = column.values.type;
   const bool is_wide =
       storage.kind == Storage::Kind::float64 || storage.kind == Storage::Kind::decimal;
@@ -363,7 +362,7 @@ const std::vector<double>& BucketizedPart::boundaries_for(const Column& column) 
   if (type == Physical::float16 && (is_wide || storage.kind == Storage::Kind::float32)) {
     return as_float16_;
   }
-  return boundaries_;
+  return cuts_;
 }
 
 void BucketizedPart::encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
@@ -373,7 +372,7 @@ void BucketizedPart::encode(const PartInput& input, std::int64_t row_begin, std:
   out.ids.clear();
   out.keys.clear();
   out.ids.ids.resize(as_size(n));
-  const std::vector<double>& boundaries = boundaries_for(*input.column);
+  const std::vector<double>& boundaries = boundaries_.of(*input.column, storage);
   for (std::int64_t i = 0; i < n; ++i) {
     const double value = scratch.numbers[as_size(i)];
     const bool missing = std::isnan(value);
@@ -383,6 +382,39 @@ void BucketizedPart::encode(const PartInput& input, std::int64_t row_begin, std:
     if (!wants_keys) continue;
     if (!missing) out.keys.ids.push_back(bucket);
     out.keys.ends.push_back(static_cast<std::int64_t>(out.keys.ids.size()));
+  }
+}
+
+void PiecewisePart::encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+                           const Where& where, Scratch& scratch, PartCells& out) const {
+  const std::int64_t n = row_end - row_begin;
+  read_feature_numbers(*input.column, storage, name(), 1, row_begin, row_end, where, scratch);
+  out.ids.clear();
+  out.keys.clear();
+  const std::vector<double>& cuts = cuts_.of(*input.column, storage);
+  const auto add = [&](std::int64_t id, float weight) {
+    out.ids.ids.push_back(id);
+    out.ids.values.push_back(weight);
+  };
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double value = scratch.numbers[as_size(i)];
+    // Cut points at or below the value; rounded ones may be equal, and the last of these counts.
+    const auto above = std::upper_bound(cuts.begin(), cuts.end(), value) - cuts.begin();
+    if (std::isnan(value)) {
+      add(kMissingId, 1.0F);
+    } else if (cuts.empty()) {
+      add(kUnseenId, 1.0F);
+    } else if (above == 0 || above == std::ssize(cuts)) {
+      add(kFirstKnownId + std::max<std::int64_t>(above - 1, 0), 1.0F);
+    } else {
+      const double low = cuts[as_size(above - 1)];
+      // By halves, whose difference stays within float64.
+      const double fraction = (value / 2 - low / 2) / (cuts[as_size(above)] / 2 - low / 2);
+      const auto upper = static_cast<float>(fraction);
+      if (upper < 1.0F) add(kFirstKnownId + above - 1, static_cast<float>(1.0 - fraction));
+      if (upper > 0.0F) add(kFirstKnownId + above, upper);
+    }
+    out.ids.ends.push_back(static_cast<std::int64_t>(out.ids.ids.size()));
   }
 }
 

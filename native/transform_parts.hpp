@@ -96,6 +96,10 @@ class Part {
   const std::string& name() const noexcept { return name_; }
   // Ids lie below this.
   virtual std::int64_t id_limit() const noexcept = 0;
+  // Whether ids carry weights.
+  virtual bool has_values() const noexcept { return weights >= 0; }
+  // The most ids that one value has.
+  virtual std::int64_t ids_per_value() const noexcept { return 1; }
   virtual DictionaryTable dictionary_table(const Column& column) const = 0;
   virtual void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
                       const Where& where, Scratch& scratch, PartCells& out) const = 0;
@@ -177,23 +181,52 @@ class CategoricalPart final : public Part {
   CategoricalOptions options_;
 };
 
+// Strictly increasing numbers, also in the narrower forms that values may come in.
+class CutPoints {
+ public:
+  explicit CutPoints(std::vector<double> cuts);
+
+  std::int64_t size() const noexcept { return static_cast<std::int64_t>(cuts_.size()); }
+  // Those that a column's numbers are compared with.
+  const std::vector<double>& of(const Column& column, const Storage& storage) const;
+
+ private:
+  std::vector<double> cuts_;
+  std::vector<double> as_float32_;
+  std::vector<double> as_float16_;
+};
+
+// The bucket of a number, closed on the left, as id 2 + bucket.
 class BucketizedPart final : public Part {
  public:
-  BucketizedPart(std::string name, std::vector<double> boundaries);
+  BucketizedPart(std::string name, std::vector<double> boundaries)
+      : Part(std::move(name)), boundaries_(std::move(boundaries)) {}
 
-  std::int64_t id_limit() const noexcept override {
-    return kFirstKnownId + static_cast<std::int64_t>(boundaries_.size()) + 1;
-  }
+  std::int64_t id_limit() const noexcept override { return kFirstKnownId + boundaries_.size() + 1; }
   DictionaryTable dictionary_table(const Column&) const override { return {}; }
   void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
               const Where& where, Scratch& scratch, PartCells& out) const override;
 
  private:
-  const std::vector<double>& boundaries_for(const Column& column) const;
+  CutPoints boundaries_;
+};
 
-  std::vector<double> boundaries_;
-  std::vector<double> as_float32_;
-  std::vector<double> as_float16_;
+// A number between the cut points k and k + 1 as the ids 2 + k and 2 + k + 1, weighed so that their
+// weighted sum is linear between the two; one id at a cut point and beyond the outer ones.
+class PiecewisePart final : public Part {
+ public:
+  PiecewisePart(std::string name, std::vector<double> cuts)
+      : Part(std::move(name)), cuts_(std::move(cuts)) {}
+
+  std::int64_t id_limit() const noexcept override { return kFirstKnownId + cuts_.size(); }
+  bool has_values() const noexcept override { return true; }
+  std::int64_t ids_per_value() const noexcept override { return 2; }
+  DictionaryTable dictionary_table(const Column&) const override { return {}; }
+  void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+              const Where& where, Scratch& scratch, PartCells& out) const override;
+
+ private:
+  CutPoints cuts_;
 };
 
 // The elements [begin, begin + n) of a column as numbers; null and NaN become NaN.

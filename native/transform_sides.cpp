@@ -58,7 +58,7 @@ class SideEncoder {
     out_.parts.cells.resize(plan_.parts.size());
     has_values_ = std::any_of(program.slots.begin(), program.slots.end(), [&](const Slot& slot) {
       return slot.kind == Slot::Kind::number ||
-             (slot.kind == Slot::Kind::part && plan_.parts[as_size(slot.index)]->weights >= 0);
+             (slot.kind == Slot::Kind::part && plan_.parts[as_size(slot.index)]->has_values());
     });
   }
 

@@ -62,8 +62,8 @@ class Slot:
         embedding_dim: Declared width, or None for the model's default.
         wide: True if in the wide part.
         deep: True if embedded in the deep part.
-        is_number: True for a number in the wide part: id 2 + component, with the transformed value
-            as its weight.
+        is_number: True for a number whose ids have weights by its value: in the wide part id 2 +
+            component with the transformed value, or the two cut points beside it.
         is_value: True for a feature that reads a column of categories.
     """
 
@@ -141,7 +141,7 @@ class Schema:
                         embedding_dim=feature.deep_width,
                         wide=wide,
                         deep=deep,
-                        is_number=feature.dense_width > 0,
+                        is_number=feature.is_weighted_number,
                         is_value=feature.value_input is not None,
                     )
                 )
@@ -416,7 +416,7 @@ def _assemble(
     numerics = {
         feature.name: _numeric_fit(tensors, feature.name, feature.number_input.size)
         for feature in spec.all_features
-        if feature.dense_width and feature.number_input is not None
+        if feature.learns_numbers and feature.number_input is not None
     }
     boundaries = {
         feature.name: _rising(tensors, f"boundaries/{feature.name}")

@@ -87,13 +87,15 @@ def schemas(draw: st.DrawFn) -> Schema:
     features += [
         wd.numeric("n", transform=transform, missing=missing),
         wd.numeric("v", transform=transform, missing=missing, size=2),
+        wd.numeric("bins", source="n", embedding="bins"),
+        wd.numeric("line", source="n", embedding="piecewise"),
         wd.bucketized("cut", source="n", boundaries=[-1.0, 0.0, 2.5]),
     ]
     cuts = sorted(draw(st.sets(st.floats(-9, 9, width=32), min_size=1, max_size=6)))
     common: dict[str, Any] = {
         "kinds": {"text": "string", "code": "int", "tags": "string", "n": "float"},
         "vocabularies": vocabularies,
-        "boundaries": {"cut": [-1.0, 0.0, 2.5]},
+        "boundaries": {"cut": [-1.0, 0.0, 2.5], "bins": cuts, "line": cuts},
         "numerics": {
             "n": numeric_fit(boundaries=[cuts], shift=0.5, scale=2.0, fill=0.25),
             "v": numeric_fit(2, boundaries=[cuts, cuts], shift=-1.0, scale=0.5, fill=0.75),
@@ -106,7 +108,7 @@ def schemas(draw: st.DrawFn) -> Schema:
     cross, known = draw(crosses(so_far, ["text", "code", "tags", "cut", "raw"]))
     features += [cross, wd.crossed("raw", "cut", name="pre", hash_buckets=5)]
     vocabularies |= known
-    wide = None if draw(st.booleans()) else ["n", "v", "text", cross.name]
+    wide = None if draw(st.booleans()) else ["n", "v", "text", "bins", "line", cross.name]
     return make_schema(features, wide=wide, **common)
 
 

@@ -105,6 +105,19 @@ def scale(transform: str, x: float, cuts: np.ndarray, shift: float, factor: floa
     return (x - shift) * factor
 
 
+def _cell_of_cut_points(schema: Schema, feature: Numeric, row: Row) -> list[tuple[int, float]]:
+    """The ids of a number with cut points: its bucket, or the two cut points around it."""
+    value, cuts = row.get(feature.source), schema.boundaries[feature.name]
+    if is_null(value):
+        return [(1, 1.0)]
+    number = as_number(value)
+    if feature.embedding == "bins":
+        return [(2 + sum(1 for cut in cuts if cut <= number), 1.0)]
+    # A hat function of height 1 over each cut point, 0 at its neighbours.
+    hats = [float(np.interp(number, cuts, unit)) for unit in np.eye(len(cuts))]
+    return [(2 + k, weight) for k, weight in enumerate(hats) if np.float32(weight) > 0]
+
+
 class _Part:
     """A categorical feature, a bucketized one, or a raw column that a cross reads."""
 
@@ -265,12 +278,14 @@ def encode_row(schema: Schema, row: Row) -> EncodedRow:
     dense = {
         feature.name: _dense(schema, feature, row)
         for feature in schema.spec.all_features
-        if isinstance(feature, Numeric)
+        if isinstance(feature, Numeric) and feature.dense_width
     }
     encoded.dense = [value for values in dense.values() for value in values]
     for slot in schema.slots:
         feature = schema.spec.by_name[slot.name]
-        if isinstance(feature, Numeric):
+        if isinstance(feature, Numeric) and feature.has_cut_points:
+            encoded.cells.append(_cell_of_cut_points(schema, feature, row))
+        elif isinstance(feature, Numeric):
             encoded.cells.append([(2 + i, value) for i, value in enumerate(dense[slot.name])])
         elif isinstance(feature, Crossed):
             encoded.cells.append(_cross_ids(schema, feature, row))

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from widedeep.errors import FeatureError
-from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
+from widedeep.features import (
+    Feature,
+    FeatureSpec,
+    Numeric,
+    bucketized,
+    categorical,
+    crossed,
+    numeric,
+)
 from widedeep.features.spec import spec_from_table, spec_to_table
 from widedeep.features.toml import toml_text
 
@@ -20,8 +28,17 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**40
 SIZES = st.none() | st.integers(1, 10**9)
 
 
+EMBEDDINGS: list[dict[str, Any]] = [
+    {"embedding": "bins", "bins": 9, "embedding_dim": 3},
+    {"embedding": "piecewise"},
+    {"embedding": "periodic", "transform": "standard", "frequencies": 3, "frequency_std": 0.5},
+]
+
+
 @st.composite
 def numerics(draw: st.DrawFn, name: str) -> list[Feature]:
+    if draw(st.integers(0, 3)) == 0:
+        return [*numeric(name, **draw(st.sampled_from(EMBEDDINGS)))]
     return [
         *numeric(
             name,
@@ -91,7 +108,7 @@ def specs(draw: st.DrawFn) -> FeatureSpec:
             features.append(crossed(*chosen, name=name, max_size=4, hash_buckets=hash_buckets))
     known = [f.name for f in features]
     some = st.lists(st.sampled_from(known), unique=True)
-    vectors = [f.name for f in features if type(f).__name__ == "Numeric"]
+    vectors = [f.name for f in features if isinstance(f, Numeric) and f.embedding is None]
     return FeatureSpec(
         features=features,
         label=draw(

@@ -144,7 +144,7 @@ class BundleModel:
         wide_combiner: How a feature's several weights are combined; numbers are summed.
         deep: Features of the concatenated deep input, in column order, without gaps.
         towers: Number of weights of each tower beside the standard one, its output layer included;
-            ``join`` is what joins them.
+            ``join`` is what joins them, ``numbers`` what turns numbers into fields.
         rank_by: Formula that a ranker ranks by (:class:`widedeep.bundle.formula.Formula`); None:
             the score of one head.
 

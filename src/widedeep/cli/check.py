@@ -312,7 +312,7 @@ def _note_columns(config: RunConfig, columns: Sequence[ColumnProfile], report: C
 
 
 def _is_number(config: RunConfig, name: str) -> bool:
-    return any(f.dense_width and f.main_column == name for f in config.spec.all_features)
+    return any(f.learns_numbers and f.main_column == name for f in config.spec.all_features)
 
 
 def _check_labels(config: RunConfig, sample: Sample, report: CheckReport) -> None:

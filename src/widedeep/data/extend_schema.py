@@ -282,10 +282,11 @@ def keep_numbers(
                 f"feature {feature.name!r}: its column is computed otherwise than it was, so its "
                 "boundaries are learned anew"
             )
-        elif feature.dense_width:
-            numerics[feature.name] = previous.numerics[feature.name]
         else:
-            boundaries[feature.name] = previous.boundaries[feature.name]
+            if feature.learns_numbers:
+                numerics[feature.name] = previous.numerics[feature.name]
+            if feature.is_bucketed:
+                boundaries[feature.name] = previous.boundaries[feature.name]
 
 
 def _same_numbers(before: ColumnType, now: ColumnType) -> bool:

@@ -372,9 +372,9 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
             summary.keep_sample(values.to_numpy())
     fit = FitResult(nulls={column: nulls}, notes=_number_notes(column, summaries, nans))
     for feature in features:
-        if feature.dense_width:
+        if feature.learns_numbers:
             fit.numerics[feature.name] = feature.fit_numbers(summaries, type)
-        else:
+        if feature.is_bucketed:
             fit.boundaries[feature.name] = feature.fit_boundaries(summaries[0], type)
     return fit
 

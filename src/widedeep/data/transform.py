@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import origin_of
 from widedeep.errors import DataError, FeatureError, SchemaError, nearest
-from widedeep.features import BucketEncoding, CrossEncoding, Encoding, NumberEncoding, ValueEncoding
+from widedeep.features import (
+    BucketEncoding,
+    CrossEncoding,
+    Encoding,
+    NumberEncoding,
+    PiecewiseEncoding,
+    ValueEncoding,
+)
 from widedeep.features.learned import Vocabulary, text_buffers
 from widedeep.kernels.transform import TransformPlan, TransformProgram, is_misspelt, make_program
 from widedeep.schema import Schema
@@ -109,12 +116,14 @@ class _Compiler:
                 self.operations[name] = ("number", self.add_number(name, encoding))
             elif isinstance(encoding, BucketEncoding):
                 self.operations[name] = ("part", self.add_buckets(name, encoding))
+            elif isinstance(encoding, PiecewiseEncoding):
+                cuts = _contiguous(encoding.cuts, np.float64)
+                index = self.native.add_piecewise(name, encoding.column, cuts)
+                self.operations[name] = ("part", index)
             elif isinstance(encoding, ValueEncoding):
                 self.operations[name] = ("part", self.add_values(name, encoding))
-            else:
-                index = self.add_cross(name, encoding)
-                if index is not None:
-                    self.operations[name] = ("cross", index)
+            elif (cross := self.add_cross(name, encoding)) is not None:
+                self.operations[name] = ("cross", cross)
         except ValueError as error:
             raise SchemaError(
                 f"feature {name!r}: its statistics do not fit ({error}); fit the schema again"

@@ -82,5 +82,12 @@ def match_buckets(cuts: NDArray[np.float64], old_cuts: NDArray[np.float64]) -> I
     return IdMap(old_of_N=old_of_N)
 
 
+def match_cut_points(cuts: NDArray[np.float64], old_cuts: NDArray[np.float64]) -> IdMap:
+    """Match cut points that have an id each by their value."""
+    old_of_N = reserved_ids(FIRST_KNOWN_ID + len(cuts))
+    old_of_N[FIRST_KNOWN_ID:] = match_values(pa.array(cuts), pa.array(old_cuts), FIRST_KNOWN_ID)
+    return IdMap(old_of_N=old_of_N)
+
+
 def _bounds(cuts: NDArray[np.float64]) -> list[tuple[float, float]]:
     return list(itertools.pairwise([-np.inf, *cuts.tolist(), np.inf]))

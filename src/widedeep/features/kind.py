@@ -109,6 +109,20 @@ class BucketEncoding:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PiecewiseEncoding:
+    """Native operation: a number between two cut points as their two ids, weighed 1 - f and f.
+
+    f is the number's distance from the lower cut point as a fraction of the distance between both.
+    The weighted sum of rows of a table is then a function that is linear between cut points and
+    constant beyond the outer ones, whatever the number of cut points at the same cost. The id of
+    cut point k is 2 + k; a null is id 1.
+    """
+
+    column: str
+    cuts: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ValueEncoding:
     """Native operation: the id of a value by vocabulary, by hash or as it is.
 
@@ -156,7 +170,25 @@ class CrossEncoding:
     max_combinations: int = 65_536
 
 
-Encoding = NumberEncoding | BucketEncoding | ValueEncoding | CrossEncoding
+Encoding = NumberEncoding | BucketEncoding | PiecewiseEncoding | ValueEncoding | CrossEncoding
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeriodicEmbedding:
+    """A number's embedding by sines and cosines, which the model learns beside its towers.
+
+    Args:
+        frequencies: Number of frequencies.
+        std: Standard deviation of the initial frequencies, in periods per standard deviation of
+            the number.
+        scale: The dense value becomes ``(value - shift) * scale``, of mean 0 and deviation 1.
+        shift: See ``scale``.
+    """
+
+    frequencies: int
+    std: float
+    scale: float = 1.0
+    shift: float = 0.0
 
 
 class Learned(Protocol):
@@ -280,6 +312,11 @@ class Feature:
 
     # ---- learning ----
 
+    @property
+    def learns_numbers(self) -> bool:
+        """Whether :meth:`fit_numbers` is asked for the range and spread of its numbers."""
+        return self.dense_width > 0
+
     def fit_boundaries(self, summary: NumberSummary, column: ColumnType) -> NDArray[np.float64]:
         """Return the cut points of a number that becomes ids, strictly increasing."""
         raise NotImplementedError
@@ -323,8 +360,21 @@ class Feature:
         return 0
 
     @property
+    def is_weighted_number(self) -> bool:
+        """Whether its ids are weighed by what the number is, so that only their sum has a meaning.
+
+        By default a number that fills dense columns: in the wide part its value is the weight.
+        """
+        return self.dense_width > 0
+
+    @property
+    def periodic_embedding(self) -> PeriodicEmbedding | None:
+        """How the model turns its dense columns into a field; None: they stay numbers."""
+        return None
+
+    @property
     def is_bucketed(self) -> bool:
-        """Whether it is a number that becomes the id of a bucket."""
+        """Whether it is a number that becomes ids by cut points."""
         return self.number_input is not None and not self.dense_width
 
     @property
@@ -444,7 +494,7 @@ class Feature:
     @property
     def drift_form(self) -> DriftForm | None:
         """What the gate compares with training: numbers, values, combinations; None for nothing."""
-        if self.dense_width:
+        if self.learns_numbers:
             return "numbers"
         if self.value_input is not None:
             return "values"

@@ -149,6 +149,15 @@ def bin_cuts(ordered: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
     return np.where(is_between, middle, high)
 
 
+def bin_medians(ordered: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Return the lower median of each bin of :func:`bin_cuts`, strictly increasing."""
+    if not len(ordered):
+        return np.empty(0)
+    inner = np.searchsorted(ordered, bin_cuts(ordered, bins), side="left")
+    edges = np.concatenate([[0], inner, [len(ordered)]])  # (bins + 1,) rows below each bin
+    return np.asarray(ordered[(edges[:-1] + edges[1:] - 1) // 2])
+
+
 def _merge_small(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the last value of each bin but the highest, where values have bins of their own."""
     lasts, rows = [], 0

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, nearest, show_value
-from widedeep.features.id_map import IdMap, no_ids, same_ids
+from widedeep.features.id_map import (
+    IdMap,
+    match_buckets,
+    match_cut_points,
+    no_ids,
+    same_ids,
+)
 from widedeep.features.kind import (
     MAX_COLUMNS,
+    BucketEncoding,
     Encoding,
     Feature,
     Input,
     Learned,
     NumberEncoding,
     NumberInput,
+    PeriodicEmbedding,
+    PiecewiseEncoding,
     SchemaChange,
+    bucket_text,
     check,
     check_at_least,
     check_feature_names,
@@ -34,6 +44,8 @@ from widedeep.features.numbers import (
     LARGEST_SCALED,
     ExactSum,
     NumberSummary,
+    bin_cuts,
+    bin_medians,
     quantile_cuts,
     quantiles,
     signed_log,
@@ -45,6 +57,12 @@ NumericTransform = Literal["quantile", "standard", "minmax", "log1p", "none"]
 _PROFILE_BUCKETS = 10
 _SMALLEST_SPREAD = 1e-300  # inverses of smaller numbers leave float64
 NUMERIC_TRANSFORMS = ("quantile", "standard", "minmax", "log1p", "none")
+
+NumberEmbedding = Literal["bins", "piecewise", "periodic"]
+_EMBEDDINGS = ("bins", "piecewise", "periodic")
+_STANDARDISED = ("quantile", "standard", "log1p")
+# Quantiles are uniform from 0 to 1: their mean, and the inverse of their standard deviation.
+_UNIFORM_MEAN, _UNIFORM_SCALE = 0.5, math.sqrt(12.0)
 
 
 @register_kind
@@ -63,6 +81,18 @@ class Numeric(Feature):
             (read as a raw value), or ``"indicator"`` (the mean, and a second dense column that is 1
             for a null).
         size: Length of the vector, 1 for a plain number.
+        embedding: Learn a vector of numbers for it, which is then one of the fields that towers
+            see, as a category's embedding is: ``"bins"`` (one vector per bin, cut as boosted trees
+            cut them, see :class:`Bucketized`), ``"piecewise"`` (one per median of a bin, linear
+            between two of them and constant beyond the outer ones; Gorishniy et al. 2022, section
+            3.2) or ``"periodic"`` (sines and cosines of learned frequencies, a linear layer and a
+            rectifier; section 3.3, PLR). None keeps the plain number. With bins and piecewise a
+            null has a vector of its own.
+        bins: Most bins, for ``"bins"`` and ``"piecewise"``.
+        embedding_dim: Width of the embedding. The model's default if not given.
+        frequencies: Number of frequencies of ``"periodic"``.
+        frequency_std: Standard deviation of the initial frequencies of ``"periodic"``, in periods
+            per standard deviation of the number.
     """
 
     source: str
@@ -70,6 +100,11 @@ class Numeric(Feature):
     quantiles: int = 256
     missing: Literal["mean", "indicator"] | float = "mean"
     size: int = 1
+    embedding: NumberEmbedding | None = None
+    bins: int = 255
+    embedding_dim: int | None = None
+    frequencies: int = 48
+    frequency_std: float = 0.1
 
     kind: ClassVar[str] = "numeric"
     order: ClassVar[int] = 0
@@ -102,10 +137,65 @@ class Numeric(Feature):
                 "finite number",
             )
             object.__setattr__(self, "missing", number)
+        check_at_least(self.name, "bins", self.bins, 2, MAX_COLUMNS)
+        check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
+        check_at_least(self.name, "frequencies", self.frequencies, 1, MAX_COLUMNS)
+        std = None if isinstance(self.frequency_std, bool) else finite_number(self.frequency_std)
+        check(
+            std is not None and std > 0,
+            self.name,
+            f"got frequency_std={show_value(self.frequency_std)}, expected a number above 0",
+        )
+        object.__setattr__(self, "frequency_std", std)
+        self._check_embedding()
+
+    def _check_embedding(self) -> None:
+        """Refuse an unknown embedding, and options that have no effect with the given one."""
+        got = self.embedding
+        check(
+            got is None or is_word(got, _EMBEDDINGS),
+            self.name,
+            f"got embedding={show_value(got)}, {nearest(str(got), _EMBEDDINGS)}",
+        )
+        check(
+            got is None or self.size == 1,
+            self.name,
+            f"got embedding={got!r} and size={self.size}, expected size=1; declare the components "
+            "as columns of their own",
+        )
+        check(
+            got != "periodic" or self.transform in _STANDARDISED,
+            self.name,
+            f"got transform={self.transform!r}, expected 'quantile', 'standard' or 'log1p' for "
+            "embedding='periodic', whose frequencies are those of standardised numbers",
+        )
+        used = {
+            "transform": not self.has_cut_points,
+            "quantiles": not self.has_cut_points,
+            "missing": not self.has_cut_points,
+            "bins": self.has_cut_points,
+            "embedding_dim": got is not None,
+            "frequencies": got == "periodic",
+            "frequency_std": got == "periodic",
+        }
+        for option in self.changed_options():
+            check(
+                used.get(option, True),
+                self.name,
+                f"got {option}={show_value(getattr(self, option))}, which has no effect with "
+                f"embedding={got!r}; leave it out",
+            )
+
+    @property
+    def has_cut_points(self) -> bool:
+        """Whether it becomes ids by cut points, not dense columns."""
+        return self.embedding in ("bins", "piecewise")
 
     @property
     def width(self) -> int:
         """Number of dense columns the feature fills."""
+        if self.has_cut_points:
+            return 0
         return self.size * (2 if self.missing == "indicator" else 1)
 
     @property
@@ -114,7 +204,24 @@ class Numeric(Feature):
 
     @property
     def kind_text(self) -> str:
-        return f"numeric, {self.transform}"
+        return f"numeric, {self.embedding or self.transform}"
+
+    @property
+    def learns_numbers(self) -> bool:
+        return True
+
+    @property
+    def is_weighted_number(self) -> bool:
+        return self.embedding != "bins"
+
+    @property
+    def periodic_embedding(self) -> PeriodicEmbedding | None:
+        if self.embedding != "periodic":
+            return None
+        plain = PeriodicEmbedding(frequencies=self.frequencies, std=self.frequency_std)
+        if self.transform != "quantile":
+            return plain
+        return replace(plain, shift=_UNIFORM_MEAN, scale=_UNIFORM_SCALE)
 
     def inputs(self) -> tuple[Input, ...]:
         return (
@@ -122,11 +229,13 @@ class Numeric(Feature):
                 column=self.source,
                 size=self.size,
                 moments=(self.transform,) if self.transform in ("standard", "log1p") else (),
-                sample=self.transform == "quantile",
+                sample=self.transform == "quantile" or self.has_cut_points,
             ),
         )
 
     def refusal_as_part(self) -> str:
+        if self.embedding == "bins":
+            return ""
         return f"is numeric; cross a bucketized(..., source={self.name!r}) instead"
 
     def fit_numbers(self, summaries: Sequence[NumberSummary], column: ColumnType) -> NumericFit:
@@ -142,7 +251,7 @@ class Numeric(Feature):
         ranges = [(s.minimum, s.maximum) if s.count else (math.nan, math.nan) for s in summaries]
         has_quantiles = self.transform == "quantile"
         return NumericFit(
-            boundaries=tuple(boundaries) if has_quantiles else (),
+            boundaries=tuple(boundaries) if has_quantiles and self.dense_width else (),
             shift=np.array([shift for shift, _ in scaling]),
             scale=np.array([scale for _, scale in scaling]),
             fill=np.array(fills, np.float32),
@@ -191,7 +300,20 @@ class Numeric(Feature):
             return 0.0
         return (summary.mean - shift) * scale
 
+    def fit_boundaries(self, summary: NumberSummary, column: ColumnType) -> NDArray[np.float64]:
+        cut = bin_cuts if self.embedding == "bins" else bin_medians
+        return cut(summary.sample, self.bins)
+
+    def known_ids(self, schema: Learned) -> int:
+        if self.embedding == "piecewise":
+            return len(schema.boundaries[self.name])
+        return super(Numeric, self).known_ids(schema)  # zero-argument super() fails under slots
+
     def encoding(self, schema: Learned) -> Encoding:
+        if self.embedding == "bins":
+            return BucketEncoding(column=self.source, boundaries=schema.boundaries[self.name])
+        if self.embedding == "piecewise":
+            return PiecewiseEncoding(column=self.source, cuts=schema.boundaries[self.name])
         return NumberEncoding(
             column=self.source,
             fit=schema.numerics[self.name],
@@ -200,19 +322,33 @@ class Numeric(Feature):
         )
 
     def describe(self, schema: Learned, position: int) -> str:
+        if self.embedding == "bins":
+            return bucket_text(schema.boundaries[self.name], position)
+        if self.embedding == "piecewise":
+            return f"{schema.boundaries[self.name][position]:g}"
         return self.name if self.size == 1 and not position else f"component {position}"
 
+    def example_values(self, schema: Learned) -> Iterator[Any]:
+        yield from super(Numeric, self).example_values(schema)
+        if self.has_cut_points:
+            cuts = schema.boundaries[self.name]
+            yield from (cuts[:-1] / 2 + cuts[1:] / 2)[:2].tolist()
+
     def standardised(self) -> Numeric:
-        return replace(self, transform="standard")
+        return self if self.has_cut_points else replace(self, transform="standard")
 
     def map_ids(self, older: Numeric, change: SchemaChange) -> IdMap:
         size = change.new.id_count(self.name)
         why = self._transform_change(older, change)
-        return no_ids(size, why) if why else same_ids(size)
+        if why or not self.has_cut_points:
+            return no_ids(size, why) if why else same_ids(size)
+        cuts, old_cuts = (schema.boundaries[self.name] for schema in (change.new, change.old))
+        match = match_buckets if self.embedding == "bins" else match_cut_points
+        return match(cuts, old_cuts)
 
     def _transform_change(self, older: Numeric, change: SchemaChange) -> str:
         """Return why a number becomes another input than it did, or "" if it does not."""
-        for option in ("size", "transform", "missing"):
+        for option in ("embedding", "size", "transform", "missing", "frequencies"):
             new_option, old_option = getattr(self, option), getattr(older, option)
             if new_option != old_option:
                 return f"{option} {old_option!r} became {new_option!r}"
@@ -246,6 +382,11 @@ def numeric(
     quantiles: int = 256,
     missing: Literal["mean", "indicator"] | float = "mean",
     size: int = 1,
+    embedding: NumberEmbedding | None = None,
+    bins: int = 255,
+    embedding_dim: int | None = None,
+    frequencies: int = 48,
+    frequency_std: float = 0.1,
 ) -> list[Numeric]:
     """Declare numeric features, one for each name.
 
@@ -256,6 +397,12 @@ def numeric(
         quantiles: See :class:`Numeric`.
         missing: See :class:`Numeric`.
         size: Length of the vector, 1 for a plain number.
+        embedding: None for a plain number; ``"bins"``, ``"piecewise"`` or ``"periodic"`` for a
+            vector of its own, see :class:`Numeric`.
+        bins: See :class:`Numeric`.
+        embedding_dim: Width of the embedding. The model's default if not given.
+        frequencies: See :class:`Numeric`.
+        frequency_std: See :class:`Numeric`.
 
     Returns:
         A list, to be unpacked into ``features=[...]`` or given as it is.
@@ -266,6 +413,8 @@ def numeric(
     Example:
         >>> [feature.name for feature in numeric("age", "hours_per_week")]
         ['age', 'hours_per_week']
+        >>> numeric("age", embedding="bins", embedding_dim=8)[0].kind_text
+        'numeric, bins'
     """
     check_feature_names(names, source)
     return [
@@ -276,6 +425,11 @@ def numeric(
             quantiles=quantiles,
             missing=missing,
             size=size,
+            embedding=embedding,
+            bins=bins,
+            embedding_dim=embedding_dim,
+            frequencies=frequencies,
+            frequency_std=frequency_std,
         )
         for name in names
     ]

@@ -215,8 +215,10 @@ class FeatureSpec:
                 )
                 check(not refusal, feature.name, f"its part {part_name!r} {refusal}")
         for name in self.extra:
-            is_dense = self.by_name[name].dense_width > 0
-            check(is_dense, name, "only numeric features can be extra")
+            feature = self.by_name[name]
+            check(feature.dense_width > 0, name, "only numeric features can be extra")
+            is_plain = feature.periodic_embedding is None
+            check(is_plain, name, "an extra number has no embedding; leave embedding out")
         if not self.wide_names and not self.deep_names:
             raise FeatureError("got no feature in the wide or the deep part, expected at least one")
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError, nearest
+from widedeep.features import PeriodicEmbedding
 from widedeep.options import as_table, check_types, read_section
 from widedeep.schema import Schema, Slot
 
@@ -58,7 +59,10 @@ class DeepLayout:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Features whose pooled embeddings are the first columns of ``concat_BX``, in order."""
+        """Features whose embeddings are the first columns of ``concat_BX``, in order.
+
+        Pooled embeddings of ids, then those of numbers (``embedding="periodic"``).
+        """
         return tuple(name for name in self.dims if name in self.columns)
 
     def field_dim(self, tower: str, *, least: int = 1) -> int:
@@ -75,8 +79,8 @@ class DeepLayout:
         if len(names) < least:
             raise ConfigError(
                 f"tower {tower!r}: got {len(names)} embedded features ({', '.join(names)}), "
-                f"expected at least {least}; put categorical or bucketized features into the deep "
-                "part (deep=[...])"
+                f"expected at least {least}; put categorical or bucketized features, or numbers "
+                "with an embedding, into the deep part (deep=[...])"
             )
         by_width: dict[int, list[str]] = {}
         for name in names:
@@ -105,8 +109,18 @@ def make_layout(
     schema: Schema,
     embedding_dim: int | Literal["auto"],
     heads: Mapping[str, slice] = MappingProxyType({"": slice(0, 1)}),
+    *,
+    gathered: bool = False,
 ) -> DeepLayout:
-    """Lay out the deep input of a schema."""
+    """Lay out the deep input of a schema.
+
+    Args:
+        schema: Its features.
+        embedding_dim: Width of embeddings that declare none.
+        heads: Head to its columns among the logits.
+        gathered: Lay out what is gathered, before numbers become fields (see
+            :mod:`widedeep.models.numbers`).
+    """
     deep = [slot for slot in schema.slots if slot.deep]
     dims = {slot.name: _dim(slot, embedding_dim) for slot in deep}
     columns: dict[str, slice] = {}
@@ -115,10 +129,16 @@ def make_layout(
         if slot.combiner is not None:
             columns[slot.name] = slice(column, column + dims[slot.name])
             column += dims[slot.name]
+    for name, embedding in {} if gathered else periodic_embeddings(schema).items():
+        default = auto_dim(embedding.frequencies) if embedding_dim == "auto" else embedding_dim
+        dims[name] = schema.spec.by_name[name].deep_width or default
+        columns[name] = slice(column, column + dims[name])
+        column += dims[name]
     start = column
     dense_columns: list[int] = []
-    for name, places in schema.dense_layout.items():
-        if name in schema.spec.deep_names and name not in schema.spec.extra:
+    for name in _deep_numbers(schema):
+        if name not in columns:
+            places = schema.dense_layout[name]
             columns[name] = slice(column, column + places.stop - places.start)
             dense_columns += range(places.start, places.stop)
             column += places.stop - places.start
@@ -132,6 +152,20 @@ def make_layout(
         extra={name: schema.dense_layout[name] for name in schema.spec.extra},
         heads=heads,
     )
+
+
+def _deep_numbers(schema: Schema) -> list[str]:
+    """Return the features of dense columns that are part of ``concat_BX``, in their order."""
+    deep = set(schema.spec.deep_names) - set(schema.spec.extra)
+    return [name for name in schema.dense_layout if name in deep]
+
+
+def periodic_embeddings(schema: Schema) -> dict[str, PeriodicEmbedding]:
+    """Return the numbers of the deep part that become fields by sines and cosines."""
+    embeddings = {
+        name: schema.spec.by_name[name].periodic_embedding for name in _deep_numbers(schema)
+    }
+    return {name: embedding for name, embedding in embeddings.items() if embedding is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +335,7 @@ def shared_dim(
 ) -> int | Literal["auto"]:
     """Return the width of embeddings that declare none: the towers', or the model's."""
     fields = sum(slot.deep and slot.combiner is not None for slot in schema.slots)
+    fields += len(periodic_embeddings(schema))
     widths = {name: config.embedding_dim(fields) for name, config in towers.items()}
     demanded = {width for width in widths.values() if width is not None}
     if len(demanded) > 1:

@@ -24,6 +24,7 @@ from widedeep.models.blocks import HiddenLayers
 from widedeep.models.config import ModelConfig
 from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
 from widedeep.models.mlp import MLP, MLPTower
+from widedeep.models.numbers import NumberFields
 from widedeep.models.tower import (
     DeepInput,
     DeepLayout,
@@ -59,6 +60,7 @@ def make_wide_table(
 
 _SCHEMA = "schema"  # in a state dict: the schema's fingerprint, as bytes
 JOIN = "join"  # the output layer over joined towers
+NUMBERS = "numbers"  # what turns numbers into fields
 
 Tower = nn.Module | Callable[[DeepLayout], nn.Module]
 
@@ -137,10 +139,12 @@ class WideDeep(nn.Module):
         heads_columns = {h.name: span for h, span in zip(self.heads, self.head_slices, strict=True)}
         dim = shared_dim(schema, self.config.embedding_dim, configs)
         self.layout = make_layout(schema, dim, heads_columns)
+        self.gathered = make_layout(schema, dim, heads_columns, gathered=True)
         self._check_size()
         self.batches = DeviceBatches(self.device)
         self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
         self.deep_tables = self._make_deep_tables()
+        self.numbers = self._make_numbers()
         self._make_towers(configs, towers or {})
         biases = [
             value for h in self.heads for value in h.initial_bias(schema.label_means.get(h.name))
@@ -154,7 +158,7 @@ class WideDeep(nn.Module):
         heads = ", ".join(f"{head.name} {head.kind}".strip() for head in self.heads)
         spec, size = self.schema.spec, {slot.name: slot.size for slot in self.schema.slots}
         tables = ", ".join(
-            f"{name} {size[name]:,} x {dim}" for name, dim in self.layout.dims.items()
+            f"{name} {size[name]:,} x {dim}" for name, dim in self.gathered.dims.items()
         )
         dense = sum(parameter.numel() for parameter in self.parameters())
         wide = self.n_logits * sum(slot.size for slot in self.schema.slots if slot.wide)
@@ -194,8 +198,9 @@ class WideDeep(nn.Module):
     def _make_deep_tables(self) -> dict[int, EmbeddingTable]:
         """One fused table a width."""
         tables: dict[int, EmbeddingTable] = {}
-        for dim in sorted(set(self.layout.dims.values())):
-            slots = [slot for slot in self.schema.slots if self.layout.dims.get(slot.name) == dim]
+        dims = self.gathered.dims
+        for dim in sorted(set(dims.values())):
+            slots = [slot for slot in self.schema.slots if dims.get(slot.name) == dim]
             tables[dim] = EmbeddingTable(
                 {slot.table: slot.size for slot in slots},
                 {slot.name: slot.table for slot in slots},
@@ -206,6 +211,13 @@ class WideDeep(nn.Module):
                 batches=self.batches,
             )
         return tables
+
+    def _make_numbers(self) -> NumberFields | None:
+        """What turns gathered numbers into fields, None where all stay numbers."""
+        if self.gathered.columns == self.layout.columns:
+            return None
+        with seeded(self.device, NUMBERS, self.config.seed):
+            return NumberFields(self.schema, self.gathered, self.layout)
 
     def _make_towers(self, configs: Mapping[str, TowerConfig], custom: Mapping[str, Tower]) -> None:
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -232,7 +244,7 @@ class WideDeep(nn.Module):
             raise ConfigError(
                 f"got tower {name!r}, but no feature is in the deep part; name some in deep=[...]"
             )
-        if name in (*towers, JOIN):
+        if name in (*towers, JOIN, NUMBERS):
             raise ConfigError(f"got two towers of the name {name!r}; rename one")
 
     def _make_outputs(self, generator: torch.Generator) -> None:
@@ -266,7 +278,7 @@ class WideDeep(nn.Module):
             return tower.out_features
         with torch.no_grad():
             was_training = tower.training
-            out = tower.eval()(self._empty_input(2))
+            out = tower.eval()(self._empty_input(2, self.layout))
             tower.train(was_training)
         width = "C" if gives_logits(tower) else "width"
         expected = (2, self.n_logits if gives_logits(tower) else out.shape[-1])
@@ -277,20 +289,18 @@ class WideDeep(nn.Module):
             )
         return int(out.shape[1])
 
-    def _empty_input(self, rows: int) -> DeepInput:
-        concat = torch.zeros(rows, self.layout.width)
+    def _empty_input(self, rows: int, layout: DeepLayout) -> DeepInput:
+        concat = torch.zeros(rows, layout.width)
         offsets = torch.arange(rows + 1)
         return DeepInput(
             concat_BX=concat,
-            layout=self.layout.columns,
-            dense_BK=concat[:, self.layout.dense],
+            layout=layout.columns,
+            dense_BK=concat[:, layout.dense],
             sequences={
-                name: SequenceInput(torch.zeros(rows, self.layout.dims[name]), offsets)
-                for name in self.layout.sequences
+                name: SequenceInput(torch.zeros(rows, layout.dims[name]), offsets)
+                for name in layout.sequences
             },
-            extra={
-                name: torch.zeros(rows, s.stop - s.start) for name, s in self.layout.extra.items()
-            },
+            extra={name: torch.zeros(rows, s.stop - s.start) for name, s in layout.extra.items()},
         )
 
     def check_batch(self, batch: Batch) -> None:
@@ -307,33 +317,33 @@ class WideDeep(nn.Module):
             )
 
     def gather(self, batch: Batch, *, threads: int = 1, out: Tensor | None = None) -> DeepInput:
-        """Look up a batch's embeddings and lay out the deep input.
+        """Look up a batch's embeddings and lay out the deep input, numbers as numbers.
 
         Args:
             batch: B examples.
             threads: Threads of the lookup.
             out: Buffer of at least B rows to write ``concat_BX`` into.
         """
-        rows, width = len(batch), self.layout.width
+        rows, layout = len(batch), self.gathered
         if out is None:
             out = self.concat_buffer(rows)
-        concat = out[:rows, :width]
+        concat = out[:rows, : layout.width]
         for table in self.deep_tables.values():
-            table.gather(batch, self.schema.slots, self.layout.columns, concat, threads=threads)
-        if self.layout.dense_columns:
-            if len(self.layout.dense_columns) == batch.dense_BK.shape[1]:
+            table.gather(batch, self.schema.slots, layout.columns, concat, threads=threads)
+        if layout.dense_columns:
+            if len(layout.dense_columns) == batch.dense_BK.shape[1]:
                 dense = self.batch_tensor(batch, "dense_BK")
             else:
-                dense = to_device(batch.dense_BK[:, list(self.layout.dense_columns)], self.device)
-            concat[:, self.layout.dense] = dense
+                dense = to_device(batch.dense_BK[:, list(layout.dense_columns)], self.device)
+            concat[:, layout.dense] = dense
         return DeepInput(
             concat_BX=concat,
-            layout=self.layout.columns,
-            dense_BK=concat[:, self.layout.dense],
+            layout=layout.columns,
+            dense_BK=concat[:, layout.dense],
             sequences=self._sequences(batch),
             extra={
                 name: to_device(batch.dense_BK[:, s], self.device)
-                for name, s in self.layout.extra.items()
+                for name, s in layout.extra.items()
             },
         )
 
@@ -345,7 +355,7 @@ class WideDeep(nn.Module):
 
     def concat_buffer(self, rows: int) -> Tensor:
         """Return a new buffer for ``concat_BX``."""
-        return batch_rows(rows, self.layout.width, self.device)
+        return batch_rows(rows, self.gathered.width, self.device)
 
     def _sequences(self, batch: Batch) -> dict[str, SequenceInput]:
         sequences = {}
@@ -372,7 +382,13 @@ class WideDeep(nn.Module):
         return logits_BC
 
     def deep_logits(self, inputs: DeepInput) -> Tensor | None:
-        """Return the towers' part of the logits, (B, C), or None without towers."""
+        """Return the towers' part of the logits, (B, C), or None without towers.
+
+        Args:
+            inputs: What :meth:`gather` returns.
+        """
+        if self.numbers is not None:
+            inputs = self.numbers(inputs)
         parts: list[Tensor] = []
         joined: list[Tensor] = []
         for name, tower in self.towers.items():

@@ -47,8 +47,9 @@ def _of_training(schema: Schema, feature: Feature) -> dict[str, Any]:
     }
     if feature.main_column is not None:
         entry["missing"] = schema.missing.get(feature.main_column)
-    if feature.dense_width:
+    if feature.learns_numbers:
         entry["range"] = _range(schema, feature)
+    if feature.dense_width:
         return entry
     if feature.vocabulary_key is None:
         entry["values"] = schema.id_count(feature.name) - FIRST_KNOWN_ID

@@ -134,7 +134,8 @@ def layer_sizes(bundle: Bundle) -> list[tuple[str, tuple[int, ...], int]]:
             sizes.append((f"hidden {i + 1}", shape, weights.size + widths[i + 1]))
     for name, size in bundle.model.towers.items():
         options = _tower_options(bundle, name)
-        sizes.append((f"tower {name}{options and f' ({options})'}", (), size))
+        title = "embeddings of numbers" if name == "numbers" else f"tower {name}"
+        sizes.append((f"{title}{options and f' ({options})'}", (), size))
     head = bundle.weights.get("head/weight")
     if head is not None:
         sizes.append(("output", (head.shape[1], head.shape[0]), head.size))

@@ -196,7 +196,7 @@ class DenseUpdate:
 def fast_mlp(model: WideDeep, precision: Precision, threads: int) -> NativeMLP | TorchMLP | None:
     """Return the fast path if the standard tower is the only one, else None."""
     tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
-    if type(tower) is not MLPTower or not tower.is_plain:
+    if type(tower) is not MLPTower or not tower.is_plain or model.numbers is not None:
         return None
     output = model.outputs["mlp"]
     trainable = [name for name, p in output.named_parameters() if p.requires_grad]

@@ -24,12 +24,12 @@ from widedeep.metrics import MetricCollection, metrics_of
 from widedeep.models.blocks import has_hooks
 from widedeep.models.heads import Head
 from widedeep.models.mlp import MLPTower
-from widedeep.models.wide_deep import JOIN, WideDeep
+from widedeep.models.wide_deep import JOIN, NUMBERS, WideDeep
 
 
 def bundle_model(model: WideDeep) -> BundleModel:
     """Return the description of a model that scoring needs."""
-    layout, slots = model.layout, {slot.name: slot for slot in model.schema.slots if slot.deep}
+    layout, slots = model.gathered, {slot.name: slot for slot in model.schema.slots if slot.deep}
     columns = [
         DeepColumn(
             name=name,
@@ -67,6 +67,8 @@ def bundle_model(model: WideDeep) -> BundleModel:
 def _tower_sizes(model: WideDeep) -> dict[str, int]:
     sizes: dict[str, int] = {}
     modules = {**model.towers, **({} if model.join is None else {JOIN: model.join})}
+    if model.numbers is not None:
+        modules[NUMBERS] = model.numbers
     for name, module in modules.items():
         layers = [module, *([model.outputs[name]] if name in model.outputs else [])]
         sizes[name] = sum(p.numel() for layer in layers for p in layer.parameters())
@@ -98,7 +100,12 @@ def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
 def standard_tower(model: WideDeep) -> MLPTower | None:
     """Return the standard tower if it is the only one; other models keep theirs in a graph."""
     towers, outputs = list(model.towers.values()), list(model.outputs.values())
-    if len(towers) != 1 or type(towers[0]) is not MLPTower or not towers[0].is_standard:
+    if (
+        model.numbers is not None
+        or len(towers) != 1
+        or type(towers[0]) is not MLPTower
+        or not towers[0].is_standard
+    ):
         return None
     return towers[0] if type(outputs[0]) is nn.Linear and not has_hooks(outputs[0]) else None
 

@@ -237,6 +237,7 @@ class _Towers(nn.Module):
         self.towers = model.towers
         self.outputs = model.outputs
         self.join = model.join
+        self.numbers = model.numbers
         self._model = [model]  # in a list: not a submodule
 
     def forward(self, concat_BX: Tensor, *extra: Tensor) -> Tensor:
@@ -244,9 +245,9 @@ class _Towers(nn.Module):
         model = self._model[0]
         inputs = DeepInput(
             concat_BX=concat_BX,
-            layout=model.layout.columns,
-            dense_BK=concat_BX[:, model.layout.dense],
-            extra=dict(zip(model.layout.extra, extra, strict=True)),
+            layout=model.gathered.columns,
+            dense_BK=concat_BX[:, model.gathered.dense],
+            extra=dict(zip(model.gathered.extra, extra, strict=True)),
         )
         logits_BC = model.deep_logits(inputs)
         assert logits_BC is not None
@@ -262,7 +263,7 @@ def tower_graph(model: WideDeep) -> bytes:
             "cannot hold; "
             "pool them (combiner='mean'), or serve the model from its checkpoint"
         )
-    example = model._empty_input(2)
+    example = model._empty_input(2, model.gathered)
     arguments = (example.concat_BX, *example.extra.values())
     inputs = ["concat_BX", *(f"extra/{name}" for name in model.layout.extra)]
     buffer = io.BytesIO()

@@ -46,7 +46,7 @@ def _is_several(schema: Schema, name: str) -> bool:
     nested = any(column is not None and column.nested for column in columns)
     if nested or feature is None:
         return nested
-    return feature.weight_column is not None or feature.dense_width > 0
+    return feature.weight_column is not None or feature.is_weighted_number
 
 
 def pooling_change(

@@ -157,7 +157,7 @@ class TrainStep:
         leaf = DeepInput(
             concat_BX=concat_BX,
             layout=inputs.layout,
-            dense_BK=concat_BX[:, self.model.layout.dense],
+            dense_BK=concat_BX[:, self.model.gathered.dense],
             sequences=sequences,
             extra=inputs.extra,
         )
@@ -220,7 +220,7 @@ class TrainStep:
             gradients.append(RowGradients("wide", model.wide_table, self.wide, groups, grads_UC))
         for dim, groups in gathered.deep_groups.items():
             assert result.grad_BX is not None
-            table, columns = model.deep_tables[dim], model.layout.columns
+            table, columns = model.deep_tables[dim], model.gathered.columns
             grads_UD = table.sum_deep(
                 batch, groups, slots, columns, result.grad_BX, result.sequence_grads,
                 threads=threads,

@@ -16,6 +16,7 @@ from torch import Tensor
 from widedeep.data.extend_schema import map_ids
 from widedeep.errors import SchemaError
 from widedeep.features import IdMap
+from widedeep.models.numbers import number_of_parameter
 from widedeep.models.wide_deep import JOIN, WideDeep
 from widedeep.optim import FTRL, Adam, describe_optimizer
 from widedeep.tables.embedding_table import EmbeddingTable
@@ -336,6 +337,8 @@ class _Transfer:
             first, first_reason = anew.get(tower, (_NO_LAYER, ""))
             stored = self.previous.dense.get(name)
             reason = first_reason if layer >= first else ""
+            if (number := number_of_parameter(key)) is not None:
+                reason = self._input_change(number)
             if not self._is_requested(name, inputs):
                 reason = "not asked for"
             elif reason:
