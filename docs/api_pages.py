@@ -14,16 +14,9 @@ from mkdocs.structure.files import File, Files
 
 # What a user meets, in the order of the data path; every other module is shown as the inside.
 FRONT = (
-    *("features", "data.infer", "join", "schema", "data.fit", "config", "models.wide_deep"),
-    *("models.mlp", "models.heads", "optim", "training.trainer", "training.config"),
-    *(
-        "training.early_stopping",
-        "training.checkpoint",
-        "metrics",
-        "bundle",
-        "estimators",
-        "serving.ranker",
-    ),
+    *("features", "data.infer", "join", "schema", "data.fit", "config", "models", "optim"),
+    *("training.trainer", "training.config", "training.early_stopping", "training.checkpoint"),
+    *("metrics", "bundle", "estimators", "serving.ranker"),
     *("serving.catalogue", "serving.registry", "serving.impressions", "serving.retrieval"),
     *("gate", "publish", "report", "simulate", "errors"),
 )
@@ -94,6 +87,8 @@ def index_page(pages: dict[str, Path]) -> str:
     ]
     for name, short in module_of.items():
         module = f"widedeep.{short}"
+        if module not in pages:  # the package offers it again
+            module = module.rpartition(".")[0]
         if module in pages:
             file = page_of(module).removeprefix("api/")
             lines.append(f"| [`wd.{name}`]({file}#{module}.{name}) | `{module}` |")

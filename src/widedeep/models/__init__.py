@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from widedeep.models.afm import AFM
     from widedeep.models.ccpm import CCPM
+    from widedeep.models.config import ModelConfig
     from widedeep.models.dcn_v2 import DCNv2
     from widedeep.models.deep_fm import DeepFM
     from widedeep.models.difm import DIFM
     from widedeep.models.ffm import FFM, DeepFFM
     from widedeep.models.fm import FM
+    from widedeep.models.heads import Binary, Head, Multiclass, Regression
     from widedeep.models.ifm import IFM
     from widedeep.models.lr import LR
     from widedeep.models.mlp import MLP
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         registered_towers,
         unregister_tower,
     )
+    from widedeep.models.wide_deep import WideDeep
 
 __all__ = [
     "AFM",
@@ -47,23 +50,37 @@ __all__ = [
     "NFM",
     "ONN",
     "PNN",
+    "Binary",
     "DCNv2",
     "DeepFFM",
     "DeepFM",
     "DeepInput",
     "DeepLayout",
+    "Head",
+    "ModelConfig",
+    "Multiclass",
+    "Regression",
     "SequenceInput",
     "TowerConfig",
+    "WideDeep",
     "register_tower",
     "registered_towers",
     "unregister_tower",
 ]
 
 
+_MODULE_OF = {
+    **{"WideDeep": "wide_deep", "ModelConfig": "config"},
+    **dict.fromkeys(("Binary", "Head", "Multiclass", "Regression"), "heads"),
+}
+
+
 def __getattr__(name: str) -> object:
     """Load a public name on first use: a process that only scores never imports torch."""
     if name not in __all__:
         raise AttributeError(f"module 'widedeep.models' has no attribute {name!r}")
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"widedeep.models.{_MODULE_OF[name]}"), name)
     tower = importlib.import_module("widedeep.models.tower")
     towers = {config.__name__: config for config in tower.registered_towers().values()}
     return towers.get(name) or getattr(tower, name)
