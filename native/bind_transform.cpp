@@ -69,7 +69,9 @@ transform::Way way_named(const std::string& name) {
 int add_categorical(OwnedPlan& self, const std::string& name, const std::string& column,
                     const std::string& way, int vocabulary, std::int64_t buckets,
                     std::int64_t oov_buckets, bool drop_unseen, bool empty_as_null,
-                    bool key_is_place, const std::optional<std::string>& weights, bool wants_keys) {
+                    bool key_is_place, const std::optional<std::string>& weights,
+                    const std::optional<std::string>& parallel, std::optional<std::int64_t> maxlen,
+                    bool keep_first, bool keeps_nulls, bool wants_keys) {
   Plan& plan = self.plan;
   transform::CategoricalOptions options;
   options.way = way_named(way);
@@ -85,9 +87,14 @@ int add_categorical(OwnedPlan& self, const std::string& name, const std::string&
   options.key_is_place = key_is_place;
   options.column_name = column;
   options.weights_name = weights.value_or("");
+  options.parallel_name = parallel.value_or("");
+  if (maxlen) options.maxlen = *maxlen;
+  options.keep_first = keep_first;
+  options.keeps_nulls = keeps_nulls;
   plan.parts.push_back(std::make_unique<transform::CategoricalPart>(name, std::move(options)));
   plan.parts.back()->column = plan.column_index(column);
   if (weights) plan.parts.back()->weights = plan.column_index(*weights);
+  if (parallel) plan.parts.back()->parallel = plan.column_index(*parallel);
   plan.parts.back()->wants_keys = wants_keys;
   return static_cast<int>(plan.parts.size()) - 1;
 }
@@ -345,7 +352,15 @@ void bind_transform(nb::module_& m) {
       .def("add_integer_vocabulary", &add_integer_vocabulary, "values"_a)
       .def("add_categorical", &add_categorical, "name"_a, "column"_a, nb::kw_only(), "way"_a,
            "vocabulary"_a, "buckets"_a, "oov_buckets"_a, "drop_unseen"_a, "empty_as_null"_a,
-           "key_is_place"_a, "weights"_a.none(), "wants_keys"_a)
+           "key_is_place"_a, "weights"_a.none(), "parallel"_a = nb::none(),
+           "maxlen"_a = nb::none(), "keep_first"_a = false, "keeps_nulls"_a = false,
+           "wants_keys"_a)
+      .def(
+          "truncated",
+          [](const OwnedPlan& self, int part) {
+            return self.plan.parts.at(static_cast<std::size_t>(part))->truncated.load();
+          },
+          "part"_a)
       .def("set_storage", &set_storage, "column"_a, "kind"_a, "scale"_a, "unit"_a)
       .def("add_bucketized", &add_bucketized, "name"_a, "column"_a, "boundaries"_a, "wants_keys"_a)
       .def("add_piecewise", &add_piecewise, "name"_a, "column"_a, "cuts"_a)

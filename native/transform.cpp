@@ -154,7 +154,8 @@ bool Run::has_lists(const InputBatch& batch) const {
 std::int64_t Run::most_ids_of_part(const InputBatch& batch, int index, std::int64_t row) const {
   const Part& part = *plan_.parts[as_size(index)];
   if (is_fixed(program_, part)) return static_cast<std::int64_t>(part.fixed->ids.ids.size());
-  return most_elements(*batch.columns[as_size(part.column)], row) * part.ids_per_value();
+  const std::int64_t values = most_elements(*batch.columns[as_size(part.column)], row);
+  return std::min(values * part.ids_per_value(), part.most_ids());
 }
 
 std::int64_t Run::most_ids_of_slot(const InputBatch& batch, const Slot& slot,
@@ -233,6 +234,7 @@ PartInput Run::part_input(const Block& block, int index) const {
   PartInput input;
   input.column = columns[as_size(part.column)];
   if (part.weights >= 0) input.weights = columns[as_size(part.weights)];
+  if (part.parallel >= 0) input.parallel = columns[as_size(part.parallel)];
   if (block.batch_index < tables_.size() && !tables_[block.batch_index].empty()) {
     input.table = tables_[block.batch_index][as_size(index)];
   }
@@ -502,6 +504,7 @@ std::vector<int> Program::columns() const {
     if (is_fixed(*this, part)) continue;
     needed.insert(part.column);
     if (part.weights >= 0) needed.insert(part.weights);
+    if (part.parallel >= 0) needed.insert(part.parallel);
   }
   if (uses_numbers(*this)) {
     for (const auto& number : plan->numbers) {

@@ -227,8 +227,29 @@ void CategoricalPart::throw_bad(const Column& column, std::int64_t element, std:
                                                   quoted(options_.column_name) + advice);
 }
 
-void CategoricalPart::read_weights(const PartInput& input, std::int64_t row, std::int64_t n,
-                                   const Where& where, Scratch& scratch) const {
+// Lists that describe the same events have one length; a null list goes with a null list.
+void CategoricalPart::check_parallel(const PartInput& input, std::int64_t row,
+                                     const Where& where) const {
+  const auto text = [row](const Column& column) {
+    if (row_is_null(column, row)) return std::string("null");
+    const ElementRange range = elements_of(column, row);
+    return "a list of " + std::to_string(range.end - range.begin);
+  };
+  const std::string own = text(*input.column);
+  const std::string other = text(*input.parallel);
+  if (own == other) return;
+  throw InputError(InputError::Kind::feature,
+                   "feature " + quoted(name()) + " (" +
+                       row_text(where.origin, where.batch_row + row) + "): got " + own +
+                       " in column " + quoted(options_.column_name) + " and " + other +
+                       " in column " + quoted(options_.parallel_name) +
+                       ", expected one value an event in both; make the lists equally long, with "
+                       "null where a value is unknown");
+}
+
+void CategoricalPart::read_weights(const PartInput& input, std::int64_t row, std::int64_t size,
+                                   std::int64_t first, std::int64_t n, const Where& where,
+                                   Scratch& scratch) const {
   const Column& weights = *input.weights;
   const auto fail = [&](const std::string& got) {
     throw InputError(InputError::Kind::feature, "feature " + quoted(name()) + " (" +
@@ -239,19 +260,20 @@ void CategoricalPart::read_weights(const PartInput& input, std::int64_t row, std
   const bool is_one_null = weights.list == ListLayer::none && !element_is_valid(weights, row);
   const bool is_null =
       row_is_null(weights, row) || (is_one_null && input.column->list != ListLayer::none);
-  if (is_null && n == 0) return;
-  if (is_null || range.end - range.begin != n) {
+  if (is_null && size == 0) return;
+  if (is_null || range.end - range.begin != size) {
     const std::string got = is_null ? "null in place of the weights"
                                     : std::to_string(range.end - range.begin) + " weights";
-    fail(got + " in column " + quoted(options_.weights_name) + " for " + std::to_string(n) +
+    fail(got + " in column " + quoted(options_.weights_name) + " for " + std::to_string(size) +
          " values, expected one a value; make the lists equally long");
   }
   double* const numbers = room(scratch.numbers, n);
   Status* const status = room(scratch.status, n);
-  read_element_numbers(weights, {}, range.begin, n, scratch, numbers, status);
+  const std::int64_t begin = range.begin + first;
+  read_element_numbers(weights, {}, begin, n, scratch, numbers, status);
   for (std::int64_t i = 0; i < n; ++i) {
     if (status[i] == Status::ok && numbers[i] >= 0 && numbers[i] <= kLargestWeight) continue;
-    fail(describe_element(weights, range.begin + i) + " as a weight in column " +
+    fail(describe_element(weights, begin + i) + " as a weight in column " +
          quoted(options_.weights_name) + kWeightExpected + "; correct it or drop the row");
   }
   scale_up_tiny(numbers, n);
@@ -260,23 +282,29 @@ void CategoricalPart::read_weights(const PartInput& input, std::int64_t row, std
 void CategoricalPart::append_row(const PartInput& input, std::int64_t row, ElementRange elements,
                                  const std::int64_t* ids, const std::int64_t* keys,
                                  const Where& where, Scratch& scratch, PartCells& out) const {
-  const std::int64_t n = elements.end - elements.begin;
+  const std::int64_t size = elements.end - elements.begin;
+  const std::int64_t n = std::min(size, options_.maxlen);
+  const std::int64_t first = options_.keep_first ? 0 : size - n;
   const bool weighted = input.weights != nullptr;
+  if (input.parallel != nullptr) check_parallel(input, row, where);
   const bool is_flat_null = input.column->list == ListLayer::none && ids[0] == kNullMark;
   if (row_is_null(*input.column, row) || is_flat_null) {
     out.ids.ids.push_back(kMissingId);
     if (weighted) out.ids.values.push_back(1.0F);
   } else {
-    for (std::int64_t i = 0; i < n; ++i) {
+    if (n < size) truncated.fetch_add(1, std::memory_order_relaxed);
+    for (std::int64_t i = first; i < first + n; ++i) {
       if (ids[i] == kBadMark) throw_bad(*input.column, elements.begin + i, row, where);
     }
-    if (weighted) read_weights(input, row, n, where, scratch);
-    for (std::int64_t i = 0; i < n; ++i) {
-      if (ids[i] == kNullMark) continue;
-      if (wants_keys) out.keys.ids.push_back(keys[i]);
+    if (weighted) read_weights(input, row, size, first, n, where, scratch);
+    for (std::int64_t i = first; i < first + n; ++i) {
+      const bool is_null = ids[i] == kNullMark;
+      if (is_null && !options_.keeps_nulls) continue;
+      if (wants_keys && !is_null) out.keys.ids.push_back(keys[i]);
       if (ids[i] == kDroppedMark) continue;
-      out.ids.ids.push_back(ids[i]);
-      if (weighted) out.ids.values.push_back(static_cast<float>(scratch.numbers[as_size(i)]));
+      out.ids.ids.push_back(is_null ? kMissingId : ids[i]);
+      if (!weighted) continue;
+      out.ids.values.push_back(static_cast<float>(scratch.numbers[as_size(i - first)]));
     }
   }
   out.ids.ends.push_back(static_cast<std::int64_t>(out.ids.ids.size()));

@@ -1,7 +1,9 @@
 // The features that have ids of their own: categoricals, buckets, and the raw columns of crosses.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -83,6 +85,7 @@ struct DictionaryTable {
 struct PartInput {
   const Column* column = nullptr;
   const Column* weights = nullptr;
+  const Column* parallel = nullptr;
   const DictionaryTable* table = nullptr;  // null or empty: look each value up
 };
 
@@ -100,14 +103,20 @@ class Part {
   virtual bool has_values() const noexcept { return weights >= 0; }
   // The most ids that one value has.
   virtual std::int64_t ids_per_value() const noexcept { return 1; }
+  // A row of a list column has at most this many ids.
+  virtual std::int64_t most_ids() const noexcept {
+    return std::numeric_limits<std::int64_t>::max();
+  }
   virtual DictionaryTable dictionary_table(const Column& column) const = 0;
   virtual void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
                       const Where& where, Scratch& scratch, PartCells& out) const = 0;
 
-  int column = -1;   // in the plan's list of columns
-  int weights = -1;  // likewise; -1 for none
-  Storage storage;   // of the column
+  int column = -1;    // in the plan's list of columns
+  int weights = -1;   // likewise; -1 for none
+  int parallel = -1;  // likewise
+  Storage storage;    // of the column
   bool wants_keys = false;
+  mutable std::atomic<std::int64_t> truncated{0};  // rows whose lists were cut to `maxlen`
   std::unique_ptr<PartCells> fixed;  // one row: what every scored row gets instead of its own
 
  private:
@@ -130,11 +139,16 @@ struct CategoricalOptions {
   std::int64_t oov_buckets = 0;  // ids after the missing one for values out of the vocabulary
   bool drop_unseen = false;
   bool empty_as_null = false;
+  // Of a longer list its last values are read, or its first.
+  std::int64_t maxlen = std::numeric_limits<std::int64_t>::max();
+  bool keep_first = false;
+  bool keeps_nulls = false;  // a null within a list is the missing id, not left out
   // Enters hashed crosses by its place in the vocabulary (as TensorFlow's vocabulary columns do),
   // not by its fingerprint or value.
   bool key_is_place = false;
   std::string column_name;
   std::string weights_name;
+  std::string parallel_name;  // a column whose lists have the same lengths, or empty
 };
 
 class CategoricalPart final : public Part {
@@ -143,12 +157,12 @@ class CategoricalPart final : public Part {
       : Part(std::move(name)), options_(std::move(options)) {}
 
   std::int64_t id_limit() const noexcept override;
+  std::int64_t most_ids() const noexcept override { return options_.maxlen; }
   DictionaryTable dictionary_table(const Column& column) const override;
   void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
               const Where& where, Scratch& scratch, PartCells& out) const override;
 
  private:
-  struct Elements;
 
   bool reads_text() const noexcept {
     return options_.way == Way::text_vocabulary || options_.way == Way::hash_text;
@@ -173,8 +187,10 @@ class CategoricalPart final : public Part {
   void append_row(const PartInput& input, std::int64_t row, ElementRange elements,
                   const std::int64_t* ids, const std::int64_t* keys, const Where& where,
                   Scratch& scratch, PartCells& out) const;
-  void read_weights(const PartInput& input, std::int64_t row, std::int64_t n, const Where& where,
-                    Scratch& scratch) const;
+  void check_parallel(const PartInput& input, std::int64_t row, const Where& where) const;
+  // The weights of the values [first, first + n) of a row's `size` into scratch.numbers.
+  void read_weights(const PartInput& input, std::int64_t row, std::int64_t size, std::int64_t first,
+                    std::int64_t n, const Where& where, Scratch& scratch) const;
   [[noreturn]] void throw_bad(const Column& column, std::int64_t element, std::int64_t row,
                               const Where& where) const;
 

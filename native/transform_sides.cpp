@@ -128,6 +128,7 @@ class SideEncoder {
     PartInput input;
     input.column = batch.columns[as_size(part.column)];
     if (part.weights >= 0) input.weights = batch.columns[as_size(part.weights)];
+    if (part.parallel >= 0) input.parallel = batch.columns[as_size(part.parallel)];
     part.encode(input, begin, end, where, scratch_, cells);
   }
 
@@ -251,6 +252,7 @@ std::vector<int> SideProgram::columns() const {
     if (part.fixed != nullptr) continue;
     needed.insert(part.column);
     if (part.weights >= 0) needed.insert(part.weights);
+    if (part.parallel >= 0) needed.insert(part.parallel);
   }
   for (const int index : numbers) {
     const NumericFeature& number = *plan->numbers[as_size(index)];

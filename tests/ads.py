@@ -59,6 +59,19 @@ def ads_table(rows: int, seed: int) -> pa.Table:
     )
 
 
+def history_table(rows: int, seed: int) -> pa.Table:
+    """The same clicks, with up to five ads clicked before, and the jobs that these were for."""
+    rng = np.random.default_rng(1000 + seed)
+    sizes = rng.integers(0, 6, rows)
+    ads = [[f"ad {a}" for a in rng.integers(0, 7, size)] for size in sizes]
+    jobs = [[None if j == 4 else JOBS[j] for j in rng.integers(0, 5, size)] for size in sizes]
+    lists = {"clicked_ads": ads, "clicked_jobs": jobs}
+    table = ads_table(rows, seed)
+    for name, column in lists.items():
+        table = table.append_column(name, pa.array(column, pa.list_(pa.string())))
+    return table
+
+
 def write_ads(folder: Path) -> Path:
     """Write `train.parquet`, `test.parquet` and `ads.toml`; return the folder."""
     pq.write_table(ads_table(600, 1), folder / "train.parquet", row_group_size=250)

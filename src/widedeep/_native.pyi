@@ -313,8 +313,14 @@ class TransformPlan:
         empty_as_null: bool,
         key_is_place: bool,
         weights: str | None,
+        parallel: str | None = None,
+        maxlen: int | None = None,
+        keep_first: bool = False,
+        keeps_nulls: bool = False,
         wants_keys: bool,
     ) -> int: ...
+    def truncated(self, part: int) -> int:
+        """Return how many lists of a part were cut to ``maxlen`` so far."""
     def set_storage(self, column: str, kind: str, scale: int, unit: int) -> None: ...
     def add_bucketized(
         self, name: str, column: str, boundaries: NDArray[np.float64], wants_keys: bool

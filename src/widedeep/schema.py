@@ -65,6 +65,7 @@ class Slot:
         is_number: True for a number whose ids have weights by its value: in the wide part id 2 +
             component with the transformed value, or the two cut points beside it.
         is_value: True for a feature that reads a column of categories.
+        maxlen: Most ids of a list; None for any number.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Slot:
     deep: bool
     is_number: bool = False
     is_value: bool = False
+    maxlen: int | None = None
 
     def wide_combiner(self, combiner: str) -> str:
         """Return how its wide weights are combined where a model says ``combiner``.
@@ -143,6 +145,7 @@ class Schema:
                         deep=deep,
                         is_number=feature.is_weighted_number,
                         is_value=feature.value_input is not None,
+                        maxlen=feature.most_values,
                     )
                 )
         return tuple(slots)

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import widedeep as wd
-from tests.ads import TOML, ads_table
+from tests.ads import TOML, history_table
 from tests.command_line import Run
 from widedeep.features.toml import toml_text
 from widedeep.models import registered_towers
+from widedeep.models.histories import HistoryConfig
 
 # Options that make a tower small, where it has them; further ones by tower.
 SMALL = {"hidden_units": [6, 4]}
@@ -26,7 +27,19 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "nfm": [{"activation": "tanh"}],
     "onn": [{"dim": 2, "activation": "tanh"}],
     "pnn": [{"product": "both"}],
+    "din": [{"attention_units": [3]}],
+    "history_pooling": [{"pooling": "attention"}],
 }
+USER = ("age", "price", "job", "tags", "clicked_ads", "clicked_jobs")
+HISTORY = """
+options.ad = { table = "ad" }
+options.clicked_ads = { table = "ad", combiner = "none", maxlen = 3 }
+options.clicked_jobs = { combiner = "none", maxlen = 3, parallel = "clicked_ads" }
+"""
+
+
+def is_over_histories(name: str) -> bool:
+    return issubclass(registered_towers()[name], HistoryConfig)
 
 
 def cases() -> list[Any]:
@@ -41,11 +54,14 @@ def cases() -> list[Any]:
 
 
 def write_run(folder: Path, tower: dict[str, Any]) -> Path:
-    pq.write_table(ads_table(300, 1), folder / "train.parquet", row_group_size=120)
-    pq.write_table(ads_table(120, 2), folder / "test.parquet")
+    pq.write_table(history_table(300, 1), folder / "train.parquet", row_group_size=120)
+    pq.write_table(history_table(120, 2), folder / "test.parquet")
     deep = toml_text({"model": {"deep": tower}}).splitlines()[1]
     text = TOML.replace("hidden_units = [8, 4]\n", f"{deep}\n")
     text = text.replace("crossed = ", 'item = ["ad"]\ncrossed = ')
+    if is_over_histories(tower["name"]):
+        text = text.replace('"tags"]', '"tags", "clicked_ads", "clicked_jobs"]')
+        text = text.replace("bucketized.age", f"{HISTORY}bucketized.age")
     (folder / "run.toml").write_text(text)
     return folder / "run.toml"
 
@@ -61,7 +77,7 @@ def test_a_tower_goes_the_whole_way(
     assert run("train", toml, "--out", "parts", "--set", "train.epochs=1").code == 0
     assert run("train", toml, "--out", "parts", "--resume").code == 0
     bundle, resumed = (wd.Bundle.load(tmp_path / name / "bundle") for name in ("whole", "parts"))
-    rows = ads_table(20, 3).to_pylist()
+    rows = history_table(20, 3).to_pylist()
     scores = np.asarray(bundle.score(rows))
     np.testing.assert_array_equal(scores, resumed.score(rows))  # a resumed run is the whole one
 
@@ -73,7 +89,7 @@ def test_a_tower_goes_the_whole_way(
     assert judged.code in (0, 1), judged.err
     assert "auc" in judged.out
 
-    user = {name: rows[0][name] for name in ("age", "price", "job", "tags")}
+    user = {name: rows[0][name] for name in USER}
     items = {"ad": [row["ad"] for row in rows]}
     ranking = wd.Ranker(bundle).rank(user, {}, items)
     expected = bundle.score([{**user, "ad": ad} for ad in items["ad"]])

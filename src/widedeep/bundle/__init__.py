@@ -7,7 +7,7 @@ pickle. Nothing here imports torch.
 from widedeep.bundle.bundle import Bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.explain import Explanation, WideTerm
-from widedeep.bundle.layout import BundleHead, BundleModel, DeepColumn
+from widedeep.bundle.layout import BundleHead, BundleModel, BundleSequence, DeepColumn
 from widedeep.bundle.manifest import FORMAT_VERSION, Engine, FileEntry, Manifest
 from widedeep.bundle.write import write_bundle
 
@@ -16,6 +16,7 @@ __all__ = [
     "Bundle",
     "BundleHead",
     "BundleModel",
+    "BundleSequence",
     "Calibration",
     "DeepColumn",
     "Engine",

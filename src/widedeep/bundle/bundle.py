@@ -107,6 +107,7 @@ class Bundle:
             width=self.model.width,
             n_logits=self.model.n_logits,
             extra=widths,
+            sequences=self.model.sequences,
         )
 
     @property
@@ -323,6 +324,11 @@ class Bundle:
     def absent(self) -> dict[str, int]:
         """How often each column was absent from the dicts scored so far, and taken for null."""
         return dict(self._encoder.absent)
+
+    @property
+    def truncated(self) -> dict[str, int]:
+        """How many lists scored so far were longer than their feature's ``maxlen``, by feature."""
+        return self._encoder.truncated
 
     @property
     def misspelt(self) -> dict[str, str]:

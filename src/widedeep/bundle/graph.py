@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from widedeep.bundle.layout import BundleModel, DeepColumn
-from widedeep.data.batch import Batch
+from widedeep.bundle.layout import BundleModel, BundleSequence, DeepColumn
+from widedeep.data.batch import Batch, Cells
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features.spec import feature_side
 from widedeep.kernels.score import Scorer
@@ -24,17 +24,27 @@ _SIDES = ("query", "item", "both")
 class TowerGraph:
     """A graph from the gathered deep input to the towers' part of the logits."""
 
-    def __init__(self, path: Path, *, width: int, n_logits: int, extra: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        width: int,
+        n_logits: int,
+        extra: Mapping[str, int],
+        sequences: Sequence[BundleSequence] = (),
+    ) -> None:
         # In memory: the file may be replaced before another number of threads needs a session.
         self._graph = path.read_bytes()
         self._runtime = _runtime()
         self._sessions: dict[int, Any] = {}
         self._lock = threading.Lock()
         session = self._session(1)
-        offered = {"concat_BX": width, **{f"extra/{name}": size for name, size in extra.items()}}
+        offered = {"concat_BX": [width], **{f"extra/{name}": [n] for name, n in extra.items()}}
+        for sequence in sequences:
+            offered |= sequence_shapes(sequence)
         self._inputs = [entry.name for entry in session.get_inputs()]
         for entry in session.get_inputs():
-            if entry.name not in offered or entry.shape[1:] != [offered[entry.name]]:
+            if entry.name not in offered or entry.shape[1:] != offered[entry.name]:
                 raise BundleError(
                     f"{path}: got the input {entry.name!r} of shape {entry.shape}, expected "
                     f"{offered} with B rows; export the towers with this version of widedeep"
@@ -63,20 +73,21 @@ class TowerGraph:
                     ) from error
             return self._sessions[threads]
 
-    def run(
-        self,
-        concat_BX: NDArray[np.float32],
-        extra: Mapping[str, NDArray[np.float32]],
-        *,
-        threads: int = 1,
-    ) -> NDArray[np.float32]:
+    def run(self, inputs: Mapping[str, NDArray[Any]], *, threads: int = 1) -> NDArray[np.float32]:
         """Return the towers' part of the logits, (B, C)."""
-        inputs = {"concat_BX": concat_BX}
-        inputs |= {f"extra/{name}": np.ascontiguousarray(x_BK) for name, x_BK in extra.items()}
         session = self._session(threads)
         logits_BC: NDArray[np.float32]
         (logits_BC,) = session.run([_OUTPUT], {name: inputs[name] for name in self._inputs})
         return logits_BC
+
+
+def sequence_shapes(sequence: BundleSequence) -> dict[str, list[int]]:
+    """Return the inputs of a graph that hold a sequence, and their shapes after B.
+
+    Embeddings, zeros in padding; True where a place holds an id; weights, zeros in padding.
+    """
+    name, places = f"sequence/{sequence.name}", sequence.maxlen
+    return {name: [places, sequence.width], f"{name}/mask": [places], f"{name}/weights": [places]}
 
 
 def _runtime() -> Any:
@@ -90,7 +101,7 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-_SIDES = ("query", "item", "both")
+_FLOATS_PER_BLOCK = 1 << 23  # of padded sequences: 32 MB
 
 
 class Forward:
@@ -108,6 +119,9 @@ class Forward:
         self._bias_C = weights["bias"]
         self._extra = {name: schema.dense_layout[name] for name in schema.spec.extra}
         slots = [slot.name for slot in schema.slots]
+        tables = {slot.name: weights.get(f"table/{slot.table}") for slot in schema.slots}
+        # Each sequence with its slot and its table
+        self._sequences = [(s, slots.index(s.name), tables[s.name]) for s in model.sequences]
         self._scorer = scorer = new_scorer(len(slots), schema.n_dense, model.n_logits)
         for name in _query_first(schema, sorted(model.wide, key=slots.index)):
             is_item = feature_side(schema.spec, name) != "query"
@@ -131,14 +145,33 @@ class Forward:
         try:
             wide_BC, deep_BC = self._scorer.forward(*arrays, threads=threads)
             if self._graph is not None:
-                concat_BX = self._scorer.concat(*arrays, threads=threads)
-                extra = {name: batch.dense_BK[:, columns] for name, columns in self._extra.items()}
-                deep_BC = self._graph.run(concat_BX, extra, threads=threads)
+                deep_BC = self._run_graph(self._graph, batch, threads)
         except ValueError as error:
             raise SchemaError(
                 f"the batch does not fit the model ({error}); encode rows with the bundle's schema"
             ) from error
         return wide_BC, np.zeros_like(wide_BC) if deep_BC is None else deep_BC
+
+    def _run_graph(self, graph: TowerGraph, batch: Batch, threads: int) -> NDArray[np.float32]:
+        floats = sum(s.maxlen * s.width for s, _, _ in self._sequences)
+        rows = max(1, _FLOATS_PER_BLOCK // floats) if floats else max(1, len(batch))
+        starts = range(0, max(1, len(batch)), rows)
+        blocks = [batch if len(starts) == 1 else batch.slice(i, i + rows) for i in starts]
+        return np.concatenate(
+            [graph.run(self._graph_inputs(block, threads), threads=threads) for block in blocks]
+        )
+
+    def _graph_inputs(self, batch: Batch, threads: int) -> dict[str, NDArray[Any]]:
+        arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
+        inputs: dict[str, NDArray[Any]] = {
+            "concat_BX": self._scorer.concat(*arrays, threads=threads)
+        }
+        for name, columns in self._extra.items():
+            inputs[f"extra/{name}"] = np.ascontiguousarray(batch.dense_BK[:, columns])
+        for sequence, slot, table in self._sequences:
+            assert table is not None  # as check_weights saw
+            inputs |= _padded(sequence, batch.cells(slot), table)
+        return inputs
 
     def logits(self, batch: Batch, *, threads: int = 1) -> NDArray[np.float32]:
         """Return the logits, (B, C)."""
@@ -146,6 +179,29 @@ class Forward:
         wide_BC += deep_BC
         wide_BC += self._bias_C
         return wide_BC
+
+
+def _padded(
+    sequence: BundleSequence, cells: Cells, table: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
+    """Return the inputs of :func:`sequence_shapes` for a batch."""
+    if cells.longest > sequence.maxlen or int(cells.ids_N.max(initial=0)) >= len(table):
+        raise ValueError(
+            f"sequence {sequence.name!r}: got {cells.longest} ids up to "
+            f"{cells.ids_N.max(initial=0)}, expected at most {sequence.maxlen} below {len(table)}"
+        )
+    rows, places_N = len(cells.offsets) - 1, cells.places(sequence.maxlen)
+    values = np.zeros((rows * sequence.maxlen, sequence.width), np.float32)
+    mask, weights = np.zeros(len(values), np.bool_), np.zeros(len(values), np.float32)
+    values[places_N] = table[cells.ids_N]
+    mask[places_N] = True
+    weights[places_N] = 1.0 if cells.values_N is None else cells.values_N
+    arrays = (values, mask, weights)
+    shapes = sequence_shapes(sequence)
+    return {
+        name: array.reshape(rows, *shape)
+        for (name, shape), array in zip(shapes.items(), arrays, strict=True)
+    }
 
 
 class TowerForward:

@@ -18,7 +18,7 @@ from widedeep.errors import BundleError
 from widedeep.files import map_tensors, write_tensors
 from widedeep.kernels.score import ACTIVATIONS, sigmoid
 from widedeep.options import check_types, check_value
-from widedeep.schema import Schema
+from widedeep.schema import Schema, Slot
 
 SCHEMA = "schema.safetensors"
 WEIGHTS = "weights.safetensors"
@@ -132,6 +132,29 @@ class DeepColumn:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BundleSequence:
+    """A sequence that the towers read: its embeddings, padded to one length.
+
+    Args:
+        name: The feature.
+        width: D, width of its embeddings.
+        maxlen: T, the places; a shorter sequence leaves zeros in the last ones.
+    """
+
+    name: str
+    width: int
+    maxlen: int
+
+    def __post_init__(self) -> None:
+        check_types(self, f"sequence {self.name!r}", BundleError)
+        if self.width < 1 or self.maxlen < 1:
+            raise BundleError(
+                f"sequence {self.name!r}: got width={self.width} and maxlen={self.maxlen}, "
+                "expected at least 1; export the model again"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BundleModel:
     """A model's shape: heads, hidden layers, and which feature goes where.
 
@@ -147,6 +170,7 @@ class BundleModel:
             ``join`` is what joins them, ``numbers`` what turns numbers into fields.
         rank_by: Formula that a ranker ranks by (:class:`widedeep.bundle.formula.Formula`); None:
             the score of one head.
+        sequences: Sequences that the towers read, beside the concatenated deep input.
 
     Example:
         >>> model = BundleModel(heads=(BundleHead(name="", kind="binary", start=0, stop=1),),
@@ -163,6 +187,7 @@ class BundleModel:
     deep: tuple[DeepColumn, ...] = ()
     towers: Mapping[str, int] = field(default_factory=dict)
     rank_by: str | None = None
+    sequences: tuple[BundleSequence, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self, "model", BundleError)
@@ -191,7 +216,7 @@ class BundleModel:
         for head in value["heads"]:
             if head["own_link"] is None:  # as earlier versions wrote it
                 del head["own_link"]
-        for name in ("towers", "rank_by"):  # as earlier versions wrote it
+        for name in ("towers", "rank_by", "sequences"):  # as earlier versions wrote it
             if not value[name]:
                 del value[name]
         return value
@@ -211,6 +236,7 @@ class BundleModel:
                 "deep": tuple(DeepColumn(**column) for column in value["deep"]),
                 "hidden_units": tuple(value["hidden_units"]),
                 "wide": tuple(value["wide"]),
+                "sequences": tuple(BundleSequence(**s) for s in value.get("sequences", ())),
             }
             return cls(**fields)
         except (KeyError, TypeError) as error:
@@ -279,6 +305,9 @@ def _expected_shapes(
             shapes[f"table/{slot.table}"] = (slot.size, width)
         elif schema.dense_layout.get(column.name, slice(0, 0)) != _of_width(schema, column):
             raise BundleError(f"feature {column.name!r} has no {width} dense columns in the schema")
+    for sequence in model.sequences:
+        slot = _sequence_slot(sequence, slots)
+        shapes[f"table/{slot.table}"] = (slot.size, sequence.width)
     if engine == "native" and model.deep:
         inputs = model.width
         for layer, units in enumerate(model.hidden_units):
@@ -287,6 +316,16 @@ def _expected_shapes(
             inputs = units
         shapes["head/weight"] = (model.n_logits, inputs)
     return shapes
+
+
+def _sequence_slot(sequence: BundleSequence, slots: Mapping[str, Slot]) -> Slot:
+    slot = slots.get(sequence.name)
+    if slot is None or not slot.deep or slot.combiner or slot.maxlen != sequence.maxlen:
+        raise BundleError(
+            f"feature {sequence.name!r} keeps no sequence of {sequence.maxlen} values in the "
+            "schema; export the model again"
+        )
+    return slot
 
 
 def _of_width(schema: Schema, column: DeepColumn) -> slice:

@@ -396,7 +396,15 @@ def _trial(
 
 
 def _check_encoding(schema: Schema, role: str, table: pa.Table, report: CheckReport) -> None:
-    batch = Transform(schema)(table, targets=bool(schema.spec.labels))
+    transform = Transform(schema)
+    batch = transform(table, targets=bool(schema.spec.labels))
+    for name, n_lists in transform.truncated.items():
+        feature = schema.spec.by_name[name]
+        most = feature.most_values
+        report.notes.append(
+            f"[data] {role}: {n_lists:,} of {len(batch):,} lists of {name!r} are longer than its "
+            f"maxlen = {most}; their {feature.end_read} {most} values are read"
+        )
     if role == "train":
         return
     for name, (unseen, total) in count_values(schema, batch).items():

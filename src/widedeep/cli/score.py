@@ -127,6 +127,7 @@ def _say_score(report: ScoreReport, out: str, seconds: float) -> None:
     for counts, what in (
         (report.absent, "keys that rows lack, read as null"),
         (report.unseen, "values not in training"),
+        (report.truncated, "lists longer than maxlen, of which one end was read"),
     ):
         if counts:
             say(f"note: {what}: " + ", ".join(f"{name} ({n:,})" for name, n in counts.items()))
@@ -143,6 +144,8 @@ class ScoreReport:
     absent: dict[str, int] = field(default_factory=dict)
     # Values that were not in training, by feature
     unseen: dict[str, int] = field(default_factory=dict)
+    # Lists that were longer than their feature's ``maxlen``, by feature
+    truncated: dict[str, int] = field(default_factory=dict)
     # Keys of JSON rows that look like a column that they lack, with it
     misspelt: dict[str, str] = field(default_factory=dict)
 
@@ -181,6 +184,7 @@ def score_rows(
         if not report.rows:
             raise DataError(f"{_source_name(data)}: got no rows to score; give at least one")
     report.absent = dict(transform.absent)
+    report.truncated = transform.truncated
     return report
 
 

@@ -13,6 +13,27 @@ from widedeep import kernels
 from widedeep.schema import Schema
 
 
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """One feature's ids of B examples."""
+
+    ids_N: NDArray[np.int64]
+    offsets: NDArray[np.int64]  # (B + 1,)
+    values_N: NDArray[np.float32] | None  # Weight of each id, or None where all are 1
+
+    @property
+    def longest(self) -> int:
+        """The most ids that an example has."""
+        return int(np.diff(self.offsets).max(initial=0))
+
+    def places(self, steps: int) -> NDArray[np.int64]:
+        """Return each id's place among (B, T) places, with T = ``steps``."""
+        lengths = np.diff(self.offsets)
+        first_N = np.repeat(np.arange(len(lengths)) * steps - self.offsets[:-1], lengths)
+        places: NDArray[np.int64] = first_N + np.arange(len(self.ids_N))
+        return places
+
+
 @dataclass(slots=True)
 class Batch:
     """B encoded examples in example-major order."""
@@ -54,6 +75,17 @@ class Batch:
     def n_values(self) -> int:
         """Ids and dense numbers of all examples."""
         return len(self.ids_N) + self.dense_BK.size
+
+    def cells(self, slot: int) -> Cells:
+        """Return one feature's ids of all examples."""
+        slots = max(1, self.n_slots)
+        starts = self.offsets_BF[slot : len(self) * slots : slots]
+        lengths = self.offsets_BF[slot + 1 :: slots][: len(self)] - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        # (N,) where each id lies: its example's first, and its place within the example
+        picks = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        values = None if self.values_N is None else self.values_N[picks]
+        return Cells(self.ids_N[picks], offsets, values)
 
     def slice(self, start: int, stop: int) -> Batch:
         """Return examples ``start`` to ``stop``; all but the offsets are views."""

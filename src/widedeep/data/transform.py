@@ -6,7 +6,7 @@ import datetime
 import decimal
 import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ from widedeep.features import (
     BucketEncoding,
     CrossEncoding,
     Encoding,
+    Feature,
     NumberEncoding,
     PiecewiseEncoding,
     ValueEncoding,
@@ -96,6 +97,8 @@ class _Compiler:
                 encoding = feature.encoding(self.schema)
             except KeyError:
                 raise self.lacks(feature.name, "statistics") from None
+            if feature.name in self.schema.spec.parallel_names:
+                encoding = self.in_parallel(feature, encoding)
             self.add(feature.name, encoding)
         for column, kind in self.schema.columns.items():
             if kind.storage is not None:
@@ -103,6 +106,13 @@ class _Compiler:
         self.add_targets()
         self.fix_training_only()
         return CompiledPlan(self.native, self.operations, tuple(self.unlearned))
+
+    def in_parallel(self, feature: Feature, encoding: Encoding) -> Encoding:
+        """Keep a place for each event of parallel sequences."""
+        assert isinstance(encoding, ValueEncoding)
+        first = feature.parallel_to
+        column = None if first is None else self.schema.spec.by_name[first].main_column
+        return replace(encoding, parallel=column, keeps_nulls=True)
 
     def raw_encoding(self, column: str) -> Encoding:
         """A column that only hashed crosses read needs no ids of its own."""
@@ -164,6 +174,10 @@ class _Compiler:
             # TensorFlow crosses vocabulary columns by their ids, string columns by their hash.
             key_is_place=encoding.crossed_by_position,
             weights=encoding.weights,
+            parallel=encoding.parallel,
+            maxlen=encoding.maxlen,
+            keep_first=encoding.keep == "first",
+            keeps_nulls=encoding.keeps_nulls,
             wants_keys=name in self.hashed_parts,
         )
 
@@ -301,6 +315,16 @@ class Transform:
     def plan(self) -> CompiledPlan:
         """The native plan, for code that runs other parts of it than whole rows."""
         return self._plan
+
+    @property
+    def truncated(self) -> dict[str, int]:
+        """How many lists of each feature were longer than its ``maxlen`` so far, and were cut."""
+        counts = {
+            name: self._plan.native.truncated(index)
+            for name, (kind, index) in self._plan.operations.items()
+            if kind == "part"
+        }
+        return {name: count for name, count in counts.items() if count}
 
     def check_values(self, total: int) -> None:
         """Raise if a request that is encoded in pieces comes to more values than it may."""

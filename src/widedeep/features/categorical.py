@@ -33,6 +33,7 @@ from widedeep.features.kind import (
 from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
 
 OOV_POLICIES = ("id", "drop")
+ENDS = ("last", "first")
 
 
 _EMPTY_RULE = 'missing: "" counts as null by now, or no longer does'
@@ -66,6 +67,14 @@ class Categorical(Feature):
         combiner: How several values become one vector; None keeps the sequence for a tower.
         table: Name of the embedding table. Features that name the same table share it and its
             vocabulary.
+        maxlen: Most values of a list that are read; None for all. A sequence that a bundle is to
+            hold needs one.
+        keep: End of a longer list that is read: ``"last"`` (the newest events of a history in the
+            order of time) or ``"first"``.
+        parallel: Another sequence (``combiner=None``) whose events this one describes too, such as
+            the categories of clicked items: lists of other lengths are refused, and a null has a
+            place in both, with the id of a missing value. In a sequence that stands alone, as in
+            a pooled feature, a null within a list is left out.
     """
 
     source: str
@@ -82,6 +91,9 @@ class Categorical(Feature):
     embedding_dim: int | None = None
     combiner: Combiner | None = "mean"
     table: str | None = None
+    maxlen: int | None = None
+    keep: Literal["last", "first"] = "last"
+    parallel: str | None = None
 
     kind: ClassVar[str] = "categorical"
     order: ClassVar[int] = 2
@@ -100,7 +112,7 @@ class Categorical(Feature):
 
     def __post_init__(self) -> None:
         check_name_and_source(self.name, self.source)
-        for option in ("vocabulary_file", "weights", "table"):
+        for option in ("vocabulary_file", "weights", "table", "parallel"):
             check_text(self.name, option, getattr(self, option))
         ways = {
             "vocabulary": self.vocabulary,
@@ -114,7 +126,7 @@ class Categorical(Feature):
         )
         for option, least in (("min_count", 1), ("oov_buckets", 0)):
             check_at_least(self.name, option, getattr(self, option), least)
-        for option in ("max_size", "hash_buckets", "num_buckets"):
+        for option in ("max_size", "hash_buckets", "num_buckets", "maxlen"):
             check_at_least(self.name, option, getattr(self, option), 1)
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         check_combiner(self.name, self.combiner)
@@ -122,6 +134,11 @@ class Categorical(Feature):
             is_word(self.oov, OOV_POLICIES),
             self.name,
             f"got oov={show_value(self.oov)}, expected 'id' or 'drop'",
+        )
+        check(
+            is_word(self.keep, ENDS),
+            self.name,
+            f"got keep={show_value(self.keep)}, expected 'last' or 'first'",
         )
         check(
             not (self.oov_buckets and (self.hash_buckets or self.num_buckets)),
@@ -227,6 +244,8 @@ class Categorical(Feature):
             empty_as_null=self.empty_as_null,
             crossed_by_position=self._is_given,
             weights=self.weights,
+            maxlen=self.maxlen,
+            keep=self.keep,
         )
 
     def known_ids(self, schema: Learned) -> int:
@@ -316,6 +335,9 @@ def categorical(
     embedding_dim: int | None = None,
     combiner: Combiner | None = "mean",
     table: str | None = None,
+    maxlen: int | None = None,
+    keep: Literal["last", "first"] = "last",
+    parallel: str | None = None,
 ) -> list[Categorical]:
     """Declare categorical features, one for each name.
 
@@ -335,6 +357,9 @@ def categorical(
         embedding_dim: Width of the embedding.
         combiner: ``"mean"``, ``"sum"``, ``"sqrtn"``, or None to keep the sequence.
         table: Name of a shared embedding table.
+        maxlen: Most values of a list that are read.
+        keep: End of a longer list that is read: ``"last"`` or ``"first"``.
+        parallel: Another sequence whose events this one describes too.
 
     Returns:
         A list, to be unpacked into ``features=[...]`` or given as it is.
@@ -364,6 +389,9 @@ def categorical(
             embedding_dim=embedding_dim,
             combiner=combiner,
             table=table,
+            maxlen=maxlen,
+            keep=keep,
+            parallel=parallel,
         )
         for name in names
     ]

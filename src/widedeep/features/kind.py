@@ -137,6 +137,11 @@ class ValueEncoding:
         crossed_by_position: Whether hashed crosses combine the values' positions in the vocabulary
             rather than their text, as TensorFlow does for given vocabularies.
         weights: Column with one weight per value.
+        maxlen: Most values of a list; of a longer one the rest is not read.
+        keep: End of a longer list that is read.
+        parallel: Column whose lists describe the same events, and so have the same lengths.
+        keeps_nulls: Whether a null within a list has the id of a missing value; else it is left
+            out.
     """
 
     column: str
@@ -148,6 +153,10 @@ class ValueEncoding:
     empty_as_null: bool = False
     crossed_by_position: bool = False
     weights: str | None = None
+    maxlen: int | None = None
+    keep: Literal["last", "first"] = "last"
+    parallel: str | None = None
+    keeps_nulls: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -421,6 +430,24 @@ class Feature:
         """How several ids become one vector (option ``combiner``); None keeps the sequence."""
         combiner: Combiner | None = getattr(self, "combiner", "sum")
         return combiner
+
+    @property
+    def parallel_to(self) -> str | None:
+        """The feature whose events its lists describe too (option ``parallel``)."""
+        name: str | None = getattr(self, "parallel", None)
+        return name
+
+    @property
+    def most_values(self) -> int | None:
+        """Most values of a list that are read (option ``maxlen``); None for all."""
+        most: int | None = getattr(self, "maxlen", None)
+        return most
+
+    @property
+    def end_read(self) -> Literal["last", "first"]:
+        """End of a longer list that is read (option ``keep``)."""
+        end: Literal["last", "first"] = getattr(self, "keep", "last")
+        return end
 
     @property
     def deep_width(self) -> int | None:

@@ -154,6 +154,7 @@ class FeatureSpec:
         self._check_leaks()
         self._check_placement()
         self._check_tables()
+        self._check_parallel()
 
     def _check_names(self) -> None:
         seen: set[str] = set()
@@ -247,6 +248,51 @@ class FeatureSpec:
                     f"shares table {table!r} with {other.name!r} but has another {option}; "
                     "make them equal",
                 )
+
+    def _check_parallel(self) -> None:
+        """Refuse parallel sequences that would not keep the same events."""
+        for feature in self.all_features:
+            if feature.parallel_to is None:
+                continue
+            self._check_known(feature.parallel_to, f"parallel of feature {feature.name!r}")
+            other = self.by_name[feature.parallel_to]
+            check(
+                other is not feature and other.parallel_to is None,
+                feature.name,
+                f"got parallel={other.name!r}, expected a sequence that stands alone; name the one "
+                "that all parallel sequences follow",
+            )
+            for sequence in (feature, other):
+                check(
+                    sequence.deep_combiner is None and sequence.unseen_rule != "drop",
+                    sequence.name,
+                    "keeps no place for each of its values, and its sequence has a parallel one "
+                    f"({feature.name!r}, {other.name!r}); set combiner=None and oov='id'",
+                )
+            bounds = {
+                "maxlen": (feature.most_values, other.most_values),
+                "keep": (feature.end_read, other.end_read),
+            }
+            for option, (own, others) in bounds.items():
+                check(
+                    own == others,
+                    feature.name,
+                    f"got {option}={own!r}, but {option}={others!r} in the parallel sequence "
+                    f"{other.name!r}; make them equal",
+                )
+            sides = [name in self.item for name in (feature.name, other.name)]
+            check(
+                sides[0] == sides[1],
+                feature.name,
+                f"is parallel to {other.name!r}, and one of them belongs to the item; name both in "
+                "item=[...], or neither",
+            )
+
+    @cached_property
+    def parallel_names(self) -> frozenset[str]:
+        """The sequences that have parallel ones: in these a null keeps its place."""
+        pairs = ((f.name, f.parallel_to) for f in self.all_features if f.parallel_to is not None)
+        return frozenset(name for pair in pairs for name in pair)
 
     @property
     def all_features(self) -> tuple[Feature, ...]:

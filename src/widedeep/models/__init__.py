@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from widedeep.models.dcn_v2 import DCNv2
     from widedeep.models.deep_fm import DeepFM
     from widedeep.models.difm import DIFM
+    from widedeep.models.din import DIN
     from widedeep.models.ffm import FFM, DeepFFM
     from widedeep.models.fm import FM
     from widedeep.models.heads import Binary, Head, Multiclass, Regression
+    from widedeep.models.history_pooling import HistoryPooling
     from widedeep.models.ifm import IFM
     from widedeep.models.lr import LR
     from widedeep.models.mlp import MLP
@@ -41,6 +43,7 @@ __all__ = [
     "AFM",
     "CCPM",
     "DIFM",
+    "DIN",
     "FFM",
     "FM",
     "IFM",
@@ -60,6 +63,7 @@ __all__ = [
     "ModelConfig",
     "Multiclass",
     "Regression",
+    "HistoryPooling",
     "SequenceInput",
     "TowerConfig",
     "WideDeep",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError, nearest
@@ -46,6 +47,12 @@ class DeepLayout:
     dense_columns: tuple[int, ...]  # Column of ``Batch.dense_BK`` for each column of ``dense``
     dims: Mapping[str, int]  # Feature to its embedding width, sequences too
     sequences: tuple[str, ...]  # Features that keep their sequence
+    # The most ids that a sequence has, by feature; absent where it may have any number
+    maxlen: Mapping[str, int] = field(default_factory=dict)
+    # Name of the embedding table by feature: those of one name share it
+    tables: Mapping[str, str] = field(default_factory=dict)
+    # Sequence to the one whose events it describes too
+    parallel: Mapping[str, str] = field(default_factory=dict)
     # Feature to its columns of ``Batch.dense_BK``, for :attr:`widedeep.FeatureSpec.extra`
     extra: Mapping[str, slice]
     # Head to its columns among the C logits
@@ -149,6 +156,17 @@ def make_layout(
         dense_columns=tuple(dense_columns),
         dims=dims,
         sequences=tuple(slot.name for slot in deep if slot.combiner is None),
+        maxlen={
+            slot.name: slot.maxlen
+            for slot in deep
+            if slot.combiner is None and slot.maxlen is not None
+        },
+        tables={slot.name: slot.table for slot in deep},
+        parallel={
+            feature.name: feature.parallel_to
+            for feature in schema.spec.all_features
+            if feature.parallel_to is not None
+        },
         extra={name: schema.dense_layout[name] for name in schema.spec.extra},
         heads=heads,
     )
@@ -172,14 +190,119 @@ def periodic_embeddings(schema: Schema) -> dict[str, PeriodicEmbedding]:
 class SequenceInput:
     """The unpooled embeddings of a feature with ``combiner=None``.
 
+    A tower reads them by :meth:`padded`, whose shapes an exported graph has too. What is given one
+    after the other (``values_ND``, ``ids_N``, ``weights_N``, ``offsets``) is there in training
+    alone.
+
     Args:
         values_ND: One row an id, of all examples one after the other.
         offsets: int64 of length B + 1; example b's rows are ``values_ND[offsets[b]:offsets[b +
             1]]``.
+        ids_N: int64 ids of the feature: 0 unseen, 1 missing, known values from 2.
+        weights_N: Weight of each id (option ``weights``); None where all are 1.
+        longest: The most ids that an example has, where it is known.
     """
 
     values_ND: Tensor
     offsets: Tensor
+    ids_N: Tensor | None = None
+    weights_N: Tensor | None = None
+    longest: int | None = None
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """int64 number of ids of each example."""
+        return self.offsets.diff()
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Return the embeddings with one row a place, and which places hold one.
+
+        T is the longest example's length, at least 1; in an exported graph the feature's
+        ``maxlen``. Places from an example's length on hold zeros.
+
+        Shape:
+            (N, D) -> (B, T, D) and bool (B, T)
+        """
+        return self._padded(self.values_ND), self._mask()
+
+    def padded_weights(self) -> Tensor:
+        """Return the weights as (B, T); 0 in padding, 1 for an id without a weight."""
+        weights_N = self.weights_N
+        if weights_N is None:
+            return self._mask().to(self.values_ND.dtype)
+        return self._padded(weights_N)
+
+    def _steps(self) -> int:
+        longest = self.longest
+        if longest is None:
+            longest = int(self.lengths_B.max()) if len(self.offsets) > 1 else 0
+        return max(1, longest)
+
+    def _mask(self) -> Tensor:
+        steps = torch.arange(self._steps(), device=self.offsets.device)
+        return steps < self.lengths_B[:, None]
+
+    def _padded(self, values: Tensor) -> Tensor:
+        examples, steps = len(self.offsets) - 1, self._steps()
+        position_N = torch.arange(len(values), device=values.device)
+        example_N = torch.searchsorted(self.offsets, position_N, right=True) - 1
+        place_N = position_N - self.offsets[example_N] + example_N * steps
+        padded = values.new_zeros((examples * steps, *values.shape[1:]))
+        return padded.index_copy(0, place_N, values).view(examples, steps, *values.shape[1:])
+
+
+class PaddedSequence(SequenceInput):
+    """A sequence as an exported graph gets it: padded to the feature's ``maxlen``.
+
+    Args:
+        name: The feature, for errors.
+        values_BTD: Embeddings, zeros in padding.
+        mask_BT: bool, True where a place holds an id.
+        weights_BT: Weights, zeros in padding.
+        used: Takes the names of sequences as a tower reads them.
+    """
+
+    __slots__ = ("mask_BT", "name", "used", "values_BTD", "weights_BT")
+    name: str
+    values_BTD: Tensor
+    mask_BT: Tensor
+    weights_BT: Tensor
+    used: set[str]
+
+    def __init__(
+        self, name: str, values_BTD: Tensor, mask_BT: Tensor, weights_BT: Tensor, used: set[str]
+    ) -> None:
+        set_field = object.__setattr__
+        set_field(self, "name", name)
+        set_field(self, "values_BTD", values_BTD)
+        set_field(self, "mask_BT", mask_BT)
+        set_field(self, "weights_BT", weights_BT)
+        set_field(self, "used", used)
+
+    def __getattribute__(self, name: str) -> Any:
+        """Refuse what a graph of fixed shapes has not."""
+        if name in ("values_ND", "offsets", "ids_N", "weights_N", "longest"):
+            raise ConfigError(
+                f"sequence {self.name!r}: got a tower that reads {name}, which an exported graph "
+                "does not have; read padded(), padded_weights() and lengths_B"
+            )
+        return object.__getattribute__(self, name)
+
+    @property
+    def lengths_B(self) -> Tensor:
+        """int64 number of ids of each example."""
+        self.used.add(self.name)
+        return self.mask_BT.sum(1)
+
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Return embeddings (B, T, D) and mask (B, T)."""
+        self.used.add(self.name)
+        return self.values_BTD, self.mask_BT
+
+    def padded_weights(self) -> Tensor:
+        """Return the weights as (B, T)."""
+        self.used.add(self.name)
+        return self.weights_BT
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from widedeep.data.batch import Batch
@@ -360,10 +358,17 @@ class WideDeep(nn.Module):
     def _sequences(self, batch: Batch) -> dict[str, SequenceInput]:
         sequences = {}
         for name in self.layout.sequences:
-            ids, offsets = cell_ids(batch, self.slot_index(name))
+            cells = batch.cells(self.slot_index(name))
             table = self.deep_tables[self.layout.dims[name]]
-            rows = to_device(table.rows(name, ids), self.device)
-            sequences[name] = SequenceInput(table.weight[rows], to_device(offsets, self.device))
+            rows = to_device(table.rows(name, cells.ids_N), self.device)
+            weights = cells.values_N
+            sequences[name] = SequenceInput(
+                table.weight[rows],
+                to_device(cells.offsets, self.device),
+                ids_N=to_device(cells.ids_N, self.device),
+                weights_N=None if weights is None else to_device(weights, self.device),
+                longest=cells.longest,
+            )
         return sequences
 
     def slot_index(self, name: str) -> int:
@@ -557,14 +562,3 @@ def _check_arguments(schema: object, hidden_units: object) -> None:
         raise ConfigError(
             f"got hidden_units={hidden_units!r}, expected a list of widths, such as [100, 50]"
         )
-
-
-def cell_ids(batch: Batch, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return one feature's ids of all examples, and their offsets (B + 1)."""
-    slots = batch.n_slots
-    starts = batch.offsets_BF[slot : len(batch) * slots : slots]
-    stops = batch.offsets_BF[slot + 1 :: slots][: len(batch)]
-    lengths = stops - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    picks = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-    return batch.ids_N[picks], offsets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from widedeep.bundle import BundleHead, BundleModel, DeepColumn
+from widedeep.bundle import BundleHead, BundleModel, BundleSequence, DeepColumn
 from widedeep.bundle.graph import TowerForward
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
@@ -27,8 +27,8 @@ from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import JOIN, NUMBERS, WideDeep
 
 
-def bundle_model(model: WideDeep) -> BundleModel:
-    """Return the description of a model that scoring needs."""
+def bundle_model(model: WideDeep, sequences: Collection[str] = ()) -> BundleModel:
+    """Return the description of a model that scoring needs; its towers read ``sequences``."""
     layout, slots = model.gathered, {slot.name: slot for slot in model.schema.slots if slot.deep}
     columns = [
         DeepColumn(
@@ -61,6 +61,11 @@ def bundle_model(model: WideDeep) -> BundleModel:
         deep=tuple(columns),
         towers={} if tower is not None else _tower_sizes(model),
         rank_by=model.config.rank_by,
+        sequences=tuple(
+            BundleSequence(name=name, width=layout.dims[name], maxlen=layout.maxlen[name])
+            for name in layout.sequences
+            if name in sequences
+        ),
     )
 
 
@@ -75,17 +80,16 @@ def _tower_sizes(model: WideDeep) -> dict[str, int]:
     return sizes
 
 
-def bundle_weights(model: WideDeep) -> dict[str, NDArray[Any]]:
+def bundle_weights(model: WideDeep, sequences: Collection[str] = ()) -> dict[str, NDArray[Any]]:
     """Return a model's weights by their names in a bundle, batch norm folded into later layers."""
     weights: dict[str, NDArray[Any]] = {"bias": _array(model.bias)}
     if model.wide_table is not None:
         weights.update(
             {f"wide/{name}": _array(w) for name, w in model.wide_table.named_weights().items()}
         )
-    # Sequences are for towers of one's own; the standard tower does not read them.
-    used = {
-        slot.table for slot in model.schema.slots if slot.deep and slot.name in model.layout.columns
-    }
+    # The standard tower reads no sequence, and others may leave some out.
+    read = {*model.layout.columns, *sequences}
+    used = {slot.table for slot in model.schema.slots if slot.deep and slot.name in read}
     for table in model.deep_tables.values():
         named = table.named_weights().items()
         weights.update({f"table/{name}": _array(w) for name, w in named if name in used})

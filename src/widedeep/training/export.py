@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from widedeep.bundle import Bundle, write_bundle
+from widedeep.bundle import Bundle, BundleSequence, write_bundle
 from widedeep.bundle.calibration import Calibration, PriorCorrection, fit_isotonic, fit_platt
-from widedeep.bundle.graph import Forward
+from widedeep.bundle.graph import Forward, sequence_shapes
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
 from widedeep.kernels.score import Scorer
 from widedeep.kernels.torch_ops import Float64Scorer
-from widedeep.models.tower import DeepInput
+from widedeep.models.tower import DeepInput, PaddedSequence
 from widedeep.models.wide_deep import WideDeep
 from widedeep.schema import Schema
 from widedeep.training.evaluation import (
@@ -230,7 +230,7 @@ def _worst_row(expected: Floats, actual: Floats, limit: float, rounding: float =
 
 
 class _Towers(nn.Module):
-    """A model's towers as a module of plain tensors."""
+    """A model's towers as a module of plain tensors, which notes the sequences that they read."""
 
     def __init__(self, model: WideDeep) -> None:
         super().__init__()
@@ -238,45 +238,60 @@ class _Towers(nn.Module):
         self.outputs = model.outputs
         self.join = model.join
         self.numbers = model.numbers
+        self.sequences: set[str] = set()
         self._model = [model]  # in a list: not a submodule
 
-    def forward(self, concat_BX: Tensor, *extra: Tensor) -> Tensor:
+    def inputs(self) -> dict[str, Tensor]:
+        """Return an example of two rows, by the names that the graph's inputs have."""
+        layout = self._model[0].gathered
+        example = {"concat_BX": torch.zeros(2, layout.width)}
+        for name, columns in layout.extra.items():
+            example[f"extra/{name}"] = torch.zeros(2, columns.stop - columns.start)
+        for name in layout.sequences:
+            places, width = layout.maxlen.get(name, 1), layout.dims[name]
+            sequence = BundleSequence(name=name, width=width, maxlen=places)
+            values, mask, weights = sequence_shapes(sequence)
+            example[values] = torch.zeros(2, places, width)
+            example[mask] = torch.ones(2, places, dtype=torch.bool)
+            example[weights] = torch.ones(2, places)
+        return example
+
+    def forward(self, *tensors: Tensor) -> Tensor:
         """Return the towers' part of the logits, (B, C)."""
-        model = self._model[0]
-        inputs = DeepInput(
+        model, layout = self._model[0], self._model[0].gathered
+        inputs = iter(tensors)
+        concat_BX = next(inputs)
+        deep = DeepInput(
             concat_BX=concat_BX,
-            layout=model.gathered.columns,
-            dense_BK=concat_BX[:, model.gathered.dense],
-            extra=dict(zip(model.gathered.extra, extra, strict=True)),
+            layout=layout.columns,
+            dense_BK=concat_BX[:, layout.dense],
+            extra={name: next(inputs) for name in layout.extra},
+            sequences={
+                name: PaddedSequence(name, next(inputs), next(inputs), next(inputs), self.sequences)
+                for name in layout.sequences
+            },
         )
-        logits_BC = model.deep_logits(inputs)
+        logits_BC = model.deep_logits(deep)
         assert logits_BC is not None
         return logits_BC
 
 
-def tower_graph(model: WideDeep) -> bytes:
-    """Return the towers of a model as a serialised ONNX graph."""
+def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
+    """Return the towers of a model as a serialised ONNX graph, and the sequences that they read."""
     names = ", ".join(repr(name) for name in model.towers)
-    if model.layout.sequences:
-        raise BundleError(
-            f"towers {names} read the sequences {list(model.layout.sequences)}, which a bundle "
-            "cannot hold; "
-            "pool them (combiner='mean'), or serve the model from its checkpoint"
-        )
-    example = model._empty_input(2, model.gathered)
-    arguments = (example.concat_BX, *example.extra.values())
-    inputs = ["concat_BX", *(f"extra/{name}" for name in model.layout.extra)]
+    towers = _Towers(model).eval()
+    example = towers.inputs()
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Towers(model).eval(),
-                arguments,
+                towers,
+                tuple(example.values()),
                 buffer,  # type: ignore[arg-type]  # this exporter takes files too
-                input_names=inputs,
+                input_names=list(example),
                 output_names=["logits_BC"],
-                dynamic_axes={name: {0: "B"} for name in [*inputs, "logits_BC"]},
+                dynamic_axes={name: {0: "B"} for name in [*example, "logits_BC"]},
                 dynamo=False,
             )
     except ImportError as error:
@@ -285,7 +300,13 @@ def tower_graph(model: WideDeep) -> bytes:
         ) from error
     except Exception as error:
         raise BundleError(f"towers {names} cannot be exported to ONNX: {error}") from error
-    return buffer.getvalue()
+    for name in sorted(towers.sequences - model.layout.maxlen.keys()):
+        raise BundleError(
+            f"towers {names} read the sequence {name!r} of any length, and a bundle's graph has "
+            f"shapes of one length; give the feature a bound (maxlen=50) and train again, or serve "
+            "the model from its checkpoint"
+        )
+    return buffer.getvalue(), frozenset(towers.sequences)
 
 
 def export_bundle(
@@ -303,10 +324,10 @@ def export_bundle(
     """Write a trained model as a bundle; see :meth:`widedeep.Trainer.export`."""
     model = state.model
     custom = len(model.towers) > 0 and standard_tower(model) is None
-    onnx = None
+    onnx, sequences = None, frozenset[str]()
     if custom:
         with evaluating(model):
-            onnx = tower_graph(model)
+            onnx, sequences = tower_graph(model)
     if metrics is None:
         metrics = state.valid_metrics if state.step.is_current else {}
     rows = _warmup_rows(state, warmup)
@@ -315,8 +336,8 @@ def export_bundle(
     return write_bundle(
         path,
         schema=model.schema,
-        weights=bundle_weights(model),
-        model=bundle_model(model),
+        weights=bundle_weights(model, sequences),
+        model=bundle_model(model, sequences),
         metrics=dict(metrics),
         warmup_rows=rows,
         config=state.config_tables(),

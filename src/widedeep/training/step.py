@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from widedeep.data.batch import Batch
 from widedeep.errors import CheckpointError, ConfigError, DataError
 from widedeep.kernels.torch_device import seeded, triton_kernels
 from widedeep.models.mlp import MLPTower
-from widedeep.models.tower import DeepInput, SequenceInput
+from widedeep.models.tower import DeepInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
 from widedeep.tables.embedding_table import EmbeddingTable
@@ -151,7 +151,7 @@ class TrainStep:
     def _autograd_pass(self, batch: Batch, logits_BC: Tensor, inputs: DeepInput) -> DenseResult:
         concat_BX = inputs.concat_BX.detach().requires_grad_()
         sequences = {
-            name: SequenceInput(s.values_ND.detach().requires_grad_(), s.offsets)
+            name: replace(s, values_ND=s.values_ND.detach().requires_grad_())
             for name, s in inputs.sequences.items()
         }
         leaf = DeepInput(

@@ -1,0 +1,96 @@
+"""Deep interest network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.models.histories import Events, History, TargetConfig
+from widedeep.models.history_blocks import DiceLayers, masked_softmax, weighted_sum
+from widedeep.models.tower import register_tower
+from widedeep.options import COUNT, COUNTS, check_range
+
+__all__ = ["DIN"]
+
+
+class LocalActivation(nn.Module):
+    """The history weighted by what each event says about the candidate.
+
+    Shape:
+        Events of (B, T, E) and (B, M) -> (B, E)
+    """
+
+    def __init__(self, history: History, config: DIN) -> None:
+        super().__init__()
+        self.out_features = history.width
+        self.matched = history.matched
+        self.softmax = config.softmax
+        width = history.width + 3 * history.matched
+        self.unit = DiceLayers(width, config.attention_units)
+        self.score = nn.Linear(config.attention_units[-1], 1)
+
+    def forward(self, events: Events) -> Tensor:
+        """Return the sum of the events by their weights, zeros for an empty history."""
+        assert events.query_BE is not None
+        keys_BTM = events.keys_BTE[:, :, : self.matched]
+        query_BTM = events.query_BE[:, None, :].expand_as(keys_BTM)
+        pairs = [query_BTM, events.keys_BTE, query_BTM - keys_BTM, query_BTM * keys_BTM]
+        scores_BT = self.score(self.unit(torch.cat(pairs, dim=2), events.mask_BT)).squeeze(-1)
+        if self.softmax:
+            weights_BT = masked_softmax(scores_BT, events.mask_BT)
+        else:
+            weights_BT = scores_BT.masked_fill(~events.mask_BT, 0.0)
+        return weighted_sum(weights_BT, events.keys_BTE)
+
+
+@register_tower
+@dataclass(frozen=True, kw_only=True)
+class DIN(TargetConfig):
+    """Deep interest network (Zhou et al. 2018): what of a history speaks for this candidate.
+
+    Equation: ``v(q) = sum_t a(q, k_t) k_t`` (its equation 2), with ``a`` a perceptron over ``[q,
+    k, q - k, q * k]`` whose weights are not normalised, and Dice (its equation 3).
+
+    Args:
+        targets: Sequence to the feature that it is compared with; by default the pooled feature
+            that shares its table. Of parallel sequences, those without a target are part of ``k``
+            alone.
+        attention_units: Width of each hidden layer of ``a``.
+        softmax: Normalise the weights over the history; the paper does not, so that how strong an
+            interest is stays visible.
+        dice: Dice as the activation of the hidden layers; if not, ``activation``.
+        hidden_units: Width of each hidden layer over the histories and all other columns.
+        activation: Activation of the hidden layers without Dice, see :class:`MLP`.
+        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
+        batch_norm: Normalise each hidden layer; without Dice, which normalises by itself.
+
+    Shape:
+        (B, X) and (B, T, E) -> (B, hidden_units[-1])
+    """
+
+    name = "din"
+    attention_units: tuple[int, ...] = (36,)
+    softmax: bool = False
+    dice: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner, units = f"tower {self.name!r}", self.attention_units
+        in_range = len(units) > 0 and all(width in COUNTS for width in units)
+        check_range(owner, "attention_units", units, in_range, f"one or more widths: {COUNT}")
+        check_range(
+            owner, "batch_norm", self.batch_norm, not (self.dice and self.batch_norm),
+            "false with dice = true",
+        )  # fmt: skip
+
+    def summary(self, history: History) -> nn.Module:
+        """Return what sums up one history."""
+        return LocalActivation(history, self)
+
+    def output_layers(self, in_features: int) -> nn.Module:
+        """Return the hidden layers over histories and other columns."""
+        if self.dice:
+            return DiceLayers(in_features, self.hidden_units, self.dropout)
+        return self.hidden_layers(in_features)

@@ -1,0 +1,218 @@
+"""Histories: the sequences of a model as its towers read them, with what each is compared to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.errors import ConfigError, nearest
+from widedeep.models.mlp import HiddenConfig
+from widedeep.models.tower import DeepInput, DeepLayout
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """One history of B examples: T places for events of width E each.
+
+    Args:
+        keys_BTE: The events, zeros in padding.
+        mask_BT: bool, True where a place holds an event.
+        query_BE: The candidate as an event, or None where nothing is compared.
+    """
+
+    keys_BTE: Tensor
+    mask_BT: Tensor
+    query_BE: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class History:
+    """A sequence and those parallel to it, read as one sequence of events.
+
+    Args:
+        sequences: Features whose embeddings, side by side, are an event.
+        targets: The candidate's features, one for each of the first ``sequences``.
+        width: E, width of an event.
+        matched: Columns of an event that the targets have too, the first ones.
+        maxlen: Most events, or None for any number.
+    """
+
+    sequences: tuple[str, ...]
+    targets: tuple[str, ...]
+    width: int
+    matched: int
+    maxlen: int | None
+
+    def events(self, inputs: DeepInput) -> Events:
+        """Return the history of a batch; what stands in padding is nothing to it."""
+        parts: list[Tensor] = []
+        mask_BT = torch.empty(0)
+        for name in self.sequences:
+            values_BTD, mask_BT = inputs.sequences[name].padded()
+            parts.append(values_BTD)
+        keys_BTE = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        keys_BTE = keys_BTE.masked_fill(~mask_BT[:, :, None], 0.0)
+        query = [inputs.concat_BX[:, inputs.layout[name]] for name in self.targets]
+        return Events(keys_BTE, mask_BT, torch.cat(query, dim=1) if query else None)
+
+
+def find_histories(
+    layout: DeepLayout, tower: str, targets: Mapping[str, str], *, compared: bool
+) -> list[History]:
+    """Return the histories of a model.
+
+    Args:
+        layout: The model's deep input.
+        tower: The tower that reads them, named in errors.
+        targets: Sequence to the feature that it is compared with; others have the pooled feature
+            with which they share a table.
+        compared: Whether each history needs a target.
+
+    Raises:
+        ConfigError: If there is no sequence, or a target is missing or of another width.
+    """
+    if not layout.sequences:
+        raise ConfigError(
+            f"tower {tower!r}: got no sequence, expected at least one; keep one of a list column "
+            "(combiner=None, in TOML combiner = 'none')"
+        )
+    for name in targets:
+        if name not in layout.sequences:
+            raise ConfigError(
+                f"tower {tower!r}: got {name!r} in targets, which keeps no sequence; "
+                f"{nearest(name, layout.sequences)}"
+            )
+    groups: dict[str, list[str]] = {}
+    for name in layout.sequences:
+        groups.setdefault(layout.parallel.get(name, name), []).append(name)
+    return [_history(layout, tower, targets, names, compared) for names in groups.values()]
+
+
+def _history(
+    layout: DeepLayout, tower: str, targets: Mapping[str, str], names: list[str], compared: bool
+) -> History:
+    found = {name: _target(layout, tower, name, targets) for name in names} if compared else {}
+    pairs = {name: target for name, target in found.items() if target is not None}
+    if compared and not pairs:
+        raise ConfigError(
+            f"tower {tower!r}: got no target for the sequence {names[0]!r}; name the feature that "
+            f"it is compared with (targets = {{ {names[0]} = 'FEATURE' }}), or let both share a "
+            "table (table=...)"
+        )
+    for name, target in pairs.items():
+        if layout.dims[name] != layout.dims[target]:
+            raise ConfigError(
+                f"tower {tower!r}: got embeddings of width {layout.dims[name]} ({name!r}) and "
+                f"{layout.dims[target]} ({target!r}), expected one width; give both the same "
+                "embedding_dim"
+            )
+    ordered = (*pairs, *(name for name in names if name not in pairs))
+    return History(
+        sequences=ordered,
+        targets=tuple(pairs.values()),
+        width=sum(layout.dims[name] for name in ordered),
+        matched=sum(layout.dims[name] for name in pairs),
+        maxlen=layout.maxlen.get(names[0]),
+    )
+
+
+def _target(layout: DeepLayout, tower: str, name: str, targets: Mapping[str, str]) -> str | None:
+    if name in targets:
+        if targets[name] not in layout.fields:
+            raise ConfigError(
+                f"tower {tower!r}: got {targets[name]!r} as the target of {name!r}, which has no "
+                f"pooled embedding; {nearest(targets[name], layout.fields)}"
+            )
+        return targets[name]
+    shared = [f for f in layout.fields if layout.tables.get(f) == layout.tables.get(name)]
+    if len(shared) > 1:
+        raise ConfigError(
+            f"tower {tower!r}: got {len(shared)} features that share the table of {name!r} "
+            f"({', '.join(shared)}); say which it is compared with (targets = {{ {name} = "
+            f"'{shared[0]}' }})"
+        )
+    return shared[0] if shared else None
+
+
+class Summary(Protocol):
+    """A module from :class:`Events` to (B, out_features)."""
+
+    out_features: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryConfig(HiddenConfig):
+    """A tower over histories: the options that all of these have.
+
+    Args:
+        hidden_units: Width of each hidden layer over the histories and all other columns; empty
+            for none.
+        activation: Activation of the hidden layers, see :class:`MLP`.
+        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
+        batch_norm: Normalise each hidden layer.
+    """
+
+    def histories(self, layout: DeepLayout) -> Iterator[History]:
+        """Yield the histories that the tower reads."""
+        yield from find_histories(layout, self.name, {}, compared=False)
+
+    def summary(self, history: History) -> nn.Module:
+        """Return the module from :class:`Events` to (B, out_features)."""
+        raise NotImplementedError
+
+    def output_layers(self, in_features: int) -> nn.Module:
+        """Return the hidden layers over histories and other columns."""
+        return self.hidden_layers(in_features)
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower."""
+        return HistoryTower(layout, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(HistoryConfig):
+    """A tower that compares histories with the candidate.
+
+    Args:
+        targets: Sequence to the feature that it is compared with. By default the pooled feature
+            that shares its table. Of parallel sequences, those without a target are what is said
+            of an event.
+    """
+
+    targets: Mapping[str, str] = field(default_factory=dict)
+
+    def histories(self, layout: DeepLayout) -> Iterator[History]:
+        """Yield the histories that the tower reads, with their targets."""
+        yield from find_histories(layout, self.name, self.targets, compared=True)
+
+
+class HistoryTower(nn.Module):
+    """Hidden layers over the concatenated input and a summary of each history.
+
+    Shape:
+        DeepInput -> features (B, hidden_units[-1]), or (B, X + summaries) without hidden layers
+    """
+
+    def __init__(self, layout: DeepLayout, config: HistoryConfig) -> None:
+        super().__init__()
+        self.histories = list(config.histories(layout))
+        self.summaries = nn.ModuleList(config.summary(history) for history in self.histories)
+        width = layout.width + sum(_width(summary) for summary in self.summaries)
+        self.hidden = config.output_layers(width) if config.hidden_units else None
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the features."""
+        parts = [inputs.concat_BX]
+        for history, summary in zip(self.histories, self.summaries, strict=True):
+            parts.append(summary(history.events(inputs)))
+        features = torch.cat(parts, dim=1)
+        return features if self.hidden is None else self.hidden(features)
+
+
+def _width(summary: nn.Module) -> int:
+    width: int = summary.out_features  # type: ignore[assignment]
+    return width

@@ -1,0 +1,144 @@
+"""Lists with a bound, and parallel ones: which values are read, and which rows are refused."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import widedeep as wd
+from widedeep.data.transform import Transform
+from widedeep.errors import FeatureError
+
+VALUES = [f"v{i}" for i in range(8)]
+
+
+def schema(**options: Any) -> wd.Schema:
+    features = wd.categorical("seen", vocabulary=VALUES, **options)
+    rows = [{"seen": [v], "w": [1.0], "y": i % 2} for i, v in enumerate(VALUES)]
+    return wd.fit_schema(wd.FeatureSpec(label="y", features=features), rows)
+
+
+def ids(transform: Transform, table: pa.Table, slot: int = 0) -> list[list[int]]:
+    cells = transform(table, targets=False).cells(slot)
+    pairs = zip(cells.offsets[:-1], cells.offsets[1:], strict=True)
+    return [cells.ids_N[start:stop].tolist() for start, stop in pairs]
+
+
+LISTS = st.lists(
+    st.none() | st.lists(st.none() | st.sampled_from([*VALUES, "unseen"]), max_size=6), max_size=6
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lists=LISTS, maxlen=st.integers(1, 4), keep=st.sampled_from(["last", "first"]))
+def test_a_longer_list_is_cut_before_anything_is_looked_up(
+    lists: list[Any], maxlen: int, keep: Literal["last", "first"]
+) -> None:
+    bounded = Transform(schema(combiner=None, maxlen=maxlen, keep=keep))
+    cut = [None if x is None else x[-maxlen:] if keep == "last" else x[:maxlen] for x in lists]
+    column = pa.array(lists, pa.list_(pa.string()))
+    expected = ids(Transform(schema(combiner=None)), pa.table({"seen": pa.array(cut, column.type)}))
+    assert ids(bounded, pa.table({"seen": column})) == expected
+    assert ids(bounded, pa.table({"seen": column.cast(pa.large_list(pa.string()))})) == expected
+    n_long = sum(x is not None and len(x) > maxlen for x in lists)
+    assert bounded.truncated == ({"seen": 2 * n_long} if n_long else {})
+
+
+def test_a_request_and_a_dictionary_are_cut_as_a_table_is() -> None:
+    transform = Transform(schema(maxlen=2))  # pooled features are cut too
+    rows = [{"seen": ["v1", "v2", "v3"]}, {"seen": []}, {"seen": [None, "v7", None]}]
+    table = pa.Table.from_pylist(rows)
+    expected = [[4, 5], [], [9]]
+    assert ids(transform, table) == expected
+    coded = pa.ListArray.from_arrays(
+        table["seen"].combine_chunks().offsets,
+        table["seen"].combine_chunks().values.dictionary_encode(),
+    )
+    assert ids(transform, pa.table({"seen": coded})) == expected
+    batch = transform.rows(rows)
+    assert batch.ids_N.tolist() == [4, 5, 9]
+
+
+def test_the_weights_of_a_cut_list_are_those_of_what_is_left() -> None:
+    transform = Transform(schema(weights="w", maxlen=2))
+    rows = [{"seen": ["v1", "v2", "v3"], "w": [9.0, 2.0, 3.0]}]
+    np.testing.assert_array_equal(transform.rows(rows).values_N, [2.0, 3.0])
+    with pytest.raises(FeatureError, match="2 weights in column 'w' for 3 values"):
+        transform.rows([{"seen": ["v1", "v2", "v3"], "w": [2.0, 3.0]}])
+
+
+def parallel_schema() -> wd.Schema:
+    options: dict[str, Any] = {"combiner": None, "maxlen": 3}
+    spec = wd.FeatureSpec(
+        label="y",
+        features=[
+            wd.categorical("item", vocabulary=["a", "b"], **options),
+            wd.categorical("shop", vocabulary=["s"], parallel="item", **options),
+        ],
+    )
+    rows = [{"item": ["a", "b"], "shop": ["s", "s"], "y": i % 2} for i in range(2)]
+    return wd.fit_schema(spec, rows)
+
+
+def test_a_null_keeps_its_place_in_parallel_sequences() -> None:
+    transform = Transform(parallel_schema())
+    table = pa.table(
+        {
+            "item": [["a", None, "b", "?"], [], None],
+            "shop": [["s", "s", None, "s"], [], None],
+        }
+    )
+    assert ids(transform, table) == [[1, 3, 0], [], [1]]
+    assert ids(transform, table, slot=1) == [[2, 1, 2], [], [1]]
+
+
+@pytest.mark.parametrize(
+    ("shop", "got"), [(["s"], "a list of 1"), (None, "null"), ([], "a list of 0")]
+)
+def test_parallel_lists_of_other_lengths_are_refused(shop: Any, got: str) -> None:
+    transform = Transform(parallel_schema())
+    message = (
+        rf"feature 'shop' \(row 1 of .*\): got {got} in column 'shop' and a list of 2 in column "
+        "'item', expected one value an event in both; make the lists equally long"
+    )
+    table = pa.Table.from_pylist(
+        [{"item": ["a"], "shop": ["s"]}, {"item": ["a", "b"], "shop": shop}]
+    )
+    with pytest.raises(FeatureError, match=message):
+        transform(table, targets=False, origin="x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"maxlen": 0}, "got maxlen=0, expected an integer of at least 1"),
+        ({"maxlen": 2.5}, "got maxlen=2.5"),
+        ({"keep": "newest"}, "got keep='newest', expected 'last' or 'first'"),
+        ({"parallel": "itm"}, "got 'itm' in parallel of feature 'shop'"),
+        ({"parallel": "shop"}, "expected a sequence that stands alone"),
+        ({"parallel": "item", "combiner": "mean"}, "set combiner=None and oov='id'"),
+        ({"parallel": "item", "oov": "drop"}, "set combiner=None and oov='id'"),
+        ({"parallel": "item", "maxlen": 3}, "got maxlen=3, but maxlen=None in the parallel"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FeatureError, match=message):
+        wd.FeatureSpec(
+            label="y",
+            features=[
+                wd.categorical("item", combiner=None),
+                wd.categorical("shop", **{"combiner": None, **options}),
+            ],
+        )
+
+
+def test_toml_has_the_options_too() -> None:
+    spec = parallel_schema().spec
+    text = spec.to_toml()
+    assert "maxlen = 3" in text and 'parallel = "item"' in text
+    assert wd.FeatureSpec.from_toml(text) == spec
