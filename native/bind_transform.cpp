@@ -352,9 +352,8 @@ void bind_transform(nb::module_& m) {
       .def("add_integer_vocabulary", &add_integer_vocabulary, "values"_a)
       .def("add_categorical", &add_categorical, "name"_a, "column"_a, nb::kw_only(), "way"_a,
            "vocabulary"_a, "buckets"_a, "oov_buckets"_a, "drop_unseen"_a, "empty_as_null"_a,
-           "key_is_place"_a, "weights"_a.none(), "parallel"_a = nb::none(),
-           "maxlen"_a = nb::none(), "keep_first"_a = false, "keeps_nulls"_a = false,
-           "wants_keys"_a)
+           "key_is_place"_a, "weights"_a.none(), "parallel"_a = nb::none(), "maxlen"_a = nb::none(),
+           "keep_first"_a = false, "keeps_nulls"_a = false, "wants_keys"_a)
       .def(
           "truncated",
           [](const OwnedPlan& self, int part) {

@@ -163,7 +163,6 @@ class CategoricalPart final : public Part {
               const Where& where, Scratch& scratch, PartCells& out) const override;
 
  private:
-
   bool reads_text() const noexcept {
     return options_.way == Way::text_vocabulary || options_.way == Way::hash_text;
   }
