@@ -29,6 +29,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "pnn": [{"product": "both"}],
     "din": [{"attention_units": [3]}],
     "history_pooling": [{"pooling": "attention"}],
+    "tabm": [{"members": 3}],
 }
 USER = ("age", "price", "job", "tags", "clicked_ads", "clicked_jobs")
 HISTORY = """

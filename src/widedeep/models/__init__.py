@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from widedeep.models.nfm import NFM
     from widedeep.models.onn import ONN
     from widedeep.models.pnn import PNN
+    from widedeep.models.tabm import TabM
     from widedeep.models.tower import (
         DeepInput,
         DeepLayout,
@@ -65,6 +66,7 @@ __all__ = [
     "Multiclass",
     "Regression",
     "SequenceInput",
+    "TabM",
     "TowerConfig",
     "WideDeep",
     "register_tower",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError, nearest
 
 Activation = Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"]
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
     "tanh": nn.Tanh,
@@ -58,9 +58,9 @@ class HiddenLayers(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise ConfigError(
-                f"got activation={activation!r}; {nearest(str(activation), _ACTIVATIONS)}"
+                f"got activation={activation!r}; {nearest(str(activation), ACTIVATIONS)}"
             )
         if not 0 <= dropout < 1:
             raise ConfigError(f"got dropout={dropout}, expected 0 <= dropout < 1")
@@ -76,7 +76,7 @@ class HiddenLayers(nn.Module):
         self.norms = (
             nn.ModuleList(nn.BatchNorm1d(width) for width in hidden_units) if batch_norm else None
         )
-        self.act = _ACTIVATIONS[activation]()
+        self.act = ACTIVATIONS[activation]()
         self.drop = nn.Dropout(dropout)
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
@@ -95,7 +95,7 @@ class HiddenLayers(nn.Module):
         A hook, or another module in place of one, makes it compute something else.
         """
         expected: list[tuple[nn.Module, type[nn.Module]]] = [
-            (self.act, _ACTIVATIONS[self.activation]),
+            (self.act, ACTIVATIONS[self.activation]),
             (self.drop, nn.Dropout),
         ]
         expected += [(layer, nn.Linear) for layer in self.layers]

@@ -33,7 +33,7 @@ __all__ = [
     "unregister_tower",
 ]
 
-Returns = Literal["features", "logits"]
+Returns = Literal["features", "logits", "members"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,7 +377,9 @@ class TowerConfig:
         """Return the tower, with torch's generator started from the model's seed.
 
         It is called with a :class:`DeepInput` of B examples and returns features (B, width), or,
-        if its attribute ``returns`` is ``"logits"``, what it adds to the logits, (B, C).
+        if its attribute ``returns`` is ``"logits"``, what it adds to the logits, (B, C), or, if it
+        is ``"members"``, what each of M members adds, (B, M, C): each is trained by its own loss,
+        the mean is scored.
 
         Raises:
             ConfigError: If the tower cannot read such an input.

@@ -248,11 +248,19 @@ class WideDeep(nn.Module):
     def _make_outputs(self, generator: torch.Generator) -> None:
         """Make the linear layers from what towers return to logits, and what joins the towers."""
         widths: dict[str, int] = {}
+        members: dict[str, int] = {}
         for name, tower in self.towers.items():
             with seeded(self.device, "forward", name, self.config.seed):
                 width = self._tower_width(name, tower)
             if not gives_logits(tower):
                 widths[name] = width
+            elif getattr(tower, "returns", "") == "members":
+                members[name] = width
+        if len(set(members.values())) > 1:
+            raise ConfigError(
+                f"got towers of different numbers of members, {members}, expected one number; "
+                "their members are trained together"
+            )
         self.join: HiddenLayers | None = None
         if self.config.join is not None and len(widths) > 1:
             with seeded(self.device, JOIN, self.config.seed):
@@ -278,14 +286,15 @@ class WideDeep(nn.Module):
             was_training = tower.training
             out = tower.eval()(self._empty_input(2, self.layout))
             tower.train(was_training)
-        width = "C" if gives_logits(tower) else "width"
-        expected = (2, self.n_logits if gives_logits(tower) else out.shape[-1])
-        if tuple(out.shape) != expected:
+        shape, form = tuple(out.shape), getattr(tower, "returns", "features")
+        expected = {"members": "(2, M, C)", "logits": "(2, C)"}.get(form, "(2, width)")
+        fits_logits = not gives_logits(tower) or shape[-1:] == (self.n_logits,)
+        if shape[:1] != (2,) or len(shape) != expected.count(",") + 1 or not fits_logits:
             raise ConfigError(
-                f"tower {name!r}: got an output of shape {tuple(out.shape)} for 2 examples, "
-                f"expected (2, {width}){f' with C = {self.n_logits}' if width == 'C' else ''}"
+                f"tower {name!r}: got an output of shape {shape} for 2 examples, expected "
+                f"{expected}{f' with C = {self.n_logits}' if gives_logits(tower) else ''}"
             )
-        return int(out.shape[1])
+        return int(shape[1])
 
     def _empty_input(self, rows: int, layout: DeepLayout) -> DeepInput:
         concat = torch.zeros(rows, layout.width)
@@ -392,6 +401,11 @@ class WideDeep(nn.Module):
         Args:
             inputs: What :meth:`gather` returns.
         """
+        total = self.member_logits(inputs)
+        return total if total is None or total.dim() == 2 else total.mean(dim=1)
+
+    def member_logits(self, inputs: DeepInput) -> Tensor | None:
+        """Return the towers' part of the logits, (B, M, C) where a tower has M members."""
         if self.numbers is not None:
             inputs = self.numbers(inputs)
         parts: list[Tensor] = []
@@ -406,9 +420,11 @@ class WideDeep(nn.Module):
                 parts.append(self.outputs[name](out))
         if self.join is not None:
             parts.append(self.outputs[JOIN](self.join(torch.cat(joined, dim=1))))
+        if any(part.dim() == 3 for part in parts):
+            parts = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts]
         total = None
-        for logits_BC in parts:
-            total = logits_BC if total is None else total + logits_BC
+        for logits in parts:
+            total = logits if total is None else total + logits
         return total
 
     @torch.no_grad()
@@ -517,7 +533,7 @@ class WideDeep(nn.Module):
 
 def gives_logits(tower: nn.Module) -> bool:
     """Tell whether a tower returns what it adds to the logits, rather than features."""
-    return getattr(tower, "returns", "features") == "logits"
+    return getattr(tower, "returns", "features") in ("logits", "members")
 
 
 WideDeep.__signature__ = keyword_signature(WideDeep, ModelConfig)  # type: ignore[attr-defined]

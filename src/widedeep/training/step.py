@@ -166,12 +166,18 @@ class TrainStep:
             concat_BX.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
         with torch.enable_grad(), in_bf16:
-            deep_BC = self.model.deep_logits(leaf)  # (B, X) and sequences -> (B, C)
-        assert deep_BC is not None
-        deep_BC = deep_BC.float()
-        logits_BC += deep_BC.detach()
-        losses_B, grad_BC = self._losses(logits_BC, batch)
-        deep_BC.backward(grad_BC)  # type: ignore[no-untyped-call]
+            deep = self.model.member_logits(leaf)  # (B, X) and sequences -> (B, C) or (B, M, C)
+        assert deep is not None
+        deep = deep.float()
+        if deep.dim() == 3:
+            logits_BMC = logits_BC.unsqueeze(1) + deep.detach()
+            losses_B, grad = self._member_losses(logits_BMC, batch)
+            logits_BC, grad_BC = logits_BMC.mean(dim=1), grad.sum(dim=1)
+        else:
+            logits_BC += deep.detach()
+            losses_B, grad = self._losses(logits_BC, batch)
+            grad_BC = grad
+        deep.backward(grad)  # type: ignore[no-untyped-call]
         return DenseResult(
             logits_BC,
             losses_B,
@@ -207,6 +213,15 @@ class TrainStep:
             model.bias.grad = torch.empty_like(model.bias)
         torch.sum(grad_BC, dim=0, out=model.bias.grad)  # (C,)
         return losses_B, grad_BC
+
+    def _member_losses(self, logits_BMC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean of the members' losses, (B,), and its gradient by their logits."""
+        members = [self._losses(one_BC.contiguous(), batch) for one_BC in logits_BMC.unbind(1)]
+        losses_B = torch.stack([losses for losses, _ in members]).mean(dim=0)
+        grad_BMC = torch.stack([grad for _, grad in members], dim=1) / len(members)
+        assert self.model.bias.grad is not None
+        torch.sum(grad_BMC, dim=(0, 1), out=self.model.bias.grad)  # (C,)
+        return losses_B, grad_BMC
 
     def reduce(self, batch: Batch, gathered: Gathered, result: DenseResult) -> list[RowGradients]:
         """Sum the examples' gradients by row."""
