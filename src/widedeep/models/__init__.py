@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from widedeep.models.afm import AFM
     from widedeep.models.ccpm import CCPM
     from widedeep.models.config import ModelConfig
+    from widedeep.models.dbmtl import DBMTL
     from widedeep.models.dcn_v2 import DCNv2
     from widedeep.models.deep_fm import DeepFM
     from widedeep.models.difm import DIFM
     from widedeep.models.din import DIN
+    from widedeep.models.esmm import ESMM
     from widedeep.models.ffm import FFM, DeepFFM
     from widedeep.models.fm import FM
     from widedeep.models.heads import Binary, Head, Multiclass, Regression
@@ -25,10 +27,13 @@ if TYPE_CHECKING:
     from widedeep.models.lr import LR
     from widedeep.models.mlp import MLP
     from widedeep.models.mlr import MLR
+    from widedeep.models.mmoe import MMoE
     from widedeep.models.nfm import NFM
     from widedeep.models.onn import ONN
+    from widedeep.models.ple import PLE
     from widedeep.models.pnn import PNN
     from widedeep.models.tabm import TabM
+    from widedeep.models.shared_bottom import SharedBottom
     from widedeep.models.tower import (
         DeepInput,
         DeepLayout,
@@ -43,8 +48,10 @@ if TYPE_CHECKING:
 __all__ = [
     "AFM",
     "CCPM",
+    "DBMTL",
     "DIFM",
     "DIN",
+    "ESMM",
     "FFM",
     "FM",
     "IFM",
@@ -53,6 +60,7 @@ __all__ = [
     "MLR",
     "NFM",
     "ONN",
+    "PLE",
     "PNN",
     "Binary",
     "DCNv2",
@@ -65,8 +73,10 @@ __all__ = [
     "ModelConfig",
     "Multiclass",
     "Regression",
+    "MMoE",
     "SequenceInput",
     "TabM",
+    "SharedBottom",
     "TowerConfig",
     "WideDeep",
     "register_tower",

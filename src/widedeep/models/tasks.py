@@ -1,0 +1,116 @@
+"""Several tasks: what their models share, a tower and logits of each task's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.models.blocks import HiddenLayers
+from widedeep.models.mlp import HiddenConfig
+from widedeep.options import COUNT, COUNTS, check_range
+
+__all__ = ["Experts", "Gate", "TaskTowers", "TasksConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksConfig(HiddenConfig):
+    """A tower for several labels: the options that all of these have.
+
+    Args:
+        task_units: Width of each hidden layer of a task's own tower; empty for a linear layer
+            alone. Activation, dropout and batch norm are those of the other hidden layers.
+    """
+
+    task_units: tuple[int, ...] = (64,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_widths("task_units", self.task_units)
+        owner, units = f"tower {self.name!r}", list(self.hidden_units)
+        check_range(owner, "hidden_units", units, len(units) > 0, "one or more widths")
+
+    def check_widths(self, option: str, widths: Sequence[int]) -> None:
+        """Raise a ConfigError for a width below 1."""
+        for width in widths:
+            check_range(
+                f"tower {self.name!r}", option, width, width in COUNTS, f"widths: {COUNT} each"
+            )
+
+    def layers(self, in_features: int, units: Sequence[int]) -> nn.Module:
+        """Return hidden layers of these widths, which are none if there are no widths."""
+        if not units:
+            return nn.Identity()
+        return HiddenLayers(
+            in_features,
+            units,
+            activation=self.activation,
+            dropout=self.dropout,
+            batch_norm=self.batch_norm,
+        )
+
+
+class TaskTowers(nn.Module):
+    """Hidden layers and a linear layer for each task; a task is a head of the model.
+
+    Args:
+        in_features: Width of each task's input.
+        heads: Columns of each task among the C logits, as in :class:`DeepLayout`.
+        config: Gives the hidden layers.
+
+    Shape:
+        T tensors (B, in_features) -> logits (B, C)
+    """
+
+    def __init__(self, in_features: int, heads: Mapping[str, slice], config: TasksConfig) -> None:
+        super().__init__()
+        width = config.task_units[-1] if config.task_units else in_features
+        self.hidden = nn.ModuleList(config.layers(in_features, config.task_units) for _ in heads)
+        self.outputs = nn.ModuleList(
+            nn.Linear(width, columns.stop - columns.start, bias=False) for columns in heads.values()
+        )
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return the logits, (B, C)."""
+        logits = [
+            output(hidden(x_BX))
+            for output, hidden, x_BX in zip(self.outputs, self.hidden, inputs, strict=True)
+        ]
+        return torch.cat(logits, dim=1)
+
+
+class Experts(nn.Module):
+    """E networks of one shape over the same input.
+
+    Shape:
+        (B, in_features) -> (B, E, hidden_units[-1])
+    """
+
+    def __init__(self, in_features: int, n_experts: int, config: TasksConfig) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(config.hidden_layers(in_features) for _ in range(n_experts))
+
+    def forward(self, x_BX: Tensor) -> Tensor:
+        """Return the experts' last hidden layers, (B, E, hidden_units[-1])."""
+        return torch.stack([expert(x_BX) for expert in self.experts], dim=1)
+
+
+class Gate(nn.Module):
+    """Weights of E experts by an example: ``softmax(W hidden(x))``.
+
+    Shape:
+        (B, in_features) -> (B, E), each row a distribution
+    """
+
+    def __init__(
+        self, in_features: int, n_experts: int, units: Sequence[int], config: TasksConfig
+    ) -> None:
+        super().__init__()
+        self.hidden = config.layers(in_features, units)
+        self.output = nn.Linear(units[-1] if units else in_features, n_experts, bias=False)
+
+    def forward(self, x_BX: Tensor) -> Tensor:
+        """Return the weights, (B, E)."""
+        return torch.softmax(self.output(self.hidden(x_BX)), dim=1)
