@@ -33,11 +33,16 @@ def make_layout(dims: Mapping[str, int], heads: Mapping[str, slice]) -> DeepLayo
 
 
 def make_tower(
-    config: TowerConfig, *, n_fields: int = 4, dim: int = 3, n_logits: int = 1
+    config: TowerConfig,
+    *,
+    n_fields: int = 4,
+    dim: int = 3,
+    n_logits: int = 1,
+    heads: Mapping[str, slice] | None = None,
 ) -> tuple[nn.Module, DeepInput]:
     """Return a tower with random weights, and an input that asks for a gradient."""
     width = config.embedding_dim(n_fields) or dim
-    heads = {f"y{c}": slice(c, c + 1) for c in range(n_logits)}
+    heads = heads or {f"y{c}": slice(c, c + 1) for c in range(n_logits)}
     layout = make_layout({f"f{i}": width for i in range(n_fields)}, heads)
     torch.manual_seed(1)
     tower = config.make(layout).double()

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +18,7 @@ from tests.command_line import Run
 from widedeep.features.toml import toml_text
 from widedeep.models import registered_towers
 from widedeep.models.histories import HistoryConfig
+from widedeep.models.tasks import TasksConfig
 
 # Options that make a tower small, where it has them; further ones by tower.
 SMALL = {"hidden_units": [6, 4]}
@@ -24,6 +27,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dcn_v2": [{}, {"rank": 3, "structure": "stacked"}],
     "deep_ffm": [{"dim": 2}],
     "difm": [{"attention_units": 2, "heads": 2}],
+    "mmoe": [{"experts": 2}],
     "nfm": [{"activation": "tanh"}],
     "onn": [{"dim": 2, "activation": "tanh"}],
     "pnn": [{"product": "both"}],
@@ -41,6 +45,8 @@ options.clicked_jobs = { combiner = "none", maxlen = 3, parallel = "clicked_ads"
 
 def is_over_histories(name: str) -> bool:
     return issubclass(registered_towers()[name], HistoryConfig)
+# Towers for several labels, which are trained on two.
+TASKS = {name for name, config in registered_towers().items() if issubclass(config, TasksConfig)}
 
 
 def cases() -> list[Any]:
@@ -63,8 +69,27 @@ def write_run(folder: Path, tower: dict[str, Any]) -> Path:
     if is_over_histories(tower["name"]):
         text = text.replace('"tags"]', '"tags", "clicked_ads", "clicked_jobs"]')
         text = text.replace("bucketized.age", f"{HISTORY}bucketized.age")
+def bought(table: pa.Table) -> pa.Table:
+    """Add a second label, which few rows have and no row without a click."""
+    buys = pc.and_(pc.equal(table["click"], 1), pc.equal(table["job"], "nurse"))
+    return table.append_column("buy", buys.cast(pa.int8()))
+
+
+def write_run(folder: Path, tower: dict[str, Any], labels: list[str]) -> Path:
+    train, test = bought(ads_table(300, 1)), bought(ads_table(120, 2))
+    pq.write_table(train, folder / "train.parquet", row_group_size=120)
+    pq.write_table(test, folder / "test.parquet")
+    deep = toml_text({"model": {"deep": tower}}).splitlines()[1]
+    text = TOML.replace("hidden_units = [8, 4]\n", f"{deep}\n")
+    text = text.replace("crossed = ", 'item = ["ad"]\ncrossed = ')
+    text = text.replace('label = "click"', f"label = {labels if len(labels) > 1 else labels[0]!r}")
     (folder / "run.toml").write_text(text)
     return folder / "run.toml"
+
+
+def by_head(bundle: wd.Bundle, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    scores = bundle.score(rows)
+    return scores if isinstance(scores, dict) else {"": scores}
 
 
 @pytest.mark.parametrize("tower", cases())
@@ -72,7 +97,8 @@ def test_a_tower_goes_the_whole_way(
     tower: dict[str, Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    toml = write_run(tmp_path, tower)
+    labels = ["click", "buy"] if tower["name"] in TASKS else ["click"]
+    toml = write_run(tmp_path, tower, labels)
     trained = run("train", toml, "--out", "whole")
     assert trained.code == 0, trained.err
     assert run("train", toml, "--out", "parts", "--set", "train.epochs=1").code == 0
@@ -81,6 +107,11 @@ def test_a_tower_goes_the_whole_way(
     rows = history_table(20, 3).to_pylist()
     scores = np.asarray(bundle.score(rows))
     np.testing.assert_array_equal(scores, resumed.score(rows))  # a resumed run is the whole one
+    rows = ads_table(20, 3).to_pylist()
+    scores = by_head(bundle, rows)
+    assert list(scores) == (labels if len(labels) > 1 else [""])
+    for head, again in by_head(resumed, rows).items():  # a resumed run is the whole one
+        np.testing.assert_array_equal(scores[head], again)
 
     warm = run("train", toml, "--out", "warm", "--warm-start", "whole", "--set", "train.epochs=1")
     assert warm.code == 0, warm.err
@@ -92,14 +123,15 @@ def test_a_tower_goes_the_whole_way(
 
     user = {name: rows[0][name] for name in USER}
     items = {"ad": [row["ad"] for row in rows]}
-    ranking = wd.Ranker(bundle).rank(user, {}, items)
-    expected = bundle.score([{**user, "ad": ad} for ad in items["ad"]])
-    np.testing.assert_array_equal(ranking.scores, np.sort(expected)[::-1])
+    ranking = wd.Ranker(bundle).rank(user, {}, items, head=list(scores)[-1])
+    expected = by_head(bundle, [{**user, "ad": ad} for ad in items["ad"]])
+    np.testing.assert_array_equal(ranking.scores, np.sort(expected[list(scores)[-1]])[::-1])
 
     explained = bundle.explain(rows[0])
-    total = sum(term.weights[0] for term in explained.wide) + explained.deep[0] + explained.bias[0]
-    assert total == pytest.approx(explained.logits[0], abs=1e-5)
-    assert explained.deep[0] != 0
+    for c, logit in enumerate(explained.logits):
+        wide = sum(term.weights[c] for term in explained.wide)
+        assert wide + explained.deep[c] + explained.bias[c] == pytest.approx(logit, abs=1e-5)
+        assert explained.deep[c] != 0
 
     reported = run("report", "whole", "-o", "report.html")
     assert reported.code == 0, reported.err

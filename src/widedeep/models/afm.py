@@ -39,7 +39,7 @@ class AFM(TowerConfig):
 
     Equation: ``sum_(i<j) a_ij (v_i * v_j)`` with ``a = softmax(h . relu(W (v_i * v_j) + b))`` over
     all pairs (its equations 4 to 6). The vector p that makes it a logit is the model's output
-    layer, the terms of first order are the wide part's; numbers are not read: bucketize them.
+    layer, the terms of first order are the wide part's; numbers without an embedding are not read.
 
     Args:
         attention_units: Width of the attention's hidden layer.

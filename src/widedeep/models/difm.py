@@ -50,8 +50,8 @@ class DIFM(HiddenConfig):
 
     Equation: ``logit = sum_i m_i w_i + sum_(i<j) <m_i v_i, m_j v_j>`` with ``m = P_vec attention(v)
     + P_bit MLP(v)`` (its equations 9 to 13). Attention is that of :class:`AutoInt`. The weight of
-    first order is a linear function of the embedding, as in :class:`IFM`. Numbers are not read:
-    bucketize them.
+    first order is a linear function of the embedding, as in :class:`IFM`. Numbers without
+    an embedding are not read.
 
     Args:
         attention_units: Width of each head of the attention between fields.

@@ -63,8 +63,8 @@ class FFM(TowerConfig):
 
     Equation: ``logit = sum_(i<j) <v_(i,j), v_(j,i)>`` (its equation 4), ``v_(i,j)`` the embedding
     of feature i's value for feature j. So embeddings are ``(F - 1) dim`` wide. The terms of first
-    order are the wide part's, and numbers are not read: bucketize them. Of several logits, each
-    learns a weight for each of the k dimensions.
+    order are the wide part's, and numbers without an embedding are not read. Of several logits,
+    each learns a weight for each of the k dimensions.
 
     Args:
         dim: k, the width of the embedding for one other feature; the paper takes 4.

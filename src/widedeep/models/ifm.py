@@ -69,7 +69,7 @@ class IFM(HiddenConfig):
     Equation: ``logit = sum_i m_i w_i + sum_(i<j) <m_i v_i, m_j v_j>`` with ``m = F softmax(P
     MLP(v))`` (its equations 5 to 10). The weight of first order is a linear function of the
     embedding, ``w_i = <a_i, v_i>``; weights a value that no example changes are the wide part's.
-    Numbers are not read: bucketize them.
+    Numbers without an embedding are not read.
 
     Args:
         hidden_units: Width of each hidden layer of the network that weighs fields, at least one.
