@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from widedeep.models.onn import ONN
     from widedeep.models.ple import PLE
     from widedeep.models.pnn import PNN
-    from widedeep.models.tabm import TabM
     from widedeep.models.shared_bottom import SharedBottom
+    from widedeep.models.tabm import TabM
     from widedeep.models.tower import (
         DeepInput,
         DeepLayout,
@@ -75,8 +75,8 @@ __all__ = [
     "Multiclass",
     "Regression",
     "SequenceInput",
-    "TabM",
     "SharedBottom",
+    "TabM",
     "TowerConfig",
     "WideDeep",
     "register_tower",
