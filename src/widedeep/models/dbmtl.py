@@ -62,8 +62,8 @@ class DBMTL(TasksConfig):
     those that link it. Each label is a task, in the order of the labels.
 
     Args:
-        links: Which earlier tasks each task reads, such as ``{ buy = ["click"] }``; those that are
-            not named read none. None: each reads all earlier ones.
+        links: Earlier tasks by the task that reads them, such as ``{ buy = ["click"] }``; a task
+            that is not named reads none. None: each reads all earlier ones.
         hidden_units: Width of each shared hidden layer, at least one.
         task_units: Width of each hidden layer of a task's own; empty: the shared layer itself.
         link_units: Width of each hidden layer over a task's own layer and those it reads; empty to
