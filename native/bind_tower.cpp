@@ -1,10 +1,14 @@
 // The tower's kernels and the losses for Python.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <new>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,103 +23,137 @@ using namespace nb::literals;
 namespace widedeep {
 namespace {
 
-using Outputs = std::vector<Output>;
-
 std::string numbered(const char* name, std::size_t i) {
   return std::string(name) + "[" + std::to_string(i) + "]";
 }
 
+using MaybeOutput = std::optional<Output>;
+
+constexpr std::pair<const char*, Activation> kActivations[] = {
+    {"linear", Activation::linear}, {"relu", Activation::relu},
+    {"gelu", Activation::gelu},     {"tanh", Activation::tanh},
+    {"elu", Activation::elu},       {"leaky_relu", Activation::leaky_relu},
+    {"silu", Activation::silu},
+};
+
+Activation activation_of(const std::string& name) {
+  std::string allowed;
+  for (const auto& [known, activation] : kActivations) {
+    if (name == known) return activation;
+    allowed += std::string(allowed.empty() ? "" : ", ") + known;
+  }
+  refuse("activation: got " + name + ", expected one of " + allowed);
+}
+
+struct BoundNorm {
+  Output weight, bias, weight_grad, bias_grad, running_mean, running_var, inverse, normed;
+  float momentum, eps;
+
+  TowerNorm checked(const std::string& name, std::int64_t rows, std::int64_t width) const {
+    const auto vector = [&](const char* field, const Output& array) {
+      return vector_data<float>((name + field).c_str(), array, width);
+    };
+    return {vector("weight", weight),
+            vector("bias", bias),
+            vector("weight_grad", weight_grad),
+            vector("bias_grad", bias_grad),
+            vector("running_mean", running_mean),
+            vector("running_var", running_var),
+            vector("inverse", inverse),
+            matrix_rows((name + "normed").c_str(), normed, rows, width),
+            momentum,
+            eps};
+  }
+};
+
+struct BoundLayer {
+  Output weight, output, grad, weight_grad;
+  MaybeOutput bias, bias_grad, slope;
+  Activation activation;
+  float dropout;
+  std::optional<BoundNorm> norm;
+
+  // `norm` is where the layer's norm lies, if it has one.
+  TowerLayer checked(std::size_t i, std::int64_t rows, std::int64_t inputs,
+                     const TowerNorm* checked_norm) const {
+    const std::string name = numbered("layers", i) + ".";
+    const std::int64_t width = length(weight);
+    const auto matrix = [&](const char* field, const Output& array, std::int64_t n,
+                            std::int64_t columns) {
+      return matrix_rows((name + field).c_str(), array, n, columns);
+    };
+    const auto vector = [&](const char* field, const MaybeOutput& array) {
+      return array ? vector_data<float>((name + field).c_str(), *array, width) : nullptr;
+    };
+    if (bias.has_value() != bias_grad.has_value()) {
+      refuse(name + "bias_grad: expected it with bias, and neither without");
+    }
+    if (!(dropout >= 0.0f && dropout < 1.0f)) refuse(name + "dropout: expected 0 <= dropout < 1");
+    const Rows weights = matrix("weight", weight, -1, inputs);
+    TowerLayer layer{{weights.data, weights.stride, weights.width},
+                     width,
+                     vector("bias", bias),
+                     activation,
+                     dropout,
+                     checked_norm,
+                     matrix("output", output, rows, width),
+                     matrix("grad", grad, rows, width),
+                     {},
+                     matrix("weight_grad", weight_grad, width, inputs),
+                     vector("bias_grad", bias_grad)};
+    if (slope) layer.slope = matrix("slope", *slope, rows, width);
+    if (!slope && !layer.is_simple()) {
+      refuse(name +
+             "slope: expected room for the derivatives; with dropout, norm or an activation "
+             "other than relu the outputs do not tell them");
+    }
+    return layer;
+  }
+};
+
 // A tower's arrays over one batch, checked once: a training step uses them again.
 class BoundTower {
  public:
-  BoundTower(const Output& input_BX, const Outputs& weights, const Outputs& biases,
-             const Outputs& outputs, const Output& grad_logits_BC, const Outputs& grads,
-             const Output& grad_input_BX, const Outputs& weight_grads, const Outputs& bias_grads,
-             bool bf16)
-      : arrays_{weights,
-                biases,
-                outputs,
-                grads,
-                weight_grads,
-                bias_grads,
-                {input_BX, grad_logits_BC, grad_input_BX}},
-        bf16_(bf16) {
+  BoundTower(const Output& input_BX, const std::vector<BoundLayer>& layers,
+             const Output& grad_input_BX, bool bf16)
+      : arrays_(layers), input_(input_BX), grad_input_(grad_input_BX), norms_(layers.size()) {
     if (bf16 && !has_bf16_products()) {
       refuse("bf16: got True, but this processor lacks AVX512_BF16; leave it out");
     }
-    check_counts();
-    in_ = matrix_rows("input_BX", input_BX);
-    rows_ = length(input_BX);
-    grad_in_ = matrix_rows("grad_input_BX", grad_input_BX, rows_, in_.width);
-    std::int64_t width = in_.width;
-    for (std::size_t i = 0; i < weights.size(); ++i) {
-      const Rows weight = matrix_rows(numbered("weights", i).c_str(), weights[i], -1, width);
-      width = length(weights[i]);
-      const bool is_last = i + 1 == weights.size();
-      layers_.push_back({constant(weight), width, is_last ? nullptr : vector("biases", biases, i)});
-      outs_.push_back(matrix_rows(numbered("outputs", i).c_str(), outputs[i], rows_, width));
-      const_outs_.push_back(constant(outs_.back()));
-      weight_grads_.push_back(
-          matrix_rows(numbered("weight_grads", i).c_str(), weight_grads[i], width, weight.width));
-      bias_grads_.push_back(is_last ? nullptr : vector("bias_grads", bias_grads, i));
-      if (!is_last) {
-        grads_.push_back(matrix_rows(numbered("grads", i).c_str(), grads[i], rows_, width));
+    if (layers.empty()) refuse("layers: got none, expected at least 1");
+    const Rows in = matrix_rows("input_BX", input_BX);
+    const std::int64_t rows = length(input_BX);
+    std::int64_t width = in.width;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const auto outputs = length(layers[i].weight);
+      if (layers[i].norm) {
+        norms_[i] = layers[i].norm->checked(numbered("layers", i) + ".norm.", rows, outputs);
       }
+      layers_.push_back(layers[i].checked(i, rows, width, layers[i].norm ? &norms_[i] : nullptr));
+      width = outputs;
     }
-    grad_logits_ = matrix_rows("grad_logits_BC", grad_logits_BC, rows_, width);
+    batch_ = {bf16,
+              {in.data, in.stride, in.width},
+              rows,
+              layers_.data(),
+              static_cast<std::int64_t>(layers_.size()),
+              matrix_rows("grad_input_BX", grad_input_BX, rows, in.width)};
   }
+  BoundTower(const BoundTower&) = delete;
+  BoundTower& operator=(const BoundTower&) = delete;
 
-  void forward(int threads) const {
-    tower_forward({bf16_, constant(in_), rows_, layers_.data(), n_layers(), outs_.data()}, threads);
-  }
+  void forward(int threads, std::uint64_t key) const { tower_forward(batch_, key, threads); }
 
   std::unique_ptr<TowerGradients> backward(int threads) const {
-    const TowerBackward request{bf16_,
-                                constant(in_),
-                                rows_,
-                                layers_.data(),
-                                n_layers(),
-                                const_outs_.data(),
-                                constant(grad_logits_),
-                                grads_.data(),
-                                grad_in_,
-                                weight_grads_.data(),
-                                bias_grads_.data()};
-    return std::make_unique<TowerGradients>(request, threads);
+    return std::make_unique<TowerGradients>(batch_, threads);
   }
 
  private:
-  static ConstRows constant(const Rows& rows) { return {rows.data, rows.stride, rows.width}; }
-
-  float* vector(const char* name, const Outputs& arrays, std::size_t i) const {
-    const auto width = static_cast<std::int64_t>(arrays_[0][i].shape(0));
-    return vector_data<float>(numbered(name, i).c_str(), arrays[i], width);
-  }
-
-  void check_counts() const {
-    const std::size_t layers = arrays_[0].size();
-    if (layers == 0) refuse("weights: got 0 layers, expected at least 1");
-    const char* const names[] = {"weights", "biases",       "outputs",
-                                 "grads",   "weight_grads", "bias_grads"};
-    for (std::size_t i = 0; i < 6; ++i) {
-      const std::size_t expected = i % 2 == 0 ? layers : layers - 1;
-      if (arrays_[i].size() != expected) {
-        refuse(std::string(names[i]) + ": got " + std::to_string(arrays_[i].size()) + " for " +
-               std::to_string(layers) + " layers, expected " + std::to_string(expected));
-      }
-    }
-  }
-
-  std::int64_t n_layers() const { return static_cast<std::int64_t>(layers_.size()); }
-
-  std::vector<Outputs> arrays_;  // kept alive; the first is the weights
-  bool bf16_;
-  std::int64_t rows_ = 0;
-  Rows in_{}, grad_in_{}, grad_logits_{};
+  std::vector<BoundLayer> arrays_;  // kept alive
+  Output input_, grad_input_;
+  std::vector<TowerNorm> norms_;
   std::vector<TowerLayer> layers_;
-  std::vector<Rows> outs_, grads_, weight_grads_;
-  std::vector<ConstRows> const_outs_;
-  std::vector<float*> bias_grads_;
+  TowerBatch batch_{};
 };
 
 void bind_logistic(const Input& logits_B, const Input& labels_B, const Output& losses_B,
@@ -136,12 +174,35 @@ void bind_tower(nb::module_& m) {
   m.def("has_bf16_products", &has_bf16_products);
   m.def("logistic_loss", &bind_logistic, "logits_B"_a, "labels_B"_a, "losses_B"_a, "grads_B"_a);
   nb::class_<TowerGradients>(m, "TowerGradients").def("wait", &TowerGradients::wait, ReleaseGil());
+  nb::class_<BoundNorm>(m, "TowerNorm")
+      .def(
+          "__init__",
+          [](BoundNorm* self, const Output& weight, const Output& bias, const Output& weight_grad,
+             const Output& bias_grad, const Output& running_mean, const Output& running_var,
+             const Output& inverse, const Output& normed, float momentum, float eps) {
+            new (self) BoundNorm{weight,      bias,    weight_grad, bias_grad, running_mean,
+                                 running_var, inverse, normed,      momentum,  eps};
+          },
+          nb::kw_only(), "weight"_a, "bias"_a, "weight_grad"_a, "bias_grad"_a, "running_mean"_a,
+          "running_var"_a, "inverse"_a, "normed"_a, "momentum"_a = 0.1f, "eps"_a = 1e-5f);
+  nb::class_<BoundLayer>(m, "TowerLayer")
+      .def(
+          "__init__",
+          [](BoundLayer* self, const Output& weight, const Output& output, const Output& grad,
+             const Output& weight_grad, const MaybeOutput& bias, const MaybeOutput& bias_grad,
+             const MaybeOutput& slope, const std::string& activation, float dropout,
+             const std::optional<BoundNorm>& norm) {
+            new (self) BoundLayer{weight,  output,    grad,  weight_grad,
+                                  bias,    bias_grad, slope, activation_of(activation),
+                                  dropout, norm};
+          },
+          nb::kw_only(), "weight"_a, "output"_a, "grad"_a, "weight_grad"_a, "bias"_a = nb::none(),
+          "bias_grad"_a = nb::none(), "slope"_a = nb::none(), "activation"_a = "linear",
+          "dropout"_a = 0.0f, "norm"_a = nb::none());
   nb::class_<BoundTower>(m, "Tower")
-      .def(nb::init<const Output&, const Outputs&, const Outputs&, const Outputs&, const Output&,
-                    const Outputs&, const Output&, const Outputs&, const Outputs&, bool>(),
-           nb::kw_only(), "input_BX"_a, "weights"_a, "biases"_a, "outputs"_a, "grad_logits_BC"_a,
-           "grads"_a, "grad_input_BX"_a, "weight_grads"_a, "bias_grads"_a, "bf16"_a = false)
-      .def("forward", &BoundTower::forward, "threads"_a = 1, ReleaseGil())
+      .def(nb::init<const Output&, const std::vector<BoundLayer>&, const Output&, bool>(),
+           nb::kw_only(), "input_BX"_a, "layers"_a, "grad_input_BX"_a, "bf16"_a = false)
+      .def("forward", &BoundTower::forward, "threads"_a = 1, "key"_a = 0, ReleaseGil())
       .def("backward", &BoundTower::backward, "threads"_a = 1, nb::keep_alive<0, 1>(),
            ReleaseGil());
 }

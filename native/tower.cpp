@@ -1,6 +1,7 @@
 #include "tower.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
@@ -155,20 +156,18 @@ ConstRows read(const Rows& rows) { return {rows.data, rows.stride, rows.width}; 
 // products, then the columns of the biases' sums.
 class GradientWork {
  public:
-  explicit GradientWork(const TowerBackward& request) : use_(functions(request.bf16)) {
+  explicit GradientWork(const TowerBatch& batch) : use_(functions(batch.bf16)) {
     const int64_t block = use_.tower_block();
     const int64_t panel = use_.tower_panel();
-    for (int64_t i = 0; i < request.n_layers; ++i) {
-      const int64_t outputs = request.layers[i].outputs;
-      const ConstRows grad =
-          i + 1 == request.n_layers ? request.grad_logits : read(request.grads[i]);
-      const ConstRows in = i == 0 ? request.in : request.outs[i - 1];
-      const int64_t tiles = (outputs + block - 1) / block * ((in.width + panel - 1) / panel);
+    for (int64_t i = 0; i < batch.n_layers; ++i) {
+      const TowerLayer& layer = batch.layers[i];
+      const ConstRows in = i == 0 ? batch.in : read(batch.layers[i - 1].out);
+      const int64_t tiles = (layer.outputs + block - 1) / block * ((in.width + panel - 1) / panel);
       const int64_t sums =
-          request.bias_grads[i] == nullptr ? 0 : (outputs + kColumnsOfSum - 1) / kColumnsOfSum;
-      layers_.push_back({{grad, in, request.rows, request.weight_grads[i]},
-                         outputs,
-                         request.bias_grads[i],
+          layer.bias_grad == nullptr ? 0 : (layer.outputs + kColumnsOfSum - 1) / kColumnsOfSum;
+      layers_.push_back({{read(layer.grad), in, batch.rows, layer.weight_grad},
+                         layer.outputs,
+                         layer.bias_grad,
                          pieces_,
                          pieces_ + tiles});
       pieces_ += tiles + sums;
@@ -211,29 +210,182 @@ class GradientWork {
   std::vector<Layer> layers_{};
 };
 
+// Two figures of each column over the batch's rows.
+struct ColumnFigures {
+  explicit ColumnFigures(int64_t width) : first(allocate(width)), second(allocate(width)) {}
+  Buffer first;
+  Buffer second;
+};
+
+template <class Fn>
+void over_columns(int64_t width, int64_t rows, int threads, Fn&& columns) {
+  const int64_t pieces = (width + kNormColumns - 1) / kNormColumns;
+  parallel_for(pieces, rows < kFewRows ? 1 : threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t piece = begin; piece < end; ++piece) {
+      double first[kNormColumns];
+      double second[kNormColumns];
+      const int64_t start = piece * kNormColumns;
+      columns(start, std::min(width, start + kNormColumns), first, second);
+    }
+  });
+}
+
+// The means of a layer's outputs, and the deviations' inverses; the running figures follow them.
+void find_moments(const TowerLayer& layer, int64_t rows, int threads, float* means) {
+  const TowerNorm& norm = *layer.norm;
+  const auto momentum = static_cast<double>(norm.momentum);
+  const double unbiased =
+      static_cast<double>(rows) / static_cast<double>(std::max<int64_t>(rows - 1, 1));
+  const auto follow = [momentum](float& running, double value) {
+    running =
+        static_cast<float>((1.0 - momentum) * static_cast<double>(running) + momentum * value);
+  };
+  over_columns(layer.outputs, rows, threads,
+               [&](int64_t begin, int64_t end, double* mean, double* variance) {
+                 WIDEDEEP_DISPATCH(column_moments)(read(layer.out), rows, begin, end, mean,
+                                                   variance);
+                 for (int64_t i = begin; i < end; ++i) {
+                   const double spread = variance[i - begin];
+                   means[i] = static_cast<float>(mean[i - begin]);
+                   norm.inverse[i] =
+                       static_cast<float>(1.0 / std::sqrt(spread + static_cast<double>(norm.eps)));
+                   follow(norm.running_mean[i], mean[i - begin]);
+                   follow(norm.running_var[i], unbiased * spread);
+                 }
+               });
+}
+
+// The means of a layer's gradient; its sums are the gradients of the norm.
+void find_gradient_means(const TowerLayer& layer, int64_t rows, int threads,
+                         const ColumnFigures& means) {
+  const TowerNorm& norm = *layer.norm;
+  over_columns(layer.outputs, rows, threads,
+               [&](int64_t begin, int64_t end, double* mean, double* product) {
+                 WIDEDEEP_DISPATCH(column_products)
+                 (read(layer.grad), read(norm.normed), rows, begin, end, mean, product);
+                 const auto n = static_cast<double>(rows);
+                 for (int64_t i = begin; i < end; ++i) {
+                   means.first[i] = static_cast<float>(mean[i - begin]);
+                   means.second[i] = static_cast<float>(product[i - begin]);
+                   norm.bias_grad[i] = static_cast<float>(mean[i - begin] * n);
+                   norm.weight_grad[i] = static_cast<float>(product[i - begin] * n);
+                 }
+               });
+}
+
+NormRows norm_request(const TowerLayer& layer, const Rows& values, const float* mean,
+                      const float* mean_grad, const float* mean_normed_grad) {
+  const TowerNorm& norm = *layer.norm;
+  return {mean,      norm.inverse,     norm.weight, norm.bias,
+          mean_grad, mean_normed_grad, norm.normed, values};
+}
+
+uint64_t layer_key(uint64_t key, int64_t layer) {
+  return key + static_cast<uint64_t>(layer + 1) * 0xd1342543de82ef95u;
+}
+
+// The layers from one norm to the next: their rows go through them without waiting for others.
+class Segments {
+ public:
+  Segments(const TowerBatch& batch, const Functions& use, const PackedTower& packed, int threads)
+      : batch_(batch), use_(use), packed_(packed), threads_(threads) {}
+
+  void forward(uint64_t key) const {
+    Buffer means;  // of the layer below the segment, where it has a norm
+    for (int64_t begin = 0; begin < batch_.n_layers || means != nullptr;) {
+      int64_t end = begin;
+      while (end < batch_.n_layers && batch_.layers[end++].norm == nullptr) {
+      }
+      over_rows(use_, batch_.rows, packed_.widest(), threads_,
+                [&](int64_t first, int64_t last, float* scratch) {
+                  if (means != nullptr) {
+                    const TowerLayer& below = batch_.layers[begin - 1];
+                    WIDEDEEP_DISPATCH(norm_rows)
+                    (norm_request(below, below.out, means.get(), nullptr, nullptr), first, last);
+                  }
+                  for (int64_t i = begin; i < end; ++i) forward_rows(i, key, first, last, scratch);
+                });
+      means = nullptr;
+      if (end > begin && batch_.layers[end - 1].norm != nullptr) {
+        means = allocate(batch_.layers[end - 1].outputs);
+        find_moments(batch_.layers[end - 1], batch_.rows, threads_, means.get());
+      }
+      begin = end;
+    }
+  }
+
+  void backward() const {
+    for (int64_t end = batch_.n_layers; end > 0;) {
+      int64_t begin = end - 1;
+      while (begin > 0 && batch_.layers[begin - 1].norm == nullptr) --begin;
+      const TowerLayer& top = batch_.layers[end - 1];
+      const bool normed = top.norm != nullptr;
+      const ColumnFigures means(normed ? top.outputs : 0);
+      if (normed) find_gradient_means(top, batch_.rows, threads_, means);
+      over_rows(use_, batch_.rows, packed_.widest(), threads_,
+                [&](int64_t first, int64_t last, float* scratch) {
+                  if (normed) {
+                    const NormRows request =
+                        norm_request(top, top.grad, nullptr, means.first.get(), means.second.get());
+                    WIDEDEEP_DISPATCH(norm_grad_rows)(request, first, last);
+                  }
+                  for (int64_t i = end; i-- > begin;) backward_rows(i, first, last, scratch);
+                });
+      end = begin;
+    }
+  }
+
+ private:
+  void forward_rows(int64_t i, uint64_t key, int64_t first, int64_t last, float* scratch) const {
+    const TowerLayer& layer = batch_.layers[i];
+    const ConstRows in = i == 0 ? batch_.in : read(batch_.layers[i - 1].out);
+    RowProduct product = packed_.product(i, in, layer.out);
+    product.relu = layer.is_simple() && layer.activation == Activation::relu;
+    use_.product_rows(product, first, last, scratch);
+    if (layer.is_simple()) return;
+    const UnitRows units{layer.activation, layer.dropout, layer_key(key, i),
+                         layer.outputs,    layer.out,     layer.slope};
+    WIDEDEEP_DISPATCH(unit_rows)(units, first, last);
+  }
+
+  // From the gradient of a layer's outputs (before its norm) to that of its inputs.
+  void backward_rows(int64_t i, int64_t first, int64_t last, float* scratch) const {
+    const TowerLayer& layer = batch_.layers[i];
+    if (!layer.is_simple()) {
+      WIDEDEEP_DISPATCH(scale_rows)(layer.grad, layer.slope, first, last);
+    } else if (layer.activation == Activation::relu && i + 1 == batch_.n_layers) {
+      WIDEDEEP_DISPATCH(mask_rows)(layer.grad, read(layer.out), first, last);
+    }
+    const Rows& out = i == 0 ? batch_.grad_in : batch_.layers[i - 1].grad;
+    RowProduct product = packed_.product(i, read(layer.grad), out);
+    if (i > 0) {
+      const TowerLayer& below = batch_.layers[i - 1];
+      if (below.is_simple() && below.activation == Activation::relu) product.mask = read(below.out);
+    }
+    use_.product_rows(product, first, last, scratch);
+  }
+
+  const TowerBatch& batch_;
+  const Functions& use_;
+  const PackedTower& packed_;
+  int threads_;
+};
+
 }  // namespace
 
 bool has_bf16_products() { return has_avx512bf16(); }
 
-void tower_forward(const TowerForward& request, int threads) {
-  const Functions use = functions(request.bf16);
-  const PackedTower packed(use, request.layers, request.n_layers, false, threads);
-  over_rows(use, request.rows, packed.widest(), threads,
-            [&](int64_t begin, int64_t end, float* scratch) {
-              for (int64_t i = 0; i < request.n_layers; ++i) {
-                const ConstRows in = i == 0 ? request.in : read(request.outs[i - 1]);
-                RowProduct layer = packed.product(i, in, request.outs[i]);
-                layer.relu = i + 1 < request.n_layers;
-                use.product_rows(layer, begin, end, scratch);
-              }
-            });
+void tower_forward(const TowerBatch& batch, uint64_t key, int threads) {
+  const Functions use = functions(batch.bf16);
+  const PackedTower packed(use, batch.layers, batch.n_layers, false, threads);
+  Segments(batch, use, packed, threads).forward(key);
 }
 
 struct TowerGradients::State {
-  State(const TowerBackward& request, int threads)
-      : work(request),
-        background(work.pieces(), parts_of(work.pieces(), request.rows, threads),
-                   request.rows < kFewRows ? 0 : threads - 1, &run_part, &work) {}
+  State(const TowerBatch& batch, int threads)
+      : work(batch),
+        background(work.pieces(), parts_of(work.pieces(), batch.rows, threads),
+                   batch.rows < kFewRows ? 0 : threads - 1, &run_part, &work) {}
 
   // More than one a thread: whoever comes late finds something left to do.
   static int parts_of(int64_t pieces, int64_t rows, int threads) {
@@ -249,21 +401,11 @@ struct TowerGradients::State {
   Background background;
 };
 
-TowerGradients::TowerGradients(const TowerBackward& request, int threads) {
-  const Functions use = functions(request.bf16);
-  const PackedTower packed(use, request.layers, request.n_layers, true, threads);
-  over_rows(use, request.rows, packed.widest(), threads,
-            [&](int64_t begin, int64_t end, float* scratch) {
-              ConstRows grad = request.grad_logits;
-              for (int64_t i = request.n_layers - 1; i >= 0; --i) {
-                const Rows& out = i == 0 ? request.grad_in : request.grads[i - 1];
-                RowProduct layer = packed.product(i, grad, out);
-                if (i > 0) layer.mask = request.outs[i - 1];
-                use.product_rows(layer, begin, end, scratch);
-                grad = read(out);
-              }
-            });
-  state_ = std::make_unique<State>(request, threads);
+TowerGradients::TowerGradients(const TowerBatch& batch, int threads) {
+  const Functions use = functions(batch.bf16);
+  const PackedTower packed(use, batch.layers, batch.n_layers, true, threads);
+  Segments(batch, use, packed, threads).backward();
+  state_ = std::make_unique<State>(batch, threads);
 }
 
 TowerGradients::~TowerGradients() = default;

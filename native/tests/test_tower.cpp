@@ -7,9 +7,11 @@
 
 namespace {
 
-using widedeep::ConstRows;
+using widedeep::Activation;
 using widedeep::Rows;
+using widedeep::TowerBatch;
 using widedeep::TowerLayer;
+using widedeep::TowerNorm;
 
 // A tower of three layers over `rows` rows; numbers are small integers, so that sums are exact.
 struct Tower {
@@ -38,38 +40,26 @@ struct Tower {
 
   void run(int threads) {
     std::vector<TowerLayer> layers;
-    std::vector<Rows> out_rows;
-    std::vector<Rows> grad_rows;
-    std::vector<Rows> weight_rows;
-    std::vector<ConstRows> read;
-    std::vector<float*> bias_rows;
     for (std::size_t i = 0; i < 3; ++i) {
       const std::int64_t inputs = widths[i];
       const std::int64_t outputs = widths[i + 1];
       const bool last = i == 2;
-      layers.push_back(
-          {{weights[i].data(), inputs, inputs}, outputs, last ? nullptr : biases[i].data()});
-      out_rows.push_back({outs[i].data(), outputs, outputs});
-      read.push_back({outs[i].data(), outputs, outputs});
-      grad_rows.push_back({grads[i].data(), outputs, outputs});
-      weight_rows.push_back({weight_grads[i].data(), inputs, inputs});
-      bias_rows.push_back(last ? nullptr : bias_grads[i].data());
+      layers.push_back({{weights[i].data(), inputs, inputs},
+                        outputs,
+                        last ? nullptr : biases[i].data(),
+                        last ? Activation::linear : Activation::relu,
+                        0.0f,
+                        nullptr,
+                        {outs[i].data(), outputs, outputs},
+                        {grads[i].data(), outputs, outputs},
+                        {},
+                        {weight_grads[i].data(), inputs, inputs},
+                        last ? nullptr : bias_grads[i].data()});
     }
-    const ConstRows input{in.data(), widths[0], widths[0]};
-    widedeep::tower_forward({bf16, input, rows, layers.data(), 3, out_rows.data()}, threads);
-    widedeep::TowerGradients gradients({bf16,
-                                        input,
-                                        rows,
-                                        layers.data(),
-                                        3,
-                                        read.data(),
-                                        {grads[2].data(), widths[3], widths[3]},
-                                        grad_rows.data(),
-                                        {grad_in.data(), widths[0], widths[0]},
-                                        weight_rows.data(),
-                                        bias_rows.data()},
-                                       threads);
-    gradients.wait();
+    const TowerBatch batch{bf16, {in.data(), widths[0], widths[0]},     rows, layers.data(),
+                           3,    {grad_in.data(), widths[0], widths[0]}};
+    widedeep::tower_forward(batch, 0, threads);
+    widedeep::TowerGradients(batch, threads).wait();
   }
 
   // The same by plain loops, from what the forward pass left.
@@ -160,5 +150,48 @@ TEST(a_tower_in_bfloat16_does_not_depend_on_threads) {
       CHECK(one.outs[i] == many.outs[i]);
       CHECK(one.weight_grads[i] == many.weight_grads[i]);
     }
+  }
+}
+
+TEST(dropout_and_norms_do_not_depend_on_threads) {
+  for (const std::int64_t rows : {2, 13, 61, 200}) {
+    std::vector<float> results[2];
+    for (const int threads : {1, 3}) {
+      const std::int64_t width = 70;
+      const auto n = static_cast<std::size_t>(rows * width);
+      std::vector<float> in(n), out(n), grad(n), slope(n), normed(n), grad_in(n);
+      std::vector<float> weight(static_cast<std::size_t>(width * width));
+      std::vector<float> weight_grad(weight.size());
+      std::vector<float> ones(70, 1.0f), zeros(70), first(70), second(70), mean(70), var(70);
+      std::vector<float> inverse(70);
+      for (std::size_t i = 0; i < n; ++i) {
+        in[i] = static_cast<float>(i % 11) - 5.0f;
+        grad[i] = static_cast<float>(i % 7) - 3.0f;
+      }
+      for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<float>(i % 5) - 2.0f;
+      const TowerNorm norm{ones.data(), zeros.data(), first.data(),   second.data(),
+                           mean.data(), var.data(),   inverse.data(), {normed.data(), width, width},
+                           0.1f,        1e-5f};
+      const TowerLayer layer{{weight.data(), width, width},
+                             width,
+                             nullptr,
+                             Activation::silu,
+                             0.3f,
+                             &norm,
+                             {out.data(), width, width},
+                             {grad.data(), width, width},
+                             {slope.data(), width, width},
+                             {weight_grad.data(), width, width},
+                             nullptr};
+      const TowerBatch batch{false, {in.data(), width, width},     rows, &layer,
+                             1,     {grad_in.data(), width, width}};
+      widedeep::tower_forward(batch, 7, threads);
+      widedeep::TowerGradients(batch, threads).wait();
+      std::vector<float>& result = results[threads == 1 ? 0 : 1];
+      for (const auto* part : {&out, &grad_in, &weight_grad, &first, &second, &mean, &var}) {
+        result.insert(result.end(), part->begin(), part->end());
+      }
+    }
+    CHECK(results[0] == results[1]);
   }
 }

@@ -241,35 +241,75 @@ def logistic_loss(
 def has_bf16_products() -> bool:
     """Tell whether towers can be computed in bfloat16 here (AVX512_BF16, and it is in use)."""
 
+class TowerNorm:
+    """Batch norm of a layer's outputs; ``inverse`` (width) and ``normed`` (B, width) are room."""
+
+    def __init__(
+        self,
+        *,
+        weight: _Floats,
+        bias: _Floats,
+        weight_grad: _Floats,
+        bias_grad: _Floats,
+        running_mean: _Floats,
+        running_var: _Floats,
+        inverse: _Floats,
+        normed: _Floats,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> None: ...
+
+class TowerLayer:
+    """A dense layer, then its activation, dropout and norm, over one batch.
+
+    ``activation`` is ``"linear"``, ``"relu"``, ``"gelu"``, ``"tanh"``, ``"elu"``, ``"leaky_relu"``
+    or ``"silu"``. ``grad`` holds the gradient of the outputs, then of the sums; ``slope`` is room
+    for the derivatives of outputs (before the norm) by sums: needed with dropout, a norm or an
+    activation other than these two: linear, relu.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: _Floats,
+        output: _Floats,
+        grad: _Floats,
+        weight_grad: _Floats,
+        bias: _Floats | None = None,
+        bias_grad: _Floats | None = None,
+        slope: _Floats | None = None,
+        activation: str = "linear",
+        dropout: float = 0.0,
+        norm: TowerNorm | None = None,
+    ) -> None: ...
+
 class Tower:
     """A tower of dense layers in training: its arrays over one batch, checked once.
 
-    Layer i computes ``max(0, in @ weights[i].T + biases[i])`` from the layer below it, the last one
-    ``in @ weights[-1].T`` alone: the logits. Layers but the last have ``biases``, ``grads`` (before
-    the rectifier) and ``bias_grads``. ``bf16`` rounds the factors of products; sums stay float32.
+    ``bf16`` rounds the factors of products; sums stay float32.
     """
 
     def __init__(
         self,
         *,
         input_BX: _Floats,
-        weights: Sequence[_Floats],
-        biases: Sequence[_Floats],
-        outputs: Sequence[_Floats],
-        grad_logits_BC: _Floats,
-        grads: Sequence[_Floats],
+        layers: Sequence[TowerLayer],
         grad_input_BX: _Floats,
-        weight_grads: Sequence[_Floats],
-        bias_grads: Sequence[_Floats],
         bf16: bool = False,
     ) -> None: ...
-    def forward(self, threads: int = 1) -> None:
-        """Fill the outputs of every layer."""
+    def forward(self, threads: int = 1, key: int = 0) -> None:
+        """Fill the outputs of every layer, and move the norms' running figures.
+
+        Args:
+            threads: Results do not depend on it.
+            key: What is dropped is a function of it, the layer, the row and the unit.
+        """
     def backward(self, threads: int = 1) -> TowerGradients:
         """Fill the gradient of the input, and begin with those of the weights and biases.
 
-        Nothing below the tower needs the latter: other threads sum them over the batch while the
-        caller goes on, for instance with the rows of the embeddings.
+        The last layer's ``grad`` holds the gradient of its outputs. Nothing below the tower needs
+        the weights' gradients: other threads sum them over the batch while the caller goes on, for
+        instance with the rows of the embeddings.
         """
 
 class TowerGradients:

@@ -14,6 +14,8 @@ from tests.reference.score import Scorer as Scorer
 from tests.reference.sparse import *  # noqa: F403
 from tests.reference.tower import Tower as Tower
 from tests.reference.tower import TowerGradients as TowerGradients
+from tests.reference.tower import TowerLayer as TowerLayer
+from tests.reference.tower import TowerNorm as TowerNorm
 from tests.reference.tower import has_bf16_products as has_bf16_products
 from widedeep import _native
 

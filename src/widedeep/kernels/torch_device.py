@@ -79,6 +79,16 @@ def segment_sum(
     return sums
 
 
+def seed_of(*key: object) -> int:
+    """Return a seed, 0 to 2^63 - 1, that is a function of a key.
+
+    Example:
+        >>> seed_of("step", 0, 1) == seed_of("step", 0, 2)
+        False
+    """
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+
+
 @contextlib.contextmanager
 def seeded(device: torch.device, *key: object, torch_alone: bool = False) -> Iterator[None]:
     """Run with torch's, NumPy's and Python's global generators started from a key.
@@ -99,7 +109,7 @@ def seeded(device: torch.device, *key: object, torch_alone: bool = False) -> Ite
         ...     bool((torch.rand(2) == first).all())
         True
     """
-    start = int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
+    start = seed_of(*key)
     generators = [torch.default_generator]
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]

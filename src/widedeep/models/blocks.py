@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError, nearest
+from widedeep.kernels.torch_layers import DenseLayer, dense_layers, runs_native
 
 Activation = Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -22,10 +23,23 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+_Norm = nn.BatchNorm1d | None
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Tell whether a module's result is more than that of its ``forward``."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for name in hooks) or "forward" in vars(module)
+
+
+def _normed(norm: nn.Module, hidden: Tensor) -> Tensor:
+    """Normalise; a batch of one example, which has no variance, by the running figures."""
+    if not (norm.training and len(hidden) == 1 and type(norm) is nn.BatchNorm1d):
+        out: Tensor = norm(hidden)
+        return out
+    return nn.functional.batch_norm(
+        hidden, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+    )
 
 
 class HiddenLayers(nn.Module):
@@ -114,12 +128,29 @@ class HiddenLayers(nn.Module):
             and all(parameter.requires_grad for parameter in self.parameters())
         )
 
+    @property
+    def dense_layers(self) -> list[DenseLayer] | None:
+        """What the native tower computes in training, or None where it does not know a layer."""
+        if not self.is_standard:
+            return None
+        norms = [None] * len(self.layers) if self.norms is None else list(self.norms)
+        dropout = self.drop.p if self.drop.training else 0.0
+        layers = [
+            DenseLayer(cast(nn.Linear, linear), self.activation, dropout, cast(_Norm, norm))
+            for linear, norm in zip(self.layers, norms, strict=True)
+        ]
+        return layers if all(layer.is_known for layer in layers) else None
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
+        if runs_native(hidden) and self.training:
+            layers = self.dense_layers
+            if layers is not None and (self.norms is None or len(hidden) > 1):
+                return dense_layers(layers, hidden)
         for i, layer in enumerate(self.layers):
             hidden = self.drop(self.act(layer(hidden)))
             if self.norms is not None:
-                hidden = self.norms[i](hidden)
+                hidden = _normed(self.norms[i], hidden)
         return hidden
 
 

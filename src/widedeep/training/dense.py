@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.kernels import Tower, TowerGradients, has_bf16_products
+from widedeep.kernels.torch_device import seed_of
+from widedeep.kernels.torch_layers import DenseLayer, TowerRoom, count_batch, make_tower
 from widedeep.models.blocks import has_hooks
 from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import WideDeep
@@ -190,13 +191,15 @@ class DenseUpdate:
         self._torch.load_state_dict({**self._torch.state_dict(), "state": state})
 
 
-# ---- the standard ReLU tower without autograd ----------------------------------------------------
+# ---- the standard tower without autograd ---------------------------------------------------------
 
 
 def fast_mlp(model: WideDeep, precision: Precision, threads: int) -> NativeMLP | TorchMLP | None:
     """Return the fast path if the standard tower is the only one, else None."""
     tower = model.towers["mlp"] if list(model.towers) == ["mlp"] else None
-    if type(tower) is not MLPTower or not tower.is_plain or model.numbers is not None:
+    if type(tower) is not MLPTower or model.numbers is not None:
+        return None
+    if not all(parameter.requires_grad for parameter in tower.parameters()):
         return None
     output = model.outputs["mlp"]
     trainable = [name for name, p in output.named_parameters() if p.requires_grad]
@@ -205,13 +208,9 @@ def fast_mlp(model: WideDeep, precision: Precision, threads: int) -> NativeMLP |
     bf16 = precision == "bf16"
     on_cpu = output.weight.device.type == "cpu"
     if on_cpu and (not bf16 or (has_bf16_products() and not has_bf16_tiles())):
-        return NativeMLP(tower, output, threads=threads, bf16=bf16)
-    return TorchMLP(tower, output, bf16=bf16)
-
-
-def _hidden_layers(tower: MLPTower) -> list[nn.Linear]:
-    assert tower.is_plain
-    return [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
+        known = tower.training and tower.dense_layers is not None
+        return NativeMLP(tower, output, threads=threads, bf16=bf16) if known else None
+    return TorchMLP(tower, output, bf16=bf16) if tower.is_plain else None
 
 
 def _grad_of(parameter: Tensor) -> Tensor:
@@ -230,7 +229,8 @@ class TorchMLP:
     """
 
     def __init__(self, tower: MLPTower, output: nn.Linear, *, bf16: bool = False) -> None:
-        self.layers = _hidden_layers(tower)
+        assert tower.is_plain
+        self.layers = [layer for layer in tower.layers if isinstance(layer, nn.Linear)]
         self.output = output
         self.bf16 = bf16
         # Each layer's weight and bias in bfloat16, filled by every forward pass.
@@ -261,8 +261,12 @@ class TorchMLP:
             return tensor
         return self._buffer(name, tensor, tensor.shape[1], bf16=bf16).copy_(tensor)
 
+    def takes(self, rows: int) -> bool:
+        """Return True: it computes every batch, in training or not."""
+        return True
+
     @torch.no_grad()
-    def forward(self, concat_BX: Tensor) -> Tensor:
+    def forward(self, concat_BX: Tensor, key: tuple[object, ...] = ()) -> Tensor:
         """Return the logits, (B, C), in a buffer that the next call overwrites."""
         hidden = self._converted("input", concat_BX, bf16=True)
         self._hidden = [hidden]
@@ -307,23 +311,25 @@ class TorchMLP:
         """Do nothing: :meth:`backward` leaves nothing under way."""
 
 
-Floats = NDArray[np.float32]
 _CPU = torch.device("cpu")
 
 
 class NativeMLP:
-    """Computes a plain :class:`MLPTower` and its output layer by the native tower."""
+    """Computes an :class:`MLPTower` and its output layer by the native tower, in training."""
 
     def __init__(
         self, tower: MLPTower, output: nn.Linear, *, threads: int = 1, bf16: bool = False
     ) -> None:
         self.threads = threads
         self.bf16 = bf16
-        hidden = _hidden_layers(tower)
-        self._weights = [layer.weight for layer in (*hidden, output)]
-        self._biases = [layer.bias for layer in hidden]
-        self._inputs = self._weights[0].shape[1]
-        self._capacity = 0
+        hidden = tower.dense_layers
+        assert hidden is not None
+        self._tower, self._modules, self._dropout = tower, list(tower.modules()), tower.drop.p
+        self._layers = [*hidden, DenseLayer(output)]
+        self._parameters = [p for layer in self._layers for p in layer.parameters]
+        self._has_norms = tower.norms is not None
+        self._drops = any(layer.dropout for layer in hidden)
+        self._room: TowerRoom | None = None
         self._native_tower: Tower | None = None
         self._addresses: tuple[int, ...] = ()
         self._running: TowerGradients | None = None
@@ -333,13 +339,20 @@ class NativeMLP:
         """Leave out the native tower, which is made again for the next batch."""
         return {**self.__dict__, "_native_tower": None}
 
+    def takes(self, rows: int) -> bool:
+        """Tell whether it computes a batch of this size: its modules are as they were."""
+        return (
+            (rows > 1 or not self._has_norms)
+            and self._tower.drop.p == self._dropout
+            and all(module.training for module in self._modules)
+        )
+
     def _prepare(self, concat_BX: Tensor) -> Tower:
         """Return the arrays for a batch: those of the last one if nothing changed its address."""
-        parameters = (*self._weights, *self._biases)
         addresses = (
             len(concat_BX), concat_BX.data_ptr(), concat_BX.stride(0),
-            *(p.data_ptr() for p in parameters),
-            *(0 if p.grad is None else p.grad.data_ptr() for p in parameters),
+            *(p.data_ptr() for p in self._parameters),
+            *(0 if p.grad is None else p.grad.data_ptr() for p in self._parameters),
         )  # fmt: skip
         if self._native_tower is None or addresses != self._addresses:
             self._addresses, self._native_tower = addresses, self._make_arrays(concat_BX)
@@ -347,33 +360,24 @@ class NativeMLP:
 
     def _make_arrays(self, concat_BX: Tensor) -> Tower:
         rows = len(concat_BX)
-        if rows > self._capacity:
-            self._capacity = rows
-            widths = [len(weight) for weight in self._weights]
-            self._outputs = [batch_rows(rows, width, _CPU) for width in widths]
-            self._grads = [batch_rows(rows, width, _CPU) for width in widths]
-            self._grad_input = batch_rows(rows, self._inputs, _CPU)
-        self._logits = self._outputs[-1][:rows]
-        self._grad_BX = self._grad_input[:rows]
-        self._grad_logits = self._grads[-1][:rows]
-        grads = [grad[:rows].numpy() for grad in self._grads]
-        return Tower(
-            input_BX=concat_BX.detach().numpy(),
-            weights=[weight.detach().numpy() for weight in self._weights],
-            biases=[bias.detach().numpy() for bias in self._biases],
-            outputs=[out[:rows].numpy() for out in self._outputs],
-            grad_logits_BC=grads[-1],
-            grads=grads[:-1],
-            grad_input_BX=self._grad_BX.numpy(),
-            weight_grads=[_grad_of(weight).numpy() for weight in self._weights],
-            bias_grads=[_grad_of(bias).numpy() for bias in self._biases],
-            bf16=self.bf16,
-        )
+        if self._room is None or rows > self._room.rows:
+            self._room = TowerRoom(self._layers, rows, _make_rows)
+        room = self._room
+        self._logits, self._grad_logits = room.outputs[-1][:rows], room.grads[-1][:rows]
+        self._grad_BX = room.grad_input[:rows]
+        gradients = [_grad_of(parameter) for parameter in self._parameters]
+        return make_tower(concat_BX, room, gradients, bf16=self.bf16)
 
-    def forward(self, concat_BX: Tensor) -> Tensor:
-        """Return the logits, (B, C), in a buffer that the next call overwrites."""
+    def forward(self, concat_BX: Tensor, key: tuple[object, ...] = ()) -> Tensor:
+        """Return the logits, (B, C), in a buffer that the next call overwrites.
+
+        What is dropped is a function of ``key``, the layer, the row and the unit.
+        """
         self.finish()
-        self._prepare(concat_BX).forward(self.threads)
+        tower = self._prepare(concat_BX)
+        tower.forward(self.threads, seed_of(*key) if self._drops else 0)
+        if self._has_norms:
+            count_batch(self._layers)
         return self._logits
 
     def backward(self, grad_BC: Tensor) -> Tensor:
@@ -388,6 +392,10 @@ class NativeMLP:
         if self._running is not None:
             self._running.wait()
             self._running = None
+
+
+def _make_rows(rows: int, width: int) -> Tensor:
+    return batch_rows(rows, width, _CPU)
 
 
 # ---- precision -----------------------------------------------------------------------------------

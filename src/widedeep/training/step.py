@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from widedeep import kernels
 from widedeep.data.batch import Batch
 from widedeep.errors import CheckpointError, ConfigError, DataError
 from widedeep.kernels.torch_device import seeded, triton_kernels
+from widedeep.kernels.torch_layers import native_layers
 from widedeep.models.mlp import MLPTower
 from widedeep.models.tower import DeepInput
 from widedeep.models.wide_deep import WideDeep
@@ -138,15 +139,21 @@ class TrainStep:
         if inputs is None:
             losses_B, grad_BC = self._losses(logits_BC, batch)
             return DenseResult(logits_BC, losses_B, grad_BC)
-        if self.fused is not None:
-            logits_BC += self.fused.forward(inputs.concat_BX)  # (B, X) -> (B, C)
+        key = ("step", self.config.seed, step)
+        if self.fused is not None and self.fused.takes(len(batch)):
+            logits_BC += self.fused.forward(inputs.concat_BX, key)  # (B, X) -> (B, C)
             losses_B, grad_BC = self._losses(logits_BC, batch)
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
             grad_BX = self.fused.backward(grad_BC)  # (B, C) -> (B, X), and the layers' .grad
             return DenseResult(logits_BC, losses_B, grad_BC, grad_BX, unread)
         standard = all(type(tower) is MLPTower for tower in self.model.towers.values())
-        with seeded(self.model.device, "step", self.config.seed, step, torch_alone=standard):
+        with seeded(self.model.device, *key, torch_alone=standard), self._native_layers():
             return self._autograd_pass(batch, logits_BC, inputs)
+
+    def _native_layers(self) -> AbstractContextManager[None]:
+        """Let towers compute their hidden layers by our kernels, where those are as good."""
+        native = self.model.device.type == "cpu" and self.config.precision != "bf16"
+        return native_layers(self.threads) if native else nullcontext()
 
     def _autograd_pass(self, batch: Batch, logits_BC: Tensor, inputs: DeepInput) -> DenseResult:
         concat_BX = inputs.concat_BX.detach().requires_grad_()
