@@ -14,17 +14,19 @@ ROWS = 5
 N_NUMBERS = 2
 
 
-def make_layout(dims: Mapping[str, int], heads: Mapping[str, slice]) -> DeepLayout:
+def make_layout(
+    dims: Mapping[str, int], heads: Mapping[str, slice], *, n_numbers: int = N_NUMBERS
+) -> DeepLayout:
     columns, column = {}, 0
     for name, dim in dims.items():
         columns[name] = slice(column, column + dim)
         column += dim
-    columns["numbers"] = slice(column, column + N_NUMBERS)
+    numbers = slice(column, column + n_numbers)
     return DeepLayout(
-        width=column + N_NUMBERS,
-        columns=columns,
-        dense=columns["numbers"],
-        dense_columns=tuple(range(N_NUMBERS)),
+        width=numbers.stop,
+        columns={**columns, "numbers": numbers} if n_numbers else columns,
+        dense=numbers,
+        dense_columns=tuple(range(n_numbers)),
         dims=dims,
         sequences=(),
         extra={},
@@ -39,11 +41,12 @@ def make_tower(
     dim: int = 3,
     n_logits: int = 1,
     heads: Mapping[str, slice] | None = None,
+    n_numbers: int = N_NUMBERS,
 ) -> tuple[nn.Module, DeepInput]:
     """Return a tower with random weights, and an input that asks for a gradient."""
     width = config.embedding_dim(n_fields) or dim
     heads = heads or {f"y{c}": slice(c, c + 1) for c in range(n_logits)}
-    layout = make_layout({f"f{i}": width for i in range(n_fields)}, heads)
+    layout = make_layout({f"f{i}": width for i in range(n_fields)}, heads, n_numbers=n_numbers)
     torch.manual_seed(1)
     tower = config.make(layout).double()
     for parameter in tower.parameters():
@@ -62,7 +65,8 @@ def assert_same_function(
     sources = [inputs.concat_BX, *tower.parameters()]
     result = tower(inputs)
     numbers = inputs.dense_BK.shape[1]
-    rows = [expected(row[:-numbers], row[-numbers:]) for row in inputs.concat_BX]
+    columns = inputs.concat_BX.shape[1] - numbers
+    rows = [expected(row[:columns], row[columns:]) for row in inputs.concat_BX]
     torch.testing.assert_close(result, torch.stack(rows))
     weight = torch.randn_like(result)
     found = torch.autograd.grad((result * weight).sum(), sources, retain_graph=True)

@@ -23,17 +23,26 @@ from widedeep.models.tasks import TasksConfig
 # Options that make a tower small, where it has them; further ones by tower.
 SMALL = {"hidden_units": [6, 4]}
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "afn": [{"log_neurons": 5, "beside_units": [3]}],
+    "autoint": [{"layers": 2}],
     "ccpm": [{"kernel_widths": [3, 2], "filters": [2, 2]}],
+    "dcn_mix": [{"experts": 2, "rank": 3}],
     "dcn_v2": [{}, {"rank": 3, "structure": "stacked"}],
     "deep_ffm": [{"dim": 2}],
     "difm": [{"attention_units": 2, "heads": 2}],
+    "din": [{"attention_units": [3]}],
+    "dlrm": [{"bottom_units": [4]}],
+    "fibinet": [{"bilinear": "each"}],
+    "finalmlp": [{"heads": 2, "gate_units": [3]}],
+    "history_pooling": [{"pooling": "attention"}],
+    "masknet": [{"block_units": 3}],
     "mmoe": [{"experts": 2}],
     "nfm": [{"activation": "tanh"}],
     "onn": [{"dim": 2, "activation": "tanh"}],
     "pnn": [{"product": "both"}],
-    "din": [{"attention_units": [3]}],
-    "history_pooling": [{"pooling": "attention"}],
     "tabm": [{"members": 3}],
+    "wukong": [{"fm_vectors": 2, "linear_vectors": 2, "rank": 2, "fm_units": [4]}],
+    "xdeepfm": [{"cin_units": [4, 3]}],
 }
 USER = ("age", "price", "job", "tags", "clicked_ads", "clicked_jobs")
 HISTORY = """

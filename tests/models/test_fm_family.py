@@ -224,17 +224,16 @@ def test_difm(n_logits: int) -> None:
     )
 
     def expected(x: Tensor, numbers: Tensor) -> Tensor:
-        v, attention, rows = x.view(4, D), tower.attention, []
+        v, rows = x.view(4, D), []
+        q, k, value, residual = tower.attention.weight.chunk(4)
         for i in range(4):
             parts = []
             for h in range(heads):
                 own = slice(units * h, units * h + units)
-                query = attention.query.weight[own] @ v[i]
-                scores = [(query @ (attention.key.weight[own] @ v[j])).exp() for j in range(4)]
-                values = [attention.value.weight[own] @ v[j] for j in range(4)]
-                mixed = [s / sum(scores) * value for s, value in zip(scores, values, strict=True)]
+                scores = [((q[own] @ v[i]) @ (k[own] @ v[j])).exp() for j in range(4)]
+                mixed = [scores[j] / sum(scores) * (value[own] @ v[j]) for j in range(4)]
                 parts.append(torch.stack(mixed).sum(0))
-            rows.append(torch.relu(torch.cat(parts) + attention.residual.weight @ v[i]))
+            rows.append(torch.relu(torch.cat(parts) + residual @ v[i]))
         by_vector = tower.by_vector(torch.cat(rows))
         by_bit = tower.by_bit(torch.tanh(tower.hidden.layers[0](x)))
         return factorization(tower, v, by_vector + by_bit)

@@ -11,20 +11,27 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from widedeep.models.afm import AFM
+    from widedeep.models.afn import AFN
+    from widedeep.models.autoint import AutoInt
     from widedeep.models.ccpm import CCPM
     from widedeep.models.config import ModelConfig
     from widedeep.models.dbmtl import DBMTL
-    from widedeep.models.dcn_v2 import DCNv2
+    from widedeep.models.dcn import DCN, DCNMix, DCNv2
     from widedeep.models.deep_fm import DeepFM
     from widedeep.models.difm import DIFM
     from widedeep.models.din import DIN
+    from widedeep.models.dlrm import DLRM
     from widedeep.models.esmm import ESMM
     from widedeep.models.ffm import FFM, DeepFFM
+    from widedeep.models.fibinet import FiBiNET
+    from widedeep.models.finalmlp import FinalMLP
     from widedeep.models.fm import FM
+    from widedeep.models.gdcn import GDCN
     from widedeep.models.heads import Binary, Head, Multiclass, Regression
     from widedeep.models.history_pooling import HistoryPooling
     from widedeep.models.ifm import IFM
     from widedeep.models.lr import LR
+    from widedeep.models.masknet import MaskNet
     from widedeep.models.mlp import MLP
     from widedeep.models.mlr import MLR
     from widedeep.models.mmoe import MMoE
@@ -44,16 +51,22 @@ if TYPE_CHECKING:
         unregister_tower,
     )
     from widedeep.models.wide_deep import WideDeep
+    from widedeep.models.wukong import WuKong
+    from widedeep.models.xdeepfm import XDeepFM
 
 __all__ = [
     "AFM",
+    "AFN",
     "CCPM",
     "DBMTL",
+    "DCN",
     "DIFM",
     "DIN",
+    "DLRM",
     "ESMM",
     "FFM",
     "FM",
+    "GDCN",
     "IFM",
     "LR",
     "MLP",
@@ -62,15 +75,20 @@ __all__ = [
     "ONN",
     "PLE",
     "PNN",
+    "AutoInt",
     "Binary",
+    "DCNMix",
     "DCNv2",
     "DeepFFM",
     "DeepFM",
     "DeepInput",
     "DeepLayout",
+    "FiBiNET",
+    "FinalMLP",
     "Head",
     "HistoryPooling",
     "MMoE",
+    "MaskNet",
     "ModelConfig",
     "Multiclass",
     "Regression",
@@ -79,6 +97,8 @@ __all__ = [
     "TabM",
     "TowerConfig",
     "WideDeep",
+    "WuKong",
+    "XDeepFM",
     "register_tower",
     "registered_towers",
     "unregister_tower",

@@ -186,18 +186,23 @@ class PairSum(nn.Module):
         return products_BD @ self.weight_CD.t()
 
 
-def hadamard_pairs(fields_BFD: Tensor) -> Tensor:
+def hadamard_pairs(left_BFD: Tensor, right_BFD: Tensor | None = None) -> Tensor:
     """Return the elementwise product of each pair of fields, P = F (F - 1) / 2 of them.
 
     Pairs (i, j) with i < j are in the order of ``itertools.combinations``. One field at a time is
     multiplied with all that follow it: copies of both sides would be most of the work.
 
+    Args:
+        left_BFD: The pair's field i; the last field is the first of no pair, and may be left out.
+        right_BFD: The pair's field j; None: the same as ``left_BFD``.
+
     Shape:
         (B, F, D) -> (B, P, D)
     """
-    n_fields = fields_BFD.shape[1]
+    right_BFD = left_BFD if right_BFD is None else right_BFD
+    n_fields = right_BFD.shape[1]
     return torch.cat(
-        [fields_BFD[:, i : i + 1] * fields_BFD[:, i + 1 :] for i in range(n_fields - 1)], dim=1
+        [left_BFD[:, i : i + 1] * right_BFD[:, i + 1 :] for i in range(n_fields - 1)], dim=1
     )
 
 
@@ -275,31 +280,59 @@ class AttentionPooling(nn.Module):
 class FieldAttention(nn.Module):
     """Each field asks all fields: attention of several heads, plus a linear residual, then ReLU.
 
-    Scores are scalar products, not scaled (Song et al. 2019, *AutoInt*, equations 5 to 8).
+    Song et al. 2019, *AutoInt*, equations 5 to 8. Queries, keys, values and the residual are
+    columns of one product.
 
     Args:
         dim: D, the width of the embeddings.
         units: Width of each head.
         heads: Number of heads.
+        scaled: Divide scores by the root of ``units``; the paper's scalar products are not scaled.
 
     Shape:
         (B, F, D) -> (B, F, heads * units)
     """
 
-    def __init__(self, dim: int, units: int, heads: int) -> None:
+    def __init__(self, dim: int, units: int, heads: int, *, scaled: bool = False) -> None:
         super().__init__()
         self.units, self.heads = units, heads
-        self.query = nn.Linear(dim, heads * units, bias=False)
-        self.key = nn.Linear(dim, heads * units, bias=False)
-        self.value = nn.Linear(dim, heads * units, bias=False)
-        self.residual = nn.Linear(dim, heads * units, bias=False)
+        self.scale = units**-0.5 if scaled else 1.0
+        # Rows: queries, keys, values, residual
+        self.weight = nn.Parameter(torch.empty(4 * heads * units, dim))
+        for part in self.weight.detach().chunk(4):
+            nn.init.xavier_uniform_(part)
 
     def forward(self, fields_BFD: Tensor) -> Tensor:
         """Return one vector a field, (B, F, heads * units)."""
-        query, key, value = (
-            layer(fields_BFD).unflatten(2, (self.heads, self.units)).transpose(1, 2)
-            for layer in (self.query, self.key, self.value)
-        )  # (B, heads, F, units) each
-        weights_BHFF = torch.softmax(query @ key.transpose(2, 3), dim=3)
-        mixed = (weights_BHFF @ value).transpose(1, 2).flatten(2)
-        return torch.relu(mixed + self.residual(fields_BFD))
+        projected = nn.functional.linear(fields_BFD, self.weight)
+        *parts, residual = projected.chunk(4, dim=2)
+        shape = (-1, fields_BFD.shape[1], self.heads, self.units)
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)
+        # (B, heads, F, units) each
+        scores_BHFF = query @ key.transpose(2, 3)
+        scores_BHFF = scores_BHFF if self.scale == 1 else self.scale * scores_BHFF
+        mixed = (torch.softmax(scores_BHFF, dim=3) @ value).transpose(1, 2).flatten(2)
+        return torch.relu(mixed + residual)
+
+
+class FieldGates(nn.Module):
+    """A weight for each field, by squeeze and excitation: ``relu(W_2 relu(W_1 mean_d v_i))``.
+
+    Huang et al. 2019, *FiBiNET*, equations 2 and 3.
+
+    Args:
+        n_fields: Number of fields.
+        units: Width of the hidden layer.
+
+    Shape:
+        (B, F, D) -> (B, F)
+    """
+
+    def __init__(self, n_fields: int, units: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(n_fields, units, bias=False)
+        self.excite = nn.Linear(units, n_fields, bias=False)
+
+    def forward(self, fields_BFD: Tensor) -> Tensor:
+        """Return the weights, (B, F)."""
+        return torch.relu(self.excite(torch.relu(self.squeeze(fields_BFD.mean(2)))))

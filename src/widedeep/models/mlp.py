@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -54,11 +55,13 @@ class HiddenConfig(TowerConfig):
         for width in self.hidden_units:
             check_range(owner, "hidden_units", width, width in COUNTS, f"widths: {COUNT} each")
 
-    def hidden_layers(self, in_features: int) -> HiddenLayers:
-        """Return the hidden layers over an input of this width."""
+    def hidden_layers(
+        self, in_features: int, hidden_units: Sequence[int] | None = None
+    ) -> HiddenLayers:
+        """Return hidden layers over an input of this width; None: of the configured widths."""
         return HiddenLayers(
             in_features,
-            self.hidden_units,
+            self.hidden_units if hidden_units is None else hidden_units,
             activation=self.activation,
             dropout=self.dropout,
             batch_norm=self.batch_norm,

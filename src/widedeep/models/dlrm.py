@@ -1,0 +1,81 @@
+"""DLRM: scalar products between embeddings and a vector made of the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.models.blocks import InnerPairs
+from widedeep.models.mlp import HiddenConfig
+from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.options import COUNT, COUNTS, check_range
+
+__all__ = ["DLRM"]
+
+
+class DLRMTower(nn.Module):
+    """Hidden layers over the numbers' vector and the scalar products of all pairs of vectors.
+
+    Shape:
+        DeepInput -> features (B, hidden_units[-1])
+    """
+
+    def __init__(self, layout: DeepLayout, config: DLRM) -> None:
+        super().__init__()
+        numbers = layout.dense.stop - layout.dense.start
+        self.dim = layout.field_dim(config.name, least=1 if numbers else 2)
+        self.bottom = None
+        n_vectors, width = len(layout.fields), 0
+        if numbers:
+            self.bottom = config.hidden_layers(numbers, (*config.bottom_units, self.dim))
+            n_vectors, width = n_vectors + 1, self.dim
+        self.pairs = InnerPairs(n_vectors)
+        self.top = config.hidden_layers(width + n_vectors * (n_vectors - 1) // 2)
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the last layer of the top, (B, hidden_units[-1])."""
+        fields_BFD = inputs.fields_BFD(self.dim)
+        if self.bottom is None:
+            features = self.pairs(fields_BFD)
+        else:
+            numbers_BD = self.bottom(inputs.dense_BK)
+            products_BP = self.pairs(torch.cat([numbers_BD.unsqueeze(1), fields_BFD], dim=1))
+            features = torch.cat([numbers_BD, products_BP], dim=1)
+        hidden_BH: Tensor = self.top(features)
+        return hidden_BH
+
+
+@register_tower
+@dataclass(frozen=True, kw_only=True)
+class DLRM(HiddenConfig):
+    """The deep learning recommendation model (Naumov et al. 2019, *DLRM*).
+
+    Equation: ``MLP([z; <u_i, u_j> for i < j])`` with ``z = MLP(numbers)`` of width D and u = z and
+    all embeddings (its section 2.2). Without numbers there is no z.
+
+    Args:
+        bottom_units: Width of each hidden layer over the numbers but the last, which has D; the
+            paper's for Criteo are (512, 256, 64).
+        hidden_units: Width of each hidden layer of the top, at least one.
+        activation: Activation of all hidden layers, see :class:`MLP`.
+        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
+        batch_norm: Normalise each hidden layer.
+
+    Shape:
+        (B, F, D) and numbers -> (B, hidden_units[-1]); embeddings of one width D
+    """
+
+    name = "dlrm"
+    bottom_units: tuple[int, ...] = (512, 256, 64)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for width in self.bottom_units:
+            owner, allowed = f"tower {self.name!r}", f"widths: {COUNT} each"
+            check_range(owner, "bottom_units", width, width in COUNTS, allowed)
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower."""
+        return DLRMTower(layout, self)

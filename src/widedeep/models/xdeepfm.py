@@ -1,0 +1,139 @@
+"""xDeepFM: a compressed interaction network beside a perceptron."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from widedeep.errors import ConfigError
+from widedeep.models.blocks import ACTIVATIONS, Activation
+from widedeep.models.mlp import HiddenConfig
+from widedeep.models.tower import DeepInput, DeepLayout, register_tower
+from widedeep.options import COUNT, COUNTS, check_range
+
+__all__ = ["XDeepFM"]
+
+MapActivation = Activation | Literal["none"]
+
+
+class CompressedInteraction(nn.Module):
+    """Maps that are weighed sums of products of the last layer's maps with all fields.
+
+    All products of one example and one dimension are a line of a matrix, and all lines meet all
+    weights in one product.
+
+    Args:
+        n_fields: Number of fields.
+        units: Number of maps of each layer.
+        split_half: Pass half of a layer's maps to the next one, and the others to the output;
+            otherwise all go both ways.
+        activation: Activation of the maps, or ``"none"``.
+
+    Shape:
+        (B, F, D) -> (B, maps), summed over dimensions
+    """
+
+    def __init__(
+        self, n_fields: int, units: tuple[int, ...], split_half: bool, activation: MapActivation
+    ) -> None:
+        super().__init__()
+        self.passed: list[int] = []  # maps of each layer that the next one multiplies
+        self.widths: list[int] = []  # maps of each layer in the output
+        layers, n_maps = [], n_fields
+        for index, width in enumerate(units):
+            layers.append(nn.Linear(n_maps * n_fields, width))
+            is_last = index == len(units) - 1
+            n_maps = width // 2 if split_half and not is_last else width
+            self.passed.append(0 if is_last else n_maps)
+            self.widths.append(width - n_maps if split_half and not is_last else width)
+        self.layers = nn.ModuleList(layers)
+        self.act = nn.Identity() if activation == "none" else ACTIVATIONS[activation]()
+
+    @property
+    def out_features(self) -> int:
+        """Number of maps in the output."""
+        return sum(self.widths)
+
+    def forward(self, fields_BFD: Tensor) -> Tensor:
+        """Return the sum of each map, (B, maps)."""
+        fields_BDF = fields_BFD.transpose(1, 2).contiguous()
+        maps_BDH, sums = fields_BDF, []
+        for layer, n_passed, width in zip(self.layers, self.passed, self.widths, strict=True):
+            products_BDHF = maps_BDH.unsqueeze(3) * fields_BDF.unsqueeze(2)
+            maps_BDH = self.act(layer(products_BDHF.flatten(2)))
+            sums.append(maps_BDH[:, :, maps_BDH.shape[2] - width :].sum(1))
+            maps_BDH = maps_BDH[:, :, :n_passed]
+        return torch.cat(sums, dim=1)
+
+
+class XDeepFMTower(nn.Module):
+    """A compressed interaction network beside hidden layers.
+
+    Shape:
+        DeepInput -> features (B, maps + hidden_units[-1])
+    """
+
+    def __init__(self, layout: DeepLayout, config: XDeepFM) -> None:
+        super().__init__()
+        self.dim = layout.field_dim(config.name, least=2)
+        self.cin = CompressedInteraction(
+            len(layout.fields), config.cin_units, config.split_half, config.cin_activation
+        )
+        self.hidden = config.hidden_layers(layout.width) if config.hidden_units else None
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return both parts side by side."""
+        maps_BH: Tensor = self.cin(inputs.fields_BFD(self.dim))
+        if self.hidden is None:
+            return maps_BH
+        return torch.cat([maps_BH, self.hidden(inputs.concat_BX)], dim=1)
+
+
+@register_tower
+@dataclass(frozen=True, kw_only=True)
+class XDeepFM(HiddenConfig):
+    """A compressed interaction network beside a perceptron (Lian et al. 2018, *xDeepFM*).
+
+    Equation: ``X^k_h = act(sum_(i,j) W^(k,h)_ij (X^(k-1)_i * X^0_j) + b^k_h)`` with the fields as
+    X^0, ``p^k_h = sum_d X^k_hd`` (its equations 6 and 7, which have no bias); each layer raises the
+    order by one. The features are [p; MLP(x)]. That half of a layer's maps goes on, the other half
+    to the output, and ReLU, are DeepCTR-Torch's; ``split_half=False`` and
+    ``cin_activation="none"`` are the paper's best, and FuxiCTR's.
+
+    Args:
+        cin_units: Number of maps of each layer.
+        split_half: Pass half of a layer's maps on, and only the others to the output.
+        cin_activation: Activation of the maps, see :class:`MLP`; ``"none"`` for none.
+        hidden_units: Width of each hidden layer; empty for the interactions alone.
+        activation: Activation of the hidden layers, see :class:`MLP`.
+        dropout: Probability to drop a hidden unit, 0 <= dropout < 1.
+        batch_norm: Normalise each hidden layer.
+
+    Shape:
+        (B, F, D) and numbers -> (B, maps + hidden_units[-1]); embeddings of one width D
+    """
+
+    name = "xdeepfm"
+    cin_units: tuple[int, ...] = (128, 128)
+    split_half: bool = True
+    cin_activation: MapActivation = "relu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = f"tower {self.name!r}"
+        if not self.cin_units:
+            raise ConfigError(f"{owner}: got cin_units=[], expected the width of a layer or more")
+        for width in self.cin_units:
+            check_range(owner, "cin_units", width, width in COUNTS, f"widths: {COUNT} each")
+        if self.split_half and 1 in self.cin_units[:-1]:
+            raise ConfigError(
+                f"{owner}: got cin_units={list(self.cin_units)} and split_half, expected at least "
+                "2 maps in each layer but the last: half of them go on; or set split_half=false"
+            )
+
+    def make(self, layout: DeepLayout) -> nn.Module:
+        """Return the tower."""
+        return XDeepFMTower(layout, self)
