@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import widedeep as wd
 from tests.ads import TOML, history_table
@@ -62,13 +64,20 @@ def is_of_tasks(name: str) -> bool:
 
 
 def cases() -> list[Any]:
+# The whole way of these is always gone, of the others by `make test-slow`.
+FAST = ("deep_fm", "dcn_v2", "din", "mmoe")
+
+
+def cases(fast: tuple[str, ...] | None = FAST) -> list[Any]:
     marked = []
     for name, config in registered_towers().items():
         known = {field.name for field in fields(config)}
         small = {key: value for key, value in SMALL.items() if key in known}
         for index, options in enumerate(OPTIONS.get(name, [{}])):
             table = {"name": name, **small, **options}
-            marked.append(pytest.param(table, id=name if index == 0 else f"{name}-{index}"))
+            marks = () if fast is None or (name in fast and not index) else pytest.mark.slow
+            case = name if index == 0 else f"{name}-{index}"
+            marked.append(pytest.param(table, id=case, marks=marks))
     return marked
 
 
@@ -140,3 +149,33 @@ def test_a_tower_goes_the_whole_way(
     assert reported.code == 0, reported.err
     listed = run("inspect", "whole/bundle").out
     assert f"tower {tower['name']}" in listed or tower["name"] == "mlp"
+
+
+@pytest.mark.parametrize("tower", cases(fast=None))
+def test_a_tower_reads_all_of_its_input_and_learns(tower: dict[str, Any]) -> None:
+    """No column of the deep input is left unread in silence, and a step moves every parameter."""
+    table = ads_table(200, 1)
+    spec = wd.FeatureSpec(
+        label="click",
+        features=[*wd.numeric("age", "price"), *wd.categorical("job", "ad", "tags")],
+    )
+    schema = wd.fit_schema(spec, table)
+    model = wd.WideDeep(schema, deep=tower, embedding_dim=4, embedding_std=0.3, seed=1)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer = wd.Trainer(model, batch_size=50, threads=1, progress=False)
+    trainer.fit(table, epochs=2)
+    assert trainer.history[-1]["loss"] < 0.8
+    model.eval()
+    batch = trainer.evaluator.transform(table)
+    inputs = model.gather(batch)
+    leaf = inputs.concat_BX.detach().requires_grad_()
+    dense_BK = leaf[:, model.layout.dense]
+    logits_BC = model.deep_logits(dataclasses.replace(inputs, concat_BX=leaf, dense_BK=dense_BK))
+    assert logits_BC is not None and torch.isfinite(logits_BC).all()
+    (gradient,) = torch.autograd.grad(logits_BC.sum(), leaf)
+    unread = [
+        name for name, span in model.layout.columns.items() if not gradient[:, span].abs().sum()
+    ]
+    assert not unread
+    still = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not still

@@ -20,6 +20,8 @@ class AFMTower(nn.Module):
         DeepInput with ``fields_BFD`` (B, F, D) -> features (B, D)
     """
 
+    reads_numbers = False
+
     def __init__(self, dim: int, config: AFM) -> None:
         super().__init__()
         self.dim = dim

@@ -23,6 +23,7 @@ class DIFMTower(nn.Module):
     """
 
     returns = "logits"
+    reads_numbers = False
 
     def __init__(self, layout: DeepLayout, config: DIFM) -> None:
         super().__init__()

@@ -42,6 +42,7 @@ class FFMTower(nn.Module):
     """
 
     returns = "logits"
+    reads_numbers = False
 
     def __init__(self, n_fields: int, dim: int, n_logits: int) -> None:
         super().__init__()

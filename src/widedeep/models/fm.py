@@ -20,6 +20,7 @@ class FMTower(nn.Module):
     """
 
     returns = "logits"
+    reads_numbers = False
 
     def __init__(self, dim: int, n_logits: int) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class IFMTower(nn.Module):
     """
 
     returns = "logits"
+    reads_numbers = False
 
     def __init__(self, layout: DeepLayout, config: IFM) -> None:
         super().__init__()

@@ -30,6 +30,26 @@ class LRTower(nn.Module):
         return logits_BC
 
 
+class NumbersTower(nn.Module):
+    """A linear term of the numbers, beside towers that read embeddings alone.
+
+    Shape:
+        DeepInput with ``dense_BK`` (B, K) -> logits (B, C)
+    """
+
+    returns = "logits"
+
+    def __init__(self, layout: DeepLayout) -> None:
+        super().__init__()
+        self.output = nn.Linear(layout.numbers, layout.n_logits, bias=False)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        """Return the logits, (B, C)."""
+        logits_BC: Tensor = self.output(inputs.dense_BK)
+        return logits_BC
+
+
 @register_tower
 @dataclass(frozen=True, kw_only=True)
 class LR(TowerConfig):

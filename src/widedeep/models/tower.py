@@ -65,6 +65,11 @@ class DeepLayout:
         return max(stops)
 
     @property
+    def numbers(self) -> int:
+        """K, the number of dense columns."""
+        return int(self.dense.stop - self.dense.start)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Features whose embeddings are the first columns of ``concat_BX``, in order.
 
@@ -380,6 +385,8 @@ class TowerConfig:
         if its attribute ``returns`` is ``"logits"``, what it adds to the logits, (B, C), or, if it
         is ``"members"``, what each of M members adds, (B, M, C): each is trained by its own loss,
         the mean is scored.
+        With ``reads_numbers = False`` it reads embeddings alone: if no tower reads the numbers,
+        they get a linear term, so that none is left out in silence.
 
         Raises:
             ConfigError: If the tower cannot read such an input.

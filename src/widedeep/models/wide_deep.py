@@ -21,6 +21,7 @@ from widedeep.kernels.torch_ops import to_device
 from widedeep.models.blocks import HiddenLayers
 from widedeep.models.config import ModelConfig
 from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
+from widedeep.models.lr import NumbersTower
 from widedeep.models.mlp import MLP, MLPTower
 from widedeep.models.numbers import NumberFields
 from widedeep.models.tower import (
@@ -59,6 +60,7 @@ def make_wide_table(
 _SCHEMA = "schema"  # in a state dict: the schema's fingerprint, as bytes
 JOIN = "join"  # the output layer over joined towers
 NUMBERS = "numbers"  # what turns numbers into fields
+LINEAR = "linear_numbers"  # the terms of numbers that no tower reads
 
 Tower = nn.Module | Callable[[DeepLayout], nn.Module]
 
@@ -234,6 +236,8 @@ class WideDeep(nn.Module):
             self._check_tower(name, towers)
             with seeded(self.device, "tower", name, self.config.seed):
                 towers[name] = tower if isinstance(tower, nn.Module) else tower(self.layout)
+        if towers and self.layout.numbers and not any(map(reads_numbers, towers.values())):
+            towers[LINEAR] = NumbersTower(self.layout)
         self.towers = nn.ModuleDict(towers)
         self._make_outputs(generator)
 
@@ -242,7 +246,7 @@ class WideDeep(nn.Module):
             raise ConfigError(
                 f"got tower {name!r}, but no feature is in the deep part; name some in deep=[...]"
             )
-        if name in (*towers, JOIN, NUMBERS):
+        if name in (*towers, JOIN, NUMBERS, LINEAR):
             raise ConfigError(f"got two towers of the name {name!r}; rename one")
 
     def _make_outputs(self, generator: torch.Generator) -> None:
@@ -534,6 +538,11 @@ class WideDeep(nn.Module):
 def gives_logits(tower: nn.Module) -> bool:
     """Tell whether a tower returns what it adds to the logits, rather than features."""
     return getattr(tower, "returns", "features") in ("logits", "members")
+
+
+def reads_numbers(tower: nn.Module) -> bool:
+    """Tell whether a tower reads the dense numbers, as all do that do not say otherwise."""
+    return bool(getattr(tower, "reads_numbers", True))
 
 
 WideDeep.__signature__ = keyword_signature(WideDeep, ModelConfig)  # type: ignore[attr-defined]
