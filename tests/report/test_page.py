@@ -67,8 +67,8 @@ def test_a_report_prints_its_metrics(published: Path) -> None:
 def test_every_section(html: str) -> None:
     page = read_page(html)
     assert [link[1:] for link in page.links] == [
-        *("gate", "quality", "slices", "training", "wide-part", "embeddings", "inputs"),
-        *("size", "versions", "configuration"),
+        *("gate", "quality", "slices", "importance", "training", "wide-part", "embeddings"),
+        *("inputs", "size", "versions", "configuration"),
     ]
     assert len(html) < 150_000
     body = html.split("</style>")[1].replace(escape(EVIL).replace("_", "_<wbr>"), "")

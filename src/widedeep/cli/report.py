@@ -12,7 +12,7 @@ from typing import Any
 
 from widedeep.bundle import Bundle
 from widedeep.cli.output import print_json, print_metrics, print_next, print_text
-from widedeep.cli.parser import EXIT_OK, positive, threads
+from widedeep.cli.parser import EXIT_OK, positive, threads, whole
 from widedeep.cli.runs import (
     RunDirectory,
     bundle_path_of,
@@ -23,6 +23,7 @@ from widedeep.cli.runs import (
 from widedeep.cli.validate import print_validate
 from widedeep.data.sources import open_source
 from widedeep.errors import ConfigError, DataError
+from widedeep.evaluation.importance import IMPORTANCE_ROWS
 from widedeep.gate.config import GateConfig
 from widedeep.publish.lineage import is_models_directory
 from widedeep.publish.publishing import PublishRecord
@@ -81,6 +82,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="wide weights to show of each sign (default: 12)",
     )
+    parser.add_argument(
+        "--importance-rows",
+        type=whole,
+        default=IMPORTANCE_ROWS,
+        metavar="N",
+        help="rows on which columns are shuffled to see what each is worth; 0 leaves that out "
+        f"(default: {IMPORTANCE_ROWS:,})",
+    )
     parser.add_argument("--threads", type=threads, metavar="N", help="threads (default: all)")
 
 
@@ -95,6 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         slices=_slices(arguments.slices),
         unit=arguments.unit,
         top=arguments.top,
+        importance_rows=arguments.importance_rows,
         threads=arguments.threads or len(os.sched_getaffinity(0)),
     )
     file = report.save(arguments.out or report_path(arguments.model))
@@ -137,6 +147,7 @@ def report_on(
     slices: tuple[str, ...] | None = None,
     unit: str | None = None,
     top: int = 12,
+    importance_rows: int = IMPORTANCE_ROWS,
     threads: int = 1,
 ) -> Report:
     """Report on a run, a bundle, or the version of a folder that serves."""
@@ -160,6 +171,7 @@ def report_on(
             models=models,
             config=GateConfig(slices=slices, unit=unit),
             top=top,
+            importance_rows=importance_rows,
             threads=threads,
         )
 
@@ -202,7 +214,12 @@ def _run_of(bundle: Bundle) -> RunDirectory | None:
 def _record(run: RunDirectory) -> RunRecord:
     history = _read(run.history) or []
     best_step = _kept_step(history, run.read_metrics().get("valid", {}))
-    return RunRecord(history=history, kept_step=best_step, warm_start=_read(run.warm_start))
+    return RunRecord(
+        history=history,
+        kept_step=best_step,
+        warm_start=_read(run.warm_start),
+        attributions=_read(run.attributions) or {},
+    )
 
 
 def _read(path: Path) -> Any | None:

@@ -152,6 +152,7 @@ def _finish(
         overwrite=True,
     )
     directory.write_json(directory.history, trainer.history.rows)
+    _write_attributions(trainer, config, directory)
     run = TrainedRun(
         directory=directory,
         schema=trainer.model.schema,
@@ -173,6 +174,14 @@ def _finish(
         },
     )
     return run
+
+
+def _write_attributions(trainer: Trainer, config: RunConfig, directory: RunDirectory) -> None:
+    """Write how much each feature moves the logits of test, else validation rows, for a report."""
+    directory.attributions.unlink(missing_ok=True)  # they may be of an older model
+    held_out = config.data.test if config.data.test is not None else training_data(config)[1]
+    if held_out is not None:
+        directory.write_json(directory.attributions, trainer.attributions(held_out))
 
 
 # ---- on with new shards -------------------------------------------------------------------------
@@ -313,6 +322,7 @@ class _Exporter:
             for name, data in sets.items():
                 if data is not None:
                     metrics[name] = dict(self._trainer.evaluate(data))
+            _write_attributions(self._trainer, self._config, self._directory)
         except WideDeepError as error:  # a stream outlives files
             self._say(f"not all metrics could be measured anew: {error}")
         return metrics

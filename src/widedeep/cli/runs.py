@@ -59,6 +59,7 @@ class RunDirectory:
         self.history = self.path / "history.json"
         self.metrics = self.path / "metrics.json"
         self.warm_start = self.path / "warm_start.json"
+        self.attributions = self.path / "attributions.json"
         self.bundle = self.path / "bundle"
         self.candidate = self.path / "candidate"
 
@@ -92,7 +93,7 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Delete the files of a run, except for the prepared schema; other files stay."""
-        for file in (self.metrics, self.history, self.config, self.warm_start):
+        for file in (self.metrics, self.history, self.config, self.warm_start, self.attributions):
             file.unlink(missing_ok=True)
         for file in self.path.glob(f"{self.candidate.name}.*"):
             file.unlink()

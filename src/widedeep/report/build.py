@@ -14,8 +14,9 @@ from widedeep._version import __version__
 from widedeep.bundle import Bundle
 from widedeep.bundle.plain_json import plain
 from widedeep.data.sources import Data
-from widedeep.errors import BundleError, SchemaError
+from widedeep.errors import BundleError, DataError, SchemaError
 from widedeep.evaluation.compare import check_comparable
+from widedeep.evaluation.importance import IMPORTANCE_ROWS, permutation_importance
 from widedeep.features.learned import FIRST_KNOWN_ID
 from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
@@ -55,11 +56,14 @@ class RunRecord:
         history: A row of figures for each epoch or evaluation.
         kept_step: The step whose parameters the model has; None: those of the last.
         warm_start: What was taken over from an older model, as ``WarmStart.to_json`` tells it.
+        attributions: By head and feature, how much it moves the logits:
+            ``Trainer.attributions``.
     """
 
     history: Sequence[Mapping[str, Any]] = ()
     kept_step: int | None = None
     warm_start: Mapping[str, Any] | None = None
+    attributions: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -74,6 +78,7 @@ class Report:
         data: ``rows``, ``unit`` and ``inputs`` of the rows it was judged on; None without.
         heads: By head: ``kind``, ``metrics`` by model, ``changes``, ``curve``, ``gain`` and
             ``classes``.
+        importances: By head, how much worse it is when a column is shuffled; empty without data.
         slices: One entry a slice of the data and head.
         run: How it was trained; empty if it is not known.
         verdict: Verdict of the gate on this very bundle; None without one.
@@ -97,6 +102,7 @@ class Report:
     against: Mapping[str, Any] | None
     data: Mapping[str, Any] | None
     heads: Mapping[str, Mapping[str, Any]]
+    importances: Mapping[str, Mapping[str, Any]]
     slices: Sequence[Mapping[str, Any]]
     run: Mapping[str, Any]
     verdict: Mapping[str, Any] | None
@@ -171,6 +177,7 @@ def make_report(
     config: GateConfig | None = None,
     name: str | None = None,
     top: int = 12,
+    importance_rows: int = IMPORTANCE_ROWS,
     threads: int = 1,
 ) -> Report:
     """Report on a model: quality, what it learned, its inputs, its sizes, where it comes from.
@@ -185,6 +192,8 @@ def make_report(
         config: Names the slices, and the unit that is resampled for intervals.
         name: Name of the model; None: name of its folder.
         top: Weights of each sign, at least 1.
+        importance_rows: Rows of the data on which columns are shuffled, see
+            :func:`widedeep.evaluation.importance.permutation_importance`; 0 leaves that out.
         threads: Threads to score with; the report does not depend on it.
 
     Raises:
@@ -231,6 +240,7 @@ def make_report(
         against=None if other is None else _described(other),
         data=None if measured is None else measured.data,
         heads=_exported(model) if measured is None else measured.heads,
+        importances=_importances(model, data, importance_rows, threads, notes),
         slices=() if measured is None else measured.slices,
         run=asdict(run),
         verdict=_verdict(model, identity, versions, notes),
@@ -252,6 +262,20 @@ def make_report(
         notes=notes,
         fit_notes=model.schema.notes,
     )
+
+
+def _importances(
+    model: Bundle, data: Data | None, rows: int, threads: int, notes: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Return what each column is worth to each head; {} where that is not measured."""
+    if data is None or not rows:
+        return {}
+    try:
+        by_head = permutation_importance(model, data, rows=rows, threads=threads)
+    except DataError as error:
+        notes.append(f"What each column is worth was not measured: {error}")
+        return {}
+    return {head: asdict(importance) for head, importance in by_head.items()}
 
 
 def previous_version(

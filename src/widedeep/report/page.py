@@ -19,6 +19,7 @@ from widedeep.page import (
 )
 from widedeep.report.format import bytes_text, figure, moment, rows_text
 from widedeep.report.page_model import (
+    importance_section,
     inputs_section,
     neighbours_section,
     size_section,
@@ -34,6 +35,7 @@ def report_page(report: Mapping[str, Any]) -> str:
     sections = {
         "Gate": _gate(report["verdict"]),
         **quality_sections(report),
+        "Importance": importance_section(report),
         "Training": _training(report["run"]),
         "Wide part": wide_section(report),
         "Embeddings": neighbours_section(report),

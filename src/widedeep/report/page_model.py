@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from widedeep.metrics import find_metric
 from widedeep.page import bar_list, chips, note, pair, subsection, table
-from widedeep.report.format import bytes_text, count_text, percent
+from widedeep.report.format import bytes_text, count_text, figure, percent
 
+_MOST_COLUMNS = 20
 _MOVED = 0.25
 """From this population stability index on, a distribution is taken to be another."""
 
@@ -47,6 +49,60 @@ def _weight_name(one: Mapping[str, Any]) -> str:
     """A cross names its own parts; another value needs its feature."""
     value = str(one["value"])
     return value if " & " in value and "=" in value else f"{one['feature']} = {value}"
+
+
+def importance_section(report: Mapping[str, Any]) -> str:
+    """Return what each column is worth to the model, and how much each feature moves it."""
+    several = len(report["heads"]) > 1
+    blocks = ""
+    for head in report["heads"]:
+        of = f" of {head}" if several else ""
+        importance = report["importances"].get(head)
+        attributions = report["run"].get("attributions", {}).get(head)
+        sides = [
+            _importance(importance, of) if importance else "",
+            _attributions(attributions, of) if attributions else "",
+        ]
+        blocks += pair(*sides) if all(sides) else "".join(sides)
+    return blocks
+
+
+def _importance(importance: Mapping[str, Any], of: str) -> str:
+    described = find_metric(importance["metric"])
+    title = importance["metric"] if described is None else described.label(importance["metric"])
+    rows = [
+        (
+            " + ".join(one["columns"]),
+            float(one["worse"]),
+            f"{one['worse']:+.4f}",
+            f"± {(one['high'] - one['low']) / 2:.4f}",
+        )
+        for one in importance["columns"][:_MOST_COLUMNS]
+    ]
+    omitted = len(importance["columns"]) - len(rows)
+    intro = (
+        f"How much worse {title} ({figure(importance['value'])}) is when a column is shuffled "
+        f"among {importance['rows']:,} rows, for all features that read it; the mean of "
+        f"{importance['repeats']}. ± is half a 95 % interval. Columns that say the same stand in "
+        "for each other, and each looks less important than both are."
+    )
+    more = note(f"{omitted:,} columns of less importance are not shown.") if omitted else ""
+    chart = bar_list(rows, signed=True, headings=("column", "worse by", "interval"))
+    return subsection(f"Permutation importance{of}", note(intro), chart) + more
+
+
+def _attributions(values: Mapping[str, float], of: str) -> str:
+    ordered = sorted(values.items(), key=lambda one: -one[1])
+    rows = [(name, value, f"{value:.4f}") for name, value in ordered[:_MOST_COLUMNS]]
+    omitted = len(ordered) - len(rows)
+    intro = (
+        "How far a feature moves the logit from that of the mean row: integrated gradients of "
+        "the training run's model, absolute values, averaged over held-out rows. What a feature "
+        "moves need not help."
+    )
+    more = note(f"{omitted:,} features that move less are not shown.") if omitted else ""
+    chart = bar_list(rows, headings=("feature", "attribution"))
+    return subsection(f"Attributions{of}", note(intro), chart) + more
 
 
 def neighbours_section(report: Mapping[str, Any]) -> str:
