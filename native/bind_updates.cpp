@@ -102,9 +102,9 @@ std::int64_t bind_ftrl(const Output& weights, const Output& z, const Output& n,
 }
 
 void bind_init(const Output& out_nD, std::uint64_t key, std::int64_t first_row, double scale,
-               int threads) {
+               int threads, bool uniform) {
   const InitRequest request = {matrix_rows("out_nD", out_nD), key, first_row,
-                               static_cast<float>(scale)};
+                               static_cast<float>(scale), uniform};
   const std::int64_t n = length(out_nD);
   const nb::gil_scoped_release release;
   init_rows(request, n, threads);
@@ -125,7 +125,8 @@ void bind_updates(nb::module_& m) {
         nb::kw_only(), "lr"_a, "l1"_a = 0.0, "l2"_a = 0.0, "beta"_a = 0.0, "lr_power"_a = -0.5,
         "shrinkage"_a = 0.0, "grad_scale"_a = 1.0, "rates_U"_a = nb::none(),
         "products_U"_a = nb::none(), "threads"_a = 1);
-  m.def("init_rows", &bind_init, "out_nD"_a, "key"_a, "first_row"_a, "scale"_a, "threads"_a);
+  m.def("init_rows", &bind_init, "out_nD"_a, "key"_a, "first_row"_a, "scale"_a, "threads"_a,
+        "uniform"_a = false);
 }
 
 }  // namespace widedeep

@@ -197,6 +197,16 @@ void init_rows_range(const InitRequest& request, int64_t begin, int64_t end) {
     const uint64_t row =
         mix(request.key + static_cast<uint64_t>(request.first_row + i) * 0x9E3779B97F4A7C15ULL);
     float* out = request.out.data + i * request.out.stride;
+    if (request.uniform) {
+      WIDEDEEP_SIMD
+      for (int64_t d = 0; d < request.out.width; ++d) {
+        const uint64_t bits = mix(row + static_cast<uint64_t>(d) * 0xD1B54A32D192ED03ULL);
+        // An odd integer between -2^24 and 2^24, which float32 holds.
+        out[d] = static_cast<float>(2 * static_cast<int32_t>(bits >> 40) + 1 - (1 << 24)) *
+                 request.scale;
+      }
+      continue;
+    }
     WIDEDEEP_SIMD
     for (int64_t d = 0; d < request.out.width; ++d) {
       const uint64_t bits = mix(row + static_cast<uint64_t>(d) * 0xD1B54A32D192ED03ULL);

@@ -173,6 +173,7 @@ struct InitRequest {
   uint64_t key;
   int64_t first_row;
   float scale;
+  bool uniform = false;  // else nearly normal
 };
 
 void init_rows(const InitRequest& request, int64_t n, int threads);

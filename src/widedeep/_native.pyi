@@ -229,7 +229,14 @@ def ftrl_rows(
     ``rates_U`` are factors of each row's lr; ``products_U`` is filled with sums of g * w (before).
     """
 
-def init_rows(out_nD: _Floats, key: int, first_row: int, scale: float, threads: int) -> None: ...
+def init_rows(
+    out_nD: _Floats,
+    key: int,
+    first_row: int,
+    scale: float,
+    threads: int,
+    uniform: bool = False,
+) -> None: ...
 
 # ---- losses and the tower ------------------------------------------------------------------------
 

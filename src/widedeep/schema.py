@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from widedeep.errors import ConfigError, FeatureError, SchemaError, nearest
 from widedeep.features import Feature, FeatureSpec
+from widedeep.features.embedding import DEFAULT, EmbeddingOptions
 from widedeep.features.kind import Combiner
 from widedeep.features.learned import (
     FIRST_KNOWN_ID,
@@ -66,6 +67,7 @@ class Slot:
             component with the transformed value, or the two cut points beside it.
         is_value: True for a feature that reads a column of categories.
         maxlen: Most ids of a list; None for any number.
+        embedding: How its rows start and are trained.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Slot:
     is_number: bool = False
     is_value: bool = False
     maxlen: int | None = None
+    embedding: EmbeddingOptions = DEFAULT
 
     def wide_combiner(self, combiner: str) -> str:
         """Return how its wide weights are combined where a model says ``combiner``.
@@ -146,6 +149,7 @@ class Schema:
                         is_number=feature.is_weighted_number,
                         is_value=feature.value_input is not None,
                         maxlen=feature.most_values,
+                        embedding=feature.embedding_options,
                     )
                 )
         return tuple(slots)

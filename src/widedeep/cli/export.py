@@ -63,7 +63,7 @@ def export_checkpoint(
     # What a GPU trained is exported anywhere.
     here = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu"))
     try:
-        trainer = make_trainer(checkpoint.schema, here, progress=False)
+        trainer = make_trainer(checkpoint.schema, here, progress=False, restored=True)
     except ConfigError as error:
         raise CheckpointError(
             f"{folder}: its trainer cannot be made from its configuration ({error}); export it "

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from widedeep._version import __version__
 from widedeep.bundle.manifest import MANIFEST
@@ -52,14 +52,17 @@ def make_trainer(
     *,
     checkpoints: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    restored: bool = False,
 ) -> Trainer:
-    """Return a trainer, with its model, as a configuration describes them."""
-    return Trainer(
-        WideDeep(schema, config.model, device=config.train.device),
-        config.train,
-        checkpoints=checkpoints,
-        progress=progress,
-    )
+    """Return a trainer, with its model, as a configuration describes them.
+
+    ``restored``: its weights are to come from a checkpoint, and no pretrained vectors are read.
+    """
+    pretrained: Literal[False] | None = False if restored else None
+    model = WideDeep(schema, config.model, device=config.train.device, pretrained=pretrained)
+    for name, rows in model.pretrained.items() if progress else ():
+        print(f"pretrained {name}: {rows}", file=sys.stderr)
+    return Trainer(model, config.train, checkpoints=checkpoints, progress=progress)
 
 
 def train_run(
@@ -81,9 +84,16 @@ def train_run(
     elif not force:
         directory.check_free()
     schema, inputs = _run_schema(config, directory, resume=resume, progress=progress, warm=warm)
-    trainer = make_trainer(schema, config, checkpoints=directory.checkpoints, progress=progress)
+    goes_on = resume and bool(CheckpointDirectory(directory.checkpoints).steps())
+    trainer = make_trainer(
+        schema,
+        config,
+        checkpoints=directory.checkpoints,
+        progress=progress,
+        restored=goes_on,
+    )
     started_warm = None
-    if warm is not None and not (resume and CheckpointDirectory(directory.checkpoints).steps()):
+    if warm is not None and not goes_on:
         started_warm = trainer.warm_start(warm.path, transfer=warm.transfer, widths=warm.widths)
         if progress:
             print(started_warm, file=sys.stderr)
@@ -237,7 +247,11 @@ def _trainer(config: RunConfig, directory: RunDirectory, progress: bool) -> Trai
     folder = stream or find_checkpoint(directory.path)
     checkpoint = read_checkpoint(folder)
     trainer = make_trainer(
-        checkpoint.schema, config, checkpoints=directory.stream, progress=progress
+        checkpoint.schema,
+        config,
+        checkpoints=directory.stream,
+        progress=progress,
+        restored=True,
     )
     if stream is not None:
         trainer.load_checkpoint(stream)

@@ -7,6 +7,7 @@ learned from it by :func:`widedeep.fit_schema` and live in a :class:`widedeep.Sc
 from widedeep.features.bucketized import Bucketized, bucketized
 from widedeep.features.categorical import Categorical, categorical
 from widedeep.features.crossed import Crossed, crossed
+from widedeep.features.embedding import EmbeddingOptions
 from widedeep.features.id_map import IdMap
 from widedeep.features.kind import (
     BucketEncoding,
@@ -36,6 +37,7 @@ __all__ = [
     "Combiner",
     "CrossEncoding",
     "Crossed",
+    "EmbeddingOptions",
     "Encoding",
     "Feature",
     "FeatureSpec",

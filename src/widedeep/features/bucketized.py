@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, show_value
+from widedeep.features.embedding import EmbeddingOptions, embedding_options
 from widedeep.features.id_map import IdMap, match_buckets
 from widedeep.features.kind import (
     MAX_COLUMNS,
@@ -46,6 +47,8 @@ class Bucketized(Feature):
             rest in buckets of equal mass (after Ke et al. 2017, LightGBM). No bucket holds fewer
             than three rows.
         embedding_dim: Width of the embedding if the feature is placed in the deep part.
+        embedding: How its rows start and are trained: see
+            :class:`widedeep.features.EmbeddingOptions`.
     """
 
     source: str
@@ -53,6 +56,7 @@ class Bucketized(Feature):
     quantiles: int | None = None
     bins: int | None = None
     embedding_dim: int | None = None
+    embedding: EmbeddingOptions | None = None
 
     kind: ClassVar[str] = "bucketized"
     order: ClassVar[int] = 1
@@ -70,6 +74,7 @@ class Bucketized(Feature):
         for option in ("quantiles", "bins"):
             check_at_least(self.name, option, getattr(self, option), 2, MAX_COLUMNS)
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
+        self._set_embedding(self.embedding, by_value=False)
         if self.boundaries is not None:
             check(
                 isinstance(self.boundaries, tuple)
@@ -114,6 +119,7 @@ def bucketized(
     quantiles: int | None = None,
     bins: int | None = None,
     embedding_dim: int | None = None,
+    embedding: EmbeddingOptions | Mapping[str, Any] | None = None,
 ) -> Bucketized:
     """Declare a number cut into buckets.
 
@@ -125,6 +131,8 @@ def bucketized(
         bins: Learn at most this many buckets by value instead, see :class:`Bucketized`; 255 suits
             most columns.
         embedding_dim: Width of the embedding if placed in the deep part.
+        embedding: How its rows start and are trained, as a table of the options of
+            :class:`widedeep.features.EmbeddingOptions`.
 
     Returns:
         The feature.
@@ -148,6 +156,7 @@ def bucketized(
         quantiles=quantiles,
         bins=bins,
         embedding_dim=embedding_dim,
+        embedding=embedding_options(name, embedding),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from widedeep.errors import FeatureError, show_value
+from widedeep.features.embedding import EmbeddingOptions, embedding_options
 from widedeep.features.id_map import IdMap, match_vocabulary, no_ids, same_ids
 from widedeep.features.kind import (
     Combiner,
@@ -75,6 +76,8 @@ class Categorical(Feature):
             the categories of clicked items: lists of other lengths are refused, and a null has a
             place in both, with the id of a missing value. In a sequence that stands alone, as in
             a pooled feature, a null within a list is left out.
+        embedding: How its rows start and are trained: see
+            :class:`widedeep.features.EmbeddingOptions`.
     """
 
     source: str
@@ -94,6 +97,7 @@ class Categorical(Feature):
     maxlen: int | None = None
     keep: Literal["last", "first"] = "last"
     parallel: str | None = None
+    embedding: EmbeddingOptions | None = None
 
     kind: ClassVar[str] = "categorical"
     order: ClassVar[int] = 2
@@ -108,6 +112,7 @@ class Categorical(Feature):
         "num_buckets",
         "oov_buckets",
         "embedding_dim",
+        "embedding",
     )
 
     def __post_init__(self) -> None:
@@ -151,6 +156,14 @@ class Categorical(Feature):
             f"got empty_as_null={show_value(self.empty_as_null)}, expected true or false",
         )
         _check_vocabulary(self.name, self.vocabulary)
+        self._set_embedding(self.embedding)
+        pretrained = self.embedding is not None and self.embedding.pretrained is not None
+        check(
+            not (pretrained and self.hash_buckets),
+            self.name,
+            "got hash_buckets and pretrained embeddings, but several values share a hash bucket; "
+            "learn a vocabulary, or drop pretrained",
+        )
 
     @property
     def vocabulary_key(self) -> str | None:
@@ -338,6 +351,7 @@ def categorical(
     maxlen: int | None = None,
     keep: Literal["last", "first"] = "last",
     parallel: str | None = None,
+    embedding: EmbeddingOptions | Mapping[str, Any] | None = None,
 ) -> list[Categorical]:
     """Declare categorical features, one for each name.
 
@@ -360,6 +374,8 @@ def categorical(
         maxlen: Most values of a list that are read.
         keep: End of a longer list that is read: ``"last"`` or ``"first"``.
         parallel: Another sequence whose events this one describes too.
+        embedding: How its rows start and are trained, as a table of the options of
+            :class:`widedeep.features.EmbeddingOptions`.
 
     Returns:
         A list, to be unpacked into ``features=[...]`` or given as it is.
@@ -392,6 +408,7 @@ def categorical(
             maxlen=maxlen,
             keep=keep,
             parallel=parallel,
+            embedding=embedding_options(name, embedding),
         )
         for name in names
     ]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from widedeep.errors import FeatureError, show_value
+from widedeep.features.embedding import EmbeddingOptions, embedding_options
 from widedeep.features.id_map import (
     IdMap,
     match_values,
@@ -55,6 +56,8 @@ class Crossed(Feature):
         embedding_dim: Width of the embedding if the feature is placed in the deep part.
         combiner: How several combinations become one vector in the deep part.
         max_combinations: A row whose lists make more is refused, in training and serving alike.
+        embedding: How its rows start and are trained: see
+            :class:`widedeep.features.EmbeddingOptions`.
     """
 
     parts: tuple[str, ...]
@@ -64,6 +67,7 @@ class Crossed(Feature):
     embedding_dim: int | None = None
     combiner: Combiner = "mean"
     max_combinations: int = MAX_COMBINATIONS
+    embedding: EmbeddingOptions | None = None
 
     kind: ClassVar[str] = "crossed"
     order: ClassVar[int] = 3
@@ -87,6 +91,7 @@ class Crossed(Feature):
         for option in ("min_count", "max_size", "hash_buckets", "max_combinations"):
             check_at_least(self.name, option, getattr(self, option), 1)
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
+        self._set_embedding(self.embedding, by_value=False)
         check_combiner(self.name, self.combiner)
         check(
             self.combiner is not None,
@@ -197,6 +202,7 @@ def crossed(
     embedding_dim: int | None = None,
     combiner: Combiner = "mean",
     max_combinations: int = MAX_COMBINATIONS,
+    embedding: EmbeddingOptions | Mapping[str, Any] | None = None,
 ) -> Crossed:
     """Declare the cross-product of two or more features.
 
@@ -210,6 +216,8 @@ def crossed(
         combiner: How several combinations become one vector in the deep part.
         max_combinations: Most combinations of one row, where parts are lists: three lists of 40
             values make 64,000. A row of more is refused, in training and serving alike.
+        embedding: How its rows start and are trained, as a table of the options of
+            :class:`widedeep.features.EmbeddingOptions`.
 
     Returns:
         The feature.
@@ -231,4 +239,5 @@ def crossed(
         embedding_dim=embedding_dim,
         combiner=combiner,
         max_combinations=max_combinations,
+        embedding=embedding_options(name or "_x_".join(parts), embedding),
     )

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, nearest, show_value
+from widedeep.features.embedding import DEFAULT, EmbeddingOptions, embedding_options
 from widedeep.features.id_map import (
     IdMap,
     match_buckets,
@@ -456,6 +457,23 @@ class Feature:
         return width
 
     @property
+    def embedding_options(self) -> EmbeddingOptions:
+        """How its rows start and are trained (option ``embedding``)."""
+        options: EmbeddingOptions | None = getattr(self, "embedding", None)
+        return options or DEFAULT
+
+    def _set_embedding(self, value: object, *, by_value: bool = True) -> None:
+        """Keep the option ``embedding``, which may be a table; ids without values have no file."""
+        options = embedding_options(self.name, value)
+        check(
+            by_value or options is None or options.pretrained is None,
+            self.name,
+            f"got pretrained embeddings, which a {self.kind} feature has no values to find by; "
+            "drop pretrained",
+        )
+        object.__setattr__(self, "embedding", options)
+
+    @property
     def unseen_rule(self) -> Literal["id", "drop"]:
         """What becomes of an unseen value (option ``oov``): ``"id"``, or ``"drop"``."""
         rule: Literal["id", "drop"] = getattr(self, "oov", "id")
@@ -553,6 +571,8 @@ class Feature:
                 continue
             # TOML has no null: a combiner of None (keep the sequence) is written as "none".
             options[entry.name] = "none" if value is None else value
+            if isinstance(value, EmbeddingOptions):
+                options[entry.name] = value.to_table()
         return options
 
     @classmethod

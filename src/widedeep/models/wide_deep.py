@@ -7,15 +7,16 @@ import dataclasses
 import itertools
 import os
 import resource
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from widedeep.data.batch import Batch
-from widedeep.errors import ConfigError, SchemaError
+from widedeep.data.pretrained import PretrainedRows, match_rows
+from widedeep.errors import ConfigError, SchemaError, nearest
 from widedeep.kernels.torch_device import seeded
 from widedeep.kernels.torch_ops import to_device
 from widedeep.models.blocks import HiddenLayers
@@ -34,7 +35,7 @@ from widedeep.models.tower import (
     tower_configs,
 )
 from widedeep.options import keyword_signature, with_options
-from widedeep.schema import Schema
+from widedeep.schema import Schema, Slot
 from widedeep.tables.embedding_table import EmbeddingTable
 from widedeep.tables.storage import DeviceBatches, batch_rows
 
@@ -87,6 +88,9 @@ class WideDeep(nn.Module):
             :class:`widedeep.models.DeepLayout`, called with torch's, NumPy's and Python's
             generators started from ``seed``. The standard tower is made if ``hidden_units`` is
             given, or neither ``deep`` nor ``towers`` is.
+        pretrained: Vectors that rows start with, by the name of a feature or shared table: what
+            :func:`widedeep.data.pretrained.read_vectors` takes. They come before the files that
+            features declare. False reads none, for a model whose weights are restored.
         device: Where tables and towers live.
         options: Fields of :class:`widedeep.models.config.ModelConfig` by keyword, such as
             ``hidden_units=[100, 50]`` or ``deep=models.DCNv2(layers=3)``; they come before those of
@@ -115,6 +119,7 @@ class WideDeep(nn.Module):
         *,
         head: HeadChoice = None,
         towers: Mapping[str, Tower] | None = None,
+        pretrained: Mapping[str, object] | Literal[False] | None = None,
         device: str | torch.device = "cpu",
         **options: Any,
     ) -> None:
@@ -143,7 +148,11 @@ class WideDeep(nn.Module):
         self._check_size()
         self.batches = DeviceBatches(self.device)
         self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
-        self.deep_tables = self._make_deep_tables()
+        self.pretrained = {} if pretrained is False else self._read_pretrained(pretrained or {})
+        declared = {slot.table for slot in schema.slots if slot.deep and slot.embedding.frozen}
+        self.declared_frozen = frozenset(declared)
+        self._frozen = self.declared_frozen
+        self.deep_tables, self.frozen_tables = self._make_deep_tables()
         self.numbers = self._make_numbers()
         self._make_towers(configs, towers or {})
         biases = [
@@ -162,7 +171,8 @@ class WideDeep(nn.Module):
         )
         dense = sum(parameter.numel() for parameter in self.parameters())
         wide = self.n_logits * sum(slot.size for slot in self.schema.slots if slot.wide)
-        embeddings = sum(table.weight.numel() for table in self.deep_tables.values())
+        embeddings = sum(table.weight.numel() for table in self.embedding_tables)
+        found = "".join(f"pretrained {name}: {rows}\n" for name, rows in self.pretrained.items())
         return (
             f"WideDeep ({heads}; {self.device})\n"
             f"wide: {len(spec.wide_names)} features, {wide:,} weights\n"
@@ -170,7 +180,7 @@ class WideDeep(nn.Module):
             f"towers {', '.join(self.towers) or 'none'}, hidden units "
             f"{list(self.config.hidden_units or ())}, {dense:,} weights\n"
             f"embeddings: {tables or 'none'}; {embeddings:,} weights\n"
-            f"schema: {self.schema.fingerprint[:12]}"
+            f"{found}schema: {self.schema.fingerprint[:12]}"
         )
 
     def _check_size(self) -> None:
@@ -195,22 +205,87 @@ class WideDeep(nn.Module):
                 "or hash_buckets, or bound vocabularies (min_count, max_size)"
             )
 
-    def _make_deep_tables(self) -> dict[int, EmbeddingTable]:
-        """One fused table a width."""
-        tables: dict[int, EmbeddingTable] = {}
+    def _read_pretrained(self, sources: Mapping[str, object]) -> dict[str, PretrainedRows]:
+        """Match pretrained vectors with the tables' rows, by table."""
+        slots = {slot.name: slot for slot in self.schema.slots if slot.deep}
+        names = {**{slot.table: slot for slot in reversed(slots.values())}, **slots}
+        for name in sources:
+            if name not in names:
+                raise ConfigError(
+                    f"pretrained: got {name!r}, which is no embedded feature; "
+                    f"{nearest(name, names)}"
+                )
+        by_table = {
+            slot.table: slot.embedding.pretrained
+            for slot in slots.values()
+            if slot.embedding.pretrained is not None
+        } | {names[name].table: source for name, source in sources.items()}
+        features = {slot.table: self.schema.spec.by_name[slot.name] for slot in slots.values()}
+        return {
+            table: match_rows(
+                self.schema, features[table], source, self.gathered.dims[features[table].name]
+            )
+            for table, source in by_table.items()
+        }
+
+    def _make_deep_tables(self) -> tuple[dict[int, EmbeddingTable], dict[int, EmbeddingTable]]:
+        """Make a fused table a width of the rows that are trained, and one of the frozen ones."""
+        trained: dict[int, EmbeddingTable] = {}
+        frozen: dict[int, EmbeddingTable] = {}
         dims = self.gathered.dims
         for dim in sorted(set(dims.values())):
             slots = [slot for slot in self.schema.slots if dims.get(slot.name) == dim]
-            tables[dim] = EmbeddingTable(
-                {slot.table: slot.size for slot in slots},
-                {slot.name: slot.table for slot in slots},
-                dim=dim,
-                seed=self.config.seed,
-                std=self.config.embedding_std,
-                device=self.device,
-                batches=self.batches,
-            )
-        return tables
+            for tables, is_frozen in ((trained, False), (frozen, True)):
+                own = [slot for slot in slots if (slot.table in self._frozen) == is_frozen]
+                if own:
+                    tables[dim] = self._make_table(own, dim)
+        return trained, frozen
+
+    def _make_table(self, slots: Sequence[Slot], dim: int) -> EmbeddingTable:
+        names = {slot.table for slot in slots}
+        return EmbeddingTable(
+            {slot.table: slot.size for slot in slots},
+            {slot.name: slot.table for slot in slots},
+            dim=dim,
+            seed=self.config.seed,
+            std=self.config.embedding_std,
+            options={slot.table: slot.embedding for slot in slots if slot.embedding.changes_init},
+            vectors={
+                table: (rows.ids_M, torch.from_numpy(rows.vectors_MD))
+                for table, rows in self.pretrained.items()
+                if table in names
+            },
+            device=self.device,
+            batches=self.batches,
+        )
+
+    def freeze_tables(self, names: Iterable[str]) -> None:
+        """Keep the rows of these tables, and of those declared frozen, apart from trained ones.
+
+        No ids are grouped for them, no gradient is summed and no optimizer state is kept. Trainers
+        that were made before no longer fit the model.
+
+        Args:
+            names: Logical tables; others are trained from now on.
+        """
+        frozen = self.declared_frozen | set(names)
+        if frozen == self._frozen:
+            return
+        before = [table for table in self.embedding_tables if table.is_filled]
+        self._frozen = frozen
+        self.deep_tables, self.frozen_tables = self._make_deep_tables()
+        weights = {name: rows for table in before for name, rows in table.named_weights().items()}
+        for table in self.embedding_tables if weights else ():
+            table.load_weights(weights)
+
+    @property
+    def embedding_tables(self) -> tuple[EmbeddingTable, ...]:
+        """The tables of embeddings, those that are trained first."""
+        return (*self.deep_tables.values(), *self.frozen_tables.values())
+
+    def embedding_table(self, feature: str) -> EmbeddingTable:
+        """Return the table that holds a feature's embeddings."""
+        return next(table for table in self.embedding_tables if feature in table.features)
 
     def _make_numbers(self) -> NumberFields | None:
         """What turns gathered numbers into fields, None where all stay numbers."""
@@ -339,7 +414,7 @@ class WideDeep(nn.Module):
         if out is None:
             out = self.concat_buffer(rows)
         concat = out[:rows, : layout.width]
-        for table in self.deep_tables.values():
+        for table in self.embedding_tables:
             table.gather(batch, self.schema.slots, layout.columns, concat, threads=threads)
         if layout.dense_columns:
             if len(layout.dense_columns) == batch.dense_BK.shape[1]:
@@ -372,7 +447,7 @@ class WideDeep(nn.Module):
         sequences = {}
         for name in self.layout.sequences:
             cells = batch.cells(self.slot_index(name))
-            table = self.deep_tables[self.layout.dims[name]]
+            table = self.embedding_table(name)
             rows = to_device(table.rows(name, cells.ids_N), self.device)
             weights = cells.values_N
             sequences[name] = SequenceInput(
@@ -449,8 +524,9 @@ class WideDeep(nn.Module):
 
     @property
     def tables(self) -> dict[str, EmbeddingTable]:
-        """The wide weights (``"wide"``) and the embeddings by width (``"deep/8"``)."""
+        """The wide weights (``"wide"``), embeddings by width (``"deep/8"``), and frozen ones."""
         tables = {f"deep/{dim}": table for dim, table in self.deep_tables.items()}
+        tables |= {f"frozen/{dim}": table for dim, table in self.frozen_tables.items()}
         return tables if self.wide_table is None else {"wide": self.wide_table, **tables}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -59,6 +60,10 @@ class Adagrad(Optimizer, name="adagrad"):
         check_range(
             "Adagrad", "eps", self.eps, lambda x: x > 0 or (x == 0 and start > 0), "a number > 0"
         )
+
+    def without_decay(self) -> Adagrad:
+        """Return the optimizer with ``l2=0``."""
+        return dataclasses.replace(self, l2=0.0) if self.l2 else self
 
     def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:
         """Fill the accumulator."""

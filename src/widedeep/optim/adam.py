@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,10 @@ class Adam(Optimizer, name="adam"):
         object.__setattr__(self, "betas", tuple(self.betas))  # a list, where it comes from TOML
         for beta in self.betas:
             check_range("Adam", "betas", beta, lambda x: 0 <= x < 1, "two numbers, 0 <= beta < 1")
+
+    def without_decay(self) -> Adam:
+        """Return the optimizer with ``weight_decay=0``."""
+        return dataclasses.replace(self, weight_decay=0.0) if self.weight_decay else self
 
     def update_tensors(
         self,

@@ -98,6 +98,13 @@ class Optimizer(ABC):
         """
         return (self.lr, factor) if self.scales_with_lr else (self.lr * factor, 1.0)
 
+    def without_decay(self) -> Optimizer:
+        """Return the optimizer without the weight decay that it applies once an update.
+
+        For tables that have a penalty of their own (option ``l2`` of a feature's embedding).
+        """
+        return self
+
     def start_state(self, weights: Tensor, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Fill ``state``, which holds zeros, for weights that were not updated yet.
 

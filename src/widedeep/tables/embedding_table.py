@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from widedeep import kernels
 from widedeep.errors import CheckpointError, DataError, SchemaError, nearest
+from widedeep.features.embedding import EmbeddingOptions
 from widedeep.kernels import torch_device
 from widedeep.kernels.torch_ops import TensorBatch, TensorGroups, TensorSlots, to_device
+from widedeep.tables.row_rules import RowRule, limit_norms, with_penalty
 from widedeep.tables.storage import (
     BatchArrays,
     DeviceBatches,
@@ -30,6 +33,8 @@ from widedeep.tables.storage import (
 if TYPE_CHECKING:
     from widedeep.optim import Optimizer
 
+TableVectors = tuple[NDArray[np.int64], Tensor]  # (M,) ids and the (M, D) rows they start with
+_NO_RULE = RowRule()
 _CHUNK_ROWS = 1 << 18  # rows filled or counted at a time, so that temporaries stay small
 
 
@@ -44,6 +49,8 @@ class EmbeddingTable:
         dim: int,
         seed: int = 0,
         std: float = 0.0,
+        options: Mapping[str, EmbeddingOptions] = MappingProxyType({}),
+        vectors: Mapping[str, TableVectors] = MappingProxyType({}),
         device: str | torch.device = "cpu",
         batches: DeviceBatches | None = None,
     ) -> None:
@@ -61,6 +68,9 @@ class EmbeddingTable:
         self.dim = dim
         self.seed = seed
         self.std = std
+        self.options = dict(options)
+        self.rules: dict[str, RowRule] = {}
+        self._vectors = dict(vectors)  # Until rows are filled
         self.device = torch.device(device)
         self._on_device = self.device.type != "cpu"
         self._batches = batches or DeviceBatches(self.device)
@@ -122,9 +132,17 @@ class EmbeddingTable:
         rows: NDArray[np.int64] = ids + self._bases[number]
         return rows
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether the rows are in memory; they are made when they are first asked for."""
+        return self._storage is not None
+
     def _filled(self) -> RowStorage:
         if self._storage is None:
             self._storage = self._new_storage(self.sizes, None)
+            self._vectors.clear()
+            if self.options:
+                self.recount_nonzero()
         return self._storage
 
     def _new_storage(self, sizes: Mapping[str, int], old: RowStorage | None) -> RowStorage:
@@ -148,16 +166,29 @@ class EmbeddingTable:
 
     def _init_rows(self, weight: Tensor, table: str, first: int) -> None:
         """Fill rows ``first``, ... of a logical table; they hold zeros."""
-        if self.std == 0.0:
-            return
+        std, uniform = self._init_of(table)
         threads = torch.get_num_threads()
-        if not self._on_device:
-            kernels.init_rows(weight.numpy(), self.seed, table, first, self.std, threads)
-            return
-        for begin in range(0, len(weight), _CHUNK_ROWS):
+        if std and not self._on_device:
+            kernels.init_rows(
+                weight.numpy(), self.seed, table, first, std, threads, uniform=uniform
+            )
+        for begin in range(0, len(weight), _CHUNK_ROWS) if std and self._on_device else ():
             rows = np.empty((min(_CHUNK_ROWS, len(weight) - begin), self.dim), np.float32)
-            kernels.init_rows(rows, self.seed, table, first + begin, self.std, threads)
+            kernels.init_rows(rows, self.seed, table, first + begin, std, threads, uniform=uniform)
             weight[begin : begin + len(rows)] = torch.from_numpy(rows).to(self.device)
+        if table in self._vectors:
+            ids_M, vectors_MD = self._vectors[table]
+            weight[torch.from_numpy(ids_M).to(self.device)] = vectors_MD.to(self.device)
+
+    def _init_of(self, table: str) -> tuple[float, bool]:
+        """Return the standard deviation of a table's initial rows, and whether it is uniform."""
+        options = self.options.get(table)
+        if options is None or not options.changes_init:
+            return self.std, False
+        if options.init == "xavier":
+            return math.sqrt(2.0 / (1 + self.dim)), True
+        std = self.std if options.init_std is None else options.init_std
+        return (0.0 if options.init == "zeros" else std), options.init == "uniform"
 
     def _start_state(self, storage: RowStorage, first: int, stop: int) -> None:
         if self._optimizer is None or not self._optimizer.state_names:
@@ -392,14 +423,64 @@ class EmbeddingTable:
         weight = self.weight
         count_here = self.std == 0.0 and not optimizer.counts_nonzero
         before = torch.count_nonzero(weight[groups.rows]) if count_here else 0
-        change = optimizer.update_rows(
-            weight, self.state, groups.rows, grads_UD,
-            lr=lr, grad_scale=grad_scale, step=step, threads=threads, rates_U=rates_U,
-            products_U=products_U,
-        )  # fmt: skip
+        numbers: dict[str, Any] = {"grad_scale": grad_scale, "step": step, "threads": threads}
+        if self.rules:
+            change = self._apply_by_table(
+                groups, grads_UD, optimizer, numbers, lr=lr, rates_U=rates_U, products_U=products_U
+            )
+        else:
+            change = optimizer.update_rows(
+                weight, self.state, groups.rows, grads_UD,
+                lr=lr, rates_U=rates_U, products_U=products_U, **numbers,
+            )  # fmt: skip
         if count_here:
             change = torch.count_nonzero(weight[groups.rows]) - before
         self._nonzero = self._nonzero + change
+
+    def _apply_by_table(
+        self,
+        groups: Groups,
+        grads_UD: Tensor,
+        optimizer: Optimizer,
+        numbers: Mapping[str, Any],
+        *,
+        lr: float | None,
+        rates_U: Tensor | None,
+        products_U: Tensor | None,
+    ) -> int | Tensor:
+        """Move the rows of each run of logical tables that have one rule; they lie side by side."""
+        change: int | Tensor = 0
+        weight = self.weight
+        for rule, span in self._runs(groups):
+            rows_U, grads = groups.rows[span], grads_UD[span]
+            if rule.frozen:
+                if products_U is not None:
+                    products_U[span] = 0.0
+                continue
+            if rule.l2 is not None:
+                grads = with_penalty(grads, weight, rows_U, groups.counts[span], rule.l2)
+            table_lr, grad_scale = rule.scaled(optimizer, lr, numbers["grad_scale"])
+            change = change + rule.of(optimizer).update_rows(
+                weight, self.state, rows_U, grads,
+                lr=table_lr,
+                rates_U=None if rates_U is None else rates_U[span],
+                products_U=None if products_U is None else products_U[span],
+                **{**numbers, "grad_scale": grad_scale},
+            )  # fmt: skip
+            if rule.max_norm is not None:
+                limit_norms(weight, rows_U, rule.max_norm)
+        return change
+
+    def _runs(self, groups: Groups) -> Iterator[tuple[RowRule, slice]]:
+        """Yield the spans of a batch's rows that have one rule; empty ones are left out."""
+        starts_T = groups.table_starts[0].tolist()
+        rules = [self.rules.get(name, _NO_RULE) for name in self.sizes]
+        begin = 0
+        for t, rule in enumerate(rules):
+            if t + 1 == len(rules) or rules[t + 1] != rule:
+                if starts_T[t + 1] > starts_T[begin]:
+                    yield rule, slice(starts_T[begin], starts_T[t + 1])
+                begin = t + 1
 
     def grow(self, table: str, size: int) -> None:
         """Make room for more ids of a logical table; the present rows keep their bits."""

@@ -108,6 +108,13 @@ class Groups:
         return len(self.rows)
 
     @property
+    def counts(self) -> Tensor:
+        """How often each of the rows occurs in the batch, (U,)."""
+        if isinstance(self.occurrences, kernels.Groups):
+            return torch.from_numpy(np.diff(self.occurrences.starts_U))
+        return self.occurrences.starts_U.diff()
+
+    @property
     def table_starts(self) -> tuple[NDArray[np.int64], Tensor | None]:
         """First row of each logical table, and their number; the same on the device, if there."""
         if isinstance(self.occurrences, kernels.Groups):

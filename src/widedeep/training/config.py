@@ -118,6 +118,12 @@ class TrainConfig:
             input; at any time those of 6 to 16 row groups are mixed. More take more memory, and
             mix better where row groups are large.
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
+        freeze: Parts that are not trained: patterns of the names that warm starts and checkpoints
+            use, such as ``["table/item", "wide/*", "towers.mlp.*"]``.
+        rates: Factor of the learning rate, > 0, by pattern of such names:
+            ``{ "table/user" = 0.1, "towers.*" = 0.5 }``. The last one that matches holds. Where
+            weights scale with the rate (:class:`widedeep.FTRL`), gradients get the factor, as by a
+            schedule.
         deep: The embeddings' optimizer; None: an Adagrad of their own (see
             :class:`widedeep.Trainer`).
         dense: The hidden layers' optimizer; None: as ``deep``, or :class:`widedeep.Adagrad`.
@@ -142,6 +148,8 @@ class TrainConfig:
     precision: Precision = "fp32"
     device: str = "cpu"
     pool_rows: int = 262_144
+    freeze: list[str] = field(default_factory=list)
+    rates: Mapping[str, float] = field(default_factory=dict)
     wide: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})
     deep: Mapping[str, Any] | None = None
     dense: Mapping[str, Any] | None = None
@@ -169,6 +177,8 @@ class TrainConfig:
         for name in ("grad_scale", "clip_norm"):
             value = getattr(self, name)
             check_range(owner, name, value, value is None or value > 0, "a number > 0")
+        for pattern, factor in self.rates.items():
+            check_range(f"{owner} rates", repr(pattern), factor, 0 < factor < 1e30, "a number > 0")
         import_modules(self.metrics, "metrics")
         self._name_optimizers()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -38,8 +39,13 @@ class DenseUpdate:
         optimizer: DenseOptimizer,
         *,
         clip_norm: float | None = None,
+        rates: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.parameters = dict(parameters)
+        # By factor of the rate, so that those of one factor lie side by side
+        self._factors = {name: rates.get(name, 1.0) for name in parameters}
+        order = list(dict.fromkeys(self._factors.values()))
+        names = sorted(parameters, key=lambda name: order.index(self._factors[name]))
+        self.parameters = {name: parameters[name] for name in names}
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self._ours: Optimizer | None = None
@@ -48,7 +54,8 @@ class DenseUpdate:
         self.state: dict[str, dict[str, Tensor]] = {}
         # By name: the parameter, its address, its gradient's slice of the flat gradients
         self._views: dict[str, tuple[nn.Parameter, int, Tensor]] = {}
-        self._flat: tuple[Tensor, Tensor, dict[str, Tensor]] | None = None
+        # By factor of the rate: the rows of the flat tensors
+        self._spans: list[tuple[float, Tensor, Tensor, dict[str, Tensor]]] = []
         # One of one's own may look at a parameter as a whole, at its norm for one.
         self._update_flat = (
             clip_norm is None
@@ -60,14 +67,18 @@ class DenseUpdate:
             self._ours = optimizer
             self._flatten(optimizer)
         else:
-            torch_optimizer = optimizer(list(self.parameters.values()))
+            torch_optimizer = optimizer(self._torch_groups())
             if not isinstance(torch_optimizer, torch.optim.Optimizer):
                 raise ConfigError(
                     f"got {torch_optimizer!r} from dense=..., expected a torch.optim.Optimizer; "
                     "pass a function of the parameters"
                 )
             self._torch = torch_optimizer
-            self._base_rates = [group["lr"] for group in torch_optimizer.param_groups]
+            factor_of = {id(p): self._factors[name] for name, p in self.parameters.items()}
+            self._base_rates = [
+                group["lr"] * next((factor_of[id(p)] for p in group["params"]), 1.0)
+                for group in torch_optimizer.param_groups
+            ]
 
     @torch.no_grad()
     def _flatten(self, optimizer: Optimizer) -> None:
@@ -77,14 +88,13 @@ class DenseUpdate:
         gradient and state are the same numbers of tensors of that shape, so that one update of
         rows moves all parameters.
         """
-        sizes = [-(-p.numel() // _LINE) * _LINE for p in self.parameters.values()]
-        rows = max(1, -(-sum(sizes) // _WIDTH))
+        starts, spans = self._flat_starts()
+        rows = max(1, sum(span.stop - span.start for _, span in spans))
         like = next(iter(self.parameters.values()), torch.empty(0))
         flat = torch.zeros(rows, _WIDTH, device=like.device)
         grads = torch.zeros_like(flat)
         state = optimizer.initial_state(flat)
-        start = 0
-        for (name, parameter), size in zip(self.parameters.items(), sizes, strict=True):
+        for (name, parameter), start in zip(self.parameters.items(), starts, strict=True):
             numbers, shape = slice(start, start + parameter.numel()), parameter.shape
             view = flat.view(-1)[numbers].view(shape)
             view.copy_(parameter)
@@ -94,8 +104,38 @@ class DenseUpdate:
             self._views[name] = (parameter, parameter.data_ptr(), grad)
             self.state[name] = {k: v.view(-1)[numbers].view(shape) for k, v in state.items()}
             optimizer.start_state(parameter.data, self.state[name])
-            start += size
-        self._flat = (flat, grads, state)
+        self._spans = [
+            (factor, flat[span], grads[span], {k: v[span] for k, v in state.items()})
+            for factor, span in spans
+        ]
+
+    def _flat_starts(self) -> tuple[list[int], list[tuple[float, slice]]]:
+        """Return where each parameter begins in the flat tensors, and the rows of each factor."""
+        starts: list[int] = []
+        spans: list[tuple[float, slice]] = []
+        start = first_row = 0
+        factors = list(self._factors[name] for name in self.parameters)
+        for i, parameter in enumerate(self.parameters.values()):
+            starts.append(start)
+            start += -(-parameter.numel() // _LINE) * _LINE
+            if i + 1 == len(factors) or factors[i + 1] != factors[i]:
+                row = max(1, -(-start // _WIDTH))
+                spans.append((factors[i], slice(first_row, row)))
+                first_row, start = row, row * _WIDTH
+        return starts, spans
+
+    def _torch_groups(self) -> Any:
+        """Return the parameters as a torch optimizer takes them: in groups where rates differ."""
+        if not self.parameters:
+            raise ConfigError(
+                "got dense=... for a model whose dense parameters are all frozen; leave it out"
+            )
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            by_factor.setdefault(self._factors[name], []).append(parameter)
+        if len(by_factor) == 1:
+            return list(self.parameters.values())
+        return [{"params": parameters} for parameters in by_factor.values()]
 
     @property
     def is_ours(self) -> bool:
@@ -115,16 +155,15 @@ class DenseUpdate:
     @torch.no_grad()
     def apply(self, *, scale: float, rate: float, step: int, threads: int = 1) -> None:
         """Move every parameter along its ``.grad`` and clear nothing."""
-        if self._flat is not None and self._ours is not None and self._update_flat:
-            flat, flat_grads, state = self._flat
-            if self._collect():
-                lr, grad_factor = self._ours.apply_schedule(rate)
+        if self._ours is not None and self._update_flat and self._collect():
+            for factor, flat, flat_grads, state in self._spans:
+                lr, grad_factor = self._ours.apply_schedule(rate * factor)
                 self._ours.update_rows(
                     flat, state, None, flat_grads,
                     lr=lr, grad_scale=scale * grad_factor, step=step,
                     threads=threads if flat.numel() >= _LARGE else 1,
                 )  # fmt: skip
-                return
+            return
         parameters = {name: p for name, p in self.parameters.items() if p.grad is not None}
         grads = [p.grad for p in parameters.values() if p.grad is not None]
         if scale != 1.0 and grads and (self._ours is None or self.clip_norm is not None):
@@ -133,8 +172,8 @@ class DenseUpdate:
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(list(parameters.values()), self.clip_norm)
         if self._ours is not None:
-            lr, grad_factor = self._ours.apply_schedule(rate)
             for (name, parameter), grad in zip(parameters.items(), grads, strict=True):
+                lr, grad_factor = self._ours.apply_schedule(rate * self._factors[name])
                 self._ours.update_dense(
                     parameter.detach(), grad, self.state[name], lr=lr,
                     grad_scale=scale * grad_factor, step=step,

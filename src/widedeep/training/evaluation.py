@@ -90,7 +90,7 @@ def bundle_weights(model: WideDeep, sequences: Collection[str] = ()) -> dict[str
     # The standard tower reads no sequence, and others may leave some out.
     read = {*model.layout.columns, *sequences}
     used = {slot.table for slot in model.schema.slots if slot.deep and slot.name in read}
-    for table in model.deep_tables.values():
+    for table in model.embedding_tables:
         named = table.named_weights().items()
         weights.update({f"table/{name}": _array(w) for name, w in named if name in used})
     tower = standard_tower(model)

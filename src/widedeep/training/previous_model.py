@@ -235,9 +235,9 @@ def _from_checkpoint(folder: Path) -> PreviousModel:
     dense: dict[str, dict[str, NDArray[Any]]] = {}
     for key, value in tensors.items():
         group, _, key_in_group = key.partition("/")
-        if group in ("wide", "deep"):
+        if group in ("wide", "deep", "frozen"):
             table, _, slot = key_in_group.rpartition(".")
-            if group == "deep":
+            if group != "wide":
                 table = table.partition("/")[2]
             named = f"wide/{table}" if group == "wide" else f"table/{table}"
             rows.setdefault(named, {})[slot] = value

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from widedeep import kernels
 from widedeep.data.batch import Batch
@@ -27,6 +27,8 @@ from widedeep.tables.storage import Groups
 from widedeep.training.checkpoint import as_arrays
 from widedeep.training.config import TrainConfig
 from widedeep.training.dense import DenseOptimizer, DenseUpdate, fast_mlp
+from widedeep.training.embedding_dropout import EmbeddingDropout
+from widedeep.training.parts import Parts, model_parts
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class Gathered:
     wide_groups: Groups | None
     deep_groups: Mapping[int, Groups]  # By embedding width
     inputs: DeepInput | None
+    factors_BF: Tensor | None = None  # Dropout of whole embeddings: factor by feature
 
 
 @dataclass(slots=True)
@@ -77,16 +80,24 @@ class TrainStep:
         self.config = config or TrainConfig()
         self.threads = threads
         self.wide, self.deep = wide, deep
+        self.parts = model_parts(model, self.config)
+        model.freeze_tables(self.parts.frozen_tables)
+        self.parts.set_rules(model)
+        trained = {n: p for n, p in model.named_parameters() if n not in self.parts.frozen}
         self.dense = DenseUpdate(
-            dict(model.named_parameters()), dense, clip_norm=self.config.clip_norm
+            trained, dense, clip_norm=self.config.clip_norm, rates=self.parts.rates
         )
+        self._frozen_norms = _frozen_norms(model, self.parts)
+        self.dropout = EmbeddingDropout(model, self.config.seed)
         self.feature_rates: FeatureRates | None = None
         if model.wide_table is not None:
             model.wide_table.attach(wide)
             self.feature_rates = _feature_rates(model, model.wide_table, wide)
         for table in model.deep_tables.values():
             table.attach(deep)
-        self.fused = fast_mlp(model, self.config.precision, threads)
+        # The native path moves the statistics of a norm, which are frozen here.
+        frozen_norms = bool(self._frozen_norms)
+        self.fused = None if frozen_norms else fast_mlp(model, self.config.precision, threads)
         self.rollback = RollbackLog()
         self._best_dense: dict[str, NDArray[Any]] = {}
         self._label_columns = list(model.schema.spec.labels.values())
@@ -106,13 +117,13 @@ class TrainStep:
         if not self.is_current:
             self._restart()
         with kernels.spin_wait() if self.model.device.type == "cpu" else nullcontext():
-            gathered = self.group_and_gather(batch)
+            gathered = self.group_and_gather(batch, step=step)
             result = self.dense_pass(batch, gathered, step=step)
             gradients = self.reduce(batch, gathered, result)
             self.apply(gradients, len(batch), rate=rate, step=step)
         return result
 
-    def group_and_gather(self, batch: Batch) -> Gathered:
+    def group_and_gather(self, batch: Batch, *, step: int = 1) -> Gathered:
         """Group duplicate ids and look their rows up."""
         model, slots, threads = self.model, self.model.schema.slots, self.threads
         wide_groups, deep_groups, inputs = None, {}, None
@@ -130,7 +141,11 @@ class TrainStep:
             if self._concat is None or len(self._concat) < len(batch):
                 self._concat = model.concat_buffer(len(batch))
             inputs = model.gather(batch, threads=threads, out=self._concat)  # concat_BX
-        return Gathered(wide_groups, deep_groups, inputs)
+        factors_BF = None
+        if inputs is not None and self.dropout:
+            factors_BF = self.dropout.draw(len(batch), step)
+            self.dropout.scale_inputs(inputs, factors_BF)
+        return Gathered(wide_groups, deep_groups, inputs, factors_BF)
 
     def dense_pass(self, batch: Batch, gathered: Gathered, *, step: int = 1) -> DenseResult:
         """Compute the logits, the losses and every dense gradient (sums over examples)."""
@@ -169,6 +184,8 @@ class TrainStep:
             extra=inputs.extra,
         )
         self.model.zero_grad(set_to_none=True)
+        for norm in self._frozen_norms:
+            norm.eval()  # Its statistics stay
         in_bf16 = torch.autocast(
             concat_BX.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         )
@@ -184,7 +201,7 @@ class TrainStep:
             logits_BC += deep.detach()
             losses_B, grad = self._losses(logits_BC, batch)
             grad_BC = grad
-        deep.backward(grad)  # type: ignore[no-untyped-call]
+        deep.backward(grad, inputs=self._leaves(leaf))  # type: ignore[no-untyped-call]
         return DenseResult(
             logits_BC,
             losses_B,
@@ -192,6 +209,14 @@ class TrainStep:
             _grad_or_zeros(concat_BX),
             {name: _grad_or_zeros(s.values_ND) for name, s in sequences.items()},
         )
+
+    def _leaves(self, inputs: DeepInput) -> list[Tensor] | None:
+        """Return what a backward pass is for: not what is frozen; None: everything."""
+        if len(self.dense.parameters) == sum(1 for _ in self.model.parameters()):
+            return None
+        unpooled = [s.values_ND for s in inputs.sequences.values()]
+        trained = [p for p in self.dense.parameters.values() if p.requires_grad]
+        return [inputs.concat_BX, *unpooled, *trained]
 
     def _losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each example's loss, and the gradient of the weighted sum by the logits."""
@@ -234,6 +259,11 @@ class TrainStep:
         """Sum the examples' gradients by row."""
         model, slots, threads = self.model, self.model.schema.slots, self.threads
         gradients = []
+        if gathered.factors_BF is not None and gathered.inputs is not None:
+            assert result.grad_BX is not None
+            self.dropout.scale(
+                result.grad_BX, result.sequence_grads, gathered.inputs, gathered.factors_BF
+            )
         if model.wide_table is not None and gathered.wide_groups is not None:
             groups = gathered.wide_groups
             grads_UC = model.wide_table.sum_wide(
@@ -287,6 +317,8 @@ class TrainStep:
     def keep_best(self) -> None:
         """Track from now on what :meth:`restore_best` needs; called once, before training."""
         for name, table in self.model.tables.items():
+            if name.startswith("frozen/"):
+                continue
             self.rollback.track(name, {"weight": table.weight, **table.state})
         small = {f"module/{name}": tensor for name, tensor in self.model.dense_state().items()}
         if self.feature_rates is not None:
@@ -313,6 +345,15 @@ class TrainStep:
         if not self.dense.is_ours:
             self.dense.load_tensors(self._best_dense)
         self.model.recount()
+
+
+def _frozen_norms(model: WideDeep, parts: Parts) -> list[nn.Module]:
+    """Return the modules whose buffers, the statistics of a batch norm for one, are frozen."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if any(f"{name}.{key}" in parts.frozen for key, _ in module.named_buffers(recurse=False))
+    ]
 
 
 def _grad_or_zeros(leaf: Tensor) -> Tensor:

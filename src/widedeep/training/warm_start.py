@@ -136,9 +136,9 @@ class _Transfer:
             for name in model.wide_table.sizes:
                 self._wide(model.wide_table, name)
             model.recount()
-        for dim, table in model.deep_tables.items():
+        for table in model.embedding_tables:
             for name in table.sizes:
-                self._embeddings(table, name, dim)
+                self._embeddings(table, name, table.dim)
         self._dense()
         if self._counts_on():
             position = self.state.position
@@ -260,17 +260,23 @@ class _Transfer:
         optimizer = self.optimizers[group]
         views = table.named_state()
         table_state = {
-            slot: views[f"{logical}.{slot}"] for slot in ("weight", *optimizer.state_names)
+            slot: views[f"{logical}.{slot}"]
+            for slot in ("weight", *optimizer.state_names)
+            if f"{logical}.{slot}" in views  # frozen rows have no state
         }
         before, after = self.previous.optimizers.get(group), describe_optimizer(optimizer)
         change = state_change(group, after, before or None, self.scales)
-        copied = [slot for slot in optimizer.state_names if not change and slot in stored]
+        copied = [
+            slot
+            for slot in optimizer.state_names
+            if not change and slot in stored and slot in table_state
+        ]
         for slot in ("weight", *copied):
             _copy_rows(table_state[slot], stored[slot], ids)
         optimizer_state: OptimizerState = "carried" if copied else "fresh"
         if change and before and ids.matched:
             reason = "; ".join(filter(None, (reason, ids.why, f"optimizer: {change}")))
-        if isinstance(optimizer, FTRL):
+        if isinstance(optimizer, FTRL) and "z" in table_state:
             optimizer_state = self._ftrl_state(
                 optimizer, table_state, before, name, optimizer_state, factor
             )
