@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from widedeep.models.afm import AFM
     from widedeep.models.afn import AFN
     from widedeep.models.autoint import AutoInt
+    from widedeep.models.bst import BST
     from widedeep.models.ccpm import CCPM
     from widedeep.models.config import ModelConfig
     from widedeep.models.dbmtl import DBMTL
     from widedeep.models.dcn import DCN, DCNMix, DCNv2
     from widedeep.models.deep_fm import DeepFM
+    from widedeep.models.dien import DIEN
     from widedeep.models.difm import DIFM
     from widedeep.models.din import DIN
     from widedeep.models.dlrm import DLRM
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from widedeep.models.gdcn import GDCN
     from widedeep.models.heads import Binary, Head, Multiclass, Regression
     from widedeep.models.history_pooling import HistoryPooling
+    from widedeep.models.history_transformer import HistoryTransformer
     from widedeep.models.ifm import IFM
     from widedeep.models.lr import LR
     from widedeep.models.masknet import MaskNet
@@ -60,6 +63,9 @@ __all__ = [
     "CCPM",
     "DBMTL",
     "DCN",
+    "BST",
+    "CCPM",
+    "DIEN",
     "DIFM",
     "DIN",
     "DLRM",
@@ -89,6 +95,7 @@ __all__ = [
     "HistoryPooling",
     "MMoE",
     "MaskNet",
+    "HistoryTransformer",
     "ModelConfig",
     "Multiclass",
     "Regression",

@@ -45,9 +45,33 @@ class LocalActivation(nn.Module):
         return weighted_sum(weights_BT, events.keys_BTE)
 
 
+@dataclass(frozen=True, kw_only=True)
+class InterestConfig(TargetConfig):
+    """A tower over interests, with Dice in its hidden layers.
+
+    Args:
+        dice: Dice as the activation of the hidden layers; if not, ``activation``.
+    """
+
+    dice: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(
+            f"tower {self.name!r}", "batch_norm", self.batch_norm,
+            not (self.dice and self.batch_norm), "false with dice = true",
+        )  # fmt: skip
+
+    def output_layers(self, in_features: int) -> nn.Module:
+        """Return the hidden layers over histories and other columns."""
+        if self.dice:
+            return DiceLayers(in_features, self.hidden_units, self.dropout)
+        return self.hidden_layers(in_features)
+
+
 @register_tower
 @dataclass(frozen=True, kw_only=True)
-class DIN(TargetConfig):
+class DIN(InterestConfig):
     """Deep interest network (Zhou et al. 2018): what of a history speaks for this candidate.
 
     Equation: ``v(q) = sum_t a(q, k_t) k_t`` (its equation 2), with ``a`` a perceptron over ``[q,
@@ -73,24 +97,13 @@ class DIN(TargetConfig):
     name = "din"
     attention_units: tuple[int, ...] = (36,)
     softmax: bool = False
-    dice: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner, units = f"tower {self.name!r}", self.attention_units
         in_range = len(units) > 0 and all(width in COUNTS for width in units)
         check_range(owner, "attention_units", units, in_range, f"one or more widths: {COUNT}")
-        check_range(
-            owner, "batch_norm", self.batch_norm, not (self.dice and self.batch_norm),
-            "false with dice = true",
-        )  # fmt: skip
 
     def summary(self, history: History) -> nn.Module:
         """Return what sums up one history."""
         return LocalActivation(history, self)
-
-    def output_layers(self, in_features: int) -> nn.Module:
-        """Return the hidden layers over histories and other columns."""
-        if self.dice:
-            return DiceLayers(in_features, self.hidden_units, self.dropout)
-        return self.hidden_layers(in_features)

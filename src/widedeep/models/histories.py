@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError, nearest
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout
+from widedeep.options import COUNT, COUNTS, check_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,23 @@ def _target(layout: DeepLayout, tower: str, name: str, targets: Mapping[str, str
     return shared[0] if shared else None
 
 
-class Summary(Protocol):
-    """A module from :class:`Events` to (B, out_features)."""
+def required_bound(history: History, tower: str) -> int:
+    """Return the most events of a history whose positions are learned."""
+    if history.maxlen is None:
+        raise ConfigError(
+            f"tower {tower!r}: got the sequence {history.sequences[0]!r} of any length, expected a "
+            "bound, for each position has weights of its own; give the feature one (maxlen=50)"
+        )
+    return history.maxlen
 
-    out_features: int
+
+def check_layers(tower: str, layers: int, heads: int, feed_forward: int | None) -> None:
+    """Refuse options of transformer layers that are outside their range."""
+    owner = f"tower {tower!r}"
+    check_range(owner, "layers", layers, layers in COUNTS, COUNT)
+    check_range(owner, "heads", heads, heads in COUNTS, COUNT)
+    in_range = feed_forward is None or feed_forward in COUNTS
+    check_range(owner, "feed_forward", feed_forward, in_range, COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +222,10 @@ class HistoryTower(nn.Module):
         parts = [inputs.concat_BX]
         for history, summary in zip(self.histories, self.summaries, strict=True):
             parts.append(summary(history.events(inputs)))
-        features = torch.cat(parts, dim=1)
-        return features if self.hidden is None else self.hidden(features)
+        features_BH = torch.cat(parts, dim=1)
+        if self.hidden is not None:
+            features_BH = self.hidden(features_BH)
+        return features_BH
 
 
 def _width(summary: nn.Module) -> int:

@@ -240,21 +240,31 @@ class TransformerLayer(nn.Module):
         return added_BTE
 
 
-class Positions(nn.Module):
-    """A learned vector for how many events an event lies before the last one.
-
-    Counted from the end, so that an event's position does not depend on how long the history is.
+def events_after(mask_BT: Tensor) -> Tensor:
+    """Return how many events come after each place: 0 for the newest one.
 
     Shape:
-        bool (B, T) -> (B, T, E)
+        bool (B, T) -> int64 (B, T)
+    """
+    mask_BT = mask_BT.long()
+    return mask_BT.sum(1, keepdim=True) - mask_BT.cumsum(1)
+
+
+class Positions(nn.Module):
+    """A learned vector for each position.
+
+    Positions are counted from the newest event, so that one that is older for some users is not
+    another event: what a longer history is cut to reads the same.
+
+    Shape:
+        int64 (B, T) -> (B, T, E)
     """
 
-    def __init__(self, maxlen: int, width: int) -> None:
+    def __init__(self, count: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(maxlen, width))
+        self.weight = nn.Parameter(torch.empty(count, width))
         nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, mask_BT: Tensor) -> Tensor:
+    def forward(self, positions_BT: Tensor) -> Tensor:
         """Return the vectors; what stands in padding means nothing."""
-        after_BT = mask_BT.sum(1, keepdim=True) - mask_BT.cumsum(1)  # events after each place
-        return self.weight[after_BT]
+        return self.weight[positions_BT]
