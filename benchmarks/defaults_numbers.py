@@ -1,8 +1,9 @@
-"""How numbers are best given to the model: quantiles, buckets of equal mass, bins by value.
+"""How numbers are best given to the model: quantiles, buckets of equal mass, bins by value, fields.
 
 Trains on four fifths of UCI Adult's train part and judges on the last fifth, for each way to add
-buckets beside the numbers and each embedding width; the best by log loss is then judged once on
-the test part. With `--log`, also one pass over 400,000 rows of `criteo_like.py` (salt 0).
+buckets beside the numbers, or to embed the numbers themselves, and each embedding width; the best
+by log loss is then judged once on the test part. With `--log`, also one pass over 400,000 rows of
+`criteo_like.py` (salt 0).
 
     python benchmarks/defaults_numbers.py [--seeds 3] [--log] [--test]
 
@@ -15,6 +16,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +43,13 @@ class Way:
     wide: bool = False
     deep: bool = False
     width: int = 16
+    embedding: Literal["bins", "piecewise", "periodic"] | None = None
+
+    def numbers(self, names: tuple[str, ...]) -> list[wd.features.Feature]:
+        """Return the numbers themselves: plain, or as fields."""
+        if self.embedding is None:
+            return [*wd.numeric(*names)]
+        return [*wd.numeric(*names, embedding=self.embedding, embedding_dim=self.width)]
 
     def features(self, numbers: tuple[str, ...]) -> list[wd.features.Feature]:
         """Return the buckets of each number."""
@@ -62,7 +71,7 @@ class Way:
         names = [bucket.name for bucket in buckets]
         return wd.FeatureSpec(
             label=label,
-            features=[*wd.numeric(*numbers), *wd.categorical(*categories), *buckets, *crossed],
+            features=[*self.numbers(numbers), *wd.categorical(*categories), *buckets, *crossed],
             wide=[*categories, *(names if self.wide else []), *(cross.name for cross in crossed)],
             deep=[*numbers, *categories, *(names if self.deep else [])],
         )
@@ -77,6 +86,10 @@ def ways() -> Iterator[Way]:
         yield Way(name="+ bins", option="bins", deep=True, width=width)
     for width in (4, 8, 16):
         yield Way(name="+ bins", option="bins", wide=True, deep=True, width=width)
+    for embedding in ("bins", "piecewise", "periodic"):
+        for width in (8, 16):
+            name = f'`embedding="{embedding}"`'
+            yield Way(name=name, embedding=embedding, deep=True, width=width)
 
 
 def train(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class Explanation:
         model: Says what each logit column is.
         wide: The wide terms, in feature order.
         deep: The deep part of each logit column.
+        towers: What each tower adds to the deep part, by name; empty for a single one.
         bias: The bias of each logit column.
         logits: Sums of the three.
         score: Score of :meth:`Bundle.score` for the row, by head.
@@ -63,6 +64,7 @@ class Explanation:
     bias: tuple[float, ...]
     logits: tuple[float, ...]
     score: dict[str, float | tuple[float, ...]]
+    towers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         blocks = []
@@ -79,7 +81,9 @@ class Explanation:
         if further:
             total = sum(weight for _, weight in further)
             rows.append((f"{len(further)} more wide terms", total))
-        rows += [("deep part", self.deep[column]), ("bias", self.bias[column])]
+        rows.append(("deep part", self.deep[column]))
+        rows += [(f"  of it {name}", values[column]) for name, values in self.towers.items()]
+        rows.append(("bias", self.bias[column]))
         rows.append(("logit", self.logits[column]))
         score = self.score[head.name]
         number = score if isinstance(score, float) else score[column - head.start]
@@ -100,6 +104,7 @@ def explain_row(
     weights: Mapping[str, NDArray[np.float32]],
     encode: Callable[[Sequence[Mapping[str, Any]]], Batch],
     deep_C: NDArray[np.float32],
+    shares: Mapping[str, NDArray[np.float32]],
     logits_C: NDArray[np.float32],
     scores: Mapping[str, NDArray[np.float64]],
 ) -> Explanation:
@@ -127,6 +132,7 @@ def explain_row(
         model=model,
         wide=tuple(terms),
         deep=tuple(deep_C.tolist()),
+        towers={name: tuple(share_C.tolist()) for name, share_C in shares.items()},
         bias=tuple(weights["bias"].tolist()),
         logits=tuple(logits_C.tolist()),
         score={head: _plain_score(rows[0]) for head, rows in scores.items()},

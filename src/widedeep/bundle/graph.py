@@ -18,6 +18,7 @@ from widedeep.kernels.score import Scorer
 from widedeep.schema import Schema
 
 _OUTPUT = "logits_BC"
+_SHARE = "share/"
 _SIDES = ("query", "item", "both")
 
 
@@ -49,12 +50,16 @@ class TowerGraph:
                     f"{path}: got the input {entry.name!r} of shape {entry.shape}, expected "
                     f"{offered} with B rows; export the towers with this version of widedeep"
                 )
-        (output,) = session.get_outputs()
-        if output.name != _OUTPUT or output.shape[1:] not in ([n_logits], [None]):
-            raise BundleError(
-                f"{path}: got the output {output.name!r} of shape {output.shape}, expected "
-                f"'{_OUTPUT}' of shape (B, {n_logits})"
-            )
+        outputs = session.get_outputs()
+        self._shares = [entry.name for entry in outputs if entry.name.startswith(_SHARE)]
+        names = [entry.name for entry in outputs]
+        for entry in outputs:
+            is_known = names.count(_OUTPUT) == 1 and entry.name in (_OUTPUT, *self._shares)
+            if not is_known or entry.shape[1:] not in ([n_logits], [None]):
+                raise BundleError(
+                    f"{path}: got the output {entry.name!r} of shape {entry.shape}, expected "
+                    f"'{_OUTPUT}' of shape (B, {n_logits})"
+                )
 
     def _session(self, threads: int) -> Any:
         with self._lock:
@@ -79,6 +84,19 @@ class TowerGraph:
         logits_BC: NDArray[np.float32]
         (logits_BC,) = session.run([_OUTPUT], {name: inputs[name] for name in self._inputs})
         return logits_BC
+
+    def shares(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Return what each of several towers adds to the logits, (B, C) by its name."""
+        if not self._shares:
+            return {}
+        arrays = self._session(1).run(self._shares, {name: inputs[name] for name in self._inputs})
+        names = [name.removeprefix(_SHARE) for name in self._shares]
+        return dict(zip(names, arrays, strict=True))
+
+
+def share_output(tower: str) -> str:
+    """Return the name of a graph's output that is what a tower adds to the logits."""
+    return _SHARE + tower
 
 
 def sequence_shapes(sequence: BundleSequence) -> dict[str, list[int]]:
@@ -151,6 +169,10 @@ class Forward:
                 f"the batch does not fit the model ({error}); encode rows with the bundle's schema"
             ) from error
         return wide_BC, np.zeros_like(wide_BC) if deep_BC is None else deep_BC
+
+    def shares(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
+        """Return what each tower adds to the logits of a few rows, (B, C), if they are several."""
+        return {} if self._graph is None else self._graph.shares(self._graph_inputs(batch, 1))
 
     def _run_graph(self, graph: TowerGraph, batch: Batch, threads: int) -> NDArray[np.float32]:
         floats = sum(s.maxlen * s.width for s, _, _ in self._sequences)

@@ -485,26 +485,35 @@ class WideDeep(nn.Module):
 
     def member_logits(self, inputs: DeepInput) -> Tensor | None:
         """Return the towers' part of the logits, (B, M, C) where a tower has M members."""
+        return add_logits(list(self.tower_logits(inputs).values()))
+
+    @property
+    def shares(self) -> list[str]:
+        """Names of what :meth:`tower_logits` returns where it is several, else none."""
+        names = [n for n, t in self.towers.items() if gives_logits(t) or self.join is None]
+        names += [] if self.join is None else [JOIN]
+        return names if len(names) > 1 else []
+
+    def tower_logits(self, inputs: DeepInput) -> dict[str, Tensor]:
+        """Return what each tower adds to the logits, joined ones as ``"join"``.
+
+        (B, C), or (B, M, C) from a tower of M members.
+        """
         if self.numbers is not None:
             inputs = self.numbers(inputs)
-        parts: list[Tensor] = []
+        parts: dict[str, Tensor] = {}
         joined: list[Tensor] = []
         for name, tower in self.towers.items():
             out: Tensor = tower(inputs)
             if gives_logits(tower):
-                parts.append(out)
+                parts[name] = out
             elif self.join is not None:
                 joined.append(out)
             else:
-                parts.append(self.outputs[name](out))
+                parts[name] = self.outputs[name](out)
         if self.join is not None:
-            parts.append(self.outputs[JOIN](self.join(torch.cat(joined, dim=1))))
-        if any(part.dim() == 3 for part in parts):
-            parts = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts]
-        total = None
-        for logits in parts:
-            total = logits if total is None else total + logits
-        return total
+            parts[JOIN] = self.outputs[JOIN](self.join(torch.cat(joined, dim=1)))
+        return parts
 
     @torch.no_grad()
     def forward(self, batch: Batch, threads: int = 1) -> Tensor:
@@ -609,6 +618,16 @@ class WideDeep(nn.Module):
             )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def add_logits(parts: Sequence[Tensor]) -> Tensor | None:
+    """Return the sum of towers' logits, (B, M, C) where one has M members, None of none."""
+    if any(part.dim() == 3 for part in parts):
+        parts = [part if part.dim() == 3 else part.unsqueeze(1) for part in parts]
+    total = None
+    for logits in parts:
+        total = logits if total is None else total + logits
+    return total
 
 
 def gives_logits(tower: nn.Module) -> bool:

@@ -180,6 +180,9 @@ def explanation_table(explanation: Explanation) -> list[dict[str, Any]]:
                     "wide": terms,
                     "wide_logit": math.fsum(t.weights[column] for t in explanation.wide),
                     "deep_logit": explanation.deep[column],
+                    "tower_logits": {
+                        name: values[column] for name, values in explanation.towers.items()
+                    },
                     "bias": explanation.bias[column],
                     "logit": explanation.logits[column],
                     "score": score if isinstance(score, float) else score[position],

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from widedeep.bundle import Bundle, BundleSequence, write_bundle
 from widedeep.bundle.calibration import Calibration, PriorCorrection, fit_isotonic, fit_platt
-from widedeep.bundle.graph import Forward, sequence_shapes
+from widedeep.bundle.graph import Forward, sequence_shapes, share_output
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
 from widedeep.kernels.score import Scorer
 from widedeep.kernels.torch_ops import Float64Scorer
 from widedeep.models.tower import DeepInput, PaddedSequence
-from widedeep.models.wide_deep import WideDeep
+from widedeep.models.wide_deep import WideDeep, add_logits
 from widedeep.schema import Schema
 from widedeep.training.evaluation import (
     Evaluator,
@@ -258,10 +258,20 @@ class _Towers(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Return the towers' part of the logits, (B, C)."""
-        model, layout = self._model[0], self._model[0].gathered
+        logits_BC = self._model[0].deep_logits(self.deep_input(*tensors))
+        assert logits_BC is not None
+        return logits_BC
+
+    def parts(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """Return what each tower adds to the logits, (B, C) or (B, M, C)."""
+        return self._model[0].tower_logits(self.deep_input(*tensors))
+
+    def deep_input(self, *tensors: Tensor) -> DeepInput:
+        """Return the input of towers that these tensors make."""
+        layout = self._model[0].gathered
         inputs = iter(tensors)
         concat_BX = next(inputs)
-        deep = DeepInput(
+        return DeepInput(
             concat_BX=concat_BX,
             layout=layout.columns,
             dense_BK=concat_BX[:, layout.dense],
@@ -271,9 +281,23 @@ class _Towers(nn.Module):
                 for name in layout.sequences
             },
         )
-        logits_BC = model.deep_logits(deep)
-        assert logits_BC is not None
-        return logits_BC
+
+
+class _TowersAndShares(nn.Module):
+    """The towers' part of the logits, and what each of several towers adds to it."""
+
+    def __init__(self, towers: _Towers, names: Sequence[str]) -> None:
+        super().__init__()
+        self.towers = towers
+        self.names = names  # of the shares, as outputs of a graph
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the sum and the shares, (B, C) each."""
+        parts = list(self.towers.parts(*tensors).values())
+        means = [part if part.dim() == 2 else part.mean(dim=1) for part in parts]
+        total = add_logits(means)
+        assert total is not None
+        return total, *(means if self.names else ())
 
 
 def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
@@ -281,17 +305,18 @@ def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
     names = ", ".join(repr(name) for name in model.towers)
     towers = _Towers(model).eval()
     example = towers.inputs()
+    outputs = ["logits_BC", *map(share_output, model.shares)]
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                towers,
+                _TowersAndShares(towers, outputs[1:]).eval(),
                 tuple(example.values()),
                 buffer,  # type: ignore[arg-type]  # this exporter takes files too
                 input_names=list(example),
-                output_names=["logits_BC"],
-                dynamic_axes={name: {0: "B"} for name in [*example, "logits_BC"]},
+                output_names=outputs,
+                dynamic_axes={name: {0: "B"} for name in [*example, *outputs]},
                 dynamo=False,
             )
     except ImportError as error:

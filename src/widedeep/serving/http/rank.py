@@ -255,6 +255,7 @@ def _explanation_fields(explanation: Explanation) -> dict[str, Any]:
             for term in explanation.wide
         ],
         "deep": explanation.deep,
+        **({"towers": explanation.towers} if explanation.towers else {}),
         "bias": explanation.bias,
         "logits": explanation.logits,
         "score": explanation.score,
