@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "bind_plan.hpp"
+#include "bind_program.hpp"
 #include "bind_rows.hpp"
 #include "bind_score.hpp"
 #include "ranker.hpp"
@@ -244,6 +245,11 @@ class BoundRankScorer {
 
   void lend(RankModel& model) const { model.scorer = &scorer_; }
 
+  void set_program(nb::object program) {
+    scorer_.set_program(&nb::cast<const BoundProgram&>(program).program());
+    program_ = std::move(program);
+  }
+
   void add_wide(const std::string& side, std::int64_t slot, Array<float, 2> weights,
                 const std::string& combiner) {
     expect(size(weights, 1) == scorer_.n_classes(), "expected one column of wide weights a class");
@@ -283,7 +289,7 @@ class BoundRankScorer {
     if (values) batch.csr.values = values->data();
     batch.dense = dense.data();
     Result wide = new_result(batch.csr.n_examples, scorer_.n_classes());
-    Result hidden = new_result(batch.csr.n_examples, scorer_.n_hidden());
+    Result hidden = new_result(batch.csr.n_examples, scorer_.n_hidden(of));
     {
       nb::gil_scoped_release release;
       scorer_.sums(of, batch, threads, wide.data(), hidden.data());
@@ -308,7 +314,7 @@ class BoundRankScorer {
                           n,
                           scorer_.n_slots(of)};
     auto sums =
-        std::make_unique<PartialSums>(encoded.parts, scorer_.n_classes(), scorer_.n_hidden());
+        std::make_unique<PartialSums>(encoded.parts, scorer_.n_classes(), scorer_.n_hidden(of));
     {
       nb::gil_scoped_release release;
       float* const wide = sums->made.data();
@@ -331,10 +337,11 @@ class BoundRankScorer {
     };
     expect(item_hidden.has_value() != item_hidden_bfloat16.has_value(),
            "expected the items' sums in one precision");
-    expect(fits(query_wide, 1, scorer_.n_classes()) && fits(query_hidden, 1, scorer_.n_hidden()) &&
+    expect(fits(query_wide, 1, scorer_.n_classes()) &&
+               fits(query_hidden, 1, scorer_.n_hidden(Side::query)) &&
                fits(item_wide, n_items, scorer_.n_classes()) &&
-               (item_hidden ? fits(*item_hidden, n_items, scorer_.n_hidden())
-                            : fits(*item_hidden_bfloat16, n_items, scorer_.n_hidden())),
+               (item_hidden ? fits(*item_hidden, n_items, scorer_.n_hidden(Side::item))
+                            : fits(*item_hidden_bfloat16, n_items, scorer_.n_hidden(Side::item))),
            "expected sums of this model");
     const RankRequest request = {query_wide.data(),
                                  query_hidden.data(),
@@ -346,8 +353,9 @@ class BoundRankScorer {
                                  view(Side::pair, ids, offsets, rows)};
     Result wide = new_result(rows, scorer_.n_classes());
     std::optional<Result> deep;
-    if (scorer_.has_layers()) {
-      expect(scorer_.layer_inputs() == scorer_.n_classes(), "expected one last unit a class");
+    if (scorer_.has_deep()) {
+      expect(!scorer_.has_layers() || scorer_.layer_inputs() == scorer_.n_classes(),
+             "expected one last unit a class");
       deep = new_result(rows, scorer_.n_classes());
     }
     {
@@ -360,10 +368,12 @@ class BoundRankScorer {
   Result logits(const BoundSides& sides, const PartialSums& query, const PartialSums& items,
                 const Ids& positions, const Array<float, 1>& bias, int threads) const {
     const auto n = static_cast<std::int64_t>(positions.shape(0));
-    for (const PartialSums* side : {&query, &items}) {
-      expect(side->n_classes == scorer_.n_classes() && side->n_hidden == scorer_.n_hidden(),
-             "expected sums of this model");
-    }
+    expect(query.n_classes == scorer_.n_classes() && items.n_classes == scorer_.n_classes() &&
+               query.n_hidden == scorer_.n_hidden(Side::query) &&
+               items.n_hidden == scorer_.n_hidden(Side::item),
+           "expected sums of this model");
+    expect(!scorer_.has_program() || items.hidden != nullptr,
+           "expected the items' values in float32");
     expect(query.hidden != nullptr, "expected the query's sums in float32");
     expect(static_cast<std::int64_t>(bias.shape(0)) == scorer_.n_classes(),
            "expected one bias a class");
@@ -409,6 +419,7 @@ class BoundRankScorer {
 
   RankScorer scorer_;
   std::vector<Array<float, 2>> held_;
+  nb::object program_;
 };
 
 }  // namespace
@@ -418,7 +429,8 @@ RankModel lent_model(nb::handle sides, nb::handle scorer, nb::handle items) {
   nb::cast<const BoundSides&>(sides).lend(model);
   nb::cast<const BoundRankScorer&>(scorer).lend(model);
   const auto& sums = nb::cast<const PartialSums&>(items);
-  expect(sums.n_classes == model.scorer->n_classes() && sums.n_hidden == model.scorer->n_hidden(),
+  expect(sums.n_classes == model.scorer->n_classes() &&
+             sums.n_hidden == model.scorer->n_hidden(Side::item),
          "expected items of this model");
   sums.lend(model);
   return model;
@@ -476,6 +488,7 @@ void bind_ranker(nb::module_& m) {
       .def("add_dense", &BoundRankScorer::add_dense, "side"_a, "column"_a, "width"_a)
       .def("add_layer", &BoundRankScorer::add_layer, "weight"_a, "bias"_a.none(), "activation"_a,
            nb::kw_only(), "bfloat16"_a = false)
+      .def("set_program", &BoundRankScorer::set_program, "program"_a)
       .def("sums", &BoundRankScorer::sums, "side"_a, "ids_N"_a, "offsets_BF"_a, "values_N"_a.none(),
            "dense_BK"_a, nb::kw_only(), "threads"_a)
       .def("sums_of", &BoundRankScorer::sums_of, "side"_a, "rows"_a, nb::kw_only(), "threads"_a)

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind_program.hpp"
 #include "score.hpp"
 
 namespace nb = nanobind;
@@ -62,6 +63,11 @@ class BoundScorer {
                       activation_named(activation));
   }
 
+  void set_program(nb::object program) {
+    scorer_.set_program(&nb::cast<const widedeep::BoundProgram&>(program).program());
+    program_ = std::move(program);
+  }
+
   std::pair<Result, std::optional<Result>> forward(const Ids& ids, const Ids& offsets,
                                                    const Values& values,
                                                    const Array<float, 2>& dense,
@@ -69,8 +75,9 @@ class BoundScorer {
     const widedeep::ScoreBatch batch = view(ids, offsets, values, dense);
     Result wide = new_result(batch.csr.n_examples, scorer_.n_classes());
     std::optional<Result> deep;
-    if (scorer_.has_layers()) {
-      expect(scorer_.layer_inputs() == scorer_.n_classes(), "expected one last unit a class");
+    if (scorer_.has_deep()) {
+      expect(!scorer_.has_layers() || scorer_.layer_inputs() == scorer_.n_classes(),
+             "expected one last unit a class");
       deep = new_result(batch.csr.n_examples, scorer_.n_classes());
     }
     {
@@ -116,6 +123,7 @@ class BoundScorer {
 
   widedeep::Scorer scorer_;
   std::vector<Array<float, 2>> held_;
+  nb::object program_;
 };
 
 }  // namespace
@@ -134,6 +142,7 @@ void bind_score(nb::module_& m) {
       .def("start_item_inputs", &BoundScorer::start_item_inputs)
       .def("add_layer", &BoundScorer::add_layer, nb::arg("weight"), nb::arg("bias").none(),
            nb::arg("activation"))
+      .def("set_program", &BoundScorer::set_program, nb::arg("program"))
       .def("forward", &BoundScorer::forward, nb::arg("ids_N"), nb::arg("offsets_BF"),
            nb::arg("values_N").none(), nb::arg("dense_BK"), nb::kw_only(), nb::arg("threads"))
       .def("concat", &BoundScorer::concat, nb::arg("ids_N"), nb::arg("offsets_BF"),

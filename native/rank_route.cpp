@@ -135,7 +135,7 @@ void RankRoute::compute_logits(RankRoom& room) const {
                    query.dense.data(), scorer.n_dense()};
   if (!query.values.empty()) asked.csr.values = query.values.data();
   const std::int64_t n_classes = scorer.n_classes();
-  room.query_sums.resize(as_size(n_classes + scorer.n_hidden()));
+  room.query_sums.resize(as_size(n_classes + scorer.n_hidden(Side::query)));
   float* const query_wide = room.query_sums.data();
   float* const query_hidden = query_wide + n_classes;
   scorer.sums(Side::query, asked, 1, query_wide, query_hidden);

@@ -73,6 +73,21 @@ void RankScorer::add_first_layer(const LayerWeights& weights, Activation activat
   row_cost_ = weights.outputs * (n_pair + 1);
 }
 
+void RankScorer::set_program(const ScoreProgram* program) {
+  for (const Side side : {Side::query, Side::item, Side::pair}) {
+    if (program->input_size(side) != at(side).n_inputs) {
+      throw std::invalid_argument("got a program of " + text(program->input_size(side)) +
+                                  " inputs of a side, expected " + text(at(side).n_inputs));
+    }
+  }
+  if (program->output_size() != n_classes_) {
+    throw std::invalid_argument("got a program of " + text(program->output_size()) +
+                                " outputs, expected " + text(n_classes_));
+  }
+  program_ = program;
+  row_cost_ = program->pair_cost();
+}
+
 void RankScorer::check(const ScoreBatch& batch, Side side) const {
   const CsrBatch& csr = batch.csr;
   const std::int64_t last = csr.offsets[csr.n_examples * n_slots(side)];
@@ -101,6 +116,31 @@ void RankScorer::hidden_tile(const Part& part, const ScoreBatch& batch, std::int
   rows_of_blocks(out, stride, end - begin, n_hidden_, hidden + begin * n_hidden_);
 }
 
+// In the room of this thread, row after row.
+float* RankScorer::gather_rows(const Part& part, const ScoreBatch& batch, std::int64_t begin,
+                               std::int64_t end) const {
+  const std::int64_t size = round_up((end - begin) * part.n_inputs, kChunk);
+  t_room.reserve(size + part.widest_source);
+  if (part.n_inputs == 0) return t_room.data();
+  const GatherTile gather = {batch,
+                             part.sources.data(),
+                             static_cast<std::int64_t>(part.sources.size()),
+                             t_room.data(),
+                             part.n_inputs,
+                             false,
+                             t_room.data() + size};
+  const std::int64_t fault = WIDEDEEP_DISPATCH(gather_tile)(gather, begin, end);
+  if (fault != kNoFault) throw_fault(fault, batch.csr.n_features);
+  return t_room.data();
+}
+
+void RankScorer::program_tile(const RankRequest& request, std::int64_t begin, std::int64_t end,
+                              float* deep) const {
+  const float* const inputs = gather_rows(at(Side::pair), request.pairs, begin, end);
+  const ProgramRows items = {request.item_hidden, n_hidden(Side::item), request.positions + begin};
+  program_->run_pair(request.query_hidden, items, inputs, end - begin, deep + begin * n_classes_);
+}
+
 void RankScorer::sums(Side side, const ScoreBatch& batch, int threads, float* wide,
                       float* hidden) const {
   check(batch, side);
@@ -109,14 +149,19 @@ void RankScorer::sums(Side side, const ScoreBatch& batch, int threads, float* wi
   const WideRequest request = {batch,  part.wide.data(), side == Side::query ? n_wide : 0,
                                n_wide, n_classes_,       wide};
   const std::int64_t rows = batch.csr.n_examples;
-  const std::int64_t tiles = round_up(rows, kTileRows) / kTileRows;
+  const std::int64_t tile_rows = has_program() ? program_->tile_rows() : kTileRows;
+  const std::int64_t tiles = round_up(rows, tile_rows) / tile_rows;
   parallel_for(tiles, threads, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t tile = first; tile < last; ++tile) {
-      const std::int64_t begin = tile * kTileRows;
-      const std::int64_t end = std::min(begin + kTileRows, rows);
+      const std::int64_t begin = tile * tile_rows;
+      const std::int64_t end = std::min(begin + tile_rows, rows);
       const std::int64_t fault = WIDEDEEP_DISPATCH(wide_rows)(request, begin, end);
       if (fault != kNoFault) throw_fault(fault, batch.csr.n_features);
       if (has_layers()) hidden_tile(part, batch, begin, end, hidden);
+      if (has_program()) {
+        const float* const inputs = gather_rows(part, batch, begin, end);
+        program_->run_side(side, inputs, end - begin, hidden + begin * n_hidden(side));
+      }
     }
   });
 }
@@ -194,7 +239,8 @@ void RankScorer::rank(const RankRequest& request, int threads, float* wide, floa
                                     request.item_wide,
                                     request.positions};
   const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
-  const std::int64_t tile_rows = kTileRows / block_rows * block_rows;
+  const std::int64_t tile_rows =
+      has_program() ? program_->tile_rows() : kTileRows / block_rows * block_rows;
   const std::int64_t blocks = round_up(rows, block_rows) / block_rows;
   const int used = useful_threads(rows, threads);
   parallel_for(blocks, used, [&](std::int64_t first, std::int64_t last, int) {
@@ -202,9 +248,10 @@ void RankScorer::rank(const RankRequest& request, int threads, float* wide, floa
     const std::int64_t end = std::min(last * block_rows, rows);
     const std::int64_t fault = WIDEDEEP_DISPATCH(wide_rows)(wide_request, begin, end);
     if (fault != kNoFault) throw_fault(fault, request.pairs.csr.n_features);
-    if (!has_layers()) return;
+    if (!has_deep()) return;
     for (std::int64_t row = begin; row < end; row += tile_rows) {
-      deep_tile(request, row, std::min(row + tile_rows, end), deep);
+      const std::int64_t stop = std::min(row + tile_rows, end);
+      has_program() ? program_tile(request, row, stop, deep) : deep_tile(request, row, stop, deep);
     }
   });
 }
@@ -214,10 +261,10 @@ void RankScorer::logits(const RankRequest& request, const float* bias, int threa
   thread_local std::vector<float> deep;
   const std::int64_t rows = request.pairs.csr.n_examples;
   const auto size = static_cast<std::size_t>(rows * n_classes_);
-  if (has_layers()) deep.resize(std::max(deep.size(), size));
+  if (has_deep()) deep.resize(std::max(deep.size(), size));
   rank(request, threads, out, deep.data());
   for (std::size_t i = 0; i < size; ++i) {
-    if (has_layers()) out[i] += deep[i];
+    if (has_deep()) out[i] += deep[i];
     out[i] += bias[i % static_cast<std::size_t>(n_classes_)];
   }
 }

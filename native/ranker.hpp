@@ -13,14 +13,12 @@
 
 namespace widedeep {
 
-// Whose a feature is: the query's, the item's, or a cross of both.
-enum class Side : int { query, item, pair };
-
+// "Hidden" is what is kept of a side: its part of the first layer, or its record of a program.
 struct RankRequest {
   const float* query_wide;    // n_classes
-  const float* query_hidden;  // n_hidden
+  const float* query_hidden;  // n_hidden(query)
   const float* item_wide;     // n_classes an item
-  const float* item_hidden;   // n_hidden an item; null where they are bfloat16
+  const float* item_hidden;   // n_hidden(item) an item; null where they are bfloat16
   const std::uint16_t* item_hidden_bfloat16;
   std::int64_t n_items;
   const std::int64_t* positions;  // the item of each candidate
@@ -45,10 +43,14 @@ class RankScorer {
   void add_layer(const float* weight, const float* bias, std::int64_t outputs,
                  Activation activation, Products products = Products::float32);
 
-  // The wide sums (n_classes) and first layer's sums (n_hidden) of queries or of items.
+  // Towers as a program, instead of layers: the inputs of a side are those of its stage. It must
+  // outlive the scorer.
+  void set_program(const ScoreProgram* program);
+
+  // The wide sums (n_classes) and what is kept of the deep part (n_hidden) of queries or of items.
   void sums(Side side, const ScoreBatch& batch, int threads, float* wide, float* hidden) const;
 
-  // The wide part of each candidate, and the deep part if there are layers. Uses fewer threads
+  // The wide part of each candidate, and the deep part if there is one. Uses fewer threads
   // where there is little to do.
   void rank(const RankRequest& request, int threads, float* wide, float* deep) const;
 
@@ -58,9 +60,13 @@ class RankScorer {
   std::int64_t n_slots(Side side) const noexcept { return n_slots_[static_cast<int>(side)]; }
   std::int64_t n_dense() const noexcept { return n_dense_; }
   std::int64_t n_classes() const noexcept { return n_classes_; }
-  // Units of the first layer; 0 if there is none.
-  std::int64_t n_hidden() const noexcept { return n_hidden_; }
+  // Numbers kept of a query or of an item; 0 without a deep part.
+  std::int64_t n_hidden(Side side) const noexcept {
+    return program_ == nullptr ? n_hidden_ : program_->record_size(side);
+  }
+  bool has_program() const noexcept { return program_ != nullptr; }
   bool has_layers() const noexcept { return n_hidden_ > 0; }
+  bool has_deep() const noexcept { return has_layers() || has_program(); }
   std::int64_t layer_inputs() const noexcept;
 
  private:
@@ -80,6 +86,10 @@ class RankScorer {
                    float* hidden) const;
   void deep_tile(const RankRequest& request, std::int64_t begin, std::int64_t end,
                  float* deep) const;
+  float* gather_rows(const Part& part, const ScoreBatch& batch, std::int64_t begin,
+                     std::int64_t end) const;
+  void program_tile(const RankRequest& request, std::int64_t begin, std::int64_t end,
+                    float* deep) const;
   void check(const ScoreBatch& batch, Side side) const;
   int useful_threads(std::int64_t rows, int threads) const;
 
@@ -94,6 +104,7 @@ class RankScorer {
   std::vector<DenseLayer> later_;
   std::int64_t tile_width_ = 0;
   std::int64_t row_cost_ = 0;  // multiply-adds a candidate
+  const ScoreProgram* program_ = nullptr;
 };
 
 }  // namespace widedeep

@@ -75,6 +75,37 @@ void Scorer::deep_tile(const ScoreBatch& batch, std::int64_t begin, std::int64_t
   rows_of_blocks(in, stride, end - begin, n_classes_, deep + begin * n_classes_);
 }
 
+void Scorer::set_program(const ScoreProgram* program) {
+  std::int64_t inputs = 0;
+  for (const Side stage : {Side::query, Side::item, Side::pair}) {
+    inputs += program->input_size(stage);
+  }
+  if (inputs != n_inputs_ || program->output_size() != n_classes_) {
+    throw std::invalid_argument("got a program of " + text(inputs) + " inputs and " +
+                                text(program->output_size()) + " outputs, expected " +
+                                text(n_inputs_) + " and " + text(n_classes_));
+  }
+  program_ = program;
+}
+
+void Scorer::gather_rows(const ScoreBatch& batch, std::int64_t begin, std::int64_t end, float* out,
+                         float* pooled) const {
+  const GatherTile gather = {batch, sources_.data(), static_cast<std::int64_t>(sources_.size()),
+                             out,   n_inputs_,       false,
+                             pooled};
+  const std::int64_t fault = WIDEDEEP_DISPATCH(gather_tile)(gather, begin, end);
+  if (fault != kNoFault) throw_fault(batch.csr, fault);
+}
+
+void Scorer::program_tile(const ScoreBatch& batch, std::int64_t begin, std::int64_t end,
+                          float* deep) const {
+  const std::int64_t size = round_up((end - begin) * n_inputs_, kChunk);
+  t_scratch.reserve(size + widest_source_);
+  float* const inputs = t_scratch.data();
+  gather_rows(batch, begin, end, inputs, inputs + size);
+  program_->run(inputs, end - begin, deep + begin * n_classes_);
+}
+
 void Scorer::check_offsets(const CsrBatch& batch) const {
   const std::int64_t last = batch.offsets[batch.n_examples * n_slots_];
   if (batch.offsets[0] != 0 || last != batch.n_ids) {
@@ -90,29 +121,28 @@ void Scorer::forward(const ScoreBatch& batch, int threads, float* wide, float* d
                                n_classes_,     wide};
   const std::int64_t rows = batch.csr.n_examples;
   const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
-  const std::int64_t tile_rows = kTileRows / block_rows * block_rows;
+  const std::int64_t tile_rows =
+      program_ != nullptr ? program_->tile_rows() : kTileRows / block_rows * block_rows;
   const std::int64_t blocks = round_up(rows, block_rows) / block_rows;
   parallel_for(blocks, threads, [&](std::int64_t first, std::int64_t last, int) {
     const std::int64_t begin = first * block_rows;
     const std::int64_t end = std::min(last * block_rows, rows);
     const std::int64_t fault = WIDEDEEP_DISPATCH(wide_rows)(request, begin, end);
     if (fault != kNoFault) throw_fault(batch.csr, fault);
-    if (layers_.empty()) return;
+    if (!has_deep()) return;
     for (std::int64_t row = begin; row < end; row += tile_rows) {
-      deep_tile(batch, row, std::min(row + tile_rows, end), deep);
+      const std::int64_t stop = std::min(row + tile_rows, end);
+      program_ != nullptr ? program_tile(batch, row, stop, deep)
+                          : deep_tile(batch, row, stop, deep);
     }
   });
 }
 
 void Scorer::concat(const ScoreBatch& batch, int threads, float* out) const {
   check_offsets(batch.csr);
-  const auto n_sources = static_cast<std::int64_t>(sources_.size());
   parallel_for(batch.csr.n_examples, threads, [&](std::int64_t begin, std::int64_t end, int) {
     t_scratch.reserve(widest_source_);
-    const GatherTile gather = {batch,     sources_.data(), n_sources,       out + begin * n_inputs_,
-                               n_inputs_, false,           t_scratch.data()};
-    const std::int64_t fault = WIDEDEEP_DISPATCH(gather_tile)(gather, begin, end);
-    if (fault != kNoFault) throw_fault(batch.csr, fault);
+    gather_rows(batch, begin, end, out + begin * n_inputs_, t_scratch.data());
   });
 }
 

@@ -16,6 +16,7 @@
 
 #include "score_isa.hpp"
 #include "score_layers.hpp"
+#include "score_program.hpp"
 
 namespace widedeep {
 
@@ -47,7 +48,11 @@ class Scorer {
   void add_layer(const float* weight, const float* bias, std::int64_t outputs,
                  Activation activation);
 
-  // Writes the wide part, and the deep part if there are layers, each (rows, n_classes).
+  // Towers as a program over the inputs, instead of layers: the inputs added are those of its
+  // stages, one after the other. It must outlive the scorer.
+  void set_program(const ScoreProgram* program);
+
+  // Writes the wide part, and the deep part if there is one, each (rows, n_classes).
   void forward(const ScoreBatch& batch, int threads, float* wide, float* deep) const;
 
   // Writes the inputs of the deep part, (rows, n_inputs()).
@@ -58,6 +63,7 @@ class Scorer {
   std::int64_t n_classes() const noexcept { return n_classes_; }
   std::int64_t n_inputs() const noexcept { return n_inputs_; }
   bool has_layers() const noexcept { return !layers_.empty(); }
+  bool has_deep() const noexcept { return has_layers() || program_ != nullptr; }
   // Inputs of the next layer to add; once all are there, units of the last one.
   std::int64_t layer_inputs() const noexcept {
     return layers_.empty() ? n_inputs_ : layers_.back().outputs();
@@ -66,6 +72,10 @@ class Scorer {
  private:
   void add_source(DeepSource source);
   void deep_tile(const ScoreBatch& batch, std::int64_t begin, std::int64_t end, float* deep) const;
+  void program_tile(const ScoreBatch& batch, std::int64_t begin, std::int64_t end,
+                    float* deep) const;
+  void gather_rows(const ScoreBatch& batch, std::int64_t begin, std::int64_t end, float* out,
+                   float* pooled) const;
   void check_offsets(const CsrBatch& batch) const;
 
   std::int64_t n_slots_;
@@ -79,6 +89,7 @@ class Scorer {
   std::vector<SlotTable> wide_slots_;
   std::vector<DeepSource> sources_;
   std::vector<DenseLayer> layers_;
+  const ScoreProgram* program_ = nullptr;
 };
 
 }  // namespace widedeep

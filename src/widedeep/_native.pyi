@@ -469,6 +469,7 @@ class Scorer:
     def add_dense(self, column: int, width: int) -> None: ...
     def start_item_inputs(self) -> None: ...
     def add_layer(self, weight: _Floats, bias: _Floats | None, activation: str) -> None: ...
+    def set_program(self, program: ScoreProgram) -> None: ...
     def forward(
         self,
         ids_N: _Ints,
@@ -561,6 +562,42 @@ class ItemIds:
     def find(self, ids: list[object]) -> tuple[_Ints, bool]:
         """Return the place of each id, -1 for what is not there, and whether all are there."""
 
+class ScoreProgram:
+    """Towers as operations over values of fixed size a row; see widedeep.bundle.program.
+
+    Values are numbered: the inputs of the three stages, then whatever is added.
+    """
+
+    def __init__(self, input_sizes: Sequence[int]) -> None: ...
+    def add_constant(self, values: _Floats) -> int: ...
+    def add_map(
+        self,
+        stage: int,
+        function: str,
+        dims: Sequence[int],
+        inputs: Sequence[tuple[int, int, Sequence[int]]],
+        first: float = 0.0,
+        second: float = 0.0,
+    ) -> int: ...
+    def add_reduce(
+        self, stage: int, function: str, dims: Sequence[int], input: tuple[int, int, Sequence[int]]
+    ) -> int: ...
+    def add_top(
+        self, stage: int, count: int, dims: Sequence[int], input: tuple[int, int, Sequence[int]]
+    ) -> int: ...
+    def add_matmul(
+        self,
+        stage: int,
+        dims: Sequence[int],
+        left: tuple[int, int, Sequence[int]],
+        right: tuple[int, int, Sequence[int]],
+    ) -> int: ...
+    def add_linear(
+        self, stage: int, input: int, weight: _Floats, bias: _Floats | None, activation: str
+    ) -> int: ...
+    def add_gather(self, stage: int, segments: Sequence[tuple[int, int, int]]) -> int: ...
+    def finish(self, output: int) -> None: ...
+
 class RankScorer:
     """Computes logits of candidates from sums kept of the query and of the items.
 
@@ -576,6 +613,7 @@ class RankScorer:
     def add_layer(
         self, weight: _Floats, bias: _Floats | None, activation: str, *, bfloat16: bool = False
     ) -> None: ...
+    def set_program(self, program: ScoreProgram) -> None: ...
     def sums(
         self,
         side: str,

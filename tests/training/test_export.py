@@ -65,15 +65,15 @@ def made(schema: Schema, **options: Any) -> wd.WideDeep:
             "native",
         ),
         ({"hidden_units": []}, "native"),
-        ({"towers": {"squares": Squares}}, "onnx"),
-        ({"towers": {"mlp": Squares}}, "onnx"),
-        ({"towers": {"squares": Squares}, "hidden_units": [8], "batch_norm": True}, "onnx"),
+        ({"towers": {"squares": Squares}}, "graph"),
+        ({"towers": {"mlp": Squares}}, "graph"),
+        ({"towers": {"squares": Squares}, "hidden_units": [8], "batch_norm": True}, "graph"),
     ],
 )
 def test_bundles_score_as_their_trainer_predicts(
     tmp_path: Path, options: dict[str, Any], engine: str
 ) -> None:
-    extra = ("price",) if engine == "onnx" else ()
+    extra = ("price",) if engine == "graph" else ()
     trainer = wd.Trainer(made(models.schema(extra=extra), **options))
     bundle = trainer.export(tmp_path / "b", metrics={"auc": 0.5}, warmup=ROWS[:3])
     assert bundle.manifest.engine == engine

@@ -64,6 +64,7 @@ class Bundle:
         calibration: By head.
         warmup: Rows to score before the first request, with the scores they had at export.
         weights: By name, as :func:`widedeep.bundle.write_bundle` takes them; mapped, not copied.
+        program: The towers as native operations, for bundles of the engine ``"graph"``.
 
     Example:
         >>> import widedeep as wd
@@ -97,7 +98,9 @@ class Bundle:
         self._misspelt: dict[str, str] = {}
         self._encoder = Transform(self.schema)
         graph = None if manifest.engine != "onnx" else self._read_graph()
-        self._forward = Forward(self.schema, self.model, self.weights, graph)
+        program = contents.program
+        self.program = None if program is None else program.native(self.weights)
+        self._forward = Forward(self.schema, self.model, self.weights, graph, program=self.program)
 
     def _read_graph(self) -> TowerGraph:
         layout = self.schema.dense_layout
@@ -338,8 +341,9 @@ class Bundle:
 
     def __repr__(self) -> str:
         heads = ", ".join(f"{head.name} {head.kind}".strip() for head in self.model.heads)
-        towers = "towers of its own" if self.manifest.engine == "onnx" else "no deep part"
-        if self.manifest.engine == "native" and self.model.deep:
+        native = self.manifest.engine == "native"
+        towers = "no deep part" if native else "towers of its own"
+        if native and self.model.deep:
             towers = f"hidden units {list(self.model.hidden_units)}, {self.model.activation}"
         size = sum(entry.size for entry in self.manifest.files.values())
         metrics = ", ".join(

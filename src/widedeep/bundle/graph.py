@@ -1,4 +1,4 @@
-"""From batches to logits: native layers, or towers exported to ONNX and run by ONNX Runtime."""
+"""From batches to logits: native layers, native programs, or towers run by ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from widedeep.bundle.layout import BundleModel, BundleSequence, DeepColumn
 from widedeep.data.batch import Batch, Cells
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features.spec import feature_side
-from widedeep.kernels.score import Scorer
+from widedeep.kernels.score import ScoreProgram, Scorer
 from widedeep.schema import Schema
 
 _OUTPUT = "logits_BC"
@@ -132,6 +132,7 @@ class Forward:
         weights: Mapping[str, NDArray[np.float32]],
         graph: TowerGraph | None = None,
         new_scorer: Callable[[int, int, int], Scorer] = Scorer,
+        program: ScoreProgram | None = None,
     ) -> None:
         self._graph = graph
         self._bias_C = weights["bias"]
@@ -150,7 +151,11 @@ class Forward:
         def add(columns: Iterable[DeepColumn]) -> None:
             add_inputs(scorer.add_dense, scorer.add_embedding, schema, columns, weights, slots)
 
-        if graph is not None:
+        if program is not None:
+            for columns in stage_columns(schema, model):
+                add(columns)
+            scorer.set_program(program)
+        elif graph is not None:
             add(model.deep)
         elif model.deep:
             _add_tower(scorer, add, schema, model, weights)
@@ -304,6 +309,20 @@ def tower_layers(
     weight_HX, bias_H, activation = layers[0]
     layers[0] = np.ascontiguousarray(weight_HX[:, inputs]), bias_H, activation
     return layers
+
+
+def stage_columns(schema: Schema, model: BundleModel) -> list[list[DeepColumn]]:
+    """Return the columns of the query's, the item's and the pair's inputs of a program.
+
+    Extra dense tensors follow the columns of the deep input.
+    """
+    columns, start = list(model.deep), model.width
+    for name in schema.spec.extra:
+        own = schema.dense_layout[name]
+        stop = start + own.stop - own.start
+        columns.append(DeepColumn(name=name, source="dense", start=start, stop=stop))
+        start = stop
+    return [[c for c in columns if feature_side(schema.spec, c.name) == s] for s in _SIDES]
 
 
 def _query_first(schema: Schema, names: Iterable[str]) -> list[str]:

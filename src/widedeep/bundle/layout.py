@@ -14,6 +14,7 @@ from widedeep.bundle.calibration import Calibration, calibration_from_json, cali
 from widedeep.bundle.formula import Formula
 from widedeep.bundle.manifest import Engine, Manifest
 from widedeep.bundle.plain_json import read_json, write_json
+from widedeep.bundle.program import Program
 from widedeep.errors import BundleError
 from widedeep.files import map_tensors, write_tensors
 from widedeep.kernels.score import ACTIVATIONS, sigmoid
@@ -257,10 +258,19 @@ def _check_contiguous(what: str, ranges: tuple[BundleHead, ...] | tuple[DeepColu
 
 
 def check_weights(
-    schema: Schema, model: BundleModel, weights: Mapping[str, NDArray[Any]], engine: Engine
+    schema: Schema,
+    model: BundleModel,
+    weights: Mapping[str, NDArray[Any]],
+    engine: Engine,
+    program: Program | None = None,
 ) -> None:
     """Raise a :class:`BundleError` unless the weights have the model's names and shapes."""
+    if (engine == "graph") != (program is not None):
+        article = "without" if program is None else "with"
+        raise BundleError(f"got engine={engine!r} {article} a program; export the model again")
     expected = _expected_shapes(schema, model, weights, engine)
+    if program is not None:
+        expected |= program.tensors
     for name in expected.keys() - weights.keys():
         raise BundleError(f"tensor {name!r} is missing from the weights; export the model again")
     for name in weights.keys() - expected.keys():
@@ -353,6 +363,7 @@ class BundleContents:
     metrics: Mapping[str, Any]
     calibration: Mapping[str, Calibration]  # By head
     warmup: Warmup = field(default_factory=Warmup)
+    program: Program | None = None  # Towers of the engine "graph"
 
 
 def write_contents(path: Path, contents: BundleContents) -> None:
@@ -361,6 +372,8 @@ def write_contents(path: Path, contents: BundleContents) -> None:
     contents.schema.without_tails().write(path / SCHEMA)
     write_tensors(path / WEIGHTS, contents.weights)
     config = {"run": contents.config, "model": contents.model.to_json()}
+    if contents.program is not None:
+        config["program"] = contents.program.to_json()
     write_json(path / CONFIG, config, "config")
     write_json(path / METRICS, contents.metrics, "metrics")
     if contents.calibration:
@@ -393,8 +406,10 @@ def read_contents(path: Path, manifest: Manifest) -> BundleContents:
         metrics=metrics,
         calibration=_read_calibration(path / CALIBRATION),
         warmup=read_warmup(path),
+        program=Program.from_json(config["program"]) if "program" in config else None,
     )
-    check_weights(schema, contents.model, contents.weights, manifest.engine)
+    engine = manifest.engine
+    check_weights(schema, contents.model, contents.weights, engine, contents.program)
     return contents
 
 

@@ -14,7 +14,7 @@ from widedeep.files import file_sha256
 
 __all__ = ["FORMAT_VERSION", "MANIFEST", "FileEntry", "Manifest", "check_files", "read_manifest"]
 
-Engine = Literal["native", "onnx"]
+Engine = Literal["native", "graph", "onnx"]
 FORMAT_VERSION = 1
 READABLE_FORMATS = (1,)
 MANIFEST = "manifest.json"
@@ -40,7 +40,8 @@ class Manifest:
 
     Args:
         format_version: Version of the directory's layout.
-        engine: What computes the deep part: ``"native"`` or ``"onnx"``.
+        engine: What computes the deep part: ``"native"`` for the standard tower, ``"graph"`` for a
+            program of native operations, ``"onnx"`` for ONNX Runtime.
         created_by: Version of widedeep that wrote it.
         schema_fingerprint: Fingerprint of the training schema.
         files: All files but the manifest itself.
@@ -102,7 +103,10 @@ def read_manifest(path: Path) -> Manifest:
     if raw != manifest.to_text().encode():
         raise BundleError(f"{file}: its contents do not match its own checksum; {_AGAIN}")
     if manifest.engine not in get_args(Engine):
-        raise BundleError(f"{file}: got engine {manifest.engine!r}, expected 'native' or 'onnx'")
+        raise BundleError(
+            f"{file}: got engine {manifest.engine!r}, expected one of {get_args(Engine)}; install "
+            f"the version that wrote it ({manifest.created_by})"
+        )
     return manifest
 
 

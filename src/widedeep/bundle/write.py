@@ -26,6 +26,7 @@ from widedeep.bundle.layout import (
 )
 from widedeep.bundle.manifest import FORMAT_VERSION, MANIFEST, Engine, Manifest, file_entries
 from widedeep.bundle.plain_json import plain
+from widedeep.bundle.program import Program
 from widedeep.errors import BundleError
 from widedeep.files import atomic_directory
 from widedeep.schema import Schema
@@ -47,6 +48,7 @@ def write_bundle(
     calibration: Calibration | Mapping[str, Calibration] | None = None,
     engine: Engine = "native",
     onnx: bytes | None = None,
+    program: Program | None = None,
     overwrite: bool = False,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
@@ -57,8 +59,9 @@ def write_bundle(
         schema: The schema the model was trained with.
         weights: float32 arrays by name: ``bias`` (C,); ``wide/<feature>`` (size, C);
             ``table/<logical table>`` (size, D); ``mlp/<i>/weight`` (out, in), ``mlp/<i>/bias`` and
-            ``head/weight`` (C, H) unless ``onnx`` computes the deep part. Without ``head/weight``
-            the deep part is left out, its tables with it.
+            ``head/weight`` (C, H) unless ``program`` or ``onnx`` computes the deep part; the
+            tensors of ``program``. Without ``head/weight`` the deep part is left out, its tables
+            with it.
         model: The model's shape.
         metrics: Metrics to store.
         warmup_rows: Raw rows to be stored with their scores.
@@ -66,6 +69,7 @@ def write_bundle(
         calibration: Calibration of the one binary head, or by head.
         engine: What computes the deep part.
         onnx: The towers as an ONNX graph, for ``engine="onnx"``.
+        program: The towers as native operations, for ``engine="graph"``.
         overwrite: Replace an existing bundle, in one step.
         check: Called with the bundle as it reads from disk, before it is renamed to ``path``; an
             exception leaves ``path`` as it was.
@@ -101,7 +105,7 @@ def write_bundle(
     _check_path(path, overwrite)
     if engine == "native" and "head/weight" not in weights:
         model, weights = _without_deep(model, weights)
-    check_weights(schema, model, weights, engine)
+    check_weights(schema, model, weights, engine, program)
     check_finite(weights)
     if (engine == "onnx") != (onnx is not None):
         raise BundleError(f"got engine={engine!r} {'without' if onnx is None else 'with'} a graph")
@@ -112,6 +116,7 @@ def write_bundle(
         config=config,
         metrics=metrics,
         calibration=_calibration_by_head(model, calibration),
+        program=program,
     )
     existed = path.exists()
     try:

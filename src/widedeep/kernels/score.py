@@ -11,6 +11,7 @@ from widedeep._native import EncodedSide as EncodedSide
 from widedeep._native import ItemIds as ItemIds
 from widedeep._native import PartialSums as PartialSums
 from widedeep._native import RankScorer as RankScorer
+from widedeep._native import ScoreProgram as ScoreProgram
 from widedeep._native import Scorer as Scorer
 from widedeep._native import SideParts as SideParts
 from widedeep._native import TransformSides as TransformSides

@@ -256,7 +256,7 @@ class Ranker:
 
     def _new_scorer(self) -> FactorizedScorer | RowScorer:
         precision, threads = self.options.precision, self.options.threads
-        if can_factorize(self.bundle):
+        if can_factorize(self.bundle) and (precision == "float32" or self.bundle.program is None):
             return FactorizedScorer(self.bundle, precision=precision, threads=threads)
         if precision != "float32":
             raise BundleError(

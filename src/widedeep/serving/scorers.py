@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.bundle import Bundle
-from widedeep.bundle.graph import add_inputs, tower_layers
+from widedeep.bundle import Bundle, DeepColumn
+from widedeep.bundle.graph import add_inputs, stage_columns, tower_layers
 from widedeep.data.transform import plain_value
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import feature_side, item_columns
@@ -156,7 +156,10 @@ class FactorizedScorer:
             bundle.model.n_logits,
         )
         self._add_wide()
-        if bundle.model.deep:
+        if bundle.program is not None:
+            self._add_inputs(stage_columns(bundle.schema, bundle.model))
+            self.kernel.set_program(bundle.program)
+        elif bundle.model.deep:
             self._add_tower()
 
     def _new_transform(self) -> TransformSides:
@@ -194,21 +197,24 @@ class FactorizedScorer:
                     self.kernel.add_wide(side, slot, weights[f"wide/{name}"], combiners[name])
 
     def _add_tower(self) -> None:
-        schema, model, weights = self._bundle.schema, self._bundle.model, self._bundle.weights
+        model = self._bundle.model
         ordered = sorted(model.deep, key=lambda c: _SIDES.index(self._side[c.name]))
-        for side in _SIDES:
-            add_inputs(
-                partial(self.kernel.add_dense, side),
-                partial(self.kernel.add_embedding, side),
-                schema,
-                [column for column in ordered if self._side[column.name] == side],
-                weights,
-                self._slots[side],
-            )
-        layers = tower_layers(model, weights, ordered)
+        self._add_inputs([[c for c in ordered if self._side[c.name] == side] for side in _SIDES])
+        layers = tower_layers(model, self._bundle.weights, ordered)
         for index, layer in enumerate(layers):
             is_inner = 0 < index < len(layers) - 1
             self.kernel.add_layer(*layer, bfloat16=is_inner and self._precision == "bfloat16")
+
+    def _add_inputs(self, columns: Sequence[Sequence[DeepColumn]]) -> None:
+        for side, own in zip(_SIDES, columns, strict=True):
+            add_inputs(
+                partial(self.kernel.add_dense, side),
+                partial(self.kernel.add_embedding, side),
+                self._bundle.schema,
+                own,
+                self._bundle.weights,
+                self._slots[side],
+            )
 
     def query(self, row: Mapping[str, Any]) -> QuerySums:
         """Return a query's part of the sums."""

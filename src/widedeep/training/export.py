@@ -1,12 +1,14 @@
-"""From a trained model to a bundle: towers of one's own as ONNX, agreement of the scores."""
+"""From a trained model to a bundle: its towers as a program or as ONNX, agreement of scores."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 
 from widedeep.bundle import Bundle, BundleSequence, write_bundle
 from widedeep.bundle.calibration import Calibration, PriorCorrection, fit_isotonic, fit_platt
-from widedeep.bundle.graph import Forward, sequence_shapes, share_output
+from widedeep.bundle.graph import Forward, sequence_shapes, share_output, stage_columns
+from widedeep.bundle.program import Program
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
@@ -34,6 +37,7 @@ from widedeep.training.evaluation import (
     standard_tower,
 )
 from widedeep.training.state import TrainState
+from widedeep.training.trace_towers import NotExpressible, trace_towers
 
 _MADE_UP_ROWS = 32
 
@@ -115,7 +119,7 @@ def check_agreement(
         logits_BC = _exact_logits(evaluator, data)
         scores = _check_heads(state.model, bundle, logits_BC, calibration, path)
         batches = list(bundle.batches(data))
-        _check_logits(bundle, batches, logits_BC, scores, f"{path}: of {title}")
+        _check_logits(state.model, bundle, batches, logits_BC, scores, f"{path}: of {title}")
 
 
 def _comparison_data(
@@ -183,7 +187,31 @@ def _check_heads(
     return expected
 
 
+def _float64_logits(model: WideDeep, bundle: Bundle, batch: Batch) -> NDArray[np.float64]:
+    """Return the logits in float64: what rounding moved is the difference to the bundle's."""
+    new_scorer = cast("type[Scorer]", Float64Scorer)
+    if bundle.manifest.engine == "native":
+        exact = Forward(bundle.schema, bundle.model, bundle.weights, new_scorer=new_scorer)
+        return cast("NDArray[np.float64]", exact.logits(batch))
+    wide_part = replace(bundle.model, deep=())
+    wide = Forward(bundle.schema, wide_part, bundle.weights, new_scorer=new_scorer)
+    inputs = model.gather(batch)
+    concat_BX = inputs.concat_BX.cpu().double()
+    exact_inputs = replace(
+        inputs,
+        concat_BX=concat_BX,
+        dense_BK=concat_BX[:, model.gathered.dense],
+        extra={name: x.cpu().double() for name, x in inputs.extra.items()},
+    )
+    with evaluating(model), torch.no_grad():
+        deep_BC = _copied(model, torch.float64).deep_logits(exact_inputs)
+    assert deep_BC is not None
+    logits_BC: NDArray[np.float64] = wide.logits(batch) + deep_BC.numpy()
+    return logits_BC
+
+
 def _check_logits(
+    model: WideDeep,
     bundle: Bundle,
     batches: Sequence[Batch],
     logits_BC: NDArray[np.float32],
@@ -191,15 +219,12 @@ def _check_logits(
     where: str,
 ) -> None:
     bundle_BC = np.concatenate([bundle.logits(batch) for batch in batches])
-    limit = _ONNX_TOLERANCE
-    rounding = 0.0
-    if bundle.manifest.engine == "native":
-        limit = _TOLERANCE
-        new_scorer = cast("type[Scorer]", Float64Scorer)
-        exact = Forward(bundle.schema, bundle.model, bundle.weights, new_scorer=new_scorer)
-        exact_BC = np.concatenate([exact.logits(batch) for batch in batches])
+    limit = _ONNX_TOLERANCE if bundle.manifest.engine == "onnx" else _TOLERANCE
+    row = _worst_row(logits_BC, bundle_BC, limit)
+    if row >= 0 and bundle.manifest.engine != "onnx":
+        exact_BC = np.concatenate([_float64_logits(model, bundle, batch) for batch in batches])
         rounding = _ROUNDING * float(np.abs(bundle_BC - exact_BC).max(initial=0.0))
-    row = _worst_row(logits_BC, bundle_BC, limit, rounding)
+        row = _worst_row(logits_BC, bundle_BC, limit, rounding)
     if row < 0:
         return
     heads = bundle.scores_of(bundle_BC)
@@ -229,11 +254,23 @@ def _worst_row(expected: Floats, actual: Floats, limit: float, rounding: float =
     return row if excess[row] > 0 else -1
 
 
+def _copied(model: WideDeep, dtype: torch.dtype) -> WideDeep:
+    """Return a model with towers of its own, on the CPU."""
+    model = copy.copy(model)
+    model._modules = {
+        name: None if module is None else copy.deepcopy(module).to("cpu", dtype)
+        for name, module in model._modules.items()
+    }
+    return model
+
+
 class _Towers(nn.Module):
     """A model's towers as a module of plain tensors, which notes the sequences that they read."""
 
     def __init__(self, model: WideDeep) -> None:
         super().__init__()
+        if model.device.type != "cpu":
+            model = _copied(model, torch.float32)
         self.towers = model.towers
         self.outputs = model.outputs
         self.join = model.join
@@ -334,6 +371,52 @@ def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
     return buffer.getvalue(), frozenset(towers.sequences)
 
 
+def tower_program(model: WideDeep) -> tuple[Program, dict[str, NDArray[np.float32]]]:
+    """Return the towers of a model as a bundle's program, and its tensors.
+
+    Raises:
+        NotExpressible: If a tower does what a program has no operation for.
+    """
+    stages = stage_columns(model.schema, bundle_model(model, frozenset()))
+    sizes = [sum(column.stop - column.start for column in own) for own in stages]
+    columns = [column for own in stages for column in own]
+    elements_X = np.empty(sum(sizes), np.int64)  # by column of the deep input, extra ones last
+    elements_X[np.concatenate([np.arange(c.start, c.stop) for c in columns])] = np.arange(
+        sum(sizes)
+    )
+    towers = _Towers(model).eval()
+    inputs = list(towers.inputs().values())
+    n_read = 1 + len(model.gathered.extra)  # sequences follow, which no program reads
+    ends = np.cumsum([x.shape[1] for x in inputs[:n_read]])
+    elements = np.split(elements_X, ends[:-1])
+    program, tensors = trace_towers(towers, inputs, elements, sizes)
+    if towers.sequences:
+        raise NotExpressible(f"the sequences {sorted(towers.sequences)}")
+    return program, tensors
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TowerDescription:
+    """Towers as a bundle holds them: a program, or else an ONNX graph."""
+
+    program: Program | None = None
+    tensors: Mapping[str, NDArray[np.float32]] = field(
+        default_factory=dict
+    )  # Tensors of the program
+    onnx: bytes | None = None
+    sequences: frozenset[str] = frozenset()  # Sequences that the graph reads
+
+
+def describe_towers(model: WideDeep) -> TowerDescription:
+    """Return the towers of a model as native operations where those can say it."""
+    try:
+        program, tensors = tower_program(model)
+    except NotExpressible:
+        graph, sequences = tower_graph(model)
+        return TowerDescription(onnx=graph, sequences=sequences)
+    return TowerDescription(program=program, tensors=tensors)
+
+
 def export_bundle(
     state: TrainState,
     evaluator: Evaluator,
@@ -349,10 +432,10 @@ def export_bundle(
     """Write a trained model as a bundle; see :meth:`widedeep.Trainer.export`."""
     model = state.model
     custom = len(model.towers) > 0 and standard_tower(model) is None
-    onnx, sequences = None, frozenset[str]()
+    described = TowerDescription()
     if custom:
         with evaluating(model):
-            onnx, sequences = tower_graph(model)
+            described = describe_towers(model)
     if metrics is None:
         metrics = state.valid_metrics if state.step.is_current else {}
     rows = _warmup_rows(state, warmup)
@@ -361,14 +444,15 @@ def export_bundle(
     return write_bundle(
         path,
         schema=model.schema,
-        weights=bundle_weights(model, sequences),
-        model=bundle_model(model, sequences),
+        weights={**bundle_weights(model, described.sequences), **described.tensors},
+        model=bundle_model(model, described.sequences),
         metrics=dict(metrics),
         warmup_rows=rows,
         config=state.config_tables(),
         calibration=curves,
-        engine="onnx" if custom else "native",
-        onnx=onnx,
+        engine="native" if not custom else "graph" if described.onnx is None else "onnx",
+        onnx=described.onnx,
+        program=described.program,
         overwrite=overwrite,
         check=lambda bundle: check_agreement(state, evaluator, bundle, curves, rows, Path(path)),
     )
