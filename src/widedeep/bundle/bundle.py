@@ -22,6 +22,7 @@ from widedeep.bundle.layout import (
     read_contents,
 )
 from widedeep.bundle.manifest import Manifest, check_files, read_manifest
+from widedeep.bundle.program import TowerProgram
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import open_source
@@ -98,8 +99,8 @@ class Bundle:
         self._misspelt: dict[str, str] = {}
         self._encoder = Transform(self.schema)
         graph = None if manifest.engine != "onnx" else self._read_graph()
-        program = contents.program
-        self.program = None if program is None else program.native(self.weights)
+        program, n_logits = contents.program, self.model.n_logits
+        self.program = None if program is None else TowerProgram(program, self.weights, n_logits)
         self._forward = Forward(self.schema, self.model, self.weights, graph, program=self.program)
 
     def _read_graph(self) -> TowerGraph:

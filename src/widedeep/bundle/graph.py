@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.bundle.layout import BundleModel, BundleSequence, DeepColumn
+from widedeep.bundle.program import TowerProgram
 from widedeep.data.batch import Batch, Cells
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features.spec import feature_side
-from widedeep.kernels.score import ScoreProgram, Scorer
+from widedeep.kernels.score import Scorer
 from widedeep.schema import Schema
 
 _OUTPUT = "logits_BC"
@@ -132,9 +133,9 @@ class Forward:
         weights: Mapping[str, NDArray[np.float32]],
         graph: TowerGraph | None = None,
         new_scorer: Callable[[int, int, int], Scorer] = Scorer,
-        program: ScoreProgram | None = None,
+        program: TowerProgram | None = None,
     ) -> None:
-        self._graph = graph
+        self._graph, self._program = graph, program
         self._bias_C = weights["bias"]
         self._extra = {name: schema.dense_layout[name] for name in schema.spec.extra}
         slots = [slot.name for slot in schema.slots]
@@ -154,7 +155,7 @@ class Forward:
         if program is not None:
             for columns in stage_columns(schema, model):
                 add(columns)
-            scorer.set_program(program)
+            scorer.set_program(program.native)
         elif graph is not None:
             add(model.deep)
         elif model.deep:
@@ -177,6 +178,9 @@ class Forward:
 
     def shares(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
         """Return what each tower adds to the logits of a few rows, (B, C), if they are several."""
+        if self._program is not None:
+            arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
+            return self._program.shares(self._scorer.concat(*arrays, threads=1))
         return {} if self._graph is None else self._graph.shares(self._graph_inputs(batch, 1))
 
     def _run_graph(self, graph: TowerGraph, batch: Batch, threads: int) -> NDArray[np.float32]:

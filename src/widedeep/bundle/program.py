@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import BundleError
-from widedeep.kernels.score import ScoreProgram
+from widedeep.kernels.score import ScoreProgram, Scorer
 
 View: TypeAlias = tuple[int, int, tuple[int, ...]]
 """A value, an offset into it, and a stride for each dimension of the operation."""
@@ -65,6 +65,7 @@ class Program:
         operations: Operations, each the next value.
         output: The value with the towers' part of the logits, (C,).
         tensors: Shape of every tensor by name.
+        shares: Tower to the value that it adds to the logits, (C,), where towers are several.
     """
 
     input_sizes: tuple[int, ...]
@@ -72,6 +73,7 @@ class Program:
     operations: tuple[Operation, ...]
     output: int
     tensors: Mapping[str, tuple[int, ...]]
+    shares: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the program as lists and dicts."""
@@ -81,6 +83,7 @@ class Program:
             "operations": [operation.to_json() for operation in self.operations],
             "output": self.output,
             "tensors": self.tensors,
+            **({"shares": self.shares} if self.shares else {}),
         }
 
     @classmethod
@@ -108,6 +111,30 @@ class Program:
             raise BundleError(
                 f"got a program that does not fit this version ({error}); export again"
             ) from error
+
+    def pruned(self, output: int) -> Program:
+        """Return the program that computes another value, or what this one does without need.
+
+        Raises:
+            BundleError: If an operation reads what is not before it.
+        """
+        first = len(self.input_sizes) + len(self.constants)  # value of the first operation
+        used = {output}
+        for value in range(first + len(self.operations) - 1, first - 1, -1):
+            reads = [view[0] for view in self.operations[value - first].inputs]
+            if value in used and not all(0 <= read < value for read in reads):
+                raise BundleError(f"program, operation {value - first}: it reads values {reads}")
+            used.update(reads if value in used else ())
+        kept = [value for value in range(first, first + len(self.operations)) if value in used]
+        numbers = dict(zip([*range(first), *kept], range(first + len(kept)), strict=True))
+        if output not in numbers:
+            raise BundleError(f"program: got the output {output}, expected one of its values")
+        operations = []
+        for value in kept:
+            operation = self.operations[value - first]
+            views = tuple((numbers[view[0]], *view[1:]) for view in operation.inputs)
+            operations.append(replace(operation, inputs=views))
+        return replace(self, operations=tuple(operations), output=numbers[output], shares={})
 
     def native(self, weights: Mapping[str, NDArray[np.float32]]) -> ScoreProgram:
         """Return the program ready to run, with these tensors.
@@ -161,3 +188,36 @@ def _add(
         native.add_gather(stage, [(value, start, n) for value, start, (n,) in operation.inputs])
     else:
         raise ValueError("got an operation that this version does not know")
+
+
+class TowerProgram:
+    """A bundle's program with its tensors.
+
+    Attributes:
+        native: The program ready to run.
+    """
+
+    def __init__(
+        self, program: Program, weights: Mapping[str, NDArray[np.float32]], n_logits: int
+    ) -> None:
+        self._program, self._weights, self._n_logits = program, weights, n_logits
+        self.native = program.pruned(program.output).native(weights)
+        for value in program.shares.values():
+            program.pruned(value)
+
+    def shares(self, inputs_BX: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Return what each of several towers adds to the logits of a few rows, (B, C) by name.
+
+        Args:
+            inputs_BX: Inputs of the query's, the item's and the pair's stage side by side.
+        """
+        results = {}
+        for name, value in self._program.shares.items():
+            scorer = Scorer(0, inputs_BX.shape[1], self._n_logits)
+            scorer.add_dense(0, inputs_BX.shape[1])
+            scorer.set_program(self._program.pruned(value).native(self._weights))
+            no_ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
+            _, share_BC = scorer.forward(no_ids, offsets, None, inputs_BX, threads=1)
+            assert share_BC is not None
+            results[name] = share_BC
+        return results

@@ -158,7 +158,7 @@ class FactorizedScorer:
         self._add_wide()
         if bundle.program is not None:
             self._add_inputs(stage_columns(bundle.schema, bundle.model))
-            self.kernel.set_program(bundle.program)
+            self.kernel.set_program(bundle.program.native)
         elif bundle.model.deep:
             self._add_tower()
 

@@ -389,7 +389,9 @@ def tower_program(model: WideDeep) -> tuple[Program, dict[str, NDArray[np.float3
     n_read = 1 + len(model.gathered.extra)  # sequences follow, which no program reads
     ends = np.cumsum([x.shape[1] for x in inputs[:n_read]])
     elements = np.split(elements_X, ends[:-1])
-    program, tensors = trace_towers(towers, inputs, elements, sizes)
+    names = list(model.shares)
+    traced = _TowersAndShares(towers, names).eval()
+    program, tensors = trace_towers(traced, inputs, elements, sizes, names)
     if towers.sequences:
         raise NotExpressible(f"the sequences {sorted(towers.sequences)}")
     return program, tensors

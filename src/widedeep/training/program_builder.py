@@ -7,8 +7,9 @@ data (views, permutations, slices, concatenations) is done on these arrays and c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -385,15 +386,19 @@ class ProgramBuilder:
 
     # ---- the end --------------------------------------------------------------------------------
 
-    def finish(self, output: Elements) -> tuple[Program, dict[str, NDArray[np.float32]]]:
+    def finish(
+        self, output: Elements, shares: Mapping[str, Elements] = MappingProxyType({})
+    ) -> tuple[Program, dict[str, NDArray[np.float32]]]:
         """Return the program that computes these elements, and its tensors by name."""
-        last = self._add(
-            Operation(kind="gather", stage=PAIR, inputs=tuple(self._segments(output.reshape(-1)))),
-            output.size,
-        )
-        used = self._used_from(last)
-        self._fuse_rectifiers(used, last)
-        used = self._used_from(last)
+        ends = [
+            self._add(
+                Operation(kind="gather", stage=PAIR, inputs=tuple(self._segments(x.reshape(-1)))),
+                x.size,
+            )
+            for x in (output, *shares.values())
+        ]
+        self._fuse_rectifiers(self._used_from(ends))
+        used = self._used_from(ends)
         constants = [value for value in self._constants if value in used]
         operations = [value for value in self._operations if value in used]
         numbers = {0: 0, 1: 1, 2: 2}
@@ -412,21 +417,22 @@ class ProgramBuilder:
             operations=tuple(
                 _renumbered(self._operations[v], numbers, renamed) for v in operations
             ),
-            output=numbers[last],
+            output=numbers[ends[0]],
+            shares={n: numbers[end] for n, end in zip(shares, ends[1:], strict=True)},
             tensors={name: array.shape for name, array in tensors.items()},
         )
         return program, tensors
 
-    def _used_from(self, last: int) -> dict[int, int]:
-        """Return how many views read each value that the last one needs."""
-        used = {last: 1}
+    def _used_from(self, ends: Sequence[int]) -> dict[int, int]:
+        """Return how many views read each value that the last ones need."""
+        used = dict.fromkeys(ends, 1)
         for value in sorted(self._operations, reverse=True):
             if value in used:
                 for view in self._operations[value].inputs:
                     used[view[0]] = used.get(view[0], 0) + 1
         return used
 
-    def _fuse_rectifiers(self, used: dict[int, int], last: int) -> None:
+    def _fuse_rectifiers(self, used: dict[int, int]) -> None:
         """Let the operation before a rectifier do its work, where nothing else reads its result."""
         for value, operation in list(self._operations.items()):
             if value not in used or operation.function != "relu" or operation.kind != "map":

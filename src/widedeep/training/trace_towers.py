@@ -39,7 +39,11 @@ Value: TypeAlias = Any
 
 
 def trace_towers(
-    towers: nn.Module, inputs: Sequence[Tensor], elements: Sequence[Elements], sizes: Sequence[int]
+    towers: nn.Module,
+    inputs: Sequence[Tensor],
+    elements: Sequence[Elements],
+    sizes: Sequence[int],
+    shares: Sequence[str] = (),
 ) -> tuple[Program, dict[str, NDArray[np.float32]]]:
     """Return the program of a module of plain tensors, and its constants by name.
 
@@ -49,6 +53,7 @@ def trace_towers(
         elements: Elements of the columns of the first arguments among the inputs of the three
             stages; what follows is a constant.
         sizes: Columns of the three stages' inputs.
+        shares: Names of the results after the first.
 
     Raises:
         NotExpressible: If it does what a program has no operation for.
@@ -59,12 +64,12 @@ def trace_towers(
         for x, own in zip(rows, elements, strict=False):
             tracer.remember(x, Numbers(_for_rows(own)))
         try:
-            output = torch.func.functionalize(towers)(*rows)
+            outputs = torch.func.functionalize(towers)(*rows)
         except NotExpressible:
             raise
         except Exception as error:
             raise NotExpressible(f"it cannot be traced ({error})") from error
-    return tracer.finish(output)
+    return tracer.finish(outputs if isinstance(outputs, tuple) else (outputs,), shares)
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -86,14 +91,19 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise NotExpressible(f"a shape of {numbers.elements.shape} for {tensor.shape}")
         self._numbers[id(tensor)] = tensor, numbers
 
-    def finish(self, output: Tensor) -> tuple[Program, dict[str, NDArray[np.float32]]]:
-        """Return the program that computes a result, (rows, C)."""
-        if id(output) not in self._numbers:
-            raise NotExpressible("a result that does not depend on the input")
-        elements = self._numbers[id(output)][1].elements
-        if elements.shape[:1] != (_ROWS,) or not self._is_by_row(elements):
-            raise NotExpressible("an operation over several rows at once")
-        return self.builder.finish(elements[0].reshape(-1))
+    def finish(
+        self, outputs: Sequence[Tensor], shares: Sequence[str]
+    ) -> tuple[Program, dict[str, NDArray[np.float32]]]:
+        """Return the program that computes results, (rows, C)."""
+        results = []
+        for output in outputs:
+            if id(output) not in self._numbers:
+                raise NotExpressible("a result that does not depend on the input")
+            elements = self._numbers[id(output)][1].elements
+            if elements.shape[:1] != (_ROWS,) or not self._is_by_row(elements):
+                raise NotExpressible("an operation over several rows at once")
+            results.append(elements[0].reshape(-1))
+        return self.builder.finish(results[0], dict(zip(shares, results[1:], strict=True)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and add it to the program if it depends on the input."""
