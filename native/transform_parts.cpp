@@ -61,7 +61,9 @@ std::int64_t CategoricalPart::vocabulary_size() const noexcept {
 }
 
 std::int64_t CategoricalPart::id_limit() const noexcept {
-  return kFirstKnownId + options_.buckets + options_.oov_buckets + vocabulary_size();
+  const std::int64_t m = options_.remainders;
+  const std::int64_t buckets = m > 0 ? m + (options_.buckets + m - 1) / m : options_.buckets;
+  return kFirstKnownId + buckets + options_.oov_buckets + vocabulary_size();
 }
 
 std::int64_t CategoricalPart::known_or_unseen(std::int64_t place,
@@ -302,9 +304,18 @@ void CategoricalPart::append_row(const PartInput& input, std::int64_t row, Eleme
       if (is_null && !options_.keeps_nulls) continue;
       if (wants_keys && !is_null) out.keys.ids.push_back(keys[i]);
       if (ids[i] == kDroppedMark) continue;
-      out.ids.ids.push_back(is_null ? kMissingId : ids[i]);
-      if (!weighted) continue;
-      out.ids.values.push_back(static_cast<float>(scratch.numbers[as_size(i - first)]));
+      const auto weight = weighted ? static_cast<float>(scratch.numbers[as_size(i - first)]) : 1.0F;
+      const auto append = [&](std::int64_t id) {
+        out.ids.ids.push_back(id);
+        if (weighted) out.ids.values.push_back(weight);
+      };
+      if (is_null || options_.remainders == 0) {
+        append(is_null ? kMissingId : ids[i]);
+        continue;
+      }
+      const std::int64_t bucket = ids[i] - kFirstKnownId;
+      append(kFirstKnownId + bucket % options_.remainders);
+      append(kFirstKnownId + options_.remainders + bucket / options_.remainders);
     }
   }
   out.ids.ends.push_back(static_cast<std::int64_t>(out.ids.ids.size()));
@@ -322,8 +333,9 @@ void CategoricalPart::encode_flat(const PartInput& input, std::int64_t row_begin
   encode_elements(input, row_begin, n, scratch, ids, wants_keys ? out.keys.ids.data() : nullptr);
   std::int64_t signs = 0;
   for (std::int64_t i = 0; i < n; ++i) signs |= ids[i];
-  if (signs >= 0 && input.weights == nullptr) return;
-  if (input.weights == nullptr && !options_.drop_unseen && !wants_keys) {
+  const bool one_id = input.weights == nullptr && options_.remainders == 0;
+  if (signs >= 0 && one_id) return;
+  if (one_id && !options_.drop_unseen && !wants_keys) {
     for (std::int64_t i = 0; i < n; ++i) {
       if (ids[i] == kBadMark) throw_bad(*input.column, row_begin + i, row_begin + i, where);
       if (ids[i] == kNullMark) ids[i] = kMissingId;

@@ -136,6 +136,8 @@ struct CategoricalOptions {
   const TextVocabulary* texts = nullptr;
   const IntegerVocabulary* integers = nullptr;
   std::int64_t buckets = 0;      // of hashing, or of identity
+  // Of hashing: a bucket has two ids, its remainder by this number and, behind those, its quotient.
+  std::int64_t remainders = 0;
   std::int64_t oov_buckets = 0;  // ids after the missing one for values out of the vocabulary
   bool drop_unseen = false;
   bool empty_as_null = false;
@@ -157,7 +159,11 @@ class CategoricalPart final : public Part {
       : Part(std::move(name)), options_(std::move(options)) {}
 
   std::int64_t id_limit() const noexcept override;
-  std::int64_t most_ids() const noexcept override { return options_.maxlen; }
+  std::int64_t ids_per_value() const noexcept override { return options_.remainders > 0 ? 2 : 1; }
+  std::int64_t most_ids() const noexcept override {
+    const std::int64_t largest = std::numeric_limits<std::int64_t>::max();
+    return options_.maxlen > largest / 2 ? largest : options_.maxlen * ids_per_value();
+  }
   DictionaryTable dictionary_table(const Column& column) const override;
   void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
               const Where& where, Scratch& scratch, PartCells& out) const override;

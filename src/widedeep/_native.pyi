@@ -365,6 +365,7 @@ class TransformPlan:
         keep_first: bool = False,
         keeps_nulls: bool = False,
         wants_keys: bool,
+        remainders: int = 0,
     ) -> int: ...
     def truncated(self, part: int) -> int:
         """Return how many lists of a part were cut to ``maxlen`` so far."""

@@ -168,6 +168,7 @@ class _Compiler:
             way=way,
             vocabulary=vocabulary,
             buckets=encoding.hash_buckets or encoding.num_buckets or 0,
+            remainders=encoding.remainders or 0,
             oov_buckets=encoding.oov_buckets,
             drop_unseen=encoding.drop_unseen,
             empty_as_null=encoding.empty_as_null,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -34,6 +35,7 @@ from widedeep.features.kind import (
 from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
 
 OOV_POLICIES = ("id", "drop")
+COMPOSITIONS = ("quotient_remainder",)
 ENDS = ("last", "first")
 
 
@@ -59,6 +61,11 @@ class Categorical(Feature):
         max_size: A learned vocabulary keeps at most this many, the most frequent first.
         hash_buckets: Hash values (Fingerprint64 modulo this number) instead of learning a
             vocabulary.
+        compose: ``"quotient_remainder"``: a hash bucket k has no row of its own, but two of small
+            tables that all buckets share: k mod m and k div m, with m the root of ``hash_buckets``
+            (Shi et al. 2020, *Compositional Embeddings Using Complementary Partitions*, with sums).
+            So 2·√``hash_buckets`` rows tell as many values apart as there are buckets. Both rows
+            are pooled by ``combiner``: ``"sum"`` adds them up, as the wide part does.
         num_buckets: The values are integers 0 <= v < ``num_buckets`` and are used as they are.
         oov_buckets: Spread unseen values over this many ids by hash, instead of sharing id 0.
         oov: ``"id"`` keeps an unseen value as id 0 (or an OOV bucket), ``"drop"`` leaves it out.
@@ -86,6 +93,7 @@ class Categorical(Feature):
     min_count: int = 1
     max_size: int | None = None
     hash_buckets: int | None = None
+    compose: Literal["quotient_remainder"] | None = None
     num_buckets: int | None = None
     oov_buckets: int = 0
     oov: Literal["id", "drop"] = "id"
@@ -109,6 +117,7 @@ class Categorical(Feature):
         "min_count",
         "max_size",
         "hash_buckets",
+        "compose",
         "num_buckets",
         "oov_buckets",
         "embedding_dim",
@@ -155,6 +164,7 @@ class Categorical(Feature):
             self.name,
             f"got empty_as_null={show_value(self.empty_as_null)}, expected true or false",
         )
+        self._check_compose()
         _check_vocabulary(self.name, self.vocabulary)
         self._set_embedding(self.embedding)
         pretrained = self.embedding is not None and self.embedding.pretrained is not None
@@ -164,6 +174,28 @@ class Categorical(Feature):
             "got hash_buckets and pretrained embeddings, but several values share a hash bucket; "
             "learn a vocabulary, or drop pretrained",
         )
+
+    def _check_compose(self) -> None:
+        if self.compose is None:
+            return
+        check(
+            is_word(self.compose, COMPOSITIONS),
+            self.name,
+            f"got compose={show_value(self.compose)}, expected 'quotient_remainder' or None",
+        )
+        check(
+            self.hash_buckets is not None and self.combiner is not None,
+            self.name,
+            f"got compose={self.compose!r}, which needs hash_buckets, and a combiner for the two "
+            "rows of a value",
+        )
+
+    @property
+    def remainders(self) -> int | None:
+        """Rows for the remainders of hash buckets, at least the root of their number."""
+        if self.compose is None or self.hash_buckets is None:
+            return None
+        return math.isqrt(self.hash_buckets - 1) + 1
 
     @property
     def vocabulary_key(self) -> str | None:
@@ -176,6 +208,8 @@ class Categorical(Feature):
 
     @property
     def kind_text(self) -> str:
+        if self.compose:
+            return "categorical, quotient-remainder"
         if self.hash_buckets:
             return "categorical, hashed"
         return "categorical, identity" if self.num_buckets else "categorical"
@@ -251,6 +285,7 @@ class Categorical(Feature):
             column=self.source,
             vocabulary=self.vocabulary_key,
             hash_buckets=self.hash_buckets,
+            remainders=self.remainders,
             num_buckets=self.num_buckets,
             oov_buckets=self.oov_buckets,
             drop_unseen=self.oov == "drop",
@@ -262,10 +297,16 @@ class Categorical(Feature):
         )
 
     def known_ids(self, schema: Learned) -> int:
+        if self.remainders and self.hash_buckets:
+            return self.remainders + math.ceil(self.hash_buckets / self.remainders)
         buckets = self.hash_buckets or self.num_buckets
         return buckets or self.oov_buckets + len(schema.vocabularies[self.table_name])
 
     def describe(self, schema: Learned, position: int) -> str:
+        if self.remainders:
+            is_quotient = position >= self.remainders
+            number = position - self.remainders * is_quotient
+            return f"<{'quotient' if is_quotient else 'remainder'} {number} of the hash>"
         if self.hash_buckets:
             return f"<hash bucket {position}>"
         if self.num_buckets:
@@ -284,6 +325,8 @@ class Categorical(Feature):
         if self.hash_buckets or older.hash_buckets:
             if self.hash_buckets != older.hash_buckets:
                 return no_ids(size, f"{older.hash_buckets} hash buckets became {self.hash_buckets}")
+            if self.compose != older.compose:
+                return no_ids(size, f"compose {older.compose!r} became {self.compose!r}")
             if self.empty_as_null != older.empty_as_null:
                 return no_ids(size, _EMPTY_RULE)
             return same_ids(size)
@@ -340,6 +383,7 @@ def categorical(
     min_count: int = 1,
     max_size: int | None = None,
     hash_buckets: int | None = None,
+    compose: Literal["quotient_remainder"] | None = None,
     num_buckets: int | None = None,
     oov_buckets: int = 0,
     oov: Literal["id", "drop"] = "id",
@@ -363,6 +407,7 @@ def categorical(
         min_count: Least number of times a value of a learned vocabulary was seen.
         max_size: Most values of a learned vocabulary.
         hash_buckets: Hash instead of learning a vocabulary.
+        compose: ``"quotient_remainder"``: two shared rows a hash bucket instead of one of its own.
         num_buckets: The values are ids already.
         oov_buckets: Ids for unseen values.
         oov: ``"id"`` or ``"drop"``.
@@ -397,6 +442,7 @@ def categorical(
             min_count=min_count,
             max_size=max_size,
             hash_buckets=hash_buckets,
+            compose=compose,
             num_buckets=num_buckets,
             oov_buckets=oov_buckets,
             oov=oov,

@@ -131,6 +131,8 @@ class ValueEncoding:
         column: The column's name.
         vocabulary: Key of the vocabulary; None to hash, or to take integers as they are.
         hash_buckets: Hash values into this many ids.
+        remainders: Give a bucket two ids: its remainder by this number and, behind those, its
+            quotient.
         num_buckets: Take integers below this number as they are.
         oov_buckets: Ids that unseen values are hashed into; 0 for id 0.
         drop_unseen: Whether an unseen value has no id.
@@ -148,6 +150,7 @@ class ValueEncoding:
     column: str
     vocabulary: str | None = None
     hash_buckets: int | None = None
+    remainders: int | None = None
     num_buckets: int | None = None
     oov_buckets: int = 0
     drop_unseen: bool = False
@@ -417,6 +420,11 @@ class Feature:
         return getattr(self, "hash_buckets", None) is not None
 
     @property
+    def is_composed(self) -> bool:
+        """Whether a value has several ids, whose rows make its embedding (option ``compose``)."""
+        return getattr(self, "compose", None) is not None
+
+    @property
     def table_name(self) -> str:
         """Name of its embedding table, its own unless shared (option ``table``)."""
         return getattr(self, "table", None) or self.name
@@ -459,8 +467,8 @@ class Feature:
     @property
     def embedding_options(self) -> EmbeddingOptions:
         """How its rows start and are trained (option ``embedding``)."""
-        options: EmbeddingOptions | None = getattr(self, "embedding", None)
-        return options or DEFAULT
+        options = getattr(self, "embedding", None)  # of a number: what embeds it
+        return options if isinstance(options, EmbeddingOptions) else DEFAULT
 
     def _set_embedding(self, value: object, *, by_value: bool = True) -> None:
         """Keep the option ``embedding``, which may be a table; ids without values have no file."""

@@ -215,6 +215,13 @@ class FeatureSpec:
                     self.by_name[part_name].refusal_as_part() if part_name in self.by_name else ""
                 )
                 check(not refusal, feature.name, f"its part {part_name!r} {refusal}")
+                composed = part_name in self.by_name and self.by_name[part_name].is_composed
+                check(
+                    feature.is_hashed or not composed,
+                    feature.name,
+                    f"its part {part_name!r} has two ids for each value (compose); give the cross "
+                    "hash_buckets",
+                )
         for name in self.extra:
             feature = self.by_name[name]
             check(feature.dense_width > 0, name, "only numeric features can be extra")
