@@ -71,8 +71,7 @@ int add_categorical(OwnedPlan& self, const std::string& name, const std::string&
                     std::int64_t oov_buckets, bool drop_unseen, bool empty_as_null,
                     bool key_is_place, const std::optional<std::string>& weights,
                     const std::optional<std::string>& parallel, std::optional<std::int64_t> maxlen,
-                    bool keep_first, bool keeps_nulls, bool wants_keys,
-                    std::int64_t remainders) {
+                    bool keep_first, bool keeps_nulls, bool wants_keys, std::int64_t remainders) {
   Plan& plan = self.plan;
   transform::CategoricalOptions options;
   options.way = way_named(way);
@@ -355,8 +354,7 @@ void bind_transform(nb::module_& m) {
       .def("add_categorical", &add_categorical, "name"_a, "column"_a, nb::kw_only(), "way"_a,
            "vocabulary"_a, "buckets"_a, "oov_buckets"_a, "drop_unseen"_a, "empty_as_null"_a,
            "key_is_place"_a, "weights"_a.none(), "parallel"_a = nb::none(), "maxlen"_a = nb::none(),
-           "keep_first"_a = false, "keeps_nulls"_a = false, "wants_keys"_a,
-           "remainders"_a = 0)
+           "keep_first"_a = false, "keeps_nulls"_a = false, "wants_keys"_a, "remainders"_a = 0)
       .def(
           "truncated",
           [](const OwnedPlan& self, int part) {

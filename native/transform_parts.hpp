@@ -135,7 +135,7 @@ struct CategoricalOptions {
   Way way = Way::hash_text;
   const TextVocabulary* texts = nullptr;
   const IntegerVocabulary* integers = nullptr;
-  std::int64_t buckets = 0;      // of hashing, or of identity
+  std::int64_t buckets = 0;  // of hashing, or of identity
   // Of hashing: a bucket has two ids, its remainder by this number and, behind those, its quotient.
   std::int64_t remainders = 0;
   std::int64_t oov_buckets = 0;  // ids after the missing one for values out of the vocabulary

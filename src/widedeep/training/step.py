@@ -87,6 +87,7 @@ class TrainStep:
         self.dense = DenseUpdate(
             trained, dense, clip_norm=self.config.clip_norm, rates=self.parts.rates
         )
+        self._trains_all = len(trained) == len(list(model.parameters()))
         self._frozen_norms = _frozen_norms(model, self.parts)
         self.dropout = EmbeddingDropout(model, self.config.seed)
         self.feature_rates: FeatureRates | None = None
@@ -212,7 +213,7 @@ class TrainStep:
 
     def _leaves(self, inputs: DeepInput) -> list[Tensor] | None:
         """Return what a backward pass is for: not what is frozen; None: everything."""
-        if len(self.dense.parameters) == sum(1 for _ in self.model.parameters()):
+        if self._trains_all:
             return None
         unpooled = [s.values_ND for s in inputs.sequences.values()]
         trained = [p for p in self.dense.parameters.values() if p.requires_grad]
