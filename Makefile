@@ -38,6 +38,7 @@ help:
 	@echo "make bench         every benchmarks/bench_*.py (an hour); QUICK=1 runs them short (minutes)"
 	@echo "make bench-peers   other libraries on the same rows, each in its own environment, into"
 	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter"
+	@echo "make bench-models  every tower against the same model elsewhere, into RESULTS.md; QUICK=1"
 	@echo "make bench-serve   whole servers against uvicorn and mlserver with ONNX Runtime, into RESULTS.md"
 	@echo "make docs          the documentation, into site/"
 	@echo "make sanitize      the C++ tests under ASan, UBSan and TSan"
@@ -137,6 +138,7 @@ QUICK_memory := --rows 100000
 QUICK_order := --rows 60000 --pool-rows 4096
 QUICK_rank := --repeats 20
 QUICK_retraining := --seeds 1 --days 3 --requests 2000
+QUICK_models := --quick
 QUICK_retrieval := --items 20000 --queries 10
 QUICK_score := --repeats 20
 QUICK_serve := --quick
@@ -147,6 +149,7 @@ QUICK_train := --quick --seconds 10
 QUICK_transform := --rows 50000 --repeats 2
 FULL_join := --write
 FULL_gate := --write
+FULL_models := --write
 FULL_order := --write
 FULL_retraining := --write
 FULL_retrieval := --write
@@ -161,6 +164,8 @@ bench-%: native $(DEV_READY)
 	@echo "== benchmarks/bench_$*.py"
 	$(BIN)/python benchmarks/bench_$*.py $(if $(QUICK),$(QUICK_$*),$(FULL_$*))
 
+bench-models: peers-models_deepctr_torch
+
 bench-serve: benchmarks/peers/.venv-serving/.ready
 
 benchmarks/peers/.venv-serving/.ready: benchmarks/peers/serving/requirements.txt
@@ -169,7 +174,7 @@ benchmarks/peers/.venv-serving/.ready: benchmarks/peers/serving/requirements.txt
 	touch $@
 
 # Each peer lives in an environment of its own, made from its pinned requirements.
-PEERS := $(patsubst benchmarks/peers/requirements-%.txt,%,$(wildcard benchmarks/peers/requirements-*.txt))
+PEERS := $(patsubst benchmarks/peers/requirements-%.txt,%,$(wildcard benchmarks/peers/requirements-[!m]*.txt))
 PEER_ARGS ?=
 bench-peers: native $(PEERS:%=peers-%)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt scikit-learn
