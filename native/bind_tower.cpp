@@ -15,6 +15,7 @@
 
 #include "bind_arrays.hpp"
 #include "losses.hpp"
+#include "pair_products.hpp"
 #include "tower.hpp"
 
 namespace nb = nanobind;
@@ -156,6 +157,39 @@ class BoundTower {
   TowerBatch batch_{};
 };
 
+// The fields' matrix, checked: rows of n_fields vectors as wide as `out` is.
+PairProducts pairs_of(const Input& fields, const char* out_name, std::int64_t dim) {
+  const ConstRows rows = matrix_rows("fields", fields);
+  if (dim < 1 || rows.width % dim != 0) {
+    refuse(std::string("fields: got width ") + std::to_string(rows.width) +
+           ", expected a multiple of the width of " + out_name + ", " + std::to_string(dim));
+  }
+  PairProducts request{};
+  request.fields = rows;
+  request.n_fields = rows.width / dim;
+  request.dim = dim;
+  return request;
+}
+
+void bind_pair_products(const Input& fields, const Output& out_BD, int threads) {
+  const Rows out = matrix_rows("out_BD", out_BD, length(fields));
+  PairProducts request = pairs_of(fields, "out_BD", out.width);
+  request.out = out;
+  const nb::gil_scoped_release release;
+  pair_products(request, length(out_BD), threads);
+}
+
+void bind_pair_products_grad(const Input& fields, const Input& grad_BD, const Output& fields_grad,
+                             int threads) {
+  const ConstRows grad = matrix_rows("grad_BD", grad_BD, length(fields));
+  PairProducts request = pairs_of(fields, "grad_BD", grad.width);
+  request.grad = grad;
+  request.fields_grad =
+      matrix_rows("fields_grad", fields_grad, length(fields), request.fields.width);
+  const nb::gil_scoped_release release;
+  pair_products_grad(request, length(grad_BD), threads);
+}
+
 void bind_logistic(const Input& logits_B, const Input& labels_B, const Output& losses_B,
                    const Output& grads_B) {
   const auto* const logits = vector_data<float>("logits_B", logits_B);
@@ -173,6 +207,9 @@ void bind_tower(nb::module_& m) {
   using ReleaseGil = nb::call_guard<nb::gil_scoped_release>;
   m.def("has_bf16_products", &has_bf16_products);
   m.def("logistic_loss", &bind_logistic, "logits_B"_a, "labels_B"_a, "losses_B"_a, "grads_B"_a);
+  m.def("pair_products", &bind_pair_products, "fields"_a, "out_BD"_a, "threads"_a = 1);
+  m.def("pair_products_grad", &bind_pair_products_grad, "fields"_a, "grad_BD"_a, "fields_grad"_a,
+        "threads"_a = 1);
   nb::class_<TowerGradients>(m, "TowerGradients").def("wait", &TowerGradients::wait, ReleaseGil());
   nb::class_<BoundNorm>(m, "TowerNorm")
       .def(

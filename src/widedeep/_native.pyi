@@ -245,6 +245,17 @@ def logistic_loss(
 ) -> None:
     """Fill the cross-entropies max(z, 0) - z y + log(1 + exp(-abs(z))) and sigmoid(z) - y."""
 
+def pair_products(fields: _Floats, out_BD: _Floats, threads: int = 1) -> None:
+    """Fill the sums over all pairs of fields of their elementwise products.
+
+    ``fields`` (B, F * D) holds F vectors of D numbers in a row.
+    """
+
+def pair_products_grad(
+    fields: _Floats, grad_BD: _Floats, fields_grad: _Floats, threads: int = 1
+) -> None:
+    """Fill the gradient of the fields from that of :func:`pair_products`."""
+
 def has_bf16_products() -> bool:
     """Tell whether towers can be computed in bfloat16 here (AVX512_BF16, and it is in use)."""
 

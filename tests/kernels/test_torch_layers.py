@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from widedeep.kernels.torch_device import seeded
 from widedeep.kernels.torch_layers import native_layers
-from widedeep.models.blocks import HiddenLayers
+from widedeep.models.blocks import HiddenLayers, linear, pair_products
 
 CPU = torch.device("cpu")
 
@@ -145,3 +145,39 @@ def test_a_batch_of_one_example_is_normalised_by_the_running_figures() -> None:
         torch.testing.assert_close(layers(hidden), layers.eval()(hidden))
         layers.train()(torch.randn(8, 10))
         assert not torch.allclose(layers.train()(hidden), made(batch_norm=True)(hidden))
+
+
+def test_products_of_pairs_equal_torchs_from_any_memory() -> None:
+    buffer = torch.randn(12, 40)
+    apart = buffer[:, 2:32].view(12, 5, 6)
+    for fields in (apart, apart.contiguous(), torch.randn(6, 12, 5).permute(1, 2, 0)):
+        exact = fields.double().detach().requires_grad_()
+        leaf, grad = fields.detach().requires_grad_(), torch.randn(12, 6)
+        pair_products(exact).backward(grad.double())
+        with native_layers(2):
+            out = pair_products(leaf)
+            assert "PairProducts" in type(out.grad_fn).__name__
+            out.backward(grad)
+        torch.testing.assert_close(out.double(), pair_products(exact), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(leaf.grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_a_wide_linear_layer_equals_torchs_and_a_hook_is_heard() -> None:
+    layer, hidden = nn.Linear(130, 128), torch.randn(9, 130)
+    expected = passed(layer, hidden, torch.ones(9, 128))
+    with native_layers(2):
+        assert "DenseLayers" in type(linear(layer, hidden).grad_fn).__name__
+        wrapped = _Linear(layer)
+        for one, other in zip(passed(wrapped, hidden, torch.ones(9, 128)), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        layer.register_forward_hook(lambda module, inputs, out: out + 1)
+        torch.testing.assert_close(linear(layer, hidden), expected[0] + 1)
+
+
+class _Linear(nn.Module):
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return linear(self.layer, hidden)

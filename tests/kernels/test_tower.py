@@ -358,3 +358,30 @@ def test_room_for_derivatives_is_asked_for() -> None:
             weight_grad=tower.weight_grads[0],
             activation="sine",
         )
+
+
+# ---- products of pairs ---------------------------------------------------------------------------
+
+
+@given(st.integers(0, 9), st.integers(0, 200), st.integers(1, 7), st.sampled_from([1, 4, 16, 70]))
+def test_products_of_pairs_equal_the_reference(
+    seed: int, rows: int, n_fields: int, dim: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    fields, grad = spread(rows, n_fields * dim), spread(rows, dim)
+    fields[:], grad[:] = rng.normal(size=fields.shape), rng.normal(size=grad.shape)
+    for threads in (1, 3):
+        found = [spread(rows, dim), spread(rows, n_fields * dim)]
+        wanted = [spread(rows, dim), np.empty((rows, n_fields * dim), np.float32)]
+        for module, (out, fields_grad) in ((kernels, found), (reference, wanted)):
+            module.pair_products(fields, out, threads)
+            module.pair_products_grad(fields, grad, fields_grad, threads)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
+            if one.base is not None:
+                assert np.isnan(one.base[:, one.shape[1] :]).all()
+
+
+def test_products_of_pairs_of_a_wrong_width_are_named() -> None:
+    with pytest.raises(ValueError, match=r"fields: got width 7, expected a multiple .*, 2"):
+        kernels.pair_products(np.zeros((3, 7), np.float32), np.zeros((3, 2), np.float32))

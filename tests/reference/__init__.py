@@ -17,6 +17,8 @@ from tests.reference.tower import TowerGradients as TowerGradients
 from tests.reference.tower import TowerLayer as TowerLayer
 from tests.reference.tower import TowerNorm as TowerNorm
 from tests.reference.tower import has_bf16_products as has_bf16_products
+from tests.reference.tower import pair_products as pair_products
+from tests.reference.tower import pair_products_grad as pair_products_grad
 from widedeep import _native
 
 

@@ -178,3 +178,24 @@ class Tower:
             under = self.layers[i - 1].grad if i else self.grad_input_BX
             _product(self.bf16, grad, layer.weight, under)
         return TowerGradients()
+
+
+def pair_products(fields: Floats, out_BD: Floats, threads: int = 1) -> None:
+    """Sum the products of all pairs, pair by pair."""
+    rows, dim = out_BD.shape
+    fields_BFD = fields.reshape(rows, fields.shape[1] // dim, dim).astype(np.float64)
+    total = np.zeros((rows, dim))
+    for i in range(fields_BFD.shape[1]):
+        for j in range(i):
+            total += fields_BFD[:, i] * fields_BFD[:, j]
+    out_BD[:] = total
+
+
+def pair_products_grad(
+    fields: Floats, grad_BD: Floats, fields_grad: Floats, threads: int = 1
+) -> None:
+    """Multiply the gradient by the sum of all others."""
+    rows, dim = grad_BD.shape
+    fields_BFD = fields.reshape(rows, fields.shape[1] // dim, dim).astype(np.float64)
+    others = fields_BFD.sum(1, keepdims=True) - fields_BFD
+    fields_grad[:] = (grad_BD[:, None] * others).reshape(fields.shape)

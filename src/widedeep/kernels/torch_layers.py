@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from widedeep import kernels
 from widedeep.kernels import Tower, TowerLayer, TowerNorm
 
 __all__ = [
@@ -193,12 +194,11 @@ def native_layers(threads: int) -> Iterator[None]:
 
 
 def runs_native(hidden: Tensor) -> bool:
-    """Tell whether dense layers over this input shall be computed natively."""
+    """Tell whether what is done with this input shall be computed natively."""
     return (
         _threads.get() > 0
         and hidden.dtype == torch.float32
         and hidden.device.type == "cpu"
-        and hidden.dim() == 2
         and torch.is_grad_enabled()
     )
 
@@ -255,3 +255,47 @@ class _DenseLayers(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1:]
         found = [ctx.room.grad_input, *ctx.gradients]
         return None, *(grad if needed else None for grad, needed in zip(found, wanted, strict=True))
+
+
+def pair_products(fields_BFD: Tensor) -> Tensor:
+    """Return the sum over all pairs of fields of their elementwise products.
+
+    Args:
+        fields_BFD: In float32 on the CPU.
+
+    Shape:
+        (B, F, D) -> (B, D)
+
+    Example:
+        >>> pair_products(torch.tensor([[[1.0], [2.0], [3.0]]]))  # 1 * 2 + 1 * 3 + 2 * 3
+        tensor([[11.]])
+    """
+    result: Tensor = _PairProducts.apply(fields_BFD)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _PairProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, fields_BFD: Tensor) -> Tensor:
+        rows, _, dim = fields_BFD.shape
+        side_by_side = fields_BFD.stride(2) == 1 and fields_BFD.stride(1) == dim
+        if not side_by_side:
+            fields_BFD = fields_BFD.contiguous()
+        ctx.threads = max(1, _threads.get())
+        ctx.save_for_backward(fields_BFD)
+        out_BD = torch.empty(rows, dim)
+        kernels.pair_products(fields_BFD.flatten(1).numpy(), out_BD.numpy(), ctx.threads)
+        return out_BD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BD: Tensor) -> Tensor:
+        (fields_BFD,) = ctx.saved_tensors
+        grad_BFD = torch.empty(fields_BFD.shape)
+        kernels.pair_products_grad(
+            fields_BFD.detach().flatten(1).numpy(),
+            grad_BD.contiguous().numpy(),
+            grad_BFD.flatten(1).numpy(),
+            ctx.threads,
+        )
+        return grad_BFD

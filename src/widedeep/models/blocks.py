@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError, nearest
+from widedeep.kernels import torch_layers
 from widedeep.kernels.torch_layers import DenseLayer, dense_layers, runs_native
 
 Activation = Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"]
@@ -143,7 +144,7 @@ class HiddenLayers(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
-        if runs_native(hidden) and self.training:
+        if runs_native(hidden) and hidden.dim() == 2 and self.training:
             layers = self.dense_layers
             if layers is not None and (self.norms is None or len(hidden) > 1):
                 return dense_layers(layers, hidden)
@@ -154,6 +155,22 @@ class HiddenLayers(nn.Module):
         return hidden
 
 
+_WIDE = 128  # from which our products are the faster ones
+
+
+def linear(layer: nn.Linear, hidden: Tensor) -> Tensor:
+    """Return what a linear layer computes: in a training step, by our products where it is wide.
+
+    Shape:
+        (B, X) -> (B, H)
+    """
+    wide = min(layer.in_features, layer.out_features) >= _WIDE and hidden.dim() == 2
+    if wide and runs_native(hidden) and type(layer) is nn.Linear and not has_hooks(layer):
+        return dense_layers([DenseLayer(layer)], hidden)
+    out: Tensor = layer(hidden)
+    return out
+
+
 def pair_products(fields_BFD: Tensor) -> Tensor:
     """Return the sum over all pairs of fields of their elementwise products, in linear time.
 
@@ -162,6 +179,8 @@ def pair_products(fields_BFD: Tensor) -> Tensor:
     Shape:
         (B, F, D) -> (B, D)
     """
+    if runs_native(fields_BFD):
+        return torch_layers.pair_products(fields_BFD)
     return 0.5 * (fields_BFD.sum(1).square() - fields_BFD.square().sum(1))
 
 

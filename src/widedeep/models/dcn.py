@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from widedeep.models.blocks import linear
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
@@ -59,7 +60,7 @@ class CrossLayer(nn.Module):
 
     def forward(self, x0_BX: Tensor, x_BX: Tensor) -> Tensor:
         """Return the next layer's input."""
-        projected_BX = self.up(x_BX if self.down is None else self.down(x_BX))
+        projected_BX = linear(self.up, x_BX if self.down is None else self.down(x_BX))
         return torch.addcmul(x_BX, x0_BX, projected_BX)
 
 

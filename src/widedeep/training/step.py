@@ -18,7 +18,6 @@ from widedeep.data.batch import Batch
 from widedeep.errors import CheckpointError, ConfigError, DataError
 from widedeep.kernels.torch_device import seeded, triton_kernels
 from widedeep.kernels.torch_layers import native_layers
-from widedeep.models.mlp import MLPTower
 from widedeep.models.tower import DeepInput
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
@@ -99,6 +98,9 @@ class TrainStep:
         # The native path moves the statistics of a norm, which are frozen here.
         frozen_norms = bool(self._frozen_norms)
         self.fused = None if frozen_norms else fast_mlp(model, self.config.precision, threads)
+        # Modules of one's own may draw from NumPy's or Python's generator too.
+        rooms = {type(module).__module__.partition(".")[0] for module in model.modules()}
+        self._draws_torch_alone = rooms <= {"widedeep", "torch"}
         self.rollback = RollbackLog()
         self._best_dense: dict[str, NDArray[Any]] = {}
         self._label_columns = list(model.schema.spec.labels.values())
@@ -162,8 +164,10 @@ class TrainStep:
             unread = {name: torch.zeros_like(s.values_ND) for name, s in inputs.sequences.items()}
             grad_BX = self.fused.backward(grad_BC)  # (B, C) -> (B, X), and the layers' .grad
             return DenseResult(logits_BC, losses_B, grad_BC, grad_BX, unread)
-        standard = all(type(tower) is MLPTower for tower in self.model.towers.values())
-        with seeded(self.model.device, *key, torch_alone=standard), self._native_layers():
+        with (
+            seeded(self.model.device, *key, torch_alone=self._draws_torch_alone),
+            self._native_layers(),
+        ):
             return self._autograd_pass(batch, logits_BC, inputs)
 
     def _native_layers(self) -> AbstractContextManager[None]:
