@@ -163,38 +163,3 @@ def test_the_report_shows_both(tmp_path: Path) -> None:
     assert report.importances[""]["columns"][0]["columns"] == ("strong",)
     bare = make_report(bundle, held_out, importance_rows=0)
     assert bare.importances == {} and "Permutation importance" not in bare.to_html()
-
-
-@pytest.mark.parametrize(
-    ("options", "names"),
-    [
-        ({"deep": [DeepFM(hidden_units=(4,))]}, set()),
-        ({"deep": ["fm", {"name": "tabm", "members": 2, "hidden_units": [4]}]}, {"fm", "tabm"}),
-        (
-            {
-                "deep": ["fm", {"name": "mlp", "hidden_units": [4]}, "dcn_v2"],
-                "join": {"hidden_units": [3]},
-            },
-            {"fm", "join"},
-        ),
-    ],
-)
-def test_an_explanation_lists_what_each_tower_adds(
-    options: dict[str, Any], names: set[str], tmp_path: Path
-) -> None:
-    rows = make_rows("binary")
-    spec = wd.FeatureSpec(label="y", features=wd.categorical("strong", "weak"))
-    model = wd.WideDeep(wd.fit_schema(spec, rows), embedding_dim=4, **options)
-    trainer = wd.Trainer(model, batch_size=64, epochs=1, progress=False, threads=1)
-    trainer.fit(rows.slice(0, 400))
-    explained = trainer.export(tmp_path / "bundle").explain(rows.slice(0, 1).to_pylist()[0])
-    assert set(explained.towers) == names
-    if names:
-        total = sum(logits[0] for logits in explained.towers.values())
-        assert total == pytest.approx(explained.deep[0], abs=1e-5)
-        inputs = model.gather(Transform(model.schema)(rows.slice(0, 1)))
-        own = model.towers["fm"].eval()(inputs)
-        assert explained.towers["fm"][0] == pytest.approx(float(own), abs=1e-5)
-        assert f"  of it fm {explained.towers['fm'][0]:+.4f}".split() == next(
-            line.split() for line in str(explained).splitlines() if "of it fm" in line
-        )

@@ -264,7 +264,7 @@ class Bundle:
             weights=self.weights,
             encode=self.encode,
             deep_C=deep_BC[0],
-            shares={name: share_BC[0] for name, share_BC in self._forward.shares(batch).items()},
+            parts=self._forward.explain(batch),
             logits_C=logits_BC[0],
             scores=by_head(self.model, self.scores_of(logits_BC)),
         )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from widedeep.bundle.graph import TowerParts
 from widedeep.bundle.layout import BundleHead, BundleModel
 from widedeep.data.batch import Batch
 from widedeep.features import NumberInput
@@ -53,6 +54,8 @@ class Explanation:
         wide: The wide terms, in feature order.
         deep: The deep part of each logit column.
         towers: What each tower adds to the deep part, by name; empty for a single one.
+        attention: Values of a sequence with the weight that a tower gives to each, in their order,
+            by ``TOWER/SEQUENCE``.
         bias: The bias of each logit column.
         logits: Sums of the three.
         score: Score of :meth:`Bundle.score` for the row, by head.
@@ -65,12 +68,19 @@ class Explanation:
     logits: tuple[float, ...]
     score: dict[str, float | tuple[float, ...]]
     towers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    attention: Mapping[str, tuple[tuple[str, float], ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         blocks = []
         for head in self.model.heads:
             for column in range(head.start, head.stop):
                 blocks.append(self._column_text(head, column))
+        for name, events in self.attention.items():
+            tower, _, sequence = name.partition("/")
+            largest = sorted(events, key=lambda event: -abs(event[1]))[:_LARGEST_TERMS]
+            width = max((len(value) for value, _ in largest), default=0)
+            lines = [f"{value.ljust(width)}  {weight:+.4f}" for value, weight in largest]
+            blocks.append("\n".join([f"attention of {tower} to {sequence}", *lines]))
         return "\n\n".join(blocks)
 
     def _column_text(self, head: BundleHead, column: int) -> str:
@@ -104,7 +114,7 @@ def explain_row(
     weights: Mapping[str, NDArray[np.float32]],
     encode: Callable[[Sequence[Mapping[str, Any]]], Batch],
     deep_C: NDArray[np.float32],
-    shares: Mapping[str, NDArray[np.float32]],
+    parts: TowerParts,
     logits_C: NDArray[np.float32],
     scores: Mapping[str, NDArray[np.float64]],
 ) -> Explanation:
@@ -132,11 +142,34 @@ def explain_row(
         model=model,
         wide=tuple(terms),
         deep=tuple(deep_C.tolist()),
-        towers={name: tuple(share_C.tolist()) for name, share_C in shares.items()},
+        towers={name: tuple(share_BC[0].tolist()) for name, share_BC in parts.shares.items()},
+        attention={
+            name: _events(schema, encode, row, batch, name.partition("/")[2], weights_BT[0])
+            for name, weights_BT in parts.attention.items()
+        },
         bias=tuple(weights["bias"].tolist()),
         logits=tuple(logits_C.tolist()),
         score={head: _plain_score(rows[0]) for head, rows in scores.items()},
     )
+
+
+def _events(
+    schema: Schema,
+    encode: Callable[[Sequence[Mapping[str, Any]]], Batch],
+    row: Mapping[str, Any],
+    batch: Batch,
+    sequence: str,
+    weights_T: NDArray[np.float32],
+) -> tuple[tuple[str, float], ...]:
+    """Return the values of a row's sequence with their weights, in their order."""
+    slot = next(i for i, slot in enumerate(schema.slots) if slot.name == sequence)
+    ids = batch.cells(slot).ids_N.tolist()
+    if sequence in schema.spec.parallel_names:  # a value without its parallel ones is not encoded
+        names = [(schema.describe_id(sequence, id_), "") for id_ in ids]
+    else:
+        names = name_ids(schema, encode, sequence, row, ids)
+    texts = [f"{name} ({own})" if own else name for name, own in names]
+    return tuple(zip(texts, weights_T.tolist(), strict=False))  # padding follows the values
 
 
 def _combiner_scale(values: NDArray[Any], combiner: str) -> float:

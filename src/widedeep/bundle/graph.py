@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,18 @@ from widedeep.kernels.score import Scorer
 from widedeep.schema import Schema
 
 _OUTPUT = "logits_BC"
-_SHARE = "share/"
+_SHARE, _ATTENTION = "share/", "attention/"
 _SIDES = ("query", "item", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerParts:
+    """What explains the towers' part of the logits."""
+
+    # What each tower adds, (B, C); empty for a single one
+    shares: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    # Weights of the places of a sequence, (B, T), by ``TOWER/SEQUENCE``
+    attention: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class TowerGraph:
@@ -52,11 +63,12 @@ class TowerGraph:
                     f"{offered} with B rows; export the towers with this version of widedeep"
                 )
         outputs = session.get_outputs()
-        self._shares = [entry.name for entry in outputs if entry.name.startswith(_SHARE)]
         names = [entry.name for entry in outputs]
+        self._explaining = [n for n in names if n.startswith((_SHARE, _ATTENTION))]
         for entry in outputs:
-            is_known = names.count(_OUTPUT) == 1 and entry.name in (_OUTPUT, *self._shares)
-            if not is_known or entry.shape[1:] not in ([n_logits], [None]):
+            is_known = names.count(_OUTPUT) == 1 and entry.name in (_OUTPUT, *self._explaining)
+            is_logits = not entry.name.startswith(_ATTENTION)
+            if not is_known or (is_logits and entry.shape[1:] not in ([n_logits], [None])):
                 raise BundleError(
                     f"{path}: got the output {entry.name!r} of shape {entry.shape}, expected "
                     f"'{_OUTPUT}' of shape (B, {n_logits})"
@@ -86,18 +98,27 @@ class TowerGraph:
         (logits_BC,) = session.run([_OUTPUT], {name: inputs[name] for name in self._inputs})
         return logits_BC
 
-    def shares(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Return what each of several towers adds to the logits, (B, C) by its name."""
-        if not self._shares:
-            return {}
-        arrays = self._session(1).run(self._shares, {name: inputs[name] for name in self._inputs})
-        names = [name.removeprefix(_SHARE) for name in self._shares]
-        return dict(zip(names, arrays, strict=True))
+    def explain(self, inputs: Mapping[str, NDArray[Any]]) -> TowerParts:
+        """Return what explains the towers' part of the logits."""
+        names = self._explaining
+        arrays: list[NDArray[np.float32]] = []
+        if names:
+            arrays = self._session(1).run(names, {name: inputs[name] for name in self._inputs})
+        pairs = list(zip(names, arrays, strict=True))
+        return TowerParts(
+            shares={n.removeprefix(_SHARE): a for n, a in pairs if n.startswith(_SHARE)},
+            attention={n.removeprefix(_ATTENTION): a for n, a in pairs if n.startswith(_ATTENTION)},
+        )
 
 
 def share_output(tower: str) -> str:
     """Return the name of a graph's output that is what a tower adds to the logits."""
     return _SHARE + tower
+
+
+def attention_output(sequence: str) -> str:
+    """Return the name of a graph's output that is a tower's weights of a sequence's places."""
+    return _ATTENTION + sequence
 
 
 def sequence_shapes(sequence: BundleSequence) -> dict[str, list[int]]:
@@ -176,12 +197,14 @@ class Forward:
             ) from error
         return wide_BC, np.zeros_like(wide_BC) if deep_BC is None else deep_BC
 
-    def shares(self, batch: Batch) -> dict[str, NDArray[np.float32]]:
-        """Return what each tower adds to the logits of a few rows, (B, C), if they are several."""
+    def explain(self, batch: Batch) -> TowerParts:
+        """Return what explains the towers' part of the logits of a few rows."""
         if self._program is not None:
             arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
-            return self._program.shares(self._scorer.concat(*arrays, threads=1))
-        return {} if self._graph is None else self._graph.shares(self._graph_inputs(batch, 1))
+            return TowerParts(shares=self._program.shares(self._scorer.concat(*arrays, threads=1)))
+        if self._graph is None:
+            return TowerParts()
+        return self._graph.explain(self._graph_inputs(batch, 1))
 
     def _run_graph(self, graph: TowerGraph, batch: Batch, threads: int) -> NDArray[np.float32]:
         floats = sum(s.maxlen * s.width for s, _, _ in self._sequences)

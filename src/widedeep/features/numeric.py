@@ -104,7 +104,7 @@ class Numeric(Feature):
     bins: int = 255
     embedding_dim: int | None = None
     frequencies: int = 48
-    frequency_std: float = 0.1
+    frequency_std: float = 3.0
 
     kind: ClassVar[str] = "numeric"
     order: ClassVar[int] = 0
@@ -386,7 +386,7 @@ def numeric(
     bins: int = 255,
     embedding_dim: int | None = None,
     frequencies: int = 48,
-    frequency_std: float = 0.1,
+    frequency_std: float = 3.0,
 ) -> list[Numeric]:
     """Declare numeric features, one for each name.
 

@@ -35,6 +35,7 @@ class InterestEvolution(nn.Module):
         interests_BTH = self.extractor(events.keys_BTE, events.mask_BT)
         scores_BT = (interests_BTH @ self.relevance(events.query_BE)[:, :, None]).squeeze(-1)
         weights_BT = masked_softmax(scores_BT, events.mask_BT)
+        events.leave_weights(weights_BT)
         last_BH: Tensor = self.evolution(interests_BTH, events.mask_BT, weights_BT)[:, -1]
         return last_BH
 

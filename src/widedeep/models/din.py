@@ -42,6 +42,7 @@ class LocalActivation(nn.Module):
             weights_BT = masked_softmax(scores_BT, events.mask_BT)
         else:
             weights_BT = scores_BT.masked_fill(~events.mask_BT, 0.0)
+        events.leave_weights(weights_BT)
         return weighted_sum(weights_BT, events.keys_BTE)
 
 

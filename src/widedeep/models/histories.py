@@ -22,11 +22,20 @@ class Events:
         keys_BTE: The events, zeros in padding.
         mask_BT: bool, True where a place holds an event.
         query_BE: The candidate as an event, or None where nothing is compared.
+        name: The sequence.
+        attention: See :class:`widedeep.models.DeepInput`.
     """
 
     keys_BTE: Tensor
     mask_BT: Tensor
     query_BE: Tensor | None
+    name: str = ""
+    attention: dict[str, Tensor] | None = None
+
+    def leave_weights(self, weights_BT: Tensor) -> None:
+        """Leave the weights of the events for an explanation, if one is asked for."""
+        if self.attention is not None:
+            self.attention[self.name] = weights_BT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +66,8 @@ class History:
         keys_BTE = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         keys_BTE = keys_BTE.masked_fill(~mask_BT[:, :, None], 0.0)
         query = [inputs.concat_BX[:, inputs.layout[name]] for name in self.targets]
-        return Events(keys_BTE, mask_BT, torch.cat(query, dim=1) if query else None)
+        query_BE = torch.cat(query, dim=1) if query else None
+        return Events(keys_BTE, mask_BT, query_BE, self.sequences[0], inputs.attention)
 
 
 def find_histories(

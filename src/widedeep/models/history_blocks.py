@@ -63,10 +63,14 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.layer, self.score = nn.Linear(width, hidden), nn.Linear(hidden, 1, bias=False)
 
+    def weights(self, values_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+        """Return the weight of each place, (B, T)."""
+        scores_BT = self.score(torch.tanh(self.layer(values_BTD))).squeeze(-1)
+        return masked_softmax(scores_BT, mask_BT)
+
     def forward(self, values_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """Return the weighted sum."""
-        scores_BT = self.score(torch.tanh(self.layer(values_BTD))).squeeze(-1)
-        return weighted_sum(masked_softmax(scores_BT, mask_BT), values_BTD)
+        return weighted_sum(self.weights(values_BTD, mask_BT), values_BTD)
 
 
 class Dice(nn.Module):
@@ -171,7 +175,9 @@ class GRU(nn.Module):
     ) -> Tensor:
         """Return the state after each event; past an example's last one, the last state."""
         inputs_BTG = self.input(events_BTE)  # G = 3 H: update, reset and candidate
-        state_BH = inputs_BTG.new_zeros(len(inputs_BTG), self.width)
+        state_BH = inputs_BTG.new_zeros(
+            inputs_BTG.shape[0], self.width
+        )  # len() is no part of a graph
         states = []
         for step in range(mask_BT.shape[1]):
             update, reset, candidate = inputs_BTG[:, step].chunk(3, dim=1)

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from widedeep.models.histories import Events, History, HistoryConfig
-from widedeep.models.history_blocks import AttentionPool, max_pool, mean_pool
+from widedeep.models.history_blocks import AttentionPool, max_pool, mean_pool, weighted_sum
 from widedeep.models.tower import register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
@@ -32,8 +32,9 @@ class PooledHistory(nn.Module):
     def forward(self, events: Events) -> Tensor:
         """Return the pooled history, zeros for an empty one."""
         if self.attention is not None:
-            pooled_BE: Tensor = self.attention(events.keys_BTE, events.mask_BT)
-            return pooled_BE
+            weights_BT = self.attention.weights(events.keys_BTE, events.mask_BT)
+            events.leave_weights(weights_BT)
+            return weighted_sum(weights_BT, events.keys_BTE)
         pool = mean_pool if self.pooling == "mean" else max_pool
         return pool(events.keys_BTE, events.mask_BT)
 

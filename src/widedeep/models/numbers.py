@@ -84,6 +84,7 @@ class NumberFields(nn.Module):
             dense_BK=concat_BX[:, self.layout.dense],
             sequences=inputs.sequences,
             extra=inputs.extra,
+            attention=inputs.attention,
         )
 
 

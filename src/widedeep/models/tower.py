@@ -320,6 +320,8 @@ class DeepInput:
         sequences: Feature to its unpooled embeddings, for features with ``combiner=None``.
         dense_BK: The dense columns of ``concat_BX``.
         extra: Dense tensors of :attr:`widedeep.FeatureSpec.extra` by name, for encoders.
+        attention: Where a tower leaves the weights (B, T) that it gives to the places of a
+            sequence, by the sequence, for explanations; None where nobody reads them.
     """
 
     concat_BX: Tensor
@@ -327,6 +329,7 @@ class DeepInput:
     dense_BK: Tensor
     sequences: Mapping[str, SequenceInput] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    attention: dict[str, Tensor] | None = None
 
     def fields_BFD(self, dim: int) -> Tensor:
         """Return the pooled embeddings as a view (B, F, D), where all have the width ``dim``."""

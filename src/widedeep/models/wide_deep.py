@@ -504,7 +504,7 @@ class WideDeep(nn.Module):
         parts: dict[str, Tensor] = {}
         joined: list[Tensor] = []
         for name, tower in self.towers.items():
-            out: Tensor = tower(inputs)
+            out = _call_tower(name, tower, inputs)
             if gives_logits(tower):
                 parts[name] = out
             elif self.join is not None:
@@ -618,6 +618,17 @@ class WideDeep(nn.Module):
             )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+def _call_tower(name: str, tower: nn.Module, inputs: DeepInput) -> Tensor:
+    """Call a tower; its weights of sequences get names that begin with the tower's."""
+    if inputs.attention is None:
+        out: Tensor = tower(inputs)
+        return out
+    own: dict[str, Tensor] = {}
+    out = tower(dataclasses.replace(inputs, attention=own))
+    inputs.attention.update({f"{name}/{sequence}": weights for sequence, weights in own.items()})
+    return out
 
 
 def add_logits(parts: Sequence[Tensor]) -> Tensor | None:

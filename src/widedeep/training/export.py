@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from widedeep.bundle import Bundle, BundleSequence, write_bundle
 from widedeep.bundle.calibration import Calibration, PriorCorrection, fit_isotonic, fit_platt
-from widedeep.bundle.graph import Forward, sequence_shapes, share_output, stage_columns
+from widedeep.bundle.graph import (
+    Forward,
+    attention_output,
+    sequence_shapes,
+    share_output,
+    stage_columns,
+)
 from widedeep.bundle.program import Program
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
@@ -299,9 +305,9 @@ class _Towers(nn.Module):
         assert logits_BC is not None
         return logits_BC
 
-    def parts(self, *tensors: Tensor) -> dict[str, Tensor]:
+    def parts(self, inputs: DeepInput) -> dict[str, Tensor]:
         """Return what each tower adds to the logits, (B, C) or (B, M, C)."""
-        return self._model[0].tower_logits(self.deep_input(*tensors))
+        return self._model[0].tower_logits(inputs)
 
     def deep_input(self, *tensors: Tensor) -> DeepInput:
         """Return the input of towers that these tensors make."""
@@ -320,21 +326,28 @@ class _Towers(nn.Module):
         )
 
 
-class _TowersAndShares(nn.Module):
-    """The towers' part of the logits, and what each of several towers adds to it."""
+class _ExplainedTowers(nn.Module):
+    """The towers' part of the logits with what explains it: its shares, and their attention."""
 
-    def __init__(self, towers: _Towers, names: Sequence[str]) -> None:
+    def __init__(self, towers: _Towers, shares: Sequence[str], *, attention: bool) -> None:
         super().__init__()
         self.towers = towers
-        self.names = names  # of the shares, as outputs of a graph
+        self.shares = shares
+        self.with_attention = attention
+        self.attention: list[str] = []  # names of the weights, once it was called
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the sum and the shares, (B, C) each."""
-        parts = list(self.towers.parts(*tensors).values())
+        """Return the sum, several towers' shares (B, C), and weights of sequences (B, T)."""
+        attention: dict[str, Tensor] = {}
+        inputs = self.towers.deep_input(*tensors)
+        if self.with_attention:
+            inputs = replace(inputs, attention=attention)
+        parts = list(self.towers.parts(inputs).values())
         means = [part if part.dim() == 2 else part.mean(dim=1) for part in parts]
         total = add_logits(means)
         assert total is not None
-        return total, *(means if self.names else ())
+        self.attention = list(attention)
+        return total, *(means if self.shares else ()), *attention.values()
 
 
 def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
@@ -342,13 +355,17 @@ def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
     names = ", ".join(repr(name) for name in model.towers)
     towers = _Towers(model).eval()
     example = towers.inputs()
-    outputs = ["logits_BC", *map(share_output, model.shares)]
+    explained = _ExplainedTowers(towers, model.shares, attention=True).eval()
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            with torch.no_grad():
+                explained(*example.values())
+            outputs = ["logits_BC", *map(share_output, model.shares)]
+            outputs += map(attention_output, explained.attention)
             torch.onnx.export(
-                _TowersAndShares(towers, outputs[1:]).eval(),
+                explained,
                 tuple(example.values()),
                 buffer,  # type: ignore[arg-type]  # this exporter takes files too
                 input_names=list(example),
@@ -390,7 +407,7 @@ def tower_program(model: WideDeep) -> tuple[Program, dict[str, NDArray[np.float3
     ends = np.cumsum([x.shape[1] for x in inputs[:n_read]])
     elements = np.split(elements_X, ends[:-1])
     names = list(model.shares)
-    traced = _TowersAndShares(towers, names).eval()
+    traced = _ExplainedTowers(towers, names, attention=False).eval()
     program, tensors = trace_towers(traced, inputs, elements, sizes, names)
     if towers.sequences:
         raise NotExpressible(f"the sequences {sorted(towers.sequences)}")

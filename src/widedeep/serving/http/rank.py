@@ -256,6 +256,7 @@ def _explanation_fields(explanation: Explanation) -> dict[str, Any]:
         ],
         "deep": explanation.deep,
         **({"towers": explanation.towers} if explanation.towers else {}),
+        **({"attention": explanation.attention} if explanation.attention else {}),
         "bias": explanation.bias,
         "logits": explanation.logits,
         "score": explanation.score,
