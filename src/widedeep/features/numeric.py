@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.errors import FeatureError, nearest, show_value
+from widedeep.features.embedding import DEFAULT, EmbeddingOptions
 from widedeep.features.id_map import (
     IdMap,
     match_buckets,
@@ -205,6 +206,10 @@ class Numeric(Feature):
     @property
     def kind_text(self) -> str:
         return f"numeric, {self.embedding or self.transform}"
+
+    @property
+    def embedding_options(self) -> EmbeddingOptions:
+        return DEFAULT  # ``embedding`` says what kind it is
 
     @property
     def learns_numbers(self) -> bool:
