@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,15 +32,13 @@ from sweep_defaults import data_file, make_spec
 
 import widedeep as wd
 from widedeep.models import registered_towers
+from widedeep.models.histories import HistoryConfig
+from widedeep.models.tasks import TasksConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 sys.path += [str(EXAMPLES / "census"), str(EXAMPLES / "online_retail")]
 HIDDEN = (64, 32)
 DIM = 8
-# Models of a history and the candidate
-SEQUENCE_MODELS = ("bst", "dien", "din", "transformer")
-# Models of several labels, of which these sets have none
-SEVERAL_TASKS = ("dbmtl", "esmm", "mmoe", "ple", "shared_bottom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +97,6 @@ def shop(rows: int, folder: Path) -> Set:
 
 def store(rows: int, folder: Path) -> Set:
     """The simulated app store: the paper's situation."""
-    from dataclasses import replace
-
     from widedeep.join import Negatives, Split, load_join_config, run_join
     from widedeep.simulate.config import StoreConfig
     from widedeep.simulate.declaration import JOIN_TOML, app_store_spec
@@ -135,6 +131,11 @@ SETS: Mapping[str, Callable[[int, Path], Set]] = {
 }
 
 
+def reads_history(name: str) -> bool:
+    """Whether a model reads a history as a sequence."""
+    return name != "wide" and issubclass(registered_towers()[name], HistoryConfig)
+
+
 def tower_table(name: str) -> dict[str, Any]:
     """The tower with the widths of this comparison."""
     known = {field.name for field in fields(registered_towers()[name])}
@@ -143,14 +144,10 @@ def tower_table(name: str) -> dict[str, Any]:
 
 def spec_for(chosen: Set, name: str) -> wd.FeatureSpec:
     """The set's features; a history stays a sequence for models that read one."""
-    if name not in SEQUENCE_MODELS or chosen.history is None:
+    if not reads_history(name):
         return chosen.spec
-    import dataclasses
-
     kept = [
-        dataclasses.replace(feature, combiner=None, maxlen=20)
-        if feature.name == chosen.history
-        else feature
+        replace(feature, combiner=None, maxlen=20) if feature.name == chosen.history else feature
         for feature in chosen.spec.features
     ]
     return chosen.spec.replace(features=kept)
@@ -184,13 +181,18 @@ def main() -> None:
     names = [name for name in asked.sets.split(",") if name != "shop" or asked.online_retail]
     os.environ["ONLINE_RETAIL"] = asked.online_retail
     models = asked.models.split(",") if asked.models else ["wide", *registered_towers()]
-    models = [name for name in models if name not in SEVERAL_TASKS]
+    # Of several labels these sets have none.
+    models = [
+        name
+        for name in models
+        if name == "wide" or not issubclass(registered_towers()[name], TasksConfig)
+    ]
     found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in models}
     with tempfile.TemporaryDirectory() as folder:
         for set_name in names:
             chosen = SETS[set_name](asked.rows, Path(folder))
             for name in models:
-                if name in SEQUENCE_MODELS and chosen.history is None:
+                if reads_history(name) and chosen.history is None:
                     continue
                 runs = [train_and_judge(chosen, name, seed) for seed in range(asked.seeds)]
                 found[name][set_name] = runs
