@@ -183,3 +183,13 @@ def test_a_tower_reads_all_of_its_input_and_learns(tower: dict[str, Any], tmp_pa
     (gradient,) = torch.autograd.grad(logits_BC.sum(), leaf)
     columns = model.layout.columns.items()
     assert not [name for name, span in columns if not gradient[:, span].abs().sum()]
+
+
+def test_the_documentation_names_every_model() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    missing = [
+        name
+        for name, config in registered_towers().items()
+        if f"`{name}` ({config.__name__}" not in text
+    ]
+    assert not missing
