@@ -10,6 +10,7 @@ namespace widedeep {
 void bind_counts(nb::module_& m);
 void bind_front(nb::module_& m);
 void bind_item_ids(nb::module_& m);
+void bind_pairs(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_ranker(nb::module_& m);
 void bind_score(nb::module_& m);
@@ -32,6 +33,7 @@ NB_MODULE(_native, m) {
   widedeep::bind_counts(m);
   widedeep::bind_front(m);
   widedeep::bind_item_ids(m);
+  widedeep::bind_pairs(m);
   widedeep::bind_program(m);
   widedeep::bind_ranker(m);
   widedeep::bind_score(m);

@@ -256,6 +256,36 @@ def pair_products_grad(
 ) -> None:
     """Fill the gradient of the fields from that of :func:`pair_products`."""
 
+def attend_pairs(
+    fields_BX: _Floats,
+    weight_AD: _Floats,
+    bias_A: _Floats,
+    score_A: _Floats,
+    out_BD: _Floats,
+    attention_BP: _Floats,
+    threads: int,
+) -> None:
+    """Pool the products of all pairs of fields by ``softmax(score . relu(weight p + bias))``.
+
+    Fields have the width D of ``weight_AD``, at most 256; pairs are in the order of
+    ``itertools.combinations``. Fills the pooled products and the weights of the pairs.
+    """
+
+def attend_pairs_grad(
+    fields_BX: _Floats,
+    weight_AD: _Floats,
+    bias_A: _Floats,
+    score_A: _Floats,
+    attention_BP: _Floats,
+    grad_out_BD: _Floats,
+    grad_fields_BX: _Floats,
+    grad_weight_AD: _Floats,
+    grad_bias_A: _Floats,
+    grad_score_A: _Floats,
+    threads: int,
+) -> None:
+    """Fill the gradients of :func:`attend_pairs`; ``attention_BP`` is what it filled."""
+
 def has_bf16_products() -> bool:
     """Tell whether towers can be computed in bfloat16 here (AVX512_BF16, and it is in use)."""
 

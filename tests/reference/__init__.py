@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 
 from tests.reference.counting import CountTable as CountTable
+from tests.reference.pairs import attend_pairs as attend_pairs
+from tests.reference.pairs import attend_pairs_grad as attend_pairs_grad
 from tests.reference.ranker import RankScorer as RankScorer
 from tests.reference.score import Scorer as Scorer
 from tests.reference.sparse import *  # noqa: F403

@@ -21,6 +21,7 @@ __all__ = [
     "dense_layers",
     "make_tower",
     "native_layers",
+    "native_threads",
     "runs_native",
 ]
 
@@ -191,6 +192,11 @@ def native_layers(threads: int) -> Iterator[None]:
         yield
     finally:
         _threads.reset(before)
+
+
+def native_threads() -> int:
+    """Return the threads of :func:`native_layers`, or 0 outside."""
+    return _threads.get()
 
 
 def runs_native(hidden: Tensor) -> bool:

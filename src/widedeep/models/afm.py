@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from widedeep.models.blocks import AttentionPooling, hadamard_pairs
+from widedeep.models.blocks import PairAttention
 from widedeep.models.tower import DeepInput, DeepLayout, TowerConfig, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
@@ -25,12 +25,12 @@ class AFMTower(nn.Module):
     def __init__(self, dim: int, config: AFM) -> None:
         super().__init__()
         self.dim = dim
-        self.pool = AttentionPooling(dim, config.attention_units)
+        self.pool = PairAttention(dim, config.attention_units)
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the pooled products, (B, D)."""
-        pooled_BD: Tensor = self.drop(self.pool(hadamard_pairs(inputs.fields_BFD(self.dim))))
+        pooled_BD: Tensor = self.drop(self.pool(inputs.fields_BFD(self.dim)))
         return pooled_BD
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from widedeep.errors import ConfigError, nearest
 from widedeep.kernels import torch_layers
 from widedeep.kernels.torch_layers import DenseLayer, dense_layers, runs_native
+from widedeep.kernels.torch_pairs import attend_pairs, can_attend_pairs
 
 Activation = Literal["relu", "gelu", "tanh", "elu", "leaky_relu", "silu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -273,15 +274,15 @@ class FieldAwarePairs(nn.Module):
         return later_BPK * earlier_BPK.index_select(1, self.by_row_P)
 
 
-class AttentionPooling(nn.Module):
-    """A weighted mean of vectors, by attention: ``softmax_p(h . relu(W v_p + b))``.
+class PairAttention(nn.Module):
+    """The products of all pairs of fields, pooled by attention: ``softmax_p(h . relu(W p + b))``.
 
     Args:
-        dim: D, the width of the vectors.
+        dim: D, the width of the embeddings.
         units: Width of the attention's hidden layer.
 
     Shape:
-        (B, P, D) -> (B, D)
+        (B, F, D) -> (B, D)
     """
 
     def __init__(self, dim: int, units: int) -> None:
@@ -289,11 +290,16 @@ class AttentionPooling(nn.Module):
         self.hidden = nn.Linear(dim, units)
         self.score = nn.Linear(units, 1, bias=False)
 
-    def forward(self, vectors_BPD: Tensor) -> Tensor:
-        """Return the weighted mean, (B, D)."""
-        scores_BP1 = self.score(torch.relu(self.hidden(vectors_BPD)))
+    def forward(self, fields_BFD: Tensor) -> Tensor:
+        """Return the weighted mean of the products, (B, D)."""
+        as_made = not (has_hooks(self.hidden) or has_hooks(self.score))
+        if as_made and can_attend_pairs(fields_BFD):
+            weights = self.hidden.weight, self.hidden.bias, self.score.weight[0]
+            return attend_pairs(fields_BFD, *weights)
+        products_BPD = hadamard_pairs(fields_BFD)
+        scores_BP1 = self.score(torch.relu(self.hidden(products_BPD)))
         weights_B1P = torch.softmax(scores_BP1, dim=1).transpose(1, 2)
-        return torch.bmm(weights_B1P, vectors_BPD).squeeze(1)
+        return torch.bmm(weights_B1P, products_BPD).squeeze(1)
 
 
 class FieldAttention(nn.Module):
