@@ -229,7 +229,11 @@ def follow_run(
     publisher = _publisher(trainer, directory, follow, gate, say)
     exporter = _Exporter(trainer, config, directory, follow, say)
     try:
-        trainer.fit_stream(exporter.shards(files) if publisher is None else publisher.shards(files))
+        trainer.fit_stream(
+            exporter.shards(files) if publisher is None else publisher.shards(files),
+            grow=follow.grow,
+            evict_after=follow.evict_after,
+        )
     finally:
         directory.write_json(directory.history, trainer.history.rows)
     if exporter.is_new:

@@ -50,6 +50,8 @@ _FOLLOW = {
     "export_rows": "--export-rows N",
     "export_minutes": "--export-minutes M",
     "judge_rows": "--judge-rows N",
+    "grow": "--grow",
+    "evict_after": "--evict-after N",
 }
 
 

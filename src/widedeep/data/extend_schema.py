@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,38 @@ def _new_ids(parts: Schema, previous: Schema, name: str) -> NDArray[np.int64]:
     matched = ids.old_of_N >= 0
     new_of_old[ids.old_of_N[matched]] = np.flatnonzero(matched)
     return new_of_old
+
+
+def without_values(schema: Schema, unused: Mapping[str, NDArray[np.bool_]]) -> Schema:
+    """Return a schema without some values of its vocabularies, and without crosses of these."""
+    if not any(mask.any() for mask in unused.values()):
+        return schema
+    vocabularies = {
+        key: _selected(vocabulary, ~unused[key]) if key in unused else vocabulary
+        for key, vocabulary in schema.vocabularies.items()
+    }
+    pruned = replace(schema, vocabularies=vocabularies)
+    for cross in schema.spec.all_features:
+        if not cross.part_names or cross.is_hashed:
+            continue
+        new_of_old = []
+        for part_name in cross.part_names:
+            ids = map_ids(pruned, schema, part_name).old_of_N
+            new_of_old.append(np.full(schema.id_count(part_name), -1, np.int64))
+            new_of_old[-1][ids[ids >= 0]] = np.flatnonzero(ids >= 0)
+        vocabulary = vocabularies[cross.name]
+        renumbered, _ = _renumbered(vocabulary, new_of_old)
+        tail = None if vocabulary.tail is None else _renumbered(vocabulary.tail, new_of_old)[0]
+        vocabularies[cross.name] = replace(
+            vocabulary, values=renumbered.values, counts=renumbered.counts, tail=tail
+        )
+    return replace(schema, vocabularies=vocabularies)
+
+
+def _selected(vocabulary: Vocabulary, mask: NDArray[np.bool_]) -> Vocabulary:
+    old = vocabulary.values
+    values = old[mask] if isinstance(old, np.ndarray) else old.filter(pa.array(mask))
+    return replace(vocabulary, values=values, counts=np.asarray(vocabulary.counts)[mask])
 
 
 def _renumbered(

@@ -495,6 +495,30 @@ class EmbeddingTable:
         self.sizes = sizes
         self._number_rows()
 
+    def renumber(self, old_ids: Mapping[str, NDArray[np.int64]]) -> None:
+        """Give logical tables new ids; optimizer state moves with the rows.
+
+        ``old_ids`` holds the old id of each new one, by table: -1 for a row that starts anew.
+        """
+        if all(np.array_equal(ids, np.arange(self.sizes[t])) for t, ids in old_ids.items()):
+            return
+        old, spans = self._storage, dict(self._parts())
+        self.sizes = {name: len(old_ids[name]) for name in self.sizes}
+        self._number_rows()
+        if old is None:
+            return
+        storage = self._new_storage(self.sizes, None)
+        for name, rows in self._parts():
+            new = np.flatnonzero(old_ids[name] >= 0)
+            for begin in range(0, len(new), _CHUNK_ROWS):
+                chunk = new[begin : begin + _CHUNK_ROWS]
+                source = torch.from_numpy(old_ids[name][chunk]).to(self.device)
+                target = torch.from_numpy(chunk).to(self.device)
+                for slot in storage.names:
+                    storage.part(slot)[rows][target] = old.part(slot)[spans[name]][source]
+        self._storage = storage
+        self.recount_nonzero()
+
     # ---- named tensors -----------------------------------------------------------------------
 
     def named_weights(self) -> dict[str, Tensor]:

@@ -257,10 +257,21 @@ class FollowConfig:
         int, "rows of the newest shards, at least, that the gate judges on before they are learned"
     ] = 10_000
 
+    grow: Annotated[
+        bool, "give rows to new values of each shard, once they were seen min_count times"
+    ] = False
+    evict_after: Annotated[
+        int | None, "with --grow: forget values that so many shards in a row did not hold"
+    ] = None
+
     def __post_init__(self) -> None:
         owner = "[follow]"
         check_types(self, owner)
-        for name in ("export_rows", "judge_rows"):
+        if self.evict_after is not None and not self.grow:
+            raise ConfigError(
+                f"{owner}: got evict_after = {self.evict_after} without grow = true; give both"
+            )
+        for name in ("export_rows", "judge_rows", "evict_after"):
             value = getattr(self, name)
             inside = value is None or value >= 1
             check_range(owner, name, value, inside, "an integer of at least 1")

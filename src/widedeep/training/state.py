@@ -184,6 +184,8 @@ class TrainState:
     history: History = field(default_factory=History)
     inputs: list[InputRecord] = field(default_factory=list)  # Training files and their sizes
     shards: list[str] = field(default_factory=list)  # Shards of a stream that were learned
+    # Of a stream that evicts: shards in a row without each value, by vocabulary
+    idle: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     # Validation metrics of the model as it is; none once it moved
     valid_metrics: dict[str, float] = field(default_factory=dict)
 
@@ -201,6 +203,8 @@ class TrainState:
         }
         if self.step.feature_rates is not None:
             groups["rates"] = self.step.feature_rates.tensors()
+        if self.idle:
+            groups["idle"] = self.idle
         tensors = {
             f"{prefix}/{name}": array
             for prefix, group in groups.items()
@@ -234,6 +238,7 @@ class TrainState:
         self.warmup.rows = list(checkpoint.state.get("warmup", []))
         if self.step.feature_rates is not None:
             self.step.feature_rates.load_tensors(_with_prefix(tensors, "rates"))
+        self.idle = _with_prefix(tensors, "idle")
         if position:
             self.position = Position(**checkpoint.state["position"])
             warnings = checkpoint.state.get("warnings", [])

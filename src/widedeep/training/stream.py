@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from widedeep.errors import ConfigError, DataError
@@ -13,6 +14,7 @@ from widedeep.metrics import find_metric
 from widedeep.training.checkpoint import CheckpointDirectory
 from widedeep.training.config import auto_batch_size
 from widedeep.training.evaluation import Evaluator
+from widedeep.training.grow import grow
 from widedeep.training.progress import Callbacks, Progress
 from widedeep.training.run import TrainingRun
 from widedeep.training.state import History, Position, TrainState
@@ -30,6 +32,8 @@ def fit_stream(
     callbacks: Callbacks | None = None,
     on_shard: Callable[[dict[str, Any]], None] | None = None,
     show_progress: bool = False,
+    grows: bool = False,
+    evict_after: int | None = None,
 ) -> History:
     """Learn shards one after another; see :meth:`widedeep.Trainer.fit_stream`."""
     if state.config.batch_size == "auto":
@@ -43,7 +47,8 @@ def fit_stream(
         name, data = shard
         if name in state.shards:
             continue
-        row = _learn(state, evaluator, callbacks, name, data)
+        before_learning = partial(grow, state, evaluator, data, evict_after) if grows else None
+        row = _learn(state, evaluator, callbacks, name, data, before_learning)
         if isinstance(row, str):
             progress.message(f"{name}: {row}; passed over")
             continue
@@ -57,7 +62,12 @@ def fit_stream(
 
 
 def _learn(
-    state: TrainState, evaluator: Evaluator, callbacks: Callbacks | None, name: str, data: object
+    state: TrainState,
+    evaluator: Evaluator,
+    callbacks: Callbacks | None,
+    name: str,
+    data: object,
+    before_learning: Callable[[], None] | None,
 ) -> dict[str, Any] | str:
     """Score a shard, then learn it in one pass; return its row of the history, or why not."""
     started = time.perf_counter()
@@ -73,6 +83,8 @@ def _learn(
         # Reads all of it: what is damaged is reported before anything is learned.
         with evaluator.open(data, "data to evaluate") as source:
             metrics = evaluator.evaluate(source)
+        if before_learning is not None:
+            before_learning()
         with evaluator.open(data, "training data") as source:
             shard.inputs = state.inputs = source.describe()
             state.warmup.rows = []

@@ -24,6 +24,7 @@ from widedeep.kernels.threads import limit_spinning
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Adagrad, Optimizer, describe_optimizer, make_optimizer
 from widedeep.options import Auto, keyword_signature, with_options
+from widedeep.schema import Schema
 from widedeep.training.attribution import integrated_gradients
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.config import (
@@ -37,6 +38,7 @@ from widedeep.training.dense import DenseOptimizer, resolve_precision
 from widedeep.training.early_stopping import EarlyStopping, as_stopping, configured_stopping
 from widedeep.training.evaluation import Evaluator, metric_names
 from widedeep.training.export import export_bundle
+from widedeep.training.grow import use_schema
 from widedeep.training.progress import Callback, Callbacks
 from widedeep.training.run import TrainingRun
 from widedeep.training.state import History, Position, TrainState, WarmupSample
@@ -301,6 +303,8 @@ class Trainer:
         shards: Iterable[Shard],
         *,
         resume: bool = False,
+        grow: bool = False,
+        evict_after: int | None = None,
         on_shard: Callable[[dict[str, Any]], None] | None = None,
     ) -> History:
         """Learn shards as they come, each in one pass, and score each before it is learned.
@@ -313,13 +317,20 @@ class Trainer:
 
         A stream has no end for rates to decay towards: ``schedule="wsd"`` stays constant here.
 
-        The schema stays as it is: values it does not know count as unseen. Grow it from time to
-        time, and start warm.
+        The schema stays as it is unless ``grow``: values it does not know count as unseen.
 
         Args:
             shards: Pairs of a name and data as for :meth:`fit`; names are learned once. May wait
                 for the next one, and need not end.
             resume: Go on from the newest checkpoint of ``checkpoints``, if there is one.
+            grow: Count the values of each shard after it was scored, and give rows to new ones: a
+                value or cross is admitted once it was seen ``min_count`` times, since the schema
+                was fitted, and where ``max_size`` is reached the most frequent stay. Numbers,
+                classes and all layers stay as they are. A shard that brings new values costs a
+                copy of the tables.
+            evict_after: With ``grow``: a learned value that so many shards in a row did not hold
+                is forgotten before the next one, and with it its crosses; it would have to be
+                admitted again. None: never.
             on_shard: Called with each shard's row of the history after its checkpoint.
 
         Returns:
@@ -328,7 +339,7 @@ class Trainer:
         Raises:
             DataError: If a shard cannot be read, or a label is out of range.
             CheckpointError: If ``resume`` finds a checkpoint of another model.
-            ConfigError: If a shard is no pair.
+            ConfigError: If a shard is no pair, or ``evict_after`` is given without ``grow``.
 
         Example:
             >>> import widedeep as wd
@@ -340,10 +351,16 @@ class Trainer:
             >>> history[-1]["shard"], history[-1]["before/auc"]
             ('hour 8', 1.0)
         """
+        _check_count("evict_after", evict_after)
+        if evict_after is not None and not grow:
+            raise ConfigError(f"got evict_after={evict_after} without grow=True; give both")
         if resume:
             latest = self._latest_checkpoint()
             if latest is not None:
                 self.state.inputs = []
+                schema = Schema.load(latest / "schema.safetensors")
+                if grow and schema.spec == self.model.schema.spec:
+                    use_schema(self.model, self.evaluator, schema)
                 self.load_checkpoint(latest)
         return fit_stream(
             self.state,
@@ -353,6 +370,8 @@ class Trainer:
             callbacks=Callbacks(self.callbacks),
             on_shard=on_shard,
             show_progress=self.show_progress,
+            grows=grow,
+            evict_after=evict_after,
         )
 
     def warm_start(
