@@ -200,11 +200,15 @@ int add_number(OwnedPlan& self, const std::string& name, const std::string& colu
 }
 
 void add_label(OwnedPlan& self, const std::string& column,
-               const std::optional<std::vector<std::string>>& classes) {
+               const std::optional<std::vector<std::string>>& classes, bool nullable, bool several,
+               bool is_weight) {
   auto label = std::make_unique<transform::Label>();
   label->column_name = column;
   label->column = self.plan.column_index(column);
   if (classes) label->classes = std::make_unique<transform::LabelClasses>(*classes);
+  label->nullable = nullable;
+  label->several = several;
+  label->is_weight = is_weight;
   self.plan.labels.push_back(std::move(label));
 }
 
@@ -370,7 +374,8 @@ void bind_transform(nb::module_& m) {
            "max_combinations"_a)
       .def("add_number", &add_number, "name"_a, "column"_a, nb::kw_only(), "transform"_a,
            "indicator"_a, "boundaries"_a, "shift"_a, "scale"_a, "fill"_a)
-      .def("add_label", &add_label, "column"_a, "classes"_a.none())
+      .def("add_label", &add_label, "column"_a, "classes"_a.none(), "nullable"_a = false,
+           "several"_a = false, "is_weight"_a = false)
       .def(
           "set_weight",
           [](OwnedPlan& self, const std::string& column) {

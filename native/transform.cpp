@@ -287,10 +287,11 @@ void Run::encode_numbers(const Block& block, Room& room, float* dense) const {
 void Run::encode_targets(const Block& block, Room& room, Encoded& out) const {
   const Where where{origin_, block.first_of_batch};
   const auto& columns = block.batch->columns;
-  for (std::size_t l = 0; l < plan_.labels.size(); ++l) {
-    const Label& label = *plan_.labels[l];
-    label.encode(*columns[as_size(label.column)], block.row_begin, block.row_end, where,
-                 room.scratch, out.labels.get() + block.first_row * out.n_labels + l, out.n_labels);
+  float* labels = out.labels.get() + block.first_row * out.n_labels;
+  for (const auto& label : plan_.labels) {
+    label->encode(*columns[as_size(label->column)], block.row_begin, block.row_end, where,
+                  room.scratch, labels, out.n_labels);
+    labels += label->width();
   }
   if (plan_.weight_column >= 0) {
     const auto at = as_size(plan_.weight_column);
@@ -392,7 +393,10 @@ void Run::allocate(Encoded& out) const {
   plan_.check_values(most + (program_.dense ? n_rows_ * dense_starts_.back() : 0));
   out.n_offsets = n_rows_ * static_cast<std::int64_t>(program_.slots.size()) + 1;
   out.n_dense = program_.dense ? dense_starts_.back() : 0;
-  out.n_labels = program_.targets ? static_cast<std::int64_t>(plan_.labels.size()) : 0;
+  out.n_labels = 0;
+  if (program_.targets) {
+    for (const auto& label : plan_.labels) out.n_labels += label->width();
+  }
   out.has_values = std::any_of(program_.slots.begin(), program_.slots.end(), [&](const Slot& s) {
     return s.kind == Slot::Kind::number ||
            (s.kind == Slot::Kind::part && plan_.parts[as_size(s.index)]->has_values());

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <optional>
 
 #include "fingerprint.hpp"
@@ -30,6 +31,8 @@ std::optional<std::int64_t> value_place(const Column& column, std::int64_t row) 
   if (place < 0 || !is_valid(column.values, place)) return std::nullopt;
   return place;
 }
+
+constexpr float kNoLabel = std::numeric_limits<float>::quiet_NaN();
 
 const char* kNumberAdvice =
     ", expected a finite number of at most 1e17; correct it or drop the row";
@@ -119,6 +122,10 @@ void Label::encode_classes(const Column& input, std::int64_t row_begin, std::int
   classes->find_rows(input, row_begin, n, scratch, places);
   for (std::int64_t i = 0; i < n; ++i) {
     if (places[i] < 0) {
+      if (nullable && !value_place(input, row_begin + i)) {
+        out[i * stride] = kNoLabel;
+        continue;
+      }
       throw_target(InputError::Kind::feature, "label", column_name, row_begin + i, where,
                    "got " + describe_element(input, row_begin + i) + ", expected one of " +
                        classes->shown() + "; correct it or drop the row");
@@ -127,10 +134,48 @@ void Label::encode_classes(const Column& input, std::int64_t row_begin, std::int
   }
 }
 
+// 1 for each class of a row's list, 0 for the others.
+void Label::encode_lists(const Column& input, std::int64_t row_begin, std::int64_t row_end,
+                         const Where& where, Scratch& scratch, float* out,
+                         std::int64_t stride) const {
+  constexpr auto kKind = InputError::Kind::feature;
+  for (std::int64_t row = row_begin; row < row_end; ++row, out += stride) {
+    if (input.list == ListLayer::none || row_is_null(input, row)) {
+      const char* const got = input.list == ListLayer::none ? "one value" : "null";
+      if (input.list == ListLayer::none || !nullable) {
+        throw_target(kKind, "label", column_name, row, where,
+                     std::string("got ") + got + ", expected a list of classes; correct it or drop "
+                     "the row");
+      }
+      std::fill(out, out + width(), kNoLabel);
+      continue;
+    }
+    std::fill(out, out + width(), 0.0f);
+    const ElementRange range = elements_of(input, row);
+    const std::int64_t n = range.end - range.begin;
+    if (scratch.places.size() < as_size(n)) scratch.places.resize(as_size(n));
+    std::int64_t* const places = scratch.places.data();
+    classes->find_rows(input, range.begin, n, scratch, places);
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (places[i] < 0) {
+        throw_target(kKind, "label", column_name, row, where,
+                     "got a list with " + describe_element(input, range.begin + i) +
+                         ", expected classes of " + classes->shown() +
+                         "; correct it or drop the row");
+      }
+      out[places[i]] = 1.0f;
+    }
+  }
+}
+
 void Label::encode(const Column& input, std::int64_t row_begin, std::int64_t row_end,
                    const Where& where, Scratch& scratch, float* out, std::int64_t stride) const {
   constexpr auto kKind = InputError::Kind::feature;
-  refuse_lists(input, kKind, "label", column_name, row_begin, where);
+  if (several) {
+    encode_lists(input, row_begin, row_end, where, scratch, out, stride);
+    return;
+  }
+  refuse_lists(input, kKind, is_weight ? "weight" : "label", column_name, row_begin, where);
   if (classes != nullptr) {
     encode_classes(input, row_begin, row_end, where, scratch, out, stride);
     return;
@@ -141,7 +186,17 @@ void Label::encode(const Column& input, std::int64_t row_begin, std::int64_t row
   double* const numbers = scratch.numbers.data();
   read_element_numbers(input, {}, row_begin, n, scratch, numbers, scratch.status.data());
   for (std::int64_t i = 0; i < n; ++i) {
-    if (scratch.status[as_size(i)] != Status::ok || !(std::fabs(numbers[i]) <= kLargestLabel)) {
+    const bool is_number = scratch.status[as_size(i)] == Status::ok;
+    if (nullable && is_number && std::isnan(numbers[i])) {
+      out[i * stride] = kNoLabel;
+      continue;
+    }
+    if (is_weight && !(is_number && numbers[i] >= 0 && numbers[i] <= kLargestWeight)) {
+      throw_target(InputError::Kind::data, "weight", column_name, row_begin + i, where,
+                   "got " + describe_element(input, row_begin + i) + kWeightExpected +
+                       "; correct it or drop the row");
+    }
+    if (!is_number || !(std::fabs(numbers[i]) <= kLargestLabel)) {
       throw_target(kKind, "label", column_name, row_begin + i, where,
                    "got " + describe_element(input, row_begin + i) + kNumberAdvice);
     }

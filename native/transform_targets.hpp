@@ -24,6 +24,7 @@ class LabelClasses {
                  std::int64_t* places) const;
   // "'<=50K', '>50K'", cut where there are many.
   std::string shown() const;
+  std::size_t size() const { return names_.size(); }
 
  private:
   void find_all(const Scalars& values, std::int64_t begin, std::int64_t n, Scratch& scratch,
@@ -39,6 +40,14 @@ struct Label {
   std::string column_name;
   int column = -1;
   std::unique_ptr<LabelClasses> classes;  // null for a number
+  bool nullable = false;                  // a null is NaN: no label for this head
+  bool several = false;                   // lists of classes: 0 or 1 for each class
+  bool is_weight = false;                 // the weight of a head, at least 0
+
+  // Floats that a row has.
+  std::int64_t width() const {
+    return several ? static_cast<std::int64_t>(classes->size()) : 1;
+  }
 
   void encode(const Column& column, std::int64_t row_begin, std::int64_t row_end,
               const Where& where, Scratch& scratch, float* out, std::int64_t stride) const;
@@ -46,6 +55,8 @@ struct Label {
  private:
   void encode_classes(const Column& column, std::int64_t row_begin, std::int64_t row_end,
                       const Where& where, Scratch& scratch, float* out, std::int64_t stride) const;
+  void encode_lists(const Column& column, std::int64_t row_begin, std::int64_t row_end,
+                    const Where& where, Scratch& scratch, float* out, std::int64_t stride) const;
 };
 
 // Scalar i as the text of a class: text as it is, "true" and "false", whole numbers without a

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from widedeep.errors import ConfigError, FeatureError, nearest
-from widedeep.features.spec import spec_from_table
+from widedeep.features.spec import DATA_KEYS, spec_from_table
 from widedeep.models.config import ModelConfig
 from widedeep.options import check_table, read_section, read_tables, resolve_paths
 from widedeep.training.config import DATA_PATHS, DataConfig, FollowConfig, RunConfig, TrainConfig
@@ -75,11 +75,7 @@ def config_from_tables(
         spec = spec_from_table(data, tables["features"])
     except FeatureError as error:
         raise ConfigError(f"{origin}: {error}") from error
-    places = {
-        key: value
-        for key, value in data.items()
-        if key not in ("label", "weight", "group", "label_vocabulary")
-    }
+    places = {key: value for key, value in data.items() if key not in DATA_KEYS}
     if folder is not None:
         places = {
             key: resolve_paths(value, folder) if key in DATA_PATHS else value
@@ -91,7 +87,7 @@ def config_from_tables(
             DataConfig,
             places,
             f"{origin}: [data]",
-            extra=("label", "weight", "group", "label_vocabulary"),
+            extra=DATA_KEYS,
         ),
         model=read_section(ModelConfig, tables.get("model", {}), f"{origin}: [model]"),
         train=read_section(TrainConfig, tables.get("train", {}), f"{origin}: [train]"),

@@ -20,6 +20,7 @@ __all__ = [
     "LimitError",
     "MissingPackageError",
     "RequestError",
+    "RowError",
     "SchemaError",
     "WideDeepError",
     "extra_imports",
@@ -80,6 +81,25 @@ class DataError(WideDeepError):
     Args:
         message: What was got, where, what is allowed, what to do.
     """
+
+
+class RowError(DataError):
+    """A row of a batch cannot be learned.
+
+    Args:
+        subject: What the problem is of, such as ``"label 'clicks'"``.
+        row: Place of the row in its batch.
+        problem: What was got, what is allowed, what to do.
+        where: Where the row is, if that is known.
+    """
+
+    def __init__(self, subject: str, row: int, problem: str, where: str | None = None) -> None:
+        super().__init__(f"{subject} ({where or f'example {row} of a batch'}): {problem}")
+        self.subject, self.row, self.problem = subject, row, problem
+
+    def at(self, where: str) -> RowError:
+        """Return the error with the place of its row."""
+        return RowError(self.subject, self.row, self.problem, where)
 
 
 class LimitError(DataError):

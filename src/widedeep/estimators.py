@@ -158,12 +158,12 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         table = table.select([name for name in table.column_names if name != _WEIGHT])
         columns = table.drop_columns([_LABEL])
         try:
-            self.inferred_ = infer_spec(table, label=_LABEL, head=head.kind)
+            self.inferred_ = infer_spec(table, label=_LABEL, head=head.kind)  # type: ignore[arg-type]
         except ConfigError:  # no column says anything that a model could learn
             return FeatureSpec(features=infer_features(columns), label=_LABEL)
         spec = self.inferred_.spec
         # In a table of features alone no column weighs rows or names a query.
-        others = [name for name in (spec.weight, spec.group) if name is not None]
+        others = [name for name in (*spec.weights, spec.group) if name is not None]
         features = [*spec.features, *infer_features(columns.select(others))]
         return FeatureSpec(features=features, label=_LABEL)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -109,6 +109,9 @@ class Schema:
         rows: Rows of the data it was fitted on.
         missing: Share of nulls by column.
         label_means: Mean label by head, for numeric labels.
+        label_quantiles: Labels at equal steps of their distribution by head, for labels that are
+            more than 0 and 1.
+        class_rates: Fraction of the rows that have each class by head, for lists of classes.
         quantile_rows: Rows the quantiles are exact on: all of them, or a seeded sample.
         notes: What a person should know about the fit, one sentence each.
         history: By column, how a join computes it from earlier events: the arguments of
@@ -124,6 +127,8 @@ class Schema:
     rows: int = 0
     missing: Mapping[str, float] = field(default_factory=dict)
     label_means: Mapping[str, float] = field(default_factory=dict)
+    label_quantiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    class_rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
     quantile_rows: int = 0
     notes: tuple[str, ...] = ()
     history: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -171,6 +176,30 @@ class Schema:
     def n_dense(self) -> int:
         """K, the number of dense columns of a Batch."""
         return sum(feature.dense_width for feature in self.spec.all_features)
+
+    def is_multilabel(self, head: str) -> bool:
+        """Tell whether a head's label is a column of lists: any number of classes a row."""
+        column = self.columns.get(self.spec.labels.get(head, ""))
+        return column is not None and column.nested
+
+    @cached_property
+    def label_layout(self) -> dict[str, slice]:
+        """Columns of ``labels_BL`` by head: one, or one a class for a column of lists."""
+        layout, start = {}, 0
+        for head in self.spec.labels:
+            width = len(self.classes[head]) if self.is_multilabel(head) else 1
+            layout[head] = slice(start, start + width)
+            start += width
+        return layout
+
+    @cached_property
+    def weight_columns(self) -> dict[str, int]:
+        """Column of ``labels_BL`` with the weights of a head, for heads with weights of their own.
+
+        They follow the labels.
+        """
+        first = sum(columns.stop - columns.start for columns in self.label_layout.values())
+        return {head: first + index for index, head in enumerate(self.spec.head_weights)}
 
     def input_types(self) -> dict[str, pa.DataType]:
         """Return the type of each column, for files that do not say it (CSV).
@@ -324,6 +353,9 @@ class Schema:
             "notes": list(self.notes),
             "dropped": {key: v.dropped for key, v in self.vocabularies.items()},
         }
+        for name in ("label_quantiles", "class_rates"):
+            if getattr(self, name):  # earlier versions did not write them
+                facts[name] = {k: list(v) for k, v in getattr(self, name).items()}
         tails = {k: v.tail.dropped for k, v in self.vocabularies.items() if v.tail is not None}
         if tails:
             facts["tails"] = tails
@@ -405,6 +437,8 @@ def _assemble(
 ) -> Schema:
     for name, hint in _FACTS.items():
         check_value(facts[name], hint, name)
+    for name in ("label_quantiles", "class_rates"):
+        check_value(facts.get(name, {}), Mapping[str, list[float]], name)
     history = identity.get("history", {})
     check_value(history, Mapping[str, Mapping[str, Any]], "history")
     check_value(identity["classes"], Mapping[str, list[Any]], "classes")
@@ -440,6 +474,8 @@ def _assemble(
         rows=facts["rows"],
         missing=facts["missing"],
         label_means=facts["label_means"],
+        label_quantiles=facts.get("label_quantiles", {}),
+        class_rates=facts.get("class_rates", {}),
         quantile_rows=facts["quantile_rows"],
         notes=tuple(facts["notes"]),
         history=history,

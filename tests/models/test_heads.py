@@ -16,7 +16,8 @@ from torch import Tensor
 import widedeep as wd
 from widedeep.cli.export import export_checkpoint
 from widedeep.errors import BundleError, CheckpointError, ConfigError, DataError
-from widedeep.models.heads import Binary, Head, Link, Multiclass, Regression, head_slices
+from widedeep.models.head_base import head_slices
+from widedeep.models.heads import Binary, Head, Link, Multiclass, Regression
 
 HEADS = [
     (Binary(), torch.tensor([0.0, 1.0, 0.3])),

@@ -97,7 +97,8 @@ class Explanation:
         rows.append(("logit", self.logits[column]))
         score = self.score[head.name]
         number = score if isinstance(score, float) else score[column - head.start]
-        rows.append(("value" if head.kind == "regression" else "probability", number))
+        is_number = head.kind in ("regression", "ranking")
+        rows.append(("value" if is_number else "probability", number))
         width = max(len(name) for name, _ in rows)
         lines = [f"{name.ljust(width)}  {value:+.4f}" for name, value in rows[:-1]]
         lines.append(f"{rows[-1][0].ljust(width)}   {rows[-1][1]:.4f}")
@@ -185,7 +186,9 @@ def _plain_score(score: Any) -> float | tuple[float, ...]:
 
 def _title(model: BundleModel, head: BundleHead, column: int) -> str:
     parts = [f"head {head.name}"] if len(model.heads) > 1 else []
-    if head.kind == "multiclass":
+    if head.link == "ziln":
+        parts.append(("chance of an amount", "mean logarithm", "spread")[column - head.start])
+    if head.by_class:
         position = column - head.start
         parts.append(f"class {head.classes[position] if head.classes else position}")
     return ", ".join(parts)

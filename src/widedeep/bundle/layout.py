@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,14 +29,20 @@ WARMUP = "warmup.json"
 CALIBRATION = "calibration.json"
 GRAPH = "graph.onnx"
 
-HeadKind = Literal["binary", "multiclass", "regression"]
-Link = Literal["identity", "sigmoid", "softmax", "exp"]
+LabelKind = Literal["binary", "multiclass", "multilabel", "regression", "amount", "ranking"]
+HeadKind = Literal["binary", "multiclass", "multilabel", "regression", "ranking"]
+Link = Literal["identity", "sigmoid", "softmax", "exp", "expm1", "softplus", "ziln"]
 # The default link of each kind comes first.
 LINKS: Mapping[str, tuple[Link, ...]] = {
     "binary": ("sigmoid",),
     "multiclass": ("softmax",),
-    "regression": ("identity", "exp", "sigmoid"),
+    "multilabel": ("sigmoid",),
+    "regression": ("identity", "exp", "sigmoid", "expm1", "softplus", "ziln"),
+    "ranking": ("identity",),
 }
+# Links of numbers that cannot be negative: counts and amounts.
+AMOUNT_LINKS = ("exp", "softplus", "ziln")
+_SMALLEST_SIGMA = 2.0**-12  # of a log-normal, as in training
 WideCombiner = Literal["sum", "mean", "sqrtn"]
 _ROWS_PER_BLOCK = 1 << 16
 
@@ -47,12 +53,13 @@ class BundleHead:
 
     Args:
         name: ``""`` for a model with one head.
-        kind: ``"binary"``, ``"multiclass"`` or ``"regression"``.
+        kind: ``"binary"``, ``"multiclass"``, ``"multilabel"``, ``"regression"`` or ``"ranking"``.
         start: First column.
         stop: One past the last column.
         classes: Names of the classes in order, if they have names.
-        own_link: Link from logits to scores, where it is not the kind's default: ``"exp"`` or
-            ``"sigmoid"`` for a regression.
+        own_link: Link from logits to scores, where it is not the kind's default: ``"exp"``,
+            ``"expm1"``, ``"softplus"``, ``"sigmoid"`` or ``"ziln"`` for a regression.
+        through: Logit column of a binary head whose probability is a factor of this one's.
     """
 
     name: str
@@ -61,6 +68,7 @@ class BundleHead:
     stop: int
     classes: tuple[str, ...] = ()
     own_link: Link | None = None
+    through: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self, f"head {self.name!r}", BundleError)
@@ -70,21 +78,38 @@ class BundleHead:
                 f"of {LINKS[self.kind]}"
             )
         least, most = (2, self.stop) if self.kind == "multiclass" else (1, 1)
+        if self.kind == "multilabel":
+            most = self.stop
+        if self.link == "ziln":
+            least = most = 3
         if not least <= self.stop - self.start <= most:
+            count = str(least) if least == most else f"{least} or more"
             raise BundleError(
                 f"head {self.name!r}: got columns {self.start} to {self.stop} for a "
-                f"{self.kind} head, expected {'two or more' if least == 2 else 'one'}"
+                f"{self.kind} head, expected {count}"
             )
+        if self.through is not None and self.kind != "binary":
+            raise BundleError(f"head {self.name!r}: got through for a {self.kind} head")
 
     @property
     def link(self) -> Link:
         """Link from logits to scores."""
         return self.own_link or LINKS[self.kind][0]
 
+    @property
+    def by_class(self) -> bool:
+        """Whether a row has a score for each class."""
+        return self.kind in ("multiclass", "multilabel")
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """Kind of labels whose metrics apply; ``"amount"`` for numbers of at least 0."""
+        return "amount" if self.link in AMOUNT_LINKS else self.kind
+
     def scores(
         self, logits_BC: NDArray[np.float32], calibration: Calibration | None = None
     ) -> NDArray[np.float64]:
-        """Return the scores of a model's logits: (B,), or (B, classes) for a multi-class head.
+        """Return the scores of a model's logits: (B,), or (B, classes) for a head by class.
 
         Args:
             logits_BC: Logits of all heads.
@@ -95,19 +120,47 @@ class BundleHead:
         if calibration is not None:
             return calibration.probabilities(logits[:, 0])
         link = self.link
-        if link == "identity":
-            return logits[:, 0]
-        if link == "exp":
-            return np.exp(logits[:, 0])
+        if link == "softmax":
+            return _softmax(logits)
+        if link == "ziln":
+            return _lognormal_mean(logits)
         if link == "sigmoid":
-            return sigmoid(logits[:, 0])
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        # Class after class: an order that does not depend on the number of rows.
-        total = np.zeros(len(powers))
-        for column in powers.T:
-            total += column
-        probabilities: NDArray[np.float64] = powers / total[:, None]
-        return probabilities
+            if self.kind == "multilabel":
+                return sigmoid(logits.ravel()).reshape(logits.shape)
+            scores = sigmoid(logits[:, 0])
+            if self.through is not None:
+                scores *= sigmoid(logits_BC[:, self.through].astype(np.float64))
+            return scores
+        return _FUNCTIONS[link](logits[:, 0])
+
+
+def _softplus(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.logaddexp(0.0, values)
+
+
+_FUNCTIONS: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "identity": lambda logits_B: logits_B,
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "softplus": _softplus,
+}
+
+
+def _lognormal_mean(logits_B3: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p exp(mu + sigma² / 2), the mean of a zero-inflated log-normal."""
+    sigma_B = np.maximum(_softplus(logits_B3[:, 2]), _SMALLEST_SIGMA)
+    amount_B: NDArray[np.float64] = np.exp(logits_B3[:, 1] + 0.5 * sigma_B**2)
+    return amount_B * sigmoid(np.ascontiguousarray(logits_B3[:, 0]))
+
+
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    # Class after class: an order that does not depend on the number of rows.
+    total = np.zeros(len(powers))
+    for column in powers.T:
+        total += column
+    probabilities: NDArray[np.float64] = powers / total[:, None]
+    return probabilities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,6 +249,13 @@ class BundleModel:
             raise BundleError(f"got activation={self.activation!r}, expected one of {ACTIVATIONS}")
         _check_contiguous("head", self.heads)
         _check_contiguous("deep column", self.deep)
+        binary = {head.start for head in self.heads if head.kind == "binary"}
+        for head in self.heads:
+            if head.through is not None and head.through not in binary - {head.start}:
+                raise BundleError(
+                    f"head {head.name!r}: got through={head.through}, expected the column of "
+                    "another binary head"
+                )
         if self.rank_by is not None:
             Formula(self.rank_by)
         if not self.heads:
@@ -215,8 +275,9 @@ class BundleModel:
         """Return the model as lists and dicts."""
         value = asdict(self)
         for head in value["heads"]:
-            if head["own_link"] is None:  # as earlier versions wrote it
-                del head["own_link"]
+            for name in ("own_link", "through"):  # as earlier versions wrote it
+                if head[name] is None:
+                    del head[name]
         for name in ("towers", "rank_by", "sequences"):  # as earlier versions wrote it
             if not value[name]:
                 del value[name]

@@ -165,7 +165,7 @@ def _calibration_by_head(
 ) -> dict[str, Calibration]:
     if calibration is None:
         return {}
-    binary = [head.name for head in model.heads if head.kind == "binary"]
+    binary = [head.name for head in model.heads if head.kind == "binary" and head.through is None]
     if isinstance(calibration, (PriorCorrection, Platt, Isotonic)):
         if len(model.heads) != 1 or not binary:
             raise BundleError(

@@ -283,7 +283,8 @@ def _columns(config: RunConfig) -> dict[str, str]:
     spec = config.spec
     uses = dict.fromkeys(spec.columns(), "a feature reads")
     uses.update(dict.fromkeys(spec.labels.values(), "is the label"))
-    for name, what in ((spec.weight, "is the weight"), (spec.group, "is the group")):
+    weights = [(column, "is a weight") for column in spec.head_weights.values()]
+    for name, what in ((spec.weight, "is the weight"), *weights, (spec.group, "is the group")):
         if name is not None:
             uses[name] = what
     return uses
@@ -318,10 +319,10 @@ def _is_number(config: RunConfig, name: str) -> bool:
 def _check_labels(config: RunConfig, sample: Sample, report: CheckReport) -> None:
     if not config.spec.labels:
         report.problems.append('[data] names no label; write label = "COLUMN"')
-    names = [*config.spec.labels.values(), config.spec.weight]
+    names = [*config.spec.labels.values(), *config.spec.weights]
     table = sample.table.select([name for name in names if name is not None])
     for column in profile_columns(table):
-        if column.name != config.spec.weight:
+        if column.name not in config.spec.weights:
             report.labels[column.name] = _label_values(column)
 
 
@@ -523,7 +524,7 @@ class Targets:
 
 def read_targets(spec: FeatureSpec, data: Any) -> Targets:
     """Read the labels and weights of all rows."""
-    names = [*spec.labels.values(), *([] if spec.weight is None else [spec.weight])]
+    names = [*spec.labels.values(), *spec.weights]
     with open_source(data, columns=names) as source:
         if not source.num_rows:
             raise DataError("got no rows; expected at least one example")

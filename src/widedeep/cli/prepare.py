@@ -123,5 +123,5 @@ def prepared_schema(config: RunConfig, directory: RunDirectory) -> Schema | None
 
 def _needed_columns(config: RunConfig) -> list[str]:
     spec = config.spec
-    more = [*spec.labels.values(), spec.weight, spec.group]
+    more = [*spec.labels.values(), *spec.weights, spec.group]
     return [*spec.columns(), *(name for name in more if name is not None)]

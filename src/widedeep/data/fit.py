@@ -6,6 +6,7 @@ import json
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from widedeep.data.column_values import Chunk, read_numbers
 from widedeep.data.counting import ValueCounter
@@ -87,30 +89,99 @@ _NUMBER = re.compile(r"[+-]?[0-9]+([.][0-9]*)?([eE][+-]?[0-9]+)?")
 
 # Its square, summed over a batch, stays within float32.
 LARGEST_LABEL = 1e17
+MOST_CLASSES = 10_000
+_SAMPLED_LABELS = 1 << 16
+_LABEL_QUANTILES = 200
 
 
 def scan_label(
-    scan: ScanContext, head: str, column: str, kind: ColumnType, vocabulary: Sequence[str] | None
+    scan: ScanContext,
+    head: str,
+    column: str,
+    kind: ColumnType,
+    vocabulary: Sequence[str] | None,
+    nullable: bool = False,
 ) -> FitResult:
-    """Learn the classes of a text label, the mean of any other."""
+    """Learn the classes of a text label or of lists, the mean of any other."""
     name = f"label {column!r}"
     if kind.nested:
-        raise FeatureError(
-            f"{name}: got a column of lists, expected one value a row; "
-            "name a column for each label: label=[...]"
-        )
+        return _scan_lists(scan, head, column, name, vocabulary, nullable=nullable)
     if kind.kind == "string":
-        return _scan_classes(scan, head, column, name, vocabulary)
-    return _scan_mean(scan, head, column, name)
+        return _scan_classes(scan, head, column, name, vocabulary, nullable=nullable)
+    return _scan_mean(scan, head, column, name, nullable=nullable)
 
 
-def _scan_mean(scan: ScanContext, head: str, column: str, name: str) -> FitResult:
-    summary = NumberSummary(())
+def _scan_lists(
+    scan: ScanContext,
+    head: str,
+    column: str,
+    name: str,
+    vocabulary: Sequence[str] | None,
+    *,
+    nullable: bool,
+) -> FitResult:
+    """Count the rows that have each class."""
+    rows, nulls, counts = 0, 0, Counter(dict.fromkeys(vocabulary or (), 0))
+    for chunk in scan.chunks(column):
+        missing = np.asarray(chunk.array.is_null())
+        if missing.any() and not nullable:
+            raise _missing_label(chunk, name, int(missing.argmax()))
+        rows, nulls = rows + len(missing), nulls + int(missing.sum())
+        counts.update(_rows_by_class(chunk, name, vocabulary))
+        if len(counts) > MOST_CLASSES:
+            raise FeatureError(
+                f"{name}: got more than {MOST_CLASSES:,} classes; keep the frequent ones alone"
+            )
+    if not counts.total():
+        raise FeatureError(f"{name}: got no class in any list; give rows that have some")
+    classes = tuple(vocabulary or sorted(counts))
+    fit = FitResult(nulls={column: nulls}, classes={head: classes})
+    fit.class_rates[head] = [counts[value] / max(rows - nulls, 1) for value in classes]
+    absent = [value for value in classes if not counts[value]]
+    if absent:
+        fit.notes.append(f"{name}: no row has {', '.join(map(repr, absent[:_SHOWN_CLASSES]))}")
+    return fit
+
+
+def _rows_by_class(chunk: Chunk, name: str, vocabulary: Sequence[str] | None) -> dict[str, int]:
+    """Return the number of rows whose list holds each class."""
+    elements, rows = pc.list_flatten(chunk.array), pc.list_parent_indices(chunk.array)
+    if pa.types.is_dictionary(elements.type):
+        elements = elements.dictionary_decode()
+    if elements.null_count:
+        row = int(rows[int(np.asarray(elements.is_null()).argmax())].as_py())
+        raise chunk.refuse(name, row, "got null in a list of classes; leave it out of the list")
+    if not pa.types.is_string(elements.type):
+        elements = elements.cast(pa.string())
+    if vocabulary is not None:
+        unknown = ~np.asarray(pc.is_in(elements, pa.array(vocabulary, pa.string())))
+        if unknown.any():
+            element = int(unknown.argmax())
+            allowed = list(vocabulary[:_SHOWN_CLASSES])
+            raise chunk.refuse(
+                name,
+                int(rows[element].as_py()),
+                f"got {elements[element].as_py()!r} in a list, expected classes of {allowed}; add "
+                "it to label_vocabulary, or drop the row",
+            )
+    pairs = pa.table({"row": rows, "class": elements}).group_by(["row", "class"]).aggregate([])
+    counted = pc.value_counts(pairs["class"]).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in counted}
+
+
+def _scan_mean(
+    scan: ScanContext, head: str, column: str, name: str, *, nullable: bool
+) -> FitResult:
+    summary, sample = NumberSummary(()), _LabelSample()
+    nulls = 0
     for chunk in scan.chunks(column):
         values = read_numbers(chunk, name)
         missing = np.isnan(values)
         if missing.any():
-            raise _missing_label(chunk, name, int(missing.argmax()))
+            if not nullable:
+                raise _missing_label(chunk, name, int(missing.argmax()))
+            nulls += int(missing.sum())
+            values = values[~missing]
         beyond = np.abs(values) > LARGEST_LABEL
         if beyond.any():
             row = int(beyond.argmax())
@@ -121,10 +192,37 @@ def _scan_mean(scan: ScanContext, head: str, column: str, name: str) -> FitResul
                 "drop the row",
             )
         summary.add(values)
+        sample.add(values)
+    if not sample.rows:
+        raise FeatureError(
+            f"{name}: got null in every row; give some rows a label, or leave it out"
+        )
     notes = []
     if summary.minimum == summary.maximum:
         notes.append(f"{name}: {summary.minimum:g} in every row, so there is nothing to tell apart")
-    return FitResult(nulls={column: 0}, label_means={head: summary.mean}, notes=notes)
+    fit = FitResult(nulls={column: nulls}, label_means={head: summary.mean}, notes=notes)
+    if summary.minimum < 0 or summary.maximum > 1:
+        fit.label_quantiles[head] = sample.quantiles()
+    return fit
+
+
+class _LabelSample:
+    """Every k-th label of a column, k a power of two that grows with the column."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._step = 1
+        self._values = np.empty(0)
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        self._values = np.append(self._values, values[-self.rows % self._step :: self._step])
+        self.rows += len(values)
+        while len(self._values) > _SAMPLED_LABELS:
+            self._values, self._step = self._values[::2], 2 * self._step
+
+    def quantiles(self) -> list[float]:
+        levels = (np.arange(_LABEL_QUANTILES) + 0.5) / _LABEL_QUANTILES
+        return [float(value) for value in np.quantile(self._values, levels)]
 
 
 def _missing_label(chunk: Chunk, name: str, row: int) -> FeatureError:
@@ -134,16 +232,25 @@ def _missing_label(chunk: Chunk, name: str, row: int) -> FeatureError:
 
 
 def _scan_classes(
-    scan: ScanContext, head: str, column: str, name: str, vocabulary: Sequence[str] | None
+    scan: ScanContext,
+    head: str,
+    column: str,
+    name: str,
+    vocabulary: Sequence[str] | None,
+    *,
+    nullable: bool,
 ) -> FitResult:
     allowed = pa.array(vocabulary, pa.string()) if vocabulary else None
+    nulls = 0
     with ValueCounter("bytes", memory_limit_bytes=scan.counter_bytes) as counter:
         for chunk in scan.chunks(column):
             texts = chunk.array
             if pa.types.is_dictionary(texts.type):
                 texts = texts.dictionary_decode()
-            if texts.null_count:
+            if texts.null_count and not nullable:
                 raise _missing_label(chunk, name, int(np.asarray(texts.is_null()).argmax()))
+            nulls += texts.null_count
+            texts = texts.drop_null()
             if allowed is not None:
                 _check_classes(chunk, texts, allowed, name)
             counter.add(texts)
@@ -152,7 +259,7 @@ def _scan_classes(
     classes = tuple(value.decode("utf-8", "replace") for value in seen)
     if vocabulary is None:
         _check_no_numbers(classes, name)
-    fit = FitResult(nulls={column: 0}, classes={head: tuple(vocabulary or classes)})
+    fit = FitResult(nulls={column: nulls}, classes={head: tuple(vocabulary or classes)})
     if len(classes) == 1:
         fit.notes.append(f"{name}: {classes[0]!r} in every row, so there is nothing to tell apart")
     absent = sorted(set(vocabulary or ()) - set(classes))
@@ -312,6 +419,8 @@ def _schema(
         rows=rows,
         missing={column: fit.nulls[column] / rows for column in plan.types},
         label_means=fit.label_means,
+        label_quantiles=fit.label_quantiles,
+        class_rates=fit.class_rates,
         quantile_rows=min(rows, scan.sample_rows),
         notes=tuple(fit.notes),
         history=history,
@@ -342,7 +451,7 @@ def _processors() -> int:
 
 
 def _columns(spec: FeatureSpec) -> list[str]:
-    others = [*spec.labels.values(), spec.weight, spec.group]
+    others = [*spec.labels.values(), *spec.weights, spec.group]
     return list(dict.fromkeys([*spec.columns(), *(name for name in others if name is not None)]))
 
 
@@ -365,8 +474,7 @@ def declared_types(spec: FeatureSpec) -> dict[str, ColumnKind]:
     types.update(dict.fromkeys(_category_columns(spec), "category"))
     texts = [f.value_input for f in features if f.value_input is not None and f.value_input.is_text]
     types.update({values.column: pa.string() for values in texts})
-    if spec.weight is not None:
-        types[spec.weight] = pa.float64()
+    types.update(dict.fromkeys(spec.weights, pa.float64()))
     if spec.group is not None:
         types.setdefault(spec.group, "category")
     if spec.label_vocabulary is not None:
@@ -389,12 +497,17 @@ def _first_scans(spec: FeatureSpec, plan: FitPlan, grow: Schema | None) -> list[
             column=column,
             kind=plan.types[column],
             vocabulary=spec.label_vocabulary,
+            nullable=len(spec.labels) > 1,
         )
         for head, column in spec.labels.items()
     ]
     if spec.weight is not None:
         scans.append(partial(scan_weight, column=spec.weight, kind=plan.types[spec.weight]))
-    seen = {spec.weight, *spec.labels.values()}
+    for column in spec.head_weights.values():
+        if column != spec.weight:
+            kind = plan.types[column]
+            scans.append(partial(scan_weight, column=column, kind=kind, nullable=True))
+    seen = {*spec.weights, *spec.labels.values()}
     for features in plan.numbers:
         column = features[0].input_columns[0]
         scans.append(partial(scan_numbers, features=features, type=plan.types[column]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pyarrow as pa
@@ -145,7 +145,7 @@ def _reader_of(spec: FeatureSpec, column: str) -> tuple[str, LogicalKind]:
         return numbers
     if column == spec.group:
         return f"group {column!r}", "string"
-    role = "weight" if column == spec.weight else "label"
+    role = "weight" if column in spec.weights else "label"
     return f"{role} {column!r}", "float"
 
 
@@ -337,13 +337,16 @@ class FitResult:
     numerics: dict[str, NumericFit] = field(default_factory=dict)
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     label_means: dict[str, float] = field(default_factory=dict)
+    label_quantiles: dict[str, list[float]] = field(default_factory=dict)
+    class_rates: dict[str, list[float]] = field(default_factory=dict)
     nulls: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def include(self, other: FitResult) -> None:
         """Add the result of another scan."""
-        for name in ("vocabularies", "boundaries", "numerics", "classes", "label_means", "nulls"):
-            getattr(self, name).update(getattr(other, name))
+        for entry in fields(self):
+            if entry.name != "notes":
+                getattr(self, entry.name).update(getattr(other, entry.name))
         self.notes.extend(note for note in other.notes if note not in self.notes)
 
 
@@ -494,8 +497,10 @@ def scan_plain(scan: ScanContext, column: str) -> FitResult:
     return FitResult(nulls={column: sum(null_count(chunk) for chunk in scan.chunks(column))})
 
 
-def scan_weight(scan: ScanContext, column: str, kind: ColumnType) -> FitResult:
-    """Check the example weights."""
+def scan_weight(
+    scan: ScanContext, column: str, kind: ColumnType, *, nullable: bool = False
+) -> FitResult:
+    """Check the example weights; those of one head may be null, as its labels may be."""
     name = f"weight {column!r}"
     if kind.nested or kind.kind == "string":
         got = "lists" if kind.nested else "text"
@@ -504,6 +509,9 @@ def scan_weight(scan: ScanContext, column: str, kind: ColumnType) -> FitResult:
     for chunk in scan.chunks(column):
         weights = read_numbers(chunk, name, finite=False)
         wrong = ~((weights >= 0) & (weights <= LARGEST_WEIGHT))
+        if nullable:
+            wrong &= ~np.isnan(weights)
+            weights = np.nan_to_num(weights, nan=0.0)
         if wrong.any():
             row = int(wrong.argmax())
             raise DataError(

@@ -220,9 +220,17 @@ class _Compiler:
 
     def add_targets(self) -> None:
         spec = self.schema.spec
+        nullable = len(spec.labels) > 1  # a null of one head does not keep a row from the others
         for head, column in spec.labels.items():
             classes = self.schema.classes.get(head)
-            self.native.add_label(column, None if classes is None else list(classes))
+            self.native.add_label(
+                column,
+                None if classes is None else list(classes),
+                nullable=nullable,
+                several=self.schema.is_multilabel(head),
+            )
+        for column in spec.head_weights.values():
+            self.native.add_label(column, None, nullable=True, is_weight=True)
         if spec.weight is not None:
             self.native.set_weight(spec.weight)
         if spec.group is not None:

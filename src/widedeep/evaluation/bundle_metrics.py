@@ -14,6 +14,7 @@ from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.metrics import MetricCollection, metrics_of
+from widedeep.schema import Schema
 
 _CHUNK_ROWS = 16_384
 
@@ -32,15 +33,19 @@ class BundleMetrics:
     """Collects the metrics of a bundle's heads."""
 
     def __init__(self, bundle: Bundle) -> None:
+        self._schema = bundle.schema
         grouped = bundle.schema.spec.group is not None
         self._heads = [(head, _head_metrics(head, grouped=grouped)) for head in bundle.model.heads]
 
     def update(self, by_head: Mapping[str, NDArray[np.float64]], batch: Batch) -> None:
         """Add rows."""
-        for index, (head, metrics) in enumerate(self._heads):
-            assert batch.labels_BL is not None
-            labels_B = batch.labels_BL[:, index]
-            metrics.update(by_head[head.name], labels_B, batch.weight_B, batch.group_B)
+        for head, metrics in self._heads:
+            labels, weight_B = head_targets(self._schema, head, batch)
+            observed_B = ~np.isnan(labels.reshape(len(labels), -1)[:, 0])
+            arrays = (by_head[head.name], labels, weight_B, batch.group_B)
+            if not observed_B.all():
+                arrays = tuple(None if a is None else a[observed_B] for a in arrays)  # type: ignore[assignment]
+            metrics.update(*arrays)
 
     def by_head(self) -> dict[str, dict[str, float]]:
         """Return each head's metrics."""
@@ -56,9 +61,23 @@ class BundleMetrics:
         }
 
 
+def head_targets(
+    schema: Schema, head: BundleHead, batch: Batch
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return a head's labels, NaN where a row has none, and the rows' weights for it."""
+    assert batch.labels_BL is not None
+    labels = batch.labels_BL[:, schema.label_layout[head.name]]
+    column = schema.weight_columns.get(head.name)
+    weight_B = batch.weight_B
+    if column is not None:
+        own_B = np.nan_to_num(batch.labels_BL[:, column], nan=0.0)
+        weight_B = own_B if weight_B is None else own_B * weight_B
+    return labels if head.kind == "multilabel" else labels[:, 0], weight_B
+
+
 def _head_metrics(head: BundleHead, *, grouped: bool) -> MetricCollection:
     classes = head.stop - head.start
-    return metrics_of(head.kind, classes=classes, score_kind="probability", groups=grouped)
+    return metrics_of(head.label_kind, classes=classes, score_kind="probability", groups=grouped)
 
 
 def _labelled_batches(bundle: Bundle, data: Data, threads: int) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ from widedeep.data.fragments import ColumnKind, Source, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError, SchemaError
+from widedeep.evaluation.bundle_metrics import head_targets
 from widedeep.evaluation.drift import DriftCounts
 from widedeep.evaluation.slices import (
     SliceColumn,
@@ -43,7 +44,8 @@ class HeadScores:
     """Both models' scores of one head, row by row."""
 
     head: BundleHead  # Head of the candidate
-    labels_B: Floats  # Labels as in training
+    labels_B: Floats  # Labels as in training; of several classes a row, their fraction
+    weight_B: Floats  # Weight of each row, 0 without a label
     # Probability of the label, or the value; a class's own probability for classes
     candidate_B: Floats
     serving_B: Floats | None  # Scores of the serving model; None without one
@@ -53,9 +55,13 @@ class HeadScores:
     # Both models' probability of the row's class among the classes that both know; None where they
     # know the same
     common: tuple[Floats, Floats] | None = None
+    # Losses of each row by model, and of the best ``"constant"``, where the scores do not say them
+    row_losses: Mapping[str, Floats] = field(default_factory=dict)
 
-    def losses(self, scores_B: Floats) -> Floats:
+    def losses(self, model: str, scores_B: Floats) -> Floats:
         """Return each row's loss: log loss, or the squared error of a regression."""
+        if self.row_losses:
+            return self.row_losses[model]
         if self.head.kind == "regression":
             return (scores_B - self.labels_B) ** 2
         p = np.clip(scores_B, _SMALLEST_PROBABILITY, 1.0 - _SMALLEST_PROBABILITY)
@@ -163,6 +169,7 @@ class _Comparison:
         self._scores: dict[str, list[list[Floats]]] = {"candidate": [], "serving": []}
         self._undefined: Counter[tuple[str, str]] = Counter()
         self._common: dict[str, list[tuple[Floats, Floats]]] = {}
+        self._class_losses: dict[tuple[str, str], list[Floats]] = {}
 
     def read(self, source: Source) -> None:
         """Score every chunk of a source."""
@@ -180,6 +187,7 @@ class _Comparison:
         scores, serving_batch, serving_scores = self._score(self._candidate, batch), None, None
         self._scores["candidate"].append(_scores_of_labels(self._candidate, scores, batch))
         self._count_undefined("candidate", scores)
+        self._add_class_losses("candidate", scores, batch)
         if self._serving is not None:
             serving_batch = (
                 batch
@@ -192,6 +200,7 @@ class _Comparison:
                 [of_labels[self._match.other_index(h.name)] for h in self._candidate.model.heads]
             )
             self._count_undefined("serving", serving_scores)
+            self._add_class_losses("serving", serving_scores, batch)
             self._add_common(scores, serving_scores)
         if self._on_chunk is not None:
             self._on_chunk(chunk, batch, scores, serving_batch, serving_scores)
@@ -207,6 +216,16 @@ class _Comparison:
     def _score(self, bundle: Bundle, batch: Batch) -> dict[str, Floats]:
         scores = bundle.scores_of(bundle.logits(batch, threads=self._transforms[0].threads))
         return scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
+
+    def _add_class_losses(self, model: str, by_head: ByHead, batch: Batch) -> None:
+        """Add each row's mean loss over the classes of a multi-label head."""
+        for head in self._candidate.model.heads:
+            if head.kind == "multilabel":
+                labels_BC, _ = head_targets(self._candidate.schema, head, batch)
+                losses_BC = _log_losses(labels_BC.astype(np.float64), by_head[head.name])
+                self._class_losses.setdefault((model, head.name), []).append(
+                    np.nan_to_num(losses_BC.mean(axis=1))
+                )
 
     def _count_undefined(self, model: str, by_head: ByHead) -> None:
         for name, scores in by_head.items():
@@ -230,11 +249,13 @@ class _Comparison:
 
     def heads(self) -> tuple[HeadScores, ...]:
         """Return the scores of every head over all rows."""
-        labels_BL = np.concatenate(self.labels).astype(np.float64)
+        labels_BL = np.concatenate(self.labels)
+        weight_B = np.concatenate(self.weights)
         return tuple(
             HeadScores(
                 head=head,
-                labels_B=np.ascontiguousarray(labels_BL[:, index]),
+                **self._targets(head, labels_BL, weight_B),
+                row_losses=self._row_losses(head, index, labels_BL),
                 candidate_B=np.concatenate([s[index] for s in self._scores["candidate"]]),
                 serving_B=np.concatenate([s[index] for s in self._scores["serving"]])
                 if self._scores["serving"]
@@ -248,16 +269,69 @@ class _Comparison:
             for index, head in enumerate(self._candidate.model.heads)
         )
 
+    def _targets(
+        self, head: BundleHead, labels_BL: NDArray[np.float32], weight_B: NDArray[np.float32]
+    ) -> dict[str, Floats]:
+        """Return a head's label and weight of each row; without a label, 0 of both."""
+        schema = self._candidate.schema
+        labels = labels_BL[:, schema.label_layout[head.name]].astype(np.float64).mean(axis=1)
+        weight_B = weight_B.astype(np.float64)
+        column = schema.weight_columns.get(head.name)
+        if column is not None:
+            weight_B = weight_B * np.nan_to_num(labels_BL[:, column], nan=0.0)
+        missing_B = np.isnan(labels)
+        return {
+            "labels_B": np.where(missing_B, 0.0, labels),
+            "weight_B": np.where(missing_B, 0.0, weight_B),
+        }
+
+    def _row_losses(
+        self, head: BundleHead, index: int, labels_BL: NDArray[np.float32]
+    ) -> dict[str, Floats]:
+        """Return losses by model of heads whose scores of the labels do not say them."""
+        models = ["candidate", *(["serving"] if self._scores["serving"] else [])]
+        labels = labels_BL[:, self._candidate.schema.label_layout[head.name]].astype(np.float64)
+        if head.kind == "multilabel":
+            losses = {m: np.concatenate(self._class_losses[m, head.name]) for m in models}
+            rates_C = np.nanmean(labels, axis=0, keepdims=True)
+            constant = np.nan_to_num(_log_losses(labels, rates_C).mean(axis=1))
+            return {**losses, "constant": constant}
+        if head.kind != "ranking":
+            return {}
+        labels_B, groups_B = np.nan_to_num(labels[:, 0]), np.concatenate(self.groups)
+        groups_B = np.where(np.isnan(labels[:, 0]), -1 - np.arange(len(labels)), groups_B)
+        scores = {m: np.concatenate([s[index] for s in self._scores[m]]) for m in models}
+        scores["constant"] = np.zeros(len(labels))
+        return {m: _request_losses(scores_B, labels_B, groups_B) for m, scores_B in scores.items()}
+
+
+def _log_losses(labels: Floats, probabilities: Floats) -> Floats:
+    p = np.clip(probabilities, _SMALLEST_PROBABILITY, 1.0 - _SMALLEST_PROBABILITY)
+    losses: Floats = -(labels * np.log(p) + (1.0 - labels) * np.log1p(-p))
+    return losses
+
+
+def _request_losses(scores_B: Floats, labels_B: Floats, groups_B: NDArray[np.int64]) -> Floats:
+    """Return y log(1 / p) of each candidate, p the softmax over its request."""
+    _, codes_B = np.unique(groups_B, return_inverse=True)
+    highest_R = np.full(int(codes_B.max()) + 1, -np.inf)
+    np.maximum.at(highest_R, codes_B, scores_B)
+    total_R = np.bincount(codes_B, np.exp(scores_B - highest_R[codes_B]))
+    losses: Floats = labels_B * ((np.log(total_R) + highest_R)[codes_B] - scores_B)
+    return losses
+
 
 def _scores_of_labels(bundle: Bundle, by_head: ByHead, labelled: Batch) -> list[Floats]:
     """Return one column of scores per head; of a class head, the probability of the row's class."""
-    assert labelled.labels_BL is not None
     columns = []
-    for index, head in enumerate(bundle.model.heads):
+    for head in bundle.model.heads:
         scores = by_head[head.name]
         if head.kind == "multiclass":
-            class_B = labelled.labels_BL[:, index].astype(np.int64)
+            labels_B, _ = head_targets(bundle.schema, head, labelled)
+            class_B = np.nan_to_num(labels_B).astype(np.int64)
             scores = scores[np.arange(len(scores)), class_B]
+        elif head.kind == "multilabel":
+            scores = scores.mean(axis=1)
         columns.append(scores)
     return columns
 
@@ -304,8 +378,10 @@ def check_comparable(candidate: Bundle, serving: Bundle) -> None:
         )
         # A binary head's score is the probability of its second class: another order is another
         # score, to every reader of the answers too.
-        alike = pair[0] == pair[1] if head.kind == "binary" else len({*pair[0]} & {*pair[1]}) >= 2
-        if (not alike and head.kind != "regression") or named[0] != named[1]:
+        in_order = head.kind in ("binary", "multilabel")
+        alike = pair[0] == pair[1] if in_order else len({*pair[0]} & {*pair[1]}) >= 2
+        numbers = head.kind in ("regression", "ranking")
+        if (not alike and not numbers) or named[0] != named[1]:
             texts = [_listed(names) if names else "numbers" for names in pair]
             column = labels[head.name]
             raise _differ(
@@ -344,10 +420,19 @@ class LabelMatch:
 
     def __init__(self, candidate: Bundle, serving: Bundle | None) -> None:
         self._labels = dict(candidate.schema.spec.labels)
-        self._classes = {h.name: class_names(candidate, h) for h in candidate.model.heads}
+        self._schema = candidate.schema
+        # Lists of classes are checked as they are read.
+        lists = {h.name for h in candidate.model.heads if h.kind == "multilabel"}
+        self._classes = {
+            h.name: () if h.name in lists else class_names(candidate, h)
+            for h in candidate.model.heads
+        }
         others = () if serving is None else serving.model.heads
-        self._serving_classes = {h.name: class_names(serving, h) for h in others} if serving else {}
-        self._index = {head.name: index for index, head in enumerate(candidate.model.heads)}
+        self._serving_classes = (
+            {h.name: () if h.name in lists else class_names(serving, h) for h in others}
+            if serving
+            else {}
+        )
         self._heads = candidate.model.heads
         self._other_index = {head.name: index for index, head in enumerate(others)}
         self._unknown: dict[tuple[str, str], Counter[str]] = {}
@@ -361,7 +446,7 @@ class LabelMatch:
                 continue
             texts = _texts(table.column(column))
             for model, names in (("candidate", self._classes), ("serving", self._serving_classes)):
-                if name in names:
+                if names.get(name):
                     in_classes = np.asarray(pc.is_in(texts, value_set=pa.array(names[name])))
                     in_classes |= np.asarray(pc.is_null(texts))  # refused on reading, with its row
                     keep &= in_classes
@@ -376,17 +461,23 @@ class LabelMatch:
 
     def check(self, batch: Batch) -> None:
         """Raise a :class:`DataError` for a numeric label that its head cannot have."""
-        assert batch.labels_BL is not None
         for head in self._heads:
-            labels_B = batch.labels_BL[:, self._index[head.name]]
+            labels_B, _ = head_targets(self._schema, head, batch)
+            if head.kind == "multilabel":
+                continue
             good_B = np.isfinite(labels_B)
             expected = "a finite number"
-            if head.kind == "binary":
+            if head.kind in ("binary", "ranking"):
                 good_B &= (labels_B >= 0) & (labels_B <= 1)
-                expected = "0 to 1 for a binary head"
+                expected = f"0 to 1 for a {head.kind} head"
+            elif head.label_kind == "amount":
+                good_B &= labels_B >= 0
+                expected = "a number of at least 0"
             elif head.kind == "multiclass":
                 good_B &= (labels_B >= 0) & (labels_B == np.rint(labels_B))
                 expected = f"a class, 0 to {head.stop - head.start - 1}"
+            if len(self._heads) > 1:
+                good_B |= np.isnan(labels_B)  # no label for this head
             if not good_B.all():
                 label = labels_B[int(good_B.argmin())]
                 column = self._labels[head.name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,12 +141,17 @@ class BootstrapComparison:
         return sums.sum(axis=0), self._draws @ sums
 
     def sort(self, head: HeadScores) -> None:
-        """Sort the rows by the scores of a binary head, before it is measured."""
-        models = model_scores(head) if head.head.kind == "binary" else {}
+        """Take a head's weights, and sort the rows by its scores, before it is measured."""
+        self.rows = replace(self.rows, weight_B=head.weight_B)
+        self._weighted_B = head.weight_B > 0
+        ordered = head.head.kind in ("binary", "ranking")
+        models = model_scores(head) if ordered else {}
         self._by_score = {name: np.argsort(v, kind="stable") for name, v in models.items()}
 
     def curves(self, head: HeadScores) -> dict[str, list[list[float]]]:
         """Return the calibration curve of each model of a sorted head."""
+        if head.head.kind != "binary":
+            return {}
         return {
             name: calibration_curve(
                 head.labels_B, model_scores(head)[name], self.rows.weight_B, by_score_B
@@ -156,7 +162,8 @@ class BootstrapComparison:
     def has_ratio(self, head: HeadScores) -> bool:
         """Whether predicted / observed is a measure: for labels that are counts or amounts."""
         labels = head.labels_B[self._weighted_B]
-        return head.head.kind != "multiclass" and not (len(labels) and labels.min() < 0)
+        amounts = head.head.kind not in ("multiclass", "ranking")
+        return amounts and not (len(labels) and labels.min() < 0)
 
     def measure(
         self, head: HeadScores, codes_B: NDArray[np.int64], codes: int, *, slices: bool
@@ -169,7 +176,9 @@ class BootstrapComparison:
         by_model: dict[str, dict[str, tuple[Floats, Floats]]] = {}
         with np.errstate(divide="ignore", invalid="ignore"):
             for name, scores_B in model_scores(head).items():
-                loss, resampled_loss = self.sums(weight_B * head.losses(scores_B), codes_B, codes)
+                loss, resampled_loss = self.sums(
+                    weight_B * head.losses(name, scores_B), codes_B, codes
+                )
                 measures = {
                     loss_measure(head): (loss / weights, resampled_loss / resampled_weights)
                 }
@@ -178,8 +187,9 @@ class BootstrapComparison:
                     measures["calibration"] = (total / labels, resampled / resampled_labels)
                 if binary:
                     measures["auc"] = self._auc(head, name, codes_B, codes)
-                    if not slices and self.rows.groups_B is not None:
-                        measures["gauc"] = self._gauc(head, name)
+                grouped = not slices and self.rows.groups_B is not None
+                if grouped and head.head.kind in ("binary", "ranking"):
+                    measures["gauc"] = self._gauc(head, name)
                 by_model[name] = measures
             rate = labels / weights
             constant = self._constant(head, codes_B, codes, weights)
@@ -198,6 +208,8 @@ class BootstrapComparison:
     ) -> Floats:
         """Return the loss of the best constant in each code: mean label or class fractions."""
         weight_B, labels_B = self.rows.weight_B, head.labels_B
+        if "constant" in head.row_losses:
+            return np.bincount(codes_B, weight_B * head.row_losses["constant"], codes) / weights
         if head.head.kind == "multiclass":
             classes = int(labels_B.max()) + 1
             cell_B = codes_B * classes + labels_B.astype(np.int64)

@@ -16,7 +16,7 @@ from widedeep.features.toml import toml_text
 __all__ = ["FeatureSpec"]
 
 _PLACEMENT_KEYS = ("wide", "deep", "item", "extra", "training_only")
-_DATA_KEYS = ("label", "weight", "group", "label_vocabulary")
+DATA_KEYS = ("label", "weight", "head_weights", "group", "label_vocabulary")
 
 
 def _flatten(features: object) -> list[Feature]:
@@ -107,8 +107,12 @@ class FeatureSpec:
 
     Args:
         features: Features; nested lists are flattened.
-        label: The label's column, a list of columns (several labels) or ``{head: column}``.
+        label: The label's column, a list of columns (several labels) or ``{head: column}``. With
+            several labels, a row whose label is null teaches the other heads alone. A column of
+            lists is a label of any number of classes.
         weight: A column of example weights, at least 0.
+        head_weights: By head, a column of weights for its loss alone: ``{"price": "units"}``. It
+            may be null where the label is.
         group: A column that names the query (user, request) for grouped metrics.
         label_vocabulary: The classes in order, for labels that are strings; learned if not given.
         wide: Names of the features of the wide part. Default: categoricals, buckets and crosses.
@@ -132,6 +136,7 @@ class FeatureSpec:
     features: Sequence[object]
     label: str | Sequence[str] | Mapping[str, str] | None = None
     weight: str | None = None
+    head_weights: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
     label_vocabulary: Sequence[str] | None = None
     wide: Sequence[str] | None = None
@@ -183,11 +188,27 @@ class FeatureSpec:
                     f"got {option}={column!r}, which is the label; name another column, or leave "
                     f"{option} out"
                 )
+        if not isinstance(self.head_weights, Mapping):
+            raise FeatureError(
+                f"got head_weights={show_value(self.head_weights)}, expected {{head: column}}"
+            )
+        object.__setattr__(self, "head_weights", dict(self.head_weights))
+        for head, column in self.head_weights.items():
+            if head not in self.labels:
+                raise FeatureError(
+                    f"got head_weights for {head!r}, which is no label; "
+                    f"{nearest(str(head), self.labels)}"
+                )
+            if not is_name(column) or column in labels:
+                raise FeatureError(
+                    f"got head_weights={show_value(self.head_weights)}, expected a column of "
+                    f"weights for {head!r} that is no label"
+                )
 
     def _check_leaks(self) -> None:
         reserved = dict.fromkeys(self.labels.values(), "label")
-        if self.weight is not None:
-            reserved[self.weight] = "weight"
+        for column in self.weights:
+            reserved[column] = "weight"
         for feature in self.all_features:
             for column in self._columns_of(feature):
                 check(
@@ -323,6 +344,13 @@ class FeatureSpec:
         return {column: column for column in self.label}
 
     @property
+    def weights(self) -> list[str]:
+        """Columns of weights, each once."""
+        return list(
+            dict.fromkeys([*([self.weight] if self.weight else []), *self.head_weights.values()])
+        )
+
+    @property
     def wide_names(self) -> tuple[str, ...]:
         """Names of the features in the wide part."""
         if self.wide is not None:
@@ -434,7 +462,7 @@ def spec_to_table(spec: FeatureSpec) -> dict[str, dict[str, object]]:
     for key, names in (("wide", spec.wide), ("deep", spec.deep)):
         if names is not None:
             features[key] = list(names)
-    data = {key: getattr(spec, key) for key in _DATA_KEYS if getattr(spec, key) is not None}
+    data = {key: getattr(spec, key) for key in DATA_KEYS if getattr(spec, key) not in (None, {})}
     return {"data": data, "features": {k: features[k] for k in _feature_keys() if k in features}}
 
 
@@ -460,5 +488,5 @@ def spec_from_table(data: Mapping[str, Any], features: Mapping[str, Any]) -> Fea
             f"{nearest(name, names)}"
         )
     placement = {key: features[key] for key in _PLACEMENT_KEYS if key in features}
-    owned = {key: data[key] for key in _DATA_KEYS if key in data}
+    owned = {key: data[key] for key in DATA_KEYS if key in data}
     return FeatureSpec(features=declared, **owned, **placement)

@@ -51,6 +51,7 @@ class _QualityCheck:
         where = f"head {head.head.name}: " if head.head.name else ""
         codes_B = np.zeros(len(self.rows), np.int64)
         self.comparison.sort(head)
+        self.weighted_B = head.weight_B > 0
         entry = self.comparison.measure(head, codes_B, 1, slices=False)[0]
         entry["rows"] = len(self.rows)
         obstacles = self._too_little(head) + _undefined_scores(head)
@@ -82,13 +83,14 @@ class _QualityCheck:
             return [f"{lead}rows of {units} units, expected at least {_MIN_UNITS}"]
         labels = head.labels_B[weighted_B]
         if labels.min() == labels.max():
-            only = repr(head.classes[int(labels[0])]) if head.classes else f"{labels[0]:g}"
-            what = "value" if head.head.kind == "regression" else "class"
+            by_name = head.classes and head.head.kind != "multilabel"
+            only = repr(head.classes[int(labels[0])]) if by_name else f"{labels[0]:g}"
+            what = "class" if head.head.kind in ("binary", "multiclass") else "value"
             return [
                 f"every label of the data is {only}: a model cannot be judged by rows of one "
                 f"{what}; give data with both"
             ]
-        if head.head.kind == "regression":
+        if head.head.kind in ("regression", "multilabel", "ranking"):
             return []
         if head.head.kind == "multiclass":
             others = rows - int(np.bincount(labels.astype(np.int64)).max())
@@ -113,7 +115,12 @@ class _QualityCheck:
         relative = candidate["normalized_loss"]
         # A model that is worse than a constant, but better than the serving one, may replace it.
         if not relative < 1 and not serving.get("normalized_loss", 0) > relative:
-            level = "the fraction of each class" if kind == "multiclass" else "the mean label"
+            levels = {
+                "multiclass": "the fraction of each class",
+                "multilabel": "the fraction of each class",
+                "ranking": "the same score for every candidate",
+            }
+            level = levels.get(kind, "the mean label")
             reasons.append(
                 f"{where}{measure_title(loss)} {candidate[loss]:.4f} is no better than the "
                 f"{candidate[loss] / relative:.4f} of a constant, {level}"

@@ -15,7 +15,7 @@ Example:
     (0.875, 0.75, 0.75)
 """
 
-from widedeep.metrics.binary import BinaryMetric, BinaryMetrics
+from widedeep.metrics.binary import BinaryMetric, BinaryMetrics, RankingMetrics
 from widedeep.metrics.collection import MetricCollection
 from widedeep.metrics.functions import (
     auc,
@@ -31,6 +31,7 @@ from widedeep.metrics.functions import (
     pr_auc,
 )
 from widedeep.metrics.multiclass import MulticlassMetric, MulticlassMetrics
+from widedeep.metrics.multilabel import MultilabelMetrics
 from widedeep.metrics.registry import (
     LabelKind,
     Metric,
@@ -41,10 +42,11 @@ from widedeep.metrics.registry import (
     registered,
     unregister,
 )
-from widedeep.metrics.regression import RegressionMetric, RegressionMetrics
+from widedeep.metrics.regression import AmountMetrics, RegressionMetric, RegressionMetrics
 from widedeep.metrics.rows import ScoreKind
 
 __all__ = [
+    "AmountMetrics",
     "BinaryMetric",
     "BinaryMetrics",
     "LabelKind",
@@ -52,6 +54,8 @@ __all__ = [
     "MetricCollection",
     "MulticlassMetric",
     "MulticlassMetrics",
+    "MultilabelMetrics",
+    "RankingMetrics",
     "RegressionMetric",
     "RegressionMetrics",
     "StreamingMetric",
@@ -81,8 +85,9 @@ def metrics_of(
     """Return the collection of all metrics for a kind of labels.
 
     Args:
-        kind: ``"binary"``, ``"multiclass"`` or ``"regression"``.
-        classes: Number of classes of a multiclass label.
+        kind: ``"binary"``, ``"multiclass"``, ``"multilabel"``, ``"regression"``, ``"amount"`` or
+            ``"ranking"``, which needs groups.
+        classes: Number of classes of a multiclass or multilabel label.
         score_kind: ``"logit"`` or ``"probability"``; of no meaning for a regression.
         groups: Whether updates bring group ids.
 
@@ -94,6 +99,12 @@ def metrics_of(
     """
     if kind == "multiclass":
         return MulticlassMetrics(classes, score_kind=score_kind, groups=groups)
+    if kind == "multilabel":
+        return MultilabelMetrics(classes, score_kind=score_kind, groups=groups)
+    if kind == "ranking":
+        return RankingMetrics()
+    if kind == "amount":
+        return AmountMetrics(groups=groups)
     if kind == "regression":
         return RegressionMetrics(groups=groups)
     return BinaryMetrics(score_kind=score_kind, groups=groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,7 +20,7 @@ from widedeep.metrics.accumulate import (
 )
 from widedeep.metrics.collection import MetricCollection, checked_cuts
 from widedeep.metrics.ranking import rank_groups
-from widedeep.metrics.registry import Metric, Undefined, ratio, register
+from widedeep.metrics.registry import LabelKind, Metric, Undefined, ratio, register
 from widedeep.metrics.rows import (
     BINARY_ROW,
     GROUPED_ROW,
@@ -30,7 +30,7 @@ from widedeep.metrics.rows import (
     checked_score_kind,
 )
 
-__all__ = ["BinaryMetric", "BinaryMetrics"]
+__all__ = ["BinaryMetric", "BinaryMetrics", "RankingMetrics"]
 
 _RUN = np.dtype([("key", np.float64), ("positive", np.float64), ("negative", np.float64)])
 
@@ -87,7 +87,7 @@ class BinaryMetrics(MetricCollection):
         {'auc': 0.75, 'log_loss': 0.5569, 'rows': 4.0}
     """
 
-    kind = "binary"
+    kind: ClassVar[LabelKind] = "binary"
 
     def __init__(
         self,
@@ -183,6 +183,25 @@ class BinaryMetrics(MetricCollection):
             self._by_score.extend(other._by_score)
         if self._by_group is not None and other._by_group is not None:
             self._by_group.extend(other._by_group)
+
+
+class RankingMetrics(BinaryMetrics):
+    """The metrics of :class:`BinaryMetrics` that read the order within groups alone.
+
+    ``gauc``, ``ndcg@k``, ``map@k``, ``hit_rate@k``, ``mrr`` and the counts of groups, for scores
+    that mean nothing from one group to another.
+
+    Example:
+        >>> measured = RankingMetrics()
+        >>> measured.update([5.0, 4.0, 0.1, 0.2], [1, 0, 0, 1], groups_B=[1, 1, 2, 2])
+        >>> measured.compute()["gauc"]
+        1.0
+    """
+
+    kind = "ranking"
+
+    def __init__(self, *, names: Sequence[str] | None = None, k: int | Sequence[int] = 10) -> None:
+        super().__init__(names=names, k=k, groups=True)
 
 
 class BinaryTotals:
@@ -472,6 +491,7 @@ for _metric in (
     ),
     Metric(
         name="label_mean",
+        kinds=["binary", "ranking"],
         title="mean label",
         direction=None,
         input="sums",
@@ -488,6 +508,7 @@ for _metric in (
     ),
     Metric(
         name="rows",
+        kinds=["binary", "ranking"],
         direction=None,
         input="sums",
         value=lambda sums: sums.rows,

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 Direction = Literal["higher", "lower", "nearest_1", "nearest_0"]
-LabelKind = Literal["binary", "multiclass", "regression"]
+LabelKind = Literal["binary", "multiclass", "multilabel", "regression", "amount", "ranking"]
 Input = Literal["rows", "sums", "curve", "ranking"]
 
 
@@ -76,7 +76,9 @@ class Metric:
         short: Name in narrow tables; None: the title.
         direction: Better values: ``"higher"``, ``"lower"``, ``"nearest_1"``,
             ``"nearest_0"``; None: it is no measure of quality, and nothing stops on it.
-        kinds: Kinds of labels that it is for: ``"binary"``, ``"multiclass"``, ``"regression"``.
+        kinds: Kinds of labels that it is for: ``"binary"``, ``"multiclass"``, ``"multilabel"``,
+            ``"regression"``, ``"amount"`` (numbers of at least 0: counts, prices), ``"ranking"``.
+            What is for a regression is for amounts too.
         groups: Whether it needs group ids. They are then ``value``'s fourth argument (or
             ``sums``'s).
         sums: Function of labels, predictions and weights to an array of sums, which are added
@@ -135,6 +137,10 @@ class Metric:
                 f"{where}: got value={show_value(self.value)}, expected a function of labels, "
                 "predictions and weights"
             )
+
+    def measures(self, kind: LabelKind) -> bool:
+        """Whether it is for a kind of labels."""
+        return kind in self.kinds or (kind == "amount" and "regression" in self.kinds)
 
     def match(self, name: str) -> int | None:
         """Return the cut-off in a metric's name (0 for a metric without), None if it is another."""
@@ -228,9 +234,9 @@ def registered(kind: LabelKind | None = None) -> Iterator[Metric]:
     """Yield the metrics for a kind of labels, or all of them, in the order of registration.
 
     Args:
-        kind: ``"binary"``, ``"multiclass"``, ``"regression"``; None for all.
+        kind: One of :attr:`Metric.kinds`; None for all.
     """
-    return (one for one in list(_REGISTRY) if kind is None or kind in one.kinds)
+    return (one for one in list(_REGISTRY) if kind is None or one.measures(kind))
 
 
 def find_metric(name: str, kind: LabelKind | None = None) -> Metric | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widedeep.metrics.accumulate import BlockedStream, CompensatedSum
 from widedeep.metrics.collection import MetricCollection
-from widedeep.metrics.registry import Metric, Undefined, register
+from widedeep.metrics.registry import LabelKind, Metric, Undefined, register
 from widedeep.metrics.rows import Rows, finite_column, weight_column
 
-__all__ = ["RegressionMetric", "RegressionMetrics"]
+__all__ = ["AmountMetrics", "RegressionMetric", "RegressionMetrics"]
 
 _ROW = np.dtype([(name, np.float64) for name in ("prediction", "label", "weight")])
 
@@ -42,7 +42,7 @@ class RegressionMetrics(MetricCollection):
         {'rmse': 0.5774, 'r2': 0.7857}
     """
 
-    kind = "regression"
+    kind: ClassVar[LabelKind] = "regression"
 
     def __init__(self, *, names: Sequence[str] | None = None, groups: bool = False) -> None:
         super().__init__(names=names, cuts=(), groups=groups)
@@ -88,11 +88,28 @@ class RegressionMetrics(MetricCollection):
         self._totals.merge(other._totals)
 
 
+class AmountMetrics(RegressionMetrics):
+    """Metrics of a number of at least 0, such as a count or a price.
+
+    Those of :class:`RegressionMetrics`, ``calibration`` (Σ predictions / Σ labels) and
+    ``poisson_deviance``, the mean of 2 (y log(y / p) - y + p) (McCullagh and Nelder 1989, §2.3).
+
+    Example:
+        >>> measured = AmountMetrics(names=["calibration", "poisson_deviance"])
+        >>> measured.update([1.0, 2.0], [1.0, 3.0])
+        >>> {name: round(value, 4) for name, value in measured.compute().items()}
+        {'calibration': 0.75, 'poisson_deviance': 0.2164}
+    """
+
+    kind = "amount"
+
+
 class RegressionTotals:
     """Sums of errors, and the spread of the labels around their running mean."""
 
     def __init__(self) -> None:
-        self._sums = CompensatedSum(4)
+        self._sums = CompensatedSum(5)
+        self.negative = False
         self._spread = CompensatedSum(1)
         self._min_label = math.inf
         self._max_label = -math.inf
@@ -109,7 +126,15 @@ class RegressionTotals:
         if mass == 0:
             return
         error = prediction - label
-        sums = (weight * error, weight * error**2, weight * np.abs(error), weight * prediction)
+        positive = bool((label >= 0).all() and (prediction >= 0).all())
+        self.negative = self.negative or not positive
+        sums = (
+            weight * error,
+            weight * error**2,
+            weight * np.abs(error),
+            weight * prediction,
+            weight * _deviance(prediction, label) if positive else np.zeros(1),
+        )
         self._sums.add(np.array([np.sum(column) for column in sums]))
         mean = float(np.sum(weight * label)) / mass
         spread = float(np.sum(weight * (label - mean) ** 2))
@@ -123,6 +148,7 @@ class RegressionTotals:
         if not other.weight:
             return
         self._sums.merge(other._sums)
+        self.negative = self.negative or other.negative
         self._add_labels(other.weight, other.label_mean, other._spread.values())
         self._min_label = min(self._min_label, other._min_label)
         self._max_label = max(self._max_label, other._max_label)
@@ -136,8 +162,20 @@ class RegressionTotals:
         self.weight = total
 
     def mean(self, index: int) -> float:
-        """Mean of the error (0), squared error (1), absolute error (2) or prediction (3)."""
+        """Mean of error (0), squared (1), absolute error (2), prediction (3) or deviance (4)."""
         return float(self._sums.values()[index] / self.weight)
+
+    @property
+    def calibration(self) -> float:
+        """Σ w p / Σ w y."""
+        if self.negative or not self.label_mean > 0:
+            return Undefined("the labels are not all at least 0 and some above")
+        return self.mean(3) / self.label_mean
+
+    @property
+    def deviance(self) -> float:
+        """Mean of 2 (y log(y / p) - y + p)."""
+        return Undefined("a label or prediction is below 0") if self.negative else self.mean(4)
 
     @property
     def r2(self) -> float:
@@ -146,6 +184,13 @@ class RegressionTotals:
         if self._min_label == self._max_label or spread == 0:
             return Undefined(f"all labels of positive weight are equal: {self._min_label:g}")
         return 1.0 - self.mean(1) / spread
+
+
+def _deviance(prediction: NDArray[np.float64], label: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Poisson deviance of each row; a prediction of 0 counts as the smallest number."""
+    rate = np.maximum(prediction, np.finfo(np.float64).tiny)
+    logs = np.where(label > 0, label * np.log(np.where(label > 0, label, 1.0) / rate), 0.0)
+    return 2.0 * (logs - label + prediction)
 
 
 def _of_weighted_rows(
@@ -202,6 +247,24 @@ for _metric in (
         value=_of_weighted_rows(lambda sums: sums.mean(0)),
         table_order=13,
         detail=True,
+    ),
+    Metric(
+        name="calibration",
+        title="predicted / observed",
+        kinds=["amount"],
+        direction="nearest_1",
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.calibration),
+        table_order=7,
+        headline=3,
+    ),
+    Metric(
+        name="poisson_deviance",
+        title="Poisson deviance",
+        kinds=["amount"],
+        input="sums",
+        value=_of_weighted_rows(lambda sums: sums.deviance),
+        table_order=9,
     ),
     Metric(
         name="label_mean",

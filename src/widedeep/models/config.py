@@ -42,11 +42,15 @@ class ModelConfig:
         batch_norm: Normalise each hidden layer.
         wide_combiner: How a feature's several values are combined in the wide part: ``"sum"``,
             ``"mean"`` or ``"sqrtn"``. Numbers and vectors are summed as they are.
-        head: ``"binary"``, ``"multiclass"``, ``"regression"``, or None: by the label.
+        head: Head of every label: a name, ``"binary"``, ``"multiclass"``, ``"multilabel"``,
+            ``"regression"``, ``"poisson"``, ``"tweedie"``, ``"ziln"``, ``"ranking"``, or a table
+            with options, ``{ kind = "binary", loss = "focal", gamma = 2.0 }``
+            (:mod:`widedeep.models.heads`); None: by the label.
+        heads: Heads by label instead: ``heads.price = { kind = "ziln", loss_weight = 0.1 }``.
         embedding_std: Standard deviation of initial embeddings, at least 0.
-        imports: Modules that register towers of your own
-            (:func:`widedeep.models.register_tower`), as import paths; the working directory is
-            searched too.
+        imports: Modules that register towers, heads or losses of your own
+            (:func:`widedeep.models.register_tower`, :func:`widedeep.models.register_loss`), as
+            import paths; the working directory is searched too.
         rank_by: Formula over heads and numbers of the items that a ranker ranks by, such as
             ``"click * buy * price"`` (:class:`widedeep.bundle.formula.Formula`); None: the score of
             one head.
@@ -61,7 +65,8 @@ class ModelConfig:
     dropout: float = 0.0
     batch_norm: bool = False
     wide_combiner: Literal["sum", "mean", "sqrtn"] = "sum"
-    head: Literal["binary", "multiclass", "regression"] | None = None
+    head: Any = None
+    heads: Mapping[str, Any] = field(default_factory=dict)
     embedding_std: float = 0.02
     imports: list[str] = field(default_factory=list)
     rank_by: str | None = None
@@ -75,6 +80,7 @@ class ModelConfig:
         in_range = dim == "auto" or dim in COUNTS
         check_range(owner, "embedding_dim", dim, in_range, f"{COUNT}, or 'auto'")
         import_modules(self.imports, f"{owner}: imports")
+        _check_heads(self.head, self.heads)
         object.__setattr__(self, "deep", _tower_tables(self.deep))
         if self.join is not None:
             (joined,) = _checked(({"name": "mlp", **self.join},))
@@ -89,8 +95,37 @@ class ModelConfig:
             Formula(self.rank_by)
         check_seed(owner, self.seed)
 
+    @property
+    def head_choice(self) -> Any:
+        """What heads are made of: :attr:`heads` or :attr:`head`."""
+        return self.heads or self.head
+
 
 Table = Mapping[str, Any]
+
+
+def _check_heads(head: object, heads: Mapping[str, Any]) -> None:
+    """Refuse heads of a wrong form; options are checked where there is torch."""
+    if head is not None and heads:
+        raise ConfigError(
+            "[model]: got head and heads, expected one of them; heads names a head by label"
+        )
+    tables = {f"heads.{name}": table for name, table in heads.items()}
+    for name, table in tables.items() if heads else [("head", head)]:
+        if isinstance(table, Mapping) and not isinstance(table.get("kind"), str):
+            raise ConfigError(
+                f"[model]: got {name} = {show_value(table)}, expected a table with a kind, such as "
+                '{ kind = "poisson" }'
+            )
+        if table is not None and not isinstance(table, (str, Mapping)):
+            raise ConfigError(
+                f'[model]: got {name} = {show_value(table)}, expected a name such as "poisson", '
+                "or a table of it and options"
+            )
+        if table is not None and importlib.util.find_spec("torch") is not None:
+            from widedeep.models.head_config import head_from_table
+
+            head_from_table({"kind": table} if isinstance(table, str) else table)
 
 
 def _tower_tables(deep: object) -> tuple[Table, ...]:

@@ -21,7 +21,9 @@ from widedeep.kernels.torch_device import seeded
 from widedeep.kernels.torch_ops import to_device
 from widedeep.models.blocks import HiddenLayers
 from widedeep.models.config import ModelConfig
-from widedeep.models.heads import Head, HeadChoice, head_slices, make_heads
+from widedeep.models.head_base import Head, head_slices, registered_heads, start_bias
+from widedeep.models.head_config import HeadChoice, head_table, is_head_table, make_heads
+from widedeep.models.head_losses import HeadLosses
 from widedeep.models.lr import NumbersTower
 from widedeep.models.mlp import MLP, MLPTower
 from widedeep.models.numbers import NumberFields
@@ -80,9 +82,9 @@ class WideDeep(nn.Module):
     Args:
         schema: From :func:`widedeep.fit_schema`.
         config: Its shape; None: :class:`widedeep.models.config.ModelConfig` with its defaults.
-        head: ``"binary"``, ``"multiclass"``, ``"regression"``, a head of
-            :mod:`widedeep.models.heads`, one by label, or None: the configuration's, or else by the
-            label.
+        head: A head of :mod:`widedeep.models.heads`, its name (``"binary"``, ``"poisson"``), a
+            table ``{"kind": "binary", "loss": "focal"}``, one of these by label, or None: the
+            configuration's, or else by the label.
         towers: Towers without a configuration, by name: modules called with a
             :class:`widedeep.models.DeepInput`, or functions that make one from a
             :class:`widedeep.models.DeepLayout`, called with torch's, NumPy's and Python's
@@ -131,13 +133,12 @@ class WideDeep(nn.Module):
         _check_arguments(schema, options.get("hidden_units", ()))
         if "hidden_units" in options:
             options["hidden_units"] = tuple(options["hidden_units"])
-        kind = head.kind if isinstance(head, Head) else head if isinstance(head, str) else None
         self.config = with_options(config or ModelConfig(), options, "WideDeep")
         if head is not None:
-            self.config = dataclasses.replace(self.config, head=kind)
+            self.config = with_head(self.config, head)
         self.schema = schema
         self.device = _checked_device(device)
-        self.heads = make_heads(schema, self.config.head if head is None else head)
+        self.heads = make_heads(schema, self.config.head_choice if head is None else head)
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
         configs = tower_configs(self.config.deep)
@@ -155,9 +156,8 @@ class WideDeep(nn.Module):
         self.deep_tables, self.frozen_tables = self._make_deep_tables()
         self.numbers = self._make_numbers()
         self._make_towers(configs, towers or {})
-        biases = [
-            value for h in self.heads for value in h.initial_bias(schema.label_means.get(h.name))
-        ]
+        self.losses = HeadLosses(self.heads, self.head_slices, schema)
+        biases = [value for h in self.heads for value in start_bias(h, schema)]
         self.bias = nn.Parameter(torch.tensor(biases, dtype=torch.float32))
         self.loads = 0  # of state dicts, after which a trainer's optimizers start anew
         self.to(self.device)
@@ -639,6 +639,18 @@ def add_logits(parts: Sequence[Tensor]) -> Tensor | None:
     for logits in parts:
         total = logits if total is None else total + logits
     return total
+
+
+def with_head(config: ModelConfig, head: HeadChoice) -> ModelConfig:
+    """Return a configuration that names heads, as far as names stand for them."""
+    if isinstance(head, Mapping) and not is_head_table(head):
+        tables = {n: head_table(h) if isinstance(h, Head) else h for n, h in head.items()}
+        named = {n: table for n, table in tables.items() if table is not None}
+        return dataclasses.replace(config, head=None, heads=named)
+    table = head_table(head) if isinstance(head, Head) else head
+    if table is None and isinstance(head, Head):
+        table = head.kind if head.kind in registered_heads() else None
+    return dataclasses.replace(config, head=table, heads={})
 
 
 def gives_logits(tower: nn.Module) -> bool:

@@ -26,7 +26,10 @@ def wide_section(report: Mapping[str, Any]) -> str:
             )
     if not blocks:
         return ""
-    classes = max((head["kind"] == "multiclass" for head in report["heads"].values()), default=0)
+    classes = max(
+        (head["kind"] in ("multiclass", "multilabel") for head in report["heads"].values()),
+        default=0,
+    )
     more = " The first classes are shown." if classes else ""
     return note(f"What each value adds to the logit, and how often training saw it.{more}") + blocks
 

@@ -28,7 +28,11 @@ def headline(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     tiles: list[tuple[str, ...]] = []
     for name, head in report["heads"].items():
         metrics, other_metrics = head["metrics"]["model"], head["metrics"].get("against", {})
-        headlines = [metric for metric in registered(head["kind"]) if metric.headline is not None]
+        headlines = [
+            metric
+            for metric in registered(head.get("label_kind", head["kind"]))
+            if metric.headline is not None
+        ]
         headlines.sort(key=lambda metric: metric.headline or 0)
         for metric in [one.name for one in headlines[: None if len(report["heads"]) == 1 else 2]]:
             if metrics.get(metric) is None:
@@ -137,12 +141,13 @@ def _calibration(head: Mapping[str, Any], other: str) -> str:
     labels = {
         "binary": ("mean score of a tenth of the rows", "upwards: the share of positives"),
         "multiclass": ("mean probability of the first choice", "upwards: how often it was right"),
+        "multilabel": ("mean score of a tenth of the rows", "upwards: the fraction of classes"),
         "regression": ("mean prediction of a tenth of the rows", "upwards: the mean label"),
     }
     across, up = labels[head["kind"]]
     lines = {_who(model, other): [(x, y) for x, y, _ in points] for model, points in curve.items()}
     errors = {}
-    if head["kind"] != "regression":
+    if head["kind"] in ("binary", "multiclass"):
         errors["this model"] = [
             1.96 * math.sqrt(min(max(y * (1 - y), 0.0), 0.25) / max(rows, 1.0))
             for _, y, rows in curve["model"]

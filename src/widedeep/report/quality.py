@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.data.batch import Batch
 from widedeep.data.sources import Data
-from widedeep.evaluation.bundle_metrics import BundleMetrics
+from widedeep.evaluation.bundle_metrics import BundleMetrics, head_targets
 from widedeep.evaluation.compare import ComparedRows, HeadScores, score_both
 from widedeep.evaluation.drift import DriftCounts
 from widedeep.evaluation.statistics import calibration_curve, gain_curve, is_defined
@@ -26,7 +26,13 @@ Floats = NDArray[np.float64]
 _REPORT_NAMES = {"candidate": "model", "serving": "against"}
 """Names of the two models in the gate and in a report."""
 
-_SLICE_METRICS = {"binary": "auc", "multiclass": "log_loss", "regression": "rmse"}
+_SLICE_METRICS = {
+    "binary": "auc",
+    "multiclass": "log_loss",
+    "multilabel": "log_loss",
+    "regression": "rmse",
+    "ranking": "log_loss",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,7 @@ def measure_quality(
         heads={
             head.head.name: {
                 "kind": head.head.kind,
+                "label_kind": head.head.label_kind,
                 "metrics": _by_model([by_head[head.head.name] for by_head in metrics]),
                 "changes": {
                     measure: change
@@ -122,17 +129,18 @@ class _ModelQuality:
 
     def __init__(self, bundle: Bundle) -> None:
         self.metrics = BundleMetrics(bundle)
-        self._heads = bundle.model.heads
+        self._heads, self._schema = bundle.model.heads, bundle.schema
         self.classes = {head.name: _ClassSums() for head in self._heads}
 
     def update(self, by_head: Mapping[str, Floats], batch: Batch) -> None:
         self.metrics.update(by_head, batch)
-        assert batch.labels_BL is not None
-        weight_B = np.ones(len(batch)) if batch.weight_B is None else batch.weight_B
-        for index, head in enumerate(self._heads):
+        for head in self._heads:
             if head.kind == "multiclass":
-                labels_B = batch.labels_BL[:, index].astype(np.int64)
-                _add_classes(self.classes[head.name], by_head[head.name], labels_B, weight_B)
+                labels_B, weights_B = head_targets(self._schema, head, batch)
+                weight_B = np.ones(len(batch)) if weights_B is None else weights_B
+                weight_B = np.where(np.isnan(labels_B), 0.0, weight_B)
+                classes_B = np.nan_to_num(labels_B).astype(np.int64)
+                _add_classes(self.classes[head.name], by_head[head.name], classes_B, weight_B)
 
     def class_table(self, head: BundleHead) -> list[dict[str, Any]]:
         """Return the fraction of rows, mean probability, precision and recall of each class."""
@@ -180,10 +188,12 @@ def _curves(
     """Return mean score and label of each tenth; of a class head, of its first choice."""
     if head.head.kind == "multiclass":
         pairs = [(np.concatenate(one.correct), np.concatenate(one.highest)) for one in classes]
+    elif head.head.kind == "ranking":
+        return {}
     else:
         pairs = [(head.labels_B, s) for s in (head.candidate_B, head.serving_B) if s is not None]
     return _by_model(
-        [calibration_curve(labels_B, scores_B, rows.weight_B) for labels_B, scores_B in pairs]
+        [calibration_curve(labels_B, scores_B, head.weight_B) for labels_B, scores_B in pairs]
     )
 
 
@@ -192,7 +202,7 @@ def _gains(rows: ComparedRows, head: HeadScores) -> dict[str, list[list[float]]]
     if head.head.kind != "binary":
         return {}
     scores = [s for s in (head.candidate_B, head.serving_B) if s is not None]
-    curves = [gain_curve(head.labels_B, scores_B, rows.weight_B) for scores_B in scores]
+    curves = [gain_curve(head.labels_B, scores_B, head.weight_B) for scores_B in scores]
     return {model: curve for model, curve in _by_model(curves).items() if curve}
 
 

@@ -226,7 +226,7 @@ def _check_heads(bundle: Bundle, serving: Bundle) -> None:
 def _heads_text(bundle: Bundle) -> str:
     def classes(head: BundleHead) -> str:
         names = "".join(f" {name}" for name in head.classes)
-        if head.kind != "multiclass":  # its score is the probability of the second class
+        if not head.by_class:  # its score is the probability of the second class
             return f" of{names}" if names else ""
         return f" of {head.stop - head.start} classes{names}"
 
@@ -238,7 +238,7 @@ def _heads_text(bundle: Bundle) -> str:
 def _answer_stored_requests(bundle: Bundle, ranker: Ranker) -> None:
     """Compare each stored row's score with the one it gets as a request of one candidate."""
     of_item = item_columns(bundle.schema.spec)
-    heads = [head.name for head in bundle.model.heads if head.kind != "multiclass"]
+    heads = [head.name for head in bundle.model.heads if not head.by_class]
     for index, row in enumerate(bundle.warmup.rows):
         # Where no feature is declared to be the item's, those that come with an item are.
         item = {name: [value] for name, value in row.items() if name in of_item or not of_item}

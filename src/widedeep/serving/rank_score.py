@@ -27,7 +27,7 @@ class RankScores:
 
 def choose_head(heads: Mapping[str, BundleHead], name: str | None) -> BundleHead:
     """Return the head to rank by: the named one, or the first that gives one number per item."""
-    usable = [head for head in heads.values() if head.kind != "multiclass"]
+    usable = [head for head in heads.values() if not head.by_class]
     if name is None and usable:
         return usable[0]
     if name is not None and name not in heads:
@@ -70,10 +70,10 @@ class FormulaScores:
         classes = () if head is None else head.classes
         if label is not None and label not in classes:
             raise ConfigError(
-                f"rank_by: got {name}[{label!r}], expected a class of a multi-class head; "
+                f"rank_by: got {name}[{label!r}], expected a class of a head by class; "
                 f"{nearest(label, classes)}"
             )
-        if head is not None and head.kind == "multiclass" and label is None:
+        if head is not None and head.by_class and label is None:
             raise ConfigError(
                 f"rank_by: got {name!r}, which gives a probability a class; name one, such as "
                 f"{name}[{(classes or ('0',))[0]!r}]"

@@ -131,6 +131,8 @@ class ScoreMeaning:
     def __str__(self) -> str:
         if self.rank_by is not None:
             return f"the value of {self.rank_by!r}"
+        if self.kind == "ranking":
+            return f"a relevance by {self.label!r}, whose order within a request counts alone"
         if self.kind == "regression":
             return f"the value of {self.label!r}"
         event = repr(self.classes[1]) if len(self.classes) == 2 else "1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from widedeep.bundle import BundleHead, BundleModel, BundleSequence, DeepColumn
 from widedeep.bundle.graph import TowerForward
+from widedeep.bundle.layout import LINKS
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
 from widedeep.data.reader import BatchReader, EpochPlan
@@ -22,7 +24,7 @@ from widedeep.data.transform import Transform
 from widedeep.errors import DataError
 from widedeep.metrics import MetricCollection, metrics_of
 from widedeep.models.blocks import has_hooks
-from widedeep.models.heads import Head
+from widedeep.models.head_base import Head
 from widedeep.models.mlp import MLPTower
 from widedeep.models.wide_deep import JOIN, NUMBERS, WideDeep
 
@@ -40,6 +42,7 @@ def bundle_model(model: WideDeep, sequences: Collection[str] = ()) -> BundleMode
         )
         for name, span in layout.columns.items()
     ]
+    starts = {h.name: span.start for h, span in zip(model.heads, model.head_slices, strict=True)}
     heads = [
         BundleHead(
             name=head.name,
@@ -47,7 +50,8 @@ def bundle_model(model: WideDeep, sequences: Collection[str] = ()) -> BundleMode
             start=span.start,
             stop=span.stop,
             classes=tuple(model.schema.classes.get(head.name, ())),
-            own_link=head.link,
+            own_link=None if head.link_in_use == LINKS[head.kind][0] else head.link_in_use,
+            through=starts.get(getattr(head, "through", None) or "\0"),
         )
         for head, span in zip(model.heads, model.head_slices, strict=True)
     ]
@@ -203,44 +207,82 @@ def _as_served(model: WideDeep, tower: MLPTower, threads: int) -> Logits:
 
 def make_metrics(head: Head, *, groups: bool) -> MetricCollection:
     """Return the collection of metrics for a head."""
-    score_kind: Literal["logit", "probability"] = "logit" if head.follows_link else "probability"
-    return metrics_of(head.kind, classes=head.width, score_kind=score_kind, groups=groups)
+    score_kind: Literal["logit", "probability"] = "logit" if _by_logits(head) else "probability"
+    return metrics_of(head.label_kind, classes=head.width, score_kind=score_kind, groups=groups)
 
 
 def evaluate_batches(model: WideDeep, logits: Logits, batches: Iterable[Batch]) -> Metrics:
     """Return a model's metrics over labelled batches."""
     groups = model.schema.spec.group is not None
     collections = [make_metrics(head, groups=groups) for head in model.heads]
+    means = [MeanLoss(model, index) for index in range(len(model.heads))]
     weighed = False
     for batch in batches:
         weighed = weighed or batch.weight_B is None or bool(batch.weight_B.any())
         logits_BC = logits(batch)
-        for index, (collection, columns) in enumerate(
-            zip(collections, model.head_slices, strict=True)
-        ):
-            scores_BC = _scores(model.heads[index], logits_BC[:, columns])
-            assert batch.labels_BL is not None
-            labels_B = batch.labels_BL[:, index]
-            collection.update(scores_BC, labels_B, batch.weight_B, batch.group_B)
+        for index, collection in enumerate(collections):
+            scores = _scores(model, index, logits_BC)
+            labels, weight_B = model.losses.labels(batch, index), model.losses.weights(batch, index)
+            collection.update(*labelled_rows(scores, labels, weight_B, batch.group_B))
+            means[index].add(logits_BC, batch)
     if not weighed:
         raise DataError(
             f"weight {model.schema.spec.weight!r}: got 0 in every row of the data to evaluate, so "
             "no metric is defined; give some rows a weight above 0"
         )
-    return _named(model, collections)
+    return _named(model, collections, means)
 
 
-def _named(model: WideDeep, collections: Sequence[MetricCollection]) -> Metrics:
+def labelled_rows(
+    scores: NDArray[Any],
+    labels: NDArray[np.float32],
+    weight_B: NDArray[np.float32] | None,
+    group_B: NDArray[np.int64] | None,
+) -> tuple[NDArray[Any], NDArray[np.float32], Any, Any]:
+    """Return the rows that have a label for a head."""
+    observed_B = ~np.isnan(labels[:, 0] if labels.ndim == 2 else labels)
+    if observed_B.all():
+        return scores, labels, weight_B, group_B
+    weight_O, group_O = (None if a is None else a[observed_B] for a in (weight_B, group_B))
+    return scores[observed_B], labels[observed_B], weight_O, group_O
+
+
+class MeanLoss:
+    """The mean of a head's losses over rows, where no metric of its labels is that."""
+
+    def __init__(self, model: WideDeep, index: int) -> None:
+        self._model, self._index = model, index
+        self._needed = model.heads[index].loss_metric == "loss"
+        self._total = self._weight = 0.0
+
+    def add(self, logits_BC: NDArray[np.float32], batch: Batch) -> None:
+        """Add the rows of a batch that have a label."""
+        if not self._needed:
+            return
+        losses_O, weight_O = self._model.losses.of_head(self._index, logits_BC, batch)
+        self._total += float((losses_O * weight_O).sum())
+        self._weight += float(weight_O.sum())
+
+    def by_name(self) -> dict[str, float]:
+        """Return the mean as the metric ``loss``; nothing where another metric is that."""
+        if not self._needed:
+            return {}
+        return {"loss": self._total / self._weight if self._weight else math.nan}
+
+
+def _named(
+    model: WideDeep, collections: Sequence[MetricCollection], means: Sequence[MeanLoss]
+) -> Metrics:
     """The metrics of all heads, prefixed where there are several."""
     metrics = Metrics()
     metrics.reasons = {}
     loss = 0.0
-    for head, collection in zip(model.heads, collections, strict=True):
+    for head, collection, mean in zip(model.heads, collections, means, strict=True):
         prefix = f"{head.name}/" if len(collections) > 1 else ""
-        metrics |= {f"{prefix}{name}": value for name, value in collection.compute().items()}
+        values = {**mean.by_name(), **collection.compute()}
+        metrics |= {f"{prefix}{name}": value for name, value in values.items()}
         metrics.reasons |= {f"{prefix}{name}": why for name, why in collection.reasons.items()}
-        name = "mse" if head.kind == "regression" else "log_loss"
-        loss += head.loss_weight * metrics[f"{prefix}{name}"]
+        loss += head.loss_weight * metrics[f"{prefix}{head.loss_metric}"]
     if len(collections) > 1:
         metrics["loss"] = loss
     return metrics
@@ -249,14 +291,23 @@ def _named(model: WideDeep, collections: Sequence[MetricCollection]) -> Metrics:
 def metric_names(model: WideDeep) -> list[str]:
     """Return the names of the metrics that :func:`evaluate_batches` gives for a model."""
     groups = model.schema.spec.group is not None
-    return [*_named(model, [make_metrics(head, groups=groups) for head in model.heads])]
+    collections = [make_metrics(head, groups=groups) for head in model.heads]
+    return [*_named(model, collections, [MeanLoss(model, i) for i in range(len(collections))])]
 
 
-def _scores(head: Head, logits_BC: NDArray[np.float32]) -> NDArray[Any]:
-    """Return what the head's metrics read: logits, values, or predictions of its own making."""
-    if head.follows_link and (head.kind != "regression" or head.link_in_use == "identity"):
-        return logits_BC
-    values = head.predictions(torch.from_numpy(logits_BC).double()).numpy()
+def _by_logits(head: Head) -> bool:
+    """Tell whether a head's metrics read its logits, which say more than probabilities."""
+    if not head.follows_link or getattr(head, "through", None) is not None:
+        return False
+    return head.kind != "regression" or head.link_in_use == "identity"
+
+
+def _scores(model: WideDeep, index: int, logits_BC: NDArray[np.float32]) -> NDArray[Any]:
+    """Return what a head's metrics read: logits, values, or predictions of its own making."""
+    head = model.heads[index]
+    if _by_logits(head):
+        return logits_BC[:, model.head_slices[index]]
+    values = model.losses.predictions(index, torch.from_numpy(logits_BC).double()).numpy()
     return values if values.ndim == 2 else values[:, None]
 
 
@@ -318,7 +369,7 @@ class Evaluator:
         forward = evaluating(self.model, threads=self.threads)
         with self.open(data, "labelled data") as source, forward as logits:
             columns = [
-                (logits(batch)[:, 0], batch.labels_BL, batch.weight_B)
+                (logits(batch)[:, 0], batch.labels_BL, self.model.losses.weights(batch, 0))
                 for batch in self.batches(source, targets=True)
             ]
         weights = [weight_B for _, _, weight_B in columns if weight_B is not None]

@@ -26,6 +26,7 @@ from widedeep.bundle.graph import (
     share_output,
     stage_columns,
 )
+from widedeep.bundle.layout import LINKS
 from widedeep.bundle.program import Program
 from widedeep.data.batch import Batch
 from widedeep.data.transform import Transform
@@ -165,9 +166,10 @@ def _check_heads(
 ) -> ByHead:
     """Hold each head's predictions against the bundle's scores of the same logits."""
     expected: dict[str, Floats] = {}
-    for own, columns, head in zip(model.heads, model.head_slices, bundle.model.heads, strict=True):
-        logits = np.ascontiguousarray(logits_BC[:, columns], dtype=np.float64)
-        predictions = own.predictions(torch.from_numpy(logits)).numpy()
+    all_logits = torch.from_numpy(logits_BC).double()
+    for index, (own, head) in enumerate(zip(model.heads, bundle.model.heads, strict=True)):
+        predictions = model.losses.predictions(index, all_logits).numpy()
+        logits = all_logits[:, model.head_slices[index]].numpy()
         scores = head.scores(logits_BC)
         name = f"head {head.name!r} ({type(own).__name__})".replace("head ''", "the head")
         other_shape = predictions.shape != scores.shape
@@ -178,8 +180,8 @@ def _check_heads(
                 f"{path}: not written: {name} predicts {got} where the bundle would score "
                 f"{scores[row]} (row 0 of these logits: {logits[0].tolist()}), for a bundle knows "
                 f"its link {head.link!r} alone; give the head the link that its predictions() are "
-                "('identity', 'exp' or 'sigmoid' of a regression's logit), or serve the model "
-                "from its checkpoint"
+                f"({', '.join(map(repr, LINKS[head.kind]))}), or serve the model from its "
+                "checkpoint"
             )
         expected[head.name] = scores
         if head.name in calibration:
@@ -497,7 +499,7 @@ def _calibration(
     if kind is None and negative_rate is None:
         return None
     heads = evaluator.model.heads
-    if len(heads) != 1 or heads[0].kind != "binary":
+    if len(heads) != 1 or heads[0].kind != "binary" or not heads[0].follows_link:
         raise BundleError(
             "calibration and negative_rate are for a model with one binary head; leave them out"
         )

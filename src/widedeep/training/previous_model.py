@@ -17,7 +17,7 @@ from widedeep.bundle.layout import SCHEMA
 from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.models.config import ModelConfig
-from widedeep.models.heads import make_heads
+from widedeep.models.head_config import make_heads
 from widedeep.models.tower import DeepLayout, make_layout, shared_dim, tower_configs, tower_table
 from widedeep.options import read_section
 from widedeep.schema import Schema
@@ -282,12 +282,12 @@ def model_options(config: ModelConfig) -> dict[str, Any]:
 def _heads(schema: Schema, config: ModelConfig, n_logits: int) -> tuple[HeadMeaning, ...]:
     labels = schema.spec.labels or {"": "label"}
     try:
-        heads = make_heads(schema, config.head)
+        heads = make_heads(schema, config.head_choice)
     except (
         ConfigError
     ):  # a head of one's own: its kind and width are known where it is the only one
         name = next(iter(labels))
-        kind = config.head or "own"
+        kind = config.head if isinstance(config.head, str) else "own"
         return (HeadMeaning(kind, name, schema.spec.labels.get(name), n_logits),)
     return tuple(head_meaning(schema, head.kind, head.name, head.width) for head in heads)
 

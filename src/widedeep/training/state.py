@@ -16,7 +16,7 @@ from widedeep.bundle.plain_json import plain
 from widedeep.data.fragments import InputRecord, Source, origin_of
 from widedeep.data.reader import ORDER_VERSION, EpochPlan
 from widedeep.errors import BundleError, CheckpointError
-from widedeep.models.heads import describe_head
+from widedeep.models.head_config import describe_head
 from widedeep.models.wide_deep import WideDeep
 from widedeep.schema import ColumnType
 from widedeep.training.checkpoint import Checkpoint, as_arrays

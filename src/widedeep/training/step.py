@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from widedeep import kernels
 from widedeep.data.batch import Batch
-from widedeep.errors import CheckpointError, ConfigError, DataError
+from widedeep.errors import CheckpointError, ConfigError, RowError
 from widedeep.kernels.torch_device import seeded, triton_kernels
 from widedeep.kernels.torch_layers import native_layers
 from widedeep.models.tower import DeepInput
@@ -103,7 +103,6 @@ class TrainStep:
         self._draws_torch_alone = rooms <= {"widedeep", "torch"}
         self.rollback = RollbackLog()
         self._best_dense: dict[str, NDArray[Any]] = {}
-        self._label_columns = list(model.schema.spec.labels.values())
         self._concat: Tensor | None = None
         self._loads = model.loads
 
@@ -225,30 +224,14 @@ class TrainStep:
 
     def _losses(self, logits_BC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each example's loss, and the gradient of the weighted sum by the logits."""
-        if batch.labels_BL is None:
-            raise DataError("got a batch without labels; give the spec a label column")
-        model, heads = self.model, self.model.heads
-        host_BL = torch.from_numpy(batch.labels_BL)
-        for index, head in enumerate(heads):
-            # On the host: reading the device's copy would wait for it.
-            head.check_labels(host_BL[:, index].contiguous(), self._label_columns[index])
-        labels_BL = model.batch_tensor(batch, "labels_BL")
-        if len(heads) == 1 and heads[0].loss_weight == 1.0 and batch.weight_B is None:
-            labels_B = labels_BL[:, 0].contiguous()
-            losses_B, grad_BC = heads[0].losses_and_gradient(logits_BC, labels_B)
-        else:
-            losses_B = torch.zeros(len(batch), device=logits_BC.device)
-            grad_BC = torch.empty_like(logits_BC)
-            for index, (head, columns) in enumerate(zip(heads, model.head_slices, strict=True)):
-                labels_B = labels_BL[:, index].contiguous()
-                losses, grad_Bc = head.losses_and_gradient(logits_BC[:, columns], labels_B)
-                losses_B += head.loss_weight * losses
-                grad_BC[:, columns] = head.loss_weight * grad_Bc
-            if batch.weight_B is not None:
-                grad_BC *= model.batch_tensor(batch, "weight_B")[:, None]
+        model = self.model
+        losses_B, grad_BC = model.losses(
+            logits_BC, batch, lambda name: model.batch_tensor(batch, name)
+        )
         if model.bias.grad is None:
             model.bias.grad = torch.empty_like(model.bias)
         torch.sum(grad_BC, dim=0, out=model.bias.grad)  # (C,)
+        self._check_finite(losses_B, grad_BC, model.bias.grad)
         return losses_B, grad_BC
 
     def _member_losses(self, logits_BMC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -259,6 +242,26 @@ class TrainStep:
         assert self.model.bias.grad is not None
         torch.sum(grad_BMC, dim=(0, 1), out=self.model.bias.grad)  # (C,)
         return losses_B, grad_BMC
+
+    def _check_finite(self, losses_B: Tensor, grad_BC: Tensor, grad_C: Tensor) -> None:
+        """Raise a RowError for a loss or gradient that is no number, before anything is moved."""
+        if math.isfinite(float(losses_B.sum() + grad_C.sum())):
+            return
+        wrong_B = ~(torch.isfinite(losses_B) & torch.isfinite(grad_BC).all(dim=1))
+        if not bool(wrong_B.any()):  # each is finite, their sum is not
+            wrong_B[int(losses_B.abs().argmax())] = True
+        row = int(wrong_B.nonzero()[0])
+        named = dict(zip([h.name for h in self.model.heads], self.model.head_slices, strict=True))
+        finite = {name: bool(torch.isfinite(grad_BC[row, c]).all()) for name, c in named.items()}
+        name = next((name for name in named if not finite[name]), next(iter(named)))
+        gradient = grad_BC[row, named[name]]
+        raise RowError(
+            f"head {name!r}" if name else "the head",
+            row,
+            f"loss {float(losses_B[row]):g} and gradient {gradient.tolist()}, expected finite "
+            "numbers; nothing was learned from this batch: lower the learning rates, correct the "
+            "row, or mend the loss",
+        )
 
     def reduce(self, batch: Batch, gathered: Gathered, result: DenseResult) -> list[RowGradients]:
         """Sum the examples' gradients by row."""

@@ -561,8 +561,8 @@ class Trainer:
         """
         logits = torch.from_numpy(self.logits(data)).double()
         predictions = {
-            head.name: head.predictions(logits[:, columns]).numpy()
-            for head, columns in zip(self.model.heads, self.model.head_slices, strict=True)
+            head.name: self.model.losses.predictions(index, logits).numpy()
+            for index, head in enumerate(self.model.heads)
         }
         return next(iter(predictions.values())) if len(predictions) == 1 else predictions
 

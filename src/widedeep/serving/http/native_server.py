@@ -75,11 +75,11 @@ def new_route(ranker: Ranker, version: str) -> RankRoute | None:
 def _curve(bundle: Bundle) -> dict[str, object] | None:
     """Return the map from the ranking head's logits to scores; None if it has no native form."""
     heads = {head.name: head for head in bundle.model.heads}
-    if all(head.kind == "multiclass" for head in heads.values()):
+    if all(head.by_class for head in heads.values()):
         return None
     head = choose_head(heads, None)
-    if head.link not in ("identity", "sigmoid"):
-        return None
+    if head.link not in ("identity", "sigmoid") or head.through is not None:
+        return None  # Python's server scores it
     slope, intercept = 1.0, 0.0
     calibration = bundle.calibration.get(head.name)
     if isinstance(calibration, Platt):

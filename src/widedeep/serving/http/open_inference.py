@@ -480,7 +480,7 @@ def model_metadata(
         {
             "name": output_name(head.name),
             "datatype": "FP64",
-            "shape": [-1, head.stop - head.start] if head.kind == "multiclass" else [-1],
+            "shape": [-1, head.stop - head.start] if head.by_class else [-1],
         }
         for head in bundle.model.heads
     ]

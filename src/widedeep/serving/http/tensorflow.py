@@ -161,7 +161,7 @@ def _by_row(scored: Scored) -> list[Any]:
 async def classify(service: Service, call: Call) -> Reply:
     """Return the probabilities of the classes for each example."""
     scored = await _score_examples(service, call)
-    head = _head(scored, ("binary", "multiclass"), call)
+    head = _head(scored, ("binary", "multiclass", "multilabel"), call)
     scores = scored.scores[head.name]
     if head.kind == "binary":
         names = head.classes or ("0", "1")
@@ -175,7 +175,7 @@ async def classify(service: Service, call: Call) -> Reply:
 async def regress(service: Service, call: Call) -> Reply:
     """Return one number per example: a probability, or a regression's value."""
     scored = await _score_examples(service, call)
-    head = _head(scored, ("regression", "binary"), call)
+    head = _head(scored, ("regression", "binary", "ranking"), call)
     return json_reply({"results": scored.scores[head.name].tolist()})
 
 
