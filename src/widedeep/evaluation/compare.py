@@ -222,7 +222,7 @@ class _Comparison:
         for head in self._candidate.model.heads:
             if head.kind == "multilabel":
                 labels_BC, _ = head_targets(self._candidate.schema, head, batch)
-                losses_BC = _log_losses(labels_BC.astype(np.float64), by_head[head.name])
+                losses_BC = log_losses(labels_BC.astype(np.float64), by_head[head.name])
                 self._class_losses.setdefault((model, head.name), []).append(
                     np.nan_to_num(losses_BC.mean(axis=1))
                 )
@@ -294,7 +294,7 @@ class _Comparison:
         if head.kind == "multilabel":
             losses = {m: np.concatenate(self._class_losses[m, head.name]) for m in models}
             rates_C = np.nanmean(labels, axis=0, keepdims=True)
-            constant = np.nan_to_num(_log_losses(labels, rates_C).mean(axis=1))
+            constant = np.nan_to_num(log_losses(labels, rates_C).mean(axis=1))
             return {**losses, "constant": constant}
         if head.kind != "ranking":
             return {}
@@ -302,16 +302,17 @@ class _Comparison:
         groups_B = np.where(np.isnan(labels[:, 0]), -1 - np.arange(len(labels)), groups_B)
         scores = {m: np.concatenate([s[index] for s in self._scores[m]]) for m in models}
         scores["constant"] = np.zeros(len(labels))
-        return {m: _request_losses(scores_B, labels_B, groups_B) for m, scores_B in scores.items()}
+        return {m: request_losses(scores_B, labels_B, groups_B) for m, scores_B in scores.items()}
 
 
-def _log_losses(labels: Floats, probabilities: Floats) -> Floats:
+def log_losses(labels: Floats, probabilities: Floats) -> Floats:
+    """Return the cross-entropy of labels from 0 to 1, elementwise."""
     p = np.clip(probabilities, _SMALLEST_PROBABILITY, 1.0 - _SMALLEST_PROBABILITY)
     losses: Floats = -(labels * np.log(p) + (1.0 - labels) * np.log1p(-p))
     return losses
 
 
-def _request_losses(scores_B: Floats, labels_B: Floats, groups_B: NDArray[np.int64]) -> Floats:
+def request_losses(scores_B: Floats, labels_B: Floats, groups_B: NDArray[np.int64]) -> Floats:
     """Return y log(1 / p) of each candidate, p the softmax over its request."""
     _, codes_B = np.unique(groups_B, return_inverse=True)
     highest_R = np.full(int(codes_B.max()) + 1, -np.inf)

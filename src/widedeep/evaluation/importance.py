@@ -11,10 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
+from widedeep.data.batch import Batch
 from widedeep.data.profile import sample_rows
 from widedeep.data.sources import Data
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError
+from widedeep.evaluation.bundle_metrics import head_targets
+from widedeep.evaluation.compare import log_losses, request_losses
 from widedeep.evaluation.statistics import placements
 from widedeep.features.spec import all_columns
 
@@ -184,15 +187,22 @@ class _SampleScorer:
     def __init__(self, bundle: Bundle, transform: Transform, table: pa.Table, threads: int) -> None:
         self.bundle, self.transform, self.threads = bundle, transform, threads
         batch = transform(table)
-        assert batch.labels_BL is not None
-        weight_B = np.ones(len(batch)) if batch.weight_B is None else batch.weight_B
-        known_BL = np.isfinite(batch.labels_BL)
-        self.weights_BL = np.where(known_BL, np.asarray(weight_B, np.float64)[:, None], 0.0)
-        self.labels_BL = np.where(known_BL, batch.labels_BL, 0.0).astype(np.float64)
+        self.group_B = batch.group_B
+        self.targets = {
+            head.name: self._targets(bundle, head, batch) for head in bundle.model.heads
+        }
         units = np.arange(len(batch)) if batch.group_B is None else batch.group_B
         _, self.units_B = np.unique(units, return_inverse=True)
-        if not (self.weights_BL > 0).any(axis=0).all():
+        if not all((weight_B > 0).any() for _, weight_B in self.targets.values()):
             raise DataError("no row of the sample has a label and a weight above 0")
+
+    @staticmethod
+    def _targets(bundle: Bundle, head: BundleHead, batch: Batch) -> tuple[Floats, Floats]:
+        """Return a head's labels and the weights of the rows, 0 of both without a label."""
+        labels, weight_B = head_targets(bundle.schema, head, batch)
+        observed_B = np.isfinite(labels).reshape(len(labels), -1).all(axis=1)
+        weight_B = np.ones(len(labels), np.float32) if weight_B is None else weight_B
+        return np.nan_to_num(labels).astype(np.float64), np.where(observed_B, weight_B, 0.0)
 
     def influences(self, table: pa.Table) -> dict[str, _Influence]:
         """Return each head's metric and each unit's influence on it."""
@@ -202,23 +212,21 @@ class _SampleScorer:
         by_head: Mapping[str, Floats] = (
             scores if isinstance(scores, dict) else {heads[0].name: scores}
         )
-        return {
-            head.name: self._influence(head, index, by_head[head.name])
-            for index, head in enumerate(heads)
-        }
+        return {head.name: self._influence(head, by_head[head.name]) for head in heads}
 
-    def _influence(self, head: BundleHead, index: int, scores: Floats) -> _Influence:
-        labels_B, weight_B = self.labels_BL[:, index], self.weights_BL[:, index]
+    def _influence(self, head: BundleHead, scores: Floats) -> _Influence:
+        labels_B, weight_B = self.targets[head.name]
         if not np.isfinite(scores).all():
             raise DataError("a score of the sample is NaN or infinite")
         is_class = head.kind == "binary" and bool(np.isin(labels_B[weight_B > 0], (0, 1)).all())
-        positive_B, negative_B = weight_B * labels_B, weight_B * (1.0 - labels_B)
+        positive_B = weight_B * labels_B if is_class else weight_B
+        negative_B = weight_B - positive_B
         if is_class and positive_B.sum() > 0 and negative_B.sum() > 0:
             metric = "auc"
             value, influence_B = _auc(scores, positive_B, negative_B)
             merit = value
         else:
-            loss_B, metric = _losses(head, scores, labels_B)
+            loss_B, metric = _losses(head, scores, labels_B, self.group_B)
             value, influence_B = _mean(loss_B, weight_B)
             if metric == "rmse":
                 value = math.sqrt(value)
@@ -239,14 +247,19 @@ def _auc(scores_B: Floats, positive_B: Floats, negative_B: Floats) -> tuple[floa
     return auc, influence_B
 
 
-def _losses(head: BundleHead, scores: Floats, labels_B: Floats) -> tuple[Floats, str]:
+def _losses(
+    head: BundleHead, scores: Floats, labels_B: Floats, group_B: NDArray[np.int64] | None
+) -> tuple[Floats, str]:
+    if head.kind == "ranking" and group_B is not None:
+        return request_losses(scores, labels_B, group_B), "log_loss"
+    if head.kind == "multilabel":
+        return log_losses(labels_B, scores).mean(axis=1), "log_loss"
     if head.kind == "regression":
         return (scores - labels_B) ** 2, "rmse"
     if head.kind == "multiclass":
         own_B = scores[np.arange(len(labels_B)), labels_B.astype(np.int64)]
         return -np.log(np.maximum(own_B, _SMALLEST_PROBABILITY)), "log_loss"
-    p = np.clip(scores, _SMALLEST_PROBABILITY, 1.0 - _SMALLEST_PROBABILITY)
-    return -(labels_B * np.log(p) + (1.0 - labels_B) * np.log1p(-p)), "log_loss"
+    return log_losses(labels_B, scores), "log_loss"
 
 
 def _mean(values_B: Floats, weight_B: Floats) -> tuple[float, Floats]:
