@@ -144,8 +144,9 @@ void Label::encode_lists(const Column& input, std::int64_t row_begin, std::int64
       const char* const got = input.list == ListLayer::none ? "one value" : "null";
       if (input.list == ListLayer::none || !nullable) {
         throw_target(kKind, "label", column_name, row, where,
-                     std::string("got ") + got + ", expected a list of classes; correct it or drop "
-                     "the row");
+                     std::string("got ") + got +
+                         ", expected a list of classes; correct it or drop "
+                         "the row");
       }
       std::fill(out, out + width(), kNoLabel);
       continue;

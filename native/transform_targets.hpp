@@ -45,9 +45,7 @@ struct Label {
   bool is_weight = false;                 // the weight of a head, at least 0
 
   // Floats that a row has.
-  std::int64_t width() const {
-    return several ? static_cast<std::int64_t>(classes->size()) : 1;
-  }
+  std::int64_t width() const { return several ? static_cast<std::int64_t>(classes->size()) : 1; }
 
   void encode(const Column& column, std::int64_t row_begin, std::int64_t row_end,
               const Where& where, Scratch& scratch, float* out, std::int64_t stride) const;
