@@ -21,7 +21,7 @@ using Array =
     nanobind::ndarray<const T, nanobind::ndim<Dims>, nanobind::c_contig, nanobind::device::cpu>;
 using Result = nanobind::ndarray<nanobind::numpy, float, nanobind::ndim<2>>;
 
-inline constexpr std::array<const char*, 3> kCombiners = {"sum", "mean", "sqrtn"};
+inline constexpr std::array<const char*, 4> kCombiners = {"sum", "mean", "sqrtn", "max"};
 inline constexpr std::array<const char*, 7> kActivations = {"none", "relu", "leaky_relu", "elu",
                                                             "gelu", "silu", "tanh"};
 

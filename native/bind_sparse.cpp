@@ -151,10 +151,10 @@ struct BoundSlots {
 
  private:
   std::int8_t combiner_named(const std::string& name) {
-    const char* const names[] = {"sum", "mean", "sqrtn"};
+    const char* const names[] = {"sum", "mean", "sqrtn", "max"};
     const auto* const match = std::find(std::begin(names), std::end(names), name);
     if (match == std::end(names)) {
-      refuse("combiners: got '" + name + "', expected 'sum', 'mean' or 'sqrtn'");
+      refuse("combiners: got '" + name + "', expected 'sum', 'mean', 'sqrtn' or 'max'");
     }
     sums_only = sums_only && match == std::begin(names);
     return static_cast<std::int8_t>(match - std::begin(names));

@@ -75,8 +75,9 @@ inline bool bad_cell(const CsrBatch& batch, int64_t begin, int64_t end, uint64_t
 }
 
 // What the sum over a bag is multiplied by: 1, 1 / sum w or 1 / sqrt(sum w^2); 0 for an empty bag.
+// A maximum is no sum: 1.
 inline float bag_scale(const CsrBatch& batch, int64_t begin, int64_t end, int8_t combiner) {
-  if (combiner == kSum) return 1.0f;
+  if (combiner == kSum || combiner == kMax) return 1.0f;
   float total = 0.0f;
   if (batch.values == nullptr) {
     total = static_cast<float>(end - begin);
@@ -89,10 +90,26 @@ inline float bag_scale(const CsrBatch& batch, int64_t begin, int64_t end, int8_t
   return 1.0f / (combiner == kMean ? total : __builtin_sqrtf(total));
 }
 
+// The largest value of each column in a bag that is not empty.
+template <int kWidth>
+inline void max_bag(const CsrBatch& batch, int64_t begin, int64_t end, const ConstRows& weights,
+                    float* __restrict out) {
+  const int64_t width = kWidth > 0 ? kWidth : weights.width;
+  const float* __restrict first = weights.data + batch.ids[begin] * weights.stride;
+  WIDEDEEP_SIMD
+  for (int64_t d = 0; d < width; ++d) out[d] = first[d] + 0.0f;  // as a sum from 0: no -0
+  for (int64_t n = begin + 1; n < end; ++n) {
+    const float* __restrict row = weights.data + batch.ids[n] * weights.stride;
+    WIDEDEEP_SIMD
+    for (int64_t d = 0; d < width; ++d) out[d] = row[d] > out[d] ? row[d] : out[d];
+  }
+}
+
 // The combined rows of a bag; kWidth 0 is any width.
 template <int kWidth>
 inline void pool_bag(const CsrBatch& batch, int64_t begin, int64_t end, const ConstRows& weights,
                      int8_t combiner, float* __restrict out) {
+  if (combiner == kMax && begin < end) return max_bag<kWidth>(batch, begin, end, weights, out);
   const int64_t width = kWidth > 0 ? kWidth : weights.width;
   float local[kWidth > 0 ? kWidth : 1];
   float* sum = kWidth > 0 ? local : out;

@@ -14,7 +14,7 @@ namespace widedeep {
 constexpr int64_t kNoFault = -1;
 constexpr int64_t kSingle = -2;  // group_ids: no fault, and every cell holds exactly one id
 
-enum Combiner : int8_t { kSum = 0, kMean = 1, kSqrtN = 2 };
+enum Combiner : int8_t { kSum = 0, kMean = 1, kSqrtN = 2, kMax = 3 };
 
 struct CsrBatch {
   const int64_t* ids;

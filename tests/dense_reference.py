@@ -118,6 +118,8 @@ def bag(batch: Batch, example: int, slot: int, table: Tensor, combiner: str | No
     if len(ids) == 0:
         return torch.zeros(table.shape[1])
     weights = torch.from_numpy(values)
+    if combiner == "max":
+        return table[ids].max(0).values
     summed = (table[ids] * weights[:, None]).sum(0)
     if combiner == "mean":
         return summed / weights.sum()

@@ -46,8 +46,8 @@ class Slots:
     """The feature slots that take part in a physical table of logical tables, ascending.
 
     Raises ValueError unless ``features`` ascend within [0, n_features), each has a number of a
-    logical table, a combiner ("sum", "mean", "sqrtn") and a first column (default 0) in the buffer
-    that embeddings are written to, and each table a first row and a number of rows.
+    logical table, a combiner ("sum", "mean", "sqrtn", "max") and a first column (default 0) in the
+    buffer that embeddings are written to, and each table a first row and a number of rows.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Slots:
     def columns(self) -> list[int]: ...
     @property
     def combiners(self) -> list[int]:
-        """Combiner of each slot: 0 sum, 1 mean, 2 sqrtn."""
+        """Combiner of each slot: 0 sum, 1 mean, 2 sqrtn, 3 max."""
     @property
     def table_bases(self) -> list[int]: ...
     @property

@@ -96,6 +96,37 @@ def test_gather_and_its_gradient_equal_autograd(with_values: bool, twins: bool) 
     assert len(groups.rows.unique()) == len(groups)
 
 
+@pytest.mark.parametrize("dim", [4, 5])
+@pytest.mark.parametrize("twins", [False, True], ids=["kernels", "twins"])
+def test_a_maximum_has_its_first_row_to_move(twins: bool, dim: int) -> None:
+    slots: list[Any] = [SimpleNamespace(**vars(slot)) for slot in SLOTS]
+    slots[1].combiner = "max"
+    columns = {"age": slice(0, dim), "home": slice(dim, 2 * dim), "work": slice(2 * dim, 3 * dim)}
+    table, batch = make_table(dim=dim, twins=twins), make_batch(0)
+    weight = table.weight.numpy()
+    weight[table.rows("home", np.array([3]))] = weight[table.rows("home", np.array([8]))]  # ties
+    out = torch.full((20, 3 * dim), 7.0)
+    table.gather(batch, slots, columns, out)
+    grad_BX = torch.randn(20, 3 * dim, generator=torch.Generator().manual_seed(1))
+    n_seen = sum(len(batch.ids_N[ids_of(batch, b, 4)]) for b in range(20))
+    groups = table.group(batch, slots)
+    own = torch.zeros(80, dim)
+    zeros = {"seen": torch.zeros(n_seen, dim)}
+    alone = grad_BX.clone()
+    alone[:, columns["age"]] = alone[:, columns["work"]] = 0.0
+    own[groups.rows] = table.sum_deep(batch, groups, slots, columns, alone, zeros)
+
+    expected, moved = np.zeros((20, dim), np.float32), np.zeros((80, dim))
+    for b in range(20):
+        rows = table.rows("home", batch.ids_N[ids_of(batch, b, 1)])
+        for d in range(dim if len(rows) else 0):
+            first = rows[weight[rows, d].argmax()]  # NumPy's is the first one
+            expected[b, d] = weight[first, d]
+            moved[first, d] += grad_BX[b, dim + d]
+    np.testing.assert_array_equal(out[:, columns["home"]], expected)
+    np.testing.assert_allclose(own, moved, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("twins", [False, True], ids=["kernels", "twins"])
 @pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
 def test_wide_sum_and_its_gradient_equal_autograd(combiner: str, twins: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import widedeep as wd
-from widedeep.errors import BundleError
+from widedeep.errors import BundleError, FeatureError
 from widedeep.models import DeepInput
 
 RNG = np.random.default_rng(5)
@@ -86,6 +86,24 @@ def test_a_bundle_scores_sequences_as_the_trainer_does(tower: Any, tmp_path: Pat
     expected = loaded.score([{**user, "ad": ad} for ad in ads["ad"]])
     np.testing.assert_allclose(ranking.scores, np.sort(expected)[::-1], rtol=0, atol=1e-7)
     assert loaded.explain(rows[0]).deep[0] != 0
+
+
+def test_a_maximum_is_trained_exported_and_ranked(tmp_path: Path) -> None:
+    features = [wd.categorical("ad", table="ad")]
+    features.append(wd.categorical("seen", table="ad", combiner="max", maxlen=4))
+    spec = wd.FeatureSpec(label="y", item=["ad"], features=features)
+    trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, ROWS), hidden_units=[6]), progress=False)
+    trainer.fit(ROWS, epochs=2)
+    bundle = trainer.export(tmp_path / "b")
+    assert bundle.manifest.engine == "native"
+    rows = [*ROWS, {**ROWS[0], "seen": []}, {**ROWS[0], "seen": ["?", None]}]
+    np.testing.assert_allclose(bundle.score(rows), trainer.predict(rows), rtol=0, atol=1e-6)
+    ads = {"ad": [f"a{i}" for i in range(5)]}
+    ranking = wd.Ranker(bundle).rank({"seen": rows[0]["seen"]}, {}, ads)
+    expected = bundle.score([{"seen": rows[0]["seen"], "ad": ad} for ad in ads["ad"]])
+    np.testing.assert_array_equal(ranking.scores, np.sort(expected)[::-1])
+    with pytest.raises(FeatureError, match="a maximum has no use for"):
+        wd.categorical("seen", combiner="max", weights="seconds")
 
 
 def test_a_sequence_without_a_bound_is_trained_and_not_exported(tmp_path: Path) -> None:

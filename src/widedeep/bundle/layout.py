@@ -16,6 +16,7 @@ from widedeep.bundle.manifest import Engine, Manifest
 from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.bundle.program import Program
 from widedeep.errors import BundleError
+from widedeep.features import Combiner
 from widedeep.files import map_tensors, write_tensors
 from widedeep.kernels.score import ACTIVATIONS, sigmoid
 from widedeep.options import check_types, check_value
@@ -179,7 +180,7 @@ class DeepColumn:
     source: Literal["table", "dense"]
     start: int
     stop: int
-    combiner: WideCombiner | None = None
+    combiner: Combiner | None = None
 
     def __post_init__(self) -> None:
         check_types(self, f"deep column {self.name!r}", BundleError)

@@ -72,7 +72,9 @@ class Categorical(Feature):
         empty_as_null: Read ``""`` as a null, as TensorFlow does.
         weights: A column with one number a value (list columns: of the same lengths).
         embedding_dim: Width of the embedding. The model's default if not given.
-        combiner: How several values become one vector; None keeps the sequence for a tower.
+        combiner: How several values become one vector: ``"mean"``, ``"sum"``, ``"sqrtn"`` (the sum
+            by the root of their number) or ``"max"`` (elementwise); None keeps the sequence for a
+            tower. Of no value it is zeros.
         table: Name of the embedding table. Features that name the same table share it and its
             vocabulary.
         maxlen: Most values of a list that are read; None for all. A sequence that a bundle is to
@@ -144,6 +146,11 @@ class Categorical(Feature):
             check_at_least(self.name, option, getattr(self, option), 1)
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         check_combiner(self.name, self.combiner)
+        check(
+            self.combiner != "max" or self.weights is None,
+            self.name,
+            "got combiner='max' and weights, which a maximum has no use for; drop one of them",
+        )
         check(
             is_word(self.oov, OOV_POLICIES),
             self.name,
@@ -414,7 +421,7 @@ def categorical(
         empty_as_null: Read ``""`` as a null.
         weights: Column with one weight a value.
         embedding_dim: Width of the embedding.
-        combiner: ``"mean"``, ``"sum"``, ``"sqrtn"``, or None to keep the sequence.
+        combiner: ``"mean"``, ``"sum"``, ``"sqrtn"``, ``"max"``, or None to keep the sequence.
         table: Name of a shared embedding table.
         maxlen: Most values of a list that are read.
         keep: End of a longer list that is read: ``"last"`` or ``"first"``.

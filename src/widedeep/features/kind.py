@@ -23,9 +23,9 @@ from widedeep.features.id_map import (
 from widedeep.features.learned import ColumnType, NumericFit, Vocabulary
 from widedeep.features.numbers import NumberSummary
 
-Combiner = Literal["sum", "mean", "sqrtn"]
+Combiner = Literal["sum", "mean", "sqrtn", "max"]
 DriftForm = Literal["numbers", "values", "combinations"]
-COMBINERS = ("sum", "mean", "sqrtn")
+COMBINERS = ("sum", "mean", "sqrtn", "max")
 MAX_IDS = 2**48
 MAX_COLUMNS = 2**20
 
@@ -743,8 +743,8 @@ def check_combiner(name: str, combiner: str | None) -> None:
     check(
         combiner is None or is_word(combiner, COMBINERS),
         name,
-        f"got combiner={show_value(combiner)}, expected 'sum', 'mean', 'sqrtn' or None (keep the "
-        "sequence)",
+        f"got combiner={show_value(combiner)}, expected 'sum', 'mean', 'sqrtn', 'max' or None "
+        "(keep the sequence)",
     )
 
 

@@ -444,6 +444,24 @@ def cell_scales(batch: TensorBatch, slots: TensorSlots) -> Tensor | None:
     return torch.where(combiner == 0, torch.ones_like(scale), scale)
 
 
+def max_pool(values_ND: Tensor, example_N: Tensor, n_examples: int) -> tuple[Tensor, Tensor]:
+    """Return each example's largest values, and which of its rows has each of them first.
+
+    Shape:
+        (N, D), int64 (N,) ascending -> (B, D), zeros where no row is; int64 (B, D), N for none
+    """
+    shape = (n_examples, values_ND.shape[1])
+    index_ND = example_N[:, None].expand_as(values_ND)
+    lowest = values_ND.new_full(shape, -torch.inf)
+    largest_BD = lowest.scatter_reduce(0, index_ND, values_ND, "amax")
+    row_ND = torch.arange(len(values_ND), device=values_ND.device)[:, None].expand_as(index_ND)
+    n_rows = len(values_ND)
+    candidate_ND = torch.where(values_ND == largest_BD[example_N], row_ND, n_rows)
+    none = row_ND.new_full(shape, n_rows)
+    first_BD = none.scatter_reduce(0, index_ND, candidate_ND, "amin")
+    return torch.where(first_BD < n_rows, largest_BD + 0.0, 0.0), first_BD
+
+
 class Float64Scorer:
     """A bundle's forward pass in float64, by the native scorer's methods: what rounding moved."""
 
@@ -497,6 +515,10 @@ class Float64Scorer:
             example_n = np.repeat(np.arange(len(lengths_B)), lengths_B)  # of each id in the slot
             first_B = np.cumsum(lengths_B) - lengths_B
             at_n = np.arange(len(example_n)) + (starts_B - first_B)[example_n]  # place in ids_N
+            if combiner == "max":
+                largest_BD = np.full((len(dense_BK), table.shape[1]), -np.inf)
+                np.maximum.at(largest_BD, example_n, table[ids_N[at_n]])
+                return np.where(lengths_B[:, None] > 0, largest_BD, 0.0)
             weight_n = weights_N[at_n]
             sums_BD = np.zeros((len(dense_BK), table.shape[1]))
             np.add.at(sums_BD, example_n, table[ids_N[at_n]] * weight_n[:, None])

@@ -17,7 +17,13 @@ from widedeep import kernels
 from widedeep.errors import CheckpointError, DataError, SchemaError, nearest
 from widedeep.features.embedding import EmbeddingOptions
 from widedeep.kernels import torch_device
-from widedeep.kernels.torch_ops import TensorBatch, TensorGroups, TensorSlots, to_device
+from widedeep.kernels.torch_ops import (
+    TensorBatch,
+    TensorGroups,
+    TensorSlots,
+    max_pool,
+    to_device,
+)
 from widedeep.tables.row_rules import RowRule, limit_norms, with_penalty
 from widedeep.tables.storage import (
     BatchArrays,
@@ -227,6 +233,10 @@ class EmbeddingTable:
             if self._on_device:
                 sparse, arguments = self._device_call(batch, own)
                 sparse.gather_pool(self.weight, *arguments, out_BX)
+                for i in self._slots_of(slots, "max"):
+                    values_ND, example_N = self._rows_of_slot(batch, slots, i)
+                    pooled_BD, _ = max_pool(values_ND, example_N, len(out_BX))
+                    out_BX[:, columns[slots[i].name]] = pooled_BD
                 return
             csr = csr_batch(batch, len(slots))
             kernels.gather_pool(self.weight.numpy(), csr, own, out_BX.numpy(), threads)
@@ -301,17 +311,50 @@ class EmbeddingTable:
     ) -> Tensor:
         """Sum the gradients of each touched row over its occurrences, in ascending order."""
         own = self._own_slots(slots, columns, None)
-        sequences = [
-            i
-            for i, slot in enumerate(slots)
-            if slot.name in self._table_of and slot.combiner is None
-        ]
-        if not sequences:
+        by_row = self._slots_of(slots, None, "max")  # whose rows have gradients of their own
+        if not by_row:
             return self._segment_sum(batch, groups, own, grad_BX, threads)
         by_name = sequence_grads or {}
-        unpooled_MD = torch.cat([by_name[slots[i].name].detach() for i in sequences])
-        rows_N = sequence_rows(batch, len(slots), sequences)
+        unpooled_MD = torch.cat(
+            [
+                by_name[slots[i].name].detach()
+                if slots[i].combiner is None
+                else self._max_gradients(batch, slots, i, grad_BX[:, columns[slots[i].name]])
+                for i in by_row
+            ]
+        )
+        rows_N = sequence_rows(batch, len(slots), by_row)
         return self._segment_sum(batch, groups, own, grad_BX, threads, unpooled_MD, rows_N)
+
+    def _slots_of(self, slots: Sequence[SlotLike], *combiners: str | None) -> list[int]:
+        """Return this table's slots with one of these combiners."""
+        return [
+            i
+            for i, slot in enumerate(slots)
+            if slot.combiner in combiners and slot.name in self._table_of
+        ]
+
+    def _rows_of_slot(
+        self, batch: BatchArrays, slots: Sequence[SlotLike], index: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the rows of one slot's ids, (N, D), and the example of each."""
+        starts_B = batch.offsets_BF[index : -1 : len(slots)]
+        lengths_B = batch.offsets_BF[index + 1 :: len(slots)] - starts_B
+        example_N = np.repeat(np.arange(len(lengths_B)), lengths_B)
+        first_B = np.cumsum(lengths_B) - lengths_B
+        ids_N = batch.ids_N[np.arange(len(example_N)) + (starts_B - first_B)[example_N]]
+        rows = to_device(self.rows(slots[index].name, ids_N), self.device)
+        return self.weight[rows], to_device(example_N, self.device)
+
+    def _max_gradients(
+        self, batch: BatchArrays, slots: Sequence[SlotLike], index: int, grad_BD: Tensor
+    ) -> Tensor:
+        """Return the gradient of each of a slot's rows: all of it goes to the first maximum."""
+        values_ND, example_N = self._rows_of_slot(batch, slots, index)
+        _, first_BD = max_pool(values_ND, example_N, len(grad_BD))
+        # One row more takes what no row of an empty list is given.
+        grad_ND = grad_BD.new_zeros(len(values_ND) + 1, grad_BD.shape[1])
+        return grad_ND.scatter(0, first_BD, grad_BD)[:-1]
 
     def sum_wide(
         self,
