@@ -238,7 +238,27 @@ def test_padding_may_hold_anything_and_be_of_any_length() -> None:
         assert not events.keys_BTE[:, 6:].any()
 
 
-ROWS = [{"ad": "ab"[i % 2], "shop": "x", "seen": ["a"], "shops": ["x"], "y": i % 2} for i in (0, 1)]
+def test_the_weights_of_events_multiply_them() -> None:
+    flat_ND, weights_N = torch.randn(sum(LENGTHS), WIDTH), torch.rand(sum(LENGTHS))
+    offsets = torch.tensor([0, *np.cumsum(LENGTHS)])
+    sequences = {"seen": SequenceInput(flat_ND, offsets, weights_N=weights_N)}
+    rows = torch.zeros(len(LENGTHS), 0)
+    inputs = DeepInput(rows, {}, rows, sequences=sequences)
+    for weighted, factor in ((frozenset({"seen"}), weights_N[:, None]), (frozenset(), 1.0)):
+        history = History(
+            sequences=("seen",), targets=(), width=WIDTH, matched=0, maxlen=6, weighted=weighted
+        )
+        events = history.events(inputs)
+        torch.testing.assert_close(events.keys_BTE[events.mask_BT], flat_ND * factor)
+    spec_features = [*wd.categorical("ad", table="ad"), *seen(weights="w")]
+    tower: Any = model_of(spec_features, "din").towers["din"]
+    assert tower.histories[0].weighted == {"seen"}
+
+
+ROWS = [
+    {"ad": "ab"[i % 2], "shop": "x", "seen": ["a"], "shops": ["x"], "w": [2.0], "y": i % 2}
+    for i in (0, 1)
+]
 
 
 def model_of(features: list[Any], tower: Any) -> wd.WideDeep:

@@ -48,6 +48,7 @@ class History:
         width: E, width of an event.
         matched: Columns of an event that the targets have too, the first ones.
         maxlen: Most events, or None for any number.
+        weighted: Sequences whose embeddings are multiplied by the weights of their ids.
     """
 
     sequences: tuple[str, ...]
@@ -55,6 +56,7 @@ class History:
     width: int
     matched: int
     maxlen: int | None
+    weighted: frozenset[str] = frozenset()
 
     def events(self, inputs: DeepInput) -> Events:
         """Return the history of a batch; what stands in padding is nothing to it."""
@@ -62,6 +64,8 @@ class History:
         mask_BT = torch.empty(0)
         for name in self.sequences:
             values_BTD, mask_BT = inputs.sequences[name].padded()
+            if name in self.weighted:
+                values_BTD = values_BTD * inputs.sequences[name].padded_weights()[:, :, None]
             parts.append(values_BTD)
         keys_BTE = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         keys_BTE = keys_BTE.masked_fill(~mask_BT[:, :, None], 0.0)
@@ -127,6 +131,7 @@ def _history(
         width=sum(layout.dims[name] for name in ordered),
         matched=sum(layout.dims[name] for name in pairs),
         maxlen=layout.maxlen.get(names[0]),
+        weighted=layout.weighted & {*names},
     )
 
 

@@ -51,6 +51,8 @@ class DeepLayout:
     maxlen: Mapping[str, int] = field(default_factory=dict)
     # Name of the embedding table by feature: those of one name share it
     tables: Mapping[str, str] = field(default_factory=dict)
+    # Sequences whose ids have weights (option ``weights``)
+    weighted: frozenset[str] = frozenset()
     # Sequence to the one whose events it describes too
     parallel: Mapping[str, str] = field(default_factory=dict)
     # Feature to its columns of ``Batch.dense_BK``, for :attr:`widedeep.FeatureSpec.extra`
@@ -167,6 +169,11 @@ def make_layout(
             if slot.combiner is None and slot.maxlen is not None
         },
         tables={slot.name: slot.table for slot in deep},
+        weighted=frozenset(
+            feature.name
+            for feature in schema.spec.all_features
+            if feature.weight_column is not None and feature.deep_combiner is None
+        ),
         parallel={
             feature.name: feature.parallel_to
             for feature in schema.spec.all_features
