@@ -233,7 +233,8 @@ void CategoricalPart::throw_bad(const Column& column, std::int64_t element, std:
 void CategoricalPart::check_parallel(const PartInput& input, std::int64_t row,
                                      const Where& where) const {
   const auto text = [row](const Column& column) {
-    if (row_is_null(column, row)) return std::string("null");
+    const bool is_flat_null = column.list == ListLayer::none && !element_is_valid(column, row);
+    if (row_is_null(column, row) || is_flat_null) return std::string("null");
     const ElementRange range = elements_of(column, row);
     return "a list of " + std::to_string(range.end - range.begin);
   };
@@ -333,9 +334,10 @@ void CategoricalPart::encode_flat(const PartInput& input, std::int64_t row_begin
   encode_elements(input, row_begin, n, scratch, ids, wants_keys ? out.keys.ids.data() : nullptr);
   std::int64_t signs = 0;
   for (std::int64_t i = 0; i < n; ++i) signs |= ids[i];
-  const bool one_id = input.weights == nullptr && options_.remainders == 0;
-  if (signs >= 0 && one_id) return;
-  if (one_id && !options_.drop_unseen && !wants_keys) {
+  const bool alone =
+      input.weights == nullptr && input.parallel == nullptr && options_.remainders == 0;
+  if (signs >= 0 && alone) return;
+  if (alone && !options_.drop_unseen && !wants_keys) {
     for (std::int64_t i = 0; i < n; ++i) {
       if (ids[i] == kBadMark) throw_bad(*input.column, row_begin + i, row_begin + i, where);
       if (ids[i] == kNullMark) ids[i] = kMissingId;

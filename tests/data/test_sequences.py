@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import widedeep as wd
 from widedeep.data.transform import Transform
 from widedeep.errors import FeatureError
+from widedeep.training.export import made_up_rows
 
 VALUES = [f"v{i}" for i in range(8)]
 
@@ -95,6 +96,16 @@ def test_a_null_keeps_its_place_in_parallel_sequences() -> None:
     )
     assert ids(transform, table) == [[1, 3, 0], [], [1]]
     assert ids(transform, table, slot=1) == [[2, 1, 2], [], [1]]
+    for row, item, shop in zip(table.to_pylist(), [[1, 3, 0], [], [1]], [3, 0, 1], strict=True):
+        assert transform.rows([row]).ids_N.tolist()[: len(item)] == item
+        assert len(transform.rows([row]).ids_N) == len(item) + shop
+
+
+def test_rows_made_up_for_a_comparison_have_lists_of_one_length() -> None:
+    rows = made_up_rows(Transform(parallel_schema()))
+    lengths = [None if row["item"] is None else len(row["item"]) for row in rows]
+    assert lengths == [None if row["shop"] is None else len(row["shop"]) for row in rows]
+    assert len(rows) == 32 and {None, 0, 1, 2} <= {*lengths}
 
 
 @pytest.mark.parametrize(
@@ -111,6 +122,10 @@ def test_parallel_lists_of_other_lengths_are_refused(shop: Any, got: str) -> Non
     )
     with pytest.raises(FeatureError, match=message):
         transform(table, targets=False, origin="x.parquet")
+    with pytest.raises(
+        FeatureError, match=f"got {got} in column 'shop'"
+    ):  # a request's row is held to the same
+        transform.rows([{"item": ["a", "b"], "shop": shop}])
 
 
 @pytest.mark.parametrize(

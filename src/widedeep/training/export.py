@@ -58,6 +58,7 @@ def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
     for feature in schema.spec.all_features:
         if feature.weight_column is not None:
             weighed[feature.weight_column] = feature.input_columns[0]
+    parallel = _parallel_columns(schema)
     orders = {
         name: np.random.default_rng(seed).permutation(len(values[name]) + 1).tolist()
         for seed, name in enumerate(columns)
@@ -69,6 +70,10 @@ def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
             for name in columns
             if name not in weighed
         }
+        for name, source in parallel.items():
+            choices, first = [*values[name], None], row[source]
+            picks = range(number, number + len(first or ()))
+            row[name] = first if first is None else [choices[i % len(choices)] for i in picks]
         for name, source in weighed.items():
             if name in columns and source in row:
                 value, nested = row[source], schema.columns[name].nested
@@ -78,6 +83,20 @@ def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
             transform.rows([row])
             rows.append(row)
     return rows
+
+
+def _parallel_columns(schema: Schema) -> dict[str, str]:
+    """Return the list columns of parallel sequences, with the column whose lists they follow."""
+    pairs: dict[str, str] = {}
+    for feature in schema.spec.all_features:
+        if feature.parallel_to is not None:
+            (own, *_), (other, *_) = (
+                schema.spec.by_name[name].input_columns
+                for name in (feature.name, feature.parallel_to)
+            )
+            if own != other and schema.columns[own].nested and schema.columns[other].nested:
+                pairs[own] = other
+    return pairs
 
 
 def _pick(schema: Schema, name: str, values: list[Any], index: int) -> Any:
