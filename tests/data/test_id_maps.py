@@ -116,3 +116,15 @@ def test_buckets_with_other_ends_are_new() -> None:
 def test_growing_from_what_is_no_schema() -> None:
     with pytest.raises(ConfigError, match=r"grow: got str, expected a wd\.Schema"):
         wd.fit_schema(make_spec(), make_rows(["a"], ["b"]), grow="yesterday")  # type: ignore[arg-type]
+
+
+def test_cut_points_of_a_number_are_matched_by_value() -> None:
+    spec = wd.FeatureSpec(features=wd.numeric("age", embedding="piecewise", bins=9))
+    schemas = [
+        wd.fit_schema(spec, [{"age": age} for age in ages for _ in range(3)])
+        for ages in ([1.0, 2.0, 4.0], [2.0, 3.0, 4.0, 8.0])
+    ]
+    assert map_ids(schemas[1], schemas[0], "age").old_of_N.tolist() == [0, 1, 3, -1, 4, -1]
+    plain = wd.fit_schema(wd.FeatureSpec(features=wd.numeric("age")), [{"age": 1.0}])
+    found = map_ids(schemas[0], plain, "age")
+    assert (found.matched, found.why) == (0, "embedding None became 'piecewise'")
