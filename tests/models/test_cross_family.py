@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.models.deep_inputs import assert_same_function, make_layout, make_tower, pairs
 from widedeep import models
 from widedeep.errors import ConfigError
+from widedeep.kernels.torch_layers import native_layers
 
 F, D, X = 4, 3, 14  # fields, width of an embedding, columns with the two numbers
 SMALL: Any = {"hidden_units": (4,), "activation": "tanh"}
@@ -425,3 +426,32 @@ def test_options_outside_their_range(mistake: Any, says: str) -> None:
 def test_a_rank_above_the_width_is_allowed() -> None:
     tower, inputs = make_tower(models.DCNv2(rank=100))
     assert tower(inputs).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        models.XDeepFM(cin_units=(6, 4)),
+        models.GDCN(layers=2),
+        models.DCNMix(rank=64, layers=2),
+        models.MaskNet(reduction_ratio=4.0, block_units=128),
+    ],
+    ids=lambda config: config.name,
+)
+def test_a_training_step_has_the_gradients_of_torch(config: models.TowerConfig) -> None:
+    layout = make_layout({f"f{i}": 22 for i in range(6)}, {"": slice(0, 1)})
+    torch.manual_seed(0)
+    tower = config.make(layout)
+    rows = torch.randn(40, layout.width, requires_grad=True)
+
+    def gradients() -> tuple[Tensor, ...]:
+        result = tower(models.DeepInput(rows, layout.columns, rows[:, layout.dense]))
+        return torch.autograd.grad(result.square().sum(), [rows, *tower.parameters()])
+
+    expected = gradients()
+    with native_layers(1):
+        stepped = gradients()
+    for gradient, reference in zip(stepped, expected, strict=True):
+        torch.testing.assert_close(
+            gradient, reference, rtol=1e-3, atol=1e-4 * float(reference.abs().max())
+        )

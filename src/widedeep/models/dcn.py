@@ -83,9 +83,9 @@ class ExpertLayer(nn.Module):
 
     def forward(self, x0_BX: Tensor, x_BX: Tensor, gates_BE: Tensor) -> Tensor:
         """Return the next layer's input."""
-        low_BER = torch.tanh(self.down(x_BX)).view(-1, *self.core_ERR.shape[:2])
+        low_BER = torch.tanh(linear(self.down, x_BX)).view(-1, *self.core_ERR.shape[:2])
         core_BER = torch.tanh(torch.einsum("ber,ers->bes", low_BER, self.core_ERR))
-        mixed_BX = self.up((core_BER * gates_BE.unsqueeze(2)).flatten(1))
+        mixed_BX = linear(self.up, (core_BER * gates_BE.unsqueeze(2)).flatten(1))
         return torch.addcmul(x_BX, x0_BX, mixed_BX)
 
 

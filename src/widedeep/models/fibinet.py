@@ -43,10 +43,12 @@ class BilinearPairs(nn.Module):
         if self.kind == "all":
             return hadamard_pairs(fields_BFD[:, :-1] @ self.weight_DWD[:, 0], fields_BFD)
         pieces = [1] * len(self.rows) if self.kind == "each" else self.rows
+        weights = torch.split(self.weight_DWD, pieces, dim=1)
         products = []
-        for i, weight_DWD in enumerate(torch.split(self.weight_DWD, pieces, dim=1)):
-            flat_BW = fields_BFD[:, i] @ weight_DWD.flatten(1)
-            left_BWD = flat_BW.view(-1, *weight_DWD.shape[1:])
+        for i, (field_BD, weight_DWD) in enumerate(
+            zip(fields_BFD[:, :-1].unbind(1), weights, strict=True)
+        ):
+            left_BWD = (field_BD @ weight_DWD.flatten(1)).view(-1, *weight_DWD.shape[1:])
             products.append(left_BWD * fields_BFD[:, i + 1 :])
         return torch.cat(products, dim=1)
 

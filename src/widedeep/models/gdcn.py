@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from widedeep.models.blocks import linear
 from widedeep.models.dcn import CrossConfig, CrossTower, MatrixCrosses
 from widedeep.models.tower import DeepLayout, register_tower
 
@@ -27,7 +28,7 @@ class GatedCrossLayer(nn.Module):
 
     def forward(self, x0_BX: Tensor, x_BX: Tensor) -> Tensor:
         """Return the next layer's input."""
-        gated_BX = self.cross(x_BX) * self.gate(x_BX).sigmoid()
+        gated_BX = linear(self.cross, x_BX) * linear(self.gate, x_BX).sigmoid()
         return torch.addcmul(x_BX, x0_BX, gated_BX)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError
-from widedeep.models.blocks import ACTIVATIONS
+from widedeep.models.blocks import ACTIVATIONS, linear
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
@@ -57,8 +57,8 @@ class MaskBlock(nn.Module):
 
     def forward(self, x_BX: Tensor, hidden_BH: Tensor) -> Tensor:
         """Return the block's output, (B, units)."""
-        mask_BH = self.project(torch.relu(self.aggregate(x_BX)))
-        masked_BH: Tensor = self.drop(self.act(self.norm(self.linear(mask_BH * hidden_BH))))
+        mask_BH = linear(self.project, torch.relu(linear(self.aggregate, x_BX)))
+        masked_BH: Tensor = self.drop(self.act(self.norm(linear(self.linear, mask_BH * hidden_BH))))
         return masked_BH
 
 

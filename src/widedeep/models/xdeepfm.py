@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError
+from widedeep.kernels.torch_layers import runs_native
+from widedeep.kernels.torch_products import outer_linear
 from widedeep.models.blocks import ACTIVATIONS, Activation
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
@@ -62,11 +64,25 @@ class CompressedInteraction(nn.Module):
         fields_BDF = fields_BFD.transpose(1, 2).contiguous()
         maps_BDH, sums = fields_BDF, []
         for layer, n_passed, width in zip(self.layers, self.passed, self.widths, strict=True):
-            products_BDHF = maps_BDH.unsqueeze(3) * fields_BDF.unsqueeze(2)
-            maps_BDH = self.act(layer(products_BDHF.flatten(2)))
-            sums.append(maps_BDH[:, :, maps_BDH.shape[2] - width :].sum(1))
-            maps_BDH = maps_BDH[:, :, :n_passed]
+            maps_BDH = self.act(_weighed_products(layer, maps_BDH, fields_BDF))
+            if 0 < n_passed < maps_BDH.shape[2]:
+                maps_BDH, own_BDH = torch.split(maps_BDH, [n_passed, width], dim=2)
+            else:
+                own_BDH = maps_BDH
+            sums.append(own_BDH.sum(1))
         return torch.cat(sums, dim=1)
+
+
+def _weighed_products(layer: nn.Module, maps_BDH: Tensor, fields_BDF: Tensor) -> Tensor:
+    """Return a linear layer over the products of all maps with all fields, by dimension."""
+    assert isinstance(layer, nn.Linear)
+    if runs_native(maps_BDH) and not torch.is_autocast_enabled("cpu"):
+        rows, dim, _ = maps_BDH.shape
+        lines = maps_BDH.flatten(0, 1), fields_BDF.flatten(0, 1)
+        return outer_linear(*lines, layer.weight, layer.bias).view(rows, dim, -1)
+    products_BDHF = maps_BDH.unsqueeze(3) * fields_BDF.unsqueeze(2)
+    out: Tensor = layer(products_BDHF.flatten(2))
+    return out
 
 
 class XDeepFMTower(nn.Module):
