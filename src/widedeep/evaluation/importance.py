@@ -35,7 +35,8 @@ class ColumnImportance:
     """How much worse a head's metric is when columns are shuffled among rows.
 
     Args:
-        columns: The columns, shuffled together: one, or one with the column of its weights.
+        columns: The columns, shuffled together: one, or one with the columns of its weights and of
+            parallel sequences.
         features: The features that read them, crosses too.
         worse: How much worse the metric is, the mean of the repeats; below 0 it is better.
         low: Lower end of its 95 % interval.
@@ -138,7 +139,7 @@ def permutation_importance(
 
 
 def _shuffled_together(bundle: Bundle) -> list[tuple[str, ...]]:
-    """Return the columns that the model reads, each with the columns of its weights."""
+    """Return the columns that the model reads, each with its weights and parallel sequences."""
     spec = bundle.schema.spec
     together: dict[str, tuple[str, ...]] = {name: (name,) for name in spec.columns()}
     for feature in spec.all_features:
@@ -146,6 +147,11 @@ def _shuffled_together(bundle: Bundle) -> list[tuple[str, ...]]:
         if main is not None and weights is not None and weights in together:
             together[main] = (*together[main], weights)
             del together[weights]
+    for feature in spec.all_features:
+        if feature.parallel_to is not None:
+            main, first = feature.main_column, spec.by_name[feature.parallel_to].main_column
+            if first in together and main in together and main != first:
+                together[first] = (*together[first], *together.pop(main))
     return list(together.values())
 
 
