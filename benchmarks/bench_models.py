@@ -18,6 +18,7 @@ ONN, which has one a pair of fields), hidden layers 256, 128.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -63,7 +64,7 @@ class Case:
         dim: Width of an embedding.
         labels: Number of labels.
         history: Whether it reads a history.
-        sizes: Most ids together that fit into memory on both sides.
+        most: Most ids together that fit into memory on both sides.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Case:
     dim: int = DIM
     labels: int = 1
     history: bool = False
-    most: int = LARGE
+    most: int = 10**9
 
 
 def _case(name: str, *, tower: str = "", **options: Any) -> Case:
@@ -273,23 +274,21 @@ def measure(case: Case, ids: int, peer: Peer, asked: argparse.Namespace) -> Foun
     ours = Ours(case, rows, asked.batch, asked.threads)
     ours.train(2)
     found = Found()
-    for turn in range(asked.turns + 1):
+    warm = peer.ask(train=1)
+    for _ in range(asked.turns):
         fit, step = peer.ask(train=1, fit=True), peer.ask(train=1)
-        for answer in (fit, step):
+        for answer in (warm, fit, step):
             if "error" in answer:
                 return Found(error=answer["error"][:60])
-        if turn > 0:  # the first is for warming up
-            found.fits.append(fit["seconds"] / asked.batch)
-            found.steps.append(step["seconds"] / asked.batch)
-            found.ours.append(ours.train(asked.steps) / (asked.steps * asked.batch))
+        found.fits.append(fit["seconds"] / asked.batch)
+        found.steps.append(step["seconds"] / asked.batch)
+        found.ours.append(ours.train(asked.steps) / (asked.steps * asked.batch))
     return found
 
 
 def section(lines: list[str], asked: argparse.Namespace, load: float) -> str:
     """Return the section's Markdown."""
     clock = "processor time" if asked.threads == 1 else "the clock"
-    heads = [f"{ids:,} ids" for ids in asked.ids]
-    cells = [f"{head}: rows/s | their fit | ratio | to their step" for head in heads]
     return "\n".join(
         [
             "## Models: training against the same model elsewhere",
@@ -300,8 +299,8 @@ def section(lines: list[str], asked: argparse.Namespace, load: float) -> str:
             f"of {asked.turns} interleaved turns. Other programs ran beside: the machine's load "
             f"was {load:.1f} on {os.cpu_count()} processors when it began.",
             "",
-            f"| model | {' | '.join(cells)} |",
-            "|---|" + "---|" * (4 * len(heads)),
+            "| model | ids | rows/s | their fit, rows/s | ratio | ratio to their step |",
+            "|---|---|---|---|---|---|",
             *lines,
         ]
     )
@@ -319,9 +318,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turns", type=int)
     parser.add_argument("--steps", type=int, default=3, help="of ours, a turn")
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin no case after these")
     parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     asked = parser.parse_args()
-    asked.ids = asked.ids or ([100_000] if asked.quick else [100_000, LARGE])
+    asked.ids = asked.ids or ([100_000] if asked.quick else [100_000, 5_600_000])
     asked.turns = asked.turns or (2 if asked.quick else 5)
     return asked
 
@@ -334,13 +334,13 @@ def main() -> None:
     load = os.getloadavg()[0]
     chosen = [case for case in CASES if asked.only is None or case.name in asked.only]
     peers = {script: Peer(script, asked.threads) for script in {case.peer for case in chosen}}
-    lines = []
-    for case in chosen:
+    lines, stop = [], time.perf_counter() + 60 * asked.minutes
+    for ids, case in itertools.product(asked.ids, chosen):
         if case.tower["name"] not in registered_towers():
             continue
-        found = [measure(case, ids, peers[case.peer], asked) for ids in asked.ids]
-        cells = [cell for one in found for cell in one.cells]
-        lines.append(f"| {case.name} | {' | '.join(cells)} |")
+        late = time.perf_counter() > stop
+        found = Found(error="not measured") if late else measure(case, ids, peers[case.peer], asked)
+        lines.append(f"| {case.name} | {ids:,} | {' | '.join(found.cells)} |")
         print(lines[-1], flush=True)
     for peer in peers.values():
         peer.end()

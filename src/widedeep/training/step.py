@@ -98,6 +98,7 @@ class TrainStep:
         # The native path moves the statistics of a norm, which are frozen here.
         frozen_norms = bool(self._frozen_norms)
         self.fused = None if frozen_norms else fast_mlp(model, self.config.precision, threads)
+        self._parameters = list(model.parameters())
         # Modules of one's own may draw from NumPy's or Python's generator too.
         rooms = {type(module).__module__.partition(".")[0] for module in model.modules()}
         self._draws_torch_alone = rooms <= {"widedeep", "torch"}
@@ -187,7 +188,8 @@ class TrainStep:
             sequences=sequences,
             extra=inputs.extra,
         )
-        self.model.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         for norm in self._frozen_norms:
             norm.eval()  # Its statistics stay
         in_bf16 = torch.autocast(
