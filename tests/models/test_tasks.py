@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import widedeep as wd
 from tests.models.deep_inputs import assert_same_function, make_layout, make_tower
 from widedeep import models
+from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError
 
 HEADS = {"click": slice(0, 1), "rating": slice(1, 3)}  # one logit, and two
@@ -177,10 +179,46 @@ def rare_auc(label: Any, metric: str, train: pa.Table, test: pa.Table, deep: Any
 
 @pytest.mark.parametrize(
     "name",
-    ["mmoe", *(pytest.param(n, marks=pytest.mark.slow) for n in ("shared_bottom", "ple", "dbmtl"))],
+    [
+        "mmoe",
+        "esmm",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("shared_bottom", "ple", "dbmtl")),
+    ],
 )
 def test_a_rare_task_learns_from_a_frequent_one(name: str) -> None:
     train, test = two_tasks(1500, 1, rate=0.05), two_tasks(3000, 2, rate=0.5)
     deep = {"name": name, "hidden_units": (16,)}
     alone = rare_auc("buy", "auc", train, test, models.MLP(hidden_units=(16, 64)))
     assert rare_auc(["click", "buy"], "buy/auc", train, test, deep) > alone + 0.1
+
+
+def make_esmm(label: list[str], **options: Any) -> wd.WideDeep:
+    table = two_tasks(400, 1, rate=0.3)
+    if "view" in label:
+        table = table.append_column("view", table["click"])
+    spec = wd.FeatureSpec(label=label, features=wd.categorical("user", "ad"))
+    return wd.WideDeep(wd.fit_schema(spec, table), deep=models.ESMM(hidden_units=(4,)), **options)
+
+
+def test_esmm_predicts_a_purchase_as_a_product(tmp_path: Path) -> None:
+    model = make_esmm(["click", "buy"])
+    trainer = wd.Trainer(model, batch_size=64, threads=1, progress=False)
+    rows = two_tasks(400, 1, rate=0.3)
+    trainer.fit(rows, epochs=3)
+    predictions = trainer.predict(rows)
+    batch = Transform(model.schema)(rows)
+    click, buy = torch.sigmoid(model(batch)).T.numpy()
+    np.testing.assert_allclose(predictions["click"], click, rtol=1e-5)
+    np.testing.assert_allclose(predictions["buy"], click * buy, rtol=1e-5)
+    assert np.abs(buy - 0.5).max() > 0.01
+    scores = trainer.export(tmp_path / "bundle").score(rows)
+    np.testing.assert_allclose(scores["buy"], click * buy, rtol=1e-5)
+
+
+def test_esmm_asks_for_two_binary_labels_unless_heads_are_linked() -> None:
+    says = "tower 'esmm': got the heads view binary, click binary, buy binary, expected two binary"
+    with pytest.raises(ConfigError, match=says):
+        make_esmm(["view", "click", "buy"])
+    linked = {"buy": {"kind": "binary", "through": "click"}}
+    heads = make_esmm(["view", "click", "buy"], heads=linked).heads
+    assert [getattr(head, "through", None) for head in heads] == [None, None, "click"]

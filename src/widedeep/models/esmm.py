@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+from widedeep.errors import ConfigError
+from widedeep.models.head_base import Head
+from widedeep.models.heads import Binary
 from widedeep.models.tasks import TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 
@@ -38,8 +41,9 @@ class ESMM(TasksConfig):
     """The entire space multi-task model (Ma et al. 2018, *Entire Space Multi-Task Model*).
 
     Equation: ``p(click and buy) = p(click) p(buy | click)`` over all impressions (its equation 1).
-    The tower is a network for each label over the same embeddings; it is the head of the later
-    label that multiplies, by its option ``through``.
+    The tower is a network for each of two labels over the same embeddings. The product, of whole
+    logits with their wide parts, is the second label's head: it goes ``through`` the first label
+    unless a head of the model says otherwise.
 
     Args:
         hidden_units: Width of each hidden layer of a task's network, at least one.
@@ -54,6 +58,25 @@ class ESMM(TasksConfig):
 
     name = "esmm"
     task_units: tuple[int, ...] = ()
+
+    def link_heads(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
+        """Let the second label's probability be a product with the first one's.
+
+        Raises:
+            ConfigError: If there are not two binary heads, and none goes through another.
+        """
+        if any(isinstance(head, Binary) and head.through is not None for head in heads):
+            return heads
+        if len(heads) != 2 or not all(isinstance(head, Binary) for head in heads):
+            kinds = ", ".join(f"{head.name} {head.kind}".strip() for head in heads)
+            raise ConfigError(
+                f"tower {self.name!r}: got the heads {kinds}, expected two binary ones, such as "
+                "label = ['click', 'buy']; link others by heads.buy = { kind = 'binary', "
+                "through = 'click' }"
+            )
+        first, second = heads
+        assert isinstance(second, Binary)
+        return first, replace(second, through=first.name)
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower."""

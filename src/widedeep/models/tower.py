@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from widedeep.errors import ConfigError, nearest
 from widedeep.features import PeriodicEmbedding
+from widedeep.models.head_base import Head
 from widedeep.options import as_table, check_types, read_section
 from widedeep.schema import Schema, Slot
 
@@ -387,6 +388,10 @@ class TowerConfig:
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none, for F fields; None: the model's."""
         return None
+
+    def link_heads(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
+        """Return the model's heads, linked if the tower's equation links its tasks."""
+        return heads
 
     def make(self, layout: DeepLayout) -> nn.Module:
         """Return the tower, with torch's generator started from the model's seed.

@@ -139,9 +139,11 @@ class WideDeep(nn.Module):
         self.schema = schema
         self.device = _checked_device(device)
         self.heads = make_heads(schema, self.config.head_choice if head is None else head)
+        configs = tower_configs(self.config.deep)
+        for tower in configs.values():
+            self.heads = tower.link_heads(self.heads)
         self.head_slices = head_slices(self.heads)
         self.n_logits = sum(head.width for head in self.heads)
-        configs = tower_configs(self.config.deep)
         heads_columns = {h.name: span for h, span in zip(self.heads, self.head_slices, strict=True)}
         dim = shared_dim(schema, self.config.embedding_dim, configs)
         self.layout = make_layout(schema, dim, heads_columns)
