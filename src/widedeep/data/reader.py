@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Fragment, Source
+from widedeep.data.requests import RequestBatch, RequestSource
 from widedeep.errors import ConfigError
 
 ORDER_VERSION = 2
@@ -69,11 +70,11 @@ class Position:
 
 
 class EpochPlan:
-    """Which rows make up each batch of one epoch."""
+    """Which rows make up each batch of one epoch; of a :class:`RequestSource`, which requests."""
 
     def __init__(
         self,
-        source: Source,
+        source: Source | RequestSource,
         *,
         batch_size: int,
         seed: int,
@@ -174,6 +175,18 @@ class EpochPlan:
         """Return the order in which a fragment deals its rows."""
         return _permutation(fragment.num_rows, self.seed, self.epoch, _ROW_STREAM, fragment.index)
 
+    def source_row(self, row: int) -> tuple[str, int]:
+        """Return the input, and the place in it, of a row of the epoch's order."""
+        pool = self.pools[max(bisect_right(self._first_rows, row) - 1, 0)]
+        within = row - pool.first_row
+        order = self.segment_order(pool)
+        number = int(order[within])
+        segment = pool.segments[number]
+        turn = segment.start + int(np.count_nonzero(order[:within] == number))
+        fragment = segment.fragment
+        place = int(self.fragment_order(fragment)[turn]) if self.shuffle else turn
+        return fragment.origin, fragment.first_row + place
+
     def segment_order(self, pool: Pool) -> NDArray[np.unsignedinteger[Any]]:
         """Return which of a pool's segments gives the next row, for each row of the pool."""
         numbers = np.arange(len(pool.segments), dtype=np.min_scalar_type(len(pool.segments)))
@@ -254,8 +267,8 @@ class BatchReader:
 
     def __init__(
         self,
-        source: Source,
-        encode: Callable[[pa.Table], Batch],
+        source: Source | RequestSource,
+        encode: Callable[[pa.Table], Batch] | Callable[[pa.Table], RequestBatch],
         plan: EpochPlan,
         *,
         start_batch: int = 0,
@@ -281,7 +294,7 @@ class BatchReader:
         thread.start()
         try:
             while (batch := channel.get()) is not None:
-                yield batch
+                yield batch.rows if isinstance(batch, RequestBatch) else batch
         finally:
             channel.close()
             thread.join()
@@ -310,13 +323,13 @@ class _Channel:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._items: deque[Batch] = deque()
+        self._items: deque[Any] = deque()
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._finished = False
         self.closed = False
 
-    def put(self, batch: Batch) -> bool:
+    def put(self, batch: Any) -> bool:
         """Wait for room; return False if the reader is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self.closed or len(self._items) < self._capacity)
@@ -330,7 +343,7 @@ class _Channel:
             self._finished, self._error = True, error
             self._changed.notify_all()
 
-    def get(self) -> Batch | None:
+    def get(self) -> Any:
         """Wait for the next batch; None is the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._finished or self.closed)
@@ -356,8 +369,8 @@ class _Channel:
 class _BatchCutter:
     """The background side: fills pools ahead and cuts batches from them."""
 
-    source: Source
-    encode: Callable[[pa.Table], Batch]
+    source: Source | RequestSource
+    encode: Callable[[pa.Table], Batch] | Callable[[pa.Table], RequestBatch]
     encoded: Callable[[Fragment], Batch] | None
     plan: EpochPlan
     start_batch: int
@@ -377,12 +390,12 @@ class _BatchCutter:
             workers.shutdown(wait=True, cancel_futures=True)
             channel.finish(error)
 
-    def _rows(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Batch]:
+    def _rows(self, workers: ThreadPoolExecutor, channel: _Channel) -> Iterator[Any]:
         """Yield the epoch's rows from the first batch on, in order, in blocks of any size."""
         first = self.plan.position(self.start_batch)
         pools = self.plan.pools[first.pool :]
 
-        def load(fragment: Fragment, segments: Sequence[Segment]) -> Future[deque[Batch]]:
+        def load(fragment: Fragment, segments: Sequence[Segment]) -> Future[deque[Any]]:
             return workers.submit(self._segments, fragment, segments, channel)
 
         fragments = _Fragments(pools, load)
@@ -399,7 +412,7 @@ class _BatchCutter:
             yield from _pool_rows(fragments.take(pool), self.plan.segment_order(pool), start)
             start = 0
 
-    def _encoded(self, fragment: Fragment, channel: _Channel) -> Batch:
+    def _encoded(self, fragment: Fragment, channel: _Channel) -> Any:
         if channel.closed:
             raise _ClosedError
         if self.encoded is not None:
@@ -414,20 +427,20 @@ class _BatchCutter:
 
     def _segments(
         self, fragment: Fragment, segments: Sequence[Segment], channel: _Channel
-    ) -> deque[Batch]:
+    ) -> deque[Any]:
         """Read a fragment and cut it in segments of its own random order."""
         batch = self._encoded(fragment, channel)
         if not self.plan.shuffle:
             return deque([batch])
         order = self.plan.fragment_order(fragment)
-        parts: deque[Batch] = deque()
+        parts: deque[Any] = deque()
         for copied in _copied_at_once(segments):
             first, last = copied[0].start, copied[-1].stop
             rows = batch.take(order[first:last])
             parts += [rows.slice(segment.start - first, segment.stop - first) for segment in copied]
         return parts
 
-    def _batches(self, pieces: Iterator[Batch]) -> Iterator[Batch]:
+    def _batches(self, pieces: Iterator[Any]) -> Iterator[Any]:
         """Cut at the plan's boundaries."""
         limits = map(self.plan.batch_rows, range(self.start_batch, self.plan.num_batches))
         return _cut(pieces, (last - first for first, last in limits))
@@ -439,14 +452,14 @@ class _Fragments:
     def __init__(
         self,
         pools: Sequence[Pool],
-        load: Callable[[Fragment, Sequence[Segment]], Future[deque[Batch]]],
+        load: Callable[[Fragment, Sequence[Segment]], Future[deque[Any]]],
     ) -> None:
         self._load = load
         self._segments: dict[int, list[Segment]] = {}
         for pool in pools:
             for segment in pool.segments:
                 self._segments.setdefault(segment.fragment.index, []).append(segment)
-        self._open: dict[int, Future[deque[Batch]]] = {}
+        self._open: dict[int, Future[deque[Any]]] = {}
         self._waiting: set[int] = set()
 
     @property
@@ -481,12 +494,12 @@ class _ClosedError(Exception):
     """Stops work for a reader that was closed."""
 
 
-def _cut(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
+def _cut(pieces: Iterator[Any], sizes: Iterable[int]) -> Iterator[Any]:
     """Cut consecutive pieces anew: ``sizes[0]`` rows, then ``sizes[1]``, ..."""
-    piece: Batch | None = None
+    piece: Any = None
     used = 0
     for size in sizes:
-        head: list[Batch] = []
+        head: list[Any] = []
         missing = size
         while missing:
             if piece is None or used == len(piece):
@@ -495,7 +508,7 @@ def _cut(pieces: Iterator[Batch], sizes: Iterable[int]) -> Iterator[Batch]:
             head.append(piece.slice(used, used + n_taken))
             used += n_taken
             missing -= n_taken
-        yield Batch.concat(head)
+        yield type(head[0]).concat(head)
 
 
 def _copied_at_once(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
@@ -508,20 +521,24 @@ def _copied_at_once(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
 
 
 def _pool_rows(
-    batches: Sequence[Batch], order: NDArray[np.unsignedinteger[Any]], start: int
-) -> Iterator[Batch]:
+    batches: Sequence[Any], order: NDArray[np.unsignedinteger[Any]], start: int
+) -> Iterator[Any]:
     """Yield a pool's rows as ``order`` takes them from its segments, each in its own order."""
     if len(batches) == 1:
         yield batches[0].slice(start, len(batches[0]))
         return
     used_S = np.bincount(order[:start], minlength=len(batches))  # (S,) rows taken per segment
-    for first in range(start, len(order), BLOCK_ROWS):
-        segment_B = order[first : first + BLOCK_ROWS]  # (B,) the segment of each row
+    block = BLOCK_ROWS
+    if isinstance(batches[0], RequestBatch):
+        rows = sum(len(batch.rows) for batch in batches)
+        block = max(1, BLOCK_ROWS * len(order) // max(rows, 1))
+    for first in range(start, len(order), block):
+        segment_B = order[first : first + block]  # (B,) the segment of each row
         before_S, used_S = used_S, used_S + np.bincount(segment_B, minlength=len(batches))
         limits = zip(batches, before_S.tolist(), used_S.tolist(), strict=True)
         # The block's rows, segment after segment.
-        rows = Batch.concat([batch.slice(low, high) for batch, low, high in limits if low < high])
+        parts = [batch.slice(low, high) for batch, low, high in limits if low < high]
         # (B,) where each of the block's rows stands among them: the inverse of a stable sort
         position_B = np.empty(len(segment_B), np.int64)
         position_B[np.argsort(segment_B, kind="stable")] = np.arange(len(segment_B))
-        yield rows.take(position_B)
+        yield type(parts[0]).concat(parts).take(position_B)

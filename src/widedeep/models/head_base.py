@@ -266,7 +266,10 @@ def minimising_bias(head: Head, labels_S: Tensor, weight_S: Tensor) -> list[floa
         bias_c.grad = (weight_S[:, None] * slopes_Sc).sum(dim=0) / weight_S.sum()
         return (weight_S * losses_S).sum() / weight_S.sum()
 
-    optimizer.step(mean_loss)  # type: ignore[no-untyped-call]
+    try:
+        optimizer.step(mean_loss)  # type: ignore[no-untyped-call]
+    except IndexError:  # what its line search makes of a loss that is no number
+        return None
     return bias_c.tolist() if bool(torch.isfinite(bias_c).all()) else None
 
 

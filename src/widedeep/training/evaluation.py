@@ -19,6 +19,7 @@ from widedeep.bundle.layout import LINKS
 from widedeep.data.batch import Batch
 from widedeep.data.fragments import Source, origin_of
 from widedeep.data.reader import BatchReader, EpochPlan
+from widedeep.data.requests import RequestSource, request_encoder
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import DataError
@@ -324,6 +325,7 @@ class Evaluator:
         self.model = model
         self.threads = threads
         self.transform = Transform(model.schema)
+        self._requests: list[tuple[Source, RequestSource]] = []  # of training, and of validation
         self._observe = observe  # Called with each table before it is encoded
 
     def open(self, data: object, role: str, *, targets: bool = True) -> Source:
@@ -352,9 +354,29 @@ class Evaluator:
         self, source: Source, *, targets: bool, batch_size: int = EVALUATION_ROWS
     ) -> Iterator[Batch]:
         """Encode an open source in its own order, batch by batch."""
-        plan = EpochPlan(source, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
-        with contextlib.closing(BatchReader(source, self.encoder(targets=targets), plan)) as reader:
+        encode = self.encoder(targets=targets)
+        rows = self.by_requests(source) if targets else source
+        if isinstance(rows, RequestSource):
+            size = rows.requests_of(batch_size)
+            plan = EpochPlan(rows, batch_size=size, seed=0, epoch=0, shuffle=False)
+            reader = BatchReader(rows, request_encoder(encode), plan)
+        else:
+            plan = EpochPlan(source, batch_size=batch_size, seed=0, epoch=0, shuffle=False)
+            reader = BatchReader(source, encode, plan)
+        with contextlib.closing(reader):
             yield from reader
+
+    def by_requests(self, source: Source) -> Source | RequestSource:
+        """Return a source of whole requests for a model whose loss reads these, or the source."""
+        group = self.model.schema.spec.group
+        if group is None or not any(head.reads_requests for head in self.model.heads):
+            return source
+        for opened, requests in self._requests:
+            if opened is source:
+                return requests
+        requests = RequestSource(source, group)
+        self._requests = [*self._requests[-1:], (source, requests)]
+        return requests
 
     def logits(self, data: object, *, by_modules: bool = False) -> NDArray[np.float32]:
         """Return the logits of every row, (rows, C), in the data's order."""

@@ -19,7 +19,8 @@ from widedeep.data.batch import Batch
 from widedeep.data.encoded import EncodedRows, encoded_rows
 from widedeep.data.fragments import Source
 from widedeep.data.reader import BatchReader, EpochPlan, large_fragments
-from widedeep.errors import DataError
+from widedeep.data.requests import RequestSource, request_encoder
+from widedeep.errors import DataError, RowError
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
 from widedeep.training.early_stopping import EarlyStopping, loss_metric, overfitting
 from widedeep.training.evaluation import Evaluator
@@ -62,8 +63,13 @@ class TrainingRun:
         self.show_progress = show_progress
         position, batch_size = state.position, state.config.batch_size
         assert batch_size != "auto"
-        self.batch_size = batch_size
-        per_epoch = math.ceil(source.num_rows / batch_size)
+        self.rows = evaluator.by_requests(source)  # What batches are cut from
+        self.batch_size, self.pool_rows = batch_size, state.config.pool_rows
+        if isinstance(self.rows, RequestSource):  # a batch is a fixed number of whole requests
+            self.batch_size = self.rows.requests_of(batch_size)
+            self.pool_rows = self.rows.requests_of(self.pool_rows)
+            cache = None
+        per_epoch = math.ceil(self.rows.num_rows / self.batch_size)
         self.total_steps = min(per_epoch * epochs, steps or per_epoch * epochs)
         if position.tail_total and position.tail_total < self.total_steps:
             position.tail_steps = 0  # resumed with more epochs: the tail was not the end
@@ -163,12 +169,12 @@ class TrainingRun:
     def _epoch(self) -> None:
         state, config, position = self.state, self.state.config, self.state.position
         plan = EpochPlan(
-            self.source,
+            self.rows,
             batch_size=self.batch_size,
             seed=config.seed,
             epoch=position.epoch,
             shuffle=config.shuffle,
-            pool_rows=config.pool_rows,
+            pool_rows=self.pool_rows,
         )
         state.warmup.select(plan)
         if self.encoded is not None:
@@ -177,16 +183,17 @@ class TrainingRun:
             state.step.feature_rates.frozen = position.epoch > 0
         # An epoch that is resumed has weight of its own before this.
         self._epoch_weight = 0.0 if position.batch == 0 else math.inf
+        encode = self.evaluator.encoder()
         reader = BatchReader(
-            self.source,
-            self.evaluator.encoder(),
+            self.rows,
+            request_encoder(encode) if isinstance(self.rows, RequestSource) else encode,
             plan,
             start_batch=position.batch,
             encoded=None if self.encoded is None else self.encoded.read,
         )
         with contextlib.closing(reader):
             for batch in reader:
-                self._step(batch)
+                self._step_of(batch, plan)
                 last = position.batch == plan.num_batches
                 if self._epoch_weight == 0 and (last or position.step >= self._last_step):
                     raise DataError(_NO_WEIGHT.format(state.model.schema.spec.weight))
@@ -196,6 +203,18 @@ class TrainingRun:
                 self.interrupt.check()
                 if self._done():
                     return
+
+    def _step_of(self, batch: Batch, plan: EpochPlan) -> None:
+        """Learn a batch, or say which row of which file it is that cannot be learned."""
+        number = self.state.position.batch
+        try:
+            self._step(batch)
+        except RowError as error:
+            where = f"batch {number + 1} of epoch {plan.epoch + 1}, example {error.row}"
+            if not isinstance(self.rows, RequestSource):
+                origin, row = plan.source_row(number * plan.batch_size + error.row)
+                where = f"row {row} of {origin}, in {where}"
+            raise error.at(where) from None
 
     def _step(self, batch: Batch) -> None:
         state, position = self.state, self.state.position
@@ -254,12 +273,27 @@ class TrainingRun:
         step = self.state.position.step
         evaluate = step % self.eval_every == 0 if self.eval_every else epoch_done
         last = step >= self._last_step
-        improved = self._evaluate() if evaluate or last or epoch_done else False
         directory = self.directory
+        saves = directory is not None and directory.every and step % directory.every == 0
+        if evaluate or last or epoch_done or saves:
+            self._check_losses()
+        improved = self._evaluate() if evaluate or last or epoch_done else False
         if directory is None:
             return
         if improved or last or (step % directory.every == 0 if directory.every else epoch_done):
             self._save(directory, best=improved)
+
+    def _check_losses(self) -> None:
+        """Stop a run on a device before its checkpoint or best model is replaced by numbers lost.
+
+        On a processor the step itself stops, before anything is moved.
+        """
+        if not math.isfinite(float(self._losses)):
+            raise DataError(
+                f"the training loss is {float(self._losses):g} since the evaluation before step "
+                f"{self.state.position.step:,}; checkpoints are as they were: lower the learning "
+                "rates, or train on the processor (device='cpu'), which names the row"
+            )
 
     def _evaluate(self) -> bool:
         """Add a row to the history; return True if the model is the best so far."""

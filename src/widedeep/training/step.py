@@ -233,7 +233,8 @@ class TrainStep:
         if model.bias.grad is None:
             model.bias.grad = torch.empty_like(model.bias)
         torch.sum(grad_BC, dim=0, out=model.bias.grad)  # (C,)
-        self._check_finite(losses_B, grad_BC, model.bias.grad)
+        if logits_BC.device.type == "cpu":  # a device would be waited for: the run asks it later
+            self._check_finite(losses_B, grad_BC, model.bias.grad)
         return losses_B, grad_BC
 
     def _member_losses(self, logits_BMC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
