@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.command_line import VERBS, Run
 from widedeep.config import DataConfig, ModelConfig, TrainConfig, config_from_tables
+from widedeep.features.spec import DATA_KEYS
 from widedeep.join import History, ImpressionLog, JoinConfig, Label, Negatives, Split
 from widedeep.join.config import join_config_from_tables
 
@@ -36,7 +37,7 @@ def test_the_manual_tells_every_key() -> None:
     assert told["model"] == {field.name for field in dataclasses.fields(ModelConfig)}
     assert told["train"] == {field.name for field in dataclasses.fields(TrainConfig)}
     places = {field.name for field in dataclasses.fields(DataConfig)} - {"valid_fraction"}
-    assert told["data"] == places | {"label", "weight", "group", "label_vocabulary"}
+    assert told["data"] == places | set(DATA_KEYS)
     for key in ("numeric", "categorical", "crossed", "bucketized", "options", "training_only"):
         assert key in told["features"]
     # What it calls a default is one.

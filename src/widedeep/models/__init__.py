@@ -29,10 +29,27 @@ if TYPE_CHECKING:
     from widedeep.models.finalmlp import FinalMLP
     from widedeep.models.fm import FM
     from widedeep.models.gdcn import GDCN
-    from widedeep.models.heads import Binary, Head, Multiclass, Regression
+    from widedeep.models.head_base import (
+        Head,
+        register_head,
+        registered_heads,
+        unregister_head,
+    )
+    from widedeep.models.heads import (
+        Binary,
+        FunctionHead,
+        Multiclass,
+        Multilabel,
+        Poisson,
+        Ranking,
+        Regression,
+        Tweedie,
+        ZeroInflatedLognormal,
+    )
     from widedeep.models.history_pooling import HistoryPooling
     from widedeep.models.history_transformer import HistoryTransformer
     from widedeep.models.ifm import IFM
+    from widedeep.models.losses import register_loss, registered_losses, unregister_loss
     from widedeep.models.lr import LR
     from widedeep.models.masknet import MaskNet
     from widedeep.models.mlp import MLP
@@ -90,6 +107,7 @@ __all__ = [
     "DeepLayout",
     "FiBiNET",
     "FinalMLP",
+    "FunctionHead",
     "Head",
     "HistoryPooling",
     "HistoryTransformer",
@@ -97,23 +115,37 @@ __all__ = [
     "MaskNet",
     "ModelConfig",
     "Multiclass",
+    "Multilabel",
+    "Poisson",
+    "Ranking",
     "Regression",
     "SequenceInput",
     "SharedBottom",
     "TabM",
     "TowerConfig",
+    "Tweedie",
     "WideDeep",
     "WuKong",
     "XDeepFM",
+    "ZeroInflatedLognormal",
+    "register_head",
+    "register_loss",
     "register_tower",
+    "registered_heads",
+    "registered_losses",
     "registered_towers",
+    "unregister_head",
+    "unregister_loss",
     "unregister_tower",
 ]
 
 
 _MODULE_OF = {
     **{"WideDeep": "wide_deep", "ModelConfig": "config"},
-    **dict.fromkeys(("Binary", "Head", "Multiclass", "Regression"), "heads"),
+    **dict.fromkeys(("Head", "register_head", "registered_heads", "unregister_head"), "head_base"),
+    **dict.fromkeys(("Binary", "FunctionHead", "Multiclass", "Multilabel", "Poisson"), "heads"),
+    **dict.fromkeys(("Ranking", "Regression", "Tweedie", "ZeroInflatedLognormal"), "heads"),
+    **dict.fromkeys(("register_loss", "registered_losses", "unregister_loss"), "losses"),
 }
 
 

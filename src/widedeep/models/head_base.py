@@ -48,6 +48,7 @@ class Head:
 
     Example:
         >>> import torch
+        >>> from widedeep.models.heads import Regression
         >>> class Poisson(Regression):
         ...     link = "exp"
         ...     def losses(self, logits_BC, labels_B):
