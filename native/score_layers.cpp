@@ -162,9 +162,11 @@ void rows_of_blocks(const float* blocks, std::int64_t stride, std::int64_t rows,
   const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
   for (std::int64_t row = 0; row < rows; ++row, out += columns) {
     const float* from = blocks + row / block_rows * stride + row % block_rows * kChunk;
-    for (std::int64_t c = 0; c < columns; ++c) {
-      out[c] = from[c / kChunk * block_rows * kChunk + c % kChunk];
+    std::int64_t c = 0;
+    for (; c + kChunk <= columns; c += kChunk, from += block_rows * kChunk) {
+      std::memcpy(out + c, from, kChunk * sizeof(float));
     }
+    for (; c < columns; ++c) out[c] = from[c % kChunk];
   }
 }
 

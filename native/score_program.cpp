@@ -268,13 +268,13 @@ void ScoreProgram::run_linear(const Operation& operation, Tile& tile) const {
     const float* row =
         from.data + line / operation.lines * from.stride + line % operation.lines * layer.inputs();
     float* to = in + line / block_rows * stride + line % block_rows * kChunk;
-    for (std::int64_t left = layer.inputs(); left > 0; left -= kChunk) {
-      const std::int64_t n = std::min(left, kChunk);
-      std::memcpy(to, row, as_size(n) * sizeof(float));
-      std::fill(to + n, to + kChunk, 0.0f);
-      row += kChunk;
-      to += block_rows * kChunk;
+    std::int64_t left = layer.inputs();
+    for (; left >= kChunk; left -= kChunk, row += kChunk, to += block_rows * kChunk) {
+      std::memcpy(to, row, kChunk * sizeof(float));
     }
+    if (left == 0) continue;
+    std::copy_n(row, left, to);
+    std::fill(to + left, to + kChunk, 0.0f);
   }
   layer.run(in, out, stride, lines);
   rows_of_blocks(out, stride, lines, layer.outputs(),
