@@ -261,6 +261,12 @@ class BoundRankScorer {
     scorer_.add_embedding(side_named(side), slot_table(side, slot, std::move(table), combiner));
   }
 
+  void add_sequence(const std::string& side, std::int64_t slot, Array<float, 2> table,
+                    std::int64_t places) {
+    check_places(table, places);
+    scorer_.add_sequence(side_named(side), slot_table(side, slot, std::move(table), "sum"), places);
+  }
+
   void add_dense(const std::string& side, std::int64_t column, std::int64_t width) {
     expect(column >= 0 && width >= 0 && column + width <= scorer_.n_dense(),
            "expected columns within the dense numbers");
@@ -485,6 +491,8 @@ void bind_ranker(nb::module_& m) {
       .def("add_wide", &BoundRankScorer::add_wide, "side"_a, "slot"_a, "weights"_a, "combiner"_a)
       .def("add_embedding", &BoundRankScorer::add_embedding, "side"_a, "slot"_a, "table"_a,
            "combiner"_a)
+      .def("add_sequence", &BoundRankScorer::add_sequence, "side"_a, "slot"_a, "table"_a,
+           "places"_a)
       .def("add_dense", &BoundRankScorer::add_dense, "side"_a, "column"_a, "width"_a)
       .def("add_layer", &BoundRankScorer::add_layer, "weight"_a, "bias"_a.none(), "activation"_a,
            nb::kw_only(), "bfloat16"_a = false)

@@ -46,6 +46,11 @@ class BoundScorer {
     scorer_.add_embedding(slot_table(slot, std::move(table), combiner));
   }
 
+  void add_sequence(std::int64_t slot, Array<float, 2> table, std::int64_t places) {
+    widedeep::check_places(table, places);
+    scorer_.add_sequence(slot_table(slot, std::move(table), "sum"), places);
+  }
+
   void add_dense(std::int64_t column, std::int64_t width) {
     expect(column >= 0 && width >= 0 && column + width <= scorer_.n_dense(),
            "expected columns within the dense numbers");
@@ -138,6 +143,8 @@ void bind_score(nb::module_& m) {
            nb::arg("combiner"), nb::kw_only(), nb::arg("item"))
       .def("add_embedding", &BoundScorer::add_embedding, nb::arg("slot"), nb::arg("table"),
            nb::arg("combiner"))
+      .def("add_sequence", &BoundScorer::add_sequence, nb::arg("slot"), nb::arg("table"),
+           nb::arg("places"))
       .def("add_dense", &BoundScorer::add_dense, nb::arg("column"), nb::arg("width"))
       .def("start_item_inputs", &BoundScorer::start_item_inputs)
       .def("add_layer", &BoundScorer::add_layer, nb::arg("weight"), nb::arg("bias").none(),

@@ -64,6 +64,12 @@ inline std::int64_t size(const Array<float, 2>& array, int axis) {
   return static_cast<std::int64_t>(array.shape(static_cast<std::size_t>(axis)));
 }
 
+inline void check_places(const Array<float, 2>& table, std::int64_t places) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 26;  // numbers of a padded sequence
+  expect(places >= 1 && places <= kMost / (size(table, 1) + 2),
+         "expected a sequence of at least one place, and not of millions");
+}
+
 // The caller keeps hold of the rows.
 inline SlotTable table_of(std::int64_t slot, const Array<float, 2>& rows,
                           const std::string& combiner) {

@@ -26,7 +26,7 @@ std::string text(std::int64_t n) { return std::to_string(n); }
 
 void RankScorer::add_source(Side side, DeepSource source) {
   Part& part = at(side);
-  const std::int64_t width = source.table.rows.width;
+  const std::int64_t width = source_width(source);
   source.position = part.n_inputs;
   part.sources.push_back(source);
   part.n_inputs += width;

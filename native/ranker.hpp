@@ -35,6 +35,9 @@ class RankScorer {
   void add_wide(Side side, const SlotTable& slot) { at(side).wide.push_back(slot); }
   // The next inputs of the side's part of the first layer.
   void add_embedding(Side side, const SlotTable& slot) { add_source(side, {slot, 0, 0}); }
+  void add_sequence(Side side, const SlotTable& slot, std::int64_t places) {
+    add_source(side, {slot, 0, 0, places});
+  }
   void add_dense(Side side, std::int64_t column, std::int64_t width) {
     add_source(side, {{-1, {nullptr, 0, width}, 0, kSum}, column, 0});
   }

@@ -37,7 +37,7 @@ void Scorer::add_wide(const SlotTable& slot, bool item) {
 
 void Scorer::add_source(DeepSource source) {
   const bool item = n_query_inputs_ >= 0;
-  const std::int64_t width = source.table.rows.width;
+  const std::int64_t width = source_width(source);
   // In a tile, the item's inputs start on a chunk of their own.
   source.position =
       item ? round_up(n_query_inputs_, kChunk) + n_inputs_ - n_query_inputs_ : n_inputs_;

@@ -37,6 +37,9 @@ class Scorer {
 
   // The next inputs of the deep part: a slot's pooled rows, or `width` columns of dense numbers.
   void add_embedding(const SlotTable& slot) { add_source({slot, 0, 0}); }
+  void add_sequence(const SlotTable& slot, std::int64_t places) {
+    add_source({slot, 0, 0, places});
+  }
   void add_dense(std::int64_t column, std::int64_t width) {
     add_source({{-1, {nullptr, 0, width}, 0, kSum}, column, 0});
   }

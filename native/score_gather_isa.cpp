@@ -112,6 +112,24 @@ void put_columns(const float* from, int64_t width, int64_t column, float* block_
   }
 }
 
+// A sequence in the room for a source; null for a bad cell.
+const float* padded_sequence(const GatherTile& request, const DeepSource& source, int64_t begin,
+                             int64_t end) {
+  const CsrBatch& batch = request.batch.csr;
+  const ConstRows& rows = source.table.rows;
+  float* const mask = request.pooled + source.places * rows.width;
+  float* const weights = mask + source.places;
+  if (end - begin > source.places) return nullptr;
+  memset(request.pooled, 0, source_width(source) * sizeof(float));
+  for (int64_t place = 0; place < end - begin; ++place) {
+    const float* const from = rows.data + batch.ids[begin + place] * rows.stride;
+    memcpy(request.pooled + place * rows.width, from, rows.width * sizeof(float));
+    mask[place] = 1.0f;
+    weights[place] = batch.values == nullptr ? 1.0f : batch.values[begin + place];
+  }
+  return request.pooled;
+}
+
 // One source of one example: where it lies, or pooled; null for a bad cell.
 const float* source_row(const GatherTile& request, int64_t b, const DeepSource& source) {
   const SlotTable& table = source.table;
@@ -123,6 +141,7 @@ const float* source_row(const GatherTile& request, int64_t b, const DeepSource& 
   const int64_t begin = batch.offsets[cell];
   const int64_t end = batch.offsets[cell + 1];
   if (bad_cell(batch, begin, end, table.size)) return nullptr;
+  if (source.places > 0) return padded_sequence(request, source, begin, end);
   if (end - begin == 1 && batch.values == nullptr) {
     return table.rows.data + batch.ids[begin] * table.rows.stride;
   }
@@ -167,7 +186,7 @@ int64_t gather_tile(const GatherTile& request, int64_t begin, int64_t end) {
       }
       const float* from = source_row(request, b, source);
       if (from == nullptr) return b * batch.n_features + source.table.slot;
-      const int64_t width = source.table.rows.width;
+      const int64_t width = source_width(source);
       if (request.in_blocks) {
         put_columns(from, width, source.position, block_row);
       } else {

@@ -43,12 +43,20 @@ struct SlotTable {
   int8_t combiner;
 };
 
-// Columns of the deep part's input: a slot's pooled rows, or dense numbers (rows.data == null).
+// Columns of the deep part's input: a slot's pooled rows, or dense numbers (rows.data == null), or
+// the slot as a sequence of `places` rows, zeros in those that it leaves free, then 1 or 0 for each
+// place, then the weights of its ids.
 struct DeepSource {
   SlotTable table;
   int64_t dense_column;
-  int64_t position;  // its first column in a block
+  int64_t position;    // its first column in a block
+  int64_t places = 0;  // of a sequence
 };
+
+constexpr int64_t source_width(const DeepSource& source) {
+  const int64_t width = source.table.rows.width;
+  return source.places == 0 ? width : source.places * (width + 2);
+}
 
 // Examples to score: ids, and dense numbers in rows of n_dense.
 struct ScoreBatch {

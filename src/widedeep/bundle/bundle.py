@@ -99,8 +99,8 @@ class Bundle:
         self._misspelt: dict[str, str] = {}
         self._encoder = Transform(self.schema)
         graph = None if manifest.engine != "onnx" else self._read_graph()
-        program, n_logits = contents.program, self.model.n_logits
-        self.program = None if program is None else TowerProgram(program, self.weights, n_logits)
+        program = contents.program
+        self.program = None if program is None else TowerProgram(program, self.weights)
         self._forward = Forward(self.schema, self.model, self.weights, graph, program=self.program)
 
     def _read_graph(self) -> TowerGraph:

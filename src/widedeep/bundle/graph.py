@@ -104,11 +104,16 @@ class TowerGraph:
         arrays: list[NDArray[np.float32]] = []
         if names:
             arrays = self._session(1).run(names, {name: inputs[name] for name in self._inputs})
-        pairs = list(zip(names, arrays, strict=True))
-        return TowerParts(
-            shares={n.removeprefix(_SHARE): a for n, a in pairs if n.startswith(_SHARE)},
-            attention={n.removeprefix(_ATTENTION): a for n, a in pairs if n.startswith(_ATTENTION)},
-        )
+        return _tower_parts(dict(zip(names, arrays, strict=True)))
+
+
+def _tower_parts(arrays: Mapping[str, NDArray[np.float32]]) -> TowerParts:
+    """Return the outputs that explain a graph's or a program's first one."""
+
+    def named(lead: str) -> dict[str, NDArray[np.float32]]:
+        return {n.removeprefix(lead): a for n, a in arrays.items() if n.startswith(lead)}
+
+    return TowerParts(shares=named(_SHARE), attention=named(_ATTENTION))
 
 
 def share_output(tower: str) -> str:
@@ -174,8 +179,11 @@ class Forward:
             add_inputs(scorer.add_dense, scorer.add_embedding, schema, columns, weights, slots)
 
         if program is not None:
-            for columns in stage_columns(schema, model):
+            for columns, own in zip(
+                stage_columns(schema, model), stage_sequences(schema, model), strict=True
+            ):
                 add(columns)
+                add_sequences(scorer.add_sequence, own, tables, slots)
             scorer.set_program(program.native)
         elif graph is not None:
             add(model.deep)
@@ -201,7 +209,7 @@ class Forward:
         """Return what explains the towers' part of the logits of a few rows."""
         if self._program is not None:
             arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
-            return TowerParts(shares=self._program.shares(self._scorer.concat(*arrays, threads=1)))
+            return _tower_parts(self._program.shares(self._scorer.concat(*arrays, threads=1)))
         if self._graph is None:
             return TowerParts()
         return self._graph.explain(self._graph_inputs(batch, 1))
@@ -350,6 +358,25 @@ def stage_columns(schema: Schema, model: BundleModel) -> list[list[DeepColumn]]:
         columns.append(DeepColumn(name=name, source="dense", start=start, stop=stop))
         start = stop
     return [[c for c in columns if feature_side(schema.spec, c.name) == s] for s in _SIDES]
+
+
+def stage_sequences(schema: Schema, model: BundleModel) -> list[list[BundleSequence]]:
+    """Return the sequences of the three stages, which follow their columns."""
+    sequences = model.sequences
+    return [[s for s in sequences if feature_side(schema.spec, s.name) == side] for side in _SIDES]
+
+
+def add_sequences(
+    add_sequence: Callable[[int, NDArray[np.float32], int], None],
+    sequences: Iterable[BundleSequence],
+    tables: Mapping[str, NDArray[np.float32] | None],
+    slots: Sequence[str],
+) -> None:
+    """Add sequences to a scorer whose slots are these features."""
+    for sequence in sequences:
+        table = tables[sequence.name]
+        assert table is not None  # as check_weights saw
+        add_sequence(slots.index(sequence.name), table, sequence.maxlen)
 
 
 def _query_first(schema: Schema, names: Iterable[str]) -> list[str]:

@@ -65,7 +65,8 @@ class Program:
         operations: Operations, each the next value.
         output: The value with the towers' part of the logits, (C,).
         tensors: Shape of every tensor by name.
-        shares: Tower to the value that it adds to the logits, (C,), where towers are several.
+        shares: Values that explain the output by name: ``share/TOWER``, what one of several towers
+            adds to the logits, (C,), and ``attention/TOWER/SEQUENCE``, weights of its places.
     """
 
     input_sizes: tuple[int, ...]
@@ -197,25 +198,26 @@ class TowerProgram:
         native: The program ready to run.
     """
 
-    def __init__(
-        self, program: Program, weights: Mapping[str, NDArray[np.float32]], n_logits: int
-    ) -> None:
-        self._program, self._weights, self._n_logits = program, weights, n_logits
+    def __init__(self, program: Program, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        self._program, self._weights = program, weights
         self.native = program.pruned(program.output).native(weights)
-        for value in program.shares.values():
-            program.pruned(value)
+        for name, value in program.shares.items():
+            if program.pruned(value).operations[-1].kind != "gather":
+                raise BundleError(f"program: got the value {value} of {name!r}; export again")
 
     def shares(self, inputs_BX: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Return what each of several towers adds to the logits of a few rows, (B, C) by name.
+        """Return the values that explain the logits of a few rows, by name.
 
         Args:
             inputs_BX: Inputs of the query's, the item's and the pair's stage side by side.
         """
         results = {}
         for name, value in self._program.shares.items():
-            scorer = Scorer(0, inputs_BX.shape[1], self._n_logits)
+            program = self._program.pruned(value)
+            size = sum(view[2][0] for view in program.operations[-1].inputs)  # of a gather
+            scorer = Scorer(0, inputs_BX.shape[1], size)
             scorer.add_dense(0, inputs_BX.shape[1])
-            scorer.set_program(self._program.pruned(value).native(self._weights))
+            scorer.set_program(program.native(self._weights))
             no_ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
             _, share_BC = scorer.forward(no_ids, offsets, None, inputs_BX, threads=1)
             assert share_BC is not None

@@ -12,7 +12,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, DeepColumn
-from widedeep.bundle.graph import add_inputs, stage_columns, tower_layers
+from widedeep.bundle.graph import (
+    add_inputs,
+    add_sequences,
+    stage_columns,
+    stage_sequences,
+    tower_layers,
+)
 from widedeep.data.transform import plain_value
 from widedeep.features import FeatureSpec
 from widedeep.features.spec import feature_side, item_columns
@@ -157,7 +163,7 @@ class FactorizedScorer:
         )
         self._add_wide()
         if bundle.program is not None:
-            self._add_inputs(stage_columns(bundle.schema, bundle.model))
+            self._add_program_inputs()
             self.kernel.set_program(bundle.program.native)
         elif bundle.model.deep:
             self._add_tower()
@@ -204,6 +210,17 @@ class FactorizedScorer:
         for index, layer in enumerate(layers):
             is_inner = 0 < index < len(layers) - 1
             self.kernel.add_layer(*layer, bfloat16=is_inner and self._precision == "bfloat16")
+
+    def _add_program_inputs(self) -> None:
+        schema, model, weights = self._bundle.schema, self._bundle.model, self._bundle.weights
+        tables = {slot.name: weights.get(f"table/{slot.table}") for slot in schema.slots}
+        columns, sequences = stage_columns(schema, model), stage_sequences(schema, model)
+        for index, side in enumerate(_SIDES):
+            own: list[list[DeepColumn]] = [[], [], []]
+            own[index] = columns[index]
+            self._add_inputs(own)
+            add_sequence = partial(self.kernel.add_sequence, side)
+            add_sequences(add_sequence, sequences[index], tables, self._slots[side])
 
     def _add_inputs(self, columns: Sequence[Sequence[DeepColumn]]) -> None:
         for side, own in zip(_SIDES, columns, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from widedeep.bundle.graph import (
     sequence_shapes,
     share_output,
     stage_columns,
+    stage_sequences,
 )
 from widedeep.bundle.layout import LINKS
 from widedeep.bundle.program import Program
@@ -350,19 +352,16 @@ class _Towers(nn.Module):
 class _ExplainedTowers(nn.Module):
     """The towers' part of the logits with what explains it: its shares, and their attention."""
 
-    def __init__(self, towers: _Towers, shares: Sequence[str], *, attention: bool) -> None:
+    def __init__(self, towers: _Towers, shares: Sequence[str]) -> None:
         super().__init__()
         self.towers = towers
         self.shares = shares
-        self.with_attention = attention
         self.attention: list[str] = []  # names of the weights, once it was called
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the sum, several towers' shares (B, C), and weights of sequences (B, T)."""
         attention: dict[str, Tensor] = {}
-        inputs = self.towers.deep_input(*tensors)
-        if self.with_attention:
-            inputs = replace(inputs, attention=attention)
+        inputs = replace(self.towers.deep_input(*tensors), attention=attention)
         parts = list(self.towers.parts(inputs).values())
         means = [part if part.dim() == 2 else part.mean(dim=1) for part in parts]
         total = add_logits(means)
@@ -370,21 +369,24 @@ class _ExplainedTowers(nn.Module):
         self.attention = list(attention)
         return total, *(means if self.shares else ()), *attention.values()
 
+    def names(self) -> list[str]:
+        """Return the names of the results after the first, once it was called."""
+        return [*map(share_output, self.shares), *map(attention_output, self.attention)]
+
 
 def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
     """Return the towers of a model as a serialised ONNX graph, and the sequences that they read."""
     names = ", ".join(repr(name) for name in model.towers)
     towers = _Towers(model).eval()
     example = towers.inputs()
-    explained = _ExplainedTowers(towers, model.shares, attention=True).eval()
+    explained = _ExplainedTowers(towers, model.shares).eval()
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with torch.no_grad():
                 explained(*example.values())
-            outputs = ["logits_BC", *map(share_output, model.shares)]
-            outputs += map(attention_output, explained.attention)
+            outputs = ["logits_BC", *explained.names()]
             torch.onnx.export(
                 explained,
                 tuple(example.values()),
@@ -409,30 +411,64 @@ def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
     return buffer.getvalue(), frozenset(towers.sequences)
 
 
-def tower_program(model: WideDeep) -> tuple[Program, dict[str, NDArray[np.float32]]]:
-    """Return the towers of a model as a bundle's program, and its tensors.
+def tower_program(
+    model: WideDeep, sequences: frozenset[str] | None = None
+) -> tuple[Program, dict[str, NDArray[np.float32]], frozenset[str]]:
+    """Return the towers of a model as a bundle's program, its tensors, and the sequences it reads.
+
+    Args:
+        model: Model in evaluation mode.
+        sequences: Sequences that the towers read; None: all that have a bound.
 
     Raises:
         NotExpressible: If a tower does what a program has no operation for.
     """
-    stages = stage_columns(model.schema, bundle_model(model, frozenset()))
-    sizes = [sum(column.stop - column.start for column in own) for own in stages]
-    columns = [column for own in stages for column in own]
-    elements_X = np.empty(sum(sizes), np.int64)  # by column of the deep input, extra ones last
-    elements_X[np.concatenate([np.arange(c.start, c.stop) for c in columns])] = np.arange(
-        sum(sizes)
-    )
+    bounded = frozenset(model.gathered.maxlen)
+    offered = bounded if sequences is None else sequences
     towers = _Towers(model).eval()
-    inputs = list(towers.inputs().values())
-    n_read = 1 + len(model.gathered.extra)  # sequences follow, which no program reads
-    ends = np.cumsum([x.shape[1] for x in inputs[:n_read]])
-    elements = np.split(elements_X, ends[:-1])
-    names = list(model.shares)
-    traced = _ExplainedTowers(towers, names, attention=False).eval()
-    program, tensors = trace_towers(traced, inputs, elements, sizes, names)
-    if towers.sequences:
-        raise NotExpressible(f"the sequences {sorted(towers.sequences)}")
-    return program, tensors
+    elements, sizes = _input_elements(model, offered)
+    inputs = towers.inputs()
+    traced = _ExplainedTowers(towers, model.shares).eval()
+    own = [elements.get(name) for name in inputs]
+    program, tensors = trace_towers(traced, list(inputs.values()), own, sizes, traced.names)
+    read = frozenset(towers.sequences)
+    if not read <= bounded:
+        raise NotExpressible(f"the sequences {sorted(read - bounded)} of any length")
+    return (program, tensors, read) if read == offered else tower_program(model, read)
+
+
+def _input_elements(
+    model: WideDeep, sequences: frozenset[str]
+) -> tuple[dict[str, NDArray[np.int64]], list[int]]:
+    """Return the elements of the towers' inputs by name, and the sizes of the three stages."""
+    described = bundle_model(model, sequences)
+    stages = zip(
+        stage_columns(model.schema, described),
+        stage_sequences(model.schema, described),
+        strict=True,
+    )
+    columns: dict[int, int] = {}  # Element by column of the deep input, extra tensors last
+    elements: dict[str, NDArray[np.int64]] = {}
+    end, sizes = 0, []
+    for own_columns, own_sequences in stages:
+        start = end
+        for column in own_columns:
+            columns |= {place: end + i for i, place in enumerate(range(column.start, column.stop))}
+            end += column.stop - column.start
+        for sequence in own_sequences:
+            for name, shape in sequence_shapes(sequence).items():
+                size = math.prod(shape)
+                elements[name] = np.arange(end, end + size).reshape(shape)
+                end += size
+        sizes.append(end - start)
+    ordered = np.array([columns[place] for place in range(len(columns))], np.int64)
+    width = model.gathered.width
+    elements["concat_BX"] = ordered[:width]
+    for name, span in model.gathered.extra.items():
+        stop = width + span.stop - span.start
+        elements[f"extra/{name}"] = ordered[width:stop]
+        width = stop
+    return elements, sizes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -444,17 +480,17 @@ class TowerDescription:
         default_factory=dict
     )  # Tensors of the program
     onnx: bytes | None = None
-    sequences: frozenset[str] = frozenset()  # Sequences that the graph reads
+    sequences: frozenset[str] = frozenset()  # Sequences that the towers read
 
 
 def describe_towers(model: WideDeep) -> TowerDescription:
     """Return the towers of a model as native operations where those can say it."""
     try:
-        program, tensors = tower_program(model)
+        program, tensors, sequences = tower_program(model)
     except NotExpressible:
         graph, sequences = tower_graph(model)
         return TowerDescription(onnx=graph, sequences=sequences)
-    return TowerDescription(program=program, tensors=tensors)
+    return TowerDescription(program=program, tensors=tensors, sequences=sequences)
 
 
 def export_bundle(

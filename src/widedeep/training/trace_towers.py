@@ -41,19 +41,19 @@ Value: TypeAlias = Any
 def trace_towers(
     towers: nn.Module,
     inputs: Sequence[Tensor],
-    elements: Sequence[Elements],
+    elements: Sequence[Elements | None],
     sizes: Sequence[int],
-    shares: Sequence[str] = (),
+    names: Callable[[], Sequence[str]] = tuple,
 ) -> tuple[Program, dict[str, NDArray[np.float32]]]:
     """Return the program of a module of plain tensors, and its constants by name.
 
     Args:
         towers: In evaluation mode.
         inputs: One tensor of few rows for each argument.
-        elements: Elements of the columns of the first arguments among the inputs of the three
-            stages; what follows is a constant.
+        elements: Elements of each argument's numbers among the inputs of the three stages; None
+            for a constant.
         sizes: Columns of the three stages' inputs.
-        shares: Names of the results after the first.
+        names: Returns the names of the results after the first, once they are there.
 
     Raises:
         NotExpressible: If it does what a program has no operation for.
@@ -61,15 +61,16 @@ def trace_towers(
     rows = [torch.cat([x[:1]] * _ROWS) for x in inputs]
     tracer = _Tracer(ProgramBuilder(sizes))
     with torch.no_grad(), tracer:
-        for x, own in zip(rows, elements, strict=False):
-            tracer.remember(x, Numbers(_for_rows(own)))
+        for x, own in zip(rows, elements, strict=True):
+            if own is not None:
+                tracer.remember(x, Numbers(_for_rows(own)))
         try:
             outputs = torch.func.functionalize(towers)(*rows)
         except NotExpressible:
             raise
         except Exception as error:
             raise NotExpressible(f"it cannot be traced ({error})") from error
-    return tracer.finish(outputs if isinstance(outputs, tuple) else (outputs,), shares)
+    return tracer.finish(outputs if isinstance(outputs, tuple) else (outputs,), names())
 
 
 class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -112,6 +113,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not any(isinstance(leaf, Numbers) for leaf in tree_leaves(symbolic)):
             return func(*args, **options)
         name = str(func.overloadpacket).removeprefix("aten.").removeprefix("prims.")
+        name = _plain_copy(name, args)
         if name in _SHAPED_LIKE:
             return func(*args, **options)
         if func._schema.is_mutable:  # within an operation of torch: a module's own are rewritten
@@ -140,8 +142,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _numbers_of(self, func: Any, name: str, arguments: Any, options: Any) -> Any:
         """Add an operation to the program; None for one without a form of its own here."""
         if name in _MOVES:
-            plain = getattr(torch.ops.aten, name) if func._schema.is_mutable else func
-            return self._move(plain, arguments, options)
+            if name == "index" and not isinstance(arguments[0], Numbers):
+                return self.looked_up(*arguments)
+            return self._move(getattr(torch.ops.aten, name), arguments, options)
         if name in _OPERATIONS:
             return _OPERATIONS[name](self, *arguments, **options)
         return None
@@ -197,14 +200,17 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _move(self, target: Any, arguments: tuple[Value, ...], options: dict[str, Value]) -> Value:
         """Run an operation that only moves numbers on the elements."""
+        # Constants of any type are numbers there; elsewhere whole ones are indices.
+        joins = target.__name__.split(".")[0] in ("cat", "stack", "slice_scatter", "select_scatter")
 
         def as_tensor(value: Value) -> Value:
             if isinstance(value, Numbers):
                 return torch.from_numpy(np.ascontiguousarray(value.elements))
-            if isinstance(value, Tensor) and value.is_floating_point():
+            if isinstance(value, Tensor) and (value.is_floating_point() or joins):
                 return torch.from_numpy(self.all_elements(value))
             return value
 
+        options = {key: value for key, value in options.items() if key not in _OF_TYPE}
         moved = tree_map(as_tensor, (arguments, options))
         result = target(*moved[0], **moved[1])
         if isinstance(result, (list, tuple)):
@@ -433,6 +439,26 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return product
         return self.map("add", product, bias if beta == 1 else self.map("mul", bias, float(beta)))
 
+    def looked_up(self, table: Tensor, indices: Sequence[Value]) -> Numbers:
+        """Return rows of a constant by computed indices: a product with ones at the indices."""
+        if len(indices) != 1 or not isinstance(indices[0], Numbers) or table.dim() != 2:
+            raise NotExpressible("a look-up by several indices")
+        return self.embedding(table, indices[0])
+
+    def embedding(self, table: Value, indices: Value, *_: Any) -> Numbers:
+        """Return rows of a constant table (P, D) by computed indices."""
+        if isinstance(table, Numbers):
+            raise NotExpressible("a look-up in what depends on the input")
+        places = torch.arange(len(table), dtype=torch.float32)
+        at_index = self.map("equal", Numbers(indices.elements[..., None]), places)
+        return self.linear(at_index, table)
+
+    def cumulative(self, x: Value, dim: int, **_: Any) -> Numbers:
+        """Return the sums up to each number of a dimension."""
+        elements = np.moveaxis(self.all_elements(x), dim, -1)
+        steps = torch.triu(torch.ones(elements.shape[-1], elements.shape[-1]))
+        return Numbers(np.moveaxis(self.linear(Numbers(elements), steps).elements, -1, dim))
+
     def converted(self, x: Numbers, dtype: torch.dtype | None) -> Numbers:
         """Return numbers of another type; all are float32 here, and conditions are 1 or 0."""
         if dtype not in (None, torch.float32, torch.bool):
@@ -452,6 +478,12 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inner = self.map("add", x, self.map("mul", cubed, 0.044715))
         curve = self.map("tanh", self.map("mul", inner, math.sqrt(2.0 / math.pi)))
         return self.map("mul", self.map("mul", x, 0.5), self.map("add", curve, 1.0))
+
+
+def _plain_copy(name: str, arguments: Sequence[Any]) -> str:
+    """Return another name for what makes whole numbers or conditions floats: they are here."""
+    is_whole = name == "_to_copy" and not arguments[0].is_floating_point()
+    return "clone" if is_whole else name
 
 
 def _rows_first(elements: Elements, first: tuple[int, ...], axis: int) -> Elements:
@@ -482,6 +514,7 @@ _MOVES = frozenset(
         *("diagonal", "slice_scatter", "select_scatter", "lift_fresh_copy", "unfold"),
     ]
 )
+_OF_TYPE = ("dtype", "layout", "device", "pin_memory", "non_blocking")
 # Their result does not depend on the numbers that they are given.
 _SHAPED_LIKE = frozenset(
     ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full"]
@@ -552,6 +585,8 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "topk": _Tracer.top,
     "constant_pad_nd": _Tracer.pad,
     "convolution": _Tracer.convolution,
+    "cumsum": _Tracer.cumulative,
+    "embedding": _Tracer.embedding,
     "_softmax": _Tracer.softmax,
     "_log_softmax": _Tracer.log_softmax,
     "native_layer_norm": _Tracer.layer_norm,
