@@ -268,6 +268,8 @@ def _single_values(
         columns = {source: [value] if nested and value is not None else value}
         if weights is not None:
             columns[weights] = [1.0] if schema.columns[weights].nested else 1.0
+        if kind is not None and isinstance(columns[source], list):
+            columns |= {name: [None] for name in schema.spec.parallel_columns(feature)}
         yield columns, _NULL if value is None else _plain_text(value)
 
 

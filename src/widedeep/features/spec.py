@@ -322,6 +322,13 @@ class FeatureSpec:
         pairs = ((f.name, f.parallel_to) for f in self.all_features if f.parallel_to is not None)
         return frozenset(name for pair in pairs for name in pair)
 
+    def parallel_columns(self, name: str) -> frozenset[str]:
+        """Return the columns whose lists have the same lengths as those of a feature's column."""
+        feature = self.by_name[name]
+        first = feature.parallel_to or name
+        columns = (f.main_column for f in self.all_features if first in (f.name, f.parallel_to))
+        return frozenset(c for c in columns if c is not None and c != feature.main_column)
+
     @property
     def all_features(self) -> tuple[Feature, ...]:
         """The features in canonical order, typed."""
