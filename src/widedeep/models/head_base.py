@@ -244,14 +244,6 @@ def check_all(is_valid_B: Tensor, labels_B: Tensor, column: str, allowed: str) -
         raise RowError(f"label {column!r}", row, f"got {got}, expected {allowed}")
 
 
-def within(labels_B: Tensor, lowest: float, highest: float = math.inf) -> bool:
-    """Tell in one pass whether all labels are in a range; NaN is not."""
-    if not len(labels_B):
-        return True
-    least, most = torch.aminmax(labels_B)  # NaN if there is one
-    return bool(least >= lowest) and bool(most <= highest)
-
-
 _STEPS = 100
 
 

@@ -26,7 +26,6 @@ from widedeep.models.head_base import (
     check_all,
     minimising_bias,
     register_head,
-    within,
 )
 from widedeep.models.losses import LossFunction
 from widedeep.schema import Schema
@@ -45,6 +44,14 @@ __all__ = [
     "Tweedie",
     "ZeroInflatedLognormal",
 ]
+
+
+def within(labels_B: Tensor, lowest: float, highest: float = math.inf) -> bool:
+    """Tell in one pass whether all labels are in a range; NaN is not."""
+    if not len(labels_B):
+        return True
+    least, most = torch.aminmax(labels_B)  # NaN if there is one
+    return bool(least >= lowest) and bool(most <= highest)
 
 
 @register_head("binary")
