@@ -81,6 +81,25 @@ def test_bundles_score_as_their_trainer_predicts(
     assert np.abs(loaded.score(ROWS) - trainer.predict(ROWS)).max() <= 1e-6
 
 
+class Signs(nn.Module):
+    """What the native program has no operation for."""
+
+    def forward(self, inputs: DeepInput) -> Tensor:
+        return torch.ceil(inputs.concat_BX)
+
+
+def test_a_tower_that_goes_through_onnx_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = wd.Trainer(made(models.schema(), towers={"signs": lambda layout: Signs()}))
+    bundle = trainer.export(tmp_path / "b")
+    assert bundle.manifest.engine == "onnx"
+    told = capsys.readouterr().err
+    assert "note: towers 'signs' go through ONNX Runtime" in told
+    assert "(not native: the operation prims.ceil" in told
+    assert np.abs(bundle.score(ROWS) - trainer.predict(ROWS)).max() <= 1e-6
+
+
 def test_sequences_are_left_out_where_nothing_reads_them(tmp_path: Path) -> None:
     schema = models.schema()
     features = [

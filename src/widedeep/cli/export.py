@@ -78,4 +78,5 @@ def export_checkpoint(
         )
     trainer.load_checkpoint(folder)
     trainer.state.config = dataclasses.replace(trainer.config, device=config.train.device)
+    trainer.show_progress = True  # what export has to say
     return trainer.export(out, overwrite=overwrite), folder

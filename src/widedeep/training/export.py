@@ -8,7 +8,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -481,15 +481,16 @@ class TowerDescription:
     )  # Tensors of the program
     onnx: bytes | None = None
     sequences: frozenset[str] = frozenset()  # Sequences that the towers read
+    why_onnx: str = ""  # What no native operation can say
 
 
 def describe_towers(model: WideDeep) -> TowerDescription:
     """Return the towers of a model as native operations where those can say it."""
     try:
         program, tensors, sequences = tower_program(model)
-    except NotExpressible:
+    except NotExpressible as error:
         graph, sequences = tower_graph(model)
-        return TowerDescription(onnx=graph, sequences=sequences)
+        return TowerDescription(onnx=graph, sequences=sequences, why_onnx=str(error))
     return TowerDescription(program=program, tensors=tensors, sequences=sequences)
 
 
@@ -504,6 +505,7 @@ def export_bundle(
     calibrate_on: object | None,
     negative_rate: float | None,
     overwrite: bool,
+    on_message: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
     """Write a trained model as a bundle; see :meth:`widedeep.Trainer.export`."""
     model = state.model
@@ -512,6 +514,12 @@ def export_bundle(
     if custom:
         with evaluating(model):
             described = describe_towers(model)
+    if described.onnx is not None:
+        names = ", ".join(repr(name) for name in model.towers)
+        on_message(
+            f"note: towers {names} go through ONNX Runtime, several times slower than natively "
+            f"(not native: {described.why_onnx})"
+        )
     if metrics is None:
         metrics = state.valid_metrics if state.step.is_current else {}
     rows = _warmup_rows(state, warmup)

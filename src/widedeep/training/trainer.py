@@ -449,8 +449,8 @@ class Trainer:
             new = auto_epochs(rows, batch_size, early_stopping=stops)
             epochs = int(recorded.get("epochs", new))
             resolved.append(f"{'up to ' if stops else ''}{epochs:,} epochs")
-        if resolved and self.show_progress:
-            print(f"auto: {' and '.join(resolved)} for {rows:,} rows", file=sys.stderr)
+        if resolved:
+            self._say(f"auto: {' and '.join(resolved)} for {rows:,} rows")
         return epochs
 
     def _latest_checkpoint(self) -> Path | None:
@@ -679,7 +679,12 @@ class Trainer:
             calibrate_on=calibrate_on,
             negative_rate=negative_rate,
             overwrite=overwrite,
+            on_message=self._say,
         )
+
+    def _say(self, message: str) -> None:
+        if self.show_progress:
+            print(message, file=sys.stderr)
 
 
 def _with_descriptions(config: TrainConfig, optimizers: Optimizers) -> TrainConfig:

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import widedeep as wd
+from tests.ads import history_table
 from tests.serving.http.calls import Local, Running, running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
 from widedeep.bundle import BundleHead
@@ -294,3 +298,42 @@ def test_connections_come_back_and_are_let_go(server: Running) -> None:
     for connection in connections:
         connection.close()
     eventually(lambda: open_sockets() <= before, 20)
+
+
+@pytest.mark.parametrize("tower", ["deep_fm", "din"])
+def test_models_beside_the_perceptron_are_answered_natively(tmp_path: Path, tower: str) -> None:
+    table = history_table(300, 1)
+    history = wd.categorical("clicked_ads", table="ad", combiner=None, maxlen=3)
+    spec = wd.FeatureSpec(
+        label="click",
+        features=[
+            *wd.numeric("age", "price"),
+            *wd.categorical("job", "tags"),
+            wd.categorical("ad", table="ad"),
+            *(history if tower == "din" else []),
+        ],
+        item=["ad"],
+    )
+    model = wd.WideDeep(wd.fit_schema(spec, table), deep=tower, embedding_dim=4, seed=1)
+    trainer = wd.Trainer(model, batch_size=50, threads=1, progress=False)
+    trainer.fit(table)
+    bundle = trainer.export(tmp_path / "models" / "1")
+    ads = sorted({ad for ad in table["ad"].to_pylist() if ad is not None})
+    pq.write_table(pa.table({"ad": ads}), tmp_path / "ads.parquet")
+    row = table.to_pylist()[0]
+    user = {name: row[name] for name in bundle.encoder.columns(targets=False) if name != "ad"}
+    scores = np.asarray(bundle.score([{**user, "ad": ad} for ad in ads]))
+    order = np.argsort(-scores, kind="stable")
+    words = (tmp_path / "models", "--items", tmp_path / "ads.parquet", "--item-id", "ad")
+    with running(*words) as server:
+        server.wait_ready()
+        asked = {"user": user, "candidates": ads}
+        answer, *more = (server.call("POST", "/v1/rank", asked) for _ in range(9))
+        explained = server.call(
+            "POST", "/v1/rank", {"user": user, "candidates": ads, "explain": True}
+        )
+    assert bundle.manifest.engine == "graph"
+    assert sum(is_native(each.headers) for each in (answer, *more)) > 3
+    assert answer.json["items"] == [ads[at] for at in order]
+    np.testing.assert_array_equal(answer.json["scores"], scores[order])
+    assert explained.json["scores"] == answer.json["scores"]
