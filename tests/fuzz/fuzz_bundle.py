@@ -39,13 +39,27 @@ import widedeep.schema
 from tests.serving.random_models import random_bundle, random_items, random_query
 from widedeep.bundle import Bundle, write_bundle
 from widedeep.bundle.calibration import Isotonic, Platt
-from widedeep.bundle.layout import CALIBRATION, CONFIG, METRICS, SCHEMA, WARMUP, WEIGHTS
+from widedeep.bundle.layout import (
+    CALIBRATION,
+    CONFIG,
+    METRICS,
+    SCHEMA,
+    WARMUP,
+    WEIGHTS,
+    BundleModel,
+)
 from widedeep.bundle.manifest import MANIFEST, Manifest, file_entries
+from widedeep.bundle.program import Program
 from widedeep.errors import WideDeepError
 from widedeep.schema import Schema
 from widedeep.serving.ranker import Ranker
 
-BASES = 8
+BASES = 10
+# Bases whose towers are described as native operations
+PROGRAMS: dict[int, list[Any]] = {
+    8: [{"name": "dcn", "hidden_units": [5]}, {"name": "mlp", "hidden_units": [6, 4]}],
+    9: [{"name": "finalmlp", "hidden_units": [6]}, {"name": "gdcn", "hidden_units": []}],
+}
 CASES_PER_CHILD = 500
 SECONDS_PER_CASE = 60
 MEMORY = 4 << 30
@@ -124,17 +138,36 @@ def write_bases(folder: Path) -> None:
         curve: Any = Platt(slope=1.5, intercept=0.1)
         if number % 2:
             curve = Isotonic(logits=(-1.0, 0.0, 2.0), values=(0.1, 0.4, 0.9))
+        weights, model, program = dict(bundle.weights), bundle.model, None
+        if number in PROGRAMS:
+            weights, model, program = _with_program(bundle.schema, PROGRAMS[number])
         write_bundle(
             folder / f"{number}",
             schema=bundle.schema,
-            weights=dict(bundle.weights),
-            model=bundle.model,
+            weights=weights,
+            model=model,
+            engine="native" if program is None else "graph",
+            program=program,
             metrics={"auc": 0.5},
             warmup_rows=rows,
             config={"train": {"epochs": 1}},
-            calibration={head.name: curve for head in bundle.model.heads if head.kind == "binary"},
+            calibration={head.name: curve for head in model.heads if head.kind == "binary"},
             overwrite=True,
         )
+
+
+def _with_program(
+    schema: Schema, deep: list[Any]
+) -> tuple[dict[str, NDArray[Any]], BundleModel, Program | None]:
+    """Return the weights of towers that a bundle describes as native operations."""
+    from widedeep.models.wide_deep import WideDeep
+    from widedeep.training.evaluation import bundle_model, bundle_weights
+    from widedeep.training.export import describe_towers
+
+    towers = WideDeep(schema, deep=deep, embedding_dim=3, seed=1).eval()
+    described = describe_towers(towers)
+    weights = {**bundle_weights(towers, described.sequences), **described.tensors}
+    return weights, bundle_model(towers, described.sequences), described.program
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, bytearray]]:
