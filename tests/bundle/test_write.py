@@ -231,8 +231,8 @@ def column(name: str, source: Any, start: int, stop: int) -> DeepColumn:
         (lambda: replace(MODEL, activation="snake"), "got activation='snake'"),
         (lambda: replace(MODEL, wide_combiner="max"), "got wide_combiner = 'max'"),
         (lambda: replace(MODEL, heads=()), "without a head"),
-        (lambda: BundleHead(name="", kind="binary", start=0, stop=2), "expected one"),
-        (lambda: BundleHead(name="", kind="multiclass", start=0, stop=1), "expected two or more"),
+        (lambda: BundleHead(name="", kind="binary", start=0, stop=2), "expected 1"),
+        (lambda: BundleHead(name="", kind="multiclass", start=0, stop=1), "expected 2 or more"),
         (lambda: BundleHead(name="", kind="poisson", start=0, stop=1), "got kind = 'poisson'"),
     ],
 )

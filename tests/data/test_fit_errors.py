@@ -143,13 +143,6 @@ def test_a_value_that_does_not_fit(spec: wd.FeatureSpec, values: Any, message: s
         ),
         (
             FeatureError,
-            LABELLED,
-            {"y": [[1], [0], [1]]},
-            "label 'y': got a column of lists, expected one value a row; name a column for each "
-            "label: label=[...]",
-        ),
-        (
-            FeatureError,
             LABELLED.replace(label_vocabulary=["no", "yes"]),
             {"y": ["no", "yes", "maybe"]},
             "label 'y' (row 2 of the dict): got 'maybe', expected one of ['no', 'yes']; "

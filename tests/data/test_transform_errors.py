@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -23,6 +24,18 @@ TARGETS = make_schema(
     group="user",
     classes={"kind": ("no", "yes", "maybe")},
 )
+# With one label a row without it teaches nothing.
+ALONE = {
+    "bought": make_schema(
+        wd.categorical("job"), vocabularies=JOBS, label={"": "bought"}, weight="w", group="user"
+    ),
+    "kind": make_schema(
+        wd.categorical("job"), vocabularies=JOBS, label={"": "kind"}, weight="w", group="user",
+        classes={"": ("no", "yes", "maybe")},
+    ),
+    "w": TARGETS,
+    "user": TARGETS,
+}  # fmt: skip
 GOOD: dict[str, Any] = {
     "bought": [True, False],
     "w": [1, 0],
@@ -204,7 +217,15 @@ def test_bad_values_of_features(schema: Schema, columns: dict[str, Any], expecte
     ],
 )
 def test_bad_targets(column: str, values: list[Any], expected: str) -> None:
-    assert message(TARGETS, {**GOOD, column: values}, targets=True) == expected
+    schema = ALONE[column] if "got null" in expected or "got nan" in expected else TARGETS
+    assert message(schema, {**GOOD, column: values}, targets=True) == expected
+
+
+def test_a_null_label_among_several_leaves_its_row_to_the_others() -> None:
+    columns = {**GOOD, "bought": [None, True], "kind": ["no", None]}
+    batch = Transform(TARGETS)(pa.table(columns), targets=True)
+    assert batch.labels_BL is not None
+    assert np.isnan(batch.labels_BL).tolist() == [[True, False], [False, True]]
 
 
 def test_the_first_bad_row_is_told_whatever_the_threads_and_batches() -> None:

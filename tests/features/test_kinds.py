@@ -63,7 +63,7 @@ def test_an_indicator_doubles_the_width(missing: str | float, width: int) -> Non
         (lambda: categorical("a", vocabulary=[2**63]), "expected integers of 64 bits"),
         (lambda: categorical("a", min_count=0), "got min_count=0"),
         (lambda: categorical("a", max_size=0), "got max_size=0"),
-        (lambda: categorical("a", combiner="max"), "got combiner='max'"),
+        (lambda: categorical("a", combiner="most"), "got combiner='most'"),
         (lambda: categorical("a", oov="keep"), "got oov='keep', expected 'id' or 'drop'"),
         (lambda: categorical("a", hash_buckets=9, oov_buckets=2), "oov_buckets needs a vocab"),
         (lambda: categorical("a", empty_as_null="yes"), "got empty_as_null='yes'"),

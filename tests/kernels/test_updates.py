@@ -135,16 +135,17 @@ def test_initial_rows_equal_the_reference_and_their_shards(
     seed: int, first: int, n: int, width: int
 ) -> None:
     native = np.empty((n, width), np.float32)
-    init_rows(native, seed, "genre", first, 0.1, 3)
-    plain = np.empty((n, width), np.float32)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("widedeep.kernels.sparse._native", reference)
-        init_rows(plain, seed, "genre", first, 0.1)
-    assert np.array_equal(native, plain)
-    shards = np.empty((n, width), np.float32)
-    for row in range(n):
-        init_rows(shards[row : row + 1], seed, "genre", first + row, 0.1)
-    assert np.array_equal(native, shards)
+    for uniform in (False, True):
+        init_rows(native, seed, "genre", first, 0.1, 3, uniform=uniform)
+        plain = np.empty((n, width), np.float32)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("widedeep.kernels.sparse._native", reference)
+            init_rows(plain, seed, "genre", first, 0.1, uniform=uniform)
+        assert np.array_equal(native, plain)
+        shards = np.empty((n, width), np.float32)
+        for row in range(n):
+            init_rows(shards[row : row + 1], seed, "genre", first + row, 0.1, uniform=uniform)
+        assert np.array_equal(native, shards)
 
 
 def test_initial_rows_are_nearly_normal_and_differ() -> None:

@@ -385,13 +385,19 @@ def ftrl_rows(
     return int(change)
 
 
-def init_rows(out: Floats, key: int, first_row: int, scale: float, threads: int) -> None:
+def init_rows(
+    out: Floats, key: int, first_row: int, scale: float, threads: int, uniform: bool = False
+) -> None:
     """Fill rows from mixed counters."""
     ids = np.arange(first_row, first_row + len(out)).astype(np.uint64)
     columns = np.arange(out.shape[1], dtype=np.uint64)
     with np.errstate(over="ignore"):
         row = _mix(np.uint64(key) + ids * np.uint64(0x9E3779B97F4A7C15))
         bits = _mix(row[:, None] + columns * np.uint64(0xD1B54A32D192ED03))
+    if uniform:
+        odd = 2 * (bits >> np.uint64(40)).astype(np.int64) + 1 - (1 << 24)
+        out[:] = odd.astype(np.float32) * np.float32(scale)
+        return
     lanes = [(bits >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
     total = np.sum(lanes, axis=0, dtype=np.int64)
     out[:] = (total - 131070).astype(np.float32) * np.float32(scale)

@@ -238,7 +238,7 @@ def test_a_refusal_leaves_the_old_bundle(tmp_path: Path, monkeypatch: pytest.Mon
     before = trainer.export(tmp_path / "b").score(ROWS)
     honest = export.bundle_weights
     monkeypatch.setattr(
-        export, "bundle_weights", lambda m: {**honest(m), "bias": np.ones(1, np.float32)}
+        export, "bundle_weights", lambda *m: {**honest(*m), "bias": np.ones(1, np.float32)}
     )
     with pytest.raises(BundleError, match=r"the trainer predicts .*, the bundle scores"):
         trainer.export(tmp_path / "b", overwrite=True)
@@ -253,8 +253,8 @@ def test_a_tensor_that_differs_is_seen(
     trainer = fitted(list(KINDS["job"]))
     honest = export.bundle_weights
 
-    def moved(model: wd.WideDeep) -> dict[str, Any]:
-        weights = honest(model)
+    def moved(*model: Any) -> dict[str, Any]:
+        weights = honest(*model)
         return {**weights, tensor: weights[tensor] * np.float32(1.01) + np.float32(1e-3)}
 
     monkeypatch.setattr(export, "bundle_weights", moved)

@@ -102,7 +102,7 @@ def permutation_importance(
 
     Example:
         >>> import widedeep as wd
-        >>> spec = wd.FeatureSpec(label="income", features=wd.categorical("education", "sex"))
+        >>> spec = wd.FeatureSpec(label="income", features=wd.categorical("education", "gender"))
         >>> trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, "train.parquet")))
         >>> _ = trainer.fit("train.parquet")
         >>> importance = permutation_importance(trainer.export("bundle"), "test.parquet")[""]

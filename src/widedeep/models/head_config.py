@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ def make_heads(schema: Schema, choice: HeadChoice) -> tuple[Head, ...]:
         ConfigError: For an unknown kind, or a name that is no label's.
     """
     labels = schema.spec.labels or {"": "label"}
-    by_name = isinstance(choice, Mapping) and not is_head_table(choice)
+    by_name = isinstance(choice, Mapping) and not is_head_table(choice, labels)
     if isinstance(choice, Mapping) and by_name:
         for name in choice:
             if name not in labels:
@@ -53,8 +53,10 @@ def make_heads(schema: Schema, choice: HeadChoice) -> tuple[Head, ...]:
     return tuple(heads)
 
 
-def is_head_table(choice: Mapping[str, Any]) -> bool:
-    """Tell a table of one head from a table of heads by label."""
+def is_head_table(choice: Mapping[str, Any], labels: Collection[str]) -> bool:
+    """Tell a table of one head from a table of heads by label, of which one may be 'kind'."""
+    if all(name in labels for name in choice):
+        return False
     return isinstance(choice.get("kind"), str) and not isinstance(choice.get("loss"), Mapping)
 
 

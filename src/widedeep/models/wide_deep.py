@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 import resource
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +135,7 @@ class WideDeep(nn.Module):
             options["hidden_units"] = tuple(options["hidden_units"])
         self.config = with_options(config or ModelConfig(), options, "WideDeep")
         if head is not None:
-            self.config = with_head(self.config, head)
+            self.config = with_head(self.config, head, schema.spec.labels)
         self.schema = schema
         self.device = _checked_device(device)
         self.heads = make_heads(schema, self.config.head_choice if head is None else head)
@@ -643,9 +643,9 @@ def add_logits(parts: Sequence[Tensor]) -> Tensor | None:
     return total
 
 
-def with_head(config: ModelConfig, head: HeadChoice) -> ModelConfig:
+def with_head(config: ModelConfig, head: HeadChoice, labels: Collection[str]) -> ModelConfig:
     """Return a configuration that names heads, as far as names stand for them."""
-    if isinstance(head, Mapping) and not is_head_table(head):
+    if isinstance(head, Mapping) and not is_head_table(head, labels):
         tables = {n: head_table(h) if isinstance(h, Head) else h for n, h in head.items()}
         named = {n: table for n, table in tables.items() if table is not None}
         return dataclasses.replace(config, head=None, heads=named)

@@ -14,7 +14,7 @@ from widedeep._version import __version__
 from widedeep.bundle import Bundle
 from widedeep.bundle.plain_json import plain
 from widedeep.data.sources import Data
-from widedeep.errors import BundleError, DataError, SchemaError
+from widedeep.errors import BundleError, DataError, FeatureError, SchemaError
 from widedeep.evaluation.compare import check_comparable
 from widedeep.evaluation.importance import IMPORTANCE_ROWS, permutation_importance
 from widedeep.features.learned import FIRST_KNOWN_ID
@@ -272,7 +272,7 @@ def _importances(
         return {}
     try:
         by_head = permutation_importance(model, data, rows=rows, threads=threads)
-    except DataError as error:
+    except (DataError, FeatureError) as error:
         notes.append(f"What each column is worth was not measured: {error}")
         return {}
     return {head: asdict(importance) for head, importance in by_head.items()}

@@ -27,12 +27,7 @@ from widedeep.errors import (
 from widedeep.features.spec import item_columns
 from widedeep.options import check_range, check_types
 from widedeep.serving.catalogue import Catalogue, SharedRows
-from widedeep.serving.rank_score import (
-    FormulaScores,
-    RankScores,
-    choose_head,
-    inline_numbers,
-)
+from widedeep.serving.formula_scores import FormulaScores, inline_numbers
 from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
 
 __all__ = ["Ranker", "RankerOptions", "Ranking"]
@@ -393,8 +388,7 @@ class Ranker:
         prepared = self.prepared
         resolved = self._resolve(candidates, prepared, row)
         query = self._query(row, user)
-        ranked = self._scores(query, resolved, by_head)
-        scores = ranked.scores
+        scores, terms = self._scores(query, resolved, by_head)
         order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first, NaN last
         positions = order.tolist()
         absent = {name: 1 for name in query.absent if name not in resolved.columns}
@@ -409,7 +403,7 @@ class Ranker:
             absent=absent,
             misspelt=self._misspelt(row, candidates, absent) if absent else {},
             rank_by=None if by_formula is None else by_formula.formula.text,
-            terms={name: values[order] for name, values in ranked.terms.items()},
+            terms={name: values[order] for name, values in terms.items()},
         )
 
     def score_meaning(self, head: str | None = None) -> ScoreMeaning:
@@ -543,10 +537,12 @@ class Ranker:
             _raise_at(f"candidates[{positions[index]}]", self.scorer.item_rows, [rows[index]])
             raise RequestError("candidates", _without_row(error)) from error
 
-    def _scores(self, query: Any, resolved: _Resolved, head: BundleHead | None) -> RankScores:
-        """Return the scores by a head, or by the formula."""
+    def _scores(
+        self, query: Any, resolved: _Resolved, head: BundleHead | None
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        """Return the scores by a head, or by the formula with the values of its names."""
         if not resolved.ids:
-            return RankScores(np.zeros(0))
+            return np.zeros(0), {}
         groups = resolved.groups
         logits = [self.scorer.logits(query, group.items, group.rows) for group in groups]
         logits_BC = logits[0]
@@ -555,7 +551,7 @@ class Ranker:
             for group, logits_GC in zip(groups, logits, strict=True):
                 logits_BC[group.positions] = logits_GC
         if head is not None:
-            return RankScores(head.scores(logits_BC, self.bundle.calibration.get(head.name)))
+            return head.scores(logits_BC, self.bundle.calibration.get(head.name)), {}
         assert self._formula is not None
         return self._formula.scores(logits_BC, resolved.numbers)
 
@@ -678,3 +674,19 @@ def _check_id(position: int, id_: object) -> None:
             f"candidates[{position}]",
             f"got {id_!r} ({type(id_).__name__}), expected an id: text or an integer",
         )
+
+
+def choose_head(heads: Mapping[str, BundleHead], name: str | None) -> BundleHead:
+    """Return the head to rank by: the named one, or the first that gives one number per item."""
+    usable = [head for head in heads.values() if not head.by_class]
+    if name is None and usable:
+        return usable[0]
+    if name is not None and name not in heads:
+        raise RequestError("head", f"got {name!r}, which is no head; {nearest(name, heads)}")
+    if name is None or heads[name] not in usable:
+        raise RequestError(
+            "head",
+            f"got {name!r}, which gives a probability a class; expected one that gives a number an "
+            f"item to rank by: {[head.name for head in usable]}",
+        )
+    return heads[name]

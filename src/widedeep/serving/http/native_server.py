@@ -38,8 +38,7 @@ from widedeep.serving.http.service import (
     late_error,
 )
 from widedeep.serving.metrics import REQUEST_SECONDS, SCORE_EDGES
-from widedeep.serving.rank_score import choose_head
-from widedeep.serving.ranker import Ranker, Ranking
+from widedeep.serving.ranker import Ranker, Ranking, choose_head
 from widedeep.serving.scorers import FactorizedScorer
 from widedeep.serving.shadow import AnsweredRequest, ShadowScoring
 from widedeep.serving.version_watcher import Routes

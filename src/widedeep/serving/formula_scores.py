@@ -1,44 +1,19 @@
-"""The number that candidates are ranked by: a head's score, or a formula over several heads."""
+"""Ranking by a formula over the scores of several heads and numbers of the items."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from widedeep.bundle import Bundle, BundleHead
+from widedeep.bundle import Bundle
 from widedeep.bundle.formula import Formula
 from widedeep.errors import ConfigError, DataError, RequestError, nearest
 from widedeep.serving.catalogue import Catalogue
 
 Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class RankScores:
-    """Scores of candidates, and what a formula made them of."""
-
-    scores: Numbers  # (B,)
-    terms: dict[str, Numbers] = field(default_factory=dict)  # Values by name in the formula
-
-
-def choose_head(heads: Mapping[str, BundleHead], name: str | None) -> BundleHead:
-    """Return the head to rank by: the named one, or the first that gives one number per item."""
-    usable = [head for head in heads.values() if not head.by_class]
-    if name is None and usable:
-        return usable[0]
-    if name is not None and name not in heads:
-        raise RequestError("head", f"got {name!r}, which is no head; {nearest(name, heads)}")
-    if name is None or heads[name] not in usable:
-        raise RequestError(
-            "head",
-            f"got {name!r}, which gives a probability a class; expected one that gives a number an "
-            f"item to rank by: {[head.name for head in usable]}",
-        )
-    return heads[name]
 
 
 class FormulaScores:
@@ -94,8 +69,8 @@ class FormulaScores:
 
     def scores(
         self, logits_BC: NDArray[np.float32], column: Callable[[str], Numbers]
-    ) -> RankScores:
-        """Return the formula's value of each candidate, NaN where it has none.
+    ) -> tuple[Numbers, dict[str, Numbers]]:
+        """Return the formula's value of each candidate, NaN where it has none, and its terms.
 
         Args:
             logits_BC: Logits of all heads.
@@ -109,7 +84,7 @@ class FormulaScores:
                 terms[term] = self._values(name, label, logits_BC, column)
             return terms[term]
 
-        return RankScores(self.formula.values(value_of), terms)
+        return self.formula.values(value_of), terms
 
     def _values(
         self,
