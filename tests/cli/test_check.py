@@ -223,3 +223,29 @@ def test_a_finished_run_is_a_note(ads: Path, monkeypatch: pytest.MonkeyPatch) ->
     report = check(ads)
     assert report.problems == []
     assert any("holds a finished run; --resume" in note for note in report.notes)
+
+
+def test_null_labels_among_several_and_lists_of_labels_are_no_problem(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [
+        {
+            "job": "ab"[n % 2],
+            "click": n % 2,
+            "price": float(n) if n % 2 else None,
+            "tags": [["x"], ["x", "y"], [], None][n % 4],
+        }
+        for n in range(80)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    toml = tmp_path / "run.toml"
+    text = '[data]\ntrain = "train.parquet"\nlabel = LABEL\n[features]\ncategorical = ["job"]\n'
+    heads = '[model]\nheads.price = "regression"\n'
+    for label, more in (('["click", "price"]', heads), ('["click", "tags"]', "")):
+        toml.write_text(text.replace("LABEL", label) + more)
+        checked = run("check", toml)
+        assert checked.code == 0, checked.out
+        assert run("train", toml, "--out", tmp_path / label.strip("[]")).code == 0
+    toml.write_text(text.replace("LABEL", '"price"'))
+    checked = run("check", toml)
+    assert checked.code == 1 and "label 'price' is null in 50.00% of the rows" in checked.out

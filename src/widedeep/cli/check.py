@@ -428,9 +428,15 @@ class Targets:
 
     def classes(self, column: str) -> tuple[str, ...]:
         """Return the classes of a label that is text, sorted; none for numbers."""
-        if self.spec.label_vocabulary or not is_text(self.table[column].type):
+        values = self._values(column)
+        if self.spec.label_vocabulary or not is_text(values.type):
             return tuple(self.spec.label_vocabulary or ())
-        return tuple(sorted(v for v in pc.unique(self.table[column]).to_pylist() if v is not None))
+        return tuple(sorted(v for v in pc.unique(values).to_pylist() if v is not None))
+
+    def _values(self, column: str) -> pa.ChunkedArray:
+        """Return a label's values, of a column of lists those in the lists."""
+        values = self.table[column]
+        return pc.list_flatten(values) if pa.types.is_nested(values.type) else values
 
     def problems(
         self, heads: Sequence[Any], classes: Mapping[str, Sequence[str]], monitor: str | None
@@ -441,16 +447,19 @@ class Targets:
         for column in self.spec.labels.values():
             problems += self._nulls(column)
         for head, column in zip(heads, self.spec.labels.values(), strict=False):
-            if self.table[column].null_count:
+            known = np.asarray(self.table[column].is_valid())  # a null leaves its row to the others
+            if not known.any() or (len(self.spec.labels) == 1 and not known.all()):
                 continue
             try:
                 labels = self._labels(head, column, tuple(classes.get(head.name, ())))
             except DataError as error:
                 problems.append(str(error))
                 continue
-            if weights is None or (weights > 0).any():
+            kept = None if weights is None else weights[known]
+            if head.kind != "multilabel" and (kept is None or (kept > 0).any()):
                 prefix = f"{head.name}/" if len(heads) > 1 else ""
-                reasons |= {f"{prefix}{k}": v for k, v in _undefined(head, labels, weights).items()}
+                why = _undefined(head, labels[known], kept)
+                reasons |= {f"{prefix}{name}": text for name, text in why.items()}
         if monitor in reasons:
             problems.append(f"[train] monitor = {monitor!r} is not defined: {reasons[monitor]}")
         return problems
@@ -461,12 +470,12 @@ class Targets:
             f"label {column!r} is always {values[0].as_py()}, expected at least two values: "
             "nothing can be learned"
             for column in self.spec.labels.values()
-            if len(values := pc.unique(self.table[column].drop_null())) == 1
+            if len(values := pc.unique(self._values(column).drop_null())) == 1
         ]
 
     def _nulls(self, column: str) -> list[str]:
         values = self.table[column]
-        if not values.null_count:
+        if not values.null_count or (len(self.spec.labels) > 1 and values.null_count < len(values)):
             return []
         return [
             f"label {column!r} is null in {values.null_count / len(values):.2%} of the rows (the "
@@ -477,26 +486,33 @@ class Targets:
         """A label's column as the numbers that a head learns."""
         import torch
 
-        values = self.table[column]
-        name = f"label {column!r}"
+        values, name = self._values(column), f"label {column!r}"
+        is_list = pa.types.is_nested(self.table[column].type)
         if is_text(values.type):
             indices = pc.index_in(values, pa.array(classes, pa.string()))
-            if indices.null_count:
-                row = _first(pc.is_null(indices))
+            unknown = pc.and_(pc.is_null(indices), pc.is_valid(values))
+            if pc.any(unknown).as_py():
+                at = _first(unknown)
+                where = "" if is_list else f" (row {at})"
                 raise DataError(
-                    f"{name} (row {row}): got {values[row].as_py()!r}, expected one of "
+                    f"{name}{where}: got {values[at].as_py()!r}, expected one of "
                     f"{list(classes[:_SHOWN])}, the classes of the training data"
                 )
-            return np.asarray(indices, np.float32)
+            return np.asarray(pc.fill_null(indices, 0), np.float32)
         try:
             labels = np.asarray(values.cast(pa.float64()))
         except pa.ArrowException as error:
             raise DataError(f"{name}: got a column of {values.type}, expected numbers") from error
+        known = np.asarray(values.is_valid())
+        labels = np.where(known, labels, 0.0)
+        if is_list:
+            return labels.astype(np.float32)
         if not np.isfinite(labels).all():
             row = int((~np.isfinite(labels)).argmax())
             raise DataError(f"{name} (row {row}): got {labels[row]}, expected a finite number")
         try:
-            head.check_labels(torch.from_numpy(labels.astype(np.float32)), column)
+            numbers = np.where(known, labels, labels[known][0])
+            head.check_labels(torch.from_numpy(numbers.astype(np.float32)), column)
         except DataError as error:
             message = str(error).replace("(example", "(row").replace(" of a batch", "")
             raise DataError(message) from error

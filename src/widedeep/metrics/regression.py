@@ -189,8 +189,9 @@ class RegressionTotals:
 def _deviance(prediction: NDArray[np.float64], label: NDArray[np.float64]) -> NDArray[np.float64]:
     """Poisson deviance of each row; a prediction of 0 counts as the smallest number."""
     rate = np.maximum(prediction, np.finfo(np.float64).tiny)
-    logs = np.where(label > 0, label * np.log(np.where(label > 0, label, 1.0) / rate), 0.0)
-    return 2.0 * (logs - label + prediction)
+    # A quotient of numbers this far apart would overflow; the difference of logarithms does not.
+    logs = label * (np.log(np.where(label > 0, label, 1.0)) - np.log(rate))
+    return 2.0 * (np.where(label > 0, logs, 0.0) - label + prediction)
 
 
 def _of_weighted_rows(
