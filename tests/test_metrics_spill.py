@@ -87,6 +87,7 @@ def test_a_full_disk_is_an_error_that_names_the_directory(tmp_path: Path) -> Non
     assert "choose another spill_directory" in shown
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_from_one_to_four_million_rows(tmp_path: Path) -> None:
     """Peak anonymous memory of an evaluation in runs of 200,000 rows, in a process of its own."""
     script = f"""

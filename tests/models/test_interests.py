@@ -57,7 +57,7 @@ def auc_of(tower: str, task: Task, rows: int, epochs: int) -> float:
 @pytest.mark.parametrize(
     ("tower", "task", "rows", "epochs"),
     [
-        ("din", "seen", 3000, 3),
+        pytest.param("din", "seen", 3000, 3, marks=pytest.mark.slow),
         pytest.param("dien", "newest", 3000, 3, marks=pytest.mark.slow),
         pytest.param("bst", "newest", 6000, 8, marks=pytest.mark.slow),
         pytest.param("history_transformer", "last", 3000, 3, marks=pytest.mark.slow),

@@ -112,6 +112,7 @@ def small(folder: Path, **strengths: float) -> Table1:
     return run_table1(folder, config)
 
 
+@pytest.mark.slow
 def test_what_the_wide_part_is_ahead_by_is_gone_where_there_are_no_pairs(tmp_path: Path) -> None:
     pairs = small(tmp_path / "pairs", memorisation=2.0, generalisation=0.0)
     tastes = small(tmp_path / "tastes", memorisation=0.0, generalisation=2.0)
