@@ -343,7 +343,9 @@ class Bundle:
     def __repr__(self) -> str:
         heads = ", ".join(f"{head.name} {head.kind}".strip() for head in self.model.heads)
         native = self.manifest.engine == "native"
-        towers = "no deep part" if native else "towers of its own"
+        # Bundles of earlier versions do not list their towers.
+        names = ", ".join(self.model.towers) or "of its own"
+        towers = "no deep part" if native else f"towers {names}"
         if native and self.model.deep:
             towers = f"hidden units {list(self.model.hidden_units)}, {self.model.activation}"
         size = sum(entry.size for entry in self.manifest.files.values())

@@ -140,8 +140,8 @@ def _runtime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BundleError(
-            "this bundle has towers of its own, which ONNX Runtime computes, and it is not "
-            "installed; run: pip install 'widedeep[onnx]'"
+            "this bundle has towers without a native form, which ONNX Runtime computes, and it is "
+            "not installed; run: pip install 'widedeep[onnx]'"
         ) from error
     return onnxruntime
 

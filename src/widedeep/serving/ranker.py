@@ -258,7 +258,8 @@ class Ranker:
         if precision != "float32":
             raise BundleError(
                 f"got precision={precision!r}, but this model's item part cannot be kept "
-                "apart (it has towers of its own, or no features of the item); use 'float32'"
+                "apart in it (it has towers beside the perceptron, or no features of the item); "
+                "use 'float32'"
             )
         columns = self._item_columns or None
         return RowScorer(self.bundle, item_columns=columns, threads=threads)
