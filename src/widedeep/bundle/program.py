@@ -126,12 +126,16 @@ class Program:
             if value in used and not all(0 <= read < value for read in reads):
                 raise BundleError(f"program, operation {value - first}: it reads values {reads}")
             used.update(reads if value in used else ())
-        kept = [value for value in range(first, first + len(self.operations)) if value in used]
-        numbers = dict(zip([*range(first), *kept], range(first + len(kept)), strict=True))
+        read_values = [
+            value for value in range(first, first + len(self.operations)) if value in used
+        ]
+        numbers = dict(
+            zip([*range(first), *read_values], range(first + len(read_values)), strict=True)
+        )
         if output not in numbers:
             raise BundleError(f"program: got the output {output}, expected one of its values")
         operations = []
-        for value in kept:
+        for value in read_values:
             operation = self.operations[value - first]
             views = tuple((numbers[view[0]], *view[1:]) for view in operation.inputs)
             operations.append(replace(operation, inputs=views))

@@ -447,18 +447,19 @@ class Targets:
         for column in self.spec.labels.values():
             problems += self._nulls(column)
         for head, column in zip(heads, self.spec.labels.values(), strict=False):
-            known = np.asarray(self.table[column].is_valid())  # a null leaves its row to the others
-            if not known.any() or (len(self.spec.labels) == 1 and not known.all()):
+            # A null leaves its row to the others.
+            has_label = np.asarray(self.table[column].is_valid())
+            if not has_label.any() or (len(self.spec.labels) == 1 and not has_label.all()):
                 continue
             try:
                 labels = self._labels(head, column, tuple(classes.get(head.name, ())))
             except DataError as error:
                 problems.append(str(error))
                 continue
-            kept = None if weights is None else weights[known]
-            if head.kind != "multilabel" and (kept is None or (kept > 0).any()):
+            label_weights = None if weights is None else weights[has_label]
+            if head.kind != "multilabel" and (label_weights is None or (label_weights > 0).any()):
                 prefix = f"{head.name}/" if len(heads) > 1 else ""
-                why = _undefined(head, labels[known], kept)
+                why = _undefined(head, labels[has_label], label_weights)
                 reasons |= {f"{prefix}{name}": text for name, text in why.items()}
         if monitor in reasons:
             problems.append(f"[train] monitor = {monitor!r} is not defined: {reasons[monitor]}")
@@ -503,15 +504,15 @@ class Targets:
             labels = np.asarray(values.cast(pa.float64()))
         except pa.ArrowException as error:
             raise DataError(f"{name}: got a column of {values.type}, expected numbers") from error
-        known = np.asarray(values.is_valid())
-        labels = np.where(known, labels, 0.0)
+        has_value = np.asarray(values.is_valid())
+        labels = np.where(has_value, labels, 0.0)
         if is_list:
             return labels.astype(np.float32)
         if not np.isfinite(labels).all():
             row = int((~np.isfinite(labels)).argmax())
             raise DataError(f"{name} (row {row}): got {labels[row]}, expected a finite number")
         try:
-            numbers = np.where(known, labels, labels[known][0])
+            numbers = np.where(has_value, labels, labels[has_value][0])
             head.check_labels(torch.from_numpy(numbers.astype(np.float32)), column)
         except DataError as error:
             message = str(error).replace("(example", "(row").replace(" of a batch", "")

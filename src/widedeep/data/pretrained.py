@@ -121,23 +121,23 @@ def match_rows(schema: Schema, feature: Feature, source: object, dim: int) -> Pr
             f"{where}: got a feature of the kind {feature.kind_text!r}, expected one with a "
             "vocabulary or num_buckets, whose ids stand for one value each"
         )
-    known = np.arange(buckets or 0) if key is None else schema.vocabularies[key].values
-    known = pa.array(known) if isinstance(known, np.ndarray) else known
-    if known.type != vectors.values.type and len(known):
+    vocabulary = np.arange(buckets or 0) if key is None else schema.vocabularies[key].values
+    values = pa.array(vocabulary) if isinstance(vocabulary, np.ndarray) else vocabulary
+    if values.type != vectors.values.type and len(values):
         kinds = {pa.int64(): "integers", pa.large_binary(): "text"}
         raise DataError(
             f"{where} ({vectors.origin}): got values that are {kinds[vectors.values.type]}, but "
-            f"the feature's values are {kinds[known.type]}; write them as column "
+            f"the feature's values are {kinds[values.type]}; write them as column "
             f"{feature.main_column!r} holds them"
         )
-    matches = pc.index_in(vectors.values, value_set=known) if len(known) else pa.nulls(0)
+    matches = pc.index_in(vectors.values, value_set=values) if len(values) else pa.nulls(0)
     rows = np.flatnonzero(np.asarray(matches.is_valid()))
     positions = np.asarray(matches.drop_null(), np.int64)
     return PretrainedRows(
         origin=vectors.origin,
-        ids_M=positions + (size - len(known)),
+        ids_M=positions + (size - len(values)),
         vectors_MD=np.ascontiguousarray(vectors.vectors_MD[rows]),
-        known=len(known),
+        known=len(values),
         unused=len(vectors.values) - len(rows),
     )
 
