@@ -217,8 +217,9 @@ def table(
     lines = [
         "## Which model when",
         "",
-        f"`benchmarks/quality_models.py` on {machine()}: test AUC / log loss, and the processor "
-        f"seconds of training beside the perceptron's; embeddings of {DIM}, layers {HIDDEN}, "
+        f"`benchmarks/quality_models.py --rows {asked.rows}` on {machine()}: test AUC / log loss, "
+        "and the processor seconds of training beside the perceptron's; "
+        f"embeddings of {DIM}, layers {HIDDEN}, "
         f"default optimizers and rates; means of {asked.seeds} seed(s). The best log loss is bold.",
         "",
         f"| model | {' | '.join(names)} | training time |",
