@@ -1,5 +1,9 @@
 #include "buffer_pool.hpp"
 
+#if defined(__linux__)
+#include <malloc.h>
+#endif
+
 #include <sys/mman.h>
 
 #include <array>
@@ -100,6 +104,13 @@ std::size_t pooled_bytes() noexcept {
   Pool& p = pool();
   const std::lock_guard lock(p.mutex);
   return p.bytes;
+}
+
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_THRESHOLD, 1 << 27);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
 }
 
 }  // namespace widedeep

@@ -15,4 +15,8 @@ void pooled_free(void* data) noexcept;
 constexpr std::size_t kMostPooledBytes = std::size_t{128} << 20;
 std::size_t pooled_bytes() noexcept;
 
+// Lets the C library keep what is freed, for torch's tensors too: a step's temporary ones, each of
+// some megabytes, would be given back to the system and cleared by it again in every step.
+void keep_freed_memory();
+
 }  // namespace widedeep

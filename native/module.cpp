@@ -1,5 +1,6 @@
 #include <nanobind/nanobind.h>
 
+#include "buffer_pool.hpp"
 #include "cpu_features.hpp"
 #include "thread_pool.hpp"
 
@@ -7,6 +8,7 @@ namespace nb = nanobind;
 
 namespace widedeep {
 // Each bind_*.cpp defines one of these.
+void bind_blocks(nb::module_& m);
 void bind_counts(nb::module_& m);
 void bind_front(nb::module_& m);
 void bind_item_ids(nb::module_& m);
@@ -30,6 +32,9 @@ NB_MODULE(_native, m) {
       "The instruction set of the dispatched kernels: 'baseline', 'avx2' or 'avx512'.");
   m.def("add_wakefulness", &widedeep::add_wakefulness,
         "Let threads without work look for more before they sleep (1), or no longer (-1).");
+  m.def("keep_freed_memory", &widedeep::keep_freed_memory,
+        "Let the C library keep freed blocks of up to 128 MB, 1 GB of them, for the next step.");
+  widedeep::bind_blocks(m);
   widedeep::bind_counts(m);
   widedeep::bind_front(m);
   widedeep::bind_item_ids(m);

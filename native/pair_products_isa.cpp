@@ -1,4 +1,5 @@
 #include <stdint.h>
+#include <string.h>
 
 #include "pair_products.hpp"
 
@@ -62,6 +63,56 @@ void pair_product_grad_rows(const PairProducts& request, int64_t begin, int64_t 
       pair_gradients(fields + i, grad + i, request.n_fields, request.dim, piece(request.dim, i),
                      to + i);
     }
+  }
+}
+
+void aware_product_rows(const AwareProducts& request, int64_t begin, int64_t end) {
+  const int64_t fields = request.n_fields;
+  const int64_t dim = request.dim;
+  const int64_t line = fields * dim;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* const input = request.input.data + row * request.input.stride;
+    float* out = request.out.data + row * request.out.stride;
+    for (int64_t i = 0; i < fields; ++i, out += dim) {
+      memcpy(out, input + i * line, static_cast<size_t>(dim) * sizeof(float));
+    }
+    for (int64_t i = 0; i < fields; ++i) {
+      for (int64_t j = i + 1; j < fields; ++j) {
+        const float* const left = input + i * line + j * dim;  // for field j, which is further on
+        const float* const right = input + j * line + (i + 1) * dim;
+        float sum = 0.0f;
+        for (int64_t d = 0; d < dim; ++d) sum += left[d] * right[d];
+        *out++ = sum;
+      }
+    }
+    memcpy(out, input + fields * line,
+           static_cast<size_t>(request.input.width - fields * line) * sizeof(float));
+  }
+}
+
+void aware_product_grad_rows(const AwareProducts& request, int64_t begin, int64_t end) {
+  const int64_t fields = request.n_fields;
+  const int64_t dim = request.dim;
+  const int64_t line = fields * dim;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* const input = request.input.data + row * request.input.stride;
+    const float* grad = request.grad.data + row * request.grad.stride;
+    float* const to = request.input_grad.data + row * request.input_grad.stride;
+    for (int64_t i = 0; i < fields; ++i, grad += dim) {
+      memcpy(to + i * line, grad, static_cast<size_t>(dim) * sizeof(float));
+    }
+    for (int64_t i = 0; i < fields; ++i) {
+      for (int64_t j = i + 1; j < fields; ++j, ++grad) {
+        const int64_t left = i * line + j * dim;
+        const int64_t right = j * line + (i + 1) * dim;
+        for (int64_t d = 0; d < dim; ++d) {
+          to[left + d] = *grad * input[right + d];
+          to[right + d] = *grad * input[left + d];
+        }
+      }
+    }
+    memcpy(to + fields * line, grad,
+           static_cast<size_t>(request.input.width - fields * line) * sizeof(float));
   }
 }
 

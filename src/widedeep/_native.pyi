@@ -286,6 +286,113 @@ def attend_pairs_grad(
 ) -> None:
     """Fill the gradients of :func:`attend_pairs`; ``attention_BP`` is what it filled."""
 
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks of up to 128 MB, 1 GB of them, for the next step."""
+
+def gru(
+    mask: NDArray[np.uint8],
+    steps: int,
+    inputs: _Floats,
+    state_weight: _Floats,
+    weights: _Floats | None,
+    states: _Floats,
+    saved: _Floats,
+    threads: int,
+) -> None:
+    """Fill the states of a gated recurrent unit after each of N events.
+
+    ``mask`` is B times ``steps`` of 0 and 1, whose ones are the events, history after history;
+    ``inputs`` 3 H numbers an event (update, reset, candidate); ``state_weight`` (3 H, H);
+    ``weights`` a factor of each event's update; ``saved`` 4 H numbers an event, for the gradient.
+    """
+
+def gru_grad(
+    mask: NDArray[np.uint8],
+    steps: int,
+    inputs: _Floats,
+    state_weight: _Floats,
+    weights: _Floats | None,
+    states: _Floats,
+    saved: _Floats,
+    grad_states: _Floats,
+    grad_inputs: _Floats,
+    grad_products: _Floats,
+    grad_weights: _Floats | None,
+    threads: int,
+) -> None:
+    """Fill the gradients of :func:`gru`, those by its products of states and weight among them."""
+
+def field_attention(
+    projected: _Floats,
+    fields: int,
+    heads: int,
+    units: int,
+    scale: float,
+    out: _Floats,
+    threads: int,
+) -> None:
+    """Fill ``relu(softmax(scale q k) v + residual)``, of ``projected`` (B, F, 4, heads, units)."""
+
+def field_attention_grad(
+    projected: _Floats,
+    fields: int,
+    heads: int,
+    units: int,
+    scale: float,
+    out: _Floats,
+    grad_out: _Floats,
+    grad_projected: _Floats,
+    threads: int,
+) -> None:
+    """Fill the gradient of :func:`field_attention`."""
+
+def field_convolution(
+    maps: _Floats,
+    rows: int,
+    weight: _Floats,
+    bias: _Floats,
+    dim: int,
+    width: int,
+    k: int,
+    out: _Floats,
+    positions: NDArray[np.uint8],
+    threads: int,
+) -> None:
+    """Fill the k largest values of ``tanh(convolution)`` over fields, (B, filters, k, dim).
+
+    ``maps`` is (B, maps, F, dim), ``weight`` (filters, maps, width).
+    """
+
+def field_convolution_grad(
+    maps: _Floats,
+    rows: int,
+    weight: _Floats,
+    bias: _Floats,
+    dim: int,
+    width: int,
+    k: int,
+    out: _Floats,
+    positions: NDArray[np.uint8],
+    grad_out: _Floats,
+    grad_maps: _Floats,
+    grad_weight: _Floats,
+    grad_bias: _Floats,
+    threads: int,
+) -> None:
+    """Fill the gradients of :func:`field_convolution`; two arrays are what it filled."""
+
+def aware_products(input: _Floats, fields: int, dim: int, out: _Floats, threads: int) -> None:
+    """Fill copies, the pairs' scalar products and further numbers of field-aware embeddings.
+
+    A row of ``input`` holds (F, F, dim): what a field copies, and what it multiplies with each
+    other field; then the further numbers.
+    """
+
+def aware_products_grad(
+    input: _Floats, fields: int, dim: int, grad_out: _Floats, grad_input: _Floats, threads: int
+) -> None:
+    """Fill the gradient of :func:`aware_products`."""
+
 def has_bf16_products() -> bool:
     """Tell whether towers can be computed in bfloat16 here (AVX512_BF16, and it is in use)."""
 

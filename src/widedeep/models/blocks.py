@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from widedeep.errors import ConfigError, nearest
 from widedeep.kernels import torch_layers
+from widedeep.kernels.torch_blocks import field_attention
 from widedeep.kernels.torch_layers import DenseLayer, dense_layers, runs_native
 from widedeep.kernels.torch_pairs import attend_pairs, can_attend_pairs
 
@@ -330,6 +331,8 @@ class FieldAttention(nn.Module):
     def forward(self, fields_BFD: Tensor) -> Tensor:
         """Return one vector a field, (B, F, heads * units)."""
         projected = nn.functional.linear(fields_BFD, self.weight)
+        if runs_native(projected):
+            return field_attention(projected, self.heads, self.scale)
         *parts, residual = projected.chunk(4, dim=2)
         shape = (-1, fields_BFD.shape[1], self.heads, self.units)
         query, key, value = (part.reshape(shape).transpose(1, 2) for part in parts)

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError
+from widedeep.kernels.torch_blocks import field_convolution
+from widedeep.kernels.torch_layers import runs_native
+from widedeep.models.blocks import has_hooks
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
 __all__ = ["CCPM"]
+
+_MAX_FIELDS = 256  # that our kernel counts
 
 
 class FieldConvolution(nn.Module):
@@ -65,10 +70,23 @@ class CCPMTower(nn.Module):
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
-        image_B1DF = inputs.fields_BFD(self.dim).transpose(1, 2).unsqueeze(1)
-        maps_BM = self.convolutions(image_B1DF).flatten(1)
+        fields_BFD = inputs.fields_BFD(self.dim)
+        standard = not any(has_hooks(module) for module in self.convolutions.modules())
+        if standard and runs_native(fields_BFD) and fields_BFD.shape[1] <= _MAX_FIELDS:
+            maps_BM = self._convolve(fields_BFD)
+        else:
+            maps_BM = self.convolutions(fields_BFD.transpose(1, 2).unsqueeze(1)).flatten(1)
         hidden_BH: Tensor = self.hidden(torch.cat([maps_BM, inputs.dense_BK], dim=1))
         return hidden_BH
+
+    def _convolve(self, fields_BFD: Tensor) -> Tensor:
+        """Return what the convolutions do, by our kernel."""
+        maps_BNFD = fields_BFD.unsqueeze(1)
+        for layer in self.convolutions:
+            assert isinstance(layer, FieldConvolution) and layer.filters.bias is not None
+            weight_NMW = layer.filters.weight.squeeze(2)
+            maps_BNFD = field_convolution(maps_BNFD, weight_NMW, layer.filters.bias, layer.k)
+        return maps_BNFD.transpose(2, 3).flatten(1)
 
 
 @register_tower

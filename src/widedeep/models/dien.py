@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.din import InterestConfig
 from widedeep.models.histories import Events, History
-from widedeep.models.history_blocks import GRU, masked_softmax
+from widedeep.models.history_blocks import GRU, PackedEvents, masked_softmax
 from widedeep.models.tower import register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
@@ -32,12 +33,24 @@ class InterestEvolution(nn.Module):
     def forward(self, events: Events) -> Tensor:
         """Return the last state of the evolution, zeros for an empty history."""
         assert events.query_BE is not None
+        standard = self.extractor.is_standard and self.evolution.is_standard
+        if runs_native(events.keys_BTE) and standard:
+            return self._evolve(events, events.query_BE)
         interests_BTH = self.extractor(events.keys_BTE, events.mask_BT)
         scores_BT = (interests_BTH @ self.relevance(events.query_BE)[:, :, None]).squeeze(-1)
         weights_BT = masked_softmax(scores_BT, events.mask_BT)
         events.leave_weights(weights_BT)
         last_BH: Tensor = self.evolution(interests_BTH, events.mask_BT, weights_BT)[:, -1]
         return last_BH
+
+    def _evolve(self, events: Events, query_BE: Tensor) -> Tensor:
+        """Return the same over the events alone, without the padding between histories."""
+        packed = PackedEvents(events.mask_BT)
+        interests_NH = self.extractor.states(packed, packed.select(events.keys_BTE))
+        scores_N = (interests_NH * packed.repeat(self.relevance(query_BE))).sum(1)
+        weights_BT = masked_softmax(packed.pad(scores_N), events.mask_BT)
+        events.leave_weights(weights_BT)
+        return packed.last(self.evolution.states(packed, interests_NH, packed.select(weights_BT)))
 
 
 @register_tower

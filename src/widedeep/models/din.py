@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from widedeep.kernels.torch_layers import runs_native
+from widedeep.models.blocks import has_hooks
 from widedeep.models.histories import Events, History, TargetConfig
-from widedeep.models.history_blocks import DiceLayers, masked_softmax, weighted_sum
+from widedeep.models.history_blocks import DiceLayers, PackedEvents, masked_softmax, weighted_sum
 from widedeep.models.tower import register_tower
 from widedeep.options import COUNT, COUNTS, check_range
 
@@ -34,6 +36,8 @@ class LocalActivation(nn.Module):
     def forward(self, events: Events) -> Tensor:
         """Return the sum of the events by their weights, zeros for an empty history."""
         assert events.query_BE is not None
+        if runs_native(events.keys_BTE) and not has_hooks(self.unit.layers[0]):
+            return self._weigh(events, events.query_BE)
         keys_BTM = events.keys_BTE[:, :, : self.matched]
         query_BTM = events.query_BE[:, None, :].expand_as(keys_BTM)
         pairs = [query_BTM, events.keys_BTE, query_BTM - keys_BTM, query_BTM * keys_BTM]
@@ -44,6 +48,29 @@ class LocalActivation(nn.Module):
             weights_BT = scores_BT.masked_fill(~events.mask_BT, 0.0)
         events.leave_weights(weights_BT)
         return weighted_sum(weights_BT, events.keys_BTE)
+
+    def _weigh(self, events: Events, query_BM: Tensor) -> Tensor:
+        """Return the same over the events alone; what the query adds is a product an example."""
+        packed = PackedEvents(events.mask_BT)
+        keys_NE = packed.select(events.keys_BTE)
+        layer = self.unit.layers[0]
+        assert isinstance(layer, nn.Linear)
+        sizes = [self.matched, self.out_features, self.matched, self.matched]
+        of_query, of_key, of_difference, of_product = torch.split(layer.weight, sizes, dim=1)
+        unmatched = self.out_features - self.matched
+        of_key = of_key - nn.functional.pad(of_difference, (0, unmatched))
+        query_BA = nn.functional.linear(query_BM, of_query + of_difference, layer.bias)
+        products_NM = packed.repeat(query_BM) * keys_NE[:, : self.matched]
+        sums_NA = torch.addmm(packed.repeat(query_BA), keys_NE, of_key.t())
+        sums_NA = torch.addmm(sums_NA, products_NM, of_product.t())
+        scores_N = self.score(self.unit.from_sums(sums_NA)).squeeze(1)
+        if self.softmax:
+            weights_BT = masked_softmax(packed.pad(scores_N), events.mask_BT)
+            events.leave_weights(weights_BT)
+            return weighted_sum(weights_BT, events.keys_BTE)
+        if events.attention is not None:
+            events.leave_weights(packed.pad(scores_N))
+        return packed.sum(scores_N.unsqueeze(1) * keys_NE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from widedeep.kernels.torch_blocks import gru_states
+from widedeep.kernels.torch_layers import runs_native
+from widedeep.models.blocks import has_hooks
 
 
 def mean_pool(values_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -50,6 +55,95 @@ def weighted_sum(weights_BT: Tensor, values_BTD: Tensor) -> Tensor:
         (B, T), (B, T, D) -> (B, D)
     """
     return (weights_BT[:, None, :] @ values_BTD).squeeze(1)
+
+
+class PackedEvents:
+    """The N events of a batch's histories one after the other, without the padding between.
+
+    Args:
+        mask_BT: bool, True where a place holds an event.
+    """
+
+    def __init__(self, mask_BT: Tensor) -> None:
+        self.mask_BT = mask_BT
+        self.place_N = mask_BT.flatten().nonzero().squeeze(1)
+        self.counts_B = mask_BT.sum(1)
+        self.ends_B = self.counts_B.cumsum(0)
+
+    def select(self, values: Tensor) -> Tensor:
+        """Return the events' rows: (B, T, ...) -> (N, ...)."""
+        rows: Tensor = _TakeRows.apply(values.flatten(0, 1), self.place_N)  # type: ignore[no-untyped-call]
+        return rows
+
+    def repeat(self, values_BE: Tensor) -> Tensor:
+        """Return each event's example's row: (B, E) -> (N, E)."""
+        rows: Tensor = _RepeatRows.apply(values_BE, self.counts_B)  # type: ignore[no-untyped-call]
+        return rows
+
+    def sum(self, values_NE: Tensor) -> Tensor:
+        """Return the sum of each example's events: (N, E) -> (B, E)."""
+        total_BE: Tensor = _SumRows.apply(values_NE, self.counts_B)  # type: ignore[no-untyped-call]
+        return total_BE
+
+    def pad(self, values_N: Tensor, value: float = 0.0) -> Tensor:
+        """Return one number a place, ``value`` in padding: (N,) -> (B, T)."""
+        padded = values_N.new_full((self.mask_BT.numel(),), value)
+        return padded.index_copy(0, self.place_N, values_N).view(self.mask_BT.shape)
+
+    def last(self, values_NE: Tensor) -> Tensor:
+        """Return each example's last event, zeros where there is none: (N, E) -> (B, E)."""
+        holds_B = self.counts_B > 0
+        last_BE = values_NE.new_zeros(len(holds_B), values_NE.shape[1])
+        rows: Tensor = _TakeRows.apply(values_NE, self.ends_B[holds_B] - 1)  # type: ignore[no-untyped-call]
+        return last_BE.index_copy(0, holds_B.nonzero().squeeze(1), rows)
+
+    def fill(self, values_NE: Tensor) -> Tensor:
+        """Return the last event's row at each place, zeros before the first: -> (B, T, E)."""
+        first_B1 = (self.ends_B - self.counts_B)[:, None]
+        row_BT = first_B1 + self.mask_BT.cumsum(1)
+        row_BT = row_BT.masked_fill(row_BT == first_B1, 0)
+        padded = torch.cat([values_NE.new_zeros(1, values_NE.shape[1]), values_NE])
+        filled: Tensor = nn.functional.embedding(row_BT, padded)
+        return filled
+
+
+class _TakeRows(torch.autograd.Function):
+    """Rows by their numbers, each taken once: the gradient is a copy, no sum."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, row_N: Tensor) -> Tensor:
+        ctx.shape = values.shape
+        ctx.save_for_backward(row_N)
+        return values.index_select(0, row_N)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.new_zeros(ctx.shape).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
+class _RepeatRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values_BE: Tensor, counts_B: Tensor) -> Tensor:
+        ctx.save_for_backward(counts_B)
+        return values_BE.repeat_interleave(counts_B, dim=0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.segment_reduce(grad, "sum", lengths=ctx.saved_tensors[0], axis=0), None
+
+
+class _SumRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values_NE: Tensor, counts_B: Tensor) -> Tensor:
+        ctx.save_for_backward(counts_B)
+        return torch.segment_reduce(values_NE, "sum", lengths=counts_B, axis=0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.repeat_interleave(ctx.saved_tensors[0], dim=0), None
 
 
 class AttentionPool(nn.Module):
@@ -143,7 +237,12 @@ class DiceLayers(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the last layer."""
-        for layer, dice in zip(self.layers, self.dices, strict=True):
+        return self.from_sums(self.layers[0](hidden), mask)
+
+    def from_sums(self, sums: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the last layer from the first one's sums, before its activation."""
+        hidden: Tensor = self.drop(self.dices[0](sums, mask))
+        for layer, dice in zip(self.layers[1:], self.dices[1:], strict=True):
             hidden = self.drop(dice(layer(hidden), mask))
         return hidden
 
@@ -174,6 +273,10 @@ class GRU(nn.Module):
         self, events_BTE: Tensor, mask_BT: Tensor, weights_BT: Tensor | None = None
     ) -> Tensor:
         """Return the state after each event; past an example's last one, the last state."""
+        if runs_native(events_BTE) and self.is_standard:
+            packed = PackedEvents(mask_BT)
+            weights_N = None if weights_BT is None else packed.select(weights_BT)
+            return packed.fill(self.states(packed, packed.select(events_BTE), weights_N))
         inputs_BTG = self.input(events_BTE)  # G = 3 H: update, reset and candidate
         state_BH = inputs_BTG.new_zeros(
             inputs_BTG.shape[0], self.width
@@ -191,6 +294,20 @@ class GRU(nn.Module):
             state_BH = (1 - update_BH) * state_BH + update_BH * candidate_BH
             states.append(state_BH)
         return torch.stack(states, dim=1)
+
+    @property
+    def is_standard(self) -> bool:
+        """True if no hook makes it compute something else."""
+        return not any(has_hooks(module) for module in (self, self.input, self.state))
+
+    def states(
+        self, packed: PackedEvents, events_NE: Tensor, weights_N: Tensor | None = None
+    ) -> Tensor:
+        """Return the state after each event, (N, H), by our kernel."""
+        linear = self.input
+        return gru_states(
+            events_NE, packed.mask_BT, linear.weight, linear.bias, self.state.weight, weights_N
+        )
 
 
 class SelfAttention(nn.Module):

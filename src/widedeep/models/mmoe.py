@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from widedeep.kernels.torch_blocks import mix_experts
+from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.tasks import Experts, Gate, TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
@@ -33,6 +35,11 @@ class MMoETower(nn.Module):
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the logits, (B, C)."""
+        if runs_native(inputs.concat_BX):
+            experts = self.experts.outputs(inputs.concat_BX)
+            mixed = [mix_experts(gate(inputs.concat_BX), experts) for gate in self.gates]
+            native_BC: Tensor = self.tasks(mixed)
+            return native_BC
         experts_BEH = self.experts(inputs.concat_BX)
         gates_BTE = torch.stack([gate(inputs.concat_BX) for gate in self.gates], dim=1)
         mixed_BTH = torch.bmm(gates_BTE, experts_BEH)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from widedeep.kernels.torch_blocks import aware_products
+from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.blocks import FieldAwarePairs
 from widedeep.models.ffm import check_aware_width
 from widedeep.models.mlp import HiddenConfig
@@ -32,6 +34,10 @@ class ONNTower(nn.Module):
 
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
+        if runs_native(inputs.concat_BX):
+            features = aware_products(inputs.concat_BX, self.shape[0], self.shape[2])
+            native_BH: Tensor = self.hidden(features)
+            return native_BH
         by_operation_BFFK = inputs.fields_BFD(self.shape[1] * self.shape[2]).view(-1, *self.shape)
         copies_BFK = by_operation_BFFK[:, :, 0]
         products_BP = self.pairs(by_operation_BFFK[:, :, 1:]).sum(2)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from widedeep.kernels.torch_blocks import mix_experts
+from widedeep.kernels.torch_layers import runs_native
 from widedeep.models.tasks import Experts, Gate, TasksConfig, TaskTowers
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
@@ -35,6 +37,8 @@ class ExtractionLayer(nn.Module):
 
     def forward(self, states: list[Tensor]) -> list[Tensor]:
         """Return the next level's states."""
+        if runs_native(states[0]):
+            return self._mix(states)
         experts = [each(state_BX) for each, state_BX in zip(self.experts, states, strict=True)]
         *own, shared_BEH = experts
         mixtures = [torch.cat([own_BEH, shared_BEH], dim=1) for own_BEH in own]
@@ -42,6 +46,20 @@ class ExtractionLayer(nn.Module):
         return [
             torch.bmm(gate(state_BX).unsqueeze(1), mixture_BEH).squeeze(1)
             for gate, state_BX, mixture_BEH in zip(self.gates, states, mixtures, strict=False)
+        ]
+
+    def _mix(self, states: list[Tensor]) -> list[Tensor]:
+        """Return what a level does, without a copy of its experts side by side."""
+        outputs = []
+        for experts, state_BX in zip(self.experts, states, strict=True):
+            assert isinstance(experts, Experts)
+            outputs.append(experts.outputs(state_BX))
+        *own, shared = outputs
+        mixtures = [[*each, *shared] for each in own]
+        mixtures.append([expert_BH for each in outputs for expert_BH in each])
+        return [
+            mix_experts(gate(state_BX), mixture)
+            for gate, state_BX, mixture in zip(self.gates, states, mixtures, strict=False)
         ]
 
 

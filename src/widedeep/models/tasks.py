@@ -92,9 +92,13 @@ class Experts(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList(config.hidden_layers(in_features) for _ in range(n_experts))
 
+    def outputs(self, x_BX: Tensor) -> list[Tensor]:
+        """Return each expert's last hidden layer, (B, hidden_units[-1])."""
+        return [expert(x_BX) for expert in self.experts]
+
     def forward(self, x_BX: Tensor) -> Tensor:
         """Return the experts' last hidden layers, (B, E, hidden_units[-1])."""
-        return torch.stack([expert(x_BX) for expert in self.experts], dim=1)
+        return torch.stack(self.outputs(x_BX), dim=1)
 
 
 class Gate(nn.Module):

@@ -98,6 +98,8 @@ class TrainStep:
         # The native path moves the statistics of a norm, which are frozen here.
         frozen_norms = bool(self._frozen_norms)
         self.fused = None if frozen_norms else fast_mlp(model, self.config.precision, threads)
+        if self.fused is None and model.towers and model.device.type == "cpu":
+            kernels.keep_freed_memory()
         self._parameters = list(model.parameters())
         # Modules of one's own may draw from NumPy's or Python's generator too.
         rooms = {type(module).__module__.partition(".")[0] for module in model.modules()}
