@@ -164,7 +164,7 @@ bench-%: native $(DEV_READY)
 	@echo "== benchmarks/bench_$*.py"
 	$(BIN)/python benchmarks/bench_$*.py $(if $(QUICK),$(QUICK_$*),$(FULL_$*))
 
-bench-models: peers-models_deepctr_torch
+bench-models: peers-models_deepctr_torch peers-models_fuxictr
 
 bench-serve: benchmarks/peers/.venv-serving/.ready
 
