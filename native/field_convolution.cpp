@@ -14,7 +14,7 @@ std::size_t as_size(int64_t n) { return static_cast<std::size_t>(n); }
 
 int64_t field_convolution_room(const FieldConvolution& request) {
   const int64_t padded = request.maps * (request.fields + request.width);
-  return (2 * padded + request.filters * request.fields) * kConvolutionLanes;
+  return (2 * padded + (request.filters + 1) * request.fields) * kConvolutionLanes;
 }
 
 void field_convolution(const FieldConvolution& request, int threads) {
