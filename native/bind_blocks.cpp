@@ -7,6 +7,7 @@
 #include <string>
 
 #include "bind_arrays.hpp"
+#include "dice.hpp"
 #include "field_attention.hpp"
 #include "field_convolution.hpp"
 #include "gru.hpp"
@@ -197,6 +198,43 @@ void bind_convolution_grad(const Input& maps, std::int64_t rows, const Input& we
   field_convolution_grad(request, grad, by_weight, by_bias, threads);
 }
 
+// ---- Dice ----
+
+Dice dice_of(const Input& sums, const Input& alpha, const Output& mean, const Output& variance,
+             float epsilon) {
+  Dice request{};
+  request.alpha = vector_data<float>("alpha", alpha);
+  request.width = length(alpha);
+  check_least("alpha's length", request.width, 1);
+  request.rows = length(sums) / request.width;
+  check_least("sums' rows", request.rows, 1);
+  request.sums = vector_data<float>("sums", sums, request.rows * request.width);
+  request.mean = vector_data<float>("mean", mean, request.width);
+  request.variance = vector_data<float>("variance", variance, request.width);
+  request.epsilon = epsilon;
+  return request;
+}
+
+void bind_dice(const Input& sums, const Input& alpha, const Output& mean, const Output& variance,
+               float epsilon, const Output& out, int threads) {
+  Dice request = dice_of(sums, alpha, mean, variance, epsilon);
+  request.out = vector_data<float>("out", out, length(sums));
+  const nb::gil_scoped_release release;
+  dice(request, threads);
+}
+
+void bind_dice_grad(const Input& sums, const Input& alpha, const Output& mean,
+                    const Output& variance, float epsilon, const Input& grad_out,
+                    const Output& grad_sums, const Output& grad_alpha, int threads) {
+  const Dice request = dice_of(sums, alpha, mean, variance, epsilon);
+  DiceGrad grad{};
+  grad.grad_out = vector_data<float>("grad_out", grad_out, length(sums));
+  grad.grad_sums = vector_data<float>("grad_sums", grad_sums, length(sums));
+  grad.grad_alpha = vector_data<float>("grad_alpha", grad_alpha, request.width);
+  const nb::gil_scoped_release release;
+  dice_grad(request, grad, threads);
+}
+
 // ---- products of field-aware embeddings ----
 
 AwareProducts products_of(const Input& input, std::int64_t fields, std::int64_t dim) {
@@ -253,6 +291,10 @@ void bind_blocks(nb::module_& m) {
   m.def("field_convolution_grad", &bind_convolution_grad, "maps"_a, "rows"_a, "weight"_a, "bias"_a,
         "dim"_a, "width"_a, "k"_a, "out"_a, "positions"_a, "grad_out"_a, "grad_maps"_a,
         "grad_weight"_a, "grad_bias"_a, "threads"_a);
+  m.def("dice", &bind_dice, "sums"_a, "alpha"_a, "mean"_a, "variance"_a, "epsilon"_a, "out"_a,
+        "threads"_a);
+  m.def("dice_grad", &bind_dice_grad, "sums"_a, "alpha"_a, "mean"_a, "variance"_a, "epsilon"_a,
+        "grad_out"_a, "grad_sums"_a, "grad_alpha"_a, "threads"_a);
   m.def("aware_products", &bind_products, "input"_a, "fields"_a, "dim"_a, "out"_a, "threads"_a);
   m.def("aware_products_grad", &bind_products_grad, "input"_a, "fields"_a, "dim"_a, "grad_out"_a,
         "grad_input"_a, "threads"_a);

@@ -381,6 +381,30 @@ def field_convolution_grad(
 ) -> None:
     """Fill the gradients of :func:`field_convolution`; two arrays are what it filled."""
 
+def dice(
+    sums: _Floats,
+    alpha: _Floats,
+    mean: _Floats,
+    variance: _Floats,
+    epsilon: float,
+    out: _Floats,
+    threads: int,
+) -> None:
+    """Fill Dice of ``sums`` (B, H), whose moments over the rows go into ``mean``, ``variance``."""
+
+def dice_grad(
+    sums: _Floats,
+    alpha: _Floats,
+    mean: _Floats,
+    variance: _Floats,
+    epsilon: float,
+    grad_out: _Floats,
+    grad_sums: _Floats,
+    grad_alpha: _Floats,
+    threads: int,
+) -> None:
+    """Fill the gradients of :func:`dice`, which filled ``mean`` and ``variance``."""
+
 def aware_products(input: _Floats, fields: int, dim: int, out: _Floats, threads: int) -> None:
     """Fill copies, the pairs' scalar products and further numbers of field-aware embeddings.
 

@@ -18,7 +18,7 @@ from widedeep.models.ccpm import FieldConvolution
 from widedeep.models.dien import DIEN, InterestEvolution
 from widedeep.models.din import DIN, LocalActivation
 from widedeep.models.histories import Events, History
-from widedeep.models.history_blocks import GRU
+from widedeep.models.history_blocks import GRU, Dice
 
 Run = Callable[..., Tensor]
 LENGTHS = [0, 4, 1, 7, 0, 2, 7]
@@ -146,6 +146,21 @@ def test_field_aware_products_equal_torch(fields: int, dim: int, numbers: int) -
     check(
         FieldAwarePairs(fields), [input_BX], lambda _, x: aware_products(x, fields, dim), reference
     )
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 3), (2, 1), (700, 70)])
+def test_dice_equals_torch(rows: int, width: int) -> None:
+    torch.manual_seed(rows)
+    module = Dice(width)
+    nn.init.uniform_(module.alpha_H)
+    sums = 2 * torch.randn(rows, width) + 1
+    check(module, [sums], lambda m, x: m(x))
+    native, plain = copy.deepcopy(module), copy.deepcopy(module)
+    with native_layers(1):
+        native(sums)
+    plain(sums)
+    np.testing.assert_allclose(native.mean_H, plain.mean_H, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(native.variance_H, plain.variance_H, rtol=1e-5, atol=1e-6)
 
 
 def test_mixed_experts_equal_a_sum() -> None:

@@ -11,7 +11,14 @@ from torch import Tensor
 from widedeep import kernels
 from widedeep.kernels.torch_layers import native_threads
 
-__all__ = ["aware_products", "field_attention", "field_convolution", "gru_states", "mix_experts"]
+__all__ = [
+    "aware_products",
+    "dice",
+    "field_attention",
+    "field_convolution",
+    "gru_states",
+    "mix_experts",
+]
 
 
 def _flat(tensor: Tensor) -> Any:
@@ -198,6 +205,54 @@ class _FieldConvolution(torch.autograd.Function):
             by_maps.view(-1).numpy(), by_weight.view(-1).numpy(), by_bias.numpy(), ctx.threads,
         )  # fmt: skip
         return by_maps, by_weight, by_bias, None
+
+
+def dice(sums_NH: Tensor, alpha_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Dice of sums, and their means and variances over the rows, which have no gradient.
+
+    The equation is that of :class:`widedeep.models.history_blocks.Dice`.
+
+    Args:
+        sums_NH: One row or more.
+        alpha_H: Slope of what is off.
+        epsilon: Added to the variance.
+
+    Shape:
+        (N, H), (H,) -> (N, H), (H,), (H,)
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _Dice.apply(  # type: ignore[no-untyped-call]
+        sums_NH, alpha_H, epsilon
+    )
+    return result
+
+
+class _Dice(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, sums_NH: Tensor, alpha_H: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out, mean_H, variance_H = (
+            torch.empty(tensor.shape) for tensor in (sums_NH, alpha_H, alpha_H)
+        )
+        ctx.epsilon, ctx.threads = epsilon, native_threads() or 1
+        kernels.dice(
+            _flat(sums_NH), _flat(alpha_H), mean_H.numpy(), variance_H.numpy(), epsilon,
+            out.view(-1).numpy(), ctx.threads,
+        )  # fmt: skip
+        ctx.save_for_backward(sums_NH, alpha_H, mean_H, variance_H)
+        ctx.mark_non_differentiable(mean_H, variance_H)
+        return out, mean_H, variance_H
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        sums_NH, alpha_H, mean_H, variance_H = ctx.saved_tensors
+        by_sums, by_alpha = torch.empty(sums_NH.shape), torch.empty(alpha_H.shape)
+        kernels.dice_grad(
+            _flat(sums_NH), _flat(alpha_H), mean_H.numpy(), variance_H.numpy(), ctx.epsilon,
+            _flat(grad), by_sums.view(-1).numpy(), by_alpha.numpy(), ctx.threads,
+        )  # fmt: skip
+        return by_sums, by_alpha, None
 
 
 def aware_products(input_BX: Tensor, fields: int, dim: int) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from widedeep.kernels.torch_blocks import gru_states
+from widedeep.kernels.torch_blocks import dice, gru_states
 from widedeep.kernels.torch_layers import runs_native
-from widedeep.models.blocks import has_hooks
+from widedeep.models.blocks import has_hooks, linear
 
 
 def mean_pool(values_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -194,6 +194,10 @@ class Dice(nn.Module):
 
     def forward(self, sums: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the activations."""
+        if self.training and mask is None and sums.dim() == 2 and len(sums) and runs_native(sums):
+            out, mean_H, variance_H = dice(sums, self.alpha_H, self.epsilon)
+            self._follow(mean_H, variance_H, torch.tensor(1.0))
+            return out
         mean_H, variance_H = self.mean_H, self.variance_H
         if self.training:
             mean_H, variance_H = self._moments(sums, mask)
@@ -209,11 +213,15 @@ class Dice(nn.Module):
         count = weight.sum().clamp(min=1)
         mean_H = flat.sum(0) / count
         variance_H = ((flat - mean_H).square() * weight).sum(0) / count
-        with torch.no_grad():
-            step = self.momentum * weight.sum().clamp(max=1)  # none for a batch without places
-            self.mean_H += step * (mean_H - self.mean_H)
-            self.variance_H += step * (variance_H - self.variance_H)
+        self._follow(mean_H, variance_H, weight.sum().clamp(max=1))
         return mean_H, variance_H
+
+    @torch.no_grad()
+    def _follow(self, mean_H: Tensor, variance_H: Tensor, found: Tensor) -> None:
+        """Move the averages, unless a batch has no place (``found`` is 0)."""
+        step = self.momentum * found
+        self.mean_H += step * (mean_H - self.mean_H)
+        self.variance_H += step * (variance_H - self.variance_H)
 
 
 class DiceLayers(nn.Module):
@@ -237,14 +245,19 @@ class DiceLayers(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the last layer."""
-        return self.from_sums(self.layers[0](hidden), mask)
+        return self.from_sums(self._linear(0, hidden), mask)
 
     def from_sums(self, sums: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the last layer from the first one's sums, before its activation."""
         hidden: Tensor = self.drop(self.dices[0](sums, mask))
-        for layer, dice in zip(self.layers[1:], self.dices[1:], strict=True):
-            hidden = self.drop(dice(layer(hidden), mask))
+        for i in range(1, len(self.layers)):
+            hidden = self.drop(self.dices[i](self._linear(i, hidden), mask))
         return hidden
+
+    def _linear(self, i: int, hidden: Tensor) -> Tensor:
+        layer = self.layers[i]
+        assert isinstance(layer, nn.Linear)
+        return linear(layer, hidden)
 
 
 class GRU(nn.Module):
@@ -304,9 +317,9 @@ class GRU(nn.Module):
         self, packed: PackedEvents, events_NE: Tensor, weights_N: Tensor | None = None
     ) -> Tensor:
         """Return the state after each event, (N, H), by our kernel."""
-        linear = self.input
+        layer = self.input
         return gru_states(
-            events_NE, packed.mask_BT, linear.weight, linear.bias, self.state.weight, weights_N
+            events_NE, packed.mask_BT, layer.weight, layer.bias, self.state.weight, weights_N
         )
 
 
