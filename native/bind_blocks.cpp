@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "bilinear_products.hpp"
 #include "bind_arrays.hpp"
 #include "dice.hpp"
 #include "field_attention.hpp"
@@ -274,6 +275,49 @@ void bind_products_grad(const Input& input, std::int64_t fields, std::int64_t di
   aware_products_grad(request, length(input), threads);
 }
 
+// ---- bilinear products ----
+
+BilinearProducts bilinear_of(const Input& left, const Input& fields, const Input& gates,
+                             const Input& numbers) {
+  BilinearProducts request{};
+  const std::int64_t rows = length(fields);
+  request.gates = matrix_rows("gates", gates, rows);
+  request.fields = request.gates.width;
+  check_least("gates' width", request.fields, 2);
+  request.right = matrix_rows("fields", fields);
+  request.dim = request.right.width / request.fields;
+  check_matrix("fields", fields, rows, request.dim * request.fields);
+  const std::int64_t pairs = request.fields * (request.fields - 1) / 2;
+  request.left = matrix_rows("left", left, rows, pairs * request.dim);
+  request.numbers = matrix_rows("numbers", numbers, rows);
+  return request;
+}
+
+std::int64_t bilinear_width(const BilinearProducts& request) {
+  return 2 * request.left.width + request.numbers.width;
+}
+
+void bind_bilinear(const Input& left, const Input& fields, const Input& gates, const Input& numbers,
+                   const Output& out, int threads) {
+  BilinearProducts request = bilinear_of(left, fields, gates, numbers);
+  request.out = matrix_rows("out", out, length(fields), bilinear_width(request));
+  const nb::gil_scoped_release release;
+  bilinear_products(request, length(fields), threads);
+}
+
+void bind_bilinear_grad(const Input& left, const Input& fields, const Input& gates,
+                        const Input& numbers, const Input& grad_out, const Output& grad_left,
+                        const Output& grad_fields, const Output& grad_gates, int threads) {
+  const BilinearProducts request = bilinear_of(left, fields, gates, numbers);
+  const std::int64_t rows = length(fields);
+  const BilinearGrad grad{matrix_rows("grad_out", grad_out, rows, bilinear_width(request)),
+                          matrix_rows("grad_left", grad_left, rows, request.left.width),
+                          matrix_rows("grad_fields", grad_fields, rows, request.right.width),
+                          matrix_rows("grad_gates", grad_gates, rows, request.fields)};
+  const nb::gil_scoped_release release;
+  bilinear_products_grad(request, grad, rows, threads);
+}
+
 }  // namespace
 
 void bind_blocks(nb::module_& m) {
@@ -291,6 +335,10 @@ void bind_blocks(nb::module_& m) {
   m.def("field_convolution_grad", &bind_convolution_grad, "maps"_a, "rows"_a, "weight"_a, "bias"_a,
         "dim"_a, "width"_a, "k"_a, "out"_a, "positions"_a, "grad_out"_a, "grad_maps"_a,
         "grad_weight"_a, "grad_bias"_a, "threads"_a);
+  m.def("bilinear_products", &bind_bilinear, "left"_a, "fields"_a, "gates"_a, "numbers"_a, "out"_a,
+        "threads"_a);
+  m.def("bilinear_products_grad", &bind_bilinear_grad, "left"_a, "fields"_a, "gates"_a, "numbers"_a,
+        "grad_out"_a, "grad_left"_a, "grad_fields"_a, "grad_gates"_a, "threads"_a);
   m.def("dice", &bind_dice, "sums"_a, "alpha"_a, "mean"_a, "variance"_a, "epsilon"_a, "out"_a,
         "threads"_a);
   m.def("dice_grad", &bind_dice_grad, "sums"_a, "alpha"_a, "mean"_a, "variance"_a, "epsilon"_a,

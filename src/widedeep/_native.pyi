@@ -381,6 +381,29 @@ def field_convolution_grad(
 ) -> None:
     """Fill the gradients of :func:`field_convolution`; two arrays are what it filled."""
 
+def bilinear_products(
+    left: _Floats,
+    fields: _Floats,
+    gates: _Floats,
+    numbers: _Floats,
+    out: _Floats,
+    threads: int,
+) -> None:
+    """Fill ``a_i a_j l_ij v_j`` and ``l_ij v_j`` of all pairs i < j of fields, and the numbers."""
+
+def bilinear_products_grad(
+    left: _Floats,
+    fields: _Floats,
+    gates: _Floats,
+    numbers: _Floats,
+    grad_out: _Floats,
+    grad_left: _Floats,
+    grad_fields: _Floats,
+    grad_gates: _Floats,
+    threads: int,
+) -> None:
+    """Fill the gradients of :func:`bilinear_products`, but for the numbers'."""
+
 def dice(
     sums: _Floats,
     alpha: _Floats,

@@ -13,6 +13,7 @@ from widedeep.kernels.torch_layers import native_threads
 
 __all__ = [
     "aware_products",
+    "bilinear_products",
     "dice",
     "field_attention",
     "field_convolution",
@@ -205,6 +206,78 @@ class _FieldConvolution(torch.autograd.Function):
             by_maps.view(-1).numpy(), by_weight.view(-1).numpy(), by_bias.numpy(), ctx.threads,
         )  # fmt: skip
         return by_maps, by_weight, by_bias, None
+
+
+def bilinear_products(
+    fields_BFD: Tensor, weight_DPD: Tensor, gates_BF: Tensor, numbers_BK: Tensor
+) -> Tensor:
+    """Return bilinear products of all pairs of fields, weighed and plain, and the numbers.
+
+    ``[a_i a_j (v_i W_ij * v_j); v_i W_ij * v_j; numbers]``, pairs in the order of
+    ``itertools.combinations``.
+
+    Args:
+        fields_BFD: Two fields or more.
+        weight_DPD: W of each pair.
+        gates_BF: a, the weight of each field.
+        numbers_BK: What stands behind the products.
+
+    Shape:
+        (B, F, D), (D, P, D), (B, F), (B, K) -> (B, 2 P D + K)
+    """
+    out: Tensor = _BilinearProducts.apply(  # type: ignore[no-untyped-call]
+        fields_BFD, weight_DPD, gates_BF, numbers_BK
+    )
+    return out
+
+
+def _pairs_by_first(n_fields: int, dim: int) -> list[tuple[int, slice, slice]]:
+    """Return each pair's first field with its pairs, and their columns."""
+    runs, start = [], 0
+    for field in range(n_fields - 1):
+        stop = start + n_fields - 1 - field
+        runs.append((field, slice(start, stop), slice(start * dim, stop * dim)))
+        start = stop
+    return runs
+
+
+class _BilinearProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, fields_BFD: Tensor, weight_DPD: Tensor, gates_BF: Tensor, numbers_BK: Tensor
+    ) -> Tensor:
+        rows, n_fields, dim = fields_BFD.shape
+        width = weight_DPD.shape[1] * dim
+        left, out = torch.empty(rows, width), torch.empty(rows, 2 * width + numbers_BK.shape[1])
+        for field, pairs, columns in _pairs_by_first(n_fields, dim):
+            torch.mm(fields_BFD[:, field], weight_DPD[:, pairs].flatten(1), out=left[:, columns])
+        ctx.threads = native_threads() or 1
+        ctx.save_for_backward(fields_BFD, weight_DPD, gates_BF, numbers_BK, left)
+        kernels.bilinear_products(
+            left.numpy(), fields_BFD.detach().flatten(1).numpy(),
+            gates_BF.detach().contiguous().numpy(), numbers_BK.detach().numpy(), out.numpy(),
+            ctx.threads,
+        )  # fmt: skip
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        fields_BFD, weight_DPD, gates_BF, numbers_BK, left = ctx.saved_tensors
+        rows, n_fields, dim = fields_BFD.shape
+        by_left, by_gates = torch.empty(left.shape), torch.empty(gates_BF.shape)
+        by_fields, by_weight = torch.empty(rows, n_fields, dim), torch.empty(weight_DPD.shape)
+        grad = grad.contiguous()
+        kernels.bilinear_products_grad(
+            left.numpy(), fields_BFD.detach().flatten(1).numpy(),
+            gates_BF.detach().contiguous().numpy(), numbers_BK.detach().numpy(), grad.numpy(),
+            by_left.numpy(), by_fields.view(rows, -1).numpy(), by_gates.numpy(), ctx.threads,
+        )  # fmt: skip
+        for field, pairs, columns in _pairs_by_first(n_fields, dim):
+            matrix, gradient = weight_DPD[:, pairs].flatten(1), by_left[:, columns]
+            by_fields[:, field].addmm_(gradient, matrix.t())
+            by_weight[:, pairs] = (fields_BFD[:, field].t() @ gradient).view(dim, -1, dim)
+        return by_fields, by_weight, by_gates, grad[:, 2 * left.shape[1] :]
 
 
 def dice(sums_NH: Tensor, alpha_H: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from widedeep.models.blocks import FieldGates, hadamard_pairs
+from widedeep.kernels.torch_blocks import bilinear_products
+from widedeep.kernels.torch_layers import runs_native
+from widedeep.models.blocks import FieldGates, hadamard_pairs, has_hooks
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
@@ -74,6 +76,13 @@ class FiBiNETTower(nn.Module):
     def forward(self, inputs: DeepInput) -> Tensor:
         """Return the last hidden layer, (B, hidden_units[-1])."""
         fields_BFD = inputs.fields_BFD(self.dim)
+        native = runs_native(fields_BFD) and not has_hooks(self.pairs)
+        if native and self.pairs.kind == "interaction":
+            features = bilinear_products(
+                fields_BFD, self.pairs.weight_DWD, self.gates(fields_BFD), inputs.dense_BK
+            )
+            native_BH: Tensor = self.hidden(features)
+            return native_BH
         plain_BPD = self.pairs(fields_BFD)
         weighed_BPD = plain_BPD * hadamard_pairs(self.gates(fields_BFD).unsqueeze(2))
         products = [weighed_BPD.flatten(1), plain_BPD.flatten(1), inputs.dense_BK]
