@@ -71,7 +71,8 @@ struct Gelu {
     sum = multiply_add(sum, t, -0.284496736f);
     sum = multiply_add(sum, t, 0.254829592f);
     const float tail = 0.5f * (sum * t * power);
-    const float share = x < 0.0f ? tail : 1.0f - tail;
+    // The tail below 0, and what it leaves of 1 above: a choice between sums would become a branch.
+    const float share = (x < 0.0f ? 0.0f : 1.0f) + (x < 0.0f ? tail : -tail);
     slope = multiply_add(x, 0.39894228f * power, share);
     return x * share;
   }
