@@ -9,6 +9,7 @@
 #include "bilinear_products.hpp"
 #include "bind_arrays.hpp"
 #include "dice.hpp"
+#include "exp_norm.hpp"
 #include "field_attention.hpp"
 #include "field_convolution.hpp"
 #include "gru.hpp"
@@ -275,6 +276,48 @@ void bind_products_grad(const Input& input, std::int64_t fields, std::int64_t di
   aware_products_grad(request, length(input), threads);
 }
 
+// ---- exp and batch norm ----
+
+ExpNorm exp_norm_of(const Output& values, const Input& weight, const Input& bias, std::int64_t dim,
+                    const Output& mean, const Output& variance, float epsilon) {
+  check_least("dim", dim, 1);
+  ExpNorm request{};
+  request.dim = dim;
+  request.weight = vector_data<float>("weight", weight);
+  request.width = length(weight);
+  check_least("weight's length", request.width, 1);
+  request.rows = length(values) / (dim * request.width);
+  check_least("values' rows", request.rows, 1);
+  request.values = vector_data<float>("values", values, request.rows * dim * request.width);
+  request.bias = vector_data<float>("bias", bias, request.width);
+  request.mean = vector_data<float>("mean", mean, request.width);
+  request.variance = vector_data<float>("variance", variance, request.width);
+  request.epsilon = epsilon;
+  return request;
+}
+
+void bind_exp_norm(const Output& values, const Input& weight, const Input& bias, std::int64_t dim,
+                   const Output& mean, const Output& variance, float epsilon, const Output& out,
+                   int threads) {
+  ExpNorm request = exp_norm_of(values, weight, bias, dim, mean, variance, epsilon);
+  request.out = vector_data<float>("out", out, length(values));
+  const nb::gil_scoped_release release;
+  exp_norm(request, threads);
+}
+
+void bind_exp_norm_grad(const Output& values, const Input& weight, const Input& bias,
+                        std::int64_t dim, const Output& mean, const Output& variance, float epsilon,
+                        const Input& grad_out, const Output& grad_sums, const Output& grad_weight,
+                        const Output& grad_bias, int threads) {
+  const ExpNorm request = exp_norm_of(values, weight, bias, dim, mean, variance, epsilon);
+  const ExpNormGrad grad{vector_data<float>("grad_out", grad_out, length(values)),
+                         vector_data<float>("grad_sums", grad_sums, length(values)),
+                         vector_data<float>("grad_weight", grad_weight, request.width),
+                         vector_data<float>("grad_bias", grad_bias, request.width)};
+  const nb::gil_scoped_release release;
+  exp_norm_grad(request, grad, threads);
+}
+
 // ---- bilinear products ----
 
 BilinearProducts bilinear_of(const Input& left, const Input& fields, const Input& gates,
@@ -335,6 +378,11 @@ void bind_blocks(nb::module_& m) {
   m.def("field_convolution_grad", &bind_convolution_grad, "maps"_a, "rows"_a, "weight"_a, "bias"_a,
         "dim"_a, "width"_a, "k"_a, "out"_a, "positions"_a, "grad_out"_a, "grad_maps"_a,
         "grad_weight"_a, "grad_bias"_a, "threads"_a);
+  m.def("exp_norm", &bind_exp_norm, "values"_a, "weight"_a, "bias"_a, "dim"_a, "mean"_a,
+        "variance"_a, "epsilon"_a, "out"_a, "threads"_a);
+  m.def("exp_norm_grad", &bind_exp_norm_grad, "values"_a, "weight"_a, "bias"_a, "dim"_a, "mean"_a,
+        "variance"_a, "epsilon"_a, "grad_out"_a, "grad_sums"_a, "grad_weight"_a, "grad_bias"_a,
+        "threads"_a);
   m.def("bilinear_products", &bind_bilinear, "left"_a, "fields"_a, "gates"_a, "numbers"_a, "out"_a,
         "threads"_a);
   m.def("bilinear_products_grad", &bind_bilinear_grad, "left"_a, "fields"_a, "gates"_a, "numbers"_a,

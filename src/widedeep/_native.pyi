@@ -404,6 +404,39 @@ def bilinear_products_grad(
 ) -> None:
     """Fill the gradients of :func:`bilinear_products`, but for the numbers'."""
 
+def exp_norm(
+    values: _Floats,
+    weight: _Floats,
+    bias: _Floats,
+    dim: int,
+    mean: _Floats,
+    variance: _Floats,
+    epsilon: float,
+    out: _Floats,
+    threads: int,
+) -> None:
+    """Fill the batch norm of ``exp(values)``, which takes the place of ``values`` (B, dim, J).
+
+    The moments, over examples and dimensions, go into ``mean`` and ``variance``; ``out`` is (B, J,
+    dim).
+    """
+
+def exp_norm_grad(
+    values: _Floats,
+    weight: _Floats,
+    bias: _Floats,
+    dim: int,
+    mean: _Floats,
+    variance: _Floats,
+    epsilon: float,
+    grad_out: _Floats,
+    grad_sums: _Floats,
+    grad_weight: _Floats,
+    grad_bias: _Floats,
+    threads: int,
+) -> None:
+    """Fill the gradients of :func:`exp_norm`, whose arrays are as it left them."""
+
 def dice(
     sums: _Floats,
     alpha: _Floats,

@@ -18,6 +18,7 @@ from widedeep.kernels.torch_blocks import (
     mix_experts,
 )
 from widedeep.kernels.torch_layers import native_layers
+from widedeep.models.afn import LogNeurons
 from widedeep.models.blocks import FieldAttention, FieldAwarePairs, hadamard_pairs
 from widedeep.models.ccpm import FieldConvolution
 from widedeep.models.dien import DIEN, InterestEvolution
@@ -40,7 +41,13 @@ def gradients(module: nn.Module, run: Run, inputs: list[Tensor]) -> list[Tensor]
     return [out.detach(), *(grad for grad in found if grad is not None)]
 
 
-def check(module: nn.Module, inputs: list[Tensor], run: Run, reference: Run | None = None) -> None:
+def check(
+    module: nn.Module,
+    inputs: list[Tensor],
+    run: Run,
+    reference: Run | None = None,
+    atol: float = 2e-6,
+) -> None:
     """Hold the native computation to torch's in float64, and to itself on three threads."""
     doubles = [tensor.double() for tensor in inputs]
     expected = gradients(copy.deepcopy(module).double(), reference or run, doubles)
@@ -52,7 +59,7 @@ def check(module: nn.Module, inputs: list[Tensor], run: Run, reference: Run | No
     for one, other, right in zip(*results, expected, strict=True):
         np.testing.assert_array_equal(one, other)
         scale = right.abs().numpy().max(initial=1.0)
-        np.testing.assert_allclose(one, right, rtol=1e-5, atol=2e-6 * scale)
+        np.testing.assert_allclose(one, right, rtol=1e-5, atol=atol * scale)
 
 
 def histories(width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -185,6 +192,21 @@ def test_dice_equals_torch(rows: int, width: int) -> None:
     plain(sums)
     np.testing.assert_allclose(native.mean_H, plain.mean_H, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(native.variance_H, plain.variance_H, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rows", "dim", "neurons"), [(2, 1, 3), (21, 6, 5), (40, 8, 70)])
+def test_logarithmic_neurons_equal_torch(rows: int, dim: int, neurons: int) -> None:
+    torch.manual_seed(rows)
+    module = LogNeurons(4, neurons)
+    nn.init.uniform_(module.neuron_norm.weight)
+    fields = torch.rand(rows, 4, dim) + 0.5
+    native, plain = copy.deepcopy(module), copy.deepcopy(module)
+    check(module, [fields], lambda m, x: m(x), atol=2e-5)  # norms take most of a bias's gradient
+    with native_layers(1):
+        native(fields)
+    plain(fields)
+    for (name, one), other in zip(native.named_buffers(), plain.buffers(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_mixed_experts_equal_a_sum() -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "aware_products",
     "bilinear_products",
     "dice",
+    "exp_norm",
     "field_attention",
     "field_convolution",
     "gru_states",
@@ -326,6 +327,65 @@ class _Dice(torch.autograd.Function):
             _flat(grad), by_sums.view(-1).numpy(), by_alpha.numpy(), ctx.threads,
         )  # fmt: skip
         return by_sums, by_alpha, None
+
+
+def exp_norm(
+    logs_BDF: Tensor, exponents_JF: Tensor, weight_J: Tensor, bias_J: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the batch norm of ``exp(exponents logs)``, and its moments, which have no gradient.
+
+    Args:
+        logs_BDF: One number or more by dimension and field.
+        exponents_JF: Their weights in each neuron.
+        weight_J: Weight of the norm, over examples and dimensions.
+        bias_J: Its bias.
+        epsilon: Added to the variance.
+
+    Shape:
+        (B, D, F), (J, F) -> (B, J, D), mean (J,), variance (J,)
+    """
+    result: tuple[Tensor, Tensor, Tensor] = _ExpNorm.apply(  # type: ignore[no-untyped-call]
+        logs_BDF, exponents_JF, weight_J, bias_J, epsilon
+    )
+    return result
+
+
+class _ExpNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logs_BDF: Tensor,
+        exponents_JF: Tensor,
+        weight_J: Tensor,
+        bias_J: Tensor,
+        epsilon: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows, dim, _ = logs_BDF.shape
+        values = logs_BDF.flatten(0, 1) @ exponents_JF.t()
+        out = torch.empty(rows, len(exponents_JF), dim)
+        mean_J, variance_J = torch.empty(weight_J.shape), torch.empty(weight_J.shape)
+        ctx.epsilon, ctx.threads = epsilon, native_threads() or 1
+        kernels.exp_norm(
+            values.view(-1).numpy(), _flat(weight_J), _flat(bias_J), dim, mean_J.numpy(),
+            variance_J.numpy(), epsilon, out.view(-1).numpy(), ctx.threads,
+        )  # fmt: skip
+        ctx.save_for_backward(logs_BDF, exponents_JF, weight_J, bias_J, values, mean_J, variance_J)
+        ctx.mark_non_differentiable(mean_J, variance_J)
+        return out, mean_J, variance_J
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        logs_BDF, exponents_JF, weight_J, bias_J, values, mean_J, variance_J = ctx.saved_tensors
+        by_sums = torch.empty(values.shape)
+        by_weight, by_bias = torch.empty(weight_J.shape), torch.empty(weight_J.shape)
+        kernels.exp_norm_grad(
+            values.view(-1).numpy(), _flat(weight_J), _flat(bias_J), logs_BDF.shape[1],
+            mean_J.numpy(), variance_J.numpy(), ctx.epsilon, _flat(grad),
+            by_sums.view(-1).numpy(), by_weight.numpy(), by_bias.numpy(), ctx.threads,
+        )  # fmt: skip
+        by_logs = (by_sums @ exponents_JF).view(logs_BDF.shape)
+        return by_logs, by_sums.t() @ logs_BDF.flatten(0, 1), by_weight, by_bias, None
 
 
 def aware_products(input_BX: Tensor, fields: int, dim: int) -> Tensor:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.errors import ConfigError
+from widedeep.kernels.torch_blocks import exp_norm
+from widedeep.kernels.torch_layers import runs_native
+from widedeep.models.blocks import has_hooks
 from widedeep.models.mlp import HiddenConfig
 from widedeep.models.tower import DeepInput, DeepLayout, register_tower
 from widedeep.options import COUNT, COUNTS, check_range
@@ -36,8 +39,30 @@ class LogNeurons(nn.Module):
     def forward(self, fields_BFD: Tensor) -> Tensor:
         """Return the products, (B, J, D)."""
         logs_BFD = self.field_norm(fields_BFD.abs().clamp(min=_LEAST).log())
+        if runs_native(logs_BFD) and self._is_standard and len(logs_BFD):
+            return self._products(logs_BFD)
         sums_BJD = torch.matmul(self.exponents_JF, logs_BFD)
         products_BJD: Tensor = self.neuron_norm(sums_BJD.exp())
+        return products_BJD
+
+    @property
+    def _is_standard(self) -> bool:
+        """True if the neurons' norm does what our kernel does in training."""
+        norm = self.neuron_norm
+        return norm.training and norm.affine and norm.momentum is not None and not has_hooks(norm)
+
+    def _products(self, logs_BFD: Tensor) -> Tensor:
+        """Return the products, and move the norm's averages."""
+        norm, logs_BDF = self.neuron_norm, logs_BFD.transpose(1, 2).contiguous()
+        products_BJD, mean_J, variance_J = exp_norm(
+            logs_BDF, self.exponents_JF, norm.weight, norm.bias, norm.eps
+        )
+        if norm.running_mean is not None and norm.running_var is not None:
+            assert norm.momentum is not None and norm.num_batches_tracked is not None
+            count = logs_BFD.shape[0] * logs_BFD.shape[2]
+            norm.running_mean.lerp_(mean_J, norm.momentum)
+            norm.running_var.lerp_(variance_J * (count / max(count - 1, 1)), norm.momentum)
+            norm.num_batches_tracked += 1
         return products_BJD
 
 
