@@ -201,7 +201,7 @@ def test_logarithmic_neurons_equal_torch(rows: int, dim: int, neurons: int) -> N
     nn.init.uniform_(module.neuron_norm.weight)
     fields = torch.rand(rows, 4, dim) + 0.5
     native, plain = copy.deepcopy(module), copy.deepcopy(module)
-    check(module, [fields], lambda m, x: m(x), atol=2e-5)  # norms take most of a bias's gradient
+    check(module, [fields], lambda m, x: m(x), atol=1e-4)  # norms take most of a bias's gradient
     with native_layers(1):
         native(fields)
     plain(fields)
