@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from widedeep.kernels.torch_device import seeded
-from widedeep.kernels.torch_layers import native_layers
+from widedeep.kernels.torch_layers import TowerRoom, native_layers
 from widedeep.models.blocks import HiddenLayers, linear, pair_products
 
 CPU = torch.device("cpu")
@@ -181,3 +182,14 @@ class _Linear(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return linear(self.layer, hidden)
+
+
+def test_a_step_leaves_its_memory_at_once() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with native_layers(1):
+            made()(torch.ones(3, 10, requires_grad=True)).sum().backward()
+        assert not any(type(thing) is TowerRoom for thing in gc.get_objects())
+    finally:
+        gc.enable()

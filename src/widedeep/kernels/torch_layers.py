@@ -248,9 +248,12 @@ class _DenseLayers(torch.autograd.Function):
         drops = any(layer.dropout for layer in layers)
         ctx.tower.forward(ctx.threads, int(torch.randint(1 << 62, ())) if drops else 0)
         count_batch(layers)
+        # Another tensor than the room's: it leads to this node, which holds the room, and a circle
+        # would keep a step's memory until the interpreter looks for such.
+        output = room.outputs[-1].data
         # Not read from there: a change in place is found there.
-        ctx.save_for_backward(input_BX, room.outputs[-1], *parameters)
-        return room.outputs[-1]
+        ctx.save_for_backward(input_BX, output, *parameters)
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
