@@ -185,11 +185,15 @@ class _Linear(nn.Module):
 
 
 def test_a_step_leaves_its_memory_at_once() -> None:
+    def rooms() -> set[int]:
+        return {id(thing) for thing in gc.get_objects() if type(thing) is TowerRoom}
+
     gc.collect()
     gc.disable()
     try:
+        others = rooms()
         with native_layers(1):
             made()(torch.ones(3, 10, requires_grad=True)).sum().backward()
-        assert not any(type(thing) is TowerRoom for thing in gc.get_objects())
+        assert rooms() <= others
     finally:
         gc.enable()

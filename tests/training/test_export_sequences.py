@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import widedeep as wd
 from widedeep.errors import BundleError, FeatureError
 from widedeep.models import DeepInput
+from widedeep.training import export
 
 RNG = np.random.default_rng(5)
 N = 60
@@ -86,6 +87,23 @@ def test_a_bundle_scores_sequences_as_the_trainer_does(tower: Any, tmp_path: Pat
     expected = loaded.score([{**user, "ad": ad} for ad in ads["ad"]])
     np.testing.assert_allclose(ranking.scores, np.sort(expected)[::-1], rtol=0, atol=1e-7)
     assert loaded.explain(rows[0]).deep[0] != 0
+
+
+@pytest.mark.parametrize("deep", ["din", "dien"])
+def test_rounding_is_told_from_a_difference_by_float64(
+    deep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = export._float64_logits
+    compared: list[int] = []
+
+    def counted(model: wd.WideDeep, bundle: wd.Bundle, batch: wd.Batch) -> Any:
+        compared.append(len(batch))
+        return exact(model, bundle, batch)
+
+    monkeypatch.setattr(export, "_float64_logits", counted)
+    monkeypatch.setattr(export, "_TOLERANCE", 1e-12)
+    trained({"deep": deep}, maxlen=3).export(tmp_path / "b")
+    assert sum(compared) > 0
 
 
 def test_a_maximum_is_trained_exported_and_ranked(tmp_path: Path) -> None:

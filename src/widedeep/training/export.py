@@ -224,19 +224,32 @@ def _float64_logits(model: WideDeep, bundle: Bundle, batch: Batch) -> NDArray[np
         return cast("NDArray[np.float64]", exact.logits(batch))
     wide_part = replace(bundle.model, deep=())
     wide = Forward(bundle.schema, wide_part, bundle.weights, new_scorer=new_scorer)
-    inputs = model.gather(batch)
-    concat_BX = inputs.concat_BX.cpu().double()
-    exact_inputs = replace(
-        inputs,
-        concat_BX=concat_BX,
-        dense_BK=concat_BX[:, model.gathered.dense],
-        extra={name: x.cpu().double() for name, x in inputs.extra.items()},
-    )
     with evaluating(model), torch.no_grad():
-        deep_BC = _copied(model, torch.float64).deep_logits(exact_inputs)
+        deep_BC = _copied(model, torch.float64).deep_logits(_in_float64(model, model.gather(batch)))
     assert deep_BC is not None
     logits_BC: NDArray[np.float64] = wide.logits(batch) + deep_BC.numpy()
     return logits_BC
+
+
+def _in_float64(model: WideDeep, inputs: DeepInput) -> DeepInput:
+    concat_BX = inputs.concat_BX.cpu().double()
+    sequences = {
+        name: replace(
+            sequence,
+            values_ND=sequence.values_ND.cpu().double(),
+            offsets=sequence.offsets.cpu(),
+            ids_N=None if sequence.ids_N is None else sequence.ids_N.cpu(),
+            weights_N=None if sequence.weights_N is None else sequence.weights_N.cpu().double(),
+        )
+        for name, sequence in inputs.sequences.items()
+    }
+    return replace(
+        inputs,
+        concat_BX=concat_BX,
+        dense_BK=concat_BX[:, model.gathered.dense],
+        sequences=sequences,
+        extra={name: x.cpu().double() for name, x in inputs.extra.items()},
+    )
 
 
 def _check_logits(
