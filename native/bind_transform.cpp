@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <optional>
 
 #include "arrow_input.hpp"
@@ -199,6 +200,31 @@ int add_number(OwnedPlan& self, const std::string& name, const std::string& colu
   return static_cast<int>(self.plan.numbers.size()) - 1;
 }
 
+int add_number_sequence(OwnedPlan& self, const std::string& name, const std::string& column,
+                        const std::string& declared,
+                        const std::vector<Vector<double>>& boundaries, double shift, double scale,
+                        const std::optional<std::string>& parallel,
+                        std::optional<std::int64_t> maxlen, bool keep_first) {
+  const transform::Scaling scaling = scaling_named(declared);
+  std::vector<double> cuts;
+  if (scaling == transform::Scaling::quantile) {
+    if (boundaries.size() != 1) throw std::invalid_argument("got no boundaries");
+    cuts = to_vector(boundaries[0]);
+  }
+  transform::NumberSequenceOptions options{
+      .transform = declared,
+      .curve = {scaling, std::move(cuts), shift, scale},
+      .maxlen = maxlen.value_or(std::numeric_limits<std::int64_t>::max()),
+      .keep_first = keep_first,
+      .column_name = column,
+      .parallel_name = parallel.value_or("")};
+  Plan& plan = self.plan;
+  plan.parts.push_back(std::make_unique<transform::NumberSequencePart>(name, std::move(options)));
+  plan.parts.back()->column = plan.column_index(column);
+  if (parallel) plan.parts.back()->parallel = plan.column_index(*parallel);
+  return static_cast<int>(plan.parts.size()) - 1;
+}
+
 void add_label(OwnedPlan& self, const std::string& column,
                const std::optional<std::vector<std::string>>& classes, bool nullable, bool several,
                bool is_weight) {
@@ -374,6 +400,9 @@ void bind_transform(nb::module_& m) {
            "max_combinations"_a)
       .def("add_number", &add_number, "name"_a, "column"_a, nb::kw_only(), "transform"_a,
            "indicator"_a, "boundaries"_a, "shift"_a, "scale"_a, "fill"_a)
+      .def("add_number_sequence", &add_number_sequence, "name"_a, "column"_a, nb::kw_only(),
+           "transform"_a, "boundaries"_a, "shift"_a, "scale"_a, "parallel"_a.none(),
+           "maxlen"_a.none(), "keep_first"_a)
       .def("add_label", &add_label, "column"_a, "classes"_a.none(), "nullable"_a = false,
            "several"_a = false, "is_weight"_a = false)
       .def(

@@ -30,6 +30,15 @@ float choose(bool first, float a, float b) noexcept {
                               (std::bit_cast<std::uint32_t>(b) & ~mask));
 }
 
+[[noreturn]] void throw_scaled_too_large(const std::string& feature, const std::string& transform,
+                                         const Column& column, std::int64_t element,
+                                         std::int64_t row, const Where& where) {
+  throw_feature(feature, row, where,
+                "got " + describe_element(column, element) + ", which transform=" +
+                    quoted(transform) + " takes beyond 1e30; scale the column or choose "
+                                        "transform='quantile'");
+}
+
 std::string range_text(const Storage& storage) {
   if (storage.kind == Storage::Kind::float32) return " within float32, as the column was stored,";
   if (storage.kind == Storage::Kind::float16) return " within float16, as the column was stored,";
@@ -175,11 +184,52 @@ void NumericFeature::throw_too_large(const Column& input, std::int64_t row_begin
     out += stride;
   }
   while (j + 1 < size && fits(out[j])) ++j;
-  throw_feature(name, row, where,
-                "got " + describe_element(input, elements_of(input, row).begin + j) +
-                    ", which transform=" + quoted(transform) +
-                    " takes beyond 1e30; scale the column or choose "
-                    "transform='quantile'");
+  throw_scaled_too_large(name, transform, input, elements_of(input, row).begin + j, row, where);
+}
+
+void NumberSequencePart::encode(const PartInput& input, std::int64_t row_begin,
+                                std::int64_t row_end, const Where& where, Scratch& scratch,
+                                PartCells& out) const {
+  out.ids.clear();
+  out.keys.clear();
+  for (std::int64_t row = row_begin; row < row_end; ++row) {
+    append_row(input, row, where, scratch, out.ids);
+    out.ids.ends.push_back(static_cast<std::int64_t>(out.ids.ids.size()));
+  }
+}
+
+void NumberSequencePart::append_row(const PartInput& input, std::int64_t row, const Where& where,
+                                    Scratch& scratch, Cells& out) const {
+  const Column& column = *input.column;
+  if (input.parallel != nullptr) {
+    check_parallel(input, row, where, name(), options_.column_name, options_.parallel_name);
+  }
+  if (row_is_null(column, row)) {
+    out.ids.push_back(kMissingId);
+    out.values.push_back(1.0F);
+    return;
+  }
+  const ElementRange range = elements_of(column, row);
+  const std::int64_t size = range.end - range.begin;
+  const auto [n, first] = KeptRange(size, options_.maxlen, options_.keep_first);
+  if (n < size) truncated.fetch_add(1, std::memory_order_relaxed);
+  if (scratch.numbers.size() < as_size(2 * n)) scratch.numbers.resize(as_size(2 * n));
+  if (scratch.status.size() < as_size(n)) scratch.status.resize(as_size(n));
+  double* const numbers = scratch.numbers.data();
+  double* const scaled = numbers + n;
+  const std::int64_t begin = range.begin + first;
+  read_element_numbers(column, storage, begin, n, scratch, numbers, scratch.status.data());
+  check_numbers(column, storage, name(), begin, n, numbers, scratch.status.data(), row, where);
+  options_.curve.apply(numbers, n, scaled);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const bool is_missing = std::isnan(numbers[i]);
+    const float value = is_missing ? 1.0F : static_cast<float>(scaled[i]);
+    if (!fits(value)) {
+      throw_scaled_too_large(name(), options_.transform, column, begin + i, row, where);
+    }
+    out.ids.push_back(is_missing ? kMissingId : kFirstKnownId);
+    out.values.push_back(value);
+  }
 }
 
 }  // namespace widedeep::transform

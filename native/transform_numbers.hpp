@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,37 @@ struct NumericFeature {
   [[noreturn]] void throw_too_large(const Column& column, std::int64_t row_begin,
                                     std::int64_t row_end, const Where& where, const float* out,
                                     std::int64_t stride) const;
+};
+
+struct NumberSequenceOptions {
+  std::string transform;  // as declared, for messages
+  Curve curve;
+  // Of a longer list its last values are read, or its first.
+  std::int64_t maxlen = std::numeric_limits<std::int64_t>::max();
+  bool keep_first = false;
+  std::string column_name;
+  std::string parallel_name;  // a column whose lists have the same lengths
+};
+
+// One number per event of a list column: id 2, weighed by the number after its curve, or id 1 for a
+// null.
+class NumberSequencePart final : public Part {
+ public:
+  NumberSequencePart(std::string name, NumberSequenceOptions options)
+      : Part(std::move(name)), options_(std::move(options)) {}
+
+  std::int64_t id_limit() const noexcept override { return kFirstKnownId + 1; }
+  bool has_values() const noexcept override { return true; }
+  std::int64_t most_ids() const noexcept override { return options_.maxlen; }
+  DictionaryTable dictionary_table(const Column&) const override { return {}; }
+  void encode(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,
+              const Where& where, Scratch& scratch, PartCells& out) const override;
+
+ private:
+  void append_row(const PartInput& input, std::int64_t row, const Where& where, Scratch& scratch,
+                  Cells& out) const;
+
+  NumberSequenceOptions options_;
 };
 
 }  // namespace widedeep::transform

@@ -55,6 +55,27 @@ bool table_pays_off(const Column& column) {
 
 }  // namespace
 
+void check_parallel(const PartInput& input, std::int64_t row, const Where& where,
+                    const std::string& feature, const std::string& column,
+                    const std::string& parallel) {
+  const auto text = [row](const Column& list) {
+    const bool is_flat_null = list.list == ListLayer::none && !element_is_valid(list, row);
+    if (row_is_null(list, row) || is_flat_null) return std::string("null");
+    const ElementRange range = elements_of(list, row);
+    return "a list of " + std::to_string(range.end - range.begin);
+  };
+  const std::string own = text(*input.column);
+  const std::string other = text(*input.parallel);
+  if (own == other) return;
+  throw InputError(InputError::Kind::feature,
+                   "feature " + quoted(feature) + " (" +
+                       row_text(where.origin, where.batch_row + row) + "): got " + own +
+                       " in column " + quoted(column) + " and " + other + " in column " +
+                       quoted(parallel) +
+                       ", expected one value an event in both; make the lists equally long, with "
+                       "null where a value is unknown");
+}
+
 std::int64_t CategoricalPart::vocabulary_size() const noexcept {
   if (options_.texts != nullptr) return options_.texts->size();
   return options_.integers != nullptr ? options_.integers->size() : 0;
@@ -229,27 +250,6 @@ void CategoricalPart::throw_bad(const Column& column, std::int64_t element, std:
                                                   quoted(options_.column_name) + advice);
 }
 
-// Lists that describe the same events have one length; a null list goes with a null list.
-void CategoricalPart::check_parallel(const PartInput& input, std::int64_t row,
-                                     const Where& where) const {
-  const auto text = [row](const Column& column) {
-    const bool is_flat_null = column.list == ListLayer::none && !element_is_valid(column, row);
-    if (row_is_null(column, row) || is_flat_null) return std::string("null");
-    const ElementRange range = elements_of(column, row);
-    return "a list of " + std::to_string(range.end - range.begin);
-  };
-  const std::string own = text(*input.column);
-  const std::string other = text(*input.parallel);
-  if (own == other) return;
-  throw InputError(InputError::Kind::feature,
-                   "feature " + quoted(name()) + " (" +
-                       row_text(where.origin, where.batch_row + row) + "): got " + own +
-                       " in column " + quoted(options_.column_name) + " and " + other +
-                       " in column " + quoted(options_.parallel_name) +
-                       ", expected one value an event in both; make the lists equally long, with "
-                       "null where a value is unknown");
-}
-
 void CategoricalPart::read_weights(const PartInput& input, std::int64_t row, std::int64_t size,
                                    std::int64_t first, std::int64_t n, const Where& where,
                                    Scratch& scratch) const {
@@ -286,10 +286,11 @@ void CategoricalPart::append_row(const PartInput& input, std::int64_t row, Eleme
                                  const std::int64_t* ids, const std::int64_t* keys,
                                  const Where& where, Scratch& scratch, PartCells& out) const {
   const std::int64_t size = elements.end - elements.begin;
-  const std::int64_t n = std::min(size, options_.maxlen);
-  const std::int64_t first = options_.keep_first ? 0 : size - n;
+  const auto [n, first] = KeptRange(size, options_.maxlen, options_.keep_first);
   const bool weighted = input.weights != nullptr;
-  if (input.parallel != nullptr) check_parallel(input, row, where);
+  if (input.parallel != nullptr) {
+    check_parallel(input, row, where, name(), options_.column_name, options_.parallel_name);
+  }
   const bool is_flat_null = input.column->list == ListLayer::none && ids[0] == kNullMark;
   if (row_is_null(*input.column, row) || is_flat_null) {
     out.ids.ids.push_back(kMissingId);

@@ -1,6 +1,7 @@
 // The features that have ids of their own: categoricals, buckets, and the raw columns of crosses.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <limits>
@@ -192,7 +193,6 @@ class CategoricalPart final : public Part {
   void append_row(const PartInput& input, std::int64_t row, ElementRange elements,
                   const std::int64_t* ids, const std::int64_t* keys, const Where& where,
                   Scratch& scratch, PartCells& out) const;
-  void check_parallel(const PartInput& input, std::int64_t row, const Where& where) const;
   // The weights of the values [first, first + n) of a row's `size` into scratch.numbers.
   void read_weights(const PartInput& input, std::int64_t row, std::int64_t size, std::int64_t first,
                     std::int64_t n, const Where& where, Scratch& scratch) const;
@@ -249,6 +249,20 @@ class PiecewisePart final : public Part {
  private:
   CutPoints cuts_;
 };
+
+// Of a list of `size` values at most `maxlen` are read: `n` from `first` on.
+struct KeptRange {
+  KeptRange(std::int64_t size, std::int64_t maxlen, bool keep_first)
+      : n(std::min(size, maxlen)), first(keep_first ? 0 : size - n) {}
+  std::int64_t n;
+  std::int64_t first;
+};
+
+// Throws for lists that describe the same events but differ in length; a null list goes with a null
+// list. The names are those of a feature and of both columns.
+void check_parallel(const PartInput& input, std::int64_t row, const Where& where,
+                    const std::string& feature, const std::string& column,
+                    const std::string& parallel);
 
 // The elements [begin, begin + n) of a column as numbers; null and NaN become NaN.
 void read_element_numbers(const Column& column, const Storage& storage, std::int64_t begin,

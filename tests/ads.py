@@ -60,7 +60,7 @@ def ads_table(rows: int, seed: int) -> pa.Table:
 
 
 def history_table(rows: int, seed: int) -> pa.Table:
-    """The same clicks, with up to five ads clicked before, and the jobs that these were for."""
+    """The same clicks, with up to five ads clicked before: which, for what jobs, how long seen."""
     rng = np.random.default_rng(1000 + seed)
     sizes = rng.integers(0, 6, rows)
     ads = [[f"ad {a}" for a in rng.integers(0, 7, size)] for size in sizes]
@@ -69,7 +69,8 @@ def history_table(rows: int, seed: int) -> pa.Table:
     table = ads_table(rows, seed)
     for name, column in lists.items():
         table = table.append_column(name, pa.array(column, pa.list_(pa.string())))
-    return table
+    seconds = [[None if s > 60 else float(s) for s in rng.exponential(20, size)] for size in sizes]
+    return table.append_column("clicked_seconds", pa.array(seconds, pa.list_(pa.float32())))
 
 
 def write_ads(folder: Path) -> Path:

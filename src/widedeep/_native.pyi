@@ -620,6 +620,19 @@ class TransformPlan:
         scale: NDArray[np.float64],
         fill: _Floats,
     ) -> int: ...
+    def add_number_sequence(
+        self,
+        name: str,
+        column: str,
+        *,
+        transform: str,
+        boundaries: list[NDArray[np.float64]],
+        shift: float,
+        scale: float,
+        parallel: str | None,
+        maxlen: int | None,
+        keep_first: bool,
+    ) -> int: ...
     def add_label(
         self,
         column: str,

@@ -152,6 +152,110 @@ def test_a_declaration_that_cannot_be_is_refused(options: dict[str, Any], messag
         )
 
 
+NUMBERS = st.lists(
+    st.none()
+    | st.lists(st.none() | st.floats(-100, 100, width=32) | st.just(float("nan")), max_size=6),
+    max_size=6,
+)
+
+
+def number_schema(**options: Any) -> wd.Schema:
+    bounds = {key: value for key, value in options.items() if key in ("maxlen", "keep")}
+    spec = wd.FeatureSpec(
+        label="y",
+        features=[
+            wd.categorical("seen", vocabulary=VALUES, combiner=None, **bounds),
+            wd.numeric("seconds", parallel="seen", **options),
+        ],
+    )
+    rows = [
+        {"seen": ["v0"] * 3, "seconds": [2.0, None, x], "y": i % 2} for i, x in enumerate([4, 6])
+    ]
+    return wd.fit_schema(spec, rows)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lists=NUMBERS,
+    maxlen=st.integers(1, 4),
+    keep=st.sampled_from(["last", "first"]),
+    transform=st.sampled_from(["quantile", "standard", "minmax", "log1p", "none"]),
+)
+def test_a_number_of_an_event_is_normalised_as_a_plain_one(
+    lists: list[Any], maxlen: int, keep: Literal["last", "first"], transform: Any
+) -> None:
+    events = Transform(number_schema(maxlen=maxlen, keep=keep, transform=transform))
+    seen = [None if numbers is None else ["v0"] * len(numbers) for numbers in lists]
+    table = pa.table(
+        {
+            "seen": pa.array(seen, pa.list_(pa.string())),
+            "seconds": pa.array(lists, pa.list_(pa.float64())),
+        }
+    )
+    plain = wd.fit_schema(
+        wd.FeatureSpec(label="y", features=wd.numeric("seconds", transform=transform)),
+        [{"seconds": x, "y": i % 2} for i, x in enumerate([2.0, None, 4.0, 2.0, None, 6.0])],
+    )
+    for row, numbers in zip(table.to_pylist(), lists, strict=True):
+        cells = events(pa.Table.from_pylist([row], schema=table.schema), targets=False).cells(0)
+        request = events.rows([row]).cells(0)
+        cut = (
+            [None] if numbers is None else numbers[-maxlen:] if keep == "last" else numbers[:maxlen]
+        )
+        missing = [x is None or np.isnan(x) for x in cut]
+        assert cells.ids_N.tolist() == request.ids_N.tolist() == [1 if m else 2 for m in missing]
+        alone = Transform(plain).rows([{"seconds": x} for x in cut]).dense_BK[:, 0]
+        expected = np.where(missing, np.float32(1), alone)
+        np.testing.assert_array_equal(cells.values_N, expected)
+        np.testing.assert_array_equal(request.values_N, expected)
+
+
+@pytest.mark.parametrize(
+    ("got", "message"),
+    [
+        ([1.0], "got a list of 1 in column 'seconds' and a list of 2 in column 'seen'"),
+        ([1.0, float("inf")], "got inf .*, expected a finite number"),
+        ([1.0, "long"], "got 'long' .*, expected a number or null"),
+        (3.0, "got a list of 1 in column 'seconds' and a list of 2"),
+    ],
+)
+def test_a_number_that_no_event_can_have_is_refused(got: Any, message: str) -> None:
+    with pytest.raises(FeatureError, match=rf"feature 'seconds' \(row 0.*\): {message}"):
+        Transform(number_schema()).rows([{"seen": ["v0", "v1"], "seconds": got}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"maxlen": 5}, "got maxlen=5, which has no effect on a plain number"),
+        ({"keep": "first"}, "got keep='first', which has no effect on a plain number"),
+        ({"parallel": "seen", "size": 2}, "got size=2 and parallel='seen'"),
+        ({"parallel": "seen", "missing": 0.0}, "whose null has a vector of its own; leave missing"),
+        ({"parallel": "seen", "embedding": "bins"}, "got embedding='bins' and parallel='seen'"),
+        ({"parallel": "sen"}, "got 'sen' in parallel of feature 'seconds', .* did you mean 'seen'"),
+        ({"parallel": "seen", "maxlen": 2}, "got maxlen=2, but maxlen=None in the parallel"),
+    ],
+)
+def test_numbers_of_events_that_cannot_be_are_refused(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FeatureError, match=message):
+        wd.FeatureSpec(
+            label="y",
+            features=[wd.categorical("seen", combiner=None), wd.numeric("seconds", **options)],
+        )
+
+
+def test_a_column_of_plain_numbers_is_no_list_of_events() -> None:
+    spec = number_schema().spec
+    with pytest.raises(FeatureError, match="column 'seconds' holds plain values, expected lists"):
+        wd.fit_schema(spec, [{"seen": ["v0"], "seconds": 1.0, "y": 1}])
+    with pytest.raises(FeatureError, match=r"row 1 .*: got inf .*, expected a finite number"):
+        wd.fit_schema(
+            spec, pa.table({"seen": [["v0"]] * 2, "seconds": [[1.0], [np.inf]], "y": [0, 1]})
+        )
+
+
 def test_toml_has_the_options_too() -> None:
     spec = parallel_schema().spec
     text = spec.to_toml()

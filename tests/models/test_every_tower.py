@@ -49,11 +49,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "wukong": [{"fm_vectors": 2, "linear_vectors": 2, "rank": 2, "fm_units": [4]}],
     "xdeepfm": [{"cin_units": [4, 3]}],
 }
-USER = ("age", "price", "job", "tags", "clicked_ads", "clicked_jobs")
+USER = ("age", "price", "job", "tags", "clicked_ads", "clicked_jobs", "clicked_seconds")
 HISTORY = """
 options.ad = { table = "ad" }
 options.clicked_ads = { table = "ad", combiner = "none", maxlen = 3 }
 options.clicked_jobs = { combiner = "none", maxlen = 3, parallel = "clicked_ads" }
+options.clicked_seconds = { transform = "log1p", maxlen = 3, parallel = "clicked_ads" }
 """
 
 
@@ -101,6 +102,7 @@ def write_run(folder: Path, tower: dict[str, Any]) -> Path:
     text = text.replace('label = "click"', f"label = {labels if len(labels) > 1 else labels[0]!r}")
     if is_over_histories(tower["name"]):
         text = text.replace('"tags"]', '"tags", "clicked_ads", "clicked_jobs"]')
+        text = text.replace('"price"]', '"price", "clicked_seconds"]')
         text = text.replace("bucketized.age", f"{HISTORY}bucketized.age")
     (folder / "run.toml").write_text(text)
     return folder / "run.toml"

@@ -131,12 +131,21 @@ def read_numbers(chunk: Chunk, name: str, *, finite: bool = True) -> NDArray[np.
     return values
 
 
-def read_elements(chunk: Chunk, name: str, kind: ColumnType) -> NDArray[np.float64]:
+def read_elements(
+    chunk: Chunk, name: str, kind: ColumnType, *, finite: bool = False
+) -> NDArray[np.float64]:
     """Return the numbers of a column or of its lists one after the other, NaN for nulls."""
     array = _elements(chunk.array, kind)
     if logical_kind(array.type) == "string":
         _refuse_text(chunk, array, name)
-    return _floats(array)
+    values = _floats(array)
+    infinite = np.isinf(values)
+    if finite and infinite.any():
+        element = int(infinite.argmax())
+        raise chunk.refuse(
+            name, row_of(chunk.array, kind, element), _infinite_text(values[element])
+        )
+    return values
 
 
 def read_vectors(chunk: Chunk, name: str, size: int) -> NDArray[np.float64]:
@@ -165,13 +174,14 @@ def _check_finite(chunk: Chunk, values: NDArray[np.float64], name: str) -> None:
     infinite = np.isinf(values)
     if infinite.any():
         row, *component = np.unravel_index(int(infinite.argmax()), values.shape)
-        got = values[(row, *component)]
-        raise chunk.refuse(
-            name,
-            int(row),
-            f"got {got} (float), expected a finite number or null; write it as null, clip it, "
-            "or drop the row",
-        )
+        raise chunk.refuse(name, int(row), _infinite_text(values[(row, *component)]))
+
+
+def _infinite_text(got: float) -> str:
+    return (
+        f"got {got} (float), expected a finite number or null; write it as null, clip it, or drop "
+        "the row"
+    )
 
 
 def _refuse_text(chunk: Chunk, array: pa.Array, name: str) -> None:

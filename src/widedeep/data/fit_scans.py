@@ -202,12 +202,25 @@ def _number_columns(
                 f"{reader}: column {column!r} is read as vectors of {size} and of {sizes.pop()} "
                 "numbers; give its features one size"
             )
-        if types[column].nested != (size > 1):
+        of_events = {numbers.events for numbers in _number_inputs(features)}
+        if len(of_events) > 1:
+            raise FeatureError(
+                f"{reader}: column {column!r} is read as plain numbers and as numbers of events; "
+                "give all its features a parallel sequence, or none"
+            )
+        if of_events.pop():
+            if not types[column].nested:
+                raise FeatureError(
+                    f"{reader}: column {column!r} holds plain values, expected lists with one "
+                    "number per event of the parallel sequence; drop parallel= or make lists"
+                )
+        elif types[column].nested != (size > 1):
             got = "lists" if types[column].nested else "plain values"
             raise FeatureError(
                 f"{reader}: column {column!r} holds {got}, expected "
                 f"{'lists' if size > 1 else 'plain values'} for size={size}; "
-                "set size= to the length of its lists"
+                "set size= to the length of its lists, or parallel= to the sequence whose events "
+                "they describe"
             )
         if types[column].is_time:
             raise FeatureError(
@@ -360,16 +373,13 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
     samples = RowSample(scan.seed, scan.sample_rows) if needs_sample else None
     nulls = nans = 0
     for chunk in scan.chunks(column):
-        if size == 1:
-            components = [read_numbers(chunk, reader)]
-        else:
-            components = list(read_vectors(chunk, reader, size).T)
+        components = _components(chunk, reader, inputs[0], type)
         for summary, values in zip(summaries, components, strict=True):
             summary.add(values)
         if samples is not None:
             samples.add(pa.table({str(i): values for i, values in enumerate(components)}))
         nulls += null_count(chunk)
-        nans += nan_count(chunk, size > 1)
+        nans += nan_count(chunk, type.nested)
     if samples is not None:
         for summary, values in zip(summaries, samples.table().columns, strict=True):
             summary.keep_sample(values.to_numpy())
@@ -380,6 +390,17 @@ def scan_numbers(scan: ScanContext, features: Sequence[Feature], type: ColumnTyp
         if feature.is_bucketed:
             fit.boundaries[feature.name] = feature.fit_boundaries(summaries[0], type)
     return fit
+
+
+def _components(
+    chunk: Chunk, reader: str, numbers: NumberInput, type: ColumnType
+) -> list[NDArray[np.float64]]:
+    """Return the numbers of a chunk by component; those of all events one after the other."""
+    if numbers.events:
+        return [read_elements(chunk, reader, type, finite=True)]
+    if numbers.size == 1:
+        return [read_numbers(chunk, reader)]
+    return list(read_vectors(chunk, reader, numbers.size).T)
 
 
 def _number_notes(column: str, summaries: Sequence[NumberSummary], nans: int) -> list[str]:

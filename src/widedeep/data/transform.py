@@ -109,9 +109,11 @@ class _Compiler:
 
     def in_parallel(self, feature: Feature, encoding: Encoding) -> Encoding:
         """Keep a place for each event of parallel sequences."""
-        assert isinstance(encoding, ValueEncoding)
         first = feature.parallel_to
         column = None if first is None else self.schema.spec.by_name[first].main_column
+        if isinstance(encoding, NumberEncoding):
+            return replace(encoding, parallel=column)
+        assert isinstance(encoding, ValueEncoding)
         return replace(encoding, parallel=column, keeps_nulls=True)
 
     def raw_encoding(self, column: str) -> Encoding:
@@ -122,7 +124,9 @@ class _Compiler:
 
     def add(self, name: str, encoding: Encoding) -> None:
         try:
-            if isinstance(encoding, NumberEncoding):
+            if isinstance(encoding, NumberEncoding) and encoding.events:
+                self.operations[name] = ("part", self.add_number_sequence(name, encoding))
+            elif isinstance(encoding, NumberEncoding):
                 self.operations[name] = ("number", self.add_number(name, encoding))
             elif isinstance(encoding, BucketEncoding):
                 self.operations[name] = ("part", self.add_buckets(name, encoding))
@@ -150,6 +154,20 @@ class _Compiler:
             shift=_contiguous(fit.shift, np.float64),
             scale=_contiguous(fit.scale, np.float64),
             fill=_contiguous(fit.fill, np.float32),
+        )
+
+    def add_number_sequence(self, name: str, encoding: NumberEncoding) -> int:
+        fit = encoding.fit
+        return self.native.add_number_sequence(
+            name,
+            encoding.column,
+            transform=encoding.transform,
+            boundaries=[_contiguous(cuts, np.float64) for cuts in fit.boundaries],
+            shift=float(fit.shift[0]),
+            scale=float(fit.scale[0]),
+            parallel=encoding.parallel,
+            maxlen=encoding.maxlen,
+            keep_first=encoding.keep == "first",
         )
 
     def add_buckets(self, name: str, encoding: BucketEncoding) -> int:

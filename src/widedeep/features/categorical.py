@@ -25,6 +25,7 @@ from widedeep.features.kind import (
     check,
     check_at_least,
     check_combiner,
+    check_end_read,
     check_feature_names,
     check_name_and_source,
     check_text,
@@ -36,7 +37,6 @@ from widedeep.features.learned import FIRST_KNOWN_ID, ColumnType
 
 OOV_POLICIES = ("id", "drop")
 COMPOSITIONS = ("quotient_remainder",)
-ENDS = ("last", "first")
 
 
 _EMPTY_RULE = 'missing: "" counts as null by now, or no longer does'
@@ -156,11 +156,7 @@ class Categorical(Feature):
             self.name,
             f"got oov={show_value(self.oov)}, expected 'id' or 'drop'",
         )
-        check(
-            is_word(self.keep, ENDS),
-            self.name,
-            f"got keep={show_value(self.keep)}, expected 'last' or 'first'",
-        )
+        check_end_read(self.name, self.keep)
         check(
             not (self.oov_buckets and (self.hash_buckets or self.num_buckets)),
             self.name,

@@ -26,6 +26,7 @@ from widedeep.features.numbers import NumberSummary
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
 DriftForm = Literal["numbers", "values", "combinations"]
 COMBINERS = ("sum", "mean", "sqrtn", "max")
+ENDS = ("last", "first")
 MAX_IDS = 2**48
 MAX_COLUMNS = 2**20
 
@@ -37,6 +38,7 @@ class NumberInput:
     Args:
         column: The column's name.
         size: Length of its vectors, 1 for plain numbers.
+        events: Whether it holds lists of any length, with one plain number per event.
         moments: Scales on which mean and standard deviation are needed: ``"standard"``,
             ``"log1p"``.
         sample: Whether a sorted sample of the values is needed, for quantiles.
@@ -44,6 +46,7 @@ class NumberInput:
 
     column: str
     size: int = 1
+    events: bool = False
     moments: tuple[str, ...] = ()
     sample: bool = False
 
@@ -87,18 +90,29 @@ Input = NumberInput | ValueInput | WeightInput
 class NumberEncoding:
     """Native operation: a number (or vector) as dense columns, by what was learned of it.
 
+    Of a list of events each number is an id instead: id 2, whose weight is the number, or id 1 for
+    a null.
+
     Args:
         column: The column's name.
         fit: What was learned.
         transform: ``"quantile"``, ``"standard"``, ``"minmax"`` or ``"log1p"``, as
             :class:`widedeep.schema.NumericFit` defines them; ``"none"`` keeps the number.
         indicator: Whether null flags follow the values.
+        events: Whether the column holds lists with one number per event.
+        maxlen: Most values of a list; of a longer one the rest is not read.
+        keep: End of a longer list that is read.
+        parallel: Column whose lists describe the same events, and so have the same lengths.
     """
 
     column: str
     fit: NumericFit
     transform: str = "none"
     indicator: bool = False
+    events: bool = False
+    maxlen: int | None = None
+    keep: Literal["last", "first"] = "last"
+    parallel: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -736,6 +750,11 @@ def check_at_least(
         name,
         f"got {option}={show_value(got)}, expected an integer of at least {least}{upper}",
     )
+
+
+def check_end_read(name: str, end: str) -> None:
+    """Refuse an unknown end of a list."""
+    check(is_word(end, ENDS), name, f"got keep={show_value(end)}, expected 'last' or 'first'")
 
 
 def check_combiner(name: str, combiner: str | None) -> None:

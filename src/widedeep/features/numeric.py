@@ -22,6 +22,7 @@ from widedeep.features.id_map import (
 from widedeep.features.kind import (
     MAX_COLUMNS,
     BucketEncoding,
+    Combiner,
     Encoding,
     Feature,
     Input,
@@ -34,8 +35,10 @@ from widedeep.features.kind import (
     bucket_text,
     check,
     check_at_least,
+    check_end_read,
     check_feature_names,
     check_name_and_source,
+    check_text,
     finite_number,
     is_word,
     register_kind,
@@ -61,6 +64,7 @@ NUMERIC_TRANSFORMS = ("quantile", "standard", "minmax", "log1p", "none")
 
 NumberEmbedding = Literal["bins", "piecewise", "periodic"]
 _EMBEDDINGS = ("bins", "piecewise", "periodic")
+_OPTIONS_OF_MEANING = ("embedding", "size", "transform", "missing", "frequencies", "parallel")
 _STANDARDISED = ("quantile", "standard", "log1p")
 # Quantiles are uniform from 0 to 1: their mean, and the inverse of their standard deviation.
 _UNIFORM_MEAN, _UNIFORM_SCALE = 0.5, math.sqrt(12.0)
@@ -94,6 +98,12 @@ class Numeric(Feature):
         frequencies: Number of frequencies of ``"periodic"``.
         frequency_std: Standard deviation of the initial frequencies of ``"periodic"``, in periods
             per standard deviation of the number.
+        parallel: A sequence (``combiner=None``) whose events it describes: its column holds a list
+            of one number per event, such as the seconds that each clicked item was watched. The
+            number after its transform multiplies a learned vector of ``embedding_dim``; a null has
+            a vector of its own. A list of another length than that of the sequence is refused.
+        maxlen: Most events that are read, as in the sequence.
+        keep: End of a longer list that is read, as in the sequence: ``"last"`` or ``"first"``.
     """
 
     source: str
@@ -106,6 +116,9 @@ class Numeric(Feature):
     embedding_dim: int | None = None
     frequencies: int = 48
     frequency_std: float = 3.0
+    parallel: str | None = None
+    maxlen: int | None = None
+    keep: Literal["last", "first"] = "last"
 
     kind: ClassVar[str] = "numeric"
     order: ClassVar[int] = 0
@@ -149,6 +162,7 @@ class Numeric(Feature):
         )
         object.__setattr__(self, "frequency_std", std)
         self._check_embedding()
+        self._check_sequence()
 
     def _check_embedding(self) -> None:
         """Refuse an unknown embedding, and options that have no effect with the given one."""
@@ -175,7 +189,7 @@ class Numeric(Feature):
             "quantiles": not self.has_cut_points,
             "missing": not self.has_cut_points,
             "bins": self.has_cut_points,
-            "embedding_dim": got is not None,
+            "embedding_dim": got is not None or self.is_sequence,
             "frequencies": got == "periodic",
             "frequency_std": got == "periodic",
         }
@@ -187,6 +201,33 @@ class Numeric(Feature):
                 f"embedding={got!r}; leave it out",
             )
 
+    def _check_sequence(self) -> None:
+        """Refuse options that have no meaning in a sequence, or outside of one."""
+        check_text(self.name, "parallel", self.parallel)
+        check_at_least(self.name, "maxlen", self.maxlen, 1)
+        check_end_read(self.name, self.keep)
+        changed = self.changed_options()
+        for option in ("maxlen", "keep"):
+            check(
+                self.is_sequence or option not in changed,
+                self.name,
+                f"got {option}={show_value(getattr(self, option))}, which has no effect on a plain "
+                "number; name the sequence that it describes (parallel=...), or leave it out",
+            )
+        for option in ("missing", "size", "embedding"):
+            check(
+                not self.is_sequence or option not in changed,
+                self.name,
+                f"got {option}={show_value(getattr(self, option))} and parallel="
+                f"{show_value(self.parallel)}, expected one plain number per event, whose null has "
+                f"a vector of its own; leave {option} out",
+            )
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether its column holds a list of one number per event of a sequence."""
+        return self.parallel is not None
+
     @property
     def has_cut_points(self) -> bool:
         """Whether it becomes ids by cut points, not dense columns."""
@@ -195,7 +236,7 @@ class Numeric(Feature):
     @property
     def width(self) -> int:
         """Number of dense columns the feature fills."""
-        if self.has_cut_points:
+        if self.has_cut_points or self.is_sequence:
             return 0
         return self.size * (2 if self.missing == "indicator" else 1)
 
@@ -205,7 +246,16 @@ class Numeric(Feature):
 
     @property
     def kind_text(self) -> str:
-        return f"numeric, {self.embedding or self.transform}"
+        sequence = " sequence" if self.is_sequence else ""
+        return f"numeric{sequence}, {self.embedding or self.transform}"
+
+    @property
+    def deep_combiner(self) -> Combiner | None:
+        return None if self.is_sequence else "sum"
+
+    @property
+    def is_bucketed(self) -> bool:
+        return self.has_cut_points
 
     @property
     def embedding_options(self) -> EmbeddingOptions:
@@ -233,6 +283,7 @@ class Numeric(Feature):
             NumberInput(
                 column=self.source,
                 size=self.size,
+                events=self.is_sequence,
                 moments=(self.transform,) if self.transform in ("standard", "log1p") else (),
                 sample=self.transform == "quantile" or self.has_cut_points,
             ),
@@ -256,7 +307,7 @@ class Numeric(Feature):
         ranges = [(s.minimum, s.maximum) if s.count else (math.nan, math.nan) for s in summaries]
         has_quantiles = self.transform == "quantile"
         return NumericFit(
-            boundaries=tuple(boundaries) if has_quantiles and self.dense_width else (),
+            boundaries=() if self.has_cut_points or not has_quantiles else tuple(boundaries),
             shift=np.array([shift for shift, _ in scaling]),
             scale=np.array([scale for _, scale in scaling]),
             fill=np.array(fills, np.float32),
@@ -312,6 +363,8 @@ class Numeric(Feature):
     def known_ids(self, schema: Learned) -> int:
         if self.embedding == "piecewise":
             return len(schema.boundaries[self.name])
+        if self.is_sequence:
+            return 1
         return super(Numeric, self).known_ids(schema)  # zero-argument super() fails under slots
 
     def encoding(self, schema: Learned) -> Encoding:
@@ -324,6 +377,9 @@ class Numeric(Feature):
             fit=schema.numerics[self.name],
             transform=self.transform,
             indicator=self.missing == "indicator",
+            events=self.is_sequence,
+            maxlen=self.maxlen,
+            keep=self.keep,
         )
 
     def describe(self, schema: Learned, position: int) -> str:
@@ -334,6 +390,11 @@ class Numeric(Feature):
         return self.name if self.size == 1 and not position else f"component {position}"
 
     def example_values(self, schema: Learned) -> Iterator[Any]:
+        if self.is_sequence:
+            fit = schema.numerics[self.name]
+            ends = (fit.minimum[0], fit.mean[0], fit.maximum[0])
+            yield from (float(value) for value in ends if np.isfinite(value))
+            return
         yield from super(Numeric, self).example_values(schema)
         if self.has_cut_points:
             cuts = schema.boundaries[self.name]
@@ -353,7 +414,7 @@ class Numeric(Feature):
 
     def _transform_change(self, older: Numeric, change: SchemaChange) -> str:
         """Return why a number becomes another input than it did, or "" if it does not."""
-        for option in ("embedding", "size", "transform", "missing", "frequencies"):
+        for option in _OPTIONS_OF_MEANING:
             new_option, old_option = getattr(self, option), getattr(older, option)
             if new_option != old_option:
                 return f"{option} {old_option!r} became {new_option!r}"
@@ -392,6 +453,9 @@ def numeric(
     embedding_dim: int | None = None,
     frequencies: int = 48,
     frequency_std: float = 3.0,
+    parallel: str | None = None,
+    maxlen: int | None = None,
+    keep: Literal["last", "first"] = "last",
 ) -> list[Numeric]:
     """Declare numeric features, one for each name.
 
@@ -408,6 +472,10 @@ def numeric(
         embedding_dim: Width of the embedding. The model's default if not given.
         frequencies: See :class:`Numeric`.
         frequency_std: See :class:`Numeric`.
+        parallel: A sequence whose events the numbers of a list column describe, see
+            :class:`Numeric`.
+        maxlen: Most events that are read.
+        keep: End of a longer list that is read: ``"last"`` or ``"first"``.
 
     Returns:
         A list, to be unpacked into ``features=[...]`` or given as it is.
@@ -420,6 +488,8 @@ def numeric(
         ['age', 'hours_per_week']
         >>> numeric("age", embedding="bins", embedding_dim=8)[0].kind_text
         'numeric, bins'
+        >>> numeric("seconds_watched", parallel="watched", maxlen=50)[0].kind_text
+        'numeric sequence, quantile'
     """
     check_feature_names(names, source)
     return [
@@ -435,6 +505,9 @@ def numeric(
             embedding_dim=embedding_dim,
             frequencies=frequencies,
             frequency_std=frequency_std,
+            parallel=parallel,
+            maxlen=maxlen,
+            keep=keep,
         )
         for name in names
     ]

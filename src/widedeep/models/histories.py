@@ -103,6 +103,8 @@ def find_histories(
     groups: dict[str, list[str]] = {}
     for name in layout.sequences:
         groups.setdefault(layout.parallel.get(name, name), []).append(name)
+    for first, names in groups.items():  # those that describe its events come after it
+        names.sort(key=lambda name: name != first)
     return [_history(layout, tower, targets, names, compared) for names in groups.values()]
 
 

@@ -173,7 +173,8 @@ def make_layout(
         weighted=frozenset(
             feature.name
             for feature in schema.spec.all_features
-            if feature.weight_column is not None and feature.deep_combiner is None
+            if feature.deep_combiner is None
+            and (feature.weight_column is not None or feature.is_weighted_number)
         ),
         parallel={
             feature.name: feature.parallel_to

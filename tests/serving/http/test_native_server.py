@@ -304,13 +304,14 @@ def test_connections_come_back_and_are_let_go(server: Running) -> None:
 def test_models_beside_the_perceptron_are_answered_natively(tmp_path: Path, tower: str) -> None:
     table = history_table(300, 1)
     history = wd.categorical("clicked_ads", table="ad", combiner=None, maxlen=3)
+    seconds = wd.numeric("clicked_seconds", parallel="clicked_ads", maxlen=3)
     spec = wd.FeatureSpec(
         label="click",
         features=[
             *wd.numeric("age", "price"),
             *wd.categorical("job", "tags"),
             wd.categorical("ad", table="ad"),
-            *(history if tower == "din" else []),
+            *([*history, *seconds] if tower == "din" else []),
         ],
         item=["ad"],
     )
