@@ -17,7 +17,13 @@ FRONT = (
     *("features", "data.infer", "join", "schema", "data.fit", "config", "models", "optim"),
     *("training.trainer", "training.config", "training.early_stopping", "training.checkpoint"),
     *("metrics", "bundle", "estimators", "serving.ranker"),
-    *("serving.catalogue", "serving.registry", "serving.impressions", "serving.retrieval"),
+    *(
+        "serving.catalogue",
+        "serving.registry",
+        "serving.exploration",
+        "serving.impressions",
+        "serving.retrieval",
+    ),
     *("gate", "publish", "report", "simulate", "errors"),
 )
 

@@ -28,6 +28,7 @@ from widedeep.errors import BundleError, ConfigError
 from widedeep.features.spec import item_columns
 from widedeep.schema import stored_spec
 from widedeep.serving.config import LogConfig, ServeConfig, Settings, find_models
+from widedeep.serving.exploration import Exploration
 from widedeep.serving.versions import Latest, RegistryOptions
 
 EXAMPLE = (
@@ -60,6 +61,11 @@ _REGISTRY = {
     "cache": "--cache DIR",
     "threads": "--threads N",
     "max_values": "--max-request-values N",
+}
+_EXPLORATION = {
+    "policy": "--exploration POLICY",
+    "epsilon": "--epsilon FRACTION",
+    "seed": "--exploration-seed N",
 }
 _CATALOGUE = {"popularity": "--popularity COLUMN", "category": "--category COLUMN"}
 _LIMITS = {
@@ -124,6 +130,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_fields(models, RegistryOptions(), _REGISTRY, _READERS)
     add_fields(models, settings, _CATALOGUE)
+    add_fields(parser.add_argument_group("exploration"), Exploration(), _EXPLORATION)
     add_fields(parser.add_argument_group("limits"), settings, _LIMITS, _READERS)
     log = LogConfig(directory="")
     add_fields(parser.add_argument_group("impression log"), log, _LOG, _READERS)
@@ -183,12 +190,21 @@ def _plan(arguments: argparse.Namespace) -> ServeConfig:
         registry=RegistryOptions(
             policy=Latest(arguments.latest),
             precision="bfloat16" if arguments.bfloat16 else "float32",
+            exploration=_exploration(arguments),
             **field_values(arguments, _REGISTRY),
         ),
         grpc=None if arguments.grpc is None else _joined(*address(arguments.grpc)),
         log=LogConfig(**log) if "directory" in log else None,
         on_ready=None if arguments.json else _say_request,
     )
+
+
+def _exploration(arguments: argparse.Namespace) -> Exploration | None:
+    values = field_values(arguments, _EXPLORATION)
+    if values and "policy" not in values:
+        flag = _EXPLORATION[next(iter(values))].split()[0]
+        raise ConfigError(f"got {flag} without --exploration; add --exploration epsilon")
+    return Exploration(**values) if values else None
 
 
 def _joined(host: str, port: int) -> str:

@@ -93,10 +93,15 @@ def impression_groups(answered: Sequence[Answered]) -> list[list[Answered]]:
     for each in answered:
         inline = isinstance(each.request.candidates, Mapping | pa.Table)
         schema = id(each.request.ranker.bundle.schema)
-        terms = tuple(each.request.ranking.terms)
-        key = (schema, id(each.catalogue), inline, isinstance(each.user_id, str), terms)
+        columns = (*each.request.ranking.terms, explores(each.request))
+        key = (schema, id(each.catalogue), inline, isinstance(each.user_id, str), columns)
         groups.setdefault(key, []).append(each)
     return list(groups.values())
+
+
+def explores(request: RankedRequest) -> bool:
+    """Return whether the rows have the columns of exploration."""
+    return request.ranker.options.exploration is not None
 
 
 def impression_table(
@@ -126,6 +131,8 @@ def as_text(
         "catalogue_version": request.ranking.catalogue_version,
         "items": list(request.ranking.items),
         "scores": request.ranking.scores.tolist(),
+        "policy": request.ranking.policy,
+        "propensities": request.ranking.propensities,
         "user": {name: request.user[name] for name in columns if name in request.user},
         "context": {
             name: value for name, value in (request.context or {}).items() if name in columns
@@ -178,8 +185,8 @@ class _Rows:
         self.by_id = not isinstance(self.requests[0].candidates, Mapping | pa.Table)
 
     def table(self) -> pa.Table:
-        columns = {**self._own_columns(), **self._terms(), **self._features()}
-        return pa.table(columns)
+        columns = {**self._own_columns(), **self._exploration(), **self._terms()}
+        return pa.table({**columns, **self._features()})
 
     def _own_columns(self) -> dict[str, pa.Array]:
         answered, requests = self.answered, self.requests
@@ -196,6 +203,19 @@ class _Rows:
                 [r.ranking.catalogue_version for r in requests], pa.string()
             ),
             "score": pa.array(np.concatenate(scores).astype(np.float64)),
+        }
+
+    def _exploration(self) -> dict[str, pa.Array]:
+        if not explores(self.requests[0]):
+            return {}
+        rankings = [request.ranking for request in self.requests]
+        propensities = [
+            np.full(len(ranking), np.nan) if ranking.propensities is None else ranking.propensities
+            for ranking in rankings
+        ]
+        return {
+            "policy": self._spread([ranking.policy for ranking in rankings], pa.string()),
+            "propensity": pa.array(np.concatenate(propensities), from_pandas=True),  # NaN: null
         }
 
     def _terms(self) -> dict[str, pa.Array]:

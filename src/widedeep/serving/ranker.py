@@ -27,6 +27,7 @@ from widedeep.errors import (
 from widedeep.features.spec import item_columns
 from widedeep.options import check_range, check_types
 from widedeep.serving.catalogue import Catalogue, SharedRows
+from widedeep.serving.exploration import LOG_COLUMNS, Exploration
 from widedeep.serving.formula_scores import FormulaScores, inline_numbers
 from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
 
@@ -60,6 +61,9 @@ class RankerOptions:
         str | None,
         "formula over heads and numbers of the items, such as 'click * buy * price', to rank by",
     ] = None
+    exploration: Annotated[
+        Exploration | None, "what is shown beside the best by score; None: nothing"
+    ] = None
     max_values: Annotated[
         int, "ids and numbers of a request, over all its rows or candidates; more are refused"
     ] = MAX_VALUES
@@ -91,6 +95,9 @@ class Ranking:
         misspelt: Keys of the request that mean nothing and look like an absent column, with it.
         rank_by: The formula that was ranked by; None: one head's score.
         terms: By name in the formula, its values in the order of ``items``.
+        policy: Name of the policy that explored; None: best score first, without a draw.
+        propensities: The probability that each item gets its position under the policy, in the
+            order of ``items``, 0 < p <= 1; None without a policy.
     """
 
     items: list[Any]
@@ -103,13 +110,15 @@ class Ranking:
     misspelt: dict[str, str] = field(default_factory=dict)
     rank_by: str | None = None
     terms: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    policy: str | None = None
+    propensities: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
     def undefined(self) -> NDArray[np.int64]:
-        """Places in the ranking of the items for which the formula has no value: the last ones."""
+        """Places in the ranking of the items for which the formula has no value."""
         return np.flatnonzero(np.isnan(self.scores))
 
 
@@ -185,9 +194,10 @@ class Ranker:
         rank_by: A formula over heads and numbers of the items to rank by, such as
             ``"click * buy * price"`` (:class:`widedeep.bundle.formula.Formula`); None: the
             bundle's, or one head's score.
+        exploration: What is shown beside the best by score, to requests with an id; None: nothing.
         shared_rows: Where several processes keep one copy of the catalogue's part of the sums.
-        options: ``item_id``, ``unknown_items``, ``precision``, ``threads`` and ``rank_by`` as one
-            value, instead of these keywords.
+        options: ``item_id``, ``unknown_items``, ``precision``, ``threads``, ``rank_by`` and
+            ``exploration`` as one value, instead of these keywords.
 
     Attributes:
         bundle: The model.
@@ -225,6 +235,7 @@ class Ranker:
         precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
         rank_by: str | None = None,
+        exploration: Exploration | None = None,
         shared_rows: SharedRows | None = None,
         options: RankerOptions | None = None,
     ) -> None:
@@ -234,6 +245,7 @@ class Ranker:
             precision=precision,
             threads=threads,
             rank_by=rank_by,
+            exploration=exploration,
         )
         if options is not None and keywords != RankerOptions():
             raise ConfigError("Ranker: got options and further keywords; set them in options=")
@@ -241,6 +253,12 @@ class Ranker:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
         self._shared_rows = shared_rows
         self._columns = frozenset(self.bundle.encoder.columns(targets=False))
+        if options.exploration is not None and self._columns & set(LOG_COLUMNS):
+            name = min(self._columns & set(LOG_COLUMNS))
+            raise ConfigError(
+                f"exploration: the model reads a column {name!r}, which the log of a ranker that "
+                f"explores writes itself, as {' and '.join(LOG_COLUMNS)}; rename the column"
+            )
         self._item_columns = item_columns(self.bundle.schema.spec) & self._columns
         self._heads = {head.name: head for head in self.bundle.model.heads}
         rank_by = options.rank_by or self.bundle.model.rank_by
@@ -349,6 +367,7 @@ class Ranker:
         k: int | None = None,
         explain: bool = False,
         head: str | None = None,
+        request_id: str | None = None,
     ) -> Ranking:
         """Rank candidates for a user in a context.
 
@@ -361,6 +380,8 @@ class Ranker:
             explain: Say of each item returned why it got its score.
             head: Rank by this head; default: by the formula, or else the first head that gives one
                 number an item.
+            request_id: Id of the request, by which a ranker that explores draws; without one the
+                best come first and nothing is drawn.
 
         Raises:
             RequestError: If a field cannot be used, naming it; for an id that is not in the
@@ -390,7 +411,11 @@ class Ranker:
         resolved = self._resolve(candidates, prepared, row)
         query = self._query(row, user)
         scores, terms = self._scores(query, resolved, by_head)
-        order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first, NaN last
+        exploration, propensities = self.options.exploration, None
+        if exploration is not None and request_id is not None:
+            order, propensities = exploration.draw(scores, k, request_id)
+        else:
+            order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first, NaN last
         positions = order.tolist()
         absent = {name: 1 for name in query.absent if name not in resolved.columns}
         absent |= resolved.absent
@@ -405,6 +430,8 @@ class Ranker:
             misspelt=self._misspelt(row, candidates, absent) if absent else {},
             rank_by=None if by_formula is None else by_formula.formula.text,
             terms={name: values[order] for name, values in terms.items()},
+            policy=None if propensities is None or exploration is None else exploration.policy,
+            propensities=propensities,
         )
 
     def score_meaning(self, head: str | None = None) -> ScoreMeaning:

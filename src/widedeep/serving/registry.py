@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from widedeep.errors import ConfigError, nearest
 from widedeep.serving.background import ThreadMonitor
 from widedeep.serving.catalogue import ROWS_DIRECTORY, SharedRows
+from widedeep.serving.exploration import Exploration
 from widedeep.serving.loading import PrivateCopies, default_cache
 from widedeep.serving.ranker import MAX_VALUES, Ranker, Ranking
 from widedeep.serving.shadow import AnsweredRequest, ShadowReport, ShadowScoring
@@ -68,9 +69,12 @@ class Served:
         k: int | None = None,
         explain: bool = False,
         head: str | None = None,
+        request_id: str | None = None,
     ) -> Ranking:
         """Rank as :meth:`widedeep.serving.ranker.Ranker.rank` does; the shadow follows later."""
-        ranking = self.ranker.rank(user, context, candidates, k=k, explain=explain, head=head)
+        ranking = self.ranker.rank(
+            user, context, candidates, k=k, explain=explain, head=head, request_id=request_id
+        )
         if self._shadow is not None:
             request = AnsweredRequest(user, context, candidates, head, ranking, self.ranker)
             self._shadow.offer(request)
@@ -100,6 +104,7 @@ class Registry:
         precision: As for :class:`~widedeep.serving.ranker.Ranker`.
         threads: As for :class:`~widedeep.serving.ranker.Ranker`.
         rank_by: As for :class:`~widedeep.serving.ranker.Ranker`.
+        exploration: As for :class:`~widedeep.serving.ranker.Ranker`.
         max_values: Most ids and numbers that a request may come to, over all its candidates.
         state: The state's file, if it is not in ``root``.
         rows: A directory in which the processes that serve ``root`` on this machine keep one copy
@@ -112,7 +117,8 @@ class Registry:
         monitor: Watches the background threads; None: a monitor of its own.
         name: Name of the model, where one process serves several.
         options: ``items``, ``item_id``, ``policy``, ``poll_s``, ``unknown_items``, ``precision``,
-            ``threads``, ``max_values`` and ``cache`` as one value, instead of these keywords.
+            ``threads``, ``exploration``, ``max_values`` and ``cache`` as one value, instead of
+            these keywords.
 
     Example:
         >>> import widedeep as wd
@@ -145,6 +151,7 @@ class Registry:
         precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 1,
         rank_by: str | None = None,
+        exploration: Exploration | None = None,
         max_values: int = MAX_VALUES,
         state: str | os.PathLike[str] | None = None,
         rows: str | os.PathLike[str] | None = None,
@@ -162,6 +169,7 @@ class Registry:
             precision=precision,
             threads=threads,
             rank_by=rank_by,
+            exploration=exploration,
             max_values=max_values,
             cache=cache,
         )

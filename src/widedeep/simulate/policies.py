@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from widedeep.bundle import Bundle
 from widedeep.errors import ConfigError, RequestError
 from widedeep.files import atomic_file
 from widedeep.serving.catalogue import Catalogue
+from widedeep.serving.exploration import Exploration
 from widedeep.serving.ranker import Ranker
 from widedeep.simulate.requests import Requests
 
@@ -48,12 +49,15 @@ class Ranked:
         arm_R: Arm of the experiment that each request is in.
         time_R: Time of each answer, for a policy with a clock of its own: microseconds
             since 1970.
+        propensity_RS: Probability that each app gets its position under the policy; NaN or None
+            where it is not known.
     """
 
     order_RS: NDArray[np.intp]
     policy_R: NDArray[np.object_]
     arm_R: NDArray[np.object_]
     time_R: NDArray[np.int64] | None = None
+    propensity_RS: NDArray[np.float64] | None = None
 
 
 class Policy(Protocol):
@@ -86,7 +90,9 @@ class Random:
     def rank(self, requests: Requests) -> Ranked:
         """Draw a random order."""
         score_RC = requests.rng.random(requests.app_RC.shape)
-        return _ranked(self.name, best_first(score_RC, requests.shown))
+        order_RS = best_first(score_RC, requests.shown)
+        propensity_RS = np.full(order_RS.shape, 1 / score_RC.shape[1])
+        return replace(_ranked(self.name, order_RS), propensity_RS=propensity_RS)
 
 
 @dataclass(frozen=True)
@@ -208,6 +214,7 @@ class Split:
             policy_R=ranked.policy_R,
             arm_R=np.array(list(self.arms), object)[arm_R],
             time_R=ranked.time_R,
+            propensity_RS=ranked.propensity_RS,
         )
 
 
@@ -216,15 +223,22 @@ def _together(requests: Requests, parts: Sequence[tuple[NDArray[np.intp], Policy
     order_RS = np.zeros((len(requests), requests.shown), np.intp)
     policy_R = np.full(len(requests), "", object)
     time_R, timed = np.zeros(len(requests), np.int64), False
+    propensity_RS = np.full(order_RS.shape, np.nan)
     for rows, policy in parts:
         if not len(rows):
             continue
         ranked = policy.rank(requests.take(rows))
         order_RS[rows], policy_R[rows] = ranked.order_RS, ranked.policy_R
+        if ranked.propensity_RS is not None:
+            propensity_RS[rows] = ranked.propensity_RS
         timed = timed or ranked.time_R is not None
         time_R[rows] = int(time.time() * 1e6) if ranked.time_R is None else ranked.time_R
     return Ranked(
-        order_RS=order_RS, policy_R=policy_R, arm_R=policy_R, time_R=time_R if timed else None
+        order_RS=order_RS,
+        policy_R=policy_R,
+        arm_R=policy_R,
+        time_R=time_R if timed else None,
+        propensity_RS=propensity_RS,
     )
 
 
@@ -243,16 +257,22 @@ class Model:
         bundle: The model, or its directory.
         name: Name in the logs.
         threads: Threads per request.
+        exploration: What is shown beside the best by score; None: nothing.
 
     Raises:
         BundleError: If the bundle cannot be loaded.
     """
 
     def __init__(
-        self, bundle: Bundle | str | Path, *, name: str = "model", threads: int = 1
+        self,
+        bundle: Bundle | str | Path,
+        *,
+        name: str = "model",
+        threads: int = 1,
+        exploration: Exploration | None = None,
     ) -> None:
         self.name = name
-        self._ranker = Ranker(bundle, item_id="app", threads=threads)
+        self._ranker = Ranker(bundle, item_id="app", threads=threads, exploration=exploration)
         self._catalogue: pa.Table | None = None
 
     def rank(self, requests: Requests) -> Ranked:
@@ -261,16 +281,19 @@ class Model:
             self._ranker.replace_catalogue(Catalogue(requests.catalogue, id_column="app"))
             self._catalogue = requests.catalogue
         order_RS = np.zeros((len(requests), requests.shown), np.intp)
-        for row in range(len(requests)):
+        propensity_RS = np.full(order_RS.shape, np.nan)
+        for row, request_id in enumerate(requests.ids):
             ranking = self._ranker.rank(
                 requests.user(row),
                 requests.context(row),
                 requests.candidates(row),
                 k=requests.shown,
+                request_id=request_id,
             )
             order_RS[row] = ranking.positions
-        names = np.full(len(requests), self.name, object)
-        return Ranked(order_RS=order_RS, policy_R=names, arm_R=names)
+            if ranking.propensities is not None:
+                propensity_RS[row] = ranking.propensities
+        return replace(_ranked(self.name, order_RS), propensity_RS=propensity_RS)
 
 
 class Server:
@@ -319,14 +342,9 @@ class Server:
         parts = np.array_split(np.arange(len(requests)), self._connections)
         with ThreadPoolExecutor(self._connections) as pool:
             answers = list(pool.map(lambda at: self._ask_all(requests, at), parts))
-        time_R = np.concatenate([times for _, times in answers])
-        names = np.full(len(requests), self.name, object)
-        return Ranked(
-            order_RS=np.concatenate([order for order, _ in answers]),
-            policy_R=names,
-            arm_R=names,
-            time_R=time_R if self._wall_clock else None,
-        )
+        order_RS, time_R, propensity_RS = map(np.concatenate, zip(*answers, strict=True))
+        ranked = _ranked(self.name, order_RS, time_R if self._wall_clock else None)
+        return replace(ranked, propensity_RS=propensity_RS)
 
     def _publish(self, catalogue: pa.Table) -> None:
         """Replace the server's catalogue; it takes a moment to notice."""
@@ -337,8 +355,9 @@ class Server:
 
     def _ask_all(
         self, requests: Requests, request_rows: NDArray[np.intp]
-    ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.float64]]:
         order_RS = np.zeros((len(request_rows), requests.shown), np.intp)
+        propensity_RS = np.full(order_RS.shape, np.nan)
         time_R = np.zeros(len(request_rows), np.int64)
         connection = self._connect()
         try:
@@ -348,10 +367,11 @@ class Server:
                 positions = {name: index for index, name in enumerate(names)}
                 # Items that came along without ids come back as their positions.
                 order_RS[row] = [positions.get(item, item) for item in answer["items"]]
+                propensity_RS[row] = answer.get("propensities", np.nan)
                 time_R[row] = int(time.time() * 1_000_000)
         finally:
             connection.close()
-        return order_RS, time_R
+        return order_RS, time_R, propensity_RS
 
     def _connect(self) -> http.client.HTTPConnection:
         netloc, timeout = self._parts.netloc, self._timeout_s

@@ -32,8 +32,9 @@ class Traffic:
 
     Args:
         impressions: Shown apps: ``request_id``, ``user_id``, ``item_id``, ``position`` (from
-            1), ``event_time``, ``policy``, ``arm``, and the columns of users, contexts and apps as
-            they were served.
+            1), ``event_time``, ``policy``, ``arm``, ``propensity`` (the probability that the app
+            gets its position under the policy; null where it is not known), and the columns of
+            users, contexts and apps as they were served.
         actions: Installs: ``user_id``, ``item_id``, ``event_time``, ``kind``, ``price``.
         truth: For each impression the probability that it is installed where it stood
             (``probability``), and if it is looked at (``if_seen``).
@@ -122,11 +123,18 @@ def _impressions(
         "event_time": pa.array(time_R, _TIME).take(of_request),
         "policy": pa.array(ranked.policy_R.tolist(), pa.string()).take(of_request),
         "arm": pa.array(ranked.arm_R.tolist(), pa.string()).take(of_request),
+        "propensity": _propensity(ranked),
         **{name: _plain(values.take(of_request)) for name, values in query.items()},
     }
     for name in requests.catalogue.column_names:
         columns[name] = requests.catalogue[name].combine_chunks().take(of_app)
     return pa.table(columns)
+
+
+def _propensity(ranked: Ranked) -> pa.Array:
+    if ranked.propensity_RS is None:
+        return pa.nulls(ranked.order_RS.size, pa.float64())
+    return pa.array(ranked.propensity_RS.ravel(), from_pandas=True)  # NaN: null
 
 
 def _plain(values: pa.Array) -> pa.Array:

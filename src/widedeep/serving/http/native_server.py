@@ -50,6 +50,8 @@ def new_route(ranker: Ranker, version: str) -> RankRoute | None:
     prepared, scorer = ranker.prepared, ranker.scorer
     if prepared is None or not isinstance(scorer, FactorizedScorer):
         return None
+    if ranker.options.exploration is not None:
+        return None
     curve = None if ranker.rank_by is not None else _curve(ranker.bundle)
     if curve is None or len(prepared.catalogue) == 0:
         return None

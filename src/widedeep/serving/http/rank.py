@@ -61,6 +61,8 @@ class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     unknown: list[int] | None = None
     undefined: list[int] | None = None
     rank_by: str | None = None
+    policy: str | None = None
+    propensities: list[float] | None = None
     absent: dict[str, int] | None = None
     misspelt: dict[str, str] | None = None
     catalogue_version: str | None = None
@@ -106,6 +108,7 @@ def ranked(service: Service, call: Call, name: str | None, request: RankRequest)
                 k=request.k,
                 explain=request.explain,
                 head=request.head,
+                request_id=call.request_id,
             )
         except RequestError as error:
             raise _request_error(error, request) from error
@@ -228,6 +231,8 @@ def _reply(ranking: Ranking, call: Call) -> RankReply:
         unknown=unknown or None,
         undefined=ranking.undefined.tolist() or None,
         rank_by=ranking.rank_by,
+        policy=ranking.policy,
+        propensities=None if ranking.propensities is None else ranking.propensities.tolist(),
         absent=ranking.absent or None,
         misspelt=ranking.misspelt or None,
         catalogue_version=ranking.catalogue_version,

@@ -1,0 +1,138 @@
+"""Exploration: propensities against counted draws, the same draw for a request, log and errors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import widedeep as wd
+from tests.command_line import Run
+from tests.serving.http.calls import running
+from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
+from widedeep.errors import ConfigError
+from widedeep.serving.exploration import Exploration
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("explore")
+    publish(place / "apps", "1", seed=1)
+    write_items(place / "items.parquet")
+    return place
+
+
+def exploring(folder: Path, epsilon: float, seed: int) -> wd.Ranker:
+    return wd.Ranker(
+        folder / "apps" / "1",
+        items=folder / "items.parquet",
+        item_id="app",
+        exploration=Exploration(epsilon=epsilon, seed=seed),
+    )
+
+
+def test_propensities_are_how_often_an_item_gets_its_position() -> None:
+    exploration, n = Exploration(epsilon=0.3, seed=7), 6_000
+    scores = np.array([0.2, 0.9, 0.9, np.nan, 0.1])
+    counts: Counter[tuple[int, int]] = Counter()
+    stated: dict[tuple[int, int], float] = {}
+    for number in range(n):
+        order, propensities = exploration.draw(scores, 3, f"request {number}")
+        for position, (item, propensity) in enumerate(zip(order, propensities, strict=True)):
+            counts[int(item), position] += 1
+            assert stated.setdefault((int(item), position), propensity) == propensity
+    assert len(stated) == 5 * 3, "every item is shown at every position"
+    for position in range(3):
+        assert sum(stated[item, position] for item in range(5)) == pytest.approx(1)
+    for cell, propensity in stated.items():
+        spread = 5 * np.sqrt(propensity * (1 - propensity) / n)
+        assert counts[cell] / n == pytest.approx(propensity, abs=spread), cell
+    # Best first, the earlier of equal ones; no value last.
+    assert {cell for cell, p in stated.items() if p > 0.5} == {(1, 0), (2, 1), (0, 2)}
+
+
+def test_a_request_gets_the_same_draw_and_without_an_id_none(folder: Path) -> None:
+    first, again, other = (exploring(folder, 0.5, seed) for seed in (0, 0, 1))
+    ids = [f"request {number}" for number in range(40)]
+
+    def orders(ranker: wd.Ranker) -> list[list[str]]:
+        return [ranker.rank(USER, candidates=ITEMS, k=4, request_id=id_).items for id_ in ids]
+
+    assert orders(first) == orders(again) != orders(other)
+    plain = first.rank(USER, candidates=ITEMS)
+    assert plain.propensities is None and plain.policy is None
+    assert (np.diff(plain.scores) <= 0).all()
+    scores = dict(zip(plain.items, plain.scores, strict=True))
+    for id_ in ids:
+        explored = first.rank(USER, candidates=ITEMS, request_id=id_)
+        assert explored.scores.tolist() == [scores[item] for item in explored.items]
+        assert explored.items == [ITEMS[position] for position in explored.positions]
+    one = first.rank(USER, candidates=ITEMS[:1], request_id="one")
+    assert one.propensities is not None and one.propensities.tolist() == [1.0]
+    assert len(first.rank(USER, candidates=[], request_id="none").items) == 0
+
+
+def test_a_server_explores_and_logs_propensities(folder: Path) -> None:
+    words = ("--items", folder / "items.parquet", "--item-id", "app")
+    explore = ("--exploration", "epsilon", "--epsilon", 0.4, "--exploration-seed", 3)
+    log = ("--log", folder / "log", "--log-user", "user")
+    ids = [f"request {number}" for number in range(30)]
+    with running(folder / "apps", *words, *explore, *log) as server:
+        server.wait_ready()
+        asked = {"user": USER, "candidates": ITEMS, "k": 5}
+        answers = [server.call("POST", "/v1/rank", asked | {"request_id": id_}) for id_ in ids]
+        recommended = server.call("POST", "/v1/recommend", {"user": USER, "k": 2}).json
+    ranker = exploring(folder, 0.4, 3)
+    for id_, answer in zip(ids, answers, strict=True):
+        expected = ranker.rank(USER, candidates=ITEMS, k=5, request_id=id_)
+        assert expected.propensities is not None
+        assert answer.json["items"] == expected.items
+        assert answer.json["policy"] == "epsilon"
+        assert answer.json["propensities"] == expected.propensities.tolist()
+    assert len({tuple(answer.json["items"]) for answer in answers}) > 5
+    assert len(recommended["propensities"]) == 2
+    eventually(lambda: any((folder / "log").rglob("*.parquet")))
+    files = list((folder / "log").rglob("*.parquet"))
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    assert len(rows) == 5 * len(ids) + 2
+    logged = {(row["request_id"], row["item_id"]): row for row in rows}
+    for id_, answer in zip(ids, answers, strict=True):
+        pairs = zip(answer.json["items"], answer.json["propensities"], strict=True)
+        for item, propensity in pairs:
+            row = logged[id_, item]
+            assert (row["policy"], row["propensity"]) == ("epsilon", propensity)
+    scores = ranker.bundle.score(whole_rows([row["item_id"] for row in rows]))
+    assert [row["score"] for row in rows] == scores.tolist()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_an_epsilon_that_is_no_fraction_is_refused(epsilon: float) -> None:
+    with pytest.raises(ConfigError, match="exploration: got epsilon"):
+        Exploration(epsilon=epsilon)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--exploration", "epsilon", "--epsilon", 1), "exploration: got epsilon=1"),
+        (("--exploration", "greedy"), "got --exploration 'greedy'"),
+        (("--epsilon", 0.1), "got --epsilon without --exploration"),
+    ],
+)
+def test_a_server_with_a_wrong_option_does_not_start(
+    run: Run, folder: Path, words: tuple[object, ...], error: str
+) -> None:
+    ran = run("serve", folder / "apps", "--http", ":0", *words)
+    assert ran.code == 2 and error in ran.err
+
+
+def test_a_model_that_reads_a_column_of_the_log_is_refused(folder: Path) -> None:
+    spec = wd.FeatureSpec(label="y", features=wd.categorical("policy", "app"), item=["app"])
+    rows = [{"policy": "a", "app": "x", "y": n % 2} for n in range(20)]
+    trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[2]), progress=False)
+    bundle = trainer.export(folder / "policy")
+    with pytest.raises(ConfigError, match="reads a column 'policy', which the log"):
+        wd.Ranker(bundle, item_id="app", exploration=Exploration())
