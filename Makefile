@@ -39,7 +39,8 @@ help:
 	@echo "make bench-peers   other libraries on the same rows, each in its own environment, into"
 	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter"
 	@echo "make bench-models  every tower against the same model elsewhere, into RESULTS.md; QUICK=1"
-	@echo "make bench-serve   whole servers against uvicorn and mlserver with ONNX Runtime, into RESULTS.md"
+	@echo "make bench-serve   whole servers against uvicorn and mlserver with ONNX Runtime, into RESULTS.md,"
+	@echo "                   and then servers of other towers (make bench-serve_models)"
 	@echo "make docs          the documentation, into site/"
 	@echo "make sanitize      the C++ tests under ASan, UBSan and TSan"
 	@echo "make check-arm64   compile the core for arm64 and run its tests, where a cross compiler (and qemu) is"
@@ -142,6 +143,7 @@ QUICK_models := --quick
 QUICK_retrieval := --items 20000 --queries 10
 QUICK_score := --repeats 20
 QUICK_serve := --quick
+QUICK_serve_models := --quick
 QUICK_simulate := --impressions 50000
 QUICK_warm_start := --seeds 1 --rows 100000
 QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
@@ -154,6 +156,7 @@ FULL_order := --write
 FULL_retraining := --write
 FULL_retrieval := --write
 FULL_swap := --write
+FULL_serve_models := --write
 FULL_serve := --write $(if $(wildcard bundles/census),--bundle bundles/census)
 FULL_train := --write
 FULL_warm_start := --write
@@ -166,7 +169,8 @@ bench-%: native $(DEV_READY)
 
 bench-models: peers-models_deepctr_torch peers-models_fuxictr
 
-bench-serve: benchmarks/peers/.venv-serving/.ready
+bench-serve: benchmarks/peers/.venv-serving/.ready bench-serve_models
+bench-serve_models: benchmarks/peers/.venv-serving/.ready
 
 benchmarks/peers/.venv-serving/.ready: benchmarks/peers/serving/requirements.txt
 	$(PYTHON) -m venv $(@D)

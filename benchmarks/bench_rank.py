@@ -36,6 +36,8 @@ from torch import Tensor, nn
 
 import widedeep as wd
 from widedeep import _native
+from widedeep.models import DeepInput
+from widedeep.models.tower import PaddedSequence
 from widedeep.schema import ColumnType, NumericFit, Schema, Vocabulary
 from widedeep.serving.scorers import QuerySums
 
@@ -45,17 +47,25 @@ QUERY_NUMBERS, ITEM_NUMBERS = [f"qn{i}" for i in range(7)], [f"in{i}" for i in r
 CROSSES = [(f"q{i}", f"i{i % 6}") for i in range(8)]
 PAIRS = 50_000
 MODELS = {"S": ((256, 128), 16), "B": ((1024, 512, 256), 32)}
+HISTORY = "history"
 
 
-def make_schema() -> Schema:
-    """Identity categories, numbers as they are, learned crosses."""
+def make_schema(events: int = 0, labels: int = 1) -> Schema:
+    """Identity categories, numbers as they are, learned crosses, and a history of items' values."""
     rng = np.random.default_rng(0)
+    history = wd.categorical(
+        HISTORY, num_buckets=VALUES, table=ITEM[0], combiner=None, maxlen=max(1, events)
+    )
+    names = ["_x_".join(parts) for parts in CROSSES]
     spec = wd.FeatureSpec(
+        label=None if labels == 1 else [f"y{i}" for i in range(labels)],
         features=[
             *wd.numeric(*QUERY_NUMBERS, *ITEM_NUMBERS, transform="none"),
             *wd.categorical(*QUERY, *ITEM, num_buckets=VALUES),
+            *([history] if events else []),
             *(wd.crossed(*parts) for parts in CROSSES),
         ],
+        wide=[*QUERY, *ITEM, *names],
         item=[*ITEM, *ITEM_NUMBERS],
     )
     zero, one = np.zeros(1), np.ones(1)
@@ -76,6 +86,7 @@ def make_schema() -> Schema:
         columns={
             **{name: ColumnType(kind="int") for name in [*QUERY, *ITEM]},
             **{name: ColumnType(kind="float") for name in [*QUERY_NUMBERS, *ITEM_NUMBERS]},
+            **({HISTORY: ColumnType(kind="int", nested=True)} if events else {}),
         },
         vocabularies={
             name: Vocabulary(values=rows, counts=np.ones(len(rows), np.int64))
@@ -103,7 +114,10 @@ def make_query() -> dict[str, Any]:
 
 
 class PlainModel(nn.Module):
-    """The same model as one torch module over one row of ids a candidate."""
+    """The same model as one torch module over one row of ids a candidate.
+
+    A history is one row of ids, which all candidates share, and True where a place holds an event.
+    """
 
     def __init__(self, model: wd.WideDeep) -> None:
         super().__init__()
@@ -111,23 +125,44 @@ class PlainModel(nn.Module):
         assert model.wide_table is not None
         self.embedding = nn.Embedding.from_pretrained(table.weight.detach().clone())
         self.wide = nn.Embedding.from_pretrained(model.wide_table.weight.detach().clone())
-        mlp: Any = model.towers["mlp"]
-        self.layers = nn.ModuleList(mlp.layers)
-        self.output = model.outputs["mlp"]
+        self.towers, self.outputs = model.towers, model.outputs
         self.bias = model.bias
+        self._model = [model]  # in a list: not a submodule
 
-    def forward(self, deep_rows_BF: Tensor, wide_rows_BF: Tensor, dense_BK: Tensor) -> Tensor:
-        """Return the logits, (B, 1)."""
-        hidden = torch.cat([self.embedding(deep_rows_BF).flatten(1), dense_BK], dim=1)
-        for layer in self.layers:
-            hidden = torch.relu(layer(hidden))
-        logits: Tensor = self.wide(wide_rows_BF).sum(dim=1) + self.output(hidden) + self.bias
+    def forward(
+        self,
+        deep_rows_BF: Tensor,
+        wide_rows_BF: Tensor,
+        dense_BK: Tensor,
+        history_rows_1T: Tensor | None = None,
+        history_mask_1T: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits, (B, C)."""
+        layout = self._model[0].layout
+        sequences = {}
+        if history_rows_1T is not None and history_mask_1T is not None:
+            rows = deep_rows_BF.shape[0]
+            events_BTD = self.embedding(history_rows_1T).expand(rows, -1, -1)
+            mask_BT = history_mask_1T.expand(rows, -1)
+            sequences[HISTORY] = PaddedSequence(
+                HISTORY, events_BTD, mask_BT, mask_BT.to(torch.float32), set()
+            )
+        inputs = DeepInput(
+            concat_BX=torch.cat([self.embedding(deep_rows_BF).flatten(1), dense_BK], dim=1),
+            layout=layout.columns,
+            dense_BK=dense_BK,
+            sequences=sequences,
+        )
+        deep_BC = self._model[0].deep_logits(inputs)
+        assert deep_BC is not None
+        logits: Tensor = self.wide(wide_rows_BF).sum(dim=1) + deep_BC + self.bias
         return logits
 
 
 def graph_of(plain: PlainModel, arguments: tuple[Tensor, ...]) -> bytes:
     """The torch module as an ONNX graph, for any number of candidates."""
     names = ["deep_rows_BF", "wide_rows_BF", "dense_BK"]
+    history = ["history_rows_1T", "history_mask_1T"][: len(arguments) - len(names)]
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -135,7 +170,7 @@ def graph_of(plain: PlainModel, arguments: tuple[Tensor, ...]) -> bytes:
             plain,
             arguments,
             buffer,
-            input_names=names,
+            input_names=[*names, *history],
             output_names=["logits"],
             dynamic_axes={name: {0: "batch"} for name in [*names, "logits"]},
             dynamo=False,
@@ -158,16 +193,32 @@ class Bench:
     """One model in both engines, with a catalogue and a query.
 
     Args:
-        name: Of the model.
+        name: Of the model; one that is not in MODELS has the widths of S.
         n_items: In the catalogue.
         folder: Where its bundle goes.
+        tower: Configuration of another tower than the standard one.
+        events: Events of each history; 0: no history.
+        labels: Number of binary labels.
     """
 
-    def __init__(self, name: str, n_items: int, folder: Path) -> None:
-        hidden, dim = MODELS[name]
+    def __init__(
+        self,
+        name: str,
+        n_items: int,
+        folder: Path,
+        tower: dict[str, Any] | None = None,
+        *,
+        events: int = 0,
+        labels: int = 1,
+    ) -> None:
+        hidden, dim = MODELS.get(name, MODELS["S"])
         self.name = name
-        self.schema = make_schema()
-        self.model = wd.WideDeep(self.schema, hidden_units=hidden, embedding_dim=dim)
+        self.schema = make_schema(events, labels)
+        if tower is None:
+            self.model = wd.WideDeep(self.schema, hidden_units=hidden, embedding_dim=dim)
+        else:
+            deep = {"hidden_units": hidden, **tower}
+            self.model = wd.WideDeep(self.schema, deep=deep, embedding_dim=dim)
         assert self.model.wide_table is not None
         torch.manual_seed(0)
         self.model.wide_table.weight.normal_(std=0.1)
@@ -176,6 +227,9 @@ class Bench:
         self.catalogue = wd.Catalogue.read(self.table, id_column="item")
         self.rows = {row["item"]: row for row in self.table.to_pylist()}
         self.query = make_query()
+        if events:
+            rng = np.random.default_rng(4)
+            self.query[HISTORY] = rng.integers(0, 200, events).tolist()
         self.plain = PlainModel(self.model).eval()
 
     def ids(self, n: int) -> list[str]:
@@ -189,16 +243,26 @@ class Bench:
     def feed(self, ids: list[str]) -> dict[str, NDArray[Any]]:
         """What ONNX Runtime takes: rows of its tables; a missing cross has a row of zeros."""
         batch = self.bundle.encoder.rows([{**self.query, **self.rows[id_]} for id_ in ids])
-        ids_BF = batch.ids_N.reshape(len(ids), -1)
-        sizes = [slot.size for slot in self.schema.slots]
-        n_deep = len(QUERY) + len(ITEM)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        rows_BF = ids_BF + starts
-        return {
-            "deep_rows_BF": rows_BF[:, :n_deep],
-            "wide_rows_BF": rows_BF,
+        names = [slot.name for slot in self.schema.slots]
+        starts = self.starts()
+        ids_BF = np.stack(
+            [batch.cells(names.index(name)).ids_N + start for name, start in starts.items()], axis=1
+        )
+        feed = {
+            "deep_rows_BF": ids_BF[:, : len(QUERY) + len(ITEM)],
+            "wide_rows_BF": ids_BF,
             "dense_BK": batch.dense_BK,
         }
+        if HISTORY in self.query:
+            row_T = batch.cells(names.index(HISTORY)).ids_N[: len(self.query[HISTORY])]
+            feed["history_rows_1T"] = row_T[None] + starts[ITEM[0]]
+            feed["history_mask_1T"] = np.ones((1, len(row_T)), np.bool_)
+        return feed
+
+    def starts(self) -> dict[str, int]:
+        """Return the first row of each feature in ONNX Runtime's tables."""
+        sizes = {slot.name: slot.size for slot in self.schema.slots if slot.name != HISTORY}
+        return dict(zip(sizes, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
 
     def session(self, ids: list[str], threads: int = 1) -> onnxruntime.InferenceSession:
         """ONNX Runtime with the model."""
@@ -221,17 +285,24 @@ def arithmetic_of(ranker: wd.Ranker, query: dict[str, Any], ids: list[str]) -> C
     return run
 
 
+def check_scores(
+    query: dict[str, Any], ids: list[str], ranker: wd.Ranker, logits_BC: NDArray[Any]
+) -> None:
+    """Stop where ONNX Runtime's logits give other scores."""
+    ranking = ranker.rank(query, None, ids)
+    expected = 1 / (1 + np.exp(-logits_BC[ranking.positions, 0]))
+    worst = np.abs(expected - ranking.scores).max()
+    if worst > 1e-5:
+        raise SystemExit(f"ONNX Runtime differs from widedeep by {worst:.1e}")
+
+
 def compare(bench: Bench, n: int, repeats: int) -> None:
     """Time one thread of each engine on one request."""
     ids = bench.ids(n)
     session, feed = bench.session(ids), bench.feed(ids)
     ranker = bench.ranker()
     half = bench.ranker(precision="bfloat16")
-    ranking = ranker.rank(bench.query, None, ids)
-    logits = session.run(["logits"], feed)[0][:, 0]
-    worst = np.abs(1 / (1 + np.exp(-logits[ranking.positions])) - ranking.scores).max()
-    if worst > 1e-5:
-        raise SystemExit(f"ONNX Runtime differs from widedeep by {worst:.1e}")
+    check_scores(bench.query, ids, ranker, session.run(["logits"], feed)[0])
     engines: dict[str, Callable[[], object]] = {
         "onnxruntime, arithmetic": lambda: session.run(["logits"], feed),
         "widedeep, arithmetic": arithmetic_of(ranker, bench.query, ids),

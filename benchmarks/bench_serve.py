@@ -109,6 +109,9 @@ def bodies(bench: bench_rank.Bench, n: int) -> dict[str, list[bytes]]:
     rng = np.random.default_rng(3)
     for _ in range(32):
         user = bench.query | {name: int(rng.integers(0, 100)) for name in bench_rank.QUERY}
+        if bench_rank.HISTORY in user:
+            events = rng.integers(0, 200, len(user[bench_rank.HISTORY]))
+            user[bench_rank.HISTORY] = events.tolist()
         ids = [f"item{i}" for i in rng.integers(0, len(bench.rows), n)]
         own.append(json.dumps({"user": user, "candidates": ids}, separators=(",", ":")).encode())
         inputs = [
@@ -119,16 +122,19 @@ def bodies(bench: bench_rank.Bench, n: int) -> dict[str, list[bytes]]:
                 "data": [value],
             }
             for name, value in user.items()
+            if not isinstance(value, list)
         ]
         inputs.append({"name": "candidates", "shape": [n], "datatype": "BYTES", "data": ids})
         open_inference.append(json.dumps({"inputs": inputs}, separators=(",", ":")).encode())
     return {"/v1/rank": own, "/v2/models/m/infer": open_inference}
 
 
-def prepare(name: str, folder: Path) -> bench_rank.Bench:
-    """Write the model for every server."""
+def prepare(
+    name: str, folder: Path, tower: dict[str, Any] | None = None, **options: int
+) -> bench_rank.Bench:
+    """Write the model for every server; see :class:`bench_rank.Bench`."""
     folder.mkdir()
-    bench = bench_rank.Bench(name, 2000, folder)
+    bench = bench_rank.Bench(name, 2000, folder, tower, **options)
     pq.write_table(bench.table, folder / "items.parquet")
     onnx_ranker_files.write(bench, folder)
     return bench

@@ -20,8 +20,7 @@ def write(bench: bench_rank.Bench, folder: Path) -> None:
     (folder / "model.onnx").write_bytes(
         bench_rank.graph_of(bench.plain, tuple(torch.from_numpy(a) for a in feed.values()))
     )
-    sizes = [slot.size for slot in bench.schema.slots]
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    starts = np.array([*bench.starts().values()])
     n_query, n_deep = len(bench_rank.QUERY), len(bench_rank.QUERY) + len(bench_rank.ITEM)
     columns = bench.table.to_pydict()
     ids = np.stack([columns[name] for name in bench_rank.ITEM], axis=1).astype(np.int64) + 2

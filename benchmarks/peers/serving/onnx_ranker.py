@@ -55,6 +55,10 @@ class OnnxRanker:
         dense[:, : len(self.number_names)] = [user[name] for name in self.number_names]
         dense[:, len(self.number_names) :] = self._item_dense[at]
         feed = {"deep_rows_BF": rows[:, :n_deep], "wide_rows_BF": rows, "dense_BK": dense}
+        if "history" in user:  # values of the first of the item's features, one row for all
+            history = np.array([user["history"]], np.int64) + (2 + self._starts[n_query])
+            feed["history_rows_1T"] = history
+            feed["history_mask_1T"] = np.ones(history.shape, np.bool_)
         logits = self._session.run(["logits"], feed)[0][:, 0]
         order = np.argsort(-logits, kind="stable")
         scores = 1 / (1 + np.exp(-logits[order]))
