@@ -201,9 +201,8 @@ int add_number(OwnedPlan& self, const std::string& name, const std::string& colu
 }
 
 int add_number_sequence(OwnedPlan& self, const std::string& name, const std::string& column,
-                        const std::string& declared,
-                        const std::vector<Vector<double>>& boundaries, double shift, double scale,
-                        const std::optional<std::string>& parallel,
+                        const std::string& declared, const std::vector<Vector<double>>& boundaries,
+                        double shift, double scale, const std::optional<std::string>& parallel,
                         std::optional<std::int64_t> maxlen, bool keep_first) {
   const transform::Scaling scaling = scaling_named(declared);
   std::vector<double> cuts;

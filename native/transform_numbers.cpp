@@ -34,9 +34,10 @@ float choose(bool first, float a, float b) noexcept {
                                          const Column& column, std::int64_t element,
                                          std::int64_t row, const Where& where) {
   throw_feature(feature, row, where,
-                "got " + describe_element(column, element) + ", which transform=" +
-                    quoted(transform) + " takes beyond 1e30; scale the column or choose "
-                                        "transform='quantile'");
+                "got " + describe_element(column, element) +
+                    ", which transform=" + quoted(transform) +
+                    " takes beyond 1e30; scale the column or choose "
+                    "transform='quantile'");
 }
 
 std::string range_text(const Storage& storage) {

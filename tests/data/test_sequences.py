@@ -50,6 +50,16 @@ def test_a_longer_list_is_cut_before_anything_is_looked_up(
     assert bounded.truncated == ({"seen": 2 * n_long} if n_long else {})
 
 
+@pytest.mark.parametrize("options", [{}, {"vocabulary": VALUES}, {"hash_buckets": 9}])
+def test_fitting_says_how_many_lists_are_cut(options: dict[str, Any]) -> None:
+    features = wd.categorical("seen", maxlen=2, keep="first", **options)
+    lists = [["v1"] * 3, ["v1"] * 2, None, [], ["v2"] * 9]
+    rows = [{"seen": seen, "y": i % 2} for i, seen in enumerate(lists)]
+    notes = wd.fit_schema(wd.FeatureSpec(label="y", features=features), rows).notes
+    text = "feature 'seen': 2 lists are longer than maxlen = 2; their first 2 values are read"
+    assert text in notes
+
+
 def test_a_request_and_a_dictionary_are_cut_as_a_table_is() -> None:
     transform = Transform(schema(maxlen=2))  # pooled features are cut too
     rows = [{"seen": ["v1", "v2", "v3"]}, {"seen": []}, {"seen": [None, "v7", None]}]

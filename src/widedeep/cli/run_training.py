@@ -144,6 +144,8 @@ def _run_schema(
         if resume and latest is None:
             print(f"nothing to resume in {directory.path}; starting anew", file=sys.stderr)
         print(f"schema: {directory.schema} ({origin})", file=sys.stderr)
+        for note in schema.notes:
+            print(f"note: {note}", file=sys.stderr)
     return schema, inputs
 
 

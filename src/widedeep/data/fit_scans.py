@@ -43,6 +43,8 @@ class ValueColumn:
     values: ValueInput  # What a feature needs of it
     reader: str  # What reads it, for messages: ``"feature 'job'"``
     type: ColumnType  # Its logical type
+    most_values: int | None = None  # Most values of a list that are read
+    end_read: str = "last"  # End of a longer list that is read
 
     @property
     def name(self) -> str:
@@ -156,7 +158,16 @@ def _value_columns(
     for feature in spec.all_features:
         if (values := feature.value_input) is not None:
             reader = f"feature {feature.name!r}"
-            yield feature, ValueColumn(values, reader, types[values.column])
+            yield (
+                feature,
+                ValueColumn(
+                    values,
+                    reader,
+                    types[values.column],
+                    most_values=feature.most_values,
+                    end_read=feature.end_read,
+                ),
+            )
     readers: dict[str, str] = {}  # by raw column, the first cross that reads it
     learned: set[str] = set()  # raw columns that a cross reads by the ids of their values
     for feature in spec.all_features:
@@ -353,6 +364,7 @@ class FitResult:
     label_quantiles: dict[str, list[float]] = field(default_factory=dict)
     class_rates: dict[str, list[float]] = field(default_factory=dict)
     nulls: dict[str, int] = field(default_factory=dict)
+    cut_lists: dict[str, int] = field(default_factory=dict)  # By what reads them
     notes: list[str] = field(default_factory=list)
 
     def include(self, other: FitResult) -> None:
@@ -432,7 +444,8 @@ def scan_vocabulary(
             before = counter.total
             for chunk in scan.chunks(column.name):
                 _count(counter, _values(chunk, column), column)
-                _add_nulls(fit, chunk, column)
+                _count_lists(fit, chunk, column)
+            fit.notes += _cut_notes(fit, column)
             if counter.total == before:
                 fit.notes.append(
                     f"column {column.name!r}: no value in any row, so nothing is learned from it"
@@ -474,8 +487,20 @@ def _values(chunk: Chunk, column: ValueColumn) -> pa.Array:
     return texts.cast(pa.string()) if pa.types.is_null(texts.type) else texts
 
 
-def _add_nulls(fit: FitResult, chunk: Chunk, column: ValueColumn) -> None:
+def _count_lists(fit: FitResult, chunk: Chunk, column: ValueColumn) -> None:
+    """Count the rows that are null, and the lists of which one end is read."""
     fit.nulls[column.name] = fit.nulls.get(column.name, 0) + null_count(chunk)
+    if column.most_values is not None and column.type.nested:
+        is_longer = pc.greater(pc.list_value_length(chunk.array), column.most_values)
+        cut = fit.cut_lists.get(column.reader, 0) + int(pc.sum(is_longer).as_py() or 0)
+        fit.cut_lists[column.reader] = cut
+
+
+def _cut_notes(fit: FitResult, column: ValueColumn) -> list[str]:
+    cut = fit.cut_lists.get(column.reader, 0)
+    most, end = column.most_values, column.end_read
+    text = f"{column.reader}: {cut:,} lists are longer than maxlen = {most}; their {end} {most} "
+    return [f"{text}values are read"] if cut else []
 
 
 def _vocabulary_notes(limits: ValueInput, distinct: int, total: int, n_values: int) -> list[str]:
@@ -499,12 +524,13 @@ def scan_values(scan: ScanContext, column: ValueColumn) -> FitResult:
     fit = FitResult(nulls={column.name: 0})
     outside = 0
     for chunk in scan.chunks(column.name):
-        _add_nulls(fit, chunk, column)
+        _count_lists(fit, chunk, column)
         if column.is_text:
             continue
         values = np.asarray(read_integers(chunk, column.reader, column.type))
         if column.values.num_buckets is not None:
             outside += int(np.count_nonzero((values < 0) | (values >= column.values.num_buckets)))
+    fit.notes += _cut_notes(fit, column)
     if outside:
         fit.notes.append(
             f"{column.reader}: {outside:,} values outside 0 <= v < num_buckets = "

@@ -31,9 +31,9 @@ from widedeep.features.kind import (
     check_feature_names,
     is_name,
     register_kind,
-    toml_list,
 )
 from widedeep.features.learned import FIRST_KNOWN_ID
+from widedeep.features.toml import toml_list
 
 MAX_COMBINATIONS = 65_536
 """Combinations that the lists of one row may make in a cross."""

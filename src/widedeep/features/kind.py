@@ -22,6 +22,7 @@ from widedeep.features.id_map import (
 )
 from widedeep.features.learned import ColumnType, NumericFit, Vocabulary
 from widedeep.features.numbers import NumberSummary
+from widedeep.features.toml import toml_list, toml_table
 
 Combiner = Literal["sum", "mean", "sqrtn", "max"]
 DriftForm = Literal["numbers", "values", "combinations"]
@@ -679,22 +680,6 @@ def load_installed_kinds() -> None:
     """Import the kinds that installed packages offer as entry points ``widedeep.feature_kinds``."""
     for entry_point in importlib.metadata.entry_points(group="widedeep.feature_kinds"):
         entry_point.load()
-
-
-def toml_table(entries: object, key: str) -> Mapping[str, Any]:
-    """Return a table of ``[features]``."""
-    if not isinstance(entries, Mapping):
-        raise FeatureError(
-            f"got {key} = {entries!r} in [features], expected a table with one entry a feature"
-        )
-    return entries
-
-
-def toml_list(entries: object, key: str) -> list[Any]:
-    """Return a list of ``[features]``."""
-    if not isinstance(entries, (list, tuple)):
-        raise FeatureError(f"got {key} = {entries!r} in [features], expected a list")
-    return list(entries)
 
 
 def bucket_text(cuts: NDArray[np.float64], bucket: int) -> str:

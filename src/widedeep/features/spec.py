@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from widedeep.errors import FeatureError, nearest, show_value
-from widedeep.features.kind import KINDS, Feature, check, is_name, load_installed_kinds, toml_table
-from widedeep.features.toml import toml_text
+from widedeep.features.kind import KINDS, Feature, check, is_name, load_installed_kinds
+from widedeep.features.toml import toml_table, toml_text
 
 __all__ = ["FeatureSpec"]
 

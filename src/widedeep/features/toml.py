@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from widedeep.errors import FeatureError
 
@@ -48,3 +49,19 @@ def toml_value(value: object) -> str:
         # NumPy's scalars are floats that print with their type's name.
         return repr(float(value))
     raise FeatureError(f"got {value!r} ({type(value).__name__}), which TOML cannot hold")
+
+
+def toml_table(entries: object, key: str) -> Mapping[str, Any]:
+    """Return a table of ``[features]``."""
+    if not isinstance(entries, Mapping):
+        raise FeatureError(
+            f"got {key} = {entries!r} in [features], expected a table with one entry a feature"
+        )
+    return entries
+
+
+def toml_list(entries: object, key: str) -> list[Any]:
+    """Return a list of ``[features]``."""
+    if not isinstance(entries, (list, tuple)):
+        raise FeatureError(f"got {key} = {entries!r} in [features], expected a list")
+    return list(entries)
