@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from widedeep.cli.output import free_path, print_json, print_metrics, print_next, print_text
+from widedeep.bundle import Bundle
+from widedeep.cli.output import (
+    free_path,
+    print_json,
+    print_metrics,
+    print_next,
+    print_table,
+    print_text,
+)
 from widedeep.cli.parser import EXIT_OK, threads
 from widedeep.cli.runs import labelled_rows, load_bundle
 from widedeep.cli.validate import print_validate
-from widedeep.evaluation.bundle_metrics import evaluate_bundle
+from widedeep.evaluation.bundle_metrics import BundleMetrics, evaluate_bundle
+from widedeep.evaluation.compare import score_both
+from widedeep.evaluation.logged_rankings import LogColumns
+from widedeep.evaluation.off_policy import policy_values
+from widedeep.gate.verdict_page import policy_rows, policy_text
 
 EXAMPLE = (
     "  widedeep evaluate runs/ads test.parquet\n"
-    "  widedeep evaluate runs/ads          # on the test data of its configuration"
+    "  widedeep evaluate runs/ads          # on the test data of its configuration\n"
+    "  widedeep evaluate runs/ads explored.parquet --propensity propensity --request request_id"
 )
 NEXT = "widedeep export runs/ads -o bundles/ads"
+_RESAMPLES = 1000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +45,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "its validation data)",
     )
     parser.add_argument(
+        "--propensity",
+        metavar="COLUMN",
+        help="chance that each item had to be shown where it was: estimates what the model's "
+        "rankings would earn (default: 'propensity', where DATA has it)",
+    )
+    parser.add_argument(
+        "--position",
+        default="position",
+        metavar="COLUMN",
+        help="place in the list, from 1, beside propensities (default: position)",
+    )
+    parser.add_argument(
+        "--request",
+        metavar="COLUMN",
+        help="id of the request, beside propensities (default: the group of the model)",
+    )
+    parser.add_argument(
         "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
     )
 
@@ -39,12 +72,23 @@ def run(arguments: argparse.Namespace) -> int:
     words = [] if arguments.data is None else [arguments.data]
     rows = labelled_rows(words, model)
     bundle = load_bundle(model)
-    metrics = evaluate_bundle(bundle, rows.data, threads=arguments.threads)
+    log = LogColumns.find(
+        rows.data,
+        bundle,
+        propensity=arguments.propensity,
+        position=arguments.position,
+        request=arguments.request,
+    )
+    metrics, policy, notes = _measure(bundle, rows.data, log, arguments.threads)
     if arguments.json:
         document = {"bundle": bundle.path, "data": rows.origin, "note": rows.note}
-        print_json({**document, "metrics": metrics})
+        print_json({**document, "metrics": metrics, "policy": policy})
         return EXIT_OK
     print_metrics({rows.heading: metrics})
+    for head, values in policy.items():
+        _print_policy(head, values)
+    for note in notes:
+        print_text(f"note: {note}")
     if rows.note is not None:
         print_text(f"note: measured on {rows.note}")
     if bundle.path == model:
@@ -52,3 +96,33 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print_next("export", model, "-o", free_path(Path("bundles") / model.name))
     return EXIT_OK
+
+
+def _measure(
+    bundle: Bundle, data: Any, log: LogColumns | None, threads: int
+) -> tuple[dict[str, float], dict[str, Any], list[str]]:
+    """Return the metrics, what the rankings would earn, and notes; rows are read once."""
+    if log is None:
+        return evaluate_bundle(bundle, data, threads=threads), {}, []
+    metrics = BundleMetrics(bundle)
+    rows = score_both(
+        bundle,
+        None,
+        data,
+        slices=(),
+        log=log,
+        threads=threads,
+        on_chunk=lambda _chunk, batch, scores, *_: metrics.update(scores, batch),
+    )
+    policy = policy_values(rows, resamples=_RESAMPLES, seed=0)
+    return metrics.compute(), policy, rows.notes
+
+
+def _print_policy(head: str, values: Mapping[str, Any]) -> None:
+    print_text()
+    heads = [f"reward per request{f' ({head})' if head else ''}", "value"]
+    print_table(heads, policy_rows(values), right=heads[1:])
+    print_text(policy_text(values))
+    for model in values["models"].values():
+        if model["problem"] is not None:
+            print_text(f"note: {model['problem']}")

@@ -14,6 +14,7 @@ from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, threads, typed_op
 from widedeep.cli.runs import bundle_path_of, labelled_rows, run_of, served_bundle
 from widedeep.errors import BundleError
 from widedeep.gate import Verdict, load_gate_config, validate, verdict_path
+from widedeep.gate.verdict_page import policy_rows
 from widedeep.publish import bundle_in_service
 from widedeep.publish.lineage import is_models_directory
 
@@ -144,6 +145,10 @@ def _print_verdict(verdict: Verdict, file: Path, page: Path) -> None:
                 )
         heads = ["metric", "candidate", "in service", "worse by", "95 % interval"]
         print_table(heads, rows, right=heads[1:])
+    for head, values in verdict.policy.items():
+        heads = [f"reward per request{'' if head == 'score' else f' ({head})'}", "candidate"]
+        heads += ["in service"] if len(values["models"]) > 1 else []
+        print_table(heads, policy_rows(values), right=heads[1:])
     for text in verdict.notes:
         print_text(f"note: {text}")
     for reason in verdict.reasons:

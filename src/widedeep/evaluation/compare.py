@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +20,12 @@ from widedeep.data.transform import Transform
 from widedeep.errors import DataError, SchemaError
 from widedeep.evaluation.bundle_metrics import head_targets
 from widedeep.evaluation.drift import DriftCounts
+from widedeep.evaluation.logged_rankings import (
+    LogColumns,
+    LoggedRankings,
+    choose_order,
+    order_columns,
+)
 from widedeep.evaluation.slices import (
     SliceColumn,
     default_slice_columns,
@@ -85,6 +91,9 @@ class ComparedRows:
     inputs: list[Any]  # Files or tables that were read
     reasons: list[str] = field(default_factory=list)  # Labels that the candidate does not know
     notes: list[str] = field(default_factory=list)  # Remarks on the labels
+    rankings: LoggedRankings | None = None  # How the rows were ranked, where the log says so
+    # By model, the score that it ranks each row by; with ``rankings``
+    rank_scores: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.weight_B)
@@ -97,10 +106,14 @@ def score_both(
     *,
     slices: Sequence[str] | None = None,
     unit: str | None = None,
+    log: LogColumns | None = None,
     threads: int = 1,
     on_chunk: ChunkCallback | None = None,
 ) -> ComparedRows:
-    """Read the data once and score it with both models."""
+    """Read the data once and score it with both models.
+
+    ``log`` names the columns of a log that says how it was ranked.
+    """
     if not candidate.schema.spec.labels:
         raise DataError(f"{candidate.path}: its schema has no label; it cannot be judged")
     if serving is not None:
@@ -109,6 +122,11 @@ def score_both(
     slices = default_slice_columns(candidate) if slices is None else slices
     unit = unit or candidate.schema.spec.group
     extra = [*slices, *([unit] if unit else [])]
+    if log is not None:
+        extra += [
+            *log.names,
+            *(name for b in (candidate, serving) if b for name in order_columns(b)),
+        ]
     transforms = [Transform(b.schema, threads=threads) for b in (candidate, serving) if b]
     columns = [name for each in transforms for name in each.columns(targets=True)]
     types: dict[str, ColumnKind] = dict.fromkeys(extra, "category")
@@ -119,11 +137,15 @@ def score_both(
     with open_source(data, columns=selected, column_types=types) as source:
         if not source.num_rows:
             raise DataError("got no rows to judge by; give recent labelled examples")
+        unexplored = None if log is None else log.check(source)
+        log = log if unexplored is None else None
         names = list(dict.fromkeys(extra))
         reader = _Comparison(candidate, serving, transforms, names, drift, match, on_chunk)
+        reader.log = log
         reader.read(source)
         inputs = source.describe()
     reasons, notes = match.findings()
+    notes += [] if unexplored is None else [unexplored]
     if not reader.labels:
         raise DataError("no row has a label that can be judged: " + "; ".join([*reasons, *notes]))
     columns_B = {name: pa.chunked_array(chunks) for name, chunks in reader.columns.items()}
@@ -141,6 +163,8 @@ def score_both(
         inputs=inputs,
         reasons=reasons,
         notes=notes,
+        rankings=None if log is None else log.rankings(columns_B),
+        rank_scores={name: np.concatenate(scores) for name, scores in reader.orders.items()},
     )
 
 
@@ -170,6 +194,9 @@ class _Comparison:
         self._undefined: Counter[tuple[str, str]] = Counter()
         self._common: dict[str, list[tuple[Floats, Floats]]] = {}
         self._class_losses: dict[tuple[str, str], list[Floats]] = {}
+        self.log: LogColumns | None = None
+        # By model, the scores that rows are ranked by; with a log alone
+        self.orders: dict[str, list[Floats]] = {}
 
     def read(self, source: Source) -> None:
         """Score every chunk of a source."""
@@ -182,6 +209,7 @@ class _Comparison:
 
     def _add(self, chunk: pa.Table, origin: str, first_row: int) -> None:
         batch = self._transforms[0](chunk, targets=True, origin=origin, first_row=first_row)
+        batch = self._shown_alone(chunk, batch)
         self._match.check(batch)
         self._drift.add(chunk, batch)
         scores, serving_batch, serving_scores = self._score(self._candidate, batch), None, None
@@ -192,7 +220,9 @@ class _Comparison:
             serving_batch = (
                 batch
                 if self._same_schema
-                else self._transforms[1](chunk, targets=True, origin=origin)
+                else self._shown_alone(
+                    chunk, self._transforms[1](chunk, targets=True, origin=origin)
+                )
             )
             serving_scores = self._score(self._serving, serving_batch)
             of_labels = _scores_of_labels(self._serving, serving_scores, serving_batch)
@@ -202,6 +232,8 @@ class _Comparison:
             self._count_undefined("serving", serving_scores)
             self._add_class_losses("serving", serving_scores, batch)
             self._add_common(scores, serving_scores)
+        if self.log is not None:
+            self._add_orders(chunk, {"candidate": scores, "serving": serving_scores})
         if self._on_chunk is not None:
             self._on_chunk(chunk, batch, scores, serving_batch, serving_scores)
         assert batch.labels_BL is not None
@@ -216,6 +248,22 @@ class _Comparison:
     def _score(self, bundle: Bundle, batch: Batch) -> dict[str, Floats]:
         scores = bundle.scores_of(bundle.logits(batch, threads=self._transforms[0].threads))
         return scores if isinstance(scores, dict) else {bundle.model.heads[0].name: scores}
+
+    def _shown_alone(self, chunk: pa.Table, batch: Batch) -> Batch:
+        """Take the weight of candidates that were not shown: their labels say nothing."""
+        hidden = None if self.log is None else chunk[self.log.position].is_null()
+        if hidden is None or not pc.any(hidden).as_py():
+            return batch
+        ones_B = np.ones(len(batch), np.float32)
+        weight_B = ones_B if batch.weight_B is None else batch.weight_B
+        return replace(batch, weight_B=np.where(hidden.to_numpy(), np.float32(0), weight_B))
+
+    def _add_orders(self, chunk: pa.Table, scores: Mapping[str, ByHead | None]) -> None:
+        bundles = {"candidate": self._candidate, "serving": self._serving}
+        for model, by_head in scores.items():
+            bundle = bundles[model]
+            if bundle is not None and by_head is not None:
+                self.orders.setdefault(model, []).append(choose_order(bundle, by_head, chunk))
 
     def _add_class_losses(self, model: str, by_head: ByHead, batch: Batch) -> None:
         """Add each row's mean loss over the classes of a multi-label head."""

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 
 from widedeep.evaluation.compare import ComparedRows
 from widedeep.evaluation.drift import FeatureDrift, score_psi
+from widedeep.evaluation.off_policy import policy_values
+from widedeep.evaluation.statistics import p_value_at_limit
 from widedeep.gate.config import GateConfig
 from widedeep.gate.dry_run import REQUEST_ROWS, TOLERANCE
 from widedeep.gate.quality import judge_quality
@@ -61,7 +63,44 @@ def check_score_drift(rows: ComparedRows, config: GateConfig) -> Findings:
     return Findings(reasons, [], {"drift": {"scores": scores}})
 
 
-CHECKS: tuple[Check, ...] = (check_quality, check_feature_drift, check_score_drift)
+def check_policy(rows: ComparedRows, config: GateConfig) -> Findings:
+    """Compare what both models' rankings would earn, where the log says how it was ranked."""
+    result = Findings()
+    for name, values in policy_values(rows, resamples=config.bootstrap, seed=config.seed).items():
+        result.fields.setdefault("policy", {})[name or "score"] = values
+        where = f"policy: head {name}: " if name else "policy: "
+        problems = [
+            f"{where}{'the candidate' if model == 'candidate' else 'the serving model'}: {problem}"
+            for model, problem in ((m, v["problem"]) for m, v in values["models"].items())
+            if problem is not None
+        ]
+        change = values.get("change")
+        if change is not None and math.isfinite(config.max_reward_drop):
+            change["limit"] = config.max_reward_drop
+            if not all(math.isfinite(change[key]) for key in ("worse", "error")):
+                problems.append(f"{where}the reward of one of the models is not defined")
+            elif not problems:
+                change["p"] = p = p_value_at_limit(
+                    change["worse"], change["error"], change["limit"]
+                )
+                new, old = (v["dr"]["value"] for v in values["models"].values())
+                if p < 1 - config.confidence:
+                    result.reasons.append(
+                        f"{where}its rankings would earn {new:.4g} per request, "
+                        f"{change['worse']:.1%} below the serving model's {old:.4g} (95 % interval "
+                        f"{change['low']:.1%} to {change['high']:.1%}), limit {change['limit']:.1%}"
+                    )
+        # What was asked for and cannot be judged does not pass.
+        (result.notes if config.propensity is None else result.reasons).extend(problems)
+    return result
+
+
+CHECKS: tuple[Check, ...] = (
+    check_quality,
+    check_feature_drift,
+    check_score_drift,
+    check_policy,
+)
 
 
 def run_checks(rows: ComparedRows, config: GateConfig) -> Findings:

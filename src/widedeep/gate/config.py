@@ -13,7 +13,10 @@ from widedeep.options import check_range, check_types, read_section, read_tables
 
 __all__ = ["GateConfig", "load_gate_config"]
 
-_POSITIVE = ("max_log_loss_rise", "max_auc_drop", "max_gauc_drop", "max_calibration_rise")
+_POSITIVE = (
+    *("max_log_loss_rise", "max_auc_drop", "max_gauc_drop", "max_calibration_rise"),
+    "max_reward_drop",
+)
 _SLICES = ("max_slice_log_loss_rise", "max_slice_auc_drop", "max_slice_calibration_rise")
 _LIMITS = (
     *("warn_psi", "max_psi", "max_missing_psi", "max_score_psi"),
@@ -55,6 +58,12 @@ class GateConfig:
         max_slice_log_loss_rise: Largest rise of the mean loss within a slice.
         max_slice_auc_drop: Largest drop of the AUC within a slice.
         max_slice_calibration_rise: Largest rise of |log(predicted / observed)| within a slice.
+        propensity: Column with the chance that each item had to be shown where it was, in a log
+            of a policy that explores; None: ``"propensity"``, where the data has it.
+        position: Column of places in the list, from 1, beside propensities.
+        request: Column of requests' ids, beside propensities; None: the schema's group.
+        max_reward_drop: Largest drop of the reward per request that the log's propensities say of
+            the model's rankings (doubly robust), relative to the serving model's.
         warn_psi: Population stability index of a feature against its training data, beyond which
             a note warns.
         max_psi: Index beyond which the model is stopped; infinite by default: a shifted
@@ -87,6 +96,10 @@ class GateConfig:
     max_slice_log_loss_rise: float = _limit(0.05)
     max_slice_auc_drop: float = _limit(0.03)
     max_slice_calibration_rise: float = _limit(0.1)
+    propensity: str | None = None
+    position: str = "position"
+    request: str | None = None
+    max_reward_drop: float = _limit(0.05)
     warn_psi: float = _limit(0.25)
     max_psi: float = _limit(math.inf)
     max_missing_psi: float = _limit(0.25)

@@ -14,6 +14,7 @@ from widedeep.bundle import Bundle
 from widedeep.data.sources import Data
 from widedeep.errors import BundleError, WideDeepError
 from widedeep.evaluation.compare import score_both
+from widedeep.evaluation.logged_rankings import LogColumns
 from widedeep.gate.checks import dry_run_reasons, run_checks
 from widedeep.gate.config import GateConfig
 from widedeep.gate.dry_run import dry_run
@@ -81,7 +82,13 @@ def validate(
     bundle = Bundle.load(path)
     try:
         rows = score_both(
-            bundle, served, data, slices=config.slices, unit=config.unit, threads=threads
+            bundle,
+            served,
+            data,
+            slices=config.slices,
+            unit=config.unit,
+            log=log_columns(data, bundle, config),
+            threads=threads,
         )
         findings = run_checks(rows, config)
     except WideDeepError:
@@ -114,6 +121,17 @@ def validate(
         seconds=time.perf_counter() - started,
         **results,
         **about,
+    )
+
+
+def log_columns(data: Data, bundle: Bundle, config: GateConfig) -> LogColumns | None:
+    """Return the columns that say how a log was ranked; None for other data."""
+    return LogColumns.find(
+        data,
+        bundle,
+        propensity=config.propensity,
+        position=config.position,
+        request=config.request,
     )
 
 

@@ -58,6 +58,8 @@ class Verdict:
         quality: Both models' metrics by head, and by how much the candidate is worse.
         slices: The same for each slice.
         drift: ``features`` and ``scores``.
+        policy: By head, what the models' rankings would earn, where the data has propensities: see
+            :func:`widedeep.evaluation.off_policy.estimate_policies`.
         config: Limits.
         created: Time of the decision, ISO 8601 in UTC.
         seconds: Duration.
@@ -74,6 +76,7 @@ class Verdict:
     quality: Mapping[str, Any] = field(default_factory=dict)
     slices: tuple[Mapping[str, Any], ...] = ()
     drift: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
     seconds: float = 0.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from widedeep.evaluation.off_policy import ESTIMATORS
 from widedeep.gate.measures import measure_title
 from widedeep.page import line_chart, note, render, table, tiles
 
@@ -33,6 +34,7 @@ def verdict_page(verdict: Mapping[str, Any]) -> str:
         heads=heads,
         slices=slices_table(verdict["slices"]),
         drift=drift_table(verdict["drift"]),
+        policy=policy_tables(verdict.get("policy", {}), ["candidate", "in service"]),
         dry_run=_dry_run(verdict["dry_run"]),
     )
 
@@ -56,7 +58,8 @@ def metrics_table(entry: Mapping[str, Any]) -> str:
             change = changes.get(name)
             worse = "" if change is None else _change(name, change)
             row += [_number(serving[name]), worse]
-            if change and change.get("p") is not None and change["worse"] > change["limit"]:
+            limit = None if change is None else change.get("limit")  # None: infinite
+            if change and limit is not None and "p" in change and change["worse"] > limit:
                 bad.append(len(rows))
         rows.append(row)
     heads = ["", "candidate"] + ([] if serving is None else ["in service", "worse by (95 %)"])
@@ -112,6 +115,53 @@ def slices_table(slices: Any) -> str:
 
 def _both(entry: Mapping[str, Any], metric: str) -> list[str]:
     return [_number(entry.get(model, {}).get(metric)) for model in ("candidate", "serving")]
+
+
+def policy_rows(values: Mapping[str, Any]) -> list[list[str]]:
+    """Return a row per estimator: its title, and each model's estimate with its interval."""
+    models = list(values["models"].values())
+    rows = [["the log's own policy", _estimate(values["logged"]), *([""] * (len(models) - 1))]]
+    rows += [
+        [title, *(_estimate(one[name]) for one in models)] for name, title in ESTIMATORS.items()
+    ]
+    rows.append(["effective rows", *(f"{one['ess']:,.0f}" for one in models)])
+    rows.append(["same item at the place", *(f"{one['agreement']:.1%}" for one in models)])
+    return rows
+
+
+def policy_tables(policy: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return what the models' rankings would earn, a table per head; empty without propensities."""
+    html = ""
+    for head, values in policy.items():
+        heads = [f"reward per request{'' if head in ('', 'score') else f' ({head})'}"]
+        heads += names[: len(values["models"])]
+        html += table(heads, policy_rows(values), numbers=heads[1:], strong=[1])
+        html += note(policy_text(values))
+        for name, model in zip(names, values["models"].values(), strict=False):
+            html += note(f"{name}: {model['problem']}.") if model["problem"] else ""
+    return html
+
+
+def policy_text(values: Mapping[str, Any]) -> str:
+    """Return from how many requests a policy's value was estimated, and how it compares."""
+    text = (
+        f"Estimated from {values['explored']:,} requests with propensities, of "
+        f"{values['requests']:,}; 95 % intervals."
+    )
+    change = values.get("change")
+    if change is None or change["worse"] is None or not math.isfinite(change["worse"]):
+        return text
+    more, low, high = (f"{-100 * change[key]:+.1f} %" for key in ("worse", "high", "low"))
+    return f"{text} The first earns {more} ({low} to {high}) against the second, doubly robust."
+
+
+def _estimate(estimate: Mapping[str, float | None]) -> str:
+    value, low, high = (estimate[key] for key in ("value", "low", "high"))
+    if value is None or value != value:
+        return "not defined"
+    if low is None or high is None or low != low:
+        return f"{value:.4g}"
+    return f"{value:.4g} ({low:.4g} to {high:.4g})"
 
 
 def drift_table(drift: Mapping[str, Any]) -> str:

@@ -80,6 +80,8 @@ class Report:
             ``classes``.
         importances: By head, how much worse it is when a column is shuffled; empty without data.
         slices: One entry a slice of the data and head.
+        policy: By head, what the models' rankings would earn, where the data has propensities; see
+            :func:`widedeep.evaluation.off_policy.estimate_policies`.
         run: How it was trained; empty if it is not known.
         verdict: Verdict of the gate on this very bundle; None without one.
         wide: By logit: the largest and smallest weights of crosses and of other features.
@@ -104,6 +106,7 @@ class Report:
     heads: Mapping[str, Mapping[str, Any]]
     importances: Mapping[str, Mapping[str, Any]]
     slices: Sequence[Mapping[str, Any]]
+    policy: Mapping[str, Mapping[str, Any]]
     run: Mapping[str, Any]
     verdict: Mapping[str, Any] | None
     wide: Sequence[Mapping[str, Any]]
@@ -242,6 +245,7 @@ def make_report(
         heads=_exported(model) if measured is None else measured.heads,
         importances=_importances(model, data, importance_rows, threads, notes),
         slices=() if measured is None else measured.slices,
+        policy={} if measured is None else measured.policy,
         run=asdict(run),
         verdict=_verdict(model, identity, versions, notes),
         wide=[_named(entry, bucket_values) for entry in wide],

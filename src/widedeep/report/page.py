@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from widedeep.gate.verdict_page import verdict_text
+from widedeep.gate.verdict_page import policy_tables, verdict_text
 from widedeep.metrics import registered
 from widedeep.page import (
     charts,
@@ -35,6 +35,9 @@ def report_page(report: Mapping[str, Any]) -> str:
     sections = {
         "Gate": _gate(report["verdict"]),
         **quality_sections(report),
+        "Rankings not shown": policy_tables(
+            report["policy"], ["this model", report["against"]["name"] if report["against"] else ""]
+        ),
         "Importance": importance_section(report),
         "Training": _training(report["run"]),
         "Wide part": wide_section(report),

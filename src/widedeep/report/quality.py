@@ -17,9 +17,11 @@ from widedeep.data.sources import Data
 from widedeep.evaluation.bundle_metrics import BundleMetrics, head_targets
 from widedeep.evaluation.compare import ComparedRows, HeadScores, score_both
 from widedeep.evaluation.drift import DriftCounts
+from widedeep.evaluation.off_policy import policy_values
 from widedeep.evaluation.statistics import calibration_curve, gain_curve, is_defined
 from widedeep.gate.config import GateConfig
 from widedeep.gate.quality import judge_quality
+from widedeep.gate.validation import log_columns
 from widedeep.report.hash_bucket_values import HashBucketValues
 
 Floats = NDArray[np.float64]
@@ -45,6 +47,8 @@ class MeasuredQuality:
     slices: list[dict[str, Any]]  # One entry per slice and head
     data: Mapping[str, Any]  # ``rows``, ``unit`` of the resamples, ``inputs``
     drift: DriftCounts  # Counts of the values, beside those of training
+    # What the models' rankings would earn, by head, where the data has propensities
+    policy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # Rows left out because of their labels
 
 
@@ -79,6 +83,7 @@ def measure_quality(
         data,
         slices=config.slices,
         unit=config.unit,
+        log=log_columns(data, bundle, config),
         threads=threads,
         on_chunk=on_chunk,
     )
@@ -106,6 +111,7 @@ def measure_quality(
         slices=[_slice(entry, kinds[entry["head"]]) for entry in judged.slices if entry["rows"]],
         data={"rows": len(rows), "unit": rows.unit, "inputs": rows.inputs},
         drift=rows.drift,
+        policy=policy_values(rows, resamples=config.bootstrap, seed=config.seed),
         notes=(*rows.reasons, *rows.notes),
     )
 
