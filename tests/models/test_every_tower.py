@@ -32,7 +32,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dcn_mix": [{"experts": 2, "rank": 3}],
     "dcn_v2": [{}, {"rank": 3, "structure": "stacked"}],
     "deep_ffm": [{"dim": 2}],
-    "dien": [{"state_width": 3}],
+    "dien": [{"state_width": 3, "next_event_weight": 0.5}],
     "difm": [{"attention_units": 2, "heads": 2}],
     "din": [{"attention_units": [3]}],
     "dlrm": [{"bottom_units": [4]}],

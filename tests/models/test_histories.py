@@ -261,6 +261,39 @@ ROWS = [
 ]
 
 
+def test_the_auxiliary_loss_is_what_a_loop_over_events_gives() -> None:
+    module = made(models.DIEN(state_width=4, next_event_weight=0.5))
+    torch.manual_seed(1)
+    flat_NE = torch.randn(sum(LENGTHS), WIDTH)
+    flat_NE[5] = flat_NE[4]  # which is no negative of itself
+    keys_BTE, mask_BT = padded(flat_NE, max(LENGTHS), 0.0)
+    losses: list[Tensor] = []
+    torch.manual_seed(2)
+    module(Events(keys_BTE, mask_BT, torch.randn(len(LENGTHS), MATCHED), own_losses=losses))
+    torch.manual_seed(2)
+    torch.randn(len(LENGTHS), MATCHED)
+    sampled = torch.randint(len(flat_NE), (len(flat_NE),)).tolist()
+    expected, start = [], 0
+    for length in LENGTHS:
+        events = flat_NE[start : start + length]
+        states = gru(module.extractor, list(events), None)
+        terms = []
+        for t in range(length - 1):
+            guess = module.next_event.layer.weight @ states[t]
+            term = torch.log1p(torch.exp(-guess @ events[t + 1]))
+            other = flat_NE[sampled[start + t]]
+            if not torch.equal(other, events[t + 1]):
+                term = term + torch.log1p(torch.exp(guess @ other))
+            terms.append(term)
+        expected.append(0.5 * sum(terms) / len(terms) if terms else torch.zeros(()))
+        start += length
+    torch.testing.assert_close(losses[0], torch.stack(expected))
+    empty: list[Tensor] = []
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    module(Events(torch.zeros(2, 3, WIDTH), nothing, torch.zeros(2, MATCHED), own_losses=empty))
+    assert empty[0].tolist() == [0.0, 0.0]
+
+
 def model_of(features: list[Any], tower: Any) -> wd.WideDeep:
     torch.set_default_dtype(torch.float32)
     schema = wd.fit_schema(wd.FeatureSpec(label="y", features=features), ROWS)

@@ -24,6 +24,7 @@ class Events:
         query_BE: The candidate as an event, or None where nothing is compared.
         name: The sequence.
         attention: See :class:`widedeep.models.DeepInput`.
+        own_losses: See :class:`widedeep.models.DeepInput`.
     """
 
     keys_BTE: Tensor
@@ -31,6 +32,7 @@ class Events:
     query_BE: Tensor | None
     name: str = ""
     attention: dict[str, Tensor] | None = None
+    own_losses: list[Tensor] | None = None
 
     def leave_weights(self, weights_BT: Tensor) -> None:
         """Leave the weights of the events for an explanation, if one is asked for."""
@@ -71,7 +73,8 @@ class History:
         keys_BTE = keys_BTE.masked_fill(~mask_BT[:, :, None], 0.0)
         query = [inputs.concat_BX[:, inputs.layout[name]] for name in self.targets]
         query_BE = torch.cat(query, dim=1) if query else None
-        return Events(keys_BTE, mask_BT, query_BE, self.sequences[0], inputs.attention)
+        name, attention, own_losses = self.sequences[0], inputs.attention, inputs.own_losses
+        return Events(keys_BTE, mask_BT, query_BE, name, attention, own_losses)
 
 
 def find_histories(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +79,11 @@ class NumberFields(nn.Module):
             parts.append(self.layers[_module_key(name)](gathered[:, span]).to(gathered.dtype))
         parts += [gathered[:, span] for span in self.plain]
         concat_BX = torch.cat(parts, dim=1)
-        return DeepInput(
+        return replace(
+            inputs,
             concat_BX=concat_BX,
             layout=self.layout.columns,
             dense_BK=concat_BX[:, self.layout.dense],
-            sequences=inputs.sequences,
-            extra=inputs.extra,
-            attention=inputs.attention,
         )
 
 

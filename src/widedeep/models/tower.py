@@ -331,6 +331,8 @@ class DeepInput:
         extra: Dense tensors of :attr:`widedeep.FeatureSpec.extra` by name, for encoders.
         attention: Where a tower leaves the weights (B, T) that it gives to the places of a
             sequence, by the sequence, for explanations; None where nobody reads them.
+        own_losses: Where a tower leaves losses (B,) of its own, already weighed against the heads'
+            losses, to which they are added in training; None outside of it.
     """
 
     concat_BX: Tensor
@@ -339,6 +341,7 @@ class DeepInput:
     sequences: Mapping[str, SequenceInput] = field(default_factory=dict)
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     attention: dict[str, Tensor] | None = None
+    own_losses: list[Tensor] | None = None
 
     def fields_BFD(self, dim: int) -> Tensor:
         """Return the pooled embeddings as a view (B, F, D), where all have the width ``dim``."""

@@ -189,6 +189,7 @@ class TrainStep:
             dense_BK=concat_BX[:, self.model.gathered.dense],
             sequences=sequences,
             extra=inputs.extra,
+            own_losses=[],
         )
         for parameter in self._parameters:
             parameter.grad = None
@@ -209,7 +210,11 @@ class TrainStep:
             logits_BC += deep.detach()
             losses_B, grad = self._losses(logits_BC, batch)
             grad_BC = grad
-        deep.backward(grad, inputs=self._leaves(leaf))  # type: ignore[no-untyped-call]
+        roots, grads = [deep], [grad]
+        for own_B in leaf.own_losses or ():
+            roots.append(own_B)
+            grads.append(self._own_loss_grad(own_B, batch))
+        torch.autograd.backward(roots, grads, inputs=self._leaves(leaf))
         return DenseResult(
             logits_BC,
             losses_B,
@@ -238,6 +243,18 @@ class TrainStep:
         if logits_BC.device.type == "cpu":  # a device would be waited for: the run asks it later
             self._check_finite(losses_B, grad_BC, model.bias.grad)
         return losses_B, grad_BC
+
+    def _own_loss_grad(self, own_B: Tensor, batch: Batch) -> Tensor:
+        """Return the gradient of the weighted sum of a tower's own losses by these."""
+        if own_B.device.type == "cpu" and not math.isfinite(float(own_B.detach().sum())):
+            row = int((~torch.isfinite(own_B)).int().argmax())
+            raise RowError(
+                "a tower's own loss", row, f"{float(own_B[row]):g}, expected a finite number; "
+                "nothing was learned from this batch: lower the learning rates, or its weight",
+            )  # fmt: skip
+        if batch.weight_B is None:
+            return torch.ones_like(own_B)
+        return self.model.batch_tensor(batch, "weight_B").to(own_B.dtype)
 
     def _member_losses(self, logits_BMC: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean of the members' losses, (B,), and its gradient by their logits."""
