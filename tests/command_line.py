@@ -27,6 +27,7 @@ VERBS = [
     "score",
     "inspect",
     "report",
+    "replay",
     "bench",
 ]
 

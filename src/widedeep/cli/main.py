@@ -42,6 +42,7 @@ VERBS = {
     "versions",
     "report": "write a page about a model: quality, learning curves, calibration, slices, weights, "
     "inputs, sizes, versions",
+    "replay": "rank a log's requests with two bundles: what would be ranked otherwise, and why",
     "bench": "run a benchmark: the paper's table 1 on a simulated store, or a server under load",
 }
 """The verbs in the order of the loop; ``widedeep.cli.VERB`` holds a verb's options and work."""

@@ -1,0 +1,138 @@
+"""Requests through two bundles: what ranks otherwise, and why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy.stats import kendalltau
+
+import widedeep as wd
+from tests.command_line import Run
+from tests.evaluation.explored import CANDIDATES, explored_log, train
+from tests.gate.market import rewritten
+from widedeep.errors import DataError
+from widedeep.report.replay import replay
+
+REQUESTS = 200
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two bundles that differ in the weight of one item alone, and a log."""
+    folder = tmp_path_factory.mktemp("replayed")
+    bundle = train(explored_log(600, 0)[0], folder / "a")
+    schema = bundle.schema
+    row = next(id_ for id_ in range(2, 10) if schema.describe_id("item", id_) == "item 6")
+
+    def lift(weights: dict[str, np.ndarray]) -> None:
+        weights["wide/item"][row] += 2.0
+
+    rewritten(bundle, folder / "b", lift)
+    table, _ = explored_log(REQUESTS, 1)
+    log = table.select(["request", "kind", "item"]).rename_columns(["request_id", "kind", "item"])
+    pq.write_table(log, folder / "log.parquet", row_group_size=333)
+    return folder
+
+
+def test_overlap_and_tau_are_those_of_a_loop_over_requests(folder: Path) -> None:
+    a, b = wd.Bundle.load(folder / "a"), wd.Bundle.load(folder / "b")
+    log = pq.read_table(folder / "log.parquet")
+    result = replay(a, b, str(folder / "log.parquet"), k=2, explained=5)
+    scores = [np.asarray(each.score(log)).reshape(-1, CANDIDATES) for each in (a, b)]
+    items = log["item"].to_numpy().reshape(-1, CANDIDATES)
+    overlaps, taus, firsts = [], [], []
+    counts = [Counter[str](), Counter[str]()]
+    for request in range(REQUESTS):
+        orders = [sorted(range(CANDIDATES), key=lambda i, s=s: -s[request][i]) for s in scores]
+        overlaps.append(len(set(orders[0][:2]) & set(orders[1][:2])) / 2)
+        taus.append(kendalltau(*(np.argsort(order) for order in orders)).statistic)
+        firsts.append(orders[0][0] != orders[1][0])
+        for counter, order in zip(counts, orders, strict=True):
+            counter.update(items[request][order[:2]].tolist())
+    assert result.overlap == pytest.approx(np.mean(overlaps))
+    assert result.tau == pytest.approx(np.mean(taus))
+    assert result.first_changed == pytest.approx(np.mean(firsts))
+    assert result.items[0] == {"item": "item 6", "a": counts[0]["item 6"], "b": counts[1]["item 6"]}
+    assert sum(result.overlaps) == result.requests == REQUESTS
+
+
+def test_the_reason_of_a_move_is_the_column_that_changed(folder: Path) -> None:
+    a, b = wd.Bundle.load(folder / "a"), wd.Bundle.load(folder / "b")
+    result = replay(a, b, str(folder / "log.parquet"), explained=10)
+    assert len(result.moves) == 10
+    assert {move["item"] for move in result.moves} == {"item 6"}
+    for move in result.moves:
+        assert move["b"] < move["a"]
+        reason = move["why"][0]
+        assert (reason["column"], reason["value"]) == ("item", "item 6")
+        # Two more log odds for it, none for its four neighbours: 2 - 2 / 5 over the mean.
+        assert reason["change"] == pytest.approx(1.6, abs=0.01)
+    assert result.columns[0]["column"] == "item"
+    assert result.columns[1]["size"] < 0.01
+
+
+def test_json_lines_of_requests_say_what_the_table_says(folder: Path, run: Run) -> None:
+    log = pq.read_table(folder / "log.parquet").to_pylist()
+    by_id, inline = [], []
+    for start in range(0, len(log), CANDIDATES):
+        rows = log[start : start + CANDIDATES]
+        lead = {"request_id": str(start), "user": {"kind": rows[0]["kind"]}}
+        items = [row["item"] for row in rows]
+        by_id.append({**lead, "candidates": items, "k": 2})
+        inline.append({**lead, "items": {"item": items}})
+    for name, bodies in (("by_id", by_id), ("inline", inline)):
+        lines = "\n".join(json.dumps(body) for body in bodies)
+        (folder / f"{name}.jsonl").write_text(lines + "\n")
+    pq.write_table(pa.table({"item": [f"item {i}" for i in range(8)]}), folder / "items.parquet")
+    words = ["replay", folder / "a", folder / "b", "-k", 2, "--json", "-o", folder / "r.json"]
+    table = json.loads(run(*words, folder / "log.parquet").out)
+    catalogue = ["--items", folder / "items.parquet", "--item-id", "item"]
+    for options in ([folder / "by_id.jsonl", *catalogue], [folder / "inline.jsonl"]):
+        ran = run(*words, *options)
+        assert ran.code == 0, ran.err
+        got = json.loads(ran.out)
+        for name in ("requests", "candidates", "overlap", "tau", "first_changed", "overlaps"):
+            assert got[name] == table[name], name
+        changes = [[e["change"] for e in move["why"]] for move in got["moves"]]
+        expected = [[e["change"] for e in move["why"]] for move in table["moves"]]
+        assert changes == expected
+    assert json.loads((folder / "r.json").read_text())["tau"] == table["tau"]
+    refused = run(*words, folder / "by_id.jsonl")
+    assert refused.code == 2
+    assert "by_id.jsonl, line 1: got candidates by id; give the catalogue" in refused.err
+
+
+def test_the_verb_writes_a_page_and_ends_with_1_where_too_little_agrees(
+    folder: Path, run: Run
+) -> None:
+    words = ["replay", folder / "a", folder / "b", folder / "log.parquet", "-k", 1]
+    ran = run(*words, "-o", folder / "page.html")
+    assert ran.code == 0, ran.err
+    assert f"{REQUESTS} requests, {REQUESTS * CANDIDATES:,} candidates" in ran.out
+    assert ran.out.splitlines()[-1].startswith("next: widedeep validate")
+    page = (folder / "page.html").read_text()
+    assert "Largest moves" in page
+    assert "item = item 6 (+1.60)" in page
+    assert run(*words, "-o", folder / "page.html", "--min-overlap", "0.99").code == 1
+    same = ["replay", folder / "a", folder / "a", folder / "log.parquet", "--min-overlap", "1"]
+    assert run(*same, "-o", folder / "same.html").code == 0
+
+
+def test_logs_that_cannot_be_replayed(folder: Path) -> None:
+    a = wd.Bundle.load(folder / "a")
+    log = pq.read_table(folder / "log.parquet")
+    with pytest.raises(DataError, match="no column 'kind', which a bundle reads"):
+        replay(a, a, log.drop_columns(["kind"]))
+    with pytest.raises(DataError, match="cannot tell its column of the request"):
+        replay(a, a, log.rename_columns(["visit", "kind", "item"]))
+    with pytest.raises(DataError, match="no request of the log has two candidates"):
+        replay(a, a, log.set_column(0, "request_id", pa.array(np.arange(len(log)))))
+    (folder / "bad.jsonl").write_text('{"user": {}, "candidates": 7}\n')
+    with pytest.raises(DataError, match=r"bad.jsonl, line 1: got neither candidates"):
+        replay(a, a, str(folder / "bad.jsonl"))
