@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 FRONT = (
     *("features", "data.infer", "join", "schema", "data.fit", "config", "models", "optim"),
     *("training.trainer", "training.config", "training.early_stopping", "training.checkpoint"),
-    *("metrics", "bundle", "estimators", "serving.ranker"),
+    *("metrics", "bundle", "estimators", "tuning", "serving.ranker"),
     *(
         "serving.catalogue",
         "serving.registry",

@@ -18,6 +18,7 @@ VERBS = [
     "join",
     "prepare",
     "train",
+    "tune",
     "evaluate",
     "export",
     "validate",

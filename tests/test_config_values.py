@@ -18,6 +18,7 @@ from widedeep.config import (
     TrainConfig,
     load_config,
     load_follow_config,
+    load_tune_config,
 )
 from widedeep.errors import ConfigError, WideDeepError
 from widedeep.features import Bucketized, Categorical, Crossed, Numeric
@@ -36,7 +37,7 @@ from widedeep.join import (
 from widedeep.optim import FTRL, SGD, Adagrad, Adam, make_optimizer
 from widedeep.serving.config import Settings
 from widedeep.simulate import StoreConfig
-from widedeep.training.config import FollowConfig
+from widedeep.training.config import FollowConfig, TuneConfig
 from widedeep.training.early_stopping import EarlyStopping
 
 NASTY: list[Any] = [
@@ -87,7 +88,8 @@ NEEDED: dict[type, dict[str, Any]] = {
     Crossed: {"name": "n", "parts": ("a", "b")},
 }
 CLASSES: list[type] = [
-    *(DataConfig, ModelConfig, TrainConfig, GateConfig, FollowConfig, StoreConfig, Settings),
+    *(DataConfig, ModelConfig, TrainConfig, GateConfig, FollowConfig, TuneConfig),
+    *(StoreConfig, Settings),
     *(ImpressionLog, ActionLog, Attributes, Label, History, Split, Negatives, JoinConfig),
     *(Numeric, Categorical, Bucketized, Crossed, FTRL, Adagrad, SGD, Adam),
 ]
@@ -148,6 +150,7 @@ def section_keys() -> Iterator[tuple[str, Callable[..., Any]]]:
         ("train", TrainConfig, load_config),
         ("gate", GateConfig, lambda path, sets: load_gate_config(path, sets)),
         ("follow", FollowConfig, load_follow_config),
+        ("tune", TuneConfig, load_tune_config),
     ]
     for section, kind, load in sections:
         for name in names(kind):

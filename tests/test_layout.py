@@ -42,6 +42,7 @@ PUBLIC_NAMES = [
     "load_config",
     "make_report",
     "numeric",
+    "tune",
 ]
 
 OBSERVE_IMPORT = """

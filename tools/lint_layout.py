@@ -47,10 +47,11 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "evaluation": ("bundle",),
     "gate": ("evaluation", "serving", "page"),
     "config": ("training", "gate"),
+    "tuning": ("config",),
     "publish": ("training", "gate"),
     "report": ("publish",),
     "simulate": ("config", "estimators", "publish", "join"),
-    "cli": ("report", "simulate"),
+    "cli": ("report", "simulate", "tuning"),
     "__main__": ("cli",),
 }
 

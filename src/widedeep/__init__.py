@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from widedeep.serving.ranker import Ranker
     from widedeep.training.early_stopping import EarlyStopping
     from widedeep.training.trainer import Trainer
+    from widedeep.tuning import tune
 
 __all__ = [
     "FTRL",
@@ -59,6 +60,7 @@ __all__ = [
     "load_config",
     "make_report",
     "numeric",
+    "tune",
 ]
 
 _MODULE_OF = {
@@ -86,6 +88,7 @@ _MODULE_OF = {
     "load_config": "config",
     "make_report": "report",
     "numeric": "features",
+    "tune": "tuning",
 }
 
 

@@ -11,7 +11,14 @@ from widedeep.errors import ConfigError, FeatureError, nearest
 from widedeep.features.spec import DATA_KEYS, spec_from_table
 from widedeep.models.config import ModelConfig
 from widedeep.options import check_table, read_section, read_tables, resolve_paths
-from widedeep.training.config import DATA_PATHS, DataConfig, FollowConfig, RunConfig, TrainConfig
+from widedeep.training.config import (
+    DATA_PATHS,
+    DataConfig,
+    FollowConfig,
+    RunConfig,
+    TrainConfig,
+    TuneConfig,
+)
 
 __all__ = [
     "DataConfig",
@@ -20,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "load_follow_config",
+    "load_tune_config",
     "read_section",
     "read_tables",
 ]
@@ -60,7 +68,7 @@ def config_from_tables(
     tables: Mapping[str, Any], *, folder: Path | None = None, origin: str = "config"
 ) -> RunConfig:
     """Build a configuration from nested tables."""
-    sections = ("data", "features", "model", "train", "gate", "follow")
+    sections = ("data", "features", "model", "train", "gate", "follow", "tune")
     for name, table in tables.items():
         if name not in sections:
             raise ConfigError(
@@ -98,7 +106,7 @@ def _check_later_sections(tables: Mapping[str, Any], origin: str) -> None:
     """A mistake in what is read after the training is told before it."""
     from widedeep.gate.config import GateConfig
 
-    kinds: dict[str, type[Any]] = {"gate": GateConfig, "follow": FollowConfig}
+    kinds: dict[str, type[Any]] = {"gate": GateConfig, "follow": FollowConfig, "tune": TuneConfig}
     for name, kind in kinds.items():
         if name in tables:
             read_section(kind, tables[name], f"{origin}: [{name}]")
@@ -111,13 +119,11 @@ def load_follow_config(
     options: Mapping[str, Any] | None = None,
 ) -> FollowConfig:
     """Read the ``[follow]`` section of a run's TOML file."""
-    table = _section(read_tables(path), str(path))
+    table = _section("follow", read_tables(path), str(path))
     directory = table.get("publish")
     if isinstance(directory, str) and "://" not in directory:
         table["publish"] = str(Path(path).parent / directory)
-    follow_overrides = [text for text in overrides if text.strip().startswith("follow.")]
-    table |= _section(read_tables(os.devnull, follow_overrides), "--set")
-    table |= {key: value for key, value in (options or {}).items() if value is not None}
+    table |= _overrides("follow", overrides, options)
     config = read_section(FollowConfig, table, f"{path}: [follow]")
     if config.publish is not None and config.export_rows is None and config.export_minutes is None:
         raise ConfigError(
@@ -127,8 +133,29 @@ def load_follow_config(
     return config
 
 
-def _section(tables: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    table = tables.get("follow", {})
+def load_tune_config(
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> TuneConfig:
+    """Read the ``[tune]`` section of a run's TOML file."""
+    table = _section("tune", read_tables(path), str(path))
+    table |= _overrides("tune", overrides, options)
+    return read_section(TuneConfig, table, f"{path}: [tune]")
+
+
+def _overrides(
+    name: str, overrides: Sequence[str], options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the values of a section that were typed: by ``--set``, and by options of their own."""
+    own = [text for text in overrides if text.strip().startswith(f"{name}.")]
+    table = _section(name, read_tables(os.devnull, own), "--set")
+    return table | {key: value for key, value in (options or {}).items() if value is not None}
+
+
+def _section(name: str, tables: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    table = tables.get(name, {})
     if not isinstance(table, dict):
-        raise ConfigError(f"{origin}: got follow = {table!r}, expected a section [follow]")
+        raise ConfigError(f"{origin}: got {name} = {table!r}, expected a section [{name}]")
     return dict(table)

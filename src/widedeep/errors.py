@@ -40,6 +40,7 @@ _EXTRA_OF = {
     "msgspec": "serve",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "optuna": "tune",
     "prometheus_client": "serve",
     "pyspark": "spark",
     "sklearn": "sklearn",

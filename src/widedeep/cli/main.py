@@ -30,6 +30,7 @@ VERBS = {
     "join": "join impression and action logs into labelled examples",
     "prepare": "fit the schema (vocabularies, quantiles) on the training data and save it",
     "train": "train a model: fit the schema, train, evaluate, export a bundle",
+    "tune": "search for the settings of a configuration that predict its validation data best",
     "evaluate": "measure a run's or a bundle's quality on labelled data",
     "export": "write a run's best checkpoint, or any checkpoint, as a bundle",
     "validate": "test whether a model may serve: a dry run, quality against the serving model, "

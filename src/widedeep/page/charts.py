@@ -23,10 +23,14 @@ def line_chart(
     x_label: str,
     diagonal: bool = False,
     dots: bool = True,
+    joined: bool = True,
     errors: Mapping[str, Sequence[float]] | None = None,
     mark: tuple[float, str] | None = None,
 ) -> str:
-    """Return lines with axes and a legend; a line without points is left out."""
+    """Return lines with axes and a legend; a line without points is left out.
+
+    Without ``joined`` there are dots alone.
+    """
     series = {name: points for name, points in lines.items() if points}
     every = [point for points in series.values() for point in points]
     if not every:
@@ -53,7 +57,7 @@ def line_chart(
     for number, (name, points) in enumerate(series.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         reach = (errors or {}).get(name, ())
-        parts += _line(name, points, reach, colour, to_canvas, dots=dots)
+        parts += _line(name, points, reach, colour, to_canvas, dots=dots, joined=joined)
     label = escape(f"{', '.join(series)}; across: {x_label}")
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
@@ -65,15 +69,23 @@ _Place = Callable[[float, float], tuple[float, float]]
 
 
 def _line(
-    name: str, points: Points, reach: Sequence[float], colour: str, to_canvas: _Place, *, dots: bool
+    name: str,
+    points: Points,
+    reach: Sequence[float],
+    colour: str,
+    to_canvas: _Place,
+    *,
+    dots: bool,
+    joined: bool,
 ) -> list[str]:
     parts = [
         _stroke(to_canvas(x, y - error), to_canvas(x, y + error), colour, 'stroke-opacity=".45"')
         for (x, y), error in zip(points, reach, strict=False)
         if error > 0
     ]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (to_canvas(*point) for point in points))
-    parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+    if joined:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (to_canvas(*point) for point in points))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
     for x, y in points if dots or len(points) == 1 else ():
         across, down = to_canvas(x, y)
         parts.append(

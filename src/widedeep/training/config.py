@@ -1,4 +1,4 @@
-"""Options of a run of training: ``[data]``, ``[train]`` and ``[follow]`` in a TOML file."""
+"""Options of runs: ``[data]``, ``[train]``, ``[follow]`` and ``[tune]`` in a TOML file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ from widedeep.options import (
     import_modules,
 )
 
-__all__ = ["DataConfig", "FollowConfig", "RunConfig", "TrainConfig", "WarmStartConfig"]
+__all__ = [
+    "DataConfig",
+    "FollowConfig",
+    "RunConfig",
+    "TrainConfig",
+    "TuneConfig",
+    "WarmStartConfig",
+]
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 LossReduction = Literal["mean", "sum"]
@@ -278,6 +285,31 @@ class FollowConfig:
         minutes = self.export_minutes
         inside = minutes is None or minutes > 0
         check_range(owner, "export_minutes", minutes or 0.0, inside, "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig:
+    """How far settings are searched: :func:`widedeep.tune` takes its fields by keyword.
+
+    Args:
+        trials: Models to train at most, the configuration as it is among them; at least 1.
+        minutes: Minutes to spend at most, above 0.
+        seed: Seed of the search; the models keep the seeds of their configuration.
+        models: Towers to try beside the configuration's own, by name; None: ``"mlp"`` and
+            ``"dcn_v2"`` where the configuration has one of these as its only tower, else none.
+    """
+
+    trials: int = 20
+    minutes: float = 10.0
+    seed: int = 0
+    models: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        owner = "[tune]"
+        check_types(self, owner)
+        check_range(owner, "trials", self.trials, self.trials in COUNTS, COUNT)
+        check_range(owner, "minutes", self.minutes, self.minutes > 0, "a number above 0")
+        check_seed(owner, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
