@@ -13,7 +13,8 @@ import widedeep as wd
 from tests.command_line import Run
 from tests.serving.http.calls import running
 from tests.serving.versions import ITEMS, USER, eventually, publish, whole_rows, write_items
-from widedeep.errors import ConfigError
+from widedeep.bundle.posterior import uncertainty_bundles
+from widedeep.errors import BundleError, ConfigError
 from widedeep.serving.exploration import Exploration
 
 
@@ -73,6 +74,109 @@ def test_a_request_gets_the_same_draw_and_without_an_id_none(folder: Path) -> No
     one = first.rank(USER, candidates=ITEMS[:1], request_id="one")
     assert one.propensities is not None and one.propensities.tolist() == [1.0]
     assert len(first.rank(USER, candidates=[], request_id="none").items) == 0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> wd.Bundle:
+    """A model of apps of which the last is shown hardly ever."""
+    rng = np.random.default_rng(1)
+    apps = rng.choice(APPS, 1500, p=[0.4, 0.3, 0.2, 0.09, 0.01])
+    data = [
+        {"user": f"u{rng.integers(4)}", "app": app, "y": int(rng.random() < 0.1)} for app in apps
+    ]
+    spec = wd.FeatureSpec(label="y", features=wd.categorical("user", "app"), item=["app"])
+    model = wd.WideDeep(wd.fit_schema(spec, data), hidden_units=[6], embedding_dim=4)
+    trainer = wd.Trainer(model, wide=wd.FTRL(lr=0.3), progress=False)
+    trainer.fit(data, epochs=2)
+    return trainer.export(tmp_path_factory.mktemp("t") / "bundle", posterior=data)
+
+
+APPS = ["a", "b", "c", "d", "rare"]
+
+
+def test_thompson_sampling_states_how_often_an_item_gets_its_position(trained: wd.Bundle) -> None:
+    ranker = wd.Ranker(
+        trained,
+        items={"app": APPS},
+        item_id="app",
+        exploration=Exploration(policy="thompson", epsilon=0.1),
+    )
+    n = 3000
+    stated: Counter[tuple[str, int]] = Counter()
+    counts: Counter[tuple[str, int]] = Counter()
+    for number in range(n):
+        ranking = ranker.rank({"user": "u1"}, candidates=APPS, k=2, request_id=f"{number}")
+        assert ranking.policy == "thompson" and ranking.propensities is not None
+        assert ((ranking.propensities > 0) & (ranking.propensities <= 1)).all()
+        for position, item in enumerate(ranking.items):
+            counts[item, position] += 1
+            stated[item, position] += ranking.propensities[position]
+    assert len(counts) == 10
+    for cell, count in counts.items():
+        # Its own draw counts among the 129: 1 / 129 too many at most.
+        assert stated[cell] / count == pytest.approx(count / n, rel=0.15, abs=0.02), cell
+    # Inverse propensities of what was shown add up to one for each item.
+    plain = ranker.rank({"user": "u1"}, candidates=APPS)
+    assert plain.propensities is None
+    assert len({item for item, position in counts if position == 0}) == 5
+
+
+def test_linucb_shows_what_is_uncertain(trained: wd.Bundle) -> None:
+    wide, hidden = uncertainty_bundles(trained)
+    assert wide is not None and hidden is not None
+    batch = trained.encode([{"user": "u1", "app": app} for app in APPS])
+    variance = wide.logits(batch)[:, 0] + (hidden.logits(batch) ** 2).sum(axis=1)
+    most = [APPS[position] for position in np.argsort(-variance)]
+    best = wd.Ranker(trained, item_id="app").rank({"user": "u1"}, candidates={"app": APPS}).items
+    assert most != best
+    known, unseen = {"app": APPS}, {"app": APPS[:4]}
+    for scale, expected in ((1e-6, best), (1e6, most)):
+        exploration = Exploration(policy="linucb", epsilon=0.01, scale=scale)
+        inline, by_id, partly = (
+            wd.Ranker(trained, item_id="app", items=items, exploration=exploration)
+            for items in (None, known, unseen)
+        )
+        for number in range(10):
+            rankings = [
+                inline.rank({"user": "u1"}, candidates={"app": APPS}, request_id=f"{number}"),
+                by_id.rank({"user": "u1"}, candidates=APPS, request_id=f"{number}"),
+                partly.rank({"user": "u1"}, candidates=APPS, request_id=f"{number}"),
+            ]
+            for ranking in rankings:
+                assert ranking.items == rankings[0].items
+                assert ranking.propensities is not None
+                if ranking.propensities[0] > 0.5:
+                    assert ranking.items == expected
+                    assert ranking.propensities[0] == pytest.approx(0.99 + 0.01 / 5)
+
+
+def test_a_model_without_item_features_explores_row_by_row(trained: wd.Bundle) -> None:
+    rows = [{"app": APPS[n % 5], "y": n % 7 == 0} for n in range(300)]
+    spec = wd.FeatureSpec(label="y", features=wd.categorical("app"), item=["app"])
+    trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[]), progress=False)
+    trainer.fit(rows)
+    bundle = trainer.export(trained.path.parent / "wide", posterior=rows)
+    assert "hidden" not in bundle.posterior
+    ranker = wd.Ranker(bundle, item_id="app", exploration=Exploration(policy="thompson"))
+    orders = {
+        tuple(ranker.rank({}, candidates={"app": APPS}, request_id=f"{n}").items) for n in range(30)
+    }
+    assert len(orders) > 1
+
+
+def test_a_bundle_without_a_posterior_is_refused_before_serving(run: Run, folder: Path) -> None:
+    with pytest.raises(BundleError, match="without the posterior of its last layer"):
+        wd.Ranker(folder / "apps" / "1", exploration=Exploration(policy="linucb"))
+    for models in (folder / "apps", folder / "apps" / "1"):
+        ran = run("serve", models, "--http", ":0", "--exploration", "linucb")
+        assert ran.code == 2 and "without the posterior of its last layer" in ran.err
+
+
+def test_a_formula_has_no_uncertainty(trained: wd.Bundle) -> None:
+    with pytest.raises(ConfigError, match="policy='thompson' with a formula"):
+        wd.Ranker(
+            trained, item_id="app", rank_by="y * 2", exploration=Exploration(policy="thompson")
+        )
 
 
 def test_a_server_explores_and_logs_propensities(folder: Path) -> None:

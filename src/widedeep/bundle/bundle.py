@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,6 +66,8 @@ class Bundle:
         calibration: By head.
         warmup: Rows to score before the first request, with the scores they had at export.
         weights: By name, as :func:`widedeep.bundle.write_bundle` takes them; mapped, not copied.
+        posterior: The posterior of the last layer's weights, by name
+            (:func:`widedeep.bundle.posterior.fit_posterior`); empty if it was exported without one.
         program: The towers as native operations, for bundles of the engine ``"graph"``.
 
     Example:
@@ -96,6 +99,7 @@ class Bundle:
         self.metrics = contents.metrics
         self.calibration = contents.calibration
         self.warmup = contents.warmup
+        self.posterior = contents.posterior
         self._misspelt: dict[str, str] = {}
         self._encoder = Transform(self.schema)
         graph = None if manifest.engine != "onnx" else self._read_graph()
@@ -113,6 +117,19 @@ class Bundle:
             extra=widths,
             sequences=self.model.sequences,
         )
+
+    def derive(self, model: BundleModel, weights: Mapping[str, NDArray[np.float32]]) -> Bundle:
+        """Return another model that reads the same rows, scored natively.
+
+        Args:
+            model: Its shape, with the standard tower or none.
+            weights: By name, as :func:`widedeep.bundle.write_bundle` takes them.
+        """
+        other = copy.copy(self)
+        other.model, other.weights, other.program = model, weights, None
+        other.manifest = replace(self.manifest, engine="native")
+        other._forward = Forward(self.schema, model, weights)
+        return other
 
     @property
     def history(self) -> Mapping[str, Mapping[str, Any]]:

@@ -28,6 +28,7 @@ CONFIG = "config.json"
 METRICS = "metrics.json"
 WARMUP = "warmup.json"
 CALIBRATION = "calibration.json"
+POSTERIOR = "posterior.safetensors"
 GRAPH = "graph.onnx"
 
 LabelKind = Literal["binary", "multiclass", "multilabel", "regression", "amount", "ranking"]
@@ -426,6 +427,8 @@ class BundleContents:
     calibration: Mapping[str, Calibration]  # By head
     warmup: Warmup = field(default_factory=Warmup)
     program: Program | None = None  # Towers of the engine "graph"
+    # Of the last layer's weights, as fit_posterior returns it; empty without one
+    posterior: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def write_contents(path: Path, contents: BundleContents) -> None:
@@ -469,6 +472,7 @@ def read_contents(path: Path, manifest: Manifest) -> BundleContents:
         calibration=_read_calibration(path / CALIBRATION),
         warmup=read_warmup(path),
         program=Program.from_json(config["program"]) if "program" in config else None,
+        posterior=map_tensors(path / POSTERIOR) if (path / POSTERIOR).exists() else {},
     )
     engine = manifest.engine
     check_weights(schema, contents.model, contents.weights, engine, contents.program)

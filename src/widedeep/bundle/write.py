@@ -16,6 +16,7 @@ from widedeep.bundle.bundle import Bundle, by_head, open_bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
 from widedeep.bundle.layout import (
     GRAPH,
+    POSTERIOR,
     BundleContents,
     BundleModel,
     Warmup,
@@ -26,9 +27,10 @@ from widedeep.bundle.layout import (
 )
 from widedeep.bundle.manifest import FORMAT_VERSION, MANIFEST, Engine, Manifest, file_entries
 from widedeep.bundle.plain_json import plain
+from widedeep.bundle.posterior import fit_posterior
 from widedeep.bundle.program import Program
 from widedeep.errors import BundleError
-from widedeep.files import atomic_directory
+from widedeep.files import atomic_directory, write_tensors
 from widedeep.schema import Schema
 
 __all__ = ["write_bundle"]
@@ -49,6 +51,7 @@ def write_bundle(
     engine: Engine = "native",
     onnx: bytes | None = None,
     program: Program | None = None,
+    posterior_rows: object | None = None,
     overwrite: bool = False,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
@@ -70,6 +73,8 @@ def write_bundle(
         engine: What computes the deep part.
         onnx: The towers as an ONNX graph, for ``engine="onnx"``.
         program: The towers as native operations, for ``engine="graph"``.
+        posterior_rows: Rows by which the posterior of the last layer is fitted and stored
+            (:func:`widedeep.bundle.posterior.fit_posterior`); None: there is none.
         overwrite: Replace an existing bundle, in one step.
         check: Called with the bundle as it reads from disk, before it is renamed to ``path``; an
             exception leaves ``path`` as it was.
@@ -125,6 +130,9 @@ def write_bundle(
             if onnx is not None:
                 (directory / GRAPH).write_bytes(onnx)
             _write_warmup(directory, schema, engine, warmup_rows)
+            if posterior_rows is not None:
+                written = open_bundle(directory, _manifest(directory, schema, engine))
+                write_tensors(directory / POSTERIOR, fit_posterior(written, posterior_rows))
             manifest = _manifest(directory, schema, engine)
             (directory / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
             check(Bundle.load(directory, verify=False))

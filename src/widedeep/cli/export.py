@@ -10,7 +10,7 @@ from pathlib import Path
 from widedeep.bundle import Bundle
 from widedeep.cli.output import print_json, print_text, shown_path
 from widedeep.cli.parser import EXIT_OK
-from widedeep.cli.runs import run_of
+from widedeep.cli.runs import run_of, training_data
 from widedeep.cli.validate import print_validate
 from widedeep.config import config_from_tables
 from widedeep.errors import BundleError, CheckpointError, ConfigError
@@ -29,13 +29,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "model", metavar="RUN_DIR|CHECKPOINT", help="run folder, or a step-* folder in it"
     )
     parser.add_argument("-o", "--out", required=True, metavar="BUNDLE", help="folder to write")
+    parser.add_argument(
+        "--posterior",
+        metavar="DATA",
+        help="store how uncertain the last layer is after these rows that were shown, for a server "
+        "that explores by thompson or linucb",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing BUNDLE")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     bundle, checkpoint = export_checkpoint(
-        arguments.model, arguments.out, overwrite=arguments.force
+        arguments.model, arguments.out, posterior=arguments.posterior, overwrite=arguments.force
     )
     if arguments.json:
         print_json({"bundle": bundle.path, "checkpoint": checkpoint, "metrics": bundle.metrics})
@@ -48,7 +54,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def export_checkpoint(
-    path: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    posterior: str | None = None,
+    overwrite: bool = False,
 ) -> tuple[Bundle, Path]:
     """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle."""
     if Path(out).exists() and not overwrite:
@@ -79,4 +89,7 @@ def export_checkpoint(
     trainer.load_checkpoint(folder)
     trainer.state.config = dataclasses.replace(trainer.config, device=config.train.device)
     trainer.show_progress = True  # what export has to say
-    return trainer.export(out, overwrite=overwrite), folder
+    rows: object | None = posterior
+    if rows is None and config.train.posterior:
+        rows = training_data(config)[0]
+    return trainer.export(out, posterior=rows, overwrite=overwrite), folder

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from widedeep._version import __version__
 from widedeep.bundle.manifest import MANIFEST
+from widedeep.bundle.posterior import ranked_head
 from widedeep.cli.prepare import fit_run_schema, prepared_schema
 from widedeep.cli.runs import RunDirectory, training_data
 from widedeep.data.fragments import InputRecord
@@ -25,6 +26,7 @@ from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
 from widedeep.training.early_stopping import configured_stopping
+from widedeep.training.evaluation import bundle_model
 from widedeep.training.previous_model import previous_schema
 from widedeep.training.stream import Shard
 from widedeep.training.trainer import Trainer, make_optimizers
@@ -92,6 +94,8 @@ def train_run(
         progress=progress,
         restored=goes_on,
     )
+    if config.train.posterior:
+        ranked_head(bundle_model(trainer.model))  # a head without one is told of at once
     started_warm = None
     if warm is not None and not goes_on:
         started_warm = trainer.warm_start(warm.path, transfer=warm.transfer, widths=warm.widths)
@@ -161,6 +165,7 @@ def _finish(
     trainer.export(
         directory.bundle,
         metrics=metrics.get("test", metrics.get("valid", {})),
+        posterior=training_data(config)[0] if config.train.posterior else None,
         overwrite=True,
     )
     directory.write_json(directory.history, trainer.history.rows)

@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from widedeep.bundle.layout import SCHEMA, read_warmup
+from widedeep.bundle.layout import POSTERIOR, SCHEMA, read_warmup
+from widedeep.bundle.manifest import read_manifest
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import next_line, print_json, say
 from widedeep.cli.parser import (
@@ -28,7 +29,7 @@ from widedeep.errors import BundleError, ConfigError
 from widedeep.features.spec import item_columns
 from widedeep.schema import stored_spec
 from widedeep.serving.config import LogConfig, ServeConfig, Settings, find_models
-from widedeep.serving.exploration import Exploration
+from widedeep.serving.exploration import Exploration, no_posterior
 from widedeep.serving.versions import Latest, RegistryOptions
 
 EXAMPLE = (
@@ -65,6 +66,7 @@ _REGISTRY = {
 _EXPLORATION = {
     "policy": "--exploration POLICY",
     "epsilon": "--epsilon FRACTION",
+    "scale": "--exploration-scale X",
     "seed": "--exploration-seed N",
 }
 _CATALOGUE = {"popularity": "--popularity COLUMN", "category": "--category COLUMN"}
@@ -184,13 +186,16 @@ def _plan(arguments: argparse.Namespace) -> ServeConfig:
     log = field_values(arguments, _LOG)
     if "columns" in log:
         log["columns"] = tuple(log["columns"].split(","))
+    models, exploration = find_models(arguments.models), _exploration(arguments)
+    if exploration is not None and exploration.needs_posterior:
+        _check_posteriors(models)
     return ServeConfig(
-        models=find_models(arguments.models),
+        models=models,
         settings=replace(settings, longest_deadline_ms=longest_ms),
         registry=RegistryOptions(
             policy=Latest(arguments.latest),
             precision="bfloat16" if arguments.bfloat16 else "float32",
-            exploration=_exploration(arguments),
+            exploration=exploration,
             **field_values(arguments, _REGISTRY),
         ),
         grpc=None if arguments.grpc is None else _joined(*address(arguments.grpc)),
@@ -205,6 +210,17 @@ def _exploration(arguments: argparse.Namespace) -> Exploration | None:
         flag = _EXPLORATION[next(iter(values))].split()[0]
         raise ConfigError(f"got {flag} without --exploration; add --exploration epsilon")
     return Exploration(**values) if values else None
+
+
+def _check_posteriors(models: dict[str, Path]) -> None:
+    for path in models.values():
+        try:
+            bundle = served_bundle(path)
+            files = read_manifest(bundle).files
+        except BundleError:
+            continue  # the first version is on its way, or the server says what is wrong with it
+        if POSTERIOR not in files:
+            raise ConfigError(no_posterior(bundle))
 
 
 def _joined(host: str, port: int) -> str:

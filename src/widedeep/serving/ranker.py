@@ -27,7 +27,7 @@ from widedeep.errors import (
 from widedeep.features.spec import item_columns
 from widedeep.options import check_range, check_types
 from widedeep.serving.catalogue import Catalogue, SharedRows
-from widedeep.serving.exploration import LOG_COLUMNS, Exploration
+from widedeep.serving.exploration import LOG_COLUMNS, Exploration, UncertainScorer, Uncertainty
 from widedeep.serving.formula_scores import FormulaScores, inline_numbers
 from widedeep.serving.scorers import FactorizedScorer, RowScorer, can_factorize
 
@@ -263,11 +263,24 @@ class Ranker:
         self._heads = {head.name: head for head in self.bundle.model.heads}
         rank_by = options.rank_by or self.bundle.model.rank_by
         self._formula = None if rank_by is None else FormulaScores(Formula(rank_by), self.bundle)
-        self.scorer: Any = self._new_scorer()
+        scorer = self._new_scorer()
+        self._is_factorized = isinstance(scorer, FactorizedScorer)
+        self.scorer: Any = self._exploring_scorer(scorer)
         self.item_id = items.id_column if isinstance(items, Catalogue) else options.item_id
         self.prepared: PreparedCatalogue | None = None
         if items is not None:
             self.replace_catalogue(items)
+
+    def _exploring_scorer(self, scorer: FactorizedScorer | RowScorer) -> Any:
+        exploration = self.options.exploration
+        if exploration is None or not exploration.needs_posterior:
+            return scorer
+        if self._formula is not None:
+            raise ConfigError(
+                f"exploration: got policy={exploration.policy!r} with a formula to rank by "
+                f"({self.rank_by!r}), whose uncertainty is not known; explore by 'epsilon'"
+            )
+        return UncertainScorer(scorer, self.bundle, threads=self.options.threads)
 
     def _new_scorer(self) -> FactorizedScorer | RowScorer:
         precision, threads = self.options.precision, self.options.threads
@@ -310,7 +323,7 @@ class Ranker:
         catalogue. ``"row by row"``: each candidate through the whole model, for bundles with towers
         of their own (an exported graph) and for models that name no features of the item.
         """
-        return "factored" if isinstance(self.scorer, FactorizedScorer) else "row by row"
+        return "factored" if self._is_factorized else "row by row"
 
     @property
     def catalogue(self) -> Catalogue | None:
@@ -410,12 +423,18 @@ class Ranker:
         prepared = self.prepared
         resolved = self._resolve(candidates, prepared, row)
         query = self._query(row, user)
-        scores, terms = self._scores(query, resolved, by_head)
-        exploration, propensities = self.options.exploration, None
-        if exploration is not None and request_id is not None:
-            order, propensities = exploration.draw(scores, k, request_id)
-        else:
+        logits_BC = self._over_groups(self.scorer.logits, query, resolved)
+        scores, terms = self._scores(logits_BC, resolved, by_head)
+        exploration, propensities = self._exploration(by_head, request_id), None
+        if exploration is None or request_id is None:
             order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first, NaN last
+        elif exploration.needs_posterior:
+            logits_B = logits_BC[:, self.scorer.column].astype(np.float64)
+            parts = self._over_groups(self.scorer.deviations, query, resolved).astype(np.float64)
+            uncertainty = Uncertainty(parts[:, 0], parts[:, 1:])
+            order, propensities = exploration.draw(logits_B, k, request_id, uncertainty)
+        else:
+            order, propensities = exploration.draw(scores, k, request_id)
         positions = order.tolist()
         absent = {name: 1 for name in query.absent if name not in resolved.columns}
         absent |= resolved.absent
@@ -430,7 +449,7 @@ class Ranker:
             misspelt=self._misspelt(row, candidates, absent) if absent else {},
             rank_by=None if by_formula is None else by_formula.formula.text,
             terms={name: values[order] for name, values in terms.items()},
-            policy=None if propensities is None or exploration is None else exploration.policy,
+            policy=None if exploration is None else exploration.policy,
             propensities=propensities,
         )
 
@@ -565,19 +584,34 @@ class Ranker:
             _raise_at(f"candidates[{positions[index]}]", self.scorer.item_rows, [rows[index]])
             raise RequestError("candidates", _without_row(error)) from error
 
+    def _exploration(self, head: BundleHead | None, request_id: str | None) -> Exploration | None:
+        """Return how a request explores; None if it does not."""
+        exploration = self.options.exploration
+        if exploration is None or request_id is None:
+            return None
+        # The posterior is of the head that is ranked by where a request names none.
+        is_other = head is not None and head is not choose_head(self._heads, None)
+        return None if exploration.needs_posterior and is_other else exploration
+
+    def _over_groups(
+        self, compute: Callable[..., NDArray[np.float32]], query: Any, resolved: _Resolved
+    ) -> NDArray[np.float32]:
+        """Return what a scorer computes of candidates, (B, C), in the order of the request."""
+        groups = resolved.groups
+        results = [compute(query, group.items, group.rows) for group in groups]
+        if len(groups) == 1:
+            return results[0]
+        result_BC = np.empty((len(resolved.ids), results[0].shape[1]), np.float32)
+        for group, result_GC in zip(groups, results, strict=True):
+            result_BC[group.positions] = result_GC
+        return result_BC
+
     def _scores(
-        self, query: Any, resolved: _Resolved, head: BundleHead | None
+        self, logits_BC: NDArray[np.float32], resolved: _Resolved, head: BundleHead | None
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
         """Return the scores by a head, or by the formula with the values of its names."""
         if not resolved.ids:
             return np.zeros(0), {}
-        groups = resolved.groups
-        logits = [self.scorer.logits(query, group.items, group.rows) for group in groups]
-        logits_BC = logits[0]
-        if len(groups) > 1:
-            logits_BC = np.empty((len(resolved.ids), logits[0].shape[1]), np.float32)
-            for group, logits_GC in zip(groups, logits, strict=True):
-                logits_BC[group.positions] = logits_GC
         if head is not None:
             return head.scores(logits_BC, self.bundle.calibration.get(head.name)), {}
         assert self._formula is not None

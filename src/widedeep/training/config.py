@@ -125,6 +125,8 @@ class TrainConfig:
             input; at any time those of 6 to 16 row groups are mixed. More take more memory, and
             mix better where row groups are large.
         wide: The wide part's optimizer, ``{ optimizer = "ftrl", lr = 0.1 }``.
+        posterior: Store in the bundle how uncertain the last layer is after the training data, for
+            a ranker that explores by Thompson sampling or LinUCB.
         freeze: Parts that are not trained: patterns of the names that warm starts and checkpoints
             use, such as ``["table/item", "wide/*", "towers.mlp.*"]``.
         rates: Factor of the learning rate, > 0, by pattern of such names:
@@ -155,6 +157,7 @@ class TrainConfig:
     precision: Precision = "fp32"
     device: str = "cpu"
     pool_rows: int = 262_144
+    posterior: bool = False
     freeze: list[str] = field(default_factory=list)
     rates: Mapping[str, float] = field(default_factory=dict)
     wide: Mapping[str, Any] = field(default_factory=lambda: {"optimizer": "ftrl"})

@@ -517,6 +517,7 @@ def export_bundle(
     calibration: Literal["platt", "isotonic"] | None,
     calibrate_on: object | None,
     negative_rate: float | None,
+    posterior: object | None,
     overwrite: bool,
     on_message: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
@@ -550,6 +551,7 @@ def export_bundle(
         engine="native" if not custom else "graph" if described.onnx is None else "onnx",
         onnx=described.onnx,
         program=described.program,
+        posterior_rows=posterior,
         overwrite=overwrite,
         check=lambda bundle: check_agreement(state, evaluator, bundle, curves, rows, Path(path)),
     )

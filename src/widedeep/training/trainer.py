@@ -643,6 +643,7 @@ class Trainer:
         calibration: Literal["platt", "isotonic"] | None = None,
         calibrate_on: object | None = None,
         negative_rate: float | None = None,
+        posterior: object | None = None,
         overwrite: bool = False,
     ) -> Bundle:
         """Write the model as a bundle that scores without torch.
@@ -661,6 +662,9 @@ class Trainer:
             calibrate_on: Labelled data that the model was not trained on.
             negative_rate: Rate at which negatives were kept in training data without weights;
                 scores are corrected by it.
+            posterior: Rows that were shown, such as the training data: how uncertain the last
+                layer is after them is stored, for a ranker that explores by it
+                (:class:`widedeep.serving.exploration.Exploration`).
             overwrite: Replace a bundle that is already there.
 
         Returns:
@@ -678,6 +682,7 @@ class Trainer:
             calibration=calibration,
             calibrate_on=calibrate_on,
             negative_rate=negative_rate,
+            posterior=posterior,
             overwrite=overwrite,
             on_message=self._say,
         )

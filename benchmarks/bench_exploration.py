@@ -1,0 +1,178 @@
+"""Does exploring pay: four weeks of a store under models that learn of what they showed alone.
+
+A store (one a seed) begins with a day of popular apps. Then, each night, the model is trained on by
+the day's log (a warm start), and ranks the next day: best first (greedy), or exploring by a policy
+of :class:`widedeep.serving.exploration.Exploration`. Each policy lives in a copy of the
+store of its own, so that a model sees nothing but what its own policy showed. Regret is what the
+best lists of the same candidates were to bring, less what the shown lists were to bring, by the
+true probabilities, over the four weeks.
+
+    python benchmarks/bench_exploration.py [--seeds 5] [--days 28] [--requests 800] [--write]
+
+The stores are those of seeds 1 to 5; the scales below were chosen on seed 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from statistics import fmean
+
+import pyarrow as pa
+import torch
+from results_file import machine, write_section
+
+import widedeep as wd
+from widedeep.config import config_from_tables
+from widedeep.serving.exploration import Exploration
+from widedeep.simulate import AppStore, Model, Popularity, StoreConfig
+from widedeep.simulate.declaration import APP_STORE_TOML
+from widedeep.simulate.table1 import interval
+from widedeep.simulate.traffic import Traffic
+from widedeep.training.previous_model import previous_schema
+
+GREEDY = "greedy"
+POLICIES: dict[str, Exploration | None] = {
+    GREEDY: None,
+    "epsilon 0.05": Exploration(policy="epsilon"),
+    "thompson": Exploration(policy="thompson"),
+    "linucb": Exploration(policy="linucb"),
+}
+WINDOW_DAYS = 14
+
+
+def labelled(traffic: Traffic) -> pa.Table:
+    """Return a day's impressions with the label: an app is installed from one list at most."""
+    keys = ("user_id", "item_id")
+    installed = set(zip(*(traffic.actions[name].to_pylist() for name in keys), strict=True))
+    shown = zip(*(traffic.impressions[name].to_pylist() for name in keys), strict=True)
+    return traffic.impressions.append_column(
+        "label", pa.array([int(pair in installed) for pair in shown])
+    )
+
+
+class Nights:
+    """Trains the model on each night: on from the last one, by the day's log.
+
+    Args:
+        folder: Everything is written below it.
+        seed: Seed of training.
+        posterior: Whether bundles get a posterior, by the logs of the last two weeks.
+    """
+
+    def __init__(self, folder: Path, seed: int, posterior: bool) -> None:
+        self.folder, self.seed, self.posterior = folder, seed, posterior
+        self.logs: list[pa.Table] = []
+
+    def train(self, log: pa.Table) -> wd.Bundle:
+        """Train on a day's log and return the bundle of the next day."""
+        self.logs.append(log)
+        night = len(self.logs)
+        tables = tomllib.loads(APP_STORE_TOML)
+        epochs = 2 if night == 1 else 1
+        tables["train"] |= {
+            **{"seed": self.seed, "threads": 1, "epochs": epochs, "schedule": "linear"},
+        }
+        config = config_from_tables(tables)
+        before = self.folder / f"night-{night - 1}"
+        grow = previous_schema(before) if night > 1 else None
+        model = wd.WideDeep(wd.fit_schema(config.spec, log, grow=grow), config.model)
+        trainer = wd.Trainer(
+            model, config.train, checkpoints=self.folder / f"night-{night}", progress=False
+        )
+        if night > 1:
+            trainer.warm_start(before)
+        trainer.fit(log)
+        shown = pa.concat_tables(self.logs[-WINDOW_DAYS:]) if self.posterior else None
+        return trainer.export(self.folder / "bundle", overwrite=True, posterior=shown)
+
+
+def regret(
+    store: AppStore, first: Traffic, exploration: Exploration | None, days: int, seed: int
+) -> list[float]:
+    """Return each day's regret per request under a policy."""
+    needs = exploration is not None and exploration.needs_posterior
+    regrets = []
+    with tempfile.TemporaryDirectory(prefix="widedeep-exploration-") as folder:
+        nights, log = Nights(Path(folder), seed, needs), labelled(first)
+        for _ in range(days):
+            traffic = store.run(Model(nights.train(log), exploration=exploration), 1)
+            log, requests = labelled(traffic), traffic.requests
+            missed = requests["best"].to_numpy() - requests["expected"].to_numpy()
+            regrets.append(float(missed.mean()))
+    return regrets
+
+
+def report(regrets: dict[str, list[list[float]]]) -> str:
+    """Return the outcome as Markdown: regrets of each policy by seed and day."""
+    greedy = [fmean(days) for days in regrets[GREEDY]]
+    lines = [
+        "| policy | regret per request | of greedy's | by store | 95 % interval | last week |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, stores in regrets.items():
+        own = [fmean(days) for days in stores]
+        ratios = [a / b for a, b in zip(own, greedy, strict=True)]
+        half = interval(ratios) if len(ratios) > 1 and name != GREEDY else math.nan
+        mean = fmean(ratios)
+        last = fmean(
+            fmean(days[-7:]) / fmean(base[-7:])
+            for days, base in zip(stores, regrets[GREEDY], strict=True)
+        )
+        by_store = " ".join(f"{ratio:.3f}" for ratio in ratios)
+        told = "" if name == GREEDY else f"{mean - half:.3f} to {mean + half:.3f}"
+        lines.append(
+            f"| {name} | {fmean(own):.4f} | {mean:.3f} | {by_store} | {told} | {last:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--days", type=int, default=28)
+    parser.add_argument("--requests", type=int, default=800, help="a day")
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--scale", type=float, default=None, help="instead of the default")
+    parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    policies = dict.fromkeys([GREEDY, *arguments.policies])
+    regrets: dict[str, list[list[float]]] = {name: [] for name in policies}
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
+        store = AppStore(StoreConfig(seed=seed, requests_per_day=arguments.requests, users=4000))
+        first = store.run(Popularity(), 1)
+        for name in policies:
+            exploration, started = POLICIES[name], time.perf_counter()
+            if exploration is not None and arguments.scale is not None:
+                exploration = Exploration(policy=exploration.policy, scale=arguments.scale)
+            days = regret(store.copy(), first, exploration, arguments.days, seed)
+            regrets[name].append(days)
+            ratio = fmean(days) / fmean(regrets[GREEDY][-1])
+            seconds = time.perf_counter() - started
+            print(
+                f"seed {seed}, {name}: {fmean(days):.4f} ({ratio:.3f}), {seconds:.0f} s", flush=True
+            )
+    text = report(regrets)
+    print(text)
+    if arguments.write:
+        write_section(
+            "exploration",
+            "## Exploration: regret after four weeks\n\n"
+            f"`benchmarks/bench_exploration.py` on {machine()}: {arguments.days} days of "
+            f"{arguments.requests:,} requests in {arguments.seeds} stores, a model trained on "
+            "each night by the day's own log. Regret: installs that the best lists were "
+            f"to bring, less those that the shown ones were, by the true probabilities.\n\n{text}",
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The posterior of a model's last layer: how uncertain its scores of items are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from widedeep.bundle.bundle import Bundle
+from widedeep.bundle.layout import BundleHead, BundleModel
+from widedeep.errors import BundleError
+from widedeep.features.spec import feature_side
+from widedeep.schema import Slot
+
+__all__ = ["fit_posterior", "uncertainty_bundles"]
+
+HIDDEN = "hidden"
+
+
+def fit_posterior(
+    bundle: Bundle, rows: object, *, threads: int = 1
+) -> dict[str, NDArray[np.float32]]:
+    """Return the posterior of the last layer's weights, by Laplace's approximation.
+
+    The last layer sums the wide weights and the last hidden layer's outputs. Its weights have a
+    normal posterior whose precision is the prior's plus the sum over rows of p (1 - p) x x' (Bishop
+    2006, equation 4.143), with p the score and x the layer's inputs: the labels do not count.
+    Hidden units have a full covariance (as in neural linear, Riquelme et al. 2018), wide weights
+    a diagonal one (Chapelle and Li 2011, algorithm 3), of features of the item and its crosses:
+    what the query alone brings moves no item past another. The prior variance is the mean square
+    of the weights that the model learned, per feature; of a value never seen, nothing but it is
+    known. A feature with several values counts as if they were summed.
+
+    Args:
+        bundle: The model. Its first head that gives a number must be binary.
+        rows: What :meth:`Bundle.score` reads: what was shown, labelled or not.
+        threads: Threads to score with.
+
+    Returns:
+        ``wide/<feature>`` (size, 1): the variance of each weight; ``hidden`` (H, H): a matrix L
+        with variance |L h|^2 for the hidden outputs h. Each where the model has that part.
+
+    Raises:
+        BundleError: If the model has no such head, or neither part.
+
+    Example:
+        >>> import widedeep as wd
+        >>> spec = wd.FeatureSpec(label="y", features=wd.categorical("app"), item=["app"])
+        >>> rows = [{"app": "ab"[n % 2], "y": n % 3 == 0} for n in range(90)]
+        >>> trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(spec, rows), hidden_units=[4]))
+        >>> _ = trainer.fit(rows)
+        >>> posterior = fit_posterior(trainer.export("posterior"), rows)
+        >>> posterior["wide/app"].shape, posterior["hidden"].shape
+        ((4, 1), (4, 4))
+    """
+    head, slots = ranked_head(bundle.model), _item_slots(bundle)
+    last = _last_hidden(bundle)
+    if not slots and last is None:
+        raise BundleError(
+            f"{bundle.path}: got a model with no wide feature of the item and no standard tower, "
+            "which has no last layer to be uncertain of; leave the posterior out"
+        )
+    precision = {name: np.zeros(len(bundle.weights[f"wide/{name}"])) for name in slots}
+    hidden_HH = np.zeros((last.model.n_logits,) * 2) if last is not None else np.zeros((0, 0))
+    for batch in bundle.batches(rows, threads=threads):
+        logits_BC = bundle.logits(batch, threads=threads)
+        p_B = head.scores(logits_BC, bundle.calibration.get(head.name))
+        weight_B = p_B * (1 - p_B)
+        for name, (index, _) in slots.items():
+            cells = batch.cells(index)
+            weight_N = np.repeat(weight_B, np.diff(cells.offsets))
+            values_N = 1.0 if cells.values_N is None else cells.values_N.astype(np.float64) ** 2
+            np.add.at(precision[name], cells.ids_N, weight_N * values_N)
+        if last is not None:
+            output_BH = last.logits(batch, threads=threads).astype(np.float64)
+            hidden_HH += (output_BH * weight_B[:, None]).T @ output_BH
+    posterior = {
+        f"wide/{name}": _variances(bundle.weights[f"wide/{name}"][:, head.start], q, slots[name][1])
+        for name, q in precision.items()
+    }
+    if last is not None:
+        weights_H = bundle.weights["head/weight"][head.start].astype(np.float64)
+        prior = np.eye(len(weights_H)) / max(float((weights_H**2).mean()), 1e-12)
+        factor_HH = np.linalg.inv(np.linalg.cholesky(prior + hidden_HH))
+        posterior[HIDDEN] = factor_HH.astype(np.float32)
+    return posterior
+
+
+def ranked_head(model: BundleModel) -> BundleHead:
+    """Return the head that is ranked by, if its logits have a posterior."""
+    head = next((head for head in model.heads if not head.by_class), None)
+    if head is None or head.kind != "binary" or head.through is not None:
+        kind = "none" if head is None else f"{head.name!r}, {head.kind}"
+        raise BundleError(
+            f"the posterior of the last layer: got {kind} as the head that is ranked by, expected "
+            "a binary one, not given through another"
+        )
+    return head
+
+
+def _variances(
+    weight_N: NDArray[np.float32], precision_N: NDArray[np.float64], slot: Slot
+) -> NDArray[np.float32]:
+    """Return the posterior variance of each weight of a feature (size, 1)."""
+    precision_N = precision_N.copy()
+    if slot.is_value:
+        precision_N[0] = 0  # out of vocabulary: another value each time
+    learned = weight_N[2:][precision_N[2:] > 0].astype(np.float64)
+    prior = float((learned**2).mean()) if len(learned) else 0.0
+    return (prior / (1 + prior * precision_N)).astype(np.float32)[:, None]
+
+
+def _item_slots(bundle: Bundle) -> dict[str, tuple[int, Slot]]:
+    """Return the wide features that tell items apart, with index and slot."""
+    schema, wide = bundle.schema, bundle.model.wide
+    return {
+        slot.name: (index, slot)
+        for index, slot in enumerate(schema.slots)
+        if slot.name in wide
+        and slot.name not in schema.spec.training_only
+        and feature_side(schema.spec, slot.name) != "query"
+    }
+
+
+def _last_hidden(bundle: Bundle) -> Bundle | None:
+    """Return a bundle whose logits are the outputs of the last hidden layer."""
+    if bundle.manifest.engine != "native" or not bundle.model.hidden_units:
+        return None
+    return _linear_of_hidden(bundle, np.eye(bundle.model.hidden_units[-1], dtype=np.float32))
+
+
+def _linear_of_hidden(bundle: Bundle, weight_HH: NDArray[np.float32]) -> Bundle:
+    model = replace(bundle.model, heads=_numbers(len(weight_HH)), wide=(), rank_by=None)
+    bias = np.zeros(len(weight_HH), np.float32)
+    return bundle.derive(model, {**bundle.weights, "bias": bias, "head/weight": weight_HH})
+
+
+def _numbers(n: int) -> tuple[BundleHead, ...]:
+    return tuple(BundleHead(name=f"{i}", kind="regression", start=i, stop=i + 1) for i in range(n))
+
+
+def uncertainty_bundles(bundle: Bundle) -> tuple[Bundle | None, Bundle | None]:
+    """Return two bundles that score uncertainty, from the posterior that a bundle holds.
+
+    The first one's logits are the variance (B, 1) from the wide weights; the second one's are
+    the vector L h (B, H), whose squared length is the variance from the hidden units, and whose
+    product with standard normal numbers is a draw. None where the posterior lacks that part.
+    """
+    posterior: Mapping[str, NDArray[Any]] = bundle.posterior
+    names = tuple(name.removeprefix("wide/") for name in posterior if name != HIDDEN)
+    for name in names:
+        expected, got = len(bundle.weights[f"wide/{name}"]), posterior[f"wide/{name}"].shape
+        if got != (expected, 1):
+            raise BundleError(
+                f"{bundle.path}: the posterior of {name!r} has shape {got}, expected "
+                f"{(expected, 1)}; export again"
+            )
+    wide = hidden = None
+    if names:
+        model = BundleModel(heads=_numbers(1), wide=names, wide_combiner=bundle.model.wide_combiner)
+        wide = bundle.derive(model, {**posterior, "bias": np.zeros(1, np.float32)})
+    if HIDDEN in posterior:
+        hidden = _linear_of_hidden(bundle, posterior[HIDDEN])
+    return wide, hidden

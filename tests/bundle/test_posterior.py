@@ -1,0 +1,136 @@
+"""The posterior of the last layer: variances against dense algebra, stored with the bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import widedeep as wd
+from widedeep.bundle.layout import POSTERIOR
+from widedeep.bundle.posterior import fit_posterior, uncertainty_bundles
+from widedeep.errors import BundleError
+
+ITEMS = ["maps", "mail", "chess", "go"]
+
+
+def rows(n: int = 400) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    picked = rng.choice(len(ITEMS), n, p=[0.6, 0.25, 0.1, 0.05])
+    return [
+        {
+            "user": f"u{rng.integers(3)}",
+            "age": float(rng.integers(20, 60)),
+            "app": ITEMS[item],
+            "tags": [f"t{t}" for t in range(rng.integers(0, 3))],
+            "y": int(rng.random() < 0.2 + 0.15 * item),
+        }
+        for item in picked
+    ]
+
+
+def spec(label: Any = "y") -> wd.FeatureSpec:
+    return wd.FeatureSpec(
+        label=label,
+        features=[
+            *wd.numeric("age"),
+            *wd.categorical("user", "app", "tags"),
+            wd.crossed("user", "app"),
+        ],
+        item=["app", "tags"],
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> wd.Bundle:
+    model = wd.WideDeep(wd.fit_schema(spec(), rows()), hidden_units=[6, 4], embedding_dim=3)
+    trainer = wd.Trainer(model, wide=wd.FTRL(lr=0.5), progress=False)
+    trainer.fit(rows(), epochs=3)
+    return trainer.export(tmp_path_factory.mktemp("p") / "bundle", posterior=rows())
+
+
+def test_variances_are_those_of_dense_algebra(bundle: wd.Bundle) -> None:
+    """One matrix of one-hot and hidden inputs, its information inverted block by block."""
+    data, scores = rows(), np.asarray(bundle.score(rows()))
+    weight_B = scores * (1 - scores)
+    batch = next(iter(bundle.batches(data)))
+    names = [slot.name for slot in bundle.schema.slots]
+    wide, hidden = uncertainty_bundles(bundle)
+    assert wide is not None and hidden is not None
+    assert set(wide.model.wide) == {"app", "tags", "user_x_app"}, "the user moves no item"
+    expected_B = np.zeros(len(data))
+    for name in wide.model.wide:
+        learned = bundle.weights[f"wide/{name}"][:, 0].astype(np.float64)
+        cells = batch.cells(names.index(name))
+        one_hot = np.zeros((len(data), len(learned)))
+        row_N = np.repeat(np.arange(len(data)), np.diff(cells.offsets))
+        np.add.at(one_hot, (row_N, cells.ids_N), 1)
+        information = np.diag(one_hot.T @ (one_hot * weight_B[:, None])).copy()
+        seen = np.flatnonzero(information[2:] > 0) + 2
+        prior = (learned[seen] ** 2).mean()
+        if name != "user_x_app":
+            information[0] = 0
+        variance = 1 / (1 / prior + information)
+        expected_B += one_hot @ variance
+    assert wide.logits(batch)[:, 0] == pytest.approx(expected_B, rel=1e-5)
+
+    # The hidden outputs, from the bundle's own weights, on its own concatenated input.
+    head = bundle.weights["head/weight"][0].astype(np.float64)
+    outputs = _hidden_outputs(bundle, data)
+    assert outputs @ head == pytest.approx(
+        bundle._forward.parts(batch)[1][:, 0], rel=1e-4, abs=1e-5
+    )
+    information = outputs.T @ (outputs * weight_B[:, None]) + np.eye(4) / (head**2).mean()
+    expected = np.einsum("bi,ij,bj->b", outputs, np.linalg.inv(information), outputs)
+    assert (hidden.logits(batch) ** 2).sum(axis=1) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def _hidden_outputs(bundle: wd.Bundle, data: list[dict[str, Any]]) -> np.ndarray[Any, Any]:
+    weights, batch = bundle.weights, next(iter(bundle.batches(data)))
+    names = [slot.name for slot in bundle.schema.slots]
+    slots = {slot.name: slot for slot in bundle.schema.slots}
+    inputs = np.zeros((len(data), bundle.model.width))
+    for column in bundle.model.deep:
+        if column.name in bundle.schema.dense_layout:
+            inputs[:, column.start : column.stop] = batch.dense_BK[
+                :, bundle.schema.dense_layout[column.name]
+            ]
+            continue
+        cells = batch.cells(names.index(column.name))
+        table = weights[f"table/{slots[column.name].table}"]
+        for row, (first, last) in enumerate(zip(cells.offsets, cells.offsets[1:], strict=False)):
+            if last > first:
+                inputs[row, column.start : column.stop] = table[cells.ids_N[first:last]].mean(0)
+    for layer in range(2):
+        inputs = inputs @ weights[f"mlp/{layer}/weight"].T + weights[f"mlp/{layer}/bias"]
+        inputs = np.maximum(inputs, 0)
+    return inputs
+
+
+def test_what_was_shown_less_is_less_certain(bundle: wd.Bundle) -> None:
+    wide, _ = uncertainty_bundles(bundle)
+    assert wide is not None
+    batch = bundle.encode([{"user": "u1", "app": app, "age": 30} for app in [*ITEMS, "new"]])
+    variances = wide.logits(batch)[:, 0]
+    assert (np.diff(variances) > 0).all()
+
+
+def test_a_bundle_keeps_its_posterior(bundle: wd.Bundle, tmp_path: Path) -> None:
+    again = wd.Bundle.load(bundle.path)
+    assert POSTERIOR in again.manifest.files
+    fitted = fit_posterior(again, rows())
+    assert set(fitted) == set(again.posterior)
+    for name, values in fitted.items():
+        np.testing.assert_array_equal(values, again.posterior[name])
+
+
+def test_a_model_that_is_not_binary_has_none(tmp_path: Path) -> None:
+    data = [{**row, "y": float(row["y"]) + 0.5} for row in rows(60)]
+    model = wd.WideDeep(wd.fit_schema(spec(), data), hidden_units=[2], head="regression")
+    trainer = wd.Trainer(model, progress=False)
+    trainer.fit(data)
+    with pytest.raises(BundleError, match="regression as the head that is ranked by"):
+        trainer.export(tmp_path / "none", posterior=data)
+    assert not (tmp_path / "none").exists()
