@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -270,3 +271,31 @@ def test_a_head_given_as_an_object_is_exported_as_what_it_is(ads: Path) -> None:
     trainer.fit(ads / "train.parquet")
     bundle, _ = export_checkpoint(ads / "c", ads / "b")
     assert bundle.model.heads[0].kind == "regression"
+
+
+def test_the_items_of_a_configuration_have_vectors_in_its_bundle(ads: Path) -> None:
+    items = pa.table({"ad": [f"ad {n}" for n in range(6)]})
+    pq.write_table(items, ads / "items.parquet")
+    overrides = (
+        'features.item=["ad"]',
+        'features.crossed=[["job", "tags"]]',
+        'model.deep=[{ name = "two_tower", item = "ad", hidden_units = [4], dim = 3 }]',
+        f"data.items={ads / 'items.parquet'}",
+    )
+    quietly(ads, *overrides)
+    bundle = wd.Bundle.load(ads / "run" / "bundle")
+    assert bundle.items is not None
+    assert list(bundle.items.rows) == items["ad"].to_pylist()
+    assert (bundle.items.vectors_ND == bundle.item_vectors(items)).all()
+    pq.write_table(items.slice(0, 2), ads / "fewer.parquet")
+    fewer, _ = export_checkpoint(ads / "run", ads / "b", items=str(ads / "fewer.parquet"))
+    assert fewer.items is not None
+    assert list(fewer.items.rows) == ["ad 0", "ad 1"]
+    # Said before training: a run that was there stays.
+    pq.write_table(pa.table({"add": ["ad 1"]}), ads / "items.parquet")
+    with pytest.raises(DataError, match="'ad'"):
+        train_run(config(ads, *overrides), RunDirectory(ads / "run"), force=True, progress=False)
+    plain = f"data.items={ads / 'fewer.parquet'}"
+    with pytest.raises(BundleError, match="without two towers"):
+        train_run(config(ads, plain), RunDirectory(ads / "run"), force=True, progress=False)
+    assert wd.Bundle.load(ads / "run" / "bundle").items is not None

@@ -46,6 +46,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "onn": [{"dim": 2, "activation": "tanh"}],
     "pnn": [{"product": "both"}],
     "tabm": [{"members": 3}],
+    "two_tower": [{"item": "ad", "dim": 3, "hard_negatives": 2}],
     "wukong": [{"fm_vectors": 2, "linear_vectors": 2, "rank": 2, "fm_units": [4]}],
     "xdeepfm": [{"cin_units": [4, 3]}],
 }

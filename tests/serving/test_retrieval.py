@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from tests.bundle import models
+from tests.two_tower_shop import CATALOGUE, ITEMS, trained
 from widedeep.bundle import Bundle
-from widedeep.errors import DataError, RequestError
+from widedeep.errors import DataError, FeatureError, RequestError
 from widedeep.serving import retrieval
 from widedeep.serving.retrieval import EmbeddingIndex, Retriever, item_vectors
 
@@ -165,3 +166,57 @@ def test_vectors_are_the_deep_part_s_own(tmp_path: Any) -> None:
     expected = np.stack(rows) / np.linalg.norm(rows, axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert item_vectors(bundle, "age", names) is None
+
+
+@pytest.fixture(scope="module")
+def shop_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("shop")
+    return trained(3000).export(folder / "bundle", items=CATALOGUE.slice(0, ITEMS - 4))
+
+
+def test_a_query_finds_items_by_two_towers_and_popular_ones_fill_up(shop_bundle: Bundle) -> None:
+    shop = Retriever(CATALOGUE, id_column="item", popularity="stock", bundle=shop_bundle)
+    vectors_ND = shop_bundle.item_vectors(CATALOGUE)  # those of items that it keeps are the same
+    query = {"user": "u2"}
+    order = np.argsort(-(vectors_ND @ shop_bundle.query_vector(query)), kind="stable")
+    expected = [f"i{row}" for row in order]
+    found = shop.find(6, query=query)
+    assert (found.ids, found.near, found.by) == (expected[:6], 6, "two towers")
+    assert shop.retrieve(6, query=query) == expected[:6]
+    left = shop.find(6, query=query, exclude=expected[:3], where={"stock": {"min": 1}})
+    assert set(left.ids) <= set(expected[3:]) - {"i0"}
+    # No query, or one that says nothing: the popular ones, and it says so.
+    for nothing in (None, {}, {"user": None}):
+        popular = shop.find(3, query=nothing)
+        assert (popular.ids, popular.near, popular.by) == (["i23", "i22", "i21"], 0, "popularity")
+    unseen = shop.find(3, query={"user": "a new one"})
+    assert (len(unseen.ids), unseen.by) == (3, "two towers")
+    like = shop.find(4, query=query, like=["i3"])
+    assert (like.near, like.by, like.ids[0]) == (2, "like", "i3")
+
+
+def test_faiss_finds_by_two_towers_what_numpy_does(shop_bundle: Bundle) -> None:
+    pytest.importorskip("faiss")
+    found = [
+        Retriever(CATALOGUE, id_column="item", bundle=shop_bundle, engine=engine).retrieve(
+            8, query={"user": "u1"}
+        )
+        for engine in ("faiss", "numpy")
+    ]
+    assert len(set(found[0]) & set(found[1])) >= 7
+
+
+def test_a_limit_of_a_category_leaves_near_items_of_others(shop_bundle: Bundle) -> None:
+    shop = Retriever(CATALOGUE, id_column="item", category="price", bundle=shop_bundle)
+    found = shop.find(10, query={"user": "u2"}, most_of_each=2)
+    assert (len(found.ids), found.near) == (10, 10)
+
+
+def test_another_store_s_catalogue_is_refused(shop_bundle: Bundle) -> None:
+    other = CATALOGUE.set_column(0, "item", pa.array([f"x{n}" for n in range(ITEMS)]))
+    with pytest.raises(DataError, match="none of which is among the 20 of 'item'"):
+        Retriever(other, id_column="item", bundle=shop_bundle)
+    with pytest.raises(DataError, match="no column 'price'"):
+        Retriever(CATALOGUE.drop(["price"]), id_column="item", bundle=shop_bundle)
+    with pytest.raises(FeatureError, match="age"):
+        Retriever(CATALOGUE, id_column="item", bundle=shop_bundle).find(3, query={"age": "x"})

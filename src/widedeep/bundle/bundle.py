@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep.bundle.explain import Explanation, explain_row
@@ -28,7 +29,8 @@ from widedeep.data.batch import Batch
 from widedeep.data.fragments import column_stream, origin_of
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import BundleError, DataError, WideDeepError
+from widedeep.errors import BundleError, DataError, WideDeepError, nearest
+from widedeep.features.spec import item_columns
 from widedeep.schema import ColumnType
 
 __all__ = ["Bundle", "Scores"]
@@ -69,6 +71,7 @@ class Bundle:
         posterior: The posterior of the last layer's weights, by name
             (:func:`widedeep.bundle.posterior.fit_posterior`); empty if it was exported without one.
         program: The towers as native operations, for bundles of the engine ``"graph"``.
+        items: Vectors of the items that it was exported with, of a model with two towers.
 
     Example:
         >>> import widedeep as wd
@@ -100,6 +103,7 @@ class Bundle:
         self.calibration = contents.calibration
         self.warmup = contents.warmup
         self.posterior = contents.posterior
+        self.items = contents.items
         self._misspelt: dict[str, str] = {}
         self._encoder = Transform(self.schema)
         graph = None if manifest.engine != "onnx" else self._read_graph()
@@ -248,6 +252,67 @@ class Bundle:
             SchemaError: If the batch was made with another schema.
         """
         return self._forward.logits(batch, threads=threads)
+
+    @property
+    def has_vectors(self) -> bool:
+        """True for a model with two towers: :meth:`query_vector` and :meth:`item_vectors`."""
+        return {"query", "item"} <= self._forward.vector_sides
+
+    def query_vector(self, row: Mapping[str, Any]) -> NDArray[np.float32]:
+        """Return the vector of a user and context: the best items have the largest product with it.
+
+        Args:
+            row: Values of the query by column; an absent one is a null.
+
+        Shape:
+            (D,), of length 1
+
+        Raises:
+            BundleError: If the model has no two towers.
+            FeatureError: If a value does not fit its feature.
+        """
+        self._check_vectors()
+        vector_D: NDArray[np.float32] = self._forward.vectors("query", self.encode([row]))[0]
+        return vector_D
+
+    def item_vectors(self, items: pa.Table, *, threads: int = 1) -> NDArray[np.float32]:
+        """Return the vectors of items.
+
+        Args:
+            items: One row per item, with the columns that the model reads of one; others may be
+                missing.
+            threads: Threads to use; the vectors do not depend on it.
+
+        Shape:
+            (N, D), each of length 1
+
+        Raises:
+            BundleError: If the model has no two towers.
+            DataError: If a column of the item is missing.
+            FeatureError: If a value does not fit its feature.
+        """
+        self._check_vectors()
+        own = [name for name in self.input_columns if name in item_columns(self.schema.spec)]
+        for name in own:
+            if name not in items.column_names:
+                raise DataError(
+                    f"the items: got no column {name!r}, which the model reads of an item; "
+                    f"{nearest(name, items.column_names)}"
+                )
+        blocks = []
+        for start in range(0, items.num_rows, _CHUNK_ROWS):
+            rows = items.slice(start, _CHUNK_ROWS).select(own).to_pylist()
+            blocks.append(self._forward.vectors("item", self.encode(rows), threads=threads))
+        if not blocks:
+            raise DataError("the items: got no rows, expected at least one")
+        return np.concatenate(blocks)
+
+    def _check_vectors(self) -> None:
+        if not self.has_vectors:
+            raise BundleError(
+                f"{self.path}: got a model without two towers, which has no vectors of queries and "
+                "items; train it with deep = ['mlp', { name = 'two_tower', item = 'ITEM_ID' }]"
+            )
 
     def scores_of(self, logits_BC: NDArray[np.float32]) -> Scores:
         """Return what :meth:`score` gives for logits.

@@ -16,11 +16,11 @@ from widedeep.bundle.program import TowerProgram
 from widedeep.data.batch import Batch, Cells
 from widedeep.errors import BundleError, SchemaError
 from widedeep.features.spec import feature_side
-from widedeep.kernels.score import Scorer
+from widedeep.kernels.score import ScoreProgram, Scorer
 from widedeep.schema import Schema
 
 _OUTPUT = "logits_BC"
-_SHARE, _ATTENTION = "share/", "attention/"
+_SHARE, _ATTENTION, _VECTOR = "share/", "attention/", "vector/"
 _SIDES = ("query", "item", "both")
 
 
@@ -65,9 +65,16 @@ class TowerGraph:
         outputs = session.get_outputs()
         names = [entry.name for entry in outputs]
         self._explaining = [n for n in names if n.startswith((_SHARE, _ATTENTION))]
+        self.vectors = {
+            entry.name.removeprefix(_VECTOR): int(entry.shape[1] or 0)
+            for entry in outputs
+            if entry.name.startswith(_VECTOR) and isinstance(entry.shape[1], int)
+        }
+        vectors = [_VECTOR + side for side in self.vectors]
         for entry in outputs:
-            is_known = names.count(_OUTPUT) == 1 and entry.name in (_OUTPUT, *self._explaining)
-            is_logits = not entry.name.startswith(_ATTENTION)
+            known = (_OUTPUT, *self._explaining, *vectors)
+            is_known = names.count(_OUTPUT) == 1 and entry.name in known
+            is_logits = not entry.name.startswith((_ATTENTION, _VECTOR))
             if not is_known or (is_logits and entry.shape[1:] not in ([n_logits], [None])):
                 raise BundleError(
                     f"{path}: got the output {entry.name!r} of shape {entry.shape}, expected "
@@ -98,6 +105,13 @@ class TowerGraph:
         (logits_BC,) = session.run([_OUTPUT], {name: inputs[name] for name in self._inputs})
         return logits_BC
 
+    def vector(self, side: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Return the vectors of a side, (B, D)."""
+        vectors_BD: NDArray[np.float32]
+        given = {name: inputs[name] for name in self._inputs}
+        (vectors_BD,) = self._session(1).run([_VECTOR + side], given)
+        return vectors_BD
+
     def explain(self, inputs: Mapping[str, NDArray[Any]]) -> TowerParts:
         """Return what explains the towers' part of the logits."""
         names = self._explaining
@@ -124,6 +138,11 @@ def share_output(tower: str) -> str:
 def attention_output(sequence: str) -> str:
     """Return the name of a graph's output that is a tower's weights of a sequence's places."""
     return _ATTENTION + sequence
+
+
+def vector_output(side: str) -> str:
+    """Return the name of the output with the vectors of a side, ``"query"`` or ``"item"``."""
+    return _VECTOR + side
 
 
 def sequence_shapes(sequence: BundleSequence) -> dict[str, list[int]]:
@@ -178,13 +197,23 @@ class Forward:
         def add(columns: Iterable[DeepColumn]) -> None:
             add_inputs(scorer.add_dense, scorer.add_embedding, schema, columns, weights, slots)
 
-        if program is not None:
+        self._vector_scorers: dict[str, Scorer] = {}
+
+        def add_program(scorer: Scorer, native: ScoreProgram) -> None:
             for columns, own in zip(
                 stage_columns(schema, model), stage_sequences(schema, model), strict=True
             ):
-                add(columns)
+                put = (scorer.add_dense, scorer.add_embedding)
+                add_inputs(*put, schema, columns, weights, slots)
                 add_sequences(scorer.add_sequence, own, tables, slots)
-            scorer.set_program(program.native)
+            scorer.set_program(native)
+
+        if program is not None:
+            add_program(scorer, program.native)
+            for side, (native, width) in program.vectors().items():
+                vector_scorer = new_scorer(len(slots), schema.n_dense, width)
+                add_program(vector_scorer, native)
+                self._vector_scorers[side] = vector_scorer
         elif graph is not None:
             add(model.deep)
         elif model.deep:
@@ -234,6 +263,20 @@ class Forward:
             assert table is not None  # as check_weights saw
             inputs |= _padded(sequence, batch.cells(slot), table)
         return inputs
+
+    @property
+    def vector_sides(self) -> frozenset[str]:
+        """Sides that have vectors: ``"query"`` and ``"item"`` of a two-tower model, else none."""
+        return frozenset(self._vector_scorers if self._graph is None else self._graph.vectors)
+
+    def vectors(self, side: str, batch: Batch, *, threads: int = 1) -> NDArray[np.float32]:
+        """Return the vectors of a side, (B, D)."""
+        if self._graph is not None:
+            return self._graph.vector(side, self._graph_inputs(batch, threads))
+        arrays = (batch.ids_N, batch.offsets_BF, batch.values_N, batch.dense_BK)
+        _, vectors_BD = self._vector_scorers[side].forward(*arrays, threads=threads)
+        assert vectors_BD is not None
+        return vectors_BD
 
     def logits(self, batch: Batch, *, threads: int = 1) -> NDArray[np.float32]:
         """Return the logits, (B, C)."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle.calibration import Calibration, calibration_from_json, calibration_to_json
 from widedeep.bundle.formula import Formula
+from widedeep.bundle.items import ItemVectors
 from widedeep.bundle.manifest import Engine, Manifest
 from widedeep.bundle.plain_json import read_json, write_json
 from widedeep.bundle.program import Program
@@ -429,6 +430,7 @@ class BundleContents:
     program: Program | None = None  # Towers of the engine "graph"
     # Of the last layer's weights, as fit_posterior returns it; empty without one
     posterior: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    items: ItemVectors | None = None  # Vectors of items, for retrieval
 
 
 def write_contents(path: Path, contents: BundleContents) -> None:
@@ -473,6 +475,7 @@ def read_contents(path: Path, manifest: Manifest) -> BundleContents:
         warmup=read_warmup(path),
         program=Program.from_json(config["program"]) if "program" in config else None,
         posterior=map_tensors(path / POSTERIOR) if (path / POSTERIOR).exists() else {},
+        items=ItemVectors.read(path),
     )
     engine = manifest.engine
     check_weights(schema, contents.model, contents.weights, engine, contents.program)

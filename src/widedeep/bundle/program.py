@@ -66,7 +66,8 @@ class Program:
         output: The value with the towers' part of the logits, (C,).
         tensors: Shape of every tensor by name.
         shares: Values that explain the output by name: ``share/TOWER``, what one of several towers
-            adds to the logits, (C,), and ``attention/TOWER/SEQUENCE``, weights of its places.
+            adds to the logits, (C,), and ``attention/TOWER/SEQUENCE``, weights of its places;
+            ``vector/query`` and ``vector/item``, (D,), are what candidates are retrieved by.
     """
 
     input_sizes: tuple[int, ...]
@@ -165,6 +166,7 @@ class Program:
         return native
 
 
+_VECTOR = "vector/"
 _LISTS = ("dims", "numbers", "tensors")
 
 
@@ -209,6 +211,16 @@ class TowerProgram:
             if program.pruned(value).operations[-1].kind != "gather":
                 raise BundleError(f"program: got the value {value} of {name!r}; export again")
 
+    def vectors(self) -> dict[str, tuple[ScoreProgram, int]]:
+        """Return the programs of the query's and the item's vector, with their width."""
+        programs = {}
+        for name, value in self._program.shares.items():
+            if name.startswith(_VECTOR):
+                program = self._program.pruned(value)
+                width = sum(view[2][0] for view in program.operations[-1].inputs)  # of a gather
+                programs[name.removeprefix(_VECTOR)] = program.native(self._weights), width
+        return programs
+
     def shares(self, inputs_BX: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """Return the values that explain the logits of a few rows, by name.
 
@@ -217,6 +229,8 @@ class TowerProgram:
         """
         results = {}
         for name, value in self._program.shares.items():
+            if name.startswith(_VECTOR):
+                continue
             program = self._program.pruned(value)
             size = sum(view[2][0] for view in program.operations[-1].inputs)  # of a gather
             scorer = Scorer(0, inputs_BX.shape[1], size)

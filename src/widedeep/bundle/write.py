@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from widedeep._version import __version__
 from widedeep.bundle.bundle import Bundle, by_head, open_bundle
 from widedeep.bundle.calibration import Calibration, Isotonic, Platt, PriorCorrection
+from widedeep.bundle.items import ITEMS, ItemVectors, item_ids
 from widedeep.bundle.layout import (
     GRAPH,
     POSTERIOR,
@@ -52,6 +54,8 @@ def write_bundle(
     onnx: bytes | None = None,
     program: Program | None = None,
     posterior_rows: object | None = None,
+    items: pa.Table | None = None,
+    item_id: str | None = None,
     overwrite: bool = False,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
@@ -75,6 +79,8 @@ def write_bundle(
         program: The towers as native operations, for ``engine="graph"``.
         posterior_rows: Rows by which the posterior of the last layer is fitted and stored
             (:func:`widedeep.bundle.posterior.fit_posterior`); None: there is none.
+        items: Items whose vectors are kept in the bundle, for a program with two towers.
+        item_id: Column of the items' ids.
         overwrite: Replace an existing bundle, in one step.
         check: Called with the bundle as it reads from disk, before it is renamed to ``path``; an
             exception leaves ``path`` as it was.
@@ -129,6 +135,8 @@ def write_bundle(
             write_contents(directory, contents)
             if onnx is not None:
                 (directory / GRAPH).write_bytes(onnx)
+            if items is not None and item_id is not None:
+                _write_items(directory, schema, engine, items, item_id)
             _write_warmup(directory, schema, engine, warmup_rows)
             if posterior_rows is not None:
                 written = open_bundle(directory, _manifest(directory, schema, engine))
@@ -187,6 +195,15 @@ def _calibration_by_head(
                 f"got a calibration for {name!r}, expected a binary head: {binary or 'none'}"
             )
     return dict(calibration)
+
+
+def _write_items(path: Path, schema: Schema, engine: Engine, items: pa.Table, column: str) -> None:
+    """Compute the vectors of items with the files written so far, and write them."""
+    bundle = open_bundle(path, _manifest(path, schema, engine))
+    vectors_ND = bundle.item_vectors(items)
+    ids = item_ids(items, column)
+    check_finite({ITEMS: vectors_ND})
+    ItemVectors(column, ids, vectors_ND).write(path)
 
 
 def _write_warmup(

@@ -35,13 +35,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="store how uncertain the last layer is after these rows that were shown, for a server "
         "that explores by thompson or linucb",
     )
+    parser.add_argument(
+        "--items",
+        metavar="PATH",
+        help="items whose vectors the bundle keeps, for a model with two towers (default: "
+        "[data] items of the run)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing BUNDLE")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     bundle, checkpoint = export_checkpoint(
-        arguments.model, arguments.out, posterior=arguments.posterior, overwrite=arguments.force
+        arguments.model,
+        arguments.out,
+        posterior=arguments.posterior,
+        items=arguments.items,
+        overwrite=arguments.force,
     )
     if arguments.json:
         print_json({"bundle": bundle.path, "checkpoint": checkpoint, "metrics": bundle.metrics})
@@ -58,6 +68,7 @@ def export_checkpoint(
     out: str | os.PathLike[str],
     *,
     posterior: str | None = None,
+    items: str | None = None,
     overwrite: bool = False,
 ) -> tuple[Bundle, Path]:
     """Write a run's best (or newest) checkpoint, or any checkpoint, as a bundle."""
@@ -92,4 +103,6 @@ def export_checkpoint(
     rows: object | None = posterior
     if rows is None and config.train.posterior:
         rows = training_data(config)[0]
-    return trainer.export(out, posterior=rows, overwrite=overwrite), folder
+    kept = here.data.items if items is None else items
+    bundle = trainer.export(out, posterior=rows, items=kept, overwrite=overwrite)
+    return bundle, folder

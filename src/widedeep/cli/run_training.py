@@ -27,6 +27,7 @@ from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, r
 from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
 from widedeep.training.early_stopping import configured_stopping
 from widedeep.training.evaluation import bundle_model
+from widedeep.training.export import check_items
 from widedeep.training.previous_model import previous_schema
 from widedeep.training.stream import Shard
 from widedeep.training.trainer import Trainer, make_optimizers
@@ -96,6 +97,7 @@ def train_run(
     )
     if config.train.posterior:
         ranked_head(bundle_model(trainer.model))  # a head without one is told of at once
+    check_items(trainer.model, config.data.items)
     started_warm = None
     if warm is not None and not goes_on:
         started_warm = trainer.warm_start(warm.path, transfer=warm.transfer, widths=warm.widths)
@@ -166,6 +168,7 @@ def _finish(
         directory.bundle,
         metrics=metrics.get("test", metrics.get("valid", {})),
         posterior=training_data(config)[0] if config.train.posterior else None,
+        items=config.data.items,
         overwrite=True,
     )
     directory.write_json(directory.history, trainer.history.rows)
@@ -233,7 +236,7 @@ def follow_run(
 
     trainer = _trainer(config, directory, progress)
     files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, notify=say)
-    publisher = _publisher(trainer, directory, follow, gate, say)
+    publisher = _publisher(trainer, config, directory, follow, gate, say)
     exporter = _Exporter(trainer, config, directory, follow, say)
     try:
         trainer.fit_stream(
@@ -274,6 +277,7 @@ def _trainer(config: RunConfig, directory: RunDirectory, progress: bool) -> Trai
 
 def _publisher(
     trainer: Trainer,
+    config: RunConfig,
     directory: RunDirectory,
     follow: FollowConfig,
     gate: GateConfig | None,
@@ -288,6 +292,7 @@ def _publisher(
         every_rows=follow.export_rows,
         every_minutes=follow.export_minutes,
         judge_rows=follow.judge_rows,
+        items=config.data.items,
         gate=gate,
         on_message=say,
     )
@@ -330,7 +335,8 @@ class _Exporter:
         metrics = self._metrics()
         live = trainer.history.live_metrics()
         of_bundle = metrics.get("test") or metrics.get("valid") or live
-        trainer.export(bundle, metrics=of_bundle, overwrite=True)
+        items = self._config.data.items
+        trainer.export(bundle, metrics=of_bundle, items=items, overwrite=True)
         before = self._directory.read_metrics().items()
         others = {name: value for name, value in before if name not in ("valid", "test", "stream")}
         stream = {"shards": len(trainer.shards), "rows": trainer.position.rows, "before": live}

@@ -179,6 +179,7 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
             train=_absolute(data.train),
             valid=_absolute(data.valid),
             test=_absolute(data.test),
+            items=_absolute(data.items),
         ),
     )
 

@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         registered_towers,
         unregister_tower,
     )
+    from widedeep.models.two_tower import TwoTower
     from widedeep.models.wide_deep import WideDeep
     from widedeep.models.wukong import WuKong
     from widedeep.models.xdeepfm import XDeepFM
@@ -124,6 +125,7 @@ __all__ = [
     "TabM",
     "TowerConfig",
     "Tweedie",
+    "TwoTower",
     "WideDeep",
     "WuKong",
     "XDeepFM",

@@ -10,16 +10,20 @@ import importlib
 import math
 import os
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from widedeep.data.batch import Batch
 from widedeep.errors import ConfigError, nearest
 from widedeep.features import PeriodicEmbedding
+from widedeep.features.spec import all_columns, feature_side
 from widedeep.models.head_base import Head
 from widedeep.options import as_table, check_types, read_section
 from widedeep.schema import Schema, Slot
@@ -58,6 +62,9 @@ class DeepLayout:
     parallel: Mapping[str, str] = field(default_factory=dict)
     # Feature to its columns of ``Batch.dense_BK``, for :attr:`widedeep.FeatureSpec.extra`
     extra: Mapping[str, slice]
+    # Feature to the one side that it reads, "query" or "item"; absent where it reads both, or a
+    # column that is there in training alone
+    sides: Mapping[str, str] = field(default_factory=dict)
     # Head to its columns among the C logits
     heads: Mapping[str, slice] = field(default_factory=lambda: {"": slice(0, 1)})
 
@@ -182,8 +189,20 @@ def make_layout(
             if feature.parallel_to is not None
         },
         extra={name: schema.dense_layout[name] for name in schema.spec.extra},
+        sides=_sides(schema, columns.keys() | {slot.name for slot in deep}),
         heads=heads,
     )
+
+
+def _sides(schema: Schema, names: Collection[str]) -> dict[str, str]:
+    """Return the side of each feature that a request or a catalogue gives by itself."""
+    spec = schema.spec
+    fixed = frozenset().union(*(all_columns(spec, name) for name in spec.training_only))
+    served = [
+        name for name in spec.by_name if name in names and not all_columns(spec, name) & fixed
+    ]
+    sides = {name: feature_side(spec, name) for name in served}
+    return {name: side for name, side in sides.items() if side != "both"}
 
 
 def _deep_numbers(schema: Schema) -> list[str]:
@@ -320,6 +339,35 @@ class PaddedSequence(SequenceInput):
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingRows:
+    """The rows of a training step, for a tower whose own loss reads labels or ids.
+
+    Args:
+        batch: The rows.
+        schema: Their schema.
+    """
+
+    batch: Batch
+    schema: Schema
+
+    def labels(self, head: str) -> NDArray[np.float32]:
+        """Return the labels of a head, (B,); NaN for none."""
+        assert self.batch.labels_BL is not None  # as the heads' losses saw
+        return self.batch.labels_BL[:, self.schema.label_layout[head].start]
+
+    def single_ids(self, name: str) -> NDArray[np.int64]:
+        """Return a feature's id of each row, (B,): the first of several, 0 for none."""
+        slot = next(i for i, own in enumerate(self.schema.slots) if own.name == name)
+        cells = self.batch.cells(slot)
+        if len(cells.ids_N) == len(self.batch) and cells.longest == 1:
+            return cells.ids_N
+        ids_B = np.zeros(len(self.batch), np.int64)
+        filled = np.diff(cells.offsets) > 0
+        ids_B[filled] = cells.ids_N[cells.offsets[:-1][filled]]
+        return ids_B
+
+
+@dataclass(frozen=True, slots=True)
 class DeepInput:
     """What a tower is called with.
 
@@ -333,6 +381,9 @@ class DeepInput:
             sequence, by the sequence, for explanations; None where nobody reads them.
         own_losses: Where a tower leaves losses (B,) of its own, already weighed against the heads'
             losses, to which they are added in training; None outside of it.
+        vectors: Where a tower leaves the vectors (B, D) of the query and the item for retrieval,
+            ``"query"`` and ``"item"``; None where nobody reads them.
+        training: The rows, for such losses; None outside of training.
     """
 
     concat_BX: Tensor
@@ -342,6 +393,8 @@ class DeepInput:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     attention: dict[str, Tensor] | None = None
     own_losses: list[Tensor] | None = None
+    vectors: dict[str, Tensor] | None = None
+    training: TrainingRows | None = None
 
     def fields_BFD(self, dim: int) -> Tensor:
         """Return the pooled embeddings as a view (B, F, D), where all have the width ``dim``."""

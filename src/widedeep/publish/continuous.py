@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from widedeep.data.fragments import column_stream
-from widedeep.data.sources import open_source
+from widedeep.data.sources import Data, open_source
 from widedeep.errors import BundleError, ConfigError, WideDeepError
 from widedeep.files import write_text_whole
 from widedeep.gate.config import GateConfig
@@ -78,6 +78,7 @@ class ContinuousPublisher:
         every_rows: Rows to learn between two candidates; None: not by rows.
         every_minutes: Minutes between two candidates; None: not by time.
         judge_rows: Rows to judge on, at least.
+        items: Items whose vectors each bundle keeps; see :meth:`widedeep.Trainer.export`.
         gate: Limits of the gate; None: the defaults.
         on_message: Called with a message for each candidate.
 
@@ -107,6 +108,7 @@ class ContinuousPublisher:
         every_rows: int | None = None,
         every_minutes: float | None = None,
         judge_rows: int = 10_000,
+        items: Data | None = None,
         gate: GateConfig | None = None,
         on_message: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -126,7 +128,7 @@ class ContinuousPublisher:
         self.candidates = _read(self.log)
         self._trainer, self._on_message = trainer, on_message
         self._every_rows, self._every_minutes = every_rows, every_minutes
-        self._judge_rows = judge_rows
+        self._judge_rows, self._items = judge_rows, items
         # From a checkpoint older than the last candidate, count from the checkpoint.
         rows = self.candidates[-1].rows if self.candidates else trainer.position.rows
         self._rows = min(rows, trainer.position.rows)
@@ -188,7 +190,8 @@ class ContinuousPublisher:
         reasons: tuple[str, ...] = ()
         identity = ""
         try:
-            trainer.export(self.bundle, metrics=trainer.history.live_metrics(), overwrite=True)
+            metrics = trainer.history.live_metrics()
+            trainer.export(self.bundle, metrics=metrics, items=self._items, overwrite=True)
             identity = bundle_identity(self.bundle)
             version = self._already(identity)
             if version is None:

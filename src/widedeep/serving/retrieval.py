@@ -1,7 +1,8 @@
 """Retrieval: a few hundred candidates out of all items, for the ranker to put in order.
 
 Candidates come from two sources: what is popular, and what lies near the query among the items'
-embeddings. Rules hold for both: filters on columns, ids left out, at most so many of a category.
+vectors: those of two towers (:class:`widedeep.models.TwoTower`), or else embeddings of ids. Rules
+hold for both: filters on columns, ids left out, at most so many of a category.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +23,17 @@ from widedeep.errors import DataError, RequestError, nearest
 from widedeep.serving.catalogue import Catalogue
 from widedeep.serving.ranker import Ranker
 
+__all__ = ["EmbeddingIndex", "Found", "Retriever"]
+
 EXHAUSTIVE_ITEMS = 200_000
 """Beyond, not every item is compared: the index is split into cells, and a few are searched."""
 
 _CELLS_SEARCHED = 32
 _TRAINING_POINTS = 40  # per cell; the least that faiss recommends
 _ITEMS_PER_BLOCK = 4096
+_NEAR_WHERE_LIMITED = 4  # times as many near items, where some go for their category
+
+Source = Literal["two towers", "vector", "like", "popularity"]
 
 
 class EmbeddingIndex:
@@ -189,6 +196,44 @@ def item_vectors(bundle: Bundle, column: str, ids: Sequence[Any]) -> NDArray[np.
     return vectors_ND
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Candidates, and where they come from.
+
+    Args:
+        ids: Ids, those near the query first.
+        near: How many of them are near the query; the rest are the popular ones.
+        by: What the query was: ``"two towers"``, ``"vector"``, ``"like"``, or ``"popularity"``
+            where there was none.
+    """
+
+    ids: list[Any]
+    near: int
+    by: Source
+
+
+def _two_tower_vectors(
+    bundle: Bundle, items: pa.Table, id_column: str, ids: Sequence[Any]
+) -> NDArray[np.float32]:
+    """Return the vectors of items: those that the bundle keeps, computed ones of the others."""
+    kept = bundle.items
+    if kept is None:
+        return bundle.item_vectors(items)
+    rows = kept.rows if kept.column == id_column else {}
+    row_N = np.array([rows.get(id_, -1) for id_ in ids], np.int64)
+    if not (row_N >= 0).any():
+        raise DataError(
+            f"the items: got {len(ids)} ids in {id_column!r}, none of which is among the "
+            f"{len(kept)} of {kept.column!r} that {bundle.path} was exported with: they are "
+            "another catalogue's; serve the bundle's own items, or export it again with these"
+        )
+    vectors_ND = np.array(kept.vectors_ND[row_N])
+    others = np.flatnonzero(row_N < 0)
+    if len(others):
+        vectors_ND[others] = bundle.item_vectors(items.take(others))
+    return vectors_ND
+
+
 class Retriever:
     """Candidates from a table of items.
 
@@ -198,10 +243,14 @@ class Retriever:
         popularity: A numeric column, larger is more popular; None: the order of the rows.
         category: The column that ``most_of_each`` limits.
         vectors_ND: One row per item, for items near a query; None: popularity alone.
+        bundle: A model with two towers, for its vectors of these items and of queries. Items that
+            it was exported with have the vectors that it keeps; those of others are computed. A
+            model without gives its normalised embeddings of the ids.
         engine: As for :class:`EmbeddingIndex`.
 
     Raises:
-        DataError: If a column is missing or of another kind.
+        DataError: If a column is missing or of another kind, or the bundle keeps vectors of items,
+            and none of these is among them.
 
     Example:
         >>> items = pa.table({"app": ["maps", "mail", "chess"], "kind": ["tool", "tool", "game"]})
@@ -220,11 +269,19 @@ class Retriever:
         popularity: str | None = None,
         category: str | None = None,
         vectors_ND: NDArray[np.float32] | None = None,
+        bundle: Bundle | None = None,
         engine: Literal["auto", "faiss", "numpy"] = "auto",
     ) -> None:
         self._items = items
+        self._bundle = bundle if bundle is not None and bundle.has_vectors else None
         self._ids = _column(items, id_column).to_pylist()
         self._row_of = {id_: row for row, id_ in enumerate(self._ids)}
+        if bundle is not None and vectors_ND is None:
+            vectors_ND = (
+                item_vectors(bundle, id_column, self._ids)
+                if self._bundle is None
+                else _two_tower_vectors(self._bundle, items, id_column, self._ids)
+            )
         if vectors_ND is not None and len(vectors_ND) != len(self._ids):
             raise DataError(
                 f"got {len(vectors_ND)} vectors of {len(self._ids)} items; give one each"
@@ -247,25 +304,58 @@ class Retriever:
         most_of_each: int | None = None,
         like: Sequence[Any] = (),
         vector: Sequence[float] | None = None,
+        query: Mapping[str, Any] | None = None,
     ) -> list[Any]:
         """Return ids of candidates: those near the query first, then the popular ones.
 
         Args:
-            n: Largest number of candidates. Half of them come from the embeddings if ``like`` or
-                ``vector`` is given.
+            n: Largest number of candidates. All come from the vectors if ``query`` is given to a
+                bundle with two towers, half of them if ``like`` or ``vector`` is; the popular ones
+                fill up.
             where: For each column a value, a list of values, or ``{"min": ..., "max": ...}``.
             exclude: Ids to leave out, such as items that are installed already.
             most_of_each: Largest number of candidates per category.
             like: Ids of items, such as the user's last; the query is the mean of their vectors.
-            vector: The query's vector, as from a two-tower model.
+            vector: The query's vector.
+            query: Values of user and context by column, for the vector of a bundle's two towers;
+                ``like`` and ``vector`` come before it.
 
         Raises:
             RequestError: If a column or a value cannot be used.
+            FeatureError: If a value of ``query`` does not fit its feature.
         """
+        return self.find(
+            n,
+            where=where,
+            exclude=exclude,
+            most_of_each=most_of_each,
+            like=like,
+            vector=vector,
+            query=query,
+        ).ids
+
+    def find(
+        self,
+        n: int,
+        *,
+        where: Mapping[str, Any] | None = None,
+        exclude: Sequence[Any] = (),
+        most_of_each: int | None = None,
+        like: Sequence[Any] = (),
+        vector: Sequence[float] | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> Found:
+        """Return what :meth:`retrieve` does, with where it comes from; arguments are the same."""
         if n < 0:
             raise RequestError("n", f"got {n}, expected at least 0")
         allowed_N = self._allowed(where or {}, exclude)
-        near = self._near(n - n // 2, like, vector, allowed_N)
+        by, query_D = self._query(like, vector, query)
+        near = np.empty(0, np.int64)
+        if query_D is not None and self._index is not None:
+            k = n if by == "two towers" else n - n // 2
+            if most_of_each is not None:
+                k *= _NEAR_WHERE_LIMITED
+            near = self._index.search(query_D, k, allowed_N)
         popular = self._by_popularity
         if allowed_N is not None:
             popular = popular[allowed_N[popular]]
@@ -274,7 +364,8 @@ class Retriever:
         rows = np.concatenate([near, popular[~is_near[popular]]])
         if most_of_each is not None:
             rows = self._limit_categories(rows, most_of_each)
-        return [self._ids[row] for row in rows[:n]]
+        rows = rows[:n]
+        return Found([self._ids[row] for row in rows], int(is_near[rows].sum()), by)
 
     def _allowed(
         self, where: Mapping[str, Any], exclude: Sequence[Any]
@@ -315,24 +406,23 @@ class Retriever:
         mask_N: NDArray[np.bool_] = pc.fill_null(mask, False).to_numpy()
         return mask_N
 
-    def _near(
+    def _query(
         self,
-        k: int,
         like: Sequence[Any],
         vector: Sequence[float] | None,
-        allowed_N: NDArray[np.bool_] | None,
-    ) -> NDArray[np.int64]:
-        none = np.empty(0, np.int64)
-        if self._index is None:
-            if vector is not None:
-                raise RequestError("vector", "got a vector, but the items have none; leave it out")
-            return none
+        query: Mapping[str, Any] | None,
+    ) -> tuple[Source, NDArray[np.float32] | None]:
+        """Return what the query is, and its vector; None for popularity alone."""
         if vector is not None:
-            return self._index.search(_numbers(vector), k, allowed_N)
+            if self._index is None:
+                raise RequestError("vector", "got a vector, but the items have none; leave it out")
+            return "vector", _numbers(vector)
         rows = [self._row_of[id_] for id_ in like if id_ in self._row_of]
-        if not rows or self._vectors_ND is None:
-            return none
-        return self._index.search(self._vectors_ND[rows].mean(axis=0), k, allowed_N)
+        if rows and self._vectors_ND is not None:
+            return "like", self._vectors_ND[rows].mean(axis=0)
+        if self._bundle is not None and any(value is not None for value in (query or {}).values()):
+            return "two towers", self._bundle.query_vector(query or {})
+        return "popularity", None
 
     def _limit_categories(self, rows: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
         """Keep the first few of each category; the order stays."""
@@ -404,5 +494,5 @@ class Retrievers:
             id_column=catalogue.id_column,
             popularity=self._popularity,
             category=self._category,
-            vectors_ND=item_vectors(ranker.bundle, catalogue.id_column, catalogue.ids),
+            bundle=ranker.bundle,
         )

@@ -38,7 +38,7 @@ Schedule = Literal["constant", "linear", "cosine", "wsd"]
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
 Widths = Literal["fresh", "project"]
-DATA_PATHS = ("train", "valid", "test")
+DATA_PATHS = ("train", "valid", "test", "items")
 _BATCH_SIZES = (16, 512)
 _BATCHES = 100  # in an epoch of a small table
 # Steps to learn a table in, and the most passes for them: with early stopping, and without.
@@ -54,6 +54,8 @@ class DataConfig:
         train: Training data: a path, a glob or a list of paths.
         valid: Validation data, for early stopping and the learning curve.
         test: Test data, for ``widedeep evaluate``.
+        items: Items whose vectors the bundle keeps, one row per item, for a model with two towers
+            (:class:`widedeep.models.TwoTower`).
         valid_fraction: Without ``valid``, the share of the training rows kept for validation, 0 <=
             share < 1.
         valid_by: Keep rows of one value of this column together: all rows of a request.
@@ -63,6 +65,7 @@ class DataConfig:
     train: str | list[str] | None = None
     valid: str | list[str] | None = None
     test: str | list[str] | None = None
+    items: str | list[str] | None = None
     valid_fraction: float = 0.0
     valid_by: str | None = None
     valid_latest: str | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,15 +28,21 @@ from widedeep.bundle.graph import (
     share_output,
     stage_columns,
     stage_sequences,
+    vector_output,
 )
+from widedeep.bundle.items import item_ids
 from widedeep.bundle.layout import LINKS
 from widedeep.bundle.program import Program
 from widedeep.data.batch import Batch
+from widedeep.data.fragments import column_stream
+from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import BundleError, WideDeepError
+from widedeep.features.spec import item_columns
 from widedeep.kernels.score import Scorer
 from widedeep.kernels.torch_ops import Float64Scorer
 from widedeep.models.tower import DeepInput, PaddedSequence
+from widedeep.models.two_tower import TwoTowerTower
 from widedeep.models.wide_deep import WideDeep, add_logits
 from widedeep.schema import Schema
 from widedeep.training.evaluation import (
@@ -49,6 +56,7 @@ from widedeep.training.state import TrainState
 from widedeep.training.trace_towers import NotExpressible, trace_towers
 
 _MADE_UP_ROWS = 32
+_ITEMS_AT_ONCE = 16_384  # that are checked before training
 
 
 def made_up_rows(transform: Transform) -> list[dict[str, Any]]:
@@ -363,28 +371,36 @@ class _Towers(nn.Module):
 
 
 class _ExplainedTowers(nn.Module):
-    """The towers' part of the logits with what explains it: its shares, and their attention."""
+    """The towers' part of the logits, its shares, their attention, and vectors of two towers."""
 
     def __init__(self, towers: _Towers, shares: Sequence[str]) -> None:
         super().__init__()
         self.towers = towers
         self.shares = shares
         self.attention: list[str] = []  # names of the weights, once it was called
+        self.vectors: list[str] = []  # sides that have a vector, once it was called
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the sum, several towers' shares (B, C), and weights of sequences (B, T)."""
+        """Return the sum, several towers' shares (B, C), weights (B, T) and vectors (B, D)."""
         attention: dict[str, Tensor] = {}
-        inputs = replace(self.towers.deep_input(*tensors), attention=attention)
+        vectors: dict[str, Tensor] = {}
+        inputs = self.towers.deep_input(*tensors)
+        inputs = replace(inputs, attention=attention, vectors=vectors)
         parts = list(self.towers.parts(inputs).values())
         means = [part if part.dim() == 2 else part.mean(dim=1) for part in parts]
         total = add_logits(means)
         assert total is not None
-        self.attention = list(attention)
-        return total, *(means if self.shares else ()), *attention.values()
+        self.attention, self.vectors = list(attention), list(vectors)
+        shares = means if self.shares else ()
+        return total, *shares, *attention.values(), *vectors.values()
 
     def names(self) -> list[str]:
         """Return the names of the results after the first, once it was called."""
-        return [*map(share_output, self.shares), *map(attention_output, self.attention)]
+        return [
+            *map(share_output, self.shares),
+            *map(attention_output, self.attention),
+            *map(vector_output, self.vectors),
+        ]
 
 
 def tower_graph(model: WideDeep) -> tuple[bytes, frozenset[str]]:
@@ -518,11 +534,13 @@ def export_bundle(
     calibrate_on: object | None,
     negative_rate: float | None,
     posterior: object | None,
+    items: Data | None,
     overwrite: bool,
     on_message: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
     """Write a trained model as a bundle; see :meth:`widedeep.Trainer.export`."""
     model = state.model
+    item_table, item_id = _items(model, items)
     custom = len(model.towers) > 0 and standard_tower(model) is None
     described = TowerDescription()
     if custom:
@@ -552,9 +570,42 @@ def export_bundle(
         onnx=described.onnx,
         program=described.program,
         posterior_rows=posterior,
+        items=item_table,
+        item_id=item_id,
         overwrite=overwrite,
         check=lambda bundle: check_agreement(state, evaluator, bundle, curves, rows, Path(path)),
     )
+
+
+def check_items(model: WideDeep, items: Data | None) -> None:
+    """Raise an error for items whose vectors a bundle could not keep, before training."""
+    table, column = _items(model, items)
+    if table is not None and column is not None:
+        item_ids(table, column)
+        transform = Transform(model.schema)
+        for start in range(0, table.num_rows, _ITEMS_AT_ONCE):
+            transform.rows(table.slice(start, _ITEMS_AT_ONCE).to_pylist())
+
+
+def _items(model: WideDeep, items: Data | None) -> tuple[pa.Table | None, str | None]:
+    """Read the items whose vectors a bundle keeps, and name the column of their ids."""
+    if items is None:
+        return None, None
+    names = [tower.item for tower in model.towers.values() if isinstance(tower, TwoTowerTower)]
+    if not names:
+        raise BundleError(
+            "got items for a model without two towers, which has no vectors of items; leave them "
+            "out, or train it with deep = { name = 'two_tower' } among its towers"
+        )
+    spec = model.schema.spec
+    column = spec.by_name[names[0]].input_columns[0]
+    columns = sorted(item_columns(spec))
+    types = {name: model.schema.columns[name] for name in columns}
+    with open_source(items, columns=columns, column_types=types) as source:
+        chunks = [pa.Table.from_batches(chunk.to_batches()) for chunk in column_stream(source)]
+    if not chunks:
+        raise BundleError("the items: got no rows, expected one per item")
+    return pa.concat_tables(chunks), column
 
 
 def _warmup_rows(

@@ -18,7 +18,7 @@ from widedeep.data.batch import Batch
 from widedeep.errors import CheckpointError, ConfigError, RowError
 from widedeep.kernels.torch_device import seeded, triton_kernels
 from widedeep.kernels.torch_layers import native_layers
-from widedeep.models.tower import DeepInput
+from widedeep.models.tower import DeepInput, TrainingRows
 from widedeep.models.wide_deep import WideDeep
 from widedeep.optim import FTRL, Optimizer
 from widedeep.tables.embedding_table import EmbeddingTable
@@ -190,6 +190,7 @@ class TrainStep:
             sequences=sequences,
             extra=inputs.extra,
             own_losses=[],
+            training=TrainingRows(batch, self.model.schema),
         )
         for parameter in self._parameters:
             parameter.grad = None

@@ -644,6 +644,7 @@ class Trainer:
         calibrate_on: object | None = None,
         negative_rate: float | None = None,
         posterior: object | None = None,
+        items: Data | None = None,
         overwrite: bool = False,
     ) -> Bundle:
         """Write the model as a bundle that scores without torch.
@@ -665,6 +666,8 @@ class Trainer:
             posterior: Rows that were shown, such as the training data: how uncertain the last
                 layer is after them is stored, for a ranker that explores by it
                 (:class:`widedeep.serving.exploration.Exploration`).
+            items: Items whose vectors the bundle keeps, one row per item with the columns of the
+                item, for a model with two towers (:class:`widedeep.models.TwoTower`).
             overwrite: Replace a bundle that is already there.
 
         Returns:
@@ -683,6 +686,7 @@ class Trainer:
             calibrate_on=calibrate_on,
             negative_rate=negative_rate,
             posterior=posterior,
+            items=items,
             overwrite=overwrite,
             on_message=self._say,
         )

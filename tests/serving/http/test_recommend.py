@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.serving.http.calls import Local
 from tests.serving.versions import ITEMS, USER
+from tests.two_tower_shop import CATALOGUE, trained
+from widedeep.bundle import Bundle
 from widedeep.serving.http import Settings
 from widedeep.serving.registry import Registry
+from widedeep.serving.retrieval import Retriever
 
 
 @pytest.fixture
@@ -68,3 +72,23 @@ def test_without_a_catalogue(apps: Path) -> None:
         answer = Local({"apps": registry}).post("/v1/recommend", {"user": USER})
     assert answer.status == 400
     assert "--items" in answer.json["error"]
+
+
+def test_two_towers_propose_and_what_they_could_not_is_said(tmp_path: Path) -> None:
+    trained(1500).export(tmp_path / "shop" / "1", items=CATALOGUE)
+    pq.write_table(CATALOGUE, tmp_path / "items.parquet")
+    items = tmp_path / "items.parquet"
+    with Registry(tmp_path / "shop", items=items, item_id="item") as registry:
+        assert registry.wait_ready(60)
+        settings = Settings(request_log="none", popularity="stock")
+        local = Local({"shop": registry}, settings=settings)
+        answer = local.post("/v1/recommend", {"user": {"user": "u2"}, "n": 6, "k": 6}).json
+        assert answer["retrieved"] == {"by": "two towers", "near": 6, "popular": 0}
+        bundle = Bundle.load(tmp_path / "shop" / "1", verify=False)
+        shop = Retriever(CATALOGUE, id_column="item", bundle=bundle)
+        assert set(answer["items"]) == set(shop.retrieve(6, query={"user": "u2"}))
+        popular = local.post("/v1/recommend", {"n": 3, "k": 3}).json
+        assert popular["retrieved"] == {"by": "popularity", "near": 0, "popular": 3}
+        assert set(popular["items"]) == {"i23", "i22", "i21"}
+        wrong = local.post("/v1/recommend", {"context": {"age": "x"}})
+        assert (wrong.status, wrong.json["pointer"]) == (400, "/context/age")

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from widedeep.bundle import Explanation
-from widedeep.errors import RequestError, WideDeepError
+from widedeep.errors import FeatureError, RequestError, WideDeepError
 from widedeep.serving.http.errors import HttpError, feature_error
 from widedeep.serving.http.service import Call, Ranked, Reply, Service, json_reply
 from widedeep.serving.ranker import Ranking
@@ -67,6 +67,7 @@ class RankReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     misspelt: dict[str, str] | None = None
     catalogue_version: str | None = None
     explanations: list[dict[str, Any]] | None = None
+    retrieved: dict[str, Any] | None = None
 
 
 _decoder = msgspec.json.Decoder(RankRequest)
@@ -294,28 +295,35 @@ def _recommended(service: Service, call: Call, request: RecommendRequest) -> Ran
         request.model, call.request_id, request.version, request.label
     ) as served:
         try:
-            candidates = service.retrievers.of(served.ranker).retrieve(
+            found = service.retrievers.of(served.ranker).find(
                 request.n,
                 where=request.where,
                 exclude=request.exclude,
                 most_of_each=request.most_of_each,
                 like=request.like,
                 vector=request.vector,
+                query={**request.user, **request.context},
             )
         except RequestError as error:
             raise HttpError(400, str(error), pointer=_pointer(error.where)) from error
+        except FeatureError as error:
+            pointer_to = _pointer_to(RankRequest(user=request.user, context=request.context))
+            raise feature_error(error, served.ranker.bundle.schema, pointer_to) from error
         except WideDeepError as error:
             raise HttpError(503, str(error)) from error
         rank_request = RankRequest(
             user=request.user,
             context=request.context,
-            candidates=candidates,
+            candidates=found.ids,
             k=request.k,
             explain=request.explain,
             head=request.head,
             version=served.version,
         )
-        return ranked(service, call, request.model, rank_request)
+        reply = ranked(service, call, request.model, rank_request)
+        popular = len(found.ids) - found.near
+        reply.retrieved = {"by": found.by, "near": found.near, "popular": popular}
+        return reply
 
 
 def _pointer(where: str) -> str:
