@@ -21,6 +21,7 @@ VERBS = [
     "tune",
     "evaluate",
     "export",
+    "calibrate",
     "validate",
     "publish",
     "rollback",

@@ -443,8 +443,13 @@ def write_contents(path: Path, contents: BundleContents) -> None:
         config["program"] = contents.program.to_json()
     write_json(path / CONFIG, config, "config")
     write_json(path / METRICS, contents.metrics, "metrics")
-    if contents.calibration:
-        curves = {head: calibration_to_json(c) for head, c in contents.calibration.items()}
+    write_calibration(path, contents.calibration)
+
+
+def write_calibration(path: Path, calibration: Mapping[str, Calibration]) -> None:
+    """Write the calibrations by head; nothing without any."""
+    if calibration:
+        curves = {head: calibration_to_json(curve) for head, curve in calibration.items()}
         write_json(path / CALIBRATION, curves, "calibration")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,14 @@ from widedeep.bundle.items import ITEMS, ItemVectors, item_ids
 from widedeep.bundle.layout import (
     GRAPH,
     POSTERIOR,
+    WARMUP,
+    WEIGHTS,
     BundleContents,
     BundleModel,
     Warmup,
     check_finite,
     check_weights,
+    write_calibration,
     write_contents,
     write_warmup,
 )
@@ -149,6 +153,50 @@ def write_bundle(
         raise BundleError(
             f"{path}: the bundle could not be written ({error}); {state}; make room or name "
             "another place, and export again"
+        ) from error
+    return Bundle.load(path, verify=False)
+
+
+def rewrite_bundle(
+    bundle: Bundle,
+    path: str | os.PathLike[str],
+    *,
+    weights: Weights,
+    calibration: Mapping[str, Calibration],
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle again with other weights and calibration; all else is as it was.
+
+    Args:
+        bundle: The bundle.
+        path: Directory of the new one.
+        weights: As :func:`write_bundle` takes them.
+        calibration: By binary head.
+        overwrite: Replace an existing bundle, in one step.
+
+    Raises:
+        BundleError: If ``path`` exists, the weights do not fit, or the disk is full.
+    """
+    path = Path(path)
+    _check_path(path, overwrite)
+    schema, engine = bundle.schema, bundle.manifest.engine
+    check_finite(weights)
+    curves = _calibration_by_head(bundle.model, calibration)
+    try:
+        with atomic_directory(path) as directory:
+            for name in bundle.manifest.files:
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(bundle.path / name, directory / name)
+            (directory / WARMUP).unlink(missing_ok=True)
+            write_tensors(directory / WEIGHTS, weights)
+            write_calibration(directory, curves)
+            _write_warmup(directory, schema, engine, bundle.warmup.rows)
+            manifest = _manifest(directory, schema, engine)
+            (directory / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
+            Bundle.load(directory)
+    except OSError as error:
+        raise BundleError(
+            f"{path}: the bundle could not be written ({error}); make room or name another place"
         ) from error
     return Bundle.load(path, verify=False)
 

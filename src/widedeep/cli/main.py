@@ -33,6 +33,7 @@ VERBS = {
     "tune": "search for the settings of a configuration that predict its validation data best",
     "evaluate": "measure a run's or a bundle's quality on labelled data",
     "export": "write a run's best checkpoint, or any checkpoint, as a bundle",
+    "calibrate": "correct a bundle's probabilities in each value of some features",
     "validate": "test whether a model may serve: a dry run, quality against the serving model, "
     "drift",
     "publish": "publish a validated model as the newest version in a folder that servers follow",

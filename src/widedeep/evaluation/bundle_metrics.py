@@ -22,7 +22,7 @@ _CHUNK_ROWS = 16_384
 def evaluate_bundle(bundle: Bundle, data: Data, *, threads: int = 1) -> dict[str, float]:
     """Return the metrics of a bundle's scores, calibrated as they are served."""
     metrics = BundleMetrics(bundle)
-    for batch in _labelled_batches(bundle, data, threads):
+    for batch in labelled_batches(bundle, data, threads):
         scores = bundle.scores_of(bundle.logits(batch, threads=threads))
         head = bundle.model.heads[0].name
         metrics.update(scores if isinstance(scores, dict) else {head: scores}, batch)
@@ -80,7 +80,8 @@ def _head_metrics(head: BundleHead, *, grouped: bool) -> MetricCollection:
     return metrics_of(head.label_kind, classes=classes, score_kind="probability", groups=grouped)
 
 
-def _labelled_batches(bundle: Bundle, data: Data, threads: int) -> Iterator[Batch]:
+def labelled_batches(bundle: Bundle, data: Data, threads: int) -> Iterator[Batch]:
+    """Yield labelled rows as a bundle encodes them."""
     if not bundle.schema.spec.labels:
         raise DataError(f"{bundle.path}: its schema has no label; it cannot be evaluated")
     transform = Transform(bundle.schema, threads=threads)
