@@ -222,6 +222,9 @@ class Bench:
         assert self.model.wide_table is not None
         torch.manual_seed(0)
         self.model.wide_table.weight.normal_(std=0.1)
+        for numbers in (*self.model.towers.parameters(), *self.model.towers.buffers()):
+            if numbers.dim() == 1:  # biases, slopes and moments: those of a new model are all alike
+                numbers.data.add_(torch.rand_like(numbers), alpha=0.1)
         self.bundle = wd.Trainer(self.model).export(folder / name)
         self.table = make_items(n_items)
         self.catalogue = wd.Catalogue.read(self.table, id_column="item")

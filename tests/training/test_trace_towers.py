@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from widedeep.bundle.program import Program
 from widedeep.kernels.score import Scorer
+from widedeep.models.dcn import CrossLayer, MatrixCrosses
 from widedeep.training.trace_towers import NotExpressible, trace_towers
 
 FIELDS, DIM = 4, 6
@@ -35,6 +37,7 @@ class Module(nn.Module):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
         self.prelu = nn.PReLU(FIELDS)
+        self.parts_PE = nn.Parameter(torch.randn(4 * DIM, 5))
         self.weight_FDE = nn.Parameter(torch.randn(FIELDS, DIM, 3))
         self.kernel = nn.Conv2d(1, 3, (1, 3), padding=(0, 1))
         self.gru = nn.GRU(DIM, 4, batch_first=True)
@@ -96,12 +99,12 @@ FUNCTIONS: dict[str, Callable[[Module, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_program_computes_what_torch_does(name: str) -> None:
-    module = Module(FUNCTIONS[name]).eval()
-    order = np.random.default_rng(3).permutation(X)  # column of the input for each of the program's
+def traced(module: nn.Module, sizes: tuple[int, ...] = SIZES, *, mixed: bool = True) -> Program:
+    """Trace a module, and check the program against it on rows."""
+    # Column of the input for each of the program's
+    order = np.random.default_rng(3).permutation(X) if mixed else np.arange(X)
     columns = np.argsort(order)
-    program, tensors = trace_towers(module, [torch.zeros(2, X)], [columns], SIZES)
+    program, tensors = trace_towers(module, [torch.zeros(2, X)], [columns], sizes)
     rows = torch.randn(50, X, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         expected = module(rows).numpy()
@@ -112,6 +115,58 @@ def test_the_program_computes_what_torch_does(name: str) -> None:
     no_ids, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
     _, values = scorer.forward(no_ids, offsets, None, dense, threads=1)
     np.testing.assert_allclose(values, expected, rtol=2e-5, atol=2e-5)
+    return program
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_program_computes_what_torch_does(name: str) -> None:
+    traced(Module(FUNCTIONS[name]).eval())
+
+
+def pair_matrices(program: Program) -> list[tuple[int, ...]]:
+    """Return the shapes of the matrices that multiply what query and item decide together."""
+    pair = [o for o in program.operations if o.kind == "linear" and o.stage == 2]
+    return [program.tensors[o.tensors[0]] for o in pair]
+
+
+def compared(m: Module, x: Tensor) -> Tensor:
+    """Each field against the last one, as a history's events against a candidate."""
+    query, keys = x[:, :3], x[:, 3:].expand(-1, 3, -1)
+    pairs = torch.cat([query, keys, query - keys, query * keys], 2)
+    return pairs @ m.parts_PE
+
+
+def test_what_is_linear_in_a_difference_is_taken_of_its_terms() -> None:
+    program = traced(Module(compared).eval(), (18, 6, 0), mixed=False)
+    assert pair_matrices(program) == [(5, DIM)]  # of the products alone
+    traced(Module(compared).eval(), (10, 14, 0))
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("n_logits", [1, 2])
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_first_and_the_last_cross_layer_cost_a_pair_no_matrix(
+    rank: int | None, n_logits: int, beside: bool
+) -> None:
+    torch.manual_seed(2)
+    crosses = MatrixCrosses(CrossLayer(X, rank) for _ in range(3))
+    output = nn.Linear(X + DIM * beside, n_logits)
+
+    def logits(m: Module, x: Tensor) -> Tensor:
+        crossed = crosses(x.flatten(1))
+        hidden = torch.relu(m.wide(x.flatten(1)))[:, :DIM]
+        return output(torch.cat([crossed, hidden], 1) if beside else crossed)
+
+    matrices = pair_matrices(traced(Module(logits).eval(), (14, 10, 0)))
+    expected = [(X, X)] if rank is None else [(3, X), (X, 3)]
+    assert matrices == expected + [(n_logits, DIM)] * beside
+
+
+def test_cross_layers_over_a_pair_are_computed_as_they_are() -> None:
+    torch.manual_seed(2)
+    crosses, output = MatrixCrosses(CrossLayer(X, None) for _ in range(2)), nn.Linear(X, 1)
+    matrices = pair_matrices(traced(Module(lambda m, x: output(crosses(x.flatten(1)))).eval()))
+    assert (1, X) in matrices
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,11 @@ class Dice(nn.Module):
         mean_H, variance_H = self.mean_H, self.variance_H
         if self.training:
             mean_H, variance_H = self._moments(sums, mask)
-        gate = ((sums - mean_H) * (variance_H + self.epsilon).rsqrt()).sigmoid()
+        scale_H = (variance_H + self.epsilon).rsqrt()
+        if not self.training:  # constants together: fewer operations in a bundle
+            gate = (sums * scale_H - mean_H * scale_H).sigmoid()
+            return sums * (gate * (1 - self.alpha_H) + self.alpha_H)
+        gate = ((sums - mean_H) * scale_H).sigmoid()
         return sums * (gate + (1 - gate) * self.alpha_H)
 
     def _moments(self, sums: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,12 @@ data (views, permutations, slices, concatenations) is done on these arrays and c
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ Pattern: TypeAlias = list[tuple[int, NDArray[np.int64]]]
 
 QUERY, ITEM, PAIR, CONSTANT = 0, 1, 2, 3
 _MOST_PATTERNS = 8
+_FEW_OUTPUTS = 4
+_SIGNS = {"add": (1.0, 1.0), "sub": (1.0, -1.0), "add3": (1.0, 1.0, 1.0)}
 _FUSED = {"add": "add_relu", "add3": "add3_relu"}
 
 
@@ -33,7 +36,9 @@ class ProgramBuilder:
 
     An operation on numbers of the query alone belongs to the query, on the item's alone to the
     item. Sums over both (linear operations too) are split: the query's part, then the item's, then
-    the rest.
+    the rest. What is linear in a sum of both is taken of its terms, ``W (q - i) = W q - W i``; and
+    a weighted sum of a cross layer ``x + a * (L x)``, with ``a`` of no pair, as ``(w + L' (w * a))
+    . x``, whose first factor is linear in ``a``: the last one costs a candidate no matrix.
     """
 
     def __init__(self, input_sizes: Sequence[int]) -> None:
@@ -48,6 +53,10 @@ class ProgramBuilder:
         self._pool: list[NDArray[np.float32]] = []
         self._pool_size = 0
         self._gathers: dict[bytes, int] = {}
+        # By the value that it is: terms with their signs; both factors; a linear operation
+        self._sums: dict[int, list[tuple[float, Elements]]] = {}
+        self._products: dict[int, tuple[Elements, Elements]] = {}
+        self._layers: dict[bytes, tuple[Elements, NDArray[np.float32], Any]] = {}
         for stage, size in enumerate(input_sizes):
             self._add_value(stage, size)
 
@@ -196,6 +205,10 @@ class ProgramBuilder:
     def map(self, function: str, *operands: Elements, numbers: Sequence[float] = ()) -> Elements:
         """Apply a function to each number; operands are broadcast."""
         operands = tuple(np.broadcast_arrays(*operands))
+        if function == "mul":
+            for one, other in (operands, operands[::-1]):
+                if (one < 0).all() and (self.constant_values(one) == 1).all():
+                    return other
         stages = self._joined([self._stages_of(operand) for operand in operands])
         found = np.unique(stages)
         if len(found) == 1:
@@ -243,7 +256,13 @@ class ProgramBuilder:
             inputs=inputs,
             numbers=tuple(numbers),
         )
-        return self.elements(self._add(operation, math.prod(shape))).reshape(shape)
+        value = self._add(operation, math.prod(shape))
+        if stage == PAIR and function in _SIGNS:
+            terms = (operand.reshape(-1) for operand in operands)
+            self._sums[value] = list(zip(_SIGNS[function], terms, strict=True))
+        elif stage == PAIR and function == "mul":
+            self._products[value] = operands[0].reshape(-1), operands[1].reshape(-1)
+        return self.elements(value).reshape(shape)
 
     def reduce(self, function: str, elements: Elements) -> Elements:
         """Reduce the last dimension by ``"sum"``, ``"max"`` or ``"min"``."""
@@ -319,10 +338,118 @@ class ProgramBuilder:
         self, lines: Elements, weight_NK: NDArray[np.float32], bias_N: NDArray[np.float32] | None
     ) -> Elements:
         """Multiply lines (M, K) by a constant matrix and add a bias: (M, N)."""
-        result = np.empty((len(lines), len(weight_NK)), np.int64)
-        for rows, pattern in self._patterns(lines):
-            result[rows] = self._linear(lines[rows], pattern, weight_NK, bias_N)
+        result = None
+        if len(lines) == 1 and len(weight_NK) <= _FEW_OUTPUTS:
+            result = self._with_product(lines[0], weight_NK, bias_N)
+        if result is None:
+            result = self._plain_linear(lines, weight_NK, bias_N)
+        if len(lines) == 1:
+            self._layers[result.tobytes()] = lines[0], weight_NK, bias_N
         return result
+
+    def _plain_linear(
+        self, lines: Elements, weight_NK: NDArray[np.float32], bias_N: NDArray[np.float32] | None
+    ) -> Elements:
+        own, own_weight, own_bias = self._by_terms(lines, weight_NK, bias_N)
+        result = np.empty((len(lines), len(weight_NK)), np.int64)
+        for rows, pattern in self._patterns(own):
+            result[rows] = self._linear(own[rows], pattern, own_weight, own_bias)
+        return result
+
+    def _terms(self, elements: Elements) -> list[tuple[float, Elements]] | None:
+        """Return terms of no pair whose signed sum a line of elements is, or None."""
+        if not (self._stages_of(elements) == PAIR).any():
+            return [(1.0, elements)]
+        values = np.unique(self._values_of(elements[elements >= 0]))
+        if len(values) > 1 or (elements < 0).any() or int(values[0]) not in self._sums:
+            return None
+        places = elements - self._starts[values[0]]
+        terms = []
+        for sign, term in self._sums[int(values[0])]:
+            own = self._terms(term[places])
+            if own is None:
+                return None
+            terms += [(sign * other, x) for other, x in own]
+        return terms
+
+    def _by_terms(
+        self, lines: Elements, weight_NK: NDArray[np.float32], bias_N: NDArray[np.float32] | None
+    ) -> tuple[Elements, NDArray[np.float32], NDArray[np.float32] | None]:
+        """Replace the columns that are sums over query and item by their terms.
+
+        Columns with the same elements become one, and constants a part of the bias.
+        """
+        columns: dict[bytes, tuple[Elements, NDArray[np.float64]]] = {}
+        bias = np.zeros(len(weight_NK)) if bias_N is None else bias_N.astype(np.float64)
+        for column, weight_N in zip(lines.T, weight_NK.T.astype(np.float64), strict=True):
+            for sign, term in self._terms(column) or [(1.0, column)]:
+                if (term < 0).all():
+                    numbers = self.constant_values(term)
+                    if (numbers == numbers[0]).all():
+                        bias = bias + sign * weight_N * numbers[0]
+                        continue
+                key = term.tobytes()
+                before = columns[key][1] if key in columns else 0.0
+                columns[key] = term, before + sign * weight_N
+        if not columns:
+            return lines, weight_NK, bias_N
+        weight = np.stack([own for _, own in columns.values()], axis=1).astype(np.float32)
+        own_bias = bias.astype(np.float32) if bias_N is not None or bias.any() else None
+        return np.stack([term for term, _ in columns.values()], axis=1), weight, own_bias
+
+    def _with_product(
+        self, line_K: Elements, weight_NK: NDArray[np.float32], bias_N: NDArray[np.float32] | None
+    ) -> Elements | None:
+        """Return the sums (1, N) of a line with a cross layer ``x + a * (L x + b)``, or None."""
+        for value, terms in self._sums.items():
+            size, first = self._sizes[value], np.flatnonzero(line_K == self._starts[value])
+            span = np.arange(size) + (first[0] if len(first) else len(line_K))
+            is_plain = len(terms) == 2 and terms[0][0] == terms[1][0] == 1
+            if not is_plain or span[-1] >= len(line_K):
+                continue
+            if not np.array_equal(line_K[span], self.elements(value)):
+                continue
+            for (_, x), (_, product) in itertools.permutations(terms):
+                sums_N = self._product_sums(x, product, weight_NK[:, span])
+                if sums_N is None:
+                    continue
+                rest, weight_NR = np.delete(line_K, span), np.delete(weight_NK, span, axis=1)
+                if len(rest):
+                    others = self._plain_linear(rest[None], weight_NR, bias_N)
+                    return self.map("add", others, sums_N)
+                bias = np.zeros(len(weight_NK), np.float32) if bias_N is None else bias_N
+                return self.map("add", sums_N[None], self.constant(bias))
+        return None
+
+    def _product_sums(
+        self, x: Elements, product: Elements, weight_NJ: NDArray[np.float32]
+    ) -> Elements | None:
+        """Return ``sum_j w_j (x + a * (L x + b))_j`` for each row of weights, if a is of no pair.
+
+        It is ``(w + L' (w * a)) . x + (w * b) . a``, whose first factor is linear in a.
+        """
+        value = int(self._values_of(product[:1])[0]) if product[0] >= 0 else -1
+        if value not in self._products or not np.array_equal(product, self.elements(value)):
+            return None
+        for a, layer in itertools.permutations(self._products[value]):
+            if layer.tobytes() not in self._layers or (self._stages_of(a) == PAIR).any():
+                continue
+            source, weight_JK, bias_J = self._layers[layer.tobytes()]
+            while source.tobytes() in self._layers and self._layers[source.tobytes()][2] is None:
+                source, inner, _ = self._layers[source.tobytes()]
+                weight_JK = weight_JK @ inner
+            if not np.array_equal(source, x) or self._terms(x) is not None:
+                return None
+            sums = []
+            for weight_J in weight_NJ:
+                factor = self._plain_linear(a[None], (weight_JK * weight_J[:, None]).T, weight_J)
+                sums.append(self.reduce("sum", self.map("mul", x, factor[0])))
+            total = np.stack(sums)
+            if bias_J is None:
+                return total
+            shift = self._plain_linear(a[None], weight_NJ * bias_J, None)
+            return self.map("add", total, shift[0])
+        return None
 
     def _linear(
         self,
@@ -350,14 +477,18 @@ class ProgramBuilder:
         tensors = [self._tensor(weight_NK)]
         if bias_N is not None:
             tensors.append(self._tensor(bias_N))
+        own, places = np.unique(lines, axis=0, return_inverse=True)
+        if len(own) == len(lines):
+            own, places = lines, np.arange(len(lines))
         operation = Operation(
             kind="linear",
             stage=stage,
-            inputs=((self._gather(lines.reshape(-1), stage), 0, ()),),
+            inputs=((self._gather(own.reshape(-1), stage), 0, ()),),
             tensors=tuple(tensors),
         )
-        shape = (len(lines), len(weight_NK))
-        return self.elements(self._add(operation, math.prod(shape))).reshape(shape)
+        shape = (len(own), len(weight_NK))
+        result = self.elements(self._add(operation, math.prod(shape))).reshape(shape)
+        return result[places.reshape(-1)]
 
     def _tensor(self, array: NDArray[np.float32]) -> str:
         array = np.ascontiguousarray(array, np.float32)
@@ -397,6 +528,7 @@ class ProgramBuilder:
             )
             for x in (output, *shares.values())
         ]
+        self._fuse_products(self._used_from(ends))
         self._fuse_rectifiers(self._used_from(ends))
         used = self._used_from(ends)
         constants = [value for value in self._constants if value in used]
@@ -431,6 +563,27 @@ class ProgramBuilder:
                 for view in self._operations[value].inputs:
                     used[view[0]] = used.get(view[0], 0) + 1
         return used
+
+    def _fuse_products(self, used: dict[int, int]) -> None:
+        """Let a sum compute the product that it alone reads."""
+        for value, operation in list(self._operations.items()):
+            if value not in used or operation.function != "add":
+                continue
+            for place, (source, offset, strides) in enumerate(operation.inputs):
+                before = self._operations.get(source)
+                if before is None or used[source] != 1 or before.function != "mul":
+                    continue
+                whole = offset == 0 and strides == _row_major(operation.dims)
+                if before.stage != operation.stage or not whole:
+                    continue
+                other = operation.inputs[1 - place]
+                joined = _in_dims(operation.dims, [other], before.dims, before.inputs)
+                if math.prod(before.dims) == math.prod(operation.dims) and joined is not None:
+                    dims, (addend, *factors) = joined
+                    inputs = (*factors, addend)
+                    fused = replace(operation, function="mul_add", dims=dims, inputs=inputs)
+                    self._operations[value] = fused
+                    break
 
     def _fuse_rectifiers(self, used: dict[int, int]) -> None:
         """Let the operation before a rectifier do its work, where nothing else reads its result."""
@@ -471,6 +624,29 @@ def _collapsed(dims: list[int], strides: list[list[int]]) -> tuple[list[int], li
             else:
                 before.append(stride)
     return merged_dims, merged
+
+
+def _row_major(dims: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of numbers side by side; 0 for dimensions of one."""
+    steps = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
+    return tuple(step if n > 1 else 0 for step, n in zip(steps, dims, strict=True))
+
+
+def _in_dims(
+    dims: tuple[int, ...], views: Sequence[View], other: tuple[int, ...], others: Sequence[View]
+) -> tuple[tuple[int, ...], list[View]] | None:
+    """Return the dimensions and views of two operations over the same numbers as one's."""
+
+    def expanded(view: View, to: tuple[int, ...]) -> View:
+        return view[0], view[1], tuple(view[2][-1] * step for step in _row_major(to))
+
+    if dims == other:
+        return dims, [*views, *others]
+    if max(dims) == math.prod(dims):
+        return other, [*(expanded(view, other) for view in views), *others]
+    if max(other) == math.prod(other):
+        return dims, [*views, *(expanded(view, dims) for view in others)]
+    return None
 
 
 def _padded(numbers: Sequence[int], fill: int, length: int = DIMS) -> tuple[int, ...]:
