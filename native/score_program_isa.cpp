@@ -15,11 +15,22 @@ constexpr int64_t kLanes16 = 16;
 inline float as_float(int32_t bits) { return __builtin_bit_cast(float, bits); }
 inline int32_t as_bits(float x) { return __builtin_bit_cast(int32_t, x); }
 
+// By bits: a choice between two computed numbers would become a branch, and no vector.
+inline float choose(bool condition, float a, float b) {
+  const int32_t mask = -static_cast<int32_t>(condition);
+  return as_float((as_bits(a) & mask) | (as_bits(b) & ~mask));
+}
+
+// 2^n for n in [-126, 127]; any bits for other n.
+inline float power_of_two(int32_t n) {
+  return as_float(static_cast<int32_t>((static_cast<uint32_t>(n) + 127u) << 23));
+}
+
 // e^x to 2 units in the last place: x = n ln 2 + r, a polynomial for e^r, and 2^n in two factors.
 inline float exp_of(float x) {
   constexpr float kMagic = 12582912.0f;  // 1.5 x 2^23: adding it rounds to a whole number
-  float c = x < -104.0f ? -104.0f : x;
-  c = c > 89.0f ? 89.0f : c;
+  float c = choose(x < -104.0f, -104.0f, x);
+  c = choose(c > 89.0f, 89.0f, c);
   const float shifted = c * 1.44269504f + kMagic;
   const float n = shifted - kMagic;
   float r = c - n * 0.693145752f;  // ln 2 in two parts, the first of few bits
@@ -33,9 +44,8 @@ inline float exp_of(float x) {
   p = p * (r * r) + r + 1.0f;
   const int32_t power = as_bits(shifted) - as_bits(kMagic);
   const int32_t half = power >> 1;
-  const float y =
-      p * as_float((half + 127) * (1 << 23)) * as_float((power - half + 127) * (1 << 23));
-  return x != x ? x : y;
+  return p * power_of_two(half) *
+         power_of_two(power - half);  // no number from no number: p is none
 }
 
 inline float sigmoid_of(float x) { return 1.0f / (1.0f + exp_of(-x)); }
@@ -47,8 +57,7 @@ inline float tanh_of(float x) {
   const float small =
       x * (10395.0f + s * (1260.0f + s * 21.0f)) / (10395.0f + s * (4725.0f + s * (210.0f + s)));
   const float large = 1.0f - 2.0f / (exp_of(2.0f * t) + 1.0f);
-  const float signed_large = x < 0.0f ? -large : large;
-  return t < 0.6f ? small : signed_large;
+  return choose(t < 0.6f, small, copysignf(large, x));
 }
 
 // Near zero by its series, where e^x - 1 would lose digits.
@@ -61,7 +70,7 @@ inline float expm1_of(float x) {
   p = p * x + 0.5f;
   const float small = x + x * x * p;
   const float large = exp_of(x) - 1.0f;
-  return fabsf(x) < 0.35f ? small : large;
+  return choose(fabsf(x) < 0.35f, small, large);
 }
 
 template <class Fn>
@@ -162,7 +171,7 @@ void map3(const MapTile& tile, int64_t rows, Fn fn) {
             });
 }
 
-inline float positive(float x) { return x > 0.0f ? x : (x == x ? 0.0f : x); }
+inline float positive(float x) { return x <= 0.0f ? 0.0f : x; }
 
 // ((0 + 8) + (4 + 12)) + ... : in halves.
 inline float add_up(float (&parts)[kLanes16]) {
@@ -290,8 +299,8 @@ void map_rows(const MapTile& tile, int64_t rows) {
     WIDEDEEP_MAP1(tanh, tanh_of(a));
     WIDEDEEP_MAP1(gelu, 0.5f * a * (1.0f + erff(a * 0.70710678118654752f)));
     WIDEDEEP_MAP1(silu, a * sigmoid_of(a));
-    WIDEDEEP_MAP1(elu, a > 0.0f ? a : first * expm1_of(a));
-    WIDEDEEP_MAP1(leaky_relu, a > 0.0f ? a : first * a);
+    WIDEDEEP_MAP1(elu, choose(a > 0.0f, a, first * expm1_of(a)));
+    WIDEDEEP_MAP1(leaky_relu, choose(a > 0.0f, a, first * a));
     WIDEDEEP_MAP1(clamp, a < first ? first : a > second ? second : a);
     WIDEDEEP_MAP1(softplus, a > 20.0f ? a : log1pf(exp_of(a)));
     WIDEDEEP_MAP1(erf, erff(a));
