@@ -126,6 +126,19 @@ def test_notes_are_no_problems(ads: Path) -> None:
     assert "100% of the values of 'row_id' are not in the training sample" in notes
 
 
+def test_items_that_a_bundle_could_not_keep(ads: Path) -> None:
+    pq.write_table(pa.table({"add": ["ad 1"]}), ads / "items.parquet")
+    items = ('features.item=["ad"]', f"data.items={ads / 'items.parquet'}")
+    without, column = check(ads, *items).problems
+    assert "items: vectors of items need two towers" in without
+    assert "items: has no column 'ad', which belongs to the item; did you mean 'add'" in column
+    towers = 'model.deep=[{ name = "two_tower", item = "ad" }]'
+    pq.write_table(pa.table({"ad": ["ad 1"]}), ads / "items.parquet")
+    assert check(ads, *items, towers).problems == []
+    (missing,) = check(ads, items[0], "data.items=nowhere.parquet", towers).problems
+    assert "[data] items: " in missing
+
+
 def test_testing_on_the_training_data_is_noted(ads: Path) -> None:
     assert "test is the training data" in check(ads, f"data.test='{ads}/train.parquet'").notes[0]
 

@@ -114,7 +114,9 @@ def test_a_bundle_has_the_vectors_of_its_trainer(trainer: wd.Trainer, tmp_path: 
     assert again is not None
     assert (again.column, again.rows["i7"], len(again)) == ("item", 7, ITEMS)
     assert (again.vectors_ND == bundle.item_vectors(CATALOGUE)).all()
-    bundle.explain(rows[0])  # vectors explain no logit
+    assert "vectors: 24 items by 'item', 6 wide" in repr(bundle)
+    explained = bundle.explain(rows[0])  # vectors explain no logit
+    assert not explained.towers
 
 
 def test_a_catalogue_of_integers_is_kept_too(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.two_tower_shop import CATALOGUE, ITEMS, trained
 from widedeep.bundle import Bundle
 from widedeep.errors import DataError, FeatureError, RequestError
 from widedeep.serving import retrieval
+from widedeep.serving.ranker import Ranker
 from widedeep.serving.retrieval import EmbeddingIndex, Retriever, item_vectors
 
 RNG = np.random.default_rng(0)
@@ -216,6 +217,8 @@ def test_another_store_s_catalogue_is_refused(shop_bundle: Bundle) -> None:
     other = CATALOGUE.set_column(0, "item", pa.array([f"x{n}" for n in range(ITEMS)]))
     with pytest.raises(DataError, match="none of which is among the 20 of 'item'"):
         Retriever(other, id_column="item", bundle=shop_bundle)
+    with pytest.raises(DataError, match="another catalogue's"):  # a server refuses it as it starts
+        Ranker(shop_bundle, items=other, item_id="item")
     with pytest.raises(DataError, match="no column 'price'"):
         Retriever(CATALOGUE.drop(["price"]), id_column="item", bundle=shop_bundle)
     with pytest.raises(FeatureError, match="age"):

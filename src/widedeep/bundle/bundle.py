@@ -444,6 +444,9 @@ class Bundle:
             f"{self.model.width} columns, {towers}",
             f"schema: {self.schema.fingerprint[:12]}",
         ]
+        if self.items is not None:
+            column, width = self.items.column, self.items.vectors_ND.shape[1]
+            lines.append(f"vectors: {len(self.items):,} items by {column!r}, {width} wide")
         if self.calibration:
             kinds = (curve.kind for curve in self.calibration.values())
             lines.append(f"calibration: {', '.join(kinds)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from widedeep.data.arrow_types import logical_type
-from widedeep.errors import BundleError
+from widedeep.errors import BundleError, DataError
 from widedeep.features.learned import text_buffers
 from widedeep.files import map_tensors, write_tensors
 
@@ -47,6 +47,22 @@ class ItemVectors:
         values = self.ids.to_pylist()
         decoded = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
         return dict(zip(decoded, range(len(decoded)), strict=True))
+
+    def rows_of(self, ids: Sequence[Any], column: str) -> NDArray[np.int64]:
+        """Return the row of each of a catalogue's ids, -1 for an item that is new.
+
+        Raises:
+            DataError: If all are new: the catalogue is another's.
+        """
+        rows = self.rows if self.column == column else {}
+        row_N = np.array([rows.get(id_, -1) for id_ in ids], np.int64)
+        if len(ids) and not (row_N >= 0).any():
+            raise DataError(
+                f"the items: got {len(ids)} ids in {column!r}, none of which is among the "
+                f"{len(self)} of {self.column!r} that the bundle was exported with: they are "
+                "another catalogue's; serve the bundle's own items, or export it again with these"
+            )
+        return row_N
 
     def write(self, path: Path) -> None:
         """Write them into a bundle's directory."""

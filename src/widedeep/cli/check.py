@@ -31,6 +31,7 @@ from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, WideDeepError, nearest
 from widedeep.features import FeatureSpec
+from widedeep.features.spec import item_columns
 from widedeep.schema import Schema
 from widedeep.training.config import DataConfig, RunConfig
 
@@ -265,7 +266,30 @@ def _check_inputs(config: RunConfig, report: CheckReport, rows: int) -> dict[str
         )
         if role == "train":
             _note_columns(config, profile, report)
+    _check_items(config, report, rows)
     return samples
+
+
+def _check_items(config: RunConfig, report: CheckReport, rows: int) -> None:
+    """Check the items whose vectors the bundle is to keep."""
+    items = config.data.items
+    if items is None:
+        return
+    if all(tower.get("name") != "two_tower" for tower in config.model.deep):
+        report.problems.append(
+            "[data] items: vectors of items need two towers; add { name = 'two_tower' } to deep "
+            "under [model], or leave items out"
+        )
+    try:
+        present = sample_rows(items, rows=rows).table.column_names
+    except WideDeepError as error:
+        report.problems.append(f"[data] items: {error}")
+        return
+    for name in sorted(item_columns(config.spec) - set(present)):
+        hint = nearest(name, present)
+        report.problems.append(
+            f"[data] items: has no column {name!r}, which belongs to the item; {hint}"
+        )
 
 
 def _paths(config: RunConfig) -> dict[str, str | list[str] | None]:

@@ -340,7 +340,8 @@ class Ranker:
             items: As for the class.
 
         Raises:
-            DataError: If it lacks a column of the model's items.
+            DataError: If it lacks a column of the model's items, or the bundle keeps vectors of
+                items, and none of these is among them.
             FeatureError: If a value does not fit its feature.
         """
         if not isinstance(items, Catalogue):
@@ -355,6 +356,8 @@ class Ranker:
                 f"the catalogue: got no column {column!r}, which the model reads of an item; "
                 f"{nearest(column, names)}"
             )
+        if self.bundle.items is not None:
+            self.bundle.items.rows_of(items.ids, items.id_column)  # refuses another's catalogue
         numbers = {} if self._formula is None else self._formula.catalogue_numbers(items)
         columns = self._columns_of_item(names)
         self.prepared = PreparedCatalogue(items, self._prepare(items), columns, numbers)

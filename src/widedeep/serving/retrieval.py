@@ -219,14 +219,7 @@ def _two_tower_vectors(
     kept = bundle.items
     if kept is None:
         return bundle.item_vectors(items)
-    rows = kept.rows if kept.column == id_column else {}
-    row_N = np.array([rows.get(id_, -1) for id_ in ids], np.int64)
-    if not (row_N >= 0).any():
-        raise DataError(
-            f"the items: got {len(ids)} ids in {id_column!r}, none of which is among the "
-            f"{len(kept)} of {kept.column!r} that {bundle.path} was exported with: they are "
-            "another catalogue's; serve the bundle's own items, or export it again with these"
-        )
+    row_N = kept.rows_of(ids, id_column)
     vectors_ND = np.array(kept.vectors_ND[row_N])
     others = np.flatnonzero(row_N < 0)
     if len(others):
