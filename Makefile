@@ -39,6 +39,8 @@ help:
 	@echo "make bench-peers   other libraries on the same rows, each in its own environment, into"
 	@echo "                   benchmarks/RESULTS.md; PEER_ARGS='--train-rows 100000' runs them shorter"
 	@echo "make bench-models  every tower against the same model elsewhere, into RESULTS.md; QUICK=1"
+	@echo "make bench-quality the league table beside trees and networks, into RESULTS.md (hours; goes on"
+	@echo "                   where it stopped); ONLINE_RETAIL=FILE adds a set; QUICK=1 in minutes"
 	@echo "make bench-serve   whole servers against uvicorn and mlserver with ONNX Runtime, into RESULTS.md,"
 	@echo "                   and then servers of other towers (make bench-serve_models)"
 	@echo "make docs          the documentation, into site/"
@@ -140,6 +142,7 @@ QUICK_order := --rows 60000 --pool-rows 4096
 QUICK_rank := --repeats 20
 QUICK_retraining := --seeds 1 --days 3 --requests 2000
 QUICK_models := --quick
+QUICK_quality := --rows 8000 --seconds 30 --seeds 1 --sets adult,crosses --again
 QUICK_retrieval := --items 20000 --queries 10
 QUICK_score := --repeats 20
 QUICK_serve := --quick
@@ -148,17 +151,20 @@ QUICK_simulate := --impressions 50000
 QUICK_warm_start := --seeds 1 --rows 100000
 QUICK_swap := --gigabytes 0.1 --items 10000 --rounds 1
 QUICK_train := --quick --seconds 10
+QUICK_tune := --trials 2 --minutes 0.5 --seeds 1
 QUICK_transform := --rows 50000 --repeats 2
 FULL_join := --write
 FULL_gate := --write
 FULL_models := --write
 FULL_order := --write
+FULL_quality := --write
 FULL_retraining := --write
 FULL_retrieval := --write
 FULL_swap := --write
 FULL_serve_models := --write
 FULL_serve := --write $(if $(wildcard bundles/census),--bundle bundles/census)
 FULL_train := --write
+FULL_tune := --write
 FULL_warm_start := --write
 BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 bench: native $(DEV_READY) $(BENCHES:%=bench-%)
@@ -168,6 +174,8 @@ bench-%: native $(DEV_READY)
 	$(BIN)/python benchmarks/bench_$*.py $(if $(QUICK),$(QUICK_$*),$(FULL_$*))
 
 bench-models: peers-models_deepctr_torch peers-models_fuxictr
+
+bench-quality: peers-models_league peers-models_fuxictr
 
 bench-serve: benchmarks/peers/.venv-serving/.ready bench-serve_models
 bench-serve_models: benchmarks/peers/.venv-serving/.ready
