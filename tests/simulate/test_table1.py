@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import widedeep as wd
 from tests.command_line import Run
 from widedeep.errors import ConfigError
 from widedeep.simulate.config import StoreConfig
@@ -85,6 +86,9 @@ def test_a_folder_in_use_and_a_single_store_are_refused(tmp_path: Path, run: Run
     found = run("bench", "table1", "--seeds", "1")
     assert found.code == 2
     assert "seeds = 1, expected 2 to 10" in found.err
+    found = run("bench", "table1", "--tower", "dinn")
+    assert found.code == 2
+    assert "got a tower of the name 'dinn'; did you mean 'din'?" in found.err
 
 
 SMALL = StoreConfig(
@@ -110,6 +114,21 @@ def small(folder: Path, **strengths: float) -> Table1:
         threads=1,
     )
     return run_table1(folder, config)
+
+
+@pytest.mark.slow
+def test_towers_stand_beside_the_paper_s_models(tmp_path: Path) -> None:
+    store = replace(SMALL, users=500, requests_per_day=400)
+    config = Table1Config(
+        store=store, seeds=2, days=3, live_days=1, live_requests=400, epochs=1, threads=1,
+        towers=("din", "dcn_v2"),
+    )  # fmt: skip
+    table = run_table1(tmp_path, config)
+    text = table1_text(table)
+    assert "| din | 0." in text and "| dcn_v2 | 0." in text and "wide & deep over din: " in text
+    bundles = [wd.Bundle.load(tmp_path / "seed3" / name) for name in ("din", "dcn_v2")]
+    combiners = [b.schema.spec.by_name["user_installed"].deep_combiner for b in bundles]
+    assert combiners == [None, "mean"]
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ _TABLE1 = {
     "live_requests": "--live N",
     "threads": "--threads N",
     "without_cross": "--apart",
+    "towers": "--tower NAME",
 }
 _TABLE1_STORE = {
     "requests_per_day": "--requests N",

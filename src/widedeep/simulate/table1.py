@@ -25,6 +25,7 @@ from widedeep.config import config_from_tables
 from widedeep.errors import ConfigError
 from widedeep.features import FeatureSpec
 from widedeep.join import JoinResult, Negatives, Split, load_join_config, run_join
+from widedeep.options import check_types
 from widedeep.simulate import policies
 from widedeep.simulate.config import StoreConfig
 from widedeep.simulate.declaration import APP_STORE_TOML, JOIN_TOML
@@ -42,6 +43,8 @@ ARMS: dict[str, Callable[[FeatureSpec], FeatureSpec]] = {
 NO_CROSS = "without the cross"
 """Wide & Deep whose wide part holds no cross: what it lacks is what crosses remember."""
 
+_MOST_INSTALLED = 20  # apps of a user that a tower over histories reads, the latest ones
+
 # Two-sided 95 % points of Student's t for 1 to 9 degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -58,16 +61,57 @@ class Table1Config:
     negatives: Annotated[float, "fraction of the negatives that is trained on"] = 0.15
     epochs: Annotated[int, "most passes; the best by validation log loss is kept"] = 3
     without_cross: Annotated[bool, "also train and try Wide & Deep without its cross"] = False
+    towers: Annotated[
+        tuple[str, ...], "also a model with this tower beside the wide part; may be repeated"
+    ] = ()
     threads: Annotated[int | None, "threads of training (default: all)"] = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= 10:
             raise ConfigError(f"the experiment: got seeds = {self.seeds!r}, expected 2 to 10")
+        check_types(self, "the experiment")
+        for name in self.towers:
+            _tower(name, ())
 
     @property
     def arms(self) -> dict[str, Callable[[FeatureSpec], FeatureSpec]]:
         """The function that makes each arm's features from those of the store."""
-        return {**ARMS, NO_CROSS: _without_cross} if self.without_cross else dict(ARMS)
+        towers = {
+            name: _reading_history if _reads_history(name) else _as_it_is for name in self.towers
+        }
+        apart = {NO_CROSS: _without_cross} if self.without_cross else {}
+        return {**ARMS, **apart, **towers}
+
+
+def _as_it_is(spec: FeatureSpec) -> FeatureSpec:
+    return spec
+
+
+def _tower(name: str, hidden_units: Sequence[int]) -> dict[str, Any]:
+    """Return a tower's table, with hidden layers if it has any."""
+    from widedeep.models.tower import tower_config
+
+    config = tower_config({"name": name})
+    has_layers = any(field.name == "hidden_units" for field in dataclasses.fields(config))
+    return {"name": name, **({"hidden_units": hidden_units} if has_layers else {})}
+
+
+def _reads_history(tower: str) -> bool:
+    from widedeep.models.histories import HistoryConfig
+    from widedeep.models.tower import tower_config
+
+    return isinstance(tower_config({"name": tower}), HistoryConfig)
+
+
+def _reading_history(spec: FeatureSpec) -> FeatureSpec:
+    """The apps that a user has installed as a sequence, not as their mean."""
+    features = [
+        replace(feature, combiner=None, maxlen=_MOST_INSTALLED)  # type: ignore[call-arg]
+        if feature.name == "user_installed"
+        else feature
+        for feature in spec.all_features
+    ]
+    return spec.replace(features=features)
 
 
 def _without_cross(spec: FeatureSpec) -> FeatureSpec:
@@ -196,7 +240,12 @@ def _one_seed(
     bundles = {}
     for name, make_spec in config.arms.items():
         bundles[name], offline[name] = _trained(
-            folder / _folder(name), make_spec, examples, config, seed
+            folder / _folder(name),
+            make_spec,
+            examples,
+            config,
+            seed,
+            tower=name if name in config.towers else None,
         )
         tell(f"seed {seed}: {name}: AUC {offline[name]['auc']:.4f}")
     live = _live(store, bundles, config)
@@ -237,6 +286,7 @@ def _trained(
     examples: JoinResult,
     config: Table1Config,
     seed: int,
+    tower: str | None,
 ) -> tuple[Bundle, dict[str, float]]:
     import widedeep as wd
     from widedeep.optim import make_optimizer
@@ -244,9 +294,11 @@ def _trained(
     run = _run_config()
     spec = make_spec(run.spec)
     train, valid, test = (examples.output / name for name in ("train", "valid", "test"))
+    units = (run.model.hidden_units or ()) if spec.deep_names else ()
+    network: Any = {"hidden_units": units} if tower is None else {"deep": _tower(tower, units)}
     model = wd.WideDeep(
         wd.fit_schema(spec.replace(weight="weight"), train),
-        hidden_units=run.model.hidden_units if spec.deep_names else (),
+        **network,
         embedding_dim=run.model.embedding_dim,
         seed=seed,
     )
