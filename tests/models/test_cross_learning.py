@@ -88,6 +88,16 @@ def best_match(v: Tensor) -> Tensor:
     return v[torch.arange(len(v)), 1 + best_B, 0]
 
 
+def all_pairs(v: Tensor) -> Tensor:
+    return (v.sum(1) ** 2 - (v**2).sum(1)).sum(1)
+
+
+def sharpest_edge(v: Tensor) -> Tensor:
+    """The largest fall from a field to its neighbour, in each dimension."""
+    falls_B = (v[:, :-1] - v[:, 1:]).amax(1).sum(1)
+    return falls_B - falls_B.median()
+
+
 @cache
 def perceptron(task: Task, rows: int = TRAIN) -> float:
     return fit(models.MLP(hidden_units=(32, 16)), task, rows)
@@ -100,6 +110,26 @@ def perceptron(task: Task, rows: int = TRAIN) -> float:
         (models.XDeepFM(cin_units=(16, 16), hidden_units=()), third_order, TRAIN, 0.4),
         (models.AFN(log_neurons=16, hidden_units=(16,)), product_of_powers, TRAIN, 0.2),
         (models.DLRM(hidden_units=(16,)), scalar_products, 500, 0.2),
+        (models.NFM(hidden_units=(16,)), all_pairs, 500, 0.1),
+        pytest.param(models.AFM(), all_pairs, 500, 0.04, marks=pytest.mark.slow),
+        (models.PNN(hidden_units=(16,)), scalar_products, 500, 0.15),
+        pytest.param(
+            models.PNN(product="outer", hidden_units=(16,)),
+            *(mapped_product, 500, 0.1),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            models.CCPM(kernel_widths=(2,), filters=(4,), hidden_units=(16,)),
+            *(sharpest_edge, 500, 0.05),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(models.DIFM(hidden_units=(16,)), all_pairs, 500, 0.1, marks=pytest.mark.slow),
+        pytest.param(
+            models.MaskNet(hidden_units=(16,)), third_order, TRAIN, 0.1, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            models.FinalMLP(hidden_units=(32, 16)), third_order, TRAIN, 0.1, marks=pytest.mark.slow
+        ),
         pytest.param(
             models.WuKong(layers=1, fm_units=(16,), rank=6, hidden_units=(16,)),
             *(scalar_products, 500, 0.2),
