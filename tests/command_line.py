@@ -30,6 +30,7 @@ VERBS = [
     "inspect",
     "report",
     "replay",
+    "debias",
     "bench",
 ]
 

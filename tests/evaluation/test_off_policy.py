@@ -196,7 +196,7 @@ def train_scores(bundle: Path, data: Path) -> np.ndarray:
 
 def test_the_gate_stops_a_model_whose_rankings_would_earn_less(models: Path) -> None:
     limits = {name: np.inf for name in ("max_log_loss_rise", "max_auc_drop", "max_gauc_drop")}
-    config = GateConfig(slices=(), max_score_psi=np.inf, **limits)
+    config = GateConfig(slices=(), max_score_psi=np.inf, bootstrap=200, **limits)
     log = models / "log.parquet"
     verdict = validate(models / "plain", models / "good", log, config=config)
     assert [reason for reason in verdict.reasons if "would earn" in reason], verdict.reasons

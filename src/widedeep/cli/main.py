@@ -45,6 +45,7 @@ VERBS = {
     "report": "write a page about a model: quality, learning curves, calibration, slices, weights, "
     "inputs, sizes, versions",
     "replay": "rank a log's requests with two bundles: what would be ranked otherwise, and why",
+    "debias": "learn how likely each place of a list is looked at, and weigh rows by it",
     "bench": "run a benchmark: the paper's table 1 on a simulated store, or a server under load",
 }
 """The verbs in the order of the loop; ``widedeep.cli.VERB`` holds a verb's options and work."""

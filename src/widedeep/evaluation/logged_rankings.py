@@ -21,6 +21,15 @@ __all__ = ["LogColumns", "LoggedRankings"]
 
 Floats = NDArray[np.float64]
 
+_NO_PROPENSITY = (
+    "got {:,} rows without a propensity; log how likely each item was to get its place (a server "
+    "with exploration does), or leave the column out"
+)
+_ONE_CHOICE = (
+    "every propensity is 1: the log's policy never showed anything but its own choice, so what "
+    "another one would show cannot be judged; log with exploration"
+)
+
 PROPENSITY = "propensity"
 """The column that is taken for propensities where none is named."""
 
@@ -176,8 +185,12 @@ class LoggedRankings:
             DataError: If no propensity is given, one is out of range, or two items of a request
                 have one place.
         """
-        propensity_B = _propensities(propensity)
-        position_B = _positions(position, shown_B=~np.isnan(propensity_B))
+        propensity_B = read_propensities(propensity)
+        if np.isnan(propensity_B).all():
+            raise NotExplored(_NO_PROPENSITY.format(len(propensity_B)))
+        if (propensity_B[~np.isnan(propensity_B)] == 1).all():
+            raise NotExplored(_ONE_CHOICE)
+        position_B = read_positions(position, shown_B=~np.isnan(propensity_B))
         codes = request.combine_chunks().dictionary_encode(null_encoding="encode")
         if isinstance(codes, pa.ChunkedArray):
             codes = codes.unify_dictionaries().combine_chunks()
@@ -226,15 +239,11 @@ class LoggedRankings:
         return rank_B
 
 
-def _propensities(column: pa.ChunkedArray) -> Floats:
+def read_propensities(column: pa.ChunkedArray) -> Floats:
+    """Return propensities, NaN for null; raise a :class:`DataError` for one out of its range."""
     values = _numbers(column, "propensity")
     absent_B = np.asarray(pc.is_null(column))
     present_B = ~absent_B
-    if not present_B.any():
-        raise NotExplored(
-            f"got {len(values):,} rows without a propensity; log how likely each item was to get "
-            "its place (a server with exploration does), or leave the column out"
-        )
     bad_B = present_B & ~((values > 0) & (values <= 1))
     if bad_B.any():
         row = int(bad_B.argmax())
@@ -242,22 +251,17 @@ def _propensities(column: pa.ChunkedArray) -> Floats:
             f"row {row}: got the propensity {values[row]:g}, expected 0 < propensity <= 1, or null "
             f"for what was not drawn ({int(bad_B.sum()):,} rows); what was shown had a chance"
         )
-    if (values[present_B] == 1).all():
-        raise NotExplored(
-            "every propensity is 1: the log's policy never showed anything but its own choice, so "
-            "what another one would show cannot be judged; log with exploration"
-        )
     return np.where(absent_B, np.nan, values)
 
 
-def _positions(column: pa.ChunkedArray, *, shown_B: NDArray[np.bool_]) -> NDArray[np.int64]:
+def read_positions(column: pa.ChunkedArray, *, shown_B: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return places of the rows that were shown, 0 for the others; raise for one below 1."""
     values = _numbers(column, "position")
     bad_B = shown_B & ~((values >= 1) & (values == np.rint(values)))
     if bad_B.any():
         row = int(bad_B.argmax())
         raise DataError(
-            f"row {row}: got the position {values[row]:g} with a propensity, expected a whole "
-            "number from 1"
+            f"row {row}: got the position {values[row]:g}, expected a whole number from 1"
         )
     return np.where(shown_B, values, 0).astype(np.int64)
 
