@@ -59,13 +59,17 @@ def value_of(scores_B: np.ndarray, truth_B: np.ndarray) -> float:
     return float((best_RS @ SEEN).mean())
 
 
-def train(table: pa.Table, path: Path, *, crossed: bool = True) -> wd.Bundle:
+def train(table: pa.Table, path: Path, *, crossed: bool = True, place: bool = False) -> wd.Bundle:
     """Train on the rows that were shown; without the cross the model knows no tastes."""
     shown = table.filter(pa.compute.is_valid(table["propensity"]))
-    features = wd.categorical("kind", "item")
+    features = wd.categorical("kind", "item", *(["place"] if place else []))
     wide = [wd.crossed("kind", "item")] if crossed else []
     spec = wd.FeatureSpec(
-        label="click", group="request", features=[*features, *wide], item=["item"]
+        label="click",
+        group="request",
+        features=[*features, *wide],
+        item=["item"],
+        training_only={"place": 1} if place else {},
     )
     model = wd.WideDeep(wd.fit_schema(spec, shown), hidden_units=[])
     trainer = wd.Trainer(model, batch_size=64, seed=0, threads=1, progress=False)

@@ -188,6 +188,20 @@ def test_evaluate_tells_what_a_models_rankings_would_earn(models: Path, run: Run
     assert "no column 'chance'" in wrong.err
 
 
+def test_a_model_is_judged_as_it_is_served_without_the_place(models: Path, run: Run) -> None:
+    """With the logged place at hand a model would find what was shown there."""
+    train(explored_log(1500, 10)[0], models / "placed", place=True)
+    log, truth = explored_log(3000, 11)
+    pq.write_table(log, models / "placed.parquet")
+    words = [models / "placed.parquet", "--position", "place", "--propensity", "propensity"]
+    ran = run("evaluate", models / "placed", *words, "--json")
+    estimate = json.loads(ran.out)["policy"][""]["models"]["candidate"]
+    scores = train_scores(models / "placed", models / "placed.parquet")
+    expected = estimate_policies(rankings(log), log["click"], {"m": (scores, scores)})
+    assert estimate["dr"]["value"] == pytest.approx(expected["models"]["m"]["dr"]["value"])
+    assert estimate["dr"]["low"] < value_of(scores, truth) < estimate["dr"]["high"]
+
+
 def train_scores(bundle: Path, data: Path) -> np.ndarray:
     import widedeep as wd
 

@@ -92,8 +92,10 @@ class ComparedRows:
     reasons: list[str] = field(default_factory=list)  # Labels that the candidate does not know
     notes: list[str] = field(default_factory=list)  # Remarks on the labels
     rankings: LoggedRankings | None = None  # How the rows were ranked, where the log says so
-    # By model, the score that it ranks each row by; with ``rankings``
+    # By model, with ``rankings``: the score that it ranks each row by, and its scores by head,
+    # both as served: with ``training_only`` features at their fixed values
     rank_scores: Mapping[str, Floats] = field(default_factory=dict)
+    served_scores: Mapping[str, ByHead] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.weight_B)
@@ -165,6 +167,10 @@ def score_both(
         notes=notes,
         rankings=None if log is None else log.rankings(columns_B),
         rank_scores={name: np.concatenate(scores) for name, scores in reader.orders.items()},
+        served_scores={
+            model: {name: np.concatenate([one[name] for one in chunks]) for name in chunks[0]}
+            for model, chunks in reader.served.items()
+        },
     )
 
 
@@ -195,8 +201,9 @@ class _Comparison:
         self._common: dict[str, list[tuple[Floats, Floats]]] = {}
         self._class_losses: dict[tuple[str, str], list[Floats]] = {}
         self.log: LogColumns | None = None
-        # By model, the scores that rows are ranked by; with a log alone
+        # With a log, by model and chunk: the scores that rows are ranked by, and those by head
         self.orders: dict[str, list[Floats]] = {}
+        self.served: dict[str, list[ByHead]] = {}
 
     def read(self, source: Source) -> None:
         """Score every chunk of a source."""
@@ -233,7 +240,9 @@ class _Comparison:
             self._add_class_losses("serving", serving_scores, batch)
             self._add_common(scores, serving_scores)
         if self.log is not None:
-            self._add_orders(chunk, {"candidate": scores, "serving": serving_scores})
+            self._add_served("candidate", self._candidate, 0, chunk, scores)
+            if self._serving is not None and serving_scores is not None:
+                self._add_served("serving", self._serving, -1, chunk, serving_scores)
         if self._on_chunk is not None:
             self._on_chunk(chunk, batch, scores, serving_batch, serving_scores)
         assert batch.labels_BL is not None
@@ -258,12 +267,14 @@ class _Comparison:
         weight_B = ones_B if batch.weight_B is None else batch.weight_B
         return replace(batch, weight_B=np.where(hidden.to_numpy(), np.float32(0), weight_B))
 
-    def _add_orders(self, chunk: pa.Table, scores: Mapping[str, ByHead | None]) -> None:
-        bundles = {"candidate": self._candidate, "serving": self._serving}
-        for model, by_head in scores.items():
-            bundle = bundles[model]
-            if bundle is not None and by_head is not None:
-                self.orders.setdefault(model, []).append(choose_order(bundle, by_head, chunk))
+    def _add_served(
+        self, model: str, bundle: Bundle, index: int, chunk: pa.Table, scores: ByHead
+    ) -> None:
+        """Add the scores that a server would rank by: it does not know the place beforehand."""
+        if bundle.schema.spec.training_only:
+            scores = self._score(bundle, self._transforms[index](chunk, targets=False))
+        self.served.setdefault(model, []).append(scores)
+        self.orders.setdefault(model, []).append(choose_order(bundle, scores, chunk))
 
     def _add_class_losses(self, model: str, by_head: ByHead, batch: Batch) -> None:
         """Add each row's mean loss over the classes of a multi-label head."""

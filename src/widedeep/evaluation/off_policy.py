@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from widedeep.errors import DataError
-from widedeep.evaluation.compare import ComparedRows, HeadScores
+from widedeep.evaluation.compare import ByHead, ComparedRows, HeadScores
 from widedeep.evaluation.logged_rankings import LoggedRankings
 from widedeep.evaluation.statistics import bootstrap_clusters, resample
 
@@ -142,7 +142,7 @@ def policy_values(rows: ComparedRows, *, resamples: int, seed: int) -> dict[str,
             rows.rankings,
             np.where(head.weight_B > 0, head.labels_B, np.nan),
             {
-                model: (order_B, _predicted(head, model))
+                model: (order_B, _predicted(head, rows.served_scores[model]))
                 for model, order_B in rows.rank_scores.items()
             },
             units_B=None if rows.unit is None else rows.units_B,
@@ -154,10 +154,9 @@ def policy_values(rows: ComparedRows, *, resamples: int, seed: int) -> dict[str,
     }
 
 
-def _predicted(head: HeadScores, model: str) -> Floats:
+def _predicted(head: HeadScores, scores: ByHead) -> Floats:
     """Return the reward that a model predicts for each row; 0 where its score is no reward."""
-    scores_B = head.candidate_B if model == "candidate" else head.serving_B
-    assert scores_B is not None
+    scores_B = scores[head.head.name]
     return np.zeros(len(scores_B)) if head.head.kind == "ranking" else scores_B
 
 

@@ -39,7 +39,7 @@ class PositionBias:
     """How likely each place is looked at, against the first.
 
     Args:
-        examination: Of the places from 1 on, above 0; the first is 1.
+        examination: A number above 0 per place from 1 on; the first is 1.
         method: ``"given"``, ``"randomised"`` or ``"em"``: see :func:`fit_position_bias`.
         positives: Positive labels at each place; empty if given.
 
