@@ -36,6 +36,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "difm": [{"attention_units": 2, "heads": 2}],
     "din": [{"attention_units": [3]}],
     "dlrm": [{"bottom_units": [4]}],
+    "ensemble": [
+        {"of": {"name": "dcn_v2", "hidden_units": [6, 4]}, "members": 2},
+        {"of": {"name": "din", "hidden_units": [6], "attention_units": [3]}, "members": 2},
+    ],
     "fibinet": [{"bilinear": "each"}],
     "finalmlp": [{"heads": 2, "gate_units": [3]}],
     "history_pooling": [{"pooling": "attention", "activation": "tanh"}],
@@ -101,7 +105,7 @@ def write_run(folder: Path, tower: dict[str, Any]) -> Path:
     text = TOML.replace("hidden_units = [8, 4]\n", f"{deep}\n")
     text = text.replace("crossed = ", 'item = ["ad"]\ncrossed = ')
     text = text.replace('label = "click"', f"label = {labels if len(labels) > 1 else labels[0]!r}")
-    if is_over_histories(tower["name"]):
+    if is_over_histories(tower.get("of", tower)["name"]):
         text = text.replace('"tags"]', '"tags", "clicked_ads", "clicked_jobs"]')
         text = text.replace('"price"]', '"price", "clicked_seconds"]')
         text = text.replace("bucketized.age", f"{HISTORY}bucketized.age")

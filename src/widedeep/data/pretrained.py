@@ -93,7 +93,9 @@ def read_vectors(source: object) -> Vectors:
     return checked
 
 
-def match_rows(schema: Schema, feature: Feature, source: object, dim: int) -> PretrainedRows:
+def match_rows(
+    schema: Schema, feature: Feature, source: object, dim: int, *, copies: int = 1
+) -> PretrainedRows:
     """Return the rows of a feature's table that pretrained vectors belong to, by value.
 
     Args:
@@ -101,6 +103,7 @@ def match_rows(schema: Schema, feature: Feature, source: object, dim: int) -> Pr
         feature: The feature, or one of those that share the table.
         source: As for :func:`read_vectors`.
         dim: Width of its embeddings.
+        copies: How many copies of its vector a row gets, side by side.
 
     Raises:
         DataError: If the vectors are damaged, of another width, or of another type than the values.
@@ -136,7 +139,7 @@ def match_rows(schema: Schema, feature: Feature, source: object, dim: int) -> Pr
     return PretrainedRows(
         origin=vectors.origin,
         ids_M=positions + (size - len(values)),
-        vectors_MD=np.ascontiguousarray(vectors.vectors_MD[rows]),
+        vectors_MD=np.tile(vectors.vectors_MD[rows], (1, copies)),
         known=len(values),
         unused=len(vectors.values) - len(rows),
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from widedeep.models.difm import DIFM
     from widedeep.models.din import DIN
     from widedeep.models.dlrm import DLRM
+    from widedeep.models.ensemble import Ensemble
     from widedeep.models.esmm import ESMM
     from widedeep.models.ffm import FFM, DeepFFM
     from widedeep.models.fibinet import FiBiNET
@@ -106,6 +107,7 @@ __all__ = [
     "DeepFM",
     "DeepInput",
     "DeepLayout",
+    "Ensemble",
     "FiBiNET",
     "FinalMLP",
     "FunctionHead",

@@ -6,6 +6,7 @@ name, so that Python, TOML, checkpoints and bundles build the same one.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import os
@@ -132,6 +133,7 @@ def make_layout(
     embedding_dim: int | Literal["auto"],
     heads: Mapping[str, slice] = MappingProxyType({"": slice(0, 1)}),
     *,
+    copies: int = 1,
     gathered: bool = False,
 ) -> DeepLayout:
     """Lay out the deep input of a schema.
@@ -140,11 +142,12 @@ def make_layout(
         schema: Its features.
         embedding_dim: Width of embeddings that declare none.
         heads: Head to its columns among the logits.
+        copies: Embeddings that each id has side by side (:attr:`TowerConfig.embedding_copies`).
         gathered: Lay out what is gathered, before numbers become fields (see
             :mod:`widedeep.models.numbers`).
     """
     deep = [slot for slot in schema.slots if slot.deep]
-    dims = {slot.name: _dim(slot, embedding_dim) for slot in deep}
+    dims = {slot.name: _dim(slot, embedding_dim) * copies for slot in deep}
     columns: dict[str, slice] = {}
     column = 0
     for slot in deep:
@@ -153,7 +156,7 @@ def make_layout(
             column += dims[slot.name]
     for name, embedding in {} if gathered else periodic_embeddings(schema).items():
         default = auto_dim(embedding.frequencies) if embedding_dim == "auto" else embedding_dim
-        dims[name] = schema.spec.by_name[name].deep_width or default
+        dims[name] = (schema.spec.by_name[name].deep_width or default) * copies
         columns[name] = slice(column, column + dims[name])
         column += dims[name]
     start = column
@@ -258,6 +261,16 @@ class SequenceInput:
         """
         return self._padded(self.values_ND), self._mask()
 
+    def part(self, columns: slice, grad_factor: float = 1.0) -> SequenceInput:
+        """Return the sequence with some columns of its embeddings.
+
+        Args:
+            columns: Columns of ``values_ND`` to keep.
+            grad_factor: Factor of the gradient that comes back through them.
+        """
+        values_ND = scale_grad(self.values_ND[:, columns], grad_factor)
+        return dataclasses.replace(self, values_ND=values_ND)
+
     def padded_weights(self) -> Tensor:
         """Return the weights as (B, T); 0 in padding, 1 for an id without a weight."""
         weights_N = self.weights_N
@@ -321,6 +334,11 @@ class PaddedSequence(SequenceInput):
             )
         return object.__getattribute__(self, name)
 
+    def part(self, columns: slice, grad_factor: float = 1.0) -> SequenceInput:
+        """Return the sequence with some columns of its embeddings."""
+        values_BTD = self.values_BTD[..., columns]
+        return PaddedSequence(self.name, values_BTD, self.mask_BT, self.weights_BT, self.used)
+
     @property
     def lengths_B(self) -> Tensor:
         """int64 number of ids of each example."""
@@ -336,6 +354,13 @@ class PaddedSequence(SequenceInput):
         """Return the weights as (B, T)."""
         self.used.add(self.name)
         return self.weights_BT
+
+
+def scale_grad(values: Tensor, factor: float) -> Tensor:
+    """Return a tensor as it is, whose gradient comes back times a factor."""
+    if values.requires_grad and factor != 1.0:
+        values.register_hook(lambda grad: grad * factor)  # type: ignore[no-untyped-call]
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,6 +427,22 @@ class DeepInput:
         return self.concat_BX[:, :width].view(-1, width // dim, dim)
 
 
+def empty_input(rows: int, layout: DeepLayout) -> DeepInput:
+    """Return an input of zeros with one id in each sequence: it tells what a tower returns."""
+    concat = torch.zeros(rows, layout.width)
+    offsets = torch.arange(rows + 1)
+    return DeepInput(
+        concat_BX=concat,
+        layout=layout.columns,
+        dense_BK=concat[:, layout.dense],
+        sequences={
+            name: SequenceInput(torch.zeros(rows, layout.dims[name]), offsets)
+            for name in layout.sequences
+        },
+        extra={name: torch.zeros(rows, s.stop - s.start) for name, s in layout.extra.items()},
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig:
     """The options of a tower, and how it is made of them.
@@ -445,6 +486,11 @@ class TowerConfig:
     def embedding_dim(self, fields: int) -> int | None:
         """Return the width of embeddings that declare none, for F fields; None: the model's."""
         return None
+
+    @property
+    def embedding_copies(self) -> int:
+        """How many embeddings of the declared width each id has, side by side."""
+        return 1
 
     def link_heads(self, heads: tuple[Head, ...]) -> tuple[Head, ...]:
         """Return the model's heads, linked if the tower's equation links its tasks."""
@@ -532,6 +578,11 @@ def tower_configs(deep: Sequence[Mapping[str, Any]]) -> dict[str, TowerConfig]:
             name = f"{config.name}_{number}"
         configs[name] = config
     return configs
+
+
+def embedding_copies(towers: Mapping[str, TowerConfig]) -> int:
+    """Return how many embeddings each id has side by side: the most that a tower takes."""
+    return max((config.embedding_copies for config in towers.values()), default=1)
 
 
 def shared_dim(

@@ -32,6 +32,8 @@ from widedeep.models.tower import (
     DeepLayout,
     SequenceInput,
     TowerConfig,
+    embedding_copies,
+    empty_input,
     make_layout,
     shared_dim,
     tower_configs,
@@ -146,8 +148,9 @@ class WideDeep(nn.Module):
         self.n_logits = sum(head.width for head in self.heads)
         heads_columns = {h.name: span for h, span in zip(self.heads, self.head_slices, strict=True)}
         dim = shared_dim(schema, self.config.embedding_dim, configs)
-        self.layout = make_layout(schema, dim, heads_columns)
-        self.gathered = make_layout(schema, dim, heads_columns, gathered=True)
+        self.copies = embedding_copies(configs)  # of each id's embedding, side by side
+        self.layout = make_layout(schema, dim, heads_columns, copies=self.copies)
+        self.gathered = make_layout(schema, dim, heads_columns, copies=self.copies, gathered=True)
         self._check_size()
         self.batches = DeviceBatches(self.device)
         self.wide_table = make_wide_table(schema, self.n_logits, self.device, self.batches)
@@ -225,7 +228,11 @@ class WideDeep(nn.Module):
         features = {slot.table: self.schema.spec.by_name[slot.name] for slot in slots.values()}
         return {
             table: match_rows(
-                self.schema, features[table], source, self.gathered.dims[features[table].name]
+                self.schema,
+                features[table],
+                source,
+                self.gathered.dims[features[table].name] // self.copies,
+                copies=self.copies,
             )
             for table, source in by_table.items()
         }
@@ -365,7 +372,7 @@ class WideDeep(nn.Module):
             return tower.out_features
         with torch.no_grad():
             was_training = tower.training
-            out = tower.eval()(self._empty_input(2, self.layout))
+            out = tower.eval()(empty_input(2, self.layout))
             tower.train(was_training)
         shape, form = tuple(out.shape), getattr(tower, "returns", "features")
         expected = {"members": "(2, M, C)", "logits": "(2, C)"}.get(form, "(2, width)")
@@ -376,20 +383,6 @@ class WideDeep(nn.Module):
                 f"{expected}{f' with C = {self.n_logits}' if gives_logits(tower) else ''}"
             )
         return int(shape[1])
-
-    def _empty_input(self, rows: int, layout: DeepLayout) -> DeepInput:
-        concat = torch.zeros(rows, layout.width)
-        offsets = torch.arange(rows + 1)
-        return DeepInput(
-            concat_BX=concat,
-            layout=layout.columns,
-            dense_BK=concat[:, layout.dense],
-            sequences={
-                name: SequenceInput(torch.zeros(rows, layout.dims[name]), offsets)
-                for name in layout.sequences
-            },
-            extra={name: torch.zeros(rows, s.stop - s.start) for name, s in layout.extra.items()},
-        )
 
     def check_batch(self, batch: Batch) -> None:
         """Raise a :class:`SchemaError` if a batch was made with another schema's shape."""

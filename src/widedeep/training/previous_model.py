@@ -18,7 +18,14 @@ from widedeep.bundle.manifest import MANIFEST
 from widedeep.errors import CheckpointError, ConfigError
 from widedeep.models.config import ModelConfig
 from widedeep.models.head_config import make_heads
-from widedeep.models.tower import DeepLayout, make_layout, shared_dim, tower_configs, tower_table
+from widedeep.models.tower import (
+    DeepLayout,
+    embedding_copies,
+    make_layout,
+    shared_dim,
+    tower_configs,
+    tower_table,
+)
 from widedeep.options import read_section
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
@@ -246,8 +253,9 @@ def _from_checkpoint(folder: Path) -> PreviousModel:
         elif group == "optimizer":
             parameter, _, slot = key_in_group.rpartition("/")
             dense.setdefault(name_of_module(parameter), {})[slot] = value
-    dim = shared_dim(schema, model.embedding_dim, tower_configs(model.deep))
-    layout = make_layout(schema, dim)
+    towers = tower_configs(model.deep)
+    dim = shared_dim(schema, model.embedding_dim, towers)
+    layout = make_layout(schema, dim, copies=embedding_copies(towers))
     return PreviousModel(
         path=folder,
         schema=schema,
