@@ -32,7 +32,8 @@ from widedeep.features import (
 )
 from widedeep.models.heads import Binary, Head, Multiclass, Regression
 from widedeep.optim import Adam, Optimizer
-from widedeep.training.config import TrainConfig, auto_batch_size
+from widedeep.training.config import TrainConfig
+from widedeep.training.defaults import auto_batch_size
 
 if TYPE_CHECKING:
     from widedeep.training.trainer import Trainer

@@ -25,6 +25,7 @@ from widedeep.publish import Candidate, ContinuousPublisher
 from widedeep.schema import Schema
 from widedeep.training.checkpoint import CheckpointDirectory, find_checkpoint, read_checkpoint
 from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
+from widedeep.training.defaults import at_quality
 from widedeep.training.early_stopping import configured_stopping
 from widedeep.training.evaluation import bundle_model
 from widedeep.training.export import check_items
@@ -61,6 +62,7 @@ def make_trainer(
 
     ``restored``: its weights are to come from a checkpoint, and no pretrained vectors are read.
     """
+    config = at_quality(config)
     pretrained: Literal[False] | None = False if restored else None
     model = WideDeep(schema, config.model, device=config.train.device, pretrained=pretrained)
     for name, rows in model.pretrained.items() if progress else ():

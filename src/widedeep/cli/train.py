@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from widedeep.cli.options import add_fields, field_values
 from widedeep.cli.output import (
@@ -29,7 +29,7 @@ from widedeep.cli.runs import RunDirectory
 from widedeep.config import load_config, load_follow_config
 from widedeep.errors import ConfigError
 from widedeep.gate.config import load_gate_config
-from widedeep.training.config import FollowConfig, RunConfig, WarmStartConfig
+from widedeep.training.config import FollowConfig, Quality, RunConfig, WarmStartConfig
 
 if TYPE_CHECKING:
     from widedeep.cli.run_training import Followed, TrainedRun
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 EXAMPLE = (
     "  widedeep train ads.toml --set train.epochs=3 --set train.wide.lr=0.05\n"
     "  widedeep train ads.toml --resume     # after Ctrl-C, a crash, or for more epochs\n"
+    "  widedeep train ads.toml --quality best\n"
     "  widedeep train today.toml --warm-start runs/yesterday\n"
     "  widedeep train ads.toml --follow examples/ --publish models --export-rows 1000000\n\n"
     "The run folder holds config.toml, schema.safetensors, checkpoints/, history.json,\n"
@@ -62,6 +63,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     going_on = parser.add_mutually_exclusive_group()
     going_on.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     going_on.add_argument("--force", action="store_true", help="replace an existing run")
+    parser.add_argument(
+        "--quality",
+        choices=get_args(Quality),
+        help="how much time to spend: fast, good, or best: an averaged ensemble in one bundle "
+        "(default: that of [train], good)",
+    )
     parser.add_argument(
         "--warm-start",
         metavar="MODEL",
@@ -104,7 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the verb and return its exit code."""
     from widedeep.cli.run_training import train_run
 
-    config = load_config(arguments.config, arguments.set)
+    of_quality = [f'train.quality="{arguments.quality}"'] if arguments.quality else []
+    config = load_config(arguments.config, [*arguments.set, *of_quality])
     directory = RunDirectory.of_config(arguments.config, arguments.out)
     warm = _warm_from(arguments)
     follow = _follow_config(arguments)

@@ -53,11 +53,6 @@ class EnsembleTower(nn.Module):
         first = self.towers[0]
         self.reads_numbers = bool(getattr(first, "reads_numbers", True))
         form = getattr(first, "returns", "features")
-        if form == "members":
-            raise ConfigError(
-                f"tower {config.name!r}: got of = {of.name!r}, which has members itself; "
-                "name a tower that has none, or use it without an ensemble"
-            )
         self.outputs = nn.ModuleList()
         if form == "features":
             with torch.no_grad():
@@ -153,6 +148,7 @@ class Ensemble(TowerConfig):
     """
 
     name = "ensemble"
+    has_members = True
     of: Any = field(default_factory=lambda: {"name": "mlp"})
     members: int = 4
     embeddings: Literal["own", "shared"] = "own"
@@ -168,6 +164,11 @@ class Ensemble(TowerConfig):
                 "a table with its options"
             )
         config = table if isinstance(table, TowerConfig) else tower_config(table)
+        if config.has_members:
+            raise ConfigError(
+                f"{owner}: got of = {config.name!r}, which has members itself; name a tower that "
+                "has none, or use it without an ensemble"
+            )
         object.__setattr__(self, "of", tower_table(config))
 
     @property

@@ -99,6 +99,7 @@ class TabM(TowerConfig):
     """
 
     name = "tabm"
+    has_members = True
     members: int = 32
     hidden_units: tuple[int, ...] = (256, 128)
     activation: Activation = "relu"

@@ -479,6 +479,8 @@ class TowerConfig:
 
     name: ClassVar[str] = ""
     """The tower's name in TOML, in checkpoints and among a model's towers."""
+    has_members: ClassVar[bool] = False
+    """Whether it is an ensemble itself, whose module ``returns`` members."""
 
     def __post_init__(self) -> None:
         check_types(self, f"tower {self.name!r}")

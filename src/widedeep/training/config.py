@@ -38,12 +38,8 @@ Schedule = Literal["constant", "linear", "cosine", "wsd"]
 LossReduction = Literal["mean", "sum"]
 Precision = Literal["fp32", "bf16", "auto"]
 Widths = Literal["fresh", "project"]
+Quality = Literal["fast", "good", "best"]
 DATA_PATHS = ("train", "valid", "test", "items")
-_BATCH_SIZES = (16, 512)
-_BATCHES = 100  # in an epoch of a small table
-# Steps to learn a table in, and the most passes for them: with early stopping, and without.
-_STOPPED_STEPS, _STOPPED_EPOCHS = 4000, 100
-_FIXED_STEPS, _FIXED_EPOCHS = 1000, 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +90,10 @@ class TrainConfig:
     ``--set train.KEY=VALUE`` are read into it; checkpoints and bundles record it.
 
     Args:
+        quality: How much time to spend: ``"fast"``: about 1,000 steps where ``epochs`` is
+            ``"auto"``; ``"good"``; ``"best"``: a run makes an ensemble of four of each tower
+            (:class:`widedeep.models.Ensemble`), exported as one bundle. A :class:`widedeep.Trainer`
+            takes the model that it is given.
         epochs: Passes over the data, at least 1, or ``"auto"``: as many as give 4,000 steps, at
             most 100, with early stopping; as many as give 1,000, at most 20, without.
         batch_size: Examples a step, or ``"auto"``: a hundredth of the rows, rounded to a power of
@@ -141,6 +141,7 @@ class TrainConfig:
         dense: The hidden layers' optimizer; None: as ``deep``, or :class:`widedeep.Adagrad`.
     """
 
+    quality: Quality = "good"
     epochs: int | Auto = 1
     batch_size: int | Auto = "auto"
     shuffle: bool = True
@@ -336,18 +337,3 @@ class WarmStartConfig:
                 f"warm start: got transfer={self.transfer!r}, expected a list such as "
                 f"[{self.transfer!r}]"
             )
-
-
-def auto_batch_size(rows: int) -> int:
-    """Return the batch size of a table: about a hundredth of its rows, a power of two."""
-    least, most = _BATCH_SIZES
-    nearest = 1 << max(0, round(math.log2(max(rows, 1) / _BATCHES)))
-    return min(max(nearest, least), most)
-
-
-def auto_epochs(rows: int, batch_size: int, *, early_stopping: bool) -> int:
-    """Return how many passes give a table enough steps."""
-    steps, most = (
-        (_STOPPED_STEPS, _STOPPED_EPOCHS) if early_stopping else (_FIXED_STEPS, _FIXED_EPOCHS)
-    )
-    return min(most, math.ceil(steps / math.ceil(rows / batch_size)))

@@ -12,7 +12,7 @@ from typing import Any
 from widedeep.errors import ConfigError, DataError
 from widedeep.metrics import find_metric
 from widedeep.training.checkpoint import CheckpointDirectory
-from widedeep.training.config import auto_batch_size
+from widedeep.training.defaults import auto_batch_size
 from widedeep.training.evaluation import Evaluator
 from widedeep.training.grow import grow
 from widedeep.training.progress import Callbacks, Progress

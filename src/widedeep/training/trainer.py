@@ -27,13 +27,8 @@ from widedeep.options import Auto, keyword_signature, with_options
 from widedeep.schema import Schema
 from widedeep.training.attribution import integrated_gradients
 from widedeep.training.checkpoint import CheckpointDirectory, read_checkpoint
-from widedeep.training.config import (
-    TrainConfig,
-    WarmStartConfig,
-    Widths,
-    auto_batch_size,
-    auto_epochs,
-)
+from widedeep.training.config import TrainConfig, WarmStartConfig, Widths
+from widedeep.training.defaults import auto_batch_size, auto_epochs, embeddings_optimizer
 from widedeep.training.dense import DenseOptimizer, resolve_precision
 from widedeep.training.early_stopping import EarlyStopping, as_stopping, configured_stopping
 from widedeep.training.evaluation import Evaluator, metric_names
@@ -48,8 +43,6 @@ from widedeep.training.warm_start import WarmStart, warm_start
 
 __all__ = ["Trainer"]
 
-# Rare ids start slowly, then learn ten times as fast as hidden layers, and their rows decay.
-_EMBEDDINGS = Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)
 _PARTS = ("wide", "deep", "dense")
 
 
@@ -79,7 +72,8 @@ def make_optimizers(config: TrainConfig, **objects: Any) -> Optimizers:
             _check_optimizer(group, optimizer)
         optimizers[group] = optimizer
     wide, deep, dense = (optimizers[group] for group in _PARTS)
-    return Optimizers(wide or FTRL(), deep or _EMBEDDINGS, dense or deep or Adagrad())
+    dense = dense or deep or Adagrad()
+    return Optimizers(wide or FTRL(), deep or embeddings_optimizer(), dense)
 
 
 class Trainer:
@@ -92,8 +86,8 @@ class Trainer:
         wide: Optimizer of the wide weights; None: the configuration's, ``FTRL()`` by default.
         deep: Optimizer of the embeddings, and of the dense parameters unless ``dense`` is given.
             None: the configuration's, or else
-            ``Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)`` for the embeddings and
-            ``Adagrad()`` for the dense parameters.
+            ``Adagrad(lr=0.2, initial_accumulator=0.1, l2=0.025)`` for the embeddings, with up to
+            ``l2=0.3`` on several passes, and ``Adagrad()`` for the dense parameters.
         dense: Optimizer of the dense parameters: one of ours, or a function of the parameters that
             returns a torch optimizer, such as ``lambda parameters: torch.optim.AdamW(parameters,
             lr=1e-3)``.
@@ -271,6 +265,8 @@ class Trainer:
             state.warmup.rows = []
             recorded = self._resume(stopping) if resume else {}
             passes = self._resolve(source.num_rows, epochs, recorded, stops=stopping is not None)
+            if self._by_default["deep"] and not recorded:
+                self._decay_embeddings(passes)
             run = TrainingRun(
                 state,
                 self.evaluator,
@@ -446,12 +442,21 @@ class Trainer:
             state.config = dataclasses.replace(state.config, batch_size=batch_size)
             resolved.append(f"batches of {batch_size:,} rows")
         if epochs == "auto":
-            new = auto_epochs(rows, batch_size, early_stopping=stops)
+            quality = state.config.quality
+            new = auto_epochs(rows, batch_size, early_stopping=stops, quality=quality)
             epochs = int(recorded.get("epochs", new))
             resolved.append(f"{'up to ' if stops else ''}{epochs:,} epochs")
         if resolved:
             self._say(f"auto: {' and '.join(resolved)} for {rows:,} rows")
         return epochs
+
+    def _decay_embeddings(self, epochs: int) -> None:
+        """Let the embeddings' own optimizer decay rows as this many passes ask for."""
+        state, batch_size = self.state, self.state.config.batch_size
+        assert batch_size != "auto"
+        optimizer = embeddings_optimizer(epochs, batch_size)
+        state.step.deep = optimizer  # of the same kind: its state stays
+        state.config = dataclasses.replace(state.config, deep=describe_optimizer(optimizer))
 
     def _latest_checkpoint(self) -> Path | None:
         if self.directory is None:

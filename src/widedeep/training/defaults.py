@@ -1,0 +1,78 @@
+"""What is left open in a configuration: chosen by the rows, the passes and the quality asked for.
+
+docs/defaults.md ("Which settings, and why") shows what each choice was measured on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from widedeep.models.tower import registered_towers
+from widedeep.optim import Adagrad
+from widedeep.training.config import Quality, RunConfig
+
+BEST_MEMBERS = 4
+"""Members of an ensemble at quality "best"."""
+
+_BATCH_SIZES = (16, 512)
+_BATCHES = 100  # in an epoch of a small table
+# Steps to learn a table in, and the most passes for them: with early stopping, and without.
+_STOPPED_STEPS, _STOPPED_EPOCHS = 4000, 100
+_FIXED_STEPS, _FIXED_EPOCHS = 1000, 20
+# L2 of embeddings on a single pass; on several, at batches from this size on.
+_ONE_PASS_L2, _MANY_PASSES_L2, _FULL_L2_BATCH = 0.025, 0.3, 256
+
+
+def auto_batch_size(rows: int) -> int:
+    """Return the batch size of a table: about a hundredth of its rows, a power of two."""
+    least, most = _BATCH_SIZES
+    nearest = 1 << max(0, round(math.log2(max(rows, 1) / _BATCHES)))
+    return min(max(nearest, least), most)
+
+
+def auto_epochs(
+    rows: int, batch_size: int, *, early_stopping: bool, quality: Quality = "good"
+) -> int:
+    """Return how many passes give a table enough steps; "fast": as if nothing would stop them."""
+    long = early_stopping and quality != "fast"
+    steps, most = (_STOPPED_STEPS, _STOPPED_EPOCHS) if long else (_FIXED_STEPS, _FIXED_EPOCHS)
+    return min(most, math.ceil(steps / math.ceil(rows / batch_size)))
+
+
+def embeddings_optimizer(epochs: int = 1, batch_size: int = _FULL_L2_BATCH) -> Adagrad:
+    """Return the optimizer of embeddings that none is given for.
+
+    Rare ids start slowly, then learn ten times as fast as hidden layers, and the rows that a batch
+    touches decay. Several passes over the same rows are learned by heart unless they decay more;
+    a small batch touches a row for less gradient, and decays it less.
+    """
+    l2 = _ONE_PASS_L2
+    if epochs > 1:
+        l2 = max(l2, _MANY_PASSES_L2 * min(1.0, batch_size / _FULL_L2_BATCH))
+    return Adagrad(lr=0.2, initial_accumulator=0.1, l2=l2)
+
+
+def at_quality(config: RunConfig) -> RunConfig:
+    """Return a run's configuration with the model that its quality means.
+
+    ``"best"`` makes an ensemble of each tower that is none, the standard one too, unless towers
+    are joined. What is an ensemble already stays as it is.
+    """
+    model = config.model
+    if config.train.quality != "best" or model.join is not None:
+        return config
+    towers = [dict(table) for table in model.deep]
+    if model.hidden_units:
+        options = ("hidden_units", "activation", "dropout", "batch_norm")
+        towers.insert(0, {"name": "mlp", **{name: getattr(model, name) for name in options}})
+    deep = [_as_ensemble(table) for table in towers]
+    return dataclasses.replace(
+        config, model=dataclasses.replace(model, deep=tuple(deep), hidden_units=())
+    )
+
+
+def _as_ensemble(table: dict[str, Any]) -> dict[str, Any]:
+    has_members = registered_towers()[table["name"]].has_members
+    return table if has_members else {"name": "ensemble", "of": table, "members": BEST_MEMBERS}
