@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +30,11 @@ from widedeep.features import (
     categorical,
     numeric,
 )
+from widedeep.models.ensemble import Ensemble
 from widedeep.models.heads import Binary, Head, Multiclass, Regression
 from widedeep.optim import Adam, Optimizer
-from widedeep.training.config import TrainConfig
-from widedeep.training.defaults import auto_batch_size
+from widedeep.training.config import Quality, TrainConfig
+from widedeep.training.defaults import BEST_MEMBERS, auto_batch_size
 
 if TYPE_CHECKING:
     from widedeep.training.trainer import Trainer
@@ -80,6 +81,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         self,
         features: Sequence[object] | None = None,
         *,
+        quality: Quality = "good",
         hidden_units: Sequence[int] = (128, 64),
         embedding_dim: int | Literal["auto"] = 8,
         dropout: float = 0.0,
@@ -99,6 +101,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
                 + install_hint("scikit-learn", "sklearn")
             )
         self.features = features
+        self.quality = quality
         self.hidden_units = hidden_units
         self.embedding_dim = embedding_dim
         self.dropout = dropout
@@ -130,22 +133,30 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             weights = _numbers("sample_weight", sample_weight, least=0.0)
             _check_length("sample_weight", weights, table)
             table = table.append_column(_WEIGHT, pa.array(weights))
-        self._check_fraction()
+        self._check_options()
         seed = self._seed()
         spec = self._infer(table, head).replace(weight=None if weights is None else _WEIGHT)
         self.candidates_: list[ScoredSetting] = []
         setting = Setting()
-        if self.early_stopping and self.epochs == "auto":
+        if self.early_stopping and self.epochs == "auto" and self.quality != "fast":
             setting = self._best_setting(spec, table, head, weights, seed)
         self.spec_ = self._with_setting(spec, setting)
-        self.trainer_ = self._train(self.spec_, table, head, setting, seed, self.verbose)
+        deep = None
+        if self.quality == "best":
+            of = {"name": "mlp", "hidden_units": self.hidden_units, "dropout": self.dropout}
+            deep = Ensemble(of=of, members=BEST_MEMBERS)
+        self.trainer_ = self._train(self.spec_, table, head, setting, seed, self.verbose, deep)
         self.model_ = self.trainer_.model
         self.schema_ = self.model_.schema
         self.n_iter_ = self.trainer_.position.epoch
         self.n_features_in_ = len(names)
         self.feature_names_in_ = np.array(names, dtype=object)
 
-    def _check_fraction(self) -> None:
+    def _check_options(self) -> None:
+        if self.quality not in get_args(Quality):
+            raise ConfigError(
+                f"got quality={show_value(self.quality)}, expected 'fast', 'good' or 'best'"
+            )
         fraction = self.validation_fraction
         if not isinstance(fraction, float) or not 0 < fraction <= 0.5:
             raise ConfigError(
@@ -223,6 +234,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
         setting: Setting,
         seed: int,
         progress: bool,
+        deep: Ensemble | None = None,
     ) -> Trainer:
         from widedeep.data.fit import fit_schema
         from widedeep.models.wide_deep import WideDeep
@@ -230,7 +242,8 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
 
         model = WideDeep(
             fit_schema(spec, table, seed=seed),
-            hidden_units=self.hidden_units,
+            hidden_units=() if deep else self.hidden_units,
+            deep=() if deep is None else deep,
             embedding_dim=self.embedding_dim,
             dropout=self.dropout,
             embedding_std=0.1,
@@ -289,6 +302,9 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
     Args:
         features: Features as for :class:`widedeep.FeatureSpec`; None: those that
             :func:`widedeep.infer_spec` finds, numbers standardised.
+        quality: How much time to spend: ``"fast"`` trains once, without choosing settings;
+            ``"good"``; ``"best"`` then trains an ensemble of four
+            (:class:`widedeep.models.Ensemble`), which is one model.
         hidden_units: Width of each hidden layer.
         embedding_dim: Width of embeddings, or ``"auto"``.
         dropout: Probability to drop a hidden unit.
@@ -367,6 +383,7 @@ class WideDeepRegressor(RegressorMixin, _WideDeepEstimator):  # type: ignore[mis
 
     Args:
         features: As for :class:`WideDeepClassifier`, also for the arguments that follow.
+        quality: How much time to spend: ``"fast"``, ``"good"`` or ``"best"``.
         hidden_units: Width of each hidden layer.
         embedding_dim: Width of embeddings, or ``"auto"``.
         dropout: Probability to drop a hidden unit.

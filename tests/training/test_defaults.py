@@ -13,6 +13,7 @@ import widedeep as wd
 from tests.ads import TOML, ads_table
 from tests.command_line import Run
 from widedeep.config import load_config
+from widedeep.errors import ConfigError
 from widedeep.training.config import RunConfig, TrainConfig
 from widedeep.training.defaults import (
     BEST_MEMBERS,
@@ -115,3 +116,17 @@ def test_an_unknown_quality_is_refused(run: Run, tmp_path: Path) -> None:
     assert refused.code == 2 and "best" in refused.err
     refused = run("train", tmp_path / "run.toml", "--set", "train.quality=perfect")
     assert refused.code == 2 and "expected 'fast' or 'good' or 'best'" in refused.err
+
+
+def test_an_estimator_at_its_best_is_an_ensemble() -> None:
+    pd, estimators = pytest.importorskip("pandas"), pytest.importorskip("widedeep.estimators")
+    X = pd.DataFrame({"job": ["a", "b", "a", "c"] * 32, "age": range(128)})
+    y = [int(job == "b") for job in X["job"]]
+    options = {"hidden_units": (4,), "embedding_dim": 2, "threads": 1}
+    best = estimators.WideDeepClassifier(quality="best", **options).fit(X, y)
+    assert list(best.model_.towers) == ["ensemble"] and best.candidates_
+    assert best.score(X, y) == 1.0
+    fast = estimators.WideDeepClassifier(quality="fast", **options).fit(X, y)
+    assert list(fast.model_.towers) == ["mlp"] and not fast.candidates_
+    with pytest.raises(ConfigError, match="quality='perfect', expected 'fast', 'good' or 'best'"):
+        estimators.WideDeepClassifier(quality="perfect").fit(X, y)
