@@ -24,7 +24,8 @@ from widedeep.metrics import find_metric
 from widedeep.models.wide_deep import WideDeep
 from widedeep.options import with_options
 from widedeep.schema import Schema
-from widedeep.training.config import RunConfig, TuneConfig, auto_batch_size
+from widedeep.training.config import RunConfig, TuneConfig
+from widedeep.training.defaults import auto_batch_size
 from widedeep.training.early_stopping import EarlyStopping, configured_stopping, loss_metric
 from widedeep.training.evaluation import metric_names
 from widedeep.training.trainer import Trainer
