@@ -246,6 +246,69 @@ void narrow_blocks(const float* in, int64_t in_stride, int64_t rows, const Packe
 
 #endif
 
+// The units [column, column + n) of R rows that lie one after the other.
+template <int R, int V>
+void dense_rows_panel(const float* in, int64_t in_stride, const PackedLayer& layer,
+                      const float* panel, int64_t column, int64_t n, float* out) {
+  Vec sums[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[r][v] = vec_zero();
+  }
+  for (int64_t k = 0; k < layer.inputs; ++k, panel += V * kLanes) {
+    Vec weights[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) weights[v] = vec_load(panel + v * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec input = vec_all(in[r * in_stride + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[r][v] = vec_multiply_add(input, weights[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) {
+    const Vec bias = vec_load(layer.bias + column + v * kLanes);
+    const int64_t left = n - v * kLanes;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      float* const at = out + r * layer.outputs + column + v * kLanes;
+      const Vec sum = vec_add(sums[r][v], bias);
+      const Vec unit = layer.relu ? vec_max(vec_zero(), sum) : sum;
+      if (left >= kLanes) {
+        vec_store(at, unit);
+      } else {
+        float units[kLanes];
+        vec_store(units, unit);
+        for (int64_t i = 0; i < left; ++i) at[i] = units[i];
+      }
+    }
+  }
+}
+
+using RowsPanelFunction = void (*)(const float*, int64_t, const PackedLayer&, const float*, int64_t,
+                                   int64_t, float*);
+
+template <int V, int R>
+RowsPanelFunction rows_function_of_rows(int64_t rows) {
+  if constexpr (R == 1) {
+    return &dense_rows_panel<1, V>;
+  } else {
+    return rows == R ? &dense_rows_panel<R, V> : rows_function_of_rows<V, R - 1>(rows);
+  }
+}
+
+template <int V>
+RowsPanelFunction rows_panel_function(int64_t vecs, int64_t rows) {
+  if constexpr (V == 1) {
+    return rows_function_of_rows<1, kBlockRows>(rows);
+  } else {
+    return vecs == V ? rows_function_of_rows<V, kBlockRows>(rows)
+                     : rows_panel_function<V - 1>(vecs, rows);
+  }
+}
+
 inline int64_t rows_of_block(int64_t rows, int64_t block) {
   const int64_t left = rows - block * kBlockRows;
   return left < kBlockRows ? left : kBlockRows;
@@ -260,6 +323,21 @@ int64_t panel_width() { return kPanel; }
 int64_t panel_step() { return kLanes; }
 
 int64_t live_words(int64_t inputs) { return inputs + 2 + kChunk; }
+
+void dense_rows(const float* in, int64_t in_stride, int64_t rows, const PackedLayer& layer,
+                float* out) {
+  const float* panel = layer.panels;
+  for (int64_t column = 0; column < layer.outputs; column += kPanel) {
+    const int64_t left = layer.outputs - column;
+    const int64_t vecs = left < kPanel ? (left + kLanes - 1) / kLanes : kPanelVecs;
+    for (int64_t block = 0; block * kBlockRows < rows; ++block) {
+      const auto function = rows_panel_function<kPanelVecs>(vecs, rows_of_block(rows, block));
+      function(in + block * kBlockRows * in_stride, in_stride, layer, panel, column,
+               left < kPanel ? left : kPanel, out + block * kBlockRows * layer.outputs);
+    }
+    panel += layer.inputs * kPanel;
+  }
+}
 
 void dense_blocks(const float* in, int64_t in_stride, int64_t rows, const PackedLayer& layer,
                   uint32_t* live, float* out, int64_t out_stride) {

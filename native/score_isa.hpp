@@ -89,11 +89,15 @@ struct GatherTile {
 };
 
 // wide_rows and gather_tile return the first bad cell, or kNoFault; they check before they read.
-// dense_blocks keeps in `live`, with live_words() for each block, which inputs count.
+// dense_blocks keeps in `live`, with live_words() for each block, which inputs count. dense_rows
+// takes rows of `in_stride` and gives rows of layer.outputs, with the same bits: for inputs that
+// are hardly ever zero, and layers without a split.
 WIDEDEEP_DECLARE_ISA(int64_t block_rows(); int64_t panel_width(); int64_t panel_step();
                      int64_t wide_rows(const WideRequest& request, int64_t begin, int64_t end);
                      int64_t gather_tile(const GatherTile& request, int64_t begin, int64_t end);
                      int64_t live_words(int64_t inputs);
+                     void dense_rows(const float* in, int64_t in_stride, int64_t rows,
+                                     const PackedLayer& layer, float* out);
                      void dense_blocks(const float* in, int64_t in_stride, int64_t rows,
                                        const PackedLayer& layer, uint32_t* live, float* out,
                                        int64_t out_stride))

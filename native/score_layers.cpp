@@ -157,6 +157,12 @@ void DenseLayer::run(float* in, float* out, std::int64_t stride, std::int64_t ro
   }
 }
 
+void DenseLayer::run_rows(const float* in, std::int64_t stride, std::int64_t rows,
+                          float* out) const {
+  WIDEDEEP_DISPATCH(dense_rows)(in, stride, rows, packed_, out);
+  activate(activation_, out, rows * packed_.outputs);
+}
+
 void rows_of_blocks(const float* blocks, std::int64_t stride, std::int64_t rows,
                     std::int64_t columns, float* out) {
   const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();

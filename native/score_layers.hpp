@@ -56,8 +56,13 @@ class DenseLayer {
   // Blocks of `stride` floats in and out, see score_isa.hpp. The input may be rounded in place.
   void run(float* in, float* out, std::int64_t stride, std::int64_t rows) const;
 
+  // Rows of `stride` floats in, one after the other out: for inputs that are hardly ever zero, and
+  // products of float32 without a split.
+  void run_rows(const float* in, std::int64_t stride, std::int64_t rows, float* out) const;
+
   std::int64_t outputs() const noexcept { return packed_.outputs; }
   std::int64_t inputs() const noexcept { return packed_.inputs; }
+  bool is_rectified() const noexcept { return packed_.relu; }
   // Columns that a block needs to take the output.
   std::int64_t tile_width() const noexcept { return tile_width_; }
 

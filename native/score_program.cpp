@@ -148,6 +148,16 @@ std::int64_t ScoreProgram::add_matmul(Side stage, const ProgramDims& dims, const
   return add({Kind::matmul, stage, 0, {left, right}, dims}, all / k);
 }
 
+bool ScoreProgram::is_rectified(std::int64_t value) const {
+  const auto source = std::find_if(operations_.begin(), operations_.end(),
+                                   [&](const Operation& o) { return o.out == value; });
+  if (source == operations_.end()) return false;
+  if (source->kind == Kind::linear) return source->layer->is_rectified();
+  return source->kind == Kind::map &&
+         (source->function == MapFunction::relu || source->function == MapFunction::add_relu ||
+          source->function == MapFunction::add3_relu);
+}
+
 std::int64_t ScoreProgram::add_linear(Side stage, std::int64_t input, const LayerWeights& weights,
                                       Activation activation) {
   check_read(stage, input);
@@ -159,9 +169,12 @@ std::int64_t ScoreProgram::add_linear(Side stage, std::int64_t input, const Laye
   Operation operation{Kind::linear, stage, 0, {{input, 0, {}}}};
   operation.lines = size / weights.inputs;
   operation.layer = std::make_unique<DenseLayer>(weights, 0, activation);
-  layer_width_ =
-      std::max({layer_width_, round_up(weights.inputs, kChunk), operation.layer->tile_width()});
-  most_lines_ = std::max(most_lines_, operation.lines);
+  operation.rectified = is_rectified(input);
+  if (operation.rectified) {
+    layer_width_ =
+        std::max({layer_width_, round_up(weights.inputs, kChunk), operation.layer->tile_width()});
+    most_lines_ = std::max(most_lines_, operation.lines);
+  }
   if (stage == Side::pair) pair_cost_ += size * weights.outputs;
   const std::int64_t lines = operation.lines;
   return add(std::move(operation), lines * weights.outputs);
@@ -254,10 +267,25 @@ RowView ScoreProgram::row_view(const Tile& tile, const ProgramView& view) const 
   return out;
 }
 
+void ScoreProgram::run_lines(const Operation& operation, const ProgramRows& from, std::int64_t rows,
+                             float* out) const {
+  const DenseLayer& layer = *operation.layer;
+  if (operation.lines == 1) return layer.run_rows(from.data, from.stride, rows, out);
+  if (from.stride == operation.lines * layer.inputs()) {
+    return layer.run_rows(from.data, layer.inputs(), rows * operation.lines, out);
+  }
+  for (std::int64_t row = 0; row < rows; ++row) {
+    layer.run_rows(from.data + row * from.stride, layer.inputs(), operation.lines,
+                   out + row * operation.lines * layer.outputs());
+  }
+}
+
 void ScoreProgram::run_linear(const Operation& operation, Tile& tile) const {
   const DenseLayer& layer = *operation.layer;
   const ProgramRows from = tile.values[as_size(operation.inputs.front().value)];
   const std::int64_t lines = tile.rows * operation.lines;
+  float* const to_rows = const_cast<float*>(tile.values[as_size(operation.out)].data);
+  if (!operation.rectified) return run_lines(operation, from, tile.rows, to_rows);
   const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
   const std::int64_t blocks = round_up(lines, block_rows) / block_rows;
   const std::int64_t width = std::max(round_up(layer.inputs(), kChunk), layer.tile_width());
@@ -277,8 +305,7 @@ void ScoreProgram::run_linear(const Operation& operation, Tile& tile) const {
     std::fill(to + left, to + kChunk, 0.0f);
   }
   layer.run(in, out, stride, lines);
-  rows_of_blocks(out, stride, lines, layer.outputs(),
-                 const_cast<float*>(tile.values[as_size(operation.out)].data));
+  rows_of_blocks(out, stride, lines, layer.outputs(), to_rows);
 }
 
 void ScoreProgram::run_gather(const Operation& operation, Tile& tile) const {

@@ -108,6 +108,7 @@ class ScoreProgram {
     std::vector<ProgramSegment> segments{};
     std::unique_ptr<DenseLayer> layer{};
     std::int64_t lines = 1;
+    bool rectified = false;  // the input of a linear operation, so that many numbers are zero
     std::int64_t count = 0;
   };
 
@@ -115,12 +116,15 @@ class ScoreProgram {
 
   std::int64_t add_value(Side stage, std::int64_t size);
   std::int64_t add(Operation&& operation, std::int64_t size);
+  bool is_rectified(std::int64_t value) const;
   void check_view(Side stage, const ProgramDims& dims, int n_dims, const ProgramView& view) const;
   void check_read(Side stage, std::int64_t value) const;
   void plan_records();
   void plan_arena();
   RowView row_view(const Tile& tile, const ProgramView& view) const;
   void run_operation(const Operation& operation, Tile& tile) const;
+  void run_lines(const Operation& operation, const ProgramRows& from, std::int64_t rows,
+                 float* out) const;
   void run_linear(const Operation& operation, Tile& tile) const;
   void run_gather(const Operation& operation, Tile& tile) const;
   void run_stage(Side stage, Tile& tile) const;

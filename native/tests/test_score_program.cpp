@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -9,11 +10,16 @@
 namespace {
 
 using widedeep::Activation;
+using widedeep::AlignedFloats;
+using widedeep::DenseLayer;
+using widedeep::kChunk;
 using widedeep::LayerWeights;
 using widedeep::MapFunction;
 using widedeep::ProgramRows;
 using widedeep::ProgramView;
 using widedeep::Reduction;
+using widedeep::round_up;
+using widedeep::rows_of_blocks;
 using widedeep::ScoreProgram;
 using widedeep::Side;
 
@@ -118,4 +124,37 @@ TEST(a_program_refuses_what_lies_outside_of_its_values) {
   CHECK(is_refused(program, 3, 0));  // not there yet
   CHECK(is_refused(program, 1, 5));
   CHECK(!is_refused(program, 1, 4));
+}
+
+TEST(a_layer_over_plain_rows_has_the_bits_of_one_over_blocks) {
+  for (const std::int64_t outputs : {1, 5, 16, 36, 129}) {
+    const std::int64_t inputs = outputs + 3;
+    const std::vector<float> weight = numbers(static_cast<std::size_t>(inputs * outputs));
+    const DenseLayer layer({weight.data(), inputs, weight.data(), outputs, inputs}, 0,
+                           Activation::relu);
+    const std::int64_t block_rows = WIDEDEEP_DISPATCH(block_rows)();
+    const std::int64_t width = std::max(round_up(inputs, kChunk), layer.tile_width());
+    for (std::int64_t rows = 1; rows <= 2 * block_rows + 1; ++rows) {
+      const std::int64_t row_stride = inputs + 2;
+      std::vector<float> plain = numbers(static_cast<std::size_t>(rows * row_stride));
+      plain[0] = 0.0f;
+      const std::int64_t stride = block_rows * width;
+      AlignedFloats blocks, sums;
+      blocks.reserve(round_up(rows, block_rows) / block_rows * stride);
+      sums.reserve(round_up(rows, block_rows) / block_rows * stride);
+      for (std::int64_t row = 0; row < rows; ++row) {
+        float* const block = blocks.data() + row / block_rows * stride;
+        for (std::int64_t k = 0; k < inputs; ++k) {
+          block[k / kChunk * block_rows * kChunk + row % block_rows * kChunk + k % kChunk] =
+              plain[static_cast<std::size_t>(row * row_stride + k)];
+        }
+      }
+      layer.run(blocks.data(), sums.data(), stride, rows);
+      std::vector<float> expected(static_cast<std::size_t>(rows * outputs));
+      rows_of_blocks(sums.data(), stride, rows, outputs, expected.data());
+      std::vector<float> actual(expected.size());
+      layer.run_rows(plain.data(), row_stride, rows, actual.data());
+      CHECK(std::memcmp(actual.data(), expected.data(), actual.size() * sizeof(float)) == 0);
+    }
+  }
 }
