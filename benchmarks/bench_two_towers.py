@@ -1,6 +1,6 @@
 """Retrieval in the simulated app store: how many of a user's truly best apps the candidates hold.
 
-    python benchmarks/quality_retrieval.py [--seeds 1 2 3] [--requests 200] [--folder DIR] [--write]
+    python benchmarks/bench_two_towers.py [--seeds 1 2 3] [--requests 200] [--folder DIR] [--write]
 
 A store lives for 14 days by popularity. Its logs are joined and a ranker is trained on them, alone
 and with two towers beside it. Then each user of the next requests gets 200 candidates, what he has
@@ -184,7 +184,7 @@ def table(results: list[tuple[dict[str, float], dict[str, float]]], apps: int) -
     """Return the results as Markdown."""
     lines = [
         "## Learned retrieval\n",
-        f"`benchmarks/quality_retrieval.py` on {machine()}; {len(results)} simulated stores of "
+        f"`benchmarks/bench_two_towers.py` on {machine()}; {len(results)} simulated stores of "
         f"about {apps} apps, logged for {DAYS} days under popularity; of {CANDIDATES} candidates, "
         f"how many are among the user's {BEST} truly best apps (means and 95 % intervals over "
         "stores; ratios are paired), and the test AUC of the bundle's ranking.\n",
