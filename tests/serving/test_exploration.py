@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -240,3 +241,29 @@ def test_a_model_that_reads_a_column_of_the_log_is_refused(folder: Path) -> None
     bundle = trainer.export(folder / "policy")
     with pytest.raises(ConfigError, match="reads a column 'policy', which the log"):
         wd.Ranker(bundle, item_id="app", exploration=Exploration())
+
+
+def test_train_and_export_keep_a_posterior_by_the_command_line(run: Run, tmp_path: Path) -> None:
+    rows = [{"app": APPS[n % 5], "y": n % 7 // 6, "price": n / 9} for n in range(400)]
+    data = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    text = f'[data]\ntrain = "{data}"\nlabel = "y"\n[features]\ncategorical = ["app"]\n'
+    text += 'item = ["app"]\n[model]\nhidden_units = [4]\n[train]\nposterior = true\n'
+    toml = tmp_path / "apps.toml"
+    toml.write_text(text)
+    assert run("train", toml, "--out", tmp_path / "run").code == 0
+    trained = wd.Bundle.load(tmp_path / "run" / "bundle")
+    words = ("export", tmp_path / "run", "-o", tmp_path / "other", "--posterior", data, "--json")
+    ran = run(*words)
+    assert ran.code == 0, ran.err
+    other = wd.Bundle.load(tmp_path / "other")
+    for name, values in trained.posterior.items():
+        np.testing.assert_array_equal(values, other.posterior[name])
+    explored = wd.Ranker(other, item_id="app", exploration=Exploration(policy="linucb"))
+    ranking = explored.rank({}, candidates={"app": APPS}, request_id="one")
+    assert ranking.policy == "linucb"
+    # A head without a posterior is told of before training begins.
+    other_label = ("--set", "data.label=price", "--set", "model.head=regression")
+    ran = run("train", toml, *other_label, "--out", tmp_path / "price")
+    assert ran.code == 2 and "as the head that is ranked by" in ran.err
+    assert not (tmp_path / "price" / "checkpoints").exists()

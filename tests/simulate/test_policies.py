@@ -27,6 +27,7 @@ from widedeep.join import (
     load_join_config,
     run_join,
 )
+from widedeep.serving.exploration import Exploration
 from widedeep.simulate import (
     AppStore,
     Explore,
@@ -154,6 +155,22 @@ def test_logs_by_the_clock_are_joined_though_no_window_has_closed(tmp_path: Path
     assert sum(result.rows.values()) == found.impressions
     simulate_store(tmp_path / "own", Random(), config=CONFIG, days=1)
     assert load_join_config(tmp_path / "own" / "join.toml").open_windows == "drop"
+
+
+def test_a_model_that_explores_logs_propensities(bundle: Path) -> None:
+    policy = Model(bundle, exploration=Exploration(epsilon=0.4))
+    traffic = AppStore(CONFIG).run(policy, 1)
+    plain = AppStore(CONFIG).run(Model(bundle), 1)
+    propensity = traffic.impressions["propensity"].to_numpy()
+    best = 0.4 / CONFIG.candidates + 0.6
+    assert set(propensity.round(12)) == {0.4 / CONFIG.candidates, round(best, 12)}
+    # Where a list is the model's own, so are its propensities; first day, same requests.
+    same = np.array(traffic.impressions["item_id"]) == np.array(plain.impressions["item_id"])
+    np.testing.assert_array_equal(propensity > 0.5, same)
+    assert 0.5 < same.mean() < 0.7
+    assert plain.impressions["propensity"].null_count == plain.impressions.num_rows
+    drawn = AppStore(CONFIG).run(Random(), 1).impressions["propensity"].to_numpy()
+    assert set(drawn) == {1 / CONFIG.candidates}
 
 
 def test_exploration_draws_a_share_of_the_requests_and_says_so() -> None:
