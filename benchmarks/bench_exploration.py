@@ -17,7 +17,6 @@ seeds 1 to 5; choices were made on seed 0.
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 import time
 import tomllib
@@ -125,26 +124,33 @@ def regret(
 
 def report(regrets: dict[str, list[list[float]]]) -> str:
     """Return the outcome as Markdown: regrets of each policy by seed and day."""
-    greedy = [fmean(days) for days in regrets[GREEDY]]
     lines = [
-        "| policy | regret per request | of greedy's | by store | 95 % interval | last week |",
-        "|---|---|---|---|---|---|",
+        "| policy | regret per request | of greedy's | by store | 95 % interval "
+        "| of greedy's, last week | 95 % interval |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, stores in regrets.items():
-        own = [fmean(days) for days in stores]
-        ratios = [a / b for a, b in zip(own, greedy, strict=True)]
-        half = interval(ratios) if len(ratios) > 1 and name != GREEDY else math.nan
-        mean = fmean(ratios)
-        last = fmean(
-            fmean(days[-7:]) / fmean(base[-7:])
-            for days, base in zip(stores, regrets[GREEDY], strict=True)
-        )
-        by_store = " ".join(f"{ratio:.3f}" for ratio in ratios)
-        told = "" if name == GREEDY else f"{mean - half:.3f} to {mean + half:.3f}"
+        whole, last = (_ratios(stores, regrets[GREEDY], days) for days in (0, -7))
+        by_store = " ".join(f"{ratio:.3f}" for ratio in whole)
+        mean = fmean(fmean(days) for days in stores)
         lines.append(
-            f"| {name} | {fmean(own):.4f} | {mean:.3f} | {by_store} | {told} | {last:.3f} |"
+            f"| {name} | {mean:.4f} | {fmean(whole):.3f} | {by_store} | {_spread(name, whole)} "
+            f"| {fmean(last):.3f} | {_spread(name, last)} |"
         )
     return "\n".join(lines)
+
+
+def _ratios(stores: list[list[float]], greedy: list[list[float]], first: int) -> list[float]:
+    """Return each store's regret of greedy's, from a day on."""
+    pairs = zip(stores, greedy, strict=True)
+    return [fmean(own[first:]) / fmean(base[first:]) for own, base in pairs]
+
+
+def _spread(name: str, ratios: list[float]) -> str:
+    if name == GREEDY or len(ratios) < 2:
+        return ""
+    half = interval(ratios)
+    return f"{fmean(ratios) - half:.3f} to {fmean(ratios) + half:.3f}"
 
 
 def main() -> None:
