@@ -8,7 +8,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import widedeep as wd
 from tests.ads import history_table
@@ -254,23 +256,57 @@ def test_versions_canaries_and_catalogues_reach_the_front(tmp_path: Path) -> Non
     assert {row["request_id"] for row in rows} >= set(trial)
 
 
-def test_counts_are_ranked_by_what_is_expected(tmp_path: Path) -> None:
-    """A head with a link of its own: e to the logit, natively and from Python."""
-    count = BundleHead(name="", kind="regression", start=0, stop=1, own_link="exp")
-    bundle = publish(tmp_path / "counts", "1", seed=3, heads=(count,))
+def sigmoid(logits_B: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1 / (1 + np.exp(-logits_B))
+
+
+def lognormal_mean(logits_BC: NDArray[np.float64]) -> NDArray[np.float64]:
+    amount_B = np.exp(logits_BC[:, 1] + 0.5 * np.logaddexp(0, logits_BC[:, 2]) ** 2)
+    return sigmoid(logits_BC[:, 0]) * amount_B
+
+
+COUNT = BundleHead(name="", kind="regression", start=0, stop=1, own_link="exp")
+AMOUNT = BundleHead(name="", kind="regression", start=0, stop=3, own_link="ziln")
+BUY = BundleHead(name="buy", kind="binary", start=0, stop=1, through=1)
+CLICK = BundleHead(name="click", kind="binary", start=1, stop=2)
+FIRST, SECOND = replace(CLICK, start=0, stop=1), replace(BUY, start=1, stop=2, through=None)
+
+
+@pytest.mark.parametrize(
+    ("heads", "formula", "expected_of"),
+    [
+        pytest.param((COUNT,), None, lambda x_BC: np.exp(x_BC[:, 0]), id="count"),
+        pytest.param((AMOUNT,), None, lognormal_mean, id="amount"),
+        pytest.param((BUY, CLICK), None, lambda x_BC: sigmoid(x_BC).prod(axis=1), id="through"),
+        pytest.param(
+            (FIRST, SECOND),
+            "click * buy * price",
+            lambda x_BC: sigmoid(x_BC).prod(axis=1) * np.arange(len(x_BC)),
+            id="formula",
+        ),
+    ],
+)
+def test_heads_are_ranked_by_what_they_mean(
+    tmp_path: Path,
+    heads: tuple[BundleHead, ...],
+    formula: str | None,
+    expected_of: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> None:
+    """Links of their own, a probability through another head's, and a product of heads."""
+    bundle = publish(tmp_path / "heads", "1", seed=3, heads=heads)
     write_items(tmp_path / "items.parquet")
-    words = (tmp_path / "counts", "--items", tmp_path / "items.parquet", "--item-id", "app")
-    with running(*words) as server:
+    words = [tmp_path / "heads", "--items", tmp_path / "items.parquet", "--item-id", "app"]
+    with running(*words, *([] if formula is None else ["--rank-by", formula])) as server:
         server.wait_ready()
-        native = server.call("POST", "/v1/rank", ASK).json
+        plain = server.call("POST", "/v1/rank", ASK).json
         explained = server.call("POST", "/v1/rank", ASK | {"explain": True}).json
-    logits = bundle.logits(bundle.encode(whole_rows(ITEMS)))[:, 0]
-    expected = np.exp(logits.astype(float))
-    order = np.argsort(-expected)
-    assert native["items"] == explained["items"] == [ITEMS[at] for at in order]
-    assert native["scores"] == explained["scores"]
-    assert native["scores"] == pytest.approx(expected[order], rel=1e-6)
-    assert expected.min() > 1  # no probabilities
+    logits_BC = bundle.logits(bundle.encode(whole_rows(ITEMS))).astype(np.float64)
+    expected = expected_of(logits_BC)
+    order = np.argsort(-expected, kind="stable")
+    assert plain["items"] == explained["items"] == [ITEMS[at] for at in order]
+    assert plain["scores"] == explained["scores"]
+    assert plain["scores"] == pytest.approx(expected[order], rel=1e-6)
+    assert len(set(plain["scores"])) == len(ITEMS)
 
 
 def versions(server: Running, names: list[str]) -> set[str]:
