@@ -7,7 +7,7 @@ propensity. From that log alone the new model's installs per request are estimat
 evaluate`` does. A copy of the store lives the same days under the new model: what it was to bring
 by the true probabilities is the live result.
 
-    python benchmarks/bench_off_policy.py [--seeds 20] [--epsilon 0.3] [--write]
+    python benchmarks/bench_off_policy.py [--seeds 20] [--epsilon 0.5] [--write]
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -31,46 +30,65 @@ from widedeep.evaluation.compare import score_both
 from widedeep.evaluation.logged_rankings import LogColumns
 from widedeep.evaluation.off_policy import ESTIMATORS, policy_values
 from widedeep.serving.exploration import Exploration
-from widedeep.simulate import AppStore, Explore, Model, Policy, Popularity, StoreConfig
+from widedeep.simulate import AppStore, Explore, Popularity, StoreConfig
 from widedeep.simulate.declaration import APP_STORE_TOML
 from widedeep.simulate.policies import Ranked
 from widedeep.simulate.requests import Requests
 from widedeep.simulate.traffic import Traffic
 
-USERS, REQUESTS = 8000, 2000
-CANDIDATES, SHOWN = 20, 5
-TRAINING_DAYS = 5
+USERS, REQUESTS = 8000, 2000  # one round a day: no user sends two requests
+CANDIDATES, SHOWN = 10, 5
+TRAINING_DAYS = 4
 
 
-class LogCandidates:
-    """Ranks by a policy, and keeps every candidate of its requests as a row of a log."""
+class Scores:
+    """Ranks by a bundle, as a ranker does, a round of requests at once.
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.name = policy, policy.name
-        self.tables: list[pa.Table] = []
+    Args:
+        bundle: The model.
+        exploration: How it explores; None: best first.
+
+    Attributes:
+        log: The candidates of the last round, a row each, with place and propensity.
+    """
+
+    name = "model"
+
+    def __init__(self, bundle: wd.Bundle, exploration: Exploration | None = None) -> None:
+        self._bundle, self._exploration = bundle, exploration
+        self.log: pa.Table | None = None
 
     def rank(self, requests: Requests) -> Ranked:
-        """Rank by the policy."""
-        ranked = self.policy.rank(requests)
-        assert ranked.propensity_RS is not None
-        n, count = requests.app_RC.shape
+        """Rank the requests."""
+        rows, (n, count) = candidates(requests), requests.app_RC.shape
+        score_RC = np.asarray(self._bundle.score(rows)).reshape(n, count)
+        order_RS = np.argsort(-score_RC, axis=1, kind="stable")[:, : requests.shown]
+        names = np.full(n, self.name, object)
+        if self._exploration is None:
+            return Ranked(order_RS=order_RS, policy_R=names, arm_R=names)
         position_RC = np.zeros((n, count), np.int64)
         propensity_RC = np.zeros((n, count))
-        places = np.broadcast_to(np.arange(1, requests.shown + 1), ranked.order_RS.shape)
-        np.put_along_axis(position_RC, ranked.order_RS, places, axis=1)
-        np.put_along_axis(propensity_RC, ranked.order_RS, ranked.propensity_RS, axis=1)
+        for row, (scores_B, name) in enumerate(zip(score_RC, requests.ids, strict=True)):
+            drawn = self._exploration.draw(scores_B, requests.shown, name)
+            order_RS[row], propensity_RC[row, drawn[0]] = drawn
+            position_RC[row, drawn[0]] = np.arange(1, requests.shown + 1)
         hidden = position_RC.ravel() == 0
-        of_request = pa.array(np.repeat(np.arange(n), count))
-        of_app = pa.array(requests.app_RC.ravel())
-        columns: dict[str, Any] = {"request_id": pa.array(requests.ids).take(of_request)}
-        for name, values in requests.columns.items():
-            columns[name] = _plain(values.take(of_request))
-        for name in requests.catalogue.column_names:
-            columns[name] = requests.catalogue[name].combine_chunks().take(of_app)
-        columns["position"] = pa.array(position_RC.ravel(), mask=hidden)
-        columns["propensity"] = pa.array(propensity_RC.ravel(), mask=hidden)
-        self.tables.append(pa.table(columns))
-        return ranked
+        rows = rows.append_column("position", pa.array(position_RC.ravel(), mask=hidden))
+        self.log = rows.append_column("propensity", pa.array(propensity_RC.ravel(), mask=hidden))
+        return Ranked(order_RS=order_RS, policy_R=names, arm_R=names)
+
+
+def candidates(requests: Requests) -> pa.Table:
+    """Return a row per candidate, with the columns of the request and of the app."""
+    n, count = requests.app_RC.shape
+    of_request = pa.array(np.repeat(np.arange(n), count))
+    of_app = pa.array(requests.app_RC.ravel())
+    columns: dict[str, Any] = {"request_id": pa.array(requests.ids).take(of_request)}
+    for name, values in requests.columns.items():
+        columns[name] = _plain(values.take(of_request))
+    for name in requests.catalogue.column_names:
+        columns[name] = requests.catalogue[name].combine_chunks().take(of_app)
+    return pa.table(columns)
 
 
 def _plain(values: pa.Array) -> pa.Array:
@@ -125,9 +143,14 @@ def one_store(seed: int, epsilon: float, days: int, folder: Path) -> dict[str, A
     log = pa.concat_tables(logs)
     old = train(log, folder / "old", seed, old=True)
     new = train(log, folder / "new", seed, old=False)
-    live = store.copy().run(Model(new), days).requests
-    explores = LogCandidates(Model(old, exploration=Exploration(epsilon=epsilon, seed=seed)))
-    whole = pa.concat_tables(_labelled_days(store, explores, days))
+    live = store.copy().run(Scores(new), days).requests
+    explores = Scores(old, Exploration(epsilon=epsilon, seed=seed))
+    logged = [
+        labelled(explores.log, day, "app")
+        for day in store.days(explores, days)
+        if explores.log is not None
+    ]
+    whole = pa.concat_tables(logged)
     columns = LogColumns.find(whole, new)
     assert columns is not None
     rows = score_both(new, old, whole, slices=(), log=columns)
@@ -138,12 +161,6 @@ def one_store(seed: int, epsilon: float, days: int, folder: Path) -> dict[str, A
         "logged": values["logged"]["value"],
         **values["models"]["candidate"],
     }
-
-
-def _labelled_days(store: AppStore, policy: LogCandidates, days: int) -> Iterator[pa.Table]:
-    for day in store.days(policy, days):
-        assert len(policy.tables) == 1  # one round: no user sends two requests
-        yield labelled(policy.tables.pop(), day, "app")
 
 
 def report(runs: list[dict[str, Any]], epsilon: float, days: int) -> str:
@@ -186,7 +203,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--days", type=int, default=4)
-    parser.add_argument("--epsilon", type=float, default=0.3)
+    parser.add_argument("--epsilon", type=float, default=0.5)
     parser.add_argument("--write", action="store_true", help="into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

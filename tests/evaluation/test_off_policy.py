@@ -183,6 +183,11 @@ def test_evaluate_tells_what_a_models_rankings_would_earn(models: Path, run: Run
     printed = run("evaluate", models / "good", models / "log.parquet").out
     assert "doubly robust" in printed
     assert "3,000 requests with propensities" in printed
+    page = models / "report.html"
+    report = run("report", models / "good", "--data", models / "log.parquet", "-o", page, "--json")
+    dr = json.loads(report.out)["policy"][""]["models"]["candidate"]["dr"]
+    assert dr["value"] == pytest.approx(estimate["dr"]["value"])
+    assert "Rankings not shown" in page.read_text()
     wrong = run("evaluate", models / "good", models / "log.parquet", "--propensity", "chance")
     assert wrong.code == 2
     assert "no column 'chance'" in wrong.err
