@@ -283,6 +283,43 @@ def test_a_regressions_loss_is_a_squared_error_everywhere(tmp_path: Path) -> Non
     assert undefined_figures(value)
 
 
+def test_counts_are_judged_by_their_deviance(tmp_path: Path) -> None:
+    def counts(seed: int, *, turned: bool = False) -> pa.Table:
+        table = market(3000, seed)
+        rate = np.minimum(table["price"].to_numpy(), 20.0) / 4
+        rate = 2 * rate.mean() - np.minimum(rate, 2 * rate.mean()) if turned else rate
+        drawn = np.random.default_rng(seed).poisson(rate).astype(np.float64)
+        return table.append_column("y", pa.array(drawn))
+
+    spec = wd.FeatureSpec(label="y", features=[*wd.numeric("price"), *wd.categorical("country")])
+    bundles = []
+    for turned in (False, True):
+        table = counts(3, turned=turned)
+        model = wd.WideDeep(wd.fit_schema(spec, table), hidden_units=[8], head="poisson")
+        trainer = wd.Trainer(model, progress=False, deep=wd.Adagrad(lr=0.1), threads=1)
+        trainer.fit(table, epochs=4)
+        bundles.append(trainer.export(tmp_path / str(turned)))
+        if not turned:
+            expected = trainer.evaluate(counts(4))["poisson_deviance"]
+    good, bad = bundles
+    verdict = validate(bad.path, good.path, counts(4), config=CONFIG)
+    (entry,) = verdict.to_json()["quality"].values()
+    assert entry["serving"]["poisson_deviance"] == pytest.approx(expected, rel=1e-6)
+    labels = counts(4)["y"].to_numpy()
+    y = np.where(labels > 0, labels, 1.0)
+    level = 2 * np.mean(labels * np.log(y / labels.mean()) - labels + labels.mean())
+    ratio = entry["serving"]["poisson_deviance"] / entry["serving"]["normalized_loss"]
+    assert ratio == pytest.approx(level, rel=1e-9)
+    assert "squared_error" not in str(verdict.to_json()["quality"])
+    assert any(
+        "Poisson deviance" in reason and "above the serving" in reason for reason in verdict.reasons
+    )
+    assert any("poisson_deviance" in one["candidate"] for one in verdict.slices)
+    assert verdict_page(verdict.to_json()).count("Poisson deviance") >= 2
+    same = validate(good.path, good.path, counts(4), config=CONFIG)
+    assert not [reason for reason in same.reasons if "deviance" in reason]
+
+
 def test_a_regression_of_both_signs(tmp_path: Path) -> None:
     """Predicted / observed means nothing there: it is said, and the rest decides."""
     table = market(3000, 3)

@@ -13,6 +13,7 @@ from widedeep.cli.output import count, number, print_json, print_next, print_tab
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, add_set, threads, typed_options
 from widedeep.cli.runs import bundle_path_of, labelled_rows, run_of, served_bundle
 from widedeep.errors import BundleError
+from widedeep.evaluation.statistics import LOSSES
 from widedeep.gate import Verdict, load_gate_config, validate, verdict_path
 from widedeep.gate.verdict_page import policy_rows
 from widedeep.publish import bundle_in_service
@@ -128,7 +129,7 @@ def _against(named: str | None) -> Iterator[Path | None]:
 
 
 def _print_verdict(verdict: Verdict, file: Path, page: Path) -> None:
-    names = ("log_loss", "squared_error", "auc", "gauc", "calibration")
+    names = (*LOSSES, "auc", "gauc", "calibration")
     for head, entry in verdict.quality.items():
         rows = []
         for name in names:

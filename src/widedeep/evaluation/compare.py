@@ -32,6 +32,7 @@ from widedeep.evaluation.slices import (
     encode_column,
     slice_column,
 )
+from widedeep.metrics.regression import poisson_deviances
 
 Floats = NDArray[np.float64]
 ByHead: TypeAlias = Mapping[str, Floats]
@@ -64,10 +65,21 @@ class HeadScores:
     # Losses of each row by model, and of the best ``"constant"``, where the scores do not say them
     row_losses: Mapping[str, Floats] = field(default_factory=dict)
 
+    @property
+    def is_amount(self) -> bool:
+        """Whether it is a count or an amount, and all labels and scores are at least 0."""
+        columns = (self.labels_B, self.candidate_B, self.serving_B)
+        rows_B = self.weight_B > 0
+        return self.head.label_kind == "amount" and not any(
+            column is not None and bool((column[rows_B] < 0).any()) for column in columns
+        )
+
     def losses(self, model: str, scores_B: Floats) -> Floats:
-        """Return each row's loss: log loss, or the squared error of a regression."""
+        """Return each row's loss: log loss, squared error, or of an amount Poisson deviance."""
         if self.row_losses:
             return self.row_losses[model]
+        if self.is_amount:
+            return poisson_deviances(scores_B, self.labels_B)
         if self.head.kind == "regression":
             return (scores_B - self.labels_B) ** 2
         p = np.clip(scores_B, _SMALLEST_PROBABILITY, 1.0 - _SMALLEST_PROBABILITY)

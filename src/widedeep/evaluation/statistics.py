@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from widedeep.evaluation.compare import ComparedRows, HeadScores
+from widedeep.metrics.regression import poisson_deviances
 
 Floats = NDArray[np.float64]
 
 MAX_CLUSTERS = 2000
 """Units are put into at most this many clusters, which are resampled whole: the time of a resample
 does not depend on the number of rows."""
-LOSSES = ("log_loss", "squared_error")
-"""Mean loss of a head; the squared error of a regression."""
+LOSSES = ("log_loss", "squared_error", "poisson_deviance")
+"""Mean loss of a head; the squared error of a regression, the deviance of counts and amounts."""
 
 _MIN_DEFINED = 0.9  # fraction of the resamples
 _CALIBRATION_BINS = 10
@@ -218,6 +219,9 @@ class BootstrapComparison:
             logs = np.log(np.where(fractions > 0, fractions, 1.0))
             return np.asarray(-(fractions * logs).sum(axis=1))
         mean = np.bincount(codes_B, weight_B * labels_B, codes) / weights
+        if head.is_amount:
+            deviance_B = weight_B * poisson_deviances(mean[codes_B], labels_B)
+            return np.asarray(np.bincount(codes_B, deviance_B, codes) / weights)
         if head.head.kind == "regression":
             squared_B = weight_B * (labels_B - mean[codes_B]) ** 2
             return np.asarray(np.bincount(codes_B, squared_B, codes) / weights)
@@ -297,6 +301,8 @@ def model_scores(head: HeadScores) -> dict[str, Floats]:
 
 def loss_measure(head: HeadScores) -> str:
     """Return the name of a head's mean loss."""
+    if head.is_amount:
+        return "poisson_deviance"
     return "squared_error" if head.head.kind == "regression" else "log_loss"
 
 

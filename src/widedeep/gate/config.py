@@ -50,7 +50,8 @@ class GateConfig:
         min_positives: With a smaller sum of labels it does not pass; nor of ``1 - label``.
         min_slice_rows: Slices with fewer rows do not decide.
         min_slice_positives: Slices with a smaller sum of labels do not decide.
-        max_log_loss_rise: Largest rise of the mean loss, relative to the serving model.
+        max_log_loss_rise: Largest rise of the mean loss, relative to the serving model: log loss,
+            squared error, or the Poisson deviance of counts and amounts.
         max_auc_drop: Largest drop of the AUC.
         max_gauc_drop: Largest drop of the mean AUC within groups.
         max_calibration_rise: Largest rise of |log(predicted / observed)|.

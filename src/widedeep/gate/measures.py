@@ -29,6 +29,11 @@ MEASURES = {
         slice_limit="max_slice_log_loss_rise",
         overall_values=("normalized_loss",),
     ),
+    "poisson_deviance": Measure(
+        limit="max_log_loss_rise",
+        slice_limit="max_slice_log_loss_rise",
+        overall_values=("normalized_loss",),
+    ),
     "auc": Measure(limit="max_auc_drop", slice_limit="max_slice_auc_drop"),
     "gauc": Measure(limit="max_gauc_drop"),
     "calibration": Measure(

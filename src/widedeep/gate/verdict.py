@@ -15,6 +15,7 @@ from widedeep.bundle import Bundle
 from widedeep.bundle.manifest import MANIFEST, read_manifest
 from widedeep.bundle.plain_json import plain
 from widedeep.errors import BundleError
+from widedeep.evaluation.statistics import LOSSES
 from widedeep.files import file_sha256, write_text_whole
 from widedeep.gate.measures import MEASURES
 from widedeep.gate.verdict_page import verdict_page
@@ -230,7 +231,7 @@ def _undefined_measures(
 ) -> list[str]:
     models = {"candidate": "the candidate", **({"serving": "the serving model"} if against else {})}
     candidate = entry.get("candidate", {})
-    loss = "squared_error" if "squared_error" in candidate else "log_loss"
+    loss = next((name for name in LOSSES if name in candidate), "log_loss")
     wrong = []
     for name, measure in MEASURES.items():
         options = [measure.slice_limit] if slices else [measure.limit, measure.absolute_limit]

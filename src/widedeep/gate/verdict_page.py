@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from widedeep.evaluation.off_policy import ESTIMATORS
+from widedeep.evaluation.statistics import LOSSES
 from widedeep.gate.measures import measure_title
 from widedeep.page import line_chart, note, render, table, tiles
 
 _TITLES = {"normalized_loss": "loss / that of a constant"}
-_OVERALL = ("log_loss", "squared_error", "normalized_loss", "calibration", "auc", "gauc")
-_BY_SLICE = ("auc", "log_loss", "squared_error", "calibration")
+_OVERALL = (*LOSSES, "normalized_loss", "calibration", "auc", "gauc")
+_BY_SLICE = ("auc", *LOSSES, "calibration")
 
 
 def verdict_page(verdict: Mapping[str, Any]) -> str:
@@ -67,7 +68,7 @@ def metrics_table(entry: Mapping[str, Any]) -> str:
 
 
 def _change(name: str, change: Mapping[str, float]) -> str:
-    percent = name in ("log_loss", "squared_error", "calibration")
+    percent = name in (*LOSSES, "calibration")
     values = [change[key] for key in ("worse", "low", "high")]
     if any(value is None or not math.isfinite(value) for value in values):
         return "not defined"

@@ -133,7 +133,7 @@ class RegressionTotals:
             weight * error**2,
             weight * np.abs(error),
             weight * prediction,
-            weight * _deviance(prediction, label) if positive else np.zeros(1),
+            weight * poisson_deviances(prediction, label) if positive else np.zeros(1),
         )
         self._sums.add(np.array([np.sum(column) for column in sums]))
         mean = float(np.sum(weight * label)) / mass
@@ -186,7 +186,9 @@ class RegressionTotals:
         return 1.0 - self.mean(1) / spread
 
 
-def _deviance(prediction: NDArray[np.float64], label: NDArray[np.float64]) -> NDArray[np.float64]:
+def poisson_deviances(
+    prediction: NDArray[np.float64], label: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Poisson deviance of each row; a prediction of 0 counts as the smallest number."""
     rate = np.maximum(prediction, np.finfo(np.float64).tiny)
     # A quotient of numbers this far apart would overflow; the difference of logarithms does not.

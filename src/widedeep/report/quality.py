@@ -221,11 +221,13 @@ def _slice(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
         if name not in entry:
             continue
         metrics = dict(entry[name])
-        if kind == "regression":  # the gate's loss is the squared error
+        if "poisson_deviance" in metrics:
+            slice_["metric"] = "poisson_deviance"
+        elif kind == "regression":  # the gate's loss is the squared error
             metrics["rmse"] = math.sqrt(metrics.pop("squared_error"))
         slice_[model] = {
             key: metrics[key]
-            for key in ("auc", "log_loss", "rmse", "calibration")
+            for key in ("auc", "log_loss", "rmse", "poisson_deviance", "calibration")
             if key in metrics
         }
     return slice_
