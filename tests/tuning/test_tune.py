@@ -77,7 +77,19 @@ def test_first_comes_the_configuration_then_one_change_each() -> None:
 
 def test_what_a_configuration_lacks_is_not_searched() -> None:
     spec = wd.FeatureSpec(label="y", features=[wd.categorical("job")], deep=[])
-    assert list(Space(RunConfig(spec=spec), None).given()) == ["wide.lr", "wide.l1"]
+    space = Space(RunConfig(spec=spec), None)
+    assert [list(params) for params in space.first()] == [["wide.lr", "wide.l1"]]
+
+
+def test_a_tower_that_does_not_fit_fails_with_its_reason(
+    ads: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(ads / "ads.toml", ["train.epochs=1"])
+    train, valid = training_data(config)
+    study = wd.tune(config, train, valid=valid, trials=3, models=["din"])
+    assert [trial.state for trial in study.trials] == ["finished", "finished", "failed"]
+    assert study.trials[2].reason in capsys.readouterr().err
+    assert "din" in str(study.trials[2].reason)
 
 
 # ---- what is found ------------------------------------------------------------------------------

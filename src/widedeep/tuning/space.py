@@ -82,8 +82,10 @@ class Space:
     def first(self) -> list[dict[str, Any]]:
         """Return the parameters to begin with: as given, another optimizer, the other models."""
         given = self.given()
+        if not self.has_deep:
+            return [given]
         others = []
-        if self.has_deep and "dense" in self.optimizers:
+        if "dense" in self.optimizers:
             adam = {f"dense.adam.{key}": _ADAM[key] for key in ("lr", "weight_decay")}
             others.append(given | {"dense.optimizer": "adam"} | adam)
         others += [(others or [given])[0] | {"model": name} for name in self.models[1:]]

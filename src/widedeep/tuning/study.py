@@ -410,6 +410,7 @@ class _Search:
         lead = "" if best is None else f"  best {best.value:.5f} (trial {best.number})"
         number = f"trial {trial.number}, {trial.params.get('model', 'wide')}"
         self._say(f"{number}: {value}  {trial.seconds:.0f} s{lead}")
+        self._say(f"  {trial.reason}", trial.state == "failed")
 
     def _say(self, text: str, when: bool = True) -> None:
         if self.progress and when:
