@@ -262,6 +262,10 @@ def test_train_and_export_keep_a_posterior_by_the_command_line(run: Run, tmp_pat
     explored = wd.Ranker(other, item_id="app", exploration=Exploration(policy="linucb"))
     ranking = explored.rank({}, candidates={"app": APPS}, request_id="one")
     assert ranking.policy == "linucb"
+    (tmp_path / "new").mkdir()
+    follow = ("--resume", "--follow", tmp_path / "new", "--idle", 0.1, "--poll", 0.05)
+    ran = run("train", toml, "--out", tmp_path / "run", *follow)
+    assert ran.code == 0 and "bundles that follow shards hold none" in ran.err
     # A head without a posterior is told of before training begins.
     other_label = ("--set", "data.label=price", "--set", "model.head=regression")
     ran = run("train", toml, *other_label, "--out", tmp_path / "price")

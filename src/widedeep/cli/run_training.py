@@ -236,6 +236,11 @@ def follow_run(
         if progress:
             print(line, file=sys.stderr, flush=True)
 
+    if config.train.posterior:
+        say(
+            "note: posterior = true, but bundles that follow shards hold none: the rows are not "
+            "kept; write one that does with widedeep export --posterior DATA"
+        )
     trainer = _trainer(config, directory, progress)
     files = follow_folder(folder, done=trainer.shards, poll_s=poll_s, idle_s=idle_s, notify=say)
     publisher = _publisher(trainer, config, directory, follow, gate, say)
