@@ -23,6 +23,7 @@ from widedeep.data.roles import InferredColumn, assign_roles, id_like, joined_ro
 from widedeep.data.sources import Data, open_source
 from widedeep.errors import ConfigError, DataError
 from widedeep.features import Feature, FeatureSpec, bucketized, categorical, crossed, numeric
+from widedeep.features.numbers import LARGEST_SCALED
 from widedeep.features.spec import spec_to_table
 from widedeep.features.toml import toml_key, toml_value
 
@@ -631,7 +632,10 @@ def _spec(
     for column in columns:
         declare = {"numeric": numeric, "categorical": categorical}.get(column.role)
         if declare is not None:
-            features += declare(column.name, **column.options)  # type: ignore[operator]
+            declared = declare(column.name, **column.options)  # type: ignore[operator]
+            # Bins tell where a number's mass lies; beside them its size says more than its rank.
+            scales = column.bins and _may_be_scaled(column.profile)
+            features += [f.standardised() for f in declared] if scales else declared
             deep.append(column.name)
         if column.bins:
             name = _free_name(f"{column.name}_bin", names)
@@ -653,6 +657,12 @@ def _spec(
         deep=deep if any(column.bins for column in columns) else None,
         training_only={c.name: _first_place(c.profile) for c in columns if c.position},
     )
+
+
+def _may_be_scaled(profile: ColumnProfile) -> bool:
+    """Tell whether all values are of a size that ``transform="standard"`` takes."""
+    ends = (profile.minimum, profile.maximum)
+    return all(end is not None and abs(end) <= LARGEST_SCALED for end in ends)
 
 
 def _free_name(name: str, names: set[str]) -> str:
