@@ -265,8 +265,8 @@ class Trainer:
             state.warmup.rows = []
             recorded = self._resume(stopping) if resume else {}
             passes = self._resolve(source.num_rows, epochs, recorded, stops=stopping is not None)
-            if self._by_default["deep"] and not recorded:
-                self._decay_embeddings(passes)
+            if self._by_default["deep"]:
+                self._decay_embeddings(passes, goes_on=bool(recorded))
             run = TrainingRun(
                 state,
                 self.evaluator,
@@ -450,13 +450,22 @@ class Trainer:
             self._say(f"auto: {' and '.join(resolved)} for {rows:,} rows")
         return epochs
 
-    def _decay_embeddings(self, epochs: int) -> None:
-        """Let the embeddings' own optimizer decay rows as this many passes ask for."""
+    def _decay_embeddings(self, epochs: int, *, goes_on: bool) -> None:
+        """Let the embeddings' own optimizer decay rows as this many passes ask for.
+
+        A run that goes on keeps its own, even if it is to be longer than it began.
+        """
         state, batch_size = self.state, self.state.config.batch_size
         assert batch_size != "auto"
         optimizer = embeddings_optimizer(epochs, batch_size)
-        state.step.deep = optimizer  # of the same kind: its state stays
-        state.config = dataclasses.replace(state.config, deep=describe_optimizer(optimizer))
+        if not goes_on:
+            state.step.deep = optimizer  # of the same kind: its state stays
+            state.config = dataclasses.replace(state.config, deep=describe_optimizer(optimizer))
+        elif isinstance(state.step.deep, Adagrad) and state.step.deep.l2 != optimizer.l2:
+            self._say(
+                f"note: embeddings go on to decay by l2 = {state.step.deep.l2:g}, with which the "
+                f"run began; one of {epochs:,} epochs from the start takes {optimizer.l2:g}"
+            )
 
     def _latest_checkpoint(self) -> Path | None:
         if self.directory is None:
