@@ -32,8 +32,8 @@ epochs = 2
 batch_size = 64
 early_stopping = false
 schedule = "constant"
-deep = { optimizer = "adagrad", lr = 0.2, initial_accumulator = 0.1, l2 = 0.025 }
-dense = { optimizer = "adagrad" }
+deep = {{ optimizer = "adagrad", lr = 0.2, initial_accumulator = 0.1, l2 = 0.025 }}
+dense = {{ optimizer = "adagrad" }}
 [gate]
 min_rows = 10
 min_positives = 5
