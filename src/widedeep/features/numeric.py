@@ -161,6 +161,9 @@ class Numeric(Feature):
             f"got frequency_std={show_value(self.frequency_std)}, expected a number above 0",
         )
         object.__setattr__(self, "frequency_std", std)
+        check_text(self.name, "parallel", self.parallel)
+        check_at_least(self.name, "maxlen", self.maxlen, 1)
+        check_end_read(self.name, self.keep)
         self._check_embedding()
         self._check_sequence()
 
@@ -203,9 +206,6 @@ class Numeric(Feature):
 
     def _check_sequence(self) -> None:
         """Refuse options that have no meaning in a sequence, or outside of one."""
-        check_text(self.name, "parallel", self.parallel)
-        check_at_least(self.name, "maxlen", self.maxlen, 1)
-        check_end_read(self.name, self.keep)
         changed = self.changed_options()
         for option in ("maxlen", "keep"):
             check(

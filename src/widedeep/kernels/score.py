@@ -31,9 +31,7 @@ def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
         values: float32 of any shape.
 
     Example:
-        >>> from typing import Literal
-
-    import numpy as np
+        >>> import numpy as np
         >>> bits = to_bfloat16(np.array([1.0, 3.14159], np.float32))
         >>> from_bfloat16(bits).tolist()
         [1.0, 3.140625]
@@ -51,9 +49,7 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
         bits: From :func:`to_bfloat16`.
 
     Example:
-        >>> from typing import Literal
-
-    import numpy as np
+        >>> import numpy as np
         >>> from_bfloat16(np.array([0x3F80], np.uint16)).tolist()
         [1.0]
     """
