@@ -12,7 +12,9 @@ import pytest
 
 from tests.command_line import Run
 from tests.evaluation.explored import SHOWN, explored_log, train, value_of
+from widedeep.bundle import Bundle
 from widedeep.errors import ConfigError, DataError
+from widedeep.evaluation.compare import score_both
 from widedeep.evaluation.logged_rankings import LogColumns, LoggedRankings
 from widedeep.evaluation.off_policy import estimate_policies
 from widedeep.gate import GateConfig, validate
@@ -151,8 +153,45 @@ def test_places_that_are_none() -> None:
     halves, request = pa.chunked_array([[0.5, 0.5]]), pa.chunked_array([["a", "a"]])
     with pytest.raises(DataError, match="row 1: got the position 0"):
         LoggedRankings.of_columns(request, pa.chunked_array([[1, 0]]), halves)
+    with pytest.raises(DataError, match=r"row 1: got the position 2e\+09"):
+        LoggedRankings.of_columns(request, pa.chunked_array([[1, 2_000_000_000]]), halves)
     with pytest.raises(DataError, match="request 'a': got two items at position 1"):
         LoggedRankings.of_columns(request, pa.chunked_array([[1, 1]]), halves)
+    with pytest.raises(DataError, match="request 'a', row 1: got a position without a propensity"):
+        LoggedRankings.of_columns(
+            request, pa.chunked_array([[1, 2]]), pa.chunked_array([[0.5, None]])
+        )
+
+
+def test_requests_may_be_named_by_values_of_any_kind() -> None:
+    table, _ = explored_log(50, 0)
+    expected = rankings(table).request_B.tolist()
+    ids = table["request"].combine_chunks()
+    for named in (ids.cast(pa.string()), ids.cast(pa.string()).dictionary_encode()):
+        of_parts = pa.chunked_array([named[:30], named[30:]])
+        got = LoggedRankings.of_columns(of_parts, table["place"], table["propensity"])
+        assert got.request_B.tolist() == expected
+
+
+def test_equal_scores_do_not_agree_with_the_order_of_the_log() -> None:
+    """Rows stand as they were ranked; a model that tells nothing apart must not seem to as well."""
+    table, _ = explored_log(3000, 0)
+    table = table.sort_by([("request", "ascending"), ("place", "ascending")])
+    same = np.zeros(len(table))
+    got = estimate_policies(rankings(table), table["click"], {"same": (same, same)}, resamples=200)
+    assert got["models"]["same"]["weight_mean"]["value"] == pytest.approx(1, abs=0.05)
+
+
+def test_rewards_that_are_not_all_above_0() -> None:
+    """A drop relative to a loss is not told, and predictions around 0 are not scaled."""
+    table, truth = explored_log(1000, 0)
+    predicted = truth - truth[np.asarray(table["place"].is_valid())].mean()
+    around = {"new": (truth, predicted), "old": (-truth, predicted)}
+    rewards = table["click"].to_numpy() - table["click"].to_numpy().mean()
+    got = estimate_policies(rankings(table), rewards, around, resamples=50)
+    assert np.isnan(got["change"]["worse"])
+    new = got["models"]["new"]
+    assert new["dr"]["error"] < 1.1 * new["ips"]["error"]
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +263,7 @@ def test_the_gate_stops_a_model_whose_rankings_would_earn_less(models: Path) -> 
     assert verdict.passed, verdict.reasons
     # The same log, its propensities lost: nothing is said of rankings.
     plain = pq.read_table(log).drop_columns(["propensity"])
-    assert not validate(models / "plain", models / "good", plain, config=config).policy
+    assert LogColumns.find(plain, Bundle.load(models / "good")) is None
     with pytest.raises(DataError, match="no column"):
         validate(models / "good", None, plain, config=GateConfig(propensity="propensity"))
 
@@ -233,10 +272,12 @@ def test_a_log_of_one_choice_is_a_note_unless_its_propensities_are_asked_for(mod
     table = pq.read_table(models / "log.parquet")
     ones = pa.array(np.ones(len(table)), mask=np.asarray(pa.compute.is_null(table["propensity"])))
     log = table.set_column(table.column_names.index("propensity"), "propensity", ones)
-    verdict = validate(models / "good", None, log)
-    assert any("never showed anything but its own choice" in note for note in verdict.notes)
+    bundle = Bundle.load(models / "good")
+    rows = score_both(bundle, None, log, log=LogColumns.find(log, bundle))
+    assert rows.rankings is None
+    assert any("never showed anything but its own choice" in note for note in rows.notes)
     with pytest.raises(DataError, match="its own choice"):
-        validate(models / "good", None, log, config=GateConfig(propensity="propensity"))
+        score_both(bundle, None, log, log=LogColumns.find(log, bundle, propensity="propensity"))
 
 
 def test_propensities_need_a_column_of_requests(models: Path) -> None:

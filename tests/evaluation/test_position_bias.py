@@ -121,3 +121,29 @@ def test_logs_that_say_nothing_of_places() -> None:
         fit_position_bias(halves, label="click")
     with pytest.raises(DataError, match="got position 4, but the examination of 2 places"):
         PositionBias(examination=(1.0, 0.5)).weights([4], [1])
+
+
+@pytest.mark.parametrize(
+    ("label", "column", "words"),
+    [
+        ("kind", "kind", "label 'kind': got string, expected numbers"),
+        ("clicks", "kind", "no column 'clicks'; did you mean 'click'"),
+        ("click", "weight", "column 'weight': got string, expected numbers"),
+        ("click", "position_", "got position 4, but the examination of 3 places"),
+    ],
+)
+def test_rows_that_cannot_be_weighed(tmp_path: Path, label: str, column: str, words: str) -> None:
+    log = listed(5, 0, noise=1.0)[0].append_column(column, pa.array(["a"] * 20))
+    bias = PositionBias(
+        examination=(1.0, 0.5, 0.3) if column == "position_" else (1, 0.5, 0.4, 0.3)
+    )
+    with pytest.raises(DataError, match=words):
+        write_weights(log, bias, tmp_path / "never.parquet", label=label, position="position")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_weight_that_is_null(tmp_path: Path) -> None:
+    log = listed(5, 0, noise=1.0)[0].append_column("weight", pa.nulls(20, pa.float64()))
+    bias = PositionBias(examination=(1, 0.5, 0.4, 0.3))
+    with pytest.raises(DataError, match="column 'weight': got a value below 0 or null"):
+        write_weights(log, bias, tmp_path / "never.parquet", label="click", position="position")

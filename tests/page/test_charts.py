@@ -111,3 +111,9 @@ def test_dots_share_a_scale_and_stop_at_its_ends() -> None:
     assert "&lt;a&gt;" in drawn
     assert drawn.count('class="dim"') == 1
     assert not math.isnan(float(outer_ticks([0.5])[0]))
+
+
+def test_the_highest_column_is_told_as_what_it_counts() -> None:
+    counts = column_chart([("a", 3000.0, ""), ("b", 1.0, "")], ends=("a", "b"))
+    assert "highest: 3,000<" in counts
+    assert "highest: 0.2500<" in column_chart([("a", 0.25, "")], ends=("a", "b"))

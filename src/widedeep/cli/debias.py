@@ -28,17 +28,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="places in the list, from 1; null: not shown (default: position)",
     )
-    parser.add_argument(
+    learned_by = parser.add_mutually_exclusive_group()
+    learned_by.add_argument(
         "--propensity",
         metavar="COLUMN",
         help="chance that each item had to get its place (default: 'propensity' without --model)",
     )
-    parser.add_argument(
+    learned_by.add_argument(
         "--model",
         metavar="RUN_DIR|BUNDLE",
         help="model that says how much items are wanted, for logs without propensities",
     )
-    parser.add_argument(
+    learned_by.add_argument(
         "--examination",
         metavar="NUMBERS",
         help="how likely each place from 1 on is looked at, such as 1,0.7,0.5 (default: learned)",

@@ -16,6 +16,7 @@ from widedeep.bundle.formula import Formula
 from widedeep.data.fragments import Source
 from widedeep.data.sources import Data, RowShare, open_source
 from widedeep.errors import ConfigError, DataError
+from widedeep.evaluation.slices import encode_column
 
 __all__ = ["LogColumns", "LoggedRankings"]
 
@@ -30,6 +31,7 @@ _ONE_CHOICE = (
     "another one would show cannot be judged; log with exploration"
 )
 
+_LAST_PLACE = 10_000  # beyond it, a column is no place in a list that someone saw
 PROPENSITY = "propensity"
 """The column that is taken for propensities where none is named."""
 
@@ -75,7 +77,8 @@ class LogColumns:
             return cls(propensity=propensity, position=position, request=request)
         # What can be read only once is not read to see what it holds.
         once = not isinstance(data, str | os.PathLike | Sequence | Mapping | RowShare)
-        if request is None or (once and not hasattr(data, "columns")):
+        ranks = bundle.model.rank_by is not None or not all(h.by_class for h in bundle.model.heads)
+        if request is None or not ranks or (once and not hasattr(data, "columns")):
             return None
         columns = cls(propensity=PROPENSITY, position=position, request=request, required=False)
         try:
@@ -182,8 +185,8 @@ class LoggedRankings:
                 null).
 
         Raises:
-            DataError: If no propensity is given, one is out of range, or two items of a request
-                have one place.
+            DataError: If no propensity is given, one is out of range, a request has some of those
+                of its places, or two items have one place.
         """
         propensity_B = read_propensities(propensity)
         if np.isnan(propensity_B).all():
@@ -191,24 +194,29 @@ class LoggedRankings:
         if (propensity_B[~np.isnan(propensity_B)] == 1).all():
             raise NotExplored(_ONE_CHOICE)
         position_B = read_positions(position, shown_B=~np.isnan(propensity_B))
-        codes = request.combine_chunks().dictionary_encode(null_encoding="encode")
-        if isinstance(codes, pa.ChunkedArray):
-            codes = codes.unify_dictionaries().combine_chunks()
-        request_B = codes.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        request_B, ids = encode_column(request)
+        explored_B = np.bincount(request_B, position_B > 0)[request_B] > 0
+        bare_B = explored_B & (position_B == 0) & np.asarray(position.is_valid())
+        if bare_B.any():
+            row = int(bare_B.argmax())
+            raise DataError(
+                f"request {ids[int(request_B[row])].as_py()!r}, row {row}: got a position without "
+                "a propensity, beside rows with both; expected both, or neither (not shown)"
+            )
         shown = np.flatnonzero(position_B)
         order = shown[np.lexsort((position_B[shown], request_B[shown]))]
         same = (np.diff(request_B[order]) == 0) & (np.diff(position_B[order]) == 0)
         if same.any():
             row = int(order[1:][same][0])
             raise DataError(
-                f"request {codes.dictionary[int(request_B[row])].as_py()!r}: got two items at "
+                f"request {ids[int(request_B[row])].as_py()!r}: got two items at "
                 f"position {position_B[row]}, expected one; name the column of the requests' ids"
             )
         return cls(
             request_B=request_B,
             position_B=position_B,
             propensity_B=propensity_B,
-            requests=len(codes.dictionary),
+            requests=len(ids),
         )
 
     def __len__(self) -> int:
@@ -229,8 +237,12 @@ class LoggedRankings:
         return np.bincount(self.request_B, self.position_B > 0)[self.request_B] > 0
 
     def order(self, scores_B: Floats) -> NDArray[np.int64]:
-        """Return each row's place, from 1, if its request were ranked by the scores."""
-        order = np.lexsort((np.arange(len(self)), -scores_B, self.request_B))
+        """Return each row's place, from 1, if its request were ranked by the scores.
+
+        Equal scores are drawn: the rows stand as the log's policy ranked them, which would agree.
+        """
+        drawn_B = np.random.default_rng(0).permutation(len(self))
+        order = np.lexsort((drawn_B, -scores_B, self.request_B))
         request = self.request_B[order]
         first = np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
         lengths = np.diff(np.r_[first, len(order)])
@@ -241,7 +253,7 @@ class LoggedRankings:
 
 def read_propensities(column: pa.ChunkedArray) -> Floats:
     """Return propensities, NaN for null; raise a :class:`DataError` for one out of its range."""
-    values = _numbers(column, "propensity")
+    values = read_numbers(column, "propensity")
     absent_B = np.asarray(pc.is_null(column))
     present_B = ~absent_B
     bad_B = present_B & ~((values > 0) & (values <= 1))
@@ -256,17 +268,19 @@ def read_propensities(column: pa.ChunkedArray) -> Floats:
 
 def read_positions(column: pa.ChunkedArray, *, shown_B: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return places of the rows that were shown, 0 for the others; raise for one below 1."""
-    values = _numbers(column, "position")
-    bad_B = shown_B & ~((values >= 1) & (values == np.rint(values)))
+    values = read_numbers(column, "position")
+    bad_B = shown_B & ~((values >= 1) & (values <= _LAST_PLACE) & (values == np.rint(values)))
     if bad_B.any():
         row = int(bad_B.argmax())
         raise DataError(
-            f"row {row}: got the position {values[row]:g}, expected a whole number from 1"
+            f"row {row}: got the position {values[row]:g}, expected a whole number from 1 to "
+            f"{_LAST_PLACE:,}: the place in a list"
         )
     return np.where(shown_B, values, 0).astype(np.int64)
 
 
-def _numbers(column: pa.ChunkedArray, what: str) -> Floats:
+def read_numbers(column: pa.ChunkedArray, what: str) -> Floats:
+    """Return a column's numbers, NaN for null; raise a :class:`DataError` for other values."""
     try:
         numbers = column.cast(pa.float64(), safe=False).to_numpy()
     except (pa.ArrowException, ValueError) as error:

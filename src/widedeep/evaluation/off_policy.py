@@ -54,7 +54,7 @@ def estimate_policies(
     - ``snips``: at each place Σ w r / Σ w (Swaminathan and Joachims 2015), added up.
     - ``clipped``: as ``ips`` with w at most ``clip`` (Ionides 2008).
     - ``direct``: Σ q over the model's own list; q is its prediction, times observed / predicted at
-      the place.
+      the place where neither is ever below 0.
     - ``dr``: direct + mean of Σ w (r - q) (Dudík et al. 2011): right if the propensities or the
       predictions are, and of little variance where the predictions are good.
 
@@ -71,7 +71,8 @@ def estimate_policies(
     Returns:
         ``requests``, ``explored`` (those with propensities), ``slots`` (rows that were shown),
         ``clip``, ``logged`` (the log's own reward), ``models``, and ``change`` of the first model
-        against the second: by how much less it earns, relative, by ``dr``. An estimate has
+        against the second: by how much less it earns, relative, by ``dr``; NaN where a resample
+        of the second earns 0 or less, to which nothing is relative. An estimate has
         ``value``, ``low``, ``high``; a model also ``ess`` (effective rows, (Σw)² / Σw²),
         ``agreement`` (of places), ``weight_mean`` (1 if the log is whole) and ``problem``.
 
@@ -123,8 +124,9 @@ def estimate_policies(
     }
     if len(policies) > 1:
         new, old = (policy.values["dr"] for policy in list(policies.values())[:2])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            worse = _interval(1.0 - new[0] / old[0], 1.0 - new[1] / old[1])
+        earns = old[0] > 0 and bool((old[1] > 0).all())
+        base, bases = old if earns else (math.nan, np.full_like(old[1], math.nan))
+        worse = _interval(1.0 - new[0] / base, 1.0 - new[1] / bases)
         result["change"] = {"worse": worse.pop("value"), **worse}
     return result
 
@@ -205,7 +207,9 @@ class _Policy:
             np.bincount(position_B, np.where(shown_B, values, 0.0), last + 1)
             for values in (rewards_B, predicted_B)
         )
-        ratio_K = np.divide(observed, predicted, out=np.ones(last + 1), where=predicted > 0)
+        ratio_K = np.ones(last + 1)
+        if predicted_B.min() >= 0 and rewards_B.min() >= 0:  # else sums cancel: no scale is told
+            np.divide(observed, predicted, out=ratio_K, where=predicted > 0)
 
         def by_request(values_B: Floats) -> Floats:
             return _per_request(log, values_B, count)

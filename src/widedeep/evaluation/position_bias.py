@@ -17,8 +17,13 @@ from widedeep.bundle import Bundle
 from widedeep.data.fragments import Source, column_stream
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import DataError
-from widedeep.evaluation.logged_rankings import PROPENSITY, read_positions, read_propensities
+from widedeep.errors import DataError, nearest
+from widedeep.evaluation.logged_rankings import (
+    PROPENSITY,
+    read_numbers,
+    read_positions,
+    read_propensities,
+)
 from widedeep.files import atomic_file
 from widedeep.kernels.score import sigmoid
 
@@ -139,7 +144,12 @@ def fit_position_bias(
     third: list[Floats] = []  # Propensities, or logits
     columns = [position, label, *extra]
     transform = None if bundle is None or by_chance else Transform(bundle.schema, threads=threads)
-    if transform is not None:
+    if transform is not None and bundle is not None:
+        if bundle.model.heads[0].kind != "binary":
+            raise DataError(
+                f"{bundle.path}: its first head is {bundle.model.heads[0].kind}, expected binary: "
+                "a probability that says how much an item is wanted"
+            )
         columns += transform.columns(targets=False)
     for chunk in _shown_chunks(data, list(dict.fromkeys(columns)), position):
         positions.append(_places(chunk[position]))
@@ -188,7 +198,7 @@ def _places(column: pa.ChunkedArray) -> Ints:
 
 
 def _labels(column: pa.ChunkedArray, name: str) -> Floats:
-    labels = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+    labels = read_numbers(column, f"label {name!r}")
     if not ((labels >= 0) & (labels <= 1)).all():
         raise DataError(f"label {name!r}: got values that are not from 0 to 1, or null")
     return labels
@@ -265,11 +275,20 @@ def _with_weights(
 ) -> Iterator[pa.Table]:
     for table in column_stream(source):
         table = table.replace_schema_metadata(None)
-        label_B = np.nan_to_num(table[label].cast(pa.float64(), safe=False).to_numpy())
+        for name in (label, position):
+            if name not in table.column_names:
+                raise DataError(f"the log: no column {name!r}; {nearest(name, table.column_names)}")
+        label_B = np.nan_to_num(read_numbers(table[label], f"label {label!r}"))
         weight_B = bias.weights(_places(table[position]), label_B)
         if WEIGHT in table.column_names:
             place = table.column_names.index(WEIGHT)
-            weight_B = weight_B * np.asarray(table[WEIGHT].cast(pa.float64()).to_numpy())
+            given_B = read_numbers(table[WEIGHT], f"column {WEIGHT!r}")
+            if not (given_B >= 0).all():
+                raise DataError(
+                    f"column {WEIGHT!r}: got a value below 0 or null, expected a weight of 0 or "
+                    "more; correct it, or rename the column"
+                )
+            weight_B = weight_B * given_B
             yield table.set_column(place, WEIGHT, pa.array(weight_B))
         else:
             yield table.append_column(WEIGHT, pa.array(weight_B))

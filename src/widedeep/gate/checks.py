@@ -78,7 +78,10 @@ def check_policy(rows: ComparedRows, config: GateConfig) -> Findings:
         if change is not None and math.isfinite(config.max_reward_drop):
             change["limit"] = config.max_reward_drop
             if not all(math.isfinite(change[key]) for key in ("worse", "error")):
-                problems.append(f"{where}the reward of one of the models is not defined")
+                problems.append(
+                    f"{where}no drop can be told against the serving model's reward, which is "
+                    "undefined or may be 0 or less"
+                )
             elif not problems:
                 change["p"] = p = p_value_at_limit(
                     change["worse"], change["error"], change["limit"]

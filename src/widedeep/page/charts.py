@@ -230,10 +230,12 @@ def bar_list(
 
 
 def column_chart(bars: Sequence[tuple[str, float, str]], *, ends: tuple[str, str]) -> str:
-    """Return upright bars side by side, from 0 up."""
+    """Return upright bars side by side, from 0 up, with the highest told."""
     if not bars:
         return ""
     highest = max(height for _, height, _ in bars) or 1.0
+    counts = all(height == int(height) for _, height, _ in bars)
+    told = f"{highest:,.0f}" if counts else f"{highest:.4f}"
     step = 100 / len(bars)
     drawn = "".join(
         f'<rect x="{index * step + step / 20:.2f}%" '
@@ -245,8 +247,8 @@ def column_chart(bars: Sequence[tuple[str, float, str]], *, ends: tuple[str, str
     first, last = (escape(end) for end in ends)
     return (
         f'<svg style="height:8rem" role="img" aria-label="from {first} to {last}, at most '
-        f'{highest:.4f}">{drawn}</svg><div class="ends"><span>{first}</span>'
-        f"<span>highest: {highest:.4f}</span><span>{last}</span></div>"
+        f'{told}">{drawn}</svg><div class="ends"><span>{first}</span>'
+        f"<span>highest: {told}</span><span>{last}</span></div>"
     )
 
 
