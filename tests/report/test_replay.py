@@ -16,7 +16,7 @@ import widedeep as wd
 from tests.command_line import Run
 from tests.evaluation.explored import CANDIDATES, explored_log, train
 from tests.gate.market import rewritten
-from widedeep.errors import DataError
+from widedeep.errors import ConfigError, DataError
 from widedeep.report.replay import replay
 
 REQUESTS = 200
@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rewritten(bundle, folder / "b", lift)
     table, _ = explored_log(REQUESTS, 1)
     log = table.select(["request", "kind", "item"]).rename_columns(["request_id", "kind", "item"])
+    log = log.set_column(0, "request_id", log["request_id"].cast(pa.string()).dictionary_encode())
     pq.write_table(log, folder / "log.parquet", row_group_size=333)
     return folder
 
@@ -102,7 +103,10 @@ def test_json_lines_of_requests_say_what_the_table_says(folder: Path, run: Run) 
         changes = [[e["change"] for e in move["why"]] for move in got["moves"]]
         expected = [[e["change"] for e in move["why"]] for move in table["moves"]]
         assert changes == expected
+        assert {move["item"] for move in got["moves"]} == {"item 6"}
     assert json.loads((folder / "r.json").read_text())["tau"] == table["tau"]
+    twice = json.loads(run(*words, folder / "inline.jsonl", folder / "inline.jsonl").out)
+    assert (twice["requests"], twice["tau"]) == (2 * table["requests"], pytest.approx(table["tau"]))
     refused = run(*words, folder / "by_id.jsonl")
     assert refused.code == 2
     assert "by_id.jsonl, line 1: got candidates by id; give the catalogue" in refused.err
@@ -133,6 +137,24 @@ def test_logs_that_cannot_be_replayed(folder: Path) -> None:
         replay(a, a, log.rename_columns(["visit", "kind", "item"]))
     with pytest.raises(DataError, match="no request of the log has two candidates"):
         replay(a, a, log.set_column(0, "request_id", pa.array(np.arange(len(log)))))
-    (folder / "bad.jsonl").write_text('{"user": {}, "candidates": 7}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl, line 1: got neither candidates"):
+    with pytest.raises(DataError, match="column 'item_id' holds list"):
+        replay(a, a, log.append_column("item_id", pa.array([[1]] * len(log))))
+    with pytest.raises(ConfigError, match="got k=0, expected at least 1"):
+        replay(a, a, log, k=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"user": {}, "candidates": 7}', "line 1: got neither candidates"),
+        (b'{"user": 5, "items": {"item": ["a", "b"]}}', "line 1: user: got 5, expected an object"),
+        (b'{"candidates": [["a"], "b"]}', "line 1: candidates: got a list or object"),
+        (b'{"items": {"item": []}}', "got no requests with candidates"),
+        (b"\xff", "no UTF-8"),
+    ],
+)
+def test_json_lines_that_are_no_requests(folder: Path, line: bytes, words: str) -> None:
+    a = wd.Bundle.load(folder / "a")
+    (folder / "bad.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(DataError, match=words):
         replay(a, a, str(folder / "bad.jsonl"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import math
@@ -23,8 +24,9 @@ from widedeep.data.batch import Batch
 from widedeep.data.fragments import ColumnKind, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import DataError, FeatureError, nearest
+from widedeep.errors import ConfigError, DataError, FeatureError, nearest
 from widedeep.evaluation.logged_rankings import choose_order, order_columns
+from widedeep.evaluation.slices import encode_column
 from widedeep.features.spec import item_columns
 from widedeep.files import write_text_whole
 from widedeep.page import bar_list, column_chart, note, render, section, table, tiles
@@ -39,6 +41,7 @@ _CHUNK_ROWS = 16_384
 _MOST_ITEMS = 20
 _REASONS = 4
 _BINS = 10
+_ID = str | int | float | None
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 
@@ -124,13 +127,16 @@ def replay(
             (``widedeep serve --log``): a path, a glob, a table; or JSON lines (``.jsonl``) of
             requests as ``POST /v1/rank`` takes them.
         k: How many of a ranking are compared, at least 1.
-        request: Column of requests; None: ``request_id``, else the bundle's group.
+        request: Column of requests; None: ``request_id``, else the bundle's group. JSON lines are
+            a request each.
         item: Column that names an item; None: ``item_id``, else the first of the item's columns.
+            Candidates by id are named by it.
         items: The catalogue, for JSON lines whose candidates are ids.
         explained: How many requests are explained: those whose first places change most.
         threads: Threads to score with; the result does not depend on it.
 
     Raises:
+        ConfigError: If ``k`` is below 1.
         DataError: If the log lacks a column, or holds no request of two candidates.
 
     Example:
@@ -148,10 +154,14 @@ def replay(
         >>> result.requests, result.overlap, result.tau
         (2, 1.0, 1.0)
     """
-    is_lines = isinstance(data, str | os.PathLike) and os.fspath(data).endswith(JSON_SUFFIXES)
+    if k < 1:
+        raise ConfigError(f"got k={k}, expected at least 1: how many of a ranking are compared")
+    files = [data] if isinstance(data, str | os.PathLike) else data
     log: _TableLog | _RowLog
-    if is_lines:
-        log = _RowLog(_rows_of_lines(Path(data), items), threads)
+    if isinstance(files, list | tuple) and files and all(map(_is_json_lines, files)):
+        names = ["item_id", *sorted(item_columns(a.schema.spec))] if item is None else [item]
+        requests = [one for file in files for one in _rows_of_lines(Path(file), items, names)]
+        log = _RowLog(requests, threads)
     else:
         log = _TableLog(data, a, b, request, item, threads)
     scores = log.scores(a), log.scores(b)
@@ -191,9 +201,14 @@ class _TableLog:
         self._columns = list(dict.fromkeys([*wanted, self._request, self._item]))
         keys = [table.select([self._request, self._item]) for table in self._tables()]
         whole = pa.concat_tables(keys, promote_options="permissive")
-        codes = whole[self._request].combine_chunks().dictionary_encode(null_encoding="encode")
-        self.request_B = codes.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-        self.names: list[Any] = codes.dictionary.to_pylist()
+        for name, column in zip(whole.column_names, whole.columns, strict=True):
+            if pa.types.is_nested(column.type):
+                raise DataError(
+                    f"the log: column {name!r} holds {column.type}, expected one value per row to "
+                    "name a request or an item by; name another (request, item)"
+                )
+        self.request_B, names_of_requests = encode_column(whole[self._request])
+        self.names: list[Any] = names_of_requests.to_pylist()
         self.items: list[Any] = whole[self._item].to_pylist()
 
     def _tables(self) -> Iterator[pa.Table]:
@@ -254,13 +269,21 @@ def _named(what: str, name: str | None, usual: Sequence[str | None], names: list
     return name
 
 
-def _rows_of_lines(path: Path, items: Catalogue | None) -> list[tuple[Any, list[Any], list[Row]]]:
+def _is_json_lines(file: Any) -> bool:
+    return isinstance(file, str | os.PathLike) and os.fspath(file).endswith(JSON_SUFFIXES)
+
+
+def _rows_of_lines(
+    path: Path, items: Catalogue | None, names: Sequence[str]
+) -> list[tuple[Any, list[Any], list[Row]]]:
     """Return each request's id, its items' ids, and a row per candidate."""
     requests = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: got text that is no UTF-8 ({error}); convert it") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -271,30 +294,37 @@ def _rows_of_lines(path: Path, items: Catalogue | None) -> list[tuple[Any, list[
             raise DataError(f"{where}: got text that is no JSON ({error})") from error
         if not isinstance(body, dict):
             raise DataError(f"{where}: got {type(body).__name__}, expected an object: a request")
-        query = {**(body.get("user") or {}), **(body.get("context") or {})}
-        ids, columns = _candidates(body, items, where)
+        query: Row = {}
+        for part in ("user", "context"):
+            if not isinstance(values := body.get(part) or {}, dict):
+                raise DataError(f"{where}: {part}: got {values!r}, expected an object: its columns")
+            query |= values
+        ids, columns = _candidates(body, items, names, where)
         rows = [
             {**query, **{name: values[index] for name, values in columns.items()}}
             for index in range(len(ids))
         ]
         requests.append((body.get("request_id", number), ids, rows))
-    if not requests:
-        raise DataError(f"{path}: got no requests to replay; give one a line")
+    if not any(ids for _, ids, _ in requests):
+        raise DataError(f"{path}: got no requests with candidates to replay; give one a line")
     return requests
 
 
 def _candidates(
-    body: Row, items: Catalogue | None, where: str
+    body: Row, items: Catalogue | None, names: Sequence[str], where: str
 ) -> tuple[list[Any], Mapping[str, list[Any]]]:
     inline = body.get("items")
     if isinstance(inline, dict) and inline:
         lengths = {len(values) if isinstance(values, list) else -1 for values in inline.values()}
         if len(lengths) != 1 or -1 in lengths:
             raise DataError(f"{where}: items: expected columns, each a list of as many values")
-        return list(range(lengths.pop())), inline
+        named = next((inline[name] for name in names if name in inline), range(lengths.pop()))
+        return [value if isinstance(value, _ID) else str(value) for value in named], inline
     ids = body.get("candidates")
     if not isinstance(ids, list):
         raise DataError(f"{where}: got neither candidates (a list of ids) nor items (columns)")
+    if not all(isinstance(value, _ID) for value in ids):
+        raise DataError(f"{where}: candidates: got a list or object, expected ids")
     if items is None:
         raise DataError(f"{where}: got candidates by id; give the catalogue they are in (items)")
     rows = items.positions(ids)
@@ -400,8 +430,13 @@ def _compare(
 
 def _kendall(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
     """Return Kendall's tau of two rankings without ties."""
-    agree = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
-    return float(agree.sum() / (len(a) * (len(a) - 1)))
+    before: list[int] = []  # Ranks in b of the rows that a ranks higher, ascending
+    against = 0  # Pairs that b ranks the other way round
+    for rank in b[np.argsort(a)].tolist():
+        place = bisect.bisect(before, rank)
+        against += len(before) - place
+        before.insert(place, rank)
+    return 1.0 - 4.0 * against / (len(a) * (len(a) - 1))
 
 
 # ---- why ----------------------------------------------------------------------------------------
