@@ -151,10 +151,15 @@ def test_an_interrupted_trial_is_kept_as_failed(ads: Path, monkeypatch: pytest.M
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    search(ads, trials=1, out=ads / "study")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("widedeep.tuning.study._Watch.on_evaluate", interrupt)
-        search(ads, trials=3, out=ads / "study", resume=True)
+    def interrupted(**options: Any) -> None:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("widedeep.tuning.study._Watch.on_evaluate", interrupt)
+            search(ads, out=ads / "study", **options)
+
+    interrupted(trials=1)
+    first = search(ads, trials=1, out=ads / "study", resume=True)
+    assert [(t.number, t.state, t.settings) for t in first.trials] == [(0, "finished", {})]
+    interrupted(trials=3, resume=True)
     study = search(ads, trials=3, out=ads / "study", resume=True)
     assert [trial.state for trial in study.trials] == ["finished", "failed", "finished"]
     assert study.trials[1].reason == "interrupted"
@@ -170,7 +175,19 @@ def test_a_folder_with_another_study(run: Run, ads: Path) -> None:
     assert code == 2 and "study: holds a study; --resume goes on with it" in err
     code, _, err = run(*words, "--resume", "--set", "model.seed=5")
     assert code == 2 and "holds a study with another 'model'" in err
-    assert run(*words, "--force", "--set", "model.seed=5").code == 0
+    # What is refused replaces nothing, and what is replaced is the study alone.
+    mine = [Path("study") / name for name in ("notes.txt", "encoded/rows.arrow")]
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    journal = Path("study/study.journal").read_bytes()
+    assert run(*words, "--force", "--minutes", "1e-9").code == 2
+    assert Path("study/study.journal").read_bytes() == journal
+    code, out, _ = run(*words, "--force", "--set", "model.seed=5", "--json")
+    assert (code, len(json.loads(out)["trials"])) == (0, 1)
+    assert all(file.read_text() == "mine" for file in mine)
+    code, _, err = run(*words[:-1], "study/notes.txt")
+    assert code == 2 and "is a file, expected a folder" in err
 
 
 def test_too_few_minutes_are_told_before_the_search(run: Run, ads: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     going_on.add_argument(
         "--resume", action="store_true", help="go on with the study; --trials counts all of it"
     )
-    going_on.add_argument("--force", action="store_true", help="replace an existing study")
+    going_on.add_argument(
+        "--force", action="store_true", help="replace an existing study; other files stay"
+    )
     add_fields(parser, TuneConfig(), _FLAGS)
     parser.add_argument(
         "--models",
@@ -72,11 +73,15 @@ def run(arguments: argparse.Namespace) -> int:
     train, valid = training_data(config)
     name = f"{Path(arguments.config).stem}-tune"
     folder = Path(arguments.out or Path("runs") / name)
-    if arguments.force and (folder / "study.journal").exists():
-        shutil.rmtree(folder)
     try:
         study = tune(
-            config, train, valid=valid, folder=folder, resume=arguments.resume, options=options
+            config,
+            train,
+            valid=valid,
+            folder=folder,
+            resume=arguments.resume,
+            overwrite=arguments.force,
+            options=options,
         )
     except KeyboardInterrupt:
         say(f"widedeep: interrupted; go on with: {resume_command(arguments)}")
@@ -107,7 +112,7 @@ def _best_text(study: Study, path: str, overrides: list[str]) -> str:
     note = f"{study.monitor} on the validation data {number(best.value)}"
     return (
         f"# Written by widedeep {__version__} tune {path}\n"
-        f"# Trial {best.number} of {len(study.trials)}: {note}; as given {number(given.value)}.\n\n"
+        f"# Trial {best.number} of {len(study.trials)}: {note}; as given {_given(given)}.\n\n"
         + toml_text(tables)
     )
 
@@ -127,9 +132,13 @@ def _print_study(study: Study, folder: Path) -> None:
     best, given = study.best, study.trials[0]
     print_text(
         f"\n{count(len(study.trials), 'trial')} in {study.minutes:.1f} minutes; "
-        f"{study.monitor} {number(best.value)}, as given {number(given.value)}"
+        f"{study.monitor} {number(best.value)}, as given {_given(given)}"
     )
     print_text(f"page: {folder / 'study.html'}\nbest settings: {folder / 'best.toml'}")
+
+
+def _given(trial: Trial) -> str:
+    return number(trial.value) or "not judged"
 
 
 def _cells(trial: Trial, study: Study) -> list[str]:

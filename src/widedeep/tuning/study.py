@@ -44,6 +44,8 @@ _PARTS = 8  # evaluations of a model that makes one pass
 _PROBE_S, _PROBE_STEPS = 1.0, 200
 _LONGEST_TRIAL = 0.25  # of the minutes: a slow model must not be the whole search
 _JOURNAL = "study.journal"
+STUDY_FILES = (_JOURNAL, "study.json", "study.html", "best.toml")
+"""What a study's folder holds of it; other files in it are left alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,7 @@ def tune(
     valid: Data | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     options: TuneConfig | None = None,
     **fields: Any,
@@ -160,6 +163,7 @@ def tune(
         valid: Validation data; None: a fifth of the training rows.
         folder: Where the study is kept, so that it can be resumed; None keeps it in memory.
         resume: Go on with the study in ``folder``: ``trials`` counts its trials too.
+        overwrite: Replace the study in ``folder``; other files there stay.
         progress: False shows nothing.
         options: How far to search; None: :class:`widedeep.tuning.TuneConfig` with its defaults.
         fields: Fields of :class:`widedeep.tuning.TuneConfig` by keyword, such as ``trials=50``.
@@ -191,7 +195,8 @@ def tune(
     if valid is None:
         data, valid = split_rows(data, VALID_FRACTION)
     search = _Search(config, options, data, valid, progress=progress)
-    return search.run(None if folder is None else Path(folder), resume=resume)
+    place = None if folder is None else Path(folder)
+    return search.run(place, resume=resume, overwrite=overwrite)
 
 
 class _Search:
@@ -211,29 +216,33 @@ class _Search:
         self.deadline = self.started + 60 * options.minutes
         self.schema: Schema
 
-    def run(self, folder: Path | None, *, resume: bool) -> Study:
+    def run(self, folder: Path | None, *, resume: bool, overwrite: bool) -> Study:
         """Search until the trials or the minutes are spent."""
-        before = None if folder is None else folder / _JOURNAL
-        if before is not None and before.exists() and not resume:
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise ConfigError(f"{folder}: is a file, expected a folder for the study")
+        if folder is not None and (folder / _JOURNAL).exists() and not (resume or overwrite):
             raise ConfigError(
                 f"{folder}: holds a study; --resume goes on with it, --force replaces it, "
                 "--out DIR writes elsewhere"
             )
         self._prepare()
+        if folder is not None and overwrite:
+            for name in STUDY_FILES:
+                (folder / name).unlink(missing_ok=True)
         with _quiet_optuna():
             study = self._open(folder)
             spent = float(study.user_attrs.get("minutes", 0.0))
-            self._say(f"{len(study.trials)} of {self.options.trials} trials are done", resume)
+            self._say(f"{len(_done(study))} of {self.options.trials} trials are done", resume)
             try:
                 if folder is not None and _in_files(self.data):
-                    self.cache = folder / "encoded"
+                    self.cache = folder / "study.encoded"
                 self._search(study)
             finally:
                 minutes = spent + (time.monotonic() - self.started) / 60
                 study.set_user_attr("minutes", minutes)
                 if self.cache is not None:
                     shutil.rmtree(self.cache, ignore_errors=True)
-            trials = tuple(_as_trial(frozen) for frozen in study.trials)
+            trials = tuple(map(_as_trial, _done(study)))
         if not any(trial.counts for trial in trials):
             raise ConfigError(
                 f"no model came to its first evaluation in {self.options.minutes:g} minutes; give "
@@ -289,7 +298,11 @@ class _Search:
             folder.mkdir(parents=True, exist_ok=True)
             storage = JournalStorage(JournalFileBackend(str(folder / _JOURNAL)))
         study = optuna.create_study(study_name="tune", storage=storage, load_if_exists=True)
+        if storage is not None and not _done(study):  # also one interrupted in its first trial
+            optuna.delete_study(study_name="tune", storage=storage)
+            study = optuna.create_study(study_name="tune", storage=storage)
         table: dict[str, Any] = {"monitor": self.monitor, "models": list(self.space.models)}
+        table["number of training rows"] = self.schema.rows
         table |= {name: self.config.to_table()[name] for name in ("features", "model", "train")}
         table = plain(table, "the study")  # as the journal keeps it
         known = study.user_attrs.get("config")
@@ -315,13 +328,7 @@ class _Search:
     def _search(self, study: optuna.Study) -> None:
         from optuna.trial import TrialState as State
 
-        def is_done(trial: optuna.trial.FrozenTrial) -> bool:
-            return trial.state.is_finished()
-
-        while (
-            sum(map(is_done, study.trials)) < self.options.trials
-            and time.monotonic() < self.deadline
-        ):
+        while len(_done(study)) < self.options.trials and time.monotonic() < self.deadline:
             trial = study.ask()
             settings = self.space.suggest(trial)
             if trial.number == 0:
@@ -504,6 +511,11 @@ def _check_same(known: Mapping[str, Any], now: Mapping[str, Any], folder: Path |
 
 def _in_files(data: Data) -> bool:
     return input_paths(data.data if isinstance(data, RowShare) else data) is not None
+
+
+def _done(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that were made, not those that wait."""
+    return [trial for trial in study.trials if trial.state.is_finished()]
 
 
 def _as_trial(frozen: optuna.trial.FrozenTrial) -> Trial:
