@@ -109,6 +109,29 @@ def _hidden_outputs(bundle: wd.Bundle, data: list[dict[str, Any]]) -> np.ndarray
     return inputs
 
 
+def test_a_number_in_the_wide_part_is_uncertain_by_its_square(tmp_path: Path) -> None:
+    """Its standardised value may be below 0, and no variance is."""
+    price = wd.numeric("age", transform="standard")
+    features = [*wd.categorical("app"), *price]
+    both = wd.FeatureSpec(
+        label="y", features=features, item=["app", "age"], wide=["app", "age"], deep=[]
+    )
+    trainer = wd.Trainer(wd.WideDeep(wd.fit_schema(both, rows())), progress=False)
+    trainer.fit(rows())
+    bundle = trainer.export(tmp_path / "bundle", posterior=rows())
+    wide, _ = uncertainty_bundles(bundle)
+    assert wide is not None
+    batch = next(iter(bundle.batches(rows())))
+    got = wide.logits(batch).astype(np.float64)
+    names = [slot.name for slot in bundle.schema.slots]
+    app, age = batch.cells(names.index("app")), batch.cells(names.index("age"))
+    assert age.values_N is not None and age.values_N.min() < 0
+    of_app = bundle.posterior["wide/app"][app.ids_N, 0]
+    of_age = bundle.posterior["wide/age"][age.ids_N, 0] * age.values_N**2
+    assert got[:, 0] == pytest.approx(of_app, rel=1e-5)
+    assert (got[:, 1:] ** 2).sum(axis=1) == pytest.approx(of_age, rel=1e-5)
+
+
 def test_what_was_shown_less_is_less_certain(bundle: wd.Bundle) -> None:
     wide, _ = uncertainty_bundles(bundle)
     assert wide is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def train(model: wd.WideDeep, dense_lr: float) -> None:
     ).fit(ROWS, epochs=5)
 
 
+DIEN = {"name": "dien", "hidden_units": [6], "state_width": 3, "dice": False}
 MEMBERS = [
     {"name": "mlp", "hidden_units": [6]},
     {"name": "deep_fm", "hidden_units": [6]},
@@ -80,6 +82,21 @@ def test_each_member_learns_what_it_would_learn_alone(of: dict[str, Any]) -> Non
     alone = torch.stack([single.eval()(batch) for single in singles])
     torch.testing.assert_close(ensemble.eval()(batch), alone.mean(dim=0), rtol=1e-4, atol=1e-5)
     assert float((alone[0] - alone[1]).abs().max()) > 0.05  # they differ
+
+
+@pytest.mark.parametrize("embeddings", ["own", "shared"])
+def test_losses_of_members_own_are_their_mean(embeddings: str) -> None:
+    of = {**DIEN, "next_event_weight": 1.0}
+    table = {"name": "ensemble", "of": of, "members": 3, "embeddings": embeddings}
+    losses = []
+    for deep in (of, table):
+        model = make_model(deep, history=True)
+        found = dataclasses.replace(model.gather(Transform(model.schema)(ROWS)), own_losses=[])
+        (tower,) = model.towers.values()
+        tower(found)
+        assert found.own_losses is not None
+        losses.append(sum(loss_B.detach().sum().item() for loss_B in found.own_losses))
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_members_may_share_embeddings() -> None:
@@ -119,6 +136,11 @@ def test_a_wrong_option_is_refused(options: dict[str, Any], message: str) -> Non
 def test_an_ensemble_of_ensembles_is_refused() -> None:
     with pytest.raises(ConfigError, match="'tabm', which has members itself"):
         make_model({"name": "ensemble", "of": "tabm"})
+
+
+def test_an_ensemble_of_two_towers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="vectors for retrieval are those of one model"):
+        models.Ensemble(of="two_tower")
 
 
 def test_its_bundle_is_one_native_model(tmp_path: Any) -> None:

@@ -55,6 +55,14 @@ def test_other_qualities_leave_the_model_alone(quality: str) -> None:
 
 def test_a_wide_model_has_no_members() -> None:
     assert at_quality(run_config("best", hidden_units=())).model.deep == ()
+    wide = RunConfig(spec=SPEC.replace(wide=["job"], deep=[]), train=TrainConfig(quality="best"))
+    assert at_quality(wide) is wide
+
+
+def test_best_leaves_two_towers_alone() -> None:
+    two = {"name": "two_tower", "item": "job"}
+    towers = at_quality(run_config("best", deep=["mlp", two])).model.deep
+    assert towers[0]["name"] == "ensemble" and towers[1]["name"] == "two_tower"
 
 
 def test_fast_takes_a_quarter_of_the_steps() -> None:

@@ -120,6 +120,15 @@ def test_the_best_settings_train_to_the_same_model(run: Run, ads: Path, epochs: 
     assert not Path("study/encoded").exists()
 
 
+def test_the_trials_of_quality_best_are_ensembles(ads: Path) -> None:
+    overrides = ["train.quality=best", "train.epochs=1"]
+    study = search(ads, *overrides, trials=1, models=["mlp"])
+    config = load_config(ads / "ads.toml", overrides)
+    trained = train_run(config, RunDirectory("best"), progress=False)
+    assert study.best.value == trained.metrics["valid"]["log_loss"]
+    assert study.config.model.deep == ()
+
+
 def test_a_search_for_a_metric_that_is_better_the_higher(ads: Path) -> None:
     study = search(ads, "train.monitor=auc", trials=4)
     assert study.best.value == max(trial.value for trial in study.trials if trial.counts)

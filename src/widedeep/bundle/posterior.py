@@ -145,9 +145,11 @@ def _numbers(n: int) -> tuple[BundleHead, ...]:
 def uncertainty_bundles(bundle: Bundle) -> tuple[Bundle | None, Bundle | None]:
     """Return two bundles that score uncertainty, from the posterior that a bundle holds.
 
-    The first one's logits are the variance (B, 1) from the wide weights; the second one's are
-    the vector L h (B, H), whose squared length is the variance from the hidden units, and whose
-    product with standard normal numbers is a draw. None where the posterior lacks that part.
+    The first one's logits are the variance from wide weights that count once, and for each feature
+    whose ids have weights of their own, or that is a number, a standard deviation, with its sign
+    (B, 1 + features); the second one's are the vector L h (B, H). The squared length of all but
+    the first is a variance too, and their product with standard normal numbers is a draw. None
+    where the posterior lacks that part.
     """
     posterior: Mapping[str, NDArray[Any]] = bundle.posterior
     names = tuple(name.removeprefix("wide/") for name in posterior if name != HIDDEN)
@@ -160,8 +162,21 @@ def uncertainty_bundles(bundle: Bundle) -> tuple[Bundle | None, Bundle | None]:
             )
     wide = hidden = None
     if names:
-        model = BundleModel(heads=_numbers(1), wide=names, wide_combiner=bundle.model.wide_combiner)
-        wide = bundle.derive(model, {**posterior, "bias": np.zeros(1, np.float32)})
+        features = bundle.schema.spec.by_name
+        numbers = {slot.name for slot in bundle.schema.slots if slot.is_number}
+        weighted = [n for n in names if n in numbers or features[n].weight_column is not None]
+        width = 1 + len(weighted)
+        weights = {"bias": np.zeros(width, np.float32)}
+        for name in names:
+            variance_N1 = posterior[f"wide/{name}"]
+            weights[f"wide/{name}"] = np.zeros((len(variance_N1), width), np.float32)
+            if name in weighted:
+                weights[f"wide/{name}"][:, [1 + weighted.index(name)]] = np.sqrt(variance_N1)
+            else:
+                weights[f"wide/{name}"][:, :1] = variance_N1
+        combiner = bundle.model.wide_combiner
+        model = BundleModel(heads=_numbers(width), wide=names, wide_combiner=combiner)
+        wide = bundle.derive(model, weights)
     if HIDDEN in posterior:
         hidden = _linear_of_hidden(bundle, posterior[HIDDEN])
     return wide, hidden

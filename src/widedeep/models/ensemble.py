@@ -94,7 +94,11 @@ class EnsembleTower(nn.Module):
             own = self.member_input(inputs, member)
             if inputs.attention is not None:
                 own = dataclasses.replace(own, attention={})
+            if inputs.own_losses is not None:
+                own = dataclasses.replace(own, own_losses=[])
             out = tower(own)
+            if inputs.own_losses is not None:
+                inputs.own_losses.extend(x_B / len(self.towers) for x_B in own.own_losses or ())
             logits.append(self.outputs[member](out) if len(self.outputs) else out)
             for name, weights_BT in (own.attention or {}).items():
                 attention.setdefault(name, []).append(weights_BT)
@@ -168,6 +172,11 @@ class Ensemble(TowerConfig):
             raise ConfigError(
                 f"{owner}: got of = {config.name!r}, which has members itself; name a tower that "
                 "has none, or use it without an ensemble"
+            )
+        if config.has_vectors:
+            raise ConfigError(
+                f"{owner}: got of = {config.name!r}, but vectors for retrieval are those of one "
+                "model; use it without an ensemble, beside one"
             )
         object.__setattr__(self, "of", tower_table(config))
 

@@ -481,6 +481,8 @@ class TowerConfig:
     """The tower's name in TOML, in checkpoints and among a model's towers."""
     has_members: ClassVar[bool] = False
     """Whether it is an ensemble itself, whose module ``returns`` members."""
+    has_vectors: ClassVar[bool] = False
+    """Whether it leaves the vectors that a bundle retrieves by."""
 
     def __post_init__(self) -> None:
         check_types(self, f"tower {self.name!r}")

@@ -215,6 +215,7 @@ class TwoTower(HiddenConfig):
     """
 
     name = "two_tower"
+    has_vectors = True
     hidden_units: tuple[int, ...] = (128,)
     item: str | None = None
     label: str | None = None

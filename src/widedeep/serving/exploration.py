@@ -34,7 +34,8 @@ class Uncertainty:
     """How uncertain the logits of a request's candidates are."""
 
     variance_B: NDArray[np.float64]  # From the wide weights, taken as independent
-    hidden_BH: NDArray[np.float64]  # Vectors whose squared lengths are the hidden units' part
+    # Vectors whose squared lengths are the part of numbers in the wide part and hidden units
+    hidden_BH: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,7 @@ class UncertainScorer:
     def deviations(
         self, query: _Sides, items: _Sides, rows_B: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Return the wide variance (0 without a wide part) and the hidden vector, (B, 1 + H)."""
+        """Return the wide variance (0 without a wide part) and vectors of the rest, (B, 1 + H)."""
         parts = [self._of(i, query, items, rows_B) for i in range(1, len(self._scorers))]
         none = [] if self._has_wide else [np.zeros((len(rows_B), 1), np.float32)]
         return np.concatenate([*none, *parts], axis=1)

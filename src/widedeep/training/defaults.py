@@ -58,10 +58,11 @@ def at_quality(config: RunConfig) -> RunConfig:
     """Return a run's configuration with the model that its quality means.
 
     ``"best"`` makes an ensemble of each tower that is none, the standard one too, unless towers
-    are joined. What is an ensemble already stays as it is.
+    are joined or there is no deep part. What is an ensemble already stays as it is, and so do two
+    towers, of whose vectors a bundle has one set.
     """
     model = config.model
-    if config.train.quality != "best" or model.join is not None:
+    if config.train.quality != "best" or model.join is not None or not config.spec.deep_names:
         return config
     towers = [dict(table) for table in model.deep]
     if model.hidden_units:
@@ -74,5 +75,7 @@ def at_quality(config: RunConfig) -> RunConfig:
 
 
 def _as_ensemble(table: dict[str, Any]) -> dict[str, Any]:
-    has_members = registered_towers()[table["name"]].has_members
-    return table if has_members else {"name": "ensemble", "of": table, "members": BEST_MEMBERS}
+    tower = registered_towers()[table["name"]]
+    if tower.has_members or tower.has_vectors:
+        return table
+    return {"name": "ensemble", "of": table, "members": BEST_MEMBERS}

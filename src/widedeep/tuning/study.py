@@ -25,7 +25,7 @@ from widedeep.models.wide_deep import WideDeep
 from widedeep.options import with_options
 from widedeep.schema import Schema
 from widedeep.training.config import RunConfig, TuneConfig
-from widedeep.training.defaults import auto_batch_size
+from widedeep.training.defaults import at_quality, auto_batch_size
 from widedeep.training.early_stopping import EarlyStopping, configured_stopping, loss_metric
 from widedeep.training.evaluation import metric_names
 from widedeep.training.trainer import Trainer
@@ -401,7 +401,7 @@ class _Search:
         return config_from_tables(apply_settings(self.config.to_table(), settings))
 
     def _trainer(self, settings: Mapping[str, Any], callback: Any) -> Trainer:
-        config = self._configured(settings)
+        config = at_quality(self._configured(settings))
         model = WideDeep(self.schema, config.model, device=config.train.device)
         return Trainer(model, config.train, progress=False, callbacks=[callback])
 
