@@ -12,6 +12,7 @@ import pytest
 
 import widedeep as wd
 from tests.command_line import Run
+from widedeep.bundle.posterior import fit_posterior
 from widedeep.errors import BundleError, DataError
 from widedeep.evaluation.slice_calibration import calibrate_slices, fit_slices
 from widedeep.kernels.score import sigmoid
@@ -34,9 +35,10 @@ def rows(count: int, seed: int, shifts: np.ndarray) -> pa.Table:
     )
 
 
-def train(folder: Path, **model: object) -> wd.Bundle:
+def train(folder: Path, *, posterior: bool = False, **model: object) -> wd.Bundle:
     features = wd.categorical("country", "shop", "tags")
-    spec = wd.FeatureSpec(label="click", features=features, wide=["country", "shop", "tags"])
+    wide = ["country", "shop", "tags"]
+    spec = wd.FeatureSpec(label="click", features=features, wide=wide, item=["shop"])
     data = rows(4000, 0, np.zeros(5))
     options = {"hidden_units": [4], "embedding_dim": 2, **model}
     trainer = wd.Trainer(
@@ -46,7 +48,7 @@ def train(folder: Path, **model: object) -> wd.Bundle:
         threads=1,
     )
     trainer.fit(data, epochs=2)
-    return trainer.export(folder)
+    return trainer.export(folder, posterior=data if posterior else None)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,22 @@ def test_the_verb_writes_what_is_better_on_rows_held_out(folder: Path, run: Run)
     ran = run(*none)
     assert (ran.code, (folder / "none").exists()) == (1, False)
     assert "not written: log loss of held-out halves falls by" in ran.out
+
+
+def test_a_posterior_is_fitted_again_or_left_out(folder: Path, run: Run) -> None:
+    bundle = train(folder / "sure", posterior=True)
+    assert bundle.posterior
+    words = ["calibrate", bundle.path, folder / "moved.parquet", "--by", "country", "-o"]
+    ran = run(*words, folder / "unsure")
+    assert ran.code == 0 and "note: the posterior of the last layer" in ran.out
+    assert not wd.Bundle.load(folder / "unsure").posterior
+    ran = run(*words, folder / "again", "--posterior", folder / "moved.parquet")
+    again = wd.Bundle.load(folder / "again")
+    assert ran.code == 0 and "note: the posterior" not in ran.out
+    fitted = fit_posterior(again, str(folder / "moved.parquet"))
+    assert set(again.posterior) == set(bundle.posterior) == set(fitted)
+    for name, values in fitted.items():
+        np.testing.assert_array_equal(again.posterior[name], values)
 
 
 def test_features_and_rows_that_cannot_be_calibrated_by(folder: Path) -> None:

@@ -142,9 +142,7 @@ def write_bundle(
             if items is not None and item_id is not None:
                 _write_items(directory, schema, engine, items, item_id)
             _write_warmup(directory, schema, engine, warmup_rows)
-            if posterior_rows is not None:
-                written = open_bundle(directory, _manifest(directory, schema, engine))
-                write_tensors(directory / POSTERIOR, fit_posterior(written, posterior_rows))
+            _write_posterior(directory, schema, engine, posterior_rows)
             manifest = _manifest(directory, schema, engine)
             (directory / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
             check(Bundle.load(directory, verify=False))
@@ -163,15 +161,19 @@ def rewrite_bundle(
     *,
     weights: Weights,
     calibration: Mapping[str, Calibration],
+    posterior_rows: object | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle again with other weights and calibration; all else is as it was.
+
+    A posterior of its last layer was that of the older weights, and is left out.
 
     Args:
         bundle: The bundle.
         path: Directory of the new one.
         weights: As :func:`write_bundle` takes them.
         calibration: By binary head.
+        posterior_rows: As :func:`write_bundle` takes them.
         overwrite: Replace an existing bundle, in one step.
 
     Raises:
@@ -187,10 +189,12 @@ def rewrite_bundle(
             for name in bundle.manifest.files:
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(bundle.path / name, directory / name)
-            (directory / WARMUP).unlink(missing_ok=True)
+            for name in (WARMUP, POSTERIOR):
+                (directory / name).unlink(missing_ok=True)
             write_tensors(directory / WEIGHTS, weights)
             write_calibration(directory, curves)
             _write_warmup(directory, schema, engine, bundle.warmup.rows)
+            _write_posterior(directory, schema, engine, posterior_rows)
             manifest = _manifest(directory, schema, engine)
             (directory / MANIFEST).write_text(manifest.to_text(), encoding="utf-8")
             Bundle.load(directory)
@@ -252,6 +256,13 @@ def _write_items(path: Path, schema: Schema, engine: Engine, items: pa.Table, co
     ids = item_ids(items, column)
     check_finite({ITEMS: vectors_ND})
     ItemVectors(column, ids, vectors_ND).write(path)
+
+
+def _write_posterior(path: Path, schema: Schema, engine: Engine, rows: object | None) -> None:
+    """Fit the posterior of the files written so far by rows, where there are any, and write it."""
+    if rows is not None:
+        written = open_bundle(path, _manifest(path, schema, engine))
+        write_tensors(path / POSTERIOR, fit_posterior(written, rows))
 
 
 def _write_warmup(

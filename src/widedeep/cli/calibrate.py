@@ -39,6 +39,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", metavar="BUNDLE", help="bundle to write (default: a free name in bundles)"
     )
+    parser.add_argument(
+        "--posterior",
+        metavar="ROWS",
+        help="fit the posterior of the last layer by these rows that were shown, for a server that "
+        "explores by thompson or linucb; without it the new bundle holds none",
+    )
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     parser.add_argument(
         "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
@@ -58,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         out,
         head=arguments.head,
         overwrite=arguments.force,
+        posterior=arguments.posterior,
         threads=arguments.threads,
     )
     code = EXIT_OK if result.better else EXIT_FAILED
@@ -74,6 +81,11 @@ def run(arguments: argparse.Namespace) -> int:
             f"{result.gain_error:.6f}), which may be chance"
         )
         return code
+    if bundle.posterior and arguments.posterior is None:
+        print_text(
+            "note: the posterior of the last layer was that of the older weights, and is left out; "
+            "--posterior ROWS fits it again"
+        )
     print_text(f"bundle: {out}")
     print_next("validate", out, "--data", "newer.parquet", note="rows after those it was fitted on")
     return code

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from widedeep.bundle import Bundle, BundleHead
 from widedeep.bundle.calibration import Platt, fit_platt
+from widedeep.bundle.posterior import ranked_head
 from widedeep.bundle.write import rewrite_bundle
 from widedeep.data.batch import Batch
 from widedeep.data.sources import Data
@@ -182,6 +183,7 @@ def calibrate_slices(
     head: str | None = None,
     overwrite: bool = False,
     only_if_better: bool = True,
+    posterior: object | None = None,
     threads: int = 1,
 ) -> SliceCalibration:
     """Write a bundle again, calibrated in each value of some features.
@@ -198,6 +200,8 @@ def calibrate_slices(
         head: The binary head; None: the first.
         overwrite: Replace a bundle that is already there.
         only_if_better: Write nothing if the log loss of held-out halves does not fall for sure.
+        posterior: Rows that were shown, as for :meth:`widedeep.Trainer.export`. Without them the
+            new bundle has no posterior of its last layer, for that of the older weights is none.
         threads: Threads to score with.
 
     Raises:
@@ -220,6 +224,8 @@ def calibrate_slices(
         'platt'
     """
     chosen = _head(bundle, head)
+    if posterior is not None:
+        ranked_head(bundle.model)  # a model without one is told of at once
     for name in by:
         if name not in bundle.model.wide:
             raise BundleError(
@@ -250,7 +256,14 @@ def calibrate_slices(
         moved[:, chosen.start] += (values / line.slope).astype(np.float32)
         weights[f"wide/{name}"] = moved
     calibration = {**bundle.calibration, chosen.name: line}
-    rewrite_bundle(bundle, path, weights=weights, calibration=calibration, overwrite=overwrite)
+    rewrite_bundle(
+        bundle,
+        path,
+        weights=weights,
+        calibration=calibration,
+        posterior_rows=posterior,
+        overwrite=overwrite,
+    )
     return result
 
 
