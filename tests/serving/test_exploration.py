@@ -56,6 +56,22 @@ def test_propensities_are_how_often_an_item_gets_its_position() -> None:
     assert {cell for cell, p in stated.items() if p > 0.5} == {(1, 0), (2, 1), (0, 2)}
 
 
+def test_an_item_that_comes_twice_is_as_likely_as_both(folder: Path) -> None:
+    ranker, n = exploring(folder, 0.3, 0), 2_000
+    counts: Counter[tuple[str, int]] = Counter()
+    stated: dict[tuple[str, int], float] = {}
+    for number in range(n):
+        ranking = ranker.rank(USER, candidates=[*ITEMS[:2], ITEMS[0]], request_id=f"{number}")
+        assert ranking.propensities is not None
+        for position, item in enumerate(ranking.items):
+            counts[item, position] += 1
+            propensity = ranking.propensities[position]
+            assert stated.setdefault((item, position), propensity) == propensity
+    for cell, propensity in stated.items():
+        spread = 5 * np.sqrt(propensity * (1 - propensity) / n)
+        assert counts[cell] / n == pytest.approx(propensity, abs=spread), cell
+
+
 def test_a_request_gets_the_same_draw_and_without_an_id_none(folder: Path) -> None:
     first, again, other = (exploring(folder, 0.5, seed) for seed in (0, 0, 1))
     ids = [f"request {number}" for number in range(40)]

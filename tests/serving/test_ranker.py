@@ -108,6 +108,21 @@ def test_a_value_that_does_not_fit_its_feature_is_named(
     assert error.value.where == field and str(error.value).startswith(f"{field}: ")
 
 
+def test_lists_that_are_not_parallel_are_told_as_they_came(tmp_path: Path) -> None:
+    features = [
+        *wd.categorical("app", table="app"),
+        *wd.categorical("seen", table="app", combiner=None, maxlen=3),
+        *wd.numeric("seconds", parallel="seen", maxlen=3),
+    ]
+    spec = wd.FeatureSpec(label="y", features=features, item=["app"], wide=["app"])
+    rows = [{"app": "ab"[n % 2], "seen": ["a"], "seconds": [1.0], "y": n % 2} for n in range(40)]
+    model = wd.WideDeep(wd.fit_schema(spec, rows), deep="din", embedding_dim=2)
+    ranker = wd.Ranker(wd.Trainer(model, progress=False).export(tmp_path / "bundle"))
+    request = {"seen": ["a", "b"], "seconds": [1.0]}
+    with pytest.raises(RequestError, match=r"^user: .* got a list of 1 in column 'seconds' and"):
+        ranker.rank(request, candidates={"app": ["a"]})
+
+
 def test_unknown_ids_are_refused_on_demand(bundle: Bundle) -> None:
     ranker = wd.Ranker(bundle, items=ITEMS, item_id="app", unknown_items="refuse")
     with pytest.raises(RequestError, match="'nowhere'") as error:

@@ -14,6 +14,7 @@ import widedeep as wd
 from tests.serving.versions import eventually
 from widedeep.bundle import Bundle
 from widedeep.errors import WideDeepError
+from widedeep.serving.exploration import Exploration
 from widedeep.serving.loading import load_ranker
 from widedeep.serving.ranker import Ranker, RankerOptions
 from widedeep.serving.shadow import AnsweredRequest, ShadowReport, ShadowScoring
@@ -41,11 +42,14 @@ def made(path: Path, *, label: Any = "y", head: Any = None, order: Any = None) -
     return trainer.export(path)
 
 
-def compared(shadow: Ranker, answering: Ranker, head: str | None = None) -> ShadowReport:
+def compared(
+    shadow: Ranker, answering: Ranker, head: str | None = None, id_: str | None = None
+) -> ShadowReport:
     scoring = ShadowScoring("2", shadow)
     try:
-        answer = answering.rank({"user": "a"}, candidates=ITEMS, head=head)
-        scoring.offer(AnsweredRequest({"user": "a"}, None, ITEMS, head, answer, answering))
+        user = {"user": "a"}
+        answer = answering.rank(user, candidates=ITEMS, head=head, request_id=id_)
+        scoring.offer(AnsweredRequest(user, None, ITEMS, head, answer, answering, id_))
         eventually(lambda: scoring.report().requests + scoring.report().failed == 1)
         return scoring.report()
     finally:
@@ -77,6 +81,20 @@ def test_scores_that_mean_something_else_are_not(
     assert (report.requests, report.failed, report.scores) == (0, 1, 0)
     assert report.error is not None
     assert re.search(told, report.error), report.error
+
+
+def test_a_shadow_explores_as_the_answer_did(tmp_path: Path) -> None:
+    made(tmp_path / "1")
+    ranker = Ranker(tmp_path / "1", exploration=Exploration(epsilon=0.9))
+    best = ranker.rank({"user": "a"}, candidates=ITEMS).items[0]
+    for number in range(4):
+        request_id = f"request {number}"
+        assert compared(ranker, ranker, id_=request_id).same_first == 1.0
+    orders = [
+        ranker.rank({"user": "a"}, candidates=ITEMS, request_id=f"request {n}").items
+        for n in range(4)
+    ]
+    assert any(order[0] != best for order in orders)
 
 
 def test_heads_are_found_by_name(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ class Exploration:
     on the request's id and ``seed`` alone, so that the same request gets the same answer.
 
     The propensity of an item at its position is the probability, over draws for such a request,
-    that this item gets this position: ``epsilon / n + (1 - epsilon) q`` for n candidates, with q
+    that this item gets this position: ``epsilon / n + (1 - epsilon) q`` for n candidates (twice
+    ``epsilon / n`` for an item that is two of them), with q
     the probability that the policy puts it there: 0 or 1, and for Thompson sampling the fraction
     of 129 draws, the request's own among them. It is above 0 for every candidate at every
     position, so that a log can be judged under any other policy.
@@ -120,18 +121,21 @@ class Exploration:
         k: int | None,
         request_id: str,
         uncertainty: Uncertainty | None = None,
+        item_B: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the candidates' order, (k,) positions, and the propensity of each, (k,).
 
-        ``scores_B`` are logits where there is an ``uncertainty``.
+        ``scores_B`` are logits where there is an ``uncertainty``; ``item_B`` numbers the items,
+        if one is there twice.
         """
         rng, n = self._rng(request_id), len(scores_B)
         free = rng.permutation(n) if rng.random() < self._epsilon else None
         keys_DB = self._keys(scores_B, uncertainty, rng)  # a row per draw, the request's own first
         orders_DK = np.argsort(-keys_DB, axis=1, kind="stable")[:, :k]
         order = orders_DK[0] if free is None else free[:k]
-        placed = (orders_DK == order).mean(axis=0)
-        floor = self._epsilon / max(n, 1)
+        item_B = np.arange(n) if item_B is None else item_B
+        placed = (item_B[orders_DK] == item_B[order]).mean(axis=0)
+        floor = self._epsilon * np.bincount(item_B)[item_B[order]] / max(n, 1)
         return order, np.minimum(floor + (1 - self._epsilon) * placed, 1.0)
 
     def _keys(

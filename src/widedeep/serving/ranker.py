@@ -435,9 +435,11 @@ class Ranker:
             logits_B = logits_BC[:, self.scorer.column].astype(np.float64)
             parts = self._over_groups(self.scorer.deviations, query, resolved).astype(np.float64)
             uncertainty = Uncertainty(parts[:, 0], parts[:, 1:])
-            order, propensities = exploration.draw(logits_B, k, request_id, uncertainty)
+            numbers = _item_numbers(resolved.ids)
+            order, propensities = exploration.draw(logits_B, k, request_id, uncertainty, numbers)
         else:
-            order, propensities = exploration.draw(scores, k, request_id)
+            numbers = _item_numbers(resolved.ids)
+            order, propensities = exploration.draw(scores, k, request_id, item_B=numbers)
         positions = order.tolist()
         absent = {name: 1 for name in query.absent if name not in resolved.columns}
         absent |= resolved.absent
@@ -491,8 +493,12 @@ class Ranker:
             return self.scorer.query(row)
         except FeatureError as error:
             for name in self._columns & row.keys():
-                where = "user" if name in user else "context"
-                _raise_at(f"{where}.{name}", self.scorer.query, {name: row[name]})
+                where = f"{'user' if name in user else 'context'}.{name}"
+                try:
+                    self.scorer.query({name: row[name]})
+                except FeatureError as alone:  # a list may lack its parallel one there
+                    if str(alone) == str(error):
+                        raise RequestError(where, _without_row(error)) from error
             raise RequestError("user", _without_row(error)) from error
 
     def _resolve(
@@ -709,6 +715,12 @@ def _as_rows(columns: Mapping[str, list[Any]], n_rows: int) -> list[dict[str, An
         return [{} for _ in range(n_rows)]
     names = list(columns)
     return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _item_numbers(ids: list[Any]) -> NDArray[np.int64]:
+    """Return a number for each id, (B,), the same where an id comes again."""
+    known: dict[str, int] = {}
+    return np.array([known.setdefault(repr(id_), len(known)) for id_ in ids], np.int64)
 
 
 def _candidate_ids(candidates: object) -> list[Any]:

@@ -76,7 +76,9 @@ class Served:
             user, context, candidates, k=k, explain=explain, head=head, request_id=request_id
         )
         if self._shadow is not None:
-            request = AnsweredRequest(user, context, candidates, head, ranking, self.ranker)
+            request = AnsweredRequest(
+                user, context, candidates, head, ranking, self.ranker, request_id
+            )
             self._shadow.offer(request)
         return ranking
 

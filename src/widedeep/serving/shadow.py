@@ -52,6 +52,7 @@ class AnsweredRequest:
     head: str | None
     ranking: Ranking
     ranker: Ranker
+    request_id: str | None = None  # By which both explore alike
 
 
 class ShadowScoring:
@@ -133,7 +134,11 @@ class ShadowScoring:
                 "they are not compared"
             )
         ranking = self.ranker.rank(
-            request.user, request.context, request.candidates, head=expected.head
+            request.user,
+            request.context,
+            request.candidates,
+            head=expected.head,
+            request_id=request.request_id,
         )
         scores = np.empty_like(ranking.scores)
         scores[ranking.positions] = ranking.scores  # (B,) in the order of the request
