@@ -35,11 +35,14 @@ def rows(count: int, seed: int, shifts: np.ndarray) -> pa.Table:
     )
 
 
-def train(folder: Path, *, posterior: bool = False, **model: object) -> wd.Bundle:
+def train(
+    folder: Path, *, posterior: bool = False, group: str | None = None, **model: object
+) -> wd.Bundle:
     features = wd.categorical("country", "shop", "tags")
     wide = ["country", "shop", "tags"]
-    spec = wd.FeatureSpec(label="click", features=features, wide=wide, item=["shop"])
+    spec = wd.FeatureSpec(label="click", group=group, features=features, wide=wide, item=["shop"])
     data = rows(4000, 0, np.zeros(5))
+    data = data.append_column("session", pa.array(np.arange(len(data))))
     options = {"hidden_units": [4], "embedding_dim": 2, **model}
     trainer = wd.Trainer(
         wd.WideDeep(wd.fit_schema(spec, data), **options),  # type: ignore[arg-type]
@@ -124,6 +127,17 @@ def test_the_bundle_carries_the_correction(folder: Path, tower: str) -> None:
     assert explained["shop"] == old["shop"]
 
 
+def test_rows_of_a_group_are_no_more_evidence_than_one(tmp_path: Path) -> None:
+    bundle = train(tmp_path / "grouped", group="session", hidden_units=[])
+    once = rows(1500, 1, SHIFTS).append_column("session", pa.array(np.arange(1500)))
+    often = once.take(np.repeat(np.arange(1500), 10))
+    few, many = (
+        calibrate_slices(bundle, data, ["country"], tmp_path / str(len(data)))
+        for data in (once, often)
+    )
+    assert many.gain_error == pytest.approx(few.gain_error, rel=0.2)
+
+
 def test_the_verb_writes_what_is_better_on_rows_held_out(folder: Path, run: Run) -> None:
     out = folder / "even"
     words = ["calibrate", folder / "mlp", folder / "moved.parquet", "--by", "country,shop"]
@@ -133,7 +147,8 @@ def test_the_verb_writes_what_is_better_on_rows_held_out(folder: Path, run: Run)
     assert printed["log_loss"]["by slice"] < printed["log_loss"]["one line"]
     assert printed["error"]["by slice"] < 0.5 * printed["error"]["now"]
     assert printed["spread"]["country"] > 3 * printed["spread"]["shop"]
-    assert run(*words, "-o", out).code == 2  # already exists
+    refused = run(*words, "-o", out)
+    assert (refused.code, "replace it with --force" in refused.err) == (2, True)
     ran = run(*words, "-o", out, "--force")
     assert "next: widedeep validate" in ran.out
     none = ["calibrate", out, folder / "later.parquet", "--by", "shop", "-o", folder / "none"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from widedeep.cli.output import free_path, number, print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, threads
 from widedeep.cli.runs import labelled_rows, load_bundle
+from widedeep.errors import ConfigError
 from widedeep.evaluation.slice_calibration import SliceCalibration, calibrate_slices
 
 EXAMPLE = (
@@ -57,6 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     rows = labelled_rows([] if arguments.data is None else [arguments.data], model)
     bundle = load_bundle(model)
     out = Path(arguments.out or free_path(Path("bundles") / model.name))
+    if out.exists() and not arguments.force:
+        raise ConfigError(
+            f"{out}: already exists; choose another folder, or replace it with --force"
+        )
     result = calibrate_slices(
         bundle,
         rows.data,

@@ -50,7 +50,7 @@ class SliceCalibration:
         slices: Per feature and value, those with the most rows: ``feature``, ``value``, ``rows``,
             ``shift`` (log odds), and predicted / observed ``now`` and ``by slice`` (held out).
         gain: By how much the log loss by slice is below that of now.
-        gain_error: Standard error of the gain.
+        gain_error: Standard error of the gain; the rows of a group are taken as one.
     """
 
     head: str
@@ -167,7 +167,8 @@ class _Rows:
     weight_B: Floats
     now_B: Floats  # Probabilities as the bundle gives them
     ids_of: dict[str, tuple[Ids, int]]
-    fold_B: NDArray[np.int64]  # Half of the data: 0 or 1; the rows of a group are in one
+    group_B: Ids  # Group of each row from 0: rows that are not independent of each other
+    fold_B: Ids  # Half of the data: 0 or 1; the rows of a group are in one
 
     def part(self, mask_B: NDArray[np.bool_]) -> tuple[Any, ...]:
         ids_of = {name: (ids_B[mask_B], n) for name, (ids_B, n) in self.ids_of.items()}
@@ -283,6 +284,7 @@ def _read(bundle: Bundle, head: BundleHead, data: Data, by: Sequence[str], threa
     names = [slot.name for slot in bundle.schema.slots]
     places = {name: names.index(name) for name in by}
     parts: list[tuple[Any, ...]] = []
+    row = 0
     ids: dict[str, list[Ids]] = {name: [] for name in by}
     for batch in labelled_batches(bundle, data, threads):
         labels_B, weights_B = head_targets(bundle.schema, head, batch)
@@ -291,7 +293,8 @@ def _read(bundle: Bundle, head: BundleHead, data: Data, by: Sequence[str], threa
         logits_BC = bundle.logits(batch, threads=threads)
         scores = bundle.scores_of(logits_BC)
         now_B = scores[head.name] if isinstance(scores, dict) else scores
-        group_B = np.arange(len(batch)) if batch.group_B is None else batch.group_B
+        group_B = row + np.arange(len(batch)) if batch.group_B is None else batch.group_B
+        row += len(batch)
         columns = (logits_BC[:, head.start], labels_B, weight_B, now_B, group_B)
         parts.append(tuple(values[known_B] for values in columns))
         for name, place in places.items():
@@ -300,14 +303,16 @@ def _read(bundle: Bundle, head: BundleHead, data: Data, by: Sequence[str], threa
     if not 0 < (weight @ labels) < weight.sum():
         raise DataError("every label of the data is the same; give data with both classes")
     sizes = {slot.name: slot.size for slot in bundle.schema.slots}
-    folds = np.random.default_rng(0).permutation(len(codes := np.unique(group))) % 2
+    codes, group_B = np.unique(group, return_inverse=True)
+    folds = np.random.default_rng(0).permutation(len(codes)) % 2
     return _Rows(
         logits_B=logits.astype(np.float64),
         labels_B=labels.astype(np.float64),
         weight_B=weight,
         now_B=now,
         ids_of={name: (np.concatenate(ids[name]), sizes[name]) for name in by},
-        fold_B=folds[np.searchsorted(codes, group)],
+        group_B=group_B,
+        fold_B=folds[group_B],
     )
 
 
@@ -341,10 +346,11 @@ def _held_out(rows: _Rows) -> dict[str, Floats]:
 
 
 def _mean_and_error(rows: _Rows, values_B: Floats) -> tuple[float, float]:
-    """Return the weighted mean of rows, and its standard error."""
+    """Return the weighted mean of rows, and its standard error: groups are independent."""
     total = rows.weight_B.sum()
     mean = rows.weight_B @ values_B / total
-    return float(mean), float(np.sqrt(((rows.weight_B * (values_B - mean)) ** 2).sum()) / total)
+    excess = np.bincount(rows.group_B, rows.weight_B * (values_B - mean))
+    return float(mean), float(np.sqrt((excess**2).sum()) / total)
 
 
 def _error(rows: _Rows, p_B: Floats) -> float:
