@@ -8,7 +8,7 @@ from widedeep.cli.output import print_json, print_next, print_table, print_text
 from widedeep.cli.parser import EXIT_FAILED, EXIT_OK, positive, share, threads, whole
 from widedeep.cli.runs import load_bundle
 from widedeep.errors import ConfigError, DataError
-from widedeep.report.replay import Replay, replay, why_text
+from widedeep.report.replay import Replay, item_rows, replay, why_text
 from widedeep.serving.catalogue import Catalogue
 
 EXAMPLE = (
@@ -118,11 +118,7 @@ def _print(result: Replay) -> None:
     if result.items:
         print_text()
         heads = ["item", "a", "b", "change"]
-        rows = [
-            [str(e["item"]), f"{e['a']:,}", f"{e['b']:,}", f"{e['b'] - e['a']:+,}"]
-            for e in result.items[:5]
-        ]
-        print_table(heads, rows, right=heads[1:])
+        print_table(heads, item_rows(result.items[:5]), right=heads[1:])
     if result.moves:
         print_text()
         print_table(

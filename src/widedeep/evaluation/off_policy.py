@@ -45,7 +45,8 @@ def estimate_policies(
 ) -> dict[str, Any]:
     """Estimate the reward per request if each model had ranked the log's requests.
 
-    A model ranks a request's rows by its scores and shows as many as were shown. Every estimate
+    A model ranks a request's rows by its scores, equal ones drawn, not as they stand in the log,
+    and shows as many as were shown. Every estimate
     assumes that an item's reward at a place does not depend on the other items (the item-position
     model of Li et al. 2018, *Offline Evaluation of Ranking Policies with Click Models*), and that
     the rows hold all candidates. With w = [the model gives the item the place it had] / propensity:

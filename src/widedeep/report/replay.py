@@ -555,11 +555,13 @@ def _page(result: Replay) -> str:
 
 def _items_table(result: Replay) -> str:
     heads = ["item", f"first {result.k}: first bundle", "second bundle", "change"]
-    rows = [
-        [str(e["item"]), f"{e['a']:,}", f"{e['b']:,}", f"{e['b'] - e['a']:+,}"]
-        for e in result.items
-    ]
+    rows = item_rows(result.items)
     return table(heads, rows, numbers=heads[1:]) if rows else note("The same items stand first.")
+
+
+def item_rows(items: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return a row per item: how often it is among the first by each bundle, and the change."""
+    return [[str(e["item"]), f"{e['a']:,}", f"{e['b']:,}", f"{e['b'] - e['a']:+,}"] for e in items]
 
 
 def _moves_table(result: Replay) -> str:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,17 +102,7 @@ class Study:
             "best": self.best.number,
             "config": self.config.to_table(),
             "trials": [
-                {
-                    "number": trial.number,
-                    "state": trial.state,
-                    "value": trial.value,
-                    "params": dict(trial.params),
-                    "settings": dict(trial.settings),
-                    "metrics": dict(trial.metrics),
-                    "curve": [list(point) for point in trial.curve],
-                    "seconds": trial.seconds,
-                    "reason": trial.reason,
-                }
+                {**asdict(trial), "curve": [list(point) for point in trial.curve]}
                 for trial in self.trials
             ],
         }
