@@ -51,13 +51,15 @@ def refused(kind: type[Exception], spec: wd.FeatureSpec, data: Any) -> str:
             NUMBER,
             [[1.0], [2.0]],
             "feature 'x': column 'x' holds lists, expected plain values for size=1; "
-            "set size= to the length of its lists",
+            "set size= to the length of its lists, or parallel= to the sequence whose events they "
+            "describe",
         ),
         (
             VECTOR,
             [1.0, 2.0],
             "feature 'x': column 'x' holds plain values, expected lists for size=2; "
-            "set size= to the length of its lists",
+            "set size= to the length of its lists, or parallel= to the sequence whose events they "
+            "describe",
         ),
         (
             VECTOR,

@@ -141,7 +141,7 @@ def test_attributions_add_up_to_the_logit(deep: DeepFM | None) -> None:
     options: dict[str, Any] = {} if deep is None else {"deep": deep, "hidden_units": ()}
     trainer, held_out = make_trainer(wide_combiner="sqrtn", **options)
     batch = Transform(trainer.model.schema)(held_out.slice(0, 40))
-    (parts,) = integrated_gradients(trainer.model, batch, steps=150).values()
+    (parts,) = integrated_gradients(trainer.model, batch, steps=300).values()
     total_B = np.sum(list(parts.values()), axis=0)
     logits_B = trainer.model(batch)[:, 0].numpy()
     wide_B = trainer.model.wide_logits(batch)[:, 0].numpy()

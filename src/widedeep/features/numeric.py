@@ -285,9 +285,14 @@ class Numeric(Feature):
                 size=self.size,
                 events=self.is_sequence,
                 moments=(self.transform,) if self.transform in ("standard", "log1p") else (),
-                sample=self.transform == "quantile" or self.has_cut_points,
+                sample=self._is_sampled,
             ),
         )
+
+    @property
+    def _is_sampled(self) -> bool:
+        """Whether a sorted sample is kept: the gate compares numbers with it, however scaled."""
+        return self.transform == "quantile" or self.has_cut_points or not self.is_sequence
 
     def refusal_as_part(self) -> str:
         if self.embedding == "bins":
@@ -314,7 +319,7 @@ class Numeric(Feature):
             minimum=np.array([low for low, _ in ranges]),
             maximum=np.array([high for _, high in ranges]),
             mean=np.array([summary.mean for summary in summaries]),
-            profile=tuple(_profile(s.sample) for s in summaries) if has_quantiles else (),
+            profile=tuple(_profile(s.sample) for s in summaries) if self._is_sampled else (),
         )
 
     def _shift_and_scale(self, summary: NumberSummary) -> tuple[float, float]:

@@ -32,7 +32,7 @@ from widedeep.training.checkpoint import find_checkpoint, read_checkpoint
 from widedeep.training.config import TrainConfig
 
 # A rate or a penalty says how a state is used, not what it holds; FTRL's z is rebuilt for them.
-_USE_OPTIONS = ("lr", "eps", "initial_accumulator")
+_USE_OPTIONS = ("lr", "eps", "initial_accumulator", "l2", "weight_decay")
 
 
 def source_columns(schema: Schema, name: str) -> Iterator[str]:
