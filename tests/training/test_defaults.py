@@ -126,6 +126,7 @@ def test_an_unknown_quality_is_refused(run: Run, tmp_path: Path) -> None:
     assert refused.code == 2 and "expected 'fast' or 'good' or 'best'" in refused.err
 
 
+@pytest.mark.slow
 def test_an_estimator_at_its_best_is_an_ensemble() -> None:
     pd, estimators = pytest.importorskip("pandas"), pytest.importorskip("widedeep.estimators")
     X = pd.DataFrame({"job": ["a", "b", "a", "c"] * 32, "age": range(128)})
