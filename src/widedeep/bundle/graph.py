@@ -71,9 +71,9 @@ class TowerGraph:
             if entry.name.startswith(_VECTOR) and isinstance(entry.shape[1], int)
         }
         vectors = [_VECTOR + side for side in self.vectors]
+        roles = (_OUTPUT, *self._explaining, *vectors)
         for entry in outputs:
-            known = (_OUTPUT, *self._explaining, *vectors)
-            is_known = names.count(_OUTPUT) == 1 and entry.name in known
+            is_known = names.count(_OUTPUT) == 1 and entry.name in roles
             is_logits = not entry.name.startswith((_ATTENTION, _VECTOR))
             if not is_known or (is_logits and entry.shape[1:] not in ([n_logits], [None])):
                 raise BundleError(
@@ -108,8 +108,8 @@ class TowerGraph:
     def vector(self, side: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Return the vectors of a side, (B, D)."""
         vectors_BD: NDArray[np.float32]
-        given = {name: inputs[name] for name in self._inputs}
-        (vectors_BD,) = self._session(1).run([_VECTOR + side], given)
+        feed = {name: inputs[name] for name in self._inputs}
+        (vectors_BD,) = self._session(1).run([_VECTOR + side], feed)
         return vectors_BD
 
     def explain(self, inputs: Mapping[str, NDArray[Any]]) -> TowerParts:

@@ -103,6 +103,6 @@ def export_checkpoint(
     rows: object | None = posterior
     if rows is None and config.train.posterior:
         rows = training_data(config)[0]
-    kept = here.data.items if items is None else items
-    bundle = trainer.export(out, posterior=rows, items=kept, overwrite=overwrite)
+    item_rows = here.data.items if items is None else items
+    bundle = trainer.export(out, posterior=rows, items=item_rows, overwrite=overwrite)
     return bundle, folder

@@ -203,8 +203,8 @@ class LoggedRankings:
                 f"request {ids[int(request_B[row])].as_py()!r}, row {row}: got a position without "
                 "a propensity, beside rows with both; expected both, or neither (not shown)"
             )
-        shown = np.flatnonzero(position_B)
-        order = shown[np.lexsort((position_B[shown], request_B[shown]))]
+        row_N = np.flatnonzero(position_B)  # with a position
+        order = row_N[np.lexsort((position_B[row_N], request_B[row_N]))]
         same = (np.diff(request_B[order]) == 0) & (np.diff(position_B[order]) == 0)
         if same.any():
             row = int(order[1:][same][0])

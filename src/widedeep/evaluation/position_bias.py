@@ -169,9 +169,9 @@ def fit_position_bias(
     )
     positives_K = np.bincount(place_B, label_B > 0)[1:].astype(int)
     if positives_K.min() < _LEAST_POSITIVES:
-        place = int(positives_K.argmin())
+        rarest = int(positives_K.argmin())
         raise DataError(
-            f"position {place + 1}: got {positives_K[place]} positive labels, expected at least "
+            f"position {rarest + 1}: got {positives_K[rarest]} positive labels, expected at least "
             f"{_LEAST_POSITIVES} at every place; take a longer log, or leave the last places out"
         )
     learn = _randomised if transform is None else _em
@@ -206,13 +206,16 @@ def _labels(column: pa.ChunkedArray, name: str) -> Floats:
 
 def _randomised(place_B: Ints, label_B: Floats, propensity_B: Floats) -> Floats:
     """Return the mean label at each place, each item as if it were always shown there."""
-    known = ~np.isnan(propensity_B)
-    if not known.any():
+    has_propensity_B = ~np.isnan(propensity_B)
+    if not has_propensity_B.any():
         raise DataError("no row has a propensity; give a model that says how much items are wanted")
-    weight = 1 / propensity_B[known]
-    total, positive = (
-        np.bincount(place_B[known], v)[1:] for v in (weight, weight * label_B[known])
-    )
+    weight_B = np.where(has_propensity_B, 1 / propensity_B, 0.0)
+    total, positive = (np.bincount(place_B, v)[1:] for v in (weight_B, weight_B * label_B))
+    if not total.all():
+        raise DataError(
+            f"position {int((total == 0).argmax()) + 1}: no row has a propensity; give a model, or "
+            "leave the places without propensities out"
+        )
     return np.asarray(positive / total)
 
 
