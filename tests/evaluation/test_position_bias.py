@@ -119,6 +119,11 @@ def test_logs_that_say_nothing_of_places() -> None:
     halves = log.append_column("propensity", pa.array(np.full(len(log), 0.5)))
     with pytest.raises(DataError, match="positive labels, expected at least 20 at every place"):
         fit_position_bias(halves, label="click")
+    longer, _ = listed(1000, 0, noise=1.0)
+    last_B = longer["position"].to_numpy() == 4
+    unknown = longer.append_column("propensity", pa.array(np.full(len(last_B), 0.5), mask=last_B))
+    with pytest.raises(DataError, match="position 4: no row has a propensity"):
+        fit_position_bias(unknown, label="click")
     with pytest.raises(DataError, match="got position 4, but the examination of 2 places"):
         PositionBias(examination=(1.0, 0.5)).weights([4], [1])
 
