@@ -13,6 +13,7 @@
 #include "arrow_input.hpp"
 #include "bind_plan.hpp"
 #include "bind_rows.hpp"
+#include "crc32c.hpp"
 #include "fingerprint.hpp"
 #include "rank_request.hpp"
 #include "transform.hpp"
@@ -349,6 +350,11 @@ nb::tuple encode_rows(const OwnedProgram& self, nb::sequence rows, nb::callable 
 
 std::uint64_t fingerprint64_of(nb::bytes text) { return fingerprint64(text.c_str(), text.size()); }
 
+std::uint32_t crc32c_of(const Vector<std::uint8_t>& data, std::uint32_t before) {
+  const nb::gil_scoped_release release;
+  return crc32c(data.data(), static_cast<std::int64_t>(data.shape(0)), before);
+}
+
 bool is_misspelt_name(nb::bytes key, nb::bytes column) {
   return is_misspelt({key.c_str(), key.size()}, {column.c_str(), column.size()});
 }
@@ -369,6 +375,7 @@ void raise_input_error(const std::exception_ptr& error, void*) {
 void bind_transform(nb::module_& m) {
   nb::register_exception_translator(raise_input_error);
   m.def("fingerprint64", &fingerprint64_of, "text"_a);
+  m.def("crc32c", &crc32c_of, "data"_a, "before"_a = 0);
   m.def("is_misspelt", &is_misspelt_name, "key"_a, "column"_a);
   nb::class_<OwnedPlan>(m, "TransformPlan")
       .def(nb::init<>())

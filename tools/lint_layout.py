@@ -43,6 +43,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "models": ("bundle", "tables"),
     "training": ("models",),
     "estimators": ("training",),
+    "importing": ("training",),
     "serving": ("bundle",),
     "evaluation": ("bundle",),
     "gate": ("evaluation", "serving", "page"),
@@ -51,7 +52,7 @@ BEFORE: dict[str, tuple[str, ...]] = {
     "publish": ("training", "gate"),
     "report": ("publish",),
     "simulate": ("config", "estimators", "publish", "join"),
-    "cli": ("report", "simulate", "tuning"),
+    "cli": ("report", "simulate", "tuning", "importing"),
     "__main__": ("cli",),
 }
 

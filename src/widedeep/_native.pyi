@@ -565,6 +565,9 @@ Encoded: TypeAlias = tuple[
 ]
 
 def fingerprint64(text: bytes) -> int: ...
+def crc32c(data: _Bytes, before: int = 0) -> int:
+    """Return the CRC-32C of bytes, or of those behind others whose checksum is ``before``."""
+
 def is_misspelt(key: bytes, column: bytes) -> bool: ...
 
 class TransformPlan:

@@ -10,12 +10,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from widedeep import _native
-from widedeep._native import TransformPlan, TransformProgram, make_program
+from widedeep._native import TransformPlan, TransformProgram, crc32c, make_program
 
 if TYPE_CHECKING:
     from widedeep._native import Encoded as Encoded
 
-__all__ = ["TransformPlan", "TransformProgram", "fingerprint64", "is_misspelt", "make_program"]
+__all__ = [
+    "TransformPlan",
+    "TransformProgram",
+    "crc32c",
+    "fingerprint64",
+    "is_misspelt",
+    "make_program",
+]
 
 
 def fingerprint64(text: str | bytes) -> int:
