@@ -73,7 +73,8 @@ int add_categorical(OwnedPlan& self, const std::string& name, const std::string&
                     std::int64_t oov_buckets, bool drop_unseen, bool empty_as_null,
                     bool key_is_place, const std::optional<std::string>& weights,
                     const std::optional<std::string>& parallel, std::optional<std::int64_t> maxlen,
-                    bool keep_first, bool keeps_nulls, bool wants_keys, std::int64_t remainders) {
+                    bool keep_first, bool keeps_nulls, bool wants_keys, std::int64_t remainders,
+                    std::optional<std::int64_t> default_id, std::int64_t default_key) {
   Plan& plan = self.plan;
   transform::CategoricalOptions options;
   options.way = way_named(way);
@@ -84,6 +85,8 @@ int add_categorical(OwnedPlan& self, const std::string& name, const std::string&
   }
   options.buckets = buckets;
   options.remainders = remainders;
+  options.default_id = default_id;
+  options.default_key = default_key;
   options.oov_buckets = oov_buckets;
   options.drop_unseen = drop_unseen;
   options.empty_as_null = empty_as_null;
@@ -158,11 +161,12 @@ int add_learned_cross(OwnedPlan& self, const std::string& name, const std::vecto
 }
 
 int add_hashed_cross(OwnedPlan& self, const std::string& name, const std::vector<int>& parts,
-                     std::int64_t buckets, std::int64_t max_combinations) {
+                     std::int64_t buckets, std::int64_t max_combinations, std::int64_t hash_key) {
   auto cross = std::make_unique<transform::CrossFeature>();
   cross->name = name;
   cross->parts = parts;
   cross->buckets = buckets;
+  cross->hash_key = static_cast<std::uint64_t>(hash_key);
   cross->max_combinations = max_combinations;
   self.plan.crosses.push_back(std::move(cross));
   return static_cast<int>(self.plan.crosses.size()) - 1;
@@ -390,7 +394,8 @@ void bind_transform(nb::module_& m) {
       .def("add_categorical", &add_categorical, "name"_a, "column"_a, nb::kw_only(), "way"_a,
            "vocabulary"_a, "buckets"_a, "oov_buckets"_a, "drop_unseen"_a, "empty_as_null"_a,
            "key_is_place"_a, "weights"_a.none(), "parallel"_a = nb::none(), "maxlen"_a = nb::none(),
-           "keep_first"_a = false, "keeps_nulls"_a = false, "wants_keys"_a, "remainders"_a = 0)
+           "keep_first"_a = false, "keeps_nulls"_a = false, "wants_keys"_a, "remainders"_a = 0,
+           "default_id"_a = nb::none(), "default_key"_a = 0)
       .def(
           "truncated",
           [](const OwnedPlan& self, int part) {
@@ -403,7 +408,7 @@ void bind_transform(nb::module_& m) {
       .def("add_learned_cross", &add_learned_cross, "name"_a, "parts"_a, "combinations"_a,
            "max_combinations"_a)
       .def("add_hashed_cross", &add_hashed_cross, "name"_a, "parts"_a, "buckets"_a,
-           "max_combinations"_a)
+           "max_combinations"_a, "hash_key"_a)
       .def("add_number", &add_number, "name"_a, "column"_a, nb::kw_only(), "transform"_a,
            "indicator"_a, "boundaries"_a, "shift"_a, "scale"_a, "fill"_a)
       .def("add_number_sequence", &add_number_sequence, "name"_a, "column"_a, nb::kw_only(),

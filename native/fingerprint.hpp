@@ -12,7 +12,4 @@ std::uint64_t fingerprint64(const char* text, std::size_t length) noexcept;
 // Folds a second fingerprint into a first one; the order matters.
 std::uint64_t fingerprint_cat64(std::uint64_t first, std::uint64_t second) noexcept;
 
-// The start of every hashed cross (TensorFlow's default hash key).
-constexpr std::uint64_t kCrossKey = 0xDECAFCAFFE;
-
 }  // namespace widedeep

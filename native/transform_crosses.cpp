@@ -77,7 +77,7 @@ bool CrossFeature::encode_single(const std::vector<CrossInput>& inputs, std::int
   const Columns cells = columns(inputs);
   const auto is_single = [](const Cells* part) { return part->single(); };
   if (!std::all_of(cells.begin(), cells.end(), is_single)) return false;
-  out.ids.assign(as_size(n_examples), hashed() ? static_cast<std::int64_t>(kCrossKey) : 0);
+  out.ids.assign(as_size(n_examples), hashed() ? static_cast<std::int64_t>(hash_key) : 0);
   std::int64_t* const ids = out.ids.data();
   for (std::size_t p = 0; p < cells.size(); ++p) {
     const std::int64_t* const from = cells[p]->ids.data();
@@ -131,7 +131,7 @@ void CrossFeature::append_row(const std::vector<CrossInput>& inputs, const Colum
   const std::size_t width = cells.size();
   if (hashed() || vocabulary->packs()) {
     std::vector<std::int64_t>& prefixes = scratch.packed;
-    prefixes.assign(1, hashed() ? static_cast<std::int64_t>(kCrossKey) : 0);
+    prefixes.assign(1, hashed() ? static_cast<std::int64_t>(hash_key) : 0);
     for (std::size_t p = 0; p < width; ++p) {
       const Values values = values_of(*cells[p], inputs[p].row(example), hashed());
       if (hashed()) {

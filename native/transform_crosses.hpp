@@ -26,7 +26,8 @@ struct CrossFeature {
   std::string name;
   std::vector<int> parts;                       // in the plan's list of parts
   std::unique_ptr<TupleVocabulary> vocabulary;  // learned combinations, or null:
-  std::int64_t buckets = 0;                     // hash them instead
+  std::int64_t buckets = 0;                     // hash them instead,
+  std::uint64_t hash_key = 0;                   // from this number on
   std::int64_t max_combinations = 1 << 16;      // of an example
 
   bool hashed() const noexcept { return vocabulary == nullptr; }

@@ -90,6 +90,7 @@ std::int64_t CategoricalPart::id_limit() const noexcept {
 std::int64_t CategoricalPart::known_or_unseen(std::int64_t place,
                                               std::uint64_t hash) const noexcept {
   if (place >= 0) return kFirstKnownId + options_.oov_buckets + place;
+  if (options_.default_id) return *options_.default_id;
   if (options_.drop_unseen) return kDroppedMark;
   if (options_.oov_buckets == 0) return kUnseenId;
   return kFirstKnownId +
@@ -104,6 +105,11 @@ std::int64_t CategoricalPart::place_key(std::int64_t place, std::uint64_t hash) 
          static_cast<std::int64_t>(hash % static_cast<std::uint64_t>(options_.oov_buckets));
 }
 
+// The key of a value in its place, or that of the default for a value without one.
+std::int64_t CategoricalPart::known_key(std::int64_t place, std::int64_t key) const noexcept {
+  return place < 0 && options_.default_id ? options_.default_key : key;
+}
+
 void CategoricalPart::finish_text(const TextSpan& text, std::int64_t* id, std::int64_t* key) const {
   if (text.length < 0 || (text.length == 0 && options_.empty_as_null)) {
     *id = text.length == kBadText ? kBadMark : kNullMark;
@@ -115,7 +121,9 @@ void CategoricalPart::finish_text(const TextSpan& text, std::int64_t* id, std::i
       hashed || (place < 0 && options_.oov_buckets > 0) || (key && !options_.key_is_place);
   const std::uint64_t hash = needs_hash ? text_hash(text) : 0;
   if (key != nullptr) {
-    *key = options_.key_is_place ? place_key(place, hash) : static_cast<std::int64_t>(hash);
+    const std::int64_t own =
+        options_.key_is_place ? place_key(place, hash) : static_cast<std::int64_t>(hash);
+    *key = known_key(place, own);
   }
   *id = hashed ? kFirstKnownId +
                      static_cast<std::int64_t>(hash % static_cast<std::uint64_t>(options_.buckets))
@@ -131,7 +139,7 @@ void CategoricalPart::finish_integer(std::int64_t value, Status status, std::int
   const bool wide = status == Status::wide;
   if (options_.way == Way::identity) {
     const bool inside = !wide && value >= 0 && value < options_.buckets;
-    if (key != nullptr) *key = value;
+    if (key != nullptr) *key = known_key(inside ? value : -1, value);
     *id = inside ? kFirstKnownId + value : known_or_unseen(-1, 0);
     return;
   }
@@ -139,7 +147,9 @@ void CategoricalPart::finish_integer(std::int64_t value, Status status, std::int
   const std::int64_t place = hashed || wide ? -1 : *id;
   const bool needs_hash = hashed || (place < 0 && options_.oov_buckets > 0);
   const std::uint64_t hash = needs_hash ? decimal_hash(value, wide) : 0;
-  if (key != nullptr) *key = options_.key_is_place ? place_key(place, hash) : value;
+  if (key != nullptr) {
+    *key = known_key(place, options_.key_is_place ? place_key(place, hash) : value);
+  }
   *id = hashed ? kFirstKnownId +
                      static_cast<std::int64_t>(hash % static_cast<std::uint64_t>(options_.buckets))
                : known_or_unseen(place, hash);

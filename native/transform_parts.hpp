@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -141,6 +142,9 @@ struct CategoricalOptions {
   std::int64_t remainders = 0;
   std::int64_t oov_buckets = 0;  // ids after the missing one for values out of the vocabulary
   bool drop_unseen = false;
+  // An unseen value stands for the one with this id and key.
+  std::optional<std::int64_t> default_id;
+  std::int64_t default_key = 0;
   bool empty_as_null = false;
   // Of a longer list its last values are read, or its first.
   std::int64_t maxlen = std::numeric_limits<std::int64_t>::max();
@@ -184,6 +188,7 @@ class CategoricalPart final : public Part {
   void finish_integer(std::int64_t value, Status status, std::int64_t* id, std::int64_t* key) const;
   std::int64_t known_or_unseen(std::int64_t place, std::uint64_t hash) const noexcept;
   std::int64_t place_key(std::int64_t place, std::uint64_t hash) const noexcept;
+  std::int64_t known_key(std::int64_t place, std::int64_t key) const noexcept;
   void encode_elements(const PartInput& input, std::int64_t begin, std::int64_t n, Scratch& scratch,
                        std::int64_t* ids, std::int64_t* keys) const;
   void encode_flat(const PartInput& input, std::int64_t row_begin, std::int64_t row_end,

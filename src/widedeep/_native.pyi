@@ -597,6 +597,8 @@ class TransformPlan:
         keeps_nulls: bool = False,
         wants_keys: bool,
         remainders: int = 0,
+        default_id: int | None = None,
+        default_key: int = 0,
     ) -> int: ...
     def truncated(self, part: int) -> int:
         """Return how many lists of a part were cut to ``maxlen`` so far."""
@@ -609,7 +611,7 @@ class TransformPlan:
         self, name: str, parts: list[int], combinations: _Ints, max_combinations: int
     ) -> int: ...
     def add_hashed_cross(
-        self, name: str, parts: list[int], buckets: int, max_combinations: int
+        self, name: str, parts: list[int], buckets: int, max_combinations: int, hash_key: int
     ) -> int: ...
     def add_number(
         self,

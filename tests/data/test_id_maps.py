@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import widedeep as wd
 from widedeep.data.extend_schema import map_ids
-from widedeep.errors import ConfigError
+from widedeep.errors import ConfigError, FeatureError
+from widedeep.schema import Schema
 
 VALUES = st.lists(st.sampled_from(["a", "b", "c", "", "é", None]), min_size=1, max_size=12)
 
@@ -96,6 +97,26 @@ def test_why_nothing_is_found(mine: dict[str, Any], theirs: dict[str, Any], why:
     new, old = (wd.fit_schema(make_spec(**options), rows) for options in (mine, theirs))
     found = map_ids(new, old, "n")
     assert (found.matched, found.why) == (0, why)
+
+
+def test_hashed_crosses_begin_anew_where_they_are_hashed_otherwise() -> None:
+    def schema(cross: dict[str, Any], **options: Any) -> Schema:
+        crossed = wd.crossed("job", "n", hash_buckets=9, **cross)
+        job = wd.categorical("job", vocabulary=["a", "b"], **options)
+        spec = wd.FeatureSpec(features=[job, wd.categorical("n"), crossed])
+        return wd.fit_schema(spec, make_rows(["a", "b"], ["c"]))
+
+    plain = schema({})
+    assert map_ids(schema({"hash_key": 0xDECAFCAFFE}), plain, "job_x_n").is_identity
+    assert map_ids(schema({"hash_key": 3}), plain, "job_x_n").why.endswith("became 3")
+    why = map_ids(schema({}, default_value="b"), plain, "job_x_n").why
+    assert why == "its part 'job': default_value None became 'b'"
+
+
+def test_a_default_that_was_not_learned_is_refused() -> None:
+    spec = wd.FeatureSpec(features=wd.categorical("job", default_value="z"))
+    with pytest.raises(FeatureError, match="'z', which is not in the vocabulary that was learned"):
+        wd.fit_schema(spec, make_rows(["a", "b"], ["c"]))
 
 
 def test_identity_integers_that_became_more() -> None:

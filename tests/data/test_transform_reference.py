@@ -55,7 +55,11 @@ def categoricals(draw: st.DrawFn, name: str, kind: str) -> tuple[Any, dict[str, 
         options["oov_buckets"] = draw(st.integers(0, 3))
         if way == "given":
             options["vocabulary"] = known
-    options["oov"] = draw(st.sampled_from(["id", "drop"]))
+    has_default = draw(st.booleans()) and not (way == "hash" or options.get("oov_buckets"))
+    if has_default:
+        buckets = options.get("num_buckets")
+        options["default_value"] = draw(st.sampled_from(range(buckets) if buckets else known))
+    options["oov"] = "id" if has_default else draw(st.sampled_from(["id", "drop"]))
     feature = wd.categorical(name, **options)
     return feature, {name: vocabulary(known)}
 
@@ -64,7 +68,10 @@ def categoricals(draw: st.DrawFn, name: str, kind: str) -> tuple[Any, dict[str, 
 def crosses(draw: st.DrawFn, schema_so_far: Schema, parts: list[str]) -> tuple[Any, dict[str, Any]]:
     chosen = draw(st.permutations(parts))[: draw(st.integers(2, 3))]
     if draw(st.booleans()):
-        return wd.crossed(*chosen, name="h", hash_buckets=draw(st.integers(1, 1000))), {}
+        key = draw(st.none() | st.integers(-(2**63), 2**63 - 1))
+        return wd.crossed(
+            *chosen, name="h", hash_buckets=draw(st.integers(1, 1000)), hash_key=key
+        ), {}
     limits = [schema_so_far.id_count(part) for part in chosen]
     entries = st.tuples(*(st.integers(0, limit - 1) for limit in limits))
     rows = draw(st.lists(entries, unique=True, max_size=8))

@@ -19,20 +19,14 @@ ORACLES = Path(__file__).parents[1] / "oracles"
 HASHING = json.loads((ORACLES / "tensorflow_hashing.json").read_text())
 COLUMNS = json.loads((ORACLES / "tensorflow_columns.json").read_text())
 
-# TensorFlow's rules that have no counterpart here: a default id for unseen values, -1 and "" as
-# missing in dense tensors, dense parts folded after sparse ones, other hash keys, a vector cut into
-# buckets, a cross within a cross.
+# TensorFlow's rules that have no counterpart here: -1 and "" as missing in dense tensors, dense
+# parts folded after sparse ones, a vector cut into buckets, a cross within a cross.
 NOT_OURS = (
-    "default id",
-    "takes the default",
-    "not the default",
     "-1 in a dense column",
     "folded after the sparse ones",
-    "another hash key",
     "position in a vector",
     "within a cross",
     "empty text in a dense column",
-    "identity part",
     "dense bag of raw text",
 )
 
@@ -79,19 +73,29 @@ class Declared:
             )
             self.boundaries[name] = column["boundaries"]
         elif column["kind"] == "vocabulary":
-            oov = column.get("oov_buckets", 0)
+            oov, default = column.get("oov_buckets", 0), column.get("default")
             declared = wd.categorical(
                 name,
                 vocabulary=column["vocabulary"],
                 oov_buckets=oov,
-                oov="id" if oov else "drop",
+                oov="id" if oov or default is not None else "drop",
+                default_value=None if default is None else column["vocabulary"][default],
             )
             self.vocabularies[name] = vocabulary(column["vocabulary"])
         elif column["kind"] == "hash_bucket":
             declared = wd.categorical(name, hash_buckets=column["buckets"])
+        elif column["kind"] == "identity":
+            declared = wd.categorical(
+                name, num_buckets=column["buckets"], default_value=column["default"]
+            )
         else:
             parts = [self.declare(part) for part in column["parts"]]
-            declared = wd.crossed(*parts, name="cross", hash_buckets=column["buckets"])
+            declared = wd.crossed(
+                *parts,
+                name="cross",
+                hash_buckets=column["buckets"],
+                hash_key=column.get("hash_key"),
+            )
             name = "cross"
         self.features.append(declared)
         return name
@@ -129,8 +133,8 @@ def test_ids_of_columns(case: dict[str, Any]) -> None:
 
 def test_the_cases_cover_every_kind_of_column() -> None:
     kinds = {case["column"]["kind"] for case in CASES}
-    assert kinds == {"bucketized", "vocabulary", "hash_bucket", "crossed"}
-    assert len(CASES) >= 12
+    assert kinds == {"bucketized", "vocabulary", "hash_bucket", "identity", "crossed"}
+    assert len(CASES) >= 16
 
 
 @pytest.mark.parametrize(

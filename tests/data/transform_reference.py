@@ -193,15 +193,23 @@ class _Part:
         if self.is_identity:
             assert isinstance(feature, Categorical) and isinstance(plain, int)
             inside = 0 <= plain < (feature.num_buckets or 0)
+            if not inside and feature.default_value is not None:
+                return 2 + int(feature.default_value)
             return 2 + plain if inside else (None if feature.oov == "drop" else 0)
         if isinstance(feature, Categorical) and feature.hash_buckets:
             return 2 + self.hash(plain) % feature.hash_buckets
         oov = feature.oov_buckets if isinstance(feature, Categorical) else 0
         if self.known is not None and plain in self.known:
             return 2 + oov + self.known.index(plain)
+        if self.default is not None:
+            return self.id(self.default)
         if isinstance(feature, Categorical) and feature.oov == "drop":
             return None
         return 2 + self.hash(plain) % oov if oov else 0
+
+    @property
+    def default(self) -> object:
+        return self.feature.default_value if isinstance(self.feature, Categorical) else None
 
     @property
     def is_identity(self) -> bool:
@@ -224,6 +232,11 @@ class _Part:
         if isinstance(feature, Bucketized):
             return self.bucket(value)
         plain = as_integer(value) if self.is_identity else self.plain(value)
+        if self.default is not None and isinstance(feature, Categorical):
+            buckets = feature.num_buckets
+            known = range(buckets) if buckets else self.known or []
+            if plain not in known:
+                plain = self.plain(self.default)
         if isinstance(feature, Categorical) and feature.vocabulary is not None:
             assert self.known is not None
             if plain in self.known:
@@ -238,7 +251,7 @@ def _cross_ids(schema: Schema, cross: Crossed, row: Row) -> list[tuple[int, floa
     if cross.hash_buckets:
         ids = []
         for keys in product(*(part.keys(row) for part in parts)):
-            hashed = 0xDECAFCAFFE
+            hashed = (0xDECAFCAFFE if cross.hash_key is None else cross.hash_key) & MASK
             for key in keys:
                 hashed = fingerprint_cat64(hashed, key)
             ids.append(2 + hashed % cross.hash_buckets)

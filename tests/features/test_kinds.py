@@ -51,6 +51,20 @@ def test_an_indicator_doubles_the_width(missing: str | float, width: int) -> Non
         (lambda: numeric("a", embedding_dim=9), "embedding_dim=9, which has no effect with embed"),
         (lambda: numeric("a", embedding="bins", bins=1), "got bins=1, expected an integer of at"),
         (lambda: numeric("a", embedding="periodic", frequency_std=0), "expected a number above 0"),
+        (lambda: numeric("a", shift=1), "got shift=1 without scale; give both"),
+        (lambda: numeric("a", shift=1, scale=2), "transform='quantile', expected transform='stand"),
+        (
+            lambda: numeric("a", transform="standard", shift=1, scale=0),
+            "got scale=0, expected a finite number other than 0",
+        ),
+        (
+            lambda: numeric("a", transform="standard", size=3, shift=0, scale=[1, 2]),
+            "got scale=(1, 2), expected a finite number other than 0, or 3 of them",
+        ),
+        (
+            lambda: numeric("a", embedding="bins", shift=1, scale=2),
+            "got shift=1, which has no effect with embedding='bins'",
+        ),
         (lambda: numeric(""), "got '' as a feature's name"),
         (lambda: numeric(), "got no name"),
         (lambda: numeric("a", "b", source="c"), "declare them one by one"),
@@ -65,6 +79,20 @@ def test_an_indicator_doubles_the_width(missing: str | float, width: int) -> Non
         (lambda: categorical("a", max_size=0), "got max_size=0"),
         (lambda: categorical("a", combiner="most"), "got combiner='most'"),
         (lambda: categorical("a", oov="keep"), "got oov='keep', expected 'id' or 'drop'"),
+        (
+            lambda: categorical("a", num_buckets=9, default_value=9),
+            "got default_value=9, expected an integer from 0 to num_buckets - 1 = 8",
+        ),
+        (
+            lambda: categorical("a", vocabulary=["x"], default_value="y"),
+            "got default_value='y', expected a value of the vocabulary",
+        ),
+        (
+            lambda: categorical("a", hash_buckets=9, default_value="y"),
+            "got default_value='y' and hash_buckets=9, which say two things of an unseen value",
+        ),
+        (lambda: categorical("a", oov="drop", default_value="y"), "and oov='drop', which say two"),
+        (lambda: categorical("a", default_value=1.5), "got default_value=1.5, expected a value"),
         (lambda: categorical("a", hash_buckets=9, oov_buckets=2), "oov_buckets needs a vocab"),
         (lambda: categorical("a", empty_as_null="yes"), "got empty_as_null='yes'"),
         (lambda: categorical("a", table=3), "got table=3, expected a non-empty string"),
@@ -78,6 +106,8 @@ def test_an_indicator_doubles_the_width(missing: str | float, width: int) -> Non
         (lambda: crossed("a"), "got 1 part(s), expected two or more"),
         (lambda: crossed("a", "a"), "got a part twice"),
         (lambda: crossed("a", "b", hash_buckets=0), "got hash_buckets=0"),
+        (lambda: crossed("a", "b", hash_key=1), "got hash_key=1, which has no effect without"),
+        (lambda: crossed("a", "b", hash_buckets=9, hash_key=2**63), "expected an integer of 64 bi"),
         (lambda: crossed("a", "b", combiner=None), "a cross cannot keep a sequence"),
     ],
 )

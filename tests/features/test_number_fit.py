@@ -182,6 +182,15 @@ def test_shift_and_scale(transform: Any, shift: float, scale: float) -> None:
     assert (learned.minimum[0], learned.maximum[0], learned.mean[0]) == (0.0, 4.0, 2.0)
 
 
+def test_a_given_scaling_is_not_learned() -> None:
+    learned = fit([0, 1, 2, 3, 4, math.nan], transform="standard", shift=38.6, scale=0.073)
+    assert (learned.shift.tolist(), learned.scale.tolist()) == ([38.6], [0.073])
+    assert learned.fill[0] == np.float32((2.0 - 38.6) * 0.073)
+    two = numeric("x", size=2, transform="standard", shift=[1, 2], scale=np.array([0.5, 3]))[0]
+    learned = two.fit_numbers([summary_of([9.0]), summary_of([9.0])], FLOAT)
+    assert (learned.shift.tolist(), learned.scale.tolist()) == ([1.0, 2.0], [0.5, 3.0])
+
+
 def test_log1p_is_standardised_after_the_logarithm() -> None:
     values = [-9.0, 0.0, 4.0, 99.0]
     logged = np.sign(values) * np.log1p(np.abs(values))

@@ -409,7 +409,7 @@ def _schema(
     history: Mapping[str, Mapping[str, Any]],
 ) -> Schema:
     rows = scan.source.num_rows
-    return Schema(
+    schema = Schema(
         spec=spec,
         columns=plan.types,
         vocabularies=fit.vocabularies,
@@ -425,6 +425,9 @@ def _schema(
         notes=tuple(fit.notes),
         history=history,
     )
+    for feature in spec.all_features:
+        feature.check_fit(schema)
+    return schema
 
 
 def _check_options(

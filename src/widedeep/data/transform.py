@@ -25,8 +25,14 @@ from widedeep.features import (
     PiecewiseEncoding,
     ValueEncoding,
 )
-from widedeep.features.learned import Vocabulary, text_buffers
-from widedeep.kernels.transform import TransformPlan, TransformProgram, is_misspelt, make_program
+from widedeep.features.learned import FIRST_KNOWN_ID, Vocabulary, text_buffers
+from widedeep.kernels.transform import (
+    TransformPlan,
+    TransformProgram,
+    fingerprint64,
+    is_misspelt,
+    make_program,
+)
 from widedeep.schema import Schema
 
 if TYPE_CHECKING:
@@ -180,6 +186,7 @@ class _Compiler:
 
     def add_values(self, name: str, encoding: ValueEncoding) -> int:
         way, vocabulary = self.way(name, encoding)
+        default = encoding.default
         return self.native.add_categorical(
             name,
             encoding.column,
@@ -198,7 +205,18 @@ class _Compiler:
             keep_first=encoding.keep == "first",
             keeps_nulls=encoding.keeps_nulls,
             wants_keys=name in self.hashed_parts,
+            default_id=None if default is None else FIRST_KNOWN_ID + default,
+            default_key=0 if default is None else self.key_of_place(encoding, default),
         )
+
+    def key_of_place(self, encoding: ValueEncoding, place: int) -> int:
+        """The integer by which a known value enters hashed crosses."""
+        if encoding.vocabulary is None or encoding.crossed_by_position:
+            return place
+        value = self.schema.vocabularies[encoding.vocabulary].value(place)
+        if isinstance(value, int):
+            return value
+        return int(np.uint64(fingerprint64(str(value))).view(np.int64))
 
     def way(self, name: str, encoding: ValueEncoding) -> tuple[str, int]:
         """How values become ids, and the vocabulary's index (-1 for none)."""
@@ -227,7 +245,9 @@ class _Compiler:
         parts = [self.operations[part_name][1] for part_name in encoding.parts]
         most = encoding.max_combinations
         if encoding.hash_buckets:
-            return self.native.add_hashed_cross(name, parts, encoding.hash_buckets, most)
+            return self.native.add_hashed_cross(
+                name, parts, encoding.hash_buckets, most, encoding.hash_key
+            )
         if name not in self.schema.vocabularies:
             self.unlearned.append(name)
             return None

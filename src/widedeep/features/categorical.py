@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from widedeep.errors import FeatureError, show_value
 from widedeep.features.embedding import EmbeddingOptions, embedding_options
 from widedeep.features.id_map import IdMap, match_vocabulary, no_ids, same_ids
 from widedeep.features.kind import (
+    INT64,
     Combiner,
     Encoding,
     Feature,
@@ -40,7 +43,6 @@ COMPOSITIONS = ("quotient_remainder",)
 
 
 _EMPTY_RULE = 'missing: "" counts as null by now, or no longer does'
-_INT64 = range(-(2**63), 2**63)
 
 
 @register_kind
@@ -69,6 +71,9 @@ class Categorical(Feature):
         num_buckets: The values are integers 0 <= v < ``num_buckets`` and are used as they are.
         oov_buckets: Spread unseen values over this many ids by hash, instead of sharing id 0.
         oov: ``"id"`` keeps an unseen value as id 0 (or an OOV bucket), ``"drop"`` leaves it out.
+        default_value: A value of the vocabulary, or an integer below ``num_buckets``: an unseen
+            value, or an integer out of range, is read as this one, as TensorFlow's columns with a
+            default do.
         empty_as_null: Read ``""`` as a null, as TensorFlow does.
         weights: A column with one number a value (list columns: of the same lengths).
         embedding_dim: Width of the embedding. The model's default if not given.
@@ -99,6 +104,7 @@ class Categorical(Feature):
     num_buckets: int | None = None
     oov_buckets: int = 0
     oov: Literal["id", "drop"] = "id"
+    default_value: str | int | None = None
     empty_as_null: bool = False
     weights: str | None = None
     embedding_dim: int | None = None
@@ -169,6 +175,7 @@ class Categorical(Feature):
         )
         self._check_compose()
         _check_vocabulary(self.name, self.vocabulary)
+        self._check_default()
         self._set_embedding(self.embedding)
         pretrained = self.embedding is not None and self.embedding.pretrained is not None
         check(
@@ -193,6 +200,30 @@ class Categorical(Feature):
             "rows of a value",
         )
 
+    def _check_default(self) -> None:
+        value = self.default_value
+        if value is None:
+            return
+        got = f"got default_value={show_value(value)}"
+        for option, other in {
+            "hash_buckets": self.hash_buckets,
+            "oov_buckets": self.oov_buckets or None,
+            "oov": None if self.oov == "id" else self.oov,
+        }.items():
+            check(
+                other is None,
+                self.name,
+                f"{got} and {option}={show_value(other)}, which say two things of an unseen value; "
+                "drop one of them",
+            )
+        fits, expected = type(value) in (int, str), "a value of the vocabulary"
+        if self.num_buckets is not None:
+            fits = type(value) is int and 0 <= value < self.num_buckets
+            expected = f"an integer from 0 to num_buckets - 1 = {self.num_buckets - 1}"
+        elif self.vocabulary is not None:
+            fits = value in self.vocabulary and type(value) is type(self.vocabulary[0])
+        check(fits, self.name, f"{got}, expected {expected}")
+
     @property
     def remainders(self) -> int | None:
         """Rows for the remainders of hash buckets, at least the root of their number."""
@@ -207,6 +238,8 @@ class Categorical(Feature):
     @property
     def forgets_to_unseen(self) -> bool:
         buckets = self.oov_buckets or self.hash_buckets or self.num_buckets
+        if self.default_value is not None:
+            return False
         return self.oov == "id" and not buckets
 
     @property
@@ -269,7 +302,7 @@ class Categorical(Feature):
                 value = int(line)
             except ValueError:
                 value = None
-            if value is None or str(value) != line or value not in _INT64:
+            if value is None or str(value) != line or value not in INT64:
                 raise self._line_error(
                     path,
                     number,
@@ -283,6 +316,29 @@ class Categorical(Feature):
     def _line_error(self, path: str, line: int, got: str, advice: str) -> FeatureError:
         return FeatureError(f"feature {self.name!r} (line {line} of {path}): got {got}; {advice}")
 
+    def check_fit(self, schema: Learned) -> None:
+        self._default_place(schema)
+
+    def _default_place(self, schema: Learned) -> int | None:
+        """Return the place of ``default_value`` in the vocabulary, or the integer itself."""
+        value = self.default_value
+        if value is None or self.num_buckets:
+            return None if value is None else int(value)
+        values = schema.vocabularies[self.table_name].values
+        if isinstance(values, np.ndarray):
+            places = np.flatnonzero(values == value) if isinstance(value, int) else np.empty(0)
+            place = int(places[0]) if len(places) else -1
+        else:
+            text = pa.scalar(str(value).encode(), pa.large_binary())
+            place = pc.index(values, text).as_py()
+        check(
+            place >= 0,
+            self.name,
+            f"got default_value={show_value(value)}, which is not in the vocabulary that was "
+            "learned; give a value that it holds, or the vocabulary",
+        )
+        return place
+
     def encoding(self, schema: Learned) -> Encoding:
         return ValueEncoding(
             column=self.source,
@@ -292,6 +348,7 @@ class Categorical(Feature):
             num_buckets=self.num_buckets,
             oov_buckets=self.oov_buckets,
             drop_unseen=self.oov == "drop",
+            default=self._default_place(schema),
             empty_as_null=self.empty_as_null,
             crossed_by_position=self._is_given,
             weights=self.weights,
@@ -363,7 +420,8 @@ class Categorical(Feature):
         return IdMap(old_of_N=old_of_N, why="; ".join(why))
 
     def key_change(self, older: Categorical, change: SchemaChange) -> str:
-        for option in ("hash_buckets", "num_buckets", "oov", "oov_buckets", "empty_as_null"):
+        options = ("hash_buckets", "num_buckets", "oov", "oov_buckets", "empty_as_null")
+        for option in (*options, "default_value"):
             if getattr(self, option) != getattr(older, option):
                 return f"{option} {getattr(older, option)!r} became {getattr(self, option)!r}"
         # The values of a given vocabulary are hashed by their position, those of others as text.
@@ -390,6 +448,7 @@ def categorical(
     num_buckets: int | None = None,
     oov_buckets: int = 0,
     oov: Literal["id", "drop"] = "id",
+    default_value: str | int | None = None,
     empty_as_null: bool = False,
     weights: str | None = None,
     embedding_dim: int | None = None,
@@ -414,6 +473,7 @@ def categorical(
         num_buckets: The values are ids already.
         oov_buckets: Ids for unseen values.
         oov: ``"id"`` or ``"drop"``.
+        default_value: Value that an unseen one is read as.
         empty_as_null: Read ``""`` as a null.
         weights: Column with one weight a value.
         embedding_dim: Width of the embedding.
@@ -449,6 +509,7 @@ def categorical(
             num_buckets=num_buckets,
             oov_buckets=oov_buckets,
             oov=oov,
+            default_value=default_value,
             empty_as_null=empty_as_null,
             weights=weights,
             embedding_dim=embedding_dim,
@@ -501,7 +562,7 @@ def _check_vocabulary(name: str, vocabulary: Sequence[str] | Sequence[int] | Non
     )
     for value in vocabulary:
         check(
-            value == "" or is_name(value) if isinstance(value, str) else value in _INT64,
+            value == "" or is_name(value) if isinstance(value, str) else value in INT64,
             name,
             f"got {show_value(value)} in its vocabulary, expected integers of 64 bits or text in "
             "Unicode; give others as text",

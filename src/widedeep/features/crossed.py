@@ -19,6 +19,8 @@ from widedeep.features.id_map import (
     tuples_as_bytes,
 )
 from widedeep.features.kind import (
+    HASH_KEY,
+    INT64,
     Combiner,
     CrossEncoding,
     Feature,
@@ -53,6 +55,7 @@ class Crossed(Feature):
         min_count: Combinations seen at least this many times get an id of their own.
         max_size: At most this many, the most frequent first.
         hash_buckets: Hash combinations instead (ids agree with TensorFlow's ``crossed_column``).
+        hash_key: Integer of 64 bits that hashes begin with; None: 0xDECAFCAFFE, TensorFlow's.
         embedding_dim: Width of the embedding if the feature is placed in the deep part.
         combiner: How several combinations become one vector in the deep part.
         max_combinations: A row whose lists make more is refused, in training and serving alike.
@@ -64,6 +67,7 @@ class Crossed(Feature):
     min_count: int = 1
     max_size: int | None = None
     hash_buckets: int | None = None
+    hash_key: int | None = None
     embedding_dim: int | None = None
     combiner: Combiner = "mean"
     max_combinations: int = MAX_COMBINATIONS
@@ -90,6 +94,7 @@ class Crossed(Feature):
         )
         for option in ("min_count", "max_size", "hash_buckets", "max_combinations"):
             check_at_least(self.name, option, getattr(self, option), 1)
+        self._check_hash_key()
         check_at_least(self.name, "embedding_dim", self.embedding_dim, 1, 2**31 - 1)
         self._set_embedding(self.embedding, by_value=False)
         check_combiner(self.name, self.combiner)
@@ -97,6 +102,22 @@ class Crossed(Feature):
             self.combiner is not None,
             self.name,
             "got combiner=None, and a cross cannot keep a sequence",
+        )
+
+    def _check_hash_key(self) -> None:
+        key = self.hash_key
+        is_integer = isinstance(key, int) and not isinstance(key, bool) and key in INT64
+        check(
+            key is None or is_integer,
+            self.name,
+            f"got hash_key={show_value(key)}, expected an integer of 64 bits, from -2**63 to "
+            "2**63 - 1",
+        )
+        check(
+            key is None or self.hash_buckets is not None,
+            self.name,
+            f"got hash_key={show_value(key)}, which has no effect without hash_buckets; give "
+            "hash_buckets, or leave it out",
         )
 
     @property
@@ -117,6 +138,7 @@ class Crossed(Feature):
             min_count=self.min_count,
             max_size=self.max_size,
             max_combinations=self.max_combinations,
+            hash_key=HASH_KEY if self.hash_key is None else self.hash_key,
         )
 
     def refusal_as_part(self) -> str:
@@ -143,6 +165,9 @@ class Crossed(Feature):
         if self.hash_buckets or older.hash_buckets:
             if self.hash_buckets != older.hash_buckets:
                 return no_ids(size, f"{older.hash_buckets} hash buckets became {self.hash_buckets}")
+            keys = [cross.combinations().hash_key for cross in (older, self)]
+            if keys[0] != keys[1]:
+                return no_ids(size, f"hash_key {keys[0]} became {keys[1]}")
             for part_name in self.parts:
                 why = change.key_change(part_name)
                 if why:
@@ -199,6 +224,7 @@ def crossed(
     min_count: int = 1,
     max_size: int | None = None,
     hash_buckets: int | None = None,
+    hash_key: int | None = None,
     embedding_dim: int | None = None,
     combiner: Combiner = "mean",
     max_combinations: int = MAX_COMBINATIONS,
@@ -212,6 +238,7 @@ def crossed(
         min_count: Combinations seen at least this many times get an id of their own.
         max_size: At most this many combinations.
         hash_buckets: Hash combinations instead of learning ids.
+        hash_key: Integer that hashes begin with, see :class:`Crossed`.
         embedding_dim: Width of the embedding if placed in the deep part.
         combiner: How several combinations become one vector in the deep part.
         max_combinations: Most combinations of one row, where parts are lists: three lists of 40
@@ -236,6 +263,7 @@ def crossed(
         min_count=min_count,
         max_size=max_size,
         hash_buckets=hash_buckets,
+        hash_key=hash_key,
         embedding_dim=embedding_dim,
         combiner=combiner,
         max_combinations=max_combinations,

@@ -30,6 +30,9 @@ COMBINERS = ("sum", "mean", "sqrtn", "max")
 ENDS = ("last", "first")
 MAX_IDS = 2**48
 MAX_COLUMNS = 2**20
+INT64 = range(-(2**63), 2**63)
+HASH_KEY = 0xDECAFCAFFE
+"""Number that the hash of a combination begins with, as TensorFlow's ``crossed_column`` has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +154,7 @@ class ValueEncoding:
         num_buckets: Take integers below this number as they are.
         oov_buckets: Ids that unseen values are hashed into; 0 for id 0.
         drop_unseen: Whether an unseen value has no id.
+        default: Place in the vocabulary (or integer) that an unseen value stands for; None: none.
         empty_as_null: Whether ``""`` is a null.
         crossed_by_position: Whether hashed crosses combine the values' positions in the vocabulary
             rather than their text, as TensorFlow does for given vocabularies.
@@ -169,6 +173,7 @@ class ValueEncoding:
     num_buckets: int | None = None
     oov_buckets: int = 0
     drop_unseen: bool = False
+    default: int | None = None
     empty_as_null: bool = False
     crossed_by_position: bool = False
     weights: str | None = None
@@ -189,6 +194,7 @@ class CrossEncoding:
         min_count: Least number of times that a combination was seen.
         max_size: Most combinations.
         max_combinations: A row whose lists make more is refused.
+        hash_key: Number that hashes begin with.
     """
 
     parts: tuple[str, ...]
@@ -196,6 +202,7 @@ class CrossEncoding:
     min_count: int = 1
     max_size: int | None = None
     max_combinations: int = 65_536
+    hash_key: int = HASH_KEY
 
 
 Encoding = NumberEncoding | BucketEncoding | PiecewiseEncoding | ValueEncoding | CrossEncoding
@@ -356,6 +363,9 @@ class Feature:
     def given_values(self, column: ColumnType) -> Sequence[str | int] | None:
         """Return the values of the vocabulary if the declaration gives them, else None."""
         return None
+
+    def check_fit(self, schema: Learned) -> None:
+        """Raise :class:`FeatureError` where what was learned cannot be used as declared."""
 
     # ---- ids, dense columns and their native encoding ----
 

@@ -81,6 +81,9 @@ class Numeric(Feature):
         transform: ``"quantile"`` (the cumulative distribution, after Cheng et al. 2016, section
             4.1), ``"standard"``, ``"minmax"``, ``"log1p"`` (sign(x) log(1 + |x|), then
             standardised) or ``"none"``.
+        shift: Given, with ``scale``, instead of learned mean and deviation: ``"standard"`` makes
+            (x - shift) * scale of x. A number, or one per component.
+        scale: See ``shift``.
         quantiles: Number of boundaries learned for ``"quantile"``, at least 2.
         missing: What a null becomes: ``"mean"`` (of the transformed training values), a number
             (read as a raw value), or ``"indicator"`` (the mean, and a second dense column that is 1
@@ -108,6 +111,8 @@ class Numeric(Feature):
 
     source: str
     transform: NumericTransform = "quantile"
+    shift: float | tuple[float, ...] | None = None
+    scale: float | tuple[float, ...] | None = None
     quantiles: int = 256
     missing: Literal["mean", "indicator"] | float = "mean"
     size: int = 1
@@ -166,6 +171,7 @@ class Numeric(Feature):
         check_end_read(self.name, self.keep)
         self._check_embedding()
         self._check_sequence()
+        self._check_scaling()
 
     def _check_embedding(self) -> None:
         """Refuse an unknown embedding, and options that have no effect with the given one."""
@@ -189,6 +195,8 @@ class Numeric(Feature):
         )
         used = {
             "transform": not self.has_cut_points,
+            "shift": not self.has_cut_points,
+            "scale": not self.has_cut_points,
             "quantiles": not self.has_cut_points,
             "missing": not self.has_cut_points,
             "bins": self.has_cut_points,
@@ -222,6 +230,40 @@ class Numeric(Feature):
                 f"{show_value(self.parallel)}, expected one plain number per event, whose null has "
                 f"a vector of its own; leave {option} out",
             )
+
+    def _check_scaling(self) -> None:
+        """Refuse a given scaling of another transform or size, and one without its other half."""
+        if self.shift is None and self.scale is None:
+            return
+        for option, other in (("shift", "scale"), ("scale", "shift")):
+            got = getattr(self, option)
+            check(
+                got is not None,
+                self.name,
+                f"got {other}={show_value(getattr(self, other))} without {option}; give both: "
+                "(x - shift) * scale",
+            )
+            numbers = got if isinstance(got, tuple) else (got,) * self.size
+            check(
+                len(numbers) == self.size
+                and all(finite_number(number) is not None for number in numbers)
+                and (option == "shift" or all(number != 0 for number in numbers)),
+                self.name,
+                f"got {option}={show_value(got)}, expected a finite number"
+                + (" other than 0" if option == "scale" else "")
+                + (f", or {self.size} of them" if self.size > 1 else ""),
+            )
+        check(
+            self.transform == "standard",
+            self.name,
+            f"got shift, scale and transform={self.transform!r}, expected transform='standard', "
+            "which they replace mean and deviation of",
+        )
+
+    @property
+    def has_given_scaling(self) -> bool:
+        """Whether shift and scale are given, not learned."""
+        return self.shift is not None
 
     @property
     def is_sequence(self) -> bool:
@@ -284,10 +326,14 @@ class Numeric(Feature):
                 column=self.source,
                 size=self.size,
                 events=self.is_sequence,
-                moments=(self.transform,) if self.transform in ("standard", "log1p") else (),
+                moments=(self.transform,) if self._learns_moments else (),
                 sample=self._is_sampled,
             ),
         )
+
+    @property
+    def _learns_moments(self) -> bool:
+        return self.transform in ("standard", "log1p") and not self.has_given_scaling
 
     @property
     def _is_sampled(self) -> bool:
@@ -302,10 +348,10 @@ class Numeric(Feature):
     def fit_numbers(self, summaries: Sequence[NumberSummary], column: ColumnType) -> NumericFit:
         boundaries: list[NDArray[np.float64]] = []
         scaling, fills = [], []
-        for summary in summaries:
+        for component, summary in enumerate(summaries):
             ordered = summary.sample if self.transform == "quantile" else np.empty(0)
             cuts = quantiles(ordered, self.quantiles)
-            shift, scale = self._shift_and_scale(summary)
+            shift, scale = self._shift_and_scale(summary, component)
             fills.append(self._fill(summary, ordered, cuts, (shift, scale), column))
             scaling.append((shift, scale))
             boundaries.append(cuts)
@@ -322,7 +368,11 @@ class Numeric(Feature):
             profile=tuple(_profile(s.sample) for s in summaries) if self._is_sampled else (),
         )
 
-    def _shift_and_scale(self, summary: NumberSummary) -> tuple[float, float]:
+    def _shift_and_scale(self, summary: NumberSummary, component: int) -> tuple[float, float]:
+        if self.shift is not None and self.scale is not None:
+            given = (self.shift, self.scale)
+            shift, scale = (v[component] if isinstance(v, tuple) else v for v in given)
+            return float(shift), float(scale)
         if self.transform in ("quantile", "none") or not summary.count:
             return 0.0, 1.0
         largest = max(-summary.minimum, summary.maximum)
@@ -357,7 +407,7 @@ class Numeric(Feature):
         if not is_mean:
             value = float((signed_log(raw) if self.transform == "log1p" else raw)[0])
             return (value - shift) * scale
-        if self.transform in ("standard", "log1p"):
+        if self._learns_moments:
             return 0.0
         return (summary.mean - shift) * scale
 
@@ -406,7 +456,8 @@ class Numeric(Feature):
             yield from (cuts[:-1] / 2 + cuts[1:] / 2)[:2].tolist()
 
     def standardised(self) -> Numeric:
-        return self if self.has_cut_points else replace(self, transform="standard")
+        is_plain = self.has_cut_points or self.has_given_scaling
+        return self if is_plain else replace(self, transform="standard")
 
     def map_ids(self, older: Numeric, change: SchemaChange) -> IdMap:
         size = change.new.id_count(self.name)
@@ -428,6 +479,8 @@ class Numeric(Feature):
             return ""
         if fit.maps_as(old_fit):
             return ""
+        if self.has_given_scaling or older.has_given_scaling:
+            return "shift or scale became another"
         return f"the {self.transform} transform was learned anew (grow= keeps the older one)"
 
 
@@ -446,10 +499,18 @@ def _mean_rank(values: NDArray[np.float64], cuts: NDArray[np.float64]) -> float:
     return float(total.value / len(values))
 
 
+def _plain_scaling(value: Any) -> Any:
+    """Return a list or an array as a tuple, what else was given as it is."""
+    plain = value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    return tuple(plain) if isinstance(plain, list) else plain
+
+
 def numeric(
     *names: str,
     source: str | None = None,
     transform: NumericTransform = "quantile",
+    shift: float | Sequence[float] | None = None,
+    scale: float | Sequence[float] | None = None,
     quantiles: int = 256,
     missing: Literal["mean", "indicator"] | float = "mean",
     size: int = 1,
@@ -468,6 +529,9 @@ def numeric(
         *names: Names of the features, which are also their columns.
         source: The column, if it has another name (one feature only).
         transform: See :class:`Numeric`.
+        shift: Given with ``scale`` for ``"standard"``: (x - shift) * scale; a number, or one per
+            component.
+        scale: See ``shift``.
         quantiles: See :class:`Numeric`.
         missing: See :class:`Numeric`.
         size: Length of the vector, 1 for a plain number.
@@ -493,6 +557,8 @@ def numeric(
         ['age', 'hours_per_week']
         >>> numeric("age", embedding="bins", embedding_dim=8)[0].kind_text
         'numeric, bins'
+        >>> numeric("age", transform="standard", shift=38.6, scale=0.073)[0].shift
+        38.6
         >>> numeric("seconds_watched", parallel="watched", maxlen=50)[0].kind_text
         'numeric sequence, quantile'
     """
@@ -502,6 +568,8 @@ def numeric(
             name=name,
             source=name if source is None else source,
             transform=transform,
+            shift=_plain_scaling(shift),
+            scale=_plain_scaling(scale),
             quantiles=quantiles,
             missing=missing,
             size=size,
