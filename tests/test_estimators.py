@@ -191,6 +191,18 @@ def test_the_bare_estimators_are_good_on_small_tables() -> None:
     assert np.array_equal(again.predict(X), one.predict(X))
 
 
+@pytest.mark.parametrize(
+    "options", [{"hidden_units": []}, {"features": [wd.bucketized("old", source="age", bins=4)]}]
+)
+def test_the_best_of_a_model_without_hidden_layers_is_that_model(options: Any) -> None:
+    settings = {"hidden_units": [8], "epochs": 4, "batch_size": 64, "threads": 1} | options
+    models = [
+        wd.WideDeepClassifier(quality=quality, **settings).fit(X, Y) for quality in ("good", "best")
+    ]
+    good, best = (model.predict_proba(X) for model in models)
+    np.testing.assert_array_equal(good, best)
+
+
 def test_settings_are_chosen_on_rows_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     model = wd.WideDeepClassifier(threads=1, verbose=True).fit(X, Y)
     assert len({judged.setting for judged in model.candidates_}) == len(model.candidates_) >= 3

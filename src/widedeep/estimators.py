@@ -142,7 +142,7 @@ class _WideDeepEstimator(BaseEstimator):  # type: ignore[misc]
             setting = self._best_setting(spec, table, head, weights, seed)
         self.spec_ = self._with_setting(spec, setting)
         deep = None
-        if self.quality == "best":
+        if self.quality == "best" and self.hidden_units and self.spec_.deep_names:
             of = {"name": "mlp", "hidden_units": self.hidden_units, "dropout": self.dropout}
             deep = Ensemble(of=of, members=BEST_MEMBERS)
         self.trainer_ = self._train(self.spec_, table, head, setting, seed, self.verbose, deep)
@@ -304,7 +304,8 @@ class WideDeepClassifier(ClassifierMixin, _WideDeepEstimator):  # type: ignore[m
             :func:`widedeep.infer_spec` finds, numbers standardised.
         quality: How much time to spend: ``"fast"`` trains once, without choosing settings;
             ``"good"``; ``"best"`` then trains an ensemble of four
-            (:class:`widedeep.models.Ensemble`), which is one model.
+            (:class:`widedeep.models.Ensemble`), which is one model; without hidden layers or
+            features for them it is as ``"good"``.
         hidden_units: Width of each hidden layer.
         embedding_dim: Width of embeddings, or ``"auto"``.
         dropout: Probability to drop a hidden unit.

@@ -10,7 +10,8 @@ import pytest
 
 import widedeep as wd
 from widedeep.bundle.layout import POSTERIOR
-from widedeep.bundle.posterior import fit_posterior, uncertainty_bundles
+from widedeep.bundle.posterior import WideUncertainty, fit_posterior, uncertainty_bundles
+from widedeep.data.batch import Batch
 from widedeep.errors import BundleError
 
 ITEMS = ["maps", "mail", "chess", "go"]
@@ -51,30 +52,51 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> wd.Bundle:
     return trainer.export(tmp_path_factory.mktemp("p") / "bundle", posterior=rows())
 
 
-def test_variances_are_those_of_dense_algebra(bundle: wd.Bundle) -> None:
-    """One matrix of one-hot and hidden inputs, its information inverted block by block."""
+def deviations(wide: WideUncertainty, batch: Batch) -> np.ndarray[Any, Any]:
+    return wide.deviations(wide.bundle.logits(batch))
+
+
+def trained(path: Path, spec: wd.FeatureSpec, data: list[dict[str, Any]], **model: Any) -> Any:
+    options = {"embedding_dim": 3, **model}
+    trainer = wd.Trainer(
+        wd.WideDeep(wd.fit_schema(spec, data), **options), wide=wd.FTRL(lr=0.5), progress=False
+    )
+    trainer.fit(data, epochs=3)
+    return trainer.export(path, posterior=data)
+
+
+@pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
+def test_variances_are_those_of_dense_algebra(
+    bundle: wd.Bundle, combiner: Any, tmp_path: Path
+) -> None:
+    """One matrix of the inputs, its information inverted block by block."""
+    if combiner != "sum":
+        options = {"hidden_units": [6, 4], "wide_combiner": combiner}
+        bundle = trained(tmp_path / "b", spec(), rows(), **options)
     data, scores = rows(), np.asarray(bundle.score(rows()))
     weight_B = scores * (1 - scores)
     batch = next(iter(bundle.batches(data)))
     names = [slot.name for slot in bundle.schema.slots]
     wide, hidden = uncertainty_bundles(bundle)
     assert wide is not None and hidden is not None
-    assert set(wide.model.wide) == {"app", "tags", "user_x_app"}, "the user moves no item"
+    assert set(wide.bundle.model.wide) == {"app", "tags", "user_x_app"}, "the user moves no item"
     expected_B = np.zeros(len(data))
-    for name in wide.model.wide:
+    for name in wide.bundle.model.wide:
         learned = bundle.weights[f"wide/{name}"][:, 0].astype(np.float64)
         cells = batch.cells(names.index(name))
-        one_hot = np.zeros((len(data), len(learned)))
-        row_N = np.repeat(np.arange(len(data)), np.diff(cells.offsets))
-        np.add.at(one_hot, (row_N, cells.ids_N), 1)
-        information = np.diag(one_hot.T @ (one_hot * weight_B[:, None])).copy()
+        inputs = np.zeros((len(data), len(learned)))
+        lengths_B = np.diff(cells.offsets)
+        row_N = np.repeat(np.arange(len(data)), lengths_B)
+        power = {"sum": 0, "sqrtn": 0.5, "mean": 1}[combiner]
+        np.add.at(inputs, (row_N, cells.ids_N), 1.0 / lengths_B[row_N] ** power)
+        information = np.diag(inputs.T @ (inputs * weight_B[:, None])).copy()
         seen = np.flatnonzero(information[2:] > 0) + 2
         prior = (learned[seen] ** 2).mean()
         if name != "user_x_app":
             information[0] = 0
         variance = 1 / (1 / prior + information)
-        expected_B += one_hot @ variance
-    assert wide.logits(batch)[:, 0] == pytest.approx(expected_B, rel=1e-5)
+        expected_B += inputs**2 @ variance
+    assert deviations(wide, batch)[:, 0] == pytest.approx(expected_B, rel=1e-5)
 
     # The hidden outputs, from the bundle's own weights, on its own concatenated input.
     head = bundle.weights["head/weight"][0].astype(np.float64)
@@ -122,7 +144,7 @@ def test_a_number_in_the_wide_part_is_uncertain_by_its_square(tmp_path: Path) ->
     wide, _ = uncertainty_bundles(bundle)
     assert wide is not None
     batch = next(iter(bundle.batches(rows())))
-    got = wide.logits(batch).astype(np.float64)
+    got = deviations(wide, batch)
     names = [slot.name for slot in bundle.schema.slots]
     app, age = batch.cells(names.index("app")), batch.cells(names.index("age"))
     assert age.values_N is not None and age.values_N.min() < 0
@@ -132,11 +154,35 @@ def test_a_number_in_the_wide_part_is_uncertain_by_its_square(tmp_path: Path) ->
     assert (got[:, 1:] ** 2).sum(axis=1) == pytest.approx(of_age, rel=1e-5)
 
 
+@pytest.mark.parametrize("combiner", ["sum", "mean", "sqrtn"])
+def test_values_with_weights_are_uncertain_as_they_are_combined(
+    combiner: Any, tmp_path: Path
+) -> None:
+    data = [{**row, "strength": [0.5 + n for n, _ in enumerate(row["tags"])]} for row in rows(200)]
+    features = [*wd.categorical("app"), *wd.categorical("tags", weights="strength")]
+    both = wd.FeatureSpec(label="y", features=features, item=["app", "tags"], deep=[])
+    bundle = trained(tmp_path / "bundle", both, data, wide_combiner=combiner)
+    wide, _ = uncertainty_bundles(bundle)
+    assert wide is not None
+    batch = next(iter(bundle.batches(data)))
+    cells = batch.cells([slot.name for slot in bundle.schema.slots].index("tags"))
+    deviation_N = np.sqrt(bundle.posterior["wide/tags"][cells.ids_N, 0].astype(np.float64))
+    expected_B = np.zeros(len(data))
+    for row, (first, last) in enumerate(zip(cells.offsets, cells.offsets[1:], strict=False)):
+        weights = cells.values_N[first:last].astype(np.float64)
+        norm = {"sum": 1.0, "mean": weights.sum(), "sqrtn": np.sqrt((weights**2).sum())}[combiner]
+        if last > first:
+            expected_B[row] = (weights * deviation_N[first:last]).sum() / norm
+    got = deviations(wide, batch)
+    assert got.shape == (len(data), 2)
+    assert got[:, 1] == pytest.approx(expected_B, rel=1e-5)
+
+
 def test_what_was_shown_less_is_less_certain(bundle: wd.Bundle) -> None:
     wide, _ = uncertainty_bundles(bundle)
     assert wide is not None
     batch = bundle.encode([{"user": "u1", "app": app, "age": 30} for app in [*ITEMS, "new"]])
-    variances = wide.logits(batch)[:, 0]
+    variances = deviations(wide, batch)[:, 0]
     assert (np.diff(variances) > 0).all()
 
 

@@ -212,6 +212,15 @@ def test_no_training_data(ads: Path) -> None:
         quietly(ads)
 
 
+def test_no_label_is_told_before_the_schema_is_fitted(ads: Path) -> None:
+    text = (ads / "ads.toml").read_text()
+    (ads / "ads.toml").write_text(text.replace('label = "click"\n', ""))
+    for fit in (quietly, lambda ads: prepare_schema(config(ads), RunDirectory(ads / "run"))):
+        with pytest.raises(ConfigError, match=r'no label to learn; write label = "COLUMN" under'):
+            fit(ads)
+    assert not (ads / "run" / "schema.safetensors").exists()
+
+
 def test_an_unknown_optimizer_names_its_place(ads: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[train\] deep: got optimizer='adagard'; did you mean"):
         quietly(ads, "train.deep.optimizer='adagard'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from widedeep.evaluation.compare import score_both
 from widedeep.evaluation.logged_rankings import LogColumns, LoggedRankings
 from widedeep.evaluation.off_policy import estimate_policies
 from widedeep.gate import GateConfig, validate
+from widedeep.report.replay import replay
 
 
 def rankings(table: pa.Table) -> LoggedRankings:
@@ -266,6 +268,54 @@ def test_the_gate_stops_a_model_whose_rankings_would_earn_less(models: Path) -> 
     assert LogColumns.find(plain, Bundle.load(models / "good")) is None
     with pytest.raises(DataError, match="no column"):
         validate(models / "good", None, plain, config=GateConfig(propensity="propensity"))
+
+
+def test_a_prediction_that_is_no_number_is_a_verdict_of_no(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = Bundle.scores_of
+
+    def spoiled(self: Bundle, logits: Any) -> Any:
+        scores = np.array(score(self, logits))
+        scores[1000::1000] = np.nan  # none of the few warm-up rows
+        return scores
+
+    monkeypatch.setattr(Bundle, "scores_of", spoiled)
+    verdict = validate(models / "good", None, models / "log.parquet")
+    assert not verdict.passed
+    assert "policy: candidate: a prediction is NaN or infinite" in "; ".join(verdict.reasons)
+
+
+def test_propensities_that_cannot_be_read_are_told_of(models: Path, run: Run) -> None:
+    log = pq.read_table(models / "log.parquet")
+    shown = log.filter(pa.compute.is_valid(log["propensity"]))
+    path = models / "placeless.parquet"
+    pq.write_table(shown.drop_columns(["position"]), path)
+    lacks = "column 'propensity' was not read: there is no column 'position' of places"
+    assert lacks in run("evaluate", models / "good", path).out
+    document = json.loads(run("evaluate", models / "good", path, "--json").out)
+    assert document["policy"] == {}
+    assert lacks in document["notes"][0]
+    verdict = validate(models / "good", None, path)
+    assert any(lacks in note for note in verdict.notes)
+    bundle = Bundle.load(models / "good")
+    columns = LogColumns.find(shown.drop_columns(["request"]), bundle)
+    assert columns is not None
+    assert "no column 'request' of requests' ids" in str(columns.lacks)
+
+
+def test_requests_are_those_of_the_servers_log_else_the_group(models: Path) -> None:
+    """Replay and the gate read one log the same way."""
+    bundle, log = Bundle.load(models / "good"), pq.read_table(models / "log.parquet")
+    columns = LogColumns.find(log, bundle)
+    assert columns is not None and columns.request == "request"
+    # A group of users: each request is half of what it was.
+    halves = pa.array([f"{r} {n % 2}" for n, r in enumerate(log["request"].to_pylist())])
+    log = log.append_column("request_id", halves)
+    for options in ({}, {"propensity": "propensity"}):
+        columns = LogColumns.find(log, bundle, **options)
+        assert columns is not None and columns.request == "request_id"
+    assert replay(bundle, bundle, log, item="item").requests == len(set(halves.to_pylist()))
 
 
 def test_a_log_of_one_choice_is_a_note_unless_its_propensities_are_asked_for(models: Path) -> None:

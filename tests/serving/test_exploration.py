@@ -142,7 +142,8 @@ def test_linucb_shows_what_is_uncertain(trained: wd.Bundle) -> None:
     wide, hidden = uncertainty_bundles(trained)
     assert wide is not None and hidden is not None
     batch = trained.encode([{"user": "u1", "app": app} for app in APPS])
-    variance = wide.logits(batch)[:, 0] + (hidden.logits(batch) ** 2).sum(axis=1)
+    deviations = wide.deviations(wide.bundle.logits(batch))
+    variance = deviations[:, 0] + (hidden.logits(batch) ** 2).sum(axis=1)
     most = [APPS[position] for position in np.argsort(-variance)]
     best = wd.Ranker(trained, item_id="app").rank({"user": "u1"}, candidates={"app": APPS}).items
     assert most != best

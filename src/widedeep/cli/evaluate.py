@@ -59,7 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--request",
         metavar="COLUMN",
-        help="id of the request, beside propensities (default: the group of the model)",
+        help="id of the request, beside propensities (default: request_id, or the group of the "
+        "model)",
     )
     parser.add_argument(
         "--threads", type=threads, default=1, metavar="N", help="threads (default: 1)"
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     metrics, policy, notes = _measure(bundle, rows.data, log, arguments.threads)
     if arguments.json:
         document = {"bundle": bundle.path, "data": rows.origin, "note": rows.note}
-        print_json({**document, "metrics": metrics, "policy": policy})
+        print_json({**document, "metrics": metrics, "policy": policy, "notes": notes})
         return EXIT_OK
     print_metrics({rows.heading: metrics})
     for head, values in policy.items():

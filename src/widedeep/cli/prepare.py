@@ -16,7 +16,7 @@ from widedeep.data.fit import declared_types, fit_schema
 from widedeep.data.fragments import InputRecord
 from widedeep.data.sources import open_source
 from widedeep.data.transform import Transform
-from widedeep.errors import DataError
+from widedeep.errors import ConfigError, DataError
 from widedeep.schema import Schema
 from widedeep.training.config import RunConfig
 
@@ -98,6 +98,8 @@ def fit_run_schema(
     config: RunConfig, progress: bool, grow: Schema | None = None
 ) -> tuple[Schema, list[InputRecord]]:
     """Fit the schema of a run and return it with a record of its inputs."""
+    if not config.spec.labels:  # said before the long way through the data
+        raise ConfigError('got no label to learn; write label = "COLUMN" under [data]')
     inputs = _inputs(config)
     train, _ = training_data(config)
     show_bar = progress and sys.stderr.isatty()

@@ -136,6 +136,8 @@ def score_both(
     slices = default_slice_columns(candidate) if slices is None else slices
     unit = unit or candidate.schema.spec.group
     extra = [*slices, *([unit] if unit else [])]
+    unexplored = None if log is None else log.lacks
+    log = log if unexplored is None else None
     if log is not None:
         extra += [
             *log.names,
@@ -151,8 +153,8 @@ def score_both(
     with open_source(data, columns=selected, column_types=types) as source:
         if not source.num_rows:
             raise DataError("got no rows to judge by; give recent labelled examples")
-        unexplored = None if log is None else log.check(source)
-        log = log if unexplored is None else None
+        if log is not None and (unexplored := log.check(source)) is not None:
+            log = None
         names = list(dict.fromkeys(extra))
         reader = _Comparison(candidate, serving, transforms, names, drift, match, on_chunk)
         reader.log = log

@@ -34,6 +34,8 @@ _ONE_CHOICE = (
 _LAST_PLACE = 10_000  # beyond it, a column is no place in a list that someone saw
 PROPENSITY = "propensity"
 """The column that is taken for propensities where none is named."""
+REQUEST = "request_id"
+"""The column that is taken for requests' ids where none is named: a server's log has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +46,7 @@ class LogColumns:
     position: str
     request: str
     required: bool = True  # False: a log without exploration is read as if it had no propensities
+    lacks: str | None = None  # Why what is there cannot be read, where it was not asked for
 
     @classmethod
     def find(
@@ -59,15 +62,21 @@ class LogColumns:
 
         Args:
             data: The log.
-            bundle: The model; its schema's group is the column of requests where none is named.
+            bundle: The model.
             propensity: Column of propensities; None: ``"propensity"``, if the data has it.
             position: Column of places in the list.
-            request: Column of requests' ids.
+            request: Column of requests' ids; None: ``"request_id"`` if the data has it, else the
+                group of the bundle's schema.
 
         Raises:
             ConfigError: If propensities are named and no column of requests is known.
         """
-        request = request or bundle.schema.spec.group
+        # What can be read only once is not read to see what it holds.
+        many = isinstance(data, str | os.PathLike | Sequence | Mapping | RowShare)
+        can_look = many or hasattr(data, "columns")
+        if request is None:
+            usual = can_look and _has_column(data, REQUEST)
+            request = REQUEST if usual else bundle.schema.spec.group
         if propensity is not None:
             if request is None:
                 raise ConfigError(
@@ -75,17 +84,23 @@ class LogColumns:
                     "(request), or declare it as group when training"
                 )
             return cls(propensity=propensity, position=position, request=request)
-        # What can be read only once is not read to see what it holds.
-        once = not isinstance(data, str | os.PathLike | Sequence | Mapping | RowShare)
         ranks = bundle.model.rank_by is not None or not all(h.by_class for h in bundle.model.heads)
-        if request is None or not ranks or (once and not hasattr(data, "columns")):
+        if not ranks or not can_look or not _has_column(data, PROPENSITY):
             return None
-        columns = cls(propensity=PROPENSITY, position=position, request=request, required=False)
-        try:
-            with open_source(data, columns=columns.names):
-                return columns
-        except DataError:
-            return None
+        lacks = None
+        if request is None:
+            lacks = "the column of requests' ids is not known; name it (request)"
+        elif not _has_column(data, request):
+            lacks = f"there is no column {request!r} of requests' ids; name it (request)"
+        elif not _has_column(data, position):
+            lacks = f"there is no column {position!r} of places in the list; name it (position)"
+        return cls(
+            propensity=PROPENSITY,
+            position=position,
+            request=request or REQUEST,
+            required=False,
+            lacks=lacks and f"column {PROPENSITY!r} was not read: {lacks}",
+        )
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -117,6 +132,14 @@ class LogColumns:
         return LoggedRankings.of_columns(
             columns[self.request], columns[self.position], columns[self.propensity]
         )
+
+
+def _has_column(data: Data, name: str) -> bool:
+    try:
+        with open_source(data, columns=[name]):
+            return True
+    except DataError:
+        return False
 
 
 class NotExplored(DataError):

@@ -33,6 +33,10 @@ _SURE = 3.29  # standard errors: two-sided, one in a thousand
 _PERCENTILES = (0.025, 0.975)
 
 
+class UndefinedPrediction(DataError):
+    """A model's prediction is no number."""
+
+
 def estimate_policies(
     log: LoggedRankings,
     rewards_B: ArrayLike,
@@ -111,8 +115,10 @@ def estimate_policies(
     policies = {}
     for name, (scores, predicted) in models.items():
         scores_B, predicted_B = (np.asarray(v, np.float64)[keep_B] for v in (scores, predicted))
-        if np.isnan(predicted_B).any():
-            raise DataError(f"{name}: a prediction is NaN; a model cannot be judged by it")
+        if not np.isfinite(predicted_B).all():
+            raise UndefinedPrediction(
+                f"{name}: a prediction is NaN or infinite; a model cannot be judged by it"
+            )
         policies[name] = _Policy(log, rewards_B, scores_B, predicted_B, resampler, clip)
     value = resampler.mean(_per_request(log, rewards_B, count))
     result = {

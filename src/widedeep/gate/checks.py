@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from widedeep.evaluation.compare import ComparedRows
 from widedeep.evaluation.drift import FeatureDrift, score_psi
-from widedeep.evaluation.off_policy import policy_values
+from widedeep.evaluation.off_policy import UndefinedPrediction, policy_values
 from widedeep.evaluation.statistics import p_value_at_limit
 from widedeep.gate.config import GateConfig
 from widedeep.gate.dry_run import REQUEST_ROWS, TOLERANCE
@@ -66,7 +66,11 @@ def check_score_drift(rows: ComparedRows, config: GateConfig) -> Findings:
 def check_policy(rows: ComparedRows, config: GateConfig) -> Findings:
     """Compare what both models' rankings would earn, where the log says how it was ranked."""
     result = Findings()
-    for name, values in policy_values(rows, resamples=config.bootstrap, seed=config.seed).items():
+    try:
+        by_head = policy_values(rows, resamples=config.bootstrap, seed=config.seed)
+    except UndefinedPrediction as error:
+        return Findings([f"policy: {error}"])
+    for name, values in by_head.items():
         result.fields.setdefault("policy", {})[name or "score"] = values
         where = f"policy: head {name}: " if name else "policy: "
         problems = [

@@ -62,7 +62,8 @@ class GateConfig:
         propensity: Column with the chance that each item had to be shown where it was, in a log
             of a policy that explores; None: ``"propensity"``, where the data has it.
         position: Column of places in the list, from 1, beside propensities.
-        request: Column of requests' ids, beside propensities; None: the schema's group.
+        request: Column of requests' ids, beside propensities; None: ``"request_id"``, where the
+            data has it, else the schema's group.
         max_reward_drop: Largest drop of the reward per request that the log's propensities say of
             the model's rankings (doubly robust), relative to the serving model's.
         warn_psi: Population stability index of a feature against its training data, beyond which

@@ -25,7 +25,7 @@ from widedeep.data.fragments import ColumnKind, column_stream, origin_of
 from widedeep.data.sources import Data, open_source
 from widedeep.data.transform import Transform
 from widedeep.errors import ConfigError, DataError, FeatureError, nearest
-from widedeep.evaluation.logged_rankings import choose_order, order_columns
+from widedeep.evaluation.logged_rankings import REQUEST, choose_order, order_columns
 from widedeep.evaluation.slices import encode_column
 from widedeep.features.spec import item_columns
 from widedeep.files import write_text_whole
@@ -190,7 +190,7 @@ class _TableLog:
             if not source.num_rows:
                 raise DataError("got no rows to replay; give a log of ranked requests")
         usual = [a.schema.spec.group, *sorted(item_columns(a.schema.spec))]
-        self._request = _named("request", request, ["request_id", *usual[:1]], names)
+        self._request = _named("request", request, [REQUEST, *usual[:1]], names)
         self._item = _named("item", item, ["item_id", *usual[1:]], names)
         wanted = [*(n for each in (a, b) for n in (*each.input_columns, *order_columns(each)))]
         for name in wanted:
@@ -304,7 +304,7 @@ def _rows_of_lines(
             {**query, **{name: values[index] for name, values in columns.items()}}
             for index in range(len(ids))
         ]
-        requests.append((body.get("request_id", number), ids, rows))
+        requests.append((body.get(REQUEST, number), ids, rows))
     if not any(ids for _, ids, _ in requests):
         raise DataError(f"{path}: got no requests with candidates to replay; give one a line")
     return requests

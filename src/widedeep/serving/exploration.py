@@ -203,8 +203,8 @@ class UncertainScorer:
             raise BundleError(no_posterior(bundle.path))
         self.column = ranked_head(bundle.model).start
         wide, hidden = uncertainty_bundles(bundle)
-        self._has_wide = wide is not None
-        parts = [part for part in (wide, hidden) if part is not None]
+        self._wide = wide
+        parts = [*([] if wide is None else [wide.bundle]), *([] if hidden is None else [hidden])]
         self._scorers = [scorer, *(_scorer(part, threads) for part in parts)]
 
     def query(self, row: Mapping[str, Any]) -> _Sides:
@@ -227,11 +227,16 @@ class UncertainScorer:
 
     def deviations(
         self, query: _Sides, items: _Sides, rows_B: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float64]:
         """Return the wide variance (0 without a wide part) and vectors of the rest, (B, 1 + H)."""
-        parts = [self._of(i, query, items, rows_B) for i in range(1, len(self._scorers))]
-        none = [] if self._has_wide else [np.zeros((len(rows_B), 1), np.float32)]
-        return np.concatenate([*none, *parts], axis=1)
+        parts: list[NDArray[Any]] = [
+            self._of(i, query, items, rows_B) for i in range(1, len(self._scorers))
+        ]
+        if self._wide is None:
+            parts.insert(0, np.zeros((len(rows_B), 1)))
+        else:
+            parts[0] = self._wide.deviations(parts[0])
+        return np.concatenate(parts, axis=1, dtype=np.float64)
 
     def _of(
         self, index: int, query: _Sides, items: _Sides, rows_B: NDArray[np.int64]

@@ -433,7 +433,7 @@ class Ranker:
             order = np.argsort(-scores, kind="stable")[:k]  # (k,) positions, best first, NaN last
         elif exploration.needs_posterior:
             logits_B = logits_BC[:, self.scorer.column].astype(np.float64)
-            parts = self._over_groups(self.scorer.deviations, query, resolved).astype(np.float64)
+            parts = self._over_groups(self.scorer.deviations, query, resolved)
             uncertainty = Uncertainty(parts[:, 0], parts[:, 1:])
             numbers = _item_numbers(resolved.ids)
             order, propensities = exploration.draw(logits_B, k, request_id, uncertainty, numbers)
@@ -603,14 +603,14 @@ class Ranker:
         return None if exploration.needs_posterior and is_other else exploration
 
     def _over_groups(
-        self, compute: Callable[..., NDArray[np.float32]], query: Any, resolved: _Resolved
-    ) -> NDArray[np.float32]:
+        self, compute: Callable[..., NDArray[Any]], query: Any, resolved: _Resolved
+    ) -> NDArray[Any]:
         """Return what a scorer computes of candidates, (B, C), in the order of the request."""
         groups = resolved.groups
         results = [compute(query, group.items, group.rows) for group in groups]
         if len(groups) == 1:
             return results[0]
-        result_BC = np.empty((len(resolved.ids), results[0].shape[1]), np.float32)
+        result_BC = np.empty((len(resolved.ids), results[0].shape[1]), results[0].dtype)
         for group, result_GC in zip(groups, results, strict=True):
             result_BC[group.positions] = result_GC
         return result_BC
